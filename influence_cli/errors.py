@@ -1,0 +1,50 @@
+"""What can go wrong, as a tree.  The library raises these; only ``cli.main`` prints them.
+
+    InfluenceError          exit code 2: the person at the keyboard can fix it
+    ├── UsageError          a flag, a setting, a contradiction between stages
+    ├── ManifestError       a table or a payload in it
+    ├── ModelError          a checkpoint, an architecture, an output that is not logits
+    └── StoreError          a store that cannot be read or written
+"""
+
+from __future__ import annotations
+
+
+class InfluenceError(Exception):
+    """An error that says what happened, where (file, row, column), and how to fix it."""
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what, self.where, self.fix = what, where, fix
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        if self.where:
+            parts.append(f"in: {self.where}")
+        if self.fix:
+            parts.append(f"fix: {self.fix}")
+        return "\n".join(parts)
+
+
+class UsageError(InfluenceError):
+    """A flag, a setting or a combination of stages that cannot work."""
+
+
+class ManifestError(InfluenceError):
+    """A manifest, a score table, or a payload that cannot be used."""
+
+
+class ModelError(InfluenceError):
+    """A checkpoint or architecture that cannot be used."""
+
+
+class StoreError(InfluenceError):
+    """A store that cannot be read or written."""
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """'did you mean X?' for the closest of ``known`` names, or a list of all of them."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(sorted(known))

@@ -1,0 +1,215 @@
+"""(1) manifest -> store, for the rows that the store has not seen.
+
+At each member: pass V measures the directions that are not stored, then one pass over the training rows computes
+logits and tangents for the rows that lack any of them.  Every full shard is written as soon as it is complete, so a
+run that is killed has lost only the rows in hand.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from influence_cli.maths.labels import cross_entropy
+from influence_cli.plan import Job, Work, index_by_key, key_list, missing_work, require_model, timing_key
+from influence_cli.store.keys import KEY_BYTES, stack
+from influence_cli.store.shards import as_arrow
+from influence_cli.tables import with_provenance
+
+if TYPE_CHECKING:
+    import torch
+
+    from influence_cli.manifest import Payload
+    from influence_cli.model.forward import Point
+
+LARGEST_BATCH = 256
+
+
+def fill(job: Job) -> int:
+    """Compute and store what is missing; returns the number of training rows run through the model."""
+    work = [w for w in missing_work(job) if not w.nothing]
+    if not work:
+        return 0
+    from influence_cli.model.build import device_of, load_model
+    from influence_cli.model.forward import Point
+
+    spec, checkpoint = require_model(job)
+    device = device_of(job.runtime.device)
+    model = load_model(spec, checkpoint)
+    payloads = _target_payloads(job) if any(w.directions for w in work) else {}
+    done = 0
+    for position, w in enumerate(work):
+        point = Point(model, job.spec.params, w.member.dropout, job.spec.precision, device)
+        what = f"member {position + 1} of {len(work)}" if len(work) > 1 else "model"
+        if w.directions:
+            _measure(job, w, point, payloads, what)
+        if w.rows:
+            _pass(job, w, point, what)
+        done += w.rows
+    job.forget_folders()
+    return done
+
+
+def batch_size(job: Job) -> int:
+    """Rows a batch: as asked, or 256, fewer for large inputs (about 3 million input values a batch)."""
+    if job.runtime.batch_size:
+        return job.runtime.batch_size
+    values = int(np.prod(job.model.shape)) if job.model else 1
+    return int(np.clip(3_000_000 // values, 4, LARGEST_BATCH))
+
+
+def _target_payloads(job: Job) -> dict[int, Payload]:
+    """Encoded payloads of the target rows, read once for all members."""
+    return dict(job.target.manifest.payloads(job.target.index))
+
+
+def _measure(job: Job, work: Work, point: Point, payloads: dict[int, Payload], what: str) -> None:
+    from influence_cli.model.direction import measure_directions
+
+    assert job.model is not None
+    wanted = {name: job.objectives[name] for name in work.directions}
+    with job.listener.progress(f"direction, {what}", len(job.target)) as progress:
+        measured = measure_directions(
+            point, job.model, job.target, payloads, wanted, batch_size(job), job.runtime.workers, progress
+        )
+    for objective, m in measured.items():
+        about = {**m.meta, "objective": objective, "halves": m.half is not None}
+        if m.half is not None and work.halves:
+            job.store.write_direction(job.direction(work.member, objective, half=True), m.half, about)
+        job.store.write_direction(job.direction(work.member, objective), m.q, about)
+
+
+def _pass(job: Job, work: Work, point: Point, what: str) -> None:
+    """Logits and tangents of the rows that lack any; rows that lack the same things share a batch."""
+    import torch
+
+    from influence_cli.model.examples import batches, move, to_input
+
+    assert job.model is not None
+    wanted = {name: set(key_list(keys)) for name, keys in (work.tangents | work.halves).items() if len(keys)}
+    directions = {name: _read_direction(job, name, point) for name in wanted}
+    lacking_outputs = set(key_list(work.outputs))
+    row_of = index_by_key(job.train)
+    key_of = {row: key for key, row in row_of.items() if key in lacking_outputs or any(key in w for w in wanted.values())}
+    needs = {row: tuple(name for name in wanted if key in wanted[name]) for row, key in key_of.items()}
+    writer = _ShardWriter(job, work)
+    started, size = time.perf_counter(), batch_size(job)
+    try:
+        with job.listener.progress(f"training rows, {what}", len(key_of)) as progress:
+            for index, decoded in batches(
+                job.manifest, _grouped(job, needs, size), job.model, job.runtime.workers
+            ):
+                names = needs[int(index[0])]
+                x = to_input(move(decoded, point.device), job.model, point.dtype)
+                z, tangents = point.outputs(x, [directions[name] for name in names])
+                values = torch.stack([z, *tangents]).cpu().numpy()
+                keys = [key_of[int(row)] for row in index]
+                writer.add(keys, [k in lacking_outputs for k in keys], names, values)
+                progress.advance(len(index))
+    except KeyboardInterrupt:
+        writer.flush()
+        raise
+    writer.flush()
+    job.store.write_timing(timing_key(job, bool(work.tangents)), (time.perf_counter() - started) / len(key_of))
+
+
+def _grouped(job: Job, needs: dict[int, tuple[str, ...]], size: int) -> Iterator[list[tuple[int, Payload]]]:
+    """Chunks of (row, payload) in one scan of the manifest; a chunk's rows lack the same directions."""
+    open_chunks: dict[tuple[str, ...], list[tuple[int, Payload]]] = {}
+    for row, payload in job.manifest.payloads(np.array(sorted(needs), dtype=np.int64)):
+        chunk = open_chunks.setdefault(needs[row], [])
+        chunk.append((row, payload))
+        if len(chunk) == size:
+            yield open_chunks.pop(needs[row])
+    yield from open_chunks.values()
+
+
+def _read_direction(job: Job, name: str, point: Point) -> dict[str, torch.Tensor]:
+    import torch
+
+    stored = job.store.read_direction(name)
+    if stored is None:
+        raise AssertionError(f"direction {name} was planned but is not stored")
+    return {n: torch.from_numpy(stored[n].copy()).to(point.device, point.dtype) for n in point.selected}
+
+
+class _ShardWriter:
+    """Collects computed rows and writes a shard per folder whenever one is full."""
+
+    def __init__(self, job: Job, work: Work) -> None:
+        self.job, self.work = job, work
+        self.pending: dict[str, list[tuple[list[bytes], Any]]] = {}
+
+    def add(self, keys: list[bytes], lacks_output: list[bool], names: tuple[str, ...], values: Any) -> None:
+        """Take one batch: ``values`` [1 + directions, b, C] holds logits, then tangents by ``names``."""
+        mask = np.array(lacks_output)
+        if mask.any():
+            kept = [k for k, lacks in zip(keys, lacks_output, strict=True) if lacks]
+            self.pending.setdefault("", []).append((kept, values[0][mask]))
+        for name, tangent in zip(names, values[1:], strict=True):
+            self.pending.setdefault(name, []).append((keys, tangent))
+        for name in list(self.pending):
+            if sum(len(k) for k, _ in self.pending[name]) >= self.job.runtime.shard_rows:
+                self._write(name)
+
+    def flush(self) -> None:
+        """Write what is left."""
+        for name in list(self.pending):
+            self._write(name)
+
+    def _write(self, name: str) -> None:
+        parts = self.pending.pop(name)
+        keys = stack([k for ks, _ in parts for k in ks])
+        values = np.concatenate([v for _, v in parts])
+        if name == "":
+            self.job.outputs(self.work.member).write(keys, {"logits": values})
+        else:
+            self.job.tangents(name).write(keys, {"tangent": values})
+
+
+def grads_table(job: Job) -> pa.Table:
+    """A row per training row: id, row_key, payload_key, label and, where a model was run, its loss at a member."""
+    table = base_table(job)
+    keys = as_arrow(job.train.payload_keys)
+    table = table.add_column(2, "payload_key", keys)
+    if job.members:
+        logits = job.outputs(job.members[0]).read(job.train.payload_keys)["logits"]
+        table = table.append_column("loss", pa.array(cross_entropy(logits, job.train.labels)))
+    return with_provenance(table, provenance_of(job, "grads"))
+
+
+def base_table(job: Job) -> pa.Table:
+    """The columns that every stage's table begins with: id, row_key, label."""
+    assert job.train.row_keys.shape[1] == KEY_BYTES
+    return pa.table(
+        {"id": pa.array(job.train.ids), "row_key": as_arrow(job.train.row_keys), "label": pa.array(job.train.labels)}
+    )
+
+
+def provenance_of(job: Job, stage: str) -> dict[str, Any]:
+    """What a later stage needs to find payload, model and target again, and to know that they are the same."""
+    spec = job.spec
+    return {
+        "schema_version": 1,
+        "stage": stage,
+        "manifest": {"locator": job.inputs.manifest, "fingerprint": job.manifest.fingerprint, "label": job.inputs.label},
+        "target": {"locator": job.inputs.target, "fingerprint": job.target.fingerprint(), "rows": len(job.target)},
+        "checkpoint": None
+        if job.checkpoint is None
+        else {"locator": job.checkpoint.locator, "fingerprint": job.checkpoint.digest},
+        "model": None if job.model is None else job.model.as_dict(),
+        "model_flags": {"model": job.inputs.model, "input_size": job.inputs.input_size, "num_classes": job.inputs.num_classes},
+        "spec": {
+            "methods": list(spec.methods),
+            "objectives": list(spec.objectives),
+            "options": spec.options,
+            "params": spec.params,
+            "loss": spec.loss,
+            "precision": spec.precision,
+            "seed": spec.seed,
+        },
+    }

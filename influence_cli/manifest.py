@@ -1,0 +1,328 @@
+"""(0) The table every stage reads: schema, keys, provenance, "-" in and out.
+
+A manifest is a Parquet file, or a folder of them, with one row per example: ``id`` (unique string), a payload
+(``image`` as bytes or ``{bytes, path}``, ``path``, or ``features``), ``label`` (integer), and optionally ``split``
+(train, val, test), ``group``, ``weight`` and ``clean_label``.  Narrow columns are held in memory; payloads are
+streamed, and named by the hash of what is stored (``store.keys``).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from influence_cli.errors import ManifestError
+from influence_cli.store.keys import Keys, digest_of_sorted, fingerprint, payload_key, row_keys, stack
+from influence_cli.store.shards import positions
+from influence_cli.tables import parquet_files
+
+PAYLOADS = ("image", "path", "features")
+SPLITS = ("train", "val", "test")
+Payload = bytes | NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """A checked manifest: its narrow columns, labels [n] and keys [n, 16], and where the payload is."""
+
+    source: str
+    files: tuple[Path, ...]
+    kind: str  # one of PAYLOADS
+    table: pa.Table  # every column but the payload
+    labels: NDArray[np.int64]
+    splits: NDArray[np.str_]
+    payload_keys: Keys
+    row_keys: Keys
+    classes: tuple[str, ...] | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @functools.cached_property
+    def ids(self) -> list[str]:
+        """Row ids, in order."""
+        return self.table.column("id").to_pylist()
+
+    def rows(self, split: str) -> Rows:
+        """The rows of one split, in order."""
+        return Rows(self, np.flatnonzero(self.splits == split))
+
+    def all_rows(self) -> Rows:
+        """Every row, in order."""
+        return Rows(self, np.arange(len(self)))
+
+    def payloads(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, Payload]]:
+        """(row, payload) for ``rows`` in ascending order, streamed: batches without a wanted row are skipped."""
+        wanted = np.sort(rows)
+        for first, column in _payload_batches(self.files, self.kind):
+            low, high = np.searchsorted(wanted, [first, first + len(column)])
+            if low == high:
+                continue
+            chosen = wanted[low:high]
+            values = _payload_values(column.take(pa.array(chosen - first)), self.kind, self.files[0].parent)
+            for row, value in zip(chosen.tolist(), values, strict=True):
+                if value is None:
+                    raise ManifestError(
+                        "the payload is empty",
+                        where=f"{self.source}, row id={self.ids[row]}, column {self.kind}",
+                        fix="fill it in or take the row out",
+                    )
+                yield row, value
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Name of the content that stages agree on: ids, rows, splits and weights, in any order of rows."""
+        weights = self.weights().tolist()
+        entries = sorted(
+            [i, k.tobytes().hex(), s, w]
+            for i, k, s, w in zip(self.ids, self.row_keys, self.splits.tolist(), weights, strict=True)
+        )
+        return fingerprint("manifest", 1, rows=entries)
+
+    def weights(self) -> NDArray[np.float64]:
+        """Row weights [n]; 1 where there is no ``weight`` column."""
+        if "weight" not in self.table.column_names:
+            return np.ones(len(self))
+        return self.table.column("weight").cast(pa.float64()).fill_null(1.0).to_numpy()
+
+    def column(self, name: str) -> NDArray[Any] | None:
+        """A narrow column as an array, or None where there is none."""
+        if name not in self.table.column_names:
+            return None
+        return self.table.column(name).to_numpy(zero_copy_only=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Some rows of a manifest, by position."""
+
+    manifest: Manifest
+    index: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def ids(self) -> list[str]:
+        """Row ids."""
+        ids = self.manifest.ids
+        return [ids[i] for i in self.index.tolist()]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels [n]."""
+        return self.manifest.labels[self.index]
+
+    @property
+    def payload_keys(self) -> Keys:
+        """Payload keys [n, 16]."""
+        return self.manifest.payload_keys[self.index]
+
+    @property
+    def row_keys(self) -> Keys:
+        """Row keys [n, 16]."""
+        return self.manifest.row_keys[self.index]
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """Weights [n]."""
+        return self.manifest.weights()[self.index]
+
+    def fingerprint(self) -> str:
+        """Name of the multiset of row keys: order and ids do not matter."""
+        return digest_of_sorted(self.row_keys)
+
+    def take(self, chosen: NDArray[Any]) -> Rows:
+        """A subset, by boolean mask or by positions among these rows."""
+        return Rows(self.manifest, self.index[chosen])
+
+
+def read_manifest(source: str, files: Sequence[Path], label: str = "label") -> Manifest:
+    """Read and check a manifest.
+
+    Raises:
+        ManifestError: a column is missing, an id is null or twice there, a label is null or no integer, a split is
+            unknown, a weight is negative, a payload is empty or unreadable.
+    """
+    schema = pq.read_schema(files[0])
+    kind = next((k for k in PAYLOADS if k in schema.names), None)
+    if kind is None:
+        raise ManifestError(
+            "no payload column", where=source, fix="a manifest needs one of: " + ", ".join(PAYLOADS)
+        )
+    for needed in ("id", label):
+        if needed not in schema.names:
+            fix = f"columns there are: {', '.join(schema.names)}"
+            raise ManifestError(
+                f"no column {needed!r}",
+                where=source,
+                fix=fix + ("; pass --label COLUMN" if needed == label else ""),
+            )
+    narrow = [n for n in schema.names if n != kind]
+    table = pa.concat_tables([pq.read_table(f, columns=narrow) for f in files])
+    if table.num_rows == 0:
+        raise ManifestError("the manifest has no rows", where=source, fix="give a manifest with train rows")
+    _check_ids(table, source)
+    labels = _labels(table, label, source)
+    splits = _splits(table, source)
+    _check_weights(table, source)
+    keys = _payload_keys(files, kind, table, source)
+    return Manifest(
+        source, tuple(files), kind, table, labels, splits, keys, row_keys(keys, labels), _classes(schema, files[0])
+    )
+
+
+def open_manifest(path: str | Path, label: str = "label") -> Manifest:
+    """Read a manifest from a file or folder of Parquet files."""
+    return read_manifest(str(path), parquet_files(str(path)), label)
+
+
+def _where(source: str, table: pa.Table, row: int, column: str) -> str:
+    return f"{source}, row id={table.column('id')[row].as_py()}, column {column}"
+
+
+def _check_ids(table: pa.Table, source: str) -> None:
+    ids = table.column("id")
+    if not (pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):
+        raise ManifestError(
+            f"ids are {ids.type}, not strings", where=f"{source}, column id", fix="cast them to string"
+        )
+    seen: set[str] = set()
+    for row, value in enumerate(ids.to_pylist()):
+        if value is None:
+            raise ManifestError("an id is null", where=f"{source}, row {row}, column id", fix="name every row")
+        if value in seen:
+            raise ManifestError(
+                "an id is there twice", where=f"{source}, row id={value}, column id", fix="make ids unique"
+            )
+        seen.add(value)
+
+
+def _labels(table: pa.Table, label: str, source: str) -> NDArray[np.int64]:
+    column = table.column(label)
+    if not pa.types.is_integer(column.type):
+        raise ManifestError(
+            f"labels are {column.type}, not integers",
+            where=f"{source}, column {label}",
+            fix="number the classes from 0 and name them in the schema metadata key 'classes'",
+        )
+    if column.null_count:
+        row = column.is_null().to_pylist().index(True)
+        raise ManifestError("a label is null", where=_where(source, table, row, label), fix="label it or take it out")
+    labels = column.to_numpy().astype(np.int64)
+    if labels.min() < 0:
+        row = int(np.argmax(labels < 0))
+        raise ManifestError(
+            f"a label is negative ({labels[row]})",
+            where=_where(source, table, row, label),
+            fix="number the classes from 0",
+        )
+    return labels
+
+
+def _splits(table: pa.Table, source: str) -> NDArray[np.str_]:
+    if "split" not in table.column_names:
+        return np.full(table.num_rows, "train")
+    values = table.column("split").to_pylist()
+    for row, value in enumerate(values):
+        if value not in SPLITS:
+            raise ManifestError(
+                f"unknown split {value!r}",
+                where=_where(source, table, row, "split"),
+                fix=f"use one of {', '.join(SPLITS)}",
+            )
+    return np.array(values)
+
+
+def _check_weights(table: pa.Table, source: str) -> None:
+    if "weight" not in table.column_names:
+        return
+    weights = table.column("weight").cast(pa.float64()).fill_null(1.0).to_numpy()
+    bad = ~(np.isfinite(weights) & (weights >= 0))
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise ManifestError(
+            f"a weight is {weights[row]}", where=_where(source, table, row, "weight"), fix="use finite weights >= 0"
+        )
+
+
+def _payload_batches(files: Sequence[Path], kind: str) -> Iterator[tuple[int, pa.Array]]:
+    """(first row, payload column) of each record batch, in file order."""
+    first = 0
+    for file in files:
+        with pq.ParquetFile(file) as reader:
+            for batch in reader.iter_batches(batch_size=1024, columns=[kind]):
+                yield first, batch.column(0)
+                first += batch.num_rows
+
+
+def _payload_values(column: pa.Array, kind: str, folder: Path) -> list[Payload | None]:
+    if kind == "features":
+        return [None if v is None else np.asarray(v, dtype=np.float32) for v in column.to_pylist()]
+    if kind == "path":
+        return [None if v is None else _file_bytes(folder / v) for v in column.to_pylist()]
+    if pa.types.is_struct(column.type):
+        return [_image_bytes(v, folder) for v in column.to_pylist()]
+    return column.to_pylist()
+
+
+def _image_bytes(value: dict[str, Any] | None, folder: Path) -> bytes | None:
+    if value is None:
+        return None
+    if value.get("bytes") is not None:
+        return value["bytes"]
+    return _file_bytes(folder / value["path"]) if value.get("path") else None
+
+
+def _file_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ManifestError(
+            f"cannot read a payload file ({error.strerror})", where=str(path), fix="paths count from the manifest"
+        ) from error
+
+
+def _payload_keys(files: Sequence[Path], kind: str, table: pa.Table, source: str) -> Keys:
+    domain = "influence.feat" if kind == "features" else "influence.image"
+    keys: list[bytes] = []
+    for first, column in _payload_batches(files, kind):
+        for offset, value in enumerate(_payload_values(column, kind, files[0].parent)):
+            where = functools.partial(_where, source, table, first + offset, kind)
+            if value is None:
+                raise ManifestError("the payload is empty", where=where(), fix="fill it in or take the row out")
+            if isinstance(value, np.ndarray):
+                if not np.isfinite(value).all():
+                    raise ManifestError("a feature is not finite", where=where(), fix="impute it or take the row out")
+                value = value.astype("<f4").tobytes()
+            keys.append(payload_key(domain, value))
+    return stack(keys)
+
+
+def _classes(schema: pa.Schema, file: Path) -> tuple[str, ...] | None:
+    stored = (schema.metadata or {}).get(b"classes")
+    beside = file.parent / "classes.json"
+    if stored is None and beside.exists():
+        stored = beside.read_bytes()
+    if stored is None:
+        return None
+    try:
+        names = json.loads(stored)
+    except ValueError:
+        return None
+    return tuple(str(n) for n in names) if isinstance(names, list) else None
+
+
+def without_overlap(target: Rows, train: Rows) -> tuple[Rows, Rows]:
+    """Target rows whose payload is no training row's, and those whose payload is."""
+    same = positions(target.payload_keys, train.payload_keys) >= 0
+    return target.take(~same), target.take(same)

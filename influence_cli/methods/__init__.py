@@ -1,0 +1,63 @@
+"""Every scoring method, as one table of lazy rows.  A new method is one file and one row."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from influence_cli.errors import UsageError, nearest
+from influence_cli.methods.protocol import Linear, Method
+from influence_cli.settings import GradSpec, build_options
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """A method's name, where its class is, its paper and its cost in passes over target (V) and train (T) rows."""
+
+    name: str
+    target: str  # module:Class
+    summary: str
+    paper: str
+    cost: str
+
+    def load(self) -> type[Any]:
+        """The method's class; importing it imports no torch."""
+        module, name = self.target.split(":")
+        return getattr(importlib.import_module(module), name)
+
+
+_IP_PAPER = "Yang et al., arXiv:2405.17490"
+METHODS: dict[str, MethodInfo] = {
+    info.name: info
+    for info in (
+        MethodInfo("ip", "influence_cli.methods.ip:IP", "inner product at the checkpoint", _IP_PAPER + ", Eq. 2", "V + T"),
+        MethodInfo(
+            "ip-ensemble",
+            "influence_cli.methods.ip_ensemble:IPEnsemble",
+            "mean of ip over parameter-dropout copies",
+            _IP_PAPER + ", Eq. 5",
+            "M (V + T)",
+        ),
+        MethodInfo("loss", "influence_cli.methods.loss:Loss", "minus the row's own loss", "-", "forward T"),
+        MethodInfo("margin", "influence_cli.methods.margin:Margin", "labelled minus best other logit", "-", "forward T"),
+        MethodInfo("random", "influence_cli.methods.random:Random", "seeded uniform draw, the floor", "-", "none"),
+    )
+}
+
+
+def make_methods(spec: GradSpec) -> dict[str, Method]:
+    """The methods of a run by name, with their options.
+
+    Raises:
+        UsageError: an unknown method or option.
+    """
+    made: dict[str, Method] = {}
+    for name in spec.methods:
+        if name not in METHODS:
+            raise UsageError(f"unknown method {name!r}", fix=nearest(name, list(METHODS)))
+        made[name] = build_options(METHODS[name].load(), name, spec.options.get(name, {}))
+    return made
+
+
+__all__ = ["METHODS", "Linear", "Method", "MethodInfo", "make_methods"]

@@ -1,0 +1,44 @@
+"""IP Ensemble: the mean of IP over M copies of the model made by dropout on its parameters.
+
+    s_i = (1/M) sum_k < grad l_i(theta_k), grad Phi(theta_k) >,   theta_k = mask_k * theta / (1 - p_k),
+    p_k ~ U(0, p_max)
+
+Yang, Yue, Chen, Liu (arXiv:2405.17490), Eq. 5 with dropout members.  Both gradients are taken at the same theta_k,
+with respect to theta_k itself (all coordinates, masked ones too).  Products are averaged, never gradients.
+Buffers (BatchNorm statistics) are untouched, and the module is in evaluation mode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from influence_cli.methods.protocol import Linear
+from influence_cli.model.dropout import Dropout, member_rate
+
+
+@dataclass(frozen=True)
+class IPEnsemble(Linear):
+    """M members; with ``p_max`` 0 every member is the checkpoint itself and the score is IP's, bit for bit."""
+
+    members: int = field(default=5, metadata={"help": "number of members M"})
+    p_max: float = field(default=0.01, metadata={"help": "each member's dropout rate is uniform below this"})
+    p_fixed: float | None = field(default=None, metadata={"help": "one dropout rate for every member instead"})
+    rescale: bool = field(default=True, metadata={"help": "divide the kept parameters by 1 - p"})
+    seed: int | None = field(default=None, metadata={"help": "seed of rates and masks (default: --seed)"})
+
+    def __post_init__(self) -> None:
+        if self.members < 1:
+            raise ValueError(f"members={self.members} is below 1")
+        for name in ("p_max", "p_fixed"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"{name}={value} is not in [0, 1)")
+
+    def points(self, seed: int, params: str) -> list[Dropout | None]:
+        """One dropped-out copy a member; the checkpoint itself where the rate is 0."""
+        seed = seed if self.seed is None else self.seed
+        points: list[Dropout | None] = []
+        for k in range(self.members):
+            rate = member_rate(seed, k, self.p_max) if self.p_fixed is None else self.p_fixed
+            points.append(Dropout(seed, k, rate, self.rescale, params) if rate > 0 else None)
+        return points

@@ -1,0 +1,23 @@
+"""Loss: minus the row's own training loss at the checkpoint.  A strong detector of wrong labels; ranking only.
+
+    s_i = - l_i(theta)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.maths.labels import cross_entropy
+from influence_cli.methods.protocol import OutputMethod
+
+
+@dataclass(frozen=True)
+class Loss(OutputMethod):
+    """Suspicious rows, those with a high loss, come last."""
+
+    def score(self, logits: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Minus the cross-entropy of each row [n]."""
+        return -cross_entropy(logits, labels)

@@ -1,0 +1,23 @@
+"""Margin: the labelled class's logit minus the best other logit at the checkpoint; ranking only.
+
+    s_i = z_i[y] - max_{c != y} z_i[c]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.maths.labels import margin
+from influence_cli.methods.protocol import OutputMethod
+
+
+@dataclass(frozen=True)
+class Margin(OutputMethod):
+    """Suspicious rows, those where another class wins by far, come last."""
+
+    def score(self, logits: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Margin of each row [n]."""
+        return margin(logits, labels)

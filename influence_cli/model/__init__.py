@@ -1,0 +1,1 @@
+"""All that touches ``nn.Module``: specs, checkpoints, examples, engines, directions, training."""

@@ -1,0 +1,158 @@
+"""Architectures by name, and weights into them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from influence_cli.errors import ModelError, nearest
+from influence_cli.model.spec import Checkpoint, ModelSpec, is_plain
+
+
+def timm_config(name: str) -> dict[str, Any]:
+    """Input shape, mean, sd and interpolation that timm states for an architecture.
+
+    Raises:
+        ModelError: timm does not know the name.
+    """
+    import timm
+
+    _known_to_timm(name)
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if config is None:
+        return {"shape": [3, 224, 224], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+    return {
+        "shape": list(config.input_size),
+        "mean": list(config.mean),
+        "std": list(config.std),
+        "interpolation": config.interpolation or "bicubic",
+    }
+
+
+def _known_to_timm(name: str) -> None:
+    import timm
+
+    if not timm.is_model(name.split(".")[0]):
+        known = timm.list_models()
+        raise ModelError(f"unknown model {name!r}", fix=nearest(name, [*known, "linear", "mlp:128"])[:200])
+
+
+class MLP(nn.Module):
+    """Flatten, hidden layers with ReLU, and a linear ``head``; no hidden layers make a linear model."""
+
+    def __init__(self, inputs: int, hidden: list[int], num_classes: int) -> None:
+        super().__init__()
+        widths = [inputs, *hidden]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.head = nn.Linear(widths[-1], num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [n, C] of inputs [n, ...]."""
+        x = x.flatten(1)
+        for layer in self.layers:
+            x = layer(x).relu()
+        return self.head(x)
+
+
+def build_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
+    """An untrained model (or timm's pretrained one) for a spec.
+
+    Raises:
+        ModelError: the name is unknown, or the architecture refuses the input.
+    """
+    if is_plain(spec.name):
+        width = 1
+        for n in spec.shape:
+            width *= n
+        _, _, tail = spec.name.partition(":")
+        try:
+            hidden = [int(n) for n in tail.split(",") if n] if tail else ([] if spec.name == "linear" else [128])
+        except ValueError as error:
+            raise ModelError(f"cannot read model {spec.name!r}", fix="write mlp:128,128") from error
+        return MLP(width, hidden, spec.num_classes)
+    import timm
+
+    _known_to_timm(spec.name)
+    arguments: dict[str, Any] = {"num_classes": spec.num_classes, "in_chans": spec.shape[0]}
+    config = timm.get_pretrained_cfg(spec.name, allow_unregistered=True)
+    if config is not None and config.fixed_input_size:
+        arguments["img_size"] = spec.shape[1:]
+    try:
+        return timm.create_model(spec.name, pretrained=pretrained, **arguments)
+    except (TypeError, AssertionError, RuntimeError) as error:
+        raise ModelError(
+            f"{spec.name} cannot be built for input {spec.shape}: {error}", fix="try another --input-size"
+        ) from error
+
+
+def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The state dict in a checkpoint; torch files are read as data only, never unpickled into code.
+
+    Raises:
+        ModelError: it holds no state dict, or needs code to be read.
+    """
+    if checkpoint.path.suffix == ".safetensors":
+        return load_file(checkpoint.path)
+    try:
+        loaded = torch.load(checkpoint.path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ModelError(
+            "the checkpoint cannot be read as data",
+            where=checkpoint.locator,
+            fix="save model.state_dict() with torch.save, or as safetensors; pickled code is never run",
+        ) from error
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise ModelError("no state dict in the checkpoint", where=checkpoint.locator, fix="save model.state_dict()")
+    prefixes = ("module.", "_orig_mod.")
+    while loaded and any(all(k.startswith(p) for k in loaded) for p in prefixes):
+        loaded = {k.partition(".")[2]: v for k, v in loaded.items()}
+    return loaded
+
+
+def load_model(spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:
+    """The model of a spec with a checkpoint's weights, in evaluation mode.
+
+    Raises:
+        ModelError: the checkpoint does not fit; names tensors, expected and found shapes.
+    """
+    model = build_model(spec)
+    weights = read_weights(checkpoint)
+    expected = model.state_dict()
+    wrong = [f"{k} expected but missing" for k in expected if k not in weights]
+    wrong += [f"{k} found but not expected" for k in weights if k not in expected]
+    wrong += [
+        f"{k}: expected {tuple(expected[k].shape)}, found {tuple(weights[k].shape)}"
+        for k in expected
+        if k in weights and expected[k].shape != weights[k].shape
+    ]
+    if wrong:
+        shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise ModelError(
+            f"the checkpoint does not fit {spec.name}: {shown}",
+            where=checkpoint.locator,
+            fix="pass the architecture that was trained (--model, --num-classes, --input-size)",
+        )
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def device_of(name: str) -> torch.device:
+    """The torch device for ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {name!r} is not available", fix="pass --device cpu") from error
+    return device

@@ -1,0 +1,147 @@
+"""Pass V: the direction q = grad Phi at a member, with a measure of its own noise.
+
+Phi is a mean of row terms, so q is a sum of batch gradients over m, accumulated in float64 and never averaged
+per batch.  Target rows are visited in 16 buckets of their payload key, whatever the order of the manifest and
+the batch size; sums over buckets give the signal-to-noise ratio, and sums over odd and even buckets two halves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from influence_cli.events import Progress
+from influence_cli.manifest import Payload, Rows
+from influence_cli.maths.noise import signal_to_noise
+from influence_cli.model.examples import batches, chunked, move, to_input
+from influence_cli.model.forward import Point, differentiable_kernels
+from influence_cli.model.spec import ModelSpec
+
+BUCKETS = 16
+Direction = dict[str, NDArray[Any]]
+
+
+class RowObjective(Protocol):
+    """An objective that is a mean of terms, one a target row."""
+
+    def rows(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Terms [m] from logits [m, C] and labels [m]."""
+        ...
+
+
+@dataclass
+class Measured:
+    """q and the mean of each half of the target rows (None where one is empty), with what is known of its noise."""
+
+    q: Direction
+    half: Direction | None  # the mean over even buckets
+    meta: dict[str, Any]  # phi, m, m_half, snr, norm
+
+
+@dataclass
+class _Sums:
+    """Running float64 sums of one objective: all target rows, even buckets, and the bucket at hand."""
+
+    total: list[Tensor]
+    even: list[Tensor]
+    bucket: list[Tensor]
+    norms: NDArray[np.float64]  # [BUCKETS], |sum of the bucket's gradients|^2
+    value: float = 0.0
+
+    def close_bucket(self, b: int) -> None:
+        self.norms[b] = sum(float((g * g).sum()) for g in self.bucket)
+        for whole in (self.total, *([self.even] if b % 2 == 0 else [])):
+            for sum_, g in zip(whole, self.bucket, strict=True):
+                sum_ += g
+        for g in self.bucket:
+            g.zero_()
+
+
+def bucket_of(keys: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Bucket 0..15 of each payload key [m, 16]: a property of the row, not of its place."""
+    return keys[:, 0].astype(np.int64) % BUCKETS
+
+
+def measure_directions(
+    point: Point,
+    spec: ModelSpec,
+    target: Rows,
+    payloads: dict[int, Payload],
+    objectives: dict[str, RowObjective],
+    batch_size: int,
+    workers: int,
+    progress: Progress,
+) -> dict[str, Measured]:
+    """One pass over the target rows, whose ``payloads`` are held by row, for all objectives at one member."""
+    zeros = lambda: [torch.zeros(p.shape, dtype=torch.float64, device=p.device) for p in point.selected.values()]  # noqa: E731
+    sums = {name: _Sums(zeros(), zeros(), zeros(), np.zeros(BUCKETS)) for name in objectives}
+    bucket = dict(zip(target.index.tolist(), bucket_of(target.payload_keys).tolist(), strict=True))
+    by_bucket: list[list[tuple[int, Payload]]] = [[] for _ in range(BUCKETS)]
+    for row, b in bucket.items():
+        by_bucket[b].append((row, payloads[row]))
+    chunks = (chunk for rows in by_bucket for chunk in chunked(rows, batch_size))
+    labels = torch.from_numpy(target.manifest.labels)
+    selected = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
+    open_bucket: int | None = None
+    for index, decoded in batches(target.manifest, chunks, spec, workers):
+        b = bucket[int(index[0])]
+        if open_bucket is not None and b != open_bucket:
+            for s in sums.values():
+                s.close_bucket(open_bucket)
+        open_bucket = b
+        x = to_input(move(decoded, point.device), spec, point.dtype)
+        y = move(labels[torch.from_numpy(index)], point.device)
+        _add_gradients(point, selected, x, y, objectives, sums)
+        progress.advance(len(index))
+    if open_bucket is not None:
+        for s in sums.values():
+            s.close_bucket(open_bucket)
+    sizes = np.array([len(rows) for rows in by_bucket])
+    return {name: _measured(point, s, sizes) for name, s in sums.items()}
+
+
+def _add_gradients(
+    point: Point,
+    selected: dict[str, Tensor],
+    x: Tensor,
+    y: Tensor,
+    objectives: dict[str, RowObjective],
+    sums: dict[str, _Sums],
+) -> None:
+    """Add one batch's summed gradient of every objective to its open bucket."""
+    with torch.enable_grad(), differentiable_kernels():
+        logits = point.logits(x, selected)
+        for position, (name, objective) in enumerate(objectives.items()):
+            value = objective.rows(logits, y).sum()
+            keep = position + 1 < len(objectives)
+            gradients = torch.autograd.grad(
+                value, list(selected.values()), retain_graph=keep, materialize_grads=True
+            )
+            sums[name].value += float(value.detach().double())
+            for total, g in zip(sums[name].bucket, gradients, strict=True):
+                total += g
+
+
+def _measured(point: Point, sums: _Sums, sizes: NDArray[np.int64]) -> Measured:
+    m, m_even = int(sizes.sum()), int(sizes[::2].sum())
+    norm2 = sum(float((g * g).sum()) for g in sums.total)
+    meta = {
+        "phi": sums.value / m,
+        "m": m,
+        "m_half": m_even,
+        "snr": signal_to_noise(norm2, sums.norms, sizes),
+        "norm": norm2**0.5 / m,
+    }
+
+    def mean(total: list[Tensor], count: int) -> Direction:
+        return {
+            n: (g / count).to(point.dtype).cpu().numpy() for n, g in zip(point.selected, total, strict=True)
+        }
+
+    half = mean(sums.even, m_even) if 0 < m_even < m else None
+    return Measured(mean(sums.total, m), half, meta)

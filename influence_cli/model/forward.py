@@ -1,0 +1,87 @@
+"""The forward engine: logits and logit tangents of a batch by forward-mode differentiation.
+
+One pass of the model on dual numbers gives z = f(theta, x) [n, C] and t = (d/de) f(theta + e u, x) [n, C] exactly,
+for every row of the batch, with the memory of a forward pass.  BatchNorm must be in evaluation mode (in training
+mode the rows of a batch depend on each other and one row's loss is not defined).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from influence_cli.errors import ModelError
+from influence_cli.maths.masks import drop
+from influence_cli.model.dropout import Dropout
+from influence_cli.model.parameters import select_parameters
+
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+
+
+@contextlib.contextmanager
+def differentiable_kernels() -> Iterator[None]:
+    """Attention on the kernels that have a forward-mode rule; fused ones have none and mix rows of a batch."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # no TF32 when scoring
+    cudnn_tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")  # torch's own use of it
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = cudnn_tf32
+
+
+class Point:
+    """A model at one member's parameters: where logits, tangents and gradients are taken."""
+
+    def __init__(
+        self, model: nn.Module, params: str, dropout: Dropout | None, precision: str, device: torch.device
+    ) -> None:
+        """Move the model to ``device`` in ``precision`` and drop parameters; the model given is not changed."""
+        for name, module in model.named_modules():
+            if module.training:
+                raise ModelError(f"module {name or 'model'} is in training mode", fix="call model.eval()")
+        self.device, self.dtype = device, DTYPES[precision]
+        self.model = model.to(device=device, dtype=self.dtype)
+        self.selected = select_parameters(self.model, params)
+        if dropout is not None:
+            self.selected = {
+                n: drop(n, p, dropout.seed, dropout.member, dropout.rate, dropout.rescale)
+                for n, p in self.selected.items()
+            }
+
+    def logits(self, x: Tensor, selected: dict[str, Tensor] | None = None) -> Tensor:
+        """Logits [n, C] of inputs [n, ...].
+
+        Raises:
+            ModelError: the output is not [n, C].
+        """
+        out = functional_call(self.model, self.selected if selected is None else selected, (x,))
+        if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(x):
+            shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ModelError(f"the model's output is {shape}, not logits [n, C]", fix="give a classifier")
+        return out
+
+    def outputs(self, x: Tensor, directions: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
+        """Logits [n, C], and for each direction the logits' tangent [n, C]."""
+        with torch.no_grad(), differentiable_kernels():
+            if not directions:
+                return self.logits(x), []
+            z, tangents = None, []
+            for u in directions:
+                z, t = jvp(lambda p: self.logits(x, p), (self.selected,), (u,))
+                tangents.append(t)
+            assert z is not None
+            return z, tangents

@@ -1,0 +1,26 @@
+"""What Phi can be: a mean over target rows, lower is better.  One lazy table, one file each."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from influence_cli.errors import UsageError, nearest
+from influence_cli.settings import GradSpec, build_options
+
+OBJECTIVES: dict[str, str] = {"utility": "influence_cli.objectives.utility:Utility"}
+
+
+def make_objectives(spec: GradSpec) -> dict[str, Any]:
+    """The objectives of a run by name, with their options.
+
+    Raises:
+        UsageError: an unknown objective or option.
+    """
+    made: dict[str, Any] = {}
+    for name in spec.objectives:
+        if name not in OBJECTIVES:
+            raise UsageError(f"unknown objective {name!r}", fix=nearest(name, list(OBJECTIVES)))
+        module, cls = OBJECTIVES[name].split(":")
+        made[name] = build_options(getattr(importlib.import_module(module), cls), name, spec.options.get(name, {}))
+    return made

@@ -1,0 +1,213 @@
+"""(2) store -> one score column per method and objective, with what is known of their noise.
+
+A row's score is arithmetic on what the store holds: for a linear method the mean over members of
+``sum_c p_c (t_c - t_y)``; for an output method a function of its logits and label.  Positive: the row helps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from influence_cli.grads import base_table, fill, provenance_of
+from influence_cli.maths.labels import cross_entropy, label_scores, margin, of_label, softmax
+from influence_cli.maths.noise import spearman
+from influence_cli.methods.protocol import FreeMethod, Linear, OutputMethod
+from influence_cli.plan import Job, Member
+from influence_cli.store.shards import unique
+from influence_cli.tables import with_provenance
+
+NOISE_SNR, NOISE_RELIABILITY = 3.0, 0.5  # below either, a direction is called noise
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """One method's scores under one objective [n], with what its members say."""
+
+    name: str
+    kind: str
+    score: Floats
+    members: Floats | None = None  # [M, n]
+    labels: Floats | None = None  # [n, C]: the score with each label
+
+
+def score(job: Job, per_member: bool = False) -> pa.Table:
+    """The score table of a job, after filling the store with what it lacks.
+
+    Columns: id, row_key, label, score (the first method's first objective), score_<objective> or
+    score_<method>_<objective>, score_std and agreement over members, best_label and best_label_gain, and what the
+    model says of the row: loss, margin, model_label and model_probability (its best other label).
+    """
+    fill(job)
+    columns = [c for name in job.methods for c in _columns(job, name)]
+    table = base_table(job)
+    first = columns[0]
+    table = table.append_column("score", _nullable(first.score))
+    for c in columns:
+        table = table.append_column(_column_name(job, c.name), _nullable(c.score))
+    table = _append_members(table, first, per_member, columns, job)
+    if first.labels is not None:
+        best = first.labels.argmax(axis=1)
+        gain = first.labels.max(axis=1) - first.score
+        usable = np.isfinite(first.score)
+        table = table.append_column("best_label", pa.array(best.astype(np.int64), mask=~usable))
+        table = table.append_column("best_label_gain", _nullable(np.maximum(gain, 0.0)))
+    if job.members:
+        table = _append_model_says(table, job)
+    unusable = int((~np.isfinite(first.score)).sum())
+    if unusable:
+        named = [i for i, bad in zip(job.train.ids, ~np.isfinite(first.score), strict=True) if bad][:5]
+        job.listener.warn(f"{unusable} rows have a non-finite score and are null, never ranked: {', '.join(named)}")
+    noise = direction_noise(job)
+    for line in noise_warnings(noise):
+        job.listener.warn(line)
+    return with_provenance(
+        table,
+        {
+            **provenance_of(job, "score"),
+            "kinds": {_column_name(job, c.name): c.kind for c in columns},
+            "score_is": _column_name(job, first.name),
+            "kind": first.kind,
+            "effect": False,
+            "noise": noise,
+        },
+    )
+
+
+def _column_name(job: Job, name: str) -> str:
+    """``method/objective`` as a column: the method is left out where there is only one."""
+    method, _, objective = name.partition("/")
+    if len(job.methods) == 1:
+        return f"score_{objective or method}"
+    return f"score_{method}_{objective}" if objective else f"score_{method}"
+
+
+def _columns(job: Job, name: str) -> list[Column]:
+    method = job.methods[name]
+    if isinstance(method, FreeMethod):
+        return [Column(name, method.kind, method.score(job.train.ids, job.spec.seed))]
+    members = job.method_members[name]
+    if isinstance(method, OutputMethod):
+        logits = job.outputs(members[0]).read(job.train.payload_keys)["logits"]
+        return [Column(name, method.kind, method.score(logits, job.train.labels))]
+    assert isinstance(method, Linear)
+    return [_linear_column(job, name, members, objective) for objective in job.objectives]
+
+
+def _linear_column(job: Job, name: str, members: list[Member], objective: str) -> Column:
+    keys, labels = job.train.payload_keys, job.train.labels
+    own: list[Floats] = []
+    total: Floats | None = None
+    for member in members:
+        logits = job.outputs(member).read(keys)["logits"]
+        tangents = job.tangents(job.direction(member, objective)).read(keys)["tangent"]
+        with np.errstate(invalid="ignore", over="ignore"):
+            every = label_scores(logits, tangents)
+        own.append(of_label(every, labels))
+        total = every if total is None else total + every
+    assert total is not None
+    stacked = np.stack(own)
+    return Column(f"{name}/{objective}", "signed", stacked.mean(axis=0), stacked, total / len(members))
+
+
+def _append_members(
+    table: pa.Table, first: Column, per_member: bool, columns: list[Column], job: Job
+) -> pa.Table:
+    """Spread over the first column's members, and with ``per_member`` every member's score."""
+    if first.members is not None and len(first.members) > 1:
+        table = table.append_column("score_std", _nullable(first.members.std(axis=0, ddof=1)))
+        positive = (first.members > 0).mean(axis=0)
+        table = table.append_column("agreement", _nullable(np.maximum(positive, 1.0 - positive)))
+    if per_member:
+        for c in columns:
+            for k, values in enumerate(c.members if c.members is not None else ()):
+                table = table.append_column(f"{_column_name(job, c.name)}_{k}", _nullable(values))
+    return table
+
+
+def _append_model_says(table: pa.Table, job: Job) -> pa.Table:
+    """Loss and margin at the first member, and the most probable label that the row does not have."""
+    logits = job.outputs(job.members[0]).read(job.train.payload_keys)["logits"]
+    labels = job.train.labels
+    with np.errstate(invalid="ignore", over="ignore"):
+        table = table.append_column("loss", _nullable(cross_entropy(logits, labels)))
+        table = table.append_column("margin", _nullable(margin(logits, labels)))
+        probability = softmax(logits)
+    np.put_along_axis(probability, labels[:, None], -1.0, axis=1)
+    table = table.append_column("model_label", pa.array(probability.argmax(axis=1).astype(np.int64)))
+    return table.append_column("model_probability", _nullable(probability.max(axis=1)))
+
+
+def _nullable(values: Floats) -> pa.Array:
+    return pa.array(values, mask=~np.isfinite(values))
+
+
+def direction_noise(job: Job) -> dict[str, dict[str, Any]]:
+    """Per objective: Phi, target rows, signal-to-noise of q, and the split-half reliability of the scores.
+
+    The reliability is the Spearman correlation, on up to 2,000 training rows, of the scores from two halves of the
+    target rows, at the first member.  A tangent is linear in its direction, so the second half's is
+    (m t - m1 t1) / m2.
+    """
+    member = job.half_member()
+    if member is None:
+        return {}
+    noise: dict[str, dict[str, Any]] = {}
+    for objective in job.objectives:
+        q = job.direction(member, objective)
+        meta = job.store.direction_meta(q)
+        assert meta is not None
+        reliability = _split_half(job, member, objective, meta) if meta["halves"] else None
+        noise[objective] = {
+            "phi": meta["phi"],
+            "target_rows": meta["m"],
+            "snr": meta["snr"],
+            "reliability": reliability,
+            "direction": q,
+        }
+    return noise
+
+
+def _split_half(job: Job, member: Member, objective: str, meta: dict[str, Any]) -> float | None:
+    keys = job.half_sample()
+    first_row = unique(job.train.payload_keys)
+    by_key = {job.train.payload_keys[i].tobytes(): i for i in first_row}
+    labels = job.train.labels[[by_key[k.tobytes()] for k in keys]]
+    logits = job.outputs(member).read(keys)["logits"]
+    whole = job.tangents(job.direction(member, objective)).read(keys)["tangent"].astype(np.float64)
+    even = job.tangents(job.direction(member, objective, half=True)).read(keys)["tangent"].astype(np.float64)
+    m, m_even = meta["m"], meta["m_half"]
+    odd = (m * whole - m_even * even) / (m - m_even)
+    with np.errstate(invalid="ignore", over="ignore"):
+        a, b = (of_label(label_scores(logits, t), labels) for t in (even, odd))
+    usable = np.isfinite(a) & np.isfinite(b)
+    return spearman(a[usable], b[usable])
+
+
+def is_noise(entry: dict[str, Any]) -> bool:
+    """Whether a direction is below the stated bounds (signal-to-noise 3, split-half reliability 0.5)."""
+    snr, reliability = entry["snr"], entry["reliability"]
+    return (snr is not None and snr < NOISE_SNR) or (reliability is not None and reliability < NOISE_RELIABILITY)
+
+
+def noise_warnings(noise: dict[str, dict[str, Any]]) -> list[str]:
+    """A line for every objective whose direction is noise, with what helps."""
+    return [
+        f"the direction of {name} is mostly sampling noise ({describe_noise(entry)}; bounds {NOISE_SNR:g} and "
+        f"{NOISE_RELIABILITY:g}): use more target rows, another objective, or --method loss"
+        for name, entry in noise.items()
+        if is_noise(entry)
+    ]
+
+
+def describe_noise(entry: dict[str, Any]) -> str:
+    """'signal-to-noise 12.3, split-half reliability 0.91'."""
+    snr = "unknown" if entry["snr"] is None else f"{entry['snr']:.3g}"
+    reliability = "unknown" if entry["reliability"] is None else f"{entry['reliability']:.2f}"
+    return f"signal-to-noise {snr}, split-half reliability {reliability}"

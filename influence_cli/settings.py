@@ -1,0 +1,104 @@
+"""What a run is asked to do.  ``GradSpec`` changes numbers and is fingerprinted; ``Runtime`` changes only speed."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from influence_cli.errors import UsageError, nearest
+
+T = TypeVar("T")
+Options = dict[str, dict[str, Any]]  # name of a method, objective or action -> its options
+
+PRECISIONS = ("fp32", "fp64")
+LOSSES = ("cross-entropy",)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where rows and weights come from.  Paths are locators, never part of a fingerprint."""
+
+    manifest: str
+    target: str | None = None
+    checkpoint: str | None = None
+    model: str | None = None
+    label: str = "label"
+    input_size: int | None = None
+    num_classes: int | None = None
+    allow_overlap: bool = False
+
+
+@dataclass(frozen=True)
+class GradSpec:
+    """Everything that changes a score beyond rounding."""
+
+    methods: tuple[str, ...] = ("ip",)
+    objectives: tuple[str, ...] = ("utility",)
+    options: Options = field(default_factory=dict)
+    params: str = "all"
+    loss: str = "cross-entropy"
+    precision: str = "fp32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("--precision", self.precision, PRECISIONS),
+            ("--loss", self.loss, LOSSES),
+        ):
+            if value not in known:
+                raise UsageError(f"{name} {value!r} is unknown", fix=nearest(value, list(known)))
+        if not self.methods or not self.objectives:
+            raise UsageError("no method or no objective", fix="pass --method ip --objective utility")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How fast and where; never a number beyond rounding."""
+
+    store: str | None = ".influence"  # None: a temporary store, thrown away
+    device: str = "auto"
+    batch_size: int | None = None
+    workers: int = 2
+    shard_rows: int = 1024
+
+
+def build_options(kind: type[T], name: str, given: dict[str, Any]) -> T:
+    """An instance of the dataclass ``kind`` from options given as text or as values.
+
+    Raises:
+        UsageError: an unknown option, or a value that does not fit its field.
+    """
+    hints = typing.get_type_hints(kind)
+    known = {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.init}  # pyright: ignore[reportArgumentType]
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        field_name = key.replace("-", "_")
+        if field_name not in known:
+            fix = nearest(key, list(known)) if known else "it has no options"
+            raise UsageError(f"{name} has no option {key!r}", fix=fix)
+        values[field_name] = _convert(value, known[field_name], f"{name}.{key}")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}", fix=f"see: influence methods {name}") from error
+
+
+def _convert(value: Any, hint: Any, name: str) -> Any:
+    allowed = [t for t in typing.get_args(hint) if t is not type(None)] or [hint]
+    if value is None or (value == "none" and len(typing.get_args(hint)) > len(allowed)):
+        return None
+    kind = allowed[0]
+    try:
+        if kind is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
+        if kind is int and float(value) != int(float(value)):
+            raise ValueError("not a whole number")
+        return int(float(value)) if kind is int else kind(value)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UsageError(f"{name}={value!r} is not {_kind_name(kind)}", fix="see: influence methods NAME") from error
+
+
+def _kind_name(kind: Any) -> str:
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, getattr(kind, "__name__", "?"))

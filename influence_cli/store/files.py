@@ -1,0 +1,162 @@
+"""Files that are whole or not there: atomic writes, and safetensors that carry their own checksum."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from influence_cli.errors import StoreError
+from influence_cli.store.keys import canonical_json
+
+METADATA_KEY = "influence"  # exactly one: safetensors orders several keys randomly
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1", "BOOL": "|b1"}
+
+
+class DamagedFile(Exception):
+    """A file whose bytes are not those that were written."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A hidden temporary path beside ``path``; on success it is synced and renamed to ``path``."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot create {path.parent}: {error.strerror}", fix="pick a writable place") from error
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except PermissionError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}", fix="pick a writable place") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not every file system lets a folder be synced
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented, key-sorted JSON to ``path`` whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def _checksum(tensors: dict[str, NDArray[Any]], meta: dict[str, Any]) -> str:
+    digest = hashlib.blake2b(canonical_json(meta).encode(), digest_size=16)
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(canonical_json([name, array.dtype.str, list(array.shape)]).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
+    """Write safetensors with ``meta`` under one metadata key, with checksums of it and of the whole."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    text = canonical_json(
+        {"checksum": _checksum(arrays, meta), "meta": meta, "meta_checksum": _checksum({}, meta)}
+    )
+    write_bytes(path, save(arrays, metadata={METADATA_KEY: text}))
+
+
+def _header(raw: bytes) -> tuple[dict[str, Any], int]:
+    try:
+        (length,) = struct.unpack("<Q", raw[:8])
+        header = json.loads(raw[8 : 8 + length])
+    except (struct.error, ValueError) as error:
+        raise DamagedFile(f"unreadable header ({error})") from error
+    return header, 8 + length
+
+
+def _own_metadata(header: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(header["__metadata__"][METADATA_KEY])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFile("no influence metadata") from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Tensors and metadata of ``path``.
+
+    Raises:
+        DamagedFile: the file is truncated or altered.
+    """
+    raw = path.read_bytes()
+    header, start = _header(raw)
+    own = _own_metadata(header)
+    tensors: dict[str, NDArray[Any]] = {}
+    try:
+        for name, info in header.items():
+            if name != "__metadata__":
+                first, last = info["data_offsets"]
+                flat = np.frombuffer(raw[start + first : start + last], dtype=_DTYPES[info["dtype"]])
+                tensors[name] = flat.reshape(info["shape"])
+        intact = _checksum(tensors, own["meta"]) == own["checksum"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise DamagedFile(f"unreadable tensors ({error})") from error
+    if not intact:
+        raise DamagedFile("checksum differs")
+    return tensors, own["meta"]
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Metadata of ``path`` without its tensors, checked on its own checksum.
+
+    Raises:
+        DamagedFile: the header is truncated or altered.
+    """
+    with open(path, "rb") as handle:
+        head = handle.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+        own = _own_metadata(_header(head + handle.read(min(length, 100_000_000)))[0])
+    if _checksum({}, own.get("meta", {})) != own.get("meta_checksum"):
+        raise DamagedFile("metadata checksum differs")
+    return own["meta"]
+
+
+def tensor_digest(path: Path) -> str:
+    """Hex digest of a foreign safetensors file's names, dtypes, shapes and values; its metadata is left out.
+
+    Raises:
+        DamagedFile: the file is not safetensors.
+    """
+    raw = path.read_bytes()
+    header, start = _header(raw)
+    digest = hashlib.blake2b(digest_size=16, person=b"influence.w")
+    view = memoryview(raw)
+    for name in sorted(k for k in header if k != "__metadata__"):
+        info = header[name]
+        first, last = info["data_offsets"]
+        if start + last > len(raw):
+            raise DamagedFile("truncated")
+        digest.update(canonical_json([name, info["dtype"], info["shape"]]).encode())
+        digest.update(view[start + first : start + last])
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -1,0 +1,105 @@
+"""A folder of immutable shards: rows of one spec, looked up by key, appended in new files.
+
+1. A shard holds ``keys`` u8[n, 16] and one or more value tensors [n, ...]; rows are sorted by key.
+2. Its name is the BLAKE2b-128 of its sorted keys, so writing the same rows twice writes the same file.
+3. A shard is never rewritten.  Two shards may hold the same row: the lowest name wins.
+4. A damaged shard is named, set aside as ``.damaged-NAME``, and its rows count as missing.
+5. ``spec.json`` is for people; nothing reads it to decide anything.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from influence_cli.events import SILENT, Listener
+from influence_cli.store.files import DamagedFile, read_tensors, write_json, write_tensors
+from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def as_arrow(keys: Keys) -> pa.Array:
+    """Keys [n, 16] as an Arrow array of 16-byte values, without a copy."""
+    buffer = pa.py_buffer(np.ascontiguousarray(keys))
+    return pa.Array.from_buffers(pa.binary(KEY_BYTES), len(keys), [None, buffer])
+
+
+def positions(keys: Keys, among: Keys) -> NDArray[np.int64]:
+    """For each of ``keys`` [n, 16] the first index of it ``among`` [m, 16], or -1; hashed, exact."""
+    if len(among) == 0:
+        return np.full(len(keys), -1, dtype=np.int64)
+    found = pc.index_in(as_arrow(keys), value_set=as_arrow(among))
+    return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def unique(keys: Keys) -> NDArray[np.int64]:
+    """Indices of the first occurrence of every distinct key, in order."""
+    first = positions(keys, keys)
+    return np.flatnonzero(first == np.arange(len(keys)))
+
+
+class ShardFolder:
+    """The rows stored under one fingerprint.  Reading verifies checksums; writing needs no lock."""
+
+    def __init__(self, path: Path, spec: dict[str, Any], listener: Listener = SILENT) -> None:
+        self.path, self.spec, self.listener = path, spec, listener
+        self._loaded: tuple[Keys, Arrays] | None = None
+
+    def _shards(self) -> list[Path]:
+        if not self.path.is_dir():
+            return []
+        return sorted(p for p in self.path.glob("*.safetensors") if not p.name.startswith("."))
+
+    def _load(self) -> tuple[Keys, Arrays]:
+        """All rows of all intact shards, lowest name first."""
+        if self._loaded is None:
+            keys: list[Keys] = []
+            values: dict[str, list[NDArray[Any]]] = {}
+            for shard in self._shards():
+                try:
+                    tensors, _ = read_tensors(shard)
+                    keys.append(tensors.pop("keys"))
+                except (DamagedFile, KeyError) as error:
+                    shard.rename(shard.with_name(f".damaged-{shard.name}"))
+                    self.listener.warn(f"{shard} is damaged ({error}); set aside, its rows are computed again")
+                    continue
+                for name, array in tensors.items():
+                    values.setdefault(name, []).append(array)
+            stacked = np.concatenate(keys) if keys else np.zeros((0, KEY_BYTES), np.uint8)
+            self._loaded = stacked, {name: np.concatenate(parts) for name, parts in values.items()}
+        return self._loaded
+
+    def missing(self, keys: Keys) -> NDArray[np.bool_]:
+        """True for each of ``keys`` [n, 16] that no intact shard holds."""
+        return positions(keys, self._load()[0]) < 0
+
+    def read(self, keys: Keys) -> Arrays:
+        """Values in the order of ``keys`` [n, 16].
+
+        Raises:
+            KeyError: a key is not stored (callers fill the folder first).
+        """
+        stored, values = self._load()
+        where = positions(keys, stored)
+        if len(where) and where.min() < 0:
+            raise KeyError(f"{int((where < 0).sum())} rows are not in {self.path}")
+        return {name: array[where] for name, array in values.items()}
+
+    def write(self, keys: Keys, values: Arrays) -> None:
+        """Write one shard of distinct rows; its name says its content, so a second writer does no harm."""
+        if len(keys) == 0:
+            return
+        order = np.array(sorted(range(len(keys)), key=lambda i: keys[i].tobytes()))
+        sorted_keys = np.ascontiguousarray(keys[order])
+        spec_file = self.path / "spec.json"
+        if not spec_file.exists():
+            write_json(spec_file, self.spec)
+        tensors = {"keys": sorted_keys, **{name: np.asarray(v)[order] for name, v in values.items()}}
+        write_tensors(self.path / f"{digest_of_sorted(sorted_keys)}.safetensors", tensors, {"rows": len(keys)})
+        self._loaded = None

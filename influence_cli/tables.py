@@ -1,0 +1,167 @@
+"""Tables on their way in and out: Parquet files and folders, "-", CSV, JSONL, and the provenance they carry."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from influence_cli.errors import ManifestError, UsageError
+from influence_cli.store.files import replacing, write_bytes
+from influence_cli.store.keys import canonical_json
+
+PROVENANCE_KEY = b"influence"
+
+
+@functools.cache
+def _spooled() -> Path:
+    """Standard input as a file: Parquet needs seek.  Read once, removed at exit."""
+    folder = Path(tempfile.mkdtemp(prefix="influence-stdin-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = folder / "stdin.parquet"
+    with open(path, "wb") as handle:
+        shutil.copyfileobj(sys.stdin.buffer, handle)
+    if path.stat().st_size == 0:
+        raise ManifestError("standard input is empty", where="-", fix="the stage before it failed, or wrote to a file")
+    return path
+
+
+def parquet_files(source: str) -> list[Path]:
+    """The Parquet files behind a path, a folder or "-"; readable, or an error that names the file.
+
+    Raises:
+        ManifestError: nothing is there, or it is not Parquet.
+    """
+    path = _spooled() if source == "-" else Path(source)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*.parquet") if not p.name.startswith("."))
+        if not files:
+            raise ManifestError("no Parquet file in the folder", where=source, fix="give a folder of .parquet files")
+    elif path.exists():
+        files = [path]
+    else:
+        raise ManifestError("no such file", where=source, fix="check the path")
+    for file in files:
+        try:
+            pq.read_schema(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ManifestError(
+                "not readable as Parquet", where=str(file), fix="give a Parquet file (is it truncated?)"
+            ) from error
+    return files
+
+
+def read_table(source: str, columns: list[str] | None = None) -> pa.Table:
+    """A table with its schema metadata; .csv and .jsonl are read by suffix.
+
+    Raises:
+        ManifestError: it cannot be read.
+    """
+    suffix = Path(source).suffix
+    if suffix in (".csv", ".jsonl"):
+        from pyarrow import csv
+        from pyarrow import json as arrow_json
+
+        try:
+            return csv.read_csv(source) if suffix == ".csv" else arrow_json.read_json(source)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ManifestError(f"not readable ({error})", where=source, fix="give the table of a stage") from error
+    files = parquet_files(source)
+    tables = [pq.read_table(file, columns=columns) for file in files]
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+
+
+def provenance(schema: pa.Schema) -> dict[str, Any]:
+    """The provenance a stage wrote into a table, or an empty dict."""
+    raw = (schema.metadata or {}).get(PROVENANCE_KEY)
+    if raw is None:
+        return {}
+    try:
+        value = json.loads(raw)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def with_provenance(table: pa.Table, value: dict[str, Any]) -> pa.Table:
+    """The table with ``value`` as its provenance; other schema metadata stay."""
+    metadata = {**(table.schema.metadata or {}), PROVENANCE_KEY: canonical_json(value).encode()}
+    return table.replace_schema_metadata(metadata)
+
+
+def check_output(output: str) -> None:
+    """Fail before any work is done where ``output`` cannot be written.
+
+    Raises:
+        UsageError: an unknown suffix, a folder that is a file, or no permission.
+    """
+    if output == "-":
+        return
+    path = Path(output)
+    if path.suffix not in (".parquet", ".csv", ".jsonl"):
+        raise UsageError(f"cannot write {output!r}: unknown suffix", fix="use .parquet, .csv, .jsonl, or - for Parquet")
+    if path.is_dir():
+        raise UsageError(f"cannot write {output!r}: it is a folder", fix="give a file name")
+    with replacing(path.with_name(path.name + ".probe")) as probe:
+        probe.touch()
+    path.with_name(path.name + ".probe").unlink()
+
+
+def write_table(table: pa.Table, output: str, stdout: IO[bytes] | None = None) -> None:
+    """Write a table whole or not at all: Parquet to "-", otherwise by suffix."""
+    if output == "-":
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        (stdout or sys.stdout.buffer).write(sink.getvalue())
+        (stdout or sys.stdout.buffer).flush()
+        return
+    path = Path(output)
+    if path.suffix == ".csv":
+        write_bytes(path, as_csv(table))
+    elif path.suffix == ".jsonl":
+        write_bytes(path, as_jsonl(table))
+    else:
+        with replacing(path) as temporary:
+            pq.write_table(table, temporary)
+
+
+def _texts(table: pa.Table) -> pa.Table:
+    """Binary columns as hex, so that every row is text."""
+    for position, field in enumerate(table.schema):
+        if pa.types.is_binary(field.type) or pa.types.is_fixed_size_binary(field.type):
+            values = [None if v is None else v.hex() for v in table.column(position).to_pylist()]
+            table = table.set_column(position, field.name, pa.array(values, pa.string()))
+    return table
+
+
+def as_csv(table: pa.Table) -> bytes:
+    """CSV with a header line."""
+    from pyarrow import csv
+
+    sink = pa.BufferOutputStream()
+    csv.write_csv(_texts(table), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def as_jsonl(table: pa.Table) -> bytes:
+    """One JSON object a line; NaN is null."""
+    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows_of(table)]
+    return ("\n".join(lines) + "\n").encode() if lines else b""
+
+
+def rows_of(table: pa.Table) -> list[dict[str, Any]]:
+    """Rows as dicts of plain values, NaN as None."""
+    rows = _texts(table).to_pylist()
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, float) and value != value:
+                row[name] = None
+    return rows
