@@ -1,0 +1,323 @@
+"""(4) edited manifest -> checkpoint, and a comparison with no edit and with random edits of the same size.
+
+Arms share the seed, so initialisation, order and augmentation are the same for every row they have in common.  A
+finished arm and seed is kept under ``RUN/arms/<fingerprint>`` and never trained twice.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.arms import Arm, arm_fingerprint, base_arm, control_arms, curated_arm
+from influence_cli.errors import ManifestError, UsageError
+from influence_cli.events import SILENT, Listener
+from influence_cli.manifest import Manifest, Rows, open_manifest
+from influence_cli.maths.labels import cross_entropy
+from influence_cli.maths.paired import mean_interval, paired_difference
+from influence_cli.model.spec import RUN_FILE, WEIGHTS_FILE, ModelSpec, find_checkpoint, new_spec
+from influence_cli.settings import Inputs
+from influence_cli.store.files import replacing, write_json
+from influence_cli.store.keys import canonical_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from influence_cli.model.training import Examples, Recipe
+
+METRICS = {"accuracy": True, "balanced_accuracy": True, "loss": False}  # name -> higher is better
+
+
+@dataclass(frozen=True)
+class RetrainRequest:
+    """What to train, on what, compared with what."""
+
+    inputs: Inputs
+    output: str
+    seeds: int = 1
+    seed: int = 0
+    against: str | None = None
+    arms: tuple[tuple[str, str], ...] = ()  # more curated manifests, as (name, path)
+    test: str | None = None
+    init: str | None = None
+    pretrained: bool = False
+    keep_checkpoints: int = 0
+    calibration: float = 0.0
+    device: str = "auto"
+
+
+def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT) -> dict[str, Any]:
+    """Train every arm over every seed, write the run folder, and return its metrics."""
+    from influence_cli.model.build import device_of
+    from influence_cli.model.training import Examples, check_labels
+
+    manifest = open_manifest(request.inputs.manifest, request.inputs.label)
+    base = _base_rows(request, manifest)
+    test = _test_rows(request, base.manifest)
+    spec = _spec(request, base.manifest)
+    for rows in (base, test, base.manifest.rows("val")):
+        check_labels(rows.manifest, rows, spec.num_classes)
+    arms = _arms(request, manifest, base)
+    calibration = _leave_out(request, base, arms)
+    device = device_of(request.device)
+    run = _Run(request, recipe, spec, base, test, device, listener)
+    run.sets = {"train": Examples(base, spec, listener, "train rows"), "test": Examples(test, spec, listener, "test rows")}
+    target = base.manifest.rows("val")
+    if len(target):
+        run.sets["target"] = Examples(target, spec, listener, "target rows")
+    metrics: dict[str, Any] = {"schema_version": 1, "test_rows": len(test), "arms": {}, "comparison": {}}
+    for arm in arms:
+        results = {str(request.seed + s): run.train(arm, request.seed + s, arm is arms[0]) for s in range(request.seeds)}
+        metrics["arms"][arm.name] = _summary(arm, base, results)
+    _compare(metrics, arms)
+    run.finish(arms[0], metrics, calibration)
+    return metrics
+
+
+def _base_rows(request: RetrainRequest, manifest: Manifest) -> Rows:
+    """The train rows that every arm edits: those of ``--against``, or of the manifest alone."""
+    base = manifest if request.against is None else open_manifest(request.against, request.inputs.label)
+    rows = base.rows("train")
+    if len(rows) == 0:
+        raise ManifestError("no train rows", where=base.source, fix="set column split to train for some rows")
+    return rows
+
+
+def _test_rows(request: RetrainRequest, manifest: Manifest) -> Rows:
+    if request.test is None:
+        rows, where = manifest.rows("test"), f"{manifest.source}, split test"
+    else:
+        other, where = open_manifest(request.test, request.inputs.label), request.test
+        rows = other.rows("test") if (other.splits == "test").any() else other.all_rows()
+    if len(rows) == 0:
+        raise ManifestError("no test rows", where=where, fix="set split to test for some rows, or pass --test PATH")
+    return rows
+
+
+def _spec(request: RetrainRequest, manifest: Manifest) -> ModelSpec:
+    if request.init is not None:
+        _, carried = find_checkpoint(request.init)
+        if carried is not None and request.inputs.model in (None, carried["name"]):
+            return ModelSpec.from_dict(carried)
+    if request.inputs.model is None:
+        raise UsageError("no model", fix="pass --model NAME (a timm name, linear, or mlp:128)")
+    from_scratch = request.init is None and not request.pretrained
+    return new_spec(request.inputs, manifest, None, from_scratch)
+
+
+def _arms(request: RetrainRequest, manifest: Manifest, base: Rows) -> list[Arm]:
+    """The first arm is the one whose checkpoint becomes the run's."""
+    if request.against is None:
+        if request.arms:
+            raise UsageError("--arm needs --against", fix="pass --against MANIFEST, the rows before curation")
+        return [base_arm("all rows", base)]
+    curated = [("curated", manifest)]
+    curated += [(name, open_manifest(path, request.inputs.label)) for name, path in request.arms]
+    made: list[Arm] = []
+    for name, table in curated:
+        arm = curated_arm(name, base, table)
+        made += [arm, *control_arms(arm, base, table, request.seed)]
+    names = [arm.name for arm in made]
+    if len(set(names)) < len(names) or "no edit" in names:
+        raise UsageError("two arms have the same name", fix="name each --arm differently")
+    return [made[0], base_arm("no edit", base), *made[1:]]
+
+
+def _leave_out(request: RetrainRequest, base: Rows, arms: list[Arm]) -> list[str]:
+    """Ids of the seeded share of train rows that no arm is trained on, for the gate's calibration."""
+    if request.calibration <= 0:
+        return []
+    from influence_cli.methods.random import Random
+
+    draws = Random().score(base.ids, request.seed)
+    out = draws < request.calibration
+    for arm in arms:
+        arm.weights[out] = 0.0
+    return [i for i, left in zip(base.ids, out, strict=True) if left]
+
+
+@dataclass
+class _Run:
+    request: RetrainRequest
+    recipe: Recipe
+    spec: ModelSpec
+    base: Rows
+    test: Rows
+    device: torch.device
+    listener: Listener
+    sets: dict[str, Examples] | None = None
+
+    def _folder(self, arm: Arm, seed: int) -> Path:
+        recipe = {**self.recipe.describe(), "init": self._init_digest(), "pretrained": self.request.pretrained}
+        name = arm_fingerprint(arm, self.base, self.test, recipe, self.spec.as_dict(), seed)
+        return Path(self.request.output) / "arms" / name
+
+    def _init_digest(self) -> str | None:
+        return None if self.request.init is None else find_checkpoint(self.request.init)[0].digest
+
+    def train(self, arm: Arm, seed: int, main: bool) -> dict[str, Any]:
+        """Train one arm with one seed, or return what is kept of it."""
+        folder = self._folder(arm, seed)
+        keep = self.request.keep_checkpoints if main and seed == self.request.seed else 0
+        done = _finished(folder, keep)
+        if done is not None:
+            self.listener.detail(f"{arm.name}, seed {seed}: already trained")
+            return done
+        import torch
+
+        from influence_cli.model.training import train
+
+        torch.manual_seed(seed)
+        model = self._model()
+        data = self._with(arm)
+        wanted = _checkpoint_epochs(self.recipe.epochs, keep)
+        checkpoints: list[dict[str, Any]] = []
+        with self.listener.progress(f"train {arm.name}, seed {seed}", self.recipe.epochs, "epochs") as progress:
+
+            def on_epoch(epoch: int, step: int, rate: float) -> None:
+                if epoch in wanted:
+                    file = f"checkpoints/step-{step:06d}.safetensors"
+                    self._save(model, folder / file, {"epoch": epoch + 1, "step": step, "lr": rate})
+                    checkpoints.append({"file": file, "epoch": epoch + 1, "step": step, "lr": rate})
+                progress.advance(1)
+
+            steps = train(model, data, self.recipe, seed, self.device, on_epoch)
+        result = {"seed": seed, "steps": steps, "checkpoints": checkpoints, **self._measure(model, arm)}
+        self._save(model, folder / WEIGHTS_FILE, {"step": steps})
+        write_json(folder / "metrics.json", result)
+        return result
+
+    def _model(self) -> nn.Module:
+        from influence_cli.model.build import build_model, load_model
+
+        if self.request.init is not None:
+            return load_model(self.spec, find_checkpoint(self.request.init)[0])
+        return build_model(self.spec, self.request.pretrained)
+
+    def _with(self, arm: Arm) -> Examples:
+        import copy
+
+        assert self.sets is not None
+        data = copy.copy(self.sets["train"])
+        data.labels, data.weights = arm.labels, arm.weights
+        return data
+
+    def _measure(self, model: nn.Module, arm: Arm) -> dict[str, Any]:
+        """Train accuracy on the arm's own labels; accuracy, balanced accuracy and loss on target and test rows."""
+        from influence_cli.model.training import predict
+
+        assert self.sets is not None
+        out: dict[str, Any] = {}
+        for name, data in self.sets.items():
+            logits = predict(model, data, self.device)
+            labels, kept = data.labels, np.ones(len(data), dtype=bool)
+            if name == "train":
+                labels, kept = arm.labels, arm.weights > 0
+            measured = quality(logits[kept], labels[kept])
+            out.update({key if name == "test" else f"{name}_{key}": value for key, value in measured.items()})
+        return out
+
+    def _save(self, model: nn.Module, path: Path, about: dict[str, Any]) -> None:
+        from safetensors.torch import save_file
+
+        weights = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+        metadata = {"influence": canonical_json({"model": self.spec.as_dict(), **about})}
+        with replacing(path) as temporary:
+            save_file(weights, temporary, metadata=metadata)
+
+    def finish(self, main: Arm, metrics: dict[str, Any], calibration: list[str]) -> None:
+        """Put the main arm's first checkpoint and the run's description at the top of the folder."""
+        output, folder = Path(self.request.output), self._folder(main, self.request.seed)
+        for source in [folder / WEIGHTS_FILE, *sorted((folder / "checkpoints").glob("*.safetensors"))]:
+            with replacing(output / source.relative_to(folder)) as temporary:
+                shutil.copyfile(source, temporary)
+        first = metrics["arms"][main.name]["seeds"][str(self.request.seed)]
+        trained = main.weights > 0
+        write_json(
+            output / RUN_FILE,
+            {
+                "schema_version": 1,
+                "model": self.spec.as_dict(),
+                "recipe": {**self.recipe.describe(), "lr": self.recipe.peak_lr},
+                "seed": self.request.seed,
+                "checkpoints": first["checkpoints"],
+                "trained_on": {"rows": int(trained.sum()), "fingerprint": self.base.take(trained).fingerprint()},
+                "calibration_ids": calibration,
+            },
+        )
+        write_json(output / "metrics.json", metrics)
+
+
+def _finished(folder: Path, keep: int) -> dict[str, Any] | None:
+    try:
+        result = json.loads((folder / "metrics.json").read_text())
+    except (OSError, ValueError):
+        return None
+    whole = (folder / WEIGHTS_FILE).exists() and len(result["checkpoints"]) >= keep
+    return result if whole else None
+
+
+def _checkpoint_epochs(epochs: int, keep: int) -> set[int]:
+    """``keep`` epochs evenly spaced, the last one included."""
+    return {round((k + 1) * epochs / keep) - 1 for k in range(keep)} if keep else set()
+
+
+def quality(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, float]:
+    """Accuracy, balanced accuracy (mean recall of the classes present) and mean cross-entropy."""
+    hit = logits.argmax(axis=1) == labels
+    recalls = [float(hit[labels == c].mean()) for c in np.unique(labels)]
+    return {
+        "accuracy": float(hit.mean()),
+        "balanced_accuracy": float(np.mean(recalls)),
+        "loss": float(cross_entropy(logits, labels).mean()),
+    }
+
+
+def _summary(arm: Arm, base: Rows, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "controls": arm.controls,
+        "train_rows": int((arm.weights > 0).sum()),
+        "edits": arm.about,
+        "seeds": results,
+        "mean": {m: mean_interval(np.array([r[m] for r in results.values()])) for m in METRICS},
+    }
+
+
+def _compare(metrics: dict[str, Any], arms: list[Arm]) -> None:
+    """Paired differences of every curated arm with no edit and with each of its controls."""
+    by_name = {arm.name: arm for arm in arms}
+    if "no edit" not in by_name:
+        return
+    for arm in arms:
+        if arm.controls is not None or arm.name == "no edit":
+            continue
+        others = ["no edit", *(c.name for c in arms if c.controls == arm.name)]
+        metrics["comparison"][arm.name] = {
+            other: {
+                m: paired_difference(_values(metrics, arm.name, m), _values(metrics, other, m), higher)
+                for m, higher in METRICS.items()
+            }
+            for other in others
+        }
+
+
+def _values(metrics: dict[str, Any], arm: str, metric: str) -> NDArray[np.float64]:
+    return np.array([r[metric] for r in metrics["arms"][arm]["seeds"].values()])
+
+
+def improved(metrics: dict[str, Any]) -> bool:
+    """Whether the first curated arm beats no edit and every control in accuracy, by the paired interval."""
+    comparison = next(iter(metrics["comparison"].values()), None)
+    if comparison is None:
+        raise UsageError("nothing to compare with", fix="pass --against MANIFEST, the rows before curation")
+    return all(c["accuracy"]["verdict"] == "better" for c in comparison.values())
+
+
+__all__ = ["RetrainRequest", "improved", "quality", "retrain"]
