@@ -1,0 +1,66 @@
+"""What an action is: (rows, scores, budget) -> edits.  Only train rows are ever edited, and every draw breaks ties by row key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.errors import UsageError
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """The scored train rows [n]: scores (NaN where null), labels, weights, and what a relabel proposes from."""
+
+    score: Floats
+    kind: str  # "signed" or "ranking"
+    labels: Ints
+    weights: Floats
+    keys: list[bytes]  # row keys
+    best_label: Ints | None = None  # of the highest label-counterfactual score; -1 where null
+    best_label_gain: Floats | None = None
+    model_label: Ints | None = None  # most probable other label
+    model_probability: Floats | None = None
+
+    def ascending(self) -> Ints:
+        """Rows from the most harmful on, ties by row key; rows without a score are left out."""
+        finite = np.flatnonzero(np.isfinite(self.score))
+        order = sorted(finite.tolist(), key=lambda i: (self.score[i], self.keys[i]))
+        return np.array(order, dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Edits:
+    """What happens to each row [n]: its new label and weight; ``reason`` is empty where nothing does."""
+
+    action: str
+    labels: Ints
+    weights: Floats
+    reason: list[str]
+    notes: list[str] = field(default_factory=list)
+    proposal: Ints | None = None  # relabel: the label each row would get, -1 for none
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def edited(self) -> Ints:
+        """Positions of the edited rows."""
+        return np.array([i for i, r in enumerate(self.reason) if r], dtype=np.int64)
+
+
+def require_signed(scored: Scored, what: str) -> None:
+    """Refuse ranking-only scores where zero has to mean something.
+
+    Raises:
+        UsageError: the score column is ranking-only.
+    """
+    if scored.kind != "signed":
+        raise UsageError(
+            f"{what} needs scores whose sign means something; this column is ranking-only",
+            fix="use a signed method such as ip",
+        )

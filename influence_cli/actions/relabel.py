@@ -1,0 +1,83 @@
+"""Relabel: give the most harmful rows another label, up to the budget (methods.md 5.2).
+
+The ``influence`` rule proposes the label with the highest label-counterfactual score, s(c) = sum_k p_k (t_k - t_c),
+and only where the row's own score is negative and the new label's is positive.  The ``model`` rule proposes the most
+probable other label where its probability is at least 0.5.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from influence_cli.actions.protocol import Edits, Ints, Scored, require_signed
+from influence_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Relabel:
+    """At most ceil(q n_c) rows leave any class, where q = budget/n."""
+
+    rule: str = field(default="auto", metadata={"help": "influence, model, or auto: influence for signed scores"})
+    guard: bool = field(default=True, metadata={"help": "limit what any class may lose to the budget's share"})
+    min_probability: float = field(default=0.5, metadata={"help": "model rule: least probability of the new label"})
+
+    def __post_init__(self) -> None:
+        if self.rule not in ("auto", "influence", "model"):
+            raise ValueError(f"rule {self.rule!r} is unknown; use auto, influence or model")
+
+    def propose(self, scored: Scored, budget: int) -> Edits:
+        """Edits for up to ``budget`` rows."""
+        proposal, why = self._proposals(scored)
+        n = len(scored.labels)
+        sizes = np.bincount(scored.labels, minlength=1).tolist()
+        allowed = [math.ceil(budget / n * s - 1e-9) if self.guard else s for s in sizes]
+        labels, reason = scored.labels.copy(), [""] * n
+        done = blocked = 0
+        for i in scored.ascending().tolist():
+            if done == budget:
+                break
+            c = int(scored.labels[i])
+            if proposal[i] < 0:
+                continue
+            if allowed[c] <= 0:
+                blocked += 1
+                continue
+            allowed[c] -= 1
+            done += 1
+            labels[i] = proposal[i]
+            reason[i] = why[i]
+        notes = _drift(scored.labels, labels)
+        if blocked:
+            notes.append(f"the class guard passed over {blocked} lower rows")
+        if done < budget:
+            notes.append(f"{done} of a budget of {budget} rows have an admissible other label")
+        return Edits("relabel", labels, scored.weights.copy(), reason, notes, proposal)
+
+    def _proposals(self, scored: Scored) -> tuple[Ints, list[str]]:
+        rule = self.rule if self.rule != "auto" else ("influence" if scored.best_label is not None else "model")
+        if rule == "influence":
+            require_signed(scored, "relabelling by influence")
+            if scored.best_label is None or scored.best_label_gain is None:
+                raise UsageError("the score table has no best_label", fix="score with a linear method, such as ip")
+            new_score = scored.score + scored.best_label_gain
+            admissible = (scored.score < 0) & (new_score > 0) & (scored.best_label != scored.labels)
+            proposal = np.where(admissible, scored.best_label, -1)
+            why = [f"score {s:.3g}, with label {b} {t:.3g}" for s, b, t in zip(scored.score, proposal, new_score, strict=True)]
+        else:
+            if scored.model_label is None or scored.model_probability is None:
+                raise UsageError("the score table has no model_label", fix="score with a method that runs the model")
+            admissible = (scored.model_probability >= self.min_probability) & (scored.model_label != scored.labels)
+            proposal = np.where(admissible, scored.model_label, -1)
+            why = [f"model gives {b} probability {p:.2f}" for b, p in zip(proposal, scored.model_probability, strict=True)]
+        return proposal.astype(np.int64), why
+
+
+def _drift(before: Ints, after: Ints) -> list[str]:
+    """The class whose share changes most."""
+    classes = int(max(before.max(), after.max())) + 1
+    a, b = (np.bincount(y, minlength=classes) / len(y) for y in (before, after))
+    worst = int(np.abs(b - a).argmax())
+    return [f"largest change of a class's share: class {worst} from {a[worst]:.1%} to {b[worst]:.1%}"]

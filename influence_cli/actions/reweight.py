@@ -1,0 +1,64 @@
+"""Reweight: a robust softmax of the scores, mean one (methods.md 5.3).
+
+    z_i = clip((s_i - median s) / (1.4826 MAD), -5, 5),   w_i = n exp(z_i / T) / sum_j exp(z_j / T)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from influence_cli.actions.protocol import Edits, Floats, Scored
+
+
+@dataclass(frozen=True)
+class Reweight:
+    """T is doubled until the effective sample size (sum w)^2 / sum w^2 is at least 0.3 n."""
+
+    temperature: float = field(default=2.0, metadata={"help": "T; larger is flatter"})
+    preserve_class_mass: bool = field(default=True, metadata={"help": "every class keeps its total weight"})
+    paper: bool = field(default=False, metadata={"help": "n softmax(s) of the raw scores, as published"})
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature} is not positive")
+
+    def propose(self, scored: Scored, budget: int) -> Edits:
+        """New weights for every scored row; a row without a score keeps its own."""
+        finite = np.isfinite(scored.score)
+        notes: list[str] = []
+        factor = np.ones(len(scored.score))
+        factor[finite] = self._factors(scored.score[finite], scored.labels[finite], notes)
+        weights = scored.weights * factor
+        reason = [f"weight factor {f:.3g}" if ok else "" for f, ok in zip(factor, finite, strict=True)]
+        size = weights.sum() ** 2 / (weights**2).sum()
+        notes.append(f"effective sample size {size:,.0f} of {len(weights):,}")
+        return Edits("reweight", scored.labels.copy(), weights, reason, notes)
+
+    def _factors(self, score: Floats, labels: np.ndarray, notes: list[str]) -> Floats:
+        if self.paper:
+            return self._class_mass(_softmax(score), labels)
+        spread = 1.4826 * float(np.median(np.abs(score - np.median(score)))) + np.finfo(float).tiny
+        z = np.clip((score - np.median(score)) / spread, -5, 5)
+        temperature = self.temperature
+        while True:
+            w = self._class_mass(_softmax(z / temperature), labels)
+            if w.sum() ** 2 / (w**2).sum() >= 0.3 * len(w):
+                break
+            temperature *= 2
+        if temperature != self.temperature:
+            notes.append(f"temperature raised to {temperature:g} to keep the effective sample size")
+        return w
+
+    def _class_mass(self, w: Floats, labels: np.ndarray) -> Floats:
+        if not self.preserve_class_mass:
+            return w
+        mass, size = np.bincount(labels, weights=w), np.bincount(labels)
+        return w * (size / np.where(mass > 0, mass, 1.0))[labels]
+
+
+def _softmax(z: Floats) -> Floats:
+    """n exp(z) / sum exp(z): mean one."""
+    e = np.exp(z - z.max())
+    return len(z) * e / e.sum()

@@ -1,0 +1,1 @@
+"""The command line, thin: parse -> settings -> stage -> render.  Only this package imports Typer or Rich."""

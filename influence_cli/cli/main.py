@@ -1,0 +1,80 @@
+"""The only place where exceptions become exit codes: 0 done, 1 gate, 2 yours to fix, 3 ours or the machine's, 130, 141."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Any
+
+from influence_cli.errors import InfluenceError
+
+DONE, TRIPPED, FIXABLE, BROKEN, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 3, 130, 141
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line; returns its exit code."""
+    from influence_cli.cli.app import build_app, terminal
+
+    debug = "--debug" in arguments
+    try:
+        result = build_app()(args=arguments, prog_name="influence", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else DONE
+    except BrokenPipeError:
+        _close_stdout()
+        return CLOSED_PIPE
+    except KeyboardInterrupt:
+        return _interrupted(terminal().span)
+    except InfluenceError as error:
+        return _fail(FIXABLE, f"error: {error}", debug)
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # Typer's own usage errors
+            error.show()  # pyright: ignore[reportAttributeAccessIssue]
+            return FIXABLE if error.exit_code else DONE  # pyright: ignore[reportAttributeAccessIssue]
+        if type(error).__name__ == "Abort":
+            return _interrupted(terminal().span)
+        if type(error).__name__ == "Exit":
+            return int(getattr(error, "exit_code", 0))
+        return _fail(BROKEN, _describe(error), debug)
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"error: the disk is full\nin: {error.filename or 'unknown file'}\nfix: free some space; the same command continues"
+    if isinstance(error, PermissionError):
+        return f"error: no permission\nin: {error.filename}\nfix: pick a readable and writable place"
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return f"error: out of memory ({error})\nfix: pass a smaller --batch-size; the same command continues"
+    return f"error: {type(error).__name__}: {error}\nfix: this is a defect of influence; run again with --debug and report it"
+
+
+def _fail(code: int, text: str, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    print(text, file=sys.stderr)  # noqa: T201
+    return FIXABLE if code == BROKEN and "no permission" in text else code
+
+
+def _interrupted(span: tuple[str, int, int, str] | None) -> int:
+    kept = "nothing was lost; run the same command to continue"
+    if span is not None and span[3] == "rows":
+        kept = f"{span[1]:,} of {span[2]:,} rows kept; run the same command to continue"
+    print(f"interrupted: {kept}", file=sys.stderr)  # noqa: T201
+    return INTERRUPTED
+
+
+def _close_stdout() -> None:
+    """Point standard output at the null device, so that closing it at exit says nothing."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+
+
+__all__: list[Any] = ["main", "run"]

@@ -1,0 +1,101 @@
+"""Every setting once: its flag, type, default, help, and where it applies.  Flags, environment and TOML come from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+GRADS, SCORE, CURATE, RETRAIN, EVALUATE, METHODS = "grads", "score", "curate", "retrain", "evaluate", "methods"
+RUNS = (GRADS, SCORE)
+STAGES = (GRADS, SCORE, CURATE, RETRAIN, EVALUATE)
+EVERY = (*STAGES, METHODS)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting; ``kind`` is str, int, float, bool or list (of strings, repeatable)."""
+
+    name: str
+    kind: type
+    default: Any
+    help: str
+    commands: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+    path: bool = False  # relative paths in a TOML file count from that file
+    metavar: str | None = None
+    stored: bool = True  # False: a flag only, never read from TOML or the environment
+
+
+def _s(name: str, kind: type, default: Any, help: str, commands: tuple[str, ...], *flags: str, **more: Any) -> Setting:
+    return Setting(name, kind, default, help, commands, flags or (f"--{name.replace('_', '-')}",), **more)
+
+
+SETTINGS: dict[str, Setting] = {
+    s.name: s
+    for s in (
+        _s("manifest", str, None, "Manifest with the payload.", (SCORE, CURATE, EVALUATE), path=True, metavar="PATH"),
+        _s("target", str, None, "Rows the objective is measured on [default: rows with split val].", RUNS, path=True, metavar="PATH"),
+        _s("checkpoint", str, None, "Run folder of retrain, .safetensors, or .pt.", RUNS, path=True, metavar="PATH"),
+        _s("model", str, None, "timm name, linear, or mlp:128,128.", (GRADS, SCORE, RETRAIN)),
+        _s("method", list, ["ip"], "Scoring method; see influence methods.", RUNS),
+        _s("objective", list, ["utility"], "What the scores are about.", RUNS),
+        _s("set", list, [], "Option of a method, objective or action.", (GRADS, SCORE, CURATE), metavar="NAME.KEY=VALUE"),
+        _s("params", str, "all", "Parameters to take gradients in: all, linear, last or a glob.", RUNS),
+        _s("loss", str, "cross-entropy", "Row loss.", RUNS),
+        _s("precision", str, "fp32", "fp32 or fp64.", RUNS),
+        _s("label", str, "label", "Label column.", STAGES, metavar="COLUMN"),
+        _s("input_size", int, None, "Height and width of the model's input.", (GRADS, SCORE, RETRAIN)),
+        _s("num_classes", int, None, "Number of classes.", (GRADS, SCORE, RETRAIN)),
+        _s("allow_overlap", bool, False, "Accept that over 1 % of the target rows are train rows.", RUNS),
+        _s("seed", int, 0, "Seed of every random draw.", STAGES),
+        _s("per_member", bool, False, "Also each member's scores.", (SCORE,)),
+        _s("store", str, ".influence", "Where results are remembered.", RUNS, path=True, metavar="PATH"),
+        _s("no_store", bool, False, "Use a temporary store and throw it away.", RUNS),
+        _s("device", str, "auto", "auto, cpu, cuda, cuda:1, mps (speed only).", (GRADS, SCORE, RETRAIN)),
+        _s("batch_size", int, None, "Rows a batch (scoring: speed only; training: part of the recipe).", (GRADS, SCORE, RETRAIN)),
+        _s("workers", int, 2, "Threads that decode (speed only).", RUNS),
+        _s("action", str, "trim", "trim, relabel or reweight.", (CURATE,)),
+        _s("budget", str, None, "Most rows to touch: 5% or 200 [default: 5%].", (CURATE, EVALUATE)),
+        _s("by", str, "score", "Score column to act on.", (CURATE,), metavar="COLUMN"),
+        _s("edits", str, None, "Write the decisions alone to this table.", (CURATE,), path=True, metavar="PATH"),
+        _s("check", bool, False, "Be a gate: decide, write nothing, exit 0 or 1.", (CURATE,), stored=False),
+        _s("max_flagged", str, "0", "Flagged new rows that are still accepted: 3% or 10.", (CURATE,)),
+        _s("false_flag", str, "1%", "Probability that a clean new row is flagged.", (CURATE,)),
+        _s("threshold", float, None, "Flag by effect, in the objective's unit.", (CURATE,)),
+        _s("baseline", str, None, "Accepted rows, by row key (JSONL).", (CURATE,), path=True, metavar="PATH"),
+        _s("write_baseline", str, None, "Accept the rows as they are: write their keys.", (CURATE,), path=True, metavar="PATH"),
+        _s("against", str, None, "Manifest before curation; adds arms: no edit and random controls.", (RETRAIN,), path=True, metavar="PATH"),
+        _s("arm", list, [], "One more curated manifest to compare.", (RETRAIN,), metavar="NAME=PATH"),
+        _s("test", str, None, "Rows to test on [default: rows with split test].", (RETRAIN,), path=True, metavar="PATH"),
+        _s("init", str, None, "Checkpoint to start from.", (RETRAIN,), path=True, metavar="PATH"),
+        _s("pretrained", bool, False, "Start from timm's pretrained weights (downloads).", (RETRAIN,)),
+        _s("epochs", int, 20, "Passes over the train rows.", (RETRAIN,)),
+        _s("lr", float, None, "Peak learning rate [default: sgd 0.05, adamw 0.001].", (RETRAIN,)),
+        _s("optimizer", str, "sgd", "sgd (momentum 0.9) or adamw.", (RETRAIN,)),
+        _s("momentum", float, 0.9, "Momentum of sgd.", (RETRAIN,)),
+        _s("weight_decay", float, 5e-4, "Weight decay.", (RETRAIN,)),
+        _s("schedule", str, "cosine", "cosine, constant or step.", (RETRAIN,)),
+        _s("augment", str, "none", "none, shift or flip-shift.", (RETRAIN,)),
+        _s("seeds", int, 1, "Number of seeds for every arm.", (RETRAIN,)),
+        _s("keep_checkpoints", int, 0, "Checkpoints to keep of the first arm and seed.", (RETRAIN,)),
+        _s("calibration", str, None, "Share of train rows left out of training, for the gate.", (RETRAIN,), metavar="5%"),
+        _s("require_improvement", bool, False, "Exit 1 unless curated beats no edit and every control.", (RETRAIN,), stored=False),
+        _s("clean_label", str, "clean_label", "Column with the true labels.", (EVALUATE,), metavar="COLUMN"),
+        _s("output", str, None, "Write the result here (- for standard output).", STAGES, "-o", "--output", path=True, stored=False, metavar="PATH"),
+        _s("format", str, "auto", "auto, table, json, jsonl, csv or github.", EVERY, stored=False),
+        _s("json", bool, False, "Short for --format json.", EVERY, stored=False),
+        _s("dry_run", bool, False, "Say what would be done, and do nothing.", (*STAGES,), "-n", "--dry-run", stored=False),
+        _s("config", str, None, "Settings file in place of the nearest influence.toml.", STAGES, stored=False, metavar="PATH"),
+        _s("isolated", bool, False, "Read no settings file.", STAGES, stored=False),
+        _s("show_settings", bool, False, "Print every setting and where it comes from.", STAGES, stored=False),
+        _s("quiet", bool, False, "Say nothing but errors.", EVERY, "-q", "--quiet", stored=False),
+        _s("verbose", bool, False, "Say more.", EVERY, "-v", "--verbose", stored=False),
+        _s("debug", bool, False, "Show tracebacks.", EVERY, stored=False),
+        _s("color", str, "auto", "auto, always or never.", EVERY, stored=False),
+    )
+}
+
+
+def settings_of(command: str) -> list[Setting]:
+    """The settings of a command, in order."""
+    return [s for s in SETTINGS.values() if command in s.commands]

@@ -1,0 +1,279 @@
+"""Results as tables, JSON and summaries.  Standard output gets the table or report asked for, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import TYPE_CHECKING, Any
+
+from influence_cli.cli.config import Settings
+from influence_cli.cli.console import Terminal, cell, print_json, print_table
+from influence_cli.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from influence_cli.curate import Curated
+    from influence_cli.gate import Verdict
+    from influence_cli.model.training import Recipe
+    from influence_cli.plan import Job
+    from influence_cli.retrain import RetrainRequest
+
+STRONGEST = 20  # rows of a table on a terminal
+
+
+def terminal() -> Terminal:
+    """Where this run shows things."""
+    from influence_cli.cli.app import terminal as current
+
+    return current()
+
+
+def check_format(settings: Settings, known: tuple[str, ...]) -> None:
+    """Refuse a format that the command has not, before any work.
+
+    Raises:
+        UsageError: an unknown format.
+    """
+    if settings["json"]:
+        settings.put("format", "json", "flag")
+    if settings["format"] not in known:
+        raise UsageError(f"--format {settings['format']!r} is unknown here", fix=nearest(settings["format"], list(known)))
+
+
+def table(settings: Settings, result: pa.Table, sort_by: str | None, descending: bool = False) -> None:
+    """A stage's table: to --output, otherwise rows for people on a terminal and JSONL in a pipe."""
+    from influence_cli.tables import as_csv, as_jsonl, rows_of, write_table
+
+    if settings["output"]:
+        write_table(result, settings["output"])
+        return
+    how = settings["format"]
+    if how == "auto":
+        how = "table" if sys.stdout.isatty() else "jsonl"
+    if how == "table":
+        if sort_by is not None:
+            result = result.sort_by([(sort_by, "descending" if descending else "ascending")])
+        shown = result.slice(0, STRONGEST).drop_columns([n for n in ("row_key", "payload_key") if n in result.column_names])
+        rows = [[cell(v) for v in row.values()] for row in rows_of(shown)]
+        title = f"{min(STRONGEST, result.num_rows)} of {result.num_rows:,} rows" + (f", by {sort_by}" if sort_by else "")
+        print_table(title, shown.column_names, rows, terminal(), sys.stdout)
+        return
+    if how == "json":
+        print_json({"schema_version": 1, "rows": rows_of(result)})
+        return
+    sys.stdout.buffer.write(as_csv(result) if how == "csv" else as_jsonl(result))
+    sys.stdout.buffer.flush()
+
+
+def plan(settings: Settings, job: Job) -> None:
+    """What would run: as JSON in a pipe or when asked, as a table for people."""
+    from influence_cli.plan import describe_plan, missing_work
+
+    described = describe_plan(job, missing_work(job))
+    if settings["format"] == "json" or (settings["format"] == "auto" and not sys.stdout.isatty()):
+        print_json(described)
+        return
+    header = ["member", "target rows", "rows stored", "rows to compute", "passes", "seconds", "bytes", "why"]
+    rows = [
+        [
+            str(s["member"]) if s["dropout"] is None else f"{s['member']} (dropout {s['dropout']:.4f})",
+            cell(s["target_rows_to_pass"]),
+            f"{s['rows_stored']:,}",
+            f"{s['rows_to_compute']:,}",
+            cell(s["forward_passes"]),
+            cell(s["seconds"]),
+            f"{s['bytes']:,}",
+            s["why"],
+        ]
+        for s in described["steps"]
+    ]
+    print_table(f"store: {described['store']}", header, rows, terminal(), sys.stdout)
+
+
+def score_summary(job: Job, origin: dict[str, Any]) -> None:
+    """Rows, and the noise of every direction."""
+    from influence_cli.score import describe_noise
+
+    out = terminal()
+    out.note(f"{len(job.train):,} train rows scored by {', '.join(job.methods)}; positive: the row helps")
+    for name, entry in origin["noise"].items():
+        out.note(
+            f"objective {name}: Phi {entry['phi']:.4g} on {entry['target_rows']:,} target rows; {describe_noise(entry)}"
+        )
+
+
+def curate_summary(settings: Settings, curated: Curated) -> None:
+    """Counts, class balance, notes, and precision where clean labels are known."""
+    from influence_cli.curate import summarise
+
+    s = summarise(curated)
+    out = terminal()
+    out.note(f"{s['action']}: {s['edited']:,} of {s['train_rows']:,} train rows, by column {curated.scores.column}")
+    for note in s["notes"]:
+        out.note(f"  {note}")
+    out.note("  edited by class: " + ", ".join(f"{c}: {v['edited']}/{v['rows']}" for c, v in s["classes"].items()))
+    if "wrong_share_of_edited" in s:
+        out.note(
+            f"  clean labels say: {s['wrong_share_of_edited']:.1%} of the edited rows were labelled wrong "
+            f"(all rows: {s['wrong_share_of_all']:.1%})"
+            + (f"; {s['right_after_relabel']:.1%} are right now" if "right_after_relabel" in s else "")
+        )
+
+
+def verdict(settings: Settings, result: Verdict, manifest: str) -> None:
+    """The flagged rows on standard output, the verdict on standard error."""
+    terminal().note(result.sentence())
+    if settings["format"] == "github":
+        for row in result.flagged.to_pylist():
+            text = f"row {row['id']} (label {row['label']}): score {row['score']:.3g}, p-value {row['p_value']:.3g}"
+            sys.stdout.write(f"::warning file={_escaped(manifest)},title=influence::{_escaped(text)}\n")
+        if result.tripped:
+            sys.stdout.write(f"::error title=influence::{_escaped(result.sentence())}\n")
+        sys.stdout.flush()
+        return
+    table(settings, result.flagged, sort_by=None)
+
+
+def _escaped(text: str) -> str:
+    """Text inside a workflow command: data must not be able to start one of its own."""
+    for plain, safe in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A"), (":", "%3A"), (",", "%2C")):
+        text = text.replace(plain, safe)
+    return text
+
+
+def retrain_plan(settings: Settings, request: RetrainRequest, recipe: Recipe) -> None:
+    """What would be trained."""
+    print_json(
+        {
+            "schema_version": 1,
+            "manifest": request.inputs.manifest,
+            "against": request.against,
+            "arms": [n for n, _ in request.arms],
+            "seeds": [request.seed + s for s in range(request.seeds)],
+            "recipe": recipe.describe(),
+        }
+    )
+
+
+def retrain_summary(settings: Settings, metrics: dict[str, Any]) -> None:
+    """Before and after: accuracy of every arm, and paired differences with no edit and with its control."""
+    if settings["format"] == "json":
+        print_json(metrics)
+    out = terminal()
+    if out.quiet:
+        return
+    first = next(iter(next(iter(metrics["arms"].values()))["seeds"].values()))
+    rates = {k: first[f"{k}_accuracy"] for k in ("train", "target") if f"{k}_accuracy" in first}
+    out.note(", ".join(f"{k} accuracy {v:.1%}" for k, v in {**rates, "test": first["accuracy"]}.items()))
+    header = ["arm", "train rows", "edited", "wrong among edited", "test accuracy", "minus no edit", "minus its control"]
+    rows = []
+    for name, arm in metrics["arms"].items():
+        compared = metrics["comparison"].get(name, {})
+        controls = [c for other, c in compared.items() if other != "no edit"]
+        rows.append(
+            [
+                name,
+                f"{arm['train_rows']:,}",
+                _edited(arm["edits"]),
+                _wrong(arm["edits"]),
+                _interval(arm["mean"]["accuracy"], "%"),
+                _difference(compared.get("no edit")),
+                "; ".join(_difference(c) for c in controls) or "-",
+            ]
+        )
+    seeds = len(next(iter(metrics["arms"].values()))["seeds"])
+    title = f"{metrics['test_rows']:,} test rows, {seeds} seed{'s' if seeds > 1 else ''}, mean and 95 % interval, paired differences in points"
+    print_table(title, header, rows, out, sys.stderr)
+
+
+def _edited(edits: dict[str, Any]) -> str:
+    parts = [f"{edits[k]:,} {k}" for k in ("trimmed", "relabelled", "reweighted") if edits.get(k)]
+    return ", ".join(parts) or "-"
+
+
+def _wrong(edits: dict[str, Any]) -> str:
+    for key in ("wrong_share_of_trimmed", "wrong_share_of_relabelled"):
+        if key in edits:
+            return f"{edits[key]:.1%}"
+    return "-"
+
+
+def _interval(m: dict[str, Any], unit: str = "") -> str:
+    half = "" if m["half_width"] is None else f" ± {100 * m['half_width']:.2f}"
+    return f"{100 * m['mean']:.2f}{half}" + (f" {unit}" if unit else "")
+
+
+def _difference(compared: dict[str, Any] | None) -> str:
+    if compared is None:
+        return "-"
+    d = compared["accuracy"]
+    sign = "+" if d["mean"] >= 0 else ""
+    return f"{sign}{_interval(d)} ({d['verdict']})"
+
+
+def detection(settings: Settings, result: dict[str, Any]) -> None:
+    """Detection figures, best average precision first."""
+    how = settings["format"]
+    if settings["output"]:
+        from pathlib import Path
+
+        from influence_cli.store.files import write_json
+
+        write_json(Path(settings["output"]), result)
+        return
+    if how == "json" or (how == "auto" and not sys.stdout.isatty()):
+        print_json(result)
+        return
+    header = ["score", "AUC", "average precision", f"precision at {result['budget_rows']}", "recall"]
+    ordered = sorted(result["detection"].items(), key=lambda kv: -kv[1]["average_precision"])
+    rows = [
+        [
+            name,
+            f"{d['auc']:.3f} [{d['auc_interval'][0]:.3f}, {d['auc_interval'][1]:.3f}]",
+            f"{d['average_precision']:.3f} [{d['average_precision_interval'][0]:.3f}, {d['average_precision_interval'][1]:.3f}]",
+            cell(d["precision_at_budget"]),
+            cell(d["recall_at_budget"]),
+        ]
+        for name, d in ordered
+    ]
+    title = f"{result['wrong_rows']:,} of {result['train_rows']:,} train labels are wrong"
+    print_table(title, header, rows, terminal(), sys.stdout)
+
+
+def methods(settings: Settings) -> None:
+    """The table of methods, or one method with its options."""
+    check_format(settings, ("auto", "table", "json"))
+    from influence_cli.methods import METHODS
+
+    if settings.source is not None and settings.source not in METHODS:
+        raise UsageError(f"unknown method {settings.source!r}", fix=nearest(settings.source, list(METHODS)))
+    described = [_describe(info) for name, info in METHODS.items() if settings.source in (None, name)]
+    if settings["format"] == "json" or (settings["format"] == "auto" and not sys.stdout.isatty()):
+        print_json({"schema_version": 1, "methods": described})
+        return
+    header = ["method", "kind", "needs", "effect", "cost", "paper", "what it is"]
+    keys = ("name", "kind", "needs", "effect", "cost", "paper", "summary")
+    rows = [[cell("yes" if d[k] is True else "no" if d[k] is False else d[k]) for k in keys] for d in described]
+    print_table("", header, rows, terminal(), sys.stdout)
+    if settings.source is not None:
+        options = [[f"{settings.source}.{o['name']}", o["type"], cell(o["default"]), o["help"]] for o in described[0]["options"]]
+        print_table("", ["option (--set)", "type", "default", "meaning"], options, terminal(), sys.stdout)
+
+
+def _describe(info: Any) -> dict[str, Any]:
+    cls = info.load()
+    options = [
+        {"name": f.name, "type": str(f.type), "default": f.default, "help": f.metadata.get("help", "")}
+        for f in dataclasses.fields(cls)
+    ]
+    return {
+        "name": info.name,
+        "kind": cls.kind,
+        "needs": cls.needs,
+        "effect": cls.effect,
+        "cost": info.cost,
+        "paper": info.paper,
+        "summary": info.summary,
+        "options": options,
+    }

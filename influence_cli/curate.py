@@ -1,0 +1,296 @@
+"""(3) scores -> edits under a budget, and the curated manifest, payload included, written by streaming."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from influence_cli.actions import make_action
+from influence_cli.actions.protocol import Edits, Scored
+from influence_cli.arms import PROPOSAL
+from influence_cli.errors import ManifestError, UsageError, nearest
+from influence_cli.manifest import Manifest, Rows, open_manifest
+from influence_cli.settings import Options
+from influence_cli.store.files import replacing
+from influence_cli.store.shards import as_arrow
+from influence_cli.tables import provenance, read_table, with_provenance
+
+
+@dataclass(frozen=True)
+class CurateRequest:
+    """What to do with a score table."""
+
+    scores: str
+    action: str = "trim"
+    budget: str | None = None  # "5%" or "200"; default 5 %
+    manifest: str | None = None  # default: where the provenance says
+    label: str | None = None
+    by: str = "score"
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class ScoreTable:
+    """A score table joined to the manifest it scores, in the order of the manifest's train rows."""
+
+    manifest: Manifest
+    train: Rows
+    scored: Scored
+    provenance: dict[str, Any]
+    label: str
+    column: str
+
+
+@dataclass(eq=False)
+class Curated:
+    """Edits of a manifest's train rows."""
+
+    scores: ScoreTable
+    edits: Edits
+    request: CurateRequest
+
+    def table(self) -> pa.Table:
+        """One row per edit: id, row_key, action, label_was, label, weight, score, reason; most harmful first."""
+        scored, edits = self.scores.scored, self.edits
+        chosen = set(edits.edited.tolist())
+        order = np.array([i for i in scored.ascending().tolist() if i in chosen], dtype=np.int64)
+        table = pa.table(
+            {
+                "id": pa.array([self.scores.train.ids[i] for i in order]),
+                "row_key": as_arrow(self.scores.train.row_keys[order]),
+                "action": pa.array([edits.action] * len(order)),
+                "label_was": pa.array(scored.labels[order]),
+                "label": pa.array(edits.labels[order]),
+                "weight": pa.array(edits.weights[order]),
+                "score": pa.array(scored.score[order]),
+                "reason": pa.array([edits.reason[i] for i in order], pa.string()),
+            }
+        )
+        return with_provenance(table, self.provenance())
+
+    def provenance(self) -> dict[str, Any]:
+        """The score table's provenance, with the action."""
+        return {
+            **self.scores.provenance,
+            "stage": "curate",
+            "action": {
+                "name": self.edits.action,
+                "budget": self.request.budget,
+                "by": self.request.by,
+                "options": self.request.options.get(self.request.action, {}),
+                "edited": len(self.edits.edited),
+            },
+        }
+
+
+def read_scores(request: CurateRequest) -> ScoreTable:
+    """A score table and the manifest that it belongs to, verified row by row.
+
+    Raises:
+        UsageError: no manifest can be found, or the column is not there.
+        ManifestError: the manifest is not the one that was scored.
+    """
+    table = read_table(request.scores)
+    for needed in ("id", "row_key"):
+        if needed not in table.column_names:
+            raise ManifestError(f"no column {needed!r}", where=request.scores, fix="give a table that `score` wrote")
+    if request.by not in table.column_names:
+        known = [n for n in table.column_names if n.startswith("score")]
+        raise UsageError(f"no score column {request.by!r}", where=request.scores, fix=nearest(request.by, known))
+    origin = provenance(table.schema)
+    locator = request.manifest or origin.get("manifest", {}).get("locator")
+    if locator in (None, "-"):
+        raise UsageError("the score table does not say where its manifest is", fix="pass --manifest PATH")
+    label = request.label or origin.get("manifest", {}).get("label") or "label"
+    manifest = open_manifest(locator, label)
+    train = manifest.rows("train")
+    table = _in_manifest_order(table, train, request.scores, locator)
+    kinds = {**origin.get("kinds", {}), "score": origin.get("kind", "ranking")}
+    first = request.by in ("score", origin.get("score_is"))
+    scored = Scored(
+        score=_floats(table, request.by),
+        kind=kinds.get(request.by, "ranking"),
+        labels=train.labels,
+        weights=train.weights,
+        keys=[k.tobytes() for k in train.row_keys],
+        best_label=_ints(table, "best_label") if first else None,
+        best_label_gain=_floats(table, "best_label_gain") if first and "best_label" in table.column_names else None,
+        model_label=_ints(table, "model_label"),
+        model_probability=_floats(table, "model_probability") if "model_label" in table.column_names else None,
+    )
+    return ScoreTable(manifest, train, scored, origin, label, request.by)
+
+
+def _in_manifest_order(table: pa.Table, train: Rows, scores: str, manifest: str) -> pa.Table:
+    place = {i: k for k, i in enumerate(table.column("id").to_pylist())}
+    keys = [bytes.fromhex(k) if isinstance(k, str) else k for k in table.column("row_key").to_pylist()]
+    order: list[int] = []
+    for i, key in zip(train.ids, train.row_keys, strict=True):
+        k = place.get(i)
+        if k is None or keys[k] != key.tobytes():
+            what = "is not in the score table" if k is None else "has changed since it was scored"
+            raise ManifestError(
+                f"train row id={i} {what}", where=f"{manifest}, against {scores}", fix="run `influence score` again"
+            )
+        order.append(k)
+    return table.take(pa.array(order, pa.int64()))
+
+
+def _floats(table: pa.Table, name: str) -> NDArray[np.float64]:
+    return table.column(name).cast(pa.float64()).fill_null(float("nan")).to_numpy()
+
+
+def _ints(table: pa.Table, name: str) -> NDArray[np.int64] | None:
+    if name not in table.column_names:
+        return None
+    return table.column(name).cast(pa.int64()).fill_null(-1).to_numpy()
+
+
+def parse_budget(text: str, n: int, flag: str = "--budget") -> int:
+    """'5%' of n rows, rounded down, or a number of rows.
+
+    Raises:
+        UsageError: neither, or outside 0 to n.
+    """
+    try:
+        rows = int(float(text[:-1]) / 100 * n + 1e-9) if text.endswith("%") else int(text)
+    except ValueError as error:
+        raise UsageError(f"{flag} {text!r} is neither a share nor a count", fix="write 5% or 200") from error
+    if not 0 <= rows <= n:
+        raise UsageError(f"{flag} {text} is outside 0 to {n} rows", fix="write 5% or 200")
+    return rows
+
+
+def curate(request: CurateRequest) -> Curated:
+    """Decide edits; writes nothing.
+
+    Raises:
+        InfluenceError: the table, the action or the budget cannot work.
+    """
+    action = make_action(request.action, request.options)
+    scores = read_scores(request)
+    if request.action == "reweight" and request.budget is not None:
+        raise UsageError("reweight touches every scored row and takes no budget", fix="leave --budget out")
+    budget = parse_budget(request.budget or "5%", len(scores.train))
+    return Curated(scores, action.propose(scores.scored, budget), request)
+
+
+def write_curated(curated: Curated, output: str) -> int:
+    """Stream the edited manifest to a Parquet file, or to "-"; returns the number of train rows written.
+
+    Trimmed train rows are left out; val and test rows are written as they are.
+    """
+    if output == "-":
+        return _stream(curated, pa.PythonFile(sys.stdout.buffer, mode="w"), Path.cwd())
+    path = Path(output)
+    if path.suffix != ".parquet":
+        raise UsageError(f"cannot write {output!r}: a manifest is Parquet", fix="use .parquet, or - for standard output")
+    with replacing(path) as temporary:
+        return _stream(curated, str(temporary), path.parent)
+
+
+def _stream(curated: Curated, sink: Any, folder: Path) -> int:
+    writer: pq.ParquetWriter | None = None
+    written = 0
+    try:
+        for table, count in _edited_batches(curated, folder):
+            writer = writer or pq.ParquetWriter(sink, table.schema)
+            writer.write_table(table)
+            written += count
+    finally:
+        if writer is not None:
+            writer.close()
+    return written
+
+
+def _edited_batches(curated: Curated, folder: Path) -> Iterator[tuple[pa.Table, int]]:
+    manifest, edits = curated.scores.manifest, curated.edits
+    labels, weights = manifest.labels.copy(), manifest.weights().copy()
+    proposal = np.full(len(manifest), -1, dtype=np.int64)
+    train = curated.scores.train.index
+    labels[train], weights[train] = edits.labels, edits.weights
+    if edits.proposal is not None:
+        proposal[train] = edits.proposal
+    is_train = manifest.splits == "train"
+    keep = ~(is_train & (weights == 0))
+    metadata = with_provenance(pq.read_schema(manifest.files[0]).empty_table(), curated.provenance()).schema.metadata
+    first = 0
+    for file in manifest.files:
+        with pq.ParquetFile(file) as reader:
+            for batch in reader.iter_batches(batch_size=8192):
+                here = slice(first, first + batch.num_rows)
+                table = _rebased(pa.Table.from_batches([batch]), manifest, folder)
+                table = _set(table, curated.scores.label, labels[here])
+                if "weight" in table.column_names or edits.action == "reweight":
+                    table = _set(table, "weight", weights[here])
+                if edits.proposal is not None:
+                    table = _set(table, PROPOSAL, proposal[here], null=proposal[here] < 0)
+                table = table.filter(pa.array(keep[here])).replace_schema_metadata(metadata)
+                yield table, int((keep & is_train)[here].sum())
+                first += batch.num_rows
+
+
+def _set(table: pa.Table, name: str, values: NDArray[Any], null: NDArray[np.bool_] | None = None) -> pa.Table:
+    array = pa.array(values, mask=null)
+    if name in table.column_names:
+        position = table.column_names.index(name)
+        return table.set_column(position, name, array.cast(table.schema.field(name).type))
+    return table.append_column(name, array)
+
+
+def _rebased(table: pa.Table, manifest: Manifest, folder: Path) -> pa.Table:
+    """Relative payload paths count from the manifest; make them count from where the copy is written."""
+    source = manifest.files[0].parent
+    if manifest.kind not in ("path", "image") or source.resolve() == folder.resolve():
+        return table
+    position = table.column_names.index(manifest.kind)
+    field_type = table.schema.field(manifest.kind).type
+
+    def moved(path: str | None) -> str | None:
+        return None if path is None else os.path.relpath(source / path, folder)
+
+    values = table.column(position).to_pylist()
+    if manifest.kind == "path":
+        return table.set_column(position, "path", pa.array([moved(v) for v in values], field_type))
+    if not pa.types.is_struct(field_type) or all(v is None or v.get("bytes") is not None for v in values):
+        return table
+    fixed = [v if v is None or v.get("bytes") is not None else {**v, "path": moved(v.get("path"))} for v in values]
+    return table.set_column(position, "image", pa.array(fixed, field_type))
+
+
+def summarise(curated: Curated) -> dict[str, Any]:
+    """What the edits do: counts, per class before and after, notes, and where clean labels are known their precision."""
+    edits, train = curated.edits, curated.scores.train
+    edited = edits.edited
+    summary: dict[str, Any] = {
+        "action": edits.action,
+        "train_rows": len(train),
+        "edited": len(edited),
+        "notes": edits.notes,
+        "classes": {
+            int(c): {"rows": int((train.labels == c).sum()), "edited": int((train.labels[edited] == c).sum())}
+            for c in np.unique(train.labels)
+        },
+    }
+    worst = max(summary["classes"].items(), key=lambda kv: kv[1]["edited"])
+    if len(edited) and worst[1]["edited"] > 0.5 * len(edited) and worst[1]["rows"] < 0.25 * len(train):
+        share = worst[1]["edited"] / len(edited)
+        summary["notes"] = [*edits.notes, f"{share:.0%} of the edits are of class {worst[0]}, a minority"]
+    clean = train.manifest.column("clean_label")
+    if clean is not None and len(edited):
+        wrong = clean[train.index].astype(np.int64) != train.labels
+        summary["wrong_share_of_edited"] = float(wrong[edited].mean())
+        summary["wrong_share_of_all"] = float(wrong.mean())
+        if edits.action == "relabel":
+            right = edits.labels == clean[train.index].astype(np.int64)
+            summary["right_after_relabel"] = float(right[edited].mean())
+    return summary
