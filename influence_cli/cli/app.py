@@ -74,7 +74,7 @@ def _command(name: str, argument: tuple[str, str] | None, function: Callable[[Se
 
     parameters = [_parameter(s) for s in settings_of(name)]
     if argument is not None:
-        described = typer.Argument(metavar=f"[{argument[0]}]", help=argument[1], show_default=False)
+        described = typer.Argument(metavar=argument[0], help=argument[1], show_default=False)
         annotation = Annotated[str | None, described]
         first = inspect.Parameter("source", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
         parameters.insert(0, first)
@@ -87,7 +87,8 @@ def _command(name: str, argument: tuple[str, str] | None, function: Callable[[Se
 def _parameter(s: Setting) -> inspect.Parameter:
     kind: Any = list[str] if s.kind is list else s.kind
     shown = "" if s.default in (None, False, []) else f" [default: {', '.join(s.default) if s.kind is list else s.default}]"
-    option = typer.Option(*s.flags, help=s.help + shown, metavar=s.metavar, show_default=False)
+    metavar = s.metavar or {str: "TEXT", int: "N", float: "X", list: "NAME"}.get(s.kind)
+    option = typer.Option(*s.flags, help=s.help + shown, metavar=metavar, show_default=False)
     return inspect.Parameter(
         s.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
