@@ -94,7 +94,10 @@ def control_arms(arm: Arm, base: Rows, curated: Manifest, seed: int) -> list[Arm
         taken = _random_rows(base, trimmed | relabelled, seed, "trim")
         control = base_arm(f"{arm.name}: random trim", base)
         control.weights[taken] = 0.0
-        control.about = {"trimmed": int(taken.sum()), **_against_truth(base, taken, np.zeros_like(taken), base.labels)}
+        control.about = {
+            "trimmed": int(taken.sum()),
+            **_against_truth(base, taken, np.zeros_like(taken), base.labels),
+        }
         controls.append(control)
     if relabelled.any():
         controls += _random_relabel(arm, base, curated, relabelled, seed)
@@ -109,9 +112,7 @@ def control_arms(arm: Arm, base: Rows, curated: Manifest, seed: int) -> list[Arm
     return controls
 
 
-def _random_relabel(
-    arm: Arm, base: Rows, curated: Manifest, relabelled: NDArray[np.bool_], seed: int
-) -> list[Arm]:
+def _random_relabel(arm: Arm, base: Rows, curated: Manifest, relabelled: NDArray[np.bool_], seed: int) -> list[Arm]:
     column = curated.column(PROPOSAL)
     if column is None:
         return []
@@ -158,6 +159,4 @@ def arm_fingerprint(arm: Arm, base: Rows, test: Rows, recipe: dict[str, Any], mo
     kept = np.flatnonzero(arm.weights > 0)
     keys = base.payload_keys
     rows = sorted([base.ids[k], keys[k].tobytes().hex(), int(arm.labels[k]), float(arm.weights[k])] for k in kept)
-    return fingerprint(
-        "training", 1, rows=rows, test=test.fingerprint(), recipe=recipe, model=model, seed=seed
-    )
+    return fingerprint("training", 1, rows=rows, test=test.fingerprint(), recipe=recipe, model=model, seed=seed)

@@ -139,7 +139,9 @@ def _in_manifest_order(table: pa.Table, train: Rows, scores: str, manifest: str)
         if k is None or keys[k] != key.tobytes():
             what = "is not in the score table" if k is None else "has changed since it was scored"
             raise ManifestError(
-                f"train row id={i} {what}", where=f"{manifest}, against {scores}", fix="run `influence score` again"
+                f"train row id={i} {what}",
+                where=f"{manifest}, against {scores}",
+                fix="run `influence score` again",
             )
         order.append(k)
     return table.take(pa.array(order, pa.int64()))
@@ -193,7 +195,9 @@ def write_curated(curated: Curated, output: str) -> int:
         return _stream(curated, pa.PythonFile(sys.stdout.buffer, mode="w"), Path.cwd())
     path = Path(output)
     if path.suffix != ".parquet":
-        raise UsageError(f"cannot write {output!r}: a manifest is Parquet", fix="use .parquet, or - for standard output")
+        raise UsageError(
+            f"cannot write {output!r}: a manifest is Parquet", fix="use .parquet, or - for standard output"
+        )
     with replacing(path) as temporary:
         return _stream(curated, str(temporary), path.parent)
 
@@ -268,7 +272,7 @@ def _rebased(table: pa.Table, manifest: Manifest, folder: Path) -> pa.Table:
 
 
 def summarise(curated: Curated) -> dict[str, Any]:
-    """What the edits do: counts, per class before and after, notes, and where clean labels are known their precision."""
+    """What the edits do: counts, classes, notes, and where clean labels are known their precision."""
     edits, train = curated.edits, curated.scores.train
     edited = edits.edited
     summary: dict[str, Any] = {

@@ -1,10 +1,10 @@
 """What can go wrong, as a tree.  The library raises these; only ``cli.main`` prints them.
 
-    InfluenceError          exit code 2: the person at the keyboard can fix it
-    ├── UsageError          a flag, a setting, a contradiction between stages
-    ├── ManifestError       a table or a payload in it
-    ├── ModelError          a checkpoint, an architecture, an output that is not logits
-    └── StoreError          a store that cannot be read or written
+InfluenceError          exit code 2: the person at the keyboard can fix it
+├── UsageError          a flag, a setting, a contradiction between stages
+├── ManifestError       a table or a payload in it
+├── ModelError          a checkpoint, an architecture, an output that is not logits
+└── StoreError          a store that cannot be read or written
 """
 
 from __future__ import annotations

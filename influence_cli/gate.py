@@ -80,7 +80,10 @@ def check(scores: ScoreTable, request: GateRequest) -> Verdict:
     if in_calibration.any():
         reference, basis = in_calibration, f"at most {rate:.3g} of clean rows are flagged"
     elif in_baseline.any():
-        reference, basis = in_baseline, "compared with rows of the baseline, so the rate of false flags is unknown"
+        reference, basis = (
+            in_baseline,
+            "compared with rows of the baseline, so the rate of false flags is unknown",
+        )
     else:
         raise UsageError(
             "the gate has nothing to compare new rows with",
@@ -114,7 +117,7 @@ def p_values(calibration: NDArray[np.float64], new: NDArray[np.float64]) -> NDAr
     [0.25, 0.75]
     """
     below = np.searchsorted(np.sort(calibration), new, side="right")
-    return (1.0 + below) / (1.0 + len(calibration))
+    return (1.0 + below.astype(np.float64)) / (1.0 + len(calibration))
 
 
 def write_baseline(scores: ScoreTable, path: str) -> int:
@@ -134,7 +137,7 @@ def _refuse_noise(scores: ScoreTable) -> None:
     for name, entry in origin.get("noise", {}).items():
         if is_noise(entry):
             raise UsageError(
-                f"the direction of {name} is mostly sampling noise ({describe_noise(entry)}); a gate on it would be too",
+                f"the direction of {name} is mostly sampling noise ({describe_noise(entry)}), and so would a gate be",
                 fix="use more target rows, or a ranking such as --method loss",
             )
 
@@ -145,7 +148,7 @@ def _read_baseline(path: str | None) -> set[str]:
     try:
         return {json.loads(line)["row_key"] for line in Path(path).read_text().splitlines() if line}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"the baseline cannot be read ({error})", where=path, fix="write it with --write-baseline") from error
+        raise UsageError(f"the baseline cannot be read ({error})", where=path, fix="use --write-baseline") from error
 
 
 def _calibration_ids(scores: ScoreTable) -> set[str]:

@@ -94,15 +94,15 @@ def _pass(job: Job, work: Work, point: Point, what: str) -> None:
     directions = {name: _read_direction(job, name, point) for name in wanted}
     lacking_outputs = set(key_list(work.outputs))
     row_of = index_by_key(job.train)
-    key_of = {row: key for key, row in row_of.items() if key in lacking_outputs or any(key in w for w in wanted.values())}
+    key_of = {
+        row: key for key, row in row_of.items() if key in lacking_outputs or any(key in w for w in wanted.values())
+    }
     needs = {row: tuple(name for name in wanted if key in wanted[name]) for row, key in key_of.items()}
     writer = _ShardWriter(job, work)
     started, size = time.perf_counter(), batch_size(job)
     try:
         with job.listener.progress(f"training rows, {what}", len(key_of)) as progress:
-            for index, decoded in batches(
-                job.manifest, _grouped(job, needs, size), job.model, job.runtime.workers
-            ):
+            for index, decoded in batches(job.manifest, _grouped(job, needs, size), job.model, job.runtime.workers):
                 names = needs[int(index[0])]
                 x = to_input(move(decoded, point.device), job.model, point.dtype)
                 z, tangents = point.outputs(x, [directions[name] for name in names])
@@ -186,7 +186,11 @@ def base_table(job: Job) -> pa.Table:
     """The columns that every stage's table begins with: id, row_key, label."""
     assert job.train.row_keys.shape[1] == KEY_BYTES
     return pa.table(
-        {"id": pa.array(job.train.ids), "row_key": as_arrow(job.train.row_keys), "label": pa.array(job.train.labels)}
+        {
+            "id": pa.array(job.train.ids),
+            "row_key": as_arrow(job.train.row_keys),
+            "label": pa.array(job.train.labels),
+        }
     )
 
 
@@ -196,13 +200,25 @@ def provenance_of(job: Job, stage: str) -> dict[str, Any]:
     return {
         "schema_version": 1,
         "stage": stage,
-        "manifest": {"locator": job.inputs.manifest, "fingerprint": job.manifest.fingerprint, "label": job.inputs.label},
-        "target": {"locator": job.inputs.target, "fingerprint": job.target.fingerprint(), "rows": len(job.target)},
+        "manifest": {
+            "locator": job.inputs.manifest,
+            "fingerprint": job.manifest.fingerprint,
+            "label": job.inputs.label,
+        },
+        "target": {
+            "locator": job.inputs.target,
+            "fingerprint": job.target.fingerprint(),
+            "rows": len(job.target),
+        },
         "checkpoint": None
         if job.checkpoint is None
         else {"locator": job.checkpoint.locator, "fingerprint": job.checkpoint.digest},
         "model": None if job.model is None else job.model.as_dict(),
-        "model_flags": {"model": job.inputs.model, "input_size": job.inputs.input_size, "num_classes": job.inputs.num_classes},
+        "model_flags": {
+            "model": job.inputs.model,
+            "input_size": job.inputs.input_size,
+            "num_classes": job.inputs.num_classes,
+        },
         "spec": {
             "methods": list(spec.methods),
             "objectives": list(spec.objectives),

@@ -156,9 +156,7 @@ def read_manifest(source: str, files: Sequence[Path], label: str = "label") -> M
     schema = pq.read_schema(files[0])
     kind = next((k for k in PAYLOADS if k in schema.names), None)
     if kind is None:
-        raise ManifestError(
-            "no payload column", where=source, fix="a manifest needs one of: " + ", ".join(PAYLOADS)
-        )
+        raise ManifestError("no payload column", where=source, fix="a manifest needs one of: " + ", ".join(PAYLOADS))
     for needed in ("id", label):
         if needed not in schema.names:
             fix = f"columns there are: {', '.join(schema.names)}"
@@ -177,7 +175,15 @@ def read_manifest(source: str, files: Sequence[Path], label: str = "label") -> M
     _check_weights(table, source)
     keys = _payload_keys(files, kind, table, source)
     return Manifest(
-        source, tuple(files), kind, table, labels, splits, keys, row_keys(keys, labels), _classes(schema, files[0])
+        source,
+        tuple(files),
+        kind,
+        table,
+        labels,
+        splits,
+        keys,
+        row_keys(keys, labels),
+        _classes(schema, files[0]),
     )
 
 
@@ -193,9 +199,7 @@ def _where(source: str, table: pa.Table, row: int, column: str) -> str:
 def _check_ids(table: pa.Table, source: str) -> None:
     ids = table.column("id")
     if not (pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):
-        raise ManifestError(
-            f"ids are {ids.type}, not strings", where=f"{source}, column id", fix="cast them to string"
-        )
+        raise ManifestError(f"ids are {ids.type}, not strings", where=f"{source}, column id", fix="cast them to string")
     seen: set[str] = set()
     for row, value in enumerate(ids.to_pylist()):
         if value is None:
@@ -251,7 +255,9 @@ def _check_weights(table: pa.Table, source: str) -> None:
     if bad.any():
         row = int(np.argmax(bad))
         raise ManifestError(
-            f"a weight is {weights[row]}", where=_where(source, table, row, "weight"), fix="use finite weights >= 0"
+            f"a weight is {weights[row]}",
+            where=_where(source, table, row, "weight"),
+            fix="use finite weights >= 0",
         )
 
 
@@ -288,7 +294,9 @@ def _file_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ManifestError(
-            f"cannot read a payload file ({error.strerror})", where=str(path), fix="paths count from the manifest"
+            f"cannot read a payload file ({error.strerror})",
+            where=str(path),
+            fix="paths count from the manifest",
         ) from error
 
 

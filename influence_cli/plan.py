@@ -87,7 +87,11 @@ class Job:
         """The shards of a member's logits."""
         if member.name not in self._folders:
             assert self.model is not None
-            about = {"model": self.model.as_dict(), "member": asdict(member), "precision": self.spec.precision}
+            about = {
+                "model": self.model.as_dict(),
+                "member": asdict(member),
+                "precision": self.spec.precision,
+            }
             self._folders[member.name] = self.store.outputs(member.name, about)
         return self._folders[member.name]
 

@@ -68,13 +68,18 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     calibration = _leave_out(request, base, arms)
     device = device_of(request.device)
     run = _Run(request, recipe, spec, base, test, device, listener)
-    run.sets = {"train": Examples(base, spec, listener, "train rows"), "test": Examples(test, spec, listener, "test rows")}
+    run.sets = {
+        "train": Examples(base, spec, listener, "train rows"),
+        "test": Examples(test, spec, listener, "test rows"),
+    }
     target = base.manifest.rows("val")
     if len(target):
         run.sets["target"] = Examples(target, spec, listener, "target rows")
     metrics: dict[str, Any] = {"schema_version": 1, "test_rows": len(test), "arms": {}, "comparison": {}}
     for arm in arms:
-        results = {str(request.seed + s): run.train(arm, request.seed + s, arm is arms[0]) for s in range(request.seeds)}
+        results = {
+            str(request.seed + s): run.train(arm, request.seed + s, arm is arms[0]) for s in range(request.seeds)
+        }
         metrics["arms"][arm.name] = _summary(arm, base, results)
     _compare(metrics, arms)
     run.finish(arms[0], metrics, calibration)
@@ -155,7 +160,11 @@ class _Run:
     sets: dict[str, Examples] | None = None
 
     def _folder(self, arm: Arm, seed: int) -> Path:
-        recipe = {**self.recipe.describe(), "init": self._init_digest(), "pretrained": self.request.pretrained}
+        recipe = {
+            **self.recipe.describe(),
+            "init": self._init_digest(),
+            "pretrained": self.request.pretrained,
+        }
         name = arm_fingerprint(arm, self.base, self.test, recipe, self.spec.as_dict(), seed)
         return Path(self.request.output) / "arms" / name
 
@@ -248,7 +257,10 @@ class _Run:
                 "recipe": {**self.recipe.describe(), "lr": self.recipe.peak_lr},
                 "seed": self.request.seed,
                 "checkpoints": first["checkpoints"],
-                "trained_on": {"rows": int(trained.sum()), "fingerprint": self.base.take(trained).fingerprint()},
+                "trained_on": {
+                    "rows": int(trained.sum()),
+                    "fingerprint": self.base.take(trained).fingerprint(),
+                },
                 "calibration_ids": calibration,
             },
         )

@@ -116,9 +116,7 @@ def _linear_column(job: Job, name: str, members: list[Member], objective: str) -
     return Column(f"{name}/{objective}", "signed", stacked.mean(axis=0), stacked, total / len(members))
 
 
-def _append_members(
-    table: pa.Table, first: Column, per_member: bool, columns: list[Column], job: Job
-) -> pa.Table:
+def _append_members(table: pa.Table, first: Column, per_member: bool, columns: list[Column], job: Job) -> pa.Table:
     """Spread over the first column's members, and with ``per_member`` every member's score."""
     if first.members is not None and len(first.members) > 1:
         table = table.append_column("score_std", _nullable(first.members.std(axis=0, ddof=1)))

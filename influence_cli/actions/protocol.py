@@ -1,4 +1,4 @@
-"""What an action is: (rows, scores, budget) -> edits.  Only train rows are ever edited, and every draw breaks ties by row key."""
+"""What an action is: (rows, scores, budget) -> edits.  Only train rows are edited; ties break by row key."""
 
 from __future__ import annotations
 

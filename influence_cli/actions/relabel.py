@@ -65,13 +65,18 @@ class Relabel:
             new_score = scored.score + scored.best_label_gain
             admissible = (scored.score < 0) & (new_score > 0) & (scored.best_label != scored.labels)
             proposal = np.where(admissible, scored.best_label, -1)
-            why = [f"score {s:.3g}, with label {b} {t:.3g}" for s, b, t in zip(scored.score, proposal, new_score, strict=True)]
+            why = [
+                f"score {s:.3g}, with label {b} {t:.3g}"
+                for s, b, t in zip(scored.score, proposal, new_score, strict=True)
+            ]
         else:
             if scored.model_label is None or scored.model_probability is None:
                 raise UsageError("the score table has no model_label", fix="score with a method that runs the model")
             admissible = (scored.model_probability >= self.min_probability) & (scored.model_label != scored.labels)
             proposal = np.where(admissible, scored.model_label, -1)
-            why = [f"model gives {b} probability {p:.2f}" for b, p in zip(proposal, scored.model_probability, strict=True)]
+            why = [
+                f"model gives {b} probability {p:.2f}" for b, p in zip(proposal, scored.model_probability, strict=True)
+            ]
         return proposal.astype(np.int64), why
 
 

@@ -1,6 +1,6 @@
 """Reweight: a robust softmax of the scores, mean one (methods.md 5.3).
 
-    z_i = clip((s_i - median s) / (1.4826 MAD), -5, 5),   w_i = n exp(z_i / T) / sum_j exp(z_j / T)
+z_i = clip((s_i - median s) / (1.4826 MAD), -5, 5),   w_i = n exp(z_i / T) / sum_j exp(z_j / T)
 """
 
 from __future__ import annotations
@@ -59,6 +59,6 @@ class Reweight:
 
 
 def _softmax(z: Floats) -> Floats:
-    """n exp(z) / sum exp(z): mean one."""
+    """N exp(z) / sum exp(z): mean one."""
     e = np.exp(z - z.max())
     return len(z) * e / e.sum()

@@ -58,6 +58,4 @@ class Trim:
             return sizes.tolist()
         share = max(2 * q, q + 0.05)
         floors = [max(5, math.ceil(s / 10)) for s in sizes.tolist()]
-        return [
-            max(0, min(math.floor(share * s + 1e-9), s - f)) for s, f in zip(sizes.tolist(), floors, strict=True)
-        ]
+        return [max(0, min(math.floor(share * s + 1e-9), s - f)) for s, f in zip(sizes.tolist(), floors, strict=True)]

@@ -56,7 +56,9 @@ def _root(
         raise typer.Exit(0)
 
 
-def _command(name: str, argument: tuple[str, str] | None, function: Callable[[Settings], int | None]) -> Callable[..., Any]:
+def _command(
+    name: str, argument: tuple[str, str] | None, function: Callable[[Settings], int | None]
+) -> Callable[..., Any]:
     """A function with one parameter per setting of the command, as Typer wants it."""
 
     @functools.wraps(function)
@@ -86,7 +88,9 @@ def _command(name: str, argument: tuple[str, str] | None, function: Callable[[Se
 
 def _parameter(s: Setting) -> inspect.Parameter:
     kind: Any = list[str] if s.kind is list else s.kind
-    shown = "" if s.default in (None, False, []) else f" [default: {', '.join(s.default) if s.kind is list else s.default}]"
+    shown = (
+        "" if s.default in (None, False, []) else f" [default: {', '.join(s.default) if s.kind is list else s.default}]"
+    )
     metavar = s.metavar or {str: "TEXT", int: "N", float: "X", list: "NAME"}.get(s.kind)
     option = typer.Option(*s.flags, help=s.help + shown, metavar=metavar, show_default=False)
     return inspect.Parameter(

@@ -1,4 +1,4 @@
-"""One function a command: settings in, a stage called, its result shown.  Stages are imported inside, so --help is quick."""
+"""One function a command: settings in, a stage called, its result shown.  Stages are imported inside."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def grads(settings: Settings) -> int | None:
     if job.model is None:
         raise UsageError("these methods need no model, so there is nothing to compute", fix="ask for another --method")
     rows = fill(job)
-    show.terminal().note(f"{rows:,} rows run through the model; the store is complete for {len(job.train):,} train rows")
+    show.terminal().note(
+        f"{rows:,} rows run through the model; the store is complete for {len(job.train):,} train rows"
+    )
     show.table(settings, grads_table(job), sort_by="loss", descending=True)
     return None
 

@@ -79,11 +79,11 @@ def _apply_set(settings: Settings) -> None:
         if not equals or not key:
             raise UsageError(f"--set {text!r} cannot be read", fix="write --set ip-ensemble.members=10")
         if not dot:
-            named = settings.values.get("method", []) or [settings.values.get("action")]
-            if "method" not in settings.values:
-                named = [settings.values.get("action")]
+            named: list[str] = settings.values["method"] if "method" in settings.values else [settings.values["action"]]
             if len(named) != 1:
-                raise UsageError(f"--set {text!r} does not say whose option it is", fix=f"write --set {named[0]}.{text}")
+                raise UsageError(
+                    f"--set {text!r} does not say whose option it is", fix=f"write --set {named[0]}.{text}"
+                )
             name = named[0]
         settings.options.setdefault(name, {})[key.replace("-", "_")] = value
 
@@ -103,7 +103,9 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
-        raise UsageError(f"the settings file cannot be read ({error.strerror})", where=str(path), fix="check --config") from error
+        raise UsageError(
+            f"the settings file cannot be read ({error.strerror})", where=str(path), fix="check --config"
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"the settings file is not TOML ({error})", where=str(path), fix="correct it") from error
 
@@ -148,10 +150,12 @@ def _from_file(s: Setting, value: Any, file: Path | None) -> Any:
     number = s.kind is float and isinstance(value, int) and not isinstance(value, bool)
     if not number and (not isinstance(value, s.kind) or (s.kind is int and isinstance(value, bool))):
         raise UsageError(
-            f"{s.name} = {value!r} is not of type {s.kind.__name__}", where=str(file), fix="correct the settings file"
+            f"{s.name} = {value!r} is not of type {s.kind.__name__}",
+            where=str(file),
+            fix="correct the settings file",
         )
     if s.path and file is not None:
-        return _from_folder(value, file.parent)
+        return _from_folder(str(value), file.parent)
     return value
 
 

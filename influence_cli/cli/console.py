@@ -13,11 +13,12 @@ from typing import IO, Any
 
 from influence_cli.events import Listener, Progress
 
-PLAIN_EVERY_S, PLAIN_EVERY_SHARE = 30.0, 0.1
+PLAIN_EVERY_S, PLAIN_EVERY_SHARE = 30.0, 0.1  # a line each 10 % or 30 s...
+PLAIN_AT_LEAST_S = 2.0  # ... but none for work that is over at once
 
 
 class Terminal(Listener):
-    """Renders a stage's events.  Rich draws only on a terminal; elsewhere a plain line each 10 % or 30 s."""
+    """Renders a stage's events: a bar on a terminal, elsewhere a line each 10 % or 30 s, at most one in 2 s."""
 
     def __init__(self, quiet: bool = False, verbose: bool = False, color: str = "auto") -> None:
         self.quiet, self.verbose, self.color = quiet, verbose, color
@@ -104,22 +105,30 @@ class _Plain(_Counting):
     def advance(self, rows: int) -> None:
         super().advance(rows)
         self.done += rows
-        late = time.monotonic() - self.time >= PLAIN_EVERY_S
+        waited = time.monotonic() - self.time
         step = max(1, self.total) * PLAIN_EVERY_SHARE
-        if self.terminal is not None and (late or self.done // step > self.shown // step):
-            self.terminal.detail(f"{self.what}: {self.done:,} of {self.total:,} {self.unit}") if not late else (
-                self.terminal.note(f"{self.what}: {self.done:,} of {self.total:,} {self.unit}")
-            )
+        passed = self.done // step > self.shown // step and waited >= PLAIN_AT_LEAST_S
+        if self.terminal is not None and (passed or waited >= PLAIN_EVERY_S):
+            self.terminal.note(f"{self.what}: {self.done:,} of {self.total:,} {self.unit}")
             self.shown, self.time = self.done, time.monotonic()
 
 
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], terminal: Terminal, stream: IO[str]) -> None:
+def print_table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], terminal: Terminal, stream: IO[str]
+) -> None:
     """A table for people, as wide as it needs to be."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+        title_style="bold",
+    )
     for k, name in enumerate(header):
         table.add_column(Text(name), justify="left" if k == 0 else "right", no_wrap=True)
     for row in rows:

@@ -1,11 +1,10 @@
-"""The only place where exceptions become exit codes: 0 done, 1 gate, 2 yours to fix, 3 ours or the machine's, 130, 141."""
+"""The only place where exceptions become exit codes: 0 done, 1 gate, 2 yours to fix, 3 ours or the machine's."""
 
 from __future__ import annotations
 
 import errno
 import os
 import sys
-from typing import Any
 
 from influence_cli.errors import InfluenceError
 
@@ -41,17 +40,20 @@ def run(arguments: list[str]) -> int:
             return _interrupted(terminal().span)
         if type(error).__name__ == "Exit":
             return int(getattr(error, "exit_code", 0))
-        return _fail(BROKEN, _describe(error), debug)
+        return _fail(FIXABLE if isinstance(error, PermissionError) else BROKEN, _describe(error), debug)
 
 
 def _describe(error: Exception) -> str:
+    what, where = f"{type(error).__name__}: {error}", ""
+    fix = "this is a defect of influence; run again with --debug and report it"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"error: the disk is full\nin: {error.filename or 'unknown file'}\nfix: free some space; the same command continues"
-    if isinstance(error, PermissionError):
-        return f"error: no permission\nin: {error.filename}\nfix: pick a readable and writable place"
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return f"error: out of memory ({error})\nfix: pass a smaller --batch-size; the same command continues"
-    return f"error: {type(error).__name__}: {error}\nfix: this is a defect of influence; run again with --debug and report it"
+        what, where = "the disk is full", str(error.filename or "")
+        fix = "free some space; the same command continues"
+    elif isinstance(error, PermissionError):
+        what, where, fix = "no permission", str(error.filename), "pick a readable and writable place"
+    elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        what, fix = f"out of memory ({error})", "pass a smaller --batch-size; the same command continues"
+    return "\n".join([f"error: {what}", *([f"in: {where}"] if where else []), f"fix: {fix}"])
 
 
 def _fail(code: int, text: str, debug: bool) -> int:
@@ -60,7 +62,7 @@ def _fail(code: int, text: str, debug: bool) -> int:
 
         traceback.print_exc()
     print(text, file=sys.stderr)  # noqa: T201
-    return FIXABLE if code == BROKEN and "no permission" in text else code
+    return code
 
 
 def _interrupted(span: tuple[str, int, int, str] | None) -> int:
@@ -75,6 +77,3 @@ def _close_stdout() -> None:
     """Point standard output at the null device, so that closing it at exit says nothing."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
-
-
-__all__: list[Any] = ["main", "run"]

@@ -38,7 +38,9 @@ def check_format(settings: Settings, known: tuple[str, ...]) -> None:
     if settings["json"]:
         settings.put("format", "json", "flag")
     if settings["format"] not in known:
-        raise UsageError(f"--format {settings['format']!r} is unknown here", fix=nearest(settings["format"], list(known)))
+        raise UsageError(
+            f"--format {settings['format']!r} is unknown here", fix=nearest(settings["format"], list(known))
+        )
 
 
 def table(settings: Settings, result: pa.Table, sort_by: str | None, descending: bool = False) -> None:
@@ -54,9 +56,13 @@ def table(settings: Settings, result: pa.Table, sort_by: str | None, descending:
     if how == "table":
         if sort_by is not None:
             result = result.sort_by([(sort_by, "descending" if descending else "ascending")])
-        shown = result.slice(0, STRONGEST).drop_columns([n for n in ("row_key", "payload_key") if n in result.column_names])
+        shown = result.slice(0, STRONGEST).drop_columns(
+            [n for n in ("row_key", "payload_key") if n in result.column_names]
+        )
         rows = [[cell(v) for v in row.values()] for row in rows_of(shown)]
-        title = f"{min(STRONGEST, result.num_rows)} of {result.num_rows:,} rows" + (f", by {sort_by}" if sort_by else "")
+        title = f"{min(STRONGEST, result.num_rows)} of {result.num_rows:,} rows" + (
+            f", by {sort_by}" if sort_by else ""
+        )
         print_table(title, shown.column_names, rows, terminal(), sys.stdout)
         return
     if how == "json":
@@ -166,7 +172,15 @@ def retrain_summary(settings: Settings, metrics: dict[str, Any]) -> None:
     first = next(iter(next(iter(metrics["arms"].values()))["seeds"].values()))
     rates = {k: first[f"{k}_accuracy"] for k in ("train", "target") if f"{k}_accuracy" in first}
     out.note(", ".join(f"{k} accuracy {v:.1%}" for k, v in {**rates, "test": first["accuracy"]}.items()))
-    header = ["arm", "train rows", "edited", "wrong among edited", "test accuracy", "minus no edit", "minus its control"]
+    header = [
+        "arm",
+        "train rows",
+        "edited",
+        "wrong among edited",
+        "test accuracy",
+        "minus no edit",
+        "minus its control",
+    ]
     rows = []
     for name, arm in metrics["arms"].items():
         compared = metrics["comparison"].get(name, {})
@@ -183,7 +197,9 @@ def retrain_summary(settings: Settings, metrics: dict[str, Any]) -> None:
             ]
         )
     seeds = len(next(iter(metrics["arms"].values()))["seeds"])
-    title = f"{metrics['test_rows']:,} test rows, {seeds} seed{'s' if seeds > 1 else ''}, mean and 95 % interval, paired differences in points"
+    title = (
+        f"{metrics['test_rows']:,} test rows, {seeds} seed{'s' if seeds > 1 else ''}; mean and 95 % interval, points"
+    )
     print_table(title, header, rows, out, sys.stderr)
 
 
@@ -230,8 +246,8 @@ def detection(settings: Settings, result: dict[str, Any]) -> None:
     rows = [
         [
             name,
-            f"{d['auc']:.3f} [{d['auc_interval'][0]:.3f}, {d['auc_interval'][1]:.3f}]",
-            f"{d['average_precision']:.3f} [{d['average_precision_interval'][0]:.3f}, {d['average_precision_interval'][1]:.3f}]",
+            _bracketed(d["auc"], d["auc_interval"]),
+            _bracketed(d["average_precision"], d["average_precision_interval"]),
             cell(d["precision_at_budget"]),
             cell(d["recall_at_budget"]),
         ]
@@ -239,6 +255,10 @@ def detection(settings: Settings, result: dict[str, Any]) -> None:
     ]
     title = f"{result['wrong_rows']:,} of {result['train_rows']:,} train labels are wrong"
     print_table(title, header, rows, terminal(), sys.stdout)
+
+
+def _bracketed(value: float, interval: list[float]) -> str:
+    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 def methods(settings: Settings) -> None:
@@ -257,7 +277,10 @@ def methods(settings: Settings) -> None:
     rows = [[cell("yes" if d[k] is True else "no" if d[k] is False else d[k]) for k in keys] for d in described]
     print_table("", header, rows, terminal(), sys.stdout)
     if settings.source is not None:
-        options = [[f"{settings.source}.{o['name']}", o["type"], cell(o["default"]), o["help"]] for o in described[0]["options"]]
+        options = [
+            [f"{settings.source}.{o['name']}", o["type"], cell(o["default"]), o["help"]]
+            for o in described[0]["options"]
+        ]
         print_table("", ["option (--set)", "type", "default", "meaning"], options, terminal(), sys.stdout)
 
 

@@ -40,6 +40,6 @@ def keep_mask(seed: int, member: int, name: str, shape: torch.Size, rate: float,
 
 
 def drop(name: str, value: Tensor, seed: int, member: int, rate: float, rescale: bool) -> Tensor:
-    """mask * value / (1 - rate), or without the division; a new tensor."""
+    """Mask * value / (1 - rate), or without the division; a new tensor."""
     mask = keep_mask(seed, member, name, value.shape, rate, value.device)
     return value * mask / (1.0 - rate) if rescale else value * mask

@@ -31,7 +31,13 @@ _IP_PAPER = "Yang et al., arXiv:2405.17490"
 METHODS: dict[str, MethodInfo] = {
     info.name: info
     for info in (
-        MethodInfo("ip", "influence_cli.methods.ip:IP", "inner product at the checkpoint", _IP_PAPER + ", Eq. 2", "V + T"),
+        MethodInfo(
+            "ip",
+            "influence_cli.methods.ip:IP",
+            "inner product at the checkpoint",
+            _IP_PAPER + ", Eq. 2",
+            "V + T",
+        ),
         MethodInfo(
             "ip-ensemble",
             "influence_cli.methods.ip_ensemble:IPEnsemble",
@@ -40,7 +46,13 @@ METHODS: dict[str, MethodInfo] = {
             "M (V + T)",
         ),
         MethodInfo("loss", "influence_cli.methods.loss:Loss", "minus the row's own loss", "-", "forward T"),
-        MethodInfo("margin", "influence_cli.methods.margin:Margin", "labelled minus best other logit", "-", "forward T"),
+        MethodInfo(
+            "margin",
+            "influence_cli.methods.margin:Margin",
+            "labelled minus best other logit",
+            "-",
+            "forward T",
+        ),
         MethodInfo("random", "influence_cli.methods.random:Random", "seeded uniform draw, the floor", "-", "none"),
     )
 }

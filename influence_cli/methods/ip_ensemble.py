@@ -24,11 +24,14 @@ class IPEnsemble(Linear):
     p_max: float = field(default=0.01, metadata={"help": "each member's dropout rate is uniform below this"})
     p_fixed: float | None = field(default=None, metadata={"help": "one dropout rate for every member instead"})
     rescale: bool = field(default=True, metadata={"help": "divide the kept parameters by 1 - p"})
+    scope: str = field(default="all", metadata={"help": "all, or matrices: spare biases and normalisation scales"})
     seed: int | None = field(default=None, metadata={"help": "seed of rates and masks (default: --seed)"})
 
     def __post_init__(self) -> None:
         if self.members < 1:
             raise ValueError(f"members={self.members} is below 1")
+        if self.scope not in ("all", "matrices"):
+            raise ValueError(f"scope {self.scope!r} is unknown; use all or matrices")
         for name in ("p_max", "p_fixed"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
@@ -40,5 +43,5 @@ class IPEnsemble(Linear):
         points: list[Dropout | None] = []
         for k in range(self.members):
             rate = member_rate(seed, k, self.p_max) if self.p_fixed is None else self.p_fixed
-            points.append(Dropout(seed, k, rate, self.rescale, params) if rate > 0 else None)
+            points.append(Dropout(seed, k, rate, self.rescale, params, self.scope) if rate > 0 else None)
         return points

@@ -1,6 +1,6 @@
 """Loss: minus the row's own training loss at the checkpoint.  A strong detector of wrong labels; ranking only.
 
-    s_i = - l_i(theta)
+s_i = - l_i(theta)
 """
 
 from __future__ import annotations

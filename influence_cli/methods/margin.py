@@ -1,6 +1,6 @@
 """Margin: the labelled class's logit minus the best other logit at the checkpoint; ranking only.
 
-    s_i = z_i[y] - max_{c != y} z_i[c]
+s_i = z_i[y] - max_{c != y} z_i[c]
 """
 
 from __future__ import annotations

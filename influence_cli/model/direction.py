@@ -119,9 +119,7 @@ def _add_gradients(
         for position, (name, objective) in enumerate(objectives.items()):
             value = objective.rows(logits, y).sum()
             keep = position + 1 < len(objectives)
-            gradients = torch.autograd.grad(
-                value, list(selected.values()), retain_graph=keep, materialize_grads=True
-            )
+            gradients = torch.autograd.grad(value, list(selected.values()), retain_graph=keep, materialize_grads=True)
             sums[name].value += float(value.detach().double())
             for total, g in zip(sums[name].bucket, gradients, strict=True):
                 total += g
@@ -139,9 +137,7 @@ def _measured(point: Point, sums: _Sums, sizes: NDArray[np.int64]) -> Measured:
     }
 
     def mean(total: list[Tensor], count: int) -> Direction:
-        return {
-            n: (g / count).to(point.dtype).cpu().numpy() for n, g in zip(point.selected, total, strict=True)
-        }
+        return {n: (g / count).to(point.dtype).cpu().numpy() for n, g in zip(point.selected, total, strict=True)}
 
     half = mean(sums.even, m_even) if 0 < m_even < m else None
     return Measured(mean(sums.total, m), half, meta)

@@ -25,6 +25,7 @@ class Dropout:
     rate: float
     rescale: bool
     params: str
+    scope: str = "all"  # "matrices" spares vectors: biases and normalisation scales
 
     def describe(self) -> dict[str, Any]:
         """Plain values for a fingerprint."""

@@ -59,6 +59,8 @@ class Point:
         if dropout is not None:
             self.selected = {
                 n: drop(n, p, dropout.seed, dropout.member, dropout.rate, dropout.rescale)
+                if dropout.scope == "all" or p.ndim > 1
+                else p
                 for n, p in self.selected.items()
             }
 
@@ -81,7 +83,7 @@ class Point:
                 return self.logits(x), []
             z, tangents = None, []
             for u in directions:
-                z, t = jvp(lambda p: self.logits(x, p), (self.selected,), (u,))
+                z, t = jvp(lambda p: self.logits(x, p), (self.selected,), (u,))[:2]
                 tangents.append(t)
             assert z is not None
             return z, tangents

@@ -47,7 +47,7 @@ class ModelSpec:
     @staticmethod
     def from_dict(value: dict[str, Any]) -> ModelSpec:
         """The inverse of ``as_dict``."""
-        known = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
         return ModelSpec(**known)
 
 
@@ -91,9 +91,7 @@ def find_checkpoint(locator: str) -> tuple[Checkpoint, dict[str, Any] | None]:
             return Checkpoint(locator, path, file_digest(path)), None
     except DamagedFile as error:
         raise ModelError(f"the checkpoint is damaged ({error})", where=locator, fix="copy it again") from error
-    raise ModelError(
-        f"unknown kind of checkpoint {path.suffix!r}", where=locator, fix="use .safetensors, .pt or .pth"
-    )
+    raise ModelError(f"unknown kind of checkpoint {path.suffix!r}", where=locator, fix="use .safetensors, .pt or .pth")
 
 
 def _carried_spec(path: Path) -> dict[str, Any] | None:
@@ -131,7 +129,9 @@ def resolve_model(inputs: Inputs, manifest: Manifest, store: Store) -> tuple[Mod
                 )
         return spec, checkpoint
     if inputs.model is None:
-        raise UsageError("the checkpoint does not say its architecture", where=inputs.checkpoint, fix="pass --model NAME")
+        raise UsageError(
+            "the checkpoint does not say its architecture", where=inputs.checkpoint, fix="pass --model NAME"
+        )
     return new_spec(inputs, manifest, store), checkpoint
 
 

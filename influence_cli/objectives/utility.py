@@ -1,6 +1,6 @@
 """Utility: the mean cross-entropy of the target rows.
 
-    Phi(theta) = (1/m) sum_v l_v(theta),   l_v = logsumexp(z_v) - z_v[y_v]
+Phi(theta) = (1/m) sum_v l_v(theta),   l_v = logsumexp(z_v) - z_v[y_v]
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The store: a memo on disk, never a state.  Deleting it changes no answer; only this package knows file names.
 
-    .influence/
-      directions/<fp>.safetensors   a direction q (or u) at a member; its metadata holds Phi and its noise
-      outputs/<member-fp>/<shard>   keys u8[n, 16] (payload), logits [n, C]
-      tangents/<u-fp>/<shard>       keys u8[n, 16] (payload), tangent [n, C]
-      models/<fp>.json              what an architecture's name meant (input size, mean, sd) under a timm version
-      timings.json                  measured seconds per row, for the plan; never read to decide anything
+.influence/
+  directions/<fp>.safetensors   a direction q (or u) at a member; its metadata holds Phi and its noise
+  outputs/<member-fp>/<shard>   keys u8[n, 16] (payload), logits [n, C]
+  tangents/<u-fp>/<shard>       keys u8[n, 16] (payload), tangent [n, C]
+  models/<fp>.json              what an architecture's name meant (input size, mean, sd) under a timm version
+  timings.json                  measured seconds per row, for the plan; never read to decide anything
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class DamagedFile(Exception):
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Generator[Path]:
     """A hidden temporary path beside ``path``; on success it is synced and renamed to ``path``."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,9 +75,7 @@ def _checksum(tensors: dict[str, NDArray[Any]], meta: dict[str, Any]) -> str:
 def write_tensors(path: Path, tensors: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
     """Write safetensors with ``meta`` under one metadata key, with checksums of it and of the whole."""
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    text = canonical_json(
-        {"checksum": _checksum(arrays, meta), "meta": meta, "meta_checksum": _checksum({}, meta)}
-    )
+    text = canonical_json({"checksum": _checksum(arrays, meta), "meta": meta, "meta_checksum": _checksum({}, meta)})
     write_bytes(path, save(arrays, metadata={METADATA_KEY: text}))
 
 

@@ -34,8 +34,8 @@ def positions(keys: Keys, among: Keys) -> NDArray[np.int64]:
     """For each of ``keys`` [n, 16] the first index of it ``among`` [m, 16], or -1; hashed, exact."""
     if len(among) == 0:
         return np.full(len(keys), -1, dtype=np.int64)
-    found = pc.index_in(as_arrow(keys), value_set=as_arrow(among))
-    return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    found = pc.call_function("index_in", [as_arrow(keys)], pc.SetLookupOptions(as_arrow(among)))
+    return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def unique(keys: Keys) -> NDArray[np.int64]:
