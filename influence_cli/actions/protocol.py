@@ -44,7 +44,7 @@ class Edits:
     weights: Floats
     reason: list[str]
     notes: list[str] = field(default_factory=list)
-    proposal: Ints | None = None  # relabel: the label each row would get, -1 for none
+    proposal: Ints | None = None  # relabel: the label proposed for each row, admissible or not; -1 for none
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from influence_cli.actions.protocol import Edits, Ints, Scored, require_signed
 from influence_cli.errors import UsageError
@@ -30,7 +31,7 @@ class Relabel:
 
     def propose(self, scored: Scored, budget: int) -> Edits:
         """Edits for up to ``budget`` rows."""
-        proposal, why = self._proposals(scored)
+        proposal, admissible, why = self._proposals(scored)
         n = len(scored.labels)
         sizes = np.bincount(scored.labels, minlength=1).tolist()
         allowed = [math.ceil(budget / n * s - 1e-9) if self.guard else s for s in sizes]
@@ -40,7 +41,7 @@ class Relabel:
             if done == budget:
                 break
             c = int(scored.labels[i])
-            if proposal[i] < 0:
+            if not admissible[i]:
                 continue
             if allowed[c] <= 0:
                 blocked += 1
@@ -56,28 +57,29 @@ class Relabel:
             notes.append(f"{done} of a budget of {budget} rows have an admissible other label")
         return Edits("relabel", labels, scored.weights.copy(), reason, notes, proposal)
 
-    def _proposals(self, scored: Scored) -> tuple[Ints, list[str]]:
+    def _proposals(self, scored: Scored) -> tuple[Ints, NDArray[np.bool_], list[str]]:
+        """The label proposed for every row (-1: none), whether it is admissible, and why."""
         rule = self.rule if self.rule != "auto" else ("influence" if scored.best_label is not None else "model")
         if rule == "influence":
             require_signed(scored, "relabelling by influence")
             if scored.best_label is None or scored.best_label_gain is None:
                 raise UsageError("the score table has no best_label", fix="score with a linear method, such as ip")
-            new_score = scored.score + scored.best_label_gain
-            admissible = (scored.score < 0) & (new_score > 0) & (scored.best_label != scored.labels)
-            proposal = np.where(admissible, scored.best_label, -1)
+            proposed = scored.best_label
+            gained = scored.score + scored.best_label_gain
+            admissible = (scored.score < 0) & (gained > 0)
             why = [
-                f"score {s:.3g}, with label {b} {t:.3g}"
-                for s, b, t in zip(scored.score, proposal, new_score, strict=True)
+                f"score {s:.3g}, with label {b} {t:.3g}" for s, b, t in zip(scored.score, proposed, gained, strict=True)
             ]
         else:
             if scored.model_label is None or scored.model_probability is None:
                 raise UsageError("the score table has no model_label", fix="score with a method that runs the model")
-            admissible = (scored.model_probability >= self.min_probability) & (scored.model_label != scored.labels)
-            proposal = np.where(admissible, scored.model_label, -1)
+            proposed = scored.model_label
+            admissible = scored.model_probability >= self.min_probability
             why = [
-                f"model gives {b} probability {p:.2f}" for b, p in zip(proposal, scored.model_probability, strict=True)
+                f"model gives {b} probability {p:.2f}" for b, p in zip(proposed, scored.model_probability, strict=True)
             ]
-        return proposal.astype(np.int64), why
+        other = (proposed >= 0) & (proposed != scored.labels)
+        return np.where(other, proposed, -1).astype(np.int64), admissible & other, why
 
 
 def _drift(before: Ints, after: Ints) -> list[str]:

@@ -172,34 +172,14 @@ def retrain_summary(settings: Settings, metrics: dict[str, Any]) -> None:
     first = next(iter(next(iter(metrics["arms"].values()))["seeds"].values()))
     rates = {k: first[f"{k}_accuracy"] for k in ("train", "target") if f"{k}_accuracy" in first}
     out.note(", ".join(f"{k} accuracy {v:.1%}" for k, v in {**rates, "test": first["accuracy"]}.items()))
-    header = [
-        "arm",
-        "train rows",
-        "edited",
-        "wrong among edited",
-        "test accuracy",
-        "minus no edit",
-        "minus its control",
-    ]
+    header = ["arm", "train rows", "edited", "wrong", "test accuracy", "difference"]
     rows = []
     for name, arm in metrics["arms"].items():
-        compared = metrics["comparison"].get(name, {})
-        controls = [c for other, c in compared.items() if other != "no edit"]
-        rows.append(
-            [
-                name,
-                f"{arm['train_rows']:,}",
-                _edited(arm["edits"]),
-                _wrong(arm["edits"]),
-                _interval(arm["mean"]["accuracy"], "%"),
-                _difference(compared.get("no edit")),
-                "; ".join(_difference(c) for c in controls) or "-",
-            ]
-        )
+        edited = [f"{arm['train_rows']:,}", _edited(arm["edits"]), _wrong(arm["edits"])]
+        rows.append([name, *edited, _interval(arm["mean"]["accuracy"]), _gain(metrics, name, arm)])
     seeds = len(next(iter(metrics["arms"].values()))["seeds"])
-    title = (
-        f"{metrics['test_rows']:,} test rows, {seeds} seed{'s' if seeds > 1 else ''}; mean and 95 % interval, points"
-    )
+    over = f"{metrics['test_rows']:,} test rows, {seeds} seed{'s' if seeds > 1 else ''}"
+    title = f"{over}; accuracy in %, mean and 95 % interval; paired differences"
     print_table(title, header, rows, out, sys.stderr)
 
 
@@ -215,17 +195,20 @@ def _wrong(edits: dict[str, Any]) -> str:
     return "-"
 
 
-def _interval(m: dict[str, Any], unit: str = "") -> str:
+def _interval(m: dict[str, Any]) -> str:
     half = "" if m["half_width"] is None else f" ± {100 * m['half_width']:.2f}"
-    return f"{100 * m['mean']:.2f}{half}" + (f" {unit}" if unit else "")
+    return f"{100 * m['mean']:.2f}{half}"
 
 
-def _difference(compared: dict[str, Any] | None) -> str:
+def _gain(metrics: dict[str, Any], name: str, arm: dict[str, Any]) -> str:
+    """A curated arm's difference from no edit; in a control's line, its arm's difference from it."""
+    other = "no edit" if arm["controls"] is None else name
+    compared = metrics["comparison"].get(arm["controls"] or name, {}).get(other)
     if compared is None:
         return "-"
     d = compared["accuracy"]
-    sign = "+" if d["mean"] >= 0 else ""
-    return f"{sign}{_interval(d)} ({d['verdict']})"
+    than = "over no edit" if arm["controls"] is None else f"{arm['controls']} over this"
+    return f"{'+' if d['mean'] >= 0 else ''}{_interval(d)} {than} ({d['verdict']})"
 
 
 def detection(settings: Settings, result: dict[str, Any]) -> None:
