@@ -164,6 +164,7 @@ def direction_noise(job: Job) -> dict[str, dict[str, Any]]:
         reliability = _split_half(job, member, objective, meta) if meta["halves"] else None
         noise[objective] = {
             "phi": meta["phi"],
+            "accuracy": meta["accuracy"],
             "target_rows": meta["m"],
             "snr": meta["snr"],
             "reliability": reliability,
@@ -186,6 +187,20 @@ def _split_half(job: Job, member: Member, objective: str, meta: dict[str, Any]) 
         a, b = (of_label(label_scores(logits, t), labels) for t in (even, odd))
     usable = np.isfinite(a) & np.isfinite(b)
     return spearman(a[usable], b[usable])
+
+
+def train_accuracy(job: Job) -> float | None:
+    """Share of training rows whose label the first member predicts; None where no model was run."""
+    if not job.members:
+        return None
+    logits = job.outputs(job.members[0]).read(job.train.payload_keys)["logits"]
+    return float((logits.argmax(axis=1) == job.train.labels).mean())
+
+
+def at_chance(accuracy: float, rows: int, num_classes: int) -> bool:
+    """Whether an accuracy is within two standard errors of guessing (1/C), or below it."""
+    chance = 1.0 / num_classes
+    return accuracy <= chance + 2.0 * float(np.sqrt(chance * (1.0 - chance) / rows))
 
 
 def is_noise(entry: dict[str, Any]) -> bool:

@@ -99,9 +99,23 @@ def plan(settings: Settings, job: Job) -> None:
 
 def score_summary(job: Job, origin: dict[str, Any]) -> None:
     """Rows, and the noise of every direction."""
-    from influence_cli.score import describe_noise
+    from influence_cli.score import at_chance, describe_noise, train_accuracy
 
     out = terminal()
+    known: dict[str, tuple[float, int]] = {}
+    train = train_accuracy(job)
+    if train is not None:
+        known["train"] = (train, len(job.train))
+    for entry in origin["noise"].values():
+        known["target"] = (entry["accuracy"], entry["target_rows"])
+    if known:
+        out.note(", ".join(f"{name} accuracy {a:.1%}" for name, (a, _) in known.items()))
+    for name, (accuracy, rows) in known.items():
+        if job.model is not None and at_chance(accuracy, rows, job.model.num_classes):
+            out.warn(
+                f"{name} accuracy is {accuracy:.1%}, no better than guessing among {job.model.num_classes} classes: "
+                "are these the weights, the input size and the class order that the model was trained with?"
+            )
     out.note(f"{len(job.train):,} train rows scored by {', '.join(job.methods)}; positive: the row helps")
     for name, entry in origin["noise"].items():
         out.note(

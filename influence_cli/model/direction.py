@@ -40,7 +40,7 @@ class Measured:
 
     q: Direction
     half: Direction | None  # the mean over even buckets
-    meta: dict[str, Any]  # phi, m, m_half, snr, norm
+    meta: dict[str, Any]  # phi, accuracy, m, m_half, snr, norm
 
 
 @dataclass
@@ -52,6 +52,7 @@ class _Sums:
     bucket: list[Tensor]
     norms: NDArray[np.float64]  # [BUCKETS], |sum of the bucket's gradients|^2
     value: float = 0.0
+    hits: int = 0
 
     def close_bucket(self, b: int) -> None:
         self.norms[b] = sum(float((g * g).sum()) for g in self.bucket)
@@ -121,6 +122,7 @@ def _add_gradients(
             keep = position + 1 < len(objectives)
             gradients = torch.autograd.grad(value, list(selected.values()), retain_graph=keep, materialize_grads=True)
             sums[name].value += float(value.detach().double())
+            sums[name].hits += int((logits.argmax(1) == y).sum())
             for total, g in zip(sums[name].bucket, gradients, strict=True):
                 total += g
 
@@ -130,6 +132,7 @@ def _measured(point: Point, sums: _Sums, sizes: NDArray[np.int64]) -> Measured:
     norm2 = sum(float((g * g).sum()) for g in sums.total)
     meta = {
         "phi": sums.value / m,
+        "accuracy": sums.hits / m,
         "m": m,
         "m_half": m_even,
         "snr": signal_to_noise(norm2, sums.norms, sizes),
