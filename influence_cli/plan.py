@@ -20,8 +20,9 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.manifest import Manifest, Rows, open_manifest, without_overlap
 from influence_cli.methods import make_methods
 from influence_cli.methods.protocol import Linear, Method
+from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.dropout import Dropout
-from influence_cli.model.spec import Checkpoint, ModelSpec, resolve_model
+from influence_cli.model.spec import ModelSpec, resolve_model
 from influence_cli.objectives import make_objectives
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.store import Keys, Store, fingerprint

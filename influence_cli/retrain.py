@@ -21,7 +21,8 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.manifest import Manifest, Rows, open_manifest
 from influence_cli.maths.labels import cross_entropy
 from influence_cli.maths.paired import mean_interval, paired_difference
-from influence_cli.model.spec import RUN_FILE, WEIGHTS_FILE, ModelSpec, find_checkpoint, new_spec
+from influence_cli.model.checkpoints import RUN_FILE, WEIGHTS_FILE, find_checkpoint
+from influence_cli.model.spec import ModelSpec, new_spec
 from influence_cli.settings import Inputs
 from influence_cli.store.files import replacing, write_json
 from influence_cli.store.keys import canonical_json

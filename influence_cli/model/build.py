@@ -6,11 +6,12 @@ import itertools
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from influence_cli.errors import ModelError, nearest
-from influence_cli.model.spec import Checkpoint, ModelSpec, is_plain
+from influence_cli.model.checkpoints import Checkpoint
+from influence_cli.model.spec import TORCHVISION, ModelSpec, is_plain
+from influence_cli.model.weights import load_weights
 
 
 def timm_config(name: str) -> dict[str, Any]:
@@ -19,6 +20,14 @@ def timm_config(name: str) -> dict[str, Any]:
     Raises:
         ModelError: timm does not know the name.
     """
+    if name.startswith(TORCHVISION):
+        _known_to_torchvision(name)
+        return {
+            "shape": [3, 224, 224],
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+            "interpolation": "bilinear",
+        }
     import timm
 
     _known_to_timm(name)
@@ -39,6 +48,14 @@ def _known_to_timm(name: str) -> None:
     if not timm.is_model(name.split(".")[0]):
         known = timm.list_models()
         raise ModelError(f"unknown model {name!r}", fix=nearest(name, [*known, "linear", "mlp:128"])[:200])
+
+
+def _known_to_torchvision(name: str) -> None:
+    from torchvision.models import list_models
+
+    known = list_models()
+    if name.removeprefix(TORCHVISION) not in known:
+        raise ModelError(f"unknown model {name!r}", fix=nearest(name.removeprefix(TORCHVISION), known)[:200])
 
 
 class MLP(nn.Module):
@@ -74,6 +91,13 @@ def build_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
         except ValueError as error:
             raise ModelError(f"cannot read model {spec.name!r}", fix="write mlp:128,128") from error
         return MLP(width, hidden, spec.num_classes)
+    if spec.name.startswith(TORCHVISION):
+        from torchvision.models import get_model
+
+        _known_to_torchvision(spec.name)
+        if pretrained:
+            raise ModelError("--pretrained is for timm models", fix="name timm's model, or pass --init CHECKPOINT")
+        return get_model(spec.name.removeprefix(TORCHVISION), weights=None, num_classes=spec.num_classes)
     import timm
 
     _known_to_timm(spec.name)
@@ -89,58 +113,13 @@ def build_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
         ) from error
 
 
-def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The state dict in a checkpoint; torch files are read as data only, never unpickled into code.
-
-    Raises:
-        ModelError: it holds no state dict, or needs code to be read.
-    """
-    if checkpoint.path.suffix == ".safetensors":
-        return load_file(checkpoint.path)
-    try:
-        loaded = torch.load(checkpoint.path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ModelError(
-            "the checkpoint cannot be read as data",
-            where=checkpoint.locator,
-            fix="save model.state_dict() with torch.save, or as safetensors; pickled code is never run",
-        ) from error
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise ModelError("no state dict in the checkpoint", where=checkpoint.locator, fix="save model.state_dict()")
-    prefixes = ("module.", "_orig_mod.")
-    while loaded and any(all(k.startswith(p) for k in loaded) for p in prefixes):
-        loaded = {k.partition(".")[2]: v for k, v in loaded.items()}
-    return loaded
-
-
 def load_model(spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:
     """The model of a spec with a checkpoint's weights, in evaluation mode.
 
     Raises:
         ModelError: the checkpoint does not fit; names tensors, expected and found shapes.
     """
-    model = build_model(spec)
-    weights = read_weights(checkpoint)
-    expected = model.state_dict()
-    wrong = [f"{k} expected but missing" for k in expected if k not in weights]
-    wrong += [f"{k} found but not expected" for k in weights if k not in expected]
-    wrong += [
-        f"{k}: expected {tuple(expected[k].shape)}, found {tuple(weights[k].shape)}"
-        for k in expected
-        if k in weights and expected[k].shape != weights[k].shape
-    ]
-    if wrong:
-        shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-        raise ModelError(
-            f"the checkpoint does not fit {spec.name}: {shown}",
-            where=checkpoint.locator,
-            fix="pass the architecture that was trained (--model, --num-classes, --input-size)",
-        )
-    model.load_state_dict(weights)
-    return model.eval()
+    return load_weights(build_model(spec), checkpoint, spec.name)
 
 
 def device_of(name: str) -> torch.device:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from influence_cli.errors import ModelError, UsageError
-from influence_cli.store.files import METADATA_KEY, DamagedFile, file_digest, tensor_digest
+from influence_cli.errors import UsageError
+from influence_cli.model.checkpoints import Checkpoint, find_checkpoint
 from influence_cli.store.keys import fingerprint
 
 if TYPE_CHECKING:
@@ -22,15 +21,15 @@ if TYPE_CHECKING:
     from influence_cli.settings import Inputs
     from influence_cli.store import Store
 
-RUN_FILE, WEIGHTS_FILE = "run.json", "model.safetensors"
-TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+
+TORCHVISION = "torchvision:"  # prefix of torchvision's own architectures
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """An architecture and how a payload becomes its input."""
 
-    name: str  # a timm name, "linear", or "mlp:128,128"
+    name: str  # a timm name, "torchvision:NAME", "linear", or "mlp:128,128"
     num_classes: int
     kind: str  # "image" or "features"
     shape: tuple[int, ...]  # [channels, height, width] or [d]
@@ -51,57 +50,9 @@ class ModelSpec:
         return ModelSpec(**known)
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A file of weights and the digest of what is in it."""
-
-    locator: str
-    path: Path
-    digest: str
-
-
 def is_plain(name: str) -> bool:
     """Whether the architecture is ours (``linear``, ``mlp:...``), not timm's."""
     return name == "linear" or name.startswith("mlp:") or name == "mlp"
-
-
-def find_checkpoint(locator: str) -> tuple[Checkpoint, dict[str, Any] | None]:
-    """The weights behind a path or run folder, and the model spec they carry, if any.
-
-    Raises:
-        ModelError: nothing there, or an unknown kind of file.
-    """
-    path = Path(locator)
-    carried = None
-    if path.is_dir():
-        if not (path / WEIGHTS_FILE).exists():
-            raise ModelError(f"no {WEIGHTS_FILE} in the folder", where=locator, fix="give a run folder of `retrain`")
-        try:
-            carried = json.loads((path / RUN_FILE).read_text())["model"]
-        except (OSError, ValueError, KeyError):
-            carried = None
-        path = path / WEIGHTS_FILE
-    if not path.exists():
-        raise ModelError("no such checkpoint", where=locator, fix="pass --checkpoint PATH")
-    try:
-        if path.suffix == ".safetensors":
-            carried = carried or _carried_spec(path)
-            return Checkpoint(locator, path, tensor_digest(path)), carried
-        if path.suffix in TORCH_SUFFIXES:
-            return Checkpoint(locator, path, file_digest(path)), None
-    except DamagedFile as error:
-        raise ModelError(f"the checkpoint is damaged ({error})", where=locator, fix="copy it again") from error
-    raise ModelError(f"unknown kind of checkpoint {path.suffix!r}", where=locator, fix="use .safetensors, .pt or .pth")
-
-
-def _carried_spec(path: Path) -> dict[str, Any] | None:
-    with open(path, "rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        header = json.loads(handle.read(min(length, 100_000_000)))
-    try:
-        return json.loads(header["__metadata__"][METADATA_KEY])["model"]
-    except (KeyError, ValueError, TypeError):
-        return None
 
 
 def resolve_model(inputs: Inputs, manifest: Manifest, store: Store) -> tuple[ModelSpec, Checkpoint]:
@@ -151,6 +102,8 @@ def new_spec(inputs: Inputs, manifest: Manifest, store: Store | None, from_scrat
         return ModelSpec(inputs.model, num_classes, "features", (width,), classes=classes)
     if is_plain(inputs.model) or from_scratch:
         channels, height, width = _image_shape(manifest)
+        if inputs.model.startswith(TORCHVISION):
+            channels = 3  # torchvision's architectures take nothing else
         if inputs.input_size:
             height = width = inputs.input_size
         note = {"mean": [0.5] * channels, "std": [0.5] * channels, "interpolation": "bicubic"}

@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import struct
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,23 +134,28 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return own["meta"]
 
 
-def tensor_digest(path: Path) -> str:
-    """Hex digest of a foreign safetensors file's names, dtypes, shapes and values; its metadata is left out.
+def tensor_digest(paths: Sequence[Path]) -> str:
+    """Hex digest of foreign safetensors' names, dtypes, shapes and values; metadata and sharding are left out.
 
     Raises:
-        DamagedFile: the file is not safetensors.
+        DamagedFile: a file is not safetensors, or is truncated.
     """
-    raw = path.read_bytes()
-    header, start = _header(raw)
+    entries: list[str] = []
+    for path in paths:
+        raw = path.read_bytes()
+        header, start = _header(raw)
+        view = memoryview(raw)
+        for name, info in header.items():
+            if name == "__metadata__":
+                continue
+            first, last = info["data_offsets"]
+            if start + last > len(raw):
+                raise DamagedFile(f"{path.name} is truncated")
+            value = hashlib.blake2b(view[start + first : start + last], digest_size=16).hexdigest()
+            entries.append(canonical_json([name, info["dtype"], info["shape"], value]))
     digest = hashlib.blake2b(digest_size=16, person=b"influence.w")
-    view = memoryview(raw)
-    for name in sorted(k for k in header if k != "__metadata__"):
-        info = header[name]
-        first, last = info["data_offsets"]
-        if start + last > len(raw):
-            raise DamagedFile("truncated")
-        digest.update(canonical_json([name, info["dtype"], info["shape"]]).encode())
-        digest.update(view[start + first : start + last])
+    for entry in sorted(entries):
+        digest.update(entry.encode())
     return digest.hexdigest()
 
 

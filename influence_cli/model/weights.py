@@ -1,0 +1,129 @@
+"""Weights out of files and into a model: nested keys, wrapper prefixes, and errors that name tensors and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from influence_cli.errors import ModelError
+from influence_cli.model.checkpoints import Checkpoint
+
+# where training scripts put the state dict, best first; EMA weights only where there is nothing else
+NESTED = ("state_dict", "model_state_dict", "model", "net", "params", "state_dict_ema", "model_ema", "ema")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "classifier.", "ema.")
+SHOWN = 5
+
+
+def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The state dict in a checkpoint; torch files are read as data only, never unpickled into code.
+
+    Raises:
+        ModelError: it holds no state dict, or needs code to be read.
+    """
+    if checkpoint.files[0].suffix == ".safetensors":
+        return {name: value for file in checkpoint.files for name, value in load_file(file).items()}
+    try:
+        loaded = torch.load(checkpoint.files[0], map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ModelError(
+            "the checkpoint cannot be read as data",
+            where=checkpoint.locator,
+            fix="save model.state_dict() with torch.save, or as safetensors; pickled code is never run",
+        ) from error
+    found = _state_dict(loaded)
+    if found is None:
+        held = f"it holds {', '.join(map(str, list(loaded)[:SHOWN]))}" if isinstance(loaded, dict) else "it is no dict"
+        raise ModelError(
+            f"no state dict in the checkpoint: {held}", where=checkpoint.locator, fix="save model.state_dict()"
+        )
+    return found
+
+
+def _state_dict(loaded: Any, depth: int = 0) -> dict[str, Tensor] | None:
+    """The first dict of tensors by name, at the top or under one of the usual keys, up to three deep."""
+    if not isinstance(loaded, dict) or depth > 3:
+        return None
+    if loaded and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
+        return loaded
+    for key in NESTED:
+        found = _state_dict(loaded.get(key), depth + 1)
+        if found is not None:
+            return found
+    return None
+
+
+def without_prefix(weights: dict[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
+    """The weights under the names that the model uses: wrapper prefixes are taken off while that fits more names.
+
+    Names outside a prefix that is taken off (a loss or a metric beside the model) are left out.
+    """
+    wanted = set(expected)
+    best, best_hits = weights, len(wanted & set(weights))
+    frontier = [weights]
+    while frontier and best_hits < len(wanted):
+        current = frontier.pop()
+        for prefix in PREFIXES:
+            inner = {k.removeprefix(prefix): v for k, v in current.items() if k.startswith(prefix)}
+            if not inner:
+                continue
+            frontier.append(inner)
+            hits = len(wanted & set(inner))
+            if hits > best_hits:
+                best, best_hits = inner, hits
+    return best
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str) -> nn.Module:
+    """The model with a checkpoint's weights, in evaluation mode.
+
+    Raises:
+        ModelError: the checkpoint does not fit; names tensors, expected and found shapes.
+    """
+    expected = model.state_dict()
+    weights = without_prefix(read_weights(checkpoint), expected)
+    # BatchNorm's batch counter is not used in evaluation mode, and old files lack it
+    missing = [k for k in expected if k not in weights and not k.endswith("num_batches_tracked")]
+    strange = [k for k in weights if k not in expected]
+    other = [k for k in expected if k in weights and expected[k].shape != weights[k].shape]
+    if missing or strange or other:
+        raise _misfit(expected, weights, missing, strange, other, checkpoint, name)
+    model.load_state_dict(weights, strict=False)
+    return model.eval()
+
+
+def _misfit(
+    expected: dict[str, Tensor],
+    weights: dict[str, Tensor],
+    missing: list[str],
+    strange: list[str],
+    other: list[str],
+    checkpoint: Checkpoint,
+    name: str,
+) -> ModelError:
+    if other and not missing and not strange and _only_head(expected, weights, other):
+        found, wanted = weights[other[0]].shape[0], expected[other[0]].shape[0]
+        return ModelError(
+            f"the checkpoint's classifier has {found} outputs, the model is built for {wanted} classes",
+            where=f"{checkpoint.locator}, {other[0]}",
+            fix=f"pass --num-classes {found}, or train a classifier for {wanted} classes: "
+            "influence retrain --init CHECKPOINT --num-classes ...",
+        )
+    lines = [f"{k} expected but missing" for k in missing] + [f"{k} found but not expected" for k in strange]
+    lines += [f"{k}: expected {tuple(expected[k].shape)}, found {tuple(weights[k].shape)}" for k in other]
+    shown = "; ".join(lines[:SHOWN]) + (f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else "")
+    return ModelError(
+        f"the checkpoint does not fit {name}: {shown}",
+        where=checkpoint.locator,
+        fix="pass the architecture that was trained (--model, --num-classes, --input-size)",
+    )
+
+
+def _only_head(expected: dict[str, Tensor], weights: dict[str, Tensor], other: list[str]) -> bool:
+    """Whether the tensors of other shape differ in their first dimension alone, all in the same way, in one module."""
+    same = {(expected[k].shape[0], weights[k].shape[0]) for k in other}
+    inner = all(expected[k].shape[1:] == weights[k].shape[1:] for k in other)
+    return inner and len(same) == 1 and len({k.rpartition(".")[0] for k in other}) == 1
