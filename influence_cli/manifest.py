@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,13 +70,7 @@ class Manifest:
             chosen = wanted[low:high]
             values = _payload_values(column.take(pa.array(chosen - first)), self.kind, self.files[0].parent)
             for row, value in zip(chosen.tolist(), values, strict=True):
-                if value is None:
-                    raise ManifestError(
-                        "the payload is empty",
-                        where=f"{self.source}, row id={self.ids[row]}, column {self.kind}",
-                        fix="fill it in or take the row out",
-                    )
-                yield row, value
+                yield row, _read_payload(value, functools.partial(_where, self.source, self.table, row, self.kind))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -271,32 +265,40 @@ def _payload_batches(files: Sequence[Path], kind: str) -> Iterator[tuple[int, pa
                 first += batch.num_rows
 
 
-def _payload_values(column: pa.Array, kind: str, folder: Path) -> list[Payload | None]:
+def _payload_values(column: pa.Array, kind: str, folder: Path) -> list[Payload | Path | None]:
+    """Payloads as they are stored; a Path where only a path is."""
     if kind == "features":
         return [None if v is None else np.asarray(v, dtype=np.float32) for v in column.to_pylist()]
     if kind == "path":
-        return [None if v is None else _file_bytes(folder / v) for v in column.to_pylist()]
+        return [None if v is None else folder / v for v in column.to_pylist()]
     if pa.types.is_struct(column.type):
-        return [_image_bytes(v, folder) for v in column.to_pylist()]
+        return [_image_value(v, folder) for v in column.to_pylist()]
     return column.to_pylist()
 
 
-def _image_bytes(value: dict[str, Any] | None, folder: Path) -> bytes | None:
+def _image_value(value: dict[str, Any] | None, folder: Path) -> bytes | Path | None:
     if value is None:
         return None
     if value.get("bytes") is not None:
         return value["bytes"]
-    return _file_bytes(folder / value["path"]) if value.get("path") else None
+    return folder / value["path"] if value.get("path") else None
 
 
-def _file_bytes(path: Path) -> bytes:
+def _read_payload(value: Payload | Path | None, where: Callable[[], str]) -> Payload:
+    """The payload, read from its file where it is one.
+
+    Raises:
+        ManifestError: it is empty, or its file cannot be read.
+    """
+    if value is None:
+        raise ManifestError("the payload is empty", where=where(), fix="fill it in or take the row out")
+    if not isinstance(value, Path):
+        return value
     try:
-        return path.read_bytes()
+        return value.read_bytes()
     except OSError as error:
         raise ManifestError(
-            f"cannot read a payload file ({error.strerror})",
-            where=str(path),
-            fix="paths count from the manifest",
+            f"cannot read {value} ({error.strerror})", where=where(), fix="paths count from the manifest's folder"
         ) from error
 
 
@@ -304,10 +306,9 @@ def _payload_keys(files: Sequence[Path], kind: str, table: pa.Table, source: str
     domain = "influence.feat" if kind == "features" else "influence.image"
     keys: list[bytes] = []
     for first, column in _payload_batches(files, kind):
-        for offset, value in enumerate(_payload_values(column, kind, files[0].parent)):
+        for offset, stored in enumerate(_payload_values(column, kind, files[0].parent)):
             where = functools.partial(_where, source, table, first + offset, kind)
-            if value is None:
-                raise ManifestError("the payload is empty", where=where(), fix="fill it in or take the row out")
+            value = _read_payload(stored, where)
             if isinstance(value, np.ndarray):
                 if not np.isfinite(value).all():
                     raise ManifestError("a feature is not finite", where=where(), fix="impute it or take the row out")

@@ -16,6 +16,28 @@ if TYPE_CHECKING:
 TABLE_FORMATS = ("auto", "table", "json", "jsonl", "csv")
 
 
+def manifest(settings: Settings) -> int | None:
+    """Image folder, CSV, JSONL, .npz, saved Hugging Face dataset or Parquet -> a checked manifest."""
+    from influence_cli.ingest import IngestRequest, make_manifest
+    from influence_cli.sources import Columns
+
+    show.check_format(settings, ("auto", "table", "json"))
+    if settings["output"] is None:
+        raise UsageError("no output", fix="pass -o manifest.parquet")
+    label = settings["label"] if settings.explicit("label") else None
+    request = IngestRequest(
+        _source(settings, "an image folder, .csv, .jsonl, .npz, .parquet or saved dataset"),
+        settings["output"],
+        Columns(label, settings["id"], settings["image"], tuple(settings["features"])),
+        settings["split"],
+        settings["seed"],
+        settings["embed"],
+        settings["skip_bad"],
+    )
+    show.ingested(settings, make_manifest(request, show.terminal()))
+    return None
+
+
 def grads(settings: Settings) -> int | None:
     """Fill the store: directions, logits and tangents of the rows it has not seen."""
     from influence_cli.grads import fill, grads_table
@@ -285,7 +307,9 @@ def methods(settings: Settings) -> int | None:
 
 _MANIFEST = ("MANIFEST", "Parquet manifest, folder of Parquet files, or - for standard input.")
 _SCORES = ("SCORES", "Score table, or - for standard input.")
+_DATA = ("SOURCE", "Image folder, .csv, .jsonl, .npz, .parquet, or a saved Hugging Face dataset.")
 COMMANDS = (
+    ("manifest", _DATA, manifest),
     ("grads", _MANIFEST, grads),
     ("score", _MANIFEST, score),
     ("curate", _SCORES, curate),

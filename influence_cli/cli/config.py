@@ -62,7 +62,7 @@ def resolve(command: str, given: dict[str, Any], source: str | None, carried: di
             settings.put(s.name, _from_text(s, os.environ[variable], variable), "environment")
         if given.get(s.name) not in (None, []):
             settings.put(s.name, given[s.name], "flag")
-    if settings.source is None and "manifest" in table and command != "curate":
+    if settings.source is None and "manifest" in table and command in ("grads", "score", "retrain"):
         settings.source = _from_file(SETTINGS["manifest"], table["manifest"], file)
         settings.origins["MANIFEST"] = str(file)
     settings.options = {name: dict(values) for name, values in option_tables.items()}

@@ -5,17 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-GRADS, SCORE, CURATE, RETRAIN, EVALUATE, METHODS = (
-    "grads",
-    "score",
-    "curate",
-    "retrain",
-    "evaluate",
-    "methods",
-)
+MANIFEST, METHODS = "manifest", "methods"
+GRADS, SCORE, CURATE, RETRAIN, EVALUATE = "grads", "score", "curate", "retrain", "evaluate"
 RUNS = (GRADS, SCORE)
 STAGES = (GRADS, SCORE, CURATE, RETRAIN, EVALUATE)
-EVERY = (*STAGES, METHODS)
+WRITING = (MANIFEST, *STAGES)
+EVERY = (*WRITING, METHODS)
 
 
 @dataclass(frozen=True)
@@ -81,11 +76,17 @@ SETTINGS: dict[str, Setting] = {
         _s("params", str, "all", "Parameters to take gradients in: all, linear, last or a glob.", RUNS),
         _s("loss", str, "cross-entropy", "Row loss.", RUNS),
         _s("precision", str, "fp32", "fp32 or fp64.", RUNS),
-        _s("label", str, "label", "Label column.", STAGES, metavar="COLUMN"),
+        _s("label", str, "label", "Label column.", WRITING, metavar="COLUMN"),
+        _s("id", str, None, "Id column [default: row numbers].", (MANIFEST,), metavar="COLUMN", stored=False),
+        _s("image", str, None, "Column with images: bytes or paths.", (MANIFEST,), metavar="COLUMN", stored=False),
+        _s("features", list, [], "Feature column [default: all numbers].", (MANIFEST,), metavar="COLUMN", stored=False),
+        _s("split", str, "80/10/10", "Shares where there are no splits.", (MANIFEST,), metavar="A/B/C", stored=False),
+        _s("embed", bool, False, "Copy images into the manifest, not their paths.", (MANIFEST,), stored=False),
+        _s("skip_bad", bool, False, "List rows that cannot be used and go on.", (MANIFEST,), stored=False),
         _s("input_size", int, None, "Height and width of the model's input.", (GRADS, SCORE, RETRAIN)),
         _s("num_classes", int, None, "Number of classes.", (GRADS, SCORE, RETRAIN)),
         _s("allow_overlap", bool, False, "Accept that over 1 % of the target rows are train rows.", RUNS),
-        _s("seed", int, 0, "Seed of every random draw.", STAGES),
+        _s("seed", int, 0, "Seed of every random draw.", WRITING),
         _s("per_member", bool, False, "Also each member's scores.", (SCORE,)),
         _s("store", str, ".influence", "Where results are remembered.", RUNS, path=True, metavar="PATH"),
         _s("no_store", bool, False, "Use a temporary store and throw it away.", RUNS),
@@ -176,7 +177,7 @@ SETTINGS: dict[str, Setting] = {
             str,
             None,
             "Write the result here (- for standard output).",
-            STAGES,
+            WRITING,
             "-o",
             "--output",
             path=True,
@@ -200,12 +201,12 @@ SETTINGS: dict[str, Setting] = {
             str,
             None,
             "Settings file in place of the nearest influence.toml.",
-            STAGES,
+            WRITING,
             stored=False,
             metavar="PATH",
         ),
-        _s("isolated", bool, False, "Read no settings file.", STAGES, stored=False),
-        _s("show_settings", bool, False, "Print every setting and where it comes from.", STAGES, stored=False),
+        _s("isolated", bool, False, "Read no settings file.", WRITING, stored=False),
+        _s("show_settings", bool, False, "Print every setting and where it comes from.", WRITING, stored=False),
         _s("quiet", bool, False, "Say nothing but errors.", EVERY, "-q", "--quiet", stored=False),
         _s("verbose", bool, False, "Say more.", EVERY, "-v", "--verbose", stored=False),
         _s("debug", bool, False, "Show tracebacks.", EVERY, stored=False),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from influence_cli.curate import Curated
     from influence_cli.gate import Verdict
+    from influence_cli.ingest import Ingested
     from influence_cli.model.training import Recipe
     from influence_cli.plan import Job
     from influence_cli.retrain import RetrainRequest
@@ -70,6 +71,26 @@ def table(settings: Settings, result: pa.Table, sort_by: str | None, descending:
         return
     sys.stdout.buffer.write(as_csv(result) if how == "csv" else as_jsonl(result))
     sys.stdout.buffer.flush()
+
+
+def ingested(settings: Settings, result: Ingested) -> None:
+    """What the manifest holds: rows of each class and split, notes, and what was skipped."""
+    from influence_cli.ingest import class_table
+
+    rows = class_table(result.manifest)
+    if settings["format"] == "json":
+        skipped = [{"id": i, "reason": reason} for i, reason in result.skipped]
+        print_json({"schema_version": 1, "classes": rows, "notes": result.notes, "skipped": skipped})
+    out = terminal()
+    if out.quiet:
+        return
+    cells = [[str(r["class"]), r["name"], *(f"{r[s]:,}" for s in ("train", "val", "test"))] for r in rows]
+    title = f"{len(result.manifest):,} rows from {result.kind}, written to {settings['output']}"
+    print_table(title, ["class", "name", "train", "val", "test"], cells, out, sys.stderr)
+    for note in result.notes:
+        out.note(note)
+    for row, reason in result.skipped:
+        out.warn(f"skipped row id={row}: {reason}")
 
 
 def plan(settings: Settings, job: Job) -> None:

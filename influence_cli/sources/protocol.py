@@ -1,0 +1,77 @@
+"""What a source is, and the column names and splits that all of them understand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from influence_cli.errors import ManifestError, nearest
+
+IMAGE_NAMES = ("image", "img", "path", "file", "filename", "file_name", "image_path", "filepath")
+LABEL_NAMES = ("label", "labels", "class", "target", "y", "category", "fine_label")
+ID_NAMES = ("id", "uid", "row_id")
+KEPT = ("split", "group", "weight", "clean_label")
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test", "eval": "test",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns to use; None: the usual names."""
+
+    label: str | None = None
+    id: str | None = None
+    image: str | None = None
+    features: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows as tables with columns id, a payload, label (names or integers), and optionally split and others.
+
+    ``tables`` starts anew at every call.  ``classes`` are the names of labels 0, 1, ... where the source knows them.
+    Relative payload paths count from ``folder``.
+    """
+
+    kind: str
+    tables: Callable[[], Iterator[pa.Table]]
+    classes: tuple[str, ...] | None
+    folder: str
+
+
+def pick(names: list[str], asked: str | None, usual: tuple[str, ...], what: str, where: str) -> str | None:
+    """The column that was asked for, or the first of the usual names that is there.
+
+    Raises:
+        ManifestError: the column that was asked for is not there.
+    """
+    if asked is not None:
+        if asked not in names:
+            raise ManifestError(f"no column {asked!r} for the {what}", where=where, fix=nearest(asked, names))
+        return asked
+    lowered = {n.lower(): n for n in names}
+    return next((lowered[u] for u in usual if u in lowered), None)
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder's or file's name stands for, or None."""
+    return SPLIT_NAMES.get(name.lower())
+
+
+def usual_splits(column: pa.ChunkedArray, where: str) -> pa.Array:
+    """A split column with its usual spellings (validation, dev, training) as train, val and test.
+
+    Raises:
+        ManifestError: a value is none of them.
+    """
+    values = column.to_pylist()
+    for row, value in enumerate(values):
+        if not isinstance(value, str) or split_of(value) is None:
+            raise ManifestError(
+                f"unknown split {value!r}", where=f"{where}, row {row}, column split", fix="use train, val and test"
+            )
+    return pa.array([split_of(v) for v in values], pa.string())
