@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli import show
 from influence_cli.cli.config import Settings
+from influence_cli.cli.data_commands import cache, manifest, methods
+from influence_cli.cli.inputs import require_source
 from influence_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -14,28 +16,6 @@ if TYPE_CHECKING:
     from influence_cli.plan import Job
 
 TABLE_FORMATS = ("auto", "table", "json", "jsonl", "csv")
-
-
-def manifest(settings: Settings) -> int | None:
-    """Image folder, CSV, JSONL, .npz, saved Hugging Face dataset or Parquet -> a checked manifest."""
-    from influence_cli.ingest import IngestRequest, make_manifest
-    from influence_cli.sources import Columns
-
-    show.check_format(settings, ("auto", "table", "json"))
-    if settings["output"] is None:
-        raise UsageError("no output", fix="pass -o manifest.parquet")
-    label = settings["label"] if settings.explicit("label") else None
-    request = IngestRequest(
-        _source(settings, "an image folder, .csv, .jsonl, .npz, .parquet or saved dataset"),
-        settings["output"],
-        Columns(label, settings["id"], settings["image"], tuple(settings["features"])),
-        settings["split"],
-        settings["seed"],
-        settings["embed"],
-        settings["skip_bad"],
-    )
-    show.ingested(settings, make_manifest(request, show.terminal()))
-    return None
 
 
 def grads(settings: Settings) -> int | None:
@@ -148,7 +128,7 @@ def curate(settings: Settings) -> int | None:
 
     show.check_format(settings, (*TABLE_FORMATS, "github"))
     request = CurateRequest(
-        scores=_source(settings, "a score table"),
+        scores=require_source(settings, "a score table"),
         action=settings["action"],
         budget=settings["budget"],
         manifest=settings["manifest"] if settings.explicit("manifest") or _no_origin(settings.source) else None,
@@ -220,7 +200,7 @@ def retrain(settings: Settings) -> int | None:
     arms = tuple(_named_arm(text) for text in settings["arm"])
     request = RetrainRequest(
         Inputs(
-            _source(settings, "a manifest"),
+            require_source(settings, "a manifest"),
             model=settings["model"],
             label=settings["label"],
             input_size=settings["input_size"],
@@ -284,7 +264,7 @@ def evaluate(settings: Settings) -> int | None:
 
     show.check_format(settings, ("auto", "table", "json"))
     request = CurateRequest(
-        scores=_source(settings, "a score table"),
+        scores=require_source(settings, "a score table"),
         budget=settings["budget"],
         manifest=settings["manifest"] if settings.explicit("manifest") or _no_origin(settings.source) else None,
         label=settings["label"] if settings.explicit("label") else None,
@@ -293,20 +273,10 @@ def evaluate(settings: Settings) -> int | None:
     return None
 
 
-def _source(settings: Settings, what: str) -> str:
-    if settings.source is None:
-        raise UsageError(f"no input: {what} is needed", fix=f"influence {settings.command} FILE")
-    return settings.source
-
-
-def methods(settings: Settings) -> int | None:
-    """Every scoring method: paper, what it needs, cost, kind, and with a NAME its options."""
-    show.methods(settings)
-    return None
-
-
 _MANIFEST = ("MANIFEST", "Parquet manifest, folder of Parquet files, or - for standard input.")
 _SCORES = ("SCORES", "Score table, or - for standard input.")
+
+
 _DATA = ("SOURCE", "Image folder, .csv, .jsonl, .npz, .parquet, or a saved Hugging Face dataset.")
 COMMANDS = (
     ("manifest", _DATA, manifest),
@@ -316,4 +286,5 @@ COMMANDS = (
     ("retrain", _MANIFEST, retrain),
     ("evaluate", _SCORES, evaluate),
     ("methods", ("NAME", "A method."), methods),
+    ("cache", ("ACTION", "ls, verify, gc or key."), cache),
 )

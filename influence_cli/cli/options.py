@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-MANIFEST, METHODS = "manifest", "methods"
+MANIFEST, METHODS, CACHE = "manifest", "methods", "cache"
 GRADS, SCORE, CURATE, RETRAIN, EVALUATE = "grads", "score", "curate", "retrain", "evaluate"
 RUNS = (GRADS, SCORE)
 STAGES = (GRADS, SCORE, CURATE, RETRAIN, EVALUATE)
 WRITING = (MANIFEST, *STAGES)
-EVERY = (*WRITING, METHODS)
+EVERY = (*WRITING, METHODS, CACHE)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ SETTINGS: dict[str, Setting] = {
         _s("allow_overlap", bool, False, "Accept that over 1 % of the target rows are train rows.", RUNS),
         _s("seed", int, 0, "Seed of every random draw.", WRITING),
         _s("per_member", bool, False, "Also each member's scores.", (SCORE,)),
-        _s("store", str, ".influence", "Where results are remembered.", RUNS, path=True, metavar="PATH"),
+        _s("store", str, ".influence", "Where results are remembered.", (*RUNS, CACHE), path=True, metavar="PATH"),
+        _s("keep", list, [], "gc: drop rows of no such manifest.", (CACHE,), metavar="MANIFEST", stored=False),
         _s("no_store", bool, False, "Use a temporary store and throw it away.", RUNS),
         _s("device", str, "auto", "auto, cpu, cuda, cuda:1, mps (speed only).", (GRADS, SCORE, RETRAIN)),
         _s(

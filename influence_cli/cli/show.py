@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
 
     from influence_cli.curate import Curated
     from influence_cli.gate import Verdict
-    from influence_cli.ingest import Ingested
     from influence_cli.model.training import Recipe
     from influence_cli.plan import Job
     from influence_cli.retrain import RetrainRequest
@@ -71,26 +69,6 @@ def table(settings: Settings, result: pa.Table, sort_by: str | None, descending:
         return
     sys.stdout.buffer.write(as_csv(result) if how == "csv" else as_jsonl(result))
     sys.stdout.buffer.flush()
-
-
-def ingested(settings: Settings, result: Ingested) -> None:
-    """What the manifest holds: rows of each class and split, notes, and what was skipped."""
-    from influence_cli.ingest import class_table
-
-    rows = class_table(result.manifest)
-    if settings["format"] == "json":
-        skipped = [{"id": i, "reason": reason} for i, reason in result.skipped]
-        print_json({"schema_version": 1, "classes": rows, "notes": result.notes, "skipped": skipped})
-    out = terminal()
-    if out.quiet:
-        return
-    cells = [[str(r["class"]), r["name"], *(f"{r[s]:,}" for s in ("train", "val", "test"))] for r in rows]
-    title = f"{len(result.manifest):,} rows from {result.kind}, written to {settings['output']}"
-    print_table(title, ["class", "name", "train", "val", "test"], cells, out, sys.stderr)
-    for note in result.notes:
-        out.note(note)
-    for row, reason in result.skipped:
-        out.warn(f"skipped row id={row}: {reason}")
 
 
 def plan(settings: Settings, job: Job) -> None:
@@ -277,44 +255,3 @@ def detection(settings: Settings, result: dict[str, Any]) -> None:
 
 def _bracketed(value: float, interval: list[float]) -> str:
     return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
-
-
-def methods(settings: Settings) -> None:
-    """The table of methods, or one method with its options."""
-    check_format(settings, ("auto", "table", "json"))
-    from influence_cli.methods import METHODS
-
-    if settings.source is not None and settings.source not in METHODS:
-        raise UsageError(f"unknown method {settings.source!r}", fix=nearest(settings.source, list(METHODS)))
-    described = [_describe(info) for name, info in METHODS.items() if settings.source in (None, name)]
-    if settings["format"] == "json" or (settings["format"] == "auto" and not sys.stdout.isatty()):
-        print_json({"schema_version": 1, "methods": described})
-        return
-    header = ["method", "kind", "needs", "effect", "cost", "paper", "what it is"]
-    keys = ("name", "kind", "needs", "effect", "cost", "paper", "summary")
-    rows = [[cell("yes" if d[k] is True else "no" if d[k] is False else d[k]) for k in keys] for d in described]
-    print_table("", header, rows, terminal(), sys.stdout)
-    if settings.source is not None:
-        options = [
-            [f"{settings.source}.{o['name']}", o["type"], cell(o["default"]), o["help"]]
-            for o in described[0]["options"]
-        ]
-        print_table("", ["option (--set)", "type", "default", "meaning"], options, terminal(), sys.stdout)
-
-
-def _describe(info: Any) -> dict[str, Any]:
-    cls = info.load()
-    options = [
-        {"name": f.name, "type": str(f.type), "default": f.default, "help": f.metadata.get("help", "")}
-        for f in dataclasses.fields(cls)
-    ]
-    return {
-        "name": info.name,
-        "kind": cls.kind,
-        "needs": cls.needs,
-        "effect": cls.effect,
-        "cost": info.cost,
-        "paper": info.paper,
-        "summary": info.summary,
-        "options": options,
-    }

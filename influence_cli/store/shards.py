@@ -91,15 +91,25 @@ class ShardFolder:
             raise KeyError(f"{int((where < 0).sum())} rows are not in {self.path}")
         return {name: array[where] for name, array in values.items()}
 
-    def write(self, keys: Keys, values: Arrays) -> None:
-        """Write one shard of distinct rows; its name says its content, so a second writer does no harm."""
+    def load_all(self) -> tuple[Keys, Arrays]:
+        """Every stored row: keys [n, 16] and values, lowest shard name first; a row may stand twice."""
+        return self._load()
+
+    def write(self, keys: Keys, values: Arrays) -> Path:
+        """Write one shard of distinct rows; its name says its content, so a second writer does no harm.
+
+        Raises:
+            ValueError: there is no row to write.
+        """
         if len(keys) == 0:
-            return
+            raise ValueError("a shard without rows")
         order = np.array(sorted(range(len(keys)), key=lambda i: keys[i].tobytes()))
         sorted_keys = np.ascontiguousarray(keys[order])
         spec_file = self.path / "spec.json"
         if not spec_file.exists():
             write_json(spec_file, self.spec)
         tensors = {"keys": sorted_keys, **{name: np.asarray(v)[order] for name, v in values.items()}}
-        write_tensors(self.path / f"{digest_of_sorted(sorted_keys)}.safetensors", tensors, {"rows": len(keys)})
+        path = self.path / f"{digest_of_sorted(sorted_keys)}.safetensors"
+        write_tensors(path, tensors, {"rows": len(keys)})
         self._loaded = None
+        return path

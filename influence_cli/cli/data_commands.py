@@ -1,0 +1,72 @@
+"""The commands around the pipeline: manifests in, methods listed, the store looked after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from influence_cli.cli import show, show_data
+from influence_cli.cli.config import Settings
+from influence_cli.cli.inputs import require_source
+from influence_cli.errors import UsageError
+
+
+def manifest(settings: Settings) -> int | None:
+    """Image folder, CSV, JSONL, .npz, saved Hugging Face dataset or Parquet -> a checked manifest."""
+    from influence_cli.ingest import IngestRequest, make_manifest
+    from influence_cli.sources import Columns
+
+    show.check_format(settings, ("auto", "table", "json"))
+    if settings["output"] is None:
+        raise UsageError("no output", fix="pass -o manifest.parquet")
+    label = settings["label"] if settings.explicit("label") else None
+    request = IngestRequest(
+        require_source(settings, "an image folder, .csv, .jsonl, .npz, .parquet or saved dataset"),
+        settings["output"],
+        Columns(label, settings["id"], settings["image"], tuple(settings["features"])),
+        settings["split"],
+        settings["seed"],
+        settings["embed"],
+        settings["skip_bad"],
+    )
+    show_data.ingested(settings, make_manifest(request, show.terminal()))
+    return None
+
+
+def methods(settings: Settings) -> int | None:
+    """Every scoring method: paper, what it needs, cost, kind, and with a NAME its options."""
+    show_data.methods(settings)
+    return None
+
+
+def cache(settings: Settings) -> int | None:
+    """Look after the store: ls, verify (re-read everything), gc (drop rubbish, merge shards), key MANIFEST's rows."""
+    from pathlib import Path
+
+    from influence_cli.store.maintenance import collect, list_entries, verify
+
+    show.check_format(settings, ("auto", "table", "json"))
+    action, root = settings.source or "ls", Path(settings["store"])
+    if action == "ls":
+        show_data.entries(settings, list_entries(root))
+    elif action == "verify":
+        files, damaged = verify(root, show.terminal())
+        show_data.report(settings, {"files": files, "damaged": damaged})
+    elif action == "gc":
+        show_data.report(settings, collect(root, _kept_keys(settings["keep"]), show.terminal()))
+    elif action == "key":
+        if not settings["keep"]:
+            raise UsageError("whose keys?", fix="influence cache key --keep MANIFEST")
+        show_data.keys(settings, settings["keep"])
+    else:
+        raise UsageError(f"unknown action {action!r}", fix="ls, verify, gc or key")
+    return None
+
+
+def _kept_keys(manifests: list[str]) -> Any:
+    if not manifests:
+        return None
+    import numpy as np
+
+    from influence_cli.manifest import open_manifest
+
+    return np.concatenate([open_manifest(path).payload_keys for path in manifests])

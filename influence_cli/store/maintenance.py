@@ -1,0 +1,143 @@
+"""Looking after a store: list, verify, collect.  No answer changes, only what has to be computed again."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from influence_cli.events import SILENT, Listener
+from influence_cli.store.files import DamagedFile, read_metadata, read_tensors
+from influence_cli.store.keys import Keys
+from influence_cli.store.shards import ShardFolder, positions
+
+SHARDED = ("outputs", "tangents")
+SPARE_SECONDS = 24 * 3600.0  # a younger temporary file may belong to a run in progress
+MERGE_ROWS = 16_384  # shards are merged up to this many rows
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing in the store."""
+
+    kind: str
+    name: str
+    files: int
+    rows: int | None
+    bytes: int
+    about: str
+
+
+def list_entries(root: Path) -> list[Entry]:
+    """Everything in the store, by kind and name."""
+    entries: list[Entry] = []
+    for kind in SHARDED:
+        for folder in _folders(root / kind):
+            shards = _shards(folder)
+            rows = 0
+            for shard in shards:
+                try:
+                    rows += int(read_metadata(shard)["rows"])
+                except (DamagedFile, KeyError):
+                    continue
+            size = sum(s.stat().st_size for s in shards)
+            entries.append(Entry(kind, folder.name, len(shards), rows, size, _about(folder)))
+    for file in _shards(root / "directions"):
+        try:
+            meta = read_metadata(file)
+            about = f"{meta.get('objective')}, Phi {meta.get('phi'):.4g}, {meta.get('m')} target rows"
+        except (DamagedFile, TypeError, ValueError):
+            about = "damaged"
+        entries.append(Entry("directions", file.stem, 1, None, file.stat().st_size, about))
+    return entries
+
+
+def _about(folder: Path) -> str:
+    """What ``spec.json`` says, for people."""
+    try:
+        spec: dict[str, Any] = json.loads((folder / "spec.json").read_text())
+    except (OSError, ValueError):
+        return ""
+    if "model" in spec:
+        dropout = (spec.get("member") or {}).get("dropout")
+        rate = "" if dropout is None else f", dropout {dropout['rate']:.4f}"
+        return f"{spec['model']['name']}, {spec.get('precision')}{rate}"
+    return f"{', '.join(spec.get('objectives', []))}, params {spec.get('params')}"
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith(".")) if folder.is_dir() else []
+
+
+def verify(root: Path, listener: Listener = SILENT) -> tuple[int, list[str]]:
+    """Re-read every file; damaged ones are set aside.  Returns (files read, names of the damaged)."""
+    files = [f for kind in SHARDED for folder in _folders(root / kind) for f in _shards(folder)]
+    files += _shards(root / "directions")
+    damaged: list[str] = []
+    with listener.progress("verify", len(files), "files") as progress:
+        for file in files:
+            try:
+                read_tensors(file)
+            except DamagedFile as error:
+                file.rename(file.with_name(f".damaged-{file.name}"))
+                damaged.append(f"{file} ({error})")
+            progress.advance(1)
+    return len(files), damaged
+
+
+def collect(root: Path, keep: Keys | None, listener: Listener = SILENT) -> dict[str, int]:
+    """Remove rubbish, drop rows whose payload is not in ``keep`` [n, 16] (None: all are), and merge small shards.
+
+    Rubbish is what was set aside as damaged, and temporary files older than a day.
+    """
+    before = _size(root)
+    removed = 0
+    for file in [*root.rglob(".*.tmp"), *root.rglob(".damaged-*")]:
+        if file.name.startswith(".damaged-") or time.time() - file.stat().st_mtime > SPARE_SECONDS:
+            file.unlink(missing_ok=True)
+            removed += 1
+    dropped = merged = 0
+    for kind in SHARDED:
+        for path in _folders(root / kind):
+            d, m = _collect_folder(path, keep, listener)
+            dropped, merged = dropped + d, merged + m
+    return {
+        "files_removed": removed,
+        "rows_dropped": dropped,
+        "shards_merged": merged,
+        "bytes_freed": before - _size(root),
+    }
+
+
+def _size(root: Path) -> int:
+    return sum(f.stat().st_size for f in root.rglob("*") if f.is_file())
+
+
+def _collect_folder(path: Path, keep: Keys | None, listener: Listener) -> tuple[int, int]:
+    """(rows dropped, shards merged) of one folder; new shards are written before old ones go."""
+    folder = ShardFolder(path, {}, listener)
+    old = _shards(path)
+    keys, values = folder.load_all()
+    first = positions(keys, keys) == np.arange(len(keys))
+    wanted = first if keep is None else first & (positions(keys, keep) >= 0)
+    dropped = int((first & ~wanted).sum())
+    full = (len(keys) + MERGE_ROWS - 1) // MERGE_ROWS
+    if wanted.all() and len(old) <= max(full, 1):
+        return 0, 0
+    chosen = np.flatnonzero(wanted)
+    written: set[Path] = set()
+    for start in range(0, len(chosen), MERGE_ROWS):
+        rows = chosen[start : start + MERGE_ROWS]
+        written.add(folder.write(keys[rows], {name: array[rows] for name, array in values.items()}))
+    gone = [shard for shard in old if shard not in written]
+    for shard in gone:
+        shard.unlink(missing_ok=True)
+    return dropped, len(gone)
