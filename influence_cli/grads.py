@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +32,7 @@ LARGEST_BATCH = 256
 
 def fill(job: Job) -> int:
     """Compute and store what is missing; returns the number of training rows run through the model."""
-    work = [w for w in missing_work(job) if not w.nothing]
+    work = [_with_readable_directions(job, w) for w in missing_work(job) if not w.nothing]
     if not work:
         return 0
     from influence_cli.model.build import device_of, load_model
@@ -52,6 +53,17 @@ def fill(job: Job) -> int:
         done += w.rows
     job.forget_folders()
     return done
+
+
+def _with_readable_directions(job: Job, work: Work) -> Work:
+    """The work, with directions to measure again whose stored tensors turn out to be damaged or gone."""
+    measure = list(work.directions)
+    for objective in job.objectives:
+        whole, half = (job.direction(work.member, objective, half=h) for h in (False, True))
+        needed = [n for n, keys in (work.tangents | work.halves).items() if n in (whole, half) and len(keys)]
+        if objective not in measure and any(job.store.read_direction(name) is None for name in needed):
+            measure.append(objective)
+    return replace(work, directions=tuple(measure))
 
 
 def batch_size(job: Job) -> int:
@@ -90,7 +102,9 @@ def _pass(job: Job, work: Work, point: Point, what: str) -> None:
     from influence_cli.model.examples import batches, move, to_input
 
     assert job.model is not None
-    wanted = {name: set(key_list(keys)) for name, keys in (work.tangents | work.halves).items() if len(keys)}
+    # a target too small to be halved has no half direction
+    halves = {name: keys for name, keys in work.halves.items() if job.store.direction_meta(name) is not None}
+    wanted = {name: set(key_list(keys)) for name, keys in (work.tangents | halves).items() if len(keys)}
     directions = {name: _read_direction(job, name, point) for name in wanted}
     lacking_outputs = set(key_list(work.outputs))
     row_of = index_by_key(job.train)

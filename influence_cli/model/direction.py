@@ -115,7 +115,7 @@ def _add_gradients(
     sums: dict[str, _Sums],
 ) -> None:
     """Add one batch's summed gradient of every objective to its open bucket."""
-    with torch.enable_grad(), differentiable_kernels():
+    with torch.enable_grad(), differentiable_kernels(point.recurrent):
         logits = point.logits(x, selected)
         for position, (name, objective) in enumerate(objectives.items()):
             value = objective.rows(logits, y).sum()

@@ -25,8 +25,8 @@ DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 
 
 @contextlib.contextmanager
-def differentiable_kernels() -> Iterator[None]:
-    """Attention on the kernels that have a forward-mode rule; fused ones have none and mix rows of a batch."""
+def differentiable_kernels(recurrent: bool = False) -> Iterator[None]:
+    """Kernels that have a forward-mode rule: fused attention and fused RNNs have none."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     precision = torch.get_float32_matmul_precision()
@@ -34,8 +34,14 @@ def differentiable_kernels() -> Iterator[None]:
     cudnn_tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
-        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")  # torch's own use of it
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())  # about torch's own doings, here and on leaving
+            warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+            warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if recurrent:
+                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
@@ -55,6 +61,7 @@ class Point:
                 raise ModelError(f"module {name or 'model'} is in training mode", fix="call model.eval()")
         self.device, self.dtype = device, DTYPES[precision]
         self.model = model.to(device=device, dtype=self.dtype)
+        self.recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
         self.selected = select_parameters(self.model, params)
         if dropout is not None:
             self.selected = {
@@ -78,7 +85,7 @@ class Point:
 
     def outputs(self, x: Tensor, directions: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
         """Logits [n, C], and for each direction the logits' tangent [n, C]."""
-        with torch.no_grad(), differentiable_kernels():
+        with torch.no_grad(), differentiable_kernels(self.recurrent):
             if not directions:
                 return self.logits(x), []
             z, tangents = None, []

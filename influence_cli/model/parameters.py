@@ -17,7 +17,7 @@ def select_parameters(model: nn.Module, selection: str) -> dict[str, Tensor]:
     Raises:
         UsageError: the selection is empty.
     """
-    named = dict(model.named_parameters())
+    named = dict(model.named_parameters(remove_duplicate=False))
     if selection == "all":
         chosen = set(named)
     elif selection == "linear":
@@ -27,7 +27,8 @@ def select_parameters(model: nn.Module, selection: str) -> dict[str, Tensor]:
         chosen = {n for n in named if n.startswith(prefix + ".")}
     else:
         chosen = {n for n in named if fnmatch.fnmatchcase(n, selection)}
-    out = {n: p.detach() for n, p in named.items() if n in chosen and p.is_floating_point()}
+    tensors = {id(named[n]) for n in chosen}  # a tied tensor is chosen by any of its names
+    out = {n: p.detach() for n, p in model.named_parameters() if id(p) in tensors and p.is_floating_point()}
     if not out:
         raise UsageError(f"--params {selection!r} selects no parameter", fix=f"names look like {next(iter(named))!r}")
     return out
