@@ -36,8 +36,14 @@ def base_arm(name: str, rows: Rows) -> Arm:
     return Arm(name, rows.labels.copy(), rows.weights.copy())
 
 
-def curated_arm(name: str, base: Rows, curated: Manifest) -> Arm:
-    """The edits that turn the base rows into the curated manifest's train rows.
+def without(arm: Arm, left_out: NDArray[np.bool_]) -> Arm:
+    """The arm, not trained on the rows that are left out for calibration."""
+    arm.weights[left_out] = 0.0
+    return arm
+
+
+def curated_arm(name: str, base: Rows, curated: Manifest, left_out: NDArray[np.bool_] | None = None) -> Arm:
+    """The edits that turn the base rows into the curated manifest's train rows; rows left out are no edits.
 
     Raises:
         UsageError: the curated manifest has a train row that the base has not, or another payload under its id.
@@ -54,9 +60,9 @@ def curated_arm(name: str, base: Rows, curated: Manifest) -> Arm:
                 fix="pass as --against the manifest that was curated",
             )
         arm.labels[k], arm.weights[k] = label, weight
-    trimmed = (arm.weights == 0) & (base.weights > 0)
-    relabelled = (arm.labels != base.labels) & ~trimmed
-    reweighted = (arm.weights != base.weights) & ~trimmed
+    trimmed, relabelled, reweighted = edits_of(arm, base, left_out)
+    if left_out is not None:
+        without(arm, left_out)
     arm.about = {
         "trimmed": int(trimmed.sum()),
         "relabelled": int(relabelled.sum()),
@@ -64,6 +70,17 @@ def curated_arm(name: str, base: Rows, curated: Manifest) -> Arm:
         **_against_truth(base, trimmed, relabelled, arm.labels),
     }
     return arm
+
+
+def edits_of(
+    arm: Arm, base: Rows, left_out: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which rows [n] are trimmed, relabelled and reweighted, rows left out for calibration aside."""
+    trained = base.weights > 0 if left_out is None else (base.weights > 0) & ~left_out
+    trimmed = (arm.weights == 0) & trained
+    relabelled = (arm.labels != base.labels) & trained & ~trimmed
+    reweighted = (arm.weights != base.weights) & trained & ~trimmed
+    return trimmed, relabelled, reweighted
 
 
 def _against_truth(
@@ -84,14 +101,15 @@ def _against_truth(
     return about
 
 
-def control_arms(arm: Arm, base: Rows, curated: Manifest, seed: int) -> list[Arm]:
-    """Random edits of the same size and class mix as an arm's."""
-    trimmed = (arm.weights == 0) & (base.weights > 0)
-    relabelled = (arm.labels != base.labels) & ~trimmed
-    reweighted = (arm.weights != base.weights) & ~trimmed
+def control_arms(
+    arm: Arm, base: Rows, curated: Manifest, seed: int, left_out: NDArray[np.bool_] | None = None
+) -> list[Arm]:
+    """Random edits of the same size and class mix as an arm's, among the rows that are trained on."""
+    left_out = np.zeros(len(base), dtype=bool) if left_out is None else left_out
+    trimmed, relabelled, reweighted = edits_of(arm, base, left_out)
     controls: list[Arm] = []
     if trimmed.any() or relabelled.any():
-        taken = _random_rows(base, trimmed | relabelled, seed, "trim")
+        taken = _random_rows(base, trimmed | relabelled, seed, "trim", among=~left_out)
         control = base_arm(f"{arm.name}: random trim", base)
         control.weights[taken] = 0.0
         control.about = {
@@ -100,25 +118,43 @@ def control_arms(arm: Arm, base: Rows, curated: Manifest, seed: int) -> list[Arm
         }
         controls.append(control)
     if relabelled.any():
-        controls += _random_relabel(arm, base, curated, relabelled, seed)
+        controls += _random_relabel(arm, base, curated, relabelled, seed, left_out)
     if reweighted.any():
         control = base_arm(f"{arm.name}: shuffled weights", base)
-        order = _draw_order(base.ids, seed, "weights")
-        control.weights = arm.weights[order]
+        control.weights = _shuffled(arm, base, trimmed | left_out, seed)
         control.about = {"reweighted": int(reweighted.sum())}
         controls.append(control)
     for control in controls:
         control.controls = arm.name
+        without(control, left_out)
     return controls
 
 
-def _random_relabel(arm: Arm, base: Rows, curated: Manifest, relabelled: NDArray[np.bool_], seed: int) -> list[Arm]:
+def _shuffled(arm: Arm, base: Rows, fixed: NDArray[np.bool_], seed: int) -> NDArray[np.float64]:
+    """The arm's weights shuffled among the rows of each class, so that its mass stays; ``fixed`` rows keep theirs."""
+    weights = arm.weights.copy()
+    order = _draw_order(base.ids, seed, "weights")
+    for c in np.unique(base.labels):
+        rows = np.flatnonzero((base.labels == c) & ~fixed)
+        drawn = order[((base.labels == c) & ~fixed)[order]]
+        weights[rows] = arm.weights[drawn]
+    return weights
+
+
+def _random_relabel(
+    arm: Arm,
+    base: Rows,
+    curated: Manifest,
+    relabelled: NDArray[np.bool_],
+    seed: int,
+    left_out: NDArray[np.bool_],
+) -> list[Arm]:
     column = curated.column(PROPOSAL)
     if column is None:
         return []
     by_id = dict(zip(curated.ids, column.tolist(), strict=True))
     proposals = np.array([_int_or(by_id.get(i), -1) for i in base.ids], dtype=np.int64)
-    can = (proposals >= 0) & (proposals != base.labels)
+    can = (proposals >= 0) & (proposals != base.labels) & ~left_out
     chosen = _random_rows(base, relabelled, seed, "relabel", among=can)
     control = base_arm(f"{arm.name}: random relabel", base)
     control.labels[chosen] = proposals[chosen]
@@ -151,12 +187,16 @@ def _random_rows(
     return chosen
 
 
-def arm_fingerprint(arm: Arm, base: Rows, test: Rows, recipe: dict[str, Any], model: dict[str, Any], seed: int) -> str:
-    """Name of a finished training: rows, labels, weights, recipe, model, seed, and the rows it was tested on.
+def arm_fingerprint(
+    arm: Arm, base: Rows, measured: list[Rows], recipe: dict[str, Any], model: dict[str, Any], seed: int
+) -> str:
+    """Name of a finished training: rows, labels, weights, recipe, model, seed, and the rows it was measured on.
 
     Ids count: they decide the order of training.
     """
     kept = np.flatnonzero(arm.weights > 0)
     keys = base.payload_keys
     rows = sorted([base.ids[k], keys[k].tobytes().hex(), int(arm.labels[k]), float(arm.weights[k])] for k in kept)
-    return fingerprint("training", 1, rows=rows, test=test.fingerprint(), recipe=recipe, model=model, seed=seed)
+    return fingerprint(
+        "training", 1, rows=rows, measured=[r.fingerprint() for r in measured], recipe=recipe, model=model, seed=seed
+    )

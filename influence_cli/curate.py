@@ -165,7 +165,7 @@ def parse_budget(text: str, n: int, flag: str = "--budget") -> int:
     """
     try:
         rows = int(float(text[:-1]) / 100 * n + 1e-9) if text.endswith("%") else int(text)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UsageError(f"{flag} {text!r} is neither a share nor a count", fix="write 5% or 200") from error
     if not 0 <= rows <= n:
         raise UsageError(f"{flag} {text} is outside 0 to {n} rows", fix="write 5% or 200")

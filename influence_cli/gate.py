@@ -89,7 +89,8 @@ def check(scores: ScoreTable, request: GateRequest) -> Verdict:
             "the gate has nothing to compare new rows with",
             fix="train with `retrain --calibration 5%`, or pass --baseline FILE",
         )
-    p = p_values(scores.scored.score[reference & np.isfinite(scores.scored.score)], scores.scored.score[new])
+    reference &= np.isfinite(scores.scored.score)
+    p = p_values(scores.scored.score[reference], scores.scored.score[new])
     least = 1.0 / (1 + int(reference.sum()))
     if least > rate:
         raise UsageError(

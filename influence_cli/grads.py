@@ -84,7 +84,7 @@ def _measure(job: Job, work: Work, point: Point, payloads: dict[int, Payload], w
 
     assert job.model is not None
     wanted = {name: job.objectives[name] for name in work.directions}
-    with job.listener.progress(f"direction, {what}", len(job.target)) as progress:
+    with job.listener.progress(f"direction, {what}", len(job.target), "target rows") as progress:
         measured = measure_directions(
             point, job.model, job.target, payloads, wanted, batch_size(job), job.runtime.workers, progress
         )
@@ -192,7 +192,9 @@ def grads_table(job: Job) -> pa.Table:
     table = table.add_column(2, "payload_key", keys)
     if job.members:
         logits = job.outputs(job.members[0]).read(job.train.payload_keys)["logits"]
-        table = table.append_column("loss", pa.array(cross_entropy(logits, job.train.labels)))
+        with np.errstate(invalid="ignore", over="ignore"):
+            loss = cross_entropy(logits, job.train.labels)
+        table = table.append_column("loss", pa.array(loss, mask=~np.isfinite(loss)))
     return with_provenance(table, provenance_of(job, "grads"))
 
 

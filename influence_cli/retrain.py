@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.arms import Arm, arm_fingerprint, base_arm, control_arms, curated_arm
+from influence_cli.arms import Arm, arm_fingerprint, base_arm, control_arms, curated_arm, without
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.manifest import Manifest, Rows, open_manifest
@@ -65,8 +65,9 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     spec = _spec(request, base.manifest)
     for rows in (base, test, base.manifest.rows("val")):
         check_labels(rows.manifest, rows, spec.num_classes)
-    arms = _arms(request, manifest, base)
-    calibration = _leave_out(request, base, arms)
+    left_out = _left_out(request, base)
+    arms = _arms(request, manifest, base, left_out)
+    calibration = [i for i, out in zip(base.ids, left_out.tolist(), strict=True) if out]
     device = device_of(request.device)
     run = _Run(request, recipe, spec, base, test, device, listener)
     run.sets = {
@@ -76,7 +77,13 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     target = base.manifest.rows("val")
     if len(target):
         run.sets["target"] = Examples(target, spec, listener, "target rows")
-    metrics: dict[str, Any] = {"schema_version": 1, "test_rows": len(test), "arms": {}, "comparison": {}}
+    metrics: dict[str, Any] = {
+        "schema_version": 1,
+        "test_rows": len(test),
+        "num_classes": spec.num_classes,
+        "arms": {},
+        "comparison": {},
+    }
     for arm in arms:
         results = {
             str(request.seed + s): run.train(arm, request.seed + s, arm is arms[0]) for s in range(request.seeds)
@@ -118,35 +125,29 @@ def _spec(request: RetrainRequest, manifest: Manifest) -> ModelSpec:
     return new_spec(request.inputs, manifest, None, from_scratch)
 
 
-def _arms(request: RetrainRequest, manifest: Manifest, base: Rows) -> list[Arm]:
+def _arms(request: RetrainRequest, manifest: Manifest, base: Rows, left_out: NDArray[np.bool_]) -> list[Arm]:
     """The first arm is the one whose checkpoint becomes the run's."""
     if request.against is None:
         if request.arms:
             raise UsageError("--arm needs --against", fix="pass --against MANIFEST, the rows before curation")
-        return [base_arm("all rows", base)]
+        return [without(base_arm("all rows", base), left_out)]
     curated = [("curated", manifest)]
     curated += [(name, open_manifest(path, request.inputs.label)) for name, path in request.arms]
     made: list[Arm] = []
     for name, table in curated:
-        arm = curated_arm(name, base, table)
-        made += [arm, *control_arms(arm, base, table, request.seed)]
+        arm = curated_arm(name, base, table, left_out)
+        made += [arm, *control_arms(arm, base, table, request.seed, left_out)]
     names = [arm.name for arm in made]
     if len(set(names)) < len(names) or "no edit" in names:
         raise UsageError("two arms have the same name", fix="name each --arm differently")
-    return [made[0], base_arm("no edit", base), *made[1:]]
+    return [made[0], without(base_arm("no edit", base), left_out), *made[1:]]
 
 
-def _leave_out(request: RetrainRequest, base: Rows, arms: list[Arm]) -> list[str]:
-    """Ids of the seeded share of train rows that no arm is trained on, for the gate's calibration."""
-    if request.calibration <= 0:
-        return []
+def _left_out(request: RetrainRequest, base: Rows) -> NDArray[np.bool_]:
+    """The seeded share of train rows that no arm is trained on, for the gate's calibration."""
     from influence_cli.methods.random import Random
 
-    draws = Random().score(base.ids, request.seed)
-    out = draws < request.calibration
-    for arm in arms:
-        arm.weights[out] = 0.0
-    return [i for i, left in zip(base.ids, out, strict=True) if left]
+    return Random().score(base.ids, request.seed) < request.calibration
 
 
 @dataclass
@@ -166,7 +167,8 @@ class _Run:
             "init": self._init_digest(),
             "pretrained": self.request.pretrained,
         }
-        name = arm_fingerprint(arm, self.base, self.test, recipe, self.spec.as_dict(), seed)
+        measured = [self.test, self.base.manifest.rows("val")]
+        name = arm_fingerprint(arm, self.base, measured, recipe, self.spec.as_dict(), seed)
         return Path(self.request.output) / "arms" / name
 
     def _init_digest(self) -> str | None:
@@ -175,7 +177,7 @@ class _Run:
     def train(self, arm: Arm, seed: int, main: bool) -> dict[str, Any]:
         """Train one arm with one seed, or return what is kept of it."""
         folder = self._folder(arm, seed)
-        keep = self.request.keep_checkpoints if main and seed == self.request.seed else 0
+        keep = min(self.request.keep_checkpoints, self.recipe.epochs) if main and seed == self.request.seed else 0
         done = _finished(folder, keep)
         if done is not None:
             self.listener.detail(f"{arm.name}, seed {seed}: already trained")
@@ -258,10 +260,7 @@ class _Run:
                 "recipe": {**self.recipe.describe(), "lr": self.recipe.peak_lr},
                 "seed": self.request.seed,
                 "checkpoints": first["checkpoints"],
-                "trained_on": {
-                    "rows": int(trained.sum()),
-                    "fingerprint": self.base.take(trained).fingerprint(),
-                },
+                "trained_on": {"rows": int(trained.sum()), "arm": folder.name},
                 "calibration_ids": calibration,
             },
         )

@@ -102,25 +102,30 @@ def _columns(job: Job, name: str) -> list[Column]:
 
 def _linear_column(job: Job, name: str, members: list[Member], objective: str) -> Column:
     keys, labels = job.train.payload_keys, job.train.labels
-    own: list[Floats] = []
-    total: Floats | None = None
+    every: list[Floats] = []
     for member in members:
         logits = job.outputs(member).read(keys)["logits"]
         tangents = job.tangents(job.direction(member, objective)).read(keys)["tangent"]
         with np.errstate(invalid="ignore", over="ignore"):
-            every = label_scores(logits, tangents)
-        own.append(of_label(every, labels))
-        total = every if total is None else total + every
-    assert total is not None
-    stacked = np.stack(own)
-    return Column(f"{name}/{objective}", "signed", stacked.mean(axis=0), stacked, total / len(members))
+            every.append(label_scores(logits, tangents))
+    stacked = np.stack([of_label(scores, labels) for scores in every])
+    return Column(f"{name}/{objective}", "signed", _mean(list(stacked)), stacked, _mean(every))
+
+
+def _mean(members: list[Floats]) -> Floats:
+    """The mean over members, exact where they are equal (a plain mean of equal floats is off by an ulp)."""
+    first = members[0]
+    with np.errstate(invalid="ignore"):
+        return first + sum(m - first for m in members[1:]) / len(members)
 
 
 def _append_members(table: pa.Table, first: Column, per_member: bool, columns: list[Column], job: Job) -> pa.Table:
     """Spread over the first column's members, and with ``per_member`` every member's score."""
     if first.members is not None and len(first.members) > 1:
-        table = table.append_column("score_std", _nullable(first.members.std(axis=0, ddof=1)))
+        with np.errstate(invalid="ignore"):
+            table = table.append_column("score_std", _nullable(first.members.std(axis=0, ddof=1)))
         positive = (first.members > 0).mean(axis=0)
+        positive[~np.isfinite(first.members).all(axis=0)] = np.nan
         table = table.append_column("agreement", _nullable(np.maximum(positive, 1.0 - positive)))
     if per_member:
         for c in columns:
@@ -138,8 +143,9 @@ def _append_model_says(table: pa.Table, job: Job) -> pa.Table:
         table = table.append_column("margin", _nullable(margin(logits, labels)))
         probability = softmax(logits)
     np.put_along_axis(probability, labels[:, None], -1.0, axis=1)
-    table = table.append_column("model_label", pa.array(probability.argmax(axis=1).astype(np.int64)))
-    return table.append_column("model_probability", _nullable(probability.max(axis=1)))
+    highest = probability.max(axis=1)
+    other = pa.array(probability.argmax(axis=1).astype(np.int64), mask=~np.isfinite(highest))
+    return table.append_column("model_label", other).append_column("model_probability", _nullable(highest))
 
 
 def _nullable(values: Floats) -> pa.Array:

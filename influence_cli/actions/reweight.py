@@ -14,10 +14,12 @@ from influence_cli.actions.protocol import Edits, Floats, Scored
 
 @dataclass(frozen=True)
 class Reweight:
-    """T is doubled until the effective sample size (sum w)^2 / sum w^2 is at least 0.3 n."""
+    """T is doubled until the effective sample size is at least 0.3 of what it was; ``paper`` is the plain softmax."""
 
     temperature: float = field(default=2.0, metadata={"help": "T; larger is flatter"})
-    preserve_class_mass: bool = field(default=True, metadata={"help": "every class keeps its total weight"})
+    preserve_class_mass: bool = field(
+        default=True, metadata={"help": "every class keeps its total weight (but for paper)"}
+    )
     paper: bool = field(default=False, metadata={"help": "n softmax(s) of the raw scores, as published"})
 
     def __post_init__(self) -> None:
@@ -28,34 +30,39 @@ class Reweight:
         """New weights for every scored row; a row without a score keeps its own."""
         finite = np.isfinite(scored.score)
         notes: list[str] = []
-        factor = np.ones(len(scored.score))
-        factor[finite] = self._factors(scored.score[finite], scored.labels[finite], notes)
-        weights = scored.weights * factor
+        weights = scored.weights.copy()
+        weights[finite] = self._weights(scored.score[finite], scored.labels[finite], scored.weights[finite], notes)
+        factor = np.divide(weights, scored.weights, out=np.ones(len(weights)), where=scored.weights > 0)
         reason = [f"weight factor {f:.3g}" if ok else "" for f, ok in zip(factor, finite, strict=True)]
-        size = weights.sum() ** 2 / (weights**2).sum()
-        notes.append(f"effective sample size {size:,.0f} of {len(weights):,}")
+        notes.append(f"effective sample size {effective_size(weights):,.0f} of {len(weights):,}")
         return Edits("reweight", scored.labels.copy(), weights, reason, notes)
 
-    def _factors(self, score: Floats, labels: np.ndarray, notes: list[str]) -> Floats:
+    def _weights(self, score: Floats, labels: np.ndarray, before: Floats, notes: list[str]) -> Floats:
         if self.paper:
-            return self._class_mass(_softmax(score), labels)
-        spread = 1.4826 * float(np.median(np.abs(score - np.median(score)))) + np.finfo(float).tiny
-        z = np.clip((score - np.median(score)) / spread, -5, 5)
-        temperature = self.temperature
+            return before * _softmax(score)
+        with np.errstate(over="ignore"):  # where most scores are equal the spread is tiny: clipped below
+            spread = 1.4826 * float(np.median(np.abs(score - np.median(score)))) + np.finfo(float).tiny
+            z = np.clip((score - np.median(score)) / spread, -5, 5)
+        temperature, floor = self.temperature, 0.3 * effective_size(before)
         while True:
-            w = self._class_mass(_softmax(z / temperature), labels)
-            if w.sum() ** 2 / (w**2).sum() >= 0.3 * len(w):
+            w = self._class_mass(before * _softmax(z / temperature), labels, before)
+            if effective_size(w) >= floor:
                 break
             temperature *= 2
         if temperature != self.temperature:
             notes.append(f"temperature raised to {temperature:g} to keep the effective sample size")
         return w
 
-    def _class_mass(self, w: Floats, labels: np.ndarray) -> Floats:
+    def _class_mass(self, w: Floats, labels: np.ndarray, before: Floats) -> Floats:
         if not self.preserve_class_mass:
             return w
-        mass, size = np.bincount(labels, weights=w), np.bincount(labels)
-        return w * (size / np.where(mass > 0, mass, 1.0))[labels]
+        mass, wanted = np.bincount(labels, weights=w), np.bincount(labels, weights=before)
+        return w * (wanted / np.where(mass > 0, mass, 1.0))[labels]
+
+
+def effective_size(w: Floats) -> float:
+    """(sum w)^2 / sum w^2: n where all weights are equal, 1 where one row has it all."""
+    return float(w.sum() ** 2 / (w**2).sum())
 
 
 def _softmax(z: Floats) -> Floats:

@@ -29,9 +29,9 @@ class Trim:
             require_signed(scored, "only_negative")
         sizes = np.bincount(scored.labels, minlength=1)
         allowed = self._allowance(sizes, budget, n)
-        taken: list[int] = []
+        taken: list[tuple[int, int]] = []  # (rank, row)
         blocked = 0
-        for i in scored.ascending().tolist():
+        for rank, i in enumerate(scored.ascending().tolist()):
             if len(taken) == budget or (self.only_negative and scored.score[i] >= 0):
                 break
             c = int(scored.labels[i])
@@ -39,11 +39,11 @@ class Trim:
                 blocked += 1
                 continue
             allowed[c] -= 1
-            taken.append(i)
+            taken.append((rank + 1, i))
         weights, reason = scored.weights.copy(), [""] * n
-        for rank, i in enumerate(taken):
+        for rank, i in taken:
             weights[i] = 0.0
-            reason[i] = f"rank {rank + 1} of {n} by score"
+            reason[i] = f"rank {rank} of {n} by score"
         notes = [f"the class guard passed over {blocked} lower rows"] if blocked and not self.per_class else []
         if len(taken) < budget:
             notes.append(f"{len(taken)} of a budget of {budget} rows could be taken out")

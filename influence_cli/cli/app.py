@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import sys
 from collections.abc import Callable
@@ -20,6 +19,10 @@ EPILOG = (
     "2 you can fix it (flags, settings, data, checkpoint); 3 we broke, or the machine did; 130 Ctrl-C; 141 closed pipe."
 )
 _TERMINAL = Terminal()
+
+
+class PastTyper(Exception):
+    """Carries what Typer would turn into an exit code of its own (a closed pipe into 1) up to ``main``."""
 
 
 def terminal() -> Terminal:
@@ -61,8 +64,13 @@ def _command(
 ) -> Callable[..., Any]:
     """A function with one parameter per setting of the command, as Typer wants it."""
 
-    @functools.wraps(function)
     def run(**given: Any) -> int | None:
+        try:
+            return settled(given)
+        except (KeyboardInterrupt, OSError) as error:
+            raise PastTyper from error
+
+    def settled(given: dict[str, Any]) -> int | None:
         source = given.pop("source", None)
         _TERMINAL.quiet, _TERMINAL.verbose = bool(given.get("quiet")), bool(given.get("verbose"))
         _TERMINAL.color = given.get("color") or "auto"
@@ -82,7 +90,6 @@ def _command(
         parameters.insert(0, first)
     run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
-    del run.__wrapped__  # pyright: ignore[reportAttributeAccessIssue]
     return run
 
 

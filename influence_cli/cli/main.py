@@ -18,29 +18,37 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command line; returns its exit code."""
-    from influence_cli.cli.app import build_app, terminal
-
     debug = "--debug" in arguments
     try:
-        result = build_app()(args=arguments, prog_name="influence", standalone_mode=False)
-        sys.stdout.flush()
-        return result if isinstance(result, int) else DONE
+        return _dispatch(arguments)
     except BrokenPipeError:
         _close_stdout()
         return CLOSED_PIPE
     except KeyboardInterrupt:
-        return _interrupted(terminal().span)
+        return _interrupted()
     except InfluenceError as error:
         return _fail(FIXABLE, f"error: {error}", debug)
     except Exception as error:
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # Typer's own usage errors
+        return _fail(FIXABLE if isinstance(error, PermissionError) else BROKEN, _describe(error), debug)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    """Run the application; Typer's own errors are shown and become codes, everything else comes out as it was."""
+    from influence_cli.cli.app import PastTyper, build_app
+
+    try:
+        result = build_app()(args=arguments, prog_name="influence", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else DONE
+    except PastTyper as carried:
+        raise carried.__cause__ or carried from None
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error
             error.show()  # pyright: ignore[reportAttributeAccessIssue]
             return FIXABLE if error.exit_code else DONE  # pyright: ignore[reportAttributeAccessIssue]
-        if type(error).__name__ == "Abort":
-            return _interrupted(terminal().span)
         if type(error).__name__ == "Exit":
-            return int(getattr(error, "exit_code", 0))
-        return _fail(FIXABLE if isinstance(error, PermissionError) else BROKEN, _describe(error), debug)
+            return int(getattr(error, "exit_code", DONE))
+        raise
 
 
 def _describe(error: Exception) -> str:
@@ -65,8 +73,11 @@ def _fail(code: int, text: str, debug: bool) -> int:
     return code
 
 
-def _interrupted(span: tuple[str, int, int, str] | None) -> int:
-    kept = "nothing was lost; run the same command to continue"
+def _interrupted() -> int:
+    from influence_cli.cli.app import terminal
+
+    span = terminal().span
+    kept = "what was finished is kept; run the same command to continue"
     if span is not None and span[3] == "rows":
         kept = f"{span[1]:,} of {span[2]:,} rows kept; run the same command to continue"
     print(f"interrupted: {kept}", file=sys.stderr)  # noqa: T201

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from influence_cli.cli.config import Settings
 from influence_cli.cli.console import Terminal, cell, print_json, print_table
@@ -55,20 +56,43 @@ def table(settings: Settings, result: pa.Table, sort_by: str | None, descending:
     if how == "table":
         if sort_by is not None:
             result = result.sort_by([(sort_by, "descending" if descending else "ascending")])
-        shown = result.slice(0, STRONGEST).drop_columns(
-            [n for n in ("row_key", "payload_key") if n in result.column_names]
-        )
-        rows = [[cell(v) for v in row.values()] for row in rows_of(shown)]
+        hidden = {"row_key", "payload_key", *_same_as_score(result)}
+        shown = result.slice(0, STRONGEST).select([n for n in result.column_names if n not in hidden])
         title = f"{min(STRONGEST, result.num_rows)} of {result.num_rows:,} rows" + (
             f", by {sort_by}" if sort_by else ""
         )
-        print_table(title, shown.column_names, rows, terminal(), sys.stdout)
+        cells = [[cell(v) for v in row.values()] for row in rows_of(shown)]
+        names, rows, left_out = fitting(shown.column_names, cells, sys.stdout)
+        print_table(title, names, rows, terminal(), sys.stdout)
+        if left_out:
+            terminal().note(f"no room for {', '.join(left_out)}: see all with -o FILE, or --format csv")
         return
     if how == "json":
         print_json({"schema_version": 1, "rows": rows_of(result)})
         return
     sys.stdout.buffer.write(as_csv(result) if how == "csv" else as_jsonl(result))
     sys.stdout.buffer.flush()
+
+
+def _same_as_score(result: pa.Table) -> list[str]:
+    """The column that ``score`` repeats."""
+    from influence_cli.tables import provenance
+
+    only = provenance(result.schema).get("score_is")
+    return [only] if only else []
+
+
+def fitting(names: list[str], cells: list[list[str]], stream: IO[str]) -> tuple[list[str], list[list[str]], list[str]]:
+    """As many columns, from the left, as the terminal is wide: a cut id helps nobody.  Last: what was left out."""
+    if not stream.isatty():
+        return names, cells, []
+    width, used, kept = shutil.get_terminal_size().columns, 0, 0
+    for k, name in enumerate(names):
+        used += max([len(name), *(len(row[k]) for row in cells)]) + 2
+        if used > width + 2 and k > 0:
+            break
+        kept += 1
+    return names[:kept], [row[:kept] for row in cells], names[kept:]
 
 
 def plan(settings: Settings, job: Job) -> None:
@@ -185,6 +209,11 @@ def retrain_summary(settings: Settings, metrics: dict[str, Any]) -> None:
     first = next(iter(next(iter(metrics["arms"].values()))["seeds"].values()))
     rates = {k: first[f"{k}_accuracy"] for k in ("train", "target") if f"{k}_accuracy" in first}
     out.note(", ".join(f"{k} accuracy {v:.1%}" for k, v in {**rates, "test": first["accuracy"]}.items()))
+    from influence_cli.score import at_chance
+
+    for name, rate in {**rates, "test": first["accuracy"]}.items():
+        if at_chance(rate, metrics["test_rows"], metrics["num_classes"]):
+            out.warn(f"{name} accuracy is {rate:.1%}, no better than guessing: nothing below means anything")
     header = ["arm", "train rows", "edited", "wrong", "test accuracy", "difference"]
     rows = []
     for name, arm in metrics["arms"].items():

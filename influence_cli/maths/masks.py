@@ -18,7 +18,7 @@ def _signed(value: int) -> int:
 
 
 def hashed_uniform(key: int, count: int, device: torch.device) -> Tensor:
-    """32 uniform bits [count] as int64: SplitMix64 of key + index, in wrapping 64-bit integers.
+    """32 uniform bits [count] as int64: SplitMix64 of key + index * golden ratio, in wrapping 64-bit integers.
 
     >>> hashed_uniform(0, 1, torch.device("cpu")).item() == 0xE220A8397B1DCDAF >> 32
     True

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def signal_to_noise(total_norm2: float, bucket_norm2: NDArray[np.float64], sizes: NDArray[np.int64]) -> float | None:
-    """M |q|^2 / tr Cov(grad l_v), from sums of gradients over disjoint buckets of target rows.
+    """The ratio m |q|^2 / tr Cov(grad l_v), from sums of gradients over disjoint buckets of target rows.
 
     ``total_norm2`` is |sum_v g_v|^2; ``bucket_norm2`` [B] is |sum_{v in b} g_v|^2 and ``sizes`` [B] the bucket
     sizes.  tr Cov is the one-way analysis-of-variance estimate (sum_b |G_b|^2/m_b - |G|^2/m) / (B - 1), unbiased

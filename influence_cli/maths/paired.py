@@ -24,7 +24,7 @@ def mean_interval(values: NDArray[np.float64]) -> dict[str, float | int | None]:
 
 
 def paired_difference(a: NDArray[np.float64], b: NDArray[np.float64], higher_is_better: bool) -> dict[str, Any]:
-    """A - b over paired seeds with its interval, and a verdict: better, worse, or not resolved."""
+    """Difference a - b over paired seeds with its interval, and a verdict: better, worse, or not resolved."""
     difference = mean_interval(a - b)
     half, mean = difference["half_width"], difference["mean"]
     assert mean is not None

@@ -55,7 +55,7 @@ class Point:
     def __init__(
         self, model: nn.Module, params: str, dropout: Dropout | None, precision: str, device: torch.device
     ) -> None:
-        """Move the model to ``device`` in ``precision`` and drop parameters; the model given is not changed."""
+        """Move the model, in place, to ``device`` and ``precision``; dropped parameters are copies, its own stay."""
         for name, module in model.named_modules():
             if module.training:
                 raise ModelError(f"module {name or 'model'} is in training mode", fix="call model.eval()")
