@@ -214,15 +214,18 @@ def retrain_summary(settings: Settings, metrics: dict[str, Any]) -> None:
     for name, rate in {**rates, "test": first["accuracy"]}.items():
         if at_chance(rate, metrics["test_rows"], metrics["num_classes"]):
             out.warn(f"{name} accuracy is {rate:.1%}, no better than guessing: nothing below means anything")
-    header = ["arm", "train rows", "edited", "wrong", "test accuracy", "difference"]
+    header = ["arm", "rows", "edited", "wrong", "accuracy", "difference"]
     rows = []
     for name, arm in metrics["arms"].items():
         edited = [f"{arm['train_rows']:,}", _edited(arm["edits"]), _wrong(arm["edits"])]
         rows.append([name, *edited, _interval(arm["mean"]["accuracy"]), _gain(metrics, name, arm)])
     seeds = len(next(iter(metrics["arms"].values()))["seeds"])
     over = f"{metrics['test_rows']:,} test rows, {seeds} seed{'s' if seeds > 1 else ''}"
-    title = f"{over}; accuracy in %, mean and 95 % interval; paired differences"
-    print_table(title, header, rows, out, sys.stderr)
+    print_table(f"{over}; accuracy in %, mean and 95 % interval", header, rows, out, sys.stderr)
+    if metrics["comparison"]:
+        out.note(
+            "difference, paired over seeds: of a curated arm over no edit; in a control's line, of its arm over it"
+        )
 
 
 def _edited(edits: dict[str, Any]) -> str:
@@ -249,8 +252,7 @@ def _gain(metrics: dict[str, Any], name: str, arm: dict[str, Any]) -> str:
     if compared is None:
         return "-"
     d = compared["accuracy"]
-    than = "over no edit" if arm["controls"] is None else f"{arm['controls']} over this"
-    return f"{'+' if d['mean'] >= 0 else ''}{_interval(d)} {than} ({d['verdict']})"
+    return f"{'+' if d['mean'] >= 0 else ''}{_interval(d)} {d['verdict']}"
 
 
 def detection(settings: Settings, result: dict[str, Any]) -> None:
