@@ -87,11 +87,10 @@ def _against_truth(
     base: Rows, trimmed: NDArray[np.bool_], relabelled: NDArray[np.bool_], labels: NDArray[np.int64]
 ) -> dict[str, Any]:
     """Where clean labels are known: how many edited rows were wrong, and how many relabels put it right."""
-    column = base.manifest.column("clean_label")
-    if column is None:
+    clean = base.clean_labels()
+    if clean is None:
         return {}
-    clean = column[base.index].astype(np.int64)
-    wrong = clean != base.labels
+    wrong = (clean >= 0) & (clean != base.labels)
     about: dict[str, Any] = {"wrong_share_of_all": float(wrong.mean())}
     if trimmed.any():
         about["wrong_share_of_trimmed"] = float(wrong[trimmed].mean())

@@ -22,7 +22,7 @@ from influence_cli.manifest import Manifest, Rows, open_manifest
 from influence_cli.settings import Options
 from influence_cli.store.files import replacing
 from influence_cli.store.shards import as_arrow
-from influence_cli.tables import provenance, read_table, with_provenance
+from influence_cli.tables import provenance, read_schema, read_table, with_provenance
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Curated:
     request: CurateRequest
 
     def table(self) -> pa.Table:
-        """One row per edit: id, row_key, action, label_was, label, weight, score, reason; most harmful first."""
+        """One row per edit, most harmful first: what the row was, what it is, its score, and why."""
         scored, edits = self.scores.scored, self.edits
         chosen = set(edits.edited.tolist())
         order = np.array([i for i in scored.ascending().tolist() if i in chosen], dtype=np.int64)
@@ -70,6 +70,7 @@ class Curated:
                 "action": pa.array([edits.action] * len(order)),
                 "label_was": pa.array(scored.labels[order]),
                 "label": pa.array(edits.labels[order]),
+                "weight_was": pa.array(scored.weights[order]),
                 "weight": pa.array(edits.weights[order]),
                 "score": pa.array(scored.score[order]),
                 "reason": pa.array([edits.reason[i] for i in order], pa.string()),
@@ -103,8 +104,8 @@ def read_scores(request: CurateRequest) -> ScoreTable:
     for needed in ("id", "row_key"):
         if needed not in table.column_names:
             raise ManifestError(f"no column {needed!r}", where=request.scores, fix="give a table that `score` wrote")
-    if request.by not in table.column_names:
-        known = [n for n in table.column_names if n.startswith("score")]
+    known = [n for n in table.column_names if n == "score" or (n.startswith("score_") and n != "score_std")]
+    if request.by not in known:
         raise UsageError(f"no score column {request.by!r}", where=request.scores, fix=nearest(request.by, known))
     origin = provenance(table.schema)
     locator = request.manifest or origin.get("manifest", {}).get("locator")
@@ -114,6 +115,13 @@ def read_scores(request: CurateRequest) -> ScoreTable:
     manifest = open_manifest(locator, label)
     train = manifest.rows("train")
     table = _in_manifest_order(table, train, request.scores, locator)
+    scored_then = origin.get("manifest", {}).get("fingerprint")
+    if scored_then is not None and request.manifest is None and scored_then != manifest.fingerprint:
+        raise ManifestError(
+            "its target or test rows or its splits have changed since it was scored",
+            where=f"{locator}, against {request.scores}",
+            fix="run `influence score` again, or pass --manifest to say that you mean it",
+        )
     kinds = {**origin.get("kinds", {}), "score": origin.get("kind", "ranking")}
     first = request.by in ("score", origin.get("score_is"))
     scored = Scored(
@@ -144,6 +152,13 @@ def _in_manifest_order(table: pa.Table, train: Rows, scores: str, manifest: str)
                 fix="run `influence score` again",
             )
         order.append(k)
+    if len(order) < len(place):
+        gone = next(iter(set(place) - set(train.ids)))
+        raise ManifestError(
+            f"scored row id={gone} is no train row any more",
+            where=f"{manifest}, against {scores}",
+            fix="run `influence score` again",
+        )
     return table.take(pa.array(order, pa.int64()))
 
 
@@ -198,8 +213,8 @@ def write_curated(curated: Curated, output: str) -> int:
         raise UsageError(
             f"cannot write {output!r}: a manifest is Parquet", fix="use .parquet, or - for standard output"
         )
-    with replacing(path) as temporary:
-        return _stream(curated, str(temporary), path.parent)
+    with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+        return _stream(curated, sink, path.parent)
 
 
 def _stream(curated: Curated, sink: Any, folder: Path) -> int:
@@ -225,17 +240,18 @@ def _edited_batches(curated: Curated, folder: Path) -> Iterator[tuple[pa.Table, 
     if edits.proposal is not None:
         proposal[train] = edits.proposal
     is_train = manifest.splits == "train"
-    keep = ~(is_train & (weights == 0))
-    metadata = with_provenance(pq.read_schema(manifest.files[0]).empty_table(), curated.provenance()).schema.metadata
+    keep = ~(is_train & (weights == 0) & (manifest.weights() > 0))  # weight 0 before: no edit of ours
+    reweighted = weights != manifest.weights()
+    metadata = with_provenance(read_schema(manifest.files[0]).empty_table(), curated.provenance()).schema.metadata
     first = 0
     for file in manifest.files:
-        with pq.ParquetFile(file) as reader:
+        with pa.OSFile(str(file)) as handle, pq.ParquetFile(handle) as reader:
             for batch in reader.iter_batches(batch_size=8192):
                 here = slice(first, first + batch.num_rows)
                 table = _rebased(pa.Table.from_batches([batch]), manifest, folder)
                 table = _set(table, curated.scores.label, labels[here])
-                if "weight" in table.column_names or edits.action == "reweight":
-                    table = _set(table, "weight", weights[here])
+                if edits.action == "reweight":
+                    table = _set_weights(table, weights[here], reweighted[here])
                 if edits.proposal is not None:
                     table = _set(table, PROPOSAL, proposal[here], null=proposal[here] < 0)
                 table = table.filter(pa.array(keep[here])).replace_schema_metadata(metadata)
@@ -249,6 +265,16 @@ def _set(table: pa.Table, name: str, values: NDArray[Any], null: NDArray[np.bool
         position = table.column_names.index(name)
         return table.set_column(position, name, array.cast(table.schema.field(name).type))
     return table.append_column(name, array)
+
+
+def _set_weights(table: pa.Table, weights: NDArray[np.float64], changed: NDArray[np.bool_]) -> pa.Table:
+    """The table with new weights as doubles; what was null and is not edited stays null."""
+    if "weight" not in table.column_names:
+        return table.append_column("weight", pa.array(weights))
+    null = table.column("weight").is_null().to_numpy() & ~changed
+    kind = table.schema.field("weight").type
+    values = pa.array(weights, mask=null).cast(kind if pa.types.is_floating(kind) else pa.float64())
+    return table.set_column(table.column_names.index("weight"), "weight", values)
 
 
 def _rebased(table: pa.Table, manifest: Manifest, folder: Path) -> pa.Table:
@@ -289,12 +315,12 @@ def summarise(curated: Curated) -> dict[str, Any]:
     if len(edited) and worst[1]["edited"] > 0.5 * len(edited) and worst[1]["rows"] < 0.25 * len(train):
         share = worst[1]["edited"] / len(edited)
         summary["notes"] = [*edits.notes, f"{share:.0%} of the edits are of class {worst[0]}, a minority"]
-    clean = train.manifest.column("clean_label")
+    clean = train.clean_labels()
     if clean is not None and len(edited):
-        wrong = clean[train.index].astype(np.int64) != train.labels
+        wrong = (clean >= 0) & (clean != train.labels)
         summary["wrong_share_of_edited"] = float(wrong[edited].mean())
         summary["wrong_share_of_all"] = float(wrong.mean())
         if edits.action == "relabel":
-            right = edits.labels == clean[train.index].astype(np.int64)
+            right = edits.labels == clean
             summary["right_after_relabel"] = float(right[edited].mean())
     return summary

@@ -27,14 +27,14 @@ def evaluate(request: CurateRequest, clean_column: str = "clean_label", seed: in
         ManifestError: the manifest has no column of clean labels, or it says that no row (or every row) is wrong.
     """
     scores = read_scores(request)
-    clean = scores.manifest.column(clean_column)
+    clean = scores.train.clean_labels(clean_column)
     if clean is None:
         raise ManifestError(
             f"no column {clean_column!r}: detection needs to know the truth",
             where=scores.manifest.source,
             fix="name it with --clean-label COLUMN",
         )
-    wrong = clean[scores.train.index].astype(np.int64) != scores.train.labels
+    wrong = (clean >= 0) & (clean != scores.train.labels)
     if wrong.all() or not wrong.any():
         raise ManifestError(
             f"{int(wrong.sum())} of {len(wrong)} train labels are wrong: there is nothing to tell apart",

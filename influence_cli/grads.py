@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from influence_cli.job import Job, require_model
 from influence_cli.maths.labels import cross_entropy
-from influence_cli.plan import Job, Work, index_by_key, key_list, missing_work, require_model, timing_key
+from influence_cli.plan import Work, index_by_key, key_list, missing_work, timing_key
 from influence_cli.store.keys import KEY_BYTES, stack
 from influence_cli.store.shards import as_arrow
 from influence_cli.tables import with_provenance

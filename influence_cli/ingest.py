@@ -67,11 +67,11 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
     classes, splits = _survey(source)
     skipped: list[tuple[str, str]] = []
     notes = _split_notes(request, splits)
-    with replacing(output) as temporary:
+    with replacing(output) as temporary, pa.OSFile(str(temporary), "wb") as sink:
         writer: pq.ParquetWriter | None = None
         try:
             for table in _converted(request, source, classes, splits, shares, output.parent, skipped, listener):
-                writer = writer or pq.ParquetWriter(temporary, table.schema)
+                writer = writer or pq.ParquetWriter(sink, table.schema)
                 writer.write_table(table)
         finally:
             if writer is not None:

@@ -10,24 +10,23 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from influence_cli.errors import ManifestError
-from influence_cli.store.keys import Keys, digest_of_sorted, fingerprint, payload_key, row_keys, stack
+from influence_cli.payloads import Payload, payload_batches, payload_keys, payload_values, read_payload, row_place
+from influence_cli.store.keys import Keys, digest_of_sorted, fingerprint, row_keys
 from influence_cli.store.shards import positions
-from influence_cli.tables import parquet_files
+from influence_cli.tables import concatenated, parquet_files, read_parquet, read_schema
 
 PAYLOADS = ("image", "path", "features")
 SPLITS = ("train", "val", "test")
-Payload = bytes | NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,22 +62,20 @@ class Manifest:
     def payloads(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, Payload]]:
         """(row, payload) for ``rows`` in ascending order, streamed: batches without a wanted row are skipped."""
         wanted = np.sort(rows)
-        for first, column in _payload_batches(self.files, self.kind):
+        for first, column in payload_batches(self.files, self.kind):
             low, high = np.searchsorted(wanted, [first, first + len(column)])
             if low == high:
                 continue
             chosen = wanted[low:high]
-            values = _payload_values(column.take(pa.array(chosen - first)), self.kind, self.files[0].parent)
+            values = payload_values(column.take(pa.array(chosen - first)), self.kind, self.files[0].parent)
             for row, value in zip(chosen.tolist(), values, strict=True):
-                yield row, _read_payload(value, functools.partial(_where, self.source, self.table, row, self.kind))
+                yield row, read_payload(value, functools.partial(row_place, self.source, self.table, row, self.kind))
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Name of the content that stages agree on: ids, rows, splits and weights, in any order of rows."""
-        weights = self.weights().tolist()
+        """Name of the content that stages agree on: ids, rows and splits, in any order (weights change no score)."""
         entries = sorted(
-            [i, k.tobytes().hex(), s, w]
-            for i, k, s, w in zip(self.ids, self.row_keys, self.splits.tolist(), weights, strict=True)
+            [i, k.tobytes().hex(), s] for i, k, s in zip(self.ids, self.row_keys, self.splits.tolist(), strict=True)
         )
         return fingerprint("manifest", 1, rows=entries)
 
@@ -131,6 +128,20 @@ class Rows:
         """Weights [n]."""
         return self.manifest.weights()[self.index]
 
+    def clean_labels(self, column: str = "clean_label") -> NDArray[np.int64] | None:
+        """True labels [n], -1 where unknown; None where there is no such column.
+
+        Raises:
+            ManifestError: they are no integers.
+        """
+        if column not in self.manifest.table.column_names:
+            return None
+        values = self.manifest.table.column(column)
+        if not pa.types.is_integer(values.type):
+            where = f"{self.manifest.source}, column {column}"
+            raise ManifestError(f"clean labels are {values.type}, not integers", where=where, fix="number the classes")
+        return values.fill_null(-1).to_numpy().astype(np.int64)[self.index]
+
     def fingerprint(self) -> str:
         """Name of the multiset of row keys: order and ids do not matter."""
         return digest_of_sorted(self.row_keys)
@@ -147,7 +158,7 @@ def read_manifest(source: str, files: Sequence[Path], label: str = "label") -> M
         ManifestError: a column is missing, an id is null or twice there, a label is null or no integer, a split is
             unknown, a weight is negative, a payload is empty or unreadable.
     """
-    schema = pq.read_schema(files[0])
+    schema = read_schema(files[0])
     kind = next((k for k in PAYLOADS if k in schema.names), None)
     if kind is None:
         raise ManifestError("no payload column", where=source, fix="a manifest needs one of: " + ", ".join(PAYLOADS))
@@ -160,14 +171,20 @@ def read_manifest(source: str, files: Sequence[Path], label: str = "label") -> M
                 fix=fix + ("; pass --label COLUMN" if needed == label else ""),
             )
     narrow = [n for n in schema.names if n != kind]
-    table = pa.concat_tables([pq.read_table(f, columns=narrow) for f in files])
+    for file in files[1:]:
+        odd = _differing(schema, read_schema(file))
+        if odd:
+            fix = "write all files with one schema"
+            raise ManifestError(f"the files have different columns ({odd})", where=f"{source}: {file.name}", fix=fix)
+    table = concatenated([read_parquet(f, narrow) for f in files], source)
     if table.num_rows == 0:
         raise ManifestError("the manifest has no rows", where=source, fix="give a manifest with train rows")
     _check_ids(table, source)
     labels = _labels(table, label, source)
     splits = _splits(table, source)
     _check_weights(table, source)
-    keys = _payload_keys(files, kind, table, source)
+    _check_payload_type(schema, kind, source)
+    keys = payload_keys(files, kind, table, source)
     return Manifest(
         source,
         tuple(files),
@@ -181,13 +198,17 @@ def read_manifest(source: str, files: Sequence[Path], label: str = "label") -> M
     )
 
 
+def _differing(schema: pa.Schema, other: pa.Schema) -> str:
+    """The columns that are missing from one of two schemas, or have another type."""
+    names = sorted({*schema.names, *other.names})
+    both = [n for n in names if n in schema.names and n in other.names]
+    odd = [n for n in names if n not in both] + [n for n in both if schema.field(n).type != other.field(n).type]
+    return ", ".join(odd)
+
+
 def open_manifest(path: str | Path, label: str = "label") -> Manifest:
     """Read a manifest from a file or folder of Parquet files."""
     return read_manifest(str(path), parquet_files(str(path)), label)
-
-
-def _where(source: str, table: pa.Table, row: int, column: str) -> str:
-    return f"{source}, row id={table.column('id')[row].as_py()}, column {column}"
 
 
 def _check_ids(table: pa.Table, source: str) -> None:
@@ -215,13 +236,15 @@ def _labels(table: pa.Table, label: str, source: str) -> NDArray[np.int64]:
         )
     if column.null_count:
         row = column.is_null().to_pylist().index(True)
-        raise ManifestError("a label is null", where=_where(source, table, row, label), fix="label it or take it out")
+        raise ManifestError(
+            "a label is null", where=row_place(source, table, row, label), fix="label it or take it out"
+        )
     labels = column.to_numpy().astype(np.int64)
     if labels.min() < 0:
         row = int(np.argmax(labels < 0))
         raise ManifestError(
             f"a label is negative ({labels[row]})",
-            where=_where(source, table, row, label),
+            where=row_place(source, table, row, label),
             fix="number the classes from 0",
         )
     return labels
@@ -235,7 +258,7 @@ def _splits(table: pa.Table, source: str) -> NDArray[np.str_]:
         if value not in SPLITS:
             raise ManifestError(
                 f"unknown split {value!r}",
-                where=_where(source, table, row, "split"),
+                where=row_place(source, table, row, "split"),
                 fix=f"use one of {', '.join(SPLITS)}",
             )
     return np.array(values)
@@ -244,77 +267,35 @@ def _splits(table: pa.Table, source: str) -> NDArray[np.str_]:
 def _check_weights(table: pa.Table, source: str) -> None:
     if "weight" not in table.column_names:
         return
+    kind = table.schema.field("weight").type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise ManifestError(f"weights are {kind}, not numbers", where=f"{source}, column weight", fix="cast them")
     weights = table.column("weight").cast(pa.float64()).fill_null(1.0).to_numpy()
     bad = ~(np.isfinite(weights) & (weights >= 0))
     if bad.any():
         row = int(np.argmax(bad))
         raise ManifestError(
             f"a weight is {weights[row]}",
-            where=_where(source, table, row, "weight"),
+            where=row_place(source, table, row, "weight"),
             fix="use finite weights >= 0",
         )
 
 
-def _payload_batches(files: Sequence[Path], kind: str) -> Iterator[tuple[int, pa.Array]]:
-    """(first row, payload column) of each record batch, in file order."""
-    first = 0
-    for file in files:
-        with pq.ParquetFile(file) as reader:
-            for batch in reader.iter_batches(batch_size=1024, columns=[kind]):
-                yield first, batch.column(0)
-                first += batch.num_rows
-
-
-def _payload_values(column: pa.Array, kind: str, folder: Path) -> list[Payload | Path | None]:
-    """Payloads as they are stored; a Path where only a path is."""
-    if kind == "features":
-        return [None if v is None else np.asarray(v, dtype=np.float32) for v in column.to_pylist()]
-    if kind == "path":
-        return [None if v is None else folder / v for v in column.to_pylist()]
-    if pa.types.is_struct(column.type):
-        return [_image_value(v, folder) for v in column.to_pylist()]
-    return column.to_pylist()
-
-
-def _image_value(value: dict[str, Any] | None, folder: Path) -> bytes | Path | None:
-    if value is None:
-        return None
-    if value.get("bytes") is not None:
-        return value["bytes"]
-    return folder / value["path"] if value.get("path") else None
-
-
-def _read_payload(value: Payload | Path | None, where: Callable[[], str]) -> Payload:
-    """The payload, read from its file where it is one.
-
-    Raises:
-        ManifestError: it is empty, or its file cannot be read.
-    """
-    if value is None:
-        raise ManifestError("the payload is empty", where=where(), fix="fill it in or take the row out")
-    if not isinstance(value, Path):
-        return value
-    try:
-        return value.read_bytes()
-    except OSError as error:
-        raise ManifestError(
-            f"cannot read {value} ({error.strerror})", where=where(), fix="paths count from the manifest's folder"
-        ) from error
-
-
-def _payload_keys(files: Sequence[Path], kind: str, table: pa.Table, source: str) -> Keys:
-    domain = "influence.feat" if kind == "features" else "influence.image"
-    keys: list[bytes] = []
-    for first, column in _payload_batches(files, kind):
-        for offset, stored in enumerate(_payload_values(column, kind, files[0].parent)):
-            where = functools.partial(_where, source, table, first + offset, kind)
-            value = _read_payload(stored, where)
-            if isinstance(value, np.ndarray):
-                if not np.isfinite(value).all():
-                    raise ManifestError("a feature is not finite", where=where(), fix="impute it or take the row out")
-                value = value.astype("<f4").tobytes()
-            keys.append(payload_key(domain, value))
-    return stack(keys)
+def _check_payload_type(schema: pa.Schema, kind: str, source: str) -> None:
+    """Refuse a payload column whose type holds no payload."""
+    found = schema.field(kind).type
+    is_list = pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found)
+    number = is_list and (pa.types.is_floating(found.value_type) or pa.types.is_integer(found.value_type))
+    is_bytes = pa.types.is_binary(found) or pa.types.is_large_binary(found)
+    is_text = pa.types.is_string(found) or pa.types.is_large_string(found)
+    good, wanted = {
+        "features": (number, "a list of numbers"),
+        "path": (is_text, "text"),
+        "image": (is_bytes or pa.types.is_struct(found), "bytes or {bytes, path}"),
+    }[kind]
+    if not good:
+        where = f"{source}, column {kind}"
+        raise ManifestError(f"column {kind} is {found}, not {wanted}", where=where, fix=f"store {wanted}")
 
 
 def _classes(schema: pa.Schema, file: Path) -> tuple[str, ...] | None:

@@ -14,10 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.grads import base_table, fill, provenance_of
+from influence_cli.job import Job, Member
 from influence_cli.maths.labels import cross_entropy, label_scores, margin, of_label, softmax
 from influence_cli.maths.noise import spearman
 from influence_cli.methods.protocol import FreeMethod, Linear, OutputMethod
-from influence_cli.plan import Job, Member
 from influence_cli.store.shards import unique
 from influence_cli.tables import with_provenance
 

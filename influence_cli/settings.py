@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -93,10 +94,12 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
     try:
         if kind is bool:
             return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
+        if kind in (int, float) and not math.isfinite(float(value)):
+            raise ValueError("not finite")
         if kind is int and float(value) != int(float(value)):
             raise ValueError("not a whole number")
         return int(float(value)) if kind is int else kind(value)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise UsageError(f"{name}={value!r} is not {_kind_name(kind)}", fix="see: influence methods NAME") from error
 
 

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +19,7 @@ from influence_cli.store.files import replacing, write_bytes
 from influence_cli.store.keys import canonical_json
 
 PROVENANCE_KEY = b"influence"
+_TEXT = [("id", pa.string()), ("row_key", pa.string())]  # never to be read as numbers or dates
 
 
 @functools.cache
@@ -51,7 +52,7 @@ def parquet_files(source: str) -> list[Path]:
         raise ManifestError("no such file", where=source, fix="check the path")
     for file in files:
         try:
-            pq.read_schema(file)
+            read_schema(file)
         except (pa.ArrowInvalid, OSError) as error:
             raise ManifestError(
                 "not readable as Parquet", where=str(file), fix="give a Parquet file (is it truncated?)"
@@ -71,12 +72,51 @@ def read_table(source: str, columns: list[str] | None = None) -> pa.Table:
         from pyarrow import json as arrow_json
 
         try:
-            return csv.read_csv(source) if suffix == ".csv" else arrow_json.read_json(source)
+            if suffix == ".csv":
+                return csv.read_csv(source, convert_options=csv.ConvertOptions(column_types=dict(_TEXT)))
+            return arrow_json.read_json(source, parse_options=arrow_json.ParseOptions(explicit_schema=pa.schema(_TEXT)))
         except (pa.ArrowInvalid, OSError) as error:
             raise ManifestError(f"not readable ({error})", where=source, fix="give the table of a stage") from error
     files = parquet_files(source)
-    tables = [pq.read_table(file, columns=columns) for file in files]
-    return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+    return concatenated([read_parquet(file, columns) for file in files], source)
+
+
+def read_schema(file: Path) -> pa.Schema:
+    """The schema of a Parquet file, read by path: a colon in a name starts no URI."""
+    with pa.OSFile(str(file)) as handle:
+        return pq.read_schema(handle)
+
+
+def read_parquet(file: Path, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file's table.
+
+    Raises:
+        ManifestError: it is damaged.
+    """
+    try:
+        with pa.OSFile(str(file)) as handle, pq.ParquetFile(handle) as reader:
+            return reader.read(columns=columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise damaged(file, error) from error
+
+
+def damaged(file: Path, error: Exception) -> ManifestError:
+    """The error for a Parquet file whose pages cannot be read."""
+    return ManifestError(f"damaged Parquet ({str(error).strip()})", where=str(file), fix="write the file again")
+
+
+def concatenated(tables: list[pa.Table], source: str) -> pa.Table:
+    """One table from several files.
+
+    Raises:
+        ManifestError: their columns differ.
+    """
+    try:
+        return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+    except pa.ArrowInvalid as error:
+        raise ManifestError(
+            f"the files have different columns ({error})", where=source, fix="write them with one schema"
+        ) from error
 
 
 def provenance(schema: pa.Schema) -> dict[str, Any]:
@@ -88,7 +128,9 @@ def provenance(schema: pa.Schema) -> dict[str, Any]:
         value = json.loads(raw)
     except ValueError:
         return {}
-    return value if isinstance(value, dict) else {}
+    if not isinstance(value, dict) or not all(isinstance(value.get(k), dict) for k in ("manifest", "target", "spec")):
+        return {}  # somebody else's
+    return value
 
 
 def with_provenance(table: pa.Table, value: dict[str, Any]) -> pa.Table:
@@ -97,7 +139,7 @@ def with_provenance(table: pa.Table, value: dict[str, Any]) -> pa.Table:
     return table.replace_schema_metadata(metadata)
 
 
-def check_output(output: str) -> None:
+def check_output(output: str, suffixes: tuple[str, ...] = (".parquet", ".csv", ".jsonl")) -> None:
     """Fail before any work is done where ``output`` cannot be written.
 
     Raises:
@@ -106,8 +148,10 @@ def check_output(output: str) -> None:
     if output == "-":
         return
     path = Path(output)
-    if path.suffix not in (".parquet", ".csv", ".jsonl"):
-        raise UsageError(f"cannot write {output!r}: unknown suffix", fix="use .parquet, .csv, .jsonl, or - for Parquet")
+    if path.suffix not in suffixes:
+        fix = f"use {', '.join(suffixes)}, or - for Parquet"
+        why = "a manifest is Parquet" if suffixes == (".parquet",) else "unknown suffix"
+        raise UsageError(f"cannot write {output!r}: {why}", fix=fix)
     if path.is_dir():
         raise UsageError(f"cannot write {output!r}: it is a folder", fix="give a file name")
     with replacing(path.with_name(path.name + ".probe")) as probe:
@@ -115,13 +159,20 @@ def check_output(output: str) -> None:
     path.with_name(path.name + ".probe").unlink()
 
 
-def write_table(table: pa.Table, output: str, stdout: IO[bytes] | None = None) -> None:
+def write_all(data: Any) -> None:
+    """Write bytes to standard output, all of them: an unbuffered stream may take a part at a time."""
+    left = memoryview(data)
+    while len(left):
+        left = left[sys.stdout.buffer.write(left) :]
+    sys.stdout.buffer.flush()
+
+
+def write_table(table: pa.Table, output: str) -> None:
     """Write a table whole or not at all: Parquet to "-", otherwise by suffix."""
     if output == "-":
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink)
-        (stdout or sys.stdout.buffer).write(sink.getvalue())
-        (stdout or sys.stdout.buffer).flush()
+        write_all(sink.getvalue())
         return
     path = Path(output)
     if path.suffix == ".csv":
@@ -129,8 +180,8 @@ def write_table(table: pa.Table, output: str, stdout: IO[bytes] | None = None) -
     elif path.suffix == ".jsonl":
         write_bytes(path, as_jsonl(table))
     else:
-        with replacing(path) as temporary:
-            pq.write_table(table, temporary)
+        with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+            pq.write_table(table, sink)
 
 
 def _texts(table: pa.Table) -> pa.Table:

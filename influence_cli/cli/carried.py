@@ -8,22 +8,25 @@ from typing import Any
 
 def carried_settings(source: str) -> dict[str, Any] | None:
     """Settings from a stage table's provenance; None for a manifest with payload, or a table without provenance."""
-    import pyarrow.parquet as pq
-
+    from influence_cli.errors import ManifestError
     from influence_cli.manifest import PAYLOADS
-    from influence_cli.tables import parquet_files, provenance
+    from influence_cli.tables import PROVENANCE_KEY, parquet_files, provenance, read_schema
 
     if Path(source).suffix in (".csv", ".jsonl"):
         return None
-    schema = pq.read_schema(parquet_files(source)[0])
+    schema = read_schema(parquet_files(source)[0])
     origin = provenance(schema)
-    if not origin or any(name in schema.names for name in PAYLOADS):
+    if any(name in schema.names for name in PAYLOADS):
+        return None
+    if not origin:
+        if PROVENANCE_KEY in (schema.metadata or {}):
+            raise ManifestError("its provenance cannot be read", where=source, fix="run `influence grads` again")
         return None
     spec = origin.get("spec", {})
     return {
-        "manifest": origin["manifest"]["locator"],
-        "label": origin["manifest"]["label"],
-        "target": origin["target"]["locator"],
+        "manifest": origin["manifest"].get("locator"),
+        "label": origin["manifest"].get("label"),
+        "target": origin["target"].get("locator"),
         "checkpoint": (origin.get("checkpoint") or {}).get("locator"),
         **origin.get("model_flags", {}),
         "method": spec.get("methods"),

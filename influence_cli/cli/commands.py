@@ -13,7 +13,7 @@ from influence_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from influence_cli.curate import CurateRequest, ScoreTable
-    from influence_cli.plan import Job
+    from influence_cli.job import Job
 
 TABLE_FORMATS = ("auto", "table", "json", "jsonl", "csv")
 
@@ -50,12 +50,12 @@ def score(settings: Settings) -> int | None:
 
 
 def _job(settings: Settings) -> Job:
-    from influence_cli.plan import open_job
+    from influence_cli.job import open_job
     from influence_cli.settings import GradSpec, Inputs, Runtime
     from influence_cli.tables import check_output
 
     show.check_format(settings, TABLE_FORMATS)
-    if settings["output"]:
+    if settings["output"] and not settings["dry_run"]:
         check_output(settings["output"])
     manifest, origin = _manifest(settings)
     inputs = Inputs(
@@ -83,7 +83,7 @@ def _job(settings: Settings) -> Job:
         settings["batch_size"],
         settings["workers"],
     )
-    job = open_job(inputs, spec, runtime, show.terminal())
+    job = open_job(inputs, spec, runtime, show.terminal(), remember=not settings["dry_run"])
     _check_origin(settings, job, origin)
     return job
 
@@ -126,7 +126,9 @@ def curate(settings: Settings) -> int | None:
     from influence_cli.curate import CurateRequest, read_scores
     from influence_cli.curate import curate as curate_stage
 
-    show.check_format(settings, (*TABLE_FORMATS, "github"))
+    gate = settings["check"] or settings["threshold"] is not None or settings["write_baseline"]
+    show.check_format(settings, (*TABLE_FORMATS, *(["github"] if settings["check"] else [])))
+    _check_outputs(settings, bool(gate))
     request = CurateRequest(
         scores=require_source(settings, "a score table"),
         action=settings["action"],
@@ -136,7 +138,7 @@ def curate(settings: Settings) -> int | None:
         by=settings["by"],
         options=settings.options,
     )
-    if settings["check"] or settings["threshold"] is not None or settings["write_baseline"]:
+    if gate:
         return _gate(settings, request, read_scores(request))
     curated = curate_stage(request)
     show.curate_summary(settings, curated)
@@ -144,6 +146,24 @@ def curate(settings: Settings) -> int | None:
         return None
     _write_curation(settings, curated)
     return None
+
+
+def _check_outputs(settings: Settings, gate: bool) -> None:
+    """Refuse outputs that contradict each other, or that cannot be written, before any work.
+
+    Raises:
+        UsageError: they do, or one cannot.
+    """
+    from influence_cli.tables import check_output
+
+    output, edits = settings["output"], settings["edits"]
+    if gate and (output or edits):
+        raise UsageError("a gate decides and writes nothing", fix="leave -o and --edits out, or --check")
+    if output == edits and output is not None:
+        raise UsageError(f"-o and --edits are both {output!r}", fix="give each a place of its own")
+    for path, suffixes in ((output, (".parquet",)), (edits, (".parquet", ".csv", ".jsonl"))):
+        if path and not settings["dry_run"]:
+            check_output(path, suffixes)
 
 
 def _no_origin(source: str | None) -> bool:
@@ -174,11 +194,13 @@ def _write_curation(settings: Settings, curated: Any) -> None:
 def _gate(settings: Settings, request: CurateRequest, scores: ScoreTable) -> int | None:
     from influence_cli.gate import GateRequest, check, write_baseline
 
-    if settings["write_baseline"]:
+    if settings["write_baseline"] and settings["dry_run"]:
+        show.terminal().note(f"{len(scores.train):,} rows would be accepted in {settings['write_baseline']}")
+    elif settings["write_baseline"]:
         rows = write_baseline(scores, settings["write_baseline"])
         show.terminal().note(f"{rows:,} rows accepted in {settings['write_baseline']}")
-        if not settings["check"]:
-            return None
+    if settings["write_baseline"] and not settings["check"]:
+        return None
     verdict = check(
         scores,
         GateRequest(settings["max_flagged"], settings["false_flag"], settings["threshold"], settings["baseline"]),
@@ -189,6 +211,7 @@ def _gate(settings: Settings, request: CurateRequest, scores: ScoreTable) -> int
 
 def retrain(settings: Settings) -> int | None:
     """Train on a manifest; with --against also without the edits, and with random edits of the same size."""
+    from influence_cli.manifest import open_manifest
     from influence_cli.model.training import Recipe
     from influence_cli.retrain import RetrainRequest, improved
     from influence_cli.retrain import retrain as retrain_stage
@@ -229,6 +252,9 @@ def retrain(settings: Settings) -> int | None:
         augment=settings["augment"],
     )
     if settings["dry_run"]:
+        for path in (request.inputs.manifest, request.against, *(p for _, p in arms)):
+            if path is not None:
+                open_manifest(path, request.inputs.label)
         return show.retrain_plan(settings, request, recipe)
     metrics = retrain_stage(request, recipe, show.terminal())
     show.retrain_summary(settings, metrics)
@@ -269,6 +295,9 @@ def evaluate(settings: Settings) -> int | None:
         manifest=settings["manifest"] if settings.explicit("manifest") or _no_origin(settings.source) else None,
         label=settings["label"] if settings.explicit("label") else None,
     )
+    if settings["dry_run"]:
+        show.terminal().note(f"every score column of {request.scores} would be measured; nothing is written")
+        return None
     show.detection(settings, evaluate_stage(request, settings["clean_label"], settings["seed"]))
     return None
 

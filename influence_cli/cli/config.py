@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,40 @@ def resolve(command: str, given: dict[str, Any], source: str | None, carried: di
             settings.put(s.name, _from_text(s, os.environ[variable], variable), "environment")
         if given.get(s.name) not in (None, []):
             settings.put(s.name, given[s.name], "flag")
-    if settings.source is None and "manifest" in table and command in ("grads", "score", "retrain"):
-        settings.source = _from_file(SETTINGS["manifest"], table["manifest"], file)
-        settings.origins["MANIFEST"] = str(file)
+        _check_range(s, settings.values[s.name])
+    if settings.source is None and command in ("grads", "score", "retrain"):
+        if "INFLUENCE_MANIFEST" in os.environ:
+            settings.source, settings.origins["MANIFEST"] = os.environ["INFLUENCE_MANIFEST"], "environment"
+        elif "manifest" in table:
+            settings.source = _from_file(SETTINGS["manifest"], table["manifest"], file)
+            settings.origins["MANIFEST"] = str(file)
     settings.options = {name: dict(values) for name, values in option_tables.items()}
     for name, values in (carried or {}).get("options", {}).items():
         settings.options[name] = {**settings.options.get(name, {}), **values}
     _apply_set(settings)
     return settings
+
+
+def _check_range(s: Setting, value: Any) -> None:
+    """Refuse numbers that no stage can mean: below the least, not finite, or beyond 63 bits."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    low = s.least is not None and value < s.least
+    if low or not abs(value) < 2**63:  # also false for nan
+        least = "" if s.least is None else f" of at least {s.least:g}"
+        raise UsageError(f"{s.flags[-1]} {value} is out of range", fix=f"give a finite number{least}")
+
+
+def _known_options(names: Iterable[str], where: str) -> None:
+    """Refuse options of what is no method, objective or action."""
+    from influence_cli.actions import ACTIONS
+    from influence_cli.methods import METHODS
+    from influence_cli.objectives import OBJECTIVES
+
+    known = [*METHODS, *OBJECTIVES, *ACTIONS]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{name!r} is no method, objective or action", where=where, fix=nearest(name, known))
 
 
 def _apply_set(settings: Settings) -> None:
@@ -85,6 +112,7 @@ def _apply_set(settings: Settings) -> None:
                     f"--set {text!r} does not say whose option it is", fix=f"write --set {named[0]}.{text}"
                 )
             name = named[0]
+        _known_options([name], f"--set {text}")
         settings.options.setdefault(name, {})[key.replace("-", "_")] = value
 
 
@@ -123,6 +151,11 @@ def _read_file(config: str | None, command: str) -> tuple[Path | None, dict[str,
     options: dict[str, dict[str, Any]] = {}
     for key, value in content.items():
         if key in OPTION_TABLES and isinstance(value, dict):
+            if not all(isinstance(table, dict) for table in value.values()):
+                raise UsageError(
+                    f"[{key}] holds a value", where=str(path), fix=f"write [{key}.NAME] and options below it"
+                )
+            _known_options(value, str(path))
             options.update({name: {k.replace("-", "_"): v for k, v in table.items()} for name, table in value.items()})
         elif key in STAGES and isinstance(value, dict):
             for inner in value:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -121,21 +123,20 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title=title or None,
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-        title_style="bold",
-    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for k, name in enumerate(header):
-        table.add_column(Text(name), justify="left" if k == 0 else "right", no_wrap=True)
+        table.add_column(Text(name), justify="left" if k == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     styled = terminal.styled(stream)
-    width = None if stream.isatty() else 200
-    Console(file=stream, no_color=not styled, force_terminal=styled, width=width, highlight=False).print(table)
+    width = shutil.get_terminal_size().columns if stream.isatty() else 10_000
+    drawn = io.StringIO()  # Rich would end the process where the stream is a closed pipe
+    console = Console(file=drawn, no_color=not styled, force_terminal=styled, width=width, highlight=False)
+    if title:
+        console.print(Text(title, style="bold"))
+    console.print(table)
+    stream.write("".join(line.rstrip() + "\n" for line in drawn.getvalue().splitlines()))
+    stream.flush()
 
 
 def print_json(value: Any) -> None:

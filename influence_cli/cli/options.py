@@ -26,6 +26,7 @@ class Setting:
     path: bool = False  # relative paths in a TOML file count from that file
     metavar: str | None = None
     stored: bool = True  # False: a flag only, never read from TOML or the environment
+    least: float | None = None  # the smallest value that makes sense
 
 
 def _s(name: str, kind: type, default: Any, help: str, commands: tuple[str, ...], *flags: str, **more: Any) -> Setting:
@@ -83,10 +84,10 @@ SETTINGS: dict[str, Setting] = {
         _s("split", str, "80/10/10", "Shares where there are no splits.", (MANIFEST,), metavar="A/B/C", stored=False),
         _s("embed", bool, False, "Copy images into the manifest, not their paths.", (MANIFEST,), stored=False),
         _s("skip_bad", bool, False, "List rows that cannot be used and go on.", (MANIFEST,), stored=False),
-        _s("input_size", int, None, "Height and width of the model's input.", (GRADS, SCORE, RETRAIN)),
-        _s("num_classes", int, None, "Number of classes.", (GRADS, SCORE, RETRAIN)),
+        _s("input_size", int, None, "Height and width of the model's input.", (GRADS, SCORE, RETRAIN), least=1),
+        _s("num_classes", int, None, "Number of classes.", (GRADS, SCORE, RETRAIN), least=2),
         _s("allow_overlap", bool, False, "Accept that over 1 % of the target rows are train rows.", RUNS),
-        _s("seed", int, 0, "Seed of every random draw.", WRITING),
+        _s("seed", int, 0, "Seed of every random draw.", WRITING, least=0),
         _s("per_member", bool, False, "Also each member's scores.", (SCORE,)),
         _s("store", str, ".influence", "Where results are remembered.", (*RUNS, CACHE), path=True, metavar="PATH"),
         _s("keep", list, [], "gc: drop rows of no such manifest.", (CACHE,), metavar="MANIFEST", stored=False),
@@ -98,8 +99,9 @@ SETTINGS: dict[str, Setting] = {
             None,
             "Rows a batch (scoring: speed only; training: part of the recipe).",
             (GRADS, SCORE, RETRAIN),
+            least=1,
         ),
-        _s("workers", int, 2, "Threads that decode (speed only).", RUNS),
+        _s("workers", int, 2, "Threads that decode (speed only).", RUNS, least=1),
         _s("action", str, "trim", "trim, relabel or reweight.", (CURATE,)),
         _s("budget", str, None, "Most rows to touch: 5% or 200 [default: 5%].", (CURATE, EVALUATE)),
         _s("by", str, "score", "Score column to act on.", (CURATE,), metavar="COLUMN"),
@@ -147,15 +149,15 @@ SETTINGS: dict[str, Setting] = {
         ),
         _s("init", str, None, "Checkpoint to start from.", (RETRAIN,), path=True, metavar="PATH"),
         _s("pretrained", bool, False, "Start from timm's pretrained weights (downloads).", (RETRAIN,)),
-        _s("epochs", int, 20, "Passes over the train rows.", (RETRAIN,)),
+        _s("epochs", int, 20, "Passes over the train rows.", (RETRAIN,), least=1),
         _s("lr", float, None, "Peak learning rate [default: sgd 0.05, adamw 0.001].", (RETRAIN,)),
         _s("optimizer", str, "sgd", "sgd (momentum 0.9) or adamw.", (RETRAIN,)),
-        _s("momentum", float, 0.9, "Momentum of sgd.", (RETRAIN,)),
-        _s("weight_decay", float, 5e-4, "Weight decay.", (RETRAIN,)),
+        _s("momentum", float, 0.9, "Momentum of sgd.", (RETRAIN,), least=0),
+        _s("weight_decay", float, 5e-4, "Weight decay.", (RETRAIN,), least=0),
         _s("schedule", str, "cosine", "cosine, constant or step.", (RETRAIN,)),
         _s("augment", str, "none", "none, shift or flip-shift.", (RETRAIN,)),
-        _s("seeds", int, 1, "Number of seeds for every arm.", (RETRAIN,)),
-        _s("keep_checkpoints", int, 0, "Checkpoints to keep of the first arm and seed.", (RETRAIN,)),
+        _s("seeds", int, 1, "Number of seeds for every arm.", (RETRAIN,), least=1),
+        _s("keep_checkpoints", int, 0, "Checkpoints to keep of the first arm and seed.", (RETRAIN,), least=0),
         _s(
             "calibration",
             str,

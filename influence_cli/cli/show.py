@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from influence_cli.curate import Curated
     from influence_cli.gate import Verdict
+    from influence_cli.job import Job
     from influence_cli.model.training import Recipe
-    from influence_cli.plan import Job
     from influence_cli.retrain import RetrainRequest
 
 STRONGEST = 20  # rows of a table on a terminal
@@ -45,7 +45,7 @@ def check_format(settings: Settings, known: tuple[str, ...]) -> None:
 
 def table(settings: Settings, result: pa.Table, sort_by: str | None, descending: bool = False) -> None:
     """A stage's table: to --output, otherwise rows for people on a terminal and JSONL in a pipe."""
-    from influence_cli.tables import as_csv, as_jsonl, rows_of, write_table
+    from influence_cli.tables import as_csv, as_jsonl, rows_of, write_all, write_table
 
     if settings["output"]:
         write_table(result, settings["output"])
@@ -70,8 +70,7 @@ def table(settings: Settings, result: pa.Table, sort_by: str | None, descending:
     if how == "json":
         print_json({"schema_version": 1, "rows": rows_of(result)})
         return
-    sys.stdout.buffer.write(as_csv(result) if how == "csv" else as_jsonl(result))
-    sys.stdout.buffer.flush()
+    write_all(as_csv(result) if how == "csv" else as_jsonl(result))
 
 
 def _same_as_score(result: pa.Table) -> list[str]:
@@ -257,8 +256,8 @@ def _gain(metrics: dict[str, Any], name: str, arm: dict[str, Any]) -> str:
 
 def detection(settings: Settings, result: dict[str, Any]) -> None:
     """Detection figures, best average precision first."""
-    how = settings["format"]
-    if settings["output"]:
+    how = settings["format"] if settings["output"] != "-" else "json"
+    if settings["output"] not in (None, "-"):
         from pathlib import Path
 
         from influence_cli.store.files import write_json

@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from influence_cli.errors import UsageError
+from influence_cli.errors import ManifestError, UsageError
 from influence_cli.model.checkpoints import Checkpoint, find_checkpoint
 from influence_cli.store.keys import fingerprint
 
@@ -120,12 +120,17 @@ def new_spec(inputs: Inputs, manifest: Manifest, store: Store | None, from_scrat
 def _image_shape(manifest: Manifest) -> tuple[int, int, int]:
     import io
 
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     _, payload = next(manifest.payloads(manifest.all_rows().index[:1]))
     assert isinstance(payload, bytes)
-    with Image.open(io.BytesIO(payload)) as image:
-        return (1 if image.mode in ("L", "1") else 3), image.height, image.width
+    try:
+        with Image.open(io.BytesIO(payload)) as image:
+            return (1 if image.mode in ("L", "1") else 3), image.height, image.width
+    except (UnidentifiedImageError, OSError) as error:
+        where = f"{manifest.source}, row id={manifest.ids[0]}, column {manifest.kind}"
+        fix = "repair the payload or take the row out"
+        raise ManifestError(f"the image cannot be decoded ({error})", where=where, fix=fix) from error
 
 
 def _timm_note(name: str, store: Store | None) -> dict[str, Any]:

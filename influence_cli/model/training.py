@@ -53,6 +53,8 @@ class Recipe:
         ):
             if value not in known:
                 raise UsageError(f"{flag} {value!r} is unknown", fix="one of: " + ", ".join(known))
+        if not 0 < self.peak_lr < math.inf:
+            raise UsageError(f"--lr {self.lr} is not a positive number", fix="leave it out for the default")
         if self.epochs < 1 or self.batch_size < 2:
             raise UsageError("--epochs must be at least 1 and the training batch at least 2", fix="raise it")
 
@@ -91,7 +93,7 @@ class Examples:
         else:
             self.values = np.empty(shape, dtype=dtype)
         place = {row: k for k, row in enumerate(rows.index.tolist())}
-        with listener.progress(f"decode {what}", len(rows)) as progress:
+        with listener.progress(f"decode {what}", len(rows), "rows decoded") as progress:
             chunks = chunked(rows.manifest.payloads(rows.index), 256)
             for index, decoded in batches(rows.manifest, chunks, spec):
                 self.values[[place[r] for r in index.tolist()]] = decoded.numpy()

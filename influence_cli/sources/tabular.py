@@ -23,7 +23,7 @@ from influence_cli.sources.protocol import (
     split_of,
     usual_splits,
 )
-from influence_cli.tables import parquet_files
+from influence_cli.tables import parquet_files, read_schema
 
 
 def read_text_table(path: Path, columns: Columns) -> Source:
@@ -50,13 +50,13 @@ def read_text_table(path: Path, columns: Columns) -> Source:
 def read_parquet(path: Path, columns: Columns) -> Source:
     """A Parquet file or folder; file names such as ``train-00000-of-00002.parquet`` say the split."""
     files = parquet_files(str(path))
-    schema = pq.read_schema(files[0])
+    schema = read_schema(files[0])
 
     def tables() -> Iterator[pa.Table]:
         for file in files:
             split = split_of(file.name.partition("-")[0].partition(".")[0]) or split_of(file.parent.name)
             first = 0
-            with pq.ParquetFile(file) as reader:
+            with pa.OSFile(str(file)) as handle, pq.ParquetFile(handle) as reader:
                 for batch in reader.iter_batches(batch_size=4096):
                     name = file.stem if len(files) > 1 else None
                     yield shape_table(pa.Table.from_batches([batch]), columns, str(file), first, split, name)

@@ -27,8 +27,8 @@ __all__ = ["Keys", "ShardFolder", "Store", "fingerprint"]
 class Store:
     """Everything remembered under one root folder."""
 
-    def __init__(self, root: Path, listener: Listener = SILENT) -> None:
-        self.root, self.listener = root, listener
+    def __init__(self, root: Path, listener: Listener = SILENT, remember: bool = True) -> None:
+        self.root, self.listener, self.remember = root, listener, remember
 
     def outputs(self, member: str, spec: dict[str, Any] | None = None) -> ShardFolder:
         """Logits at a member, by payload key."""
@@ -76,7 +76,8 @@ class Store:
 
     def write_model_note(self, name: str, note: dict[str, Any]) -> None:
         """Remember what an architecture's name resolved to."""
-        write_json(self.root / "models" / f"{name}.json", note)
+        if self.remember:
+            write_json(self.root / "models" / f"{name}.json", note)
 
     def timing(self, what: str) -> float | None:
         """Seconds per row last measured for ``what``, or None."""

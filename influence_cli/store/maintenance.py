@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from influence_cli.store.shards import ShardFolder, positions
 
 SHARDED = ("outputs", "tangents")
 SPARE_SECONDS = 24 * 3600.0  # a younger temporary file may belong to a run in progress
+OURS = re.compile(r"\..+\.\d+\.[0-9a-f]+\.tmp")  # a temporary file of ours: .NAME.PROCESS.RANDOM.tmp
 MERGE_ROWS = 16_384  # shards are merged up to this many rows
 
 
@@ -101,6 +103,8 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT) -> dict[
     before = _size(root)
     removed = 0
     for file in [*root.rglob(".*.tmp"), *root.rglob(".damaged-*")]:
+        if file.suffix == ".tmp" and not OURS.fullmatch(file.name):
+            continue
         if file.name.startswith(".damaged-") or time.time() - file.stat().st_mtime > SPARE_SECONDS:
             file.unlink(missing_ok=True)
             removed += 1

@@ -65,6 +65,8 @@ class ShardFolder:
                 try:
                     tensors, _ = read_tensors(shard)
                     keys.append(tensors.pop("keys"))
+                except FileNotFoundError:
+                    continue  # another run merged it meanwhile; what it held counts as missing, and is not
                 except (DamagedFile, KeyError) as error:
                     shard.rename(shard.with_name(f".damaged-{shard.name}"))
                     self.listener.warn(f"{shard} is damaged ({error}); set aside, its rows are computed again")
