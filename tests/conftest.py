@@ -1,0 +1,70 @@
+"""Session fixtures: a small noisy image manifest, a small feature manifest, run folders and score tables on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cases import call_cli, digits_table, examples, feature_table, train_run, write
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Small tensors: more threads only wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that lives as long as the session; tests only read from it."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="session")
+def digits(shared: Path) -> Path:
+    """Image manifest: 200 train rows (30 labelled wrong), 60 val and 60 test rows."""
+    return write(digits_table(), shared / "digits.parquet")
+
+
+@pytest.fixture(scope="session")
+def digits_run(shared: Path, digits: Path) -> Path:
+    """Run folder of a small MLP trained on ``digits``."""
+    return train_run(digits, shared / "digits-run")
+
+
+@pytest.fixture(scope="session")
+def calibrated_run(shared: Path, digits: Path) -> Path:
+    """Run folder of a small MLP trained on ``digits`` less a quarter of its train rows, kept for the gate."""
+    return train_run(digits, shared / "calibrated-run", calibration=0.25)
+
+
+@pytest.fixture(scope="session")
+def tabular(shared: Path) -> Path:
+    """Feature manifest: 40 train, 12 val and 12 test rows, 5 features, 3 classes."""
+    return write(feature_table(examples()), shared / "tabular.parquet")
+
+
+@pytest.fixture(scope="session")
+def tabular_run(shared: Path, tabular: Path) -> Path:
+    """Run folder of a very small MLP trained on ``tabular``."""
+    return train_run(tabular, shared / "tabular-run", "mlp:4")
+
+
+@pytest.fixture(scope="session")
+def filled_store(shared: Path, digits: Path, digits_run: Path) -> Path:
+    """A store that holds all of an ``ip`` run on ``digits``: to copy, or to read warm."""
+    store = shared / "filled-store"
+    ran = call_cli("grads", digits, "--checkpoint", digits_run, "--store", store, "-o", "g.parquet", cwd=shared)
+    assert ran.code == 0, ran.err
+    return store
+
+
+@pytest.fixture(scope="session")
+def scored(shared: Path, digits: Path, digits_run: Path, filled_store: Path) -> Path:
+    """Score table of ``digits`` by ip."""
+    out = shared / "scored.parquet"
+    ran = call_cli("score", digits, "--checkpoint", digits_run, "--store", filled_store, "-o", out, cwd=shared)
+    assert ran.code == 0, ran.err
+    return out

@@ -1,0 +1,212 @@
+"""The gate: p-values against calibration rows, what it refuses to decide, the baseline, and what a CI log may hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from influence_cli.gate import p_values
+from tests.cases import Ran, call_cli, digits_table, with_column, write
+
+
+def gate(*asked: Any, cwd: Path) -> Ran:
+    """``influence curate --check``."""
+    return call_cli("curate", *asked, "--check", cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def pull_request(tmp_path_factory: pytest.TempPathFactory, digits: Path, calibrated_run: Path) -> Path:
+    """A folder with a baseline of the accepted rows, and scores of those rows and of 20 more, 10 of them wrong."""
+    folder = tmp_path_factory.mktemp("pull-request")
+    asked = ["--checkpoint", calibrated_run, "--method", "loss", "--store", "memo"]
+    assert call_cli("score", digits, *asked, "-o", "accepted.parquet", cwd=folder).code == 0
+    accept = ["curate", "accepted.parquet", "--write-baseline", "baseline.jsonl"]
+    assert call_cli(*accept, cwd=folder).code == 0
+    more = digits_table(train=340, val=0, test=0, flipped=0.0).slice(320)
+    labels = [(v + 3) % 10 if k < 10 else v for k, v in enumerate(more.column("label").to_pylist())]
+    new = with_column(more, "label", pa.array(labels, pa.int64())).replace_schema_metadata(None)
+    whole = pa.concat_tables([pq.read_table(digits).replace_schema_metadata(None), new])
+    write(whole, folder / "train.parquet")
+    ran = call_cli("score", "train.parquet", *asked, "-o", "scores.parquet", cwd=folder)
+    assert ran.code == 0, ran.err
+    return folder
+
+
+FLAGS = ["scores.parquet", "--baseline", "baseline.jsonl", "--false-flag", "30%"]
+
+
+def calibration_of(run: Path) -> set[str]:
+    """Ids that the run was not trained on."""
+    return set(json.loads((run / "run.json").read_text())["calibration_ids"])
+
+
+def test_flagged_rows_are_those_with_a_small_conformal_p_value(pull_request: Path, calibrated_run: Path) -> None:
+    rows = pq.read_table(pull_request / "scores.parquet").to_pylist()
+    out = calibration_of(calibrated_run)
+    assert 30 <= len(out) <= 70
+    reference = np.array([r["score"] for r in rows if r["id"] in out])
+    accepted = set(pq.read_table(pull_request / "accepted.parquet").column("id").to_pylist())
+    p = {r["id"]: (1 + np.sum(reference <= r["score"])) / (1 + len(reference)) for r in rows if r["id"] not in accepted}
+    assert len(p) == 20
+    expected = {i for i, value in p.items() if value <= 0.3}
+    assert len(expected) >= 5
+    ran = gate(*FLAGS, cwd=pull_request)
+    assert ran.code == 1
+    assert {r["id"] for r in ran.rows} == expected
+    assert all(np.isclose(r["p_value"], p[r["id"]]) for r in ran.rows)
+    assert [r["p_value"] for r in ran.rows] == sorted(r["p_value"] for r in ran.rows)
+    assert f"gate tripped: {len(expected)} of 20 new rows flagged, 0 allowed" in ran.err
+    assert "at most 0.3 of clean rows are flagged" in ran.err
+
+
+def test_the_gate_is_clean_where_as_many_are_allowed_and_writes_nothing(pull_request: Path) -> None:
+    before = sorted(p.name for p in pull_request.iterdir())
+    flagged = len(gate(*FLAGS, cwd=pull_request).rows)
+    assert gate(*FLAGS, "--max-flagged", str(flagged), cwd=pull_request).code == 0
+    assert gate(*FLAGS, "--max-flagged", str(flagged - 1), cwd=pull_request).code == 1
+    assert gate(*FLAGS, "--max-flagged", "100%", cwd=pull_request).code == 0
+    assert "gate clean" in gate(*FLAGS, "--max-flagged", "100%", cwd=pull_request).err
+    assert gate(*FLAGS, "--max-flagged", "21", cwd=pull_request).code == 2  # more than there are
+    assert sorted(p.name for p in pull_request.iterdir()) == before
+
+
+def test_ties_count_against_being_flagged() -> None:
+    calibration = np.array([1.0, 2.0, 2.0, 3.0])
+    assert p_values(calibration, np.array([0.0, 1.0, 2.0, 9.0])).tolist() == [0.2, 0.4, 0.8, 1.0]
+    assert p_values(np.zeros(9), np.zeros(3)).tolist() == [1.0] * 3
+
+
+def test_clean_rows_are_flagged_no_more_often_than_was_asked() -> None:
+    """New rows drawn like the calibration rows: a share q of them, and not much less, has p <= q."""
+    rng = np.random.default_rng(3)
+    draws = (rng.normal(size=60) for _ in range(300))
+    rates = [np.mean(p_values(scores[:40], scores[40:]) <= 0.1) for scores in draws]
+    assert 0.05 <= np.mean(rates) <= 0.1 + 3 * np.std(rates) / np.sqrt(300)
+
+
+def test_accepted_rows_pass_and_an_edited_one_comes_back(
+    tmp_path: Path, digits: Path, calibrated_run: Path, pull_request: Path
+) -> None:
+    baseline = pull_request / "baseline.jsonl"
+    unchanged = gate(pull_request / "accepted.parquet", *FLAGS[1:2], baseline, "--false-flag", "10%", cwd=tmp_path)
+    assert (unchanged.code, unchanged.out) == (0, b"")
+    assert "0 of 0 new rows" in unchanged.err
+    table = pq.read_table(digits)
+    trained = next(k for k, i in enumerate(table.column("id").to_pylist()) if i not in calibration_of(calibrated_run))
+    labels = table.column("label").to_pylist()
+    labels[trained] = (labels[trained] + 5) % 10
+    write(with_column(table, "label", pa.array(labels, pa.int64())), tmp_path / "m.parquet")
+    asked = ["score", "m.parquet", "--checkpoint", calibrated_run, "--method", "loss", "-o", "s.parquet"]
+    assert call_cli(*asked, cwd=tmp_path).code == 0
+    edited = gate("s.parquet", "--baseline", baseline, "--false-flag", "10%", cwd=tmp_path)
+    assert "of 1 new rows" in edited.err
+    assert {r["id"] for r in edited.rows} <= {table.column("id")[trained].as_py()}
+
+
+def test_without_calibration_rows_the_rate_is_unknown_and_without_anything_the_gate_refuses(
+    tmp_path: Path, digits: Path, digits_run: Path
+) -> None:
+    asked = ["score", digits, "--checkpoint", digits_run, "--method", "loss", "-o", "s.parquet"]
+    assert call_cli(*asked, cwd=tmp_path).code == 0
+    alone = gate("s.parquet", cwd=tmp_path)
+    assert alone.code == 2
+    assert "retrain --calibration" in alone.err
+    rows = pq.read_table(tmp_path / "s.parquet").to_pylist()
+    kept = [json.dumps({"id": r["id"], "row_key": r["row_key"].hex()}) for r in rows[:150]]
+    (tmp_path / "b.jsonl").write_text("\n".join(kept) + "\n")
+    against = gate("s.parquet", "--baseline", "b.jsonl", "--max-flagged", "100%", cwd=tmp_path)
+    assert against.code == 0
+    assert "of 50 new rows" in against.err
+    assert "the rate of false flags is unknown" in against.err
+
+
+def test_too_few_calibration_rows_for_the_rate_exit_2_and_say_how_many(pull_request: Path) -> None:
+    ran = gate("scores.parquet", "--baseline", "baseline.jsonl", "--false-flag", "0.5%", cwd=pull_request)
+    assert ran.code == 2
+    assert "cannot resolve a rate of 0.5%" in ran.err
+    assert "at least 199 calibration rows" in ran.err
+
+
+def with_noise(scores: Path, out: Path, **changes: float | None) -> Path:
+    """A score table whose provenance says something else about the noise of its direction."""
+    table = pq.read_table(scores)
+    provenance = json.loads(table.schema.metadata[b"influence"])
+    provenance["noise"]["utility"] |= changes
+    return write(table.replace_schema_metadata({"influence": json.dumps(provenance)}), out)
+
+
+def test_a_direction_that_is_noise_is_refused_and_a_good_one_is_not(
+    tmp_path: Path, digits: Path, calibrated_run: Path
+) -> None:
+    asked = ["score", digits, "--checkpoint", calibrated_run, "-o", "s.parquet"]
+    assert call_cli(*asked, cwd=tmp_path).code == 0
+    for changes in ({"snr": 1.1, "reliability": 0.9}, {"snr": 30.0, "reliability": 0.1}):
+        with_noise(tmp_path / "s.parquet", tmp_path / "noisy.parquet", **changes)
+        ran = gate("noisy.parquet", "--false-flag", "10%", cwd=tmp_path)
+        assert ran.code == 2
+        assert "sampling noise" in ran.err
+        assert "--method loss" in ran.err
+        assert ran.out == b""
+    with_noise(tmp_path / "s.parquet", tmp_path / "good.parquet", snr=30.0, reliability=0.9)
+    assert gate("good.parquet", "--false-flag", "10%", cwd=tmp_path).code in (0, 1)
+
+
+def test_a_threshold_exits_2_for_methods_that_estimate_no_effect(tmp_path: Path, scored: Path) -> None:
+    for flags in (["--check"], []):
+        ran = call_cli("curate", scored, "--threshold", "0.1", *flags, cwd=tmp_path)
+        assert ran.code == 2
+        assert "does not estimate" in ran.err
+        assert "--false-flag" in ran.err
+
+
+def test_a_baseline_is_sorted_and_exactly_the_train_rows(pull_request: Path) -> None:
+    lines = [json.loads(line) for line in (pull_request / "baseline.jsonl").read_text().splitlines()]
+    rows = pq.read_table(pull_request / "accepted.parquet").to_pylist()
+    assert lines == sorted(({"id": r["id"], "row_key": r["row_key"].hex()} for r in rows), key=lambda v: v["id"])
+    assert len(lines) == 200
+
+
+@pytest.mark.parametrize("text", ["not json\n", '{"id": "a"}\n', "[1]\n", "3\n"])
+def test_a_baseline_that_cannot_be_read_exits_2(text: str, tmp_path: Path, pull_request: Path) -> None:
+    (tmp_path / "b.jsonl").write_text(text)
+    ran = gate(pull_request / "scores.parquet", "--manifest", pull_request / "train.parquet",
+               "--baseline", "b.jsonl", cwd=tmp_path)  # fmt: skip
+    assert ran.code == 2, ran.err
+    assert "b.jsonl" in ran.err
+
+
+HOSTILE = ["a\n::error::gotcha", "b\r\n::set-output name=x::y", "::warning file=x::z", "c%0A::error::e", "d,title=t:u"]
+
+
+def test_github_annotations_cannot_be_forged_by_ids(tmp_path: Path, digits: Path, calibrated_run: Path) -> None:
+    table = digits_table(train=220, val=60, test=60)
+    ids, labels = table.column("id").to_pylist(), table.column("label").to_pylist()
+    chosen = [k for k in range(220) if ids[k] not in calibration_of(calibrated_run)][-len(HOSTILE) :]
+    for k, name in zip(chosen, HOSTILE, strict=True):
+        ids[k], labels[k] = name, (labels[k] + 4) % 10
+    table = with_column(with_column(table, "id", pa.array(ids)), "label", pa.array(labels, pa.int64()))
+    write(table, tmp_path / "odd,name%.parquet")
+    asked = ["score", "odd,name%.parquet", "--checkpoint", calibrated_run, "--method", "loss", "-o", "s.parquet"]
+    assert call_cli(*asked, "--allow-overlap", cwd=tmp_path).code == 0
+    ran = gate("s.parquet", "--false-flag", "30%", "--format", "github", cwd=tmp_path)
+    assert ran.code == 1, ran.err
+    plain = gate("s.parquet", "--false-flag", "30%", "--format", "json", cwd=tmp_path).json["rows"]
+    assert len({r["id"] for r in plain} & set(HOSTILE)) >= 3
+    lines = ran.text.splitlines()
+    assert len(lines) == len(plain) + 1
+    assert all(line.startswith("::warning file=odd%2Cname%25.parquet,title=influence::") for line in lines[:-1])
+    assert lines[-1].startswith("::error title=influence::gate tripped")
+    assert all(line.count("::") == 2 for line in lines)
+    assert "\r" not in ran.text
+    assert "::set-output" not in ran.text
+
+
+def test_github_is_a_format_of_the_gate_alone(tmp_path: Path, scored: Path) -> None:
+    ran = call_cli("curate", scored, "--format", "github", cwd=tmp_path)
+    assert ran.code == 2, "without --check there is no verdict to annotate"
