@@ -187,6 +187,21 @@ def parse_budget(text: str, n: int, flag: str = "--budget") -> int:
     return rows
 
 
+def parse_share(text: str, flag: str) -> float:
+    """'5%' or 0.05 as a number between 0 and 1.
+
+    Raises:
+        UsageError: it is neither, or outside.
+    """
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError as error:
+        raise UsageError(f"{flag} {text!r} is no share", fix="write 5%") from error
+    if not 0 < value < 1:
+        raise UsageError(f"{flag} {text} is not between 0 and 100%", fix="write 5%")
+    return value
+
+
 def curate(request: CurateRequest) -> Curated:
     """Decide edits; writes nothing.
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from influence_cli.curate import ScoreTable, parse_budget
+from influence_cli.curate import ScoreTable, parse_budget, parse_share
 from influence_cli.errors import UsageError
 from influence_cli.model.checkpoints import RUN_FILE
 from influence_cli.score import describe_noise, is_noise
@@ -76,7 +76,7 @@ def check(scores: ScoreTable, request: GateRequest) -> Verdict:
     calibration = _calibration_ids(scores)
     in_calibration = np.array([i in calibration for i in scores.train.ids])
     new = ~in_baseline & ~in_calibration & np.isfinite(scores.scored.score)
-    rate = _share(request.false_flag)
+    rate = parse_share(request.false_flag, "--false-flag")
     if in_calibration.any():
         reference, basis = in_calibration, f"at most {rate:.3g} of clean rows are flagged"
     elif in_baseline.any():
@@ -159,13 +159,3 @@ def _calibration_ids(scores: ScoreTable) -> set[str]:
         return set(run["calibration_ids"])
     except (OSError, ValueError, KeyError, TypeError):
         return set()
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError as error:
-        raise UsageError(f"--false-flag {text!r} is no share", fix="write 1%") from error
-    if not 0 < value < 1:
-        raise UsageError(f"--false-flag {text} is not between 0 and 100%", fix="write 1%")
-    return value

@@ -141,12 +141,12 @@ def open_job(
     target, overlap = manifest.rows("val"), manifest.rows("val").take(np.array([], dtype=np.int64))
     if any(m.needs != "nothing" for m in methods.values()):
         model, checkpoint = resolve_model(inputs, manifest, store)
-        _check_labels(train, model.num_classes, inputs.label)
+        check_labels(train, model.num_classes, inputs.label)
         _check_classes(manifest, model)
     if any(m.needs == "tangents" for m in methods.values()):
         target, overlap = _target(inputs, manifest, train, listener)
         assert model is not None
-        _check_labels(target, model.num_classes, inputs.label)
+        check_labels(target, model.num_classes, inputs.label)
     job = Job(
         inputs, spec, runtime, manifest, train, target, len(overlap), model, checkpoint, store, methods, objectives,
         listener,
@@ -216,7 +216,12 @@ def _check_classes(manifest: Manifest, model: ModelSpec) -> None:
         )
 
 
-def _check_labels(rows: Rows, num_classes: int, label: str) -> None:
+def check_labels(rows: Rows, num_classes: int, label: str) -> None:
+    """Refuse labels that the model has no output for.
+
+    Raises:
+        ManifestError: one is outside; names its row.
+    """
     labels = rows.labels
     if len(labels) and labels.max() >= num_classes:
         worst = int(np.argmax(labels >= num_classes))

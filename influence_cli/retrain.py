@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from influence_cli.arms import Arm, arm_fingerprint, base_arm, control_arms, curated_arm, without
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
+from influence_cli.job import check_labels
 from influence_cli.manifest import Manifest, Rows, open_manifest
 from influence_cli.maths.labels import cross_entropy
 from influence_cli.maths.paired import mean_interval, paired_difference
@@ -57,14 +58,14 @@ class RetrainRequest:
 def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT) -> dict[str, Any]:
     """Train every arm over every seed, write the run folder, and return its metrics."""
     from influence_cli.model.build import device_of
-    from influence_cli.model.training import Examples, check_labels
+    from influence_cli.model.training import Examples
 
     manifest = open_manifest(request.inputs.manifest, request.inputs.label)
     base = _base_rows(request, manifest)
     test = _test_rows(request, base.manifest)
     spec = _spec(request, base.manifest)
     for rows in (base, test, base.manifest.rows("val")):
-        check_labels(rows.manifest, rows, spec.num_classes)
+        check_labels(rows, spec.num_classes, request.inputs.label)
     left_out = _left_out(request, base)
     arms = _arms(request, manifest, base, left_out)
     calibration = [i for i, out in zip(base.ids, left_out.tolist(), strict=True) if out]

@@ -211,6 +211,7 @@ def _gate(settings: Settings, request: CurateRequest, scores: ScoreTable) -> int
 
 def retrain(settings: Settings) -> int | None:
     """Train on a manifest; with --against also without the edits, and with random edits of the same size."""
+    from influence_cli.curate import parse_share
     from influence_cli.manifest import open_manifest
     from influence_cli.model.training import Recipe
     from influence_cli.retrain import RetrainRequest, improved
@@ -238,7 +239,7 @@ def retrain(settings: Settings) -> int | None:
         init=settings["init"],
         pretrained=settings["pretrained"],
         keep_checkpoints=settings["keep_checkpoints"],
-        calibration=_share(settings["calibration"]),
+        calibration=parse_share(settings["calibration"], "--calibration") if settings["calibration"] else 0.0,
         device=settings["device"],
     )
     recipe = Recipe(
@@ -269,18 +270,6 @@ def _named_arm(text: str) -> tuple[str, str]:
     if not (name and equals and path):
         raise UsageError(f"--arm {text!r} cannot be read", fix="write --arm loss=loss-trimmed.parquet")
     return name, path
-
-
-def _share(text: str | None) -> float:
-    if text is None:
-        return 0.0
-    try:
-        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError as error:
-        raise UsageError(f"--calibration {text!r} is no share", fix="write 5%") from error
-    if not 0 < value < 1:
-        raise UsageError(f"--calibration {text} is not between 0 and 100%", fix="write 5%")
-    return value
 
 
 def evaluate(settings: Settings) -> int | None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import Listener
-from influence_cli.manifest import Manifest, Rows
+from influence_cli.manifest import Rows
 from influence_cli.model.examples import batches, chunked, to_input
 from influence_cli.model.spec import ModelSpec
 
@@ -206,18 +206,3 @@ def predict(model: nn.Module, data: Examples, device: torch.device, batch_size: 
             values = torch.from_numpy(data.values[first : first + batch_size]).to(device)
             out.append(model(to_input(values, data.spec, torch.float32)).double().cpu().numpy())
     return np.concatenate(out)
-
-
-def check_labels(manifest: Manifest, rows: Rows, num_classes: int) -> None:
-    """Refuse labels that the model has no output for.
-
-    Raises:
-        UsageError: one is outside.
-    """
-    if len(rows) and int(rows.labels.max()) >= num_classes:
-        worst = int(np.argmax(rows.labels >= num_classes))
-        raise UsageError(
-            f"label {rows.labels[worst]} is outside the {num_classes} classes",
-            where=f"{manifest.source}, row id={rows.ids[worst]}",
-            fix="correct the label or pass --num-classes",
-        )
