@@ -18,11 +18,11 @@ class InfluenceError(Exception):
         self.what, self.where, self.fix = what, where, fix
 
     def __str__(self) -> str:
-        parts = [self.what]
+        parts = [printable(self.what)]
         if self.where:
-            parts.append(f"in: {self.where}")
+            parts.append(f"in: {printable(self.where)}")
         if self.fix:
-            parts.append(f"fix: {self.fix}")
+            parts.append(f"fix: {printable(self.fix)}")
         return "\n".join(parts)
 
 
@@ -40,6 +40,11 @@ class ModelError(InfluenceError):
 
 class StoreError(InfluenceError):
     """A store that cannot be read or written."""
+
+
+def printable(text: str) -> str:
+    """The text on one line, control characters escaped: an id or a path cannot write a line or colour of its own."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def nearest(name: str, known: list[str]) -> str:

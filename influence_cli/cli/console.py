@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
+from influence_cli.errors import printable
 from influence_cli.events import Listener, Progress
 
 PLAIN_EVERY_S, PLAIN_EVERY_SHARE = 30.0, 0.1  # a line each 10 % or 30 s...
@@ -42,7 +43,7 @@ class Terminal(Listener):
             self._line(f"warning: {text}")
 
     def _line(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
 
     def styled(self, stream: IO[Any]) -> bool:
         """Whether to colour what goes to ``stream``."""
@@ -127,7 +128,7 @@ def print_table(
     for k, name in enumerate(header):
         table.add_column(Text(name), justify="left" if k == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     styled = terminal.styled(stream)
     width = shutil.get_terminal_size().columns if stream.isatty() else 10_000
     drawn = io.StringIO()  # Rich would end the process where the stream is a closed pipe

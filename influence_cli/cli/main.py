@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, printable
 
 DONE, TRIPPED, FIXABLE, BROKEN, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 3, 130, 141
 
@@ -61,7 +61,8 @@ def _describe(error: Exception) -> str:
         what, where, fix = "no permission", str(error.filename), "pick a readable and writable place"
     elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         what, fix = f"out of memory ({error})", "pass a smaller --batch-size; the same command continues"
-    return "\n".join([f"error: {what}", *([f"in: {where}"] if where else []), f"fix: {fix}"])
+    lines = [f"error: {what}", *([f"in: {where}"] if where else []), f"fix: {fix}"]
+    return "\n".join(printable(line) for line in lines)
 
 
 def _fail(code: int, text: str, debug: bool) -> int:

@@ -102,7 +102,8 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT) -> dict[
     """
     before = _size(root)
     removed = 0
-    for file in [*root.rglob(".*.tmp"), *root.rglob(".damaged-*")]:
+    ours = [root / kind for kind in (*SHARDED, "directions")]
+    for file in [f for folder in ours for pattern in (".*.tmp", ".damaged-*") for f in folder.rglob(pattern)]:
         if file.suffix == ".tmp" and not OURS.fullmatch(file.name):
             continue
         if file.name.startswith(".damaged-") or time.time() - file.stat().st_mtime > SPARE_SECONDS:
@@ -122,7 +123,8 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT) -> dict[
 
 
 def _size(root: Path) -> int:
-    return sum(f.stat().st_size for f in root.rglob("*") if f.is_file())
+    folders = [root / kind for kind in (*SHARDED, "directions")]
+    return sum(f.stat().st_size for folder in folders for f in folder.rglob("*") if f.is_file())
 
 
 def _collect_folder(path: Path, keep: Keys | None, listener: Listener) -> tuple[int, int]:
