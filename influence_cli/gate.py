@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from influence_cli.curate import ScoreTable, parse_budget, parse_share
 from influence_cli.errors import UsageError
 from influence_cli.model.checkpoints import RUN_FILE
-from influence_cli.score import describe_noise, is_noise
+from influence_cli.reliability import describe_noise, is_noise
 from influence_cli.store.files import write_bytes
 from influence_cli.store.shards import as_arrow
 

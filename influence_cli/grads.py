@@ -18,6 +18,7 @@ import pyarrow as pa
 from influence_cli.job import Job, require_model
 from influence_cli.maths.labels import cross_entropy
 from influence_cli.plan import Work, index_by_key, key_list, missing_work, timing_key
+from influence_cli.reliability import direction_noise
 from influence_cli.store.keys import KEY_BYTES, stack
 from influence_cli.store.shards import as_arrow
 from influence_cli.tables import with_provenance
@@ -196,7 +197,7 @@ def grads_table(job: Job) -> pa.Table:
         with np.errstate(invalid="ignore", over="ignore"):
             loss = cross_entropy(logits, job.train.labels)
         table = table.append_column("loss", pa.array(loss, mask=~np.isfinite(loss)))
-    return with_provenance(table, provenance_of(job, "grads"))
+    return with_provenance(table, {**provenance_of(job, "grads"), "noise": direction_noise(job)})
 
 
 def base_table(job: Job) -> pa.Table:

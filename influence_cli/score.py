@@ -7,7 +7,6 @@ A row's score is arithmetic on what the store holds: for a linear method the mea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +15,9 @@ from numpy.typing import NDArray
 from influence_cli.grads import base_table, fill, provenance_of
 from influence_cli.job import Job, Member
 from influence_cli.maths.labels import cross_entropy, label_scores, margin, of_label, softmax
-from influence_cli.maths.noise import spearman
 from influence_cli.methods.protocol import FreeMethod, Linear, OutputMethod
-from influence_cli.store.shards import unique
+from influence_cli.reliability import direction_noise
 from influence_cli.tables import with_provenance
-
-NOISE_SNR, NOISE_RELIABILITY = 3.0, 0.5  # below either, a direction is called noise
 
 Floats = NDArray[np.float64]
 
@@ -64,9 +60,6 @@ def score(job: Job, per_member: bool = False) -> pa.Table:
     if unusable:
         named = [i for i, bad in zip(job.train.ids, ~np.isfinite(first.score), strict=True) if bad][:5]
         job.listener.warn(f"{unusable} rows have a non-finite score and are null, never ranked: {', '.join(named)}")
-    noise = direction_noise(job)
-    for line in noise_warnings(noise):
-        job.listener.warn(line)
     return with_provenance(
         table,
         {
@@ -75,7 +68,7 @@ def score(job: Job, per_member: bool = False) -> pa.Table:
             "score_is": _column_name(job, first.name),
             "kind": first.kind,
             "effect": False,
-            "noise": noise,
+            "noise": direction_noise(job),
         },
     )
 
@@ -150,83 +143,3 @@ def _append_model_says(table: pa.Table, job: Job) -> pa.Table:
 
 def _nullable(values: Floats) -> pa.Array:
     return pa.array(values, mask=~np.isfinite(values))
-
-
-def direction_noise(job: Job) -> dict[str, dict[str, Any]]:
-    """Per objective: Phi, target rows, signal-to-noise of q, and the split-half reliability of the scores.
-
-    The reliability is the Spearman correlation, on up to 2,000 training rows, of the scores from two halves of the
-    target rows, at the first member.  A tangent is linear in its direction, so the second half's is
-    (m t - m1 t1) / m2.
-    """
-    member = job.half_member()
-    if member is None:
-        return {}
-    noise: dict[str, dict[str, Any]] = {}
-    for objective in job.objectives:
-        q = job.direction(member, objective)
-        meta = job.store.direction_meta(q)
-        assert meta is not None
-        reliability = _split_half(job, member, objective, meta) if meta["halves"] else None
-        noise[objective] = {
-            "phi": meta["phi"],
-            "accuracy": meta["accuracy"],
-            "target_rows": meta["m"],
-            "snr": meta["snr"],
-            "reliability": reliability,
-            "direction": q,
-        }
-    return noise
-
-
-def _split_half(job: Job, member: Member, objective: str, meta: dict[str, Any]) -> float | None:
-    keys = job.half_sample()
-    first_row = unique(job.train.payload_keys)
-    by_key = {job.train.payload_keys[i].tobytes(): i for i in first_row}
-    labels = job.train.labels[[by_key[k.tobytes()] for k in keys]]
-    logits = job.outputs(member).read(keys)["logits"]
-    whole = job.tangents(job.direction(member, objective)).read(keys)["tangent"].astype(np.float64)
-    even = job.tangents(job.direction(member, objective, half=True)).read(keys)["tangent"].astype(np.float64)
-    m, m_even = meta["m"], meta["m_half"]
-    odd = (m * whole - m_even * even) / (m - m_even)
-    with np.errstate(invalid="ignore", over="ignore"):
-        a, b = (of_label(label_scores(logits, t), labels) for t in (even, odd))
-    usable = np.isfinite(a) & np.isfinite(b)
-    return spearman(a[usable], b[usable])
-
-
-def train_accuracy(job: Job) -> float | None:
-    """Share of training rows whose label the first member predicts; None where no model was run."""
-    if not job.members:
-        return None
-    logits = job.outputs(job.members[0]).read(job.train.payload_keys)["logits"]
-    return float((logits.argmax(axis=1) == job.train.labels).mean())
-
-
-def at_chance(accuracy: float, rows: int, num_classes: int) -> bool:
-    """Whether an accuracy is within two standard errors of guessing (1/C), or below it."""
-    chance = 1.0 / num_classes
-    return accuracy <= chance + 2.0 * float(np.sqrt(chance * (1.0 - chance) / rows))
-
-
-def is_noise(entry: dict[str, Any]) -> bool:
-    """Whether a direction is below the stated bounds (signal-to-noise 3, split-half reliability 0.5)."""
-    snr, reliability = entry["snr"], entry["reliability"]
-    return (snr is not None and snr < NOISE_SNR) or (reliability is not None and reliability < NOISE_RELIABILITY)
-
-
-def noise_warnings(noise: dict[str, dict[str, Any]]) -> list[str]:
-    """A line for every objective whose direction is noise, with what helps."""
-    return [
-        f"the direction of {name} is mostly sampling noise ({describe_noise(entry)}; bounds {NOISE_SNR:g} and "
-        f"{NOISE_RELIABILITY:g}): use more target rows, another objective, or --method loss"
-        for name, entry in noise.items()
-        if is_noise(entry)
-    ]
-
-
-def describe_noise(entry: dict[str, Any]) -> str:
-    """'signal-to-noise 12.3, split-half reliability 0.91'."""
-    snr = "unknown" if entry["snr"] is None else f"{entry['snr']:.3g}"
-    reliability = "unknown" if entry["reliability"] is None else f"{entry['reliability']:.2f}"
-    return f"signal-to-noise {snr}, split-half reliability {reliability}"

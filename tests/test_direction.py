@@ -26,7 +26,8 @@ from influence_cli.grads import fill
 from influence_cli.job import Job
 from influence_cli.maths.noise import signal_to_noise
 from influence_cli.model.direction import BUCKETS, bucket_of
-from influence_cli.score import direction_noise, is_noise, noise_warnings, score
+from influence_cli.reliability import direction_noise, is_noise, noise_warnings
+from influence_cli.score import score
 from influence_cli.tables import provenance
 from tests.oracle import (
     Problem,

@@ -21,6 +21,7 @@ TABLE_FORMATS = ("auto", "table", "json", "jsonl", "csv")
 def grads(settings: Settings) -> int | None:
     """Fill the store: directions, logits and tangents of the rows it has not seen."""
     from influence_cli.grads import fill, grads_table
+    from influence_cli.tables import provenance
 
     job = _job(settings)
     if settings["dry_run"]:
@@ -28,10 +29,10 @@ def grads(settings: Settings) -> int | None:
     if job.model is None:
         raise UsageError("these methods need no model, so there is nothing to compute", fix="ask for another --method")
     rows = fill(job)
-    show.terminal().note(
-        f"{rows:,} rows run through the model; the store is complete for {len(job.train):,} train rows"
-    )
-    show.table(settings, grads_table(job), sort_by="loss", descending=True)
+    table = grads_table(job)
+    filled = f"{rows:,} rows run through the model; the store is complete for {len(job.train):,} train rows"
+    show.run_summary(job, provenance(table.schema), filled)
+    show.table(settings, table, sort_by="loss", descending=True)
     return None
 
 
@@ -44,7 +45,8 @@ def score(settings: Settings) -> int | None:
     if settings["dry_run"]:
         return show.plan(settings, job)
     table = score_stage(job, settings["per_member"])
-    show.score_summary(job, provenance(table.schema))
+    scored = f"{len(job.train):,} train rows scored by {', '.join(job.methods)}; positive: the row helps"
+    show.run_summary(job, provenance(table.schema), scored)
     show.table(settings, table, sort_by="score")
     return None
 

@@ -119,9 +119,9 @@ def plan(settings: Settings, job: Job) -> None:
     print_table(f"store: {described['store']}", header, rows, terminal(), sys.stdout)
 
 
-def score_summary(job: Job, origin: dict[str, Any]) -> None:
-    """Rows, and the noise of every direction."""
-    from influence_cli.score import at_chance, describe_noise, train_accuracy
+def run_summary(job: Job, origin: dict[str, Any], done: str) -> None:
+    """What was done, how good the model is, and the noise of every direction."""
+    from influence_cli.reliability import at_chance, train_accuracy
 
     out = terminal()
     known: dict[str, tuple[float, int]] = {}
@@ -138,11 +138,21 @@ def score_summary(job: Job, origin: dict[str, Any]) -> None:
                 f"{name} accuracy is {accuracy:.1%}, no better than guessing among {job.model.num_classes} classes: "
                 "are these the weights, the input size and the class order that the model was trained with?"
             )
-    out.note(f"{len(job.train):,} train rows scored by {', '.join(job.methods)}; positive: the row helps")
-    for name, entry in origin["noise"].items():
-        out.note(
-            f"objective {name}: Phi {entry['phi']:.4g} on {entry['target_rows']:,} target rows; {describe_noise(entry)}"
-        )
+    out.note(done)
+    noise_summary(origin)
+
+
+def noise_summary(origin: dict[str, Any]) -> None:
+    """Phi and the noise of every direction, with a warning where it is mostly noise."""
+    from influence_cli.reliability import describe_noise, noise_warnings
+
+    out = terminal()
+    noise = origin.get("noise", {})
+    for name, entry in noise.items():
+        about = f"Phi {entry['phi']:.4g} on {entry['target_rows']:,} target rows"
+        out.note(f"objective {name}: {about}; {describe_noise(entry)}")
+    for line in noise_warnings(noise):
+        out.warn(line)
 
 
 def curate_summary(settings: Settings, curated: Curated) -> None:
@@ -155,6 +165,8 @@ def curate_summary(settings: Settings, curated: Curated) -> None:
     for note in s["notes"]:
         out.note(f"  {note}")
     out.note("  edited by class: " + ", ".join(f"{c}: {v['edited']}/{v['rows']}" for c, v in s["classes"].items()))
+    if curated.scores.scored.kind == "signed":
+        noise_summary(curated.scores.provenance)
     if "wrong_share_of_edited" in s:
         out.note(
             f"  clean labels say: {s['wrong_share_of_edited']:.1%} of the edited rows were labelled wrong "
@@ -208,7 +220,7 @@ def retrain_summary(settings: Settings, metrics: dict[str, Any]) -> None:
     first = next(iter(next(iter(metrics["arms"].values()))["seeds"].values()))
     rates = {k: first[f"{k}_accuracy"] for k in ("train", "target") if f"{k}_accuracy" in first}
     out.note(", ".join(f"{k} accuracy {v:.1%}" for k, v in {**rates, "test": first["accuracy"]}.items()))
-    from influence_cli.score import at_chance
+    from influence_cli.reliability import at_chance
 
     for name, rate in {**rates, "test": first["accuracy"]}.items():
         if at_chance(rate, metrics["test_rows"], metrics["num_classes"]):
