@@ -102,28 +102,28 @@ class Rows:
     def __len__(self) -> int:
         return len(self.index)
 
-    @property
+    @functools.cached_property
     def ids(self) -> list[str]:
         """Row ids."""
         ids = self.manifest.ids
         return [ids[i] for i in self.index.tolist()]
 
-    @property
+    @functools.cached_property
     def labels(self) -> NDArray[np.int64]:
         """Labels [n]."""
         return self.manifest.labels[self.index]
 
-    @property
+    @functools.cached_property
     def payload_keys(self) -> Keys:
         """Payload keys [n, 16]."""
         return self.manifest.payload_keys[self.index]
 
-    @property
+    @functools.cached_property
     def row_keys(self) -> Keys:
         """Row keys [n, 16]."""
         return self.manifest.row_keys[self.index]
 
-    @property
+    @functools.cached_property
     def weights(self) -> NDArray[np.float64]:
         """Weights [n]."""
         return self.manifest.weights()[self.index]

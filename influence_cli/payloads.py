@@ -35,12 +35,23 @@ def payload_batches(files: Sequence[Path], kind: str) -> Iterator[tuple[int, pa.
 def payload_values(column: pa.Array, kind: str, folder: Path) -> list[Payload | Path | None]:
     """Payloads as they are stored; a Path where only a path is."""
     if kind == "features":
-        return [None if v is None else np.asarray(v, dtype=np.float32) for v in column.to_pylist()]
+        return _feature_values(column)
     if kind == "path":
         return [None if v is None else folder / v for v in column.to_pylist()]
     if pa.types.is_struct(column.type):
         return [_image_value(v, folder) for v in column.to_pylist()]
     return column.to_pylist()
+
+
+def _feature_values(column: pa.Array) -> list[Payload | Path | None]:
+    """Feature vectors f32; rows of one buffer where none is null and all are as long, which is quick."""
+    lengths = column.value_lengths() if not pa.types.is_fixed_size_list(column.type) else None
+    values = column.flatten()  # leaves null rows out
+    even = lengths is None or (len(lengths) > 0 and lengths.null_count == 0 and len(lengths.unique()) == 1)
+    if len(column) and column.null_count == 0 and values.null_count == 0 and even:
+        stacked = values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+        return list(stacked.reshape(len(column), -1))
+    return [None if v is None else np.asarray(v, dtype=np.float32) for v in column.to_pylist()]
 
 
 def _image_value(value: dict[str, Any] | None, folder: Path) -> bytes | Path | None:

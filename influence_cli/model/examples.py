@@ -118,7 +118,8 @@ def batches(
     def produce() -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
             for chunk in chunks:
-                stacked = np.stack(list(pool.map(decoded, chunk)))
+                # threads pay for images, whose decoding leaves the interpreter, not for vectors
+                stacked = np.stack(list((pool.map if spec.kind == "image" else map)(decoded, chunk)))
                 yield np.array([row for row, _ in chunk], dtype=np.int64), torch.from_numpy(stacked)
 
     return ahead(produce())
