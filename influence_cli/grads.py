@@ -188,12 +188,12 @@ class _ShardWriter:
 
 
 def grads_table(job: Job) -> pa.Table:
-    """A row per training row: id, row_key, payload_key, label and, where a model was run, its loss at a member."""
+    """A row per training row: id, row_key, payload_key, label and, where a model was run, its loss."""
     table = base_table(job)
     keys = as_arrow(job.train.payload_keys)
     table = table.add_column(2, "payload_key", keys)
     if job.members:
-        logits = job.outputs(job.members[0]).read(job.train.payload_keys)["logits"]
+        logits = job.outputs(job.plain_member()).read(job.train.payload_keys)["logits"]
         with np.errstate(invalid="ignore", over="ignore"):
             loss = cross_entropy(logits, job.train.labels)
         table = table.append_column("loss", pa.array(loss, mask=~np.isfinite(loss)))

@@ -106,6 +106,10 @@ class Job:
         """Read the store anew after it was written."""
         self._folders.clear()
 
+    def plain_member(self) -> Member:
+        """The member whose loss, margin and accuracy are reported: the checkpoint itself where it is one."""
+        return next((m for m in self.members if m.dropout is None), self.members[0])
+
     def linear_members(self) -> list[Member]:
         """Members at which directions are needed."""
         needing = [ms for n, ms in self.method_members.items() if self.methods[n].needs == "tangents"]

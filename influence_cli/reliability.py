@@ -58,10 +58,10 @@ def _split_half(job: Job, member: Member, objective: str, meta: dict[str, Any]) 
 
 
 def train_accuracy(job: Job) -> float | None:
-    """Share of training rows whose label the first member predicts; None where no model was run."""
+    """Share of training rows whose label the checkpoint (or the first member) predicts; None where no model was run."""
     if not job.members:
         return None
-    logits = job.outputs(job.members[0]).read(job.train.payload_keys)["logits"]
+    logits = job.outputs(job.plain_member()).read(job.train.payload_keys)["logits"]
     return float((logits.argmax(axis=1) == job.train.labels).mean())
 
 

@@ -128,8 +128,8 @@ def _append_members(table: pa.Table, first: Column, per_member: bool, columns: l
 
 
 def _append_model_says(table: pa.Table, job: Job) -> pa.Table:
-    """Loss and margin at the first member, and the most probable label that the row does not have."""
-    logits = job.outputs(job.members[0]).read(job.train.payload_keys)["logits"]
+    """Loss and margin at the checkpoint (or the first member), and the most probable label that the row does not have."""
+    logits = job.outputs(job.plain_member()).read(job.train.payload_keys)["logits"]
     labels = job.train.labels
     with np.errstate(invalid="ignore", over="ignore"):
         table = table.append_column("loss", _nullable(cross_entropy(logits, labels)))
