@@ -128,7 +128,7 @@ def _append_members(table: pa.Table, first: Column, per_member: bool, columns: l
 
 
 def _append_model_says(table: pa.Table, job: Job) -> pa.Table:
-    """Loss and margin at the checkpoint (or the first member), and the most probable label that the row does not have."""
+    """Loss and margin at the checkpoint (or first member), and the most probable label that the row has not."""
     logits = job.outputs(job.plain_member()).read(job.train.payload_keys)["logits"]
     labels = job.train.labels
     with np.errstate(invalid="ignore", over="ignore"):
