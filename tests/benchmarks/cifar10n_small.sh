@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The table of detection and retraining in README: CIFAR-10N, 5,000 rows, human labels, 39 % wrong; resnet18.
-#   bash tests/benchmarks/cifar10n_small.sh OUT        about 35 minutes on two cores
+#   bash tests/benchmarks/cifar10n_small.sh OUT        under an hour on two cores
 set -euo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
 data=${DATA:-$here/../shared/data/cifar10n-small/manifest.parquet}
