@@ -32,13 +32,20 @@ def direction_noise(job: Job) -> dict[str, dict[str, Any]]:
         reliability = _split_half(job, member, objective, meta) if meta["halves"] else None
         noise[objective] = {
             "phi": meta["phi"],
-            "accuracy": meta["accuracy"],
+            "accuracy": _target_accuracy(job, objective, meta),
             "target_rows": meta["m"],
             "snr": meta["snr"],
             "reliability": reliability,
             "direction": q,
         }
     return noise
+
+
+def _target_accuracy(job: Job, objective: str, meta: dict[str, Any]) -> float:
+    """Accuracy on the target rows at the checkpoint where a direction was measured there, else at the first member."""
+    plain = job.plain_member()
+    at_plain = job.store.direction_meta(job.direction(plain, objective)) if plain in job.linear_members() else None
+    return (at_plain or meta)["accuracy"]
 
 
 def _split_half(job: Job, member: Member, objective: str, meta: dict[str, Any]) -> float | None:
