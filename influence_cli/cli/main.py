@@ -8,7 +8,7 @@ import sys
 
 from influence_cli.errors import InfluenceError, printable
 
-DONE, TRIPPED, FIXABLE, BROKEN, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 3, 130, 141
+DONE, FIXABLE, BROKEN, INTERRUPTED, CLOSED_PIPE = 0, 2, 3, 130, 141  # 1 is returned by the gate itself
 
 
 def main(arguments: list[str] | None = None) -> None:
