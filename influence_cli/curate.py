@@ -48,6 +48,7 @@ class ScoreTable:
     provenance: dict[str, Any]
     label: str
     column: str
+    table: pa.Table  # every column, in the order of the train rows
 
 
 @dataclass(eq=False)
@@ -135,7 +136,7 @@ def read_scores(request: CurateRequest) -> ScoreTable:
         model_label=_ints(table, "model_label"),
         model_probability=_floats(table, "model_probability") if "model_label" in table.column_names else None,
     )
-    return ScoreTable(manifest, train, scored, origin, label, request.by)
+    return ScoreTable(manifest, train, scored, origin, label, request.by, table)
 
 
 def _in_manifest_order(table: pa.Table, train: Rows, scores: str, manifest: str) -> pa.Table:

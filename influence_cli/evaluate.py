@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from influence_cli.curate import CurateRequest, parse_budget, read_scores
 from influence_cli.errors import ManifestError
 from influence_cli.methods.random import Random
-from influence_cli.tables import read_table
 
 DRAWS = 200
 
@@ -42,7 +41,7 @@ def evaluate(request: CurateRequest, clean_column: str = "clean_label", seed: in
             fix="check the column",
         )
     budget = parse_budget(request.budget or "5%", len(wrong))
-    columns = _columns(request, scores.train.ids)
+    columns = _columns(scores.table)
     columns["random"] = Random().score(scores.train.ids, seed)
     return {
         "schema_version": 1,
@@ -53,11 +52,8 @@ def evaluate(request: CurateRequest, clean_column: str = "clean_label", seed: in
     }
 
 
-def _columns(request: CurateRequest, ids: list[str]) -> dict[str, NDArray[np.float64]]:
-    """Scores by column in the order of ``ids``; loss is negated, so that suspicious rows come last everywhere."""
-    table = read_table(request.scores)
-    place = {i: k for k, i in enumerate(table.column("id").to_pylist())}
-    table = table.take(pa.array([place[i] for i in ids], pa.int64()))
+def _columns(table: pa.Table) -> dict[str, NDArray[np.float64]]:
+    """Scores by column; loss is negated, so that suspicious rows come last everywhere."""
     names = [n for n in table.column_names if n.startswith("score_") and n != "score_std"]
     signs = {**dict.fromkeys(names, 1.0), "loss": -1.0, "margin": 1.0}
     found: dict[str, NDArray[np.float64]] = {}

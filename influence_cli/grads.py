@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from influence_cli.job import Job, require_model
 from influence_cli.maths.labels import cross_entropy
@@ -196,8 +197,13 @@ def grads_table(job: Job) -> pa.Table:
         logits = job.outputs(job.plain_member()).read(job.train.payload_keys)["logits"]
         with np.errstate(invalid="ignore", over="ignore"):
             loss = cross_entropy(logits, job.train.labels)
-        table = table.append_column("loss", pa.array(loss, mask=~np.isfinite(loss)))
+        table = table.append_column("loss", nullable(loss))
     return with_provenance(table, {**provenance_of(job, "grads"), "noise": direction_noise(job)})
+
+
+def nullable(values: NDArray[np.float64]) -> pa.Array:
+    """Values [n] with null where they are not finite: such a row is never ranked as neutral."""
+    return pa.array(values, mask=~np.isfinite(values))
 
 
 def base_table(job: Job) -> pa.Table:
@@ -225,7 +231,7 @@ def provenance_of(job: Job, stage: str) -> dict[str, Any]:
         },
         "target": {
             "locator": job.inputs.target,
-            "fingerprint": job.target.fingerprint(),
+            "fingerprint": job.target_fingerprint,
             "rows": len(job.target),
         },
         "checkpoint": None

@@ -6,6 +6,7 @@ Nothing here imports torch: a run whose every row is stored never does.
 from __future__ import annotations
 
 import atexit
+import functools
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field
@@ -64,7 +65,7 @@ class Job:
         """Every distinct member, in order of first use."""
         return list({m.name: m for ms in self.method_members.values() for m in ms}.values())
 
-    @property
+    @functools.cached_property
     def payload_keys(self) -> Keys:
         """Distinct payload keys of the training rows [n', 16], in order."""
         keys = self.train.payload_keys
@@ -105,6 +106,11 @@ class Job:
     def forget_folders(self) -> None:
         """Read the store anew after it was written."""
         self._folders.clear()
+
+    @property
+    def target_fingerprint(self) -> str | None:
+        """Name of the target rows; None where no method of the run measures anything on them."""
+        return self.target.fingerprint() if self.linear_members() else None
 
     def plain_member(self) -> Member:
         """The member whose loss, margin and accuracy are reported: the checkpoint itself where it is one."""

@@ -144,6 +144,10 @@ class Rows:
 
     def fingerprint(self) -> str:
         """Name of the multiset of row keys: order and ids do not matter."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         return digest_of_sorted(self.row_keys)
 
     def take(self, chosen: NDArray[Any]) -> Rows:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from influence_cli.grads import base_table, fill, provenance_of
+from influence_cli.grads import base_table, fill, nullable, provenance_of
 from influence_cli.job import Job, Member
 from influence_cli.maths.labels import cross_entropy, label_scores, margin, of_label, softmax
 from influence_cli.methods.protocol import FreeMethod, Linear, OutputMethod
@@ -44,16 +44,16 @@ def score(job: Job, per_member: bool = False) -> pa.Table:
     columns = [c for name in job.methods for c in _columns(job, name)]
     table = base_table(job)
     first = columns[0]
-    table = table.append_column("score", _nullable(first.score))
+    table = table.append_column("score", nullable(first.score))
     for c in columns:
-        table = table.append_column(_column_name(job, c.name), _nullable(c.score))
+        table = table.append_column(_column_name(job, c.name), nullable(c.score))
     table = _append_members(table, first, per_member, columns, job)
     if first.labels is not None:
         best = first.labels.argmax(axis=1)
         gain = first.labels.max(axis=1) - first.score
         usable = np.isfinite(first.score)
         table = table.append_column("best_label", pa.array(best.astype(np.int64), mask=~usable))
-        table = table.append_column("best_label_gain", _nullable(np.maximum(gain, 0.0)))
+        table = table.append_column("best_label_gain", nullable(np.maximum(gain, 0.0)))
     if job.members:
         table = _append_model_says(table, job)
     unusable = int((~np.isfinite(first.score)).sum())
@@ -116,14 +116,14 @@ def _append_members(table: pa.Table, first: Column, per_member: bool, columns: l
     """Spread over the first column's members, and with ``per_member`` every member's score."""
     if first.members is not None and len(first.members) > 1:
         with np.errstate(invalid="ignore"):
-            table = table.append_column("score_std", _nullable(first.members.std(axis=0, ddof=1)))
+            table = table.append_column("score_std", nullable(first.members.std(axis=0, ddof=1)))
         positive = (first.members > 0).mean(axis=0)
         positive[~np.isfinite(first.members).all(axis=0)] = np.nan
-        table = table.append_column("agreement", _nullable(np.maximum(positive, 1.0 - positive)))
+        table = table.append_column("agreement", nullable(np.maximum(positive, 1.0 - positive)))
     if per_member:
         for c in columns:
             for k, values in enumerate(c.members if c.members is not None else ()):
-                table = table.append_column(f"{_column_name(job, c.name)}_{k}", _nullable(values))
+                table = table.append_column(f"{_column_name(job, c.name)}_{k}", nullable(values))
     return table
 
 
@@ -132,14 +132,10 @@ def _append_model_says(table: pa.Table, job: Job) -> pa.Table:
     logits = job.outputs(job.plain_member()).read(job.train.payload_keys)["logits"]
     labels = job.train.labels
     with np.errstate(invalid="ignore", over="ignore"):
-        table = table.append_column("loss", _nullable(cross_entropy(logits, labels)))
-        table = table.append_column("margin", _nullable(margin(logits, labels)))
+        table = table.append_column("loss", nullable(cross_entropy(logits, labels)))
+        table = table.append_column("margin", nullable(margin(logits, labels)))
         probability = softmax(logits)
     np.put_along_axis(probability, labels[:, None], -1.0, axis=1)
     highest = probability.max(axis=1)
     other = pa.array(probability.argmax(axis=1).astype(np.int64), mask=~np.isfinite(highest))
-    return table.append_column("model_label", other).append_column("model_probability", _nullable(highest))
-
-
-def _nullable(values: Floats) -> pa.Array:
-    return pa.array(values, mask=~np.isfinite(values))
+    return table.append_column("model_label", other).append_column("model_probability", nullable(highest))

@@ -317,6 +317,16 @@ def test_target_rows_that_are_train_rows_are_left_out_and_named_up_to_a_hundredt
     assert job_of(alone, tabular_run, None).target.fingerprint() == job.target.fingerprint()
 
 
+def test_stages_may_differ_in_whether_they_measure_on_the_target(tmp_path: Path, tabular_run: Path) -> None:
+    """Leaving overlap out of the target is no change of it: a method without directions has no target at all."""
+    write(feature_table(overlapping(1, 100)), tmp_path / "m.parquet")
+    asked = ["grads", "m.parquet", "--checkpoint", tabular_run, "--method", "ip", "-o", "g.parquet"]
+    assert call_cli(*asked, cwd=tmp_path).code == 0
+    for source, method, output in (("g.parquet", "loss", "s.parquet"), ("s.parquet", "ip", "t.parquet")):
+        ran = call_cli("score", source, "--method", method, "-o", output, cwd=tmp_path)
+        assert ran.code == 0, ran.err
+
+
 def test_more_overlap_is_refused_unless_it_is_accepted(tmp_path: Path, tabular_run: Path) -> None:
     write(feature_table(overlapping(2, 100)), tmp_path / "m.parquet")
     asked = ["score", "m.parquet", "--checkpoint", tabular_run, "-o", "s.parquet"]

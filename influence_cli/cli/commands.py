@@ -110,7 +110,7 @@ def _check_origin(settings: Settings, job: Job, origin: dict[str, Any] | None) -
         return
     found = {
         "manifest": job.manifest.fingerprint,
-        "target": job.target.fingerprint(),
+        "target": job.target_fingerprint,
         "checkpoint": None if job.checkpoint is None else job.checkpoint.digest,
     }
     for name, now in found.items():
@@ -131,12 +131,14 @@ def curate(settings: Settings) -> int | None:
     gate = settings["check"] or settings["threshold"] is not None or settings["write_baseline"]
     show.check_format(settings, (*TABLE_FORMATS, *(["github"] if settings["check"] else [])))
     _check_outputs(settings, bool(gate))
+    source = require_source(settings, "a score table")
+    manifest, label = _said_of_scores(settings)
     request = CurateRequest(
-        scores=require_source(settings, "a score table"),
+        scores=source,
         action=settings["action"],
         budget=settings["budget"],
-        manifest=settings["manifest"] if settings.explicit("manifest") or _no_origin(settings.source) else None,
-        label=settings["label"] if settings.explicit("label") else None,
+        manifest=manifest,
+        label=label,
         by=settings["by"],
         options=settings.options,
     )
@@ -166,6 +168,12 @@ def _check_outputs(settings: Settings, gate: bool) -> None:
     for path, suffixes in ((output, (".parquet",)), (edits, (".parquet", ".csv", ".jsonl"))):
         if path and not settings["dry_run"]:
             check_output(path, suffixes)
+
+
+def _said_of_scores(settings: Settings) -> tuple[str | None, str | None]:
+    """Manifest and label of a score table: its provenance says, unless a flag does, or it says nothing."""
+    manifest = settings["manifest"] if settings.explicit("manifest") or _no_origin(settings.source) else None
+    return manifest, settings["label"] if settings.explicit("label") else None
 
 
 def _no_origin(source: str | None) -> bool:
@@ -280,11 +288,13 @@ def evaluate(settings: Settings) -> int | None:
     from influence_cli.evaluate import evaluate as evaluate_stage
 
     show.check_format(settings, ("auto", "table", "json"))
+    source = require_source(settings, "a score table")
+    manifest, label = _said_of_scores(settings)
     request = CurateRequest(
-        scores=require_source(settings, "a score table"),
+        scores=source,
         budget=settings["budget"],
-        manifest=settings["manifest"] if settings.explicit("manifest") or _no_origin(settings.source) else None,
-        label=settings["label"] if settings.explicit("label") else None,
+        manifest=manifest,
+        label=label,
     )
     if settings["dry_run"]:
         show.terminal().note(f"every score column of {request.scores} would be measured; nothing is written")
