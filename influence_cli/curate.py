@@ -295,7 +295,7 @@ def _set_weights(table: pa.Table, weights: NDArray[np.float64], changed: NDArray
 
 def _rebased(table: pa.Table, manifest: Manifest, folder: Path) -> pa.Table:
     """Relative payload paths count from the manifest; make them count from where the copy is written."""
-    source = manifest.files[0].parent
+    source = manifest.folder
     if manifest.kind not in ("path", "image") or source.resolve() == folder.resolve():
         return table
     position = table.column_names.index(manifest.kind)

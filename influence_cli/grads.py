@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from influence_cli.job import Job, require_model
-from influence_cli.maths.labels import cross_entropy
+from influence_cli.first_look import FirstLook, run_target
+from influence_cli.job import Job, decoder_of, require_model
 from influence_cli.plan import Work, index_by_key, key_list, missing_work, timing_key
 from influence_cli.reliability import direction_noise
+from influence_cli.row_checks import BadRow
 from influence_cli.store.keys import KEY_BYTES, stack
 from influence_cli.store.shards import as_arrow
 from influence_cli.tables import with_provenance
@@ -36,8 +37,11 @@ LARGEST_BATCH = 256
 def fill(job: Job) -> int:
     """Compute and store what is missing; returns the number of training rows run through the model."""
     work = [_with_readable_directions(job, w) for w in missing_work(job) if not w.nothing]
+    look = FirstLook(job)
     if not work:
         return 0
+    work.sort(key=lambda w: w.member != job.plain_member())  # the model itself first: how good it is, is said at once
+    skipped = len(job.manifest.bad)
     from influence_cli.model.build import device_of, load_model
     from influence_cli.model.forward import Point
 
@@ -51,10 +55,15 @@ def fill(job: Job) -> int:
         what = f"member {position + 1} of {len(work)}" if len(work) > 1 else "model"
         if w.directions:
             _measure(job, w, point, payloads, what)
+        if position == 0 and not job.linear_members():
+            run_target(job, point)
         if w.rows:
-            _pass(job, w, point, what)
+            _pass(job, w, point, what, look)
+        look.say()
         done += w.rows
     job.forget_folders()
+    if len(job.manifest.bad) > skipped:  # others may have taken their place, where rows are sampled
+        done += fill(job)
     return done
 
 
@@ -98,7 +107,7 @@ def _measure(job: Job, work: Work, point: Point, payloads: dict[int, Payload], w
         job.store.write_direction(job.direction(work.member, objective), m.q, about)
 
 
-def _pass(job: Job, work: Work, point: Point, what: str) -> None:
+def _pass(job: Job, work: Work, point: Point, what: str, look: FirstLook) -> None:
     """Logits and tangents of the rows that lack any; rows that lack the same things share a batch."""
     import torch
 
@@ -115,34 +124,40 @@ def _pass(job: Job, work: Work, point: Point, what: str) -> None:
         row: key for key, row in row_of.items() if key in lacking_outputs or any(key in w for w in wanted.values())
     }
     needs = {row: tuple(name for name in wanted if key in wanted[name]) for row, key in key_of.items()}
-    writer = _ShardWriter(job, work)
+    writer, unusable = _ShardWriter(job, work), _Unusable(job)
     started, size = time.perf_counter(), batch_size(job)
     try:
         with job.listener.progress(f"training rows, {what}", len(key_of)) as progress:
-            for index, decoded in batches(job.manifest, _grouped(job, needs, size), job.model, job.runtime.workers):
+            chunks = _grouped(job, needs, size, look)
+            for index, decoded in batches(job.manifest, chunks, job.model, job.runtime.workers, unusable.listen):
                 names = needs[int(index[0])]
                 x = to_input(move(decoded, point.device), job.model, point.dtype)
                 z, tangents = point.outputs(x, [directions[name] for name in names])
                 values = torch.stack([z, *tangents]).cpu().numpy()
                 keys = [key_of[int(row)] for row in index]
+                look.saw(index, values[0])
                 writer.add(keys, [k in lacking_outputs for k in keys], names, values)
                 progress.advance(len(index))
     except KeyboardInterrupt:
         writer.flush()
         raise
     writer.flush()
+    unusable.leave_out()
     job.store.write_timing(timing_key(job, bool(work.tangents)), (time.perf_counter() - started) / len(key_of))
 
 
-def _grouped(job: Job, needs: dict[int, tuple[str, ...]], size: int) -> Iterator[list[tuple[int, Payload]]]:
-    """Chunks of (row, payload) in one scan of the manifest; a chunk's rows lack the same directions."""
-    open_chunks: dict[tuple[str, ...], list[tuple[int, Payload]]] = {}
-    for row, payload in job.manifest.payloads(np.array(sorted(needs), dtype=np.int64)):
-        chunk = open_chunks.setdefault(needs[row], [])
-        chunk.append((row, payload))
-        if len(chunk) == size:
-            yield open_chunks.pop(needs[row])
-    yield from open_chunks.values()
+def _grouped(
+    job: Job, needs: dict[int, tuple[str, ...]], size: int, look: FirstLook
+) -> Iterator[list[tuple[int, Payload]]]:
+    """Chunks of (row, payload); a chunk's rows lack the same directions.  The rows of the first look come first."""
+    for rows in look.sample(np.array(sorted(needs), dtype=np.int64)):
+        open_chunks: dict[tuple[str, ...], list[tuple[int, Payload]]] = {}
+        for row, payload in job.manifest.payloads(rows) if len(rows) else ():
+            chunk = open_chunks.setdefault(needs[row], [])
+            chunk.append((row, payload))
+            if len(chunk) == size:
+                yield open_chunks.pop(needs[row])
+        yield from open_chunks.values()
 
 
 def _read_direction(job: Job, name: str, point: Point) -> dict[str, torch.Tensor]:
@@ -152,6 +167,31 @@ def _read_direction(job: Job, name: str, point: Point) -> dict[str, torch.Tensor
     if stored is None:
         raise AssertionError(f"direction {name} was planned but is not stored")
     return {n: torch.from_numpy(stored[n].copy()).to(point.device, point.dtype) for n in point.selected}
+
+
+class _Unusable:
+    """Rows that turn out not to be decodable, while bad rows are skipped; images among them are remembered."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.rows = job, dict[int, str]()
+        self.listen = self._add if job.inputs.skip_bad else None
+
+    def _add(self, row: int, reason: str) -> None:
+        self.rows[row] = reason
+
+    def leave_out(self) -> None:
+        """Go on without them, and without every other row of the same payload."""
+        if not self.rows:
+            return
+        manifest = self.job.manifest
+        reasons = {manifest.payload_keys[row].tobytes(): reason for row, reason in self.rows.items()}
+        if self.job.model is not None and self.job.model.kind == "image":
+            named = {key.hex(): reason for key, reason in reasons.items()}
+            self.job.store.write_undecodable(decoder_of(self.job.model), named)
+        keys = zip(self.job.train.index.tolist(), self.job.train.payload_keys, strict=True)
+        same = {row: reasons.get(key.tobytes()) for row, key in keys}
+        bad = [BadRow(r, manifest.ids[r], manifest.kind, why) for r, why in same.items() if why is not None]
+        self.job.leave_out(bad)
 
 
 class _ShardWriter:
@@ -196,7 +236,7 @@ def grads_table(job: Job) -> pa.Table:
     if job.members:
         logits = job.outputs(job.plain_member()).read(job.train.payload_keys)["logits"]
         with np.errstate(invalid="ignore", over="ignore"):
-            loss = cross_entropy(logits, job.train.labels)
+            loss = job.row_loss.losses(logits, job.train.labels)
         table = table.append_column("loss", nullable(loss))
     return with_provenance(table, {**provenance_of(job, "grads"), "noise": direction_noise(job)})
 

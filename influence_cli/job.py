@@ -21,9 +21,12 @@ from influence_cli.manifest import Manifest, Rows, open_manifest, without_overla
 from influence_cli.methods import make_methods
 from influence_cli.methods.protocol import Linear, Method
 from influence_cli.model.checkpoints import Checkpoint
+from influence_cli.model.decode import undecodable
 from influence_cli.model.dropout import Dropout
+from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.model.spec import ModelSpec, resolve_model
 from influence_cli.objectives import make_objectives
+from influence_cli.row_checks import SKIPPED, BadRow
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.store import Keys, Store, fingerprint
 from influence_cli.store.shards import ShardFolder, unique
@@ -58,6 +61,7 @@ class Job:
     objectives: dict[str, Any]
     listener: Listener = SILENT
     method_members: dict[str, list[Member]] = field(default_factory=dict)
+    warned: set[str] = field(default_factory=set)  # accuracies already said to be at chance
     _folders: dict[str, ShardFolder] = field(default_factory=dict)
 
     @property
@@ -71,6 +75,25 @@ class Job:
         keys = self.train.payload_keys
         return keys[unique(keys)]
 
+    @functools.cached_property
+    def row_loss(self) -> RowLoss:
+        """The loss of a row: cross-entropy, or that of the user's own task."""
+        return loss_of(None if self.model is None else self.model.task)
+
+    @functools.cached_property
+    def loss_name(self) -> str:
+        """What the loss is called in a fingerprint."""
+        return self.spec.loss if self.model is None else self.row_loss.name(self.model.num_classes)
+
+    def leave_out(self, bad: list[BadRow]) -> None:
+        """Go on without training rows that cannot be used; they are listed in ``manifest.bad``."""
+        if bad:
+            self.manifest = self.manifest.without(bad)
+            self.train = self.manifest.rows("train")
+            self.__dict__.pop("payload_keys", None)
+            if len(self.train) == 0:
+                raise ManifestError("no train row can be used", where=self.inputs.manifest, fix="see what was skipped")
+
     def direction(self, member: Member, objective: str, half: bool = False) -> str:
         """Name of q at a member; with ``half`` the mean over the even buckets of target rows alone."""
         return fingerprint(
@@ -80,7 +103,7 @@ class Job:
             objective={"name": objective, **asdict(self.objectives[objective])},
             target=self.target.fingerprint(),
             params=self.spec.params,
-            loss=self.spec.loss,
+            loss=self.loss_name,
             half=half,
         )
 
@@ -140,26 +163,24 @@ def open_job(
     Raises:
         InfluenceError: something in them cannot work.
     """
-    manifest = open_manifest(inputs.manifest, inputs.label)
-    train = manifest.rows("train")
-    if len(train) == 0:
-        raise ManifestError("no train rows", where=inputs.manifest, fix="set column split to train for some rows")
     methods = make_methods(spec)
     objectives = make_objectives(spec)
     store = Store(_store_root(runtime), listener, remember)
+    manifest = open_manifest(inputs.manifest, inputs.label, inputs.skip_bad, store.file_keys())
+    if len(manifest.rows("train")) == 0:
+        raise ManifestError("no train rows", where=manifest.source, fix="set column split to train for some rows")
     model = checkpoint = None
-    target, overlap = manifest.rows("val"), manifest.rows("val").take(np.array([], dtype=np.int64))
     if any(m.needs != "nothing" for m in methods.values()):
-        model, checkpoint = resolve_model(inputs, manifest, store)
-        check_labels(train, model.num_classes, inputs.label)
+        model, checkpoint = resolve_model(inputs, manifest, store, spec.precision)
+        manifest = _usable(manifest.rows("train"), model, inputs, store)
         _check_classes(manifest, model)
+    target, overlap = manifest.rows("val"), manifest.rows("val").take(np.array([], dtype=np.int64))
     if any(m.needs == "tangents" for m in methods.values()):
-        target, overlap = _target(inputs, manifest, train, listener)
         assert model is not None
-        check_labels(target, model.num_classes, inputs.label)
+        target, overlap = _target(inputs, manifest, model, store, listener)
     job = Job(
-        inputs, spec, runtime, manifest, train, target, len(overlap), model, checkpoint, store, methods, objectives,
-        listener,
+        inputs, spec, runtime, manifest, manifest.rows("train"), target, len(overlap), model, checkpoint, store,
+        methods, objectives, listener,
     )  # fmt: skip
     for name, method in methods.items():
         points = method.points(spec.seed, spec.params) if isinstance(method, Linear) else [None]
@@ -190,15 +211,19 @@ def _member(job: Job, dropout: Dropout | None) -> Member:
     return Member(name, dropout)
 
 
-def _target(inputs: Inputs, manifest: Manifest, train: Rows, listener: Listener) -> tuple[Rows, Rows]:
+def _target(
+    inputs: Inputs, manifest: Manifest, model: ModelSpec, store: Store, listener: Listener
+) -> tuple[Rows, Rows]:
     """The target rows, less those that are training rows, and the latter."""
+    train = manifest.rows("train")
     if inputs.target is None:
-        target, where = manifest.rows("val"), f"{inputs.manifest}, split val"
+        target, where = manifest.rows("val"), f"{manifest.source}, split val"
     else:
-        other, where = open_manifest(inputs.target, inputs.label), inputs.target
-        target = other.rows("val") if (other.splits == "val").any() else other.all_rows()
+        other = open_manifest(inputs.target, inputs.label, inputs.skip_bad, store.file_keys())
+        target, where = other.rows("val") if (other.splits == "val").any() else other.all_rows(), other.source
     if len(target) == 0:
         raise ManifestError("no target rows", where=where, fix="set split to val for some rows, or pass --target PATH")
+    target = _usable_target(target, model, inputs, store, listener)
     kept, overlap = without_overlap(target, train)
     if len(overlap):
         names = ", ".join(overlap.ids[:5])
@@ -213,6 +238,52 @@ def _target(inputs: Inputs, manifest: Manifest, train: Rows, listener: Listener)
     if len(kept) == 0:
         raise ManifestError("every target row is a training row", where=where, fix="give target rows of their own")
     return kept, overlap
+
+
+def _usable_target(rows: Rows, model: ModelSpec, inputs: Inputs, store: Store, listener: Listener) -> Rows:
+    """Target rows less those that cannot be used; these are decoded beforehand, since they make the direction's name.
+
+    Raises:
+        ManifestError: a label is outside the model's classes (and bad rows are not skipped), or no row is left.
+    """
+    manifest = _usable(rows, model, inputs, store)
+    if inputs.skip_bad:
+        index = rows.index[manifest.splits[rows.index] != SKIPPED]
+        manifest = manifest.without(undecodable(Rows(manifest, index), model))
+        gone = [b for b in manifest.bad if b.row in set(rows.index.tolist())]
+        for bad in gone:
+            listener.skipped(manifest.source, bad.id or f"row {bad.row}", bad.column, bad.reason)
+    kept = Rows(manifest, rows.index[manifest.splits[rows.index] != SKIPPED])
+    if len(kept) == 0:
+        raise ManifestError("no target row can be used", where=manifest.source, fix="see what was skipped")
+    return kept
+
+
+def _usable(rows: Rows, model: ModelSpec, inputs: Inputs, store: Store) -> Manifest:
+    """The rows' manifest, less those whose label the model has no output for, or that are known to be undecodable.
+
+    Raises:
+        ManifestError: a label is outside the model's classes, and bad rows are not skipped.
+    """
+    if not inputs.skip_bad:
+        check_labels(rows, model.num_classes, inputs.label)
+        return rows.manifest
+    outside = np.flatnonzero(rows.labels >= model.num_classes).tolist()
+    why = f"is outside the model's {model.num_classes} classes"
+    bad = {k: (inputs.label, f"label {rows.labels[k]} {why}") for k in outside}
+    known = store.undecodable(decoder_of(model)) if model.kind == "image" else {}
+    if known:
+        kind = rows.manifest.kind
+        reasons = [known.get(key.tobytes().hex()) for key in rows.payload_keys]
+        bad |= {k: (kind, reason) for k, reason in enumerate(reasons) if reason is not None}
+    return rows.manifest.without([BadRow(int(rows.index[k]), rows.ids[k], *said) for k, said in sorted(bad.items())])
+
+
+def decoder_of(model: ModelSpec) -> str:
+    """Under what name the store remembers what cannot be decoded."""
+    import PIL
+
+    return f"{model.decoder} {PIL.__version__}"
 
 
 def _check_classes(manifest: Manifest, model: ModelSpec) -> None:
@@ -238,7 +309,7 @@ def check_labels(rows: Rows, num_classes: int, label: str) -> None:
         raise ManifestError(
             f"label {labels[worst]} is outside the model's {num_classes} classes (0 to {num_classes - 1})",
             where=f"{rows.manifest.source}, row id={rows.ids[worst]}, column {label}",
-            fix="correct the label, or use a checkpoint with that many classes",
+            fix="correct the label, use a checkpoint with that many classes, or pass --skip-bad",
         )
 
 

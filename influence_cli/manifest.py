@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,21 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.errors import ManifestError
-from influence_cli.payloads import Payload, payload_batches, payload_keys, payload_values, read_payload, row_place
+from influence_cli.payloads import FileKeys, Payload, payload_batches, payload_keys, payload_values, read_payload
+from influence_cli.row_checks import (
+    SKIPPED,
+    BadRow,
+    RowChecks,
+    check_ids,
+    check_weights,
+    checked_labels,
+    checked_splits,
+)
 from influence_cli.store.keys import Keys, digest_of_sorted, fingerprint, row_keys
 from influence_cli.store.shards import positions
 from influence_cli.tables import concatenated, parquet_files, read_parquet, read_schema
 
 PAYLOADS = ("image", "path", "features")
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +50,8 @@ class Manifest:
     payload_keys: Keys
     row_keys: Keys
     classes: tuple[str, ...] | None
+    folder: Path  # what relative payload paths count from
+    bad: tuple[BadRow, ...] = ()  # rows that are left out: their split is SKIPPED
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,26 +66,37 @@ class Manifest:
         return Rows(self, np.flatnonzero(self.splits == split))
 
     def all_rows(self) -> Rows:
-        """Every row, in order."""
-        return Rows(self, np.arange(len(self)))
+        """Every row that is not left out, in order."""
+        return Rows(self, np.flatnonzero(self.splits != SKIPPED))
+
+    def without(self, bad: Sequence[BadRow]) -> Manifest:
+        """The manifest with more rows left out; its fingerprint stays that of what was read."""
+        splits = self.splits.copy()
+        splits[[b.row for b in bad]] = SKIPPED
+        changed = replace(self, splits=splits, bad=(*self.bad, *bad))
+        changed.__dict__["fingerprint"] = self.fingerprint
+        return changed
 
     def payloads(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, Payload]]:
         """(row, payload) for ``rows`` in ascending order, streamed: batches without a wanted row are skipped."""
         wanted = np.sort(rows)
+        checks = RowChecks(self.source, self.table)
         for first, column in payload_batches(self.files, self.kind):
             low, high = np.searchsorted(wanted, [first, first + len(column)])
             if low == high:
                 continue
             chosen = wanted[low:high]
-            values = payload_values(column.take(pa.array(chosen - first)), self.kind, self.files[0].parent)
+            values = payload_values(column.take(pa.array(chosen - first)), self.kind, self.folder)
             for row, value in zip(chosen.tolist(), values, strict=True):
-                yield row, read_payload(value, functools.partial(row_place, self.source, self.table, row, self.kind))
+                yield row, read_payload(value, functools.partial(checks.place, row, self.kind))
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Name of the content that stages agree on: ids, rows and splits, in any order (weights change no score)."""
         entries = sorted(
-            [i, k.tobytes().hex(), s] for i, k, s in zip(self.ids, self.row_keys, self.splits.tolist(), strict=True)
+            [i, k.tobytes().hex(), s]
+            for i, k, s in zip(self.ids, self.row_keys, self.splits.tolist(), strict=True)
+            if s != SKIPPED
         )
         return fingerprint("manifest", 1, rows=entries)
 
@@ -155,40 +176,42 @@ class Rows:
         return Rows(self.manifest, self.index[chosen])
 
 
-def read_manifest(source: str, files: Sequence[Path], label: str = "label") -> Manifest:
+def read_manifest(
+    source: str,
+    files: Sequence[Path],
+    label: str = "label",
+    *,
+    skip_bad: bool = False,
+    folder: Path | None = None,
+    known: FileKeys | None = None,
+) -> Manifest:
     """Read and check a manifest.
 
+    With ``skip_bad`` rows that cannot be used are left out and listed in ``bad``.  Relative payload paths count from
+    ``folder`` (None: where the first file is).  ``known`` remembers the keys of payload files between runs.
+
     Raises:
-        ManifestError: a column is missing, an id is null or twice there, a label is null or no integer, a split is
-            unknown, a weight is negative, a payload is empty or unreadable.
+        ManifestError: a column is missing or of the wrong type; an id is null or twice there, a label is null or
+            negative, a split is unknown, a weight is negative, a payload is empty, unreadable, not finite or of
+            another length (unless bad rows are skipped); or no row is left.
     """
     schema = read_schema(files[0])
-    kind = next((k for k in PAYLOADS if k in schema.names), None)
-    if kind is None:
-        raise ManifestError("no payload column", where=source, fix="a manifest needs one of: " + ", ".join(PAYLOADS))
-    for needed in ("id", label):
-        if needed not in schema.names:
-            fix = f"columns there are: {', '.join(schema.names)}"
-            raise ManifestError(
-                f"no column {needed!r}",
-                where=source,
-                fix=fix + ("; pass --label COLUMN" if needed == label else ""),
-            )
-    narrow = [n for n in schema.names if n != kind]
-    for file in files[1:]:
-        odd = _differing(schema, read_schema(file))
-        if odd:
-            fix = "write all files with one schema"
-            raise ManifestError(f"the files have different columns ({odd})", where=f"{source}: {file.name}", fix=fix)
-    table = concatenated([read_parquet(f, narrow) for f in files], source)
+    kind = _check_columns(schema, label, source, files)
+    table = concatenated([read_parquet(f, [n for n in schema.names if n != kind]) for f in files], source)
     if table.num_rows == 0:
         raise ManifestError("the manifest has no rows", where=source, fix="give a manifest with train rows")
-    _check_ids(table, source)
-    labels = _labels(table, label, source)
-    splits = _splits(table, source)
-    _check_weights(table, source)
-    _check_payload_type(schema, kind, source)
-    keys = payload_keys(files, kind, table, source)
+    folder = files[0].parent if folder is None else folder
+    checks = RowChecks(source, table, skip_bad)
+    check_ids(checks)
+    labels = checked_labels(checks, label)
+    splits = checked_splits(checks)
+    check_weights(checks)
+    keys = payload_keys(files, kind, folder, checks, known)
+    bad = tuple(checks.bad[row] for row in sorted(checks.bad))
+    splits[[b.row for b in bad]] = SKIPPED
+    if len(bad) == table.num_rows:
+        first = f"{source}, row {bad[0].row}, column {bad[0].column}"
+        raise ManifestError(f"no usable row: {bad[0].reason}", where=first, fix="repair the rows")
     return Manifest(
         source,
         tuple(files),
@@ -199,7 +222,27 @@ def read_manifest(source: str, files: Sequence[Path], label: str = "label") -> M
         keys,
         row_keys(keys, labels),
         _classes(schema, files[0]),
+        folder,
+        bad,
     )
+
+
+def _check_columns(schema: pa.Schema, label: str, source: str, files: Sequence[Path]) -> str:
+    """The payload's column; refuses schemas that lack a column or differ between files."""
+    kind = next((k for k in PAYLOADS if k in schema.names), None)
+    if kind is None:
+        raise ManifestError("no payload column", where=source, fix="a manifest needs one of: " + ", ".join(PAYLOADS))
+    for needed in ("id", label):
+        if needed not in schema.names:
+            fix = f"columns there are: {', '.join(schema.names)}" + ("; pass --label COLUMN" if needed == label else "")
+            raise ManifestError(f"no column {needed!r}", where=source, fix=fix)
+    for file in files[1:]:
+        odd = _differing(schema, read_schema(file))
+        if odd:
+            fix = "write all files with one schema"
+            raise ManifestError(f"the files have different columns ({odd})", where=f"{source}: {file.name}", fix=fix)
+    _check_payload_type(schema, kind, source)
+    return kind
 
 
 def _differing(schema: pa.Schema, other: pa.Schema) -> str:
@@ -210,79 +253,11 @@ def _differing(schema: pa.Schema, other: pa.Schema) -> str:
     return ", ".join(odd)
 
 
-def open_manifest(path: str | Path, label: str = "label") -> Manifest:
-    """Read a manifest from a file or folder of Parquet files."""
-    return read_manifest(str(path), parquet_files(str(path)), label)
-
-
-def _check_ids(table: pa.Table, source: str) -> None:
-    ids = table.column("id")
-    if not (pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):
-        raise ManifestError(f"ids are {ids.type}, not strings", where=f"{source}, column id", fix="cast them to string")
-    seen: set[str] = set()
-    for row, value in enumerate(ids.to_pylist()):
-        if value is None:
-            raise ManifestError("an id is null", where=f"{source}, row {row}, column id", fix="name every row")
-        if value in seen:
-            raise ManifestError(
-                "an id is there twice", where=f"{source}, row id={value}, column id", fix="make ids unique"
-            )
-        seen.add(value)
-
-
-def _labels(table: pa.Table, label: str, source: str) -> NDArray[np.int64]:
-    column = table.column(label)
-    if not pa.types.is_integer(column.type):
-        raise ManifestError(
-            f"labels are {column.type}, not integers",
-            where=f"{source}, column {label}",
-            fix="number the classes from 0 and name them in the schema metadata key 'classes'",
-        )
-    if column.null_count:
-        row = column.is_null().to_pylist().index(True)
-        raise ManifestError(
-            "a label is null", where=row_place(source, table, row, label), fix="label it or take it out"
-        )
-    labels = column.to_numpy().astype(np.int64)
-    if labels.min() < 0:
-        row = int(np.argmax(labels < 0))
-        raise ManifestError(
-            f"a label is negative ({labels[row]})",
-            where=row_place(source, table, row, label),
-            fix="number the classes from 0",
-        )
-    return labels
-
-
-def _splits(table: pa.Table, source: str) -> NDArray[np.str_]:
-    if "split" not in table.column_names:
-        return np.full(table.num_rows, "train")
-    values = table.column("split").to_pylist()
-    for row, value in enumerate(values):
-        if value not in SPLITS:
-            raise ManifestError(
-                f"unknown split {value!r}",
-                where=row_place(source, table, row, "split"),
-                fix=f"use one of {', '.join(SPLITS)}",
-            )
-    return np.array(values)
-
-
-def _check_weights(table: pa.Table, source: str) -> None:
-    if "weight" not in table.column_names:
-        return
-    kind = table.schema.field("weight").type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        raise ManifestError(f"weights are {kind}, not numbers", where=f"{source}, column weight", fix="cast them")
-    weights = table.column("weight").cast(pa.float64()).fill_null(1.0).to_numpy()
-    bad = ~(np.isfinite(weights) & (weights >= 0))
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise ManifestError(
-            f"a weight is {weights[row]}",
-            where=row_place(source, table, row, "weight"),
-            fix="use finite weights >= 0",
-        )
+def open_manifest(
+    path: str | Path, label: str = "label", skip_bad: bool = False, known: FileKeys | None = None
+) -> Manifest:
+    """Read a manifest from a file or folder of Parquet files; see ``read_manifest``."""
+    return read_manifest(str(path), parquet_files(str(path)), label, skip_bad=skip_bad, known=known)
 
 
 def _check_payload_type(schema: pa.Schema, kind: str, source: str) -> None:

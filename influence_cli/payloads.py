@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from influence_cli.errors import ManifestError
-from influence_cli.store.keys import Keys, payload_key, stack
+from influence_cli.row_checks import RowChecks, check_widths
+from influence_cli.store.keys import KEY_BYTES, Keys, payload_key, stack
 from influence_cli.tables import damaged
 
 Payload = bytes | NDArray[np.float32]
@@ -80,26 +81,64 @@ def read_payload(value: Payload | Path | None, where: Callable[[], str]) -> Payl
         ) from error
 
 
-def payload_keys(files: Sequence[Path], kind: str, table: pa.Table, source: str) -> Keys:
-    """Payload keys [n, 16], by streaming every payload once.
+class FileKeys(Protocol):
+    """Keys of payload files known from earlier runs."""
+
+    def find(self, path: Path) -> bytes | None:
+        """The key of a file that is as it was when its key was put, or None."""
+        ...
+
+    def put(self, path: Path, key: bytes) -> None:
+        """Remember the key of a file that was read just now."""
+        ...
+
+    def save(self) -> None:
+        """Keep what was put."""
+        ...
+
+
+def payload_keys(
+    files: Sequence[Path], kind: str, folder: Path, checks: RowChecks, known: FileKeys | None = None
+) -> Keys:
+    """Payload keys [n, 16], by streaming every payload once; zeros for rows that are left out.
 
     Raises:
-        ManifestError: a payload is empty, unreadable, or has a feature that is not finite.
+        ManifestError: a payload is empty, unreadable, or has a feature that is not finite (unless rows are skipped).
     """
-    domain = "influence.feat" if kind == "features" else "influence.image"
     keys: list[bytes] = []
+    widths: list[int] = []
     for first, column in payload_batches(files, kind):
-        for offset, stored in enumerate(payload_values(column, kind, files[0].parent)):
-            where = functools.partial(row_place, source, table, first + offset, kind)
-            value = read_payload(stored, where)
-            if isinstance(value, np.ndarray):
-                if not np.isfinite(value).all():
-                    raise ManifestError("a feature is not finite", where=where(), fix="impute it or take the row out")
-                value = value.astype("<f4").tobytes()
-            keys.append(payload_key(domain, value))
+        for offset, stored in enumerate(payload_values(column, kind, folder)):
+            key, width = _key(stored, first + offset, kind, checks, known)
+            keys.append(key)
+            widths.append(width)
+    check_widths(checks, np.array(widths, dtype=np.int64), kind)
+    if known is not None:
+        known.save()
     return stack(keys)
 
 
-def row_place(source: str, table: pa.Table, row: int, column: str) -> str:
-    """'FILE, row id=ID, column NAME', for errors."""
-    return f"{source}, row id={table.column('id')[row].as_py()}, column {column}"
+_NO_KEY = bytes(KEY_BYTES)
+
+
+def _key(
+    stored: Payload | Path | None, row: int, kind: str, checks: RowChecks, known: FileKeys | None
+) -> tuple[bytes, int]:
+    """A payload's key and, for features, its width (-1 for others)."""
+    found = known.find(stored) if known is not None and isinstance(stored, Path) else None
+    if found is not None:
+        return found, -1
+    try:
+        value = read_payload(stored, functools.partial(checks.place, row, kind))
+    except ManifestError as error:
+        checks.fail(row, kind, error.what, error.fix)
+        return _NO_KEY, -1
+    if isinstance(value, np.ndarray):
+        if not np.isfinite(value).all():
+            checks.fail(row, kind, "a feature is not finite", "impute it or take the row out")
+            return _NO_KEY, -1
+        return payload_key("influence.feat", value.astype("<f4").tobytes()), len(value)
+    key = payload_key("influence.image", value)
+    if known is not None and isinstance(stored, Path):
+        known.put(stored, key)
+    return key, -1

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from influence_cli.job import Job, Member
-from influence_cli.maths.labels import label_scores, of_label
+from influence_cli.maths.labels import of_label
 from influence_cli.maths.noise import spearman
 from influence_cli.store.shards import unique
 
@@ -59,7 +59,7 @@ def _split_half(job: Job, member: Member, objective: str, meta: dict[str, Any]) 
     m, m_even = meta["m"], meta["m_half"]
     odd = (m * whole - m_even * even) / (m - m_even)
     with np.errstate(invalid="ignore", over="ignore"):
-        a, b = (of_label(label_scores(logits, t), labels) for t in (even, odd))
+        a, b = (of_label(job.row_loss.label_scores(logits, t), labels) for t in (even, odd))
     usable = np.isfinite(a) & np.isfinite(b)
     return spearman(a[usable], b[usable])
 
@@ -76,6 +76,17 @@ def at_chance(accuracy: float, rows: int, num_classes: int) -> bool:
     """Whether an accuracy is within two standard errors of guessing (1/C), or below it."""
     chance = 1.0 / num_classes
     return accuracy <= chance + 2.0 * float(np.sqrt(chance * (1.0 - chance) / rows))
+
+
+def warn_at_chance(job: Job, known: dict[str, tuple[float, int]]) -> None:
+    """Say loudly, once for each, which of the accuracies (with their numbers of rows) are no better than guessing."""
+    for name, (accuracy, rows) in known.items():
+        if job.model is not None and name not in job.warned and at_chance(accuracy, rows, job.model.num_classes):
+            job.warned.add(name)
+            job.listener.warn(
+                f"{name} accuracy is {accuracy:.1%}, no better than guessing among {job.model.num_classes} classes: "
+                "are these the weights, the input size and the class order that the model was trained with?"
+            )
 
 
 def is_noise(entry: dict[str, Any]) -> bool:

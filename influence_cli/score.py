@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from influence_cli.grads import base_table, fill, nullable, provenance_of
 from influence_cli.job import Job, Member
-from influence_cli.maths.labels import cross_entropy, label_scores, margin, of_label, softmax
+from influence_cli.maths.labels import margin, of_label, softmax
 from influence_cli.methods.protocol import FreeMethod, Linear, OutputMethod
 from influence_cli.reliability import direction_noise
 from influence_cli.tables import with_provenance
@@ -88,7 +88,7 @@ def _columns(job: Job, name: str) -> list[Column]:
     members = job.method_members[name]
     if isinstance(method, OutputMethod):
         logits = job.outputs(members[0]).read(job.train.payload_keys)["logits"]
-        return [Column(name, method.kind, method.score(logits, job.train.labels))]
+        return [Column(name, method.kind, method.score(logits, job.train.labels, job.row_loss))]
     assert isinstance(method, Linear)
     return [_linear_column(job, name, members, objective) for objective in job.objectives]
 
@@ -100,7 +100,7 @@ def _linear_column(job: Job, name: str, members: list[Member], objective: str) -
         logits = job.outputs(member).read(keys)["logits"]
         tangents = job.tangents(job.direction(member, objective)).read(keys)["tangent"]
         with np.errstate(invalid="ignore", over="ignore"):
-            every.append(label_scores(logits, tangents))
+            every.append(job.row_loss.label_scores(logits, tangents))
     stacked = np.stack([of_label(scores, labels) for scores in every])
     return Column(f"{name}/{objective}", "signed", _mean(list(stacked)), stacked, _mean(every))
 
@@ -132,7 +132,7 @@ def _append_model_says(table: pa.Table, job: Job) -> pa.Table:
     logits = job.outputs(job.plain_member()).read(job.train.payload_keys)["logits"]
     labels = job.train.labels
     with np.errstate(invalid="ignore", over="ignore"):
-        table = table.append_column("loss", nullable(cross_entropy(logits, labels)))
+        table = table.append_column("loss", nullable(job.row_loss.losses(logits, labels)))
         table = table.append_column("margin", nullable(margin(logits, labels)))
         probability = softmax(logits)
     np.put_along_axis(probability, labels[:, None], -1.0, axis=1)

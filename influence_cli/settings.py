@@ -15,20 +15,40 @@ Options = dict[str, dict[str, Any]]  # name of a method, objective or action -> 
 
 PRECISIONS = ("fp32", "fp64")
 LOSSES = ("cross-entropy",)
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where rows and weights come from.  Paths are locators, never part of a fingerprint."""
+    """Where rows and weights come from.  Paths are locators, never part of a fingerprint.
 
-    manifest: str
-    target: str | None = None
+    Through the Python API ``manifest`` and ``target`` may also be rows in memory (see ``rows_in_memory``), and
+    ``task`` a model of the user's own.
+    """
+
+    manifest: Any
+    target: Any = None
     checkpoint: str | None = None
     model: str | None = None
     label: str = "label"
     input_size: int | None = None
     num_classes: int | None = None
     allow_overlap: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
+    crop: float | None = None
+    skip_bad: bool = False
+    task: Any = None
+
+    def __post_init__(self) -> None:
+        if self.interpolation is not None and self.interpolation not in INTERPOLATIONS:
+            fix = nearest(self.interpolation, list(INTERPOLATIONS))
+            raise UsageError(f"--interpolation {self.interpolation!r} is unknown", fix=fix)
+        if self.std is not None and not all(s > 0 for s in self.std):
+            raise UsageError(f"--std {self.std} is not positive", fix="give standard deviations of pixels in [0, 1]")
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise UsageError(f"--crop {self.crop} is not in (0, 1]", fix="give timm's crop_pct, such as 0.875")
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,24 @@ LAYERS = (
     {"errors", "events"},
     {"maths"},
     {"store", "settings"},
-    {"tables", "payloads", "manifest", "sources"},
+    {"tables", "row_checks", "payloads", "manifest", "sources"},
     {"model", "methods", "objectives", "actions", "report"},
-    {"job", "plan", "ingest", "reliability", "grads", "score", "curate", "gate", "arms", "retrain", "evaluate"},
+    {
+        "job",
+        "plan",
+        "ingest",
+        "reliability",
+        "first_look",
+        "grads",
+        "score",
+        "curate",
+        "gate",
+        "arms",
+        "retrain",
+        "evaluate",
+    },
     {"cli", "__init__", "__main__"},
-)
+)  # fmt: skip
 
 
 def part_of(path: Path) -> str:

@@ -121,7 +121,7 @@ def plan(settings: Settings, job: Job) -> None:
 
 def run_summary(job: Job, origin: dict[str, Any], done: str) -> None:
     """What was done, how good the model is, and the noise of every direction."""
-    from influence_cli.reliability import at_chance, train_accuracy
+    from influence_cli.reliability import train_accuracy, warn_at_chance
 
     out = terminal()
     known: dict[str, tuple[float, int]] = {}
@@ -132,12 +132,7 @@ def run_summary(job: Job, origin: dict[str, Any], done: str) -> None:
         known["target"] = (entry["accuracy"], entry["target_rows"])
     if known:
         out.note(", ".join(f"{name} accuracy {a:.1%}" for name, (a, _) in known.items()))
-    for name, (accuracy, rows) in known.items():
-        if job.model is not None and at_chance(accuracy, rows, job.model.num_classes):
-            out.warn(
-                f"{name} accuracy is {accuracy:.1%}, no better than guessing among {job.model.num_classes} classes: "
-                "are these the weights, the input size and the class order that the model was trained with?"
-            )
+    warn_at_chance(job, known)
     out.note(done)
     noise_summary(origin)
 

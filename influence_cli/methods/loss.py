@@ -10,14 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.maths.labels import cross_entropy
-from influence_cli.methods.protocol import OutputMethod
+from influence_cli.methods.protocol import CROSS_ENTROPY, OutputMethod
+from influence_cli.model.losses import RowLoss
 
 
 @dataclass(frozen=True)
 class Loss(OutputMethod):
     """Suspicious rows, those with a high loss, come last."""
 
-    def score(self, logits: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Minus the cross-entropy of each row [n]."""
-        return -cross_entropy(logits, labels)
+    def score(
+        self, logits: NDArray[np.floating], labels: NDArray[np.int64], loss: RowLoss = CROSS_ENTROPY
+    ) -> NDArray[np.float64]:
+        """Minus the loss of each row [n]."""
+        return -loss.losses(logits, labels)

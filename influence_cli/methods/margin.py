@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.maths.labels import margin
-from influence_cli.methods.protocol import OutputMethod
+from influence_cli.methods.protocol import CROSS_ENTROPY, OutputMethod
+from influence_cli.model.losses import RowLoss
 
 
 @dataclass(frozen=True)
 class Margin(OutputMethod):
     """Suspicious rows, those where another class wins by far, come last."""
 
-    def score(self, logits: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    def score(
+        self, logits: NDArray[np.floating], labels: NDArray[np.int64], loss: RowLoss = CROSS_ENTROPY
+    ) -> NDArray[np.float64]:
         """Margin of each row [n]."""
         return margin(logits, labels)

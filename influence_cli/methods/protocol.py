@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.model.dropout import Dropout
+from influence_cli.model.losses import CrossEntropy, RowLoss
+
+CROSS_ENTROPY = CrossEntropy()
 
 Needs = Literal["tangents", "outputs", "nothing"]
 Kind = Literal["signed", "ranking"]
@@ -48,8 +51,10 @@ class OutputMethod:
     kind: ClassVar[Kind] = "ranking"
     effect: ClassVar[bool] = False
 
-    def score(self, logits: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Scores [n]."""
+    def score(
+        self, logits: NDArray[np.floating], labels: NDArray[np.int64], loss: RowLoss = CROSS_ENTROPY
+    ) -> NDArray[np.float64]:
+        """Scores [n], under the run's row loss."""
         raise NotImplementedError
 
 

@@ -12,6 +12,7 @@ from influence_cli.errors import ModelError, nearest
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.spec import TORCHVISION, ModelSpec, is_plain
 from influence_cli.model.weights import load_weights
+from influence_cli.settings import INTERPOLATIONS
 
 
 def timm_config(name: str) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def timm_config(name: str) -> dict[str, Any]:
             "mean": [0.485, 0.456, 0.406],
             "std": [0.229, 0.224, 0.225],
             "interpolation": "bilinear",
+            "crop": 0.875,
         }
     import timm
 
@@ -38,7 +40,8 @@ def timm_config(name: str) -> dict[str, Any]:
         "shape": list(config.input_size),
         "mean": list(config.mean),
         "std": list(config.std),
-        "interpolation": config.interpolation or "bicubic",
+        "interpolation": config.interpolation if config.interpolation in INTERPOLATIONS else "bicubic",
+        "crop": config.crop_pct if config.crop_mode in (None, "center") else None,
     }
 
 
@@ -81,6 +84,8 @@ def build_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
     Raises:
         ModelError: the name is unknown, or the architecture refuses the input.
     """
+    if spec.task is not None:
+        return spec.task.build()
     if is_plain(spec.name):
         width = 1
         for n in spec.shape:
@@ -119,7 +124,8 @@ def load_model(spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:
     Raises:
         ModelError: the checkpoint does not fit; names tensors, expected and found shapes.
     """
-    return load_weights(build_model(spec), checkpoint, spec.name)
+    model = build_model(spec)
+    return load_weights(model, checkpoint, spec.name) if checkpoint.files else model.eval()
 
 
 def device_of(name: str) -> torch.device:

@@ -20,6 +20,7 @@ from influence_cli.manifest import Payload, Rows
 from influence_cli.maths.noise import signal_to_noise
 from influence_cli.model.examples import batches, chunked, move, to_input
 from influence_cli.model.forward import Point, differentiable_kernels
+from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.model.spec import ModelSpec
 
 BUCKETS = 16
@@ -29,8 +30,8 @@ Direction = dict[str, NDArray[Any]]
 class RowObjective(Protocol):
     """An objective that is a mean of terms, one a target row."""
 
-    def rows(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Terms [m] from logits [m, C] and labels [m]."""
+    def rows(self, logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
+        """Terms [m] from logits [m, C], labels [m] and the run's row loss."""
         ...
 
 
@@ -97,7 +98,7 @@ def measure_directions(
         open_bucket = b
         x = to_input(move(decoded, point.device), spec, point.dtype)
         y = move(labels[torch.from_numpy(index)], point.device)
-        _add_gradients(point, selected, x, y, objectives, sums)
+        _add_gradients(point, selected, x, y, objectives, sums, loss_of(spec.task))
         progress.advance(len(index))
     if open_bucket is not None:
         for s in sums.values():
@@ -113,12 +114,13 @@ def _add_gradients(
     y: Tensor,
     objectives: dict[str, RowObjective],
     sums: dict[str, _Sums],
+    loss: RowLoss,
 ) -> None:
     """Add one batch's summed gradient of every objective to its open bucket."""
     with torch.enable_grad(), differentiable_kernels(point.recurrent):
         logits = point.logits(x, selected)
         for position, (name, objective) in enumerate(objectives.items()):
-            value = objective.rows(logits, y).sum()
+            value = objective.rows(logits, y, loss).sum()
             keep = position + 1 < len(objectives)
             gradients = torch.autograd.grad(value, list(selected.values()), retain_graph=keep, materialize_grads=True)
             sums[name].value += float(value.detach().double())

@@ -2,65 +2,29 @@
 
 from __future__ import annotations
 
-import io
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from influence_cli.errors import ManifestError
 from influence_cli.manifest import Manifest, Payload
+from influence_cli.model.decode import decode_row
 from influence_cli.model.spec import ModelSpec
 
 T = TypeVar("T")
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-
-
-def decode(payload: Payload, spec: ModelSpec) -> NDArray[Any]:
-    """Pixels u8 [C, H, W] at the model's size, or features f32 [d].
-
-    Raises:
-        ValueError: not decodable, or of another width; callers add the row's name.
-    """
-    if spec.kind == "features":
-        if not isinstance(payload, np.ndarray) or payload.shape != spec.shape:
-            raise ValueError(f"{np.shape(payload)} features where the model takes {spec.shape}")
-        return payload
-    if not isinstance(payload, bytes):
-        raise ValueError("features where the model takes images")
-    channels, height, width = spec.shape
-    try:
-        with Image.open(io.BytesIO(payload)) as image:
-            image = image.convert("L" if channels == 1 else "RGB")
-            if image.size != (width, height):
-                image = image.resize((width, height), _FILTERS.get(spec.interpolation, Image.Resampling.BICUBIC))
-            pixels = np.asarray(image)
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"the image cannot be decoded ({error})") from error
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-
-
-def decode_row(manifest: Manifest, row: int, payload: Payload, spec: ModelSpec) -> NDArray[Any]:
-    """``decode`` with an error that names file, row and column."""
-    try:
-        return decode(payload, spec)
-    except ValueError as error:
-        raise ManifestError(
-            str(error),
-            where=f"{manifest.source}, row id={manifest.ids[row]}, column {manifest.kind}",
-            fix="repair the payload or take the row out",
-        ) from error
 
 
 def to_input(decoded: Tensor, spec: ModelSpec, dtype: torch.dtype) -> Tensor:
-    """Model input [n, ...]: (pixels / 255 - mean) / sd per channel, or the features themselves."""
+    """Model input [n, ...]: (pixels / 255 - mean) / sd per channel, or what was decoded; integers of a task stay."""
+    if spec.kind == "task":
+        return decoded.to(dtype) if decoded.is_floating_point() else decoded
     if spec.kind == "features":
         return decoded.to(dtype)
     shape = (1, -1, 1, 1)
@@ -108,21 +72,50 @@ def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
 
 
 def batches(
-    manifest: Manifest, chunks: Iterable[list[tuple[int, Payload]]], spec: ModelSpec, workers: int = 2
+    manifest: Manifest,
+    chunks: Iterable[list[tuple[int, Payload]]],
+    spec: ModelSpec,
+    workers: int = 2,
+    on_bad: Callable[[int, str], None] | None = None,
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-    """(rows [b], decoded [b, ...]) of each chunk of (row, payload); memory holds a few batches."""
+    """(rows [b], decoded [b, ...]) of each chunk of (row, payload); memory holds a few batches.
 
-    def decoded(item: tuple[int, Payload]) -> NDArray[Any]:
-        return decode_row(manifest, item[0], item[1], spec)
+    A row that cannot be decoded is an error that names it, or is left out and told to ``on_bad``.
+    """
+
+    def decoded(item: tuple[int, Payload]) -> NDArray[Any] | None:
+        try:
+            return decode_row(manifest, item[0], item[1], spec)
+        except ManifestError as error:
+            if on_bad is None:
+                raise
+            on_bad(item[0], error.what)
+            return None
 
     def produce() -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
             for chunk in chunks:
                 # threads pay for images, whose decoding leaves the interpreter, not for vectors
-                stacked = np.stack(list((pool.map if spec.kind == "image" else map)(decoded, chunk)))
-                yield np.array([row for row, _ in chunk], dtype=np.int64), torch.from_numpy(stacked)
+                values = list((map if spec.kind == "features" else pool.map)(decoded, chunk))
+                rows = [row for (row, _), value in zip(chunk, values, strict=True) if value is not None]
+                good = [value for value in values if value is not None]
+                if good:
+                    yield np.array(rows, dtype=np.int64), torch.from_numpy(_stacked(good, rows, manifest))
 
     return ahead(produce())
+
+
+def _stacked(values: list[NDArray[Any]], rows: list[int], manifest: Manifest) -> NDArray[Any]:
+    """One array [b, ...]; refuses inputs of different shapes, which only a task's transform can give."""
+    odd = next((k for k, v in enumerate(values) if v.shape != values[0].shape or v.dtype != values[0].dtype), None)
+    if odd is not None:
+        raise ManifestError(
+            f"its input is {values[odd].dtype} {values[odd].shape}, that of row id={manifest.ids[rows[0]]} "
+            f"{values[0].dtype} {values[0].shape}",
+            where=f"{manifest.source}, row id={manifest.ids[rows[odd]]}, column {manifest.kind}",
+            fix="let the task's transform give inputs of one shape and type",
+        )
+    return np.stack(values)
 
 
 def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:

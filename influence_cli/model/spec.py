@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.errors import ManifestError, UsageError
@@ -18,30 +18,36 @@ from influence_cli.store.keys import fingerprint
 
 if TYPE_CHECKING:
     from influence_cli.manifest import Manifest
+    from influence_cli.model.task import Task
     from influence_cli.settings import Inputs
     from influence_cli.store import Store
 
 
 TORCHVISION = "torchvision:"  # prefix of torchvision's own architectures
+PYTHON = "python:"  # prefix of a function of the user's that makes a model or a Task
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """An architecture and how a payload becomes its input."""
 
-    name: str  # a timm name, "torchvision:NAME", "linear", or "mlp:128,128"
+    name: str  # a timm name, "torchvision:NAME", "linear", "mlp:128,128", "python:PACKAGE.MODULE:FACTORY", "task:NAME"
     num_classes: int
-    kind: str  # "image" or "features"
+    kind: str  # "image", "features", or "task" where a transform of the user's own makes the input
     shape: tuple[int, ...]  # [channels, height, width] or [d]
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     interpolation: str = "bicubic"
     decoder: str = "pillow"
     classes: tuple[str, ...] | None = None
+    crop: float | None = None  # None: stretch to the size; else cut the middle, as timm and torchvision evaluate
+    code: str | None = None  # of a model of the user's own: what its outputs on a few rows are known by
+    task: Task | None = field(default=None, compare=False, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON and for fingerprints."""
-        return json.loads(json.dumps(asdict(self)))
+        """Plain values, for JSON and for fingerprints; what came later is left out where it says nothing."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "task"}
+        return json.loads(json.dumps({k: v for k, v in values.items() if v is not None or k not in ("crop", "code")}))
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> ModelSpec:
@@ -55,35 +61,70 @@ def is_plain(name: str) -> bool:
     return name == "linear" or name.startswith("mlp:") or name == "mlp"
 
 
-def resolve_model(inputs: Inputs, manifest: Manifest, store: Store) -> tuple[ModelSpec, Checkpoint]:
+def is_own(name: str | None) -> bool:
+    """Whether the architecture is the user's Python code."""
+    return name is not None and name.startswith(PYTHON)
+
+
+def resolve_model(inputs: Inputs, manifest: Manifest, store: Store, precision: str) -> tuple[ModelSpec, Checkpoint]:
     """The model and checkpoint of a scoring run.
 
     Raises:
         UsageError: no checkpoint, no architecture, or a flag that contradicts the checkpoint.
         ModelError: the checkpoint cannot be used.
     """
-    if inputs.checkpoint is None:
-        raise UsageError("no checkpoint", fix="pass --checkpoint PATH (a run folder of `retrain`, .safetensors or .pt)")
-    checkpoint, carried = find_checkpoint(inputs.checkpoint)
+    checkpoint, carried = (None, None) if inputs.checkpoint is None else find_checkpoint(inputs.checkpoint)
     if carried is not None:
         spec = ModelSpec.from_dict(carried)
-        for flag, asked, there in (
-            ("--model", inputs.model, spec.name),
-            ("--num-classes", inputs.num_classes, spec.num_classes),
-            ("--input-size", inputs.input_size, spec.shape[-1] if spec.kind == "image" else None),
-        ):
-            if asked is not None and asked != there:
-                raise UsageError(
-                    f"{flag} {asked} contradicts the checkpoint, which was trained with {there}",
-                    where=inputs.checkpoint,
-                    fix=f"leave {flag} out",
-                )
-        return spec, checkpoint
-    if inputs.model is None:
+        _refuse_contradictions(inputs, spec)
+        if is_own(spec.name):
+            from influence_cli.model.task import carried_task
+
+            spec = carried_task(spec, required(checkpoint), manifest, store, precision)
+        return spec, required(checkpoint)
+    if inputs.task is not None or is_own(inputs.model):
+        from influence_cli.model.task import resolve_task
+
+        return resolve_task(inputs, manifest, store, checkpoint, precision)
+    if inputs.model is None and checkpoint is not None:
         raise UsageError(
-            "the checkpoint does not say its architecture", where=inputs.checkpoint, fix="pass --model NAME"
+            "the checkpoint does not say its architecture", where=inputs.checkpoint or "", fix="pass --model NAME"
         )
-    return new_spec(inputs, manifest, store), checkpoint
+    return new_spec(inputs, manifest, store), required(checkpoint)
+
+
+def required(checkpoint: Checkpoint | None) -> Checkpoint:
+    """The checkpoint.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if checkpoint is None:
+        raise UsageError("no checkpoint", fix="pass --checkpoint PATH (a run folder of `retrain`, .safetensors or .pt)")
+    return checkpoint
+
+
+def _refuse_contradictions(inputs: Inputs, spec: ModelSpec) -> None:
+    image = spec.kind == "image"
+    for flag, asked, there in (
+        ("--model", inputs.model, spec.name),
+        ("--num-classes", inputs.num_classes, spec.num_classes),
+        ("--input-size", inputs.input_size, spec.shape[-1] if image else None),
+        ("--mean", inputs.mean, spec.mean if image else None),
+        ("--std", inputs.std, spec.std if image else None),
+        ("--interpolation", inputs.interpolation, spec.interpolation if image else None),
+        ("--crop", inputs.crop, spec.crop if image else None),
+    ):
+        if asked is not None and asked != there:
+            raise UsageError(
+                f"{flag} {_shown(asked)} contradicts the checkpoint, which was trained with {_shown(there)}",
+                where=inputs.checkpoint or "",
+                fix=f"leave {flag} out",
+            )
+
+
+def _shown(value: Any) -> str:
+    return ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
 
 
 def new_spec(inputs: Inputs, manifest: Manifest, store: Store | None, from_scratch: bool = False) -> ModelSpec:
@@ -92,28 +133,46 @@ def new_spec(inputs: Inputs, manifest: Manifest, store: Store | None, from_scrat
     With ``from_scratch`` (training) the images' own size, mean 0.5 and sd 0.5 are used in place of timm's
     configuration, which describes pretrained weights.
     """
-    assert inputs.model is not None
+    if inputs.model is None:
+        raise UsageError("no model", fix="pass --model NAME (a timm name, linear, or mlp:128)")
     classes = manifest.classes
     num_classes = inputs.num_classes or (len(classes) if classes else int(manifest.labels.max()) + 1)
     if manifest.kind == "features":
         width = next(len(value) for _, value in manifest.payloads(manifest.all_rows().index[:1]))
-        if not is_plain(inputs.model):
+        if not (is_plain(inputs.model) or is_own(inputs.model)):
             raise UsageError(f"{inputs.model} takes images, the manifest has features", fix="use linear or mlp:128")
         return ModelSpec(inputs.model, num_classes, "features", (width,), classes=classes)
-    if is_plain(inputs.model) or from_scratch:
+    if is_plain(inputs.model) or is_own(inputs.model) or from_scratch:
         channels, height, width = _image_shape(manifest)
         if inputs.model.startswith(TORCHVISION):
             channels = 3  # torchvision's architectures take nothing else
-        if inputs.input_size:
-            height = width = inputs.input_size
         note = {"mean": [0.5] * channels, "std": [0.5] * channels, "interpolation": "bicubic"}
         note["shape"] = [channels, height, width]
     else:
         note = _timm_note(inputs.model, store)
-        if inputs.input_size:
-            note["shape"] = [note["shape"][0], inputs.input_size, inputs.input_size]
-    return ModelSpec.from_dict(
+    if inputs.input_size:
+        note["shape"] = [note["shape"][0], inputs.input_size, inputs.input_size]
+        note["crop"] = None  # images are stretched to a size that was asked for: small ones are used whole
+    spec = ModelSpec.from_dict(
         {"name": inputs.model, "num_classes": num_classes, "kind": "image", "classes": classes, **note}
+    )
+    return _overridden(inputs, spec)
+
+
+def _overridden(inputs: Inputs, spec: ModelSpec) -> ModelSpec:
+    """The spec with the preprocessing that was asked for."""
+    channels = spec.shape[0]
+    for flag, values in (("--mean", inputs.mean), ("--std", inputs.std)):
+        if values is not None and len(values) not in (1, channels):
+            fix = f"give one number, or one for each of the {channels} channels"
+            raise UsageError(f"{flag} {_shown(values)} has {len(values)} numbers", fix=fix)
+    wide = lambda values: values if len(values) == channels else values * channels  # noqa: E731
+    return replace(
+        spec,
+        mean=spec.mean if inputs.mean is None else wide(inputs.mean),
+        std=spec.std if inputs.std is None else wide(inputs.std),
+        interpolation=inputs.interpolation or spec.interpolation,
+        crop=inputs.crop or spec.crop,
     )
 
 
@@ -122,19 +181,19 @@ def _image_shape(manifest: Manifest) -> tuple[int, int, int]:
 
     from PIL import Image, UnidentifiedImageError
 
-    _, payload = next(manifest.payloads(manifest.all_rows().index[:1]))
+    row, payload = next(manifest.payloads(manifest.all_rows().index[:1]))
     assert isinstance(payload, bytes)
     try:
         with Image.open(io.BytesIO(payload)) as image:
             return (1 if image.mode in ("L", "1") else 3), image.height, image.width
     except (UnidentifiedImageError, OSError) as error:
-        where = f"{manifest.source}, row id={manifest.ids[0]}, column {manifest.kind}"
+        where = f"{manifest.source}, row id={manifest.ids[row]}, column {manifest.kind}"
         fix = "repair the payload or take the row out"
         raise ManifestError(f"the image cannot be decoded ({error})", where=where, fix=fix) from error
 
 
 def _timm_note(name: str, store: Store | None) -> dict[str, Any]:
-    key = fingerprint("timm-config", 1, name=name, timm=importlib.metadata.version("timm"))
+    key = fingerprint("timm-config", 2, name=name, timm=importlib.metadata.version("timm"))
     note = store.read_model_note(key) if store else None
     if note is None:
         from influence_cli.model.build import timm_config

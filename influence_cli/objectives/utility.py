@@ -1,6 +1,6 @@
-"""Utility: the mean cross-entropy of the target rows.
+"""Utility: the mean loss of the target rows.
 
-Phi(theta) = (1/m) sum_v l_v(theta),   l_v = logsumexp(z_v) - z_v[y_v]
+Phi(theta) = (1/m) sum_v l_v(theta),   l_v = logsumexp(z_v) - z_v[y_v] unless a Task has a loss of its own
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from influence_cli.model.losses import RowLoss
+
 
 @dataclass(frozen=True)
 class Utility:
-    """Plain cross-entropy: dropout, label smoothing and augmentation belong to training."""
+    """The plain loss: dropout, label smoothing and augmentation belong to training."""
 
-    def rows(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Each target row's term [m] of the mean Phi, from logits [m, C] and labels [m]."""
-        import torch.nn.functional as F
-
-        return F.cross_entropy(logits, labels, reduction="none")
+    def rows(self, logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
+        """Each target row's term [m] of the mean Phi, from logits [m, C], labels [m] and the run's row loss."""
+        return loss.rows(logits, labels)

@@ -5,6 +5,9 @@
   outputs/<member-fp>/<shard>   keys u8[n, 16] (payload), logits [n, C]
   tangents/<u-fp>/<shard>       keys u8[n, 16] (payload), tangent [n, C]
   models/<fp>.json              what an architecture's name meant (input size, mean, sd) under a timm version
+  tasks/<fp>.json               outputs on a few rows by which a model of the user's own is known
+  payload-files.parquet         payload keys of files, for those that have not changed since
+  undecodable.json              payloads that could not be decoded, and why: left out at once with --skip-bad
   timings.json                  measured seconds per row, for the plan; never read to decide anything
 """
 
@@ -17,6 +20,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from influence_cli.events import SILENT, Listener
+from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.files import DamagedFile, read_metadata, read_tensors, write_json, write_tensors
 from influence_cli.store.keys import Keys, fingerprint
 from influence_cli.store.shards import ShardFolder
@@ -37,6 +41,10 @@ class Store:
     def tangents(self, direction: str, spec: dict[str, Any] | None = None) -> ShardFolder:
         """Logit tangents along a direction, by payload key."""
         return ShardFolder(self.root / "tangents" / direction, spec or {}, self.listener)
+
+    def file_keys(self) -> StoredFileKeys:
+        """Payload keys of files known from earlier runs."""
+        return StoredFileKeys(self.root / "payload-files.parquet", self.remember)
 
     def _direction(self, name: str) -> Path:
         return self.root / "directions" / f"{name}.safetensors"
@@ -94,3 +102,33 @@ class Store:
         except (OSError, ValueError):
             known = {}
         write_json(path, {**known, what: seconds})
+
+    def undecodable(self, decoder: str) -> dict[str, str]:
+        """Payloads, by hex key, that ``decoder`` could not decode, and why."""
+        return self._undecodable().get(decoder, {})
+
+    def write_undecodable(self, decoder: str, reasons: dict[str, str]) -> None:
+        """Remember payloads that ``decoder`` could not decode."""
+        known = self._undecodable()
+        write_json(self._undecodable_file, {**known, decoder: {**known.get(decoder, {}), **reasons}})
+
+    @property
+    def _undecodable_file(self) -> Path:
+        return self.root / "undecodable.json"
+
+    def _undecodable(self) -> dict[str, dict[str, str]]:
+        try:
+            return json.loads(self._undecodable_file.read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def task_revisions(self, name: str) -> list[dict[str, Any]]:
+        """What is known of a model of the user's own: for every revision of its code, its outputs on a few rows."""
+        try:
+            return json.loads((self.root / "tasks" / f"{name}.json").read_text())
+        except (OSError, ValueError):
+            return []
+
+    def write_task_revisions(self, name: str, revisions: list[dict[str, Any]]) -> None:
+        """Remember the revisions of a model of the user's own."""
+        write_json(self.root / "tasks" / f"{name}.json", revisions)

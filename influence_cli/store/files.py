@@ -140,19 +140,31 @@ def tensor_digest(paths: Sequence[Path]) -> str:
     Raises:
         DamagedFile: a file is not safetensors, or is truncated.
     """
+    return _digest([entry for path in paths for entry in _entries(path.read_bytes(), path.name)])
+
+
+def serialized_digest(raw: bytes) -> str:
+    """``tensor_digest`` of one file's bytes."""
+    return _digest(_entries(raw, "the serialized tensors"))
+
+
+def _entries(raw: bytes, name: str) -> list[str]:
+    """One line for every tensor: name, dtype, shape and a digest of its values."""
     entries: list[str] = []
-    for path in paths:
-        raw = path.read_bytes()
-        header, start = _header(raw)
-        view = memoryview(raw)
-        for name, info in header.items():
-            if name == "__metadata__":
-                continue
-            first, last = info["data_offsets"]
-            if start + last > len(raw):
-                raise DamagedFile(f"{path.name} is truncated")
-            value = hashlib.blake2b(view[start + first : start + last], digest_size=16).hexdigest()
-            entries.append(canonical_json([name, info["dtype"], info["shape"], value]))
+    header, start = _header(raw)
+    view = memoryview(raw)
+    for tensor, info in header.items():
+        if tensor == "__metadata__":
+            continue
+        first, last = info["data_offsets"]
+        if start + last > len(raw):
+            raise DamagedFile(f"{name} is truncated")
+        value = hashlib.blake2b(view[start + first : start + last], digest_size=16).hexdigest()
+        entries.append(canonical_json([tensor, info["dtype"], info["shape"], value]))
+    return entries
+
+
+def _digest(entries: list[str]) -> str:
     digest = hashlib.blake2b(digest_size=16, person=b"influence.w")
     for entry in sorted(entries):
         digest.update(entry.encode())

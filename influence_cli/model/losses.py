@@ -1,0 +1,134 @@
+"""The loss of a row: cross-entropy, exact at any margin, or a loss of the user's own through a Task.
+
+Both are functions of a row's logits and label, so scores with every label are arithmetic on stored logits and tangents.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.errors import ModelError
+from influence_cli.maths.labels import Floats, cross_entropy, label_scores
+from influence_cli.store.keys import fingerprint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from influence_cli.model.task import Task
+
+Loss = Callable[[Any, Any], Any]  # logits [n, C] and labels [n] to losses [n], in torch
+
+
+class RowLoss(Protocol):
+    """A loss as the stages need it."""
+
+    def name(self, classes: int) -> str:
+        """What goes into a fingerprint."""
+        ...
+
+    def rows(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Losses [n], differentiable."""
+        ...
+
+    def losses(self, logits: NDArray[np.floating], labels: NDArray[np.int64]) -> Floats:
+        """Losses [n] of stored logits."""
+        ...
+
+    def label_scores(self, logits: NDArray[np.floating], tangents: NDArray[np.floating]) -> Floats:
+        """The score with each label [n, C]: s(c) = < d l(z, c) / dz, t >."""
+        ...
+
+
+class CrossEntropy:
+    """Cross-entropy with hard labels."""
+
+    def name(self, classes: int) -> str:
+        """Its name."""
+        return "cross-entropy"
+
+    def rows(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Losses [n], differentiable."""
+        import torch.nn.functional as F
+
+        return F.cross_entropy(logits, labels, reduction="none")
+
+    def losses(self, logits: NDArray[np.floating], labels: NDArray[np.int64]) -> Floats:
+        """Losses [n] of stored logits, in float64."""
+        return cross_entropy(logits, labels)
+
+    def label_scores(self, logits: NDArray[np.floating], tangents: NDArray[np.floating]) -> Floats:
+        """The score with each label [n, C], in float64."""
+        return label_scores(logits, tangents)
+
+
+class OwnLoss:
+    """A loss of the user's own, in the dtype of the logits."""
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+
+    def name(self, classes: int) -> str:
+        """Its name by what it does (see ``loss_name``)."""
+        return loss_name(self.loss, classes)
+
+    def rows(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Losses [n], differentiable.
+
+        Raises:
+            ModelError: it does not give one value a row.
+        """
+        values = self.loss(logits, labels)
+        if tuple(values.shape) != (len(labels),):
+            raise ModelError(
+                f"the task's loss is of shape {tuple(values.shape)}, not one value for each of {len(labels)} rows",
+                fix='give a loss without reduction, such as cross_entropy(..., reduction="none")',
+            )
+        return values
+
+    def losses(self, logits: NDArray[np.floating], labels: NDArray[np.int64]) -> Floats:
+        """Losses [n] of stored logits."""
+        import torch
+
+        with torch.no_grad():
+            return self.rows(torch.from_numpy(logits), torch.from_numpy(labels)).double().numpy()
+
+    def label_scores(self, logits: NDArray[np.floating], tangents: NDArray[np.floating]) -> Floats:
+        """The score with each label [n, C], one backward pass through the loss for each."""
+        import torch
+
+        t = torch.from_numpy(tangents)
+        out = np.empty(logits.shape)
+        for c in range(logits.shape[1]):
+            z = torch.from_numpy(logits.copy()).requires_grad_()
+            with torch.enable_grad():
+                total = self.rows(z, torch.full((len(logits),), c, dtype=torch.int64)).sum()
+                (slope,) = torch.autograd.grad(total, z)
+            out[:, c] = (slope.double() * t.double()).sum(1).numpy()
+        return out
+
+
+def loss_of(task: Task | None) -> RowLoss:
+    """The loss of a run."""
+    return CrossEntropy() if task is None or task.loss is None else OwnLoss(task.loss)
+
+
+@functools.lru_cache(maxsize=8)
+def loss_name(loss: Loss, classes: int) -> str:
+    """Name of a loss by what it does: its values and slopes on fixed logits with every label, to five digits.
+
+    Raises:
+        ModelError: it does not give one value a row.
+    """
+    rng = np.random.default_rng(20_240_517)
+    logits = (rng.normal(size=(6, classes)) * 3.0).astype(np.float32)
+    labels = np.tile(np.arange(classes), 6)
+    own = OwnLoss(loss)
+    values = own.losses(np.repeat(logits, classes, axis=0), labels)
+    slopes = own.label_scores(logits, rng.normal(size=logits.shape).astype(np.float32))
+    rounded = [f"{v:.5g}" for v in (*values.tolist(), *slopes.ravel().tolist())]
+    return fingerprint("loss", 1, values=rounded)

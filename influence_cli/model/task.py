@@ -1,0 +1,247 @@
+"""A model of the user's own: its module, how a payload becomes its input, and its loss, as one small object.
+
+Code cannot be hashed honestly (it calls other code), so it is known by what it does.  The store keeps the model's
+outputs on a few rows; where a later run with the same weights gives other outputs on those rows, the code has changed,
+and everything that depends on it is computed anew under another name.  A loss is known by its values on fixed logits.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.errors import ModelError, UsageError
+from influence_cli.model.checkpoints import Checkpoint
+from influence_cli.model.spec import PYTHON, ModelSpec, new_spec
+from influence_cli.store.files import serialized_digest
+from influence_cli.store.keys import canonical_json, fingerprint
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from influence_cli.manifest import Manifest
+    from influence_cli.settings import Inputs
+    from influence_cli.store import Store
+
+PROBES = 8  # rows by whose outputs a model's code is known
+AGREEMENT = 1e-4  # of the largest logit: more than rounding, less than any change that matters
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is scored, in the user's own code.
+
+    ``model`` is a module, or a function that makes one; called with a batch of inputs it returns logits [n, C], in
+    which rows do not depend on each other.  It is copied, never changed.  ``transform`` makes one row's input tensor
+    from its payload: the bytes of an image, a float32 vector, or what a Dataset's row holds; without it the payload
+    must be an array or a tensor.  ``loss`` gives one loss a row, [n], from logits [n, C] and labels [n]; without it,
+    cross-entropy.  ``name`` tells tasks with the same weights apart; it is not needed where only code changes.
+    """
+
+    model: nn.Module | Callable[[], nn.Module]
+    transform: Callable[[Any], Tensor] | None = None
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    name: str = ""
+
+    def build(self) -> nn.Module:
+        """A model to work with: made anew, or a copy of the module.
+
+        Raises:
+            ModelError: it is no module.
+        """
+        from torch import nn
+
+        made = copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else self.model()
+        if not isinstance(made, nn.Module):
+            raise ModelError(f"the task's model is a {type(made).__name__}, not a torch module", fix="give nn.Module")
+        return made
+
+    def input(self, payload: Any) -> NDArray[Any]:
+        """One row's input as an array.
+
+        Raises:
+            ValueError: the transform failed, or gave no tensor; callers add the row's name.
+        """
+        import torch
+
+        try:
+            value = payload if self.transform is None else self.transform(payload)
+        except Exception as error:
+            raise ValueError(f"the task's transform failed ({type(error).__name__}: {error})") from error
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu()
+            return (value.float() if value.dtype in (torch.bfloat16, torch.float16) else value).numpy()
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+            return value
+        made = "the payload" if self.transform is None else "the transform's result"
+        raise ValueError(f"{made} is a {type(value).__name__}, not a tensor: give the task a transform")
+
+
+def own_code(name: str) -> tuple[Task, bool]:
+    """What ``python:PACKAGE.MODULE:FACTORY`` makes, as a Task, and whether it is a plain module without a transform.
+
+    The working folder is searched too.
+
+    Raises:
+        UsageError: it cannot be imported, or is no function.
+        ModelError: it makes neither.
+    """
+    from torch import nn
+
+    module, colon, factory = name.removeprefix(PYTHON).partition(":")
+    if not (module and colon and factory):
+        raise UsageError(f"cannot read model {name!r}", fix="write python:PACKAGE.MODULE:FACTORY")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        make: Any = getattr(importlib.import_module(module), factory)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"cannot import {name!r} ({error})", fix="check the module and the function's name") from error
+    if not callable(make):
+        raise UsageError(f"{name!r} is no function", fix="name a function that returns a Task or a torch module")
+    made = make()
+    if isinstance(made, Task):
+        return made, False
+    if isinstance(made, nn.Module):
+        return Task(make), True
+    raise ModelError(f"{name!r} made a {type(made).__name__}", fix="return an influence_cli.Task or a torch module")
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Digest of a module's state: that of a safetensors file with the same tensors."""
+    from safetensors.torch import save
+
+    state = model.state_dict()
+    return serialized_digest(save({name: value.detach().cpu().contiguous().clone() for name, value in state.items()}))
+
+
+def task_spec(inputs: Inputs, manifest: Manifest, store: Store | None) -> ModelSpec:
+    """The spec of a model of the user's own, given through the Python API or made by ``python:...``.
+
+    Raises:
+        UsageError: a plain module that needs to be told how images become its input.
+    """
+    task, plain = (inputs.task, False) if inputs.task is not None else own_code(inputs.model or "")
+    if not plain:
+        name = inputs.model or f"task:{task.name or _name_of(task)}"
+        classes = inputs.num_classes or (len(manifest.classes) if manifest.classes else 0)
+        return ModelSpec(name, classes, "task", (), classes=manifest.classes, task=task)
+    if manifest.kind != "features" and (inputs.mean is None or inputs.std is None):
+        fix = "pass --mean and --std, or return an influence_cli.Task with a transform"
+        raise UsageError(f"{inputs.model} does not say how images become its input", fix=fix)
+    return replace(new_spec(inputs, manifest, store), task=task)
+
+
+def resolve_task(
+    inputs: Inputs, manifest: Manifest, store: Store, checkpoint: Checkpoint | None, precision: str
+) -> tuple[ModelSpec, Checkpoint]:
+    """Spec and weights of a scoring run whose model is the user's own code.
+
+    Raises:
+        ModelError: the model does not run on the manifest's rows.
+    """
+    spec = task_spec(inputs, manifest, store)
+    assert spec.task is not None
+    model = spec.task.build()  # once: a function may make other weights every time
+    spec = replace(spec, task=replace(spec.task, model=model))
+    if checkpoint is None:
+        checkpoint = Checkpoint(spec.name, (), weights_digest(model))
+    return known_by_outputs(spec, checkpoint, manifest, store, precision), checkpoint
+
+
+def carried_task(
+    spec: ModelSpec, checkpoint: Checkpoint, manifest: Manifest, store: Store, precision: str
+) -> ModelSpec:
+    """The spec that a checkpoint of the user's own architecture carries, with its code."""
+    spec = replace(spec, task=own_code(spec.name)[0], code=None)
+    return known_by_outputs(spec, checkpoint, manifest, store, precision)
+
+
+def _name_of(task: Task) -> str:
+    kind: Any = task.model if callable(task.model) and hasattr(task.model, "__qualname__") else type(task.model)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def known_by_outputs(
+    spec: ModelSpec, checkpoint: Checkpoint, manifest: Manifest, store: Store, precision: str
+) -> ModelSpec:
+    """The spec with the name of its code: the stored one that agrees on the rows that both know, or a new one.
+
+    Raises:
+        ModelError: the model does not run on the rows.
+    """
+    name = fingerprint("task", 1, weights=checkpoint.digest, spec=spec.as_dict())
+    revisions = store.task_revisions(name)
+    rows = manifest.all_rows()
+    keys = [k.tobytes().hex() for k in rows.payload_keys]
+    place = dict(zip(reversed(keys), reversed(rows.index.tolist()), strict=True))
+    known = [k for r in revisions for k in r["outputs"] if k in place]
+    wanted = list(dict.fromkeys([*known, *sorted(place)[:PROBES]]))
+    found = probe(spec, checkpoint, manifest, {k: place[k] for k in wanted}, precision)
+    classes = len(next(iter(found.values())))
+    if spec.num_classes not in (0, classes):
+        raise ModelError(
+            f"the model gives {classes} logits where {spec.num_classes} classes are asked for", fix="correct one"
+        )
+    spec = replace(spec, num_classes=classes)
+    for revision in revisions:
+        shared = [k for k in revision["outputs"] if k in found]
+        if shared and all(_agree(np.array(revision["outputs"][k]), found[k]) for k in shared):
+            missing = {k: v.tolist() for k, v in found.items() if k not in revision["outputs"]}
+            if missing and len(shared) < PROBES:
+                revision["outputs"].update(missing)
+                store.write_task_revisions(name, revisions)
+            return replace(spec, code=revision["code"])
+    outputs = {k: v.tolist() for k, v in found.items()}
+    code = hashlib.blake2b(canonical_json([name, len(revisions), outputs]).encode(), digest_size=16).hexdigest()
+    store.write_task_revisions(name, [*revisions, {"code": code, "outputs": outputs}])
+    return replace(spec, code=code)
+
+
+def _agree(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
+    if a.shape != b.shape:
+        return False
+    return bool(np.abs(a - b).max() <= AGREEMENT * max(1e-12, float(np.abs(a).max())))
+
+
+def probe(
+    spec: ModelSpec, checkpoint: Checkpoint, manifest: Manifest, rows: dict[str, int], precision: str
+) -> dict[str, NDArray[np.float64]]:
+    """Logits [C] of a few rows, by payload key.
+
+    Raises:
+        ModelError: the model fails on them, or its output is not logits [n, C].
+    """
+    import torch
+
+    from influence_cli.model.build import load_model
+    from influence_cli.model.examples import batches, to_input
+    from influence_cli.model.forward import Point
+
+    order = sorted(set(rows.values()))
+    payloads = list(manifest.payloads(np.array(order, dtype=np.int64)))
+    point = Point(load_model(spec, checkpoint), "all", None, precision, torch.device("cpu"))
+    by_row: dict[int, NDArray[np.float64]] = {}
+    for index, decoded in batches(manifest, [payloads], spec, 1, on_bad=lambda *_: None):  # the pass names bad rows
+        try:
+            z, _ = point.outputs(to_input(decoded, spec, point.dtype), [])
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            raise ModelError(
+                f"the model {spec.name} fails on inputs of shape {tuple(decoded.shape)} ({error})",
+                fix="check that the transform gives what the model takes",
+            ) from error
+        by_row.update(zip(index.tolist(), z.double().numpy(), strict=True))
+    if not by_row:
+        fix = "check the task's transform: it fails on every one of them"
+        raise ModelError(f"none of the first {len(order)} rows can be decoded", where=manifest.source, fix=fix)
+    return {key: by_row[row] for key, row in rows.items() if row in by_row}

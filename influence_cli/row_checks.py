@@ -1,0 +1,148 @@
+"""Checks of a manifest's rows: the first bad row is refused by name, or every bad row is listed and left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from influence_cli.errors import ManifestError
+
+SPLITS = ("train", "val", "test")
+SKIPPED = "skipped"  # the split of a row that is left out
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be used: its position, its id where it has one, the column at fault, and why."""
+
+    row: int
+    id: str | None
+    column: str
+    reason: str
+
+
+class RowChecks:
+    """What is wrong with the rows of one table; raises at the first, or with ``skip`` collects one reason a row."""
+
+    def __init__(self, source: str, table: pa.Table, skip: bool = False) -> None:
+        self.source, self.table, self.skip = source, table, skip
+        self.bad: dict[int, BadRow] = {}
+
+    def name(self, row: int) -> str | None:
+        """The id of a row, or None where it has none."""
+        value = self.table.column("id")[row].as_py()
+        return None if value is None else str(value)
+
+    def place(self, row: int, column: str) -> str:
+        """'FILE, row id=ID, column NAME', for errors."""
+        name = self.name(row)
+        return f"{self.source}, {f'row {row}' if name is None else f'row id={name}'}, column {column}"
+
+    def fail(self, row: int, column: str, what: str, fix: str) -> None:
+        """Refuse a row.
+
+        Raises:
+            ManifestError: bad rows are not skipped.
+        """
+        if not self.skip:
+            raise ManifestError(what, where=self.place(row, column), fix=f"{fix}, or pass --skip-bad")
+        self.bad.setdefault(row, BadRow(row, self.name(row), column, what))
+
+    def each(self, rows: NDArray[Any], column: str, what: Callable[[int], str], fix: str) -> None:
+        """Refuse every one of ``rows``."""
+        for row in rows.tolist():
+            self.fail(row, column, what(row), fix)
+
+
+def check_ids(checks: RowChecks) -> None:
+    """Ids are text, none is null, none stands twice (the first keeps it).
+
+    Raises:
+        ManifestError: the column is of another type, or a row is refused.
+    """
+    ids = checks.table.column("id")
+    if not (pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):
+        where = f"{checks.source}, column id"
+        raise ManifestError(f"ids are {ids.type}, not strings", where=where, fix="cast them to string")
+    seen: set[str] = set()
+    for row, value in enumerate(ids.to_pylist()):
+        if value is None:
+            checks.fail(row, "id", "an id is null", "name every row")
+        elif value in seen:
+            checks.fail(row, "id", "an id is there twice", "make ids unique")
+        else:
+            seen.add(value)
+
+
+def checked_labels(checks: RowChecks, label: str) -> NDArray[np.int64]:
+    """Labels [n], -1 in rows that are left out.
+
+    Raises:
+        ManifestError: the column is of another type, or a row is refused.
+    """
+    column = checks.table.column(label)
+    if not pa.types.is_integer(column.type):
+        raise ManifestError(
+            f"labels are {column.type}, not integers",
+            where=f"{checks.source}, column {label}",
+            fix="number the classes from 0 and name them in the schema metadata key 'classes'",
+        )
+    null = column.is_null().to_numpy()
+    checks.each(np.flatnonzero(null), label, lambda _: "a label is null", "label it or take it out")
+    labels = column.cast(pa.int64(), safe=False).fill_null(-1).to_numpy().copy()
+    negative = np.flatnonzero((labels < 0) & ~null)
+    checks.each(negative, label, lambda row: f"a label is negative ({labels[row]})", "number the classes from 0")
+    return np.where(labels < 0, -1, labels)
+
+
+def checked_splits(checks: RowChecks) -> NDArray[np.str_]:
+    """Splits [n]; every row is a train row where there is no such column.
+
+    Raises:
+        ManifestError: a row is refused.
+    """
+    if "split" not in checks.table.column_names:
+        return np.full(checks.table.num_rows, "train", dtype=f"<U{len(SKIPPED)}")
+    values = checks.table.column("split").to_pylist()
+    for row, value in enumerate(values):
+        if value not in SPLITS:
+            checks.fail(row, "split", f"unknown split {value!r}", f"use one of {', '.join(SPLITS)}")
+    return np.array([v if v in SPLITS else SKIPPED for v in values], dtype=f"<U{len(SKIPPED)}")
+
+
+def check_weights(checks: RowChecks) -> None:
+    """Weights are finite and not negative.
+
+    Raises:
+        ManifestError: the column is of another type, or a row is refused.
+    """
+    if "weight" not in checks.table.column_names:
+        return
+    kind = checks.table.schema.field("weight").type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        where = f"{checks.source}, column weight"
+        raise ManifestError(f"weights are {kind}, not numbers", where=where, fix="cast them")
+    weights = checks.table.column("weight").cast(pa.float64()).fill_null(1.0).to_numpy()
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    checks.each(bad, "weight", lambda row: f"a weight is {weights[row]}", "use finite weights >= 0")
+
+
+def check_widths(checks: RowChecks, widths: NDArray[np.int64], column: str = "features") -> None:
+    """Feature vectors are all as long as most of them are; ``widths`` [n] is -1 where a row has none.
+
+    Raises:
+        ManifestError: a row is refused.
+    """
+    known = widths[widths >= 0]
+    if len(known) == 0 or (known == known[0]).all():
+        return
+    values, counts = np.unique(known, return_counts=True)
+    usual = int(values[counts.argmax()])
+    odd = np.flatnonzero((widths >= 0) & (widths != usual))
+    what = lambda row: f"{widths[row]} features where most rows have {usual}"  # noqa: E731
+    checks.each(odd, column, what, "give every row the same features")

@@ -1,0 +1,100 @@
+"""Keys of payload files by path, so that a manifest of a million paths need not be read again to be named.
+
+A remembered key is used only where the file's size, time of change of content and of status (which no program sets at
+will), inode and device are those of the moment when it was hashed; otherwise the content is read.  A file changed less
+than two seconds before it was hashed is not remembered: a second change within the same tick of the clock would leave
+all of these as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from influence_cli.errors import StoreError
+from influence_cli.store.files import replacing
+from influence_cli.store.keys import KEY_BYTES
+
+RACY_NS = 2_000_000_000
+Stamp = tuple[int, int, int, int, int]
+_STAMP = ("size", "mtime", "ctime", "inode", "device")
+_SCHEMA = pa.schema([("path", pa.string()), *((n, pa.int64()) for n in _STAMP), ("key", pa.binary(KEY_BYTES))])
+
+
+def stamp_of(path: Path | str) -> Stamp | None:
+    """Size, times in nanoseconds, inode and device of a file; None where it cannot be asked."""
+    try:
+        s = os.stat(path)
+    except OSError:
+        return None
+    inode, device = (int(np.uint64(v).astype(np.int64)) for v in (s.st_ino, s.st_dev))
+    return s.st_size, s.st_mtime_ns, s.st_ctime_ns, inode, device
+
+
+class StoredFileKeys:
+    """Payload keys by absolute path, kept in one Parquet file with page checksums; a damaged file is forgotten."""
+
+    def __init__(self, path: Path, remember: bool = True) -> None:
+        self.path, self.remember = path, remember
+        self._known: dict[str, tuple[Stamp, bytes]] | None = None
+        self._before: dict[str, Stamp | None] = {}  # stamps of unknown files, taken before they are read
+        self._changed = False
+
+    def _load(self) -> dict[str, tuple[Stamp, bytes]]:
+        if self._known is None:
+            self._known = {}
+            try:
+                columns = pq.read_table(self.path, page_checksum_verification=True).to_pydict()
+                stamps = zip(*(columns[n] for n in _STAMP), strict=True)
+                entries = zip(columns["path"], stamps, columns["key"], strict=True)
+                self._known = {path: (stamp, key) for path, stamp, key in entries}
+            except (OSError, pa.ArrowException, KeyError, ValueError):
+                pass
+        return self._known
+
+    def find(self, path: Path) -> bytes | None:
+        """The key of a file that has not changed since it was put, or None: then it is about to be read."""
+        where, stamp = os.path.abspath(path), stamp_of(path)
+        entry = self._load().get(where)
+        if entry is not None and entry[0] == stamp:
+            return entry[1]
+        self._before[where] = stamp
+        return None
+
+    def put(self, path: Path, key: bytes) -> None:
+        """Remember the key of a file that was read since ``find`` was asked for it."""
+        where = os.path.abspath(path)
+        stamp = self._before.pop(where, None)
+        settled = stamp is not None and time.time_ns() - max(stamp[1], stamp[2]) >= RACY_NS
+        if stamp is not None and settled and stamp == stamp_of(path):
+            self._load()[where] = (stamp, key)
+            self._changed = True
+
+    def drop_stale(self) -> int:
+        """Forget files that are gone or have changed; returns how many."""
+        known = self._load()
+        stale = [path for path, (stamp, _) in known.items() if stamp != stamp_of(path)]
+        for path in stale:
+            del known[path]
+        self._changed |= bool(stale)
+        return len(stale)
+
+    def save(self) -> None:
+        """Write what has changed; a store that cannot be written remembers nothing."""
+        if not (self._changed and self.remember):
+            return
+        known = self._load()
+        columns = [pa.array(list(known), pa.string())]
+        columns += [pa.array([stamp[k] for stamp, _ in known.values()], pa.int64()) for k in range(5)]
+        columns.append(pa.array([key for _, key in known.values()], pa.binary(KEY_BYTES)))
+        try:
+            with replacing(self.path) as temporary:
+                pq.write_table(pa.table(columns, schema=_SCHEMA), temporary, write_page_checksum=True)
+        except (StoreError, OSError):
+            return
+        self._changed = False
