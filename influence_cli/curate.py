@@ -19,6 +19,7 @@ from influence_cli.actions.protocol import Edits, Scored
 from influence_cli.arms import PROPOSAL
 from influence_cli.errors import ManifestError, UsageError, nearest
 from influence_cli.manifest import Manifest, Rows, open_manifest
+from influence_cli.row_checks import SKIPPED
 from influence_cli.settings import Options
 from influence_cli.store.files import replacing
 from influence_cli.store.shards import as_arrow
@@ -29,13 +30,14 @@ from influence_cli.tables import provenance, read_schema, read_table, with_prove
 class CurateRequest:
     """What to do with a score table."""
 
-    scores: str
+    scores: Any  # a path, "-", or a table in memory
     action: str = "trim"
     budget: str | None = None  # "5%" or "200"; default 5 %
-    manifest: str | None = None  # default: where the provenance says
+    manifest: Any = None  # default: where the provenance says
     label: str | None = None
     by: str = "score"
     options: Options = field(default_factory=dict)
+    skip_bad: bool = False
 
 
 @dataclass(eq=False)
@@ -113,7 +115,9 @@ def read_scores(request: CurateRequest) -> ScoreTable:
     if locator in (None, "-"):
         raise UsageError("the score table does not say where its manifest is", fix="pass --manifest PATH")
     label = request.label or origin.get("manifest", {}).get("label") or "label"
-    manifest = open_manifest(locator, label)
+    manifest = open_manifest(locator, label, request.skip_bad or bool(origin.get("skip_bad")))
+    if manifest.fingerprint == origin.get("manifest", {}).get("fingerprint"):
+        manifest = manifest.without_ids(origin.get("skipped", []), "left out when it was scored")
     train = manifest.rows("train")
     table = _in_manifest_order(table, train, request.scores, locator)
     scored_then = origin.get("manifest", {}).get("fingerprint")
@@ -257,6 +261,7 @@ def _edited_batches(curated: Curated, folder: Path) -> Iterator[tuple[pa.Table, 
         proposal[train] = edits.proposal
     is_train = manifest.splits == "train"
     keep = ~(is_train & (weights == 0) & (manifest.weights() > 0))  # weight 0 before: no edit of ours
+    keep &= manifest.splits != SKIPPED
     reweighted = weights != manifest.weights()
     metadata = with_provenance(read_schema(manifest.files[0]).empty_table(), curated.provenance()).schema.metadata
     first = 0

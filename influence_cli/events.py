@@ -25,9 +25,6 @@ class Listener:
     def warn(self, text: str) -> None:
         """Something the user should act on."""
 
-    def skipped(self, source: str, row: str, column: str, reason: str) -> None:
-        """A row that cannot be used and is left out."""
-
     @contextmanager
     def progress(self, what: str, total: int, unit: str = "rows", done: int = 0) -> Iterator[Progress]:
         """A span of work over ``total`` units, ``done`` of which are there already."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +18,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.first_look import FirstLook, run_target
-from influence_cli.job import Job, decoder_of, require_model
+from influence_cli.job import Job, require_model
 from influence_cli.plan import Work, index_by_key, key_list, missing_work, timing_key
 from influence_cli.reliability import direction_noise
 from influence_cli.row_checks import BadRow
 from influence_cli.store.keys import KEY_BYTES, stack
 from influence_cli.store.shards import as_arrow
 from influence_cli.tables import with_provenance
+from influence_cli.usable_rows import decoder_of
 
 if TYPE_CHECKING:
     import torch
@@ -265,12 +267,12 @@ def provenance_of(job: Job, stage: str) -> dict[str, Any]:
         "schema_version": 1,
         "stage": stage,
         "manifest": {
-            "locator": job.inputs.manifest,
+            "locator": locator_of(job.inputs.manifest),
             "fingerprint": job.manifest.fingerprint,
             "label": job.inputs.label,
         },
         "target": {
-            "locator": job.inputs.target,
+            "locator": locator_of(job.inputs.target),
             "fingerprint": job.target_fingerprint,
             "rows": len(job.target),
         },
@@ -282,7 +284,13 @@ def provenance_of(job: Job, stage: str) -> dict[str, Any]:
             "model": job.inputs.model,
             "input_size": job.inputs.input_size,
             "num_classes": job.inputs.num_classes,
+            "mean": _listed(job.inputs.mean),
+            "std": _listed(job.inputs.std),
+            "interpolation": job.inputs.interpolation,
+            "crop": job.inputs.crop,
         },
+        "skip_bad": job.inputs.skip_bad,
+        "skipped": [b.id for b in job.manifest.bad[job.manifest.bad_when_read :]],
         "spec": {
             "methods": list(spec.methods),
             "objectives": list(spec.objectives),
@@ -293,3 +301,12 @@ def provenance_of(job: Job, stage: str) -> dict[str, Any]:
             "seed": spec.seed,
         },
     }
+
+
+def locator_of(source: Any) -> str | None:
+    """Where rows are, for a later stage; None for rows in memory."""
+    return str(source) if isinstance(source, str | Path) else None
+
+
+def _listed(values: tuple[float, ...] | None) -> str | None:
+    return None if values is None else ",".join(repr(v) for v in values)

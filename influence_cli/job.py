@@ -21,15 +21,15 @@ from influence_cli.manifest import Manifest, Rows, open_manifest, without_overla
 from influence_cli.methods import make_methods
 from influence_cli.methods.protocol import Linear, Method
 from influence_cli.model.checkpoints import Checkpoint
-from influence_cli.model.decode import undecodable
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.model.spec import ModelSpec, resolve_model
 from influence_cli.objectives import make_objectives
-from influence_cli.row_checks import SKIPPED, BadRow
+from influence_cli.row_checks import BadRow
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.store import Keys, Store, fingerprint
 from influence_cli.store.shards import ShardFolder, unique
+from influence_cli.usable_rows import usable, usable_target
 
 HALF_SAMPLE = 2000  # training rows on which the scores of two halves of the target are compared
 MAX_OVERLAP = 0.01  # share of target rows that may be training rows before the run is refused
@@ -84,6 +84,14 @@ class Job:
     def loss_name(self) -> str:
         """What the loss is called in a fingerprint."""
         return self.spec.loss if self.model is None else self.row_loss.name(self.model.num_classes)
+
+    @property
+    def left_out(self) -> dict[str, list[BadRow]]:
+        """Rows that cannot be used, by manifest."""
+        found: dict[str, dict[int, BadRow]] = {}
+        for manifest in (self.manifest, self.target.manifest):
+            found.setdefault(manifest.source, {}).update({b.row: b for b in manifest.bad})
+        return {source: [rows[k] for k in sorted(rows)] for source, rows in found.items() if rows}
 
     def leave_out(self, bad: list[BadRow]) -> None:
         """Go on without training rows that cannot be used; they are listed in ``manifest.bad``."""
@@ -172,7 +180,7 @@ def open_job(
     model = checkpoint = None
     if any(m.needs != "nothing" for m in methods.values()):
         model, checkpoint = resolve_model(inputs, manifest, store, spec.precision)
-        manifest = _usable(manifest.rows("train"), model, inputs, store)
+        manifest = usable(manifest.rows("train"), model, inputs, store)
         _check_classes(manifest, model)
     target, overlap = manifest.rows("val"), manifest.rows("val").take(np.array([], dtype=np.int64))
     if any(m.needs == "tangents" for m in methods.values()):
@@ -223,7 +231,7 @@ def _target(
         target, where = other.rows("val") if (other.splits == "val").any() else other.all_rows(), other.source
     if len(target) == 0:
         raise ManifestError("no target rows", where=where, fix="set split to val for some rows, or pass --target PATH")
-    target = _usable_target(target, model, inputs, store, listener)
+    target = usable_target(target, model, inputs, store)
     kept, overlap = without_overlap(target, train)
     if len(overlap):
         names = ", ".join(overlap.ids[:5])
@@ -240,52 +248,6 @@ def _target(
     return kept, overlap
 
 
-def _usable_target(rows: Rows, model: ModelSpec, inputs: Inputs, store: Store, listener: Listener) -> Rows:
-    """Target rows less those that cannot be used; these are decoded beforehand, since they make the direction's name.
-
-    Raises:
-        ManifestError: a label is outside the model's classes (and bad rows are not skipped), or no row is left.
-    """
-    manifest = _usable(rows, model, inputs, store)
-    if inputs.skip_bad:
-        index = rows.index[manifest.splits[rows.index] != SKIPPED]
-        manifest = manifest.without(undecodable(Rows(manifest, index), model))
-        gone = [b for b in manifest.bad if b.row in set(rows.index.tolist())]
-        for bad in gone:
-            listener.skipped(manifest.source, bad.id or f"row {bad.row}", bad.column, bad.reason)
-    kept = Rows(manifest, rows.index[manifest.splits[rows.index] != SKIPPED])
-    if len(kept) == 0:
-        raise ManifestError("no target row can be used", where=manifest.source, fix="see what was skipped")
-    return kept
-
-
-def _usable(rows: Rows, model: ModelSpec, inputs: Inputs, store: Store) -> Manifest:
-    """The rows' manifest, less those whose label the model has no output for, or that are known to be undecodable.
-
-    Raises:
-        ManifestError: a label is outside the model's classes, and bad rows are not skipped.
-    """
-    if not inputs.skip_bad:
-        check_labels(rows, model.num_classes, inputs.label)
-        return rows.manifest
-    outside = np.flatnonzero(rows.labels >= model.num_classes).tolist()
-    why = f"is outside the model's {model.num_classes} classes"
-    bad = {k: (inputs.label, f"label {rows.labels[k]} {why}") for k in outside}
-    known = store.undecodable(decoder_of(model)) if model.kind == "image" else {}
-    if known:
-        kind = rows.manifest.kind
-        reasons = [known.get(key.tobytes().hex()) for key in rows.payload_keys]
-        bad |= {k: (kind, reason) for k, reason in enumerate(reasons) if reason is not None}
-    return rows.manifest.without([BadRow(int(rows.index[k]), rows.ids[k], *said) for k, said in sorted(bad.items())])
-
-
-def decoder_of(model: ModelSpec) -> str:
-    """Under what name the store remembers what cannot be decoded."""
-    import PIL
-
-    return f"{model.decoder} {PIL.__version__}"
-
-
 def _check_classes(manifest: Manifest, model: ModelSpec) -> None:
     """Refuse a manifest whose classes have other names, or another order, than those of the checkpoint."""
     if manifest.classes and model.classes and manifest.classes != model.classes:
@@ -294,22 +256,6 @@ def _check_classes(manifest: Manifest, model: ModelSpec) -> None:
             f"its labels mean other classes ({here}) than those that the checkpoint was trained on ({there})",
             where=manifest.source,
             fix="number the classes as the checkpoint does",
-        )
-
-
-def check_labels(rows: Rows, num_classes: int, label: str) -> None:
-    """Refuse labels that the model has no output for.
-
-    Raises:
-        ManifestError: one is outside; names its row.
-    """
-    labels = rows.labels
-    if len(labels) and labels.max() >= num_classes:
-        worst = int(np.argmax(labels >= num_classes))
-        raise ManifestError(
-            f"label {labels[worst]} is outside the model's {num_classes} classes (0 to {num_classes - 1})",
-            where=f"{rows.manifest.source}, row id={rows.ids[worst]}, column {label}",
-            fix="correct the label, use a checkpoint with that many classes, or pass --skip-bad",
         )
 
 

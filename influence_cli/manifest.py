@@ -52,6 +52,7 @@ class Manifest:
     classes: tuple[str, ...] | None
     folder: Path  # what relative payload paths count from
     bad: tuple[BadRow, ...] = ()  # rows that are left out: their split is SKIPPED
+    bad_when_read: int = 0  # how many of them reading finds again; the others depend on the model
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,6 +70,11 @@ class Manifest:
         """Every row that is not left out, in order."""
         return Rows(self, np.flatnonzero(self.splits != SKIPPED))
 
+    @property
+    def left_out(self) -> dict[str, list[BadRow]]:
+        """Rows that cannot be used, by manifest."""
+        return {self.source: list(self.bad)} if self.bad else {}
+
     def without(self, bad: Sequence[BadRow]) -> Manifest:
         """The manifest with more rows left out; its fingerprint stays that of what was read."""
         splits = self.splits.copy()
@@ -76,6 +82,14 @@ class Manifest:
         changed = replace(self, splits=splits, bad=(*self.bad, *bad))
         changed.__dict__["fingerprint"] = self.fingerprint
         return changed
+
+    def without_ids(self, ids: Sequence[str], why: str) -> Manifest:
+        """The manifest without the rows of these ids, where they are not left out already."""
+        gone = set(ids)
+        if not gone:
+            return self
+        rows = [k for k, i in enumerate(self.ids) if i in gone and self.splits[k] != SKIPPED]
+        return self.without([BadRow(k, self.ids[k], self.kind, why) for k in rows])
 
     def payloads(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, Payload]]:
         """(row, payload) for ``rows`` in ascending order, streamed: batches without a wanted row are skipped."""
@@ -224,6 +238,7 @@ def read_manifest(
         _classes(schema, files[0]),
         folder,
         bad,
+        len(bad),
     )
 
 

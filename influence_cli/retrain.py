@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from influence_cli.arms import Arm, arm_fingerprint, base_arm, control_arms, curated_arm, without
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
-from influence_cli.job import check_labels
 from influence_cli.manifest import Manifest, Rows, open_manifest
 from influence_cli.maths.labels import cross_entropy
 from influence_cli.maths.paired import mean_interval, paired_difference
@@ -27,6 +26,7 @@ from influence_cli.model.spec import ModelSpec, new_spec
 from influence_cli.settings import Inputs
 from influence_cli.store.files import replacing, write_json
 from influence_cli.store.keys import canonical_json
+from influence_cli.usable_rows import usable_now
 
 if TYPE_CHECKING:
     import torch
@@ -60,12 +60,11 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     from influence_cli.model.build import device_of
     from influence_cli.model.training import Examples
 
-    manifest = open_manifest(request.inputs.manifest, request.inputs.label)
+    manifest = _open(request, request.inputs.manifest)
     base = _base_rows(request, manifest)
     test = _test_rows(request, base.manifest)
     spec = _spec(request, base.manifest)
-    for rows in (base, test, base.manifest.rows("val")):
-        check_labels(rows, spec.num_classes, request.inputs.label)
+    base, test = (usable_now(rows, spec, request.inputs) for rows in (base, test))
     left_out = _left_out(request, base)
     arms = _arms(request, manifest, base, left_out)
     calibration = [i for i, out in zip(base.ids, left_out.tolist(), strict=True) if out]
@@ -75,7 +74,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         "train": Examples(base, spec, listener, "train rows"),
         "test": Examples(test, spec, listener, "test rows"),
     }
-    target = base.manifest.rows("val")
+    target = usable_now(base.manifest.rows("val"), spec, request.inputs)
     if len(target):
         run.sets["target"] = Examples(target, spec, listener, "target rows")
     metrics: dict[str, Any] = {
@@ -95,9 +94,13 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     return metrics
 
 
+def _open(request: RetrainRequest, source: Any) -> Manifest:
+    return open_manifest(source, request.inputs.label, request.inputs.skip_bad)
+
+
 def _base_rows(request: RetrainRequest, manifest: Manifest) -> Rows:
     """The train rows that every arm edits: those of ``--against``, or of the manifest alone."""
-    base = manifest if request.against is None else open_manifest(request.against, request.inputs.label)
+    base = manifest if request.against is None else _open(request, request.against)
     rows = base.rows("train")
     if len(rows) == 0:
         raise ManifestError("no train rows", where=base.source, fix="set column split to train for some rows")
@@ -108,7 +111,7 @@ def _test_rows(request: RetrainRequest, manifest: Manifest) -> Rows:
     if request.test is None:
         rows, where = manifest.rows("test"), f"{manifest.source}, split test"
     else:
-        other, where = open_manifest(request.test, request.inputs.label), request.test
+        other, where = _open(request, request.test), request.test
         rows = other.rows("test") if (other.splits == "test").any() else other.all_rows()
     if len(rows) == 0:
         raise ManifestError("no test rows", where=where, fix="set split to test for some rows, or pass --test PATH")
@@ -133,7 +136,7 @@ def _arms(request: RetrainRequest, manifest: Manifest, base: Rows, left_out: NDA
             raise UsageError("--arm needs --against", fix="pass --against MANIFEST, the rows before curation")
         return [without(base_arm("all rows", base), left_out)]
     curated = [("curated", manifest)]
-    curated += [(name, open_manifest(path, request.inputs.label)) for name, path in request.arms]
+    curated += [(name, _open(request, path)) for name, path in request.arms]
     made: list[Arm] = []
     for name, table in curated:
         arm = curated_arm(name, base, table, left_out)

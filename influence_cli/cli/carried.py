@@ -29,6 +29,7 @@ def carried_settings(source: str) -> dict[str, Any] | None:
         "target": origin["target"].get("locator"),
         "checkpoint": (origin.get("checkpoint") or {}).get("locator"),
         **origin.get("model_flags", {}),
+        "skip_bad": origin.get("skip_bad"),
         "method": spec.get("methods"),
         "objective": spec.get("objectives"),
         "options": spec.get("options", {}),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from influence_cli.cli import show
 from influence_cli.cli.config import Settings
 from influence_cli.cli.data_commands import cache, manifest, methods
-from influence_cli.cli.inputs import require_source
+from influence_cli.cli.inputs import inputs_of, require_source
 from influence_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def grads(settings: Settings) -> int | None:
     table = grads_table(job)
     filled = f"{rows:,} rows run through the model; the store is complete for {len(job.train):,} train rows"
     show.run_summary(job, provenance(table.schema), filled)
+    show.skipped(job.left_out)
     show.table(settings, table, sort_by="loss", descending=True)
     return None
 
@@ -47,29 +48,21 @@ def score(settings: Settings) -> int | None:
     table = score_stage(job, settings["per_member"])
     scored = f"{len(job.train):,} train rows scored by {', '.join(job.methods)}; positive: the row helps"
     show.run_summary(job, provenance(table.schema), scored)
+    show.skipped(job.left_out)
     show.table(settings, table, sort_by="score")
     return None
 
 
 def _job(settings: Settings) -> Job:
     from influence_cli.job import open_job
-    from influence_cli.settings import GradSpec, Inputs, Runtime
+    from influence_cli.settings import GradSpec, Runtime
     from influence_cli.tables import check_output
 
     show.check_format(settings, TABLE_FORMATS)
     if settings["output"] and not settings["dry_run"]:
         check_output(settings["output"])
     manifest, origin = _manifest(settings)
-    inputs = Inputs(
-        manifest,
-        target=settings["target"],
-        checkpoint=settings["checkpoint"],
-        model=settings["model"],
-        label=settings["label"],
-        input_size=settings["input_size"],
-        num_classes=settings["num_classes"],
-        allow_overlap=settings["allow_overlap"],
-    )
+    inputs = inputs_of(settings, manifest)
     spec = GradSpec(
         tuple(settings["method"]),
         tuple(settings["objective"]),
@@ -141,11 +134,13 @@ def curate(settings: Settings) -> int | None:
         label=label,
         by=settings["by"],
         options=settings.options,
+        skip_bad=settings["skip_bad"],
     )
     if gate:
         return _gate(settings, request, read_scores(request))
     curated = curate_stage(request)
     show.curate_summary(settings, curated)
+    show.skipped(curated.scores.manifest.left_out)
     if settings["dry_run"]:
         return None
     _write_curation(settings, curated)
@@ -226,20 +221,13 @@ def retrain(settings: Settings) -> int | None:
     from influence_cli.model.training import Recipe
     from influence_cli.retrain import RetrainRequest, improved
     from influence_cli.retrain import retrain as retrain_stage
-    from influence_cli.settings import Inputs
 
     show.check_format(settings, ("auto", "table", "json"))
     if settings["output"] is None:
         raise UsageError("no run folder", fix="pass -o RUN")
     arms = tuple(_named_arm(text) for text in settings["arm"])
     request = RetrainRequest(
-        Inputs(
-            require_source(settings, "a manifest"),
-            model=settings["model"],
-            label=settings["label"],
-            input_size=settings["input_size"],
-            num_classes=settings["num_classes"],
-        ),
+        inputs_of(settings, require_source(settings, "a manifest")),
         settings["output"],
         seeds=settings["seeds"],
         seed=settings["seed"],
@@ -265,7 +253,7 @@ def retrain(settings: Settings) -> int | None:
     if settings["dry_run"]:
         for path in (request.inputs.manifest, request.against, *(p for _, p in arms)):
             if path is not None:
-                open_manifest(path, request.inputs.label)
+                open_manifest(path, request.inputs.label, request.inputs.skip_bad)
         return show.retrain_plan(settings, request, recipe)
     metrics = retrain_stage(request, recipe, show.terminal())
     show.retrain_summary(settings, metrics)
@@ -295,6 +283,7 @@ def evaluate(settings: Settings) -> int | None:
         budget=settings["budget"],
         manifest=manifest,
         label=label,
+        skip_bad=settings["skip_bad"],
     )
     if settings["dry_run"]:
         show.terminal().note(f"every score column of {request.scores} would be measured; nothing is written")

@@ -56,7 +56,7 @@ def resolve(command: str, given: dict[str, Any], source: str | None, carried: di
         settings.put(s.name, s.default, "default")
         if s.stored and s.name in table:
             settings.put(s.name, _from_file(s, table[s.name], file), str(file))
-        if s.stored and carried and carried.get(s.name) is not None:
+        if carried and carried.get(s.name) is not None:
             settings.put(s.name, carried[s.name], "provenance")
         variable = f"INFLUENCE_{s.name.upper()}"
         if s.stored and variable in os.environ:

@@ -117,16 +117,16 @@ class _Plain(_Counting):
 
 
 def print_table(
-    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], terminal: Terminal, stream: IO[str]
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], terminal: Terminal, stream: IO[str], left: int = 1
 ) -> None:
-    """A table for people, as wide as it needs to be."""
+    """A table for people, as wide as it needs to be; the first ``left`` columns are text, the others figures."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for k, name in enumerate(header):
-        table.add_column(Text(name), justify="left" if k == 0 else "right", overflow="fold")
+        table.add_column(Text(name), justify="left" if k < left else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     styled = terminal.styled(stream)

@@ -1,9 +1,14 @@
-"""The positional argument, where a command cannot do without."""
+"""Where a command's rows and weights come from: its positional argument and the flags about data and model."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from influence_cli.cli.config import Settings
 from influence_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from influence_cli.settings import Inputs
 
 
 def require_source(settings: Settings, what: str) -> str:
@@ -15,3 +20,35 @@ def require_source(settings: Settings, what: str) -> str:
     if settings.source is None:
         raise UsageError(f"no input: {what} is needed", fix=f"influence {settings.command} FILE")
     return settings.source
+
+
+def inputs_of(settings: Settings, manifest: str) -> Inputs:
+    """What the flags say of data and model; a command that lacks one of them leaves it at its default."""
+    from influence_cli.settings import Inputs
+
+    given = {n: settings.values.get(n) for n in ("target", "checkpoint", "model", "input_size", "num_classes")}
+    return Inputs(
+        manifest,
+        **given,
+        label=settings["label"],
+        allow_overlap=bool(settings.values.get("allow_overlap")),
+        mean=numbers(settings["mean"], "--mean"),
+        std=numbers(settings["std"], "--std"),
+        interpolation=settings["interpolation"],
+        crop=settings["crop"],
+        skip_bad=settings["skip_bad"],
+    )
+
+
+def numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
+    """'0.5,0.5,0.5' as numbers.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{flag} {text!r} cannot be read", fix="write 0.5 or 0.485,0.456,0.406") from error

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from influence_cli.job import Job
     from influence_cli.model.training import Recipe
     from influence_cli.retrain import RetrainRequest
+    from influence_cli.row_checks import BadRow
 
 STRONGEST = 20  # rows of a table on a terminal
 
@@ -135,6 +136,18 @@ def run_summary(job: Job, origin: dict[str, Any], done: str) -> None:
     warn_at_chance(job, known)
     out.note(done)
     noise_summary(origin)
+
+
+def skipped(left_out: dict[str, list[BadRow]]) -> None:
+    """Every row that was left out, as a table: id, column and reason; the first 20 of a manifest unless with -v."""
+    out = terminal()
+    for source, bad in left_out.items() if not out.quiet else ():
+        shown = bad if out.verbose else bad[:STRONGEST]
+        rows = [[f"row {b.row}" if b.id is None else b.id, b.column, b.reason] for b in shown]
+        title = f"{len(bad):,} rows of {source} cannot be used and were left out"
+        print_table(title, ["id", "column", "reason"], rows, out, sys.stderr, left=3)
+        if len(shown) < len(bad):
+            out.note(f"and {len(bad) - len(shown):,} more: all with -v")
 
 
 def noise_summary(origin: dict[str, Any]) -> None:

@@ -41,9 +41,14 @@ def decode(payload: Payload, spec: ModelSpec) -> NDArray[Any]:
     try:
         with Image.open(io.BytesIO(payload)) as image:
             pixels = np.asarray(_sized(image.convert("L" if channels == 1 else "RGB"), spec))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the image cannot be decoded ({error})") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"the image cannot be decoded ({why_not_decoded(error)})") from error
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def why_not_decoded(error: Exception) -> str:
+    """Pillow's reason without the address of the object that it names."""
+    return "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def _sized(image: Image.Image, spec: ModelSpec) -> Image.Image:

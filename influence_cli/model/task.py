@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,7 +104,7 @@ def own_code(name: str) -> tuple[Task, bool]:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        make: Any = getattr(importlib.import_module(module), factory)
+        make = getattr(importlib.import_module(module), factory)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"cannot import {name!r} ({error})", fix="check the module and the function's name") from error
     if not callable(make):
@@ -113,7 +113,7 @@ def own_code(name: str) -> tuple[Task, bool]:
     if isinstance(made, Task):
         return made, False
     if isinstance(made, nn.Module):
-        return Task(make), True
+        return Task(cast(Any, make)), True
     raise ModelError(f"{name!r} made a {type(made).__name__}", fix="return an influence_cli.Task or a torch module")
 
 
