@@ -23,7 +23,7 @@ from influence_cli.row_checks import SKIPPED
 from influence_cli.settings import Options
 from influence_cli.store.files import replacing
 from influence_cli.store.shards import as_arrow
-from influence_cli.tables import provenance, read_schema, read_table, with_provenance
+from influence_cli.tables import provenance, read_schema, read_table, shown, with_provenance
 
 
 @dataclass(frozen=True)
@@ -103,28 +103,28 @@ def read_scores(request: CurateRequest) -> ScoreTable:
         UsageError: no manifest can be found, or the column is not there.
         ManifestError: the manifest is not the one that was scored.
     """
-    table = read_table(request.scores)
+    table, where = read_table(request.scores), shown(request.scores)
     for needed in ("id", "row_key"):
         if needed not in table.column_names:
-            raise ManifestError(f"no column {needed!r}", where=request.scores, fix="give a table that `score` wrote")
+            raise ManifestError(f"no column {needed!r}", where=where, fix="give a table that `score` wrote")
     known = [n for n in table.column_names if n == "score" or (n.startswith("score_") and n != "score_std")]
     if request.by not in known:
-        raise UsageError(f"no score column {request.by!r}", where=request.scores, fix=nearest(request.by, known))
+        raise UsageError(f"no score column {request.by!r}", where=where, fix=nearest(request.by, known))
     origin = provenance(table.schema)
-    locator = request.manifest or origin.get("manifest", {}).get("locator")
-    if locator in (None, "-"):
+    locator = origin.get("manifest", {}).get("locator") if request.manifest is None else request.manifest
+    if locator is None or (isinstance(locator, str) and locator == "-"):
         raise UsageError("the score table does not say where its manifest is", fix="pass --manifest PATH")
     label = request.label or origin.get("manifest", {}).get("label") or "label"
     manifest = open_manifest(locator, label, request.skip_bad or bool(origin.get("skip_bad")))
     if manifest.fingerprint == origin.get("manifest", {}).get("fingerprint"):
         manifest = manifest.without_ids(origin.get("skipped", []), "left out when it was scored")
     train = manifest.rows("train")
-    table = _in_manifest_order(table, train, request.scores, locator)
+    table = _in_manifest_order(table, train, where, manifest.source)
     scored_then = origin.get("manifest", {}).get("fingerprint")
     if scored_then is not None and request.manifest is None and scored_then != manifest.fingerprint:
         raise ManifestError(
             "its target or test rows or its splits have changed since it was scored",
-            where=f"{locator}, against {request.scores}",
+            where=f"{manifest.source}, against {where}",
             fix="run `influence score` again, or pass --manifest to say that you mean it",
         )
     kinds = {**origin.get("kinds", {}), "score": origin.get("kind", "ranking")}
@@ -226,6 +226,8 @@ def write_curated(curated: Curated, output: str) -> int:
 
     Trimmed train rows are left out; val and test rows are written as they are.
     """
+    if not curated.scores.manifest.files:
+        raise UsageError("the rows of a Dataset cannot be written as a manifest", fix="take the edits, by row number")
     if output == "-":
         return _stream(curated, pa.PythonFile(sys.stdout.buffer, mode="w"), Path.cwd())
     path = Path(output)

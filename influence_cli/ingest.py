@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from influence_cli.errors import ManifestError, UsageError, nearest
 from influence_cli.events import SILENT, Listener
+from influence_cli.in_memory import name_of
 from influence_cli.manifest import Manifest, read_manifest
 from influence_cli.sources import Columns, Source, open_source
 from influence_cli.store.files import replacing
@@ -29,7 +30,7 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 class IngestRequest:
     """What to make a manifest from."""
 
-    source: str
+    source: Any  # a path, an Arrow table or a DataFrame
     output: str
     columns: Columns = field(default_factory=Columns)
     split: str = "80/10/10"  # train/val/test, used where the source has no splits
@@ -77,10 +78,16 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
             if writer is not None:
                 writer.close()
         if writer is None:
-            raise ManifestError("no usable row", where=request.source, fix="see what was skipped")
-        read_manifest(request.source, [temporary])  # every check of a manifest, before it gets its name
+            raise ManifestError("no usable row", where=_named(request.source), fix="see what was skipped")
+        read_manifest(
+            _named(request.source), [temporary], folder=output.parent
+        )  # every check of a manifest, before it gets its name
     manifest = read_manifest(request.output, [output])
     return Ingested(manifest, source.kind, skipped, [*notes, *content_notes(manifest)])
+
+
+def _named(source: Any) -> str:
+    return source if isinstance(source, str) else name_of(source)
 
 
 def _shares(text: str) -> tuple[float, float]:
@@ -158,7 +165,7 @@ def _converted(
                 if not request.skip_bad:
                     raise ManifestError(
                         str(bad),
-                        where=f"{request.source}, row id={row['id']}",
+                        where=f"{_named(request.source)}, row id={row['id']}",
                         fix="repair the row, or pass --skip-bad",
                     ) from bad
                 skipped.append((str(row["id"]), str(bad)))

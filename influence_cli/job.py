@@ -100,7 +100,7 @@ class Job:
             self.train = self.manifest.rows("train")
             self.__dict__.pop("payload_keys", None)
             if len(self.train) == 0:
-                raise ManifestError("no train row can be used", where=self.inputs.manifest, fix="see what was skipped")
+                raise ManifestError("no train row can be used", where=self.manifest.source, fix="see what was skipped")
 
     def direction(self, member: Member, objective: str, half: bool = False) -> str:
         """Name of q at a member; with ``half`` the mean over the even buckets of target rows alone."""

@@ -268,11 +268,15 @@ def _differing(schema: pa.Schema, other: pa.Schema) -> str:
     return ", ".join(odd)
 
 
-def open_manifest(
-    path: str | Path, label: str = "label", skip_bad: bool = False, known: FileKeys | None = None
-) -> Manifest:
-    """Read a manifest from a file or folder of Parquet files; see ``read_manifest``."""
-    return read_manifest(str(path), parquet_files(str(path)), label, skip_bad=skip_bad, known=known)
+def open_manifest(source: Any, label: str = "label", skip_bad: bool = False, known: FileKeys | None = None) -> Manifest:
+    """Read a manifest from a file or folder of Parquet files, or from rows in memory; see ``read_manifest``."""
+    if isinstance(source, Manifest):
+        return source
+    if not isinstance(source, str | Path):
+        from influence_cli.in_memory import manifest_in_memory
+
+        return manifest_in_memory(source, label, skip_bad)
+    return read_manifest(str(source), parquet_files(str(source)), label, skip_bad=skip_bad, known=known)
 
 
 def _check_payload_type(schema: pa.Schema, kind: str, source: str) -> None:

@@ -19,11 +19,12 @@ from influence_cli.arms import Arm, arm_fingerprint, base_arm, control_arms, cur
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.manifest import Manifest, Rows, open_manifest
-from influence_cli.maths.labels import cross_entropy
 from influence_cli.maths.paired import mean_interval, paired_difference
 from influence_cli.model.checkpoints import RUN_FILE, WEIGHTS_FILE, find_checkpoint
-from influence_cli.model.spec import ModelSpec, new_spec
+from influence_cli.model.losses import CrossEntropy, RowLoss, loss_of
+from influence_cli.model.spec import ModelSpec, is_own, new_spec
 from influence_cli.settings import Inputs
+from influence_cli.store import Store
 from influence_cli.store.files import replacing, write_json
 from influence_cli.store.keys import canonical_json
 from influence_cli.usable_rows import usable_now
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from influence_cli.model.training import Examples, Recipe
 
+CROSS_ENTROPY = CrossEntropy()
 METRICS = {"accuracy": True, "balanced_accuracy": True, "loss": False}  # name -> higher is better
 
 
@@ -123,8 +125,10 @@ def _spec(request: RetrainRequest, manifest: Manifest) -> ModelSpec:
         _, carried = find_checkpoint(request.init)
         if carried is not None and request.inputs.model in (None, carried["name"]):
             return ModelSpec.from_dict(carried)
-    if request.inputs.model is None:
-        raise UsageError("no model", fix="pass --model NAME (a timm name, linear, or mlp:128)")
+    if request.inputs.task is not None or is_own(request.inputs.model):
+        from influence_cli.model.task import training_spec
+
+        return training_spec(request.inputs, manifest, Store(Path(request.output)))
     from_scratch = request.init is None and not request.pretrained
     return new_spec(request.inputs, manifest, None, from_scratch)
 
@@ -236,7 +240,7 @@ class _Run:
             labels, kept = data.labels, np.ones(len(data), dtype=bool)
             if name == "train":
                 labels, kept = arm.labels, arm.weights > 0
-            measured = quality(logits[kept], labels[kept])
+            measured = quality(logits[kept], labels[kept], loss_of(self.spec.task))
             out.update({key if name == "test" else f"{name}_{key}": value for key, value in measured.items()})
         return out
 
@@ -285,14 +289,14 @@ def _checkpoint_epochs(epochs: int, keep: int) -> set[int]:
     return {round((k + 1) * epochs / keep) - 1 for k in range(keep)} if keep else set()
 
 
-def quality(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, float]:
-    """Accuracy, balanced accuracy (mean recall of the classes present) and mean cross-entropy."""
+def quality(logits: NDArray[np.floating], labels: NDArray[np.int64], loss: RowLoss = CROSS_ENTROPY) -> dict[str, float]:
+    """Accuracy, balanced accuracy (mean recall of the classes present) and mean loss."""
     hit = logits.argmax(axis=1) == labels
     recalls = [float(hit[labels == c].mean()) for c in np.unique(labels)]
     return {
         "accuracy": float(hit.mean()),
         "balanced_accuracy": float(np.mean(recalls)),
-        "loss": float(cross_entropy(logits, labels).mean()),
+        "loss": float(loss.losses(logits, labels).mean()),
     }
 
 

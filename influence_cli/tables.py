@@ -60,12 +60,15 @@ def parquet_files(source: str) -> list[Path]:
     return files
 
 
-def read_table(source: str, columns: list[str] | None = None) -> pa.Table:
-    """A table with its schema metadata; .csv and .jsonl are read by suffix.
+def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:
+    """A table with its schema metadata; .csv and .jsonl are read by suffix; a table in memory is itself.
 
     Raises:
         ManifestError: it cannot be read.
     """
+    if isinstance(source, pa.Table):
+        return source if columns is None else source.select(columns)
+    source = str(source)
     suffix = Path(source).suffix
     if suffix in (".csv", ".jsonl"):
         from pyarrow import csv
@@ -117,6 +120,11 @@ def concatenated(tables: list[pa.Table], source: str) -> pa.Table:
         raise ManifestError(
             f"the files have different columns ({error})", where=source, fix="write them with one schema"
         ) from error
+
+
+def shown(source: Any) -> str:
+    """What a table is called in messages."""
+    return "the score table" if isinstance(source, pa.Table) else str(source)
 
 
 def provenance(schema: pa.Schema) -> dict[str, Any]:

@@ -22,7 +22,7 @@ LAYERS = (
     {"errors", "events"},
     {"maths"},
     {"store", "settings"},
-    {"tables", "row_checks", "payloads", "manifest", "sources"},
+    {"tables", "row_checks", "payloads", "manifest", "in_memory", "sources"},
     {"model", "methods", "objectives", "actions", "report"},
     {
         "job",
@@ -38,6 +38,7 @@ LAYERS = (
         "retrain",
         "evaluate",
     },
+    {"api"},
     {"cli", "__init__", "__main__"},
 )  # fmt: skip
 

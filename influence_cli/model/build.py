@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from influence_cli.errors import ModelError, nearest
 from influence_cli.model.checkpoints import Checkpoint
-from influence_cli.model.spec import TORCHVISION, ModelSpec, is_plain
+from influence_cli.model.spec import TORCHVISION, ModelSpec, is_own, is_plain
+from influence_cli.model.task import own_code
 from influence_cli.model.weights import load_weights
 from influence_cli.settings import INTERPOLATIONS
 
@@ -84,8 +85,8 @@ def build_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
     Raises:
         ModelError: the name is unknown, or the architecture refuses the input.
     """
-    if spec.task is not None:
-        return spec.task.build()
+    if spec.task is not None or is_own(spec.name):
+        return (spec.task or own_code(spec.name)[0]).build()
     if is_plain(spec.name):
         width = 1
         for n in spec.shape:

@@ -167,6 +167,24 @@ def carried_task(
     return known_by_outputs(spec, checkpoint, manifest, store, precision)
 
 
+def training_spec(inputs: Inputs, manifest: Manifest, store: Store) -> ModelSpec:
+    """The spec of a model of the user's own that is to be trained, known by what it gives untrained, from seed 0.
+
+    Raises:
+        ModelError: the model does not run on the manifest's rows.
+    """
+    import torch
+
+    spec = task_spec(inputs, manifest, store)
+    assert spec.task is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = spec.task.build()
+    fixed = replace(spec, task=replace(spec.task, model=model))
+    known = known_by_outputs(fixed, Checkpoint(spec.name, (), weights_digest(model)), manifest, store, "fp32")
+    return replace(known, task=spec.task)
+
+
 def _name_of(task: Task) -> str:
     kind: Any = task.model if callable(task.model) and hasattr(task.model, "__qualname__") else type(task.model)
     return f"{kind.__module__}.{kind.__qualname__}"

@@ -23,6 +23,7 @@ from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import Listener
 from influence_cli.manifest import Rows
 from influence_cli.model.examples import batches, chunked, to_input
+from influence_cli.model.losses import loss_of
 from influence_cli.model.spec import ModelSpec
 
 IN_MEMORY_BYTES = 1 << 30  # decoded rows beyond this go to a temporary file
@@ -85,22 +86,34 @@ class Examples:
 
     def __init__(self, rows: Rows, spec: ModelSpec, listener: Listener, what: str) -> None:
         self.ids, self.labels, self.weights, self.spec = rows.ids, rows.labels, rows.weights, spec
-        dtype = np.dtype(np.uint8 if spec.kind == "image" else np.float32)
-        shape = (len(rows), *spec.shape)
-        if math.prod(shape) * dtype.itemsize > IN_MEMORY_BYTES:
-            with tempfile.NamedTemporaryFile(prefix="influence-decoded-") as handle:
-                self.values: NDArray[Any] = np.memmap(handle, dtype=dtype, mode="w+", shape=shape)
-        else:
-            self.values = np.empty(shape, dtype=dtype)
+        self.values = np.empty((0,))
         place = {row: k for k, row in enumerate(rows.index.tolist())}
         with listener.progress(f"decode {what}", len(rows), "rows decoded") as progress:
             chunks = chunked(rows.manifest.payloads(rows.index), 256)
             for index, decoded in batches(rows.manifest, chunks, spec):
-                self.values[[place[r] for r in index.tolist()]] = decoded.numpy()
+                values = decoded.numpy()
+                if len(self.values) == 0:
+                    self.values = _room(values, len(rows))
+                if values.shape[1:] != self.values.shape[1:] or values.dtype != self.values.dtype:
+                    first = rows.manifest.ids[int(index[0])]
+                    raise ModelError(
+                        f"inputs of {values.shape[1:]} and of {self.values.shape[1:]} (from row id={first} on)",
+                        fix="let the task's transform give inputs of one shape and type",
+                    )
+                self.values[[place[r] for r in index.tolist()]] = values
                 progress.advance(len(index))
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def _room(like: NDArray[Any], rows: int) -> NDArray[Any]:
+    """An empty array for ``rows`` values as those of ``like`` [b, ...], in memory or in a temporary file."""
+    shape = (rows, *like.shape[1:])
+    if math.prod(shape) * like.dtype.itemsize > IN_MEMORY_BYTES:
+        with tempfile.NamedTemporaryFile(prefix="influence-decoded-") as handle:
+            return np.memmap(handle, dtype=like.dtype, mode="w+", shape=shape)
+    return np.empty(shape, dtype=like.dtype)
 
 
 def row_hashes(ids: list[str], seed: int, epoch: int) -> NDArray[np.uint64]:
@@ -175,7 +188,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             logits = model(to_input(values.to(device), data.spec, torch.float32))
-            losses = F.cross_entropy(logits, y.to(device), reduction="none")
+            losses = loss_of(data.spec.task).rows(logits, y.to(device))
             w = w.to(device)
             loss = (w * losses).sum() / w.sum()
             if not torch.isfinite(loss):

@@ -7,6 +7,7 @@ numbers them.  Nothing here decodes an image or imports torch.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from influence_cli.errors import ManifestError
 from influence_cli.sources.protocol import Columns, Source
@@ -16,12 +17,17 @@ __all__ = ["Columns", "Source", "open_source"]
 SUFFIXES = {".csv": "tabular", ".tsv": "tabular", ".jsonl": "tabular", ".ndjson": "tabular", ".npz": "npz"}
 
 
-def open_source(path: str, columns: Columns) -> Source:
-    """The source behind a path, by what is there.
+def open_source(source: Any, columns: Columns) -> Source:
+    """The source behind a path, by what is there, or behind a table or a DataFrame.
 
     Raises:
         ManifestError: nothing there, or nothing that can be read.
     """
+    if not isinstance(source, str | Path):
+        from influence_cli.sources.tabular import read_frame
+
+        return read_frame(source, columns)
+    path = str(source)
     where = Path(path)
     if not where.exists():
         raise ManifestError("no such file or folder", where=path, fix="check the path")

@@ -47,6 +47,22 @@ def read_text_table(path: Path, columns: Columns) -> Source:
     return Source(path.suffix.lower().lstrip("."), lambda: iter([shaped]), None, str(path.parent))
 
 
+def read_frame(source: Any, columns: Columns) -> Source:
+    """An Arrow table, or a pandas or polars DataFrame; relative paths count from the working folder.
+
+    Raises:
+        ManifestError: it is none of these, or has no label or payload column.
+    """
+    from influence_cli.in_memory import as_table, name_of
+
+    table = as_table(source)
+    if table is None:
+        fix = "give a path, an Arrow table or a DataFrame"
+        raise ManifestError(f"cannot make a manifest from a {type(source).__name__}", fix=fix)
+    shaped = shape_table(table, columns, name_of(source), 0, None)
+    return Source(type(source).__name__, lambda: iter([shaped]), class_names(table.schema, columns), ".")
+
+
 def read_parquet(path: Path, columns: Columns) -> Source:
     """A Parquet file or folder; file names such as ``train-00000-of-00002.parquet`` say the split."""
     files = parquet_files(str(path))

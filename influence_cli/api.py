@@ -1,0 +1,184 @@
+"""The pipeline from Python: functions named as the commands, with the commands' options, that return tables.
+
+    import influence_cli
+    scores = influence_cli.score("train.parquet", checkpoint="RUN", method=["ip", "loss"])
+    edits = influence_cli.curate(scores, budget="5%", output="clean.parquet")
+
+Rows are a path, an Arrow table, a pandas or polars DataFrame with a manifest's columns, or a torch Dataset of
+(input, label); a model is a checkpoint, or a ``Task``.  Nothing is printed; errors are ``InfluenceError``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from influence_cli.events import SILENT, Listener
+from influence_cli.settings import GradSpec, Inputs, Options, Runtime
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from influence_cli.ingest import Ingested
+    from influence_cli.job import Job
+    from influence_cli.model.task import Task
+
+
+class RunOptions(TypedDict, total=False):
+    """Options of ``grads`` and ``score``, with the meaning and the defaults of the command line's."""
+
+    checkpoint: str | None
+    task: Task | None
+    model: str | None
+    target: Any
+    method: str | list[str]
+    objective: str | list[str]
+    options: Options
+    params: str
+    precision: str
+    seed: int
+    label: str
+    input_size: int | None
+    num_classes: int | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    interpolation: str | None
+    crop: float | None
+    allow_overlap: bool
+    skip_bad: bool
+    store: str | None  # None: a temporary store
+    device: str
+    batch_size: int | None
+    workers: int
+    listener: Listener
+
+
+def _names(value: str | list[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _job(manifest: Any, given: dict[str, Any]) -> Job:
+    """A job from options by name.
+
+    Raises:
+        TypeError: an unknown option.
+    """
+    from influence_cli.job import open_job
+
+    unknown = set(given) - set(RunOptions.__annotations__)
+    if unknown:
+        raise TypeError(f"unknown option {sorted(unknown)[0]!r}")
+    if given.get("checkpoint") is not None:
+        given["checkpoint"] = str(given["checkpoint"])
+    listener = given.pop("listener", SILENT)
+    methods, objectives = _names(given.pop("method", "ip")), _names(given.pop("objective", "utility"))
+    numbers = {k: given.pop(k) for k in ("options", "params", "precision", "seed") if k in given}
+    speed = {k: given.pop(k) for k in ("store", "device", "batch_size", "workers") if k in given}
+    if speed.get("store") is not None:
+        speed["store"] = str(speed["store"])
+    return open_job(Inputs(manifest, **given), GradSpec(methods, objectives, **numbers), Runtime(**speed), listener)
+
+
+def manifest(source: Any, output: str, **options: Any) -> Ingested:
+    """A checked manifest, written to ``output``, from a folder, a file, a table or a DataFrame.
+
+    ``options``: ``label``, ``id``, ``image`` and ``features`` name columns; ``split`` ("80/10/10"), ``seed``,
+    ``embed`` and ``skip_bad`` as on the command line.  The result holds the manifest, notes, and skipped rows.
+    """
+    from influence_cli.ingest import IngestRequest, make_manifest
+    from influence_cli.sources import Columns
+
+    listener = options.pop("listener", SILENT)
+    named = {k: options.pop(k) for k in ("label", "id", "image") if k in options}
+    columns = Columns(**named, features=tuple(options.pop("features", ())))
+    return make_manifest(IngestRequest(source, str(output), columns, **options), listener)
+
+
+def plan(manifest: Any, **options: Unpack[RunOptions]) -> dict[str, Any]:
+    """What ``grads`` or ``score`` would compute and why: rows stored and rows to compute, passes, seconds, bytes."""
+    from influence_cli.plan import describe_plan, missing_work
+
+    job = _job(manifest, dict(options))
+    return describe_plan(job, missing_work(job))
+
+
+def grads(manifest: Any, **options: Unpack[RunOptions]) -> pa.Table:
+    """Fill the store with what the rows lack; a row per train row: id, row_key, payload_key, label, loss."""
+    from influence_cli.grads import fill, grads_table
+
+    job = _job(manifest, dict(options))
+    fill(job)
+    return grads_table(job)
+
+
+def score(manifest: Any, *, per_member: bool = False, **options: Unpack[RunOptions]) -> pa.Table:
+    """One score per train row, positive where the row helps; runs what is missing of ``grads``."""
+    from influence_cli.score import score as stage
+
+    return stage(_job(manifest, dict(options)), per_member)
+
+
+def curate(
+    scores: Any,
+    *,
+    manifest: Any = None,
+    action: str = "trim",
+    budget: str | int | None = None,
+    by: str = "score",
+    options: Options | None = None,
+    label: str | None = None,
+    skip_bad: bool = False,
+    output: str | None = None,
+) -> pa.Table:
+    """The edits of a score table (a path or a table) under a budget, most harmful first.
+
+    With ``output`` the curated manifest is written too.  ``manifest`` is needed where the scores are of rows in memory.
+    """
+    from influence_cli.curate import CurateRequest, write_curated
+    from influence_cli.curate import curate as stage
+
+    text = None if budget is None else str(budget)
+    curated = stage(CurateRequest(scores, action, text, manifest, label, by, options or {}, skip_bad))
+    if output is not None:
+        write_curated(curated, str(output))
+    return curated.table()
+
+
+def retrain(manifest: Any, output: str, **options: Any) -> dict[str, Any]:
+    """Train and compare, as ``influence retrain``; returns what it writes to ``output``/metrics.json.
+
+    ``options``: ``model`` or ``task``, ``label``, ``input_size``, ``num_classes``, ``mean``, ``std``, ``skip_bad``;
+    ``against``, ``arms`` (name -> manifest), ``test``, ``init``, ``seeds``, ``seed``, ``calibration``,
+    ``keep_checkpoints``, ``pretrained``, ``device``; and the fields of a recipe: ``epochs``, ``lr``, ``batch_size``,
+    ``optimizer``, ``momentum``, ``weight_decay``, ``schedule``, ``augment``.
+    """
+    import dataclasses
+
+    from influence_cli.model.training import Recipe
+    from influence_cli.retrain import RetrainRequest
+    from influence_cli.retrain import retrain as stage
+
+    listener = options.pop("listener", SILENT)
+    split = {
+        kind: {f.name: options.pop(f.name) for f in dataclasses.fields(kind) if f.name in options}
+        for kind in (Recipe, Inputs)
+    }
+    arms = tuple(dict(options.pop("arms", {})).items())
+    request = RetrainRequest(Inputs(manifest, **split[Inputs]), str(output), arms=arms, **options)
+    return stage(request, Recipe(**split[Recipe]), listener)
+
+
+def evaluate(
+    scores: Any,
+    *,
+    manifest: Any = None,
+    budget: str | int | None = None,
+    clean_label: str = "clean_label",
+    label: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """How well each score column finds rows whose label is known to be wrong."""
+    from influence_cli.curate import CurateRequest
+    from influence_cli.evaluate import evaluate as stage
+
+    text = None if budget is None else str(budget)
+    return stage(CurateRequest(scores, budget=text, manifest=manifest, label=label), clean_label, seed)
