@@ -175,6 +175,8 @@ class _Run:
             "init": self._init_digest(),
             "pretrained": self.request.pretrained,
         }
+        if self.spec.task is not None and self.spec.task.loss is not None:
+            recipe["loss"] = loss_of(self.spec.task).name(self.spec.num_classes)
         measured = [self.test, self.base.manifest.rows("val")]
         name = arm_fingerprint(arm, self.base, measured, recipe, self.spec.as_dict(), seed)
         return Path(self.request.output) / "arms" / name

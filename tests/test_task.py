@@ -1,0 +1,410 @@
+"""A model of one's own: the scores are the oracle's, code is known by what it does, and mistakes are explained."""
+
+from __future__ import annotations
+
+import copy
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from influence_cli import api
+from influence_cli.errors import InfluenceError, ManifestError, ModelError, UsageError
+from influence_cli.model.build import load_model
+from influence_cli.model.checkpoints import find_checkpoint
+from influence_cli.model.losses import loss_name
+from influence_cli.model.spec import ModelSpec
+from influence_cli.model.task import Task, weights_digest
+from tests.cases import call_cli, column, digits_table, write
+
+
+def pixels(payload: bytes) -> Tensor:
+    """What the built-in preprocessing of ``digits_run`` does."""
+    image = np.asarray(Image.open(io.BytesIO(payload)).convert("L"))
+    return (torch.from_numpy(image.copy()).float()[None] / 255.0 - 0.5) / 0.5
+
+
+@pytest.fixture(scope="module")
+def model(digits_run: Path) -> nn.Module:
+    checkpoint, carried = find_checkpoint(str(digits_run))
+    assert carried is not None
+    return load_model(ModelSpec.from_dict(carried), checkpoint)
+
+
+class Digits(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """The rows of one split of ``digits``."""
+
+    def __init__(self, split: str, change: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+        self.rows = [r for r in digits_table().to_pylist() if r["split"] == split]
+        self.change = change
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, k: int) -> tuple[Tensor, int]:
+        return self.change(pixels(self.rows[k]["image"])), self.rows[k]["label"]
+
+
+def smoothed(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="none", label_smoothing=0.2)
+
+
+def jittered(x: Tensor) -> Tensor:
+    return x + torch.rand(())
+
+
+def oracle(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
+    """Inner products row by row in float64, by plain autograd."""
+    model = copy.deepcopy(model).double()
+
+    def gradient(rows: Digits) -> list[Tensor]:
+        out = []
+        for k in range(len(rows)):
+            x, y = rows[k]
+            value = loss(model(x[None].double()), torch.tensor([y])).sum()
+            out.append(torch.cat([g.ravel() for g in torch.autograd.grad(value, list(model.parameters()))]))
+        return out
+
+    q = torch.stack(gradient(Digits("val"))).mean(0)
+    return torch.stack([g @ q for g in gradient(Digits("train"))]).numpy()
+
+
+def scores_of(task: Task, store: Path, rows: Any = None, **more: Any) -> np.ndarray:
+    return column(api.score(digits_table() if rows is None else rows, task=task, store=str(store), **more))
+
+
+def close(a: np.ndarray, b: np.ndarray, rounding: float = 2e-6) -> bool:
+    return bool(np.abs(a - b).max() <= rounding * np.abs(b).max())
+
+
+# ---- the numbers ---------------------------------------------------------------------------------------------------
+
+
+def test_transform_and_model_give_the_scores_of_the_built_in_path(
+    tmp_path: Path, digits: Path, digits_run: Path, model: nn.Module
+) -> None:
+    built_in = column(api.score(digits, checkpoint=digits_run, store=None))
+    assert np.array_equal(scores_of(Task(model, pixels), tmp_path), built_in)
+    assert np.array_equal(scores_of(Task(lambda: model, pixels), tmp_path), built_in)
+
+
+@pytest.mark.parametrize("loss", [None, smoothed], ids=["cross-entropy", "own loss"])
+def test_scores_are_the_oracles_from_a_manifest_and_from_a_dataset(loss: Any, tmp_path: Path, model: nn.Module) -> None:
+    plain = lambda z, y: F.cross_entropy(z, y, reduction="none")  # noqa: E731
+    expected = oracle(model, loss or plain)
+    assert close(scores_of(Task(model, pixels, loss), tmp_path), expected)
+    assert close(scores_of(Task(model, None, loss), tmp_path, Digits("train"), target=Digits("val")), expected)
+    exact = scores_of(Task(model, pixels, loss), tmp_path, precision="fp64")
+    assert close(exact, expected, 1e-10)
+
+
+def test_an_own_loss_gives_the_best_label_and_the_loss_column(tmp_path: Path, model: nn.Module) -> None:
+    task = Task(model, pixels, smoothed)
+    table = api.score(digits_table(), task=task, store=str(tmp_path), method=["ip", "loss"])
+    rows = Digits("train")
+    x, y = torch.stack([rows[k][0] for k in range(200)]), torch.tensor([rows[k][1] for k in range(200)])
+    with torch.no_grad():
+        losses = smoothed(model(x), y).numpy()
+    assert np.allclose(column(table, "loss"), losses, atol=1e-5)
+    assert np.allclose(column(table, "score_loss"), -losses, atol=1e-5)
+    best, gain = table.column("best_label").to_numpy(), column(table, "best_label_gain")
+    relabelled = digits_table().to_pylist()
+    k = int(gain[:200].argmax())
+    relabelled[k]["label"] = int(best[k])
+    moved = pa.Table.from_pylist(relabelled, schema=digits_table().schema)
+    assert api.plan(moved, task=task, store=str(tmp_path))["rows_to_compute"] == 0
+    after = scores_of(task, tmp_path, moved)
+    assert after[k] == pytest.approx(column(table)[k] + gain[k], rel=1e-5)
+
+
+def test_the_users_module_is_not_touched(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10)).train()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    scores_of(Task(module, pixels), tmp_path, precision="fp64", method="ip-ensemble")
+    assert module.training
+    assert all(torch.equal(v, before[k]) and v.dtype == torch.float32 for k, v in module.state_dict().items())
+
+
+def test_integer_inputs_reach_the_model_as_they_are(tmp_path: Path) -> None:
+    class Tokens(torch.utils.data.Dataset[tuple[Tensor, int]]):
+        def __len__(self) -> int:
+            return 20
+
+        def __getitem__(self, k: int) -> tuple[Tensor, int]:
+            return torch.tensor([k % 7, k % 3, k % 5]), k % 2
+
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(8, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.table(x).mean(1))
+
+    torch.manual_seed(0)
+    table = api.score(Tokens(), target=Tokens(), task=Task(Bag()), store=None, allow_overlap=True, method="loss")
+    assert np.isfinite(column(table)).all()
+
+
+# ---- what makes it new ---------------------------------------------------------------------------------------------
+
+
+def test_changed_code_computes_everything_and_going_back_nothing(tmp_path: Path, model: nn.Module) -> None:
+    def to_compute(task: Task) -> int:
+        return api.plan(digits_table(), task=task, store=str(tmp_path))["rows_to_compute"]
+
+    brighter = Task(model, lambda b: pixels(b) * 1.02)
+    first = scores_of(Task(model, pixels), tmp_path)
+    assert to_compute(Task(model, pixels)) == 0
+    assert to_compute(brighter) == 200
+    other = scores_of(brighter, tmp_path)
+    assert not close(other, first)
+    assert close(other, column(api.score(digits_table(), task=brighter, store=None)))
+    assert to_compute(Task(model, pixels)) == to_compute(brighter) == 0
+    assert np.array_equal(scores_of(Task(model, pixels), tmp_path), first)
+
+
+class Scaled(nn.Module):
+    """Two architectures with the same weights."""
+
+    def __init__(self, inner: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.inner, self.scale = inner, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) * self.scale
+
+
+def test_changed_architecture_and_changed_loss_are_never_mistaken(tmp_path: Path, model: nn.Module) -> None:
+    tasks = {
+        "plain": Task(Scaled(model, 1.0), pixels),
+        "scaled": Task(Scaled(model, 1.1), pixels),
+        "smoothed": Task(Scaled(model, 1.0), pixels, smoothed),
+        "half": Task(Scaled(model, 1.0), pixels, lambda z, y: 0.5 * F.cross_entropy(z, y, reduction="none")),
+    }
+    warm = {name: scores_of(task, tmp_path) for name, task in tasks.items()}
+    again = {name: scores_of(task, tmp_path) for name, task in tasks.items()}
+    for name, task in tasks.items():
+        cold = column(api.score(digits_table(), task=task, store=None))
+        assert close(warm[name], cold), name
+        assert np.array_equal(warm[name], again[name]), name
+    assert close(warm["half"], 0.25 * warm["plain"])
+
+
+def test_other_weights_are_new_and_the_digest_is_that_of_the_file(tmp_path: Path, model: nn.Module) -> None:
+    safetensors.torch.save_file({k: v.clone() for k, v in model.state_dict().items()}, tmp_path / "w.safetensors")
+    assert weights_digest(model) == find_checkpoint(str(tmp_path / "w.safetensors"))[0].digest
+    scores_of(Task(model, pixels), tmp_path / "s")
+    blank = Task(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), pixels)
+    assert api.plan(digits_table(), task=blank, store=str(tmp_path / "s"))["rows_to_compute"] == 200
+
+
+def test_appended_rows_are_the_only_ones_computed_and_old_probes_may_go(tmp_path: Path, model: nn.Module) -> None:
+    task, rows = Task(model, pixels), digits_table(train=200)
+    few = rows.slice(40, 280)
+    assert api.plan(few, task=task, store=str(tmp_path))["rows_to_compute"] == 160
+    scores_of(task, tmp_path, few)
+    assert api.plan(rows, task=task, store=str(tmp_path))["rows_to_compute"] == 40
+    scores_of(task, tmp_path, rows)
+    other = rows.slice(0, 320).take([*range(40), *range(200, 320)])
+    assert api.plan(other, task=task, store=str(tmp_path))["rows_to_compute"] == 0
+
+
+def test_a_loss_is_named_by_what_it_does() -> None:
+    def same(z: Tensor, y: Tensor) -> Tensor:
+        return -F.log_softmax(z, 1).gather(1, y[:, None])[:, 0]
+
+    plain = lambda z, y: F.cross_entropy(z, y, reduction="none")  # noqa: E731
+    assert loss_name(plain, 4) == loss_name(same, 4) != loss_name(smoothed, 4)
+    weights = torch.tensor([1.0, 1, 1, 1.01])
+    assert loss_name(lambda z, y: F.cross_entropy(z, y, weight=weights, reduction="none"), 4) != loss_name(plain, 4)
+
+
+# ---- datasets ------------------------------------------------------------------------------------------------------
+
+
+def test_curate_and_retrain_from_a_dataset(tmp_path: Path, model: nn.Module) -> None:
+    train, val, test = Digits("train"), Digits("val"), Digits("test")
+    scores = api.score(train, target=val, task=Task(model), store=str(tmp_path / "s"), method=["loss", "ip"])
+    edits = api.curate(scores, manifest=train, budget=20)
+    assert edits.num_rows == 20
+    wrong = {k for k, r in enumerate(train.rows) if r["label"] != r["clean_label"]}
+    assert sum(int(i) in wrong for i in edits.column("id").to_pylist()) >= 10
+    with pytest.raises(UsageError, match="cannot be written as a manifest"):
+        api.curate(scores, manifest=train, output=str(tmp_path / "c.parquet"))
+    with pytest.raises(UsageError, match="does not say where its manifest is"):
+        api.curate(scores)
+    fresh = Task(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    one = api.retrain(train, str(tmp_path / "r"), task=fresh, test=test, epochs=6, lr=0.1)
+    assert one["arms"]["all rows"]["mean"]["accuracy"]["mean"] > 0.5
+    trained = (tmp_path / "r" / "model.safetensors").read_bytes()
+    api.retrain(train, str(tmp_path / "r"), task=fresh, test=test, epochs=6, lr=0.1)
+    assert (tmp_path / "r" / "model.safetensors").read_bytes() == trained
+    assert len(list((tmp_path / "r" / "arms").iterdir())) == 1
+    other = Task(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), loss=smoothed)
+    api.retrain(train, str(tmp_path / "r"), task=other, test=test, epochs=6, lr=0.1)
+    assert (tmp_path / "r" / "model.safetensors").read_bytes() != trained
+
+
+def test_a_dataset_relabelled_in_place_computes_nothing(tmp_path: Path, model: nn.Module) -> None:
+    train, task = Digits("train"), Task(model)
+    before = scores_of(task, tmp_path, train, target=Digits("val"))
+    train.rows[3]["label"] = (train.rows[3]["label"] + 1) % 10
+    assert api.plan(train, target=Digits("val"), task=task, store=str(tmp_path))["rows_to_compute"] == 0
+    after = scores_of(task, tmp_path, train, target=Digits("val"))
+    assert np.flatnonzero(after != before).tolist() == [3]
+
+
+BROKEN: dict[str, tuple[Callable[[nn.Module], Any], type[InfluenceError], str]] = {
+    "random augmentation": (
+        lambda m: api.score(
+            Digits("train", lambda x: x + torch.rand(())), target=Digits("val"), task=Task(m), store=None
+        ),
+        ManifestError,
+        "not the same when it is read again",
+    ),
+    "an empty dataset": (lambda m: api.score([], task=Task(m), store=None), ManifestError, "no rows"),
+    "rows that are no pairs": (
+        lambda m: api.score([torch.zeros(3)], task=Task(m), store=None),
+        ManifestError,
+        "no (input, label)",
+    ),
+    "a label that is no class": (
+        lambda m: api.score([(torch.zeros(3), "cat")], task=Task(m), store=None),
+        ManifestError,
+        "no class number",
+    ),
+    "a payload without a name": (
+        lambda m: api.score([(object(), 1)], task=Task(m), store=None),
+        ManifestError,
+        "no name by content",
+    ),
+    "a transform that fails": (
+        lambda m: api.score(digits_table(), task=Task(m, lambda b: b.nothing), store=None),
+        ModelError,
+        "none of the first",
+    ),
+    "a transform that gives no tensor": (
+        lambda m: api.score(digits_table(), task=Task(m), store=None),
+        ModelError,
+        "none of the first",
+    ),
+    "inputs that the model does not take": (
+        lambda m: api.score(digits_table(), task=Task(m, lambda b: pixels(b)[:, :3]), store=None),
+        ModelError,
+        "fails on inputs of shape",
+    ),
+    "a loss with a reduction": (
+        lambda m: api.score(digits_table(), task=Task(m, pixels, F.cross_entropy), store=None),
+        ModelError,
+        "not one value for each",
+    ),
+    "an output that is no logits": (
+        lambda m: api.score(digits_table(), task=Task(nn.Linear(8, 8), pixels), store=None),
+        ModelError,
+        "not logits [n, C]",
+    ),
+    "a model without parameters": (
+        lambda m: api.score(digits_table(), task=Task(nn.Flatten(), pixels), store=None),
+        UsageError,
+        "selects no parameter",
+    ),
+    "no rows at all": (lambda m: api.score(3.5, task=Task(m), store=None), UsageError, "holds no rows"),
+    "a model that is none": (
+        lambda m: api.score(digits_table(), task=Task(lambda: 3, pixels), store=None),  # type: ignore[arg-type]
+        ModelError,
+        "not a torch module",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(BROKEN))
+def test_mistakes_are_explained(case: str, model: nn.Module) -> None:
+    call, kind, says = BROKEN[case]
+    with pytest.raises(kind) as caught:
+        call(model)
+    assert says in caught.value.what
+    assert caught.value.fix
+
+
+# ---- from the command line ------------------------------------------------------------------------------------------
+
+
+CODE = """
+import io
+import numpy as np, torch
+from PIL import Image
+from torch import nn
+from influence_cli.model.task import Task
+
+def net():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+def task():
+    def transform(payload):
+        image = np.asarray(Image.open(io.BytesIO(payload)).convert("L"))
+        return (torch.from_numpy(image.copy()).float()[None] / 255 - 0.5) / 0.5
+    return Task(net, transform)
+
+number = 3
+def nothing():
+    return None
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a manifest and the user's code, under a module name of its own."""
+    (tmp_path / "own_code_of_a_test.py").write_text(CODE)
+    write(digits_table(), tmp_path / "m.parquet")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "own_code_of_a_test", raising=False)
+    return tmp_path
+
+
+def test_a_python_factory_trains_scores_and_compares(project: Path) -> None:
+    name = "python:own_code_of_a_test:task"
+    trained = call_cli("retrain", "m.parquet", "--model", name, "--epochs", "8", "-o", "run", cwd=project)
+    assert trained.code == 0, trained.err
+    scored = call_cli("score", "m.parquet", "--checkpoint", "run", "-o", "s.parquet", cwd=project)
+    assert scored.code == 0, scored.err
+    weights = ("--model", name, "--checkpoint", "run/model.safetensors", "--isolated")
+    again = call_cli("score", "m.parquet", *weights, "-o", "t.parquet", cwd=project)
+    assert again.code == 0, again.err
+    plain = ("--model", "python:own_code_of_a_test:net", "--mean", "0.5", "--std", "0.5")
+    state = safetensors.torch.load_file(project / "run" / "model.safetensors")
+    torch.save(state, project / "w.pt")
+    third = call_cli("score", "m.parquet", *plain, "--checkpoint", "w.pt", "-o", "u.parquet", cwd=project)
+    assert third.code == 0, third.err
+    first, second, last = (column(pq.read_table(project / f"{n}.parquet")) for n in "stu")
+    assert np.array_equal(first, second)
+    assert close(last, first)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "says"),
+    [
+        ("python:own_code_of_a_test", (), "cannot read model"),
+        ("python:no_such_module_at_all:task", (), "cannot import"),
+        ("python:own_code_of_a_test:absent", (), "cannot import"),
+        ("python:own_code_of_a_test:number", (), "is no function"),
+        ("python:own_code_of_a_test:nothing", (), "made a NoneType"),
+        ("python:own_code_of_a_test:net", (), "does not say how images become its input"),
+    ],
+)
+def test_factories_that_cannot_work_are_exit_2(project: Path, name: str, more: tuple[str, ...], says: str) -> None:
+    torch.save({}, project / "w.pt")
+    ran = call_cli("score", "m.parquet", "--model", name, "--checkpoint", "w.pt", *more, cwd=project)
+    assert ran.code == 2
+    assert says in ran.err
