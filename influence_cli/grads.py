@@ -98,10 +98,13 @@ def _measure(job: Job, work: Work, point: Point, payloads: dict[int, Payload], w
 
     assert job.model is not None
     wanted = {name: job.objectives[name] for name in work.directions}
+    started = time.perf_counter()
     with job.listener.progress(f"direction, {what}", len(job.target), "target rows") as progress:
         measured = measure_directions(
             point, job.model, job.target, payloads, wanted, batch_size(job), job.runtime.workers, progress
         )
+    took = time.perf_counter() - started
+    job.store.write_timing(timing_key(job, True, target=True), took / len(job.target))
     for objective, m in measured.items():
         about = {**m.meta, "objective": objective, "halves": m.half is not None}
         if m.half is not None and work.halves:

@@ -16,6 +16,8 @@ from influence_cli.manifest import Rows
 from influence_cli.store import Keys
 from influence_cli.store.shards import unique
 
+Rates = dict[str, float]  # seconds per row, by kind of pass
+
 
 @dataclass(frozen=True)
 class Work:
@@ -67,33 +69,56 @@ def missing_work(job: Job) -> list[Work]:
     return work
 
 
-def describe_plan(job: Job, work: list[Work]) -> dict[str, Any]:
-    """The plan as plain values: per member what is stored and what will run and why; passes, seconds, bytes."""
+def known_rates(job: Job) -> Rates:
+    """Seconds per row as they were last measured, by kind of pass: outputs, tangents, target."""
+    if job.model is None:
+        return {}
+    found = {
+        "outputs": job.store.timing(timing_key(job, False)),
+        "tangents": job.store.timing(timing_key(job, True)),
+        "target": job.store.timing(timing_key(job, True, target=True)),
+    }
+    return {kind: rate for kind, rate in found.items() if rate is not None}
+
+
+def needed_rates(work: list[Work]) -> set[str]:
+    """The kinds of pass that the work holds."""
+    kinds = {"target" for w in work if w.directions}
+    return kinds | {"tangents" if w.tangents else "outputs" for w in work if w.rows}
+
+
+def describe_plan(job: Job, work: list[Work], estimated: Rates | None = None) -> dict[str, Any]:
+    """The plan as plain values: per member what is stored and what will run and why; passes, seconds, bytes.
+
+    ``seconds`` come from rates that earlier runs measured, else from ``estimated`` ones; None where none is known.
+    """
     n = len(job.payload_keys) if job.method_members else 0
     classes = job.model.num_classes if job.model else 0
     itemsize = 8 if job.spec.precision == "fp64" else 4
+    measured = known_rates(job)
+    rates = {**(estimated or {}), **measured}
     steps: list[dict[str, Any]] = []
     for position, w in enumerate(work):
         directions = len(w.tangents) + len(w.halves)
         cells = len(w.outputs) + sum(len(k) for k in (*w.tangents.values(), *w.halves.values()))
-        rate = job.store.timing(timing_key(job, bool(w.tangents)))
         forward = (1 + 2 * len(w.tangents)) if w.tangents else 1
         steps.append(
             {
                 "member": position,
                 "dropout": None if w.member.dropout is None else w.member.dropout.rate,
                 "target_rows_to_pass": len(job.target) if w.directions else 0,
+                "target_passes": 3 if w.directions else 0,  # a forward, and a backward of twice that
                 "rows": n,
                 "rows_stored": n - w.rows,
                 "rows_to_compute": w.rows,
                 "why": _why(w, n),
                 "forward_passes": 0 if w.rows == 0 else forward,
                 "directions": directions,
-                "seconds": None if rate is None else round(rate * w.rows, 1),
+                "seconds": _seconds(job, w, rates),
                 "bytes": cells * (16 + classes * itemsize),
             }
         )
-    seconds = [s["seconds"] for s in steps if s["rows_to_compute"]]
+    seconds = [s["seconds"] for s in steps]
     return {
         "schema_version": 1,
         "store": str(job.store.root) if job.runtime.store else "temporary, thrown away at the end",
@@ -104,15 +129,24 @@ def describe_plan(job: Job, work: list[Work]) -> dict[str, Any]:
         "steps": steps,
         "rows_to_compute": sum(s["rows_to_compute"] for s in steps),
         "seconds": None if any(s is None for s in seconds) else round(sum(seconds), 1),
+        "seconds_are": "measured" if needed_rates(work) <= set(measured) else "estimated",
         "bytes": sum(s["bytes"] for s in steps),
     }
 
 
-def timing_key(job: Job, tangents: bool) -> str:
-    """Under what name the measured seconds per row are kept."""
+def _seconds(job: Job, work: Work, rates: Rates) -> float | None:
+    """Seconds of one member's work; None where a rate that it needs is not known."""
+    if not needed_rates([work]) <= set(rates):
+        return None
+    rows = work.rows * rates["tangents" if work.tangents else "outputs"] if work.rows else 0.0
+    return round(rows + (len(job.target) * rates["target"] if work.directions else 0.0), 1)
+
+
+def timing_key(job: Job, tangents: bool, target: bool = False) -> str:
+    """Under what name the measured seconds per training row, or per target row of a direction's pass, are kept."""
     assert job.model is not None
     shape = "x".join(str(s) for s in job.model.shape)
-    kind = job.spec.params if tangents else "outputs"
+    kind = ("target " if target else "") + (job.spec.params if tangents else "outputs")
     return f"{job.model.name} {shape} {kind} {job.spec.precision} {job.runtime.device}"
 
 

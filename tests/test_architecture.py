@@ -25,8 +25,10 @@ LAYERS = (
     {"tables", "row_checks", "payloads", "manifest", "in_memory", "sources"},
     {"model", "methods", "objectives", "actions", "report"},
     {
+        "usable_rows",
         "job",
         "plan",
+        "estimate",
         "ingest",
         "reliability",
         "first_look",
@@ -40,7 +42,7 @@ LAYERS = (
     },
     {"api"},
     {"cli", "__init__", "__main__"},
-)  # fmt: skip
+)
 
 
 def part_of(path: Path) -> str:

@@ -97,9 +97,14 @@ def fitting(names: list[str], cells: list[list[str]], stream: IO[str]) -> tuple[
 
 def plan(settings: Settings, job: Job) -> None:
     """What would run: as JSON in a pipe or when asked, as a table for people."""
-    from influence_cli.plan import describe_plan, missing_work
+    from influence_cli.plan import describe_plan, known_rates, missing_work, needed_rates
 
-    described = describe_plan(job, missing_work(job))
+    work, estimated = missing_work(job), {}
+    if not needed_rates(work) <= set(known_rates(job)):
+        from influence_cli.estimate import estimated_rates
+
+        estimated = estimated_rates(job, work)
+    described = describe_plan(job, work, estimated)
     if settings["format"] == "json" or (settings["format"] == "auto" and not sys.stdout.isatty()):
         print_json(described)
         return
@@ -117,7 +122,9 @@ def plan(settings: Settings, job: Job) -> None:
         ]
         for s in described["steps"]
     ]
-    print_table(f"store: {described['store']}", header, rows, terminal(), sys.stdout)
+    print_table(
+        f"store: {described['store']}; seconds are {described['seconds_are']}", header, rows, terminal(), sys.stdout
+    )
 
 
 def run_summary(job: Job, origin: dict[str, Any], done: str) -> None:

@@ -30,7 +30,7 @@ def select_parameters(model: nn.Module, selection: str) -> dict[str, Tensor]:
     tensors = {id(named[n]) for n in chosen}  # a tied tensor is chosen by any of its names
     out = {n: p.detach() for n, p in model.named_parameters() if id(p) in tensors and p.is_floating_point()}
     if not out:
-        fix = f"names look like {next(iter(named))!r}" if named else "the model has no parameters: there is no influence"
+        fix = f"names look like {next(iter(named))!r}" if named else "the model has no parameters"
         raise UsageError(f"--params {selection!r} selects no parameter", fix=fix)
     return out
 

@@ -110,8 +110,8 @@ def _refuse_contradictions(inputs: Inputs, spec: ModelSpec) -> None:
         ("--model", inputs.model, spec.name),
         ("--num-classes", inputs.num_classes, spec.num_classes),
         ("--input-size", inputs.input_size, spec.shape[-1] if image else None),
-        ("--mean", inputs.mean, spec.mean if image else None),
-        ("--std", inputs.std, spec.std if image else None),
+        ("--mean", _wide(inputs.mean, spec), spec.mean if image else None),
+        ("--std", _wide(inputs.std, spec), spec.std if image else None),
         ("--interpolation", inputs.interpolation, spec.interpolation if image else None),
         ("--crop", inputs.crop, spec.crop if image else None),
     ):
@@ -166,14 +166,18 @@ def _overridden(inputs: Inputs, spec: ModelSpec) -> ModelSpec:
         if values is not None and len(values) not in (1, channels):
             fix = f"give one number, or one for each of the {channels} channels"
             raise UsageError(f"{flag} {_shown(values)} has {len(values)} numbers", fix=fix)
-    wide = lambda values: values if len(values) == channels else values * channels  # noqa: E731
     return replace(
         spec,
-        mean=spec.mean if inputs.mean is None else wide(inputs.mean),
-        std=spec.std if inputs.std is None else wide(inputs.std),
+        mean=_wide(inputs.mean, spec) or spec.mean,
+        std=_wide(inputs.std, spec) or spec.std,
         interpolation=inputs.interpolation or spec.interpolation,
         crop=inputs.crop or spec.crop,
     )
+
+
+def _wide(values: tuple[float, ...] | None, spec: ModelSpec) -> tuple[float, ...] | None:
+    """One number for each channel, where one was given for all."""
+    return values * spec.shape[0] if values is not None and len(values) == 1 and spec.kind == "image" else values
 
 
 def _image_shape(manifest: Manifest) -> tuple[int, int, int]:
