@@ -24,7 +24,10 @@ LAYERS = (
     {"store", "settings"},
     {"tables", "payloads", "manifest", "sources"},
     {"model", "methods", "objectives", "actions", "report"},
+    {"edited"},
+    {"exports"},
     {"job", "plan", "ingest", "reliability", "grads", "score", "curate", "gate", "arms", "retrain", "evaluate"},
+    {"export"},
     {"cli", "__init__", "__main__"},
 )
 
