@@ -46,7 +46,7 @@ def prepare(task: Task) -> Prepared:
             f"the source is {source.suffix} and the export would be {task.place.suffix}",
             fix=f"name it {source.suffix}",
         )
-    header, records = read_records(source)
+    mark, header, records = read_records(source)
     matched = match(task, open_source(str(source), origin.columns).tables(), str(source))
     if len(records) != len(matched.keep):
         raise ManifestError(
@@ -55,7 +55,7 @@ def prepare(task: Task) -> Prepared:
             fix="write it with one row a line, or export as another form",
         )
     notes = list(matched.notes)
-    data = _edited(task, origin, source, header, records, matched, notes)
+    data = mark + _edited(task, origin, source, header, records, matched, notes)
     return Prepared(lambda place: place.write_bytes(data), int(matched.keep.sum()), notes)
 
 
@@ -63,14 +63,15 @@ def _delimiter(path: Path) -> bytes:
     return b"\t" if path.suffix.lower() == ".tsv" else b","
 
 
-def read_records(path: Path) -> tuple[Record, list[Record]]:
-    """The header and the rows of a CSV or TSV file, field by field as they are written; empty lines are no rows."""
+def read_records(path: Path) -> tuple[bytes, Record, list[Record]]:
+    """The byte order mark, header and rows of a CSV or TSV file, as they are written; empty lines are no rows."""
     delimiter, data = _delimiter(path), path.read_bytes()
     escaped = re.escape(delimiter)
     field = re.compile(rb'((?:"(?:[^"]|"")*")?[^\r\n' + escaped + rb"]*)(" + escaped + rb"|\r\n|\r|\n|\Z)")
     line = re.compile(rb"([^\r\n]*)(\r\n|\r|\n|\Z)")
     records: list[Record] = []
-    position = len(_BOM) if data.startswith(_BOM) else 0
+    mark = _BOM if data.startswith(_BOM) else b""
+    position = len(mark)
     while position < len(data):
         plain = line.match(data, position)
         assert plain is not None
@@ -85,7 +86,7 @@ def read_records(path: Path) -> tuple[Record, list[Record]]:
                 end, position = found[2], found.end()
         if fields != [b""]:
             records.append(Record(fields, end))
-    return records[0], records[1:]
+    return mark, records[0], records[1:]
 
 
 def _edited(
@@ -104,7 +105,9 @@ def _edited(
     delimiter = _delimiter(source)
     if weighted and weight_at is None:
         header = Record([*header.fields, b"weight"], header.end)
-    for k in np.flatnonzero(matched.keep).tolist():
+    kept = np.flatnonzero(matched.keep).tolist()
+    last_end = records[-1].end if records else b""
+    for k in kept:
         record = records[k]
         fields = list(record.fields)
         if matched.relabelled[k]:
@@ -119,11 +122,14 @@ def _edited(
             there = rebase(path, source.parent, task.place.parent)
             if there != path:
                 fields[image_at] = _quoted(there, delimiter)
-        records[k] = Record(fields, record.end or header.end)
+        records[k] = Record(fields, record.end)
     if moved and image_at is not None:
         notes.append(f"relative paths in column {image} count from {task.place.parent} now")
-    kept = [records[k] for k in np.flatnonzero(matched.keep).tolist()]
-    return b"".join(delimiter.join(r.fields) + r.end for r in (header, *kept))
+    lines = [delimiter.join(r.fields) for r in (header, *(records[k] for k in kept))]
+    ends = [records[k].end or header.end for k in kept]
+    if kept and not last_end:
+        ends[-1] = b""
+    return b"".join(line + end for line, end in zip(lines, [header.end, *ends], strict=True))
 
 
 def _unquoted(raw: bytes) -> str:

@@ -6,6 +6,7 @@ folder of its new class.  Where two files would have one name, the one that move
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -19,6 +20,7 @@ from influence_cli.exports.protocol import LINKS, Prepared, Task, stored
 from influence_cli.sources.image_folder import EXTENSIONS
 
 _SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif"}
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)
 _LONGEST = 255  # bytes of one name, on the usual file systems
 
 
@@ -203,8 +205,10 @@ def _link(how: str, source: Path, file: Path, final: Path) -> None:
         else:
             shutil.copy2(target, file)
     except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
         raise ManifestError(
-            f"cannot make a {how} link ({error.strerror})" if how != "copy" else f"cannot copy ({error.strerror})",
+            f"cannot make a {how} link ({error.strerror})",
             where=str(source),
             fix="pass --link copy, or export to the same disk",
         ) from error
