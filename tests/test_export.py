@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,26 @@ def test_numbered_classes_keep_their_order_as_folders(tmp_path: Path) -> None:
     assert pairs[0] == pairs[1]
 
 
+def test_two_classes_of_one_name_are_not_mixed(tmp_path: Path) -> None:
+    table = pa.table({"id": ["a", "b"], "image": [picture(0), picture(1)], "label": [0, 1]})
+    write(table.replace_schema_metadata({"classes": '["same", "same"]'}), tmp_path / "m.parquet")
+    scores(tmp_path, {})
+    export = [*asked("trim", 0), "--export", "out", "--export-as", "folder"]
+    refused(*export, cwd=tmp_path, says="class 1 is named 'same', which cannot be a folder: class 0 has it")
+
+
+def test_hidden_sub_folders_and_odd_names_stay(tmp_path: Path) -> None:
+    names = ["cat/.cache/1.png", "cat/a\\b\n.png", "dog/..x/.y/2.png", "dog/*?.png"]
+    for k, name in enumerate(names):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(picture(k))
+    run("manifest", "photos", "-o", "m.parquet", "--split", "100/0/0", cwd=tmp_path)
+    scores(tmp_path, {"dog/..x/.y/2.png": 0})
+    curate(tmp_path, "relabel", 1, "--export", "out")
+    moved = {name.replace("dog/..x", "cat/..x"): picture(k) for k, name in enumerate(names)}
+    assert files(tmp_path / "out") == moved
+
+
 # ---- CSV and JSONL ------------------------------------------------------------------------------------------------
 
 
@@ -261,6 +282,26 @@ def csv_source(root: Path, end: str = "\r\n") -> Path:
             lines.append(f"img/missing-{k}.png,bad,Cat,0,x")
     (root / "data" / "rows.csv").write_bytes(end.join(lines).encode() + (b"" if end == "\n" else end.encode()))
     return root / "data" / "rows.csv"
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_embedded_images_that_changed_on_disk_are_refused(tmp_path: Path, name: str) -> None:
+    for k in range(4):
+        (tmp_path / f"{k}.png").write_bytes(picture(k))
+    rows = [{"path": f"{k}.png", "label": "ab"[k % 2]} for k in range(4)]
+    text = "path,label\n" + "".join(f"{r['path']},{r['label']}\n" for r in rows)
+    (tmp_path / name).write_text(text if name == "rows.csv" else "".join(json.dumps(r) + "\n" for r in rows))
+    run("manifest", name, "--embed", "--split", "100/0/0", "-o", "m.parquet", cwd=tmp_path)
+    scores(tmp_path, {"row-1": None})
+    curate(tmp_path, "trim", 1, "--export", f"out-{name}")
+    assert (
+        len((tmp_path / f"out-{name}").read_text().splitlines()) == len((tmp_path / name).read_text().splitlines()) - 1
+    )
+    (tmp_path / "2.png").write_bytes(picture(77))
+    export = [*asked("trim", 1), "--export", f"again-{name}"]
+    refused(*export, cwd=tmp_path, says="2.png has changed since it was embedded")
+    (tmp_path / "2.png").unlink()
+    refused(*export, cwd=tmp_path, says="2.png is not there any more")
 
 
 @pytest.mark.parametrize("end", ["\r\n", "\n"])
@@ -432,6 +473,18 @@ def test_a_saved_dataset_comes_back_with_its_columns_and_features(tmp_path: Path
     assert read_origin(pq.read_schema(tmp_path / "c.parquet")) is not None
 
 
+def test_caches_beside_a_saved_dataset_are_no_change_of_it(tmp_path: Path) -> None:
+    saved_dataset(tmp_path)
+    run("manifest", "saved", "-o", "m.parquet", cwd=tmp_path)
+    scores(tmp_path, {"train-0": None})
+    (tmp_path / "saved" / "train" / "cache-0123.arrow").write_bytes(b"cache")
+    curate(tmp_path, "trim", 1, "--export", "out")
+    assert sum(1 for _ in rows_of(tmp_path / "out")) == 25
+    state = tmp_path / "saved" / "test" / "state.json"
+    state.write_text(state.read_text() + " ")
+    refused(*asked("trim", 1), "--export", "more", cwd=tmp_path, says="the source has changed")
+
+
 def test_a_new_saved_dataset_has_images_classes_and_splits(tmp_path: Path) -> None:
     photos(tmp_path)
     run("manifest", "photos", "-o", "m.parquet", cwd=tmp_path)
@@ -459,6 +512,9 @@ def test_arrays_come_back_under_their_names(tmp_path: Path) -> None:
         "info": np.array(["a", "b"]),
     }
     np.savez_compressed(tmp_path / "a.npz", **arrays)  # pyright: ignore[reportArgumentType]
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive, archive.open("file.npy", "w") as handle:
+        np.lib.format.write_array(handle, np.arange(3))  # a name that savez would not take
+    arrays["file"] = np.arange(3)
     run("manifest", "a.npz", "-o", "m.parquet", cwd=tmp_path)
     scores(tmp_path, {"train-4": 2})
     curate(tmp_path, "relabel", 1, "-o", "c.parquet", "--export", "relabelled.npz")
@@ -646,6 +702,15 @@ def test_an_export_combines_with_a_manifest_and_edits_and_is_enough_alone(from_c
     assert (from_csv / "all.csv").read_bytes() == (from_csv / "alone.csv").read_bytes()
     assert pq.read_table(from_csv / "c.parquet").num_rows == 11
     assert (from_csv / "e.csv").exists()
+
+
+def test_edits_may_stand_in_the_folder_that_is_exported(tmp_path: Path) -> None:
+    photos(tmp_path)
+    run("manifest", "photos", "-o", "m.parquet", cwd=tmp_path)
+    scores(tmp_path, {"train/cat/0.png": None})
+    curate(tmp_path, "trim", 1, "--export", "out", "--edits", "out/edits.csv")
+    assert len(files(tmp_path / "out")) == 36
+    assert "train/cat/0.png" in (tmp_path / "out" / "edits.csv").read_text()
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,11 @@ def _write_curation(settings: Settings, curated: Curated, export: Export | None)
     from influence_cli.curate import write_curated
     from influence_cli.tables import write_table
 
+    if export is not None:
+        export.write()
+        show.terminal().note(export.sentence())
+        for note in export.notes:
+            show.terminal().note(f"  {note}")
     if settings["edits"]:
         write_table(curated.table(), settings["edits"])
     if settings["output"]:
@@ -94,11 +99,6 @@ def _write_curation(settings: Settings, curated: Curated, export: Export | None)
             show.terminal().note(
                 f"next: influence retrain {settings['output']} --against {locator} --model NAME --seeds 3 -o RUN"
             )
-    if export is not None:
-        export.write()
-        show.terminal().note(export.sentence())
-        for note in export.notes:
-            show.terminal().note(f"  {note}")
     if not (settings["output"] or settings["edits"] or export):
         show.table(settings, curated.table(), sort_by=None)
 

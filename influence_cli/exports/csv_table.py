@@ -14,7 +14,7 @@ import numpy as np
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.exports.matched import Matched, match, spellings
 from influence_cli.exports.plain import plain_rows
-from influence_cli.exports.protocol import Prepared, Task, rebase
+from influence_cli.exports.protocol import Prepared, Task, rebase, same_images
 from influence_cli.sources import open_source
 from influence_cli.sources.origin import Origin
 from influence_cli.sources.protocol import IMAGE_NAMES, LABEL_NAMES, pick
@@ -54,6 +54,7 @@ def prepare(task: Task) -> Prepared:
             where=str(source),
             fix="write it with one row a line, or export as another form",
         )
+    same_images(task, source.parent)
     notes = list(matched.notes)
     data = mark + _edited(task, origin, source, header, records, matched, notes)
     return Prepared(lambda place: place.write_bytes(data), int(matched.keep.sum()), notes)

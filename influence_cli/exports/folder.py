@@ -53,10 +53,12 @@ def _class_folders(task: Task) -> dict[int, str]:
     wide = len(str(used - 1))
     named = len(edited.manifest.classes or ())
     folders = {c: edited.class_name(c) if c < named else str(c).zfill(wide) for c in range(used)}
-    needed = set(np.unique(edited.labels[edited.keep]).tolist())
-    for c, name in folders.items():
-        why = _unusable(name)
-        if why and c in needed:
+    seen: dict[str, int] = {}
+    for c in np.unique(edited.labels[edited.keep]).tolist():
+        name = folders[c]
+        first = seen.setdefault(name, c)
+        why = _unusable(name) or (f"class {first} has it" if first != c else "")
+        if why:
             raise ManifestError(
                 f"class {c} is named {name!r}, which cannot be a folder: {why}",
                 where=task.edited.manifest.source,
@@ -110,7 +112,7 @@ def _source_place(row_id: str, splits: bool, classes: set[str]) -> tuple[tuple[s
     parts = PurePosixPath(row_id).parts
     at = 1 if splits else 0
     usual = len(parts) >= at + 2 and parts[at] in classes and "/".join(parts) == row_id
-    if not usual or any(_unusable(p) for p in parts):
+    if not usual or ".." in parts or row_id.startswith("/"):
         return None
     return parts[:at], parts[at], "/".join(parts[at + 1 :])
 

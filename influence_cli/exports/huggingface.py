@@ -55,17 +55,16 @@ def _write_again(task: Task, origin: Origin, source: Path, matched: Matched, pla
     for folder in parts.values():
         info = {k: v for k, v in read_description(folder / "dataset_info.json").items() if k not in _SIZES}
         state = {**_STATE, **read_description(folder / "state.json")}
-        label = pick(list(info["features"]), origin.columns.label, LABEL_NAMES, "label", str(folder))
-        assert label is not None
-        if weighted:
+        if weighted and info.get("features"):
             info["features"] = {**info["features"], "weight": _WEIGHT}
 
-        def tables(folder: Path = folder, label: str = label, first: int = first) -> Iterator[pa.Table]:
+        def tables(folder: Path = folder, first: int = first) -> Iterator[pa.Table]:
             for file in data_files(folder):
                 for table in read_stream(file):
                     here = slice(first, first + table.num_rows)
                     first += table.num_rows
-                    yield _edited(task, table, label, matched, here, weighted)
+                    label = pick(table.column_names, origin.columns.label, LABEL_NAMES, "label", str(folder))
+                    yield _edited(task, table, str(label), matched, here, weighted)
 
         first += sum(t.num_rows for file in data_files(folder) for t in read_stream(file))
         _save(place / folder.relative_to(source), tables(), info, state)
@@ -94,7 +93,7 @@ def _edited(task: Task, table: pa.Table, label: str, matched: Matched, here: sli
 def _save(folder: Path, tables: Iterable[pa.Table], info: dict[str, Any], state: dict[str, Any]) -> None:
     """One dataset: its rows in one Arrow stream, and what describes them."""
     folder.mkdir(parents=True, exist_ok=True)
-    described = {"huggingface": json.dumps({"info": {"features": info["features"]}}, ensure_ascii=False)}
+    described = {"huggingface": json.dumps({"info": {"features": info.get("features")}}, ensure_ascii=False)}
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(pa.OSFile(str(folder / _FILE), "wb"))
         writer = None

@@ -12,13 +12,13 @@ import numpy as np
 from influence_cli.errors import ManifestError
 from influence_cli.exports.matched import Matched, match, spellings
 from influence_cli.exports.plain import plain_rows
-from influence_cli.exports.protocol import Prepared, Task, rebase
+from influence_cli.exports.protocol import Prepared, Task, rebase, same_images
 from influence_cli.sources import open_source
 from influence_cli.sources.origin import Origin
 from influence_cli.sources.protocol import IMAGE_NAMES, LABEL_NAMES, pick
 
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(strict=False)  # control characters in texts stay as they are
 
 
 @dataclass
@@ -60,6 +60,7 @@ def prepare(task: Task) -> Prepared:
             where=str(source),
             fix="write it with one object a line, or export as another form",
         )
+    same_images(task, source.parent)
     notes = list(matched.notes)
     return _lines(_edited(task, origin, source, records, matched, notes), notes)
 
@@ -70,14 +71,21 @@ def _lines(lines: list[str], notes: list[str]) -> Prepared:
 
 
 def read_objects(path: Path) -> list[Record]:
-    """The objects of a JSONL file, each as it is written."""
-    text = path.read_bytes().decode()
+    """The objects of a JSONL file, each as it is written.
+
+    Raises:
+        ManifestError: it is not JSON.
+    """
     records: list[Record] = []
-    position = _after_space(text, 0)
-    while position < len(text):
-        end, spans = _object(text, position)
-        records.append(Record(text[position:end], {n: (a - position, b - position) for n, (a, b) in spans.items()}))
-        position = _after_space(text, end)
+    try:
+        text = path.read_bytes().decode()
+        position = _after_space(text, 0)
+        while position < len(text):
+            end, spans = _object(text, position)
+            records.append(Record(text[position:end], {n: (a - position, b - position) for n, (a, b) in spans.items()}))
+            position = _after_space(text, end)
+    except (ValueError, IndexError) as error:
+        raise ManifestError(f"cannot be parsed ({error})", where=str(path), fix="check the file") from error
     return records
 
 
@@ -121,12 +129,12 @@ def _edited(
         if matched.reweighted[k] or (weighted and "weight" not in names):
             values["weight"] = repr(float(matched.weight[k]))
         if moved and image is not None:
-            path = json.loads(record.raw(image))
+            path = _DECODER.decode(record.raw(image))
             there = rebase(path, source.parent, task.place.parent) if isinstance(path, str) else path
             if there != path:
                 values[image] = json.dumps(there, ensure_ascii=False)
         text = record.replaced(values)
-        lines.append(text if "\n" not in text else json.dumps(json.loads(text), ensure_ascii=False))
+        lines.append(text if "\n" not in text else json.dumps(_DECODER.decode(text), ensure_ascii=False))
     if moved:
         notes.append(f"relative paths in {image} count from {task.place.parent} now")
     return lines

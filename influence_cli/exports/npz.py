@@ -97,5 +97,10 @@ def _pixels(encoded: bytes) -> NDArray[np.uint8]:
 
 
 def _save(place: Path, arrays: Arrays, packed: bool) -> None:
-    with open(place, "wb") as handle:  # by handle: numpy appends .npz to a path that has it not
-        (np.savez_compressed if packed else np.savez)(handle, allow_pickle=False, **arrays)
+    """As ``numpy.savez`` does, but that any name of an array will do, and that nothing is ever pickled."""
+    with zipfile.ZipFile(place, "w") as archive:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.compress_type = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
+            with archive.open(entry, "w", force_zip64=True) as handle:
+                np.lib.format.write_array(handle, array, allow_pickle=False)

@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.edited import Edited
+from influence_cli.errors import ManifestError
 from influence_cli.payloads import Payload, payload_batches, payload_values
 from influence_cli.sources.origin import Origin
 
@@ -67,6 +68,25 @@ def stored(
         chosen = column.take(pa.array(here))
         values = payload_values(chosen, manifest.kind, task.folder)
         yield from zip((first + here).tolist(), values, _names(chosen, manifest.kind), strict=True)
+
+
+def same_images(task: Task, folder: Path) -> None:
+    """Check that images that were embedded are still those that the source names, which the export names again.
+
+    Raises:
+        ManifestError: one is gone, or has changed.
+    """
+    manifest = task.edited.manifest
+    for row, value, name in stored(task):
+        if not isinstance(value, bytes) or name is None:
+            continue
+        file = folder / name
+        if not file.is_file() or file.read_bytes() != value:
+            raise ManifestError(
+                f"{name} has changed since it was embedded" if file.is_file() else f"{name} is not there any more",
+                where=f"{manifest.source}, row id={manifest.ids[row]}",
+                fix="run `influence manifest` and `influence score` again, or pass --export-as folder",
+            )
 
 
 def rebase(path: str, old: Path, new: Path) -> str:

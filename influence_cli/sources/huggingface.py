@@ -60,6 +60,15 @@ def data_files(folder: Path) -> list[Path]:
     return [folder / file["filename"] for file in read_description(folder / "state.json")["_data_files"]]
 
 
+def dataset_files(root: Path) -> list[Path]:
+    """Every file that rows are read from or described by; caches that may lie beside them are none."""
+    index = root / "dataset_dict.json"
+    files = [index] if index.exists() else []
+    for folder in split_folders(root).values():
+        files += [folder / "dataset_info.json", folder / "state.json", *data_files(folder)]
+    return files
+
+
 def read_description(path: Path) -> dict[str, Any]:
     """One of the dataset's JSON files.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from influence_cli.errors import ManifestError
+from influence_cli.sources.huggingface import dataset_files
 from influence_cli.sources.protocol import Columns, Source
 from influence_cli.store.files import file_digest
 from influence_cli.store.keys import canonical_json, fingerprint
@@ -105,6 +106,6 @@ def content_digest(path: Path, form: str) -> str | None:
         return None
     if path.is_file():
         return file_digest(path)
-    files = parquet_files(str(path)) if form == "parquet" else sorted([*path.rglob("*.arrow"), *path.rglob("*.json")])
+    files = parquet_files(str(path)) if form == "parquet" else dataset_files(path)
     named = [[file.relative_to(path).as_posix(), file_digest(file)] for file in files]
     return fingerprint("source", 1, files=named)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -64,7 +65,12 @@ def replacing_folder(path: Path) -> Generator[Path]:
     temporary = _beside(path)
     try:
         yield temporary
-        os.rename(temporary, path)
+        try:
+            os.rename(temporary, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise StoreError(f"{path} has been written by somebody else", fix="give a new place") from error
     except PermissionError as error:
         raise StoreError(f"cannot write {path}: {error.strerror}", fix="pick a writable place") from error
     finally:
