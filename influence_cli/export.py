@@ -55,7 +55,7 @@ def prepare_export(curated: Curated, request: ExportRequest) -> Export:
     origin = read_origin(read_schema(manifest.files[0]))
     form = choose_form(request.form, origin, request.path)
     place = Path(os.path.abspath(request.path))
-    _check_place(place, origin, manifest.files[0].parent)
+    _check_place(place, request.path, origin, manifest.files[0].parent)
     task = Task(
         edited=curated.after(),
         origin=origin,
@@ -70,7 +70,7 @@ def prepare_export(curated: Curated, request: ExportRequest) -> Export:
     return Export(form, request.path, prepared.rows, prepared.notes, lambda: _write(form, place, prepared))
 
 
-def _check_place(place: Path, origin: Origin | None, folder: Path) -> None:
+def _check_place(place: Path, named: str, origin: Origin | None, folder: Path) -> None:
     """Refuse to overwrite anything, and to write into the source.
 
     Raises:
@@ -78,12 +78,12 @@ def _check_place(place: Path, origin: Origin | None, folder: Path) -> None:
     """
     if place.is_dir() and not place.is_symlink():
         if any(place.iterdir()):
-            raise UsageError(f"--export {place} is not empty", fix="give a new place: nothing is overwritten")
+            raise UsageError(f"--export {named} is not empty", fix="give a new place: nothing is overwritten")
     elif os.path.lexists(place):
-        raise UsageError(f"--export {place} is there already", fix="give a new place: nothing is overwritten")
+        raise UsageError(f"--export {named} is there already", fix="give a new place: nothing is overwritten")
     source = None if origin is None else origin.path(folder).resolve()
     if source is not None and source in (Path(os.path.realpath(place)), *Path(os.path.realpath(place)).parents):
-        raise UsageError(f"--export {place} is inside of the source", fix="give a place outside of it")
+        raise UsageError(f"--export {named} is inside of the source", fix="give a place outside of it")
 
 
 def _write(form: str, place: Path, prepared: Prepared) -> None:

@@ -18,8 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from pyarrow import csv as pa_csv
 
+from influence_cli.exports.csv_table import read_records
+from influence_cli.exports.json_lines import read_objects
 from influence_cli.manifest import open_manifest
 from influence_cli.sources import Columns, open_source
 from influence_cli.sources.origin import read_origin
@@ -399,6 +404,44 @@ def test_json_lines_keep_their_text_but_for_what_was_edited(tmp_path: Path) -> N
     assert [w.pop("weight") for w in weighted] == open_manifest(tmp_path / "w.parquet").weights().tolist()
     originals = [json.loads(line) for line in expected]
     assert weighted == [{**o, "image": f"../{o['image']}"} for o in originals]
+
+
+TEXT = pa_csv.ConvertOptions(column_types={"x": pa.string(), "y": pa.string()})
+PIECES = ["a", "b", ",", ",", '"', '""', "\n", "\r\n", "\r", "é", " "]
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.lists(st.sampled_from(PIECES), min_size=1, max_size=12).map("".join))
+def test_csv_lines_are_split_as_arrow_splits_them_and_kept_byte_for_byte(tmp_path: Path, body: str) -> None:
+    data = f"x,y\n{body}".encode()
+    (tmp_path / "a.csv").write_bytes(data)
+    try:
+        table = pa_csv.read_csv(io.BytesIO(data), convert_options=TEXT)
+    except pa.ArrowInvalid:
+        return  # is no source
+    _, header, records = read_records(tmp_path / "a.csv")
+    assert [{"x": r.text(0), "y": r.text(1)} for r in records] == table.to_pylist()
+    lines = b"".join(b",".join(r.fields) + r.end for r in (header, *records))
+    assert lines.translate(None, b"\r\n") == data.translate(None, b"\r\n")  # but for empty lines
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.sampled_from('a}{",:\\é\n')),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.dictionaries(st.sampled_from("abcé"), JSON, max_size=4), min_size=1, max_size=4))
+def test_json_objects_take_a_value_and_keep_every_other(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(r, indent=1 if "a" in r else None) for r in rows))
+    records = read_objects(tmp_path / "a.jsonl")
+    assert [json.loads(r.text) for r in records] == rows
+    assert [{n: json.loads(r.raw(n)) for n in r.spans} for r in records] == rows
+    assert [json.loads(r.replaced({"b": "[7]", "z": '"x"'})) for r in records] == [
+        {**r, "b": [7], "z": "x"} for r in rows
+    ]
 
 
 # ---- datasets and arrays ------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def _export(settings: Settings, curated: Curated) -> Export | None:
 
     if settings["export"] is None:
         return None
-    asked = ExportRequest(settings["export"], settings["export_as"], settings["link"], settings["url_prefix"])
+    asked = ExportRequest(settings["export"], settings["export_as"], settings["link"], settings["url_prefix"] or "")
     return prepare_export(curated, asked)
 
 

@@ -133,7 +133,7 @@ SETTINGS: dict[str, Setting] = {
             metavar="FORM",
         ),
         _s("link", str, "symbolic", "Images of an exported folder: symbolic, hard or copy.", (CURATE,)),
-        _s("url_prefix", str, "", "label-studio: what goes before image paths.", (CURATE,), metavar="URL"),
+        _s("url_prefix", str, None, "label-studio: what goes before image paths.", (CURATE,), metavar="URL"),
         _s("check", bool, False, "Be a gate: decide, write nothing, exit 0 or 1.", (CURATE,), stored=False),
         _s("max_flagged", str, "0", "Flagged new rows that are still accepted: 3% or 10.", (CURATE,)),
         _s("false_flag", str, "1%", "Probability that a clean new row is flagged.", (CURATE,)),

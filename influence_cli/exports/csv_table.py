@@ -68,7 +68,7 @@ def read_records(path: Path) -> tuple[bytes, Record, list[Record]]:
     """The byte order mark, header and rows of a CSV or TSV file, as they are written; empty lines are no rows."""
     delimiter, data = _delimiter(path), path.read_bytes()
     escaped = re.escape(delimiter)
-    field = re.compile(rb'((?:"(?:[^"]|"")*")?[^\r\n' + escaped + rb"]*)(" + escaped + rb"|\r\n|\r|\n|\Z)")
+    field = re.compile(rb'((?:"(?:[^"]+|"")*(?:"|\Z))?[^\r\n' + escaped + rb"]*)(" + escaped + rb"|\r\n|\r|\n|\Z)")
     line = re.compile(rb"([^\r\n]*)(\r\n|\r|\n|\Z)")
     records: list[Record] = []
     mark = _BOM if data.startswith(_BOM) else b""
@@ -134,7 +134,7 @@ def _edited(
 
 
 def _unquoted(raw: bytes) -> str:
-    found = re.match(rb'"((?:[^"]|"")*)"(.*)\Z', raw, re.DOTALL)
+    found = re.match(rb'"((?:[^"]+|"")*)(?:"|\Z)(.*)\Z', raw, re.DOTALL)
     return (raw if found is None else found[1].replace(b'""', b'"') + found[2]).decode()
 
 

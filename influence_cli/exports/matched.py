@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -25,12 +26,12 @@ class Matched:
     weight: NDArray[np.float64]
     notes: list[str]
 
-    @property
+    @functools.cached_property
     def relabelled(self) -> NDArray[np.bool_]:
         """Rows that are kept with another label."""
         return self.keep & (self.label != self.label_was)
 
-    @property
+    @functools.cached_property
     def reweighted(self) -> NDArray[np.bool_]:
         """Rows that are kept with another weight."""
         return self.keep & (self.weight != self.weight_was)
