@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,10 +16,11 @@ from numpy.typing import NDArray
 from influence_cli.actions import make_action
 from influence_cli.actions.protocol import Edits, Scored
 from influence_cli.arms import PROPOSAL
+from influence_cli.edited import Edited, apply_edits, rebased
 from influence_cli.errors import ManifestError, UsageError, nearest
 from influence_cli.manifest import Manifest, Rows, open_manifest
-from influence_cli.row_checks import SKIPPED
 from influence_cli.settings import Options
+from influence_cli.sources.origin import moved_origin
 from influence_cli.store.files import replacing
 from influence_cli.store.shards import as_arrow
 from influence_cli.tables import provenance, read_schema, read_table, shown, with_provenance
@@ -80,6 +80,10 @@ class Curated:
             }
         )
         return with_provenance(table, self.provenance())
+
+    def after(self) -> Edited:
+        """Every row of the manifest as it is after the edits."""
+        return apply_edits(self.scores.manifest, self.scores.train, self.edits)
 
     def provenance(self) -> dict[str, Any]:
         """The score table's provenance, with the action."""
@@ -254,31 +258,27 @@ def _stream(curated: Curated, sink: Any, folder: Path) -> int:
 
 
 def _edited_batches(curated: Curated, folder: Path) -> Iterator[tuple[pa.Table, int]]:
-    manifest, edits = curated.scores.manifest, curated.edits
-    labels, weights = manifest.labels.copy(), manifest.weights().copy()
+    manifest, edits, after = curated.scores.manifest, curated.edits, curated.after()
     proposal = np.full(len(manifest), -1, dtype=np.int64)
-    train = curated.scores.train.index
-    labels[train], weights[train] = edits.labels, edits.weights
     if edits.proposal is not None:
-        proposal[train] = edits.proposal
+        proposal[curated.scores.train.index] = edits.proposal
     is_train = manifest.splits == "train"
-    keep = ~(is_train & (weights == 0) & (manifest.weights() > 0))  # weight 0 before: no edit of ours
-    keep &= manifest.splits != SKIPPED
-    reweighted = weights != manifest.weights()
-    metadata = with_provenance(read_schema(manifest.files[0]).empty_table(), curated.provenance()).schema.metadata
+    reweighted = after.weights != manifest.weights()
+    schema = moved_origin(read_schema(manifest.files[0]), manifest.folder, folder)
+    metadata = with_provenance(schema.empty_table(), curated.provenance()).schema.metadata
     first = 0
     for file in manifest.files:
         with pa.OSFile(str(file)) as handle, pq.ParquetFile(handle) as reader:
             for batch in reader.iter_batches(batch_size=8192):
                 here = slice(first, first + batch.num_rows)
-                table = _rebased(pa.Table.from_batches([batch]), manifest, folder)
-                table = _set(table, curated.scores.label, labels[here])
+                table = rebased(pa.Table.from_batches([batch]), manifest, folder)
+                table = _set(table, curated.scores.label, after.labels[here])
                 if edits.action == "reweight":
-                    table = _set_weights(table, weights[here], reweighted[here])
+                    table = _set_weights(table, after.weights[here], reweighted[here])
                 if edits.proposal is not None:
                     table = _set(table, PROPOSAL, proposal[here], null=proposal[here] < 0)
-                table = table.filter(pa.array(keep[here])).replace_schema_metadata(metadata)
-                yield table, int((keep & is_train)[here].sum())
+                table = table.filter(pa.array(after.keep[here])).replace_schema_metadata(metadata)
+                yield table, int((after.keep & is_train)[here].sum())
                 first += batch.num_rows
 
 
@@ -298,26 +298,6 @@ def _set_weights(table: pa.Table, weights: NDArray[np.float64], changed: NDArray
     kind = table.schema.field("weight").type
     values = pa.array(weights, mask=null).cast(kind if pa.types.is_floating(kind) else pa.float64())
     return table.set_column(table.column_names.index("weight"), "weight", values)
-
-
-def _rebased(table: pa.Table, manifest: Manifest, folder: Path) -> pa.Table:
-    """Relative payload paths count from the manifest; make them count from where the copy is written."""
-    source = manifest.folder
-    if manifest.kind not in ("path", "image") or source.resolve() == folder.resolve():
-        return table
-    position = table.column_names.index(manifest.kind)
-    field_type = table.schema.field(manifest.kind).type
-
-    def moved(path: str | None) -> str | None:
-        return None if path is None else os.path.relpath(source / path, folder)
-
-    values = table.column(position).to_pylist()
-    if manifest.kind == "path":
-        return table.set_column(position, "path", pa.array([moved(v) for v in values], field_type))
-    if not pa.types.is_struct(field_type) or all(v is None or v.get("bytes") is not None for v in values):
-        return table
-    fixed = [v if v is None or v.get("bytes") is not None else {**v, "path": moved(v.get("path"))} for v in values]
-    return table.set_column(position, "image", pa.array(fixed, field_type))
 
 
 def summarise(curated: Curated) -> dict[str, Any]:

@@ -17,15 +17,14 @@ def estimated_rates(job: Job, work: list[Work]) -> Rates:
     """
     import torch
 
-    from influence_cli.model.build import device_of
+    from influence_cli.model.build import build_model, device_of
     from influence_cli.model.forward import Point, differentiable_kernels
 
     spec, _ = require_model(job)
     if spec.kind == "task":
         return {}
-    point = Point(
-        load_model(spec, checkpoint), job.spec.params, None, job.spec.precision, device_of(job.runtime.device)
-    )
+    model = build_model(spec).eval()  # its weights do not matter
+    point = Point(model, job.spec.params, None, job.spec.precision, device_of(job.runtime.device))
     x = torch.zeros((ROWS, *spec.shape), dtype=point.dtype, device=point.device)
     directions = max((len(w.tangents) + len(w.halves) for w in work), default=0)
     zero = {n: torch.zeros_like(p) for n, p in point.selected.items()}

@@ -20,6 +20,7 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.in_memory import name_of
 from influence_cli.manifest import Manifest, read_manifest
 from influence_cli.sources import Columns, Source, open_source
+from influence_cli.sources.origin import origin_metadata
 from influence_cli.store.files import replacing
 from influence_cli.store.shards import positions
 
@@ -68,10 +69,12 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
     classes, splits = _survey(source)
     skipped: list[tuple[str, str]] = []
     notes = _split_notes(request, splits)
+    metadata = origin_metadata(source, request.source, request.columns, bool(splits), output.parent)
     with replacing(output) as temporary, pa.OSFile(str(temporary), "wb") as sink:
         writer: pq.ParquetWriter | None = None
         try:
             for table in _converted(request, source, classes, splits, shares, output.parent, skipped, listener):
+                table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
                 writer = writer or pq.ParquetWriter(sink, table.schema)
                 writer.write_table(table)
         finally:

@@ -24,8 +24,9 @@ LAYERS = (
     {"store", "settings"},
     {"tables", "row_checks", "payloads", "manifest", "in_memory", "sources"},
     {"model", "methods", "objectives", "actions", "report"},
+    {"edited", "usable_rows"},
+    {"exports"},
     {
-        "usable_rows",
         "job",
         "plan",
         "estimate",
@@ -40,6 +41,7 @@ LAYERS = (
         "retrain",
         "evaluate",
     },
+    {"export"},
     {"api"},
     {"cli", "__init__", "__main__"},
 )

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli import show
 from influence_cli.cli.config import Settings
+from influence_cli.cli.curate_command import TABLE_FORMATS, curate
 from influence_cli.cli.data_commands import cache, manifest, methods
-from influence_cli.cli.inputs import inputs_of, require_source
+from influence_cli.cli.inputs import inputs_of, require_source, said_of_scores
 from influence_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from influence_cli.curate import CurateRequest, ScoreTable
     from influence_cli.job import Job
-
-TABLE_FORMATS = ("auto", "table", "json", "jsonl", "csv")
 
 
 def grads(settings: Settings) -> int | None:
@@ -116,104 +113,6 @@ def _check_origin(settings: Settings, job: Job, origin: dict[str, Any] | None) -
             )
 
 
-def curate(settings: Settings) -> int | None:
-    """Trim, relabel or reweight train rows under a budget; or be a gate with --check."""
-    from influence_cli.curate import CurateRequest, read_scores
-    from influence_cli.curate import curate as curate_stage
-
-    gate = settings["check"] or settings["threshold"] is not None or settings["write_baseline"]
-    show.check_format(settings, (*TABLE_FORMATS, *(["github"] if settings["check"] else [])))
-    _check_outputs(settings, bool(gate))
-    source = require_source(settings, "a score table")
-    manifest, label = _said_of_scores(settings)
-    request = CurateRequest(
-        scores=source,
-        action=settings["action"],
-        budget=settings["budget"],
-        manifest=manifest,
-        label=label,
-        by=settings["by"],
-        options=settings.options,
-        skip_bad=settings["skip_bad"],
-    )
-    if gate:
-        return _gate(settings, request, read_scores(request))
-    curated = curate_stage(request)
-    show.curate_summary(settings, curated)
-    show.skipped(curated.scores.manifest.left_out)
-    if settings["dry_run"]:
-        return None
-    _write_curation(settings, curated)
-    return None
-
-
-def _check_outputs(settings: Settings, gate: bool) -> None:
-    """Refuse outputs that contradict each other, or that cannot be written, before any work.
-
-    Raises:
-        UsageError: they do, or one cannot.
-    """
-    from influence_cli.tables import check_output
-
-    output, edits = settings["output"], settings["edits"]
-    if gate and (output or edits):
-        raise UsageError("a gate decides and writes nothing", fix="leave -o and --edits out, or --check")
-    if output == edits and output is not None:
-        raise UsageError(f"-o and --edits are both {output!r}", fix="give each a place of its own")
-    for path, suffixes in ((output, (".parquet",)), (edits, (".parquet", ".csv", ".jsonl"))):
-        if path and not settings["dry_run"]:
-            check_output(path, suffixes)
-
-
-def _said_of_scores(settings: Settings) -> tuple[str | None, str | None]:
-    """Manifest and label of a score table: its provenance says, unless a flag does, or it says nothing."""
-    manifest = settings["manifest"] if settings.explicit("manifest") or _no_origin(settings.source) else None
-    return manifest, settings["label"] if settings.explicit("label") else None
-
-
-def _no_origin(source: str | None) -> bool:
-    """Whether a score table says nothing of its manifest, so that the settings file may."""
-    from influence_cli.tables import provenance, read_table
-
-    return source is not None and "manifest" not in provenance(read_table(source, ["id"]).schema)
-
-
-def _write_curation(settings: Settings, curated: Any) -> None:
-    from influence_cli.curate import write_curated
-    from influence_cli.tables import write_table
-
-    if settings["edits"]:
-        write_table(curated.table(), settings["edits"])
-    if settings["output"]:
-        rows = write_curated(curated, settings["output"])
-        show.terminal().note(f"{rows:,} train rows written to {settings['output']}")
-        if sys.stderr.isatty() and settings["output"] != "-":
-            locator = curated.scores.manifest.source
-            show.terminal().note(
-                f"next: influence retrain {settings['output']} --against {locator} --model NAME --seeds 3 -o RUN"
-            )
-    elif not settings["edits"]:
-        show.table(settings, curated.table(), sort_by=None)
-
-
-def _gate(settings: Settings, request: CurateRequest, scores: ScoreTable) -> int | None:
-    from influence_cli.gate import GateRequest, check, write_baseline
-
-    if settings["write_baseline"] and settings["dry_run"]:
-        show.terminal().note(f"{len(scores.train):,} rows would be accepted in {settings['write_baseline']}")
-    elif settings["write_baseline"]:
-        rows = write_baseline(scores, settings["write_baseline"])
-        show.terminal().note(f"{rows:,} rows accepted in {settings['write_baseline']}")
-    if settings["write_baseline"] and not settings["check"]:
-        return None
-    verdict = check(
-        scores,
-        GateRequest(settings["max_flagged"], settings["false_flag"], settings["threshold"], settings["baseline"]),
-    )
-    show.verdict(settings, verdict, scores.manifest.source)
-    return 1 if verdict.tripped else 0
-
-
 def retrain(settings: Settings) -> int | None:
     """Train on a manifest; with --against also without the edits, and with random edits of the same size."""
     from influence_cli.curate import parse_share
@@ -277,7 +176,7 @@ def evaluate(settings: Settings) -> int | None:
 
     show.check_format(settings, ("auto", "table", "json"))
     source = require_source(settings, "a score table")
-    manifest, label = _said_of_scores(settings)
+    manifest, label = said_of_scores(settings)
     request = CurateRequest(
         scores=source,
         budget=settings["budget"],

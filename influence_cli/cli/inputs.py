@@ -1,4 +1,4 @@
-"""Where a command's rows and weights come from: its positional argument and the flags about data and model."""
+"""What a command reads: its argument, the manifest behind a score table, and the flags about data and model."""
 
 from __future__ import annotations
 
@@ -52,3 +52,16 @@ def numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(f"{flag} {text!r} cannot be read", fix="write 0.5 or 0.485,0.456,0.406") from error
+
+
+def said_of_scores(settings: Settings) -> tuple[str | None, str | None]:
+    """Manifest and label of a score table: its provenance says, unless a flag does, or it says nothing."""
+    manifest = settings["manifest"] if settings.explicit("manifest") or _no_origin(settings.source) else None
+    return manifest, settings["label"] if settings.explicit("label") else None
+
+
+def _no_origin(source: str | None) -> bool:
+    """Whether a score table says nothing of its manifest, so that the settings file may."""
+    from influence_cli.tables import provenance, read_table
+
+    return source is not None and "manifest" not in provenance(read_table(source, ["id"]).schema)

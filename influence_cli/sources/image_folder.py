@@ -29,7 +29,7 @@ def read_image_folder(root: Path) -> Source:
         for folder in sorted(part.iterdir())
         if folder.is_dir() and not folder.name.startswith(".")
         for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")
+        if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".") and not file.is_dir()
     ]
     if not found:
         raise ManifestError(

@@ -25,15 +25,12 @@ def read_npz(path: Path, columns: Columns) -> Source:
     Raises:
         ManifestError: no pair of values and labels, other lengths, or values that are neither images nor features.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ManifestError(f"cannot be read ({error})", where=str(path), fix="save it with numpy.savez") from error
-    parts = _pairs(arrays, columns, str(path))
+    arrays = read_arrays(path)
+    parts = pair_names(arrays, columns, str(path))
 
     def tables() -> Iterator[pa.Table]:
-        for split, (values, labels) in parts.items():
+        for split, names in parts.items():
+            values, labels = arrays[names[0]], as_column(arrays[names[1]])
             for first in range(0, len(values), _CHUNK):
                 here = slice(first, first + _CHUNK)
                 ids = [f"{split or 'row'}-{first + k}" for k in range(len(values[here]))]
@@ -45,27 +42,50 @@ def read_npz(path: Path, columns: Columns) -> Source:
     return Source("npz", tables, None, str(path.parent))
 
 
-def _pairs(
+def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+    """Every array of an archive, by name; nothing is unpickled.
+
+    Raises:
+        ManifestError: it is no archive of arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ManifestError(f"cannot be read ({error})", where=str(path), fix="save it with numpy.savez") from error
+
+
+def as_column(labels: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Labels [n] of an array [n] or [n, 1]."""
+    return labels.reshape(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
+
+
+def pair_names(
     arrays: dict[str, NDArray[np.generic]], columns: Columns, where: str
-) -> dict[str | None, tuple[NDArray[np.generic], NDArray[np.generic]]]:
-    """Values and labels by split (None: no splits)."""
-    values: dict[str | None, NDArray[np.generic]] = {}
-    labels: dict[str | None, NDArray[np.generic]] = {}
-    for name, array in arrays.items():
+) -> dict[str | None, tuple[str, str]]:
+    """The names of values and labels by split (None: no splits).
+
+    Raises:
+        ManifestError: they do not pair, or are of other lengths.
+    """
+    values: dict[str | None, str] = {}
+    labels: dict[str | None, str] = {}
+    for name in arrays:
         words = [w for w in re.split(r"[_\-.]", name.lower()) if w]
         split = next((split_of(w) for w in words if split_of(w)), None)
         rest = [w for w in words if split_of(w) is None]
         if name == columns.label or (columns.label is None and rest and rest[0] in _LABELS):
-            labels[split] = array.reshape(-1) if array.ndim == 2 and array.shape[1] == 1 else array
+            labels[split] = name
         elif name == columns.image or name in columns.features or (rest and rest[0] in _VALUES):
-            values[split] = array
+            values[split] = name
     if not values or set(values) != set(labels):
         fix = f"name arrays x and y, or train_images and train_labels; there are: {', '.join(arrays)}"
         raise ManifestError("no pair of values and labels", where=where, fix=fix)
-    for split, array in values.items():
-        if len(array) != len(labels[split]) or labels[split].ndim != 1:
+    for split, name in values.items():
+        array, column = arrays[name], as_column(arrays[labels[split]])
+        if len(array) != len(column) or column.ndim != 1:
             raise ManifestError(
-                f"{len(array)} values and labels of shape {labels[split].shape}", where=where, fix="one label a row"
+                f"{len(array)} values and labels of shape {column.shape}", where=where, fix="one label a row"
             )
     return {split: (values[split], labels[split]) for split in values}
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import secrets
+import shutil
 import struct
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -27,14 +29,19 @@ class DamagedFile(Exception):
     """A file whose bytes are not those that were written."""
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Generator[Path]:
-    """A hidden temporary path beside ``path``; on success it is synced and renamed to ``path``."""
+def _beside(path: Path) -> Path:
+    """A hidden temporary name beside ``path``, whose folder is made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot create {path.parent}: {error.strerror}", fix="pick a writable place") from error
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """A hidden temporary path beside ``path``; on success it is synced and renamed to ``path``."""
+    temporary = _beside(path)
     try:
         yield temporary
         with open(temporary, "rb") as handle:
@@ -50,6 +57,24 @@ def replacing(path: Path) -> Generator[Path]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Generator[Path]:
+    """A hidden name beside ``path`` for a new folder; on success it is renamed to ``path``, where nothing may be."""
+    temporary = _beside(path)
+    try:
+        yield temporary
+        try:
+            os.rename(temporary, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise StoreError(f"{path} has been written by somebody else", fix="give a new place") from error
+    except PermissionError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}", fix="pick a writable place") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

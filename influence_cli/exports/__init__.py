@@ -1,0 +1,75 @@
+"""Edits written back in the forms that data come in: one lazy table, one file each.
+
+Where the manifest came from a source of the same form, that source is read again and only what was edited changes;
+otherwise the form is made from the manifest.  Nothing is overwritten, and every export is whole or not there.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from influence_cli.errors import UsageError, nearest
+from influence_cli.exports.protocol import Prepared, Task
+from influence_cli.sources.origin import Origin
+
+
+@dataclass(frozen=True)
+class FormInfo:
+    """A form: the function that prepares it, the suffixes of its files, and whether it is a folder."""
+
+    target: str
+    suffixes: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> bool:
+        """Whether the form is a folder."""
+        return not self.suffixes
+
+
+FORMS: dict[str, FormInfo] = {
+    "folder": FormInfo("influence_cli.exports.folder:prepare"),
+    "csv": FormInfo("influence_cli.exports.csv_table:prepare", (".csv", ".tsv")),
+    "jsonl": FormInfo("influence_cli.exports.json_lines:prepare", (".jsonl", ".ndjson")),
+    "huggingface": FormInfo("influence_cli.exports.huggingface:prepare"),
+    "label-studio": FormInfo("influence_cli.exports.label_studio:prepare", (".json",)),
+    "npz": FormInfo("influence_cli.exports.npz:prepare", (".npz",)),
+}
+
+
+def choose_form(asked: str | None, origin: Origin | None, place: str) -> str:
+    """The form that was asked for, or the source's, or what the suffix of ``place`` says.
+
+    Raises:
+        UsageError: an unknown form, none that can be told, or a suffix that says another.
+    """
+    every = f"pass --export-as {'|'.join(FORMS)}"
+    suffix = Path(place).suffix.lower()
+    by_suffix = next((name for name, form in FORMS.items() if suffix in form.suffixes), None)
+    if asked is not None:
+        if asked not in FORMS:
+            raise UsageError(f"--export-as {asked!r} is unknown", fix=nearest(asked, list(FORMS)))
+        if not FORMS[asked].folder and suffix not in FORMS[asked].suffixes:
+            fix = f"name it {' or '.join(FORMS[asked].suffixes)}"
+            raise UsageError(f"cannot export {asked} to {place!r}", fix=fix)
+        return asked
+    known = origin.form if origin is not None and origin.form in FORMS else None
+    if known is not None and by_suffix not in (None, known):
+        raise UsageError(f"the manifest was made from {known}, and {place!r} is named as {by_suffix}", fix=every)
+    if known is not None and not FORMS[known].folder and by_suffix is None:
+        raise UsageError(f"cannot export {known} to {place!r}", fix=f"name it {' or '.join(FORMS[known].suffixes)}")
+    if known or by_suffix:
+        return str(known or by_suffix)
+    what = "the manifest does not say what it was made from" if origin is None else "Parquet is what -o writes"
+    raise UsageError(f"cannot tell the form of --export {place}: {what}", fix=every)
+
+
+def prepare(form: str, task: Task) -> Prepared:
+    """Check that the form can be written, without writing anything.
+
+    Raises:
+        InfluenceError: it cannot.
+    """
+    module, function = FORMS[form].target.split(":")
+    return getattr(importlib.import_module(module), function)(task)

@@ -1,0 +1,216 @@
+"""Image folders: ROOT/CLASS/FILE or ROOT/SPLIT/CLASS/FILE, of links to the images or of the images themselves.
+
+A row of an image folder keeps its split folder, its sub-folders and its file name; a relabelled one stands in the
+folder of its new class.  Where two files would have one name, the one that moved gets a number.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from influence_cli.errors import ManifestError, UsageError, nearest
+from influence_cli.exports.protocol import LINKS, Prepared, Task, stored
+from influence_cli.sources.image_folder import EXTENSIONS
+
+_SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif"}
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)
+_LONGEST = 255  # bytes of one name, on the usual file systems
+
+
+def prepare(task: Task) -> Prepared:
+    """Check an export as an image folder: every row gets a place, and no two the same.
+
+    Raises:
+        InfluenceError: features, weights, class names that are no folder names, or an unknown kind of link.
+    """
+    edited, manifest = task.edited, task.edited.manifest
+    if manifest.kind == "features":
+        raise UsageError("features are no images", where=manifest.source, fix="use --export-as csv, jsonl or npz")
+    if edited.action == "reweight":
+        raise UsageError("an image folder has no place for weights", fix="use --export-as csv, jsonl or huggingface")
+    if task.link not in LINKS:
+        raise UsageError(f"--link {task.link!r} is unknown", fix=nearest(task.link, list(LINKS)))
+    names = _class_folders(task)
+    places, renamed = _places(task, names)
+    notes = [f"{renamed:,} files have the name of another of their class: a number was added"] if renamed else []
+    empty = sorted(set(names.values()) - {names[int(c)] for c in edited.labels[edited.keep]})
+    if empty:
+        notes.append(f"no row is left of: {', '.join(empty)}")
+    return Prepared(lambda place: _write(task, places, place), len(places), notes)
+
+
+def _class_folders(task: Task) -> dict[int, str]:
+    """The folder of every class that is named or used; numbers are padded, so that their order is the classes'."""
+    edited = task.edited
+    used = max(int(edited.labels.max()) + 1, len(edited.manifest.classes or ()))
+    wide = len(str(used - 1))
+    named = len(edited.manifest.classes or ())
+    folders = {c: edited.class_name(c) if c < named else str(c).zfill(wide) for c in range(used)}
+    seen: dict[str, int] = {}
+    for c in np.unique(edited.labels[edited.keep]).tolist():
+        name = folders[c]
+        first = seen.setdefault(name, c)
+        why = _unusable(name) or (f"class {first} has it" if first != c else "")
+        if why:
+            raise ManifestError(
+                f"class {c} is named {name!r}, which cannot be a folder: {why}",
+                where=task.edited.manifest.source,
+                fix="rename it in the schema metadata key 'classes', or pick another form with --export-as",
+            )
+    return folders
+
+
+def _unusable(name: str) -> str:
+    """Why a class name is no folder name; empty where it is one."""
+    if not name or name in (".", ".."):
+        return "it is empty or stands for another folder"
+    if "/" in name or "\\" in name:
+        return "it holds a slash"
+    if any(ord(c) < 32 or ord(c) == 127 for c in name):
+        return "it holds a control character"
+    if name.startswith("."):
+        return "readers leave hidden folders out"
+    return "it is too long" if len(name.encode()) > _LONGEST else ""
+
+
+def _places(task: Task, classes: dict[int, str]) -> tuple[dict[int, str], int]:
+    """Where every row that is left stands, and how many got a number; those that stay where they are come first."""
+    manifest, labels = task.edited.manifest, task.edited.labels
+    origin = task.made_from("folder")
+    taken = _Taken()
+    moved: list[tuple[int, str, str]] = []
+    out: dict[int, str] = {}
+    for row, value, name in stored(task):
+        known = None if origin is None else _source_place(manifest.ids[row], origin.splits, set(classes.values()))
+        class_name = classes[int(labels[row])]
+        if known is not None and known[1] == class_name:
+            out[row] = manifest.ids[row]
+            taken.add(out[row])
+        elif known is not None:
+            moved.append((row, "/".join((*known[0], class_name)), known[2]))
+        else:
+            split = str(manifest.splits[row])
+            head = f"{split}/{class_name}" if "split" in manifest.table.column_names else class_name
+            moved.append((row, head, _file_name(manifest.ids[row], value, name)))
+    renamed = 0
+    for row, head, rest in moved:
+        out[row] = taken.free(head, rest)
+        renamed += out[row] != f"{head}/{rest}"
+        taken.add(out[row])
+    return out, renamed
+
+
+def _source_place(row_id: str, splits: bool, classes: set[str]) -> tuple[tuple[str, ...], str, str] | None:
+    """(split folder, class, the rest) of an id that is a path in an image folder; None where it is none."""
+    parts = PurePosixPath(row_id).parts
+    at = 1 if splits else 0
+    usual = len(parts) >= at + 2 and parts[at] in classes and "/".join(parts) == row_id
+    if not usual or ".." in parts or row_id.startswith("/"):
+        return None
+    return parts[:at], parts[at], "/".join(parts[at + 1 :])
+
+
+class _Taken:
+    """Names in use, of files and of their folders; capitals make no difference, as on some file systems."""
+
+    def __init__(self) -> None:
+        self.files: set[str] = set()
+        self.folders: set[str] = set()
+
+    def add(self, place: str) -> None:
+        self.files.add(place.casefold())
+        self.folders.update(str(p) for p in PurePosixPath(place.casefold()).parents)
+
+    def _clashes(self, place: str) -> bool:
+        low = place.casefold()
+        inside_file = any(str(p) in self.files for p in PurePosixPath(low).parents)
+        return low in self.files or low in self.folders or inside_file
+
+    def free(self, head: str, rest: str) -> str:
+        """``head/rest``, or with a number before its suffix where that is taken."""
+        if any(str(p).casefold() in self.files for p in PurePosixPath(f"{head}/{rest}").parents):
+            rest = _cut("", rest.replace("/", "_"))  # a file stands where a sub-folder would
+        first = PurePosixPath(rest)
+        for k in range(1, 10**9):
+            name = first if k == 1 else first.with_name(_cut(first.stem, f"-{k}{first.suffix}"))
+            if not self._clashes(f"{head}/{name}"):
+                return f"{head}/{name}"
+        raise AssertionError("unreachable")
+
+
+def _cut(stem: str, end: str) -> str:
+    """``stem`` and ``end`` as one name that is not too long."""
+    room = _LONGEST - len(end.encode())
+    return stem.encode()[:room].decode(errors="ignore") + end
+
+
+def _file_name(row_id: str, value: object, name: str | None) -> str:
+    """The file name of a row that came from no image folder: its path's, or its id with the suffix of its format."""
+    base = PurePosixPath(name or row_id).name if name else row_id
+    safe = "".join("_" if c in "/\\" or ord(c) < 32 or ord(c) == 127 else c for c in base) or "_"
+    safe = f"_{safe}" if safe.startswith(".") else safe
+    suffix = PurePosixPath(safe).suffix
+    if suffix.lower() in EXTENSIONS:
+        return _cut(safe[: -len(suffix)], suffix)
+    return _cut(safe, _sniffed(value))
+
+
+def _sniffed(value: object) -> str:
+    """The suffix of an image's format."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(value) if isinstance(value, bytes) else value) as image:  # pyright: ignore[reportArgumentType]
+        kind = image.format or "PNG"
+    return _SUFFIXES.get(kind, f".{kind.lower()}")
+
+
+def _write(task: Task, places: dict[int, str], root: Path) -> None:
+    final = Path(os.path.realpath(task.place.parent)) / task.place.name
+    root.mkdir(parents=True)
+    for row, file, link_to in _payloads(task, places, root):
+        if isinstance(link_to, bytes):
+            with open(file, "xb") as handle:
+                handle.write(link_to)
+        else:
+            _link(task.link, link_to, file, final / places[row])
+
+
+def _payloads(task: Task, places: dict[int, str], root: Path) -> Iterator[tuple[int, Path, Path | bytes]]:
+    made: set[Path] = set()
+    for row, value, _ in stored(task):
+        file = root / places[row]
+        if file.parent not in made:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            made.add(file.parent)
+        assert isinstance(value, (bytes, Path))
+        yield row, file, value
+
+
+def _link(how: str, source: Path, file: Path, final: Path) -> None:
+    """One file as a link or a copy; a symbolic link counts from where it will stand in the end."""
+    target = os.path.realpath(source)
+    try:
+        if how == "symbolic":
+            try:
+                os.symlink(os.path.relpath(target, final.parent), file)
+            except ValueError:  # another drive
+                os.symlink(target, file)
+        elif how == "hard":
+            os.link(target, file)
+        else:
+            shutil.copy2(target, file)
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        raise ManifestError(
+            f"cannot make a {how} link ({error.strerror})",
+            where=str(source),
+            fix="pass --link copy, or export to the same disk",
+        ) from error

@@ -1,0 +1,193 @@
+"""Datasets that Hugging Face's ``load_from_disk`` reads: Arrow streams and their description, written by pyarrow.
+
+A folder holds ``data-00000-of-00001.arrow``, ``dataset_info.json`` (features, with the names of the classes) and
+``state.json``; a dataset with splits is a folder of them, with ``dataset_dict.json``.  The fingerprint in
+``state.json`` is of the content, so that nothing that was cached for the source is taken for the export.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from influence_cli.exports.matched import Matched, match
+from influence_cli.exports.protocol import PROPOSAL, Prepared, Task, stored
+from influence_cli.payloads import read_payload
+from influence_cli.row_checks import SPLITS
+from influence_cli.sources import open_source
+from influence_cli.sources.huggingface import data_files, read_description, read_stream, split_folders
+from influence_cli.sources.origin import Origin
+from influence_cli.sources.protocol import LABEL_NAMES, pick
+from influence_cli.store.files import file_digest, write_bytes
+
+_FILE = "data-00000-of-00001.arrow"
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_SPLIT_NAMES = {"train": "train", "val": "validation", "test": "test"}
+_STATE: dict[str, Any] = {
+    "_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False, "_split": None,
+}  # fmt: skip
+_SIZES = ("splits", "dataset_size", "download_size", "size_in_bytes", "download_checksums")  # of the source
+_DTYPES = {"double": "float64", "float": "float32"}  # where Arrow's name is another
+_WEIGHT = {"dtype": "float64", "_type": "Value"}
+
+
+def prepare(task: Task) -> Prepared:
+    """Check an export as a saved dataset: from the source where there is one, otherwise from the manifest."""
+    origin = task.made_from("huggingface")
+    if origin is None:
+        return Prepared(lambda place: _write_new(task, place), int(task.edited.keep.sum()))
+    source = origin.verified(task.folder)
+    matched = match(task, open_source(str(source), origin.columns).tables(), str(source))
+    rows = int(matched.keep.sum())
+    return Prepared(lambda place: _write_again(task, origin, source, matched, place), rows, matched.notes)
+
+
+def _write_again(task: Task, origin: Origin, source: Path, matched: Matched, place: Path) -> None:
+    """The source's columns, features and splits, less the rows that went."""
+    parts, first = split_folders(source), 0
+    weighted = bool(matched.reweighted.any())
+    for folder in parts.values():
+        info = {k: v for k, v in read_description(folder / "dataset_info.json").items() if k not in _SIZES}
+        state = {**_STATE, **read_description(folder / "state.json")}
+        if weighted and info.get("features"):
+            info["features"] = {**info["features"], "weight": _WEIGHT}
+
+        def tables(folder: Path = folder, first: int = first) -> Iterator[pa.Table]:
+            for file in data_files(folder):
+                for table in read_stream(file):
+                    here = slice(first, first + table.num_rows)
+                    first += table.num_rows
+                    label = pick(table.column_names, origin.columns.label, LABEL_NAMES, "label", str(folder))
+                    yield _edited(task, table, str(label), matched, here, weighted)
+
+        first += sum(t.num_rows for file in data_files(folder) for t in read_stream(file))
+        _save(place / folder.relative_to(source), tables(), info, state)
+    if None not in parts:
+        _write_json(place / "dataset_dict.json", {"splits": [folder.name for folder in parts.values()]})
+
+
+def _edited(task: Task, table: pa.Table, label: str, matched: Matched, here: slice, weighted: bool) -> pa.Table:
+    position, kind = table.column_names.index(label), table.schema.field(label).type
+    labels = table.column(label).to_pylist()
+    for k in np.flatnonzero(matched.relabelled[here]).tolist():
+        new = int(matched.label[here][k])
+        labels[k] = task.edited.class_name(new) if isinstance(labels[k], str) else new
+    table = table.set_column(position, table.schema.field(label), pa.array(labels, kind))
+    if weighted:
+        weights = pa.array(matched.weight[here])
+        names = table.column_names
+        table = (
+            table.set_column(names.index("weight"), "weight", weights)
+            if "weight" in names
+            else table.append_column("weight", weights)
+        )
+    return table.filter(pa.array(matched.keep[here]))
+
+
+def _save(folder: Path, tables: Iterable[pa.Table], info: dict[str, Any], state: dict[str, Any]) -> None:
+    """One dataset: its rows in one Arrow stream, and what describes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {"huggingface": json.dumps({"info": {"features": info.get("features")}}, ensure_ascii=False)}
+    with contextlib.ExitStack() as stack:
+        sink = stack.enter_context(pa.OSFile(str(folder / _FILE), "wb"))
+        writer = None
+        for table in tables:
+            table = table.replace_schema_metadata(described)
+            writer = writer or stack.enter_context(pa.ipc.new_stream(sink, table.schema))
+            writer.write_table(table)
+    own = {"_data_files": [{"filename": _FILE}], "_fingerprint": file_digest(folder / _FILE)[:16]}
+    _write_json(folder / "dataset_info.json", info)
+    _write_json(folder / "state.json", {**state, **own})
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Keys in their order: it is the columns'."""
+    write_bytes(path, json.dumps(value, indent=2, ensure_ascii=False).encode())
+
+
+def _write_new(task: Task, place: Path) -> None:
+    """A dataset with the manifest's columns; images are embedded, so that it can be moved."""
+    manifest = task.edited.manifest
+    has_splits = "split" in manifest.table.column_names
+    present = [s for s in SPLITS if (task.edited.keep & (manifest.splits == s)).any()]
+    for split in present:
+        folder = place / _SPLIT_NAMES[split] if has_splits else place
+        info = {"citation": "", "description": "", "features": _features(task), "homepage": "", "license": ""}
+        _save(folder, _new_tables(task, split), info, {**_STATE, "_split": _SPLIT_NAMES[split] if has_splits else None})
+    if has_splits:
+        _write_json(place / "dataset_dict.json", {"splits": [_SPLIT_NAMES[s] for s in present]})
+
+
+def _others(task: Task) -> list[str]:
+    """The manifest's other columns that hold one plain value a row."""
+    left_out, schema = ("id", "split", "weight", task.label, PROPOSAL), task.edited.manifest.table.schema
+    return [f.name for f in schema if f.name not in left_out and not pa.types.is_nested(_plain(f.type))]
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _weighted(task: Task) -> bool:
+    weights = task.edited.weights[task.edited.keep]
+    return "weight" in task.edited.manifest.table.column_names or bool((weights != 1).any())
+
+
+def _features(task: Task) -> dict[str, Any]:
+    """The types of the columns, as ``datasets`` names them."""
+    manifest = task.edited.manifest
+    features: dict[str, Any] = {"id": {"dtype": "string", "_type": "Value"}}
+    if manifest.kind == "features":
+        number = {"dtype": "float32", "_type": "Value"}
+        features["features"] = {"feature": number, "_type": "Sequence"}
+    else:
+        features["image"] = {"_type": "Image"}
+    names = list(manifest.classes or ())
+    features[task.label] = {"names": names, "_type": "ClassLabel"} if names else {"dtype": "int64", "_type": "Value"}
+    for name in _others(task):
+        kind = _plain(manifest.table.schema.field(name).type)
+        features[name] = {
+            "dtype": {"double": "float64", "float": "float32"}.get(str(kind), str(kind)),
+            "_type": "Value",
+        }
+    return {**features, "weight": _WEIGHT} if _weighted(task) else features
+
+
+def _new_tables(task: Task, split: str) -> Iterator[pa.Table]:
+    """The rows of one split, some hundred at a time."""
+    manifest, rows, values = task.edited.manifest, [], []
+    for row, value, name in stored(task):
+        if manifest.splits[row] != split:
+            continue
+        where = f"{manifest.source}, row id={manifest.ids[row]}"
+        payload = read_payload(value, lambda where=where: where)
+        base = None if name is None else Path(name).name
+        values.append({"bytes": payload, "path": base} if isinstance(payload, bytes) else payload)
+        rows.append(row)
+        if len(rows) == 512:
+            yield _new_table(task, rows, values)
+            rows, values = [], []
+    if rows:
+        yield _new_table(task, rows, values)
+
+
+def _new_table(task: Task, rows: list[int], values: list[Any]) -> pa.Table:
+    edited, manifest = task.edited, task.edited.manifest
+    is_image = manifest.kind != "features"
+    columns = {
+        "id": pa.array([manifest.ids[r] for r in rows], pa.string()),
+        "image" if is_image else "features": pa.array(values, _IMAGE if is_image else pa.list_(pa.float32())),
+        task.label: pa.array(edited.labels[rows]),
+    }
+    for name in _others(task):
+        column = manifest.table.column(name).take(pa.array(rows))
+        columns[name] = column.cast(_plain(column.type))
+    if _weighted(task):
+        columns["weight"] = pa.array(edited.weights[rows])
+    return pa.table(columns)

@@ -1,0 +1,103 @@
+"""Label Studio: one task per edited row, to be looked at by people (https://labelstud.io/guide/tasks, /predictions).
+
+The labelling interface that fits has one Choices tag named ``label`` that points to an object tag with the name of
+the data key: ``<Image name="image" value="$image"/>`` for images, and the key ``features`` for features.  The label
+that was is the annotation, the proposed one the prediction.  Label Studio refuses prediction scores outside 0 to 1, so
+a prediction's score is the row's rank among the scored rows (0: the most harmful, and first when tasks are sorted by
+it), and the score itself is in ``meta``.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from influence_cli.errors import ManifestError
+from influence_cli.exports.protocol import Prepared, Task, rebase, stored
+from influence_cli.payloads import Payload
+
+MODEL_VERSION = "influence"
+
+
+def prepare(task: Task) -> Prepared:
+    """Check an export for Label Studio: every edited row as a task, most harmful first."""
+    manifest = task.edited.manifest
+    edits = task.edits.to_pylist()
+    place = {i: k for k, i in enumerate(manifest.ids)}
+    data = _data(task, [place[e["id"]] for e in edits])
+    tasks = [_task(task, k, edit, data[place[edit["id"]]]) for k, edit in enumerate(edits)]
+    text = json.dumps(tasks, ensure_ascii=False, indent=1, allow_nan=False).encode() + b"\n"
+    notes = [] if tasks else ["no row is edited, so there is no task"]
+    return Prepared(lambda where: where.write_bytes(text), len(tasks), notes)
+
+
+def _task(task: Task, number: int, edit: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """One row: what it is, why it is here, the label it has, and the label it should have."""
+    was, proposed = (task.edited.class_name(int(edit[k])) for k in ("label_was", "label"))
+    to_name = next(iter(data))
+    key = edit["row_key"] if isinstance(edit["row_key"], str) else bytes(edit["row_key"]).hex()
+    prediction: dict[str, Any] = {
+        "model_version": MODEL_VERSION,
+        "result": [{**_choice(f"proposed-{number}", to_name, proposed), "meta": {"text": [edit["reason"]]}}],
+    }
+    if edit["id"] in task.ranks:
+        prediction["score"] = task.ranks[edit["id"]]
+    meta = {
+        **{k: edit[k] for k in ("id", "action", "score", "reason", "weight_was", "weight")},
+        "row_key": key,
+        "label_was": was,
+        "label": proposed,
+    }
+    return {
+        "data": data,
+        "meta": {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in meta.items()},
+        "annotations": [{"result": [_choice(f"was-{number}", to_name, was)]}],
+        "predictions": [prediction],
+    }
+
+
+def _choice(name: str, to_name: str, label: str) -> dict[str, Any]:
+    """One result of a Choices tag; no two have the same id, as Label Studio asks."""
+    return {"id": name, "from_name": "label", "to_name": to_name, "type": "choices", "value": {"choices": [label]}}
+
+
+def _data(task: Task, rows: list[int]) -> dict[int, dict[str, Any]]:
+    """What is to be labelled, by row: an image as its path, URL or data URI, features as they are."""
+    wanted = np.zeros(len(task.edited.manifest), dtype=np.bool_)
+    wanted[rows] = True
+    return {row: _value(task, value, name, row) for row, value, name in stored(task, wanted)}
+
+
+def _value(task: Task, value: Payload | Path | None, name: str | None, row: int) -> dict[str, Any]:
+    if isinstance(value, np.ndarray):
+        return {"features": value.tolist()}
+    if isinstance(value, bytes):
+        return {"image": _data_uri(value)}
+    if value is None or name is None:
+        where = f"{task.edited.manifest.source}, row id={task.edited.manifest.ids[row]}"
+        raise ManifestError("the payload is empty", where=where, fix="fill it in or take the row out")
+    if task.url_prefix:
+        return {"image": task.url_prefix + urllib.parse.quote(rebase(name, task.folder, _source_folder(task)))}
+    return {"image": rebase(name, task.folder, task.place.parent)}
+
+
+def _source_folder(task: Task) -> Path:
+    """The folder from which the source's own paths count: what stands behind a prefix does, too."""
+    if task.origin is None:
+        return task.folder
+    path = task.origin.path(task.folder)
+    return path if task.origin.form == "folder" else path.parent
+
+
+def _data_uri(image: bytes) -> str:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(image)) as opened:
+        kind = Image.MIME.get(opened.format or "", "image/png")
+    return f"data:{kind};base64,{base64.b64encode(image).decode()}"

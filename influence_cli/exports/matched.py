@@ -1,0 +1,106 @@
+"""The rows of a source, read again, beside the rows of the manifest that was made from it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from influence_cli.errors import ManifestError
+from influence_cli.exports.protocol import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """Every row [s] of the source, in its order; what it says is compared with what holds after the edits."""
+
+    keep: NDArray[np.bool_]  # False: trimmed, or not in the manifest
+    label_was: NDArray[np.int64]  # the source's own; -1 where it cannot be used
+    label: NDArray[np.int64]
+    weight_was: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    notes: list[str]
+
+    @functools.cached_property
+    def relabelled(self) -> NDArray[np.bool_]:
+        """Rows that are kept with another label."""
+        return self.keep & (self.label != self.label_was)
+
+    @functools.cached_property
+    def reweighted(self) -> NDArray[np.bool_]:
+        """Rows that are kept with another weight."""
+        return self.keep & (self.weight != self.weight_was)
+
+
+def match(task: Task, tables: Iterable[pa.Table], where: str) -> Matched:
+    """Find every row of the manifest in the source by its id, which is the row's number where there is no id column.
+
+    Raises:
+        ManifestError: a row of the manifest is not there, or is there twice.
+    """
+    edited = task.edited
+    place = {i: k for k, i in enumerate(edited.manifest.ids)}
+    number = {name: k for k, name in enumerate(edited.manifest.classes or ())}
+    row: list[int] = []
+    was: list[int] = []
+    weight: list[float] = []
+    for table in tables:
+        row += [place.get(i, -1) for i in table.column("id").to_pylist()]
+        was += [_number(v, number) for v in table.column("label").to_pylist()]
+        weight += _weights(table)
+    at = np.array(row, dtype=np.int64)
+    found, times = np.unique(at[at >= 0], return_counts=True)
+    if (times > 1).any():
+        twice = edited.manifest.ids[int(found[times > 1][0])]
+        raise ManifestError(f"id {twice!r} is there twice", where=where, fix="make ids unique in the source")
+    missing = np.flatnonzero(edited.keep & ~np.isin(np.arange(len(edited.keep)), found))
+    if len(missing):
+        name = edited.manifest.ids[int(missing[0])]
+        fix = "export the manifest that was made from it, or pick another form with --export-as"
+        raise ManifestError(f"row id={name} of the manifest is not in its source", where=where, fix=fix)
+    left_out = int((at < 0).sum())
+    notes = [f"{left_out:,} rows of the source are not in the manifest and were left out"] if left_out else []
+    inside = at >= 0
+    return Matched(
+        keep=inside & edited.keep[at],
+        label_was=np.array(was, dtype=np.int64),
+        label=np.where(inside, edited.labels[at], -1),
+        weight_was=np.array(weight),
+        weight=np.where(inside, edited.weights[at], 1.0),
+        notes=notes,
+    )
+
+
+def _number(value: Any, number: dict[str, int]) -> int:
+    if isinstance(value, str):
+        return number.get(value, -1)
+    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
+    return int(value) if usable and value == int(value) else -1
+
+
+def _weights(table: pa.Table) -> list[float]:
+    if "weight" not in table.column_names:
+        return [1.0] * table.num_rows
+    return [1.0 if v is None else float(v) for v in table.column("weight").to_pylist()]
+
+
+def spellings(labels: NDArray[np.int64], written: list[Any], where: str) -> dict[int, Any]:
+    """How the source writes each label: as it did first.
+
+    Raises:
+        ManifestError: one text stands for two labels, so rows and lines are not the same.
+    """
+    out: dict[int, Any] = {}
+    meant: dict[Any, int] = {}
+    for label, text in zip(labels.tolist(), written, strict=True):
+        if meant.setdefault(text, label) != label:
+            fix = "write it with one row a line, or export as another form"
+            raise ManifestError(f"{text!r} is read as two labels: lines and rows differ", where=where, fix=fix)
+        if label >= 0:
+            out.setdefault(label, text)
+    return out

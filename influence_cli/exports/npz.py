@@ -1,0 +1,106 @@
+"""NumPy archives: the source's arrays under their names, less the rows that went; or x and y of every split."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.errors import ManifestError, UsageError
+from influence_cli.exports.matched import Matched, match, spellings
+from influence_cli.exports.protocol import Prepared, Task, stored
+from influence_cli.payloads import read_payload
+from influence_cli.row_checks import SPLITS
+from influence_cli.sources import open_source
+from influence_cli.sources.npz import as_column, pair_names, read_arrays
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def prepare(task: Task) -> Prepared:
+    """Check an npz export: from the source where the manifest was made from one, otherwise from the manifest."""
+    origin = task.made_from("npz")
+    if origin is None:
+        arrays = _new_arrays(task)
+        rows = sum(len(a) for name, a in arrays.items() if name.endswith("_y"))
+        return Prepared(lambda place: _save(place, arrays, False), rows)
+    source = origin.verified(task.folder)
+    arrays = dict(read_arrays(source))
+    matched = match(task, open_source(str(source), origin.columns).tables(), str(source))
+    first, weighted = 0, bool(matched.reweighted.any())
+    for split, (values, labels) in pair_names(arrays, origin.columns, str(source)).items():
+        here = slice(first, first + len(arrays[values]))
+        first = here.stop
+        keep = matched.keep[here]
+        arrays[values], arrays[labels] = arrays[values][keep], _labels(task, arrays[labels], matched, here)[keep]
+        if weighted:
+            name = f"{split}_weights" if split else "weights"
+            if name in arrays:
+                raise UsageError(f"the source has an array {name!r} already", where=str(source), fix="rename it")
+            arrays[name] = matched.weight[here][keep]
+    with zipfile.ZipFile(source) as archive:
+        packed = any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist())
+    return Prepared(lambda place: _save(place, arrays, packed), int(matched.keep.sum()), matched.notes)
+
+
+def _labels(task: Task, before: NDArray[Any], matched: Matched, here: slice) -> NDArray[Any]:
+    """The labels of one array after the edits, in the same shape and as the source writes them."""
+    column, edited = as_column(before), matched.relabelled[here]
+    if not edited.any():
+        return before
+    new = matched.label[here][edited]
+    if column.dtype.kind in "US":
+        written = spellings(matched.label_was[here], column.tolist(), str(task.place))
+        texts = np.array([written.get(c, task.edited.class_name(c)) for c in new.tolist()], dtype=column.dtype.kind)
+        column = column.astype(np.promote_types(column.dtype, texts.dtype))
+        column[edited] = texts
+    else:
+        column = column.copy()
+        column[edited] = new
+    return column.reshape(before.shape)
+
+
+def _new_arrays(task: Task) -> Arrays:
+    """``train_x``, ``train_y`` and so on; images have to be of one size."""
+    manifest, edited = task.edited.manifest, task.edited
+    values: dict[str, list[NDArray[Any]]] = {s: [] for s in SPLITS}
+    rows: dict[str, list[int]] = {s: [] for s in SPLITS}
+    for row, value, _ in stored(task):
+        where = f"{manifest.source}, row id={manifest.ids[row]}"
+        payload = read_payload(value, lambda where=where: where)
+        values[str(manifest.splits[row])].append(_pixels(payload) if isinstance(payload, bytes) else payload)
+        rows[str(manifest.splits[row])].append(row)
+    shapes = {(v.shape, v.dtype.str) for arrays in values.values() for v in arrays}
+    if len(shapes) > 1:
+        fix = "use --export-as folder or huggingface"
+        raise ManifestError(f"payloads have {len(shapes)} shapes, and an array has one", where=manifest.source, fix=fix)
+    arrays: Arrays = {}
+    weighted = bool((edited.weights[edited.keep] != 1).any())
+    for split in (s for s in SPLITS if rows[s]):
+        arrays[f"{split}_x"] = np.stack(values[split])
+        arrays[f"{split}_y"] = edited.labels[rows[split]]
+        if weighted:
+            arrays[f"{split}_weights"] = edited.weights[rows[split]]
+    return arrays
+
+
+def _pixels(encoded: bytes) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(encoded)) as image:
+        grey = image.mode in ("1", "L")
+        return np.asarray(image.convert("L" if grey else "RGB"))
+
+
+def _save(place: Path, arrays: Arrays, packed: bool) -> None:
+    """As ``numpy.savez`` does, but that any name of an array will do, and that nothing is ever pickled."""
+    with zipfile.ZipFile(place, "w") as archive:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.compress_type = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
+            with archive.open(entry, "w", force_zip64=True) as handle:
+                np.lib.format.write_array(handle, array, allow_pickle=False)

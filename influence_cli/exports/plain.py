@@ -1,0 +1,43 @@
+"""Rows of a manifest as plain values, for text forms that have no source of their own to follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from influence_cli.errors import UsageError
+from influence_cli.exports.protocol import PROPOSAL, Task, rebase, stored
+
+
+def plain_rows(task: Task, form: str) -> Iterator[dict[str, Any]]:
+    """The rows that are left: id, payload, label as its name where it has one, split, and the other columns.
+
+    Raises:
+        UsageError: images are embedded, and a line of text holds none.
+    """
+    edited, manifest = task.edited, task.edited.manifest
+    table = manifest.table
+    others = [n for n in table.column_names if n not in ("id", "weight", task.label, PROPOSAL)]
+    columns = {n: table.column(n).to_pylist() for n in others}
+    weighted = "weight" in table.column_names or bool((edited.weights != 1).any())
+    for row, value, name in stored(task):
+        if isinstance(value, bytes):
+            raise UsageError(
+                f"images are embedded in the manifest, and {form} holds only their paths",
+                where=manifest.source,
+                fix="use --export-as folder, huggingface or npz",
+            )
+        out: dict[str, Any] = {"id": manifest.ids[row]}
+        if isinstance(value, Path) and name is not None:
+            out["path"] = rebase(name, task.folder, task.place.parent)
+        elif isinstance(value, np.ndarray):
+            out["features"] = value.tolist()
+        label = int(edited.labels[row])
+        out[task.label] = label if manifest.classes is None else edited.class_name(label)
+        out.update({other: values[row] for other, values in columns.items()})
+        if weighted:
+            out["weight"] = float(edited.weights[row])
+        yield out

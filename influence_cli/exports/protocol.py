@@ -1,0 +1,104 @@
+"""What an export is given, what it gives back, and how the payloads of a manifest are read for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from influence_cli.edited import Edited
+from influence_cli.errors import ManifestError
+from influence_cli.payloads import Payload, payload_batches, payload_values
+from influence_cli.sources.origin import Origin
+
+LINKS = ("symbolic", "hard", "copy")
+PROPOSAL = "influence_proposal"  # a note of ours, of no use outside
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """The edited rows, where they came from, and where they go."""
+
+    edited: Edited
+    origin: Origin | None
+    edits: pa.Table  # one row per edit, most harmful first
+    label: str  # the manifest's label column
+    place: Path
+    link: str = "symbolic"  # of image files: symbolic, hard or copy
+    url_prefix: str = ""  # of image paths, for Label Studio
+    ranks: dict[str, float] = field(default_factory=dict)  # id of a scored row -> share of rows that score lower
+
+    def made_from(self, form: str) -> Origin | None:
+        """The origin, where it has this form."""
+        return self.origin if self.origin is not None and self.origin.form == form else None
+
+    @property
+    def folder(self) -> Path:
+        """The manifest's folder, from which its paths count."""
+        return self.edited.manifest.folder
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An export that was checked; ``write`` makes it at a temporary place."""
+
+    write: Callable[[Path], object]
+    rows: int
+    notes: list[str] = field(default_factory=list)
+
+
+def stored(
+    task: Task, wanted: NDArray[np.bool_] | None = None
+) -> Iterator[tuple[int, Payload | Path | None, str | None]]:
+    """(row, payload as it is stored, the path that is stored with it) of every wanted row, by streaming.
+
+    ``wanted`` [n] is, where it is not given, the rows that are left after the edits.
+    """
+    manifest = task.edited.manifest
+    mask = task.edited.keep if wanted is None else wanted
+    for first, column in payload_batches(manifest.files, manifest.kind):
+        here = np.flatnonzero(mask[first : first + len(column)])
+        if not len(here):
+            continue
+        chosen = column.take(pa.array(here))
+        values = payload_values(chosen, manifest.kind, task.folder)
+        yield from zip((first + here).tolist(), values, _names(chosen, manifest.kind), strict=True)
+
+
+def same_images(task: Task, folder: Path) -> None:
+    """Check that images that were embedded are still those that the source names, which the export names again.
+
+    Raises:
+        ManifestError: one is gone, or has changed.
+    """
+    manifest = task.edited.manifest
+    for row, value, name in stored(task):
+        if not isinstance(value, bytes) or name is None:
+            continue
+        file = folder / name
+        if not file.is_file() or file.read_bytes() != value:
+            raise ManifestError(
+                f"{name} has changed since it was embedded" if file.is_file() else f"{name} is not there any more",
+                where=f"{manifest.source}, row id={manifest.ids[row]}",
+                fix="run `influence manifest` and `influence score` again, or pass --export-as folder",
+            )
+
+
+def rebase(path: str, old: Path, new: Path) -> str:
+    """A relative path that counts from folder ``old``, as seen from ``new``; absolute paths and URLs stay."""
+    if "://" in path or Path(path).is_absolute() or not path:
+        return path
+    return Path(os.path.relpath(old / path, new)).as_posix()
+
+
+def _names(column: pa.Array, kind: str) -> list[str | None]:
+    if kind == "path":
+        return column.to_pylist()
+    if kind == "image" and pa.types.is_struct(column.type) and column.type.get_field_index("path") >= 0:
+        return pa.StructArray.flatten(column)[column.type.get_field_index("path")].to_pylist()
+    return [None] * len(column)
