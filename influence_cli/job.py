@@ -17,9 +17,10 @@ import numpy as np
 
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
+from influence_cli.fit_set import FitSet, open_fit_set, with_trained_l2
 from influence_cli.manifest import Manifest, Rows, open_manifest, without_overlap
 from influence_cli.methods import make_methods
-from influence_cli.methods.protocol import Linear, Method
+from influence_cli.methods.protocol import Linear, Method, Preconditioned
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.spec import ModelSpec, resolve_model
@@ -58,6 +59,7 @@ class Job:
     objectives: dict[str, Any]
     listener: Listener = SILENT
     method_members: dict[str, list[Member]] = field(default_factory=dict)
+    fit: FitSet | None = None  # where a method fits curvature
     _folders: dict[str, ShardFolder] = field(default_factory=dict)
 
     @property
@@ -83,6 +85,26 @@ class Job:
             loss=self.spec.loss,
             half=half,
         )
+
+    def along(self, method: str, member: Member, objective: str, half: bool = False) -> str:
+        """Name of the direction that a method's tangents run along: q itself, or u = P q where P is fitted."""
+        q, p = self.direction(member, objective, half), self.methods[method]
+        if not isinstance(p, Preconditioned):
+            return q
+        named = {"name": method, **p.describe()}
+        return fingerprint("preconditioned", 1, direction=q, method=named, factor=self.factor(method, member))
+
+    def factor(self, method: str, member: Member) -> str:
+        """Name of what a method fits at a member on the run's fit set."""
+        assert self.fit is not None
+        return fingerprint("factor", 1, spec=self.factor_spec(method, member), fit=self.fit.fingerprint)
+
+    def factor_spec(self, method: str, member: Member) -> str:
+        """Name of all of that but the fit set."""
+        p = self.methods[method]
+        assert isinstance(p, Preconditioned)
+        about = {"member": member.name, "params": self.spec.params, "loss": self.spec.loss}
+        return fingerprint("factor-spec", 1, fitted=p.fitted(), **about)
 
     def outputs(self, member: Member) -> ShardFolder:
         """The shards of a member's logits."""
@@ -121,9 +143,17 @@ class Job:
         needing = [ms for n, ms in self.method_members.items() if self.methods[n].needs == "tangents"]
         return list({m.name: m for ms in needing for m in ms}.values())
 
+    def methods_at(self, member: Member) -> list[str]:
+        """Methods that need directions at a member, in order."""
+        return [n for n, ms in self.method_members.items() if self.methods[n].needs == "tangents" and member in ms]
+
     def half_member(self) -> Member | None:
         """The member at which the two halves of the target are compared: the first (members are nearly alike)."""
         return next(iter(self.linear_members()), None)
+
+    def half_method(self) -> str | None:
+        """The method whose scores are compared: the first with directions, which is ``score``'s own if it has any."""
+        return next((n for n in self.method_members if self.methods[n].needs == "tangents"), None)
 
     def half_sample(self) -> Keys:
         """Up to 2,000 distinct training payloads, chosen by their keys: stable as rows come and go."""
@@ -147,7 +177,7 @@ def open_job(
     methods = make_methods(spec)
     objectives = make_objectives(spec)
     store = Store(_store_root(runtime), listener, remember)
-    model = checkpoint = None
+    model = checkpoint = fit = None
     target, overlap = manifest.rows("val"), manifest.rows("val").take(np.array([], dtype=np.int64))
     if any(m.needs != "nothing" for m in methods.values()):
         model, checkpoint = resolve_model(inputs, manifest, store)
@@ -157,9 +187,15 @@ def open_job(
         target, overlap = _target(inputs, manifest, train, listener)
         assert model is not None
         check_labels(target, model.num_classes, inputs.label)
+    for name, method in methods.items():
+        if isinstance(method, Preconditioned) and model is not None and checkpoint is not None:
+            fit = fit or open_fit_set(inputs, train)
+            check_labels(fit.rows, model.num_classes, inputs.label)
+            _check_classes(fit.rows.manifest, model)
+            methods[name] = with_trained_l2(method, name, checkpoint.locator, listener)
     job = Job(
         inputs, spec, runtime, manifest, train, target, len(overlap), model, checkpoint, store, methods, objectives,
-        listener,
+        listener, fit=fit,
     )  # fmt: skip
     for name, method in methods.items():
         points = method.points(spec.seed, spec.params) if isinstance(method, Linear) else [None]

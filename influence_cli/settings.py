@@ -29,6 +29,7 @@ class Inputs:
     input_size: int | None = None
     num_classes: int | None = None
     allow_overlap: bool = False
+    fit_rows: str | None = None  # manifest whose train rows curvature is fitted on; None: the run's own
 
 
 @dataclass(frozen=True)

@@ -113,13 +113,13 @@ def build_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
         ) from error
 
 
-def load_model(spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:
-    """The model of a spec with a checkpoint's weights, in evaluation mode.
+def load_model(spec: ModelSpec, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> nn.Module:
+    """The model of a spec with a checkpoint's weights, in evaluation mode; with ``dtype`` read into that precision.
 
     Raises:
         ModelError: the checkpoint does not fit; names tensors, expected and found shapes.
     """
-    return load_weights(build_model(spec), checkpoint, spec.name)
+    return load_weights(build_model(spec).to(dtype), checkpoint, spec.name)
 
 
 def device_of(name: str) -> torch.device:
