@@ -24,7 +24,21 @@ LAYERS = (
     {"store", "settings"},
     {"tables", "payloads", "manifest", "sources"},
     {"model", "methods", "objectives", "actions", "report"},
-    {"fit_set", "job", "preconditioning", "plan", "ingest", "reliability", "grads", "score", "curate", "gate", "arms", "retrain", "evaluate"},
+    {
+        "fit_set",
+        "job",
+        "preconditioning",
+        "plan",
+        "ingest",
+        "reliability",
+        "grads",
+        "score",
+        "curate",
+        "gate",
+        "arms",
+        "retrain",
+        "evaluate",
+    },
     {"cli", "__init__", "__main__"},
 )
 

@@ -69,7 +69,7 @@ class Curvature:
         self.sizes = [shape.numel() for shape in self.layout.values()]
         self.weight = float(np.sort(rows.weights).sum())
         self.factor: dict[str, Floats] = {}
-        self._open = lambda: Point(copy.deepcopy(model), params, dropout, "fp64", self.device)
+        self._open = lambda: Point(copy.deepcopy(model).requires_grad_(False), params, dropout, "fp64", self.device)
         self._decoded: list[tuple[NDArray[np.int64], Tensor]] | None = None
         self._batched = True  # until an operator of the model turns out to have no batching rule
 
@@ -80,7 +80,7 @@ class Curvature:
 
     @functools.cached_property
     def point(self) -> Point:
-        """A copy of the model in float64."""
+        """A copy of the model in float64, frozen: no graph is kept of parameters that are not selected."""
         return self._open()
 
     @property
@@ -234,7 +234,7 @@ class Curvature:
     def _batches(self, what: str) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor, Tensor]]:
         """(rows, inputs, labels, weights) of every batch; small data are decoded once and kept."""
         manifest, kept = self.rows.manifest, []
-        labels, weights = torch.from_numpy(manifest.labels), torch.from_numpy(manifest.weights())
+        labels, weights = torch.from_numpy(manifest.labels), torch.from_numpy(manifest.weights().copy())
         chunks = chunked(manifest.payloads(self.rows.index), self.batch_size)
         source = self._decoded or batches(manifest, chunks, self.spec, self.workers)
         held = 0
