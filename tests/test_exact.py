@@ -150,7 +150,7 @@ def test_t11_infinitesimal_jackknife(weights: bool, tmp_path: Path) -> None:
     rows = np.flatnonzero(p.weights >= eps)[:60]
     down, up = (np.array([p.rise(p.without(k, by), p.n) * p.n / by for k in rows]) for by in (eps, -eps))
     assert relative_error(scores[rows], (down + up) / 2) < 1e-6
-    assert relative_error(scores[rows], down) < 5e-5
+    assert relative_error(scores[rows], down) < (5e-5 if weights else 1e-5)
     ten = np.array([p.rise(p.without(k, 10 * eps), p.n) * p.n / (10 * eps) for k in rows])
     assert 9 < relative_error(scores[rows], ten) / relative_error(scores[rows], down) < 11
 

@@ -121,7 +121,7 @@ def _check_origin(settings: Settings, job: Job, origin: dict[str, Any] | None) -
         then = (origin.get(name) or {}).get("fingerprint")
         if then is not None and now is not None and then != now and not any(map(settings.explicit, flags)):
             raise UsageError(
-                f"the {name.replace('_', ' ')} has changed since the stage before",
+                f"the {'fit rows have' if name == 'fit_rows' else f'{name} has'} changed since the stage before",
                 where=str(settings.values.get(name) or settings["manifest"] or settings.source),
                 fix=f"run `influence grads` again, or pass --{name.replace('_', '-')} to say that you mean it",
             )
