@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ from influence_cli.model.spec import ModelSpec
 from influence_cli.score import score
 from influence_cli.settings import GradSpec
 from influence_cli.tables import provenance
-from tests.cases import Heard
+from tests.cases import Heard, write
 from tests.oracle import (
     Problem,
     Softmax,
@@ -597,3 +598,45 @@ def test_only_the_first_methods_effect_is_in_the_table(mlp: Problem) -> None:
 def test_errors_are_ours(mlp: Problem) -> None:
     with pytest.raises(InfluenceError):
         score(mlp.job(methods=EXACT, fit_rows=str(mlp.folder / "gone.parquet")))
+
+
+# -- real data -----------------------------------------------------------------------------------------------------
+
+BANK = Path(__file__).parents[2] / "shared" / "data" / "bank" / "manifest.parquet"
+
+
+@pytest.mark.shared_data
+@pytest.mark.skipif(not BANK.exists(), reason=f"no {BANK.parent.name} data beside the checkout")
+@pytest.mark.parametrize("label", ["label", "label_flip20"])
+def test_effect_predicts_leave_one_out_refits_on_bank(label: str, tmp_path: Path) -> None:
+    """Logistic regression on 18,292 rows: 20 rows, each left out of a refit to convergence."""
+    table, penalty = pq.read_table(BANK), 1e-3
+    table = table.set_column(table.column_names.index("label"), "label", table.column(label))
+    write(table.select(["id", "split", "features", "label"]), tmp_path / "manifest.parquet")
+    features = np.stack(table.column("features").to_numpy(zero_copy_only=False)).astype(np.float32)
+    labels, splits = table.column("label").to_numpy(), np.array(table.column("split").to_pylist())
+    spec = ModelSpec("linear", 2, "features", (features.shape[1],))
+    problem = Problem(
+        tmp_path, spec, build_model(spec).double(), torch.from_numpy(features).double(),
+        torch.from_numpy(labels.copy()), splits, table.column("id").to_pylist(), features,
+    )  # fmt: skip
+    train, target = (Softmax.of(*problem.part(s), 2) for s in ("train", "val"))
+    n = len(train.y)
+    theta = train.fit(np.ones(n), penalty)
+    save_checkpoint(problem.checkpoint, train.into(problem.model, theta), spec)
+    phi = target.losses(theta).mean()
+    scored = score(problem.job(methods=EXACT, options={"exact": {"l2": penalty}}, allow_overlap=True))
+    effect = column(scored, "effect")
+    facts = provenance(scored.schema)["curvature"]["exact"]
+    assert (facts["damping"], facts["fit_rows"]) == (0.0, n)
+    assert facts["gradient_norm"] < 1e-12
+    order = np.argsort(effect)
+    rows = [*order[:8].tolist(), *order[-8:].tolist(), *order[n // 5 :: n // 5][:4].tolist()]
+    true = []
+    for row in rows:
+        weights = np.ones(n)
+        weights[row] = 0.0
+        true.append(target.losses(train.fit(weights, penalty, theta)).mean() - phi)
+    slope = np.polyfit(effect[rows], true, 1)[0]
+    assert 0.9 <= slope <= 1.1
+    assert stats.pearsonr(effect[rows], true).statistic >= 0.99
