@@ -55,10 +55,14 @@ class FitSet:
 
     def differs_from(self, keys: NDArray[np.uint8]) -> tuple[int, int]:
         """(rows of this fit set that are not among ``keys`` [m, 24], rows among them that are not of this)."""
-        mine, theirs = _counts(self.keys), _counts(keys)
+        mine, theirs = self._counted, _counts(keys)
         new = sum(max(0, count - theirs.get(key, 0)) for key, count in mine.items())
         gone = sum(max(0, count - mine.get(key, 0)) for key, count in theirs.items())
         return new, gone
+
+    @functools.cached_property
+    def _counted(self) -> dict[bytes, int]:
+        return _counts(self.keys)
 
     def as_dict(self) -> dict[str, Any]:
         """What provenance says of it."""

@@ -114,7 +114,7 @@ def _parameters(job: Job) -> int:
     spec, _ = require_model(job)
     note = fingerprint("parameters", 1, model=spec.as_dict(), params=job.spec.params)
     known = job.store.read_model_note(note)
-    if known is None:
+    if known is None or "parameters" not in known:
         from influence_cli.model.build import build_model
         from influence_cli.model.parameters import select_parameters
 

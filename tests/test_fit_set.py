@@ -10,6 +10,7 @@ import dataclasses
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from influence_cli.fit_set import FitSet
 from influence_cli.grads import fill
@@ -46,12 +49,26 @@ from tests.cases import (
     feature_table,
     job_of,
     run_process,
+    run_python,
     same_scores,
     with_column,
     write,
 )
 from tests.oracle import save_checkpoint, write_manifest
-from tests.test_memo import Bench, append, delete, duplicate, relabel, rename, reorder, swap_payloads
+from tests.test_cli import WITHOUT_TORCH
+from tests.test_memo import (
+    STEP,
+    Bench,
+    append,
+    delete,
+    duplicate,
+    edited,
+    relabel,
+    rename,
+    reorder,
+    swap_payloads,
+    with_unique_ids,
+)
 
 N = 40
 EXACT = GradSpec(("exact",), options={"exact": {"damping": 0.01}}, precision="fp64")
@@ -411,6 +428,32 @@ def test_fit_rows_that_cannot_be_fitted_exit_2(how: str, bench: Bench) -> None:
     assert not (bench.folder / "s.parquet").exists()
 
 
+@settings(max_examples=12, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(STEP, min_size=1, max_size=4), st.booleans())
+def test_any_sequence_of_edits_leaves_warm_equal_to_cold(
+    tabular_run: Path, steps: list[tuple[str, int, int | None]], pin: bool
+) -> None:
+    start = examples(train=14, val=6, test=0)
+    rows, target = start[:14], start[14:]
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), tabular_run)
+        how: dict[str, Any] = {"fit_rows": str(bench.manifest(start))} if pin else {}
+        seen: set[tuple[float, ...]] = set()
+        for kind, seed, size in steps:
+            rows = with_unique_ids(edited(rows, kind, seed))
+            now = {r.features for r in rows}
+            job = job_of(bench.manifest(rows + target), bench.run, bench.store, spec=EXACT, **how)
+            (planned,) = missing_work(job)
+            computed, warm = bench.warm(rows + target, spec=EXACT, batch_size=size, shard_rows=size or 1024, **how)
+            assert computed == planned.rows
+            if pin:
+                assert computed == len(now - seen)
+            elif planned.fits:
+                assert computed == len(now)
+            seen |= now
+        assert same_scores(warm, bench.cold(rows + target, spec=EXACT, **how), 1e-9)
+
+
 # ---- through the command line --------------------------------------------------------------------------------------
 
 
@@ -488,6 +531,13 @@ def test_a_warm_run_loads_no_model_and_says_the_spectrum_again(bench: Bench, mon
     ]
     assert len(lines[0]) == 1
     assert lines[0] == lines[1]
+
+
+def test_a_warm_run_imports_no_torch(bench: Bench) -> None:
+    asked = ["score", bench.manifest(examples()), "--checkpoint", bench.run, *ASKED, "-o", "s.parquet"]
+    cli(bench, *asked)
+    ran = run_python(WITHOUT_TORCH, *asked, cwd=bench.folder)
+    assert (ran.code, ran.err.splitlines()[-1]) == (0, "no torch")
 
 
 def test_methods_exact_shows_what_it_is_and_its_options(bench: Bench) -> None:

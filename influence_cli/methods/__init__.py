@@ -50,7 +50,7 @@ METHODS: dict[str, MethodInfo] = {
             "influence_cli.methods.exact:Exact",
             "influence function, dense inverse curvature",
             "Koh and Liang, arXiv:1703.04730, Eq. 2",
-            "V + fit F + T, p^2 memory",
+            "V + fit rows + T; d^2",
         ),
         MethodInfo("loss", "influence_cli.methods.loss:Loss", "minus the row's own loss", "-", "forward T"),
         MethodInfo(

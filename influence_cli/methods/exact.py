@@ -70,11 +70,12 @@ class Exact(Preconditioned):
             UsageError: they are more.
         """
         if parameters > self.max_parameters:
+            size = f"{self.factor_bytes(parameters) / 1e9:,.3g} GB"
             raise UsageError(
                 f"exact inverts a matrix of {parameters:,} by {parameters:,} parameters, and max_parameters is "
                 f"{self.max_parameters:,}",
                 fix="select fewer (--params last), use another method (ip), "
-                f"or --set exact.max_parameters={parameters} where {self.factor_bytes(parameters) / 1e9:,.3g} GB fit",
+                f"or --set exact.max_parameters={parameters}: the matrix takes {size}, fitting it four times that",
             )
 
     def factor_bytes(self, parameters: int) -> int:
