@@ -7,7 +7,7 @@ factor in hand and nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,8 +50,7 @@ class Fit:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the plan."""
-        names = ("method", "rows", "passes", "bytes", "seconds", "why")
-        return {"method": self.method, "factor": self.factor, **{n: getattr(self, n) for n in names[1:]}}
+        return asdict(self)
 
 
 def missing_directions(job: Job, member: Member, halves: dict[str, Keys]) -> tuple[Along, ...]:

@@ -233,7 +233,8 @@ class Curvature:
 
     def _batches(self, what: str) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor, Tensor]]:
         """(rows, inputs, labels, weights) of every batch; small data are decoded once and kept."""
-        manifest, kept = self.rows.manifest, []
+        manifest = self.rows.manifest
+        kept: list[tuple[NDArray[np.int64], Tensor]] = []
         labels, weights = torch.from_numpy(manifest.labels), torch.from_numpy(manifest.weights().copy())
         chunks = chunked(manifest.payloads(self.rows.index), self.batch_size)
         source = self._decoded or batches(manifest, chunks, self.spec, self.workers)
@@ -241,7 +242,10 @@ class Curvature:
         with self.listener.progress(what, len(self.rows), "fit rows") as progress:
             for index, decoded in source:
                 held += decoded.numel() * decoded.element_size()
-                kept = [*kept, (index, decoded)] if held <= IN_MEMORY_BYTES else []
+                if held <= IN_MEMORY_BYTES:
+                    kept.append((index, decoded))
+                else:
+                    kept.clear()
                 x = to_input(move(decoded, self.device), self.spec, torch.float64)
                 place = torch.from_numpy(index)
                 yield index, x, move(labels[place], self.device), move(weights[place], self.device)
