@@ -45,6 +45,7 @@ class RunOptions(TypedDict, total=False):
     crop: float | None
     allow_overlap: bool
     skip_bad: bool
+    fit_rows: str | None
     store: str | None  # None: a temporary store
     device: str
     batch_size: int | None

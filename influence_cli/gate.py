@@ -7,6 +7,10 @@ New rows are compared with **calibration rows**: accepted rows that the checkpoi
 
 and a clean row is flagged with probability at most q when rows with p <= q are (Bates et al. 2023,
 arXiv:2104.08279).  Without calibration rows the accepted rows of the baseline stand in, and the rate is unknown.
+
+With a **threshold** X, in the objective's own unit, the rows flagged are the new rows whose ``effect`` is below -X:
+removing such a row (of weight 1) is predicted to lower Phi by more than X.  That compares a row with nothing but X, so
+it needs no calibration rows, says nothing of a rate, and is only for methods that estimate an effect.
 """
 
 from __future__ import annotations
@@ -61,14 +65,10 @@ def check(scores: ScoreTable, request: GateRequest) -> Verdict:
     """Compare new rows with calibration rows.
 
     Raises:
-        UsageError: a threshold without an effect, a direction that is noise, nothing to compare with, or too few
-            calibration rows for the rate that is asked for.
+        UsageError: a threshold without an effect or below 0, a direction that is noise, nothing to compare with, or
+            too few calibration rows for the rate that is asked for.
     """
-    if request.threshold is not None:
-        raise UsageError(
-            "--threshold compares column effect, in the objective's unit, which this method does not estimate",
-            fix="use --false-flag with calibration rows",
-        )
+    effect = None if request.threshold is None else _effects(scores, request.threshold)
     _refuse_noise(scores)
     accepted = _read_baseline(request.baseline)
     keys = [k.hex() for k in scores.scored.keys]
@@ -76,6 +76,11 @@ def check(scores: ScoreTable, request: GateRequest) -> Verdict:
     calibration = _calibration_ids(scores)
     in_calibration = np.array([i in calibration for i in scores.train.ids])
     new = ~in_baseline & ~in_calibration & np.isfinite(scores.scored.score)
+    if effect is not None:
+        assert request.threshold is not None
+        harmful = np.flatnonzero(new & (effect < -request.threshold))
+        basis = f"effect below -{request.threshold:g}, in the objective's unit"
+        return _verdict(scores, request, new, harmful, {"effect": effect[harmful]}, basis)
     rate = parse_share(request.false_flag, "--false-flag")
     if in_calibration.any():
         reference, basis = in_calibration, f"at most {rate:.3g} of clean rows are flagged"
@@ -97,7 +102,18 @@ def check(scores: ScoreTable, request: GateRequest) -> Verdict:
             f"{int(reference.sum())} rows to compare with cannot resolve a rate of {request.false_flag}",
             fix=f"use at least {int(np.ceil(1 / rate)) - 1} calibration rows, or --false-flag {100 * least:.2g}%",
         )
-    flagged = np.flatnonzero(new)[p <= rate]
+    return _verdict(scores, request, new, np.flatnonzero(new)[p <= rate], {"p_value": p[p <= rate]}, basis)
+
+
+def _verdict(
+    scores: ScoreTable,
+    request: GateRequest,
+    new: NDArray[np.bool_],
+    flagged: NDArray[np.int64],
+    why: dict[str, NDArray[np.float64]],
+    basis: str,
+) -> Verdict:
+    """The flagged rows, most suspicious first by what they are flagged for, against those allowed."""
     allowed = parse_budget(request.max_flagged, int(new.sum()), "--max-flagged")
     table = pa.table(
         {
@@ -105,10 +121,24 @@ def check(scores: ScoreTable, request: GateRequest) -> Verdict:
             "row_key": as_arrow(scores.train.row_keys[flagged]),
             "label": pa.array(scores.train.labels[flagged]),
             "score": pa.array(scores.scored.score[flagged]),
-            "p_value": pa.array(p[p <= rate]),
+            **{name: pa.array(values) for name, values in why.items()},
         }
-    ).sort_by([("p_value", "ascending"), ("score", "ascending"), ("id", "ascending")])
+    ).sort_by([(next(iter(why)), "ascending"), ("score", "ascending"), ("id", "ascending")])
     return Verdict(table, int(new.sum()), allowed, basis, len(flagged) > allowed)
+
+
+def _effects(scores: ScoreTable, threshold: float) -> NDArray[np.float64]:
+    """Column ``effect`` [n], null as NaN, which no threshold flags."""
+    if "effect" not in scores.table.column_names or scores.column not in ("score", scores.provenance.get("score_is")):
+        raise UsageError(
+            "--threshold compares column effect, in the objective's unit, which this method does not estimate",
+            fix="score with a method that does (influence methods), or use --false-flag with calibration rows",
+        )
+    if threshold < 0:
+        raise UsageError(
+            f"--threshold {threshold:g} is negative", fix="give a size: effects below minus it are flagged"
+        )
+    return scores.table.column("effect").cast(pa.float64()).fill_null(float("nan")).to_numpy()
 
 
 def p_values(calibration: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from influence_cli.first_look import FirstLook, run_target
 from influence_cli.job import Job, require_model
 from influence_cli.plan import Work, index_by_key, key_list, missing_work, timing_key
+from influence_cli.preconditioning import curvature_report, missing_directions, note_curvature, precondition
 from influence_cli.reliability import direction_noise
 from influence_cli.row_checks import BadRow
 from influence_cli.store.keys import KEY_BYTES, stack
@@ -41,15 +42,16 @@ def fill(job: Job) -> int:
     work = [_with_readable_directions(job, w) for w in missing_work(job) if not w.nothing]
     look = FirstLook(job)
     if not work:
+        note_curvature(job)
         return 0
     work.sort(key=lambda w: w.member != job.plain_member())  # the model itself first: how good it is, is said at once
     skipped = len(job.manifest.bad)
     from influence_cli.model.build import device_of, load_model
-    from influence_cli.model.forward import Point
+    from influence_cli.model.forward import DTYPES, Point
 
     spec, checkpoint = require_model(job)
     device = device_of(job.runtime.device)
-    model = load_model(spec, checkpoint)
+    model = load_model(spec, checkpoint, DTYPES[job.spec.precision])
     payloads = _target_payloads(job) if any(w.directions for w in work) else {}
     done = 0
     for position, w in enumerate(work):
@@ -59,25 +61,30 @@ def fill(job: Job) -> int:
             _measure(job, w, point, payloads, what)
         if position == 0 and not job.linear_members():
             run_target(job, point)
+        if w.preconditioned:
+            precondition(job, w.member, w.preconditioned, model, device, batch_size(job))
         if w.rows:
             _pass(job, w, point, what, look)
         look.say()
         done += w.rows
     job.forget_folders()
     if len(job.manifest.bad) > skipped:  # others may have taken their place, where rows are sampled
-        done += fill(job)
+        return done + fill(job)
+    note_curvature(job)
     return done
 
 
 def _with_readable_directions(job: Job, work: Work) -> Work:
-    """The work, with directions to measure again whose stored tensors turn out to be damaged or gone."""
-    measure = list(work.directions)
+    """The work, with directions to make again whose stored tensors turn out to be damaged or gone."""
+    measure, lacking = list(work.directions), [n for n, keys in (work.tangents | work.halves).items() if len(keys)]
+    unreadable = {name for name in lacking if job.store.read_direction(name) is None}  # and set aside
+    missing = missing_directions(job, work.member, work.halves)
     for objective in job.objectives:
-        whole, half = (job.direction(work.member, objective, half=h) for h in (False, True))
-        needed = [n for n, keys in (work.tangents | work.halves).items() if n in (whole, half) and len(keys)]
-        if objective not in measure and any(job.store.read_direction(name) is None for name in needed):
+        needed = {job.direction(work.member, objective, half=h) for h in (False, True)} & unreadable
+        needed |= {a.q for a in missing if a.objective == objective and job.store.read_direction(a.q) is None}
+        if objective not in measure and needed:
             measure.append(objective)
-    return replace(work, directions=tuple(measure))
+    return replace(work, directions=tuple(measure), preconditioned=missing)
 
 
 def batch_size(job: Job) -> int:
@@ -279,6 +286,8 @@ def provenance_of(job: Job, stage: str) -> dict[str, Any]:
             "fingerprint": job.target_fingerprint,
             "rows": len(job.target),
         },
+        "fit_rows": None if job.fit is None else job.fit.as_dict(),
+        "curvature": curvature_report(job),
         "checkpoint": None
         if job.checkpoint is None
         else {"locator": job.checkpoint.locator, "fingerprint": job.checkpoint.digest},

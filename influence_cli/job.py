@@ -17,9 +17,10 @@ import numpy as np
 
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
+from influence_cli.fit_set import FitSet, open_fit_set, with_trained_l2
 from influence_cli.manifest import Manifest, Rows, open_manifest, without_overlap
 from influence_cli.methods import make_methods
-from influence_cli.methods.protocol import Linear, Method
+from influence_cli.methods.protocol import Linear, Method, Preconditioned
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.losses import RowLoss, loss_of
@@ -29,7 +30,7 @@ from influence_cli.row_checks import BadRow
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.store import Keys, Store, fingerprint
 from influence_cli.store.shards import ShardFolder, unique
-from influence_cli.usable_rows import usable, usable_target
+from influence_cli.usable_rows import usable, usable_now, usable_target
 
 HALF_SAMPLE = 2000  # training rows on which the scores of two halves of the target are compared
 MAX_OVERLAP = 0.01  # share of target rows that may be training rows before the run is refused
@@ -62,6 +63,7 @@ class Job:
     listener: Listener = SILENT
     method_members: dict[str, list[Member]] = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)  # accuracies already said to be at chance
+    fit: FitSet | None = None  # where a method fits curvature
     _folders: dict[str, ShardFolder] = field(default_factory=dict)
 
     @property
@@ -115,6 +117,26 @@ class Job:
             half=half,
         )
 
+    def along(self, method: str, member: Member, objective: str, half: bool = False) -> str:
+        """Name of the direction that a method's tangents run along: q itself, or u = P q where P is fitted."""
+        q, p = self.direction(member, objective, half), self.methods[method]
+        if not isinstance(p, Preconditioned):
+            return q
+        named = {"name": method, **p.describe()}
+        return fingerprint("preconditioned", 1, direction=q, method=named, factor=self.factor(method, member))
+
+    def factor(self, method: str, member: Member) -> str:
+        """Name of what a method fits at a member on the run's fit set."""
+        assert self.fit is not None
+        return fingerprint("factor", 1, spec=self.factor_spec(method, member), fit=self.fit.fingerprint)
+
+    def factor_spec(self, method: str, member: Member) -> str:
+        """Name of all of that but the fit set."""
+        p = self.methods[method]
+        assert isinstance(p, Preconditioned)
+        about = {"member": member.name, "params": self.spec.params, "loss": self.spec.loss}
+        return fingerprint("factor-spec", 1, fitted=p.fitted(), **about)
+
     def outputs(self, member: Member) -> ShardFolder:
         """The shards of a member's logits."""
         if member.name not in self._folders:
@@ -152,9 +174,17 @@ class Job:
         needing = [ms for n, ms in self.method_members.items() if self.methods[n].needs == "tangents"]
         return list({m.name: m for ms in needing for m in ms}.values())
 
+    def methods_at(self, member: Member) -> list[str]:
+        """Methods that need directions at a member, in order."""
+        return [n for n, ms in self.method_members.items() if self.methods[n].needs == "tangents" and member in ms]
+
     def half_member(self) -> Member | None:
         """The member at which the two halves of the target are compared: the first (members are nearly alike)."""
         return next(iter(self.linear_members()), None)
+
+    def half_method(self) -> str | None:
+        """The method whose scores are compared: the first with directions, which is ``score``'s own if it has any."""
+        return next((n for n in self.method_members if self.methods[n].needs == "tangents"), None)
 
     def half_sample(self) -> Keys:
         """Up to 2,000 distinct training payloads, chosen by their keys: stable as rows come and go."""
@@ -177,7 +207,7 @@ def open_job(
     manifest = open_manifest(inputs.manifest, inputs.label, inputs.skip_bad, store.file_keys())
     if len(manifest.rows("train")) == 0:
         raise ManifestError("no train rows", where=manifest.source, fix="set column split to train for some rows")
-    model = checkpoint = None
+    model = checkpoint = fit = None
     if any(m.needs != "nothing" for m in methods.values()):
         model, checkpoint = resolve_model(inputs, manifest, store, spec.precision)
         manifest = usable(manifest.rows("train"), model, inputs, store)
@@ -186,9 +216,16 @@ def open_job(
     if any(m.needs == "tangents" for m in methods.values()):
         assert model is not None
         target, overlap = _target(inputs, manifest, model, store, listener)
+    for name, method in methods.items():
+        if isinstance(method, Preconditioned) and model is not None and checkpoint is not None:
+            if fit is None:
+                manifest = usable_now(manifest.rows("train"), model, inputs).manifest  # curvature needs every row
+                fit = open_fit_set(inputs, manifest.rows("train"), model)
+                _check_classes(fit.rows.manifest, model)
+            methods[name] = with_trained_l2(method, name, checkpoint.locator, listener)
     job = Job(
         inputs, spec, runtime, manifest, manifest.rows("train"), target, len(overlap), model, checkpoint, store,
-        methods, objectives, listener,
+        methods, objectives, listener, fit=fit,
     )  # fmt: skip
     for name, method in methods.items():
         points = method.points(spec.seed, spec.params) if isinstance(method, Linear) else [None]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from influence_cli.job import Job, Member
 from influence_cli.manifest import Rows
+from influence_cli.preconditioning import Along, Fit, missing_directions, missing_fits
 from influence_cli.store import Keys
 from influence_cli.store.shards import unique
 
@@ -28,6 +29,8 @@ class Work:
     outputs: Keys
     tangents: dict[str, Keys]  # direction name -> keys
     halves: dict[str, Keys]  # half-direction name -> keys
+    preconditioned: tuple[Along, ...] = ()  # u's to compute
+    fits: tuple[Fit, ...] = ()  # factors that they need
 
     @property
     def rows(self) -> int:
@@ -38,7 +41,7 @@ class Work:
     @property
     def nothing(self) -> bool:
         """Whether the store holds all of it."""
-        return not self.directions and self.rows == 0
+        return not self.directions and not self.preconditioned and self.rows == 0
 
 
 def missing_work(job: Job) -> list[Work]:
@@ -47,7 +50,7 @@ def missing_work(job: Job) -> list[Work]:
         return []
     keys = job.payload_keys
     linear = {m.name for m in job.linear_members()}
-    half_at = job.half_member()
+    half_at, half_of = job.half_member(), job.half_method()
     work: list[Work] = []
     for member in job.members:
         measure: list[str] = []
@@ -56,16 +59,19 @@ def missing_work(job: Job) -> list[Work]:
         for objective in job.objectives if member.name in linear else ():
             q = job.direction(member, objective)
             meta = job.store.direction_meta(q)
-            tangents[q] = keys[job.tangents(q).missing(keys)]
-            if member == half_at and (meta is None or meta["halves"]):
-                half, sample = job.direction(member, objective, half=True), job.half_sample()
+            for u in (job.along(name, member, objective) for name in job.methods_at(member)):
+                tangents[u] = keys[job.tangents(u).missing(keys)]
+            if member == half_at and half_of is not None and (meta is None or meta["halves"]):
+                half, sample = job.along(half_of, member, objective, half=True), job.half_sample()
                 halves[half] = sample[job.tangents(half).missing(sample)]
-                if len(halves[half]) and job.store.direction_meta(half) is None:
+                sources = (half, job.direction(member, objective, half=True))
+                if len(halves[half]) and all(job.store.direction_meta(name) is None for name in sources):
                     meta = None
             if meta is None:
                 measure.append(objective)
         lacking = keys[job.outputs(member).missing(keys)]
-        work.append(Work(member, tuple(measure), lacking, tangents, halves))
+        along = missing_directions(job, member, halves)
+        work.append(Work(member, tuple(measure), lacking, tangents, halves, along, missing_fits(job, member, along)))
     return work
 
 
@@ -116,9 +122,11 @@ def describe_plan(job: Job, work: list[Work], estimated: Rates | None = None) ->
                 "directions": directions,
                 "seconds": _seconds(job, w, rates),
                 "bytes": cells * (16 + classes * itemsize),
+                "fits": [fit.as_dict() for fit in w.fits],
             }
         )
-    seconds = [s["seconds"] for s in steps]
+    fits = [fit for w in work for fit in w.fits]
+    seconds = [*(s["seconds"] for s in steps), *(fit.seconds for fit in fits)]
     return {
         "schema_version": 1,
         "store": str(job.store.root) if job.runtime.store else "temporary, thrown away at the end",
@@ -130,7 +138,7 @@ def describe_plan(job: Job, work: list[Work], estimated: Rates | None = None) ->
         "rows_to_compute": sum(s["rows_to_compute"] for s in steps),
         "seconds": None if any(s is None for s in seconds) else round(sum(seconds), 1),
         "seconds_are": "measured" if needed_rates(work) <= set(measured) else "estimated",
-        "bytes": sum(s["bytes"] for s in steps),
+        "bytes": sum(s["bytes"] for s in steps) + sum(fit.bytes for fit in fits),
     }
 
 
@@ -153,6 +161,10 @@ def timing_key(job: Job, tangents: bool, target: bool = False) -> str:
 def _why(work: Work, n: int) -> str:
     if work.nothing:
         return "all stored"
+    if work.fits and not work.directions:
+        return "curvature to fit: " + work.fits[0].why
+    if work.preconditioned and not work.directions:
+        return "new preconditioned direction (options of the method or objective not seen before)"
     if work.directions and work.rows == n:
         return "new direction (checkpoint, target rows, objective or settings not seen before)"
     if work.directions:

@@ -18,8 +18,8 @@ def direction_noise(job: Job) -> dict[str, dict[str, Any]]:
     """Per objective: Phi, target rows, signal-to-noise of q, and the split-half reliability of the scores.
 
     The reliability is the Spearman correlation, on up to 2,000 training rows, of the scores from two halves of the
-    target rows, at the first member.  A tangent is linear in its direction, so the second half's is
-    (m t - m1 t1) / m2.
+    target rows, at the first member, by the first method that has directions (``score``'s own).  A tangent is linear
+    in its direction, and u = P q in q, so the second half's is (m t - m1 t1) / m2.
     """
     member = job.half_member()
     if member is None:
@@ -54,8 +54,10 @@ def _split_half(job: Job, member: Member, objective: str, meta: dict[str, Any]) 
     by_key = {job.train.payload_keys[i].tobytes(): i for i in first_row}
     labels = job.train.labels[[by_key[k.tobytes()] for k in keys]]
     logits = job.outputs(member).read(keys)["logits"]
-    whole = job.tangents(job.direction(member, objective)).read(keys)["tangent"].astype(np.float64)
-    even = job.tangents(job.direction(member, objective, half=True)).read(keys)["tangent"].astype(np.float64)
+    method = job.half_method()
+    assert method is not None
+    whole = job.tangents(job.along(method, member, objective)).read(keys)["tangent"].astype(np.float64)
+    even = job.tangents(job.along(method, member, objective, half=True)).read(keys)["tangent"].astype(np.float64)
     m, m_even = meta["m"], meta["m_half"]
     odd = (m * whole - m_even * even) / (m - m_even)
     with np.errstate(invalid="ignore", over="ignore"):

@@ -31,12 +31,15 @@ class Column:
     score: Floats
     members: Floats | None = None  # [M, n]
     labels: Floats | None = None  # [n, C]: the score with each label
+    effect: bool = False  # whether score / n estimates an effect of removal
 
 
 def score(job: Job, per_member: bool = False) -> pa.Table:
     """The score table of a job, after filling the store with what it lacks.
 
-    Columns: id, row_key, label, score (the first method's first objective), score_<objective> or
+    Columns: id, row_key, label, score (the first method's first objective), effect (score / n with n the sum of the
+    fit rows' weights: by how much Phi rises when a row of weight 1 is removed and the divisor of the training
+    objective stays n; only where that method estimates one), score_<objective> or
     score_<method>_<objective>, score_std and agreement over members, best_label and best_label_gain, and what the
     model says of the row: loss, margin, model_label and model_probability (its best other label).
     """
@@ -45,6 +48,9 @@ def score(job: Job, per_member: bool = False) -> pa.Table:
     table = base_table(job)
     first = columns[0]
     table = table.append_column("score", nullable(first.score))
+    if first.effect:
+        assert job.fit is not None
+        table = table.append_column("effect", nullable(first.score / job.fit.weight))
     for c in columns:
         table = table.append_column(_column_name(job, c.name), nullable(c.score))
     table = _append_members(table, first, per_member, columns, job)
@@ -67,7 +73,7 @@ def score(job: Job, per_member: bool = False) -> pa.Table:
             "kinds": {_column_name(job, c.name): c.kind for c in columns},
             "score_is": _column_name(job, first.name),
             "kind": first.kind,
-            "effect": False,
+            "effect": first.effect,
             "noise": direction_noise(job),
         },
     )
@@ -98,11 +104,12 @@ def _linear_column(job: Job, name: str, members: list[Member], objective: str) -
     every: list[Floats] = []
     for member in members:
         logits = job.outputs(member).read(keys)["logits"]
-        tangents = job.tangents(job.direction(member, objective)).read(keys)["tangent"]
+        tangents = job.tangents(job.along(name, member, objective)).read(keys)["tangent"]
         with np.errstate(invalid="ignore", over="ignore"):
             every.append(job.row_loss.label_scores(logits, tangents))
     stacked = np.stack([of_label(scores, labels) for scores in every])
-    return Column(f"{name}/{objective}", "signed", _mean(list(stacked)), stacked, _mean(every))
+    effect = job.methods[name].effect
+    return Column(f"{name}/{objective}", "signed", _mean(list(stacked)), stacked, _mean(every), effect)
 
 
 def _mean(members: list[Floats]) -> Floats:

@@ -1,7 +1,8 @@
 """References in float64 that share no arithmetic with the engine, and tiny problems to meet them on.
 
 Reference: the per-row autograd loop and what follows from it (scores, per-label scores, mean target gradient), a
-big-integer SplitMix64 with the dropout masks made from it, and a logistic regression refitted to convergence.
+big-integer SplitMix64 with the dropout masks made from it, dense curvature row by row, and logistic regressions
+refitted to convergence (by autograd, and in closed form with row weights).
 Builders: PNG bytes, a Parquet manifest, a checkpoint that carries its spec as ``retrain`` writes it, and the ``Job``
 that ``influence score`` would open on the two.
 """
@@ -146,6 +147,108 @@ def refit(model: nn.Module, inputs: Tensor, labels: Tensor, penalty: float) -> N
     torch.nn.utils.vector_to_parameters(theta, model.parameters())
 
 
+@dataclass(frozen=True, eq=False)
+class Softmax:
+    """Softmax regression in closed form, numpy alone: theta [C, d + 1], the bias last, every entry penalised."""
+
+    x: NDArray[np.float64]  # [n, d + 1], the last column 1
+    y: NDArray[np.int64]
+    classes: int
+
+    @staticmethod
+    def of(inputs: Tensor, labels: Tensor, classes: int) -> Softmax:
+        x = inputs.double().flatten(1).numpy()
+        return Softmax(np.hstack([x, np.ones((len(x), 1))]), labels.numpy(), classes)
+
+    def probabilities(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+        z = self.x @ theta.T
+        e = np.exp(z - z.max(axis=1, keepdims=True))
+        return e / e.sum(axis=1, keepdims=True)
+
+    def losses(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Cross-entropy of every row [n]."""
+        z = self.x @ theta.T
+        top = z.max(axis=1)
+        return top + np.log(np.exp(z - top[:, None]).sum(axis=1)) - z[np.arange(len(z)), self.y]
+
+    def gradients(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Gradient of every row's loss [n, C (d + 1)]."""
+        residual = self.probabilities(theta) - np.eye(self.classes)[self.y]
+        return (residual[:, :, None] * self.x[:, None, :]).reshape(len(self.x), -1)
+
+    def hessian(self, theta: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """sum_i w_i (diag(p) - p p^T) kron x x^T."""
+        p, size = self.probabilities(theta), self.x.shape[1]
+        out = np.empty((self.classes, size, self.classes, size))
+        for a in range(self.classes):
+            for b in range(self.classes):
+                out[a, :, b] = (self.x * (weights * p[:, a] * ((a == b) - p[:, b]))[:, None]).T @ self.x
+        return out.reshape(self.classes * size, -1)
+
+    def fit(
+        self, weights: NDArray[np.float64], penalty: float, start: NDArray[np.float64] | None = None, divisor: float = 0
+    ) -> NDArray[np.float64]:
+        """Minimise sum w l / divisor + penalty/2 |theta|^2 by Newton steps (divisor 0: sum w), gradient below 1e-12."""
+        divisor = divisor or float(weights.sum())
+        theta = np.zeros((self.classes, self.x.shape[1])) if start is None else start.copy()
+        for _ in range(60):
+            p = self.probabilities(theta)
+            residual = (p - np.eye(self.classes)[self.y]) * weights[:, None]
+            gradient = (residual.T @ self.x / divisor + penalty * theta).ravel()
+            if np.abs(gradient).max() < 1e-13:
+                break
+            hessian = self.hessian(theta, weights) / divisor + penalty * np.eye(theta.size)
+            step = np.linalg.solve(hessian, gradient) if penalty else np.linalg.pinv(hessian, 1e-10) @ gradient
+            theta = theta - step.reshape(theta.shape)
+        assert np.abs(gradient).max() < 1e-12
+        return theta
+
+    def into(self, model: nn.Module, theta: NDArray[np.float64]) -> nn.Module:
+        """The parameters as those of a ``linear`` model."""
+        with torch.no_grad():
+            model.get_parameter("head.weight").copy_(torch.from_numpy(theta[:, :-1].copy()))
+            model.get_parameter("head.bias").copy_(torch.from_numpy(theta[:, -1].copy()))
+        return model
+
+
+# -- dense curvature -----------------------------------------------------------------------------------------------
+
+
+def dense_curvature(model: nn.Module, x: Tensor, y: Tensor, w: Tensor, kind: str) -> NDArray[np.float64]:
+    """Weighted mean over rows, one by one, by its definition, in the order of the model's parameters.
+
+    ``hessian``: autograd's; ``ggn``: J^T (diag(p) - p p^T) J; ``fisher``: sum_c p_c g_c g_c^T with a gradient for every
+    label; ``empirical``: g g^T with the row's own.
+    """
+    shapes = {n: p.shape for n, p in model.named_parameters()}
+    sizes = [s.numel() for s in shapes.values()]
+    theta = torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    def logits(flat: Tensor, row: Tensor) -> Tensor:
+        parts = zip(shapes.items(), flat.split(sizes), strict=True)
+        return functional_call(model, {n: v.view(s) for (n, s), v in parts}, (row[None],))[0]
+
+    total = torch.zeros(len(theta), len(theta), dtype=torch.float64)
+    for row, label, weight in zip(x, y.tolist(), w.tolist(), strict=True):
+        z = logits(theta, row).detach()
+        p = z.softmax(0)
+        if kind == "hessian":
+            part = torch.autograd.functional.hessian(
+                lambda t, row=row, label=label: F.cross_entropy(logits(t, row)[None], torch.tensor([label])), theta
+            )
+        elif kind == "ggn":
+            jacobian = torch.autograd.functional.jacobian(lambda t, row=row: logits(t, row), theta)
+            part = jacobian.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian
+        else:
+            share = {c: float(p[c]) for c in range(len(p))} if kind == "fisher" else {label: 1.0}
+            part = torch.zeros_like(total)
+            for c, chance in share.items():
+                g = torch.cat([v.flatten() for v in row_gradient(model, row, c).values()])
+                part += chance * torch.outer(g, g)
+        total += weight * part
+    return (total / w.sum()).numpy()
+
+
 # -- builders ------------------------------------------------------------------------------------------------------
 
 
@@ -241,7 +344,7 @@ class Problem:
         Without ``store`` a folder of its own that is empty, so that everything is computed.
         """
         runtime = {k: settings.pop(k) for k in ("batch_size", "workers", "shard_rows") if k in settings}
-        inputs = {k: settings.pop(k) for k in ("target", "allow_overlap") if k in settings}
+        inputs = {k: settings.pop(k) for k in ("target", "allow_overlap", "fit_rows") if k in settings}
         if store is None:
             store = f"store-{len(list(self.folder.glob('store-*')))}"
             (self.folder / store).mkdir()
@@ -310,7 +413,7 @@ def shake(model: nn.Module, inputs: Tensor, seed: int) -> None:
     model.eval()
 
 
-def column(table: pa.Table, name: str) -> NDArray[np.float64]:
+def column(table: pa.Table, name: str = "score") -> NDArray[np.float64]:
     """A numeric column, null as NaN."""
     return table.column(name).cast(pa.float64()).fill_null(float("nan")).to_numpy()
 

@@ -27,7 +27,9 @@ LAYERS = (
     {"edited", "usable_rows"},
     {"exports"},
     {
+        "fit_set",
         "job",
+        "preconditioning",
         "plan",
         "estimate",
         "ingest",

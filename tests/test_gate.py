@@ -210,3 +210,64 @@ def test_github_annotations_cannot_be_forged_by_ids(tmp_path: Path, digits: Path
 def test_github_is_a_format_of_the_gate_alone(tmp_path: Path, scored: Path) -> None:
     ran = call_cli("curate", scored, "--format", "github", cwd=tmp_path)
     assert ran.code == 2, "without --check there is no verdict to annotate"
+
+
+# ---- --threshold: effect, in the objective's unit --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def effects(tmp_path_factory: pytest.TempPathFactory, digits: Path, digits_run: Path) -> Path:
+    """A folder with scores by exact of ``digits``, and again after 20 rows more came in, half of them wrong."""
+    folder = tmp_path_factory.mktemp("effects")
+    asked = ["--checkpoint", digits_run, "--method", "exact", "--params", "last", "--set", "exact.damping=0.01"]
+    asked += ["--fit-rows", digits, "--store", "memo"]
+    ran = call_cli("score", digits, *asked, "-o", "accepted.parquet", cwd=folder)
+    assert ran.code == 0, ran.err
+    assert call_cli("curate", "accepted.parquet", "--write-baseline", "baseline.jsonl", cwd=folder).code == 0
+    more = digits_table(train=340, val=0, test=0, flipped=0.0).slice(320)
+    labels = [(v + 3) % 10 if k < 10 else v for k, v in enumerate(more.column("label").to_pylist())]
+    new = with_column(more, "label", pa.array(labels, pa.int64())).replace_schema_metadata(None)
+    write(pa.concat_tables([pq.read_table(digits).replace_schema_metadata(None), new]), folder / "train.parquet")
+    ran = call_cli("score", "train.parquet", *asked, "--method", "loss", "-o", "scores.parquet", cwd=folder)
+    assert ran.code == 0, ran.err
+    with_noise(folder / "scores.parquet", folder / "scores.parquet", snr=30.0, reliability=0.9)
+    return folder
+
+
+def test_a_threshold_flags_new_rows_by_effect_and_needs_no_calibration(effects: Path) -> None:
+    rows = pq.read_table(effects / "scores.parquet").to_pylist()
+    accepted = {json.loads(line)["row_key"] for line in (effects / "baseline.jsonl").read_text().splitlines()}
+    new = [r for r in rows if r["row_key"].hex() not in accepted]
+    assert len(new) == 20
+    bound = -float(np.median([r["effect"] for r in new if r["effect"] < 0]))
+    expected = sorted((r["effect"], r["id"]) for r in new if r["effect"] < -bound)
+    assert 1 <= len(expected) < 20
+    flags = ["scores.parquet", "--baseline", "baseline.jsonl", "--threshold", repr(bound)]
+    ran = gate(*flags, cwd=effects)
+    assert ran.code == 1, ran.err
+    assert [(r["effect"], r["id"]) for r in ran.rows] == expected
+    assert f"{len(expected)} of 20 new rows flagged, 0 allowed (effect below -" in ran.err
+    assert "in the objective's unit" in ran.err
+    assert gate(*flags, "--max-flagged", str(len(expected)), cwd=effects).code == 0
+    assert gate(*flags[:-1], "1e9", cwd=effects).code == 0
+    every = gate("scores.parquet", "--threshold", "0", cwd=effects)  # no baseline: every train row is new
+    assert len(every.rows) == sum(r["effect"] < 0 for r in rows) > 20
+    github = gate(*flags, "--format", "github", cwd=effects)
+    assert github.text.count("::warning ") == github.text.count("%2C effect -") == len(expected)
+
+
+def test_a_threshold_is_for_the_column_that_has_an_effect_and_for_sizes(effects: Path) -> None:
+    by = gate("scores.parquet", "--by", "score_loss", "--threshold", "0.1", cwd=effects)
+    assert by.code == 2
+    assert "does not estimate" in by.err
+    assert gate("scores.parquet", "--by", "score_exact_utility", "--threshold", "1e9", cwd=effects).code == 0
+    negative = gate("scores.parquet", "--threshold=-0.1", cwd=effects)
+    assert negative.code == 2
+    assert "negative" in negative.err
+
+
+def test_a_threshold_does_not_trust_a_direction_that_is_noise(effects: Path, tmp_path: Path) -> None:
+    with_noise(effects / "scores.parquet", tmp_path / "noisy.parquet", snr=1.0)
+    ran = gate("noisy.parquet", "--manifest", effects / "train.parquet", "--threshold", "0.1", cwd=tmp_path)
+    assert ran.code == 2
+    assert "sampling noise" in ran.err

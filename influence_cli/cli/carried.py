@@ -28,6 +28,7 @@ def carried_settings(source: str) -> dict[str, Any] | None:
         "label": origin["manifest"].get("label"),
         "target": origin["target"].get("locator"),
         "checkpoint": (origin.get("checkpoint") or {}).get("locator"),
+        "fit_rows": (origin.get("fit_rows") or {}).get("locator"),
         **origin.get("model_flags", {}),
         "skip_bad": origin.get("skip_bad"),
         "method": spec.get("methods"),

@@ -102,14 +102,17 @@ def _check_origin(settings: Settings, job: Job, origin: dict[str, Any] | None) -
         "manifest": job.manifest.fingerprint,
         "target": job.target_fingerprint,
         "checkpoint": None if job.checkpoint is None else job.checkpoint.digest,
+        "fit_rows": None if job.fit is None else job.fit.fingerprint,
     }
     for name, now in found.items():
+        # a fit set that nothing pins is the manifest's: who means another manifest means its fit set
+        flags = (name, "manifest") if name == "fit_rows" and settings["fit_rows"] is None else (name,)
         then = (origin.get(name) or {}).get("fingerprint")
-        if then is not None and now is not None and then != now and not settings.explicit(name):
+        if then is not None and now is not None and then != now and not any(map(settings.explicit, flags)):
             raise UsageError(
-                f"the {name} has changed since the stage before",
-                where=str(settings[name] if name in settings.values else settings.source),
-                fix=f"run `influence grads` again, or pass --{name} to say that you mean it",
+                f"the {'fit rows have' if name == 'fit_rows' else f'{name} has'} changed since the stage before",
+                where=str(settings.values.get(name) or settings["manifest"] or settings.source),
+                fix=f"run `influence grads` again, or pass --{name.replace('_', '-')} to say that you mean it",
             )
 
 

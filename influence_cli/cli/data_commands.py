@@ -52,7 +52,8 @@ def cache(settings: Settings) -> int | None:
         files, damaged = verify(root, show.terminal())
         show_data.report(settings, {"files": files, "damaged": damaged})
     elif action == "gc":
-        show_data.report(settings, collect(root, _kept_keys(settings["keep"]), show.terminal()))
+        kept = _kept(settings["keep"])
+        show_data.report(settings, collect(root, kept and kept[0], show.terminal(), kept and kept[1]))
     elif action == "key":
         if not settings["keep"]:
             raise UsageError("whose keys?", fix="influence cache key --keep MANIFEST")
@@ -62,11 +63,16 @@ def cache(settings: Settings) -> int | None:
     return None
 
 
-def _kept_keys(manifests: list[str]) -> Any:
+def _kept(manifests: list[str]) -> tuple[Any, set[str]] | None:
+    """Payload keys of the manifests to keep, and the fingerprints of their train rows as fit sets."""
     if not manifests:
         return None
     import numpy as np
 
+    from influence_cli.fit_set import FitSet
     from influence_cli.manifest import open_manifest
 
-    return np.concatenate([open_manifest(path).payload_keys for path in manifests])
+    opened = [open_manifest(path) for path in manifests]
+    return np.concatenate([m.payload_keys for m in opened]), {
+        FitSet.of(m.rows("train"), None).fingerprint for m in opened
+    }

@@ -37,6 +37,7 @@ def inputs_of(settings: Settings, manifest: str) -> Inputs:
         interpolation=settings["interpolation"],
         crop=settings["crop"],
         skip_bad=settings["skip_bad"],
+        fit_rows=settings.values.get("fit_rows"),
     )
 
 

@@ -55,6 +55,15 @@ SETTINGS: dict[str, Setting] = {
             metavar="PATH",
         ),
         _s(
+            "fit_rows",
+            str,
+            None,
+            "Pin the rows that curvature is fitted on: train rows of this manifest [default: the manifest's own].",
+            RUNS,
+            path=True,
+            metavar="PATH",
+        ),
+        _s(
             "checkpoint",
             str,
             None,
@@ -147,7 +156,13 @@ SETTINGS: dict[str, Setting] = {
         _s("check", bool, False, "Be a gate: decide, write nothing, exit 0 or 1.", (CURATE,), stored=False),
         _s("max_flagged", str, "0", "Flagged new rows that are still accepted: 3% or 10.", (CURATE,)),
         _s("false_flag", str, "1%", "Probability that a clean new row is flagged.", (CURATE,)),
-        _s("threshold", float, None, "Flag by effect, in the objective's unit.", (CURATE,)),
+        _s(
+            "threshold",
+            float,
+            None,
+            "Flag new rows whose effect is below minus this, in the objective's unit.",
+            (CURATE,),
+        ),
         _s("baseline", str, None, "Accepted rows, by row key (JSONL).", (CURATE,), path=True, metavar="PATH"),
         _s(
             "write_baseline",

@@ -122,9 +122,13 @@ def plan(settings: Settings, job: Job) -> None:
         ]
         for s in described["steps"]
     ]
-    print_table(
-        f"store: {described['store']}; seconds are {described['seconds_are']}", header, rows, terminal(), sys.stdout
-    )
+    title = f"store: {described['store']}; seconds are {described['seconds_are']}"
+    print_table(title, header, rows, terminal(), sys.stdout)
+    fits = [(s["member"], fit) for s in described["steps"] for fit in s["fits"]]
+    if fits:
+        names = ("method", "rows", "passes", "seconds", "bytes", "why")
+        cells = [[str(m), *(f"{f[n]:,}" if isinstance(f[n], int) else cell(f[n]) for n in names)] for m, f in fits]
+        print_table("curvature to fit", ["member", *names], cells, terminal(), sys.stdout)
 
 
 def run_summary(job: Job, origin: dict[str, Any], done: str) -> None:
@@ -195,7 +199,8 @@ def verdict(settings: Settings, result: Verdict, manifest: str) -> None:
     terminal().note(result.sentence())
     if settings["format"] == "github":
         for row in result.flagged.to_pylist():
-            text = f"row {row['id']} (label {row['label']}): score {row['score']:.3g}, p-value {row['p_value']:.3g}"
+            why = f"effect {row['effect']:.3g}" if "effect" in row else f"p-value {row['p_value']:.3g}"
+            text = f"row {row['id']} (label {row['label']}): score {row['score']:.3g}, {why}"
             sys.stdout.write(f"::warning file={_escaped(manifest)},title=influence::{_escaped(text)}\n")
         if result.tripped:
             sys.stdout.write(f"::error title=influence::{_escaped(result.sentence())}\n")

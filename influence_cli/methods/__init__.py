@@ -45,6 +45,13 @@ METHODS: dict[str, MethodInfo] = {
             _IP_PAPER + ", Eq. 5",
             "M (V + T)",
         ),
+        MethodInfo(
+            "exact",
+            "influence_cli.methods.exact:Exact",
+            "influence function, dense inverse curvature",
+            "Koh and Liang, arXiv:1703.04730, Eq. 2",
+            "V + fit rows + T; d^2",
+        ),
         MethodInfo("loss", "influence_cli.methods.loss:Loss", "minus the row's own loss", "-", "forward T"),
         MethodInfo(
             "margin",

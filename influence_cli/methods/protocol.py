@@ -3,12 +3,19 @@
 A **linear** method maps a direction q to a direction u = P q at each of its members; the score of a row is the mean
 over members of ``<grad l_i, u>``, which the engine returns as logit tangents.  An **output** method is a value of
 a row's logits and label.  A **free** method needs neither.  Positive scores always mean: the row helps.
+
+A linear method whose P is not the identity is **preconditioned**: P comes from curvature of the training objective
+
+    R(theta) = (1/n) sum_i w_i l_i(theta) + (l2/2) |theta|^2,    n = sum_i w_i
+
+over the fit rows.  What is expensive and the same for every direction is its **factor**: fitted once, stored, shared.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +25,13 @@ from influence_cli.model.losses import CrossEntropy, RowLoss
 
 CROSS_ENTROPY = CrossEntropy()
 
+if TYPE_CHECKING:
+    from influence_cli.model.curvature import Curvature
+
 Needs = Literal["tangents", "outputs", "nothing"]
 Kind = Literal["signed", "ranking"]
+Columns = NDArray[np.float64]  # [d, k]: k directions, flat in the order of the curvature's layout
+Facts = dict[str, Any]  # plain values for metadata, provenance and a line of the summary
 
 
 class Method(Protocol):
@@ -41,6 +53,66 @@ class Linear:
     def points(self, seed: int, params: str) -> list[Dropout | None]:
         """The members, as points where gradients are taken: None is the checkpoint itself."""
         return [None]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What a method fitted on the fit rows: arrays by name, and what is worth saying of them."""
+
+    arrays: dict[str, NDArray[np.float64]]
+    facts: Facts
+
+
+@dataclass(frozen=True)
+class Preconditioned(Linear):
+    """A linear method with ``u = P q``; it estimates an effect, since P has the scale of an inverse Hessian.
+
+    ``describe`` names the arithmetic from factor and q to u, ``fitted`` that of the factor; whatever changes a number
+    is in one of the two.  An option whose metadata has ``limit`` changes none.
+    """
+
+    effect: ClassVar[bool] = True
+    revision: ClassVar[int] = 1  # of ``precondition``: raise it when its numbers change
+    passes: ClassVar[int] = 1  # passes of ``fit`` over the fit rows
+
+    damping: float | None = field(
+        default=None, metadata={"help": "delta, added to every eigenvalue, in mean-loss units (default: a rule)"}
+    )
+    l2: float | None = field(
+        default=None, metadata={"help": "l2 of the training objective (default: what the run folder says, else 0)"}
+    )
+
+    def describe(self) -> dict[str, Any]:
+        """Options and revision that change u, for its fingerprint."""
+        named = [f.name for f in dataclasses.fields(self) if not f.metadata.get("limit")]
+        return {"revision": self.revision, **{name: getattr(self, name) for name in named}}
+
+    def fitted(self) -> dict[str, Any]:
+        """What the factor is, for its fingerprint: methods that say the same share it."""
+        raise NotImplementedError
+
+    def check_size(self, parameters: int) -> None:
+        """Refuse more parameters than can be fitted.
+
+        Raises:
+            UsageError: they are too many; says what to do.
+        """
+
+    def factor_bytes(self, parameters: int) -> int:
+        """How large the factor is, about."""
+        raise NotImplementedError
+
+    def sentence(self, facts: Facts) -> str:
+        """Those facts, with ``fit_rows`` and ``parameters``, as a line of the summary."""
+        return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items())
+
+    def fit(self, curvature: Curvature) -> Factor:
+        """What is expensive and the same for every direction."""
+        raise NotImplementedError
+
+    def precondition(self, q: Columns, curvature: Curvature) -> tuple[Columns, Facts]:
+        """Columns u = P q, and what is worth saying of P; ``curvature.factor`` is what ``fit`` returned."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

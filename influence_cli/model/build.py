@@ -119,13 +119,13 @@ def build_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
         ) from error
 
 
-def load_model(spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:
-    """The model of a spec with a checkpoint's weights, in evaluation mode.
+def load_model(spec: ModelSpec, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> nn.Module:
+    """The model of a spec with a checkpoint's weights, in evaluation mode; with ``dtype`` read into that precision.
 
     Raises:
         ModelError: the checkpoint does not fit; names tensors, expected and found shapes.
     """
-    model = build_model(spec)
+    model = build_model(spec).to(dtype)
     return load_weights(model, checkpoint, spec.name) if checkpoint.files else model.eval()
 
 

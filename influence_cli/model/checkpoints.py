@@ -56,6 +56,14 @@ def find_checkpoint(locator: str) -> tuple[Checkpoint, dict[str, Any] | None]:
     raise ModelError(f"unknown kind of checkpoint {path.suffix!r}", where=locator, fix="use .safetensors, .pt or .pth")
 
 
+def recipe_of(locator: str) -> dict[str, Any] | None:
+    """How a run folder's checkpoint was trained (optimizer, weight_decay, ...), or None where nothing says."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        recipe = json.loads((Path(locator) / RUN_FILE).read_text())["recipe"]
+        return recipe if isinstance(recipe, dict) else None
+    return None
+
+
 def _in_folder(folder: Path, locator: str) -> tuple[Path, dict[str, Any] | None]:
     carried = None
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # otherwise --model says what it is

@@ -2,6 +2,7 @@
 
 .influence/
   directions/<fp>.safetensors   a direction q (or u) at a member; its metadata holds Phi and its noise
+  factors/<fp>.safetensors      curvature fitted on a fit set: what it holds is its method's, and the fit set's keys
   outputs/<member-fp>/<shard>   keys u8[n, 16] (payload), logits [n, C]
   tangents/<u-fp>/<shard>       keys u8[n, 16] (payload), tangent [n, C]
   models/<fp>.json              what an architecture's name meant (input size, mean, sd) under a timm version
@@ -17,15 +18,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.file_keys import StoredFileKeys
-from influence_cli.store.files import DamagedFile, read_metadata, read_tensors, write_json, write_tensors
+from influence_cli.store.files import DamagedFile, read_metadata, read_tensor, read_tensors, write_json, write_tensors
 from influence_cli.store.keys import Keys, fingerprint
 from influence_cli.store.shards import ShardFolder
 
 __all__ = ["Keys", "ShardFolder", "Store", "fingerprint"]
+
+FIT_KEYS = "fit_keys"  # the tensor of a factor's file that names the rows it was fitted on
 
 
 class Store:
@@ -46,12 +50,14 @@ class Store:
         """Payload keys of files known from earlier runs."""
         return StoredFileKeys(self.root / "payload-files.parquet", self.remember)
 
-    def _direction(self, name: str) -> Path:
-        return self.root / "directions" / f"{name}.safetensors"
+    def _file(self, kind: str, name: str) -> Path:
+        return self.root / kind / f"{name}.safetensors"
 
     def direction_meta(self, name: str) -> dict[str, Any] | None:
         """What is known of a direction (value of Phi, noise), or None where it is not stored intact."""
-        path = self._direction(name)
+        return self._meta(self._file("directions", name))
+
+    def _meta(self, path: Path) -> dict[str, Any] | None:
         try:
             return read_metadata(path) if path.exists() else None
         except DamagedFile as error:
@@ -60,7 +66,9 @@ class Store:
 
     def read_direction(self, name: str) -> dict[str, NDArray[Any]] | None:
         """A direction's tensors by parameter name, or None where it is not stored intact."""
-        path = self._direction(name)
+        return self._tensors(self._file("directions", name))
+
+    def _tensors(self, path: Path) -> dict[str, NDArray[Any]] | None:
         try:
             return read_tensors(path)[0] if path.exists() else None
         except DamagedFile as error:
@@ -69,7 +77,41 @@ class Store:
 
     def write_direction(self, name: str, tensors: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
         """Store a direction whole."""
-        write_tensors(self._direction(name), tensors, meta)
+        write_tensors(self._file("directions", name), tensors, meta)
+
+    def factor_meta(self, name: str) -> dict[str, Any] | None:
+        """What is known of a fitted curvature, or None where it is not stored intact; another's file is damage."""
+        path = self._file("factors", name)
+        meta = self._meta(path)
+        if meta is not None and meta.get("name") != name:
+            self._set_aside(path, DamagedFile("it is another factor's file"))
+            return None
+        return meta
+
+    def read_factor(self, name: str) -> dict[str, NDArray[Any]] | None:
+        """A fitted curvature's tensors, less its fit set's keys; None where it is not stored intact."""
+        tensors = self._tensors(self._file("factors", name)) if self.factor_meta(name) is not None else None
+        if tensors is not None:
+            tensors.pop(FIT_KEYS, None)
+        return tensors
+
+    def write_factor(
+        self, name: str, tensors: dict[str, NDArray[Any]], fit_keys: NDArray[np.uint8], meta: dict[str, Any]
+    ) -> None:
+        """Store a fitted curvature whole, with the keys [n, 24] of the rows that it was fitted on."""
+        write_tensors(self._file("factors", name), {**tensors, FIT_KEYS: fit_keys}, {**meta, "name": name})
+
+    def factors(self) -> dict[str, dict[str, Any]]:
+        """What is known of every intact factor, by name."""
+        names = sorted(p.stem for p in (self.root / "factors").glob("*.safetensors") if not p.name.startswith("."))
+        return {name: meta for name in names if (meta := self.factor_meta(name)) is not None}
+
+    def fit_keys(self, name: str) -> NDArray[np.uint8] | None:
+        """Keys [n, 24] of the rows that a stored factor was fitted on, read alone: for a reason, never for a number."""
+        try:
+            return read_tensor(self._file("factors", name), FIT_KEYS)
+        except (DamagedFile, OSError):
+            return None
 
     def _set_aside(self, path: Path, error: Exception) -> None:
         path.rename(path.with_name(f".damaged-{path.name}"))

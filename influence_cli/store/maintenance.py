@@ -17,6 +17,7 @@ from influence_cli.store.keys import Keys
 from influence_cli.store.shards import ShardFolder, positions
 
 SHARDED = ("outputs", "tangents")
+SINGLE = ("directions", "factors")
 SPARE_SECONDS = 24 * 3600.0  # a younger temporary file may belong to a run in progress
 OURS = re.compile(r"\..+\.\d+\.[0-9a-f]+\.tmp")  # a temporary file of ours: .NAME.PROCESS.RANDOM.tmp
 MERGE_ROWS = 16_384  # shards are merged up to this many rows
@@ -52,9 +53,19 @@ def list_entries(root: Path) -> list[Entry]:
         try:
             meta = read_metadata(file)
             about = f"{meta.get('objective')}, Phi {meta.get('phi'):.4g}, {meta.get('m')} target rows"
+            about += f", preconditioned by {meta['method']}" if "method" in meta else ""
         except (DamagedFile, TypeError, ValueError):
             about = "damaged"
         entries.append(Entry("directions", file.stem, 1, None, file.stat().st_size, about))
+    for file in _shards(root / "factors"):
+        rows = None
+        try:
+            meta = read_metadata(file)
+            fitted = ", ".join(str(v) for k, v in meta["fitted"].items() if k != "revision")
+            rows, about = int(meta["rows"]), f"{fitted}, {meta['parameters']} parameters"
+        except (DamagedFile, TypeError, ValueError, KeyError, AttributeError):
+            about = "damaged"
+        entries.append(Entry("factors", file.stem, 1, rows, file.stat().st_size, about))
     return entries
 
 
@@ -82,7 +93,7 @@ def _shards(folder: Path) -> list[Path]:
 def verify(root: Path, listener: Listener = SILENT) -> tuple[int, list[str]]:
     """Re-read every file; damaged ones are set aside.  Returns (files read, names of the damaged)."""
     files = [f for kind in SHARDED for folder in _folders(root / kind) for f in _shards(folder)]
-    files += _shards(root / "directions")
+    files += [f for kind in SINGLE for f in _shards(root / kind)]
     damaged: list[str] = []
     with listener.progress("verify", len(files), "files") as progress:
         for file in files:
@@ -95,14 +106,15 @@ def verify(root: Path, listener: Listener = SILENT) -> tuple[int, list[str]]:
     return len(files), damaged
 
 
-def collect(root: Path, keep: Keys | None, listener: Listener = SILENT) -> dict[str, int]:
+def collect(root: Path, keep: Keys | None, listener: Listener = SILENT, fits: set[str] | None = None) -> dict[str, int]:
     """Remove rubbish, drop rows whose payload is not in ``keep`` [n, 16] (None: all are), and merge small shards.
 
-    Rubbish is what was set aside as damaged, and temporary files older than a day.
+    Rubbish is what was set aside as damaged, and temporary files older than a day.  With ``fits``, factors of fit sets
+    that are not among these fingerprints go too, with the directions made from them and the tangents along those.
     """
     before = _size(root)
-    removed = 0
-    ours = [root / kind for kind in (*SHARDED, "directions")]
+    removed = 0 if fits is None else _collect_fits(root, fits)
+    ours = [root / kind for kind in (*SHARDED, *SINGLE)]
     for file in [f for folder in ours for pattern in (".*.tmp", ".damaged-*") for f in folder.rglob(pattern)]:
         if file.suffix == ".tmp" and not OURS.fullmatch(file.name):
             continue
@@ -123,8 +135,29 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT) -> dict[
 
 
 def _size(root: Path) -> int:
-    folders = [root / kind for kind in (*SHARDED, "directions")]
+    folders = [root / kind for kind in (*SHARDED, *SINGLE)]
     return sum(f.stat().st_size for folder in folders for f in folder.rglob("*") if f.is_file())
+
+
+def _collect_fits(root: Path, fits: set[str]) -> int:
+    """Remove what was fitted on other fit sets; returns the number of files."""
+    removed = 0
+    for kind in SINGLE:
+        for file in _shards(root / kind):
+            try:
+                fit = read_metadata(file).get("fit")
+            except DamagedFile:
+                continue  # verify names it
+            if fit is None or fit in fits:
+                continue
+            folder = root / "tangents" / file.stem  # along a direction of that name; none is named as a factor
+            for gone in [*_shards(folder), folder / "spec.json", file]:
+                if gone.exists():
+                    gone.unlink()
+                    removed += 1
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+    return removed
 
 
 def _collect_folder(path: Path, keep: Keys | None, listener: Listener) -> tuple[int, int]:

@@ -1,0 +1,273 @@
+"""Curvature of the training objective's data term over the fit rows: products and the dense matrix, in float64.
+
+With weights w_i, n = sum w_i, logits z_i [C] and their Jacobian J_i [C, d] in the selected parameters, cross-entropy
+l_i, p_i = softmax(z_i), and B_i = diag(p_i) - p_i p_i^T:
+
+    gradient    (1/n) sum w_i J_i^T (p_i - e_y)
+    ggn         (1/n) sum w_i J_i^T B_i J_i         (the Fisher of a softmax classifier is the same matrix)
+    hessian     (1/n) sum w_i hess l_i
+    empirical   (1/n) sum w_i g_i g_i^T
+
+Rows are streamed; a batch's Jacobians are made some rows at a time, so that memory holds one batch and the matrix
+[d, d], never n Jacobians.  Sums are in float64 and depend on the batch size in rounding alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
+
+from influence_cli.errors import ManifestError
+from influence_cli.events import SILENT, Listener
+from influence_cli.manifest import Rows
+from influence_cli.model.dropout import Dropout
+from influence_cli.model.examples import batches, chunked, move, to_input
+from influence_cli.model.forward import Point, differentiable_kernels
+from influence_cli.model.parameters import select_parameters
+from influence_cli.model.spec import ModelSpec
+
+Floats = NDArray[np.float64]
+CurvatureKind = Literal["ggn", "hessian", "empirical"]
+Way = Literal["auto", "reverse", "forward"]
+
+JACOBIAN_VALUES = 1 << 22  # most values of a block of Jacobians [b, C, d]: 32 MiB
+VECTORS = 32  # basis vectors taken through the model at once
+IN_MEMORY_BYTES = 1 << 28  # decoded fit rows up to this are kept between passes
+
+
+class Curvature:
+    """What a method sees of the fit rows at one member; ``factor`` is what it fitted, or found fitted."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: ModelSpec,
+        rows: Rows,
+        params: str = "all",
+        dropout: Dropout | None = None,
+        device: torch.device | None = None,
+        batch_size: int = 256,
+        workers: int = 1,
+        listener: Listener = SILENT,
+        way: Way = "auto",
+    ) -> None:
+        """Nothing is computed yet, and the model is copied before it is moved to float64."""
+        device = device or torch.device("cpu")
+        self.device = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
+        self.spec, self.rows, self.batch_size, self.workers = spec, rows, batch_size, workers
+        self.listener, self.way = listener, way
+        self.layout = {n: p.shape for n, p in select_parameters(model, params).items()}
+        self.sizes = [shape.numel() for shape in self.layout.values()]
+        self.weight = float(np.sort(rows.weights).sum())
+        self.factor: dict[str, Floats] = {}
+        self._open = lambda: Point(copy.deepcopy(model).requires_grad_(False), params, dropout, "fp64", self.device)
+        self._decoded: list[tuple[NDArray[np.int64], Tensor]] | None = None
+        self._batched = True  # until an operator of the model turns out to have no batching rule
+
+    @property
+    def size(self) -> int:
+        """d, the number of selected parameters."""
+        return sum(self.sizes)
+
+    @functools.cached_property
+    def point(self) -> Point:
+        """A copy of the model in float64, frozen: no graph is kept of parameters that are not selected."""
+        return self._open()
+
+    @property
+    def theta(self) -> Floats:
+        """The selected parameters, flat [d]."""
+        return self._theta.cpu().numpy()
+
+    def flat(self, tensors: dict[str, NDArray[np.floating]]) -> Floats:
+        """A direction by parameter name as one vector [d]."""
+        return np.concatenate([tensors[n].astype(np.float64).ravel() for n in self.layout])
+
+    def by_name(self, vector: Floats) -> dict[str, Floats]:
+        """A vector [d] by parameter name."""
+        parts = np.split(vector, np.cumsum(self.sizes)[:-1])
+        return {n: part.reshape(shape) for (n, shape), part in zip(self.layout.items(), parts, strict=True)}
+
+    def dense(self, kind: CurvatureKind) -> tuple[Floats, Floats]:
+        """The symmetric matrix [d, d] and the gradient [d], in one pass over the fit rows.
+
+        Raises:
+            ManifestError: a row's logits or their derivatives are not finite; names it.
+        """
+        matrix = torch.zeros(self.size, self.size, dtype=torch.float64, device=self.device)
+        gradient = torch.zeros(self.size, dtype=torch.float64, device=self.device)
+        block = max(1, JACOBIAN_VALUES // max(1, self.size * self.spec.num_classes))
+        for index, x, y, w in self._batches(f"curvature ({kind})"):
+            if kind == "hessian":
+                hessian, g = self._hessian(x, y, w)
+                self._check_finite(index, self._logits(self._theta, x))
+                matrix += hessian
+                gradient += g
+                continue
+            for some in torch.arange(len(y), device=self.device).split(block):
+                jacobian = self._jacobian(x[some])
+                p = self._logits(self._theta, x[some]).softmax(dim=1)
+                self._check_finite(index[some.cpu().numpy()], p, jacobian)
+                rows = torch.einsum("bc,bcd->bd", p - F.one_hot(y[some], p.shape[1]), jacobian)
+                gradient += w[some] @ rows
+                if kind == "ggn":  # K_c = sqrt(p_c) (J_c - sum_k p_k J_k), and sum_c K_c K_c^T = J^T B J
+                    mean = torch.einsum("bc,bcd->bd", p, jacobian)
+                    rows = ((jacobian - mean[:, None]) * (p.sqrt() * w[some].sqrt()[:, None])[:, :, None]).flatten(0, 1)
+                    matrix += rows.T @ rows
+                else:
+                    matrix += (rows * w[some][:, None]).T @ rows
+        matrix = self._finite((matrix + matrix.T) / (2.0 * self.weight))
+        return matrix.cpu().numpy(), (gradient / self.weight).cpu().numpy()
+
+    def ggn_product(self, columns: Floats) -> Floats:
+        """G v for every column of [d, k], in one pass over the fit rows."""
+
+        def of_batch(x: Tensor, y: Tensor, w: Tensor, v: Tensor) -> Tensor:
+            logits = functools.partial(self._logits, x=x)
+            z, pull = vjp(logits, self._theta)[:2]
+            p = z.softmax(dim=1)
+            total = torch.empty_like(v)
+            for k in range(v.shape[1]):
+                t = jvp(logits, (self._theta,), (v[:, k].contiguous(),))[1]
+                total[:, k] = pull(w[:, None] * p * (t - (p * t).sum(dim=1, keepdim=True)))[0]
+            return total
+
+        return self._product(of_batch, columns, "ggn")
+
+    def hessian_product(self, columns: Floats) -> Floats:
+        """H v for every column of [d, k], in one pass over the fit rows."""
+
+        def of_batch(x: Tensor, y: Tensor, w: Tensor, v: Tensor) -> Tensor:
+            return self._over(self._second(x, y, w)[1], v.T.contiguous().split(VECTORS)).T
+
+        return self._product(of_batch, columns, "hessian")
+
+    def _product(
+        self, of_batch: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], columns: Floats, kind: str
+    ) -> Floats:
+        v = torch.from_numpy(np.ascontiguousarray(columns, dtype=np.float64)).to(self.device)
+        total = torch.zeros_like(v)
+        for index, x, y, w in self._batches(f"curvature ({kind} product)"):
+            self._check_finite(index, self._logits(self._theta, x))
+            total += of_batch(x, y, w, v)
+        return self._finite(total / self.weight).cpu().numpy()
+
+    # -- one batch ---------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _theta(self) -> Tensor:
+        return torch.cat([p.reshape(-1) for p in self.point.selected.values()])
+
+    def _named(self, theta: Tensor) -> dict[str, Tensor]:
+        parts = zip(self.layout.items(), theta.split(self.sizes), strict=True)
+        return {n: part.view(shape) for (n, shape), part in parts}
+
+    def _logits(self, theta: Tensor, x: Tensor) -> Tensor:
+        with differentiable_kernels(self.point.recurrent):
+            return self.point.logits(x, self._named(theta))
+
+    def _jacobian(self, x: Tensor) -> Tensor:
+        """J [b, C, d]: C backward passes a row, or d tangents of the batch where that is cheaper or all that works."""
+        reverse = self.way == "reverse" or (self.way == "auto" and self.spec.num_classes <= self.size)
+        if reverse and self._batched:
+            try:
+                return self._jacobian_by_rows(x)
+            except (RuntimeError, NotImplementedError):
+                if self.way == "reverse":
+                    raise
+                self._batched = False
+        logits = functools.partial(self._logits, x=x)
+        return self._over(lambda v: jvp(logits, (self._theta,), (v,))[1], self._basis()).permute(1, 2, 0)
+
+    def _jacobian_by_rows(self, x: Tensor) -> Tensor:
+        def of_row(theta: Tensor, row: Tensor) -> Tensor:
+            return functional_call(self.point.model, self._named(theta), (row[None],))[0]
+
+        with torch.no_grad(), differentiable_kernels(self.point.recurrent):
+            return vmap(jacrev(of_row), in_dims=(None, 0))(self._theta, x)
+
+    def _second(self, x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The batch's summed gradient [d], and v -> its Hessian times v."""
+
+        def loss(theta: Tensor) -> Tensor:
+            return (w * F.cross_entropy(self._logits(theta, x), y, reduction="none")).sum()
+
+        gradient, pull = vjp(grad(loss), self._theta)[:2]
+        return gradient, lambda v: pull(v)[0]
+
+    def _hessian(self, x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        gradient, product = self._second(x, y, w)
+        return self._over(product, self._basis()), gradient
+
+    def _basis(self) -> Iterator[Tensor]:
+        """The rows of the identity [d, d], some at a time."""
+        for first in range(0, self.size, VECTORS):
+            some = torch.zeros(min(VECTORS, self.size - first), self.size, dtype=torch.float64, device=self.device)
+            some[:, first : first + len(some)].fill_diagonal_(1.0)
+            yield some
+
+    def _over(self, function: Callable[[Tensor], Tensor], chunks: Iterable[Tensor]) -> Tensor:
+        """A function of every row of [k, d], a chunk at once; one by one where the model cannot be batched so."""
+        out: list[Tensor] = []
+        with differentiable_kernels(self.point.recurrent):
+            for some in chunks:
+                if self._batched:
+                    try:
+                        out.append(vmap(function)(some))
+                        continue
+                    except (RuntimeError, NotImplementedError):
+                        self._batched = False
+                out.append(torch.stack([function(v) for v in some]))
+        return torch.cat(out)
+
+    # -- rows --------------------------------------------------------------------------------------------------------
+
+    def _batches(self, what: str) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor, Tensor]]:
+        """(rows, inputs, labels, weights) of every batch; small data are decoded once and kept."""
+        manifest = self.rows.manifest
+        kept: list[tuple[NDArray[np.int64], Tensor]] = []
+        labels, weights = torch.from_numpy(manifest.labels), torch.from_numpy(manifest.weights().copy())
+        chunks = chunked(manifest.payloads(self.rows.index), self.batch_size)
+        source = self._decoded or batches(manifest, chunks, self.spec, self.workers)
+        held = 0
+        with self.listener.progress(what, len(self.rows), "fit rows") as progress:
+            for index, decoded in source:
+                held += decoded.numel() * decoded.element_size()
+                if held <= IN_MEMORY_BYTES:
+                    kept.append((index, decoded))
+                else:
+                    kept.clear()
+                x = to_input(move(decoded, self.device), self.spec, torch.float64)
+                place = torch.from_numpy(index)
+                yield index, x, move(labels[place], self.device), move(weights[place], self.device)
+                progress.advance(len(index))
+        self._decoded = kept if held <= IN_MEMORY_BYTES else None
+
+    def _finite(self, total: Tensor) -> Tensor:
+        """Refuse sums that overflowed."""
+        if not bool(torch.isfinite(total).all()):
+            where = self.rows.manifest.source
+            raise ManifestError("the curvature is not finite", where=where, fix="standardise the features")
+        return total
+
+    def _check_finite(self, index: NDArray[np.int64], *values: Tensor) -> None:
+        """Refuse a row that would make every score null, from values [b, ...]."""
+        for value in values:
+            bad = ~torch.isfinite(value.flatten(1)).all(dim=1)
+            if not bool(bad.any()):
+                continue
+            row = int(index[int(torch.nonzero(bad)[0])])
+            raise ManifestError(
+                "curvature cannot be fitted: the logits of a fit row, or their derivatives, are not finite",
+                where=f"{self.rows.manifest.source}, row id={self.rows.manifest.ids[row]}",
+                fix="repair the row, take it out or give it weight 0",
+            )
