@@ -58,12 +58,14 @@ class RetrainRequest:
 def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT) -> dict[str, Any]:
     """Train every arm over every seed, write the run folder, and return its metrics."""
     from influence_cli.model.build import device_of
+    from influence_cli.model.convex import check_convex
     from influence_cli.model.training import Examples
 
     manifest = open_manifest(request.inputs.manifest, request.inputs.label)
     base = _base_rows(request, manifest)
     test = _test_rows(request, base.manifest)
     spec = _spec(request, base.manifest)
+    check_convex(recipe, spec.name, request.seeds)
     for rows in (base, test, base.manifest.rows("val")):
         check_labels(rows, spec.num_classes, request.inputs.label)
     left_out = _left_out(request, base)
@@ -178,7 +180,7 @@ class _Run:
     def train(self, arm: Arm, seed: int, main: bool) -> dict[str, Any]:
         """Train one arm with one seed, or return what is kept of it."""
         folder = self._folder(arm, seed)
-        keep = min(self.request.keep_checkpoints, self.recipe.epochs) if main and seed == self.request.seed else 0
+        keep = min(self.request.keep_checkpoints, self.recipe.rounds) if main and seed == self.request.seed else 0
         done = _finished(folder, keep)
         if done is not None:
             self.listener.detail(f"{arm.name}, seed {seed}: already trained")
@@ -190,9 +192,9 @@ class _Run:
         torch.manual_seed(seed)
         model = self._model()
         data = self._with(arm)
-        wanted = _checkpoint_epochs(self.recipe.epochs, keep)
+        wanted = _checkpoint_epochs(self.recipe.rounds, keep)
         checkpoints: list[dict[str, Any]] = []
-        with self.listener.progress(f"train {arm.name}, seed {seed}", self.recipe.epochs, "epochs") as progress:
+        with self.listener.progress(f"train {arm.name}, seed {seed}", self.recipe.rounds, "epochs") as progress:
 
             def on_epoch(epoch: int, step: int, rate: float) -> None:
                 if epoch in wanted:
@@ -260,6 +262,8 @@ class _Run:
                 "model": self.spec.as_dict(),
                 "recipe": {**self.recipe.describe(), "lr": self.recipe.peak_lr},
                 "seed": self.request.seed,
+                "init": self.request.init,
+                "pretrained": self.request.pretrained,
                 "checkpoints": first["checkpoints"],
                 "trained_on": {"rows": int(trained.sum()), "arm": folder.name},
                 "calibration_ids": calibration,

@@ -151,7 +151,7 @@ SETTINGS: dict[str, Setting] = {
         _s("pretrained", bool, False, "Start from timm's pretrained weights (downloads).", (RETRAIN,)),
         _s("epochs", int, 20, "Passes over the train rows.", (RETRAIN,), least=1),
         _s("lr", float, None, "Peak learning rate [default: sgd 0.05, adamw 0.001].", (RETRAIN,)),
-        _s("optimizer", str, "sgd", "sgd (momentum 0.9) or adamw.", (RETRAIN,)),
+        _s("optimizer", str, "sgd", "sgd (momentum 0.9), adamw, or lbfgs: linear to its optimum.", (RETRAIN,)),
         _s("momentum", float, 0.9, "Momentum of sgd.", (RETRAIN,), least=0),
         _s("weight_decay", float, 5e-4, "Weight decay.", (RETRAIN,), least=0),
         _s("schedule", str, "cosine", "cosine, constant or step.", (RETRAIN,)),
