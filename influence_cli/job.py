@@ -154,7 +154,7 @@ def open_job(
         check_labels(train, model.num_classes, inputs.label)
         _check_classes(manifest, model)
     if any(m.needs == "tangents" for m in methods.values()):
-        target, overlap = _target(inputs, manifest, train, listener)
+        target, overlap = target_rows(inputs, manifest, train, listener)
         assert model is not None
         check_labels(target, model.num_classes, inputs.label)
     job = Job(
@@ -190,7 +190,7 @@ def _member(job: Job, dropout: Dropout | None) -> Member:
     return Member(name, dropout)
 
 
-def _target(inputs: Inputs, manifest: Manifest, train: Rows, listener: Listener) -> tuple[Rows, Rows]:
+def target_rows(inputs: Inputs, manifest: Manifest, train: Rows, listener: Listener) -> tuple[Rows, Rows]:
     """The target rows, less those that are training rows, and the latter."""
     if inputs.target is None:
         target, where = manifest.rows("val"), f"{inputs.manifest}, split val"

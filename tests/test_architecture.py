@@ -24,7 +24,8 @@ LAYERS = (
     {"store", "settings"},
     {"tables", "payloads", "manifest", "sources"},
     {"model", "methods", "objectives", "actions", "report"},
-    {"job", "plan", "ingest", "reliability", "grads", "score", "curate", "gate", "arms", "retrain", "evaluate"},
+    {"job", "plan", "ingest", "reliability", "grads", "score", "curate", "gate", "arms", "retrain", "evaluate"}
+    | {"counterfactuals"},
     {"cli", "__init__", "__main__"},
 )
 
@@ -152,7 +153,7 @@ def test_every_function_says_what_it_returns() -> None:
     assert silent == []
 
 
-FOLDERS = "directions|outputs|tangents|gradients|traces|factors"
+FOLDERS = "directions|outputs|tangents|gradients|traces|factors|trainings"
 LAYOUT = re.compile(rf"^({FOLDERS}|timings\.json|spec\.json)$|\.damaged-|\.tmp$")
 
 

@@ -128,14 +128,14 @@ def fit(problem: Regression, start: Floats | None = None) -> Fit:
 def _newton(problem: Regression, p: Floats, gradient: Floats) -> Floats:
     """Minus the inverse Hessian times the gradient."""
     if gradient.size <= DENSE:
-        return -np.linalg.solve(problem.hessian(p), gradient.ravel()).reshape(gradient.shape)
+        return np.linalg.solve(problem.hessian(p), -gradient.ravel()).astype(np.float64).reshape(gradient.shape)
     norm = float(np.linalg.norm(gradient))
     exactness = min(0.1, norm**0.5) * norm  # tighter as the optimum nears: faster than linear convergence
     return conjugate_gradients(lambda v: problem.product(p, v), -gradient, problem.diagonal(p), exactness)
 
 
 def conjugate_gradients(product: Callable[[Floats], Floats], b: Floats, diagonal: Floats, exactness: float) -> Floats:
-    """x with A x = b to a residual norm of ``exactness``, A positive definite, scaled by its diagonal.
+    """The x of A x = b to a residual norm of ``exactness``, A positive definite, scaled by its diagonal.
 
     >>> conjugate_gradients(lambda v: 2.0 * v, np.array([4.0]), np.array([2.0]), 1e-12).tolist()
     [2.0]

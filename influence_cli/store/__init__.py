@@ -4,6 +4,7 @@
   directions/<fp>.safetensors   a direction q (or u) at a member; its metadata holds Phi and its noise
   outputs/<member-fp>/<shard>   keys u8[n, 16] (payload), logits [n, C]
   tangents/<u-fp>/<shard>       keys u8[n, 16] (payload), tangent [n, C]
+  trainings/<fp>.safetensors    each target and test row's loss and margin after training on a subset of the train rows
   models/<fp>.json              what an architecture's name meant (input size, mean, sd) under a timm version
   timings.json                  measured seconds per row, for the plan; never read to decide anything
 """
@@ -20,8 +21,9 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.store.files import DamagedFile, read_metadata, read_tensors, write_json, write_tensors
 from influence_cli.store.keys import Keys, fingerprint
 from influence_cli.store.shards import ShardFolder
+from influence_cli.store.trainings import TrainingFolder
 
-__all__ = ["Keys", "ShardFolder", "Store", "fingerprint"]
+__all__ = ["Keys", "ShardFolder", "Store", "TrainingFolder", "fingerprint"]
 
 
 class Store:
@@ -37,6 +39,10 @@ class Store:
     def tangents(self, direction: str, spec: dict[str, Any] | None = None) -> ShardFolder:
         """Logit tangents along a direction, by payload key."""
         return ShardFolder(self.root / "tangents" / direction, spec or {}, self.listener)
+
+    def trainings(self) -> TrainingFolder:
+        """What was measured after trainings on subsets, by fingerprint."""
+        return TrainingFolder(self.root / "trainings", self.listener)
 
     def _direction(self, name: str) -> Path:
         return self.root / "directions" / f"{name}.safetensors"
