@@ -85,6 +85,8 @@ def _lds(part: Figures, result: Figures) -> None:
         f"mean target loss {cell(part['phi_mean'])}, sd {cell(part['phi_sd'])}{_partial(part)}"
     )
     print_table(title, ["score", "LDS", "over the next"], rows, terminal(), sys.stdout)
+    if part["chance"] is not None:
+        terminal().note(f"a column that knows nothing lies within {part['chance']:.2f} of 0, 19 times in 20")
     if part["ceiling"] is not None and not result["refit"]["deterministic"]:
         terminal().note(f"noise ceiling {part['ceiling']:.3f} (reliability {part['reliability']:.3f})")
     elif not result["refit"]["deterministic"]:

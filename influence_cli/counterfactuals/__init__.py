@@ -101,8 +101,8 @@ def plan(request: CounterfactualRequest, listener: Listener = SILENT) -> dict[st
     opened = _open(request, listener)
     parts: dict[str, dict[str, int]] = {}
     for name, asked in opened.asked().items():
-        kept = {one: there for one, _, there in opened.refits.named(asked)}
-        parts[name] = {"trainings": len(kept), "kept": sum(kept.values())}
+        trainings, kept = opened.refits.kept(asked)
+        parts[name] = {"trainings": trainings, "kept": kept}
     return {"schema_version": 1, "recipe": opened.refits.trainer.recipe.describe(), "trainings": parts}
 
 

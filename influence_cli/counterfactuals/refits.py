@@ -122,26 +122,30 @@ class Refits:
             measured={name: rows.fingerprint() for name, rows in self.measured.items()},
         )
 
-    def named(self, asked: list[Asked]) -> list[tuple[str, Asked, bool]]:
-        """Name of each training asked for, the training, and whether it is kept."""
-        names = [self.name(a) for a in asked]
-        kept = {name: self.folder.has(name) for name in names}
-        return [(name, a, kept[name]) for name, a in zip(names, asked, strict=True)]
+    def kept(self, asked: list[Asked]) -> tuple[int, int]:
+        """How many distinct trainings are asked for, and how many of them are finished."""
+        names = {self.name(a) for a in asked}
+        return len(names), sum(self.folder.has(name) for name in names)
 
     def run(self, asked: list[Asked], minutes: float | None = None) -> list[Outcome | None]:
         """The outcome of each training asked for; None where the time was over before it."""
-        begun, named = time.monotonic(), self.named(asked)
-        missing = {name: a for name, a, kept in named if not kept}  # each once, in order
-        self.asked = len({name for name, _, _ in named})
-        self.done, self.trained = self.asked - len(missing), 0
+        begun = time.monotonic()
+        names = [self.name(a) for a in asked]
+        distinct = dict(zip(names, asked, strict=True))  # in order of first use
+        outcomes = {name: found for name in distinct if (found := self._read(name)) is not None}
+        self.asked, self.done, self.trained = len(distinct), len(outcomes), 0
         with self.listener.progress("retrain", self.asked, "trainings", self.done) as progress:
-            for name, one in missing.items():
+            for name, one in distinct.items():
+                if name in outcomes:
+                    continue
                 if minutes is not None and time.monotonic() - begun >= 60.0 * minutes:
                     break
-                self.folder.write(name, self._measure(self._fit(one)), self._about(one))
+                measured = self._measure(self._fit(one))
+                self.folder.write(name, measured, self._about(one))
+                outcomes[name] = self._outcome(measured)
                 self.done, self.trained = self.done + 1, self.trained + 1
                 progress.advance(1)
-        return [self._read(name) for name, _, _ in named]
+        return [outcomes.get(name) for name in names]
 
     def _about(self, asked: Asked) -> dict[str, Any]:
         return {"model": self.trainer.spec.name, "rows": int(asked.kept.sum()), "seed": asked.seed}
@@ -202,8 +206,10 @@ class Refits:
 
     def _read(self, name: str) -> Outcome | None:
         stored = self.folder.read(name)
-        if stored is None:
-            return None
+        return None if stored is None else self._outcome(stored)
+
+    def _outcome(self, stored: dict[str, NDArray[Any]]) -> Outcome:
+        """What was measured, in the order in which the rows stand here."""
         arrays: dict[str, Floats] = {}
         for kind, rows in self.measured.items():
             for what in ("loss", "margin"):

@@ -74,6 +74,7 @@ class Subsets:
             "phi_sd": float(phi.mean(axis=1).std(ddof=1)) if len(whole) > 1 else None,
             "reliability": known,
             "ceiling": None if known is None else known**0.5,
+            "chance": 1.96 / (len(whole) - 1) ** 0.5 if len(whole) > 1 else None,  # 95 % of unrelated columns
             **linear_datamodeling(phi.mean(axis=1), predicted, pool.seed),
             "left_out": {**left_out, **pool.columns.left_out},
         }

@@ -103,13 +103,15 @@ def agreement(predicted: Floats, measured: Floats, above: float = 0.0) -> dict[s
     >>> agreement(np.array([1.0, -1.0, 3.0]), np.array([2.0, -2.0, 6.0]))["slope"]
     2.0
     """
+    large = np.abs(measured) > above
+    if len(measured) == 0:
+        return {**dict.fromkeys(("pearson", "spearman", "slope", "offset", "sign")), "sign_rows": 0}
     x, y = predicted - predicted.mean(), measured - measured.mean()
-    size = float(np.abs(x).max()) if len(x) else 0.0
+    size = float(np.abs(x).max())
     slope = None
     if len(x) >= 2 and size > 0:
         u = x / size
         slope = float(u @ y) / float(u @ u) / size
-    large = np.abs(measured) > above
     return {
         "pearson": pearson(predicted, measured),
         "spearman": spearman(predicted, measured),

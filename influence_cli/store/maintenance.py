@@ -17,6 +17,7 @@ from influence_cli.store.keys import Keys
 from influence_cli.store.shards import ShardFolder, positions
 
 SHARDED = ("outputs", "tangents")
+SINGLE = ("directions", "trainings")  # one file a thing
 SPARE_SECONDS = 24 * 3600.0  # a younger temporary file may belong to a run in progress
 OURS = re.compile(r"\..+\.\d+\.[0-9a-f]+\.tmp")  # a temporary file of ours: .NAME.PROCESS.RANDOM.tmp
 MERGE_ROWS = 16_384  # shards are merged up to this many rows
@@ -55,7 +56,22 @@ def list_entries(root: Path) -> list[Entry]:
         except (DamagedFile, TypeError, ValueError):
             about = "damaged"
         entries.append(Entry("directions", file.stem, 1, None, file.stat().st_size, about))
-    return entries
+    return [*entries, *_training_entries(_shards(root / "trainings"))]
+
+
+def _training_entries(files: list[Path]) -> list[Entry]:
+    """One entry for all that was measured after training one architecture: there may be hundreds."""
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        try:
+            model = str(read_metadata(file).get("model"))
+        except DamagedFile:
+            model = "damaged"
+        groups.setdefault(model, []).append(file)
+    return [
+        Entry("trainings", model, len(some), None, sum(f.stat().st_size for f in some), "measured after retraining")
+        for model, some in sorted(groups.items())
+    ]
 
 
 def _about(folder: Path) -> str:
@@ -82,7 +98,7 @@ def _shards(folder: Path) -> list[Path]:
 def verify(root: Path, listener: Listener = SILENT) -> tuple[int, list[str]]:
     """Re-read every file; damaged ones are set aside.  Returns (files read, names of the damaged)."""
     files = [f for kind in SHARDED for folder in _folders(root / kind) for f in _shards(folder)]
-    files += _shards(root / "directions")
+    files += [f for kind in SINGLE for f in _shards(root / kind)]
     damaged: list[str] = []
     with listener.progress("verify", len(files), "files") as progress:
         for file in files:
@@ -102,7 +118,7 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT) -> dict[
     """
     before = _size(root)
     removed = 0
-    ours = [root / kind for kind in (*SHARDED, "directions")]
+    ours = [root / kind for kind in (*SHARDED, *SINGLE)]
     for file in [f for folder in ours for pattern in (".*.tmp", ".damaged-*") for f in folder.rglob(pattern)]:
         if file.suffix == ".tmp" and not OURS.fullmatch(file.name):
             continue
@@ -123,7 +139,7 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT) -> dict[
 
 
 def _size(root: Path) -> int:
-    folders = [root / kind for kind in (*SHARDED, "directions")]
+    folders = [root / kind for kind in (*SHARDED, *SINGLE)]
     return sum(f.stat().st_size for folder in folders for f in folder.rglob("*") if f.is_file())
 
 
