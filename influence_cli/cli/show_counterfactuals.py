@@ -149,7 +149,7 @@ def _leave_one_out(part: Figures, result: Figures) -> None:
             name,
             _bracketed(columns[name]["pearson"], columns[name]["intervals"]["pearson"]),
             _bracketed(columns[name]["spearman"], columns[name]["intervals"]["spearman"]),
-            cell(columns[name]["sign"]),
+            _signs(columns[name]),
             _bracketed(columns[name]["slope"], columns[name]["intervals"]["slope"], "{:.4g}"),
             cell(columns[name]["offset"]),
         ]
@@ -163,6 +163,10 @@ def _leave_one_out(part: Figures, result: Figures) -> None:
     header = ["score", "Pearson", "Spearman", "sign agreement", "slope", "offset"]
     print_table(title, header, rows, terminal(), sys.stdout)
     _left_out(part)
+
+
+def _signs(column: Figures) -> str:
+    return "-" if column["sign"] is None else f"{column['sign']:.1%} of {column['sign_rows']}"
 
 
 def _bracketed(value: float | None, bounds: list[float] | None, how: str = "{:.3f}") -> str:
