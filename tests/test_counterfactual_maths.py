@@ -17,10 +17,11 @@ from influence_cli.maths.counterfactual import (
     BOOTSTRAP,
     agreement,
     agreement_intervals,
-    interval,
+    correlation_interval,
     linear_datamodeling,
     pearson,
     reliability,
+    symmetric_interval,
 )
 
 Floats = NDArray[np.float64]
@@ -85,10 +86,15 @@ def test_lds_its_interval_and_differences_are_scipys_over_the_same_draws() -> No
     drawn = {n: np.array([stats.spearmanr(phi[c], v[c]).statistic for c in chosen]) for n, v in (("a", a), ("b", b))}
     for name, values in (("a", a), ("b", b)):
         assert found["columns"][name]["lds"] == pytest.approx(stats.spearmanr(phi, values).statistic, abs=1e-12)
-        expected = np.percentile(drawn[name], [2.5, 97.5])
+        v = stats.spearmanr(phi, values).statistic
+        half = stats.t.ppf(0.975, 38) * drawn[name].std(ddof=1) / (1 - v**2)
+        expected = np.tanh(np.arctanh(v) + half * np.array([-1, 1]))
         np.testing.assert_allclose(found["columns"][name]["interval"], expected, atol=1e-12)
-    paired = np.percentile(drawn["a"] - drawn["b"], [2.5, 97.5])
-    np.testing.assert_allclose(found["differences"]["a"]["b"]["interval"], paired, atol=1e-12)
+    paired = drawn["a"] - drawn["b"]
+    difference = found["differences"]["a"]["b"]
+    half = stats.t.ppf(0.975, 38) * paired.std(ddof=1)
+    middle = found["columns"]["a"]["lds"] - found["columns"]["b"]["lds"]
+    np.testing.assert_allclose(difference["interval"], [middle - half, middle + half], atol=1e-12)
     assert found == linear_datamodeling(phi, {"a": a, "b": b}, 5)
 
 
@@ -102,9 +108,24 @@ def test_equal_columns_are_not_told_apart_and_few_subsets_have_no_interval() -> 
     assert few["differences"] == {}
 
 
-def test_an_interval_needs_most_draws_to_be_defined() -> None:
-    assert interval(np.array([np.nan, np.nan, 1.0])) is None
-    assert interval(np.array([np.nan, 1.0, 1.0])) == [1.0, 1.0]
+def test_an_interval_needs_most_draws_to_be_defined_and_stays_a_correlation() -> None:
+    assert symmetric_interval(0.5, np.array([np.nan, np.nan, 1.0]), 9) is None
+    assert symmetric_interval(None, np.ones(3), 9) is None
+    assert correlation_interval(0.9, np.array([np.nan, 0.9, 0.9]), 9) == pytest.approx([0.9, 0.9])
+    low, high = correlation_interval(0.95, np.array([0.5, 0.9, 1.0]), 12) or (0.0, 0.0)
+    assert -1.0 < low < 0.95 < high < 1.0
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.8, 0.995])
+def test_intervals_cover_the_true_rank_correlation(rho: float) -> None:
+    rng, hits = np.random.default_rng(8), 0
+    truth = 6.0 / np.pi * np.arcsin(rho / 2.0)  # Spearman's of a bivariate normal
+    for repeat in range(150):
+        x = rng.normal(size=60)
+        y = rho * x + np.sqrt(1.0 - rho**2) * rng.normal(size=60)
+        bounds = linear_datamodeling(y, {"x": x}, repeat, draws=100)["columns"]["x"]["interval"]
+        hits += bounds[0] <= truth <= bounds[1]
+    assert hits / 150 >= 0.9
 
 
 def test_agreement_intervals_cover_the_estimates_and_are_seeded() -> None:

@@ -30,25 +30,26 @@ def pearson(a: Floats, b: Floats) -> float | None:
     return None if scale == 0 else float(np.clip(float(x @ y) / scale, -1.0, 1.0))
 
 
-def linear_datamodeling(phi: Floats, predicted: dict[str, Floats], seed: int) -> dict[str, Any]:
+def linear_datamodeling(phi: Floats, predicted: dict[str, Floats], seed: int, draws: int = BOOTSTRAP) -> dict[str, Any]:
     """LDS of every column: Spearman over M subsets of its prediction [M] with the measured Phi [M].
 
-    Intervals are 95 % percentile intervals of a bootstrap over subsets, with the same draws for every column, so that
-    the difference of two columns is paired.  Park et al., arXiv:2303.14186, Definition 2.3.
+    Intervals are 95 %, from a bootstrap over subsets with the same draws for every column, so that the difference of
+    two columns is paired.  Park et al., arXiv:2303.14186, Definition 2.3.
     """
     columns: dict[str, dict[str, Any]] = {n: {"lds": spearman(p, phi), "interval": None} for n, p in predicted.items()}
-    result: dict[str, Any] = {"columns": columns, "differences": {}, "bootstrap_draws": BOOTSTRAP}
-    if len(phi) < FEWEST:
+    result: dict[str, Any] = {"columns": columns, "differences": {}, "bootstrap_draws": draws}
+    m = len(phi)
+    if m < FEWEST:
         return result
     rng = np.random.default_rng(seed)
-    chosen = [rng.integers(0, len(phi), len(phi)) for _ in range(BOOTSTRAP)]
+    chosen = [rng.integers(0, m, m) for _ in range(draws)]
     drawn = {n: np.array([_or_nan(spearman(p[c], phi[c])) for c in chosen]) for n, p in predicted.items()}
     for name, values in drawn.items():
-        columns[name]["interval"] = interval(values)
+        columns[name]["interval"] = correlation_interval(columns[name]["lds"], values, m)
     for a, b in itertools.combinations(predicted, 2):
         here, there = columns[a]["lds"], columns[b]["lds"]
         if here is not None and there is not None:
-            bounds = interval(drawn[a] - drawn[b])
+            bounds = symmetric_interval(here - there, drawn[a] - drawn[b], m)
             result["differences"].setdefault(a, {})[b] = {
                 "difference": here - there,
                 "interval": bounds,
@@ -61,13 +62,36 @@ def _or_nan(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def interval(values: Floats) -> list[float] | None:
-    """The 95 % percentile interval of bootstrap values, undefined ones left out."""
-    usable = values[np.isfinite(values)]
-    if len(usable) < len(values) / 2:
+def symmetric_interval(value: float | None, drawn: Floats, n: int) -> list[float] | None:
+    """The value +- t se, with se the standard deviation of the bootstrap draws and t Student's, n - 2 degrees
+    of freedom.
+
+    None where most draws are undefined.
+
+    >>> symmetric_interval(1.0, np.array([1.0, 1.0]), 9)
+    [1.0, 1.0]
+    """
+    usable = drawn[np.isfinite(drawn)]
+    if value is None or len(usable) <= len(drawn) / 2 or n < 3:
         return None
-    low, high = np.percentile(usable, [2.5, 97.5])
-    return [float(low), float(high)]
+    from scipy import stats
+
+    half = float(stats.t.ppf(0.975, n - 2)) * float(usable.std(ddof=1))
+    return [value - half, value + half]
+
+
+def correlation_interval(value: float | None, drawn: Floats, n: int) -> list[float] | None:
+    """tanh(atanh v +- t se / (1 - v^2)): the interval above on Fisher's scale, so that it ends within -1 and 1.
+
+    Percentiles of the draws are not used: repeated rows are ties, which pull a rank correlation near 1 down (0.994
+    over 100 subsets: they cover it 76 % of the time, this 98 %; for 0 to 0.95 and 20 to 100 subsets this covers 94 to
+    99 %).
+    """
+    bounds = symmetric_interval(value, drawn, n)
+    if value is None or bounds is None or abs(value) >= 1.0:
+        return bounds
+    centre, half = np.arctanh(value), (bounds[1] - value) / (1.0 - value * value)
+    return [float(np.tanh(centre - half)), float(np.tanh(centre + half))]
 
 
 def _verdict(bounds: list[float] | None) -> str:
@@ -123,12 +147,15 @@ def agreement(predicted: Floats, measured: Floats, above: float = 0.0) -> dict[s
 
 
 def agreement_intervals(predicted: Floats, measured: Floats, seed: int) -> dict[str, list[float] | None]:
-    """95 % percentile intervals of ``pearson``, ``spearman`` and ``slope``, by a bootstrap over rows."""
-    if len(measured) < FEWEST:
+    """95 % intervals of ``pearson``, ``spearman`` and ``slope``, from a bootstrap over rows."""
+    n = len(measured)
+    if n < FEWEST:
         return dict.fromkeys(("pearson", "spearman", "slope"))
     rng = np.random.default_rng(seed)
-    drawn = [
-        agreement(predicted[c], measured[c])
-        for c in (rng.integers(0, len(measured), len(measured)) for _ in range(BOOTSTRAP))
-    ]
-    return {k: interval(np.array([_or_nan(d[k]) for d in drawn])) for k in ("pearson", "spearman", "slope")}
+    drawn = [agreement(predicted[c], measured[c]) for c in (rng.integers(0, n, n) for _ in range(BOOTSTRAP))]
+    values = {k: np.array([_or_nan(d[k]) for d in drawn]) for k in ("pearson", "spearman", "slope")}
+    whole = agreement(predicted, measured)
+    return {
+        **{k: correlation_interval(whole[k], values[k], n) for k in ("pearson", "spearman")},
+        "slope": symmetric_interval(whole["slope"], values["slope"], n),
+    }
