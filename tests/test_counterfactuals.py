@@ -1,4 +1,4 @@
-"""Scores held against retraining: LDS, removal curves, leave-one-out (methods.md 4.1, 6.2, 6.3, 6.5; T08, T12, T54).
+"""Scores held against retraining: LDS, removal, leave-one-out, brittleness (methods.md 4.1, 6.2 to 6.5; T08, T12, T54).
 
 Reference: a dense inverse Hessian by autograd, and every refit done again by the oracle's Newton steps.
 Behavioural: a run that is killed continues, evaluations share trainings, part of the work gives partial figures.
@@ -31,14 +31,17 @@ from safetensors.numpy import load_file
 
 import influence_cli.model.training as training
 from influence_cli.counterfactuals import CounterfactualRequest, Training, counterfactuals
+from influence_cli.counterfactuals.brittleness import _Search
 from influence_cli.counterfactuals.columns import Columns, columns_of
 from influence_cli.counterfactuals.leave_one_out import LeaveOneOut
+from influence_cli.counterfactuals.per_target import open_scored_job, scores_for
 from influence_cli.counterfactuals.pool import Pool
 from influence_cli.counterfactuals.refits import Asked, Outcome
 from influence_cli.counterfactuals.removal import Removal
 from influence_cli.counterfactuals.subsets import Subsets
 from influence_cli.curate import CurateRequest, read_scores
 from influence_cli.manifest import open_manifest
+from influence_cli.maths.softmax_regression import Regression, fit
 from influence_cli.tables import provenance, with_provenance
 from tests.cases import Heard, call_cli, column, environment, with_column, write
 from tests.oracle import refit, write_manifest
@@ -378,6 +381,96 @@ def test_replicates_are_paired_over_seeds_where_training_is_random(convex: Path)
     assert difference["verdict"] == "better"
 
 
+# -- brittleness ----------------------------------------------------------------------------------------------------
+
+
+def gradients(folder: Path, split: str) -> Floats:
+    """Every row's loss gradient [n, C (d + 1)] at the run's weights."""
+    weights = load_file(folder / "run" / "model.safetensors")
+    x, y = arrays(folder, split)
+    inputs = np.concatenate([x.numpy(), np.ones((len(x), 1))], axis=1)
+    theta = np.concatenate([weights["head.weight"], weights["head.bias"][:, None]], axis=1)
+    residual = torch.softmax(torch.from_numpy(inputs @ theta.T), dim=1).numpy() - np.eye(2)[y.numpy()]
+    return (residual[:, :, None] * inputs[:, None, :]).reshape(len(x), -1)
+
+
+def test_scores_for_single_target_rows_are_gradient_products_and_their_mean_is_the_score(
+    convex: Path, tmp_path: Path
+) -> None:
+    scores = read_scores(CurateRequest(str(convex / "scores.parquet"), manifest=str(convex / "manifest.parquet")))
+    job = open_scored_job(scores, None, str(convex / "run"), str(tmp_path / "s"), "cpu")
+    assert list(job.methods) == ["ip"]
+    products = gradients(convex, "train") @ gradients(convex, "val").T
+    for v in (0, 7):
+        np.testing.assert_allclose(scores_for(job, v)["ip"], products[:, v], atol=1e-7)
+    np.testing.assert_allclose(column(scores.table, "score_ip_utility"), products.mean(axis=1), atol=1e-7)
+
+
+def test_the_smallest_removal_that_flips_is_that_of_trying_every_size(convex: Path, tmp_path: Path) -> None:
+    found = evaluate(convex, tmp_path, "--brittleness", 30)["brittleness"]
+    assert (found["queries"], found["removed_rows"], found["partial"]) == (30, [1, 2, 4, 8, 10], False)
+    target = open_manifest(convex / "manifest.parquet").rows("val")
+    products = gradients(convex, "train") @ gradients(convex, "val").T
+    x, y = (a.numpy() for a in arrays(convex, "train"))
+    xv, yv = (a.numpy() for a in arrays(convex, "val"))
+    inputs = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+
+    def margin(v: int, order: NDArray[np.int64], k: int) -> float:
+        kept = order[k:]
+        theta = fit(Regression(inputs[kept], y[kept], np.ones(len(kept)), 2, DECAY)).theta
+        z = theta @ np.append(xv[v], 1.0)
+        return float(z[yv[v]] - z[1 - yv[v]])
+
+    drops, expected = [], {}
+    for i in found["smallest"]:
+        v = target.ids.index(i)
+        order = np.argsort(-products[:, v], kind="stable")
+        margins = {k: margin(v, order, k) for k in (0, 1, 2, 4, 8, 10)}
+        assert margins[0] > 0
+        drops.append(margins[0] - margins[10])
+        expected[i] = next((k for k in (1, 2, 4, 8, 10) if margins[k] <= 0), None)
+    assert {i: r["ip"] for i, r in found["smallest"].items()} == expected
+    assert len(set(expected.values())) > 2  # some flip early, some late, some not at all
+    ip, random = found["columns"]["ip"], found["columns"]["random"]
+    assert ip["margin_drop"]["mean"] == pytest.approx(np.mean(drops), abs=1e-8)
+    assert ip["over_random"]["verdict"] == "better"
+    flipped = [k for k in expected.values() if k is not None]
+    assert ip["flipped"] == {str(k): sum(f <= k for f in flipped) / 30 for k in (1, 2, 4, 8, 10)}
+    assert random["flipped"]["10"] < ip["flipped"]["10"]
+
+
+def test_bisection_finds_the_first_of_sizes_that_flip() -> None:
+    for first in range(8):
+        search = _Search(0, "ip", np.arange(3), -1, 7)
+        tries = 0
+        while search.open:
+            tried = search.next(6)
+            search.learn(tried, np.array([-1.0, -1.0, 1.0] if tried >= first else [1.0, 1.0, -1.0]))
+            tries += 1
+        assert search.high == first  # 7: not even the largest
+        assert tries <= 4
+
+
+def test_brittleness_stops_in_time_goes_on_and_needs_a_method_that_can(convex: Path, tmp_path: Path) -> None:
+    nothing = evaluate(convex, tmp_path, "--brittleness", 5, "--max-minutes", 0)
+    assert (nothing["partial"], nothing["brittleness"]["queries"]) == (True, 0)
+    planned = call_cli("evaluate", "scores.parquet", "--brittleness", 5, "-n", "--json", cwd=convex).json
+    evaluate(convex, tmp_path, "--lds", 3)
+    some = evaluate(convex, tmp_path, "--brittleness", 5, "--max-minutes", 0)
+    assert (some["partial"], some["brittleness"]["queries"]) == (True, 0)
+    whole = evaluate(convex, tmp_path, "--brittleness", 5)
+    assert whole["trainings"] <= planned["trainings"]["brittleness"]["trainings_at_most"]
+    again = evaluate(convex, tmp_path, "--brittleness", 5)
+    assert again["trainings_run_now"] == 0
+    assert again["brittleness"] == whole["brittleness"]
+    flags = ["--store", tmp_path / "store", "--brittleness", 5, "--format", "table"]
+    assert "margin drop" in call_cli("evaluate", "scores.parquet", *flags, cwd=convex).text
+    drawn = ["--method", "random", "--method", "loss", "--checkpoint", "run", "-o", tmp_path / "r.parquet"]
+    assert call_cli("score", "manifest.parquet", *drawn, cwd=convex).code == 0
+    said = evaluate(convex, tmp_path, "--brittleness", 5, table=str(tmp_path / "r.parquet"), code=2)
+    assert "no method of the table has them" in said
+
+
 # -- trainings that are kept ----------------------------------------------------------------------------------------
 
 
@@ -499,9 +592,10 @@ def test_a_row_without_weight_is_never_trained_on_and_weights_count(convex: Path
     assert not set(found["leave_one_out"]["changes"]) & set(ids[:4])
     exact = found["leave_one_out"]["columns"]["exact"]  # scores were computed without weights, so roughly
     assert exact["spearman"] > 0.9
-    heavy = [abs(found["leave_one_out"]["changes"][i]) for i in ids[4:8]]
-    light = evaluate(convex, tmp_path, "--loo", 200)["leave_one_out"]["changes"]
-    assert np.mean(heavy) > 1.5 * np.mean([abs(light[i]) for i in ids[4:8]])
+    scores = dict(zip(ids, column(pq.read_table(convex / "scores.parquet"), "score_exact"), strict=True))
+    gains = {i: change / scores[i] for i, change in found["leave_one_out"]["changes"].items()}
+    heavy = np.median([gains[i] for i in ids[4:8]])
+    assert heavy == pytest.approx(3.0 * np.median([gains[i] for i in ids[8:]]), rel=0.3)
 
 
 def test_calibration_rows_stay_out(tmp_path: Path, digits: Path, calibrated_run: Path) -> None:

@@ -1,4 +1,4 @@
-"""``evaluate`` with --lds, --removal or --loo: settings in, trainings run, figures shown."""
+"""``evaluate`` with --lds, --removal, --loo or --brittleness: settings in, trainings run, figures shown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONVENTIONS = ("loo", "renorm-loo")
 
 def asked_to_retrain(settings: Settings) -> bool:
     """Whether anything is asked for that needs trainings."""
-    return any(settings[name] is not None for name in ("lds", "removal", "loo"))
+    return any(settings[name] is not None for name in ("lds", "removal", "loo", "brittleness"))
 
 
 def evaluate_by_retraining(settings: Settings, scores: CurateRequest) -> None:
@@ -39,6 +39,7 @@ def evaluate_by_retraining(settings: Settings, scores: CurateRequest) -> None:
         subset_share=parse_share(settings["subset_share"], "--subset-share"),
         removal=tuple(settings["removal"].split(",")) if settings["removal"] is not None else (),
         loo=settings["loo"],
+        brittleness=settings["brittleness"],
         fixed_divisor=None if convention is None else convention == "loo",
         seeds=settings["seeds"],
         seed=settings["seed"],

@@ -188,6 +188,7 @@ SETTINGS: dict[str, Setting] = {
         _s("subset_share", str, "50%", "Share of the train rows in a subset.", (EVALUATE,), metavar="50%"),
         _s("removal", str, None, "Retrain without the lowest rows.", (EVALUATE,), metavar="5%,10%", stored=False),
         _s("loo", int, None, "Retrain without each of this many rows.", (EVALUATE,), least=4, stored=False),
+        _s("brittleness", int, None, "Target rows to flip by retraining.", (EVALUATE,), least=1, stored=False),
         _s(
             "convention",
             str,

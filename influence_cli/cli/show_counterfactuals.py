@@ -20,6 +20,8 @@ def plan(settings: Settings, described: Figures) -> None:
         return
     rows = [
         [name, str(t["trainings"]), str(t["kept"]), str(t["trainings"] - t["kept"])]
+        if "kept" in t
+        else [name, f"at most {t['trainings_at_most']}", "-", "-"]
         for name, t in described["trainings"].items()
     ]
     print_table("", ["part", "trainings", "kept", "to run"], rows, terminal(), sys.stdout)
@@ -37,7 +39,12 @@ def report(settings: Settings, result: Figures) -> None:
     if output == "-" or how == "json" or (how == "auto" and not sys.stdout.isatty()):
         print_json(result)
         return
-    for name, show in (("lds", _lds), ("removal", _removal), ("leave_one_out", _leave_one_out)):
+    for name, show in (
+        ("lds", _lds),
+        ("removal", _removal),
+        ("leave_one_out", _leave_one_out),
+        ("brittleness", _brittleness),
+    ):
         if name in result:
             show(result[name], result)
 
@@ -163,6 +170,29 @@ def _leave_one_out(part: Figures, result: Figures) -> None:
     header = ["score", "Pearson", "Spearman", "sign agreement", "slope", "offset"]
     print_table(title, header, rows, terminal(), sys.stdout)
     _left_out(part)
+
+
+def _brittleness(part: Figures, result: Figures) -> None:
+    """Shares of predictions flipped by removing the most helpful rows of each target row, against random rows."""
+    columns: Figures = part["columns"]
+    sizes = part.get("removed_rows", [])
+    shown = [k for k in sizes if k in (sizes[-1], *sizes[-2::-2])]  # every other one fits a line
+    rows = [
+        [
+            name,
+            *(f"{c['flipped'][str(k)]:.0%}" if c["flipped"] else "-" for k in shown),
+            cell(c["median"]),
+            "-" if c["margin_drop"] is None else _mean(c["margin_drop"]),
+            _difference({"margin": c["over_random"]}, "margin") if "over_random" in c else "-",
+        ]
+        for name, c in columns.items()
+    ]
+    title = (
+        f"brittleness: {part['queries']} correctly predicted target rows; share that flips without the k most helpful "
+        f"rows of each{_partial(part)}"
+    )
+    header = ["score", *(f"k={k:,}" for k in shown), "median k", "margin drop at most k", "over random"]
+    print_table(title, header, rows, terminal(), sys.stdout)
 
 
 def _signs(column: Figures) -> str:

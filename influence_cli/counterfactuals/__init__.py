@@ -1,4 +1,4 @@
-"""How far scores foretell what training does: LDS, removal curves and leave-one-out, each by retraining.
+"""How far scores foretell what training does: LDS, removal curves, leave-one-out and brittleness, by retraining.
 
 The model and recipe are those of the scored checkpoint, the rows its train rows (less those left out for
 calibration), and what is measured is the mean loss of the target rows.  Every training is kept in the store, so that
@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from influence_cli.counterfactuals.brittleness import Brittleness
 from influence_cli.counterfactuals.columns import columns_of, random_column
 from influence_cli.counterfactuals.leave_one_out import LeaveOneOut
+from influence_cli.counterfactuals.per_target import open_scored_job
 from influence_cli.counterfactuals.pool import Pool
 from influence_cli.counterfactuals.refits import Asked, Outcome, Refits
 from influence_cli.counterfactuals.removal import Removal
@@ -44,6 +46,7 @@ class CounterfactualRequest:
     subset_share: float = 0.5
     removal: tuple[str, ...] = ()
     loo: int | None = None
+    brittleness: int | None = None  # target rows
     fixed_divisor: bool | None = None  # None: where the training allows it
     seeds: int = 1
     seed: int = 0
@@ -60,6 +63,7 @@ class _Opened:
     pool: Pool
     refits: Refits
     parts: dict[str, Subsets | Removal | LeaveOneOut]
+    brittleness: Brittleness | None
 
     def asked(self) -> dict[str, list[Asked]]:
         """Trainings by part; all rows first, as everything is held against them."""
@@ -76,24 +80,26 @@ def counterfactuals(request: CounterfactualRequest, listener: Listener = SILENT)
     """
     opened = _open(request, listener)
     asked, refits = opened.asked(), opened.refits
-    outcomes = refits.run([a for some in asked.values() for a in some], request.minutes)
+    refits.stop_after(request.minutes)
+    outcomes = refits.run([a for some in asked.values() for a in some])
     left = iter(outcomes)
     by_part = {name: [next(left) for _ in some] for name, some in asked.items()}
-    result: dict[str, Any] = {
+    figures = {name: part.figures(asked[name], by_part[name]) for name, part in opened.parts.items()}
+    if opened.brittleness is not None:
+        figures["brittleness"] = opened.brittleness.measure()
+    return {
         "schema_version": 1,
         "train_rows": opened.pool.rows,
         "target_rows": len(refits.measured["target"]),
         "test_rows": len(refits.measured["test"]),
         "objective": "mean target loss",
         "refit": _refit(opened, by_part["refit"][0], listener),
-        "trainings": refits.asked,
-        "trainings_done": refits.done,
+        "trainings": len(refits.asked),
+        "trainings_done": len(refits.done),
         "trainings_run_now": refits.trained,
-        "partial": None in outcomes,
+        "partial": None in outcomes or any(f["partial"] for f in figures.values()),
+        **figures,
     }
-    for name, part in opened.parts.items():
-        result[name] = part.figures(asked[name], by_part[name])
-    return result
 
 
 def plan(request: CounterfactualRequest, listener: Listener = SILENT) -> dict[str, Any]:
@@ -103,6 +109,8 @@ def plan(request: CounterfactualRequest, listener: Listener = SILENT) -> dict[st
     for name, asked in opened.asked().items():
         trainings, kept = opened.refits.kept(asked)
         parts[name] = {"trainings": trainings, "kept": kept}
+    if opened.brittleness is not None:
+        parts["brittleness"] = {"trainings_at_most": opened.brittleness.at_most()}
     return {"schema_version": 1, "recipe": opened.refits.trainer.recipe.describe(), "trainings": parts}
 
 
@@ -141,7 +149,12 @@ def _open(request: CounterfactualRequest, listener: Listener) -> _Opened:
         )
     random = random_column(scores, request.seed)
     pool = Pool(scores.train, used, columns, random, request.seed, request.seeds, refits.deterministic)
-    return _Opened(scores, pool, refits, _parts(request, pool))
+    parts, brittleness = _parts(request, pool), None
+    if request.brittleness is not None:
+        locator = request.target or (origin.get("target") or {}).get("locator")
+        job = open_scored_job(scores, locator, checkpoint, request.store, request.training.device)
+        brittleness = Brittleness(pool, refits, job, request.brittleness)
+    return _Opened(scores, pool, refits, parts, brittleness)
 
 
 def _parts(request: CounterfactualRequest, pool: Pool) -> dict[str, Subsets | Removal | LeaveOneOut]:

@@ -82,7 +82,10 @@ class Refits:
     ) -> None:
         self.trainer, self.train, self.used, self.folder, self.listener = trainer, train, used, folder, listener
         self.measured = {"target": target, "test": test}
-        self.asked = self.done = self.trained = 0  # distinct trainings of a run: asked for, there now, run in it
+        self.asked: set[str] = set()  # names of trainings: asked for ...
+        self.done: set[str] = set()  # ... and there now
+        self.trained = 0  # how many were run by this object
+        self._deadline: float | None = None
         self._sets: dict[str, Examples] = {}
         self._optimum: Any = None
 
@@ -127,24 +130,32 @@ class Refits:
         names = {self.name(a) for a in asked}
         return len(names), sum(self.folder.has(name) for name in names)
 
-    def run(self, asked: list[Asked], minutes: float | None = None) -> list[Outcome | None]:
+    def stop_after(self, minutes: float | None) -> None:
+        """Start no training after that many minutes from now."""
+        self._deadline = None if minutes is None else time.monotonic() + 60.0 * minutes
+
+    def time_is_over(self) -> bool:
+        """Whether nothing more is to be started."""
+        return self._deadline is not None and time.monotonic() >= self._deadline
+
+    def run(self, asked: list[Asked]) -> list[Outcome | None]:
         """The outcome of each training asked for; None where the time was over before it."""
-        begun = time.monotonic()
         names = [self.name(a) for a in asked]
         distinct = dict(zip(names, asked, strict=True))  # in order of first use
         outcomes = {name: found for name in distinct if (found := self._read(name)) is not None}
-        self.asked, self.done, self.trained = len(distinct), len(outcomes), 0
-        with self.listener.progress("retrain", self.asked, "trainings", self.done) as progress:
+        with self.listener.progress("retrain", len(distinct), "trainings", len(outcomes)) as progress:
             for name, one in distinct.items():
                 if name in outcomes:
                     continue
-                if minutes is not None and time.monotonic() - begun >= 60.0 * minutes:
+                if self.time_is_over():
                     break
                 measured = self._measure(self._fit(one))
                 self.folder.write(name, measured, self._about(one))
                 outcomes[name] = self._outcome(measured)
-                self.done, self.trained = self.done + 1, self.trained + 1
+                self.trained += 1
                 progress.advance(1)
+        self.asked.update(distinct)
+        self.done.update(outcomes)
         return [outcomes.get(name) for name in names]
 
     def _about(self, asked: Asked) -> dict[str, Any]:
