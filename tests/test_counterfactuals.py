@@ -42,6 +42,7 @@ from influence_cli.counterfactuals.subsets import Subsets
 from influence_cli.curate import CurateRequest, read_scores
 from influence_cli.manifest import open_manifest
 from influence_cli.maths.softmax_regression import Regression, fit
+from influence_cli.settings import Runtime
 from influence_cli.tables import provenance, with_provenance
 from tests.cases import Heard, call_cli, column, environment, with_column, write
 from tests.oracle import refit, write_manifest
@@ -398,7 +399,7 @@ def test_scores_for_single_target_rows_are_gradient_products_and_their_mean_is_t
     convex: Path, tmp_path: Path
 ) -> None:
     scores = read_scores(CurateRequest(str(convex / "scores.parquet"), manifest=str(convex / "manifest.parquet")))
-    job = open_scored_job(scores, None, str(convex / "run"), str(tmp_path / "s"), "cpu")
+    job = open_scored_job(scores, None, str(convex / "run"), Runtime(str(tmp_path / "s"), "cpu"))
     assert list(job.methods) == ["ip"]
     products = gradients(convex, "train") @ gradients(convex, "val").T
     for v in (0, 7):

@@ -28,7 +28,7 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.job import check_labels, target_rows
 from influence_cli.manifest import Rows, open_manifest
 from influence_cli.model.checkpoints import find_checkpoint
-from influence_cli.settings import Inputs
+from influence_cli.settings import Inputs, Runtime
 from influence_cli.store import Store
 
 __all__ = ["CounterfactualRequest", "Training", "counterfactuals", "plan"]
@@ -104,7 +104,7 @@ def counterfactuals(request: CounterfactualRequest, listener: Listener = SILENT)
 
 def plan(request: CounterfactualRequest, listener: Listener = SILENT) -> dict[str, Any]:
     """How many trainings each part needs, and how many of them are kept."""
-    opened = _open(request, listener)
+    opened = _open(request, listener, remember=False)
     parts: dict[str, dict[str, int]] = {}
     for name, asked in opened.asked().items():
         trainings, kept = opened.refits.kept(asked)
@@ -114,7 +114,7 @@ def plan(request: CounterfactualRequest, listener: Listener = SILENT) -> dict[st
     return {"schema_version": 1, "recipe": opened.refits.trainer.recipe.describe(), "trainings": parts}
 
 
-def _open(request: CounterfactualRequest, listener: Listener) -> _Opened:
+def _open(request: CounterfactualRequest, listener: Listener, remember: bool = True) -> _Opened:
     scores = read_scores(request.scores)
     origin = scores.provenance
     checkpoint = request.checkpoint or (origin.get("checkpoint") or {}).get("locator")
@@ -152,7 +152,7 @@ def _open(request: CounterfactualRequest, listener: Listener) -> _Opened:
     parts, brittleness = _parts(request, pool), None
     if request.brittleness is not None:
         locator = request.target or (origin.get("target") or {}).get("locator")
-        job = open_scored_job(scores, locator, checkpoint, request.store, request.training.device)
+        job = open_scored_job(scores, locator, checkpoint, Runtime(request.store, request.training.device), remember)
         brittleness = Brittleness(pool, refits, job, request.brittleness)
     return _Opened(scores, pool, refits, parts, brittleness)
 

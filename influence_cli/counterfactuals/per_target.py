@@ -21,7 +21,9 @@ from influence_cli.settings import GradSpec, Inputs, Runtime
 Floats = NDArray[np.float64]
 
 
-def open_scored_job(scores: ScoreTable, target: str | None, checkpoint: str | None, store: str, device: str) -> Job:
+def open_scored_job(
+    scores: ScoreTable, target: str | None, checkpoint: str | None, runtime: Runtime, remember: bool = True
+) -> Job:
     """The run that a score table came from, with the methods that can score for one target row.
 
     Raises:
@@ -41,7 +43,7 @@ def open_scored_job(scores: ScoreTable, target: str | None, checkpoint: str | No
     options = {name: values for name, values in spec.get("options", {}).items() if name in (*methods, MEASURED)}
     same = {k: spec[k] for k in ("params", "loss", "precision", "seed") if k in spec}
     asked = GradSpec(tuple(methods), (MEASURED,), options, **same)
-    return open_job(inputs, asked, Runtime(store, device))
+    return open_job(inputs, asked, runtime, remember=remember)
 
 
 def scores_for(job: Job, position: int) -> dict[str, Floats]:
