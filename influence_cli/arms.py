@@ -132,7 +132,7 @@ def control_arms(
 def _shuffled(arm: Arm, base: Rows, fixed: NDArray[np.bool_], seed: int) -> NDArray[np.float64]:
     """The arm's weights shuffled among the rows of each class, so that its mass stays; ``fixed`` rows keep theirs."""
     weights = arm.weights.copy()
-    order = _draw_order(base.ids, seed, "weights")
+    order = draw_order(base.ids, seed, "weights")
     for c in np.unique(base.labels):
         rows = np.flatnonzero((base.labels == c) & ~fixed)
         drawn = order[((base.labels == c) & ~fixed)[order]]
@@ -166,7 +166,8 @@ def _int_or(value: Any, otherwise: int) -> int:
     return otherwise if value is None or value != value else int(value)
 
 
-def _draw_order(ids: list[str], seed: int, what: str) -> NDArray[np.int64]:
+def draw_order(ids: list[str], seed: int, what: str) -> NDArray[np.int64]:
+    """The rows [n] in a random order of their own for every (seed, what), by a hash of each id."""
     salt = f"{seed}:{what}".encode()
     keys = [hashlib.blake2b(i.encode(), digest_size=16, key=salt).digest() for i in ids]
     return np.array(sorted(range(len(ids)), key=lambda k: keys[k]), dtype=np.int64)
@@ -178,7 +179,7 @@ def _random_rows(
     """As many rows of every class as ``like`` has, drawn by a hash of (seed, id)."""
     left = {int(c): int(n) for c, n in zip(*np.unique(base.labels[like], return_counts=True), strict=True)}
     chosen = np.zeros(len(base), dtype=bool)
-    for k in _draw_order(base.ids, seed, what).tolist():
+    for k in draw_order(base.ids, seed, what).tolist():
         c = int(base.labels[k])
         if left.get(c, 0) > 0 and base.weights[k] > 0 and (among is None or among[k]):
             chosen[k] = True

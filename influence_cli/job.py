@@ -215,7 +215,7 @@ def open_job(
     target, overlap = manifest.rows("val"), manifest.rows("val").take(np.array([], dtype=np.int64))
     if any(m.needs == "tangents" for m in methods.values()):
         assert model is not None
-        target, overlap = _target(inputs, manifest, model, store, listener)
+        target, overlap = target_rows(inputs, manifest, listener, model, store)
     for name, method in methods.items():
         if isinstance(method, Preconditioned) and model is not None and checkpoint is not None:
             if fit is None:
@@ -256,19 +256,20 @@ def _member(job: Job, dropout: Dropout | None) -> Member:
     return Member(name, dropout)
 
 
-def _target(
-    inputs: Inputs, manifest: Manifest, model: ModelSpec, store: Store, listener: Listener
+def target_rows(
+    inputs: Inputs, manifest: Manifest, listener: Listener, model: ModelSpec | None = None, store: Store | None = None
 ) -> tuple[Rows, Rows]:
-    """The target rows, less those that are training rows, and the latter."""
-    train = manifest.rows("train")
+    """The target rows that ``model`` can use, less those that are training rows, and the latter."""
+    train, known = manifest.rows("train"), None if store is None else store.file_keys()
     if inputs.target is None:
         target, where = manifest.rows("val"), f"{manifest.source}, split val"
     else:
-        other = open_manifest(inputs.target, inputs.label, inputs.skip_bad, store.file_keys())
+        other = open_manifest(inputs.target, inputs.label, inputs.skip_bad, known)
         target, where = other.rows("val") if (other.splits == "val").any() else other.all_rows(), other.source
     if len(target) == 0:
         raise ManifestError("no target rows", where=where, fix="set split to val for some rows, or pass --target PATH")
-    target = usable_target(target, model, inputs, store)
+    if model is not None and store is not None:
+        target = usable_target(target, model, inputs, store)
     kept, overlap = without_overlap(target, train)
     if len(overlap):
         names = ", ".join(overlap.ids[:5])

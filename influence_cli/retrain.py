@@ -22,7 +22,7 @@ from influence_cli.manifest import Manifest, Rows, open_manifest
 from influence_cli.maths.paired import mean_interval, paired_difference
 from influence_cli.model.checkpoints import RUN_FILE, WEIGHTS_FILE, find_checkpoint
 from influence_cli.model.losses import CrossEntropy, RowLoss, loss_of
-from influence_cli.model.spec import ModelSpec, is_own, new_spec
+from influence_cli.model.spec import ModelSpec, is_own, new_spec, with_own_code
 from influence_cli.settings import Inputs
 from influence_cli.store import Store
 from influence_cli.store.files import replacing, write_json
@@ -60,12 +60,14 @@ class RetrainRequest:
 def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT) -> dict[str, Any]:
     """Train every arm over every seed, write the run folder, and return its metrics."""
     from influence_cli.model.build import device_of
+    from influence_cli.model.convex import check_convex
     from influence_cli.model.training import Examples
 
     manifest = _open(request, request.inputs.manifest)
     base = _base_rows(request, manifest)
     test = _test_rows(request, base.manifest)
     spec = _spec(request, base.manifest)
+    check_convex(recipe, spec.name, request.seeds)
     base, test = (usable_now(rows, spec, request.inputs) for rows in (base, test))
     left_out = _left_out(request, base)
     arms = _arms(request, manifest, base, left_out)
@@ -124,7 +126,7 @@ def _spec(request: RetrainRequest, manifest: Manifest) -> ModelSpec:
     if request.init is not None:
         _, carried = find_checkpoint(request.init)
         if carried is not None and request.inputs.model in (None, carried["name"]):
-            return ModelSpec.from_dict(carried)
+            return with_own_code(ModelSpec.from_dict(carried))
     if request.inputs.task is not None or is_own(request.inputs.model):
         from influence_cli.model.task import training_spec
 
@@ -187,7 +189,7 @@ class _Run:
     def train(self, arm: Arm, seed: int, main: bool) -> dict[str, Any]:
         """Train one arm with one seed, or return what is kept of it."""
         folder = self._folder(arm, seed)
-        keep = min(self.request.keep_checkpoints, self.recipe.epochs) if main and seed == self.request.seed else 0
+        keep = min(self.request.keep_checkpoints, self.recipe.rounds) if main and seed == self.request.seed else 0
         done = _finished(folder, keep)
         if done is not None:
             self.listener.detail(f"{arm.name}, seed {seed}: already trained")
@@ -199,9 +201,9 @@ class _Run:
         torch.manual_seed(seed)
         model = self._model()
         data = self._with(arm)
-        wanted = _checkpoint_epochs(self.recipe.epochs, keep)
+        wanted = _checkpoint_epochs(self.recipe.rounds, keep)
         checkpoints: list[dict[str, Any]] = []
-        with self.listener.progress(f"train {arm.name}, seed {seed}", self.recipe.epochs, "epochs") as progress:
+        with self.listener.progress(f"train {arm.name}, seed {seed}", self.recipe.rounds, "epochs") as progress:
 
             def on_epoch(epoch: int, step: int, rate: float) -> None:
                 if epoch in wanted:
@@ -269,6 +271,8 @@ class _Run:
                 "model": self.spec.as_dict(),
                 "recipe": {**self.recipe.describe(), "lr": self.recipe.peak_lr},
                 "seed": self.request.seed,
+                "init": self.request.init,
+                "pretrained": self.request.pretrained,
                 "checkpoints": first["checkpoints"],
                 "trained_on": {"rows": int(trained.sum()), "arm": folder.name},
                 "calibration_ids": calibration,

@@ -87,6 +87,20 @@ class Runtime:
     shard_rows: int = 1024
 
 
+def parse_numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
+    """'0.5,0.5,0.5' as numbers.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{flag} {text!r} cannot be read", fix="write 0.5 or 0.485,0.456,0.406") from error
+
+
 def build_options(kind: type[T], name: str, given: dict[str, Any]) -> T:
     """An instance of the dataclass ``kind`` from options given as text or as values.
 

@@ -42,6 +42,7 @@ LAYERS = (
         "arms",
         "retrain",
         "evaluate",
+        "counterfactuals",
     },
     {"export"},
     {"api"},
@@ -172,7 +173,7 @@ def test_every_function_says_what_it_returns() -> None:
     assert silent == []
 
 
-FOLDERS = "directions|outputs|tangents|gradients|traces|factors"
+FOLDERS = "directions|outputs|tangents|gradients|traces|factors|trainings"
 LAYOUT = re.compile(rf"^({FOLDERS}|timings\.json|spec\.json)$|\.damaged-|\.tmp$")
 
 

@@ -575,7 +575,7 @@ def test_an_ill_conditioned_curvature_is_warned_of_in_float32(mlp: Problem) -> N
     job = mlp.job(methods=EXACT, precision="fp32", options={"exact": {"damping": 0.1}})
     job.listener = quiet
     score(job)
-    assert quiet.warnings == []
+    assert [w for w in quiet.warnings if "accuracy" not in w] == []
 
 
 def test_single_precision_agrees_with_double(mlp: Problem) -> None:

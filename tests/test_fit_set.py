@@ -359,7 +359,7 @@ fill(job_of(Path(manifest), Path(run), Path(store), spec=EXACT, listener=listene
 """
 
 
-@pytest.mark.parametrize(("what", "count"), [("fit", 3), ("rename", 4)], ids=["while fitting", "while writing it"])
+@pytest.mark.parametrize(("what", "count"), [("fit", 3), ("rename", 5)], ids=["while fitting", "while writing it"])
 def test_sigkill_while_fitting_loses_only_the_factor(what: str, count: int, bench: Bench) -> None:
     manifest, root = bench.manifest(examples()), str(Path(__file__).parents[1])
     command = [sys.executable, "-c", KILL, str(manifest), str(bench.run), str(bench.store), what, str(count)]

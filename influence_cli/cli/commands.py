@@ -173,7 +173,8 @@ def _named_arm(text: str) -> tuple[str, str]:
 
 
 def evaluate(settings: Settings) -> int | None:
-    """How well each score column finds rows whose label is known to be wrong."""
+    """How well each score column finds rows whose label is known to be wrong, or foretells what retraining does."""
+    from influence_cli.cli.counterfactual_command import asked_to_retrain, evaluate_by_retraining
     from influence_cli.curate import CurateRequest
     from influence_cli.evaluate import evaluate as evaluate_stage
 
@@ -187,6 +188,8 @@ def evaluate(settings: Settings) -> int | None:
         label=label,
         skip_bad=settings["skip_bad"],
     )
+    if asked_to_retrain(settings):
+        return evaluate_by_retraining(settings, request)
     if settings["dry_run"]:
         show.terminal().note(f"every score column of {request.scores} would be measured; nothing is written")
         return None

@@ -24,7 +24,7 @@ def require_source(settings: Settings, what: str) -> str:
 
 def inputs_of(settings: Settings, manifest: str) -> Inputs:
     """What the flags say of data and model; a command that lacks one of them leaves it at its default."""
-    from influence_cli.settings import Inputs
+    from influence_cli.settings import Inputs, parse_numbers
 
     given = {n: settings.values.get(n) for n in ("target", "checkpoint", "model", "input_size", "num_classes")}
     return Inputs(
@@ -32,27 +32,13 @@ def inputs_of(settings: Settings, manifest: str) -> Inputs:
         **given,
         label=settings["label"],
         allow_overlap=bool(settings.values.get("allow_overlap")),
-        mean=numbers(settings["mean"], "--mean"),
-        std=numbers(settings["std"], "--std"),
+        mean=parse_numbers(settings["mean"], "--mean"),
+        std=parse_numbers(settings["std"], "--std"),
         interpolation=settings["interpolation"],
         crop=settings["crop"],
         skip_bad=settings["skip_bad"],
         fit_rows=settings.values.get("fit_rows"),
     )
-
-
-def numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
-    """'0.5,0.5,0.5' as numbers.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise UsageError(f"{flag} {text!r} cannot be read", fix="write 0.5 or 0.485,0.456,0.406") from error
 
 
 def said_of_scores(settings: Settings) -> tuple[str | None, str | None]:

@@ -66,6 +66,15 @@ def is_own(name: str | None) -> bool:
     return name is not None and name.startswith(PYTHON)
 
 
+def with_own_code(spec: ModelSpec) -> ModelSpec:
+    """The spec that a checkpoint carries, with the user's own code where its architecture is that."""
+    if not is_own(spec.name) or spec.task is not None:
+        return spec
+    from influence_cli.model.task import own_code
+
+    return replace(spec, task=own_code(spec.name)[0])
+
+
 def resolve_model(inputs: Inputs, manifest: Manifest, store: Store, precision: str) -> tuple[ModelSpec, Checkpoint]:
     """The model and checkpoint of a scoring run.
 

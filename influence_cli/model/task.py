@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.model.checkpoints import Checkpoint
-from influence_cli.model.spec import PYTHON, ModelSpec, new_spec
+from influence_cli.model.spec import PYTHON, ModelSpec, new_spec, with_own_code
 from influence_cli.store.files import serialized_digest
 from influence_cli.store.keys import canonical_json, fingerprint
 
@@ -163,8 +163,7 @@ def carried_task(
     spec: ModelSpec, checkpoint: Checkpoint, manifest: Manifest, store: Store, precision: str
 ) -> ModelSpec:
     """The spec that a checkpoint of the user's own architecture carries, with its code."""
-    spec = replace(spec, task=own_code(spec.name)[0], code=None)
-    return known_by_outputs(spec, checkpoint, manifest, store, precision)
+    return known_by_outputs(replace(with_own_code(spec), code=None), checkpoint, manifest, store, precision)
 
 
 def training_spec(inputs: Inputs, manifest: Manifest, store: Store) -> ModelSpec:

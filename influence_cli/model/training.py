@@ -1,5 +1,7 @@
 """Training by hand: weighted cross-entropy, SGD or AdamW, a schedule, light augmentation, and paired randomness.
 
+Or, for the linear model, to the exact optimum (``model.convex``).
+
 Everything random about a row in an epoch (its place in the order, its augmentation) is a hash of (seed, epoch, id),
 so taking a row out moves no other row in the order and changes no other row's augmentation.
 """
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import Listener
 from influence_cli.manifest import Rows
+from influence_cli.model.convex import LBFGS, train_convex
 from influence_cli.model.examples import batches, chunked, to_input
 from influence_cli.model.losses import loss_of
 from influence_cli.model.spec import ModelSpec
@@ -29,7 +32,7 @@ from influence_cli.model.spec import ModelSpec
 IN_MEMORY_BYTES = 1 << 30  # decoded rows beyond this go to a temporary file
 AUGMENTATIONS = ("none", "shift", "flip-shift")
 SCHEDULES = ("cosine", "constant", "step")
-OPTIMIZERS = ("sgd", "adamw")
+OPTIMIZERS = ("sgd", "adamw", LBFGS)
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,20 @@ class Recipe:
             raise UsageError(f"--lr {self.lr} is not a positive number", fix="leave it out for the default")
         if self.epochs < 1 or self.batch_size < 2:
             raise UsageError("--epochs must be at least 1 and the training batch at least 2", fix="raise it")
+        if self.optimizer == LBFGS and self.augment != "none":
+            raise UsageError("--augment has no meaning with lbfgs, which sees every row as it is", fix="leave it out")
 
     @property
     def peak_lr(self) -> float:
         """The highest learning rate of the schedule."""
+        if self.optimizer == LBFGS:
+            return 1.0  # of a Newton step
         return self.lr if self.lr is not None else {"sgd": 0.05, "adamw": 1e-3}[self.optimizer]
+
+    @property
+    def rounds(self) -> int:
+        """How often ``on_epoch`` is called: every epoch, or once for a fit to the optimum."""
+        return 1 if self.optimizer == LBFGS else self.epochs
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate at ``step`` of ``steps``, in [0, peak]."""
@@ -77,7 +89,9 @@ class Recipe:
         return self.peak_lr
 
     def describe(self) -> dict[str, Any]:
-        """Plain values, for JSON and fingerprints."""
+        """Plain values, for JSON and fingerprints; of ``lbfgs`` only what changes its result."""
+        if self.optimizer == LBFGS:
+            return {"optimizer": LBFGS, "weight_decay": self.weight_decay}
         return asdict(self)
 
 
@@ -86,6 +100,7 @@ class Examples:
 
     def __init__(self, rows: Rows, spec: ModelSpec, listener: Listener, what: str) -> None:
         self.ids, self.labels, self.weights, self.spec = rows.ids, rows.labels, rows.weights, spec
+        self.inputs: NDArray[np.float64] | None = None  # kept by model.convex
         self.values = np.empty((0,))
         place = {row: k for k, row in enumerate(rows.index.tolist())}
         with listener.progress(f"decode {what}", len(rows), "rows decoded") as progress:
@@ -173,8 +188,12 @@ def train(
     The loss of a batch is sum w l / sum w; rows of weight 0 are left out.
 
     Raises:
-        ModelError: the loss stopped being finite.
+        ModelError: the loss stopped being finite, or ``lbfgs`` did not reach the optimum.
     """
+    if recipe.optimizer == LBFGS:
+        steps = train_convex(model, data, recipe)
+        on_epoch(0, steps, recipe.peak_lr)
+        return steps
     keep = np.flatnonzero(data.weights > 0)
     model.to(device).train()
     optimizer = _optimizer(model, recipe)
@@ -211,11 +230,12 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def predict(model: nn.Module, data: Examples, device: torch.device, batch_size: int = 512) -> NDArray[np.float64]:
-    """Logits [n, C] in evaluation mode."""
+    """Logits [n, C] in evaluation mode, in the precision of the model's weights."""
     model.to(device).eval()
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
     out = []
     with torch.no_grad():
         for first in range(0, len(data), batch_size):
             values = torch.from_numpy(data.values[first : first + batch_size]).to(device)
-            out.append(model(to_input(values, data.spec, torch.float32)).double().cpu().numpy())
+            out.append(model(to_input(values, data.spec, dtype)).double().cpu().numpy())
     return np.concatenate(out)

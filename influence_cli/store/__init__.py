@@ -5,6 +5,7 @@
   factors/<fp>.safetensors      curvature fitted on a fit set: what it holds is its method's, and the fit set's keys
   outputs/<member-fp>/<shard>   keys u8[n, 16] (payload), logits [n, C]
   tangents/<u-fp>/<shard>       keys u8[n, 16] (payload), tangent [n, C]
+  trainings/<fp>.safetensors    each target and test row's loss and margin after training on a subset of the train rows
   models/<fp>.json              what an architecture's name meant (input size, mean, sd) under a timm version
   tasks/<fp>.json               outputs on a few rows by which a model of the user's own is known
   payload-files.parquet         payload keys of files, for those that have not changed since
@@ -26,8 +27,9 @@ from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.files import DamagedFile, read_metadata, read_tensor, read_tensors, write_json, write_tensors
 from influence_cli.store.keys import Keys, fingerprint
 from influence_cli.store.shards import ShardFolder
+from influence_cli.store.trainings import TrainingFolder
 
-__all__ = ["Keys", "ShardFolder", "Store", "fingerprint"]
+__all__ = ["Keys", "ShardFolder", "Store", "TrainingFolder", "fingerprint"]
 
 FIT_KEYS = "fit_keys"  # the tensor of a factor's file that names the rows it was fitted on
 
@@ -49,6 +51,10 @@ class Store:
     def file_keys(self) -> StoredFileKeys:
         """Payload keys of files known from earlier runs."""
         return StoredFileKeys(self.root / "payload-files.parquet", self.remember)
+
+    def trainings(self) -> TrainingFolder:
+        """What was measured after trainings on subsets, by fingerprint."""
+        return TrainingFolder(self.root / "trainings", self.listener)
 
     def _file(self, kind: str, name: str) -> Path:
         return self.root / kind / f"{name}.safetensors"

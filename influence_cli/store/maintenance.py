@@ -17,7 +17,7 @@ from influence_cli.store.keys import Keys
 from influence_cli.store.shards import ShardFolder, positions
 
 SHARDED = ("outputs", "tangents")
-SINGLE = ("directions", "factors")
+SINGLE = ("directions", "factors", "trainings")  # one file a thing
 SPARE_SECONDS = 24 * 3600.0  # a younger temporary file may belong to a run in progress
 OURS = re.compile(r"\..+\.\d+\.[0-9a-f]+\.tmp")  # a temporary file of ours: .NAME.PROCESS.RANDOM.tmp
 MERGE_ROWS = 16_384  # shards are merged up to this many rows
@@ -57,16 +57,34 @@ def list_entries(root: Path) -> list[Entry]:
         except (DamagedFile, TypeError, ValueError):
             about = "damaged"
         entries.append(Entry("directions", file.stem, 1, None, file.stat().st_size, about))
-    for file in _shards(root / "factors"):
-        rows = None
+    entries += [_factor_entry(file) for file in _shards(root / "factors")]
+    return [*entries, *_training_entries(_shards(root / "trainings"))]
+
+
+def _factor_entry(file: Path) -> Entry:
+    rows = None
+    try:
+        meta = read_metadata(file)
+        fitted = ", ".join(str(v) for k, v in meta["fitted"].items() if k != "revision")
+        rows, about = int(meta["rows"]), f"{fitted}, {meta['parameters']} parameters"
+    except (DamagedFile, TypeError, ValueError, KeyError, AttributeError):
+        about = "damaged"
+    return Entry("factors", file.stem, 1, rows, file.stat().st_size, about)
+
+
+def _training_entries(files: list[Path]) -> list[Entry]:
+    """One entry for all that was measured after training one architecture: there may be hundreds."""
+    groups: dict[str, list[Path]] = {}
+    for file in files:
         try:
-            meta = read_metadata(file)
-            fitted = ", ".join(str(v) for k, v in meta["fitted"].items() if k != "revision")
-            rows, about = int(meta["rows"]), f"{fitted}, {meta['parameters']} parameters"
-        except (DamagedFile, TypeError, ValueError, KeyError, AttributeError):
-            about = "damaged"
-        entries.append(Entry("factors", file.stem, 1, rows, file.stat().st_size, about))
-    return entries
+            model = str(read_metadata(file).get("model"))
+        except DamagedFile:
+            model = "damaged"
+        groups.setdefault(model, []).append(file)
+    return [
+        Entry("trainings", model, len(some), None, sum(f.stat().st_size for f in some), "measured after retraining")
+        for model, some in sorted(groups.items())
+    ]
 
 
 def _about(folder: Path) -> str:

@@ -1,0 +1,72 @@
+"""``evaluate`` with --lds, --removal, --loo or --brittleness: settings in, trainings run, figures shown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from influence_cli.cli import show, show_counterfactuals
+from influence_cli.cli.config import Settings
+from influence_cli.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from influence_cli.counterfactuals import Training
+    from influence_cli.curate import CurateRequest
+
+RECIPE = ("epochs", "lr", "batch_size", "optimizer", "momentum", "weight_decay", "schedule", "augment")
+CONVENTIONS = ("loo", "renorm-loo")
+
+
+def asked_to_retrain(settings: Settings) -> bool:
+    """Whether anything is asked for that needs trainings."""
+    return any(settings[name] is not None for name in ("lds", "removal", "loo", "brittleness"))
+
+
+def evaluate_by_retraining(settings: Settings, scores: CurateRequest) -> None:
+    """Train, measure and show; with --dry-run say how many trainings there are."""
+    from influence_cli.counterfactuals import CounterfactualRequest, counterfactuals, plan
+    from influence_cli.curate import parse_share
+    from influence_cli.tables import check_output
+
+    convention = settings["convention"]
+    if convention not in (None, *CONVENTIONS):
+        raise UsageError(f"--convention {convention!r} is unknown", fix=nearest(convention, list(CONVENTIONS)))
+    if settings["output"] and not settings["dry_run"]:
+        check_output(settings["output"], (".json",))
+    request = CounterfactualRequest(
+        scores,
+        _training(settings),
+        lds=settings["lds"],
+        subset_share=parse_share(settings["subset_share"], "--subset-share"),
+        removal=tuple(settings["removal"].split(",")) if settings["removal"] is not None else (),
+        loo=settings["loo"],
+        brittleness=settings["brittleness"],
+        fixed_divisor=None if convention is None else convention == "loo",
+        seeds=settings["seeds"],
+        seed=settings["seed"],
+        minutes=settings["max_minutes"],
+        checkpoint=settings["checkpoint"] if settings.explicit("checkpoint") else None,
+        target=settings["target"] if settings.explicit("target") else None,
+        test=settings["test"],
+        store=settings["store"],
+    )
+    if settings["dry_run"]:
+        show_counterfactuals.plan(settings, plan(request, show.terminal()))
+        return
+    show_counterfactuals.report(settings, counterfactuals(request, show.terminal()))
+
+
+def _training(settings: Settings) -> Training:
+    """The recipe that flags and the environment insist on, and the one that fills in what no run folder says."""
+    from influence_cli.counterfactuals import Training
+
+    values = {k: settings[k] for k in ("model", *RECIPE) if settings[k] is not None}
+    said = {k: v for k, v in values.items() if settings.explicit(k)}
+    return Training(
+        said,
+        {k: v for k, v in values.items() if k not in said},
+        input_size=settings["input_size"],
+        num_classes=settings["num_classes"],
+        init=settings["init"] if settings.explicit("init") else None,
+        pretrained=bool(settings["pretrained"]) and settings.explicit("pretrained"),
+        device=settings["device"],
+    )
