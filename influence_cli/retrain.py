@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.arms import Arm, arm_fingerprint, base_arm, control_arms, curated_arm, without
+from influence_cli.canaries import CanaryRequest, plant_for_run
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.job import check_labels
@@ -52,6 +53,7 @@ class RetrainRequest:
     pretrained: bool = False
     keep_checkpoints: int = 0
     calibration: float = 0.0
+    canaries: CanaryRequest | None = None
     device: str = "auto"
 
 
@@ -70,6 +72,12 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     arms = _arms(request, manifest, base, left_out)
     calibration = [i for i, out in zip(base.ids, left_out.tolist(), strict=True) if out]
     device = device_of(request.device)
+    may = (base.weights > 0) & ~left_out
+    planted, record = plant_for_run(
+        request.canaries, request.inputs, base, may, spec.num_classes, request.seed, request.device, listener
+    )
+    for arm in arms:
+        arm.labels = np.where(planted >= 0, planted, arm.labels)
     run = _Run(request, recipe, spec, base, test, device, listener)
     run.sets = {
         "train": Examples(base, spec, listener, "train rows"),
@@ -91,7 +99,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         }
         metrics["arms"][arm.name] = _summary(arm, base, results)
     _compare(metrics, arms)
-    run.finish(arms[0], metrics, calibration)
+    run.finish(arms[0], metrics, {"calibration_ids": calibration, **record})
     return metrics
 
 
@@ -128,6 +136,8 @@ def _spec(request: RetrainRequest, manifest: Manifest) -> ModelSpec:
 
 def _arms(request: RetrainRequest, manifest: Manifest, base: Rows, left_out: NDArray[np.bool_]) -> list[Arm]:
     """The first arm is the one whose checkpoint becomes the run's."""
+    if request.canaries is not None and request.against is not None:
+        raise UsageError("canaries would be wrong labels in every arm that is compared", fix="leave out one of the two")
     if request.against is None:
         if request.arms:
             raise UsageError("--arm needs --against", fix="pass --against MANIFEST, the rows before curation")
@@ -245,7 +255,7 @@ class _Run:
         with replacing(path) as temporary:
             save_file(weights, temporary, metadata=metadata)
 
-    def finish(self, main: Arm, metrics: dict[str, Any], calibration: list[str]) -> None:
+    def finish(self, main: Arm, metrics: dict[str, Any], more: dict[str, Any]) -> None:
         """Put the main arm's first checkpoint and the run's description at the top of the folder."""
         output, folder = Path(self.request.output), self._folder(main, self.request.seed)
         for source in [folder / WEIGHTS_FILE, *sorted((folder / "checkpoints").glob("*.safetensors"))]:
@@ -262,7 +272,7 @@ class _Run:
                 "seed": self.request.seed,
                 "checkpoints": first["checkpoints"],
                 "trained_on": {"rows": int(trained.sum()), "arm": folder.name},
-                "calibration_ids": calibration,
+                **more,
             },
         )
         write_json(output / "metrics.json", metrics)

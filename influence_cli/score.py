@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.canaries import planted_labels
 from influence_cli.grads import base_table, fill, nullable, provenance_of
 from influence_cli.job import Job, Member
 from influence_cli.maths.labels import cross_entropy, label_scores, margin, of_label, softmax
@@ -38,7 +39,8 @@ def score(job: Job, per_member: bool = False) -> pa.Table:
 
     Columns: id, row_key, label, score (the first method's first objective), score_<objective> or
     score_<method>_<objective>, score_std and agreement over members, best_label and best_label_gain, and what the
-    model says of the row: loss, margin, model_label and model_probability (its best other label).
+    model says of the row: loss, margin, model_label and model_probability (its best other label).  Where the
+    checkpoint was trained with canaries, ``canary`` is the label planted for the row; scores are of its own label.
     """
     fill(job)
     columns = [c for name in job.methods for c in _columns(job, name)]
@@ -56,6 +58,12 @@ def score(job: Job, per_member: bool = False) -> pa.Table:
         table = table.append_column("best_label_gain", nullable(np.maximum(gain, 0.0)))
     if job.members:
         table = _append_model_says(table, job)
+    planted = None if job.checkpoint is None else planted_labels(job.checkpoint.locator, job.train)
+    if planted is not None and (planted >= 0).any():
+        table = table.append_column("canary", pa.array(planted, mask=planted < 0))
+        job.listener.note(
+            f"{int((planted >= 0).sum())} rows are canaries of the checkpoint: `curate` leaves them alone"
+        )
     unusable = int((~np.isfinite(first.score)).sum())
     if unusable:
         named = [i for i, bad in zip(job.train.ids, ~np.isfinite(first.score), strict=True) if bad][:5]

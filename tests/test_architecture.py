@@ -24,7 +24,10 @@ LAYERS = (
     {"store", "settings"},
     {"tables", "payloads", "manifest", "sources"},
     {"model", "methods", "objectives", "actions", "report"},
-    {"job", "plan", "ingest", "reliability", "grads", "score", "curate", "gate", "arms", "retrain", "evaluate"},
+    {
+        *("job", "plan", "ingest", "reliability", "grads", "score", "curate", "gate", "arms", "retrain", "evaluate"),
+        *("canaries", "canary_detection", "columns", "comparison", "detection", "order", "replay"),
+    },
     {"cli", "__init__", "__main__"},
 )
 

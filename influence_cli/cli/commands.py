@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from influence_cli.cli import show
 from influence_cli.cli.config import Settings
 from influence_cli.cli.data_commands import cache, manifest, methods
-from influence_cli.cli.inputs import require_source
+from influence_cli.cli.evaluate_command import evaluate
+from influence_cli.cli.inputs import require_source, said_of_scores
 from influence_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from influence_cli.canaries import CanaryRequest
     from influence_cli.curate import CurateRequest, ScoreTable
     from influence_cli.job import Job
 
@@ -132,7 +134,7 @@ def curate(settings: Settings) -> int | None:
     show.check_format(settings, (*TABLE_FORMATS, *(["github"] if settings["check"] else [])))
     _check_outputs(settings, bool(gate))
     source = require_source(settings, "a score table")
-    manifest, label = _said_of_scores(settings)
+    manifest, label = said_of_scores(settings)
     request = CurateRequest(
         scores=source,
         action=settings["action"],
@@ -168,19 +170,6 @@ def _check_outputs(settings: Settings, gate: bool) -> None:
     for path, suffixes in ((output, (".parquet",)), (edits, (".parquet", ".csv", ".jsonl"))):
         if path and not settings["dry_run"]:
             check_output(path, suffixes)
-
-
-def _said_of_scores(settings: Settings) -> tuple[str | None, str | None]:
-    """Manifest and label of a score table: its provenance says, unless a flag does, or it says nothing."""
-    manifest = settings["manifest"] if settings.explicit("manifest") or _no_origin(settings.source) else None
-    return manifest, settings["label"] if settings.explicit("label") else None
-
-
-def _no_origin(source: str | None) -> bool:
-    """Whether a score table says nothing of its manifest, so that the settings file may."""
-    from influence_cli.tables import provenance, read_table
-
-    return source is not None and "manifest" not in provenance(read_table(source, ["id"]).schema)
 
 
 def _write_curation(settings: Settings, curated: Any) -> None:
@@ -250,6 +239,7 @@ def retrain(settings: Settings) -> int | None:
         pretrained=settings["pretrained"],
         keep_checkpoints=settings["keep_checkpoints"],
         calibration=parse_share(settings["calibration"], "--calibration") if settings["calibration"] else 0.0,
+        canaries=_canaries(settings),
         device=settings["device"],
     )
     recipe = Recipe(
@@ -275,32 +265,24 @@ def retrain(settings: Settings) -> int | None:
     return None
 
 
+def _canaries(settings: Settings) -> CanaryRequest | None:
+    from influence_cli.canaries import CanaryRequest
+    from influence_cli.curate import parse_share
+
+    if settings["canaries"] is None:
+        for name in ("canaries_from", "canary_noise"):
+            if settings.explicit(name):
+                raise UsageError(f"--{name.replace('_', '-')} needs canaries", fix="pass --canaries 5%")
+        return None
+    share = parse_share(settings["canaries"], "--canaries")
+    return CanaryRequest(share, settings["canary_noise"], settings["canaries_from"])
+
+
 def _named_arm(text: str) -> tuple[str, str]:
     name, equals, path = text.partition("=")
     if not (name and equals and path):
         raise UsageError(f"--arm {text!r} cannot be read", fix="write --arm loss=loss-trimmed.parquet")
     return name, path
-
-
-def evaluate(settings: Settings) -> int | None:
-    """How well each score column finds rows whose label is known to be wrong."""
-    from influence_cli.curate import CurateRequest
-    from influence_cli.evaluate import evaluate as evaluate_stage
-
-    show.check_format(settings, ("auto", "table", "json"))
-    source = require_source(settings, "a score table")
-    manifest, label = _said_of_scores(settings)
-    request = CurateRequest(
-        scores=source,
-        budget=settings["budget"],
-        manifest=manifest,
-        label=label,
-    )
-    if settings["dry_run"]:
-        show.terminal().note(f"every score column of {request.scores} would be measured; nothing is written")
-        return None
-    show.detection(settings, evaluate_stage(request, settings["clean_label"], settings["seed"]))
-    return None
 
 
 _MANIFEST = ("MANIFEST", "Parquet manifest, folder of Parquet files, or - for standard input.")
@@ -314,7 +296,7 @@ COMMANDS = (
     ("score", _MANIFEST, score),
     ("curate", _SCORES, curate),
     ("retrain", _MANIFEST, retrain),
-    ("evaluate", _SCORES, evaluate),
+    ("evaluate", ("SCORES...", "Score tables of the same rows, or - for standard input."), evaluate),
     ("methods", ("NAME", "A method."), methods),
     ("cache", ("ACTION", "ls, verify, gc or key."), cache),
 )

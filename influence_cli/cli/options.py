@@ -8,6 +8,7 @@ from typing import Any
 MANIFEST, METHODS, CACHE = "manifest", "methods", "cache"
 GRADS, SCORE, CURATE, RETRAIN, EVALUATE = "grads", "score", "curate", "retrain", "evaluate"
 RUNS = (GRADS, SCORE)
+RUNS_AND_EVALUATE = (*RUNS, EVALUATE)
 STAGES = (GRADS, SCORE, CURATE, RETRAIN, EVALUATE)
 WRITING = (MANIFEST, *STAGES)
 EVERY = (*WRITING, METHODS, CACHE)
@@ -59,7 +60,7 @@ SETTINGS: dict[str, Setting] = {
             str,
             None,
             "Run folder of retrain, .safetensors, or .pt.",
-            RUNS,
+            RUNS_AND_EVALUATE,
             path=True,
             metavar="PATH",
         ),
@@ -89,19 +90,27 @@ SETTINGS: dict[str, Setting] = {
         _s("allow_overlap", bool, False, "Accept that over 1 % of the target rows are train rows.", RUNS),
         _s("seed", int, 0, "Seed of every random draw.", WRITING, least=0),
         _s("per_member", bool, False, "Also each member's scores.", (SCORE,)),
-        _s("store", str, ".influence", "Where results are remembered.", (*RUNS, CACHE), path=True, metavar="PATH"),
+        _s(
+            "store",
+            str,
+            ".influence",
+            "Where results are remembered.",
+            (*RUNS_AND_EVALUATE, CACHE),
+            path=True,
+            metavar="PATH",
+        ),
         _s("keep", list, [], "gc: drop rows of no such manifest.", (CACHE,), metavar="MANIFEST", stored=False),
-        _s("no_store", bool, False, "Use a temporary store and throw it away.", RUNS),
-        _s("device", str, "auto", "auto, cpu, cuda, cuda:1, mps (speed only).", (GRADS, SCORE, RETRAIN)),
+        _s("no_store", bool, False, "Use a temporary store and throw it away.", RUNS_AND_EVALUATE),
+        _s("device", str, "auto", "auto, cpu, cuda, cuda:1, mps (speed only).", (GRADS, SCORE, RETRAIN, EVALUATE)),
         _s(
             "batch_size",
             int,
             None,
             "Rows a batch (scoring: speed only; training: part of the recipe).",
-            (GRADS, SCORE, RETRAIN),
+            (GRADS, SCORE, RETRAIN, EVALUATE),
             least=1,
         ),
-        _s("workers", int, 2, "Threads that decode (speed only).", RUNS, least=1),
+        _s("workers", int, 2, "Threads that decode (speed only).", RUNS_AND_EVALUATE, least=1),
         _s("action", str, "trim", "trim, relabel or reweight.", (CURATE,)),
         _s("budget", str, None, "Most rows to touch: 5% or 200 [default: 5%].", (CURATE, EVALUATE)),
         _s("by", str, "score", "Score column to act on.", (CURATE,), metavar="COLUMN"),
@@ -166,6 +175,9 @@ SETTINGS: dict[str, Setting] = {
             (RETRAIN,),
             metavar="5%",
         ),
+        _s("canaries", str, None, "Share of train rows trained on with a wrong label.", (RETRAIN,), metavar="5%"),
+        _s("canaries_from", str, None, "Draw them as this model errs.", (RETRAIN,), path=True, metavar="CHECKPOINT"),
+        _s("canary_noise", str, None, "confusion (with --canaries-from) or uniform.", (RETRAIN,)),
         _s(
             "require_improvement",
             bool,
@@ -175,6 +187,22 @@ SETTINGS: dict[str, Setting] = {
             stored=False,
         ),
         _s("clean_label", str, "clean_label", "Column with the true labels.", (EVALUATE,), metavar="COLUMN"),
+        _s("known_bad", str, None, "Ids that are known to be wrong.", (EVALUATE,), path=True, metavar="FILE"),
+        _s("reference", str, None, "Compare columns with this one [default: the best].", (EVALUATE,), metavar="COLUMN"),
+        _s("draws", int, 1000, "Bootstrap draws.", (EVALUATE,), least=20),
+        _s("other_scores", str, None, "Compare with this table alone.", (EVALUATE,), "--against", stored=False),
+        _s("stability", bool, False, "How far the tables, of several seeds, agree.", (EVALUATE,), stored=False),
+        _s(
+            "sentinel",
+            str,
+            None,
+            "Score this share at --checkpoint: is a recompute needed?",
+            (EVALUATE,),
+            stored=False,
+            metavar="1%",
+        ),
+        _s("report", str, None, "Write a self-contained HTML page.", (EVALUATE,), stored=False, metavar="FILE"),
+        _s("plot", str, None, "Write the figures as one PNG.", (EVALUATE,), stored=False, metavar="FILE"),
         _s(
             "output",
             str,

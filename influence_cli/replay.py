@@ -1,0 +1,58 @@
+"""The job behind a score table, opened again from the table's provenance: at its checkpoint, or at another."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from influence_cli.errors import ModelError, UsageError
+from influence_cli.events import Listener
+from influence_cli.job import Job, open_job
+from influence_cli.settings import GradSpec, Inputs, Runtime
+
+
+def reopen(
+    origin: dict[str, Any],
+    runtime: Runtime,
+    listener: Listener,
+    *,
+    source: str,
+    manifest: str | None = None,
+    checkpoint: str | None = None,
+    remember: bool = True,
+) -> Job:
+    """The job of a score table's provenance; ``checkpoint`` puts another in the place of its own.
+
+    Raises:
+        UsageError: the table has no provenance, nothing that a model is needed for, or other target rows by now.
+        ModelError: its checkpoint is not the one that it was scored at, and no other is asked for.
+    """
+    if not origin:
+        raise UsageError("the table does not say how it was made", where=source, fix="give one that `score` wrote")
+    then = origin.get("checkpoint")
+    if then is None:
+        raise UsageError("no method of the table needs a model", where=source, fix="score with ip or loss, say")
+    spec, flags = origin["spec"], origin.get("model_flags", {})
+    inputs = Inputs(
+        manifest or origin["manifest"]["locator"],
+        target=origin["target"].get("locator"),
+        checkpoint=checkpoint or then["locator"],
+        model=flags.get("model"),
+        label=origin["manifest"].get("label") or "label",
+        input_size=flags.get("input_size"),
+        num_classes=flags.get("num_classes"),
+        allow_overlap=True,  # it was accepted when the table was made
+    )
+    known = {f.name for f in fields(GradSpec)}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k in known}
+    job = open_job(inputs, GradSpec(**values), runtime, listener, remember)
+    if checkpoint is None and job.checkpoint is not None and job.checkpoint.digest != then["fingerprint"]:
+        raise ModelError("the checkpoint has changed since", where=then["locator"], fix="run `influence score` again")
+    target = origin["target"].get("fingerprint")
+    if target not in (None, job.target_fingerprint):
+        raise UsageError(
+            "the target rows have changed since, so its scores are of another question",
+            where=source,
+            fix="run `influence score` again",
+        )
+    return job
