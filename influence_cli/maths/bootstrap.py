@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95
-BLOCK = 1 << 22  # counts held at once
+BLOCK = 1 << 20  # counts held at once
 
 
 def draws_of(strata: NDArray[np.bool_], draws: int, seed: int) -> Iterator[NDArray[np.int32]]:

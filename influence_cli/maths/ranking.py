@@ -43,8 +43,8 @@ class Ladder:
         return cls(order, np.flatnonzero(np.append(sorted_[1:] != sorted_[:-1], True)))
 
     def running(self, counts: Counts) -> NDArray[np.int64]:
-        """Running sums of counts [D, n] down the ladder, at the end of every group [D, G]."""
-        sums = np.cumsum(counts[:, self.order], axis=1, dtype=np.int64)
+        """Running sums of counts [D, n], in the order of the ladder, at the end of every group [D, G]."""
+        sums = np.cumsum(counts, axis=1, dtype=np.int64)
         return sums if len(self.last) == len(self.order) else sums[:, self.last]
 
 
@@ -83,7 +83,8 @@ class Found:
 
 def found(ladder: Ladder, wrong: NDArray[np.bool_], counts: Counts) -> Found:
     """Running counts for draws [D, n] of rows of which ``wrong`` [n] are wrong."""
-    return Found(ladder.running(counts * wrong), ladder.running(counts))
+    sorted_ = counts[:, ladder.order]
+    return Found(ladder.running(sorted_ * wrong[ladder.order]), ladder.running(sorted_))
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +209,7 @@ def weighted_spearman(a: Floats, b: Floats, counts: Counts) -> Floats:
 def _weighted_ranks(values: Floats, counts: Counts) -> Floats:
     """Mean ranks [D, n], from 1, where row i stands ``counts[d, i]`` times."""
     ladder = Ladder.of(-values)
-    ends = ladder.running(counts)
+    ends = ladder.running(counts[:, ladder.order])
     starts = np.concatenate([np.zeros((len(ends), 1), np.int64), ends[:, :-1]], axis=1)
     group = np.empty(len(values), dtype=np.int64)
     group[ladder.order] = np.repeat(np.arange(len(ladder.last)), np.diff(ladder.last, prepend=-1))
