@@ -8,6 +8,7 @@ a lower bound.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,38 +29,43 @@ from influence_cli.settings import Runtime
 Floats = NDArray[np.float64]
 
 
-def canaries_of(
-    board: Board, runtime: Runtime, listener: Listener, budget: str, draws: int, seed: int, truth: Truth | None
-) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class How:
+    """How canaries are measured."""
+
+    runtime: Runtime
+    listener: Listener
+    budget: str
+    draws: int
+    seed: int
+    checkpoint: str | None = None  # where the run folder is by now
+
+
+def canaries_of(board: Board, truth: Truth | None, how: How) -> list[dict[str, Any]]:
     """Canary detection for the tables of the board whose checkpoint was trained with canaries, one entry a planting."""
     groups: dict[bytes, list[Scores]] = {}
     for table in board.tables:
         planted = table.canaries()
-        if (planted >= 0).any():
-            groups.setdefault(planted.tobytes(), []).append(table)
-    return [_of_group(board, tables, runtime, listener, budget, draws, seed, truth) for tables in groups.values()]
+        if not (planted >= 0).any():
+            continue
+        if not table.provenance:
+            how.listener.warn(f"{table.source} has canaries but does not say how it was made: they are not measured")
+            continue
+        groups.setdefault(planted.tobytes(), []).append(table)
+    return [_of_group(board, tables, truth, how) for tables in groups.values()]
 
 
-def _of_group(
-    board: Board,
-    tables: list[Scores],
-    runtime: Runtime,
-    listener: Listener,
-    budget: str,
-    draws: int,
-    seed: int,
-    truth: Truth | None,
-) -> dict[str, Any]:
+def _of_group(board: Board, tables: list[Scores], truth: Truth | None, how: How) -> dict[str, Any]:
     planted = tables[0].canaries()
     columns: dict[str, Floats] = {}
     for table in tables:
-        for name, values in _with_planted_labels(board, table, planted, runtime, listener).items():
+        for name, values in _with_planted_labels(board, table, planted, how).items():
             columns[name if len(tables) == 1 else f"{table.stem}:{name}"] = values
-    columns[RANDOM] = Random().score(board.train.ids, seed)
-    trained = _trained_on(board.train, tables[0])
+    columns[RANDOM] = Random().score(board.train.ids, how.seed)
+    trained = _trained_on(board.train, how.checkpoint or tables[0].provenance["checkpoint"]["locator"])
     canaries = Truth((planted >= 0) & trained, trained, "canaries")
-    count = int(canaries.wrong.sum())
-    result = detect(columns, canaries, parse_budget(budget, int(trained.sum())), draws, seed, RANDOM)
+    count, rows = int(canaries.wrong.sum()), parse_budget(how.budget, int(trained.sum()))
+    result = detect(columns, canaries, rows, how.draws, how.seed, RANDOM)
     found_better = [
         name
         for name, entry in result["columns"].items()
@@ -70,33 +76,31 @@ def _of_group(
         "tables": [t.source for t in tables],
         "canaries": count,
         "rows": int(trained.sum()),
-        "budget_rows": parse_budget(budget, int(trained.sum())),
+        "budget_rows": rows,
         "best_against_random": best,
         "detection": result.pop("columns"),
         **result,
     }
-    if truth is not None:
-        entry["against_truth"] = _against_truth(board, tables, columns, canaries, truth)
+    real = None if truth is None else truth.without(canaries.wrong)
+    if real is not None and real.wrong.any() and (real.known & ~real.wrong).any():
+        entry["against_truth"] = _against_truth(tables, columns, canaries, real)
     return entry
 
 
-def _with_planted_labels(
-    board: Board, table: Scores, planted: NDArray[np.int64], runtime: Runtime, listener: Listener
-) -> dict[str, Floats]:
+def _with_planted_labels(board: Board, table: Scores, planted: NDArray[np.int64], how: How) -> dict[str, Floats]:
     """The columns of a table, anew, with the planted labels."""
-    job = reopen(table.provenance, runtime, listener, source=table.source, manifest=board.manifest.source)
+    where = {"source": table.source, "manifest": board.manifest.source, "checkpoint": how.checkpoint}
+    job = reopen(table.provenance, how.runtime, how.listener, **where)
     return score_columns(score(with_planted(job, planted)))
 
 
-def _trained_on(train: Rows, table: Scores) -> NDArray[np.bool_]:
-    """Rows [n] that the table's checkpoint was trained on."""
-    calibration = set(run_of(table.provenance["checkpoint"]["locator"]).get("calibration_ids", ()))
+def _trained_on(train: Rows, checkpoint: str) -> NDArray[np.bool_]:
+    """Rows [n] that a checkpoint was trained on."""
+    calibration = set(run_of(checkpoint).get("calibration_ids", ()))
     return (train.weights > 0) & np.array([i not in calibration for i in train.ids])
 
 
-def _against_truth(
-    board: Board, tables: list[Scores], columns: dict[str, Floats], canaries: Truth, truth: Truth
-) -> dict[str, Any]:
+def _against_truth(tables: list[Scores], columns: dict[str, Floats], canaries: Truth, real: Truth) -> dict[str, Any]:
     """Beside the canaries, how the same columns find the rows that are really wrong: by how much canaries mislead.
 
     Rows that are really wrong look as suspicious as canaries and are counted against them; among the rows that are
@@ -104,8 +108,7 @@ def _against_truth(
     is taken at the rate of the really wrong rows: canaries count r N / (P (1 - r)) times, with P canaries, N other
     rows and real rate r.
     """
-    real = truth.without(canaries.wrong)
-    clean = canaries.without(truth.wrong & ~canaries.wrong)
+    clean = canaries.without(real.wrong)
     rate = float(real.wrong.sum() / real.known.sum())
     out: dict[str, Any] = {"wrong_rate": rate, "columns": {}}
     own = {(n if len(tables) == 1 else f"{t.stem}:{n}"): v for t in tables for n, v in t.columns().items()}

@@ -171,7 +171,7 @@ def sentinel_job(
     table = read_table(old)
     job = reopen(
         provenance(table.schema), runtime, listener,
-        source=old, manifest=manifest, checkpoint=checkpoint, remember=remember,
+        source=old, manifest=manifest, checkpoint=checkpoint, another=True, remember=remember,
     )  # fmt: skip
     keys = _keys(table, old)
     same = [keys.get(i) == k.tobytes() for i, k in zip(job.train.ids, job.train.row_keys, strict=True)]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from influence_cli.canary_detection import canaries_of
+from influence_cli.canary_detection import How, canaries_of
 from influence_cli.columns import Board, read_board
 from influence_cli.comparison import compare, sentinel, sentinel_job
 from influence_cli.curate import parse_budget
@@ -38,6 +38,7 @@ class EvaluateRequest:
     draws: int = 1000
     seed: int = 0
     stability: bool = False
+    checkpoint: str | None = None  # where the run with canaries is by now; default: where the provenance says
     runtime: Runtime = field(default_factory=Runtime)
 
 
@@ -118,7 +119,7 @@ def _detection(e: Evaluation) -> dict[str, Any]:
 def _canaries(e: Evaluation) -> dict[str, Any]:
     """How well each column finds the wrong labels that were planted in training."""
     r = e.request
-    found = canaries_of(e.board, r.runtime, e.listener, r.budget, r.draws, r.seed, e.truth)
+    found = canaries_of(e.board, e.truth, How(r.runtime, e.listener, r.budget, r.draws, r.seed, r.checkpoint))
     return {"canaries": found} if found else {}
 
 

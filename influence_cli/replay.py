@@ -19,9 +19,10 @@ def reopen(
     source: str,
     manifest: str | None = None,
     checkpoint: str | None = None,
+    another: bool = False,
     remember: bool = True,
 ) -> Job:
-    """The job of a score table's provenance; ``checkpoint`` puts another in the place of its own.
+    """The job of a score table's provenance, its checkpoint where ``checkpoint`` says; ``another`` may be meant.
 
     Raises:
         UsageError: the table has no provenance, nothing that a model is needed for, or other target rows by now.
@@ -46,8 +47,9 @@ def reopen(
     known = {f.name for f in fields(GradSpec)}
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k in known}
     job = open_job(inputs, GradSpec(**values), runtime, listener, remember)
-    if checkpoint is None and job.checkpoint is not None and job.checkpoint.digest != then["fingerprint"]:
-        raise ModelError("the checkpoint has changed since", where=then["locator"], fix="run `influence score` again")
+    if not another and job.checkpoint is not None and job.checkpoint.digest != then["fingerprint"]:
+        where = inputs.checkpoint or ""
+        raise ModelError("the checkpoint has changed since", where=where, fix="run `influence score` again")
     target = origin["target"].get("fingerprint")
     if target not in (None, job.target_fingerprint):
         raise UsageError(

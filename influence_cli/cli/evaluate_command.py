@@ -93,6 +93,7 @@ def _all_parts(settings: Settings, source: str) -> dict[str, Any]:
         draws=settings["draws"],
         seed=settings["seed"],
         stability=settings["stability"],
+        checkpoint=settings["checkpoint"] if settings.explicit("checkpoint") else None,
         runtime=_runtime(settings),
     )
     return evaluate_stage(request, show.terminal())

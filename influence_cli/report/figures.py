@@ -91,6 +91,8 @@ def _colours(result: dict[str, Any]) -> dict[str, str]:
 def _detection_panels(result: dict[str, Any], what: str, colours: dict[str, str]) -> list[Panel]:
     known = {n: d for n, d in result["detection"].items() if d["average_precision"] is not None}
     order = sorted(known, key=lambda n: -known[n]["average_precision"])
+    if not known:
+        return []
     drawn = [n for n in order if n != RANDOM][:MOST_CURVES] + [n for n in order if n == RANDOM]
     rate = next(iter(known.values()))
     base = rate["wrong"] / rate["rows"]
@@ -178,17 +180,19 @@ def _heat_map(axes: Axes, order: dict[str, Any]) -> None:
         if p["spearman"] is not None:
             i, j = place[p["a"]], place[p["b"]]
             values[i][j] = values[j][i] = p["spearman"]
-    axes.imshow(values, cmap="RdBu", vmin=-1, vmax=1)
+    axes.pcolormesh(values, cmap="RdBu", vmin=-1, vmax=1, edgecolors="white", linewidth=1.0)
+    axes.set(aspect="equal", xlim=(0, len(names)), ylim=(len(names), 0))
     axes.grid(visible=False)
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             text, colour = (
                 ("-", "black") if math.isnan(value) else (f"{value:.2f}", "white" if abs(value) > 0.6 else "black")
             )
-            axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
+            axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8, color=colour)
     shown = [_short(n) for n in names]
-    axes.set_xticks(range(len(names)), shown, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), shown)
+    middles = [k + 0.5 for k in range(len(names))]
+    axes.set_xticks(middles, shown, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(middles, shown)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 

@@ -36,7 +36,14 @@ def tables_of(result: dict[str, Any]) -> list[TextTable]:
 
 def _detection(title: str, result: dict[str, Any], difference: str) -> TextTable:
     k = result["budget_rows"]
-    header = ["score", "AUC", "average precision", f"precision at {k:,}", "recall", f"AP over {result['reference']}"]
+    header = [
+        "score",
+        "AUC",
+        "average precision",
+        f"precision at {k:,}",
+        "recall",
+        f"AP over {result['reference'] or '-'}",
+    ]
     ordered = sorted(result["detection"].items(), key=lambda kv: -(kv[1]["average_precision"] or 0.0))
     rows = [
         [
