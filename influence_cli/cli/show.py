@@ -207,6 +207,9 @@ def retrain_plan(settings: Settings, request: RetrainRequest, recipe: Recipe) ->
             "against": request.against,
             "arms": [n for n, _ in request.arms],
             "seeds": [request.seed + s for s in range(request.seeds)],
+            "canaries": None
+            if request.canaries is None
+            else {"share": request.canaries.share, "noise": request.canaries.kind, "from": request.canaries.source},
             "recipe": recipe.describe(),
         }
     )

@@ -82,7 +82,7 @@ def share_interval(value: float, se: float, df: float, trials: int) -> list[floa
     >>> [round(v, 3) for v in share_interval(1.0, 0.0, float("inf"), 20)]
     [0.839, 1.0]
     >>> [round(v, 3) for v in share_interval(0.5, 0.1, float("inf"), 20)]
-    [0.314, 0.686]
+    [0.313, 0.687]
     """
     z = student(df)
     if not 0.0 < value < 1.0 or se == 0.0:
