@@ -359,9 +359,12 @@ def test_canaries_are_measured_where_no_truth_is_known(folder: Path, tmp_path: P
     write(bare, tmp_path / "m.parquet")
     asked = ["score", "m.parquet", "--checkpoint", folder / "run", "--method", "loss", "-o", "s.parquet"]
     done(*asked, cwd=tmp_path)
-    result = done("evaluate", "s.parquet", cwd=tmp_path).json
+    ran = done("evaluate", "s.parquet", cwd=tmp_path)
+    result = ran.json
     (entry,) = result["canaries"]
     assert result["detection"] == {}
+    assert "no truth is known" in ran.err
+    assert "plant canaries" not in ran.err
     assert entry["best_against_random"] in ("loss", "margin")
     assert "against_truth" not in entry
 

@@ -41,9 +41,10 @@ def _say(found: dict[str, Any]) -> None:
 
     out = terminal()
     if "detection" in found and not found["detection"]:
+        plant = "" if "canaries" in found else ", or plant canaries with `retrain --canaries 5%`"
         out.note(
-            "no truth is known, so detection is left out: name a column with --clean-label, ids with --known-bad, "
-            "or plant canaries with `retrain --canaries 5%`"
+            "no truth is known, so detection is left out: name a column with --clean-label, or ids with --known-bad"
+            + plant
         )
     for entry in found.get("canaries", []):
         if entry["best_against_random"] is None:
