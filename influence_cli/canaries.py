@@ -17,7 +17,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,10 @@ from influence_cli.maths.labels import softmax
 from influence_cli.model.checkpoints import RUN_FILE, find_checkpoint
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.store.keys import row_keys
+
+if TYPE_CHECKING:
+    from influence_cli.arms import Arm
+    from influence_cli.retrain import RetrainRequest
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -122,30 +126,49 @@ def _hashed(ids: list[str], seed: int, what: str) -> Floats:
     return np.frombuffer(b"".join(digests), dtype="<u8") / 2.0**64
 
 
-def plant_for_run(
-    request: CanaryRequest | None, inputs: Inputs, base: Rows, may: NDArray[np.bool_], classes: int, seed: int,
-    device: str, listener: Listener,
-) -> tuple[Ints, dict[str, Any]]:  # fmt: skip
-    """Planted labels [n], -1 for none, and what the run folder says of them; nothing where none are asked for."""
-    if request is None:
-        return np.full(len(base), -1, dtype=np.int64), {}
+def plant_in_arms(
+    request: RetrainRequest,
+    base: Rows,
+    arms: list[Arm],
+    left_out: NDArray[np.bool_],
+    classes: int,
+    listener: Listener,
+) -> dict[str, Any]:
+    """Plant what the request asks for in the arms' labels; returns what the run folder says of it, if anything.
+
+    Raises:
+        UsageError: arms are compared, or no row can be planted.
+    """
+    asked = request.canaries
+    if asked is None:
+        return {}
+    if request.against is not None:
+        raise UsageError("canaries would be wrong labels in every arm that is compared", fix="leave out one of the two")
     noise = uniform_noise(classes)
-    if request.kind == "confusion":
-        carried = None if request.source is None else find_checkpoint(request.source)[1]
-        earlier = replace(inputs, checkpoint=request.source, model=None if carried else inputs.model)
-        noise = _noise_of(earlier, classes, device, listener)
-    planted = plant(base, may, request.share, noise, seed)
+    if asked.kind == "confusion":
+        carried = None if asked.source is None else find_checkpoint(asked.source)[1]
+        model = None if carried else request.inputs.model
+        earlier = replace(request.inputs, checkpoint=asked.source, model=model)
+        noise = _noise_of(earlier, classes, request.device, listener)
+    planted = plant(base, (base.weights > 0) & ~left_out, asked.share, noise, request.seed)
+    for arm in arms:
+        arm.labels = np.where(planted >= 0, planted, arm.labels)
+    return _record(asked, base, planted, listener)
+
+
+def _record(asked: CanaryRequest, base: Rows, planted: Ints, listener: Listener) -> dict[str, Any]:
+    """What the run folder says of the canaries; a word of it to the listener."""
     there = np.flatnonzero(planted >= 0)
     listener.note(
-        f"{len(there):,} of {len(base):,} train rows are canaries: trained on with a wrong label, {request.kind}"
+        f"{len(there):,} of {len(base):,} train rows are canaries: trained on with a wrong label, {asked.kind}"
     )
     if len(there) < FEW:
         listener.warn(f"{len(there)} canaries are few: intervals will be wide; raise --canaries")
-    return planted, {
+    return {
         "canaries": {
-            "share": request.share,
-            "noise": request.kind,
-            "from": request.source,
+            "share": asked.share,
+            "noise": asked.kind,
+            "from": asked.source,
             "ids": [base.ids[k] for k in there],
             "row_keys": [base.row_keys[k].tobytes().hex() for k in there],
             "labels": base.labels[there].tolist(),

@@ -33,20 +33,17 @@ def reopen(
     then = origin.get("checkpoint")
     if then is None:
         raise UsageError("no method of the table needs a model", where=source, fix="score with ip or loss, say")
-    spec, flags = origin["spec"], origin.get("model_flags", {})
+    flags = {**origin.get("model_flags", {}), "skip_bad": origin.get("skip_bad", False)}
     inputs = Inputs(
         manifest or origin["manifest"]["locator"],
         target=origin["target"].get("locator"),
         checkpoint=checkpoint or then["locator"],
-        model=flags.get("model"),
         label=origin["manifest"].get("label") or "label",
-        input_size=flags.get("input_size"),
-        num_classes=flags.get("num_classes"),
         allow_overlap=True,  # it was accepted when the table was made
+        **_fields_of(Inputs, flags),
     )
-    known = {f.name for f in fields(GradSpec)}
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k in known}
-    job = open_job(inputs, GradSpec(**values), runtime, listener, remember)
+    spec = GradSpec(**_fields_of(GradSpec, origin["spec"]))
+    job = open_job(inputs, spec, runtime, listener, remember)
     if not another and job.checkpoint is not None and job.checkpoint.digest != then["fingerprint"]:
         where = inputs.checkpoint or ""
         raise ModelError("the checkpoint has changed since", where=where, fix="run `influence score` again")
@@ -58,3 +55,9 @@ def reopen(
             fix="run `influence score` again",
         )
     return job
+
+
+def _fields_of(kind: type[Any], said: dict[str, Any]) -> dict[str, Any]:
+    """What provenance says of the fields of a dataclass; JSON knows no tuples."""
+    known = {f.name for f in fields(kind)}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in said.items() if k in known}

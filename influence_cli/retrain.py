@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.arms import Arm, arm_fingerprint, base_arm, control_arms, curated_arm, without
-from influence_cli.canaries import CanaryRequest, plant_for_run
+from influence_cli.canaries import CanaryRequest, plant_in_arms
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.job import check_labels
@@ -72,12 +72,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     arms = _arms(request, manifest, base, left_out)
     calibration = [i for i, out in zip(base.ids, left_out.tolist(), strict=True) if out]
     device = device_of(request.device)
-    may = (base.weights > 0) & ~left_out
-    planted, record = plant_for_run(
-        request.canaries, request.inputs, base, may, spec.num_classes, request.seed, request.device, listener
-    )
-    for arm in arms:
-        arm.labels = np.where(planted >= 0, planted, arm.labels)
+    planted = plant_in_arms(request, base, arms, left_out, spec.num_classes, listener)
     run = _Run(request, recipe, spec, base, test, device, listener)
     run.sets = {
         "train": Examples(base, spec, listener, "train rows"),
@@ -99,7 +94,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         }
         metrics["arms"][arm.name] = _summary(arm, base, results)
     _compare(metrics, arms)
-    run.finish(arms[0], metrics, {"calibration_ids": calibration, **record})
+    run.finish(arms[0], metrics, {"calibration_ids": calibration, **planted})
     return metrics
 
 
@@ -136,8 +131,6 @@ def _spec(request: RetrainRequest, manifest: Manifest) -> ModelSpec:
 
 def _arms(request: RetrainRequest, manifest: Manifest, base: Rows, left_out: NDArray[np.bool_]) -> list[Arm]:
     """The first arm is the one whose checkpoint becomes the run's."""
-    if request.canaries is not None and request.against is not None:
-        raise UsageError("canaries would be wrong labels in every arm that is compared", fix="leave out one of the two")
     if request.against is None:
         if request.arms:
             raise UsageError("--arm needs --against", fix="pass --against MANIFEST, the rows before curation")
