@@ -38,6 +38,7 @@ class How:
     budget: str
     draws: int
     seed: int
+    manifest: Any = None  # default: where each table's provenance says
     checkpoint: str | None = None  # where the run folder is by now
 
 
@@ -59,7 +60,7 @@ def _of_group(board: Board, tables: list[Scores], truth: Truth | None, how: How)
     planted = tables[0].canaries()
     columns: dict[str, Floats] = {}
     for table in tables:
-        for name, values in _with_planted_labels(board, table, planted, how).items():
+        for name, values in _with_planted_labels(table, planted, how).items():
             columns[name if len(tables) == 1 else f"{table.stem}:{name}"] = values
     columns[RANDOM] = Random().score(board.train.ids, how.seed)
     trained = _trained_on(board.train, how.checkpoint or tables[0].provenance["checkpoint"]["locator"])
@@ -87,9 +88,9 @@ def _of_group(board: Board, tables: list[Scores], truth: Truth | None, how: How)
     return entry
 
 
-def _with_planted_labels(board: Board, table: Scores, planted: NDArray[np.int64], how: How) -> dict[str, Floats]:
+def _with_planted_labels(table: Scores, planted: NDArray[np.int64], how: How) -> dict[str, Floats]:
     """The columns of a table, anew, with the planted labels."""
-    where = {"source": table.source, "manifest": board.manifest.source, "checkpoint": how.checkpoint}
+    where = {"source": table.source, "manifest": how.manifest, "checkpoint": how.checkpoint}
     job = reopen(table.provenance, how.runtime, how.listener, **where)
     return score_columns(score(with_planted(job, planted)))
 

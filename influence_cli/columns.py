@@ -75,14 +75,15 @@ def score_columns(table: pa.Table) -> dict[str, Floats]:
     return found
 
 
-def read_board(sources: tuple[str, ...], manifest: str | None = None, label: str | None = None) -> Board:
+def read_board(sources: tuple[Any, ...], manifest: Any = None, label: str | None = None) -> Board:
     """The tables and the manifest of the first, verified row by row by row key.
 
     Raises:
         UsageError: a table is named twice, or no manifest can be found.
         ManifestError: a table has other rows than the manifest has now, or other labels.
     """
-    if len(set(sources)) < len(sources):
+    stems = _stems(sources)
+    if len(set(stems)) < len(stems):
         raise UsageError("a score table is named twice", fix="name each table once")
     first = read_scores(CurateRequest(scores=sources[0], manifest=manifest, label=label))
     tables = [(first.table, first.provenance)]
@@ -98,8 +99,9 @@ def read_board(sources: tuple[str, ...], manifest: str | None = None, label: str
                 where=f"{source}, against {sources[0]}",
                 fix="score both anew, or pass --manifest to say that you mean it",
             )
-    stems = _stems(sources)
-    scores = [Scores(s, stem, *t) for s, stem, t in zip(sources, stems, tables, strict=True)]
+    scores = [
+        Scores(s if isinstance(s, str) else stem, stem, *t) for s, stem, t in zip(sources, stems, tables, strict=True)
+    ]
     return Board(first.manifest, first.train, first.label, scores)
 
 
@@ -109,7 +111,8 @@ def _check_has_keys(table: pa.Table, source: str) -> None:
             raise ManifestError(f"no column {needed!r}", where=source, fix="give a table that `score` wrote")
 
 
-def _stems(sources: tuple[str, ...]) -> list[str]:
-    """File stems; whole paths where two files have the same."""
-    stems = ["-" if s == "-" else Path(s).stem for s in sources]
-    return [stem if stems.count(stem) == 1 else source for stem, source in zip(stems, sources, strict=True)]
+def _stems(sources: tuple[Any, ...]) -> list[str]:
+    """File stems; whole paths where two files have the same, and numbers for tables that are no files."""
+    paths = [s if isinstance(s, str) else f"table {k}" for k, s in enumerate(sources, 1)]
+    stems = ["-" if p == "-" else Path(p).stem for p in paths]
+    return [stem if stems.count(stem) == 1 else path for stem, path in zip(stems, paths, strict=True)]

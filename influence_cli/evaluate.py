@@ -28,9 +28,9 @@ from influence_cli.settings import Runtime
 class EvaluateRequest:
     """Which tables to judge, by what truth, and what to ask."""
 
-    scores: tuple[str, ...]
+    scores: tuple[Any, ...]
     budget: str = "5%"
-    manifest: str | None = None  # default: where the first table's provenance says
+    manifest: Any = None  # default: where the first table's provenance says
     label: str | None = None
     clean_column: str | None = None  # default: clean_label, where there is one
     known_bad: str | None = None  # a list of ids that are wrong, in place of clean labels
@@ -119,7 +119,9 @@ def _detection(e: Evaluation) -> dict[str, Any]:
 def _canaries(e: Evaluation) -> dict[str, Any]:
     """How well each column finds the wrong labels that were planted in training."""
     r = e.request
-    found = canaries_of(e.board, e.truth, How(r.runtime, e.listener, r.budget, r.draws, r.seed, r.checkpoint))
+    found = canaries_of(
+        e.board, e.truth, How(r.runtime, e.listener, r.budget, r.draws, r.seed, r.manifest, r.checkpoint)
+    )
     return {"canaries": found} if found else {}
 
 

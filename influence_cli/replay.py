@@ -17,7 +17,7 @@ def reopen(
     listener: Listener,
     *,
     source: str,
-    manifest: str | None = None,
+    manifest: Any = None,
     checkpoint: str | None = None,
     another: bool = False,
     remember: bool = True,
@@ -35,7 +35,7 @@ def reopen(
         raise UsageError("no method of the table needs a model", where=source, fix="score with ip or loss, say")
     flags = {**origin.get("model_flags", {}), "skip_bad": origin.get("skip_bad", False)}
     inputs = Inputs(
-        manifest or origin["manifest"]["locator"],
+        origin["manifest"]["locator"] if manifest is None else manifest,
         target=origin["target"].get("locator"),
         checkpoint=checkpoint or then["locator"],
         label=origin["manifest"].get("label") or "label",
