@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.canaries import planted_labels
 from influence_cli.columns import CANARY, score_columns
 from influence_cli.curate import parse_budget, parse_share
 from influence_cli.errors import ManifestError, UsageError
@@ -175,7 +176,12 @@ def sentinel_job(
     )  # fmt: skip
     keys = _keys(table, old)
     same = [keys.get(i) == k.tobytes() for i, k in zip(job.train.ids, job.train.row_keys, strict=True)]
-    rows = np.flatnonzero(same)
+    planted = (
+        set(table.filter(table.column(CANARY).is_valid())["id"].to_pylist()) if CANARY in table.schema.names else ()
+    )
+    new = planted_labels(checkpoint, job.train)
+    canary = np.array([i in planted for i in job.train.ids]) | (False if new is None else new >= 0)
+    rows = np.flatnonzero(np.array(same) & ~canary)
     if not len(rows):
         raise ManifestError("no row in common", where=f"{old}, {job.manifest.source}", fix="run `influence score`")
     wanted = min(len(rows), max(LEAST_ROWS, math.ceil(parse_share(share, "--sentinel") * len(rows))))

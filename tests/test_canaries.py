@@ -6,6 +6,7 @@ python -m pytest tests/test_canaries.py
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -381,6 +382,9 @@ def test_two_tables_of_one_run_share_a_planting_and_two_runs_have_two(folder: Pa
     both = {i for run in (folder / "run", other) for i in record(run)["canaries"]["ids"]}
     assert against["canary_rows"] == len(both)
     assert against["rows"] == 400 - len(both)
+    asked = ["evaluate", "a.parquet", "--sentinel", "99%", "--checkpoint", other, "--no-store", "--draws", "50"]
+    sentinel = done(*asked, cwd=tmp_path).json
+    assert sentinel["rows"] == math.ceil(0.99 * (400 - len(both)))  # no canary of either is drawn
 
 
 def test_a_run_that_moved_is_found_where_checkpoint_says_and_no_other_is_taken(folder: Path, tmp_path: Path) -> None:
