@@ -168,18 +168,16 @@ def retrain(manifest: Any, output: str, **options: Any) -> dict[str, Any]:
     return stage(request, Recipe(**split[Recipe]), listener)
 
 
-def evaluate(
-    scores: Any,
-    *,
-    manifest: Any = None,
-    budget: str | int | None = None,
-    clean_label: str = "clean_label",
-    label: str | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """How well each score column finds rows whose label is known to be wrong."""
-    from influence_cli.curate import CurateRequest
+def evaluate(*scores: Any, **options: Any) -> dict[str, Any]:
+    """How far to trust one or more score tables (paths or tables) of the same rows.
+
+    ``options``: ``manifest``, ``label``, ``budget``, ``clean_column``, ``known_bad``, ``reference``, ``draws``,
+    ``seed``, ``stability``, ``checkpoint`` and ``skip_bad``, as on the command line, and ``store``.
+    """
+    from influence_cli.evaluate import EvaluateRequest
     from influence_cli.evaluate import evaluate as stage
 
-    text = None if budget is None else str(budget)
-    return stage(CurateRequest(scores, budget=text, manifest=manifest, label=label), clean_label, seed)
+    listener = options.pop("listener", SILENT)
+    options["budget"] = str(options.get("budget") or "5%")
+    runtime = Runtime(options.pop("store", ".influence"))
+    return stage(EvaluateRequest(scores, runtime=runtime, **options), listener)

@@ -123,7 +123,7 @@ def read_scores(request: CurateRequest) -> ScoreTable:
     if manifest.fingerprint == origin.get("manifest", {}).get("fingerprint"):
         manifest = manifest.without_ids(origin.get("skipped", []), "left out when it was scored")
     train = manifest.rows("train")
-    table = _in_manifest_order(table, train, where, manifest.source)
+    table = in_manifest_order(table, train, where, manifest.source)
     scored_then = origin.get("manifest", {}).get("fingerprint")
     if scored_then is not None and request.manifest is None and scored_then != manifest.fingerprint:
         raise ManifestError(
@@ -133,8 +133,11 @@ def read_scores(request: CurateRequest) -> ScoreTable:
         )
     kinds = {**origin.get("kinds", {}), "score": origin.get("kind", "ranking")}
     first = request.by in ("score", origin.get("score_is"))
+    score, planted = _floats(table, request.by), _ints(table, "canary")
+    if planted is not None:  # the checkpoint learned another label for these rows: they are never edited
+        score = np.where(planted >= 0, np.nan, score)
     scored = Scored(
-        score=_floats(table, request.by),
+        score=score,
         kind=kinds.get(request.by, "ranking"),
         labels=train.labels,
         weights=train.weights,
@@ -147,7 +150,8 @@ def read_scores(request: CurateRequest) -> ScoreTable:
     return ScoreTable(manifest, train, scored, origin, label, request.by, table)
 
 
-def _in_manifest_order(table: pa.Table, train: Rows, scores: str, manifest: str) -> pa.Table:
+def in_manifest_order(table: pa.Table, train: Rows, scores: str, manifest: str) -> pa.Table:
+    """A score table in the order of the train rows, or an error that names a row in which they differ."""
     place = {i: k for k, i in enumerate(table.column("id").to_pylist())}
     keys = [bytes.fromhex(k) if isinstance(k, str) else k for k in table.column("row_key").to_pylist()]
     order: list[int] = []

@@ -1,91 +1,143 @@
-"""How far to trust the scores: detection of rows whose label is known to be wrong.
+"""How far to trust the scores, without training anything: detection, canaries, order consistency, comparisons.
 
-Suspiciousness is minus the score.  Figures are scikit-learn's ROC AUC and average precision, and precision and
-recall at a budget; intervals are 95 % percentile intervals of a seeded bootstrap over rows, stratified by truth.
+``evaluate`` asks every part in ``PARTS`` what it can say of the tables; a part with nothing to say returns nothing.
+A new question is one function and one row there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
-from influence_cli.curate import CurateRequest, parse_budget, read_scores
+from influence_cli.canary_detection import How, canaries_of
+from influence_cli.columns import Board, read_board
+from influence_cli.comparison import compare, sentinel, sentinel_job
+from influence_cli.curate import parse_budget
+from influence_cli.detection import RANDOM, Truth, detect, truth_of_column, truth_of_list
 from influence_cli.errors import ManifestError
+from influence_cli.events import SILENT, Listener
 from influence_cli.methods.random import Random
+from influence_cli.order import order_consistency, stability
+from influence_cli.settings import Runtime
 
-DRAWS = 200
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Which tables to judge, by what truth, and what to ask."""
+
+    scores: tuple[Any, ...]
+    budget: str = "5%"
+    manifest: Any = None  # default: where the first table's provenance says
+    label: str | None = None
+    clean_column: str | None = None  # default: clean_label, where there is one
+    known_bad: str | None = None  # a list of ids that are wrong, in place of clean labels
+    reference: str | None = None
+    draws: int = 1000
+    seed: int = 0
+    stability: bool = False
+    checkpoint: str | None = None  # where the run with canaries is by now; default: where the provenance says
+    runtime: Runtime = field(default_factory=Runtime)
+    skip_bad: bool = False
 
 
-def evaluate(request: CurateRequest, clean_column: str = "clean_label", seed: int = 0) -> dict[str, Any]:
-    """Detection figures of every score column in a table, of loss and margin where there, and of a random draw.
+@dataclass(eq=False)
+class Evaluation:
+    """What a part works on."""
+
+    request: EvaluateRequest
+    board: Board
+    truth: Truth | None
+    listener: Listener
+
+    def budget(self, rows: int) -> int:
+        """The budget in rows, of so many."""
+        return parse_budget(self.request.budget, rows)
+
+
+def evaluate(request: EvaluateRequest, listener: Listener = SILENT) -> dict[str, Any]:
+    """Everything that the parts can say of one or more score tables of the same rows.
 
     Raises:
-        ManifestError: the manifest has no column of clean labels, or it says that no row (or every row) is wrong.
+        InfluenceError: a table, the manifest or the truth cannot be used, or nothing at all can be said.
     """
-    scores = read_scores(request)
-    clean = scores.train.clean_labels(clean_column)
-    if clean is None:
-        raise ManifestError(
-            f"no column {clean_column!r}: detection needs to know the truth",
-            where=scores.manifest.source,
-            fix="name it with --clean-label COLUMN",
-        )
-    wrong = (clean >= 0) & (clean != scores.train.labels)
-    if wrong.all() or not wrong.any():
-        raise ManifestError(
-            f"{int(wrong.sum())} of {len(wrong)} train labels are wrong: there is nothing to tell apart",
-            where=f"{scores.manifest.source}, column {clean_column}",
-            fix="check the column",
-        )
-    budget = parse_budget(request.budget or "5%", len(wrong))
-    columns = _columns(scores.table)
-    columns["random"] = Random().score(scores.train.ids, seed)
-    return {
+    board = read_board(request.scores, request.manifest, request.label, request.skip_bad)
+    evaluation = Evaluation(request, board, _truth(request, board), listener)
+    result: dict[str, Any] = {
         "schema_version": 1,
-        "train_rows": len(wrong),
-        "wrong_rows": int(wrong.sum()),
-        "budget_rows": budget,
-        "detection": {name: detection(wrong, -values, budget, seed) for name, values in columns.items()},
+        "train_rows": len(board.train),
+        "wrong_rows": None,
+        "budget_rows": evaluation.budget(len(board.train)),
+        "detection": {},
     }
+    for part in PARTS:
+        result.update(part(evaluation))
+    if not (result["detection"] or result.get("canaries") or len(board.columns) > 1):
+        raise ManifestError(
+            "no column 'clean_label': detection needs to know the truth",
+            where=board.manifest.source,
+            fix="name it with --clean-label COLUMN, pass --known-bad FILE, or train with `retrain --canaries 5%`",
+        )
+    return result
 
 
-def _columns(table: pa.Table) -> dict[str, NDArray[np.float64]]:
-    """Scores by column; loss is negated, so that suspicious rows come last everywhere."""
-    names = [n for n in table.column_names if n.startswith("score_") and n != "score_std"]
-    signs = {**dict.fromkeys(names, 1.0), "loss": -1.0, "margin": 1.0}
-    found: dict[str, NDArray[np.float64]] = {}
-    for name, sign in signs.items():
-        shown = name.removeprefix("score_")
-        if name in table.column_names and shown not in found:
-            found[shown] = sign * table.column(name).cast(pa.float64()).fill_null(np.nan).to_numpy()
-    return found
+def _truth(request: EvaluateRequest, board: Board) -> Truth | None:
+    if request.known_bad is not None:
+        return truth_of_list(board.train, request.known_bad)
+    truth = truth_of_column(board.train, request.clean_column or "clean_label")
+    if truth is None and request.clean_column is not None:
+        raise ManifestError(
+            f"no column {request.clean_column!r}: detection needs to know the truth",
+            where=board.manifest.source,
+            fix="name it with --clean-label COLUMN, or pass --known-bad FILE",
+        )
+    return truth
 
 
-def detection(wrong: NDArray[np.bool_], suspicion: NDArray[np.float64], budget: int, seed: int) -> dict[str, Any]:
-    """ROC AUC and average precision with intervals, precision and recall at ``budget``; null scores are left out."""
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
-    usable = np.isfinite(suspicion)
-    wrong, suspicion = wrong[usable], suspicion[usable]
-    top = np.argsort(-suspicion, kind="stable")[:budget]
-    rng = np.random.default_rng(seed)
-    groups = [np.flatnonzero(wrong), np.flatnonzero(~wrong)]
-    draws = np.array(
-        [
-            [roc_auc_score(wrong[d], suspicion[d]), average_precision_score(wrong[d], suspicion[d])]
-            for d in (np.concatenate([rng.choice(g, len(g)) for g in groups]) for _ in range(DRAWS))
-        ]
-    )
-    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
+def _detection(e: Evaluation) -> dict[str, Any]:
+    """How well each column finds the rows that are known to be wrong; canaries, which learned otherwise, aside."""
+    if e.truth is None:
+        return {}
+    canary = np.any([t.canaries() >= 0 for t in e.board.tables], axis=0)
+    truth = e.truth.without(canary)
+    rows = int(truth.known.sum())
+    columns = {**e.board.columns, RANDOM: Random().score(e.board.train.ids, e.request.seed)}
+    budget = e.budget(rows)
+    found = detect(columns, truth, budget, e.request.draws, e.request.seed, e.request.reference)
     return {
-        "auc": float(roc_auc_score(wrong, suspicion)),
-        "auc_interval": [float(low[0]), float(high[0])],
-        "average_precision": float(average_precision_score(wrong, suspicion)),
-        "average_precision_interval": [float(low[1]), float(high[1])],
-        "precision_at_budget": float(wrong[top].mean()) if budget else None,
-        "recall_at_budget": float(wrong[top].sum() / wrong.sum()),
-        "rows": int(usable.sum()),
+        "wrong_rows": int(truth.wrong.sum()),
+        "known_rows": rows,
+        "canary_rows": int(canary.sum()),
+        "budget_rows": budget,
+        "truth": truth.source,
+        "detection": found.pop("columns"),
+        **found,
     }
+
+
+def _canaries(e: Evaluation) -> dict[str, Any]:
+    """How well each column finds the wrong labels that were planted in training."""
+    r = e.request
+    found = canaries_of(
+        e.board, e.truth, How(r.runtime, e.listener, r.budget, r.draws, r.seed, r.manifest, r.checkpoint)
+    )
+    return {"canaries": found} if found else {}
+
+
+def _order(e: Evaluation) -> dict[str, Any]:
+    """How far columns, members and halves of the target agree."""
+    return {"order": order_consistency(e.board, e.budget(len(e.board.train)), e.request.runtime)}
+
+
+def _stability(e: Evaluation) -> dict[str, Any]:
+    """How far columns of one name agree between the tables."""
+    if not e.request.stability:
+        return {}
+    return {"stability": stability(e.board, e.budget(len(e.board.train)))}
+
+
+PARTS: tuple[Callable[[Evaluation], dict[str, Any]], ...] = (_detection, _canaries, _order, _stability)
+
+__all__ = ["EvaluateRequest", "Evaluation", "compare", "evaluate", "sentinel", "sentinel_job"]

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.arms import Arm, arm_fingerprint, base_arm, control_arms, curated_arm, without
+from influence_cli.canaries import CanaryRequest, plant_in_arms
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.manifest import Manifest, Rows, open_manifest
 from influence_cli.maths.paired import mean_interval, paired_difference
 from influence_cli.model.checkpoints import RUN_FILE, WEIGHTS_FILE, find_checkpoint
-from influence_cli.model.losses import CrossEntropy, RowLoss, loss_of
+from influence_cli.model.losses import loss_of, quality
 from influence_cli.model.spec import ModelSpec, is_own, new_spec, with_own_code
 from influence_cli.settings import Inputs
 from influence_cli.store import Store
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     from influence_cli.model.training import Examples, Recipe
 
-CROSS_ENTROPY = CrossEntropy()
 METRICS = {"accuracy": True, "balanced_accuracy": True, "loss": False}  # name -> higher is better
 
 
@@ -54,6 +54,7 @@ class RetrainRequest:
     pretrained: bool = False
     keep_checkpoints: int = 0
     calibration: float = 0.0
+    canaries: CanaryRequest | None = None
     device: str = "auto"
 
 
@@ -73,6 +74,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     arms = _arms(request, manifest, base, left_out)
     calibration = [i for i, out in zip(base.ids, left_out.tolist(), strict=True) if out]
     device = device_of(request.device)
+    planted = plant_in_arms(request, base, arms, left_out, spec.num_classes, listener)
     run = _Run(request, recipe, spec, base, test, device, listener)
     run.sets = {
         "train": Examples(base, spec, listener, "train rows"),
@@ -94,7 +96,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         }
         metrics["arms"][arm.name] = _summary(arm, base, results)
     _compare(metrics, arms)
-    run.finish(arms[0], metrics, calibration)
+    run.finish(arms[0], metrics, {"calibration_ids": calibration, **planted})
     return metrics
 
 
@@ -256,7 +258,7 @@ class _Run:
         with replacing(path) as temporary:
             save_file(weights, temporary, metadata=metadata)
 
-    def finish(self, main: Arm, metrics: dict[str, Any], calibration: list[str]) -> None:
+    def finish(self, main: Arm, metrics: dict[str, Any], more: dict[str, Any]) -> None:
         """Put the main arm's first checkpoint and the run's description at the top of the folder."""
         output, folder = Path(self.request.output), self._folder(main, self.request.seed)
         for source in [folder / WEIGHTS_FILE, *sorted((folder / "checkpoints").glob("*.safetensors"))]:
@@ -275,7 +277,7 @@ class _Run:
                 "pretrained": self.request.pretrained,
                 "checkpoints": first["checkpoints"],
                 "trained_on": {"rows": int(trained.sum()), "arm": folder.name},
-                "calibration_ids": calibration,
+                **more,
             },
         )
         write_json(output / "metrics.json", metrics)
@@ -293,17 +295,6 @@ def _finished(folder: Path, keep: int) -> dict[str, Any] | None:
 def _checkpoint_epochs(epochs: int, keep: int) -> set[int]:
     """``keep`` epochs evenly spaced, the last one included."""
     return {round((k + 1) * epochs / keep) - 1 for k in range(keep)} if keep else set()
-
-
-def quality(logits: NDArray[np.floating], labels: NDArray[np.int64], loss: RowLoss = CROSS_ENTROPY) -> dict[str, float]:
-    """Accuracy, balanced accuracy (mean recall of the classes present) and mean loss."""
-    hit = logits.argmax(axis=1) == labels
-    recalls = [float(hit[labels == c].mean()) for c in np.unique(labels)]
-    return {
-        "accuracy": float(hit.mean()),
-        "balanced_accuracy": float(np.mean(recalls)),
-        "loss": float(loss.losses(logits, labels).mean()),
-    }
 
 
 def _summary(arm: Arm, base: Rows, results: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -7,15 +7,17 @@ A row's score is arithmetic on what the store holds: for a linear method the mea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.canaries import planted_labels
 from influence_cli.grads import base_table, fill, nullable, provenance_of
 from influence_cli.job import Job, Member
 from influence_cli.maths.labels import margin, of_label, softmax
-from influence_cli.methods.protocol import FreeMethod, Linear, OutputMethod
+from influence_cli.methods.protocol import FreeMethod, Linear, OutputMethod, Preconditioned
 from influence_cli.reliability import direction_noise
 from influence_cli.tables import with_provenance
 
@@ -41,7 +43,8 @@ def score(job: Job, per_member: bool = False) -> pa.Table:
     fit rows' weights: by how much Phi rises when a row of weight 1 is removed and the divisor of the training
     objective stays n; only where that method estimates one), score_<objective> or
     score_<method>_<objective>, score_std and agreement over members, best_label and best_label_gain, and what the
-    model says of the row: loss, margin, model_label and model_probability (its best other label).
+    model says of the row: loss, margin, model_label and model_probability (its best other label).  Where the
+    checkpoint was trained with canaries, ``canary`` is the label planted for the row; scores are of its own label.
     """
     fill(job)
     columns = [c for name in job.methods for c in _columns(job, name)]
@@ -62,6 +65,12 @@ def score(job: Job, per_member: bool = False) -> pa.Table:
         table = table.append_column("best_label_gain", nullable(np.maximum(gain, 0.0)))
     if job.members:
         table = _append_model_says(table, job)
+    planted = None if job.checkpoint is None else planted_labels(job.checkpoint.locator, job.train)
+    if planted is not None and (planted >= 0).any():
+        table = table.append_column("canary", pa.array(planted, mask=planted < 0))
+        job.listener.note(
+            f"{int((planted >= 0).sum())} rows are canaries of the checkpoint: `curate` leaves them alone"
+        )
     unusable = int((~np.isfinite(first.score)).sum())
     if unusable:
         named = [i for i, bad in zip(job.train.ids, ~np.isfinite(first.score), strict=True) if bad][:5]
@@ -74,9 +83,23 @@ def score(job: Job, per_member: bool = False) -> pa.Table:
             "score_is": _column_name(job, first.name),
             "kind": first.kind,
             "effect": first.effect,
+            "preconditioned": _preconditioned(job),
             "noise": direction_noise(job),
         },
     )
+
+
+def _preconditioned(job: Job) -> dict[str, Any]:
+    """By column, the names of q and of u = P q at every member, where a method has a u of its own."""
+    return {
+        _column_name(job, f"{name}/{objective}"): [
+            {"q": job.direction(member, objective), "u": job.along(name, member, objective)}
+            for member in job.method_members[name]
+        ]
+        for name, method in job.methods.items()
+        if isinstance(method, Preconditioned)
+        for objective in job.objectives
+    }
 
 
 def _column_name(job: Job, name: str) -> str:

@@ -34,14 +34,19 @@ class Inputs:
     input_size: int | None = None
     num_classes: int | None = None
     allow_overlap: bool = False
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: Any = None  # tuple[float, ...] | None, once made
+    std: Any = None
     interpolation: str | None = None
     crop: float | None = None
     skip_bad: bool = False
     task: Any = None
 
     def __post_init__(self) -> None:
+        for name in ("mean", "std"):  # text from a flag or a table's provenance, a list from JSON
+            value = getattr(self, name)
+            if isinstance(value, str | list):
+                numbers = parse_numbers(value, f"--{name}") if isinstance(value, str) else tuple(value)
+                object.__setattr__(self, name, numbers)
         if self.interpolation is not None and self.interpolation not in INTERPOLATIONS:
             fix = nearest(self.interpolation, list(INTERPOLATIONS))
             raise UsageError(f"--interpolation {self.interpolation!r} is unknown", fix=fix)
@@ -87,14 +92,12 @@ class Runtime:
     shard_rows: int = 1024
 
 
-def parse_numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
+def parse_numbers(text: str, flag: str) -> tuple[float, ...]:
     """'0.5,0.5,0.5' as numbers.
 
     Raises:
         UsageError: it cannot be read.
     """
-    if text is None:
-        return None
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:

@@ -43,6 +43,7 @@ LAYERS = (
         "retrain",
         "evaluate",
         "counterfactuals",
+        *("canaries", "canary_detection", "columns", "comparison", "detection", "order", "replay"),
     },
     {"export"},
     {"api"},

@@ -77,12 +77,13 @@ def _command(
             raise PastTyper from error
 
     def settled(given: dict[str, Any]) -> int | None:
-        source = given.pop("source", None)
+        source, more = _first(given.pop("source", None))
         _TERMINAL.quiet, _TERMINAL.verbose = bool(given.get("quiet")), bool(given.get("verbose"))
         _TERMINAL.color = given.get("color") or "auto"
         if _TERMINAL.color not in ("auto", "always", "never"):
             raise UsageError(f"--color {_TERMINAL.color!r} is unknown", fix="auto, always or never")
         settings = resolve(name, given, source, _carried(name, source))
+        settings.more = more
         if settings.values.get("show_settings"):
             _show(settings)
             return None
@@ -90,13 +91,20 @@ def _command(
 
     parameters = [_parameter(s) for s in settings_of(name)]
     if argument is not None:
-        described = typer.Argument(metavar=argument[0], help=argument[1], show_default=False)
-        annotation = Annotated[str | None, described]
+        described = typer.Argument(metavar=argument[0].removesuffix("..."), help=argument[1], show_default=False)
+        annotation = Annotated[list[str] | None if argument[0].endswith("...") else str | None, described]
         first = inspect.Parameter("source", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
         parameters.insert(0, first)
     run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
+
+
+def _first(source: str | list[str] | None) -> tuple[str | None, tuple[str, ...]]:
+    """The positional argument and what stands after it."""
+    if not isinstance(source, list):
+        return source, ()
+    return (source[0], tuple(source[1:])) if source else (None, ())
 
 
 def _parameter(s: Setting) -> inspect.Parameter:

@@ -8,10 +8,12 @@ from influence_cli.cli import show
 from influence_cli.cli.config import Settings
 from influence_cli.cli.curate_command import TABLE_FORMATS, curate
 from influence_cli.cli.data_commands import cache, manifest, methods
-from influence_cli.cli.inputs import inputs_of, require_source, said_of_scores
+from influence_cli.cli.evaluate_command import evaluate
+from influence_cli.cli.inputs import inputs_of, require_source
 from influence_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from influence_cli.canaries import CanaryRequest
     from influence_cli.job import Job
 
 
@@ -140,6 +142,7 @@ def retrain(settings: Settings) -> int | None:
         pretrained=settings["pretrained"],
         keep_checkpoints=settings["keep_checkpoints"],
         calibration=parse_share(settings["calibration"], "--calibration") if settings["calibration"] else 0.0,
+        canaries=_canaries(settings),
         device=settings["device"],
     )
     recipe = Recipe(
@@ -165,36 +168,24 @@ def retrain(settings: Settings) -> int | None:
     return None
 
 
+def _canaries(settings: Settings) -> CanaryRequest | None:
+    from influence_cli.canaries import CanaryRequest
+    from influence_cli.curate import parse_share
+
+    if settings["canaries"] is None:
+        for name in ("canaries_from", "canary_noise"):
+            if settings.explicit(name):
+                raise UsageError(f"--{name.replace('_', '-')} needs canaries", fix="pass --canaries 5%")
+        return None
+    share = parse_share(settings["canaries"], "--canaries")
+    return CanaryRequest(share, settings["canary_noise"], settings["canaries_from"])
+
+
 def _named_arm(text: str) -> tuple[str, str]:
     name, equals, path = text.partition("=")
     if not (name and equals and path):
         raise UsageError(f"--arm {text!r} cannot be read", fix="write --arm loss=loss-trimmed.parquet")
     return name, path
-
-
-def evaluate(settings: Settings) -> int | None:
-    """How well each score column finds rows whose label is known to be wrong, or foretells what retraining does."""
-    from influence_cli.cli.counterfactual_command import asked_to_retrain, evaluate_by_retraining
-    from influence_cli.curate import CurateRequest
-    from influence_cli.evaluate import evaluate as evaluate_stage
-
-    show.check_format(settings, ("auto", "table", "json"))
-    source = require_source(settings, "a score table")
-    manifest, label = said_of_scores(settings)
-    request = CurateRequest(
-        scores=source,
-        budget=settings["budget"],
-        manifest=manifest,
-        label=label,
-        skip_bad=settings["skip_bad"],
-    )
-    if asked_to_retrain(settings):
-        return evaluate_by_retraining(settings, request)
-    if settings["dry_run"]:
-        show.terminal().note(f"every score column of {request.scores} would be measured; nothing is written")
-        return None
-    show.detection(settings, evaluate_stage(request, settings["clean_label"], settings["seed"]))
-    return None
 
 
 _MANIFEST = ("MANIFEST", "Parquet manifest, folder of Parquet files, or - for standard input.")
@@ -208,7 +199,7 @@ COMMANDS = (
     ("score", _MANIFEST, score),
     ("curate", _SCORES, curate),
     ("retrain", _MANIFEST, retrain),
-    ("evaluate", _SCORES, evaluate),
+    ("evaluate", ("SCORES...", "Score tables of the same rows, or - for standard input."), evaluate),
     ("methods", ("NAME", "A method."), methods),
     ("cache", ("ACTION", "ls, verify, gc or key."), cache),
 )

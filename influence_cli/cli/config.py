@@ -29,6 +29,7 @@ class Settings:
     origins: dict[str, str] = field(default_factory=dict)
     options: dict[str, dict[str, Any]] = field(default_factory=dict)  # method, objective or action -> options
     source: str | None = None  # the positional argument
+    more: tuple[str, ...] = ()  # what stands after it, where a command takes several
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]

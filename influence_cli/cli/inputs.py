@@ -24,7 +24,7 @@ def require_source(settings: Settings, what: str) -> str:
 
 def inputs_of(settings: Settings, manifest: str) -> Inputs:
     """What the flags say of data and model; a command that lacks one of them leaves it at its default."""
-    from influence_cli.settings import Inputs, parse_numbers
+    from influence_cli.settings import Inputs
 
     given = {n: settings.values.get(n) for n in ("target", "checkpoint", "model", "input_size", "num_classes")}
     return Inputs(
@@ -32,8 +32,8 @@ def inputs_of(settings: Settings, manifest: str) -> Inputs:
         **given,
         label=settings["label"],
         allow_overlap=bool(settings.values.get("allow_overlap")),
-        mean=parse_numbers(settings["mean"], "--mean"),
-        std=parse_numbers(settings["std"], "--std"),
+        mean=settings["mean"],
+        std=settings["std"],
         interpolation=settings["interpolation"],
         crop=settings["crop"],
         skip_bad=settings["skip_bad"],

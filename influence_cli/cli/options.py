@@ -10,6 +10,7 @@ GRADS, SCORE, CURATE, RETRAIN, EVALUATE = "grads", "score", "curate", "retrain",
 RUNS = (GRADS, SCORE)
 TRAINS = (RETRAIN, EVALUATE)
 MODEL = (*RUNS, *TRAINS)
+RUNS_AND_EVALUATE = (*RUNS, EVALUATE)
 STAGES = (GRADS, SCORE, CURATE, RETRAIN, EVALUATE)
 WRITING = (MANIFEST, *STAGES)
 EVERY = (*WRITING, METHODS, CACHE)
@@ -70,7 +71,7 @@ SETTINGS: dict[str, Setting] = {
             str,
             None,
             "Run folder of retrain, .safetensors, or .pt.",
-            (*RUNS, EVALUATE),
+            RUNS_AND_EVALUATE,
             path=True,
             metavar="PATH",
         ),
@@ -115,12 +116,12 @@ SETTINGS: dict[str, Setting] = {
             str,
             ".influence",
             "Where results are remembered.",
-            (*RUNS, EVALUATE, CACHE),
+            (*RUNS_AND_EVALUATE, CACHE),
             path=True,
             metavar="PATH",
         ),
         _s("keep", list, [], "gc: drop rows of no such manifest.", (CACHE,), metavar="MANIFEST", stored=False),
-        _s("no_store", bool, False, "Use a temporary store and throw it away.", RUNS),
+        _s("no_store", bool, False, "Use a temporary store and throw it away.", RUNS_AND_EVALUATE),
         _s("device", str, "auto", "auto, cpu, cuda, cuda:1, mps (speed only).", MODEL),
         _s(
             "batch_size",
@@ -130,7 +131,7 @@ SETTINGS: dict[str, Setting] = {
             MODEL,
             least=1,
         ),
-        _s("workers", int, 2, "Threads that decode (speed only).", RUNS, least=1),
+        _s("workers", int, 2, "Threads that decode (speed only).", RUNS_AND_EVALUATE, least=1),
         _s("action", str, "trim", "trim, relabel or reweight.", (CURATE,)),
         _s("budget", str, None, "Most rows to touch: 5% or 200 [default: 5%].", (CURATE, EVALUATE)),
         _s("by", str, "score", "Score column to act on.", (CURATE,), metavar="COLUMN"),
@@ -221,6 +222,9 @@ SETTINGS: dict[str, Setting] = {
             (RETRAIN,),
             metavar="5%",
         ),
+        _s("canaries", str, None, "Share of train rows trained on with a wrong label.", (RETRAIN,), metavar="5%"),
+        _s("canaries_from", str, None, "Draw them as this model errs.", (RETRAIN,), path=True, metavar="CHECKPOINT"),
+        _s("canary_noise", str, None, "confusion (with --canaries-from) or uniform.", (RETRAIN,)),
         _s(
             "require_improvement",
             bool,
@@ -243,6 +247,22 @@ SETTINGS: dict[str, Setting] = {
         ),
         _s("max_minutes", float, None, "Start no training after this; run again to go on.", (EVALUATE,), least=0),
         _s("clean_label", str, "clean_label", "Column with the true labels.", (EVALUATE,), metavar="COLUMN"),
+        _s("known_bad", str, None, "Ids that are known to be wrong.", (EVALUATE,), path=True, metavar="FILE"),
+        _s("reference", str, None, "Compare columns with this one [default: the best].", (EVALUATE,), metavar="COLUMN"),
+        _s("draws", int, 1000, "Bootstrap draws.", (EVALUATE,), least=20),
+        _s("other_scores", str, None, "Compare with this table alone.", (EVALUATE,), "--against", stored=False),
+        _s("stability", bool, False, "How far the tables, of several seeds, agree.", (EVALUATE,), stored=False),
+        _s(
+            "sentinel",
+            str,
+            None,
+            "Score this share at --checkpoint: is a recompute needed?",
+            (EVALUATE,),
+            stored=False,
+            metavar="1%",
+        ),
+        _s("report", str, None, "Write a self-contained HTML page.", (EVALUATE,), stored=False, metavar="FILE"),
+        _s("plot", str, None, "Write the figures as one PNG.", (EVALUATE,), stored=False, metavar="FILE"),
         _s(
             "output",
             str,

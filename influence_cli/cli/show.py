@@ -184,6 +184,8 @@ def curate_summary(settings: Settings, curated: Curated) -> None:
     for note in s["notes"]:
         out.note(f"  {note}")
     out.note("  edited by class: " + ", ".join(f"{c}: {v['edited']}/{v['rows']}" for c, v in s["classes"].items()))
+    if "canary" in curated.scores.table.column_names:
+        out.note("  canaries of the checkpoint's training are left alone")
     if curated.scores.scored.kind == "signed":
         noise_summary(curated.scores.provenance)
     if "wrong_share_of_edited" in s:
@@ -225,6 +227,9 @@ def retrain_plan(settings: Settings, request: RetrainRequest, recipe: Recipe) ->
             "against": request.against,
             "arms": [n for n, _ in request.arms],
             "seeds": [request.seed + s for s in range(request.seeds)],
+            "canaries": None
+            if request.canaries is None
+            else {"share": request.canaries.share, "noise": request.canaries.kind, "from": request.canaries.source},
             "recipe": recipe.describe(),
         }
     )
@@ -284,36 +289,3 @@ def _gain(metrics: dict[str, Any], name: str, arm: dict[str, Any]) -> str:
         return "-"
     d = compared["accuracy"]
     return f"{'+' if d['mean'] >= 0 else ''}{_interval(d)} {d['verdict']}"
-
-
-def detection(settings: Settings, result: dict[str, Any]) -> None:
-    """Detection figures, best average precision first."""
-    how = settings["format"] if settings["output"] != "-" else "json"
-    if settings["output"] not in (None, "-"):
-        from pathlib import Path
-
-        from influence_cli.store.files import write_json
-
-        write_json(Path(settings["output"]), result)
-        return
-    if how == "json" or (how == "auto" and not sys.stdout.isatty()):
-        print_json(result)
-        return
-    header = ["score", "AUC", "average precision", f"precision at {result['budget_rows']}", "recall"]
-    ordered = sorted(result["detection"].items(), key=lambda kv: -kv[1]["average_precision"])
-    rows = [
-        [
-            name,
-            _bracketed(d["auc"], d["auc_interval"]),
-            _bracketed(d["average_precision"], d["average_precision_interval"]),
-            cell(d["precision_at_budget"]),
-            cell(d["recall_at_budget"]),
-        ]
-        for name, d in ordered
-    ]
-    title = f"{result['wrong_rows']:,} of {result['train_rows']:,} train labels are wrong"
-    print_table(title, header, rows, terminal(), sys.stdout)
-
-
-def _bracketed(value: float, interval: list[float]) -> str:
-    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"

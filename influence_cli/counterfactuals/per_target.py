@@ -16,7 +16,7 @@ from influence_cli.events import SILENT
 from influence_cli.job import Job, open_job
 from influence_cli.methods import METHODS, Linear
 from influence_cli.score import score
-from influence_cli.settings import GradSpec, Inputs, Runtime, parse_numbers
+from influence_cli.settings import GradSpec, Inputs, Runtime
 
 Floats = NDArray[np.float64]
 
@@ -37,9 +37,7 @@ def open_scored_job(
             fix="score with --method ip",
         )
     origin = scores.provenance
-    flags: dict[str, Any] = dict(origin.get("model_flags", {}))
-    for name in ("mean", "std"):
-        flags[name] = parse_numbers(flags.get(name), f"--{name}")
+    flags: dict[str, Any] = origin.get("model_flags", {})
     inputs = Inputs(
         scores.manifest, target=target, checkpoint=checkpoint, label=scores.label, allow_overlap=True,
         skip_bad=bool(origin.get("skip_bad")), fit_rows=(origin.get("fit_rows") or {}).get("locator"), **flags,

@@ -21,9 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.model.dropout import Dropout
-from influence_cli.model.losses import CrossEntropy, RowLoss
-
-CROSS_ENTROPY = CrossEntropy()
+from influence_cli.model.losses import CROSS_ENTROPY, RowLoss
 
 if TYPE_CHECKING:
     from influence_cli.model.curvature import Curvature

@@ -112,9 +112,23 @@ class OwnLoss:
         return out
 
 
+CROSS_ENTROPY = CrossEntropy()
+
+
+def quality(logits: NDArray[np.floating], labels: NDArray[np.int64], loss: RowLoss = CROSS_ENTROPY) -> dict[str, float]:
+    """Accuracy, balanced accuracy (mean recall of the classes present) and mean loss."""
+    hit = logits.argmax(axis=1) == labels
+    recalls = [float(hit[labels == c].mean()) for c in np.unique(labels)]
+    return {
+        "accuracy": float(hit.mean()),
+        "balanced_accuracy": float(np.mean(recalls)),
+        "loss": float(loss.losses(logits, labels).mean()),
+    }
+
+
 def loss_of(task: Task | None) -> RowLoss:
     """The loss of a run."""
-    return CrossEntropy() if task is None or task.loss is None else OwnLoss(task.loss)
+    return CROSS_ENTROPY if task is None or task.loss is None else OwnLoss(task.loss)
 
 
 @functools.lru_cache(maxsize=8)

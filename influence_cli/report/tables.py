@@ -1,0 +1,194 @@
+"""The result of ``evaluate`` as tables of text, for a terminal and for a page alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A titled table; ``notes`` are sentences below it."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+
+
+def tables_of(result: dict[str, Any]) -> list[TextTable]:
+    """Every table that a result has something to put in."""
+    made: list[TextTable] = []
+    if result.get("detection"):
+        title = f"{result['wrong_rows']:,} of {result['known_rows']:,} train labels are wrong"
+        made.append(_detection(title, result, "difference in average precision"))
+    for entry in result.get("canaries", []):
+        made += _canaries(entry)
+    if result.get("order", {}).get("pairs"):
+        made.append(_order(result["order"]))
+    made += _orders_of_tables(result.get("order", {}))
+    if "stability" in result:
+        made.append(_stability(result["stability"]))
+    if "comparison" in result:
+        made += _comparison(result)
+    return made
+
+
+def _detection(title: str, result: dict[str, Any], difference: str) -> TextTable:
+    k = result["budget_rows"]
+    header = [
+        "score",
+        "AUC",
+        "average precision",
+        f"precision at {k:,}",
+        "recall",
+        f"AP over {result['reference'] or '-'}",
+    ]
+    ordered = sorted(result["detection"].items(), key=lambda kv: -(kv[1]["average_precision"] or 0.0))
+    rows = [
+        [
+            name,
+            bracketed(d["auc"], d.get("auc_interval")),
+            bracketed(d["average_precision"], d.get("average_precision_interval")),
+            number(d["precision_at_budget"]),
+            number(d["recall_at_budget"]),
+            _verdict(d),
+        ]
+        for name, d in ordered
+    ]
+    notes = [f"last column: {difference}, paired, with its verdict; intervals: {result['intervals']}"]
+    if result.get("canary_rows"):
+        notes.append(f"{result['canary_rows']:,} canaries, whose labels the checkpoint did not learn, are left out")
+    return TextTable(title, header, rows, notes)
+
+
+def _verdict(d: dict[str, Any]) -> str:
+    difference = d.get("difference")
+    if difference is None:
+        return "-"
+    ap = difference["average_precision"]
+    return f"{signed(ap['difference'])} [{signed(ap['interval'][0])}, {signed(ap['interval'][1])}] {ap['verdict']}"
+
+
+def _canaries(entry: dict[str, Any]) -> list[TextTable]:
+    title = f"{entry['canaries']:,} canaries among {entry['rows']:,} rows trained on: wrong labels planted in training"
+    table = _detection(title, entry, "difference in average precision from a random ranking")
+    best = entry["best_against_random"]
+    table.notes.append("no column finds canaries better than chance" if best is None else f"best: {best}")
+    if "against_truth" not in entry:
+        return [table]
+    rate = entry["against_truth"]["wrong_rate"]
+    sides = {"canaries": "canaries", "among right rows": "canaries_among_right", "really wrong": "real", "gap": "gap"}
+    rows = [
+        [name, *((signed if k == "gap" else fixed)(c[figure][k]) for figure in _PAIRED for k in sides.values())]
+        for name, c in entry["against_truth"]["columns"].items()
+    ]
+    header = ["score", *(f"{what}: {side}" for what in ("AUC", "AP") for side in sides)]
+    notes = [
+        f"average precision (AP) of all three at {rate:.1%} to find; the gap is that of canaries less that of rows "
+        "that are really wrong, which count against canaries in the first and are left out in the second"
+    ]
+    return [table, TextTable("canaries beside rows that are really wrong", header, rows, notes)]
+
+
+_PAIRED = ("auc", "average_precision")
+
+
+def _order(order: dict[str, Any]) -> TextTable:
+    names = order["columns"]
+    between = {(p["a"], p["b"]): p["spearman"] for p in order["pairs"]}
+    rows = [[a, *("1" if a == b else fixed(between.get((a, b), between.get((b, a))), 2) for b in names)] for a in names]
+    return TextTable("Spearman's correlation of the columns", ["score", *names], rows)
+
+
+def _orders_of_tables(order: dict[str, Any]) -> list[TextTable]:
+    """Members, halves and angles, where a table knows them."""
+    rows: list[list[str]] = []
+    for table, members in order.get("members", {}).items():
+        rows.append([_of("members agree on the sign of a row", table), fixed(members["sign_agreement"])])
+        rows.append([_of("rows on whose sign all members agree", table), fixed(members["unanimous"])])
+    for table, halves in order.get("halves", {}).items():
+        rows += [[_of(f"two halves of the target, {n}: Spearman", table), fixed(v)] for n, v in halves.items()]
+    for table, angles in order.get("angles", {}).items():
+        rows += [[_of(f"cosine of q and u, {n}", table), fixed(v["cosine"])] for n, v in angles.items()]
+    return [TextTable("agreement within a table", ["what", "value"], rows)] if rows else []
+
+
+def _of(what: str, table: str) -> str:
+    return what if table == "table" else f"{table}: {what}"
+
+
+def _stability(stability: dict[str, Any]) -> TextTable:
+    k = stability["budget_rows"]
+    rows = [
+        [n, str(c["tables"]), fixed(c["spearman"]), fixed(c["least_spearman"]), fixed(c["jaccard"])]
+        for n, c in stability["columns"].items()
+    ]
+    header = ["score", "tables", "mean Spearman", "least Spearman", f"mean Jaccard of the lowest {k:,}"]
+    return TextTable("agreement between the tables, pair by pair", header, rows)
+
+
+def _comparison(result: dict[str, Any]) -> list[TextTable]:
+    k = result["budget_rows"]
+    rows = [
+        [
+            name,
+            f"{c['rows']:,}",
+            bracketed(c["spearman"], c["spearman_interval"]),
+            fixed(c["kendall"]),
+            f"{fixed(c['jaccard'])} ({c['overlap']:,} rows)",
+            fixed(c["sign_agreement"]),
+        ]
+        for name, c in result["comparison"].items()
+    ]
+    header = ["score", "rows", "Spearman", "Kendall's tau-b", f"Jaccard of the lowest {k:,}", "same sign"]
+    title = f"{result['rows']:,} rows in {result['a']} and in {result['b']}"
+    notes = []
+    if "changed" in result:
+        notes.append(
+            f"{result['only_in_a']:,} rows only in the first, {result['only_in_b']:,} only in the second, "
+            f"{result['changed']:,} with another payload or label, {result['canary_rows']:,} canaries"
+        )
+    if "recompute" in result:
+        notes.append(sentence(result))
+    made = [TextTable(title, header, rows, notes)]
+    for name, c in result["comparison"].items():
+        if c["movers"] and "recompute" not in result:
+            moved = [
+                [m["id"], number(m["score_a"]), number(m["score_b"]), f"{m['rank_a']:,.10g}", f"{m['rank_b']:,.10g}"]
+                for m in c["movers"]
+            ]
+            header = ["id", "first score", "second score", "first rank", "second rank"]
+            made.append(TextTable(f"biggest movers by {name}", header, moved))
+    return made
+
+
+def sentence(result: dict[str, Any]) -> str:
+    """The sentinel's answer in a sentence."""
+    bounds = result["bounds"]
+    bad = [name for name, needed in result["recompute_by_column"].items() if needed]
+    rule = f"Spearman's lower end at least {bounds['spearman_low']:g}, Jaccard at least {bounds['jaccard']:g}"
+    answer = f"full recompute needed: yes ({', '.join(bad)} moved" if bad else "full recompute needed: no ("
+    return f"{answer}{'; ' if bad else ''}{rule}; judged on {result['rows']:,} of {result['of_rows']:,} rows)"
+
+
+def bracketed(value: float | None, interval: list[float] | None) -> str:
+    """'0.834 [0.783, 0.876]'."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if interval is None else f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def number(value: float | None) -> str:
+    """A number with four digits, or a dash."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def fixed(value: float | None, decimals: int = 3) -> str:
+    """A number with so many decimals, or a dash."""
+    return "-" if value is None else f"{value:.{decimals}f}"
+
+
+def signed(value: float) -> str:
+    """'+0.012'."""
+    return f"{value:+.3f}"
