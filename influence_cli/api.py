@@ -1,11 +1,48 @@
 """The pipeline from Python: functions named as the commands, with the commands' options, that return tables.
 
-    import influence_cli
-    scores = influence_cli.score("train.parquet", checkpoint="RUN", method=["ip", "loss"])
-    edits = influence_cli.curate(scores, budget="5%", output="clean.parquet")
-
 Rows are a path, an Arrow table, a pandas or polars DataFrame with a manifest's columns, or a torch Dataset of
-(input, label); a model is a checkpoint, or a ``Task``.  Nothing is printed; errors are ``InfluenceError``.
+(input, label); a model is a checkpoint, or a ``Task``.  Nothing is printed; errors are ``InfluenceError``.  In the
+folder ``sample_data``:
+
+>>> import influence_cli
+>>> scores = influence_cli.score("manifest.parquet", checkpoint="run", method=["ip", "loss"])
+>>> scores.num_rows, scores.column_names[:5]
+(1078, ['id', 'row_key', 'label', 'score', 'score_ip_utility'])
+>>> influence_cli.plan("manifest.parquet", checkpoint="run", method="loss")["rows_to_compute"]
+0
+>>> edits = influence_cli.curate(scores, by="score_loss", budget="10%", output="out/clean.parquet")
+>>> edits.num_rows, edits.column("action")[0].as_py()
+(107, 'trim')
+>>> found = influence_cli.evaluate(scores, budget="10%")["detection"]
+>>> found["loss"]["auc"] > found["ip_utility"]["auc"] > found["random"]["auc"]
+True
+>>> metrics = influence_cli.retrain("out/clean.parquet", "out/run", model="mlp:32", epochs=3)
+>>> metrics["arms"]["all rows"]["train_rows"]
+971
+>>> influence_cli.score("manifest.parquet", checkpoint="absent")
+Traceback (most recent call last):
+    ...
+influence_cli.errors.ModelError: no such checkpoint
+in: absent
+fix: pass --checkpoint PATH
+
+A model of one's own, with its own transform, loss and torch Dataset:
+
+>>> import torch
+>>> class Stripes(torch.utils.data.Dataset):
+...     def __init__(self, first, rows):
+...         self.first, self.rows = first, rows
+...     def __len__(self):
+...         return self.rows
+...     def __getitem__(self, k):
+...         return [float(self.first + k), 1.0], (self.first + k) % 2
+>>> task = influence_cli.Task(
+...     model=torch.nn.Linear(2, 2),
+...     transform=lambda values: torch.tensor(values) / 100,
+...     loss=lambda logits, labels: torch.nn.functional.cross_entropy(logits, labels, reduction="none"),
+... )
+>>> influence_cli.score(Stripes(0, 30), target=Stripes(30, 10), task=task, store=None).num_rows
+30
 """
 
 from __future__ import annotations
@@ -18,9 +55,9 @@ from influence_cli.settings import GradSpec, Inputs, Options, Runtime
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from influence_cli.ingest import Ingested
-    from influence_cli.job import Job
     from influence_cli.model.task import Task
+    from influence_cli.stages.ingest import Ingested
+    from influence_cli.stages.job import Job
 
 
 class RunOptions(TypedDict, total=False):
@@ -63,7 +100,7 @@ def _job(manifest: Any, given: dict[str, Any]) -> Job:
     Raises:
         TypeError: an unknown option.
     """
-    from influence_cli.job import open_job
+    from influence_cli.stages.job import open_job
 
     unknown = set(given) - set(RunOptions.__annotations__)
     if unknown:
@@ -80,13 +117,13 @@ def _job(manifest: Any, given: dict[str, Any]) -> Job:
 
 
 def manifest(source: Any, output: str, **options: Any) -> Ingested:
-    """A checked manifest, written to ``output``, from a folder, a file, a table or a DataFrame.
+    """A checked manifest, written to ``output``, from a folder, a file, an Arrow table or a DataFrame.
 
     ``options``: ``label``, ``id``, ``image`` and ``features`` name columns; ``split`` ("80/10/10"), ``seed``,
     ``embed`` and ``skip_bad`` as on the command line.  The result holds the manifest, notes, and skipped rows.
     """
-    from influence_cli.ingest import IngestRequest, make_manifest
-    from influence_cli.sources import Columns
+    from influence_cli.data.sources import Columns
+    from influence_cli.stages.ingest import IngestRequest, make_manifest
 
     listener = options.pop("listener", SILENT)
     named = {k: options.pop(k) for k in ("label", "id", "image") if k in options}
@@ -96,7 +133,7 @@ def manifest(source: Any, output: str, **options: Any) -> Ingested:
 
 def plan(manifest: Any, **options: Unpack[RunOptions]) -> dict[str, Any]:
     """What ``grads`` or ``score`` would compute and why: rows stored and rows to compute, passes, seconds, bytes."""
-    from influence_cli.plan import describe_plan, missing_work
+    from influence_cli.stages.plan import describe_plan, missing_work
 
     job = _job(manifest, dict(options))
     return describe_plan(job, missing_work(job))
@@ -104,7 +141,7 @@ def plan(manifest: Any, **options: Unpack[RunOptions]) -> dict[str, Any]:
 
 def grads(manifest: Any, **options: Unpack[RunOptions]) -> pa.Table:
     """Fill the store with what the rows lack; a row per train row: id, row_key, payload_key, label, loss."""
-    from influence_cli.grads import fill, grads_table
+    from influence_cli.stages.grads import fill, grads_table
 
     job = _job(manifest, dict(options))
     fill(job)
@@ -113,7 +150,7 @@ def grads(manifest: Any, **options: Unpack[RunOptions]) -> pa.Table:
 
 def score(manifest: Any, *, per_member: bool = False, **options: Unpack[RunOptions]) -> pa.Table:
     """One score per train row, positive where the row helps; runs what is missing of ``grads``."""
-    from influence_cli.score import score as stage
+    from influence_cli.stages.score import score as stage
 
     return stage(_job(manifest, dict(options)), per_member)
 
@@ -134,8 +171,8 @@ def curate(
 
     With ``output`` the curated manifest is written too.  ``manifest`` is needed where the scores are of rows in memory.
     """
-    from influence_cli.curate import CurateRequest, write_curated
-    from influence_cli.curate import curate as stage
+    from influence_cli.stages.curate import CurateRequest, write_curated
+    from influence_cli.stages.curate import curate as stage
 
     text = None if budget is None else str(budget)
     curated = stage(CurateRequest(scores, action, text, manifest, label, by, options or {}, skip_bad))
@@ -155,8 +192,8 @@ def retrain(manifest: Any, output: str, **options: Any) -> dict[str, Any]:
     import dataclasses
 
     from influence_cli.model.training import Recipe
-    from influence_cli.retrain import RetrainRequest
-    from influence_cli.retrain import retrain as stage
+    from influence_cli.stages.retrain import RetrainRequest
+    from influence_cli.stages.retrain import retrain as stage
 
     listener = options.pop("listener", SILENT)
     split = {
@@ -174,8 +211,8 @@ def evaluate(*scores: Any, **options: Any) -> dict[str, Any]:
     ``options``: ``manifest``, ``label``, ``budget``, ``clean_column``, ``known_bad``, ``reference``, ``draws``,
     ``seed``, ``stability``, ``checkpoint`` and ``skip_bad``, as on the command line, and ``store``.
     """
-    from influence_cli.evaluate import EvaluateRequest
-    from influence_cli.evaluate import evaluate as stage
+    from influence_cli.stages.evaluate import EvaluateRequest
+    from influence_cli.stages.evaluate import evaluate as stage
 
     listener = options.pop("listener", SILENT)
     options["budget"] = str(options.get("budget") or "5%")

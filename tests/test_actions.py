@@ -23,8 +23,8 @@ from influence_cli.actions.protocol import Edits, Scored
 from influence_cli.actions.relabel import Relabel
 from influence_cli.actions.reweight import Reweight
 from influence_cli.actions.trim import Trim
-from influence_cli.curate import parse_budget
 from influence_cli.errors import UsageError
+from influence_cli.stages.curate import parse_budget
 
 quick = settings(database=None, deadline=None, derandomize=True, max_examples=60)
 nan = float("nan")

@@ -19,13 +19,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from influence_cli.grads import fill
-from influence_cli.job import Job, open_job
 from influence_cli.model.build import build_model
 from influence_cli.model.spec import ModelSpec
-from influence_cli.plan import describe_plan, missing_work
-from influence_cli.score import score
 from influence_cli.settings import GradSpec, Inputs, Runtime
+from influence_cli.stages.grads import fill
+from influence_cli.stages.job import Job, open_job
+from influence_cli.stages.plan import describe_plan, missing_work
+from influence_cli.stages.score import score
 from tests.cases import named, png, same_scores, write
 
 STEPS, EXAMPLES = 20, 200

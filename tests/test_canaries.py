@@ -19,7 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from influence_cli.canaries import (
+from influence_cli.data.manifest import open_manifest
+from influence_cli.errors import UsageError
+from influence_cli.maths.labels import softmax
+from influence_cli.settings import GradSpec
+from influence_cli.stages.canaries import (
     CanaryRequest,
     confusion_noise,
     plant,
@@ -27,11 +31,7 @@ from influence_cli.canaries import (
     uniform_noise,
     with_planted,
 )
-from influence_cli.errors import UsageError
-from influence_cli.manifest import open_manifest
-from influence_cli.maths.labels import softmax
-from influence_cli.score import score
-from influence_cli.settings import GradSpec
+from influence_cli.stages.score import score
 from tests.cases import (
     Example,
     Heard,

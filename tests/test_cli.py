@@ -393,7 +393,7 @@ def test_a_crash_exits_3_and_shows_a_traceback_only_when_asked(
     def broken(*_: Any) -> None:
         raise RuntimeError("the stage broke")
 
-    monkeypatch.setattr("influence_cli.score.score", broken)
+    monkeypatch.setattr("influence_cli.stages.score.score", broken)
     ran = call_cli("score", digits, "--method", "random", cwd=tmp_path)
     assert ran.code == 3
     assert "error: RuntimeError: the stage broke" in ran.err
@@ -418,7 +418,7 @@ def test_what_the_machine_does_to_us(
     def broken(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("influence_cli.score.score", broken)
+    monkeypatch.setattr("influence_cli.stages.score.score", broken)
     ran = call_cli("score", digits, "--method", "random", cwd=tmp_path)
     assert ran.code == code
     assert said in ran.err

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
 import influence_cli.maths.softmax_regression as softmax_regression
+from influence_cli.data.manifest import open_manifest
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import SILENT
-from influence_cli.manifest import open_manifest
 from influence_cli.maths.softmax_regression import Regression, conjugate_gradients, fit
 from influence_cli.model.build import build_model
 from influence_cli.model.convex import parameters_of, train_convex

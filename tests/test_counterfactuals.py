@@ -30,20 +30,20 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import influence_cli.model.training as training
-from influence_cli.counterfactuals import CounterfactualRequest, Training, counterfactuals
-from influence_cli.counterfactuals.brittleness import _Search
-from influence_cli.counterfactuals.columns import Columns, columns_of
-from influence_cli.counterfactuals.leave_one_out import LeaveOneOut
-from influence_cli.counterfactuals.per_target import open_scored_job, scores_for
-from influence_cli.counterfactuals.pool import Pool
-from influence_cli.counterfactuals.refits import Asked, Outcome
-from influence_cli.counterfactuals.removal import Removal
-from influence_cli.counterfactuals.subsets import Subsets
-from influence_cli.curate import CurateRequest, read_scores
-from influence_cli.manifest import open_manifest
+from influence_cli.data.manifest import open_manifest
+from influence_cli.data.tables import provenance, with_provenance
 from influence_cli.maths.softmax_regression import Regression, fit
 from influence_cli.settings import Runtime
-from influence_cli.tables import provenance, with_provenance
+from influence_cli.stages.counterfactuals import CounterfactualRequest, Training, counterfactuals
+from influence_cli.stages.counterfactuals.brittleness import _Search
+from influence_cli.stages.counterfactuals.columns import Columns, columns_of
+from influence_cli.stages.counterfactuals.leave_one_out import LeaveOneOut
+from influence_cli.stages.counterfactuals.per_target import open_scored_job, scores_for
+from influence_cli.stages.counterfactuals.pool import Pool
+from influence_cli.stages.counterfactuals.refits import Asked, Outcome
+from influence_cli.stages.counterfactuals.removal import Removal
+from influence_cli.stages.counterfactuals.subsets import Subsets
+from influence_cli.stages.curate import CurateRequest, read_scores
 from tests.cases import Heard, call_cli, column, environment, with_column, write
 from tests.oracle import refit, write_manifest
 

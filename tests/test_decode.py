@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from influence_cli import api
+from influence_cli.data.manifest import open_manifest
 from influence_cli.errors import UsageError
-from influence_cli.manifest import open_manifest
 from influence_cli.model.decode import decode
 from influence_cli.model.examples import to_input
 from influence_cli.model.spec import ModelSpec, new_spec

@@ -17,9 +17,9 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from influence_cli.detection import Truth, detect
+from influence_cli.data.tables import provenance, with_provenance
 from influence_cli.errors import UsageError
-from influence_cli.tables import provenance, with_provenance
+from influence_cli.stages.detection import Truth, detect
 from tests.cases import Ran, call_cli, column, digits_table, train_run, with_column, write
 
 Floats = NDArray[np.float64]

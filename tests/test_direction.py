@@ -21,14 +21,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import stats
 
+from influence_cli.data.tables import provenance
 from influence_cli.errors import ManifestError
-from influence_cli.grads import fill
-from influence_cli.job import Job
 from influence_cli.maths.noise import signal_to_noise
 from influence_cli.model.direction import BUCKETS, bucket_of
-from influence_cli.reliability import direction_noise, is_noise, noise_warnings
-from influence_cli.score import score
-from influence_cli.tables import provenance
+from influence_cli.stages.grads import fill
+from influence_cli.stages.job import Job
+from influence_cli.stages.reliability import direction_noise, is_noise, noise_warnings
+from influence_cli.stages.score import score
 from tests.oracle import (
     Problem,
     flat,
@@ -241,7 +241,7 @@ def test_reliability_is_the_rank_correlation_of_two_halves(problem: Problem) -> 
 
 def test_reliability_is_of_distinct_payloads_chosen_by_key(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample smaller than the rows: those with the lowest keys, whatever their order."""
-    monkeypatch.setattr("influence_cli.job.HALF_SAMPLE", 12)
+    monkeypatch.setattr("influence_cli.stages.job.HALF_SAMPLE", 12)
     job = problem.job()
     keys = [k.tobytes() for k in job.train.payload_keys]
     lowest = sorted(range(30), key=lambda i: keys[i])[:12]

@@ -22,17 +22,17 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
+from influence_cli.data.manifest import open_manifest
+from influence_cli.data.tables import provenance
 from influence_cli.errors import InfluenceError, ManifestError, ModelError, UsageError
-from influence_cli.manifest import open_manifest
 from influence_cli.maths.inverse import default_damping, solve_positive
 from influence_cli.methods import make_methods
 from influence_cli.methods.exact import MODES, Exact
 from influence_cli.model.build import build_model
 from influence_cli.model.curvature import Curvature
 from influence_cli.model.spec import ModelSpec
-from influence_cli.score import score
 from influence_cli.settings import GradSpec
-from influence_cli.tables import provenance
+from influence_cli.stages.score import score
 from tests.cases import Heard, write
 from tests.oracle import (
     Problem,
@@ -468,7 +468,7 @@ def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
 
 
 def test_too_many_parameters_are_refused_before_any_pass_with_what_to_do(mlp: Problem) -> None:
-    from influence_cli.plan import missing_work
+    from influence_cli.stages.plan import missing_work
 
     heard = Heard()
     job = mlp.job(methods=EXACT, options={"exact": {"max_parameters": 38}})

@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import csv as pa_csv
 
+from influence_cli.data.manifest import open_manifest
+from influence_cli.data.sources import Columns, open_source
+from influence_cli.data.sources.origin import read_origin
 from influence_cli.exports.csv_table import read_records
 from influence_cli.exports.json_lines import read_objects
-from influence_cli.manifest import open_manifest
-from influence_cli.sources import Columns, open_source
-from influence_cli.sources.origin import read_origin
 from tests.cases import Ran, call_cli, examples, feature_table, png, with_column, write
 
 CLASSES = ("cat", "dog", "mouse")

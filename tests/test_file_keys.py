@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from influence_cli.manifest import open_manifest
+from influence_cli.data.manifest import open_manifest
 from influence_cli.store import Store
 from influence_cli.store.file_keys import RACY_NS, StoredFileKeys
 from tests.cases import call_cli, png, write
@@ -147,7 +147,7 @@ def test_a_warm_score_reads_no_file_and_gc_forgets_files_that_are_gone(folder: P
     cold = call_cli(*asked, "-o", "a.parquet", cwd=folder)
     assert cold.code == 0, cold.err
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("influence_cli.payloads.read_payload", lambda *_: pytest.fail("a payload was read"))
+        patch.setattr("influence_cli.data.payloads.read_payload", lambda *_: pytest.fail("a payload was read"))
         warm = call_cli(*asked, "-o", "b.parquet", cwd=folder)
     assert warm.code == 0, warm.err
     assert (folder / "a.parquet").read_bytes() == (folder / "b.parquet").read_bytes()

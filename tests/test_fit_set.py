@@ -23,21 +23,21 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from influence_cli.fit_set import FitSet
-from influence_cli.grads import fill
-from influence_cli.job import Job, open_job
-from influence_cli.manifest import open_manifest
+from influence_cli.data.manifest import open_manifest
+from influence_cli.data.tables import provenance
 from influence_cli.methods.exact import Exact
 from influence_cli.model.build import build_model
 from influence_cli.model.curvature import Curvature
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.training import Recipe
-from influence_cli.plan import describe_plan, missing_work
-from influence_cli.retrain import RetrainRequest, retrain
-from influence_cli.score import score
 from influence_cli.settings import GradSpec, Inputs, Runtime
+from influence_cli.stages.fit_set import FitSet
+from influence_cli.stages.grads import fill
+from influence_cli.stages.job import Job, open_job
+from influence_cli.stages.plan import describe_plan, missing_work
+from influence_cli.stages.retrain import RetrainRequest, retrain
+from influence_cli.stages.score import score
 from influence_cli.store.maintenance import collect, list_entries, verify
-from influence_cli.tables import provenance
 from tests.cases import (
     Example,
     Heard,
@@ -337,7 +337,7 @@ def test_a_run_interrupted_while_it_fits_loses_only_the_factor(error: BaseExcept
 KILL = """
 import os, signal, sys
 from pathlib import Path
-from influence_cli.grads import fill
+from influence_cli.stages.grads import fill
 from tests.cases import Heard, job_of
 from tests.test_fit_set import EXACT
 
@@ -525,7 +525,7 @@ def test_a_warm_run_loads_no_model_and_says_the_spectrum_again(bench: Bench, mon
         raise AssertionError("a model was run")
 
     monkeypatch.setattr("influence_cli.model.build.load_model", refuse)
-    monkeypatch.setattr("influence_cli.grads.precondition", refuse)
+    monkeypatch.setattr("influence_cli.stages.grads.precondition", refuse)
     lines = [
         [line for line in text.splitlines() if "condition number" in line] for text in (first, cli(bench, *asked).err)
     ]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from influence_cli.gate import p_values
+from influence_cli.stages.gate import p_values
 from tests.cases import Ran, call_cli, digits_table, with_column, write
 
 

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from influence_cli.data.sources import Columns
 from influence_cli.errors import ManifestError, UsageError
-from influence_cli.ingest import Ingested, IngestRequest, make_manifest
-from influence_cli.sources import Columns
+from influence_cli.stages.ingest import Ingested, IngestRequest, make_manifest
 
 CLASSES = ("cat", "dog")
 LABELS = [0, 1, 1, 0, 1, 0]

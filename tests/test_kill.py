@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from influence_cli.plan import missing_work
 from influence_cli.settings import GradSpec
+from influence_cli.stages.plan import missing_work
 from influence_cli.store.files import read_tensors
 from tests.cases import call_cli, column, job_of, run_process
 

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from influence_cli.grads import fill
-from influence_cli.manifest import open_manifest
-from influence_cli.score import score
+from influence_cli.data.manifest import open_manifest
+from influence_cli.stages.grads import fill
+from influence_cli.stages.score import score
 from influence_cli.store.maintenance import collect, verify
 from tests.cases import Heard, call_cli, column, examples, feature_table, job_of, write
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from influence_cli.data.manifest import Manifest, open_manifest, without_overlap
 from influence_cli.errors import InfluenceError, ManifestError
-from influence_cli.manifest import Manifest, open_manifest, without_overlap
 from tests.cases import (
     Example,
     Heard,

@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from scipy import stats
 
 import influence_cli.maths
-from influence_cli.gate import p_values
 from influence_cli.maths.labels import cross_entropy, label_scores, margin, of_label, softmax
 from influence_cli.maths.masks import hashed_uniform
 from influence_cli.maths.noise import ranks, spearman
 from influence_cli.maths.paired import mean_interval, paired_difference
 from influence_cli.model.dropout import splitmix64
+from influence_cli.stages.gate import p_values
 from tests.oracle import relative_error, splitmix64_stream
 
 quick = settings(database=None, deadline=None, derandomize=True, max_examples=60)
@@ -282,7 +282,7 @@ def test_p_values_are_counts(calibration: Floats, new: Floats) -> None:
 
 MODULES = [
     *(f"influence_cli.maths.{m.name}" for m in pkgutil.iter_modules(influence_cli.maths.__path__)),
-    "influence_cli.gate",
+    "influence_cli.stages.gate",
 ]
 
 

@@ -21,10 +21,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from influence_cli.grads import fill
-from influence_cli.plan import missing_work
-from influence_cli.score import score
 from influence_cli.settings import GradSpec
+from influence_cli.stages.grads import fill
+from influence_cli.stages.plan import missing_work
+from influence_cli.stages.score import score
 from tests.cases import (
     Example,
     Heard,
@@ -176,8 +176,8 @@ def test_relabel_in_place_runs_no_model_and_changes_exactly_those_rows(
     def refuse(*_: object) -> None:
         raise AssertionError("a model was run")
 
-    monkeypatch.setattr("influence_cli.grads._pass", refuse)
-    monkeypatch.setattr("influence_cli.grads._measure", refuse)
+    monkeypatch.setattr("influence_cli.stages.grads._pass", refuse)
+    monkeypatch.setattr("influence_cli.stages.grads._measure", refuse)
     monkeypatch.setattr("influence_cli.model.build.load_model", refuse)
     computed, after = bench.warm(rows)
     assert computed == 0
@@ -300,7 +300,7 @@ def test_a_folder_of_files_is_the_manifest_that_one_file_is(bench: Bench) -> Non
 def test_where_reliability_is_sampled_a_deletion_computes_no_more_than_it_took(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("influence_cli.job.HALF_SAMPLE", 10)
+    monkeypatch.setattr("influence_cli.stages.job.HALF_SAMPLE", 10)
     _, before = bench.warm(examples())
     rows, _ = delete(examples())
     computed, after = bench.warm(rows)
@@ -360,7 +360,7 @@ KILL = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from influence_cli.grads import fill
+from influence_cli.stages.grads import fill
 from tests.cases import Heard, job_of
 
 torch.set_num_threads(1)

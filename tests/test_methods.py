@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from influence_cli.errors import UsageError
-from influence_cli.grads import fill, grads_table
-from influence_cli.job import Job
 from influence_cli.maths.masks import drop, keep_mask
 from influence_cli.methods import METHODS, make_methods
 from influence_cli.methods.ip_ensemble import IPEnsemble
@@ -33,8 +31,10 @@ from influence_cli.model.build import build_model, load_model
 from influence_cli.model.dropout import Dropout, member_rate, splitmix64
 from influence_cli.model.forward import Point
 from influence_cli.model.spec import ModelSpec
-from influence_cli.score import score
 from influence_cli.settings import GradSpec
+from influence_cli.stages.grads import fill, grads_table
+from influence_cli.stages.job import Job
+from influence_cli.stages.score import score
 from tests.oracle import (
     Problem,
     column,
@@ -303,7 +303,7 @@ def test_a_larger_ensemble_takes_the_smaller_from_the_store(mlp: Problem) -> Non
     def job(members: int) -> Job:
         return mlp.job("growing", methods=ENSEMBLE, options={"ip-ensemble": {"members": members, "p_max": 0.4}})
 
-    from influence_cli.plan import missing_work
+    from influence_cli.stages.plan import missing_work
 
     score(job(2))
     assert [w.nothing for w in missing_work(job(4))] == [True, True, False, False]
@@ -488,7 +488,7 @@ def test_every_method_loads_and_declares_what_it_is(name: str) -> None:
 
 
 def test_kinds_travel_with_the_table(mlp: Problem) -> None:
-    from influence_cli.tables import provenance
+    from influence_cli.data.tables import provenance
 
     carried = provenance(score(mlp.job(methods=("ip", "loss", "random"))).schema)
     assert carried["kinds"] == {"score_ip_utility": "signed", "score_loss": "ranking", "score_random": "ranking"}

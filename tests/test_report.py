@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from influence_cli.detection import Truth, detect
 from influence_cli.report.figures import panels_of, write_plot
 from influence_cli.report.page import page
 from influence_cli.report.tables import tables_of
+from influence_cli.stages.detection import Truth, detect
 from tests.cases import call_cli, write
 
 HOSTILE = "<script>alert('x')</script> $\\frac{1}{0}$ \x1b[31m _é漢"

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from influence_cli.errors import StoreError
-from influence_cli.grads import fill
-from influence_cli.score import score
+from influence_cli.stages.grads import fill
+from influence_cli.stages.score import score
 from influence_cli.store import Store
 from influence_cli.store.files import (
     DamagedFile,

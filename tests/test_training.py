@@ -26,15 +26,15 @@ from scipy import stats
 from torch import Tensor, nn
 
 import influence_cli.model.training as training
-from influence_cli.arms import PROPOSAL, Arm, base_arm, control_arms, curated_arm
+from influence_cli.data.manifest import Rows, open_manifest
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import SILENT
-from influence_cli.manifest import Rows, open_manifest
 from influence_cli.model.build import build_model
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.training import Examples, Recipe, augment, epoch_order, row_hashes
-from influence_cli.retrain import RetrainRequest, improved, retrain
 from influence_cli.settings import Inputs
+from influence_cli.stages.arms import PROPOSAL, Arm, base_arm, control_arms, curated_arm
+from influence_cli.stages.retrain import RetrainRequest, improved, retrain
 from tests.oracle import png, write_manifest
 
 CPU = torch.device("cpu")

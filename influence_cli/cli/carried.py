@@ -8,9 +8,9 @@ from typing import Any
 
 def carried_settings(source: str) -> dict[str, Any] | None:
     """Settings from a stage table's provenance; None for a manifest with payload, or a table without provenance."""
+    from influence_cli.data.manifest import PAYLOADS
+    from influence_cli.data.tables import PROVENANCE_KEY, parquet_files, provenance, read_schema
     from influence_cli.errors import ManifestError
-    from influence_cli.manifest import PAYLOADS
-    from influence_cli.tables import PROVENANCE_KEY, parquet_files, provenance, read_schema
 
     if Path(source).suffix in (".csv", ".jsonl"):
         return None

@@ -13,14 +13,14 @@ from influence_cli.cli.inputs import inputs_of, require_source
 from influence_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from influence_cli.canaries import CanaryRequest
-    from influence_cli.job import Job
+    from influence_cli.stages.canaries import CanaryRequest
+    from influence_cli.stages.job import Job
 
 
 def grads(settings: Settings) -> int | None:
     """Fill the store: directions, logits and tangents of the rows it has not seen."""
-    from influence_cli.grads import fill, grads_table
-    from influence_cli.tables import provenance
+    from influence_cli.data.tables import provenance
+    from influence_cli.stages.grads import fill, grads_table
 
     job = _job(settings)
     if settings["dry_run"]:
@@ -38,8 +38,8 @@ def grads(settings: Settings) -> int | None:
 
 def score(settings: Settings) -> int | None:
     """One score per train row, positive where the row helps; runs what is missing of grads."""
-    from influence_cli.score import score as score_stage
-    from influence_cli.tables import provenance
+    from influence_cli.data.tables import provenance
+    from influence_cli.stages.score import score as score_stage
 
     job = _job(settings)
     if settings["dry_run"]:
@@ -53,9 +53,9 @@ def score(settings: Settings) -> int | None:
 
 
 def _job(settings: Settings) -> Job:
-    from influence_cli.job import open_job
+    from influence_cli.data.tables import check_output
     from influence_cli.settings import GradSpec, Runtime
-    from influence_cli.tables import check_output
+    from influence_cli.stages.job import open_job
 
     show.check_format(settings, TABLE_FORMATS)
     if settings["output"] and not settings["dry_run"]:
@@ -120,11 +120,11 @@ def _check_origin(settings: Settings, job: Job, origin: dict[str, Any] | None) -
 
 def retrain(settings: Settings) -> int | None:
     """Train on a manifest; with --against also without the edits, and with random edits of the same size."""
-    from influence_cli.curate import parse_share
-    from influence_cli.manifest import open_manifest
+    from influence_cli.data.manifest import open_manifest
     from influence_cli.model.training import Recipe
-    from influence_cli.retrain import RetrainRequest, improved
-    from influence_cli.retrain import retrain as retrain_stage
+    from influence_cli.stages.curate import parse_share
+    from influence_cli.stages.retrain import RetrainRequest, improved
+    from influence_cli.stages.retrain import retrain as retrain_stage
 
     show.check_format(settings, ("auto", "table", "json"))
     if settings["output"] is None:
@@ -169,8 +169,8 @@ def retrain(settings: Settings) -> int | None:
 
 
 def _canaries(settings: Settings) -> CanaryRequest | None:
-    from influence_cli.canaries import CanaryRequest
-    from influence_cli.curate import parse_share
+    from influence_cli.stages.canaries import CanaryRequest
+    from influence_cli.stages.curate import parse_share
 
     if settings["canaries"] is None:
         for name in ("canaries_from", "canary_noise"):

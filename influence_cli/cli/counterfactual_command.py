@@ -9,8 +9,8 @@ from influence_cli.cli.config import Settings
 from influence_cli.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from influence_cli.counterfactuals import Training
-    from influence_cli.curate import CurateRequest
+    from influence_cli.stages.counterfactuals import Training
+    from influence_cli.stages.curate import CurateRequest
 
 RECIPE = ("epochs", "lr", "batch_size", "optimizer", "momentum", "weight_decay", "schedule", "augment")
 CONVENTIONS = ("loo", "renorm-loo")
@@ -23,9 +23,9 @@ def asked_to_retrain(settings: Settings) -> bool:
 
 def evaluate_by_retraining(settings: Settings, scores: CurateRequest) -> None:
     """Train, measure and show; with --dry-run say how many trainings there are."""
-    from influence_cli.counterfactuals import CounterfactualRequest, counterfactuals, plan
-    from influence_cli.curate import parse_share
-    from influence_cli.tables import check_output
+    from influence_cli.data.tables import check_output
+    from influence_cli.stages.counterfactuals import CounterfactualRequest, counterfactuals, plan
+    from influence_cli.stages.curate import parse_share
 
     convention = settings["convention"]
     if convention not in (None, *CONVENTIONS):
@@ -57,7 +57,7 @@ def evaluate_by_retraining(settings: Settings, scores: CurateRequest) -> None:
 
 def _training(settings: Settings) -> Training:
     """The recipe that flags and the environment insist on, and the one that fills in what no run folder says."""
-    from influence_cli.counterfactuals import Training
+    from influence_cli.stages.counterfactuals import Training
 
     values = {k: settings[k] for k in ("model", *RECIPE) if settings[k] is not None}
     said = {k: v for k, v in values.items() if settings.explicit(k)}

@@ -11,16 +11,16 @@ from influence_cli.cli.inputs import require_source, said_of_scores
 from influence_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from influence_cli.curate import Curated, CurateRequest, ScoreTable
-    from influence_cli.export import Export
+    from influence_cli.stages.curate import Curated, CurateRequest, ScoreTable
+    from influence_cli.stages.export import Export
 
 TABLE_FORMATS = ("auto", "table", "json", "jsonl", "csv")
 
 
 def curate(settings: Settings) -> int | None:
     """Trim, relabel or reweight train rows under a budget; or be a gate with --check."""
-    from influence_cli.curate import CurateRequest, read_scores
-    from influence_cli.curate import curate as curate_stage
+    from influence_cli.stages.curate import CurateRequest, read_scores
+    from influence_cli.stages.curate import curate as curate_stage
 
     gate = settings["check"] or settings["threshold"] is not None or settings["write_baseline"]
     show.check_format(settings, (*TABLE_FORMATS, *(["github"] if settings["check"] else [])))
@@ -53,7 +53,7 @@ def curate(settings: Settings) -> int | None:
 
 def _export(settings: Settings, curated: Curated) -> Export | None:
     """The export that was asked for, checked before anything is written."""
-    from influence_cli.export import ExportRequest, prepare_export
+    from influence_cli.stages.export import ExportRequest, prepare_export
 
     if settings["export"] is None:
         return None
@@ -67,7 +67,7 @@ def _check_outputs(settings: Settings, gate: bool) -> None:
     Raises:
         UsageError: they do, or one cannot.
     """
-    from influence_cli.tables import check_output
+    from influence_cli.data.tables import check_output
 
     output, edits, export = settings["output"], settings["edits"], settings["export"]
     if gate and (output or edits or export):
@@ -83,8 +83,8 @@ def _check_outputs(settings: Settings, gate: bool) -> None:
 
 
 def _write_curation(settings: Settings, curated: Curated, export: Export | None) -> None:
-    from influence_cli.curate import write_curated
-    from influence_cli.tables import write_table
+    from influence_cli.data.tables import write_table
+    from influence_cli.stages.curate import write_curated
 
     if export is not None:
         export.write()
@@ -106,7 +106,7 @@ def _write_curation(settings: Settings, curated: Curated, export: Export | None)
 
 
 def _gate(settings: Settings, request: CurateRequest, scores: ScoreTable) -> int | None:
-    from influence_cli.gate import GateRequest, check, write_baseline
+    from influence_cli.stages.gate import GateRequest, check, write_baseline
 
     if settings["write_baseline"] and settings["dry_run"]:
         show.terminal().note(f"{len(scores.train):,} rows would be accepted in {settings['write_baseline']}")

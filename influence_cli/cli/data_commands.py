@@ -12,8 +12,8 @@ from influence_cli.errors import UsageError
 
 def manifest(settings: Settings) -> int | None:
     """Image folder, CSV, JSONL, .npz, saved Hugging Face dataset or Parquet -> a checked manifest."""
-    from influence_cli.ingest import IngestRequest, make_manifest
-    from influence_cli.sources import Columns
+    from influence_cli.data.sources import Columns
+    from influence_cli.stages.ingest import IngestRequest, make_manifest
 
     show.check_format(settings, ("auto", "table", "json"))
     if settings["output"] is None:
@@ -69,8 +69,8 @@ def _kept(manifests: list[str]) -> tuple[Any, set[str]] | None:
         return None
     import numpy as np
 
-    from influence_cli.fit_set import FitSet
-    from influence_cli.manifest import open_manifest
+    from influence_cli.data.manifest import open_manifest
+    from influence_cli.stages.fit_set import FitSet
 
     opened = [open_manifest(path) for path in manifests]
     return np.concatenate([m.payload_keys for m in opened]), {

@@ -28,7 +28,7 @@ def evaluate(settings: Settings) -> int | None:
         show.terminal().note(f"every score column of {tables} would be measured; nothing is written")
         return None
     elif settings["other_scores"] is not None:
-        from influence_cli.evaluate import compare
+        from influence_cli.stages.evaluate import compare
 
         how = settings["budget"] or "5%", settings["draws"], settings["seed"]
         result = compare(source, settings["other_scores"], *how)
@@ -45,7 +45,7 @@ def _by_retraining(settings: Settings, source: str) -> None:
     Raises:
         UsageError: something else is asked for too.
     """
-    from influence_cli.curate import CurateRequest
+    from influence_cli.stages.curate import CurateRequest
 
     also = [flag for flag in ("other_scores", "sentinel", "stability", "report", "plot") if settings[flag]]
     if settings.more or also:
@@ -62,8 +62,8 @@ def _check(settings: Settings) -> None:
     Raises:
         UsageError: they do, or one cannot; or matplotlib is needed and not there.
     """
+    from influence_cli.data.tables import check_output
     from influence_cli.report.figures import require_matplotlib
-    from influence_cli.tables import check_output
 
     alone = [flag for flag, name in (("--against", "other_scores"), ("--sentinel", "sentinel")) if settings[name]]
     if len(alone) > 1 or (alone and (settings.more or settings["stability"])):
@@ -97,8 +97,8 @@ def _runtime(settings: Settings) -> Runtime:
 
 
 def _all_parts(settings: Settings, source: str) -> dict[str, Any]:
-    from influence_cli.evaluate import EvaluateRequest
-    from influence_cli.evaluate import evaluate as evaluate_stage
+    from influence_cli.stages.evaluate import EvaluateRequest
+    from influence_cli.stages.evaluate import evaluate as evaluate_stage
 
     manifest, label = said_of_scores(settings)
     named = settings.origins["clean_label"] != "default"
@@ -121,7 +121,7 @@ def _all_parts(settings: Settings, source: str) -> dict[str, Any]:
 
 
 def _sentinel(settings: Settings, source: str) -> dict[str, Any] | None:
-    from influence_cli.evaluate import sentinel, sentinel_job
+    from influence_cli.stages.evaluate import sentinel, sentinel_job
 
     if settings["checkpoint"] is None:
         raise UsageError("--sentinel needs a new checkpoint", fix="pass --checkpoint PATH")

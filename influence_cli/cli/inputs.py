@@ -49,6 +49,6 @@ def said_of_scores(settings: Settings) -> tuple[str | None, str | None]:
 
 def _no_origin(source: str | None) -> bool:
     """Whether a score table says nothing of its manifest, so that the settings file may."""
-    from influence_cli.tables import provenance, read_table
+    from influence_cli.data.tables import provenance, read_table
 
     return source is not None and "manifest" not in provenance(read_table(source, ["id"]).schema)

@@ -13,12 +13,12 @@ from influence_cli.errors import UsageError, nearest
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from influence_cli.curate import Curated
-    from influence_cli.gate import Verdict
-    from influence_cli.job import Job
+    from influence_cli.data.row_checks import BadRow
     from influence_cli.model.training import Recipe
-    from influence_cli.retrain import RetrainRequest
-    from influence_cli.row_checks import BadRow
+    from influence_cli.stages.curate import Curated
+    from influence_cli.stages.gate import Verdict
+    from influence_cli.stages.job import Job
+    from influence_cli.stages.retrain import RetrainRequest
 
 STRONGEST = 20  # rows of a table on a terminal
 
@@ -46,7 +46,7 @@ def check_format(settings: Settings, known: tuple[str, ...]) -> None:
 
 def table(settings: Settings, result: pa.Table, sort_by: str | None, descending: bool = False) -> None:
     """A stage's table: to --output, otherwise rows for people on a terminal and JSONL in a pipe."""
-    from influence_cli.tables import as_csv, as_jsonl, rows_of, write_all, write_table
+    from influence_cli.data.tables import as_csv, as_jsonl, rows_of, write_all, write_table
 
     if settings["output"]:
         write_table(result, settings["output"])
@@ -76,7 +76,7 @@ def table(settings: Settings, result: pa.Table, sort_by: str | None, descending:
 
 def _same_as_score(result: pa.Table) -> list[str]:
     """The column that ``score`` repeats."""
-    from influence_cli.tables import provenance
+    from influence_cli.data.tables import provenance
 
     only = provenance(result.schema).get("score_is")
     return [only] if only else []
@@ -97,11 +97,11 @@ def fitting(names: list[str], cells: list[list[str]], stream: IO[str]) -> tuple[
 
 def plan(settings: Settings, job: Job) -> None:
     """What would run: as JSON in a pipe or when asked, as a table for people."""
-    from influence_cli.plan import describe_plan, known_rates, missing_work, needed_rates
+    from influence_cli.stages.plan import describe_plan, known_rates, missing_work, needed_rates
 
     work, estimated = missing_work(job), {}
     if not needed_rates(work) <= set(known_rates(job)):
-        from influence_cli.estimate import estimated_rates
+        from influence_cli.stages.estimate import estimated_rates
 
         estimated = estimated_rates(job, work)
     described = describe_plan(job, work, estimated)
@@ -133,7 +133,7 @@ def plan(settings: Settings, job: Job) -> None:
 
 def run_summary(job: Job, origin: dict[str, Any], done: str) -> None:
     """What was done, how good the model is, and the noise of every direction."""
-    from influence_cli.reliability import train_accuracy, warn_at_chance
+    from influence_cli.stages.reliability import train_accuracy, warn_at_chance
 
     out = terminal()
     known: dict[str, tuple[float, int]] = {}
@@ -163,7 +163,7 @@ def skipped(left_out: dict[str, list[BadRow]]) -> None:
 
 def noise_summary(origin: dict[str, Any]) -> None:
     """Phi and the noise of every direction, with a warning where it is mostly noise."""
-    from influence_cli.reliability import describe_noise, noise_warnings
+    from influence_cli.stages.reliability import describe_noise, noise_warnings
 
     out = terminal()
     noise = origin.get("noise", {})
@@ -176,7 +176,7 @@ def noise_summary(origin: dict[str, Any]) -> None:
 
 def curate_summary(settings: Settings, curated: Curated) -> None:
     """Counts, class balance, notes, and precision where clean labels are known."""
-    from influence_cli.curate import summarise
+    from influence_cli.stages.curate import summarise
 
     s = summarise(curated)
     out = terminal()
@@ -245,7 +245,7 @@ def retrain_summary(settings: Settings, metrics: dict[str, Any]) -> None:
     first = next(iter(next(iter(metrics["arms"].values()))["seeds"].values()))
     rates = {k: first[f"{k}_accuracy"] for k in ("train", "target") if f"{k}_accuracy" in first}
     out.note(", ".join(f"{k} accuracy {v:.1%}" for k, v in {**rates, "test": first["accuracy"]}.items()))
-    from influence_cli.reliability import at_chance
+    from influence_cli.stages.reliability import at_chance
 
     for name, rate in {**rates, "test": first["accuracy"]}.items():
         if at_chance(rate, metrics["test_rows"], metrics["num_classes"]):

@@ -12,13 +12,13 @@ from influence_cli.cli.console import cell, print_json, print_table
 from influence_cli.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from influence_cli.ingest import Ingested
+    from influence_cli.stages.ingest import Ingested
     from influence_cli.store.maintenance import Entry
 
 
 def ingested(settings: Settings, result: Ingested) -> None:
     """What the manifest holds: rows of each class and split, notes, and what was skipped."""
-    from influence_cli.ingest import class_table
+    from influence_cli.stages.ingest import class_table
 
     rows = class_table(result.manifest)
     if settings["format"] == "json":
@@ -59,7 +59,7 @@ def report(settings: Settings, facts: dict[str, Any]) -> None:
 
 def keys(settings: Settings, manifests: list[str]) -> None:
     """The keys under which rows are stored."""
-    from influence_cli.manifest import open_manifest
+    from influence_cli.data.manifest import open_manifest
 
     for path in manifests:
         manifest = open_manifest(path)

@@ -10,9 +10,9 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from influence_cli.data.sources.origin import Origin
 from influence_cli.errors import UsageError, nearest
 from influence_cli.exports.protocol import Prepared, Task
-from influence_cli.sources.origin import Origin
 
 
 @dataclass(frozen=True)

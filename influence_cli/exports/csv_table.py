@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from influence_cli.data.sources import open_source
+from influence_cli.data.sources.origin import Origin
+from influence_cli.data.sources.protocol import IMAGE_NAMES, LABEL_NAMES, pick
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.exports.matched import Matched, match, spellings
 from influence_cli.exports.plain import plain_rows
 from influence_cli.exports.protocol import Prepared, Task, rebase, same_images
-from influence_cli.sources import open_source
-from influence_cli.sources.origin import Origin
-from influence_cli.sources.protocol import IMAGE_NAMES, LABEL_NAMES, pick
 
 _BOM = b"\xef\xbb\xbf"
 

@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from influence_cli.data.sources.image_folder import EXTENSIONS
 from influence_cli.errors import ManifestError, UsageError, nearest
 from influence_cli.exports.protocol import LINKS, Prepared, Task, stored
-from influence_cli.sources.image_folder import EXTENSIONS
 
 _SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif"}
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from influence_cli.data.payloads import read_payload
+from influence_cli.data.row_checks import SPLITS
+from influence_cli.data.sources import open_source
+from influence_cli.data.sources.huggingface import data_files, read_description, read_stream, split_folders
+from influence_cli.data.sources.origin import Origin
+from influence_cli.data.sources.protocol import LABEL_NAMES, pick
 from influence_cli.exports.matched import Matched, match
 from influence_cli.exports.protocol import PROPOSAL, Prepared, Task, stored
-from influence_cli.payloads import read_payload
-from influence_cli.row_checks import SPLITS
-from influence_cli.sources import open_source
-from influence_cli.sources.huggingface import data_files, read_description, read_stream, split_folders
-from influence_cli.sources.origin import Origin
-from influence_cli.sources.protocol import LABEL_NAMES, pick
 from influence_cli.store.files import file_digest, write_bytes
 
 _FILE = "data-00000-of-00001.arrow"

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from influence_cli.data.sources import open_source
+from influence_cli.data.sources.origin import Origin
+from influence_cli.data.sources.protocol import IMAGE_NAMES, LABEL_NAMES, pick
 from influence_cli.errors import ManifestError
 from influence_cli.exports.matched import Matched, match, spellings
 from influence_cli.exports.plain import plain_rows
 from influence_cli.exports.protocol import Prepared, Task, rebase, same_images
-from influence_cli.sources import open_source
-from influence_cli.sources.origin import Origin
-from influence_cli.sources.protocol import IMAGE_NAMES, LABEL_NAMES, pick
 
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
 _DECODER = json.JSONDecoder(strict=False)  # control characters in texts stay as they are

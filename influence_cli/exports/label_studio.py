@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from influence_cli.data.payloads import Payload
 from influence_cli.errors import ManifestError
 from influence_cli.exports.protocol import Prepared, Task, rebase, stored
-from influence_cli.payloads import Payload
 
 MODEL_VERSION = "influence"
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.payloads import read_payload
+from influence_cli.data.row_checks import SPLITS
+from influence_cli.data.sources import open_source
+from influence_cli.data.sources.npz import as_column, pair_names, read_arrays
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.exports.matched import Matched, match, spellings
 from influence_cli.exports.protocol import Prepared, Task, stored
-from influence_cli.payloads import read_payload
-from influence_cli.row_checks import SPLITS
-from influence_cli.sources import open_source
-from influence_cli.sources.npz import as_column, pair_names, read_arrays
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
+from influence_cli.data.manifest import Rows
 from influence_cli.errors import ManifestError
 from influence_cli.events import SILENT, Listener
-from influence_cli.manifest import Rows
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.examples import batches, chunked, move, to_input
 from influence_cli.model.forward import Point, differentiable_kernels

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from influence_cli.data.manifest import Manifest, Payload, Rows
+from influence_cli.data.row_checks import BadRow
 from influence_cli.errors import ManifestError
-from influence_cli.manifest import Manifest, Payload, Rows
 from influence_cli.model.spec import ModelSpec
-from influence_cli.row_checks import BadRow
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,

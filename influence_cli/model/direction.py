@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from influence_cli.data.manifest import Payload, Rows
 from influence_cli.events import Progress
-from influence_cli.manifest import Payload, Rows
 from influence_cli.maths.noise import signal_to_noise
 from influence_cli.model.examples import batches, chunked, move, to_input
 from influence_cli.model.forward import Point, differentiable_kernels

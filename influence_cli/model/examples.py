@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from influence_cli.data.manifest import Manifest, Payload
 from influence_cli.errors import ManifestError
-from influence_cli.manifest import Manifest, Payload
 from influence_cli.model.decode import decode_row
 from influence_cli.model.spec import ModelSpec
 

@@ -17,7 +17,7 @@ from influence_cli.model.checkpoints import Checkpoint, find_checkpoint
 from influence_cli.store.keys import fingerprint
 
 if TYPE_CHECKING:
-    from influence_cli.manifest import Manifest
+    from influence_cli.data.manifest import Manifest
     from influence_cli.model.task import Task
     from influence_cli.settings import Inputs
     from influence_cli.store import Store
@@ -95,11 +95,12 @@ def resolve_model(inputs: Inputs, manifest: Manifest, store: Store, precision: s
         from influence_cli.model.task import resolve_task
 
         return resolve_task(inputs, manifest, store, checkpoint, precision)
-    if inputs.model is None and checkpoint is not None:
+    found = required(checkpoint)
+    if inputs.model is None:
         raise UsageError(
             "the checkpoint does not say its architecture", where=inputs.checkpoint or "", fix="pass --model NAME"
         )
-    return new_spec(inputs, manifest, store), required(checkpoint)
+    return new_spec(inputs, manifest, store), found
 
 
 def required(checkpoint: Checkpoint | None) -> Checkpoint:

@@ -28,7 +28,7 @@ from influence_cli.store.keys import canonical_json, fingerprint
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from influence_cli.manifest import Manifest
+    from influence_cli.data.manifest import Manifest
     from influence_cli.settings import Inputs
     from influence_cli.store import Store
 

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from influence_cli.data.manifest import Rows
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import Listener
-from influence_cli.manifest import Rows
 from influence_cli.model.convex import LBFGS, train_convex
 from influence_cli.model.examples import batches, chunked, to_input
 from influence_cli.model.losses import loss_of

@@ -1,0 +1,1 @@
+"""Rows: manifests, the tables that travel between stages, sources that rows come from."""

@@ -1,0 +1,316 @@
+"""(0) The table every stage reads: schema, keys, provenance, "-" in and out.
+
+A manifest is a Parquet file, or a folder of them, with one row per example: ``id`` (unique string), a payload
+(``image`` as bytes or ``{bytes, path}``, ``path``, or ``features``), ``label`` (integer), and optionally ``split``
+(train, val, test), ``group``, ``weight`` and ``clean_label``.  Narrow columns are held in memory; payloads are
+streamed, and named by the hash of what is stored (``store.keys``).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from influence_cli.data.payloads import FileKeys, Payload, payload_batches, payload_keys, payload_values, read_payload
+from influence_cli.data.row_checks import (
+    SKIPPED,
+    BadRow,
+    RowChecks,
+    check_ids,
+    check_weights,
+    checked_labels,
+    checked_splits,
+)
+from influence_cli.data.tables import concatenated, parquet_files, read_parquet, read_schema
+from influence_cli.errors import ManifestError
+from influence_cli.store.keys import Keys, digest_of_sorted, fingerprint, row_keys
+from influence_cli.store.shards import positions
+
+PAYLOADS = ("image", "path", "features")
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """A checked manifest: its narrow columns, labels [n] and keys [n, 16], and where the payload is."""
+
+    source: str
+    files: tuple[Path, ...]
+    kind: str  # one of PAYLOADS
+    table: pa.Table  # every column but the payload
+    labels: NDArray[np.int64]
+    splits: NDArray[np.str_]
+    payload_keys: Keys
+    row_keys: Keys
+    classes: tuple[str, ...] | None
+    folder: Path  # what relative payload paths count from
+    bad: tuple[BadRow, ...] = ()  # rows that are left out: their split is SKIPPED
+    bad_when_read: int = 0  # how many of them reading finds again; the others depend on the model
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @functools.cached_property
+    def ids(self) -> list[str]:
+        """Row ids, in order."""
+        return self.table.column("id").to_pylist()
+
+    def rows(self, split: str) -> Rows:
+        """The rows of one split, in order."""
+        return Rows(self, np.flatnonzero(self.splits == split))
+
+    def all_rows(self) -> Rows:
+        """Every row that is not left out, in order."""
+        return Rows(self, np.flatnonzero(self.splits != SKIPPED))
+
+    @property
+    def left_out(self) -> dict[str, list[BadRow]]:
+        """Rows that cannot be used, by manifest."""
+        return {self.source: list(self.bad)} if self.bad else {}
+
+    def without(self, bad: Sequence[BadRow]) -> Manifest:
+        """The manifest with more rows left out; its fingerprint stays that of what was read."""
+        splits = self.splits.copy()
+        splits[[b.row for b in bad]] = SKIPPED
+        changed = replace(self, splits=splits, bad=(*self.bad, *bad))
+        changed.__dict__["fingerprint"] = self.fingerprint
+        return changed
+
+    def without_ids(self, ids: Sequence[str], why: str) -> Manifest:
+        """The manifest without the rows of these ids, where they are not left out already."""
+        gone = set(ids)
+        if not gone:
+            return self
+        rows = [k for k, i in enumerate(self.ids) if i in gone and self.splits[k] != SKIPPED]
+        return self.without([BadRow(k, self.ids[k], self.kind, why) for k in rows])
+
+    def payloads(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, Payload]]:
+        """(row, payload) for ``rows`` in ascending order, streamed: batches without a wanted row are skipped."""
+        wanted = np.sort(rows)
+        checks = RowChecks(self.source, self.table)
+        for first, column in payload_batches(self.files, self.kind):
+            low, high = np.searchsorted(wanted, [first, first + len(column)])
+            if low == high:
+                continue
+            chosen = wanted[low:high]
+            values = payload_values(column.take(pa.array(chosen - first)), self.kind, self.folder)
+            for row, value in zip(chosen.tolist(), values, strict=True):
+                yield row, read_payload(value, functools.partial(checks.place, row, self.kind))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Name of the content that stages agree on: ids, rows and splits, in any order (weights change no score)."""
+        entries = sorted(
+            [i, k.tobytes().hex(), s]
+            for i, k, s in zip(self.ids, self.row_keys, self.splits.tolist(), strict=True)
+            if s != SKIPPED
+        )
+        return fingerprint("manifest", 1, rows=entries)
+
+    def weights(self) -> NDArray[np.float64]:
+        """Row weights [n]; 1 where there is no ``weight`` column."""
+        if "weight" not in self.table.column_names:
+            return np.ones(len(self))
+        return self.table.column("weight").cast(pa.float64()).fill_null(1.0).to_numpy()
+
+    def column(self, name: str) -> NDArray[Any] | None:
+        """A narrow column as an array, or None where there is none."""
+        if name not in self.table.column_names:
+            return None
+        return self.table.column(name).to_numpy(zero_copy_only=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Some rows of a manifest, by position."""
+
+    manifest: Manifest
+    index: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @functools.cached_property
+    def ids(self) -> list[str]:
+        """Row ids."""
+        ids = self.manifest.ids
+        return [ids[i] for i in self.index.tolist()]
+
+    @functools.cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels [n]."""
+        return self.manifest.labels[self.index]
+
+    @functools.cached_property
+    def payload_keys(self) -> Keys:
+        """Payload keys [n, 16]."""
+        return self.manifest.payload_keys[self.index]
+
+    @functools.cached_property
+    def row_keys(self) -> Keys:
+        """Row keys [n, 16]."""
+        return self.manifest.row_keys[self.index]
+
+    @functools.cached_property
+    def weights(self) -> NDArray[np.float64]:
+        """Weights [n]."""
+        return self.manifest.weights()[self.index]
+
+    def clean_labels(self, column: str = "clean_label") -> NDArray[np.int64] | None:
+        """True labels [n], -1 where unknown; None where there is no such column.
+
+        Raises:
+            ManifestError: they are no integers.
+        """
+        if column not in self.manifest.table.column_names:
+            return None
+        values = self.manifest.table.column(column)
+        if not pa.types.is_integer(values.type):
+            where = f"{self.manifest.source}, column {column}"
+            raise ManifestError(f"clean labels are {values.type}, not integers", where=where, fix="number the classes")
+        return values.fill_null(-1).to_numpy().astype(np.int64)[self.index]
+
+    def fingerprint(self) -> str:
+        """Name of the multiset of row keys: order and ids do not matter."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return digest_of_sorted(self.row_keys)
+
+    def take(self, chosen: NDArray[Any]) -> Rows:
+        """A subset, by boolean mask or by positions among these rows."""
+        return Rows(self.manifest, self.index[chosen])
+
+
+def read_manifest(
+    source: str,
+    files: Sequence[Path],
+    label: str = "label",
+    *,
+    skip_bad: bool = False,
+    folder: Path | None = None,
+    known: FileKeys | None = None,
+) -> Manifest:
+    """Read and check a manifest.
+
+    With ``skip_bad`` rows that cannot be used are left out and listed in ``bad``.  Relative payload paths count from
+    ``folder`` (None: where the first file is).  ``known`` remembers the keys of payload files between runs.
+
+    Raises:
+        ManifestError: a column is missing or of the wrong type; an id is null or twice there, a label is null or
+            negative, a split is unknown, a weight is negative, a payload is empty, unreadable, not finite or of
+            another length (unless bad rows are skipped); or no row is left.
+    """
+    schema = read_schema(files[0])
+    kind = _check_columns(schema, label, source, files)
+    table = concatenated([read_parquet(f, [n for n in schema.names if n != kind]) for f in files], source)
+    if table.num_rows == 0:
+        raise ManifestError("the manifest has no rows", where=source, fix="give a manifest with train rows")
+    folder = files[0].parent if folder is None else folder
+    checks = RowChecks(source, table, skip_bad)
+    check_ids(checks)
+    labels = checked_labels(checks, label)
+    splits = checked_splits(checks)
+    check_weights(checks)
+    keys = payload_keys(files, kind, folder, checks, known)
+    bad = tuple(checks.bad[row] for row in sorted(checks.bad))
+    splits[[b.row for b in bad]] = SKIPPED
+    if len(bad) == table.num_rows:
+        first = f"{source}, row {bad[0].row}, column {bad[0].column}"
+        raise ManifestError(f"no usable row: {bad[0].reason}", where=first, fix="repair the rows")
+    return Manifest(
+        source,
+        tuple(files),
+        kind,
+        table,
+        labels,
+        splits,
+        keys,
+        row_keys(keys, labels),
+        _classes(schema, files[0]),
+        folder,
+        bad,
+        len(bad),
+    )
+
+
+def _check_columns(schema: pa.Schema, label: str, source: str, files: Sequence[Path]) -> str:
+    """The payload's column; refuses schemas that lack a column or differ between files."""
+    kind = next((k for k in PAYLOADS if k in schema.names), None)
+    if kind is None:
+        raise ManifestError("no payload column", where=source, fix="a manifest needs one of: " + ", ".join(PAYLOADS))
+    for needed in ("id", label):
+        if needed not in schema.names:
+            fix = f"columns there are: {', '.join(schema.names)}" + ("; pass --label COLUMN" if needed == label else "")
+            raise ManifestError(f"no column {needed!r}", where=source, fix=fix)
+    for file in files[1:]:
+        odd = _differing(schema, read_schema(file))
+        if odd:
+            fix = "write all files with one schema"
+            raise ManifestError(f"the files have different columns ({odd})", where=f"{source}: {file.name}", fix=fix)
+    _check_payload_type(schema, kind, source)
+    return kind
+
+
+def _differing(schema: pa.Schema, other: pa.Schema) -> str:
+    """The columns that are missing from one of two schemas, or have another type."""
+    names = sorted({*schema.names, *other.names})
+    both = [n for n in names if n in schema.names and n in other.names]
+    odd = [n for n in names if n not in both] + [n for n in both if schema.field(n).type != other.field(n).type]
+    return ", ".join(odd)
+
+
+def open_manifest(source: Any, label: str = "label", skip_bad: bool = False, known: FileKeys | None = None) -> Manifest:
+    """Read a manifest from a file or folder of Parquet files, or from rows in memory; see ``read_manifest``."""
+    if isinstance(source, Manifest):
+        return source
+    if not isinstance(source, str | Path):
+        from influence_cli.data.in_memory import manifest_in_memory
+
+        return manifest_in_memory(source, label, skip_bad)
+    return read_manifest(str(source), parquet_files(str(source)), label, skip_bad=skip_bad, known=known)
+
+
+def _check_payload_type(schema: pa.Schema, kind: str, source: str) -> None:
+    """Refuse a payload column whose type holds no payload."""
+    found = schema.field(kind).type
+    is_list = pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found)
+    number = is_list and (pa.types.is_floating(found.value_type) or pa.types.is_integer(found.value_type))
+    is_bytes = pa.types.is_binary(found) or pa.types.is_large_binary(found)
+    is_text = pa.types.is_string(found) or pa.types.is_large_string(found)
+    good, wanted = {
+        "features": (number, "a list of numbers"),
+        "path": (is_text, "text"),
+        "image": (is_bytes or pa.types.is_struct(found), "bytes or {bytes, path}"),
+    }[kind]
+    if not good:
+        where = f"{source}, column {kind}"
+        raise ManifestError(f"column {kind} is {found}, not {wanted}", where=where, fix=f"store {wanted}")
+
+
+def _classes(schema: pa.Schema, file: Path) -> tuple[str, ...] | None:
+    stored = (schema.metadata or {}).get(b"classes")
+    beside = file.parent / "classes.json"
+    if stored is None and beside.exists():
+        stored = beside.read_bytes()
+    if stored is None:
+        return None
+    try:
+        names = json.loads(stored)
+    except ValueError:
+        return None
+    return tuple(str(n) for n in names) if isinstance(names, list) else None
+
+
+def without_overlap(target: Rows, train: Rows) -> tuple[Rows, Rows]:
+    """Target rows whose payload is no training row's, and those whose payload is."""
+    same = positions(target.payload_keys, train.payload_keys) >= 0
+    return target.take(~same), target.take(same)

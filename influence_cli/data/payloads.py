@@ -1,0 +1,144 @@
+"""Payloads where a manifest keeps them: streamed from Parquet, read from files, named by content."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from influence_cli.data.row_checks import RowChecks, check_widths
+from influence_cli.data.tables import damaged
+from influence_cli.errors import ManifestError
+from influence_cli.store.keys import KEY_BYTES, Keys, payload_key, stack
+
+Payload = bytes | NDArray[np.float32]
+
+
+def payload_batches(files: Sequence[Path], kind: str) -> Iterator[tuple[int, pa.Array]]:
+    """(first row, payload column) of each record batch, in file order."""
+    first = 0
+    for file in files:
+        try:
+            with pa.OSFile(str(file)) as handle, pq.ParquetFile(handle) as reader:
+                for batch in reader.iter_batches(batch_size=1024, columns=[kind]):
+                    yield first, batch.column(0)
+                    first += batch.num_rows
+        except (pa.ArrowInvalid, OSError) as error:
+            raise damaged(file, error) from error
+
+
+def payload_values(column: pa.Array, kind: str, folder: Path) -> list[Payload | Path | None]:
+    """Payloads as they are stored; a Path where only a path is."""
+    if kind == "features":
+        return _feature_values(column)
+    if kind == "path":
+        return [None if v is None else folder / v for v in column.to_pylist()]
+    if pa.types.is_struct(column.type):
+        return [_image_value(v, folder) for v in column.to_pylist()]
+    return column.to_pylist()
+
+
+def _feature_values(column: pa.Array) -> list[Payload | Path | None]:
+    """Feature vectors f32; rows of one buffer where none is null and all are as long, which is quick."""
+    lengths = column.value_lengths() if not pa.types.is_fixed_size_list(column.type) else None
+    values = column.flatten()  # leaves null rows out
+    even = lengths is None or (len(lengths) > 0 and lengths.null_count == 0 and len(lengths.unique()) == 1)
+    if len(column) and column.null_count == 0 and values.null_count == 0 and even:
+        stacked = values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+        return list(stacked.reshape(len(column), -1))
+    return [None if v is None else np.asarray(v, dtype=np.float32) for v in column.to_pylist()]
+
+
+def _image_value(value: dict[str, Any] | None, folder: Path) -> bytes | Path | None:
+    if value is None:
+        return None
+    if value.get("bytes") is not None:
+        return value["bytes"]
+    return folder / value["path"] if value.get("path") else None
+
+
+def read_payload(value: Payload | Path | None, where: Callable[[], str]) -> Payload:
+    """The payload, read from its file where it is one.
+
+    Raises:
+        ManifestError: it is empty, or its file cannot be read.
+    """
+    if value is None:
+        raise ManifestError("the payload is empty", where=where(), fix="fill it in or take the row out")
+    if not isinstance(value, Path):
+        return value
+    try:
+        return value.read_bytes()
+    except OSError as error:
+        raise ManifestError(
+            f"cannot read {value} ({error.strerror})", where=where(), fix="paths count from the manifest's folder"
+        ) from error
+
+
+class FileKeys(Protocol):
+    """Keys of payload files known from earlier runs."""
+
+    def find(self, path: Path) -> bytes | None:
+        """The key of a file that is as it was when its key was put, or None."""
+        ...
+
+    def put(self, path: Path, key: bytes) -> None:
+        """Remember the key of a file that was read just now."""
+        ...
+
+    def save(self) -> None:
+        """Keep what was put."""
+        ...
+
+
+def payload_keys(
+    files: Sequence[Path], kind: str, folder: Path, checks: RowChecks, known: FileKeys | None = None
+) -> Keys:
+    """Payload keys [n, 16], by streaming every payload once; zeros for rows that are left out.
+
+    Raises:
+        ManifestError: a payload is empty, unreadable, or has a feature that is not finite (unless rows are skipped).
+    """
+    keys: list[bytes] = []
+    widths: list[int] = []
+    for first, column in payload_batches(files, kind):
+        for offset, stored in enumerate(payload_values(column, kind, folder)):
+            key, width = _key(stored, first + offset, kind, checks, known)
+            keys.append(key)
+            widths.append(width)
+    check_widths(checks, np.array(widths, dtype=np.int64), kind)
+    if known is not None:
+        known.save()
+    return stack(keys)
+
+
+_NO_KEY = bytes(KEY_BYTES)
+
+
+def _key(
+    stored: Payload | Path | None, row: int, kind: str, checks: RowChecks, known: FileKeys | None
+) -> tuple[bytes, int]:
+    """A payload's key and, for features, its width (-1 for others)."""
+    found = known.find(stored) if known is not None and isinstance(stored, Path) else None
+    if found is not None:
+        return found, -1
+    try:
+        value = read_payload(stored, functools.partial(checks.place, row, kind))
+    except ManifestError as error:
+        checks.fail(row, kind, error.what, error.fix)
+        return _NO_KEY, -1
+    if isinstance(value, np.ndarray):
+        if not np.isfinite(value).all():
+            checks.fail(row, kind, "a feature is not finite", "impute it or take the row out")
+            return _NO_KEY, -1
+        return payload_key("influence.feat", value.astype("<f4").tobytes()), len(value)
+    key = payload_key("influence.image", value)
+    if known is not None and isinstance(stored, Path):
+        known.put(stored, key)
+    return key, -1

@@ -1,0 +1,97 @@
+"""Datasets that Hugging Face's ``save_to_disk`` wrote: Arrow stream files and their description, read by pyarrow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from influence_cli.data.sources.protocol import LABEL_NAMES, Columns, Source, pick, split_of
+from influence_cli.data.sources.tabular import shape_table
+from influence_cli.errors import ManifestError
+
+
+def read_saved_dataset(root: Path, columns: Columns) -> Source:
+    """A saved Dataset, or a DatasetDict whose splits keep their names.
+
+    Raises:
+        ManifestError: a file is missing or is not Arrow, or a split has an unknown name.
+    """
+    parts = split_folders(root)
+    features = read_description(next(iter(parts.values())) / "dataset_info.json").get("features") or {}
+    label = pick(list(features), columns.label, LABEL_NAMES, "label", str(root))
+    names = features[label].get("names") if label is not None else None
+
+    def tables() -> Iterator[pa.Table]:
+        for split, folder in parts.items():
+            first = 0
+            for file in data_files(folder):
+                for table in read_stream(file):
+                    yield shape_table(table, columns, str(folder), first, split, split)
+                    first += table.num_rows
+
+    return Source("Hugging Face dataset", tables, tuple(names) if names else None, str(root))
+
+
+def split_folders(root: Path) -> dict[str | None, Path]:
+    """The folder of every split; the root itself, under None, where the dataset has no splits.
+
+    Raises:
+        ManifestError: a split has an unknown name.
+    """
+    if not (root / "dataset_dict.json").exists():
+        return {None: root}
+    named = read_description(root / "dataset_dict.json")["splits"]
+    unknown = [n for n in named if split_of(n) is None]
+    if unknown:
+        raise ManifestError(
+            f"unknown split {unknown[0]!r}",
+            where=str(root / "dataset_dict.json"),
+            fix="use train, validation, test",
+        )
+    return {split_of(n): root / n for n in named}
+
+
+def data_files(folder: Path) -> list[Path]:
+    """The Arrow files of one split, in order."""
+    return [folder / file["filename"] for file in read_description(folder / "state.json")["_data_files"]]
+
+
+def dataset_files(root: Path) -> list[Path]:
+    """Every file that rows are read from or described by; caches that may lie beside them are none."""
+    index = root / "dataset_dict.json"
+    files = [index] if index.exists() else []
+    for folder in split_folders(root).values():
+        files += [folder / "dataset_info.json", folder / "state.json", *data_files(folder)]
+    return files
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """One of the dataset's JSON files.
+
+    Raises:
+        ManifestError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"cannot be read ({error})", where=str(path), fix="save the dataset again") from error
+
+
+def read_stream(path: Path) -> Iterator[pa.Table]:
+    """The tables of an Arrow stream file.
+
+    Raises:
+        ManifestError: it is not one.
+    """
+    try:
+        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+            for batch in reader:
+                yield pa.Table.from_batches([batch])
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ManifestError(
+            f"cannot be read as Arrow ({error})", where=str(path), fix="save the dataset again"
+        ) from error

@@ -1,0 +1,111 @@
+"""NumPy archives: x and y, or {train,val,test}_images and {train,val,test}_labels; u8 images or numeric features."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from influence_cli.data.sources.protocol import Columns, Source, split_of
+from influence_cli.errors import ManifestError
+
+_VALUES, _LABELS = ("x", "images", "image", "data", "features"), ("y", "labels", "label", "targets")
+_CHUNK = 2048
+
+
+def read_npz(path: Path, columns: Columns) -> Source:
+    """An archive of arrays; arrays are read as data, never unpickled.
+
+    Raises:
+        ManifestError: no pair of values and labels, other lengths, or values that are neither images nor features.
+    """
+    arrays = read_arrays(path)
+    parts = pair_names(arrays, columns, str(path))
+
+    def tables() -> Iterator[pa.Table]:
+        for split, names in parts.items():
+            values, labels = arrays[names[0]], as_column(arrays[names[1]])
+            for first in range(0, len(values), _CHUNK):
+                here = slice(first, first + _CHUNK)
+                ids = [f"{split or 'row'}-{first + k}" for k in range(len(values[here]))]
+                table = {"id": pa.array(ids), **_payload(values[here], str(path)), "label": pa.array(labels[here])}
+                if split is not None:
+                    table["split"] = pa.array([split] * len(ids))
+                yield pa.table(table)
+
+    return Source("npz", tables, None, str(path.parent))
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+    """Every array of an archive, by name; nothing is unpickled.
+
+    Raises:
+        ManifestError: it is no archive of arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ManifestError(f"cannot be read ({error})", where=str(path), fix="save it with numpy.savez") from error
+
+
+def as_column(labels: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Labels [n] of an array [n] or [n, 1]."""
+    return labels.reshape(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
+
+
+def pair_names(
+    arrays: dict[str, NDArray[np.generic]], columns: Columns, where: str
+) -> dict[str | None, tuple[str, str]]:
+    """The names of values and labels by split (None: no splits).
+
+    Raises:
+        ManifestError: they do not pair, or are of other lengths.
+    """
+    values: dict[str | None, str] = {}
+    labels: dict[str | None, str] = {}
+    for name in arrays:
+        words = [w for w in re.split(r"[_\-.]", name.lower()) if w]
+        split = next((split_of(w) for w in words if split_of(w)), None)
+        rest = [w for w in words if split_of(w) is None]
+        if name == columns.label or (columns.label is None and rest and rest[0] in _LABELS):
+            labels[split] = name
+        elif name == columns.image or name in columns.features or (rest and rest[0] in _VALUES):
+            values[split] = name
+    if not values or set(values) != set(labels):
+        fix = f"name arrays x and y, or train_images and train_labels; there are: {', '.join(arrays)}"
+        raise ManifestError("no pair of values and labels", where=where, fix=fix)
+    for split, name in values.items():
+        array, column = arrays[name], as_column(arrays[labels[split]])
+        if len(array) != len(column) or column.ndim != 1:
+            raise ManifestError(
+                f"{len(array)} values and labels of shape {column.shape}", where=where, fix="one label a row"
+            )
+    return {split: (values[split], labels[split]) for split in values}
+
+
+def _payload(values: NDArray[np.generic], where: str) -> dict[str, pa.Array]:
+    if values.ndim == 2 and np.issubdtype(values.dtype, np.number):
+        return {"features": pa.array(values.astype(np.float32).tolist(), pa.list_(pa.float32()))}
+    if values.dtype == np.uint8 and (values.ndim == 3 or (values.ndim == 4 and values.shape[-1] in (1, 3))):
+        images = [{"bytes": _png(image), "path": None} for image in values]
+        return {"image": pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))}
+    raise ManifestError(
+        f"values of shape {values.shape} and type {values.dtype} are neither images nor features",
+        where=where,
+        fix="give u8 [n, height, width] or [n, height, width, 3], or numbers [n, d]",
+    )
+
+
+def _png(image: NDArray[np.generic]) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,111 @@
+"""Where a manifest came from, kept in its schema metadata, so that edits can be written back in the source's own form.
+
+The locator counts from the manifest's folder, as its payload paths do.  The digest is of the source's content, so that
+row k of the source is still the row that the manifest was made from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from influence_cli.data.sources.huggingface import dataset_files
+from influence_cli.data.sources.protocol import Columns, Source
+from influence_cli.data.tables import parquet_files
+from influence_cli.errors import ManifestError
+from influence_cli.store.files import file_digest
+from influence_cli.store.keys import canonical_json, fingerprint
+
+ORIGIN_KEY = b"influence.source"
+FORMS = {
+    "image folder": "folder", "csv": "csv", "tsv": "csv", "jsonl": "jsonl", "ndjson": "jsonl", "npz": "npz",
+    "Hugging Face dataset": "huggingface", "Parquet": "parquet",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A source as the manifest remembers it."""
+
+    form: str  # folder, csv, jsonl, npz, huggingface or parquet
+    locator: str  # relative to the manifest's folder
+    columns: Columns
+    splits: bool  # whether the source itself says which split a row is of
+    digest: str | None  # None for image folders, whose files the payload keys verify
+
+    def path(self, folder: Path) -> Path:
+        """The source as seen from here; ``folder`` is the manifest's."""
+        return Path(os.path.relpath(folder / self.locator))
+
+    def verified(self, folder: Path) -> Path:
+        """The source, whose content is what the manifest was made from.
+
+        Raises:
+            ManifestError: it is gone, or has changed.
+        """
+        path = self.path(folder)
+        if not path.exists():
+            raise ManifestError(
+                "the source of the manifest is not there any more",
+                where=str(path),
+                fix="put it back, or pick another form with --export-as",
+            )
+        if self.digest is not None and content_digest(path, self.form) != self.digest:
+            raise ManifestError(
+                "the source has changed since the manifest was made from it",
+                where=str(path),
+                fix="run `influence manifest` and `influence score` again",
+            )
+        return path
+
+
+def origin_metadata(source: Source, path: str, columns: Columns, splits: bool, folder: Path) -> dict[bytes, bytes]:
+    """Schema metadata that say where a manifest in ``folder`` came from; none for a source of no known form."""
+    form = FORMS.get(source.kind)
+    if form is None:
+        return {}
+    origin = Origin(form, _relative(Path(path), folder), columns, splits, content_digest(Path(path), form))
+    return {ORIGIN_KEY: canonical_json(dataclasses.asdict(origin)).encode()}
+
+
+def read_origin(schema: pa.Schema) -> Origin | None:
+    """Where a manifest came from, or None where it does not say."""
+    raw = (schema.metadata or {}).get(ORIGIN_KEY)
+    if raw is None:
+        return None
+    try:
+        value = json.loads(raw)
+        columns = value["columns"]
+        asked = Columns(columns["label"], columns["id"], columns["image"], tuple(columns["features"]))
+        return Origin(value["form"], value["locator"], asked, bool(value["splits"]), value["digest"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def moved_origin(schema: pa.Schema, old: Path, new: Path) -> pa.Schema:
+    """The schema of a copy of the manifest in folder ``new``: the locator counts from there."""
+    origin = read_origin(schema)
+    if origin is None or old.resolve() == new.resolve():
+        return schema
+    there = dataclasses.replace(origin, locator=_relative(old / origin.locator, new))
+    return schema.with_metadata({**schema.metadata, ORIGIN_KEY: canonical_json(dataclasses.asdict(there)).encode()})
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def content_digest(path: Path, form: str) -> str | None:
+    """Digest of everything that a source's rows are read from; None for an image folder."""
+    if form == "folder":
+        return None
+    if path.is_file():
+        return file_digest(path)
+    files = parquet_files(str(path)) if form == "parquet" else dataset_files(path)
+    named = [[file.relative_to(path).as_posix(), file_digest(file)] for file in files]
+    return fingerprint("source", 1, files=named)

@@ -1,0 +1,202 @@
+"""The arms of a comparison: training sets that differ in their edits, and the random controls that match them.
+
+The control of a trim takes out as many random rows of each class; of a relabel, (a) takes out as many random rows of
+each class and (b) gives the model's proposal to as many random rows; of a reweight, shuffles the same weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.data.manifest import Manifest, Rows
+from influence_cli.errors import UsageError
+from influence_cli.store.keys import fingerprint
+
+PROPOSAL = "influence_proposal"  # column of a relabelled manifest: the label each row would be given
+
+
+@dataclass(eq=False)
+class Arm:
+    """A training set as edits of the base rows: which are kept, with which labels and weights [n]."""
+
+    name: str
+    labels: NDArray[np.int64]
+    weights: NDArray[np.float64]  # 0: not trained on
+    controls: str | None = None  # the arm this one is the control of
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def base_arm(name: str, rows: Rows) -> Arm:
+    """All rows as they are."""
+    return Arm(name, rows.labels.copy(), rows.weights.copy())
+
+
+def without(arm: Arm, left_out: NDArray[np.bool_]) -> Arm:
+    """The arm, not trained on the rows that are left out for calibration."""
+    arm.weights[left_out] = 0.0
+    return arm
+
+
+def curated_arm(name: str, base: Rows, curated: Manifest, left_out: NDArray[np.bool_] | None = None) -> Arm:
+    """The edits that turn the base rows into the curated manifest's train rows; rows left out are no edits.
+
+    Raises:
+        UsageError: the curated manifest has a train row that the base has not, or another payload under its id.
+    """
+    edited = curated.rows("train")
+    place = {i: k for k, i in enumerate(base.ids)}
+    arm = Arm(name, base.labels.copy(), np.zeros(len(base)))
+    for i, label, weight, key in zip(edited.ids, edited.labels, edited.weights, edited.payload_keys, strict=True):
+        k = place.get(i)
+        if k is None or not np.array_equal(base.payload_keys[k], key):
+            raise UsageError(
+                f"train row id={i} is not the same row in the manifest it is compared with",
+                where=curated.source,
+                fix="pass as --against the manifest that was curated",
+            )
+        arm.labels[k], arm.weights[k] = label, weight
+    trimmed, relabelled, reweighted = edits_of(arm, base, left_out)
+    if left_out is not None:
+        without(arm, left_out)
+    arm.about = {
+        "trimmed": int(trimmed.sum()),
+        "relabelled": int(relabelled.sum()),
+        "reweighted": int(reweighted.sum()),
+        **_against_truth(base, trimmed, relabelled, arm.labels),
+    }
+    return arm
+
+
+def edits_of(
+    arm: Arm, base: Rows, left_out: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which rows [n] are trimmed, relabelled and reweighted, rows left out for calibration aside."""
+    trained = base.weights > 0 if left_out is None else (base.weights > 0) & ~left_out
+    trimmed = (arm.weights == 0) & trained
+    relabelled = (arm.labels != base.labels) & trained & ~trimmed
+    reweighted = (arm.weights != base.weights) & trained & ~trimmed
+    return trimmed, relabelled, reweighted
+
+
+def _against_truth(
+    base: Rows, trimmed: NDArray[np.bool_], relabelled: NDArray[np.bool_], labels: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Where clean labels are known: how many edited rows were wrong, and how many relabels put it right."""
+    clean = base.clean_labels()
+    if clean is None:
+        return {}
+    wrong = (clean >= 0) & (clean != base.labels)
+    about: dict[str, Any] = {"wrong_share_of_all": float(wrong.mean())}
+    if trimmed.any():
+        about["wrong_share_of_trimmed"] = float(wrong[trimmed].mean())
+    if relabelled.any():
+        about["wrong_share_of_relabelled"] = float(wrong[relabelled].mean())
+        about["right_after_relabel"] = float((labels == clean)[relabelled].mean())
+    return about
+
+
+def control_arms(
+    arm: Arm, base: Rows, curated: Manifest, seed: int, left_out: NDArray[np.bool_] | None = None
+) -> list[Arm]:
+    """Random edits of the same size and class mix as an arm's, among the rows that are trained on."""
+    left_out = np.zeros(len(base), dtype=bool) if left_out is None else left_out
+    trimmed, relabelled, reweighted = edits_of(arm, base, left_out)
+    controls: list[Arm] = []
+    if trimmed.any() or relabelled.any():
+        taken = _random_rows(base, trimmed | relabelled, seed, "trim", among=~left_out)
+        control = base_arm(f"{arm.name}: random trim", base)
+        control.weights[taken] = 0.0
+        control.about = {
+            "trimmed": int(taken.sum()),
+            **_against_truth(base, taken, np.zeros_like(taken), base.labels),
+        }
+        controls.append(control)
+    if relabelled.any():
+        controls += _random_relabel(arm, base, curated, relabelled, seed, left_out)
+    if reweighted.any():
+        control = base_arm(f"{arm.name}: shuffled weights", base)
+        control.weights = _shuffled(arm, base, trimmed | left_out, seed)
+        control.about = {"reweighted": int(reweighted.sum())}
+        controls.append(control)
+    for control in controls:
+        control.controls = arm.name
+        without(control, left_out)
+    return controls
+
+
+def _shuffled(arm: Arm, base: Rows, fixed: NDArray[np.bool_], seed: int) -> NDArray[np.float64]:
+    """The arm's weights shuffled among the rows of each class, so that its mass stays; ``fixed`` rows keep theirs."""
+    weights = arm.weights.copy()
+    order = draw_order(base.ids, seed, "weights")
+    for c in np.unique(base.labels):
+        rows = np.flatnonzero((base.labels == c) & ~fixed)
+        drawn = order[((base.labels == c) & ~fixed)[order]]
+        weights[rows] = arm.weights[drawn]
+    return weights
+
+
+def _random_relabel(
+    arm: Arm,
+    base: Rows,
+    curated: Manifest,
+    relabelled: NDArray[np.bool_],
+    seed: int,
+    left_out: NDArray[np.bool_],
+) -> list[Arm]:
+    column = curated.column(PROPOSAL)
+    if column is None:
+        return []
+    by_id = dict(zip(curated.ids, column.tolist(), strict=True))
+    proposals = np.array([_int_or(by_id.get(i), -1) for i in base.ids], dtype=np.int64)
+    can = (proposals >= 0) & (proposals != base.labels) & ~left_out
+    chosen = _random_rows(base, relabelled, seed, "relabel", among=can)
+    control = base_arm(f"{arm.name}: random relabel", base)
+    control.labels[chosen] = proposals[chosen]
+    truth = _against_truth(base, np.zeros_like(chosen), chosen, control.labels)
+    control.about = {"relabelled": int(chosen.sum()), **truth}
+    return [control]
+
+
+def _int_or(value: Any, otherwise: int) -> int:
+    return otherwise if value is None or value != value else int(value)
+
+
+def draw_order(ids: list[str], seed: int, what: str) -> NDArray[np.int64]:
+    """The rows [n] in a random order of their own for every (seed, what), by a hash of each id."""
+    salt = f"{seed}:{what}".encode()
+    keys = [hashlib.blake2b(i.encode(), digest_size=16, key=salt).digest() for i in ids]
+    return np.array(sorted(range(len(ids)), key=lambda k: keys[k]), dtype=np.int64)
+
+
+def _random_rows(
+    base: Rows, like: NDArray[np.bool_], seed: int, what: str, among: NDArray[np.bool_] | None = None
+) -> NDArray[np.bool_]:
+    """As many rows of every class as ``like`` has, drawn by a hash of (seed, id)."""
+    left = {int(c): int(n) for c, n in zip(*np.unique(base.labels[like], return_counts=True), strict=True)}
+    chosen = np.zeros(len(base), dtype=bool)
+    for k in draw_order(base.ids, seed, what).tolist():
+        c = int(base.labels[k])
+        if left.get(c, 0) > 0 and base.weights[k] > 0 and (among is None or among[k]):
+            chosen[k] = True
+            left[c] -= 1
+    return chosen
+
+
+def arm_fingerprint(
+    arm: Arm, base: Rows, measured: list[Rows], recipe: dict[str, Any], model: dict[str, Any], seed: int
+) -> str:
+    """Name of a finished training: rows, labels, weights, recipe, model, seed, and the rows it was measured on.
+
+    Ids count: they decide the order of training.
+    """
+    kept = np.flatnonzero(arm.weights > 0)
+    keys = base.payload_keys
+    rows = sorted([base.ids[k], keys[k].tobytes().hex(), int(arm.labels[k]), float(arm.weights[k])] for k in kept)
+    return fingerprint(
+        "training", 1, rows=rows, measured=[r.fingerprint() for r in measured], recipe=recipe, model=model, seed=seed
+    )

@@ -1,0 +1,61 @@
+"""Scores of the train rows for one target row alone: the scored run again, with that row as its whole target."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from influence_cli.errors import UsageError
+from influence_cli.events import SILENT
+from influence_cli.methods import METHODS, Linear
+from influence_cli.settings import GradSpec, Inputs, Runtime
+from influence_cli.stages.counterfactuals.columns import MEASURED
+from influence_cli.stages.curate import ScoreTable
+from influence_cli.stages.job import Job, open_job
+from influence_cli.stages.score import score
+
+Floats = NDArray[np.float64]
+
+
+def open_scored_job(
+    scores: ScoreTable, target: str | None, checkpoint: str | None, runtime: Runtime, remember: bool = True
+) -> Job:
+    """The run that a score table came from, with the methods that can score for one target row.
+
+    Raises:
+        UsageError: there is none.
+    """
+    spec: dict[str, Any] = scores.provenance.get("spec", {})
+    methods = [m for m in spec.get("methods", ()) if m in METHODS and issubclass(METHODS[m].load(), Linear)]
+    if not methods:
+        raise UsageError(
+            "brittleness needs scores for single target rows, and no method of the table has them",
+            fix="score with --method ip",
+        )
+    origin = scores.provenance
+    flags: dict[str, Any] = origin.get("model_flags", {})
+    inputs = Inputs(
+        scores.manifest, target=target, checkpoint=checkpoint, label=scores.label, allow_overlap=True,
+        skip_bad=bool(origin.get("skip_bad")), fit_rows=(origin.get("fit_rows") or {}).get("locator"), **flags,
+    )  # fmt: skip
+    options = {name: values for name, values in spec.get("options", {}).items() if name in (*methods, MEASURED)}
+    same = {k: spec[k] for k in ("params", "loss", "precision", "seed") if k in spec}
+    asked = GradSpec(tuple(methods), (MEASURED,), options, **same)
+    return open_job(inputs, asked, runtime, remember=remember)
+
+
+def scores_for(job: Job, position: int) -> dict[str, Floats]:
+    """Each method's scores [n] of all train rows for the target row at ``position``; kept in the store like any."""
+    one = replace(job, target=job.target.take(np.array([position])), listener=SILENT, _folders={})
+    table = score(one)
+    single = len(job.methods) == 1
+    names = {name: f"score_{MEASURED}" if single else f"score_{name}_{MEASURED}" for name in job.methods}
+    return {name: _values(table, column) for name, column in names.items()}
+
+
+def _values(table: pa.Table, name: str) -> Floats:
+    return table.column(name).cast(pa.float64()).fill_null(float("nan")).to_numpy()

@@ -1,0 +1,291 @@
+"""How well score columns find rows that are known to be wrong: figures, intervals, and who is better than whom.
+
+Suspiciousness is minus the score.  All columns share the draws of one bootstrap over rows, stratified by truth, so
+differences are paired; ``maths.ranking`` has the figures and ``maths.bootstrap`` the intervals, and why those.
+Verdicts against the reference column are Holm's, over all columns, figure by figure.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.data.manifest import Rows
+from influence_cli.errors import ManifestError, UsageError, nearest
+from influence_cli.maths.bootstrap import degrees_of_freedom, draws_of, holm, share_interval, student, two_sided
+from influence_cli.maths.ranking import Ladder, curves, found, influence_of_rows
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+RANDOM = "random"
+FIGURES = ("auc", "average_precision", "precision_at_budget", "recall_at_budget", "recall_at_wrong")
+INTERVALS = "95 %, stratified bootstrap over rows, logit scale, Student's t; differences paired, verdicts after Holm"
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """Which rows [n] are wrong, among those of which that is known."""
+
+    wrong: Mask
+    known: Mask
+    source: str  # where it is from, for people
+
+    def without(self, rows: Mask) -> Truth:
+        """The truth about all rows but these."""
+        return Truth(self.wrong & ~rows, self.known & ~rows, self.source)
+
+
+def truth_of_column(rows: Rows, column: str) -> Truth | None:
+    """Truth from a column of clean labels: a row is wrong where it differs, unknown where it is null.
+
+    None where there is no such column.
+
+    Raises:
+        ManifestError: it says that no row is wrong, or that every row is.
+    """
+    clean = rows.clean_labels(column)
+    if clean is None:
+        return None
+    known = clean >= 0
+    return _two_kinds(Truth(known & (clean != rows.labels), known, f"{rows.manifest.source}, column {column}"))
+
+
+def truth_of_list(rows: Rows, path: str) -> Truth:
+    """Truth from a list of ids that are wrong; every other row counts as right.
+
+    Raises:
+        UsageError: the list cannot be read.
+        ManifestError: an id is no train row's, or the list is empty or names every row.
+    """
+    named = read_ids(path)
+    unknown = named - set(rows.ids)
+    if unknown:
+        raise ManifestError(
+            f"row id={min(unknown)} is no train row ({len(unknown)} of {len(named)} are none)",
+            where=path,
+            fix=f"list ids of train rows of {rows.manifest.source}",
+        )
+    wrong = np.array([i in named for i in rows.ids])
+    return _two_kinds(Truth(wrong, np.ones(len(rows), dtype=bool), path))
+
+
+def _two_kinds(truth: Truth) -> Truth:
+    wrong, known = int(truth.wrong.sum()), int(truth.known.sum())
+    if wrong in (0, known):
+        raise ManifestError(
+            f"{wrong} of {known} train labels are wrong: there is nothing to tell apart",
+            where=truth.source,
+            fix="check the column, or the list",
+        )
+    return truth
+
+
+def read_ids(path: str) -> set[str]:
+    """Ids from a file: one a line; a CSV with a column id; JSONL or a JSON list of ids or of objects with an id.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        suffix = Path(path).suffix
+        if suffix == ".csv":
+            rows = csv.DictReader(text.splitlines())
+            if "id" not in (rows.fieldnames or ()):
+                raise ValueError("no column id")
+            return {row["id"] for row in rows}
+        if suffix in (".json", ".jsonl"):
+            values = json.loads(text) if suffix == ".json" else [json.loads(s) for s in text.splitlines() if s.strip()]
+            return {_id_of(v) for v in values}
+        return {line.strip() for line in text.splitlines() if line.strip()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"the list of wrong rows cannot be read ({error})",
+            where=path,
+            fix="write one id a line, a CSV with a column id, or JSONL",
+        ) from error
+
+
+def _id_of(value: Any) -> str:
+    found_id = value["id"] if isinstance(value, dict) else value
+    if not isinstance(found_id, str):
+        raise ValueError(f"{found_id!r} is no id")
+    return found_id
+
+
+@dataclass(eq=False)
+class _View:
+    """A column on some rows: its figures there, and in every draw."""
+
+    rows: NDArray[np.intp]  # places among the known rows
+    wrong: Mask
+    ladder: Ladder
+    budget: int
+
+    @classmethod
+    def of(cls, values: Floats, mask: Mask, wrong: Mask, budget: int) -> _View:
+        rows = np.flatnonzero(mask)
+        return cls(rows, wrong[rows], Ladder.of(-values[rows]), min(budget, len(rows)))
+
+    def figures(self, counts: NDArray[np.integer]) -> dict[str, Floats]:
+        """AUC, AP, and hits at the budget and at the number of wrong rows as shares of the most there can be [D]."""
+        f = found(self.ladder, self.wrong, counts)
+        wrongs = int(self.wrong.sum())
+        return {
+            "auc": f.auc(),
+            "average_precision": f.average_precision(),
+            "at_budget": f.hits(self.budget) / max(1, min(self.budget, wrongs)),
+            "at_wrong": f.hits(wrongs) / max(1, wrongs),
+        }
+
+    def at_once(self) -> dict[str, float]:
+        """The figures of the rows themselves."""
+        ones = np.ones((1, len(self.rows)), np.int64)
+        return {name: float(values[0]) for name, values in self.figures(ones).items()}
+
+    def influence(self) -> dict[str, Floats]:
+        """Influence values of AUC and AP on these rows [n]."""
+        values = influence_of_rows(self.ladder, self.wrong)
+        return {"auc": values.auc, "average_precision": values.average_precision}
+
+    @property
+    def tellable(self) -> bool:
+        """Whether there are rows of both kinds."""
+        return bool(self.wrong.any() and not self.wrong.all())
+
+
+def detect(
+    columns: dict[str, Floats], truth: Truth, budget: int, draws: int, seed: int, reference: str | None = None
+) -> dict[str, Any]:
+    """Figures of every column of scores [n] with intervals, and differences to a reference column with verdicts.
+
+    ``reference`` is by default the column that is best by average precision, the random one aside.  Rows without a
+    score are left out of a column's figures, and of both where two columns are compared.
+
+    Raises:
+        UsageError: the reference is no column, or there are too few draws.
+    """
+    if draws < 20:
+        raise UsageError(f"{draws} bootstrap draws say nothing of the spread", fix="--draws 1000")
+    wrong = truth.wrong[truth.known]
+    values = {name: v[truth.known] for name, v in columns.items()}
+    usable = {name: np.isfinite(v) for name, v in values.items()}
+    views = {(name, name): _View.of(v, usable[name], wrong, budget) for name, v in values.items()}
+    views = {key: view for key, view in views.items() if view.tellable}
+    at = {name: view.at_once() for (name, _), view in views.items()}
+    chosen = _reference(reference, at, list(columns))
+    for name in at:
+        if chosen is not None and not np.array_equal(usable[name], usable[chosen]):
+            both = usable[name] & usable[chosen]
+            pair = {(k, o): _View.of(values[k], both, wrong, budget) for k, o in ((name, chosen), (chosen, name))}
+            views |= {key: view for key, view in pair.items() if view.tellable}
+    drawn = _draw(views, wrong, draws, seed)
+    found_by: dict[str, Any] = {}
+    for name in columns:
+        view = views.get((name, name))
+        entry: dict[str, Any] = {"rows": int(usable[name].sum()), "wrong": int(wrong[usable[name]].sum())}
+        if view is None:
+            found_by[name] = {**dict.fromkeys(FIGURES), **entry}
+            continue
+        entry |= _figures(view, at[name], drawn[name, name])
+        entry["curves"] = curves(-values[name][view.rows], view.wrong)
+        found_by[name] = entry
+    if chosen is not None:
+        for name, difference in _differences(views, drawn, chosen, list(at)).items():
+            found_by[name]["difference"] = difference
+    return {"reference": chosen, "draws": draws, "intervals": INTERVALS, "columns": found_by}
+
+
+def _reference(asked: str | None, at: dict[str, dict[str, float]], known: list[str]) -> str | None:
+    if asked is not None and asked not in at:
+        raise UsageError(f"no column {asked!r} to compare with", fix=nearest(asked, known))
+    others = [name for name in at if name != RANDOM] or list(at)
+    return asked or max(others, key=lambda name: at[name]["average_precision"], default=None)
+
+
+def _draw(
+    views: dict[tuple[str, str], _View], wrong: Mask, draws: int, seed: int
+) -> dict[tuple[str, str], dict[str, Floats]]:
+    """Figures [D] of every view on the same draws."""
+    parts: dict[tuple[str, str], list[dict[str, Floats]]] = {key: [] for key in views}
+    for counts in draws_of(wrong, draws, seed):
+        for key, view in views.items():
+            whole = len(view.rows) == counts.shape[1]
+            parts[key].append(view.figures(counts if whole else counts[:, view.rows]))
+    return {key: {n: np.concatenate([p[n] for p in ps]) for n in ps[0]} for key, ps in parts.items()}
+
+
+def _figures(view: _View, at: dict[str, float], drawn: dict[str, Floats]) -> dict[str, Any]:
+    wrongs, rows = int(view.wrong.sum()), len(view.rows)
+    influence = view.influence()
+    trials = {"auc": min(wrongs, rows - wrongs), "at_budget": max(1, min(view.budget, wrongs))}
+    interval: dict[str, list[float]] = {}
+    for name, value in at.items():
+        df = degrees_of_freedom(influence[name], view.wrong) if name in influence else float("inf")
+        interval[name] = share_interval(value, float(np.nanstd(drawn[name])), df, trials.get(name, wrongs))
+    most = min(view.budget, wrongs)
+    scaled: dict[str, Callable[[float], float | None]] = {
+        "auc": lambda v: v,
+        "average_precision": lambda v: v,
+        "precision_at_budget": lambda v: v * most / view.budget if view.budget else None,
+        "recall_at_budget": lambda v: v * most / wrongs,
+        "precision_at_wrong": lambda v: v,
+        "recall_at_wrong": lambda v: v,
+    }
+    out: dict[str, Any] = {}
+    for name, scale in scaled.items():
+        source = {"precision_at_budget": "at_budget", "recall_at_budget": "at_budget"}.get(name, name)
+        source = "at_wrong" if name.endswith("_at_wrong") else source
+        out[name] = scale(at[source])
+        out[f"{name}_interval"] = None if out[name] is None else [scale(v) for v in interval[source]]
+    return out
+
+
+def _differences(
+    views: dict[tuple[str, str], _View],
+    drawn: dict[tuple[str, str], dict[str, Floats]],
+    reference: str,
+    names: list[str],
+) -> dict[str, dict[str, Any]]:
+    """Of every column but the reference: column minus reference on the rows that both score."""
+    out: dict[str, dict[str, Any]] = {}
+    for name in names:
+        mine, other = (name, reference), (reference, name)
+        if mine not in views:
+            mine, other = (name, name), (reference, reference)
+        if name != reference and other in views:
+            out[name] = _difference(views[mine], views[other], drawn[mine], drawn[other])
+    for figure in ("auc", "average_precision", "recall_at_budget", "recall_at_wrong"):
+        adjusted = holm(np.array([d[figure]["p"] for d in out.values()]))
+        for d, p in zip(out.values(), adjusted.tolist(), strict=True):
+            better = "better" if d[figure]["difference"] > 0 else "worse"
+            d[figure] |= {"p_holm": p, "verdict": better if p <= 0.05 else "not resolved"}
+    return out
+
+
+def _difference(mine: _View, other: _View, a: dict[str, Floats], b: dict[str, Floats]) -> dict[str, Any]:
+    at_a, at_b, influence_a, influence_b = mine.at_once(), other.at_once(), mine.influence(), other.influence()
+    wrongs = int(mine.wrong.sum())
+    out: dict[str, Any] = {"rows": len(mine.rows)}
+    for figure, source in (
+        ("auc", "auc"),
+        ("average_precision", "average_precision"),
+        ("recall_at_budget", "at_budget"),
+        ("recall_at_wrong", "at_wrong"),
+    ):
+        scale = min(mine.budget, wrongs) / wrongs if source == "at_budget" else 1.0
+        d = scale * (at_a[source] - at_b[source])
+        se = scale * float(np.nanstd(a[source] - b[source]))
+        df = float("inf")
+        if source in influence_a:
+            df = degrees_of_freedom(influence_a[source] - influence_b[source], mine.wrong)
+        half = student(df) * se
+        out[figure] = {"difference": d, "interval": [d - half, d + half], "p": two_sided(d, se, df)}
+    return out

@@ -1,0 +1,48 @@
+"""Seconds per row where none were ever measured: one small batch of zeros is run, and nothing is remembered."""
+
+from __future__ import annotations
+
+import time
+
+from influence_cli.stages.job import Job, require_model
+from influence_cli.stages.plan import Rates, Work
+
+ROWS = 8  # rows of the batch that is timed; a full batch is a little faster per row
+
+
+def estimated_rates(job: Job, work: list[Work]) -> Rates:
+    """Seconds per training row and per target row at each kind of pass that the work holds.
+
+    A model of the user's own says nothing of its input, and has no estimate.
+    """
+    import torch
+
+    from influence_cli.model.build import build_model, device_of
+    from influence_cli.model.forward import Point, differentiable_kernels
+
+    spec, _ = require_model(job)
+    if spec.kind == "task":
+        return {}
+    model = build_model(spec).eval()  # its weights do not matter
+    point = Point(model, job.spec.params, None, job.spec.precision, device_of(job.runtime.device))
+    x = torch.zeros((ROWS, *spec.shape), dtype=point.dtype, device=point.device)
+    directions = max((len(w.tangents) + len(w.halves) for w in work), default=0)
+    zero = {n: torch.zeros_like(p) for n, p in point.selected.items()}
+
+    def timed(run: object) -> float:
+        assert callable(run)
+        run()  # the first call sets things up
+        started = time.perf_counter()
+        run()
+        return (time.perf_counter() - started) / ROWS
+
+    def pass_v() -> None:
+        selected = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
+        with torch.enable_grad(), differentiable_kernels(point.recurrent):
+            torch.autograd.grad(point.logits(x, selected).sum(), list(selected.values()), allow_unused=True)
+
+    return {
+        "outputs": timed(lambda: point.outputs(x, [])),
+        "tangents": timed(lambda: point.outputs(x, [zero] * directions)),
+        "target": timed(pass_v),
+    }

@@ -1,0 +1,271 @@
+"""Data as people have it -> a checked manifest: numbered labels, splits, payloads by path or embedded."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from influence_cli.data.in_memory import name_of
+from influence_cli.data.manifest import Manifest, read_manifest
+from influence_cli.data.sources import Columns, Source, open_source
+from influence_cli.data.sources.origin import origin_metadata
+from influence_cli.errors import ManifestError, UsageError, nearest
+from influence_cli.events import SILENT, Listener
+from influence_cli.store.files import replacing
+from influence_cli.store.shards import positions
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@dataclass(frozen=True)
+class IngestRequest:
+    """What to make a manifest from."""
+
+    source: Any  # a path, an Arrow table or a DataFrame
+    output: str
+    columns: Columns = field(default_factory=Columns)
+    split: str = "80/10/10"  # train/val/test, used where the source has no splits
+    seed: int = 0
+    embed: bool = False  # copy images into the manifest instead of naming their paths
+    skip_bad: bool = False
+
+
+@dataclass
+class Ingested:
+    """The manifest that was written, and what was found on the way."""
+
+    manifest: Manifest
+    kind: str
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # (row id, reason)
+    notes: list[str] = field(default_factory=list)
+
+
+class _BadRow(Exception):
+    pass
+
+
+def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingested:
+    """Convert, check and write; nothing is written where a check fails.
+
+    Raises:
+        ManifestError: the source cannot be read, or a row cannot be used (and bad rows are not skipped).
+        UsageError: shares of splits that cannot be read.
+    """
+    shares = _shares(request.split)
+    output = Path(request.output)
+    if output.suffix != ".parquet":
+        raise UsageError(f"cannot write {request.output!r}: a manifest is Parquet", fix="use .parquet")
+    source = open_source(request.source, request.columns)
+    classes, splits = _survey(source)
+    skipped: list[tuple[str, str]] = []
+    notes = _split_notes(request, splits)
+    metadata = origin_metadata(source, request.source, request.columns, bool(splits), output.parent)
+    with replacing(output) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+        writer: pq.ParquetWriter | None = None
+        try:
+            for table in _converted(request, source, classes, splits, shares, output.parent, skipped, listener):
+                table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
+                writer = writer or pq.ParquetWriter(sink, table.schema)
+                writer.write_table(table)
+        finally:
+            if writer is not None:
+                writer.close()
+        if writer is None:
+            raise ManifestError("no usable row", where=_named(request.source), fix="see what was skipped")
+        read_manifest(
+            _named(request.source), [temporary], folder=output.parent
+        )  # every check of a manifest, before it gets its name
+    manifest = read_manifest(request.output, [output])
+    return Ingested(manifest, source.kind, skipped, [*notes, *content_notes(manifest)])
+
+
+def _named(source: Any) -> str:
+    return source if isinstance(source, str) else name_of(source)
+
+
+def _shares(text: str) -> tuple[float, float]:
+    """Where val and test begin on [0, 1)."""
+    try:
+        parts = [float(p) for p in text.split("/")]
+    except ValueError:
+        parts = []
+    if len(parts) != 3 or min(parts, default=-1) < 0 or sum(parts) <= 0:
+        raise UsageError(f"--split {text!r} cannot be read", fix="write train/val/test shares, such as 80/10/10")
+    return parts[0] / sum(parts), (parts[0] + parts[1]) / sum(parts)
+
+
+def _survey(source: Source) -> tuple[tuple[str, ...] | None, set[str]]:
+    """Class names, where labels are names, and the splits that the source has."""
+    names: set[str] = set()
+    splits: set[str] = set()
+    for table in source.tables():
+        if pa.types.is_string(table.schema.field("label").type) or pa.types.is_large_string(
+            table.schema.field("label").type
+        ):
+            names.update(v for v in table.column("label").to_pylist() if v is not None)
+        if "split" in table.column_names:
+            splits.update(table.column("split").to_pylist())
+    return source.classes or (tuple(sorted(names)) if names else None), splits
+
+
+def _split_notes(request: IngestRequest, splits: set[str]) -> list[str]:
+    how = f"by payload, {request.split} (train/val/test), seed {request.seed}"
+    if not splits:
+        return [f"the source has no splits: rows were divided {how}"]
+    if "val" not in splits and "train" in splits:
+        return [f"the source has no val rows: a share of train was taken, {how}"]
+    return []
+
+
+def _draw(payload: bytes, seed: int) -> float:
+    """Uniform on [0, 1) from (seed, payload): equal payloads fall into the same split."""
+    digest = hashlib.blake2b(payload, digest_size=8, key=str(seed).encode()).digest()
+    return int.from_bytes(digest, "little") / 2.0**64
+
+
+def _split(given: str | None, splits: set[str], shares: tuple[float, float], payload: bytes, seed: int) -> str:
+    if given is None:
+        at = _draw(payload, seed)
+        return "train" if at < shares[0] else "val" if at < shares[1] else "test"
+    if given == "train" and "val" not in splits:
+        share = (shares[1] - shares[0]) / shares[1] if shares[1] else 0.0
+        return "val" if _draw(payload, seed) < share else "train"
+    return given
+
+
+def _converted(
+    request: IngestRequest,
+    source: Source,
+    classes: tuple[str, ...] | None,
+    splits: set[str],
+    shares: tuple[float, float],
+    folder: Path,
+    skipped: list[tuple[str, str]],
+    listener: Listener,
+) -> Iterator[pa.Table]:
+    """The source's tables as manifest tables; bad rows are collected or refused."""
+    number = {name: k for k, name in enumerate(classes or ())}
+    metadata = {"classes": json.dumps(list(classes), ensure_ascii=False)} if classes else {}
+    for table in source.tables():
+        rows: list[dict[str, Any]] = []
+        for row in table.to_pylist():
+            try:
+                payload = _payload_bytes(row, Path(source.folder))
+                row["label"] = _label(row["label"], number)
+                row["split"] = _split(row.get("split"), splits, shares, payload, request.seed)
+                rows.append(_placed(row, payload, request.embed, Path(source.folder), folder))
+            except _BadRow as bad:
+                if not request.skip_bad:
+                    raise ManifestError(
+                        str(bad),
+                        where=f"{_named(request.source)}, row id={row['id']}",
+                        fix="repair the row, or pass --skip-bad",
+                    ) from bad
+                skipped.append((str(row["id"]), str(bad)))
+        if rows:
+            yield pa.table(_arrays(rows, table)).replace_schema_metadata(metadata)
+        listener.detail(f"{len(rows):,} rows converted")
+
+
+def _label(value: Any, number: dict[str, int]) -> int:
+    if value is None:
+        raise _BadRow("column label is null")
+    if isinstance(value, str):
+        if value not in number:
+            raise _BadRow(f"column label: unknown class {value!r}; {nearest(value, list(number))}")
+        return number[value]
+    if isinstance(value, bool) or value != int(value) or value < 0:
+        raise _BadRow(f"column label: {value!r} is no class number")
+    return int(value)
+
+
+def _payload_bytes(row: dict[str, Any], folder: Path) -> bytes:
+    """The stored payload, read and checked: images decode, features are finite."""
+    if "features" in row:
+        values = row["features"]
+        if values is None or any(v is None for v in values) or not np.isfinite(np.asarray(values, np.float32)).all():
+            raise _BadRow("column features: a value is missing or not finite")
+        return np.asarray(values, "<f4").tobytes()
+    value = row.get("image", row.get("path"))
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if not value:
+        raise _BadRow("the image is missing")
+    if isinstance(value, str):
+        try:
+            value = (folder / value).read_bytes()
+        except OSError as error:
+            raise _BadRow(f"cannot read {value} ({error.strerror})") from error
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(value)) as image:
+            image.load()
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise _BadRow(f"the image cannot be decoded ({error})") from error
+    return value
+
+
+def _placed(row: dict[str, Any], payload: bytes, embed: bool, folder: Path, output: Path) -> dict[str, Any]:
+    """The row with its payload embedded, or with its path as seen from where the manifest is written."""
+    if "features" in row:
+        return row
+    if "path" in row and not embed:
+        row["path"] = os.path.relpath(folder / row["path"], output)
+        return row
+    row.pop("image", None)
+    path = row.pop("path", None)
+    row["image"] = {"bytes": payload, "path": path}
+    return row
+
+
+def _arrays(rows: list[dict[str, Any]], table: pa.Table) -> dict[str, pa.Array]:
+    kinds = {"id": pa.string(), "image": IMAGE, "path": pa.string(), "label": pa.int64(), "split": pa.string()}
+    kinds |= {"features": pa.list_(pa.float32()), "group": pa.string(), "weight": pa.float64()}
+    out: dict[str, pa.Array] = {}
+    for name in rows[0]:
+        kind = kinds.get(name) or table.schema.field(name).type
+        if name == "group" and not pa.types.is_string(table.schema.field(name).type):
+            kind = table.schema.field(name).type
+        out[name] = pa.array([row[name] for row in rows], kind)
+    return out
+
+
+def content_notes(manifest: Manifest) -> list[str]:
+    """Payloads that stand in several splits, and exact duplicates whose labels disagree."""
+    notes: list[str] = []
+    for other in ("val", "test"):
+        rows, train = manifest.rows(other), manifest.rows("train")
+        shared = positions(rows.payload_keys, train.payload_keys) >= 0
+        if shared.any():
+            ids = [i for i, s in zip(rows.ids, shared.tolist(), strict=True) if s]
+            notes.append(f"{len(ids)} {other} rows are also train rows (same payload): {', '.join(ids[:5])}")
+    first = positions(manifest.payload_keys, manifest.payload_keys)
+    again = np.flatnonzero(first != np.arange(len(first)))
+    clashing = [k for k in again.tolist() if manifest.labels[k] != manifest.labels[first[k]]]
+    if len(again):
+        notes.append(f"{len(again)} rows repeat the payload of an earlier row")
+    if clashing:
+        pairs = ", ".join(f"{manifest.ids[first[k]]} and {manifest.ids[k]}" for k in clashing[:5])
+        notes.append(f"{len(clashing)} of these have another label: {pairs}")
+    return notes
+
+
+def class_table(manifest: Manifest) -> list[dict[str, Any]]:
+    """Rows of each class in each split."""
+    names = manifest.classes or ()
+    table: list[dict[str, Any]] = []
+    for c in range(max(int(manifest.labels.max()) + 1, len(names))):
+        counts = {s: int(((manifest.labels == c) & (manifest.splits == s)).sum()) for s in ("train", "val", "test")}
+        table.append({"class": c, "name": names[c] if c < len(names) else str(c), **counts})
+    return table

@@ -1,0 +1,308 @@
+"""A run, resolved: rows, model, methods, members, and the names of everything the store should hold for it.
+
+Nothing here imports torch: a run whose every row is stored never does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from influence_cli.data.manifest import Manifest, Rows, open_manifest, without_overlap
+from influence_cli.data.row_checks import BadRow
+from influence_cli.errors import ManifestError, UsageError
+from influence_cli.events import SILENT, Listener
+from influence_cli.methods import make_methods
+from influence_cli.methods.protocol import Linear, Method, Preconditioned
+from influence_cli.model.checkpoints import Checkpoint
+from influence_cli.model.dropout import Dropout
+from influence_cli.model.losses import RowLoss, loss_of
+from influence_cli.model.spec import ModelSpec, resolve_model
+from influence_cli.objectives import make_objectives
+from influence_cli.settings import GradSpec, Inputs, Runtime
+from influence_cli.stages.fit_set import FitSet, open_fit_set, with_trained_l2
+from influence_cli.stages.usable_rows import usable, usable_now, usable_target
+from influence_cli.store import Keys, Store, fingerprint
+from influence_cli.store.shards import ShardFolder, unique
+
+HALF_SAMPLE = 2000  # training rows on which the scores of two halves of the target are compared
+MAX_OVERLAP = 0.01  # share of target rows that may be training rows before the run is refused
+
+
+@dataclass(frozen=True)
+class Member:
+    """A point where gradients are taken, under the fingerprint of everything that defines it."""
+
+    name: str
+    dropout: Dropout | None
+
+
+@dataclass(eq=False)
+class Job:
+    """A run, resolved: rows, model, methods, and the names of everything the store should hold for it."""
+
+    inputs: Inputs
+    spec: GradSpec
+    runtime: Runtime
+    manifest: Manifest
+    train: Rows
+    target: Rows
+    overlap: int
+    model: ModelSpec | None
+    checkpoint: Checkpoint | None
+    store: Store
+    methods: dict[str, Method]
+    objectives: dict[str, Any]
+    listener: Listener = SILENT
+    method_members: dict[str, list[Member]] = field(default_factory=dict)
+    warned: set[str] = field(default_factory=set)  # accuracies already said to be at chance
+    fit: FitSet | None = None  # where a method fits curvature
+    _folders: dict[str, ShardFolder] = field(default_factory=dict)
+
+    @property
+    def members(self) -> list[Member]:
+        """Every distinct member, in order of first use."""
+        return list({m.name: m for ms in self.method_members.values() for m in ms}.values())
+
+    @functools.cached_property
+    def payload_keys(self) -> Keys:
+        """Distinct payload keys of the training rows [n', 16], in order."""
+        keys = self.train.payload_keys
+        return keys[unique(keys)]
+
+    @functools.cached_property
+    def row_loss(self) -> RowLoss:
+        """The loss of a row: cross-entropy, or that of the user's own task."""
+        return loss_of(None if self.model is None else self.model.task)
+
+    @functools.cached_property
+    def loss_name(self) -> str:
+        """What the loss is called in a fingerprint."""
+        return self.spec.loss if self.model is None else self.row_loss.name(self.model.num_classes)
+
+    @property
+    def left_out(self) -> dict[str, list[BadRow]]:
+        """Rows that cannot be used, by manifest."""
+        found: dict[str, dict[int, BadRow]] = {}
+        for manifest in (self.manifest, self.target.manifest):
+            found.setdefault(manifest.source, {}).update({b.row: b for b in manifest.bad})
+        return {source: [rows[k] for k in sorted(rows)] for source, rows in found.items() if rows}
+
+    def leave_out(self, bad: list[BadRow]) -> None:
+        """Go on without training rows that cannot be used; they are listed in ``manifest.bad``."""
+        if bad:
+            self.manifest = self.manifest.without(bad)
+            self.train = self.manifest.rows("train")
+            self.__dict__.pop("payload_keys", None)
+            if len(self.train) == 0:
+                raise ManifestError("no train row can be used", where=self.manifest.source, fix="see what was skipped")
+
+    def direction(self, member: Member, objective: str, half: bool = False) -> str:
+        """Name of q at a member; with ``half`` the mean over the even buckets of target rows alone."""
+        return fingerprint(
+            "direction",
+            1,
+            member=member.name,
+            objective={"name": objective, **asdict(self.objectives[objective])},
+            target=self.target.fingerprint(),
+            params=self.spec.params,
+            loss=self.loss_name,
+            half=half,
+        )
+
+    def along(self, method: str, member: Member, objective: str, half: bool = False) -> str:
+        """Name of the direction that a method's tangents run along: q itself, or u = P q where P is fitted."""
+        q, p = self.direction(member, objective, half), self.methods[method]
+        if not isinstance(p, Preconditioned):
+            return q
+        named = {"name": method, **p.describe()}
+        return fingerprint("preconditioned", 1, direction=q, method=named, factor=self.factor(method, member))
+
+    def factor(self, method: str, member: Member) -> str:
+        """Name of what a method fits at a member on the run's fit set."""
+        assert self.fit is not None
+        return fingerprint("factor", 1, spec=self.factor_spec(method, member), fit=self.fit.fingerprint)
+
+    def factor_spec(self, method: str, member: Member) -> str:
+        """Name of all of that but the fit set."""
+        p = self.methods[method]
+        assert isinstance(p, Preconditioned)
+        about = {"member": member.name, "params": self.spec.params, "loss": self.spec.loss}
+        return fingerprint("factor-spec", 1, fitted=p.fitted(), **about)
+
+    def outputs(self, member: Member) -> ShardFolder:
+        """The shards of a member's logits."""
+        if member.name not in self._folders:
+            assert self.model is not None
+            about = {
+                "model": self.model.as_dict(),
+                "member": asdict(member),
+                "precision": self.spec.precision,
+            }
+            self._folders[member.name] = self.store.outputs(member.name, about)
+        return self._folders[member.name]
+
+    def tangents(self, direction: str) -> ShardFolder:
+        """The shards of the tangents along a direction."""
+        if direction not in self._folders:
+            about = {"params": self.spec.params, "objectives": list(self.objectives), "direction": direction}
+            self._folders[direction] = self.store.tangents(direction, about)
+        return self._folders[direction]
+
+    def forget_folders(self) -> None:
+        """Read the store anew after it was written."""
+        self._folders.clear()
+
+    @property
+    def target_fingerprint(self) -> str | None:
+        """Name of the target rows; None where no method of the run measures anything on them."""
+        return self.target.fingerprint() if self.linear_members() else None
+
+    def plain_member(self) -> Member:
+        """The member whose loss, margin and accuracy are reported: the checkpoint itself where it is one."""
+        return next((m for m in self.members if m.dropout is None), self.members[0])
+
+    def linear_members(self) -> list[Member]:
+        """Members at which directions are needed."""
+        needing = [ms for n, ms in self.method_members.items() if self.methods[n].needs == "tangents"]
+        return list({m.name: m for ms in needing for m in ms}.values())
+
+    def methods_at(self, member: Member) -> list[str]:
+        """Methods that need directions at a member, in order."""
+        return [n for n, ms in self.method_members.items() if self.methods[n].needs == "tangents" and member in ms]
+
+    def half_member(self) -> Member | None:
+        """The member at which the two halves of the target are compared: the first (members are nearly alike)."""
+        return next(iter(self.linear_members()), None)
+
+    def half_method(self) -> str | None:
+        """The method whose scores are compared: the first with directions, which is ``score``'s own if it has any."""
+        return next((n for n in self.method_members if self.methods[n].needs == "tangents"), None)
+
+    def half_sample(self) -> Keys:
+        """Up to 2,000 distinct training payloads, chosen by their keys: stable as rows come and go."""
+        keys = self.payload_keys
+        order = np.lexsort(tuple(keys[:, c] for c in range(keys.shape[1] - 1, -1, -1)))
+        return keys[order[:HALF_SAMPLE]]
+
+
+def open_job(
+    inputs: Inputs, spec: GradSpec, runtime: Runtime, listener: Listener = SILENT, remember: bool = True
+) -> Job:
+    """Read manifest, target, checkpoint and settings, and name everything; a dry run remembers nothing.
+
+    Raises:
+        InfluenceError: something in them cannot work.
+    """
+    methods = make_methods(spec)
+    objectives = make_objectives(spec)
+    store = Store(_store_root(runtime), listener, remember)
+    manifest = open_manifest(inputs.manifest, inputs.label, inputs.skip_bad, store.file_keys())
+    if len(manifest.rows("train")) == 0:
+        raise ManifestError("no train rows", where=manifest.source, fix="set column split to train for some rows")
+    model = checkpoint = fit = None
+    if any(m.needs != "nothing" for m in methods.values()):
+        model, checkpoint = resolve_model(inputs, manifest, store, spec.precision)
+        manifest = usable(manifest.rows("train"), model, inputs, store)
+        _check_classes(manifest, model)
+    target, overlap = manifest.rows("val"), manifest.rows("val").take(np.array([], dtype=np.int64))
+    if any(m.needs == "tangents" for m in methods.values()):
+        assert model is not None
+        target, overlap = target_rows(inputs, manifest, listener, model, store)
+    for name, method in methods.items():
+        if isinstance(method, Preconditioned) and model is not None and checkpoint is not None:
+            if fit is None:
+                manifest = usable_now(manifest.rows("train"), model, inputs).manifest  # curvature needs every row
+                fit = open_fit_set(inputs, manifest.rows("train"), model)
+                _check_classes(fit.rows.manifest, model)
+            methods[name] = with_trained_l2(method, name, checkpoint.locator, listener)
+    job = Job(
+        inputs, spec, runtime, manifest, manifest.rows("train"), target, len(overlap), model, checkpoint, store,
+        methods, objectives, listener, fit=fit,
+    )  # fmt: skip
+    for name, method in methods.items():
+        points = method.points(spec.seed, spec.params) if isinstance(method, Linear) else [None]
+        if method.needs != "nothing":
+            job.method_members[name] = [_member(job, p) for p in points]
+    return job
+
+
+def _store_root(runtime: Runtime) -> Path:
+    if runtime.store is not None:
+        return Path(runtime.store)
+    root = tempfile.mkdtemp(prefix="influence-store-")
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    return Path(root)
+
+
+def _member(job: Job, dropout: Dropout | None) -> Member:
+    assert job.model is not None
+    assert job.checkpoint is not None
+    name = fingerprint(
+        "member",
+        1,
+        weights=job.checkpoint.digest,
+        model=job.model.as_dict(),
+        precision=job.spec.precision,
+        dropout=None if dropout is None else dropout.describe(),
+    )
+    return Member(name, dropout)
+
+
+def target_rows(
+    inputs: Inputs, manifest: Manifest, listener: Listener, model: ModelSpec | None = None, store: Store | None = None
+) -> tuple[Rows, Rows]:
+    """The target rows that ``model`` can use, less those that are training rows, and the latter."""
+    train, known = manifest.rows("train"), None if store is None else store.file_keys()
+    if inputs.target is None:
+        target, where = manifest.rows("val"), f"{manifest.source}, split val"
+    else:
+        other = open_manifest(inputs.target, inputs.label, inputs.skip_bad, known)
+        target, where = other.rows("val") if (other.splits == "val").any() else other.all_rows(), other.source
+    if len(target) == 0:
+        raise ManifestError("no target rows", where=where, fix="set split to val for some rows, or pass --target PATH")
+    if model is not None and store is not None:
+        target = usable_target(target, model, inputs, store)
+    kept, overlap = without_overlap(target, train)
+    if len(overlap):
+        names = ", ".join(overlap.ids[:5])
+        share = len(overlap) / len(target)
+        if share > MAX_OVERLAP and not inputs.allow_overlap:
+            raise ManifestError(
+                f"{len(overlap)} of {len(target)} target rows are training rows (same payload): {names}",
+                where=where,
+                fix="take them out of one of the two, or pass --allow-overlap to leave them out of the target",
+            )
+        listener.warn(f"{len(overlap)} target rows are training rows and were left out of the target: {names}")
+    if len(kept) == 0:
+        raise ManifestError("every target row is a training row", where=where, fix="give target rows of their own")
+    return kept, overlap
+
+
+def _check_classes(manifest: Manifest, model: ModelSpec) -> None:
+    """Refuse a manifest whose classes have other names, or another order, than those of the checkpoint."""
+    if manifest.classes and model.classes and manifest.classes != model.classes:
+        here, there = (", ".join(names[:10]) for names in (manifest.classes, model.classes))
+        raise ManifestError(
+            f"its labels mean other classes ({here}) than those that the checkpoint was trained on ({there})",
+            where=manifest.source,
+            fix="number the classes as the checkpoint does",
+        )
+
+
+def require_model(job: Job) -> tuple[ModelSpec, Checkpoint]:
+    """The run's model and checkpoint, where its methods need one.
+
+    Raises:
+        UsageError: no method of the run needs a model.
+    """
+    if job.model is None or job.checkpoint is None:
+        raise UsageError("these methods need no model", fix="ask for another method, such as ip")
+    return job.model, job.checkpoint

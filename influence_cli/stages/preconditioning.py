@@ -1,0 +1,210 @@
+"""From q to u = P q for methods with curvature: what of it is missing, and fitting, storing and applying factors.
+
+A factor is fitted once for (member, fit set, selected parameters, what the method fits) and shared by every objective,
+every run and every method that fits the same; u is stored beside q.  A run that is killed while it fits has lost the
+factor in hand and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from influence_cli.methods.protocol import Preconditioned
+from influence_cli.stages.job import Job, Member, require_model
+from influence_cli.store import Keys, fingerprint
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from influence_cli.model.curvature import Curvature
+
+ILL_CONDITIONED = {"fp32": 1e6, "fp64": 1e12}  # condition numbers above which scores lose most of their digits
+
+
+@dataclass(frozen=True)
+class Along:
+    """One preconditioned direction to compute: u = P q, for a method, an objective and maybe half of the target."""
+
+    method: str
+    objective: str
+    half: bool
+    q: str
+    u: str
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One factor to fit, and why."""
+
+    method: str
+    factor: str
+    rows: int
+    passes: int
+    bytes: int
+    seconds: float | None
+    why: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the plan."""
+        return asdict(self)
+
+
+def missing_directions(job: Job, member: Member, halves: dict[str, Keys]) -> tuple[Along, ...]:
+    """Every u at a member that is not stored; of the half directions those whose tangents are lacking."""
+    missing: list[Along] = []
+    for name in job.methods_at(member):
+        for objective in job.objectives if isinstance(job.methods[name], Preconditioned) else ():
+            for half in (False, True):
+                u = job.along(name, member, objective, half)
+                wanted = not half or len(halves.get(u, ())) > 0
+                if wanted and job.store.direction_meta(u) is None:
+                    missing.append(Along(name, objective, half, job.direction(member, objective, half), u))
+    return tuple(missing)
+
+
+def missing_fits(job: Job, member: Member, missing: tuple[Along, ...]) -> tuple[Fit, ...]:
+    """The factors that those directions need and the store lacks, each once.
+
+    Raises:
+        UsageError: a method cannot fit so many parameters.
+    """
+    fits: dict[str, Fit] = {}
+    for name in dict.fromkeys(a.method for a in missing):
+        method, factor = _method(job, name), job.factor(name, member)
+        if factor in fits or job.store.factor_meta(factor) is not None:
+            continue
+        assert job.fit is not None
+        parameters, rows = _parameters(job), len(job.fit.rows)
+        method.check_size(parameters)
+        rate = job.store.timing(_timing_key(job, name))
+        size = method.factor_bytes(parameters) + 24 * rows
+        seconds = None if rate is None else round(rate * rows, 1)
+        fits[factor] = Fit(name, factor, rows, method.passes, size, seconds, _why(job, name, member))
+    return tuple(fits.values())
+
+
+def _method(job: Job, name: str) -> Preconditioned:
+    method = job.methods[name]
+    assert isinstance(method, Preconditioned)
+    return method
+
+
+def _why(job: Job, method: str, member: Member) -> str:
+    """Against the nearest stored factor that differs in its fit set alone."""
+    assert job.fit is not None
+    spec = job.factor_spec(method, member)
+    others = [job.store.fit_keys(name) for name, meta in job.store.factors().items() if meta.get("spec") == spec]
+    differences = [job.fit.differs_from(keys) for keys in others if keys is not None]
+    if not differences:
+        return "no factor of this model with these settings is stored"
+    new, gone = min(differences, key=sum)
+    return (
+        f"its fit set has changed: {new:,} rows are not those of the stored factor, {gone:,} of its rows are gone "
+        "(--fit-rows MANIFEST pins the fit set)"
+    )
+
+
+def _parameters(job: Job) -> int:
+    """Number of selected parameters; remembered, since counting them needs the model built."""
+    spec, _ = require_model(job)
+    note = fingerprint("parameters", 1, model=spec.as_dict(), params=job.spec.params)
+    known = job.store.read_model_note(note)
+    if known is None or "parameters" not in known:
+        from influence_cli.model.build import build_model
+        from influence_cli.model.parameters import select_parameters
+
+        known = {"parameters": sum(p.numel() for p in select_parameters(build_model(spec), job.spec.params).values())}
+        job.store.write_model_note(note, known)
+    return int(known["parameters"])
+
+
+def _timing_key(job: Job, method: str) -> str:
+    spec, _ = require_model(job)
+    return f"fit {spec.name} {'x'.join(map(str, spec.shape))} {job.spec.params} {_method(job, method).fitted()}"
+
+
+def precondition(
+    job: Job, member: Member, missing: tuple[Along, ...], model: nn.Module, device: torch.device, batch_size: int
+) -> None:
+    """Fit the factors that are not stored, and compute and store every missing u whose q is."""
+    from influence_cli.model.curvature import Curvature
+
+    spec, _ = require_model(job)
+    assert job.fit is not None
+    for name in dict.fromkeys(a.method for a in missing):
+        method = _method(job, name)
+        stored = [(a, job.store.read_direction(a.q)) for a in missing if a.method == name]
+        wanted = [(a, q) for a, q in stored if q is not None]  # a target too small to be halved has no half
+        if not wanted:
+            continue
+        curvature = Curvature(
+            model, spec, job.fit.rows, job.spec.params, member.dropout, device, batch_size,
+            job.runtime.workers, job.listener,
+        )  # fmt: skip
+        curvature.factor = _factor(job, name, method, member, curvature)
+        columns = np.stack([curvature.flat(q) for _, q in wanted], axis=1)
+        preconditioned, facts = method.precondition(columns, curvature)
+        about = {**facts, "fit_rows": len(job.fit.rows), "fit_weight": job.fit.weight, "parameters": curvature.size}
+        dtype = next(iter(wanted[0][1].values())).dtype
+        for (a, _), column in zip(wanted, preconditioned.T, strict=True):
+            meta = {
+                **(job.store.direction_meta(a.q) or {}),
+                "method": name,
+                "factor": job.factor(name, member),
+                "fit": job.fit.fingerprint,
+                "curvature": about,
+            }
+            tensors = {n: t.astype(dtype) for n, t in curvature.by_name(column).items()}
+            job.store.write_direction(a.u, tensors, meta)
+
+
+def _factor(job: Job, name: str, method: Preconditioned, member: Member, curvature: Curvature) -> dict[str, Any]:
+    """The arrays of a method's factor, from the store or fitted now."""
+    import time
+
+    factor = job.factor(name, member)
+    stored = job.store.read_factor(factor)
+    if stored is not None:
+        return stored
+    assert job.fit is not None
+    method.check_size(curvature.size)
+    started = time.perf_counter()
+    fitted = method.fit(curvature)
+    about = {
+        "facts": fitted.facts,
+        "fitted": method.fitted(),
+        "spec": job.factor_spec(name, member),
+        "fit": job.fit.fingerprint,
+        "rows": len(job.fit.rows),
+        "weight": job.fit.weight,
+        "parameters": curvature.size,
+    }
+    job.store.write_factor(factor, fitted.arrays, job.fit.keys, about)
+    job.store.write_timing(_timing_key(job, name), (time.perf_counter() - started) / len(job.fit.rows))
+    return fitted.arrays
+
+
+def curvature_report(job: Job) -> dict[str, dict[str, Any]]:
+    """By method: spectrum, damping, l2, gradient norm and fit rows at its first member, for provenance."""
+    report: dict[str, dict[str, Any]] = {}
+    for name, method in job.methods.items():
+        if isinstance(method, Preconditioned):
+            meta = job.store.direction_meta(job.along(name, job.method_members[name][0], next(iter(job.objectives))))
+            report[name] = {} if meta is None else meta["curvature"]
+    return report
+
+
+def note_curvature(job: Job) -> None:
+    """Say of every curvature what its spectrum was, and warn where it loses digits."""
+    for name, facts in curvature_report(job).items():
+        job.listener.note(f"{name}: {_method(job, name).sentence(facts)}")
+        condition, bound = facts.get("condition_number"), ILL_CONDITIONED[job.spec.precision]
+        if condition is not None and condition > bound:
+            job.listener.warn(
+                f"{name}: the condition number {condition:.3g} is above {bound:g}, what {job.spec.precision} can "
+                f"resolve: pass {'--precision fp64, or ' if job.spec.precision == 'fp32' else ''}--set {name}.damping=X"
+            )

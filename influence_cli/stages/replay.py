@@ -1,0 +1,64 @@
+"""The job behind a score table, opened again from the table's provenance: at its checkpoint, or at another."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from influence_cli.errors import ModelError, UsageError
+from influence_cli.events import Listener
+from influence_cli.settings import GradSpec, Inputs, Runtime
+from influence_cli.stages.job import Job, open_job
+
+
+def reopen(
+    origin: dict[str, Any],
+    runtime: Runtime,
+    listener: Listener,
+    *,
+    source: str,
+    manifest: Any = None,
+    checkpoint: str | None = None,
+    another: bool = False,
+    remember: bool = True,
+) -> Job:
+    """The job of a score table's provenance, its checkpoint where ``checkpoint`` says; ``another`` may be meant.
+
+    Raises:
+        UsageError: the table has no provenance, nothing that a model is needed for, or other target rows by now.
+        ModelError: its checkpoint is not the one that it was scored at, and no other is asked for.
+    """
+    if not origin:
+        raise UsageError("the table does not say how it was made", where=source, fix="give one that `score` wrote")
+    then = origin.get("checkpoint")
+    if then is None:
+        raise UsageError("no method of the table needs a model", where=source, fix="score with ip or loss, say")
+    flags = {**origin.get("model_flags", {}), "skip_bad": origin.get("skip_bad", False)}
+    inputs = Inputs(
+        origin["manifest"]["locator"] if manifest is None else manifest,
+        target=origin["target"].get("locator"),
+        checkpoint=checkpoint or then["locator"],
+        label=origin["manifest"].get("label") or "label",
+        allow_overlap=True,  # it was accepted when the table was made
+        fit_rows=(origin.get("fit_rows") or {}).get("locator"),
+        **_fields_of(Inputs, flags),
+    )
+    spec = GradSpec(**_fields_of(GradSpec, origin["spec"]))
+    job = open_job(inputs, spec, runtime, listener, remember)
+    if not another and job.checkpoint is not None and job.checkpoint.digest != then["fingerprint"]:
+        where = inputs.checkpoint or ""
+        raise ModelError("the checkpoint has changed since", where=where, fix="run `influence score` again")
+    target = origin["target"].get("fingerprint")
+    if target not in (None, job.target_fingerprint):
+        raise UsageError(
+            "the target rows have changed since, so its scores are of another question",
+            where=source,
+            fix="run `influence score` again",
+        )
+    return job
+
+
+def _fields_of(kind: type[Any], said: dict[str, Any]) -> dict[str, Any]:
+    """What provenance says of the fields of a dataclass; JSON knows no tuples."""
+    known = {f.name for f in fields(kind)}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in said.items() if k in known}

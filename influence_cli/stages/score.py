@@ -1,0 +1,171 @@
+"""(2) store -> one score column per method and objective, with what is known of their noise.
+
+A row's score is arithmetic on what the store holds: for a linear method the mean over members of
+``sum_c p_c (t_c - t_y)``; for an output method a function of its logits and label.  Positive: the row helps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from influence_cli.data.tables import with_provenance
+from influence_cli.maths.labels import margin, of_label, softmax
+from influence_cli.methods.protocol import FreeMethod, Linear, OutputMethod, Preconditioned
+from influence_cli.stages.canaries import planted_labels
+from influence_cli.stages.grads import base_table, fill, nullable, provenance_of
+from influence_cli.stages.job import Job, Member
+from influence_cli.stages.reliability import direction_noise
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """One method's scores under one objective [n], with what its members say."""
+
+    name: str
+    kind: str
+    score: Floats
+    members: Floats | None = None  # [M, n]
+    labels: Floats | None = None  # [n, C]: the score with each label
+    effect: bool = False  # whether score / n estimates an effect of removal
+
+
+def score(job: Job, per_member: bool = False) -> pa.Table:
+    """The score table of a job, after filling the store with what it lacks.
+
+    Columns: id, row_key, label, score (the first method's first objective), effect (score / n with n the sum of the
+    fit rows' weights: by how much Phi rises when a row of weight 1 is removed and the divisor of the training
+    objective stays n; only where that method estimates one), score_<objective> or
+    score_<method>_<objective>, score_std and agreement over members, best_label and best_label_gain, and what the
+    model says of the row: loss, margin, model_label and model_probability (its best other label).  Where the
+    checkpoint was trained with canaries, ``canary`` is the label planted for the row; scores are of its own label.
+    """
+    fill(job)
+    columns = [c for name in job.methods for c in _columns(job, name)]
+    table = base_table(job)
+    first = columns[0]
+    table = table.append_column("score", nullable(first.score))
+    if first.effect:
+        assert job.fit is not None
+        table = table.append_column("effect", nullable(first.score / job.fit.weight))
+    for c in columns:
+        table = table.append_column(_column_name(job, c.name), nullable(c.score))
+    table = _append_members(table, first, per_member, columns, job)
+    if first.labels is not None:
+        best = first.labels.argmax(axis=1)
+        gain = first.labels.max(axis=1) - first.score
+        usable = np.isfinite(first.score)
+        table = table.append_column("best_label", pa.array(best.astype(np.int64), mask=~usable))
+        table = table.append_column("best_label_gain", nullable(np.maximum(gain, 0.0)))
+    if job.members:
+        table = _append_model_says(table, job)
+    planted = None if job.checkpoint is None else planted_labels(job.checkpoint.locator, job.train)
+    if planted is not None and (planted >= 0).any():
+        table = table.append_column("canary", pa.array(planted, mask=planted < 0))
+        job.listener.note(
+            f"{int((planted >= 0).sum())} rows are canaries of the checkpoint: `curate` leaves them alone"
+        )
+    unusable = int((~np.isfinite(first.score)).sum())
+    if unusable:
+        named = [i for i, bad in zip(job.train.ids, ~np.isfinite(first.score), strict=True) if bad][:5]
+        job.listener.warn(f"{unusable} rows have a non-finite score and are null, never ranked: {', '.join(named)}")
+    return with_provenance(
+        table,
+        {
+            **provenance_of(job, "score"),
+            "kinds": {_column_name(job, c.name): c.kind for c in columns},
+            "score_is": _column_name(job, first.name),
+            "kind": first.kind,
+            "effect": first.effect,
+            "preconditioned": _preconditioned(job),
+            "noise": direction_noise(job),
+        },
+    )
+
+
+def _preconditioned(job: Job) -> dict[str, Any]:
+    """By column, the names of q and of u = P q at every member, where a method has a u of its own."""
+    return {
+        _column_name(job, f"{name}/{objective}"): [
+            {"q": job.direction(member, objective), "u": job.along(name, member, objective)}
+            for member in job.method_members[name]
+        ]
+        for name, method in job.methods.items()
+        if isinstance(method, Preconditioned)
+        for objective in job.objectives
+    }
+
+
+def _column_name(job: Job, name: str) -> str:
+    """``method/objective`` as a column: the method is left out where there is only one."""
+    method, _, objective = name.partition("/")
+    if len(job.methods) == 1:
+        return f"score_{objective or method}"
+    return f"score_{method}_{objective}" if objective else f"score_{method}"
+
+
+def _columns(job: Job, name: str) -> list[Column]:
+    method = job.methods[name]
+    if isinstance(method, FreeMethod):
+        return [Column(name, method.kind, method.score(job.train.ids, job.spec.seed))]
+    members = job.method_members[name]
+    if isinstance(method, OutputMethod):
+        logits = job.outputs(members[0]).read(job.train.payload_keys)["logits"]
+        return [Column(name, method.kind, method.score(logits, job.train.labels, job.row_loss))]
+    assert isinstance(method, Linear)
+    return [_linear_column(job, name, members, objective) for objective in job.objectives]
+
+
+def _linear_column(job: Job, name: str, members: list[Member], objective: str) -> Column:
+    keys, labels = job.train.payload_keys, job.train.labels
+    every: list[Floats] = []
+    for member in members:
+        logits = job.outputs(member).read(keys)["logits"]
+        tangents = job.tangents(job.along(name, member, objective)).read(keys)["tangent"]
+        with np.errstate(invalid="ignore", over="ignore"):
+            every.append(job.row_loss.label_scores(logits, tangents))
+    stacked = np.stack([of_label(scores, labels) for scores in every])
+    effect = job.methods[name].effect
+    return Column(f"{name}/{objective}", "signed", _mean(list(stacked)), stacked, _mean(every), effect)
+
+
+def _mean(members: list[Floats]) -> Floats:
+    """The mean over members, exact where they are equal (a plain mean of equal floats is off by an ulp)."""
+    first = members[0]
+    with np.errstate(invalid="ignore"):
+        return first + sum(m - first for m in members[1:]) / len(members)
+
+
+def _append_members(table: pa.Table, first: Column, per_member: bool, columns: list[Column], job: Job) -> pa.Table:
+    """Spread over the first column's members, and with ``per_member`` every member's score."""
+    if first.members is not None and len(first.members) > 1:
+        with np.errstate(invalid="ignore"):
+            table = table.append_column("score_std", nullable(first.members.std(axis=0, ddof=1)))
+        positive = (first.members > 0).mean(axis=0)
+        positive[~np.isfinite(first.members).all(axis=0)] = np.nan
+        table = table.append_column("agreement", nullable(np.maximum(positive, 1.0 - positive)))
+    if per_member:
+        for c in columns:
+            for k, values in enumerate(c.members if c.members is not None else ()):
+                table = table.append_column(f"{_column_name(job, c.name)}_{k}", nullable(values))
+    return table
+
+
+def _append_model_says(table: pa.Table, job: Job) -> pa.Table:
+    """Loss and margin at the checkpoint (or first member), and the most probable label that the row has not."""
+    logits = job.outputs(job.plain_member()).read(job.train.payload_keys)["logits"]
+    labels = job.train.labels
+    with np.errstate(invalid="ignore", over="ignore"):
+        table = table.append_column("loss", nullable(job.row_loss.losses(logits, labels)))
+        table = table.append_column("margin", nullable(margin(logits, labels)))
+        probability = softmax(logits)
+    np.put_along_axis(probability, labels[:, None], -1.0, axis=1)
+    highest = probability.max(axis=1)
+    other = pa.array(probability.argmax(axis=1).astype(np.int64), mask=~np.isfinite(highest))
+    return table.append_column("model_label", other).append_column("model_probability", nullable(highest))

@@ -1,0 +1,96 @@
+"""Which rows a model can use: its labels have an output, and its payloads decode.  Others are refused, or left out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from influence_cli.data.manifest import Manifest, Rows
+from influence_cli.data.row_checks import SKIPPED, BadRow
+from influence_cli.errors import ManifestError
+from influence_cli.model.decode import undecodable
+from influence_cli.model.spec import ModelSpec
+from influence_cli.settings import Inputs
+from influence_cli.store import Store
+
+
+def usable_target(rows: Rows, model: ModelSpec, inputs: Inputs, store: Store) -> Rows:
+    """Target rows less those that cannot be used; these are decoded beforehand, since they make the direction's name.
+
+    Raises:
+        ManifestError: a label is outside the model's classes (and bad rows are not skipped), or no row is left.
+    """
+    manifest = usable(rows, model, inputs, store)
+    if inputs.skip_bad:
+        manifest = manifest.without(undecodable(kept(rows, manifest), model))
+    usable_rows = kept(rows, manifest)
+    if len(usable_rows) == 0:
+        raise ManifestError("no target row can be used", where=manifest.source, fix="see what was skipped")
+    return usable_rows
+
+
+def usable(rows: Rows, model: ModelSpec, inputs: Inputs, store: Store) -> Manifest:
+    """The rows' manifest, less those whose label the model has no output for, or that are known to be undecodable.
+
+    Raises:
+        ManifestError: a label is outside the model's classes, and bad rows are not skipped.
+    """
+    if not inputs.skip_bad:
+        check_labels(rows, model.num_classes, inputs.label)
+        return rows.manifest
+    bad = outside(rows, model.num_classes, inputs.label)
+    known = store.undecodable(decoder_of(model)) if model.kind == "image" else {}
+    for k, key in enumerate(rows.payload_keys if known else ()):
+        reason = known.get(key.tobytes().hex())
+        if reason is not None:
+            bad.append(BadRow(int(rows.index[k]), rows.ids[k], rows.manifest.kind, reason))
+    return rows.manifest.without(bad)
+
+
+def outside(rows: Rows, num_classes: int, label: str) -> list[BadRow]:
+    """The rows whose label a model of so many classes has no output for."""
+    why = f"is outside the model's {num_classes} classes"
+    return [
+        BadRow(int(rows.index[k]), rows.ids[k], label, f"label {rows.labels[k]} {why}")
+        for k in np.flatnonzero(rows.labels >= num_classes).tolist()
+    ]
+
+
+def decoder_of(model: ModelSpec) -> str:
+    """Under what name the store remembers what cannot be decoded."""
+    import PIL
+
+    return f"{model.decoder} {PIL.__version__}"
+
+
+def check_labels(rows: Rows, num_classes: int, label: str) -> None:
+    """Refuse labels that the model has no output for.
+
+    Raises:
+        ManifestError: one is outside; names its row.
+    """
+    labels = rows.labels
+    if len(labels) and labels.max() >= num_classes:
+        worst = int(np.argmax(labels >= num_classes))
+        raise ManifestError(
+            f"label {labels[worst]} is outside the model's {num_classes} classes (0 to {num_classes - 1})",
+            where=f"{rows.manifest.source}, row id={rows.ids[worst]}, column {label}",
+            fix="correct the label, use a checkpoint with that many classes, or pass --skip-bad",
+        )
+
+
+def usable_now(rows: Rows, model: ModelSpec, inputs: Inputs) -> Rows:
+    """The rows; with bad rows skipped, less those without an output in the model and those that do not decode now.
+
+    Raises:
+        ManifestError: a label is outside the model's classes, and bad rows are not skipped.
+    """
+    if not inputs.skip_bad:
+        check_labels(rows, model.num_classes, inputs.label)
+        return rows
+    manifest = rows.manifest.without([*outside(rows, model.num_classes, inputs.label), *undecodable(rows, model)])
+    return kept(rows, manifest)
+
+
+def kept(rows: Rows, manifest: Manifest) -> Rows:
+    """Those of the rows that ``manifest`` has not left out."""
+    return Rows(manifest, rows.index[manifest.splits[rows.index] != SKIPPED])
