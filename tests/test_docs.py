@@ -38,11 +38,14 @@ def test_every_flag_in_readme_exists() -> None:
     assert used <= known
 
 
-def test_every_top_level_module_is_in_the_tree_of_readme() -> None:
+def test_every_module_of_the_pipeline_is_in_the_tree_of_readme() -> None:
     tree = README[README.index("```text\ninfluence_cli/") :]
-    for path in (ROOT / "influence_cli").iterdir():
-        if path.name not in ("__init__.py", "__main__.py", "__pycache__"):
-            assert (path.name + "/" if path.is_dir() else path.name) in tree, path.name
+    tree = tree[: tree.index("```", 10)]
+    package = ROOT / "influence_cli"
+    for folder in (package, package / "stages", package / "data"):
+        for path in folder.iterdir():
+            if path.name not in ("__init__.py", "__main__.py", "__pycache__"):
+                assert (path.name + "/" if path.is_dir() else path.name) in tree, path.name
 
 
 def test_changelog_has_the_version() -> None:

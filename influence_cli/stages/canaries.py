@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ModelError, UsageError
-from influence_cli.events import Listener
+from influence_cli.events import SILENT, Listener
 from influence_cli.maths.labels import softmax
 from influence_cli.model.checkpoints import RUN_FILE, find_checkpoint
 from influence_cli.settings import GradSpec, Inputs, Runtime
@@ -182,6 +182,7 @@ def _noise_of(inputs: Inputs, classes: int, device: str, listener: Listener) -> 
     job = open_job(inputs, GradSpec(("loss",)), Runtime(None, device), listener)
     held_out = job.manifest.rows("val")
     job = replace(job, train=held_out) if len(held_out) else job
+    job.listener = SILENT  # what is said of train rows would be said of these
     fill(job)
     logits = job.outputs(job.plain_member()).read(job.train.payload_keys)["logits"]
     if logits.shape[1] != classes:
