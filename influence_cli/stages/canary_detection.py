@@ -20,7 +20,7 @@ from influence_cli.maths.ranking import Ladder, found
 from influence_cli.methods.random import Random
 from influence_cli.settings import Runtime
 from influence_cli.stages.canaries import run_of, with_planted
-from influence_cli.stages.columns import Board, Scores, score_columns
+from influence_cli.stages.columns import Board, Scores, score_columns, side_by_side
 from influence_cli.stages.curate import parse_budget
 from influence_cli.stages.detection import RANDOM, Truth, detect
 from influence_cli.stages.replay import reopen
@@ -58,10 +58,8 @@ def canaries_of(board: Board, truth: Truth | None, how: How) -> list[dict[str, A
 
 def _of_group(board: Board, tables: list[Scores], truth: Truth | None, how: How) -> dict[str, Any]:
     planted = tables[0].canaries()
-    columns: dict[str, Floats] = {}
-    for table in tables:
-        for name, values in _with_planted_labels(table, planted, how).items():
-            columns[name if len(tables) == 1 else f"{table.stem}:{name}"] = values
+    scored = side_by_side([(t, _with_planted_labels(t, planted, how)) for t in tables])
+    columns = {shown: values for _, _, shown, values in scored}
     columns[RANDOM] = Random().score(board.train.ids, how.seed)
     trained = _trained_on(board.train, how.checkpoint or tables[0].provenance["checkpoint"]["locator"])
     canaries = Truth((planted >= 0) & trained, trained, "canaries")
@@ -112,7 +110,7 @@ def _against_truth(tables: list[Scores], columns: dict[str, Floats], canaries: T
     clean = canaries.without(real.wrong)
     rate = float(real.wrong.sum() / real.known.sum())
     out: dict[str, Any] = {"wrong_rate": rate, "columns": {}}
-    own = {(n if len(tables) == 1 else f"{t.stem}:{n}"): v for t in tables for n, v in t.columns().items()}
+    own = {shown: values for _, _, shown, values in side_by_side([(t, t.columns()) for t in tables])}
     for name, planted_values in columns.items():
         if name not in own:
             continue

@@ -55,12 +55,19 @@ class Board:
     kinds: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        every = [(t, name, values) for t in self.tables for name, values in t.columns().items()]
-        for table, name, values in every:
-            same = [v for _, n, v in every if n == name]
-            alike = all(np.array_equal(v, same[0], equal_nan=True) for v in same)
-            shown = name if alike else f"{table.stem}:{name}"
+        for table, name, shown, values in side_by_side([(t, t.columns()) for t in self.tables]):
             self.columns[shown], self.kinds[shown] = values, table.kind(name)
+
+
+def side_by_side(tables: list[tuple[Scores, dict[str, Floats]]]) -> list[tuple[Scores, str, str, Floats]]:
+    """(table, column, the name it is shown under, values): the stem stands before names that mean different scores."""
+    every = [(t, name, values) for t, columns in tables for name, values in columns.items()]
+    shown: list[tuple[Scores, str, str, Floats]] = []
+    for table, name, values in every:
+        same = [v for _, n, v in every if n == name]
+        alike = all(np.array_equal(v, same[0], equal_nan=True) for v in same)
+        shown.append((table, name, name if alike else f"{table.stem}:{name}", values))
+    return shown
 
 
 def score_columns(table: pa.Table) -> dict[str, Floats]:
