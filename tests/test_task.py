@@ -357,9 +357,19 @@ def task():
         return (torch.from_numpy(image.copy()).float()[None] / 255 - 0.5) / 0.5
     return Task(net, transform)
 
+def lossy():
+    loss = lambda z, y: nn.functional.cross_entropy(z, y, reduction="none", label_smoothing=0.3)
+    return Task(net, task().transform, loss)
+
 number = 3
 def nothing():
     return None
+
+def fails():
+    raise RuntimeError("kaputt")
+
+def fails_later():
+    return Task(fails, task().transform)
 """
 
 
@@ -398,6 +408,8 @@ def test_a_python_factory_trains_scores_and_compares(project: Path) -> None:
         ("python:own_code_of_a_test", (), "cannot read model"),
         ("python:no_such_module_at_all:task", (), "cannot import"),
         ("python:own_code_of_a_test:absent", (), "cannot import"),
+        ("python:own_code_of_a_test:fails", (), "failed (RuntimeError: kaputt)"),
+        ("python:own_code_of_a_test:fails_later", (), "failed (RuntimeError: kaputt)"),
         ("python:own_code_of_a_test:number", (), "is no function"),
         ("python:own_code_of_a_test:nothing", (), "made a NoneType"),
         ("python:own_code_of_a_test:net", (), "does not say how images become its input"),
@@ -408,3 +420,37 @@ def test_factories_that_cannot_work_are_exit_2(project: Path, name: str, more: t
     ran = call_cli("score", "m.parquet", "--model", name, "--checkpoint", "w.pt", *more, cwd=project)
     assert ran.code == 2
     assert says in ran.err
+
+
+def test_counterfactuals_measure_the_tasks_own_loss_and_know_changed_code(project: Path) -> None:
+    name = "python:own_code_of_a_test:lossy"
+    assert call_cli("retrain", "m.parquet", "--model", name, "--epochs", "2", "-o", "run", cwd=project).code == 0
+    assert call_cli("score", "m.parquet", "--checkpoint", "run", "-o", "s.parquet", cwd=project).code == 0
+    asked = ("evaluate", "s.parquet", "--lds", "3", "--json")
+    before = {p: p.stat().st_mtime_ns for p in (project / ".influence").rglob("*")}
+    assert call_cli(*asked, "-n", cwd=project).json["trainings"]["lds"]["kept"] == 0
+    assert {p: p.stat().st_mtime_ns for p in (project / ".influence").rglob("*")} == before
+    ran = call_cli(*asked, cwd=project)
+    assert ran.code == 0, ran.err
+    refit = ran.json["refit"]
+    assert abs(refit["phi"] - refit["phi_of_checkpoint"]) < 1e-5 * refit["phi"]
+    planned = call_cli(*asked, "-n", cwd=project).json["trainings"]
+    assert all(part["kept"] == part["trainings"] for part in planned.values())
+    (project / "own_code_of_a_test.py").write_text(CODE.replace("label_smoothing=0.3", "label_smoothing=0.2"))
+    sys.modules.pop("own_code_of_a_test")
+    assert call_cli(*asked, "-n", cwd=project).json["trainings"]["refit"]["kept"] == 0
+    (project / "own_code_of_a_test.py").write_text(CODE.replace("nn.Linear(64, 10))", "nn.Linear(64, 10), nn.ReLU())"))
+    sys.modules.pop("own_code_of_a_test")
+    assert call_cli(*asked, "-n", cwd=project).json["trainings"]["refit"]["kept"] == 0
+
+
+def test_training_on_from_a_checkpoint_knows_changed_code(project: Path) -> None:
+    name = "python:own_code_of_a_test:task"
+    assert call_cli("retrain", "m.parquet", "--model", name, "--epochs", "1", "-o", "run", cwd=project).code == 0
+    more = ("retrain", "m.parquet", "--init", "run", "--epochs", "1", "-o", "on")
+    assert call_cli(*more, cwd=project).code == 0
+    first = (project / "on" / "model.safetensors").read_bytes()
+    (project / "own_code_of_a_test.py").write_text(CODE.replace("- 0.5) / 0.5", "- 0.4) / 0.3"))
+    sys.modules.pop("own_code_of_a_test")
+    assert call_cli(*more, cwd=project).code == 0
+    assert (project / "on" / "model.safetensors").read_bytes() != first

@@ -75,6 +75,15 @@ def with_own_code(spec: ModelSpec) -> ModelSpec:
     return replace(spec, task=own_code(spec.name)[0])
 
 
+def known_again(spec: ModelSpec, manifest: Manifest, store: Store) -> ModelSpec:
+    """The spec that a checkpoint carries, for training: the user's own code is known by what it does now."""
+    if not is_own(spec.name):
+        return spec
+    from influence_cli.model.task import known_untrained
+
+    return known_untrained(with_own_code(spec), manifest, store)
+
+
 def resolve_model(inputs: Inputs, manifest: Manifest, store: Store, precision: str) -> tuple[ModelSpec, Checkpoint]:
     """The model and checkpoint of a scoring run.
 

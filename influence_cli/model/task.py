@@ -60,7 +60,9 @@ class Task:
         """
         from torch import nn
 
-        made = copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else self.model()
+        made = (
+            copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else _called(self.model, "the task's model")
+        )
         if not isinstance(made, nn.Module):
             raise ModelError(f"the task's model is a {type(made).__name__}, not a torch module", fix="give nn.Module")
         return made
@@ -76,7 +78,7 @@ class Task:
         try:
             value = payload if self.transform is None else self.transform(payload)
         except Exception as error:
-            raise ValueError(f"the task's transform failed ({type(error).__name__}: {error})") from error
+            raise ValueError(f"the task's transform failed ({_shown(error)})") from error
         if isinstance(value, torch.Tensor):
             value = value.detach().cpu()
             return (value.float() if value.dtype in (torch.bfloat16, torch.float16) else value).numpy()
@@ -107,14 +109,32 @@ def own_code(name: str) -> tuple[Task, bool]:
         make = getattr(importlib.import_module(module), factory)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"cannot import {name!r} ({error})", fix="check the module and the function's name") from error
+    except Exception as error:
+        raise UsageError(f"cannot import {name!r} ({_shown(error)})", fix="repair the module") from error
     if not callable(make):
         raise UsageError(f"{name!r} is no function", fix="name a function that returns a Task or a torch module")
-    made = make()
+    made = _called(make, repr(name))
     if isinstance(made, Task):
         return made, False
     if isinstance(made, nn.Module):
         return Task(cast(Any, make)), True
     raise ModelError(f"{name!r} made a {type(made).__name__}", fix="return an influence_cli.Task or a torch module")
+
+
+def _called(make: Callable[[], Any], what: str) -> Any:
+    """What a function of the user's makes.
+
+    Raises:
+        ModelError: it fails.
+    """
+    try:
+        return make()
+    except Exception as error:
+        raise ModelError(f"{what} failed ({_shown(error)})", fix="repair the function; --debug shows where") from error
+
+
+def _shown(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -172,14 +192,18 @@ def training_spec(inputs: Inputs, manifest: Manifest, store: Store) -> ModelSpec
     Raises:
         ModelError: the model does not run on the manifest's rows.
     """
+    return known_untrained(task_spec(inputs, manifest, store), manifest, store)
+
+
+def known_untrained(spec: ModelSpec, manifest: Manifest, store: Store) -> ModelSpec:
+    """The spec with the name of its code, by what it gives untrained, from seed 0."""
     import torch
 
-    spec = task_spec(inputs, manifest, store)
     assert spec.task is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = spec.task.build()
-    fixed = replace(spec, task=replace(spec.task, model=model))
+    fixed = replace(spec, code=None, task=replace(spec.task, model=model))
     known = known_by_outputs(fixed, Checkpoint(spec.name, (), weights_digest(model)), manifest, store, "fp32")
     return replace(known, task=spec.task)
 

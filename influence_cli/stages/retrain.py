@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.maths.paired import mean_interval, paired_difference
 from influence_cli.model.checkpoints import RUN_FILE, WEIGHTS_FILE, find_checkpoint
 from influence_cli.model.losses import loss_of, quality
-from influence_cli.model.spec import ModelSpec, is_own, new_spec, with_own_code
+from influence_cli.model.spec import ModelSpec, is_own, known_again, new_spec
 from influence_cli.settings import Inputs
 from influence_cli.stages.arms import Arm, arm_fingerprint, base_arm, control_arms, curated_arm, without
 from influence_cli.stages.canaries import CanaryRequest, plant_in_arms
@@ -81,6 +81,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         "test": Examples(test, spec, listener, "test rows"),
     }
     target = usable_now(base.manifest.rows("val"), spec, request.inputs)
+    unusable = _unusable(target.manifest, test.manifest)
     if len(target):
         run.sets["target"] = Examples(target, spec, listener, "target rows")
     metrics: dict[str, Any] = {
@@ -89,6 +90,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         "num_classes": spec.num_classes,
         "arms": {},
         "comparison": {},
+        **({"left_out": unusable} if unusable else {}),
     }
     for arm in arms:
         results = {
@@ -98,6 +100,14 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     _compare(metrics, arms)
     run.finish(arms[0], metrics, {"calibration_ids": calibration, **planted})
     return metrics
+
+
+def _unusable(*manifests: Manifest) -> dict[str, list[dict[str, Any]]]:
+    """Rows that cannot be used, by manifest: position, id, column and reason."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for manifest in manifests:
+        found.setdefault(manifest.source, {}).update({b.row: asdict(b) for b in manifest.bad})
+    return {source: [rows[k] for k in sorted(rows)] for source, rows in found.items() if rows}
 
 
 def _open(request: RetrainRequest, source: Any) -> Manifest:
@@ -128,7 +138,7 @@ def _spec(request: RetrainRequest, manifest: Manifest) -> ModelSpec:
     if request.init is not None:
         _, carried = find_checkpoint(request.init)
         if carried is not None and request.inputs.model in (None, carried["name"]):
-            return with_own_code(ModelSpec.from_dict(carried))
+            return known_again(ModelSpec.from_dict(carried), manifest, Store(Path(request.output)))
     if request.inputs.task is not None or is_own(request.inputs.model):
         from influence_cli.model.task import training_spec
 

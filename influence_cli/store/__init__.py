@@ -179,4 +179,5 @@ class Store:
 
     def write_task_revisions(self, name: str, revisions: list[dict[str, Any]]) -> None:
         """Remember the revisions of a model of the user's own."""
-        write_json(self.root / "tasks" / f"{name}.json", revisions)
+        if self.remember:
+            write_json(self.root / "tasks" / f"{name}.json", revisions)
