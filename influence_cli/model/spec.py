@@ -143,6 +143,8 @@ def _refuse_contradictions(inputs: Inputs, spec: ModelSpec) -> None:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
     return ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
 
 
@@ -162,7 +164,7 @@ def new_spec(inputs: Inputs, manifest: Manifest, store: Store | None, from_scrat
             raise UsageError(f"{inputs.model} takes images, the manifest has features", fix="use linear or mlp:128")
         return ModelSpec(inputs.model, num_classes, "features", (width,), classes=classes)
     if is_plain(inputs.model) or is_own(inputs.model) or from_scratch:
-        channels, height, width = _image_shape(manifest)
+        channels, height, width = _image_shape(manifest, inputs.skip_bad)
         if inputs.model.startswith(TORCHVISION):
             channels = 3  # torchvision's architectures take nothing else
         note = {"mean": [0.5] * channels, "std": [0.5] * channels, "interpolation": "bicubic"}
@@ -199,20 +201,26 @@ def _wide(values: tuple[float, ...] | None, spec: ModelSpec) -> tuple[float, ...
     return values * spec.shape[0] if values is not None and len(values) == 1 and spec.kind == "image" else values
 
 
-def _image_shape(manifest: Manifest) -> tuple[int, int, int]:
+def _image_shape(manifest: Manifest, skip_bad: bool) -> tuple[int, int, int]:
     import io
 
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    row, payload = next(manifest.payloads(manifest.all_rows().index[:1]))
-    assert isinstance(payload, bytes)
-    try:
-        with Image.open(io.BytesIO(payload)) as image:
-            return (1 if image.mode in ("L", "1") else 3), image.height, image.width
-    except (UnidentifiedImageError, OSError) as error:
-        where = f"{manifest.source}, row id={manifest.ids[row]}, column {manifest.kind}"
-        fix = "repair the payload or take the row out"
-        raise ManifestError(f"the image cannot be decoded ({error})", where=where, fix=fix) from error
+    rows = manifest.all_rows().index
+    for row, payload in manifest.payloads(rows if skip_bad else rows[:1]):
+        assert isinstance(payload, bytes)
+        try:
+            with Image.open(io.BytesIO(payload)) as image:
+                if skip_bad:
+                    image.load()  # a row that is left out says nothing of the input
+                return (1 if image.mode in ("L", "1") else 3), image.height, image.width
+        except Exception as error:
+            if skip_bad:
+                continue  # it is listed where the rows are decoded
+            where = f"{manifest.source}, row id={manifest.ids[row]}, column {manifest.kind}"
+            fix = "repair the payload or take the row out, or pass --skip-bad"
+            raise ManifestError(f"the image cannot be decoded ({error})", where=where, fix=fix) from error
+    raise ManifestError("no image can be decoded", where=manifest.source, fix="give a manifest of images")
 
 
 def _timm_note(name: str, store: Store | None) -> dict[str, Any]:

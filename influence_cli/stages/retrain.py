@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from influence_cli.model.spec import ModelSpec, is_own, known_again, new_spec
 from influence_cli.settings import Inputs
 from influence_cli.stages.arms import Arm, arm_fingerprint, base_arm, control_arms, curated_arm, without
 from influence_cli.stages.canaries import CanaryRequest, plant_in_arms
-from influence_cli.stages.usable_rows import usable_now
+from influence_cli.stages.usable_rows import left_out_of, usable_now
 from influence_cli.store import Store
 from influence_cli.store.files import replacing, write_json
 from influence_cli.store.keys import canonical_json
@@ -81,7 +81,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         "test": Examples(test, spec, listener, "test rows"),
     }
     target = usable_now(base.manifest.rows("val"), spec, request.inputs)
-    unusable = _unusable(target.manifest, test.manifest)
+    unusable = left_out_of(target.manifest, test.manifest)
     if len(target):
         run.sets["target"] = Examples(target, spec, listener, "target rows")
     metrics: dict[str, Any] = {
@@ -100,14 +100,6 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     _compare(metrics, arms)
     run.finish(arms[0], metrics, {"calibration_ids": calibration, **planted})
     return metrics
-
-
-def _unusable(*manifests: Manifest) -> dict[str, list[dict[str, Any]]]:
-    """Rows that cannot be used, by manifest: position, id, column and reason."""
-    found: dict[str, dict[int, dict[str, Any]]] = {}
-    for manifest in manifests:
-        found.setdefault(manifest.source, {}).update({b.row: asdict(b) for b in manifest.bad})
-    return {source: [rows[k] for k in sorted(rows)] for source, rows in found.items() if rows}
 
 
 def _open(request: RetrainRequest, source: Any) -> Manifest:
@@ -231,11 +223,13 @@ class _Run:
         return result
 
     def _model(self) -> nn.Module:
-        from influence_cli.model.build import build_model, load_model
+        from influence_cli.model.build import build_model, check_input, load_model
 
         if self.request.init is not None:
             return load_model(self.spec, find_checkpoint(self.request.init)[0])
-        return build_model(self.spec, self.request.pretrained)
+        model = build_model(self.spec, self.request.pretrained)
+        check_input(model, self.spec)
+        return model
 
     def _with(self, arm: Arm) -> Examples:
         import copy
