@@ -26,7 +26,7 @@ from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.losses import loss_name
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.task import Task, weights_digest
-from tests.cases import call_cli, column, digits_table, write
+from tests.cases import call_cli, column, digits_table, examples, feature_table, write
 
 
 def pixels(payload: bytes) -> Tensor:
@@ -338,6 +338,39 @@ def test_mistakes_are_explained(case: str, model: nn.Module) -> None:
     assert caught.value.fix
 
 
+class Centred(nn.Module):
+    """Rows of a batch depend on each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((x - x.mean(0)).flatten(1))
+
+
+def spoil(x: Tensor) -> Tensor:
+    return x * float("nan")
+
+
+def test_models_and_losses_that_give_no_numbers_are_explained(tmp_path: Path, model: nn.Module) -> None:
+    with pytest.raises(ModelError, match="other logits alone than in a batch"):
+        scores_of(Task(Centred(), pixels), tmp_path)
+    with pytest.raises(ModelError, match=r"loss failed on logits .*ZeroDivisionError"):
+        scores_of(Task(model, pixels, lambda z, y: z[:, 0] / (1 // len(y[:0]))), tmp_path)
+    with pytest.raises(UsageError, match="the task is a Sequential"):
+        scores_of(nn.Sequential(), tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ManifestError, match="objective of a target row is not finite") as caught:
+        scores_of(Task(model), tmp_path, Digits("train"), target=Digits("val", spoil))
+    assert "row id=" in caught.value.where
+
+
+def test_a_transform_may_share_memory_with_features(tmp_path: Path) -> None:
+    table = feature_table(examples())
+    given = Task(nn.Linear(5, 3), transform=torch.from_numpy)
+    assert len(scores_of(given, tmp_path, table)) == 40
+
+
 # ---- from the command line ------------------------------------------------------------------------------------------
 
 
@@ -389,6 +422,9 @@ def test_a_python_factory_trains_scores_and_compares(project: Path) -> None:
     assert trained.code == 0, trained.err
     scored = call_cli("score", "m.parquet", "--checkpoint", "run", "-o", "s.parquet", cwd=project)
     assert scored.code == 0, scored.err
+    planned = call_cli("score", "m.parquet", "--checkpoint", "run", "--no-store", "-n", "--json", cwd=project)
+    assert planned.json["rows_to_compute"] == 200
+    assert planned.json["seconds"] is not None
     weights = ("--model", name, "--checkpoint", "run/model.safetensors", "--isolated")
     again = call_cli("score", "m.parquet", *weights, "-o", "t.parquet", cwd=project)
     assert again.code == 0, again.err

@@ -76,6 +76,8 @@ class Task:
         import torch
 
         try:
+            if isinstance(payload, np.ndarray) and not payload.flags.writeable:
+                payload = payload.copy()  # torch warns of tensors on memory that it must not write
             value = payload if self.transform is None else self.transform(payload)
         except Exception as error:
             raise ValueError(f"the task's transform failed ({_shown(error)})") from error
@@ -151,6 +153,9 @@ def task_spec(inputs: Inputs, manifest: Manifest, store: Store | None) -> ModelS
     Raises:
         UsageError: a plain module that needs to be told how images become its input.
     """
+    if inputs.task is not None and not isinstance(inputs.task, Task):
+        kind = type(inputs.task).__name__
+        raise UsageError(f"the task is a {kind}", fix="give influence_cli.Task(model=..., transform=..., loss=...)")
     task, plain = (inputs.task, False) if inputs.task is not None else own_code(inputs.model or "")
     if not plain:
         name = inputs.model or f"task:{task.name or _name_of(task)}"
@@ -261,7 +266,7 @@ def probe(
     """Logits [C] of a few rows, by payload key.
 
     Raises:
-        ModelError: the model fails on them, or its output is not logits [n, C].
+        ModelError: the model fails on them, its output is not logits [n, C], or rows depend on each other.
     """
     import torch
 
@@ -275,12 +280,19 @@ def probe(
     by_row: dict[int, NDArray[np.float64]] = {}
     for index, decoded in batches(manifest, [payloads], spec, 1, on_bad=lambda *_: None):  # the pass names bad rows
         try:
-            z, _ = point.outputs(to_input(decoded, spec, point.dtype), [])
+            x = to_input(decoded, spec, point.dtype)
+            z, _ = point.outputs(x, [])
+            alone, _ = point.outputs(x[:1], [])
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
             raise ModelError(
                 f"the model {spec.name} fails on inputs of shape {tuple(decoded.shape)} ({error})",
                 fix="check that the transform gives what the model takes",
             ) from error
+        if not _agree(z[:1].double().numpy(), alone.double().numpy()) and bool(z[:1].isfinite().all()):
+            raise ModelError(
+                f"the model {spec.name} gives row id={manifest.ids[int(index[0])]} other logits alone than in a batch",
+                fix="let no row's output depend on the others of its batch; a score belongs to one row",
+            )
         by_row.update(zip(index.tolist(), z.double().numpy(), strict=True))
     if not by_row:
         fix = "check the task's transform: it fails on every one of them"
