@@ -328,6 +328,9 @@ def test_two_splits_of_one_meaning_lose_no_row(tmp_path: Path) -> None:
     np.savez(tmp_path / "nan.npz", x=values["x_val"], y=np.array([0.0, 1.0, np.nan, 1.0]))
     with pytest.raises(ManifestError, match="nan is no class number"):
         ingest(tmp_path / "nan.npz", tmp_path)
+    np.savez(tmp_path / "latin.npz", x=values["x_val"], y=np.array([b"\xe9", b"a", b"a", b"a"]))
+    with pytest.raises(ManifestError, match="not UTF-8"):
+        ingest(tmp_path / "latin.npz", tmp_path)
     for name in ("x_dev", "y_dev"):
         (values if name in values else labels).pop(name)
     np.savez(tmp_path / "one.npz", **values, **labels)

@@ -140,6 +140,7 @@ def test_later_stages_leave_out_the_same_rows(tmp_path: Path, digits_run: Path) 
     assert len(train) == len(scored) - 10
     evaluated = call_cli("evaluate", "s.parquet", "--json", cwd=tmp_path)
     assert evaluated.json["train_rows"] == len(scored)
+    assert "rows of m.parquet cannot be used and were left out" in evaluated.err
     piped = call_cli("grads", "m.parquet", "--checkpoint", digits_run, "--skip-bad", "-o", "g.parquet", cwd=tmp_path)
     assert piped.code == 0, piped.err
     again = call_cli("score", "g.parquet", "-o", "t.parquet", cwd=tmp_path)  # the table says that bad rows are skipped

@@ -56,9 +56,18 @@ def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
 
 
 def as_column(labels: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Labels [n] of an array [n] or [n, 1]."""
+    """Labels [n] of an array [n] or [n, 1]; bytes are text.
+
+    Raises:
+        ManifestError: they are not UTF-8.
+    """
     flat = labels.reshape(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    return np.char.decode(flat, "utf-8") if flat.dtype.kind == "S" else flat
+    if flat.dtype.kind != "S":
+        return flat
+    try:
+        return np.char.decode(np.asarray(flat, dtype=np.bytes_), "utf-8")
+    except UnicodeDecodeError as error:
+        raise ManifestError("labels are not UTF-8", fix="save them as text") from error
 
 
 def pair_names(
