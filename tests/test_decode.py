@@ -177,3 +177,9 @@ def test_the_input_of_a_new_model_is_that_of_the_first_usable_image(tmp_path: Pa
     assert new_spec(Inputs(manifest, model="linear", skip_bad=True), manifest, None).shape == (3, 4, 9)
     with pytest.raises(ManifestError, match="cannot be decoded"):
         new_spec(Inputs(manifest, model="linear"), manifest, None)
+
+
+def test_rows_that_are_left_out_add_no_class() -> None:
+    rows = {"id": ["a", "b"], "image": pa.array([photo(3, 3), photo(3, 3, 1)], pa.binary()), "label": [1, 99]}
+    manifest = open_manifest(pa.table({**rows, "split": ["train", "holdout"]}), skip_bad=True)
+    assert new_spec(Inputs(manifest, model="linear", skip_bad=True), manifest, None).num_classes == 2

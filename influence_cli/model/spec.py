@@ -157,7 +157,7 @@ def new_spec(inputs: Inputs, manifest: Manifest, store: Store | None, from_scrat
     if inputs.model is None:
         raise UsageError("no model", fix="pass --model NAME (a timm name, linear, or mlp:128)")
     classes = manifest.classes
-    num_classes = inputs.num_classes or (len(classes) if classes else int(manifest.labels.max()) + 1)
+    num_classes = inputs.num_classes or (len(classes) if classes else int(manifest.all_rows().labels.max()) + 1)
     if manifest.kind == "features":
         width = next(len(value) for _, value in manifest.payloads(manifest.all_rows().index[:1]))
         if not (is_plain(inputs.model) or is_own(inputs.model)):
