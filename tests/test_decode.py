@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from influence_cli import api
 from influence_cli.data.manifest import open_manifest
-from influence_cli.errors import UsageError
+from influence_cli.errors import ManifestError, UsageError
 from influence_cli.model.decode import decode
 from influence_cli.model.examples import to_input
 from influence_cli.model.spec import ModelSpec, new_spec
@@ -135,3 +135,51 @@ def test_preprocessing_travels_with_the_table(tmp_path: Path, digits: Path, digi
     assert call_cli("score", "g.parquet", "-o", "s.parquet", cwd=tmp_path).code == 0
     direct = api.score(digits, model="mlp:16", checkpoint=tmp_path / "w.pt", mean=(0.45,), std=(0.3,), store=None)
     assert np.allclose(column(pq.read_table(tmp_path / "s.parquet")), column(direct), rtol=1e-6)
+
+
+def test_a_size_that_an_architecture_does_not_take_is_yours_to_fix(tmp_path: Path) -> None:
+    write(digits_table(40, 10, 10), tmp_path / "m.parquet")
+    model = ("--model", "vit_tiny_patch16_224")
+    ran = call_cli("retrain", "m.parquet", *model, "--epochs", "1", "-o", "run", cwd=tmp_path)
+    assert ran.code == 2, ran.err
+    assert "does not take input (1, 8, 8)" in ran.err
+    assert "--input-size" in ran.err
+    torch.save({}, tmp_path / "w.pt")
+    assert call_cli("score", "m.parquet", *model, "--checkpoint", "w.pt", cwd=tmp_path).code == 2
+
+
+def test_a_palette_with_transparency_has_its_colours_and_no_warning() -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    image, out = Image.fromarray(rgb).convert("P", palette=Image.Palette.ADAPTIVE), io.BytesIO()
+    image.save(out, format="PNG", transparency=bytes([0, 128, 255]))
+    spec = ModelSpec("linear", 2, "image", (3, 6, 6), (0.5,) * 3, (0.5,) * 3)
+    assert np.array_equal(decode(out.getvalue(), spec), np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+
+
+def test_whatever_pillow_stumbles_over_is_an_undecodable_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ModelSpec("linear", 2, "image", (3, 6, 6), (0.5,) * 3, (0.5,) * 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        decode(photo(6, 6), spec)
+
+    def stumbles(*_: object) -> None:
+        raise EOFError("no more")
+
+    monkeypatch.setattr(Image.Image, "convert", stumbles)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(ValueError, match="no more"):
+        decode(photo(6, 6), spec)
+
+
+def test_the_input_of_a_new_model_is_that_of_the_first_usable_image(tmp_path: Path) -> None:
+    rows = {"id": ["a", "b", "c"], "image": [b"x", photo(7, 5)[:60], photo(9, 4)], "label": [0, 1, 0]}
+    manifest = open_manifest(pa.table({**rows, "image": pa.array(rows["image"], pa.binary())}))
+    assert new_spec(Inputs(manifest, model="linear", skip_bad=True), manifest, None).shape == (3, 4, 9)
+    with pytest.raises(ManifestError, match="cannot be decoded"):
+        new_spec(Inputs(manifest, model="linear"), manifest, None)
+
+
+def test_rows_that_are_left_out_add_no_class() -> None:
+    rows = {"id": ["a", "b"], "image": pa.array([photo(3, 3), photo(3, 3, 1)], pa.binary()), "label": [1, 99]}
+    manifest = open_manifest(pa.table({**rows, "split": ["train", "holdout"]}), skip_bad=True)
+    assert new_spec(Inputs(manifest, model="linear", skip_bad=True), manifest, None).num_classes == 2

@@ -249,3 +249,94 @@ def test_an_empty_folder_and_bad_shares(tmp_path: Path) -> None:
         ingest(tmp_path / "empty", tmp_path)
     with pytest.raises(UsageError, match="cannot be read"):
         ingest(csv_file(tmp_path), tmp_path, split="80-20")
+
+
+def narrow(made: Ingested) -> tuple[list[str], list[int], tuple[str, ...] | None]:
+    return made.manifest.ids, made.manifest.labels.tolist(), made.manifest.classes
+
+
+@pytest.mark.parametrize(
+    ("label", "labels", "classes"),
+    [
+        (["1", "0", "2"], [1, 0, 2], None),
+        (["1.0", "0.0", "2.0"], [1, 0, 2], None),
+        (["007", "010", "007"], [0, 1, 0], ("007", "010")),
+        (["true", "false", "true"], [1, 0, 1], ("false", "true")),
+        (["2024-01-02", "2024-01-01", "2024-01-02"], [1, 0, 1], ("2024-01-01", "2024-01-02")),
+    ],
+)
+def test_ids_of_a_csv_are_text_and_labels_keep_their_meaning(
+    tmp_path: Path, label: list[str], labels: list[int], classes: tuple[str, ...] | None
+) -> None:
+    names = ["007", "0010", "1e3"]
+    lines = [f"{i},{k}.5,{y}\n" for k, (i, y) in enumerate(zip(names, label, strict=True))]
+    (tmp_path / "t.csv").write_text("id,x,label\n" + "".join(lines))
+    assert narrow(ingest(tmp_path / "t.csv", tmp_path)) == (names, labels, classes)
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (b"a,1,\xe9t\xe9\n", "not UTF-8"),
+        (b"", "no rows"),
+        (b",1,0\nb,2,1\n", "an id is null"),
+        (b"a,1,0\na,2,1\n", "an id is there twice"),
+        (b"a,1,\nb,2,x\n", "label is null"),
+    ],
+)
+def test_rows_of_a_csv_that_cannot_be_used_are_explained(tmp_path: Path, rows: bytes, says: str) -> None:
+    (tmp_path / "t.csv").write_bytes(b"id,x,label\n" + rows)
+    with pytest.raises(ManifestError, match=says):
+        ingest(tmp_path / "t.csv", tmp_path)
+    if says.endswith(("null", "twice")):
+        assert len(ingest(tmp_path / "t.csv", tmp_path, skip_bad=True).skipped) == 1
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_folder_with_metadata_is_read_by_file_name(tmp_path: Path, form: str) -> None:
+    root = tmp_path / "data"
+    for part in ("train", "test"):
+        (root / part).mkdir(parents=True)
+        for k in range(3):
+            (root / part / f"{k}.png").write_bytes(png(k + 10 * (part == "test")))
+        rows = [{"file_name": f"{k}.png", "label": CLASSES[LABELS[k]]} for k in range(3)]
+        text = "".join(json.dumps(r) + "\n" for r in rows)
+        if form == "csv":
+            text = "file_name,label\n" + "".join(f"{r['file_name']},{r['label']}\n" for r in rows)
+        (root / part / f"metadata.{form}").write_text(text)
+    made = ingest(root, tmp_path, split="100/0/0")
+    assert made.manifest.ids == [f"{part}/{k}.png" for part in ("test", "train") for k in range(3)]
+    assert made.manifest.labels.tolist() == [*LABELS[:3], *LABELS[:3]]
+    assert made.manifest.classes == CLASSES
+    payloads = dict(made.manifest.payloads(made.manifest.all_rows().index))
+    assert payloads[0] == png(10)
+    (root / "metadata.csv").write_text("file_name,label\ntrain/1.png,x\ntest/2.png,y\n")  # of the whole folder
+    assert ingest(root, tmp_path).manifest.ids == ["train/1.png", "test/2.png"]
+    (root / "metadata.csv").write_text("something,else\n1,2\n")
+    assert len(ingest(root, tmp_path).manifest.ids) == 6
+    (root / "dev").mkdir()
+    with pytest.raises(ManifestError, match="no metadata file"):
+        ingest(root, tmp_path)
+
+
+def test_two_splits_of_one_meaning_lose_no_row(tmp_path: Path) -> None:
+    values = {f"x_{s}": np.random.default_rng(0).normal(size=(4, 2)) for s in ("train", "val", "dev")}
+    labels = {f"y_{s}": np.array([b"a", b"b", b"a", b"b"]) for s in ("train", "val", "dev")}
+    np.savez(tmp_path / "two.npz", **values, **labels)
+    with pytest.raises(ManifestError, match="val and dev both mean split val"):
+        ingest(tmp_path / "two.npz", tmp_path)
+    np.savez(tmp_path / "nan.npz", x=values["x_val"], y=np.array([0.0, 1.0, np.nan, 1.0]))
+    with pytest.raises(ManifestError, match="nan is no class number"):
+        ingest(tmp_path / "nan.npz", tmp_path)
+    np.savez(tmp_path / "latin.npz", x=values["x_val"], y=np.array([b"\xe9", b"a", b"a", b"a"]))
+    with pytest.raises(ManifestError, match="not UTF-8"):
+        ingest(tmp_path / "latin.npz", tmp_path)
+    for name in ("x_dev", "y_dev"):
+        (values if name in values else labels).pop(name)
+    np.savez(tmp_path / "one.npz", **values, **labels)
+    assert ingest(tmp_path / "one.npz", tmp_path).manifest.classes == ("a", "b")
+    root = saved_dataset(tmp_path)
+    index = root / "dataset_dict.json"
+    index.write_text(json.dumps({"splits": ["train", "validation", "dev"]}))
+    with pytest.raises(ManifestError, match="validation and dev both mean split val"):
+        ingest(root, tmp_path)

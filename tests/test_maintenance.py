@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +14,9 @@ import pytest
 from influence_cli.data.manifest import open_manifest
 from influence_cli.stages.grads import fill
 from influence_cli.stages.score import score
+from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.maintenance import collect, verify
-from tests.cases import Heard, call_cli, column, examples, feature_table, job_of, write
+from tests.cases import Heard, call_cli, column, digits_table, examples, feature_table, job_of, write
 
 
 @pytest.fixture
@@ -148,3 +150,37 @@ def test_damage_met_while_collecting_is_said(store: Path) -> None:
     heard = Heard()
     collect(store, None, heard)
     assert any("is damaged" in w for w in heard.warnings)
+
+
+def test_gc_forgets_files_that_are_gone_and_undecodable_payloads_of_no_kept_manifest(
+    tmp_path: Path, digits_run: Path
+) -> None:
+    rows = digits_table(60, 20, 0)
+    (tmp_path / "img").mkdir()
+    images = rows.column("image").to_pylist()
+    images[3], images[4] = images[3][:60], images[4][:50]
+    for k, image in enumerate(images):
+        (tmp_path / "img" / f"{k}.png").write_bytes(image)
+    table = rows.drop_columns(["image"]).append_column("path", pa.array([f"img/{k}.png" for k in range(80)]))
+    write(table, tmp_path / "m.parquet")
+    now, place = time.time_ns, tmp_path / "store"
+    later = lambda: now() + 10_000_000_000  # noqa: E731 - the files are old enough to be remembered
+    with mock.patch("influence_cli.store.file_keys.time.time_ns", later):
+        asked = ("score", "m.parquet", "--checkpoint", digits_run, "--skip-bad", "--store", place, "-o", "s.parquet")
+        assert call_cli(*asked, cwd=tmp_path).code == 0
+    assert len(StoredFileKeys(place / "payload-files.parquet")._load()) == 80
+    before = (tmp_path / "s.parquet").read_bytes()
+    (tmp_path / "img" / "70.png").unlink()
+    (tmp_path / "img" / "4.png").unlink()
+    bad = call_cli("cache", "gc", "--store", place, "--keep", "m.parquet", cwd=tmp_path)
+    assert bad.code == 2
+    gone = call_cli("cache", "gc", "--store", place, "--keep", "m.parquet", "--skip-bad", cwd=tmp_path)
+    assert gone.code == 0, gone.err
+    assert gone.json["payload_files_forgotten"] == 2
+    assert gone.json["undecodable_forgotten"] == 1
+    for k in (4, 70):
+        (tmp_path / "img" / f"{k}.png").write_bytes(images[k])
+    assert call_cli(*asked, cwd=tmp_path).code == 0
+    assert (tmp_path / "s.parquet").read_bytes() == before
+    again = call_cli("cache", "gc", "--store", place, cwd=tmp_path)
+    assert again.json["undecodable_forgotten"] == 0

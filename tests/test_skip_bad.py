@@ -140,6 +140,7 @@ def test_later_stages_leave_out_the_same_rows(tmp_path: Path, digits_run: Path) 
     assert len(train) == len(scored) - 10
     evaluated = call_cli("evaluate", "s.parquet", "--json", cwd=tmp_path)
     assert evaluated.json["train_rows"] == len(scored)
+    assert "rows of m.parquet cannot be used and were left out" in evaluated.err
     piped = call_cli("grads", "m.parquet", "--checkpoint", digits_run, "--skip-bad", "-o", "g.parquet", cwd=tmp_path)
     assert piped.code == 0, piped.err
     again = call_cli("score", "g.parquet", "-o", "t.parquet", cwd=tmp_path)  # the table says that bad rows are skipped
@@ -159,6 +160,32 @@ def test_retrain_leaves_them_out_too(tmp_path: Path) -> None:
     assert ran.code == 0, ran.err
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["arms"]["all rows"]["train_rows"] == 200 - sum(row < 200 for _, row, _, _ in BAD.values())
+
+
+def test_retrain_lists_them_and_no_arm_has_them(tmp_path: Path) -> None:
+    write(spoiled(*BAD), tmp_path / "m.parquet")
+    asked = ("retrain", "m.parquet", "--against", "m.parquet", "--skip-bad", "--model", "mlp:8", "--epochs", "1")
+    ran = call_cli(*asked, "-o", "run", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert f"{len(BAD)} rows of m.parquet cannot be used and were left out" in ran.err
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert {b["row"] for b in metrics["left_out"]["m.parquet"]} == {row for _, row, _, _ in BAD.values()}
+    expected = 200 - sum(row < 200 for _, row, _, _ in BAD.values())
+    assert [metrics["arms"][name]["train_rows"] for name in ("curated", "no edit")] == [expected, expected]
+    assert metrics["arms"]["curated"]["edits"]["trimmed"] == 0
+
+
+def test_counterfactuals_of_such_scores_leave_out_test_rows_too(tmp_path: Path, digits_run: Path) -> None:
+    table = spoiled("not an image")
+    rows = table.to_pylist()
+    truncated(270)(rows)
+    setting(271, "label", 10)(rows)
+    write(pa.Table.from_pylist(rows, schema=table.schema), tmp_path / "m.parquet")
+    assert score_cli(tmp_path, digits_run, "--skip-bad").code == 0
+    asked = ("evaluate", "s.parquet", "--lds", "3", "--epochs", "1", "--json")
+    ran = call_cli(*asked, cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert ran.json["test_rows"] == 58
 
 
 def test_ragged_features_name_the_row_that_differs_from_most(tmp_path: Path) -> None:

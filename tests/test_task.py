@@ -26,7 +26,7 @@ from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.losses import loss_name
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.task import Task, weights_digest
-from tests.cases import call_cli, column, digits_table, write
+from tests.cases import call_cli, column, digits_table, examples, feature_table, write
 
 
 def pixels(payload: bytes) -> Tensor:
@@ -338,6 +338,39 @@ def test_mistakes_are_explained(case: str, model: nn.Module) -> None:
     assert caught.value.fix
 
 
+class Centred(nn.Module):
+    """Rows of a batch depend on each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((x - x.mean(0)).flatten(1))
+
+
+def spoil(x: Tensor) -> Tensor:
+    return x * float("nan")
+
+
+def test_models_and_losses_that_give_no_numbers_are_explained(tmp_path: Path, model: nn.Module) -> None:
+    with pytest.raises(ModelError, match="other logits alone than in a batch"):
+        scores_of(Task(Centred(), pixels), tmp_path)
+    with pytest.raises(ModelError, match=r"loss failed on logits .*ZeroDivisionError"):
+        scores_of(Task(model, pixels, lambda z, y: z[:, 0] / (1 // len(y[:0]))), tmp_path)
+    with pytest.raises(UsageError, match="the task is a Sequential"):
+        scores_of(nn.Sequential(), tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ManifestError, match="objective of a target row is not finite") as caught:
+        scores_of(Task(model), tmp_path, Digits("train"), target=Digits("val", spoil))
+    assert "row id=" in caught.value.where
+
+
+def test_a_transform_may_share_memory_with_features(tmp_path: Path) -> None:
+    table = feature_table(examples())
+    given = Task(nn.Linear(5, 3), transform=torch.from_numpy)
+    assert len(scores_of(given, tmp_path, table)) == 40
+
+
 # ---- from the command line ------------------------------------------------------------------------------------------
 
 
@@ -357,9 +390,19 @@ def task():
         return (torch.from_numpy(image.copy()).float()[None] / 255 - 0.5) / 0.5
     return Task(net, transform)
 
+def lossy():
+    loss = lambda z, y: nn.functional.cross_entropy(z, y, reduction="none", label_smoothing=0.3)
+    return Task(net, task().transform, loss)
+
 number = 3
 def nothing():
     return None
+
+def fails():
+    raise RuntimeError("kaputt")
+
+def fails_later():
+    return Task(fails, task().transform)
 """
 
 
@@ -379,6 +422,9 @@ def test_a_python_factory_trains_scores_and_compares(project: Path) -> None:
     assert trained.code == 0, trained.err
     scored = call_cli("score", "m.parquet", "--checkpoint", "run", "-o", "s.parquet", cwd=project)
     assert scored.code == 0, scored.err
+    planned = call_cli("score", "m.parquet", "--checkpoint", "run", "--no-store", "-n", "--json", cwd=project)
+    assert planned.json["rows_to_compute"] == 200
+    assert planned.json["seconds"] is not None
     weights = ("--model", name, "--checkpoint", "run/model.safetensors", "--isolated")
     again = call_cli("score", "m.parquet", *weights, "-o", "t.parquet", cwd=project)
     assert again.code == 0, again.err
@@ -398,6 +444,8 @@ def test_a_python_factory_trains_scores_and_compares(project: Path) -> None:
         ("python:own_code_of_a_test", (), "cannot read model"),
         ("python:no_such_module_at_all:task", (), "cannot import"),
         ("python:own_code_of_a_test:absent", (), "cannot import"),
+        ("python:own_code_of_a_test:fails", (), "failed (RuntimeError: kaputt)"),
+        ("python:own_code_of_a_test:fails_later", (), "failed (RuntimeError: kaputt)"),
         ("python:own_code_of_a_test:number", (), "is no function"),
         ("python:own_code_of_a_test:nothing", (), "made a NoneType"),
         ("python:own_code_of_a_test:net", (), "does not say how images become its input"),
@@ -408,3 +456,37 @@ def test_factories_that_cannot_work_are_exit_2(project: Path, name: str, more: t
     ran = call_cli("score", "m.parquet", "--model", name, "--checkpoint", "w.pt", *more, cwd=project)
     assert ran.code == 2
     assert says in ran.err
+
+
+def test_counterfactuals_measure_the_tasks_own_loss_and_know_changed_code(project: Path) -> None:
+    name = "python:own_code_of_a_test:lossy"
+    assert call_cli("retrain", "m.parquet", "--model", name, "--epochs", "2", "-o", "run", cwd=project).code == 0
+    assert call_cli("score", "m.parquet", "--checkpoint", "run", "-o", "s.parquet", cwd=project).code == 0
+    asked = ("evaluate", "s.parquet", "--lds", "3", "--json")
+    before = {p: p.stat().st_mtime_ns for p in (project / ".influence").rglob("*")}
+    assert call_cli(*asked, "-n", cwd=project).json["trainings"]["lds"]["kept"] == 0
+    assert {p: p.stat().st_mtime_ns for p in (project / ".influence").rglob("*")} == before
+    ran = call_cli(*asked, cwd=project)
+    assert ran.code == 0, ran.err
+    refit = ran.json["refit"]
+    assert abs(refit["phi"] - refit["phi_of_checkpoint"]) < 1e-5 * refit["phi"]
+    planned = call_cli(*asked, "-n", cwd=project).json["trainings"]
+    assert all(part["kept"] == part["trainings"] for part in planned.values())
+    (project / "own_code_of_a_test.py").write_text(CODE.replace("label_smoothing=0.3", "label_smoothing=0.2"))
+    sys.modules.pop("own_code_of_a_test")
+    assert call_cli(*asked, "-n", cwd=project).json["trainings"]["refit"]["kept"] == 0
+    (project / "own_code_of_a_test.py").write_text(CODE.replace("nn.Linear(64, 10))", "nn.Linear(64, 10), nn.ReLU())"))
+    sys.modules.pop("own_code_of_a_test")
+    assert call_cli(*asked, "-n", cwd=project).json["trainings"]["refit"]["kept"] == 0
+
+
+def test_training_on_from_a_checkpoint_knows_changed_code(project: Path) -> None:
+    name = "python:own_code_of_a_test:task"
+    assert call_cli("retrain", "m.parquet", "--model", name, "--epochs", "1", "-o", "run", cwd=project).code == 0
+    more = ("retrain", "m.parquet", "--init", "run", "--epochs", "1", "-o", "on")
+    assert call_cli(*more, cwd=project).code == 0
+    first = (project / "on" / "model.safetensors").read_bytes()
+    (project / "own_code_of_a_test.py").write_text(CODE.replace("- 0.5) / 0.5", "- 0.4) / 0.3"))
+    sys.modules.pop("own_code_of_a_test")
+    assert call_cli(*more, cwd=project).code == 0
+    assert (project / "on" / "model.safetensors").read_bytes() != first

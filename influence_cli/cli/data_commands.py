@@ -52,18 +52,18 @@ def cache(settings: Settings) -> int | None:
         files, damaged = verify(root, show.terminal())
         show_data.report(settings, {"files": files, "damaged": damaged})
     elif action == "gc":
-        kept = _kept(settings["keep"])
+        kept = _kept(settings["keep"], settings["skip_bad"])
         show_data.report(settings, collect(root, kept and kept[0], show.terminal(), kept and kept[1]))
     elif action == "key":
         if not settings["keep"]:
             raise UsageError("whose keys?", fix="influence cache key --keep MANIFEST")
-        show_data.keys(settings, settings["keep"])
+        show_data.keys(settings, settings["keep"], settings["skip_bad"])
     else:
         raise UsageError(f"unknown action {action!r}", fix="ls, verify, gc or key")
     return None
 
 
-def _kept(manifests: list[str]) -> tuple[Any, set[str]] | None:
+def _kept(manifests: list[str], skip_bad: bool) -> tuple[Any, set[str]] | None:
     """Payload keys of the manifests to keep, and the fingerprints of their train rows as fit sets."""
     if not manifests:
         return None
@@ -72,7 +72,7 @@ def _kept(manifests: list[str]) -> tuple[Any, set[str]] | None:
     from influence_cli.data.manifest import open_manifest
     from influence_cli.stages.fit_set import FitSet
 
-    opened = [open_manifest(path) for path in manifests]
+    opened = [open_manifest(path, skip_bad=skip_bad) for path in manifests]
     return np.concatenate([m.payload_keys for m in opened]), {
         FitSet.of(m.rows("train"), None).fingerprint for m in opened
     }

@@ -95,7 +95,7 @@ SETTINGS: dict[str, Setting] = {
         _s("features", list, [], "Feature column [default: all numbers].", (MANIFEST,), metavar="COLUMN", stored=False),
         _s("split", str, "80/10/10", "Shares where there are no splits.", (MANIFEST,), metavar="A/B/C", stored=False),
         _s("embed", bool, False, "Copy images into the manifest, not their paths.", (MANIFEST,), stored=False),
-        _s("skip_bad", bool, False, "List rows that cannot be used and go on.", WRITING, stored=False),
+        _s("skip_bad", bool, False, "List rows that cannot be used and go on.", (*WRITING, CACHE), stored=False),
         _s("input_size", int, None, "Height and width of the model's input.", MODEL, least=1),
         _s("mean", str, None, "Mean of the pixels, in [0, 1].", (GRADS, SCORE, RETRAIN), metavar="X[,X,X]"),
         _s("std", str, None, "Standard deviation of the pixels.", (GRADS, SCORE, RETRAIN), metavar="X[,X,X]"),

@@ -239,7 +239,10 @@ def retrain_summary(settings: Settings, metrics: dict[str, Any]) -> None:
     """Before and after: accuracy of every arm, and paired differences with no edit and with its control."""
     if settings["format"] == "json":
         print_json(metrics)
+    from influence_cli.data.row_checks import BadRow
+
     out = terminal()
+    skipped({source: [BadRow(**b) for b in bad] for source, bad in metrics.get("left_out", {}).items()})
     if out.quiet:
         return
     first = next(iter(next(iter(metrics["arms"].values()))["seeds"].values()))

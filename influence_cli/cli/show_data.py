@@ -57,13 +57,13 @@ def report(settings: Settings, facts: dict[str, Any]) -> None:
         sys.stdout.write(f"{name.replace('_', ' ')}: {shown}\n")
 
 
-def keys(settings: Settings, manifests: list[str]) -> None:
+def keys(settings: Settings, manifests: list[str], skip_bad: bool) -> None:
     """The keys under which rows are stored."""
     from influence_cli.data.manifest import open_manifest
 
     for path in manifests:
-        manifest = open_manifest(path)
-        for name, payload, row in zip(manifest.ids, manifest.payload_keys, manifest.row_keys, strict=True):
+        rows = open_manifest(path, skip_bad=skip_bad).all_rows()
+        for name, payload, row in zip(rows.ids, rows.payload_keys, rows.row_keys, strict=True):
             sys.stdout.write(f"{payload.tobytes().hex()} {row.tobytes().hex()} {name}\n")
 
 

@@ -126,7 +126,28 @@ def load_model(spec: ModelSpec, checkpoint: Checkpoint, dtype: torch.dtype | Non
         ModelError: the checkpoint does not fit; names tensors, expected and found shapes.
     """
     model = build_model(spec).to(dtype)
-    return load_weights(model, checkpoint, spec.name) if checkpoint.files else model.eval()
+    model = load_weights(model, checkpoint, spec.name) if checkpoint.files else model.eval()
+    check_input(model, spec)
+    return model
+
+
+def check_input(model: nn.Module, spec: ModelSpec) -> None:
+    """Run one blank input, in evaluation mode: not every architecture takes every size.  Code of the user's is probed.
+
+    Raises:
+        ModelError: the model fails on it.
+    """
+    if spec.task is not None:
+        return
+    training, kind = model.training, next(model.parameters()).dtype
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros((1, *spec.shape), dtype=kind))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        what = f"{spec.name} does not take input {spec.shape} ({error})"
+        raise ModelError(what, fix="try another --input-size") from error
+    finally:
+        model.train(training)
 
 
 def device_of(name: str) -> torch.device:

@@ -40,8 +40,10 @@ def decode(payload: Payload, spec: ModelSpec) -> NDArray[Any]:
     channels = spec.shape[0]
     try:
         with Image.open(io.BytesIO(payload)) as image:
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")  # the same colours; Pillow warns of going straight to RGB
             pixels = np.asarray(_sized(image.convert("L" if channels == 1 else "RGB"), spec))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
         raise ValueError(f"the image cannot be decoded ({why_not_decoded(error)})") from error
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 

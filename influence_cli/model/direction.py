@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from influence_cli.data.manifest import Payload, Rows
+from influence_cli.errors import ManifestError
 from influence_cli.events import Progress
 from influence_cli.maths.noise import signal_to_noise
 from influence_cli.model.examples import batches, chunked, move, to_input
@@ -79,7 +80,11 @@ def measure_directions(
     workers: int,
     progress: Progress,
 ) -> dict[str, Measured]:
-    """One pass over the target rows, whose ``payloads`` are held by row, for all objectives at one member."""
+    """One pass over the target rows, whose ``payloads`` are held by row, for all objectives at one member.
+
+    Raises:
+        ManifestError: the objective of a row is not finite.
+    """
     zeros = lambda: [torch.zeros(p.shape, dtype=torch.float64, device=p.device) for p in point.selected.values()]  # noqa: E731
     sums = {name: _Sums(zeros(), zeros(), zeros(), np.zeros(BUCKETS)) for name in objectives}
     bucket = dict(zip(target.index.tolist(), bucket_of(target.payload_keys).tolist(), strict=True))
@@ -98,7 +103,9 @@ def measure_directions(
         open_bucket = b
         x = to_input(move(decoded, point.device), spec, point.dtype)
         y = move(labels[torch.from_numpy(index)], point.device)
-        _add_gradients(point, selected, x, y, objectives, sums, loss_of(spec.task))
+        bad = _add_gradients(point, selected, x, y, objectives, sums, loss_of(spec.task))
+        if bad is not None:
+            raise _not_finite(target, int(index[bad]))
         progress.advance(len(index))
     if open_bucket is not None:
         for s in sums.values():
@@ -115,18 +122,31 @@ def _add_gradients(
     objectives: dict[str, RowObjective],
     sums: dict[str, _Sums],
     loss: RowLoss,
-) -> None:
-    """Add one batch's summed gradient of every objective to its open bucket."""
+) -> int | None:
+    """Add one batch's summed gradient of every objective to its open bucket; the first row that is not finite."""
     with torch.enable_grad(), differentiable_kernels(point.recurrent):
         logits = point.logits(x, selected)
         for position, (name, objective) in enumerate(objectives.items()):
-            value = objective.rows(logits, y, loss).sum()
+            values = objective.rows(logits, y, loss)
+            if not torch.isfinite(values).all():
+                return int((~torch.isfinite(values)).nonzero()[0])
+            value = values.sum()
             keep = position + 1 < len(objectives)
             gradients = torch.autograd.grad(value, list(selected.values()), retain_graph=keep, materialize_grads=True)
             sums[name].value += float(value.detach().double())
             sums[name].hits += int((logits.argmax(1) == y).sum())
             for total, g in zip(sums[name].bucket, gradients, strict=True):
                 total += g
+    return None
+
+
+def _not_finite(target: Rows, row: int) -> ManifestError:
+    manifest = target.manifest
+    return ManifestError(
+        "the objective of a target row is not finite",
+        where=f"{manifest.source}, row id={manifest.ids[row]}, column {manifest.kind}",
+        fix="repair the row or take it out; where every row is so, the checkpoint is at fault",
+    )
 
 
 def _measured(point: Point, sums: _Sums, sizes: NDArray[np.int64]) -> Measured:

@@ -80,9 +80,13 @@ class OwnLoss:
         """Losses [n], differentiable.
 
         Raises:
-            ModelError: it does not give one value a row.
+            ModelError: it fails, or does not give one value a row.
         """
-        values = self.loss(logits, labels)
+        try:
+            values = self.loss(logits, labels)
+        except Exception as error:
+            what = f"the task's loss failed on logits {tuple(logits.shape)} ({type(error).__name__}: {error})"
+            raise ModelError(what, fix="repair the loss: it takes logits [n, C] and labels [n]") from error
         if tuple(values.shape) != (len(labels),):
             raise ModelError(
                 f"the task's loss is of shape {tuple(values.shape)}, not one value for each of {len(labels)} rows",

@@ -75,6 +75,15 @@ def with_own_code(spec: ModelSpec) -> ModelSpec:
     return replace(spec, task=own_code(spec.name)[0])
 
 
+def known_again(spec: ModelSpec, manifest: Manifest, store: Store) -> ModelSpec:
+    """The spec that a checkpoint carries, for training: the user's own code is known by what it does now."""
+    if not is_own(spec.name):
+        return spec
+    from influence_cli.model.task import known_untrained
+
+    return known_untrained(with_own_code(spec), manifest, store)
+
+
 def resolve_model(inputs: Inputs, manifest: Manifest, store: Store, precision: str) -> tuple[ModelSpec, Checkpoint]:
     """The model and checkpoint of a scoring run.
 
@@ -134,6 +143,8 @@ def _refuse_contradictions(inputs: Inputs, spec: ModelSpec) -> None:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
     return ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
 
 
@@ -146,14 +157,14 @@ def new_spec(inputs: Inputs, manifest: Manifest, store: Store | None, from_scrat
     if inputs.model is None:
         raise UsageError("no model", fix="pass --model NAME (a timm name, linear, or mlp:128)")
     classes = manifest.classes
-    num_classes = inputs.num_classes or (len(classes) if classes else int(manifest.labels.max()) + 1)
+    num_classes = inputs.num_classes or (len(classes) if classes else int(manifest.all_rows().labels.max()) + 1)
     if manifest.kind == "features":
         width = next(len(value) for _, value in manifest.payloads(manifest.all_rows().index[:1]))
         if not (is_plain(inputs.model) or is_own(inputs.model)):
             raise UsageError(f"{inputs.model} takes images, the manifest has features", fix="use linear or mlp:128")
         return ModelSpec(inputs.model, num_classes, "features", (width,), classes=classes)
     if is_plain(inputs.model) or is_own(inputs.model) or from_scratch:
-        channels, height, width = _image_shape(manifest)
+        channels, height, width = _image_shape(manifest, inputs.skip_bad)
         if inputs.model.startswith(TORCHVISION):
             channels = 3  # torchvision's architectures take nothing else
         note = {"mean": [0.5] * channels, "std": [0.5] * channels, "interpolation": "bicubic"}
@@ -190,20 +201,26 @@ def _wide(values: tuple[float, ...] | None, spec: ModelSpec) -> tuple[float, ...
     return values * spec.shape[0] if values is not None and len(values) == 1 and spec.kind == "image" else values
 
 
-def _image_shape(manifest: Manifest) -> tuple[int, int, int]:
+def _image_shape(manifest: Manifest, skip_bad: bool) -> tuple[int, int, int]:
     import io
 
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    row, payload = next(manifest.payloads(manifest.all_rows().index[:1]))
-    assert isinstance(payload, bytes)
-    try:
-        with Image.open(io.BytesIO(payload)) as image:
-            return (1 if image.mode in ("L", "1") else 3), image.height, image.width
-    except (UnidentifiedImageError, OSError) as error:
-        where = f"{manifest.source}, row id={manifest.ids[row]}, column {manifest.kind}"
-        fix = "repair the payload or take the row out"
-        raise ManifestError(f"the image cannot be decoded ({error})", where=where, fix=fix) from error
+    rows = manifest.all_rows().index
+    for row, payload in manifest.payloads(rows if skip_bad else rows[:1]):
+        assert isinstance(payload, bytes)
+        try:
+            with Image.open(io.BytesIO(payload)) as image:
+                if skip_bad:
+                    image.load()  # a row that is left out says nothing of the input
+                return (1 if image.mode in ("L", "1") else 3), image.height, image.width
+        except Exception as error:
+            if skip_bad:
+                continue  # it is listed where the rows are decoded
+            where = f"{manifest.source}, row id={manifest.ids[row]}, column {manifest.kind}"
+            fix = "repair the payload or take the row out, or pass --skip-bad"
+            raise ManifestError(f"the image cannot be decoded ({error})", where=where, fix=fix) from error
+    raise ManifestError("no image can be decoded", where=manifest.source, fix="give a manifest of images")
 
 
 def _timm_note(name: str, store: Store | None) -> dict[str, Any]:

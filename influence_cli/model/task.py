@@ -60,7 +60,9 @@ class Task:
         """
         from torch import nn
 
-        made = copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else self.model()
+        made = (
+            copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else _called(self.model, "the task's model")
+        )
         if not isinstance(made, nn.Module):
             raise ModelError(f"the task's model is a {type(made).__name__}, not a torch module", fix="give nn.Module")
         return made
@@ -74,9 +76,11 @@ class Task:
         import torch
 
         try:
+            if isinstance(payload, np.ndarray) and not payload.flags.writeable:
+                payload = payload.copy()  # torch warns of tensors on memory that it must not write
             value = payload if self.transform is None else self.transform(payload)
         except Exception as error:
-            raise ValueError(f"the task's transform failed ({type(error).__name__}: {error})") from error
+            raise ValueError(f"the task's transform failed ({_shown(error)})") from error
         if isinstance(value, torch.Tensor):
             value = value.detach().cpu()
             return (value.float() if value.dtype in (torch.bfloat16, torch.float16) else value).numpy()
@@ -107,14 +111,32 @@ def own_code(name: str) -> tuple[Task, bool]:
         make = getattr(importlib.import_module(module), factory)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"cannot import {name!r} ({error})", fix="check the module and the function's name") from error
+    except Exception as error:
+        raise UsageError(f"cannot import {name!r} ({_shown(error)})", fix="repair the module") from error
     if not callable(make):
         raise UsageError(f"{name!r} is no function", fix="name a function that returns a Task or a torch module")
-    made = make()
+    made = _called(make, repr(name))
     if isinstance(made, Task):
         return made, False
     if isinstance(made, nn.Module):
         return Task(cast(Any, make)), True
     raise ModelError(f"{name!r} made a {type(made).__name__}", fix="return an influence_cli.Task or a torch module")
+
+
+def _called(make: Callable[[], Any], what: str) -> Any:
+    """What a function of the user's makes.
+
+    Raises:
+        ModelError: it fails.
+    """
+    try:
+        return make()
+    except Exception as error:
+        raise ModelError(f"{what} failed ({_shown(error)})", fix="repair the function; --debug shows where") from error
+
+
+def _shown(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -131,6 +153,9 @@ def task_spec(inputs: Inputs, manifest: Manifest, store: Store | None) -> ModelS
     Raises:
         UsageError: a plain module that needs to be told how images become its input.
     """
+    if inputs.task is not None and not isinstance(inputs.task, Task):
+        kind = type(inputs.task).__name__
+        raise UsageError(f"the task is a {kind}", fix="give influence_cli.Task(model=..., transform=..., loss=...)")
     task, plain = (inputs.task, False) if inputs.task is not None else own_code(inputs.model or "")
     if not plain:
         name = inputs.model or f"task:{task.name or _name_of(task)}"
@@ -172,14 +197,18 @@ def training_spec(inputs: Inputs, manifest: Manifest, store: Store) -> ModelSpec
     Raises:
         ModelError: the model does not run on the manifest's rows.
     """
+    return known_untrained(task_spec(inputs, manifest, store), manifest, store)
+
+
+def known_untrained(spec: ModelSpec, manifest: Manifest, store: Store) -> ModelSpec:
+    """The spec with the name of its code, by what it gives untrained, from seed 0."""
     import torch
 
-    spec = task_spec(inputs, manifest, store)
     assert spec.task is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = spec.task.build()
-    fixed = replace(spec, task=replace(spec.task, model=model))
+    fixed = replace(spec, code=None, task=replace(spec.task, model=model))
     known = known_by_outputs(fixed, Checkpoint(spec.name, (), weights_digest(model)), manifest, store, "fp32")
     return replace(known, task=spec.task)
 
@@ -237,7 +266,7 @@ def probe(
     """Logits [C] of a few rows, by payload key.
 
     Raises:
-        ModelError: the model fails on them, or its output is not logits [n, C].
+        ModelError: the model fails on them, its output is not logits [n, C], or rows depend on each other.
     """
     import torch
 
@@ -251,12 +280,19 @@ def probe(
     by_row: dict[int, NDArray[np.float64]] = {}
     for index, decoded in batches(manifest, [payloads], spec, 1, on_bad=lambda *_: None):  # the pass names bad rows
         try:
-            z, _ = point.outputs(to_input(decoded, spec, point.dtype), [])
+            x = to_input(decoded, spec, point.dtype)
+            z, _ = point.outputs(x, [])
+            alone, _ = point.outputs(x[:1], [])
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
             raise ModelError(
                 f"the model {spec.name} fails on inputs of shape {tuple(decoded.shape)} ({error})",
                 fix="check that the transform gives what the model takes",
             ) from error
+        if not _agree(z[:1].double().numpy(), alone.double().numpy()) and bool(z[:1].isfinite().all()):
+            raise ModelError(
+                f"the model {spec.name} gives row id={manifest.ids[int(index[0])]} other logits alone than in a batch",
+                fix="let no row's output depend on the others of its batch; a score belongs to one row",
+            )
         by_row.update(zip(index.tolist(), z.double().numpy(), strict=True))
     if not by_row:
         fix = "check the task's transform: it fails on every one of them"

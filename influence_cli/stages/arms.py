@@ -45,14 +45,19 @@ def without(arm: Arm, left_out: NDArray[np.bool_]) -> Arm:
 def curated_arm(name: str, base: Rows, curated: Manifest, left_out: NDArray[np.bool_] | None = None) -> Arm:
     """The edits that turn the base rows into the curated manifest's train rows; rows left out are no edits.
 
+    Rows that cannot be used (and are skipped) are in no arm, whatever the curated manifest says of them.
+
     Raises:
         UsageError: the curated manifest has a train row that the base has not, or another payload under its id.
     """
     edited = curated.rows("train")
     place = {i: k for k, i in enumerate(base.ids)}
+    unusable = {b.id for b in base.manifest.bad}
     arm = Arm(name, base.labels.copy(), np.zeros(len(base)))
     for i, label, weight, key in zip(edited.ids, edited.labels, edited.weights, edited.payload_keys, strict=True):
         k = place.get(i)
+        if k is None and i in unusable:
+            continue  # left out of every arm
         if k is None or not np.array_equal(base.payload_keys[k], key):
             raise UsageError(
                 f"train row id={i} is not the same row in the manifest it is compared with",

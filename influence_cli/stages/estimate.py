@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from influence_cli.stages.job import Job, require_model
 from influence_cli.stages.plan import Rates, Work
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from influence_cli.model.forward import Point
+    from influence_cli.model.spec import ModelSpec
 
 ROWS = 8  # rows of the batch that is timed; a full batch is a little faster per row
 
@@ -13,7 +20,7 @@ ROWS = 8  # rows of the batch that is timed; a full batch is a little faster per
 def estimated_rates(job: Job, work: list[Work]) -> Rates:
     """Seconds per training row and per target row at each kind of pass that the work holds.
 
-    A model of the user's own says nothing of its input, and has no estimate.
+    A task of the user's own says nothing of its input: its first rows are decoded in place of zeros.
     """
     import torch
 
@@ -21,11 +28,11 @@ def estimated_rates(job: Job, work: list[Work]) -> Rates:
     from influence_cli.model.forward import Point, differentiable_kernels
 
     spec, _ = require_model(job)
-    if spec.kind == "task":
-        return {}
     model = build_model(spec).eval()  # its weights do not matter
     point = Point(model, job.spec.params, None, job.spec.precision, device_of(job.runtime.device))
-    x = torch.zeros((ROWS, *spec.shape), dtype=point.dtype, device=point.device)
+    x = _inputs(job, spec, point)
+    if x is None:
+        return {}
     directions = max((len(w.tangents) + len(w.halves) for w in work), default=0)
     zero = {n: torch.zeros_like(p) for n, p in point.selected.items()}
 
@@ -34,7 +41,7 @@ def estimated_rates(job: Job, work: list[Work]) -> Rates:
         run()  # the first call sets things up
         started = time.perf_counter()
         run()
-        return (time.perf_counter() - started) / ROWS
+        return (time.perf_counter() - started) / len(x)
 
     def pass_v() -> None:
         selected = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
@@ -46,3 +53,17 @@ def estimated_rates(job: Job, work: list[Work]) -> Rates:
         "tangents": timed(lambda: point.outputs(x, [zero] * directions)),
         "target": timed(pass_v),
     }
+
+
+def _inputs(job: Job, spec: ModelSpec, point: Point) -> Tensor | None:
+    """The batch that is timed; None where no row of a task can be decoded."""
+    import torch
+
+    from influence_cli.model.examples import batches, move, to_input
+
+    if spec.kind != "task":
+        return torch.zeros((ROWS, *spec.shape), dtype=point.dtype, device=point.device)
+    first = list(job.manifest.payloads(job.train.index[:ROWS]))
+    for _, decoded in batches(job.manifest, [first], spec, 1, on_bad=lambda *_: None):
+        return to_input(move(decoded, point.device), spec, point.dtype)
+    return None

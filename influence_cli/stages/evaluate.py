@@ -64,6 +64,8 @@ def evaluate(request: EvaluateRequest, listener: Listener = SILENT) -> dict[str,
         InfluenceError: a table, the manifest or the truth cannot be used, or nothing at all can be said.
     """
     board = read_board(request.scores, request.manifest, request.label, request.skip_bad)
+    for source, bad in board.manifest.left_out.items():
+        listener.note(f"{len(bad):,} rows of {source} cannot be used and were left out")
     evaluation = Evaluation(request, board, _truth(request, board), listener)
     result: dict[str, Any] = {
         "schema_version": 1,

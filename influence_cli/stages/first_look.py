@@ -17,10 +17,14 @@ SAMPLE_SHARE, SAMPLE_LEAST, SAMPLE_MOST = 0.1, 200, 1000  # training rows that a
 
 
 class FirstLook:
-    """Runs a sample of the training rows before the others, and says how good the model is once they are through."""
+    """Runs a sample of the training rows before the others, and says how good the model is once they are through.
+
+    A few new rows say nothing of the model: where fewer are run than a sample has, only the target's accuracy is said.
+    """
 
     def __init__(self, job: Job) -> None:
         self.job, self.hits, self.seen = job, 0, 0
+        self.least = min(SAMPLE_LEAST, len(job.payload_keys)) if job.method_members else 0
         self.wanted: set[int] = set()
         self.said = False
 
@@ -53,7 +57,7 @@ class FirstLook:
             return
         self.said = True
         known: dict[str, tuple[float, int]] = {}
-        if self.seen:
+        if self.seen and len(self.wanted) >= self.least:
             known["train"] = (self.hits / self.seen, self.seen)
         target = target_accuracy(self.job)
         if target is not None:

@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 LARGEST_BATCH = 256
 
 
-def fill(job: Job) -> int:
+def fill(job: Job, look: FirstLook | None = None) -> int:
     """Compute and store what is missing; returns the number of training rows run through the model."""
     work = [_with_readable_directions(job, w) for w in missing_work(job) if not w.nothing]
-    look = FirstLook(job)
+    look = look or FirstLook(job)
     if not work:
         note_curvature(job)
         return 0
@@ -69,7 +69,7 @@ def fill(job: Job) -> int:
         done += w.rows
     job.forget_folders()
     if len(job.manifest.bad) > skipped:  # others may have taken their place, where rows are sampled
-        return done + fill(job)
+        return done + fill(job, look)
     note_curvature(job)
     return done
 

@@ -21,6 +21,7 @@ from influence_cli.data.sources import Columns, Source, open_source
 from influence_cli.data.sources.origin import origin_metadata
 from influence_cli.errors import ManifestError, UsageError, nearest
 from influence_cli.events import SILENT, Listener
+from influence_cli.model.decode import why_not_decoded
 from influence_cli.store.files import replacing
 from influence_cli.store.shards import positions
 
@@ -156,10 +157,12 @@ def _converted(
     """The source's tables as manifest tables; bad rows are collected or refused."""
     number = {name: k for k, name in enumerate(classes or ())}
     metadata = {"classes": json.dumps(list(classes), ensure_ascii=False)} if classes else {}
+    seen, first = set[str](), 0
     for table in source.tables():
         rows: list[dict[str, Any]] = []
-        for row in table.to_pylist():
+        for k, row in enumerate(table.to_pylist()):
             try:
+                _check_id(row["id"], seen)
                 payload = _payload_bytes(row, Path(source.folder))
                 row["label"] = _label(row["label"], number)
                 row["split"] = _split(row.get("split"), splits, shares, payload, request.seed)
@@ -168,13 +171,27 @@ def _converted(
                 if not request.skip_bad:
                     raise ManifestError(
                         str(bad),
-                        where=f"{_named(request.source)}, row id={row['id']}",
+                        where=f"{_named(request.source)}, {_place(row['id'], first + k)}",
                         fix="repair the row, or pass --skip-bad",
                     ) from bad
-                skipped.append((str(row["id"]), str(bad)))
+                skipped.append((f"row {first + k}" if row["id"] is None else str(row["id"]), str(bad)))
+        first += table.num_rows
         if rows:
             yield pa.table(_arrays(rows, table)).replace_schema_metadata(metadata)
         listener.detail(f"{len(rows):,} rows converted")
+
+
+def _place(name: str | None, row: int) -> str:
+    return f"row {row}, column id" if name is None else f"row id={name}"
+
+
+def _check_id(name: str | None, seen: set[str]) -> None:
+    """An id is there, and once; the first row of an id keeps it."""
+    if name is None:
+        raise _BadRow("an id is null")
+    if name in seen:
+        raise _BadRow("an id is there twice")
+    seen.add(name)
 
 
 def _label(value: Any, number: dict[str, int]) -> int:
@@ -184,7 +201,7 @@ def _label(value: Any, number: dict[str, int]) -> int:
         if value not in number:
             raise _BadRow(f"column label: unknown class {value!r}; {nearest(value, list(number))}")
         return number[value]
-    if isinstance(value, bool) or value != int(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value % 1 != 0:
         raise _BadRow(f"column label: {value!r} is no class number")
     return int(value)
 
@@ -206,13 +223,13 @@ def _payload_bytes(row: dict[str, Any], folder: Path) -> bytes:
             value = (folder / value).read_bytes()
         except OSError as error:
             raise _BadRow(f"cannot read {value} ({error.strerror})") from error
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(io.BytesIO(value)) as image:
             image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise _BadRow(f"the image cannot be decoded ({error})") from error
+    except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
+        raise _BadRow(f"the image cannot be decoded ({why_not_decoded(error)})") from error
     return value
 
 

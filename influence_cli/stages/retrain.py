@@ -21,11 +21,11 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.maths.paired import mean_interval, paired_difference
 from influence_cli.model.checkpoints import RUN_FILE, WEIGHTS_FILE, find_checkpoint
 from influence_cli.model.losses import loss_of, quality
-from influence_cli.model.spec import ModelSpec, is_own, new_spec, with_own_code
+from influence_cli.model.spec import ModelSpec, is_own, known_again, new_spec
 from influence_cli.settings import Inputs
 from influence_cli.stages.arms import Arm, arm_fingerprint, base_arm, control_arms, curated_arm, without
 from influence_cli.stages.canaries import CanaryRequest, plant_in_arms
-from influence_cli.stages.usable_rows import usable_now
+from influence_cli.stages.usable_rows import left_out_of, usable_now
 from influence_cli.store import Store
 from influence_cli.store.files import replacing, write_json
 from influence_cli.store.keys import canonical_json
@@ -81,6 +81,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         "test": Examples(test, spec, listener, "test rows"),
     }
     target = usable_now(base.manifest.rows("val"), spec, request.inputs)
+    unusable = left_out_of(target.manifest, test.manifest)
     if len(target):
         run.sets["target"] = Examples(target, spec, listener, "target rows")
     metrics: dict[str, Any] = {
@@ -89,6 +90,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         "num_classes": spec.num_classes,
         "arms": {},
         "comparison": {},
+        **({"left_out": unusable} if unusable else {}),
     }
     for arm in arms:
         results = {
@@ -128,7 +130,7 @@ def _spec(request: RetrainRequest, manifest: Manifest) -> ModelSpec:
     if request.init is not None:
         _, carried = find_checkpoint(request.init)
         if carried is not None and request.inputs.model in (None, carried["name"]):
-            return with_own_code(ModelSpec.from_dict(carried))
+            return known_again(ModelSpec.from_dict(carried), manifest, Store(Path(request.output)))
     if request.inputs.task is not None or is_own(request.inputs.model):
         from influence_cli.model.task import training_spec
 
@@ -221,11 +223,13 @@ class _Run:
         return result
 
     def _model(self) -> nn.Module:
-        from influence_cli.model.build import build_model, load_model
+        from influence_cli.model.build import build_model, check_input, load_model
 
         if self.request.init is not None:
             return load_model(self.spec, find_checkpoint(self.request.init)[0])
-        return build_model(self.spec, self.request.pretrained)
+        model = build_model(self.spec, self.request.pretrained)
+        check_input(model, self.spec)
+        return model
 
     def _with(self, arm: Arm) -> Examples:
         import copy

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 import numpy as np
 
 from influence_cli.data.manifest import Manifest, Rows
@@ -94,3 +97,11 @@ def usable_now(rows: Rows, model: ModelSpec, inputs: Inputs) -> Rows:
 def kept(rows: Rows, manifest: Manifest) -> Rows:
     """Those of the rows that ``manifest`` has not left out."""
     return Rows(manifest, rows.index[manifest.splits[rows.index] != SKIPPED])
+
+
+def left_out_of(*manifests: Manifest) -> dict[str, list[dict[str, Any]]]:
+    """Rows that cannot be used, by manifest: position, id, column and reason."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for manifest in manifests:
+        found.setdefault(manifest.source, {}).update({b.row: asdict(b) for b in manifest.bad})
+    return {source: [rows[k] for k in sorted(rows)] for source, rows in found.items() if rows}

@@ -160,6 +160,17 @@ class Store:
         known = self._undecodable()
         write_json(self._undecodable_file, {**known, decoder: {**known.get(decoder, {}), **reasons}})
 
+    def forget_undecodable(self, keep: set[str] | None) -> int:
+        """Forget payloads that are not among these hex keys (None: all are); returns how many."""
+        known = self._undecodable()
+        if keep is None or not known:
+            return 0
+        left = {decoder: {k: why for k, why in some.items() if k in keep} for decoder, some in known.items()}
+        forgotten = sum(map(len, known.values())) - sum(map(len, left.values()))
+        if forgotten:
+            write_json(self._undecodable_file, {decoder: some for decoder, some in left.items() if some})
+        return forgotten
+
     @property
     def _undecodable_file(self) -> Path:
         return self.root / "undecodable.json"
@@ -179,4 +190,5 @@ class Store:
 
     def write_task_revisions(self, name: str, revisions: list[dict[str, Any]]) -> None:
         """Remember the revisions of a model of the user's own."""
-        write_json(self.root / "tasks" / f"{name}.json", revisions)
+        if self.remember:
+            write_json(self.root / "tasks" / f"{name}.json", revisions)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from influence_cli.events import SILENT, Listener
+from influence_cli.store import Store
 from influence_cli.store.files import DamagedFile, read_metadata, read_tensors
 from influence_cli.store.keys import Keys
 from influence_cli.store.shards import ShardFolder, positions
@@ -129,6 +130,7 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT, fits: se
 
     Rubbish is what was set aside as damaged, and temporary files older than a day.  With ``fits``, factors of fit sets
     that are not among these fingerprints go too, with the directions made from them and the tangents along those.
+    Payload files that are gone or have changed are forgotten, and undecodable payloads that are not in ``keep``.
     """
     before = _size(root)
     removed = 0 if fits is None else _collect_fits(root, fits)
@@ -139,6 +141,11 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT, fits: se
         if file.name.startswith(".damaged-") or time.time() - file.stat().st_mtime > SPARE_SECONDS:
             file.unlink(missing_ok=True)
             removed += 1
+    known = Store(root)
+    notes_dropped = known.forget_undecodable(None if keep is None else {key.tobytes().hex() for key in keep})
+    files = known.file_keys()
+    files_forgotten = files.drop_stale()
+    files.save()
     dropped = merged = 0
     for kind in SHARDED:
         for path in _folders(root / kind):
@@ -148,6 +155,8 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT, fits: se
         "files_removed": removed,
         "rows_dropped": dropped,
         "shards_merged": merged,
+        "payload_files_forgotten": files_forgotten,
+        "undecodable_forgotten": notes_dropped,
         "bytes_freed": before - _size(root),
     }
 

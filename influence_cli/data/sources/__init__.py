@@ -49,6 +49,11 @@ def open_source(source: Any, columns: Columns) -> Source:
         return read_parquet(where, columns)
     if where.is_dir():
         from influence_cli.data.sources.image_folder import read_image_folder
+        from influence_cli.data.sources.metadata_folder import metadata_files, read_metadata_folder
+
+        described = metadata_files(where)
+        if described:
+            return read_metadata_folder(where, described, columns)
 
         return read_image_folder(where)
     raise ManifestError(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from influence_cli.data.sources.protocol import LABEL_NAMES, Columns, Source, pick, split_of
+from influence_cli.data.sources.protocol import LABEL_NAMES, Columns, Source, one_meaning, pick, split_of
 from influence_cli.data.sources.tabular import shape_table
 from influence_cli.errors import ManifestError
 
@@ -52,6 +52,7 @@ def split_folders(root: Path) -> dict[str | None, Path]:
             where=str(root / "dataset_dict.json"),
             fix="use train, validation, test",
         )
+    one_meaning(named, str(root / "dataset_dict.json"))
     return {split_of(n): root / n for n in named}
 
 

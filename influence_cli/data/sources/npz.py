@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from influence_cli.data.sources.protocol import Columns, Source, split_of
+from influence_cli.data.sources.protocol import Columns, Source, one_meaning, split_of
 from influence_cli.errors import ManifestError
 
 _VALUES, _LABELS = ("x", "images", "image", "data", "features"), ("y", "labels", "label", "targets")
@@ -56,8 +56,18 @@ def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
 
 
 def as_column(labels: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Labels [n] of an array [n] or [n, 1]."""
-    return labels.reshape(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    """Labels [n] of an array [n] or [n, 1]; bytes are text.
+
+    Raises:
+        ManifestError: they are not UTF-8.
+    """
+    flat = labels.reshape(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if flat.dtype.kind != "S":
+        return flat
+    try:
+        return np.char.decode(np.asarray(flat, dtype=np.bytes_), "utf-8")
+    except UnicodeDecodeError as error:
+        raise ManifestError("labels are not UTF-8", fix="save them as text") from error
 
 
 def pair_names(
@@ -70,8 +80,9 @@ def pair_names(
     """
     values: dict[str | None, str] = {}
     labels: dict[str | None, str] = {}
+    one_meaning(_split_words(arrays), where)
     for name in arrays:
-        words = [w for w in re.split(r"[_\-.]", name.lower()) if w]
+        words = _words(name)
         split = next((split_of(w) for w in words if split_of(w)), None)
         rest = [w for w in words if split_of(w) is None]
         if name == columns.label or (columns.label is None and rest and rest[0] in _LABELS):
@@ -88,6 +99,15 @@ def pair_names(
                 f"{len(array)} values and labels of shape {column.shape}", where=where, fix="one label a row"
             )
     return {split: (values[split], labels[split]) for split in values}
+
+
+def _split_words(names: Iterable[str]) -> list[str]:
+    """The words in the names of arrays that stand for a split."""
+    return [w for name in names for w in _words(name) if split_of(w)]
+
+
+def _words(name: str) -> list[str]:
+    return [w for w in re.split(r"[_\-.]", name.lower()) if w]
 
 
 def _payload(values: NDArray[np.generic], where: str) -> dict[str, pa.Array]:

@@ -62,6 +62,20 @@ def split_of(name: str) -> str | None:
     return SPLIT_NAMES.get(name.lower())
 
 
+def one_meaning(names: list[str], where: str) -> None:
+    """Refuse two splits of one meaning, such as ``validation`` and ``dev``, where one would take the other's place.
+
+    Raises:
+        ManifestError: there are two.
+    """
+    first: dict[str | None, str] = {}
+    for name in names:
+        other = first.setdefault(split_of(name), name)
+        if other != name:
+            fix = "keep one of them, or put their rows together"
+            raise ManifestError(f"{other} and {name} both mean split {split_of(name)}", where=where, fix=fix)
+
+
 def usual_splits(column: pa.ChunkedArray, where: str) -> pa.Array:
     """A split column with its usual spellings (validation, dev, training) as train, val and test.
 

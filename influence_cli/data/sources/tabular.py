@@ -32,17 +32,9 @@ def read_text_table(path: Path, columns: Columns) -> Source:
     Raises:
         ManifestError: it cannot be parsed, or has no label or payload column.
     """
-    from pyarrow import csv
-    from pyarrow import json as arrow_json
+    from influence_cli.data.sources.text_file import read_text_file
 
-    try:
-        if path.suffix.lower() in (".jsonl", ".ndjson"):
-            table = arrow_json.read_json(path)
-        else:
-            delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-            table = csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=delimiter))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ManifestError(f"cannot be parsed ({error})", where=str(path), fix="check the file") from error
+    table = read_text_file(path, columns)
     shaped = shape_table(table, columns, str(path), 0, None)
     return Source(path.suffix.lower().lstrip("."), lambda: iter([shaped]), None, str(path.parent))
 

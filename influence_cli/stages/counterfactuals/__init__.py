@@ -30,7 +30,7 @@ from influence_cli.stages.counterfactuals.subsets import Subsets
 from influence_cli.stages.counterfactuals.trainer import Training, open_trainer
 from influence_cli.stages.curate import CurateRequest, ScoreTable, read_scores
 from influence_cli.stages.job import target_rows
-from influence_cli.stages.usable_rows import check_labels
+from influence_cli.stages.usable_rows import check_labels, usable_now
 from influence_cli.store import Store
 
 __all__ = ["CounterfactualRequest", "Training", "counterfactuals", "plan"]
@@ -120,15 +120,17 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
     scores = read_scores(request.scores)
     origin = scores.provenance
     checkpoint = request.checkpoint or (origin.get("checkpoint") or {}).get("locator")
-    trainer = open_trainer(checkpoint, scores.manifest, request.training)
+    store = Store(Path(request.store), listener, remember)
+    trainer = open_trainer(checkpoint, scores.manifest, request.training, store)
     if request.checkpoint is None and checkpoint is not None:
         _check_same(origin["checkpoint"].get("fingerprint"), find_checkpoint(checkpoint)[0].digest, checkpoint)
-    store = Store(Path(request.store), listener, remember)
     target = _target(request, scores, trainer.spec, store, listener)
+    skip_bad = request.scores.skip_bad or bool(origin.get("skip_bad"))
     test = scores.manifest.rows("test")
     if request.test is not None:
-        other = open_manifest(request.test, scores.label)
+        other = open_manifest(request.test, scores.label, skip_bad)
         test = other.rows("test") if (other.splits == "test").any() else other.all_rows()
+    test = usable_now(test, trainer.spec, Inputs(scores.manifest, label=scores.label, skip_bad=skip_bad))
     for rows in (scores.train, target, test):
         check_labels(rows, trainer.spec.num_classes, scores.label)
     kept = np.array([i not in trainer.calibration_ids for i in scores.train.ids])

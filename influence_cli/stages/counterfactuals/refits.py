@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
 from influence_cli.events import SILENT, Listener
-from influence_cli.maths.labels import cross_entropy, margin
+from influence_cli.maths.labels import margin
+from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.stages.counterfactuals.trainer import Trainer
 from influence_cli.store import Keys, TrainingFolder, fingerprint
 from influence_cli.store.keys import canonical_json, digest_of_sorted
@@ -103,6 +104,11 @@ class Refits:
         joined = b"".join(hashlib.blake2b(t, digest_size=16).digest() for t in texts)
         return np.frombuffer(joined, dtype=np.uint8).reshape(-1, 16)
 
+    @functools.cached_property
+    def _loss(self) -> RowLoss:
+        """The loss that is trained on and measured: cross-entropy, or that of the user's own task."""
+        return loss_of(self.trainer.spec.task)
+
     def _recipe(self, asked: Asked) -> Recipe:
         """The recipe, with a penalty that makes a mean over fewer rows the sum over the divisor of all."""
         recipe = self.trainer.recipe
@@ -118,12 +124,18 @@ class Refits:
             "refit",
             1,
             rows=digest_of_sorted(self._tokens[asked.kept]),
-            recipe=self._recipe(asked).describe(),
+            recipe={**self._recipe(asked).describe(), **self._own_loss},
             model=self.trainer.spec.as_dict(),
             start=self.trainer.start(),
             seed=None if self.deterministic else asked.seed,
             measured={name: rows.fingerprint() for name, rows in self.measured.items()},
         )
+
+    @functools.cached_property
+    def _own_loss(self) -> dict[str, str]:
+        """The name of a loss of the user's own; nothing for cross-entropy."""
+        spec = self.trainer.spec
+        return {} if spec.task is None or spec.task.loss is None else {"loss": self._loss.name(spec.num_classes)}
 
     def kept(self, asked: list[Asked]) -> tuple[int, int]:
         """How many distinct trainings are asked for, and how many of them are finished."""
@@ -211,7 +223,7 @@ class Refits:
             if len(rows):
                 logits = predict(model, self._examples(name), self.trainer.device)
                 order = _by_key(rows)
-                found[f"{name}_loss"] = cross_entropy(logits, rows.labels)[order]
+                found[f"{name}_loss"] = self._loss.losses(logits, rows.labels)[order]
                 found[f"{name}_margin"] = margin(logits, rows.labels)[order]
         return found
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from influence_cli.data.manifest import Manifest
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.model.checkpoints import RUN_FILE, Checkpoint, find_checkpoint
-from influence_cli.model.spec import ModelSpec, new_spec, with_own_code
+from influence_cli.model.spec import ModelSpec, known_again, new_spec
 from influence_cli.settings import Inputs
+from influence_cli.store import Store
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +64,7 @@ class Trainer:
         return build_model(self.spec, self.pretrained)
 
 
-def open_trainer(checkpoint: str | None, manifest: Manifest, training: Training) -> Trainer:
+def open_trainer(checkpoint: str | None, manifest: Manifest, training: Training, store: Store) -> Trainer:
     """The trainer of a checkpoint.
 
     Raises:
@@ -81,7 +82,7 @@ def open_trainer(checkpoint: str | None, manifest: Manifest, training: Training)
         then.pop("lr", None)  # a learning rate belongs to its optimizer
     values = {**training.otherwise, **then, **training.said}
     recipe = Recipe(**{k: v for k, v in values.items() if k in known})
-    spec = _spec(run, checkpoint, manifest, training)
+    spec = _spec(run, checkpoint, manifest, training, store)
     check_convex(recipe, spec.name)
     init = training.init or run.get("init")
     return Trainer(
@@ -109,13 +110,15 @@ def _run_file(checkpoint: str | None) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _spec(run: dict[str, Any], checkpoint: str | None, manifest: Manifest, training: Training) -> ModelSpec:
+def _spec(
+    run: dict[str, Any], checkpoint: str | None, manifest: Manifest, training: Training, store: Store
+) -> ModelSpec:
     carried = run.get("model")
     if carried is None and checkpoint is not None:
         carried = find_checkpoint(checkpoint)[1]
     model = training.said.get("model")
     if carried is not None and model in (None, carried["name"]):
-        return with_own_code(ModelSpec.from_dict(carried))
+        return known_again(ModelSpec.from_dict(carried), manifest, store)
     model = model or training.otherwise.get("model")
     if model is None:
         raise UsageError(
