@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C6BB1", "#A6761D", "#66A61E")
 GREY = "#888888"
 MOST_CURVES = 10  # more cannot be told apart; the best are drawn
+MOST_ACROSS = 3  # small axes in a row of a panel
 LONGEST = 30  # characters of a name
 RANDOM = "random"
 _STYLE: dict[str, Any] = {
@@ -38,12 +39,13 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Panel:
-    """A titled picture; ``width`` and ``height`` in inches."""
+    """A titled picture; ``width`` and ``height`` in inches; ``many`` where it draws on ``multiples`` of its axes."""
 
     title: str
     draw: Callable[[Axes], None]
     width: float = 5.2
     height: float = 4.2
+    many: bool = False
 
 
 def require_matplotlib() -> None:
@@ -65,24 +67,33 @@ def legend(axes: Axes, lines: list[tuple[str, str, str]]) -> None:
     axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, borderaxespad=0.0)
 
 
-def multiples(axes: Axes, count: int, across: int) -> list[Axes]:
-    """So many small axes in the place of ``axes``, which keeps its title and labels; y is shared."""
-    grid, figure = axes.get_subplotspec(), axes.get_figure()
-    assert grid is not None
-    assert figure is not None
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-    axes.set(xticks=[], yticks=[])
-    across = min(across, count)
-    inner = grid.subgridspec(math.ceil(count / across), across)
+def multiples(axes: Axes, count: int, xlabel: str, ylabel: str) -> list[Axes]:
+    """So many small axes in place of ``axes``, y shared, under its title and with labels for all."""
+    figure, title = axes.figure, axes.get_title(loc="left")
+    axes.remove()
+    figure.suptitle(title, x=0.02, ha="left", fontsize=_STYLE["axes.titlesize"], fontweight="bold")
+    figure.supxlabel(xlabel, fontsize=_STYLE["font.size"])
+    figure.supylabel(ylabel, fontsize=_STYLE["font.size"])
+    across = across_of(count)
     made: list[Axes] = []
     for k in range(count):
-        small = figure.add_subplot(inner[k // across, k % across], sharey=made[0] if made else None)
+        small = figure.add_subplot(math.ceil(count / across), across, k + 1, sharey=made[0] if made else None)
         small.tick_params(labelsize=7, labelleft=k % across == 0)
         small.xaxis.get_offset_text().set_fontsize(7)
-        small.yaxis.get_offset_text().set_fontsize(7)
+        small.yaxis.set_major_formatter(lambda value, _: f"{value:.6g}")  # no power of ten where the name stands
         made.append(small)
     return made
+
+
+def across_of(count: int) -> int:
+    """How many small axes stand in a row."""
+    return 2 if count == 4 else min(count, MOST_ACROSS)
+
+
+def small_height(count: int) -> float:
+    """The height of a panel of so many small axes, in inches."""
+    rows = math.ceil(count / across_of(count))
+    return 0.9 + (2.6 if rows == 1 else 1.9 * rows)
 
 
 def short(name: str, longest: int = LONGEST) -> str:
@@ -98,8 +109,10 @@ def _figure(panels: list[Panel], across: int) -> Figure:
     width = across * (max(p.width for p in panels) + 2.6)
     height = sum(max(p.height for p in panels[k * across : (k + 1) * across]) + 0.5 for k in range(down))
     figure = Figure(figsize=(width, height), layout="constrained")
+    grid, apart = figure.add_gridspec(down, across), any(p.many for p in panels)  # apart: no margin is shared
     for k, panel in enumerate(panels):
-        axes = figure.add_subplot(down, across, k + 1)
+        place = grid[k // across, k % across]
+        axes = figure.add_subfigure(place).add_subplot() if apart else figure.add_subplot(place)
         axes.set_title(panel.title, loc="left", fontweight="bold")
         panel.draw(axes)
     return figure

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
-from influence_cli.report.panel import COLOURS, GREY, MOST_CURVES, RANDOM, Panel, legend, multiples, short
+from influence_cli.report.panel import COLOURS, GREY, MOST_CURVES, RANDOM, Panel, legend, multiples, short, small_height
 from influence_cli.report.retraining_tables import accuracy_of, by_lds, by_loss, by_spearman
 
 if TYPE_CHECKING:
@@ -15,7 +14,6 @@ Figures = dict[str, Any]
 Colours = dict[str, str]
 
 MOST_SMALL = 9  # small multiples of a panel
-ACROSS = 3
 SMALL_NAME = 18  # characters of a name above a small multiple
 
 
@@ -51,14 +49,11 @@ def _titled(title: str, part: Figures, done: str = "") -> str:
     return f"{title} (partial{done})" if part["partial"] else title
 
 
-def _small_height(count: int) -> float:
-    return max(2.6, 0.8 + 1.7 * math.ceil(count / ACROSS))
-
-
 def _dots(small: Axes, x: list[float], y: list[float], colour: str) -> None:
     small.plot(x, y, "o", color=colour, ms=3, alpha=0.6, mew=0)
     small.locator_params(axis="x", nbins=4)
     small.locator_params(axis="y", nbins=5)
+    small.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useOffset=False)
 
 
 # -- LDS ------------------------------------------------------------------------------------------------------------
@@ -81,7 +76,7 @@ def _lds_panels(part: Figures, deterministic: bool, colours: Colours) -> list[Pa
     if drawn:
         title = _titled("Target loss after training on a subset, predicted and measured", part)
         draw = lambda axes: _lds_scatter(axes, part, drawn, colours)  # noqa: E731
-        made.append(Panel(title, draw, height=_small_height(len(drawn))))
+        made.append(Panel(title, draw, height=small_height(len(drawn)), many=True))
     return made
 
 
@@ -109,11 +104,11 @@ def _lds_intervals(axes: Axes, part: Figures, known: list[str], deterministic: b
 
 
 def _lds_scatter(axes: Axes, part: Figures, drawn: list[str], colours: Colours) -> None:
-    axes.set(xlabel="predicted: less the sum of the subset's scores / rows", ylabel="measured mean target loss")
-    for name, small in zip(drawn, multiples(axes, len(drawn), ACROSS), strict=True):
+    xlabel = "predicted, up to a constant: minus the sum of the subset's scores / rows"
+    for name, small in zip(drawn, multiples(axes, len(drawn), xlabel, "measured: mean target loss"), strict=True):
         column = part["columns"][name]
         _dots(small, column["predicted"], part["measured"], colours[name])
-        small.set_title(f"{short(name, SMALL_NAME)}  {column['lds']:.2f}", fontsize=8, loc="left")
+        small.set_title(f"{short(name, SMALL_NAME)}  LDS {column['lds']:.2f}", fontsize=8, loc="left")
 
 
 # -- removal --------------------------------------------------------------------------------------------------------
@@ -135,7 +130,7 @@ def _removal_panels(part: Figures, colours: Colours) -> list[Panel]:
         if small:
             title = _titled(f"Against random rows and rows of the same classes: {what}", part)
             draw = _removal_multiples(part, small, metric, what, colours)
-            made.append(Panel(title, draw, height=_small_height(len(small))))
+            made.append(Panel(title, draw, height=small_height(len(small)), many=True))
     return made
 
 
@@ -169,7 +164,7 @@ def _removal_curves(part: Figures, drawn: list[str], metric: str, what: str, col
         for name in drawn:
             _line(axes, _curve(part, _means_of(part, name, "mean"), metric), colours[name])
         axes.set(xlabel="share of the train rows removed", ylabel=what)
-        axes.xaxis.set_major_formatter(_percent())
+        axes.xaxis.set_major_formatter(_percent)
         lines = [(short(n), colours[n], "-") for n in drawn]
         legend(axes, [*lines, (f"random rows, {part['random_draws']} draws, 95 %", GREY, "--")])
 
@@ -178,23 +173,21 @@ def _removal_curves(part: Figures, drawn: list[str], metric: str, what: str, col
 
 def _removal_multiples(part: Figures, drawn: list[str], metric: str, what: str, colours: Colours) -> Any:
     def draw(axes: Axes) -> None:
-        axes.set(xlabel="share removed; grey: random rows; in colour, dashed: as many of each class", ylabel=what)
-        for name, small in zip(drawn, multiples(axes, len(drawn), ACROSS), strict=True):
+        xlabel = "share of the train rows removed; dashed: random rows, grey, and as many of each class, in colour"
+        for name, small in zip(drawn, multiples(axes, len(drawn), xlabel, what), strict=True):
             _band(small, _curve(part, part["random"], metric), GREY, 0.2)
             _band(small, _curve(part, _means_of(part, name, "class_matched"), metric), colours[name], 0.2)
             _line(small, _curve(part, _means_of(part, name, "mean"), metric), colours[name])
             small.set_title(short(name, SMALL_NAME + 8), fontsize=8, loc="left")
             small.locator_params(axis="x", nbins=4)
             small.locator_params(axis="y", nbins=5)
-            small.xaxis.set_major_formatter(_percent())
+            small.xaxis.set_major_formatter(_percent)
 
     return draw
 
 
-def _percent() -> Any:
-    from matplotlib.ticker import PercentFormatter
-
-    return PercentFormatter(1.0)
+def _percent(value: float, _: float) -> str:
+    return f"{100.0 * value:.3g}%"
 
 
 # -- leave-one-out --------------------------------------------------------------------------------------------------
@@ -205,22 +198,22 @@ def _leave_one_out_panels(part: Figures, colours: Colours) -> list[Panel]:
     if not part["changes"] or not drawn:
         return []
     title = _titled("Leaving one row out: change of the target loss", part, f", {part['rows']} of {part['rows_asked']}")
-    return [
-        Panel(title, lambda axes: _leave_one_out(axes, part, drawn, colours), height=_small_height(len(drawn)) + 0.3)
-    ]
+    draw = lambda axes: _leave_one_out(axes, part, drawn, colours)  # noqa: E731
+    return [Panel(title, draw, height=small_height(len(drawn)), many=True)]
 
 
 def _leave_one_out(axes: Axes, part: Figures, drawn: list[str], colours: Colours) -> None:
-    floor = "" if part["floor"] is None else f"; grey: noise floor, {part['floor']:.2g}"
-    axes.set(xlabel=f"predicted; dashed: slope 1{floor}", ylabel="measured")
-    for name, small in zip(drawn, multiples(axes, len(drawn), ACROSS), strict=True):
+    floor = "; noise floor 0" if part["floor"] == 0 else ""
+    if part["floor"]:
+        floor = f"; grey: noise floor, ±{part['floor']:.2g}"
+    xlabel = f"predicted; dashed: slope 1{floor}"
+    for name, small in zip(drawn, multiples(axes, len(drawn), xlabel, "measured"), strict=True):
         column = part["columns"][name]
         ids = list(part["changes"])
         if part["floor"]:
             small.axhspan(-part["floor"], part["floor"], color=GREY, alpha=0.25, lw=0)
         _dots(small, [column["predicted"][i] for i in ids], [part["changes"][i] for i in ids], colours[name])
         small.axline((0.0, 0.0), slope=1.0, color="black", ls="--", lw=0.9)
-        small.ticklabel_format(axis="both", style="sci", scilimits=(-3, 4), useOffset=False)
         slope = "" if column["slope"] is None else f"  slope {column['slope']:.3g}"
         small.set_title(f"{short(name, SMALL_NAME)}{slope}", fontsize=8, loc="left")
 
@@ -242,13 +235,13 @@ def _brittleness_panels(part: Figures, colours: Colours) -> list[Panel]:
             shares = [columns[name]["flipped"][str(k)] for k in sizes]
             axes.plot(sizes, shares, color=colours[name], ls=style, lw=width, marker="o", ms=3.5)
             median = columns[name]["median"]
-            middle = f"median of k {median:.4g}" if median is not None else "most never flip"
+            middle = f"median k {median:.4g}" if median is not None else "most never flip"
             lines.append((f"{short(name)}  {middle}", colours[name], style))
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [f"{k:,}" for k in sizes])
         axes.xaxis.minorticks_off()
         axes.set(xlabel="k: most helpful train rows of each removed", ylabel="flipped target rows", ylim=(-0.02, 1.02))
-        axes.yaxis.set_major_formatter(_percent())
+        axes.yaxis.set_major_formatter(_percent)
         legend(axes, lines)
 
     done = f", {part['queries']} of {part['queries_asked']}"
