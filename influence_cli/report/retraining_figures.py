@@ -209,7 +209,7 @@ def _leave_one_out(axes: Axes, part: Figures, drawn: list[str], colours: Colours
     xlabel = f"predicted; dashed: slope 1{floor}"
     for name, small in zip(drawn, multiples(axes, len(drawn), xlabel, "measured"), strict=True):
         column = part["columns"][name]
-        ids = list(part["changes"])
+        ids = sorted(part["changes"])  # whatever order a file keeps them in
         if part["floor"]:
             small.axhspan(-part["floor"], part["floor"], color=GREY, alpha=0.25, lw=0)
         _dots(small, [column["predicted"][i] for i in ids], [part["changes"][i] for i in ids], colours[name])
@@ -225,7 +225,7 @@ def _brittleness_panels(part: Figures, colours: Colours) -> list[Panel]:
     columns = {n: c for n, c in part["columns"].items() if c["flipped"]}
     if not columns:
         return []
-    drawn = sorted(columns, key=lambda n: -sum(columns[n]["flipped"].values()))
+    drawn = sorted(columns, key=lambda n: (-sum(columns[n]["flipped"].values()), n))
     sizes: list[int] = part["removed_rows"]
 
     def draw(axes: Axes) -> None:

@@ -47,22 +47,26 @@ def cautions(result: Figures) -> list[str]:
 
 
 def by_lds(columns: Figures) -> list[str]:
-    """Names of columns, highest LDS first, unknown ones last."""
-    return sorted(columns, key=lambda n: -2.0 if columns[n]["lds"] is None else -columns[n]["lds"])
+    """Names of columns, highest LDS first, unknown ones last, ties by name."""
+    return _highest_first({name: c["lds"] for name, c in columns.items()})
 
 
 def by_spearman(columns: Figures) -> list[str]:
-    """Names of columns, highest rank correlation first, unknown ones last."""
-    return sorted(columns, key=lambda n: -2.0 if columns[n]["spearman"] is None else -columns[n]["spearman"])
+    """Names of columns, highest rank correlation first, unknown ones last, ties by name."""
+    return _highest_first({name: c["spearman"] for name, c in columns.items()})
+
+
+def _highest_first(values: dict[str, float | None]) -> list[str]:
+    return sorted(values, key=lambda n: (2.0 if (v := values[n]) is None else -v, n))
 
 
 def by_loss(removal: Figures) -> list[str]:
-    """Names of columns by the target loss without the most rows that every one of them has, lowest first."""
+    """Names of columns by the target loss without the most rows that all were trained without, lowest first."""
     measured = {name: by_size for name, by_size in removal.get("columns", {}).items() if by_size}
     shared = [k for k in map(str, removal.get("removed_rows", [])) if all(k in f for f in measured.values())]
     if not shared:
-        return list(measured)
-    return sorted(measured, key=lambda n: measured[n][shared[-1]]["mean"]["target_loss"]["mean"])
+        return sorted(measured)
+    return sorted(measured, key=lambda n: (measured[n][shared[-1]]["mean"]["target_loss"]["mean"], n))
 
 
 def accuracy_of(removal: Figures) -> str:
@@ -125,7 +129,7 @@ def _removal(part: Figures, result: Figures) -> TextTable:
         rows.append(["nothing", "0", _mean(part["nothing"]["target_loss"]), "-", "-", _mean(part["nothing"][accuracy])])
     for k in map(str, part["removed_rows"]):
         found = {name: by_size[k] for name, by_size in part["columns"].items() if k in by_size}
-        for name, f in sorted(found.items(), key=lambda item: item[1]["mean"]["target_loss"]["mean"]):
+        for name, f in sorted(found.items(), key=lambda item: (item[1]["mean"]["target_loss"]["mean"], item[0])):
             over = [_difference(f[c], "target_loss") for c in ("over_random", "over_class_matched")]
             rows.append([f"lowest by {name}", k, _mean(f["mean"]["target_loss"]), *over, _mean(f["mean"][accuracy])])
         if part["random"][k] is not None:
