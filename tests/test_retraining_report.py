@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +24,16 @@ from influence_cli.report.panel import Panel
 from influence_cli.report.tables import tables_of
 from influence_cli.stages.counterfactuals.leave_one_out import _noise
 from tests.cases import call_cli
-from tests.test_counterfactuals import convex  # noqa: F401  (a fixture)
+from tests.test_counterfactuals import scored_by_exact
 from tests.test_report import HOSTILE, Elements
 
 PARTS = ["--lds", 12, "--removal", "5%,10%", "--loo", 6, "--brittleness", 3]
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory, convex: Path) -> Path:  # noqa: F811
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run, its scores, and the result, page and picture of all four parts; only read from."""
-    folder = tmp_path_factory.mktemp("retraining")
-    for name in ("manifest.parquet", "scores.parquet"):
-        shutil.copy(convex / name, folder / name)
-    shutil.copytree(convex / "run", folder / "run")
+    folder = scored_by_exact(tmp_path_factory.mktemp("retraining")).parent
     ran = call_cli("evaluate", "scores.parquet", *PARTS, "--report", "r.html", "--plot", "p.png", "-o", "e.json",
                    cwd=folder)  # fmt: skip
     assert ran.code == 0, ran.err

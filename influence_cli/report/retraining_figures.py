@@ -14,7 +14,7 @@ Figures = dict[str, Any]
 Colours = dict[str, str]
 
 MOST_SMALL = 9  # small multiples of a panel
-SMALL_NAME = 18  # characters of a name above a small multiple
+SMALL_NAME = 22  # characters of a name above a small multiple
 
 
 def retraining_panels(result: Figures) -> list[Panel]:
