@@ -47,10 +47,11 @@ def _by_retraining(settings: Settings, source: str) -> None:
     """
     from influence_cli.stages.curate import CurateRequest
 
-    also = [flag for flag in ("other_scores", "sentinel", "stability", "report", "plot") if settings[flag]]
+    also = [flag for flag in ("other_scores", "sentinel", "stability") if settings[flag]]
     if settings.more or also:
         what = "several tables" if settings.more else "--" + {"other_scores": "against"}.get(also[0], also[0])
         raise UsageError(f"{what} and retraining are two questions", fix="ask one at a time, about one table")
+    _check_outputs(settings)
     manifest, label = said_of_scores(settings)
     request = CurateRequest(source, manifest=manifest, label=label, skip_bad=settings["skip_bad"])
     evaluate_by_retraining(settings, request)
@@ -60,11 +61,8 @@ def _check(settings: Settings) -> None:
     """Refuse questions that contradict each other and outputs that cannot be written, before any work.
 
     Raises:
-        UsageError: they do, or one cannot; or matplotlib is needed and not there.
+        UsageError: they do, or one cannot.
     """
-    from influence_cli.data.tables import check_output
-    from influence_cli.report.figures import require_matplotlib
-
     alone = [flag for flag, name in (("--against", "other_scores"), ("--sentinel", "sentinel")) if settings[name]]
     if len(alone) > 1 or (alone and (settings.more or settings["stability"])):
         raise UsageError(f"{alone[0]} is a question of its own, about one table", fix="ask one at a time")
@@ -72,6 +70,18 @@ def _check(settings: Settings) -> None:
         raise UsageError(
             "--stability compares several tables", fix="influence evaluate A.parquet B.parquet --stability"
         )
+    _check_outputs(settings)
+
+
+def _check_outputs(settings: Settings) -> None:
+    """Refuse outputs that cannot be written, before any work.
+
+    Raises:
+        UsageError: one cannot; or matplotlib is needed and not there.
+    """
+    from influence_cli.data.tables import check_output
+    from influence_cli.report.panel import require_matplotlib
+
     places = [settings[name] for name in ("output", "report", "plot") if settings[name]]
     if len(set(places)) < len(places):
         raise UsageError("two outputs have the same name", fix="give each a place of its own")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,18 @@ from influence_cli.cli.show import terminal
 def result(settings: Settings, found: dict[str, Any]) -> None:
     """Write the page and the picture, then the result: to --output, else for people or as JSON."""
     _say(found)
+    put(settings, found, terminal().detail)
+
+
+def put(settings: Settings, found: dict[str, Any], say: Callable[[str], None]) -> None:
+    """A result, once what there is to say of it is said, to wherever it is asked for; notes of tables to ``say``."""
     if settings["report"]:
         from influence_cli.report.page import write_page
 
         write_page(found, Path(settings["report"]))
         terminal().note(f"report written to {settings['report']}")
     if settings["plot"]:
-        from influence_cli.report.figures import write_plot
-
-        write_plot(found, Path(settings["plot"]))
-        terminal().note(f"figures written to {settings['plot']}")
+        _plot(found, settings["plot"])
     how = settings["format"] if settings["output"] != "-" else "json"
     if settings["output"] not in (None, "-"):
         from influence_cli.store.files import write_json
@@ -32,7 +35,17 @@ def result(settings: Settings, found: dict[str, Any]) -> None:
     elif how == "json" or (how == "auto" and not sys.stdout.isatty()):
         print_json(found)
     else:
-        _tables(found)
+        _tables(found, say)
+
+
+def _plot(found: dict[str, Any], place: str) -> None:
+    from influence_cli.report.figures import panels_of, write_plot
+
+    if found.get("partial") and not panels_of(found):
+        terminal().warn(f"there is nothing to draw yet: {place} is not written")
+        return
+    write_plot(found, Path(place))
+    terminal().note(f"figures written to {place}")
 
 
 def _say(found: dict[str, Any]) -> None:
@@ -55,7 +68,7 @@ def _say(found: dict[str, Any]) -> None:
             out.warn("the checkpoint is the one that the table was scored at")
 
 
-def _tables(found: dict[str, Any]) -> None:
+def _tables(found: dict[str, Any], say: Callable[[str], None]) -> None:
     from influence_cli.report.tables import tables_of
 
     for k, table in enumerate(tables_of(found)):
@@ -63,4 +76,4 @@ def _tables(found: dict[str, Any]) -> None:
             sys.stdout.write("\n")
         print_table(table.title, table.header, table.rows, terminal(), sys.stdout)
         for note in table.notes:
-            terminal().detail(note)
+            say(note)

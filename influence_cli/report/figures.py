@@ -2,61 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import math
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.errors import UsageError
+from influence_cli.report.panel import COLOURS, GREY, MOST_CURVES, RANDOM, Panel, legend, rendered, short
+from influence_cli.report.retraining_figures import retraining_panels
 from influence_cli.store.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# Okabe and Ito's colours: told apart by every kind of colour vision; the first is for the first column
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C6BB1", "#A6761D", "#66A61E")
-GREY = "#888888"
-MOST_CURVES = 10  # more cannot be told apart; the best by average precision are drawn
 MOST_PAIRED = 4  # columns drawn twice, on canaries and on rows that are really wrong
-LONGEST = 30  # characters of a name
-RANDOM = "random"
-_STYLE: dict[str, Any] = {
-    "text.parse_math": False,  # a column's name is no formula
-    "svg.hashsalt": "influence",  # the same result, the same bytes
-    "font.size": 9.0,
-    "axes.titlesize": 10.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A titled picture; ``width`` and ``height`` in inches."""
-
-    title: str
-    draw: Callable[[Axes], None]
-    width: float = 5.2
-    height: float = 4.2
-
-
-def require_matplotlib() -> None:
-    """Stop before any work where no figure can be drawn.
-
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("figures need matplotlib, which is not installed", fix="pip install 'influence-cli[report]'")
 
 
 def panels_of(result: dict[str, Any]) -> list[Panel]:
@@ -78,7 +36,7 @@ def panels_of(result: dict[str, Any]) -> list[Panel]:
         made.append(_stability_panel(result["stability"]))
     if result.get("comparison"):
         made.append(_comparison_panel(result))
-    return made
+    return made + retraining_panels(result)
 
 
 def _colours(result: dict[str, Any]) -> dict[str, str]:
@@ -118,8 +76,8 @@ def _precision_recall(
         axes.plot(c["recall"], c["precision"], color=colours[name], lw=1.0 if name == RANDOM else 1.6)
     axes.axhline(base, color=GREY, ls=":", lw=1.0)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    lines = [(f"{_short(n)}  AP {known[n]['average_precision']:.3f}", colours[n], "-") for n in drawn]
-    _legend(axes, [*lines, (f"share of such rows  {base:.3f}", GREY, ":")])
+    lines = [(f"{short(n)}  AP {known[n]['average_precision']:.3f}", colours[n], "-") for n in drawn]
+    legend(axes, [*lines, (f"share of such rows  {base:.3f}", GREY, ":")])
 
 
 def _roc(axes: Axes, known: dict[str, Any], drawn: list[str], colours: dict[str, str]) -> None:
@@ -129,16 +87,7 @@ def _roc(axes: Axes, known: dict[str, Any], drawn: list[str], colours: dict[str,
         axes.plot(c["false_positive_rate"], c["true_positive_rate"], color=colours[name], lw=width)
     axes.plot([0, 1], [0, 1], color=GREY, ls=":", lw=1.0)
     axes.set(xlabel="false positive rate", ylabel="recall", xlim=(0, 1), ylim=(0, 1.02))
-    _legend(axes, [(f"{_short(n)}  AUC {known[n]['auc']:.3f}", colours[n], "-") for n in drawn])
-
-
-def _legend(axes: Axes, lines: list[tuple[str, str, str]]) -> None:
-    """A legend of (label, colour, style) beside the axes: curves leave no corner free."""
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], color=colour, ls=style, lw=1.8) for _, colour, style in lines]
-    labels = [label for label, _, _ in lines]
-    axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, borderaxespad=0.0)
+    legend(axes, [(f"{short(n)}  AUC {known[n]['auc']:.3f}", colours[n], "-") for n in drawn])
 
 
 def _intervals(axes: Axes, known: dict[str, Any], order: list[str], base: float, colours: dict[str, str]) -> None:
@@ -148,7 +97,7 @@ def _intervals(axes: Axes, known: dict[str, Any], order: list[str], base: float,
         axes.plot(interval, [place, place], color=colours[name], lw=2.0, solid_capstyle="round")
         axes.plot([value], [place], "o", color=colours[name], ms=5)
     axes.axvline(base, color=GREY, ls=":", lw=1.0)
-    axes.set_yticks(places, [_short(n) for n in order])
+    axes.set_yticks(places, [short(n) for n in order])
     axes.set(ylim=(-0.6, len(order) - 0.4), xlim=(0, 1.02), xlabel="average precision; dotted: the share of such rows")
 
 
@@ -164,10 +113,10 @@ def _paired_panel(entry: dict[str, Any], result: dict[str, Any], colours: dict[s
                 d = source["detection"][name]
                 c, colour = d["curves"]["roc"], colours[name]
                 axes.plot(c["false_positive_rate"], c["true_positive_rate"], color=colour, ls=style, lw=1.6)
-                lines.append((f"{_short(name)}, {of}  AUC {d['auc']:.3f}", colour, style))
+                lines.append((f"{short(name)}, {of}  AUC {d['auc']:.3f}", colour, style))
         axes.plot([0, 1], [0, 1], color=GREY, ls=":", lw=1.0)
         axes.set(xlabel="false positive rate", ylabel="recall", xlim=(0, 1), ylim=(0, 1.02))
-        _legend(axes, lines)
+        legend(axes, lines)
 
     return Panel("Canaries beside rows that are really wrong: ROC", draw)
 
@@ -189,7 +138,7 @@ def _heat_map(axes: Axes, order: dict[str, Any]) -> None:
                 ("-", "black") if math.isnan(value) else (f"{value:.2f}", "white" if abs(value) > 0.6 else "black")
             )
             axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8, color=colour)
-    shown = [_short(n) for n in names]
+    shown = [short(n) for n in names]
     middles = [k + 0.5 for k in range(len(names))]
     axes.set_xticks(middles, shown, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(middles, shown)
@@ -206,7 +155,7 @@ def _stability_panel(stability: dict[str, Any]) -> Panel:
             values = [p["spearman"] for p in c["pairs"] if p["spearman"] is not None]
             axes.plot(values, [place] * len(values), "o", color=COLOURS[0], ms=5, alpha=0.7)
             least = min([least, *(v - 0.02 for v in values)])
-        axes.set_yticks(places, [_short(n) for n in columns])
+        axes.set_yticks(places, [short(n) for n in columns])
         axes.set(ylim=(-0.6, len(columns) - 0.4), xlim=(least, 1.02), xlabel="Spearman's correlation, a dot a pair")
 
     return Panel("Agreement between the tables", draw, height=max(2.2, 0.9 + 0.3 * len(columns)))
@@ -225,48 +174,11 @@ def _comparison_panel(result: dict[str, Any]) -> Panel:
             axes.axvline(bound, color=COLOURS[1], ls="--", lw=1.2)
             place = (bound - 0.01, len(columns) - 0.45)
             axes.annotate(f"bound {bound:g}", place, color=COLOURS[1], fontsize=8, va="top", ha="right")
-        axes.set_yticks(places, [_short(n) for n in columns])
+        axes.set_yticks(places, [short(n) for n in columns])
         least = min([0.0, *(c["spearman_interval"][0] - 0.02 for c in columns.values())])
         axes.set(ylim=(-0.6, len(columns) - 0.4), xlim=(least, 1.02), xlabel="Spearman's correlation, 95 % interval")
 
     return Panel("Old scores against new", draw, height=max(2.2, 0.9 + 0.3 * len(columns)))
-
-
-def _short(name: str) -> str:
-    text = "".join(c if c.isprintable() else "?" for c in name)
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-
-
-def _figure(panels: list[Panel], across: int) -> Figure:
-    from matplotlib.figure import Figure
-
-    down = math.ceil(len(panels) / across)
-    width = across * (max(p.width for p in panels) + 2.6)
-    height = sum(max(p.height for p in panels[k * across : (k + 1) * across]) + 0.5 for k in range(down))
-    figure = Figure(figsize=(width, height), layout="constrained")
-    for k, panel in enumerate(panels):
-        axes = figure.add_subplot(down, across, k + 1)
-        axes.set_title(panel.title, loc="left", fontweight="bold")
-        panel.draw(axes)
-    return figure
-
-
-def _rendered(panels: list[Panel], across: int, kind: str) -> bytes:
-    import matplotlib as mpl
-
-    sink = io.BytesIO()
-    with mpl.rc_context(dict[Any, Any](_STYLE)), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a letter that the font lacks
-        figure = _figure(panels, across)
-        empty = dict.fromkeys(("Creator", "Date", "Format", "Type")) if kind == "svg" else {"Software": None}
-        figure.savefig(sink, format=kind, metadata=empty, dpi=130)
-    return sink.getvalue()
-
-
-def as_svg(panel: Panel) -> str:
-    """One panel as an SVG element, to stand in a page."""
-    text = _rendered([panel], 1, "svg").decode()
-    return text[text.index("<svg") :]
 
 
 def write_plot(result: dict[str, Any], path: Path) -> None:
@@ -278,6 +190,6 @@ def write_plot(result: dict[str, Any], path: Path) -> None:
     panels = panels_of(result)
     if not panels:
         raise UsageError("there is nothing to draw", fix="leave --plot out")
-    data = _rendered(panels, min(2, len(panels)), "png")
+    data = rendered(panels, min(2, len(panels)), "png")
     with replacing(path) as temporary:
         temporary.write_bytes(data)

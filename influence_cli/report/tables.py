@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
-
-@dataclass(frozen=True)
-class TextTable:
-    """A titled table; ``notes`` are sentences below it."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    notes: list[str] = field(default_factory=list)
+from influence_cli.report.retraining_tables import retraining_tables
+from influence_cli.report.text_table import TextTable, bracketed, fixed, number, signed
 
 
 def tables_of(result: dict[str, Any]) -> list[TextTable]:
@@ -31,7 +23,7 @@ def tables_of(result: dict[str, Any]) -> list[TextTable]:
         made.append(_stability(result["stability"]))
     if "comparison" in result:
         made += _comparison(result)
-    return made
+    return made + retraining_tables(result)
 
 
 def _detection(title: str, result: dict[str, Any], difference: str) -> TextTable:
@@ -170,25 +162,3 @@ def sentence(result: dict[str, Any]) -> str:
     rule = f"Spearman's lower end at least {bounds['spearman_low']:g}, Jaccard at least {bounds['jaccard']:g}"
     answer = f"full recompute needed: yes ({', '.join(bad)} moved" if bad else "full recompute needed: no ("
     return f"{answer}{'; ' if bad else ''}{rule}; judged on {result['rows']:,} of {result['of_rows']:,} rows)"
-
-
-def bracketed(value: float | None, interval: list[float] | None) -> str:
-    """'0.834 [0.783, 0.876]'."""
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if interval is None else f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
-
-
-def number(value: float | None) -> str:
-    """A number with four digits, or a dash."""
-    return "-" if value is None else f"{value:.4g}"
-
-
-def fixed(value: float | None, decimals: int = 3) -> str:
-    """A number with so many decimals, or a dash."""
-    return "-" if value is None else f"{value:.{decimals}f}"
-
-
-def signed(value: float) -> str:
-    """'+0.012'."""
-    return f"{value:+.3f}"

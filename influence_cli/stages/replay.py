@@ -18,11 +18,17 @@ def reopen(
     *,
     source: str,
     manifest: Any = None,
+    label: str | None = None,
+    target: str | None = None,
     checkpoint: str | None = None,
+    spec: GradSpec | None = None,
     another: bool = False,
     remember: bool = True,
 ) -> Job:
     """The job of a score table's provenance, its checkpoint where ``checkpoint`` says; ``another`` may be meant.
+
+    ``manifest``, ``label``, ``target`` and ``spec``, where given, stand for those of the provenance; a target that is
+    given is meant, whatever was scored for.
 
     Raises:
         UsageError: the table has no provenance, nothing that a model is needed for, or other target rows by now.
@@ -36,26 +42,30 @@ def reopen(
     flags = {**origin.get("model_flags", {}), "skip_bad": origin.get("skip_bad", False)}
     inputs = Inputs(
         origin["manifest"]["locator"] if manifest is None else manifest,
-        target=origin["target"].get("locator"),
+        target=target or origin["target"].get("locator"),
         checkpoint=checkpoint or then["locator"],
-        label=origin["manifest"].get("label") or "label",
+        label=label or origin["manifest"].get("label") or "label",
         allow_overlap=True,  # it was accepted when the table was made
         fit_rows=(origin.get("fit_rows") or {}).get("locator"),
         **_fields_of(Inputs, flags),
     )
-    spec = GradSpec(**_fields_of(GradSpec, origin["spec"]))
-    job = open_job(inputs, spec, runtime, listener, remember)
+    job = open_job(inputs, spec or spec_of(origin), runtime, listener, remember)
     if not another and job.checkpoint is not None and job.checkpoint.digest != then["fingerprint"]:
         where = inputs.checkpoint or ""
         raise ModelError("the checkpoint has changed since", where=where, fix="run `influence score` again")
-    target = origin["target"].get("fingerprint")
-    if target not in (None, job.target_fingerprint):
+    scored_for = origin["target"].get("fingerprint")
+    if target is None and scored_for not in (None, job.target_fingerprint):
         raise UsageError(
             "the target rows have changed since, so its scores are of another question",
             where=source,
             fix="run `influence score` again",
         )
     return job
+
+
+def spec_of(origin: dict[str, Any]) -> GradSpec:
+    """What a score table's provenance says was asked for."""
+    return GradSpec(**_fields_of(GradSpec, origin["spec"]))
 
 
 def _fields_of(kind: type[Any], said: dict[str, Any]) -> dict[str, Any]:

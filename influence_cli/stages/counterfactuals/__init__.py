@@ -155,8 +155,9 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
     pool = Pool(scores.train, used, columns, random, request.seed, request.seeds, refits.deterministic)
     parts, brittleness = _parts(request, pool), None
     if request.brittleness is not None:
-        locator = request.target or (origin.get("target") or {}).get("locator")
-        job = open_scored_job(scores, locator, checkpoint, Runtime(request.store, request.training.device), remember)
+        runtime = Runtime(request.store, request.training.device)
+        source = request.scores.scores if isinstance(request.scores.scores, str) else "the score table"
+        job = open_scored_job(scores, request.target, request.checkpoint, runtime, remember, source)
         brittleness = Brittleness(pool, refits, job, request.brittleness)
     return _Opened(scores, pool, refits, parts, brittleness)
 

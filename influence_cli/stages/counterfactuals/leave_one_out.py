@@ -86,12 +86,16 @@ class LeaveOneOut:
         }
         above = 2.0 * (noise["floor"] or 0.0)
         columns = {**pool.columns.signed, RANDOM: pool.random - pool.random.mean()}
-        result["columns"] = {}
+        result["columns"], ids = {}, [pool.train.ids[i] for i in chosen.tolist()]
         for name, scores in columns.items():
             predicted = pool.predicted(scores)[chosen]
             intervals = agreement_intervals(predicted, delta, pool.seed)
-            result["columns"][name] = {**agreement(predicted, delta, above), "intervals": intervals}
-        result["changes"] = {pool.train.ids[i]: float(d) for i, d in zip(chosen.tolist(), delta, strict=True)}
+            result["columns"][name] = {
+                **agreement(predicted, delta, above),
+                "intervals": intervals,
+                "predicted": dict(zip(ids, predicted.tolist(), strict=True)),
+            }
+        result["changes"] = dict(zip(ids, delta.tolist(), strict=True))
         result["left_out"] = pool.columns.left_out
         return result
 

@@ -12,19 +12,27 @@ from numpy.typing import NDArray
 from influence_cli.errors import UsageError
 from influence_cli.events import SILENT
 from influence_cli.methods import METHODS, Linear
-from influence_cli.settings import GradSpec, Inputs, Runtime
+from influence_cli.settings import Runtime
 from influence_cli.stages.counterfactuals.columns import MEASURED
 from influence_cli.stages.curate import ScoreTable
-from influence_cli.stages.job import Job, open_job
+from influence_cli.stages.job import Job
+from influence_cli.stages.replay import reopen, spec_of
 from influence_cli.stages.score import score
 
 Floats = NDArray[np.float64]
 
 
 def open_scored_job(
-    scores: ScoreTable, target: str | None, checkpoint: str | None, runtime: Runtime, remember: bool = True
+    scores: ScoreTable,
+    target: str | None,
+    checkpoint: str | None,
+    runtime: Runtime,
+    remember: bool = True,
+    source: str = "the score table",
 ) -> Job:
-    """The run that a score table came from, with the methods that can score for one target row.
+    """The run that a score table came from, reopened with the methods that can score for one target row.
+
+    A target or checkpoint that is given is meant; None is the table's.
 
     Raises:
         UsageError: there is none.
@@ -36,16 +44,21 @@ def open_scored_job(
             "brittleness needs scores for single target rows, and no method of the table has them",
             fix="score with --method ip",
         )
-    origin = scores.provenance
-    flags: dict[str, Any] = origin.get("model_flags", {})
-    inputs = Inputs(
-        scores.manifest, target=target, checkpoint=checkpoint, label=scores.label, allow_overlap=True,
-        skip_bad=bool(origin.get("skip_bad")), fit_rows=(origin.get("fit_rows") or {}).get("locator"), **flags,
-    )  # fmt: skip
-    options = {name: values for name, values in spec.get("options", {}).items() if name in (*methods, MEASURED)}
-    same = {k: spec[k] for k in ("params", "loss", "precision", "seed") if k in spec}
-    asked = GradSpec(tuple(methods), (MEASURED,), options, **same)
-    return open_job(inputs, asked, runtime, remember=remember)
+    then = spec_of(scores.provenance)
+    options = {name: values for name, values in then.options.items() if name in (*methods, MEASURED)}
+    return reopen(
+        scores.provenance,
+        runtime,
+        SILENT,
+        source=source,
+        manifest=scores.manifest,
+        label=scores.label,
+        target=target,
+        checkpoint=checkpoint,
+        spec=replace(then, methods=tuple(methods), objectives=(MEASURED,), options=options),
+        another=checkpoint is not None,
+        remember=remember,
+    )
 
 
 def scores_for(job: Job, position: int) -> dict[str, Floats]:

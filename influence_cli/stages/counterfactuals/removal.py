@@ -108,6 +108,7 @@ class Removal:
             result["columns"][name] = {
                 str(k): {
                     "mean": _means(here),
+                    "class_matched": _means(measured.get(("class-matched", name, k))),
                     "over_nothing": _differences(here, whole),
                     "over_random": _differences(here, measured.get(("random", "", k))),
                     "over_class_matched": _differences(here, measured.get(("class-matched", name, k))),

@@ -63,6 +63,10 @@ class Subsets:
             for name, scores in columns.items()
         }
         left_out = {**dict.fromkeys(pool.columns.ranking, "it ranks only: a sum of it predicts nothing")}
+        means = phi.mean(axis=1)
+        found = linear_datamodeling(means, predicted, pool.seed)
+        for name, values in predicted.items():
+            found["columns"][name]["predicted"] = values.tolist()
         known = 1.0 if pool.deterministic else reliability(phi) if len(whole) else None
         return {
             "subsets": len(whole),
@@ -71,10 +75,11 @@ class Subsets:
             "subset_rows": self.size,
             "seeds": seeds,
             "phi_mean": float(phi.mean()) if len(whole) else None,
-            "phi_sd": float(phi.mean(axis=1).std(ddof=1)) if len(whole) > 1 else None,
+            "phi_sd": float(means.std(ddof=1)) if len(whole) > 1 else None,
             "reliability": known,
             "ceiling": None if known is None else known**0.5,
             "chance": 1.96 / (len(whole) - 1) ** 0.5 if len(whole) > 1 else None,  # 95 % of unrelated columns
-            **linear_datamodeling(phi.mean(axis=1), predicted, pool.seed),
+            "measured": means.tolist(),  # Phi by subset, as ``predicted``, which leaves out what all subsets share
+            **found,
             "left_out": {**left_out, **pool.columns.left_out},
         }

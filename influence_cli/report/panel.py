@@ -1,0 +1,137 @@
+"""A panel, what all panels look like, and how they become SVG or PNG by matplotlib."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from influence_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours: told apart by every kind of colour vision; the first is for the first column
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C6BB1", "#A6761D", "#66A61E")
+GREY = "#888888"
+MOST_CURVES = 10  # more cannot be told apart; the best are drawn
+MOST_ACROSS = 3  # small axes in a row of a panel
+LONGEST = 30  # characters of a name
+RANDOM = "random"
+_STYLE: dict[str, Any] = {
+    "text.parse_math": False,  # a column's name is no formula
+    "svg.hashsalt": "influence",  # the same result, the same bytes
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A titled picture; ``width`` and ``height`` in inches; ``many`` where it draws on ``multiples`` of its axes."""
+
+    title: str
+    draw: Callable[[Axes], None]
+    width: float = 5.2
+    height: float = 4.2
+    many: bool = False
+
+
+def require_matplotlib() -> None:
+    """Stop before any work where no figure can be drawn.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("figures need matplotlib, which is not installed", fix="pip install 'influence-cli[report]'")
+
+
+def legend(axes: Axes, lines: list[tuple[str, str, str]]) -> None:
+    """A legend of (label, colour, style) beside the axes: curves leave no corner free."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=colour, ls=style, lw=1.8) for _, colour, style in lines]
+    labels = [label for label, _, _ in lines]
+    axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, borderaxespad=0.0)
+
+
+def multiples(axes: Axes, count: int, xlabel: str, ylabel: str) -> list[Axes]:
+    """So many small axes in place of ``axes``, y shared, under its title and with labels for all."""
+    figure, title = axes.figure, axes.get_title(loc="left")
+    axes.remove()
+    figure.suptitle(title, x=0.02, ha="left", fontsize=_STYLE["axes.titlesize"], fontweight="bold")
+    figure.supxlabel(xlabel, fontsize=_STYLE["font.size"])
+    figure.supylabel(ylabel, fontsize=_STYLE["font.size"])
+    across = across_of(count)
+    made: list[Axes] = []
+    for k in range(count):
+        small = figure.add_subplot(math.ceil(count / across), across, k + 1, sharey=made[0] if made else None)
+        small.tick_params(labelsize=7, labelleft=k % across == 0)
+        small.xaxis.get_offset_text().set_fontsize(7)
+        small.yaxis.set_major_formatter(lambda value, _: f"{value:.6g}")  # no power of ten where the name stands
+        made.append(small)
+    return made
+
+
+def across_of(count: int) -> int:
+    """How many small axes stand in a row."""
+    return 2 if count == 4 else min(count, MOST_ACROSS)
+
+
+def small_height(count: int) -> float:
+    """The height of a panel of so many small axes, in inches."""
+    rows = math.ceil(count / across_of(count))
+    return 0.9 + (2.6 if rows == 1 else 1.9 * rows)
+
+
+def short(name: str, longest: int = LONGEST) -> str:
+    """A name as a label: on one line, and not too long."""
+    text = "".join(c if c.isprintable() else "?" for c in name)
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _figure(panels: list[Panel], across: int) -> Figure:
+    from matplotlib.figure import Figure
+
+    down = math.ceil(len(panels) / across)
+    width = across * (max(p.width for p in panels) + 2.6)
+    height = sum(max(p.height for p in panels[k * across : (k + 1) * across]) + 0.5 for k in range(down))
+    figure = Figure(figsize=(width, height), layout="constrained")
+    grid, apart = figure.add_gridspec(down, across), any(p.many for p in panels)  # apart: no margin is shared
+    for k, panel in enumerate(panels):
+        place = grid[k // across, k % across]
+        axes = figure.add_subfigure(place).add_subplot() if apart else figure.add_subplot(place)
+        axes.set_title(panel.title, loc="left", fontweight="bold")
+        panel.draw(axes)
+    return figure
+
+
+def rendered(panels: list[Panel], across: int, kind: str) -> bytes:
+    """Panels as the bytes of a file, ``across`` in a row; the same panels give the same bytes."""
+    import matplotlib as mpl
+
+    sink = io.BytesIO()
+    with mpl.rc_context(dict[Any, Any](_STYLE)), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a letter that the font lacks
+        figure = _figure(panels, across)
+        empty = dict.fromkeys(("Creator", "Date", "Format", "Type")) if kind == "svg" else {"Software": None}
+        figure.savefig(sink, format=kind, metadata=empty, dpi=130)
+    return sink.getvalue()
+
+
+def as_svg(panel: Panel) -> str:
+    """One panel as an SVG element, to stand in a page."""
+    text = rendered([panel], 1, "svg").decode()
+    return text[text.index("<svg") :]
