@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from influence_cli.data.sources import Columns
-from influence_cli.errors import ManifestError, UsageError
+from influence_cli.errors import InfluenceError, ManifestError, UsageError
 from influence_cli.stages.ingest import Ingested, IngestRequest, make_manifest
 
 CLASSES = ("cat", "dog")
@@ -340,3 +340,13 @@ def test_two_splits_of_one_meaning_lose_no_row(tmp_path: Path) -> None:
     index.write_text(json.dumps({"splits": ["train", "validation", "dev"]}))
     with pytest.raises(ManifestError, match="validation and dev both mean split val"):
         ingest(root, tmp_path)
+
+
+def test_a_place_where_nothing_can_be_written_is_the_users_to_fix(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a,label\n1,0\n2,1\n")
+    too_long = tmp_path / ("x" * 250 + ".parquet")
+    for place in (Path("/proc/manifest.parquet"), tmp_path / "rows.csv" / "m.parquet", too_long):
+        with pytest.raises(InfluenceError, match=r"cannot (write|create)") as caught:
+            make_manifest(IngestRequest(str(tmp_path / "rows.csv"), str(place)))
+        assert caught.value.fix
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.csv"]

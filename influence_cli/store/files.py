@@ -42,6 +42,7 @@ def _beside(path: Path) -> Path:
 def replacing(path: Path) -> Generator[Path]:
     """A hidden temporary path beside ``path``; on success it is synced and renamed to ``path``."""
     temporary = _beside(path)
+    _reserve(temporary, path)
     try:
         yield temporary
         with open(temporary, "rb") as handle:
@@ -75,6 +76,20 @@ def replacing_folder(path: Path) -> Generator[Path]:
         raise StoreError(f"cannot write {path}: {error.strerror}", fix="pick a writable place") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _reserve(temporary: Path, path: Path) -> None:
+    """Create the temporary file, so that a place that cannot be written is told from an error of the writer.
+
+    Raises:
+        StoreError: nothing can be written there (a full disk is no such place).
+    """
+    try:
+        temporary.touch()
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise StoreError(f"cannot write {path}: {error.strerror}", fix="pick a writable place") from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:
