@@ -221,6 +221,26 @@ def test_appended_rows_are_the_only_ones_computed_and_old_probes_may_go(tmp_path
     assert api.plan(other, task=task, store=str(tmp_path))["rows_to_compute"] == 0
 
 
+class Overflowing(nn.Module):
+    """Not finite where the first input is above 5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) / (x[:, :1] <= 5).to(x.dtype)
+
+
+def test_rows_whose_logits_are_not_finite_are_null_and_the_task_is_known_again(tmp_path: Path) -> None:
+    train = [(torch.tensor([float(k), 1.0]), k % 2) for k in range(10)]
+    target = [(torch.tensor([k / 10.0, 2.0]), k % 2) for k in range(10)]
+    task = Task(Overflowing())
+    scores = scores_of(task, tmp_path, train, target=target)
+    assert np.isnan(scores).tolist() == [k > 5 for k in range(10)]
+    assert api.plan(train, target=target, task=task, store=str(tmp_path))["rows_to_compute"] == 0
+
+
 def test_a_loss_is_named_by_what_it_does() -> None:
     def same(z: Tensor, y: Tensor) -> Tensor:
         return -F.log_softmax(z, 1).gather(1, y[:, None])[:, 0]

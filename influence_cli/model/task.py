@@ -242,22 +242,31 @@ def known_by_outputs(
     spec = replace(spec, num_classes=classes)
     for revision in revisions:
         shared = [k for k in revision["outputs"] if k in found]
-        if shared and all(_agree(np.array(revision["outputs"][k]), found[k]) for k in shared):
-            missing = {k: v.tolist() for k, v in found.items() if k not in revision["outputs"]}
+        if shared and all(_agree(np.array(revision["outputs"][k], dtype=np.float64), found[k]) for k in shared):
+            missing = {k: _plain(v) for k, v in found.items() if k not in revision["outputs"]}
             if missing and len(shared) < PROBES:
                 revision["outputs"].update(missing)
                 store.write_task_revisions(name, revisions)
             return replace(spec, code=revision["code"])
-    outputs = {k: v.tolist() for k, v in found.items()}
+    outputs = {k: _plain(v) for k, v in found.items()}
     code = hashlib.blake2b(canonical_json([name, len(revisions), outputs]).encode(), digest_size=16).hexdigest()
     store.write_task_revisions(name, [*revisions, {"code": code, "outputs": outputs}])
     return replace(spec, code=code)
 
 
+def _plain(logits: NDArray[np.float64]) -> list[float | str]:
+    """Logits for JSON, which has no name for what is not finite."""
+    return [v if np.isfinite(v) else str(v) for v in logits.tolist()]
+
+
 def _agree(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
     if a.shape != b.shape:
         return False
-    return bool(np.abs(a - b).max() <= AGREEMENT * max(1e-12, float(np.abs(a).max())))
+    finite = np.isfinite(a)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(b[finite]).all():
+        return False
+    largest = float(np.abs(a[finite]).max(initial=1e-12))
+    return bool(np.abs(a[finite] - b[finite]).max(initial=0.0) <= AGREEMENT * largest)
 
 
 def probe(

@@ -59,8 +59,8 @@ def _split_half(job: Job, member: Member, objective: str, meta: dict[str, Any]) 
     whole = job.tangents(job.along(method, member, objective)).read(keys)["tangent"].astype(np.float64)
     even = job.tangents(job.along(method, member, objective, half=True)).read(keys)["tangent"].astype(np.float64)
     m, m_even = meta["m"], meta["m_half"]
-    odd = (m * whole - m_even * even) / (m - m_even)
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite are left out below
+        odd = (m * whole - m_even * even) / (m - m_even)
         a, b = (of_label(job.row_loss.label_scores(logits, t), labels) for t in (even, odd))
     usable = np.isfinite(a) & np.isfinite(b)
     return spearman(a[usable], b[usable])
