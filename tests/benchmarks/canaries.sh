@@ -2,7 +2,7 @@
 # Canaries beside the truth: wrong labels planted in training, and how well every method there is finds them, against
 # how well it finds the labels that are really wrong.  The digits of sample_data, and CIFAR-10N (5,000 rows, human
 # labels, 39 % wrong; resnet18) where it is.
-#   bash tests/benchmarks/canaries.sh OUT        a minute for the digits; CIFAR-10N half an hour on two cores
+#   bash tests/benchmarks/canaries.sh OUT        a minute for the digits; CIFAR-10N a quarter of an hour on two cores
 set -euo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
 data=${DATA:-$here/../shared/data/cifar10n-small/manifest.parquet}
