@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from influence_cli.stages.job import Job
 from influence_cli.stages.reliability import warn_at_chance
+from influence_cli.store.shards import key_order
 
 if TYPE_CHECKING:
     from influence_cli.model.forward import Point
@@ -34,7 +35,7 @@ class FirstLook:
             return rows[:0], rows
         count = int(np.clip(SAMPLE_SHARE * len(rows), SAMPLE_LEAST, SAMPLE_MOST))
         keys = self.job.manifest.payload_keys[rows]
-        order = np.lexsort(tuple(keys[:, c] for c in range(keys.shape[1] - 1, -1, -1)))
+        order = key_order(keys)
         first = np.zeros(len(rows), dtype=bool)
         first[order[:count]] = True
         self.wanted = set(rows[first].tolist())
@@ -96,7 +97,7 @@ def run_target(job: Job, point: Point) -> None:
     if len(rows) == 0:
         return
     keys = rows.payload_keys
-    order = np.lexsort(tuple(keys[:, c] for c in range(keys.shape[1] - 1, -1, -1)))[:SAMPLE_MOST]
+    order = key_order(keys)[:SAMPLE_MOST]
     chosen = rows.take(np.sort(order))
     place = dict(zip(chosen.index.tolist(), range(len(chosen)), strict=True))
     done: dict[bytes, NDArray[np.floating]] = {}

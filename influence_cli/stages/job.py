@@ -30,7 +30,7 @@ from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.fit_set import FitSet, open_fit_set, with_trained_l2
 from influence_cli.stages.usable_rows import usable, usable_now, usable_target
 from influence_cli.store import Keys, Store, fingerprint
-from influence_cli.store.shards import ShardFolder, unique
+from influence_cli.store.shards import ShardFolder, key_order, unique
 
 HALF_SAMPLE = 2000  # training rows on which the scores of two halves of the target are compared
 MAX_OVERLAP = 0.01  # share of target rows that may be training rows before the run is refused
@@ -189,7 +189,7 @@ class Job:
     def half_sample(self) -> Keys:
         """Up to 2,000 distinct training payloads, chosen by their keys: stable as rows come and go."""
         keys = self.payload_keys
-        order = np.lexsort(tuple(keys[:, c] for c in range(keys.shape[1] - 1, -1, -1)))
+        order = key_order(keys)
         return keys[order[:HALF_SAMPLE]]
 
 

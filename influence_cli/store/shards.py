@@ -38,6 +38,11 @@ def positions(keys: Keys, among: Keys) -> NDArray[np.int64]:
     return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
+def key_order(keys: Keys) -> NDArray[np.int64]:
+    """Indices that sort keys [n, w] as byte strings: an order that no row's place in a file decides."""
+    return np.lexsort(tuple(keys[:, c] for c in range(keys.shape[1] - 1, -1, -1))).astype(np.int64)
+
+
 def unique(keys: Keys) -> NDArray[np.int64]:
     """Indices of the first occurrence of every distinct key, in order."""
     first = positions(keys, keys)

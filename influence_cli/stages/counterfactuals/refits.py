@@ -23,6 +23,7 @@ from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.stages.counterfactuals.trainer import Trainer
 from influence_cli.store import Keys, TrainingFolder, fingerprint
 from influence_cli.store.keys import canonical_json, digest_of_sorted
+from influence_cli.store.shards import key_order
 
 if TYPE_CHECKING:
     from torch import nn
@@ -246,5 +247,4 @@ class Refits:
 @functools.lru_cache(maxsize=4)
 def _by_key(rows: Rows) -> NDArray[np.int64]:
     """Positions in the order of row keys, whatever order the rows stand in."""
-    keys = rows.row_keys
-    return np.lexsort(tuple(keys[:, c] for c in range(keys.shape[1] - 1, -1, -1))).astype(np.int64)
+    return key_order(rows.row_keys)
