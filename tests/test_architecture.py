@@ -36,6 +36,8 @@ LAYERS = (
         "reliability",
         "first_look",
         "grads",
+        "provenance",
+        "row_pass",
         "score",
         "curate",
         "gate",

@@ -176,7 +176,7 @@ def test_relabel_in_place_runs_no_model_and_changes_exactly_those_rows(
     def refuse(*_: object) -> None:
         raise AssertionError("a model was run")
 
-    monkeypatch.setattr("influence_cli.stages.grads._pass", refuse)
+    monkeypatch.setattr("influence_cli.stages.grads.row_pass", refuse)
     monkeypatch.setattr("influence_cli.stages.grads._measure", refuse)
     monkeypatch.setattr("influence_cli.model.build.load_model", refuse)
     computed, after = bench.warm(rows)

@@ -17,8 +17,9 @@ from influence_cli.data.tables import with_provenance
 from influence_cli.maths.labels import margin, of_label, softmax
 from influence_cli.methods.protocol import FreeMethod, Linear, OutputMethod, Preconditioned
 from influence_cli.stages.canaries import planted_labels
-from influence_cli.stages.grads import base_table, fill, nullable, provenance_of
+from influence_cli.stages.grads import fill
 from influence_cli.stages.job import Job, Member
+from influence_cli.stages.provenance import base_table, nullable, provenance_of
 from influence_cli.stages.reliability import direction_noise
 
 Floats = NDArray[np.float64]
