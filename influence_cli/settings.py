@@ -126,8 +126,12 @@ def build_options(kind: type[T], name: str, given: dict[str, Any]) -> T:
 
 
 def _convert(value: Any, hint: Any, name: str) -> Any:
-    allowed = [t for t in typing.get_args(hint) if t is not type(None)] or [hint]
-    if value is None or (value == "none" and len(typing.get_args(hint)) > len(allowed)):
+    arms = typing.get_args(hint)
+    words = [word for arm in arms if typing.get_origin(arm) is typing.Literal for word in typing.get_args(arm)]
+    if value in words:
+        return value
+    allowed = [t for t in arms if t is not type(None) and typing.get_origin(t) is not typing.Literal] or [hint]
+    if value is None or (value == "none" and type(None) in arms):
         return None
     kind = allowed[0]
     try:
@@ -139,7 +143,8 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
             raise ValueError("not a whole number")
         return int(float(value)) if kind is int else kind(value)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise UsageError(f"{name}={value!r} is not {_kind_name(kind)}", fix="see: influence methods NAME") from error
+        what = " or ".join([_kind_name(kind), *words])
+        raise UsageError(f"{name}={value!r} is not {what}", fix="see: influence methods NAME") from error
 
 
 def _kind_name(kind: Any) -> str:

@@ -28,6 +28,7 @@ LAYERS = (
     {"exports"},
     {
         "fit_set",
+        "members",
         "job",
         "preconditioning",
         "plan",

@@ -309,7 +309,9 @@ def test_methods_as_a_table_and_as_json(tmp_path: Path) -> None:
     assert all(name in table for name in names)
     one = call_cli("methods", "ip-ensemble", "--json", cwd=tmp_path).json["methods"]
     assert [m["name"] for m in one] == ["ip-ensemble"]
-    assert {"name": "members", "type": "int", "default": 5, "help": "number of members M"} in one[0]["options"]
+    (members,) = [o for o in one[0]["options"] if o["name"] == "members"]
+    assert (members["type"], members["default"]) == ("int | Literal['auto']", 5)
+    assert members["help"].startswith("number of members M; auto:")
 
 
 def test_methods_works_beside_a_settings_file_that_names_a_manifest(tmp_path: Path) -> None:

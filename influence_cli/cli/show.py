@@ -124,6 +124,11 @@ def plan(settings: Settings, job: Job) -> None:
     ]
     title = f"store: {described['store']}; seconds are {described['seconds_are']}"
     print_table(title, header, rows, terminal(), sys.stdout)
+    for name, m in described["members"].items():
+        until = f"{m['least']} to {m['most']} members, until the lowest rows stay the same; the most are planned"
+        terminal().note(
+            f"{name}: {until if m['decided'] is None else str(m['decided']) + ' members, as decided before'}"
+        )
     fits = [(s["member"], fit) for s in described["steps"] for fit in s["fits"]]
     if fits:
         names = ("method", "rows", "passes", "seconds", "bytes", "why")

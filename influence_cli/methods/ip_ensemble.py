@@ -6,30 +6,49 @@
 Yang, Yue, Chen, Liu (arXiv:2405.17490), Eq. 5 with dropout members.  Both gradients are taken at the same theta_k,
 with respect to theta_k itself (all coordinates, masked ones too).  Products are averaged, never gradients.
 Buffers (BatchNorm statistics) are untouched, and the module is in evaluation mode.
+
+Member k is the same whatever M, so M may be left to the members themselves: with ``members=auto`` they are added one
+at a time until the lowest ``share`` of the rows would hardly change if there were endlessly many
+(``maths.stability``).  M is then kept for all rows that come later.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from influence_cli.methods.protocol import Linear
+from influence_cli.methods.protocol import Growth, Linear
 from influence_cli.model.dropout import Dropout, member_rate
+
+LEAST_MEMBERS = 3  # of members=auto: a spread of two says next to nothing
 
 
 @dataclass(frozen=True)
 class IPEnsemble(Linear):
     """M members; with ``p_max`` 0 every member is the checkpoint itself and the score is IP's, bit for bit."""
 
-    members: int = field(default=5, metadata={"help": "number of members M"})
+    members: int | Literal["auto"] = field(
+        default=5, metadata={"help": "number of members M; auto: until the lowest rows stay the same"}
+    )
     p_max: float = field(default=0.01, metadata={"help": "each member's dropout rate is uniform below this"})
     p_fixed: float | None = field(default=None, metadata={"help": "one dropout rate for every member instead"})
     rescale: bool = field(default=True, metadata={"help": "divide the kept parameters by 1 - p"})
     scope: str = field(default="all", metadata={"help": "all, or matrices: spare biases and normalisation scales"})
     seed: int | None = field(default=None, metadata={"help": "seed of rates and masks (default: --seed)"})
+    share: float = field(default=0.05, metadata={"help": "members=auto: the share of rows that is to stay the same"})
+    stability: float = field(
+        default=0.95, metadata={"help": "members=auto: Jaccard similarity with endlessly many members, to be exceeded"}
+    )
+    max_members: int = field(default=20, metadata={"help": "members=auto: the most members"})
 
     def __post_init__(self) -> None:
-        if self.members < 1:
+        if self.members != "auto" and self.members < 1:
             raise ValueError(f"members={self.members} is below 1")
+        if self.max_members < LEAST_MEMBERS:
+            raise ValueError(f"max_members={self.max_members} is below {LEAST_MEMBERS}")
+        for name in ("share", "stability"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not between 0 and 1")
         if self.scope not in ("all", "matrices"):
             raise ValueError(f"scope {self.scope!r} is unknown; use all or matrices")
         for name in ("p_max", "p_fixed"):
@@ -41,7 +60,13 @@ class IPEnsemble(Linear):
         """One dropped-out copy a member; the checkpoint itself where the rate is 0."""
         seed = seed if self.seed is None else self.seed
         points: list[Dropout | None] = []
-        for k in range(self.members):
+        for k in range(self.max_members if self.members == "auto" else self.members):
             rate = member_rate(seed, k, self.p_max) if self.p_fixed is None else self.p_fixed
             points.append(Dropout(seed, k, rate, self.rescale, params, self.scope) if rate > 0 else None)
         return points
+
+    def growth(self) -> Growth | None:
+        """When to stop adding members, with ``members=auto``."""
+        if self.members != "auto":
+            return None
+        return Growth(self.share, self.stability, LEAST_MEMBERS, self.max_members)

@@ -41,6 +41,20 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True)
+class Growth:
+    """When an ensemble has enough members: its lowest rows are, in all likelihood, those of endlessly many members.
+
+    ``share`` of the rows are the lowest; ``stability`` is the Jaccard similarity that its set is to have, with 95 %
+    confidence, with the set of an ensemble without end.
+    """
+
+    share: float
+    stability: float
+    least: int
+    most: int
+
+
+@dataclass(frozen=True)
 class Linear:
     """A method of the form ``<grad l_i, P q>`` with P the identity unless overridden."""
 
@@ -51,6 +65,10 @@ class Linear:
     def points(self, seed: int, params: str) -> list[Dropout | None]:
         """The members, as points where gradients are taken: None is the checkpoint itself."""
         return [None]
+
+    def growth(self) -> Growth | None:
+        """When to stop adding members, where their number is decided by what they say; ``points`` are then the most."""
+        return None
 
 
 @dataclass(frozen=True)

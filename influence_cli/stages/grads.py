@@ -17,6 +17,7 @@ import pyarrow as pa
 from influence_cli.data.tables import with_provenance
 from influence_cli.stages.first_look import FirstLook, run_target
 from influence_cli.stages.job import Job, require_model
+from influence_cli.stages.members import added_member, begin, grow, note_members
 from influence_cli.stages.plan import Work, missing_work, timing_key
 from influence_cli.stages.preconditioning import missing_directions, note_curvature, precondition
 from influence_cli.stages.provenance import base_table, nullable, provenance_of
@@ -29,12 +30,22 @@ if TYPE_CHECKING:
     from influence_cli.model.forward import Point
 
 
-def fill(job: Job, look: FirstLook | None = None) -> int:
+def fill(job: Job) -> int:
     """Compute and store what is missing; returns the number of training rows run through the model."""
+    look = FirstLook(job)
+    begin(job)
+    done = _fill(job, look)
+    while grow(job):
+        done += _fill(job, look)
+    note_curvature(job)
+    note_members(job)
+    return done
+
+
+def _fill(job: Job, look: FirstLook) -> int:
+    """Compute and store what is missing at the members that the job has now."""
     work = [_with_readable_directions(job, w) for w in missing_work(job) if not w.nothing]
-    look = look or FirstLook(job)
     if not work:
-        note_curvature(job)
         return 0
     work.sort(key=lambda w: w.member != job.plain_member())  # the model itself first: how good it is, is said at once
     skipped = len(job.manifest.bad)
@@ -48,7 +59,7 @@ def fill(job: Job, look: FirstLook | None = None) -> int:
     done = 0
     for position, w in enumerate(work):
         point = Point(model, job.spec.params, w.member.dropout, job.spec.precision, device)
-        what = f"member {position + 1} of {len(work)}" if len(work) > 1 else "model"
+        what = f"member {position + 1} of {len(work)}" if len(work) > 1 else added_member(job, w.member) or "model"
         if w.directions:
             _measure(job, w, point, payloads, what)
         if position == 0 and not job.linear_members():
@@ -61,8 +72,7 @@ def fill(job: Job, look: FirstLook | None = None) -> int:
         done += w.rows
     job.forget_folders()
     if len(job.manifest.bad) > skipped:  # others may have taken their place, where rows are sampled
-        return done + fill(job, look)
-    note_curvature(job)
+        return done + _fill(job, look)
     return done
 
 

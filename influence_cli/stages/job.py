@@ -28,6 +28,7 @@ from influence_cli.model.spec import ModelSpec, resolve_model
 from influence_cli.objectives import make_objectives
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.fit_set import FitSet, open_fit_set, with_trained_l2
+from influence_cli.stages.members import Ensemble, open_ensembles
 from influence_cli.stages.usable_rows import usable, usable_now, usable_target
 from influence_cli.store import Keys, Store, fingerprint
 from influence_cli.store.shards import ShardFolder, key_order, unique
@@ -62,6 +63,7 @@ class Job:
     objectives: dict[str, Any]
     listener: Listener = SILENT
     method_members: dict[str, list[Member]] = field(default_factory=dict)
+    ensembles: dict[str, Ensemble] = field(default_factory=dict)  # methods whose members decide how many there are
     warned: set[str] = field(default_factory=set)  # accuracies already said to be at chance
     fit: FitSet | None = None  # where a method fits curvature
     _folders: dict[str, ShardFolder] = field(default_factory=dict)
@@ -231,6 +233,7 @@ def open_job(
         points = method.points(spec.seed, spec.params) if isinstance(method, Linear) else [None]
         if method.needs != "nothing":
             job.method_members[name] = [_member(job, p) for p in points]
+    open_ensembles(job)
     return job
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
 from influence_cli.stages.job import Job, Member
+from influence_cli.stages.members import planned_members
 from influence_cli.stages.preconditioning import Along, Fit, missing_directions, missing_fits
 from influence_cli.store import Keys
 from influence_cli.store.shards import unique
@@ -96,6 +97,8 @@ def needed_rates(work: list[Work]) -> set[str]:
 def describe_plan(job: Job, work: list[Work], estimated: Rates | None = None) -> dict[str, Any]:
     """The plan as plain values: per member what is stored and what will run and why; passes, seconds, bytes.
 
+    An ensemble that has not decided on its number of members is planned with the most it may have.
+
     ``seconds`` come from rates that earlier runs measured, else from ``estimated`` ones; None where none is known.
     """
     n = len(job.payload_keys) if job.method_members else 0
@@ -134,6 +137,7 @@ def describe_plan(job: Job, work: list[Work], estimated: Rates | None = None) ->
         "objectives": list(job.objectives),
         "train_rows": len(job.train),
         "target_rows": len(job.target),
+        "members": planned_members(job),
         "steps": steps,
         "rows_to_compute": sum(s["rows_to_compute"] for s in steps),
         "seconds": None if any(s is None for s in seconds) else round(sum(seconds), 1),

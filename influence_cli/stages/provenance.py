@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.stages.job import Job
+from influence_cli.stages.members import decided_members, decided_options
 from influence_cli.stages.preconditioning import curvature_report
 from influence_cli.store.keys import KEY_BYTES
 from influence_cli.store.shards import as_arrow
@@ -50,6 +51,7 @@ def provenance_of(job: Job, stage: str) -> dict[str, Any]:
         },
         "fit_rows": None if job.fit is None else job.fit.as_dict(),
         "curvature": curvature_report(job),
+        "members": decided_members(job),
         "checkpoint": None
         if job.checkpoint is None
         else {"locator": job.checkpoint.locator, "fingerprint": job.checkpoint.digest},
@@ -68,7 +70,7 @@ def provenance_of(job: Job, stage: str) -> dict[str, Any]:
         "spec": {
             "methods": list(spec.methods),
             "objectives": list(spec.objectives),
-            "options": spec.options,
+            "options": decided_options(job),
             "params": spec.params,
             "loss": spec.loss,
             "precision": spec.precision,

@@ -5,6 +5,7 @@
   factors/<fp>.safetensors      curvature fitted on a fit set: what it holds is its method's, and the fit set's keys
   outputs/<member-fp>/<shard>   keys u8[n, 16] (payload), logits [n, C]
   tangents/<u-fp>/<shard>       keys u8[n, 16] (payload), tangent [n, C]
+  decisions/<fp>.safetensors    how many members an ensemble has, where its members decided, and what they said
   trainings/<fp>.safetensors    each target and test row's loss and margin after training on a subset of the train rows
   models/<fp>.json              what an architecture's name meant (input size, mean, sd) under a timm version
   tasks/<fp>.json               outputs on a few rows by which a model of the user's own is known
@@ -118,6 +119,26 @@ class Store:
             return read_tensor(self._file("factors", name), FIT_KEYS)
         except (DamagedFile, OSError):
             return None
+
+    def decision(self, name: str) -> dict[str, Any] | None:
+        """What was decided under a name, or None where it is not stored intact; another's file is damage."""
+        path = self._file("decisions", name)
+        meta = self._meta(path)
+        if meta is not None and meta.get("name") != name:
+            self._set_aside(path, DamagedFile("it is another decision's file"))
+            return None
+        return meta
+
+    def keep_decision(self, name: str, decided: dict[str, Any], path: dict[str, NDArray[Any]]) -> dict[str, Any]:
+        """Store a decision whole, with the figures by step that led to it, and return what is now decided.
+
+        A decision that another run has stored meanwhile stands.
+        """
+        known = self.decision(name)
+        if known is None:
+            known = {**decided, "name": name}
+            write_tensors(self._file("decisions", name), path, known)
+        return known
 
     def _set_aside(self, path: Path, error: Exception) -> None:
         path.rename(path.with_name(f".damaged-{path.name}"))

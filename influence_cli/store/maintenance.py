@@ -18,7 +18,7 @@ from influence_cli.store.keys import Keys
 from influence_cli.store.shards import ShardFolder, positions
 
 SHARDED = ("outputs", "tangents")
-SINGLE = ("directions", "factors", "trainings")  # one file a thing
+SINGLE = ("directions", "factors", "decisions", "trainings")  # one file a thing
 SPARE_SECONDS = 24 * 3600.0  # a younger temporary file may belong to a run in progress
 OURS = re.compile(r"\..+\.\d+\.[0-9a-f]+\.tmp")  # a temporary file of ours: .NAME.PROCESS.RANDOM.tmp
 MERGE_ROWS = 16_384  # shards are merged up to this many rows
@@ -59,6 +59,7 @@ def list_entries(root: Path) -> list[Entry]:
             about = "damaged"
         entries.append(Entry("directions", file.stem, 1, None, file.stat().st_size, about))
     entries += [_factor_entry(file) for file in _shards(root / "factors")]
+    entries += [_decision_entry(file) for file in _shards(root / "decisions")]
     return [*entries, *_training_entries(_shards(root / "trainings"))]
 
 
@@ -71,6 +72,16 @@ def _factor_entry(file: Path) -> Entry:
     except (DamagedFile, TypeError, ValueError, KeyError, AttributeError):
         about = "damaged"
     return Entry("factors", file.stem, 1, rows, file.stat().st_size, about)
+
+
+def _decision_entry(file: Path) -> Entry:
+    rows = None
+    try:
+        meta = read_metadata(file)
+        rows, about = int(meta["rows"]), f"{meta['method']}, {meta['members']} members"
+    except (DamagedFile, TypeError, ValueError, KeyError):
+        about = "damaged"
+    return Entry("decisions", file.stem, 1, rows, file.stat().st_size, about)
 
 
 def _training_entries(files: list[Path]) -> list[Entry]:
