@@ -155,7 +155,7 @@ def lanczos(
         for _ in range(2):
             image = image - (basis[: j + 1] @ image) @ basis[: j + 1]
         beside[j] = float(np.linalg.norm(image))
-        complete = beside[j] <= tolerance * size
+        complete = bool(beside[j] <= tolerance * size)
         if complete or j + 1 == most:
             return Tridiagonal(basis[: j + 1], diagonal[: j + 1], beside[: j + 1], complete)
         basis[j + 1] = image / beside[j]
