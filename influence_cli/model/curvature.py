@@ -166,12 +166,13 @@ class Curvature:
         if kind == "hessian":
             return self._over(self._second(x, y, w)[1], v.T.contiguous().split(VECTORS)).T
         logits = functools.partial(self._logits, x=x)
-        z, pull = vjp(logits, self._theta)[:2]
-        p = z.softmax(dim=1)
         total = torch.empty_like(v)
-        for k in range(v.shape[1]):
-            t = jvp(logits, (self._theta,), (v[:, k].contiguous(),))[1]
-            total[:, k] = pull(w[:, None] * p * (t - (p * t).sum(dim=1, keepdim=True)))[0]
+        with differentiable_kernels(self.point.recurrent):
+            z, pull = vjp(logits, self._theta)[:2]
+            p = z.softmax(dim=1)
+            for k in range(v.shape[1]):
+                t = jvp(logits, (self._theta,), (v[:, k].contiguous(),))[1]
+                total[:, k] = pull(w[:, None] * p * (t - (p * t).sum(dim=1, keepdim=True)))[0]
         return total
 
     def quadratic(self, columns: Floats) -> tuple[Floats, Floats]:
@@ -185,14 +186,15 @@ class Curvature:
         gradient = torch.zeros(self.size, dtype=torch.float64, device=self.device)
         for index, x, y, w in self.batches("curvature (size)"):
             logits = functools.partial(self._logits, x=x)
-            z, pull = vjp(logits, self._theta)[:2]
-            self._check_finite(index, z)
-            p = z.softmax(dim=1)
-            gradient += pull(w[:, None] * (p - F.one_hot(y, p.shape[1])))[0]
-            for k in range(v.shape[1]):
-                t = jvp(logits, (self._theta,), (v[:, k].contiguous(),))[1]
-                centred = t - (p * t).sum(dim=1, keepdim=True)
-                forms[k] += (w * (p * centred * centred).sum(dim=1)).sum()
+            with differentiable_kernels(self.point.recurrent):
+                z, pull = vjp(logits, self._theta)[:2]
+                self._check_finite(index, z)
+                p = z.softmax(dim=1)
+                gradient += pull(w[:, None] * (p - F.one_hot(y, p.shape[1])))[0]
+                for k in range(v.shape[1]):
+                    t = jvp(logits, (self._theta,), (v[:, k].contiguous(),))[1]
+                    centred = t - (p * t).sum(dim=1, keepdim=True)
+                    forms[k] += (w * (p * centred * centred).sum(dim=1)).sum()
         self._checked = True
         forms, gradient = self._finite(forms / self.weight), self._finite(gradient / self.weight)
         return forms.cpu().numpy(), gradient.cpu().numpy()
