@@ -1,10 +1,11 @@
 """Conjugate gradients and Lanczos on matrices of known spectrum (methods.md T16, T17, T21; P5).
 
-    python -m pytest tests/test_krylov.py
+python -m pytest tests/test_krylov.py
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_the_error_falls_as_the_condition_number_says_and_always_in_the_norm_of_
     for most in range(1, 30):
         e = conjugate_gradients(lambda v: a @ v, b, 1e-15, most).x - exact
         errors.append(float(np.sqrt((e.T @ a @ e).item())))
-    assert all(later < earlier for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(errors))
     rate = (np.sqrt(condition) - 1) / (np.sqrt(condition) + 1)
     assert all(error <= 2 * rate**k * errors[0] * (1 + 1e-9) for k, error in enumerate(errors))
 

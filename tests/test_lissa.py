@@ -1,6 +1,6 @@
 """LiSSA (methods.md T18, T19, T20): the filter, damping conventions, divergence, and minibatches chosen by key.
 
-    python -m pytest tests/test_lissa.py
+python -m pytest tests/test_lissa.py
 """
 
 from __future__ import annotations
@@ -236,9 +236,7 @@ def test_rows_that_tie_in_their_key_are_ordered_by_weight(tmp_path: Path) -> Non
     assert order_by_keys(open_manifest(path).rows("train")).tolist() == [1, 2, 0]
 
 
-def test_rows_that_do_not_fit_in_memory_are_refused_with_what_to_do(
-    p2: Net, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_that_do_not_fit_in_memory_are_refused_with_what_to_do(p2: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("influence_cli.model.minibatches.HELD_BYTES", 12 * 29)
     with pytest.raises(UsageError, match="30 decoded fit rows") as raised:
         Minibatches(p2.curvature(), "ggn", 6, 0)

@@ -90,7 +90,7 @@ def neumann(
     size = np.sqrt((b * b).sum(axis=0))
     u, total, first = b, np.zeros_like(b), 0
     if state is not None:
-        u, total, first = state["u"], state["total"], int(state["step"])
+        u, total, first = state["u"], state["total"], state["step"].item()
     start = tail_start(depth, tail)
     for j in range(first, depth):
         u = b + u - product(j, u) / scale

@@ -100,14 +100,14 @@ class LiSSA(ByProducts):
         batches = Minibatches(seen, MODES[self.mode], self.batch, self.seed)
         state = curvature.interim.load() or self._start(q, curvature, batches)
         while True:
-            scale, damping = float(state["scale"]), float(state["damping"])
+            scale, damping = state["scale"].item(), state["damping"].item()
             floor = (self.l2 or 0.0) + damping
             depth, repeats = self._shape(batches, scale, floor)
             try:
                 u = self._average(q, curvature, batches, state, depth, repeats)
                 break
             except DivergedError as error:
-                if bool(state["retried"]):
+                if state["retried"].item():
                     raise self._diverged(scale, floor, error) from error
                 state = {**self._fresh(q, scale * RETRY, damping), "retried": np.array(True)}
         image = seen.product(MODES[self.mode], u) + floor * u
@@ -119,7 +119,7 @@ class LiSSA(ByProducts):
             "repeats": repeats,
             "batch": batches.size,
             "implied_damping": scale / depth,
-            "retried": bool(state["retried"]),
+            "retried": state["retried"].item(),
             "residual": float((norms(q - image) / np.where(sizes > 0, sizes, 1.0)).max()),
         }
         return u, facts
@@ -193,9 +193,9 @@ class LiSSA(ByProducts):
     ) -> Columns:
         """The mean over the series, from ``state`` on."""
         with curvature.listener.progress("curvature (lissa)", repeats * depth, "minibatches") as progress:
-            for run in range(int(state["run"]), repeats):
+            for run in range(state["run"].item(), repeats):
                 u = self._one(q, curvature, batches, state, depth, run, progress)
-                again = self._fresh(q, float(state["scale"]), float(state["damping"]))
+                again = self._fresh(q, state["scale"].item(), state["damping"].item())
                 done = {"retried": state["retried"], "run": np.array(run + 1), "sum": state["sum"] + u}
                 state = {**again, **done}
         return state["sum"] / repeats
@@ -212,7 +212,7 @@ class LiSSA(ByProducts):
     ) -> Columns:
         from influence_cli.maths.neumann import neumann
 
-        shift = (self.l2 or 0.0) + float(state["damping"])
+        shift = (self.l2 or 0.0) + state["damping"].item()
 
         def product(step: int, v: Columns) -> Columns:
             image = batches.product(1 + run, step, v) + shift * v
@@ -222,7 +222,7 @@ class LiSSA(ByProducts):
         def offer(now: dict[str, Any]) -> None:
             curvature.interim.offer(lambda: {**state, **now, "run": np.array(run)})
 
-        return neumann(product, q, float(state["scale"]), depth, shift, self.tail, state, offer)
+        return neumann(product, q, state["scale"].item(), depth, shift, self.tail, state, offer)
 
     def _diverged(self, scale: float, floor: float, error: Exception) -> ModelError:
         if self.mode == "hessian":

@@ -32,7 +32,7 @@ class KeptInterim(Interim):
         """What a run before this one left, or None."""
         state = self.store.read_interim(self.name)
         self.resumed = state is not None
-        return state
+        return None if state is None else {name: array.copy() for name, array in state.items()}
 
     def offer(self, state: Callable[[], State]) -> None:
         """Write it down if the last one was long ago."""
