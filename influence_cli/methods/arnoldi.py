@@ -90,7 +90,7 @@ class Arnoldi(ByProducts):
         """
         size, k = self.factor_bytes(parameters), self.vectors(parameters)
         if size > self.max_gigabytes * 1e9:
-            fewer = int(k * self.max_gigabytes * 1e9 / size)
+            fewer = int((self.max_gigabytes * 1e9 - 16 * parameters) / ((size - 16 * parameters) / k))
             raise UsageError(
                 f"arnoldi would hold {k} vectors of {parameters:,} parameters, {size / 1e9:.3g} GB, and "
                 f"max_gigabytes is {self.max_gigabytes:g}",
