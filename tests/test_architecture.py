@@ -30,6 +30,7 @@ LAYERS = (
         "fit_set",
         "members",
         "job",
+        "interim",
         "preconditioning",
         "plan",
         "estimate",
@@ -183,7 +184,7 @@ def test_every_function_says_what_it_returns() -> None:
     assert silent == []
 
 
-FOLDERS = "directions|outputs|tangents|gradients|traces|factors|trainings"
+FOLDERS = "directions|outputs|tangents|gradients|traces|factors|interims|trainings"
 LAYOUT = re.compile(rf"^({FOLDERS}|timings\.json|spec\.json)$|\.damaged-|\.tmp$")
 
 

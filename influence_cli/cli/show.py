@@ -134,6 +134,11 @@ def plan(settings: Settings, job: Job) -> None:
         names = ("method", "rows", "passes", "seconds", "bytes", "why")
         cells = [[str(m), *(f"{f[n]:,}" if isinstance(f[n], int) else cell(f[n]) for n in names)] for m, f in fits]
         print_table("curvature to fit", ["member", *names], cells, terminal(), sys.stdout)
+    solves = [(s["member"], solve) for s in described["steps"] for solve in s["solves"]]
+    if solves:
+        names = ("method", "directions", "rows", "passes", "seconds")
+        cells = [[str(m), *(f"{s[n]:,}" if isinstance(s[n], int) else cell(s[n]) for n in names)] for m, s in solves]
+        print_table("directions to solve for; passes at most", ["member", *names], cells, terminal(), sys.stdout)
 
 
 def run_summary(job: Job, origin: dict[str, Any], done: str) -> None:

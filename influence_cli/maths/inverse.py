@@ -39,6 +39,20 @@ def default_damping(eigenvalues: Floats) -> float:
     return max(0.0, DAMPING * float(eigenvalues.mean()))
 
 
+def bounded_damping(trace: float, d: int, l2: float, share: float = DAMPING) -> float:
+    """``default_damping`` of K + l2 I [d, d] where of K only the trace is known, and that no eigenvalue is negative.
+
+    0 where l2, below which no eigenvalue is, is above 1e-8 of tr K + l2, above which none is; else ``share`` of the
+    mean.
+
+    >>> bounded_damping(4.0, 2, 0.1), bounded_damping(4.0, 2, 0.0)
+    (0.0, 0.002)
+    """
+    if l2 > SINGULAR * (trace + l2):
+        return 0.0
+    return share * (trace / d + l2)
+
+
 def condition_number(eigenvalues: Floats) -> float | None:
     """Largest over smallest absolute eigenvalue; None where the smallest is 0.
 

@@ -52,6 +52,27 @@ METHODS: dict[str, MethodInfo] = {
             "Koh and Liang, arXiv:1703.04730, Eq. 2",
             "V + fit rows + T; d^2",
         ),
+        MethodInfo(
+            "cg",
+            "influence_cli.methods.cg:CG",
+            "influence function, inverse by conjugate gradients",
+            "Hestenes and Stiefel 1952; Koh and Liang, arXiv:1703.04730, section 3",
+            "V + iterations x fit rows + T",
+        ),
+        MethodInfo(
+            "lissa",
+            "influence_cli.methods.lissa:LiSSA",
+            "influence function, inverse by a stochastic Neumann series",
+            "Agarwal et al., arXiv:1602.03943; Koh and Liang, arXiv:1703.04730, section 3",
+            "V + J minibatches of fit rows + T",
+        ),
+        MethodInfo(
+            "arnoldi",
+            "influence_cli.methods.arnoldi:Arnoldi",
+            "influence function on the leading eigenvectors of curvature",
+            "Schioppa et al., arXiv:2112.03052",
+            "V + k x fit rows + T; k d",
+        ),
         MethodInfo("loss", "influence_cli.methods.loss:Loss", "minus the row's own loss", "-", "forward T"),
         MethodInfo(
             "margin",

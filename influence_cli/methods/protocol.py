@@ -92,10 +92,15 @@ class Preconditioned(Linear):
     passes: ClassVar[int] = 1  # passes of ``fit`` over the fit rows
 
     damping: float | None = field(
-        default=None, metadata={"help": "delta, added to every eigenvalue, in mean-loss units (default: a rule)"}
+        default=None,
+        metadata={"help": "delta, added to every eigenvalue (default: the method's rule)", "unit": "mean loss"},
     )
     l2: float | None = field(
-        default=None, metadata={"help": "l2 of the training objective (default: what the run folder says, else 0)"}
+        default=None,
+        metadata={
+            "help": "l2 of the training objective (default: of the run folder, else 0)",
+            "unit": "mean loss",
+        },
     )
 
     def describe(self) -> dict[str, Any]:
@@ -118,9 +123,25 @@ class Preconditioned(Linear):
         """How large the factor is, about."""
         raise NotImplementedError
 
+    def fit_rows(self, rows: int) -> int:
+        """How many of so many fit rows are looked at."""
+        return rows
+
+    def fit_passes(self, parameters: int) -> int:
+        """Passes of ``fit`` over those rows, at most."""
+        return self.passes
+
+    def solve_passes(self, rows: int, parameters: int) -> float:
+        """Passes of ``precondition`` over those rows, at most, whatever the number of directions; 0: it needs none."""
+        return 0.0
+
     def sentence(self, facts: Facts) -> str:
         """Those facts, with ``fit_rows`` and ``parameters``, as a line of the summary."""
         return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items())
+
+    def warnings(self, facts: Facts) -> list[str]:
+        """What in those facts should keep one from trusting the scores."""
+        return []
 
     def fit(self, curvature: Curvature) -> Factor:
         """What is expensive and the same for every direction."""

@@ -1,4 +1,4 @@
-"""Curvature of the training objective's data term over the fit rows: products and the dense matrix, in float64.
+"""Curvature of the training objective's data term over the fit rows: products and the dense matrix.
 
 With weights w_i, n = sum w_i, logits z_i [C] and their Jacobian J_i [C, d] in the selected parameters, cross-entropy
 l_i, p_i = softmax(z_i), and B_i = diag(p_i) - p_i p_i^T:
@@ -9,7 +9,8 @@ l_i, p_i = softmax(z_i), and B_i = diag(p_i) - p_i p_i^T:
     empirical   (1/n) sum w_i g_i g_i^T
 
 Rows are streamed; a batch's Jacobians are made some rows at a time, so that memory holds one batch and the matrix
-[d, d], never n Jacobians.  Sums are in float64 and depend on the batch size in rounding alone.
+[d, d], never n Jacobians.  Sums over batches are in float64 and depend on the batch size in rounding alone; what is
+summed is in float64 too, unless ``over`` asks for products in float32.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from influence_cli.errors import ManifestError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.examples import batches, chunked, move, to_input
-from influence_cli.model.forward import Point, differentiable_kernels
+from influence_cli.model.forward import DTYPES, Point, differentiable_kernels
+from influence_cli.model.interim import FORGETFUL, Interim
 from influence_cli.model.parameters import select_parameters
 from influence_cli.model.spec import ModelSpec
 
@@ -59,8 +61,9 @@ class Curvature:
         workers: int = 1,
         listener: Listener = SILENT,
         way: Way = "auto",
+        precision: str = "fp64",
     ) -> None:
-        """Nothing is computed yet, and the model is copied before it is moved to float64."""
+        """Nothing is computed yet, and the model is copied before it is moved to ``precision``."""
         device = device or torch.device("cpu")
         self.device = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
         self.spec, self.rows, self.batch_size, self.workers = spec, rows, batch_size, workers
@@ -69,9 +72,20 @@ class Curvature:
         self.sizes = [shape.numel() for shape in self.layout.values()]
         self.weight = float(np.sort(rows.weights).sum())
         self.factor: dict[str, Floats] = {}
-        self._open = lambda: Point(copy.deepcopy(model).requires_grad_(False), params, dropout, "fp64", self.device)
+        self.interim: Interim = FORGETFUL
+        self.dtype = DTYPES[precision]
+        self._open = lambda: Point(copy.deepcopy(model).requires_grad_(False), params, dropout, precision, self.device)
+        self._again = functools.partial(
+            Curvature, model, spec, params=params, dropout=dropout, device=device, batch_size=batch_size,
+            workers=workers, way=way,
+        )  # fmt: skip
+        self._checked = False  # whether a product has seen that every row's logits are finite
         self._decoded: list[tuple[NDArray[np.int64], Tensor]] | None = None
         self._batched = True  # until an operator of the model turns out to have no batching rule
+
+    def over(self, rows: Rows, precision: str) -> Curvature:
+        """The curvature of other rows at the same point, its products in ``precision``; it reports no progress."""
+        return self._again(rows, precision=precision)
 
     @property
     def size(self) -> int:
@@ -80,13 +94,13 @@ class Curvature:
 
     @functools.cached_property
     def point(self) -> Point:
-        """A copy of the model in float64, frozen: no graph is kept of parameters that are not selected."""
+        """A copy of the model, frozen: no graph is kept of parameters that are not selected."""
         return self._open()
 
     @property
     def theta(self) -> Floats:
         """The selected parameters, flat [d]."""
-        return self._theta.cpu().numpy()
+        return self._theta.double().cpu().numpy()
 
     def flat(self, tensors: dict[str, NDArray[np.floating]]) -> Floats:
         """A direction by parameter name as one vector [d]."""
@@ -106,7 +120,7 @@ class Curvature:
         matrix = torch.zeros(self.size, self.size, dtype=torch.float64, device=self.device)
         gradient = torch.zeros(self.size, dtype=torch.float64, device=self.device)
         block = max(1, JACOBIAN_VALUES // max(1, self.size * self.spec.num_classes))
-        for index, x, y, w in self._batches(f"curvature ({kind})"):
+        for index, x, y, w in self.batches(f"curvature ({kind})"):
             if kind == "hessian":
                 hessian, g = self._hessian(x, y, w)
                 self._check_finite(index, self._logits(self._theta, x))
@@ -130,36 +144,60 @@ class Curvature:
 
     def ggn_product(self, columns: Floats) -> Floats:
         """G v for every column of [d, k], in one pass over the fit rows."""
-
-        def of_batch(x: Tensor, y: Tensor, w: Tensor, v: Tensor) -> Tensor:
-            logits = functools.partial(self._logits, x=x)
-            z, pull = vjp(logits, self._theta)[:2]
-            p = z.softmax(dim=1)
-            total = torch.empty_like(v)
-            for k in range(v.shape[1]):
-                t = jvp(logits, (self._theta,), (v[:, k].contiguous(),))[1]
-                total[:, k] = pull(w[:, None] * p * (t - (p * t).sum(dim=1, keepdim=True)))[0]
-            return total
-
-        return self._product(of_batch, columns, "ggn")
+        return self.product("ggn", columns)
 
     def hessian_product(self, columns: Floats) -> Floats:
         """H v for every column of [d, k], in one pass over the fit rows."""
+        return self.product("hessian", columns)
 
-        def of_batch(x: Tensor, y: Tensor, w: Tensor, v: Tensor) -> Tensor:
-            return self._over(self._second(x, y, w)[1], v.T.contiguous().split(VECTORS)).T
-
-        return self._product(of_batch, columns, "hessian")
-
-    def _product(
-        self, of_batch: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], columns: Floats, kind: str
-    ) -> Floats:
-        v = torch.from_numpy(np.ascontiguousarray(columns, dtype=np.float64)).to(self.device)
-        total = torch.zeros_like(v)
-        for index, x, y, w in self._batches(f"curvature ({kind} product)"):
-            self._check_finite(index, self._logits(self._theta, x))
-            total += of_batch(x, y, w, v)
+    def product(self, kind: CurvatureKind, columns: Floats) -> Floats:
+        """G v or H v for every column of [d, k], in one pass over the fit rows."""
+        v = torch.from_numpy(np.ascontiguousarray(columns, dtype=np.float64)).to(self.device, self.dtype)
+        total = torch.zeros(v.shape, dtype=torch.float64, device=self.device)
+        for index, x, y, w in self.batches(f"curvature ({kind} product)"):
+            if not self._checked:
+                self._check_finite(index, self._logits(self._theta, x))
+            total += self.of_batch(kind, x, y, w, v)
+        self._checked = True
         return self._finite(total / self.weight).cpu().numpy()
+
+    def of_batch(self, kind: CurvatureKind, x: Tensor, y: Tensor, w: Tensor, v: Tensor) -> Tensor:
+        """The sum over a batch's rows of w_i times their curvature, times every column of v [d, k]."""
+        if kind == "hessian":
+            return self._over(self._second(x, y, w)[1], v.T.contiguous().split(VECTORS)).T
+        logits = functools.partial(self._logits, x=x)
+        total = torch.empty_like(v)
+        with differentiable_kernels(self.point.recurrent):
+            z, pull = vjp(logits, self._theta)[:2]
+            p = z.softmax(dim=1)
+            for k in range(v.shape[1]):
+                t = jvp(logits, (self._theta,), (v[:, k].contiguous(),))[1]
+                total[:, k] = pull(w[:, None] * p * (t - (p * t).sum(dim=1, keepdim=True)))[0]
+        return total
+
+    def quadratic(self, columns: Floats) -> tuple[Floats, Floats]:
+        """v^T G v for every column of [d, k], and the gradient [d], in one pass over the fit rows.
+
+        Raises:
+            ManifestError: a row's logits are not finite; names it.
+        """
+        v = torch.from_numpy(np.ascontiguousarray(columns, dtype=np.float64)).to(self.device, self.dtype)
+        forms = torch.zeros(v.shape[1], dtype=torch.float64, device=self.device)
+        gradient = torch.zeros(self.size, dtype=torch.float64, device=self.device)
+        for index, x, y, w in self.batches("curvature (size)"):
+            logits = functools.partial(self._logits, x=x)
+            with differentiable_kernels(self.point.recurrent):
+                z, pull = vjp(logits, self._theta)[:2]
+                self._check_finite(index, z)
+                p = z.softmax(dim=1)
+                gradient += pull(w[:, None] * (p - F.one_hot(y, p.shape[1])))[0]
+                for k in range(v.shape[1]):
+                    t = jvp(logits, (self._theta,), (v[:, k].contiguous(),))[1]
+                    centred = t - (p * t).sum(dim=1, keepdim=True)
+                    forms[k] += (w * (p * centred * centred).sum(dim=1)).sum()
+        self._checked = True
+        forms, gradient = self._finite(forms / self.weight), self._finite(gradient / self.weight)
+        return forms.cpu().numpy(), gradient.cpu().numpy()
 
     # -- one batch ---------------------------------------------------------------------------------------------------
 
@@ -211,7 +249,7 @@ class Curvature:
     def _basis(self) -> Iterator[Tensor]:
         """The rows of the identity [d, d], some at a time."""
         for first in range(0, self.size, VECTORS):
-            some = torch.zeros(min(VECTORS, self.size - first), self.size, dtype=torch.float64, device=self.device)
+            some = torch.zeros(min(VECTORS, self.size - first), self.size, dtype=self.dtype, device=self.device)
             some[:, first : first + len(some)].fill_diagonal_(1.0)
             yield some
 
@@ -231,11 +269,11 @@ class Curvature:
 
     # -- rows --------------------------------------------------------------------------------------------------------
 
-    def _batches(self, what: str) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor, Tensor]]:
+    def batches(self, what: str) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor, Tensor]]:
         """(rows, inputs, labels, weights) of every batch; small data are decoded once and kept."""
         manifest = self.rows.manifest
         kept: list[tuple[NDArray[np.int64], Tensor]] = []
-        labels, weights = torch.from_numpy(manifest.labels), torch.from_numpy(manifest.weights().copy())
+        labels, weights = torch.from_numpy(manifest.labels), torch.from_numpy(manifest.weights().copy()).to(self.dtype)
         chunks = chunked(manifest.payloads(self.rows.index), self.batch_size)
         source = self._decoded or batches(manifest, chunks, self.spec, self.workers)
         held = 0
@@ -246,7 +284,7 @@ class Curvature:
                     kept.append((index, decoded))
                 else:
                     kept.clear()
-                x = to_input(move(decoded, self.device), self.spec, torch.float64)
+                x = to_input(move(decoded, self.device), self.spec, self.dtype)
                 place = torch.from_numpy(index)
                 yield index, x, move(labels[place], self.device), move(weights[place], self.device)
                 progress.advance(len(index))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from influence_cli.data.manifest import Rows
 from influence_cli.stages.job import Job, Member
 from influence_cli.stages.members import planned_members
-from influence_cli.stages.preconditioning import Along, Fit, missing_directions, missing_fits
+from influence_cli.stages.preconditioning import Along, Fit, Solve, missing_directions, missing_fits, missing_solves
 from influence_cli.store import Keys
 from influence_cli.store.shards import unique
 
@@ -32,6 +32,7 @@ class Work:
     halves: dict[str, Keys]  # half-direction name -> keys
     preconditioned: tuple[Along, ...] = ()  # u's to compute
     fits: tuple[Fit, ...] = ()  # factors that they need
+    solves: tuple[Solve, ...] = ()  # passes over the fit rows that they take beyond those
 
     @property
     def rows(self) -> int:
@@ -72,7 +73,8 @@ def missing_work(job: Job) -> list[Work]:
                 measure.append(objective)
         lacking = keys[job.outputs(member).missing(keys)]
         along = missing_directions(job, member, halves)
-        work.append(Work(member, tuple(measure), lacking, tangents, halves, along, missing_fits(job, member, along)))
+        fits, solves = missing_fits(job, member, along), missing_solves(job, along)
+        work.append(Work(member, tuple(measure), lacking, tangents, halves, along, fits, solves))
     return work
 
 
@@ -126,10 +128,12 @@ def describe_plan(job: Job, work: list[Work], estimated: Rates | None = None) ->
                 "seconds": _seconds(job, w, rates),
                 "bytes": cells * (16 + classes * itemsize),
                 "fits": [fit.as_dict() for fit in w.fits],
+                "solves": [solve.as_dict() for solve in w.solves],
             }
         )
     fits = [fit for w in work for fit in w.fits]
-    seconds = [*(s["seconds"] for s in steps), *(fit.seconds for fit in fits)]
+    solves = [solve for w in work for solve in w.solves]
+    seconds = [*(s["seconds"] for s in steps), *(fit.seconds for fit in fits), *(solve.seconds for solve in solves)]
     return {
         "schema_version": 1,
         "store": str(job.store.root) if job.runtime.store else "temporary, thrown away at the end",

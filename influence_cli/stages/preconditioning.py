@@ -2,17 +2,19 @@
 
 A factor is fitted once for (member, fit set, selected parameters, what the method fits) and shared by every objective,
 every run and every method that fits the same; u is stored beside q.  A run that is killed while it fits has lost the
-factor in hand and nothing else.
+factor in hand and nothing else; of a computation by steps, such as a solve, those since its state was last written.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from influence_cli.methods.protocol import Preconditioned
+from influence_cli.stages.interim import KeptInterim
 from influence_cli.stages.job import Job, Member, require_model
 from influence_cli.store import Keys, fingerprint
 
@@ -53,6 +55,21 @@ class Fit:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Solve:
+    """Directions to precondition by more passes over the fit rows."""
+
+    method: str
+    directions: int
+    rows: int
+    passes: float
+    seconds: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the plan."""
+        return asdict(self)
+
+
 def missing_directions(job: Job, member: Member, halves: dict[str, Keys]) -> tuple[Along, ...]:
     """Every u at a member that is not stored; of the half directions those whose tangents are lacking."""
     missing: list[Along] = []
@@ -78,13 +95,31 @@ def missing_fits(job: Job, member: Member, missing: tuple[Along, ...]) -> tuple[
         if factor in fits or job.store.factor_meta(factor) is not None:
             continue
         assert job.fit is not None
-        parameters, rows = _parameters(job), len(job.fit.rows)
+        parameters, rows = _parameters(job), method.fit_rows(len(job.fit.rows))
         method.check_size(parameters)
-        rate = job.store.timing(_timing_key(job, name))
-        size = method.factor_bytes(parameters) + 24 * rows
-        seconds = None if rate is None else round(rate * rows, 1)
-        fits[factor] = Fit(name, factor, rows, method.passes, size, seconds, _why(job, name, member))
+        passes, size = method.fit_passes(parameters), method.factor_bytes(parameters) + 24 * len(job.fit.rows)
+        seconds = _seconds(job, _timing_key(job, name), rows)
+        fits[factor] = Fit(name, factor, rows, passes, size, seconds, _why(job, name, member))
     return tuple(fits.values())
+
+
+def missing_solves(job: Job, missing: tuple[Along, ...]) -> tuple[Solve, ...]:
+    """What preconditioning those directions costs beyond fitting, by method; all of a method's share the passes."""
+    solves: list[Solve] = []
+    for name in dict.fromkeys(a.method for a in missing):
+        assert job.fit is not None
+        method, rows = _method(job, name), len(job.fit.rows)
+        rows = method.fit_rows(rows)
+        passes = method.solve_passes(rows, _parameters(job))
+        if passes > 0:
+            count = sum(a.method == name for a in missing)
+            solves.append(Solve(name, count, rows, passes, _seconds(job, _timing_key(job, name, solve=True), rows)))
+    return tuple(solves)
+
+
+def _seconds(job: Job, what: str, rows: int) -> float | None:
+    rate = job.store.timing(what)
+    return None if rate is None else round(rate * rows, 1)
 
 
 def _method(job: Job, name: str) -> Preconditioned:
@@ -122,9 +157,11 @@ def _parameters(job: Job) -> int:
     return int(known["parameters"])
 
 
-def _timing_key(job: Job, method: str) -> str:
+def _timing_key(job: Job, method: str, solve: bool = False) -> str:
     spec, _ = require_model(job)
-    return f"fit {spec.name} {'x'.join(map(str, spec.shape))} {job.spec.params} {_method(job, method).fitted()}"
+    named = _method(job, method).describe() if solve else _method(job, method).fitted()
+    kind = f"solve {method}" if solve else "fit"
+    return f"{kind} {spec.name} {'x'.join(map(str, spec.shape))} {job.spec.params} {named}"
 
 
 def precondition(
@@ -147,44 +184,50 @@ def precondition(
         )  # fmt: skip
         curvature.factor = _factor(job, name, method, member, curvature)
         columns = np.stack([curvature.flat(q) for _, q in wanted], axis=1)
-        preconditioned, facts = method.precondition(columns, curvature)
-        about = {**facts, "fit_rows": len(job.fit.rows), "fit_weight": job.fit.weight, "parameters": curvature.size}
-        dtype = next(iter(wanted[0][1].values())).dtype
-        for (a, _), column in zip(wanted, preconditioned.T, strict=True):
-            meta = {
-                **(job.store.direction_meta(a.q) or {}),
-                "method": name,
-                "factor": job.factor(name, member),
-                "fit": job.fit.fingerprint,
-                "curvature": about,
-            }
-            tensors = {n: t.astype(dtype) for n, t in curvature.by_name(column).items()}
-            job.store.write_direction(a.u, tensors, meta)
+        interim, started = KeptInterim(job, *(a.u for a, _ in wanted)), time.perf_counter()
+        with interim.kept(curvature):
+            preconditioned, facts = method.precondition(columns, curvature)
+            about = {**facts, "fit_rows": len(job.fit.rows), "fit_weight": job.fit.weight, "parameters": curvature.size}
+            dtype = next(iter(wanted[0][1].values())).dtype
+            for (a, _), column in zip(wanted, preconditioned.T, strict=True):
+                meta = {
+                    **(job.store.direction_meta(a.q) or {}),
+                    "method": name,
+                    "factor": job.factor(name, member),
+                    "fit": job.fit.fingerprint,
+                    "curvature": about,
+                }
+                tensors = {n: t.astype(dtype) for n, t in curvature.by_name(column).items()}
+                job.store.write_direction(a.u, tensors, meta)
+        rows = method.fit_rows(len(job.fit.rows))
+        if not interim.resumed and method.solve_passes(rows, curvature.size) > 0:
+            job.store.write_timing(_timing_key(job, name, solve=True), (time.perf_counter() - started) / rows)
 
 
 def _factor(job: Job, name: str, method: Preconditioned, member: Member, curvature: Curvature) -> dict[str, Any]:
     """The arrays of a method's factor, from the store or fitted now."""
-    import time
-
     factor = job.factor(name, member)
     stored = job.store.read_factor(factor)
     if stored is not None:
         return stored
     assert job.fit is not None
     method.check_size(curvature.size)
-    started = time.perf_counter()
-    fitted = method.fit(curvature)
-    about = {
-        "facts": fitted.facts,
-        "fitted": method.fitted(),
-        "spec": job.factor_spec(name, member),
-        "fit": job.fit.fingerprint,
-        "rows": len(job.fit.rows),
-        "weight": job.fit.weight,
-        "parameters": curvature.size,
-    }
-    job.store.write_factor(factor, fitted.arrays, job.fit.keys, about)
-    job.store.write_timing(_timing_key(job, name), (time.perf_counter() - started) / len(job.fit.rows))
+    interim, started = KeptInterim(job, factor), time.perf_counter()
+    with interim.kept(curvature):
+        fitted = method.fit(curvature)
+        about = {
+            "facts": fitted.facts,
+            "fitted": method.fitted(),
+            "spec": job.factor_spec(name, member),
+            "fit": job.fit.fingerprint,
+            "rows": len(job.fit.rows),
+            "weight": job.fit.weight,
+            "parameters": curvature.size,
+        }
+        job.store.write_factor(factor, fitted.arrays, job.fit.keys, about)
+    if not interim.resumed:
+        rows = method.fit_rows(len(job.fit.rows))
+        job.store.write_timing(_timing_key(job, name), (time.perf_counter() - started) / rows)
     return fitted.arrays
 
 
@@ -202,9 +245,21 @@ def note_curvature(job: Job) -> None:
     """Say of every curvature what its spectrum was, and warn where it loses digits."""
     for name, facts in curvature_report(job).items():
         job.listener.note(f"{name}: {_method(job, name).sentence(facts)}")
+        for text in _warnings(job, name):
+            job.listener.warn(f"{name}: {text}")
         condition, bound = facts.get("condition_number"), ILL_CONDITIONED[job.spec.precision]
         if condition is not None and condition > bound:
             job.listener.warn(
                 f"{name}: the condition number {condition:.3g} is above {bound:g}, what {job.spec.precision} can "
                 f"resolve: pass {'--precision fp64, or ' if job.spec.precision == 'fp32' else ''}--set {name}.damping=X"
             )
+
+
+def _warnings(job: Job, name: str) -> list[str]:
+    """What a method warns of in any of its directions, each text once."""
+    method, said = _method(job, name), dict[str, None]()
+    for member in job.method_members[name]:
+        for objective in job.objectives:
+            meta = job.store.direction_meta(job.along(name, member, objective))
+            said |= dict.fromkeys(method.warnings(meta["curvature"]) if meta is not None else ())
+    return list(said)

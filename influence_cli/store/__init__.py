@@ -6,6 +6,7 @@
   outputs/<member-fp>/<shard>   keys u8[n, 16] (payload), logits [n, C]
   tangents/<u-fp>/<shard>       keys u8[n, 16] (payload), tangent [n, C]
   decisions/<fp>.safetensors    how many members an ensemble has, where its members decided, and what they said
+  interims/<fp>.safetensors     the state of a long computation that was stopped; gone once its result is stored
   trainings/<fp>.safetensors    each target and test row's loss and margin after training on a subset of the train rows
   models/<fp>.json              what an architecture's name meant (input size, mean, sd) under a timm version
   tasks/<fp>.json               outputs on a few rows by which a model of the user's own is known
@@ -112,6 +113,18 @@ class Store:
         """What is known of every intact factor, by name."""
         names = sorted(p.stem for p in (self.root / "factors").glob("*.safetensors") if not p.name.startswith("."))
         return {name: meta for name in names if (meta := self.factor_meta(name)) is not None}
+
+    def read_interim(self, name: str) -> dict[str, NDArray[Any]] | None:
+        """The state that a computation left, or None where none is stored intact."""
+        return self._tensors(self._file("interims", name))
+
+    def write_interim(self, name: str, state: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
+        """Store a computation's state in place of the one before."""
+        write_tensors(self._file("interims", name), state, meta)
+
+    def drop_interim(self, name: str) -> None:
+        """Forget a computation's state: its result is stored."""
+        self._file("interims", name).unlink(missing_ok=True)
 
     def fit_keys(self, name: str) -> NDArray[np.uint8] | None:
         """Keys [n, 24] of the rows that a stored factor was fitted on, read alone: for a reason, never for a number."""

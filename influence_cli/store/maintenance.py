@@ -18,7 +18,7 @@ from influence_cli.store.keys import Keys
 from influence_cli.store.shards import ShardFolder, positions
 
 SHARDED = ("outputs", "tangents")
-SINGLE = ("directions", "factors", "decisions", "trainings")  # one file a thing
+SINGLE = ("directions", "factors", "interims", "decisions", "trainings")  # one file a thing
 SPARE_SECONDS = 24 * 3600.0  # a younger temporary file may belong to a run in progress
 OURS = re.compile(r"\..+\.\d+\.[0-9a-f]+\.tmp")  # a temporary file of ours: .NAME.PROCESS.RANDOM.tmp
 MERGE_ROWS = 16_384  # shards are merged up to this many rows
@@ -60,6 +60,8 @@ def list_entries(root: Path) -> list[Entry]:
         entries.append(Entry("directions", file.stem, 1, None, file.stat().st_size, about))
     entries += [_factor_entry(file) for file in _shards(root / "factors")]
     entries += [_decision_entry(file) for file in _shards(root / "decisions")]
+    for file in _shards(root / "interims"):
+        entries.append(Entry("interims", file.stem, 1, None, file.stat().st_size, "a computation that was stopped"))
     return [*entries, *_training_entries(_shards(root / "trainings"))]
 
 
@@ -139,12 +141,17 @@ def verify(root: Path, listener: Listener = SILENT) -> tuple[int, list[str]]:
 def collect(root: Path, keep: Keys | None, listener: Listener = SILENT, fits: set[str] | None = None) -> dict[str, int]:
     """Remove rubbish, drop rows whose payload is not in ``keep`` [n, 16] (None: all are), and merge small shards.
 
-    Rubbish is what was set aside as damaged, and temporary files older than a day.  With ``fits``, factors of fit sets
-    that are not among these fingerprints go too, with the directions made from them and the tangents along those.
+    Rubbish is what was set aside as damaged, and temporary files and states of stopped computations older than a day.
+    With ``fits``, factors of fit sets that are not among these fingerprints go too, with the directions made from them
+    and the tangents along those.
     Payload files that are gone or have changed are forgotten, and undecodable payloads that are not in ``keep``.
     """
     before = _size(root)
     removed = 0 if fits is None else _collect_fits(root, fits)
+    for file in _shards(root / "interims"):
+        if time.time() - file.stat().st_mtime > SPARE_SECONDS:
+            file.unlink(missing_ok=True)
+            removed += 1
     ours = [root / kind for kind in (*SHARDED, *SINGLE)]
     for file in [f for folder in ours for pattern in (".*.tmp", ".damaged-*") for f in folder.rglob(pattern)]:
         if file.suffix == ".tmp" and not OURS.fullmatch(file.name):

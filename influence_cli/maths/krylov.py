@@ -1,0 +1,170 @@
+"""Conjugate gradients and Lanczos, for a symmetric matrix A [d, d] that is seen through products alone; in float64.
+
+``product`` maps columns V [d, k] to A V.  Both can go on from a state that they offered before; see the callers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh_tridiagonal
+
+Floats = NDArray[np.float64]
+Product = Callable[[Floats], Floats]
+State = dict[str, NDArray[Any]]
+Offer = Callable[[Callable[[], State]], None]
+
+RECOMPUTE = 20  # iterations after which the residual is computed anew from its definition
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What conjugate gradients reached for each of k right-hand sides."""
+
+    x: Floats  # [d, k]
+    residuals: Floats  # [k]: |b - A x| / |b|, from its definition wherever the solve ended by itself
+    iterations: NDArray[np.int64]  # [k]
+    negative: Floats  # [k]: p.Ap / p.p where it was not positive and the solve stopped; NaN elsewhere
+
+
+def _ignore(state: Callable[[], State]) -> None:
+    """Keep nothing."""
+
+
+def norms(columns: Floats) -> Floats:
+    """Euclidean norm of every column of [d, k]."""
+    return np.sqrt((columns * columns).sum(axis=0))
+
+
+def conjugate_gradients(
+    product: Product,
+    b: Floats,
+    tolerance: float = 1e-4,
+    most: int = 100,
+    state: State | None = None,
+    offer: Offer = _ignore,
+) -> Solved:
+    """Columns x with |b - A x| <= tolerance |b| for those of b [d, k], by conjugate gradients from x = 0.
+
+        alpha = r.r / p.Ap,  x += alpha p,  r -= alpha A p,  p = r' + (r'.r' / r.r) p
+
+    Columns go through A together and each has its own scalars; one that is done takes part no more.  Every 20
+    iterations, and before a column ends, r = b - A x.  A column stops at p.Ap <= 0, where A is not positive definite.
+
+    >>> solved = conjugate_gradients(lambda v: np.diag([1.0, 4.0]) @ v, np.array([[1.0], [8.0]]), 1e-12)
+    >>> solved.x.round(12).ravel().tolist(), solved.iterations.tolist()
+    ([1.0, 2.0], [2])
+    """
+    k, size = b.shape[1], norms(b)
+    s: State = state or {
+        "x": np.zeros_like(b),
+        "r": b.copy(),
+        "p": b.copy(),
+        "residuals": (size > 0).astype(np.float64),
+        "iterations": np.zeros(k, dtype=np.int64),
+        "negative": np.full(k, np.nan),
+    }
+    divisor = np.where(size > 0, size, 1.0)
+    while True:
+        going = (s["residuals"] > tolerance) & np.isnan(s["negative"]) & (s["iterations"] < most)
+        if not going.any():
+            return Solved(s["x"], s["residuals"], s["iterations"], s["negative"])
+        s = {name: array.copy() for name, array in s.items()}  # what was offered stays as it is
+        on = np.flatnonzero(going)
+        p = s["p"][:, on]
+        ap = product(p)
+        curvature = (p * ap).sum(axis=0)
+        s["negative"][on] = np.where(curvature <= 0, curvature / (p * p).sum(axis=0), np.nan)
+        good = curvature > 0
+        on, p, ap, curvature = on[good], p[:, good], ap[:, good], curvature[good]
+        if len(on):
+            _step(product, b, s, on, (p, ap, curvature), divisor, tolerance, most)
+        offer(lambda s=s: s)
+
+
+def _step(
+    product: Product,
+    b: Floats,
+    s: State,
+    on: NDArray[np.intp],
+    along: tuple[Floats, Floats, Floats],
+    divisor: Floats,
+    tolerance: float,
+    most: int,
+) -> None:
+    """One iteration of the columns ``on``, whose p, A p and p.Ap are ``along``."""
+    p, ap, curvature = along
+    before = (s["r"][:, on] ** 2).sum(axis=0)
+    alpha = before / curvature
+    x, r = s["x"][:, on] + alpha * p, s["r"][:, on] - alpha * ap
+    s["iterations"][on] += 1
+    steps = s["iterations"][on]
+    small = norms(r) <= tolerance * divisor[on]
+    anew = np.flatnonzero(small | (steps % RECOMPUTE == 0) | (steps == most))
+    if len(anew):
+        r[:, anew] = b[:, on[anew]] - product(x[:, anew])
+    s["residuals"][on] = norms(r) / divisor[on]
+    beta = (r * r).sum(axis=0) / before
+    beta[small] = 0.0  # where the residual was only thought to be small, conjugacy is lost: start again from here
+    s["x"][:, on], s["r"][:, on], s["p"][:, on] = x, r, r + beta * p
+
+
+@dataclass(frozen=True)
+class Tridiagonal:
+    """Lanczos vectors W [m, d] (orthonormal rows), and W A W^T as its diagonal and what stands beside it."""
+
+    basis: NDArray[Any]  # [m, d], in the precision of the start vector
+    diagonal: Floats  # [m]
+    beside: Floats  # [m]: norm of what A w_j leaves outside of the first j + 1 vectors
+    complete: bool  # whether the last of these is rounding: the rows span an invariant subspace
+
+
+def lanczos(
+    product: Product,
+    start: NDArray[Any],
+    most: int,
+    tolerance: float,
+    state: State | None = None,
+    offer: Offer = _ignore,
+) -> Tridiagonal:
+    """Up to ``most`` Lanczos vectors from ``start`` [d], each made orthogonal to all before it, twice.
+
+    Where |A w_j less its projection on the first j + 1| <= tolerance |A w_j| they span an invariant subspace; every
+    vector found is kept.  An eigenvalue that stands more than once is seen once.
+
+    >>> found = lanczos(lambda v: np.diag([1.0, 4.0, 4.0]) @ v, np.ones(3), 3, 1e-8)
+    >>> len(found.basis), found.complete, ritz(found.diagonal, found.beside)[0].round(12).tolist()
+    (2, True, [1.0, 4.0])
+    """
+    d = len(start)
+    basis = np.empty((most, d), dtype=start.dtype)
+    diagonal, beside, first, complete = np.zeros(most), np.zeros(most), 0, False
+    if state is None:
+        basis[0] = start / np.linalg.norm(start)
+    else:
+        first = len(state["diagonal"])
+        basis[: first + 1], diagonal[:first], beside[:first] = state["basis"], state["diagonal"], state["beside"]
+    for j in range(first, most):
+        image = product(basis[j].astype(np.float64)[:, None])[:, 0]
+        diagonal[j] = float(basis[j].astype(np.float64) @ image)
+        size, image = float(np.linalg.norm(image)), image.astype(start.dtype)
+        for _ in range(2):
+            image = image - (basis[: j + 1] @ image) @ basis[: j + 1]
+        beside[j] = float(np.linalg.norm(image))
+        complete = bool(beside[j] <= tolerance * size)
+        if complete or j + 1 == most:
+            return Tridiagonal(basis[: j + 1], diagonal[: j + 1], beside[: j + 1], complete)
+        basis[j + 1] = image / beside[j]
+        m = j + 1
+        offer(lambda m=m: {"basis": basis[: m + 1], "diagonal": diagonal[:m], "beside": beside[:m]})
+    raise AssertionError("no step was asked for")
+
+
+def ritz(diagonal: Floats, beside: Floats) -> tuple[Floats, Floats]:
+    """Eigenvalues [m], ascending, and eigenvectors [m, m] (columns) of the tridiagonal matrix."""
+    values, vectors = eigh_tridiagonal(diagonal, beside[: len(diagonal) - 1])
+    return np.asarray(values, dtype=np.float64), np.asarray(vectors, dtype=np.float64)

@@ -1,0 +1,103 @@
+"""The truncated Neumann series for A^-1 b with a noisy A, and the scale that it needs; in float64.
+
+    u_0 = b,    u_j+1 = b + u_j - (1/c) A_j u_j,    result u_J / c
+
+A_j is symmetric, positive definite, and an unbiased estimate of A.  With A_j = A an eigenvector of A with eigenvalue h
+is multiplied by (1 - (1 - h/c)^(J+1)) / h: it is inverted where h is far above c/J, and multiplied by (J+1)/c where it
+is far below.  Truncation damps by about c/J.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+State = dict[str, NDArray[Any]]
+
+
+class DivergedError(Exception):
+    """An iterate is larger than any that a converging series could reach."""
+
+
+def largest_eigenvalue(product: Callable[[Floats], Floats], start: Floats, steps: int) -> float:
+    """|A v| for unit v after that many power iterations from ``start`` [d]: at most the largest eigenvalue of A.
+
+    >>> round(largest_eigenvalue(lambda v: np.diag([1.0, 4.0]) @ v, np.ones(2), 20), 6)
+    4.0
+    """
+    v, size = start / np.linalg.norm(start), 0.0
+    for _ in range(steps):
+        image = product(v[:, None])[:, 0]
+        size = float(np.linalg.norm(image))
+        if size == 0.0 or not np.isfinite(size):
+            return size
+        v = image / size
+    return size
+
+
+def filter_of(h: Floats, scale: float, depth: int) -> Floats:
+    """What the series multiplies eigenvectors of A with eigenvalues h by: (1 - (1 - h/c)^(J+1)) / h.
+
+    >>> filter_of(np.array([2.0]), 4.0, 1).tolist()
+    [0.375]
+    """
+    return (1.0 - (1.0 - h / scale) ** (depth + 1)) / h
+
+
+def tail_start(depth: int, tail: float) -> int:
+    """First iterate of the last share ``tail`` of u_1 .. u_J; J where that is none.
+
+    >>> tail_start(10, 0.2), tail_start(10, 0.0), tail_start(3, 0.2)
+    (9, 10, 3)
+    """
+    return min(depth, depth - int(tail * depth) + 1)
+
+
+def largest_possible(scale: float, floor: float, step: int) -> float:
+    """Bound of |u_j| / |b| where every A_j has its eigenvalues in [floor, 2c - floor].
+
+    >>> largest_possible(10.0, 0.5, 5), largest_possible(10.0, 0.5, 1000), largest_possible(10.0, 0.0, 1000)
+    (6.0, 21.0, 1001.0)
+    """
+    forever = scale / floor + 1.0 if floor > 0 else np.inf
+    return min(forever, step + 1.0)
+
+
+def neumann(
+    product: Callable[[int, Floats], Floats],
+    b: Floats,
+    scale: float,
+    depth: int,
+    floor: float,
+    tail: float = 0.0,
+    state: State | None = None,
+    offer: Callable[[State], None] = lambda _: None,
+) -> Floats:
+    """The columns u / c for those of b [d, k]; u is u_J, J = ``depth``, or the mean over the last share ``tail``.
+
+    ``product`` maps (j, V) to A_j V.
+
+    >>> neumann(lambda j, v: 2.0 * v, np.ones((1, 1)), 4.0, 1, 0.0).tolist()
+    [[0.375]]
+
+    Raises:
+        DivergedError: an iterate is not finite, or above what a converging series can reach.
+    """
+    size = np.sqrt((b * b).sum(axis=0))
+    u, total, first = b, np.zeros_like(b), 0
+    if state is not None:
+        u, total, first = state["u"], state["total"], state["step"].item()
+    start = tail_start(depth, tail)
+    for j in range(first, depth):
+        u = b + u - product(j, u) / scale
+        grown = np.sqrt((u * u).sum(axis=0))
+        if not bool((grown <= size * largest_possible(scale, floor, j + 1) * (1.0 + 1e-6)).all()):
+            raise DivergedError(f"after {j + 1} of {depth} steps")
+        if j + 1 >= start:
+            total = total + u
+        offer({"u": u, "total": total, "step": np.array(j + 1)})
+    return total / ((depth - start + 1) * scale) if depth else b / scale

@@ -1,0 +1,124 @@
+"""Influence by conjugate gradients: the solve of ``exact`` without its matrix, for any number of parameters.
+
+    u = (K + l2 I + delta I)^-1 grad Phi(theta),    s_i = < grad l_i(theta), u >
+
+until |A u - grad Phi| <= tolerance |grad Phi|, A = K + (l2 + delta) I, from u = 0.  K is the GGN (which never is
+indefinite), or with mode hessian the Hessian, for convex objectives.  Every iteration is one product with K over all
+fit rows: rows are never drawn anew between iterations, which would break conjugacy, nor are batches inverted one by
+one, since the mean of inverses is not the inverse of the mean.  All directions of a run share the passes.
+
+Hestenes and Stiefel 1952; Koh and Liang 2017 (arXiv:1703.04730), section 3; Martens 2010 for the products with G.
+The default delta is 0 where l2 is above 1e-8 of tr K + l2, else 1e-3 of the mean eigenvalue of K + l2 I.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from influence_cli.errors import ModelError
+from influence_cli.methods.products import MODES, ByProducts
+from influence_cli.methods.protocol import Columns, Facts
+
+if TYPE_CHECKING:
+    from influence_cli.maths.krylov import Solved
+    from influence_cli.model.curvature import Curvature
+
+
+@dataclass(frozen=True)
+class CG(ByProducts):
+    """Inverse curvature by conjugate gradients."""
+
+    tolerance: float = field(
+        default=1e-4, metadata={"help": "largest residual |A u - q| at which the solve ends", "unit": "share of |q|"}
+    )
+    max_iterations: int = field(
+        default=100, metadata={"help": "iterations after which it ends in any case", "unit": "passes over the fit rows"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance={self.tolerance} is not between 0 and 1")
+        if self.max_iterations < 1:
+            raise ValueError(f"max_iterations={self.max_iterations} is below 1")
+
+    def solve_passes(self, rows: int, parameters: int) -> float:
+        """One an iteration, and one for each residual that is computed anew."""
+        from influence_cli.maths.krylov import RECOMPUTE
+
+        return self.max_iterations + self.max_iterations // RECOMPUTE + 1
+
+    def precondition(self, q: Columns, curvature: Curvature) -> tuple[Columns, Facts]:
+        """A^-1 q, with the largest residual and the most iterations over the columns.
+
+        Raises:
+            ModelError: A is not positive definite, or the solve went nowhere.
+        """
+        from influence_cli.maths.krylov import conjugate_gradients
+
+        damping = self.default_damping(curvature) if self.damping is None else self.damping
+        seen, shift = self.seen(curvature), (self.l2 or 0.0) + damping
+        most = int(self.solve_passes(len(seen.rows), seen.size))
+        interim = curvature.interim
+        with curvature.listener.progress("curvature (cg)", most, "passes over the fit rows") as progress:
+
+            def product(v: Columns) -> Columns:
+                image = seen.product(MODES[self.mode], v) + shift * v
+                progress.advance(1)
+                return image
+
+            solved = conjugate_gradients(product, q, self.tolerance, self.max_iterations, interim.load(), interim.offer)
+        worst = float(solved.residuals.max())
+        facts = {
+            **self.facts_of(curvature, damping, self.damping is None),
+            "residual": worst,
+            "tolerance": self.tolerance,
+            "iterations": int(solved.iterations.max()),
+            "converged": bool((solved.residuals <= self.tolerance).all()),
+        }
+        self._refuse(solved, facts, shift)
+        return solved.x, facts
+
+    def sentence(self, facts: Facts) -> str:
+        """The matrix, and how far the solve came."""
+        came = "" if facts["converged"] else ", NOT CONVERGED"
+        return (
+            f"{self.opening(facts)}; {facts['iterations']} iterations, residual {facts['residual']:.2g} of the "
+            f"direction{came}; gradient norm of the training objective {facts['gradient_norm']:.3g}"
+        )
+
+    def warnings(self, facts: Facts) -> list[str]:
+        """That the solve did not converge."""
+        if facts.get("converged", True):
+            return []
+        return [
+            f"the solve has not converged: after {facts['iterations']} iterations the residual is "
+            f"{facts['residual']:.3g} of the direction, above the tolerance {facts['tolerance']:g}; the scores are not "
+            "those of the inverse (raise --set cg.max_iterations, or cg.damping)"
+        ]
+
+    def _refuse(self, solved: Solved, facts: Facts, shift: float) -> None:
+        """Refuse what is no inverse at all."""
+        negative = solved.negative[~np.isnan(solved.negative)]
+        if len(negative):
+            below = float(negative.min())
+            fix = (
+                f"use --set cg.mode=ggn, which never is indefinite, or --set cg.damping=X with X above "
+                f"{facts['damping'] - below:.3g}, and more where the spectrum reaches lower"
+                if self.mode == "hessian"
+                else "leave cg.damping out for the default rule, or raise it; or --set cg.precision=fp64"
+            )
+            raise ModelError(
+                f"negative curvature: after {facts['iterations']} iterations p.Ap is {below:.6g} of p.p, so the "
+                f"{self.mode} with {shift:.3g} added to its eigenvalues is not positive definite",
+                fix=fix,
+            )
+        if not facts["residual"] <= 1.0:
+            raise ModelError(
+                f"the solve went nowhere: after {facts['iterations']} iterations the residual is "
+                f"{facts['residual']:.3g} of the direction, more than that of no solve at all",
+                fix=f"raise cg.damping (it is {facts['damping']:.3g}) or cg.max_iterations",
+            )
