@@ -171,8 +171,9 @@ def curate(
 
     With ``output`` the curated manifest is written too.  ``manifest`` is needed where the scores are of rows in memory.
     """
-    from influence_cli.stages.curate import CurateRequest, write_curated
     from influence_cli.stages.curate import curate as stage
+    from influence_cli.stages.curated_manifest import write_curated
+    from influence_cli.stages.score_table import CurateRequest
 
     text = None if budget is None else str(budget)
     curated = stage(CurateRequest(scores, action, text, manifest, label, by, options or {}, skip_bad))

@@ -122,7 +122,7 @@ def retrain(settings: Settings) -> int | None:
     """Train on a manifest; with --against also without the edits, and with random edits of the same size."""
     from influence_cli.data.manifest import open_manifest
     from influence_cli.model.training import Recipe
-    from influence_cli.stages.curate import parse_share
+    from influence_cli.stages.budgets import parse_share
     from influence_cli.stages.retrain import RetrainRequest, improved
     from influence_cli.stages.retrain import retrain as retrain_stage
 
@@ -169,8 +169,8 @@ def retrain(settings: Settings) -> int | None:
 
 
 def _canaries(settings: Settings) -> CanaryRequest | None:
+    from influence_cli.stages.budgets import parse_share
     from influence_cli.stages.canaries import CanaryRequest
-    from influence_cli.stages.curate import parse_share
 
     if settings["canaries"] is None:
         for name in ("canaries_from", "canary_noise"):

@@ -11,16 +11,17 @@ from influence_cli.cli.inputs import require_source, said_of_scores
 from influence_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from influence_cli.stages.curate import Curated, CurateRequest, ScoreTable
+    from influence_cli.stages.curate import Curated
     from influence_cli.stages.export import Export
+    from influence_cli.stages.score_table import CurateRequest, ScoreTable
 
 TABLE_FORMATS = ("auto", "table", "json", "jsonl", "csv")
 
 
 def curate(settings: Settings) -> int | None:
     """Trim, relabel or reweight train rows under a budget; or be a gate with --check."""
-    from influence_cli.stages.curate import CurateRequest, read_scores
     from influence_cli.stages.curate import curate as curate_stage
+    from influence_cli.stages.score_table import CurateRequest, read_scores
 
     gate = settings["check"] or settings["threshold"] is not None or settings["write_baseline"]
     show.check_format(settings, (*TABLE_FORMATS, *(["github"] if settings["check"] else [])))
@@ -84,7 +85,7 @@ def _check_outputs(settings: Settings, gate: bool) -> None:
 
 def _write_curation(settings: Settings, curated: Curated, export: Export | None) -> None:
     from influence_cli.data.tables import write_table
-    from influence_cli.stages.curate import write_curated
+    from influence_cli.stages.curated_manifest import write_curated
 
     if export is not None:
         export.write()

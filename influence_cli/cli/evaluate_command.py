@@ -45,7 +45,7 @@ def _by_retraining(settings: Settings, source: str) -> None:
     Raises:
         UsageError: something else is asked for too.
     """
-    from influence_cli.stages.curate import CurateRequest
+    from influence_cli.stages.score_table import CurateRequest
 
     also = [flag for flag in ("other_scores", "sentinel", "stability") if settings[flag]]
     if settings.more or also:

@@ -176,7 +176,7 @@ def noise_summary(origin: dict[str, Any]) -> None:
 
 def curate_summary(settings: Settings, curated: Curated) -> None:
     """Counts, class balance, notes, and precision where clean labels are known."""
-    from influence_cli.stages.curate import summarise
+    from influence_cli.stages.edit_report import summarise
 
     s = summarise(curated)
     out = terminal()

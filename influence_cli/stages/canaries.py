@@ -34,7 +34,7 @@ from influence_cli.store.keys import row_keys
 
 if TYPE_CHECKING:
     from influence_cli.stages.arms import Arm
-    from influence_cli.stages.retrain import RetrainRequest
+    from influence_cli.stages.training_run import RetrainRequest
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
