@@ -44,7 +44,7 @@ def score(settings: Settings) -> int | None:
     job = _job(settings)
     if settings["dry_run"]:
         return show.plan(settings, job)
-    table = score_stage(job, settings["per_member"])
+    table = score_stage(job, settings["per_member"], settings["combine"])
     scored = f"{len(job.train):,} train rows scored by {', '.join(job.methods)}; positive: the row helps"
     show.run_summary(job, provenance(table.schema), scored)
     show.skipped(job.left_out)

@@ -34,7 +34,10 @@ def curate(settings: Settings) -> int | None:
         budget=settings["budget"],
         manifest=manifest,
         label=label,
-        by=settings["by"],
+        by=tuple(settings["by"]),
+        combine=settings["combine"],
+        maximise=settings["maximise"],
+        subject_to=tuple(settings["subject_to"]),
         options=settings.options,
         skip_bad=settings["skip_bad"],
     )

@@ -134,7 +134,17 @@ SETTINGS: dict[str, Setting] = {
         _s("workers", int, 2, "Threads that decode (speed only).", RUNS_AND_EVALUATE, least=1),
         _s("action", str, "trim", "trim, relabel or reweight.", (CURATE,)),
         _s("budget", str, None, "Most rows to touch: 5% or 200 [default: 5%].", (CURATE, EVALUATE)),
-        _s("by", str, "score", "Score column to act on.", (CURATE,), metavar="COLUMN"),
+        _s("by", list, ["score"], "Score column to act on; several are combined.", (CURATE,), metavar="COLUMN"),
+        _s(
+            "combine",
+            str,
+            None,
+            "Several into one: ranksum (default where there are several), zsum, minrank, lexi or linear.",
+            (SCORE, CURATE),
+            metavar="RULE",
+        ),
+        _s("maximise", str, None, "Trim the rows that gain most of this objective ...", (CURATE,), metavar="OBJECTIVE"),
+        _s("subject_to", list, [], "... and lose nothing of this one.", (CURATE,), metavar="'OBJECTIVE>=0'"),
         _s(
             "edits",
             str,

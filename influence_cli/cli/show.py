@@ -183,6 +183,8 @@ def curate_summary(settings: Settings, curated: Curated) -> None:
     out.note(f"{s['action']}: {s['edited']:,} of {s['train_rows']:,} train rows, by column {curated.scores.column}")
     for note in s["notes"]:
         out.note(f"  {note}")
+    if curated.predicted:
+        _predicted(curated.predicted)
     out.note("  edited by class: " + ", ".join(f"{c}: {v['edited']}/{v['rows']}" for c, v in s["classes"].items()))
     if "canary" in curated.scores.table.column_names:
         out.note("  canaries of the checkpoint's training are left alone")
@@ -194,6 +196,26 @@ def curate_summary(settings: Settings, curated: Curated) -> None:
             f"(all rows: {s['wrong_share_of_all']:.1%})"
             + (f"; {s['right_after_relabel']:.1%} are right now" if "right_after_relabel" in s else "")
         )
+
+
+def _predicted(objectives: list[dict[str, Any]]) -> None:
+    """Predicted totals of every objective, with the constraints and without."""
+    from influence_cli.report.text_table import number
+
+    gain = "predicted gain" if all(o["effect"] for o in objectives) else "sum of scores gained"
+    header = ["objective", "Phi before", "Phi after", "bound", gain, "of the lowest rows, unconstrained"]
+    rows = [
+        [
+            o["column"],
+            number(o["phi"]),
+            number(o["phi_after"]),
+            "most" if o["least"] is None else f">= {o['least']:g}",
+            f"{o['gain']:+.4g}",
+            f"{o['gain_without_constraints']:+.4g}",
+        ]
+        for o in objectives
+    ]
+    print_table("predicted to first order; positive: Phi falls", header, rows, terminal(), sys.stderr)
 
 
 def verdict(settings: Settings, result: Verdict, manifest: str) -> None:

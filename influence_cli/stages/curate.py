@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ class Curated:
     scores: ScoreTable
     edits: Edits
     request: CurateRequest
+    predicted: list[dict[str, Any]] = field(default_factory=list)  # by objective, where one is maximised
 
     def table(self) -> pa.Table:
         """One row per edit, most harmful first: what the row was, what it is, its score, and why."""
@@ -58,7 +59,8 @@ class Curated:
             "action": {
                 "name": self.edits.action,
                 "budget": self.request.budget,
-                "by": self.request.by,
+                "by": self.scores.column,
+                **({"predicted": self.predicted} if self.predicted else {}),
                 "options": self.request.options.get(self.request.action, {}),
                 "edited": len(self.edits.edited),
             },
@@ -76,4 +78,23 @@ def curate(request: CurateRequest) -> Curated:
     if request.action == "reweight" and request.budget is not None:
         raise UsageError("reweight touches every scored row and takes no budget", fix="leave --budget out")
     budget = parse_budget(request.budget or "5%", len(scores.train))
-    return Curated(scores, action.propose(scores.scored, budget), request)
+    if request.maximise is not None:
+        return Curated(scores, *_constrained(request, scores, action, budget))
+    if request.subject_to:
+        raise UsageError("--subject-to needs an objective to gain", fix="--maximise utility")
+    edits = action.propose(scores.scored, budget)
+    if request.combine == "minrank" and len(edits.edited):
+        worst = scores.scored.score[edits.edited].max()
+        edits.notes.append(f"largest worst rank among the edited rows: {worst:,.10g} of {len(scores.train):,}")
+    return Curated(scores, edits, request)
+
+
+def _constrained(
+    request: CurateRequest, scores: ScoreTable, action: Any, budget: int
+) -> tuple[Edits, CurateRequest, list[dict[str, Any]]]:
+    from influence_cli.stages.constrained import constrained_trim
+
+    if request.combine is not None or request.by != ("score",):
+        raise UsageError("--maximise names the column to act on", fix="leave --by and --combine out")
+    edits, predicted = constrained_trim(request, scores, action, budget)
+    return edits, request, predicted

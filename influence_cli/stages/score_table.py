@@ -9,11 +9,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.actions.combine import kind_of
 from influence_cli.actions.protocol import Scored
 from influence_cli.data.manifest import Manifest, Rows, open_manifest
 from influence_cli.data.tables import provenance, read_table, shown
-from influence_cli.errors import ManifestError, UsageError, nearest
+from influence_cli.errors import ManifestError, UsageError
 from influence_cli.settings import Options
+from influence_cli.stages.combining import DEFAULT_RULE, column_named, combine_columns, floats, options_of
+
+GROUP = "group"  # column of a manifest: the sensitive group of a row
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,10 @@ class CurateRequest:
     budget: str | None = None  # "5%" or "200"; default 5 %
     manifest: Any = None  # default: where the provenance says
     label: str | None = None
-    by: str = "score"
+    by: tuple[str, ...] = ("score",)  # score columns; several are combined
+    combine: str | None = None  # how; default ranksum
+    maximise: str | None = None  # a score column, in place of ``by``: choose the rows that gain most of it ...
+    subject_to: tuple[str, ...] = ()  # ... where others stay at least at "NAME>=NUMBER"
     options: Options = field(default_factory=dict)
     skip_bad: bool = False
 
@@ -54,10 +61,9 @@ def read_scores(request: CurateRequest) -> ScoreTable:
     for needed in ("id", "row_key"):
         if needed not in table.column_names:
             raise ManifestError(f"no column {needed!r}", where=where, fix="give a table that `score` wrote")
-    known = [n for n in table.column_names if n == "score" or (n.startswith("score_") and n != "score_std")]
-    if request.by not in known:
-        raise UsageError(f"no score column {request.by!r}", where=where, fix=nearest(request.by, known))
     origin = provenance(table.schema)
+    asked = (request.maximise,) if request.maximise is not None else request.by
+    by = [column_named(name, table, where) for name in asked]
     locator = origin.get("manifest", {}).get("locator") if request.manifest is None else request.manifest
     if locator is None or (isinstance(locator, str) and locator == "-"):
         raise UsageError("the score table does not say where its manifest is", fix="pass --manifest PATH")
@@ -74,23 +80,23 @@ def read_scores(request: CurateRequest) -> ScoreTable:
             where=f"{manifest.source}, against {where}",
             fix="run `influence score` again, or pass --manifest to say that you mean it",
         )
-    kinds = {**origin.get("kinds", {}), "score": origin.get("kind", "ranking")}
-    first = request.by in ("score", origin.get("score_is"))
-    score, planted = _floats(table, request.by), _ints(table, "canary")
+    score, kind, column = _ranking(request, table, by, origin, where)
+    first, planted = column in ("score", origin.get("score_is")), _ints(table, "canary")
     if planted is not None:  # the checkpoint learned another label for these rows: they are never edited
         score = np.where(planted >= 0, np.nan, score)
     scored = Scored(
         score=score,
-        kind=kinds.get(request.by, "ranking"),
+        kind=kind,
         labels=train.labels,
         weights=train.weights,
         keys=[k.tobytes() for k in train.row_keys],
+        groups=groups_of(train),
         best_label=_ints(table, "best_label") if first else None,
-        best_label_gain=_floats(table, "best_label_gain") if first and "best_label" in table.column_names else None,
+        best_label_gain=floats(table, "best_label_gain") if first and "best_label" in table.column_names else None,
         model_label=_ints(table, "model_label"),
-        model_probability=_floats(table, "model_probability") if "model_label" in table.column_names else None,
+        model_probability=floats(table, "model_probability") if "model_label" in table.column_names else None,
     )
-    return ScoreTable(manifest, train, scored, origin, label, request.by, table)
+    return ScoreTable(manifest, train, scored, origin, label, column, table)
 
 
 def in_manifest_order(table: pa.Table, train: Rows, scores: str, manifest: str) -> pa.Table:
@@ -118,8 +124,24 @@ def in_manifest_order(table: pa.Table, train: Rows, scores: str, manifest: str) 
     return table.take(pa.array(order, pa.int64()))
 
 
-def _floats(table: pa.Table, name: str) -> NDArray[np.float64]:
-    return table.column(name).cast(pa.float64()).fill_null(float("nan")).to_numpy()
+def _ranking(
+    request: CurateRequest, table: pa.Table, by: list[str], origin: dict[str, Any], where: str
+) -> tuple[NDArray[np.float64], str, str]:
+    """The scores to act on [n], their kind, and what they are called."""
+    if len(by) == 1 and request.combine is None:
+        kinds = {**origin.get("kinds", {}), "score": origin.get("kind", "ranking")}
+        return floats(table, by[0]), kinds.get(by[0], "ranking"), by[0]
+    rule = request.combine or DEFAULT_RULE
+    score = combine_columns(table, by, rule, options_of(request.options), origin, where)
+    return score, kind_of(rule), f"{rule} of {', '.join(by)}"
+
+
+def groups_of(train: Rows) -> NDArray[np.int64] | None:
+    """A number for the sensitive group of every row [n], -1 where it is null; None where there is no such column."""
+    if GROUP not in train.manifest.table.column_names:
+        return None
+    values = train.manifest.table.column(GROUP).take(pa.array(train.index)).combine_chunks()
+    return values.dictionary_encode().indices.cast(pa.int64()).fill_null(-1).to_numpy()
 
 
 def _ints(table: pa.Table, name: str) -> NDArray[np.int64] | None:
