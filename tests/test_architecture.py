@@ -42,7 +42,7 @@ LAYERS = (
         "curate",
         "gate",
         "arms",
-        *("combining", "constrained", "budgets", "score_table", "curated_manifest", "edit_report"),
+        *("combining", "constrained", "budgets", "score_table", "curated_manifest", "edit_report", "undo"),
         *("training_run", "arm_comparison", "retrain"),
         "evaluate",
         "counterfactuals",

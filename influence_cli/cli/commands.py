@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from influence_cli.cli import show
+from influence_cli.cli import show, show_retrain
 from influence_cli.cli.config import Settings
 from influence_cli.cli.curate_command import TABLE_FORMATS, curate
 from influence_cli.cli.data_commands import cache, manifest, methods
@@ -159,9 +159,9 @@ def retrain(settings: Settings) -> int | None:
         for path in (request.inputs.manifest, request.against, *(p for _, p in arms)):
             if path is not None:
                 open_manifest(path, request.inputs.label, request.inputs.skip_bad)
-        return show.retrain_plan(settings, request, recipe)
+        return show_retrain.retrain_plan(settings, request, recipe)
     metrics = retrain_stage(request, recipe, show.terminal())
-    show.retrain_summary(settings, metrics)
+    show_retrain.retrain_summary(settings, metrics)
     if settings["require_improvement"] and not improved(metrics):
         show.terminal().warn("curated does not beat no edit and every control by the paired interval")
         return 1

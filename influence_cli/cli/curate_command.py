@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from influence_cli.cli import show
+from influence_cli.cli import show, show_curate
 from influence_cli.cli.config import Settings
 from influence_cli.cli.inputs import require_source, said_of_scores
 from influence_cli.errors import UsageError
@@ -26,6 +26,8 @@ def curate(settings: Settings) -> int | None:
     gate = settings["check"] or settings["threshold"] is not None or settings["write_baseline"]
     show.check_format(settings, (*TABLE_FORMATS, *(["github"] if settings["check"] else [])))
     _check_outputs(settings, bool(gate))
+    if settings["undo"]:
+        return _undo(settings, bool(gate))
     source = require_source(settings, "a score table")
     manifest, label = said_of_scores(settings)
     request = CurateRequest(
@@ -44,7 +46,7 @@ def curate(settings: Settings) -> int | None:
     if gate:
         return _gate(settings, request, read_scores(request))
     curated = curate_stage(request)
-    show.curate_summary(settings, curated)
+    show_curate.curate_summary(settings, curated)
     show.skipped(curated.scores.manifest.left_out)
     export = _export(settings, curated)
     if settings["dry_run"]:
@@ -53,6 +55,35 @@ def curate(settings: Settings) -> int | None:
         return None
     _write_curation(settings, curated, export)
     return None
+
+
+def _undo(settings: Settings, gate: bool) -> None:
+    """Write the manifest as it was before a table of edits.
+
+    Raises:
+        UsageError: something else is asked for too, or it is not said what to undo, or where to.
+    """
+    from influence_cli.stages.undo import plan_undo, write_undone
+
+    if gate or settings["edits"] or settings["export"]:
+        raise UsageError("--undo writes the manifest as it was, and nothing else", fix="leave the other outputs out")
+    if not settings.explicit("manifest") or settings["output"] in (None, "-"):
+        raise UsageError(
+            "--undo needs the curated manifest and a place for the old one",
+            fix="influence curate EDITS.parquet --undo --manifest CURATED.parquet -o RESTORED.parquet",
+        )
+    undoing = plan_undo(
+        require_source(settings, "a table of edits"),
+        settings["manifest"],
+        settings["label"] if settings.explicit("label") else None,
+    )
+    back = sum(map(len, undoing.before.values()))
+    said = f"{undoing.restored:,} edits taken back, {back:,} trimmed rows among them"
+    if settings["dry_run"]:
+        show.terminal().note(f"would be: {said}")
+        return
+    rows = write_undone(undoing, settings["output"])
+    show.terminal().note(f"{said}; {rows:,} rows written to {settings['output']}")
 
 
 def _export(settings: Settings, curated: Curated) -> Export | None:

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-MANIFEST, METHODS, CACHE = "manifest", "methods", "cache"
-GRADS, SCORE, CURATE, RETRAIN, EVALUATE = "grads", "score", "curate", "retrain", "evaluate"
-RUNS = (GRADS, SCORE)
-TRAINS = (RETRAIN, EVALUATE)
-MODEL = (*RUNS, *TRAINS)
-RUNS_AND_EVALUATE = (*RUNS, EVALUATE)
-STAGES = (GRADS, SCORE, CURATE, RETRAIN, EVALUATE)
-WRITING = (MANIFEST, *STAGES)
-EVERY = (*WRITING, METHODS, CACHE)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting; ``kind`` is str, int, float, bool or list (of strings, repeatable)."""
-
-    name: str
-    kind: type
-    default: Any
-    help: str
-    commands: tuple[str, ...]
-    flags: tuple[str, ...] = ()
-    path: bool = False  # relative paths in a TOML file count from that file
-    metavar: str | None = None
-    stored: bool = True  # False: a flag only, never read from TOML or the environment
-    least: float | None = None  # the smallest value that makes sense
-
-
-def _s(name: str, kind: type, default: Any, help: str, commands: tuple[str, ...], *flags: str, **more: Any) -> Setting:
-    return Setting(name, kind, default, help, commands, flags or (f"--{name.replace('_', '-')}",), **more)
-
+from influence_cli.cli.edit_options import EDIT_SETTINGS
+from influence_cli.cli.setting import (
+    CACHE,
+    CURATE,
+    EVALUATE,
+    EVERY,
+    GRADS,
+    MANIFEST,
+    MODEL,
+    RETRAIN,
+    RUNS,
+    RUNS_AND_EVALUATE,
+    SCORE,
+    STAGES,
+    TRAINS,
+    WRITING,
+    Setting,
+)
+from influence_cli.cli.setting import setting as _s
 
 SETTINGS: dict[str, Setting] = {
     s.name: s
@@ -132,28 +118,7 @@ SETTINGS: dict[str, Setting] = {
             least=1,
         ),
         _s("workers", int, 2, "Threads that decode (speed only).", RUNS_AND_EVALUATE, least=1),
-        _s("action", str, "trim", "trim, relabel or reweight.", (CURATE,)),
-        _s("budget", str, None, "Most rows to touch: 5% or 200 [default: 5%].", (CURATE, EVALUATE)),
-        _s("by", list, ["score"], "Score column to act on; several are combined.", (CURATE,), metavar="COLUMN"),
-        _s(
-            "combine",
-            str,
-            None,
-            "Several into one: ranksum (default where there are several), zsum, minrank, lexi or linear.",
-            (SCORE, CURATE),
-            metavar="RULE",
-        ),
-        _s("maximise", str, None, "Trim the rows that gain most of this objective ...", (CURATE,), metavar="OBJECTIVE"),
-        _s("subject_to", list, [], "... and lose nothing of this one.", (CURATE,), metavar="'OBJECTIVE>=0'"),
-        _s(
-            "edits",
-            str,
-            None,
-            "Write the decisions alone to this table.",
-            (CURATE,),
-            path=True,
-            metavar="PATH",
-        ),
+        *EDIT_SETTINGS,
         _s(
             "export",
             str,

@@ -12,6 +12,7 @@ from influence_cli.actions import make_action
 from influence_cli.actions.protocol import Edits
 from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
+from influence_cli.stages.arms import PROPOSAL
 from influence_cli.stages.budgets import parse_budget
 from influence_cli.stages.edited import Edited, apply_edits
 from influence_cli.stages.score_table import CurateRequest, ScoreTable, read_scores
@@ -47,6 +48,13 @@ class Curated:
         )
         return with_provenance(table, self.provenance())
 
+    @property
+    def added_columns(self) -> list[str]:
+        """What the curated manifest has and the manifest has not."""
+        there = self.scores.manifest.table.column_names
+        wanted = {"weight": self.edits.action == "reweight", PROPOSAL: self.edits.proposal is not None}
+        return [name for name, added in wanted.items() if added and name not in there]
+
     def after(self) -> Edited:
         """Every row of the manifest as it is after the edits."""
         return apply_edits(self.scores.manifest, self.scores.train, self.edits)
@@ -63,6 +71,7 @@ class Curated:
                 **({"predicted": self.predicted} if self.predicted else {}),
                 "options": self.request.options.get(self.request.action, {}),
                 "edited": len(self.edits.edited),
+                "added_columns": self.added_columns,
             },
         }
 

@@ -68,17 +68,18 @@ def _edited_batches(curated: Curated, folder: Path) -> Iterator[tuple[pa.Table, 
             for batch in reader.iter_batches(batch_size=8192):
                 here = slice(first, first + batch.num_rows)
                 table = rebased(pa.Table.from_batches([batch]), manifest, folder)
-                table = _set(table, curated.scores.label, after.labels[here])
+                table = set_column(table, curated.scores.label, after.labels[here])
                 if edits.action == "reweight":
-                    table = _set_weights(table, after.weights[here], reweighted[here])
+                    table = set_weights(table, after.weights[here], reweighted[here])
                 if edits.proposal is not None:
-                    table = _set(table, PROPOSAL, proposal[here], null=proposal[here] < 0)
+                    table = set_column(table, PROPOSAL, proposal[here], null=proposal[here] < 0)
                 table = table.filter(pa.array(after.keep[here])).replace_schema_metadata(metadata)
                 yield table, int((after.keep & is_train)[here].sum())
                 first += batch.num_rows
 
 
-def _set(table: pa.Table, name: str, values: NDArray[Any], null: NDArray[np.bool_] | None = None) -> pa.Table:
+def set_column(table: pa.Table, name: str, values: NDArray[Any], null: NDArray[np.bool_] | None = None) -> pa.Table:
+    """The table with a column's values replaced, in its type, or with the column appended."""
     array = pa.array(values, mask=null)
     if name in table.column_names:
         position = table.column_names.index(name)
@@ -86,7 +87,7 @@ def _set(table: pa.Table, name: str, values: NDArray[Any], null: NDArray[np.bool
     return table.append_column(name, array)
 
 
-def _set_weights(table: pa.Table, weights: NDArray[np.float64], changed: NDArray[np.bool_]) -> pa.Table:
+def set_weights(table: pa.Table, weights: NDArray[np.float64], changed: NDArray[np.bool_]) -> pa.Table:
     """The table with new weights as doubles; what was null and is not edited stays null."""
     if "weight" not in table.column_names:
         return table.append_column("weight", pa.array(weights))
