@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from influence_cli.actions.protocol import Edits, Ints, Scored, require_signed
 
@@ -33,12 +34,13 @@ class Trim:
     guard: bool = field(default=True, metadata={"help": "limit what any class may lose"})
     group_guard: bool = field(default=True, metadata={"help": "limit what any sensitive group may lose"})
 
-    def propose(self, scored: Scored, budget: int) -> Edits:
-        """Edits for up to ``budget`` rows."""
+    def propose(self, scored: Scored, budget: int, before: NDArray[np.bool_] | None = None) -> Edits:
+        """Edits for up to ``budget`` rows more than those that went ``before`` [n], which have no score any more."""
         if self.only_negative:
             require_signed(scored, "only_negative")
-        limits = self.limits(scored, budget)
-        left = [list(limit.most) for limit in limits]
+        before = np.zeros(len(scored.labels), dtype=bool) if before is None else before
+        limits = self.limits(scored, budget + int(before.sum()))
+        left = [_left(limit, before) for limit in limits]
         taken: list[int] = []
         blocked = dict.fromkeys((limit.name for limit in limits), 0)
         for i in scored.ascending().tolist():
@@ -85,6 +87,12 @@ class Trim:
             most = np.bincount(cell[cell >= 0]) - 1  # every class that a group has keeps one
             made.append(Limit("class in a group", cell.astype(np.int64), most.tolist()))
         return made
+
+
+def _left(limit: Limit, before: NDArray[np.bool_]) -> list[int]:
+    """What is left of a limit after the rows that went before."""
+    gone = np.bincount(limit.part[before & (limit.part >= 0)], minlength=len(limit.most))
+    return (np.array(limit.most) - gone).tolist()
 
 
 def _allowance(sizes: np.ndarray, q: float) -> list[int]:

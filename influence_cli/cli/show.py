@@ -191,3 +191,22 @@ def _escaped(text: str) -> str:
     for plain, safe in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A"), (":", "%3A"), (",", "%2C")):
         text = text.replace(plain, safe)
     return text
+
+
+def check_report(settings: Settings) -> None:
+    """Refuse a page or a picture that cannot be written, before any work.
+
+    Raises:
+        UsageError: one cannot; or matplotlib is needed and not there.
+    """
+    from influence_cli.data.tables import check_output
+    from influence_cli.report.panel import require_matplotlib
+
+    for name, suffix in (("report", ".html"), ("plot", ".png")):
+        if settings[name]:
+            if not settings[name].endswith(suffix):
+                raise UsageError(f"--{name} {settings[name]!r} is no {suffix} file", fix=f"--{name} FILE{suffix}")
+            if not settings["dry_run"]:
+                check_output(settings[name], (suffix,))
+    if settings["report"] or settings["plot"]:
+        require_matplotlib()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli.config import Settings
 from influence_cli.cli.console import print_json, print_table
 from influence_cli.cli.show import skipped, terminal
+from influence_cli.report.arm_tables import arm_tables, comparison_table
 
 if TYPE_CHECKING:
     from influence_cli.model.training import Recipe
-    from influence_cli.stages.retrain import RetrainRequest
+    from influence_cli.stages.retrain import EditsRequest, RetrainRequest
 
 
 def retrain_plan(settings: Settings, request: RetrainRequest, recipe: Recipe) -> None:
@@ -22,6 +24,7 @@ def retrain_plan(settings: Settings, request: RetrainRequest, recipe: Recipe) ->
             "manifest": request.inputs.manifest,
             "against": request.against,
             "arms": [n for n, _ in request.arms],
+            "edits": None if request.edits is None else _edits(request.edits),
             "seeds": [request.seed + s for s in range(request.seeds)],
             "canaries": None
             if request.canaries is None
@@ -29,6 +32,12 @@ def retrain_plan(settings: Settings, request: RetrainRequest, recipe: Recipe) ->
             "recipe": recipe.describe(),
         }
     )
+
+
+def _edits(edits: EditsRequest) -> dict[str, Any]:
+    asked = {"scores": edits.scores, "by": edits.by, "combine": edits.combine} if edits.scores is not None else {}
+    rounds = {"rounds": edits.rounds, "method": edits.spec.methods, "objective": edits.spec.objectives}
+    return {"actions": edits.actions, "budgets": edits.budgets, **(asked or rounds)}
 
 
 def retrain_summary(settings: Settings, metrics: dict[str, Any]) -> None:
@@ -49,42 +58,30 @@ def retrain_summary(settings: Settings, metrics: dict[str, Any]) -> None:
     for name, rate in {**rates, "test": first["accuracy"]}.items():
         if at_chance(rate, metrics["test_rows"], metrics["num_classes"]):
             out.warn(f"{name} accuracy is {rate:.1%}, no better than guessing: nothing below means anything")
-    header = ["arm", "rows", "edited", "wrong", "accuracy", "difference"]
-    rows = []
-    for name, arm in metrics["arms"].items():
-        edited = [f"{arm['train_rows']:,}", _edited(arm["edits"]), _wrong(arm["edits"])]
-        rows.append([name, *edited, _interval(arm["mean"]["accuracy"]), _gain(metrics, name, arm)])
-    seeds = len(next(iter(metrics["arms"].values()))["seeds"])
-    over = f"{metrics['test_rows']:,} test rows, {seeds} seed{'s' if seeds > 1 else ''}"
-    print_table(f"{over}; accuracy in %, mean and 95 % interval", header, rows, out, sys.stderr)
-    if metrics["comparison"]:
-        out.note(
-            "difference, paired over seeds: of a curated arm over no edit; in a control's line, of its arm over it"
-        )
+    table = comparison_table(metrics)
+    print_table(table.title, table.header, table.rows, out, sys.stderr)
+    for note in table.notes:
+        out.note(note)
 
 
-def _edited(edits: dict[str, Any]) -> str:
-    parts = [f"{edits[k]:,} {k}" for k in ("trimmed", "relabelled", "reweighted") if edits.get(k)]
-    return ", ".join(parts) or "-"
+def figures(settings: Settings, metrics: dict[str, Any]) -> None:
+    """Tables of the Pareto report for people, and the page and the picture where they are asked for."""
+    out = terminal()
+    if not out.quiet:
+        for table in arm_tables(metrics, brief=True):
+            print_table(table.title, table.header, table.rows, out, sys.stderr)
+            for note in table.notes:
+                out.note(note)
+    if settings["report"]:
+        from influence_cli.report.page import write_page
 
+        write_page(metrics, Path(settings["report"]), "What the edits did")
+        out.note(f"report written to {settings['report']}")
+    if settings["plot"]:
+        from influence_cli.report.figures import panels_of, write_plot
 
-def _wrong(edits: dict[str, Any]) -> str:
-    for key in ("wrong_share_of_trimmed", "wrong_share_of_relabelled"):
-        if key in edits:
-            return f"{edits[key]:.1%}"
-    return "-"
-
-
-def _interval(m: dict[str, Any]) -> str:
-    half = "" if m["half_width"] is None else f" ± {100 * m['half_width']:.2f}"
-    return f"{100 * m['mean']:.2f}{half}"
-
-
-def _gain(metrics: dict[str, Any], name: str, arm: dict[str, Any]) -> str:
-    """A curated arm's difference from no edit; in a control's line, its arm's difference from it."""
-    other = "no edit" if arm["controls"] is None else name
-    compared = metrics["comparison"].get(arm["controls"] or name, {}).get(other)
-    if compared is None:
-        return "-"
-    d = compared["accuracy"]
-    return f"{'+' if d['mean'] >= 0 else ''}{_interval(d)} {d['verdict']}"
+        if not panels_of(metrics):
+            out.warn(f"nothing to draw (--scores and groups, or an attack, are needed): {settings['plot']} not written")
+            return
+        write_plot(metrics, Path(settings["plot"]))
+        out.note(f"figures written to {settings['plot']}")

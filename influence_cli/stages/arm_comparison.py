@@ -12,7 +12,18 @@ from influence_cli.errors import UsageError
 from influence_cli.maths.paired import mean_interval, paired_difference
 from influence_cli.stages.arms import Arm
 
-METRICS = {"accuracy": True, "balanced_accuracy": True, "loss": False}  # name -> higher is better
+METRICS = {  # what is compared, where every arm was measured by it -> whether higher is better
+    "accuracy": True,
+    "balanced_accuracy": True,
+    "loss": False,
+    "dp_gap": False,
+    "dp_gap_soft": False,
+    "eo_gap": False,
+    "eo_gap_soft": False,
+    "attacked_static": True,
+    "attacked_adaptive": True,
+}
+SHARES = ("majority_share", "positive_rate")  # what is reported beside them: neither more nor less is better
 
 
 def summary_of(arm: Arm, base: Rows, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -22,8 +33,12 @@ def summary_of(arm: Arm, base: Rows, results: dict[str, dict[str, Any]]) -> dict
         "train_rows": int((arm.weights > 0).sum()),
         "edits": arm.about,
         "seeds": results,
-        "mean": {m: mean_interval(np.array([r[m] for r in results.values()])) for m in METRICS},
+        "mean": {m: mean_interval(np.array([r[m] for r in results.values()])) for m in _measured(results)},
     }
+
+
+def _measured(results: dict[str, dict[str, Any]]) -> list[str]:
+    return [m for m in (*METRICS, *SHARES) if all(m in r for r in results.values())]
 
 
 def compare_arms(metrics: dict[str, Any], arms: list[Arm]) -> None:
@@ -39,6 +54,7 @@ def compare_arms(metrics: dict[str, Any], arms: list[Arm]) -> None:
             other: {
                 m: paired_difference(_values(metrics, arm.name, m), _values(metrics, other, m), higher)
                 for m, higher in METRICS.items()
+                if m in metrics["arms"][arm.name]["mean"] and m in metrics["arms"][other]["mean"]
             }
             for other in others
         }

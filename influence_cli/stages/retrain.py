@@ -17,9 +17,13 @@ from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.spec import ModelSpec, is_own, known_again, new_spec
-from influence_cli.stages.arm_comparison import compare_arms, improved, summary_of
+from influence_cli.stages.arm_comparison import METRICS, compare_arms, improved, summary_of
+from influence_cli.stages.arm_quality import cautions_of
 from influence_cli.stages.arms import Arm, base_arm, control_arms, curated_arm, without
 from influence_cli.stages.canaries import plant_in_arms
+from influence_cli.stages.pareto import pareto
+from influence_cli.stages.rounds import iterated_arms
+from influence_cli.stages.scored_arms import EditsRequest, scored_arms
 from influence_cli.stages.training_run import RetrainRequest, TrainingRun
 from influence_cli.stages.usable_rows import left_out_of, usable_now
 from influence_cli.store import Store
@@ -42,6 +46,9 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     base, test = (usable_now(rows, spec, request.inputs) for rows in (base, test))
     left_out = _left_out(request, base)
     arms = _arms(request, manifest, base, left_out)
+    in_rounds = request.edits is not None and request.edits.rounds > 1
+    if request.edits is not None and not in_rounds:
+        arms += scored_arms(request.edits, base, request.seed, left_out)
     calibration = [i for i, out in zip(base.ids, left_out.tolist(), strict=True) if out]
     device = device_of(request.device)
     planted = plant_in_arms(request, base, arms, left_out, spec.num_classes, listener)
@@ -54,6 +61,9 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     unusable = left_out_of(target.manifest, test.manifest)
     if len(target):
         run.sets["target"] = Examples(target, spec, listener, "target rows")
+    if in_rounds and request.edits is not None:
+        arms += iterated_arms(run, request.edits, base)
+    _check_names(arms)
     metrics: dict[str, Any] = {
         "schema_version": 1,
         "test_rows": len(test),
@@ -68,6 +78,13 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         }
         metrics["arms"][arm.name] = summary_of(arm, base, results)
     compare_arms(metrics, arms)
+    metrics["test_classes"] = (np.bincount(test.labels) / len(test)).tolist()
+    cautions = cautions_of(metrics)
+    if cautions:
+        metrics["cautions"] = cautions
+    front = pareto(metrics, METRICS, request.seed)
+    if front:
+        metrics["pareto"] = front
     run.finish(arms[0], metrics, {"calibration_ids": calibration, **planted})
     return metrics
 
@@ -114,17 +131,20 @@ def _arms(request: RetrainRequest, manifest: Manifest, base: Rows, left_out: NDA
     if request.against is None:
         if request.arms:
             raise UsageError("--arm needs --against", fix="pass --against MANIFEST, the rows before curation")
-        return [without(base_arm("all rows", base), left_out)]
+        return [without(base_arm("all rows" if request.edits is None else "no edit", base), left_out)]
     curated = [("curated", manifest)]
     curated += [(name, _open(request, path)) for name, path in request.arms]
     made: list[Arm] = []
     for name, table in curated:
         arm = curated_arm(name, base, table, left_out)
         made += [arm, *control_arms(arm, base, table, request.seed, left_out)]
-    names = [arm.name for arm in made]
-    if len(set(names)) < len(names) or "no edit" in names:
-        raise UsageError("two arms have the same name", fix="name each --arm differently")
     return [made[0], without(base_arm("no edit", base), left_out), *made[1:]]
+
+
+def _check_names(arms: list[Arm]) -> None:
+    names = [arm.name for arm in arms]
+    if len(set(names)) < len(names):
+        raise UsageError("two arms have the same name", fix="name each --arm differently, and every column once")
 
 
 def _left_out(request: RetrainRequest, base: Rows) -> NDArray[np.bool_]:
@@ -134,4 +154,4 @@ def _left_out(request: RetrainRequest, base: Rows) -> NDArray[np.bool_]:
     return Random().score(base.ids, request.seed) < request.calibration
 
 
-__all__ = ["RetrainRequest", "improved", "retrain"]
+__all__ = ["EditsRequest", "RetrainRequest", "improved", "retrain"]

@@ -17,8 +17,10 @@ from influence_cli.model.checkpoints import RUN_FILE, WEIGHTS_FILE, find_checkpo
 from influence_cli.model.losses import loss_of, quality
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import Inputs
+from influence_cli.stages.arm_quality import beyond_accuracy
 from influence_cli.stages.arms import Arm, arm_fingerprint
 from influence_cli.stages.canaries import CanaryRequest
+from influence_cli.stages.scored_arms import EditsRequest
 from influence_cli.store.files import replacing, write_json
 from influence_cli.store.keys import canonical_json
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from influence_cli.model.training import Examples, Recipe
+
+
+MEASURED = 2  # raised whenever more is measured of an arm: what was trained before is measured again
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class RetrainRequest:
     calibration: float = 0.0
     canaries: CanaryRequest | None = None
     device: str = "auto"
+    edits: EditsRequest | None = None  # arms made from scores
 
 
 @dataclass
@@ -61,7 +67,8 @@ class TrainingRun:
     listener: Listener
     sets: dict[str, Examples] | None = None
 
-    def _folder(self, arm: Arm, seed: int) -> Path:
+    def folder(self, arm: Arm, seed: int) -> Path:
+        """Where an arm and seed are kept: a run folder of its own."""
         recipe = {
             **self.recipe.describe(),
             "init": self._init_digest(),
@@ -78,12 +85,12 @@ class TrainingRun:
 
     def train(self, arm: Arm, seed: int, main: bool) -> dict[str, Any]:
         """Train one arm with one seed, or return what is kept of it."""
-        folder = self._folder(arm, seed)
+        folder = self.folder(arm, seed)
         keep = min(self.request.keep_checkpoints, self.recipe.rounds) if main and seed == self.request.seed else 0
         done = _finished(folder, keep)
         if done is not None:
             self.listener.detail(f"{arm.name}, seed {seed}: already trained")
-            return done
+            return done if done.get("measured") == MEASURED else self._measured_again(folder, done, arm)
         import torch
 
         from influence_cli.model.training import train
@@ -105,8 +112,21 @@ class TrainingRun:
             steps = train(model, data, self.recipe, seed, self.device, on_epoch)
         result = {"seed": seed, "steps": steps, "checkpoints": checkpoints, **self._measure(model, arm)}
         self._save(model, folder / WEIGHTS_FILE, {"step": steps})
+        write_json(folder / RUN_FILE, self._about(seed, arm))
         write_json(folder / "metrics.json", result)
         return result
+
+    def _measured_again(self, folder: Path, done: dict[str, Any], arm: Arm) -> dict[str, Any]:
+        """What was kept of a training, with what is measured by now."""
+        result = {**done, **self._measure(self.trained(folder), arm)}
+        write_json(folder / "metrics.json", result)
+        return result
+
+    def trained(self, folder: Path) -> nn.Module:
+        """The model that a folder holds."""
+        from influence_cli.model.build import load_model
+
+        return load_model(self.spec, find_checkpoint(str(folder))[0])
 
     def _model(self) -> nn.Module:
         from influence_cli.model.build import build_model, check_input, load_model
@@ -128,13 +148,15 @@ class TrainingRun:
         from influence_cli.model.training import predict
 
         assert self.sets is not None
-        out: dict[str, Any] = {}
+        out: dict[str, Any] = {"measured": MEASURED}
         for name, data in self.sets.items():
             logits = predict(model, data, self.device)
             labels, kept = data.labels, np.ones(len(data), dtype=bool)
             if name == "train":
                 labels, kept = arm.labels, arm.weights > 0
             measured = quality(logits[kept], labels[kept], loss_of(self.spec.task))
+            if name == "test":
+                measured.update(beyond_accuracy(logits, self.test, labels))
             out.update({key if name == "test" else f"{name}_{key}": value for key, value in measured.items()})
         return out
 
@@ -146,28 +168,28 @@ class TrainingRun:
         with replacing(path) as temporary:
             save_file(weights, temporary, metadata=metadata)
 
+    def _about(self, seed: int, arm: Arm) -> dict[str, Any]:
+        """What a run folder says of its model."""
+        return {
+            "schema_version": 1,
+            "model": self.spec.as_dict(),
+            "recipe": {**self.recipe.describe(), "lr": self.recipe.peak_lr},
+            "seed": seed,
+            "init": self.request.init,
+            "pretrained": self.request.pretrained,
+            "checkpoints": [],
+            "trained_on": {"rows": int((arm.weights > 0).sum()), "arm": self.folder(arm, seed).name},
+        }
+
     def finish(self, main: Arm, metrics: dict[str, Any], more: dict[str, Any]) -> None:
         """Put the main arm's first checkpoint and the run's description at the top of the folder."""
-        output, folder = Path(self.request.output), self._folder(main, self.request.seed)
+        output, folder = Path(self.request.output), self.folder(main, self.request.seed)
         first = metrics["arms"][main.name]["seeds"][str(self.request.seed)]
         for name in [WEIGHTS_FILE, *(c["file"] for c in first["checkpoints"])]:
             with replacing(output / name) as temporary:
                 shutil.copyfile(folder / name, temporary)
-        trained = main.weights > 0
-        write_json(
-            output / RUN_FILE,
-            {
-                "schema_version": 1,
-                "model": self.spec.as_dict(),
-                "recipe": {**self.recipe.describe(), "lr": self.recipe.peak_lr},
-                "seed": self.request.seed,
-                "init": self.request.init,
-                "pretrained": self.request.pretrained,
-                "checkpoints": first["checkpoints"],
-                "trained_on": {"rows": int(trained.sum()), "arm": folder.name},
-                **more,
-            },
-        )
+        about = {**self._about(self.request.seed, main), "checkpoints": first["checkpoints"], **more}
+        write_json(output / RUN_FILE, about)
         write_json(output / "metrics.json", metrics)
 
 
