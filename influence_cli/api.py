@@ -90,7 +90,7 @@ class RunOptions(TypedDict, total=False):
     listener: Listener
 
 
-def _names(value: str | list[str]) -> tuple[str, ...]:
+def _names(value: str | list[str] | tuple[str, ...]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
@@ -148,11 +148,16 @@ def grads(manifest: Any, **options: Unpack[RunOptions]) -> pa.Table:
     return grads_table(job)
 
 
-def score(manifest: Any, *, per_member: bool = False, **options: Unpack[RunOptions]) -> pa.Table:
-    """One score per train row, positive where the row helps; runs what is missing of ``grads``."""
+def score(
+    manifest: Any, *, per_member: bool = False, combine: str | None = None, **options: Unpack[RunOptions]
+) -> pa.Table:
+    """One score per train row, positive where the row helps; runs what is missing of ``grads``.
+
+    ``combine`` is the rule that makes one score of several objectives: ranksum, zsum, minrank, lexi or linear.
+    """
     from influence_cli.stages.score import score as stage
 
-    return stage(_job(manifest, dict(options)), per_member)
+    return stage(_job(manifest, dict(options)), per_member, combine)
 
 
 def curate(
@@ -161,7 +166,10 @@ def curate(
     manifest: Any = None,
     action: str = "trim",
     budget: str | int | None = None,
-    by: str = "score",
+    by: str | list[str] = "score",
+    combine: str | None = None,
+    maximise: str | None = None,
+    subject_to: str | list[str] | tuple[str, ...] = (),
     options: Options | None = None,
     label: str | None = None,
     skip_bad: bool = False,
@@ -169,13 +177,29 @@ def curate(
 ) -> pa.Table:
     """The edits of a score table (a path or a table) under a budget, most harmful first.
 
-    With ``output`` the curated manifest is written too.  ``manifest`` is needed where the scores are of rows in memory.
+    Several columns ``by`` are combined, by rank sum unless ``combine`` says otherwise; ``maximise`` an objective
+    ``subject_to`` others, such as "fairness>=0", in their place.  With ``output`` the curated manifest is written too.
+    ``manifest`` is needed where the scores are of rows in memory.
     """
-    from influence_cli.stages.curate import CurateRequest, write_curated
     from influence_cli.stages.curate import curate as stage
+    from influence_cli.stages.curated_manifest import write_curated
+    from influence_cli.stages.score_table import CurateRequest
 
     text = None if budget is None else str(budget)
-    curated = stage(CurateRequest(scores, action, text, manifest, label, by, options or {}, skip_bad))
+    request = CurateRequest(
+        scores,
+        action,
+        text,
+        manifest,
+        label,
+        _names(by),
+        combine,
+        maximise,
+        _names(subject_to),
+        options or {},
+        skip_bad,
+    )
+    curated = stage(request)
     if output is not None:
         write_curated(curated, str(output))
     return curated.table()

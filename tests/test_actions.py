@@ -9,6 +9,7 @@ actions that need the sign refuse scores that have none.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -24,7 +25,7 @@ from influence_cli.actions.relabel import Relabel
 from influence_cli.actions.reweight import Reweight
 from influence_cli.actions.trim import Trim
 from influence_cli.errors import UsageError
-from influence_cli.stages.curate import parse_budget
+from influence_cli.stages.budgets import parse_budget
 
 quick = settings(database=None, deadline=None, derandomize=True, max_examples=60)
 nan = float("nan")
@@ -192,6 +193,35 @@ def test_reasons_give_the_rank_by_score() -> None:
         **{i: f"rank {i + 1} of 200 by score" for i in range(5)},
         **{i: f"rank {i + 1} of 200 by score" for i in range(50, 55)},
     }
+
+
+@quick
+@given(st.integers(20, 120), st.integers(0, 1000), st.floats(0, 0.6))
+def test_group_guard_holds_for_any_scores(n: int, seed: int, share: float) -> None:
+    """No group loses more than a class may, and every class that a group has keeps a row in it."""
+    rng = np.random.default_rng(seed)
+    groups = rng.choice([-1, 0, 1, 2], n, p=[0.1, 0.5, 0.3, 0.1])
+    rows = random_scored(n, 2, seed, groups=groups)
+    rows = dataclasses.replace(rows, score=rows.score - 3.0 * (groups == 2))  # the smallest group scores lowest
+    budget = int(share * n)
+    gone = np.zeros(n, dtype=bool)
+    gone[Trim(guard=False).propose(rows, budget).edited] = True
+    assert gone.sum() <= budget
+    for g in (0, 1, 2):
+        mine = groups == g
+        assert gone[mine].sum() <= allowance(int(mine.sum()), budget, n)
+        for c in np.unique(rows.labels[mine]):
+            assert (mine & ~gone & (rows.labels == c)).any()
+    free = Trim(guard=False, group_guard=False).propose(rows, budget)
+    assert edited(free) == sorted(sorted(range(n), key=lambda i: rows.score[i])[:budget])
+
+
+def test_group_guard_says_what_it_passed_over_and_takes_the_next_lowest() -> None:
+    groups = np.repeat([0, 1], [20, 80])
+    rows = scored(np.arange(100.0), np.arange(100) % 2, groups=groups)
+    edits = Trim(guard=False).propose(rows, 10)
+    assert edited(edits) == [0, 1, 2, 3, *range(20, 26)]  # 20 % of 20 are 4, and then group 1
+    assert "the group guard passed over 16 lower rows" in edits.notes
 
 
 # -- relabel (T50 is in test_engine; here its guards) --------------------------------------------------------------

@@ -59,7 +59,15 @@ def test_every_command_with_rows_or_scores_has_a_function_of_its_name() -> None:
 
 def test_every_option_of_grads_and_score_that_is_not_about_output_is_there() -> None:
     shown = {"output", "format", "json", "dry_run", "config", "isolated", "show_settings", "quiet", "verbose", "debug"}
-    ours = {"color", "manifest", "loss", "set", "no_store", "per_member"}  # said otherwise, or an argument of score
+    ours = {
+        "color",
+        "manifest",
+        "loss",
+        "set",
+        "no_store",
+        "per_member",
+        "combine",
+    }  # said otherwise, or an argument of score
     flags = {s.name for command in (GRADS, SCORE) for s in settings_of(command)} - shown - ours
     assert flags <= set(api.RunOptions.__annotations__)
 

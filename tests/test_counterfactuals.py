@@ -43,7 +43,7 @@ from influence_cli.stages.counterfactuals.pool import Pool
 from influence_cli.stages.counterfactuals.refits import Asked, Outcome
 from influence_cli.stages.counterfactuals.removal import Removal
 from influence_cli.stages.counterfactuals.subsets import Subsets
-from influence_cli.stages.curate import CurateRequest, read_scores
+from influence_cli.stages.score_table import CurateRequest, read_scores
 from tests.cases import Heard, call_cli, column, environment, with_column, write
 from tests.oracle import refit, write_manifest
 

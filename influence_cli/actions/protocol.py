@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ class Scored:
     labels: Ints
     weights: Floats
     keys: list[bytes]  # row keys
+    groups: Ints | None = None  # sensitive group of every row, -1 where it has none
     best_label: Ints | None = None  # of the highest label-counterfactual score; -1 where null
     best_label_gain: Floats | None = None
     model_label: Ints | None = None  # most probable other label
@@ -45,7 +45,6 @@ class Edits:
     reason: list[str]
     notes: list[str] = field(default_factory=list)
     proposal: Ints | None = None  # relabel: the label proposed for each row, admissible or not; -1 for none
-    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def edited(self) -> Ints:

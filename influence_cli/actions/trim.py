@@ -1,4 +1,4 @@
-"""Trim: take out the rows with the smallest scores, up to the budget, guarded by class (methods.md 5.1)."""
+"""Trim: take out the rows with the smallest scores, up to the budget, guarded by class and group (methods.md 5.1)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,18 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
-from influence_cli.actions.protocol import Edits, Scored, require_signed
+from influence_cli.actions.protocol import Edits, Ints, Scored, require_signed
+
+
+@dataclass(frozen=True, eq=False)
+class Limit:
+    """How many rows a trim may take of every part of the data: ``part`` [n] numbers them, -1 for no part."""
+
+    name: str
+    part: Ints
+    most: list[int]  # [number of parts]
 
 
 @dataclass(frozen=True)
@@ -15,47 +25,78 @@ class Trim:
     """The k = budget lowest rows get weight 0.
 
     Class guard: no class loses more than max(2 q, q + 0.05) of its rows, where q = k/n, and none falls below
-    max(5, a tenth of its size); a blocked row's place goes to the next lowest admissible one.
+    max(5, a tenth of its size); a blocked row's place goes to the next lowest admissible one.  Where rows have a
+    ``group``, the group guard is the same for groups, and every class that a group has keeps a row in it.
     """
 
     only_negative: bool = field(default=False, metadata={"help": "take out rows with a negative score only"})
     per_class: bool = field(default=False, metadata={"help": "floor(q n_c) rows of every class"})
     guard: bool = field(default=True, metadata={"help": "limit what any class may lose"})
+    group_guard: bool = field(default=True, metadata={"help": "limit what any sensitive group may lose"})
 
-    def propose(self, scored: Scored, budget: int) -> Edits:
-        """Edits for up to ``budget`` rows."""
-        n = len(scored.labels)
+    def propose(self, scored: Scored, budget: int, before: NDArray[np.bool_] | None = None) -> Edits:
+        """Edits for up to ``budget`` rows more than those that went ``before`` [n], which have no score any more."""
         if self.only_negative:
             require_signed(scored, "only_negative")
-        sizes = np.bincount(scored.labels, minlength=1)
-        allowed = self._allowance(sizes, budget, n)
-        taken: list[tuple[int, int]] = []  # (rank, row)
-        blocked = 0
-        for rank, i in enumerate(scored.ascending().tolist()):
+        before = np.zeros(len(scored.labels), dtype=bool) if before is None else before
+        limits = self.limits(scored, budget + int(before.sum()))
+        left = [_left(limit, before) for limit in limits]
+        taken: list[int] = []
+        blocked = dict.fromkeys((limit.name for limit in limits), 0)
+        for i in scored.ascending().tolist():
             if len(taken) == budget or (self.only_negative and scored.score[i] >= 0):
                 break
-            c = int(scored.labels[i])
-            if allowed[c] <= 0:
-                blocked += 1
+            parts = [int(limit.part[i]) for limit in limits]
+            full = [k for k, part in enumerate(parts) if part >= 0 and left[k][part] <= 0]
+            if full:
+                blocked[limits[full[0]].name] += 1
                 continue
-            allowed[c] -= 1
-            taken.append((rank + 1, i))
-        weights, reason = scored.weights.copy(), [""] * n
-        for rank, i in taken:
-            weights[i] = 0.0
-            reason[i] = f"rank {rank} of {n} by score"
-        notes = [f"the class guard passed over {blocked} lower rows"] if blocked and not self.per_class else []
+            for k, part in enumerate(parts):
+                if part >= 0:
+                    left[k][part] -= 1
+            taken.append(i)
+        said = {name: rows for name, rows in blocked.items() if rows and not (self.per_class and name == "class")}
+        notes = [f"the {name} guard passed over {rows} lower rows" for name, rows in said.items()]
         if len(taken) < budget:
             notes.append(f"{len(taken)} of a budget of {budget} rows could be taken out")
-        return Edits("trim", scored.labels.copy(), weights, reason, notes)
+        return self.take(scored, taken, notes)
 
-    def _allowance(self, sizes: np.ndarray, budget: int, n: int) -> list[int]:
-        """How many rows each class may lose."""
+    def take(self, scored: Scored, taken: list[int], notes: list[str], reason: dict[int, str] | None = None) -> Edits:
+        """The edits that take out these rows, with the rank of each by score as its reason."""
+        n = len(scored.labels)
+        rank = {i: k + 1 for k, i in enumerate(scored.ascending().tolist())}
+        weights, reasons = scored.weights.copy(), [""] * n
+        for i in taken:
+            weights[i] = 0.0
+            reasons[i] = f"rank {rank[i]} of {n} by score" if reason is None else reason[i]
+        return Edits("trim", scored.labels.copy(), weights, reasons, notes)
+
+    def limits(self, scored: Scored, budget: int) -> list[Limit]:
+        """What every class, every group, and every class within a group may lose."""
+        n = len(scored.labels)
         q = budget / n
+        sizes = np.bincount(scored.labels, minlength=1)
+        made: list[Limit] = []
         if self.per_class:
-            return [math.floor(q * s + 1e-9) for s in sizes.tolist()]
-        if not self.guard:
-            return sizes.tolist()
-        share = max(2 * q, q + 0.05)
-        floors = [max(5, math.ceil(s / 10)) for s in sizes.tolist()]
-        return [max(0, min(math.floor(share * s + 1e-9), s - f)) for s, f in zip(sizes.tolist(), floors, strict=True)]
+            made.append(Limit("class", scored.labels, [math.floor(q * s + 1e-9) for s in sizes.tolist()]))
+        elif self.guard:
+            made.append(Limit("class", scored.labels, _allowance(sizes, q)))
+        if scored.groups is not None and self.group_guard and (scored.groups >= 0).any():
+            made.append(Limit("group", scored.groups, _allowance(np.bincount(scored.groups[scored.groups >= 0]), q)))
+            cell = np.where(scored.groups >= 0, scored.groups * len(sizes) + scored.labels, -1)
+            most = np.bincount(cell[cell >= 0]) - 1  # every class that a group has keeps one
+            made.append(Limit("class in a group", cell.astype(np.int64), most.tolist()))
+        return made
+
+
+def _left(limit: Limit, before: NDArray[np.bool_]) -> list[int]:
+    """What is left of a limit after the rows that went before."""
+    gone = np.bincount(limit.part[before & (limit.part >= 0)], minlength=len(limit.most))
+    return (np.array(limit.most) - gone).tolist()
+
+
+def _allowance(sizes: np.ndarray, q: float) -> list[int]:
+    """How many rows each part may lose."""
+    share = max(2 * q, q + 0.05)
+    floors = [max(5, math.ceil(s / 10)) for s in sizes.tolist()]
+    return [max(0, min(math.floor(share * s + 1e-9), s - f)) for s, f in zip(sizes.tolist(), floors, strict=True)]

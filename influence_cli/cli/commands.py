@@ -9,11 +9,11 @@ from influence_cli.cli.config import Settings
 from influence_cli.cli.curate_command import TABLE_FORMATS, curate
 from influence_cli.cli.data_commands import cache, manifest, methods
 from influence_cli.cli.evaluate_command import evaluate
-from influence_cli.cli.inputs import inputs_of, require_source
+from influence_cli.cli.inputs import inputs_of
+from influence_cli.cli.retrain_command import retrain
 from influence_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from influence_cli.stages.canaries import CanaryRequest
     from influence_cli.stages.job import Job
 
 
@@ -44,7 +44,7 @@ def score(settings: Settings) -> int | None:
     job = _job(settings)
     if settings["dry_run"]:
         return show.plan(settings, job)
-    table = score_stage(job, settings["per_member"])
+    table = score_stage(job, settings["per_member"], settings["combine"])
     scored = f"{len(job.train):,} train rows scored by {', '.join(job.methods)}; positive: the row helps"
     show.run_summary(job, provenance(table.schema), scored)
     show.skipped(job.left_out)
@@ -116,76 +116,6 @@ def _check_origin(settings: Settings, job: Job, origin: dict[str, Any] | None) -
                 where=str(settings.values.get(name) or settings["manifest"] or settings.source),
                 fix=f"run `influence grads` again, or pass --{name.replace('_', '-')} to say that you mean it",
             )
-
-
-def retrain(settings: Settings) -> int | None:
-    """Train on a manifest; with --against also without the edits, and with random edits of the same size."""
-    from influence_cli.data.manifest import open_manifest
-    from influence_cli.model.training import Recipe
-    from influence_cli.stages.curate import parse_share
-    from influence_cli.stages.retrain import RetrainRequest, improved
-    from influence_cli.stages.retrain import retrain as retrain_stage
-
-    show.check_format(settings, ("auto", "table", "json"))
-    if settings["output"] is None:
-        raise UsageError("no run folder", fix="pass -o RUN")
-    arms = tuple(_named_arm(text) for text in settings["arm"])
-    request = RetrainRequest(
-        inputs_of(settings, require_source(settings, "a manifest")),
-        settings["output"],
-        seeds=settings["seeds"],
-        seed=settings["seed"],
-        against=settings["against"],
-        arms=arms,
-        test=settings["test"],
-        init=settings["init"],
-        pretrained=settings["pretrained"],
-        keep_checkpoints=settings["keep_checkpoints"],
-        calibration=parse_share(settings["calibration"], "--calibration") if settings["calibration"] else 0.0,
-        canaries=_canaries(settings),
-        device=settings["device"],
-    )
-    recipe = Recipe(
-        epochs=settings["epochs"],
-        lr=settings["lr"],
-        batch_size=settings["batch_size"] or Recipe.batch_size,
-        optimizer=settings["optimizer"],
-        momentum=settings["momentum"],
-        weight_decay=settings["weight_decay"],
-        schedule=settings["schedule"],
-        augment=settings["augment"],
-    )
-    if settings["dry_run"]:
-        for path in (request.inputs.manifest, request.against, *(p for _, p in arms)):
-            if path is not None:
-                open_manifest(path, request.inputs.label, request.inputs.skip_bad)
-        return show.retrain_plan(settings, request, recipe)
-    metrics = retrain_stage(request, recipe, show.terminal())
-    show.retrain_summary(settings, metrics)
-    if settings["require_improvement"] and not improved(metrics):
-        show.terminal().warn("curated does not beat no edit and every control by the paired interval")
-        return 1
-    return None
-
-
-def _canaries(settings: Settings) -> CanaryRequest | None:
-    from influence_cli.stages.canaries import CanaryRequest
-    from influence_cli.stages.curate import parse_share
-
-    if settings["canaries"] is None:
-        for name in ("canaries_from", "canary_noise"):
-            if settings.explicit(name):
-                raise UsageError(f"--{name.replace('_', '-')} needs canaries", fix="pass --canaries 5%")
-        return None
-    share = parse_share(settings["canaries"], "--canaries")
-    return CanaryRequest(share, settings["canary_noise"], settings["canaries_from"])
-
-
-def _named_arm(text: str) -> tuple[str, str]:
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise UsageError(f"--arm {text!r} cannot be read", fix="write --arm loss=loss-trimmed.parquet")
-    return name, path
 
 
 _MANIFEST = ("MANIFEST", "Parquet manifest, folder of Parquet files, or - for standard input.")

@@ -94,7 +94,7 @@ def _known_options(names: Iterable[str], where: str) -> None:
     from influence_cli.methods import METHODS
     from influence_cli.objectives import OBJECTIVES
 
-    known = [*METHODS, *OBJECTIVES, *ACTIONS]
+    known = [*METHODS, *OBJECTIVES, *ACTIONS, "combine"]
     for name in names:
         if name not in known:
             raise UsageError(f"{name!r} is no method, objective or action", where=where, fix=nearest(name, known))

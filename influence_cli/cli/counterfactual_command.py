@@ -10,7 +10,7 @@ from influence_cli.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from influence_cli.stages.counterfactuals import Training
-    from influence_cli.stages.curate import CurateRequest
+    from influence_cli.stages.score_table import CurateRequest
 
 RECIPE = ("epochs", "lr", "batch_size", "optimizer", "momentum", "weight_decay", "schedule", "augment")
 CONVENTIONS = ("loo", "renorm-loo")
@@ -24,8 +24,8 @@ def asked_to_retrain(settings: Settings) -> bool:
 def evaluate_by_retraining(settings: Settings, scores: CurateRequest) -> None:
     """Train, measure and show; with --dry-run say how many trainings there are."""
     from influence_cli.data.tables import check_output
+    from influence_cli.stages.budgets import parse_share
     from influence_cli.stages.counterfactuals import CounterfactualRequest, counterfactuals, plan
-    from influence_cli.stages.curate import parse_share
 
     convention = settings["convention"]
     if convention not in (None, *CONVENTIONS):

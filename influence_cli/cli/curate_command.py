@@ -5,26 +5,29 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from influence_cli.cli import show
+from influence_cli.cli import show, show_curate
 from influence_cli.cli.config import Settings
 from influence_cli.cli.inputs import require_source, said_of_scores
 from influence_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from influence_cli.stages.curate import Curated, CurateRequest, ScoreTable
+    from influence_cli.stages.curate import Curated
     from influence_cli.stages.export import Export
+    from influence_cli.stages.score_table import CurateRequest, ScoreTable
 
 TABLE_FORMATS = ("auto", "table", "json", "jsonl", "csv")
 
 
 def curate(settings: Settings) -> int | None:
     """Trim, relabel or reweight train rows under a budget; or be a gate with --check."""
-    from influence_cli.stages.curate import CurateRequest, read_scores
     from influence_cli.stages.curate import curate as curate_stage
+    from influence_cli.stages.score_table import CurateRequest, read_scores
 
     gate = settings["check"] or settings["threshold"] is not None or settings["write_baseline"]
     show.check_format(settings, (*TABLE_FORMATS, *(["github"] if settings["check"] else [])))
     _check_outputs(settings, bool(gate))
+    if settings["undo"]:
+        return _undo(settings, bool(gate))
     source = require_source(settings, "a score table")
     manifest, label = said_of_scores(settings)
     request = CurateRequest(
@@ -33,14 +36,17 @@ def curate(settings: Settings) -> int | None:
         budget=settings["budget"],
         manifest=manifest,
         label=label,
-        by=settings["by"],
+        by=tuple(settings["by"]),
+        combine=settings["combine"],
+        maximise=settings["maximise"],
+        subject_to=tuple(settings["subject_to"]),
         options=settings.options,
         skip_bad=settings["skip_bad"],
     )
     if gate:
         return _gate(settings, request, read_scores(request))
     curated = curate_stage(request)
-    show.curate_summary(settings, curated)
+    show_curate.curate_summary(settings, curated)
     show.skipped(curated.scores.manifest.left_out)
     export = _export(settings, curated)
     if settings["dry_run"]:
@@ -49,6 +55,35 @@ def curate(settings: Settings) -> int | None:
         return None
     _write_curation(settings, curated, export)
     return None
+
+
+def _undo(settings: Settings, gate: bool) -> None:
+    """Write the manifest as it was before a table of edits.
+
+    Raises:
+        UsageError: something else is asked for too, or it is not said what to undo, or where to.
+    """
+    from influence_cli.stages.undo import plan_undo, write_undone
+
+    if gate or settings["edits"] or settings["export"]:
+        raise UsageError("--undo writes the manifest as it was, and nothing else", fix="leave the other outputs out")
+    if not settings.explicit("manifest") or settings["output"] in (None, "-"):
+        raise UsageError(
+            "--undo needs the curated manifest and a place for the old one",
+            fix="influence curate EDITS.parquet --undo --manifest CURATED.parquet -o RESTORED.parquet",
+        )
+    undoing = plan_undo(
+        require_source(settings, "a table of edits"),
+        settings["manifest"],
+        settings["label"] if settings.explicit("label") else None,
+    )
+    back = sum(map(len, undoing.before.values()))
+    said = f"{undoing.restored:,} edits taken back, {back:,} trimmed rows among them"
+    if settings["dry_run"]:
+        show.terminal().note(f"would be: {said}")
+        return
+    rows = write_undone(undoing, settings["output"])
+    show.terminal().note(f"{said}; {rows:,} rows written to {settings['output']}")
 
 
 def _export(settings: Settings, curated: Curated) -> Export | None:
@@ -84,7 +119,7 @@ def _check_outputs(settings: Settings, gate: bool) -> None:
 
 def _write_curation(settings: Settings, curated: Curated, export: Export | None) -> None:
     from influence_cli.data.tables import write_table
-    from influence_cli.stages.curate import write_curated
+    from influence_cli.stages.curated_manifest import write_curated
 
     if export is not None:
         export.write()

@@ -45,7 +45,7 @@ def _by_retraining(settings: Settings, source: str) -> None:
     Raises:
         UsageError: something else is asked for too.
     """
-    from influence_cli.stages.curate import CurateRequest
+    from influence_cli.stages.score_table import CurateRequest
 
     also = [flag for flag in ("other_scores", "sentinel", "stability") if settings[flag]]
     if settings.more or also:
@@ -79,20 +79,10 @@ def _check_outputs(settings: Settings) -> None:
     Raises:
         UsageError: one cannot; or matplotlib is needed and not there.
     """
-    from influence_cli.data.tables import check_output
-    from influence_cli.report.panel import require_matplotlib
-
     places = [settings[name] for name in ("output", "report", "plot") if settings[name]]
     if len(set(places)) < len(places):
         raise UsageError("two outputs have the same name", fix="give each a place of its own")
-    for name, suffix in (("report", ".html"), ("plot", ".png")):
-        if settings[name]:
-            if not settings[name].endswith(suffix):
-                raise UsageError(f"--{name} {settings[name]!r} is no {suffix} file", fix=f"--{name} FILE{suffix}")
-            if not settings["dry_run"]:
-                check_output(settings[name], (suffix,))
-    if settings["report"] or settings["plot"]:
-        require_matplotlib()
+    show.check_report(settings)
 
 
 def _runtime(settings: Settings) -> Runtime:

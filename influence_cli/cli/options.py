@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-MANIFEST, METHODS, CACHE = "manifest", "methods", "cache"
-GRADS, SCORE, CURATE, RETRAIN, EVALUATE = "grads", "score", "curate", "retrain", "evaluate"
-RUNS = (GRADS, SCORE)
-TRAINS = (RETRAIN, EVALUATE)
-MODEL = (*RUNS, *TRAINS)
-RUNS_AND_EVALUATE = (*RUNS, EVALUATE)
-STAGES = (GRADS, SCORE, CURATE, RETRAIN, EVALUATE)
-WRITING = (MANIFEST, *STAGES)
-EVERY = (*WRITING, METHODS, CACHE)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting; ``kind`` is str, int, float, bool or list (of strings, repeatable)."""
-
-    name: str
-    kind: type
-    default: Any
-    help: str
-    commands: tuple[str, ...]
-    flags: tuple[str, ...] = ()
-    path: bool = False  # relative paths in a TOML file count from that file
-    metavar: str | None = None
-    stored: bool = True  # False: a flag only, never read from TOML or the environment
-    least: float | None = None  # the smallest value that makes sense
-
-
-def _s(name: str, kind: type, default: Any, help: str, commands: tuple[str, ...], *flags: str, **more: Any) -> Setting:
-    return Setting(name, kind, default, help, commands, flags or (f"--{name.replace('_', '-')}",), **more)
-
+from influence_cli.cli.edit_options import EDIT_SETTINGS
+from influence_cli.cli.setting import (
+    CACHE,
+    CURATE,
+    EVALUATE,
+    EVERY,
+    GRADS,
+    MANIFEST,
+    MODEL,
+    RETRAIN,
+    RUNS,
+    RUNS_AND_EVALUATE,
+    SCORE,
+    STAGES,
+    TRAINS,
+    WRITING,
+    Setting,
+)
+from influence_cli.cli.setting import setting as _s
 
 SETTINGS: dict[str, Setting] = {
     s.name: s
@@ -76,19 +62,19 @@ SETTINGS: dict[str, Setting] = {
             metavar="PATH",
         ),
         _s("model", str, None, "timm name, linear, mlp:128,128 or python:PKG.MOD:FACTORY.", MODEL),
-        _s("method", list, ["ip"], "Scoring method; see influence methods.", RUNS),
-        _s("objective", list, ["utility"], "What the scores are about.", RUNS),
+        _s("method", list, ["ip"], "Scoring method; see influence methods.", (*RUNS, RETRAIN)),
+        _s("objective", list, ["utility"], "What the scores are about.", (*RUNS, RETRAIN)),
         _s(
             "set",
             list,
             [],
             "Option of a method, objective or action.",
-            (GRADS, SCORE, CURATE),
+            (GRADS, SCORE, CURATE, RETRAIN),
             metavar="NAME.KEY=VALUE",
         ),
-        _s("params", str, "all", "Parameters to take gradients in: all, linear, last or a glob.", RUNS),
+        _s("params", str, "all", "Parameters to take gradients in: all, linear, last or a glob.", (*RUNS, RETRAIN)),
         _s("loss", str, "cross-entropy", "Row loss.", RUNS),
-        _s("precision", str, "fp32", "fp32 or fp64.", RUNS),
+        _s("precision", str, "fp32", "fp32 or fp64.", (*RUNS, RETRAIN)),
         _s("label", str, "label", "Label column.", WRITING, metavar="COLUMN"),
         _s("id", str, None, "Id column [default: row numbers].", (MANIFEST,), metavar="COLUMN", stored=False),
         _s("image", str, None, "Column with images: bytes or paths.", (MANIFEST,), metavar="COLUMN", stored=False),
@@ -132,18 +118,7 @@ SETTINGS: dict[str, Setting] = {
             least=1,
         ),
         _s("workers", int, 2, "Threads that decode (speed only).", RUNS_AND_EVALUATE, least=1),
-        _s("action", str, "trim", "trim, relabel or reweight.", (CURATE,)),
-        _s("budget", str, None, "Most rows to touch: 5% or 200 [default: 5%].", (CURATE, EVALUATE)),
-        _s("by", str, "score", "Score column to act on.", (CURATE,), metavar="COLUMN"),
-        _s(
-            "edits",
-            str,
-            None,
-            "Write the decisions alone to this table.",
-            (CURATE,),
-            path=True,
-            metavar="PATH",
-        ),
+        *EDIT_SETTINGS,
         _s(
             "export",
             str,
@@ -261,8 +236,8 @@ SETTINGS: dict[str, Setting] = {
             stored=False,
             metavar="1%",
         ),
-        _s("report", str, None, "Write a self-contained HTML page.", (EVALUATE,), stored=False, metavar="FILE"),
-        _s("plot", str, None, "Write the figures as one PNG.", (EVALUATE,), stored=False, metavar="FILE"),
+        _s("report", str, None, "Write a self-contained HTML page.", (EVALUATE, RETRAIN), stored=False, metavar="FILE"),
+        _s("plot", str, None, "Write the figures as one PNG.", (EVALUATE, RETRAIN), stored=False, metavar="FILE"),
         _s(
             "output",
             str,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from influence_cli.errors import UsageError
 from influence_cli.report.panel import COLOURS, GREY, MOST_CURVES, RANDOM, Panel, legend, rendered, short
+from influence_cli.report.pareto_figures import pareto_panels
 from influence_cli.report.retraining_figures import retraining_panels
 from influence_cli.store.files import replacing
 
@@ -34,9 +35,9 @@ def panels_of(result: dict[str, Any]) -> list[Panel]:
         made.append(Panel("Agreement of the columns: Spearman's correlation", draw, size + 0.8, size))
     if "stability" in result and result["stability"]["columns"]:
         made.append(_stability_panel(result["stability"]))
-    if result.get("comparison"):
+    if result.get("comparison") and "arms" not in result:
         made.append(_comparison_panel(result))
-    return made + retraining_panels(result)
+    return made + retraining_panels(result) + pareto_panels(result)
 
 
 def _colours(result: dict[str, Any]) -> dict[str, str]:

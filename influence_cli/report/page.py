@@ -55,9 +55,9 @@ def page(result: dict[str, Any], title: str = "How far to trust the scores") -> 
 """
 
 
-def write_page(result: dict[str, Any], path: Path) -> None:
+def write_page(result: dict[str, Any], path: Path, title: str = "How far to trust the scores") -> None:
     """Write the page whole or not at all."""
-    write_bytes(path, page(result).encode())
+    write_bytes(path, page(result, title).encode())
 
 
 def _summary(result: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from influence_cli.report.arm_tables import arm_tables, comparison_table
 from influence_cli.report.retraining_tables import retraining_tables
 from influence_cli.report.text_table import TextTable, bracketed, fixed, number, signed
 
@@ -21,6 +22,8 @@ def tables_of(result: dict[str, Any]) -> list[TextTable]:
     made += _orders_of_tables(result.get("order", {}))
     if "stability" in result:
         made.append(_stability(result["stability"]))
+    if "arms" in result:
+        return [comparison_table(result), *arm_tables(result)]
     if "comparison" in result:
         made += _comparison(result)
     return made + retraining_tables(result)

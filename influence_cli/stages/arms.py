@@ -65,9 +65,13 @@ def curated_arm(name: str, base: Rows, curated: Manifest, left_out: NDArray[np.b
                 fix="pass as --against the manifest that was curated",
             )
         arm.labels[k], arm.weights[k] = label, weight
+    described(arm, base, left_out)
+    return arm if left_out is None else without(arm, left_out)
+
+
+def described(arm: Arm, base: Rows, left_out: NDArray[np.bool_] | None = None) -> Arm:
+    """The arm, with how many rows it edits and, where clean labels are known, how many of them were wrong."""
     trimmed, relabelled, reweighted = edits_of(arm, base, left_out)
-    if left_out is not None:
-        without(arm, left_out)
     arm.about = {
         "trimmed": int(trimmed.sum()),
         "relabelled": int(relabelled.sum()),
@@ -106,9 +110,16 @@ def _against_truth(
 
 
 def control_arms(
-    arm: Arm, base: Rows, curated: Manifest, seed: int, left_out: NDArray[np.bool_] | None = None
+    arm: Arm,
+    base: Rows,
+    curated: Manifest | NDArray[np.int64],
+    seed: int,
+    left_out: NDArray[np.bool_] | None = None,
 ) -> list[Arm]:
-    """Random edits of the same size and class mix as an arm's, among the rows that are trained on."""
+    """Random edits of the same size and class mix as an arm's, among the rows that are trained on.
+
+    ``curated`` holds the labels that a relabel would give: the curated manifest, or one for every row, -1 for none.
+    """
     left_out = np.zeros(len(base), dtype=bool) if left_out is None else left_out
     trimmed, relabelled, reweighted = edits_of(arm, base, left_out)
     controls: list[Arm] = []
@@ -122,7 +133,9 @@ def control_arms(
         }
         controls.append(control)
     if relabelled.any():
-        controls += _random_relabel(arm, base, curated, relabelled, seed, left_out)
+        proposals = curated if isinstance(curated, np.ndarray) else _proposals(curated, base)
+        if proposals is not None:
+            controls.append(_random_relabel(arm, base, proposals, relabelled, seed, left_out))
     if reweighted.any():
         control = base_arm(f"{arm.name}: shuffled weights", base)
         control.weights = _shuffled(arm, base, trimmed | left_out, seed)
@@ -145,26 +158,30 @@ def _shuffled(arm: Arm, base: Rows, fixed: NDArray[np.bool_], seed: int) -> NDAr
     return weights
 
 
+def _proposals(curated: Manifest, base: Rows) -> NDArray[np.int64] | None:
+    """The label that a curated manifest would give every row, -1 for none; None where it does not say."""
+    column = curated.column(PROPOSAL)
+    if column is None:
+        return None
+    by_id = dict(zip(curated.ids, column.tolist(), strict=True))
+    return np.array([_int_or(by_id.get(i), -1) for i in base.ids], dtype=np.int64)
+
+
 def _random_relabel(
     arm: Arm,
     base: Rows,
-    curated: Manifest,
+    proposals: NDArray[np.int64],
     relabelled: NDArray[np.bool_],
     seed: int,
     left_out: NDArray[np.bool_],
-) -> list[Arm]:
-    column = curated.column(PROPOSAL)
-    if column is None:
-        return []
-    by_id = dict(zip(curated.ids, column.tolist(), strict=True))
-    proposals = np.array([_int_or(by_id.get(i), -1) for i in base.ids], dtype=np.int64)
+) -> Arm:
     can = (proposals >= 0) & (proposals != base.labels) & ~left_out
     chosen = _random_rows(base, relabelled, seed, "relabel", among=can)
     control = base_arm(f"{arm.name}: random relabel", base)
     control.labels[chosen] = proposals[chosen]
     truth = _against_truth(base, np.zeros_like(chosen), chosen, control.labels)
     control.about = {"relabelled": int(chosen.sum()), **truth}
-    return [control]
+    return control
 
 
 def _int_or(value: Any, otherwise: int) -> int:

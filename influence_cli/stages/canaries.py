@@ -34,7 +34,7 @@ from influence_cli.store.keys import row_keys
 
 if TYPE_CHECKING:
     from influence_cli.stages.arms import Arm
-    from influence_cli.stages.retrain import RetrainRequest
+    from influence_cli.stages.training_run import RetrainRequest
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -142,7 +142,7 @@ def plant_in_arms(
     asked = request.canaries
     if asked is None:
         return {}
-    if request.against is not None:
+    if request.against is not None or request.edits is not None:
         raise UsageError("canaries would be wrong labels in every arm that is compared", fix="leave out one of the two")
     noise = uniform_noise(classes)
     if asked.kind == "confusion":

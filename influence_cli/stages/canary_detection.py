@@ -19,9 +19,9 @@ from influence_cli.events import Listener
 from influence_cli.maths.ranking import Ladder, found
 from influence_cli.methods.random import Random
 from influence_cli.settings import Runtime
+from influence_cli.stages.budgets import parse_budget
 from influence_cli.stages.canaries import run_of, with_planted
 from influence_cli.stages.columns import Board, Scores, score_columns, side_by_side
-from influence_cli.stages.curate import parse_budget
 from influence_cli.stages.detection import RANDOM, Truth, detect
 from influence_cli.stages.replay import reopen
 from influence_cli.stages.score import score

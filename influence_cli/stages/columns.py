@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.tables import provenance, read_table
 from influence_cli.errors import ManifestError, UsageError
-from influence_cli.stages.curate import CurateRequest, in_manifest_order, read_scores
+from influence_cli.stages.score_table import CurateRequest, in_manifest_order, read_scores
 
 Floats = NDArray[np.float64]
 CANARY = "canary"  # column of a score table: the wrong label that the checkpoint was trained on, null elsewhere

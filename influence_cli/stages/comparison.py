@@ -22,9 +22,9 @@ from influence_cli.maths.noise import ranks, spearman
 from influence_cli.maths.ranking import jaccard, kendall, lowest, weighted_spearman
 from influence_cli.methods.random import Random
 from influence_cli.settings import Runtime
+from influence_cli.stages.budgets import parse_budget, parse_share
 from influence_cli.stages.canaries import planted_labels
 from influence_cli.stages.columns import CANARY, score_columns
-from influence_cli.stages.curate import parse_budget, parse_share
 from influence_cli.stages.job import Job
 from influence_cli.stages.order import sign_agreement
 from influence_cli.stages.replay import reopen

@@ -16,10 +16,10 @@ from influence_cli.errors import ManifestError
 from influence_cli.events import SILENT, Listener
 from influence_cli.methods.random import Random
 from influence_cli.settings import Runtime
+from influence_cli.stages.budgets import parse_budget
 from influence_cli.stages.canary_detection import How, canaries_of
 from influence_cli.stages.columns import Board, read_board
 from influence_cli.stages.comparison import compare, sentinel, sentinel_job
-from influence_cli.stages.curate import parse_budget
 from influence_cli.stages.detection import RANDOM, Truth, detect, truth_of_column, truth_of_list
 from influence_cli.stages.order import order_consistency, stability
 

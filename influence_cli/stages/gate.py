@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
 from influence_cli.model.checkpoints import RUN_FILE
-from influence_cli.stages.curate import ScoreTable, parse_budget, parse_share
+from influence_cli.stages.budgets import parse_budget, parse_share
 from influence_cli.stages.reliability import describe_noise, is_noise
+from influence_cli.stages.score_table import ScoreTable
 from influence_cli.store.files import write_bytes
 from influence_cli.store.shards import as_arrow
 

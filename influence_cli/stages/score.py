@@ -13,10 +13,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.actions.combine import check_rule, combined, kind_of
 from influence_cli.data.tables import with_provenance
+from influence_cli.errors import UsageError
 from influence_cli.maths.labels import margin, of_label, softmax
 from influence_cli.methods.protocol import FreeMethod, Linear, OutputMethod, Preconditioned
 from influence_cli.stages.canaries import planted_labels
+from influence_cli.stages.combining import options_of
 from influence_cli.stages.grads import fill
 from influence_cli.stages.job import Job, Member
 from influence_cli.stages.provenance import base_table, nullable, provenance_of
@@ -37,7 +40,7 @@ class Column:
     effect: bool = False  # whether score / n estimates an effect of removal
 
 
-def score(job: Job, per_member: bool = False) -> pa.Table:
+def score(job: Job, per_member: bool = False, combine: str | None = None) -> pa.Table:
     """The score table of a job, after filling the store with what it lacks.
 
     Columns: id, row_key, label, score (the first method's first objective), effect (score / n with n the sum of the
@@ -46,9 +49,14 @@ def score(job: Job, per_member: bool = False) -> pa.Table:
     score_<method>_<objective>, score_std and agreement over members, best_label and best_label_gain, and what the
     model says of the row: loss, margin, model_label and model_probability (its best other label).  Where the
     checkpoint was trained with canaries, ``canary`` is the label planted for the row; scores are of its own label.
+    With ``combine`` the first method's objectives become ``score`` (and score_<rule>) by that rule.
     """
+    if combine is not None:
+        check_rule(combine)
     fill(job)
     columns = [c for name in job.methods for c in _columns(job, name)]
+    if combine is not None:
+        columns.insert(0, _combined(job, columns, combine))
     table = base_table(job)
     first = columns[0]
     table = table.append_column("score", nullable(first.score))
@@ -72,9 +80,11 @@ def score(job: Job, per_member: bool = False) -> pa.Table:
         job.listener.note(
             f"{int((planted >= 0).sum())} rows are canaries of the checkpoint: `curate` leaves them alone"
         )
-    unusable = int((~np.isfinite(first.score)).sum())
+    meant = [first] if combine is None else columns[1:]  # lexi gives rows that are no candidates no score
+    bad_rows = np.flatnonzero(~np.isfinite(np.stack([c.score for c in meant])).all(axis=0))
+    unusable = len(bad_rows)
     if unusable:
-        named = [i for i, bad in zip(job.train.ids, ~np.isfinite(first.score), strict=True) if bad][:5]
+        named = [job.train.ids[k] for k in bad_rows[:5].tolist()]
         job.listener.warn(f"{unusable} rows have a non-finite score and are null, never ranked: {', '.join(named)}")
     return with_provenance(
         table,
@@ -84,10 +94,45 @@ def score(job: Job, per_member: bool = False) -> pa.Table:
             "score_is": _column_name(job, first.name),
             "kind": first.kind,
             "effect": first.effect,
+            **_said_of_columns(job, columns),
             "preconditioned": _preconditioned(job),
             "noise": direction_noise(job),
         },
     )
+
+
+def _combined(job: Job, columns: list[Column], rule: str) -> Column:
+    """The first method's objectives as one column.
+
+    Raises:
+        UsageError: there are not two of them.
+    """
+    method = next(iter(job.methods))
+    mine = [c for c in columns if c.name.startswith(f"{method}/")]
+    if len(mine) < 2:
+        raise UsageError(
+            f"--combine {rule} needs two objectives of a method that measures them; {method} gives {len(mine)}",
+            fix="--method ip --objective utility --objective fairness",
+        )
+    options = options_of(job.spec.options)
+    if rule == "linear":
+        return _linear_column(job, method, job.method_members[method], rule, options.shares(rule, len(mine)))
+    return Column(rule, kind_of(rule), combined(rule, np.stack([c.score for c in mine]), options))
+
+
+def _said_of_columns(job: Job, columns: list[Column]) -> dict[str, Any]:
+    """By column: its objective, the lengths of q at its members, and what makes its scores an effect, if anything."""
+    of = {_column_name(job, c.name): c for c in columns if c.name.partition("/")[2] in job.objectives}
+    metas = {
+        name: [job.store.direction_meta(job.direction(m, c.name.partition("/")[2])) for m in job.method_members[method]]
+        for name, c in of.items()
+        for method in [c.name.partition("/")[0]]
+    }
+    return {
+        "objective_of": {name: c.name.partition("/")[2] for name, c in of.items()},
+        "norms": {name: [m["norm"] for m in found if m is not None] for name, found in metas.items()},
+        "effect_divisors": {name: job.fit.weight for name, c in of.items() if c.effect and job.fit is not None},
+    }
 
 
 def _preconditioned(job: Job) -> dict[str, Any]:
@@ -123,17 +168,44 @@ def _columns(job: Job, name: str) -> list[Column]:
     return [_linear_column(job, name, members, objective) for objective in job.objectives]
 
 
-def _linear_column(job: Job, name: str, members: list[Member], objective: str) -> Column:
+def _linear_column(job: Job, name: str, members: list[Member], objective: str, shares: Floats | None = None) -> Column:
+    """A linear method's scores for an objective; with ``shares`` of all objectives, for the blend of their directions.
+
+    The blend's direction at a member is sum_j share_j q_j / |q_j|; a tangent is linear in its direction, so the
+    blend's tangent is the same sum of tangents.
+    """
     keys, labels = job.train.payload_keys, job.train.labels
     every: list[Floats] = []
     for member in members:
         logits = job.outputs(member).read(keys)["logits"]
-        tangents = job.tangents(job.along(name, member, objective)).read(keys)["tangent"]
+        if shares is None:
+            tangents = job.tangents(job.along(name, member, objective)).read(keys)["tangent"]
+        else:
+            tangents = _blended_tangents(job, name, member, shares)
         with np.errstate(invalid="ignore", over="ignore"):
             every.append(job.row_loss.label_scores(logits, tangents))
     stacked = np.stack([of_label(scores, labels) for scores in every])
-    effect = job.methods[name].effect
-    return Column(f"{name}/{objective}", "signed", _mean(list(stacked)), stacked, _mean(every), effect)
+    effect = job.methods[name].effect and shares is None
+    called = f"{name}/{objective}" if shares is None else objective
+    return Column(called, "signed", _mean(list(stacked)), stacked, _mean(every), effect)
+
+
+def _blended_tangents(job: Job, name: str, member: Member, shares: Floats) -> Floats:
+    """Tangents [n, C] along sum_j share_j q_j / |q_j|, in float64.
+
+    Raises:
+        UsageError: a direction is zero.
+    """
+    total: Floats | None = None
+    for share, objective in zip(shares.tolist(), job.objectives, strict=True):
+        meta = job.store.direction_meta(job.direction(member, objective))
+        if meta is None or not meta["norm"] > 0:
+            raise UsageError(f"the direction of {objective} is zero: there is nothing to blend", fix="leave it out")
+        tangents = job.tangents(job.along(name, member, objective)).read(job.train.payload_keys)["tangent"]
+        part = share / meta["norm"] * tangents.astype(np.float64)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
 
 
 def _mean(members: list[Floats]) -> Floats:

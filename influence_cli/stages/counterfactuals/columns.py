@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.methods.random import Random
-from influence_cli.stages.curate import ScoreTable
+from influence_cli.stages.score_table import ScoreTable
 
 Floats = NDArray[np.float64]
 

@@ -14,10 +14,10 @@ from influence_cli.events import SILENT
 from influence_cli.methods import METHODS, Linear
 from influence_cli.settings import Runtime
 from influence_cli.stages.counterfactuals.columns import MEASURED
-from influence_cli.stages.curate import ScoreTable
 from influence_cli.stages.job import Job
 from influence_cli.stages.replay import reopen, spec_of
 from influence_cli.stages.score import score
+from influence_cli.stages.score_table import ScoreTable
 
 Floats = NDArray[np.float64]
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
 from influence_cli.maths.paired import mean_interval, paired_difference
+from influence_cli.stages.budgets import parse_budget
 from influence_cli.stages.counterfactuals.pool import Pool
 from influence_cli.stages.counterfactuals.refits import Asked, Outcome
-from influence_cli.stages.curate import parse_budget
 
 DRAWS = 5  # random removals of each size; also the fewest seeds of a training that is not deterministic
 HIGHER = {"target_loss": False, "target_accuracy": True, "test_loss": False, "test_accuracy": True}

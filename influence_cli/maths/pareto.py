@@ -1,0 +1,66 @@
+"""Two measures of several arms, both higher is better: who is dominated, how surely, and in which quadrant each is.
+
+A point is dominated where another is at least as good in both measures and better in one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+def non_dominated(x: Floats, y: Floats) -> NDArray[np.bool_]:
+    """Which of n points no other dominates [n]; equal points do not dominate each other.
+
+    >>> non_dominated(np.array([1.0, 2.0, 0.5]), np.array([2.0, 1.0, 0.5])).tolist()
+    [True, True, False]
+    """
+    as_good = (x[:, None] >= x[None, :]) & (y[:, None] >= y[None, :])  # row is at least as good as column
+    better = (x[:, None] > x[None, :]) | (y[:, None] > y[None, :])
+    return np.logical_not(np.any(as_good & better, axis=0))
+
+
+def non_dominated_share(x: Floats, y: Floats, draws: int, seed: int) -> Floats:
+    """How often each arm's mean is non-dominated [A] when seeds are drawn again with replacement; x, y [A, S].
+
+    All arms get the same draw: they are paired over seeds.
+    """
+    seeds = x.shape[1]
+    chosen = np.random.default_rng(seed).integers(0, seeds, size=(draws, seeds))
+    means_x, means_y = x[:, chosen].mean(axis=2), y[:, chosen].mean(axis=2)  # [A, draws]
+    return np.mean([non_dominated(means_x[:, d], means_y[:, d]) for d in range(draws)], axis=0)
+
+
+def mean_ellipse(x: Floats, y: Floats, level: float = 0.95) -> tuple[float, float, float] | None:
+    """Half-axes and angle (radians) of the confidence ellipse of the mean of n >= 3 points [n], by Hotelling's T^2.
+
+    The region is n (m - mu)' S^-1 (m - mu) <= 2 (n - 1) / (n - 2) F_{2, n-2}; None for fewer points.
+    """
+    from scipy import stats
+
+    n = len(x)
+    if n < 3:
+        return None
+    values, vectors = np.linalg.eigh(np.cov(np.stack([x, y])))
+    scale = 2.0 * (n - 1) / (n * (n - 2)) * float(stats.f.ppf(level, 2, n - 2))
+    minor, major = np.sqrt(np.maximum(values, 0.0) * scale).tolist()
+    return major, minor, float(np.arctan2(vectors[1, 1], vectors[0, 1]))
+
+
+def quadrant(dx: float, dy: float, half_x: float | None, half_y: float | None) -> str:
+    """Where a point is from the base, by differences and half-widths of their paired intervals.
+
+    "not significant" where either interval covers 0, or there is none (one seed).
+
+    >>> quadrant(0.1, 0.2, 0.05, 0.05), quadrant(0.1, -0.2, 0.05, 0.05), quadrant(0.1, 0.2, 0.05, 0.3)
+    ('improvement', 'trade-off: x up, y down', 'not significant')
+    """
+    if half_x is None or half_y is None or abs(dx) <= half_x or abs(dy) <= half_y:
+        return "not significant"
+    if dx > 0 and dy > 0:
+        return "improvement"
+    if dx < 0 and dy < 0:
+        return "deterioration"
+    return "trade-off: x up, y down" if dx > 0 else "trade-off: x down, y up"

@@ -1,0 +1,149 @@
+"""The arms of a ``retrain`` as tables of text: what each one's users look at, and the Pareto report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from influence_cli.report.text_table import TextTable
+
+Figures = dict[str, Any]
+
+MEASURES = {  # name in the result -> (what people call it, whether it is a share that is shown in %)
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "dp_gap": "demographic-parity gap",
+    "dp_gap_soft": "the same, soft",
+    "eo_gap": "equalised-odds gap",
+    "eo_gap_soft": "the same, soft",
+    "attacked_static": "attacked accuracy, static",
+    "attacked_adaptive": "attacked accuracy, adaptive",
+    "majority_share": "predicted as the majority class",
+    "positive_rate": "predicted positive",
+}
+
+
+BRIEF = ("dp_gap", "attacked_adaptive")  # what a terminal has room for
+
+
+def arm_tables(result: Figures, brief: bool = False) -> list[TextTable]:
+    """Every table that a comparison has something to put in; none where only accuracy was measured."""
+    arms = result.get("arms", {})
+    measured = [m for m in MEASURES if all(m in arm["mean"] for arm in arms.values())]
+    if not arms or set(measured) <= {"accuracy", "balanced_accuracy"}:
+        return []
+    made = [_measures(result, measured)]
+    if result.get("attack"):
+        made.append(_attack(result))
+    fronts = {k: v for k, v in result.get("pareto", {}).items() if not brief or k in BRIEF}
+    return made + [_front(axis, front) for axis, front in fronts.items()]
+
+
+def comparison_table(metrics: Figures) -> TextTable:
+    """Accuracy of every arm, and paired differences with no edit and with its control."""
+    header = ["arm", "rows", "edited", "wrong", "accuracy", "difference"]
+    rows = []
+    for name, arm in metrics["arms"].items():
+        edited = [f"{arm['train_rows']:,}", _edited(arm["edits"]), _wrong(arm["edits"])]
+        rows.append([name, *edited, percent(arm["mean"]["accuracy"]), _gain(metrics, name, arm)])
+    seeds = len(next(iter(metrics["arms"].values()))["seeds"])
+    over = f"{metrics['test_rows']:,} test rows, {seeds} seed{'s' if seeds > 1 else ''}"
+    notes = []
+    if metrics["comparison"]:
+        notes = [
+            "difference, paired over seeds: of a curated arm over no edit; in a control's line, of its arm over it"
+        ]
+    return TextTable(f"{over}; accuracy in %, mean and 95 % interval", header, rows, notes)
+
+
+def percent(value: Figures) -> str:
+    """'87.45 ± 0.39' of a mean share with its half-width."""
+    half = "" if value["half_width"] is None else f" ± {100 * value['half_width']:.2f}"
+    return f"{100 * value['mean']:.2f}{half}"
+
+
+def difference(value: Figures) -> str:
+    """'+0.39 ± 0.93 not resolved'."""
+    return f"{'+' if value['mean'] >= 0 else ''}{percent(value)} {value['verdict']}"
+
+
+def _measures(result: Figures, measured: list[str]) -> TextTable:
+    rows = [[name, *(percent(arm["mean"][m]) for m in measured)] for name, arm in result["arms"].items()]
+    notes = []
+    shares = result.get("test_classes")
+    if shares:
+        notes.append(
+            f"a constant prediction of the majority class would be right on {max(shares):.2%} of the test rows"
+        )
+    notes += result.get("cautions", [])
+    title = f"what the arms' users look at, on {result['test_rows']:,} test rows, in %, mean and 95 % interval"
+    return TextTable(title, ["arm", *(MEASURES[m] for m in measured)], rows, notes)
+
+
+def _attack(result: Figures) -> TextTable:
+    attack = result["attack"]
+    header = [
+        "arm",
+        "clean",
+        *(f"{who}, {share:.0%}" for who in ("static", "adaptive") for share in attack["fractions"]),
+    ]
+    rows = []
+    for name, arm in result["arms"].items():
+        cells = [percent(arm["mean"]["accuracy"])]
+        for who in ("static", "adaptive"):
+            every = [r["attack"][who]["accuracy"] for r in arm["seeds"].values()]
+            cells += [f"{100 * sum(e[k] for e in every) / len(every):.2f}" for k in range(len(attack["fractions"]))]
+        rows.append([name, *cells])
+    title = f"accuracy in % with a share of the test rows attacked ({attack['kind']}), mean of {attack['draws']} draws"
+    note = (
+        "static: rows changed against the model without edits; adaptive: against each arm's own; "
+        "the same rows are attacked in every arm"
+    )
+    return TextTable(title, header, rows, [note])
+
+
+def _front(axis: str, front: Figures) -> TextTable:
+    rows = []
+    for name, point in front["points"].items():
+        moved = point.get("difference")
+        rows.append(
+            [
+                name,
+                "-" if moved is None else difference(moved["accuracy"]),
+                "-" if moved is None else difference(moved[axis]),
+                "no edit" if moved is None else point["verdict"],
+                _dominated(point),
+            ]
+        )
+    name = MEASURES[axis] if axis != "dp_gap_soft" else "demographic-parity gap, soft"
+    header = ["arm", "accuracy over no edit", f"{name} over no edit", "verdict", "non-dominated"]
+    note = (
+        f"paired over {front['seeds']} seeds, in %; non-dominated on means, and its share of bootstrap draws over seeds"
+    )
+    return TextTable(f"accuracy against {name}", header, rows, [note])
+
+
+def _dominated(point: Figures) -> str:
+    if point["non_dominated"] is None:
+        return "a control"
+    return f"{'yes' if point['non_dominated'] else 'no'} ({point['non_dominated_share']:.0%})"
+
+
+def _edited(edits: dict[str, Any]) -> str:
+    parts = [f"{edits[k]:,} {k}" for k in ("trimmed", "relabelled", "reweighted") if edits.get(k)]
+    return ", ".join(parts) or "-"
+
+
+def _wrong(edits: dict[str, Any]) -> str:
+    for key in ("wrong_share_of_trimmed", "wrong_share_of_relabelled"):
+        if key in edits:
+            return f"{edits[key]:.1%}"
+    return "-"
+
+
+def _gain(metrics: dict[str, Any], name: str, arm: dict[str, Any]) -> str:
+    """A curated arm's difference from no edit; in a control's line, its arm's difference from it."""
+    other = "no edit" if arm["controls"] is None else name
+    compared = metrics["comparison"].get(arm["controls"] or name, {}).get(other)
+    if compared is None:
+        return "-"
+    return difference(compared["accuracy"])
