@@ -177,7 +177,7 @@ def spearman(a: Path, b: Path | None) -> str:
 
 
 def table_of(bench: Bench, params: str) -> tuple[list[str], int]:
-    """Lines of Markdown, and how many methods failed: not those that took too long, or that refuse so many parameters."""
+    """Lines of Markdown, and how many methods failed (one that takes too long or refuses has not)."""
     from influence_cli.methods import METHODS
 
     names = ["ip", *(name for name in bench.asked.methods or METHODS if name != "ip")]
