@@ -161,7 +161,8 @@ def test_members_are_added_until_the_criterion_is_met(share: float, stability: f
     assert np.array_equal(column(table), column(fixed))
     assert np.array_equal(column(table, "score_std"), column(fixed, "score_std"))
     assert isinstance(job.listener, Heard)
-    assert any(f"{expected} members, decided on {N} rows" in note for note in job.listener.notes)
+    (note,) = [note for note in job.listener.notes if f"{expected} members, decided on {N} rows" in note]
+    assert "of these rows now" not in note
     assert not any("maximum" in text for text in job.listener.warnings)
 
 
@@ -206,6 +207,8 @@ def test_appended_rows_are_the_only_rows_computed(bench: Bench) -> None:
     assert describe_plan(job, missing_work(job))["rows_to_compute"] == 2 * members  # type: ignore[operator]
     assert fill(job) == 2 * members  # type: ignore[operator]
     assert bench.decisions() == before
+    assert isinstance(job.listener, Heard)
+    assert any("decided on 40 rows" in note and "of these rows now" in note for note in job.listener.notes)
     assert same_scores(score(job), score(bench.job(grown, None, spec=spec(members=members))))
 
 
@@ -320,7 +323,15 @@ def test_a_decision_of_another_run_made_meanwhile_stands(bench: Bench) -> None:
     job = bench.job()
     meta = job.store.decision(Path(name).stem)
     assert meta is None
-    theirs = {"method": "ip-ensemble", "members": 11, "stable": True, "rows": 7, "share": 0.25, "stability": 0.5}
+    theirs = {
+        "method": "ip-ensemble",
+        "members": 11,
+        "stable": True,
+        "rows": 7,
+        "row_set": "",
+        "share": 0.25,
+        "stability": 0.5,
+    }
     theirs |= {"least": 3, "most": 20, "expected": 0.9, "lower": 0.8}
     job.store.keep_decision(Path(name).stem, theirs, {"members": np.array([11])})
     assert decided(score(job))["members"] == 11

@@ -20,6 +20,7 @@ from influence_cli.maths.stability import CONFIDENCE, Stability, lowest_rows_sta
 from influence_cli.methods.protocol import Growth, Linear
 from influence_cli.settings import Options
 from influence_cli.store import fingerprint
+from influence_cli.store.keys import digest_of_sorted
 from influence_cli.store.shards import key_order, unique
 
 if TYPE_CHECKING:
@@ -99,12 +100,17 @@ def _stability(job: Job, name: str, ensemble: Ensemble) -> Stability:
     return min(found, key=lambda s: (s.lower, s.expected))
 
 
+def _distinct(job: Job) -> Rows:
+    """The distinct training rows, in the order of their keys."""
+    rows = job.train.take(unique(job.train.row_keys))
+    return rows.take(key_order(rows.row_keys))
+
+
 def _scores(job: Job, name: str, ensemble: Ensemble, member: Member, objective: str) -> NDArray[np.float64]:
     """One member's scores of the distinct rows, in the order of their keys."""
     known = ensemble.scores
     if (member.name, objective) not in known:
-        rows = job.train.take(unique(job.train.row_keys))
-        rows = rows.take(key_order(rows.row_keys))
+        rows = _distinct(job)
         logits = job.outputs(member).read(rows.payload_keys)["logits"]
         tangents = job.tangents(job.along(name, member, objective)).read(rows.payload_keys)["tangent"]
         with np.errstate(invalid="ignore", over="ignore"):
@@ -119,7 +125,8 @@ def _decide(job: Job, name: str, ensemble: Ensemble) -> Facts:
         "method": name,
         "members": count,
         "stable": found.lower >= ensemble.growth.stability,
-        "rows": len(unique(job.train.row_keys)),
+        "rows": len(_distinct(job)),
+        "row_set": digest_of_sorted(_distinct(job).row_keys),
         **asdict(ensemble.growth),
         **asdict(found),
     }
@@ -140,12 +147,19 @@ def added_member(job: Job, member: Member) -> str | None:
 
 
 def note_members(job: Job) -> None:
-    """Say how many members every ensemble has decided on, and warn where the most were too few."""
+    """Say how many members every ensemble has decided on, and warn where the most were too few.
+
+    Where the rows are no longer those of the decision, how stable they are now is said too; the number stays.
+    """
     for name, ensemble in job.ensembles.items():
         decided = ensemble.decided
         if decided is None:
             continue
-        job.listener.note(f"{name}: {_sentence(decided)}")
+        now = ""
+        if decided["row_set"] != digest_of_sorted(_distinct(job).row_keys):
+            found = _stability(job, name, ensemble)
+            now = f"; of these rows now {found.expected:.3f}, at least {found.lower:.3f}"
+        job.listener.note(f"{name}: {_sentence(decided)}{now}")
         if not decided["stable"]:
             needed = members_needed(decided["members"], decided["lower"], decided["stability"])
             job.listener.warn(

@@ -177,7 +177,7 @@ def spearman(a: Path, b: Path | None) -> str:
 
 
 def table_of(bench: Bench, params: str) -> tuple[list[str], int]:
-    """Lines of Markdown, and how many methods failed, other than by taking too long or refusing the size."""
+    """Lines of Markdown, and how many methods failed (one that takes too long or refuses has not)."""
     from influence_cli.methods import METHODS
 
     names = ["ip", *(name for name in bench.asked.methods or METHODS if name != "ip")]

@@ -35,13 +35,14 @@ import pyarrow.parquet as pq
 import timm
 import torch
 import torch.nn.functional as F
-from alternating import Ratio, Run, alternate, best, say
+from alternating import Ratio, Run, alternate, best, say, seconds
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import influence_cli
+from influence_cli.settings import PRECISIONS
 
 MEAN, STD, CLASSES, SIDE = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616), 10, 32
 HERE = Path(__file__).parent
@@ -87,6 +88,7 @@ class Bench:
         (folder / "model.json").write_text(json.dumps({"model": asked.model, "classes": CLASSES}))
         self.train, self.y = self._manifest("train", asked.rows)
         self.target, self.target_y = self._manifest("val", asked.targets)
+        self.score(min(64, asked.rows))  # warm
 
     def _manifest(self, name: str, count: int) -> tuple[pa.Table, NDArray[np.int64]]:
         table = pq.read_table(self.asked.data / f"{name}.parquet", columns=["id", "image", "label"]).slice(0, count)
@@ -148,7 +150,6 @@ def direction_like(point: Any, seed: int) -> dict[str, Tensor]:
 def whole_data_set(bench: Bench) -> Result:
     """`ip` from Parquet to scores / one epoch of a plain, tight training loop on the decoded rows."""
     x, y = bench.decoded(bench.train).to(bench.device), torch.from_numpy(bench.y.copy()).to(bench.device)
-    torch.backends.cudnn.allow_tf32 = False
 
     def epoch(batch: int, channels_last: bool, rows: int) -> None:
         form = torch.channels_last if channels_last else torch.contiguous_format
@@ -177,7 +178,9 @@ def whole_data_set(bench: Bench) -> Result:
     chosen = tried[best(list(range(len(tried))), trial)]
 
     def train() -> float:
+        torch.backends.cudnn.benchmark = True  # as a tight loop would
         epoch(*chosen, len(x))
+        torch.backends.cudnn.benchmark = False
         return took[-1]
 
     ratio = ratio_of(bench, lambda: ignore(bench.score(len(x))), train, warm=False)
@@ -210,15 +213,20 @@ def tangent_pass(bench: Bench) -> Result:
     from torch.fx.experimental.optimization import fuse
 
     x = batch_of(bench)
-    folded = fuse(copy.deepcopy(bench.model)).to(bench.device).eval()
+    folded, forms = (
+        fuse(copy.deepcopy(bench.model)).to(bench.device).eval(),
+        [torch.contiguous_format, torch.channels_last],
+    )
     point = point_of(bench, copy.deepcopy(bench.model))
     u = direction_like(point, 0)
     held: dict[str, Tensor] = {}
 
-    def infer() -> None:
+    def infer(form: int) -> None:
+        folded.to(memory_format=forms[form])
+        values = x.to(memory_format=forms[form])
         with torch.inference_mode():
             for _ in range(bench.asked.repeats):
-                held["forward"] = folded(x)
+                held["forward"] = folded(values)
         bench.wait()
 
     def tangents() -> None:
@@ -226,8 +234,14 @@ def tangent_pass(bench: Bench) -> Result:
             held["logits"], (held["tangent"],) = point.outputs(x, [u])
         bench.wait()
 
-    ratio = ratio_of(bench, tangents, infer)
-    return Result(ratio, correlation=correlation(held["logits"], held["forward"]), note=f"batch {len(x)}; r: logits")
+    for form in range(2):
+        infer(form)  # warm
+    faster = best([0, 1], lambda form: seconds(lambda: infer(form)))
+    ratio = ratio_of(bench, tangents, lambda: infer(faster))
+    r = correlation(held["logits"], held["forward"])
+    return Result(
+        ratio, correlation=r, note=f"batch {len(x)}; forward {('contiguous', 'channels last')[faster]}; r: logits"
+    )
 
 
 def half_precision(bench: Bench) -> Result:
@@ -238,6 +252,8 @@ def half_precision(bench: Bench) -> Result:
     model = timm.create_model(bench.asked.transformer, num_classes=CLASSES).eval()
     side = model.pretrained_cfg["input_size"][-1]
     x = batch_of(bench, side, bench.asked.transformer_batch)
+    if "bf16" not in PRECISIONS:
+        raise RuntimeError("there is no --precision bf16")
     points = {p: point_of(bench, copy.deepcopy(model), p) for p in ("fp32", "bf16")}
     held: dict[str, Tensor] = {}
 
@@ -269,21 +285,25 @@ def three_directions(bench: Bench) -> Result:
 
 def three_scalars(bench: Bench) -> Result:
     """One number a row along three directions / along one: the engine that needs no tangents of logits."""
-    try:
-        from influence_cli.model.layers import labelled_dots  # pyright: ignore
-    except ImportError as error:
-        raise RuntimeError(f"there is no engine for scalars ({error})") from error
+    from influence_cli.model.layers import Layers, loss_slope
+
     x, point = batch_of(bench), point_of(bench, copy.deepcopy(bench.model))
     y = torch.randint(0, CLASSES, (len(x),)).to(bench.device)
     us = [direction_like(point, k) for k in range(3)]
+    layers, held = Layers(point, x), dict[int, Tensor]()
+    slope = loss_slope(lambda logits: F.cross_entropy(logits, y, reduction="none"))
 
     def run(count: int) -> None:
         for _ in range(bench.asked.repeats):
-            labelled_dots(point, x, y, us[:count])
+            _, blocks = layers.of_rows(x, slope)
+            for k, u in enumerate(us[:count]):
+                held[k] = torch.stack([block.dots(u) for block in blocks]).sum(0)
         bench.wait()
 
     ratio = ratio_of(bench, lambda: run(3), lambda: run(1))
-    return Result(ratio, note=f"batch {len(x)}")
+    z, (t,) = point.outputs(x, us[2:])
+    forward = ((z.softmax(1) - F.one_hot(y, CLASSES)) * t).sum(1)
+    return Result(ratio, correlation=correlation(held[2], forward), note=f"batch {len(x)}; r: with forward mode")
 
 
 def ensemble(bench: Bench) -> Result:
@@ -335,18 +355,19 @@ def fully_cached(bench: Bench) -> Result:
     return Result(ratio, unit="s", note=f"{n:,} rows; torch was not imported")
 
 
-def against_peer(peer: str, rows: str) -> Callable[[Bench], list[Result]]:
+def against_peer(peer: str, rows: str, batches: str) -> Callable[[Bench], list[Result]]:
     """A library's seconds / ours on the same rows: of the whole of `score`, and of the engine on decoded rows alone."""
 
     def compare(bench: Bench) -> list[Result]:
-        n = getattr(bench.asked, rows)
+        n, tried = getattr(bench.asked, rows), getattr(bench.asked, batches)
         x, target = bench.decoded(bench.train.slice(0, n)), bench.decoded(bench.target)
         held: dict[str, Any] = {}
         with Peer(bench, peer, x, target) as other:
-            chosen = best(bench.asked.peer_batches, lambda b: other.run(b, min(n, 4 * b))[0] / min(n, 4 * b))
+            few = min(n, 2 * max(tried)), min(len(target), 2 * max(tried))
+            chosen = best(tried, lambda b: other.run(b, *few)[0])
 
             def theirs() -> float:
-                took, held["theirs"] = other.run(chosen, n)
+                took, held["theirs"] = other.run(chosen, n, len(target))
                 return took
 
             def whole() -> None:
@@ -409,12 +430,12 @@ class Peer:
             env=threads_only(bench),
         )  # fmt: skip
 
-    def run(self, batch: int, rows: int) -> tuple[float, NDArray[np.float64]]:
-        """Seconds and scores of the first ``rows``."""
+    def run(self, batch: int, rows: int, targets: int) -> tuple[float, NDArray[np.float64]]:
+        """Seconds and scores of the first ``rows``, over the first target rows."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
-            self.process.stdin.write(json.dumps({"batch": batch, "rows": rows}) + "\n")
+            self.process.stdin.write(json.dumps({"batch": batch, "rows": rows, "targets": targets}) + "\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         except BrokenPipeError:
@@ -464,8 +485,8 @@ ROWS: dict[str, tuple[str, str, float, Callable[[Bench], Result | list[Result]]]
     "ip": ("`ip`, Parquet to scores / a training epoch", "<=", 0.85, whole_data_set),
     "tangent": ("tangent pass / inference forward pass, both folded", "<=", 3.1, tangent_pass),
     "bf16": ("bf16 / fp32, transformer", "<=", 0.5, half_precision),
-    "kronfluence": ("kronfluence, aggregated query / ours", ">=", 3.5, against_peer("kronfluence", "peer_rows")),
-    "captum": ("captum TracInCP / ours", ">=", 60, against_peer("captum", "captum_rows")),
+    "kronfluence": ("kronfluence, aggregated query / ours", ">=", 3.5, against_peer("kronfluence", "peer_rows", "peer_batches")),
+    "captum": ("captum TracInCP / ours", ">=", 60, against_peer("captum", "captum_rows", "captum_batches")),
     "directions": ("three directions / one, with labels", "<=", 2.4, three_directions),
     "scalars": ("three directions / one, one number a row", "<=", 1.8, three_scalars),
     "ensemble": ("IP Ensemble, K = 5 / IP", "<=", 5.5, ensemble),
@@ -481,6 +502,7 @@ def main() -> int:
         print(f"skipped: no {asked.data} (the data set is not redistributable)", file=sys.stderr)
         return 0
     torch.set_num_threads(asked.threads)
+    torch.backends.cudnn.allow_tf32 = False
     with tempfile.TemporaryDirectory(prefix="engines-") as folder:
         bench = Bench(asked, Path(folder))
         lines, failed = [], 0
@@ -549,6 +571,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peer-rows", type=int, default=2000)
     parser.add_argument("--captum-rows", type=int, default=512)
     parser.add_argument("--peer-batches", type=int, nargs="+", default=[32, 64, 128], help="tried; the best is used")
+    parser.add_argument("--captum-batches", type=int, nargs="+", default=[16, 32], help="whose memory grows with them")
     parser.add_argument("--ensemble-rows", type=int, default=2500)
     parser.add_argument("--params-rows", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=256, help="of the rows that time one pass alone")

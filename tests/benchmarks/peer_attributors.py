@@ -3,9 +3,10 @@
     python peer_attributors.py kronfluence|captum FOLDER --threads 2 --device cpu
 
 FOLDER holds ``rows.npz`` (x, y, target_x, target_y; decoded and normalised), ``weights.safetensors`` and
-``model.json``.  Every line of JSON on standard input, ``{"batch": 64, "rows": 512}``, is a run; its answer, a line on
-standard output, is its seconds and the file of its scores (the sum over target rows).  Everything is in memory and
-warm before a run is timed; what a library needs once (hooks, an identity factor) is not counted.
+``model.json``.  Every line of JSON on standard input, ``{"batch": 64, "rows": 512, "targets": 1000}``,
+is a run; its answer, a line on standard output, is its seconds and the file of its scores (the sum over target rows).
+Everything is in memory and warm before a run is timed; what a library needs once (hooks, an identity factor) is not
+counted.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-Scores = Callable[[int, int], Tensor]  # (batch, rows) -> scores [rows]
+Scores = Callable[[int, int, int], Tensor]  # (batch, rows, target rows) -> scores [rows]
 
 
 def kronfluence(model: nn.Module, rows: dict[str, Tensor], device: str) -> Scores:
@@ -50,12 +51,12 @@ def kronfluence(model: nn.Module, rows: dict[str, Tensor], device: str) -> Score
         "peer", prepare_model(model, task), task, cpu=device == "cpu", output_dir=folder, disable_tqdm=True,
         disable_model_save=True,
     )  # fmt: skip
-    target = TensorDataset(rows["target_x"], rows["target_y"])
     few = TensorDataset(rows["x"][:8], rows["y"][:8])
     analyzer.fit_all_factors("factors", few, per_device_batch_size=8, factor_args=FactorArguments(strategy="identity"))
     runs = iter(range(10**6))
 
-    def scores(batch: int, count: int) -> Tensor:
+    def scores(batch: int, count: int, targets: int) -> Tensor:
+        target = TensorDataset(rows["target_x"][:targets], rows["target_y"][:targets])
         name = f"scores-{next(runs)}"
         analyzer.compute_pairwise_scores(
             name, "factors", target, TensorDataset(rows["x"][:count], rows["y"][:count]),
@@ -81,13 +82,13 @@ def captum(model: nn.Module, rows: dict[str, Tensor], device: str) -> Scores:
     on_device = {name: value.to(device) for name, value in rows.items()}
     model.to(device)
 
-    def scores(batch: int, count: int) -> Tensor:
+    def scores(batch: int, count: int, targets: int) -> Tensor:
         tracin = TracInCP(
             model, TensorDataset(on_device["x"][:count], on_device["y"][:count]), [path], load,
             loss_fn=nn.CrossEntropyLoss(reduction="sum"), batch_size=batch, sample_wise_grads_per_batch=True,
         )  # fmt: skip
-        target = DataLoader(TensorDataset(on_device["target_x"], on_device["target_y"]), batch_size=batch)
-        return tracin.influence(target, aggregate=True)[0]
+        some = TensorDataset(on_device["target_x"][:targets], on_device["target_y"][:targets])
+        return tracin.influence(DataLoader(some, batch_size=batch), aggregate=True)[0]
 
     return scores
 
@@ -117,7 +118,7 @@ def main() -> None:
             wanted = json.loads(line)
             try:
                 started = time.perf_counter()
-                found = scores(wanted["batch"], wanted["rows"]).float().cpu()
+                found = scores(wanted["batch"], wanted["rows"], wanted["targets"]).float().cpu()
                 took = time.perf_counter() - started
             except Exception as error:
                 answer: dict[str, Any] = {"error": f"{type(error).__name__}: {error}"}
