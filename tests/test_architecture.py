@@ -29,6 +29,7 @@ LAYERS = (
     {
         "fit_set",
         "members",
+        *("objective_inputs", "objective_report", "measure", "attacked_target"),
         "job",
         "interim",
         "preconditioning",
@@ -185,7 +186,7 @@ def test_every_function_says_what_it_returns() -> None:
     assert silent == []
 
 
-FOLDERS = "directions|outputs|tangents|gradients|traces|factors|interims|trainings"
+FOLDERS = "attacks|decisions|directions|outputs|tangents|gradients|traces|factors|interims|trainings"
 LAYOUT = re.compile(rf"^({FOLDERS}|timings\.json|spec\.json)$|\.damaged-|\.tmp$")
 
 

@@ -19,7 +19,7 @@ def direction_noise(job: Job) -> dict[str, dict[str, Any]]:
 
     The reliability is the Spearman correlation, on up to 2,000 training rows, of the scores from two halves of the
     target rows, at the first member, by the first method that has directions (``score``'s own).  A tangent is linear
-    in its direction, and u = P q in q, so the second half's is (m t - m1 t1) / m2.
+    in its direction, and u = P q in q, so the second half's is (t - w t1) / (1 - w), w the first half's share.
     """
     member = job.half_member()
     if member is None:
@@ -37,6 +37,7 @@ def direction_noise(job: Job) -> dict[str, dict[str, Any]]:
             "snr": meta["snr"],
             "reliability": reliability,
             "direction": q,
+            **({"parts": meta["parts"]} if "parts" in meta else {}),
         }
     return noise
 
@@ -58,9 +59,9 @@ def _split_half(job: Job, member: Member, objective: str, meta: dict[str, Any]) 
     assert method is not None
     whole = job.tangents(job.along(method, member, objective)).read(keys)["tangent"].astype(np.float64)
     even = job.tangents(job.along(method, member, objective, half=True)).read(keys)["tangent"].astype(np.float64)
-    m, m_even = meta["m"], meta["m_half"]
+    share = meta.get("half_share", meta["m_half"] / meta["m"])
     with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite are left out below
-        odd = (m * whole - m_even * even) / (m - m_even)
+        odd = (whole - share * even) / (1.0 - share)
         a, b = (of_label(job.row_loss.label_scores(logits, t), labels) for t in (even, odd))
     usable = np.isfinite(a) & np.isfinite(b)
     return spearman(a[usable], b[usable])

@@ -7,6 +7,7 @@
   tangents/<u-fp>/<shard>       keys u8[n, 16] (payload), tangent [n, C]
   decisions/<fp>.safetensors    how many members an ensemble has, where its members decided, and what they said
   interims/<fp>.safetensors     the state of a long computation that was stopped; gone once its result is stored
+  attacks/<fp>/<shard>          keys u8[n, 16] (row), input [n, ...], payload_keys: attacked target rows
   trainings/<fp>.safetensors    each target and test row's loss and margin after training on a subset of the train rows
   models/<fp>.json              what an architecture's name meant (input size, mean, sd) under a timm version
   tasks/<fp>.json               outputs on a few rows by which a model of the user's own is known
@@ -49,6 +50,10 @@ class Store:
     def tangents(self, direction: str, spec: dict[str, Any] | None = None) -> ShardFolder:
         """Logit tangents along a direction, by payload key."""
         return ShardFolder(self.root / "tangents" / direction, spec or {}, self.listener)
+
+    def attacks(self, name: str, spec: dict[str, Any] | None = None) -> ShardFolder:
+        """Attacked target rows, by row key."""
+        return ShardFolder(self.root / "attacks" / name, spec or {}, self.listener)
 
     def file_keys(self) -> StoredFileKeys:
         """Payload keys of files known from earlier runs."""

@@ -485,7 +485,9 @@ ROWS: dict[str, tuple[str, str, float, Callable[[Bench], Result | list[Result]]]
     "ip": ("`ip`, Parquet to scores / a training epoch", "<=", 0.85, whole_data_set),
     "tangent": ("tangent pass / inference forward pass, both folded", "<=", 3.1, tangent_pass),
     "bf16": ("bf16 / fp32, transformer", "<=", 0.5, half_precision),
-    "kronfluence": ("kronfluence, aggregated query / ours", ">=", 3.5, against_peer("kronfluence", "peer_rows", "peer_batches")),
+    "kronfluence": (
+        "kronfluence, aggregated query / ours", ">=", 3.5, against_peer("kronfluence", "peer_rows", "peer_batches")
+    ),
     "captum": ("captum TracInCP / ours", ">=", 60, against_peer("captum", "captum_rows", "captum_batches")),
     "directions": ("three directions / one, with labels", "<=", 2.4, three_directions),
     "scalars": ("three directions / one, one number a row", "<=", 1.8, three_scalars),
