@@ -355,11 +355,11 @@ def fully_cached(bench: Bench) -> Result:
     return Result(ratio, unit="s", note=f"{n:,} rows; torch was not imported")
 
 
-def against_peer(peer: str, rows: str, batches: str) -> Callable[[Bench], list[Result]]:
+def against_peer(peer: str) -> Callable[[Bench], list[Result]]:
     """A library's seconds / ours on the same rows: of the whole of `score`, and of the engine on decoded rows alone."""
 
     def compare(bench: Bench) -> list[Result]:
-        n, tried = getattr(bench.asked, rows), getattr(bench.asked, batches)
+        n, tried = getattr(bench.asked, f"{peer}_rows"), getattr(bench.asked, f"{peer}_batches")
         x, target = bench.decoded(bench.train.slice(0, n)), bench.decoded(bench.target)
         held: dict[str, Any] = {}
         with Peer(bench, peer, x, target) as other:
@@ -485,10 +485,8 @@ ROWS: dict[str, tuple[str, str, float, Callable[[Bench], Result | list[Result]]]
     "ip": ("`ip`, Parquet to scores / a training epoch", "<=", 0.85, whole_data_set),
     "tangent": ("tangent pass / inference forward pass, both folded", "<=", 3.1, tangent_pass),
     "bf16": ("bf16 / fp32, transformer", "<=", 0.5, half_precision),
-    "kronfluence": (
-        "kronfluence, aggregated query / ours", ">=", 3.5, against_peer("kronfluence", "peer_rows", "peer_batches")
-    ),
-    "captum": ("captum TracInCP / ours", ">=", 60, against_peer("captum", "captum_rows", "captum_batches")),
+    "kronfluence": ("kronfluence, aggregated query / ours", ">=", 3.5, against_peer("kronfluence")),
+    "captum": ("captum TracInCP / ours", ">=", 60, against_peer("captum")),
     "directions": ("three directions / one, with labels", "<=", 2.4, three_directions),
     "scalars": ("three directions / one, one number a row", "<=", 1.8, three_scalars),
     "ensemble": ("IP Ensemble, K = 5 / IP", "<=", 5.5, ensemble),
@@ -570,9 +568,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--transformer-batch", type=int, default=32)
     parser.add_argument("--rows", type=int, default=25_000)
     parser.add_argument("--targets", type=int, default=1000)
-    parser.add_argument("--peer-rows", type=int, default=2000)
+    parser.add_argument("--kronfluence-rows", type=int, default=2000)
     parser.add_argument("--captum-rows", type=int, default=512)
-    parser.add_argument("--peer-batches", type=int, nargs="+", default=[32, 64, 128], help="tried; the best is used")
+    parser.add_argument(
+        "--kronfluence-batches", type=int, nargs="+", default=[32, 64, 128], help="tried; the best is used"
+    )
     parser.add_argument("--captum-batches", type=int, nargs="+", default=[16, 32], help="whose memory grows with them")
     parser.add_argument("--ensemble-rows", type=int, default=2500)
     parser.add_argument("--params-rows", type=int, default=5000)
