@@ -389,3 +389,13 @@ def test_methods_shows_paper_cost_and_every_option_with_its_unit(name: str, tmp_
     assert "fit rows" in said["cost"]
     assert "arXiv" in said["paper"]
     assert all(o["help"] for o in said["options"])
+    units = {o["name"]: o["unit"] for o in said["options"]}
+    assert units["damping"] == units["l2"] == "mean loss"
+    assert units["fit_sample"] == "rows"
+    text = call_cli("methods", name, "--format", "table", cwd=tmp_path).text
+    for option in said["options"]:
+        assert f"{name}.{option['name']}" in text
+    assert said["about"].splitlines()[0] in text
+    every = call_cli("methods", "--json", cwd=tmp_path).json["methods"]
+    assert {m["name"] for m in every} >= {"exact", *EVERY}
+    assert all(m["paper"] and m["cost"] and m["about"] for m in every)

@@ -1,8 +1,9 @@
 """arnoldi against captum's ArnoldiInfluenceFunction in float64.
 
 What differs in definition, and so is set alike here:
-- Its Hessian is the sum over rows where ours is the mean: its hessian_reg is n times our damping, its score 1/n of ours.
-- It drops the last valid vector of its basis, and one more where the iteration breaks down: it is asked for more of them.
+- Its Hessian is the sum over rows where ours is the mean: its hessian_reg is n times our damping, its score 1/n of
+  ours.
+- It drops the last valid vector of its basis, and one more where the iteration breaks down: it is asked for more.
 - Its breakdown is absolute, ours is relative to the product; its start is another random vector.  Ritz pairs that have
   converged depend on neither, so that the leading ones are compared.
 - It sums over the target rows of a batch; the mean is ours.

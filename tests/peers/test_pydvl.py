@@ -1,7 +1,7 @@
 """exact, cg and lissa against pyDVL on one full batch in float64: the same numbers, up to when each stops.
 
 What differs in definition, and so is set alike here:
-- pyDVL averages the loss over a batch, and its curvature over batches: on one full batch that is our mean over fit rows.
+- pyDVL averages the loss over a batch, and its curvature over batches: on one full batch that is our mean over rows.
 - Its regularization is our damping, in the same unit; l2 of the training objective is no part of its loss: ours is 0.
 - Its LiSSA damps by regularization + dampen x scale (ours: damping, or dampen alone); it stops by a tolerance on every
   entry and returns the last iterate, so that ours averages no tail.
