@@ -28,11 +28,15 @@ from torch.func import functional_call
 
 from influence_cli.data.tables import provenance
 from influence_cli.errors import ManifestError, ModelError, UsageError
+from influence_cli.events import SILENT
 from influence_cli.model.attacks import Attack, attack, attacked_input
+from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.grads import fill
-from influence_cli.stages.job import Job
+from influence_cli.stages.job import Job, open_job
 from influence_cli.stages.objective_report import parity_warnings, undecided
-from influence_cli.stages.reliability import direction_noise
+from influence_cli.stages.plan import describe_plan, missing_work
+from influence_cli.stages.reliability import describe_noise, direction_noise, is_noise
+from influence_cli.stages.replay import reopen
 from influence_cli.stages.score import score
 from influence_cli.store.maintenance import collect, list_entries, verify
 from tests.cases import call_cli
@@ -77,7 +81,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Problem:
 
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory: pytest.TempPathFactory) -> Problem:
-    return grouped_problem(tmp_path_factory.mktemp("resnet"), "resnet10t", (3, 32, 32), 2, 44, 2)
+    return grouped_problem(tmp_path_factory.mktemp("resnet"), "test_resnet", (3, 32, 32), 2, 44, 2)
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +336,33 @@ def test_parity_is_said(mlp: Problem) -> None:
     assert parity_warnings(noise) == []
 
 
+def test_a_gap_whose_sign_is_chance_is_no_ground_for_a_gate() -> None:
+    term = {"gap": 0.01, "gap_se": 0.02}
+    entry: dict[str, Any] = {"snr": 50.0, "reliability": 0.9, "parts": {"at_parity": False, "terms": [term]}}
+    assert is_noise(entry)
+    assert "D within its standard error" in describe_noise(entry)
+    assert not is_noise({**entry, "parts": {"at_parity": False, "terms": [term, {"gap": -0.3, "gap_se": 0.02}]}})
+    assert not is_noise({"snr": 50.0, "reliability": 0.9})
+
+
+def test_the_plan_counts_the_passes_over_the_target(mlp: Problem) -> None:
+    """A forward and a backward (twice that) for means of rows; a forward for group means, and as much a group gap."""
+    for objectives, passes in ((("utility",), 3), (("fairness",), 4), (("utility", "fairness", "eo-loss"), 10)):
+        job = mlp.job(objectives=objectives)
+        assert describe_plan(job, missing_work(job))["steps"][0]["target_passes"] == passes
+
+
+def test_a_score_table_is_replayed_with_its_groups(mlp: Problem, tmp_path: Path) -> None:
+    table = pq.read_table(mlp.manifest)
+    pq.write_table(table.append_column("sex", table.column("group")).drop_columns(["group"]), tmp_path / "m.parquet")
+    inputs = Inputs(str(tmp_path / "m.parquet"), checkpoint=str(mlp.checkpoint), group="sex")
+    runtime = Runtime(str(tmp_path / "store"), device="cpu")
+    job = open_job(inputs, GradSpec(objectives=("fairness",)), runtime)
+    again = reopen(provenance(score(job).schema), runtime, SILENT, source="the table")
+    member = job.members[0]
+    assert again.direction(member, "fairness") == job.direction(member, "fairness")
+
+
 # -- names ---------------------------------------------------------------------------------------------------------
 
 
@@ -369,6 +400,7 @@ def test_an_attack_is_made_once_and_shared_by_members_and_methods(mlp: Problem) 
     folders = list((job.store.root / "attacks").iterdir())
     assert [f.name for f in folders] == [job.attack("robustness")]
     assert sum(e.rows or 0 for e in list_entries(job.store.root) if e.kind == "attacks") == len(job.target)
+    assert [e.about for e in list_entries(job.store.root) if e.kind == "attacks"] == ["mlp:7, fgsm eps 0.1"]
     before = {p: p.stat().st_mtime_ns for p in folders[0].glob("*.safetensors")}
     again = mlp.job(
         store=job.store.root.name, methods=("ip",), params="last", objectives=("robustness",), options=options
