@@ -89,5 +89,6 @@ def _make(
                 model, spec, objective, move(decoded, kind.device), move(labels[torch.from_numpy(index)], kind.device),
                 keys, seed=job.spec.seed, loss=job.row_loss, names=[f"row id={rows.ids[p]}" for p in places],
             )  # fmt: skip
+            moved = moved.float() if moved.dtype == torch.bfloat16 else moved
             folder.write(keys, {"input": moved.cpu().numpy(), "payload_keys": rows.payload_keys[places]})
             progress.advance(len(index))

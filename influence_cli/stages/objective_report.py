@@ -71,13 +71,22 @@ def parts_lines(name: str, parts: dict[str, Any]) -> list[str]:
     return lines
 
 
+def undecided(entry: dict[str, Any]) -> bool:
+    """Whether an objective about groups is at parity, or every D is below its own standard error: its sign is chance.
+
+    The direction may be clear all the same: it says which rows move the gap, not whether it should grow or shrink.
+    """
+    parts = entry.get("parts") or {}
+    terms = parts.get("terms") or []
+    return bool(terms) and (parts["at_parity"] or all(abs(t["gap"]) < t["gap_se"] for t in terms))
+
+
 def parity_warnings(noise: dict[str, dict[str, Any]]) -> list[str]:
     """A line for every objective that is at parity already, or no further from it than sampling allows."""
     out: list[str] = []
     for name, entry in noise.items():
-        parts = entry.get("parts") or {}
-        if parts.get("at_parity"):
-            out.append(f"{name} is already at parity (|D| < tau = {parts['tau']:g}): its scores mean nothing")
-        elif parts.get("terms") and all(abs(t["gap"]) < t["gap_se"] for t in parts["terms"]):
-            out.append(f"{name}: D is below its standard error: the groups cannot be told apart on these target rows")
+        if undecided(entry) and entry["parts"]["at_parity"]:
+            out.append(f"{name} is already at parity (|D| < tau = {entry['parts']['tau']:g}): its scores mean nothing")
+        elif undecided(entry):
+            out.append(f"{name}: D is below its standard error: these target rows do not tell which group is ahead")
     return out

@@ -118,7 +118,7 @@ def describe_plan(job: Job, work: list[Work], estimated: Rates | None = None) ->
                 "member": position,
                 "dropout": None if w.member.dropout is None else w.member.dropout.rate,
                 "target_rows_to_pass": len(job.target) if w.directions else 0,
-                "target_passes": 3 if w.directions else 0,  # a forward, and a backward of twice that
+                "target_passes": _target_passes(job, w),
                 "rows": n,
                 "rows_stored": n - w.rows,
                 "rows_to_compute": w.rows,
@@ -148,6 +148,12 @@ def describe_plan(job: Job, work: list[Work], estimated: Rates | None = None) ->
         "seconds_are": "measured" if needed_rates(work) <= set(measured) else "estimated",
         "bytes": sum(s["bytes"] for s in steps) + sum(fit.bytes for fit in fits),
     }
+
+
+def _target_passes(job: Job, work: Work) -> int:
+    """Forward passes' worth: a forward and a backward of twice that for means of rows, a forward more for groups."""
+    of_groups = sum(name in job.groups for name in work.directions)
+    return (3 if len(work.directions) > of_groups else 0) + (1 + 3 * of_groups if of_groups else 0)
 
 
 def _seconds(job: Job, work: Work, rates: Rates) -> float | None:

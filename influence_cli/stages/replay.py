@@ -45,6 +45,7 @@ def reopen(
         target=target or origin["target"].get("locator"),
         checkpoint=checkpoint or then["locator"],
         label=label or origin["manifest"].get("label") or "label",
+        group=origin["manifest"].get("group") or "group",
         allow_overlap=True,  # it was accepted when the table was made
         fit_rows=(origin.get("fit_rows") or {}).get("locator"),
         **_fields_of(Inputs, flags),
