@@ -74,6 +74,7 @@ class RunOptions(TypedDict, total=False):
     precision: str
     seed: int
     label: str
+    group: str
     input_size: int | None
     num_classes: int | None
     mean: tuple[float, ...] | None

@@ -55,6 +55,7 @@ class Inputs:
         if self.crop is not None and not 0 < self.crop <= 1:
             raise UsageError(f"--crop {self.crop} is not in (0, 1]", fix="give timm's crop_pct, such as 0.875")
 
+    group: str = "group"  # column with the groups that fairness is about
     fit_rows: str | None = None  # manifest whose train rows curvature is fitted on; None: the run's own
 
 

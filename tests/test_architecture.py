@@ -28,6 +28,7 @@ LAYERS = (
     {"exports"},
     {
         "fit_set",
+        *("objective_inputs", "objective_report", "measure", "attacked_target"),
         "job",
         "preconditioning",
         "plan",
@@ -183,7 +184,7 @@ def test_every_function_says_what_it_returns() -> None:
     assert silent == []
 
 
-FOLDERS = "directions|outputs|tangents|gradients|traces|factors|trainings"
+FOLDERS = "attacks|directions|outputs|tangents|gradients|traces|factors|trainings"
 LAYOUT = re.compile(rf"^({FOLDERS}|timings\.json|spec\.json)$|\.damaged-|\.tmp$")
 
 

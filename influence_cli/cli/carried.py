@@ -26,6 +26,7 @@ def carried_settings(source: str) -> dict[str, Any] | None:
     return {
         "manifest": origin["manifest"].get("locator"),
         "label": origin["manifest"].get("label"),
+        "group": origin["manifest"].get("group"),
         "target": origin["target"].get("locator"),
         "checkpoint": (origin.get("checkpoint") or {}).get("locator"),
         "fit_rows": (origin.get("fit_rows") or {}).get("locator"),

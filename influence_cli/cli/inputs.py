@@ -38,6 +38,7 @@ def inputs_of(settings: Settings, manifest: str) -> Inputs:
         crop=settings["crop"],
         skip_bad=settings["skip_bad"],
         fit_rows=settings.values.get("fit_rows"),
+        group=settings.values.get("group") or "group",
     )
 
 

@@ -160,6 +160,7 @@ def skipped(left_out: dict[str, list[BadRow]]) -> None:
 
 def noise_summary(origin: dict[str, Any]) -> None:
     """Phi and the noise of every direction, with a warning where it is mostly noise."""
+    from influence_cli.stages.objective_report import parity_warnings, parts_lines
     from influence_cli.stages.reliability import describe_noise, noise_warnings
 
     out = terminal()
@@ -167,7 +168,9 @@ def noise_summary(origin: dict[str, Any]) -> None:
     for name, entry in noise.items():
         about = f"Phi {entry['phi']:.4g} on {entry['target_rows']:,} target rows"
         out.note(f"objective {name}: {about}; {describe_noise(entry)}")
-    for line in noise_warnings(noise):
+        for line in parts_lines(name, entry["parts"]) if "parts" in entry else ():
+            out.note(line)
+    for line in [*parity_warnings(noise), *noise_warnings(noise)]:
         out.warn(line)
 
 

@@ -7,6 +7,7 @@ the batch size; sums over buckets give the signal-to-noise ratio, and sums over 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from influence_cli.model.spec import ModelSpec
 
 BUCKETS = 16
 Direction = dict[str, NDArray[Any]]
+Attacked = Callable[[NDArray[np.int64]], Tensor]  # manifest rows to their inputs
 
 
 class RowObjective(Protocol):
@@ -55,6 +57,7 @@ class _Sums:
     norms: NDArray[np.float64]  # [BUCKETS], |sum of the bucket's gradients|^2
     value: float = 0.0
     hits: int = 0
+    clean_hits: int = 0  # of the rows as they are, where the objective is measured on attacked ones
 
     def close_bucket(self, b: int) -> None:
         self.norms[b] = sum(float((g * g).sum()) for g in self.bucket)
@@ -79,8 +82,11 @@ def measure_directions(
     batch_size: int,
     workers: int,
     progress: Progress,
+    attacked: dict[str, Attacked] | None = None,
 ) -> dict[str, Measured]:
     """One pass over the target rows, whose ``payloads`` are held by row, for all objectives at one member.
+
+    ``attacked`` gives, for objectives that are measured on other inputs than what the rows decode to, those inputs.
 
     Raises:
         ManifestError: the objective of a row is not finite.
@@ -94,7 +100,8 @@ def measure_directions(
     chunks = (chunk for rows in by_bucket for chunk in chunked(rows, batch_size))
     labels = torch.from_numpy(target.manifest.labels)
     selected = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
-    open_bucket: int | None = None
+    plain = {name: o for name, o in objectives.items() if name not in (attacked or {})}
+    loss, open_bucket = loss_of(spec.task), None
     for index, decoded in batches(target.manifest, chunks, spec, workers):
         b = bucket[int(index[0])]
         if open_bucket is not None and b != open_bucket:
@@ -103,15 +110,29 @@ def measure_directions(
         open_bucket = b
         x = to_input(move(decoded, point.device), spec, point.dtype)
         y = move(labels[torch.from_numpy(index)], point.device)
-        bad = _add_gradients(point, selected, x, y, objectives, sums, loss_of(spec.task))
+        bad = _add_gradients(point, selected, x, y, plain, sums, loss)
+        for name, inputs in (attacked or {}).items():
+            moved = inputs(index).to(point.device, point.dtype)
+            also = _add_gradients(point, selected, moved, y, {name: objectives[name]}, sums, loss)
+            bad = also if bad is None else bad
+            sums[name].clean_hits += _hits(point, x, y)
         if bad is not None:
-            raise _not_finite(target, int(index[bad]))
+            raise not_finite(target, int(index[bad]))
         progress.advance(len(index))
     if open_bucket is not None:
         for s in sums.values():
             s.close_bucket(open_bucket)
     sizes = np.array([len(rows) for rows in by_bucket])
-    return {name: _measured(point, s, sizes) for name, s in sums.items()}
+    measured = {name: _measured(point, s, sizes) for name, s in sums.items()}
+    for name in attacked or {}:
+        meta = measured[name].meta
+        meta["attacked_accuracy"], meta["accuracy"] = meta["accuracy"], sums[name].clean_hits / meta["m"]
+    return measured
+
+
+def _hits(point: Point, x: Tensor, y: Tensor) -> int:
+    """How many rows are predicted right."""
+    return int((point.outputs(x, [])[0].argmax(1) == y).sum())
 
 
 def _add_gradients(
@@ -124,6 +145,8 @@ def _add_gradients(
     loss: RowLoss,
 ) -> int | None:
     """Add one batch's summed gradient of every objective to its open bucket; the first row that is not finite."""
+    if not objectives:
+        return None
     with torch.enable_grad(), differentiable_kernels(point.recurrent):
         logits = point.logits(x, selected)
         for position, (name, objective) in enumerate(objectives.items()):
@@ -140,7 +163,8 @@ def _add_gradients(
     return None
 
 
-def _not_finite(target: Rows, row: int) -> ManifestError:
+def not_finite(target: Rows, row: int) -> ManifestError:
+    """What is wrong where a target row's objective is not finite."""
     manifest = target.manifest
     return ManifestError(
         "the objective of a target row is not finite",

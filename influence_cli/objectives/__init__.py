@@ -1,4 +1,4 @@
-"""What Phi can be: a mean over target rows, lower is better.  One lazy table, one file each."""
+"""What Phi can be: a mean over target rows, or a gap between means of groups; lower is better.  One lazy table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from typing import Any
 from influence_cli.errors import UsageError, nearest
 from influence_cli.settings import GradSpec, build_options
 
-OBJECTIVES: dict[str, str] = {"utility": "influence_cli.objectives.utility:Utility"}
+OBJECTIVES: dict[str, str] = {
+    "utility": "influence_cli.objectives.utility:Utility",
+    "fairness": "influence_cli.objectives.group_gaps:Fairness",
+    "equal-opportunity": "influence_cli.objectives.group_gaps:EqualOpportunity",
+    "equalised-odds": "influence_cli.objectives.group_gaps:EqualisedOdds",
+    "eo-loss": "influence_cli.objectives.group_gaps:LossGap",
+    "robustness": "influence_cli.objectives.robustness:Robustness",
+}
 
 
 def make_objectives(spec: GradSpec) -> dict[str, Any]:

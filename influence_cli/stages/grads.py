@@ -7,7 +7,6 @@ run that is killed has lost only the rows in hand.
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,8 @@ import pyarrow as pa
 from influence_cli.data.tables import with_provenance
 from influence_cli.stages.first_look import FirstLook, run_target
 from influence_cli.stages.job import Job, require_model
-from influence_cli.stages.plan import Work, missing_work, timing_key
+from influence_cli.stages.measure import measure
+from influence_cli.stages.plan import Work, missing_work
 from influence_cli.stages.preconditioning import missing_directions, note_curvature, precondition
 from influence_cli.stages.provenance import base_table, nullable, provenance_of
 from influence_cli.stages.reliability import direction_noise
@@ -26,7 +26,6 @@ from influence_cli.store.shards import as_arrow
 
 if TYPE_CHECKING:
     from influence_cli.data.manifest import Payload
-    from influence_cli.model.forward import Point
 
 
 def fill(job: Job, look: FirstLook | None = None) -> int:
@@ -50,7 +49,7 @@ def fill(job: Job, look: FirstLook | None = None) -> int:
         point = Point(model, job.spec.params, w.member.dropout, job.spec.precision, device)
         what = f"member {position + 1} of {len(work)}" if len(work) > 1 else "model"
         if w.directions:
-            _measure(job, w, point, payloads, what)
+            measure(job, w, point, payloads, what)
         if position == 0 and not job.linear_members():
             run_target(job, point)
         if w.preconditioned:
@@ -82,25 +81,6 @@ def _with_readable_directions(job: Job, work: Work) -> Work:
 def _target_payloads(job: Job) -> dict[int, Payload]:
     """Encoded payloads of the target rows, read once for all members."""
     return dict(job.target.manifest.payloads(job.target.index))
-
-
-def _measure(job: Job, work: Work, point: Point, payloads: dict[int, Payload], what: str) -> None:
-    from influence_cli.model.direction import measure_directions
-
-    assert job.model is not None
-    wanted = {name: job.objectives[name] for name in work.directions}
-    started = time.perf_counter()
-    with job.listener.progress(f"direction, {what}", len(job.target), "target rows") as progress:
-        measured = measure_directions(
-            point, job.model, job.target, payloads, wanted, batch_size(job), job.runtime.workers, progress
-        )
-    took = time.perf_counter() - started
-    job.store.write_timing(timing_key(job, True, target=True), took / len(job.target))
-    for objective, m in measured.items():
-        about = {**m.meta, "objective": objective, "halves": m.half is not None}
-        if m.half is not None and work.halves:
-            job.store.write_direction(job.direction(work.member, objective, half=True), m.half, about)
-        job.store.write_direction(job.direction(work.member, objective), m.q, about)
 
 
 def grads_table(job: Job) -> pa.Table:

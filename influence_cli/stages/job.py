@@ -28,6 +28,7 @@ from influence_cli.model.spec import ModelSpec, resolve_model
 from influence_cli.objectives import make_objectives
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.fit_set import FitSet, open_fit_set, with_trained_l2
+from influence_cli.stages.objective_inputs import Groups, attack_name, described, target_groups
 from influence_cli.stages.usable_rows import usable, usable_now, usable_target
 from influence_cli.store import Keys, Store, fingerprint
 from influence_cli.store.shards import ShardFolder, key_order, unique
@@ -64,6 +65,7 @@ class Job:
     method_members: dict[str, list[Member]] = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)  # accuracies already said to be at chance
     fit: FitSet | None = None  # where a method fits curvature
+    groups: dict[str, Groups] = field(default_factory=dict)  # of the target rows, by objective that is about groups
     _folders: dict[str, ShardFolder] = field(default_factory=dict)
 
     @property
@@ -104,13 +106,31 @@ class Job:
             if len(self.train) == 0:
                 raise ManifestError("no train row can be used", where=self.manifest.source, fix="see what was skipped")
 
+    def attack(self, objective: str) -> str | None:
+        """Name of the attacked target rows that an objective is measured on; None where they are as they are."""
+        weights = "" if self.checkpoint is None else self.checkpoint.digest
+        return attack_name(self.objectives[objective], self.spec, self.model, weights, self.loss_name)
+
+    def attacks(self, objective: str) -> ShardFolder:
+        """The shards of an objective's attacked target rows."""
+        name = self.attack(objective)
+        assert name is not None
+        if name not in self._folders:
+            assert self.model is not None
+            how = self.objectives[objective].describe(self.model, self.spec.seed)
+            about = {"model": self.model.as_dict(), "precision": self.spec.precision, "attack": how}
+            self._folders[name] = self.store.attacks(name, about)
+        return self._folders[name]
+
     def direction(self, member: Member, objective: str, half: bool = False) -> str:
         """Name of q at a member; with ``half`` the mean over the even buckets of target rows alone."""
         return fingerprint(
             "direction",
             1,
             member=member.name,
-            objective={"name": objective, **asdict(self.objectives[objective])},
+            objective=described(
+                objective, self.objectives[objective], self.groups.get(objective), self.attack(objective)
+            ),
             target=self.target.fingerprint(),
             params=self.spec.params,
             loss=self.loss_name,
@@ -207,7 +227,7 @@ def open_job(
     manifest = open_manifest(inputs.manifest, inputs.label, inputs.skip_bad, store.file_keys())
     if len(manifest.rows("train")) == 0:
         raise ManifestError("no train rows", where=manifest.source, fix="set column split to train for some rows")
-    model = checkpoint = fit = None
+    model, checkpoint, fit, groups = None, None, None, dict[str, Groups]()
     if any(m.needs != "nothing" for m in methods.values()):
         model, checkpoint = resolve_model(inputs, manifest, store, spec.precision)
         manifest = usable(manifest.rows("train"), model, inputs, store)
@@ -216,6 +236,7 @@ def open_job(
     if any(m.needs == "tangents" for m in methods.values()):
         assert model is not None
         target, overlap = target_rows(inputs, manifest, listener, model, store)
+        groups = target_groups(objectives, target, inputs, model, listener)
     for name, method in methods.items():
         if isinstance(method, Preconditioned) and model is not None and checkpoint is not None:
             if fit is None:
@@ -225,7 +246,7 @@ def open_job(
             methods[name] = with_trained_l2(method, name, checkpoint.locator, listener)
     job = Job(
         inputs, spec, runtime, manifest, manifest.rows("train"), target, len(overlap), model, checkpoint, store,
-        methods, objectives, listener, fit=fit,
+        methods, objectives, listener, fit=fit, groups=groups,
     )  # fmt: skip
     for name, method in methods.items():
         points = method.points(spec.seed, spec.params) if isinstance(method, Linear) else [None]
@@ -270,19 +291,30 @@ def target_rows(
         raise ManifestError("no target rows", where=where, fix="set split to val for some rows, or pass --target PATH")
     if model is not None and store is not None:
         target = usable_target(target, model, inputs, store)
-    kept, overlap = without_overlap(target, train)
+    kept, overlap = _apart(target, train, "training", inputs, where, listener)
+    kept, _ = _apart(kept, manifest.rows("test"), "test", inputs, where, listener)  # tests would know the answer
+    return kept, overlap
+
+
+def _apart(target: Rows, others: Rows, kind: str, inputs: Inputs, where: str, listener: Listener) -> tuple[Rows, Rows]:
+    """Target rows that are none of ``others``, and those that are: more than 1 % must be accepted by a flag.
+
+    Raises:
+        ManifestError: too many are, or all.
+    """
+    kept, overlap = without_overlap(target, others)
     if len(overlap):
         names = ", ".join(overlap.ids[:5])
         share = len(overlap) / len(target)
         if share > MAX_OVERLAP and not inputs.allow_overlap:
             raise ManifestError(
-                f"{len(overlap)} of {len(target)} target rows are training rows (same payload): {names}",
+                f"{len(overlap)} of {len(target)} target rows are {kind} rows (same payload): {names}",
                 where=where,
                 fix="take them out of one of the two, or pass --allow-overlap to leave them out of the target",
             )
-        listener.warn(f"{len(overlap)} target rows are training rows and were left out of the target: {names}")
+        listener.warn(f"{len(overlap)} target rows are {kind} rows and were left out of the target: {names}")
     if len(kept) == 0:
-        raise ManifestError("every target row is a training row", where=where, fix="give target rows of their own")
+        raise ManifestError(f"every target row is a {kind} row", where=where, fix="give target rows of their own")
     return kept, overlap
 
 

@@ -42,6 +42,7 @@ def provenance_of(job: Job, stage: str) -> dict[str, Any]:
             "locator": locator_of(job.inputs.manifest),
             "fingerprint": job.manifest.fingerprint,
             "label": job.inputs.label,
+            **({"group": job.inputs.group} if job.groups else {}),
         },
         "target": {
             "locator": locator_of(job.inputs.target),

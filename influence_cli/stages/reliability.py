@@ -9,6 +9,7 @@ import numpy as np
 from influence_cli.maths.labels import of_label
 from influence_cli.maths.noise import spearman
 from influence_cli.stages.job import Job, Member
+from influence_cli.stages.objective_report import undecided
 from influence_cli.store.shards import unique
 
 NOISE_SNR, NOISE_RELIABILITY = 3.0, 0.5  # below either, a direction is called noise
@@ -19,7 +20,7 @@ def direction_noise(job: Job) -> dict[str, dict[str, Any]]:
 
     The reliability is the Spearman correlation, on up to 2,000 training rows, of the scores from two halves of the
     target rows, at the first member, by the first method that has directions (``score``'s own).  A tangent is linear
-    in its direction, and u = P q in q, so the second half's is (m t - m1 t1) / m2.
+    in its direction, and u = P q in q, so the second half's is (t - w t1) / (1 - w), w the first half's share.
     """
     member = job.half_member()
     if member is None:
@@ -37,6 +38,7 @@ def direction_noise(job: Job) -> dict[str, dict[str, Any]]:
             "snr": meta["snr"],
             "reliability": reliability,
             "direction": q,
+            **({"parts": meta["parts"]} if "parts" in meta else {}),
         }
     return noise
 
@@ -58,9 +60,9 @@ def _split_half(job: Job, member: Member, objective: str, meta: dict[str, Any]) 
     assert method is not None
     whole = job.tangents(job.along(method, member, objective)).read(keys)["tangent"].astype(np.float64)
     even = job.tangents(job.along(method, member, objective, half=True)).read(keys)["tangent"].astype(np.float64)
-    m, m_even = meta["m"], meta["m_half"]
+    share = meta.get("half_share", meta["m_half"] / meta["m"])
     with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite are left out below
-        odd = (m * whole - m_even * even) / (m - m_even)
+        odd = (whole - share * even) / (1.0 - share)
         a, b = (of_label(job.row_loss.label_scores(logits, t), labels) for t in (even, odd))
     usable = np.isfinite(a) & np.isfinite(b)
     return spearman(a[usable], b[usable])
@@ -92,7 +94,12 @@ def warn_at_chance(job: Job, known: dict[str, tuple[float, int]]) -> None:
 
 
 def is_noise(entry: dict[str, Any]) -> bool:
-    """Whether a direction is below the stated bounds (signal-to-noise 3, split-half reliability 0.5)."""
+    """Whether a direction is below the stated bounds, or the sign of a gap between groups is chance."""
+    return _below_bounds(entry) or undecided(entry)
+
+
+def _below_bounds(entry: dict[str, Any]) -> bool:
+    """Whether signal-to-noise is below 3, or split-half reliability below 0.5."""
     snr, reliability = entry["snr"], entry["reliability"]
     return (snr is not None and snr < NOISE_SNR) or (reliability is not None and reliability < NOISE_RELIABILITY)
 
@@ -103,7 +110,7 @@ def noise_warnings(noise: dict[str, dict[str, Any]]) -> list[str]:
         f"the direction of {name} is mostly sampling noise ({describe_noise(entry)}; bounds {NOISE_SNR:g} and "
         f"{NOISE_RELIABILITY:g}): use more target rows, another objective, or --method loss"
         for name, entry in noise.items()
-        if is_noise(entry)
+        if _below_bounds(entry)
     ]
 
 
@@ -111,4 +118,5 @@ def describe_noise(entry: dict[str, Any]) -> str:
     """'signal-to-noise 12.3, split-half reliability 0.91'."""
     snr = "unknown" if entry["snr"] is None else f"{entry['snr']:.3g}"
     reliability = "unknown" if entry["reliability"] is None else f"{entry['reliability']:.2f}"
-    return f"signal-to-noise {snr}, split-half reliability {reliability}"
+    about = f"signal-to-noise {snr}, split-half reliability {reliability}"
+    return f"{about}, D within its standard error" if undecided(entry) else about

@@ -5,6 +5,7 @@
   factors/<fp>.safetensors      curvature fitted on a fit set: what it holds is its method's, and the fit set's keys
   outputs/<member-fp>/<shard>   keys u8[n, 16] (payload), logits [n, C]
   tangents/<u-fp>/<shard>       keys u8[n, 16] (payload), tangent [n, C]
+  attacks/<fp>/<shard>          keys u8[n, 16] (row), input [n, ...], payload_keys: attacked target rows
   trainings/<fp>.safetensors    each target and test row's loss and margin after training on a subset of the train rows
   models/<fp>.json              what an architecture's name meant (input size, mean, sd) under a timm version
   tasks/<fp>.json               outputs on a few rows by which a model of the user's own is known
@@ -47,6 +48,10 @@ class Store:
     def tangents(self, direction: str, spec: dict[str, Any] | None = None) -> ShardFolder:
         """Logit tangents along a direction, by payload key."""
         return ShardFolder(self.root / "tangents" / direction, spec or {}, self.listener)
+
+    def attacks(self, name: str, spec: dict[str, Any] | None = None) -> ShardFolder:
+        """Attacked target rows, by row key."""
+        return ShardFolder(self.root / "attacks" / name, spec or {}, self.listener)
 
     def file_keys(self) -> StoredFileKeys:
         """Payload keys of files known from earlier runs."""

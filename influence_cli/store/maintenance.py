@@ -17,7 +17,7 @@ from influence_cli.store.files import DamagedFile, read_metadata, read_tensors
 from influence_cli.store.keys import Keys
 from influence_cli.store.shards import ShardFolder, positions
 
-SHARDED = ("outputs", "tangents")
+SHARDED = ("outputs", "tangents", "attacks")
 SINGLE = ("directions", "factors", "trainings")  # one file a thing
 SPARE_SECONDS = 24 * 3600.0  # a younger temporary file may belong to a run in progress
 OURS = re.compile(r"\..+\.\d+\.[0-9a-f]+\.tmp")  # a temporary file of ours: .NAME.PROCESS.RANDOM.tmp
@@ -94,6 +94,9 @@ def _about(folder: Path) -> str:
         spec: dict[str, Any] = json.loads((folder / "spec.json").read_text())
     except (OSError, ValueError):
         return ""
+    if "attack" in spec:
+        how = ", ".join(f"{k} {v:g}" for k, v in spec["attack"].items() if isinstance(v, float))
+        return f"{spec['model']['name']}, {spec['attack']['attack']} {how}"
     if "model" in spec:
         dropout = (spec.get("member") or {}).get("dropout")
         rate = "" if dropout is None else f", dropout {dropout['rate']:.4f}"
@@ -193,7 +196,8 @@ def _collect_folder(path: Path, keep: Keys | None, listener: Listener) -> tuple[
     old = _shards(path)
     keys, values = folder.load_all()
     first = positions(keys, keys) == np.arange(len(keys))
-    wanted = first if keep is None else first & (positions(keys, keep) >= 0)
+    payloads = values.get("payload_keys", keys)  # attacked rows are named by row, and say whose payload they were
+    wanted = first if keep is None else first & (positions(payloads, keep) >= 0)
     dropped = int((first & ~wanted).sum())
     full = (len(keys) + MERGE_ROWS - 1) // MERGE_ROWS
     if wanted.all() and len(old) <= max(full, 1):

@@ -1,0 +1,152 @@
+"""What an objective needs beside the target rows: their groups, in cells that are large enough, or an attack's name.
+
+Nothing here imports torch: a run whose every row is stored never does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from influence_cli.data.manifest import Rows
+from influence_cli.errors import ManifestError, UsageError
+from influence_cli.events import Listener
+from influence_cli.model.spec import ModelSpec
+from influence_cli.objectives.group_gaps import GroupGap
+from influence_cli.objectives.robustness import Robustness
+from influence_cli.settings import GradSpec, Inputs
+from influence_cli.store import fingerprint
+
+CELL_LEAST, CELL_SMALL = 10, 30  # rows of a (group, label) cell: fewer is an error, fewer is a warning
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """The group of every target row: its place [m] among the names, in order of value."""
+
+    column: str
+    names: tuple[str, ...]
+    index: NDArray[np.int64]
+    digest: str  # of which row is of which group, in any order
+
+
+def target_groups(
+    objectives: dict[str, Any], target: Rows, inputs: Inputs, model: ModelSpec, listener: Listener
+) -> dict[str, Groups]:
+    """The groups that each objective is about, checked.
+
+    Raises:
+        ManifestError: the column is missing, of no fitting type or null, there is one group, or a cell is too small.
+        UsageError: a favourable class that is none, or a signed gap between other than two groups.
+    """
+    found: dict[str, Groups] = {}
+    for name, objective in objectives.items():
+        if isinstance(objective, GroupGap):
+            groups = read_groups(target, objective.column or inputs.group)
+            if objective.favourable is not None and not 0 <= objective.favourable < model.num_classes:
+                fix = f"name one of 0 to {model.num_classes - 1}"
+                raise UsageError(f"{name}.favourable={objective.favourable} is no class of the model", fix=fix)
+            if objective.signed and len(groups.names) != 2:
+                raise UsageError(
+                    f"{name} is signed, which is between two groups, and column {groups.column} has "
+                    f"{len(groups.names)}: {', '.join(groups.names[:10])}",
+                    where=target.manifest.source,
+                    fix="name a column with two groups"
+                    + ("" if name == "eo-loss" else f", or leave {name}.signed out"),
+                )
+            check_cells(name, objective, groups, target, model.num_classes, listener)
+            found[name] = groups
+    return found
+
+
+def read_groups(rows: Rows, column: str) -> Groups:
+    """The groups of rows, from a column of their manifest.
+
+    Raises:
+        ManifestError: it is missing, of no fitting type or null somewhere, or holds one group.
+    """
+    table, where = rows.manifest.table, f"{rows.manifest.source}, column {column}"
+    if column not in table.column_names:
+        fix = f"columns there are: {', '.join(table.column_names)}; pass --group COLUMN"
+        raise ManifestError(f"no column {column!r} with groups", where=rows.manifest.source, fix=fix)
+    stored = table.column(column)
+    kind = stored.type.value_type if pa.types.is_dictionary(stored.type) else stored.type
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if not (text or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+        raise ManifestError(f"groups are {kind}, not text, integers or true and false", where=where, fix="name groups")
+    values = stored.take(pa.array(rows.index)).to_pylist()
+    null = [k for k, v in enumerate(values) if v is None]
+    if null:
+        raise ManifestError(
+            f"{len(null)} of {len(values)} target rows have no group",
+            where=f"{rows.manifest.source}, row id={rows.ids[null[0]]}, column {column}",
+            fix="give them a group of their own, or take them out of the target",
+        )
+    order = sorted(set(values))
+    if len(order) < 2:
+        fix = "give target rows of at least two groups, or pass --group COLUMN"
+        raise ManifestError(f"every target row is of one group, {order[0]}", where=where, fix=fix)
+    place = {value: k for k, value in enumerate(order)}
+    entries = sorted([key.tobytes().hex(), str(v)] for key, v in zip(rows.row_keys, values, strict=True))
+    index = np.array([place[v] for v in values], dtype=np.int64)
+    return Groups(column, tuple(str(v) for v in order), index, fingerprint("groups", 1, rows=entries))
+
+
+def check_cells(name: str, objective: GroupGap, groups: Groups, target: Rows, classes: int, listener: Listener) -> None:
+    """Refuse cells of fewer than 10 rows, whose mean is no estimate, and warn below 30.
+
+    Raises:
+        ManifestError: a cell is too small; names it and its size.
+    """
+    where = f"{target.manifest.source}, column {groups.column}"
+    only = np.unique(target.labels)
+    if objective.by_label and len(only) == 1:
+        fix = "give target rows of several labels, or use the objective fairness, which looks at no label"
+        raise ManifestError(f"{name}: the label of every target row is {only[0]}", where=where, fix=fix)
+    small: dict[str, int] = {}
+    for labels in dict.fromkeys(term.labels for term in objective.terms(classes)):
+        chosen = np.isin(target.labels, labels)
+        for k, group in enumerate(groups.names):
+            rows = int((chosen & (groups.index == k)).sum())
+            if rows < CELL_SMALL:
+                small[f"group {group}" + ("" if len(labels) == classes else f", {_label(labels, classes)}")] = rows
+    for cell, rows in small.items():
+        if rows < CELL_LEAST:
+            raise ManifestError(
+                f"{name}: {rows} target rows in the cell ({cell}), and a mean needs at least {CELL_LEAST}",
+                where=where,
+                fix="give more target rows of it, merge groups, or name another column by --group COLUMN",
+            )
+    if small:
+        cells = "; ".join(f"({cell}) {rows}" for cell, rows in small.items())
+        listener.warn(f"{name}: cells of fewer than {CELL_SMALL} target rows are mostly noise: {cells}")
+
+
+def _label(labels: tuple[int, ...], classes: int) -> str:
+    if len(labels) == 1:
+        return f"label {labels[0]}"
+    return f"label not {next(c for c in range(classes) if c not in labels)}"
+
+
+def described(name: str, objective: Any, groups: Groups | None, attack: str | None) -> dict[str, Any]:
+    """What of an objective decides a direction: its options, the groups of the rows, the inputs that it is taken on."""
+    if attack is not None:
+        return {"name": name, "attack": attack}
+    options = asdict(objective)
+    if groups is not None:
+        options.pop("column")
+        options["groups"] = groups.digest
+    return {"name": name, **options}
+
+
+def attack_name(objective: Any, spec: GradSpec, model: ModelSpec | None, weights: str, loss: str) -> str | None:
+    """Under what name the attacked inputs of an objective are stored; None where it attacks none."""
+    if not isinstance(objective, Robustness) or model is None:
+        return None
+    how = objective.describe(model, spec.seed)
+    about = {"model": model.as_dict(), "precision": spec.precision, "loss": None if "kappa" in how else loss}
+    return fingerprint("attack", 1, weights=weights, how=how, **about)
