@@ -46,7 +46,7 @@ LAYERS = (
         "gate",
         "arms",
         *("combining", "constrained", "budgets", "score_table", "curated_manifest", "edit_report", "undo"),
-        *("scored_arms", "rounds", "training_run", "arm_quality", "arm_comparison", "pareto", "retrain"),
+        *("scored_arms", "rounds", "training_run", "attacked", "arm_quality", "arm_comparison", "pareto", "retrain"),
         "evaluate",
         "counterfactuals",
         *("canaries", "canary_detection", "columns", "comparison", "detection", "order", "replay"),

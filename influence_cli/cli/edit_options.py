@@ -59,4 +59,5 @@ EDIT_SETTINGS: tuple[Setting, ...] = (
         metavar="TABLE",
     ),
     _s("rounds", int, 1, "Trim in so many rounds, scoring by --method in between.", (RETRAIN,), least=1),
+    _s("attack", str, None, "Attack test rows: linear, pgd, fgsm, none [default: linear models].", (RETRAIN,)),
 )

@@ -43,6 +43,8 @@ def retrain(settings: Settings) -> int | None:
         canaries=_canaries(settings),
         device=settings["device"],
         edits=_edits(settings),
+        attack=settings["attack"],
+        options=settings.options,
     )
     recipe = Recipe(
         epochs=settings["epochs"],

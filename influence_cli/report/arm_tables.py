@@ -71,9 +71,7 @@ def _measures(result: Figures, measured: list[str]) -> TextTable:
     notes = []
     shares = result.get("test_classes")
     if shares:
-        notes.append(
-            f"a constant prediction of the majority class would be right on {max(shares):.2%} of the test rows"
-        )
+        notes.append(f"predicting the majority class alone would be right on {max(shares):.2%} of the test rows")
     notes += result.get("cautions", [])
     title = f"what the arms' users look at, on {result['test_rows']:,} test rows, in %, mean and 95 % interval"
     return TextTable(title, ["arm", *(MEASURES[m] for m in measured)], rows, notes)

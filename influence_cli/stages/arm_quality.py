@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
-from influence_cli.maths.group_gaps import group_gaps
+from influence_cli.maths.fairness import demographic_parity, equalised_odds
 from influence_cli.maths.labels import softmax
 from influence_cli.stages.score_table import groups_of
 
@@ -23,8 +23,12 @@ def beyond_accuracy(logits: NDArray[np.float64], test: Rows, labels: NDArray[np.
         found["positive_rate"] = float((predicted == 1).mean())
     groups = groups_of(test)
     if groups is not None and len(np.unique(groups[groups >= 0])) > 1:
-        found.update(group_gaps(softmax(logits), labels, groups))
-    return found
+        known = groups >= 0
+        p, y, g = softmax(logits[known]), labels[known], groups[known]
+        for suffix, hard in (("", True), ("_soft", False)):
+            found["dp_gap" + suffix] = demographic_parity(p, g, hard=hard)
+            found["eo_gap" + suffix] = equalised_odds(p, y, g, hard=hard)
+    return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
 def cautions_of(metrics: dict[str, Any]) -> list[str]:

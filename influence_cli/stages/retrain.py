@@ -20,6 +20,7 @@ from influence_cli.model.spec import ModelSpec, is_own, known_again, new_spec
 from influence_cli.stages.arm_comparison import METRICS, compare_arms, improved, summary_of
 from influence_cli.stages.arm_quality import cautions_of
 from influence_cli.stages.arms import Arm, base_arm, control_arms, curated_arm, without
+from influence_cli.stages.attacked import attack_of, measure_attacks
 from influence_cli.stages.canaries import plant_in_arms
 from influence_cli.stages.pareto import pareto
 from influence_cli.stages.rounds import iterated_arms
@@ -72,11 +73,15 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         "comparison": {},
         **({"left_out": unusable} if unusable else {}),
     }
+    results = {
+        arm.name: {str(k): run.train(arm, k, arm is arms[0]) for k in range(request.seed, request.seed + request.seeds)}
+        for arm in arms
+    }
+    how = attack_of(request.attack, request.options, spec)
+    if how is not None:
+        metrics["attack"] = measure_attacks(run, how, arms, results)
     for arm in arms:
-        results = {
-            str(request.seed + s): run.train(arm, request.seed + s, arm is arms[0]) for s in range(request.seeds)
-        }
-        metrics["arms"][arm.name] = summary_of(arm, base, results)
+        metrics["arms"][arm.name] = summary_of(arm, base, results[arm.name])
     compare_arms(metrics, arms)
     metrics["test_classes"] = (np.bincount(test.labels) / len(test)).tolist()
     cautions = cautions_of(metrics)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from influence_cli.events import Listener
 from influence_cli.model.checkpoints import RUN_FILE, WEIGHTS_FILE, find_checkpoint
 from influence_cli.model.losses import loss_of, quality
 from influence_cli.model.spec import ModelSpec
-from influence_cli.settings import Inputs
+from influence_cli.settings import Inputs, Options
 from influence_cli.stages.arm_quality import beyond_accuracy
 from influence_cli.stages.arms import Arm, arm_fingerprint
 from influence_cli.stages.canaries import CanaryRequest
@@ -52,6 +52,8 @@ class RetrainRequest:
     canaries: CanaryRequest | None = None
     device: str = "auto"
     edits: EditsRequest | None = None  # arms made from scores
+    attack: str | None = None  # how test rows are attacked: none, or by default linear models alone
+    options: Options = field(default_factory=dict)
 
 
 @dataclass
@@ -123,10 +125,14 @@ class TrainingRun:
         return result
 
     def trained(self, folder: Path) -> nn.Module:
-        """The model that a folder holds."""
-        from influence_cli.model.build import load_model
+        """The model that a folder holds, in the precision that it was trained in."""
+        import torch
 
-        return load_model(self.spec, find_checkpoint(str(folder))[0])
+        from influence_cli.model.build import load_model
+        from influence_cli.model.convex import LBFGS
+
+        dtype = torch.float64 if self.recipe.optimizer == LBFGS else None
+        return load_model(self.spec, find_checkpoint(str(folder))[0], dtype)
 
     def _model(self) -> nn.Module:
         from influence_cli.model.build import build_model, check_input, load_model
