@@ -34,7 +34,7 @@ from influence_cli.stages.usable_rows import usable, usable_now, usable_target
 from influence_cli.store import Keys, Store, fingerprint
 from influence_cli.store.shards import ShardFolder, key_order, unique
 
-HALF_SAMPLE = 2000  # training rows on which the scores of two halves of the target are compared
+HALF_SAMPLE = 500  # training rows on which the scores of two halves of the target are compared
 MAX_OVERLAP = 0.01  # share of target rows that may be training rows before the run is refused
 
 
@@ -209,7 +209,7 @@ class Job:
         return next((n for n in self.method_members if self.methods[n].needs == "tangents"), None)
 
     def half_sample(self) -> Keys:
-        """Up to 2,000 distinct training payloads, chosen by their keys: stable as rows come and go."""
+        """Up to 500 distinct training payloads, chosen by their keys: stable as rows come and go."""
         keys = self.payload_keys
         order = key_order(keys)
         return keys[order[:HALF_SAMPLE]]

@@ -18,7 +18,7 @@ NOISE_SNR, NOISE_RELIABILITY = 3.0, 0.5  # below either, a direction is called n
 def direction_noise(job: Job) -> dict[str, dict[str, Any]]:
     """Per objective: Phi, target rows, signal-to-noise of q, and the split-half reliability of the scores.
 
-    The reliability is the Spearman correlation, on up to 2,000 training rows, of the scores from two halves of the
+    The reliability is the Spearman correlation, on up to 500 training rows, of the scores from two halves of the
     target rows, at the first member, by the first method that has directions (``score``'s own).  A tangent is linear
     in its direction, and u = P q in q, so the second half's is (t - w t1) / (1 - w), w the first half's share.
     """
