@@ -177,7 +177,7 @@ def test_relabel_in_place_runs_no_model_and_changes_exactly_those_rows(
         raise AssertionError("a model was run")
 
     monkeypatch.setattr("influence_cli.stages.grads.row_pass", refuse)
-    monkeypatch.setattr("influence_cli.stages.grads._measure", refuse)
+    monkeypatch.setattr("influence_cli.stages.grads.measure", refuse)
     monkeypatch.setattr("influence_cli.model.build.load_model", refuse)
     computed, after = bench.warm(rows)
     assert computed == 0
