@@ -18,6 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from influence_cli.errors import ModelError
 from influence_cli.maths.masks import drop
+from influence_cli.model import dual_rules, folding  # noqa: F401  (they register their rules)
+from influence_cli.model.dual import held, tangents_of, value_of
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.parameters import select_parameters
 
@@ -63,6 +65,7 @@ class Point:
         self.model = model.to(device=device, dtype=self.dtype)
         self.recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
         self.selected = select_parameters(self.model, params)
+        self._prepared: tuple[list[dict[str, Tensor]], dict[str, Tensor]] | None = None
         if dropout is not None:
             self.selected = {
                 n: drop(n, p, dropout.seed, dropout.member, dropout.rate, dropout.rescale)
@@ -86,11 +89,29 @@ class Point:
     def outputs(self, x: Tensor, directions: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
         """Logits [n, C], and for each direction the logits' tangent [n, C]."""
         with torch.no_grad(), differentiable_kernels(self.recurrent):
-            if not directions:
-                return self.logits(x), []
-            z, tangents = None, []
-            for u in directions:
-                z, t = jvp(lambda p: self.logits(x, p), (self.selected,), (u,))[:2]
-                tangents.append(t)
-            assert z is not None
-            return z, tangents
+            return self._shared(x, directions)
+
+    def _shared(self, x: Tensor, directions: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
+        """By one pass on duals, which all directions share."""
+        z = self.logits(held(x), self._duals(directions))
+        value, tangents = value_of(z), list(tangents_of(z)) or [torch.zeros_like(value_of(z)) for _ in directions]
+        return value, tangents
+
+    def _one_by_one(self, x: Tensor, directions: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
+        """By torch's forward mode, a pass for each direction: for models that duals cannot follow."""
+        if not directions:
+            return self.logits(x), []
+        z, tangents = None, []
+        for u in directions:
+            z, t = jvp(lambda p: self.logits(x, p), (self.selected,), (u,))[:2]
+            tangents.append(t)
+        assert z is not None
+        return z, tangents
+
+    def _duals(self, directions: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Every parameter with its tangents, kept for the next batch along the same directions."""
+        if self._prepared is None or [id(u) for u in self._prepared[0]] != [id(u) for u in directions]:
+            every = dict(self.model.named_parameters()) | self.selected
+            duals = {n: held(p.detach(), tuple(u[n] for u in directions if n in u)) for n, p in every.items()}
+            self._prepared = directions, duals
+        return self._prepared[1]
