@@ -17,7 +17,6 @@ import torch
 import torch.autograd.forward_ad as forward
 from torch import Tensor
 from torch.overrides import enable_reentrant_dispatch
-from torch.utils._pytree import tree_map
 
 aten = torch.ops.aten
 Rule = Callable[..., Any]
@@ -40,7 +39,8 @@ class Dual(Tensor):
     own: bool  # nothing else holds these tangents, so they may be overwritten
     family: list[weakref.ref[Dual]]  # those that look at the same memory
     takers: list[weakref.ref[Dual]]  # those that will be computed from this one
-    folded: dict[Any, Any]
+    lasting: bool  # a parameter: the same object in the next batch
+    folded: dict[Any, Any]  # what was made of it for good
 
     @staticmethod
     def __new__(
@@ -55,6 +55,7 @@ class Dual(Tensor):
         made._value = None if later is not None else value
         made._tangents, made.own, made.later, made.folded = tangents, own, later, {}
         made.family, made.takers = [weakref.ref(made)], []
+        made.lasting = False
         return made
 
     def __init__(self, value: Tensor, tangents: tuple[Tensor, ...] = (), own: bool = False, later: Any = None) -> None:
@@ -107,6 +108,7 @@ def held(value: Tensor, tangents: tuple[Tensor, ...] = ()) -> Dual:
     """A parameter or an input: others hold it too, so nothing writes into it."""
     made = Dual(value, tangents)
     made.family.append(made.family[0])
+    made.lasting = True
     return made
 
 
@@ -144,8 +146,8 @@ def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = own(*args, **kwargs)
         if out is not NotImplemented:
             return out
-    duals = [a for a in _leaves(args, kwargs) if isinstance(a, Dual)]
-    values = tree_map(value_of, args), tree_map(value_of, kwargs)
+    duals = _duals_in((*args, *kwargs.values()))
+    values = _each(value_of, args), _named(value_of, kwargs)
     active = [d for d in duals if d.tangents]
     if not active:
         return _wrap(func, duals, func(*values[0], **values[1]), None)
@@ -158,18 +160,33 @@ def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _by_torch(func, args, kwargs, active)
 
 
-def _leaves(args: Any, kwargs: Any) -> list[Any]:
-    found: list[Any] = []
-    tree_map(found.append, (args, kwargs))
+def _each(change: Callable[[Any], Any], xs: Any) -> Any:
+    """``change`` of every argument, in lists and tuples too (torch's own tree_map takes as long as an operation)."""
+    if isinstance(xs, tuple | list):
+        return [_each(change, x) for x in xs] if isinstance(xs, list) else tuple(_each(change, x) for x in xs)
+    return change(xs)
+
+
+def _named(change: Callable[[Any], Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {n: _each(change, x) for n, x in kwargs.items()} if kwargs else kwargs
+
+
+def _duals_in(xs: Any) -> list[Dual]:
+    found: list[Dual] = []
+    for x in xs:
+        if isinstance(x, Dual):
+            found.append(x)
+        elif isinstance(x, tuple | list):
+            found.extend(_duals_in(x))
     return found
 
 
 def _wrap(func: Any, duals: list[Dual], out: Any, tangents: list[Any] | None) -> Any:
     """The outputs of an operation as duals; ``tangents`` holds one result a direction, of the same form."""
     if isinstance(out, list | tuple):
-        parts = [_wrap(func, duals, o, None if tangents is None else [t[k] for t in tangents])
-                 for k, o in enumerate(out)]  # fmt: skip
-        return type(out)(parts)
+        along = [None if tangents is None else [t[k] for t in tangents] for k in range(len(out))]
+        parts = [_wrap(func, duals, o, t) for o, t in zip(out, along, strict=True)]
+        return parts if isinstance(out, list) else tuple(parts)
     if not isinstance(out, Tensor) or not out.is_floating_point():
         return out
     along = () if tangents is None or tangents[0] is None else tuple(tangents)
@@ -187,12 +204,12 @@ def _linear(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], active: li
 
     def at(k: int) -> Any:
         pick = lambda a: a.tangents[k] if isinstance(a, Dual) else a  # noqa: E731
-        mapped, named = tree_map(pick, args), tree_map(pick, kwargs)
+        mapped, named = _each(pick, args), _named(pick, kwargs)
         if func in (aten.view.default, aten._unsafe_view.default):
             return mapped[0].reshape(mapped[1])  # a tangent's strides need not be those of its value
         return func(*mapped, **named)
 
-    out = func(*tree_map(value_of, args), **tree_map(value_of, kwargs))
+    out = func(*_each(value_of, args), **_named(value_of, kwargs))
     return _wrap(func, active, out, [at(k) for k in range(len(active[0].tangents))])
 
 
@@ -209,9 +226,9 @@ def _by_torch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], active: 
                         return a
                     return forward.make_dual(a.value, a.tangents[k]) if a.tangents else a.value
 
-                made = func(*tree_map(pick, args), **tree_map(pick, kwargs))
-                out = tree_map(lambda o: forward.unpack_dual(o).primal if isinstance(o, Tensor) else o, made)
-                tangents.append(tree_map(lambda o: forward.unpack_dual(o).tangent if isinstance(o, Tensor) else o, made))
+                made = func(*_each(pick, args), **_named(pick, kwargs))
+                out = _each(lambda o: forward.unpack_dual(o).primal if isinstance(o, Tensor) else o, made)
+                tangents.append(_each(lambda o: forward.unpack_dual(o).tangent if isinstance(o, Tensor) else o, made))
     return _wrap(func, active, out, tangents)
 
 

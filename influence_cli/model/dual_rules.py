@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from influence_cli.model.dual import Dual, rule, tangents_of, value_of
+from influence_cli.model.dual import Dual, held, rule, tangents_of, value_of
 
 aten = torch.ops.aten
 
@@ -77,23 +77,15 @@ def _product(a: Any, b: Any) -> Dual:
     return Dual(va @ vb, tangents, own=True)
 
 
-@rule(aten.addmm.default)
-def _affine(c: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
-    """(c + AB)' = c' + A'B + AB'."""
-    if beta != 1 or alpha != 1:
+@rule(aten.t.default)
+def _transposed(x: Dual) -> Any:
+    """The transpose of a parameter: what was folded into it stays known."""
+    if not x.lasting:
         return NotImplemented
-    va, vb, ta, tb, tc = value_of(a), value_of(b), tangents_of(a), tangents_of(b), tangents_of(c)
-    out = torch.addmm(value_of(c), va, vb)
-    tangents = []
-    for k in range(max(len(ta), len(tb), len(tc))):
-        t = None
-        if tb:
-            t = torch.addmm(tc[k], va, tb[k]) if tc else va @ tb[k]
-        if ta:
-            start = t if t is not None else tc[k] if tc else None
-            t = ta[k] @ vb if start is None else torch.addmm(start, ta[k], vb)
-        tangents.append(tc[k].expand(out.shape) if t is None else t)
-    return Dual(out, tuple(tangents))
+    value, tangents, folded = x.folded.setdefault("t", (x.value.t(), tuple(t.t() for t in x.tangents), {}))
+    made = held(value, tangents)  # torch wants a new object for a view
+    made.folded = folded
+    return made
 
 
 def _activation(

@@ -9,6 +9,7 @@ then.  So nothing needs to be known of the model's graph, and no number depends 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,9 @@ class Pending:
         for k in range(max(len(tx), len(along))):
             t = self._apply(tx[k], at[0], None) if tx else None
             weight, bias = along[k] if along else (None, None)
-            if weight is not None:
+            if weight is not None and t is not None and self.settings is None:
+                t = t.addmm_(x, weight) if bias is None else t.addmm_(x, weight).add_(bias)
+            elif weight is not None:
                 moved = self._apply(x, weight, bias)
                 t = moved if t is None else t.add_(moved)
             elif bias is not None:
@@ -123,7 +126,7 @@ def _pairs(a: list[Affine], b: list[Affine]) -> list[tuple[Affine, Affine]]:
 
 def _folded_once(pending: Pending, norm: Norm) -> tuple[Affine, list[Affine]]:
     """The folded weights, made on the first batch and kept with the weight."""
-    kept = pending.weight.folded if isinstance(pending.weight, Dual) else {}
+    kept = pending.weight.folded if isinstance(pending.weight, Dual) and pending.weight.lasting else {}
     parts = (pending.bias, *norm.parts())
     key = tuple(map(id, parts))
     if key not in kept:
@@ -148,6 +151,22 @@ def _convolution(x: Any, weight: Any, bias: Any, *settings: Any) -> Dual:
     layout = torch.channels_last if last else torch.contiguous_format
     form = torch.empty((x.shape[0], weight.shape[0], *sizes), dtype=x.dtype, device="meta", memory_format=layout)
     return waiting(Dual(form, later=pending), x)
+
+
+@rule(aten.addmm.default)
+def _linear(bias: Any, x: Any, weight: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    """A linear layer: noted likewise."""
+    if beta != 1 or alpha != 1 or bias.ndim != 1:
+        return NotImplemented
+    form = torch.empty((x.shape[0], weight.shape[1]), dtype=x.dtype, device="meta")
+    return waiting(Dual(form, later=Pending(x, weight, bias, None)), x)
+
+
+def folds(parameters: Iterable[Any]) -> int:
+    """How many BatchNorms were folded into these weights."""
+    made = [p.folded for p in parameters if isinstance(p, Dual)]
+    made += [m["t"][2] for m in made if "t" in m]
+    return sum(1 for m in made for key in m if key != "t")
 
 
 @rule(aten.native_batch_norm.default, aten.cudnn_batch_norm.default)
