@@ -38,6 +38,7 @@ LAYERS = (
         "grads",
         "provenance",
         "row_pass",
+        "agreement",
         "score",
         "curate",
         "gate",

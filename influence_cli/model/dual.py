@@ -43,9 +43,7 @@ class Dual(Tensor):
     folded: dict[Any, Any]  # what was made of it for good
 
     @staticmethod
-    def __new__(
-        cls, value: Tensor, tangents: tuple[Tensor, ...] = (), own: bool = False, later: Any = None
-    ) -> Dual:
+    def __new__(cls, value: Tensor, tangents: tuple[Tensor, ...] = (), own: bool = False, later: Any = None) -> Dual:
         """With ``later``, ``value`` is a tensor of the meta device that only tells shape and strides."""
         device = later.device if later is not None else value.device
         made = Tensor._make_wrapper_subclass(

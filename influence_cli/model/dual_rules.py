@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 
 def _sum(a: Any, b: Any, scale: Any) -> Any:
-    """a + scale b, and the same of the tangents."""
+    """A + scale b, and the same of the tangents."""
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return NotImplemented
     out = torch.add(value_of(a), value_of(b), alpha=scale)
@@ -88,9 +88,7 @@ def _transposed(x: Dual) -> Any:
     return made
 
 
-def _activation(
-    x: Dual, value: Tensor, derivative: Callable[[Tensor, Tensor, Tensor], Tensor]
-) -> Dual:
+def _activation(x: Dual, value: Tensor, derivative: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Dual:
     """f(x) and f'(x) x', where ``derivative(tangent, x, f(x))`` is that product."""
     return Dual(value, tuple(derivative(t, x.value, value) for t in x.tangents), own=True)
 
@@ -141,7 +139,7 @@ def _tanh(x: Dual) -> Dual:
 
 @rule(aten._softmax.default, aten._safe_softmax.default)
 def _softmax(x: Dual, dim: int, *rest: Any, **kwargs: Any) -> Any:
-    """p' = p (x' - p.x')."""
+    """P' = p (x' - p.x')."""
     if any(kwargs.values()) or any(rest):
         return NotImplemented
     value = aten._softmax(x.value, dim, False)
@@ -150,7 +148,7 @@ def _softmax(x: Dual, dim: int, *rest: Any, **kwargs: Any) -> Any:
 
 @rule(aten.native_layer_norm.default)
 def _layer_norm(x: Any, shape: Any, scale: Any, shift: Any, eps: float) -> Any:
-    """y = s h + b with h the normalised x: y' = s' h + s h' + b'."""
+    """Y = s h + b with h the normalised x: y' = s' h + s h' + b'."""
     value, mean, spread = aten.native_layer_norm(value_of(x), shape, value_of(scale), value_of(shift), eps)
     tx, ts, tb = tangents_of(x), tangents_of(scale), tangents_of(shift)
     h = aten.native_layer_norm(value_of(x), shape, None, None, eps)[0] if ts else None

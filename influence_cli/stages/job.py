@@ -250,10 +250,22 @@ def _member(job: Job, dropout: Dropout | None) -> Member:
         1,
         weights=job.checkpoint.digest,
         model=job.model.as_dict(),
-        precision=job.spec.precision,
+        precision=_precision(job),
         dropout=None if dropout is None else dropout.describe(),
     )
     return Member(name, dropout)
+
+
+def _precision(job: Job) -> str:
+    """The precision as part of a name; bf16 rounds otherwise on another kind of device and in another engine."""
+    if job.spec.precision != "bf16":
+        return job.spec.precision
+    kind = job.runtime.device.partition(":")[0]
+    if kind == "auto":
+        from influence_cli.model.build import device_of
+
+        kind = device_of("auto").type
+    return f"bf16, forward, {kind}"
 
 
 def target_rows(

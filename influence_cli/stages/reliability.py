@@ -8,6 +8,7 @@ import numpy as np
 
 from influence_cli.maths.labels import of_label
 from influence_cli.maths.noise import spearman
+from influence_cli.stages.agreement import agreement
 from influence_cli.stages.job import Job, Member
 from influence_cli.store.shards import unique
 
@@ -38,6 +39,8 @@ def direction_noise(job: Job) -> dict[str, dict[str, Any]]:
             "reliability": reliability,
             "direction": q,
         }
+        if job.spec.precision == "bf16":
+            noise[objective]["bf16_agreement"] = agreement(job, objective)
     return noise
 
 
@@ -111,4 +114,8 @@ def describe_noise(entry: dict[str, Any]) -> str:
     """'signal-to-noise 12.3, split-half reliability 0.91'."""
     snr = "unknown" if entry["snr"] is None else f"{entry['snr']:.3g}"
     reliability = "unknown" if entry["reliability"] is None else f"{entry['reliability']:.2f}"
-    return f"signal-to-noise {snr}, split-half reliability {reliability}"
+    text = f"signal-to-noise {snr}, split-half reliability {reliability}"
+    if "bf16_agreement" in entry:
+        known = entry["bf16_agreement"]
+        text += f", rank correlation with float32 {'unknown' if known is None else f'{known:.4f}'}"
+    return text
