@@ -98,6 +98,19 @@ class Shared(nn.Module):
         return self.head((self.m(self.a(y)) + self.n(self.b(y))).mean((2, 3)))
 
 
+class Joined(nn.Module):
+    """Joins what has a tangent with what has none: a constant, the input, a frozen part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 3), nn.Linear(15, 3)
+        self.register_buffer("c", torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([self.c.expand(len(x), 3), self.a(x), x, self.c - self.a(x)], dim=1)
+        return torch.stack([self.b(y), self.c.expand(len(x), 3)]).sum(0)
+
+
 class Buffered(nn.Module):
     """Writes into a plain tensor, which duals cannot follow."""
 
@@ -118,6 +131,7 @@ CONSTRUCTS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "parameters outside layers": (Loose, (6,)),
     "norm before": (Before, (4, 6, 6)),
     "written in place": (Written, (4, 5, 5)),
+    "joined": (Joined, (6,)),
     "shared": (Shared, (4, 5, 5)),
     "writes into a buffer": (Buffered, (6,)),
     "linear and norm": (_linear_norm, (6,)),

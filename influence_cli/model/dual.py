@@ -153,7 +153,7 @@ def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise NotShared(f"{func} reads a number that has a derivative")
     if func in _CUTS:
         return _wrap(func, duals, func(*values[0], **values[1]), None)
-    if func in _LINEAR and active == duals:
+    if func in _LINEAR:
         return _linear(func, args, kwargs, active)
     return _by_torch(func, args, kwargs, active)
 
@@ -201,7 +201,11 @@ def _linear(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], active: li
     """An operation that is linear in all its tensors together: the same operation on each tangent."""
 
     def at(k: int) -> Any:
-        pick = lambda a: a.tangents[k] if isinstance(a, Dual) else a  # noqa: E731
+        def pick(a: Any) -> Any:
+            if isinstance(a, Dual) and a.tangents:
+                return a.tangents[k]
+            return torch.zeros_like(value_of(a)) if isinstance(a, Tensor) else a
+
         mapped, named = _each(pick, args), _named(pick, kwargs)
         if func in (aten.view.default, aten._unsafe_view.default):
             return mapped[0].reshape(mapped[1])  # a tangent's strides need not be those of its value
@@ -263,7 +267,8 @@ _LINEAR = {
         "select": ("int",), "slice": ("Tensor",), "unsqueeze": ("default",), "squeeze": ("default", "dim", "dims"),
         "mean": ("default", "dim"), "sum": ("default", "dim_IntList"), "neg": ("default",), "cat": ("default",),
         "stack": ("default",), "split": ("Tensor",), "split_with_sizes": ("default",), "unsafe_split": ("Tensor",),
-        "avg_pool2d": ("default",), "_adaptive_avg_pool2d": ("default",), "flip": ("default",), "roll": ("default",), "alias": ("default",), "_to_copy": ("default",),
+        "avg_pool2d": ("default",), "_adaptive_avg_pool2d": ("default",),
+        "flip": ("default",), "roll": ("default",), "alias": ("default",), "_to_copy": ("default",),
         "mul": ("Scalar",), "div": ("Scalar",), "pixel_shuffle": ("default",), "diagonal": ("default",),
         "upsample_bilinear2d": ("default",), "upsample_nearest2d": ("default",),
     }.items()

@@ -74,29 +74,29 @@ class Pending:
         """Weight and bias with the norm in them, and their tangents along each direction."""
         kind = value_of(self.weight).dtype
         exact = torch.float64 if kind == torch.float64 else torch.float32
-        cast = lambda x: None if x is None else x.to(exact)  # noqa: E731
-        weight, bias = cast(value_of(self.weight)), cast(value_of(self.bias))
-        spread = torch.rsqrt(norm.variance.to(exact) + norm.eps)
-        ones = torch.ones_like(spread)
+        cast = lambda x: x.to(exact)  # noqa: E731
+        weight, bias = cast(value_of(self.weight)), value_of(self.bias)
+        spread = torch.rsqrt(cast(norm.variance) + norm.eps)
         scale = spread if norm.scale is None else cast(value_of(norm.scale)) * spread
         lanes = (-1, *[1] * (weight.ndim - 1)) if self.settings is not None else (1, -1)
-        centre = -norm.mean.to(exact) if bias is None else bias - norm.mean.to(exact)
-        shift = 0 * ones if norm.shift is None else cast(value_of(norm.shift))
-        at = (weight * scale.view(lanes)).to(kind), (centre * scale + shift).to(kind)
+        centre = -cast(norm.mean) if bias is None else cast(bias) - cast(norm.mean)
+        shift = torch.zeros_like(spread) if norm.shift is None else cast(value_of(norm.shift))
         along: list[Affine] = []
         for (dw, db), (ds, dh) in _pairs(_along(self.weight, self.bias), _along(norm.scale, norm.shift)):
-            new_weight, new_bias = None, cast(dh)
-            if dw is not None:
-                new_weight = cast(dw) * scale.view(lanes)
+            weights = [cast(dw) * scale.view(lanes)] if dw is not None else []
+            biases = [cast(dh)] if dh is not None else []
             if ds is not None:
                 moved = cast(ds) * spread
-                turned = weight * moved.view(lanes)
-                new_weight = turned if new_weight is None else new_weight + turned
-                new_bias = centre * moved if new_bias is None else new_bias + centre * moved
+                weights.append(weight * moved.view(lanes))
+                biases.append(centre * moved)
             if db is not None:
-                new_bias = cast(db) * scale if new_bias is None else new_bias + cast(db) * scale
-            along.append(tuple(None if v is None else v.to(kind) for v in (new_weight, new_bias)))  # type: ignore[arg-type]
-        return at, along
+                biases.append(cast(db) * scale)
+            along.append((_total(weights, kind), _total(biases, kind)))
+        return ((weight * scale.view(lanes)).to(kind), (centre * scale + shift).to(kind)), along
+
+
+def _total(parts: list[Tensor], kind: torch.dtype) -> Tensor | None:
+    return torch.stack(parts).sum(dim=0).to(kind) if parts else None
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The forward engine: logits and logit tangents of a batch by forward-mode differentiation.
 
 One pass of the model on dual numbers (``dual``) gives z = f(theta, x) [n, C] and t = (d/de) f(theta + e u, x) [n, C]
-exactly, for every row of the batch and every direction u, with the memory of a forward pass.  BatchNorm must be in evaluation mode (in training
-mode the rows of a batch depend on each other and one row's loss is not defined).
+exactly, for every row of the batch and every direction u, with the memory of a forward pass.  BatchNorm must be in
+evaluation mode (in training mode the rows of a batch depend on each other and one row's loss is not defined).
 """
 
 from __future__ import annotations
@@ -159,6 +159,9 @@ class Point:
         """Every parameter with its tangents, kept for the next batch along the same directions."""
         if self._prepared is None or [id(u) for u in self._prepared[0]] != [id(u) for u in directions]:
             every = dict(self.model.named_parameters()) | self.selected
-            duals = {n: held(p.detach(), tuple(u[n] for u in directions if n in u)) for n, p in every.items()}
+            duals: dict[str, Tensor] = {
+                n: held(p.detach(), tuple(u[n] for u in directions if n in u)) for n, p in every.items()
+            }
             self._prepared = directions, duals
+            return duals
         return self._prepared[1]
