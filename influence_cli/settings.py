@@ -13,7 +13,7 @@ from influence_cli.errors import UsageError, nearest
 T = TypeVar("T")
 Options = dict[str, dict[str, Any]]  # name of a method, objective or action -> its options
 
-PRECISIONS = ("fp32", "fp64")
+PRECISIONS = ("fp32", "fp64", "bf16")
 LOSSES = ("cross-entropy",)
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 

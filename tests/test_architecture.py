@@ -29,6 +29,7 @@ LAYERS = (
     {
         "fit_set",
         "members",
+        "target",
         *("objective_inputs", "objective_report", "measure", "attacked_target"),
         "job",
         "interim",
@@ -41,6 +42,7 @@ LAYERS = (
         "grads",
         "provenance",
         "row_pass",
+        "agreement",
         "score",
         "curate",
         "gate",

@@ -74,7 +74,7 @@ SETTINGS: dict[str, Setting] = {
         ),
         _s("params", str, "all", "Parameters to take gradients in: all, linear, last or a glob.", (*RUNS, RETRAIN)),
         _s("loss", str, "cross-entropy", "Row loss.", RUNS),
-        _s("precision", str, "fp32", "fp32 or fp64.", (*RUNS, RETRAIN)),
+        _s("precision", str, "fp32", "fp32, fp64 or bf16.", (*RUNS, RETRAIN)),
         _s("label", str, "label", "Label column.", WRITING, metavar="COLUMN"),
         _s("group", str, "group", "Column with the groups of fairness.", RUNS, metavar="COLUMN"),
         _s("id", str, None, "Id column [default: row numbers].", (MANIFEST,), metavar="COLUMN", stored=False),

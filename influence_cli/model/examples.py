@@ -135,3 +135,19 @@ def move(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def sent_back(tensor: Tensor) -> Callable[[], NDArray[Any]]:
+    """Start copying a result to the host, and a function that waits for it: a GPU goes on with the next batch."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu().numpy
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+
+    def wait() -> NDArray[Any]:
+        done.synchronize()
+        return host.numpy()
+
+    return wait

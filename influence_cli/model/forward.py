@@ -1,8 +1,8 @@
 """The forward engine: logits and logit tangents of a batch by forward-mode differentiation.
 
-One pass of the model on dual numbers gives z = f(theta, x) [n, C] and t = (d/de) f(theta + e u, x) [n, C] exactly,
-for every row of the batch, with the memory of a forward pass.  BatchNorm must be in evaluation mode (in training
-mode the rows of a batch depend on each other and one row's loss is not defined).
+One pass of the model on dual numbers (``dual``) gives z = f(theta, x) [n, C] and t = (d/de) f(theta + e u, x) [n, C]
+exactly, for every row of the batch and every direction u, with the memory of a forward pass.  BatchNorm must be in
+evaluation mode (in training mode the rows of a batch depend on each other and one row's loss is not defined).
 """
 
 from __future__ import annotations
@@ -18,10 +18,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from influence_cli.errors import ModelError
 from influence_cli.maths.masks import drop
+from influence_cli.model import dual_rules  # noqa: F401  (registers its rules)
+from influence_cli.model.batch_size import out_of_memory
 from influence_cli.model.dropout import Dropout
+from influence_cli.model.dual import NotShared, held, tangents_of, value_of
+from influence_cli.model.folding import folds
 from influence_cli.model.parameters import select_parameters
 
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
+CHECKED = {torch.float32: 1e-2, torch.float64: 1e-8, torch.bfloat16: 0.3}  # two ways to one tangent, of its largest
 
 
 @contextlib.contextmanager
@@ -63,6 +68,9 @@ class Point:
         self.model = model.to(device=device, dtype=self.dtype)
         self.recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
         self.selected = select_parameters(self.model, params)
+        self.apart: str | None = None  # why directions do not share a pass, where they do not
+        self._checked = False
+        self._prepared: tuple[list[dict[str, Tensor]], dict[str, Tensor]] | None = None
         if dropout is not None:
             self.selected = {
                 n: drop(n, p, dropout.seed, dropout.member, dropout.rate, dropout.rescale)
@@ -84,13 +92,76 @@ class Point:
         return out
 
     def outputs(self, x: Tensor, directions: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
-        """Logits [n, C], and for each direction the logits' tangent [n, C]."""
+        """Logits [n, C], and for each direction the logits' tangent [n, C]; those of bf16 in float32.
+
+        All directions share one pass on duals.  On the first batch along any, two rows are also run by torch's own
+        forward mode; a model whose tangents differ there (code with a derivative of its own), or that duals cannot
+        follow, is run by that from then on.
+        """
         with torch.no_grad(), differentiable_kernels(self.recurrent):
-            if not directions:
-                return self.logits(x), []
-            z, tangents = None, []
-            for u in directions:
-                z, t = jvp(lambda p: self.logits(x, p), (self.selected,), (u,))[:2]
-                tangents.append(t)
-            assert z is not None
-            return z, tangents
+            if directions and not self._checked and self.apart is None:
+                self._check(x[:2], directions)
+            made = None
+            if self.apart is None:
+                try:
+                    made = self._shared(x, directions)
+                except (NotShared, RuntimeError, TypeError, AttributeError, ValueError, IndexError) as error:
+                    if out_of_memory(error):
+                        raise
+                    reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                    made = self._one_by_one(x, directions)  # what fails there too is the model's own error
+                    self.apart = reason
+            z, tangents = made or self._one_by_one(x, directions)
+            kind = torch.float64 if self.dtype == torch.float64 else torch.float32
+            return z.to(kind), [t.to(kind) for t in tangents]
+
+    def how(self) -> str:
+        """What the engine does, for ``-v``."""
+        if self.apart is not None:
+            return f"forward engine: a pass for each direction ({self.apart})"
+        norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules())
+        done = folds(self._prepared[1].values()) if self._prepared else 0
+        fold = f"; {done} of {norms} BatchNorms folded" if norms else ""
+        return f"forward engine: one pass for all directions{fold}"
+
+    def _check(self, x: Tensor, directions: list[dict[str, Tensor]]) -> None:
+        """Compare a few rows with torch's forward mode."""
+        expected = self._one_by_one(x.clone(), directions)
+        try:
+            found = self._shared(x, directions)
+        except Exception:  # what it means is told apart on the whole batch
+            return
+        for a, b in zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True):
+            usable = a.isfinite() & b.isfinite()
+            a, b = a[usable].double(), b[usable].double()
+            if len(a) and float((a - b).abs().max()) > CHECKED[self.dtype] * float(b.abs().max()) + 1e-30:
+                self.apart = "its tangents differ from those of torch's own forward mode on the first rows"
+        self._checked = True
+
+    def _shared(self, x: Tensor, directions: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
+        """By one pass on duals."""
+        z = self.logits(held(x), self._duals(directions))
+        value, tangents = value_of(z), list(tangents_of(z)) or [torch.zeros_like(value_of(z)) for _ in directions]
+        return value, tangents
+
+    def _one_by_one(self, x: Tensor, directions: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
+        """By torch's forward mode, a pass for each direction: for models that duals cannot follow."""
+        if not directions:
+            return self.logits(x), []
+        z, tangents = None, []
+        for u in directions:
+            z, t = jvp(lambda p: self.logits(x, p), (self.selected,), (u,))[:2]
+            tangents.append(t)
+        assert z is not None
+        return z, tangents
+
+    def _duals(self, directions: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Every parameter with its tangents, kept for the next batch along the same directions."""
+        if self._prepared is None or [id(u) for u in self._prepared[0]] != [id(u) for u in directions]:
+            every = dict(self.model.named_parameters()) | self.selected
+            duals: dict[str, Tensor] = {
+                n: held(p.detach(), tuple(u[n] for u in directions if n in u)) for n, p in every.items()
+            }
+            self._prepared = directions, duals
+            return duals
+        return self._prepared[1]

@@ -285,7 +285,9 @@ def probe(
 
     order = sorted(set(rows.values()))
     payloads = list(manifest.payloads(np.array(order, dtype=np.int64)))
-    point = Point(load_model(spec, checkpoint), "all", None, precision, torch.device("cpu"))
+    point = Point(
+        load_model(spec, checkpoint), "all", None, "fp32" if precision == "bf16" else precision, torch.device("cpu")
+    )
     by_row: dict[int, NDArray[np.float64]] = {}
     for index, decoded in batches(manifest, [payloads], spec, 1, on_bad=lambda *_: None):  # the pass names bad rows
         try:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from influence_cli.data.tables import with_provenance
+from influence_cli.stages.agreement import measure_agreement, points
 from influence_cli.stages.first_look import FirstLook, run_target
 from influence_cli.stages.job import Job, require_model
 from influence_cli.stages.measure import measure
@@ -49,24 +50,26 @@ def _fill(job: Job, look: FirstLook) -> int:
     work.sort(key=lambda w: w.member != job.plain_member())  # the model itself first: how good it is, is said at once
     skipped = len(job.manifest.bad)
     from influence_cli.model.build import device_of, load_model
-    from influence_cli.model.forward import DTYPES, Point
+    from influence_cli.model.forward import DTYPES
 
     spec, checkpoint = require_model(job)
     device = device_of(job.runtime.device)
-    model = load_model(spec, checkpoint, DTYPES[job.spec.precision])
+    model = load_model(spec, checkpoint, DTYPES["fp32" if job.spec.precision == "bf16" else job.spec.precision])
     payloads = _target_payloads(job) if any(w.directions for w in work) else {}
     done = 0
     for position, w in enumerate(work):
-        point = Point(model, job.spec.params, w.member.dropout, job.spec.precision, device)
+        exact, point = points(job, model, w.member, device)
         what = f"member {position + 1} of {len(work)}" if len(work) > 1 else added_member(job, w.member) or "model"
         if w.directions:
-            measure(job, w, point, payloads, what)
+            measure(job, w, exact, payloads, what)
         if position == 0 and not job.linear_members():
             run_target(job, point)
         if w.preconditioned:
             precondition(job, w.member, w.preconditioned, model, device, batch_size(job))
         if w.rows:
             row_pass(job, w, point, what, look)
+        if point is not exact:
+            measure_agreement(job, w.member, exact, point)
         look.say()
         done += w.rows
     job.forget_folders()

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from influence_cli.data.manifest import Manifest, Rows, open_manifest, without_overlap
+from influence_cli.data.manifest import Manifest, Rows, open_manifest
 from influence_cli.data.row_checks import BadRow
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
@@ -30,12 +30,12 @@ from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.fit_set import FitSet, open_fit_set, with_trained_l2
 from influence_cli.stages.members import Ensemble, open_ensembles
 from influence_cli.stages.objective_inputs import Groups, attack_name, described, target_groups
-from influence_cli.stages.usable_rows import usable, usable_now, usable_target
+from influence_cli.stages.target import target_rows
+from influence_cli.stages.usable_rows import usable, usable_now
 from influence_cli.store import Keys, Store, fingerprint
 from influence_cli.store.shards import ShardFolder, key_order, unique
 
 HALF_SAMPLE = 500  # training rows on which the scores of two halves of the target are compared
-MAX_OVERLAP = 0.01  # share of target rows that may be training rows before the run is refused
 
 
 @dataclass(frozen=True)
@@ -274,51 +274,22 @@ def _member(job: Job, dropout: Dropout | None) -> Member:
         1,
         weights=job.checkpoint.digest,
         model=job.model.as_dict(),
-        precision=job.spec.precision,
+        precision=_precision(job),
         dropout=None if dropout is None else dropout.describe(),
     )
     return Member(name, dropout)
 
 
-def target_rows(
-    inputs: Inputs, manifest: Manifest, listener: Listener, model: ModelSpec | None = None, store: Store | None = None
-) -> tuple[Rows, Rows]:
-    """The target rows that ``model`` can use, less those that are training rows, and the latter."""
-    train, known = manifest.rows("train"), None if store is None else store.file_keys()
-    if inputs.target is None:
-        target, where = manifest.rows("val"), f"{manifest.source}, split val"
-    else:
-        other = open_manifest(inputs.target, inputs.label, inputs.skip_bad, known)
-        target, where = other.rows("val") if (other.splits == "val").any() else other.all_rows(), other.source
-    if len(target) == 0:
-        raise ManifestError("no target rows", where=where, fix="set split to val for some rows, or pass --target PATH")
-    if model is not None and store is not None:
-        target = usable_target(target, model, inputs, store)
-    kept, overlap = _apart(target, train, "training", inputs, where, listener)
-    kept, _ = _apart(kept, manifest.rows("test"), "test", inputs, where, listener)  # tests would know the answer
-    return kept, overlap
+def _precision(job: Job) -> str:
+    """The precision as part of a name; bf16 rounds otherwise on another kind of device and in another engine."""
+    if job.spec.precision != "bf16":
+        return job.spec.precision
+    kind = job.runtime.device.partition(":")[0]
+    if kind == "auto":
+        from influence_cli.model.build import device_of
 
-
-def _apart(target: Rows, others: Rows, kind: str, inputs: Inputs, where: str, listener: Listener) -> tuple[Rows, Rows]:
-    """Target rows that are none of ``others``, and those that are: more than 1 % must be accepted by a flag.
-
-    Raises:
-        ManifestError: too many are, or all.
-    """
-    kept, overlap = without_overlap(target, others)
-    if len(overlap):
-        names = ", ".join(overlap.ids[:5])
-        share = len(overlap) / len(target)
-        if share > MAX_OVERLAP and not inputs.allow_overlap:
-            raise ManifestError(
-                f"{len(overlap)} of {len(target)} target rows are {kind} rows (same payload): {names}",
-                where=where,
-                fix="take them out of one of the two, or pass --allow-overlap to leave them out of the target",
-            )
-        listener.warn(f"{len(overlap)} target rows are {kind} rows and were left out of the target: {names}")
-    if len(kept) == 0:
-        raise ManifestError(f"every target row is a {kind} row", where=where, fix="give target rows of their own")
-    return kept, overlap
+        kind = device_of("auto").type
+    return f"bf16, forward, {kind}"
 
 
 def _check_classes(manifest: Manifest, model: ModelSpec) -> None:

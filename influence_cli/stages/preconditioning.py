@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
     from influence_cli.model.curvature import Curvature
 
-ILL_CONDITIONED = {"fp32": 1e6, "fp64": 1e12}  # condition numbers above which scores lose most of their digits
+ILL_CONDITIONED = {
+    "bf16": 1e6,
+    "fp32": 1e6,
+    "fp64": 1e12,
+}  # condition numbers above which scores lose most of their digits
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 
 from influence_cli.maths.labels import of_label
 from influence_cli.maths.noise import spearman
+from influence_cli.stages.agreement import agreement
 from influence_cli.stages.job import Job, Member
 from influence_cli.stages.objective_report import undecided
 from influence_cli.store.shards import unique
@@ -40,6 +41,8 @@ def direction_noise(job: Job) -> dict[str, dict[str, Any]]:
             "direction": q,
             **({"parts": meta["parts"]} if "parts" in meta else {}),
         }
+        if job.spec.precision == "bf16":
+            noise[objective]["bf16_agreement"] = agreement(job, objective)
     return noise
 
 
@@ -118,5 +121,8 @@ def describe_noise(entry: dict[str, Any]) -> str:
     """'signal-to-noise 12.3, split-half reliability 0.91'."""
     snr = "unknown" if entry["snr"] is None else f"{entry['snr']:.3g}"
     reliability = "unknown" if entry["reliability"] is None else f"{entry['reliability']:.2f}"
-    about = f"signal-to-noise {snr}, split-half reliability {reliability}"
-    return f"{about}, D within its standard error" if undecided(entry) else about
+    text = f"signal-to-noise {snr}, split-half reliability {reliability}"
+    if "bf16_agreement" in entry:
+        known = entry["bf16_agreement"]
+        text += f", rank correlation with float32 {'unknown' if known is None else f'{known:.4f}'}"
+    return f"{text}, D within its standard error" if undecided(entry) else text

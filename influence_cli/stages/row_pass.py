@@ -39,36 +39,48 @@ def row_pass(job: Job, work: Work, point: Point, what: str, look: FirstLook) -> 
     """Logits and tangents of the rows that lack any; rows that lack the same things share a batch."""
     import torch
 
-    from influence_cli.model.examples import batches, move, to_input
+    from influence_cli.model.batch_size import Parts
+    from influence_cli.model.examples import batches, move, sent_back, to_input
 
     assert job.model is not None
     # a target too small to be halved has no half direction
     halves = {name: keys for name, keys in work.halves.items() if job.store.direction_meta(name) is not None}
     wanted = {name: set(key_list(keys)) for name, keys in (work.tangents | halves).items() if len(keys)}
-    directions = {name: _read_direction(job, name, point) for name in wanted}
+    directions = {name: read_direction(job, name, point) for name in wanted}
     lacking_outputs = set(key_list(work.outputs))
     row_of = index_by_key(job.train)
     key_of = {
         row: key for key, row in row_of.items() if key in lacking_outputs or any(key in w for w in wanted.values())
     }
     needs = {row: tuple(name for name in wanted if key in wanted[name]) for row, key in key_of.items()}
-    writer, unusable = _ShardWriter(job, work), _Unusable(job)
+    writer, unusable, parts = _ShardWriter(job, work), _Unusable(job), Parts(job.listener.warn)
     started, size = time.perf_counter(), batch_size(job)
+    waiting: list[tuple[Any, tuple[str, ...], Any]] = []  # the batch before, whose results are on their way
+
+    def keep() -> None:
+        index, names, values = waiting.pop(0)
+        found, keys = values(), [key_of[int(row)] for row in index]
+        look.saw(index, found[0])
+        writer.add(keys, [k in lacking_outputs for k in keys], names, found)
+        progress.advance(len(index))
+
     try:
         with job.listener.progress(f"training rows, {what}", len(key_of)) as progress:
             chunks = _grouped(job, needs, size, look)
             for index, decoded in batches(job.manifest, chunks, job.model, job.runtime.workers, unusable.listen):
                 names = needs[int(index[0])]
                 x = to_input(move(decoded, point.device), job.model, point.dtype)
-                z, tangents = point.outputs(x, [directions[name] for name in names])
-                values = torch.stack([z, *tangents]).cpu().numpy()
-                keys = [key_of[int(row)] for row in index]
-                look.saw(index, values[0])
-                writer.add(keys, [k in lacking_outputs for k in keys], names, values)
-                progress.advance(len(index))
+                along = [directions[name] for name in names]
+                z, tangents = parts.run(lambda part, along=along: point.outputs(part, along), x)
+                waiting.append((index, names, sent_back(torch.stack([z, *tangents]))))
+                if len(waiting) > 1 or point.device.type == "cpu":
+                    keep()
+            while waiting:
+                keep()
     except KeyboardInterrupt:
         writer.flush()
         raise
+    job.listener.detail(f"{what}: {point.how()}")
     writer.flush()
     unusable.leave_out()
     job.store.write_timing(timing_key(job, bool(work.tangents)), (time.perf_counter() - started) / len(key_of))
@@ -88,7 +100,8 @@ def _grouped(
         yield from open_chunks.values()
 
 
-def _read_direction(job: Job, name: str, point: Point) -> dict[str, torch.Tensor]:
+def read_direction(job: Job, name: str, point: Point) -> dict[str, torch.Tensor]:
+    """A stored direction's tensors, where the point's parameters are and in their precision."""
     import torch
 
     stored = job.store.read_direction(name)

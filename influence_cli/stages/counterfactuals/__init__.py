@@ -28,8 +28,8 @@ from influence_cli.stages.counterfactuals.refits import Asked, Outcome, Refits
 from influence_cli.stages.counterfactuals.removal import Removal
 from influence_cli.stages.counterfactuals.subsets import Subsets
 from influence_cli.stages.counterfactuals.trainer import Training, open_trainer
-from influence_cli.stages.job import target_rows
 from influence_cli.stages.score_table import CurateRequest, ScoreTable, read_scores
+from influence_cli.stages.target import target_rows
 from influence_cli.stages.usable_rows import check_labels, usable_now
 from influence_cli.store import Store
 
