@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -126,6 +128,22 @@ def test_labels_are_drawn_as_often_as_they_are_likely_and_belong_to_the_key() ->
     for other in (keyed_uniform(keys, 4, 1), keyed_uniform(keys, 3, 2), keyed_uniform(keys, 1, 3)):
         assert abs(float(np.corrcoef(u, other)[0, 1])) < 4 / len(u) ** 0.5
     assert 0.0 <= u.min() < u.max() < 1.0
+
+
+def test_eigenvectors_of_moments_with_dead_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, _, w = layer(4, wide=6)
+    a[:, :, [1, 4]] = 0.0
+    moment = kronecker.second_moment(a, w)
+
+    def failing(matrix: Tensor) -> Any:
+        raise torch.linalg.LinAlgError("it did not converge")
+
+    for _ in range(2):
+        values, vectors = eigenbasis(moment)
+        assert relative_error((vectors * values @ vectors.T).flatten().numpy(), moment.flatten().numpy()) < 1e-14
+        assert float((vectors.T @ vectors - torch.eye(6)).abs().max()) < 1e-14
+        assert (values[:2] == 0.0).all()
+        monkeypatch.setattr(torch.linalg, "eigh", failing)
 
 
 # -- DataInf -------------------------------------------------------------------------------------------------------

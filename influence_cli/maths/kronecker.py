@@ -48,10 +48,29 @@ def second_moment(values: Tensor, w: Tensor) -> Tensor:
 
 
 def eigenbasis(moment: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending and at least 0, and eigenvectors in columns, in float64."""
-    matrix = moment.double()
-    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2.0)
-    return values.clamp(min=0.0), vectors
+    """Eigenvalues, at least 0, and eigenvectors in columns, in float64.
+
+    Inputs that are always 0, such as what padding alone ever reaches, are eigenvectors by themselves and come first.
+    """
+    matrix = (moment + moment.mT).double() / 2.0
+    live = matrix.diagonal() > 0.0
+    order = torch.cat([(~live).nonzero()[:, 0], live.nonzero()[:, 0]])
+    dead = int((~live).sum())
+    values, vectors = torch.zeros(len(matrix), dtype=torch.float64, device=matrix.device), torch.eye(len(matrix))
+    vectors = vectors.to(matrix)
+    values[dead:], vectors[dead:, dead:] = _eigh(matrix[live][:, live])
+    return values.clamp(min=0.0), vectors[order.argsort()]
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """By divide and conquer, or by a slower way where that does not converge."""
+    try:
+        return torch.linalg.eigh(matrix)
+    except RuntimeError:
+        from scipy.linalg import eigh
+
+        values, vectors = eigh(matrix.cpu().numpy(), driver="evr")
+        return torch.from_numpy(values).to(matrix), torch.from_numpy(vectors).to(matrix)
 
 
 def rotated_squares(a: Tensor, d: Tensor, w: Tensor, q_a: Tensor, q_s: Tensor) -> Tensor:
