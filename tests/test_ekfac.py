@@ -31,7 +31,7 @@ from tests.cases import Heard
 from tests.oracle import Problem, column, dense_curvature, make_problem, relative_error
 from tests.test_exact import PENALTY, Logistic
 
-EXACT = {"labels": "exact", "precision": "fp64"}
+EXACT: dict[str, Any] = {"labels": "exact", "precision": "fp64"}
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +65,9 @@ def table(problem: Problem, listener: Heard | None = None, params: str = "all", 
 
 def blocks_of(problem: Problem, factor: dict[str, NDArray[Any]], c: Curvature) -> list[tuple[NDArray[Any], ...]]:
     """(columns of the dense matrix in the order [O, I + 1], Q_S kron Q_A, Lam) of every layer."""
-    ends, found = np.cumsum([0, *c.sizes]), []
+    ends, found = np.cumsum([0, *c.sizes]).tolist(), []
     for k in range(sum(n.endswith(".lam") for n in factor)):
-        weight, bias = factor[f"{k}.place"].astype(int)
+        weight, bias = (int(v) for v in factor[f"{k}.place"])
         lam = factor[f"{k}.lam"]
         place = np.arange(ends[weight], ends[weight + 1]).reshape(len(lam), -1)
         if bias >= 0:
