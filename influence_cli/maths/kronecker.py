@@ -11,6 +11,8 @@ George et al. 2018 (arXiv:1806.03884).  The square is of a row's sum over positi
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -64,13 +66,14 @@ def eigenbasis(moment: Tensor) -> tuple[Tensor, Tensor]:
 
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """By divide and conquer, or by a slower way where that does not converge."""
+    linalg: Any = torch.linalg
     try:
-        return torch.linalg.eigh(matrix)
+        found = linalg.eigh(matrix)
     except RuntimeError:
         from scipy.linalg import eigh
 
-        values, vectors = eigh(matrix.cpu().numpy(), driver="evr")
-        return torch.from_numpy(values).to(matrix), torch.from_numpy(vectors).to(matrix)
+        found = eigh(matrix.cpu().numpy(), driver="evr")
+    return torch.as_tensor(found[0]).to(matrix), torch.as_tensor(found[1]).to(matrix)
 
 
 def rotated_squares(a: Tensor, d: Tensor, w: Tensor, q_a: Tensor, q_s: Tensor) -> Tensor:

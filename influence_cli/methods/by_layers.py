@@ -6,6 +6,7 @@ them: u is q over the mean eigenvalue, damped by the same rule (identity), or 0 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ OTHER = ("identity", "zero", "refuse")
 NAMED = 6  # parameters that a message names
 
 
-def check_options(method: Any, choices: dict[str, tuple[str, ...]], least: dict[str, int]) -> None:
+def check_options(method: Any, choices: Mapping[str, tuple[str, ...]], least: Mapping[str, int]) -> None:
     """Refuse options that are none of their choices, negative or below the least.
 
     Raises:

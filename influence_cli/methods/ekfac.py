@@ -180,9 +180,8 @@ class KroneckerInverse:
         return u
 
     def _eigenvalues(self, factor: dict[str, Any], k: int) -> NDArray[np.float64]:
-        if self.method.mode == "kfac":
-            return np.outer(factor[f"{k}.e_s"], factor[f"{k}.e_a"])
-        return factor[f"{k}.lam"]
+        e_s, e_a, lam = (np.asarray(factor[f"{k}.{name}"], dtype=np.float64) for name in ("e_s", "e_a", "lam"))
+        return np.outer(e_s, e_a) if self.method.mode == "kfac" else lam
 
     def _damping(self, mean: float) -> float:
         return max(SHARE * mean, self.least) if self.method.damping is None else self.method.damping

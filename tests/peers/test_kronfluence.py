@@ -2,7 +2,7 @@
 
 What differs in definition, and so is set alike here:
 - It draws labels from torch's global generator; here both take ours, other ones in its pass for eigenvalues.
-- Its loss is summed over a batch, as every per-row sum must be; l2 of the training objective is no part of it: ours is 0.
+- Its loss is summed over a batch, as per-row sums must be; l2 of the training objective is no part of it: ours is 0.
 - Its default damping is 1e-8; None is a tenth of a layer's mean eigenvalue, which is ours.
 - It gives a score for every target row; their mean is ours.
 
@@ -11,6 +11,7 @@ What differs in definition, and so is set alike here:
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,10 @@ def drawn(problem: Problem, stream: int) -> torch.Tensor:
 
 def theirs(problem: Problem, strategy: str, folder: Path) -> NDArray[np.float64]:
     """Their scores of the train rows, averaged over target rows."""
-    from kronfluence.analyzer import Analyzer, prepare_model
-    from kronfluence.arguments import FactorArguments, ScoreArguments
-    from kronfluence.task import Task
+    parts: Any = [importlib.import_module(f"kronfluence.{name}") for name in ("analyzer", "arguments", "task")]
+    analyzer_of, arguments_of, base = parts[0], parts[1], parts[2].Task
 
-    class Injected(Task):
+    class Injected(base):
         stream = 0  # which of the batch's labels are taken for those of the model
 
         def compute_train_loss(self, batch: Any, model: Any, sample: bool = False) -> Any:
@@ -67,16 +67,17 @@ def theirs(problem: Problem, strategy: str, folder: Path) -> NDArray[np.float64]
     x, y = problem.part("train")
     train = TensorDataset(x, y, drawn(problem, 0), drawn(problem, 1))
     task, double = Injected(), torch.float64
-    model = prepare_model(problem.model.requires_grad_(True), task)
-    analyzer = Analyzer("peer", model, task, cpu=True, output_dir=str(folder), disable_tqdm=True)
-    factors = FactorArguments(strategy=strategy, eigendecomposition_dtype=double, activation_covariance_dtype=double,
-        gradient_covariance_dtype=double, per_sample_gradient_dtype=double, lambda_dtype=double)  # fmt: skip
+    model = analyzer_of.prepare_model(problem.model.requires_grad_(True), task)
+    analyzer = analyzer_of.Analyzer("peer", model, task, cpu=True, output_dir=str(folder), disable_tqdm=True)
+    factors = arguments_of.FactorArguments(strategy=strategy, eigendecomposition_dtype=double,
+        activation_covariance_dtype=double, gradient_covariance_dtype=double, per_sample_gradient_dtype=double,
+        lambda_dtype=double)  # fmt: skip
     every: Any = {"factors_name": "f", "overwrite_output_dir": True}
     analyzer.fit_covariance_matrices(dataset=train, factor_args=factors, per_device_batch_size=20, **every)
     analyzer.perform_eigendecomposition(factor_args=factors, **every)
     task.stream = 1
     analyzer.fit_lambda_matrices(dataset=train, factor_args=factors, per_device_batch_size=20, **every)
-    arguments = ScoreArguments(damping_factor=None, score_dtype=double, per_sample_gradient_dtype=double,
+    arguments = arguments_of.ScoreArguments(damping_factor=None, score_dtype=double, per_sample_gradient_dtype=double,
         precondition_dtype=double)  # fmt: skip
     analyzer.compute_pairwise_scores(
         "s", query_dataset=TensorDataset(*problem.part("val")), train_dataset=train, score_args=arguments,
