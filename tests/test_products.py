@@ -124,6 +124,14 @@ def test_every_matrix_is_that_of_the_dense_oracle(
     assert relative_error(found, expected) < (1e-6 if name == "arnoldi" else 1e-8)
 
 
+@pytest.mark.parametrize("name", ["exact", "cg"])
+def test_t27_where_curvature_is_h_times_the_identity_the_score_is_ips_over_h(name: str, mlp: Problem) -> None:
+    """Damping so large that nothing else of the matrix is left."""
+    h = 1e10
+    table = score(mlp.job(methods=(name,), options={name: {"damping": h, "l2": 0.0}}))
+    assert relative_error(column(table) * h, column(score(mlp.job()))) < 1e-8
+
+
 def test_a_summary_says_how_the_matrix_was_seen_and_how_far_the_solve_came(mlp: Problem) -> None:
     for name in EVERY:
         heard = Heard()
@@ -389,3 +397,13 @@ def test_methods_shows_paper_cost_and_every_option_with_its_unit(name: str, tmp_
     assert "fit rows" in said["cost"]
     assert "arXiv" in said["paper"]
     assert all(o["help"] for o in said["options"])
+    units = {o["name"]: o["unit"] for o in said["options"]}
+    assert units["damping"] == units["l2"] == "mean loss"
+    assert units["fit_sample"] == "rows"
+    text = call_cli("methods", name, "--format", "table", cwd=tmp_path).text
+    for option in said["options"]:
+        assert f"{name}.{option['name']}" in text
+    assert said["about"].splitlines()[0] in text
+    every = call_cli("methods", "--json", cwd=tmp_path).json["methods"]
+    assert {m["name"] for m in every} >= {"exact", *EVERY}
+    assert all(m["paper"] and m["cost"] and m["about"] for m in every)

@@ -84,16 +84,31 @@ def methods(settings: Settings) -> None:
     print_table("", header, rows, show.terminal(), sys.stdout)
     if settings.source is not None:
         options = [
-            [f"{settings.source}.{o['name']}", o["type"], cell(o["default"]), o["help"]]
+            [f"{settings.source}.{o['name']}", o["type"], _default(o["default"]), o["unit"] or "-", o["help"]]
             for o in described[0]["options"]
         ]
-        print_table("", ["option (--set)", "type", "default", "meaning"], options, show.terminal(), sys.stdout)
+        header = ["option (--set)", "type", "default", "unit", "meaning"]
+        print_table("", header, options, show.terminal(), sys.stdout)
+        sys.stdout.write(f"\n{described[0]['about']}\n")
+
+
+def _default(value: Any) -> str:
+    """A default for people: the rule that stands in the option's meaning, where it is none."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "see meaning" if value is None else cell(value)
 
 
 def _describe(info: Any) -> dict[str, Any]:
     cls = info.load()
     options = [
-        {"name": f.name, "type": str(f.type), "default": f.default, "help": f.metadata.get("help", "")}
+        {
+            "name": f.name,
+            "type": str(f.type),
+            "default": f.default,
+            "unit": f.metadata.get("unit"),
+            "help": f.metadata.get("help", ""),
+        }
         for f in dataclasses.fields(cls)
     ]
     return {
@@ -104,5 +119,6 @@ def _describe(info: Any) -> dict[str, Any]:
         "cost": info.cost,
         "paper": info.paper,
         "summary": info.summary,
+        "about": (sys.modules[cls.__module__].__doc__ or "").strip(),
         "options": options,
     }
