@@ -73,6 +73,20 @@ METHODS: dict[str, MethodInfo] = {
             "Schioppa et al., arXiv:2112.03052",
             "V + k x fit rows + T; k d",
         ),
+        MethodInfo(
+            "ekfac",
+            "influence_cli.methods.ekfac:EKFAC",
+            "influence function, Kronecker-factored inverse by layer",
+            "George et al., arXiv:1806.03884; Grosse et al., arXiv:2308.03296",
+            "V + 2 x fit rows + T; layers' in^2 + out^2",
+        ),
+        MethodInfo(
+            "datainf",
+            "influence_cli.methods.datainf:DataInf",
+            "mean of rank-one inverses by tensor",
+            "Kwon et al., arXiv:2310.00902, Eq. 5",
+            "V + 2 x fit rows + T",
+        ),
         MethodInfo("loss", "influence_cli.methods.loss:Loss", "minus the row's own loss", "-", "forward T"),
         MethodInfo(
             "margin",

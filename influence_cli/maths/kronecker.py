@@ -1,0 +1,106 @@
+"""Kronecker-factored curvature of one affine layer, in its eigenbasis.
+
+A layer sees inputs a [b, T, I] (with a last column of ones where it has a bias) and gradients d [b, T, O] of its output
+on T positions a row, so that row i's gradient is the matrix G_i = sum_t d_it a_it^T [O, I].  With the eigenvectors Q_A
+[I, I] of sum_i w_i sum_t a_it a_it^T and Q_S [O, O] of the same sum of d_it d_it^T:
+
+    Lam = (1/n) sum_i w_i (Q_S^T G_i Q_A)^2,    P q = Q_S [ (Q_S^T q Q_A) / (Lam + shift) ] Q_A^T
+
+George et al. 2018 (arXiv:1806.03884).  The square is of a row's sum over positions, never of one position.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+BLOCK = 1 << 24  # most values of row gradients that are made at once
+
+
+def output_root(p: Tensor) -> Tensor:
+    """R [b, C, C] = diag(sqrt p) - p sqrt(p)^T, with R R^T = diag(p) - p p^T for probabilities p [b, C].
+
+    >>> p = torch.tensor([[0.25, 0.75]], dtype=torch.float64)
+    >>> root = output_root(p)
+    >>> (root @ root.mT).round(decimals=12).tolist()
+    [[[0.1875, -0.1875], [-0.1875, 0.1875]]]
+    """
+    root = p.sqrt()
+    return torch.diag_embed(root) - p[:, :, None] * root[:, None, :]
+
+
+def label_at(p: Tensor, u: Tensor) -> Tensor:
+    """The label [b] at which the cumulated probabilities p [b, C] pass u [b], uniform in [0, 1).
+
+    >>> label_at(torch.tensor([[0.5, 0.0, 0.5]] * 3), torch.tensor([0.0, 0.49, 0.5])).tolist()
+    [0, 0, 2]
+    """
+    cumulated = p.double().cumsum(dim=1)
+    above = u[:, None] * cumulated[:, -1:] >= cumulated
+    return above.sum(dim=1).clamp(max=p.shape[1] - 1)
+
+
+def second_moment(values: Tensor, w: Tensor) -> Tensor:
+    """sum_i w_i sum_t v_it v_it^T of values [b, T, I]."""
+    return (values * w[:, None, None]).flatten(0, 1).T @ values.flatten(0, 1)
+
+
+def eigenbasis(moment: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, at least 0, and eigenvectors in columns, in float64.
+
+    Inputs that are always 0, such as what padding alone ever reaches, are eigenvectors by themselves and come first.
+    """
+    matrix = (moment + moment.mT).double() / 2.0
+    live = matrix.diagonal() > 0.0
+    order = torch.cat([(~live).nonzero()[:, 0], live.nonzero()[:, 0]])
+    dead = int((~live).sum())
+    values, vectors = torch.zeros(len(matrix), dtype=torch.float64, device=matrix.device), torch.eye(len(matrix))
+    vectors = vectors.to(matrix)
+    values[dead:], vectors[dead:, dead:] = _eigh(matrix[live][:, live])
+    return values.clamp(min=0.0), vectors[order.argsort()]
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """By divide and conquer, or by a slower way where that does not converge."""
+    linalg: Any = torch.linalg
+    try:
+        found = linalg.eigh(matrix)
+    except RuntimeError:
+        from scipy.linalg import eigh
+
+        found = eigh(matrix.cpu().numpy(), driver="evr")
+    return torch.as_tensor(found[0]).to(matrix), torch.as_tensor(found[1]).to(matrix)
+
+
+def rotated_squares(a: Tensor, d: Tensor, w: Tensor, q_a: Tensor, q_s: Tensor) -> Tensor:
+    """sum_i w_i (Q_S^T G_i Q_A)^2 [O, I], float64; rows are taken some at a time."""
+    b, steps, wide = a.shape
+    tall = d.shape[2]
+    if steps == 1:
+        turned = (d[:, 0] @ q_s).square() * w[:, None]
+        return (turned.T @ (a[:, 0] @ q_a).square()).double()
+    total = torch.zeros(tall, wide, dtype=torch.float64, device=a.device)
+    size = max(1, BLOCK // (wide * tall))
+    for first in range(0, b, size):
+        some = slice(first, first + size)
+        few = steps < tall  # positions: turned before they are summed
+        g = (d[some] @ q_s).mT @ (a[some] @ q_a) if few else q_s.T @ (d[some].mT @ a[some]) @ q_a
+        total += torch.einsum("boi,b->oi", g.square(), w[some])
+    return total
+
+
+def preconditioned(
+    q: NDArray[np.float64], q_a: NDArray[np.floating], q_s: NDArray[np.floating], shifted: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Q_S [ (Q_S^T q Q_A) / shifted ] Q_A^T for q [O, I].
+
+    >>> eye = np.eye(2)
+    >>> preconditioned(np.array([[2.0, 3.0]]), eye, np.eye(1), np.array([[4.0, 6.0]])).tolist()
+    [[0.5, 0.5]]
+    """
+    a, s = q_a.astype(np.float64, copy=False), q_s.astype(np.float64, copy=False)
+    return s @ ((s.T @ q @ a) / shifted) @ a.T
