@@ -39,6 +39,7 @@ def row_pass(job: Job, work: Work, point: Point, what: str, look: FirstLook) -> 
     """Logits and tangents of the rows that lack any; rows that lack the same things share a batch."""
     import torch
 
+    from influence_cli.model.engine import Engine
     from influence_cli.model.examples import batches, move, to_input
 
     assert job.model is not None
@@ -54,13 +55,14 @@ def row_pass(job: Job, work: Work, point: Point, what: str, look: FirstLook) -> 
     needs = {row: tuple(name for name in wanted if key in wanted[name]) for row, key in key_of.items()}
     writer, unusable = _ShardWriter(job, work), _Unusable(job)
     started, size = time.perf_counter(), batch_size(job)
+    engine = Engine(point, job.runtime.engine, job.listener)
     try:
         with job.listener.progress(f"training rows, {what}", len(key_of)) as progress:
             chunks = _grouped(job, needs, size, look)
             for index, decoded in batches(job.manifest, chunks, job.model, job.runtime.workers, unusable.listen):
                 names = needs[int(index[0])]
                 x = to_input(move(decoded, point.device), job.model, point.dtype)
-                z, tangents = point.outputs(x, [directions[name] for name in names])
+                z, tangents = engine.outputs(x, [directions[name] for name in names])
                 values = torch.stack([z, *tangents]).cpu().numpy()
                 keys = [key_of[int(row)] for row in index]
                 look.saw(index, values[0])
@@ -70,6 +72,8 @@ def row_pass(job: Job, work: Work, point: Point, what: str, look: FirstLook) -> 
         writer.flush()
         raise
     writer.flush()
+    if engine.checked is not None:
+        job.store.write_engine_note(work.member.name, engine.checked.as_dict())
     unusable.leave_out()
     job.store.write_timing(timing_key(job, bool(work.tangents)), (time.perf_counter() - started) / len(key_of))
 
