@@ -88,6 +88,7 @@ class RunOptions(TypedDict, total=False):
     device: str
     batch_size: int | None
     workers: int
+    engine: str
     listener: Listener
 
 
@@ -111,7 +112,7 @@ def _job(manifest: Any, given: dict[str, Any]) -> Job:
     listener = given.pop("listener", SILENT)
     methods, objectives = _names(given.pop("method", "ip")), _names(given.pop("objective", "utility"))
     numbers = {k: given.pop(k) for k in ("options", "params", "precision", "seed") if k in given}
-    speed = {k: given.pop(k) for k in ("store", "device", "batch_size", "workers") if k in given}
+    speed = {k: given.pop(k) for k in ("store", "device", "batch_size", "workers", "engine") if k in given}
     if speed.get("store") is not None:
         speed["store"] = str(speed["store"])
     return open_job(Inputs(manifest, **given), GradSpec(methods, objectives, **numbers), Runtime(**speed), listener)

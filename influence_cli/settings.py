@@ -15,6 +15,7 @@ Options = dict[str, dict[str, Any]]  # name of a method, objective or action -> 
 
 PRECISIONS = ("fp32", "fp64", "bf16")
 LOSSES = ("cross-entropy",)
+ENGINES = ("auto", "forward", "layerwise", "double-reverse")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
@@ -91,6 +92,11 @@ class Runtime:
     batch_size: int | None = None
     workers: int = 2
     shard_rows: int = 1024
+    engine: str = "auto"  # how derivatives are taken: every engine gives the same numbers
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise UsageError(f"--engine {self.engine!r} is unknown", fix=nearest(self.engine, list(ENGINES)))
 
 
 def parse_numbers(text: str, flag: str) -> tuple[float, ...]:

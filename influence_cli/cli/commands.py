@@ -76,6 +76,7 @@ def _job(settings: Settings) -> Job:
         settings["device"],
         settings["batch_size"],
         settings["workers"],
+        engine=settings["engine"],
     )
     job = open_job(inputs, spec, runtime, show.terminal(), remember=not settings["dry_run"])
     _check_origin(settings, job, origin)

@@ -110,6 +110,7 @@ SETTINGS: dict[str, Setting] = {
         _s("keep", list, [], "gc: drop rows of no such manifest.", (CACHE,), metavar="MANIFEST", stored=False),
         _s("no_store", bool, False, "Use a temporary store and throw it away.", RUNS_AND_EVALUATE),
         _s("device", str, "auto", "auto, cpu, cuda, cuda:1, mps (speed only).", MODEL),
+        _s("engine", str, "auto", "auto, forward, layerwise or double-reverse (speed only).", RUNS),
         _s(
             "batch_size",
             int,

@@ -25,6 +25,7 @@ def estimated_rates(job: Job, work: list[Work]) -> Rates:
     import torch
 
     from influence_cli.model.build import build_model, device_of
+    from influence_cli.model.engine import Engine
     from influence_cli.model.forward import Point, differentiable_kernels
 
     spec, _ = require_model(job)
@@ -35,6 +36,8 @@ def estimated_rates(job: Job, work: list[Work]) -> Rates:
         return {}
     directions = max((len(w.tangents) + len(w.halves) for w in work), default=0)
     zero = {n: torch.zeros_like(p) for n, p in point.selected.items()}
+
+    engine = Engine(point, job.runtime.engine)
 
     def timed(run: object) -> float:
         assert callable(run)
@@ -50,7 +53,7 @@ def estimated_rates(job: Job, work: list[Work]) -> Rates:
 
     return {
         "outputs": timed(lambda: point.outputs(x, [])),
-        "tangents": timed(lambda: point.outputs(x, [zero] * directions)),
+        "tangents": timed(lambda: engine.outputs(x, [zero] * directions)),
         "target": timed(pass_v),
     }
 

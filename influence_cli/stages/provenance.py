@@ -53,6 +53,7 @@ def provenance_of(job: Job, stage: str) -> dict[str, Any]:
         "fit_rows": None if job.fit is None else job.fit.as_dict(),
         "curvature": curvature_report(job),
         "members": decided_members(job),
+        "engines": [job.store.engine_note(member.name) for member in job.linear_members()],
         "checkpoint": None
         if job.checkpoint is None
         else {"locator": job.checkpoint.locator, "fingerprint": job.checkpoint.digest},

@@ -40,6 +40,7 @@ def row_pass(job: Job, work: Work, point: Point, what: str, look: FirstLook) -> 
     import torch
 
     from influence_cli.model.batch_size import Parts
+    from influence_cli.model.engine import Engine
     from influence_cli.model.examples import batches, move, sent_back, to_input
 
     assert job.model is not None
@@ -55,6 +56,7 @@ def row_pass(job: Job, work: Work, point: Point, what: str, look: FirstLook) -> 
     needs = {row: tuple(name for name in wanted if key in wanted[name]) for row, key in key_of.items()}
     writer, unusable, parts = _ShardWriter(job, work), _Unusable(job), Parts(job.listener.warn)
     started, size = time.perf_counter(), batch_size(job)
+    engine = Engine(point, job.runtime.engine, job.listener)
     waiting: list[tuple[Any, tuple[str, ...], Any]] = []  # the batch before, whose results are on their way
 
     def keep() -> None:
@@ -71,7 +73,7 @@ def row_pass(job: Job, work: Work, point: Point, what: str, look: FirstLook) -> 
                 names = needs[int(index[0])]
                 x = to_input(move(decoded, point.device), job.model, point.dtype)
                 along = [directions[name] for name in names]
-                z, tangents = parts.run(lambda part, along=along: point.outputs(part, along), x)
+                z, tangents = parts.run(lambda part, along=along: engine.outputs(part, along), x)
                 waiting.append((index, names, sent_back(torch.stack([z, *tangents]))))
                 if len(waiting) > 1 or point.device.type == "cpu":
                     keep()
@@ -82,6 +84,8 @@ def row_pass(job: Job, work: Work, point: Point, what: str, look: FirstLook) -> 
         raise
     job.listener.detail(f"{what}: {point.how()}")
     writer.flush()
+    if engine.checked is not None:
+        job.store.write_engine_note(work.member.name, engine.checked.as_dict())
     unusable.leave_out()
     job.store.write_timing(timing_key(job, bool(work.tangents)), (time.perf_counter() - started) / len(key_of))
 

@@ -10,6 +10,7 @@
   attacks/<fp>/<shard>          keys u8[n, 16] (row), input [n, ...], payload_keys: attacked target rows
   trainings/<fp>.safetensors    each target and test row's loss and margin after training on a subset of the train rows
   models/<fp>.json              what an architecture's name meant (input size, mean, sd) under a timm version
+  engines/<member-fp>.json      how a member's derivatives were last taken, and how far they were from the loop
   tasks/<fp>.json               outputs on a few rows by which a model of the user's own is known
   payload-files.parquet         payload keys of files, for those that have not changed since
   undecodable.json              payloads that could not be decoded, and why: left out at once with --skip-bad
@@ -173,6 +174,17 @@ class Store:
         """Remember what an architecture's name resolved to."""
         if self.remember:
             write_json(self.root / "models" / f"{name}.json", note)
+
+    def engine_note(self, member: str) -> dict[str, Any] | None:
+        """By which engine a member's rows were last run, and what its self-check found; None where none was."""
+        try:
+            return json.loads((self.root / "engines" / f"{member}.json").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def write_engine_note(self, member: str, note: dict[str, Any]) -> None:
+        """Remember it, for the provenance of later tables."""
+        write_json(self.root / "engines" / f"{member}.json", note)
 
     def timing(self, what: str) -> float | None:
         """Seconds per row last measured for ``what``, or None."""
