@@ -169,7 +169,7 @@ def folds(parameters: Iterable[Any]) -> int:
     return sum(1 for m in made for key in m if key != "t")
 
 
-@rule(aten.native_batch_norm.default, aten.cudnn_batch_norm.default)
+@rule(aten.native_batch_norm.default)
 def _batch_norm(
     x: Any, scale: Any, shift: Any, mean: Any, variance: Any, training: bool, momentum: float, eps: float
 ) -> Any:
@@ -182,6 +182,13 @@ def _batch_norm(
     else:
         out = Dual(*_by_channel(x, norm))
     return out, torch.empty(0), torch.empty(0)
+
+
+@rule(aten.cudnn_batch_norm.default)
+def _batch_norm_by_cudnn(*args: Any) -> Any:
+    """The same; cuDNN's has a fourth output, empty in evaluation mode."""
+    out = _batch_norm(*args)
+    return out if out is NotImplemented else (*out, torch.empty(0, dtype=torch.uint8))
 
 
 def _by_channel(x: Any, norm: Norm) -> tuple[Tensor, tuple[Tensor, ...], bool]:
