@@ -41,7 +41,7 @@ LAYERS = (
         "first_look",
         "grads",
         "provenance",
-        "row_pass",
+        *("row_pass", "value_pass"),
         "agreement",
         "score",
         "curate",
@@ -188,7 +188,7 @@ def test_every_function_says_what_it_returns() -> None:
     assert silent == []
 
 
-FOLDERS = "attacks|decisions|directions|outputs|tangents|gradients|traces|factors|interims|trainings"
+FOLDERS = "attacks|row_values|decisions|directions|outputs|tangents|gradients|traces|factors|interims|trainings"
 LAYOUT = re.compile(rf"^({FOLDERS}|timings\.json|spec\.json)$|\.damaged-|\.tmp$")
 
 

@@ -25,7 +25,7 @@ from influence_cli.errors import UsageError
 from influence_cli.maths.masks import drop, keep_mask
 from influence_cli.methods import METHODS, make_methods
 from influence_cli.methods.ip_ensemble import IPEnsemble
-from influence_cli.methods.protocol import FreeMethod, Linear, OutputMethod
+from influence_cli.methods.protocol import FreeMethod, Linear, OutputMethod, RowMethod
 from influence_cli.methods.random import Random
 from influence_cli.model.build import build_model, load_model
 from influence_cli.model.dropout import Dropout, member_rate, splitmix64
@@ -482,7 +482,7 @@ def test_random_depends_on_seed_and_id_alone(mlp: Problem, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_loads_and_declares_what_it_is(name: str) -> None:
     method = make_methods(GradSpec(methods=(name,)))[name]
-    assert isinstance(method, Linear | OutputMethod | FreeMethod)
+    assert isinstance(method, Linear | OutputMethod | RowMethod | FreeMethod)
     assert method.kind == ("signed" if isinstance(method, Linear) else "ranking")
     assert method.effect is (name in EFFECT)
     assert METHODS[name].name == name

@@ -131,6 +131,10 @@ def plan(settings: Settings, job: Job) -> None:
         names = ("method", "rows", "passes", "seconds", "bytes", "why")
         cells = [[str(m), *(f"{f[n]:,}" if isinstance(f[n], int) else cell(f[n]) for n in names)] for m, f in fits]
         print_table("curvature to fit", ["member", *names], cells, terminal(), sys.stdout)
+    values = [(s["member"], *v) for s in described["steps"] for v in s["row_values_to_compute"].items()]
+    if values:
+        cells = [[str(m), name, f"{rows:,}"] for m, name, rows in values]
+        print_table("values of rows to compute", ["member", "method", "rows"], cells, terminal(), sys.stdout)
     solves = [(s["member"], solve) for s in described["steps"] for solve in s["solves"]]
     if solves:
         names = ("method", "directions", "rows", "passes", "seconds")

@@ -95,6 +95,13 @@ METHODS: dict[str, MethodInfo] = {
             "-",
             "forward T",
         ),
+        MethodInfo(
+            "self-tracin",
+            "influence_cli.methods.self_tracin:SelfTracIn",
+            "minus the squared norm of the row's gradient",
+            "Pruthi et al., arXiv:2002.08484; Thakkar et al. 2023",
+            "forward T + norms T",
+        ),
         MethodInfo("random", "influence_cli.methods.random:Random", "seeded uniform draw, the floor", "-", "none"),
     )
 }

@@ -2,7 +2,8 @@
 
 A **linear** method maps a direction q to a direction u = P q at each of its members; the score of a row is the mean
 over members of ``<grad l_i, u>``, which the engine returns as logit tangents.  An **output** method is a value of
-a row's logits and label.  A **free** method needs neither.  Positive scores always mean: the row helps.
+a row's logits and label; a **row** method one of a row's own gradient.  A **free** method needs none of them.
+Positive scores always mean: the row helps.
 
 A linear method whose P is not the identity is **preconditioned**: P comes from curvature of the training objective
 
@@ -24,9 +25,12 @@ from influence_cli.model.dropout import Dropout
 from influence_cli.model.losses import CROSS_ENTROPY, RowLoss
 
 if TYPE_CHECKING:
-    from influence_cli.model.curvature import Curvature
+    from torch import Tensor
 
-Needs = Literal["tangents", "outputs", "nothing"]
+    from influence_cli.model.curvature import Curvature
+    from influence_cli.model.layers import Block
+
+Needs = Literal["tangents", "outputs", "rows", "nothing"]
 Kind = Literal["signed", "ranking"]
 Columns = NDArray[np.float64]  # [d, k]: k directions, flat in the order of the curvature's layout
 Facts = dict[str, Any]  # plain values for metadata, provenance and a line of the summary
@@ -165,6 +169,27 @@ class OutputMethod:
     ) -> NDArray[np.float64]:
         """Scores [n], under the run's row loss."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class RowMethod:
+    """A ranking-only value of a row's own loss gradient: a sum over blocks of layers, stored by payload and label."""
+
+    needs: ClassVar[Needs] = "rows"
+    kind: ClassVar[Kind] = "ranking"
+    effect: ClassVar[bool] = False
+
+    def describe(self) -> dict[str, Any]:
+        """What the value is, for its fingerprint: methods that say the same share it."""
+        raise NotImplementedError
+
+    def of_block(self, block: Block) -> Tensor:
+        """A block's part of every row's value, float64 [b]."""
+        raise NotImplementedError
+
+    def score(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores [n] of stored values [n]."""
+        return -values
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ def estimated_rates(job: Job, work: list[Work]) -> Rates:
     from influence_cli.model.build import build_model, device_of
     from influence_cli.model.engine import Engine
     from influence_cli.model.forward import Point, differentiable_kernels
+    from influence_cli.model.layers import Layers
 
     spec, _ = require_model(job)
     model = build_model(spec).eval()  # its weights do not matter
@@ -51,7 +52,13 @@ def estimated_rates(job: Job, work: list[Work]) -> Rates:
         with torch.enable_grad(), differentiable_kernels(point.recurrent):
             torch.autograd.grad(point.logits(x, selected).sum(), list(selected.values()), allow_unused=True)
 
+    def values() -> None:
+        for block in Layers(point, x).of_rows(x, torch.ones_like)[1]:
+            block.squared_norms()
+
+    measured = {"values": timed(values)} if any(w.value_rows for w in work) else {}
     return {
+        **measured,
         "outputs": timed(lambda: point.outputs(x, [])),
         "tangents": timed(lambda: engine.outputs(x, [zero] * directions)),
         "target": timed(pass_v),

@@ -1,8 +1,8 @@
 """(1) manifest -> store, for the rows that the store has not seen.
 
 At each member: pass V measures the directions that are not stored, then one pass over the training rows computes
-logits and tangents for the rows that lack any of them.  Every full shard is written as soon as it is complete, so a
-run that is killed has lost only the rows in hand.
+logits and tangents for the rows that lack any of them, and another the values of rows' own gradients.  Every full shard
+is written as soon as it is complete, so a run that is killed has lost only the rows in hand.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from influence_cli.stages.preconditioning import missing_directions, note_curvat
 from influence_cli.stages.provenance import base_table, nullable, provenance_of
 from influence_cli.stages.reliability import direction_noise
 from influence_cli.stages.row_pass import batch_size, row_pass
+from influence_cli.stages.value_pass import value_pass
 from influence_cli.store.shards import as_arrow
 
 if TYPE_CHECKING:
@@ -68,10 +69,12 @@ def _fill(job: Job, look: FirstLook) -> int:
             precondition(job, w.member, w.preconditioned, model, device, batch_size(job))
         if w.rows:
             row_pass(job, w, point, what, look)
+        if w.value_rows:
+            value_pass(job, w, exact, what)
         if point is not exact:
             measure_agreement(job, w.member, exact, point)
         look.say()
-        done += w.rows
+        done += w.rows + w.value_rows
     job.forget_folders()
     if len(job.manifest.bad) > skipped:  # others may have taken their place, where rows are sampled
         return done + _fill(job, look)

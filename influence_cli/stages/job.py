@@ -20,7 +20,7 @@ from influence_cli.data.row_checks import BadRow
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.methods import make_methods
-from influence_cli.methods.protocol import Linear, Method, Preconditioned
+from influence_cli.methods.protocol import Linear, Method, Preconditioned, RowMethod
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.losses import RowLoss, loss_of
@@ -178,6 +178,18 @@ class Job:
             self._folders[direction] = self.store.tangents(direction, about)
         return self._folders[direction]
 
+    def row_values(self, method: str, member: Member) -> ShardFolder:
+        """The shards of a method's values of rows at a member, by row key: the label is part of what they are of."""
+        p = self.methods[method]
+        assert isinstance(p, RowMethod)
+        about = {"params": self.spec.params, "loss": self.loss_name, "value": p.describe()}
+        name = fingerprint("row-values", 1, member=member.name, **about)
+        if name not in self._folders:
+            assert self.model is not None
+            of = {"model": self.model.as_dict(), "member": asdict(member), "precision": self.spec.precision}
+            self._folders[name] = self.store.row_values(name, {**about, **of})
+        return self._folders[name]
+
     def forget_folders(self) -> None:
         """Read the store anew after it was written."""
         self._folders.clear()
@@ -199,6 +211,10 @@ class Job:
     def methods_at(self, member: Member) -> list[str]:
         """Methods that need directions at a member, in order."""
         return [n for n, ms in self.method_members.items() if self.methods[n].needs == "tangents" and member in ms]
+
+    def row_methods_at(self, member: Member) -> list[str]:
+        """Methods that need a value of every row's gradient at a member, in order."""
+        return [n for n, ms in self.method_members.items() if self.methods[n].needs == "rows" and member in ms]
 
     def half_member(self) -> Member | None:
         """The member at which the two halves of the target are compared: the first (members are nearly alike)."""

@@ -5,7 +5,7 @@ Nothing here imports torch: a run whose every row is stored never does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from influence_cli.store import Keys
 from influence_cli.store.shards import unique
 
 Rates = dict[str, float]  # seconds per row, by kind of pass
+ROW_VALUE_BYTES = 16 + 16 + 8  # row key, payload key and value
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Work:
     preconditioned: tuple[Along, ...] = ()  # u's to compute
     fits: tuple[Fit, ...] = ()  # factors that they need
     solves: tuple[Solve, ...] = ()  # passes over the fit rows that they take beyond those
+    values: dict[str, Keys] = field(default_factory=dict)  # method -> row keys that lack its value
 
     @property
     def rows(self) -> int:
@@ -41,9 +43,14 @@ class Work:
         return len(unique(stacked))
 
     @property
+    def value_rows(self) -> int:
+        """Distinct training rows, payload and label, whose own gradient is looked at."""
+        return len(unique(np.concatenate(list(self.values.values())))) if self.values else 0
+
+    @property
     def nothing(self) -> bool:
         """Whether the store holds all of it."""
-        return not self.directions and not self.preconditioned and self.rows == 0
+        return not self.directions and not self.preconditioned and self.rows == 0 and self.value_rows == 0
 
 
 def missing_work(job: Job) -> list[Work]:
@@ -74,25 +81,34 @@ def missing_work(job: Job) -> list[Work]:
         lacking = keys[job.outputs(member).missing(keys)]
         along = missing_directions(job, member, halves)
         fits, solves = missing_fits(job, member, along), missing_solves(job, along)
-        work.append(Work(member, tuple(measure), lacking, tangents, halves, along, fits, solves))
+        values = _missing_values(job, member)
+        work.append(Work(member, tuple(measure), lacking, tangents, halves, along, fits, solves, values))
     return work
 
 
+def _missing_values(job: Job, member: Member) -> dict[str, Keys]:
+    """For every method that has a value of rows: the row keys that lack it."""
+    keys = job.train.row_keys
+    distinct = keys[unique(keys)]
+    return {name: distinct[job.row_values(name, member).missing(distinct)] for name in job.row_methods_at(member)}
+
+
 def known_rates(job: Job) -> Rates:
-    """Seconds per row as they were last measured, by kind of pass: outputs, tangents, target."""
+    """Seconds per row as they were last measured, by kind of pass: outputs, tangents, target, values."""
     if job.model is None:
         return {}
     found = {
         "outputs": job.store.timing(timing_key(job, False)),
         "tangents": job.store.timing(timing_key(job, True)),
         "target": job.store.timing(timing_key(job, True, target=True)),
+        "values": job.store.timing(timing_key(job, True, values=True)),
     }
     return {kind: rate for kind, rate in found.items() if rate is not None}
 
 
 def needed_rates(work: list[Work]) -> set[str]:
     """The kinds of pass that the work holds."""
-    kinds = {"target" for w in work if w.directions}
+    kinds = {"target" for w in work if w.directions} | {"values" for w in work if w.value_rows}
     return kinds | {"tangents" if w.tangents else "outputs" for w in work if w.rows}
 
 
@@ -122,11 +138,12 @@ def describe_plan(job: Job, work: list[Work], estimated: Rates | None = None) ->
                 "rows": n,
                 "rows_stored": n - w.rows,
                 "rows_to_compute": w.rows,
+                "row_values_to_compute": {name: len(keys) for name, keys in w.values.items()},
                 "why": _why(w, n),
                 "forward_passes": 0 if w.rows == 0 else forward,
                 "directions": directions,
                 "seconds": _seconds(job, w, rates),
-                "bytes": cells * (16 + classes * itemsize),
+                "bytes": cells * (16 + classes * itemsize) + sum(map(len, w.values.values())) * ROW_VALUE_BYTES,
                 "fits": [fit.as_dict() for fit in w.fits],
                 "solves": [solve.as_dict() for solve in w.solves],
             }
@@ -161,14 +178,15 @@ def _seconds(job: Job, work: Work, rates: Rates) -> float | None:
     if not needed_rates([work]) <= set(rates):
         return None
     rows = work.rows * rates["tangents" if work.tangents else "outputs"] if work.rows else 0.0
-    return round(rows + (len(job.target) * rates["target"] if work.directions else 0.0), 1)
+    values = work.value_rows * rates["values"] if work.value_rows else 0.0
+    return round(rows + values + (len(job.target) * rates["target"] if work.directions else 0.0), 1)
 
 
-def timing_key(job: Job, tangents: bool, target: bool = False) -> str:
-    """Under what name the measured seconds per training row, or per target row of a direction's pass, are kept."""
+def timing_key(job: Job, tangents: bool, target: bool = False, values: bool = False) -> str:
+    """Under what name a pass's measured seconds per row are kept: of training rows, of the target, of row values."""
     assert job.model is not None
     shape = "x".join(str(s) for s in job.model.shape)
-    kind = ("target " if target else "") + (job.spec.params if tangents else "outputs")
+    kind = ("target " if target else "values " if values else "") + (job.spec.params if tangents else "outputs")
     return f"{job.model.name} {shape} {kind} {job.spec.precision} {job.runtime.device}"
 
 

@@ -54,7 +54,7 @@ def row_pass(job: Job, work: Work, point: Point, what: str, look: FirstLook) -> 
         row: key for key, row in row_of.items() if key in lacking_outputs or any(key in w for w in wanted.values())
     }
     needs = {row: tuple(name for name in wanted if key in wanted[name]) for row, key in key_of.items()}
-    writer, unusable, parts = _ShardWriter(job, work), _Unusable(job), Parts(job.listener.warn)
+    writer, unusable, parts = _ShardWriter(job, work), Unusable(job), Parts(job.listener.warn)
     started, size = time.perf_counter(), batch_size(job)
     engine = Engine(point, job.runtime.engine, job.listener)
     waiting: list[tuple[Any, tuple[str, ...], Any]] = []  # the batch before, whose results are on their way
@@ -114,7 +114,7 @@ def read_direction(job: Job, name: str, point: Point) -> dict[str, torch.Tensor]
     return {n: torch.from_numpy(stored[n].copy()).to(point.device, point.dtype) for n in point.selected}
 
 
-class _Unusable:
+class Unusable:
     """Rows that turn out not to be decodable, while bad rows are skipped; images among them are remembered."""
 
     def __init__(self, job: Job) -> None:

@@ -1,7 +1,8 @@
 """(2) store -> one score column per method and objective, with what is known of their noise.
 
 A row's score is arithmetic on what the store holds: for a linear method the mean over members of
-``sum_c p_c (t_c - t_y)``; for an output method a function of its logits and label.  Positive: the row helps.
+``sum_c p_c (t_c - t_y)``; for an output method a function of its logits and label; for a row method
+of a value of its own gradient.  Positive: the row helps.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from influence_cli.actions.combine import check_rule, combined, kind_of
 from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.maths.labels import margin, of_label, softmax
-from influence_cli.methods.protocol import FreeMethod, Linear, OutputMethod, Preconditioned
+from influence_cli.methods.protocol import FreeMethod, Linear, OutputMethod, Preconditioned, RowMethod
 from influence_cli.stages.canaries import planted_labels
 from influence_cli.stages.combining import options_of
 from influence_cli.stages.grads import fill
@@ -164,6 +165,9 @@ def _columns(job: Job, name: str) -> list[Column]:
     if isinstance(method, OutputMethod):
         logits = job.outputs(members[0]).read(job.train.payload_keys)["logits"]
         return [Column(name, method.kind, method.score(logits, job.train.labels, job.row_loss))]
+    if isinstance(method, RowMethod):
+        values = job.row_values(name, members[0]).read(job.train.row_keys)["value"]
+        return [Column(name, method.kind, method.score(values))]
     assert isinstance(method, Linear)
     return [_linear_column(job, name, members, objective) for objective in job.objectives]
 

@@ -5,6 +5,7 @@
   factors/<fp>.safetensors      curvature fitted on a fit set: what it holds is its method's, and the fit set's keys
   outputs/<member-fp>/<shard>   keys u8[n, 16] (payload), logits [n, C]
   tangents/<u-fp>/<shard>       keys u8[n, 16] (payload), tangent [n, C]
+  row_values/<fp>/<shard>       keys u8[n, 16] (row), value f64[n], payload_keys: a value of each row's own gradient
   decisions/<fp>.safetensors    how many members an ensemble has, where its members decided, and what they said
   interims/<fp>.safetensors     the state of a long computation that was stopped; gone once its result is stored
   attacks/<fp>/<shard>          keys u8[n, 16] (row), input [n, ...], payload_keys: attacked target rows
@@ -51,6 +52,10 @@ class Store:
     def tangents(self, direction: str, spec: dict[str, Any] | None = None) -> ShardFolder:
         """Logit tangents along a direction, by payload key."""
         return ShardFolder(self.root / "tangents" / direction, spec or {}, self.listener)
+
+    def row_values(self, name: str, spec: dict[str, Any] | None = None) -> ShardFolder:
+        """Values of rows' own gradients, by row key."""
+        return ShardFolder(self.root / "row_values" / name, spec or {}, self.listener)
 
     def attacks(self, name: str, spec: dict[str, Any] | None = None) -> ShardFolder:
         """Attacked target rows, by row key."""

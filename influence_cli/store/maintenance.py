@@ -18,7 +18,7 @@ from influence_cli.store.keys import Keys
 from influence_cli.store.shards import ShardFolder, positions
 
 SINGLE = ("directions", "factors", "interims", "decisions", "trainings")  # one file a thing
-SHARDED = ("outputs", "tangents", "attacks")
+SHARDED = ("outputs", "tangents", "row_values", "attacks")
 SPARE_SECONDS = 24 * 3600.0  # a younger temporary file may belong to a run in progress
 OURS = re.compile(r"\..+\.\d+\.[0-9a-f]+\.tmp")  # a temporary file of ours: .NAME.PROCESS.RANDOM.tmp
 MERGE_ROWS = 16_384  # shards are merged up to this many rows
@@ -113,7 +113,8 @@ def _about(folder: Path) -> str:
     if "model" in spec:
         dropout = (spec.get("member") or {}).get("dropout")
         rate = "" if dropout is None else f", dropout {dropout['rate']:.4f}"
-        return f"{spec['model']['name']}, {spec.get('precision')}{rate}"
+        what = f", {spec['value']['value']}, params {spec['params']}" if "value" in spec else ""
+        return f"{spec['model']['name']}, {spec.get('precision')}{rate}{what}"
     return f"{', '.join(spec.get('objectives', []))}, params {spec.get('params')}"
 
 
@@ -214,7 +215,7 @@ def _collect_folder(path: Path, keep: Keys | None, listener: Listener) -> tuple[
     old = _shards(path)
     keys, values = folder.load_all()
     first = positions(keys, keys) == np.arange(len(keys))
-    payloads = values.get("payload_keys", keys)  # attacked rows are named by row, and say whose payload they were
+    payloads = values.get("payload_keys", keys)  # what is named by row says whose payload it is
     wanted = first if keep is None else first & (positions(payloads, keep) >= 0)
     dropped = int((first & ~wanted).sum())
     full = (len(keys) + MERGE_ROWS - 1) // MERGE_ROWS

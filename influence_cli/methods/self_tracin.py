@@ -1,0 +1,34 @@
+"""Self-TracIn, self-influence without curvature: minus the squared norm of the row's gradient; ranking only.
+
+    s_i = - | grad l_i(theta) |^2
+
+at the last checkpoint (Pruthi et al., arXiv:2002.08484, self-influence; the last checkpoint alone as in Yang et al.,
+arXiv:2405.17490).  It is what ip gives a row whose target is the row itself, negated so that suspicious rows come last
+again.  A large value means atypical, memorised or mislabelled, not necessarily harmful; rare classes look suspicious.
+No target rows are needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from influence_cli.methods.protocol import RowMethod
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from influence_cli.model.layers import Block
+
+
+@dataclass(frozen=True)
+class SelfTracIn(RowMethod):
+    """The squared norm is a sum over blocks, exact from inputs and output gradients of every layer."""
+
+    def describe(self) -> dict[str, Any]:
+        """The value, for its fingerprint."""
+        return {"value": "squared gradient norm", "revision": 1}
+
+    def of_block(self, block: Block) -> Tensor:
+        """|g_i|^2 of one block, float64 [b]."""
+        return block.squared_norms()

@@ -1,0 +1,61 @@
+"""Values of rows' own loss gradients: for every row a sum over blocks of a function of the block's row gradients.
+
+One forward and one backward pass a batch, for output gradients only (see ``layers``); no row's gradient is made whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from influence_cli.errors import ModelError
+from influence_cli.model.forward import Point
+from influence_cli.model.layers import Block, Layers, loss_slope
+from influence_cli.model.losses import RowLoss
+
+OfBlock = Callable[[Block], Tensor]  # a block of b rows to its part of their values, float64 [b]
+NAMED = 6  # parameters that a message names
+
+
+class RowValues:
+    """Values at a point; the layers are planned on the first batch that has usable rows."""
+
+    def __init__(self, point: Point, loss: RowLoss, functions: Sequence[OfBlock]) -> None:
+        """``functions`` are one for every value that is asked for."""
+        self.point, self.loss, self.functions = point, loss, functions
+        self._layers: Layers | None = None
+
+    def of(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Values [b, k] in float64; NaN for rows whose logits are not finite.
+
+        Raises:
+            ModelError: there are selected parameters that the layers do not reach; names them.
+        """
+        found = torch.full((len(x), len(self.functions)), torch.nan, dtype=torch.float64, device=x.device)
+        if self._layers is None:
+            with torch.no_grad():
+                usable = torch.isfinite(self.point.logits(x)).all(1)
+            if not usable.any():
+                return found
+            self._layers = self._planned(x[usable])
+        slope = loss_slope(lambda z: self.loss.rows(z, labels))
+        logits, blocks = self._layers.of_rows(x, slope)
+        for k, function in enumerate(self.functions):
+            found[:, k] = torch.stack([function(block) for block in blocks]).sum(0)
+        found[~torch.isfinite(logits).all(1)] = torch.nan
+        return found
+
+    def _planned(self, x: Tensor) -> Layers:
+        layers = Layers(self.point, x)
+        coverage = layers.coverage
+        if coverage.missing:
+            names = [name for some in coverage.missing.values() for name in some]
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            raise ModelError(
+                f"no layer gives the row gradients of {', '.join(names[:NAMED])}{more}: "
+                f"{coverage.parameters - coverage.covered:,} of {coverage.parameters:,} selected parameters",
+                fix="select others with --params, such as --params last",
+            )
+        return layers
