@@ -103,14 +103,17 @@ def test_t33_logistic_closed_form(tmp_path: Path) -> None:
 
 
 def test_t33_is_the_diagonal_of_ip(tmp_path: Path) -> None:
-    """Ip with the row itself as its only target."""
+    """Ip with the row itself as its only target; 0.0 and -0.0 make it another payload of the same value."""
     problem = make_problem(tmp_path, "mlp:7", (5,), train=4, val=2)
+    features = np.asarray(problem.payloads).copy()
+    features[:, 4] = 0.0
+    write_manifest(problem.manifest, features, problem.labels.numpy(), problem.splits.tolist(), problem.ids)
     value = column(score(problem.job(methods=SELF)))
-    train = np.flatnonzero(problem.splits == "train")
-    for k, row in enumerate(train.tolist()):
-        features, label = np.asarray(problem.payloads)[[row]], problem.labels.numpy()[[row]]
-        target = write_manifest(tmp_path / f"t{k}.parquet", features, label, ["val"], ["itself"])
-        ip = column(score(problem.job(methods=("ip",), target=str(target), allow_overlap=True)))
+    features[:, 4] = -0.0
+    for k, row in enumerate(np.flatnonzero(problem.splits == "train").tolist()):
+        label = problem.labels.numpy()[[row]]
+        target = write_manifest(tmp_path / f"t{k}.parquet", features[[row]], label, ["val"], ["itself"])
+        ip = column(score(problem.job(methods=("ip",), target=str(target))))
         assert value[k] == pytest.approx(-ip[k], rel=1e-12)
 
 
@@ -139,15 +142,15 @@ def test_a_loss_of_the_users_own_is_the_one_whose_gradient_it_is(tmp_path: Path)
 
 
 class Drifting(nn.Module):
-    """A weight that is multiplied with itself over the rows of the batch: no layer has its row gradients."""
+    """Logits are the same every time, but not the gradient of ``scale``: no module, run again, gives it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.scale, self.head = nn.Linear(5, 4), nn.Parameter(torch.ones(2)), nn.Linear(4, 3)
+        self.first, self.scale, self.head = nn.Linear(5, 4), nn.Parameter(torch.ones(4)), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.first(x).tanh()
-        return self.head(h * self.scale.detach().mean() + (self.scale - self.scale.detach()).sum() * len(x) * h)
+        zero = self.scale - self.scale.detach()
+        return self.head(self.first(x).tanh() * (1.0 + zero * torch.rand(4)))
 
 
 def test_parameters_that_no_layer_reaches_are_named_with_a_way_out() -> None:
