@@ -20,6 +20,7 @@ from influence_cli import api
 from influence_cli.data.tables import provenance
 from influence_cli.errors import ModelError
 from influence_cli.methods.self_tracin import SelfTracIn
+from influence_cli.model.dropout import Dropout
 from influence_cli.model.forward import Point
 from influence_cli.model.losses import CROSS_ENTROPY
 from influence_cli.model.row_values import RowValues
@@ -30,7 +31,7 @@ from influence_cli.stages.plan import describe_plan, missing_work
 from influence_cli.stages.score import score
 from influence_cli.store.maintenance import collect, list_entries, verify
 from tests.cases import Example, Heard, call_cli, draw_features, examples, feature_table, job_of, run_python, write
-from tests.oracle import Problem, column, dot, make_problem, relative_error, row_gradients, write_manifest
+from tests.oracle import Problem, column, dot, dropped_copy, make_problem, relative_error, row_gradients, write_manifest
 from tests.test_engine import CPU
 from tests.test_exact import Logistic
 from tests.test_layers import EVERY, construct
@@ -136,6 +137,29 @@ def test_a_loss_of_the_users_own_is_the_one_whose_gradient_it_is(tmp_path: Path)
     assert relative_error(found, -np.array(expected)) < 1e-12
     plain = column(api.score(feature_table(rows), task=Task(model, None), **asked))
     assert relative_error(plain, found) > 0.01
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+def test_the_norm_of_a_row_predicted_with_confidence_is_exact(precision: str) -> None:
+    """With a margin of 40, p_y - 1 is 0 even in float64; |g|^2 is 2 p^2 (|x|^2 + 1), p of the other label."""
+    model = nn.Linear(1, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[20.0], [-20.0]]))
+        model.bias.zero_()
+    point = Point(model.eval(), "all", None, precision, CPU)
+    x = torch.ones(1, 1, dtype=point.dtype)
+    found = RowValues(point, CROSS_ENTROPY, [SelfTracIn().of_block]).of(x, torch.tensor([0]))
+    tolerance = 1e-12 if precision == "fp64" else 1e-5
+    assert float(found[0, 0]) == pytest.approx(4.0 * np.exp(-80.0), rel=tolerance, abs=0.0)
+
+
+def test_values_are_taken_at_dropped_parameters_where_the_point_has_them(tmp_path: Path) -> None:
+    problem = make_problem(tmp_path, "mlp:7", (5,), train=6, val=2)
+    x, y = problem.part("train")
+    dropped = dropped_copy(problem.model, problem.spec, 3, 1, 0.3)
+    point = Point(problem.model, "all", Dropout(3, 1, 0.3, True, "all", "all"), "fp64", CPU)
+    found = RowValues(point, CROSS_ENTROPY, [SelfTracIn().of_block]).of(x, y)[:, 0]
+    assert relative_error(found.numpy(), norms(dropped, x, y)) < 1e-12
 
 
 # -- what cannot be scored -------------------------------------------------------------------------------------------
