@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,19 @@ from influence_cli.stages.grads import fill
 from influence_cli.stages.plan import describe_plan, missing_work
 from influence_cli.stages.score import score
 from influence_cli.store.maintenance import collect, list_entries, verify
-from tests.cases import Example, Heard, call_cli, draw_features, examples, feature_table, job_of, run_python, write
+from tests.cases import (
+    Example,
+    Heard,
+    call_cli,
+    digits_table,
+    draw_features,
+    examples,
+    feature_table,
+    job_of,
+    run_python,
+    with_column,
+    write,
+)
 from tests.oracle import Problem, column, dot, dropped_copy, make_problem, relative_error, row_gradients, write_manifest
 from tests.test_engine import CPU
 from tests.test_exact import Logistic
@@ -198,6 +211,23 @@ def test_a_row_without_finite_logits_has_no_value_and_spoils_no_other() -> None:
     good = [0, 2, 3, 4]
     assert torch.isnan(found[1])
     assert relative_error(found[good].numpy(), expected[good]) < 1e-12
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["nothing stored", "logits stored"])
+def test_rows_that_cannot_be_decoded_are_left_out(stored: bool, tmp_path: Path, digits_run: Path) -> None:
+    """By the pass over rows where that comes first, else by this one."""
+    table = digits_table()
+    images = [row[:60] if k in (30, 44) else row for k, row in enumerate(table.column("image").to_pylist())]
+    bad = write(with_column(table, "image", pa.array(images, pa.binary())), tmp_path / "bad.parquet")
+    good = write(table.take([k for k in range(table.num_rows) if k not in (30, 44)]), tmp_path / "good.parquet")
+    if stored:
+        fill(job_of(good, digits_run, tmp_path / "store", spec=GradSpec(("loss",))))
+    job = job_of(bad, digits_run, tmp_path / "store", spec=GradSpec(SELF), skip_bad=True)
+    found = score(job)
+    assert {"d0030", "d0044"} == {b.id for b in job.manifest.bad}
+    expected = score(job_of(good, digits_run, None, spec=GradSpec(SELF)))
+    assert found.column("id") == expected.column("id")
+    assert relative_error(column(found), column(expected)) < 1e-5
 
 
 # -- the memo law ----------------------------------------------------------------------------------------------------
