@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from influence_cli import api
 from influence_cli.data.tables import provenance
 from influence_cli.errors import ModelError
 from influence_cli.methods.self_tracin import SelfTracIn
+from influence_cli.model.dropout import Dropout
 from influence_cli.model.forward import Point
 from influence_cli.model.losses import CROSS_ENTROPY
 from influence_cli.model.row_values import RowValues
@@ -29,8 +31,20 @@ from influence_cli.stages.grads import fill
 from influence_cli.stages.plan import describe_plan, missing_work
 from influence_cli.stages.score import score
 from influence_cli.store.maintenance import collect, list_entries, verify
-from tests.cases import Example, Heard, call_cli, draw_features, examples, feature_table, job_of, run_python, write
-from tests.oracle import Problem, column, dot, make_problem, relative_error, row_gradients, write_manifest
+from tests.cases import (
+    Example,
+    Heard,
+    call_cli,
+    digits_table,
+    draw_features,
+    examples,
+    feature_table,
+    job_of,
+    run_python,
+    with_column,
+    write,
+)
+from tests.oracle import Problem, column, dot, dropped_copy, make_problem, relative_error, row_gradients, write_manifest
 from tests.test_engine import CPU
 from tests.test_exact import Logistic
 from tests.test_layers import EVERY, construct
@@ -103,14 +117,17 @@ def test_t33_logistic_closed_form(tmp_path: Path) -> None:
 
 
 def test_t33_is_the_diagonal_of_ip(tmp_path: Path) -> None:
-    """Ip with the row itself as its only target."""
+    """Ip with the row itself as its only target; 0.0 and -0.0 make it another payload of the same value."""
     problem = make_problem(tmp_path, "mlp:7", (5,), train=4, val=2)
+    features = np.asarray(problem.payloads).copy()
+    features[:, 4] = 0.0
+    write_manifest(problem.manifest, features, problem.labels.numpy(), problem.splits.tolist(), problem.ids)
     value = column(score(problem.job(methods=SELF)))
-    train = np.flatnonzero(problem.splits == "train")
-    for k, row in enumerate(train.tolist()):
-        features, label = np.asarray(problem.payloads)[[row]], problem.labels.numpy()[[row]]
-        target = write_manifest(tmp_path / f"t{k}.parquet", features, label, ["val"], ["itself"])
-        ip = column(score(problem.job(methods=("ip",), target=str(target), allow_overlap=True)))
+    features[:, 4] = -0.0
+    for k, row in enumerate(np.flatnonzero(problem.splits == "train").tolist()):
+        label = problem.labels.numpy()[[row]]
+        target = write_manifest(tmp_path / f"t{k}.parquet", features[[row]], label, ["val"], ["itself"])
+        ip = column(score(problem.job(methods=("ip",), target=str(target))))
         assert value[k] == pytest.approx(-ip[k], rel=1e-12)
 
 
@@ -135,19 +152,42 @@ def test_a_loss_of_the_users_own_is_the_one_whose_gradient_it_is(tmp_path: Path)
     assert relative_error(plain, found) > 0.01
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+def test_the_norm_of_a_row_predicted_with_confidence_is_exact(precision: str) -> None:
+    """With a margin of 40, p_y - 1 is 0 even in float64; |g|^2 is 2 p^2 (|x|^2 + 1), p of the other label."""
+    model = nn.Linear(1, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[20.0], [-20.0]]))
+        model.bias.zero_()
+    point = Point(model.eval(), "all", None, precision, CPU)
+    x = torch.ones(1, 1, dtype=point.dtype)
+    found = RowValues(point, CROSS_ENTROPY, [SelfTracIn().of_block]).of(x, torch.tensor([0]))
+    tolerance = 1e-12 if precision == "fp64" else 1e-5
+    assert float(found[0, 0]) == pytest.approx(4.0 * np.exp(-80.0), rel=tolerance, abs=0.0)
+
+
+def test_values_are_taken_at_dropped_parameters_where_the_point_has_them(tmp_path: Path) -> None:
+    problem = make_problem(tmp_path, "mlp:7", (5,), train=6, val=2)
+    x, y = problem.part("train")
+    dropped = dropped_copy(problem.model, problem.spec, 3, 1, 0.3)
+    point = Point(problem.model, "all", Dropout(3, 1, 0.3, True, "all", "all"), "fp64", CPU)
+    found = RowValues(point, CROSS_ENTROPY, [SelfTracIn().of_block]).of(x, y)[:, 0]
+    assert relative_error(found.numpy(), norms(dropped, x, y)) < 1e-12
+
+
 # -- what cannot be scored -------------------------------------------------------------------------------------------
 
 
 class Drifting(nn.Module):
-    """A weight that is multiplied with itself over the rows of the batch: no layer has its row gradients."""
+    """Logits are the same every time, but not the gradient of ``scale``: no module, run again, gives it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.scale, self.head = nn.Linear(5, 4), nn.Parameter(torch.ones(2)), nn.Linear(4, 3)
+        self.first, self.scale, self.head = nn.Linear(5, 4), nn.Parameter(torch.ones(4)), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.first(x).tanh()
-        return self.head(h * self.scale.detach().mean() + (self.scale - self.scale.detach()).sum() * len(x) * h)
+        zero = self.scale - self.scale.detach()
+        return self.head(self.first(x).tanh() * (1.0 + zero * torch.rand(4)))
 
 
 def test_parameters_that_no_layer_reaches_are_named_with_a_way_out() -> None:
@@ -171,6 +211,23 @@ def test_a_row_without_finite_logits_has_no_value_and_spoils_no_other() -> None:
     good = [0, 2, 3, 4]
     assert torch.isnan(found[1])
     assert relative_error(found[good].numpy(), expected[good]) < 1e-12
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["nothing stored", "logits stored"])
+def test_rows_that_cannot_be_decoded_are_left_out(stored: bool, tmp_path: Path, digits_run: Path) -> None:
+    """By the pass over rows where that comes first, else by this one."""
+    table = digits_table()
+    images = [row[:60] if k in (30, 44) else row for k, row in enumerate(table.column("image").to_pylist())]
+    bad = write(with_column(table, "image", pa.array(images, pa.binary())), tmp_path / "bad.parquet")
+    good = write(table.take([k for k in range(table.num_rows) if k not in (30, 44)]), tmp_path / "good.parquet")
+    if stored:
+        fill(job_of(good, digits_run, tmp_path / "store", spec=GradSpec(("loss",))))
+    job = job_of(bad, digits_run, tmp_path / "store", spec=GradSpec(SELF), skip_bad=True)
+    found = score(job)
+    assert {"d0030", "d0044"} == {b.id for b in job.manifest.bad}
+    expected = score(job_of(good, digits_run, None, spec=GradSpec(SELF)))
+    assert found.column("id") == expected.column("id")
+    assert relative_error(column(found), column(expected)) < 1e-5
 
 
 # -- the memo law ----------------------------------------------------------------------------------------------------

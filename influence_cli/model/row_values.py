@@ -13,7 +13,7 @@ from torch import Tensor
 from influence_cli.errors import ModelError
 from influence_cli.model.forward import Point
 from influence_cli.model.layers import Block, Layers, loss_slope
-from influence_cli.model.losses import RowLoss
+from influence_cli.model.losses import CrossEntropy, RowLoss
 
 OfBlock = Callable[[Block], Tensor]  # a block of b rows to its part of their values, float64 [b]
 NAMED = 6  # parameters that a message names
@@ -40,12 +40,21 @@ class RowValues:
             if not usable.any():
                 return found
             self._layers = self._planned(x[usable])
-        slope = loss_slope(lambda z: self.loss.rows(z, labels))
-        logits, blocks = self._layers.of_rows(x, slope)
+        logits, blocks = self._layers.of_rows(x, lambda z: self._slope(z, labels))
         for k, function in enumerate(self.functions):
             found[:, k] = torch.stack([function(block) for block in blocks]).sum(0)
         found[~torch.isfinite(logits).all(1)] = torch.nan
         return found
+
+    def _slope(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The gradient of each row's loss in its logits [b, C]; that of cross-entropy to the last digits at any margin.
+
+        In float32, or as p_y - 1, it would be 0 for a row that is predicted with confidence.
+        """
+        if not isinstance(self.loss, CrossEntropy):
+            return loss_slope(lambda z: self.loss.rows(z, labels))(logits)
+        p = logits.double().softmax(1).scatter(1, labels[:, None], 0.0)
+        return p.scatter(1, labels[:, None], -p.sum(1, keepdim=True)).to(logits.dtype)
 
     def _planned(self, x: Tensor) -> Layers:
         layers = Layers(self.point, x)
