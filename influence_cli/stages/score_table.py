@@ -16,6 +16,7 @@ from influence_cli.data.tables import provenance, read_table, shown
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.settings import Options
 from influence_cli.stages.combining import DEFAULT_RULE, column_named, combine_columns, floats, options_of
+from influence_cli.stages.parity import parity_of
 
 GROUP = "group"  # column of a manifest: the sensitive group of a row
 
@@ -95,6 +96,7 @@ def read_scores(request: CurateRequest) -> ScoreTable:
         best_label_gain=floats(table, "best_label_gain") if first and "best_label" in table.column_names else None,
         model_label=_ints(table, "model_label"),
         model_probability=floats(table, "model_probability") if "model_label" in table.column_names else None,
+        parity=parity_of(origin, column),
     )
     return ScoreTable(manifest, train, scored, origin, label, column, table)
 
