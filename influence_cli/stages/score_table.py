@@ -138,11 +138,11 @@ def _ranking(
     return score, kind_of(rule), f"{rule} of {', '.join(by)}"
 
 
-def groups_of(train: Rows) -> NDArray[np.int64] | None:
+def groups_of(train: Rows, column: str = GROUP) -> NDArray[np.int64] | None:
     """A number for the sensitive group of every row [n], -1 where it is null; None where there is no such column."""
-    if GROUP not in train.manifest.table.column_names:
+    if column not in train.manifest.table.column_names:
         return None
-    values = train.manifest.table.column(GROUP).take(pa.array(train.index)).combine_chunks()
+    values = train.manifest.table.column(column).take(pa.array(train.index)).combine_chunks()
     return values.dictionary_encode().indices.cast(pa.int64()).fill_null(-1).to_numpy()
 
 
