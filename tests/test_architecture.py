@@ -47,7 +47,7 @@ LAYERS = (
         "curate",
         "gate",
         "arms",
-        *("combining", "constrained", "budgets", "score_table", "curated_manifest", "edit_report", "undo"),
+        *("combining", "constrained", "budgets", "score_table", "parity", "curated_manifest", "edit_report", "undo"),
         *("scored_arms", "rounds", "training_run", "attacked", "arm_quality", "arm_comparison", "pareto", "retrain"),
         "evaluate",
         "counterfactuals",

@@ -162,6 +162,34 @@ def test_an_arm_that_is_all_but_constant_is_a_caution() -> None:
     assert [line.split()[0] for line in cautions_of(metrics)] == ["x"]
 
 
+def test_groups_of_test_rows_come_from_the_column_that_is_named(tmp_path: Path, grouped: Path) -> None:
+    table = pq.read_table(grouped / "m.parquet")
+    other = np.random.default_rng(3).integers(3, size=len(table)).astype(str).tolist()
+    table = table.append_column("region", pa.array(other)).append_column("same", pa.array(["x"] * len(table)))
+    write(table, tmp_path / "m.parquet")
+    write(with_column(table, "group", pa.array(other)), tmp_path / "renamed.parquet")
+    common = ["--model", "linear", "--epochs", 2, "--attack", "none", "-q"]
+
+    def measured(manifest: str, output: str, *flags: str) -> dict[str, Any]:
+        ran = call_cli("retrain", manifest, *common, "-o", output, *flags, cwd=tmp_path)
+        assert ran.code == 0, ran.err
+        (arm,) = json.loads((tmp_path / output / "metrics.json").read_text())["arms"].values()
+        return arm["seeds"]["0"]
+
+    plain = measured("m.parquet", "RUN")
+    named = measured("m.parquet", "RUN", "--group", "region")  # trained before, measured again
+    renamed = measured("renamed.parquet", "OTHER")
+    gaps = ("dp_gap", "dp_gap_soft", "eo_gap", "eo_gap_soft")
+    assert [named[g] for g in gaps] == [renamed[g] for g in gaps] != [plain[g] for g in gaps]
+    assert len(list((tmp_path / "RUN" / "arms").iterdir())) == 1
+    assert not set(gaps) & set(measured("m.parquet", "RUN", "--group", "same"))
+    assert measured("m.parquet", "RUN") == plain
+    ran = call_cli("retrain", "m.parquet", *common, "-o", "NONE", "--group", "nation", cwd=tmp_path)
+    assert ran.code == 2
+    assert "no column 'nation' with groups" in ran.err
+    assert "region" in ran.err
+
+
 # -- arms from scores -----------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,15 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Parity:
+    """The gap between groups that the scores are about, as far as it can be foreseen."""
+
+    objective: str
+    room: float  # what Phi can fall by, to first order, until there is no gap
+    divisor: float | None  # what makes a weighted score an effect on Phi; None: the method estimates none
+
+
 @dataclass(frozen=True, eq=False)
 class Scored:
     """The scored train rows [n]: scores (NaN where null), labels, weights, and what a relabel proposes from."""
@@ -27,6 +36,7 @@ class Scored:
     best_label_gain: Floats | None = None
     model_label: Ints | None = None  # most probable other label
     model_probability: Floats | None = None
+    parity: Parity | None = None  # where the scores are about groups
 
     def ascending(self) -> Ints:
         """Rows from the most harmful on, ties by row key; rows without a score are left out."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.actions.protocol import Edits, Ints, Scored, require_signed
+from influence_cli.actions.parity import HELP, check_parity, closing
+from influence_cli.actions.protocol import Edits, Floats, Ints, Scored, require_signed
 from influence_cli.errors import UsageError
 
 
@@ -24,10 +25,12 @@ class Relabel:
     rule: str = field(default="auto", metadata={"help": "influence, model, or auto: influence for signed scores"})
     guard: bool = field(default=True, metadata={"help": "limit what any class may lose to the budget's share"})
     min_probability: float = field(default=0.5, metadata={"help": "model rule: least probability of the new label"})
+    parity: str = field(default="stop", metadata={"help": HELP})
 
     def __post_init__(self) -> None:
         if self.rule not in ("auto", "influence", "model"):
             raise ValueError(f"rule {self.rule!r} is unknown; use auto, influence or model")
+        check_parity(self.parity)
 
     def propose(self, scored: Scored, budget: int) -> Edits:
         """Edits for up to ``budget`` rows."""
@@ -36,9 +39,10 @@ class Relabel:
         sizes = np.bincount(scored.labels, minlength=1).tolist()
         allowed = [math.ceil(budget / n * s - 1e-9) if self.guard else s for s in sizes]
         labels, reason = scored.labels.copy(), [""] * n
-        done = blocked = 0
+        done, blocked, notes = 0, 0, list[str]()
+        gap = closing(scored, self.parity, self._gain(scored), notes)
         for i in scored.ascending().tolist():
-            if done == budget:
+            if done == budget or gap.done:
                 break
             c = int(scored.labels[i])
             if not admissible[i]:
@@ -48,19 +52,28 @@ class Relabel:
                 continue
             allowed[c] -= 1
             done += 1
+            gap.take(i)
             labels[i] = proposal[i]
             reason[i] = why[i]
-        notes = _drift(scored.labels, labels)
+        notes += [*_drift(scored.labels, labels), *gap.said(done, budget)]
         if blocked:
             notes.append(f"the class guard passed over {blocked} lower rows")
-        if done < budget:
+        if done < budget and not gap.done:
             notes.append(f"{done} of a budget of {budget} rows have an admissible other label")
         return Edits("relabel", labels, scored.weights.copy(), reason, notes, proposal)
 
+    def _rule(self, scored: Scored) -> str:
+        return self.rule if self.rule != "auto" else ("influence" if scored.best_label is not None else "model")
+
+    def _gain(self, scored: Scored) -> Floats | None:
+        """What the proposed label adds to every row's weighted score [n]; None where that is not known."""
+        if self._rule(scored) != "influence" or scored.best_label_gain is None:
+            return None
+        return scored.weights * scored.best_label_gain
+
     def _proposals(self, scored: Scored) -> tuple[Ints, NDArray[np.bool_], list[str]]:
         """The label proposed for every row (-1: none), whether it is admissible, and why."""
-        rule = self.rule if self.rule != "auto" else ("influence" if scored.best_label is not None else "model")
-        if rule == "influence":
+        if self._rule(scored) == "influence":
             require_signed(scored, "relabelling by influence")
             if scored.best_label is None or scored.best_label_gain is None:
                 raise UsageError("the score table has no best_label", fix="score with a linear method, such as ip")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from influence_cli.actions.parity import HELP, check_parity, closing
 from influence_cli.actions.protocol import Edits, Floats, Scored
 
 
@@ -21,10 +22,12 @@ class Reweight:
         default=True, metadata={"help": "every class keeps its total weight (but for paper)"}
     )
     paper: bool = field(default=False, metadata={"help": "n softmax(s) of the raw scores, as published"})
+    parity: str = field(default="stop", metadata={"help": f"{HELP}; the change of every weight shrinks alike"})
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature} is not positive")
+        check_parity(self.parity)
 
     def propose(self, scored: Scored, budget: int) -> Edits:
         """New weights for every scored row; a row without a score keeps its own."""
@@ -32,10 +35,28 @@ class Reweight:
         notes: list[str] = []
         weights = scored.weights.copy()
         weights[finite] = self._weights(scored.score[finite], scored.labels[finite], scored.weights[finite], notes)
+        weights = self._at_parity(scored, weights, notes)
         factor = np.divide(weights, scored.weights, out=np.ones(len(weights)), where=scored.weights > 0)
         reason = [f"weight factor {f:.3g}" if ok else "" for f, ok in zip(factor, finite, strict=True)]
         notes.append(f"effective sample size {effective_size(weights):,.0f} of {len(weights):,}")
         return Edits("reweight", scored.labels.copy(), weights, reason, notes)
+
+    def _at_parity(self, scored: Scored, weights: Floats, notes: list[str]) -> Floats:
+        """The weights, drawn back to those before where they are predicted to do more than close the gap."""
+        change = weights - scored.weights
+        gap = closing(scored, self.parity, change * scored.score, notes)
+        fall = float(gap.fall.sum())
+        if not fall > gap.room:
+            return weights
+        share = max(0.0, gap.room / fall)
+        if self.paper:
+            notes.append(f"predicted to lower {gap.objective} by {fall:.4g}, past parity ({gap.room:.4g})")
+            return weights
+        notes.append(
+            f"stopped at parity: {share:.1%} of every weight's change is predicted to close the gap of "
+            f"{gap.objective} ({gap.room:.4g})"
+        )
+        return scored.weights + share * change
 
     def _weights(self, score: Floats, labels: np.ndarray, before: Floats, notes: list[str]) -> Floats:
         if self.paper:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.actions.parity import HELP, check_parity, closing
 from influence_cli.actions.protocol import Edits, Ints, Scored, require_signed
 
 
@@ -33,6 +34,10 @@ class Trim:
     per_class: bool = field(default=False, metadata={"help": "floor(q n_c) rows of every class"})
     guard: bool = field(default=True, metadata={"help": "limit what any class may lose"})
     group_guard: bool = field(default=True, metadata={"help": "limit what any sensitive group may lose"})
+    parity: str = field(default="stop", metadata={"help": HELP})
+
+    def __post_init__(self) -> None:
+        check_parity(self.parity)
 
     def propose(self, scored: Scored, budget: int, before: NDArray[np.bool_] | None = None) -> Edits:
         """Edits for up to ``budget`` rows more than those that went ``before`` [n], which have no score any more."""
@@ -41,10 +46,11 @@ class Trim:
         before = np.zeros(len(scored.labels), dtype=bool) if before is None else before
         limits = self.limits(scored, budget + int(before.sum()))
         left = [_left(limit, before) for limit in limits]
-        taken: list[int] = []
+        taken, notes = list[int](), list[str]()
+        gap = closing(scored, self.parity, -scored.weights * scored.score, notes)
         blocked = dict.fromkeys((limit.name for limit in limits), 0)
         for i in scored.ascending().tolist():
-            if len(taken) == budget or (self.only_negative and scored.score[i] >= 0):
+            if len(taken) == budget or gap.done or (self.only_negative and scored.score[i] >= 0):
                 break
             parts = [int(limit.part[i]) for limit in limits]
             full = [k for k, part in enumerate(parts) if part >= 0 and left[k][part] <= 0]
@@ -55,9 +61,11 @@ class Trim:
                 if part >= 0:
                     left[k][part] -= 1
             taken.append(i)
+            gap.take(i)
         said = {name: rows for name, rows in blocked.items() if rows and not (self.per_class and name == "class")}
-        notes = [f"the {name} guard passed over {rows} lower rows" for name, rows in said.items()]
-        if len(taken) < budget:
+        notes += [f"the {name} guard passed over {rows} lower rows" for name, rows in said.items()]
+        notes += gap.said(len(taken), budget)
+        if len(taken) < budget and not gap.done:
             notes.append(f"{len(taken)} of a budget of {budget} rows could be taken out")
         return self.take(scored, taken, notes)
 

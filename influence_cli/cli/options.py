@@ -76,7 +76,7 @@ SETTINGS: dict[str, Setting] = {
         _s("loss", str, "cross-entropy", "Row loss.", RUNS),
         _s("precision", str, "fp32", "fp32, fp64 or bf16.", (*RUNS, RETRAIN)),
         _s("label", str, "label", "Label column.", WRITING, metavar="COLUMN"),
-        _s("group", str, "group", "Column with the groups of fairness.", RUNS, metavar="COLUMN"),
+        _s("group", str, "group", "Column with the groups of fairness.", (*RUNS, RETRAIN), metavar="COLUMN"),
         _s("id", str, None, "Id column [default: row numbers].", (MANIFEST,), metavar="COLUMN", stored=False),
         _s("image", str, None, "Column with images: bytes or paths.", (MANIFEST,), metavar="COLUMN", stored=False),
         _s("features", list, [], "Feature column [default: all numbers].", (MANIFEST,), metavar="COLUMN", stored=False),

@@ -10,18 +10,21 @@ from numpy.typing import NDArray
 from influence_cli.data.manifest import Rows
 from influence_cli.maths.fairness import demographic_parity, equalised_odds
 from influence_cli.maths.labels import softmax
-from influence_cli.stages.score_table import groups_of
+from influence_cli.stages.score_table import GROUP, groups_of
 
+GAPS = ("dp_gap", "dp_gap_soft", "eo_gap", "eo_gap_soft")
 CONSTANT = 0.02  # predicted shares this near to 0 or 1 are as good as a constant prediction
 
 
-def beyond_accuracy(logits: NDArray[np.float64], test: Rows, labels: NDArray[np.int64]) -> dict[str, float]:
+def beyond_accuracy(
+    logits: NDArray[np.float64], test: Rows, labels: NDArray[np.int64], column: str = GROUP
+) -> dict[str, float]:
     """Share predicted as the commonest label, share predicted positive (two classes), and gaps between groups."""
     predicted = logits.argmax(axis=1)
     found = {"majority_share": float((predicted == np.bincount(labels).argmax()).mean())}
     if logits.shape[1] == 2:
         found["positive_rate"] = float((predicted == 1).mean())
-    groups = groups_of(test)
+    groups = groups_of(test, column)
     if groups is not None and len(np.unique(groups[groups >= 0])) > 1:
         known = groups >= 0
         p, y, g = softmax(logits[known]), labels[known], groups[known]

@@ -19,6 +19,7 @@ from influence_cli.actions.trim import Trim
 from influence_cli.errors import UsageError
 from influence_cli.maths.knapsack import choose, greatest
 from influence_cli.stages.combining import column_named, floats
+from influence_cli.stages.parity import parity_of
 from influence_cli.stages.score_table import CurateRequest, ScoreTable
 
 _BOUND = re.compile(r"\s*([^\s<>=]+)\s*>=\s*([-+.\deE]+)\s*")
@@ -32,6 +33,7 @@ class _Objective:
     least: float | None  # None: the one that is maximised
     phi: float | None
     effect: bool
+    room: float | None  # of an objective about groups: what it can gain until there is no gap
 
 
 def constrained_trim(request: CurateRequest, scores: ScoreTable, trim: Trim, budget: int) -> tuple[Edits, list[Any]]:
@@ -61,7 +63,14 @@ def constrained_trim(request: CurateRequest, scores: ScoreTable, trim: Trim, bud
     edits = trim.take(
         scores.scored, taken, _notes(first, others, budget, found.total, found.bound, len(taken)), reasons
     )
-    return edits, [_predicted(o, taken, alone.tolist()) for o in objectives]
+    predicted = [_predicted(o, taken, alone.tolist()) for o in objectives]
+    for o, p in zip(objectives, predicted, strict=True):
+        if o.room is not None and p["gain"] > o.room:
+            edits.notes.append(
+                f"{o.name} is predicted to gain {p['gain']:.4g}, past parity ({o.room:.4g}): the gap opens the other "
+                "way; lower --budget"
+            )
+    return edits, predicted
 
 
 def _objectives(request: CurateRequest, scores: ScoreTable) -> list[_Objective]:
@@ -102,7 +111,9 @@ def _objective(name: str, least: float | None, scores: ScoreTable) -> _Objective
         )
     gain = -scores.train.weights * floats(scores.table, column) / (divisor or 1.0)
     phi = origin.get("noise", {}).get(origin.get("objective_of", {}).get(column), {}).get("phi")
-    return _Objective(name, column, gain, least, phi, divisor is not None)
+    gap = parity_of(origin, column)
+    room = gap.room if gap is not None and divisor is not None else None
+    return _Objective(name, column, gain, least, phi, divisor is not None, room)
 
 
 def _notes(

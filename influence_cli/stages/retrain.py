@@ -24,6 +24,7 @@ from influence_cli.stages.attacked import attack_of, measure_attacks
 from influence_cli.stages.canaries import plant_in_arms
 from influence_cli.stages.pareto import pareto
 from influence_cli.stages.rounds import iterated_arms
+from influence_cli.stages.score_table import GROUP
 from influence_cli.stages.scored_arms import EditsRequest, scored_arms
 from influence_cli.stages.training_run import RetrainRequest, TrainingRun
 from influence_cli.stages.usable_rows import left_out_of, usable_now
@@ -115,6 +116,10 @@ def _test_rows(request: RetrainRequest, manifest: Manifest) -> Rows:
         rows = other.rows("test") if (other.splits == "test").any() else other.all_rows()
     if len(rows) == 0:
         raise ManifestError("no test rows", where=where, fix="set split to test for some rows, or pass --test PATH")
+    columns = rows.manifest.table.column_names
+    if request.inputs.group != GROUP and request.inputs.group not in columns:
+        fix = f"columns there are: {', '.join(columns)}"
+        raise ManifestError(f"no column {request.inputs.group!r} with groups", where=rows.manifest.source, fix=fix)
     return rows
 
 

@@ -1,7 +1,8 @@
 """Trimming in rounds: score, take out the lowest q/r of the rows, train again, score again (methods.md 5.1).
 
 The guards are those of one trim of q: what a class or group may lose is counted over all rounds.  Rounds are scored
-at models of the first seed; every arm is then trained over all seeds.
+at models of the first seed; every arm is then trained over all seeds.  Under an objective about groups a round is the
+last one where the next model's D has changed its sign, or is below its standard error (methods.md 3.2).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from influence_cli.settings import Runtime
 from influence_cli.stages.arms import Arm, base_arm, control_arms, described
 from influence_cli.stages.budgets import parse_budget
 from influence_cli.stages.job import open_job
+from influence_cli.stages.parity import closed
 from influence_cli.stages.score import score
 from influence_cli.stages.score_table import CurateRequest, read_scores
 from influence_cli.stages.scored_arms import EditsRequest
@@ -54,22 +56,35 @@ def iterated_arms(run: TrainingRun, request: EditsRequest, base: Rows) -> list[A
 
 def _in_rounds(run: TrainingRun, request: EditsRequest, base: Rows, name: str, rows: int, rounds: int) -> Arm:
     trim = make_action("trim", request.options)
-    gone, history = np.zeros(len(base), dtype=bool), list[dict[str, Any]]()
+    gone, history, first = np.zeros(len(base), dtype=bool), list[dict[str, Any]](), dict[str, Any]()
     for k in range(rounds):
         arm = base_arm(f"{name}: round {k + 1}" if k else "no edit", base)
         arm.weights[gone] = 0.0
         run.train(arm, run.request.seed, False)
         scored, origin = _scored(run, request, base, gone, run.folder(arm, run.request.seed))
+        noise = next(iter(origin["noise"].values()), {})
+        first = first or noise
+        over = closed(first, noise) if k and trim.parity == "stop" else None
+        if over is not None:
+            history.append({"stopped": over, **_told(gone, noise)})
+            run.listener.note(f"{name}: stopped at parity after round {k}, {int(gone.sum()):,} rows: {over}")
+            break
         wanted = rows * (k + 1) // rounds - int(gone.sum())
         edits = trim.propose(scored, wanted, gone)
         gone[edits.edited] = True
-        noise = next(iter(origin["noise"].values()), {})
-        history.append({"trimmed": int(gone.sum()), **{n: noise.get(n) for n in ("phi", "snr", "reliability")}})
+        history.append(_told(gone, noise))
     arm = base_arm(name, base)
     arm.weights[gone] = 0.0
     arm = described(arm, base)
     arm.about["rounds"] = history
     return arm
+
+
+def _told(gone: NDArray[np.bool_], noise: dict[str, Any]) -> dict[str, Any]:
+    """What a round says: the rows that went by its end, and the noise of its scores, with D where there is one."""
+    gaps = [term["gap"] for term in (noise.get("parts") or {}).get("terms", [])]
+    told = {"trimmed": int(gone.sum()), **{n: noise.get(n) for n in ("phi", "snr", "reliability")}}
+    return {**told, **({"gaps": gaps} if gaps else {})}
 
 
 def _scored(

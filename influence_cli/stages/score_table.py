@@ -16,6 +16,7 @@ from influence_cli.data.tables import provenance, read_table, shown
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.settings import Options
 from influence_cli.stages.combining import DEFAULT_RULE, column_named, combine_columns, floats, options_of
+from influence_cli.stages.parity import parity_of
 
 GROUP = "group"  # column of a manifest: the sensitive group of a row
 
@@ -95,6 +96,7 @@ def read_scores(request: CurateRequest) -> ScoreTable:
         best_label_gain=floats(table, "best_label_gain") if first and "best_label" in table.column_names else None,
         model_label=_ints(table, "model_label"),
         model_probability=floats(table, "model_probability") if "model_label" in table.column_names else None,
+        parity=parity_of(origin, column),
     )
     return ScoreTable(manifest, train, scored, origin, label, column, table)
 
@@ -136,11 +138,11 @@ def _ranking(
     return score, kind_of(rule), f"{rule} of {', '.join(by)}"
 
 
-def groups_of(train: Rows) -> NDArray[np.int64] | None:
+def groups_of(train: Rows, column: str = GROUP) -> NDArray[np.int64] | None:
     """A number for the sensitive group of every row [n], -1 where it is null; None where there is no such column."""
-    if GROUP not in train.manifest.table.column_names:
+    if column not in train.manifest.table.column_names:
         return None
-    values = train.manifest.table.column(GROUP).take(pa.array(train.index)).combine_chunks()
+    values = train.manifest.table.column(column).take(pa.array(train.index)).combine_chunks()
     return values.dictionary_encode().indices.cast(pa.int64()).fill_null(-1).to_numpy()
 
 

@@ -17,9 +17,10 @@ from influence_cli.model.checkpoints import RUN_FILE, WEIGHTS_FILE, find_checkpo
 from influence_cli.model.losses import loss_of, quality
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import Inputs, Options
-from influence_cli.stages.arm_quality import beyond_accuracy
+from influence_cli.stages.arm_quality import GAPS, beyond_accuracy
 from influence_cli.stages.arms import Arm, arm_fingerprint
 from influence_cli.stages.canaries import CanaryRequest
+from influence_cli.stages.score_table import GROUP
 from influence_cli.stages.scored_arms import EditsRequest
 from influence_cli.store.files import replacing, write_json
 from influence_cli.store.keys import canonical_json
@@ -92,7 +93,7 @@ class TrainingRun:
         done = _finished(folder, keep)
         if done is not None:
             self.listener.detail(f"{arm.name}, seed {seed}: already trained")
-            return done if done.get("measured") == MEASURED else self._measured_again(folder, done, arm)
+            return done if done.get("measured") == self._measures() else self._measured_again(folder, done, arm)
         import torch
 
         from influence_cli.model.training import train
@@ -120,7 +121,8 @@ class TrainingRun:
 
     def _measured_again(self, folder: Path, done: dict[str, Any], arm: Arm) -> dict[str, Any]:
         """What was kept of a training, with what is measured by now."""
-        result = {**done, **self._measure(self.trained(folder), arm)}
+        kept = {name: value for name, value in done.items() if name not in GAPS}
+        result = {**kept, **self._measure(self.trained(folder), arm)}
         write_json(folder / "metrics.json", result)
         return result
 
@@ -149,12 +151,17 @@ class TrainingRun:
         data.labels, data.weights = arm.labels, arm.weights
         return data
 
+    def _measures(self) -> int | str:
+        """What stands for the measures taken: they are of other groups where --group names another column."""
+        column = self.request.inputs.group
+        return MEASURED if column == GROUP else f"{MEASURED} by {column}"
+
     def _measure(self, model: nn.Module, arm: Arm) -> dict[str, Any]:
         """Train accuracy on the arm's own labels; accuracy, balanced accuracy and loss on target and test rows."""
         from influence_cli.model.training import predict
 
         assert self.sets is not None
-        out: dict[str, Any] = {"measured": MEASURED}
+        out: dict[str, Any] = {"measured": self._measures()}
         for name, data in self.sets.items():
             logits = predict(model, data, self.device)
             labels, kept = data.labels, np.ones(len(data), dtype=bool)
@@ -162,7 +169,7 @@ class TrainingRun:
                 labels, kept = arm.labels, arm.weights > 0
             measured = quality(logits[kept], labels[kept], loss_of(self.spec.task))
             if name == "test":
-                measured.update(beyond_accuracy(logits, self.test, labels))
+                measured.update(beyond_accuracy(logits, self.test, labels, self.request.inputs.group))
             out.update({key if name == "test" else f"{name}_{key}": value for key, value in measured.items()})
         return out
 
