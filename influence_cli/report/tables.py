@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from influence_cli.report.arm_tables import arm_tables, comparison_table
+from influence_cli.report.arm_tables import MEASURES, arm_tables, comparison_table
 from influence_cli.report.retraining_tables import retraining_tables
 from influence_cli.report.text_table import TextTable, bracketed, fixed, number, signed
 
@@ -20,6 +20,7 @@ def tables_of(result: dict[str, Any]) -> list[TextTable]:
     if result.get("order", {}).get("pairs"):
         made.append(_order(result["order"]))
     made += _orders_of_tables(result.get("order", {}))
+    made += [_at_checkpoint(entry) for entry in result.get("at_checkpoint", [])]
     if "stability" in result:
         made.append(_stability(result["stability"]))
     if "arms" in result:
@@ -27,6 +28,16 @@ def tables_of(result: dict[str, Any]) -> list[TextTable]:
     if "comparison" in result:
         made += _comparison(result)
     return made + retraining_tables(result)
+
+
+def _at_checkpoint(entry: dict[str, Any]) -> TextTable:
+    """What the users of fairness and robustness look at: a column a measure, a row for target and test rows."""
+    first = next(iter(entry["rows"].values()))
+    names = [n for n in MEASURES if n in first]
+    header = ["rows", *(MEASURES[n] for n in names)]
+    rows = [[f"{m['n']:,} {split}", *(number(m.get(n)) for n in names)] for split, m in entry["rows"].items()]
+    groups = "" if entry["group"] is None else f", groups by {entry['group']}"
+    return TextTable(f"The model that was scored, {entry['checkpoint']}{groups}", header, rows, [])
 
 
 def _detection(title: str, result: dict[str, Any], difference: str) -> TextTable:

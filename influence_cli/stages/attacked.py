@@ -25,10 +25,12 @@ from influence_cli.store.files import write_json
 from influence_cli.store.keys import fingerprint
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from influence_cli.model.attacks import Attack
     from influence_cli.model.spec import ModelSpec
+    from influence_cli.model.training import Examples
 
 FRACTIONS = (0.05, 0.10, 0.15, 0.20, 0.25)
 DRAWS = 10
@@ -104,7 +106,7 @@ def _measured(
     clean = predict(model, test, run.device).argmax(axis=1) == test.labels
     found: dict[str, Any] = {"attack": {"key": key}}
     for who, inputs in (("static", static), ("adaptive", _attacked(run, how, model))):
-        hit = _Predicted(clean, _right(run, model, inputs, test.labels))
+        hit = _Predicted(clean, _right(model, run.spec, run.device, inputs, test.labels))
         by_draw = np.where(chosen, hit.attacked, hit.clean)  # [F, D, n]
         accuracy = by_draw.mean(axis=2)
         recalls = np.stack([by_draw[:, :, test.labels == c].mean(axis=2) for c in np.unique(test.labels)])
@@ -118,34 +120,52 @@ def _measured(
     return found
 
 
+def attacked_accuracy(
+    model: nn.Module, spec: ModelSpec, how: Attack, rows: Rows, data: Examples, seed: int, device: torch.device
+) -> float:
+    """A model's own accuracy under attack, the mean over fractions and draws: static and adaptive are one here."""
+    from influence_cli.model.training import predict
+
+    clean = predict(model, data, device).argmax(axis=1) == data.labels
+    hit = _right(model, spec, device, attacked_inputs(model, spec, how, rows, data, seed, device), data.labels)
+    return float(np.where(attacked_rows(rows, seed), hit, clean).mean())
+
+
 def _attacked(run: TrainingRun, how: Attack, model: nn.Module) -> NDArray[Any]:
-    """Every test row attacked against a model [n, ...], as decoded."""
+    assert run.sets is not None
+    return attacked_inputs(model, run.spec, how, run.test, run.sets["test"], run.request.seed, run.device)
+
+
+def attacked_inputs(
+    model: nn.Module, spec: ModelSpec, how: Attack, rows: Rows, data: Examples, seed: int, device: torch.device
+) -> NDArray[Any]:
+    """Every row attacked against a model [n, ...], as decoded."""
     import torch
 
     from influence_cli.model.attacks import attack
 
-    assert run.sets is not None
-    test = run.sets["test"]
-    model.to(run.device).eval()
+    model.to(device).eval()
     parts: list[NDArray[Any]] = []
-    for first in range(0, len(test), BATCH):
+    for first in range(0, len(data), BATCH):
         here = slice(first, first + BATCH)
         moved = attack(
             model,
-            run.spec,
+            spec,
             how,
-            torch.from_numpy(test.values[here]).to(run.device),
-            torch.from_numpy(test.labels[here]).to(run.device),
-            run.test.payload_keys[here],
-            seed=run.request.seed,
-            loss=loss_of(run.spec.task),
-            names=[f"test row id={i}" for i in test.ids[here]],
+            torch.from_numpy(data.values[here]).to(device),
+            torch.from_numpy(data.labels[here]).to(device),
+            rows.payload_keys[here],
+            seed=seed,
+            loss=loss_of(spec.task),
+            names=[f"test row id={i}" for i in data.ids[here]],
         )
         parts.append(moved.cpu().numpy())
     return np.concatenate(parts)
 
 
-def _right(run: TrainingRun, model: nn.Module, inputs: NDArray[Any], labels: NDArray[np.int64]) -> Bools:
+def _right(
+    model: nn.Module, spec: ModelSpec, device: torch.device, inputs: NDArray[Any], labels: NDArray[np.int64]
+) -> Bools:
     """Whether a model predicts attacked rows right [n]."""
     import torch
 
@@ -155,6 +175,6 @@ def _right(run: TrainingRun, model: nn.Module, inputs: NDArray[Any], labels: NDA
     out: list[NDArray[Any]] = []
     with torch.no_grad():
         for first in range(0, len(inputs), BATCH):
-            x = torch.from_numpy(inputs[first : first + BATCH]).to(run.device, dtype)
-            out.append(model(attacked_input(x, run.spec)).argmax(1).cpu().numpy())
+            x = torch.from_numpy(inputs[first : first + BATCH]).to(device, dtype)
+            out.append(model(attacked_input(x, spec)).argmax(1).cpu().numpy())
     return np.concatenate(out) == labels

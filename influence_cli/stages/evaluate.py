@@ -18,6 +18,7 @@ from influence_cli.methods.random import Random
 from influence_cli.settings import Runtime
 from influence_cli.stages.budgets import parse_budget
 from influence_cli.stages.canary_detection import How, canaries_of
+from influence_cli.stages.checkpoint_quality import quality_of
 from influence_cli.stages.columns import Board, read_board
 from influence_cli.stages.comparison import compare, sentinel, sentinel_job
 from influence_cli.stages.detection import RANDOM, Truth, detect, truth_of_column, truth_of_list
@@ -76,7 +77,7 @@ def evaluate(request: EvaluateRequest, listener: Listener = SILENT) -> dict[str,
     }
     for part in PARTS:
         result.update(part(evaluation))
-    if not (result["detection"] or result.get("canaries") or len(board.columns) > 1):
+    if not (result["detection"] or result.get("canaries") or result.get("at_checkpoint") or len(board.columns) > 1):
         raise ManifestError(
             "no column 'clean_label': detection needs to know the truth",
             where=board.manifest.source,
@@ -140,6 +141,18 @@ def _stability(e: Evaluation) -> dict[str, Any]:
     return {"stability": stability(e.board, e.budget(len(e.board.train)))}
 
 
-PARTS: tuple[Callable[[Evaluation], dict[str, Any]], ...] = (_detection, _canaries, _order, _stability)
+def _checkpoint(e: Evaluation) -> dict[str, Any]:
+    """What the users of fairness and robustness look at, of the model that was scored."""
+    found = quality_of(e.board, e.request.runtime, e.listener, e.request.manifest, e.request.checkpoint)
+    return {"at_checkpoint": found} if found else {}
+
+
+PARTS: tuple[Callable[[Evaluation], dict[str, Any]], ...] = (
+    _detection,
+    _canaries,
+    _order,
+    _stability,
+    _checkpoint,
+)
 
 __all__ = ["EvaluateRequest", "Evaluation", "compare", "evaluate", "sentinel", "sentinel_job"]
