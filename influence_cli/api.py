@@ -210,8 +210,8 @@ def curate(
 def retrain(manifest: Any, output: str, **options: Any) -> dict[str, Any]:
     """Train and compare, as ``influence retrain``; returns what it writes to ``output``/metrics.json.
 
-    ``options``: ``model`` or ``task``, ``label``, ``input_size``, ``num_classes``, ``mean``, ``std``, ``skip_bad``;
-    ``against``, ``arms`` (name -> manifest), ``test``, ``init``, ``seeds``, ``seed``, ``calibration``,
+    ``options``: ``model`` or ``task``, ``label``, ``group``, ``input_size``, ``num_classes``, ``mean``, ``std``,
+    ``skip_bad``; ``against``, ``arms`` (name -> manifest), ``test``, ``init``, ``seeds``, ``seed``, ``calibration``,
     ``keep_checkpoints``, ``pretrained``, ``device``; and the fields of a recipe: ``epochs``, ``lr``, ``batch_size``,
     ``optimizer``, ``momentum``, ``weight_decay``, ``schedule``, ``augment``.
     """
