@@ -3,7 +3,7 @@
 # regression at its optimum, five resampled splits: trim 5 %, relabel 5 % and reweight by exact influence on the
 # demographic-parity gap and on attacked VALIDATION rows, against no edit and random edits; test rows untouched by both,
 # attacked statically and adaptively.
-# Groups: married or not (GROUP), whose gap at the model without edits is 3 to 6 standard errors on the val rows of
+# Groups: married or not (GROUP), whose gap at the model without edits is 2.7 to 5.4 standard errors on the val rows of
 # every split; the gap by the manifest's own group, age over 36, is within one.
 #   bash tests/benchmarks/bank_fairness.sh OUT
 set -euo pipefail
