@@ -6,9 +6,8 @@ them: u is q over the mean eigenvalue, damped by the same rule (identity), or 0 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from influence_cli.errors import UsageError
 from influence_cli.methods.products import DOUBLE_UP_TO
@@ -19,25 +18,6 @@ if TYPE_CHECKING:
 
 OTHER = ("identity", "zero", "refuse")
 NAMED = 6  # parameters that a message names
-
-
-def check_options(method: Any, choices: Mapping[str, tuple[str, ...]], least: Mapping[str, int]) -> None:
-    """Refuse options that are none of their choices, negative or below the least.
-
-    Raises:
-        ValueError: says which, and what it may be.
-    """
-    for name, known in choices.items():
-        if getattr(method, name) not in known:
-            raise ValueError(f"{name} {getattr(method, name)!r} is unknown; use one of {', '.join(known)}")
-    for name in ("damping", "l2"):
-        value = getattr(method, name)
-        if value is not None and value < 0:
-            raise ValueError(f"{name}={value} is negative")
-    for name, smallest in least.items():
-        value = getattr(method, name)
-        if value is not None and value < smallest:
-            raise ValueError(f"{name}={value} is below {smallest}")
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from influence_cli.errors import ModelError
-from influence_cli.methods.by_layers import OTHER, ByLayers, check_options
+from influence_cli.methods.by_layers import OTHER, ByLayers
 from influence_cli.methods.products import PRECISIONS
-from influence_cli.methods.protocol import Columns, Factor, Facts
+from influence_cli.methods.protocol import Columns, Factor, Facts, check_options
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influence_cli.errors import ModelError, UsageError
-from influence_cli.methods.protocol import Columns, Factor, Facts, Preconditioned
+from influence_cli.methods.protocol import Columns, Factor, Facts, Preconditioned, check_options
 
 if TYPE_CHECKING:
     from influence_cli.model.curvature import Curvature, CurvatureKind
@@ -50,14 +50,7 @@ class Exact(Preconditioned):
     )
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"mode {self.mode!r} is unknown; use one of {', '.join(MODES)}")
-        for name in ("damping", "l2"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"{name}={value} is negative")
-        if self.max_parameters < 1:
-            raise ValueError(f"max_parameters={self.max_parameters} is below 1")
+        check_options(self, {"mode": tuple(MODES)}, {"max_parameters": 1})
 
     def fitted(self) -> dict[str, Any]:
         """The dense matrix of one curvature: modes that invert the same matrix share it."""

@@ -24,7 +24,7 @@ import numpy as np
 
 from influence_cli.errors import ModelError
 from influence_cli.methods.products import MODES, ByProducts
-from influence_cli.methods.protocol import Columns, Facts
+from influence_cli.methods.protocol import Columns, Facts, check_options
 
 if TYPE_CHECKING:
     from influence_cli.events import Progress
@@ -74,10 +74,7 @@ class LiSSA(ByProducts):
             raise ValueError(f"series_scale={self.series_scale} is not positive")
         if not 0 <= self.tail <= 1:
             raise ValueError(f"tail={self.tail} is not between 0 and 1")
-        for name, least in (("depth", 1), ("batch", 1), ("repeats", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value} is below {least}")
+        check_options(self, {}, {"depth": 1, "batch": 1, "repeats": 1, "seed": 0})
 
     def solve_passes(self, rows: int, parameters: int) -> float:
         """The series, the scale, and one for the residual; with the default depth, at its largest."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from influence_cli.methods.protocol import Factor, Facts, Preconditioned
+from influence_cli.methods.protocol import Factor, Facts, Preconditioned, check_options
 
 if TYPE_CHECKING:
     from influence_cli.model.curvature import Curvature, CurvatureKind
@@ -47,15 +47,7 @@ class ByProducts(Preconditioned):
     share: ClassVar[float] = 1e-3  # of the mean eigenvalue: default delta where the matrix may be singular
 
     def __post_init__(self) -> None:
-        for name, known in (("mode", tuple(MODES)), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r} is unknown; use one of {', '.join(known)}")
-        for name in ("damping", "l2"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"{name}={value} is negative")
-        if self.fit_sample is not None and self.fit_sample < 1:
-            raise ValueError(f"fit_sample={self.fit_sample} is below 1")
+        check_options(self, {"mode": tuple(MODES), "precision": PRECISIONS}, {"fit_sample": 1})
 
     def fitted(self) -> dict[str, Any]:
         """Trace and gradient: the same for every method and mode."""

@@ -15,6 +15,7 @@ over the fit rows.  What is expensive and the same for every direction is its **
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -81,6 +82,25 @@ class Factor:
 
     arrays: dict[str, NDArray[np.float64]]
     facts: Facts
+
+
+def check_options(method: Preconditioned, choices: Mapping[str, tuple[str, ...]], least: Mapping[str, int]) -> None:
+    """Refuse options that are none of their choices, negative or below the least.
+
+    Raises:
+        ValueError: says which, and what it may be.
+    """
+    for name, known in choices.items():
+        if getattr(method, name) not in known:
+            raise ValueError(f"{name} {getattr(method, name)!r} is unknown; use one of {', '.join(known)}")
+    for name in ("damping", "l2"):
+        value = getattr(method, name)
+        if value is not None and value < 0:
+            raise ValueError(f"{name}={value} is negative")
+    for name, smallest in least.items():
+        value = getattr(method, name)
+        if value is not None and value < smallest:
+            raise ValueError(f"{name}={value} is below {smallest}")
 
 
 @dataclass(frozen=True)
