@@ -191,9 +191,9 @@ class Counted:
         self.maps = self.norms = 0
         run, norm = folding.Pending._apply, folding._by_channel
 
-        def counted_map(pending: folding.Pending, *args: Any) -> Tensor:
+        def counted_map(pending: folding.Pending, *args: Any, **how: Any) -> Tensor:
             self.maps += pending.settings is not None
-            return run(pending, *args)
+            return run(pending, *args, **how)
 
         def counted_norm(*args: Any) -> Any:
             self.norms += 1

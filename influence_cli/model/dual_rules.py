@@ -175,6 +175,13 @@ def _layer_norm(x: Any, shape: Any, scale: Any, shift: Any, eps: float) -> Any:
 def _max_pool(x: Dual, *args: Any) -> Any:
     """The tangents of the places that were the largest."""
     value, places = aten.max_pool2d_with_indices(x.value, *args)
+    if x.ndim == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last):
+        rows, at = value.shape[0], places.permute(0, 2, 3, 1).flatten(1, 2)
+        tangents = tuple(
+            t.permute(0, 2, 3, 1).flatten(1, 2).gather(1, at).view(rows, *value.shape[2:], -1).permute(0, 3, 1, 2)
+            for t in x.tangents
+        )
+        return Dual(value, tangents, own=True), places
     flat = places.flatten(2)
     tangents = tuple(t.flatten(2).gather(2, flat).view(value.shape) for t in x.tangents)
     return Dual(value, tangents, own=True), places

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from influence_cli.model.dual import Dual, rule, tangents_of, value_of, waiting
+from influence_cli.model.packed import convolve, in_channels_last
 
 aten = torch.ops.aten
 Affine = tuple[Tensor | None, Tensor | None]  # weight and bias; None is zero
@@ -30,6 +31,7 @@ class Pending:
     weight: Any
     bias: Any
     settings: tuple[Any, ...] | None  # of the convolution: stride, padding, dilation, transposed, padding, groups
+    last: bool = False  # a convolution in channels-last order, with weights that are laid out once
 
     @property
     def device(self) -> torch.device:
@@ -51,8 +53,7 @@ class Pending:
             if weight is not None and t is not None and self.settings is None:
                 t = t.addmm_(x, weight) if bias is None else t.addmm_(x, weight).add_(bias)
             elif weight is not None:
-                moved = self._apply(x, weight, bias)
-                t = moved if t is None else t.add_(moved)
+                t = self._apply(x, weight, bias, onto=t)
             elif bias is not None:
                 spread = bias.view(self._channels(value.ndim)).expand(value.shape)
                 t = spread.clone() if t is None else t.add_(spread)
@@ -60,10 +61,14 @@ class Pending:
             tangents.append(t)
         return value, tuple(tangents), True
 
-    def _apply(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        if self.settings is not None:
-            return aten.convolution(x, weight, bias, *self.settings)
+    def _apply(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, onto: Tensor | None = None) -> Tensor:
+        """X weight + bias, added to ``onto`` in place where that is given."""
         assert weight is not None
+        if self.settings is not None:
+            if self.last:
+                return convolve(x, weight, bias, self.settings, onto)
+            made = aten.convolution(x, weight, bias, *self.settings)
+            return made if onto is None else onto.add_(made)
         return x @ weight if bias is None else torch.addmm(bias, x, weight)
 
     def _channels(self, ndim: int) -> tuple[int, ...]:
@@ -147,8 +152,9 @@ def _convolution(x: Any, weight: Any, bias: Any, *settings: Any) -> Dual:
     ]
     if min(sizes) < 1:
         return Dual(*pending.compute())  # torch says what is wrong
+    pending.last = in_channels_last(x, sizes, settings)
     last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if last else torch.contiguous_format
+    layout = torch.channels_last if last or pending.last else torch.contiguous_format
     form = torch.empty((x.shape[0], weight.shape[0], *sizes), dtype=x.dtype, device="meta", memory_format=layout)
     return waiting(Dual(form, later=pending), x)
 
