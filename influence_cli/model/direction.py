@@ -7,7 +7,7 @@ the batch size; sums over buckets give the signal-to-noise ratio, and sums over 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,23 +49,34 @@ class Measured:
 
 @dataclass
 class _Sums:
-    """Running float64 sums of one objective: all target rows, even buckets, and the bucket at hand."""
+    """Running float64 sums of one objective: rows of even and of odd buckets, and the bucket at hand.
 
-    total: list[Tensor]
-    even: list[Tensor]
-    bucket: list[Tensor]
+    A bucket of a single batch is what the backward pass gave, read once: with as many parameters as models have, each
+    further copy of them takes as long as the pass over several rows.
+    """
+
+    halves: tuple[list[Tensor], list[Tensor]]
     norms: NDArray[np.float64]  # [BUCKETS], |sum of the bucket's gradients|^2
+    bucket: list[Tensor] | None = None
     value: float = 0.0
     hits: int = 0
     clean_hits: int = 0  # of the rows as they are, where the objective is measured on attacked ones
 
+    def add(self, gradients: Sequence[Tensor]) -> None:
+        """One more batch of the bucket at hand."""
+        if self.bucket is None:
+            self.bucket = list(gradients)
+        else:
+            self.bucket = [sum_.double() + g for sum_, g in zip(self.bucket, gradients, strict=True)]
+
     def close_bucket(self, b: int) -> None:
-        self.norms[b] = sum(float((g * g).sum()) for g in self.bucket)
-        for whole in (self.total, *([self.even] if b % 2 == 0 else [])):
-            for sum_, g in zip(whole, self.bucket, strict=True):
-                sum_ += g
-        for g in self.bucket:
-            g.zero_()
+        """Nothing more comes of the bucket at hand."""
+        for sum_, g in zip(self.halves[b % 2], self.bucket or (), strict=False):
+            exact = g.double()
+            flat = exact.flatten()
+            self.norms[b] += float(flat @ flat)
+            sum_ += exact
+        self.bucket = None
 
 
 def bucket_of(keys: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -92,7 +103,7 @@ def measure_directions(
         ManifestError: the objective of a row is not finite.
     """
     zeros = lambda: [torch.zeros(p.shape, dtype=torch.float64, device=p.device) for p in point.selected.values()]  # noqa: E731
-    sums = {name: _Sums(zeros(), zeros(), zeros(), np.zeros(BUCKETS)) for name in objectives}
+    sums = {name: _Sums((zeros(), zeros()), np.zeros(BUCKETS)) for name in objectives}
     bucket = dict(zip(target.index.tolist(), bucket_of(target.payload_keys).tolist(), strict=True))
     by_bucket: list[list[tuple[int, Payload]]] = [[] for _ in range(BUCKETS)]
     for row, b in bucket.items():
@@ -158,8 +169,7 @@ def _add_gradients(
             gradients = torch.autograd.grad(value, list(selected.values()), retain_graph=keep, materialize_grads=True)
             sums[name].value += float(value.detach().double())
             sums[name].hits += int((logits.argmax(1) == y).sum())
-            for total, g in zip(sums[name].bucket, gradients, strict=True):
-                total += g
+            sums[name].add(gradients)
     return None
 
 
@@ -175,7 +185,9 @@ def not_finite(target: Rows, row: int) -> ManifestError:
 
 def _measured(point: Point, sums: _Sums, sizes: NDArray[np.int64]) -> Measured:
     m, m_even = int(sizes.sum()), int(sizes[::2].sum())
-    norm2 = sum(float((g * g).sum()) for g in sums.total)
+    even, odd = sums.halves
+    total = [a + b for a, b in zip(even, odd, strict=True)]
+    norm2 = sum(float(g.flatten() @ g.flatten()) for g in total)
     meta = {
         "phi": sums.value / m,
         "accuracy": sums.hits / m,
@@ -188,5 +200,5 @@ def _measured(point: Point, sums: _Sums, sizes: NDArray[np.int64]) -> Measured:
     def mean(total: list[Tensor], count: int) -> Direction:
         return {n: (g / count).to(point.dtype).cpu().numpy() for n, g in zip(point.selected, total, strict=True)}
 
-    half = mean(sums.even, m_even) if 0 < m_even < m else None
-    return Measured(mean(sums.total, m), half, meta)
+    half = mean(even, m_even) if 0 < m_even < m else None
+    return Measured(mean(total, m), half, meta)

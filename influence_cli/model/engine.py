@@ -169,12 +169,13 @@ class Engine:
     def _loop(self, x: Tensor, v: Tensor, u: dict[str, Tensor]) -> Tensor:
         """< grad <v_i, z_i>, u > for every row, one backward pass each, float64 [b]."""
         own = {n: p.detach().requires_grad_() for n, p in self.point.selected.items()}
+        along = {n: u[n].flatten().double() for n in own}
         found: list[Tensor] = []
         with torch.enable_grad(), differentiable_kernels(self.point.recurrent):
             for row, weights in zip(x.split(1), v.to(self.point.dtype).split(1), strict=True):
                 value = (self.point.logits(row, own) * weights).sum()
                 gradients = torch.autograd.grad(value, list(own.values()), allow_unused=True)
-                terms = [(g.double() * u[n]).sum() for n, g in zip(own, gradients, strict=True) if g is not None]
+                terms = [g.flatten().double() @ along[n] for n, g in zip(own, gradients, strict=True) if g is not None]
                 found.append(torch.stack(terms).sum() if terms else v.new_zeros(()))
         return torch.stack(found)
 

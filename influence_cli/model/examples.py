@@ -30,7 +30,9 @@ def to_input(decoded: Tensor, spec: ModelSpec, dtype: torch.dtype) -> Tensor:
     shape = (1, -1, 1, 1)
     mean = torch.tensor(spec.mean, dtype=dtype, device=decoded.device).view(shape)
     std = torch.tensor(spec.std, dtype=dtype, device=decoded.device).view(shape)
-    return (decoded.to(dtype) / 255.0 - mean) / std
+    values = decoded.to(dtype)
+    values = values.clone() if values is decoded else values
+    return values.div_(255.0).sub_(mean).div_(std)
 
 
 def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
