@@ -121,7 +121,9 @@ def test_a_network_in_channels_last_order_runs_on_them(monkeypatch: pytest.Monke
     calls: list[bool] = []
     real = packed.convolve
 
-    def counting(x: Tensor, weight: Tensor, bias: Tensor | None, settings: object, onto: Tensor | None = None) -> Tensor:
+    def counting(
+        x: Tensor, weight: Tensor, bias: Tensor | None, settings: object, onto: Tensor | None = None
+    ) -> Tensor:
         calls.append(onto is not None)
         return real(x, weight, bias, settings, onto)  # type: ignore[arg-type]
 

@@ -1,8 +1,9 @@
-"""How many rows go through a model at once: a rule to begin with, and half of it whenever memory runs out."""
+"""How many rows go through a model at once: a rule to begin with, more where that pays, half when memory runs out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from influence_cli.errors import ModelError
 
 Outputs = tuple[Tensor, list[Tensor]]
+TRIED = 2  # batches of a size that are timed, after a first one
+PAYS = 0.95  # a larger batch is worth its memory where a row takes at most this share of the time
 _SAYS_SO = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
 
 
@@ -18,6 +21,41 @@ def out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return known or (isinstance(error, RuntimeError) and any(words in text for words in _SAYS_SO))
+
+
+class Pace:
+    """Doubles the rows of a batch while that makes a row cheaper, and goes back to the best size when it no longer does.
+
+    Small batches leave an accelerator idle, and how large they must be depends on the model, the inputs and the device;
+    so it is measured, on batches that are wanted anyway.  Scores differ by rounding alone, as between any two sizes.
+    """
+
+    def __init__(self, rows: int, most: int) -> None:
+        """``rows`` to begin with, and at most ``most``: with both the same nothing is tried."""
+        self.rows, self.most = rows, most
+        self.best: tuple[float, int] | None = None  # seconds a row, and the size that took them
+        self._kind: Any = None
+        self._seen: list[float] = []
+
+    def took(self, kind: Any, rows: int, seconds: float) -> None:
+        """A batch of ``rows`` rows took so long; batches of another ``kind`` (of work) are not comparable."""
+        if kind != self._kind:
+            self._kind, self._seen, self.best = kind, [], None
+        if rows != self.rows or self.rows >= self.most:
+            return
+        self._seen.append(seconds / rows)
+        if len(self._seen) <= TRIED:  # the first of a size sets things up
+            return
+        found, self._seen = min(self._seen[1:]), []
+        if self.best is None or found < PAYS * self.best[0]:
+            self.best, self.rows = (found, self.rows), min(2 * self.rows, self.most)
+        else:
+            self.rows = self.most = self.best[1]
+
+    def stop_at(self, rows: int | None) -> None:
+        """Memory ran out above so many rows: nothing larger is tried."""
+        if rows is not None and rows < self.rows:
+            self.rows = self.most = rows
 
 
 class Parts:

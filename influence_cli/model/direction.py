@@ -20,7 +20,7 @@ from influence_cli.data.manifest import Payload, Rows
 from influence_cli.errors import ManifestError
 from influence_cli.events import Progress
 from influence_cli.maths.noise import signal_to_noise
-from influence_cli.model.examples import batches, chunked, move, to_input
+from influence_cli.model.examples import Decoded, batches, chunked, move, to_input
 from influence_cli.model.forward import Point, differentiable_kernels
 from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.model.spec import ModelSpec
@@ -94,10 +94,12 @@ def measure_directions(
     workers: int,
     progress: Progress,
     attacked: dict[str, Attacked] | None = None,
+    held: Decoded | None = None,
 ) -> dict[str, Measured]:
     """One pass over the target rows, whose ``payloads`` are held by row, for all objectives at one member.
 
-    ``attacked`` gives, for objectives that are measured on other inputs than what the rows decode to, those inputs.
+    ``attacked`` gives, for objectives that are measured on other inputs than what the rows decode to, those inputs;
+    rows in ``held`` are not decoded again.
 
     Raises:
         ManifestError: the objective of a row is not finite.
@@ -113,7 +115,7 @@ def measure_directions(
     selected = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
     plain = {name: o for name, o in objectives.items() if name not in (attacked or {})}
     loss, open_bucket = loss_of(spec.task), None
-    for index, decoded in batches(target.manifest, chunks, spec, workers):
+    for index, decoded in batches(target.manifest, chunks, spec, workers, held=held):
         b = bucket[int(index[0])]
         if open_bucket is not None and b != open_bucket:
             for s in sums.values():

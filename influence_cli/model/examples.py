@@ -73,21 +73,48 @@ def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
         thread.join()
 
 
+class Decoded:
+    """Decoded rows that another pass will ask for: as many as fit in so many bytes, the first ones to come."""
+
+    def __init__(self, most: int = 1 << 28) -> None:
+        """``most`` bytes are held at once."""
+        self.room, self._rows, self._lock = most, dict[tuple[str, int], NDArray[Any]](), threading.Lock()
+
+    def get(self, manifest: Manifest, row: int) -> NDArray[Any] | None:
+        """The row as it was decoded, or None."""
+        return self._rows.get((manifest.source, row))
+
+    def put(self, manifest: Manifest, row: int, value: NDArray[Any]) -> None:
+        """Hold a row where there is room for it."""
+        with self._lock:  # rows are decoded on several threads
+            if (manifest.source, row) not in self._rows and value.nbytes <= self.room:
+                self.room -= value.nbytes
+                self._rows[manifest.source, row] = value
+
+
 def batches(
     manifest: Manifest,
     chunks: Iterable[list[tuple[int, Payload]]],
     spec: ModelSpec,
     workers: int = 2,
     on_bad: Callable[[int, str], None] | None = None,
+    held: Decoded | None = None,
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
     """(rows [b], decoded [b, ...]) of each chunk of (row, payload); memory holds a few batches.
 
-    A row that cannot be decoded is an error that names it, or is left out and told to ``on_bad``.
+    A row that cannot be decoded is an error that names it, or is left out and told to ``on_bad``.  Rows in ``held``
+    are not decoded again, and others are put there while there is room.
     """
 
     def decoded(item: tuple[int, Payload]) -> NDArray[Any] | None:
+        known = None if held is None else held.get(manifest, item[0])
+        if known is not None:
+            return known
         try:
-            return decode_row(manifest, item[0], item[1], spec)
+            value = decode_row(manifest, item[0], item[1], spec)
+            if held is not None:
+                held.put(manifest, item[0], value)
+            return value
         except ManifestError as error:
             if on_bad is None:
                 raise

@@ -61,7 +61,9 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, ont
     kept = _laid_out.setdefault(weight, {})
     key = (weight._version, tuple(stride), tuple(padding), tuple(dilation), groups, x.shape[1:])
     if key not in kept:
-        kept[key] = torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups, list(x.shape))
+        kept[key] = torch.ops.mkldnn._reorder_convolution_weight(
+            weight, padding, stride, dilation, groups, list(x.shape)
+        )
     made = x, kept[key], bias, padding, stride, dilation, groups
     if onto is None:
         return torch.ops.mkldnn._convolution_pointwise(*made, "none", [], "")

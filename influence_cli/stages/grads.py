@@ -38,6 +38,7 @@ def fill(job: Job) -> int:
     done = _fill(job, look)
     while grow(job):
         done += _fill(job, look)
+    job.held = None
     note_curvature(job)
     note_members(job)
     return done
@@ -51,12 +52,14 @@ def _fill(job: Job, look: FirstLook) -> int:
     work.sort(key=lambda w: w.member != job.plain_member())  # the model itself first: how good it is, is said at once
     skipped = len(job.manifest.bad)
     from influence_cli.model.build import device_of, load_model
+    from influence_cli.model.examples import Decoded
     from influence_cli.model.forward import DTYPES
 
     spec, checkpoint = require_model(job)
     device = device_of(job.runtime.device)
     model = load_model(spec, checkpoint, DTYPES["fp32" if job.spec.precision == "bf16" else job.spec.precision])
     payloads = _target_payloads(job) if any(w.directions for w in work) else {}
+    job.held = job.held or (Decoded() if len(job.members) > 1 or any(w.rows and w.value_rows for w in work) else None)
     done = 0
     for position, w in enumerate(work):
         exact, point = points(job, model, w.member, device)

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,6 +34,9 @@ from influence_cli.stages.target import target_rows
 from influence_cli.stages.usable_rows import usable, usable_now
 from influence_cli.store import Keys, Store, fingerprint
 from influence_cli.store.shards import ShardFolder, key_order, unique
+
+if TYPE_CHECKING:
+    from influence_cli.model.examples import Decoded
 
 HALF_SAMPLE = 500  # training rows on which the scores of two halves of the target are compared
 
@@ -68,6 +71,7 @@ class Job:
     warned: set[str] = field(default_factory=set)  # accuracies already said to be at chance
     fit: FitSet | None = None  # where a method fits curvature
     groups: dict[str, Groups] = field(default_factory=dict)  # of the target rows, by objective that is about groups
+    held: Decoded | None = None  # decoded rows, while several passes need them
     _folders: dict[str, ShardFolder] = field(default_factory=dict)
 
     @property

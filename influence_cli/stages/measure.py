@@ -39,7 +39,7 @@ def measure(job: Job, work: Work, point: Point, payloads: dict[int, Payload], wh
     speed = (batch_size(job), job.runtime.workers)
     with job.listener.progress(f"direction, {what}", passes * len(job.target), "target rows") as progress:
         if of_rows:
-            measured |= measure_directions(*given, of_rows, *speed, progress, attacked)
+            measured |= measure_directions(*given, of_rows, *speed, progress, attacked, job.held)
         if of_groups:
             found, values = measure_group_directions(*given, of_groups, *speed, progress)
             measured |= found

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     import torch
 
     from influence_cli.data.manifest import Payload
+    from influence_cli.model.batch_size import Pace
     from influence_cli.model.forward import Point
 
 LARGEST_BATCH = 256
+LARGEST_ON_ACCELERATOR = 16  # times the size to begin with
 
 
 def batch_size(job: Job) -> int:
@@ -39,7 +41,7 @@ def row_pass(job: Job, work: Work, point: Point, what: str, look: FirstLook) -> 
     """Logits and tangents of the rows that lack any; rows that lack the same things share a batch."""
     import torch
 
-    from influence_cli.model.batch_size import Parts
+    from influence_cli.model.batch_size import Pace, Parts
     from influence_cli.model.engine import Engine
     from influence_cli.model.examples import batches, move, sent_back, to_input
 
@@ -56,20 +58,27 @@ def row_pass(job: Job, work: Work, point: Point, what: str, look: FirstLook) -> 
     needs = {row: tuple(name for name in wanted if key in wanted[name]) for row, key in key_of.items()}
     writer, unusable, parts = _ShardWriter(job, work), Unusable(job), Parts(job.listener.warn)
     started, size = time.perf_counter(), batch_size(job)
+    measured = point.device.type != "cpu" and not job.runtime.batch_size
+    pace, last = Pace(size, size * (LARGEST_ON_ACCELERATOR if measured else 1)), started
     engine = Engine(point, job.runtime.engine, job.listener)
     waiting: list[tuple[Any, tuple[str, ...], Any]] = []  # the batch before, whose results are on their way
 
     def keep() -> None:
+        nonlocal last
         index, names, values = waiting.pop(0)
         found, keys = values(), [key_of[int(row)] for row in index]
         look.saw(index, found[0])
         writer.add(keys, [k in lacking_outputs for k in keys], names, found)
         progress.advance(len(index))
+        pace.took(names, len(index), time.perf_counter() - last)
+        pace.stop_at(parts.most)
+        last = time.perf_counter()
 
     try:
         with job.listener.progress(f"training rows, {what}", len(key_of)) as progress:
-            chunks = _grouped(job, needs, size, look)
-            for index, decoded in batches(job.manifest, chunks, job.model, job.runtime.workers, unusable.listen):
+            chunks = _grouped(job, needs, pace, look)
+            rows = batches(job.manifest, chunks, job.model, job.runtime.workers, unusable.listen, job.held)
+            for index, decoded in rows:
                 names = needs[int(index[0])]
                 x = to_input(move(decoded, point.device), job.model, point.dtype)
                 along = [directions[name] for name in names]
@@ -91,7 +100,7 @@ def row_pass(job: Job, work: Work, point: Point, what: str, look: FirstLook) -> 
 
 
 def _grouped(
-    job: Job, needs: dict[int, tuple[str, ...]], size: int, look: FirstLook
+    job: Job, needs: dict[int, tuple[str, ...]], pace: Pace, look: FirstLook
 ) -> Iterator[list[tuple[int, Payload]]]:
     """Chunks of (row, payload); a chunk's rows lack the same directions.  The rows of the first look come first."""
     for rows in look.sample(np.array(sorted(needs), dtype=np.int64)):
@@ -99,7 +108,7 @@ def _grouped(
         for row, payload in job.manifest.payloads(rows) if len(rows) else ():
             chunk = open_chunks.setdefault(needs[row], [])
             chunk.append((row, payload))
-            if len(chunk) == size:
+            if len(chunk) >= pace.rows:
                 yield open_chunks.pop(needs[row])
         yield from open_chunks.values()
 

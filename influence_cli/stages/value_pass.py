@@ -41,7 +41,8 @@ def value_pass(job: Job, work: Work, point: Point, what: str) -> None:
     chunks = chunked(job.manifest.payloads(np.array(sorted(key_of), dtype=np.int64)), batch_size(job))
     try:
         with job.listener.progress(f"row gradients, {what}", len(key_of)) as progress:
-            for index, decoded in batches(job.manifest, chunks, job.model, job.runtime.workers, unusable.listen):
+            rows = batches(job.manifest, chunks, job.model, job.runtime.workers, unusable.listen, job.held)
+            for index, decoded in rows:
                 x = to_input(move(decoded, point.device), job.model, point.dtype)
                 y = torch.from_numpy(job.manifest.labels[index]).to(point.device)
                 of_part = lambda part, x=x, y=y: (values.of(x[part], y[part]), [])  # noqa: E731
