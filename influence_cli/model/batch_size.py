@@ -24,7 +24,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 class Pace:
-    """Doubles the rows of a batch while that makes a row cheaper, and goes back to the best size when it no longer does.
+    """Doubles the rows of a batch while that makes a row cheaper, and goes back to the best size once it does not.
 
     Small batches leave an accelerator idle, and how large they must be depends on the model, the inputs and the device;
     so it is measured, on batches that are wanted anyway.  Scores differ by rounding alone, as between any two sizes.

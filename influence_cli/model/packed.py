@@ -2,9 +2,9 @@
 
 oneDNN wants a convolution's weight in blocks that fit the processor's registers, and torch lays it out anew in every
 call.  Directions and folded weights stay the same for a whole pass, so here that is done once; and a second convolution
-is added to the first inside the kernel (x' W + x W'), which saves a pass over memory.  Values are in channels-last order,
-as the input came.  Where torch lacks these operations, or a tensor is none of theirs, ``convolve`` gives None and plain
-convolutions are run: the same numbers to rounding.
+is added to the first inside the kernel (x' W + x W'), which saves a pass over memory.  Values are in channels-last
+order, as the input came.  Where torch lacks these operations, or an input is none of theirs, plain convolutions are
+run: the same numbers to rounding.
 """
 
 from __future__ import annotations
