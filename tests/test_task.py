@@ -510,3 +510,31 @@ def test_training_on_from_a_checkpoint_knows_changed_code(project: Path) -> None
     sys.modules.pop("own_code_of_a_test")
     assert call_cli(*more, cwd=project).code == 0
     assert (project / "on" / "model.safetensors").read_bytes() != first
+
+
+class Viewing(nn.Module):
+    """The LeNet of many a tutorial: it flattens with ``view``, which wants its rows one after the other in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 3 * 3, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        x = F.max_pool2d(F.relu(self.conv(x)), 2)
+        return self.head(x.view(x.size(0), -1))
+
+
+def colours(payload: bytes) -> Tensor:
+    """Three channels, turned from rows of pixels to planes without a copy, as torchvision's ``ToTensor`` does."""
+    image = np.array(Image.open(io.BytesIO(payload)).convert("RGB"))
+    return torch.from_numpy(image).permute(2, 0, 1).float() / 255.0
+
+
+def test_a_model_that_views_its_memory_runs_on_images_that_were_turned(tmp_path: Path) -> None:
+    """Batches are as torch's own collating makes them, whatever the order of memory of a row."""
+    turned, plain = tmp_path / "turned", tmp_path / "plain"
+    found = scores_of(Task(Viewing().eval(), colours), turned)
+    assert np.array_equal(found, scores_of(Task(Viewing().eval(), lambda p: colours(p).contiguous()), plain))
+    assert np.isfinite(found).all()

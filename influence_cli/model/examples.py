@@ -129,13 +129,17 @@ def batches(
                 rows = [row for (row, _), value in zip(chunk, values, strict=True) if value is not None]
                 good = [value for value in values if value is not None]
                 if good:
-                    yield np.array(rows, dtype=np.int64), torch.from_numpy(_stacked(good, rows, manifest))
+                    yield np.array(rows, dtype=np.int64), torch.from_numpy(_stacked(good, rows, manifest, spec.kind))
 
     return ahead(produce())
 
 
-def _stacked(values: list[NDArray[Any]], rows: list[int], manifest: Manifest) -> NDArray[Any]:
-    """One array [b, ...]; refuses inputs of different shapes, which only a task's transform can give."""
+def _stacked(values: list[NDArray[Any]], rows: list[int], manifest: Manifest, kind: str) -> NDArray[Any]:
+    """One array [b, ...]; refuses inputs of different shapes, which only a task's transform can give.
+
+    Images stay as decoded, pixel by pixel (channels last), which is what convolutions are fast on.  A model of the
+    user's own gets its batches as torch's collating makes them, since it may look at their memory with ``view``.
+    """
     odd = next((k for k, v in enumerate(values) if v.shape != values[0].shape or v.dtype != values[0].dtype), None)
     if odd is not None:
         raise ManifestError(
@@ -144,7 +148,7 @@ def _stacked(values: list[NDArray[Any]], rows: list[int], manifest: Manifest) ->
             where=f"{manifest.source}, row id={manifest.ids[rows[odd]]}, column {manifest.kind}",
             fix="let the task's transform give inputs of one shape and type",
         )
-    return np.stack(values)
+    return np.ascontiguousarray(np.stack(values)) if kind == "task" else np.stack(values)
 
 
 def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
