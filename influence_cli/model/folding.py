@@ -48,13 +48,11 @@ class Pending:
         value = self._apply(x, *at)
         tangents = []
         for k in range(max(len(tx), len(along))):
-            t = self._apply(tx[k], at[0], None) if tx else None
             weight, bias = along[k] if along else (None, None)
-            if weight is not None and t is not None and self.settings is None:
-                t = t.addmm_(x, weight) if bias is None else t.addmm_(x, weight).add_(bias)
-            elif weight is not None:
-                t = self._apply(x, weight, bias, onto=t)
-            elif bias is not None:
+            t = None if weight is None else self._apply(x, weight, bias)
+            if tx:
+                t = self._apply(tx[k], at[0], None, onto=t)
+            if weight is None and bias is not None:
                 spread = bias.view(self._channels(value.ndim)).expand(value.shape)
                 t = spread.clone() if t is None else t.add_(spread)
             assert t is not None
@@ -69,6 +67,8 @@ class Pending:
                 return convolve(x, weight, bias, self.settings, onto)
             made = aten.convolution(x, weight, bias, *self.settings)
             return made if onto is None else onto.add_(made)
+        if onto is not None:
+            return onto.addmm_(x, weight)
         return x @ weight if bias is None else torch.addmm(bias, x, weight)
 
     def _channels(self, ndim: int) -> tuple[int, ...]:

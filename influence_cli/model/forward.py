@@ -38,6 +38,9 @@ def differentiable_kernels(recurrent: bool = False) -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")  # no TF32 when scoring
     cudnn_tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
+    # in bf16 the math kernel would run attention in float32: four times as long, for tangents that are no nearer
+    reduced = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(warnings.catch_warnings())  # about torch's own doings, here and on leaving
@@ -52,6 +55,7 @@ def differentiable_kernels(recurrent: bool = False) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.allow_tf32 = cudnn_tf32
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(reduced)
 
 
 class Point:
