@@ -203,9 +203,9 @@ def ignore(_: object) -> None:
 
 
 def batch_of(bench: Bench, side: int = SIDE, count: int | None = None) -> Tensor:
-    """A batch of inputs."""
+    """A batch of inputs, in the order of memory that the product decodes images to."""
     torch.manual_seed(1)
-    return torch.randn(count or bench.asked.batch, 3, side, side).to(bench.device)
+    return torch.randn(count or bench.asked.batch, side, side, 3).to(bench.device).permute(0, 3, 1, 2)
 
 
 def tangent_pass(bench: Bench) -> Result:
@@ -244,12 +244,16 @@ def tangent_pass(bench: Bench) -> Result:
     )
 
 
-def half_precision(bench: Bench) -> Result:
-    """Tangents of a transformer in bf16 / in fp32."""
+def half_precision(bench: Bench) -> list[Result]:
+    """Tangents of a transformer and of a Mixer in bf16 / in fp32."""
     if bench.device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
         raise NotHere("this processor has no bf16 units")
+    return [_half_precision(bench, name) for name in bench.asked.transformers]
+
+
+def _half_precision(bench: Bench, name: str) -> Result:
     torch.manual_seed(0)
-    model = timm.create_model(bench.asked.transformer, num_classes=CLASSES).eval()
+    model = timm.create_model(name, num_classes=CLASSES).eval()
     side = model.pretrained_cfg["input_size"][-1]
     x = batch_of(bench, side, bench.asked.transformer_batch)
     if "bf16" not in PRECISIONS:
@@ -265,7 +269,7 @@ def half_precision(bench: Bench) -> Result:
 
     ratio = ratio_of(bench, lambda: run("bf16"), lambda: run("fp32"))
     r = correlation(held["bf16"], held["fp32"])
-    return Result(ratio, correlation=r, note=f"{bench.asked.transformer}, batch {len(x)}; r: tangents")
+    return Result(ratio, correlation=r, note=f"{name}, batch {len(x)}; r: tangents")
 
 
 def three_directions(bench: Bench) -> Result:
@@ -401,12 +405,14 @@ def engine_scores(bench: Bench, x: Tensor, target: Tensor, batch: int = 256) -> 
     selected = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
     q = {n: torch.zeros_like(p) for n, p in point.selected.items()}
     labels = torch.from_numpy(bench.target_y.copy()).to(bench.device)
-    for some, y in zip(target.to(bench.device).split(batch), labels.split(batch), strict=True):
+    targets = target.to(bench.device).to(memory_format=torch.channels_last)
+    for some, y in zip(targets.split(batch), labels.split(batch), strict=True):
         with torch.enable_grad(), differentiable_kernels():
             loss = F.cross_entropy(point.logits(some, selected), y, reduction="sum")
             for total, g in zip(q.values(), torch.autograd.grad(loss, list(selected.values())), strict=True):
                 total += g
-    parts = [point.outputs(some, [q]) for some in x.to(bench.device).split(batch)]
+    ordered = x.to(bench.device).to(memory_format=torch.channels_last)  # as the product decodes images
+    parts = [point.outputs(some, [q]) for some in ordered.split(batch)]
     logits = torch.cat([z for z, _ in parts]).cpu().numpy()
     tangents = torch.cat([t for _, (t,) in parts]).cpu().numpy()
     return of_label(label_scores(logits, tangents), bench.y[: len(x)])
@@ -484,7 +490,7 @@ def correlation(a: Any, b: Any) -> float:
 ROWS: dict[str, tuple[str, str, float, Callable[[Bench], Result | list[Result]]]] = {
     "ip": ("`ip`, Parquet to scores / a training epoch", "<=", 0.85, whole_data_set),
     "tangent": ("tangent pass / inference forward pass, both folded", "<=", 3.1, tangent_pass),
-    "bf16": ("bf16 / fp32, transformer", "<=", 0.5, half_precision),
+    "bf16": ("bf16 / fp32", "<=", 0.5, half_precision),
     "kronfluence": ("kronfluence, aggregated query / ours", ">=", 3.5, against_peer("kronfluence")),
     "captum": ("captum TracInCP / ours", ">=", 60, against_peer("captum")),
     "directions": ("three directions / one, with labels", "<=", 2.4, three_directions),
@@ -564,7 +570,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), help="rows of the table")
     parser.add_argument("--model", default="resnet18", help="a timm name")
     parser.add_argument("--checkpoint", help="its weights as safetensors (default: untrained)")
-    parser.add_argument("--transformer", default="vit_small_patch16_224", help="the model of the bf16 row")
+    parser.add_argument("--transformers", nargs="+", default=["vit_small_patch16_224", "mixer_s32_224"], help="in bf16")
     parser.add_argument("--transformer-batch", type=int, default=32)
     parser.add_argument("--rows", type=int, default=25_000)
     parser.add_argument("--targets", type=int, default=1000)
