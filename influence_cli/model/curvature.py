@@ -31,9 +31,11 @@ from influence_cli.data.manifest import Rows
 from influence_cli.errors import ManifestError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.dropout import Dropout
+from influence_cli.model.engine import Directions
 from influence_cli.model.examples import batches, chunked, move, to_input
 from influence_cli.model.forward import DTYPES, Point, differentiable_kernels
 from influence_cli.model.interim import FORGETFUL, Interim
+from influence_cli.model.linearised import Graph, Linearised
 from influence_cli.model.parameters import select_parameters
 from influence_cli.model.spec import ModelSpec
 
@@ -151,29 +153,31 @@ class Curvature:
         return self.product("hessian", columns)
 
     def product(self, kind: CurvatureKind, columns: Floats) -> Floats:
-        """G v or H v for every column of [d, k], in one pass over the fit rows."""
-        v = torch.from_numpy(np.ascontiguousarray(columns, dtype=np.float64)).to(self.device, self.dtype)
-        total = torch.zeros(v.shape, dtype=torch.float64, device=self.device)
+        """G v or H v for every column of [d, k], in one pass over the fit rows that they share."""
+        directions, total = self.directions(columns), self.zeros(columns.shape[1])
         for index, x, y, w in self.batches(f"curvature ({kind} product)"):
+            z = self.add_product(kind, x, y, w, directions, total)
             if not self._checked:
-                self._check_finite(index, self._logits(self._theta, x))
-            total += self.of_batch(kind, x, y, w, v)
+                self._check_finite(index, z)
         self._checked = True
-        return self._finite(total / self.weight).cpu().numpy()
+        return self._finite(total / self.weight).cpu().numpy().T
 
-    def of_batch(self, kind: CurvatureKind, x: Tensor, y: Tensor, w: Tensor, v: Tensor) -> Tensor:
-        """The sum over a batch's rows of w_i times their curvature, times every column of v [d, k]."""
+    def add_product(
+        self, kind: CurvatureKind, x: Tensor, y: Tensor, w: Tensor, directions: Directions, total: Tensor
+    ) -> Tensor:
+        """Add the sum over a batch's rows of w_i times their curvature, times every direction, to a row of [k, d] each.
+
+        The logits [b, C] are returned.
+        """
         if kind == "hessian":
-            return self._over(self._second(x, y, w)[1], v.T.contiguous().split(VECTORS)).T
-        logits = functools.partial(self._logits, x=x)
-        total = torch.empty_like(v)
-        with differentiable_kernels(self.point.recurrent):
-            z, pull = vjp(logits, self._theta)[:2]
-            p = z.softmax(dim=1)
-            for k in range(v.shape[1]):
-                t = jvp(logits, (self._theta,), (v[:, k].contiguous(),))[1]
-                total[:, k] = pull(w[:, None] * p * (t - (p * t).sum(dim=1, keepdim=True)))[0]
-        return total
+            graph = Graph(self.point, x)
+            z, images = graph.logits.detach(), graph.hessian(y, w, directions)
+        else:
+            z, images = self._linearised.ggn(x, w, directions)
+        for row, image in zip(total, images, strict=True):
+            for part, of_it in zip(self._named(row).values(), image.values(), strict=True):
+                part += of_it
+        return z
 
     def quadratic(self, columns: Floats) -> tuple[Floats, Floats]:
         """v^T G v for every column of [d, k], and the gradient [d], in one pass over the fit rows.
@@ -181,25 +185,37 @@ class Curvature:
         Raises:
             ManifestError: a row's logits are not finite; names it.
         """
-        v = torch.from_numpy(np.ascontiguousarray(columns, dtype=np.float64)).to(self.device, self.dtype)
-        forms = torch.zeros(v.shape[1], dtype=torch.float64, device=self.device)
-        gradient = torch.zeros(self.size, dtype=torch.float64, device=self.device)
+        directions = self.directions(columns)
+        forms = torch.zeros(len(directions), dtype=torch.float64, device=self.device)
+        gradient = self.zeros(1)
         for index, x, y, w in self.batches("curvature (size)"):
-            logits = functools.partial(self._logits, x=x)
-            with differentiable_kernels(self.point.recurrent):
-                z, pull = vjp(logits, self._theta)[:2]
-                self._check_finite(index, z)
-                p = z.softmax(dim=1)
-                gradient += pull(w[:, None] * (p - F.one_hot(y, p.shape[1])))[0]
-                for k in range(v.shape[1]):
-                    t = jvp(logits, (self._theta,), (v[:, k].contiguous(),))[1]
-                    centred = t - (p * t).sum(dim=1, keepdim=True)
-                    forms[k] += (w * (p * centred * centred).sum(dim=1)).sum()
+            z, tangents = self._linearised.push(x, directions)
+            self._check_finite(index, z)
+            p = z.softmax(dim=1)
+            (image,) = Graph(self.point, x).pull([w[:, None] * (p - F.one_hot(y, p.shape[1]))])
+            for part, of_it in zip(self._named(gradient[0]).values(), image.values(), strict=True):
+                part += of_it
+            for k, t in enumerate(tangents):
+                centred = t - (p * t).sum(dim=1, keepdim=True)
+                forms[k] += (w * (p * centred * centred).sum(dim=1)).sum()
         self._checked = True
-        forms, gradient = self._finite(forms / self.weight), self._finite(gradient / self.weight)
+        forms, gradient = self._finite(forms / self.weight), self._finite(gradient[0] / self.weight)
         return forms.cpu().numpy(), gradient.cpu().numpy()
 
+    def directions(self, columns: Floats) -> Directions:
+        """Every column of [d, k] by parameter name, in the precision of products."""
+        flat = (torch.from_numpy(np.ascontiguousarray(column)) for column in columns.T)
+        return [self._named(v.to(self.device, self.dtype)) for v in flat]
+
+    def zeros(self, count: int) -> Tensor:
+        """Sums to begin with, a row [d] a column, in float64."""
+        return torch.zeros(count, self.size, dtype=torch.float64, device=self.device)
+
     # -- one batch ---------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _linearised(self) -> Linearised:
+        return Linearised(self.point)
 
     @functools.cached_property
     def _theta(self) -> Tensor:
@@ -233,18 +249,14 @@ class Curvature:
         with torch.no_grad(), differentiable_kernels(self.point.recurrent):
             return vmap(jacrev(of_row), in_dims=(None, 0))(self._theta, x)
 
-    def _second(self, x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """The batch's summed gradient [d], and v -> its Hessian times v."""
+    def _hessian(self, x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch's summed Hessian [d, d] and gradient [d]."""
 
         def loss(theta: Tensor) -> Tensor:
             return (w * F.cross_entropy(self._logits(theta, x), y, reduction="none")).sum()
 
         gradient, pull = vjp(grad(loss), self._theta)[:2]
-        return gradient, lambda v: pull(v)[0]
-
-    def _hessian(self, x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        gradient, product = self._second(x, y, w)
-        return self._over(product, self._basis()), gradient
+        return self._over(lambda v: pull(v)[0], self._basis()), gradient
 
     def _basis(self) -> Iterator[Tensor]:
         """The rows of the identity [d, d], some at a time."""

@@ -67,9 +67,9 @@ class Minibatches:
         c = self.curvature
         x = to_input(move(self._decoded[chosen], c.device), c.spec, c.dtype)
         y, w = move(self._labels[chosen], c.device), move(self._weights[chosen], c.device)
-        v = torch.from_numpy(np.ascontiguousarray(columns)).to(c.device, c.dtype)
-        total = c.of_batch(self.kind, x, y, w, v).double().cpu().numpy()
-        return total * (self.rows / (self.size * c.weight))
+        total = c.zeros(columns.shape[1])
+        c.add_product(self.kind, x, y, w, c.directions(columns), total)
+        return total.mul_(self.rows / (self.size * c.weight)).cpu().numpy().T
 
     def _held(self) -> torch.Tensor:
         """The decoded rows [N, ...], by key."""
