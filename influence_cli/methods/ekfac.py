@@ -23,7 +23,8 @@ import numpy as np
 from influence_cli.errors import ModelError
 from influence_cli.methods.by_layers import OTHER, ByLayers
 from influence_cli.methods.products import PRECISIONS
-from influence_cli.methods.protocol import Columns, Factor, Facts, check_options
+from influence_cli.methods.protocol import Columns, Factor, Facts, OfBlocks, RowValue, check_options
+from influence_cli.methods.self_lissa import self_influence
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,6 +96,19 @@ class EKFAC(ByLayers):
         inverse = KroneckerInverse(self, curvature)
         u = inverse.apply(q)
         return u, inverse.facts
+
+    def row_value(self, relative: bool) -> RowValue | None:
+        """g_i^T P g_i, where it is asked for."""
+        return self_influence("ekfac") if relative else None
+
+    def form(self, curvature: Curvature) -> tuple[OfBlocks, Facts]:
+        """The same by layer: a weighted sum of squares in the layer's basis.
+
+        Raises:
+            ModelError: as ``precondition``.
+        """
+        inverse = KroneckerInverse(self, curvature)
+        return inverse.form(), inverse.facts
 
     def sentence(self, facts: Facts) -> str:
         """What was factored, on which rows, and how it is damped."""
@@ -178,6 +192,18 @@ class KroneckerInverse:
             some = slice(ends[place], ends[place + 1])
             u[some] = q[some] / value
         return u
+
+    def form(self) -> OfBlocks:
+        """g_i^T P g_i."""
+        from influence_cli.model.kronecker_form import KroneckerForm, Turned
+
+        names = list(self.curvature.layout)
+        layers = {
+            names[int(layer["place"][0])]: Turned(layer["q_a"], layer["q_s"], 1.0 / shifted)
+            for layer, shifted in zip(self.layers, self.shifted, strict=True)
+        }
+        shares = {names[place]: 1.0 / self.scalars[place] if place in self.scalars else 0.0 for place in self.means}
+        return KroneckerForm(layers, shares)
 
     def _eigenvalues(self, factor: dict[str, Any], k: int) -> NDArray[np.float64]:
         e_s, e_a, lam = (np.asarray(factor[f"{k}.{name}"], dtype=np.float64) for name in ("e_s", "e_a", "lam"))

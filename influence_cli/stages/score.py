@@ -24,7 +24,9 @@ from influence_cli.stages.combining import options_of
 from influence_cli.stages.grads import fill
 from influence_cli.stages.job import Job, Member
 from influence_cli.stages.provenance import base_table, nullable, provenance_of
+from influence_cli.stages.relative import divided, is_divided
 from influence_cli.stages.reliability import direction_noise
+from influence_cli.stages.row_values import values_of
 
 Floats = NDArray[np.float64]
 
@@ -166,8 +168,7 @@ def _columns(job: Job, name: str) -> list[Column]:
         logits = job.outputs(members[0]).read(job.train.payload_keys)["logits"]
         return [Column(name, method.kind, method.score(logits, job.train.labels, job.row_loss))]
     if isinstance(method, RowMethod):
-        values = job.row_values(name, members[0]).read(job.train.row_keys)["value"]
-        return [Column(name, method.kind, method.score(values))]
+        return [Column(name, method.kind, method.score(values_of(job, name, members[0], job.train.row_keys)))]
     assert isinstance(method, Linear)
     return [_linear_column(job, name, members, objective) for objective in job.objectives]
 
@@ -188,10 +189,17 @@ def _linear_column(job: Job, name: str, members: list[Member], objective: str, s
             tangents = _blended_tangents(job, name, member, shares)
         with np.errstate(invalid="ignore", over="ignore"):
             every.append(job.row_loss.label_scores(logits, tangents))
-    stacked = np.stack([of_label(scores, labels) for scores in every])
-    effect = job.methods[name].effect and shares is None
+    about, own = objective if shares is None else None, job.train.row_keys
+    stacked = np.stack(
+        [
+            divided(job, name, member, about, of_label(scores, labels), own)
+            for member, scores in zip(members, every, strict=True)
+        ]
+    )
+    plain = not is_divided(job, name)
     called = f"{name}/{objective}" if shares is None else objective
-    return Column(called, "signed", _mean(list(stacked)), stacked, _mean(every), effect)
+    effect = job.methods[name].effect and shares is None and plain
+    return Column(called, "signed", _mean(list(stacked)), stacked, _mean(every) if plain else None, effect)
 
 
 def _blended_tangents(job: Job, name: str, member: Member, shares: Floats) -> Floats:

@@ -57,6 +57,17 @@ class Store:
         """Values of rows' own gradients, by row key."""
         return ShardFolder(self.root / "row_values" / name, spec or {}, self.listener)
 
+    def value_facts(self, name: str) -> dict[str, Any]:
+        """What was noted of the curvature that values are taken with, for provenance; nothing where nothing was."""
+        try:
+            return json.loads((self.root / "row_values" / name / "curvature.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def write_value_facts(self, name: str, facts: dict[str, Any]) -> None:
+        """Note it beside the values; it goes with their folder."""
+        write_json(self.root / "row_values" / name / "curvature.json", facts)
+
     def attacks(self, name: str, spec: dict[str, Any] | None = None) -> ShardFolder:
         """Attacked target rows, by row key."""
         return ShardFolder(self.root / "attacks" / name, spec or {}, self.listener)
