@@ -99,7 +99,7 @@ class Linear:
             UsageError: the method has none.
         """
         if relative:
-            raise no_self_influence("ip")
+            raise no_self_influence("--method ip")
         return None
 
     def of_unit_direction(self) -> bool:

@@ -26,6 +26,16 @@ def is_divided(job: Job, name: str) -> bool:
     return name in job.values
 
 
+def note_divided(job: Job) -> None:
+    """Say what is not said of such scores."""
+    names = [name for name, method in job.methods.items() if isinstance(method, Linear) and is_divided(job, name)]
+    if names:
+        job.listener.note(
+            f"{', '.join(names)}: over the size of each row's own gradient, so without effect and best label (another "
+            "label is another gradient)"
+        )
+
+
 def over_own_size(scores: Floats, values: Floats) -> Floats:
     """Scores s / sqrt(v); 0 where v is 0, NaN where it is negative or not finite.
 

@@ -24,7 +24,7 @@ from influence_cli.stages.combining import options_of
 from influence_cli.stages.grads import fill
 from influence_cli.stages.job import Job, Member
 from influence_cli.stages.provenance import base_table, nullable, provenance_of
-from influence_cli.stages.relative import divided, is_divided
+from influence_cli.stages.relative import divided, is_divided, note_divided
 from influence_cli.stages.reliability import direction_noise
 from influence_cli.stages.row_values import values_of
 
@@ -60,6 +60,7 @@ def score(job: Job, per_member: bool = False, combine: str | None = None) -> pa.
     columns = [c for name in job.methods for c in _columns(job, name)]
     if combine is not None:
         columns.insert(0, _combined(job, columns, combine))
+    note_divided(job)
     table = base_table(job)
     first = columns[0]
     table = table.append_column("score", nullable(first.score))
