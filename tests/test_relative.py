@@ -18,11 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from influence_cli import api
+from influence_cli.actions.combine import Combine
 from influence_cli.data.tables import provenance
 from influence_cli.errors import UsageError
 from influence_cli.methods import METHODS, Linear
 from influence_cli.methods.ekfac import EKFAC
 from influence_cli.settings import GradSpec
+from influence_cli.stages.combining import combine_columns
 from influence_cli.stages.grads import fill
 from influence_cli.stages.plan import missing_work
 from influence_cli.stages.relative import over_own_size
@@ -179,15 +181,17 @@ def test_the_reliability_is_that_of_the_relative_scores(tmp_path: Path) -> None:
     }
 
 
-def test_a_blend_of_directions_is_over_the_norm_too_and_its_cosine_is_refused(mlp: Problem) -> None:
+def test_a_blend_of_directions_is_over_the_norm_too(mlp: Problem) -> None:
+    """By ``score`` and by ``curate``, of relative scores and of cosines, which are of unit directions."""
     both = {"methods": ("ip",), "objectives": ("utility", "robustness")}
-    job = mlp.job(**both, relative=True)
-    blend = column(score(job, combine="linear"))
-    plain = column(score(mlp.job(**both), combine="linear"))
-    assert relative_error(blend, plain / np.linalg.norm(gradients(mlp), axis=1)) < 1e-9
-    with pytest.raises(UsageError, match="cosine with a blend") as refused:
-        score(mlp.job(**both, options=COSINE), combine="linear")
-    assert "--relative" in refused.value.fix
+    plain = score(mlp.job(**both), combine="linear")
+    norms = np.linalg.norm(gradients(mlp), axis=1)
+    for how in ({"relative": True}, {"options": COSINE}):
+        blend = score(mlp.job(**both, **how), combine="linear")
+        assert relative_error(column(blend), column(plain) / norms) < 1e-9
+        table = score(mlp.job(**both, **how))
+        names, origin = ["score_utility", "score_robustness"], provenance(table.schema)
+        assert relative_error(combine_columns(table, names, "linear", Combine(), origin, ""), column(blend)) < 1e-9
 
 
 # -- what cannot be ---------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from influence_cli.settings import GradSpec
 from influence_cli.stages.grads import fill
 from influence_cli.stages.plan import describe_plan, missing_work
 from influence_cli.stages.score import score
-from influence_cli.store.maintenance import list_entries
+from influence_cli.store.maintenance import collect, list_entries
 from tests.cases import Example, Heard, call_cli, draw_features, examples, run_python
 from tests.oracle import (
     Problem,
@@ -421,3 +421,43 @@ def test_the_plan_counts_the_series(mlp: Problem) -> None:
         shard.unlink()
     (solve,) = plan(cold["folder"].name)["steps"][0]["solves"]
     assert solve["seconds"] is not None
+
+
+# -- what the store keeps ---------------------------------------------------------------------------------------------
+
+
+def test_values_go_with_the_fit_set_that_they_were_taken_with(bench: Bench) -> None:
+    root = bench.folder / "store"
+    kept = job_on(bench, examples())
+    before = column(score(kept))
+    rows = [r.relabelled() if k == 0 else r for k, r in enumerate(examples())]
+    fill(job_on(bench, rows))
+    fill(job_on(bench, rows, spec=GradSpec(("self-tracin",))))
+    listed = [e for e in list_entries(root) if e.kind == "row_values"]
+    assert sorted(e.about.split(", ")[2] for e in listed) == [
+        "self-influence by ekfac",
+        "self-influence by ekfac",
+        "squared gradient norm",
+    ]
+    collect(root, None, fits={kept.fit.fingerprint})
+    assert len([e for e in list_entries(root) if e.kind == "row_values"]) == 2  # norms are of no fit set
+    assert np.array_equal(column(score(job_on(bench, examples()))), before)
+    assert fill(job_on(bench, rows)) == N
+    assert fill(job_on(bench, rows, spec=GradSpec(("self-tracin",)))) == 0
+
+
+@pytest.mark.parametrize("solve", ["dense", "lissa", "ekfac"])
+def test_a_row_without_finite_logits_has_no_value_and_spoils_no_other(solve: str, few: Problem) -> None:
+    """Such a row can be scored where it is not fitted on."""
+    features = np.asarray(few.payloads).copy()
+    row = np.flatnonzero(few.splits == "train")[2]
+    first = next(p for p in few.model.parameters() if p.dim() == 2).numpy()
+    unit = first[np.abs(first).sum(1).argmax()]
+    assert np.abs(unit).sum() > 1.0  # so that it overflows in float32
+    features[row] = 3.4e38 * np.sign(unit)
+    huge = write_manifest(few.folder / "huge.parquet", features, few.labels.numpy(), few.splits.tolist(), few.ids)
+    how: dict[str, Any] = {"lissa": {**DEEP, "depth": 5}, "fit_rows": str(few.manifest), "own": {"damping": 0.1}}
+    expected = values(few, solve, **how, precision="fp32")
+    found = values(few, solve, **how, manifest=huge, precision="fp32")
+    assert np.isnan(found[2])
+    assert relative_error(np.delete(found, 2), np.delete(expected, 2)) < 1e-5

@@ -11,6 +11,8 @@ Layers are linear layers and convolutions without groups; gradients are of label
 rows' own, summed over a row's positions before they are squared.  It estimates an effect as the other inverses do: the
 Fisher of cross-entropy is the Gauss-Newton matrix.  But nothing is taken of what couples two layers, and the damping
 is a tenth of the curvature: effects are too small, more than ranks are wrong.
+
+--relative divides by the root of g_i^T P g_i (RelatIF, Barshan et al. 2020, arXiv:2003.11630).
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class EKFAC(ByLayers):
     """Kronecker-factored inverse curvature with corrected eigenvalues."""
 
     passes: ClassVar[int] = 2
+    relative: ClassVar[bool] = True
 
     mode: str = field(default="ekfac", metadata={"help": "eigenvalues in the Kronecker basis: " + ", ".join(MODES)})
     labels: str = field(

@@ -15,12 +15,14 @@ row of weight 1 is taken out and the divisor n = sum w stays.  G is that of Mart
 The default delta is 0 where the smallest eigenvalue (of K + l2 I as the mode takes it) is above 1e-8 of the largest,
 else 1e-3 of the mean.  Curvature is fitted in float64 whatever the run's precision: a matrix that is known to 1e-7
 of its largest eigenvalue cannot be inverted beyond that.
+
+--relative divides by the root of g_i^T (K + l2 I + delta I)^-1 g_i (RelatIF, Barshan et al. 2020, arXiv:2003.11630).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -52,6 +54,8 @@ MODES: dict[str, CurvatureKind] = {
 @dataclass(frozen=True)
 class Exact(Preconditioned):
     """Dense inverse curvature, for up to some thousands of parameters."""
+
+    relative: ClassVar[bool] = True
 
     mode: str = field(default="ggn", metadata={"help": "curvature: " + ", ".join(MODES)})
     max_parameters: int = field(

@@ -13,6 +13,7 @@ the cosine.  A row whose gradient is zero has score 0 in both.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from influence_cli.errors import UsageError
 from influence_cli.methods.protocol import Linear, RowValue
@@ -24,6 +25,8 @@ NORMALISE = ("none", "cosine")
 @dataclass(frozen=True)
 class IP(Linear):
     """P is the identity, and the only member is the checkpoint."""
+
+    relative: ClassVar[bool] = True
 
     normalise: str = field(
         default="none", metadata={"help": "none, or cosine: over the norms of both gradients, in [-1, 1]"}

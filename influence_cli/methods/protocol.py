@@ -83,6 +83,7 @@ class Linear:
     needs: ClassVar[Needs] = "tangents"
     kind: ClassVar[Kind] = "signed"
     effect: ClassVar[bool] = False
+    relative: ClassVar[bool] = False  # whether it has g_i^T P g_i, by whose root --relative divides
 
     def points(self, seed: int, params: str) -> list[Dropout | None]:
         """The members, as points where gradients are taken: None is the checkpoint itself."""

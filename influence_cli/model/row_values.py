@@ -87,11 +87,16 @@ class DenseForm:
         self.names, self.form = names, form
 
     def __call__(self, blocks: list[Block]) -> Tensor:
-        """The function of every row, some rows at a time."""
+        """The function of every row, some rows at a time; NaN for a gradient that is not finite."""
         b, like = blocks[0].b, blocks[0].like
         step = max(1, MATERIALISED // max(1, sum(block.layout.size for block in blocks)))
-        found = [self.form(self._columns(blocks, slice(k, k + step))) for k in range(0, b, step)]
-        return torch.from_numpy(np.concatenate(found)).to(like.device)
+        found = np.full(b, np.nan)
+        for first in range(0, b, step):
+            columns = self._columns(blocks, slice(first, first + step))
+            usable = np.isfinite(columns).all(axis=0)
+            if usable.any():
+                found[first : first + step][usable] = self.form(columns[:, usable])
+        return torch.from_numpy(found).to(like.device)
 
     def _columns(self, blocks: list[Block], rows: slice) -> NDArray[np.float64]:
         g = {name: value for block in blocks for name, value in block.gradients(rows).items()}

@@ -197,6 +197,8 @@ def _why(work: Work, n: int) -> str:
         return "new direction (checkpoint, target rows, objective or settings not seen before)"
     if work.directions:
         return "the direction's file is missing"
+    if work.rows == 0 and not work.preconditioned:
+        return "values of rows' own gradients that the store has not seen"
     if work.rows == n:
         return "nothing of these rows is stored"
     return "rows that the store has not seen"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.errors import UsageError
 from influence_cli.methods.protocol import Linear
 from influence_cli.stages.job import Job, Member
 from influence_cli.stages.row_values import values_of
@@ -47,22 +46,29 @@ def over_own_size(scores: Floats, values: Floats) -> Floats:
 
 
 def divided(job: Job, name: str, member: Member, objective: str | None, scores: Floats, row_keys: Keys) -> Floats:
-    """A member's scores [n] of rows, as the method has them; ``objective`` None is a blend of directions.
+    """A member's scores [n] of rows, as the method has them.
 
-    Raises:
-        UsageError: the cosine with a blend of directions, whose length is not known.
+    ``objective`` None is a blend of unit directions: its cosine is not divided by its own length, a constant.
     """
     if not is_divided(job, name):
         return scores
     found = over_own_size(scores, values_of(job, name, member, row_keys))
     method = job.methods[name]
-    if not (isinstance(method, Linear) and method.of_unit_direction()):
+    if objective is None or not (isinstance(method, Linear) and method.of_unit_direction()):
         return found
-    if objective is None:
-        raise UsageError(
-            f"{name}'s cosine with a blend of directions is not known",
-            fix="use --relative, which ranks like it, or --combine ranksum",
-        )
+    norm = direction_norm(job, member, objective)
+    return found / norm if norm > 0 else 0.0 * found
+
+
+def direction_norm(job: Job, member: Member, objective: str) -> float:
+    """|q| at a member."""
     meta = job.store.direction_meta(job.direction(member, objective))
     assert meta is not None
-    return found / meta["norm"] if meta["norm"] > 0 else 0.0 * found
+    return float(meta["norm"])
+
+
+def length_in_scores(job: Job, name: str, member: Member, objective: str) -> float:
+    """The length of the direction that a method's scores are of: |q|, or 1 where they are of q / |q|."""
+    norm, method = direction_norm(job, member, objective), job.methods[name]
+    unit = isinstance(method, Linear) and method.of_unit_direction()
+    return 1.0 if unit and norm > 0 else norm

@@ -24,7 +24,7 @@ from influence_cli.stages.combining import options_of
 from influence_cli.stages.grads import fill
 from influence_cli.stages.job import Job, Member
 from influence_cli.stages.provenance import base_table, nullable, provenance_of
-from influence_cli.stages.relative import divided, is_divided, note_divided
+from influence_cli.stages.relative import divided, is_divided, length_in_scores, note_divided
 from influence_cli.stages.reliability import direction_noise
 from influence_cli.stages.row_values import values_of
 
@@ -125,16 +125,16 @@ def _combined(job: Job, columns: list[Column], rule: str) -> Column:
 
 
 def _said_of_columns(job: Job, columns: list[Column]) -> dict[str, Any]:
-    """By column: its objective, the lengths of q at its members, and what makes its scores an effect, if anything."""
+    """By column: its objective, lengths of its direction at its members, and what makes its scores an effect, if so."""
     of = {_column_name(job, c.name): c for c in columns if c.name.partition("/")[2] in job.objectives}
-    metas = {
-        name: [job.store.direction_meta(job.direction(m, c.name.partition("/")[2])) for m in job.method_members[method]]
+    norms = {
+        name: [length_in_scores(job, method, m, objective) for m in job.method_members[method]]
         for name, c in of.items()
-        for method in [c.name.partition("/")[0]]
+        for method, _, objective in [c.name.partition("/")]
     }
     return {
         "objective_of": {name: c.name.partition("/")[2] for name, c in of.items()},
-        "norms": {name: [m["norm"] for m in found if m is not None] for name, found in metas.items()},
+        "norms": norms,
         "effect_divisors": {name: job.fit.weight for name, c in of.items() if c.effect and job.fit is not None},
     }
 

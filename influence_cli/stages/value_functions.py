@@ -30,7 +30,9 @@ def value_functions(
         _note_solves(job, name, values[name])
         curvature = fitted_curvature(job, name, member, model, device, batch_size)
         found[name], facts = job.solvers[name].form(curvature)
-        job.store.write_value_facts(value_name(job, name, member)[0], about_curvature(job, facts, curvature))
+        assert job.fit is not None
+        called, about = value_name(job, name, member)[0], about_curvature(job, facts, curvature)
+        job.store.write_value_facts(called, job.fit.fingerprint, about)
     return found
 
 
