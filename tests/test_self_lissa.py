@@ -346,7 +346,7 @@ DEEP: dict[str, Any] = {"batch": 6, "depth": 200, "repeats": 1, "tail": 0.0}
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Problem:
     """Six rows: every row is a series of its own."""
-    return make_problem(tmp_path_factory.mktemp("few"), "mlp:3", (3,), classes=3, train=6, val=3)
+    return make_problem(tmp_path_factory.mktemp("few"), "mlp:3", (8,), classes=3, train=6, val=3)
 
 
 def test_t34_literal_lissa_is_the_dense_oracle(few: Problem) -> None:
@@ -451,7 +451,7 @@ def test_a_row_without_finite_logits_has_no_value_and_spoils_no_other(solve: str
     """Such a row can be scored where it is not fitted on."""
     features = np.asarray(few.payloads).copy()
     row = np.flatnonzero(few.splits == "train")[2]
-    first = next(p for p in few.model.parameters() if p.dim() == 2).numpy()
+    first = next(p for p in few.model.parameters() if p.dim() == 2).detach().numpy()
     unit = first[np.abs(first).sum(1).argmax()]
     assert np.abs(unit).sum() > 1.0  # so that it overflows in float32
     features[row] = 3.4e38 * np.sign(unit)
