@@ -73,6 +73,7 @@ class RunOptions(TypedDict, total=False):
     params: str
     precision: str
     seed: int
+    relative: bool
     label: str
     group: str
     input_size: int | None
@@ -111,7 +112,7 @@ def _job(manifest: Any, given: dict[str, Any]) -> Job:
         given["checkpoint"] = str(given["checkpoint"])
     listener = given.pop("listener", SILENT)
     methods, objectives = _names(given.pop("method", "ip")), _names(given.pop("objective", "utility"))
-    numbers = {k: given.pop(k) for k in ("options", "params", "precision", "seed") if k in given}
+    numbers = {k: given.pop(k) for k in ("options", "params", "precision", "seed", "relative") if k in given}
     speed = {k: given.pop(k) for k in ("store", "device", "batch_size", "workers", "engine") if k in given}
     if speed.get("store") is not None:
         speed["store"] = str(speed["store"])

@@ -71,6 +71,7 @@ class GradSpec:
     loss: str = "cross-entropy"
     precision: str = "fp32"
     seed: int = 0
+    relative: bool = False  # scores over the root of a row's self-influence
 
     def __post_init__(self) -> None:
         for name, value, known in (

@@ -41,7 +41,7 @@ LAYERS = (
         "first_look",
         "grads",
         "provenance",
-        *("row_pass", "value_pass"),
+        *("row_pass", "value_pass", "row_values", "value_functions", "relative"),
         "agreement",
         "score",
         "curate",

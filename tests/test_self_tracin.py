@@ -24,7 +24,7 @@ from influence_cli.methods.self_tracin import SelfTracIn
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.forward import Point
 from influence_cli.model.losses import CROSS_ENTROPY
-from influence_cli.model.row_values import RowValues
+from influence_cli.model.row_values import RowValues, sum_over
 from influence_cli.model.task import Task
 from influence_cli.settings import GradSpec
 from influence_cli.stages.grads import fill
@@ -70,7 +70,7 @@ def test_t06_norms_of_every_construct_equal_the_loop(name: str, precision: str, 
     expected = norms(model, x, y)
     point = Point(model, "all", None, precision, CPU)
     x = x.to(point.dtype) if x.is_floating_point() else x
-    found = RowValues(point, CROSS_ENTROPY, [SelfTracIn().of_block]).of(x, y)
+    found = RowValues(point, CROSS_ENTROPY, [sum_over(SelfTracIn().of_block)]).of(x, y)
     assert (found.shape, found.dtype) == ((len(x), 1), torch.float64)
     assert relative_error(found[:, 0].numpy(), expected) < tolerance
 
@@ -161,7 +161,7 @@ def test_the_norm_of_a_row_predicted_with_confidence_is_exact(precision: str) ->
         model.bias.zero_()
     point = Point(model.eval(), "all", None, precision, CPU)
     x = torch.ones(1, 1, dtype=point.dtype)
-    found = RowValues(point, CROSS_ENTROPY, [SelfTracIn().of_block]).of(x, torch.tensor([0]))
+    found = RowValues(point, CROSS_ENTROPY, [sum_over(SelfTracIn().of_block)]).of(x, torch.tensor([0]))
     tolerance = 1e-12 if precision == "fp64" else 1e-5
     assert float(found[0, 0]) == pytest.approx(4.0 * np.exp(-80.0), rel=tolerance, abs=0.0)
 
@@ -171,7 +171,7 @@ def test_values_are_taken_at_dropped_parameters_where_the_point_has_them(tmp_pat
     x, y = problem.part("train")
     dropped = dropped_copy(problem.model, problem.spec, 3, 1, 0.3)
     point = Point(problem.model, "all", Dropout(3, 1, 0.3, True, "all", "all"), "fp64", CPU)
-    found = RowValues(point, CROSS_ENTROPY, [SelfTracIn().of_block]).of(x, y)[:, 0]
+    found = RowValues(point, CROSS_ENTROPY, [sum_over(SelfTracIn().of_block)]).of(x, y)[:, 0]
     assert relative_error(found.numpy(), norms(dropped, x, y)) < 1e-12
 
 
@@ -192,12 +192,12 @@ class Drifting(nn.Module):
 
 def test_parameters_that_no_layer_reaches_are_named_with_a_way_out() -> None:
     point = Point(Drifting().double().eval(), "all", None, "fp64", CPU)
-    values = RowValues(point, CROSS_ENTROPY, [SelfTracIn().of_block])
+    values = RowValues(point, CROSS_ENTROPY, [sum_over(SelfTracIn().of_block)])
     with pytest.raises(ModelError, match="scale") as error:
         values.of(torch.randn(6, 5, dtype=torch.float64), torch.zeros(6, dtype=torch.int64))
     assert "--params" in str(error.value.fix)
     last = Point(Drifting().double().eval(), "last", None, "fp64", CPU)
-    found = RowValues(last, CROSS_ENTROPY, [SelfTracIn().of_block])
+    found = RowValues(last, CROSS_ENTROPY, [sum_over(SelfTracIn().of_block)])
     assert found.of(torch.randn(6, 5, dtype=torch.float64), torch.zeros(6, dtype=torch.int64)).isfinite().all()
 
 
@@ -207,7 +207,9 @@ def test_a_row_without_finite_logits_has_no_value_and_spoils_no_other() -> None:
     x, y = torch.randn(5, 5, dtype=torch.float64), torch.arange(5) % 3
     expected = norms(model, x, y)
     x[1] = torch.inf
-    found = RowValues(Point(model, "all", None, "fp64", CPU), CROSS_ENTROPY, [SelfTracIn().of_block]).of(x, y)[:, 0]
+    found = RowValues(Point(model, "all", None, "fp64", CPU), CROSS_ENTROPY, [sum_over(SelfTracIn().of_block)]).of(
+        x, y
+    )[:, 0]
     good = [0, 2, 3, 4]
     assert torch.isnan(found[1])
     assert relative_error(found[good].numpy(), expected[good]) < 1e-12

@@ -76,7 +76,10 @@ class Relabel:
         if self._rule(scored) == "influence":
             require_signed(scored, "relabelling by influence")
             if scored.best_label is None or scored.best_label_gain is None:
-                raise UsageError("the score table has no best_label", fix="score with a linear method, such as ip")
+                raise UsageError(
+                    "the score table has no best_label",
+                    fix="score with a linear method, such as ip, and not --relative",
+                )
             proposed = scored.best_label
             gained = scored.score + scored.best_label_gain
             admissible = (scored.score < 0) & (gained > 0)

@@ -70,6 +70,7 @@ def _job(settings: Settings) -> Job:
         settings["loss"],
         settings["precision"],
         settings["seed"],
+        settings["relative"],
     )
     runtime = Runtime(
         None if settings["no_store"] else settings["store"],

@@ -97,6 +97,7 @@ SETTINGS: dict[str, Setting] = {
         _s("num_classes", int, None, "Number of classes.", MODEL, least=2),
         _s("allow_overlap", bool, False, "Accept that over 1 % of the target rows are train rows.", RUNS),
         _s("seed", int, 0, "Seed of every random draw.", WRITING, least=0),
+        _s("relative", bool, False, "Scores over the root of self-influence (RelatIF).", RUNS),
         _s("per_member", bool, False, "Also each member's scores.", (SCORE,)),
         _s(
             "store",

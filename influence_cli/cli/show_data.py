@@ -116,6 +116,7 @@ def _describe(info: Any) -> dict[str, Any]:
         "kind": cls.kind,
         "needs": cls.needs,
         "effect": cls.effect,
+        "relative": getattr(cls, "relative", False),
         "cost": info.cost,
         "paper": info.paper,
         "summary": info.summary,

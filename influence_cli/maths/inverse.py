@@ -5,9 +5,11 @@ A matrix A [d, d] with eigenvalues e_j and eigenvectors v_j; right-hand sides B 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.linalg import LinAlgError, cho_factor, cho_solve, cholesky, solve_triangular
 
 Floats = NDArray[np.float64]
 
@@ -98,6 +100,33 @@ def solve_spectral(matrix: Floats, columns: Floats, how: str, damping: float) ->
     """
     e, v = np.linalg.eigh(matrix)
     return v @ ((v.T @ columns) / (reshaped(e, how) + damping)[:, None])
+
+
+def positive_form(matrix: Floats) -> Callable[[Floats], Floats]:
+    """The map from columns v [d, k] to v^T A^-1 v [k], by one Cholesky factorisation: |L^-1 v|^2, never negative.
+
+    >>> positive_form(np.diag([4.0, 16.0]))(np.array([[2.0], [4.0]])).tolist()
+    [2.0]
+
+    Raises:
+        NotPositiveDefiniteError: A is not positive definite to rounding.
+    """
+    try:
+        root = cholesky(matrix, lower=True)
+    except LinAlgError as error:
+        raise NotPositiveDefiniteError(str(error)) from error
+    return lambda v: np.square(solve_triangular(root, v, lower=True)).sum(axis=0)
+
+
+def spectral_form(matrix: Floats, how: str, damping: float) -> Callable[[Floats], Floats]:
+    """The map from columns v [d, k] to sum_j (v_j^T v)^2 / (f(e_j) + damping) [k], f as in ``solve_spectral``.
+
+    >>> spectral_form(np.diag([-1.0, 4.0]), "abs", 0.0)(np.array([[1.0], [2.0]])).tolist()
+    [2.0]
+    """
+    e, vectors = np.linalg.eigh(matrix)
+    shares = 1.0 / (reshaped(e, how) + damping)
+    return lambda v: shares @ np.square(vectors.T @ v)
 
 
 def reshaped(eigenvalues: Floats, how: str) -> Floats:

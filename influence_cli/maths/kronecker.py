@@ -87,10 +87,35 @@ def rotated_squares(a: Tensor, d: Tensor, w: Tensor, q_a: Tensor, q_s: Tensor) -
     size = max(1, BLOCK // (wide * tall))
     for first in range(0, b, size):
         some = slice(first, first + size)
-        few = steps < tall  # positions: turned before they are summed
-        g = (d[some] @ q_s).mT @ (a[some] @ q_a) if few else q_s.T @ (d[some].mT @ a[some]) @ q_a
+        g = _turned(a[some], d[some], q_a, q_s)
         total += torch.einsum("boi,b->oi", g.square(), w[some])
     return total
+
+
+def inverse_forms(a: Tensor, d: Tensor, q_a: Tensor, q_s: Tensor, shares: Tensor) -> Tensor:
+    """sum_oi shares_oi (Q_S^T G_i Q_A)_oi^2 for every row, float64 [b]: g_i^T P g_i where ``shares`` is 1 / shifted.
+
+    >>> one = torch.ones(1, 1, 1)
+    >>> inverse_forms(2 * one, 3 * one, torch.eye(1), torch.eye(1), torch.tensor([[0.25]]).double()).tolist()
+    [9.0]
+    """
+    b, steps, wide = a.shape
+    tall = d.shape[2]
+    if steps == 1:
+        return (((d[:, 0] @ q_s).double().square() @ shares) * (a[:, 0] @ q_a).double().square()).sum(dim=1)
+    found: list[Tensor] = []
+    size = max(1, BLOCK // (wide * tall))
+    for first in range(0, b, size):
+        g = _turned(a[first : first + size], d[first : first + size], q_a, q_s)
+        found.append((g.double().square() * shares).sum(dim=(1, 2)))
+    return torch.cat(found)
+
+
+def _turned(a: Tensor, d: Tensor, q_a: Tensor, q_s: Tensor) -> Tensor:
+    """Q_S^T G_i Q_A [b, O, I]; where positions are few they are turned before they are summed."""
+    if a.shape[1] < d.shape[2]:
+        return (d @ q_s).mT @ (a @ q_a)
+    return q_s.T @ (d.mT @ a) @ q_a
 
 
 def preconditioned(

@@ -102,6 +102,13 @@ METHODS: dict[str, MethodInfo] = {
             "Pruthi et al., arXiv:2002.08484; Thakkar et al. 2023",
             "forward T + norms T",
         ),
+        MethodInfo(
+            "self-lissa",
+            "influence_cli.methods.self_lissa:SelfLiSSA",
+            "minus the row's self-influence, with inverse curvature",
+            "Bejan et al., arXiv:2302.13959",
+            "forward T + 2 x fit rows + norms T",
+        ),
         MethodInfo("random", "influence_cli.methods.random:Random", "seeded uniform draw, the floor", "-", "none"),
     )
 }

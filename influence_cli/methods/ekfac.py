@@ -11,6 +11,8 @@ Layers are linear layers and convolutions without groups; gradients are of label
 rows' own, summed over a row's positions before they are squared.  It estimates an effect as the other inverses do: the
 Fisher of cross-entropy is the Gauss-Newton matrix.  But nothing is taken of what couples two layers, and the damping
 is a tenth of the curvature: effects are too small, more than ranks are wrong.
+
+--relative divides by the root of g_i^T P g_i (RelatIF, Barshan et al. 2020, arXiv:2003.11630).
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ import numpy as np
 from influence_cli.errors import ModelError
 from influence_cli.methods.by_layers import OTHER, ByLayers
 from influence_cli.methods.products import PRECISIONS
-from influence_cli.methods.protocol import Columns, Factor, Facts, check_options
+from influence_cli.methods.protocol import Columns, Factor, Facts, OfBlocks, RowValue, check_options
+from influence_cli.methods.self_lissa import self_influence
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,6 +45,7 @@ class EKFAC(ByLayers):
     """Kronecker-factored inverse curvature with corrected eigenvalues."""
 
     passes: ClassVar[int] = 2
+    relative: ClassVar[bool] = True
 
     mode: str = field(default="ekfac", metadata={"help": "eigenvalues in the Kronecker basis: " + ", ".join(MODES)})
     labels: str = field(
@@ -95,6 +99,19 @@ class EKFAC(ByLayers):
         inverse = KroneckerInverse(self, curvature)
         u = inverse.apply(q)
         return u, inverse.facts
+
+    def row_value(self, relative: bool) -> RowValue | None:
+        """g_i^T P g_i, where it is asked for."""
+        return self_influence("ekfac") if relative else None
+
+    def form(self, curvature: Curvature) -> tuple[OfBlocks, Facts]:
+        """The same by layer: a weighted sum of squares in the layer's basis.
+
+        Raises:
+            ModelError: as ``precondition``.
+        """
+        inverse = KroneckerInverse(self, curvature)
+        return inverse.form(), inverse.facts
 
     def sentence(self, facts: Facts) -> str:
         """What was factored, on which rows, and how it is damped."""
@@ -178,6 +195,18 @@ class KroneckerInverse:
             some = slice(ends[place], ends[place + 1])
             u[some] = q[some] / value
         return u
+
+    def form(self) -> OfBlocks:
+        """g_i^T P g_i."""
+        from influence_cli.model.kronecker_form import KroneckerForm, Turned
+
+        names = list(self.curvature.layout)
+        layers = {
+            names[int(layer["place"][0])]: Turned(layer["q_a"], layer["q_s"], 1.0 / shifted)
+            for layer, shifted in zip(self.layers, self.shifted, strict=True)
+        }
+        shares = {names[place]: 1.0 / self.scalars[place] if place in self.scalars else 0.0 for place in self.means}
+        return KroneckerForm(layers, shares)
 
     def _eigenvalues(self, factor: dict[str, Any], k: int) -> NDArray[np.float64]:
         e_s, e_a, lam = (np.asarray(factor[f"{k}.{name}"], dtype=np.float64) for name in ("e_s", "e_a", "lam"))

@@ -15,17 +15,28 @@ row of weight 1 is taken out and the divisor n = sum w stays.  G is that of Mart
 The default delta is 0 where the smallest eigenvalue (of K + l2 I as the mode takes it) is above 1e-8 of the largest,
 else 1e-3 of the mean.  Curvature is fitted in float64 whatever the run's precision: a matrix that is known to 1e-7
 of its largest eigenvalue cannot be inverted beyond that.
+
+--relative divides by the root of g_i^T (K + l2 I + delta I)^-1 g_i (RelatIF, Barshan et al. 2020, arXiv:2003.11630).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from influence_cli.errors import ModelError, UsageError
-from influence_cli.methods.protocol import Columns, Factor, Facts, Preconditioned, check_options
+from influence_cli.methods.protocol import (
+    Columns,
+    Factor,
+    Facts,
+    OfBlocks,
+    Preconditioned,
+    RowValue,
+    check_options,
+)
+from influence_cli.methods.self_lissa import self_influence
 
 if TYPE_CHECKING:
     from influence_cli.model.curvature import Curvature, CurvatureKind
@@ -43,6 +54,8 @@ MODES: dict[str, CurvatureKind] = {
 @dataclass(frozen=True)
 class Exact(Preconditioned):
     """Dense inverse curvature, for up to some thousands of parameters."""
+
+    relative: ClassVar[bool] = True
 
     mode: str = field(default="ggn", metadata={"help": "curvature: " + ", ".join(MODES)})
     max_parameters: int = field(
@@ -99,6 +112,45 @@ class Exact(Preconditioned):
         """
         from influence_cli.maths import inverse
 
+        facts, matrix = self._taken(curvature)
+        if self.mode in ("clamp", "abs"):
+            return inverse.solve_spectral(matrix, q, self.mode, facts["damping"]), facts
+        try:
+            return inverse.solve_positive(inverse.shifted(matrix, facts["damping"]), q), facts
+        except inverse.NotPositiveDefiniteError as error:
+            raise self._singular(facts) from error
+
+    def row_value(self, relative: bool) -> RowValue | None:
+        """g_i^T (K + l2 I + delta I)^-1 g_i, where it is asked for."""
+        return self_influence("exact") if relative else None
+
+    def form(self, curvature: Curvature) -> tuple[OfBlocks, Facts]:
+        """The same in float64, from the rows' whole gradients and one factorisation.
+
+        Raises:
+            ModelError: as ``precondition``.
+        """
+        from influence_cli.maths import inverse
+        from influence_cli.model.row_values import DenseForm
+
+        facts, matrix = self._taken(curvature)
+        if self.mode in ("clamp", "abs"):
+            form = inverse.spectral_form(matrix, self.mode, facts["damping"])
+        else:
+            try:
+                form = inverse.positive_form(inverse.shifted(matrix, facts["damping"]))
+            except inverse.NotPositiveDefiniteError as error:
+                raise self._singular(facts) from error
+        return DenseForm(list(curvature.layout), form), facts
+
+    def _taken(self, curvature: Curvature) -> tuple[Facts, Columns]:
+        """The spectrum of K + l2 I, delta and |grad R(theta)|; and K + l2 I.
+
+        Raises:
+            ModelError: damped, and as the mode takes it, it is not positive definite.
+        """
+        from influence_cli.maths import inverse
+
         fitted, l2 = curvature.factor, self.l2 or 0.0
         eigenvalues = fitted["eigenvalues"] + l2
         taken = inverse.reshaped(eigenvalues, self.mode)
@@ -115,12 +167,7 @@ class Exact(Preconditioned):
         }
         if (taken + damping).min() <= inverse.rounding(taken + damping):
             raise self._singular(facts)
-        if self.mode in ("clamp", "abs"):
-            return inverse.solve_spectral(inverse.shifted(fitted["matrix"], l2), q, self.mode, damping), facts
-        try:
-            return inverse.solve_positive(inverse.shifted(fitted["matrix"], l2 + damping), q), facts
-        except inverse.NotPositiveDefiniteError as error:
-            raise self._singular(facts) from error
+        return facts, inverse.shifted(fitted["matrix"], l2)
 
     def sentence(self, facts: Facts) -> str:
         """Spectrum, damping, l2 and stationarity."""

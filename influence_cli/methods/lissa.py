@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from influence_cli.errors import ModelError
 from influence_cli.methods.products import MODES, ByProducts
-from influence_cli.methods.protocol import Columns, Facts, check_options
+from influence_cli.methods.protocol import Columns, Facts, OfBlocks, check_options
 
 if TYPE_CHECKING:
     from influence_cli.events import Progress
@@ -109,28 +110,58 @@ class LiSSA(ByProducts):
                 state = {**self._fresh(q, scale * RETRY, damping), "retried": np.array(True)}
         image = seen.product(MODES[self.mode], u) + floor * u
         sizes = norms(q)
-        facts = {
-            **self.facts_of(curvature, damping, self.damping is None and self.dampen is None),
-            "series_scale": scale,
-            "depth": depth,
-            "repeats": repeats,
-            "batch": batches.size,
-            "implied_damping": scale / depth,
-            "retried": state["retried"].item(),
-            "residual": float((norms(q - image) / np.where(sizes > 0, sizes, 1.0)).max()),
-        }
-        return u, facts
+        residual = float((norms(q - image) / np.where(sizes > 0, sizes, 1.0)).max())
+        facts = self._told(curvature, batches, scale, damping, depth, repeats, state["retried"].item())
+        return u, {**facts, "residual": residual}
+
+    def form_passes(self, rows: int, parameters: int) -> float:
+        """A row's own series; with the default depth, at its largest."""
+        depth = self.depth or max(DEEPEST, math.ceil(rows / self.batch))
+        return depth * self._repeats(rows, depth) * min(1.0, self.batch / rows)
+
+    def form(self, curvature: Curvature) -> tuple[OfBlocks, Facts]:
+        """g_i^T u_i with the result u_i of a series for every row; c is the same for all, and never raised.
+
+        Raises:
+            ModelError: there is no c; and, of the function, a series diverges.
+        """
+        from influence_cli.maths.neumann import DivergedError, neumann
+        from influence_cli.model.minibatches import Minibatches
+        from influence_cli.model.row_values import DenseForm
+
+        seen = self.seen(curvature)
+        batches = Minibatches(seen, MODES[self.mode], self.batch, self.seed)
+        start = self._start(np.zeros((curvature.size, 1)), curvature, batches)
+        scale, damping = start["scale"].item(), start["damping"].item()
+        floor = (self.l2 or 0.0) + damping
+        depth, repeats = self._shape(batches, scale, floor)
+
+        def product(run: int, step: int, v: Columns) -> Columns:
+            return batches.product(1 + run, step, v) + floor * v
+
+        def forms(g: Columns) -> Columns:
+            u = np.zeros_like(g)
+            try:
+                for run in range(repeats):
+                    u += neumann(partial(product, run), g, scale, depth, floor, self.tail) / repeats
+            except DivergedError as error:
+                raise self._diverged(scale, floor, error, retried=False) from error
+            return (g * u).sum(axis=0)
+
+        facts = self._told(curvature, batches, scale, damping, depth, repeats)
+        return DenseForm(list(curvature.layout), forms), facts
 
     def sentence(self, facts: Facts) -> str:
         """The matrix, the series, what truncation amounts to, and the residual."""
         implied = facts["implied_damping"]
         more = " (more than l2 and damping)" if implied > facts["damping"] + facts["l2"] else ""
+        known = facts.get("residual")
+        residual = "" if known is None else f"; residual over all of these rows {known:.2g} of the direction"
         again = ", after the series diverged at a tenth of it" if facts["retried"] else ""
         return (
             f"{self.opening(facts)}; c {facts['series_scale']:.3g}{again}, {facts['repeats']} x {facts['depth']:,} "
-            f"batches of {facts['batch']}, so that truncation damps by about {implied:.3g}{more}; residual over all "
-            f"of these rows {facts['residual']:.2g} of the direction; gradient norm of the training objective "
-            f"{facts['gradient_norm']:.3g}"
+            f"batches of {facts['batch']}, so that truncation damps by about {implied:.3g}{more}{residual}; "
+            f"gradient norm of the training objective {facts['gradient_norm']:.3g}"
         )
 
     def warnings(self, facts: Facts) -> list[str]:
@@ -154,6 +185,26 @@ class LiSSA(ByProducts):
 
     def _repeats(self, rows: int, depth: int) -> int:
         return self.repeats or max(1, math.ceil(rows / (depth * min(self.batch, rows))))
+
+    def _told(
+        self,
+        curvature: Curvature,
+        batches: Minibatches,
+        scale: float,
+        damping: float,
+        depth: int,
+        repeats: int,
+        retried: bool = False,
+    ) -> Facts:
+        return {
+            **self.facts_of(curvature, damping, self.damping is None and self.dampen is None),
+            "series_scale": scale,
+            "depth": depth,
+            "repeats": repeats,
+            "batch": batches.size,
+            "implied_damping": scale / depth,
+            "retried": retried,
+        }
 
     def _start(self, q: Columns, curvature: Curvature, batches: Minibatches) -> State:
         """Scale and damping, and the state before the first step."""
@@ -221,16 +272,15 @@ class LiSSA(ByProducts):
 
         return neumann(product, q, state["scale"].item(), depth, shift, self.tail, state, offer)
 
-    def _diverged(self, scale: float, floor: float, error: Exception) -> ModelError:
+    def _diverged(self, scale: float, floor: float, error: Exception, retried: bool = True) -> ModelError:
+        what = f"the series diverges {error}{', also with ten times the first c' if retried else ''}: c = {scale:.3g}"
         if self.mode == "hessian":
             return ModelError(
-                f"the series diverges {error}, also with ten times the first c: c = {scale:.3g} is below half the "
-                f"largest eigenvalue of some minibatch, or a minibatch's Hessian with {floor:.3g} added to its "
-                "eigenvalues is not positive definite",
+                f"{what} is below half the largest eigenvalue of some minibatch, or a minibatch's Hessian with "
+                f"{floor:.3g} added to its eigenvalues is not positive definite",
                 fix="use --set lissa.mode=ggn, or raise lissa.damping, or lissa.series_scale",
             )
         return ModelError(
-            f"the series diverges {error}, also with ten times the first c: c = {scale:.3g} is below half the "
-            "largest eigenvalue of some minibatch",
+            f"{what} is below half the largest eigenvalue of some minibatch",
             fix=f"--set lissa.series_scale={RETRY * scale:.3g}, or a larger lissa.batch",
         )

@@ -3,6 +3,7 @@
 A **linear** method maps a direction q to a direction u = P q at each of its members; the score of a row is the mean
 over members of ``<grad l_i, u>``, which the engine returns as logit tangents.  An **output** method is a value of
 a row's logits and label; a **row** method one of a row's own gradient.  A **free** method needs none of them.
+Linear methods whose scores are divided by the size of a row's own gradient need such a **row value** too.
 Positive scores always mean: the row helps.
 
 A linear method whose P is not the identity is **preconditioned**: P comes from curvature of the training objective
@@ -15,13 +16,14 @@ over the fit rows.  What is expensive and the same for every direction is its **
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.errors import UsageError
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.losses import CROSS_ENTROPY, RowLoss
 
@@ -35,6 +37,7 @@ Needs = Literal["tangents", "outputs", "rows", "nothing"]
 Kind = Literal["signed", "ranking"]
 Columns = NDArray[np.float64]  # [d, k]: k directions, flat in the order of the curvature's layout
 Facts = dict[str, Any]  # plain values for metadata, provenance and a line of the summary
+OfBlocks = Callable[["list[Block]"], "Tensor"]  # the blocks of a batch of b rows to a value of each, float64 [b]
 
 
 class Method(Protocol):
@@ -60,12 +63,27 @@ class Growth:
 
 
 @dataclass(frozen=True)
+class RowValue:
+    """A value of every row's own gradient g_i, stored by payload and label; methods whose ``about`` is equal share it.
+
+    A sum over blocks of ``of_block``, or g_i^T P g_i with P of the method named ``solver``: it has the options of that
+    method in the run, but for ``options``.
+    """
+
+    about: Facts  # what it is, for its fingerprint
+    of_block: Callable[[Block], Tensor] | None = None
+    solver: str | None = None
+    options: Facts = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Linear:
     """A method of the form ``<grad l_i, P q>`` with P the identity unless overridden."""
 
     needs: ClassVar[Needs] = "tangents"
     kind: ClassVar[Kind] = "signed"
     effect: ClassVar[bool] = False
+    relative: ClassVar[bool] = False  # whether it has g_i^T P g_i, by whose root --relative divides
 
     def points(self, seed: int, params: str) -> list[Dropout | None]:
         """The members, as points where gradients are taken: None is the checkpoint itself."""
@@ -75,6 +93,20 @@ class Linear:
         """When to stop adding members, where their number is decided by what they say; ``points`` are then the most."""
         return None
 
+    def row_value(self, relative: bool) -> RowValue | None:
+        """The value by whose root every row's score is divided, or None; ``relative``: g_i^T P g_i is asked for.
+
+        Raises:
+            UsageError: the method has none.
+        """
+        if relative:
+            raise no_self_influence("--method ip")
+        return None
+
+    def of_unit_direction(self) -> bool:
+        """Whether scores are divided by the length of q too."""
+        return False
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -82,6 +114,11 @@ class Factor:
 
     arrays: dict[str, NDArray[np.float64]]
     facts: Facts
+
+
+def no_self_influence(instead: str) -> UsageError:
+    """What is said where scores cannot be divided by the root of self-influence."""
+    return UsageError("--relative needs g^T P g of every row, which this method does not have", fix=f"use {instead}")
 
 
 def check_options(method: Preconditioned, choices: Mapping[str, tuple[str, ...]], least: Mapping[str, int]) -> None:
@@ -175,6 +212,24 @@ class Preconditioned(Linear):
         """Columns u = P q, and what is worth saying of P; ``curvature.factor`` is what ``fit`` returned."""
         raise NotImplementedError
 
+    def row_value(self, relative: bool) -> RowValue | None:
+        """None, unless a method has a ``form``.
+
+        Raises:
+            UsageError: it has none, and ``relative`` asks for it.
+        """
+        if relative:
+            raise no_self_influence("--method ekfac, or exact where parameters are few")
+        return None
+
+    def form(self, curvature: Curvature) -> tuple[OfBlocks, Facts]:
+        """What maps the blocks of b rows to g_i^T P g_i, float64 [b], and what is worth saying of P."""
+        raise NotImplementedError
+
+    def form_passes(self, rows: int, parameters: int) -> float:
+        """Passes over that many rows that ``form`` makes for every row by itself, at most."""
+        return 0.0
+
 
 @dataclass(frozen=True)
 class OutputMethod:
@@ -193,19 +248,22 @@ class OutputMethod:
 
 @dataclass(frozen=True)
 class RowMethod:
-    """A ranking-only value of a row's own loss gradient: a sum over blocks of layers, stored by payload and label."""
+    """A ranking-only value of a row's own loss gradient."""
 
     needs: ClassVar[Needs] = "rows"
     kind: ClassVar[Kind] = "ranking"
     effect: ClassVar[bool] = False
 
-    def describe(self) -> dict[str, Any]:
-        """What the value is, for its fingerprint: methods that say the same share it."""
+    def row_value(self) -> RowValue:
+        """The value."""
         raise NotImplementedError
 
-    def of_block(self, block: Block) -> Tensor:
-        """A block's part of every row's value, float64 [b]."""
-        raise NotImplementedError
+    def check_rows(self, rows: int) -> None:
+        """Refuse more rows than their values can be computed of.
+
+        Raises:
+            UsageError: they are too many; says what to do.
+        """
 
     def score(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Scores [n] of stored values [n]."""

@@ -11,9 +11,9 @@ No target rows are needed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from influence_cli.methods.protocol import RowMethod
+from influence_cli.methods.protocol import RowMethod, RowValue
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 class SelfTracIn(RowMethod):
     """The squared norm is a sum over blocks, exact from inputs and output gradients of every layer."""
 
-    def describe(self) -> dict[str, Any]:
-        """The value, for its fingerprint."""
-        return {"value": "squared gradient norm", "revision": 1}
+    def row_value(self) -> RowValue:
+        """|g_i|^2."""
+        return RowValue({"value": "squared gradient norm", "revision": 1}, self.of_block)
 
     def of_block(self, block: Block) -> Tensor:
         """|g_i|^2 of one block, float64 [b]."""

@@ -1,28 +1,32 @@
-"""Values of rows' own loss gradients: for every row a sum over blocks of a function of the block's row gradients.
+"""Values of rows' own loss gradients: for every row a function of its gradient's blocks, such as a sum over them.
 
-One forward and one backward pass a batch, for output gradients only (see ``layers``); no row's gradient is made whole.
+One forward and one backward pass a batch, for output gradients only (see ``layers``); no row's gradient is made whole
+but where a value needs it, and then of some rows at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from influence_cli.errors import ModelError
 from influence_cli.model.forward import Point
-from influence_cli.model.layers import Block, Layers, loss_slope
+from influence_cli.model.layers import MATERIALISED, Block, Layers, loss_slope
 from influence_cli.model.losses import CrossEntropy, RowLoss
 
 OfBlock = Callable[[Block], Tensor]  # a block of b rows to its part of their values, float64 [b]
+OfBlocks = Callable[[list[Block]], Tensor]  # the blocks of b rows to their values, float64 [b]
 NAMED = 6  # parameters that a message names
 
 
 class RowValues:
     """Values at a point; the layers are planned on the first batch that has usable rows."""
 
-    def __init__(self, point: Point, loss: RowLoss, functions: Sequence[OfBlock]) -> None:
+    def __init__(self, point: Point, loss: RowLoss, functions: Sequence[OfBlocks]) -> None:
         """``functions`` are one for every value that is asked for."""
         self.point, self.loss, self.functions = point, loss, functions
         self._layers: Layers | None = None
@@ -42,7 +46,7 @@ class RowValues:
             self._layers = self._planned(x[usable])
         logits, blocks = self._layers.of_rows(x, lambda z: self._slope(z, labels))
         for k, function in enumerate(self.functions):
-            found[:, k] = torch.stack([function(block) for block in blocks]).sum(0)
+            found[:, k] = function(blocks)
         found[~torch.isfinite(logits).all(1)] = torch.nan
         return found
 
@@ -68,3 +72,32 @@ class RowValues:
                 fix="select others with --params, such as --params last",
             )
         return layers
+
+
+def sum_over(of_block: OfBlock) -> OfBlocks:
+    """The sum over blocks of a function of one."""
+    return lambda blocks: torch.stack([of_block(block) for block in blocks]).sum(0)
+
+
+class DenseForm:
+    """From the blocks of b rows to a function of their whole gradients, float64 columns [d, b] to [b]."""
+
+    def __init__(self, names: list[str], form: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> None:
+        """``names`` are the parameters in the order of a column."""
+        self.names, self.form = names, form
+
+    def __call__(self, blocks: list[Block]) -> Tensor:
+        """The function of every row, some rows at a time; NaN for a gradient that is not finite."""
+        b, like = blocks[0].b, blocks[0].like
+        step = max(1, MATERIALISED // max(1, sum(block.layout.size for block in blocks)))
+        found = np.full(b, np.nan)
+        for first in range(0, b, step):
+            columns = self._columns(blocks, slice(first, first + step))
+            usable = np.isfinite(columns).all(axis=0)
+            if usable.any():
+                found[first : first + step][usable] = self.form(columns[:, usable])
+        return torch.from_numpy(found).to(like.device)
+
+    def _columns(self, blocks: list[Block], rows: slice) -> NDArray[np.float64]:
+        g = {name: value for block in blocks for name, value in block.gradients(rows).items()}
+        return torch.cat([g[name].flatten(1) for name in self.names], 1).T.double().cpu().numpy()

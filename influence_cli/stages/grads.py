@@ -24,6 +24,7 @@ from influence_cli.stages.preconditioning import missing_directions, note_curvat
 from influence_cli.stages.provenance import base_table, nullable, provenance_of
 from influence_cli.stages.reliability import direction_noise
 from influence_cli.stages.row_pass import batch_size, row_pass
+from influence_cli.stages.value_functions import note_values, value_functions
 from influence_cli.stages.value_pass import value_pass
 from influence_cli.store.shards import as_arrow
 
@@ -40,6 +41,7 @@ def fill(job: Job) -> int:
         done += _fill(job, look)
     job.held = None
     note_curvature(job)
+    note_values(job)
     note_members(job)
     return done
 
@@ -73,7 +75,8 @@ def _fill(job: Job, look: FirstLook) -> int:
         if w.rows:
             row_pass(job, w, point, what, look)
         if w.value_rows:
-            value_pass(job, w, exact, what)
+            functions = value_functions(job, w.member, w.values, model, device, batch_size(job))
+            value_pass(job, w, exact, what, functions)
         if point is not exact:
             measure_agreement(job, w.member, exact, point)
         look.say()

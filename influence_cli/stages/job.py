@@ -20,7 +20,7 @@ from influence_cli.data.row_checks import BadRow
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.methods import make_methods
-from influence_cli.methods.protocol import Linear, Method, Preconditioned, RowMethod
+from influence_cli.methods.protocol import Linear, Method, Preconditioned, RowValue
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.losses import RowLoss, loss_of
@@ -30,6 +30,7 @@ from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.fit_set import FitSet, open_fit_set, with_trained_l2
 from influence_cli.stages.members import Ensemble, open_ensembles
 from influence_cli.stages.objective_inputs import Groups, attack_name, described, target_groups
+from influence_cli.stages.row_values import needed_values, solver_of, value_name
 from influence_cli.stages.target import target_rows
 from influence_cli.stages.usable_rows import usable, usable_now
 from influence_cli.store import Keys, Store, fingerprint
@@ -72,6 +73,8 @@ class Job:
     fit: FitSet | None = None  # where a method fits curvature
     groups: dict[str, Groups] = field(default_factory=dict)  # of the target rows, by objective that is about groups
     held: Decoded | None = None  # decoded rows, while several passes need them
+    values: dict[str, RowValue] = field(default_factory=dict)  # by method that needs a value of rows' own gradients
+    solvers: dict[str, Preconditioned] = field(default_factory=dict)  # by method: itself, or what its value is by
     _folders: dict[str, ShardFolder] = field(default_factory=dict)
 
     @property
@@ -158,10 +161,8 @@ class Job:
 
     def factor_spec(self, method: str, member: Member) -> str:
         """Name of all of that but the fit set."""
-        p = self.methods[method]
-        assert isinstance(p, Preconditioned)
         about = {"member": member.name, "params": self.spec.params, "loss": self.spec.loss}
-        return fingerprint("factor-spec", 1, fitted=p.fitted(), **about)
+        return fingerprint("factor-spec", 1, fitted=self.solvers[method].fitted(), **about)
 
     def outputs(self, member: Member) -> ShardFolder:
         """The shards of a member's logits."""
@@ -184,10 +185,7 @@ class Job:
 
     def row_values(self, method: str, member: Member) -> ShardFolder:
         """The shards of a method's values of rows at a member, by row key: the label is part of what they are of."""
-        p = self.methods[method]
-        assert isinstance(p, RowMethod)
-        about = {"params": self.spec.params, "loss": self.loss_name, "value": p.describe()}
-        name = fingerprint("row-values", 1, member=member.name, **about)
+        name, about = value_name(self, method, member)
         if name not in self._folders:
             assert self.model is not None
             of = {"model": self.model.as_dict(), "member": asdict(member), "precision": self.spec.precision}
@@ -215,10 +213,6 @@ class Job:
     def methods_at(self, member: Member) -> list[str]:
         """Methods that need directions at a member, in order."""
         return [n for n, ms in self.method_members.items() if self.methods[n].needs == "tangents" and member in ms]
-
-    def row_methods_at(self, member: Member) -> list[str]:
-        """Methods that need a value of every row's gradient at a member, in order."""
-        return [n for n, ms in self.method_members.items() if self.methods[n].needs == "rows" and member in ms]
 
     def half_member(self) -> Member | None:
         """The member at which the two halves of the target are compared: the first (members are nearly alike)."""
@@ -249,6 +243,7 @@ def open_job(
     manifest = open_manifest(inputs.manifest, inputs.label, inputs.skip_bad, store.file_keys())
     if len(manifest.rows("train")) == 0:
         raise ManifestError("no train rows", where=manifest.source, fix="set column split to train for some rows")
+    values, solvers = needed_values(methods, spec.relative), dict[str, Preconditioned]()
     model, checkpoint, fit, groups = None, None, None, dict[str, Groups]()
     if any(m.needs != "nothing" for m in methods.values()):
         model, checkpoint = resolve_model(inputs, manifest, store, spec.precision)
@@ -260,15 +255,17 @@ def open_job(
         target, overlap = target_rows(inputs, manifest, listener, model, store)
         groups = target_groups(objectives, target, inputs, model, listener)
     for name, method in methods.items():
-        if isinstance(method, Preconditioned) and model is not None and checkpoint is not None:
+        solver = solver_of(name, method, values.get(name), spec)
+        if solver is not None and model is not None and checkpoint is not None:
             if fit is None:
                 manifest = usable_now(manifest.rows("train"), model, inputs).manifest  # curvature needs every row
                 fit = open_fit_set(inputs, manifest.rows("train"), model)
                 _check_classes(fit.rows.manifest, model)
-            methods[name] = with_trained_l2(method, name, checkpoint.locator, listener)
+            solvers[name] = with_trained_l2(solver, name, checkpoint.locator, listener)
+            methods[name] = solvers[name] if method is solver else method
     job = Job(
         inputs, spec, runtime, manifest, manifest.rows("train"), target, len(overlap), model, checkpoint, store,
-        methods, objectives, listener, fit=fit, groups=groups,
+        methods, objectives, listener, fit=fit, groups=groups, values=values, solvers=solvers,
     )  # fmt: skip
     for name, method in methods.items():
         points = method.points(spec.seed, spec.params) if isinstance(method, Linear) else [None]

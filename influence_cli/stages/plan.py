@@ -15,11 +15,11 @@ from influence_cli.data.manifest import Rows
 from influence_cli.stages.job import Job, Member
 from influence_cli.stages.members import planned_members
 from influence_cli.stages.preconditioning import Along, Fit, Solve, missing_directions, missing_fits, missing_solves
+from influence_cli.stages.row_values import ROW_VALUE_BYTES, lacking, missing_values, timing_of_values
 from influence_cli.store import Keys
 from influence_cli.store.shards import unique
 
 Rates = dict[str, float]  # seconds per row, by kind of pass
-ROW_VALUE_BYTES = 16 + 16 + 8  # row key, payload key and value
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,12 @@ def missing_work(job: Job) -> list[Work]:
                     meta = None
             if meta is None:
                 measure.append(objective)
-        lacking = keys[job.outputs(member).missing(keys)]
-        along = missing_directions(job, member, halves)
-        fits, solves = missing_fits(job, member, along), missing_solves(job, along)
-        values = _missing_values(job, member)
-        work.append(Work(member, tuple(measure), lacking, tangents, halves, along, fits, solves, values))
+        outputs = keys[job.outputs(member).missing(keys)]
+        along, values = missing_directions(job, member, halves), missing_values(job, member)
+        fits = missing_fits(job, member, [*(a.method for a in along), *lacking(values)])
+        solves = missing_solves(job, along, values)
+        work.append(Work(member, tuple(measure), outputs, tangents, halves, along, fits, solves, values))
     return work
-
-
-def _missing_values(job: Job, member: Member) -> dict[str, Keys]:
-    """For every method that has a value of rows: the row keys that lack it."""
-    keys = job.train.row_keys
-    distinct = keys[unique(keys)]
-    return {name: distinct[job.row_values(name, member).missing(distinct)] for name in job.row_methods_at(member)}
 
 
 def known_rates(job: Job) -> Rates:
@@ -178,15 +171,18 @@ def _seconds(job: Job, work: Work, rates: Rates) -> float | None:
     if not needed_rates([work]) <= set(rates):
         return None
     rows = work.rows * rates["tangents" if work.tangents else "outputs"] if work.rows else 0.0
-    values = work.value_rows * rates["values"] if work.value_rows else 0.0
+    by_row = any(solve.method in work.values for solve in work.solves)  # whose seconds are all of the pass
+    values = work.value_rows * rates["values"] if work.value_rows and not by_row else 0.0
     return round(rows + values + (len(job.target) * rates["target"] if work.directions else 0.0), 1)
 
 
 def timing_key(job: Job, tangents: bool, target: bool = False, values: bool = False) -> str:
     """Under what name a pass's measured seconds per row are kept: of training rows, of the target, of row values."""
+    if values:
+        return timing_of_values(job)
     assert job.model is not None
     shape = "x".join(str(s) for s in job.model.shape)
-    kind = ("target " if target else "values " if values else "") + (job.spec.params if tangents else "outputs")
+    kind = ("target " if target else "") + (job.spec.params if tangents else "outputs")
     return f"{job.model.name} {shape} {kind} {job.spec.precision} {job.runtime.device}"
 
 
@@ -201,6 +197,8 @@ def _why(work: Work, n: int) -> str:
         return "new direction (checkpoint, target rows, objective or settings not seen before)"
     if work.directions:
         return "the direction's file is missing"
+    if work.rows == 0 and not work.preconditioned:
+        return "values of rows' own gradients that the store has not seen"
     if work.rows == n:
         return "nothing of these rows is stored"
     return "rows that the store has not seen"

@@ -16,6 +16,7 @@ import numpy as np
 from influence_cli.methods.protocol import Preconditioned
 from influence_cli.stages.interim import KeptInterim
 from influence_cli.stages.job import Job, Member, require_model
+from influence_cli.stages.row_values import lacking, timing_of_values, value_name
 from influence_cli.store import Keys, fingerprint
 
 if TYPE_CHECKING:
@@ -87,15 +88,15 @@ def missing_directions(job: Job, member: Member, halves: dict[str, Keys]) -> tup
     return tuple(missing)
 
 
-def missing_fits(job: Job, member: Member, missing: tuple[Along, ...]) -> tuple[Fit, ...]:
-    """The factors that those directions need and the store lacks, each once.
+def missing_fits(job: Job, member: Member, methods: list[str]) -> tuple[Fit, ...]:
+    """The factors that methods which lack directions or values need and the store lacks, each once.
 
     Raises:
         UsageError: a method cannot fit so many parameters.
     """
     fits: dict[str, Fit] = {}
-    for name in dict.fromkeys(a.method for a in missing):
-        method, factor = _method(job, name), job.factor(name, member)
+    for name in (name for name in dict.fromkeys(methods) if name in job.solvers):
+        method, factor = job.solvers[name], job.factor(name, member)
         if factor in fits or job.store.factor_meta(factor) is not None:
             continue
         assert job.fit is not None
@@ -107,29 +108,34 @@ def missing_fits(job: Job, member: Member, missing: tuple[Along, ...]) -> tuple[
     return tuple(fits.values())
 
 
-def missing_solves(job: Job, missing: tuple[Along, ...]) -> tuple[Solve, ...]:
-    """What preconditioning those directions costs beyond fitting, by method; all of a method's share the passes."""
+def missing_solves(job: Job, missing: tuple[Along, ...], values: dict[str, Keys]) -> tuple[Solve, ...]:
+    """What preconditioning those directions costs beyond fitting, by method; all of a method's share the passes.
+
+    A value that is solved for row by row has a direction for every row that lacks it, and passes for each.
+    """
     solves: list[Solve] = []
     for name in dict.fromkeys(a.method for a in missing):
         assert job.fit is not None
-        method, rows = _method(job, name), len(job.fit.rows)
+        method, rows = job.solvers[name], len(job.fit.rows)
         rows = method.fit_rows(rows)
         passes = method.solve_passes(rows, _parameters(job))
         if passes > 0:
             count = sum(a.method == name for a in missing)
             solves.append(Solve(name, count, rows, passes, _seconds(job, _timing_key(job, name, solve=True), rows)))
+    for name in (name for name in lacking(values) if name in job.solvers):
+        assert job.fit is not None
+        method, count = job.solvers[name], len(values[name])
+        rows = method.fit_rows(len(job.fit.rows))
+        passes = method.form_passes(rows, _parameters(job))
+        if passes > 0:
+            seconds = _seconds(job, timing_of_values(job), count)
+            solves.append(Solve(name, count, rows, round(count * passes, 1), seconds))
     return tuple(solves)
 
 
 def _seconds(job: Job, what: str, rows: int) -> float | None:
     rate = job.store.timing(what)
     return None if rate is None else round(rate * rows, 1)
-
-
-def _method(job: Job, name: str) -> Preconditioned:
-    method = job.methods[name]
-    assert isinstance(method, Preconditioned)
-    return method
 
 
 def _why(job: Job, method: str, member: Member) -> str:
@@ -163,7 +169,7 @@ def _parameters(job: Job) -> int:
 
 def _timing_key(job: Job, method: str, solve: bool = False) -> str:
     spec, _ = require_model(job)
-    named = _method(job, method).describe() if solve else _method(job, method).fitted()
+    named = job.solvers[method].describe() if solve else job.solvers[method].fitted()
     kind = f"solve {method}" if solve else "fit"
     return f"{kind} {spec.name} {'x'.join(map(str, spec.shape))} {job.spec.params} {named}"
 
@@ -172,26 +178,19 @@ def precondition(
     job: Job, member: Member, missing: tuple[Along, ...], model: nn.Module, device: torch.device, batch_size: int
 ) -> None:
     """Fit the factors that are not stored, and compute and store every missing u whose q is."""
-    from influence_cli.model.curvature import Curvature
-
-    spec, _ = require_model(job)
     assert job.fit is not None
     for name in dict.fromkeys(a.method for a in missing):
-        method = _method(job, name)
+        method = job.solvers[name]
         stored = [(a, job.store.read_direction(a.q)) for a in missing if a.method == name]
         wanted = [(a, q) for a, q in stored if q is not None]  # a target too small to be halved has no half
         if not wanted:
             continue
-        curvature = Curvature(
-            model, spec, job.fit.rows, job.spec.params, member.dropout, device, batch_size,
-            job.runtime.workers, job.listener,
-        )  # fmt: skip
-        curvature.factor = _factor(job, name, method, member, curvature)
+        curvature = fitted_curvature(job, name, member, model, device, batch_size)
         columns = np.stack([curvature.flat(q) for _, q in wanted], axis=1)
         interim, started = KeptInterim(job, *(a.u for a, _ in wanted)), time.perf_counter()
         with interim.kept(curvature):
             preconditioned, facts = method.precondition(columns, curvature)
-            about = {**facts, "fit_rows": len(job.fit.rows), "fit_weight": job.fit.weight, "parameters": curvature.size}
+            about = about_curvature(job, facts, curvature)
             dtype = next(iter(wanted[0][1].values())).dtype
             for (a, _), column in zip(wanted, preconditioned.T, strict=True):
                 meta = {
@@ -206,6 +205,27 @@ def precondition(
         rows = method.fit_rows(len(job.fit.rows))
         if not interim.resumed and method.solve_passes(rows, curvature.size) > 0:
             job.store.write_timing(_timing_key(job, name, solve=True), (time.perf_counter() - started) / rows)
+
+
+def fitted_curvature(
+    job: Job, name: str, member: Member, model: nn.Module, device: torch.device, batch_size: int
+) -> Curvature:
+    """The curvature at a member with what a method fits on it, from the store or fitted now."""
+    from influence_cli.model.curvature import Curvature
+
+    assert job.fit is not None
+    curvature = Curvature(
+        model, require_model(job)[0], job.fit.rows, job.spec.params, member.dropout, device, batch_size,
+        job.runtime.workers, job.listener,
+    )  # fmt: skip
+    curvature.factor = _factor(job, name, job.solvers[name], member, curvature)
+    return curvature
+
+
+def about_curvature(job: Job, facts: dict[str, Any], curvature: Curvature) -> dict[str, Any]:
+    """What a method says of its P, with the fit rows and the number of parameters."""
+    assert job.fit is not None
+    return {**facts, "fit_rows": len(job.fit.rows), "fit_weight": job.fit.weight, "parameters": curvature.size}
 
 
 def _factor(job: Job, name: str, method: Preconditioned, member: Member, curvature: Curvature) -> dict[str, Any]:
@@ -242,13 +262,17 @@ def curvature_report(job: Job) -> dict[str, dict[str, Any]]:
         if isinstance(method, Preconditioned):
             meta = job.store.direction_meta(job.along(name, job.method_members[name][0], next(iter(job.objectives))))
             report[name] = {} if meta is None else meta["curvature"]
+        elif name in job.solvers:
+            report[name] = job.store.value_facts(value_name(job, name, job.method_members[name][0])[0])
     return report
 
 
 def note_curvature(job: Job) -> None:
     """Say of every curvature what its spectrum was, and warn where it loses digits."""
     for name, facts in curvature_report(job).items():
-        job.listener.note(f"{name}: {_method(job, name).sentence(facts)}")
+        if not facts:
+            continue
+        job.listener.note(f"{name}: {job.solvers[name].sentence(facts)}")
         for text in _warnings(job, name):
             job.listener.warn(f"{name}: {text}")
         condition, bound = facts.get("condition_number"), ILL_CONDITIONED[job.spec.precision]
@@ -261,7 +285,9 @@ def note_curvature(job: Job) -> None:
 
 def _warnings(job: Job, name: str) -> list[str]:
     """What a method warns of in any of its directions, each text once."""
-    method, said = _method(job, name), dict[str, None]()
+    method, said = job.solvers[name], dict[str, None]()
+    if not isinstance(job.methods[name], Preconditioned):
+        return method.warnings(curvature_report(job)[name])
     for member in job.method_members[name]:
         for objective in job.objectives:
             meta = job.store.direction_meta(job.along(name, member, objective))

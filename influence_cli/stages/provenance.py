@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from influence_cli.stages.job import Job
 from influence_cli.stages.members import decided_members, decided_options
 from influence_cli.stages.preconditioning import curvature_report
+from influence_cli.stages.value_functions import negative_values
 from influence_cli.store.keys import KEY_BYTES
 from influence_cli.store.shards import as_arrow
 
@@ -52,6 +53,7 @@ def provenance_of(job: Job, stage: str) -> dict[str, Any]:
         },
         "fit_rows": None if job.fit is None else job.fit.as_dict(),
         "curvature": curvature_report(job),
+        "negative_values": negative_values(job),
         "members": decided_members(job),
         "engines": [job.store.engine_note(member.name) for member in job.linear_members()],
         "checkpoint": None
@@ -77,6 +79,7 @@ def provenance_of(job: Job, stage: str) -> dict[str, Any]:
             "loss": spec.loss,
             "precision": spec.precision,
             "seed": spec.seed,
+            "relative": spec.relative,
         },
     }
 

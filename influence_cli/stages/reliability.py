@@ -11,6 +11,7 @@ from influence_cli.maths.noise import spearman
 from influence_cli.stages.agreement import agreement
 from influence_cli.stages.job import Job, Member
 from influence_cli.stages.objective_report import undecided
+from influence_cli.stages.relative import divided
 from influence_cli.store.shards import unique
 
 NOISE_SNR, NOISE_RELIABILITY = 3.0, 0.5  # below either, a direction is called noise
@@ -57,7 +58,8 @@ def _split_half(job: Job, member: Member, objective: str, meta: dict[str, Any]) 
     keys = job.half_sample()
     first_row = unique(job.train.payload_keys)
     by_key = {job.train.payload_keys[i].tobytes(): i for i in first_row}
-    labels = job.train.labels[[by_key[k.tobytes()] for k in keys]]
+    rows = [by_key[k.tobytes()] for k in keys]
+    labels, own = job.train.labels[rows], job.train.row_keys[rows]
     logits = job.outputs(member).read(keys)["logits"]
     method = job.half_method()
     assert method is not None
@@ -66,7 +68,8 @@ def _split_half(job: Job, member: Member, objective: str, meta: dict[str, Any]) 
     share = meta.get("half_share", meta["m_half"] / meta["m"])
     with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite are left out below
         odd = (whole - share * even) / (1.0 - share)
-        a, b = (of_label(job.row_loss.label_scores(logits, t), labels) for t in (even, odd))
+        of_halves = [of_label(job.row_loss.label_scores(logits, t), labels) for t in (even, odd)]
+    a, b = (divided(job, method, member, objective, scores, own) for scores in of_halves)
     usable = np.isfinite(a) & np.isfinite(b)
     return spearman(a[usable], b[usable])
 

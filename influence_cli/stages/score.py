@@ -24,7 +24,9 @@ from influence_cli.stages.combining import options_of
 from influence_cli.stages.grads import fill
 from influence_cli.stages.job import Job, Member
 from influence_cli.stages.provenance import base_table, nullable, provenance_of
+from influence_cli.stages.relative import divided, is_divided, length_in_scores, note_divided
 from influence_cli.stages.reliability import direction_noise
+from influence_cli.stages.row_values import values_of
 
 Floats = NDArray[np.float64]
 
@@ -58,6 +60,7 @@ def score(job: Job, per_member: bool = False, combine: str | None = None) -> pa.
     columns = [c for name in job.methods for c in _columns(job, name)]
     if combine is not None:
         columns.insert(0, _combined(job, columns, combine))
+    note_divided(job)
     table = base_table(job)
     first = columns[0]
     table = table.append_column("score", nullable(first.score))
@@ -122,16 +125,16 @@ def _combined(job: Job, columns: list[Column], rule: str) -> Column:
 
 
 def _said_of_columns(job: Job, columns: list[Column]) -> dict[str, Any]:
-    """By column: its objective, the lengths of q at its members, and what makes its scores an effect, if anything."""
+    """By column: its objective, lengths of its direction at its members, and what makes its scores an effect, if so."""
     of = {_column_name(job, c.name): c for c in columns if c.name.partition("/")[2] in job.objectives}
-    metas = {
-        name: [job.store.direction_meta(job.direction(m, c.name.partition("/")[2])) for m in job.method_members[method]]
+    norms = {
+        name: [length_in_scores(job, method, m, objective) for m in job.method_members[method]]
         for name, c in of.items()
-        for method in [c.name.partition("/")[0]]
+        for method, _, objective in [c.name.partition("/")]
     }
     return {
         "objective_of": {name: c.name.partition("/")[2] for name, c in of.items()},
-        "norms": {name: [m["norm"] for m in found if m is not None] for name, found in metas.items()},
+        "norms": norms,
         "effect_divisors": {name: job.fit.weight for name, c in of.items() if c.effect and job.fit is not None},
     }
 
@@ -166,8 +169,7 @@ def _columns(job: Job, name: str) -> list[Column]:
         logits = job.outputs(members[0]).read(job.train.payload_keys)["logits"]
         return [Column(name, method.kind, method.score(logits, job.train.labels, job.row_loss))]
     if isinstance(method, RowMethod):
-        values = job.row_values(name, members[0]).read(job.train.row_keys)["value"]
-        return [Column(name, method.kind, method.score(values))]
+        return [Column(name, method.kind, method.score(values_of(job, name, members[0], job.train.row_keys)))]
     assert isinstance(method, Linear)
     return [_linear_column(job, name, members, objective) for objective in job.objectives]
 
@@ -188,10 +190,17 @@ def _linear_column(job: Job, name: str, members: list[Member], objective: str, s
             tangents = _blended_tangents(job, name, member, shares)
         with np.errstate(invalid="ignore", over="ignore"):
             every.append(job.row_loss.label_scores(logits, tangents))
-    stacked = np.stack([of_label(scores, labels) for scores in every])
-    effect = job.methods[name].effect and shares is None
+    about, own = objective if shares is None else None, job.train.row_keys
+    stacked = np.stack(
+        [
+            divided(job, name, member, about, of_label(scores, labels), own)
+            for member, scores in zip(members, every, strict=True)
+        ]
+    )
+    plain = not is_divided(job, name)
     called = f"{name}/{objective}" if shares is None else objective
-    return Column(called, "signed", _mean(list(stacked)), stacked, _mean(every), effect)
+    effect = job.methods[name].effect and shares is None and plain
+    return Column(called, "signed", _mean(list(stacked)), stacked, _mean(every) if plain else None, effect)
 
 
 def _blended_tangents(job: Job, name: str, member: Member, shares: Floats) -> Floats:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.methods.protocol import RowMethod
+from influence_cli.methods.protocol import OfBlocks
 from influence_cli.stages.job import Job, Member
 from influence_cli.stages.plan import Work, key_list, timing_key
 from influence_cli.stages.row_pass import Unusable, batch_size
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from influence_cli.model.forward import Point
 
 
-def value_pass(job: Job, work: Work, point: Point, what: str) -> None:
-    """Compute and store the values that rows lack at one member."""
+def value_pass(job: Job, work: Work, point: Point, what: str, functions: dict[str, OfBlocks]) -> None:
+    """Compute and store the values that rows lack at one member; ``functions`` are by method."""
     import torch
 
     from influence_cli.model.batch_size import Parts
@@ -34,8 +34,7 @@ def value_pass(job: Job, work: Work, point: Point, what: str) -> None:
     key_of = _rows_lacking(job, set().union(*lacking.values()))
     if not key_of:
         return  # the pass before has left them out
-    methods = [method for name in lacking if isinstance(method := job.methods[name], RowMethod)]
-    values = RowValues(point, job.row_loss, [method.of_block for method in methods])
+    values = RowValues(point, job.row_loss, [functions[name] for name in lacking])
     writer, unusable, parts = _ValueWriter(job, work.member, lacking), Unusable(job), Parts(job.listener.warn)
     started = time.perf_counter()
     chunks = chunked(job.manifest.payloads(np.array(sorted(key_of), dtype=np.int64)), batch_size(job))

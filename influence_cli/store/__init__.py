@@ -6,6 +6,7 @@
   outputs/<member-fp>/<shard>   keys u8[n, 16] (payload), logits [n, C]
   tangents/<u-fp>/<shard>       keys u8[n, 16] (payload), tangent [n, C]
   row_values/<fp>/<shard>       keys u8[n, 16] (row), value f64[n], payload_keys: a value of each row's own gradient
+  row_values/<fp>/curvature.json   where that is taken with curvature: its fit set, and what is known of it
   decisions/<fp>.safetensors    how many members an ensemble has, where its members decided, and what they said
   interims/<fp>.safetensors     the state of a long computation that was stopped; gone once its result is stored
   attacks/<fp>/<shard>          keys u8[n, 16] (row), input [n, ...], payload_keys: attacked target rows
@@ -37,6 +38,15 @@ from influence_cli.store.trainings import TrainingFolder
 __all__ = ["Keys", "ShardFolder", "Store", "TrainingFolder", "fingerprint"]
 
 FIT_KEYS = "fit_keys"  # the tensor of a factor's file that names the rows it was fitted on
+VALUE_NOTE = "curvature.json"
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """Plain values of a note; none where there is no such note."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 class Store:
@@ -56,6 +66,14 @@ class Store:
     def row_values(self, name: str, spec: dict[str, Any] | None = None) -> ShardFolder:
         """Values of rows' own gradients, by row key."""
         return ShardFolder(self.root / "row_values" / name, spec or {}, self.listener)
+
+    def value_facts(self, name: str) -> dict[str, Any]:
+        """What was noted of the curvature that values are taken with, for provenance; nothing where nothing was."""
+        return read_note(self.root / "row_values" / name / VALUE_NOTE).get("curvature", {})
+
+    def write_value_facts(self, name: str, fit: str, facts: dict[str, Any]) -> None:
+        """Note it beside the values, with the name of the fit set: they go with it."""
+        write_json(self.root / "row_values" / name / VALUE_NOTE, {"fit": fit, "curvature": facts})
 
     def attacks(self, name: str, spec: dict[str, Any] | None = None) -> ShardFolder:
         """Attacked target rows, by row key."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from influence_cli.events import SILENT, Listener
-from influence_cli.store import Store
+from influence_cli.store import VALUE_NOTE, Store, read_note
 from influence_cli.store.files import DamagedFile, read_metadata, read_tensors
 from influence_cli.store.keys import Keys
 from influence_cli.store.shards import ShardFolder, positions
@@ -146,8 +146,8 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT, fits: se
     """Remove rubbish, drop rows whose payload is not in ``keep`` [n, 16] (None: all are), and merge small shards.
 
     Rubbish is what was set aside as damaged, and temporary files and states of stopped computations older than a day.
-    With ``fits``, factors of fit sets that are not among these fingerprints go too, with the directions made from them
-    and the tangents along those.
+    With ``fits``, factors of fit sets that are not among these fingerprints go too, with the directions made from them,
+    the tangents along those, and values of rows that were taken with them.
     Payload files that are gone or have changed are forgotten, and undecodable payloads that are not in ``keep``.
     """
     before = _size(root)
@@ -205,6 +205,14 @@ def _collect_fits(root: Path, fits: set[str]) -> int:
                     gone.unlink()
                     removed += 1
             if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+    for folder in _folders(root / "row_values"):
+        note = folder / VALUE_NOTE
+        if read_note(note).get("fit") not in (None, *fits):
+            for gone in [*_shards(folder), folder / "spec.json", note]:
+                gone.unlink(missing_ok=True)
+                removed += 1
+            if not any(folder.iterdir()):
                 folder.rmdir()
     return removed
 
