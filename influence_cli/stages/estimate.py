@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from influence_cli.stages.gradient_plan import row_requests
+from influence_cli.stages.gradient_plan import describe_rows, row_requests
 from influence_cli.stages.job import Job, require_model
 from influence_cli.stages.plan import Rates, Work
 
@@ -66,7 +66,15 @@ def estimated_rates(job: Job, work: list[Work]) -> Rates:
     }
 
 
-def estimated_gradients(job: Job) -> dict[str, dict[str, Any]]:
+def planned_gradients(job: Job) -> list[dict[str, Any]]:
+    """The plan of rows' own gradients (``describe_rows``), with estimates where the store knows too little."""
+    planned = describe_rows(job)
+    if any(g["values"] is None or g["seconds"] is None for g in planned):
+        planned = describe_rows(job, _estimated_gradients(job))
+    return planned
+
+
+def _estimated_gradients(job: Job) -> dict[str, dict[str, Any]]:
     """Values a row and seconds per row of rows' own gradients, by the name of what was asked for."""
     import torch
 

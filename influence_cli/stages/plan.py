@@ -153,10 +153,8 @@ def describe_plan(
                 "solves": [solve.as_dict() for solve in w.solves],
             }
         )
-    fits = [fit for w in work for fit in w.fits]
-    solves = [solve for w in work for solve in w.solves]
-    seconds = [*(s["seconds"] for s in steps), *(fit.seconds for fit in fits), *(solve.seconds for solve in solves)]
-    seconds += [g["seconds"] for g in gradients]
+    fits, solves = [fit for w in work for fit in w.fits], [solve for w in work for solve in w.solves]
+    seconds = [*(s["seconds"] for s in [*steps, *gradients]), *(part.seconds for part in [*fits, *solves])]
     known = needed_rates(work) <= set(measured) and all(g["seconds_are"] == "measured" for g in gradients)
     return {
         "schema_version": 1,
