@@ -42,6 +42,7 @@ LAYERS = (
         "grads",
         "provenance",
         *("row_pass", "value_pass", "row_values", "value_functions", "relative"),
+        *("gradient_plan", "gradient_pass", "gradients"),
         "agreement",
         "score",
         "curate",

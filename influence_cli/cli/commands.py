@@ -71,6 +71,8 @@ def _job(settings: Settings) -> Job:
         settings["precision"],
         settings["seed"],
         settings["relative"],
+        settings["rows"],
+        settings["sketch_dim"],
     )
     runtime = Runtime(
         None if settings["no_store"] else settings["store"],
@@ -78,6 +80,7 @@ def _job(settings: Settings) -> Job:
         settings["batch_size"],
         settings["workers"],
         engine=settings["engine"],
+        rows_limit=settings["rows_limit"],
     )
     job = open_job(inputs, spec, runtime, show.terminal(), remember=not settings["dry_run"])
     _check_origin(settings, job, origin)

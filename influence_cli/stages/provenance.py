@@ -80,6 +80,7 @@ def provenance_of(job: Job, stage: str) -> dict[str, Any]:
             "precision": spec.precision,
             "seed": spec.seed,
             "relative": spec.relative,
+            **({} if spec.rows is None else {"rows": spec.rows, "sketch_dim": spec.sketch_dim}),
         },
     }
 
