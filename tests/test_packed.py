@@ -49,6 +49,42 @@ def test_a_convolution_gives_what_a_plain_one_gives(name: str, kind: torch.dtype
                 torch.testing.assert_close(made, other + plain, rtol=0, atol=2 * tolerance)
 
 
+SMALL = {
+    "one pixel": ((1, 1), (3, 3), ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)),
+    "2x2": ((2, 2), (3, 3), ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)),
+    "2x2 to one": ((2, 2), (3, 3), ([2, 2], [1, 1], [1, 1], False, [0, 0], 1)),
+    "dilated": ((3, 2), (5, 5), ([1, 2], [4, 3], [2, 1], False, [0, 0], 1)),
+    "no padding": ((1, 1), (1, 2), ([1, 1], [0, 1], [1, 1], False, [0, 0], 1)),
+    "wide padding": ((1, 2), (3, 3), ([2, 1], [2, 2], [1, 1], False, [0, 0], 1)),
+}
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", SMALL)
+def test_on_a_few_pixels_it_is_a_matrix_product(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers, with a bias and without, added or not, at two batch sizes, and in channels-last order."""
+    pixels, kernel, settings = SMALL[name]
+    products: list[int] = []
+    real = packed._multiplied
+    monkeypatch.setattr(packed, "_multiplied", lambda *given: (products.append(1), real(*given))[1])
+    torch.manual_seed(0)
+    weight, bias = torch.randn(5, 6, *kernel), torch.randn(5)
+    for rows in (1, 7):
+        x = last(torch.randn(rows, 6, *pixels))
+        for b in (bias, None):
+            plain = torch.ops.aten.convolution(x, weight, b, *settings)
+            found = convolve(x, weight, b, settings)
+            assert found.shape == plain.shape
+            assert found.is_contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+            onto = last(torch.randn(plain.shape))
+            other = onto.clone()
+            made = convolve(x, weight, b, settings, onto=onto)
+            assert made.data_ptr() == onto.data_ptr()
+            torch.testing.assert_close(made, other + plain, rtol=1e-5, atol=1e-5)
+    assert len(products) == 8
+
+
 @needs_kernels
 def test_a_weight_that_was_written_into_is_laid_out_again() -> None:
     """The layout is of the numbers, not of the object."""

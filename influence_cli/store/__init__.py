@@ -76,6 +76,7 @@ class Store:
     def write_value_facts(self, name: str, fit: str, facts: dict[str, Any]) -> None:
         """Note it beside the values, with the name of the fit set: they go with it."""
         write_json(self.root / "row_values" / name / VALUE_NOTE, {"fit": fit, "curvature": facts})
+
     def gradients(self, name: str, spec: dict[str, Any] | None = None) -> GradientFolder:
         """Rows' own gradients, whole or sketched, by row key."""
         return GradientFolder(self.root / "gradients" / name, spec or {}, self.listener)
