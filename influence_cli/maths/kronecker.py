@@ -104,7 +104,8 @@ def inverse_forms(a: Tensor, d: Tensor, q_a: Tensor, q_s: Tensor, shares: Tensor
     tall = d.shape[2]
     if steps == 1:
         return (((d[:, 0] @ q_s).double().square() @ shares) * (a[:, 0] @ q_a).double().square()).sum(dim=1)
-    found, shares = [], shares.to(a.dtype)
+    found: list[Tensor] = []
+    shares = shares.to(a.dtype)
     size = max(1, FORM_BLOCK // (wide * tall))
     for first in range(0, b, size):
         g = _turned(a[first : first + size], d[first : first + size], q_a, q_s)
