@@ -207,3 +207,20 @@ def test_t26_the_mean_of_inverses_is_above_the_inverse_of_the_mean_until_damping
 def test_a_tensor_without_gradients_is_damped_a_little() -> None:
     assert rank_one.default_dampings([10.0, 0.0]) == [1.0, 1e-8]
     assert rank_one.default_dampings([]) == []
+
+
+@pytest.mark.parametrize(("steps", "tall", "wide"), [(1, 3, 4), (2, 5, 4), (7, 3, 4), (0, 3, 4)])
+@pytest.mark.parametrize("block", [1, 1 << 20])
+def test_inverse_forms_are_weighted_squares_in_the_basis(
+    steps: int, tall: int, wide: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One position, fewer positions than outputs, more, and none; rows one at a time and all at once."""
+    monkeypatch.setattr(kronecker, "FORM_BLOCK", block)
+    rng = np.random.default_rng(0)
+    a, d = rng.normal(size=(6, steps, wide)), rng.normal(size=(6, steps, tall))
+    q_a, q_s = (np.linalg.qr(rng.normal(size=(k, k)))[0] for k in (wide, tall))
+    shares = rng.uniform(0.1, 2.0, size=(tall, wide))
+    turned = np.einsum("op,bto,bti,ij->bpj", q_s, d, a, q_a)
+    found = kronecker.inverse_forms(*map(torch.from_numpy, (a, d, q_a, q_s, shares)))
+    assert found.dtype == torch.float64
+    assert np.allclose(found.numpy(), (turned**2 * shares).sum((1, 2)), rtol=1e-12, atol=0)

