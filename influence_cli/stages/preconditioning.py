@@ -187,7 +187,7 @@ def precondition(
             job.runtime.workers, job.listener,
         )  # fmt: skip
         curvature.factor = _factor(job, name, method, member, curvature)
-        columns = np.stack([curvature.flat(q) for _, q in wanted], axis=1)
+        columns = np.stack([curvature.flat(q) for _, q in wanted]).T  # each lies in one piece
         interim, started = KeptInterim(job, *(a.u for a, _ in wanted)), time.perf_counter()
         with interim.kept(curvature):
             preconditioned, facts = method.precondition(columns, curvature)
