@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.maths.krylov import norms
+
 Floats = NDArray[np.float64]
 State = dict[str, NDArray[Any]]
 
@@ -79,7 +81,7 @@ def neumann(
 ) -> Floats:
     """The columns u / c for those of b [d, k]; u is u_J, J = ``depth``, or the mean over the last share ``tail``.
 
-    ``product`` maps (j, V) to A_j V.
+    ``product`` maps (j, V) to A_j V, in an array of its own, which is written over.
 
     >>> neumann(lambda j, v: 2.0 * v, np.ones((1, 1)), 4.0, 1, 0.0).tolist()
     [[0.375]]
@@ -87,15 +89,19 @@ def neumann(
     Raises:
         DivergedError: an iterate is not finite, or above what a converging series can reach.
     """
-    size = np.sqrt((b * b).sum(axis=0))
+    size = norms(b)
+    b = np.asfortranarray(b)  # columns lie in one piece, also of a state that was read
     u, total, first = b, np.zeros_like(b), 0
     if state is not None:
-        u, total, first = state["u"], state["total"], state["step"].item()
+        u, total, first = np.asfortranarray(state["u"]), np.asfortranarray(state["total"]), state["step"].item()
     start = tail_start(depth, tail)
     for j in range(first, depth):
-        u = b + u - product(j, u) / scale
-        grown = np.sqrt((u * u).sum(axis=0))
-        if not bool((grown <= size * largest_possible(scale, floor, j + 1) * (1.0 + 1e-6)).all()):
+        after = np.asfortranarray(product(j, u))
+        after /= -scale  # in place: with many parameters a new array takes as long as a row
+        after += u
+        after += b
+        u = after
+        if not bool((norms(u) <= size * largest_possible(scale, floor, j + 1) * (1.0 + 1e-6)).all()):
             raise DivergedError(f"after {j + 1} of {depth} steps")
         if j + 1 >= start:
             total = total + u

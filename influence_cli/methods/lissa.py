@@ -263,7 +263,7 @@ class LiSSA(ByProducts):
         shift = (self.l2 or 0.0) + state["damping"].item()
 
         def product(step: int, v: Columns) -> Columns:
-            image = batches.product(1 + run, step, v) + shift * v
+            image = batches.product(1 + run, step, v, shift)
             progress.advance(1)
             return image
 

@@ -54,8 +54,8 @@ class Minibatches:
         self._epoch: tuple[int, int] | None = None
         self._permuted = np.arange(self.rows)
 
-    def product(self, run: int, step: int, columns: Floats) -> Floats:
-        """The step's estimate times every column of [d, k]; one epoch's minibatches share no row.
+    def product(self, run: int, step: int, columns: Floats, shift: float = 0.0) -> Floats:
+        """The step's estimate plus ``shift`` times every column of [d, k]; one epoch's minibatches share no row.
 
         ``run`` is which of several independent sequences of minibatches.
         """
@@ -69,7 +69,11 @@ class Minibatches:
         y, w = move(self._labels[chosen], c.device), move(self._weights[chosen], c.device)
         total = c.zeros(columns.shape[1])
         c.add_product(self.kind, x, y, w, c.directions(columns), total)
-        return total.mul_(self.rows / (self.size * c.weight)).cpu().numpy().T
+        total *= self.rows / (self.size * c.weight)
+        if shift:
+            for row, column in zip(total, columns.T, strict=True):
+                row.add_(torch.from_numpy(np.ascontiguousarray(column)).to(row.device), alpha=shift)
+        return total.cpu().numpy().T
 
     def _held(self) -> torch.Tensor:
         """The decoded rows [N, ...], by key."""

@@ -186,7 +186,7 @@ def precondition(
         if not wanted:
             continue
         curvature = fitted_curvature(job, name, member, model, device, batch_size)
-        columns = np.stack([curvature.flat(q) for _, q in wanted], axis=1)
+        columns = np.stack([curvature.flat(q) for _, q in wanted]).T  # each lies in one piece
         interim, started = KeptInterim(job, *(a.u for a, _ in wanted)), time.perf_counter()
         with interim.kept(curvature):
             preconditioned, facts = method.precondition(columns, curvature)
