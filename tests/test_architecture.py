@@ -44,6 +44,7 @@ LAYERS = (
         *("row_pass", "value_pass"),
         "agreement",
         "score",
+        *("per_target", "per_target_pass"),
         "curate",
         "gate",
         "arms",
@@ -197,7 +198,9 @@ def test_every_function_says_what_it_returns() -> None:
     assert silent == []
 
 
-FOLDERS = "attacks|row_values|decisions|directions|outputs|tangents|gradients|traces|factors|interims|trainings"
+FOLDERS = (
+    "attacks|row_values|top_rows|decisions|directions|outputs|tangents|gradients|traces|factors|interims|trainings"
+)
 LAYOUT = re.compile(rf"^({FOLDERS}|timings\.json|spec\.json)$|\.damaged-|\.tmp$")
 
 

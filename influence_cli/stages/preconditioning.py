@@ -99,7 +99,7 @@ def missing_fits(job: Job, member: Member, missing: tuple[Along, ...]) -> tuple[
         if factor in fits or job.store.factor_meta(factor) is not None:
             continue
         assert job.fit is not None
-        parameters, rows = _parameters(job), method.fit_rows(len(job.fit.rows))
+        parameters, rows = parameter_count(job), method.fit_rows(len(job.fit.rows))
         method.check_size(parameters)
         passes, size = method.fit_passes(parameters), method.factor_bytes(parameters) + 24 * len(job.fit.rows)
         seconds = _seconds(job, _timing_key(job, name), rows)
@@ -114,7 +114,7 @@ def missing_solves(job: Job, missing: tuple[Along, ...]) -> tuple[Solve, ...]:
         assert job.fit is not None
         method, rows = _method(job, name), len(job.fit.rows)
         rows = method.fit_rows(rows)
-        passes = method.solve_passes(rows, _parameters(job))
+        passes = method.solve_passes(rows, parameter_count(job))
         if passes > 0:
             count = sum(a.method == name for a in missing)
             solves.append(Solve(name, count, rows, passes, _seconds(job, _timing_key(job, name, solve=True), rows)))
@@ -147,7 +147,7 @@ def _why(job: Job, method: str, member: Member) -> str:
     )
 
 
-def _parameters(job: Job) -> int:
+def parameter_count(job: Job) -> int:
     """Number of selected parameters; remembered, since counting them needs the model built."""
     spec, _ = require_model(job)
     note = fingerprint("parameters", 1, model=spec.as_dict(), params=job.spec.params)
@@ -172,9 +172,6 @@ def precondition(
     job: Job, member: Member, missing: tuple[Along, ...], model: nn.Module, device: torch.device, batch_size: int
 ) -> None:
     """Fit the factors that are not stored, and compute and store every missing u whose q is."""
-    from influence_cli.model.curvature import Curvature
-
-    spec, _ = require_model(job)
     assert job.fit is not None
     for name in dict.fromkeys(a.method for a in missing):
         method = _method(job, name)
@@ -182,11 +179,7 @@ def precondition(
         wanted = [(a, q) for a, q in stored if q is not None]  # a target too small to be halved has no half
         if not wanted:
             continue
-        curvature = Curvature(
-            model, spec, job.fit.rows, job.spec.params, member.dropout, device, batch_size,
-            job.runtime.workers, job.listener,
-        )  # fmt: skip
-        curvature.factor = _factor(job, name, method, member, curvature)
+        curvature = opened(job, name, member, model, device, batch_size)
         columns = np.stack([curvature.flat(q) for _, q in wanted], axis=1)
         interim, started = KeptInterim(job, *(a.u for a, _ in wanted)), time.perf_counter()
         with interim.kept(curvature):
@@ -206,6 +199,20 @@ def precondition(
         rows = method.fit_rows(len(job.fit.rows))
         if not interim.resumed and method.solve_passes(rows, curvature.size) > 0:
             job.store.write_timing(_timing_key(job, name, solve=True), (time.perf_counter() - started) / rows)
+
+
+def opened(job: Job, name: str, member: Member, model: nn.Module, device: torch.device, batch_size: int) -> Curvature:
+    """What a method sees of the fit rows at a member, with its factor: the stored one, or fitted and stored now."""
+    from influence_cli.model.curvature import Curvature
+
+    spec, _ = require_model(job)
+    assert job.fit is not None
+    curvature = Curvature(
+        model, spec, job.fit.rows, job.spec.params, member.dropout, device, batch_size,
+        job.runtime.workers, job.listener,
+    )  # fmt: skip
+    curvature.factor = _factor(job, name, _method(job, name), member, curvature)
+    return curvature
 
 
 def _factor(job: Job, name: str, method: Preconditioned, member: Member, curvature: Curvature) -> dict[str, Any]:
@@ -251,12 +258,20 @@ def note_curvature(job: Job) -> None:
         job.listener.note(f"{name}: {_method(job, name).sentence(facts)}")
         for text in _warnings(job, name):
             job.listener.warn(f"{name}: {text}")
-        condition, bound = facts.get("condition_number"), ILL_CONDITIONED[job.spec.precision]
-        if condition is not None and condition > bound:
-            job.listener.warn(
-                f"{name}: the condition number {condition:.3g} is above {bound:g}, what {job.spec.precision} can "
-                f"resolve: pass {'--precision fp64, or ' if job.spec.precision == 'fp32' else ''}--set {name}.damping=X"
-            )
+        for text in condition_warning(job, name, facts):
+            job.listener.warn(f"{name}: {text}")
+
+
+def condition_warning(job: Job, name: str, facts: dict[str, Any]) -> list[str]:
+    """Where a curvature loses most digits of the scores: what to do."""
+    condition, bound = facts.get("condition_number"), ILL_CONDITIONED[job.spec.precision]
+    if condition is None or not condition > bound:
+        return []
+    more = "--precision fp64, or " if job.spec.precision == "fp32" else ""
+    return [
+        f"the condition number {condition:.3g} is above {bound:g}, what {job.spec.precision} can resolve: pass "
+        f"{more}--set {name}.damping=X"
+    ]
 
 
 def _warnings(job: Job, name: str) -> list[str]:

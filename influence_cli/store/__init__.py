@@ -57,6 +57,10 @@ class Store:
         """Values of rows' own gradients, by row key."""
         return ShardFolder(self.root / "row_values" / name, spec or {}, self.listener)
 
+    def top_rows(self, name: str, spec: dict[str, Any] | None = None) -> ShardFolder:
+        """The most helpful and harmful train rows of target rows, by the target row's key."""
+        return ShardFolder(self.root / "top_rows" / name, spec or {}, self.listener)
+
     def attacks(self, name: str, spec: dict[str, Any] | None = None) -> ShardFolder:
         """Attacked target rows, by row key."""
         return ShardFolder(self.root / "attacks" / name, spec or {}, self.listener)
