@@ -5,23 +5,43 @@ Reference: the dense matrix of < grad l_i, P grad l_v > from one backward pass a
 
 from __future__ import annotations
 
+import dataclasses
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+import influence_cli
+from influence_cli.data.manifest import open_manifest
+from influence_cli.data.tables import provenance
+from influence_cli.errors import ManifestError
 from influence_cli.maths.top_k import NONE, SIDES, TopK
+from influence_cli.methods import METHODS
+from influence_cli.methods.protocol import Preconditioned
+from influence_cli.model.forward import Point
+from influence_cli.stages import per_target_pass
 from influence_cli.stages.per_target import per_target
 from influence_cli.stages.score import score
+from influence_cli.store.maintenance import collect, list_entries, verify
+from tests.cases import Example, Heard, call_cli, examples, feature_table, job_of, write
 from tests.oracle import (
     Problem,
     column,
+    dense_curvature,
+    dropped_copy,
     flat,
     make_problem,
     relative_error,
     row_gradients,
+    save_checkpoint,
+    write_manifest,
 )
 
 Pairs = dict[str, dict[str, list[tuple[str, float]]]]  # target id -> side -> (id, score), by rank
@@ -135,13 +155,8 @@ def test_tables_equal_the_dense_matrix_sorted(net: Problem, precision: str, roun
 
 def test_the_mean_over_target_rows_is_the_score(net: Problem) -> None:
     """A K above n lists every pair: per train row the mean over target rows is ``score``'s own."""
-    table = per_target(net.job(), 100)
-    scored = score(net.job())
-    total = dict.fromkeys(scored.column("id").to_pylist(), 0.0)
-    for row in table.to_pylist():
-        total[row["id"]] += row["score"]
-    found = np.array(list(total.values())) / len(ids_of(net, "val"))
-    assert relative_error(found, column(scored)) < 1e-10
+    table, scored = per_target(net.job(), 100), score(net.job())
+    assert relative_error(mean_by_row(table, scored), column(scored)) < 1e-10
 
 
 def test_sides_ranks_keys_and_labels_are_those_of_the_rows(mlp: Problem) -> None:
@@ -159,3 +174,358 @@ def test_sides_ranks_keys_and_labels_are_those_of_the_rows(mlp: Problem) -> None
             assert row[f"{prefix}row_key"] == keys[row[f"{prefix}id"]]
             assert row[f"{prefix}label"] == labels[row[f"{prefix}id"]]
     assert list(dict.fromkeys(table.column("target_id").to_pylist())) == job.target.ids
+
+
+def with_duplicates(problem: Problem) -> tuple[Path, list[int]]:
+    """A manifest in which every train row stands twice more, shuffled: once as it is, once with the next label."""
+    rows = np.arange(len(problem.ids))
+    train = rows[problem.splits == "train"]
+    order = np.random.default_rng(5).permutation(np.concatenate([rows, train, train + len(rows)]))
+    place, other = order % len(rows), order >= len(rows)
+    labels = (problem.labels.numpy()[place] + other) % problem.spec.num_classes
+    path = problem.folder / "duplicates.parquet"
+    assert isinstance(problem.payloads, np.ndarray)
+    ids = [f"copy-{k:04d}" for k in range(len(order))]
+    write_manifest(path, problem.payloads[place], labels, problem.splits[place].tolist(), ids)
+    return path, order.tolist()
+
+
+def test_ties_are_in_the_order_of_the_rows_and_copies_with_other_labels_have_their_own_scores(mlp: Problem) -> None:
+    path, order = with_duplicates(mlp)
+    n = len(mlp.ids)
+    job = mlp.job(manifest=path)
+    place = np.array(order)[job.train.index]
+    x, y = mlp.inputs[torch.from_numpy(place % n)], torch.from_numpy(job.train.labels)
+    gradients = torch.stack([flat(g) for g in row_gradients(mlp.model, x, y)])
+    of = {i: k for k, i in enumerate(ids_of(mlp, "val"))}
+    targets = [of[mlp.ids[k % n]] for k in np.array(order)[job.target.index].tolist()]
+    scores = np.round(stacked(mlp.model, mlp, "val")[targets] @ gradients.numpy().T, 12)  # copies: equal to the bit
+    assert len({float(s) for s in scores[0]}) < len(place)
+    expected = sorted_whole(scores, job.target.ids, job.train.ids, 7)
+    assert_same(pairs_of(per_target(job, 7)), expected, 1e-10)
+    assert_same(pairs_of(per_target(mlp.job(manifest=path, batch_size=3), 7)), expected, 1e-10)
+
+
+def test_members_are_averaged_before_rows_are_ranked(net: Problem) -> None:
+    options: Any = {"ip-ensemble": {"members": 3, "p_max": 0.5}}
+    job = net.job(methods=("ip-ensemble",), options=options)
+    drops = [member.dropout for member in job.method_members["ip-ensemble"]]
+    models = [dropped_copy(net.model, net.spec, d.seed, d.member, d.rate) for d in drops if d is not None]
+    assert len(models) == 3
+    assert_same(pairs_of(per_target(job, 100)), expected_of(net, 100, models), 1e-10)
+
+
+def test_an_ensemble_whose_members_decide_has_as_many_here_as_for_score(mlp: Problem) -> None:
+    options: Any = {"ip-ensemble": {"members": "auto", "max_members": 4, "p_max": 0.3}}
+    job = mlp.job(methods=("ip-ensemble",), options=options)
+    table = per_target(job, 100)
+    scored = score(mlp.job(methods=("ip-ensemble",), options=options))
+    assert relative_error(mean_by_row(table, scored), column(scored)) < 1e-10
+
+
+def mean_by_row(table: pa.Table, scored: pa.Table) -> NDArray[np.float64]:
+    """The mean over target rows of every train row's scores, in the order of a score table."""
+    total = dict.fromkeys(scored.column("id").to_pylist(), 0.0)
+    targets = len(set(table.column("target_id").to_pylist()))
+    for row in table.to_pylist():
+        total[row["id"]] += row["score"]
+    return np.array(list(total.values())) / targets
+
+
+PRECONDITIONED = [name for name in METHODS if issubclass(METHODS[name].load(), Preconditioned)]
+
+
+@pytest.mark.parametrize("method", PRECONDITIONED)
+def test_every_preconditioned_method_gives_pairs_whose_mean_is_its_score(method: str, mlp: Problem) -> None:
+    """P is linear; cg solves every column to its own tolerance."""
+    settings: Any = {"methods": (method,), "options": {method: {"damping": 0.1}}}
+    table, scored = per_target(mlp.job(**settings), 100), score(mlp.job(**settings))
+    assert relative_error(mean_by_row(table, scored), column(scored)) < (1e-3 if method == "cg" else 1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+def test_exact_equals_the_dense_inverse(precision: str, mlp: Problem) -> None:
+    settings: Any = {"methods": ("exact",), "options": {"exact": {"damping": 0.05}}, "precision": precision}
+    job = mlp.job(**settings)
+    x, y = mlp.part("train")
+    order = np.argsort(np.concatenate(named_places(mlp.model)), kind="stable")
+    k = dense_curvature(mlp.model, x, y, torch.ones(len(x), dtype=torch.float64), "ggn")
+    p = np.linalg.inv(k + 0.05 * np.eye(len(k)))[np.ix_(order, order)]
+    scores = stacked(mlp.model, mlp, "val") @ p @ stacked(mlp.model, mlp, "train").T
+    expected = sorted_whole(scores, ids_of(mlp, "val"), ids_of(mlp, "train"), 5)
+    assert_same(pairs_of(per_target(job, 5)), expected, 1e-9 if precision == "fp64" else 1e-5)
+
+
+def named_places(model: nn.Module) -> list[NDArray[np.int64]]:
+    """For every entry of every parameter, in model order, its place where tensors are sorted by name."""
+    sizes = {n: p.numel() for n, p in model.named_parameters()}
+    starts, total = {}, 0
+    for name in sorted(sizes):
+        starts[name], total = total, total + sizes[name]
+    return [starts[name] + np.arange(size) for name, size in sizes.items()]
+
+
+@pytest.mark.parametrize("params", ["last", "linear"])
+def test_directions_are_zero_outside_of_the_parameters_chosen(net: Problem, params: str) -> None:
+    job = net.job(params=params)
+    names = list(Point(net.model, params, None, "fp64", torch.device("cpu")).selected)
+    every = [
+        torch.stack([flat(g) for g in row_gradients(net.model, *net.part(split), names)]).numpy()
+        for split in ("val", "train")
+    ]
+    expected = sorted_whole(every[0] @ every[1].T, ids_of(net, "val"), ids_of(net, "train"), 4)
+    assert_same(pairs_of(per_target(job, 4)), expected, 1e-10)
+
+
+@pytest.mark.parametrize("engine", ["layerwise", "double-reverse"])
+def test_every_engine_gives_the_same_table(net: Problem, engine: str) -> None:
+    job = net.job()
+    job.runtime = dataclasses.replace(job.runtime, engine=engine)
+    assert_same(pairs_of(per_target(job, 5)), expected_of(net, 5), 1e-10)
+
+
+def test_neither_batches_nor_blocks_nor_kept_rows_change_a_number(
+    net: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = pairs_of(per_target(net.job(batch_size=64), 5))
+    for batch, block, kept in ((1, 1, 0), (3, 2, 1 << 28), (5, 100, 0)):
+        monkeypatch.setattr(per_target_pass, "DIRECTIONS", block)
+        monkeypatch.setattr(per_target_pass, "IN_MEMORY_BYTES", kept)
+        assert_same(pairs_of(per_target(net.job(batch_size=batch), 5)), expected, 1e-10)
+
+
+def test_a_confident_target_row_keeps_its_digits_in_float32(tmp_path: Path) -> None:
+    """At p_y = 1 - 1e-10 the slope p_y - 1 is 0 in float32, and the scores would all be 0."""
+    problem = make_problem(tmp_path, "linear", (3,), classes=2, train=10, val=4)
+    with torch.no_grad():
+        for p in problem.model.parameters():
+            p *= 22.0
+    save_checkpoint(problem.checkpoint, problem.model, problem.spec)
+    x, y = problem.part("val")
+    with torch.no_grad():
+        least = float(torch.nn.functional.cross_entropy(problem.model(x), y, reduction="none").min())
+    assert 1e-12 < least < 1e-8  # the reference has digits left
+    found, expected = pairs_of(per_target(problem.job(precision="fp32"), 10)), expected_of(problem, 10)
+    for target, sides in expected.items():
+        assert_same({target: found[target]}, {target: sides}, 1e-4)
+
+
+# -- what is stored -------------------------------------------------------------------------------------------------
+
+
+def run(rows: list[Example], tmp_path: Path, tabular_run: Path, heard: Heard | None = None, **more: Any) -> pa.Table:
+    """The table of a feature manifest with a store of its own, one target row a block."""
+    manifest = write(feature_table(rows), tmp_path / "m.parquet")
+    return per_target(job_of(manifest, tabular_run, tmp_path / "store", listener=heard, **more), 3)
+
+
+def passed(heard: Heard) -> int:
+    """Pairs that were run through the model."""
+    return sum(total for what, total in heard.spans if what.startswith("train rows for target rows"))
+
+
+def test_finished_blocks_are_kept_and_a_table_is_the_same_cold_warm_and_continued(
+    tmp_path: Path, tabular_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(per_target_pass, "DIRECTIONS", 5)
+    rows = examples()  # 40 train and 12 target rows: three blocks
+    cold = run(rows, tmp_path / "cold", tabular_run, batch_size=10)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(rows, tmp_path, tabular_run, Heard(stop, stop_at=6, stop_in="train rows for"), batch_size=10)
+    heard = Heard()
+    continued = run(rows, tmp_path, tabular_run, heard, batch_size=10)
+    assert passed(heard) == 40 * 7  # the first block of 5 was finished, at 4 batches; the second was not
+    assert continued.equals(cold)
+    warm = Heard()
+    assert run(rows, tmp_path, tabular_run, warm).equals(cold)
+    assert passed(warm) == 0
+
+
+def test_only_new_target_rows_are_run_and_a_changed_train_row_changes_what_it_should(
+    tmp_path: Path, tabular_run: Path
+) -> None:
+    rows = examples()
+    before = run(rows[:50], tmp_path, tabular_run)  # 10 target rows
+    heard = Heard()
+    after = run(rows[:52], tmp_path, tabular_run, heard)
+    assert passed(heard) == 40 * 2
+    assert after.slice(0, before.num_rows).drop_columns(["score"]).equals(before.drop_columns(["score"]))
+    relabelled = [r.relabelled() if k == 7 else r for k, r in enumerate(rows[:52])]
+    heard = Heard()
+    assert run(relabelled, tmp_path, tabular_run, heard).equals(run(relabelled, tmp_path / "other", tabular_run))
+    assert passed(heard) == 40 * 12
+    turned = [*rows[39::-1], *rows[40:52]]  # ties are in the order of the rows
+    assert run(turned, tmp_path, tabular_run).equals(run(turned, tmp_path / "third", tabular_run))
+
+
+def test_the_store_lists_verifies_and_collects_what_was_found(tmp_path: Path, tabular_run: Path) -> None:
+    run(examples(), tmp_path, tabular_run)
+    (entry,) = [e for e in list_entries(tmp_path / "store") if e.kind == "top_rows"]
+    assert (entry.rows, entry.about) == (12, "mlp:4, fp32, top 3 by ip, params all")
+    assert verify(tmp_path / "store")[1] == []
+    manifest = open_manifest(str(tmp_path / "m.parquet"))
+    assert collect(tmp_path / "store", manifest.payload_keys)["rows_dropped"] == 0
+    assert collect(tmp_path / "store", manifest.rows("train").payload_keys)["rows_dropped"] == 12
+
+
+# -- memory ---------------------------------------------------------------------------------------------------------
+
+
+def test_memory_grows_with_the_table_and_not_with_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem(tmp_path, "linear", (3,), classes=2, train=3000, val=144)
+    largest = 0
+    add = TopK.add
+
+    def spy(self: TopK, first: int, places: Any, scores: Any) -> None:
+        nonlocal largest
+        largest = max(largest, scores.size)
+        add(self, first, places, scores)
+
+    monkeypatch.setattr(TopK, "add", spy)
+
+    def peak(target_rows: int) -> int:
+        job = problem.job()
+        job.target = job.target.take(np.arange(target_rows))
+        tracemalloc.start()
+        per_target(job, 2)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(16)  # what is imported is there
+    few, many = peak(16), peak(144)
+    assert many - few < 3000 * (144 - 16) * 8 / 4
+    assert largest <= per_target_pass.DIRECTIONS * 256
+
+
+# -- rows that are not finite, and what is refused ------------------------------------------------------------------
+
+
+def overflowing(folder: Path, split: str, place: int) -> tuple[Problem, Path, str]:
+    """A problem, a manifest in which a row's logits overflow float32, and the row's id."""
+    problem = make_problem(folder, "mlp:7", (5,), classes=3, train=20, val=6)
+    features = np.asarray(problem.payloads).copy()
+    row = int(np.flatnonzero(problem.splits == split)[place])
+    weights = problem.model.get_parameter("layers.0.weight")[0].detach().numpy()
+    features[row] = 3e38 * np.sign(weights)  # the first unit adds up
+    splits = problem.splits.tolist()
+    return problem, write_manifest(folder / "huge.parquet", features, problem.labels.numpy(), splits), problem.ids[row]
+
+
+def test_rows_that_overflow_are_named_and_never_ranked(tmp_path: Path) -> None:
+    problem, path, gone = overflowing(tmp_path, "train", 4)
+    for _ in range(2):  # as it is computed, and from the store
+        job = problem.job("store", manifest=path, precision="fp32")
+        job.listener = heard = Heard()
+        table = per_target(job, 50)
+        assert heard.warnings == [f"1 rows have a non-finite score and are never ranked: {gone}"]
+        assert gone not in table.column("id").to_pylist()
+        assert table.num_rows == 19 * 6
+        assert provenance(table.schema)["per_target"]["non_finite_rows"] == 1
+
+
+def test_a_target_row_that_is_not_finite_is_an_error_that_names_it(tmp_path: Path) -> None:
+    problem, path, row = overflowing(tmp_path, "val", 3)
+    with pytest.raises(ManifestError, match="not finite") as error:
+        per_target(problem.job(manifest=path, precision="fp32"), 5)
+    assert f"row id={row}" in str(error.value)
+
+
+def test_a_target_row_that_nothing_helps_or_harms_is_named(tmp_path: Path) -> None:
+    problem = make_problem(tmp_path, "linear", (3,), classes=2, train=10, val=4)
+    with torch.no_grad():
+        for p in problem.model.parameters():
+            p *= 1e5  # a loss below the least float32: its gradient is 0
+    save_checkpoint(problem.checkpoint, problem.model, problem.spec)
+    job = problem.job(precision="fp32")
+    job.listener = heard = Heard()
+    table = per_target(job, 3)
+    absent = [i for i in job.target.ids if i not in table.column("target_id").to_pylist()]
+    assert absent
+    assert any(f"no row helps or harms {len(absent)} target rows" in w and absent[0] in w for w in heard.warnings)
+
+
+@pytest.mark.parametrize("method", ["loss", "margin", "random", "self-tracin"])
+def test_methods_without_scores_of_pairs_are_refused(
+    method: str, tmp_path: Path, digits: Path, digits_run: Path
+) -> None:
+    asked = ("--checkpoint", digits_run, "--method", method, "--no-store")
+    ran = call_cli("score", digits, *asked, "--per-target", cwd=tmp_path)
+    assert ran.code == 2
+    assert f"{method} is a value of a row alone" in ran.err
+    assert "fix: --method ip" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--method", "ip", "--method", "ip-ensemble"), "these are several: ip, ip-ensemble"),
+        (("--objective", "robustness"), "robustness is about all of them together"),
+        (("--per-member",), "--per-member is about one score a row"),
+        (("--combine", "ranksum"), "--combine is about one score a row"),
+        (("--top", "0"), "0"),
+        (("--set", "ip.x=1"), "has no option"),
+    ],
+)
+def test_what_makes_no_sense_for_pairs_is_refused(
+    flags: tuple[str, ...], message: str, tmp_path: Path, digits: Path, digits_run: Path
+) -> None:
+    ran = call_cli(
+        "score", digits, "--checkpoint", digits_run, "--no-store", "--per-target", *flags, cwd=tmp_path
+    )  # fmt: skip
+    assert ran.code == 2
+    assert message in ran.err
+    assert ran.out == b""
+
+
+# -- the command line -----------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_what_the_function_returns(tmp_path: Path, digits: Path, digits_run: Path) -> None:
+    asked = (digits, "--checkpoint", digits_run, "--store", "store", "--per-target", "--top", "3")
+    ran = call_cli("score", *asked, "-o", "p.parquet", cwd=tmp_path)
+    assert (ran.code, ran.out) == (0, b""), ran.err
+    assert "60 target rows, 16 a pass: 4 passes over 200 train rows" in ran.err
+    table = pq.read_table(tmp_path / "p.parquet")
+    assert table.num_rows == 60 * 6
+    api = influence_cli.per_target(digits, top=3, checkpoint=digits_run, store=str(tmp_path / "store"))
+    assert api.equals(table)
+    about = provenance(table.schema)
+    assert about["stage"] == "per-target"
+    assert about["per_target"] == {
+        "method": "ip", "top": 3, "rows": "none", "exact": True, "non_finite_rows": 0,
+    }  # fmt: skip
+    assert about["engines"][0]["engine"] == "forward"
+    lines = call_cli("score", *asked, cwd=tmp_path).rows
+    assert [r["score"] for r in lines] == table.column("score").to_pylist()
+    shown = call_cli("score", *asked, "--format", "table", cwd=tmp_path)
+    assert shown.text.startswith("5 of 60 target rows, the first 3 of each side")
+    assert len(shown.text.splitlines()) == 2 + 5 * 6
+
+
+def test_a_dry_run_says_what_is_to_be_done_and_does_nothing(tmp_path: Path, digits: Path, digits_run: Path) -> None:
+    asked = (digits, "--checkpoint", digits_run, "--store", "store", "--per-target", "--method", "ekfac")
+    plan = call_cli("score", *asked, "--dry-run", cwd=tmp_path).json
+    assert not (tmp_path / "store" / "top_rows").exists()
+    wanted = {"method": "ekfac", "target_rows_to_compute": 60, "target_rows_a_block": 16, "passes": 4, "top": 10}
+    assert wanted.items() <= plan.items()
+    assert plan["forward_passes"] == 4 + 2 * 60
+    assert [fit["method"] for fit in plan["fits"]] == ["ekfac"]
+    assert call_cli("score", *asked, "-o", "p.parquet", cwd=tmp_path).code == 0
+    plan = call_cli("score", *asked, "--dry-run", cwd=tmp_path).json
+    assert (plan["target_rows_to_compute"], plan["passes"], plan["seconds"], plan["fits"]) == (0, 0, 0.0, [])
+    text = call_cli("score", *asked, "--dry-run", "--format", "table", cwd=tmp_path).text
+    assert "target rows to compute" in text
+
+
+def test_curate_takes_no_table_of_pairs(tmp_path: Path, digits: Path, digits_run: Path) -> None:
+    asked = (digits, "--checkpoint", digits_run, "--store", "store", "--per-target", "-o", "p.parquet")
+    assert call_cli("score", *asked, cwd=tmp_path).code == 0
+    for command in ("curate", "evaluate"):
+        ran = call_cli(command, "p.parquet", cwd=tmp_path)
+        assert ran.code == 2
+        assert "one score a pair of rows" in ran.err
