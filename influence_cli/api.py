@@ -89,6 +89,9 @@ class RunOptions(TypedDict, total=False):
     batch_size: int | None
     workers: int
     engine: str
+    rows: str | None
+    sketch_dim: int
+    rows_limit: float
     listener: Listener
 
 
@@ -111,8 +114,10 @@ def _job(manifest: Any, given: dict[str, Any]) -> Job:
         given["checkpoint"] = str(given["checkpoint"])
     listener = given.pop("listener", SILENT)
     methods, objectives = _names(given.pop("method", "ip")), _names(given.pop("objective", "utility"))
-    numbers = {k: given.pop(k) for k in ("options", "params", "precision", "seed") if k in given}
-    speed = {k: given.pop(k) for k in ("store", "device", "batch_size", "workers", "engine") if k in given}
+    numbers = {k: given.pop(k) for k in ("options", "params", "precision", "seed", "rows", "sketch_dim") if k in given}
+    speed = {
+        k: given.pop(k) for k in ("store", "device", "batch_size", "workers", "engine", "rows_limit") if k in given
+    }
     if speed.get("store") is not None:
         speed["store"] = str(speed["store"])
     return open_job(Inputs(manifest, **given), GradSpec(methods, objectives, **numbers), Runtime(**speed), listener)

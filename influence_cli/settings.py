@@ -16,6 +16,7 @@ Options = dict[str, dict[str, Any]]  # name of a method, objective or action -> 
 PRECISIONS = ("fp32", "fp64", "bf16")
 LOSSES = ("cross-entropy",)
 ENGINES = ("auto", "forward", "layerwise", "double-reverse")
+ROWS = ("full", "last", "sketch")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
@@ -71,16 +72,26 @@ class GradSpec:
     loss: str = "cross-entropy"
     precision: str = "fp32"
     seed: int = 0
+    rows: str | None = None  # rows' own gradients to store: whole, of the head alone, or sketched
+    sketch_dim: int = 4096  # most values of a sketched gradient
 
     def __post_init__(self) -> None:
         for name, value, known in (
             ("--precision", self.precision, PRECISIONS),
             ("--loss", self.loss, LOSSES),
+            ("--rows", ROWS[0] if self.rows is None else self.rows, ROWS),
         ):
             if value not in known:
                 raise UsageError(f"{name} {value!r} is unknown", fix=nearest(value, list(known)))
         if not self.methods or not self.objectives:
             raise UsageError("no method or no objective", fix="pass --method ip --objective utility")
+        if self.sketch_dim < 1:
+            raise UsageError(f"--sketch-dim {self.sketch_dim} is below 1", fix="pass --sketch-dim 4096")
+        if self.rows == "last" and self.params not in ("all", "last"):
+            raise UsageError(
+                f"--rows last takes the head's parameters, --params {self.params} others",
+                fix="pass --rows full with --params, or leave --params out",
+            )
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,7 @@ class Runtime:
     workers: int = 2
     shard_rows: int = 1024
     engine: str = "auto"  # how derivatives are taken: every engine gives the same numbers
+    rows_limit: float = 16.0  # GiB of rows' own gradients that are written without asking
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:

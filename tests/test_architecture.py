@@ -41,7 +41,7 @@ LAYERS = (
         "first_look",
         "grads",
         "provenance",
-        *("row_pass", "value_pass"),
+        *("row_pass", "value_pass", "gradient_plan", "gradient_pass", "gradients"),
         "agreement",
         "score",
         *("per_target", "per_target_pass"),

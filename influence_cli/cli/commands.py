@@ -73,6 +73,8 @@ def _job(settings: Settings) -> Job:
         settings["loss"],
         settings["precision"],
         settings["seed"],
+        settings["rows"],
+        settings["sketch_dim"],
     )
     runtime = Runtime(
         None if settings["no_store"] else settings["store"],
@@ -80,6 +82,7 @@ def _job(settings: Settings) -> Job:
         settings["batch_size"],
         settings["workers"],
         engine=settings["engine"],
+        rows_limit=settings["rows_limit"],
     )
     job = open_job(inputs, spec, runtime, show.terminal(), remember=not settings["dry_run"])
     _check_origin(settings, job, origin)

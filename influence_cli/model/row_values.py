@@ -25,7 +25,7 @@ class RowValues:
     def __init__(self, point: Point, loss: RowLoss, functions: Sequence[OfBlock]) -> None:
         """``functions`` are one for every value that is asked for."""
         self.point, self.loss, self.functions = point, loss, functions
-        self._layers: Layers | None = None
+        self.layers: Layers | None = None
 
     def of(self, x: Tensor, labels: Tensor) -> Tensor:
         """Values [b, k] in float64; NaN for rows whose logits are not finite.
@@ -34,17 +34,31 @@ class RowValues:
             ModelError: there are selected parameters that the layers do not reach; names them.
         """
         found = torch.full((len(x), len(self.functions)), torch.nan, dtype=torch.float64, device=x.device)
-        if self._layers is None:
-            with torch.no_grad():
-                usable = torch.isfinite(self.point.logits(x)).all(1)
-            if not usable.any():
-                return found
-            self._layers = self._planned(x[usable])
-        logits, blocks = self._layers.of_rows(x, lambda z: self._slope(z, labels))
+        if not self.ready(x):
+            return found
+        logits, blocks = self.blocks(x, labels)
         for k, function in enumerate(self.functions):
             found[:, k] = torch.stack([function(block) for block in blocks]).sum(0)
         found[~torch.isfinite(logits).all(1)] = torch.nan
         return found
+
+    def ready(self, x: Tensor) -> bool:
+        """Whether the layers are known, after planning them on rows of ``x`` with finite logits, if any.
+
+        Raises:
+            ModelError: there are selected parameters that the layers do not reach; names them.
+        """
+        if self.layers is None:
+            with torch.no_grad():
+                usable = torch.isfinite(self.point.logits(x)).all(1)
+            if usable.any():
+                self.layers = self._planned(x[usable])
+        return self.layers is not None
+
+    def blocks(self, x: Tensor, labels: Tensor) -> tuple[Tensor, list[Block]]:
+        """Logits [b, C], and the blocks of the rows' loss gradients; the layers must be known."""
+        assert self.layers is not None
+        return self.layers.of_rows(x, lambda z: self._slope(z, labels))
 
     def _slope(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The gradient of each row's loss in its logits [b, C]; that of cross-entropy to the last digits at any margin.

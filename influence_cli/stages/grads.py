@@ -16,6 +16,7 @@ import pyarrow as pa
 from influence_cli.data.tables import with_provenance
 from influence_cli.stages.agreement import measure_agreement, points
 from influence_cli.stages.first_look import FirstLook, run_target
+from influence_cli.stages.gradients import fill_gradients
 from influence_cli.stages.job import Job, require_model
 from influence_cli.stages.measure import measure
 from influence_cli.stages.members import added_member, begin, grow, note_members
@@ -40,7 +41,7 @@ def fill(job: Job) -> int:
         done += _fill(job, look)
     note_curvature(job)
     note_members(job)
-    return done
+    return done + fill_gradients(job)
 
 
 def _fill(job: Job, look: FirstLook) -> int:

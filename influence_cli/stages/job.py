@@ -246,12 +246,13 @@ def open_job(
     if len(manifest.rows("train")) == 0:
         raise ManifestError("no train rows", where=manifest.source, fix="set column split to train for some rows")
     model, checkpoint, fit, groups = None, None, None, dict[str, Groups]()
-    if any(m.needs != "nothing" for m in methods.values()):
+    if spec.rows is not None or any(m.needs != "nothing" for m in methods.values()):
         model, checkpoint = resolve_model(inputs, manifest, store, spec.precision)
         manifest = usable(manifest.rows("train"), model, inputs, store)
         _check_classes(manifest, model)
     target, overlap = manifest.rows("val"), manifest.rows("val").take(np.array([], dtype=np.int64))
-    if any(m.needs == "tangents" for m in methods.values()):
+    rows_of_target = spec.rows is not None and (inputs.target is not None or len(target) > 0)
+    if rows_of_target or any(m.needs == "tangents" for m in methods.values()):
         assert model is not None
         target, overlap = target_rows(inputs, manifest, listener, model, store)
         groups = target_groups(objectives, target, inputs, model, listener)
@@ -269,7 +270,7 @@ def open_job(
     for name, method in methods.items():
         points = method.points(spec.seed, spec.params) if isinstance(method, Linear) else [None]
         if method.needs != "nothing":
-            job.method_members[name] = [_member(job, p) for p in points]
+            job.method_members[name] = [member_at(job, p) for p in points]
     open_ensembles(job)
     return job
 
@@ -282,7 +283,8 @@ def _store_root(runtime: Runtime) -> Path:
     return Path(root)
 
 
-def _member(job: Job, dropout: Dropout | None) -> Member:
+def member_at(job: Job, dropout: Dropout | None) -> Member:
+    """The member at the checkpoint, or at a parameter-dropout copy of it."""
     assert job.model is not None
     assert job.checkpoint is not None
     name = fingerprint(

@@ -6,6 +6,7 @@
   outputs/<member-fp>/<shard>   keys u8[n, 16] (payload), logits [n, C]
   tangents/<u-fp>/<shard>       keys u8[n, 16] (payload), tangent [n, C]
   row_values/<fp>/<shard>       keys u8[n, 16] (row), value f64[n], payload_keys: a value of each row's own gradient
+  gradients/<fp>/<shard>        keys u8[n, 16] (row), payload_keys, value [n, p], loss f64[n], norms f64[n, L] of rows
   decisions/<fp>.safetensors    how many members an ensemble has, where its members decided, and what they said
   interims/<fp>.safetensors     the state of a long computation that was stopped; gone once its result is stored
   attacks/<fp>/<shard>          keys u8[n, 16] (row), input [n, ...], payload_keys: attacked target rows
@@ -30,11 +31,12 @@ from numpy.typing import NDArray
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.files import DamagedFile, read_metadata, read_tensor, read_tensors, write_json, write_tensors
+from influence_cli.store.gradients import GradientFolder
 from influence_cli.store.keys import Keys, fingerprint
 from influence_cli.store.shards import ShardFolder
 from influence_cli.store.trainings import TrainingFolder
 
-__all__ = ["Keys", "ShardFolder", "Store", "TrainingFolder", "fingerprint"]
+__all__ = ["GradientFolder", "Keys", "ShardFolder", "Store", "TrainingFolder", "fingerprint"]
 
 FIT_KEYS = "fit_keys"  # the tensor of a factor's file that names the rows it was fitted on
 
@@ -60,6 +62,10 @@ class Store:
     def top_rows(self, name: str, spec: dict[str, Any] | None = None) -> ShardFolder:
         """The most helpful and harmful train rows of target rows, by the target row's key."""
         return ShardFolder(self.root / "top_rows" / name, spec or {}, self.listener)
+
+    def gradients(self, name: str, spec: dict[str, Any] | None = None) -> GradientFolder:
+        """Rows' own gradients, whole or sketched, by row key."""
+        return GradientFolder(self.root / "gradients" / name, spec or {}, self.listener)
 
     def attacks(self, name: str, spec: dict[str, Any] | None = None) -> ShardFolder:
         """Attacked target rows, by row key."""

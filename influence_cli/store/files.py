@@ -108,7 +108,7 @@ def _checksum(tensors: dict[str, NDArray[Any]], meta: dict[str, Any]) -> str:
     for name in sorted(tensors):
         array = tensors[name]
         digest.update(canonical_json([name, array.dtype.str, list(array.shape)]).encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)  # no copy: it may be a mapped file
     return digest.hexdigest()
 
 
@@ -157,6 +157,32 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     if not intact:
         raise DamagedFile("checksum differs")
     return tensors, own["meta"]
+
+
+def map_tensors(path: Path, verify: bool = True) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Tensors of ``path`` as read-only views of the file, which are in memory as far as they are used; and metadata.
+
+    Without ``verify`` the values' checksum is not looked at, so that no value is read; that of the metadata is.
+
+    Raises:
+        DamagedFile: the file is truncated or altered.
+    """
+    meta = read_metadata(path)
+    whole = np.memmap(path, dtype=np.uint8, mode="r")
+    (length,) = struct.unpack("<Q", whole[:8].tobytes())
+    header, start = _header(whole[: 8 + length].tobytes())
+    tensors: dict[str, NDArray[Any]] = {}
+    try:
+        for name, info in header.items():
+            if name != "__metadata__":
+                first, last = info["data_offsets"]
+                flat = whole[start + first : start + last].view(np.dtype(_DTYPES[info["dtype"]]))
+                tensors[name] = flat.reshape(info["shape"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise DamagedFile(f"unreadable tensors ({error})") from error
+    if verify and _checksum(tensors, meta) != _own_metadata(header).get("checksum"):
+        raise DamagedFile("checksum differs")
+    return tensors, meta
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -14,11 +14,12 @@ import numpy as np
 from influence_cli.events import SILENT, Listener
 from influence_cli.store import Store
 from influence_cli.store.files import DamagedFile, read_metadata, read_tensors
+from influence_cli.store.gradients import GradientFolder
 from influence_cli.store.keys import Keys
 from influence_cli.store.shards import ShardFolder, positions
 
 SINGLE = ("directions", "factors", "interims", "decisions", "trainings")  # one file a thing
-SHARDED = ("outputs", "tangents", "row_values", "top_rows", "attacks")
+SHARDED = ("outputs", "tangents", "row_values", "top_rows", "attacks", "gradients")
 SPARE_SECONDS = 24 * 3600.0  # a younger temporary file may belong to a run in progress
 OURS = re.compile(r"\..+\.\d+\.[0-9a-f]+\.tmp")  # a temporary file of ours: .NAME.PROCESS.RANDOM.tmp
 MERGE_ROWS = 16_384  # shards are merged up to this many rows
@@ -114,6 +115,7 @@ def _about(folder: Path) -> str:
         dropout = (spec.get("member") or {}).get("dropout")
         rate = "" if dropout is None else f", dropout {dropout['rate']:.4f}"
         what = f", {spec['value']['value']}, params {spec['params']}" if "value" in spec else ""
+        what = f", rows {spec['rows']}, params {spec['params']}" if "rows" in spec else what
         return f"{spec['model']['name']}, {spec.get('precision')}{rate}{what}"
     return f"{', '.join(spec.get('objectives', []))}, params {spec.get('params')}"
 
@@ -171,7 +173,10 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT, fits: se
     dropped = merged = 0
     for kind in SHARDED:
         for path in _folders(root / kind):
-            d, m = _collect_folder(path, keep, listener)
+            if kind == "gradients":
+                d, m = GradientFolder(path, {}, listener).collect(keep)
+            else:
+                d, m = _collect_folder(path, keep, listener)
             dropped, merged = dropped + d, merged + m
     return {
         "files_removed": removed,

@@ -57,9 +57,7 @@ class ShardFolder:
         self._loaded: tuple[Keys, Arrays] | None = None
 
     def _shards(self) -> list[Path]:
-        if not self.path.is_dir():
-            return []
-        return sorted(p for p in self.path.glob("*.safetensors") if not p.name.startswith("."))
+        return shards_of(self.path)
 
     def _load(self) -> tuple[Keys, Arrays]:
         """All rows of all intact shards, lowest name first."""
@@ -73,8 +71,7 @@ class ShardFolder:
                 except FileNotFoundError:
                     continue  # another run merged it meanwhile; what it held counts as missing, and is not
                 except (DamagedFile, KeyError) as error:
-                    shard.rename(shard.with_name(f".damaged-{shard.name}"))
-                    self.listener.warn(f"{shard} is damaged ({error}); set aside, its rows are computed again")
+                    set_aside(shard, error, self.listener)
                     continue
                 for name, array in tensors.items():
                     values.setdefault(name, []).append(array)
@@ -108,15 +105,38 @@ class ShardFolder:
         Raises:
             ValueError: there is no row to write.
         """
-        if len(keys) == 0:
-            raise ValueError("a shard without rows")
-        order = np.array(sorted(range(len(keys)), key=lambda i: keys[i].tobytes()))
-        sorted_keys = np.ascontiguousarray(keys[order])
-        spec_file = self.path / "spec.json"
-        if not spec_file.exists():
-            write_json(spec_file, self.spec)
-        tensors = {"keys": sorted_keys, **{name: np.asarray(v)[order] for name, v in values.items()}}
-        path = self.path / f"{digest_of_sorted(sorted_keys)}.safetensors"
-        write_tensors(path, tensors, {"rows": len(keys)})
+        path = write_shard(self.path, self.spec, keys, values)
         self._loaded = None
         return path
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """The shards in a folder, lowest name first."""
+    return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith(".")) if folder.is_dir() else []
+
+
+def write_shard(
+    folder: Path, spec: dict[str, Any], keys: Keys, values: Arrays, meta: dict[str, Any] | None = None
+) -> Path:
+    """Write one shard of distinct rows to a folder, with its number of rows and ``meta`` as metadata.
+
+    Raises:
+        ValueError: there is no row to write.
+    """
+    if len(keys) == 0:
+        raise ValueError("a shard without rows")
+    order = key_order(keys)
+    sorted_keys = np.ascontiguousarray(keys[order])
+    spec_file = folder / "spec.json"
+    if not spec_file.exists():
+        write_json(spec_file, spec)
+    tensors = {"keys": sorted_keys, **{name: np.asarray(v)[order] for name, v in values.items()}}
+    path = folder / f"{digest_of_sorted(sorted_keys)}.safetensors"
+    write_tensors(path, tensors, {**(meta or {}), "rows": len(keys)})
+    return path
+
+
+def set_aside(shard: Path, error: Exception, listener: Listener) -> None:
+    """Take a damaged shard out of its folder; its rows count as missing."""
+    shard.rename(shard.with_name(f".damaged-{shard.name}"))
+    listener.warn(f"{shard} is damaged ({error}); set aside, its rows are computed again")

@@ -1,0 +1,182 @@
+"""A folder of row gradients: shards that are mapped and read one at a time, since together they may be very large.
+
+A shard is as in ``shards``: immutable, named by its keys, the lowest name wins.  It holds
+
+    keys u8[n, 16] (row)   payload_keys u8[n, 16]   value [n, p]   loss f64[n]   norms f64[n, L]
+
+and in its metadata the **layout**, which is the same in all of a folder: the layers, and which columns of ``value`` are
+whose.  Which rows are there is read from the keys alone, which a shard's name vouches for; a shard's checksum is looked
+at when its values are first read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.events import SILENT, Listener
+from influence_cli.store.files import DamagedFile, map_tensors
+from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted
+from influence_cli.store.shards import Arrays, positions, set_aside, shards_of, unique, write_shard
+
+SHARD_BYTES = 64 << 20  # most bytes of ``value`` in a shard, but for a single row
+READ = ("value", "loss", "norms")
+
+
+class LostRows(Exception):
+    """Rows that were stored when reading began, and are not there now: their shard is damaged, or gone."""
+
+    def __init__(self, index: NDArray[np.int64]) -> None:
+        super().__init__(f"{len(index)} rows")
+        self.index = index  # positions in the keys that were asked for
+
+
+class GradientFolder:
+    """The row gradients stored under one fingerprint.  Writing needs no lock."""
+
+    def __init__(self, path: Path, spec: dict[str, Any], listener: Listener = SILENT) -> None:
+        self.path, self.spec, self.listener = path, spec, listener
+        self._index: tuple[list[Path], Keys, NDArray[np.int64], NDArray[np.int64]] | None = None
+        self._layout: dict[str, Any] | None = None
+        self._verified: set[Path] = set()
+
+    def _rows(self) -> tuple[list[Path], Keys, NDArray[np.int64], NDArray[np.int64]]:
+        """(shards, keys [n, 16] of all of them, the shard of every row, its place in it); no value is read."""
+        if self._index is None:
+            found: list[Path] = []
+            keys: list[Keys] = []
+            for shard in shards_of(self.path):
+                try:
+                    tensors, meta = map_tensors(shard, verify=False)
+                    own = np.array(tensors["keys"])
+                    if digest_of_sorted(own) != shard.stem or "layout" not in meta:
+                        raise DamagedFile("its keys are not those of its name")
+                    self._layout = meta["layout"]
+                except FileNotFoundError:
+                    continue  # another run merged it meanwhile
+                except (DamagedFile, KeyError) as error:
+                    set_aside(shard, error, self.listener)
+                    continue
+                found.append(shard)
+                keys.append(own)
+            sizes = np.array([len(k) for k in keys], dtype=np.int64)
+            stacked = np.concatenate(keys) if keys else np.zeros((0, KEY_BYTES), np.uint8)
+            shard_of = np.repeat(np.arange(len(keys), dtype=np.int64), sizes)
+            place = np.arange(len(stacked), dtype=np.int64) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            self._index = found, stacked, shard_of, place
+        return self._index
+
+    @property
+    def layout(self) -> dict[str, Any] | None:
+        """The layers and their columns; None where no row is stored."""
+        self._rows()
+        return self._layout
+
+    @property
+    def stored(self) -> Keys:
+        """Keys of the distinct rows that are stored [n, 16]."""
+        keys = self._rows()[1]
+        return keys[unique(keys)]
+
+    def missing(self, keys: Keys) -> NDArray[np.bool_]:
+        """True for each of ``keys`` [n, 16] that no shard holds."""
+        return positions(keys, self._rows()[1]) < 0
+
+    def blocks(self, keys: Keys, names: tuple[str, ...] = READ) -> Iterator[tuple[NDArray[np.int64], Arrays]]:
+        """(positions in ``keys`` [m], their values by name), a shard at a time; equal keys all have their place.
+
+        Raises:
+            KeyError: a key is not stored (callers fill the folder first).
+            LostRows: at the end, where a shard turned out to be damaged; it was set aside.
+        """
+        shards, stored, shard_of, place = self._rows()
+        where = positions(keys, stored)
+        if len(where) and where.min() < 0:
+            raise KeyError(f"{int((where < 0).sum())} rows are not in {self.path}")
+        lost: list[NDArray[np.int64]] = []
+        owner = shard_of[where]
+        order = np.argsort(owner, kind="stable")
+        cuts = np.searchsorted(owner[order], np.arange(len(shards) + 1))
+        for k, shard in enumerate(shards):
+            index = order[cuts[k] : cuts[k + 1]]
+            if len(index) == 0:
+                continue
+            try:
+                tensors = self._read(shard)
+                rows = place[where[index]]
+                values = {name: tensors[name][rows] for name in names}
+            except (DamagedFile, KeyError, FileNotFoundError) as error:
+                if not isinstance(error, FileNotFoundError):
+                    set_aside(shard, error, self.listener)
+                self._index = None
+                lost.append(index)
+                continue
+            yield index, values
+        if lost:
+            raise LostRows(np.sort(np.concatenate(lost)))
+
+    def _read(self, shard: Path) -> Arrays:
+        """A shard's tensors, mapped; verified once."""
+        tensors, _ = map_tensors(shard, verify=shard not in self._verified)
+        self._verified.add(shard)
+        return tensors
+
+    def write(self, keys: Keys, values: Arrays, layout: dict[str, Any]) -> Path:
+        """Write one shard of distinct rows."""
+        path = write_shard(self.path, self.spec, keys, values, {"layout": layout})
+        self._index = None
+        return path
+
+    def collect(self, keep: Keys | None) -> tuple[int, int]:
+        """(rows dropped, shards merged): rows of no payload in ``keep`` go, small shards become large ones.
+
+        A shard at a time; shards that are nearly full and keep all of their rows stay as they are.
+        """
+        shards, keys, shard_of, place = self._rows()
+        first = positions(keys, keys) == np.arange(len(keys))
+        wanted = first.copy()
+        for k, shard in enumerate(shards if keep is not None else ()):
+            mine = shard_of == k
+            assert keep is not None
+            wanted[mine] &= positions(np.array(self._read(shard)["payload_keys"]), keep)[place[mine]] >= 0
+        sizes = [shard.stat().st_size for shard in shards]
+        changed = [k for k in range(len(shards)) if not wanted[shard_of == k].all()]
+        small = [k for k in range(len(shards)) if sizes[k] < SHARD_BYTES // 2 and k not in changed]
+        chosen = changed + (small if len(small) > 1 or changed else [])
+        written = self._rewrite(keys[wanted & np.isin(shard_of, chosen)]) if chosen else set()
+        gone = [shards[k] for k in chosen if shards[k] not in written]
+        for shard in gone:
+            shard.unlink(missing_ok=True)
+        self._index = None
+        return int((first & ~wanted).sum()), len(gone)
+
+    def _rewrite(self, keys: Keys) -> set[Path]:
+        """Write stored rows again, in shards as large as they may be."""
+        layout, written = self.layout, set[Path]()
+        assert layout is not None
+        parts: list[tuple[Keys, Arrays]] = []
+        rows, bytes_a_row = 0, 1
+        for index, values in self.blocks(keys, (*READ, "payload_keys")):
+            bytes_a_row = max(1, values["value"].nbytes // len(index))
+            parts.append((keys[index], values))
+            rows += len(index)
+            full = max(1, SHARD_BYTES // bytes_a_row)
+            while rows >= full:
+                taken, parts = _split(parts, full)
+                written.add(self.write(*taken, layout))
+                rows -= full
+        if rows:
+            written.add(self.write(*_split(parts, rows)[0], layout))
+        return written
+
+
+def _split(parts: list[tuple[Keys, Arrays]], count: int) -> tuple[tuple[Keys, Arrays], list[tuple[Keys, Arrays]]]:
+    """The first ``count`` rows, and the parts that are left."""
+    keys = np.concatenate([k for k, _ in parts])
+    values = {name: np.concatenate([v[name] for _, v in parts]) for name in parts[0][1]}
+    rest = (keys[count:], {name: v[count:] for name, v in values.items()})
+    return (keys[:count], {name: v[:count] for name, v in values.items()}), [rest] if len(rest[0]) else []
