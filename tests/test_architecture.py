@@ -44,7 +44,7 @@ LAYERS = (
         *("row_pass", "value_pass", "gradient_plan", "gradient_pass", "gradients"),
         "agreement",
         "score",
-        *("per_target", "per_target_pass"),
+        *("per_target", "per_target_plan", "per_target_pass", "per_target_product"),
         "curate",
         "gate",
         "arms",

@@ -21,12 +21,12 @@ from torch import nn
 import influence_cli
 from influence_cli.data.manifest import open_manifest
 from influence_cli.data.tables import provenance
-from influence_cli.errors import ManifestError
+from influence_cli.errors import ManifestError, UsageError
 from influence_cli.maths.top_k import NONE, SIDES, TopK
 from influence_cli.methods import METHODS
 from influence_cli.methods.protocol import Preconditioned
 from influence_cli.model.forward import Point
-from influence_cli.stages import per_target_pass
+from influence_cli.stages import per_target_pass, per_target_product
 from influence_cli.stages.per_target import per_target
 from influence_cli.stages.score import score
 from influence_cli.store.maintenance import collect, list_entries, verify
@@ -310,6 +310,105 @@ def test_a_confident_target_row_keeps_its_digits_in_float32(tmp_path: Path) -> N
         assert_same({target: found[target]}, {target: sides}, 1e-4)
 
 
+# -- from stored row gradients --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("precision", "rounding"), [("fp64", 1e-10), ("fp32", 1e-5)])
+def test_stored_rows_give_the_same_table_as_directions(net: Problem, precision: str, rounding: float) -> None:
+    expected = expected_of(net, 4)
+    assert_same(pairs_of(per_target(net.job(precision=precision), 4)), expected, rounding)
+    table = per_target(net.job(precision=precision, rows="full"), 4)
+    assert_same(pairs_of(table), expected, rounding)
+    about = provenance(table.schema)["per_target"]
+    assert (about["rows"], about["params"], about["exact"]) == ("full", "all", True)
+
+
+def test_rows_last_is_exact_in_the_head_and_says_so(net: Problem) -> None:
+    job = net.job(rows="last")
+    job.listener = heard = Heard()
+    table = per_target(job, 5)
+    assert_same(pairs_of(table), pairs_of(per_target(net.job(params="last"), 5)), 1e-10)
+    assert any("the head's parameters alone" in note for note in heard.notes)
+    assert provenance(table.schema)["per_target"]["params"] == "last"
+
+
+@pytest.mark.parametrize("method", PRECONDITIONED)
+def test_stored_rows_give_every_preconditioned_method(method: str, mlp: Problem) -> None:
+    settings: Any = {"methods": (method,), "options": {method: {"damping": 0.1}}}
+    found = pairs_of(per_target(mlp.job(**settings, rows="full"), 5))
+    assert_same(found, pairs_of(per_target(mlp.job(**settings), 5)), 1e-4 if method == "cg" else 1e-8)
+
+
+def test_both_ways_share_what_is_stored(mlp: Problem) -> None:
+    (mlp.folder / "both").mkdir()
+    first = per_target(mlp.job("both"), 4)
+    job = mlp.job("both", rows="full")
+    job.listener = heard = Heard()
+    assert per_target(job, 4).equals(first)
+    assert passed(heard) == 0
+    assert not (mlp.folder / "both" / "gradients").exists()
+
+
+def test_neither_blocks_nor_pieces_nor_shards_change_a_number(net: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = pairs_of(per_target(net.job(rows="full"), 5))
+    for rows, pairs, shard, batch in ((1, 1, 3, 2), (2, 7, 5, 100)):
+        monkeypatch.setattr(per_target_product, "BLOCK_ROWS", rows)
+        monkeypatch.setattr(per_target_product, "PAIRS", pairs)
+        table = per_target(net.job(rows="full", shard_rows=shard, batch_size=batch), 5)
+        assert_same(pairs_of(table), expected, 1e-10)
+
+
+def test_copies_of_rows_have_their_own_places_in_a_product(mlp: Problem) -> None:
+    path, _ = with_duplicates(mlp)
+    found = pairs_of(per_target(mlp.job(manifest=path, rows="full"), 7))
+    assert_same(found, pairs_of(per_target(mlp.job(manifest=path), 7)), 1e-10)
+
+
+def test_a_sketch_is_marked_and_its_errors_are_as_large_as_it_says(tmp_path: Path) -> None:
+    """Over seeds: unbiased, and a standard deviation that is at most what is stated, and not far below."""
+    problem = make_problem(tmp_path, "mlp:24,24", (12,), classes=3, train=30, val=6)
+    exact = matrix(problem)
+    targets, rows = ids_of(problem, "val"), ids_of(problem, "train")
+    found, stated = [], np.zeros(exact.shape)
+    for seed in range(40):
+        table = per_target(problem.job(rows="sketch", sketch_dim=200, seed=seed), 100)
+        scores = np.full(exact.shape, np.nan)
+        for r in table.to_pylist():
+            v, i = targets.index(r["target_id"]), rows.index(r["id"])
+            scores[v, i], stated[v, i] = r["score"], r["standard_error"]
+        found.append(scores)
+    assert np.isfinite(found).all()
+    deviation, mean = np.std(found, axis=0, ddof=1), np.mean(found, axis=0)
+    assert (np.abs(mean - exact) < 4.0 * stated / 40**0.5).all()
+    ratio = deviation / stated
+    assert ratio.max() < 1.5  # of 40 draws
+    assert np.median(ratio) > 0.3
+    about = provenance(table.schema)["per_target"]
+    assert (about["rows"], about["exact"], about["sketch_dim"]) == ("sketch", False, 200)
+    assert about["median_relative_error"] > 0
+
+
+def test_a_sketch_as_wide_as_the_gradient_is_exact_and_has_no_error(mlp: Problem) -> None:
+    table = per_target(mlp.job(rows="sketch", sketch_dim=4096), 5)
+    assert_same(pairs_of(table), expected_of(mlp, 5), 1e-10)
+    assert max(table.column("standard_error").to_pylist()) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"methods": ("ip-ensemble",), "rows": "full"}, "where parameters are dropped"),
+        ({"methods": ("ekfac",), "rows": "sketch"}, "stores sketches"),
+        ({"methods": ("exact",), "rows": "last"}, "those of the head alone"),
+    ],
+)
+def test_methods_that_the_stored_rows_do_not_give_are_refused(
+    settings: dict[str, Any], message: str, mlp: Problem
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        per_target(mlp.job(**settings))
+
+
 # -- what is stored -------------------------------------------------------------------------------------------------
 
 
@@ -497,7 +596,7 @@ def test_the_command_writes_what_the_function_returns(tmp_path: Path, digits: Pa
     about = provenance(table.schema)
     assert about["stage"] == "per-target"
     assert about["per_target"] == {
-        "method": "ip", "top": 3, "rows": "none", "exact": True, "non_finite_rows": 0,
+        "method": "ip", "top": 3, "rows": None, "params": "all", "exact": True, "non_finite_rows": 0,
     }  # fmt: skip
     assert about["engines"][0]["engine"] == "forward"
     lines = call_cli("score", *asked, cwd=tmp_path).rows

@@ -61,3 +61,19 @@ class TopK:
         order = np.lexsort((places, -gains))[: self.k]
         self.places[target, side, : len(order)] = places[order]
         self.scores[target, side, : len(order)] = sign * gains[order]
+
+
+COLUMNS = 1 << 14  # of a product that are made float64 at once
+
+
+def inner_products(a: NDArray[np.floating], b: NDArray[np.floating]) -> Floats:
+    """< a_t, b_r > [t, r] of a [t, p] and b [r, p] in float64, of which no whole copy is made.
+
+    >>> inner_products(np.float32([[1.0, 2.0]]), np.float32([[3.0, 4.0], [0.5, 0.0]]))
+    array([[11. ,  0.5]])
+    """
+    total = np.zeros((len(a), len(b)))
+    for k in range(0, a.shape[1], COLUMNS):
+        some = slice(k, k + COLUMNS)
+        total += a[:, some].astype(np.float64) @ b[:, some].astype(np.float64).T
+    return total

@@ -3,13 +3,16 @@
     s(v, i) = < grad l_i, P grad l_v >
 
 is the score of train row i where target row v is the whole target: positive where the row helps it.  ``score`` itself
-is the mean of s over the target rows.  Memory holds a block of target rows, a batch of train rows and the table itself:
+is the mean of s over the target rows.  There are two ways to it: directions of blocks of target rows along which the
+train rows' tangents are taken (``per_target_pass``), or, where the run asks for rows' own gradients (``--rows``), a
+product of stored ones (``per_target_product``), exact unless they are sketches.
+
+Memory holds a block of target rows, a batch or a shard of train rows and the table itself:
 O(block x (batch + parameters) + m K).  Every finished block is stored, so a run that is stopped goes on from there.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,11 +24,12 @@ from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.maths.top_k import NONE, SIDES, TopK
 from influence_cli.methods.protocol import Preconditioned
+from influence_cli.stages.gradient_plan import row_request
 from influence_cli.stages.grads import fill
-from influence_cli.stages.job import Job, Member
-from influence_cli.stages.per_target_pass import block_size, rate_key, tangent_pass
-from influence_cli.stages.plan import Work
-from influence_cli.stages.preconditioning import Along, missing_fits, missing_solves, parameter_count
+from influence_cli.stages.job import Job
+from influence_cli.stages.per_target_pass import tangent_pass
+from influence_cli.stages.per_target_plan import describe, sentence
+from influence_cli.stages.per_target_product import open_rows, product_pass
 from influence_cli.stages.provenance import provenance_of
 from influence_cli.store import ShardFolder, fingerprint
 from influence_cli.store.keys import digest_in_order
@@ -33,15 +37,14 @@ from influence_cli.store.shards import as_arrow, unique
 
 TOP = 10  # rows of each side
 OBJECTIVE = "utility"  # the objective whose term of a target row is its own loss
-ROW_BYTES = 2 * 16  # of a place and a score on either side
 
 
 def check_per_target(job: Job, top: int) -> str:
     """The method that scores pairs of rows.
 
     Raises:
-        UsageError: there are several, it has no scores of pairs, another objective was asked for, or ``top`` is no
-            number of rows.
+        UsageError: there are several, it has no scores of pairs or none from the rows that are stored, another
+            objective was asked for, or ``top`` is no number of rows.
     """
     if top < 1:
         raise UsageError(f"--top {top} is no number of rows", fix=f"--top {TOP}")
@@ -61,56 +64,85 @@ def check_per_target(job: Job, top: int) -> str:
             f"--per-target is about the loss of each target row, and {', '.join(others)} is about all of them together",
             fix=f"--objective {OBJECTIVE}",
         )
+    if job.spec.rows is not None:
+        _check_rows(job, name)
     return name
+
+
+def _check_rows(job: Job, name: str) -> None:
+    """Refuse methods whose scores the stored rows do not give."""
+    rows, members = job.spec.rows, job.method_members[name]
+    if len(members) > 1 or members[0].dropout is not None:
+        raise UsageError(
+            f"--rows {rows} stores gradients at the checkpoint, and {name} takes them where parameters are dropped",
+            fix="leave --rows out, or take --method ip",
+        )
+    whole = rows == "full" or (rows == "last" and job.spec.params == "last")
+    if isinstance(job.methods[name], Preconditioned) and not whole:
+        stored = "sketches" if rows == "sketch" else "those of the head alone"
+        raise UsageError(
+            f"{name} turns whole gradients into others, and --rows {rows} stores {stored}",
+            fix="--rows full, or leave --rows out" + (", or add --params last" if rows == "last" else ""),
+        )
 
 
 def per_target(job: Job, top: int = TOP) -> pa.Table:
     """The table: for every target row up to ``top`` rows of each side, the most extreme first.
 
     Columns: target_id, target_row_key, target_label, rank (from 1), side (helpful or harmful), id, row_key, label and
-    score.  A side holds rows of its own sign alone: there are fewer where fewer help, or harm.
+    score, and from sketches ``standard_error``, the most that the score's may be.  A side holds rows of its own sign
+    alone: there are fewer where fewer help, or harm.
     """
     name = check_per_target(job, top)
-    if _undecided(job):
+    if any(ensemble.decided is None for ensemble in job.ensembles.values()):
         fill(job)  # how many members there are is decided by the scores for all target rows
-    train, target = job.train, job.target
-    missing = _missing(job, name, top)
+    target, missing = job.target, _missing(job, name, top)
     if len(missing):
-        job.listener.note(sentence(describe_per_target(job, top)))
-        folder = _folder(job, name, top)
+        job.listener.note(sentence(describe(job, name, top, len(missing))))
+        gradients = None if job.spec.rows is None else open_rows(job)  # from here on without rows that cannot be read
+        folder = _folder(job, name, top, job.train)
 
-        def keep(block: Rows, found: TopK, bad: NDArray[np.int64]) -> None:
+        def keep(block: Rows, found: TopK, bad: NDArray[np.int64], more: dict[str, NDArray[Any]]) -> None:
             """Store a finished block."""
-            values = {"places": found.places, "scores": found.scores, "bad": bad}
+            values = {"places": found.places, "scores": found.scores, "bad": bad, **more}
             folder.write(block.row_keys, {"payload_keys": block.payload_keys, **values})
 
-        tangent_pass(job, name, missing, top, keep)
+        train = job.train
+        if gradients is None:
+            tangent_pass(job, name, missing, top, keep)
+        else:
+            product_pass(job, name, gradients, _missing(job, name, top), top, keep)
+    else:
+        train = job.train
     stored = _folder(job, name, top, train).read(target.row_keys)
     _warn(job, train, stored["bad"], stored["places"])
-    table = _table(target, train, stored["places"], stored["scores"])
-    about = {
-        "method": name,
-        "top": top,
-        "rows": "none",
-        "exact": True,
-        "non_finite_rows": int(stored["bad"][:, 0].max(initial=0)),
-    }
+    table = _table(target, train, stored)
+    bad = int(stored["bad"][:, 0].max(initial=0))
+    about = {"method": name, "top": top, **_rows_said(job, table), "non_finite_rows": bad}
     return with_provenance(table, {**provenance_of(job, "per-target"), "kind": "signed", "per_target": about})
 
 
-def _undecided(job: Job) -> bool:
-    return any(ensemble.decided is None for ensemble in job.ensembles.values())
+def describe_per_target(job: Job, top: int = TOP) -> dict[str, Any]:
+    """The plan as plain values: target rows stored and to compute, blocks, passes, seconds and memory."""
+    name = check_per_target(job, top)
+    return describe(job, name, top, len(_missing(job, name, top)))
 
 
-def _folder(job: Job, name: str, top: int, train: Rows | None = None) -> ShardFolder:
-    """The shards of what was found, by target row; named by all that decides it, the order of the train rows too."""
-    method, members = job.methods[name], job.method_members[name]
+def _folder(job: Job, name: str, top: int, train: Rows) -> ShardFolder:
+    """The shards of what was found, by target row; named by all that decides it, the order of the train rows too.
+
+    Both ways are exact but for sketches, and share it.
+    """
+    method, members, params = job.methods[name], job.method_members[name], job.spec.params
     p = isinstance(method, Preconditioned)
     how = {"name": name, **method.describe(), "factors": [job.factor(name, m) for m in members]} if p else None
-    rows = job.train if train is None else train
-    about = {"params": job.spec.params, "loss": job.loss_name, "top": top}
+    sketch = None
+    if job.spec.rows is not None:
+        request = row_request(job)
+        params, sketch = request.params, None if request.sketch_dim is None else [request.sketch_dim, request.seed]
+    about = {"params": params, "loss": job.loss_name, "top": top, "sketch": sketch}
     named = fingerprint(
-        "top-rows", 1, members=[m.name for m in members], method=how, train=digest_in_order(rows.row_keys), **about
+        "top-rows", 1, members=[m.name for m in members], method=how, train=digest_in_order(train.row_keys), **about
     )
     assert job.model is not None
     of = {"model": job.model.as_dict(), "precision": job.spec.precision, "value": {"value": f"top {top} by {name}"}}
@@ -122,26 +154,47 @@ def _missing(job: Job, name: str, top: int) -> Rows:
     keys = job.target.row_keys
     distinct = np.zeros(len(keys), dtype=bool)
     distinct[unique(keys)] = True
-    return job.target.take(distinct & _folder(job, name, top).missing(keys))
+    return job.target.take(distinct & _folder(job, name, top, job.train).missing(keys))
 
 
-def _table(target: Rows, train: Rows, places: NDArray[np.int64], scores: NDArray[np.float64]) -> pa.Table:
+def _table(target: Rows, train: Rows, stored: dict[str, NDArray[Any]]) -> pa.Table:
     """Places and scores [m, 2, K] as rows."""
-    v, side, rank = np.nonzero(places != NONE)
-    row = places[v, side, rank]
-    return pa.table(
-        {
-            "target_id": pa.array(target.ids, pa.string()).take(pa.array(v)),
-            "target_row_key": as_arrow(target.row_keys[v]),
-            "target_label": pa.array(target.labels[v]),
-            "rank": pa.array(rank + 1),
-            "side": pa.array(SIDES, pa.string()).take(pa.array(side)),
-            "id": pa.array(train.ids, pa.string()).take(pa.array(row)),
-            "row_key": as_arrow(train.row_keys[row]),
-            "label": pa.array(train.labels[row]),
-            "score": pa.array(scores[v, side, rank]),
-        }
+    there = stored["places"] != NONE
+    v, side, rank = np.nonzero(there)
+    row = stored["places"][there]
+    columns = {
+        "target_id": pa.array(target.ids, pa.string()).take(pa.array(v)),
+        "target_row_key": as_arrow(target.row_keys[v]),
+        "target_label": pa.array(target.labels[v]),
+        "rank": pa.array(rank + 1),
+        "side": pa.array(SIDES, pa.string()).take(pa.array(side)),
+        "id": pa.array(train.ids, pa.string()).take(pa.array(row)),
+        "row_key": as_arrow(train.row_keys[row]),
+        "label": pa.array(train.labels[row]),
+        "score": pa.array(stored["scores"][there]),
+    }
+    if "errors" in stored:
+        columns["standard_error"] = pa.array(stored["errors"][there])
+    return pa.table(columns)
+
+
+def _rows_said(job: Job, table: pa.Table) -> dict[str, Any]:
+    """For provenance: by which gradients, whether exactly, and how large errors are beside the scores listed."""
+    if job.spec.rows is None:
+        return {"rows": None, "params": job.spec.params, "exact": True}
+    request = row_request(job)
+    about = {"rows": request.rows, "params": request.params, "exact": request.sketch_dim is None}
+    if request.params != job.spec.params:
+        job.listener.note("scores are of the head's parameters alone (--rows last), not of all")
+    if request.sketch_dim is None:
+        return about
+    error, score = (table.column(n).to_numpy() for n in ("standard_error", "score"))
+    share = float(np.median(error / np.abs(score))) if len(score) else None
+    beside = "" if share is None else f": their standard errors are at most {share:.0%} of the score in the median"
+    job.listener.note(
+        f"scores are estimates from sketches{beside}; without --rows, or with --rows full, they are exact"
     )
+    return {**about, "sketch_dim": request.sketch_dim, "median_relative_error": share}
 
 
 def _warn(job: Job, train: Rows, bad: NDArray[np.int64], places: NDArray[np.int64]) -> None:
@@ -155,65 +208,3 @@ def _warn(job: Job, train: Rows, bad: NDArray[np.int64], places: NDArray[np.int6
     if len(empty):
         named = ", ".join(job.target.ids[k] for k in empty[:5].tolist())
         job.listener.warn(f"no row helps or harms {len(empty)} target rows, every score is 0: {named}")
-
-
-# -- the plan -------------------------------------------------------------------------------------------------------
-
-
-def describe_per_target(job: Job, top: int) -> dict[str, Any]:
-    """The plan as plain values: target rows stored and to compute, blocks, passes, seconds and memory."""
-    name = check_per_target(job, top)
-    members, missing, n = job.method_members[name], len(_missing(job, name, top)), len(job.payload_keys)
-    size = block_size(job, len(members))
-    blocks = -(-missing // size)
-    rate, measured = _rate(job, members[0], size) if missing else (0.0, True)
-    along = (Along(name, OBJECTIVE, False, "", ""),) if missing and job.fit is not None else ()
-    fits = [fit for member in members for fit in missing_fits(job, member, along)]
-    solves = [replace(s, directions=missing, passes=blocks * s.passes) for s in missing_solves(job, along)]
-    solves = [s if s.seconds is None else replace(s, seconds=round(blocks * s.seconds, 1)) for s in solves]
-    seconds = None if rate is None else round(rate * missing * n * len(members), 1)
-    every = [seconds, *(f.seconds for f in fits), *(s.seconds for s in solves)]
-    known = [s for s in every if s is not None]
-    values = 2 * size * len(members) * parameter_count(job)
-    return {
-        "schema_version": 1,
-        "store": str(job.store.root) if job.runtime.store else "temporary, thrown away at the end",
-        "method": name,
-        "rows": "none",
-        "exact": True,
-        "top": top,
-        "train_rows": len(job.train),
-        "target_rows": len(job.target),
-        "target_rows_to_compute": missing,
-        "members": len(members),
-        "target_rows_a_block": size,
-        "passes": blocks * len(members),
-        "forward_passes": (blocks + 2 * missing) * len(members),
-        "seconds": round(sum(known), 1) if len(known) == len(every) else None,
-        "seconds_are": "measured" if measured else "estimated",
-        "memory_bytes": values * (8 if job.spec.precision == "fp64" else 4) + ROW_BYTES * top * len(job.target),
-        "fits": [fit.as_dict() for fit in fits],
-        "solves": [solve.as_dict() for solve in solves],
-    }
-
-
-def _rate(job: Job, member: Member, size: int) -> tuple[float | None, bool]:
-    """Seconds per train row, direction and member, and whether they were measured; else a small batch is timed."""
-    known = job.store.timing(rate_key(job))
-    if known is not None:
-        return known, True
-    from influence_cli.stages.estimate import estimated_rates
-
-    keys = job.payload_keys[:1]
-    rates = estimated_rates(job, [Work(member, (), keys[:0], {str(k): keys for k in range(size)}, {})])
-    return (rates["tangents"] / size if "tangents" in rates else None), False
-
-
-def sentence(plan: dict[str, Any]) -> str:
-    """What is about to be run, and how long it takes."""
-    seconds = "unknown" if plan["seconds"] is None else f"{plan['seconds']:,.3g} {plan['seconds_are']}"
-    return (
-        f"{plan['target_rows_to_compute']:,} target rows, {plan['target_rows_a_block']} a pass: {plan['passes']:,} "
-        f"passes over {plan['train_rows']:,} train rows, as much as {plan['forward_passes']:,} forward passes; "
-        f"seconds: {seconds}"
-    )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from influence_cli.model.curvature import Curvature
     from influence_cli.model.engine import Engine
     from influence_cli.model.forward import Point
     from influence_cli.model.row_directions import Direction
@@ -37,7 +38,9 @@ DIRECTION_VALUES = 1 << 27  # most values of a block's directions, all members t
 IN_MEMORY_BYTES = 1 << 28  # decoded train rows up to this are kept between blocks
 NAMED = 5  # rows whose score is not finite that are kept by place
 
-Done = Callable[[Rows, TopK, NDArray[np.int64]], None]  # target rows, what was found, and (count, places) of bad rows
+# target rows, what was found, (count, places) of rows that are not finite, and more arrays by name
+Done = Callable[[Rows, TopK, NDArray[np.int64], dict[str, NDArray[Any]]], None]
+Named = dict[str, NDArray[np.floating]]
 
 
 def block_size(job: Job, members: int) -> int:
@@ -67,18 +70,18 @@ def tangent_pass(job: Job, name: str, target: Rows, top: int, done: Done) -> Non
         for index, decoded in batches(target.manifest, chunks, job.model, job.runtime.workers):
             block = target.take(np.array([row_at[int(row)] for row in index], dtype=np.int64))
             along, started = run.directions(block, decoded), time.perf_counter()
-            found, bad = TopK(len(block), top), _Bad(len(block))
+            found, bad = TopK(len(block), top), BadRows(len(block))
             for rows, scores in run.scores(along):
                 bad.add(rows, scores)
                 found.add(0, rows, scores)
                 progress.advance(scores.size)
             spent += time.perf_counter() - started
-            done(block, found, bad.found)
+            done(block, found, bad.found, {})
     job.store.write_timing(rate_key(job), spent / max(1, pairs * len(run.members)))
     run.close()
 
 
-class _Bad:
+class BadRows:
     """For every target row of a block, how many train rows have a score that is not finite, and the first places."""
 
     def __init__(self, targets: int) -> None:
@@ -86,7 +89,7 @@ class _Bad:
         self.found[:, 0] = 0
 
     def add(self, rows: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
-        """Count those of a batch."""
+        """Count those of a batch: scores [t, r] of the train rows at places [r]."""
         wrong = ~np.isfinite(scores)
         for t in np.flatnonzero(wrong.any(axis=1)).tolist():
             here = rows[wrong[t]]
@@ -113,7 +116,8 @@ class _Run:
         both = [points(job, model, member, self.device) for member in self.members]
         self.exact: list[Point] = [exact for exact, _ in both]
         self.engines: list[Engine] = [Engine(point, job.runtime.engine, job.listener) for _, point in both]
-        self.precondition = _preconditioner(job, name, model, self.device)
+        p = isinstance(job.methods[name], Preconditioned)
+        self.solver = Solver(job, name, model, self.device) if p else None
         self.parts, self.unusable = Parts(job.listener.warn), Unusable(job)
         first = index_by_key(job.train)
         self.rows = np.array(sorted(first.values()), dtype=np.int64)  # a manifest row of every distinct payload
@@ -144,7 +148,7 @@ class _Run:
             finite = [bool(torch.isfinite(z).all()) and _finite(g) for z, g in zip(logits, found, strict=True)]
             if not all(finite):
                 raise not_finite(block, int(block.index[finite.index(False)]))
-            found = self.precondition(member, found)
+            found = found if self.solver is None else self.solver.directions(member, found)
             point = engine.point
             along.append([{n: g.to(point.device, point.dtype) for n, g in u.items()} for u in found])
         return along
@@ -212,38 +216,42 @@ def _finite(direction: dict[str, Any]) -> bool:
     return all(bool(g.isfinite().all()) for g in direction.values())
 
 
-def _preconditioner(
-    job: Job, name: str, model: nn.Module, device: torch.device
-) -> Callable[[Member, list[Direction]], list[Direction]]:
-    """From the gradients of a block to u = P q; what the method has to say of P is said once."""
-    import torch
+class Solver:
+    """From gradients of target rows to u = P g by a method's own P; what the method has to say of P is said once."""
 
-    method = job.methods[name]
-    if not isinstance(method, Preconditioned):
-        return lambda _, directions: directions
-    said: list[str] = []
-    open_at: dict[str, Any] = {}
+    def __init__(self, job: Job, name: str, model: nn.Module, device: torch.device) -> None:
+        method = job.methods[name]
+        assert isinstance(method, Preconditioned)
+        self.job, self.name, self.method, self.model, self.device = job, name, method, model, device
+        self._curvatures: dict[str, Curvature] = {}
+        self._said: list[str] = []
 
-    def say(facts: dict[str, Any]) -> None:
-        if not said:
-            said.append(method.sentence(facts))
-            job.listener.note(f"{name}: {said[0]}")
-        for text in (*method.warnings(facts), *condition_warning(job, name, facts)):
-            if text not in said:
-                said.append(text)
-                job.listener.warn(f"{name}: {text}")
+    def columns(self, member: Member, gradients: list[Named]) -> list[Named]:
+        """P g of every gradient, by parameter name."""
+        if member.name not in self._curvatures:
+            size = batch_size(self.job)
+            self._curvatures[member.name] = opened(self.job, self.name, member, self.model, self.device, size)
+        curvature = self._curvatures[member.name]
+        q = np.stack([curvature.flat(g) for g in gradients], axis=1)
+        columns, facts = self.method.precondition(q, curvature)
+        assert self.job.fit is not None
+        about = {"fit_rows": len(self.job.fit.rows), "fit_weight": self.job.fit.weight, "parameters": curvature.size}
+        self._say({**facts, **about})
+        return [dict(curvature.by_name(column)) for column in columns.T]
 
-    def apply(member: Member, directions: list[Direction]) -> list[Direction]:
-        if member.name not in open_at:
-            open_at[member.name] = opened(job, name, member, model, device, batch_size(job))
-        curvature = open_at[member.name]
-        q = np.stack([curvature.flat({n: g.cpu().numpy() for n, g in u.items()}) for u in directions], axis=1)
-        columns, facts = method.precondition(q, curvature)
-        assert job.fit is not None
-        about = {"fit_rows": len(job.fit.rows), "fit_weight": job.fit.weight, "parameters": curvature.size}
-        say({**facts, **about})
-        named = [curvature.by_name(column) for column in columns.T]
+    def directions(self, member: Member, directions: list[Direction]) -> list[Direction]:
+        """The same of tensors, where and as precise as they are."""
+        import torch
+
         like = directions[0]
-        return [{n: torch.from_numpy(v.copy()).to(like[n].device, like[n].dtype) for n, v in u.items()} for u in named]
+        found = self.columns(member, [{n: g.cpu().numpy() for n, g in u.items()} for u in directions])
+        return [{n: torch.from_numpy(v.copy()).to(like[n].device, like[n].dtype) for n, v in u.items()} for u in found]
 
-    return apply
+    def _say(self, facts: dict[str, Any]) -> None:
+        if not self._said:
+            self._said.append(self.method.sentence(facts))
+            self.job.listener.note(f"{self.name}: {self._said[0]}")
+        for text in (*self.method.warnings(facts), *condition_warning(self.job, self.name, facts)):
+            if text not in self._said:
+                self._said.append(text)
+                self.job.listener.warn(f"{self.name}: {text}")

@@ -147,16 +147,16 @@ def _why(job: Job, method: str, member: Member) -> str:
     )
 
 
-def parameter_count(job: Job) -> int:
-    """Number of selected parameters; remembered, since counting them needs the model built."""
-    spec, _ = require_model(job)
-    note = fingerprint("parameters", 1, model=spec.as_dict(), params=job.spec.params)
+def parameter_count(job: Job, params: str | None = None) -> int:
+    """Number of parameters that are selected (by the run); remembered, since counting them needs the model built."""
+    (spec, _), params = require_model(job), params or job.spec.params
+    note = fingerprint("parameters", 1, model=spec.as_dict(), params=params)
     known = job.store.read_model_note(note)
     if known is None or "parameters" not in known:
         from influence_cli.model.build import build_model
         from influence_cli.model.parameters import select_parameters
 
-        known = {"parameters": sum(p.numel() for p in select_parameters(build_model(spec), job.spec.params).values())}
+        known = {"parameters": sum(p.numel() for p in select_parameters(build_model(spec), params).values())}
         job.store.write_model_note(note, known)
     return int(known["parameters"])
 
