@@ -45,6 +45,7 @@ LAYERS = (
         "agreement",
         "score",
         *("per_target", "per_target_plan", "per_target_pass", "per_target_product"),
+        "per_target_agreement",
         "curate",
         "gate",
         "arms",

@@ -6,6 +6,7 @@ Reference: the dense matrix of < grad l_i, P grad l_v > from one backward pass a
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,23 @@ from influence_cli.maths.top_k import NONE, SIDES, TopK
 from influence_cli.methods import METHODS
 from influence_cli.methods.protocol import Preconditioned
 from influence_cli.model.forward import Point
+from influence_cli.settings import GradSpec
 from influence_cli.stages import per_target_pass, per_target_product
 from influence_cli.stages.per_target import per_target
 from influence_cli.stages.score import score
 from influence_cli.store.maintenance import collect, list_entries, verify
-from tests.cases import Example, Heard, call_cli, examples, feature_table, job_of, write
+from tests.cases import (
+    Example,
+    Heard,
+    call_cli,
+    digits_table,
+    examples,
+    feature_table,
+    job_of,
+    run_python,
+    with_column,
+    write,
+)
 from tests.oracle import (
     Problem,
     column,
@@ -43,6 +56,7 @@ from tests.oracle import (
     save_checkpoint,
     write_manifest,
 )
+from tests.test_cli import WITHOUT_TORCH
 
 Pairs = dict[str, dict[str, list[tuple[str, float]]]]  # target id -> side -> (id, score), by rank
 NETS = {"mlp": ("mlp:7", (5,), 40, 12), "conv": ("test_resnet", (3, 32, 32), 8, 5)}  # the second has BatchNorm
@@ -386,6 +400,23 @@ def test_a_sketch_is_marked_and_its_errors_are_as_large_as_it_says(tmp_path: Pat
     about = provenance(table.schema)["per_target"]
     assert (about["rows"], about["exact"], about["sketch_dim"]) == ("sketch", False, 200)
     assert about["median_relative_error"] > 0
+    against = about["against_exact"]
+    v, i = (np.flatnonzero([r in some for r in every]) for some, every in sampled(problem))
+    sample = scores[v][:, i]
+    assert against["relative_error"] == pytest.approx(rms(sample - exact[v][:, i]) / rms(exact[v][:, i]), rel=1e-6)
+    assert (against["target_rows"], against["train_rows"]) == (4, 30)
+    assert 0.3 < against["rank_correlation"] < 1.0
+
+
+def rms(values: NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.mean(values**2)))
+
+
+def sampled(problem: Problem) -> list[tuple[list[str], list[str]]]:
+    """The ids of the target and the train rows that are scored both ways, and of all: those of the least keys."""
+    job = problem.job()
+    order = sorted(range(len(job.target)), key=lambda k: job.target.row_keys[k].tobytes())[:4]
+    return [([job.target.ids[k] for k in order], job.target.ids), (job.train.ids, job.train.ids)]
 
 
 def test_a_sketch_as_wide_as_the_gradient_is_exact_and_has_no_error(mlp: Problem) -> None:
@@ -628,3 +659,72 @@ def test_curate_takes_no_table_of_pairs(tmp_path: Path, digits: Path, digits_run
         ran = call_cli(command, "p.parquet", cwd=tmp_path)
         assert ran.code == 2
         assert "one score a pair of rows" in ran.err
+
+
+def test_stored_rows_and_stored_tables_import_no_torch(tmp_path: Path, digits: Path, digits_run: Path) -> None:
+    asked = ("score", digits, "--checkpoint", digits_run, "--store", "store", "--per-target", "-o", "p.parquet")
+    rows = (*asked, "--rows", "sketch", "--sketch-dim", "300")
+    for command in (asked, rows):
+        assert call_cli(*command, cwd=tmp_path).code == 0
+        ran = run_python(WITHOUT_TORCH, *command, cwd=tmp_path)
+        assert (ran.code, ran.err.splitlines()[-1]) == (0, "no torch"), ran.err
+    assert "rank correlation" in ran.err
+    other = (*asked, "--rows", "full", "--top", "2")
+    assert call_cli(*other, cwd=tmp_path).code == 0
+    shutil.rmtree(tmp_path / "store" / "top_rows")  # the product again, of gradients that are stored
+    ran = run_python(WITHOUT_TORCH, *other, cwd=tmp_path)
+    assert (ran.code, ran.err.splitlines()[-1]) == (0, "no torch"), ran.err
+
+
+def test_the_plan_of_stored_rows_names_what_is_computed_first(tmp_path: Path, digits: Path, digits_run: Path) -> None:
+    asked = (digits, "--checkpoint", digits_run, "--store", "store", "--per-target", "--rows", "full")
+    plan = call_cli("score", *asked, "--dry-run", cwd=tmp_path).json
+    wanted = {"rows": "full", "exact": True, "row_gradients_to_compute": 260, "passes": 1, "target_rows_a_block": 1024}
+    assert wanted.items() <= plan.items()
+    ran = call_cli("score", *asked, "-o", "p.parquet", cwd=tmp_path)
+    assert "260 row gradients are computed first" in ran.err
+    after = call_cli("score", *asked, "--top", "3", "--dry-run", cwd=tmp_path).json
+    assert (after["row_gradients_to_compute"], after["target_rows_to_compute"]) == (0, 60)
+    assert after["values_a_row"] == plan["values_a_row"]
+    assert after["seconds"] is not None
+
+
+def test_images_that_cannot_be_decoded_are_left_out(tmp_path: Path, digits_run: Path) -> None:
+    table = digits_table(train=30, val=8, test=0)
+    images = table.column("image").to_pylist()
+    images[3] = images[3][:40]
+    broken = write(with_column(table, "image", pa.array(images, pa.binary())), tmp_path / "broken.parquet")
+    rest = write(table.filter(pa.array([k != 3 for k in range(38)])), tmp_path / "rest.parquet")
+    expected = pairs_of(per_target(job_of(rest, digits_run, tmp_path / "rest"), 4))
+    for rows in (None, "full"):
+        heard = Heard()
+        spec = GradSpec(rows=rows)
+        job = job_of(broken, digits_run, tmp_path / f"store-{rows}", listener=heard, spec=spec, skip_bad=True)
+        table = per_target(job, 4)
+        assert_same(pairs_of(table), expected, 1e-5)
+        assert [b.id for b in job.manifest.bad] == ["d0003"]
+        assert provenance(table.schema)["skipped"] == ["d0003"]
+        again = job_of(broken, digits_run, tmp_path / f"store-{rows}", spec=spec, skip_bad=True)
+        assert_same(pairs_of(per_target(again, 4)), expected, 1e-5)
+
+
+def test_a_loss_of_ones_own_is_that_of_both_rows(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+
+    def squared(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return 0.5 * (logits - torch.nn.functional.one_hot(labels, 3)).square().sum(1)
+
+    rows = examples(20, 5, 0)
+    task = influence_cli.Task(model=net, transform=lambda v: torch.tensor(v, dtype=torch.float64), loss=squared)
+    path = write(feature_table(rows), tmp_path / "m.parquet")
+    gradients = {}
+    for r in rows:
+        loss = squared(net(torch.tensor(np.float32(r.features)).double()[None]), torch.tensor([r.label]))[0]
+        gradients[r.id] = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))]).numpy()
+    train, val = ([r.id for r in rows if r.split == split] for split in ("train", "val"))
+    scores = np.array([[gradients[v] @ gradients[i] for i in train] for v in val])
+    expected = sorted_whole(scores, val, train, 4)
+    for kind in (None, "full"):
+        table = influence_cli.per_target(str(path), top=4, task=task, precision="fp64", rows=kind, store=None)
+        assert_same(pairs_of(table), expected, 1e-10)

@@ -27,6 +27,7 @@ from influence_cli.methods.protocol import Preconditioned
 from influence_cli.stages.gradient_plan import row_request
 from influence_cli.stages.grads import fill
 from influence_cli.stages.job import Job
+from influence_cli.stages.per_target_agreement import sketch_agreement
 from influence_cli.stages.per_target_pass import tangent_pass
 from influence_cli.stages.per_target_plan import describe, sentence
 from influence_cli.stages.per_target_product import open_rows, product_pass
@@ -96,30 +97,34 @@ def per_target(job: Job, top: int = TOP) -> pa.Table:
     name = check_per_target(job, top)
     if any(ensemble.decided is None for ensemble in job.ensembles.values()):
         fill(job)  # how many members there are is decided by the scores for all target rows
-    target, missing = job.target, _missing(job, name, top)
+    target, train, missing = job.target, job.train, _missing(job, name, top)
     if len(missing):
         job.listener.note(sentence(describe(job, name, top, len(missing))))
-        gradients = None if job.spec.rows is None else open_rows(job)  # from here on without rows that cannot be read
-        folder = _folder(job, name, top, job.train)
-
-        def keep(block: Rows, found: TopK, bad: NDArray[np.int64], more: dict[str, NDArray[Any]]) -> None:
-            """Store a finished block."""
-            values = {"places": found.places, "scores": found.scores, "bad": bad, **more}
-            folder.write(block.row_keys, {"payload_keys": block.payload_keys, **values})
-
-        train = job.train
-        if gradients is None:
-            tangent_pass(job, name, missing, top, keep)
-        else:
-            product_pass(job, name, gradients, _missing(job, name, top), top, keep)
-    else:
-        train = job.train
+        train = _compute(job, name, top)
     stored = _folder(job, name, top, train).read(target.row_keys)
     _warn(job, train, stored["bad"], stored["places"])
     table = _table(target, train, stored)
     bad = int(stored["bad"][:, 0].max(initial=0))
-    about = {"method": name, "top": top, **_rows_said(job, table), "non_finite_rows": bad}
+    about = {"method": name, "top": top, **_rows_said(job, name, table), "non_finite_rows": bad}
     return with_provenance(table, {**provenance_of(job, "per-target"), "kind": "signed", "per_target": about})
+
+
+def _compute(job: Job, name: str, top: int) -> Rows:
+    """Find and store what is missing, block by block; returns the train rows that it is of."""
+    gradients = None if job.spec.rows is None else open_rows(job)  # leaves out rows that turn out not to be readable
+    folder, train, missing = _folder(job, name, top, job.train), job.train, _missing(job, name, top)
+
+    def keep(block: Rows, found: TopK, bad: NDArray[np.int64], more: dict[str, NDArray[Any]]) -> None:
+        values = {"places": found.places, "scores": found.scores, "bad": bad, **more}
+        folder.write(block.row_keys, {"payload_keys": block.payload_keys, **values})
+
+    if gradients is None:
+        tangent_pass(job, name, missing, top, keep)
+        return train
+    product_pass(job, name, gradients, missing, top, keep)
+    if gradients.rows == "sketch":
+        sketch_agreement(job, name, gradients)
+    return train
 
 
 def describe_per_target(job: Job, top: int = TOP) -> dict[str, Any]:
@@ -178,7 +183,7 @@ def _table(target: Rows, train: Rows, stored: dict[str, NDArray[Any]]) -> pa.Tab
     return pa.table(columns)
 
 
-def _rows_said(job: Job, table: pa.Table) -> dict[str, Any]:
+def _rows_said(job: Job, name: str, table: pa.Table) -> dict[str, Any]:
     """For provenance: by which gradients, whether exactly, and how large errors are beside the scores listed."""
     if job.spec.rows is None:
         return {"rows": None, "params": job.spec.params, "exact": True}
@@ -190,11 +195,19 @@ def _rows_said(job: Job, table: pa.Table) -> dict[str, Any]:
         return about
     error, score = (table.column(n).to_numpy() for n in ("standard_error", "score"))
     share = float(np.median(error / np.abs(score))) if len(score) else None
-    beside = "" if share is None else f": their standard errors are at most {share:.0%} of the score in the median"
-    job.listener.note(
-        f"scores are estimates from sketches{beside}; without --rows, or with --rows full, they are exact"
-    )
-    return {**about, "sketch_dim": request.sketch_dim, "median_relative_error": share}
+    measured = sketch_agreement(job, name, None)
+    job.listener.note(f"scores are estimates from sketches{_beside(share, measured)}; without --rows they are exact")
+    about |= {"sketch_dim": request.sketch_dim, "median_relative_error": share}
+    return {**about, "against_exact": measured}
+
+
+def _beside(share: float | None, measured: dict[str, Any] | None) -> str:
+    """What is known of the errors of sketches, for the summary."""
+    said = [] if share is None else [f"standard errors of those listed are at most {share:.0%} of them in the median"]
+    if measured is not None and measured["rank_correlation"] is not None:
+        of = f"{measured['train_rows']:,} train rows for {measured['target_rows']} target rows"
+        said.append(f"rank correlation {measured['rank_correlation']:.3f} with exact scores of {of}")
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def _warn(job: Job, train: Rows, bad: NDArray[np.int64], places: NDArray[np.int64]) -> None:

@@ -62,7 +62,7 @@ def tangent_pass(job: Job, name: str, target: Rows, top: int, done: Done) -> Non
     from influence_cli.model.examples import batches, chunked
 
     assert job.model is not None
-    run, size = _Run(job, name), block_size(job, len(job.method_members[name]))
+    run, size = TangentRun(job, name, job.train), block_size(job, len(job.method_members[name]))
     chunks = chunked(target.manifest.payloads(target.index), size)
     pairs, spent = len(target) * len(run.rows), 0.0
     row_at = {int(row): k for k, row in enumerate(target.index.tolist())}
@@ -99,17 +99,17 @@ class BadRows:
             self.found[t, 1 : 1 + len(kept)] = kept
 
 
-class _Run:
+class TangentRun:
     """The members of a method with their engines, and the train rows that are run at them."""
 
-    def __init__(self, job: Job, name: str) -> None:
+    def __init__(self, job: Job, name: str, train: Rows) -> None:
         from influence_cli.model.batch_size import Parts
         from influence_cli.model.build import device_of, load_model
         from influence_cli.model.engine import Engine
         from influence_cli.model.forward import DTYPES
 
         spec, checkpoint = require_model(job)
-        self.job, self.name, self.train = job, name, job.train
+        self.job, self.name, self.train = job, name, train
         self.device = device_of(job.runtime.device)
         model = load_model(spec, checkpoint, DTYPES["fp32" if job.spec.precision == "bf16" else job.spec.precision])
         self.members = job.method_members[name]
@@ -119,10 +119,10 @@ class _Run:
         p = isinstance(job.methods[name], Preconditioned)
         self.solver = Solver(job, name, model, self.device) if p else None
         self.parts, self.unusable = Parts(job.listener.warn), Unusable(job)
-        first = index_by_key(job.train)
+        first = index_by_key(train)
         self.rows = np.array(sorted(first.values()), dtype=np.int64)  # a manifest row of every distinct payload
         places: dict[bytes, list[int]] = {}
-        for place, key in enumerate(job.train.payload_keys):
+        for place, key in enumerate(train.payload_keys):
             places.setdefault(key.tobytes(), []).append(place)
         self.places = {row: places[key] for key, row in first.items()}  # train rows of its payload
         self.kept: list[tuple[NDArray[np.int64], Tensor]] | None = None

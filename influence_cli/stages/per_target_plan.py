@@ -115,14 +115,15 @@ def _product_rate(dim: int, targets: int) -> float:
 
 def sentence(plan: dict[str, Any]) -> str:
     """What is about to be run, and how long it takes."""
-    seconds = "unknown" if plan["seconds"] is None else f"{plan['seconds']:,.3g} {plan['seconds_are']}"
+    known = plan["seconds"] is not None
+    seconds = f"; about {plan['seconds']:,.3g} s ({plan['seconds_are']})" if known else "; how long is not known yet"
     what = f"{plan['target_rows_to_compute']:,} target rows, {plan['target_rows_a_block']:,} a pass: "
     if plan["rows"] is None:
         forward = f"as much as {plan['forward_passes']:,} forward passes"
-        return f"{what}{plan['passes']:,} passes over {plan['train_rows']:,} train rows, {forward}; seconds: {seconds}"
+        return f"{what}{plan['passes']:,} passes over {plan['train_rows']:,} train rows, {forward}{seconds}"
     lacking = plan["row_gradients_to_compute"]
     first = f"; {lacking:,} row gradients are computed first" if lacking else ""
     return (
         f"{what}{plan['passes']:,} passes over the stored gradients ({plan['rows']}, {plan['values_a_row']:,} values) "
-        f"of {plan['train_rows']:,} train rows{first}; seconds: {seconds}"
+        f"of {plan['train_rows']:,} train rows{first}{seconds}"
     )
