@@ -419,6 +419,25 @@ def sampled(problem: Problem) -> list[tuple[list[str], list[str]]]:
     return [([job.target.ids[k] for k in order], job.target.ids), (job.train.ids, job.train.ids)]
 
 
+def test_bf16_is_held_against_float32(mlp: Problem) -> None:
+    job = mlp.job(precision="bf16")
+    job.listener = heard = Heard()
+    table = per_target(job, 100)
+    about = provenance(table.schema)["per_target"]
+    assert not about["exact"]
+    against, exact = about["against_exact"], matrix(mlp)
+    targets, rows = ids_of(mlp, "val"), ids_of(mlp, "train")
+    scores = np.zeros(exact.shape)
+    for r in table.to_pylist():
+        scores[targets.index(r["target_id"]), rows.index(r["id"])] = r["score"]
+    v = np.flatnonzero([i in sampled(mlp)[0][0] for i in targets])
+    assert against["relative_error"] == pytest.approx(rms(scores[v] - exact[v]) / rms(exact[v]), rel=0.02)
+    assert 1e-4 < against["relative_error"] < 0.05
+    assert against["rank_correlation"] > 0.98
+    assert any(note.startswith("scores are estimates in bf16") for note in heard.notes)
+    assert provenance(per_target(mlp.job(precision="bf16", rows="full"), 3).schema)["per_target"]["exact"]
+
+
 def test_a_sketch_as_wide_as_the_gradient_is_exact_and_has_no_error(mlp: Problem) -> None:
     table = per_target(mlp.job(rows="sketch", sketch_dim=4096), 5)
     assert_same(pairs_of(table), expected_of(mlp, 5), 1e-10)

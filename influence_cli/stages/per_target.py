@@ -27,7 +27,7 @@ from influence_cli.methods.protocol import Preconditioned
 from influence_cli.stages.gradient_plan import row_request
 from influence_cli.stages.grads import fill
 from influence_cli.stages.job import Job
-from influence_cli.stages.per_target_agreement import sketch_agreement
+from influence_cli.stages.per_target_agreement import agreement_of_pairs, is_exact
 from influence_cli.stages.per_target_pass import tangent_pass
 from influence_cli.stages.per_target_plan import describe, sentence
 from influence_cli.stages.per_target_product import open_rows, product_pass
@@ -120,10 +120,10 @@ def _compute(job: Job, name: str, top: int) -> Rows:
 
     if gradients is None:
         tangent_pass(job, name, missing, top, keep)
-        return train
-    product_pass(job, name, gradients, missing, top, keep)
-    if gradients.rows == "sketch":
-        sketch_agreement(job, name, gradients)
+    else:
+        product_pass(job, name, gradients, missing, top, keep)
+    if not is_exact(job):
+        agreement_of_pairs(job, name, True, gradients)
     return train
 
 
@@ -184,30 +184,34 @@ def _table(target: Rows, train: Rows, stored: dict[str, NDArray[Any]]) -> pa.Tab
 
 
 def _rows_said(job: Job, name: str, table: pa.Table) -> dict[str, Any]:
-    """For provenance: by which gradients, whether exactly, and how large errors are beside the scores listed."""
-    if job.spec.rows is None:
-        return {"rows": None, "params": job.spec.params, "exact": True}
-    request = row_request(job)
-    about = {"rows": request.rows, "params": request.params, "exact": request.sketch_dim is None}
-    if request.params != job.spec.params:
+    """For provenance: by which gradients, whether exactly, and how large errors are; said too."""
+    request = None if job.spec.rows is None else row_request(job)
+    about = {
+        "rows": job.spec.rows,
+        "params": job.spec.params if request is None else request.params,
+        "exact": is_exact(job),
+    }
+    if about["params"] != job.spec.params:
         job.listener.note("scores are of the head's parameters alone (--rows last), not of all")
-    if request.sketch_dim is None:
+    if about["exact"]:
         return about
-    error, score = (table.column(n).to_numpy() for n in ("standard_error", "score"))
-    share = float(np.median(error / np.abs(score))) if len(score) else None
-    measured = sketch_agreement(job, name, None)
-    job.listener.note(f"scores are estimates from sketches{_beside(share, measured)}; without --rows they are exact")
-    about |= {"sketch_dim": request.sketch_dim, "median_relative_error": share}
-    return {**about, "against_exact": measured}
-
-
-def _beside(share: float | None, measured: dict[str, Any] | None) -> str:
-    """What is known of the errors of sketches, for the summary."""
-    said = [] if share is None else [f"standard errors of those listed are at most {share:.0%} of them in the median"]
+    said, measured = list[str](), agreement_of_pairs(job, name, False)
     if measured is not None and measured["rank_correlation"] is not None:
         of = f"{measured['train_rows']:,} train rows for {measured['target_rows']} target rows"
         said.append(f"rank correlation {measured['rank_correlation']:.3f} with exact scores of {of}")
-    return f" ({'; '.join(said)})" if said else ""
+    if request is not None:
+        error, score = (table.column(n).to_numpy() for n in ("standard_error", "score"))
+        share = float(np.median(error / np.abs(score))) if len(score) else None
+        about |= {"sketch_dim": request.sketch_dim, "median_relative_error": share}
+        if share is not None:
+            said.append(f"standard errors of those listed are at most {share:.0%} of them in the median")
+    way = (
+        "from sketches (without --rows they are exact)"
+        if request is not None
+        else "in bf16 (--precision fp32 is exact)"
+    )
+    job.listener.note(f"scores are estimates {way}: {'; '.join(said)}")
+    return {**about, "against_exact": measured}
 
 
 def _warn(job: Job, train: Rows, bad: NDArray[np.int64], places: NDArray[np.int64]) -> None:

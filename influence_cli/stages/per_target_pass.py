@@ -64,7 +64,7 @@ def tangent_pass(job: Job, name: str, target: Rows, top: int, done: Done) -> Non
     assert job.model is not None
     run, size = TangentRun(job, name, job.train), block_size(job, len(job.method_members[name]))
     chunks = chunked(target.manifest.payloads(target.index), size)
-    pairs, spent = len(target) * len(run.rows), 0.0
+    pairs, spent = len(target) * len(run.train), 0.0
     row_at = {int(row): k for k, row in enumerate(target.index.tolist())}
     with job.listener.progress("train rows for target rows", pairs, "pairs") as progress:
         for index, decoded in batches(target.manifest, chunks, job.model, job.runtime.workers):
@@ -77,7 +77,7 @@ def tangent_pass(job: Job, name: str, target: Rows, top: int, done: Done) -> Non
                 progress.advance(scores.size)
             spent += time.perf_counter() - started
             done(block, found, bad.found, {})
-    job.store.write_timing(rate_key(job), spent / max(1, pairs * len(run.members)))
+    job.store.write_timing(rate_key(job), spent / max(1, len(target) * len(run.rows) * len(run.members)))
     run.close()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from influence_cli.maths.top_k import inner_products
 from influence_cli.stages.gradient_plan import describe_rows, known_dim, missing_rows, row_bytes, row_request
 from influence_cli.stages.job import Job, Member
+from influence_cli.stages.per_target_agreement import is_exact
 from influence_cli.stages.per_target_pass import block_size, rate_key
 from influence_cli.stages.per_target_product import PAIRS, product_block_size
 from influence_cli.stages.plan import Work
@@ -36,7 +37,7 @@ def describe(job: Job, name: str, top: int, missing: int) -> dict[str, Any]:
         "store": str(job.store.root) if job.runtime.store else "temporary, thrown away at the end",
         "method": name,
         "rows": job.spec.rows,
-        "exact": job.spec.rows != "sketch",
+        "exact": is_exact(job),
         "top": top,
         "train_rows": len(job.train),
         "target_rows": len(job.target),
