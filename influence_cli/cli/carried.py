@@ -35,6 +35,6 @@ def carried_settings(source: str) -> dict[str, Any] | None:
         "method": spec.get("methods"),
         "objective": spec.get("objectives"),
         "options": spec.get("options", {}),
-        **{k: spec.get(k) for k in ("params", "loss", "precision", "seed")},
+        **{k: spec.get(k) for k in ("params", "loss", "precision", "seed", "rows", "sketch_dim")},
         "origin": origin,
     }

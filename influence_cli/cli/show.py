@@ -94,6 +94,7 @@ def fitting(names: list[str], cells: list[list[str]], stream: IO[str]) -> tuple[
 
 def plan(settings: Settings, job: Job) -> None:
     """What would run: as JSON in a pipe or when asked, as a table for people."""
+    from influence_cli.stages.estimate import planned_gradients
     from influence_cli.stages.plan import describe_plan, known_rates, missing_work, needed_rates
 
     work, estimated = missing_work(job), {}
@@ -101,7 +102,7 @@ def plan(settings: Settings, job: Job) -> None:
         from influence_cli.stages.estimate import estimated_rates
 
         estimated = estimated_rates(job, work)
-    described = describe_plan(job, work, estimated)
+    described = describe_plan(job, work, estimated, planned_gradients(job))
     if settings["format"] == "json" or (settings["format"] == "auto" and not sys.stdout.isatty()):
         print_json(described)
         return
@@ -140,6 +141,18 @@ def plan(settings: Settings, job: Job) -> None:
         names = ("method", "directions", "rows", "passes", "seconds")
         cells = [[str(m), *(f"{s[n]:,}" if isinstance(s[n], int) else cell(s[n]) for n in names)] for m, s in solves]
         print_table("directions to solve for; passes at most", ["member", *names], cells, terminal(), sys.stdout)
+    _gradients(described["row_gradients"])
+
+
+def _gradients(planned: list[dict[str, Any]]) -> None:
+    """Rows' own gradients that a plan holds."""
+    names = ("rows", "params", "values", "rows_stored", "rows_to_compute", "seconds", "bytes")
+    cells = [[f"{g[n]:,}" if isinstance(g[n], int) else cell(g[n]) for n in names] for g in planned]
+    if planned:
+        print_table("rows' own gradients", [n.replace("_", " ") for n in names], cells, terminal(), sys.stdout)
+    for g in planned:
+        if g["refused"]:
+            terminal().warn(f"these will be refused: {g['refused']}")
 
 
 def run_summary(job: Job, origin: dict[str, Any], done: str) -> None:

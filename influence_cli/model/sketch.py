@@ -84,8 +84,8 @@ def laid_out(blocks: tuple[BlockLayout, ...], sketch_dim: int | None) -> list[La
 
 
 def as_plain(layers: list[LayerColumns], about: dict[str, Any]) -> dict[str, Any]:
-    """The layout as plain values, for metadata."""
-    named = [{**asdict(layer), "parameters": {n: list(s) for n, s in layer.parameters.items()}} for layer in layers]
+    """The layout as plain values, for metadata; parameters as (name, shape), since a list keeps its order."""
+    named = [{**asdict(layer), "parameters": [[n, list(s)] for n, s in layer.parameters.items()]} for layer in layers]
     return {**about, "dim": sum(layer.width for layer in layers), "layers": named}
 
 

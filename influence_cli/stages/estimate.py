@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from influence_cli.stages.gradient_plan import describe_rows, row_requests
 from influence_cli.stages.job import Job, require_model
 from influence_cli.stages.plan import Rates, Work
 
@@ -63,6 +64,40 @@ def estimated_rates(job: Job, work: list[Work]) -> Rates:
         "tangents": timed(lambda: engine.outputs(x, [zero] * directions)),
         "target": timed(pass_v),
     }
+
+
+def planned_gradients(job: Job) -> list[dict[str, Any]]:
+    """The plan of rows' own gradients (``describe_rows``), with estimates where the store knows too little."""
+    planned = describe_rows(job)
+    if any(g["values"] is None or g["seconds"] is None for g in planned):
+        planned = describe_rows(job, _estimated_gradients(job))
+    return planned
+
+
+def _estimated_gradients(job: Job) -> dict[str, dict[str, Any]]:
+    """Values a row and seconds per row of rows' own gradients, by the name of what was asked for."""
+    import torch
+
+    from influence_cli.model.build import build_model, device_of
+    from influence_cli.model.forward import Point
+    from influence_cli.model.row_gradients import RowGradients
+
+    spec, _ = require_model(job)
+    found: dict[str, dict[str, Any]] = {}
+    for request in row_requests(job):
+        precision = "fp32" if job.spec.precision == "bf16" else job.spec.precision
+        point = Point(build_model(spec).eval(), request.params, None, precision, device_of(job.runtime.device))
+        gradients, x = RowGradients(point, job.row_loss, request.sketch_dim, request.seed), _inputs(job, spec, point)
+        found[request.name(job)] = {"dim": gradients.dim, "rate": None}
+        if x is not None and gradients.ready(x):
+            assert gradients.layers is not None
+            y = torch.zeros(len(x), dtype=torch.int64, device=point.device)
+            gradients.of(x, y)  # the first call sets things up
+            started = time.perf_counter()
+            gradients.of(x, y)
+            rate = (time.perf_counter() - started) / len(x)
+            found[request.name(job)] = {"dim": gradients.layout()["dim"], "rate": rate}
+    return found
 
 
 def _inputs(job: Job, spec: ModelSpec, point: Point) -> Tensor | None:

@@ -124,10 +124,11 @@ def refused(job: Job, work: RowWork, dim: int) -> tuple[str, str] | None:
         fixes.insert(0, f"a smaller --sketch-dim (about {max(1, int(limit / size * dim)):,})")
     else:
         sketched = work.wanted * row_bytes(job, min(dim, job.spec.sketch_dim)) / GIB
-        fixes.insert(0, f"--rows sketch (about {sketched:,.2f} GiB)")
         if request.params != "last":
-            fixes.insert(1, "--rows last, fewer --params")
-    return what, ", or ".join(fixes)
+            fixes.insert(0, "--rows last, fewer --params")
+        if sketched < size:
+            fixes.insert(0, f"--rows sketch ({sketched:,.2f} GiB)")
+    return what, "pass " + ", or ".join(fixes)
 
 
 def describe_rows(job: Job, estimated: dict[str, dict[str, Any]] | None = None) -> list[dict[str, Any]]:
@@ -141,7 +142,8 @@ def describe_rows(job: Job, estimated: dict[str, dict[str, Any]] | None = None) 
         work, name = missing_rows(job, request), request.name(job)
         guess = (estimated or {}).get(name, {})
         dim = known_dim(work) or guess.get("dim")
-        rate = job.store.timing(rate_key(job, request)) or guess.get("rate")
+        measured = job.store.timing(rate_key(job, request))
+        rate = guess.get("rate") if measured is None else measured
         found.append(
             {
                 "rows": request.rows,
@@ -153,10 +155,9 @@ def describe_rows(job: Job, estimated: dict[str, dict[str, Any]] | None = None) 
                 "train_rows_to_compute": len(work.train),
                 "target_rows_to_compute": len(work.target),
                 "seconds": 0.0 if work.rows == 0 else None if rate is None else round(work.rows * rate, 1),
+                "seconds_are": "estimated" if work.rows and measured is None else "measured",
                 "bytes": None if dim is None else work.rows * row_bytes(job, dim),
-                "refused": None
-                if dim is None or (why := refused(job, work, dim)) is None
-                else f"{why[0]}; pass {why[1]}",
+                "refused": None if dim is None or (why := refused(job, work, dim)) is None else f"{why[0]}; {why[1]}",
             }
         )
     return found

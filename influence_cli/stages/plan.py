@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
+from influence_cli.stages.gradient_plan import describe_rows
 from influence_cli.stages.job import Job, Member
 from influence_cli.stages.members import planned_members
 from influence_cli.stages.preconditioning import Along, Fit, Solve, missing_directions, missing_fits, missing_solves
@@ -112,13 +113,17 @@ def needed_rates(work: list[Work]) -> set[str]:
     return kinds | {"tangents" if w.tangents else "outputs" for w in work if w.rows}
 
 
-def describe_plan(job: Job, work: list[Work], estimated: Rates | None = None) -> dict[str, Any]:
+def describe_plan(
+    job: Job, work: list[Work], estimated: Rates | None = None, gradients: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """The plan as plain values: per member what is stored and what will run and why; passes, seconds, bytes.
 
     An ensemble that has not decided on its number of members is planned with the most it may have.
 
     ``seconds`` come from rates that earlier runs measured, else from ``estimated`` ones; None where none is known.
+    ``gradients`` are rows' own gradients as ``describe_rows`` plans them.
     """
+    gradients = describe_rows(job) if gradients is None else gradients
     n = len(job.payload_keys) if job.method_members else 0
     classes = job.model.num_classes if job.model else 0
     itemsize = 8 if job.spec.precision == "fp64" else 4
@@ -148,9 +153,9 @@ def describe_plan(job: Job, work: list[Work], estimated: Rates | None = None) ->
                 "solves": [solve.as_dict() for solve in w.solves],
             }
         )
-    fits = [fit for w in work for fit in w.fits]
-    solves = [solve for w in work for solve in w.solves]
-    seconds = [*(s["seconds"] for s in steps), *(fit.seconds for fit in fits), *(solve.seconds for solve in solves)]
+    fits, solves = [fit for w in work for fit in w.fits], [solve for w in work for solve in w.solves]
+    seconds = [*(s["seconds"] for s in [*steps, *gradients]), *(part.seconds for part in [*fits, *solves])]
+    known = needed_rates(work) <= set(measured) and all(g["seconds_are"] == "measured" for g in gradients)
     return {
         "schema_version": 1,
         "store": str(job.store.root) if job.runtime.store else "temporary, thrown away at the end",
@@ -160,10 +165,13 @@ def describe_plan(job: Job, work: list[Work], estimated: Rates | None = None) ->
         "target_rows": len(job.target),
         "members": planned_members(job),
         "steps": steps,
+        "row_gradients": gradients,
         "rows_to_compute": sum(s["rows_to_compute"] for s in steps),
         "seconds": None if any(s is None for s in seconds) else round(sum(seconds), 1),
-        "seconds_are": "measured" if needed_rates(work) <= set(measured) else "estimated",
-        "bytes": sum(s["bytes"] for s in steps) + sum(fit.bytes for fit in fits),
+        "seconds_are": "measured" if known else "estimated",
+        "bytes": sum(s["bytes"] for s in steps)
+        + sum(fit.bytes for fit in fits)
+        + sum(g["bytes"] or 0 for g in gradients),
     }
 
 

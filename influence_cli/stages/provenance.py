@@ -77,6 +77,7 @@ def provenance_of(job: Job, stage: str) -> dict[str, Any]:
             "loss": spec.loss,
             "precision": spec.precision,
             "seed": spec.seed,
+            **({} if spec.rows is None else {"rows": spec.rows, "sketch_dim": spec.sketch_dim}),
         },
     }
 

@@ -143,7 +143,7 @@ class GradientFolder:
             mine = shard_of == k
             assert keep is not None
             wanted[mine] &= positions(np.array(self._read(shard)["payload_keys"]), keep)[place[mine]] >= 0
-        sizes = [shard.stat().st_size for shard in shards]
+        sizes = [map_tensors(shard, verify=False)[0]["value"].nbytes for shard in shards]
         changed = [k for k in range(len(shards)) if not wanted[shard_of == k].all()]
         small = [k for k in range(len(shards)) if sizes[k] < SHARD_BYTES // 2 and k not in changed]
         chosen = changed + (small if len(small) > 1 or changed else [])
