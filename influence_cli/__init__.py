@@ -14,11 +14,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from influence_cli.api import curate, evaluate, grads, manifest, plan, retrain, score
+    from influence_cli.api import curate, evaluate, grads, manifest, per_target, plan, retrain, score
     from influence_cli.errors import InfluenceError
     from influence_cli.model.task import Task
 
-__all__ = ["InfluenceError", "Task", "curate", "evaluate", "grads", "manifest", "plan", "retrain", "score"]
+__all__ = [
+    "InfluenceError",
+    "Task",
+    "curate",
+    "evaluate",
+    "grads",
+    "manifest",
+    "per_target",
+    "plan",
+    "retrain",
+    "score",
+]
 
 _ELSEWHERE = {"InfluenceError": "influence_cli.errors", "Task": "influence_cli.model.task"}
 

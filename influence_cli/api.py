@@ -169,6 +169,16 @@ def score(
     return stage(_job(manifest, dict(options)), per_member, combine)
 
 
+def per_target(manifest: Any, *, top: int = 10, **options: Unpack[RunOptions]) -> pa.Table:
+    """For each target row its ``top`` most helpful and most harmful train rows, as ``influence score --per-target``.
+
+    A row per pair: target_id, target_row_key, target_label, rank, side, id, row_key, label and score.
+    """
+    from influence_cli.stages.per_target import per_target as stage
+
+    return stage(_job(manifest, dict(options)), top)
+
+
 def curate(
     scores: Any,
     *,

@@ -66,6 +66,8 @@ def test_every_option_of_grads_and_score_that_is_not_about_output_is_there() -> 
         "set",
         "no_store",
         "per_member",
+        "per_target",
+        "top",
         "combine",
     }  # said otherwise, or an argument of score
     flags = {s.name for command in (GRADS, SCORE) for s in settings_of(command)} - shown - ours

@@ -45,6 +45,8 @@ LAYERS = (
         *("gradient_plan", "gradient_pass", "gradients"),
         "agreement",
         "score",
+        *("per_target", "per_target_plan", "per_target_pass", "per_target_product"),
+        "per_target_agreement",
         "curate",
         "gate",
         "arms",
@@ -198,7 +200,9 @@ def test_every_function_says_what_it_returns() -> None:
     assert silent == []
 
 
-FOLDERS = "attacks|row_values|decisions|directions|outputs|tangents|gradients|traces|factors|interims|trainings"
+FOLDERS = (
+    "attacks|row_values|top_rows|decisions|directions|outputs|tangents|gradients|traces|factors|interims|trainings"
+)
 LAYOUT = re.compile(rf"^({FOLDERS}|timings\.json|spec\.json)$|\.damaged-|\.tmp$")
 
 

@@ -10,6 +10,7 @@ from influence_cli.cli.curate_command import TABLE_FORMATS, curate
 from influence_cli.cli.data_commands import cache, manifest, methods
 from influence_cli.cli.evaluate_command import evaluate
 from influence_cli.cli.inputs import inputs_of
+from influence_cli.cli.per_target_command import per_target
 from influence_cli.cli.retrain_command import retrain
 from influence_cli.errors import UsageError
 
@@ -42,6 +43,8 @@ def score(settings: Settings) -> int | None:
     from influence_cli.stages.score import score as score_stage
 
     job = _job(settings)
+    if settings["per_target"]:
+        return per_target(settings, job)
     if settings["dry_run"]:
         return show.plan(settings, job)
     table = score_stage(job, settings["per_member"], settings["combine"])

@@ -102,6 +102,8 @@ SETTINGS: dict[str, Setting] = {
         _s("seed", int, 0, "Seed of every random draw.", WRITING, least=0),
         _s("relative", bool, False, "Scores over the root of self-influence (RelatIF).", RUNS),
         _s("per_member", bool, False, "Also each member's scores.", (SCORE,)),
+        _s("per_target", bool, False, "Most helpful and harmful rows of each target row.", (SCORE,), stored=False),
+        _s("top", int, 10, "--per-target: rows of each side.", (SCORE,), least=1),
         _s(
             "store",
             str,

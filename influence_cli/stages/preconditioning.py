@@ -100,7 +100,7 @@ def missing_fits(job: Job, member: Member, methods: list[str]) -> tuple[Fit, ...
         if factor in fits or job.store.factor_meta(factor) is not None:
             continue
         assert job.fit is not None
-        parameters, rows = _parameters(job), method.fit_rows(len(job.fit.rows))
+        parameters, rows = parameter_count(job), method.fit_rows(len(job.fit.rows))
         method.check_size(parameters)
         passes, size = method.fit_passes(parameters), method.factor_bytes(parameters) + 24 * len(job.fit.rows)
         seconds = _seconds(job, _timing_key(job, name), rows)
@@ -118,7 +118,7 @@ def missing_solves(job: Job, missing: tuple[Along, ...], values: dict[str, Keys]
         assert job.fit is not None
         method, rows = job.solvers[name], len(job.fit.rows)
         rows = method.fit_rows(rows)
-        passes = method.solve_passes(rows, _parameters(job))
+        passes = method.solve_passes(rows, parameter_count(job))
         if passes > 0:
             count = sum(a.method == name for a in missing)
             solves.append(Solve(name, count, rows, passes, _seconds(job, _timing_key(job, name, solve=True), rows)))
@@ -126,7 +126,7 @@ def missing_solves(job: Job, missing: tuple[Along, ...], values: dict[str, Keys]
         assert job.fit is not None
         method, count = job.solvers[name], len(values[name])
         rows = method.fit_rows(len(job.fit.rows))
-        passes = method.form_passes(rows, _parameters(job))
+        passes = method.form_passes(rows, parameter_count(job))
         if passes > 0:
             seconds = _seconds(job, timing_of_values(job), count)
             solves.append(Solve(name, count, rows, round(count * passes, 1), seconds))
@@ -153,16 +153,16 @@ def _why(job: Job, method: str, member: Member) -> str:
     )
 
 
-def _parameters(job: Job) -> int:
-    """Number of selected parameters; remembered, since counting them needs the model built."""
-    spec, _ = require_model(job)
-    note = fingerprint("parameters", 1, model=spec.as_dict(), params=job.spec.params)
+def parameter_count(job: Job, params: str | None = None) -> int:
+    """Number of parameters that are selected (by the run); remembered, since counting them needs the model built."""
+    (spec, _), params = require_model(job), params or job.spec.params
+    note = fingerprint("parameters", 1, model=spec.as_dict(), params=params)
     known = job.store.read_model_note(note)
     if known is None or "parameters" not in known:
         from influence_cli.model.build import build_model
         from influence_cli.model.parameters import select_parameters
 
-        known = {"parameters": sum(p.numel() for p in select_parameters(build_model(spec), job.spec.params).values())}
+        known = {"parameters": sum(p.numel() for p in select_parameters(build_model(spec), params).values())}
         job.store.write_model_note(note, known)
     return int(known["parameters"])
 
@@ -275,12 +275,20 @@ def note_curvature(job: Job) -> None:
         job.listener.note(f"{name}: {job.solvers[name].sentence(facts)}")
         for text in _warnings(job, name):
             job.listener.warn(f"{name}: {text}")
-        condition, bound = facts.get("condition_number"), ILL_CONDITIONED[job.spec.precision]
-        if condition is not None and condition > bound:
-            job.listener.warn(
-                f"{name}: the condition number {condition:.3g} is above {bound:g}, what {job.spec.precision} can "
-                f"resolve: pass {'--precision fp64, or ' if job.spec.precision == 'fp32' else ''}--set {name}.damping=X"
-            )
+        for text in condition_warning(job, name, facts):
+            job.listener.warn(f"{name}: {text}")
+
+
+def condition_warning(job: Job, name: str, facts: dict[str, Any]) -> list[str]:
+    """Where a curvature loses most digits of the scores: what to do."""
+    condition, bound = facts.get("condition_number"), ILL_CONDITIONED[job.spec.precision]
+    if condition is None or not condition > bound:
+        return []
+    more = "--precision fp64, or " if job.spec.precision == "fp32" else ""
+    return [
+        f"the condition number {condition:.3g} is above {bound:g}, what {job.spec.precision} can resolve: pass "
+        f"{more}--set {name}.damping=X"
+    ]
 
 
 def _warnings(job: Job, name: str) -> list[str]:

@@ -103,6 +103,9 @@ def read_scores(request: CurateRequest) -> ScoreTable:
 
 def in_manifest_order(table: pa.Table, train: Rows, scores: str, manifest: str) -> pa.Table:
     """A score table in the order of the train rows, or an error that names a row in which they differ."""
+    if "target_row_key" in table.column_names:
+        fix = "run `influence score` without --per-target"
+        raise ManifestError("a table with one score a pair of rows, not one a train row", where=scores, fix=fix)
     place = {i: k for k, i in enumerate(table.column("id").to_pylist())}
     keys = [bytes.fromhex(k) if isinstance(k, str) else k for k in table.column("row_key").to_pylist()]
     order: list[int] = []

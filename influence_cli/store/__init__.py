@@ -77,6 +77,10 @@ class Store:
         """Note it beside the values, with the name of the fit set: they go with it."""
         write_json(self.root / "row_values" / name / VALUE_NOTE, {"fit": fit, "curvature": facts})
 
+    def top_rows(self, name: str, spec: dict[str, Any] | None = None) -> ShardFolder:
+        """The most helpful and harmful train rows of target rows, by the target row's key."""
+        return ShardFolder(self.root / "top_rows" / name, spec or {}, self.listener)
+
     def gradients(self, name: str, spec: dict[str, Any] | None = None) -> GradientFolder:
         """Rows' own gradients, whole or sketched, by row key."""
         return GradientFolder(self.root / "gradients" / name, spec or {}, self.listener)

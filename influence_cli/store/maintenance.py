@@ -19,7 +19,7 @@ from influence_cli.store.keys import Keys
 from influence_cli.store.shards import ShardFolder, positions
 
 SINGLE = ("directions", "factors", "interims", "decisions", "trainings")  # one file a thing
-SHARDED = ("outputs", "tangents", "row_values", "attacks", "gradients")
+SHARDED = ("outputs", "tangents", "row_values", "top_rows", "attacks", "gradients")
 SPARE_SECONDS = 24 * 3600.0  # a younger temporary file may belong to a run in progress
 OURS = re.compile(r"\..+\.\d+\.[0-9a-f]+\.tmp")  # a temporary file of ours: .NAME.PROCESS.RANDOM.tmp
 MERGE_ROWS = 16_384  # shards are merged up to this many rows

@@ -1,0 +1,55 @@
+"""Directions of single rows, and scores of rows along many directions at once.
+
+The direction of a target row v is grad l_v = J_v^T a_v with a_v = d l_v / d z_v [C]; the score of a train row i along a
+direction u is < a_i, t_i > with t_i = J_i u its logit tangent.  Both begin with the same slopes a, in float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from influence_cli.model.forward import Point, differentiable_kernels
+from influence_cli.model.layers import loss_slope
+from influence_cli.model.losses import CrossEntropy, RowLoss
+
+Direction = dict[str, Tensor]  # shaped like the selected parameters, by name
+
+
+def slopes(loss: RowLoss, logits: Tensor, labels: Tensor) -> Tensor:
+    """The gradient of each row's loss in its logits, float64 [n, C].
+
+    That of cross-entropy is exact to the last digits at any margin: its own label's entry is minus the sum of the
+    others.  As p_y - 1 in float32 it would be 0 for a row that is predicted with confidence.
+    """
+    if not isinstance(loss, CrossEntropy):
+        return loss_slope(lambda z: loss.rows(z, labels))(logits).double()
+    p = logits.double().softmax(1).scatter(1, labels[:, None], 0.0)
+    return p.scatter(1, labels[:, None], -p.sum(1, keepdim=True))
+
+
+def row_directions(point: Point, x: Tensor, labels: Tensor, loss: RowLoss) -> tuple[Tensor, list[Direction]]:
+    """Logits [t, C] of rows, and every row's loss gradient by parameter name: a forward and a backward pass each."""
+    selected = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
+    logits: list[Tensor] = []
+    directions: list[Direction] = []
+    device = torch.device("cpu") if point.device.type == "mps" else point.device  # mps has no float64
+    with torch.enable_grad(), differentiable_kernels(point.recurrent):
+        for row, label in zip(x.split(1), labels.split(1), strict=True):
+            z = point.logits(row, selected)
+            a = slopes(loss, z.detach().to(device), label.to(device)).to(z.device, z.dtype)
+            gradients = torch.autograd.grad(z, list(selected.values()), a, materialize_grads=True)
+            logits.append(z.detach())
+            directions.append(dict(zip(selected, gradients, strict=True)))
+    return torch.cat(logits), directions
+
+
+def row_scores(loss: RowLoss, logits: Tensor, tangents: list[Tensor], of: Tensor, labels: Tensor) -> Tensor:
+    """Scores [t, r] along t directions, in float64, of r rows: their places ``of`` [r] among b payloads, and labels.
+
+    Several rows may have one payload, and other labels: logits and ``tangents`` [b, C] are of payloads.
+    """
+    device = torch.device("cpu") if logits.device.type == "mps" else logits.device
+    a = slopes(loss, logits[of].to(device), labels.to(device))
+    t = torch.stack(tangents).to(device)[:, of].double()
+    return torch.einsum("rc,trc->tr", a, t)
