@@ -23,6 +23,7 @@ import influence_cli
 from influence_cli.data.manifest import open_manifest
 from influence_cli.data.tables import provenance
 from influence_cli.errors import ManifestError, UsageError
+from influence_cli.maths.sketch import factor_variance, plain_variance
 from influence_cli.maths.top_k import NONE, SIDES, TopK
 from influence_cli.methods import METHODS
 from influence_cli.methods.protocol import Preconditioned
@@ -30,6 +31,7 @@ from influence_cli.model.forward import Point
 from influence_cli.settings import GradSpec
 from influence_cli.stages import per_target_pass, per_target_product
 from influence_cli.stages.per_target import per_target
+from influence_cli.stages.per_target_product import sketch_constant
 from influence_cli.stages.score import score
 from influence_cli.store.maintenance import collect, list_entries, verify
 from tests.cases import (
@@ -408,6 +410,33 @@ def test_a_sketch_is_marked_and_its_errors_are_as_large_as_it_says(tmp_path: Pat
     assert 0.3 < against["rank_correlation"] < 1.0
 
 
+@pytest.mark.parametrize("shape", [(3, 2, 2), (1, 2, 4), (1, 6, 2), (2, 1, 1)])
+def test_the_error_that_is_stated_bounds_the_variance_of_any_pair(shape: tuple[int, int, int]) -> None:
+    groups, s_in, s_out = shape
+    layer = {
+        "how": "factors",
+        "groups": groups,
+        "s_in": s_in,
+        "s_out": s_out,
+        "parameters": [["w", [4, 5]], ["b", [4]]],
+    }
+    whole = [s if groups > 1 or s < wide else None for s, wide in ((s_in, 6), (s_out, 4))]
+    generator, largest = torch.Generator().manual_seed(0), 0.0
+    for k in range(60):
+        g, h = (torch.randn(4, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+        if k % 3 == 1:  # of rank one: a row at a single position
+            g, h = (torch.outer(m[:, 0], m[0]) for m in (g, h))
+        if k % 3 == 2:
+            h = g
+        share = factor_variance(g, h, groups, *whole) / float(g.square().sum() * h.square().sum())
+        largest = max(largest, share)
+        assert share <= sketch_constant(layer) * (1 + 1e-12)
+    assert largest > 0.2 * sketch_constant(layer)
+    vector = torch.randn(50, generator=generator, dtype=torch.float64)
+    variance = plain_variance(vector, vector, 8) / float(vector @ vector) ** 2
+    assert 0.8 * 2 / 8 < variance <= sketch_constant({"how": "plain", "width": 8})
+
+
 def rms(values: NDArray[np.float64]) -> float:
     return float(np.sqrt(np.mean(values**2)))
 
@@ -492,6 +521,24 @@ def test_finished_blocks_are_kept_and_a_table_is_the_same_cold_warm_and_continue
     warm = Heard()
     assert run(rows, tmp_path, tabular_run, warm).equals(cold)
     assert passed(warm) == 0
+
+
+def test_blocks_of_a_product_that_were_finished_are_kept(
+    tmp_path: Path, tabular_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(per_target_product, "BLOCK_ROWS", 5)
+    cold = run(examples(), tmp_path / "cold", tabular_run, spec=GradSpec(rows="full"), shard_rows=10)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    stopped = Heard(stop, stop_at=6, stop_in="train rows for")  # at 4 shards a block, in the second block
+    with pytest.raises(KeyboardInterrupt):
+        run(examples(), tmp_path, tabular_run, stopped, spec=GradSpec(rows="full"), shard_rows=10)
+    heard = Heard()
+    continued = run(examples(), tmp_path, tabular_run, heard, spec=GradSpec(rows="full"), shard_rows=10)
+    assert continued.equals(cold)
+    assert passed(heard) == 40 * 7
 
 
 def test_only_new_target_rows_are_run_and_a_changed_train_row_changes_what_it_should(
@@ -706,6 +753,24 @@ def test_the_plan_of_stored_rows_names_what_is_computed_first(tmp_path: Path, di
     assert (after["row_gradients_to_compute"], after["target_rows_to_compute"]) == (0, 60)
     assert after["values_a_row"] == plan["values_a_row"]
     assert after["seconds"] is not None
+    refused = (digits, "--checkpoint", digits_run, "--no-store", "--per-target", "--rows", "full", "--rows-limit", "0")
+    ran = call_cli("score", *refused, "--dry-run", "--format", "table", cwd=tmp_path)
+    assert (ran.code, "will be refused" in ran.err) == (0, True)
+    assert call_cli("score", *refused, cwd=tmp_path).code == 2
+
+
+def test_many_target_rows_are_told_of_stored_gradients(mlp: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(**settings: Any) -> bool:
+        job = mlp.job(**settings)
+        job.listener = heard = Heard()
+        per_target(job, 2)
+        return any("with --rows full" in note for note in heard.notes)
+
+    assert not said()  # 12 target rows: one block
+    monkeypatch.setattr(per_target_pass, "DIRECTIONS", 2)
+    assert said()
+    assert not said(rows="full")
+    assert not said(methods=("ip-ensemble",), options={"ip-ensemble": {"members": 2}})
 
 
 def test_images_that_cannot_be_decoded_are_left_out(tmp_path: Path, digits_run: Path) -> None:

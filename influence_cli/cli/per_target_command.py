@@ -72,6 +72,8 @@ def _plan(settings: Settings, plan: dict[str, object]) -> None:
     names = [n for n, value in plan.items() if n not in ("schema_version", "store") and not isinstance(value, list)]
     rows = [[n.replace("_", " "), f"{v:,}" if isinstance(v := plan[n], int) else cell(v)] for n in names]
     print_table(f"store: {plan['store']}", ["", "per target row"], rows, show.terminal(), sys.stdout)
+    if plan.get("refused"):
+        show.terminal().warn(f"the row gradients will be refused: {plan['refused']}")
     for kind in ("fits", "solves"):
         for entry in plan[kind]:  # type: ignore[attr-defined]
             text = ", ".join(f"{k} {cell(v)}" for k, v in entry.items())

@@ -29,7 +29,7 @@ from influence_cli.stages.grads import fill
 from influence_cli.stages.job import Job
 from influence_cli.stages.per_target_agreement import agreement_of_pairs, is_exact
 from influence_cli.stages.per_target_pass import tangent_pass
-from influence_cli.stages.per_target_plan import describe, sentence
+from influence_cli.stages.per_target_plan import describe, hint, sentence
 from influence_cli.stages.per_target_product import open_rows, product_pass
 from influence_cli.stages.provenance import provenance_of
 from influence_cli.store import ShardFolder, fingerprint
@@ -99,7 +99,9 @@ def per_target(job: Job, top: int = TOP) -> pa.Table:
         fill(job)  # how many members there are is decided by the scores for all target rows
     target, train, missing = job.target, job.train, _missing(job, name, top)
     if len(missing):
-        job.listener.note(sentence(describe(job, name, top, len(missing))))
+        plan = describe(job, name, top, len(missing))
+        for text in filter(None, (sentence(plan), hint(job, plan))):
+            job.listener.note(text)
         train = _compute(job, name, top)
     stored = _folder(job, name, top, train).read(target.row_keys)
     _warn(job, train, stored["bad"], stored["places"])

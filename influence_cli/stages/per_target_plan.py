@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from influence_cli.maths.top_k import inner_products
-from influence_cli.stages.gradient_plan import describe_rows, known_dim, missing_rows, row_bytes, row_request
+from influence_cli.stages.gradient_plan import GIB, describe_rows, row_bytes, row_request
 from influence_cli.stages.job import Job, Member
 from influence_cli.stages.per_target_agreement import is_exact
 from influence_cli.stages.per_target_pass import block_size, rate_key
@@ -18,6 +18,7 @@ from influence_cli.stages.plan import Work
 from influence_cli.stages.preconditioning import Along, missing_fits, missing_solves, parameter_count
 from influence_cli.store.gradients import SHARD_BYTES
 
+MANY_BLOCKS = 4  # passes from which storing gradients is advised
 ROW_BYTES = 2 * 16  # of a place and a score on either side
 
 
@@ -27,8 +28,8 @@ def describe(job: Job, name: str, top: int, missing: int) -> dict[str, Any]:
     about = _by_products(job, missing) if job.spec.rows is not None else _by_directions(job, members, missing)
     blocks = -(-missing // about["target_rows_a_block"])
     along = (Along(name, "", False, "", ""),) if missing and job.fit is not None else ()
-    fits = [fit for member in members for fit in missing_fits(job, member, along)]
-    solves = [replace(s, directions=missing, passes=blocks * s.passes) for s in missing_solves(job, along)]
+    fits = [fit for member in members for fit in missing_fits(job, member, [a.method for a in along])]
+    solves = [replace(s, directions=missing, passes=blocks * s.passes) for s in missing_solves(job, along, {})]
     solves = [s if s.seconds is None else replace(s, seconds=round(blocks * s.seconds, 1)) for s in solves]
     every = [about["seconds"], *(f.seconds for f in fits), *(s.seconds for s in solves)]
     known = [s for s in every if s is not None]
@@ -80,13 +81,16 @@ def _rate(job: Job, member: Member, size: int) -> tuple[float | None, bool]:
 
 def _by_products(job: Job, missing: int) -> dict[str, Any]:
     """Of row gradients: what of them lacks, and the product."""
-    request = row_request(job)
-    dim = known_dim(missing_rows(job, request))
+    from influence_cli.stages.estimate import planned_gradients
+
+    (rows,) = planned_gradients(job) if missing else describe_rows(job)
+    dim, request = rows["values"], row_request(job)
     if dim is None:
         whole = parameter_count(job, request.params)
         dim = whole if request.sketch_dim is None else min(whole, request.sketch_dim)
+    if missing == 0:
+        rows |= {"rows_to_compute": 0, "seconds": 0.0, "bytes": 0, "refused": None}
     size = product_block_size(dim)
-    (rows,) = describe_rows(job) if missing else ({"rows_to_compute": 0, "seconds": 0.0, "bytes": 0, "refused": None},)
     product = _product_rate(dim, min(missing, size)) * missing * len(job.train)
     block = size * row_bytes(job, dim) + SHARD_BYTES + 8 * PAIRS
     return {
@@ -112,6 +116,17 @@ def _product_rate(dim: int, targets: int) -> float:
     started = time.perf_counter()
     inner_products(a, b)
     return (time.perf_counter() - started) / (t * 256) * (dim / p)
+
+
+def hint(job: Job, plan: dict[str, Any]) -> str | None:
+    """What would be faster for many target rows: stored gradients, where they are no more than the limit."""
+    many = plan["target_rows_to_compute"] > MANY_BLOCKS * plan.get("target_rows_a_block", 0)
+    if plan["rows"] is not None or plan["members"] > 1 or not many:
+        return None
+    size = (len(job.train) + len(job.target)) * row_bytes(job, parameter_count(job)) / GIB
+    if size > job.runtime.rows_limit:
+        return None
+    return f"with --rows full all target rows are one product of stored gradients ({size:,.3g} GiB), as exact"
 
 
 def sentence(plan: dict[str, Any]) -> str:

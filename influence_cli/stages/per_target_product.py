@@ -73,7 +73,7 @@ def sketch_constant(layer: dict[str, Any]) -> float:
 
     >>> sketch_constant({"how": "whole", "width": 8}), sketch_constant({"how": "plain", "width": 8})
     (0.0, 0.25)
-    >>> shapes = {"weight": [4, 6]}
+    >>> shapes = [("weight", [4, 6])]
     >>> sketch_constant({"how": "factors", "groups": 1, "s_in": 2, "s_out": 4, "parameters": shapes})
     1.0
     >>> sketch_constant({"how": "factors", "groups": 3, "s_in": 2, "s_out": 2, "parameters": shapes})
@@ -83,7 +83,7 @@ def sketch_constant(layer: dict[str, Any]) -> float:
         return 0.0
     if layer["how"] == "plain":
         return 2.0 / layer["width"]
-    shapes = list(layer["parameters"].values())
+    shapes = [shape for _, shape in layer["parameters"]]
     outputs = shapes[0][0]
     inputs = sum(math.prod(s) for s in shapes) // outputs
     one = layer["groups"] == 1
@@ -118,15 +118,12 @@ def _solver(job: Job, name: str, gradients: Gradients) -> Any:
         return lambda values: values
     from influence_cli.model.build import device_of, load_model
     from influence_cli.model.forward import DTYPES
-    from influence_cli.model.parameters import select_parameters
 
     spec, checkpoint = require_model(job)
     (member,) = job.method_members[name]
     model = load_model(spec, checkpoint, DTYPES["fp32" if job.spec.precision == "bf16" else job.spec.precision])
     solver = Solver(job, name, model, device_of(job.runtime.device))
-    every = select_parameters(model, job.spec.params)  # a layer's parameters are in model order
-    named = [[n for n in every if n in layer["parameters"]] for layer in gradients.layout["layers"]]
-    shapes = {n: tuple(every[n].shape) for names in named for n in names}
+    shapes = {n: tuple(shape) for layer in gradients.layout["layers"] for n, shape in layer["parameters"]}
     cuts = np.cumsum([math.prod(s) for s in shapes.values()])[:-1]
 
     def by_name(row: NDArray[np.floating]) -> dict[str, NDArray[np.floating]]:
