@@ -1,13 +1,16 @@
 """One table: what every scoring method costs on CIFAR-10N with a resnet18, and how well it finds wrong labels.
 
-    python tests/benchmarks/curvature.py [--checkpoint RUN] [--params last all] > table.md
+    python tests/benchmarks/curvature.py [--checkpoint RUN] [--params last all] [--out FOLDER] > table.md
 
-A line a method that the table of methods knows.  Each runs in a process of its own and is warm before it is timed:
+A line a method that the table of methods knows, and for the cosine of ip and relative scores.  Each runs in a process
+of its own and is warm before it is timed:
 once on an empty store, and once on a store that an `ip` run has filled (its direction and logits are there; passes
-along directions of its own are not).  Both are given as multiples of `ip` on an empty store.  Peak memory is that of
+along directions of its own are not).  Both are given as multiples of `ip` on an empty store, and the first also in
+seconds of the processor, which other work on the machine changes less.  Peak memory is that of
 the process, with torch and the model in it; disk is what the empty store holds afterwards.  AUC, average precision and
 precision at 5 % are against the labels that are really wrong.  A method that takes longer than ``--limit``, or that
 refuses so many parameters, is said to; one that fails otherwise is printed with the reason, and the exit status is 1.
+With ``--out`` what was measured stays in that folder, and the same command goes on from it.
 """
 
 from __future__ import annotations
@@ -33,8 +36,14 @@ from scipy import stats
 HERE = Path(__file__).parent
 OPTIONS = {"last": {"exact": {"max_parameters": 6000}}, "all": {}}
 REFERENCES = ("exact", "ekfac")
+VARIANTS: dict[str, tuple[str, dict[str, Any], bool]] = {  # name of a line: method, its options, --relative
+    "ip, cosine": ("ip", {"normalise": "cosine"}, False),
+    "ip --relative": ("ip", {}, True),
+    "ekfac --relative": ("ekfac", {}, True),
+    "exact --relative": ("exact", {}, True),
+}
 HEADER = (
-    "method", "time / ip", "after ip's passes / ip", "seconds", "peak memory, MB", "disk, MB", "AUC",
+    "method", "time / ip", "CPU time / ip", "after ip's passes / ip", "seconds", "peak memory, MB", "disk, MB", "AUC",
     "average precision", "precision at 5 %", *(f"Spearman with {name}" for name in REFERENCES),
 )  # fmt: skip
 
@@ -56,18 +65,20 @@ def measure(job: dict[str, Any]) -> None:
     torch.set_num_threads(job["threads"])
     how = {**job["how"], "checkpoint": job["checkpoint"], "method": job["method"]}
     with tempfile.TemporaryDirectory() as folder:  # warm: imports, kernels, the file cache
-        few = {**how, "method": "ip", "options": {}, "store": folder, "params": job["how"]["params"]}
+        few = {**how, "method": "ip", "options": {}, "relative": False, "store": folder, "params": job["how"]["params"]}
         influence_cli.score(job["few"], **few)
-    started = time.perf_counter()
+    started, processor = time.perf_counter(), time.process_time()
     table = influence_cli.score(job["manifest"], store=job["empty"], **how)
-    cold = time.perf_counter() - started
+    cold, processor = time.perf_counter() - started, time.process_time() - processor
     pq.write_table(table, job["scores"])
     started = time.perf_counter()
     influence_cli.score(job["manifest"], store=job["filled"], **how)
     after = time.perf_counter() - started
     peak = peak_memory()
     disk = sum(f.stat().st_size for f in Path(job["empty"]).rglob("*") if f.is_file()) / 2**20
-    Path(job["result"]).write_text(json.dumps({"cold": cold, "after": after, "peak": peak, "disk": disk}))
+    Path(job["result"]).write_text(
+        json.dumps({"cold": cold, "cpu": processor, "after": after, "peak": peak, "disk": disk})
+    )
 
 
 def peak_memory() -> float:
@@ -102,18 +113,30 @@ class Bench:
 
         say(f"training {self.asked.model} for {self.asked.epochs} epochs")
         run = str(self.folder / "RUN")
+        if (self.folder / "RUN" / "metrics.json").exists():
+            return run
         how = {"model": self.asked.model, "epochs": self.asked.epochs, "augment": "flip-shift"}
         influence_cli.retrain(str(self.manifest), run, **how)
         return run
 
-    def run(self, method: str, params: str, filled: Path | None) -> dict[str, Any]:
-        """What one method takes, or why it gives nothing: ``failed``."""
-        place = Path(tempfile.mkdtemp(dir=self.folder))
+    def run(self, name: str, params: str, filled: Path | None) -> dict[str, Any]:
+        """What one line takes, or why it gives nothing: ``failed``; kept for the next run of the same command."""
+        place = self.folder / f"{params}-{name.replace(' ', '-').replace(',', '')}"
+        kept = place / "line.json"
+        if not kept.exists():
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+            kept.write_text(json.dumps(self._run(name, params, filled, place)))
+        return {**json.loads(kept.read_text()), "store": place / "empty", "scores": place / "scores.parquet"}
+
+    def _run(self, name: str, params: str, filled: Path | None, place: Path) -> dict[str, Any]:
+        method, own, relative = VARIANTS.get(name, (name, {}, False))
         empty, full = place / "empty", place / "filled"
         if filled is not None:
             shutil.copytree(filled, full)
-        options = {method: OPTIONS.get(params, {}).get(method, {})}
-        how = {"params": params, "options": {k: v for k, v in options.items() if v}, "device": self.asked.device}
+        options = {method: {**OPTIONS.get(params, {}).get(method, {}), **own}}
+        options = {k: v for k, v in options.items() if v}
+        how = {"params": params, "options": options, "device": self.asked.device, "relative": relative}
         job = {
             "manifest": str(self.manifest), "few": str(self.few), "checkpoint": self.checkpoint, "method": method,
             "how": how, "threads": self.asked.threads, "empty": str(empty), "filled": str(full if filled else empty),
@@ -132,7 +155,7 @@ class Bench:
             return {"failed": reason[:200]}
         found = json.loads(Path(job["result"]).read_text())
         shutil.rmtree(full, ignore_errors=True)
-        return {**found, "store": empty, "scores": Path(job["scores"])}
+        return found
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -180,7 +203,8 @@ def table_of(bench: Bench, params: str) -> tuple[list[str], int]:
     """Lines of Markdown, and how many methods failed (one that takes too long or refuses has not)."""
     from influence_cli.methods import METHODS
 
-    names = ["ip", *(name for name in bench.asked.methods or METHODS if name != "ip")]
+    every = bench.asked.methods or [*METHODS, *VARIANTS]
+    names = ["ip", *(name for name in every if name != "ip")]
     found: dict[str, dict[str, Any]] = {}
     for name in names:
         say(f"{name}, --params {params}")
@@ -188,14 +212,15 @@ def table_of(bench: Bench, params: str) -> tuple[list[str], int]:
         say(f"  {found[name].get('failed') or format(found[name]['cold'], '.3g') + ' s'}")
         if name == "ip" and "failed" in found[name]:
             raise SystemExit(f"ip failed: {found[name]['failed']}")
-    ip = found["ip"]["cold"]
-    references = [found.get(name, {}).get("scores") for name in REFERENCES]
+    ip = found["ip"]
+    references = [None if "failed" in found.get(name, {"failed": ""}) else found[name]["scores"] for name in REFERENCES]
     lines = []
     for name, f in found.items():
         if "failed" in f:
             lines.append([name, f["failed"], *[""] * (len(HEADER) - 2)])
             continue
-        times = [f"{f['cold'] / ip:.3g}", f"{f['after'] / ip:.3g}", f"{f['cold']:.3g}"]
+        ratios = (f["cold"] / ip["cold"], f["cpu"] / ip["cpu"], f["after"] / ip["cold"])
+        times = [*(f"{ratio:.3g}" for ratio in ratios), f"{f['cold']:.3g}"]
         size = [f"{f['peak']:,.0f}", f"{f['disk']:,.1f}"]
         ranks = [spearman(f["scores"], path) for path in references]
         lines.append([name, *times, *size, *detection(bench, f["scores"]), *ranks])
@@ -214,7 +239,9 @@ def main() -> int:
         return 0
     failed = 0
     with tempfile.TemporaryDirectory(prefix="curvature-") as folder:
-        bench = Bench(asked, Path(folder))
+        if asked.out:
+            asked.out.mkdir(parents=True, exist_ok=True)
+        bench = Bench(asked, asked.out or Path(folder))
         for params in asked.params:
             lines, bad = table_of(bench, params)
             failed += bad
@@ -234,6 +261,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--params", nargs="+", default=["last", "all"])
     parser.add_argument("--methods", nargs="+", help="default: every method")
     parser.add_argument("--limit", type=float, default=1200.0, help="seconds that a method may take")
+    parser.add_argument("--out", type=Path, help="a folder that keeps what was measured")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rows", type=int, help="of each split, for a small trial")
