@@ -60,7 +60,7 @@ def net(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def loop(problem: Problem, opened: Gradients, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Gradients in the columns' order, and squared norms by layer, one backward pass a row."""
-    layers = [[name for name, _ in layer["parameters"]] for layer in opened.layout["layers"]]
+    layers = [layer["order"] for layer in opened.layout["layers"]]
     flat, norms = [], []
     for g in row_gradients(problem.model, *problem.part(split)):
         flat.append(torch.cat([g[n].flatten() for own in layers for n in own]).numpy())
@@ -79,7 +79,7 @@ def test_whole_gradients_norms_and_losses_of_train_and_target_rows_equal_the_loo
     job = net.job(rows=rows, precision=precision)
     opened = open_gradients(job)
     assert (opened.rows, opened.computed) == (rows, 9)
-    names = {n for layer in opened.layout["layers"] for n, _ in layer["parameters"]}
+    names = {n for layer in opened.layout["layers"] for n in layer["order"]}
     last = {n for n, _ in net.model.named_parameters() if n.startswith(("head.", "fc."))}
     assert names == (last if rows == "last" else {n for n, _ in net.model.named_parameters()})
     for part, split in ((job.train, "train"), (job.target, "val")):
@@ -121,6 +121,24 @@ def test_a_sketch_has_exact_norms_and_does_not_depend_on_batches_or_shards(net: 
     other = open_gradients(net.job(**how, seed=1)).read(job.train.row_keys)
     if opened.layout["layers"][0]["how"] != "whole":
         assert relative_error(other["value"], found["value"]) > 0.1
+
+
+def test_the_variance_over_seeds_is_below_its_bound_and_of_its_order(tmp_path: Path) -> None:
+    problem = make_problem(tmp_path, "mlp:7", (5,), train=6, val=1)
+    whole = open_gradients(job := problem.job(rows="full")).read(job.train.row_keys)["value"]
+    squares, seeds = np.zeros((6, 6)), 40
+    for seed in range(seeds):
+        job = problem.job(rows="sketch", sketch_dim=9, seed=seed)
+        opened = open_gradients(job)
+        found = opened.read(job.train.row_keys)
+        squares += (found["value"] @ found["value"].T - whole @ whole.T) ** 2
+    bound = opened.variance_bound(found["norms"][:, None], found["norms"][None])
+    assert not opened.whole
+    assert bound.shape == (6, 6)
+    assert bound.sum() / 4 < squares.sum() / seeds < bound.sum()
+    exact = open_gradients(problem.job(rows="full"))
+    assert exact.whole
+    assert not exact.variance_bound(found["norms"][:, None], found["norms"][None]).any()
 
 
 def test_last_is_full_in_the_heads_parameters_and_shares_its_rows(net: Problem) -> None:

@@ -16,18 +16,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from influence_cli.errors import UsageError
 from influence_cli.maths.sketch import (
-    buckets,
+    add_folded,
+    factor_bound,
     factor_shape,
     factor_sketch,
     factor_variance,
+    folded_variance,
     hash_key,
-    plain_sketch,
-    plain_variance,
-    shared_widths,
+    shifts,
     signs,
 )
+from influence_cli.model import sketch
 from influence_cli.model.forward import Point
 from influence_cli.model.layers import Block
 from influence_cli.model.losses import CROSS_ENTROPY
@@ -48,33 +48,19 @@ def drawn(seed: int, *shape: int) -> Tensor:
 # -- the numbers -----------------------------------------------------------------------------------------------------
 
 
-def test_signs_and_buckets_are_bits_of_splitmix64() -> None:
+def test_signs_and_shifts_are_bits_of_splitmix64() -> None:
     key = int.from_bytes(
         hashlib.blake2b(b"3:sign:fc.weight", digest_size=8, person=b"influence.sign").digest(), "little"
     )
     assert hash_key(3, "fc.weight", "sign") == key
     stream = [z >> 32 for z in splitmix64_stream(key, 30)]
     assert signs(key, (5, 6), CPU).flatten().tolist() == [1 - 2 * (z & 1) for z in stream]
-    assert buckets(key, 30, 7, CPU).tolist() == [z * 7 // 2**32 for z in stream]
+    assert shifts(key, 30, 7) == [z * 7 // 2**32 for z in stream]
 
 
 def test_another_seed_name_or_purpose_is_another_stream() -> None:
     keys = {hash_key(s, n, w) for s in (0, 1) for n in ("a", "b") for w in ("in", "out")}
     assert len(keys) == 8
-
-
-@given(st.lists(st.integers(1, 10**7), min_size=1, max_size=30), st.integers(1, 5000))
-def test_layers_share_what_there_is(sizes: list[int], total: int) -> None:
-    if total < len(sizes):
-        with pytest.raises(ValueError, match="layers"):
-            shared_widths(sizes, total)
-        return
-    widths = shared_widths(sizes, total)
-    assert all(1 <= w <= size for w, size in zip(widths, sizes, strict=True))
-    assert sum(widths) <= total
-    assert sum(widths) == sum(sizes) or sum(widths) > total - len(sizes)  # what is lost is lost by rounding down
-    by_size = [w for _, w in sorted(zip(sizes, widths, strict=True))]
-    assert by_size == sorted(by_size)
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 5000))
@@ -106,19 +92,54 @@ def spread(dots: list[float], expected: float, variance: float) -> None:
     assert deviation == pytest.approx(math.sqrt(variance), rel=0.1)
 
 
+def folded(seed: int, rows: Tensor, k: int, name: str = "w") -> Tensor:
+    p = rows.shape[1]
+    total = rows.new_zeros(len(rows), k)
+    sign = signs(hash_key(seed, name, "sign"), (p,), CPU)
+    add_folded(total, rows, sign, shifts(hash_key(seed, name, "shift"), -(-p // k), k))
+    return total
+
+
+def test_folding_is_a_sum_of_signed_entries_at_their_places() -> None:
+    rows, k = drawn(0, 2, 11), 4
+    sign, shift = signs(5, (11,), CPU), [3, 0, 2]
+    total = torch.ones(2, k, dtype=torch.float64)
+    add_folded(total, rows, sign, shift)
+    expected = torch.ones(2, k, dtype=torch.float64)
+    for j in range(11):
+        expected[:, (j + shift[j // k]) % k] += int(sign[j]) * rows[:, j]
+    assert relative_error(total.numpy(), expected.numpy()) < 1e-12
+
+
 @pytest.mark.parametrize("k", [1, 7, 40])
-def test_the_plain_sketch_is_unbiased_with_the_variance_of_dense_signs(k: int) -> None:
+def test_the_folded_sketch_is_unbiased_with_the_variance_of_dense_signs_at_most(k: int) -> None:
     g, h = drawn(1, 60), 0.5 * drawn(1, 60) + drawn(2, 60)
     dots: list[float] = []
     dense: list[float] = []
     for seed in range(1000):
-        sign = signs(hash_key(seed, "w", "sign"), (60,), CPU)
-        a, b = plain_sketch(torch.stack([g, h]), sign, buckets(hash_key(seed, "w", "bucket"), 60, k, CPU), k)
+        a, b = folded(seed, torch.stack([g, h]), k)
         dots.append(float(a @ b))
         r = signs(hash_key(seed, "w", "dense"), (k, 60), CPU).double() / math.sqrt(k)
         dense.append(float((r @ g) @ (r @ h)))
-    spread(dots, float(g @ h), plain_variance(g, h, k))
-    spread(dense, float(g @ h), plain_variance(g, h, k))
+    of_dense = (float(g @ g) * float(h @ h) + float(g @ h) ** 2 - 2.0 * float((g * h).square().sum())) / k
+    spread(dense, float(g @ h), of_dense)
+    spread(dots, float(g @ h), folded_variance(g, h, k))
+    assert folded_variance(g, h, k) <= of_dense * (1.0 + 1e-12)
+    if k == 1:
+        assert folded_variance(g, h, k) == pytest.approx(of_dense)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.integers(0, 10**6))
+def test_no_pair_of_matrices_exceeds_the_bound(inputs: int, outputs: int, width: int, seed: int) -> None:
+    shape = factor_shape(inputs, outputs, min(width, inputs * outputs))
+    m, s_in, s_out = shape
+    kept = [None if m == 1 and s == wide else s for s, wide in ((s_in, inputs), (s_out, outputs))]
+    bound = factor_bound(inputs, outputs, *shape)
+    g = drawn(seed, outputs, inputs) * (drawn(seed + 1, outputs, inputs) > 0.5)
+    d, a = drawn(seed + 2, outputs, 1), drawn(seed + 3, 1, inputs)
+    for x, y in ((g, g), (d @ a, d @ a), (g, d @ a)):
+        most = bound * float(x.square().sum() * y.square().sum())
+        assert factor_variance(x, y, m, *kept) <= most * (1 + 1e-9) + 1e-12
 
 
 @pytest.mark.parametrize(
@@ -156,10 +177,8 @@ def blocks_of(name: str) -> tuple[list[Block], nn.Module, Tensor, Tensor]:
 
 
 def variance_of(layer: LayerColumns, block: Block, g: Tensor, h: Tensor) -> float:
-    if layer.how == "whole":
-        return 0.0
-    if layer.how == "plain":
-        return plain_variance(g, h, layer.width)
+    if layer.how == "folded":
+        return folded_variance(g, h, layer.width)
     assert block.layout.affine is not None
     outputs = block.layout.affine.shape[0]
     wide = block.layout.size // outputs
@@ -175,32 +194,43 @@ def variance_of(layer: LayerColumns, block: Block, g: Tensor, h: Tensor) -> floa
 
 
 @pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("values_a_layer", [3, 9])
-def test_inner_products_of_every_shape_of_layer_are_unbiased_over_seeds(name: str, values_a_layer: int) -> None:
-    """By layer over 200 seeds: means of all pairs of rows, and the deviation over pairs to 10 % of the formula's."""
+@pytest.mark.parametrize(("most_folded", "k"), [(0, 12), (1 << 17, 5)], ids=["factors", "folded"])
+def test_inner_products_of_every_shape_of_layer_are_unbiased_over_seeds(
+    name: str, most_folded: int, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By layer over 200 seeds: means of all pairs of rows, and the deviation over pairs to 10 % of the formula's.
+
+    The sum over layers has the variance of its layers, and of every two of them that share columns.
+    """
+    monkeypatch.setattr(sketch, "FOLDED", most_folded)
     blocks, *_ = blocks_of(name)
-    layers = laid_out(tuple(b.layout for b in blocks), values_a_layer * len(blocks))
-    assert sum(layer.width for layer in layers) <= values_a_layer * len(blocks)
-    empirical = formula = 0.0
+    layers = laid_out(tuple(b.layout for b in blocks), k)
     for layer, block in zip(layers, blocks, strict=True):
-        g = block.row_gradients()
-        exact = (g @ g.T).numpy()
-        expected = np.array([[variance_of(layer, block, a, b) for b in g] for a in g])
-        assert expected.any() == (layer.how != "whole" and bool(g.any()))
-        total, squares = np.zeros(exact.shape), np.zeros(exact.shape)
-        for seed in range(SEEDS):
-            value, norms = Projection(layer, seed).of(block)
-            dots = (value @ value.T).numpy()
-            total += dots
-            squares += (dots - exact) ** 2
-        assert relative_error(norms.numpy(), exact.diagonal()) < 1e-12
-        floor = 1e-12 * np.abs(exact).max() + 1e-30
-        assert np.all(np.abs(total / SEEDS - exact) <= 5.0 * np.sqrt(np.maximum(expected, 0.0) / SEEDS) + floor)
-        size = expected.sum()
-        if size > 0:
-            empirical, formula = empirical + squares.sum() / SEEDS / size, formula + 1.0
-    assert formula > 0
-    assert math.sqrt(empirical / formula) == pytest.approx(1.0, rel=0.1)
+        small = block.layout.affine is None or block.layout.size <= most_folded
+        assert layer.how == ("folded" if small else "factors")
+    gradients = [block.row_gradients() for block in blocks]
+    exact = torch.stack([g @ g.T for g in gradients]).numpy()  # [L, b, b]
+    every = zip(layers, blocks, gradients, strict=True)
+    expected = np.array([[[variance_of(layer, block, a, b) for b in g] for a in g] for layer, block, g in every])
+    total, squares, all_squares = np.zeros(exact.shape), np.zeros(exact.shape), np.zeros(exact.shape[1:])
+    for seed in range(SEEDS):
+        whole = torch.zeros(len(gradients[0]), k, dtype=torch.float64)
+        for position, (layer, block) in enumerate(zip(layers, blocks, strict=True)):
+            value = torch.zeros_like(whole)
+            norms = Projection(layer, seed).add(block, value)
+            assert relative_error(norms.numpy(), exact[position].diagonal()) < 1e-12
+            total[position] += (value @ value.T).numpy()
+            squares[position] += ((value @ value.T).numpy() - exact[position]) ** 2
+            whole += value
+        all_squares += ((whole @ whole.T).numpy() - exact.sum(0)) ** 2
+    error = np.abs(total / SEEDS - exact)
+    assert np.all(error <= 5.0 * np.sqrt(np.maximum(expected, 0.0) / SEEDS) + 1e-12 * np.abs(exact).max())
+    size = expected.sum((1, 2))
+    ratio = (squares.sum((1, 2)) / SEEDS)[size > 0] / size[size > 0]
+    assert math.sqrt(ratio.mean()) == pytest.approx(1.0, rel=0.1)
+    n = exact.diagonal(axis1=1, axis2=2)  # squared norms [L, b]
+    pairs = np.einsum("la,mb->ab", n, n) + exact.sum(0) ** 2 - np.einsum("la,lb->ab", n, n) - (exact**2).sum(0)
+    assert math.sqrt(all_squares.sum() / SEEDS / (expected.sum() + pairs.sum() / k)) == pytest.approx(1.0, rel=0.1)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -214,6 +244,7 @@ def test_whole_gradients_of_every_construct_equal_the_loop(name: str, precision:
     values, norms, _ = found.of(x, y)
     assert found.layers is not None
     assert values.shape[1] == found.dim == found.layout()["dim"]
+    assert [layer.how for layer in found.layers] == ["whole"] * len(found.layers)
     for k, g in enumerate(expected):
         flat = torch.cat([g[n].flatten() for layer in found.layers for n in layer.parameters])
         assert relative_error(values[k].double().numpy(), flat.numpy()) < tolerance
@@ -226,10 +257,9 @@ def test_whole_gradients_of_every_construct_equal_the_loop(name: str, precision:
 )
 def test_a_sketch_is_the_same_in_every_batch_and_its_norms_are_exact(name: str) -> None:
     model, x, y = construct(name)
-    layers = len(blocks_of(name)[0])
 
     def sketched(step: int, seed: int = 4) -> tuple[Tensor, Tensor]:
-        found = RowGradients(Point(model, "all", None, "fp64", CPU), CROSS_ENTROPY, 5 * layers, seed)
+        found = RowGradients(Point(model, "all", None, "fp64", CPU), CROSS_ENTROPY, 9, seed)
         assert found.ready(x)
         made = [found.of(x[k : k + step], y[k : k + step]) for k in range(0, len(x), step)]
         return torch.cat([v for v, _, _ in made]), torch.cat([n for _, n, _ in made])
@@ -242,14 +272,6 @@ def test_a_sketch_is_the_same_in_every_batch_and_its_norms_are_exact(name: str) 
     exact = [sum(float(g.square().sum()) for g in row.values()) for row in row_gradients(model, x, y)]
     assert relative_error(norms.sum(1).numpy(), np.array(exact)) < 1e-12
     assert relative_error(sketched(len(x), seed=5)[0].numpy(), whole.numpy()) > 0.1
-
-
-def test_few_values_for_many_layers_are_refused_with_a_way_out() -> None:
-    model, x, _ = construct("attention")
-    found = RowGradients(Point(model, "all", None, "fp64", CPU), CROSS_ENTROPY, 1)
-    with pytest.raises(UsageError, match="layers") as error:
-        found.ready(x)
-    assert "--sketch-dim" in str(error.value.fix)
 
 
 def test_enough_values_are_the_gradient_itself() -> None:

@@ -1,20 +1,23 @@
 """Random projections of row gradients whose inner products are unbiased: E <Sg, Sh> = <g, h> over seeds.
 
+Every layer is projected into the same k columns, with signs and places of its own, and the projections are added up.
 Signs and places come from an integer hash of (seed, name, index): the same bits on every device and in every batch.
 
-    plain       Sg[b] = sum over j with bucket(j) = b of sign(j) g_j                 (Charikar et al. 2002)
+    folded      Sg[b] = sum over j with place(j) = b of sign(j) g_j,     place(j) = (j + shift(j div k)) mod k
     factorised  for G = sum_t d_t a_t^T:  R_out G R_in^T = sum_t (R_out d_t) (R_in a_t)^T     (LoGra, arXiv:2405.13954)
 
-The variance of <Sg, Sh> of the plain one is that of k dense rows of signs, at the cost of one pass over g:
+The first is the count sketch (Charikar et al. 2002) with random places a block of k values at a time, so that it is a
+few additions of whole blocks.  Its variance is that of k dense rows of signs, less the pairs that share a block:
 
-    ( |g|^2 |h|^2 + <g, h>^2 - 2 sum_j g_j^2 h_j^2 ) / k
+    ( |g|^2 |h|^2 + <g, h>^2 - 2 sum_j g_j^2 h_j^2 ) / k   at most
 
-Of m factorised groups of s_out x s_in, R of independent signs over sqrt(s), it is
+Of m factorised groups of s_out x s_in, R of independent signs over sqrt(s), the variance is
 
     ( V(G^T H) / s_in + V(G H^T) / s_out + W / (s_in s_out) ) / m,     V(M) = |M|^2 + tr M^2 - 2 sum_i M_ii^2
 
 with W of the order of |G|^2 |H|^2 (spelled out in ``factor_variance``); a factor that is the identity adds nothing.
 Since m s_in s_out values are stored, small factors in many groups are better, and dearer, than two large ones.
+Two layers l and l' that share columns add ( |g_l|^2 |h_l'|^2 + <g_l, h_l> <g_l', h_l'> ) / k for each ordered pair.
 """
 
 from __future__ import annotations
@@ -45,46 +48,13 @@ def signs(key: int, shape: Sequence[int], device: torch.device) -> Tensor:
     return (1 - 2 * bits).to(torch.int8).reshape(tuple(shape))
 
 
-def buckets(key: int, count: int, k: int, device: torch.device) -> Tensor:
-    """A uniform place in 0 to k - 1 for each of ``count`` values, as int32, to k 2^-32.
+def shifts(key: int, count: int, k: int) -> list[int]:
+    """A uniform number of 0 to k - 1 for each of ``count`` blocks, to k 2^-32.
 
-    >>> sorted(set(buckets(7, 100, 4, torch.device("cpu")).tolist()))
+    >>> sorted(set(shifts(7, 100, 4)))
     [0, 1, 2, 3]
     """
-    return ((hashed_uniform(key, count, device) * k) >> 32).to(torch.int32)
-
-
-def shared_widths(sizes: Sequence[int], total: int) -> list[int]:
-    """Widths of layers of ``sizes`` parameters: at least 1, at most the size, together at most ``total``.
-
-    What is over one for each goes by the square root of the size; a layer that would get more than it has is kept whole
-    and the others share the rest.
-
-    >>> shared_widths([4, 100, 10_000], 58)
-    [1, 5, 50]
-    >>> shared_widths([2, 3], 100)
-    [2, 3]
-
-    Raises:
-        ValueError: there are more layers than values.
-    """
-    if total < len(sizes):
-        raise ValueError(f"{total} values for {len(sizes)} layers")
-    widths: dict[int, int] = {}
-    left: list[int] = list(range(len(sizes)))
-    rest = total - len(sizes)
-    while left:
-        roots = sum(math.sqrt(sizes[k]) for k in left)
-        share = {k: rest * math.sqrt(sizes[k]) / roots for k in left}
-        whole = [k for k in left if share[k] >= sizes[k] - 1]
-        for k in whole:
-            widths[k] = sizes[k]
-            rest -= sizes[k] - 1
-        if not whole:
-            widths |= {k: 1 + int(share[k]) for k in left}
-            break
-        left = [k for k in left if k not in widths]
-    return [widths[k] for k in range(len(sizes))]
+    return [int(bits) * k >> 32 for bits in hashed_uniform(key, count, torch.device("cpu"))]
 
 
 def factor_shape(inputs: int, outputs: int, width: int) -> tuple[int, int, int]:
@@ -92,31 +62,60 @@ def factor_shape(inputs: int, outputs: int, width: int) -> tuple[int, int, int]:
 
     Of these the one with the least bound of the variance: the smallest square s = s_in = s_out with which projecting,
     (width / s) (inputs + outputs) products a position, costs no more than the layer itself, in as many groups as there
-    is room for: (4 / s + 4 / s^2) / m; or one side whole, in one group: 2 / s of the other; times |G|^2 |H|^2.
+    is room for; or one side whole, in one group.
 
     >>> factor_shape(512, 512, 400), factor_shape(4608, 512, 30), factor_shape(512, 10, 100), factor_shape(64, 64, 3000)
     ((100, 2, 2), (30, 1, 1), (1, 10, 10), (1, 46, 64))
     """
     s = max(1, min(math.isqrt(width), math.ceil(width * (inputs + outputs) / (inputs * outputs))))
     s = min(s, inputs, outputs)
-    choices = [((4 / s + 4 / s**2) / (width // s**2), (width // s**2, s, s))]
+    choices = [(width // s**2, s, s)]
     if outputs <= width:
-        choices.append((2 / min(inputs, width // outputs), (1, min(inputs, width // outputs), outputs)))
+        choices.append((1, min(inputs, width // outputs), outputs))
     if inputs <= width:
-        choices.append((2 / min(outputs, width // inputs), (1, inputs, min(outputs, width // inputs))))
-    return min(choices)[1]
+        choices.append((1, inputs, min(outputs, width // inputs)))
+    return min(choices, key=lambda shape: factor_bound(inputs, outputs, *shape))
 
 
-def plain_sketch(rows: Tensor, sign: Tensor, bucket: Tensor, k: int) -> Tensor:
-    """Sg [r, k] of rows [r, p].
+def factor_bound(inputs: int, outputs: int, groups: int, s_in: int, s_out: int) -> float:
+    """The variance of a factorised <SG, SH> is at most this times |G|^2 |H|^2, whatever G and H.
 
-    >>> g = torch.tensor([[1.0, 2.0, 4.0]])
-    >>> plain_sketch(g, torch.tensor([1, -1, 1]), torch.tensor([1, 0, 1]), 2)
-    tensor([[-2.,  5.]])
+    V is at most 2 |G|^2 |H|^2 and W at most four times it; in one group, a side that is whole adds nothing.
+
+    >>> factor_bound(64, 64, 3, 2, 2), factor_bound(64, 10, 1, 4, 10)
+    (1.0, 0.5)
     """
-    found: Tensor = rows.new_zeros(len(rows), k)
-    found.index_add_(1, bucket, rows * sign.to(rows.dtype))
-    return found
+    a = 0.0 if groups == 1 and s_in == inputs else 1.0 / s_in
+    d = 0.0 if groups == 1 and s_out == outputs else 1.0 / s_out
+    return (2.0 * a + 2.0 * d + 4.0 * a * d) / groups
+
+
+def add_shifted(total: Tensor, values: Tensor, shift: int) -> None:
+    """Add values [r, w] to the columns of total [r, k], w at most k, from column ``shift`` on and around.
+
+    >>> total = torch.zeros(1, 3)
+    >>> add_shifted(total, torch.tensor([[1.0, 2.0]]), 2)
+    >>> total
+    tensor([[2., 0., 1.]])
+    """
+    width = values.shape[1]
+    first = min(width, total.shape[1] - shift)
+    total[:, shift : shift + first] += values[:, :first]
+    if first < width:
+        total[:, : width - first] += values[:, first:]
+
+
+def add_folded(total: Tensor, rows: Tensor, sign: Tensor, shift: Sequence[int]) -> None:
+    """Add Sg [r, k] of rows [r, p] to total [r, k]; ``shift`` has one place for every k values.
+
+    >>> total = torch.zeros(1, 2)
+    >>> add_folded(total, torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([1, -1, 1]), [0, 1])
+    >>> total
+    tensor([[1., 2.]])
+    """
+    k = total.shape[1]
+    for block, first in zip(shift, range(0, rows.shape[1], k), strict=True):
+        add_shifted(total, rows[:, first : first + k] * sign[first : first + k].to(rows.dtype), block)
 
 
 def factor_sketch(a: Tensor, d: Tensor, r_in: Tensor | None, r_out: Tensor | None, groups: int) -> Tensor:
@@ -132,10 +131,19 @@ def factor_sketch(a: Tensor, d: Tensor, r_in: Tensor | None, r_out: Tensor | Non
     return torch.matmul(pd.transpose(2, 3), pa).flatten(1)
 
 
-def plain_variance(g: Tensor, h: Tensor, k: int) -> float:
-    """Variance of <Sg, Sh> for vectors g and h and k buckets, or k dense rows of signs."""
-    both = float(g @ h) ** 2 - 2.0 * float((g * h).square().sum())
-    return (float(g.square().sum() * h.square().sum()) + both) / k
+def folded_variance(g: Tensor, h: Tensor, k: int) -> float:
+    """Variance of the folded <Sg, Sh> for vectors g and h: of pairs in two blocks of k alone.
+
+    >>> folded_variance(torch.ones(3), torch.ones(3), 3), folded_variance(torch.ones(4), torch.ones(4), 2)
+    (0.0, 8.0)
+    """
+
+    def blocks(v: Tensor) -> Tensor:
+        padded: Tensor = torch.nn.functional.pad(v, (0, -len(v) % k))
+        return padded.reshape(-1, k).sum(1)
+
+    g2, h2, gh = blocks(g.square()), blocks(h.square()), blocks(g * h)
+    return float(g2.sum() * h2.sum() - g2 @ h2 + gh.sum() ** 2 - gh.square().sum()) / k
 
 
 def factor_variance(g: Tensor, h: Tensor, groups: int, s_in: int | None, s_out: int | None) -> float:

@@ -44,7 +44,6 @@ class RowGradients:
 
         Raises:
             ModelError: there are selected parameters that the layers do not reach; names them.
-            UsageError: fewer values than layers.
         """
         if self.layers is None and self._values.ready(x):
             assert self._values.layers is not None
@@ -55,8 +54,8 @@ class RowGradients:
     def of(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values [b, p], squared norms by layer float64 [b, L], and logits [b, C]; NaN where logits are not finite."""
         logits, blocks = self._values.blocks(x, labels)
-        made = [p.of(block) for p, block in zip(self._projections, blocks, strict=True)]
-        values, norms = torch.cat([v for v, _ in made], 1), torch.stack([n for _, n in made], 1)
+        values = logits.new_zeros(len(x), self.layout()["dim"])
+        norms = torch.stack([p.add(block, values) for p, block in zip(self._projections, blocks, strict=True)], 1)
         unusable = ~torch.isfinite(logits).all(1)
         values[unusable], norms[unusable] = torch.nan, torch.nan
         return values, norms, logits

@@ -1,9 +1,10 @@
-"""Row gradients as stored: whole, or projected layer by layer so that inner products are unbiased (``maths.sketch``).
+"""Row gradients as stored: whole, or all layers projected into the same columns (``maths.sketch``).
 
-A **column layout** says which columns of the stored value are which layer's (a block of ``layers``) and how they were
-made: ``whole`` (its parameters as they are), ``factors`` (a linear layer or a convolution without groups: input by
-position and output gradient are projected apart, and no row gradient is made), or ``plain`` (everything else: the
-layer's row gradient is made, some rows at a time, and its entries are added up with random signs).
+A layer (a block of ``layers``) is ``whole`` (its parameters as they are, in columns of their own), ``folded`` (its row
+gradients are made, some rows at a time, and added up with random signs), or ``factors`` (a linear layer or convolution
+without groups that is too large for that: input by position and output gradient are projected apart, and no row
+gradient is made).  Sharing columns costs nothing where a layer's gradient is small, and gives the layers with the large
+ones, which no count of parameters tells, all the columns there are.
 """
 
 from __future__ import annotations
@@ -15,38 +16,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from influence_cli.errors import UsageError
 from influence_cli.maths.sketch import (
-    buckets,
+    add_folded,
+    add_shifted,
+    factor_bound,
     factor_shape,
     factor_sketch,
     hash_key,
-    plain_sketch,
-    shared_widths,
+    shifts,
     signs,
 )
 from influence_cli.model.layer_rules import total
 from influence_cli.model.layers import MATERIALISED, Block, BlockLayout
 from influence_cli.model.row_slices import positions
 
+FOLDED = 1 << 17  # most parameters of a linear layer or convolution whose row gradients are made, to be folded
+
 
 @dataclass(frozen=True)
 class LayerColumns:
-    """How one layer's row gradients are stored, and where."""
+    """How one layer's row gradients are stored."""
 
     name: str
     parameters: dict[str, tuple[int, ...]]  # shapes by name, in the order of a whole gradient
-    first: int  # its first column
+    how: str  # whole, folded or factors
+    first: int  # its first column, before what the hash adds
     width: int
-    how: str  # whole, plain or factors
+    variance: float = 0.0  # c: that of its <Sg, Sh> is at most c |g|^2 |h|^2
     groups: int = 0  # of factors: m, s_in and s_out
     s_in: int = 0
     s_out: int = 0
-
-    @property
-    def columns(self) -> slice:
-        """Its columns of a value."""
-        return slice(self.first, self.first + self.width)
 
     @property
     def key(self) -> str:
@@ -55,81 +54,87 @@ class LayerColumns:
 
 
 def laid_out(blocks: tuple[BlockLayout, ...], sketch_dim: int | None) -> list[LayerColumns]:
-    """The columns of every layer, for at most ``sketch_dim`` values a row; None: the whole gradient.
-
-    Raises:
-        UsageError: fewer values than layers.
-    """
+    """The columns of every layer: of whole gradients, or where they are more than ``sketch_dim``, of sketches."""
     sizes = [block.size for block in blocks]
-    try:
-        widths = sizes if sketch_dim is None else shared_widths(sizes, sketch_dim)
-    except ValueError as error:
-        fix = f"pass --sketch-dim {max(4096, 8 * len(sizes))}"
-        raise UsageError(f"--sketch-dim {sketch_dim}: {error}", fix=fix) from error
     found: list[LayerColumns] = []
     first = 0
-    for block, size, width in zip(blocks, sizes, widths, strict=True):
+    for block, size in zip(blocks, sizes, strict=True):
         shapes = {n: tuple(s) for n, s in block.shapes.items()}
-        if width == size:
-            made = LayerColumns(block.name, shapes, first, width, "whole")
-        elif block.affine is not None:
-            outputs = block.affine.shape[0]
-            groups, s_in, s_out = factor_shape(size // outputs, outputs, width)
-            made = LayerColumns(block.name, shapes, first, groups * s_in * s_out, "factors", groups, s_in, s_out)
+        if sketch_dim is None or sum(sizes) <= sketch_dim:
+            made = LayerColumns(block.name, shapes, "whole", first, size)
+            first += size
         else:
-            made = LayerColumns(block.name, shapes, first, width, "plain")
+            made = _sketched(block, shapes, sketch_dim)
         found.append(made)
-        first += made.width
     return found
 
 
+def _sketched(block: BlockLayout, shapes: dict[str, tuple[int, ...]], k: int) -> LayerColumns:
+    if block.affine is None or block.size <= FOLDED:
+        return LayerColumns(block.name, shapes, "folded", 0, k, 0.0 if block.size <= k else 2.0 / k)
+    outputs = block.affine.shape[0]
+    inputs = block.size // outputs
+    shape = factor_shape(inputs, outputs, k)
+    return LayerColumns(block.name, shapes, "factors", 0, k, factor_bound(inputs, outputs, *shape), *shape)
+
+
 def as_plain(layers: list[LayerColumns], about: dict[str, Any]) -> dict[str, Any]:
-    """The layout as plain values, for metadata; parameters as (name, shape), since a list keeps its order."""
-    named = [{**asdict(layer), "parameters": [[n, list(s)] for n, s in layer.parameters.items()]} for layer in layers]
-    return {**about, "dim": sum(layer.width for layer in layers), "layers": named}
+    """The layout as plain values, for metadata: a mapping there keeps no order, so that ``order`` says it."""
+    named = [
+        {
+            **asdict(layer),
+            "order": list(layer.parameters),
+            "parameters": {n: list(s) for n, s in layer.parameters.items()},
+        }
+        for layer in layers
+    ]
+    return {**about, "dim": max(layer.first + layer.width for layer in layers), "layers": named}
 
 
 class Projection:
-    """From a block of b rows to its columns [b, width] and the rows' exact squared norms, float64 [b]."""
+    """Adds a block's part of b rows to their values [b, p]; gives the rows' exact squared norms, float64 [b]."""
 
     def __init__(self, layer: LayerColumns, seed: int) -> None:
         self.layer, self.seed = layer, seed
-        self._drawn: tuple[Tensor | None, Tensor | None] | None = None
+        self._signs: tuple[Tensor | None, ...] | None = None  # as drawn for the first batch
+        self._shifts: list[int] = []
 
-    def of(self, block: Block) -> tuple[Tensor, Tensor]:
-        """Columns and squared norms."""
-        if self.layer.how == "factors":
-            return self._factors(block), block.squared_norms()
-        step = max(1, MATERIALISED // max(1, block.layout.size))
-        values, norms = [], []
+    def add(self, block: Block, values: Tensor) -> Tensor:
+        """Add to ``values``; returns squared norms."""
+        layer = self.layer
+        if layer.how == "factors":
+            self._add_factors(block, values)
+            return block.squared_norms()
+        step, norms = max(1, MATERIALISED // max(1, block.layout.size)), []
         for first in range(0, block.b, step):
-            rows = block.row_gradients(slice(first, min(first + step, block.b)))
+            some = slice(first, min(first + step, block.b))
+            rows = block.row_gradients(some)
             norms.append(total(rows.square()))
-            values.append(rows if self.layer.how == "whole" else self._plain(rows))
-        return torch.cat(values), torch.cat(norms)
+            if layer.how == "whole":
+                values[some, layer.first : layer.first + layer.width] = rows
+            else:
+                self._add_folded(rows, values[some])
+        return torch.cat(norms)
 
     def _key(self, what: str) -> int:
         return hash_key(self.seed, self.layer.key, what)
 
-    def _plain(self, rows: Tensor) -> Tensor:
-        if self._drawn is None:
-            size = rows.shape[1]
-            self._drawn = (
-                signs(self._key("sign"), (size,), rows.device),
-                buckets(self._key("bucket"), size, self.layer.width, rows.device),
-            )
-        sign, bucket = self._drawn
+    def _add_folded(self, rows: Tensor, values: Tensor) -> None:
+        if self._signs is None:
+            self._signs = (signs(self._key("sign"), (rows.shape[1],), rows.device),)
+            self._shifts = shifts(self._key("shift"), -(-rows.shape[1] // self.layer.width), self.layer.width)
+        (sign,) = self._signs
         assert sign is not None
-        assert bucket is not None
-        return plain_sketch(rows, sign, bucket, self.layer.width)
+        add_folded(values, rows, sign, self._shifts)
 
-    def _factors(self, block: Block) -> Tensor:
-        layer, found = self.layer, []
-        for _, a, d in positions(block):
-            if self._drawn is None:
-                self._drawn = self._factor("in", a, layer.s_in), self._factor("out", d, layer.s_out)
-            found.append(factor_sketch(a, d, *self._drawn, layer.groups))
-        return torch.cat(found)
+    def _add_factors(self, block: Block, values: Tensor) -> None:
+        layer = self.layer
+        for some, a, d in positions(block):
+            if self._signs is None:
+                self._signs = self._factor("in", a, layer.s_in), self._factor("out", d, layer.s_out)
+                self._shifts = shifts(self._key("shift"), 1, layer.width)
+            r_in, r_out = self._signs
+            add_shifted(values[some], factor_sketch(a, d, r_in, r_out, layer.groups), self._shifts[0])
 
     def _factor(self, side: str, values: Tensor, s: int) -> Tensor | None:
         """R [m s, wide] for values [.., wide], with the scale of both; None where the side is kept whole."""

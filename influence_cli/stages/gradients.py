@@ -88,9 +88,27 @@ class Gradients:
         return tuple(layer["name"] for layer in self.layout["layers"])
 
     @property
+    def whole(self) -> bool:
+        """Whether values are gradients as they are: inner products are exact, and every layer has its own columns."""
+        return all(layer["how"] == "whole" for layer in self.layout["layers"])
+
+    @property
     def columns(self) -> list[tuple[int, int]]:
-        """The first column of every layer's part of ``value``, and the one after its last."""
+        """The first column of every layer's part of ``value`` and the one after its last; sketched layers share all."""
         return [(layer["first"], layer["first"] + layer["width"]) for layer in self.layout["layers"]]
+
+    def variance_bound(self, a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The most that the variance of <value, value'> can be over seeds, from ``norms`` a and b [..., L] of two rows.
+
+            sum_l c_l a_l b_l + (2 / p) sum_{l != l'} a_l b_l'
+
+        with c of every layer's sketch (``maths.sketch``); 0 where values are whole.
+        """
+        if self.whole:
+            return np.zeros(np.broadcast_shapes(a.shape[:-1], b.shape[:-1]))
+        own = np.array([layer["variance"] for layer in self.layout["layers"]])
+        across = a.sum(axis=-1) * b.sum(axis=-1) - (a * b).sum(axis=-1)
+        return (own * a * b).sum(axis=-1) + 2.0 / self.dim * across
 
     def blocks(self, keys: Keys, names: tuple[str, ...] = READ) -> Iterator[tuple[NDArray[np.int64], Arrays]]:
         """(positions in ``keys`` [n, 16], their ``value``, ``loss`` and ``norms``), never more than a shard at a time.
