@@ -23,7 +23,6 @@ import influence_cli
 from influence_cli.data.manifest import open_manifest
 from influence_cli.data.tables import provenance
 from influence_cli.errors import ManifestError, UsageError
-from influence_cli.maths.sketch import factor_variance, plain_variance
 from influence_cli.maths.top_k import NONE, SIDES, TopK
 from influence_cli.methods import METHODS
 from influence_cli.methods.protocol import Preconditioned
@@ -31,7 +30,6 @@ from influence_cli.model.forward import Point
 from influence_cli.settings import GradSpec
 from influence_cli.stages import per_target_pass, per_target_product
 from influence_cli.stages.per_target import per_target
-from influence_cli.stages.per_target_product import sketch_constant
 from influence_cli.stages.score import score
 from influence_cli.store.maintenance import collect, list_entries, verify
 from tests.cases import (
@@ -408,33 +406,6 @@ def test_a_sketch_is_marked_and_its_errors_are_as_large_as_it_says(tmp_path: Pat
     assert against["relative_error"] == pytest.approx(rms(sample - exact[v][:, i]) / rms(exact[v][:, i]), rel=1e-6)
     assert (against["target_rows"], against["train_rows"]) == (4, 30)
     assert 0.3 < against["rank_correlation"] < 1.0
-
-
-@pytest.mark.parametrize("shape", [(3, 2, 2), (1, 2, 4), (1, 6, 2), (2, 1, 1)])
-def test_the_error_that_is_stated_bounds_the_variance_of_any_pair(shape: tuple[int, int, int]) -> None:
-    groups, s_in, s_out = shape
-    layer = {
-        "how": "factors",
-        "groups": groups,
-        "s_in": s_in,
-        "s_out": s_out,
-        "parameters": [["w", [4, 5]], ["b", [4]]],
-    }
-    whole = [s if groups > 1 or s < wide else None for s, wide in ((s_in, 6), (s_out, 4))]
-    generator, largest = torch.Generator().manual_seed(0), 0.0
-    for k in range(60):
-        g, h = (torch.randn(4, 6, generator=generator, dtype=torch.float64) for _ in range(2))
-        if k % 3 == 1:  # of rank one: a row at a single position
-            g, h = (torch.outer(m[:, 0], m[0]) for m in (g, h))
-        if k % 3 == 2:
-            h = g
-        share = factor_variance(g, h, groups, *whole) / float(g.square().sum() * h.square().sum())
-        largest = max(largest, share)
-        assert share <= sketch_constant(layer) * (1 + 1e-12)
-    assert largest > 0.2 * sketch_constant(layer)
-    vector = torch.randn(50, generator=generator, dtype=torch.float64)
-    variance = plain_variance(vector, vector, 8) / float(vector @ vector) ** 2
-    assert 0.8 * 2 / 8 < variance <= sketch_constant({"how": "plain", "width": 8})
 
 
 def rms(values: NDArray[np.float64]) -> float:

@@ -4,10 +4,7 @@ A block of target rows is held, and the train rows' shards go by one at a time; 
 a shard only the most extreme stay.  Memory holds a block of gradients and one shard.  Sums are in float64.  Whole
 gradients (``--rows full``, or ``last`` in the head's parameters) give the exact scores, and with u = P grad l_v in
 place of the target rows' gradients those of any method with a P.  Sketches give estimates, whose standard error
-
-    sd(v, i) <= ( sum over layers  c |g_v|^2 |g_i|^2 )^(1/2),   c = 2 / k of k buckets, or by ``sketch_constant``
-
-follows from the rows' exact norms by layer.
+follows from the rows' exact norms by layer (``Gradients.variance_bound``).
 """
 
 from __future__ import annotations
@@ -68,39 +65,14 @@ def open_rows(job: Job) -> Gradients:
     return open_gradients(job, job.spec.rows)
 
 
-def sketch_constant(layer: dict[str, Any]) -> float:
-    """C of a layer: the variance of <Sg, Sh> is at most c |g|^2 |h|^2, whatever g and h.
-
-    >>> sketch_constant({"how": "whole", "width": 8}), sketch_constant({"how": "plain", "width": 8})
-    (0.0, 0.25)
-    >>> shapes = [("weight", [4, 6])]
-    >>> sketch_constant({"how": "factors", "groups": 1, "s_in": 2, "s_out": 4, "parameters": shapes})
-    1.0
-    >>> sketch_constant({"how": "factors", "groups": 3, "s_in": 2, "s_out": 2, "parameters": shapes})
-    1.0
-    """
-    if layer["how"] == "whole":
-        return 0.0
-    if layer["how"] == "plain":
-        return 2.0 / layer["width"]
-    shapes = [shape for _, shape in layer["parameters"]]
-    outputs = shapes[0][0]
-    inputs = sum(math.prod(s) for s in shapes) // outputs
-    one = layer["groups"] == 1
-    a = 0.0 if one and layer["s_in"] == inputs else 1.0 / layer["s_in"]
-    d = 0.0 if one and layer["s_out"] == outputs else 1.0 / layer["s_out"]
-    return (2.0 * a + 2.0 * d + 4.0 * a * d) / layer["groups"]
-
-
 def _errors(gradients: Gradients, target_norms: NDArray[np.float64], train: Rows, found: TopK) -> NDArray[np.float64]:
     """The most that the standard error of every score found can be [t, 2, K]; NaN where there is none."""
-    constants = np.array([sketch_constant(layer) for layer in gradients.layout["layers"]])
     listed, place = np.unique(found.places[found.places != NONE], return_inverse=True)
     errors = np.full(found.places.shape, np.nan)
     if len(listed):
         norms = gradients.read(train.row_keys[listed], ("norms",))["norms"]
         rows = np.nonzero(found.places != NONE)[0]
-        errors[found.places != NONE] = np.sqrt(((target_norms * constants)[rows] * norms[place]).sum(axis=1))
+        errors[found.places != NONE] = np.sqrt(gradients.variance_bound(target_norms[rows], norms[place]))
     return errors
 
 
@@ -123,7 +95,7 @@ def _solver(job: Job, name: str, gradients: Gradients) -> Any:
     (member,) = job.method_members[name]
     model = load_model(spec, checkpoint, DTYPES["fp32" if job.spec.precision == "bf16" else job.spec.precision])
     solver = Solver(job, name, model, device_of(job.runtime.device))
-    shapes = {n: tuple(shape) for layer in gradients.layout["layers"] for n, shape in layer["parameters"]}
+    shapes = {n: tuple(layer["parameters"][n]) for layer in gradients.layout["layers"] for n in layer["order"]}
     cuts = np.cumsum([math.prod(s) for s in shapes.values()])[:-1]
 
     def by_name(row: NDArray[np.floating]) -> dict[str, NDArray[np.floating]]:
