@@ -60,7 +60,7 @@ def net(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def loop(problem: Problem, opened: Gradients, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Gradients in the columns' order, and squared norms by layer, one backward pass a row."""
-    layers = [layer["order"] for layer in opened.layout["layers"]]
+    layers = [[name for name, _ in layer["parameters"]] for layer in opened.layout["layers"]]
     flat, norms = [], []
     for g in row_gradients(problem.model, *problem.part(split)):
         flat.append(torch.cat([g[n].flatten() for own in layers for n in own]).numpy())
@@ -79,7 +79,7 @@ def test_whole_gradients_norms_and_losses_of_train_and_target_rows_equal_the_loo
     job = net.job(rows=rows, precision=precision)
     opened = open_gradients(job)
     assert (opened.rows, opened.computed) == (rows, 9)
-    names = {n for layer in opened.layout["layers"] for n in layer["order"]}
+    names = {n for layer in opened.layout["layers"] for n, _ in layer["parameters"]}
     last = {n for n, _ in net.model.named_parameters() if n.startswith(("head.", "fc."))}
     assert names == (last if rows == "last" else {n for n, _ in net.model.named_parameters()})
     for part, split in ((job.train, "train"), (job.target, "val")):

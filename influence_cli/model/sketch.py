@@ -79,15 +79,8 @@ def _sketched(block: BlockLayout, shapes: dict[str, tuple[int, ...]], k: int) ->
 
 
 def as_plain(layers: list[LayerColumns], about: dict[str, Any]) -> dict[str, Any]:
-    """The layout as plain values, for metadata: a mapping there keeps no order, so that ``order`` says it."""
-    named = [
-        {
-            **asdict(layer),
-            "order": list(layer.parameters),
-            "parameters": {n: list(s) for n, s in layer.parameters.items()},
-        }
-        for layer in layers
-    ]
+    """The layout as plain values, for metadata; parameters as (name, shape), since a list keeps its order."""
+    named = [{**asdict(layer), "parameters": [[n, list(s)] for n, s in layer.parameters.items()]} for layer in layers]
     return {**about, "dim": max(layer.first + layer.width for layer in layers), "layers": named}
 
 
