@@ -95,7 +95,7 @@ def _solver(job: Job, name: str, gradients: Gradients) -> Any:
     (member,) = job.method_members[name]
     model = load_model(spec, checkpoint, DTYPES["fp32" if job.spec.precision == "bf16" else job.spec.precision])
     solver = Solver(job, name, model, device_of(job.runtime.device))
-    shapes = {n: tuple(layer["parameters"][n]) for layer in gradients.layout["layers"] for n in layer["order"]}
+    shapes = {n: tuple(shape) for layer in gradients.layout["layers"] for n, shape in layer["parameters"]}
     cuts = np.cumsum([math.prod(s) for s in shapes.values()])[:-1]
 
     def by_name(row: NDArray[np.floating]) -> dict[str, NDArray[np.floating]]:
