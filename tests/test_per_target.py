@@ -631,6 +631,8 @@ def test_methods_without_scores_of_pairs_are_refused(
     ("flags", "message"),
     [
         (("--method", "ip", "--method", "ip-ensemble"), "these are several: ip, ip-ensemble"),
+        (("--method", "ip", "--relative"), "as --relative asks for"),
+        (("--method", "ip", "--set", "ip.normalise=cosine"), "as ip.normalise=cosine asks for"),
         (("--objective", "robustness"), "robustness is about all of them together"),
         (("--per-member",), "--per-member is about one score a row"),
         (("--combine", "ranksum"), "--combine is about one score a row"),

@@ -59,6 +59,12 @@ def check_per_target(job: Job, top: int) -> str:
             "alone",
             fix="--method ip, or another that measures a direction (see: influence methods)",
         )
+    if name in job.values:
+        how = "--relative" if job.spec.relative else "ip.normalise=cosine"
+        raise UsageError(
+            f"scores of pairs are not divided by the size of a row's own gradient, as {how} asks for",
+            fix=f"leave {how} out, or --per-target",
+        )
     others = [o for o in job.objectives if o != OBJECTIVE]
     if others:
         raise UsageError(
