@@ -262,6 +262,17 @@ def run_python(code: str, *arguments: Any, cwd: Path, env: dict[str, str] | None
     return run_process([sys.executable, "-c", code, *map(str, arguments)], cwd, env)
 
 
+def run_without_torch(*arguments: Any, cwd: Path) -> Ran:
+    """Run the command line in a process of its own, which must not have imported torch at its end."""
+    code = (
+        "import sys; from influence_cli.cli.main import run; code = run(sys.argv[1:]); "
+        "sys.stderr.write('torch' if 'torch' in sys.modules else 'no torch'); sys.exit(code)"
+    )
+    ran = run_python(code, *arguments, cwd=cwd)
+    assert (ran.code, ran.err.splitlines()[-1]) == (0, "no torch"), ran.err
+    return ran
+
+
 def run_process(command: list[str], cwd: Path, env: dict[str, str] | None = None, stdin: bytes = b"") -> Ran:
     """Run a command and keep what it writes."""
     done = subprocess.run(

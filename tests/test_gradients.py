@@ -6,7 +6,6 @@ Reference: one backward pass a row in float64.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +39,7 @@ from tests.cases import (
     examples,
     feature_table,
     job_of,
-    run_python,
+    run_without_torch,
     with_column,
     write,
 )
@@ -477,12 +476,7 @@ def test_the_commands_store_rows_say_so_and_import_no_torch_when_warm(
     cold = call_cli(*asked, "-o", "cold.parquet", cwd=tmp_path)
     assert cold.code == 0, cold.err
     assert f"row gradients (sketch): {planned['values']} values and" in cold.err
-    code = (
-        "import sys; from influence_cli.cli.main import run; code = run(sys.argv[1:]); "
-        "sys.stderr.write('torch' if 'torch' in sys.modules else 'no torch'); sys.exit(code)"
-    )
-    warm = run_python(code, *asked, "-o", "warm.parquet", cwd=tmp_path)
-    assert (warm.code, warm.err.splitlines()[-1]) == (0, "no torch"), sys.executable
+    run_without_torch(*asked, "-o", "warm.parquet", cwd=tmp_path)
     assert (tmp_path / "cold.parquet").read_bytes() == (tmp_path / "warm.parquet").read_bytes()
 
 

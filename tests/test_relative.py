@@ -29,7 +29,7 @@ from influence_cli.stages.grads import fill
 from influence_cli.stages.plan import missing_work
 from influence_cli.stages.relative import over_own_size
 from influence_cli.stages.score import score
-from tests.cases import Example, call_cli, draw_features, examples, run_python
+from tests.cases import Example, call_cli, draw_features, examples, run_without_torch
 from tests.oracle import (
     Problem,
     column,
@@ -268,12 +268,7 @@ def test_the_same_from_the_command_line_from_python_and_through_a_pipe_and_warm_
     ran = call_cli("grads", tabular, *common, "--relative", "-o", "grads.parquet", cwd=tmp_path)
     assert ran.code == 0, ran.err
     assert call_cli("score", "grads.parquet", "-o", "piped.parquet", cwd=tmp_path).code == 0
-    code = (
-        "import sys; from influence_cli.cli.main import run; code = run(sys.argv[1:]); "
-        "sys.stderr.write('torch' if 'torch' in sys.modules else 'no torch'); sys.exit(code)"
-    )
-    warm = run_python(code, "score", tabular, *common, "--relative", "-o", "warm.parquet", cwd=tmp_path)
-    assert (warm.code, warm.err.splitlines()[-1]) == (0, "no torch"), warm.err
+    run_without_torch("score", tabular, *common, "--relative", "-o", "warm.parquet", cwd=tmp_path)
     piped, again = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("piped", "warm"))
     assert np.array_equal(column(piped), column(again))
     found = api.score(str(tabular), checkpoint=tabular_run, method="ekfac", relative=True, store=str(tmp_path / "s"))

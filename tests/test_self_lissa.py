@@ -28,7 +28,7 @@ from influence_cli.stages.grads import fill
 from influence_cli.stages.plan import describe_plan, missing_work
 from influence_cli.stages.score import score
 from influence_cli.store.maintenance import collect, list_entries
-from tests.cases import Example, Heard, call_cli, draw_features, examples, run_python
+from tests.cases import Example, Heard, call_cli, draw_features, examples, run_without_torch
 from tests.oracle import (
     Problem,
     column,
@@ -326,12 +326,7 @@ def test_a_dry_run_says_what_is_fitted_and_a_warm_run_imports_no_torch(
     assert [(fit["method"], fit["rows"], fit["passes"]) for fit in step["fits"]] == [("ekfac", N, 2)]
     cold = call_cli(*asked, "-o", "cold.parquet", cwd=tmp_path)
     assert cold.code == 0, cold.err
-    code = (
-        "import sys; from influence_cli.cli.main import run; code = run(sys.argv[1:]); "
-        "sys.stderr.write('torch' if 'torch' in sys.modules else 'no torch'); sys.exit(code)"
-    )
-    warm = run_python(code, *asked, "-o", "warm.parquet", cwd=tmp_path)
-    assert (warm.code, warm.err.splitlines()[-1]) == (0, "no torch"), warm.err
+    run_without_torch(*asked, "-o", "warm.parquet", cwd=tmp_path)
     assert (tmp_path / "cold.parquet").read_bytes() == (tmp_path / "warm.parquet").read_bytes()
     told = call_cli("methods", "self-lissa", "--format", "table", cwd=tmp_path)
     assert told.code == 0, told.err

@@ -6,7 +6,6 @@ Reference: one backward pass a row in float64; the closed form of logistic regre
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +39,7 @@ from tests.cases import (
     examples,
     feature_table,
     job_of,
-    run_python,
+    run_without_torch,
     with_column,
     write,
 )
@@ -338,10 +337,5 @@ def test_a_dry_run_says_how_many_and_a_warm_run_imports_no_torch(
     assert ran.json["seconds"] is not None
     cold = call_cli(*asked, "-o", "cold.parquet", cwd=tmp_path)
     assert cold.code == 0, cold.err
-    code = (
-        "import sys; from influence_cli.cli.main import run; code = run(sys.argv[1:]); "
-        "sys.stderr.write('torch' if 'torch' in sys.modules else 'no torch'); sys.exit(code)"
-    )
-    warm = run_python(code, *asked, "-o", "warm.parquet", cwd=tmp_path)
-    assert (warm.code, warm.err.splitlines()[-1]) == (0, "no torch"), sys.executable
+    run_without_torch(*asked, "-o", "warm.parquet", cwd=tmp_path)
     assert (tmp_path / "cold.parquet").read_bytes() == (tmp_path / "warm.parquet").read_bytes()

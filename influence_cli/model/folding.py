@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from influence_cli.model.dual import Dual, rule, tangents_of, value_of, waiting
-from influence_cli.model.packed import convolve, in_channels_last
+from influence_cli.model.packed import convolve, in_channels_last, output_sizes
 
 aten = torch.ops.aten
 Affine = tuple[Tensor | None, Tensor | None]  # weight and bias; None is zero
@@ -142,14 +142,10 @@ def _folded_once(pending: Pending, norm: Norm) -> tuple[Affine, list[Affine]]:
 @rule(aten.convolution.default)
 def _convolution(x: Any, weight: Any, bias: Any, *settings: Any) -> Dual:
     """Noted, to be computed by whatever takes its output."""
-    stride, padding, dilation, transposed = settings[:4]
     pending = Pending(x, weight, bias, settings)
-    if transposed:
+    if settings[3]:  # transposed
         return Dual(*pending.compute())
-    sizes = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, p, d, k, s in zip(x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True)
-    ]
+    sizes = output_sizes(x.shape[2:], weight.shape[2:], settings)
     if min(sizes) < 1:
         return Dual(*pending.compute())  # torch says what is wrong
     pending.last = in_channels_last(x, sizes, settings)

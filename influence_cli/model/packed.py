@@ -16,6 +16,7 @@ run: the same numbers to rounding.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -57,6 +58,17 @@ def in_channels_last(x: Any, sizes: list[int], settings: Settings) -> bool:
         return False
     ordered = x.is_contiguous(memory_format=torch.channels_last) and (not x.is_contiguous() or max(sizes) == 1)
     return ordered and available(x.dtype)
+
+
+def output_sizes(pixels: Sequence[int], kernel: Sequence[int], settings: Settings) -> list[int]:
+    """Spatial sizes of a convolution's output.
+
+    >>> output_sizes([5, 2], [3, 3], ([2, 2], [1, 1], [1, 1], False, [0, 0], 1))
+    [3, 1]
+    """
+    stride, padding, dilation = settings[:3]
+    every = zip(pixels, padding, dilation, kernel, stride, strict=True)
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in every]
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, onto: Tensor | None = None) -> Tensor:
@@ -113,10 +125,7 @@ def _as_matrix(weight: Tensor, settings: Settings, pixels: torch.Size) -> _Matri
     """The weight between every pixel of the input and every pixel of the output, zero where the kernel is not."""
     stride, padding, dilation = settings[:3]
     kernel = weight.shape[2:]
-    sizes = tuple(
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, p, d, k, s in zip(pixels, padding, dilation, kernel, stride, strict=True)
-    )
+    sizes = output_sizes(pixels, kernel, settings)
     dense = weight.new_zeros(*sizes, weight.shape[0], *pixels, weight.shape[1])
     for to in product(*map(range, sizes)):
         for at in product(*map(range, pixels)):
@@ -125,7 +134,7 @@ def _as_matrix(weight: Tensor, settings: Settings, pixels: torch.Size) -> _Matri
                 y, x = (n // d for n, d in zip(off, dilation, strict=True))
                 dense[to[0], to[1], :, at[0], at[1], :] = weight[:, :, y, x]
     wide = dense.view(dense.shape[:3].numel(), dense.shape[3:].numel(), 1, 1)
-    return _Matrix(wide, {}, sizes)
+    return _Matrix(wide, {}, tuple(sizes))
 
 
 def _multiplied(x: Tensor, by: _Matrix, bias: Tensor | None, onto: Tensor | None) -> Tensor:

@@ -10,22 +10,10 @@ import torch
 from torch import Tensor
 
 from influence_cli.model.forward import Point, differentiable_kernels
-from influence_cli.model.layers import loss_slope
-from influence_cli.model.losses import CrossEntropy, RowLoss
+from influence_cli.model.losses import RowLoss
+from influence_cli.model.row_values import slopes
 
 Direction = dict[str, Tensor]  # shaped like the selected parameters, by name
-
-
-def slopes(loss: RowLoss, logits: Tensor, labels: Tensor) -> Tensor:
-    """The gradient of each row's loss in its logits, float64 [n, C].
-
-    That of cross-entropy is exact to the last digits at any margin: its own label's entry is minus the sum of the
-    others.  As p_y - 1 in float32 it would be 0 for a row that is predicted with confidence.
-    """
-    if not isinstance(loss, CrossEntropy):
-        return loss_slope(lambda z: loss.rows(z, labels))(logits).double()
-    p = logits.double().softmax(1).scatter(1, labels[:, None], 0.0)
-    return p.scatter(1, labels[:, None], -p.sum(1, keepdim=True))
 
 
 def row_directions(point: Point, x: Tensor, labels: Tensor, loss: RowLoss) -> tuple[Tensor, list[Direction]]:

@@ -62,17 +62,7 @@ class RowValues:
     def blocks(self, x: Tensor, labels: Tensor) -> tuple[Tensor, list[Block]]:
         """Logits [b, C], and the blocks of the rows' loss gradients; the layers must be known."""
         assert self.layers is not None
-        return self.layers.of_rows(x, lambda z: self._slope(z, labels))
-
-    def _slope(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The gradient of each row's loss in its logits [b, C]; that of cross-entropy to the last digits at any margin.
-
-        In float32, or as p_y - 1, it would be 0 for a row that is predicted with confidence.
-        """
-        if not isinstance(self.loss, CrossEntropy):
-            return loss_slope(lambda z: self.loss.rows(z, labels))(logits)
-        p = logits.double().softmax(1).scatter(1, labels[:, None], 0.0)
-        return p.scatter(1, labels[:, None], -p.sum(1, keepdim=True)).to(logits.dtype)
+        return self.layers.of_rows(x, lambda z: slopes(self.loss, z, labels).to(z.dtype))
 
     def _planned(self, x: Tensor) -> Layers:
         layers = Layers(self.point, x)
@@ -86,6 +76,18 @@ class RowValues:
                 fix="select others with --params, such as --params last",
             )
         return layers
+
+
+def slopes(loss: RowLoss, logits: Tensor, labels: Tensor) -> Tensor:
+    """The gradient of each row's loss in its logits, float64 [n, C].
+
+    That of cross-entropy is exact to the last digits at any margin: its own label's entry is minus the sum of the
+    others.  As p_y - 1 in float32 it would be 0 for a row that is predicted with confidence.
+    """
+    if not isinstance(loss, CrossEntropy):
+        return loss_slope(lambda z: loss.rows(z, labels))(logits).double()
+    p = logits.double().softmax(1).scatter(1, labels[:, None], 0.0)
+    return p.scatter(1, labels[:, None], -p.sum(1, keepdim=True))
 
 
 def sum_over(of_block: OfBlock) -> OfBlocks:

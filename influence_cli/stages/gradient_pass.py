@@ -17,6 +17,7 @@ from influence_cli.stages.gradient_plan import RowWork, check_size, rate_key
 from influence_cli.stages.job import Job, require_model
 from influence_cli.stages.plan import key_list
 from influence_cli.stages.row_pass import Unusable, batch_size
+from influence_cli.stages.value_pass import first_rows
 from influence_cli.store import Keys
 from influence_cli.store.gradients import SHARD_BYTES
 from influence_cli.store.keys import stack
@@ -68,7 +69,7 @@ def _pass(job: Job, rows: Rows, wanted: Keys, writer: _Writer, what: str, unusab
 
     manifest, gradients, listen = rows.manifest, writer.gradients, None if unusable is None else unusable.listen
     assert job.model is not None
-    key_of = _first_rows(rows, wanted)
+    key_of = first_rows(rows, set(key_list(wanted)))
     size = max(1, min(batch_size(job), AT_ONCE // max(1, gradients.dim)))
     chunks = chunked(manifest.payloads(np.array(sorted(key_of), dtype=np.int64)), size) if key_of else iter([])
     parts, point = Parts(job.listener.warn), gradients.point
@@ -93,15 +94,6 @@ def _pass(job: Job, rows: Rows, wanted: Keys, writer: _Writer, what: str, unusab
 
 def _apart(found: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     return found[0], list(found[1:])
-
-
-def _first_rows(rows: Rows, wanted: Keys) -> dict[int, bytes]:
-    """The first manifest row of every row key that is wanted."""
-    lacking, first = set(key_list(wanted)), dict[bytes, int]()
-    for row, key in zip(rows.index.tolist(), key_list(rows.row_keys), strict=True):
-        if key in lacking:
-            first.setdefault(key, row)
-    return {row: key for key, row in first.items()}
 
 
 class _Writer:

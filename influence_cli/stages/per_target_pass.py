@@ -21,7 +21,7 @@ from influence_cli.methods.protocol import Preconditioned
 from influence_cli.stages.agreement import points
 from influence_cli.stages.job import Job, Member, require_model
 from influence_cli.stages.plan import index_by_key, timing_key
-from influence_cli.stages.preconditioning import condition_warning, fitted_curvature, parameter_count
+from influence_cli.stages.preconditioning import about_curvature, condition_warning, fitted_curvature, parameter_count
 from influence_cli.stages.row_pass import Unusable, batch_size
 
 if TYPE_CHECKING:
@@ -234,9 +234,7 @@ class Solver:
         curvature = self._curvatures[member.name]
         q = np.stack([curvature.flat(g) for g in gradients], axis=1)
         columns, facts = self.method.precondition(q, curvature)
-        assert self.job.fit is not None
-        about = {"fit_rows": len(self.job.fit.rows), "fit_weight": self.job.fit.weight, "parameters": curvature.size}
-        self._say({**facts, **about})
+        self._say(about_curvature(self.job, facts, curvature))
         return [dict(curvature.by_name(column)) for column in columns.T]
 
     def directions(self, member: Member, directions: list[Direction]) -> list[Direction]:

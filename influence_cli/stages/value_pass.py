@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.manifest import Rows
 from influence_cli.methods.protocol import OfBlocks
 from influence_cli.stages.job import Job, Member
 from influence_cli.stages.plan import Work, key_list, timing_key
@@ -31,7 +32,7 @@ def value_pass(job: Job, work: Work, point: Point, what: str, functions: dict[st
 
     assert job.model is not None
     lacking = {name: set(key_list(keys)) for name, keys in work.values.items() if len(keys)}
-    key_of = _rows_lacking(job, set().union(*lacking.values()))
+    key_of = first_rows(job.train, set().union(*lacking.values()))
     if not key_of:
         return  # the pass before has left them out
     values = RowValues(point, job.row_loss, [functions[name] for name in lacking])
@@ -56,10 +57,10 @@ def value_pass(job: Job, work: Work, point: Point, what: str, functions: dict[st
     job.store.write_timing(timing_key(job, True, values=True), (time.perf_counter() - started) / len(key_of))
 
 
-def _rows_lacking(job: Job, wanted: set[bytes]) -> dict[int, bytes]:
+def first_rows(rows: Rows, wanted: set[bytes]) -> dict[int, bytes]:
     """The first manifest row of every row key that is wanted."""
     first: dict[bytes, int] = {}
-    for row, key in zip(job.train.index.tolist(), key_list(job.train.row_keys), strict=True):
+    for row, key in zip(rows.index.tolist(), key_list(rows.row_keys), strict=True):
         if key in wanted:
             first.setdefault(key, row)
     return {row: key for key, row in first.items()}

@@ -43,12 +43,12 @@ FIT_KEYS = "fit_keys"  # the tensor of a factor's file that names the rows it wa
 VALUE_NOTE = "curvature.json"
 
 
-def read_note(path: Path) -> dict[str, Any]:
-    """Plain values of a note; none where there is no such note."""
+def read_note(path: Path, otherwise: Any) -> Any:
+    """Plain values of a note, or ``otherwise`` where there is none that can be read."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
-        return {}
+        return otherwise
 
 
 class Store:
@@ -71,7 +71,7 @@ class Store:
 
     def value_facts(self, name: str) -> dict[str, Any]:
         """What was noted of the curvature that values are taken with, for provenance; nothing where nothing was."""
-        return read_note(self.root / "row_values" / name / VALUE_NOTE).get("curvature", {})
+        return read_note(self.root / "row_values" / name / VALUE_NOTE, {}).get("curvature", {})
 
     def write_value_facts(self, name: str, fit: str, facts: dict[str, Any]) -> None:
         """Note it beside the values, with the name of the fit set: they go with it."""
@@ -198,10 +198,7 @@ class Store:
 
     def read_model_note(self, name: str) -> dict[str, Any] | None:
         """What was resolved for an architecture's name, or None."""
-        try:
-            return json.loads((self.root / "models" / f"{name}.json").read_text())
-        except (OSError, ValueError):
-            return None
+        return read_note(self.root / "models" / f"{name}.json", None)
 
     def write_model_note(self, name: str, note: dict[str, Any]) -> None:
         """Remember what an architecture's name resolved to."""
@@ -210,10 +207,7 @@ class Store:
 
     def engine_note(self, member: str) -> dict[str, Any] | None:
         """By which engine a member's rows were last run, and what its self-check found; None where none was."""
-        try:
-            return json.loads((self.root / "engines" / f"{member}.json").read_text())
-        except (OSError, ValueError):
-            return None
+        return read_note(self.root / "engines" / f"{member}.json", None)
 
     def write_engine_note(self, member: str, note: dict[str, Any]) -> None:
         """Remember it, for the provenance of later tables."""
@@ -229,11 +223,7 @@ class Store:
     def write_timing(self, what: str, seconds: float) -> None:
         """Remember a measured rate for the next plan."""
         path = self.root / "timings.json"
-        try:
-            known = json.loads(path.read_text())
-        except (OSError, ValueError):
-            known = {}
-        write_json(path, {**known, what: seconds})
+        write_json(path, {**read_note(path, {}), what: seconds})
 
     def undecodable(self, decoder: str) -> dict[str, str]:
         """Payloads, by hex key, that ``decoder`` could not decode, and why."""
@@ -260,17 +250,11 @@ class Store:
         return self.root / "undecodable.json"
 
     def _undecodable(self) -> dict[str, dict[str, str]]:
-        try:
-            return json.loads(self._undecodable_file.read_text())
-        except (OSError, ValueError):
-            return {}
+        return read_note(self._undecodable_file, {})
 
     def task_revisions(self, name: str) -> list[dict[str, Any]]:
         """What is known of a model of the user's own: for every revision of its code, its outputs on a few rows."""
-        try:
-            return json.loads((self.root / "tasks" / f"{name}.json").read_text())
-        except (OSError, ValueError):
-            return []
+        return read_note(self.root / "tasks" / f"{name}.json", [])
 
     def write_task_revisions(self, name: str, revisions: list[dict[str, Any]]) -> None:
         """Remember the revisions of a model of the user's own."""

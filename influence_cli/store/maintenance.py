@@ -213,7 +213,7 @@ def _collect_fits(root: Path, fits: set[str]) -> int:
                 folder.rmdir()
     for folder in _folders(root / "row_values"):
         note = folder / VALUE_NOTE
-        if read_note(note).get("fit") not in (None, *fits):
+        if read_note(note, {}).get("fit") not in (None, *fits):
             for gone in [*_shards(folder), folder / "spec.json", note]:
                 gone.unlink(missing_ok=True)
                 removed += 1
