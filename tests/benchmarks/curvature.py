@@ -126,7 +126,9 @@ class Bench:
         if not kept.exists():
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir()
-            kept.write_text(json.dumps(self._run(name, params, filled, place)))
+            whole = place / "line.part"  # a line that is half written is none
+            whole.write_text(json.dumps(self._run(name, params, filled, place)))
+            whole.rename(kept)
         return {**json.loads(kept.read_text()), "store": place / "empty", "scores": place / "scores.parquet"}
 
     def _run(self, name: str, params: str, filled: Path | None, place: Path) -> dict[str, Any]:
@@ -228,6 +230,16 @@ def table_of(bench: Bench, params: str) -> tuple[list[str], int]:
     return [f"| {' | '.join(cells)} |" for cells in lines], bad
 
 
+def check_same(asked: argparse.Namespace) -> None:
+    """Refuse a folder whose lines are of other rows, weights or threads."""
+    names = ("data", "checkpoint", "model", "epochs", "rows", "threads", "device")
+    now = {name: str(getattr(asked, name)) for name in names}
+    kept = asked.out / "asked.json"
+    if kept.exists() and json.loads(kept.read_text()) != now:
+        raise SystemExit(f"{asked.out} has lines of {kept.read_text()}: give another --out")
+    kept.write_text(json.dumps(now))
+
+
 def main() -> int:
     """Measure, and print a table for each choice of parameters; 1 where a method failed."""
     asked = arguments()
@@ -241,6 +253,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="curvature-") as folder:
         if asked.out:
             asked.out.mkdir(parents=True, exist_ok=True)
+            check_same(asked)
         bench = Bench(asked, asked.out or Path(folder))
         for params in asked.params:
             lines, bad = table_of(bench, params)
