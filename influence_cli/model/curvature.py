@@ -82,6 +82,7 @@ class Curvature:
             Curvature, model, spec, params=params, dropout=dropout, device=device, batch_size=batch_size,
             workers=workers, way=way,
         )  # fmt: skip
+        self._every = rows.manifest.labels, rows.manifest.weights()
         self._checked = False  # whether a product has seen that every row's logits are finite
         self._decoded: Stored | None = None
         self._heads: list[Head | None] = []  # of one, once it has been looked for
@@ -325,8 +326,7 @@ class Curvature:
 
     def _labelled(self, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Labels and weights of some rows."""
-        manifest = self.rows.manifest
-        labels, weights = torch.from_numpy(manifest.labels[index]), torch.from_numpy(manifest.weights()[index])
+        labels, weights = (torch.from_numpy(values[index]) for values in self._every)
         return move(labels, self.device), move(weights.to(self.dtype), self.device)
 
     def _finite(self, total: Tensor) -> Tensor:
