@@ -34,18 +34,19 @@ from influence_cli.model.dropout import Dropout
 from influence_cli.model.engine import Directions
 from influence_cli.model.examples import batches, chunked, move, to_input
 from influence_cli.model.forward import DTYPES, Point, differentiable_kernels
+from influence_cli.model.head import Head, head_of
 from influence_cli.model.interim import FORGETFUL, Interim
-from influence_cli.model.linearised import Graph, Linearised
+from influence_cli.model.kept import Kept, Stored
+from influence_cli.model.linearised import Graph, Linearised, basis
 from influence_cli.model.parameters import select_parameters
 from influence_cli.model.spec import ModelSpec
 
 Floats = NDArray[np.float64]
 CurvatureKind = Literal["ggn", "hessian", "empirical"]
 Way = Literal["auto", "reverse", "forward"]
+Batch = tuple[NDArray[np.int64], Tensor, Tensor, Tensor]
 
 JACOBIAN_VALUES = 1 << 22  # most values of a block of Jacobians [b, C, d]: 32 MiB
-VECTORS = 32  # basis vectors taken through the model at once
-IN_MEMORY_BYTES = 1 << 28  # decoded fit rows up to this are kept between passes
 
 
 class Curvature:
@@ -81,8 +82,11 @@ class Curvature:
             Curvature, model, spec, params=params, dropout=dropout, device=device, batch_size=batch_size,
             workers=workers, way=way,
         )  # fmt: skip
+        self._every = rows.manifest.labels, rows.manifest.weights()
         self._checked = False  # whether a product has seen that every row's logits are finite
-        self._decoded: list[tuple[NDArray[np.int64], Tensor]] | None = None
+        self._decoded: Stored | None = None
+        self._heads: list[Head | None] = []  # of one, once it has been looked for
+        self._fed: Stored | None = None  # its inputs
         self._batched = True  # until an operator of the model turns out to have no batching rule
 
     def over(self, rows: Rows, precision: str) -> Curvature:
@@ -122,7 +126,7 @@ class Curvature:
         matrix = torch.zeros(self.size, self.size, dtype=torch.float64, device=self.device)
         gradient = torch.zeros(self.size, dtype=torch.float64, device=self.device)
         block = max(1, JACOBIAN_VALUES // max(1, self.size * self.spec.num_classes))
-        for index, x, y, w in self.batches(f"curvature ({kind})"):
+        for index, x, y, w in self.fed(f"curvature ({kind})"):
             if kind == "hessian":
                 hessian, g = self._hessian(x, y, w)
                 self._check_finite(index, self._logits(self._theta, x))
@@ -155,7 +159,7 @@ class Curvature:
     def product(self, kind: CurvatureKind, columns: Floats) -> Floats:
         """G v or H v for every column of [d, k], in one pass over the fit rows that they share."""
         directions, total = self.directions(columns), self.zeros(columns.shape[1])
-        for index, x, y, w in self.batches(f"curvature ({kind} product)"):
+        for index, x, y, w in self.fed(f"curvature ({kind} product)"):
             z = self.add_product(kind, x, y, w, directions, total)
             if not self._checked:
                 self._check_finite(index, z)
@@ -171,7 +175,7 @@ class Curvature:
         The logits [b, C] are returned.
         """
         if kind == "hessian":
-            graph = Graph(self.point, x)
+            graph = Graph(self._at, x)
             z, images = graph.logits.detach(), graph.hessian(y, w, directions)
         else:
             z, images = self._linearised.ggn(x, w, directions)
@@ -189,11 +193,11 @@ class Curvature:
         directions = self.directions(columns)
         forms = torch.zeros(len(directions), dtype=torch.float64, device=self.device)
         gradient = self.zeros(1)
-        for index, x, y, w in self.batches("curvature (size)"):
+        for index, x, y, w in self.fed("curvature (size)"):
             z, tangents = self._linearised.push(x, directions)
             self._check_finite(index, z)
             p = z.softmax(dim=1)
-            (image,) = Graph(self.point, x).pull([w[:, None] * (p - F.one_hot(y, p.shape[1]))])
+            (image,) = Graph(self._at, x).pull([w[:, None] * (p - F.one_hot(y, p.shape[1]))])
             for part, of_it in zip(self._named(gradient[0]).values(), image.values(), strict=True):
                 part += of_it
             for k, t in enumerate(tangents):
@@ -214,9 +218,21 @@ class Curvature:
 
     # -- one batch ---------------------------------------------------------------------------------------------------
 
+    def head(self, x: Tensor) -> Head | None:
+        """The module behind whose inputs all selected parameters lie; looked for with the first inputs given."""
+        if not self._heads:
+            self._heads.append(head_of(self.point, x))
+        return self._heads[0]
+
+    @property
+    def _at(self) -> Point:
+        """Where logits are a function of the parameters and of what ``fed`` yields."""
+        head = self._heads[0] if self._heads else None
+        return self.point if head is None else head.point
+
     @functools.cached_property
     def _linearised(self) -> Linearised:
-        return Linearised(self.point)
+        return Linearised(self._at)
 
     @functools.cached_property
     def _theta(self) -> Tensor:
@@ -228,7 +244,7 @@ class Curvature:
 
     def _logits(self, theta: Tensor, x: Tensor) -> Tensor:
         with differentiable_kernels(self.point.recurrent):
-            return self.point.logits(x, self._named(theta))
+            return self._at.logits(x, self._named(theta))
 
     def _jacobian(self, x: Tensor) -> Tensor:
         """J [b, C, d]: C backward passes a row, or d tangents of the batch where that is cheaper or all that works."""
@@ -241,11 +257,13 @@ class Curvature:
                     raise
                 self._batched = False
         logits = functools.partial(self._logits, x=x)
-        return self._over(lambda v: jvp(logits, (self._theta,), (v,))[1], self._basis()).permute(1, 2, 0)
+        return self._over(lambda v: jvp(logits, (self._theta,), (v,))[1], basis(self.size, self._theta)).permute(
+            1, 2, 0
+        )
 
     def _jacobian_by_rows(self, x: Tensor) -> Tensor:
         def of_row(theta: Tensor, row: Tensor) -> Tensor:
-            return functional_call(self.point.model, self._named(theta), (row[None],))[0]
+            return functional_call(self._at.model, self._named(theta), (row[None],))[0]
 
         with torch.no_grad(), differentiable_kernels(self.point.recurrent):
             return vmap(jacrev(of_row), in_dims=(None, 0))(self._theta, x)
@@ -257,14 +275,7 @@ class Curvature:
             return (w * F.cross_entropy(self._logits(theta, x), y, reduction="none")).sum()
 
         gradient, pull = vjp(grad(loss), self._theta)[:2]
-        return self._over(lambda v: pull(v)[0], self._basis()), gradient
-
-    def _basis(self) -> Iterator[Tensor]:
-        """The rows of the identity [d, d], some at a time."""
-        for first in range(0, self.size, VECTORS):
-            some = torch.zeros(min(VECTORS, self.size - first), self.size, dtype=self.dtype, device=self.device)
-            some[:, first : first + len(some)].fill_diagonal_(1.0)
-            yield some
+        return self._over(lambda v: pull(v)[0], basis(self.size, self._theta)), gradient
 
     def _over(self, function: Callable[[Tensor], Tensor], chunks: Iterable[Tensor]) -> Tensor:
         """A function of every row of [k, d], a chunk at once; one by one where the model cannot be batched so."""
@@ -282,26 +293,41 @@ class Curvature:
 
     # -- rows --------------------------------------------------------------------------------------------------------
 
-    def batches(self, what: str) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor, Tensor]]:
+    def batches(self, what: str) -> Iterator[Batch]:
         """(rows, inputs, labels, weights) of every batch; small data are decoded once and kept."""
-        manifest = self.rows.manifest
-        kept: list[tuple[NDArray[np.int64], Tensor]] = []
-        labels, weights = torch.from_numpy(manifest.labels), torch.from_numpy(manifest.weights().copy()).to(self.dtype)
+        manifest, kept = self.rows.manifest, Kept()
         chunks = chunked(manifest.payloads(self.rows.index), self.batch_size)
         source = self._decoded or batches(manifest, chunks, self.spec, self.workers)
-        held = 0
         with self.listener.progress(what, len(self.rows), "fit rows") as progress:
             for index, decoded in source:
-                held += decoded.numel() * decoded.element_size()
-                if held <= IN_MEMORY_BYTES:
-                    kept.append((index, decoded))
-                else:
-                    kept.clear()
-                x = to_input(move(decoded, self.device), self.spec, self.dtype)
-                place = torch.from_numpy(index)
-                yield index, x, move(labels[place], self.device), move(weights[place], self.device)
+                kept.add(index, decoded)
+                yield index, to_input(move(decoded, self.device), self.spec, self.dtype), *self._labelled(index)
                 progress.advance(len(index))
-        self._decoded = kept if held <= IN_MEMORY_BYTES else None
+        self._decoded = kept.small()
+
+    def fed(self, what: str) -> Iterator[Batch]:
+        """``batches``, with the inputs of the ``head`` in the place of the model's; these too are kept where small."""
+        if self._fed is not None:
+            with self.listener.progress(what, len(self.rows), "fit rows") as progress:
+                for index, h in self._fed:
+                    yield index, h, *self._labelled(index)
+                    progress.advance(len(index))
+            return
+        kept, head = Kept(), None
+        for index, x, y, w in self.batches(what):
+            head = self.head(x)
+            h = x if head is None else head.inputs(x)
+            if head is not None:
+                kept.add(index, h)
+            yield index, h, y, w
+        self._fed = kept.small() if head is not None else None
+        if self._fed is not None:
+            self._decoded = None
+
+    def _labelled(self, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Labels and weights of some rows."""
+        labels, weights = (torch.from_numpy(values[index]) for values in self._every)
+        return move(labels, self.device), move(weights.to(self.dtype), self.device)
 
     def _finite(self, total: Tensor) -> Tensor:
         """Refuse sums that overflowed."""

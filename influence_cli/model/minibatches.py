@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-HELD_BYTES = 1 << 31  # most bytes of decoded fit rows that are held for random access
+HEAD_ROWS = 4  # that a head is looked for with
+HELD_BYTES = 1 << 31  # most bytes of fit rows that are held for random access
 
 
 def order_by_keys(rows: Rows) -> NDArray[np.int64]:
@@ -47,6 +48,7 @@ class Minibatches:
         self.rows = len(curvature.rows)
         self.size = min(size, self.rows)
         self.per_epoch = self.rows // self.size
+        self._features = False  # whether what is held is the inputs of the curvature's head
         self._decoded = self._held()
         manifest, place = curvature.rows.manifest, curvature.rows.index[order_by_keys(curvature.rows)]
         self._labels = torch.from_numpy(manifest.labels[place])
@@ -65,7 +67,7 @@ class Minibatches:
             self._epoch = (run, epoch)
         chosen = torch.from_numpy(self._permuted[position * self.size : (position + 1) * self.size])
         c = self.curvature
-        x = to_input(move(self._decoded[chosen], c.device), c.spec, c.dtype)
+        x = self._inputs(self._decoded[chosen])
         y, w = move(self._labels[chosen], c.device), move(self._weights[chosen], c.device)
         total = c.zeros(columns.shape[1])
         c.add_product(self.kind, x, y, w, c.directions(columns), total)
@@ -75,22 +77,41 @@ class Minibatches:
                 row.add_(torch.from_numpy(np.ascontiguousarray(column)).to(row.device), alpha=shift)
         return total.cpu().numpy().T
 
+    def _inputs(self, held: torch.Tensor) -> torch.Tensor:
+        """What the curvature's point takes, of some rows that are held."""
+        c, there = self.curvature, move(held, self.curvature.device)
+        if self._features:
+            return there
+        x = to_input(there, c.spec, c.dtype)
+        head = c.head(x)
+        return x if head is None else head.inputs(x)
+
     def _held(self) -> torch.Tensor:
-        """The decoded rows [N, ...], by key."""
+        """The rows [N, ...] by key: inputs of the curvature's head where these are small, else as they are decoded."""
         c = self.curvature
         chunks = chunked(c.rows.manifest.payloads(c.rows.index), c.batch_size)
         held: torch.Tensor | None = None
+        features = False
         place = {int(row): k for k, row in enumerate(c.rows.index[order_by_keys(c.rows)])}
         for index, decoded in batches(c.rows.manifest, chunks, c.spec, c.workers):
             if held is None:
-                one = decoded[0].numel() * decoded.element_size()
-                if one * self.rows > HELD_BYTES:
-                    raise UsageError(
-                        f"minibatches need their rows in memory: {self.rows:,} decoded fit rows take "
-                        f"{one * self.rows / 1e9:.3g} GB",
-                        fix=f"--set lissa.fit_sample={HELD_BYTES // one}, or a smaller --input-size, or cg",
-                    )
-                held = torch.empty((self.rows, *decoded.shape[1:]), dtype=decoded.dtype)
-            held[torch.tensor([place[int(row)] for row in index])] = decoded
+                of_one = self._inputs(decoded[:HEAD_ROWS])[0]
+                head = c.head(of_one)
+                features = head is not None and of_one.nbytes * self.rows <= HELD_BYTES
+                self._check_memory(decoded[0].nbytes if not features else 0)
+            some = self._inputs(decoded) if features else decoded
+            if held is None:
+                held = torch.empty((self.rows, *some.shape[1:]), dtype=some.dtype)
+            held[torch.tensor([place[int(row)] for row in index])] = some.cpu()
+        self._features = features
         assert held is not None
         return held
+
+    def _check_memory(self, one: int) -> None:
+        """Refuse rows of so many bytes each."""
+        if one * self.rows > HELD_BYTES:
+            raise UsageError(
+                f"minibatches need their rows in memory: {self.rows:,} decoded fit rows take "
+                f"{one * self.rows / 1e9:.3g} GB",
+                fix=f"--set lissa.fit_sample={HELD_BYTES // one}, or a smaller --input-size, or cg",
+            )
