@@ -10,6 +10,7 @@ seconds of the processor, which other work on the machine changes less.  Peak me
 the process, with torch and the model in it; disk is what the empty store holds afterwards.  AUC, average precision and
 precision at 5 % are against the labels that are really wrong.  A method that takes longer than ``--limit``, or that
 refuses so many parameters, is said to; one that fails otherwise is printed with the reason, and the exit status is 1.
+The second run has what the first left of the limit, and its column stays empty where that is not enough.
 With ``--out`` what was measured stays in that folder, and the same command goes on from it.
 """
 
@@ -34,7 +35,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 HERE = Path(__file__).parent
-OPTIONS = {"last": {"exact": {"max_parameters": 6000}}, "all": {}}
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {  # where the defaults are refused
+    "last": {"exact": {"max_parameters": 6000}},
+    "all": {"arnoldi": {"k": 50, "fit_sample": 1000}},
+}
 REFERENCES = ("exact", "ekfac")
 VARIANTS: dict[str, tuple[str, dict[str, Any], bool]] = {  # name of a line: method, its options, --relative
     "ip, cosine": ("ip", {"normalise": "cosine"}, False),
@@ -71,14 +75,19 @@ def measure(job: dict[str, Any]) -> None:
     table = influence_cli.score(job["manifest"], store=job["empty"], **how)
     cold, processor = time.perf_counter() - started, time.process_time() - processor
     pq.write_table(table, job["scores"])
+    disk = sum(f.stat().st_size for f in Path(job["empty"]).rglob("*") if f.is_file()) / 2**20
+    found = {"cold": cold, "cpu": processor, "peak": peak_memory(), "disk": disk}
+    keep(Path(job["result"]), found)
     started = time.perf_counter()
     influence_cli.score(job["manifest"], store=job["filled"], **how)
-    after = time.perf_counter() - started
-    peak = peak_memory()
-    disk = sum(f.stat().st_size for f in Path(job["empty"]).rglob("*") if f.is_file()) / 2**20
-    Path(job["result"]).write_text(
-        json.dumps({"cold": cold, "cpu": processor, "after": after, "peak": peak, "disk": disk})
-    )
+    keep(Path(job["result"]), {**found, "after": time.perf_counter() - started})
+
+
+def keep(path: Path, found: dict[str, Any]) -> None:
+    """Write JSON whole or not at all: a line that is half written is none."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(found))
+    part.replace(path)
 
 
 def peak_memory() -> float:
@@ -126,9 +135,7 @@ class Bench:
         if not kept.exists():
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir()
-            whole = place / "line.part"  # a line that is half written is none
-            whole.write_text(json.dumps(self._run(name, params, filled, place)))
-            whole.rename(kept)
+            keep(kept, self._run(name, params, filled, place))
         return {**json.loads(kept.read_text()), "store": place / "empty", "scores": place / "scores.parquet"}
 
     def _run(self, name: str, params: str, filled: Path | None, place: Path) -> dict[str, Any]:
@@ -150,8 +157,10 @@ class Bench:
         try:
             ran = subprocess.run(command, capture_output=True, text=True, env=env, timeout=self.asked.limit)
         except subprocess.TimeoutExpired:
-            return {"failed": f"over {self.asked.limit:g} s"}
-        if ran.returncode:
+            if not Path(job["result"]).exists():
+                return {"failed": f"over {self.asked.limit:g} s"}
+            ran = None
+        if ran is not None and ran.returncode:
             said = [line for line in ran.stderr.strip().splitlines() if "Error" in line] or [f"exit {ran.returncode}"]
             reason = said[-1].replace("|", "/").replace("influence_cli.errors.UsageError", "refused")
             return {"failed": reason[:200]}
@@ -221,8 +230,8 @@ def table_of(bench: Bench, params: str) -> tuple[list[str], int]:
         if "failed" in f:
             lines.append([name, f["failed"], *[""] * (len(HEADER) - 2)])
             continue
-        ratios = (f["cold"] / ip["cold"], f["cpu"] / ip["cpu"], f["after"] / ip["cold"])
-        times = [*(f"{ratio:.3g}" for ratio in ratios), f"{f['cold']:.3g}"]
+        ratios = (f["cold"] / ip["cold"], f["cpu"] / ip["cpu"], f.get("after", float("nan")) / ip["cold"])
+        times = [*("" if ratio != ratio else f"{ratio:.3g}" for ratio in ratios), f"{f['cold']:.3g}"]
         size = [f"{f['peak']:,.0f}", f"{f['disk']:,.1f}"]
         ranks = [spearman(f["scores"], path) for path in references]
         lines.append([name, *times, *size, *detection(bench, f["scores"]), *ranks])
