@@ -1,4 +1,4 @@
-"""datainf against the dense formula in float64 (methods.md T08, T25).
+"""datainf against the dense formula in float64 (methods.md T08, T25, T26).
 
 Reference: every row's inverse by itself, tensor by tensor, from autograd's row gradients.
 
@@ -108,6 +108,25 @@ def test_t25_one_row_is_the_inverse_of_each_tensor(tmp_path: Path) -> None:
         g = row[name]
         expected = np.linalg.solve(np.outer(g, g) + 0.2 * np.eye(len(g)), v.ravel())
         assert relative_error(found[name].ravel(), expected) < 1e-11
+
+
+def test_t26_it_is_above_the_damped_inverse_of_the_mean_and_meets_it_where_damping_is_large(mlp: Problem) -> None:
+    """Jensen: mean of inverses >= inverse of the mean, tensor by tensor; on P2, a tanh MLP that has not converged."""
+    rows, c = rows_of(mlp), curvature(mlp)
+    assert all(g.size for g in rows[0].values())
+    q = np.random.default_rng(1).normal(size=(c.size, 1))
+    errors = []
+    for damping in (1e-3, 0.1, 10.0, 1e3, 1e5):
+        found, of_tensors = c.by_name(applied(c, q, l2=0.0, damping=damping)[:, 0]), []
+        for name, v in c.by_name(q[:, 0]).items():
+            g = np.stack([row[name] for row in rows])
+            inverse = np.linalg.solve(g.T @ g / len(g) + damping * np.eye(v.size), v.ravel())
+            assert v.ravel() @ found[name].ravel() >= v.ravel() @ inverse * (1 - 1e-12)
+            of_tensors.append(relative_error(found[name].ravel(), inverse))
+        errors.append(max(of_tensors))
+    assert errors[-1] < 1e-3
+    assert errors[1:] == sorted(errors[1:], reverse=True)
+    assert errors[0] > 0.1  # they differ where damping is small
 
 
 def test_weights_count(tmp_path: Path) -> None:

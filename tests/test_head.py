@@ -15,6 +15,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from influence_cli.methods.cg import CG
+from influence_cli.methods.datainf import DataInf
+from influence_cli.methods.ekfac import EKFAC
 from influence_cli.model.curvature import Curvature
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.forward import Point
@@ -156,6 +159,31 @@ def test_the_body_is_run_once_for_every_row(tmp_path: Path, seen: Any) -> None:
     first = seen()
     whole.product("ggn", _columns(whole, 1))
     assert seen() >= first + 2 * 11  # what is selected everywhere has no head
+
+
+@pytest.mark.parametrize("params", ["top.*", "top.head.2.*"])
+@pytest.mark.parametrize(("method", "options"), [(EKFAC, {"labels": "exact"}), (DataInf, {}), (CG, {})])
+def test_fit_and_solve_share_one_pass_through_what_lies_before_the_head(
+    method: Any, options: dict[str, Any], params: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: Any
+) -> None:
+    net = _net(tmp_path, Deep())
+
+    def applied() -> tuple[NDArray[np.float64], int]:
+        curvature = net.curvature(params=params, batch_size=4)
+        made = method(precision="fp64", l2=0.01, damping=0.02, **options)
+        curvature.factor = made.fit(curvature).arrays
+        made.precondition(_columns(curvature, 2), curvature)
+        before = seen()
+        made.fit(curvature)
+        found = made.precondition(_columns(curvature, 2), curvature)[0]
+        return found, seen() - before
+
+    found, again = applied()
+    assert again <= 8  # layers are planned on 4 rows
+    monkeypatch.setattr("influence_cli.model.curvature.head_of", lambda point, x: None)
+    expected, again = applied()
+    assert relative_error(found, expected) < 1e-12
+    assert again >= 22
 
 
 def test_features_that_are_not_small_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: Any) -> None:

@@ -43,7 +43,7 @@ class ByLayers(Preconditioned):
 
         precision = "fp32" if self.single(curvature.size) else "fp64"
         seen = curvature.over(sample_by_keys(curvature.rows, most), precision)
-        seen.listener = curvature.listener
+        seen.listener, seen.interim = curvature.listener, curvature.interim
         return seen
 
     def check_left_over(self, name: str, others: list[str], blocks: str) -> None:

@@ -83,6 +83,7 @@ class Curvature:
             workers=workers, way=way,
         )  # fmt: skip
         self._every = rows.manifest.labels, rows.manifest.weights()
+        self._others: dict[tuple[bytes, str], Curvature] = {}
         self._checked = False  # whether a product has seen that every row's logits are finite
         self._decoded: Stored | None = None
         self._heads: list[Head | None] = []  # of one, once it has been looked for
@@ -90,8 +91,14 @@ class Curvature:
         self._batched = True  # until an operator of the model turns out to have no batching rule
 
     def over(self, rows: Rows, precision: str) -> Curvature:
-        """The curvature of other rows at the same point, its products in ``precision``; it reports no progress."""
-        return self._again(rows, precision=precision)
+        """The curvature of other rows at the same point, its products in ``precision``; it reports no progress.
+
+        For the same rows it is the same object, which has kept what it decoded.
+        """
+        key = rows.index.tobytes(), precision
+        if key not in self._others:
+            self._others[key] = self._again(rows, precision=precision)
+        return self._others[key]
 
     @property
     def size(self) -> int:
@@ -147,14 +154,6 @@ class Curvature:
                     matrix += (rows * w[some][:, None]).T @ rows
         matrix = self._finite((matrix + matrix.T) / (2.0 * self.weight))
         return matrix.cpu().numpy(), (gradient / self.weight).cpu().numpy()
-
-    def ggn_product(self, columns: Floats) -> Floats:
-        """G v for every column of [d, k], in one pass over the fit rows."""
-        return self.product("ggn", columns)
-
-    def hessian_product(self, columns: Floats) -> Floats:
-        """H v for every column of [d, k], in one pass over the fit rows."""
-        return self.product("hessian", columns)
 
     def product(self, kind: CurvatureKind, columns: Floats) -> Floats:
         """G v or H v for every column of [d, k], in one pass over the fit rows that they share."""

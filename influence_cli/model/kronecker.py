@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from influence_cli.model.curvature import Curvature
 
 Arrays = dict[str, NDArray[Any]]
+BASIS = ("q_a", "q_s", "e_a", "e_s")  # of a layer's factors: eigenvectors and eigenvalues
 FIRST, SECOND = 0, 1  # passes: of the bases, and of the eigenvalues in them
 
 
@@ -70,11 +71,15 @@ class KroneckerFit:
         return Coverage(tuple(n for n in self.names if n in inside), tuple(n for n in self.names if n not in inside))
 
     def arrays(self) -> Arrays:
-        """Bases and eigenvalues of every layer by its number, and the mean eigenvalue of the other parameters."""
-        for index, tape, _, w in passes(self.curvature, self.layers, "curvature (ekfac: bases)"):
-            self._add_moments(index, tape, w)
-        for layer in self._of.values():
-            self._turn(layer)
+        """Bases and eigenvalues of every layer by its number, and the mean eigenvalue of the other parameters.
+
+        A run that was stopped after the first pass goes on with the second.
+        """
+        bases = self.curvature.interim.load() or self._bases()
+        for k, layer in enumerate(self._of.values()):
+            self._take(layer, {name: bases[f"{k}.{name}"] for name in BASIS})
+        if bases:
+            self.curvature.interim.offer(lambda: bases)
         for index, tape, _, w in passes(self.curvature, self.layers, "curvature (ekfac: eigenvalues)"):
             self._add_squares(index, tape, w)
         found: Arrays = {}
@@ -91,6 +96,14 @@ class KroneckerFit:
                 means |= dict.fromkeys(b.shapes, mean)
         found["others"] = np.array([[place[n], means[n]] for n in place], dtype=np.float64).reshape(-1, 2)
         return found
+
+    def _bases(self) -> Arrays:
+        """The first pass: eigenvectors and eigenvalues of both factors of every layer, by its number."""
+        for index, tape, _, w in passes(self.curvature, self.layers, "curvature (ekfac: bases)"):
+            self._add_moments(index, tape, w)
+        return {
+            f"{k}.{name}": a for k, layer in enumerate(self._of.values()) for name, a in self._turned(layer).items()
+        }
 
     def _layer(self, layout: BlockLayout) -> _Layer:
         assert layout.affine is not None
@@ -132,16 +145,19 @@ class KroneckerFit:
                     layer.steps += float(w[rows].double().sum()) * a.shape[1]
                 layer.moment_s += second_moment(d, w[rows]) * share
 
-    def _turn(self, layer: _Layer) -> None:
-        """From sums to bases; the sums are let go of."""
+    def _turned(self, layer: _Layer) -> Arrays:
+        """From sums to a basis; the sums are let go of."""
         n, dtype = self.curvature.weight, self.curvature.dtype
         e_a, q_a = eigenbasis(layer.moment_a / n)
         e_s, q_s = eigenbasis(layer.moment_s / max(layer.steps, 1e-300))
         layer.moment_a = layer.moment_s = torch.empty(0)
-        layer.q_a, layer.q_s = q_a.to(dtype), q_s.to(dtype)
-        layer.lam = torch.zeros(len(e_s), len(e_a), dtype=torch.float64, device=self.curvature.device)
-        tensors = {"q_a": layer.q_a, "q_s": layer.q_s, "e_a": e_a, "e_s": e_s}
-        layer.basis = {name: t.cpu().numpy() for name, t in tensors.items()}
+        return {name: t.cpu().numpy() for name, t in zip(BASIS, (q_a.to(dtype), q_s.to(dtype), e_a, e_s), strict=True)}
+
+    def _take(self, layer: _Layer, basis: Arrays) -> None:
+        """Have a basis, for the second pass."""
+        layer.basis, device = basis, self.curvature.device
+        layer.q_a, layer.q_s = (torch.from_numpy(basis[name]).to(device) for name in ("q_a", "q_s"))
+        layer.lam = torch.zeros(len(basis["e_s"]), len(basis["e_a"]), dtype=torch.float64, device=device)
 
     def _add_squares(self, index: NDArray[np.int64], tape: Any, w: Tensor) -> None:
         for _, share, block in self._pulled(index, tape, SECOND):

@@ -22,10 +22,12 @@ POSITIONS = 1 << 25  # most values of inputs by position that are made at once
 
 
 def layers_at(curvature: Curvature) -> Layers:
-    """The blocks of the curvature's model at its point, planned on its first rows."""
+    """The blocks of what ``passes`` runs, the curvature's model or its head; planned on its first rows."""
     few = curvature.over(curvature.rows.take(np.arange(min(4, len(curvature.rows)))), "fp64")
     _, x, _, _ = next(few.batches("layers"))
-    return Layers(curvature.point, x.to(curvature.dtype))
+    x = x.to(curvature.dtype)
+    head = curvature.head(x)
+    return Layers(curvature.point, x) if head is None else Layers(head.point, head.inputs(x))
 
 
 def by_tensor(layers: Layers) -> None:
@@ -52,7 +54,7 @@ def passes(curvature: Curvature, layers: Layers, what: str) -> Iterator[tuple[ND
     Raises:
         ManifestError: a row's logits are not finite; names it.
     """
-    for index, x, y, w in curvature.batches(what):
+    for index, x, y, w in curvature.fed(what):
         tape = layers.forward(x)
         check_rows(curvature, index, tape.logits)
         yield index, tape, y, w
