@@ -150,3 +150,44 @@ def test_a_run_that_is_killed_at_any_moment_is_continued_by_the_same_command(
         plan = call_cli(*score, "--store", store, "-n", cwd=tmp_path)
         assert json.loads(plan.out)["rows_to_compute"] == 0
     assert kept_some >= KILLS // 2
+
+
+def test_row_gradients_and_factors_that_are_killed_at_any_moment_are_continued(
+    tmp_path: Path, digits: Path, digits_run: Path
+) -> None:
+    about = [str(digits), "--checkpoint", str(digits_run), "--params", "last", "--batch-size", "9"]
+
+    def asked(store: str) -> list[str]:
+        return ["grads", *about, "--method", "ekfac", "--rows", "full", "--store", store, "-o", f"{store}.parquet"]
+
+    def results(store: str) -> list[np.ndarray]:
+        scored = call_cli("score", *about, "--method", "ekfac", "--store", store, "-o", "s.parquet", cwd=tmp_path)
+        assert scored.code == 0, scored.err
+        flags = ("--per-target", "--top", "3", "--rows", "full", "--store", store, "-o", "p.parquet")
+        of_targets = call_cli("score", *about, *flags, cwd=tmp_path)
+        assert of_targets.code == 0, of_targets.err
+        plan = json.loads(call_cli(*asked(store), "-n", cwd=tmp_path).out)
+        assert plan["rows_to_compute"] == 0
+        assert all(entry["rows_to_compute"] == 0 for entry in plan["row_gradients"])
+        return [column(pq.read_table(tmp_path / name), "score") for name in ("s.parquet", "p.parquet")]
+
+    (moments,) = run_children(tmp_path, [(0, asked("whole"))])
+    expected = results("whole")
+    at = sorted(np.random.default_rng(13).choice(np.arange(1, int(moments) + 1), 8, replace=False).tolist())
+    ended = run_children(tmp_path, [(k, asked(f"killed-{k}")) for k in at])
+    assert ended == [f"signal {int(signal.SIGKILL)}"] * len(at)
+    kept = 0
+    for k in at:
+        store = tmp_path / f"killed-{k}"
+        before = shards(store)
+        for path in before:
+            read_tensors(path)  # whole, or not there
+        again = call_cli(*asked(str(store)), cwd=tmp_path)
+        assert again.code == 0, again.err
+        after = shards(store)
+        kept += any(path.parts[len(store.parts)] == "gradients" for path in before)
+        for path, (_, content) in before.items():
+            assert after[path][1] == content
+        for a, b in zip(results(str(store)), expected, strict=True):
+            assert np.abs(a - b).max() <= 1e-6 * np.abs(b).max()
+    assert kept >= 2
