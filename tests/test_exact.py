@@ -30,6 +30,7 @@ from influence_cli.methods import make_methods
 from influence_cli.methods.exact import MODES, Exact
 from influence_cli.model.build import build_model
 from influence_cli.model.curvature import Curvature
+from influence_cli.model.jacobians import Jacobians
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import GradSpec
 from influence_cli.stages.score import score
@@ -300,13 +301,13 @@ def test_dense_curvature_is_the_oracles_whatever_the_batch_size(kind: Any, way: 
 def test_a_batch_is_taken_in_blocks_that_bound_the_memory(p2: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = p2.curvature().dense("ggn")
     sizes: list[int] = []
-    take = Curvature._jacobian
+    take = Jacobians.of_rows
 
-    def counted(self: Curvature, x: Tensor) -> Tensor:
+    def counted(self: Jacobians, x: Tensor) -> Tensor:
         sizes.append(len(x))
         return take(self, x)
 
-    monkeypatch.setattr(Curvature, "_jacobian", counted)
+    monkeypatch.setattr(Jacobians, "of_rows", counted)
     monkeypatch.setattr("influence_cli.model.curvature.JACOBIAN_VALUES", 4 * 3 * whole[0].shape[0])
     small = p2.curvature().dense("ggn")
     assert max(sizes) == 4

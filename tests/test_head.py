@@ -22,6 +22,7 @@ from influence_cli.model.curvature import Curvature
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.forward import Point
 from influence_cli.model.head import head_of
+from influence_cli.model.jacobians import Jacobians
 from influence_cli.model.minibatches import Minibatches
 from tests.oracle import dense_curvature, relative_error, shake
 from tests.test_exact import Net
@@ -108,6 +109,8 @@ def seen() -> Any:
 
 HEADS = {  # model, its inputs, --params, the prefix of the selected names, the path of the head
     "last": (Residual, 16, "last", "head.", "head"),
+    "weight alone": (Residual, 16, "head.weight", "head.weight", "head"),
+    "bias alone": (Residual, 16, "head.bias", "head.bias", "head"),
     "deep": (Deep, 5, "top.head.*", "top.head.", "top.head"),
     "one of two": (Deep, 5, "top.head.0.*", "top.head.0.", None),
     "all": (Deep, 5, "all", "", None),
@@ -201,6 +204,38 @@ def test_features_that_are_not_small_are_made_anew(tmp_path: Path, monkeypatch: 
     first = seen()
     assert relative_error(batches.product(0, 0, v), dense @ v) < 1e-12
     assert seen() == first + 11
+
+
+def test_a_linear_head_needs_no_jacobians(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: Any) -> Any:
+        raise AssertionError("a Jacobian was made")
+
+    net = _net(tmp_path, Residual(), 16)
+    expected = {kind: net.curvature(params="last").dense(kind) for kind in KINDS}
+    monkeypatch.setattr("influence_cli.model.head.ROWS", 3)
+    monkeypatch.setattr(Jacobians, "of_rows", none)
+    monkeypatch.setattr(Jacobians, "hessian", none)
+    for kind in KINDS:
+        matrix, gradient = net.curvature(params="last", batch_size=4).dense(kind)
+        assert relative_error(matrix, _block(net, kind, "head.")) < 1e-12
+        assert relative_error(gradient, expected[kind][1]) < 1e-12
+    with pytest.raises(AssertionError, match="a Jacobian"):
+        net.curvature(params="last").dense("empirical")
+    two = _net(tmp_path / "two", Deep())
+    with pytest.raises(AssertionError, match="a Jacobian"):
+        two.curvature(params="top.*").dense("ggn")
+
+
+def test_the_gradient_of_a_linear_head_is_the_loops(tmp_path: Path) -> None:
+    net = _net(tmp_path, Residual(), 16)
+    for params in ("head.weight", "head.bias", "last"):
+        curvature = net.curvature(params=params, batch_size=4)
+        expected = np.zeros(curvature.size)
+        for x, y, w in zip(net.x, net.y, net.w, strict=True):
+            loss = F.cross_entropy(net.model(x[None]), y[None])
+            parts = torch.autograd.grad(loss, [dict(net.model.named_parameters())[n] for n in curvature.layout])
+            expected += float(w) * np.concatenate([g.numpy().ravel() for g in parts])
+        assert relative_error(curvature.dense("ggn")[1], expected / float(net.w.sum())) < 1e-12
 
 
 def test_dropped_parameters_stay_dropped(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ManifestError
@@ -33,17 +32,18 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.engine import Directions
 from influence_cli.model.examples import batches, chunked, move, to_input
-from influence_cli.model.forward import DTYPES, Point, differentiable_kernels
+from influence_cli.model.forward import DTYPES, Point
 from influence_cli.model.head import Head, head_of
 from influence_cli.model.interim import FORGETFUL, Interim
+from influence_cli.model.jacobians import Jacobians, Way
 from influence_cli.model.kept import Kept, Stored
-from influence_cli.model.linearised import Graph, Linearised, basis
+from influence_cli.model.linear_head import LinearHead, linear_head
+from influence_cli.model.linearised import Graph, Linearised
 from influence_cli.model.parameters import select_parameters
 from influence_cli.model.spec import ModelSpec
 
 Floats = NDArray[np.float64]
 CurvatureKind = Literal["ggn", "hessian", "empirical"]
-Way = Literal["auto", "reverse", "forward"]
 Batch = tuple[NDArray[np.int64], Tensor, Tensor, Tensor]
 
 JACOBIAN_VALUES = 1 << 22  # most values of a block of Jacobians [b, C, d]: 32 MiB
@@ -70,7 +70,8 @@ class Curvature:
         device = device or torch.device("cpu")
         self.device = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
         self.spec, self.rows, self.batch_size, self.workers = spec, rows, batch_size, workers
-        self.listener, self.way = listener, way
+        self.listener = listener
+        self.way: Way = way
         self.layout = {n: p.shape for n, p in select_parameters(model, params).items()}
         self.sizes = [shape.numel() for shape in self.layout.values()]
         self.weight = float(np.sort(rows.weights).sum())
@@ -88,7 +89,6 @@ class Curvature:
         self._decoded: Stored | None = None
         self._heads: list[Head | None] = []  # of one, once it has been looked for
         self._fed: Stored | None = None  # its inputs
-        self._batched = True  # until an operator of the model turns out to have no batching rule
 
     def over(self, rows: Rows, precision: str) -> Curvature:
         """The curvature of other rows at the same point, its products in ``precision``; it reports no progress.
@@ -113,7 +113,7 @@ class Curvature:
     @property
     def theta(self) -> Floats:
         """The selected parameters, flat [d]."""
-        return self._theta.double().cpu().numpy()
+        return torch.cat([p.reshape(-1) for p in self.point.selected.values()]).double().cpu().numpy()
 
     def flat(self, tensors: dict[str, NDArray[np.floating]]) -> Floats:
         """A direction by parameter name as one vector [d]."""
@@ -134,15 +134,21 @@ class Curvature:
         gradient = torch.zeros(self.size, dtype=torch.float64, device=self.device)
         block = max(1, JACOBIAN_VALUES // max(1, self.size * self.spec.num_classes))
         for index, x, y, w in self.fed(f"curvature ({kind})"):
+            if kind != "empirical" and self._linear is not None and x.ndim == 2:
+                z = self._jacobians.logits(x)
+                self._check_finite(index, z, x)
+                p = z.softmax(dim=1)
+                self._linear.add(matrix, gradient, x, p, p - F.one_hot(y, p.shape[1]), w)
+                continue
             if kind == "hessian":
-                hessian, g = self._hessian(x, y, w)
-                self._check_finite(index, self._logits(self._theta, x))
+                hessian, g = self._jacobians.hessian(x, y, w)
+                self._check_finite(index, self._jacobians.logits(x))
                 matrix += hessian
                 gradient += g
                 continue
             for some in torch.arange(len(y), device=self.device).split(block):
-                jacobian = self._jacobian(x[some])
-                p = self._logits(self._theta, x[some]).softmax(dim=1)
+                jacobian = self._jacobians.of_rows(x[some])
+                p = self._jacobians.logits(x[some]).softmax(dim=1)
                 self._check_finite(index[some.cpu().numpy()], p, jacobian)
                 rows = torch.einsum("bc,bcd->bd", p - F.one_hot(y[some], p.shape[1]), jacobian)
                 gradient += w[some] @ rows
@@ -234,61 +240,18 @@ class Curvature:
         return Linearised(self._at)
 
     @functools.cached_property
-    def _theta(self) -> Tensor:
-        return torch.cat([p.reshape(-1) for p in self.point.selected.values()])
+    def _linear(self) -> LinearHead | None:
+        """The head, where it is one linear layer; asked for once it has been looked for."""
+        head = self._heads[0] if self._heads else None
+        return None if head is None else linear_head(head.module, head.path, self.layout)
+
+    @functools.cached_property
+    def _jacobians(self) -> Jacobians:
+        return Jacobians(self._at, self.layout, self.point.recurrent, self.spec.num_classes, self.way)
 
     def _named(self, theta: Tensor) -> dict[str, Tensor]:
         parts = zip(self.layout.items(), theta.split(self.sizes), strict=True)
         return {n: part.view(shape) for (n, shape), part in parts}
-
-    def _logits(self, theta: Tensor, x: Tensor) -> Tensor:
-        with differentiable_kernels(self.point.recurrent):
-            return self._at.logits(x, self._named(theta))
-
-    def _jacobian(self, x: Tensor) -> Tensor:
-        """J [b, C, d]: C backward passes a row, or d tangents of the batch where that is cheaper or all that works."""
-        reverse = self.way == "reverse" or (self.way == "auto" and self.spec.num_classes <= self.size)
-        if reverse and self._batched:
-            try:
-                return self._jacobian_by_rows(x)
-            except (RuntimeError, NotImplementedError):
-                if self.way == "reverse":
-                    raise
-                self._batched = False
-        logits = functools.partial(self._logits, x=x)
-        return self._over(lambda v: jvp(logits, (self._theta,), (v,))[1], basis(self.size, self._theta)).permute(
-            1, 2, 0
-        )
-
-    def _jacobian_by_rows(self, x: Tensor) -> Tensor:
-        def of_row(theta: Tensor, row: Tensor) -> Tensor:
-            return functional_call(self._at.model, self._named(theta), (row[None],))[0]
-
-        with torch.no_grad(), differentiable_kernels(self.point.recurrent):
-            return vmap(jacrev(of_row), in_dims=(None, 0))(self._theta, x)
-
-    def _hessian(self, x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch's summed Hessian [d, d] and gradient [d]."""
-
-        def loss(theta: Tensor) -> Tensor:
-            return (w * F.cross_entropy(self._logits(theta, x), y, reduction="none")).sum()
-
-        gradient, pull = vjp(grad(loss), self._theta)[:2]
-        return self._over(lambda v: pull(v)[0], basis(self.size, self._theta)), gradient
-
-    def _over(self, function: Callable[[Tensor], Tensor], chunks: Iterable[Tensor]) -> Tensor:
-        """A function of every row of [k, d], a chunk at once; one by one where the model cannot be batched so."""
-        out: list[Tensor] = []
-        with differentiable_kernels(self.point.recurrent):
-            for some in chunks:
-                if self._batched:
-                    try:
-                        out.append(vmap(function)(some))
-                        continue
-                    except (RuntimeError, NotImplementedError):
-                        self._batched = False
-                out.append(torch.stack([function(v) for v in some]))
-        return torch.cat(out)
 
     # -- rows --------------------------------------------------------------------------------------------------------
 

@@ -45,9 +45,9 @@ class Head:
     def __init__(self, point: Point, path: str) -> None:
         """``path`` is its name in the model of ``point``."""
         self.whole, self.path = point, path
-        module = point.model.get_submodule(path)
+        self.module = point.model.get_submodule(path)
         precision = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16"}[point.dtype]
-        self.point = Point(Behind(path, module), "all", None, precision, point.device)
+        self.point = Point(Behind(path, self.module), "all", None, precision, point.device)
         self.point.selected = point.selected  # as they are taken, dropped or not
 
     def inputs(self, x: Tensor) -> Tensor:
@@ -61,8 +61,9 @@ class Head:
             RuntimeError: the module has another part in the model.
         """
         calls: list[tuple[Any, Any, Any]] = []
-        module = self.whole.model.get_submodule(self.path)
-        hook = module.register_forward_hook(lambda _, args, kw, out: calls.append((args, kw, out)), with_kwargs=True)
+        hook = self.module.register_forward_hook(
+            lambda _, args, kw, out: calls.append((args, kw, out)), with_kwargs=True
+        )
         try:
             with torch.no_grad(), differentiable_kernels(self.whole.recurrent):
                 z = self.whole.logits(x)
