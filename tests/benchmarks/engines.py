@@ -5,7 +5,7 @@
 Prints Markdown: the median of the ratios of at least five alternating runs, their least and greatest, both medians in
 seconds, the correlation with the peer's scores, and the bar.  Everything is warm, in float32 unless a row says
 otherwise (TF32 off on both sides), on two threads; times of scores have their 1,000 target rows in them, an empty
-store, and all from Parquet to the table.  Needs the CIFAR-10N manifests (``--data``); under 35 minutes on two cores.
+store, and all from Parquet to the table.  Needs the CIFAR-10N manifests (``--data``); about 35 minutes on two cores.
 
 Peers run in an environment of their own, which ``--peers-python`` names (pip install kronfluence captum timm), on the
 same rows, decoded in memory, and the same weights, each at the fastest of the batch sizes tried.  A row that fails is
@@ -363,7 +363,10 @@ def against_peer(peer: str) -> Callable[[Bench], list[Result]]:
     """A library's seconds / ours on the same rows: of the whole of `score`, and of the engine on decoded rows alone."""
 
     def compare(bench: Bench) -> list[Result]:
-        n, tried = getattr(bench.asked, f"{peer}_rows"), getattr(bench.asked, f"{peer}_batches")
+        return [result for n in getattr(bench.asked, f"{peer}_rows") for result in of_size(bench, n)]
+
+    def of_size(bench: Bench, n: int) -> list[Result]:
+        tried = getattr(bench.asked, f"{peer}_batches")
         x, target = bench.decoded(bench.train.slice(0, n)), bench.decoded(bench.target)
         held: dict[str, Any] = {}
         with Peer(bench, peer, x, target) as other:
@@ -574,8 +577,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--transformer-batch", type=int, default=32)
     parser.add_argument("--rows", type=int, default=25_000)
     parser.add_argument("--targets", type=int, default=1000)
-    parser.add_argument("--kronfluence-rows", type=int, default=2000)
-    parser.add_argument("--captum-rows", type=int, default=512)
+    parser.add_argument("--kronfluence-rows", type=int, nargs="+", default=[2000, 10_000])
+    parser.add_argument("--captum-rows", type=int, nargs="+", default=[512])
     parser.add_argument(
         "--kronfluence-batches", type=int, nargs="+", default=[32, 64, 128], help="tried; the best is used"
     )
