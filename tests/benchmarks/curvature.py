@@ -2,7 +2,7 @@
 
     python tests/benchmarks/curvature.py [--checkpoint RUN] [--params last all] [--out FOLDER] > table.md
 
-A line a method that the table of methods knows, and for the cosine of ip and relative scores.  Each runs in a process
+A line a method that the table of methods knows, and for a smaller fit set, the cosine of ip and relative scores.  Each runs in a process
 of its own and is warm before it is timed:
 once on an empty store, and once on a store that an `ip` run has filled (its direction and logits are there; passes
 along directions of its own are not).  Both are given as multiples of `ip` on an empty store, and the first also in
@@ -41,6 +41,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {  # where the defaults are refu
 }
 REFERENCES = ("exact", "ekfac")
 VARIANTS: dict[str, tuple[str, dict[str, Any], bool]] = {  # name of a line: method, its options, --relative
+    "cg, 1,000 fit rows": ("cg", {"fit_sample": 1000}, False),
     "ip, cosine": ("ip", {"normalise": "cosine"}, False),
     "ip --relative": ("ip", {}, True),
     "ekfac --relative": ("ekfac", {}, True),
