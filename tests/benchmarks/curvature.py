@@ -2,8 +2,8 @@
 
     python tests/benchmarks/curvature.py [--checkpoint RUN] [--params last all] [--out FOLDER] > table.md
 
-A line a method that the table of methods knows, and for a smaller fit set, the cosine of ip and relative scores.  Each runs in a process
-of its own and is warm before it is timed:
+A line a method that the table of methods knows, and for a smaller fit set, the cosine of ip and relative scores.  Each
+runs in a process of its own and is warm before it is timed:
 once on an empty store, and once on a store that an `ip` run has filled (its direction and logits are there; passes
 along directions of its own are not).  Both are given as multiples of `ip` on an empty store, and the first also in
 seconds of the processor, which other work on the machine changes less.  Peak memory is that of
