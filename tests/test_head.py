@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from influence_cli.methods.cg import CG
 from influence_cli.methods.datainf import DataInf
 from influence_cli.methods.ekfac import EKFAC
+from influence_cli.methods.lissa import LiSSA
 from influence_cli.model.curvature import Curvature
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.forward import Point
@@ -165,7 +166,9 @@ def test_the_body_is_run_once_for_every_row(tmp_path: Path, seen: Any) -> None:
 
 
 @pytest.mark.parametrize("params", ["top.*", "top.head.2.*"])
-@pytest.mark.parametrize(("method", "options"), [(EKFAC, {"labels": "exact"}), (DataInf, {}), (CG, {})])
+@pytest.mark.parametrize(
+    ("method", "options"), [(EKFAC, {"labels": "exact"}), (DataInf, {}), (CG, {}), (LiSSA, {"batch": 4, "depth": 6})]
+)
 def test_fit_and_solve_share_one_pass_through_what_lies_before_the_head(
     method: Any, options: dict[str, Any], params: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: Any
 ) -> None:

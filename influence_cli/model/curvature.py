@@ -39,7 +39,7 @@ from influence_cli.model.jacobians import Jacobians, Way
 from influence_cli.model.kept import Kept, Stored
 from influence_cli.model.linear_head import LinearHead, linear_head
 from influence_cli.model.linearised import Graph, Linearised
-from influence_cli.model.parameters import select_parameters
+from influence_cli.model.parameters import named_views, select_parameters
 from influence_cli.model.spec import ModelSpec
 
 Floats = NDArray[np.float64]
@@ -185,7 +185,7 @@ class Curvature:
         else:
             z, images = self._linearised.ggn(x, w, directions)
         for row, image in zip(total, images, strict=True):
-            for part, of_it in zip(self._named(row).values(), image.values(), strict=True):
+            for part, of_it in zip(named_views(row, self.layout).values(), image.values(), strict=True):
                 part += of_it
         return z
 
@@ -203,7 +203,7 @@ class Curvature:
             self._check_finite(index, z)
             p = z.softmax(dim=1)
             (image,) = Graph(self._at, x).pull([w[:, None] * (p - F.one_hot(y, p.shape[1]))])
-            for part, of_it in zip(self._named(gradient[0]).values(), image.values(), strict=True):
+            for part, of_it in zip(named_views(gradient[0], self.layout).values(), image.values(), strict=True):
                 part += of_it
             for k, t in enumerate(tangents):
                 centred = t - (p * t).sum(dim=1, keepdim=True)
@@ -215,7 +215,7 @@ class Curvature:
     def directions(self, columns: Floats) -> Directions:
         """Every column of [d, k] by parameter name, in the precision of products."""
         flat = (torch.from_numpy(np.ascontiguousarray(column)) for column in columns.T)
-        return [self._named(v.to(self.device, self.dtype)) for v in flat]
+        return [named_views(v.to(self.device, self.dtype), self.layout) for v in flat]
 
     def zeros(self, count: int) -> Tensor:
         """Sums to begin with, a row [d] a column, in float64."""
@@ -230,10 +230,19 @@ class Curvature:
         return self._heads[0]
 
     @property
+    def found_head(self) -> Head | None:
+        """The same, once it has been looked for."""
+        return self._heads[0] if self._heads else None
+
+    @property
+    def kept_inputs(self) -> Stored | None:
+        """Its inputs of all rows, where a pass has kept them."""
+        return self._fed
+
+    @property
     def _at(self) -> Point:
         """Where logits are a function of the parameters and of what ``fed`` yields."""
-        head = self._heads[0] if self._heads else None
-        return self.point if head is None else head.point
+        return self.point if self.found_head is None else self.found_head.point
 
     @functools.cached_property
     def _linearised(self) -> Linearised:
@@ -242,16 +251,12 @@ class Curvature:
     @functools.cached_property
     def _linear(self) -> LinearHead | None:
         """The head, where it is one linear layer; asked for once it has been looked for."""
-        head = self._heads[0] if self._heads else None
+        head = self.found_head
         return None if head is None else linear_head(head.module, head.path, self.layout)
 
     @functools.cached_property
     def _jacobians(self) -> Jacobians:
         return Jacobians(self._at, self.layout, self.point.recurrent, self.spec.num_classes, self.way)
-
-    def _named(self, theta: Tensor) -> dict[str, Tensor]:
-        parts = zip(self.layout.items(), theta.split(self.sizes), strict=True)
-        return {n: part.view(shape) for (n, shape), part in parts}
 
     # -- rows --------------------------------------------------------------------------------------------------------
 

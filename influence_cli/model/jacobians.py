@@ -6,7 +6,7 @@ A model that torch cannot batch over rows or over directions is taken one by one
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
 from influence_cli.model.forward import Point, differentiable_kernels
-from influence_cli.model.linearised import basis
+from influence_cli.model.parameters import named_views
 
 Way = Literal["auto", "reverse", "forward"]
+
+VECTORS = 32  # basis vectors taken through a model at once
 
 
 class Jacobians:
@@ -31,15 +33,10 @@ class Jacobians:
         self.must = way == "reverse"
         self._batched = True  # until an operator of the model turns out to have no batching rule
 
-    def named(self, theta: Tensor) -> dict[str, Tensor]:
-        """Views of a vector [d] by parameter name."""
-        parts = theta.split([shape.numel() for shape in self.shapes.values()])
-        return {n: part.view(shape) for (n, shape), part in zip(self.shapes.items(), parts, strict=True)}
-
     def logits(self, x: Tensor, theta: Tensor | None = None) -> Tensor:
         """Z [b, C], at the point's parameters or others [d]."""
         with differentiable_kernels(self.recurrent):
-            return self.point.logits(x, self.named(self.theta if theta is None else theta))
+            return self.point.logits(x, named_views(self.theta if theta is None else theta, self.shapes))
 
     def of_rows(self, x: Tensor) -> Tensor:
         """J [b, C, d]."""
@@ -51,7 +48,7 @@ class Jacobians:
                     raise
                 self._batched = False
         along = functools.partial(self.logits, x)
-        columns = self._over(lambda v: jvp(along, (self.theta,), (v,))[1], basis(len(self.theta), self.theta))
+        columns = self._over(lambda v: jvp(along, (self.theta,), (v,))[1], self._basis())
         return columns.permute(1, 2, 0)
 
     def hessian(self, x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,14 +58,22 @@ class Jacobians:
             return (w * F.cross_entropy(self.logits(x, theta), y, reduction="none")).sum()
 
         gradient, pull = vjp(grad(loss), self.theta)[:2]
-        return self._over(lambda v: pull(v)[0], basis(len(self.theta), self.theta)), gradient
+        return self._over(lambda v: pull(v)[0], self._basis()), gradient
 
     def _by_rows(self, x: Tensor) -> Tensor:
         def of_row(theta: Tensor, row: Tensor) -> Tensor:
-            return functional_call(self.point.model, self.named(theta), (row[None],))[0]
+            return functional_call(self.point.model, named_views(theta, self.shapes), (row[None],))[0]
 
         with torch.no_grad(), differentiable_kernels(self.recurrent):
             return vmap(jacrev(of_row), in_dims=(None, 0))(self.theta, x)
+
+    def _basis(self) -> Iterator[Tensor]:
+        """The rows of the identity [d, d], some at a time."""
+        size = len(self.theta)
+        for first in range(0, size, VECTORS):
+            some = self.theta.new_zeros(min(VECTORS, size - first), size)
+            some[:, first : first + len(some)].fill_diagonal_(1.0)
+            yield some
 
     def _over(self, function: Callable[[Tensor], Tensor], chunks: Iterable[Tensor]) -> Tensor:
         """A function of every row of [k, d], a chunk at once; one by one where the model cannot be batched so."""

@@ -20,7 +20,6 @@ from influence_cli.model.forward import Point, differentiable_kernels
 
 TANGENT_VALUES = 1 << 26  # most values of the directions [k, d] that share a pass: 256 MiB in float32
 TANGENTS = 32  # most directions that share a pass
-VECTORS = 32  # basis vectors taken through a model at once
 
 
 class Graph:
@@ -90,11 +89,3 @@ class Linearised:
         z, tangents = self.push(x, directions)
         p, v = z.softmax(dim=1), w[:, None]
         return z, Graph(self.point, x).pull([v * p * (t - (p * t).sum(dim=1, keepdim=True)) for t in tangents])
-
-
-def basis(size: int, like: Tensor) -> Iterator[Tensor]:
-    """The rows of the identity [d, d], some at a time."""
-    for first in range(0, size, VECTORS):
-        some = torch.zeros(min(VECTORS, size - first), size, dtype=like.dtype, device=like.device)
-        some[:, first : first + len(some)].fill_diagonal_(1.0)
-        yield some

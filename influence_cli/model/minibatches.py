@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,13 +12,13 @@ from numpy.typing import NDArray
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import UsageError
 from influence_cli.model.examples import batches, chunked, move, to_input
+from influence_cli.model.head import ROWS
 
 if TYPE_CHECKING:
     from influence_cli.model.curvature import Curvature, CurvatureKind
 
 Floats = NDArray[np.float64]
 
-HEAD_ROWS = 4  # that a head is looked for with
 HELD_BYTES = 1 << 31  # most bytes of fit rows that are held for random access
 
 
@@ -87,25 +88,32 @@ class Minibatches:
         return x if head is None else head.inputs(x)
 
     def _held(self) -> torch.Tensor:
-        """The rows [N, ...] by key: inputs of the curvature's head where these are small, else as they are decoded."""
-        c = self.curvature
-        chunks = chunked(c.rows.manifest.payloads(c.rows.index), c.batch_size)
+        """The rows [N, ...] by key."""
+        rows = self.curvature.rows
+        place = {int(row): k for k, row in enumerate(rows.index[order_by_keys(rows)])}
         held: torch.Tensor | None = None
-        features = False
-        place = {int(row): k for k, row in enumerate(c.rows.index[order_by_keys(c.rows)])}
-        for index, decoded in batches(c.rows.manifest, chunks, c.spec, c.workers):
-            if held is None:
-                of_one = self._inputs(decoded[:HEAD_ROWS])[0]
-                head = c.head(of_one)
-                features = head is not None and of_one.nbytes * self.rows <= HELD_BYTES
-                self._check_memory(decoded[0].nbytes if not features else 0)
-            some = self._inputs(decoded) if features else decoded
+        for index, some in self._rows():
             if held is None:
                 held = torch.empty((self.rows, *some.shape[1:]), dtype=some.dtype)
             held[torch.tensor([place[int(row)] for row in index])] = some.cpu()
-        self._features = features
         assert held is not None
         return held
+
+    def _rows(self) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
+        """Every row once: inputs of the curvature's head where it has kept them or they are small, else as decoded."""
+        c = self.curvature
+        if c.kept_inputs is not None:
+            yield from c.kept_inputs
+            self._features = True
+            return
+        chunks, features = chunked(c.rows.manifest.payloads(c.rows.index), c.batch_size), None
+        for index, decoded in batches(c.rows.manifest, chunks, c.spec, c.workers):
+            if features is None:
+                one = self._inputs(decoded[:ROWS])[0]
+                features = c.found_head is not None and one.nbytes * self.rows <= HELD_BYTES
+                self._check_memory(decoded[0].nbytes if not features else 0)
+            yield index, self._inputs(decoded) if features else decoded
+        self._features = bool(features)
 
     def _check_memory(self, one: int) -> None:
         """Refuse rows of so many bytes each."""

@@ -1,9 +1,11 @@
-"""Which parameters gradients are taken in: all, linear, last, or a glob over their names."""
+"""Which parameters gradients are taken in: all, linear, last, or a glob over their names; and vectors of them."""
 
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from influence_cli.errors import UsageError
@@ -33,6 +35,12 @@ def select_parameters(model: nn.Module, selection: str) -> dict[str, Tensor]:
         fix = f"names look like {next(iter(named))!r}" if named else "the model has no parameters"
         raise UsageError(f"--params {selection!r} selects no parameter", fix=fix)
     return out
+
+
+def named_views(vector: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """Views of a vector [d] by parameter name, in the order of ``shapes``."""
+    parts = vector.split([shape.numel() for shape in shapes.values()])
+    return {n: part.view(shape) for (n, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def _linears(model: nn.Module) -> list[tuple[str, nn.Module]]:
