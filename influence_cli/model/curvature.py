@@ -78,7 +78,7 @@ class Curvature:
         self.factor: dict[str, Floats] = {}
         self.interim: Interim = FORGETFUL
         self.dtype = DTYPES[precision]
-        self._open = lambda: Point(copy.deepcopy(model).requires_grad_(False), params, dropout, precision, self.device)
+        self._open = lambda: Point(copy.deepcopy(model), params, dropout, precision, self.device)
         self._again = functools.partial(
             Curvature, model, spec, params=params, dropout=dropout, device=device, batch_size=batch_size,
             workers=workers, way=way,
@@ -107,8 +107,10 @@ class Curvature:
 
     @functools.cached_property
     def point(self) -> Point:
-        """A copy of the model, frozen: no graph is kept of parameters that are not selected."""
-        return self._open()
+        """A copy of the model: no graph is kept of parameters that are not selected."""
+        opened = self._open()
+        opened.model.requires_grad_(False)
+        return opened
 
     @property
     def theta(self) -> Floats:

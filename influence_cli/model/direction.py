@@ -23,6 +23,7 @@ from influence_cli.maths.noise import signal_to_noise
 from influence_cli.model.examples import Decoded, batches, chunked, move, to_input
 from influence_cli.model.forward import Point, differentiable_kernels
 from influence_cli.model.losses import RowLoss, loss_of
+from influence_cli.model.parameters import pulled
 from influence_cli.model.spec import ModelSpec
 
 BUCKETS = 16
@@ -168,7 +169,7 @@ def _add_gradients(
                 return int((~torch.isfinite(values)).nonzero()[0])
             value = values.sum()
             keep = position + 1 < len(objectives)
-            gradients = torch.autograd.grad(value, list(selected.values()), retain_graph=keep, materialize_grads=True)
+            gradients = pulled([value], list(selected.values()), [None], keep)
             sums[name].value += float(value.detach().double())
             sums[name].hits += int((logits.argmax(1) == y).sum())
             sums[name].add(gradients)

@@ -140,7 +140,7 @@ def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func._schema.is_mutable:
         return _in_place(func, args, kwargs)
     own = RULES.get(func)
-    if own is not None:
+    if own is not None and not any(isinstance(a, Tensor) and a.is_complex() for a in args):  # rules are for real numbers
         out = own(*args, **kwargs)
         if out is not NotImplemented:
             return out
@@ -185,7 +185,7 @@ def _wrap(func: Any, duals: list[Dual], out: Any, tangents: list[Any] | None) ->
         along = [None if tangents is None else [t[k] for t in tangents] for k in range(len(out))]
         parts = [_wrap(func, duals, o, t) for o, t in zip(out, along, strict=True)]
         return parts if isinstance(out, list) else tuple(parts)
-    if not isinstance(out, Tensor) or not out.is_floating_point():
+    if not isinstance(out, Tensor) or not (out.is_floating_point() or out.is_complex()):
         return out
     along = () if tangents is None or tangents[0] is None else tuple(tangents)
     made = Dual(out, along)

@@ -137,12 +137,23 @@ def _tanh(x: Dual) -> Dual:
     return _activation(x, torch.tanh(x.value), lambda t, _, y: aten.tanh_backward(t, y))
 
 
-@rule(aten._softmax.default, aten._safe_softmax.default)
-def _softmax(x: Dual, dim: int, *rest: Any, **kwargs: Any) -> Any:
+@rule(aten._softmax.default)
+def _softmax(x: Dual, dim: int, to_float: bool) -> Any:
     """P' = p (x' - p.x')."""
-    if any(kwargs.values()) or any(rest):
+    if to_float:
         return NotImplemented
-    value = aten._softmax(x.value, dim, False)
+    return _softmax_of(x, aten._softmax(x.value, dim, False), dim)
+
+
+@rule(aten._safe_softmax.default)
+def _safe_softmax(x: Dual, dim: int, dtype: Any = None) -> Any:
+    """The same; where all of x is -inf (a query that may look at nothing) p is 0, and so is p'."""
+    if dtype is not None:
+        return NotImplemented
+    return _softmax_of(x, aten._safe_softmax(x.value, dim), dim)
+
+
+def _softmax_of(x: Dual, value: Tensor, dim: int) -> Dual:
     return _activation(x, value, lambda t, _, p: aten._softmax_backward_data(t, p, dim, p.dtype))
 
 

@@ -30,6 +30,7 @@ from influence_cli.model.direction import BUCKETS, Direction, Measured, not_fini
 from influence_cli.model.examples import batches, chunked, move, to_input
 from influence_cli.model.forward import Point, differentiable_kernels
 from influence_cli.model.losses import loss_of
+from influence_cli.model.parameters import pulled
 from influence_cli.model.spec import ModelSpec
 from influence_cli.store.shards import key_order
 
@@ -195,7 +196,7 @@ def _weighted_gradient(
         with torch.enable_grad(), differentiable_kernels(run.point.recurrent):
             given = objective.values(run.point.logits(x, selected), y, loss)
             w = torch.from_numpy(weights[[place[row] for row in index.tolist()]]).to(given.device, given.dtype)
-            gradients = torch.autograd.grad((w * given).sum(), list(selected.values()), materialize_grads=True)
+            gradients = pulled([(w * given).sum()], list(selected.values()), [None])
         for total, g in zip(sums, gradients, strict=True):
             total += g
         run.progress.advance(len(index))

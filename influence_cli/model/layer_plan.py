@@ -18,6 +18,7 @@ from influence_cli.model.forward import differentiable_kernels
 from influence_cli.model.layer_rules import rule_of
 from influence_cli.model.layers import BlockLayout, Coverage, Layers, Site
 from influence_cli.model.own_forward import OwnForward
+from influence_cli.model.parameters import pulled
 
 FEW, MORE = 2, 3  # rows of the two passes that tell which dimension is that of rows
 VERIFIED = 4  # rows on which the blocks are compared with reverse mode
@@ -189,9 +190,7 @@ def _differing(layers: Layers, x: Tensor) -> list[str]:
     with torch.enable_grad(), differentiable_kernels(point.recurrent):
         logits = point.logits(some, parameters)
         v = torch.randn(logits.shape, generator=generator).to(point.device, point.dtype)
-        expected = torch.autograd.grad(
-            (c[:, None] * v * logits).sum(), list(parameters.values()), materialize_grads=True
-        )
+        expected = pulled([(c[:, None] * v * logits).sum()], list(parameters.values()), [None])
     tape = layers.forward(some)
     _check_rows_apart(layers, some, tape.logits)
     found = {n: g for block in tape.pull(v) for n, g in block.weighted_sum(c).items()}

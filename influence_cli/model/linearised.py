@@ -17,6 +17,7 @@ from torch import Tensor
 
 from influence_cli.model.engine import Directions, Engine
 from influence_cli.model.forward import Point, differentiable_kernels
+from influence_cli.model.parameters import pulled
 
 TANGENT_VALUES = 1 << 26  # most values of the directions [k, d] that share a pass: 256 MiB in float32
 TANGENTS = 32  # most directions that share a pass
@@ -53,14 +54,8 @@ class Graph:
 
     def _back(self, outputs: list[Tensor], cotangents: list[Tensor]) -> dict[str, Tensor]:
         """The gradient of <outputs, cotangents>; zeros where nothing depends on a parameter."""
-        own = list(self.selected.values())
-        some = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
-        if not some:
-            return {n: torch.zeros_like(p) for n, p in self.selected.items()}
         with differentiable_kernels(self.point.recurrent):
-            found = torch.autograd.grad(
-                [o for o, _ in some], own, [c for _, c in some], retain_graph=True, materialize_grads=True
-            )
+            found = pulled(outputs, list(self.selected.values()), cotangents, keep=True)
         return dict(zip(self.selected, found, strict=True))
 
 

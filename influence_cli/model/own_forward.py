@@ -19,6 +19,7 @@ from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 
 from influence_cli.model.forward import differentiable_kernels
 from influence_cli.model.layer_rules import Named, by_row, total
+from influence_cli.model.parameters import pulled
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class OwnForward:
         gradients = [by_row(d, c) for d in call.gradients if d is not None]
         with torch.enable_grad(), differentiable_kernels(self.recurrent):
             out = self._outputs(own, call, call.leaves)
-            found = torch.autograd.grad(out, list(own.values()), gradients, materialize_grads=True)
+            found = pulled(out, list(own.values()), gradients)
         return dict(zip(own, found, strict=True))
 
 
@@ -129,7 +130,11 @@ def double_reverse(function: Any, parameters: Named, u: Named) -> tuple[Tensor, 
     with torch.enable_grad():
         out = function(own)
         v = [torch.zeros_like(t).requires_grad_() for t in out]
-        reached = torch.autograd.grad(out, list(own.values()), v, create_graph=True, allow_unused=True)
+        some = [(t, c) for t, c in zip(out, v, strict=True) if t.requires_grad]  # others depend on no parameter
+        if not some:
+            return tuple(torch.zeros_like(t) for t in out)
+        ends, along = [t for t, _ in some], [c for _, c in some]
+        reached = torch.autograd.grad(ends, list(own.values()), along, create_graph=True, allow_unused=True)
         terms = [(g * u[n]).sum() for n, g in zip(own, reached, strict=True) if g is not None]
         terms = [t for t in terms if t.requires_grad]
         if not terms:

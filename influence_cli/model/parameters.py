@@ -1,9 +1,13 @@
-"""Which parameters gradients are taken in: all, linear, last, or a glob over their names; and vectors of them."""
+"""Which parameters gradients are taken in: all, linear, last, or a glob over their names; and vectors of them.
+
+Frozen parameters (``requires_grad`` is off) are in none of these: training does not move them.  A parameter that no
+output depends on has gradient zero.
+"""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +18,8 @@ from influence_cli.errors import UsageError
 def select_parameters(model: nn.Module, selection: str) -> dict[str, Tensor]:
     """Detached parameters by name, in model order; a tied tensor is listed once, under its first name.
 
-    ``last`` is the classifier as timm names it, otherwise the last linear layer; ``linear`` is every nn.Linear.
+    ``last`` is the classifier as timm names it, otherwise the last linear layer; ``linear`` is every nn.Linear.  Frozen
+    parameters are left out of each.
 
     Raises:
         UsageError: the selection is empty.
@@ -30,11 +35,37 @@ def select_parameters(model: nn.Module, selection: str) -> dict[str, Tensor]:
     else:
         chosen = {n for n in named if fnmatch.fnmatchcase(n, selection)}
     tensors = {id(named[n]) for n in chosen}  # a tied tensor is chosen by any of its names
-    out = {n: p.detach() for n, p in model.named_parameters() if id(p) in tensors and p.is_floating_point()}
+    found = {n: p for n, p in model.named_parameters() if id(p) in tensors and p.is_floating_point()}
+    out = {n: p.detach() for n, p in found.items() if p.requires_grad}
+    if found and not out:
+        raise UsageError(
+            f"all {len(found)} parameter tensors that --params {selection!r} selects are frozen (requires_grad is off)",
+            fix="call requires_grad_(True) on those that were trained, or select others",
+        )
     if not out:
         fix = f"names look like {next(iter(named))!r}" if named else "the model has no parameters"
         raise UsageError(f"--params {selection!r} selects no parameter", fix=fix)
     return out
+
+
+def frozen_parameters(model: nn.Module) -> list[str]:
+    """Names of the parameters that training does not move, in model order."""
+    return [n for n, p in model.named_parameters() if p.is_floating_point() and not p.requires_grad]
+
+
+def pulled(
+    outputs: Sequence[Tensor], own: Sequence[Tensor], cotangents: Sequence[Tensor | None], keep: bool = False
+) -> list[Tensor]:
+    """The gradient of the sum of <output, cotangent> (None: of a scalar itself) in each of ``own``.
+
+    Zeros where nothing depends on it, which torch makes an error where no output depends on any.  With ``keep`` the
+    graph is kept for another pass.
+    """
+    some = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    if not some:
+        return [torch.zeros_like(p) for p in own]
+    ends, along = [o for o, _ in some], [c for _, c in some]
+    return list(torch.autograd.grad(ends, list(own), along, retain_graph=keep, materialize_grads=True))
 
 
 def named_views(vector: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from influence_cli.model.forward import Point, differentiable_kernels
 from influence_cli.model.losses import RowLoss
+from influence_cli.model.parameters import pulled
 from influence_cli.model.row_values import slopes
 
 Direction = dict[str, Tensor]  # shaped like the selected parameters, by name
@@ -26,7 +27,7 @@ def row_directions(point: Point, x: Tensor, labels: Tensor, loss: RowLoss) -> tu
         for row, label in zip(x.split(1), labels.split(1), strict=True):
             z = point.logits(row, selected)
             a = slopes(loss, z.detach().to(device), label.to(device)).to(z.device, z.dtype)
-            gradients = torch.autograd.grad(z, list(selected.values()), a, materialize_grads=True)
+            gradients = pulled([z], list(selected.values()), [a])
             logits.append(z.detach())
             directions.append(dict(zip(selected, gradients, strict=True)))
     return torch.cat(logits), directions

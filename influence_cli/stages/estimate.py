@@ -29,6 +29,7 @@ def estimated_rates(job: Job, work: list[Work]) -> Rates:
     from influence_cli.model.engine import Engine
     from influence_cli.model.forward import Point, differentiable_kernels
     from influence_cli.model.layers import Layers
+    from influence_cli.model.parameters import pulled
 
     spec, _ = require_model(job)
     model = build_model(spec).eval()  # its weights do not matter
@@ -51,7 +52,7 @@ def estimated_rates(job: Job, work: list[Work]) -> Rates:
     def pass_v() -> None:
         selected = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
         with torch.enable_grad(), differentiable_kernels(point.recurrent):
-            torch.autograd.grad(point.logits(x, selected).sum(), list(selected.values()), allow_unused=True)
+            pulled([point.logits(x, selected).sum()], list(selected.values()), [None])
 
     def values() -> None:
         for block in Layers(point, x).of_rows(x, torch.ones_like)[1]:
