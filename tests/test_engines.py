@@ -138,7 +138,7 @@ def test_scores_do_not_depend_on_the_engine(asked: str, tmp_path: Path, digits: 
     (note,) = provenance(tables[1].schema)["engines"]
     assert note["engine"] == asked
     assert note["loop"] < 1e-4
-    assert note["rows_checked"] == 8
+    assert note["rows_checked"] == 16
     assert note["coverage"] == (1.0 if asked == "layerwise" else None)
 
 

@@ -176,7 +176,7 @@ def _directions(point: Point, count: int) -> list[Direction]:
 def _reference(point: Point, x: Tensor, us: list[Direction]) -> tuple[Tensor, list[Tensor]]:
     """Torch's forward mode on the model itself, one direction at a time."""
     with torch.no_grad(), differentiable_kernels(point.recurrent):
-        return point._one_by_one(x, us)
+        return point.one_by_one(x, us)
 
 
 def _worst(found: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list[Tensor]]) -> float:

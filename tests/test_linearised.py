@@ -123,7 +123,7 @@ def _columns(curvature: Curvature, count: int) -> NDArray[np.float64]:
     return np.random.default_rng(0).normal(size=(curvature.size, count))
 
 
-def _one_by_one(net: Net, kind: str, v: NDArray[np.float64]) -> NDArray[np.float64]:
+def one_by_one(net: Net, kind: str, v: NDArray[np.float64]) -> NDArray[np.float64]:
     """A pass of torch's own for each column and no sharing."""
     own = {n: p.detach() for n, p in net.model.named_parameters()}
     sizes = [p.numel() for p in own.values()]
@@ -156,7 +156,7 @@ def test_every_column_is_the_dense_matrix_times_it_and_what_it_is_alone(
     found = curvature.product(kind, v)
     assert found.shape == v.shape
     assert relative_error(found, dense @ v) < 1e-12
-    assert relative_error(found, _one_by_one(net, kind, v)) < 1e-12
+    assert relative_error(found, one_by_one(net, kind, v)) < 1e-12
     alone = np.concatenate([net.curvature(batch_size=4).product(kind, v[:, [k]]) for k in range(5)], axis=1)
     assert relative_error(found, alone) < 1e-12
 

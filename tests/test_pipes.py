@@ -187,7 +187,7 @@ def edited(manifest: Any) -> list[tuple[str, int]]:
     return list(zip(manifest.column("id").to_pylist(), manifest.column("label").to_pylist(), strict=True))
 
 
-def test_a_pipeline_equals_its_stages_one_by_one(tmp_path: Path, digits: Path, digits_run: Path) -> None:
+def test_a_pipeline_equals_its_stagesone_by_one(tmp_path: Path, digits: Path, digits_run: Path) -> None:
     asked = ["--checkpoint", digits_run, "--method", "ip-ensemble", "--set", "members=2", "--store", "memo"]
     filled = run_cli("grads", digits, *asked, "-o", "-", cwd=tmp_path)
     assert filled.code == 0, filled.err

@@ -31,7 +31,7 @@ from influence_cli.errors import ManifestError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.engine import Directions
-from influence_cli.model.examples import batches, chunked, move, to_input
+from influence_cli.model.examples import batches, chunked, from_all_over, move, to_input
 from influence_cli.model.forward import DTYPES, Point
 from influence_cli.model.head import Head, head_of
 from influence_cli.model.interim import FORGETFUL, Interim
@@ -110,6 +110,8 @@ class Curvature:
         """A copy of the model: no graph is kept of parameters that are not selected."""
         opened = self._open()
         opened.model.requires_grad_(False)
+        few = from_all_over(self.rows, self.spec)
+        opened.few = None if few is None else to_input(move(few, self.device), self.spec, self.dtype)
         return opened
 
     @property

@@ -5,7 +5,8 @@
     double-reverse   t = (d/dv) < J^T v, u >: a forward, a backward, and a backward through it for every direction
 
 All are exact and mean the same: z [b, C] and t = J u [b, C].  Finite differences are never taken.  Whichever is picked
-first meets up to 8 rows: against one backward pass a row (the loop), the same rows twice, and in two batch sizes.
+first meets up to 16 rows from all over the data: against one backward pass a row (the loop), the same rows twice, and
+in two batch sizes.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from torch import Tensor
 
 from influence_cli.errors import ModelError
 from influence_cli.events import SILENT, Listener
-from influence_cli.model.forward import Point, differentiable_kernels
+from influence_cli.model.forward import Point, agree, differentiable_kernels
 from influence_cli.model.layers import Layers
 from influence_cli.model.own_forward import double_reverse
+from influence_cli.model.parameters import pulled
 from influence_cli.settings import ENGINES
 
-CHECKED = 8  # rows of the self-check
+CHECKED = 16  # rows of the self-check at most
 FEW_CLASSES = 16  # up to so many, layerwise is asked before double reverse
-AGREES = {torch.float64: 1e-9, torch.float32: 1e-4}  # with the loop, relative to the largest; of bf16 0.2
+AGREES = {torch.float64: 1e-9, torch.float32: 1e-4}  # with the loop, relative to a row's size; of bf16 0.2
 REPEATS = {torch.float64: 1e-10, torch.float32: 1e-5}  # with itself
 CANNOT = (RuntimeError, NotImplementedError, TypeError, AttributeError)  # an operator without the rule an engine needs
 Directions = list[dict[str, Tensor]]
@@ -39,7 +41,7 @@ class Checked:
     engine: str
     why: str
     rows: int
-    loop: float | None = None  # largest differences, relative to the largest tangent
+    loop: float | None = None  # largest differences of a row, relative to its tangent or the middle row's
     repeated: float | None = None
     halved: float | None = None
     coverage: float | None = None  # share of parameters that the layers reach
@@ -113,10 +115,16 @@ class Engine:
         return ("forward", "double-reverse", "layerwise")
 
     def _pick(self, x: Tensor, directions: Directions) -> Checked:
-        """The first engine in order that runs these rows and agrees with the loop on up to 8 of them."""
-        logits = self.point.outputs(x[:CHECKED], [])[0]  # a model that fails here fails of itself
-        finite = torch.isfinite(logits).all(1)
-        some = x[:CHECKED][finite]
+        """The first engine in order that agrees with the loop on the point's own few rows, or on some of these.
+
+        Rows without a finite logit have nothing to compare.
+        """
+        for rows in ([] if self.point.few is None else [self.point.few[:CHECKED]]) + [x[:CHECKED]]:
+            with torch.no_grad(), differentiable_kernels(self.point.recurrent):
+                logits = self.point.logits(rows)  # a model that fails here fails of itself
+            some = rows[torch.isfinite(logits).all(1)]
+            if len(some):
+                break
         reasons: list[str] = []
         for name in self._order(logits.shape[1]):
             why = "; ".join(reasons) or ("asked for" if self.asked != "auto" else "the cheapest")
@@ -144,20 +152,28 @@ class Engine:
         found = Checked(name, why, len(x))
         if len(x) == 0:
             return found
-        t = self._run(name, x, directions)[1][0].double()
+        z, along_u = self._run(name, x, directions)
+        t = along_u[0].double()
         if name == "layerwise" and self._layers is not None:
             coverage = self._layers.coverage
             found.coverage = coverage.share
             found.uncovered = {m: list(names) for m, names in coverage.missing.items()}
         v = torch.randn(t.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(t.device)
-        loop = self._loop(x, v, directions[0])
-        known = loop.abs() < torch.finfo(self.point.dtype).max ** 0.5  # near overflow no two ways agree
+        loop, logits = self._loop(x, v, directions[0])
+        most = torch.finfo(self.point.dtype).max
+        # where the loop is not finite nothing is known, and near overflow no two ways agree; an engine that gives no
+        # finite number where the loop does is wrong
+        known = loop.abs() < most**0.5
         found.rows = int(known.sum())
         if found.rows == 0:
             return found
-        s = (v * t).sum(1)
-        largest = float((v * t)[known].abs().sum(1).max()) or 1.0
-        apart = lambda other: float((s - other)[known].abs().max()) / largest  # noqa: E731
+        s, sizes = (v * t).sum(1), (v * t).abs().sum(1)
+        sizes = torch.maximum(sizes, loop.abs())[known]
+        scale = sizes.clamp(min=float(sizes.median())).clamp(min=torch.finfo(torch.float64).tiny)
+        apart = lambda other: float(((s - other)[known].abs() / scale).max())  # noqa: E731
+        if not agree(z.double(), logits, AGREES.get(self.point.dtype, 0.2), most):
+            found.loop = float("inf")
+            return found
         along = lambda other: apart((v * other.double()).sum(1))  # noqa: E731
         found.repeated = along(self._run(name, x, directions)[1][0])
         cut = -(-len(x) // 2)
@@ -166,18 +182,28 @@ class Engine:
         found.loop = apart(loop)
         return found
 
-    def _loop(self, x: Tensor, v: Tensor, u: dict[str, Tensor]) -> Tensor:
-        """< grad <v_i, z_i>, u > for every row, one backward pass each, float64 [b]."""
+    def _loop(self, x: Tensor, v: Tensor, u: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """< grad <v_i, z_i>, u > for every row, one backward pass each, float64 [b]; and the logits [b, C].
+
+        Raises:
+            RuntimeError: no row's logits depend on any selected parameter.
+        """
         own = {n: p.detach().requires_grad_() for n, p in self.point.selected.items()}
         along = {n: u[n].flatten().double() for n in own}
         found: list[Tensor] = []
+        logits: list[Tensor] = []
+        reached = False
         with torch.enable_grad(), differentiable_kernels(self.point.recurrent):
             for row, weights in zip(x.split(1), v.to(self.point.dtype).split(1), strict=True):
-                value = (self.point.logits(row, own) * weights).sum()
-                gradients = torch.autograd.grad(value, list(own.values()), allow_unused=True)
-                terms = [g.flatten().double() @ along[n] for n, g in zip(own, gradients, strict=True) if g is not None]
-                found.append(torch.stack(terms).sum() if terms else v.new_zeros(()))
-        return torch.stack(found)
+                z = self.point.logits(row, own)
+                gradients = pulled([(z * weights).sum()], list(own.values()), [None])
+                terms = [g.flatten().double() @ along[n] for n, g in zip(own, gradients, strict=True)]
+                found.append(torch.stack(terms).sum())
+                logits.append(z.detach().double())
+                reached |= z.requires_grad
+        if not reached:
+            raise RuntimeError("no logit depends on any selected parameter")
+        return torch.stack(found), torch.cat(logits)
 
     def _failure(self, found: Checked) -> str | None:
         """What is wrong with an engine that ran; None where nothing is."""
@@ -190,7 +216,7 @@ class Engine:
             (found.halved, repeats, "itself in another batch size"),
         ):
             if off is not None and not off <= bound:
-                return f"is off from {against} by {off:.1e} of the largest (at most {bound:.0e})"
+                return f"is off from {against} by {off:.1e} of a row's size (at most {bound:.0e})"
         return None
 
 

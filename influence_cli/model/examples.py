@@ -13,12 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from influence_cli.data.manifest import Manifest, Payload
+from influence_cli.data.manifest import Manifest, Payload, Rows
 from influence_cli.errors import ManifestError
 from influence_cli.model.decode import decode_row
 from influence_cli.model.spec import ModelSpec
+from influence_cli.store.shards import key_order, unique
 
 T = TypeVar("T")
+FEW = 16  # rows from all over the data, on which whatever is tried is checked
 
 
 def to_input(decoded: Tensor, spec: ModelSpec, dtype: torch.dtype) -> Tensor:
@@ -132,6 +134,15 @@ def batches(
                     yield np.array(rows, dtype=np.int64), torch.from_numpy(_stacked(good, rows, manifest, spec.kind))
 
     return ahead(produce())
+
+
+def from_all_over(rows: Rows, spec: ModelSpec, count: int = FEW) -> Tensor | None:
+    """A few decoded rows [k, ...], chosen by their keys and so from all over the data; None where none decodes."""
+    keys = rows.payload_keys
+    first = unique(keys)
+    chosen = rows.index[first[key_order(keys[first])[:count]]]
+    parts = batches(rows.manifest, [list(rows.manifest.payloads(chosen))], spec, 1, lambda *_: None)
+    return next((decoded for _, decoded in parts), None)
 
 
 def _stacked(values: list[NDArray[Any]], rows: list[int], manifest: Manifest, kind: str) -> NDArray[Any]:

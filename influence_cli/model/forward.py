@@ -58,24 +58,49 @@ def differentiable_kernels(recurrent: bool = False) -> Iterator[None]:
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(reduced)
 
 
+def agree(found: Tensor, expected: Tensor, bound: float, largest: float) -> bool:
+    """Whether values [n, C] are those expected, each row to a share ``bound`` of its own size or the middle row's.
+
+    A value that is not finite where a finite one is expected is wrong; where what is expected is not finite, or so near
+    the ``largest`` number that no two ways agree, nothing is known.
+    """
+    known = expected.isfinite() & (expected.abs() < largest**0.5)
+    sizes = torch.where(known, expected, 0.0).abs().amax(1)
+    some = sizes[known.any(1)]
+    if len(some) == 0:
+        return True
+    off = torch.where(known, (found - expected).abs(), 0.0).amax(1)
+    return bool((off <= bound * sizes.clamp(min=float(some.median())) + 1e-30).all())
+
+
 class Point:
     """A model at one member's parameters: where logits, tangents and gradients are taken."""
 
     def __init__(
-        self, model: nn.Module, params: str, dropout: Dropout | None, precision: str, device: torch.device
+        self,
+        model: nn.Module,
+        params: str,
+        dropout: Dropout | None,
+        precision: str,
+        device: torch.device,
+        selected: dict[str, Tensor] | None = None,
     ) -> None:
-        """Move the model, in place, to ``device`` and ``precision``; dropped parameters are copies, its own stay."""
+        """Move the model, in place, to ``device`` and ``precision``; dropped parameters are copies, its own stay.
+
+        With ``selected``, these parameters are taken as they are, whatever ``params`` and dropout say.
+        """
         for name, module in model.named_modules():
             if module.training:
                 raise ModelError(f"module {name or 'model'} is in training mode", fix="call model.eval()")
         self.device, self.dtype = device, DTYPES[precision]
         self.model = model.to(device=device, dtype=self.dtype)
         self.recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
-        self.selected = select_parameters(self.model, params)
+        self.selected = select_parameters(self.model, params) if selected is None else selected
+        self.few: Tensor | None = None  # inputs of rows from all over the data, on which whatever is tried is checked
         self.apart: str | None = None  # why directions do not share a pass, where they do not
-        self._checked = False
+        self._checked = -1  # 0 once logits have been compared, 1 once tangents have
         self._prepared: tuple[list[dict[str, Tensor]], dict[str, Tensor]] | None = None
-        if dropout is not None:
+        if dropout is not None and selected is None:
             self.selected = {
                 n: drop(n, p, dropout.seed, dropout.member, dropout.rate, dropout.rescale)
                 if dropout.scope == "all" or p.ndim > 1
@@ -98,13 +123,13 @@ class Point:
     def outputs(self, x: Tensor, directions: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
         """Logits [n, C], and for each direction the logits' tangent [n, C]; those of bf16 in float32.
 
-        All directions share one pass on duals.  On the first batch along any, two rows are also run by torch's own
-        forward mode; a model whose tangents differ there (code with a derivative of its own), or that duals cannot
-        follow, is run by that from then on.
+        All directions share one pass on duals.  Before the first batch, and before the first along any direction, a few
+        rows are also run by torch's own forward mode; a model whose logits or tangents differ there (code with a
+        derivative of its own), or that duals cannot follow, is run by that from then on.
         """
         with torch.no_grad(), differentiable_kernels(self.recurrent):
-            if directions and not self._checked and self.apart is None:
-                self._check(x[:2], directions)
+            if self.apart is None and len(directions[:1]) > self._checked:
+                self._check(x[:2] if self.few is None else self.few, directions)
             made = None
             if self.apart is None:
                 try:
@@ -113,9 +138,9 @@ class Point:
                     if out_of_memory(error):
                         raise
                     reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                    made = self._one_by_one(x, directions)  # what fails there too is the model's own error
+                    made = self.one_by_one(x, directions)  # what fails there too is the model's own error
                     self.apart = reason
-            z, tangents = made or self._one_by_one(x, directions)
+            z, tangents = made or self.one_by_one(x, directions)
             kind = torch.float64 if self.dtype == torch.float64 else torch.float32
             return z.to(kind), [t.to(kind) for t in tangents]
 
@@ -130,17 +155,15 @@ class Point:
 
     def _check(self, x: Tensor, directions: list[dict[str, Tensor]]) -> None:
         """Compare a few rows with torch's forward mode."""
-        expected = self._one_by_one(x.clone(), directions)
+        expected = self.one_by_one(x.clone(), directions)
         try:
             found = self._shared(x, directions)
         except Exception:  # what it means is told apart on the whole batch
             return
-        for a, b in zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True):
-            usable = a.isfinite() & b.isfinite()
-            a, b = a[usable].double(), b[usable].double()
-            if len(a) and float((a - b).abs().max()) > CHECKED[self.dtype] * float(b.abs().max()) + 1e-30:
-                self.apart = "its tangents differ from those of torch's own forward mode on the first rows"
-        self._checked = True
+        for k, (a, b) in enumerate(zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True)):
+            if not agree(a.double(), b.double(), CHECKED[self.dtype], torch.finfo(self.dtype).max):
+                self.apart = f"its {'tangents' if k else 'logits'} differ from those of torch's own forward mode"
+        self._checked = len(directions[:1])
 
     def _shared(self, x: Tensor, directions: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
         """By one pass on duals."""
@@ -148,8 +171,8 @@ class Point:
         value, tangents = value_of(z), list(tangents_of(z)) or [torch.zeros_like(value_of(z)) for _ in directions]
         return value, tangents
 
-    def _one_by_one(self, x: Tensor, directions: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
-        """By torch's forward mode, a pass for each direction: for models that duals cannot follow."""
+    def one_by_one(self, x: Tensor, directions: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
+        """By torch's own forward mode, a pass for each direction: for models that duals cannot follow, and to compare."""
         if not directions:
             return self.logits(x), []
         z, tangents = None, []

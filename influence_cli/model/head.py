@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_cli.model.engine import AGREES, CANNOT
-from influence_cli.model.forward import Point, differentiable_kernels
+from influence_cli.model.forward import Point, agree, differentiable_kernels
 
 ROWS = 4  # that it is tried on
 
@@ -47,8 +47,7 @@ class Head:
         self.whole, self.path = point, path
         self.module = point.model.get_submodule(path)
         precision = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16"}[point.dtype]
-        self.point = Point(Behind(path, self.module), "all", None, precision, point.device)
-        self.point.selected = point.selected  # as they are taken, dropped or not
+        self.point = Point(Behind(path, self.module), "all", None, precision, point.device, point.selected)
 
     def inputs(self, x: Tensor) -> Tensor:
         """What the module is given for inputs [b, ...] of the model."""
@@ -77,12 +76,16 @@ class Head:
         return h, z
 
     def agrees(self, x: Tensor) -> bool:
-        """Whether the module alone gives the model's logits and tangents of a few rows."""
+        """Whether the module alone gives the model's logits and tangents of a few rows, one of them finite at least."""
         generator = torch.Generator().manual_seed(0)
         u = {n: torch.randn(p.shape, generator=generator).to(p) for n, p in self.whole.selected.items()}
-        found, expected = self.point.outputs(self.inputs(x), [u]), self.whole.outputs(x, [u])
+        with torch.no_grad(), differentiable_kernels(self.whole.recurrent):
+            expected = self.whole.one_by_one(x, [u])
+        found = self.point.outputs(self.inputs(x), [u])
+        if not bool(expected[0].isfinite().all(1).any()):
+            return False
         for a, b in zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True):
-            if not float((a - b).abs().max()) <= AGREES.get(self.whole.dtype, 0.2) * float(b.abs().max()):
+            if not agree(a.double(), b.double(), AGREES.get(self.whole.dtype, 0.2), torch.finfo(self.whole.dtype).max):
                 return False
         return True
 
@@ -98,7 +101,11 @@ def head_of(point: Point, x: Tensor) -> Head | None:
         return None  # nothing that is worth doing once comes before it
     try:
         head = Head(point, path)
-        return head if head.agrees(x[:ROWS]) else None
+        few = x if point.few is None else point.few
+        if not head.agrees(few[:ROWS]):
+            return None
+        head.point.few = None if point.few is None else head.inputs(few)
+        return head
     except torch.OutOfMemoryError:
         raise
     except CANNOT:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from influence_cli.errors import ModelError
 from influence_cli.model.forward import differentiable_kernels
 from influence_cli.model.layer_rules import rule_of
-from influence_cli.model.layers import BlockLayout, Coverage, Layers, Site
+from influence_cli.model.layers import BlockLayout, Coverage, Layers, Site, Tape
 from influence_cli.model.own_forward import OwnForward
 from influence_cli.model.parameters import pulled
 
 FEW, MORE = 2, 3  # rows of the two passes that tell which dimension is that of rows
-VERIFIED = 4  # rows on which the blocks are compared with reverse mode
+LEAST, MOST = 4, 16  # rows on which the blocks are compared with reverse mode
 
 
 @dataclass
@@ -40,13 +40,21 @@ def plan_sites(layers: Layers, x: Tensor) -> Coverage:
     """
     names = _names_by_identity(layers)
     owners = _owners(layers, names)
-    leading = _rows_lead(layers, x)
+    layers.watched, layers.batched = tuple(layers.modules), {}
+    some = _spread(x, min(max(LEAST, len(x)), MOST))
+    leading = _rows_lead(layers, x) - layers.parted
     order = sorted(layers.point.selected, key=list(layers.point.selected).index)
     place = {n: _settle(layers, _Place(owners[n]), leading) for n in order}
     lost: set[str] = set()
     while True:
         _set_blocks(layers, {n: p for n, p in place.items() if n not in lost}, names)
-        wrong = [n for n in _differing(layers, x) if n not in lost]
+        tape = layers.run(some)
+        if parted := layers.called_on_parts(tape):
+            layers.parted |= parted
+            leading -= parted
+            place = {n: _settle(layers, p, leading) for n, p in place.items()}
+            continue
+        wrong = [n for n in _differing(layers, some, tape) if n not in lost]
         if not wrong:
             break
         for n in wrong:
@@ -56,6 +64,11 @@ def plan_sites(layers: Layers, x: Tensor) -> Coverage:
             else:
                 place[n] = above
     return _coverage(layers, owners, lost)
+
+
+def _spread(x: Tensor, count: int) -> Tensor:
+    """So many rows of x, from all over it; some twice where it has fewer."""
+    return x[torch.arange(count, device=x.device) * max(1, len(x) // count) % len(x)]
 
 
 def _names_by_identity(layers: Layers) -> dict[int, str]:
@@ -77,7 +90,7 @@ def _rows_lead(layers: Layers, x: Tensor) -> set[str]:
     """Modules that are called, with rows as the leading dimension of all outputs that matter; notes their inputs."""
     shapes: list[dict[str, list[tuple[list[int], list[int]]]]] = []
     for count in (FEW, MORE):
-        tape = layers.forward(x[torch.arange(count, device=x.device) % len(x)])
+        tape = layers.run(x[torch.arange(count, device=x.device) % len(x)])
         by_module: dict[str, list[tuple[list[int], list[int]]]] = {}
         for name, call in tape.calls(torch.ones_like(tape.logits)):
             sizes = [len(t) if isinstance(t, Tensor) and t.ndim else 0 for t in call.leaves]
@@ -175,23 +188,21 @@ def _local_names(module: nn.Module, names: dict[int, str]) -> dict[str, str]:
     return {k: names[id(p)] for k, p in module.named_parameters() if id(p) in names}
 
 
-def _differing(layers: Layers, x: Tensor) -> list[str]:
-    """Parameters for which the blocks' weighted sum of row gradients is not reverse mode's.
+def _differing(layers: Layers, some: Tensor, tape: Tape) -> list[str]:
+    """Parameters for which the blocks' weighted sum of the row gradients of ``tape`` is not reverse mode's.
 
     Raises:
         ModelError: rows of a batch depend on each other.
     """
     point = layers.point
-    some = x[torch.arange(VERIFIED, device=x.device) % len(x)]
     generator = torch.Generator().manual_seed(0)
-    c = (torch.randint(0, 2, (VERIFIED,), generator=generator) * 2 - 1).to(point.device, point.dtype)
-    c = c * torch.arange(1, VERIFIED + 1, device=point.device)
+    c = (torch.randint(0, 2, (len(some),), generator=generator) * 2 - 1).to(point.device, point.dtype)
+    c = c * (torch.arange(len(some), device=point.device) % LEAST + 1)
     parameters = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
     with torch.enable_grad(), differentiable_kernels(point.recurrent):
         logits = point.logits(some, parameters)
         v = torch.randn(logits.shape, generator=generator).to(point.device, point.dtype)
         expected = pulled([(c[:, None] * v * logits).sum()], list(parameters.values()), [None])
-    tape = layers.forward(some)
     _check_rows_apart(layers, some, tape.logits)
     found = {n: g for block in tape.pull(v) for n, g in block.weighted_sum(c).items()}
     tight = 1e-9 if point.dtype == torch.float64 else 1e-3

@@ -221,6 +221,13 @@ class Tape:
             found.append((s.module_name, Call(s.leaves, s.spec, batched, own, self.b)))
         return found
 
+    def sizes(self) -> Iterator[tuple[str, list[int]]]:
+        """The leading dimensions of every watched call's arguments, of those that have rows there, by module name."""
+        for s in self._seen:
+            batched = self.layers.batched.get(s.module_name, ())
+            if len(batched) == len(s.leaves):
+                yield s.module_name, [len(t) for t, rows in zip(s.leaves, batched, strict=True) if rows]
+
     def pull(self, cotangent: Tensor, keep: bool = False) -> list[Block]:
         """The blocks' part of the gradients of the rows' scalars; ``keep`` where more follow from this forward.
 
@@ -264,7 +271,11 @@ class Layers:
     """The blocks of a model at a point, planned and verified on some of its inputs."""
 
     def __init__(self, point: Point, x: Tensor) -> None:
-        """``x`` [n, ...] are any inputs: a few of them are run to see where rows are, and that nothing is missed."""
+        """``x`` [n, ...] are a batch of inputs, as large as those that follow.
+
+        A few rows, the point's own where it has them, are run to see where rows are, and that nothing is missed; the
+        batch, whether a module is called on some of its rows at a time: such a module gives no block.
+        """
         from influence_cli.model.layer_plan import plan_sites
 
         self.point = point
@@ -272,14 +283,37 @@ class Layers:
         self.batched: dict[str, tuple[bool, ...]] = {}  # by module: which leaves of its arguments have rows in front
         self.watched: tuple[str, ...] = tuple(self.modules)
         self.blocks: tuple[BlockLayout, ...] = ()
-        self.coverage = plan_sites(self, x)
+        self.parted: set[str] = set()  # modules that are called on some rows at a time
+        few = x if point.few is None else point.few
+        self.coverage = plan_sites(self, few)
+        while found := self.called_on_parts(self.run(x)):
+            self.parted |= found
+            self.coverage = plan_sites(self, few)
 
-    def forward(self, x: Tensor) -> Tape:
+    def run(self, x: Tensor) -> Tape:
         """One forward pass that notes the inputs of every watched module."""
         seen: list[_Seen] = []
         with self._hooks(seen), torch.enable_grad(), differentiable_kernels(self.point.recurrent):
             logits = self.point.logits(x)
         return Tape(self, logits, seen)
+
+    def forward(self, x: Tensor) -> Tape:
+        """The same, for blocks.
+
+        Raises:
+            ModelError: a module that was planned to see whole batches is called on some of the rows.
+        """
+        tape = self.run(x)
+        if found := self.called_on_parts(tape):
+            raise ModelError(
+                f"module {min(found)} is called on some rows of a batch at a time, as no batch before was",
+                fix="pass another --batch-size, or select other parameters with --params",
+            )
+        return tape
+
+    def called_on_parts(self, tape: Tape) -> set[str]:
+        """Watched modules of which a call in that pass was not for all rows."""
+        return {name for name, sizes in tape.sizes() if any(size % tape.b for size in sizes)}
 
     def of_rows(self, x: Tensor, slope: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[Block]]:
         """Logits [b, C], and the blocks for rows' scalars whose gradient in the logits is ``slope(logits)`` [b, C]."""

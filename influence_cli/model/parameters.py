@@ -1,7 +1,8 @@
 """Which parameters gradients are taken in: all, linear, last, or a glob over their names; and vectors of them.
 
-Frozen parameters (``requires_grad`` is off) are in none of these: training does not move them.  A parameter that no
-output depends on has gradient zero.
+Frozen parameters (``requires_grad`` is off) are in none of these: training does not move them.  Where it is off for
+all, the model is as people keep it for inference, and none counts as frozen.  A parameter that no output depends on has
+gradient zero.
 """
 
 from __future__ import annotations
@@ -36,11 +37,13 @@ def select_parameters(model: nn.Module, selection: str) -> dict[str, Tensor]:
         chosen = {n for n in named if fnmatch.fnmatchcase(n, selection)}
     tensors = {id(named[n]) for n in chosen}  # a tied tensor is chosen by any of its names
     found = {n: p for n, p in model.named_parameters() if id(p) in tensors and p.is_floating_point()}
-    out = {n: p.detach() for n, p in found.items() if p.requires_grad}
+    frozen = set(frozen_parameters(model))
+    out = {n: p.detach() for n, p in found.items() if n not in frozen}
     if found and not out:
+        some = ", ".join(list(found)[:3]) + (" and others" if len(found) > 3 else "")
         raise UsageError(
-            f"all {len(found)} parameter tensors that --params {selection!r} selects are frozen (requires_grad is off)",
-            fix="call requires_grad_(True) on those that were trained, or select others",
+            f"every parameter that --params {selection!r} selects is frozen (requires_grad is off): {some}",
+            fix="select others, or call requires_grad_(True) on those that were trained",
         )
     if not out:
         fix = f"names look like {next(iter(named))!r}" if named else "the model has no parameters"
@@ -50,7 +53,8 @@ def select_parameters(model: nn.Module, selection: str) -> dict[str, Tensor]:
 
 def frozen_parameters(model: nn.Module) -> list[str]:
     """Names of the parameters that training does not move, in model order."""
-    return [n for n, p in model.named_parameters() if p.is_floating_point() and not p.requires_grad]
+    off = [n for n, p in model.named_parameters() if not p.requires_grad]
+    return off if any(p.requires_grad for p in model.parameters()) else []
 
 
 def pulled(

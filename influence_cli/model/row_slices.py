@@ -22,9 +22,9 @@ POSITIONS = 1 << 25  # most values of inputs by position that are made at once
 
 
 def layers_at(curvature: Curvature) -> Layers:
-    """The blocks of what ``passes`` runs, the curvature's model or its head; planned on its first rows."""
-    few = curvature.over(curvature.rows.take(np.arange(min(4, len(curvature.rows)))), "fp64")
-    _, x, _, _ = next(few.batches("layers"))
+    """The blocks of what ``passes`` runs, the curvature's model or its head; planned on its first batch."""
+    first = curvature.over(curvature.rows.take(np.arange(min(curvature.batch_size, len(curvature.rows)))), "fp64")
+    _, x, _, _ = next(first.batches("layers"))
     x = x.to(curvature.dtype)
     head = curvature.head(x)
     return Layers(curvature.point, x) if head is None else Layers(head.point, head.inputs(x))

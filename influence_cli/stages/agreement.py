@@ -28,14 +28,22 @@ SAMPLE = 256  # training rows that are scored in both precisions
 
 def points(job: Job, model: nn.Module, member: Member, device: torch.device) -> tuple[Point, Point]:
     """The member for gradients, and for the pass over rows: one and the same, but with bf16."""
+    from influence_cli.model.examples import from_all_over, move, to_input
     from influence_cli.model.forward import Point
 
     precision = job.spec.precision
     if precision != "bf16":
         point = Point(model, job.spec.params, member.dropout, precision, device)
-        return point, point
-    exact = Point(model, job.spec.params, member.dropout, "fp32", device)
-    return exact, Point(copy.deepcopy(model), job.spec.params, member.dropout, "bf16", device)
+        both = point, point
+    else:
+        exact = Point(model, job.spec.params, member.dropout, "fp32", device)
+        both = exact, Point(copy.deepcopy(model), job.spec.params, member.dropout, "bf16", device)
+    if job.model is not None and job.few is None:
+        job.few = from_all_over(job.train, job.model)
+    for point in both:
+        if job.model is not None and job.few is not None:
+            point.few = to_input(move(job.few, device), job.model, point.dtype)
+    return both
 
 
 def measure_agreement(job: Job, member: Member, exact: Point, half: Point) -> None:

@@ -37,6 +37,8 @@ from influence_cli.store import Keys, Store, fingerprint
 from influence_cli.store.shards import ShardFolder, key_order, unique
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from influence_cli.model.examples import Decoded
 
 HALF_SAMPLE = 500  # training rows on which the scores of two halves of the target are compared
@@ -73,6 +75,7 @@ class Job:
     fit: FitSet | None = None  # where a method fits curvature
     groups: dict[str, Groups] = field(default_factory=dict)  # of the target rows, by objective that is about groups
     held: Decoded | None = None  # decoded rows, while several passes need them
+    few: Tensor | None = None  # decoded rows from all over the data, on which a point's derivatives are checked
     values: dict[str, RowValue] = field(default_factory=dict)  # by method that needs a value of rows' own gradients
     solvers: dict[str, Preconditioned] = field(default_factory=dict)  # by method: itself, or what its value is by
     _folders: dict[str, ShardFolder] = field(default_factory=dict)
