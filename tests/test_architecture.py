@@ -31,7 +31,7 @@ LAYERS = (
         "members",
         "target",
         *("objective_inputs", "objective_report", "measure", "attacked_target"),
-        "job",
+        *("job", "curvature_report"),
         "interim",
         "preconditioning",
         "plan",

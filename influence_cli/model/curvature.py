@@ -32,6 +32,7 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.engine import Directions
 from influence_cli.model.examples import batches, chunked, from_all_over, move, to_input
+from influence_cli.model.finite import usable_rows
 from influence_cli.model.forward import DTYPES, Point
 from influence_cli.model.head import Head, head_of
 from influence_cli.model.interim import FORGETFUL, Interim
@@ -90,6 +91,14 @@ class Curvature:
         self._heads: list[Head | None] = []  # of one, once it has been looked for
         self._fed: Stored | None = None  # its inputs
 
+    def unusable(self) -> NDArray[np.int64]:
+        """Manifest rows whose logits or loss gradient is not finite in this precision: they are to be in no sum."""
+        found: list[int] = []
+        for index, x, y, _ in self.batches("fit rows checked"):
+            usable = usable_rows(self.point, x, lambda z, k, y=y: z.double().softmax(1) - F.one_hot(y[k], z.shape[1]))
+            found += index[~usable.cpu().numpy()].tolist()
+        return np.array(sorted(found), dtype=np.int64)
+
     def over(self, rows: Rows, precision: str) -> Curvature:
         """The curvature of other rows at the same point, its products in ``precision``; it reports no progress.
 
@@ -97,7 +106,9 @@ class Curvature:
         """
         key = rows.index.tobytes(), precision
         if key not in self._others:
-            self._others[key] = self._again(rows, precision=precision)
+            made = self._others[key] = self._again(rows, precision=precision)
+            same = [c for (of, _), c in self._others.items() if of == key[0] and c._decoded is not None]
+            made._decoded = same[0]._decoded if same else None
         return self._others[key]
 
     @property

@@ -172,7 +172,7 @@ class Point:
         return value, tangents
 
     def one_by_one(self, x: Tensor, directions: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
-        """By torch's own forward mode, a pass for each direction: for models that duals cannot follow, and to compare."""
+        """By torch's own forward mode, a pass for each direction: what duals are compared with."""
         if not directions:
             return self.logits(x), []
         z, tangents = None, []

@@ -23,6 +23,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from influence_cli.errors import ModelError
+from influence_cli.model.finite import usable_rows
 from influence_cli.model.forward import Point, differentiable_kernels
 from influence_cli.model.layer_rules import Affine, Named, Rule, total
 from influence_cli.model.own_forward import Call, OwnForward
@@ -284,7 +285,7 @@ class Layers:
         self.watched: tuple[str, ...] = tuple(self.modules)
         self.blocks: tuple[BlockLayout, ...] = ()
         self.parted: set[str] = set()  # modules that are called on some rows at a time
-        few = x if point.few is None else point.few
+        few = _usable(point, x)
         self.coverage = plan_sites(self, few)
         while found := self.called_on_parts(self.run(x)):
             self.parted |= found
@@ -327,6 +328,15 @@ class Layers:
                 handle = self.modules[name].register_forward_hook(_watch(name, seen), with_kwargs=True)
                 stack.callback(handle.remove)
             yield
+
+
+def _usable(point: Point, x: Tensor) -> Tensor:
+    """The point's own few rows, or else ``x``, less those that nothing can be compared on."""
+    if point.few is not None:
+        usable = usable_rows(point, point.few, lambda z, _: torch.ones_like(z))
+        if bool(usable.any()):
+            return point.few[usable]
+    return x
 
 
 def loss_slope(rows: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

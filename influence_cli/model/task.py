@@ -226,6 +226,9 @@ def known_by_outputs(
     Raises:
         ModelError: the model does not run on the rows.
     """
+    from influence_cli.model.build import load_model
+    from influence_cli.model.parameters import frozen_parameters
+
     name = fingerprint("task", 1, weights=checkpoint.digest, spec=spec.as_dict())
     revisions = store.task_revisions(name)
     rows = manifest.all_rows()
@@ -233,7 +236,9 @@ def known_by_outputs(
     place = dict(zip(reversed(keys), reversed(rows.index.tolist()), strict=True))
     known = [k for r in revisions for k in r["outputs"] if k in place]
     wanted = list(dict.fromkeys([*known, *sorted(place)[:PROBES]]))
-    found = probe(spec, checkpoint, manifest, {k: place[k] for k in wanted}, precision)
+    model = load_model(spec, checkpoint)
+    frozen = frozen_parameters(model)
+    found = probe(model, spec, manifest, {k: place[k] for k in wanted}, precision)
     classes = len(next(iter(found.values())))
     if spec.num_classes not in (0, classes):
         raise ModelError(
@@ -247,11 +252,18 @@ def known_by_outputs(
             if missing and len(shared) < PROBES:
                 revision["outputs"].update(missing)
                 store.write_task_revisions(name, revisions)
-            return replace(spec, code=revision["code"])
+            return replace(spec, code=_code(revision["code"], frozen))
     outputs = {k: _plain(v) for k, v in found.items()}
     code = hashlib.blake2b(canonical_json([name, len(revisions), outputs]).encode(), digest_size=16).hexdigest()
     store.write_task_revisions(name, [*revisions, {"code": code, "outputs": outputs}])
-    return replace(spec, code=code)
+    return replace(spec, code=_code(code, frozen))
+
+
+def _code(code: str, frozen: list[str]) -> str:
+    """The name of code that has frozen parameters: they are no part of gradients, and outputs do not show it."""
+    if not frozen:
+        return code
+    return hashlib.blake2b(canonical_json([code, frozen]).encode(), digest_size=16).hexdigest()
 
 
 def _plain(logits: NDArray[np.float64]) -> list[float | str]:
@@ -270,24 +282,21 @@ def _agree(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
 
 
 def probe(
-    spec: ModelSpec, checkpoint: Checkpoint, manifest: Manifest, rows: dict[str, int], precision: str
+    model: nn.Module, spec: ModelSpec, manifest: Manifest, rows: dict[str, int], precision: str
 ) -> dict[str, NDArray[np.float64]]:
-    """Logits [C] of a few rows, by payload key.
+    """Logits [C] that a model in evaluation mode gives a few rows, by payload key.
 
     Raises:
         ModelError: the model fails on them, its output is not logits [n, C], or rows depend on each other.
     """
     import torch
 
-    from influence_cli.model.build import load_model
     from influence_cli.model.examples import batches, to_input
     from influence_cli.model.forward import Point
 
     order = sorted(set(rows.values()))
     payloads = list(manifest.payloads(np.array(order, dtype=np.int64)))
-    point = Point(
-        load_model(spec, checkpoint), "all", None, "fp32" if precision == "bf16" else precision, torch.device("cpu")
-    )
+    point = Point(model, "all", None, "fp32" if precision == "bf16" else precision, torch.device("cpu"))
     by_row: dict[int, NDArray[np.float64]] = {}
     for index, decoded in batches(manifest, [payloads], spec, 1, on_bad=lambda *_: None):  # the pass names bad rows
         try:

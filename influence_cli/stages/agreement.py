@@ -46,6 +46,20 @@ def points(job: Job, model: nn.Module, member: Member, device: torch.device) -> 
     return both
 
 
+def note_frozen(job: Job, model: nn.Module) -> None:
+    """Say which parameters are no part of the gradients, whatever --params selects."""
+    from influence_cli.model.parameters import frozen_parameters
+
+    frozen, every = frozen_parameters(model), len(list(model.parameters()))
+    if frozen:
+        named = ", ".join(frozen[:3]) + (" and others" if len(frozen) > 3 else "")
+        job.listener.note(
+            f"{len(frozen)} of {every} parameters are frozen (requires_grad is off) and left out of gradients: {named}"
+        )
+    elif not any(p.requires_grad for p in model.parameters()):
+        job.listener.note("requires_grad is off for every parameter of the model, so none counts as frozen")
+
+
 def measure_agreement(job: Job, member: Member, exact: Point, half: Point) -> None:
     """Remember the Spearman correlation of bf16 scores with float32 ones, for every objective, at the first member."""
     from influence_cli.model.examples import batches, chunked, move, to_input

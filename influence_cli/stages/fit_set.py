@@ -55,6 +55,16 @@ class FitSet:
         """The training objective's n: the sum of the weights."""
         return float(np.sort(self.rows.weights).sum())  # sorted: the same bits in whatever order the rows stand
 
+    def less(self, unusable: set[str]) -> Rows:
+        """The rows that are not among these, by hex row key."""
+        keys = [key.tobytes().hex() for key in self.rows.row_keys] if unusable else []
+        return self.rows.take(np.array([key not in unusable for key in keys], dtype=bool)) if unusable else self.rows
+
+    def outside(self, rows: Rows) -> list[str]:
+        """Hex row keys of those that are not among ``rows``."""
+        left = self.rows.take(~np.isin(self.rows.index, rows.index))
+        return sorted({key.tobytes().hex() for key in left.row_keys})
+
     def differs_from(self, keys: NDArray[np.uint8]) -> tuple[int, int]:
         """(rows of this fit set that are not among ``keys`` [m, 24], rows among them that are not of this)."""
         mine, theirs = self._counted, _counts(keys)

@@ -14,14 +14,15 @@ import numpy as np
 import pyarrow as pa
 
 from influence_cli.data.tables import with_provenance
-from influence_cli.stages.agreement import measure_agreement, points
+from influence_cli.stages.agreement import measure_agreement, note_frozen, points
+from influence_cli.stages.curvature_report import note_curvature
 from influence_cli.stages.first_look import FirstLook, run_target
 from influence_cli.stages.gradients import fill_gradients
 from influence_cli.stages.job import Job, require_model
 from influence_cli.stages.measure import measure
 from influence_cli.stages.members import added_member, begin, grow, note_members
 from influence_cli.stages.plan import Work, missing_work
-from influence_cli.stages.preconditioning import missing_directions, note_curvature, precondition
+from influence_cli.stages.preconditioning import missing_directions, precondition
 from influence_cli.stages.provenance import base_table, nullable, provenance_of
 from influence_cli.stages.reliability import direction_noise
 from influence_cli.stages.row_pass import batch_size, row_pass
@@ -61,6 +62,7 @@ def _fill(job: Job, look: FirstLook) -> int:
     spec, checkpoint = require_model(job)
     device = device_of(job.runtime.device)
     model = load_model(spec, checkpoint, DTYPES["fp32" if job.spec.precision == "bf16" else job.spec.precision])
+    note_frozen(job, model)
     payloads = _target_payloads(job) if any(w.directions for w in work) else {}
     job.held = job.held or (Decoded() if len(job.members) > 1 or any(w.rows and w.value_rows for w in work) else None)
     done = 0

@@ -160,7 +160,7 @@ class Job:
     def factor(self, method: str, member: Member) -> str:
         """Name of what a method fits at a member on the run's fit set."""
         assert self.fit is not None
-        return fingerprint("factor", 1, spec=self.factor_spec(method, member), fit=self.fit.fingerprint)
+        return fingerprint("factor", 2, spec=self.factor_spec(method, member), fit=self.fit.fingerprint)
 
     def factor_spec(self, method: str, member: Member) -> str:
         """Name of all of that but the fit set."""

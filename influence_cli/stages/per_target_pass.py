@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from influence_cli.data.manifest import Rows
 from influence_cli.maths.top_k import TopK
 from influence_cli.methods.protocol import Preconditioned
-from influence_cli.stages.agreement import points
+from influence_cli.stages.agreement import note_frozen, points
+from influence_cli.stages.curvature_report import condition_warning, warnings_of
 from influence_cli.stages.job import Job, Member, require_model
 from influence_cli.stages.plan import index_by_key, timing_key
-from influence_cli.stages.preconditioning import about_curvature, condition_warning, fitted_curvature, parameter_count
+from influence_cli.stages.preconditioning import about_curvature, fitted_curvature, parameter_count
 from influence_cli.stages.row_pass import Unusable, batch_size
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class TangentRun:
         self.job, self.name, self.train = job, name, train
         self.device = device_of(job.runtime.device)
         model = load_model(spec, checkpoint, DTYPES["fp32" if job.spec.precision == "bf16" else job.spec.precision])
+        note_frozen(job, model)
         self.members = job.method_members[name]
         both = [points(job, model, member, self.device) for member in self.members]
         self.exact: list[Point] = [exact for exact, _ in both]
@@ -249,7 +251,7 @@ class Solver:
         if not self._said:
             self._said.append(self.method.sentence(facts))
             self.job.listener.note(f"{self.name}: {self._said[0]}")
-        for text in (*self.method.warnings(facts), *condition_warning(self.job, self.name, facts)):
+        for text in (*warnings_of(self.job, self.name, facts), *condition_warning(self.job, self.name, facts)):
             if text not in self._said:
                 self._said.append(text)
                 self.job.listener.warn(f"{self.name}: {text}")

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from influence_cli.data.manifest import Rows
+from influence_cli.errors import ManifestError
 from influence_cli.methods.protocol import Preconditioned
 from influence_cli.stages.interim import KeptInterim
 from influence_cli.stages.job import Job, Member, require_model
-from influence_cli.stages.row_values import lacking, timing_of_values, value_name
+from influence_cli.stages.row_values import lacking, timing_of_values
 from influence_cli.store import Keys, fingerprint
 
 if TYPE_CHECKING:
@@ -24,12 +26,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from influence_cli.model.curvature import Curvature
-
-ILL_CONDITIONED = {
-    "bf16": 1e6,
-    "fp32": 1e6,
-    "fp64": 1e12,
-}  # condition numbers above which scores lose most of their digits
 
 
 @dataclass(frozen=True)
@@ -156,7 +152,7 @@ def _why(job: Job, method: str, member: Member) -> str:
 def parameter_count(job: Job, params: str | None = None) -> int:
     """Number of parameters that are selected (by the run); remembered, since counting them needs the model built."""
     (spec, _), params = require_model(job), params or job.spec.params
-    note = fingerprint("parameters", 1, model=spec.as_dict(), params=params)
+    note = fingerprint("parameters", 2, model=spec.as_dict(), params=params)
     known = job.store.read_model_note(note)
     if known is None or "parameters" not in known:
         from influence_cli.model.build import build_model
@@ -210,22 +206,68 @@ def precondition(
 def fitted_curvature(
     job: Job, name: str, member: Member, model: nn.Module, device: torch.device, batch_size: int
 ) -> Curvature:
-    """The curvature at a member with what a method fits on it, from the store or fitted now."""
+    """The curvature at a member with what a method fits on it, from the store or fitted now.
+
+    Fit rows with a loss or gradient that is not finite are outside it, as if they were not there.
+    """
     from influence_cli.model.curvature import Curvature
 
     assert job.fit is not None
-    curvature = Curvature(
-        model, require_model(job)[0], job.fit.rows, job.spec.params, member.dropout, device, batch_size,
-        job.runtime.workers, job.listener,
-    )  # fmt: skip
+
+    def of(rows: Rows) -> Curvature:
+        return Curvature(
+            model, require_model(job)[0], rows, job.spec.params, member.dropout, device, batch_size,
+            job.runtime.workers, job.listener,
+        )  # fmt: skip
+
+    meta = job.store.factor_meta(job.factor(name, member))
+    if meta is None:
+        curvature = of(job.fit.rows)
+        rows = _usable_fit_rows(job, name, curvature)
+    else:
+        curvature, rows = of(job.fit.rows), job.fit.less(set(meta["unusable"]))
+    if len(rows) < len(job.fit.rows):
+        curvature = of(rows)
     curvature.factor = _factor(job, name, job.solvers[name], member, curvature)
     return curvature
 
 
-def about_curvature(job: Job, facts: dict[str, Any], curvature: Curvature) -> dict[str, Any]:
-    """What a method says of its P, with the fit rows and the number of parameters."""
+def _usable_fit_rows(job: Job, name: str, curvature: Curvature) -> Rows:
+    """The fit rows less those, of what a method sees of them, that are not finite in the precision of scores.
+
+    Raises:
+        ManifestError: none is left.
+    """
+    from influence_cli.model.minibatches import sample_by_keys
+
     assert job.fit is not None
-    return {**facts, "fit_rows": len(job.fit.rows), "fit_weight": job.fit.weight, "parameters": curvature.size}
+    precision = "fp64" if job.spec.precision == "fp64" else "fp32"  # directions of bf16 runs are float32
+    rows, checked = job.fit.rows, set[int]()
+    while True:
+        seen = sample_by_keys(rows, job.solvers[name].fit_rows(len(rows)))
+        new = seen.take(np.array([row not in checked for row in seen.index.tolist()], dtype=bool))
+        if len(new) == 0:
+            return rows
+        bad = curvature.over(new, precision).unusable()
+        checked |= set(new.index.tolist())
+        rows = rows.take(~np.isin(rows.index, bad))
+        if len(rows) == 0:
+            raise ManifestError(
+                "curvature cannot be fitted: no fit row has a finite loss and gradient",
+                where=job.fit.rows.manifest.source,
+                fix="standardise the features, or give a checkpoint whose logits are finite",
+            )
+
+
+def about_curvature(job: Job, facts: dict[str, Any], curvature: Curvature) -> dict[str, Any]:
+    """What a method says of its P, with the fit rows in it and outside it, and the number of parameters."""
+    assert job.fit is not None
+    rows = curvature.rows
+    outside = job.fit.rows.take(~np.isin(job.fit.rows.index, rows.index))
+    about = {"fit_rows": len(rows), "fit_weight": curvature.weight, "parameters": curvature.size}
+    if len(outside):
+        about |= {"unusable_rows": len(outside), "unusable": [outside.ids[k] for k in range(min(5, len(outside)))]}
+    return {**facts, **about}
 
 
 def _factor(job: Job, name: str, method: Preconditioned, member: Member, curvature: Curvature) -> dict[str, Any]:
@@ -244,60 +286,13 @@ def _factor(job: Job, name: str, method: Preconditioned, member: Member, curvatu
             "fitted": method.fitted(),
             "spec": job.factor_spec(name, member),
             "fit": job.fit.fingerprint,
-            "rows": len(job.fit.rows),
-            "weight": job.fit.weight,
+            "rows": len(curvature.rows),
+            "weight": curvature.weight,
+            "unusable": job.fit.outside(curvature.rows),
             "parameters": curvature.size,
         }
         job.store.write_factor(factor, fitted.arrays, job.fit.keys, about)
     if not interim.resumed:
-        rows = method.fit_rows(len(job.fit.rows))
+        rows = method.fit_rows(len(curvature.rows))
         job.store.write_timing(_timing_key(job, name), (time.perf_counter() - started) / rows)
     return fitted.arrays
-
-
-def curvature_report(job: Job) -> dict[str, dict[str, Any]]:
-    """By method: spectrum, damping, l2, gradient norm and fit rows at its first member, for provenance."""
-    report: dict[str, dict[str, Any]] = {}
-    for name, method in job.methods.items():
-        if isinstance(method, Preconditioned):
-            meta = job.store.direction_meta(job.along(name, job.method_members[name][0], next(iter(job.objectives))))
-            report[name] = {} if meta is None else meta["curvature"]
-        elif name in job.solvers:
-            report[name] = job.store.value_facts(value_name(job, name, job.method_members[name][0])[0])
-    return report
-
-
-def note_curvature(job: Job) -> None:
-    """Say of every curvature what its spectrum was, and warn where it loses digits."""
-    for name, facts in curvature_report(job).items():
-        if not facts:
-            continue
-        job.listener.note(f"{name}: {job.solvers[name].sentence(facts)}")
-        for text in _warnings(job, name):
-            job.listener.warn(f"{name}: {text}")
-        for text in condition_warning(job, name, facts):
-            job.listener.warn(f"{name}: {text}")
-
-
-def condition_warning(job: Job, name: str, facts: dict[str, Any]) -> list[str]:
-    """Where a curvature loses most digits of the scores: what to do."""
-    condition, bound = facts.get("condition_number"), ILL_CONDITIONED[job.spec.precision]
-    if condition is None or not condition > bound:
-        return []
-    more = "--precision fp64, or " if job.spec.precision == "fp32" else ""
-    return [
-        f"the condition number {condition:.3g} is above {bound:g}, what {job.spec.precision} can resolve: pass "
-        f"{more}--set {name}.damping=X"
-    ]
-
-
-def _warnings(job: Job, name: str) -> list[str]:
-    """What a method warns of in any of its directions, each text once."""
-    method, said = job.solvers[name], dict[str, None]()
-    if not isinstance(job.methods[name], Preconditioned):
-        return method.warnings(curvature_report(job)[name])
-    for member in job.method_members[name]:
-        for objective in job.objectives:
-            meta = job.store.direction_meta(job.along(name, member, objective))
-            said |= dict.fromkeys(method.warnings(meta["curvature"]) if meta is not None else ())
-    return list(said)

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.stages.curvature_report import curvature_report
 from influence_cli.stages.job import Job
 from influence_cli.stages.members import decided_members, decided_options
-from influence_cli.stages.preconditioning import curvature_report
 from influence_cli.stages.value_functions import negative_values
 from influence_cli.store.keys import KEY_BYTES
 from influence_cli.store.shards import as_arrow

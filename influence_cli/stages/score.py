@@ -21,6 +21,7 @@ from influence_cli.maths.labels import margin, of_label, softmax
 from influence_cli.methods.protocol import FreeMethod, Linear, OutputMethod, Preconditioned, RowMethod
 from influence_cli.stages.canaries import planted_labels
 from influence_cli.stages.combining import options_of
+from influence_cli.stages.curvature_report import effect_weight
 from influence_cli.stages.grads import fill
 from influence_cli.stages.job import Job, Member
 from influence_cli.stages.provenance import base_table, nullable, provenance_of
@@ -65,8 +66,8 @@ def score(job: Job, per_member: bool = False, combine: str | None = None) -> pa.
     first = columns[0]
     table = table.append_column("score", nullable(first.score))
     if first.effect:
-        assert job.fit is not None
-        table = table.append_column("effect", nullable(first.score / job.fit.weight))
+        weight = effect_weight(job, first.name.partition("/")[0])
+        table = table.append_column("effect", nullable(first.score / weight))
     for c in columns:
         table = table.append_column(_column_name(job, c.name), nullable(c.score))
     table = _append_members(table, first, per_member, columns, job)
@@ -135,7 +136,7 @@ def _said_of_columns(job: Job, columns: list[Column]) -> dict[str, Any]:
     return {
         "objective_of": {name: c.name.partition("/")[2] for name, c in of.items()},
         "norms": norms,
-        "effect_divisors": {name: job.fit.weight for name, c in of.items() if c.effect and job.fit is not None},
+        "effect_divisors": {name: effect_weight(job, c.name.partition("/")[0]) for name, c in of.items() if c.effect},
     }
 
 
