@@ -307,7 +307,7 @@ def test_the_plan_says_how_many_passes_over_how_many_fit_rows(bench: Bench) -> N
     asked = ["score", bench.manifest(examples()), "--checkpoint", bench.run, "--method", "cg", "--dry-run"]
     text = call_cli(*asked, "--store", bench.folder / "none", "--format", "table", cwd=bench.folder).text
     assert "directions to solve for" in text
-    assert "106" in text
+    assert "1,051" in text
 
 
 # -- stopped and gone on -------------------------------------------------------------------------------------------
