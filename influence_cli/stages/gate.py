@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.tables import numbers
 from influence_cli.errors import UsageError
 from influence_cli.model.run_file import read_run
 from influence_cli.stages.budgets import parse_budget, parse_share
@@ -140,7 +141,7 @@ def _effects(scores: ScoreTable, threshold: float) -> NDArray[np.float64]:
         raise UsageError(
             f"--threshold {threshold:g} is negative", fix="give a size: effects below minus it are flagged"
         )
-    return scores.table.column("effect").cast(pa.float64()).fill_null(float("nan")).to_numpy()
+    return numbers(scores.table, "effect").fill_null(float("nan")).to_numpy()
 
 
 def p_values(calibration: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -23,7 +23,7 @@ from influence_cli.stages.arms import Arm, arm_fingerprint
 from influence_cli.stages.canaries import CanaryRequest
 from influence_cli.stages.score_table import GROUP
 from influence_cli.stages.scored_arms import EditsRequest
-from influence_cli.store.files import DamagedFile, replacing, serialized_digest, write_json
+from influence_cli.store.files import DamagedFile, replacing, serialized_digest, write_bytes, write_json
 from influence_cli.store.sealed import CHECKSUM, WEIGHTS, parsed_object, weights_metadata, write_sealed_json
 
 if TYPE_CHECKING:
@@ -177,12 +177,11 @@ class TrainingRun:
         return out
 
     def _save(self, model: nn.Module, path: Path, about: dict[str, Any]) -> None:
-        from safetensors.torch import save, save_file
+        from safetensors.torch import save
 
         weights = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
         metadata = weights_metadata({"model": self.spec.as_dict(), **about}, serialized_digest(save(weights)))
-        with replacing(path) as temporary:
-            save_file(weights, temporary, metadata=metadata)
+        write_bytes(path, save(weights, metadata))
 
     def _about(self, seed: int, arm: Arm) -> dict[str, Any]:
         """What a run folder says of its model."""
