@@ -212,7 +212,13 @@ def _finished(folder: Path, keep: int, listener: Listener) -> dict[str, Any] | N
     """What is kept of a finished training with at least ``keep`` checkpoints, verified; None where it must be trained.
 
     Of one whose measures alone are damaged what is left is given, so that it is measured again.
+
+    Raises:
+        DamagedModel: a folder stands where a file is to be, so that it cannot be trained again either.
     """
+    for name in (RUN_FILE, WEIGHTS_FILE, METRICS_FILE):
+        if (folder / name).is_dir():
+            raise DamagedModel(f"{name} is a folder", where=str(folder / name), fix="move it away")
     if not (folder / METRICS_FILE).exists() or not (folder / WEIGHTS_FILE).exists():
         return None  # cut off before it was finished
     run: dict[str, Any] = {}
@@ -244,6 +250,8 @@ def _verified(folder: Path) -> dict[str, Any]:
     if run is None:
         raise DamagedModel(f"{RUN_FILE} is not there", where=str(folder), fix="train again")
     for name in run.get(WEIGHTS, {WEIGHTS_FILE: ""}):
+        if not (folder / name).exists():
+            raise DamagedModel(f"{name} is not there", where=str(folder), fix="train again")
         find_checkpoint(str(folder / name))
     return run
 

@@ -59,11 +59,11 @@ class _ColumnDigest:
             flat = chunk.cast(pa.large_binary()).fill_null(b"")
             _, offsets, data = flat.buffers()
             places = np.frombuffer(offsets, np.int64)[flat.offset : flat.offset + len(flat) + 1]
-            lengths.update(np.diff(places).data)
+            lengths.update(np.diff(places).tobytes())
             values.update(memoryview(data or b"")[places[0] : places[-1]])
         else:
             flat = chunk.cast(pa.uint8()) if pa.types.is_boolean(chunk.type) else chunk
-            values.update(np.ascontiguousarray(flat.fill_null(0).to_numpy(zero_copy_only=False)))
+            values.update(flat.fill_null(0).to_numpy(zero_copy_only=False).tobytes())
 
     def entry(self, name: str) -> list[str | None]:
         """The column's name, type and digest, as they stand in the seal."""
