@@ -462,6 +462,17 @@ def test_edits_that_name_a_row_twice_or_another_label_are_refused(tables: Path, 
         assert (ran.code, name in ran.err) == (2, True), ran.err
 
 
+def test_text_tables_that_are_no_text_are_refused(tables: Path, tmp_path: Path) -> None:
+    shutil.copytree(tables, tmp_path, dirs_exist_ok=True)
+    raw = (tmp_path / "e.csv").read_bytes()
+    first = raw.index(b"\n") + 3
+    for content in (raw[:first] + b"\xff\xfe" + raw[first:], raw[: raw.rindex(b"d0") + 20], b""):
+        (tmp_path / "x.csv").write_bytes(content)
+        asked = ["curate", "x.csv", "--undo", "--manifest", "c.parquet", "-o", "back.parquet"]
+        ran = call_cli(*asked, cwd=tmp_path)
+        assert (ran.code, "x.csv" in ran.err) == (2, True), ran.err
+
+
 def test_ids_keys_and_scores_that_are_none_are_refused(tables: Path, tmp_path: Path) -> None:
     shutil.copy(tables / "m.parquet", tmp_path)
     table = read_table(tables / "s.parquet")

@@ -76,8 +76,12 @@ def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:
 
         try:
             if suffix == ".csv":
-                return csv.read_csv(source, convert_options=csv.ConvertOptions(column_types=dict(_TEXT)))
-            return arrow_json.read_json(source, parse_options=arrow_json.ParseOptions(explicit_schema=pa.schema(_TEXT)))
+                table = csv.read_csv(source, convert_options=csv.ConvertOptions(column_types=dict(_TEXT)))
+            else:
+                options = arrow_json.ParseOptions(explicit_schema=pa.schema(_TEXT))
+                table = arrow_json.read_json(source, parse_options=options)
+            table.validate(full=True)  # text is UTF-8
+            return table
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise ManifestError(f"not readable ({error})", where=source, fix="give the table of a stage") from error
     files = parquet_files(source)
@@ -147,19 +151,22 @@ def keyed_rows(table: pa.Table, where: str) -> dict[str, tuple[int, bytes]]:
         if name in places:
             fix = "keep one row of each id, or run the stage again that wrote the table"
             raise ManifestError("an id is there twice", where=f"{where}, row id={name}", fix=fix)
-        places[name] = row, _row_key(key, f"{where}, row id={name}, column row_key")
+        found = _row_key(key)
+        if found is None:
+            what = "a row key is null" if key is None else f"no row key: {key!r}"
+            at = f"{where}, row id={name}, column row_key"
+            raise ManifestError(what, where=at, fix="give the table as the stage wrote it")
+        places[name] = row, found
     return places
 
 
-def _row_key(value: Any, where: str) -> bytes:
+def _row_key(value: Any) -> bytes | None:
+    """A row key as bytes, from hex where it is text; None where it is none."""
     try:
         key = bytes.fromhex(value) if isinstance(value, str) else value
     except ValueError:
-        key = None
-    if not isinstance(key, bytes) or len(key) != KEY_BYTES:
-        what = "a row key is null" if value is None else f"no row key: {value!r}"
-        raise ManifestError(what, where=where, fix="give the table as the stage wrote it")
-    return key
+        return None
+    return key if isinstance(key, bytes) and len(key) == KEY_BYTES else None
 
 
 def numbers(table: pa.Table, name: str, kind: pa.DataType | None = None) -> pa.ChunkedArray:

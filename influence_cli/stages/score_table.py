@@ -59,7 +59,9 @@ def read_scores(request: CurateRequest) -> ScoreTable:
         ManifestError: the manifest is not the one that was scored.
     """
     table, where = read_table(request.scores), shown(request.scores)
-    keyed_rows(table, where)
+    for needed in ("id", "row_key"):
+        if needed not in table.column_names:
+            raise ManifestError(f"no column {needed!r}", where=where, fix="give a table that `score` wrote")
     origin = provenance(table.schema)
     asked = (request.maximise,) if request.maximise is not None else request.by
     by = [column_named(name, table, where) for name in asked]
