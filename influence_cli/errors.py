@@ -4,6 +4,7 @@ InfluenceError          exit code 2: the person at the keyboard can fix it
 ├── UsageError          a flag, a setting, a contradiction between stages
 ├── ManifestError       a table or a payload in it
 ├── ModelError          a checkpoint, an architecture, an output that is not logits
+│   └── DamagedModel    a run folder or weights that are not as they were written
 └── StoreError          a store that cannot be read or written
 """
 
@@ -36,6 +37,10 @@ class ManifestError(InfluenceError):
 
 class ModelError(InfluenceError):
     """A checkpoint or architecture that cannot be used."""
+
+
+class DamagedModel(ModelError):
+    """A run folder or weights that are there and are not as they were written."""
 
 
 class StoreError(InfluenceError):

@@ -237,8 +237,8 @@ def test_score_gives_own_labels_and_says_which_was_planted(folder: Path, tmp_pat
     said = dict(zip(table.column("id").to_pylist(), table.column("canary").to_pylist(), strict=True))
     assert said == {i: planted.get(i) for i in rows.ids}
     shutil.copytree(folder / "run", tmp_path / "run")
-    without = record(tmp_path / "run")
-    del without["canaries"]
+    # a folder of an earlier version, without checksums, and without canaries
+    without = {k: v for k, v in record(tmp_path / "run").items() if k not in ("canaries", "checksum", "weights")}
     (tmp_path / "run" / "run.json").write_text(json.dumps(without))
     asked = ["score", folder / "m.parquet", "--checkpoint", tmp_path / "run", "--method", "ip", "--method", "loss"]
     done(*asked, "--method", "margin", "-o", "plain.parquet", cwd=tmp_path)

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Manifest, read_manifest
 from influence_cli.data.row_checks import SKIPPED, RowChecks
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.store.keys import KEY_BYTES, row_keys, stack
+from influence_cli.store.parquet import write_sealed
 
 
 def manifest_in_memory(source: Any, label: str, skip_bad: bool) -> Manifest:
@@ -66,7 +66,7 @@ def _folder() -> Path:
 def _spooled(table: pa.Table) -> Path:
     """The table as a file: every stage streams payloads from files."""
     with tempfile.NamedTemporaryFile(dir=_folder(), suffix=".parquet", delete=False) as handle:
-        pq.write_table(table, handle)
+        write_sealed(table, pa.PythonFile(handle, mode="w"))
     return Path(handle.name)
 
 

@@ -9,11 +9,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from influence_cli.data.row_checks import RowChecks, check_widths
-from influence_cli.data.tables import damaged
+from influence_cli.data.tables import read_batches
 from influence_cli.errors import ManifestError
 from influence_cli.store.keys import KEY_BYTES, Keys, payload_key, stack
 
@@ -24,13 +23,9 @@ def payload_batches(files: Sequence[Path], kind: str) -> Iterator[tuple[int, pa.
     """(first row, payload column) of each record batch, in file order."""
     first = 0
     for file in files:
-        try:
-            with pa.OSFile(str(file)) as handle, pq.ParquetFile(handle) as reader:
-                for batch in reader.iter_batches(batch_size=1024, columns=[kind]):
-                    yield first, batch.column(0)
-                    first += batch.num_rows
-        except (pa.ArrowInvalid, OSError) as error:
-            raise damaged(file, error) from error
+        for batch in read_batches(file, 1024, [kind]):
+            yield first, batch.column(0)
+            first += batch.num_rows
 
 
 def payload_values(column: pa.Array, kind: str, folder: Path) -> list[Payload | Path | None]:

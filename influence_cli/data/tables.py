@@ -8,15 +8,16 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from influence_cli.errors import ManifestError, UsageError
-from influence_cli.store.files import replacing, write_bytes
-from influence_cli.store.keys import canonical_json
+from influence_cli.store.files import DamagedFile, replacing, write_bytes
+from influence_cli.store.keys import KEY_BYTES, canonical_json
+from influence_cli.store.parquet import read_parquet_batches, read_parquet_schema, read_parquet_table, write_sealed
 
 PROVENANCE_KEY = b"influence"
 _TEXT = [("id", pa.string()), ("row_key", pa.string())]  # never to be read as numbers or dates
@@ -52,11 +53,10 @@ def parquet_files(source: str) -> list[Path]:
         raise ManifestError("no such file", where=source, fix="check the path")
     for file in files:
         try:
-            read_schema(file)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ManifestError(
-                "not readable as Parquet", where=str(file), fix="give a Parquet file (is it truncated?)"
-            ) from error
+            read_parquet_schema(file)
+        except DamagedFile as error:
+            what, fix = f"not readable as Parquet ({error})", "give a Parquet file (is it truncated, or damaged?)"
+            raise ManifestError(what, where=str(file), fix=fix) from error
     return files
 
 
@@ -76,18 +76,28 @@ def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:
 
         try:
             if suffix == ".csv":
-                return csv.read_csv(source, convert_options=csv.ConvertOptions(column_types=dict(_TEXT)))
-            return arrow_json.read_json(source, parse_options=arrow_json.ParseOptions(explicit_schema=pa.schema(_TEXT)))
-        except (pa.ArrowInvalid, OSError) as error:
+                table = csv.read_csv(source, convert_options=csv.ConvertOptions(column_types=dict(_TEXT)))
+            else:
+                options = arrow_json.ParseOptions(explicit_schema=pa.schema(_TEXT))
+                table = arrow_json.read_json(source, parse_options=options)
+            table.validate(full=True)  # text is UTF-8
+            return table
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise ManifestError(f"not readable ({error})", where=source, fix="give the table of a stage") from error
     files = parquet_files(source)
     return concatenated([read_parquet(file, columns) for file in files], source)
 
 
 def read_schema(file: Path) -> pa.Schema:
-    """The schema of a Parquet file, read by path: a colon in a name starts no URI."""
-    with pa.OSFile(str(file)) as handle:
-        return pq.read_schema(handle)
+    """The schema of a Parquet file.
+
+    Raises:
+        ManifestError: it is damaged.
+    """
+    try:
+        return read_parquet_schema(file)
+    except DamagedFile as error:
+        raise damaged(file, error) from error
 
 
 def read_parquet(file: Path, columns: list[str] | None = None) -> pa.Table:
@@ -97,15 +107,81 @@ def read_parquet(file: Path, columns: list[str] | None = None) -> pa.Table:
         ManifestError: it is damaged.
     """
     try:
-        with pa.OSFile(str(file)) as handle, pq.ParquetFile(handle) as reader:
-            return reader.read(columns=columns)
-    except (pa.ArrowInvalid, OSError) as error:
+        return read_parquet_table(file, columns)
+    except DamagedFile as error:
+        raise damaged(file, error) from error
+
+
+def read_batches(file: Path, size: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """A Parquet file's rows, streamed.
+
+    Raises:
+        ManifestError: it is damaged.
+    """
+    try:
+        yield from read_parquet_batches(file, size, columns)
+    except DamagedFile as error:
         raise damaged(file, error) from error
 
 
 def damaged(file: Path, error: Exception) -> ManifestError:
-    """The error for a Parquet file whose pages cannot be read."""
+    """The error for a Parquet file that cannot be read, or is not as it was written."""
     return ManifestError(f"damaged Parquet ({str(error).strip()})", where=str(file), fix="write the file again")
+
+
+def keyed_rows(table: pa.Table, where: str) -> dict[str, tuple[int, bytes]]:
+    """Where each row of a stage's table stands, by id, and its row key; every id there once.
+
+    Raises:
+        ManifestError: no ids or row keys, of another type, null, malformed, or an id that is there twice.
+    """
+    for needed in ("id", "row_key"):
+        if table.column_names.count(needed) != 1:
+            what = f"no column {needed!r}" if needed not in table.column_names else f"two columns {needed!r}"
+            raise ManifestError(what, where=where, fix="give a table that `score` wrote")
+    kind = table.schema.field("id").type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)):
+        raise ManifestError(f"ids are {kind}, not strings", where=f"{where}, column id", fix="cast them to string")
+    places: dict[str, tuple[int, bytes]] = {}
+    for row, (name, key) in enumerate(
+        zip(table.column("id").to_pylist(), table.column("row_key").to_pylist(), strict=True)
+    ):
+        if not isinstance(name, str):
+            raise ManifestError("an id is null", where=f"{where}, row {row}, column id", fix="name every row")
+        if name in places:
+            fix = "keep one row of each id, or run the stage again that wrote the table"
+            raise ManifestError("an id is there twice", where=f"{where}, row id={name}", fix=fix)
+        found = _row_key(key)
+        if found is None:
+            what = "a row key is null" if key is None else f"no row key: {key!r}"
+            at = f"{where}, row id={name}, column row_key"
+            raise ManifestError(what, where=at, fix="give the table as the stage wrote it")
+        places[name] = row, found
+    return places
+
+
+def _row_key(value: Any) -> bytes | None:
+    """A row key as bytes, from hex where it is text; None where it is none."""
+    try:
+        key = bytes.fromhex(value) if isinstance(value, str) else value
+    except ValueError:
+        return None
+    return key if isinstance(key, bytes) and len(key) == KEY_BYTES else None
+
+
+def numbers(table: pa.Table, name: str, kind: pa.DataType | None = None) -> pa.ChunkedArray:
+    """A column as float64, or as ``kind``, nulls kept.
+
+    Raises:
+        ManifestError: it is there twice, or holds something else.
+    """
+    if table.column_names.count(name) != 1:
+        raise ManifestError(f"two columns {name!r}", where=f"column {name}", fix="rename or drop one")
+    try:
+        return table.column(name).cast(kind or pa.float64())
+    except pa.ArrowException as error:
+        what = f"column {name} holds something that is no number ({error})"
+        raise ManifestError(what, where=f"column {name}", fix="give the table as the stage wrote it") from error
 
 
 def concatenated(tables: list[pa.Table], source: str) -> pa.Table:
@@ -179,7 +255,7 @@ def write_table(table: pa.Table, output: str) -> None:
     """Write a table whole or not at all: Parquet to "-", otherwise by suffix."""
     if output == "-":
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
+        write_sealed(table, sink)
         write_all(sink.getvalue())
         return
     path = Path(output)
@@ -189,7 +265,7 @@ def write_table(table: pa.Table, output: str) -> None:
         write_bytes(path, as_jsonl(table))
     else:
         with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-            pq.write_table(table, sink)
+            write_sealed(table, sink)
 
 
 def _texts(table: pa.Table) -> pa.Table:

@@ -7,16 +7,20 @@ the metadata; that of a torch file covers its bytes.
 
 from __future__ import annotations
 
-import contextlib
 import json
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from influence_cli.errors import ModelError
-from influence_cli.store.files import METADATA_KEY, DamagedFile, file_digest, tensor_digest
+from influence_cli.errors import DamagedModel, ModelError
+from influence_cli.model.run_file import RUN_FILE, WEIGHTS_FILE, check_weights_of_run, is_model, read_run
+from influence_cli.store.files import DamagedFile, file_digest, tensor_digest
+from influence_cli.store.sealed import read_weights_metadata
 
-RUN_FILE, WEIGHTS_FILE = "run.json", "model.safetensors"
+__all__ = ["RUN_FILE", "WEIGHTS_FILE", "Checkpoint", "find_checkpoint", "recipe_of"]
+
 INDEX_SUFFIX = ".safetensors.index.json"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 IN_FOLDER = (WEIGHTS_FILE, "model" + INDEX_SUFFIX, "pytorch_model.bin")
@@ -32,10 +36,11 @@ class Checkpoint:
 
 
 def find_checkpoint(locator: str) -> tuple[Checkpoint, dict[str, Any] | None]:
-    """The weights behind a path or folder, and the model spec they carry, if any.
+    """The weights behind a path or folder, verified, and the model spec they carry, if any.
 
     Raises:
-        ModelError: nothing there, a shard is missing or damaged, or an unknown kind of file.
+        ModelError: nothing there, a shard is missing or damaged, an unknown kind of file, or weights or a ``run.json``
+            that are not as ``retrain`` wrote them.
     """
     path, carried = Path(locator), None
     if path.is_dir():
@@ -47,35 +52,57 @@ def find_checkpoint(locator: str) -> tuple[Checkpoint, dict[str, Any] | None]:
             files = _shards(path, locator)
             return Checkpoint(locator, files, tensor_digest(files)), carried
         if path.suffix == ".safetensors":
-            checkpoint = Checkpoint(locator, (path,), tensor_digest((path,)))  # first: it finds damage
-            return checkpoint, carried or _carried_spec(path)
+            digest = tensor_digest((path,))  # first: it finds damage
+            check_weights_of_run(path, digest, whole=carried is not None)
+            own = (read_weights_metadata(path, digest) or {}).get("model")
+            if own is not None and not is_model(own):
+                raise DamagedFile("its metadata say of no model that can be built")
+            return Checkpoint(locator, (path,), digest), carried or own
+        if path.suffix in TORCH_SUFFIXES:
+            _check_zip(path)
+            return Checkpoint(locator, (path,), file_digest(path)), carried
     except DamagedFile as error:
-        raise ModelError(f"the checkpoint is damaged ({error})", where=locator, fix="copy it again") from error
-    if path.suffix in TORCH_SUFFIXES:
-        return Checkpoint(locator, (path,), file_digest(path)), carried
+        raise DamagedModel(f"the checkpoint is damaged ({error})", where=locator, fix="copy it again") from error
     raise ModelError(f"unknown kind of checkpoint {path.suffix!r}", where=locator, fix="use .safetensors, .pt or .pth")
 
 
 def recipe_of(locator: str) -> dict[str, Any] | None:
-    """How a run folder's checkpoint was trained (optimizer, weight_decay, ...), or None where nothing says."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        recipe = json.loads((Path(locator) / RUN_FILE).read_text())["recipe"]
-        return recipe if isinstance(recipe, dict) else None
-    return None
+    """How a run folder's checkpoint was trained (optimizer, weight_decay, ...), or None where nothing says.
+
+    Raises:
+        DamagedModel: what says it cannot be read.
+    """
+    run = read_run(locator)
+    return None if run is None else run["recipe"]
 
 
 def _in_folder(folder: Path, locator: str) -> tuple[Path, dict[str, Any] | None]:
-    carried = None
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # otherwise --model says what it is
-        carried = json.loads((folder / RUN_FILE).read_text())["model"]
+    run = read_run(folder)  # where there is none, --model says what it is
     for name in IN_FOLDER:
         if (folder / name).exists():
-            return folder / name, carried
+            return folder / name, None if run is None else run["model"]
     raise ModelError(
         f"no weights in the folder (looked for {', '.join(IN_FOLDER)})",
         where=locator,
         fix="give a run folder of `retrain`, or the file itself",
     )
+
+
+def _check_zip(path: Path) -> None:
+    """Verify the checksums in a torch file, which torch itself does not look at; older ones are no zip, with none.
+
+    Raises:
+        DamagedFile: a part of the file is not what was written.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise DamagedFile(str(error)) from error
+    if bad is not None:
+        raise DamagedFile(f"the checksum of {bad} differs")
 
 
 def _shards(index: Path, locator: str) -> tuple[Path, ...]:
@@ -89,13 +116,3 @@ def _shards(index: Path, locator: str) -> tuple[Path, ...]:
         if not file.exists():
             raise ModelError(f"a shard is missing: {file.name}", where=locator, fix="copy it beside the index")
     return files
-
-
-def _carried_spec(path: Path) -> dict[str, Any] | None:
-    with open(path, "rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        header = json.loads(handle.read(min(length, 100_000_000)))
-    try:
-        return json.loads(header["__metadata__"][METADATA_KEY])["model"]
-    except (KeyError, ValueError, TypeError):
-        return None

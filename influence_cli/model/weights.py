@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from influence_cli.errors import ModelError
+from influence_cli.errors import DamagedModel, ModelError
 from influence_cli.model.checkpoints import Checkpoint
 
 # where training scripts put the state dict, best first; EMA weights only where there is nothing else
@@ -25,7 +26,12 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
         ModelError: it holds no state dict, or needs code to be read.
     """
     if checkpoint.files[0].suffix == ".safetensors":
-        return {name: value for file in checkpoint.files for name, value in load_file(file).items()}
+        try:
+            return {name: value for file in checkpoint.files for name, value in load_file(file).items()}
+        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+            raise DamagedModel(
+                f"the checkpoint cannot be read ({error})", where=checkpoint.locator, fix="copy it again"
+            ) from error
     try:
         loaded = torch.load(checkpoint.files[0], map_location="cpu", weights_only=True)
     except Exception as error:
@@ -91,8 +97,24 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str) -> nn.Modu
     other = [k for k in expected if k in weights and expected[k].shape != weights[k].shape]
     if missing or strange or other:
         raise _misfit(expected, weights, missing, strange, other, checkpoint, name)
+    _refuse_not_finite(model, weights, checkpoint)
     model.load_state_dict(weights, strict=False)
     return model.eval()
+
+
+def _refuse_not_finite(model: nn.Module, weights: dict[str, Tensor], checkpoint: Checkpoint) -> None:
+    """No parameter is infinite or NaN, and no buffer NaN (masks may hold infinities): every score would be NaN."""
+    parameters = {name for name, _ in model.named_parameters()}
+    for name, value in weights.items():
+        if value.is_floating_point():
+            good = torch.isfinite(value) if name in parameters else ~torch.isnan(value)
+            if not bool(good.all()):
+                raise ModelError(
+                    f"{int((~good).sum())} of the {value.numel()} values of {name} are not finite: "
+                    "the training diverged, or the file is damaged",
+                    where=checkpoint.locator,
+                    fix="copy it again, or train again with a lower --lr",
+                )
 
 
 def _misfit(

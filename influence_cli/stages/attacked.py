@@ -20,9 +20,9 @@ from influence_cli.errors import UsageError, nearest
 from influence_cli.model.losses import loss_of
 from influence_cli.settings import Options, build_options
 from influence_cli.stages.arms import Arm, draw_order
-from influence_cli.stages.training_run import TrainingRun
-from influence_cli.store.files import write_json
+from influence_cli.stages.training_run import METRICS_FILE, TrainingRun
 from influence_cli.store.keys import fingerprint
+from influence_cli.store.sealed import write_sealed_json
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +92,7 @@ def measure_attacks(
                 if static is None:
                     static = _attacked(run, how, run.trained(run.folder(base, int(seed))))
                 result.update(_measured(run, how, run.trained(run.folder(arm, int(seed))), static, chosen, key))
-                write_json(run.folder(arm, int(seed)) / "metrics.json", result)
+                write_sealed_json(run.folder(arm, int(seed)) / METRICS_FILE, result)
     return {"kind": facts["attack"], "settings": facts, "fractions": list(FRACTIONS), "draws": DRAWS}
 
 

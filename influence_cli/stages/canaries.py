@@ -14,9 +14,7 @@ share r of the canaries, and makes detection look slightly worse than it is.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +24,8 @@ from influence_cli.data.manifest import Rows
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.maths.labels import softmax
-from influence_cli.model.checkpoints import RUN_FILE, find_checkpoint
+from influence_cli.model.checkpoints import find_checkpoint
+from influence_cli.model.run_file import read_run, run_folder
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.grads import fill
 from influence_cli.stages.job import Job, open_job
@@ -195,14 +194,12 @@ def _noise_of(inputs: Inputs, classes: int, device: str, listener: Listener) -> 
 
 
 def run_of(locator: str) -> dict[str, Any]:
-    """What the run folder that a checkpoint lies in says of itself; empty where it is in none."""
-    path = Path(locator)
-    for folder in (path, path.parent, path.parent.parent):
-        try:
-            return dict(json.loads((folder / RUN_FILE).read_text()))
-        except (OSError, ValueError, TypeError):
-            continue
-    return {}
+    """What the run folder that a checkpoint lies in says of itself; empty where it is in none.
+
+    Raises:
+        DamagedModel: it is in one, which cannot be read.
+    """
+    return read_run(run_folder(locator)) or {}
 
 
 def planted_labels(locator: str | None, rows: Rows) -> Ints | None:

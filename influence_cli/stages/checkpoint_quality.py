@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from influence_cli.data.manifest import Rows
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import DamagedModel, InfluenceError
 from influence_cli.events import Listener
 from influence_cli.settings import Runtime
 from influence_cli.stages.arm_quality import beyond_accuracy
@@ -39,6 +39,8 @@ def quality_of(
         try:
             job = reopen(origin, runtime, listener, source=where, remember=False, **places)
             rows = _measured(job, column, listener)
+        except DamagedModel:
+            raise  # a model that is gone is noted; one that is there and damaged is an error
         except InfluenceError as error:
             listener.note(f"{where}: its model is not measured: {error}")
             continue

@@ -11,7 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Manifest, Rows
-from influence_cli.data.tables import provenance, read_table
+from influence_cli.data.tables import numbers, provenance, read_table
+from influence_cli.data.tables import shown as called
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.stages.score_table import CurateRequest, in_manifest_order, read_scores
 
@@ -40,7 +41,7 @@ class Scores:
         """Planted labels [n] that the table's checkpoint was trained on, -1 for all other rows."""
         if CANARY not in self.table.column_names:
             return np.full(self.table.num_rows, -1, dtype=np.int64)
-        return self.table.column(CANARY).cast(pa.int64()).fill_null(-1).to_numpy()
+        return numbers(self.table, CANARY, pa.int64()).fill_null(-1).to_numpy()
 
 
 @dataclass(eq=False)
@@ -78,7 +79,7 @@ def score_columns(table: pa.Table) -> dict[str, Floats]:
     for name, sign in signs.items():
         shown = name.removeprefix("score_")
         if name in table.column_names and shown not in found:
-            found[shown] = sign * table.column(name).cast(pa.float64()).fill_null(np.nan).to_numpy()
+            found[shown] = sign * numbers(table, name).fill_null(np.nan).to_numpy()
     return found
 
 
@@ -99,9 +100,8 @@ def read_board(
     for source in sources[1:]:
         table = read_table(source)
         origin = provenance(table.schema)
-        _check_has_keys(table, source)
         then = origin.get("manifest", {}).get("fingerprint")
-        tables.append((in_manifest_order(table, first.train, source, first.manifest.source), origin))
+        tables.append((in_manifest_order(table, first.train, called(source), first.manifest.source), origin))
         if manifest is None and then not in (None, first.manifest.fingerprint):
             raise ManifestError(
                 "it was scored with other target or test rows or other splits",
@@ -112,12 +112,6 @@ def read_board(
         Scores(s if isinstance(s, str) else stem, stem, *t) for s, stem, t in zip(sources, stems, tables, strict=True)
     ]
     return Board(first.manifest, first.train, first.label, scores)
-
-
-def _check_has_keys(table: pa.Table, source: str) -> None:
-    for needed in ("id", "row_key"):
-        if needed not in table.column_names:
-            raise ManifestError(f"no column {needed!r}", where=source, fix="give a table that `score` wrote")
 
 
 def _stems(sources: tuple[Any, ...]) -> list[str]:

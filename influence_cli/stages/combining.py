@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from influence_cli.actions.combine import NEED_SIGN, Combine, check_rule, combined
 from influence_cli.actions.protocol import Floats
+from influence_cli.data.tables import numbers
 from influence_cli.errors import UsageError, nearest
 from influence_cli.maths.combine import linear
 from influence_cli.settings import Options, build_options
@@ -45,7 +46,7 @@ def column_named(name: str, table: pa.Table, where: str) -> str:
 
 def floats(table: pa.Table, name: str) -> Floats:
     """A column as float64, nan where it is null."""
-    return table.column(name).cast(pa.float64()).fill_null(float("nan")).to_numpy()
+    return numbers(table, name).fill_null(float("nan")).to_numpy()
 
 
 def combine_columns(

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from influence_cli.data.tables import provenance, read_table
+from influence_cli.data.tables import keyed_rows, provenance, read_table
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import Listener
 from influence_cli.maths.bootstrap import correlation_interval, draws_of
@@ -78,11 +78,7 @@ def match(a: pa.Table, b: pa.Table, source_a: str, source_b: str) -> Matched:
 
 
 def _keys(table: pa.Table, source: str) -> dict[str, bytes]:
-    for needed in ("id", "row_key"):
-        if needed not in table.column_names:
-            raise ManifestError(f"no column {needed!r}", where=source, fix="give a table that `score` wrote")
-    keys = (bytes.fromhex(k) if isinstance(k, str) else k for k in table.column("row_key").to_pylist())
-    return dict(zip(table.column("id").to_pylist(), keys, strict=True))
+    return {name: key for name, (_, key) in keyed_rows(table, source).items()}
 
 
 def compare(a: str, b: str, budget: str, draws: int, seed: int) -> dict[str, Any]:

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from influence_cli.data.sources.origin import moved_origin
-from influence_cli.data.tables import read_schema, with_provenance
+from influence_cli.data.tables import read_batches, read_schema, with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.stages.arms import PROPOSAL
 from influence_cli.stages.curate import Curated
 from influence_cli.stages.edited import rebased
 from influence_cli.store.files import replacing
+from influence_cli.store.parquet import SealedWriter
 
 
 def write_curated(curated: Curated, output: str) -> int:
@@ -40,11 +40,11 @@ def write_curated(curated: Curated, output: str) -> int:
 
 
 def _stream(curated: Curated, sink: Any, folder: Path) -> int:
-    writer: pq.ParquetWriter | None = None
+    writer: SealedWriter | None = None
     written = 0
     try:
         for table, count in _edited_batches(curated, folder):
-            writer = writer or pq.ParquetWriter(sink, table.schema)
+            writer = writer or SealedWriter(sink, table.schema)
             writer.write_table(table)
             written += count
     finally:
@@ -64,18 +64,17 @@ def _edited_batches(curated: Curated, folder: Path) -> Iterator[tuple[pa.Table, 
     metadata = with_provenance(schema.empty_table(), curated.provenance()).schema.metadata
     first = 0
     for file in manifest.files:
-        with pa.OSFile(str(file)) as handle, pq.ParquetFile(handle) as reader:
-            for batch in reader.iter_batches(batch_size=8192):
-                here = slice(first, first + batch.num_rows)
-                table = rebased(pa.Table.from_batches([batch]), manifest, folder)
-                table = set_column(table, curated.scores.label, after.labels[here])
-                if edits.action == "reweight":
-                    table = set_weights(table, after.weights[here], reweighted[here])
-                if edits.proposal is not None:
-                    table = set_column(table, PROPOSAL, proposal[here], null=proposal[here] < 0)
-                table = table.filter(pa.array(after.keep[here])).replace_schema_metadata(metadata)
-                yield table, int((after.keep & is_train)[here].sum())
-                first += batch.num_rows
+        for batch in read_batches(file, 8192):
+            here = slice(first, first + batch.num_rows)
+            table = rebased(pa.Table.from_batches([batch]), manifest, folder)
+            table = set_column(table, curated.scores.label, after.labels[here])
+            if edits.action == "reweight":
+                table = set_weights(table, after.weights[here], reweighted[here])
+            if edits.proposal is not None:
+                table = set_column(table, PROPOSAL, proposal[here], null=proposal[here] < 0)
+            table = table.filter(pa.array(after.keep[here])).replace_schema_metadata(metadata)
+            yield table, int((after.keep & is_train)[here].sum())
+            first += batch.num_rows
 
 
 def set_column(table: pa.Table, name: str, values: NDArray[Any], null: NDArray[np.bool_] | None = None) -> pa.Table:

@@ -16,6 +16,7 @@ it needs no calibration rows, says nothing of a rate, and is only for methods th
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.tables import numbers
 from influence_cli.errors import UsageError
-from influence_cli.model.checkpoints import RUN_FILE
+from influence_cli.model.run_file import read_run
 from influence_cli.stages.budgets import parse_budget, parse_share
 from influence_cli.stages.reliability import describe_noise, is_noise
 from influence_cli.stages.score_table import ScoreTable
@@ -139,7 +141,7 @@ def _effects(scores: ScoreTable, threshold: float) -> NDArray[np.float64]:
         raise UsageError(
             f"--threshold {threshold:g} is negative", fix="give a size: effects below minus it are flagged"
         )
-    return scores.table.column("effect").cast(pa.float64()).fill_null(float("nan")).to_numpy()
+    return numbers(scores.table, "effect").fill_null(float("nan")).to_numpy()
 
 
 def p_values(calibration: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -175,18 +177,33 @@ def _refuse_noise(scores: ScoreTable) -> None:
 
 
 def _read_baseline(path: str | None) -> set[str]:
+    """Row keys of the accepted rows; every line must be one, and no id may be there twice."""
     if path is None:
         return set()
+    keys: dict[str, str] = {}
     try:
-        return {json.loads(line)["row_key"] for line in Path(path).read_text().splitlines() if line}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # an id may hold other line ends
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                name, key = _accepted(line, number)
+                if name in keys:
+                    raise ValueError(f"line {number}: id={name} is there twice")
+                keys[name] = key
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"the baseline cannot be read ({error})", where=path, fix="use --write-baseline") from error
+    return set(keys.values())
+
+
+def _accepted(line: str, number: int) -> tuple[str, str]:
+    """The id and row key in a line of a baseline."""
+    value = json.loads(line)
+    name, key = (value.get("id"), value.get("row_key")) if isinstance(value, dict) else (None, None)
+    if not isinstance(name, str) or not isinstance(key, str) or not re.fullmatch("[0-9a-f]{32}", key):
+        raise ValueError(f'line {number} is no {{"id": ..., "row_key": 32 hex digits}}')
+    return name, key
 
 
 def _calibration_ids(scores: ScoreTable) -> set[str]:
     checkpoint: dict[str, Any] = scores.provenance.get("checkpoint") or {}
-    try:
-        run = json.loads((Path(checkpoint["locator"]) / RUN_FILE).read_text())
-        return set(run["calibration_ids"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
+    run = read_run(checkpoint["locator"]) if isinstance(checkpoint.get("locator"), str) else None
+    return set((run or {}).get("calibration_ids", ()))

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from influence_cli.data.in_memory import name_of
 from influence_cli.data.manifest import Manifest, read_manifest
@@ -23,6 +22,7 @@ from influence_cli.errors import ManifestError, UsageError, nearest
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.decode import why_not_decoded
 from influence_cli.store.files import replacing
+from influence_cli.store.parquet import SealedWriter
 from influence_cli.store.shards import positions
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -72,11 +72,11 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
     notes = _split_notes(request, splits)
     metadata = origin_metadata(source, request.source, request.columns, bool(splits), output.parent)
     with replacing(output) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-        writer: pq.ParquetWriter | None = None
+        writer: SealedWriter | None = None
         try:
             for table in _converted(request, source, classes, splits, shares, output.parent, skipped, listener):
                 table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
-                writer = writer or pq.ParquetWriter(sink, table.schema)
+                writer = writer or SealedWriter(sink, table.schema)
                 writer.write_table(table)
         finally:
             if writer is not None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from influence_cli.actions.combine import kind_of
 from influence_cli.actions.protocol import Scored
 from influence_cli.data.manifest import Manifest, Rows, open_manifest
-from influence_cli.data.tables import provenance, read_table, shown
+from influence_cli.data.tables import keyed_rows, numbers, provenance, read_table, shown
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.settings import Options
 from influence_cli.stages.combining import DEFAULT_RULE, column_named, combine_columns, floats, options_of
@@ -106,13 +106,12 @@ def in_manifest_order(table: pa.Table, train: Rows, scores: str, manifest: str) 
     if "target_row_key" in table.column_names:
         fix = "run `influence score` without --per-target"
         raise ManifestError("a table with one score a pair of rows, not one a train row", where=scores, fix=fix)
-    place = {i: k for k, i in enumerate(table.column("id").to_pylist())}
-    keys = [bytes.fromhex(k) if isinstance(k, str) else k for k in table.column("row_key").to_pylist()]
+    place = keyed_rows(table, scores)
     order: list[int] = []
     for i, key in zip(train.ids, train.row_keys, strict=True):
-        k = place.get(i)
-        if k is None or keys[k] != key.tobytes():
-            what = "is not in the score table" if k is None else "has changed since it was scored"
+        k, then = place.get(i, (-1, None))
+        if then != key.tobytes():
+            what = "is not in the score table" if then is None else "has changed since it was scored"
             raise ManifestError(
                 f"train row id={i} {what}",
                 where=f"{manifest}, against {scores}",
@@ -152,4 +151,4 @@ def groups_of(train: Rows, column: str = GROUP) -> NDArray[np.int64] | None:
 def _ints(table: pa.Table, name: str) -> NDArray[np.int64] | None:
     if name not in table.column_names:
         return None
-    return table.column(name).cast(pa.int64()).fill_null(-1).to_numpy()
+    return numbers(table, name, pa.int64()).fill_null(-1).to_numpy()

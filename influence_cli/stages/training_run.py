@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influence_cli.data.manifest import Rows
+from influence_cli.errors import DamagedModel
 from influence_cli.events import Listener
-from influence_cli.model.checkpoints import RUN_FILE, WEIGHTS_FILE, find_checkpoint
+from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.losses import loss_of, quality
+from influence_cli.model.run_file import RUN_FILE, WEIGHTS_FILE, read_run, write_run
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import Inputs, Options
 from influence_cli.stages.arm_quality import GAPS, beyond_accuracy
@@ -22,8 +23,8 @@ from influence_cli.stages.arms import Arm, arm_fingerprint
 from influence_cli.stages.canaries import CanaryRequest
 from influence_cli.stages.score_table import GROUP
 from influence_cli.stages.scored_arms import EditsRequest
-from influence_cli.store.files import replacing, write_json
-from influence_cli.store.keys import canonical_json
+from influence_cli.store.files import DamagedFile, replacing, serialized_digest, write_bytes, write_json
+from influence_cli.store.sealed import CHECKSUM, WEIGHTS, parsed_object, weights_metadata, write_sealed_json
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from influence_cli.model.training import Examples, Recipe
 
 
+METRICS_FILE = "metrics.json"
 MEASURED = 2  # raised whenever more is measured of an arm: what was trained before is measured again
 
 
@@ -90,7 +92,7 @@ class TrainingRun:
         """Train one arm with one seed, or return what is kept of it."""
         folder = self.folder(arm, seed)
         keep = min(self.request.keep_checkpoints, self.recipe.rounds) if main and seed == self.request.seed else 0
-        done = _finished(folder, keep)
+        done = _finished(folder, keep, self.listener)
         if done is not None:
             self.listener.detail(f"{arm.name}, seed {seed}: already trained")
             return done if done.get("measured") == self._measures() else self._measured_again(folder, done, arm)
@@ -115,15 +117,16 @@ class TrainingRun:
             steps = train(model, data, self.recipe, seed, self.device, on_epoch)
         result = {"seed": seed, "steps": steps, "checkpoints": checkpoints, **self._measure(model, arm)}
         self._save(model, folder / WEIGHTS_FILE, {"step": steps})
-        write_json(folder / RUN_FILE, self._about(seed, arm))
-        write_json(folder / "metrics.json", result)
+        about = {**self._about(seed, arm), "checkpoints": checkpoints, "steps": steps}
+        write_run(folder, about, [WEIGHTS_FILE, *(c["file"] for c in checkpoints)])
+        write_sealed_json(folder / METRICS_FILE, result)
         return result
 
     def _measured_again(self, folder: Path, done: dict[str, Any], arm: Arm) -> dict[str, Any]:
         """What was kept of a training, with what is measured by now."""
         kept = {name: value for name, value in done.items() if name not in GAPS}
         result = {**kept, **self._measure(self.trained(folder), arm)}
-        write_json(folder / "metrics.json", result)
+        write_sealed_json(folder / METRICS_FILE, result)
         return result
 
     def trained(self, folder: Path) -> nn.Module:
@@ -174,12 +177,11 @@ class TrainingRun:
         return out
 
     def _save(self, model: nn.Module, path: Path, about: dict[str, Any]) -> None:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         weights = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-        metadata = {"influence": canonical_json({"model": self.spec.as_dict(), **about})}
-        with replacing(path) as temporary:
-            save_file(weights, temporary, metadata=metadata)
+        metadata = weights_metadata({"model": self.spec.as_dict(), **about}, serialized_digest(save(weights)))
+        write_bytes(path, save(weights, metadata))
 
     def _about(self, seed: int, arm: Arm) -> dict[str, Any]:
         """What a run folder says of its model."""
@@ -202,17 +204,56 @@ class TrainingRun:
             with replacing(output / name) as temporary:
                 shutil.copyfile(folder / name, temporary)
         about = {**self._about(self.request.seed, main), "checkpoints": first["checkpoints"], **more}
-        write_json(output / RUN_FILE, about)
-        write_json(output / "metrics.json", metrics)
+        write_run(output, about, [WEIGHTS_FILE, *(c["file"] for c in first["checkpoints"])])
+        write_json(output / METRICS_FILE, metrics)
 
 
-def _finished(folder: Path, keep: int) -> dict[str, Any] | None:
+def _finished(folder: Path, keep: int, listener: Listener) -> dict[str, Any] | None:
+    """What is kept of a finished training with at least ``keep`` checkpoints, verified; None where it must be trained.
+
+    Of one whose measures alone are damaged what is left is given, so that it is measured again.
+
+    Raises:
+        DamagedModel: a folder stands where a file is to be, so that it cannot be trained again either.
+    """
+    for name in (RUN_FILE, WEIGHTS_FILE, METRICS_FILE):
+        if (folder / name).is_dir():
+            raise DamagedModel(f"{name} is a folder", where=str(folder / name), fix="move it away")
+    if not (folder / METRICS_FILE).exists() or not (folder / WEIGHTS_FILE).exists():
+        return None  # cut off before it was finished
+    run: dict[str, Any] = {}
     try:
-        result = json.loads((folder / "metrics.json").read_text())
-    except (OSError, ValueError):
+        run = _verified(folder)
+        result = parsed_object((folder / METRICS_FILE).read_bytes())
+        enough = len(result["checkpoints"]) >= keep
+        missing = [c["file"] for c in result["checkpoints"] if not (folder / c["file"]).exists()]
+        if missing:
+            raise DamagedFile(f"{missing[0]} is missing")
+    except DamagedModel as error:
+        listener.warn(f"{error.where}: {error.what}; it is trained again")
         return None
-    whole = (folder / WEIGHTS_FILE).exists() and len(result["checkpoints"]) >= keep
-    return result if whole else None
+    except (OSError, DamagedFile, KeyError, TypeError) as error:
+        again = "steps" in run and len(run["checkpoints"]) >= keep and not isinstance(error, KeyError | TypeError)
+        what = "measured" if again else "trained"
+        listener.warn(f"{folder / METRICS_FILE} is damaged ({error}); it is {what} again")
+        return {name: run[name] for name in ("seed", "steps", "checkpoints")} if again else None
+    return {k: v for k, v in result.items() if k != CHECKSUM} if enough else None
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    """What the ``run.json`` of a finished training says, all of whose weights are as it says.
+
+    Raises:
+        DamagedModel: they are not.
+    """
+    run = read_run(folder)
+    if run is None:
+        raise DamagedModel(f"{RUN_FILE} is not there", where=str(folder), fix="train again")
+    for name in run.get(WEIGHTS, {WEIGHTS_FILE: ""}):
+        if not (folder / name).exists():
+            raise DamagedModel(f"{name} is not there", where=str(folder), fix="train again")
+        find_checkpoint(str(folder / name))
+    return run
 
 
 def _checkpoint_epochs(epochs: int, keep: int) -> set[int]:

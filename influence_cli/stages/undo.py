@@ -14,16 +14,25 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Manifest, open_manifest
 from influence_cli.data.sources.origin import moved_origin
-from influence_cli.data.tables import PROVENANCE_KEY, provenance, read_schema, read_table
+from influence_cli.data.tables import (
+    PROVENANCE_KEY,
+    keyed_rows,
+    numbers,
+    provenance,
+    read_batches,
+    read_schema,
+    read_table,
+)
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.stages.curated_manifest import set_column, set_weights
 from influence_cli.stages.edited import rebased
 from influence_cli.store.files import replacing
+from influence_cli.store.keys import row_key
+from influence_cli.store.parquet import SealedWriter
 
 NEEDED = ("id", "row_key", "action", "label_was", "label", "weight_was", "weight")
 BATCH = 8192
@@ -59,10 +68,11 @@ def plan_undo(edits: Any, curated: str, label: str | None = None) -> Undoing:
     manifest = open_manifest(curated, label)
     place = {i: k for k, i in enumerate(manifest.ids)}
     labels, weights, gone = manifest.labels.copy(), manifest.weights().copy(), dict[str, bytes]()
-    for row in table.to_pylist():
+    keys = {name: key for name, (_, key) in keyed_rows(table, where).items()}
+    for row in _edit_rows(table, where):
         k = place.get(row["id"])
         if k is None and row["weight"] == 0:
-            gone[row["id"]] = bytes.fromhex(row["row_key"]) if isinstance(row["row_key"], str) else row["row_key"]
+            gone[row["id"]] = keys[row["id"]]
             continue
         as_edited = k is not None and (labels[k], manifest.splits[k]) == (row["label"], "train")
         if k is None or not as_edited or not np.isclose(weights[k], row["weight"], rtol=1e-6, atol=0):
@@ -72,11 +82,31 @@ def plan_undo(edits: Any, curated: str, label: str | None = None) -> Undoing:
                 where=f"{curated}, against {where}",
                 fix="give the manifest that `curate -o` wrote with these edits",
             )
+        if row_key(manifest.payload_keys[k].tobytes(), row["label_was"]) != keys[row["id"]]:
+            what, fix = "label_was is not the label that the row had", "give the edits as `curate --edits` wrote them"
+            raise ManifestError(what, where=f"{where}, row id={row['id']}, column label_was", fix=fix)
         labels[k], weights[k] = row["label_was"], row["weight_was"]
     original = _original(origin, label, required=bool(gone), where=where)
     before = {} if not gone or original is None else _places(original, manifest, gone)
     added = tuple(origin.get("action", {}).get("added_columns", ()))
     return Undoing(manifest, original, label, added, labels, weights, before, table.num_rows)
+
+
+def _edit_rows(table: pa.Table, where: str) -> list[dict[str, Any]]:
+    """The edits as plain values, each with the numbers that it needs.
+
+    Raises:
+        ManifestError: a number is missing, or is none.
+    """
+    columns: dict[str, list[Any]] = {"id": table.column("id").to_pylist()}
+    for name, kind in (("label_was", pa.int64()), ("label", pa.int64()), ("weight_was", None), ("weight", None)):
+        columns[name] = numbers(table, name, kind).to_pylist()
+        lost = [i for i, v, w in zip(columns["id"], columns[name], table.column("action").to_pylist(), strict=True)
+                if v is None and not (name == "label" and w == "trim")]  # fmt: skip
+        if lost:
+            fix = "give the edits as `curate --edits` wrote them"
+            raise ManifestError("a number is missing", where=f"{where}, row id={lost[0]}, column {name}", fix=fix)
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _original(origin: dict[str, Any], label: str, required: bool, where: str) -> Manifest | None:
@@ -123,9 +153,9 @@ def write_undone(undoing: Undoing, output: str) -> int:
         raise UsageError(f"cannot write {output!r}: a manifest is Parquet", fix="use .parquet")
     written = 0
     with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-        writer: pq.ParquetWriter | None = None
+        writer: SealedWriter | None = None
         for table in _batches(undoing, path.parent):
-            writer = writer or pq.ParquetWriter(sink, table.schema)
+            writer = writer or SealedWriter(sink, table.schema)
             writer.write_table(table)
             written += table.num_rows
         if writer is not None:
@@ -138,17 +168,16 @@ def _batches(undoing: Undoing, folder: Path) -> Iterator[pa.Table]:
     back = _trimmed_rows(undoing, folder)
     first = 0
     for file in curated.files:
-        with pa.OSFile(str(file)) as handle, pq.ParquetFile(handle) as reader:
-            for batch in reader.iter_batches(batch_size=BATCH):
-                here = slice(first, first + batch.num_rows)
-                table = rebased(pa.Table.from_batches([batch]), curated, folder)
-                table = set_column(table, undoing.label, undoing.labels[here])
-                if "weight" in table.column_names:
-                    changed = undoing.weights[here] != curated.weights()[here]
-                    table = set_weights(table, undoing.weights[here], changed)
-                table = table.drop_columns([n for n in undoing.added if n in table.column_names])
-                yield from _between(table.select(schema.names).cast(schema), first, back, undoing, schema)
-                first += batch.num_rows
+        for batch in read_batches(file, BATCH):
+            here = slice(first, first + batch.num_rows)
+            table = rebased(pa.Table.from_batches([batch]), curated, folder)
+            table = set_column(table, undoing.label, undoing.labels[here])
+            if "weight" in table.column_names:
+                changed = undoing.weights[here] != curated.weights()[here]
+                table = set_weights(table, undoing.weights[here], changed)
+            table = table.drop_columns([n for n in undoing.added if n in table.column_names])
+            yield from _between(table.select(schema.names).cast(schema), first, back, undoing, schema)
+            first += batch.num_rows
     if len(curated) in undoing.before:
         yield back.take(pa.array(_rows(undoing, len(curated)))).cast(schema)
 
@@ -179,12 +208,11 @@ def _trimmed_rows(undoing: Undoing, folder: Path) -> pa.Table:
     parts, first = list[pa.Table](), 0
     positions = np.array(wanted)
     for file in original.files:
-        with pa.OSFile(str(file)) as handle, pq.ParquetFile(handle) as reader:
-            for batch in reader.iter_batches(batch_size=BATCH):
-                inside = positions[(positions >= first) & (positions < first + batch.num_rows)] - first
-                if len(inside):
-                    parts.append(rebased(pa.Table.from_batches([batch]).take(pa.array(inside)), original, folder))
-                first += batch.num_rows
+        for batch in read_batches(file, BATCH):
+            inside = positions[(positions >= first) & (positions < first + batch.num_rows)] - first
+            if len(inside):
+                parts.append(rebased(pa.Table.from_batches([batch]).take(pa.array(inside)), original, folder))
+            first += batch.num_rows
     return pa.concat_tables(parts)
 
 

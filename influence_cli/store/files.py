@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -23,6 +24,12 @@ from influence_cli.store.keys import canonical_json
 
 METADATA_KEY = "influence"  # exactly one: safetensors orders several keys randomly
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1", "BOOL": "|b1"}
+_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64), **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16), **dict.fromkeys(("I8", "U8", "BOOL"), 8),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+}  # fmt: skip
+_HEADER_BYTES = 100_000_000  # no header is longer
 
 
 class DamagedFile(Exception):
@@ -122,10 +129,27 @@ def write_tensors(path: Path, tensors: dict[str, NDArray[Any]], meta: dict[str, 
 def _header(raw: bytes) -> tuple[dict[str, Any], int]:
     try:
         (length,) = struct.unpack("<Q", raw[:8])
-        header = json.loads(raw[8 : 8 + length])
-    except (struct.error, ValueError) as error:
+        found: Any = json.loads(raw[8 : 8 + length])
+    except (struct.error, ValueError, RecursionError) as error:
         raise DamagedFile(f"unreadable header ({error})") from error
+    if not isinstance(found, dict):
+        raise DamagedFile("unreadable header (no JSON object)")
+    header: dict[str, Any] = found  # pyright: ignore[reportUnknownVariableType]
+    texts: Any = header.get("__metadata__", {})
+    if not isinstance(texts, dict) or not all(isinstance(v, str) for v in texts.values()):  # pyright: ignore[reportUnknownVariableType]
+        raise DamagedFile("unreadable header (metadata are no texts)")
     return header, 8 + length
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of safetensors, without their values.
+
+    Raises:
+        DamagedFile: it cannot be read.
+    """
+    with open(path, "rb") as handle:
+        head = handle.read(8)
+        return _header(head + handle.read(min(int.from_bytes(head, "little"), _HEADER_BYTES)))[0]
 
 
 def _own_metadata(header: dict[str, Any]) -> dict[str, Any]:
@@ -238,15 +262,43 @@ def _entries(raw: bytes, name: str) -> list[str]:
     entries: list[str] = []
     header, start = _header(raw)
     view = memoryview(raw)
-    for tensor, info in header.items():
-        if tensor == "__metadata__":
-            continue
-        first, last = info["data_offsets"]
-        if start + last > len(raw):
-            raise DamagedFile(f"{name} is truncated")
+    for tensor, (info, first, last) in _placed(header, len(raw) - start, name).items():
         value = hashlib.blake2b(view[start + first : start + last], digest_size=16).hexdigest()
         entries.append(canonical_json([tensor, info["dtype"], info["shape"], value]))
     return entries
+
+
+def _placed(header: dict[str, Any], size: int, name: str) -> dict[str, tuple[dict[str, Any], int, int]]:
+    """Each tensor's entry and place, where the tensors fill the ``size`` bytes after the header, each byte once.
+
+    Raises:
+        DamagedFile: they do not, or an entry is none.
+    """
+    places = {n: _place(info, n) for n, info in header.items() if n != "__metadata__"}
+    end = 0
+    for tensor, (_, first, last) in sorted(places.items(), key=lambda p: p[1][1:]):
+        if first != end:
+            raise DamagedFile(f"{name}: tensor {tensor} does not begin where the one before it ends")
+        end = last
+    if end > size:
+        raise DamagedFile(f"{name} is truncated")
+    if end < size:
+        raise DamagedFile(f"{name}: {size - end} bytes at its end are no tensor's")
+    return places
+
+
+def _place(info: Any, tensor: str) -> tuple[dict[str, Any], int, int]:
+    try:
+        dtype, shape, (first, last) = info["dtype"], info["shape"], info["data_offsets"]
+        if not all(type(n) is int and n >= 0 for n in (first, last, *shape)):
+            raise ValueError("no whole number")
+        bits = _BITS.get(dtype)
+        fits = first <= last if bits is None else last - first == bits // 8 * math.prod(shape)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedFile(f"the entry of tensor {tensor} cannot be read ({error})") from error
+    if not fits:
+        raise DamagedFile(f"tensor {tensor} has {last - first} bytes, which is not the size of {dtype} {shape}")
+    return info, first, last
 
 
 def _digest(entries: list[str]) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from influence_cli.data.sources.protocol import (
     ID_NAMES,
@@ -22,7 +21,7 @@ from influence_cli.data.sources.protocol import (
     split_of,
     usual_splits,
 )
-from influence_cli.data.tables import parquet_files, read_schema
+from influence_cli.data.tables import parquet_files, read_batches, read_schema
 from influence_cli.errors import ManifestError
 
 
@@ -64,11 +63,10 @@ def read_parquet(path: Path, columns: Columns) -> Source:
         for file in files:
             split = split_of(file.name.partition("-")[0].partition(".")[0]) or split_of(file.parent.name)
             first = 0
-            with pa.OSFile(str(file)) as handle, pq.ParquetFile(handle) as reader:
-                for batch in reader.iter_batches(batch_size=4096):
-                    name = file.stem if len(files) > 1 else None
-                    yield shape_table(pa.Table.from_batches([batch]), columns, str(file), first, split, name)
-                    first += batch.num_rows
+            for batch in read_batches(file, 4096):
+                name = file.stem if len(files) > 1 else None
+                yield shape_table(pa.Table.from_batches([batch]), columns, str(file), first, split, name)
+                first += batch.num_rows
 
     return Source("Parquet", tables, class_names(schema, columns), str(files[0].parent))
 

@@ -5,14 +5,13 @@ A run folder of ``retrain`` says it in ``run.json``; flags override that, and st
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.data.manifest import Manifest
-from influence_cli.errors import ModelError, UsageError
-from influence_cli.model.checkpoints import RUN_FILE, Checkpoint, find_checkpoint
+from influence_cli.errors import UsageError
+from influence_cli.model.checkpoints import Checkpoint, find_checkpoint
+from influence_cli.model.run_file import read_run
 from influence_cli.model.spec import ModelSpec, known_again, new_spec
 from influence_cli.settings import Inputs
 from influence_cli.store import Store
@@ -75,7 +74,7 @@ def open_trainer(checkpoint: str | None, manifest: Manifest, training: Training,
     from influence_cli.model.convex import check_convex
     from influence_cli.model.training import Recipe
 
-    run = _run_file(checkpoint)
+    run = (None if checkpoint is None else read_run(checkpoint)) or {}
     known = {f.name for f in fields(Recipe)}
     then = {k: v for k, v in run.get("recipe", {}).items() if k in known}
     if training.said.get("optimizer", then.get("optimizer")) != then.get("optimizer"):
@@ -94,20 +93,6 @@ def open_trainer(checkpoint: str | None, manifest: Manifest, training: Training,
         frozenset(run.get("calibration_ids", ())),
         run.get("trained_on", {}).get("rows"),
     )
-
-
-def _run_file(checkpoint: str | None) -> dict[str, Any]:
-    """What ``run.json`` says, or nothing where the checkpoint is no run folder."""
-    if checkpoint is None:
-        return {}
-    path = Path(checkpoint) / RUN_FILE
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the run folder cannot be read ({error})", where=str(path), fix="train it again") from error
-    return value if isinstance(value, dict) else {}
 
 
 def _spec(

@@ -1,0 +1,207 @@
+"""Parquet that is known again as it was written: page checksums, and a seal over what they do not cover.
+
+Page checksums cover the values' bytes, not the footer with names, types and metadata.  The seal, under a file-level
+key of its own, holds digests of the metadata and of every narrow column's values, and how many bytes of data stood
+before the footer.  A table that somebody has edited and written anew (users do, between stages) has another size, or
+keeps the seal in its Arrow schema too, where we never write it: such a table is taken as it is.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Generator, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from influence_cli.store.files import DamagedFile
+
+SEAL = b"influence.checksum"
+BULKY = {"image", "features"}  # payloads: page checksums alone, since their keys are computed from them anyway
+_ARROW = b"ARROW:schema"
+UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError)
+
+
+def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """The schema without a seal."""
+    metadata = {k: v for k, v in (schema.metadata or {}).items() if k != SEAL}
+    return schema.with_metadata(metadata or None)
+
+
+class _ColumnDigest:
+    """Digest of a column's values, whatever the chunks they come in; None for types that Parquet may not give back."""
+
+    def __init__(self, name: str, kind: pa.DataType) -> None:
+        self.kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        self.text = any(is_kind(self.kind) for is_kind in (
+            pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary,
+            pa.types.is_fixed_size_binary,
+        ))  # fmt: skip
+        number = pa.types.is_integer(self.kind) or self.kind in (pa.float32(), pa.float64(), pa.bool_())
+        self.taken = name not in BULKY and (self.text or number)
+        self.parts = [hashlib.blake2b(digest_size=16) for _ in range(3)]  # of validity, lengths, values
+
+    def update(self, column: pa.ChunkedArray) -> None:
+        for chunk in column.chunks if self.taken else ():
+            self._update(chunk.dictionary_decode() if pa.types.is_dictionary(chunk.type) else chunk)
+
+    def _update(self, chunk: Any) -> None:
+        valid, lengths, values = self.parts
+        valid.update(chunk.is_valid().cast(pa.uint8()).to_numpy(zero_copy_only=False).tobytes())
+        if self.text:
+            flat = chunk.cast(pa.large_binary()).fill_null(b"")
+            _, offsets, data = flat.buffers()
+            places = np.frombuffer(offsets, np.int64)[flat.offset : flat.offset + len(flat) + 1]
+            lengths.update(np.diff(places).tobytes())
+            values.update(memoryview(data or b"")[places[0] : places[-1]])
+        else:
+            flat = chunk.cast(pa.uint8()) if pa.types.is_boolean(chunk.type) else chunk
+            values.update(flat.fill_null(0).to_numpy(zero_copy_only=False).tobytes())
+
+    def entry(self, name: str) -> list[str | None]:
+        """The column's name, type and digest, as they stand in the seal."""
+        digest = "".join(part.hexdigest() for part in self.parts)
+        return [name, str(self.kind), digest] if self.taken else [name, None, None]
+
+
+def _metadata_digest(metadata: dict[bytes, bytes] | None) -> str:
+    rest = sorted((k.hex(), v.hex()) for k, v in (metadata or {}).items() if k not in (SEAL, _ARROW))
+    return hashlib.blake2b(json.dumps(rest).encode(), digest_size=16).hexdigest()
+
+
+class SealedWriter:
+    """A Parquet file written table by table, with page checksums and a seal."""
+
+    def __init__(self, sink: Any, schema: pa.Schema) -> None:
+        self.sink, self.schema = sink, plain_schema(schema)
+        self.digests = [_ColumnDigest(field.name, field.type) for field in self.schema]
+        self.rows = 0
+        self.writer = pq.ParquetWriter(sink, self.schema, write_page_checksum=True)
+
+    def write_table(self, table: pa.Table) -> None:
+        """Append the rows of a table of the writer's columns."""
+        self.writer.write_table(table)
+        self.rows += table.num_rows
+        for digest, column in zip(self.digests, table.columns, strict=True):
+            digest.update(column)
+
+    def close(self) -> None:
+        """Write the seal and the footer."""
+        entries = [d.entry(name) for d, name in zip(self.digests, self.schema.names, strict=True)]
+        seal = {
+            "bytes": self.sink.tell(),
+            "rows": self.rows,
+            "metadata": _metadata_digest(self.schema.metadata),
+            "columns": entries,
+        }
+        self.writer.add_key_value_metadata({SEAL.decode(): json.dumps(seal, separators=(",", ":"))})
+        self.writer.close()
+
+
+def write_sealed(table: pa.Table, sink: Any) -> None:
+    """Write a table as one Parquet file to an open Arrow file or stream."""
+    writer = SealedWriter(sink, table.schema)
+    writer.write_table(table)
+    writer.close()
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Generator[tuple[pq.ParquetFile, dict[str, Any] | None]]:
+    """A Parquet file and its seal, if it is as it was written; by path: a colon in a name starts no URI."""
+    with pa.OSFile(str(file)) as handle, pq.ParquetFile(handle, page_checksum_verification=True) as reader:
+        yield reader, _seal(file, reader)
+
+
+def _seal(file: Path, reader: pq.ParquetFile) -> dict[str, Any] | None:
+    """The seal of a file that is as it was written; its rows, names and metadata are checked.
+
+    Raises:
+        DamagedFile: they are not what they were.
+    """
+    metadata = reader.metadata.metadata or {}
+    if SEAL not in metadata or _ARROW not in metadata:
+        return None
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(metadata[_ARROW])))
+    if SEAL in (schema.metadata or {}):
+        return None  # read and written by somebody else since
+    with open(file, "rb") as handle:
+        handle.seek(-8, os.SEEK_END)
+        footer = handle.tell() - int.from_bytes(handle.read(4), "little")
+    seal = json.loads(metadata[SEAL])
+    if seal["bytes"] != footer:
+        return None
+    names = [name for name, _, _ in seal["columns"]]
+    if (
+        names != reader.schema_arrow.names
+        or seal["rows"] != reader.metadata.num_rows
+        or seal["metadata"] != _metadata_digest(metadata)
+        or seal["metadata"] != _metadata_digest(schema.metadata)
+    ):
+        raise DamagedFile("its columns or metadata are not those that were written")
+    return seal
+
+
+def read_parquet_schema(file: Path) -> pa.Schema:
+    """The schema of a Parquet file.
+
+    Raises:
+        DamagedFile: it cannot be read, or is not as it was written.
+    """
+    try:
+        with _opened(file) as (reader, _):
+            return plain_schema(reader.schema_arrow)
+    except (*UNREADABLE, TypeError) as error:
+        raise DamagedFile(_said(error)) from error
+
+
+def read_parquet_table(file: Path, columns: list[str] | None = None) -> pa.Table:
+    """The rows of a Parquet file, some columns or all, checked to be as they were written.
+
+    Raises:
+        DamagedFile: it cannot be read, or is not as it was written.
+    """
+    try:
+        with _opened(file) as (reader, seal):
+            table = reader.read(columns=columns)
+            table.validate(full=True)
+            _check_values(table, () if seal is None else seal["columns"])
+            return table.replace_schema_metadata(plain_schema(table.schema).metadata)
+    except (*UNREADABLE, TypeError) as error:
+        raise DamagedFile(_said(error)) from error
+
+
+def _check_values(table: pa.Table, entries: Iterable[list[str | None]]) -> None:
+    known = {name: (kind, digest) for name, kind, digest in entries}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        kind, wanted = known.get(name, (None, None))
+        if wanted is None:
+            continue
+        digest = _ColumnDigest(name, column.type)
+        digest.update(column)
+        if digest.entry(name) != [name, kind, wanted]:
+            raise DamagedFile(f"the values of column {name} are not those that were written")
+
+
+def read_parquet_batches(file: Path, size: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file in batches of at most ``size``; what their pages hold is verified.
+
+    Raises:
+        DamagedFile: it cannot be read, or is not as it was written.
+    """
+    try:
+        with _opened(file) as (reader, _):
+            for batch in reader.iter_batches(batch_size=size, columns=columns):
+                yield batch.replace_schema_metadata(plain_schema(batch.schema).metadata)
+    except (*UNREADABLE, TypeError) as error:
+        raise DamagedFile(_said(error)) from error
+
+
+def _said(error: Exception) -> str:
+    return str(error).strip() or type(error).__name__
