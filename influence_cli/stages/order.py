@@ -18,7 +18,7 @@ from influence_cli.maths.noise import spearman
 from influence_cli.maths.ranking import jaccard, lowest
 from influence_cli.settings import Runtime
 from influence_cli.stages.columns import Board, Scores
-from influence_cli.store import Store
+from influence_cli.store import Store, open_store
 
 Floats = NDArray[np.float64]
 
@@ -86,7 +86,7 @@ def _angles(table: Scores, runtime: Runtime) -> dict[str, Any]:
     named = table.provenance.get("preconditioned") or {}
     if not named or runtime.store is None or not Path(runtime.store).is_dir():
         return {}
-    store = Store(Path(runtime.store))
+    store = open_store(runtime.store)
     found: dict[str, Any] = {}
     for column, members in named.items():
         cosines = [c for m in members if (c := _cosine(store, m["q"], m["u"])) is not None]

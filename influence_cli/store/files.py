@@ -130,9 +130,12 @@ def _header(raw: bytes) -> tuple[dict[str, Any], int]:
 
 def _own_metadata(header: dict[str, Any]) -> dict[str, Any]:
     try:
-        return json.loads(header["__metadata__"][METADATA_KEY])
+        own: Any = json.loads(header["__metadata__"][METADATA_KEY])
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFile("no influence metadata") from error
+    if type(own) is not dict:
+        raise DamagedFile("no influence metadata")
+    return own
 
 
 def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
