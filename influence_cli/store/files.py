@@ -12,7 +12,7 @@ import shutil
 import struct
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,9 +133,9 @@ def _own_metadata(header: dict[str, Any]) -> dict[str, Any]:
         own: Any = json.loads(header["__metadata__"][METADATA_KEY])
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFile("no influence metadata") from error
-    if type(own) is not dict:
+    if not isinstance(own, dict):
         raise DamagedFile("no influence metadata")
-    return own
+    return cast("dict[str, Any]", own)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

@@ -8,14 +8,15 @@ carries the store's metadata.
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from influence_cli.errors import StoreError, UsageError
-from influence_cli.store.files import DamagedFile, read_metadata, write_bytes
-from influence_cli.store.layout import HARMLESS, MARKER, NAME, NOTED, SHARDED, SINGLE, TAG, TEMPORARY, fits, walk
+from influence_cli.store.files import DamagedFile, read_metadata
+from influence_cli.store.layout import HARMLESS, MARKER, NAME, NOTED, SHARDED, SINGLE, TAG, fits, walk
 
 SIGNATURE = b"influence store\n"
 MARKER_TEXT = (
@@ -46,11 +47,16 @@ def store_root(named: str | None) -> Path:
 
 def is_marked(root: Path) -> bool:
     """Whether we made this folder."""
+    return _beginning(root / MARKER, len(SIGNATURE)) == SIGNATURE
+
+
+def _beginning(path: Path, size: int = len(MARKER_TEXT) + 1) -> bytes | None:
+    """The first bytes of a file, or None where there is none."""
     try:
-        with open(root / MARKER, "rb") as handle:
-            return handle.read(len(SIGNATURE)) == SIGNATURE
+        with open(path, "rb") as handle:
+            return handle.read(size)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return False
+        return None
 
 
 def check_place(root: Path, looked_after: bool = False) -> None:
@@ -73,10 +79,10 @@ def check_place(root: Path, looked_after: bool = False) -> None:
 
 
 def _first_other(root: Path) -> str | None:
-    """A name in a folder that is not empty but for what means nothing, or half a marker."""
-    names = sorted(os.listdir(root))
-    half = [m["name"] in (MARKER, TAG) if (m := TEMPORARY.fullmatch(name)) else False for name in names]
-    meant = [name for name, started in zip(names, half, strict=True) if name not in HARMLESS and not started]
+    """A name in a folder that is not empty but for what means nothing, or a marker that a run began to write."""
+    begun = _beginning(root / MARKER)
+    started = begun is not None and MARKER_TEXT.startswith(begun)
+    meant = [n for n in sorted(os.listdir(root)) if n not in HARMLESS and not (started and n == MARKER)]
     return min(meant, key=lambda name: name in (*SINGLE, *SHARDED, *NOTED), default=None)
 
 
@@ -122,7 +128,23 @@ class Place:
             return
         if not is_marked(self.root):
             check_place(self.root)
-            write_bytes(self.root / MARKER, MARKER_TEXT)
-        if not (self.root / TAG).exists():
-            write_bytes(self.root / TAG, TAG_TEXT)
+            _put(self.root / MARKER, MARKER_TEXT)
+        if not os.path.lexists(self.root / TAG):
+            _put(self.root / TAG, TAG_TEXT)
         self._done = True
+
+
+def _put(path: Path, text: bytes) -> None:
+    """Write a short file in one go, which never shortens what another run has just written there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            os.write(handle, text)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise StoreError(f"cannot write {path}: {error.strerror}", fix="pick a writable place") from error
