@@ -25,7 +25,8 @@ FILE_KEYS = "payload-files.parquet"
 HARMLESS = (".gitignore", ".gitkeep", ".DS_Store")  # what other tools leave in a folder without meaning anything by it
 NAME = re.compile(r"[0-9a-f]{32}")  # a fingerprint, or the name of a set of keys
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+\.[0-9a-f]+\.tmp")  # .NAME.PROCESS.RANDOM.tmp
-DAMAGED = ".damaged-"  # before the name of what was set aside
+DAMAGED = ".damaged-"  # before the name of what was set aside, with a number where that name is taken
+SET_ASIDE = re.compile(r"^\.damaged-(\d+-)?")
 HEADER_BYTES = 100_000_000  # no header is longer
 
 Parts = Sequence[str]  # a path below the root
@@ -55,7 +56,7 @@ def fits(parts: Parts) -> bool:
 def _whole_name(name: str) -> str:
     """The name that a temporary file was to get, or that a damaged one had."""
     temporary = TEMPORARY.fullmatch(name)
-    return temporary["name"] if temporary else name.removeprefix(DAMAGED)
+    return temporary["name"] if temporary else SET_ASIDE.sub("", name)
 
 
 def carries(path: Path) -> bool | None:
@@ -110,7 +111,7 @@ def walk(folder: Path, parts: Parts = ()) -> Iterator[tuple[os.DirEntry[str], Pa
     try:
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda e: e.name)
-    except FileNotFoundError:  # another run has taken it away
+    except (FileNotFoundError, PermissionError):  # another run has taken it away; or it is closed to us
         return
     for entry in entries:
         yield entry, (*parts, entry.name)
@@ -138,8 +139,12 @@ def set_aside(path: Path, error: Exception, listener: Listener, again: str) -> b
     """Rename a damaged file, so that nothing reads it again; what is not the store's stays where it is."""
     if not is_ours(path):
         return False
+    place, taken = path.with_name(DAMAGED + path.name), 0
+    while os.path.lexists(place):
+        taken += 1
+        place = path.with_name(f"{DAMAGED}{taken}-{path.name}")
     with contextlib.suppress(FileNotFoundError):  # another run was faster
-        os.replace(path, path.with_name(f"{DAMAGED}{path.name}"))
+        os.replace(path, place)
     listener.warn(f"{path} is damaged ({error}); set aside{again and f', {again}'}")
     return True
 

@@ -147,7 +147,7 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT, fits: se
     if root.exists():
         Place(root).claim()
     before = _size(root)
-    removed = (0 if fits is None else _collect_fits(root, fits)) + _collect_rubbish(root)
+    removed = (0 if fits is None else _collect_fits(root, fits, listener)) + _collect_rubbish(root)
     known = Store(root, listener)
     notes_dropped = known.forget_undecodable(None if keep is None else {key.tobytes().hex() for key in keep})
     files = known.file_keys()
@@ -211,7 +211,7 @@ def _files_below(folder: Path, parts: Parts) -> list[os.DirEntry[str]]:
     return [] if folder.is_symlink() else [e for e, _ in walk(folder, parts) if e.is_file(follow_symlinks=False)]
 
 
-def _collect_fits(root: Path, fits: set[str]) -> int:
+def _collect_fits(root: Path, fits: set[str], listener: Listener) -> int:
     """Remove what was fitted on other fit sets; returns the number of files."""
     removed = 0
     for kind in SINGLE:
@@ -224,7 +224,7 @@ def _collect_fits(root: Path, fits: set[str]) -> int:
             file.unlink(missing_ok=True)
             removed += 1
     for folder in folders_of(root / "row_values"):
-        note = read_note(folder / VALUE_NOTE)
+        note = read_note(folder / VALUE_NOTE, listener)
         if note is not None and note["fit"] not in fits:
             removed += _remove_folder(folder)
     return removed
