@@ -210,7 +210,7 @@ def test_a_folder_that_is_no_store_is_refused_before_anything_is_done(
         assert "place" in ran.err
         assert "--store PATH" in ran.err
     with pytest.raises(StoreError):
-        influence_cli.score(str(tabular), checkpoint=str(tabular_run), store=root)
+        influence_cli.score(str(tabular), checkpoint=str(tabular_run), store=str(root))
     assert everything(tmp_path) == before
 
 

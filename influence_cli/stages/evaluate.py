@@ -134,7 +134,7 @@ def _canaries(e: Evaluation) -> dict[str, Any]:
 
 def _order(e: Evaluation) -> dict[str, Any]:
     """How far columns, members and halves of the target agree."""
-    return {"order": order_consistency(e.board, e.budget(len(e.board.train)), e.request.runtime)}
+    return {"order": order_consistency(e.board, e.budget(len(e.board.train)), e.request.runtime, e.listener)}
 
 
 def _stability(e: Evaluation) -> dict[str, Any]:

@@ -147,7 +147,9 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT, fits: se
     if root.exists():
         Place(root).claim()
     before = _size(root)
-    removed = (0 if fits is None else _collect_fits(root, fits, listener)) + _collect_rubbish(root)
+    removed = _collect_rubbish(root)
+    if fits is not None:
+        removed += _collect_fits(root, fits, listener)
     known = Store(root, listener)
     notes_dropped = known.forget_undecodable(None if keep is None else {key.tobytes().hex() for key in keep})
     files = known.file_keys()
