@@ -18,7 +18,7 @@ from influence_cli.errors import InfluenceError, StoreError, UsageError
 from influence_cli.stages.grads import fill
 from influence_cli.stages.score import score
 from influence_cli.store import Store
-from influence_cli.store.layout import MARKER, TAG
+from influence_cli.store.layout import MARKER, TAG, is_ours
 from influence_cli.store.maintenance import collect, examine, list_entries, verify
 from influence_cli.store.place import check_place, is_marked
 from tests.cases import Heard, call_cli, column, job_of
@@ -127,6 +127,27 @@ def test_what_is_damaged_is_set_aside_first_and_removed_the_next_time(tmp_path: 
     assert collect(tmp_path, None)["files_removed"] == 2
     assert list(tmp_path.rglob(".damaged-*")) == []
     assert store.direction_meta("d" * 32) == {"fit": "f" * 32}
+
+
+def test_weights_of_a_run_are_no_file_of_the_store(tmp_path: Path, tabular_run: Path) -> None:
+    """They carry metadata of ours, but not the store's."""
+    filled(tmp_path)
+    for name in (f"{HEX}.safetensors", "model.safetensors", f".damaged-{HEX}.safetensors"):
+        (tmp_path / "trainings").mkdir(exist_ok=True)
+        shutil.copyfile(tabular_run / "model.safetensors", tmp_path / "trainings" / name)
+    before = everything(tmp_path / "trainings")
+    assert verify(tmp_path) == (3, [])
+    assert collect(tmp_path, None)["left_alone"] == 3
+    assert everything(tmp_path / "trainings") == before
+
+
+def test_every_flipped_bit_of_a_header_leaves_it_the_stores_or_unreadable(tmp_path: Path) -> None:
+    filled(tmp_path)
+    path = next((tmp_path / "outputs").rglob("*.safetensors"))
+    raw = path.read_bytes()
+    for position in range(8 + int.from_bytes(raw[:8], "little")):
+        path.write_bytes(raw[:position] + bytes([raw[position] ^ 1 << (position % 8)]) + raw[position + 1 :])
+        assert is_ours(path), position
 
 
 def test_links_are_not_followed_out_of_the_store(tmp_path: Path) -> None:

@@ -234,7 +234,8 @@ class Store:
 
     def engine_note(self, member: str) -> dict[str, Any] | None:
         """By which engine a member's rows were last run, and what its self-check found; None where none was."""
-        return read_note(self.root / "engines" / f"{member}.json", self.listener)
+        again = "noted again when rows are next run at that member"
+        return read_note(self.root / "engines" / f"{member}.json", self.listener, again)
 
     def write_engine_note(self, member: str, note: dict[str, Any]) -> None:
         """Remember it, for the provenance of later tables."""

@@ -27,6 +27,7 @@ NAME = re.compile(r"[0-9a-f]{32}")  # a fingerprint, or the name of a set of key
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+\.[0-9a-f]+\.tmp")  # .NAME.PROCESS.RANDOM.tmp
 DAMAGED = ".damaged-"  # before the name of what was set aside, with a number where that name is taken
 SET_ASIDE = re.compile(r"^\.damaged-(\d+-)?")
+METADATA = (b'\\"checksum\\":', b'\\"meta\\":', b'\\"meta_checksum\\":')  # as they stand in a header: JSON in JSON
 HEADER_BYTES = 100_000_000  # no header is longer
 
 Parts = Sequence[str]  # a path below the root
@@ -62,7 +63,8 @@ def _whole_name(name: str) -> str:
 def carries(path: Path) -> bool | None:
     """Whether a safetensors file carries the store's metadata; None where it has no header that can be read.
 
-    A header that can be read and says nothing of a checksum is another program's file, not a damaged one of ours.
+    A header that can be read and has none of it is another program's, or weights of ours: no damaged file of the store.
+    Two of the metadata's three keys are enough: damage may have hit one.
     """
     try:
         with open(path, "rb") as handle:
@@ -71,7 +73,7 @@ def carries(path: Path) -> bool | None:
             header = handle.read(min(length, HEADER_BYTES))
     except OSError:
         return None
-    if b"checksum" in header:
+    if sum(key in header for key in METADATA) >= 2:
         return True
     try:
         return False if isinstance(json.loads(header), dict) else None

@@ -19,6 +19,8 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.store.files import DamagedFile, write_json
 from influence_cli.store.layout import set_aside
 
+AGAIN = "found again"
+
 
 def write_note(path: Path, note: Any) -> None:
     """Write plain values as a note, whole or not at all."""
@@ -58,19 +60,19 @@ def check_note(path: Path) -> tuple[bool, Any]:
     return True, value["note"]
 
 
-def read_note(path: Path, listener: Listener = SILENT) -> Any:
+def read_note(path: Path, listener: Listener = SILENT, again: str = AGAIN) -> Any:
     """Plain values of a note, or None where they have to be found again."""
-    checked, value = _read(path, listener)
+    checked, value = _read(path, listener, again)
     return value if checked else None
 
 
-def _read(path: Path, listener: Listener) -> tuple[bool, Any]:
+def _read(path: Path, listener: Listener, again: str = AGAIN) -> tuple[bool, Any]:
     try:
         return check_note(path)
     except FileNotFoundError:
         return True, None
     except DamagedFile as error:
-        set_aside(path, error, listener, "found again")
+        set_aside(path, error, listener, again)
         return True, None
 
 
