@@ -527,6 +527,19 @@ def test_a_run_that_is_killed_continues_where_it_was(convex: Path, tmp_path: Pat
     assert (continued["trainings"], continued["trainings_run_now"]) == (kept + 5, 5)
 
 
+def test_trainings_are_kept_in_no_folder_that_is_no_store_and_with_no_store_nowhere(
+    convex: Path, tmp_path: Path
+) -> None:
+    before = sorted(convex.rglob("*"))
+    ran = call_cli("evaluate", "scores.parquet", "--no-store", "--lds", 3, "--json", cwd=convex)
+    assert ran.json["trainings_run_now"] == 4, ran.err
+    assert sorted(convex.rglob("*")) == before
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "notes.txt").write_text("mine")
+    assert "this folder is no store" in evaluate(convex, tmp_path, "--lds", 3, code=2)
+    assert [p.name for p in (tmp_path / "store").iterdir()] == ["notes.txt"]
+
+
 def test_time_that_is_over_leaves_partial_figures_and_the_same_command_goes_on(convex: Path, tmp_path: Path) -> None:
     flags = ["--lds", 20, "--removal", "10%", "--loo", 10]
     nothing = evaluate(convex, tmp_path, *flags, "--max-minutes", 0)

@@ -65,6 +65,7 @@ def resolve(command: str, given: dict[str, Any], source: str | None, carried: di
         if given.get(s.name) not in (None, []):
             settings.put(s.name, given[s.name], "flag")
         _check_range(s, settings.values[s.name])
+    _check_store(settings)
     if settings.source is None and command in ("grads", "score", "retrain"):
         if "INFLUENCE_MANIFEST" in os.environ:
             settings.source, settings.origins["MANIFEST"] = os.environ["INFLUENCE_MANIFEST"], "environment"
@@ -76,6 +77,15 @@ def resolve(command: str, given: dict[str, Any], source: str | None, carried: di
         settings.options[name] = {**settings.options.get(name, {}), **values}
     _apply_set(settings)
     return settings
+
+
+def _check_store(settings: Settings) -> None:
+    """Refuse a store without a name: it would be the folder one happens to be in."""
+    if settings.values.get("no_store") or settings.values.get("store", ".").strip():
+        return
+    where = {"flag": "--store", "environment": "INFLUENCE_STORE"}.get(settings.origins["store"])
+    fix = "pass --store PATH, or take the empty one out"
+    raise UsageError("the store has an empty name", where=where or settings.origins["store"], fix=fix)
 
 
 def _check_range(s: Setting, value: Any) -> None:
@@ -195,7 +205,7 @@ def _from_file(s: Setting, value: Any, file: Path | None) -> Any:
 
 def _from_folder(path: str, folder: Path) -> str:
     """A path of the settings file as seen from here; unchanged where the file is here."""
-    if "://" in path or Path(path).is_absolute():
+    if "://" in path or Path(path).is_absolute() or not path.strip():
         return path
     base = os.path.relpath(folder)
     return path if base == "." else os.path.join(base, path)

@@ -47,7 +47,7 @@ def evaluate_by_retraining(settings: Settings, scores: CurateRequest) -> None:
         checkpoint=settings["checkpoint"] if settings.explicit("checkpoint") else None,
         target=settings["target"] if settings.explicit("target") else None,
         test=settings["test"],
-        store=settings["store"],
+        store=None if settings["no_store"] else settings["store"],
     )
     if settings["dry_run"]:
         show_counterfactuals.plan(settings, plan(request, show.terminal()))

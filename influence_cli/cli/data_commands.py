@@ -40,17 +40,17 @@ def methods(settings: Settings) -> int | None:
 
 def cache(settings: Settings) -> int | None:
     """Look after the store: ls, verify (re-read everything), gc (drop rubbish, merge shards), key MANIFEST's rows."""
+    import dataclasses
     from pathlib import Path
 
-    from influence_cli.store.maintenance import collect, list_entries, verify
+    from influence_cli.store.maintenance import collect, examine, list_entries
 
     show.check_format(settings, ("auto", "table", "json"))
     action, root = settings.source or "ls", Path(settings["store"])
     if action == "ls":
         show_data.entries(settings, list_entries(root))
     elif action == "verify":
-        files, damaged = verify(root, show.terminal())
-        show_data.report(settings, {"files": files, "damaged": damaged})
+        show_data.report(settings, dataclasses.asdict(examine(root, show.terminal())))
     elif action == "gc":
         kept = _kept(settings["keep"], settings["skip_bad"])
         show_data.report(settings, collect(root, kept and kept[0], show.terminal(), kept and kept[1]))

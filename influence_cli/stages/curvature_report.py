@@ -27,7 +27,7 @@ def curvature_report(job: Job) -> dict[str, dict[str, Any]]:
             meta = job.store.direction_meta(job.along(name, job.method_members[name][0], next(iter(job.objectives))))
             report[name] = {} if meta is None else meta["curvature"]
         elif name in job.solvers:
-            report[name] = job.store.value_facts(value_name(job, name, job.method_members[name][0])[0])
+            report[name] = job.store.value_facts(value_name(job, name, job.method_members[name][0])[0]) or {}
     return report
 
 

@@ -23,6 +23,7 @@ from influence_cli.stages.columns import Board, read_board
 from influence_cli.stages.comparison import compare, sentinel, sentinel_job
 from influence_cli.stages.detection import RANDOM, Truth, detect, truth_of_column, truth_of_list
 from influence_cli.stages.order import order_consistency, stability
+from influence_cli.store.place import check_place, store_root
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def evaluate(request: EvaluateRequest, listener: Listener = SILENT) -> dict[str,
     Raises:
         InfluenceError: a table, the manifest or the truth cannot be used, or nothing at all can be said.
     """
+    if request.runtime.store is not None:  # before anything is computed
+        check_place(store_root(request.runtime.store))
     board = read_board(request.scores, request.manifest, request.label, request.skip_bad)
     for source, bad in board.manifest.left_out.items():
         listener.note(f"{len(bad):,} rows of {source} cannot be used and were left out")
@@ -131,7 +134,7 @@ def _canaries(e: Evaluation) -> dict[str, Any]:
 
 def _order(e: Evaluation) -> dict[str, Any]:
     """How far columns, members and halves of the target agree."""
-    return {"order": order_consistency(e.board, e.budget(len(e.board.train)), e.request.runtime)}
+    return {"order": order_consistency(e.board, e.budget(len(e.board.train)), e.request.runtime, e.listener)}
 
 
 def _stability(e: Evaluation) -> dict[str, Any]:

@@ -5,12 +5,8 @@ Nothing here imports torch: a run whose every row is stored never does.
 
 from __future__ import annotations
 
-import atexit
 import functools
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +29,7 @@ from influence_cli.stages.objective_inputs import Groups, attack_name, described
 from influence_cli.stages.row_values import needed_values, solver_of, value_name
 from influence_cli.stages.target import target_rows
 from influence_cli.stages.usable_rows import usable, usable_now
-from influence_cli.store import Keys, Store, fingerprint
+from influence_cli.store import Keys, Store, fingerprint, open_store
 from influence_cli.store.shards import ShardFolder, key_order, unique
 
 if TYPE_CHECKING:
@@ -242,7 +238,7 @@ def open_job(
     """
     methods = make_methods(spec)
     objectives = make_objectives(spec)
-    store = Store(_store_root(runtime), listener, remember)
+    store = open_store(runtime.store, listener, remember)
     manifest = open_manifest(inputs.manifest, inputs.label, inputs.skip_bad, store.file_keys())
     if len(manifest.rows("train")) == 0:
         raise ManifestError("no train rows", where=manifest.source, fix="set column split to train for some rows")
@@ -277,14 +273,6 @@ def open_job(
             job.method_members[name] = [member_at(job, p) for p in points]
     open_ensembles(job)
     return job
-
-
-def _store_root(runtime: Runtime) -> Path:
-    if runtime.store is not None:
-        return Path(runtime.store)
-    root = tempfile.mkdtemp(prefix="influence-store-")
-    atexit.register(shutil.rmtree, root, ignore_errors=True)
-    return Path(root)
 
 
 def member_at(job: Job, dropout: Dropout | None) -> Member:

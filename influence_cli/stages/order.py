@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.events import SILENT, Listener
 from influence_cli.maths.noise import spearman
 from influence_cli.maths.ranking import jaccard, lowest
 from influence_cli.settings import Runtime
 from influence_cli.stages.columns import Board, Scores
-from influence_cli.store import Store
+from influence_cli.store import Store, open_store
 
 Floats = NDArray[np.float64]
 
@@ -44,7 +45,7 @@ def sign_agreement(a: Floats, b: Floats) -> float | None:
     return float((np.sign(a) == np.sign(b)).mean()) if len(a) else None
 
 
-def order_consistency(board: Board, budget: int, runtime: Runtime) -> dict[str, Any]:
+def order_consistency(board: Board, budget: int, runtime: Runtime, listener: Listener = SILENT) -> dict[str, Any]:
     """Agreement between every two columns, over members, between halves of the target, and of q with u."""
     keys = [k.tobytes() for k in board.train.row_keys]
     pairs = [
@@ -54,7 +55,7 @@ def order_consistency(board: Board, budget: int, runtime: Runtime) -> dict[str, 
     out: dict[str, Any] = {"columns": list(board.columns), "budget_rows": budget, "pairs": pairs}
     many = len(board.tables) > 1
     for table in board.tables:
-        entry = {**_members(table), **_halves(table), **_angles(table, runtime)}
+        entry = {**_members(table), **_halves(table), **_angles(table, runtime, listener)}
         for name, value in entry.items():
             out.setdefault(name, {})[table.stem if many else "table"] = value
     return out
@@ -78,7 +79,7 @@ def _halves(table: Scores) -> dict[str, Any]:
     return {"halves": known} if known else {}
 
 
-def _angles(table: Scores, runtime: Runtime) -> dict[str, Any]:
+def _angles(table: Scores, runtime: Runtime, listener: Listener) -> dict[str, Any]:
     """Cosine of q and u by column, from the directions that the table's provenance names and the store holds.
 
     Provenance key ``preconditioned``: column -> list of {"q": name, "u": name}, one a member.
@@ -86,7 +87,7 @@ def _angles(table: Scores, runtime: Runtime) -> dict[str, Any]:
     named = table.provenance.get("preconditioned") or {}
     if not named or runtime.store is None or not Path(runtime.store).is_dir():
         return {}
-    store = Store(Path(runtime.store))
+    store = open_store(runtime.store, listener)
     found: dict[str, Any] = {}
     for column, members in named.items():
         cosines = [c for m in members if (c := _cosine(store, m["q"], m["u"])) is not None]

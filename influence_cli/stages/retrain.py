@@ -127,13 +127,18 @@ def _spec(request: RetrainRequest, manifest: Manifest) -> ModelSpec:
     if request.init is not None:
         _, carried = find_checkpoint(request.init)
         if carried is not None and request.inputs.model in (None, carried["name"]):
-            return known_again(ModelSpec.from_dict(carried), manifest, Store(Path(request.output)))
+            return known_again(ModelSpec.from_dict(carried), manifest, _notes(request))
     if request.inputs.task is not None or is_own(request.inputs.model):
         from influence_cli.model.task import training_spec
 
-        return training_spec(request.inputs, manifest, Store(Path(request.output)))
+        return training_spec(request.inputs, manifest, _notes(request))
     from_scratch = request.init is None and not request.pretrained
     return new_spec(request.inputs, manifest, None, from_scratch)
+
+
+def _notes(request: RetrainRequest) -> Store:
+    """Where the run folder remembers the code of a model of the user's own: its notes, in no store."""
+    return Store(Path(request.output), marked=False)
 
 
 def _arms(request: RetrainRequest, manifest: Manifest, base: Rows, left_out: NDArray[np.bool_]) -> list[Arm]:

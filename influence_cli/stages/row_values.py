@@ -91,6 +91,8 @@ def missing_values(job: Job, member: Member) -> dict[str, Keys]:
         if called not in seen:
             seen.add(called)
             missing[name] = distinct[job.row_values(name, member).missing(distinct)]
+            if job.values[name].solver and not len(missing[name]) and job.store.value_facts(called) is None:
+                missing[name] = distinct[:1]  # what was noted of the curvature is lost: it is found with a row again
             method = job.methods[name]
             if isinstance(method, RowMethod):
                 method.check_rows(len(missing[name]))

@@ -1,6 +1,7 @@
 """The store: a memo on disk, never a state.  Deleting it changes no answer; only this package knows file names.
 
 .influence/
+  influence-store, CACHEDIR.TAG what says that the folder is a store (see ``place``), and that backups may leave it out
   directions/<fp>.safetensors   a direction q (or u) at a member; its metadata holds Phi and its noise
   factors/<fp>.safetensors      curvature fitted on a fit set: what it holds is its method's, and the fit set's keys
   outputs/<member-fp>/<shard>   keys u8[n, 16] (payload), logits [n, C]
@@ -18,11 +19,12 @@
   payload-files.parquet         payload keys of files, for those that have not changed since
   undecodable.json              payloads that could not be decoded, and why: left out at once with --skip-bad
   timings.json                  measured seconds per row, for the plan; never read to decide anything
+
+Every file that is read back carries a checksum; ``spec.json``, beside shards, is for people and has none.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -31,71 +33,93 @@ from numpy.typing import NDArray
 
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.file_keys import StoredFileKeys
-from influence_cli.store.files import DamagedFile, read_metadata, read_tensor, read_tensors, write_json, write_tensors
+from influence_cli.store.files import DamagedFile, read_metadata, read_tensor, read_tensors, write_tensors
 from influence_cli.store.gradients import GradientFolder
 from influence_cli.store.keys import Keys, fingerprint
+from influence_cli.store.layout import FILE_KEYS, TIMINGS, UNDECODABLE, VALUE_NOTE, files_of, set_aside
+from influence_cli.store.notes import read_note, read_revisions, write_note
+from influence_cli.store.place import Place, check_place, store_root
 from influence_cli.store.shards import ShardFolder
 from influence_cli.store.trainings import TrainingFolder
 
-__all__ = ["GradientFolder", "Keys", "ShardFolder", "Store", "TrainingFolder", "fingerprint"]
+__all__ = ["GradientFolder", "Keys", "ShardFolder", "Store", "TrainingFolder", "fingerprint", "open_store"]
 
 FIT_KEYS = "fit_keys"  # the tensor of a factor's file that names the rows it was fitted on
-VALUE_NOTE = "curvature.json"
 
 
-def read_note(path: Path, otherwise: Any) -> Any:
-    """Plain values of a note, or ``otherwise`` where there is none that can be read."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return otherwise
+def open_store(named: str | None, listener: Listener = SILENT, remember: bool = True) -> Store:
+    """The store that a setting names, or with None a temporary one.
+
+    Raises:
+        UsageError: the name is empty.
+        StoreError: the folder is no store, and cannot become one.
+    """
+    root = store_root(named)
+    check_place(root)
+    return Store(root, listener, remember)
 
 
 class Store:
-    """Everything remembered under one root folder."""
+    """Everything remembered under one root folder.
 
-    def __init__(self, root: Path, listener: Listener = SILENT, remember: bool = True) -> None:
+    The folder is marked as a store when it is first written to; without ``marked`` it is another's, where notes lie.
+    """
+
+    def __init__(self, root: Path, listener: Listener = SILENT, remember: bool = True, marked: bool = True) -> None:
         self.root, self.listener, self.remember = root, listener, remember
+        self._place = Place(root, marked)
+
+    def _shards(self, kind: str, name: str, spec: dict[str, Any] | None) -> ShardFolder:
+        return ShardFolder(self.root / kind / name, spec or {}, self.listener, self._place.claim)
 
     def outputs(self, member: str, spec: dict[str, Any] | None = None) -> ShardFolder:
         """Logits at a member, by payload key."""
-        return ShardFolder(self.root / "outputs" / member, spec or {}, self.listener)
+        return self._shards("outputs", member, spec)
 
     def tangents(self, direction: str, spec: dict[str, Any] | None = None) -> ShardFolder:
         """Logit tangents along a direction, by payload key."""
-        return ShardFolder(self.root / "tangents" / direction, spec or {}, self.listener)
+        return self._shards("tangents", direction, spec)
 
     def row_values(self, name: str, spec: dict[str, Any] | None = None) -> ShardFolder:
         """Values of rows' own gradients, by row key."""
-        return ShardFolder(self.root / "row_values" / name, spec or {}, self.listener)
+        return self._shards("row_values", name, spec)
 
-    def value_facts(self, name: str) -> dict[str, Any]:
-        """What was noted of the curvature that values are taken with, for provenance; nothing where nothing was."""
-        return read_note(self.root / "row_values" / name / VALUE_NOTE, {}).get("curvature", {})
+    def value_facts(self, name: str) -> dict[str, Any] | None:
+        """What was noted of the curvature that values are taken with, for provenance; None where nothing was."""
+        note = read_note(self.root / "row_values" / name / VALUE_NOTE, self.listener)
+        return None if note is None else note["curvature"]
 
     def write_value_facts(self, name: str, fit: str, facts: dict[str, Any]) -> None:
         """Note it beside the values, with the name of the fit set: they go with it."""
-        write_json(self.root / "row_values" / name / VALUE_NOTE, {"fit": fit, "curvature": facts})
+        self._write_note(self.root / "row_values" / name / VALUE_NOTE, {"fit": fit, "curvature": facts})
 
     def top_rows(self, name: str, spec: dict[str, Any] | None = None) -> ShardFolder:
         """The most helpful and harmful train rows of target rows, by the target row's key."""
-        return ShardFolder(self.root / "top_rows" / name, spec or {}, self.listener)
+        return self._shards("top_rows", name, spec)
 
     def gradients(self, name: str, spec: dict[str, Any] | None = None) -> GradientFolder:
         """Rows' own gradients, whole or sketched, by row key."""
-        return GradientFolder(self.root / "gradients" / name, spec or {}, self.listener)
+        return GradientFolder(self.root / "gradients" / name, spec or {}, self.listener, self._place.claim)
 
     def attacks(self, name: str, spec: dict[str, Any] | None = None) -> ShardFolder:
         """Attacked target rows, by row key."""
-        return ShardFolder(self.root / "attacks" / name, spec or {}, self.listener)
+        return self._shards("attacks", name, spec)
 
     def file_keys(self) -> StoredFileKeys:
         """Payload keys of files known from earlier runs."""
-        return StoredFileKeys(self.root / "payload-files.parquet", self.remember)
+        return StoredFileKeys(self.root / FILE_KEYS, self.remember, self.listener, self._place.claim)
 
     def trainings(self) -> TrainingFolder:
         """What was measured after trainings on subsets, by fingerprint."""
-        return TrainingFolder(self.root / "trainings", self.listener)
+        return TrainingFolder(self.root / "trainings", self.listener, self._place.claim)
+
+    def _write(self, kind: str, name: str, tensors: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
+        self._place.claim()
+        write_tensors(self._file(kind, name), tensors, meta)
+
+    def _write_note(self, path: Path, note: Any) -> None:
+        self._place.claim()
+        write_note(path, note)
 
     def _file(self, kind: str, name: str) -> Path:
         return self.root / kind / f"{name}.safetensors"
@@ -106,7 +130,9 @@ class Store:
 
     def _meta(self, path: Path) -> dict[str, Any] | None:
         try:
-            return read_metadata(path) if path.exists() else None
+            return read_metadata(path)
+        except FileNotFoundError:
+            return None
         except DamagedFile as error:
             self._set_aside(path, error)
             return None
@@ -117,14 +143,16 @@ class Store:
 
     def _tensors(self, path: Path) -> dict[str, NDArray[Any]] | None:
         try:
-            return read_tensors(path)[0] if path.exists() else None
+            return read_tensors(path)[0]
+        except FileNotFoundError:
+            return None
         except DamagedFile as error:
             self._set_aside(path, error)
             return None
 
     def write_direction(self, name: str, tensors: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
         """Store a direction whole."""
-        write_tensors(self._file("directions", name), tensors, meta)
+        self._write("directions", name, tensors, meta)
 
     def factor_meta(self, name: str) -> dict[str, Any] | None:
         """What is known of a fitted curvature, or None where it is not stored intact; another's file is damage."""
@@ -146,11 +174,11 @@ class Store:
         self, name: str, tensors: dict[str, NDArray[Any]], fit_keys: NDArray[np.uint8], meta: dict[str, Any]
     ) -> None:
         """Store a fitted curvature whole, with the keys [n, 24] of the rows that it was fitted on."""
-        write_tensors(self._file("factors", name), {**tensors, FIT_KEYS: fit_keys}, {**meta, "name": name})
+        self._write("factors", name, {**tensors, FIT_KEYS: fit_keys}, {**meta, "name": name})
 
     def factors(self) -> dict[str, dict[str, Any]]:
         """What is known of every intact factor, by name."""
-        names = sorted(p.stem for p in (self.root / "factors").glob("*.safetensors") if not p.name.startswith("."))
+        names = [path.stem for path in files_of(self.root / "factors")]
         return {name: meta for name in names if (meta := self.factor_meta(name)) is not None}
 
     def read_interim(self, name: str) -> dict[str, NDArray[Any]] | None:
@@ -159,7 +187,7 @@ class Store:
 
     def write_interim(self, name: str, state: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
         """Store a computation's state in place of the one before."""
-        write_tensors(self._file("interims", name), state, meta)
+        self._write("interims", name, state, meta)
 
     def drop_interim(self, name: str) -> None:
         """Forget a computation's state: its result is stored."""
@@ -189,41 +217,40 @@ class Store:
         known = self.decision(name)
         if known is None:
             known = {**decided, "name": name}
-            write_tensors(self._file("decisions", name), path, known)
+            self._write("decisions", name, path, known)
         return known
 
     def _set_aside(self, path: Path, error: Exception) -> None:
-        path.rename(path.with_name(f".damaged-{path.name}"))
-        self.listener.warn(f"{path} is damaged ({error}); set aside and computed again")
+        set_aside(path, error, self.listener, "computed again")
 
     def read_model_note(self, name: str) -> dict[str, Any] | None:
         """What was resolved for an architecture's name, or None."""
-        return read_note(self.root / "models" / f"{name}.json", None)
+        return read_note(self.root / "models" / f"{name}.json", self.listener)
 
     def write_model_note(self, name: str, note: dict[str, Any]) -> None:
         """Remember what an architecture's name resolved to."""
         if self.remember:
-            write_json(self.root / "models" / f"{name}.json", note)
+            self._write_note(self.root / "models" / f"{name}.json", note)
 
     def engine_note(self, member: str) -> dict[str, Any] | None:
         """By which engine a member's rows were last run, and what its self-check found; None where none was."""
-        return read_note(self.root / "engines" / f"{member}.json", None)
+        again = "noted again when rows are next run at that member"
+        return read_note(self.root / "engines" / f"{member}.json", self.listener, again)
 
     def write_engine_note(self, member: str, note: dict[str, Any]) -> None:
         """Remember it, for the provenance of later tables."""
-        write_json(self.root / "engines" / f"{member}.json", note)
+        self._write_note(self.root / "engines" / f"{member}.json", note)
 
     def timing(self, what: str) -> float | None:
         """Seconds per row last measured for ``what``, or None."""
-        try:
-            return float(json.loads((self.root / "timings.json").read_text())[what])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        return self._timings().get(what)
+
+    def _timings(self) -> dict[str, float]:
+        return read_note(self.root / TIMINGS, self.listener) or {}
 
     def write_timing(self, what: str, seconds: float) -> None:
         """Remember a measured rate for the next plan."""
-        path = self.root / "timings.json"
-        write_json(path, {**read_note(path, {}), what: seconds})
+        self._write_note(self.root / TIMINGS, {**self._timings(), what: seconds})
 
     def undecodable(self, decoder: str) -> dict[str, str]:
         """Payloads, by hex key, that ``decoder`` could not decode, and why."""
@@ -232,7 +259,7 @@ class Store:
     def write_undecodable(self, decoder: str, reasons: dict[str, str]) -> None:
         """Remember payloads that ``decoder`` could not decode."""
         known = self._undecodable()
-        write_json(self._undecodable_file, {**known, decoder: {**known.get(decoder, {}), **reasons}})
+        self._write_note(self._undecodable_file, {**known, decoder: {**known.get(decoder, {}), **reasons}})
 
     def forget_undecodable(self, keep: set[str] | None) -> int:
         """Forget payloads that are not among these hex keys (None: all are); returns how many."""
@@ -242,21 +269,21 @@ class Store:
         left = {decoder: {k: why for k, why in some.items() if k in keep} for decoder, some in known.items()}
         forgotten = sum(map(len, known.values())) - sum(map(len, left.values()))
         if forgotten:
-            write_json(self._undecodable_file, {decoder: some for decoder, some in left.items() if some})
+            self._write_note(self._undecodable_file, {decoder: some for decoder, some in left.items() if some})
         return forgotten
 
     @property
     def _undecodable_file(self) -> Path:
-        return self.root / "undecodable.json"
+        return self.root / UNDECODABLE
 
     def _undecodable(self) -> dict[str, dict[str, str]]:
-        return read_note(self._undecodable_file, {})
+        return read_note(self._undecodable_file, self.listener) or {}
 
     def task_revisions(self, name: str) -> list[dict[str, Any]]:
         """What is known of a model of the user's own: for every revision of its code, its outputs on a few rows."""
-        return read_note(self.root / "tasks" / f"{name}.json", [])
+        return read_revisions(self.root / "tasks" / f"{name}.json", self.listener)
 
     def write_task_revisions(self, name: str, revisions: list[dict[str, Any]]) -> None:
         """Remember the revisions of a model of the user's own."""
         if self.remember:
-            write_json(self.root / "tasks" / f"{name}.json", revisions)
+            self._write_note(self.root / "tasks" / f"{name}.json", revisions)

@@ -8,8 +8,11 @@ all of these as they are.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +20,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from influence_cli.errors import StoreError
-from influence_cli.store.files import replacing
+from influence_cli.events import SILENT, Listener
+from influence_cli.store.files import METADATA_KEY, DamagedFile, replacing
 from influence_cli.store.keys import KEY_BYTES
+from influence_cli.store.layout import set_aside
 
 RACY_NS = 2_000_000_000
 Stamp = tuple[int, int, int, int, int]
+Known = dict[str, tuple[Stamp, bytes]]
 _STAMP = ("size", "mtime", "ctime", "inode", "device")
 _SCHEMA = pa.schema([("path", pa.string()), *((n, pa.int64()) for n in _STAMP), ("key", pa.binary(KEY_BYTES))])
 
@@ -36,25 +42,59 @@ def stamp_of(path: Path | str) -> Stamp | None:
     return s.st_size, s.st_mtime_ns, s.st_ctime_ns, inode, device
 
 
-class StoredFileKeys:
-    """Payload keys by absolute path, kept in one Parquet file with page checksums; a damaged file is forgotten."""
+def read_keys(path: Path) -> Known | None:
+    """What a file of keys holds; None where an earlier version wrote it, without a checksum of its content.
 
-    def __init__(self, path: Path, remember: bool = True) -> None:
-        self.path, self.remember = path, remember
-        self._known: dict[str, tuple[Stamp, bytes]] | None = None
+    Raises:
+        DamagedFile: it is not what was written.
+        OSError: it is not there, or cannot be read.
+    """
+    with open(path, "rb") as handle:
+        raw = handle.read()
+    try:
+        table = pq.read_table(pa.BufferReader(raw), page_checksum_verification=True)
+        said = (table.schema.metadata or {}).get(METADATA_KEY.encode())
+        columns = table.to_pydict()
+        stamps = zip(*(columns[n] for n in _STAMP), strict=True)
+        known = {p: (stamp, key) for p, stamp, key in zip(columns["path"], stamps, columns["key"], strict=True)}
+        if said is not None and json.loads(said) != {"checksum": _checksum(known)}:
+            raise DamagedFile("checksum differs")
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, OverflowError) as error:
+        raise DamagedFile("it is not the table that was written") from error
+    return None if said is None else known
+
+
+def _checksum(known: Known) -> str:
+    digest = hashlib.blake2b("\0".join(known).encode(), digest_size=16, person=b"influence.files")
+    digest.update(np.array([stamp for stamp, _ in known.values()], dtype="<i8").tobytes())
+    digest.update(b"".join(key for _, key in known.values()))
+    return digest.hexdigest()
+
+
+class StoredFileKeys:
+    """Payload keys by absolute path, kept in one Parquet file with a checksum; a damaged file is set aside."""
+
+    def __init__(
+        self,
+        path: Path,
+        remember: bool = True,
+        listener: Listener = SILENT,
+        claim: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.path, self.remember, self.listener, self._claim = path, remember, listener, claim
+        self._known: Known | None = None
         self._before: dict[str, Stamp | None] = {}  # stamps of unknown files, taken before they are read
         self._changed = False
 
-    def _load(self) -> dict[str, tuple[Stamp, bytes]]:
+    def _load(self) -> Known:
         if self._known is None:
             self._known = {}
             try:
-                columns = pq.read_table(self.path, page_checksum_verification=True).to_pydict()
-                stamps = zip(*(columns[n] for n in _STAMP), strict=True)
-                entries = zip(columns["path"], stamps, columns["key"], strict=True)
-                self._known = {path: (stamp, key) for path, stamp, key in entries}
-            except (OSError, pa.ArrowException, KeyError, ValueError):
-                pass
+                self._known = read_keys(self.path) or {}
+            except DamagedFile as error:
+                set_aside(self.path, error, self.listener, "the files are read again")
+            except OSError:
+                pass  # nothing is remembered, or it cannot be read: the files are
         return self._known
 
     def find(self, path: Path) -> bytes | None:
@@ -92,9 +132,11 @@ class StoredFileKeys:
         columns = [pa.array(list(known), pa.string())]
         columns += [pa.array([stamp[k] for stamp, _ in known.values()], pa.int64()) for k in range(5)]
         columns.append(pa.array([key for _, key in known.values()], pa.binary(KEY_BYTES)))
+        schema = _SCHEMA.with_metadata({METADATA_KEY: json.dumps({"checksum": _checksum(known)})})
         try:
+            self._claim()
             with replacing(self.path) as temporary:
-                pq.write_table(pa.table(columns, schema=_SCHEMA), temporary, write_page_checksum=True)
+                pq.write_table(pa.table(columns, schema=schema), temporary, write_page_checksum=True)
         except (StoreError, OSError):
             return
         self._changed = False

@@ -13,7 +13,7 @@ import shutil
 import struct
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,9 +154,12 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def _own_metadata(header: dict[str, Any]) -> dict[str, Any]:
     try:
-        return json.loads(header["__metadata__"][METADATA_KEY])
+        own: Any = json.loads(header["__metadata__"][METADATA_KEY])
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFile("no influence metadata") from error
+    if not isinstance(own, dict):
+        raise DamagedFile("no influence metadata")
+    return cast("dict[str, Any]", own)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

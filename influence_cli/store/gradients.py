@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.files import DamagedFile, map_tensors
 from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted
-from influence_cli.store.shards import Arrays, positions, set_aside, shards_of, unique, write_shard
+from influence_cli.store.layout import set_aside, shards_of
+from influence_cli.store.shards import AGAIN, TRIES, Arrays, Claim, positions, unique, write_shard
 
 SHARD_BYTES = 64 << 20  # most bytes of ``value`` in a shard, but for a single row
 READ = ("value", "loss", "norms")
@@ -38,8 +39,10 @@ class LostRows(Exception):
 class GradientFolder:
     """The row gradients stored under one fingerprint.  Writing needs no lock."""
 
-    def __init__(self, path: Path, spec: dict[str, Any], listener: Listener = SILENT) -> None:
-        self.path, self.spec, self.listener = path, spec, listener
+    def __init__(
+        self, path: Path, spec: dict[str, Any], listener: Listener = SILENT, claim: Claim = lambda: None
+    ) -> None:
+        self.path, self.spec, self.listener, self._claim = path, spec, listener, claim
         self._index: tuple[list[Path], Keys, NDArray[np.int64], NDArray[np.int64]] | None = None
         self._layout: dict[str, Any] | None = None
         self._verified: set[Path] = set()
@@ -47,28 +50,38 @@ class GradientFolder:
     def _rows(self) -> tuple[list[Path], Keys, NDArray[np.int64], NDArray[np.int64]]:
         """(shards, keys [n, 16] of all of them, the shard of every row, its place in it); no value is read."""
         if self._index is None:
-            found: list[Path] = []
-            keys: list[Keys] = []
-            for shard in shards_of(self.path):
-                try:
-                    tensors, meta = map_tensors(shard, verify=False)
-                    own = np.array(tensors["keys"])
-                    if digest_of_sorted(own) != shard.stem or "layout" not in meta:
-                        raise DamagedFile("its keys are not those of its name")
-                    self._layout = meta["layout"]
-                except FileNotFoundError:
-                    continue  # another run merged it meanwhile
-                except (DamagedFile, KeyError) as error:
-                    set_aside(shard, error, self.listener)
-                    continue
-                found.append(shard)
-                keys.append(own)
+            found, keys, whole = self._keys_once()
+            for _ in range(TRIES):
+                if not whole:
+                    found, keys, whole = self._keys_once()
             sizes = np.array([len(k) for k in keys], dtype=np.int64)
             stacked = np.concatenate(keys) if keys else np.zeros((0, KEY_BYTES), np.uint8)
             shard_of = np.repeat(np.arange(len(keys), dtype=np.int64), sizes)
             place = np.arange(len(stacked), dtype=np.int64) - np.repeat(np.cumsum(sizes) - sizes, sizes)
             self._index = found, stacked, shard_of, place
         return self._index
+
+    def _keys_once(self) -> tuple[list[Path], list[Keys], bool]:
+        """(shards, their keys, whether no shard was taken away by another run meanwhile)."""
+        found: list[Path] = []
+        keys: list[Keys] = []
+        whole = True
+        for shard in shards_of(self.path):
+            try:
+                tensors, meta = map_tensors(shard, verify=False)
+                own = np.array(tensors["keys"])
+                if digest_of_sorted(own) != shard.stem or "layout" not in meta:
+                    raise DamagedFile("its keys are not those of its name")
+                self._layout = meta["layout"]
+            except FileNotFoundError:
+                whole = False
+                continue
+            except (DamagedFile, KeyError) as error:
+                set_aside(shard, error, self.listener, AGAIN)
+                continue
+            found.append(shard)
+            keys.append(own)
+        return found, keys, whole
 
     @property
     def layout(self) -> dict[str, Any] | None:
@@ -111,7 +124,7 @@ class GradientFolder:
                 values = {name: tensors[name][rows] for name in names}
             except (DamagedFile, KeyError, FileNotFoundError) as error:
                 if not isinstance(error, FileNotFoundError):
-                    set_aside(shard, error, self.listener)
+                    set_aside(shard, error, self.listener, AGAIN)
                 self._index = None
                 lost.append(index)
                 continue
@@ -127,6 +140,7 @@ class GradientFolder:
 
     def write(self, keys: Keys, values: Arrays, layout: dict[str, Any]) -> Path:
         """Write one shard of distinct rows."""
+        self._claim()
         path = write_shard(self.path, self.spec, keys, values, {"layout": layout})
         self._index = None
         return path
@@ -135,6 +149,9 @@ class GradientFolder:
         """(rows dropped, shards merged): rows of no payload in ``keep`` go, small shards become large ones.
 
         A shard at a time; shards that are nearly full and keep all of their rows stay as they are.
+
+        Raises:
+            LostRows: a shard turned out to be damaged; it was set aside.
         """
         shards, keys, shard_of, place = self._rows()
         first = positions(keys, keys) == np.arange(len(keys))
@@ -142,7 +159,13 @@ class GradientFolder:
         for k, shard in enumerate(shards if keep is not None else ()):
             mine = shard_of == k
             assert keep is not None
-            wanted[mine] &= positions(np.array(self._read(shard)["payload_keys"]), keep)[place[mine]] >= 0
+            try:
+                payloads = np.array(self._read(shard)["payload_keys"])
+            except DamagedFile as error:
+                set_aside(shard, error, self.listener, AGAIN)
+                self._index = None
+                raise LostRows(np.flatnonzero(mine)) from error
+            wanted[mine] &= positions(payloads, keep)[place[mine]] >= 0
         sizes = [map_tensors(shard, verify=False)[0]["value"].nbytes for shard in shards]
         changed = [k for k in range(len(shards)) if not wanted[shard_of == k].all()]
         small = [k for k in range(len(shards)) if sizes[k] < SHARD_BYTES // 2 and k not in changed]

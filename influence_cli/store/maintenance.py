@@ -1,147 +1,135 @@
-"""Looking after a store: list, verify, collect.  No answer changes, only what has to be computed again."""
+"""Looking after a store: list, verify, collect.  No answer changes, only what has to be computed again.
+
+Only files of the store are renamed or deleted (see ``layout``), and links to folders are not followed; runs and other
+such commands may be at work on the same store meanwhile.
+"""
 
 from __future__ import annotations
 
-import json
-import re
+import contextlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from influence_cli.events import SILENT, Listener
-from influence_cli.store import VALUE_NOTE, Store, read_note
+from influence_cli.store import Store
+from influence_cli.store.entries import Entry, list_entries
+from influence_cli.store.file_keys import read_keys
 from influence_cli.store.files import DamagedFile, read_metadata, read_tensors
-from influence_cli.store.gradients import GradientFolder
+from influence_cli.store.gradients import GradientFolder, LostRows
 from influence_cli.store.keys import Keys
-from influence_cli.store.shards import ShardFolder, positions
+from influence_cli.store.layout import (
+    DAMAGED,
+    FILE_KEYS,
+    HARMLESS,
+    NAME,
+    NOTED,
+    SHARDED,
+    SINGLE,
+    SPEC,
+    TIMINGS,
+    UNDECODABLE,
+    VALUE_NOTE,
+    Parts,
+    belongs,
+    bytes_of,
+    carries,
+    folders_of,
+    is_rubbish,
+    set_aside,
+    shards_of,
+    singles_of,
+    walk,
+)
+from influence_cli.store.notes import check_note, read_note
+from influence_cli.store.place import Place, check_place
+from influence_cli.store.shards import TRIES, ShardFolder, positions
 
-SINGLE = ("directions", "factors", "interims", "decisions", "trainings")  # one file a thing
-SHARDED = ("outputs", "tangents", "row_values", "top_rows", "attacks", "gradients")
+__all__ = ["Entry", "Found", "collect", "examine", "list_entries", "verify"]
+
 SPARE_SECONDS = 24 * 3600.0  # a younger temporary file may belong to a run in progress
-OURS = re.compile(r"\..+\.\d+\.[0-9a-f]+\.tmp")  # a temporary file of ours: .NAME.PROCESS.RANDOM.tmp
+NAMED = 5  # so many files that are not the store's are named
 MERGE_ROWS = 16_384  # shards are merged up to this many rows
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One thing in the store."""
+class Found:
+    """What a look at every file of a store has found."""
 
-    kind: str
-    name: str
-    files: int
-    rows: int | None
-    bytes: int
-    about: str
-
-
-def list_entries(root: Path) -> list[Entry]:
-    """Everything in the store, by kind and name."""
-    entries: list[Entry] = []
-    for kind in SHARDED:
-        for folder in _folders(root / kind):
-            shards = _shards(folder)
-            rows = 0
-            for shard in shards:
-                try:
-                    rows += int(read_metadata(shard)["rows"])
-                except (DamagedFile, KeyError):
-                    continue
-            size = sum(s.stat().st_size for s in shards)
-            entries.append(Entry(kind, folder.name, len(shards), rows, size, _about(folder)))
-    for file in _shards(root / "directions"):
-        try:
-            meta = read_metadata(file)
-            about = f"{meta.get('objective')}, Phi {meta.get('phi'):.4g}, {meta.get('m')} target rows"
-            about += f", preconditioned by {meta['method']}" if "method" in meta else ""
-        except (DamagedFile, TypeError, ValueError):
-            about = "damaged"
-        entries.append(Entry("directions", file.stem, 1, None, file.stat().st_size, about))
-    entries += [_factor_entry(file) for file in _shards(root / "factors")]
-    entries += [_decision_entry(file) for file in _shards(root / "decisions")]
-    for file in _shards(root / "interims"):
-        entries.append(Entry("interims", file.stem, 1, None, file.stat().st_size, "a computation that was stopped"))
-    return [*entries, *_training_entries(_shards(root / "trainings"))]
-
-
-def _factor_entry(file: Path) -> Entry:
-    rows = None
-    try:
-        meta = read_metadata(file)
-        fitted = ", ".join(str(v) for k, v in meta["fitted"].items() if k != "revision")
-        rows, about = int(meta["rows"]), f"{fitted}, {meta['parameters']} parameters"
-    except (DamagedFile, TypeError, ValueError, KeyError, AttributeError):
-        about = "damaged"
-    return Entry("factors", file.stem, 1, rows, file.stat().st_size, about)
-
-
-def _decision_entry(file: Path) -> Entry:
-    rows = None
-    try:
-        meta = read_metadata(file)
-        rows, about = int(meta["rows"]), f"{meta['method']}, {meta['members']} members"
-    except (DamagedFile, TypeError, ValueError, KeyError):
-        about = "damaged"
-    return Entry("decisions", file.stem, 1, rows, file.stat().st_size, about)
-
-
-def _training_entries(files: list[Path]) -> list[Entry]:
-    """One entry for all that was measured after training one architecture: there may be hundreds."""
-    groups: dict[str, list[Path]] = {}
-    for file in files:
-        try:
-            model = str(read_metadata(file).get("model"))
-        except DamagedFile:
-            model = "damaged"
-        groups.setdefault(model, []).append(file)
-    return [
-        Entry("trainings", model, len(some), None, sum(f.stat().st_size for f in some), "measured after retraining")
-        for model, some in sorted(groups.items())
-    ]
-
-
-def _about(folder: Path) -> str:
-    """What ``spec.json`` says, for people."""
-    try:
-        spec: dict[str, Any] = json.loads((folder / "spec.json").read_text())
-    except (OSError, ValueError):
-        return ""
-    if "attack" in spec:
-        how = ", ".join(f"{k} {v:g}" for k, v in spec["attack"].items() if isinstance(v, float))
-        return f"{spec['model']['name']}, {spec['attack']['attack']} {how}"
-    if "model" in spec:
-        dropout = (spec.get("member") or {}).get("dropout")
-        rate = "" if dropout is None else f", dropout {dropout['rate']:.4f}"
-        what = f", {spec['value']['value']}, params {spec['params']}" if "value" in spec else ""
-        what = f", rows {spec['rows']}, params {spec['params']}" if "rows" in spec else what
-        return f"{spec['model']['name']}, {spec.get('precision')}{rate}{what}"
-    return f"{', '.join(spec.get('objectives', []))}, params {spec.get('params')}"
-
-
-def _folders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
-
-
-def _shards(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith(".")) if folder.is_dir() else []
+    files: int  # with tensors
+    notes: int
+    damaged: list[str]
+    left_alone: int
 
 
 def verify(root: Path, listener: Listener = SILENT) -> tuple[int, list[str]]:
-    """Re-read every file; damaged ones are set aside.  Returns (files read, names of the damaged)."""
-    files = [f for kind in SHARDED for folder in _folders(root / kind) for f in _shards(folder)]
-    files += [f for kind in SINGLE for f in _shards(root / kind)]
-    damaged: list[str] = []
-    with listener.progress("verify", len(files), "files") as progress:
-        for file in files:
-            try:
-                read_tensors(file)
-            except DamagedFile as error:
-                file.rename(file.with_name(f".damaged-{file.name}"))
-                damaged.append(f"{file} ({error})")
+    """Re-read every file; damaged ones are set aside.  Returns (files with tensors read, names of the damaged).
+
+    Raises:
+        StoreError: the folder is no store.
+    """
+    found = examine(root, listener)
+    return found.files, found.damaged
+
+
+def examine(root: Path, listener: Listener = SILENT) -> Found:
+    """Re-read every file and note; damaged ones are set aside, what is not the store's is named and left alone.
+
+    Raises:
+        StoreError: the folder is no store.
+    """
+    check_place(root, looked_after=True)
+    tensors = [f for kind in SHARDED for folder in folders_of(root / kind) for f in shards_of(folder)]
+    tensors += [f for kind in SINGLE for f in singles_of(root / kind)]
+    notes, damaged, files = _notes(root), list[str](), 0
+    with listener.progress("verify", len(tensors) + len(notes), "files") as progress:
+        for file in [*tensors, *notes]:
+            with contextlib.suppress(FileNotFoundError):  # merged by another command meanwhile
+                try:
+                    _read(file)
+                    files += file.suffix == ".safetensors"
+                except DamagedFile as error:
+                    if set_aside(file, error, SILENT, ""):
+                        damaged.append(f"{file} ({error})")
+                        files += file.suffix == ".safetensors"
             progress.advance(1)
-    return len(files), damaged
+    return Found(files, len(notes), damaged, _left_alone(root, listener))
+
+
+def _read(file: Path) -> None:
+    if file.suffix == ".safetensors":
+        read_tensors(file)
+    elif file.name == FILE_KEYS:
+        read_keys(file)
+    else:
+        check_note(file)
+
+
+def _notes(root: Path) -> list[Path]:
+    """Every note of the store, and the keys of files."""
+    notes = [root / name for name in (UNDECODABLE, TIMINGS, FILE_KEYS)]
+    notes += [folder / VALUE_NOTE for folder in folders_of(root / "row_values")]
+    for kind in NOTED:
+        if not (root / kind).is_symlink():
+            notes += [path for path in sorted((root / kind).glob("*.json")) if NAME.fullmatch(path.stem)]
+    return [path for path in notes if path.is_file()]
+
+
+def _left_alone(root: Path, listener: Listener) -> int:
+    """How many files and links below the root are not the store's; they are said once."""
+    names: list[str] = []
+    for entry, parts in walk(root):
+        if entry.name in HARMLESS or entry.is_dir(follow_symlinks=False):
+            continue
+        if (entry.is_dir() or not belongs(Path(entry.path), parts)) and os.path.lexists(entry.path):
+            names.append("/".join(parts))
+    if names:
+        shown = ", ".join(names[:NAMED]) + (f", and {len(names) - NAMED:,} more" if len(names) > NAMED else "")
+        listener.warn(f"{len(names):,} files that are not the store's were left alone: {shown}")
+    return len(names)
 
 
 def collect(root: Path, keep: Keys | None, listener: Listener = SILENT, fits: set[str] | None = None) -> dict[str, int]:
@@ -151,30 +139,27 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT, fits: se
     With ``fits``, factors of fit sets that are not among these fingerprints go too, with the directions made from them,
     the tangents along those, and values of rows that were taken with them.
     Payload files that are gone or have changed are forgotten, and undecodable payloads that are not in ``keep``.
+
+    Raises:
+        StoreError: the folder is no store.
     """
+    check_place(root, looked_after=True)
+    if root.exists():
+        Place(root).claim()
     before = _size(root)
-    removed = 0 if fits is None else _collect_fits(root, fits)
-    for file in _shards(root / "interims"):
-        if time.time() - file.stat().st_mtime > SPARE_SECONDS:
-            file.unlink(missing_ok=True)
-            removed += 1
-    ours = [root / kind for kind in (*SHARDED, *SINGLE)]
-    for file in [f for folder in ours for pattern in (".*.tmp", ".damaged-*") for f in folder.rglob(pattern)]:
-        if file.suffix == ".tmp" and not OURS.fullmatch(file.name):
-            continue
-        if file.name.startswith(".damaged-") or time.time() - file.stat().st_mtime > SPARE_SECONDS:
-            file.unlink(missing_ok=True)
-            removed += 1
-    known = Store(root)
+    removed = _collect_rubbish(root)
+    if fits is not None:
+        removed += _collect_fits(root, fits, listener)
+    known = Store(root, listener)
     notes_dropped = known.forget_undecodable(None if keep is None else {key.tobytes().hex() for key in keep})
     files = known.file_keys()
     files_forgotten = files.drop_stale()
     files.save()
     dropped = merged = 0
     for kind in SHARDED:
-        for path in _folders(root / kind):
+        for path in folders_of(root / kind):
             if kind == "gradients":
-                d, m = GradientFolder(path, {}, listener).collect(keep)
+                d, m = _collect_gradients(path, keep, listener)
             else:
                 d, m = _collect_folder(path, keep, listener)
             dropped, merged = dropped + d, merged + m
@@ -185,48 +170,94 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT, fits: se
         "payload_files_forgotten": files_forgotten,
         "undecodable_forgotten": notes_dropped,
         "bytes_freed": before - _size(root),
+        "left_alone": _left_alone(root, listener),
     }
 
 
+def _collect_rubbish(root: Path) -> int:
+    """Remove what was set aside, and what runs have left a day ago; returns the number of files."""
+    removed = 0
+    for file in singles_of(root / "interims"):
+        if _age(file) > SPARE_SECONDS and _fit_of(file) is not None and NAME.fullmatch(file.stem):
+            file.unlink(missing_ok=True)
+            removed += 1
+    for entry, parts in walk(root):
+        file = Path(entry.path)
+        if is_rubbish(file, parts) and (file.name.startswith(DAMAGED) or _age(file) > SPARE_SECONDS):
+            file.unlink(missing_ok=True)
+            removed += 1
+    return removed
+
+
+def _age(file: Path) -> float:
+    try:
+        return time.time() - file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _fit_of(file: Path) -> str | None:
+    """The fit set that a file's metadata names; None where there is none to be read."""
+    try:
+        return read_metadata(file).get("fit")
+    except (DamagedFile, FileNotFoundError):
+        return None  # verify names it
+
+
 def _size(root: Path) -> int:
-    folders = [root / kind for kind in (*SHARDED, *SINGLE)]
-    return sum(f.stat().st_size for folder in folders for f in folder.rglob("*") if f.is_file())
+    """The bytes of the kinds' folders."""
+    return sum(bytes_of(Path(e.path)) for kind in (*SINGLE, *SHARDED) for e in _files_below(root / kind, (kind,)))
 
 
-def _collect_fits(root: Path, fits: set[str]) -> int:
+def _files_below(folder: Path, parts: Parts) -> list[os.DirEntry[str]]:
+    return [] if folder.is_symlink() else [e for e, _ in walk(folder, parts) if e.is_file(follow_symlinks=False)]
+
+
+def _collect_fits(root: Path, fits: set[str], listener: Listener) -> int:
     """Remove what was fitted on other fit sets; returns the number of files."""
     removed = 0
     for kind in SINGLE:
-        for file in _shards(root / kind):
-            try:
-                fit = read_metadata(file).get("fit")
-            except DamagedFile:
-                continue  # verify names it
-            if fit is None or fit in fits:
+        for file in singles_of(root / kind):
+            fit = _fit_of(file)
+            if fit is None or fit in fits or not NAME.fullmatch(file.stem):
                 continue
-            folder = root / "tangents" / file.stem  # along a direction of that name; none is named as a factor
-            for gone in [*_shards(folder), folder / "spec.json", file]:
-                if gone.exists():
-                    gone.unlink()
-                    removed += 1
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-    for folder in _folders(root / "row_values"):
-        note = folder / VALUE_NOTE
-        if read_note(note, {}).get("fit") not in (None, *fits):
-            for gone in [*_shards(folder), folder / "spec.json", note]:
-                gone.unlink(missing_ok=True)
-                removed += 1
-            if not any(folder.iterdir()):
-                folder.rmdir()
+            # tangents along a direction of that name; none is named as a factor
+            removed += _remove_folder(root / "tangents" / file.stem)
+            file.unlink(missing_ok=True)
+            removed += 1
+    for folder in folders_of(root / "row_values"):
+        note = read_note(folder / VALUE_NOTE, listener)
+        if note is not None and note["fit"] not in fits:
+            removed += _remove_folder(folder)
     return removed
+
+
+def _remove_folder(folder: Path) -> int:
+    """Remove the store's files from the folder of one thing, and the folder where nothing else is in it."""
+    if folder not in folders_of(folder.parent):
+        return 0
+    ours = [shard for shard in shards_of(folder) if carries(shard)]
+    ours += [folder / name for name in (SPEC, VALUE_NOTE) if (folder / name).is_file()]
+    for gone in ours:
+        gone.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something else is in it
+        folder.rmdir()
+    return len(ours)
+
+
+def _collect_gradients(path: Path, keep: Keys | None, listener: Listener) -> tuple[int, int]:
+    """``GradientFolder.collect``, again where a shard was damaged, or another run has merged it meanwhile."""
+    for _ in range(TRIES):
+        with contextlib.suppress(LostRows, FileNotFoundError):
+            return GradientFolder(path, {}, listener).collect(keep)
+    return 0, 0
 
 
 def _collect_folder(path: Path, keep: Keys | None, listener: Listener) -> tuple[int, int]:
     """(rows dropped, shards merged) of one folder; new shards are written before old ones go."""
     folder = ShardFolder(path, {}, listener)
-    old = _shards(path)
     keys, values = folder.load_all()
+    old = folder.read_from
     first = positions(keys, keys) == np.arange(len(keys))
     payloads = values.get("payload_keys", keys)  # what is named by row says whose payload it is
     wanted = first if keep is None else first & (positions(payloads, keep) >= 0)

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,12 @@ from numpy.typing import NDArray
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.files import DamagedFile, read_tensors, write_json, write_tensors
 from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted
+from influence_cli.store.layout import SPEC, set_aside, shards_of
 
 Arrays = dict[str, NDArray[Any]]
+Claim = Callable[[], None]
+AGAIN = "its rows are computed again"
+TRIES = 5  # how often a folder is read again because another run has merged shards meanwhile
 
 
 def as_arrow(keys: Keys) -> pa.Array:
@@ -52,9 +57,12 @@ def unique(keys: Keys) -> NDArray[np.int64]:
 class ShardFolder:
     """The rows stored under one fingerprint.  Reading verifies checksums; writing needs no lock."""
 
-    def __init__(self, path: Path, spec: dict[str, Any], listener: Listener = SILENT) -> None:
-        self.path, self.spec, self.listener = path, spec, listener
+    def __init__(
+        self, path: Path, spec: dict[str, Any], listener: Listener = SILENT, claim: Claim = lambda: None
+    ) -> None:
+        self.path, self.spec, self.listener, self._claim = path, spec, listener, claim
         self._loaded: tuple[Keys, Arrays] | None = None
+        self.read_from: list[Path] = []  # the shards that were found intact
 
     def _shards(self) -> list[Path]:
         return shards_of(self.path)
@@ -62,22 +70,33 @@ class ShardFolder:
     def _load(self) -> tuple[Keys, Arrays]:
         """All rows of all intact shards, lowest name first."""
         if self._loaded is None:
-            keys: list[Keys] = []
-            values: dict[str, list[NDArray[Any]]] = {}
-            for shard in self._shards():
-                try:
-                    tensors, _ = read_tensors(shard)
-                    keys.append(tensors.pop("keys"))
-                except FileNotFoundError:
-                    continue  # another run merged it meanwhile; what it held counts as missing, and is not
-                except (DamagedFile, KeyError) as error:
-                    set_aside(shard, error, self.listener)
-                    continue
-                for name, array in tensors.items():
-                    values.setdefault(name, []).append(array)
-            stacked = np.concatenate(keys) if keys else np.zeros((0, KEY_BYTES), np.uint8)
-            self._loaded = stacked, {name: np.concatenate(parts) for name, parts in values.items()}
+            for _ in range(TRIES):
+                self._loaded, whole = self._load_once()
+                if whole:
+                    break
+            assert self._loaded is not None
         return self._loaded
+
+    def _load_once(self) -> tuple[tuple[Keys, Arrays], bool]:
+        """(rows, whether no shard was taken away by another run meanwhile, which leaves its rows in a larger one)."""
+        keys: list[Keys] = []
+        values: dict[str, list[NDArray[Any]]] = {}
+        self.read_from, whole = [], True
+        for shard in self._shards():
+            try:
+                tensors, _ = read_tensors(shard)
+                keys.append(tensors.pop("keys"))
+            except FileNotFoundError:
+                whole = False
+                continue
+            except (DamagedFile, KeyError) as error:
+                set_aside(shard, error, self.listener, AGAIN)
+                continue
+            self.read_from.append(shard)
+            for name, array in tensors.items():
+                values.setdefault(name, []).append(array)
+        stacked = np.concatenate(keys) if keys else np.zeros((0, KEY_BYTES), np.uint8)
+        return (stacked, {name: np.concatenate(parts) for name, parts in values.items()}), whole
 
     def missing(self, keys: Keys) -> NDArray[np.bool_]:
         """True for each of ``keys`` [n, 16] that no intact shard holds."""
@@ -105,14 +124,10 @@ class ShardFolder:
         Raises:
             ValueError: there is no row to write.
         """
+        self._claim()
         path = write_shard(self.path, self.spec, keys, values)
         self._loaded = None
         return path
-
-
-def shards_of(folder: Path) -> list[Path]:
-    """The shards in a folder, lowest name first."""
-    return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith(".")) if folder.is_dir() else []
 
 
 def write_shard(
@@ -127,16 +142,10 @@ def write_shard(
         raise ValueError("a shard without rows")
     order = key_order(keys)
     sorted_keys = np.ascontiguousarray(keys[order])
-    spec_file = folder / "spec.json"
+    spec_file = folder / SPEC
     if not spec_file.exists():
         write_json(spec_file, spec)
     tensors = {"keys": sorted_keys, **{name: np.asarray(v)[order] for name, v in values.items()}}
     path = folder / f"{digest_of_sorted(sorted_keys)}.safetensors"
     write_tensors(path, tensors, {**(meta or {}), "rows": len(keys)})
     return path
-
-
-def set_aside(shard: Path, error: Exception, listener: Listener) -> None:
-    """Take a damaged shard out of its folder; its rows count as missing."""
-    shard.rename(shard.with_name(f".damaged-{shard.name}"))
-    listener.warn(f"{shard} is damaged ({error}); set aside, its rows are computed again")

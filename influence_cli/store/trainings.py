@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.files import DamagedFile, read_tensors, write_tensors
+from influence_cli.store.layout import set_aside
+from influence_cli.store.shards import Claim
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -16,8 +18,8 @@ Arrays = dict[str, NDArray[Any]]
 class TrainingFolder:
     """The outcomes of finished trainings by fingerprint.  Reading verifies checksums; writing needs no lock."""
 
-    def __init__(self, path: Path, listener: Listener = SILENT) -> None:
-        self.path, self.listener = path, listener
+    def __init__(self, path: Path, listener: Listener = SILENT, claim: Claim = lambda: None) -> None:
+        self.path, self.listener, self._claim = path, listener, claim
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.safetensors"
@@ -30,12 +32,14 @@ class TrainingFolder:
         """What was measured, or None where the training is not finished or its file is damaged."""
         path = self._file(name)
         try:
-            return read_tensors(path)[0] if path.exists() else None
+            return read_tensors(path)[0]
+        except FileNotFoundError:
+            return None
         except DamagedFile as error:
-            path.rename(path.with_name(f".damaged-{path.name}"))
-            self.listener.warn(f"{path} is damaged ({error}); set aside and trained again")
+            set_aside(path, error, self.listener, "trained again")
             return None
 
     def write(self, name: str, measured: Arrays, about: dict[str, Any]) -> None:
         """Keep what was measured, whole."""
+        self._claim()
         write_tensors(self._file(name), measured, about)

@@ -8,7 +8,6 @@ a run that was stopped continues, and evaluations share what they have in common
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from influence_cli.stages.counterfactuals.trainer import Training, open_trainer
 from influence_cli.stages.score_table import CurateRequest, ScoreTable, read_scores
 from influence_cli.stages.target import target_rows
 from influence_cli.stages.usable_rows import check_labels, usable_now
-from influence_cli.store import Store
+from influence_cli.store import Store, open_store
 
 __all__ = ["CounterfactualRequest", "Training", "counterfactuals", "plan"]
 
@@ -56,7 +55,7 @@ class CounterfactualRequest:
     checkpoint: str | None = None
     target: str | None = None
     test: str | None = None
-    store: str = ".influence"
+    store: str | None = ".influence"  # None: a temporary store, thrown away
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +119,7 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
     scores = read_scores(request.scores)
     origin = scores.provenance
     checkpoint = request.checkpoint or (origin.get("checkpoint") or {}).get("locator")
-    store = Store(Path(request.store), listener, remember)
+    store = open_store(request.store, listener, remember)
     trainer = open_trainer(checkpoint, scores.manifest, request.training, store)
     if request.checkpoint is None and checkpoint is not None:
         _check_same(origin["checkpoint"].get("fingerprint"), find_checkpoint(checkpoint)[0].digest, checkpoint)
