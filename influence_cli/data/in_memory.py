@@ -171,6 +171,9 @@ def _feed(update: Callable[[Any], None], value: Any) -> None:
         image: Any = value
         update(f"image {image.mode} {image.size} ".encode())
         update(image.tobytes())
+        colours = image.getpalette("RGBA") if image.mode in ("P", "PA") else None
+        if colours is not None:  # pixels are places in it
+            update(f"palette {colours} {image.info.get('transparency')!r} ".encode())
     elif isinstance(value, bytes | str):
         raw = value if isinstance(value, bytes) else value.encode()
         update(f"{type(value).__name__} {len(raw)} ".encode())

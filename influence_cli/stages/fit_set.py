@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,15 +30,15 @@ COUPLED = ("sgd", "lbfgs")  # optimizers whose weight decay is the gradient of (
 
 @dataclass(frozen=True, eq=False)
 class FitSet:
-    """Rows of positive weight, and the manifest that pins them (None: the run's own)."""
+    """Rows of positive weight, and what pins them (None: they are the run's own): a manifest, or rows in memory."""
 
     rows: Rows
-    locator: str | None
+    pinned: Any
 
     @staticmethod
-    def of(rows: Rows, locator: str | None) -> FitSet:
+    def of(rows: Rows, pinned: Any) -> FitSet:
         """Those of the rows that training would not leave out."""
-        return FitSet(rows.take(rows.weights > 0), locator)
+        return FitSet(rows.take(rows.weights > 0), pinned)
 
     @functools.cached_property
     def keys(self) -> NDArray[np.uint8]:
@@ -68,8 +69,10 @@ class FitSet:
 
     def as_dict(self) -> dict[str, Any]:
         """What provenance says of it."""
+        locator = str(self.pinned) if isinstance(self.pinned, str | Path) else None
         about = {"rows": len(self.rows), "weight": self.weight}
-        return {"locator": self.locator, "fingerprint": self.fingerprint, **about}
+        in_memory = {"in_memory": True} if self.pinned is not None and locator is None else {}
+        return {"locator": locator, "fingerprint": self.fingerprint, **about, **in_memory}
 
 
 def _counts(keys: NDArray[np.uint8]) -> dict[bytes, int]:
@@ -93,8 +96,8 @@ def open_fit_set(inputs: Inputs, train: Rows, model: ModelSpec) -> FitSet:
         rows = usable_now(open_manifest(inputs.fit_rows, inputs.label, inputs.skip_bad).rows("train"), model, inputs)
     fit = FitSet.of(rows, inputs.fit_rows)
     if len(fit.rows) == 0:
-        where = inputs.fit_rows or train.manifest.source
-        raise ManifestError("no train rows to fit curvature on", where=where, fix="give some a weight above 0")
+        fix = "give some a weight above 0"
+        raise ManifestError("no train rows to fit curvature on", where=rows.manifest.source, fix=fix)
     return fit
 
 

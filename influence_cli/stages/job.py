@@ -32,7 +32,7 @@ from influence_cli.stages.members import Ensemble, open_ensembles
 from influence_cli.stages.objective_inputs import Groups, attack_name, described, target_groups
 from influence_cli.stages.row_values import needed_values, solver_of, value_name
 from influence_cli.stages.target import target_rows
-from influence_cli.stages.usable_rows import usable, usable_now
+from influence_cli.stages.usable_rows import bad_rows_of, usable, usable_now
 from influence_cli.store import Keys, Store, fingerprint
 from influence_cli.store.shards import ShardFolder, key_order, unique
 
@@ -101,10 +101,7 @@ class Job:
     @property
     def left_out(self) -> dict[str, list[BadRow]]:
         """Rows that cannot be used, by manifest."""
-        found: dict[str, dict[int, BadRow]] = {}
-        for manifest in (self.manifest, self.target.manifest):
-            found.setdefault(manifest.source, {}).update({b.row: b for b in manifest.bad})
-        return {source: [rows[k] for k in sorted(rows)] for source, rows in found.items() if rows}
+        return bad_rows_of(self.manifest, self.target.manifest)
 
     def leave_out(self, bad: list[BadRow]) -> None:
         """Go on without training rows that cannot be used; they are listed in ``manifest.bad``."""
@@ -135,7 +132,7 @@ class Job:
         """Name of q at a member; with ``half`` the mean over the even buckets of target rows alone."""
         return fingerprint(
             "direction",
-            1,
+            2,  # 1 could be of train rows, where these and the target rows were of one type in memory
             member=member.name,
             objective=described(
                 objective, self.objectives[objective], self.groups.get(objective), self.attack(objective)
@@ -173,7 +170,9 @@ class Job:
                 "member": asdict(member),
                 "precision": self.spec.precision,
             }
-            self._folders[member.name] = self.store.outputs(member.name, about)
+            # 1, the member's own name, could hold outputs of target rows under the keys of train rows
+            name = fingerprint("outputs", 2, member=member.name)
+            self._folders[member.name] = self.store.outputs(name, about)
         return self._folders[member.name]
 
     def tangents(self, direction: str) -> ShardFolder:

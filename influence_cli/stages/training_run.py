@@ -20,10 +20,10 @@ from influence_cli.settings import Inputs, Options
 from influence_cli.stages.arm_quality import GAPS, beyond_accuracy
 from influence_cli.stages.arms import Arm, arm_fingerprint
 from influence_cli.stages.canaries import CanaryRequest
-from influence_cli.stages.score_table import GROUP
+from influence_cli.stages.score_table import groups_of
 from influence_cli.stages.scored_arms import EditsRequest
 from influence_cli.store.files import replacing, write_json
-from influence_cli.store.keys import canonical_json
+from influence_cli.store.keys import canonical_json, fingerprint
 
 if TYPE_CHECKING:
     import torch
@@ -152,9 +152,12 @@ class TrainingRun:
         return data
 
     def _measures(self) -> int | str:
-        """What stands for the measures taken: they are of other groups where --group names another column."""
-        column = self.request.inputs.group
-        return MEASURED if column == GROUP else f"{MEASURED} by {column}"
+        """What stands for the measures taken: they are others where --group names another column, or other groups."""
+        groups = groups_of(self.test, self.request.inputs.group)
+        if groups is None:
+            return MEASURED
+        rows = [[key.tobytes().hex(), group] for key, group in zip(self.test.row_keys, groups.tolist(), strict=True)]
+        return f"{MEASURED} by {fingerprint('groups', 1, rows=rows)}"
 
     def _measure(self, model: nn.Module, arm: Arm) -> dict[str, Any]:
         """Train accuracy on the arm's own labels; accuracy, balanced accuracy and loss on target and test rows."""
