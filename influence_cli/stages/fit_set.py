@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.classes import numbered_as
 from influence_cli.data.manifest import Rows, open_manifest
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import Listener
@@ -82,7 +83,7 @@ def _counts(keys: NDArray[np.uint8]) -> dict[bytes, int]:
     return counts
 
 
-def open_fit_set(inputs: Inputs, train: Rows, model: ModelSpec) -> FitSet:
+def open_fit_set(inputs: Inputs, train: Rows, model: ModelSpec, listener: Listener) -> FitSet:
     """The run's train rows, or those of the manifest that pins them.
 
     Raises:
@@ -93,7 +94,10 @@ def open_fit_set(inputs: Inputs, train: Rows, model: ModelSpec) -> FitSet:
         raise UsageError("curvature is that of cross-entropy, and the task has a loss of its own", fix="use ip")
     rows = train
     if inputs.fit_rows is not None:
-        rows = usable_now(open_manifest(inputs.fit_rows, inputs.label, inputs.skip_bad).rows("train"), model, inputs)
+        pinned, own = open_manifest(inputs.fit_rows, inputs.label, inputs.skip_bad), train.manifest
+        named = own.source if own.classes else "the checkpoint"
+        pinned = numbered_as(pinned, own.classes or model.classes, named, listener)
+        rows = usable_now(pinned.rows("train"), model, inputs)
     fit = FitSet.of(rows, inputs.fit_rows)
     if len(fit.rows) == 0:
         fix = "give some a weight above 0"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from influence_cli.data.classes import numbers_in
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.row_checks import SKIPPED, BadRow
 from influence_cli.errors import ManifestError
@@ -80,6 +81,23 @@ def check_labels(rows: Rows, num_classes: int, label: str) -> None:
             f"label {labels[worst]} is outside the model's {num_classes} classes (0 to {num_classes - 1})",
             where=f"{rows.manifest.source}, row id={rows.ids[worst]}, column {label}",
             fix="correct the label, use a checkpoint with that many classes, or pass --skip-bad",
+        )
+
+
+def check_classes(manifest: Manifest, model: ModelSpec) -> None:
+    """Refuse a manifest whose labels mean other classes than those of the checkpoint, by name or by number.
+
+    Raises:
+        ManifestError: they do.
+    """
+    own, trained = manifest.classes, model.classes
+    named = own is not None and trained is not None
+    if own != trained if named else numbers_in(own, trained, manifest.source, "the checkpoint") is not None:
+        here, there = (", ".join(names[:10]) if names else "plain numbers" for names in (own, trained))
+        raise ManifestError(
+            f"its labels mean other classes ({here}) than those that the checkpoint was trained on ({there})",
+            where=manifest.source,
+            fix="number the classes as the checkpoint does",
         )
 
 
