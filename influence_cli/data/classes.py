@@ -44,6 +44,35 @@ def read_names(stored: bytes, where: str) -> tuple[str, ...]:
     return tuple(str(n) for n in names)
 
 
+class Numbering:
+    """The label of every name or number in a source's columns of labels."""
+
+    def __init__(self, classes: Names | None, given: bool) -> None:
+        """``classes`` are the source's own where ``given``: then numbers are labels; otherwise they are names too."""
+        self.classes, self.given = classes, given
+        self.number = {name: k for k, name in enumerate(classes or ())}
+        values = [int(name) for name in self.number if name.isdecimal()]  # 01 is 1 as well, unless both are there
+        self.by_value = {int(n): k for n, k in self.number.items() if n.isdecimal() and values.count(int(n)) == 1}
+
+    def of(self, value: Any) -> int:
+        """The label.
+
+        Raises:
+            ValueError: it is no class.
+        """
+        if isinstance(value, str):
+            found = int(value) if self.classes is None and value.isdecimal() else self.number.get(value)
+        elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value % 1 != 0:
+            raise ValueError(f"{value!r} is no class number")
+        elif self.classes is None or self.given:
+            found = int(value)
+        else:
+            found = self.number.get(str(value), self.by_value.get(int(value)))
+        if found is None:
+            raise ValueError(f"unknown class {value!r}; {nearest(str(value), list(self.number))}")
+        return found
+
+
 def class_count(classes: Names | None, labels: NDArray[np.int64]) -> int:
     """How many classes data have: as many as have names, otherwise up to the largest of the labels [n]."""
     return len(classes) if classes else int(labels.max(initial=-1)) + 1
@@ -55,6 +84,7 @@ def numbered_as(manifest: Manifest, classes: Names | None, of: str, listener: Li
     Raises:
         ManifestError: it has a class, or a row a label, that is none of them.
     """
+    of = "the training rows" if of == manifest.source else of  # rows in memory are called by their type
     numbers = numbers_in(manifest.classes, classes, manifest.source, of)
     if numbers is None:
         known = classes is not None and manifest.classes not in (None, tuple(classes))

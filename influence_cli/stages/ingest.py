@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from influence_cli.data.classes import CLEAN
+from influence_cli.data.classes import CLEAN, Numbering
 from influence_cli.data.in_memory import name_of
 from influence_cli.data.manifest import Manifest, read_manifest
 from influence_cli.data.sources import Columns, Source, open_source
 from influence_cli.data.sources.origin import origin_metadata
-from influence_cli.errors import ManifestError, UsageError, nearest
+from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.decode import why_not_decoded
 from influence_cli.store.files import replacing
@@ -167,7 +167,7 @@ def _converted(
     listener: Listener,
 ) -> Iterator[pa.Table]:
     """The source's tables as manifest tables; bad rows are collected or refused."""
-    number = _Numbers(classes, source.classes is not None)
+    number = Numbering(classes, source.classes is not None)
     metadata = {"classes": json.dumps(list(classes), ensure_ascii=False)} if classes else {}
     seen, first = set[str](), 0
     for table in source.tables():
@@ -176,11 +176,11 @@ def _converted(
             try:
                 _check_id(row["id"], seen)
                 payload = _payload_bytes(row, Path(source.folder))
-                row["label"] = number.of(row["label"], "label")
+                row["label"] = _label(row["label"], "label", number)
                 if row["label"] is None:
                     raise _BadRow("column label is null")
                 if CLEAN in row:
-                    row[CLEAN] = number.of(row[CLEAN], CLEAN)
+                    row[CLEAN] = _label(row[CLEAN], CLEAN, number)
                 row["split"] = _split(row.get("split"), splits, shares, payload, request.seed)
                 rows.append(_placed(row, payload, request.embed, Path(source.folder), folder))
             except _BadRow as bad:
@@ -210,34 +210,14 @@ def _check_id(name: str | None, seen: set[str]) -> None:
     seen.add(name)
 
 
-class _Numbers:
-    """The label of every name or number in a column of labels; ``given`` where the source numbers its classes."""
-
-    def __init__(self, classes: tuple[str, ...] | None, given: bool) -> None:
-        self.classes, self.given = classes, given
-        self.number = {name: k for k, name in enumerate(classes or ())}
-        values = [int(name) for name in self.number if name.isdecimal()]  # 01 is 1 as well, unless both are there
-        self.by_value = {int(n): k for n, k in self.number.items() if n.isdecimal() and values.count(int(n)) == 1}
-
-    def of(self, value: Any, column: str) -> int | None:
-        """The label; None for null."""
-        if value is None or (column == CLEAN and (value == "" or value != value)):
-            return None
-        if isinstance(value, str):
-            known = self.number.get(value)
-            if known is None and self.classes is None and value.isdecimal():
-                return int(value)
-            if known is None:
-                raise _BadRow(f"column {column}: unknown class {value!r}; {nearest(value, list(self.number))}")
-            return known
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value % 1 != 0:
-            raise _BadRow(f"column {column}: {value!r} is no class number")
-        if self.classes is None or self.given:
-            return int(value)
-        found = self.number.get(str(value), self.by_value.get(int(value)))
-        if found is None:  # other rows have names
-            raise _BadRow(f"column {column}: unknown class {value!r}; {nearest(str(value), list(self.number))}")
-        return found
+def _label(value: Any, column: str, number: Numbering) -> int | None:
+    """The label of a name or a number; None for null."""
+    if value is None or (column == CLEAN and (value == "" or value != value)):
+        return None
+    try:
+        return number.of(value)
+    except ValueError as error:
+        raise _BadRow(f"column {column}: {error}") from error
 
 
 def _payload_bytes(row: dict[str, Any], folder: Path) -> bytes:
