@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import shutil
 from dataclasses import dataclass, field
@@ -78,10 +79,15 @@ class TrainingRun:
             "pretrained": self.request.pretrained,
         }
         if self.spec.task is not None and self.spec.task.loss is not None:
-            recipe["loss"] = loss_of(self.spec.task).name(self.spec.num_classes)
+            recipe["loss"] = self._loss_name
         measured = [self.test, self.base.manifest.rows("val")]
         name = arm_fingerprint(arm, self.base, measured, recipe, self.spec.as_dict(), seed)
         return Path(self.request.output) / "arms" / name
+
+    @functools.cached_property
+    def _loss_name(self) -> str:
+        """What a loss of the user's own is known by; once a run, and not longer: what it does may change."""
+        return loss_of(self.spec.task).name(self.spec.num_classes)
 
     def _init_digest(self) -> str | None:
         return None if self.request.init is None else find_checkpoint(self.request.init)[0].digest
