@@ -22,7 +22,7 @@ LAYERS = (
     {"errors", "events"},
     {"maths"},
     {"store", "settings"},
-    {"tables", "row_checks", "payloads", "manifest", "in_memory", "sources"},
+    {"tables", "row_checks", "payloads", "classes", "manifest", "in_memory", "sources"},
     {"model", "methods", "objectives", "actions", "report"},
     {"edited", "usable_rows"},
     {"exports"},

@@ -117,11 +117,26 @@ def read_dataset(dataset: Any, skip_bad: bool = False) -> DatasetManifest:
     splits = np.full(n, "train", dtype=f"<U{len(SKIPPED)}")
     splits[[b.row for b in bad]] = SKIPPED
     table = pa.table({"id": pa.array(ids), "label": pa.array(labels)})
-    stacked, classes = stack(keys), getattr(dataset, "classes", None)
+    stacked = stack(keys)
     return DatasetManifest(
         source, (), "dataset", table, labels, splits, stacked, row_keys(stacked, labels),
-        tuple(map(str, classes)) if classes is not None else None, Path.cwd(), bad, len(bad), dataset,
+        _class_names(dataset, source), Path.cwd(), bad, len(bad), dataset=dataset,
     )  # fmt: skip
+
+
+def _class_names(dataset: Any, source: str) -> tuple[str, ...] | None:
+    """The names of classes 0, 1, ... where the Dataset has them.
+
+    Raises:
+        ManifestError: what it calls its classes is no list of names.
+    """
+    classes = getattr(dataset, "classes", None)
+    if classes is None:
+        return None
+    if isinstance(classes, str | dict) or not (hasattr(classes, "__len__") and hasattr(classes, "__getitem__")):
+        fix = "give a list of names, in the order of the labels"
+        raise ManifestError(f"its classes are a {type(classes).__name__}, not a list", where=source, fix=fix)
+    return tuple(str(classes[k]) for k in range(len(classes)))
 
 
 def _pair(dataset: Any, row: int, source: str) -> tuple[Any, int]:
@@ -171,6 +186,9 @@ def _feed(update: Callable[[Any], None], value: Any) -> None:
         image: Any = value
         update(f"image {image.mode} {image.size} ".encode())
         update(image.tobytes())
+        colours = image.getpalette("RGBA") if image.mode in ("P", "PA") else None
+        if colours is not None:  # pixels are places in it
+            update(f"palette {colours} {image.info.get('transparency')!r} ".encode())
     elif isinstance(value, bytes | str):
         raw = value if isinstance(value, bytes) else value.encode()
         update(f"{type(value).__name__} {len(raw)} ".encode())

@@ -9,8 +9,7 @@ streamed, and named by the hash of what is stored (``store.keys``).
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.classes import column_labels, numbers_in, read_names
 from influence_cli.data.payloads import FileKeys, Payload, payload_batches, payload_keys, payload_values, read_payload
 from influence_cli.data.row_checks import (
     SKIPPED,
@@ -53,6 +53,7 @@ class Manifest:
     folder: Path  # what relative payload paths count from
     bad: tuple[BadRow, ...] = ()  # rows that are left out: their split is SKIPPED
     bad_when_read: int = 0  # how many of them reading finds again; the others depend on the model
+    numbers: Mapping[int, int] | None = None  # what the labels in the files are, where others are numbered otherwise
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -167,15 +168,11 @@ class Rows:
         """True labels [n], -1 where unknown; None where there is no such column.
 
         Raises:
-            ManifestError: they are no integers.
+            ManifestError: one is no class.
         """
         if column not in self.manifest.table.column_names:
             return None
-        values = self.manifest.table.column(column)
-        if not pa.types.is_integer(values.type):
-            where = f"{self.manifest.source}, column {column}"
-            raise ManifestError(f"clean labels are {values.type}, not integers", where=where, fix="number the classes")
-        return values.fill_null(-1).to_numpy().astype(np.int64)[self.index]
+        return column_labels(self.manifest, column)[self.index]
 
     def fingerprint(self) -> str:
         """Name of the multiset of row keys: order and ids do not matter."""
@@ -214,6 +211,7 @@ def read_manifest(
     table = concatenated([read_parquet(f, [n for n in schema.names if n != kind]) for f in files], source)
     if table.num_rows == 0:
         raise ManifestError("the manifest has no rows", where=source, fix="give a manifest with train rows")
+    classes = _classes_of_all(files, source)
     folder = files[0].parent if folder is None else folder
     checks = RowChecks(source, table, skip_bad)
     check_ids(checks)
@@ -235,7 +233,7 @@ def read_manifest(
         splits,
         keys,
         row_keys(keys, labels),
-        _classes(schema, files[0]),
+        classes,
         folder,
         bad,
         len(bad),
@@ -296,18 +294,33 @@ def _check_payload_type(schema: pa.Schema, kind: str, source: str) -> None:
         raise ManifestError(f"column {kind} is {found}, not {wanted}", where=where, fix=f"store {wanted}")
 
 
-def _classes(schema: pa.Schema, file: Path) -> tuple[str, ...] | None:
-    stored = (schema.metadata or {}).get(b"classes")
-    beside = file.parent / "classes.json"
-    if stored is None and beside.exists():
-        stored = beside.read_bytes()
-    if stored is None:
-        return None
-    try:
-        names = json.loads(stored)
-    except ValueError:
-        return None
-    return tuple(str(n) for n in names) if isinstance(names, list) else None
+def _classes(schema: pa.Schema, file: Path, source: str) -> tuple[str, ...] | None:
+    """The names of the classes, from a file's metadata or a file beside it."""
+    stored, beside = (schema.metadata or {}).get(b"classes"), file.parent / "classes.json"
+    if stored is not None:
+        return read_names(stored, source)
+    return read_names(beside.read_bytes(), str(beside)) if beside.exists() else None
+
+
+def _classes_of_all(files: Sequence[Path], source: str) -> tuple[str, ...] | None:
+    """The classes of all files, whose labels stand in one column.
+
+    Raises:
+        ManifestError: the labels of one mean other classes than those of the first.
+    """
+    first, *others = ((file, _classes(read_schema(file), file, source)) for file in files)
+    for file, classes in others:
+        if classes is not None and first[1] is not None and classes != first[1]:
+            here, there = (", ".join(names[:10]) for names in (classes, first[1]))
+            raise ManifestError(
+                f"its labels mean other classes ({here}) than those of {first[0].name} ({there})",
+                where=f"{source}: {file.name}",
+                fix="number the classes of all files alike",
+            )
+        if numbers_in(classes, first[1], str(file), str(first[0])) is not None:
+            fix = "name the classes of all files, or of none"
+            raise ManifestError("only some files name their classes", where=f"{source}: {file.name}", fix=fix)
+    return first[1]
 
 
 def without_overlap(target: Rows, train: Rows) -> tuple[Rows, Rows]:

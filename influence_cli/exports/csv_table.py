@@ -47,7 +47,7 @@ def prepare(task: Task) -> Prepared:
             fix=f"name it {source.suffix}",
         )
     mark, header, records = read_records(source)
-    matched = match(task, open_source(str(source), origin.columns).tables(), str(source))
+    matched = match(task, open_source(str(source), origin.columns), str(source))
     if len(records) != len(matched.keep):
         raise ManifestError(
             f"{len(matched.keep)} rows were read and {len(records)} lines are there",

@@ -43,7 +43,7 @@ def prepare(task: Task) -> Prepared:
     if origin is None:
         return Prepared(lambda place: _write_new(task, place), int(task.edited.keep.sum()))
     source = origin.verified(task.folder)
-    matched = match(task, open_source(str(source), origin.columns).tables(), str(source))
+    matched = match(task, open_source(str(source), origin.columns), str(source))
     rows = int(matched.keep.sum())
     return Prepared(lambda place: _write_again(task, origin, source, matched, place), rows, matched.notes)
 

@@ -53,7 +53,7 @@ def prepare(task: Task) -> Prepared:
         return _lines(lines, [])
     source = origin.verified(task.folder)
     records = read_objects(source)
-    matched = match(task, open_source(str(source), origin.columns).tables(), str(source))
+    matched = match(task, open_source(str(source), origin.columns), str(source))
     if len(records) != len(matched.keep):
         raise ManifestError(
             f"{len(matched.keep)} rows were read and {len(records)} objects are there",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.classes import Numbering
+from influence_cli.data.sources import Source
 from influence_cli.errors import ManifestError
 from influence_cli.exports.protocol import Task
 
@@ -37,7 +38,7 @@ class Matched:
         return self.keep & (self.weight != self.weight_was)
 
 
-def match(task: Task, tables: Iterable[pa.Table], where: str) -> Matched:
+def match(task: Task, source: Source, where: str) -> Matched:
     """Find every row of the manifest in the source by its id, which is the row's number where there is no id column.
 
     Raises:
@@ -45,11 +46,11 @@ def match(task: Task, tables: Iterable[pa.Table], where: str) -> Matched:
     """
     edited = task.edited
     place = {i: k for k, i in enumerate(edited.manifest.ids)}
-    number = {name: k for k, name in enumerate(edited.manifest.classes or ())}
+    number = Numbering(edited.manifest.classes, source.classes is not None)
     row: list[int] = []
     was: list[int] = []
     weight: list[float] = []
-    for table in tables:
+    for table in source.tables():
         row += [place.get(i, -1) for i in table.column("id").to_pylist()]
         was += [_number(v, number) for v in table.column("label").to_pylist()]
         weight += _weights(table)
@@ -76,11 +77,12 @@ def match(task: Task, tables: Iterable[pa.Table], where: str) -> Matched:
     )
 
 
-def _number(value: Any, number: dict[str, int]) -> int:
-    if isinstance(value, str):
-        return number.get(value, -1)
-    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
-    return int(value) if usable and value == int(value) else -1
+def _number(value: Any, number: Numbering) -> int:
+    """The label of what stands in the source; -1 where it cannot be used."""
+    try:
+        return -1 if value is None else number.of(value)
+    except ValueError:
+        return -1
 
 
 def _weights(table: pa.Table) -> list[float]:

@@ -30,7 +30,7 @@ def prepare(task: Task) -> Prepared:
         return Prepared(lambda place: _save(place, arrays, False), rows)
     source = origin.verified(task.folder)
     arrays = dict(read_arrays(source))
-    matched = match(task, open_source(str(source), origin.columns).tables(), str(source))
+    matched = match(task, open_source(str(source), origin.columns), str(source))
     first, weighted = 0, bool(matched.reweighted.any())
     for split, (values, labels) in pair_names(arrays, origin.columns, str(source)).items():
         here = slice(first, first + len(arrays[values]))

@@ -100,7 +100,7 @@ def measure_directions(
     """One pass over the target rows, whose ``payloads`` are held by row, for all objectives at one member.
 
     ``attacked`` gives, for objectives that are measured on other inputs than what the rows decode to, those inputs;
-    rows in ``held`` are not decoded again.
+    payloads in ``held`` are not decoded again.
 
     Raises:
         ManifestError: the objective of a row is not finite.

@@ -76,22 +76,26 @@ def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
 
 
 class Decoded:
-    """Decoded rows that another pass will ask for: as many as fit in so many bytes, the first ones to come."""
+    """Decoded payloads that another pass will ask for: as many as fit in so many bytes, the first ones to come.
 
-    def __init__(self, most: int = 1 << 28) -> None:
-        """``most`` bytes are held at once."""
-        self.room, self._rows, self._lock = most, dict[tuple[str, int], NDArray[Any]](), threading.Lock()
+    They are known by their payload keys, since rows of other manifests have the same places and may have the same
+    source's name; and for one spec alone, which says how a payload becomes an input.
+    """
 
-    def get(self, manifest: Manifest, row: int) -> NDArray[Any] | None:
-        """The row as it was decoded, or None."""
-        return self._rows.get((manifest.source, row))
+    def __init__(self, spec: ModelSpec, most: int = 1 << 28) -> None:
+        """Payloads as ``spec`` decodes them, of which ``most`` bytes are held at once."""
+        self.spec, self.room, self._rows, self._lock = spec, most, dict[bytes, NDArray[Any]](), threading.Lock()
 
-    def put(self, manifest: Manifest, row: int, value: NDArray[Any]) -> None:
-        """Hold a row where there is room for it."""
+    def get(self, key: bytes, spec: ModelSpec) -> NDArray[Any] | None:
+        """The payload of a key as it was decoded, or None."""
+        return self._rows.get(key) if spec is self.spec else None
+
+    def put(self, key: bytes, spec: ModelSpec, value: NDArray[Any]) -> None:
+        """Hold a decoded payload where there is room for it."""
         with self._lock:  # rows are decoded on several threads
-            if (manifest.source, row) not in self._rows and value.nbytes <= self.room:
+            if spec is self.spec and key not in self._rows and value.nbytes <= self.room:
                 self.room -= value.nbytes
-                self._rows[manifest.source, row] = value
+                self._rows[key] = value
 
 
 def batches(
@@ -104,18 +108,19 @@ def batches(
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
     """(rows [b], decoded [b, ...]) of each chunk of (row, payload); memory holds a few batches.
 
-    A row that cannot be decoded is an error that names it, or is left out and told to ``on_bad``.  Rows in ``held``
+    A row that cannot be decoded is an error that names it, or is left out and told to ``on_bad``.  Payloads in ``held``
     are not decoded again, and others are put there while there is room.
     """
 
     def decoded(item: tuple[int, Payload]) -> NDArray[Any] | None:
-        known = None if held is None else held.get(manifest, item[0])
+        key = manifest.payload_keys[item[0]].tobytes()
+        known = None if held is None else held.get(key, spec)
         if known is not None:
             return known
         try:
             value = decode_row(manifest, item[0], item[1], spec)
             if held is not None:
-                held.put(manifest, item[0], value)
+                held.put(key, spec, value)
             return value
         except ManifestError as error:
             if on_bad is None:

@@ -5,7 +5,6 @@ Both are functions of a row's logits and label, so scores with every label are a
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -135,7 +134,6 @@ def loss_of(task: Task | None) -> RowLoss:
     return CROSS_ENTROPY if task is None or task.loss is None else OwnLoss(task.loss)
 
 
-@functools.lru_cache(maxsize=8)
 def loss_name(loss: Loss, classes: int) -> str:
     """Name of a loss by what it does: its values and slopes on fixed logits with every label, to five digits.
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.classes import class_count
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.errors import UsageError
 from influence_cli.store.keys import fingerprint
@@ -163,8 +164,11 @@ def _proposals(curated: Manifest, base: Rows) -> NDArray[np.int64] | None:
     column = curated.column(PROPOSAL)
     if column is None:
         return None
-    by_id = dict(zip(curated.ids, column.tolist(), strict=True))
-    return np.array([_int_or(by_id.get(i), -1) for i in base.ids], dtype=np.int64)
+    by_id, numbers = dict(zip(curated.ids, column.tolist(), strict=True)), curated.numbers
+    classes = class_count(base.manifest.classes, base.labels)
+    labels = [_int_or(by_id.get(i), -1) for i in base.ids]
+    known = [k if numbers is None else numbers.get(k, -1) for k in labels]
+    return np.array([k if k < classes else -1 for k in known], dtype=np.int64)
 
 
 def _random_relabel(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.classes import class_count
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import SILENT, Listener
@@ -63,7 +64,13 @@ class CanaryRequest:
 
 
 def uniform_noise(classes: int) -> Floats:
-    """Every other class alike [C, C]."""
+    """Every other class alike [C, C].
+
+    Raises:
+        UsageError: there is no other class.
+    """
+    if classes < 2:
+        raise UsageError("canaries need a second class, and the data have one", fix="leave --canaries out")
     return (1.0 - np.eye(classes)) / (classes - 1)
 
 
@@ -143,12 +150,13 @@ def plant_in_arms(
         return {}
     if request.against is not None or request.edits is not None:
         raise UsageError("canaries would be wrong labels in every arm that is compared", fix="leave out one of the two")
-    noise = uniform_noise(classes)
+    known = min(classes, class_count(base.manifest.classes, base.labels))  # the model may have outputs for no row
+    noise = uniform_noise(known)
     if asked.kind == "confusion":
         carried = None if asked.source is None else find_checkpoint(asked.source)[1]
         model = None if carried else request.inputs.model
         earlier = replace(request.inputs, checkpoint=asked.source, model=model)
-        noise = _noise_of(earlier, classes, request.device, listener)
+        noise = _noise_of(earlier, classes, known, request.device, listener)
     planted = plant(base, (base.weights > 0) & ~left_out, asked.share, noise, request.seed)
     for arm in arms:
         arm.labels = np.where(planted >= 0, planted, arm.labels)
@@ -176,8 +184,11 @@ def _record(asked: CanaryRequest, base: Rows, planted: Ints, listener: Listener)
     }
 
 
-def _noise_of(inputs: Inputs, classes: int, device: str, listener: Listener) -> Floats:
-    """The confusion of a checkpoint, on val rows where there are any (it may have learned the train rows by heart)."""
+def _noise_of(inputs: Inputs, classes: int, known: int, device: str, listener: Listener) -> Floats:
+    """The confusion of a checkpoint among the first ``known`` classes.
+
+    It is taken on val rows where there are any: it may have learned the train rows by heart.
+    """
     job = open_job(inputs, GradSpec(("loss",)), Runtime(None, device), listener)
     held_out = job.manifest.rows("val")
     job = replace(job, train=held_out) if len(held_out) else job
@@ -190,7 +201,7 @@ def _noise_of(inputs: Inputs, classes: int, device: str, listener: Listener) -> 
             where=str(inputs.checkpoint),
             fix="give a checkpoint of the same classes, or --canary-noise uniform",
         )
-    return confusion_noise(logits, job.train.labels)
+    return confusion_noise(logits[:, :known], job.train.labels)
 
 
 def run_of(locator: str) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.classes import numbered_as
 from influence_cli.data.manifest import Rows, open_manifest
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import Listener
@@ -29,15 +31,15 @@ COUPLED = ("sgd", "lbfgs")  # optimizers whose weight decay is the gradient of (
 
 @dataclass(frozen=True, eq=False)
 class FitSet:
-    """Rows of positive weight, and the manifest that pins them (None: the run's own)."""
+    """Rows of positive weight, and what pins them (None: they are the run's own): a manifest, or rows in memory."""
 
     rows: Rows
-    locator: str | None
+    pinned: Any
 
     @staticmethod
-    def of(rows: Rows, locator: str | None) -> FitSet:
+    def of(rows: Rows, pinned: Any) -> FitSet:
         """Those of the rows that training would not leave out."""
-        return FitSet(rows.take(rows.weights > 0), locator)
+        return FitSet(rows.take(rows.weights > 0), pinned)
 
     @functools.cached_property
     def keys(self) -> NDArray[np.uint8]:
@@ -78,8 +80,10 @@ class FitSet:
 
     def as_dict(self) -> dict[str, Any]:
         """What provenance says of it."""
+        locator = str(self.pinned) if isinstance(self.pinned, str | Path) else None
         about = {"rows": len(self.rows), "weight": self.weight}
-        return {"locator": self.locator, "fingerprint": self.fingerprint, **about}
+        in_memory = {"in_memory": True} if self.pinned is not None and locator is None else {}
+        return {"locator": locator, "fingerprint": self.fingerprint, **about, **in_memory}
 
 
 def _counts(keys: NDArray[np.uint8]) -> dict[bytes, int]:
@@ -89,7 +93,7 @@ def _counts(keys: NDArray[np.uint8]) -> dict[bytes, int]:
     return counts
 
 
-def open_fit_set(inputs: Inputs, train: Rows, model: ModelSpec) -> FitSet:
+def open_fit_set(inputs: Inputs, train: Rows, model: ModelSpec, listener: Listener) -> FitSet:
     """The run's train rows, or those of the manifest that pins them.
 
     Raises:
@@ -100,11 +104,14 @@ def open_fit_set(inputs: Inputs, train: Rows, model: ModelSpec) -> FitSet:
         raise UsageError("curvature is that of cross-entropy, and the task has a loss of its own", fix="use ip")
     rows = train
     if inputs.fit_rows is not None:
-        rows = usable_now(open_manifest(inputs.fit_rows, inputs.label, inputs.skip_bad).rows("train"), model, inputs)
+        pinned, own = open_manifest(inputs.fit_rows, inputs.label, inputs.skip_bad), train.manifest
+        named = own.source if own.classes else "the checkpoint"
+        pinned = numbered_as(pinned, own.classes or model.classes, named, listener)
+        rows = usable_now(pinned.rows("train"), model, inputs)
     fit = FitSet.of(rows, inputs.fit_rows)
     if len(fit.rows) == 0:
-        where = inputs.fit_rows or train.manifest.source
-        raise ManifestError("no train rows to fit curvature on", where=where, fix="give some a weight above 0")
+        fix = "give some a weight above 0"
+        raise ManifestError("no train rows to fit curvature on", where=rows.manifest.source, fix=fix)
     return fit
 
 

@@ -64,7 +64,8 @@ def _fill(job: Job, look: FirstLook) -> int:
     model = load_model(spec, checkpoint, DTYPES["fp32" if job.spec.precision == "bf16" else job.spec.precision])
     note_frozen(job, model)
     payloads = _target_payloads(job) if any(w.directions for w in work) else {}
-    job.held = job.held or (Decoded() if len(job.members) > 1 or any(w.rows and w.value_rows for w in work) else None)
+    if len(job.members) > 1 or any(w.rows and w.value_rows for w in work):
+        job.held = job.held or Decoded(spec)
     done = 0
     for position, w in enumerate(work):
         exact, point = points(job, model, w.member, device)

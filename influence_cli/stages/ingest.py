@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from influence_cli.data.classes import CLEAN, Numbering
 from influence_cli.data.in_memory import name_of
 from influence_cli.data.manifest import Manifest, read_manifest
 from influence_cli.data.sources import Columns, Source, open_source
 from influence_cli.data.sources.origin import origin_metadata
-from influence_cli.errors import ManifestError, UsageError, nearest
+from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.decode import why_not_decoded
 from influence_cli.store.files import replacing
@@ -67,9 +68,9 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
     if output.suffix != ".parquet":
         raise UsageError(f"cannot write {request.output!r}: a manifest is Parquet", fix="use .parquet")
     source = open_source(request.source, request.columns)
-    classes, splits = _survey(source)
+    classes, splits, notes = _survey(source)
     skipped: list[tuple[str, str]] = []
-    notes = _split_notes(request, splits)
+    notes += _split_notes(request, splits)
     metadata = origin_metadata(source, request.source, request.columns, bool(splits), output.parent)
     with replacing(output) as temporary, pa.OSFile(str(temporary), "wb") as sink:
         writer: SealedWriter | None = None
@@ -105,18 +106,29 @@ def _shares(text: str) -> tuple[float, float]:
     return parts[0] / sum(parts), (parts[0] + parts[1]) / sum(parts)
 
 
-def _survey(source: Source) -> tuple[tuple[str, ...] | None, set[str]]:
-    """Class names, where labels are names, and the splits that the source has."""
-    names: set[str] = set()
+def _survey(source: Source) -> tuple[tuple[str, ...] | None, set[str], list[str]]:
+    """Class names, where labels are names, the splits that the source has, and a note of classes without a label."""
+    names, clean = set[str](), set[str]()
     splits: set[str] = set()
     for table in source.tables():
-        if pa.types.is_string(table.schema.field("label").type) or pa.types.is_large_string(
-            table.schema.field("label").type
-        ):
-            names.update(v for v in table.column("label").to_pylist() if v is not None)
+        names |= _names_in(table, "label")
+        clean |= _names_in(table, CLEAN) - {""}
         if "split" in table.column_names:
             splits.update(table.column("split").to_pylist())
-    return source.classes or (tuple(sorted(names)) if names else None), splits
+    if source.classes or not names:
+        return source.classes, splits, []
+    only = ", ".join(sorted(clean - names)[:10])
+    notes = [f"column {CLEAN} has classes that no label has, and they are classes too: {only}"] if only else []
+    return tuple(sorted(names | clean)), splits, notes
+
+
+def _names_in(table: pa.Table, column: str) -> set[str]:
+    """The names in a column of text; none where it is of another type, or not there."""
+    if column not in table.column_names:
+        return set()
+    kind = table.schema.field(column).type
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return {v for v in table.column(column).to_pylist() if v is not None} if text else set()
 
 
 def _split_notes(request: IngestRequest, splits: set[str]) -> list[str]:
@@ -155,7 +167,7 @@ def _converted(
     listener: Listener,
 ) -> Iterator[pa.Table]:
     """The source's tables as manifest tables; bad rows are collected or refused."""
-    number = {name: k for k, name in enumerate(classes or ())}
+    number = Numbering(classes, source.classes is not None)
     metadata = {"classes": json.dumps(list(classes), ensure_ascii=False)} if classes else {}
     seen, first = set[str](), 0
     for table in source.tables():
@@ -164,7 +176,11 @@ def _converted(
             try:
                 _check_id(row["id"], seen)
                 payload = _payload_bytes(row, Path(source.folder))
-                row["label"] = _label(row["label"], number)
+                row["label"] = _label(row["label"], "label", number)
+                if row["label"] is None:
+                    raise _BadRow("column label is null")
+                if CLEAN in row:
+                    row[CLEAN] = _label(row[CLEAN], CLEAN, number)
                 row["split"] = _split(row.get("split"), splits, shares, payload, request.seed)
                 rows.append(_placed(row, payload, request.embed, Path(source.folder), folder))
             except _BadRow as bad:
@@ -194,16 +210,14 @@ def _check_id(name: str | None, seen: set[str]) -> None:
     seen.add(name)
 
 
-def _label(value: Any, number: dict[str, int]) -> int:
-    if value is None:
-        raise _BadRow("column label is null")
-    if isinstance(value, str):
-        if value not in number:
-            raise _BadRow(f"column label: unknown class {value!r}; {nearest(value, list(number))}")
-        return number[value]
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value % 1 != 0:
-        raise _BadRow(f"column label: {value!r} is no class number")
-    return int(value)
+def _label(value: Any, column: str, number: Numbering) -> int | None:
+    """The label of a name or a number; None for null."""
+    if value is None or (column == CLEAN and (value == "" or value != value)):
+        return None
+    try:
+        return number.of(value)
+    except ValueError as error:
+        raise _BadRow(f"column {column}: {error}") from error
 
 
 def _payload_bytes(row: dict[str, Any], folder: Path) -> bytes:
@@ -248,7 +262,7 @@ def _placed(row: dict[str, Any], payload: bytes, embed: bool, folder: Path, outp
 
 def _arrays(rows: list[dict[str, Any]], table: pa.Table) -> dict[str, pa.Array]:
     kinds = {"id": pa.string(), "image": IMAGE, "path": pa.string(), "label": pa.int64(), "split": pa.string()}
-    kinds |= {"features": pa.list_(pa.float32()), "group": pa.string(), "weight": pa.float64()}
+    kinds |= {"features": pa.list_(pa.float32()), "group": pa.string(), "weight": pa.float64(), CLEAN: pa.int64()}
     out: dict[str, pa.Array] = {}
     for name in rows[0]:
         kind = kinds.get(name) or table.schema.field(name).type

@@ -28,7 +28,7 @@ from influence_cli.stages.members import Ensemble, open_ensembles
 from influence_cli.stages.objective_inputs import Groups, attack_name, described, target_groups
 from influence_cli.stages.row_values import needed_values, solver_of, value_name
 from influence_cli.stages.target import target_rows
-from influence_cli.stages.usable_rows import usable, usable_now
+from influence_cli.stages.usable_rows import bad_rows_of, check_classes, usable, usable_now
 from influence_cli.store import Keys, Store, fingerprint, open_store
 from influence_cli.store.shards import ShardFolder, key_order, unique
 
@@ -100,10 +100,7 @@ class Job:
     @property
     def left_out(self) -> dict[str, list[BadRow]]:
         """Rows that cannot be used, by manifest."""
-        found: dict[str, dict[int, BadRow]] = {}
-        for manifest in (self.manifest, self.target.manifest):
-            found.setdefault(manifest.source, {}).update({b.row: b for b in manifest.bad})
-        return {source: [rows[k] for k in sorted(rows)] for source, rows in found.items() if rows}
+        return bad_rows_of(self.manifest, self.target.manifest)
 
     def leave_out(self, bad: list[BadRow]) -> None:
         """Go on without training rows that cannot be used; they are listed in ``manifest.bad``."""
@@ -134,7 +131,7 @@ class Job:
         """Name of q at a member; with ``half`` the mean over the even buckets of target rows alone."""
         return fingerprint(
             "direction",
-            1,
+            2,  # 1 could be of train rows, where these and the target rows were of one type in memory
             member=member.name,
             objective=described(
                 objective, self.objectives[objective], self.groups.get(objective), self.attack(objective)
@@ -172,7 +169,9 @@ class Job:
                 "member": asdict(member),
                 "precision": self.spec.precision,
             }
-            self._folders[member.name] = self.store.outputs(member.name, about)
+            # 1, the member's own name, could hold outputs of target rows under the keys of train rows
+            name = fingerprint("outputs", 2, member=member.name)
+            self._folders[member.name] = self.store.outputs(name, about)
         return self._folders[member.name]
 
     def tangents(self, direction: str) -> ShardFolder:
@@ -247,7 +246,7 @@ def open_job(
     if spec.rows is not None or any(m.needs != "nothing" for m in methods.values()):
         model, checkpoint = resolve_model(inputs, manifest, store, spec.precision)
         manifest = usable(manifest.rows("train"), model, inputs, store)
-        _check_classes(manifest, model)
+        check_classes(manifest, model)
     target, overlap = manifest.rows("val"), manifest.rows("val").take(np.array([], dtype=np.int64))
     rows_of_target = spec.rows is not None and (inputs.target is not None or len(target) > 0)
     if rows_of_target or any(m.needs == "tangents" for m in methods.values()):
@@ -259,8 +258,7 @@ def open_job(
         if solver is not None and model is not None and checkpoint is not None:
             if fit is None:
                 manifest = usable_now(manifest.rows("train"), model, inputs).manifest  # curvature needs every row
-                fit = open_fit_set(inputs, manifest.rows("train"), model)
-                _check_classes(fit.rows.manifest, model)
+                fit = open_fit_set(inputs, manifest.rows("train"), model, listener)
             solvers[name] = with_trained_l2(solver, name, checkpoint.locator, listener)
             methods[name] = solvers[name] if method is solver else method
     job = Job(
@@ -300,17 +298,6 @@ def _precision(job: Job) -> str:
 
         kind = device_of("auto").type
     return f"bf16, forward, {kind}"
-
-
-def _check_classes(manifest: Manifest, model: ModelSpec) -> None:
-    """Refuse a manifest whose classes have other names, or another order, than those of the checkpoint."""
-    if manifest.classes and model.classes and manifest.classes != model.classes:
-        here, there = (", ".join(names[:10]) for names in (manifest.classes, model.classes))
-        raise ManifestError(
-            f"its labels mean other classes ({here}) than those that the checkpoint was trained on ({there})",
-            where=manifest.source,
-            fix="number the classes as the checkpoint does",
-        )
 
 
 def require_model(job: Job) -> tuple[ModelSpec, Checkpoint]:

@@ -39,6 +39,9 @@ def reopen(
     then = origin.get("checkpoint")
     if then is None:
         raise UsageError("no method of the table needs a model", where=source, fix="score with ip or loss, say")
+    if (origin.get("fit_rows") or {}).get("in_memory"):
+        fix = "score with a manifest's path as --fit-rows"
+        raise UsageError("its curvature was fitted on rows in memory, which are not found again", where=source, fix=fix)
     flags = {**origin.get("model_flags", {}), "skip_bad": origin.get("skip_bad", False)}
     inputs = Inputs(
         origin["manifest"]["locator"] if manifest is None else manifest,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.classes import numbered_as
 from influence_cli.data.manifest import Manifest, Rows, open_manifest
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
@@ -27,7 +28,7 @@ from influence_cli.stages.rounds import iterated_arms
 from influence_cli.stages.score_table import GROUP
 from influence_cli.stages.scored_arms import EditsRequest, scored_arms
 from influence_cli.stages.training_run import RetrainRequest, TrainingRun
-from influence_cli.stages.usable_rows import left_out_of, usable_now
+from influence_cli.stages.usable_rows import check_classes, left_out_of, usable_now
 from influence_cli.store import Store
 
 if TYPE_CHECKING:
@@ -42,12 +43,12 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
 
     manifest = _open(request, request.inputs.manifest)
     base = _base_rows(request, manifest)
-    test = _test_rows(request, base.manifest)
     spec = _spec(request, base.manifest)
+    test = _test_rows(request, base.manifest, spec, listener)
     check_convex(recipe, spec.name, request.seeds)
     base, test = (usable_now(rows, spec, request.inputs) for rows in (base, test))
     left_out = _left_out(request, base)
-    arms = _arms(request, manifest, base, left_out)
+    arms = _arms(request, manifest, base, left_out, spec, listener)
     in_rounds = request.edits is not None and request.edits.rounds > 1
     if request.edits is not None and not in_rounds:
         arms += scored_arms(request.edits, base, request.seed, left_out)
@@ -108,11 +109,12 @@ def _base_rows(request: RetrainRequest, manifest: Manifest) -> Rows:
     return rows
 
 
-def _test_rows(request: RetrainRequest, manifest: Manifest) -> Rows:
+def _test_rows(request: RetrainRequest, manifest: Manifest, spec: ModelSpec, listener: Listener) -> Rows:
     if request.test is None:
         rows, where = manifest.rows("test"), f"{manifest.source}, split test"
     else:
-        other, where = _open(request, request.test), request.test
+        other = numbered_as(_open(request, request.test), spec.classes, manifest.source, listener)
+        where = other.source
         rows = other.rows("test") if (other.splits == "test").any() else other.all_rows()
     if len(rows) == 0:
         raise ManifestError("no test rows", where=where, fix="set split to test for some rows, or pass --test PATH")
@@ -124,10 +126,13 @@ def _test_rows(request: RetrainRequest, manifest: Manifest) -> Rows:
 
 
 def _spec(request: RetrainRequest, manifest: Manifest) -> ModelSpec:
+    """The model to train; what a checkpoint to begin with says of its classes holds for the rows too."""
     if request.init is not None:
         _, carried = find_checkpoint(request.init)
         if carried is not None and request.inputs.model in (None, carried["name"]):
-            return known_again(ModelSpec.from_dict(carried), manifest, _notes(request))
+            spec = ModelSpec.from_dict(carried)
+            check_classes(manifest, spec)
+            return known_again(spec, manifest, _notes(request))
     if request.inputs.task is not None or is_own(request.inputs.model):
         from influence_cli.model.task import training_spec
 
@@ -141,19 +146,38 @@ def _notes(request: RetrainRequest) -> Store:
     return Store(Path(request.output), marked=False)
 
 
-def _arms(request: RetrainRequest, manifest: Manifest, base: Rows, left_out: NDArray[np.bool_]) -> list[Arm]:
+def _arms(
+    request: RetrainRequest,
+    manifest: Manifest,
+    base: Rows,
+    left_out: NDArray[np.bool_],
+    spec: ModelSpec,
+    listener: Listener,
+) -> list[Arm]:
     """The first arm is the one whose checkpoint becomes the run's."""
     if request.against is None:
         if request.arms:
             raise UsageError("--arm needs --against", fix="pass --against MANIFEST, the rows before curation")
         return [without(base_arm("all rows" if request.edits is None else "no edit", base), left_out)]
-    curated = [("curated", manifest)]
-    curated += [(name, _open(request, path)) for name, path in request.arms]
     made: list[Arm] = []
-    for name, table in curated:
+    for name, source in (("curated", manifest), *request.arms):
+        table = numbered_as(_open(request, source), base.manifest.classes, base.manifest.source, listener)
         arm = curated_arm(name, base, table, left_out)
+        _check_outputs(arm, base, table, spec)
         made += [arm, *control_arms(arm, base, table, request.seed, left_out)]
     return [made[0], without(base_arm("no edit", base), left_out), *made[1:]]
+
+
+def _check_outputs(arm: Arm, base: Rows, table: Manifest, spec: ModelSpec) -> None:
+    """Refuse a curated manifest that gives a row a label which the model has no output for."""
+    outside = np.flatnonzero(arm.labels >= spec.num_classes)
+    if len(outside):
+        row = int(outside[0])
+        raise ManifestError(
+            f"label {arm.labels[row]} is outside the model's {spec.num_classes} classes",
+            where=f"{table.source}, row id={base.ids[row]}",
+            fix="correct the label, or pass --num-classes",
+        )
 
 
 def _check_names(arms: list[Arm]) -> None:

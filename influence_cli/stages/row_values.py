@@ -63,7 +63,8 @@ def value_name(job: Job, name: str, member: Member) -> tuple[str, dict[str, Any]
     if value.solver is not None:
         about["value"] = {**value.about, **job.solvers[name].describe()}
         about["factor"] = job.factor(name, member)
-    return fingerprint("row-values", 1, member=member.name, **about), about
+    # revision 1 could hold values of target rows' inputs under the keys of train rows
+    return fingerprint("row-values", 2, member=member.name, **about), about
 
 
 def values_at(job: Job, member: Member) -> list[str]:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.actions.combine import check_rule, combined, kind_of
+from influence_cli.data.classes import class_count
 from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.maths.labels import margin, of_label, softmax
@@ -72,8 +73,8 @@ def score(job: Job, per_member: bool = False, combine: str | None = None) -> pa.
         table = table.append_column(_column_name(job, c.name), nullable(c.score))
     table = _append_members(table, first, per_member, columns, job)
     if first.labels is not None:
-        best = first.labels.argmax(axis=1)
-        gain = first.labels.max(axis=1) - first.score
+        among = first.labels[:, : class_count(job.manifest.classes, job.train.labels)]
+        best, gain = among.argmax(axis=1), among.max(axis=1) - first.score
         usable = np.isfinite(first.score)
         table = table.append_column("best_label", pa.array(best.astype(np.int64), mask=~usable))
         table = table.append_column("best_label_gain", nullable(np.maximum(gain, 0.0)))
@@ -253,6 +254,8 @@ def _append_model_says(table: pa.Table, job: Job) -> pa.Table:
         table = table.append_column("margin", nullable(margin(logits, labels)))
         probability = softmax(logits)
     np.put_along_axis(probability, labels[:, None], -1.0, axis=1)
-    highest = probability.max(axis=1)
-    other = pa.array(probability.argmax(axis=1).astype(np.int64), mask=~np.isfinite(highest))
+    among = probability[:, : class_count(job.manifest.classes, labels)]  # a model may have more outputs
+    highest = among.max(axis=1)
+    other = pa.array(among.argmax(axis=1).astype(np.int64), mask=~np.isfinite(highest) | (highest < 0.0))
+    highest = np.where(highest < 0.0, np.nan, highest)  # of a single class there is no other label
     return table.append_column("model_label", other).append_column("model_probability", nullable(highest))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from influence_cli.actions.combine import kind_of
 from influence_cli.actions.protocol import Scored
+from influence_cli.data.classes import class_count
 from influence_cli.data.manifest import Manifest, Rows, open_manifest
 from influence_cli.data.tables import keyed_rows, numbers, provenance, read_table, shown
 from influence_cli.errors import ManifestError, UsageError
@@ -81,6 +82,7 @@ def read_scores(request: CurateRequest) -> ScoreTable:
             where=f"{manifest.source}, against {where}",
             fix="run `influence score` again, or pass --manifest to say that you mean it",
         )
+    _check_classes(origin, manifest, where)
     score, kind, column = _ranking(request, table, by, origin, where)
     first, planted = column in ("score", origin.get("score_is")), _ints(table, "canary")
     if planted is not None:  # the checkpoint learned another label for these rows: they are never edited
@@ -92,9 +94,9 @@ def read_scores(request: CurateRequest) -> ScoreTable:
         weights=train.weights,
         keys=[k.tobytes() for k in train.row_keys],
         groups=groups_of(train),
-        best_label=_ints(table, "best_label") if first else None,
+        best_label=_proposed(table, "best_label", train) if first else None,
         best_label_gain=floats(table, "best_label_gain") if first and "best_label" in table.column_names else None,
-        model_label=_ints(table, "model_label"),
+        model_label=_proposed(table, "model_label", train),
         model_probability=floats(table, "model_probability") if "model_label" in table.column_names else None,
         parity=parity_of(origin, column),
     )
@@ -146,6 +148,24 @@ def groups_of(train: Rows, column: str = GROUP) -> NDArray[np.int64] | None:
         return None
     values = train.manifest.table.column(column).take(pa.array(train.index)).combine_chunks()
     return values.dictionary_encode().indices.cast(pa.int64()).fill_null(-1).to_numpy()
+
+
+def _check_classes(origin: dict[str, Any], manifest: Manifest, where: str) -> None:
+    """Refuse a manifest whose classes have other names than when it was scored: the numbers of labels say less."""
+    then = (origin.get("model") or {}).get("classes")
+    if then is not None and manifest.classes is not None and tuple(then) != manifest.classes:
+        here, there = (", ".join(names[:10]) for names in (manifest.classes, then))
+        raise ManifestError(
+            f"its classes ({here}) are not those that were scored ({there})",
+            where=f"{manifest.source}, against {where}",
+            fix="run `influence score` again",
+        )
+
+
+def _proposed(table: pa.Table, name: str, train: Rows) -> NDArray[np.int64] | None:
+    """A column of proposed labels [n], -1 for none: a model may have more outputs than the data have classes."""
+    labels, classes = _ints(table, name), class_count(train.manifest.classes, train.labels)
+    return None if labels is None else np.where(labels < classes, labels, -1)
 
 
 def _ints(table: pa.Table, name: str) -> NDArray[np.int64] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from influence_cli.data.classes import numbered_as
 from influence_cli.data.manifest import Manifest, Rows, open_manifest, without_overlap
 from influence_cli.errors import ManifestError
 from influence_cli.events import Listener
@@ -22,6 +23,8 @@ def target_rows(
         target, where = manifest.rows("val"), f"{manifest.source}, split val"
     else:
         other = open_manifest(inputs.target, inputs.label, inputs.skip_bad, known)
+        classes = manifest.classes or (None if model is None else model.classes)
+        other = numbered_as(other, classes, manifest.source if manifest.classes else "the checkpoint", listener)
         target, where = other.rows("val") if (other.splits == "val").any() else other.all_rows(), other.source
     if len(target) == 0:
         raise ManifestError("no target rows", where=where, fix="set split to val for some rows, or pass --target PATH")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +22,10 @@ from influence_cli.settings import Inputs, Options
 from influence_cli.stages.arm_quality import GAPS, beyond_accuracy
 from influence_cli.stages.arms import Arm, arm_fingerprint
 from influence_cli.stages.canaries import CanaryRequest
-from influence_cli.stages.score_table import GROUP
+from influence_cli.stages.score_table import groups_of
 from influence_cli.stages.scored_arms import EditsRequest
 from influence_cli.store.files import DamagedFile, replacing, serialized_digest, write_bytes, write_json
+from influence_cli.store.keys import canonical_json, fingerprint
 from influence_cli.store.sealed import CHECKSUM, WEIGHTS, parsed_object, weights_metadata, write_sealed_json
 
 if TYPE_CHECKING:
@@ -80,10 +82,15 @@ class TrainingRun:
             "pretrained": self.request.pretrained,
         }
         if self.spec.task is not None and self.spec.task.loss is not None:
-            recipe["loss"] = loss_of(self.spec.task).name(self.spec.num_classes)
+            recipe["loss"] = self._loss_name
         measured = [self.test, self.base.manifest.rows("val")]
         name = arm_fingerprint(arm, self.base, measured, recipe, self.spec.as_dict(), seed)
         return Path(self.request.output) / "arms" / name
+
+    @functools.cached_property
+    def _loss_name(self) -> str:
+        """What a loss of the user's own is known by; once a run, and not longer: what it does may change."""
+        return loss_of(self.spec.task).name(self.spec.num_classes)
 
     def _init_digest(self) -> str | None:
         return None if self.request.init is None else find_checkpoint(self.request.init)[0].digest
@@ -155,9 +162,12 @@ class TrainingRun:
         return data
 
     def _measures(self) -> int | str:
-        """What stands for the measures taken: they are of other groups where --group names another column."""
-        column = self.request.inputs.group
-        return MEASURED if column == GROUP else f"{MEASURED} by {column}"
+        """What stands for the measures taken: they are others where --group names another column, or other groups."""
+        groups = groups_of(self.test, self.request.inputs.group)
+        if groups is None:
+            return MEASURED
+        rows = [[key.tobytes().hex(), group] for key, group in zip(self.test.row_keys, groups.tolist(), strict=True)]
+        return f"{MEASURED} by {fingerprint('groups', 1, rows=rows)}"
 
     def _measure(self, model: nn.Module, arm: Arm) -> dict[str, Any]:
         """Train accuracy on the arm's own labels; accuracy, balanced accuracy and loss on target and test rows."""

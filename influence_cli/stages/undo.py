@@ -87,6 +87,9 @@ def plan_undo(edits: Any, curated: str, label: str | None = None) -> Undoing:
             raise ManifestError(what, where=f"{where}, row id={row['id']}, column label_was", fix=fix)
         labels[k], weights[k] = row["label_was"], row["weight_was"]
     original = _original(origin, label, required=bool(gone), where=where)
+    if original is not None and original.classes != manifest.classes and original.classes and manifest.classes:
+        fix = "number the classes of both alike"
+        raise ManifestError("its classes are not those of what was curated", where=str(curated), fix=fix)
     before = {} if not gone or original is None else _places(original, manifest, gone)
     added = tuple(origin.get("action", {}).get("added_columns", ()))
     return Undoing(manifest, original, label, added, labels, weights, before, table.num_rows)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from influence_cli.data.classes import numbers_in
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.row_checks import SKIPPED, BadRow
 from influence_cli.errors import ManifestError
@@ -81,6 +84,23 @@ def check_labels(rows: Rows, num_classes: int, label: str) -> None:
         )
 
 
+def check_classes(manifest: Manifest, model: ModelSpec) -> None:
+    """Refuse a manifest whose labels mean other classes than those of the checkpoint, by name or by number.
+
+    Raises:
+        ManifestError: they do.
+    """
+    own, trained = manifest.classes, model.classes
+    named = own is not None and trained is not None
+    if own != trained if named else numbers_in(own, trained, manifest.source, "the checkpoint") is not None:
+        here, there = (", ".join(names[:10]) if names else "plain numbers" for names in (own, trained))
+        raise ManifestError(
+            f"its labels mean other classes ({here}) than those that the checkpoint was trained on ({there})",
+            where=manifest.source,
+            fix="number the classes as the checkpoint does",
+        )
+
+
 def usable_now(rows: Rows, model: ModelSpec, inputs: Inputs) -> Rows:
     """The rows; with bad rows skipped, less those without an output in the model and those that do not decode now.
 
@@ -99,9 +119,27 @@ def kept(rows: Rows, manifest: Manifest) -> Rows:
     return Rows(manifest, rows.index[manifest.splits[rows.index] != SKIPPED])
 
 
+def bad_rows_of(*manifests: Manifest) -> dict[str, list[BadRow]]:
+    """Rows that cannot be used, in order, by what their manifest is called; other rows of one name get a number."""
+    first: dict[str, Manifest] = {}
+    found: dict[str, dict[int, BadRow]] = {}
+    for manifest in manifests:
+        name = next(n for n in _names(manifest.source) if n not in first or _same_rows(manifest, first[n]))
+        first.setdefault(name, manifest)
+        found.setdefault(name, {}).update({b.row: b for b in manifest.bad})
+    return {name: [rows[k] for k in sorted(rows)] for name, rows in found.items() if rows}
+
+
+def _names(source: str) -> Iterator[str]:
+    yield source
+    yield from (f"{source} ({number})" for number in itertools.count(2))
+
+
+def _same_rows(a: Manifest, b: Manifest) -> bool:
+    """Whether two manifests hold the same rows, whatever is left out of each: two in memory may have one name."""
+    return np.array_equal(a.payload_keys, b.payload_keys) and a.ids == b.ids
+
+
 def left_out_of(*manifests: Manifest) -> dict[str, list[dict[str, Any]]]:
     """Rows that cannot be used, by manifest: position, id, column and reason."""
-    found: dict[str, dict[int, dict[str, Any]]] = {}
-    for manifest in manifests:
-        found.setdefault(manifest.source, {}).update({b.row: asdict(b) for b in manifest.bad})
-    return {source: [rows[k] for k in sorted(rows)] for source, rows in found.items() if rows}
+    return {name: [asdict(row) for row in rows] for name, rows in bad_rows_of(*manifests).items()}

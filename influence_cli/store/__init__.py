@@ -4,7 +4,7 @@
   influence-store, CACHEDIR.TAG what says that the folder is a store (see ``place``), and that backups may leave it out
   directions/<fp>.safetensors   a direction q (or u) at a member; its metadata holds Phi and its noise
   factors/<fp>.safetensors      curvature fitted on a fit set: what it holds is its method's, and the fit set's keys
-  outputs/<member-fp>/<shard>   keys u8[n, 16] (payload), logits [n, C]
+  outputs/<fp>/<shard>          keys u8[n, 16] (payload), logits [n, C]
   tangents/<u-fp>/<shard>       keys u8[n, 16] (payload), tangent [n, C]
   row_values/<fp>/<shard>       keys u8[n, 16] (row), value f64[n], payload_keys: a value of each row's own gradient
   row_values/<fp>/curvature.json   where that is taken with curvature: its fit set, and what is known of it

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from influence_cli.data.sources.protocol import LABEL_NAMES, Columns, Source, one_meaning, pick, split_of
+from influence_cli.data.sources.protocol import LABEL_NAMES, Columns, Source, one_meaning, one_numbering, pick, split_of
 from influence_cli.data.sources.tabular import shape_table
 from influence_cli.errors import ManifestError
 
@@ -21,9 +21,7 @@ def read_saved_dataset(root: Path, columns: Columns) -> Source:
         ManifestError: a file is missing or is not Arrow, or a split has an unknown name.
     """
     parts = split_folders(root)
-    features = read_description(next(iter(parts.values())) / "dataset_info.json").get("features") or {}
-    label = pick(list(features), columns.label, LABEL_NAMES, "label", str(root))
-    names = features[label].get("names") if label is not None else None
+    names = one_numbering({str(folder): _names(folder / "dataset_info.json", columns) for folder in parts.values()})
 
     def tables() -> Iterator[pa.Table]:
         for split, folder in parts.items():
@@ -33,7 +31,15 @@ def read_saved_dataset(root: Path, columns: Columns) -> Source:
                     yield shape_table(table, columns, str(folder), first, split, split)
                     first += table.num_rows
 
-    return Source("Hugging Face dataset", tables, tuple(names) if names else None, str(root))
+    return Source("Hugging Face dataset", tables, names, str(root))
+
+
+def _names(description: Path, columns: Columns) -> tuple[str, ...] | None:
+    """The names of the classes of one split, where its labels are numbers with names."""
+    features = read_description(description).get("features") or {}
+    label = pick(list(features), columns.label, LABEL_NAMES, "label", str(description))
+    names = features[label].get("names") if label is not None else None
+    return tuple(names) if names else None
 
 
 def split_folders(root: Path) -> dict[str | None, Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -74,6 +74,21 @@ def one_meaning(names: list[str], where: str) -> None:
         if other != name:
             fix = "keep one of them, or put their rows together"
             raise ManifestError(f"{other} and {name} both mean split {split_of(name)}", where=where, fix=fix)
+
+
+def one_numbering(classes: Mapping[str, tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    """The classes of all files of a source, by file, which number their labels alike.
+
+    Raises:
+        ManifestError: two do not.
+    """
+    (first, names), *others = classes.items()
+    for file, own in others:
+        if own != names:
+            here, there = (", ".join(n[:10]) if n else "none" for n in (own, names))
+            fix = "number the classes of all files alike"
+            raise ManifestError(f"its classes ({here}) are not those of {first} ({there})", where=file, fix=fix)
+    return names
 
 
 def usual_splits(column: pa.ChunkedArray, where: str) -> pa.Array:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from influence_cli.data.classes import read_names
 from influence_cli.data.sources.protocol import (
     ID_NAMES,
     IMAGE_NAMES,
@@ -17,6 +18,7 @@ from influence_cli.data.sources.protocol import (
     LABEL_NAMES,
     Columns,
     Source,
+    one_numbering,
     pick,
     split_of,
     usual_splits,
@@ -57,7 +59,7 @@ def read_frame(source: Any, columns: Columns) -> Source:
 def read_parquet(path: Path, columns: Columns) -> Source:
     """A Parquet file or folder; file names such as ``train-00000-of-00002.parquet`` say the split."""
     files = parquet_files(str(path))
-    schema = read_schema(files[0])
+    classes = one_numbering({str(file): class_names(read_schema(file), columns) for file in files})
 
     def tables() -> Iterator[pa.Table]:
         for file in files:
@@ -68,14 +70,14 @@ def read_parquet(path: Path, columns: Columns) -> Source:
                 yield shape_table(pa.Table.from_batches([batch]), columns, str(file), first, split, name)
                 first += batch.num_rows
 
-    return Source("Parquet", tables, class_names(schema, columns), str(files[0].parent))
+    return Source("Parquet", tables, classes, str(files[0].parent))
 
 
 def class_names(schema: pa.Schema, columns: Columns) -> tuple[str, ...] | None:
     """Class names from the schema key ``classes``, or from Hugging Face's ClassLabel."""
     metadata = schema.metadata or {}
     if b"classes" in metadata:
-        return tuple(str(n) for n in json.loads(metadata[b"classes"]))
+        return read_names(metadata[b"classes"], "the schema")
     if b"huggingface" in metadata:
         features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
         label = pick(list(features), columns.label, LABEL_NAMES, "label", "schema")

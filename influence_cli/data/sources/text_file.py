@@ -9,6 +9,7 @@ import pyarrow as pa
 from pyarrow import csv
 from pyarrow import json as arrow_json
 
+from influence_cli.data.classes import CLEAN
 from influence_cli.data.sources.protocol import ID_NAMES, IMAGE_NAMES, KEPT, LABEL_NAMES, Columns, pick
 from influence_cli.errors import ManifestError
 
@@ -18,7 +19,8 @@ _PADDED = re.compile(r"[+-]?0[0-9]")  # 007: a name, not the number 7
 def read_text_file(path: Path, columns: Columns) -> pa.Table:
     """A CSV, TSV or JSONL file.
 
-    Ids are text.  Labels are numbers where every one of them is; 007, true and dates are names.
+    Ids are text.  Labels are numbers where every one of them is; 007, true and dates are names, and clean labels are
+    what labels are.
 
     Raises:
         ManifestError: it cannot be parsed, has no rows, or a column that is needed is not UTF-8.
@@ -48,17 +50,20 @@ def _read_csv(path: Path, columns: Columns) -> pa.Table:
     names = inferred.column_names
     identity = columns.id if columns.id in names else pick(names, None, ID_NAMES, "id", "")
     label = _label(names, columns)
-    texts = {n: pa.string() for n in (identity, label) if n is not None and names.count(n) == 1}
+    texts = {n: pa.string() for n in (identity, label, CLEAN) if n is not None and names.count(n) == 1}
     if not texts or any(pa.types.is_binary(inferred.schema.field(n).type) for n in texts):
         return inferred
     reading = csv.ConvertOptions(
         column_types=texts, include_columns=list(texts), null_values=[""], strings_can_be_null=True
     )
     as_written = csv.read_csv(path, parse_options=parsing, convert_options=reading)
+    named = False  # whether the labels are names: then the clean labels are too
     for name in texts:
         kind = inferred.schema.field(name).type
         number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)
-        if name == label and number and not any(_PADDED.match(v) for v in as_written[name].to_pylist() if v):
+        number = number and not any(_PADDED.match(v) for v in as_written[name].to_pylist() if v)
+        if name != identity and number and not (name == CLEAN and named):
             continue
+        named = named or name == label
         inferred = inferred.set_column(names.index(name), name, as_written[name])
     return inferred

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from influence_cli.data.classes import numbered_as
 from influence_cli.data.manifest import Rows, open_manifest
 from influence_cli.errors import ManifestError, ModelError, UsageError
 from influence_cli.events import SILENT, Listener
@@ -29,7 +30,7 @@ from influence_cli.stages.counterfactuals.subsets import Subsets
 from influence_cli.stages.counterfactuals.trainer import Training, open_trainer
 from influence_cli.stages.score_table import CurateRequest, ScoreTable, read_scores
 from influence_cli.stages.target import target_rows
-from influence_cli.stages.usable_rows import check_labels, usable_now
+from influence_cli.stages.usable_rows import check_classes, check_labels, usable_now
 from influence_cli.store import Store, open_store
 
 __all__ = ["CounterfactualRequest", "Training", "counterfactuals", "plan"]
@@ -121,6 +122,7 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
     checkpoint = request.checkpoint or (origin.get("checkpoint") or {}).get("locator")
     store = open_store(request.store, listener, remember)
     trainer = open_trainer(checkpoint, scores.manifest, request.training, store)
+    check_classes(scores.manifest, trainer.spec)
     if request.checkpoint is None and checkpoint is not None:
         _check_same(origin["checkpoint"].get("fingerprint"), find_checkpoint(checkpoint)[0].digest, checkpoint)
     target = _target(request, scores, trainer.spec, store, listener)
@@ -128,6 +130,7 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
     test = scores.manifest.rows("test")
     if request.test is not None:
         other = open_manifest(request.test, scores.label, skip_bad)
+        other = numbered_as(other, trainer.spec.classes, scores.manifest.source, listener)
         test = other.rows("test") if (other.splits == "test").any() else other.all_rows()
     test = usable_now(test, trainer.spec, Inputs(scores.manifest, label=scores.label, skip_bad=skip_bad))
     for rows in (scores.train, target, test):

@@ -1,0 +1,210 @@
+"""Classes by name: one numbering for every manifest of a run, and for every column that holds labels.
+
+A label is a number, and what it means are the names that its manifest gives them.  Where two manifests have names, the
+labels of one are numbered as in the other; where one has none, its labels stand for themselves, unless the names of
+the other are numbers too, which then name them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from influence_cli.errors import ManifestError, nearest
+from influence_cli.events import SILENT, Listener
+from influence_cli.store.keys import row_keys
+
+if TYPE_CHECKING:
+    from influence_cli.data.manifest import Manifest
+
+Names = Sequence[str]
+CLEAN = "clean_label"  # column of a manifest: the true labels, where they are known
+SHOWN = 10  # names in a message
+
+
+def read_names(stored: bytes, where: str) -> tuple[str, ...]:
+    """The names of classes 0, 1, ... as a manifest holds them: a list in JSON.
+
+    Raises:
+        ManifestError: they are none.
+    """
+    try:
+        names = json.loads(stored)
+    except ValueError:
+        names = None
+    if not isinstance(names, list):
+        fix = 'write a list, such as ["cat", "dog"], or take it out'
+        raise ManifestError("the names of the classes are no list in JSON", where=f"{where}, classes", fix=fix)
+    return tuple(str(n) for n in names)
+
+
+class Numbering:
+    """The label of every name or number in a source's columns of labels."""
+
+    def __init__(self, classes: Names | None, given: bool) -> None:
+        """``classes`` are the source's own where ``given``: then numbers are labels; otherwise they are names too."""
+        self.classes, self.given = classes, given
+        self.number = {name: k for k, name in enumerate(classes or ())}
+        values = [int(name) for name in self.number if name.isdecimal()]  # 01 is 1 as well, unless both are there
+        self.by_value = {int(n): k for n, k in self.number.items() if n.isdecimal() and values.count(int(n)) == 1}
+
+    def of(self, value: Any) -> int:
+        """The label.
+
+        Raises:
+            ValueError: it is no class.
+        """
+        if isinstance(value, str):
+            found = int(value) if self.classes is None and value.isdecimal() else self.number.get(value)
+        elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value % 1 != 0:
+            raise ValueError(f"{value!r} is no class number")
+        elif self.classes is None or self.given:
+            found = int(value)
+        else:
+            found = self.number.get(str(value), self.by_value.get(int(value)))
+        if found is None:
+            raise ValueError(f"unknown class {value!r}; {nearest(str(value), list(self.number))}")
+        return found
+
+
+def class_count(classes: Names | None, labels: NDArray[np.int64]) -> int:
+    """How many classes data have: as many as have names, otherwise up to the largest of the labels [n]."""
+    return len(classes) if classes else int(labels.max(initial=-1)) + 1
+
+
+def numbered_as(manifest: Manifest, classes: Names | None, of: str, listener: Listener = SILENT) -> Manifest:
+    """The manifest with its labels numbered as in ``classes``, which are those of ``of``; where any changes, a note.
+
+    Raises:
+        ManifestError: it has a class, or a row a label, that is none of them.
+    """
+    of = "the training rows" if of == manifest.source else of  # rows in memory are called by their type
+    numbers = numbers_in(manifest.classes, classes, manifest.source, of)
+    if numbers is None:
+        known = classes is not None and manifest.classes not in (None, tuple(classes))
+        return replace(manifest, classes=tuple(classes or ())) if known else manifest
+    labels = _renumbered(manifest, numbers, of)
+    listener.note(f"labels of {manifest.source} are numbered as in {of}, by the names of the classes")
+    before = manifest.numbers
+    return replace(
+        manifest,
+        labels=labels,
+        row_keys=row_keys(manifest.payload_keys, labels),
+        classes=None if classes is None else tuple(classes),
+        numbers=numbers if before is None else {k: numbers[v] for k, v in before.items() if v in numbers},
+    )
+
+
+def numbers_in(own: Names | None, classes: Names | None, where: str, of: str) -> dict[int, int] | None:
+    """Which label of ``classes`` each label of ``own`` is; None where every label stays.
+
+    Raises:
+        ManifestError: a name is none of ``classes``, or stands twice among them.
+    """
+    if (None if own is None else tuple(own)) == (None if classes is None else tuple(classes)):
+        return None
+    if own is not None and classes is not None:
+        numbers = _by_name(own, classes, where, of)
+    elif classes is not None:
+        numbers = {value: k for k, value in enumerate(_values(classes, of) or ())}
+    else:
+        numbers = dict(enumerate(_values(own or (), where) or ()))
+    return None if all(k == v for k, v in numbers.items()) else numbers
+
+
+def _by_name(own: Names, classes: Names, where: str, of: str) -> dict[int, int]:
+    number = {name: k for k, name in enumerate(classes)}
+    unknown = [name for name in own if name not in number]
+    if unknown:
+        here, there = (", ".join(names[:SHOWN]) for names in (unknown, classes))
+        raise ManifestError(
+            f"its classes {here} are none of {of} ({there})",
+            where=f"{where}, classes",
+            fix=f"{nearest(unknown[0], list(classes))}; or give both the same classes",
+        )
+    for names, place in ((own, where), (classes, of)):
+        twice = [name for name in own if list(names).count(name) > 1]
+        if twice:
+            raise ManifestError(f"two classes are called {twice[0]!r}", where=f"{place}, classes", fix="rename one")
+    return {k: number[name] for k, name in enumerate(own)}
+
+
+def _values(names: Names, where: str) -> list[int] | None:
+    """The numbers that names are, where these are not the numbers of their classes; None for other names.
+
+    Raises:
+        ManifestError: some names are such numbers, and others are none.
+    """
+    values = [int(name) if name.isdecimal() else None for name in names]
+    if all(value is None or value == k for k, value in enumerate(values)):
+        return None
+    found = [value for value in values if value is not None]
+    if len(set(found)) < len(names):
+        raise ManifestError(
+            f"labels are plain numbers where its classes are called {', '.join(names[:SHOWN])}",
+            where=f"{where}, classes",
+            fix="name the classes of both manifests (schema metadata key 'classes'), or of neither",
+        )
+    return found
+
+
+def _renumbered(manifest: Manifest, numbers: Mapping[int, int], of: str) -> NDArray[np.int64]:
+    labels = manifest.labels
+    found = np.array([numbers.get(label, -1) for label in labels.tolist()], dtype=np.int64)
+    lost = manifest.all_rows().index
+    lost = lost[found[lost] < 0]
+    if len(lost):
+        raise ManifestError(
+            f"label {labels[lost[0]]} is none of the classes of {of}",
+            where=f"{manifest.source}, row id={manifest.ids[lost[0]]}",
+            fix="correct the label, or name the classes of both manifests (schema metadata key 'classes')",
+        )
+    return found
+
+
+def column_labels(manifest: Manifest, column: str) -> NDArray[np.int64]:
+    """The labels of another column than the one that is scored [n], numbered as that one; -1 where null.
+
+    Raises:
+        ManifestError: they are neither whole numbers nor names, or one is no class.
+    """
+    stored, where = manifest.table.column(column), f"{manifest.source}, column {column}"
+    kind = stored.type.value_type if pa.types.is_dictionary(stored.type) else stored.type
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if not (text or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise ManifestError(f"clean labels are {kind}, not integers", where=where, fix="number the classes")
+    values = [None if v is None or v != v else v for v in stored.to_pylist()]
+    number = _number_of_text(manifest, values) if text else _number_of_number(manifest, values)
+    for row, value in enumerate(values):
+        if value is not None and value not in number:
+            known = manifest.classes or [str(k) for k in range(class_count(None, manifest.labels))]
+            raise ManifestError(
+                f"{value!r} is no class",
+                where=f"{manifest.source}, row id={manifest.ids[row]}, column {column}",
+                fix=nearest(str(value), list(known)),
+            )
+    return np.array([-1 if v is None else number[v] for v in values], dtype=np.int64)
+
+
+def _number_of_text(manifest: Manifest, values: Sequence[str | None]) -> dict[str, int]:
+    """The label of every name; where classes have none, names that are whole numbers are labels."""
+    if manifest.classes:
+        return {name: k for k, name in enumerate(manifest.classes)}
+    return {name: int(name) for name in set(values) if name is not None and name.isdecimal()}
+
+
+def _number_of_number(manifest: Manifest, values: Sequence[Any]) -> dict[Any, int]:
+    """The label of every number; a negative one is unknown, as it always was."""
+    known, most = manifest.numbers, len(manifest.classes) if manifest.classes else None
+    found: dict[Any, int] = {}
+    for value in {v for v in values if v is not None and float(v).is_integer()}:
+        label = int(value) if known is None or value < 0 else known.get(int(value), most)
+        if label is not None and (most is None or label < most):
+            found[value] = max(label, -1)
+    return found
