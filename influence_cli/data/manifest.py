@@ -299,7 +299,7 @@ def _check_payload_type(schema: pa.Schema, kind: str, source: str) -> None:
 def _classes(schema: pa.Schema, file: Path) -> tuple[str, ...] | None:
     stored = (schema.metadata or {}).get(b"classes")
     beside = file.parent / "classes.json"
-    if stored is None and beside.exists():
+    if stored is None and beside.is_file():
         stored = beside.read_bytes()
     if stored is None:
         return None

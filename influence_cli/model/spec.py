@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from influence_cli.data.payloads import REPAIR_IMAGE, open_image
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.model.checkpoints import Checkpoint, find_checkpoint
 from influence_cli.store.keys import fingerprint
@@ -202,15 +203,11 @@ def _wide(values: tuple[float, ...] | None, spec: ModelSpec) -> tuple[float, ...
 
 
 def _image_shape(manifest: Manifest, skip_bad: bool) -> tuple[int, int, int]:
-    import io
-
-    from PIL import Image
-
     rows = manifest.all_rows().index
     for row, payload in manifest.payloads(rows if skip_bad else rows[:1]):
         assert isinstance(payload, bytes)
         try:
-            with Image.open(io.BytesIO(payload)) as image:
+            with open_image(payload) as image:
                 if skip_bad:
                     image.load()  # a row that is left out says nothing of the input
                 return (1 if image.mode in ("L", "1") else 3), image.height, image.width
@@ -218,7 +215,7 @@ def _image_shape(manifest: Manifest, skip_bad: bool) -> tuple[int, int, int]:
             if skip_bad:
                 continue  # it is listed where the rows are decoded
             where = f"{manifest.source}, row id={manifest.ids[row]}, column {manifest.kind}"
-            fix = "repair the payload or take the row out, or pass --skip-bad"
+            fix = f"{REPAIR_IMAGE}, or pass --skip-bad"
             raise ManifestError(f"the image cannot be decoded ({error})", where=where, fix=fix) from error
     raise ManifestError("no image can be decoded", where=manifest.source, fix="give a manifest of images")
 
