@@ -51,7 +51,10 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     in_rounds = request.edits is not None and request.edits.rounds > 1
     if request.edits is not None and not in_rounds:
         arms += scored_arms(request.edits, base, request.seed, left_out)
-    calibration = [i for i, out in zip(base.ids, left_out.tolist(), strict=True) if out]
+    calibration = {
+        "calibration_ids": [base.ids[k] for k in np.flatnonzero(left_out)],
+        "calibration_keys": [base.row_keys[k].tobytes().hex() for k in np.flatnonzero(left_out)],
+    }
     device = device_of(request.device)
     planted = plant_in_arms(request, base, arms, left_out, spec.num_classes, listener)
     run = TrainingRun(request, recipe, spec, base, test, device, listener)
@@ -91,7 +94,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     front = pareto(metrics, METRICS, request.seed)
     if front:
         metrics["pareto"] = front
-    run.finish(arms[0], metrics, {"calibration_ids": calibration, **planted})
+    run.finish(arms[0], metrics, {**calibration, **planted})
     return metrics
 
 
