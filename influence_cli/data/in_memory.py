@@ -127,7 +127,9 @@ def read_dataset(dataset: Any, skip_bad: bool = False) -> DatasetManifest:
 def _pair(dataset: Any, row: int, source: str) -> tuple[Any, int]:
     try:
         value = dataset[row]
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: code of the user's does not end the program
         what = f"row {row} cannot be read ({type(error).__name__}: {error})"
         raise ManifestError(what, where=f"{source}, row {row}", fix="repair the Dataset") from error
     if not isinstance(value, tuple | list) or len(value) != 2:

@@ -130,7 +130,8 @@ def _spec(request: RetrainRequest, manifest: Manifest) -> ModelSpec:
     if request.init is not None:
         _, carried = find_checkpoint(request.init)
         if carried is not None and request.inputs.model in (None, carried["name"]):
-            return known_again(ModelSpec.from_dict(carried), manifest, Store(Path(request.output)))
+            store = Store(Path(request.output))
+            return known_again(ModelSpec.from_dict(carried), request.inputs, request.init, manifest, store)
     if request.inputs.task is not None or is_own(request.inputs.model):
         from influence_cli.model.task import training_spec
 
