@@ -304,8 +304,9 @@ def probe(
     point = Point(
         load_model(spec, checkpoint), "all", None, "fp32" if precision == "bf16" else precision, torch.device("cpu")
     )
-    by_row: dict[int, NDArray[np.float64]] = {}
-    for index, decoded in batches(manifest, [payloads], spec, 1, on_bad=lambda *_: None):  # the pass names bad rows
+    by_row, reasons = dict[int, NDArray[np.float64]](), list[str]()
+    heard = lambda _, why: reasons.append(why)  # noqa: E731  (the pass names bad rows)
+    for index, decoded in batches(manifest, [payloads], spec, 1, on_bad=heard):
         try:
             x = to_input(decoded, spec, point.dtype)
             z, _ = point.outputs(x, [])
@@ -323,5 +324,6 @@ def probe(
         by_row.update(zip(index.tolist(), z.double().numpy(), strict=True))
     if not by_row:
         fix = "check the task's transform: it fails on every one of them"
-        raise ModelError(f"none of the first {len(order)} rows can be decoded", where=manifest.source, fix=fix)
+        what = f"none of the first {len(order)} rows can be decoded: {reasons[0] if reasons else 'there is none'}"
+        raise ModelError(what, where=manifest.source, fix=fix)
     return {key: by_row[row] for key, row in rows.items() if row in by_row}
