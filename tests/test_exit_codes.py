@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -123,9 +124,9 @@ def test_a_module_that_leaves_when_it_is_imported_is_yours_to_fix(
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_os_exit_is_an_error_too(tmp_path: Path, tabular: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
+def test_os_exit_is_an_error_too(
+    tmp_path: Path, tabular: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     leaving(tmp_path, "os._exit(0)", monkeypatch)
     monkeypatch.chdir(tmp_path)
     leave = os._exit
@@ -133,6 +134,8 @@ def test_os_exit_is_an_error_too(tmp_path: Path, tabular: Path, monkeypatch: pyt
         with pytest.raises(SystemExit) as ended:
             main([str(a) for a in scoring(place, tabular)])
         assert ended.value.code in (2, 3)
+        assert "SystemExit: 0" in (said := capsys.readouterr().err)
+        assert place != "forward" or "code_that_leaves.py, line" in said
         assert os._exit is leave
     assert not Path("o.parquet").exists()
 

@@ -119,10 +119,12 @@ def _text(error: BaseException) -> str:
 
 def _place(error: BaseException) -> str:
     """The file and line that an error was raised in."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename != __file__:  # os._exit is refused here
+            place = f"{trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno}"
         trace = trace.tb_next
-    return "" if trace is None else f"{trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno}"
+    return place
 
 
 def _describe(error: BaseException) -> str:
