@@ -80,7 +80,7 @@ def check(scores: ScoreTable, request: GateRequest) -> Verdict:
     calibration = _calibration_keys(scores, effect is not None)
     keys = [k.hex() for k in scores.scored.keys]
     in_baseline = np.array([k in accepted for k in keys])
-    new = ~in_baseline & np.array([k not in calibration for k in keys])
+    new = ~in_baseline & np.array([k not in calibration for k in keys]) & ~_canaries(scores)
     judged = new & np.isfinite(scores.scored.score if effect is None else effect)
     unjudged = _unjudged(scores, new & ~judged, accepted | set(calibration))
     if effect is not None:
@@ -128,15 +128,17 @@ def _reference(
     )
 
 
+def _canaries(scores: ScoreTable) -> NDArray[np.bool_]:
+    """Rows [n] that are as they were in training, but for the wrong label that was planted there: they are not new."""
+    if "canary" not in scores.table.column_names:
+        return np.zeros(len(scores.train), dtype=bool)
+    return scores.table.column("canary").is_valid().to_numpy()
+
+
 def _unjudged(scores: ScoreTable, null: NDArray[np.bool_], known: set[str]) -> list[tuple[int, str]]:
     """New train rows, by their place in the manifest, that have no score, or were left out; and why."""
     manifest = scores.manifest
-    planted = scores.table.column("canary").to_pylist() if "canary" in scores.table.column_names else None
-    found: list[tuple[int, str]] = []
-    for k in np.flatnonzero(null).tolist():
-        canary = planted is not None and planted[k] is not None
-        reason = "a canary, which was trained on with another label" if canary else "its score is null"
-        found.append((int(scores.train.index[k]), reason))
+    found = [(row, "its score is null") for row in scores.train.index[null].tolist()]
     splits = manifest.table.column("split").to_pylist() if "split" in manifest.table.column_names else None
     for bad in manifest.bad:
         target = splits is not None and splits[bad.row] in ("val", "test")

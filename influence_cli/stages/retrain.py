@@ -51,10 +51,6 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     in_rounds = request.edits is not None and request.edits.rounds > 1
     if request.edits is not None and not in_rounds:
         arms += scored_arms(request.edits, base, request.seed, left_out)
-    calibration = {
-        "calibration_ids": [base.ids[k] for k in np.flatnonzero(left_out)],
-        "calibration_keys": [base.row_keys[k].tobytes().hex() for k in np.flatnonzero(left_out)],
-    }
     device = device_of(request.device)
     planted = plant_in_arms(request, base, arms, left_out, spec.num_classes, listener)
     run = TrainingRun(request, recipe, spec, base, test, device, listener)
@@ -94,7 +90,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     front = pareto(metrics, METRICS, request.seed)
     if front:
         metrics["pareto"] = front
-    run.finish(arms[0], metrics, {**calibration, **planted})
+    run.finish(arms[0], metrics, {**_calibration(base, left_out), **planted})
     return metrics
 
 
@@ -166,6 +162,13 @@ def _left_out(request: RetrainRequest, base: Rows) -> NDArray[np.bool_]:
     from influence_cli.methods.random import Random
 
     return Random().score(base.ids, request.seed) < request.calibration
+
+
+def _calibration(base: Rows, left_out: NDArray[np.bool_]) -> dict[str, list[str]]:
+    """What the run folder says of those rows: a row with another label or payload under an id is none of them."""
+    rows = np.flatnonzero(left_out).tolist()
+    keys = [base.row_keys[k].tobytes().hex() for k in rows]
+    return {"calibration_ids": [base.ids[k] for k in rows], "calibration_keys": keys}
 
 
 __all__ = ["EditsRequest", "RetrainRequest", "improved", "retrain"]
