@@ -369,11 +369,11 @@ def test_the_gate_trips_for_a_new_row_that_has_no_score(value: float | None, pul
     assert ran.code == 1
     assert "of 20 new rows flagged" in ran.err
     assert "1 cannot be judged" in ran.err
-    last = ran.rows[-1]
-    assert (last["id"], last["score"], last["p_value"]) == (ids[new[3]], None, None)
-    assert "cannot be judged: its score is null" in last["reason"]
-    assert all(r["reason"] is None for r in ran.rows[:-1])
-    assert gate(*asked, "--format", "json", cwd=pull_request).json["rows"][-1] == last
+    first = ran.rows[0]
+    assert (first["id"], first["score"], first["p_value"]) == (ids[new[3]], None, None)
+    assert "cannot be judged: its score is null" in first["reason"]
+    assert all(r["reason"] is None for r in ran.rows[1:])
+    assert gate(*asked, "--format", "json", cwd=pull_request).json["rows"][0] == first
     for how in ("github", "table", "csv"):
         shown = gate(*asked, "--format", how, cwd=pull_request)
         assert shown.code == 1

@@ -55,7 +55,7 @@ class Verdict:
     allowed: int
     reference: str
     tripped: bool
-    unjudged: int = 0  # new rows that have no score; the last ones of ``flagged``
+    unjudged: int = 0  # new rows that have no score; the first ones of ``flagged``
 
     def sentence(self) -> str:
         """The verdict in a line."""
@@ -158,7 +158,8 @@ def _verdict(
 ) -> Verdict:
     """The flagged rows, most suspicious first by what they are flagged for, against those allowed.
 
-    Rows that cannot be judged follow, and the gate trips for any of them: it never says clean of what it has not seen.
+    Rows that cannot be judged go before, and the gate trips for any of them: it calls nothing clean that it has not
+    seen.
     """
     candidates = judged + len(unjudged)
     allowed = parse_budget(request.max_flagged, candidates, "--max-flagged")
@@ -183,7 +184,7 @@ def _verdict(
         }
     )
     tripped = len(flagged) > allowed or len(unjudged) > 0
-    return Verdict(pa.concat_tables([table, more]), candidates, allowed, basis, tripped, len(unjudged))
+    return Verdict(pa.concat_tables([more, table]), candidates, allowed, basis, tripped, len(unjudged))
 
 
 def _effects(scores: ScoreTable, threshold: float) -> NDArray[np.float64]:
