@@ -182,6 +182,7 @@ ERRORS: dict[str, tuple[Callable[[], BaseException], int, str]] = {
     "over quota": (lambda: OSError(122, "Disk quota exceeded"), 3, "disk is full"),
     "a file of that name": (lambda: ManifestError("no such file", where="No space left on device"), 2, "no such file"),
     "no permission": (lambda: PermissionError("no"), 2, "no permission"),
+    "not open for writing": (lambda: OSError(9, "Bad file descriptor"), 2, "standard output cannot be written"),
     "recursion": (RecursionError, 3, "RecursionError"),
     "memory": (MemoryError, 3, "out of memory"),
     "a warning": (lambda: DeprecationWarning("old"), 3, "DeprecationWarning"),

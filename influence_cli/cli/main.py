@@ -47,7 +47,8 @@ def run(arguments: list[str]) -> int:
             return _fail(BROKEN, _describe(error), debug)
         return _fail(FIXABLE, f"error: {error}", debug)
     except BaseException as error:  # SystemExit too: code of the user's must not say that this is done
-        return _fail(FIXABLE if isinstance(error, PermissionError) else BROKEN, _describe(error), debug)
+        yours = isinstance(error, PermissionError) or _is_unwritable(error)
+        return _fail(FIXABLE if yours else BROKEN, _describe(error), debug)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -110,6 +111,11 @@ def _is_full(error: BaseException) -> bool:
     )
 
 
+def _is_unwritable(error: BaseException) -> bool:
+    """Whether a stream was opened for reading alone: standard output, as no file of ours is."""
+    return isinstance(error, OSError) and error.errno == errno.EBADF and error.filename is None
+
+
 def _text(error: BaseException) -> str:
     try:
         return str(error)
@@ -136,6 +142,8 @@ def _describe(error: BaseException) -> str:
         fix = "free some space; the same command continues"
     elif isinstance(error, PermissionError):
         what, where, fix = "no permission", str(error.filename or ""), "pick a readable and writable place"
+    elif _is_unwritable(error):
+        what, fix = "standard output cannot be written", "pass -o FILE, or open standard output for writing"
     elif isinstance(error, MemoryError) or "out of memory" in _text(error).lower():
         what, fix = f"out of memory ({_text(error)})", "pass a smaller --batch-size; the same command continues"
     elif not isinstance(error, Exception):
