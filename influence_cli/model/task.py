@@ -311,9 +311,10 @@ def probe(
             x = to_input(decoded, spec, point.dtype)
             z, _ = point.outputs(x, [])
             alone, _ = point.outputs(x[:1], [])
-        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        except (RuntimeError, TypeError, IndexError, ValueError, SystemExit, GeneratorExit) as error:
+            what = str(error) if isinstance(error, Exception) else _shown(error)
             raise ModelError(
-                f"the model {spec.name} fails on inputs of shape {tuple(decoded.shape)} ({error})",
+                f"the model {spec.name} fails on inputs of shape {tuple(decoded.shape)} ({what})",
                 fix="check that the transform gives what the model takes",
             ) from error
         if not _agree(z[:1].double().numpy(), alone.double().numpy()) and bool(z[:1].isfinite().all()):
