@@ -252,12 +252,13 @@ def evaluate(*scores: Any, **options: Any) -> dict[str, Any]:
     """How far to trust one or more score tables (paths or tables) of the same rows.
 
     ``options``: ``manifest``, ``label``, ``budget``, ``clean_column``, ``known_bad``, ``reference``, ``draws``,
-    ``seed``, ``stability``, ``checkpoint`` and ``skip_bad``, as on the command line, and ``store``.
+    ``seed``, ``stability``, ``checkpoint`` and ``skip_bad``, as on the command line, ``store``, and ``model`` where
+    the tables were scored with a ``python:`` model.
     """
     from influence_cli.stages.evaluate import EvaluateRequest
     from influence_cli.stages.evaluate import evaluate as stage
 
     listener = options.pop("listener", SILENT)
     options["budget"] = str(options.get("budget") or "5%")
-    runtime = Runtime(options.pop("store", ".influence"))
+    runtime = Runtime(options.pop("store", ".influence"), code=options.pop("model", None))
     return stage(EvaluateRequest(scores, runtime=runtime, **options), listener)

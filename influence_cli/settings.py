@@ -106,6 +106,7 @@ class Runtime:
     shard_rows: int = 1024
     engine: str = "auto"  # how derivatives are taken: every engine gives the same numbers
     rows_limit: float = 16.0  # GiB of rows' own gradients that are written without asking
+    code: str | None = None  # the model that this run names, where it is code: a table on the way in may not
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:

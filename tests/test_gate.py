@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
 
-from influence_cli.stages.gate import p_values
+from influence_cli.errors import UsageError
+from influence_cli.stages.gate import GateRequest, check, p_values
+from influence_cli.stages.score_table import CurateRequest, read_scores
 from tests.cases import Ran, call_cli, digits_table, with_column, write
 
 
@@ -271,3 +275,141 @@ def test_a_threshold_does_not_trust_a_direction_that_is_noise(effects: Path, tmp
     ran = gate("noisy.parquet", "--manifest", effects / "train.parquet", "--threshold", "0.1", cwd=tmp_path)
     assert ran.code == 2
     assert "sampling noise" in ran.err
+
+
+# ---- what was changed, and what cannot be judged -----------------------------------------------------------------
+
+
+def scored_again(folder: Path, table: pa.Table, run: Path, *more: Any) -> Path:
+    """Scores of a manifest that was changed, in a folder of its own."""
+    write(table, folder / "m.parquet")
+    ran = call_cli("score", "m.parquet", "--checkpoint", run, "--method", "loss", "-o", "s.parquet", *more, cwd=folder)
+    assert ran.code == 0, ran.err
+    return folder / "s.parquet"
+
+
+def test_a_calibration_row_that_was_changed_is_a_new_row(
+    tmp_path: Path, digits: Path, calibrated_run: Path, pull_request: Path
+) -> None:
+    """Another label under its id, or another row's payload: it is judged, and compared with the others alone."""
+    table, out = pq.read_table(digits), calibration_of(calibrated_run)
+    ids, labels = table.column("id").to_pylist(), table.column("label").to_pylist()
+    images, clean = table.column("image").to_pylist(), table.column("clean_label").to_pylist()
+    first, second = [k for k, i in enumerate(ids) if i in out and labels[k] == clean[k]][:2]
+    labels[first] = (labels[first] + 5) % 10
+    images[second] = images[(second + 1) % 200]
+    table = with_column(with_column(table, "label", pa.array(labels, pa.int64())), "image", pa.array(images))
+    scored_again(tmp_path, table, calibrated_run)
+    ran = gate("s.parquet", "--baseline", pull_request / "baseline.jsonl", "--false-flag", "30%", cwd=tmp_path)
+    assert "of 2 new rows" in ran.err
+    rows = {r["id"]: r["score"] for r in pq.read_table(tmp_path / "s.parquet").to_pylist()}
+    reference = np.array([rows[i] for i in out - {ids[first], ids[second]}])
+    p = (1 + np.sum(reference <= rows[ids[first]])) / (1 + len(reference))
+    assert p <= 0.3
+    assert {r["id"]: r["p_value"] for r in ran.rows}[ids[first]] == pytest.approx(p)
+    assert ran.code == 1
+
+
+def test_copies_of_a_calibration_row_do_not_change_the_others_p_values(
+    tmp_path: Path, digits: Path, calibrated_run: Path, pull_request: Path
+) -> None:
+    plain = gate(*FLAGS, cwd=pull_request).rows
+    rows = pq.read_table(pull_request / "scores.parquet").to_pylist()
+    worst = min((r for r in rows if r["id"] in calibration_of(calibrated_run)), key=lambda r: r["score"])["id"]
+    table = pq.read_table(pull_request / "train.parquet")
+    copy = table.filter(pa.compute.equal(table.column("id"), worst))
+    more = [with_column(copy, "id", pa.array([f"copy-{k}"])) for k in range(30)]
+    scored_again(tmp_path, pa.concat_tables([table, *more]), calibrated_run)
+    again = gate("s.parquet", "--baseline", pull_request / "baseline.jsonl", *FLAGS[3:], cwd=tmp_path).rows
+    assert again == plain
+
+
+def test_a_run_that_knows_its_calibration_rows_by_id_alone_is_refused(
+    tmp_path: Path, digits: Path, calibrated_run: Path, effects: Path
+) -> None:
+    shutil.copytree(calibrated_run, tmp_path / "run")
+    said = json.loads((tmp_path / "run" / "run.json").read_text())
+    del said["calibration_keys"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(said))
+    scored_again(tmp_path, pq.read_table(digits), tmp_path / "run")
+    ran = gate("s.parquet", "--false-flag", "30%", cwd=tmp_path)
+    assert ran.code == 2
+    assert "by id alone" in ran.err
+    assert "retrain --calibration" in ran.err
+    (tmp_path / "run" / "run.json").write_text("{")
+    ran = gate("s.parquet", "--false-flag", "30%", cwd=tmp_path)
+    assert ran.code == 2
+    assert "run.json" in ran.err
+
+
+def test_a_gate_whose_calibration_rows_are_all_gone_says_so(
+    tmp_path: Path, digits: Path, calibrated_run: Path, pull_request: Path
+) -> None:
+    table, out = pq.read_table(digits), calibration_of(calibrated_run)
+    keep = pa.array([i not in out for i in table.column("id").to_pylist()])
+    scored_again(tmp_path, table.filter(keep), calibrated_run)
+    assert gate("s.parquet", "--false-flag", "30%", cwd=tmp_path).code == 2
+    ran = gate("s.parquet", "--baseline", pull_request / "baseline.jsonl", "--false-flag", "30%", cwd=tmp_path)
+    assert f"none of the run's {len(out)} calibration rows is there as it was" in ran.err
+    assert "the rate of false flags is unknown" in ran.err
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("-inf")], ids=str)
+def test_the_gate_trips_for_a_new_row_that_has_no_score(value: float | None, pull_request: Path) -> None:
+    """Whatever is allowed, and in every format; an accepted row without a score is accepted."""
+    table = pq.read_table(pull_request / "scores.parquet")
+    accepted = set(pq.read_table(pull_request / "accepted.parquet").column("id").to_pylist())
+    ids, scores = table.column("id").to_pylist(), table.column("score").to_pylist()
+    new = [k for k, i in enumerate(ids) if i not in accepted]
+    scores[new[3]], scores[ids.index(next(iter(accepted)))] = value, value
+    changed = with_column(table, "score", pa.array(scores, pa.float64())).replace_schema_metadata(table.schema.metadata)
+    write(changed, pull_request / "null.parquet")
+    asked = ["null.parquet", *FLAGS[1:], "--max-flagged", "100%"]
+    ran = gate(*asked, cwd=pull_request)
+    assert ran.code == 1
+    assert "of 20 new rows flagged" in ran.err
+    assert "1 cannot be judged" in ran.err
+    first = ran.rows[0]
+    assert (first["id"], first["score"], first["p_value"]) == (ids[new[3]], None, None)
+    assert "cannot be judged: its score is null" in first["reason"]
+    assert all(r["reason"] is None for r in ran.rows[1:])
+    assert gate(*asked, "--format", "json", cwd=pull_request).json["rows"][0] == first
+    for how in ("github", "table", "csv"):
+        shown = gate(*asked, "--format", how, cwd=pull_request)
+        assert shown.code == 1
+        assert ids[new[3]] in shown.text
+        assert "cannot be judged" in shown.text
+    (pull_request / "null.parquet").unlink()
+
+
+def test_the_gate_trips_for_new_rows_without_an_effect(effects: Path, tmp_path: Path) -> None:
+    table = pq.read_table(effects / "scores.parquet")
+    none = with_column(table, "effect", pa.nulls(table.num_rows, pa.float64()))
+    write(none.replace_schema_metadata(table.schema.metadata), tmp_path / "s.parquet")
+    asked = ["s.parquet", "--manifest", effects / "train.parquet", "--baseline", effects / "baseline.jsonl"]
+    ran = gate(*asked, "--threshold", "1e9", cwd=tmp_path)
+    assert ran.code == 1
+    assert "0 of 20 new rows flagged" in ran.err
+    assert "20 cannot be judged" in ran.err
+    scores = read_scores(CurateRequest(str(tmp_path / "s.parquet"), manifest=str(effects / "train.parquet")))
+    for threshold in (float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="no size"):
+            check(scores, GateRequest(threshold=threshold))
+
+
+def test_the_gate_trips_for_new_rows_that_were_left_out_when_scored(
+    tmp_path: Path, calibrated_run: Path, pull_request: Path
+) -> None:
+    """A damaged image and a label outside of the classes, in train rows; one in a val row is no matter of the gate."""
+    table = pq.read_table(pull_request / "train.parquet")
+    images, labels, splits = (table.column(n).to_pylist() for n in ("image", "label", "split"))
+    ids = table.column("id").to_pylist()
+    last, val = len(ids) - 1, splits.index("val")
+    images[last], images[val], labels[last - 1] = b"no image", b"none", 99
+    table = with_column(with_column(table, "image", pa.array(images)), "label", pa.array(labels, pa.int64()))
+    scored_again(tmp_path, table, calibrated_run, "--skip-bad")
+    ran = gate("s.parquet", "--baseline", pull_request / "baseline.jsonl", *FLAGS[3:], "--max-flagged", "100%",
+               cwd=tmp_path)  # fmt: skip
+    assert ran.code == 1
+    assert "of 20 new rows flagged" in ran.err
+    assert {r["id"] for r in ran.rows if r["reason"]} == {ids[last - 1], ids[last]}

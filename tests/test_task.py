@@ -440,9 +440,10 @@ def test_a_python_factory_trains_scores_and_compares(project: Path) -> None:
     name = "python:own_code_of_a_test:task"
     trained = call_cli("retrain", "m.parquet", "--model", name, "--epochs", "8", "-o", "run", cwd=project)
     assert trained.code == 0, trained.err
-    scored = call_cli("score", "m.parquet", "--checkpoint", "run", "-o", "s.parquet", cwd=project)
+    named = ("m.parquet", "--checkpoint", "run", "--model", name)
+    scored = call_cli("score", *named, "-o", "s.parquet", cwd=project)
     assert scored.code == 0, scored.err
-    planned = call_cli("score", "m.parquet", "--checkpoint", "run", "--no-store", "-n", "--json", cwd=project)
+    planned = call_cli("score", *named, "--no-store", "-n", "--json", cwd=project)
     assert planned.json["rows_to_compute"] == 200
     assert planned.json["seconds"] is not None
     weights = ("--model", name, "--checkpoint", "run/model.safetensors", "--isolated")
@@ -481,8 +482,9 @@ def test_factories_that_cannot_work_are_exit_2(project: Path, name: str, more: t
 def test_counterfactuals_measure_the_tasks_own_loss_and_know_changed_code(project: Path) -> None:
     name = "python:own_code_of_a_test:lossy"
     assert call_cli("retrain", "m.parquet", "--model", name, "--epochs", "2", "-o", "run", cwd=project).code == 0
-    assert call_cli("score", "m.parquet", "--checkpoint", "run", "-o", "s.parquet", cwd=project).code == 0
-    asked = ("evaluate", "s.parquet", "--lds", "3", "--json")
+    scored = call_cli("score", "m.parquet", "--checkpoint", "run", "--model", name, "-o", "s.parquet", cwd=project)
+    assert scored.code == 0, scored.err
+    asked = ("evaluate", "s.parquet", "--lds", "3", "--json", "--model", name)
     before = {p: p.stat().st_mtime_ns for p in (project / ".influence").rglob("*")}
     assert call_cli(*asked, "-n", cwd=project).json["trainings"]["lds"]["kept"] == 0
     assert {p: p.stat().st_mtime_ns for p in (project / ".influence").rglob("*")} == before
@@ -503,7 +505,7 @@ def test_counterfactuals_measure_the_tasks_own_loss_and_know_changed_code(projec
 def test_training_on_from_a_checkpoint_knows_changed_code(project: Path) -> None:
     name = "python:own_code_of_a_test:task"
     assert call_cli("retrain", "m.parquet", "--model", name, "--epochs", "1", "-o", "run", cwd=project).code == 0
-    more = ("retrain", "m.parquet", "--init", "run", "--epochs", "1", "-o", "on")
+    more = ("retrain", "m.parquet", "--init", "run", "--model", name, "--epochs", "1", "-o", "on")
     assert call_cli(*more, cwd=project).code == 0
     first = (project / "on" / "model.safetensors").read_bytes()
     (project / "own_code_of_a_test.py").write_text(CODE.replace("- 0.5) / 0.5", "- 0.4) / 0.3"))

@@ -22,7 +22,10 @@ _TERMINAL = Terminal()
 
 
 class PastTyper(Exception):
-    """Carries what Typer would turn into an exit code of its own (a closed pipe into 1) up to ``main``."""
+    """Carries whatever a command raises up to ``main``.
+
+    Typer would make exit codes of some (a closed pipe is 1, an ``Exit`` raised by code of the user's is done).
+    """
 
 
 def terminal() -> Terminal:
@@ -73,7 +76,7 @@ def _command(
     def run(**given: Any) -> int | None:
         try:
             return settled(given)
-        except (KeyboardInterrupt, OSError) as error:
+        except BaseException as error:
             raise PastTyper from error
 
     def settled(given: dict[str, Any]) -> int | None:

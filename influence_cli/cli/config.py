@@ -57,7 +57,8 @@ def resolve(command: str, given: dict[str, Any], source: str | None, carried: di
         settings.put(s.name, s.default, "default")
         if s.stored and s.name in table:
             settings.put(s.name, _from_file(s, table[s.name], file), str(file))
-        if carried and carried.get(s.name) is not None:
+        said = s.name == "model" and carried is not None and settings.values[s.name] == carried.get("model")
+        if carried and carried.get(s.name) is not None and not said:  # a file of settings may name code, data may not
             settings.put(s.name, carried[s.name], "provenance")
         variable = f"INFLUENCE_{s.name.upper()}"
         if s.stored and variable in os.environ:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
+from influence_cli.cli.streams import say
 from influence_cli.errors import printable
 from influence_cli.events import Listener, Progress
 
@@ -43,7 +44,7 @@ class Terminal(Listener):
             self._line(f"warning: {text}")
 
     def _line(self, text: str) -> None:
-        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
+        say(printable(text))
 
     def styled(self, stream: IO[Any]) -> bool:
         """Whether to colour what goes to ``stream``."""

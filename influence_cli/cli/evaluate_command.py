@@ -93,6 +93,7 @@ def _runtime(settings: Settings) -> Runtime:
         settings["device"],
         settings["batch_size"],
         settings["workers"],
+        code=settings["model"],
     )
 
 

@@ -23,9 +23,16 @@ def require_source(settings: Settings, what: str) -> str:
 
 
 def inputs_of(settings: Settings, manifest: str) -> Inputs:
-    """What the flags say of data and model; a command that lacks one of them leaves it at its default."""
+    """What the flags say of data and model; a command that lacks one of them leaves it at its default.
+
+    Raises:
+        UsageError: the table on the way in names code.
+    """
+    from influence_cli.model.spec import code_named_by_data, is_own
     from influence_cli.settings import Inputs
 
+    if settings.origins.get("model") == "provenance" and is_own(settings["model"]):
+        raise code_named_by_data(settings["model"], settings.source or "")
     given = {n: settings.values.get(n) for n in ("target", "checkpoint", "model", "input_size", "num_classes")}
     return Inputs(
         manifest,

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
+from collections.abc import Iterator
+from typing import NoReturn
 
+from influence_cli.cli import streams
 from influence_cli.errors import InfluenceError, printable
 
 DONE, FIXABLE, BROKEN, INTERRUPTED, CLOSED_PIPE = 0, 2, 3, 130, 141  # 1 is returned by the gate itself
+FULL = (errno.ENOSPC, errno.EDQUOT)
+SAYS_FULL = ("no space left on device", "os error 28", "storagefull", "disk quota exceeded")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    streams.prepare()
+    code = BROKEN
+    try:
+        with _exits_are_ours():
+            code = run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:  # once more, while the first was told
+        code = INTERRUPTED
+    except BaseException as error:  # it cannot even be described
+        streams.say(f"error: {type(error).__name__}")
+    streams.let_go()
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -22,45 +38,117 @@ def run(arguments: list[str]) -> int:
     try:
         return _dispatch(arguments)
     except BrokenPipeError:
-        _close_stdout()
+        streams.drop_stdout()
         return CLOSED_PIPE
     except KeyboardInterrupt:
         return _interrupted()
     except InfluenceError as error:
+        if _is_full(error):
+            return _fail(BROKEN, _describe(error), debug)
         return _fail(FIXABLE, f"error: {error}", debug)
-    except Exception as error:
-        return _fail(FIXABLE if isinstance(error, PermissionError) else BROKEN, _describe(error), debug)
+    except BaseException as error:  # SystemExit too: code of the user's must not say that this is done
+        yours = isinstance(error, PermissionError) or _is_unwritable(error)
+        return _fail(FIXABLE if yours else BROKEN, _describe(error), debug)
 
 
 def _dispatch(arguments: list[str]) -> int:
     """Run the application; Typer's own errors are shown and become codes, everything else comes out as it was."""
     from influence_cli.cli.app import PastTyper, build_app
 
+    inside: BaseException  # is raised when no other is handled, or it would lose what it came of
     try:
         result = build_app()(args=arguments, prog_name="influence", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else DONE
     except PastTyper as carried:
-        raise carried.__cause__ or carried from None
+        inside = carried.__cause__ or carried
+    except SystemExit as error:  # Typer's: shell completion, or help that nobody reads
+        if not isinstance(error.__context__, BrokenPipeError):
+            return FIXABLE if error.code else DONE
+        inside = error.__context__
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error
-            error.show()  # pyright: ignore[reportAttributeAccessIssue]
+            with contextlib.suppress(OSError):  # where it cannot be shown it still is one
+                error.show()  # pyright: ignore[reportAttributeAccessIssue]
             return FIXABLE if error.exit_code else DONE  # pyright: ignore[reportAttributeAccessIssue]
-        if type(error).__name__ == "Exit":
-            return int(getattr(error, "exit_code", DONE))
-        raise
+        inside = error
+    raise inside
 
 
-def _describe(error: Exception) -> str:
-    what, where = f"{type(error).__name__}: {error}", ""
+@contextlib.contextmanager
+def _exits_are_ours() -> Iterator[None]:
+    """``os._exit`` in this process, by code of the user's, is an error like ``sys.exit``; children end as they like."""
+    leave, here = os._exit, os.getpid()
+
+    def refuse(code: int) -> NoReturn:
+        if os.getpid() != here:
+            leave(code)
+        raise SystemExit(code)
+
+    os._exit = refuse
+    try:
+        yield
+    finally:
+        os._exit = leave
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came of."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether the disk is full; libraries that write in C or Rust say it in words alone."""
+    return any(
+        e.errno in FULL
+        if isinstance(e, OSError) and e.errno is not None
+        else not isinstance(e, InfluenceError) and any(word in _text(e).lower() for word in SAYS_FULL)
+        for e in _chain(error)
+    )
+
+
+def _is_unwritable(error: BaseException) -> bool:
+    """Whether a stream was opened for reading alone: standard output, as no file of ours is."""
+    return isinstance(error, OSError) and error.errno == errno.EBADF and error.filename is None
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # of a class of the user's
+        return ""
+
+
+def _place(error: BaseException) -> str:
+    """The file and line that an error was raised in."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename != __file__:  # os._exit is refused here
+            place = f"{trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno}"
+        trace = trace.tb_next
+    return place
+
+
+def _describe(error: BaseException) -> str:
+    what, where = f"{type(error).__name__}: {_text(error)}", ""
     fix = "this is a defect of influence; run again with --debug and report it"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        what, where = "the disk is full", str(error.filename or "")
+    if _is_full(error):
+        named = (str(e.filename) for e in _chain(error) if isinstance(e, OSError) and e.filename)
+        what, where = "the disk is full", next(named, "")
         fix = "free some space; the same command continues"
     elif isinstance(error, PermissionError):
-        what, where, fix = "no permission", str(error.filename), "pick a readable and writable place"
-    elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        what, fix = f"out of memory ({error})", "pass a smaller --batch-size; the same command continues"
+        what, where, fix = "no permission", str(error.filename or ""), "pick a readable and writable place"
+    elif _is_unwritable(error):
+        what, fix = "standard output cannot be written", "pass -o FILE, or open standard output for writing"
+    elif isinstance(error, MemoryError) or "out of memory" in _text(error).lower():
+        what, fix = f"out of memory ({_text(error)})", "pass a smaller --batch-size; the same command continues"
+    elif not isinstance(error, Exception):
+        what, where = f"the program was ended from inside ({what}); nothing is finished", _place(error)
+        fix = "let your own code return or raise an error; --debug shows how it came there"
     lines = [f"error: {what}", *([f"in: {where}"] if where else []), f"fix: {fix}"]
     return "\n".join(printable(line) for line in lines)
 
@@ -69,8 +157,8 @@ def _fail(code: int, text: str, debug: bool) -> int:
     if debug:
         import traceback
 
-        traceback.print_exc()
-    print(text, file=sys.stderr)  # noqa: T201
+        streams.say(traceback.format_exc().rstrip())
+    streams.say(text)
     return code
 
 
@@ -81,11 +169,5 @@ def _interrupted() -> int:
     kept = "what was finished is kept; run the same command to continue"
     if span is not None and span[3] == "rows":
         kept = f"{span[1]:,} of {span[2]:,} rows kept; run the same command to continue"
-    print(f"interrupted: {kept}", file=sys.stderr)  # noqa: T201
+    streams.say(f"interrupted: {kept}")
     return INTERRUPTED
-
-
-def _close_stdout() -> None:
-    """Point standard output at the null device, so that closing it at exit says nothing."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())

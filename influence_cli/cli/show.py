@@ -206,14 +206,19 @@ def verdict(settings: Settings, result: Verdict, manifest: str) -> None:
     terminal().note(result.sentence())
     if settings["format"] == "github":
         for row in result.flagged.to_pylist():
-            why = f"effect {row['effect']:.3g}" if "effect" in row else f"p-value {row['p_value']:.3g}"
-            text = f"row {row['id']} (label {row['label']}): score {row['score']:.3g}, {why}"
+            text = f"row {row['id']} (label {row['label']}): {row['reason'] or _suspicion(row)}"
             sys.stdout.write(f"::warning file={_escaped(manifest)},title=influence::{_escaped(text)}\n")
         if result.tripped:
             sys.stdout.write(f"::error title=influence::{_escaped(result.sentence())}\n")
         sys.stdout.flush()
         return
     table(settings, result.flagged, sort_by=None)
+
+
+def _suspicion(row: dict[str, Any]) -> str:
+    """What a row is flagged for."""
+    why = f"effect {row['effect']:.3g}" if "effect" in row else f"p-value {row['p_value']:.3g}"
+    return f"score {row['score']:.3g}, {why}"
 
 
 def _escaped(text: str) -> str:

@@ -142,7 +142,9 @@ def _class_names(dataset: Any, source: str) -> tuple[str, ...] | None:
 def _pair(dataset: Any, row: int, source: str) -> tuple[Any, int]:
     try:
         value = dataset[row]
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: code of the user's does not end the program
         what = f"row {row} cannot be read ({type(error).__name__}: {error})"
         raise ManifestError(what, where=f"{source}, row {row}", fix="repair the Dataset") from error
     if not isinstance(value, tuple | list) or len(value) != 2:

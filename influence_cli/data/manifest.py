@@ -299,7 +299,7 @@ def _classes(schema: pa.Schema, file: Path, source: str) -> tuple[str, ...] | No
     stored, beside = (schema.metadata or {}).get(b"classes"), file.parent / "classes.json"
     if stored is not None:
         return read_names(stored, source)
-    return read_names(beside.read_bytes(), str(beside)) if beside.exists() else None
+    return read_names(beside.read_bytes(), str(beside)) if beside.is_file() else None
 
 
 def _classes_of_all(files: Sequence[Path], source: str) -> tuple[str, ...] | None:

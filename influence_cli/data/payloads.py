@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import io
+import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +20,61 @@ from influence_cli.data.tables import read_batches
 from influence_cli.errors import ManifestError
 from influence_cli.store.keys import KEY_BYTES, Keys, payload_key, stack
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 Payload = bytes | NDArray[np.float32]
+
+# What images of data sets are stored as.  Pillow knows more, some of which start another program (EPS).
+IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000")
+REPAIR_IMAGE = f"store it as one of {', '.join(IMAGE_FORMATS)}, or take the row out"
+LARGEST_FILE = 1 << 30  # bytes of one payload: more than any image that is decoded
+
+
+def open_image(data: bytes) -> Image:
+    """The image in a payload, of one of ``IMAGE_FORMATS`` and of at most as many pixels as Pillow takes for harmless.
+
+    Raises:
+        ValueError: it is none, or is larger; Pillow raises much else where a file is damaged.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except UnidentifiedImageError as error:  # its own text is the address of an object
+        raise ValueError("no known image format") from error
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and image.width * image.height > most:
+        raise ValueError(f"it has {image.width} x {image.height} pixels, more than {most:,}")
+    return image
+
+
+def image_of(data: bytes, where: str) -> Image:
+    """``open_image`` with an error that says where the payload is.
+
+    Raises:
+        ManifestError: it is no image that is read.
+    """
+    try:
+        return open_image(data)
+    except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
+        raise ManifestError(f"the image cannot be decoded ({error})", where=where, fix=REPAIR_IMAGE) from error
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file: a pipe would be waited for, and a device may have no end.
+
+    Raises:
+        OSError: it is no regular file, is too large, or cannot be read.
+    """
+    found = os.stat(path)  # before it is opened: to open a device may already do something, and a pipe waits
+    if not stat.S_ISREG(found.st_mode):
+        kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+        kind = next((name for test, name in kinds if test(found.st_mode)), "a device")
+        raise OSError(errno.EINVAL, f"{kind}, not a regular file")
+    if found.st_size > LARGEST_FILE:
+        raise OSError(errno.EFBIG, f"more than {LARGEST_FILE >> 30} GiB")
+    return path.read_bytes() if found.st_size else b""  # files of /proc say 0, and may be waited for
 
 
 def payload_batches(files: Sequence[Path], kind: str) -> Iterator[tuple[int, pa.Array]]:
@@ -69,10 +127,12 @@ def read_payload(value: Payload | Path | None, where: Callable[[], str]) -> Payl
     if not isinstance(value, Path):
         return value
     try:
-        return value.read_bytes()
+        return read_file(value)
     except OSError as error:
         raise ManifestError(
-            f"cannot read {value} ({error.strerror})", where=where(), fix="paths count from the manifest's folder"
+            f"cannot read {value} ({error.strerror})",
+            where=where(),
+            fix="name a regular file; paths count from the manifest's folder",
         ) from error
 
 

@@ -52,12 +52,25 @@ def parquet_files(source: str) -> list[Path]:
     else:
         raise ManifestError("no such file", where=source, fix="check the path")
     for file in files:
+        check_regular(str(file))
         try:
             read_parquet_schema(file)
         except DamagedFile as error:
             what, fix = f"not readable as Parquet ({error})", "give a Parquet file (is it truncated, or damaged?)"
             raise ManifestError(what, where=str(file), fix=fix) from error
     return files
+
+
+def check_regular(path: str) -> None:
+    """Refuse a pipe or a device in place of a table, which is read more than once; let what is not there pass.
+
+    Raises:
+        ManifestError: it is one.
+    """
+    where = Path(path)
+    if where.exists() and not where.is_file():
+        what = "a folder" if where.is_dir() else "a pipe, a socket or a device"
+        raise ManifestError(f"{what} where a file is needed", where=path, fix="give a file, or pipe Parquet into -")
 
 
 def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:
@@ -74,6 +87,7 @@ def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:
         from pyarrow import csv
         from pyarrow import json as arrow_json
 
+        check_regular(source)
         try:
             if suffix == ".csv":
                 table = csv.read_csv(source, convert_options=csv.ConvertOptions(column_types=dict(_TEXT)))

@@ -7,7 +7,6 @@ folder of its new class.  Where two files would have one name, the one that move
 from __future__ import annotations
 
 import errno
-import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from influence_cli.data.payloads import Payload, image_of, read_payload
 from influence_cli.data.sources.image_folder import EXTENSIONS
 from influence_cli.errors import ManifestError, UsageError, nearest
 from influence_cli.exports.protocol import LINKS, Prepared, Task, stored
@@ -98,7 +98,13 @@ def _places(task: Task, classes: dict[int, str]) -> tuple[dict[int, str], int]:
         else:
             split = str(manifest.splits[row])
             head = f"{split}/{class_name}" if "split" in manifest.table.column_names else class_name
-            moved.append((row, head, _file_name(manifest.ids[row], value, name)))
+            moved.append(
+                (
+                    row,
+                    head,
+                    _file_name(manifest.ids[row], value, name, f"{manifest.source}, row id={manifest.ids[row]}"),
+                )
+            )
     renamed = 0
     for row, head, rest in moved:
         out[row] = taken.free(head, rest)
@@ -151,7 +157,7 @@ def _cut(stem: str, end: str) -> str:
     return stem.encode()[:room].decode(errors="ignore") + end
 
 
-def _file_name(row_id: str, value: object, name: str | None) -> str:
+def _file_name(row_id: str, value: Payload | Path | None, name: str | None, where: str) -> str:
     """The file name of a row that came from no image folder: its path's, or its id with the suffix of its format."""
     base = PurePosixPath(name or row_id).name if name else row_id
     safe = "".join("_" if c in "/\\" or ord(c) < 32 or ord(c) == 127 else c for c in base) or "_"
@@ -159,14 +165,14 @@ def _file_name(row_id: str, value: object, name: str | None) -> str:
     suffix = PurePosixPath(safe).suffix
     if suffix.lower() in EXTENSIONS:
         return _cut(safe[: -len(suffix)], suffix)
-    return _cut(safe, _sniffed(value))
+    return _cut(safe, _sniffed(value, where))
 
 
-def _sniffed(value: object) -> str:
+def _sniffed(value: Payload | Path | None, where: str) -> str:
     """The suffix of an image's format."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(value) if isinstance(value, bytes) else value) as image:  # pyright: ignore[reportArgumentType]
+    payload = read_payload(value, lambda: where)
+    assert isinstance(payload, bytes)
+    with image_of(payload, where) as image:
         kind = image.format or "PNG"
     return _SUFFIXES.get(kind, f".{kind.lower()}")
 

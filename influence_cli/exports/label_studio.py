@@ -10,7 +10,6 @@ it), and the score itself is in ``meta``.
 from __future__ import annotations
 
 import base64
-import io
 import json
 import urllib.parse
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from influence_cli.data.payloads import Payload
+from influence_cli.data.payloads import Payload, image_of
 from influence_cli.errors import ManifestError
 from influence_cli.exports.protocol import Prepared, Task, rebase, stored
 
@@ -78,7 +77,7 @@ def _value(task: Task, value: Payload | Path | None, name: str | None, row: int)
     if isinstance(value, np.ndarray):
         return {"features": value.tolist()}
     if isinstance(value, bytes):
-        return {"image": _data_uri(value)}
+        return {"image": _data_uri(value, f"{task.edited.manifest.source}, row id={task.edited.manifest.ids[row]}")}
     if value is None or name is None:
         where = f"{task.edited.manifest.source}, row id={task.edited.manifest.ids[row]}"
         raise ManifestError("the payload is empty", where=where, fix="fill it in or take the row out")
@@ -95,9 +94,9 @@ def _source_folder(task: Task) -> Path:
     return path if task.origin.form == "folder" else path.parent
 
 
-def _data_uri(image: bytes) -> str:
+def _data_uri(image: bytes, where: str) -> str:
     from PIL import Image
 
-    with Image.open(io.BytesIO(image)) as opened:
+    with image_of(image, where) as opened:
         kind = Image.MIME.get(opened.format or "", "image/png")
     return f"data:{kind};base64,{base64.b64encode(image).decode()}"

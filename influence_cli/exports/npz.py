@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.data.payloads import read_payload
+from influence_cli.data.payloads import image_of, read_payload
 from influence_cli.data.row_checks import SPLITS
 from influence_cli.data.sources import open_source
 from influence_cli.data.sources.npz import as_column, pair_names, read_arrays
@@ -72,7 +71,7 @@ def _new_arrays(task: Task) -> Arrays:
     for row, value, _ in stored(task):
         where = f"{manifest.source}, row id={manifest.ids[row]}"
         payload = read_payload(value, lambda where=where: where)
-        values[str(manifest.splits[row])].append(_pixels(payload) if isinstance(payload, bytes) else payload)
+        values[str(manifest.splits[row])].append(_pixels(payload, where) if isinstance(payload, bytes) else payload)
         rows[str(manifest.splits[row])].append(row)
     shapes = {(v.shape, v.dtype.str) for arrays in values.values() for v in arrays}
     if len(shapes) > 1:
@@ -88,10 +87,8 @@ def _new_arrays(task: Task) -> Arrays:
     return arrays
 
 
-def _pixels(encoded: bytes) -> NDArray[np.uint8]:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(encoded)) as image:
+def _pixels(encoded: bytes, where: str) -> NDArray[np.uint8]:
+    with image_of(encoded, where) as image:
         grey = image.mode in ("1", "L")
         return np.asarray(image.convert("L" if grey else "RGB"))
 

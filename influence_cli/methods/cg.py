@@ -11,8 +11,8 @@ Hestenes and Stiefel 1952; Koh and Liang 2017 (arXiv:1703.04730), section 3; Mar
 The default delta is 0 where l2 is above 1e-8 of tr K + l2, else 1e-3 of the mean eigenvalue of K + l2 I.
 
 Rounding, which differs with batch size and threads, moves where the solve stands when it ends: by as much as the
-tolerance leaves open.  With products in float64 the default tolerance is 1e-8, at which scores no longer show it (they
-agree to 1e-6); it takes about twice the passes of 1e-4, which is the default in float32, whose products resolve no more.
+tolerance leaves open.  With products in float64 the default tolerance is 1e-8, at which scores agree to about 1e-6
+whatever moved them; it takes about twice the passes of 1e-4, the default in float32, whose products resolve no more.
 """
 
 from __future__ import annotations

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from influence_cli.errors import ModelError, nearest
 from influence_cli.model.checkpoints import Checkpoint
-from influence_cli.model.spec import TORCHVISION, ModelSpec, is_own, is_plain
-from influence_cli.model.task import own_code
+from influence_cli.model.spec import TORCHVISION, ModelSpec, code_named_by_data, is_own, is_plain
 from influence_cli.model.weights import load_weights
 from influence_cli.settings import INTERPOLATIONS
 
@@ -85,8 +84,10 @@ def build_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
     Raises:
         ModelError: the name is unknown, or the architecture refuses the input.
     """
-    if spec.task is not None or is_own(spec.name):
-        return (spec.task or own_code(spec.name)[0]).build()
+    if spec.task is not None:
+        return spec.task.build()
+    if is_own(spec.name):  # code is made a task where it is named; a name alone is data
+        raise code_named_by_data(spec.name, "")
     if is_plain(spec.name):
         width = 1
         for n in spec.shape:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from influence_cli.data.manifest import Manifest, Payload, Rows
+from influence_cli.data.payloads import REPAIR_IMAGE, open_image
 from influence_cli.data.row_checks import BadRow
 from influence_cli.errors import ManifestError
 from influence_cli.model.spec import ModelSpec
@@ -39,18 +39,13 @@ def decode(payload: Payload, spec: ModelSpec) -> NDArray[Any]:
         raise ValueError("features where the model takes images")
     channels = spec.shape[0]
     try:
-        with Image.open(io.BytesIO(payload)) as image:
+        with open_image(payload) as image:
             if image.mode == "P" and "transparency" in image.info:
                 image = image.convert("RGBA")  # the same colours; Pillow warns of going straight to RGB
             pixels = np.asarray(_sized(image.convert("L" if channels == 1 else "RGB"), spec))
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
-        raise ValueError(f"the image cannot be decoded ({why_not_decoded(error)})") from error
+        raise ValueError(f"the image cannot be decoded ({error})") from error
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-
-
-def why_not_decoded(error: Exception) -> str:
-    """Pillow's reason without the address of the object that it names."""
-    return "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def _sized(image: Image.Image, spec: ModelSpec) -> Image.Image:
@@ -79,10 +74,11 @@ def decode_row(manifest: Manifest, row: int, payload: Payload, spec: ModelSpec) 
     try:
         return decode(payload, spec)
     except ValueError as error:
+        repair = REPAIR_IMAGE if spec.kind == "image" else "repair the payload or take the row out"
         raise ManifestError(
             str(error),
             where=f"{manifest.source}, row id={manifest.ids[row]}, column {manifest.kind}",
-            fix="repair the payload or take the row out, or pass --skip-bad",
+            fix=f"{repair}, or pass --skip-bad",
         ) from error
 
 

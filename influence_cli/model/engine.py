@@ -119,12 +119,9 @@ class Engine:
 
         Rows without a finite logit have nothing to compare.
         """
-        for rows in ([] if self.point.few is None else [self.point.few[:CHECKED]]) + [x[:CHECKED]]:
-            with torch.no_grad(), differentiable_kernels(self.point.recurrent):
-                logits = self.point.logits(rows)  # a model that fails here fails of itself
-            some = rows[torch.isfinite(logits).all(1)]
-            if len(some):
-                break
+        some, logits = self._finite(x if self.point.few is None else self.point.few)
+        if len(some) == 0:
+            some, logits = self._finite(x)
         reasons: list[str] = []
         for name in self._order(logits.shape[1]):
             why = "; ".join(reasons) or ("asked for" if self.asked != "auto" else "the cheapest")
@@ -147,6 +144,12 @@ class Engine:
             if self.asked == "auto"
             else "pass --engine auto, which takes the first that works",
         )
+
+    def _finite(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Up to 16 rows less those without finite logits, and the logits of all; a model that fails fails of itself."""
+        with torch.no_grad(), differentiable_kernels(self.point.recurrent):
+            logits = self.point.logits(x[:CHECKED])
+        return x[:CHECKED][torch.isfinite(logits).all(1)], logits
 
     def _check(self, name: str, x: Tensor, directions: Directions, why: str) -> Checked:
         found = Checked(name, why, len(x))

@@ -83,7 +83,9 @@ class OwnLoss:
         """
         try:
             values = self.loss(logits, labels)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit too: code of the user's does not end the program
             what = f"the task's loss failed on logits {tuple(logits.shape)} ({type(error).__name__}: {error})"
             raise ModelError(what, fix="repair the loss: it takes logits [n, C] and labels [n]") from error
         if tuple(values.shape) != (len(labels),):

@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from influence_cli.data.payloads import REPAIR_IMAGE, open_image
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.model.checkpoints import Checkpoint, find_checkpoint
 from influence_cli.store.keys import fingerprint
@@ -52,7 +53,7 @@ class ModelSpec:
     @staticmethod
     def from_dict(value: dict[str, Any]) -> ModelSpec:
         """The inverse of ``as_dict``."""
-        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != "task"}
         return ModelSpec(**known)
 
 
@@ -66,22 +67,36 @@ def is_own(name: str | None) -> bool:
     return name is not None and name.startswith(PYTHON)
 
 
-def with_own_code(spec: ModelSpec) -> ModelSpec:
-    """The spec that a checkpoint carries, with the user's own code where its architecture is that."""
+def code_named_by_data(name: str, where: str) -> UsageError:
+    """The error for a file that names code: whoever wrote the file must not choose what runs here."""
+    what = f"a file names the model {name}, which is code, and only a flag or a setting may name code"
+    return UsageError(what, where=where, fix=f"pass --model {name} to say that you trust it")
+
+
+def with_own_code(spec: ModelSpec, inputs: Inputs, where: str) -> ModelSpec:
+    """The spec that a checkpoint carries, with the user's own code where its architecture is that.
+
+    Raises:
+        UsageError: the checkpoint names code that this run does not.
+    """
     if not is_own(spec.name) or spec.task is not None:
         return spec
-    from influence_cli.model.task import own_code
+    from influence_cli.model.task import checked_task, own_code
 
+    if inputs.task is not None:
+        return replace(spec, task=checked_task(inputs.task))
+    if inputs.model != spec.name:
+        raise code_named_by_data(spec.name, where)
     return replace(spec, task=own_code(spec.name)[0])
 
 
-def known_again(spec: ModelSpec, manifest: Manifest, store: Store) -> ModelSpec:
+def known_again(spec: ModelSpec, inputs: Inputs, where: str, manifest: Manifest, store: Store) -> ModelSpec:
     """The spec that a checkpoint carries, for training: the user's own code is known by what it does now."""
     if not is_own(spec.name):
         return spec
     from influence_cli.model.task import known_untrained
 
-    return known_untrained(with_own_code(spec), manifest, store)
+    return known_untrained(with_own_code(spec, inputs, where), manifest, store)
 
 
 def resolve_model(inputs: Inputs, manifest: Manifest, store: Store, precision: str) -> tuple[ModelSpec, Checkpoint]:
@@ -98,6 +113,7 @@ def resolve_model(inputs: Inputs, manifest: Manifest, store: Store, precision: s
         if is_own(spec.name):
             from influence_cli.model.task import carried_task
 
+            spec = with_own_code(spec, inputs, inputs.checkpoint or "")
             spec = carried_task(spec, required(checkpoint), manifest, store, precision)
         return spec, required(checkpoint)
     if inputs.task is not None or is_own(inputs.model):
@@ -202,15 +218,11 @@ def _wide(values: tuple[float, ...] | None, spec: ModelSpec) -> tuple[float, ...
 
 
 def _image_shape(manifest: Manifest, skip_bad: bool) -> tuple[int, int, int]:
-    import io
-
-    from PIL import Image
-
     rows = manifest.all_rows().index
     for row, payload in manifest.payloads(rows if skip_bad else rows[:1]):
         assert isinstance(payload, bytes)
         try:
-            with Image.open(io.BytesIO(payload)) as image:
+            with open_image(payload) as image:
                 if skip_bad:
                     image.load()  # a row that is left out says nothing of the input
                 return (1 if image.mode in ("L", "1") else 3), image.height, image.width
@@ -218,7 +230,7 @@ def _image_shape(manifest: Manifest, skip_bad: bool) -> tuple[int, int, int]:
             if skip_bad:
                 continue  # it is listed where the rows are decoded
             where = f"{manifest.source}, row id={manifest.ids[row]}, column {manifest.kind}"
-            fix = "repair the payload or take the row out, or pass --skip-bad"
+            fix = f"{REPAIR_IMAGE}, or pass --skip-bad"
             raise ManifestError(f"the image cannot be decoded ({error})", where=where, fix=fix) from error
     raise ManifestError("no image can be decoded", where=manifest.source, fix="give a manifest of images")
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.model.checkpoints import Checkpoint
-from influence_cli.model.spec import PYTHON, ModelSpec, new_spec, with_own_code
+from influence_cli.model.spec import PYTHON, ModelSpec, new_spec
 from influence_cli.store.files import serialized_digest
 from influence_cli.store.keys import canonical_json, fingerprint
 
@@ -79,7 +79,9 @@ class Task:
             if isinstance(payload, np.ndarray) and not payload.flags.writeable:
                 payload = payload.copy()  # torch warns of tensors on memory that it must not write
             value = payload if self.transform is None else self.transform(payload)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit too
             raise ValueError(f"the task's transform failed ({_shown(error)})") from error
         if isinstance(value, torch.Tensor):
             value = value.detach().cpu()
@@ -93,7 +95,8 @@ class Task:
 def own_code(name: str) -> tuple[Task, bool]:
     """What ``python:PACKAGE.MODULE:FACTORY`` makes, as a Task, and whether it is a plain module without a transform.
 
-    The working folder is searched too.
+    The working folder is searched too.  To call this is to run code: ``name`` comes from a flag, a setting or an
+    argument of this run, never from a file that is read as data (``spec.with_own_code``).
 
     Raises:
         UsageError: it cannot be imported, or is no function.
@@ -111,7 +114,9 @@ def own_code(name: str) -> tuple[Task, bool]:
         make = getattr(importlib.import_module(module), factory)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"cannot import {name!r} ({error})", fix="check the module and the function's name") from error
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: code of the user's does not end the program
         raise UsageError(f"cannot import {name!r} ({_shown(error)})", fix="repair the module") from error
     if not callable(make):
         raise UsageError(f"{name!r} is no function", fix="name a function that returns a Task or a torch module")
@@ -131,11 +136,13 @@ def _called(make: Callable[[], Any], what: str) -> Any:
     """
     try:
         return make()
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too
         raise ModelError(f"{what} failed ({_shown(error)})", fix="repair the function; --debug shows where") from error
 
 
-def _shown(error: Exception) -> str:
+def _shown(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
@@ -147,16 +154,25 @@ def weights_digest(model: nn.Module) -> str:
     return serialized_digest(save({name: value.detach().cpu().contiguous().clone() for name, value in state.items()}))
 
 
+def checked_task(task: Any) -> Task:
+    """The task that was given through the Python API.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not isinstance(task, Task):
+        kind = type(task).__name__
+        raise UsageError(f"the task is a {kind}", fix="give influence_cli.Task(model=..., transform=..., loss=...)")
+    return task
+
+
 def task_spec(inputs: Inputs, manifest: Manifest, store: Store | None) -> ModelSpec:
     """The spec of a model of the user's own, given through the Python API or made by ``python:...``.
 
     Raises:
         UsageError: a plain module that needs to be told how images become its input.
     """
-    if inputs.task is not None and not isinstance(inputs.task, Task):
-        kind = type(inputs.task).__name__
-        raise UsageError(f"the task is a {kind}", fix="give influence_cli.Task(model=..., transform=..., loss=...)")
-    task, plain = (inputs.task, False) if inputs.task is not None else own_code(inputs.model or "")
+    task, plain = (checked_task(inputs.task), False) if inputs.task is not None else own_code(inputs.model or "")
     if not plain:
         name = inputs.model or f"task:{task.name or _name_of(task)}"
         classes = inputs.num_classes or (len(manifest.classes) if manifest.classes else 0)
@@ -187,8 +203,8 @@ def resolve_task(
 def carried_task(
     spec: ModelSpec, checkpoint: Checkpoint, manifest: Manifest, store: Store, precision: str
 ) -> ModelSpec:
-    """The spec that a checkpoint of the user's own architecture carries, with its code."""
-    return known_by_outputs(replace(with_own_code(spec), code=None), checkpoint, manifest, store, precision)
+    """The spec that a checkpoint of the user's own architecture carries, with its code, by its name."""
+    return known_by_outputs(replace(spec, code=None), checkpoint, manifest, store, precision)
 
 
 def training_spec(inputs: Inputs, manifest: Manifest, store: Store) -> ModelSpec:
@@ -297,15 +313,17 @@ def probe(
     order = sorted(set(rows.values()))
     payloads = list(manifest.payloads(np.array(order, dtype=np.int64)))
     point = Point(model, "all", None, "fp32" if precision == "bf16" else precision, torch.device("cpu"))
-    by_row: dict[int, NDArray[np.float64]] = {}
-    for index, decoded in batches(manifest, [payloads], spec, 1, on_bad=lambda *_: None):  # the pass names bad rows
+    by_row, reasons = dict[int, NDArray[np.float64]](), list[str]()
+    heard = lambda _, why: reasons.append(why)  # noqa: E731  (the pass names bad rows)
+    for index, decoded in batches(manifest, [payloads], spec, 1, on_bad=heard):
         try:
             x = to_input(decoded, spec, point.dtype)
             z, _ = point.outputs(x, [])
             alone, _ = point.outputs(x[:1], [])
-        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        except (RuntimeError, TypeError, IndexError, ValueError, SystemExit, GeneratorExit) as error:
+            what = str(error) if isinstance(error, Exception) else _shown(error)
             raise ModelError(
-                f"the model {spec.name} fails on inputs of shape {tuple(decoded.shape)} ({error})",
+                f"the model {spec.name} fails on inputs of shape {tuple(decoded.shape)} ({what})",
                 fix="check that the transform gives what the model takes",
             ) from error
         if not _agree(z[:1].double().numpy(), alone.double().numpy()) and bool(z[:1].isfinite().all()):
@@ -316,5 +334,6 @@ def probe(
         by_row.update(zip(index.tolist(), z.double().numpy(), strict=True))
     if not by_row:
         fix = "check the task's transform: it fails on every one of them"
-        raise ModelError(f"none of the first {len(order)} rows can be decoded", where=manifest.source, fix=fix)
+        what = f"none of the first {len(order)} rows can be decoded: {reasons[0] if reasons else 'there is none'}"
+        raise ModelError(what, where=manifest.source, fix=fix)
     return {key: by_row[row] for key, row in rows.items() if row in by_row}

@@ -154,7 +154,7 @@ def plant_in_arms(
     noise = uniform_noise(known)
     if asked.kind == "confusion":
         carried = None if asked.source is None else find_checkpoint(asked.source)[1]
-        model = None if carried else request.inputs.model
+        model = request.inputs.model if carried is None or carried["name"] == request.inputs.model else None
         earlier = replace(request.inputs, checkpoint=asked.source, model=model)
         noise = _noise_of(earlier, classes, known, request.device, listener)
     planted = plant(base, (base.weights > 0) & ~left_out, asked.share, noise, request.seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterator
@@ -17,11 +16,11 @@ import pyarrow as pa
 from influence_cli.data.classes import CLEAN, Numbering
 from influence_cli.data.in_memory import name_of
 from influence_cli.data.manifest import Manifest, read_manifest
+from influence_cli.data.payloads import REPAIR_IMAGE, open_image, read_file
 from influence_cli.data.sources import Columns, Source, open_source
 from influence_cli.data.sources.origin import origin_metadata
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
-from influence_cli.model.decode import why_not_decoded
 from influence_cli.store.files import replacing
 from influence_cli.store.parquet import SealedWriter
 from influence_cli.store.shards import positions
@@ -53,7 +52,7 @@ class Ingested:
 
 
 class _BadRow(Exception):
-    pass
+    fix = "repair the row"
 
 
 def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingested:
@@ -188,7 +187,7 @@ def _converted(
                     raise ManifestError(
                         str(bad),
                         where=f"{_named(request.source)}, {_place(row['id'], first + k)}",
-                        fix="repair the row, or pass --skip-bad",
+                        fix=f"{bad.fix}, or pass --skip-bad",
                     ) from bad
                 skipped.append((f"row {first + k}" if row["id"] is None else str(row["id"]), str(bad)))
         first += table.num_rows
@@ -234,16 +233,16 @@ def _payload_bytes(row: dict[str, Any], folder: Path) -> bytes:
         raise _BadRow("the image is missing")
     if isinstance(value, str):
         try:
-            value = (folder / value).read_bytes()
+            value = read_file(folder / value)
         except OSError as error:
             raise _BadRow(f"cannot read {value} ({error.strerror})") from error
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(value)) as image:
+        with open_image(value) as image:
             image.load()
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
-        raise _BadRow(f"the image cannot be decoded ({why_not_decoded(error)})") from error
+        bad = _BadRow(f"the image cannot be decoded ({error})")
+        bad.fix = REPAIR_IMAGE
+        raise bad from error
     return value
 
 

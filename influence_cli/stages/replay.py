@@ -7,6 +7,7 @@ from typing import Any
 
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import Listener
+from influence_cli.model.spec import code_named_by_data, is_own
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.job import Job, open_job
 
@@ -31,7 +32,8 @@ def reopen(
     given is meant, whatever was scored for.
 
     Raises:
-        UsageError: the table has no provenance, nothing that a model is needed for, or other target rows by now.
+        UsageError: the table has no provenance, nothing that a model is needed for, or other target rows by now; or
+            it names code that ``runtime`` does not.
         ModelError: its checkpoint is not the one that it was scored at, and no other is asked for.
     """
     if not origin:
@@ -43,6 +45,11 @@ def reopen(
         fix = "score with a manifest's path as --fit-rows"
         raise UsageError("its curvature was fitted on rows in memory, which are not found again", where=source, fix=fix)
     flags = {**origin.get("model_flags", {}), "skip_bad": origin.get("skip_bad", False)}
+    named = flags.get("model") or (origin.get("model") or {}).get("name")
+    if is_own(named):
+        if not is_own(runtime.code) or (runtime.code != named and not another):
+            raise code_named_by_data(str(named), source)
+        flags["model"] = runtime.code
     inputs = Inputs(
         origin["manifest"]["locator"] if manifest is None else manifest,
         target=target or origin["target"].get("locator"),

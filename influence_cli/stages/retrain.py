@@ -52,7 +52,6 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     in_rounds = request.edits is not None and request.edits.rounds > 1
     if request.edits is not None and not in_rounds:
         arms += scored_arms(request.edits, base, request.seed, left_out)
-    calibration = [i for i, out in zip(base.ids, left_out.tolist(), strict=True) if out]
     device = device_of(request.device)
     planted = plant_in_arms(request, base, arms, left_out, spec.num_classes, listener)
     run = TrainingRun(request, recipe, spec, base, test, device, listener)
@@ -92,7 +91,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     front = pareto(metrics, METRICS, request.seed)
     if front:
         metrics["pareto"] = front
-    run.finish(arms[0], metrics, {"calibration_ids": calibration, **planted})
+    run.finish(arms[0], metrics, {**_calibration(base, left_out), **planted})
     return metrics
 
 
@@ -132,7 +131,7 @@ def _spec(request: RetrainRequest, manifest: Manifest) -> ModelSpec:
         if carried is not None and request.inputs.model in (None, carried["name"]):
             spec = ModelSpec.from_dict(carried)
             check_classes(manifest, spec)
-            return known_again(spec, manifest, _notes(request))
+            return known_again(spec, request.inputs, request.init, manifest, _notes(request))
     if request.inputs.task is not None or is_own(request.inputs.model):
         from influence_cli.model.task import training_spec
 
@@ -191,6 +190,13 @@ def _left_out(request: RetrainRequest, base: Rows) -> NDArray[np.bool_]:
     from influence_cli.methods.random import Random
 
     return Random().score(base.ids, request.seed) < request.calibration
+
+
+def _calibration(base: Rows, left_out: NDArray[np.bool_]) -> dict[str, list[str]]:
+    """What the run folder says of those rows: a row with another label or payload under an id is none of them."""
+    rows = np.flatnonzero(left_out).tolist()
+    keys = [base.row_keys[k].tobytes().hex() for k in rows]
+    return {"calibration_ids": [base.ids[k] for k in rows], "calibration_keys": keys}
 
 
 __all__ = ["EditsRequest", "RetrainRequest", "improved", "retrain"]

@@ -18,6 +18,7 @@ from influence_cli.actions import make_action
 from influence_cli.data.manifest import Rows
 from influence_cli.data.row_checks import SKIPPED
 from influence_cli.errors import UsageError
+from influence_cli.model.spec import is_own
 from influence_cli.settings import Runtime
 from influence_cli.stages.arms import Arm, base_arm, control_arms, described
 from influence_cli.stages.budgets import parse_budget
@@ -96,7 +97,8 @@ def _scored(
         splits = manifest.splits.copy()
         splits[base.index[gone]] = SKIPPED
         manifest = dataclasses.replace(manifest, splits=splits)
-    inputs = dataclasses.replace(run.request.inputs, manifest=manifest, checkpoint=str(checkpoint), model=None)
+    model = run.spec.name if is_own(run.spec.name) else None  # code is named by this run, not by the folder
+    inputs = dataclasses.replace(run.request.inputs, manifest=manifest, checkpoint=str(checkpoint), model=model)
     runtime = Runtime(str(Path(run.request.output) / STORE), run.request.device)
     job = open_job(inputs, request.spec, runtime, run.listener)
     table = read_scores(CurateRequest(score(job), manifest=manifest))

@@ -25,7 +25,7 @@ from influence_cli.stages.canaries import CanaryRequest
 from influence_cli.stages.score_table import groups_of
 from influence_cli.stages.scored_arms import EditsRequest
 from influence_cli.store.files import DamagedFile, replacing, serialized_digest, write_bytes, write_json
-from influence_cli.store.keys import canonical_json, fingerprint
+from influence_cli.store.keys import fingerprint
 from influence_cli.store.sealed import CHECKSUM, WEIGHTS, parsed_object, weights_metadata, write_sealed_json
 
 if TYPE_CHECKING:

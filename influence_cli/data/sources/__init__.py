@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from influence_cli.data.sources.protocol import Columns, Source
+from influence_cli.data.tables import check_regular
 from influence_cli.errors import ManifestError
 
 __all__ = ["Columns", "Source", "open_source"]
@@ -31,6 +32,8 @@ def open_source(source: Any, columns: Columns) -> Source:
     where = Path(path)
     if not where.exists():
         raise ManifestError("no such file or folder", where=path, fix="check the path")
+    if not where.is_dir():
+        check_regular(path)
     if where.is_file() and where.suffix.lower() in SUFFIXES:
         if SUFFIXES[where.suffix.lower()] == "npz":
             from influence_cli.data.sources.npz import read_npz

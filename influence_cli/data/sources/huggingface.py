@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from influence_cli.data.sources.protocol import LABEL_NAMES, Columns, Source, one_meaning, one_numbering, pick, split_of
 from influence_cli.data.sources.tabular import shape_table
+from influence_cli.data.tables import check_regular
 from influence_cli.errors import ManifestError
 
 
@@ -82,6 +83,7 @@ def read_description(path: Path) -> dict[str, Any]:
     Raises:
         ManifestError: it cannot be read.
     """
+    check_regular(str(path))
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -94,6 +96,7 @@ def read_stream(path: Path) -> Iterator[pa.Table]:
     Raises:
         ManifestError: it is not one.
     """
+    check_regular(str(path))
     try:
         with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
             for batch in reader:

@@ -157,7 +157,7 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
     pool = Pool(scores.train, used, columns, random, request.seed, request.seeds, refits.deterministic)
     parts, brittleness = _parts(request, pool), None
     if request.brittleness is not None:
-        runtime = Runtime(request.store, request.training.device)
+        runtime = Runtime(request.store, request.training.device, code=request.training.model)
         source = request.scores.scores if isinstance(request.scores.scores, str) else "the score table"
         job = open_scored_job(scores, request.target, request.checkpoint, runtime, remember, source)
         brittleness = Brittleness(pool, refits, job, request.brittleness)

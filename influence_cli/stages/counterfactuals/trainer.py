@@ -5,14 +5,14 @@ A run folder of ``retrain`` says it in ``run.json``; flags override that, and st
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.data.manifest import Manifest
 from influence_cli.errors import UsageError
 from influence_cli.model.checkpoints import Checkpoint, find_checkpoint
 from influence_cli.model.run_file import read_run
-from influence_cli.model.spec import ModelSpec, known_again, new_spec
+from influence_cli.model.spec import ModelSpec, is_own, known_again, new_spec
 from influence_cli.settings import Inputs
 from influence_cli.store import Store
 
@@ -34,6 +34,11 @@ class Training:
     init: str | None = None
     pretrained: bool = False
     device: str = "auto"
+
+    @property
+    def model(self) -> str | None:
+        """The model that flags and settings name."""
+        return self.said.get("model") or self.otherwise.get("model")
 
 
 @dataclass(frozen=True)
@@ -101,10 +106,11 @@ def _spec(
     carried = run.get("model")
     if carried is None and checkpoint is not None:
         carried = find_checkpoint(checkpoint)[1]
-    model = training.said.get("model")
-    if carried is not None and model in (None, carried["name"]):
-        return known_again(ModelSpec.from_dict(carried), manifest, store)
-    model = model or training.otherwise.get("model")
+    said = training.said.get("model")
+    model = training.model
+    if carried is not None and said in (None, carried["name"]):
+        named = Inputs(manifest.source, model=model)
+        return known_again(ModelSpec.from_dict(carried), named, checkpoint or "", manifest, store)
     if model is None:
         raise UsageError(
             "nothing says which model to train again",
@@ -113,4 +119,8 @@ def _spec(
         )
     from_scratch = training.init is None and not training.pretrained
     inputs = Inputs(manifest.source, model=model, input_size=training.input_size, num_classes=training.num_classes)
+    if is_own(model):
+        from influence_cli.model.task import training_spec
+
+        return training_spec(replace(inputs, mean=(0.5,), std=(0.5,)), manifest, store)  # as from_scratch has it
     return new_spec(inputs, manifest, None, from_scratch)
