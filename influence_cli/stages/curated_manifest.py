@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from influence_cli.data.earlier import CURATED
+from influence_cli.data.outputs import Output, check_outputs, writing
 from influence_cli.data.sources.origin import moved_origin
 from influence_cli.data.tables import read_schema, with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.stages.arms import PROPOSAL
 from influence_cli.stages.curate import Curated
 from influence_cli.stages.edited import rebased
-from influence_cli.store.files import replacing
 
 
 def write_curated(curated: Curated, output: str) -> int:
@@ -35,7 +36,8 @@ def write_curated(curated: Curated, output: str) -> int:
         raise UsageError(
             f"cannot write {output!r}: a manifest is Parquet", fix="use .parquet, or - for standard output"
         )
-    with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+    check_outputs([Output("-o", output, CURATED)], [*curated.scores.manifest.files, curated.request.scores])
+    with writing(path, CURATED) as temporary, pa.OSFile(str(temporary), "wb") as sink:
         return _stream(curated, sink, path.parent)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.formulas import MARK, unquoted
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ManifestError, UsageError, nearest
 from influence_cli.maths.bootstrap import degrees_of_freedom, draws_of, holm, share_interval, student, two_sided
@@ -100,7 +101,7 @@ def read_ids(path: str) -> set[str]:
             rows = csv.DictReader(text.splitlines())
             if "id" not in (rows.fieldnames or ()):
                 raise ValueError("no column id")
-            return {row["id"] for row in rows}
+            return {unquoted(row["id"]) if MARK in row else row["id"] for row in rows}
         if suffix in (".json", ".jsonl"):
             values = json.loads(text) if suffix == ".json" else [json.loads(s) for s in text.splitlines() if s.strip()]
             return {_id_of(v) for v in values}

@@ -9,6 +9,7 @@ import pyarrow as pa
 from pyarrow import csv
 from pyarrow import json as arrow_json
 
+from influence_cli.data.formulas import as_meant
 from influence_cli.data.sources.protocol import ID_NAMES, IMAGE_NAMES, KEPT, LABEL_NAMES, Columns, pick
 from influence_cli.errors import ManifestError
 
@@ -44,7 +45,7 @@ def _label(names: list[str], columns: Columns) -> str | None:
 def _read_csv(path: Path, columns: Columns) -> pa.Table:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     parsing = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    inferred = csv.read_csv(path, parse_options=parsing)
+    inferred = csv.read_csv(as_meant(path, delimiter), parse_options=parsing)
     names = inferred.column_names
     identity = columns.id if columns.id in names else pick(names, None, ID_NAMES, "id", "")
     label = _label(names, columns)
@@ -54,7 +55,7 @@ def _read_csv(path: Path, columns: Columns) -> pa.Table:
     reading = csv.ConvertOptions(
         column_types=texts, include_columns=list(texts), null_values=[""], strings_can_be_null=True
     )
-    as_written = csv.read_csv(path, parse_options=parsing, convert_options=reading)
+    as_written = csv.read_csv(as_meant(path, delimiter), parse_options=parsing, convert_options=reading)
     for name in texts:
         kind = inferred.schema.field(name).type
         number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)
