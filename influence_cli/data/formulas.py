@@ -106,14 +106,14 @@ def as_meant(path: Path, delimiter: str = ",") -> Path | pa.BufferReader:
     """
     if not is_marked(path, delimiter):
         return path
-    out = io.StringIO()
+    out = io.StringIO(newline="")
     limit = csv.field_size_limit(2**31 - 1)
     try:
         with open(path, encoding="utf-8-sig", newline="") as handle:
             rows = csv.reader(handle, delimiter=delimiter)
             header = next(rows)
             mark = header.index(MARK)
-            writer = csv.writer(out, delimiter=delimiter, lineterminator="\n")
+            writer = csv.writer(out, delimiter=delimiter, lineterminator="\r\n")  # both are quoted
             writer.writerows(_row(row, mark) for row in (header, *rows))
     except (csv.Error, UnicodeDecodeError) as error:
         raise pa.ArrowInvalid(str(error)) from error

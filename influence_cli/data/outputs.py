@@ -57,8 +57,8 @@ def check_outputs(outputs: Iterable[Output], reads: Iterable[Any] = (), store: A
         status_of(output.flag, output.path)
         _check_apart(output, checked[:k])
     for output in checked:
-        _check_place(output)
         _check_read(output, read)
+        _check_place(output)
         if isinstance(store, str | Path) and is_inside(output.place, Path(store)):
             fix = "give a place outside of it"
             raise UsageError(f"{output.flag} {output.path!r} is inside of the store", where=str(store), fix=fix)

@@ -8,6 +8,7 @@ Verdicts against the reference column are Holm's, over all columns, figure by fi
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,10 +96,10 @@ def read_ids(path: str) -> set[str]:
         UsageError: it is none of these.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = Path(path).read_bytes().decode("utf-8-sig")  # a return in an id stays
         suffix = Path(path).suffix
         if suffix == ".csv":
-            rows = csv.DictReader(text.splitlines())
+            rows = csv.DictReader(io.StringIO(text, newline=""))
             if "id" not in (rows.fieldnames or ()):
                 raise ValueError("no column id")
             return {unquoted(row["id"]) if MARK in row else row["id"] for row in rows}

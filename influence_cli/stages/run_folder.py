@@ -74,7 +74,6 @@ def _check_content(request: RetrainRequest, recipe: Recipe, place: Path) -> None
     now: dict[str, Any] = {**recipe.describe(), "lr": recipe.peak_lr, "pretrained": request.pretrained}
     then = {**run["recipe"], **({"pretrained": run["pretrained"]} if "pretrained" in run else {})}
     now["init"], then["init"] = _weights(request.init), _weights(run.get("init"))
-    now["optimizer"], then["optimizer"] = recipe.optimizer, then.get("optimizer")
     for name in sorted(now.keys() & then.keys()):
         if now[name] != then[name]:
             raise _of_another(request, name, then[name], now[name])
