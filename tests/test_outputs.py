@@ -240,6 +240,11 @@ def test_nothing_is_written_into_the_store(here: Path) -> None:
     for name in (".influence/s.parquet", ".influence/new/s.parquet", "x/../.influence/s.csv"):
         refused(*SCORE, "-o", name, cwd=here, says="is inside of the store")
     refused("evaluate", "s.parquet", "--store", "st", "--report", "st/r.html", cwd=here, says="inside of the store")
+    (here / "other").mkdir()
+    (here / "other" / "influence-store").write_text("influence store\nIt says so itself.\n")
+    refused(*TRIM, "-o", "other/new/c.parquet", cwd=here, says="inside of the store")
+    refused(*TRIM, "--export", "other/out", "--export-as", "csv", cwd=here, says="")
+    refused(*RETRAIN, "-o", "other/run", cwd=here, says="inside of the store")
 
 
 def test_two_outputs_of_a_run_are_two_files(here: Path) -> None:
@@ -284,8 +289,8 @@ def test_a_run_that_is_read_is_not_replaced(here: Path) -> None:
     for init in ("own", "own/model.safetensors", "./own"):
         refused(*RETRAIN, "-o", "own", "--init", init, cwd=here, says="is read by this run")
     refused(*RETRAIN, "-o", "own", "--canaries", "10%", "--canaries-from", "own", cwd=here, says="is read by this run")
-    shutil.copy(here / "run" / "run.json", here / "own" / "run.json")
     (here / "own" / "model.safetensors").write_bytes(b"mine")
+    refused(*RETRAIN, "-o", "own", cwd=here, says="model.safetensors in -o 'own' is no earlier output")
 
 
 # ---- from Python --------------------------------------------------------------------------------------------------
@@ -334,6 +339,9 @@ def test_a_place_that_cannot_be_is_refused_and_nothing_is_created(here: Path) ->
     (here / "b.parquet").symlink_to("a.parquet")
     refused(*SCORE, "-o", "a.parquet", cwd=here, says="cannot write -o 'a.parquet'")
     refused(*SCORE, "-o", "new/deep/x.xlsx", cwd=here, says="unknown suffix")
+    refused(*SCORE, "-o", "new.parquet/", cwd=here, says="it names a folder")
+    (here / "folder").mkdir()
+    refused("evaluate", "s.parquet", "s2.parquet", "-o", "folder", cwd=here, says="it is a folder")
     name = "é" * 120 + ".parquet"  # 248 of 255 bytes: it can be written, and so can what it is written by
     done(*SCORE, "-o", name, cwd=here)
 

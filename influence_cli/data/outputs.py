@@ -22,6 +22,7 @@ from influence_cli.data.earlier import PARQUET, kind_of
 from influence_cli.errors import InfluenceError, UsageError
 from influence_cli.store.files import disk_full, replacing
 
+_STORE_MARKER, _STORE_SIGNATURE = "influence-store", b"influence store\n"
 _DESCRIPTORS = re.compile(r"/dev/fd|/proc/[^/]+(/task/[^/]+)?/fd")
 _ANOTHER = "give another name, or move that file away"
 _PLACE = "pick a place that can be written"
@@ -59,11 +60,31 @@ def check_outputs(outputs: Iterable[Output], reads: Iterable[Any] = (), store: A
     for output in checked:
         _check_read(output, read)
         _check_place(output)
-        if isinstance(store, str | Path) and is_inside(output.place, Path(store)):
-            fix = "give a place outside of it"
-            raise UsageError(f"{output.flag} {output.path!r} is inside of the store", where=str(store), fix=fix)
+        check_no_store(output.flag, output.path, store)
     for output in checked:
         check_writable(output.flag, output.path, probe)
+
+
+def check_no_store(flag: str, path: str, store: Any = None) -> None:
+    """Refuse a place inside of the run's store, or of any other folder that says it is one.
+
+    Raises:
+        UsageError: it is inside of a store.
+    """
+    place = Path(os.path.realpath(path))
+    known = [Path(store)] if isinstance(store, str | Path) else []
+    inside = next((p for p in (place, *place.parents) if any(is_same(p, k) for k in known) or _is_store(p)), None)
+    if inside is not None and not is_stream(path):
+        fix = "give a place outside of it"
+        raise UsageError(f"{flag} {path!r} is inside of the store", where=str(inside), fix=fix)
+
+
+def _is_store(folder: Path) -> bool:
+    try:
+        with open(folder / _STORE_MARKER, "rb") as handle:
+            return handle.read(len(_STORE_SIGNATURE)) == _STORE_SIGNATURE
+    except OSError:
+        return False
 
 
 def named_in(source: Any) -> list[str]:
@@ -84,6 +105,8 @@ def named_in(source: Any) -> list[str]:
 def _check_place(output: Output) -> None:
     """Refuse what stands there already, unless it may be replaced or is written through."""
     status = status_of(output.flag, output.path)
+    if status is None and output.path.endswith(("/", os.sep)):
+        raise UsageError(f"cannot write {output.path!r}: it names a folder", fix="give a file name")
     if status is None or is_stream(output.path):
         return
     if stat.S_ISDIR(status.st_mode):

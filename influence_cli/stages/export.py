@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from influence_cli.data.outputs import check_writable, status_of
+from influence_cli.data.outputs import check_no_store, check_writable, status_of
 from influence_cli.data.sources.origin import Origin, read_origin
 from influence_cli.data.tables import read_schema
 from influence_cli.errors import UsageError
@@ -61,6 +61,7 @@ def prepare_export(curated: Curated, request: ExportRequest) -> Export:
     status_of("--export", request.path)
     place = Path(os.path.abspath(request.path))
     _check_place(place, request.path, origin, manifest.folder)
+    check_no_store("--export", request.path)
     check_writable("--export", request.path, probe=False)
     task = Task(
         edited=curated.after(),

@@ -12,10 +12,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from influence_cli.data.outputs import check_writable, is_inside, is_same, is_stream, status_of
-from influence_cli.errors import ModelError, UsageError
-from influence_cli.model.checkpoints import RUN_FILE, WEIGHTS_FILE, find_checkpoint
+from influence_cli.data.outputs import check_no_store, check_writable, is_inside, is_same, is_stream, status_of
+from influence_cli.errors import UsageError
+from influence_cli.model.checkpoints import RUN_FILE, WEIGHTS_FILE
 from influence_cli.stages.training_run import RetrainRequest
+from influence_cli.store.files import METADATA_KEY
 
 if TYPE_CHECKING:
     from influence_cli.model.training import Recipe
@@ -43,6 +44,7 @@ def check_run_folder(request: RetrainRequest, recipe: Recipe, probe: bool = True
     for source in (request.inputs.manifest, request.against, request.test, *(p for _, p in request.arms)):
         if isinstance(source, str | Path) and str(source) != "-" and is_same(Path(source), place):
             raise UsageError(f"-o {output!r} is read by this run", where=str(source), fix=_ANOTHER)
+    check_no_store("-o", output)
     if place.is_dir():
         _check_content(request, recipe, place)
     check_writable("-o", os.path.join(output, RUN_FILE), probe)
@@ -81,14 +83,9 @@ def _check_content(request: RetrainRequest, recipe: Recipe, place: Path) -> None
     if named is not None and request.inputs.task is None and not named.startswith(("python:", "hf:")):
         check_model(request, named)
     weights = place / WEIGHTS_FILE
-    if weights.exists():
-        try:
-            ours = find_checkpoint(str(weights))[1] is not None
-        except ModelError:
-            ours = True  # damaged: a training puts it right
-        if not ours:
-            what = f"{WEIGHTS_FILE} in -o {request.output!r} was not written by a run of influence"
-            raise UsageError(what, where=str(weights), fix=_ANOTHER)
+    if weights.exists() and not _are_ours(weights):
+        what = f"{WEIGHTS_FILE} in -o {request.output!r} is no earlier output of a run of influence"
+        raise UsageError(what, where=str(weights), fix="give a new folder, or move that file away")
 
 
 def _unfinished(path: Path) -> bool:
@@ -111,6 +108,17 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = str(error)
     raise UsageError(f"{RUN_FILE} is there and is no earlier run of influence ({why})", where=str(file), fix=_ANOTHER)
+
+
+def _are_ours(weights: Path) -> bool:
+    """Whether weights say the model that a run writes into them; only their header is read."""
+    try:
+        with open(weights, "rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            header = json.loads(handle.read(min(length, 100_000_000)))
+        return "model" in json.loads(header["__metadata__"][METADATA_KEY])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _weights(path: Any) -> str | None:
