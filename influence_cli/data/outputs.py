@@ -227,7 +227,8 @@ def check_writable(flag: str, path: str, probe: bool = True) -> None:
     if not folder.is_dir():
         raise UsageError(f"cannot write {flag} {path!r}: {folder} is no folder", where=path, fix=_PLACE)
     if not os.access(folder, os.W_OK | os.X_OK) or (place.exists() and not os.access(place, os.W_OK)):
-        raise UsageError(f"cannot write {flag} {path!r}: no permission", where=path, fix=_PLACE)
+        why = "no permission, or a read-only disk"
+        raise UsageError(f"cannot write {flag} {path!r}: {why}", where=path, fix=_PLACE)
     if not probe:
         return
     tried = folder / f".influence.{os.getpid()}.{secrets.token_hex(8)}.tmp"
