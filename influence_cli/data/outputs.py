@@ -231,14 +231,16 @@ def check_writable(flag: str, path: str, probe: bool = True) -> None:
         raise UsageError(f"cannot write {flag} {path!r}: {why}", where=path, fix=_PLACE)
     if not probe:
         return
-    tried = folder / f".influence.{os.getpid()}.{secrets.token_hex(8)}.tmp"
+    tried, renamed = (folder / f".influence.{os.getpid()}.{secrets.token_hex(8)}.tmp" for _ in range(2))
     try:
         os.close(os.open(tried, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        os.replace(tried, renamed)  # a file gets its name so in the end, which not every place allows
     except OSError as error:
+        tried.unlink(missing_ok=True)
         if disk_full(error):
             raise
         raise _unwritable(flag, path, error) from error
-    tried.unlink(missing_ok=True)
+    renamed.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

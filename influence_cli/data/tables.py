@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from influence_cli.data.earlier import SCORES
 from influence_cli.data.formulas import as_meant, without_formulas
 from influence_cli.data.outputs import write_output, writing
 from influence_cli.errors import ManifestError, UsageError
@@ -169,7 +170,7 @@ def write_all(data: Any) -> None:
     sys.stdout.buffer.flush()
 
 
-def write_table(table: pa.Table, output: str, kind: str) -> None:
+def write_table(table: pa.Table, output: str, kind: str = SCORES) -> None:
     """Write a table of a ``kind`` of ``earlier`` whole or not at all: Parquet to "-", otherwise by suffix."""
     if output == "-":
         sink = pa.BufferOutputStream()
