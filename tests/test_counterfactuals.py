@@ -11,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import shutil
 import os
+import shutil
 import signal
 import subprocess
 import sys
