@@ -200,6 +200,8 @@ def curate(
     ``subject_to`` others, such as "fairness>=0", in their place.  With ``output`` the curated manifest is written too.
     ``manifest`` is needed where the scores are of rows in memory.
     """
+    from influence_cli.data.earlier import CURATED
+    from influence_cli.data.outputs import Output, check_outputs, named_in
     from influence_cli.stages.curate import curate as stage
     from influence_cli.stages.curated_manifest import write_curated
     from influence_cli.stages.score_table import CurateRequest
@@ -218,6 +220,8 @@ def curate(
         options or {},
         skip_bad,
     )
+    if output is not None:
+        check_outputs([Output("output", str(output), CURATED)], [scores, manifest, *named_in(scores)])
     curated = stage(request)
     if output is not None:
         write_curated(curated, str(output))

@@ -22,7 +22,10 @@ LAYERS = (
     {"errors", "events"},
     {"maths"},
     {"store", "settings"},
-    {"tables", "row_checks", "payloads", "classes", "manifest", "in_memory", "sources"},
+    {
+        *("earlier", "formulas", "outputs"),
+        *("tables", "row_checks", "payloads", "classes", "manifest", "in_memory", "sources"),
+    },
     {"model", "methods", "objectives", "actions", "report"},
     {"edited", "usable_rows"},
     {"exports"},
@@ -52,6 +55,7 @@ LAYERS = (
         "arms",
         *("combining", "constrained", "budgets", "score_table", "parity", "curated_manifest", "edit_report", "undo"),
         *("scored_arms", "rounds", "training_run", "attacked", "arm_quality", "arm_comparison", "pareto", "retrain"),
+        "run_folder",
         "evaluate",
         "counterfactuals",
         *(

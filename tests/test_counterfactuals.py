@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -685,6 +686,8 @@ def test_a_checkpoint_or_target_that_has_changed_is_refused(tmp_path: Path) -> N
     evaluate(tmp_path, tmp_path, "--lds", 3)
     assert evaluate(tmp_path, tmp_path, "--lds", 3, "--target", "target.parquet")["trainings_run_now"] == 0
     again = ["--model", "linear", "--optimizer", "lbfgs", "--weight-decay", "0.5"]
+    assert call_cli("retrain", "manifest.parquet", *again, "-o", "run", cwd=tmp_path).code == 2  # of another recipe
+    shutil.rmtree(tmp_path / "run")
     assert call_cli("retrain", "manifest.parquet", *again, "-o", "run", cwd=tmp_path).code == 0
     assert "not the one that was scored" in evaluate(tmp_path, tmp_path, "--lds", 3, code=2)
     ran = call_cli("evaluate", "scores.parquet", "--lds", 3, "--checkpoint", "run", "--json", cwd=tmp_path)

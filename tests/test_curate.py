@@ -135,14 +135,21 @@ def test_a_folder_of_files_becomes_one_file_in_the_same_order(tmp_path: Path) ->
     assert pq.read_table(tmp_path / "c.parquet").equals(kept)
 
 
-def test_a_manifest_may_be_curated_over_itself(tmp_path: Path, digits: Path) -> None:
-    for name in ("a.parquet", "b.parquet"):
-        (tmp_path / name).write_bytes(digits.read_bytes())
-        assert call_cli("score", name, "--method", "random", "-o", f"s-{name}", cwd=tmp_path).code == 0
-    curate("s-a.parquet", "--budget", "9", "-o", "a.parquet", cwd=tmp_path)
-    curate("s-b.parquet", "--budget", "9", "-o", "c.parquet", cwd=tmp_path)
-    assert pq.read_table(tmp_path / "a.parquet").equals(pq.read_table(tmp_path / "c.parquet"))
-    again = call_cli("curate", "s-a.parquet", "--budget", "9", "-o", "d.parquet", cwd=tmp_path)
+def test_a_manifest_is_never_curated_over_itself(tmp_path: Path, digits: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(digits.read_bytes())
+    assert call_cli("score", "a.parquet", "--method", "random", "-o", "s.parquet", cwd=tmp_path).code == 0
+    refused = call_cli("curate", "s.parquet", "--budget", "9", "-o", "a.parquet", cwd=tmp_path)
+    assert refused.code == 2
+    assert (tmp_path / "a.parquet").read_bytes() == digits.read_bytes()
+    for _ in range(2):  # what was curated before may be curated again
+        curate("s.parquet", "--budget", "9", "-o", "c.parquet", cwd=tmp_path)
+    again = call_cli("score", "c.parquet", "--method", "random", "-o", "t.parquet", cwd=tmp_path)
+    assert again.code == 0
+    refused = call_cli("curate", "t.parquet", "--budget", "9", "-o", "c.parquet", cwd=tmp_path)
+    assert refused.code == 2  # of the same kind, and read
+    assert "is read by this run" in refused.err
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "c.parquet").read_bytes())
+    again = call_cli("curate", "s.parquet", "--budget", "9", "-o", "d.parquet", cwd=tmp_path)
     assert again.code == 2  # the manifest is no longer the one that was scored
 
 

@@ -594,7 +594,11 @@ def test_a_finished_arm_is_not_trained_again(calls: Calls, base: Rows, trimmed: 
     assert calls.count == 9
     retrain(request(tmp_path, tmp_path / "base.parquet", seeds=3), SMALL)  # all rows: what "no edit" was
     assert calls.count == 9
-    retrain(against(tmp_path, trimmed, seeds=2), Recipe(epochs=2, batch_size=16, lr=0.2))
+    other = Recipe(epochs=2, batch_size=16, lr=0.2)
+    with pytest.raises(UsageError, match="another recipe"):
+        retrain(against(tmp_path, trimmed, seeds=2), other)
+    assert calls.count == 9
+    retrain(against(tmp_path, trimmed, seeds=2, output="other"), other)
     assert calls.count == 15
 
 

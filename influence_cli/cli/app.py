@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from influence_cli.cli import outputs
 from influence_cli.cli.config import Settings, resolve
 from influence_cli.cli.console import Terminal, print_table
 from influence_cli.cli.options import Setting, settings_of
@@ -90,6 +91,7 @@ def _command(
         if settings.values.get("show_settings"):
             _show(settings)
             return None
+        outputs.check(settings)
         return function(settings)
 
     parameters = [_parameter(s) for s in settings_of(name)]

@@ -56,13 +56,13 @@ def score(settings: Settings) -> int | None:
 
 
 def _job(settings: Settings) -> Job:
-    from influence_cli.data.tables import check_output
+    from influence_cli.data.tables import check_suffix
     from influence_cli.settings import GradSpec, Runtime
     from influence_cli.stages.job import open_job
 
     show.check_format(settings, TABLE_FORMATS)
-    if settings["output"] and not settings["dry_run"]:
-        check_output(settings["output"])
+    if settings["output"]:
+        check_suffix(settings["output"])
     manifest, origin = _manifest(settings)
     inputs = inputs_of(settings, manifest)
     spec = GradSpec(

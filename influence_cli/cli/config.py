@@ -30,6 +30,7 @@ class Settings:
     options: dict[str, dict[str, Any]] = field(default_factory=dict)  # method, objective or action -> options
     source: str | None = None  # the positional argument
     more: tuple[str, ...] = ()  # what stands after it, where a command takes several
+    file: Path | None = None  # the settings file that was read
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
@@ -53,6 +54,7 @@ def resolve(command: str, given: dict[str, Any], source: str | None, carried: di
     file, table, option_tables = (None, {}, {})
     if not given.get("isolated"):
         file, table, option_tables = _read_file(given.get("config"), command)
+    settings.file = file
     for s in settings_of(command):
         settings.put(s.name, s.default, "default")
         if s.stored and s.name in table:

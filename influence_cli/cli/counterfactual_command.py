@@ -23,15 +23,15 @@ def asked_to_retrain(settings: Settings) -> bool:
 
 def evaluate_by_retraining(settings: Settings, scores: CurateRequest) -> None:
     """Train, measure and show; with --dry-run say how many trainings there are."""
-    from influence_cli.data.tables import check_output
+    from influence_cli.data.tables import check_suffix
     from influence_cli.stages.budgets import parse_share
     from influence_cli.stages.counterfactuals import CounterfactualRequest, counterfactuals, plan
 
     convention = settings["convention"]
     if convention not in (None, *CONVENTIONS):
         raise UsageError(f"--convention {convention!r} is unknown", fix=nearest(convention, list(CONVENTIONS)))
-    if settings["output"] and not settings["dry_run"]:
-        check_output(settings["output"], (".json",))
+    if settings["output"]:
+        check_suffix(settings["output"], (".json",))
     request = CounterfactualRequest(
         scores,
         _training(settings),

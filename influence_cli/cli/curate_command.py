@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from influence_cli.cli import show, show_curate
@@ -102,7 +103,8 @@ def _check_outputs(settings: Settings, gate: bool) -> None:
     Raises:
         UsageError: they do, or one cannot.
     """
-    from influence_cli.data.tables import check_output
+    from influence_cli.data.outputs import is_same
+    from influence_cli.data.tables import check_suffix
 
     output, edits, export = settings["output"], settings["edits"], settings["export"]
     if gate and (output or edits or export):
@@ -110,14 +112,15 @@ def _check_outputs(settings: Settings, gate: bool) -> None:
     for one, a, other, b in (
         ("-o", output, "--edits", edits), ("-o", output, "--export", export), ("--edits", edits, "--export", export)
     ):  # fmt: skip
-        if a == b and a is not None:
+        if a is not None and b is not None and (a == b or (b != "-" and is_same(Path(a), Path(b)))):
             raise UsageError(f"{one} and {other} are both {a!r}", fix="give each a place of its own")
     for path, suffixes in ((output, (".parquet",)), (edits, (".parquet", ".csv", ".jsonl"))):
-        if path and not settings["dry_run"]:
-            check_output(path, suffixes)
+        if path:
+            check_suffix(path, suffixes)
 
 
 def _write_curation(settings: Settings, curated: Curated, export: Export | None) -> None:
+    from influence_cli.data.earlier import EDITS
     from influence_cli.data.tables import write_table
     from influence_cli.stages.curated_manifest import write_curated
 
@@ -127,7 +130,8 @@ def _write_curation(settings: Settings, curated: Curated, export: Export | None)
         for note in export.notes:
             show.terminal().note(f"  {note}")
     if settings["edits"]:
-        write_table(curated.table(), settings["edits"])
+        show.formulas(curated.table(), settings["edits"])
+        write_table(curated.table(), settings["edits"], EDITS)
     if settings["output"]:
         rows = write_curated(curated, settings["output"])
         show.terminal().note(f"{rows:,} train rows written to {settings['output']}")

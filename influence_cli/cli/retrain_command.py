@@ -22,6 +22,7 @@ def retrain(settings: Settings) -> int | None:
     from influence_cli.stages.budgets import parse_share
     from influence_cli.stages.retrain import RetrainRequest, improved
     from influence_cli.stages.retrain import retrain as retrain_stage
+    from influence_cli.stages.run_folder import check_run_folder
 
     show.check_format(settings, ("auto", "table", "json"))
     if settings["output"] is None:
@@ -57,6 +58,7 @@ def retrain(settings: Settings) -> int | None:
         augment=settings["augment"],
     )
     if settings["dry_run"]:
+        check_run_folder(request, recipe, probe=False)
         for path in (request.inputs.manifest, request.against, *(p for _, p in arms)):
             if path is not None:
                 open_manifest(path, request.inputs.label, request.inputs.skip_bad)

@@ -8,6 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from influence_cli.cli.config import Settings
 from influence_cli.cli.console import Terminal, cell, print_json, print_table
+from influence_cli.cli.outputs import table_kind
 from influence_cli.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def table(settings: Settings, result: pa.Table, sort_by: str | None, descending:
     from influence_cli.data.tables import as_csv, as_jsonl, rows_of, write_all, write_table
 
     if settings["output"]:
-        write_table(result, settings["output"])
+        formulas(result, settings["output"])
+        write_table(result, settings["output"], table_kind(settings))
         return
     how = settings["format"]
     if how == "auto":
@@ -68,7 +70,18 @@ def table(settings: Settings, result: pa.Table, sort_by: str | None, descending:
     if how == "json":
         print_json({"schema_version": 1, "rows": rows_of(result)})
         return
+    if how == "csv":
+        formulas(result)
     write_all(as_csv(result) if how == "csv" else as_jsonl(result))
+
+
+def formulas(result: pa.Table, output: str = "-.csv") -> None:
+    """Say how many texts a spreadsheet would run, where a table becomes CSV."""
+    from influence_cli.data.formulas import formulas_in, said
+
+    count = formulas_in(result) if output.endswith(".csv") else 0
+    if count:
+        terminal().note(said(count))
 
 
 def _same_as_score(result: pa.Table) -> list[str]:
@@ -229,19 +242,15 @@ def _escaped(text: str) -> str:
 
 
 def check_report(settings: Settings) -> None:
-    """Refuse a page or a picture that cannot be written, before any work.
+    """Refuse a page or a picture by another suffix, before any work.
 
     Raises:
-        UsageError: one cannot; or matplotlib is needed and not there.
+        UsageError: it has another; or matplotlib is needed and not there.
     """
-    from influence_cli.data.tables import check_output
     from influence_cli.report.panel import require_matplotlib
 
     for name, suffix in (("report", ".html"), ("plot", ".png")):
-        if settings[name]:
-            if not settings[name].endswith(suffix):
-                raise UsageError(f"--{name} {settings[name]!r} is no {suffix} file", fix=f"--{name} FILE{suffix}")
-            if not settings["dry_run"]:
-                check_output(settings[name], (suffix,))
+        if settings[name] and not settings[name].endswith(suffix):
+            raise UsageError(f"--{name} {settings[name]!r} is no {suffix} file", fix=f"--{name} FILE{suffix}")
     if settings["report"] or settings["plot"]:
         require_matplotlib()

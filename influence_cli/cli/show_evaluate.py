@@ -29,9 +29,11 @@ def put(settings: Settings, found: dict[str, Any], say: Callable[[str], None]) -
         _plot(found, settings["plot"])
     how = settings["format"] if settings["output"] != "-" else "json"
     if settings["output"] not in (None, "-"):
-        from influence_cli.store.files import write_json
+        from influence_cli.data.earlier import RESULT
+        from influence_cli.data.outputs import write_output
+        from influence_cli.store.files import as_json
 
-        write_json(Path(settings["output"]), found)
+        write_output(settings["output"], RESULT, as_json(found))
     elif how == "json" or (how == "auto" and not sys.stdout.isatty()):
         print_json(found)
     else:

@@ -14,8 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from influence_cli.data.earlier import SCORES
+from influence_cli.data.formulas import as_meant, without_formulas
+from influence_cli.data.outputs import write_output, writing
 from influence_cli.errors import ManifestError, UsageError
-from influence_cli.store.files import DamagedFile, replacing, write_bytes
+from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import KEY_BYTES, canonical_json
 from influence_cli.store.parquet import read_parquet_batches, read_parquet_schema, read_parquet_table, write_sealed
 
@@ -90,7 +93,8 @@ def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:
         check_regular(source)
         try:
             if suffix == ".csv":
-                table = csv.read_csv(source, convert_options=csv.ConvertOptions(column_types=dict(_TEXT)))
+                texts = csv.ConvertOptions(column_types=dict(_TEXT))
+                table = csv.read_csv(as_meant(Path(source)), convert_options=texts)
             else:
                 options = arrow_json.ParseOptions(explicit_schema=pa.schema(_TEXT))
                 table = arrow_json.read_json(source, parse_options=options)
@@ -237,24 +241,16 @@ def with_provenance(table: pa.Table, value: dict[str, Any]) -> pa.Table:
     return table.replace_schema_metadata(metadata)
 
 
-def check_output(output: str, suffixes: tuple[str, ...] = (".parquet", ".csv", ".jsonl")) -> None:
-    """Fail before any work is done where ``output`` cannot be written.
+def check_suffix(output: str, suffixes: tuple[str, ...] = (".parquet", ".csv", ".jsonl")) -> None:
+    """Refuse an output whose suffix says no form that it can be written in.
 
     Raises:
-        UsageError: an unknown suffix, a folder that is a file, or no permission.
+        UsageError: an unknown suffix.
     """
-    if output == "-":
-        return
-    path = Path(output)
-    if path.suffix not in suffixes:
+    if output != "-" and Path(output).suffix not in suffixes:
         fix = f"use {', '.join(suffixes)}, or - for Parquet"
         why = "a manifest is Parquet" if suffixes == (".parquet",) else "unknown suffix"
         raise UsageError(f"cannot write {output!r}: {why}", fix=fix)
-    if path.is_dir():
-        raise UsageError(f"cannot write {output!r}: it is a folder", fix="give a file name")
-    with replacing(path.with_name(path.name + ".probe")) as probe:
-        probe.touch()
-    path.with_name(path.name + ".probe").unlink()
 
 
 def write_all(data: Any) -> None:
@@ -265,8 +261,8 @@ def write_all(data: Any) -> None:
     sys.stdout.buffer.flush()
 
 
-def write_table(table: pa.Table, output: str) -> None:
-    """Write a table whole or not at all: Parquet to "-", otherwise by suffix."""
+def write_table(table: pa.Table, output: str, kind: str = SCORES) -> None:
+    """Write a table of a ``kind`` of ``earlier`` whole or not at all: Parquet to "-", otherwise by suffix."""
     if output == "-":
         sink = pa.BufferOutputStream()
         write_sealed(table, sink)
@@ -274,11 +270,11 @@ def write_table(table: pa.Table, output: str) -> None:
         return
     path = Path(output)
     if path.suffix == ".csv":
-        write_bytes(path, as_csv(table))
+        write_output(path, kind, as_csv(table))
     elif path.suffix == ".jsonl":
-        write_bytes(path, as_jsonl(table))
+        write_output(path, kind, as_jsonl(table))
     else:
-        with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+        with writing(path, kind) as temporary, pa.OSFile(str(temporary), "wb") as sink:
             write_sealed(table, sink)
 
 
@@ -292,11 +288,11 @@ def _texts(table: pa.Table) -> pa.Table:
 
 
 def as_csv(table: pa.Table) -> bytes:
-    """CSV with a header line."""
+    """CSV with a header line; nothing in it runs as a formula."""
     from pyarrow import csv
 
     sink = pa.BufferOutputStream()
-    csv.write_csv(_texts(table), sink)
+    csv.write_csv(without_formulas(_texts(table)), sink)
     return sink.getvalue().to_pybytes()
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from influence_cli.data.formulas import MARK, quoted, runs, said, unquoted
 from influence_cli.data.sources import open_source
 from influence_cli.data.sources.origin import Origin
 from influence_cli.data.sources.protocol import IMAGE_NAMES, LABEL_NAMES, pick
@@ -20,6 +21,7 @@ from influence_cli.exports.plain import plain_rows
 from influence_cli.exports.protocol import Prepared, Task, rebase, same_images
 
 _BOM = b"\xef\xbb\xbf"
+_SUSPECT = {b"=", b"+", b"-", b"@", b"\t", b"\r", b"\n", b"'", b'"', b"\xef"}  # how a formula's raw field may begin
 
 
 @dataclass
@@ -39,14 +41,16 @@ def prepare(task: Task) -> Prepared:
     origin = task.made_from("csv")
     if origin is None:
         rows = list(plain_rows(task, "csv"))
-        return Prepared(lambda place: place.write_bytes(_new_table(rows, _delimiter(task.place))), len(rows))
+        lines, count = _without_formulas(_table(rows))
+        data = _new_table(lines, _delimiter(task.place))
+        return Prepared(lambda place: place.write_bytes(data), len(rows), [said(count)] if count else [])
     source = origin.verified(task.folder)
     if _delimiter(source) != _delimiter(task.place):
         raise UsageError(
             f"the source is {source.suffix} and the export would be {task.place.suffix}",
             fix=f"name it {source.suffix}",
         )
-    mark, header, records = read_records(source)
+    mark, header, records = _as_meant(*read_records(source), _delimiter(source))
     matched = match(task, open_source(str(source), origin.columns), str(source))
     if len(records) != len(matched.keep):
         raise ManifestError(
@@ -126,34 +130,93 @@ def _edited(
         records[k] = Record(fields, record.end)
     if moved and image_at is not None:
         notes.append(f"relative paths in column {image} count from {task.place.parent} now")
-    lines = [delimiter.join(r.fields) for r in (header, *(records[k] for k in kept))]
+    fields, formulas = _guarded([r.fields for r in (header, *(records[k] for k in kept))], delimiter)
+    notes += [said(formulas)] if formulas else []
+    lines = [delimiter.join(line) for line in fields]
     ends = [records[k].end or header.end for k in kept]
     if kept and not last_end:
         ends[-1] = b""
     return b"".join(line + end for line, end in zip(lines, [header.end, *ends], strict=True))
 
 
-def _unquoted(raw: bytes) -> str:
+def _as_meant(
+    mark: bytes, header: Record, records: list[Record], delimiter: bytes
+) -> tuple[bytes, Record, list[Record]]:
+    """The records of a table in which formulas have quotes before them, without those; others as they are."""
+    names = [_unquoted(f, "surrogateescape") for f in header.fields]
+    if MARK not in names:
+        return mark, header, records
+    at = names.index(MARK)
+
+    def meant(record: Record) -> Record:
+        fields = [_rewritten(f, unquoted, delimiter) for k, f in enumerate(record.fields) if k != at]
+        return Record(fields, record.end)
+
+    return mark, meant(header), [meant(record) for record in records]
+
+
+def _guarded(lines: list[list[bytes]], delimiter: bytes) -> tuple[list[list[bytes]], int]:
+    """Raw lines with quotes before fields that a spreadsheet would run and the mark of that, and how many there are."""
+    suspects = (f for line in lines for f in line if f[:1] in _SUSPECT)
+    count = sum(runs(_unquoted(f, "surrogateescape")) for f in suspects)
+    if not count:
+        return lines, 0
+    made: list[list[bytes]] = []
+    for line in lines:
+        written = [_rewritten(f, quoted, delimiter) if f[:1] in _SUSPECT else f for f in line]
+        changed = sum(a != b for a, b in zip(line, written, strict=True))
+        made.append([*written, str(changed).encode() if made else MARK.encode()])
+    return made, count
+
+
+def _rewritten(raw: bytes, change: Callable[[str], str], delimiter: bytes) -> bytes:
+    """A raw field after a change of its text; its own bytes where that changes nothing."""
+    text = _unquoted(raw, "surrogateescape")
+    return raw if (new := change(text)) == text else _quoted(new, delimiter)
+
+
+def _unquoted(raw: bytes, errors: str = "strict") -> str:
     found = re.match(rb'"((?:[^"]+|"")*)(?:"|\Z)(.*)\Z', raw, re.DOTALL)
-    return (raw if found is None else found[1].replace(b'""', b'"') + found[2]).decode()
+    return (raw if found is None else found[1].replace(b'""', b'"') + found[2]).decode(errors=errors)
 
 
 def _quoted(text: str, delimiter: bytes) -> bytes:
     """A field, in quotes where it needs them."""
     if any(c in text for c in ('"', "\r", "\n", delimiter.decode())) or text != text.strip() or text == "":
         text = '"' + text.replace('"', '""') + '"'
-    return text.encode()
+    return text.encode(errors="surrogateescape")
 
 
-def _new_table(rows: list[dict[str, object]], delimiter: bytes) -> bytes:
-    """A CSV with one column a feature; missing values are empty."""
-    out = io.StringIO()
+def _table(rows: list[dict[str, object]]) -> list[list[object]]:
+    """The lines of a CSV, header first, with one column a feature; missing values are empty."""
     names = list(rows[0]) if rows else []
     wide = len(rows[0]["features"]) if "features" in names else 0  # pyright: ignore[reportArgumentType]
-    header = [h for n in names for h in ([f"feature_{k}" for k in range(wide)] if n == "features" else [n])]
-    writer = csv.writer(out, delimiter=delimiter.decode(), lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(_flat(rows))
+    header: list[object] = [
+        h for n in names for h in ([f"feature_{k}" for k in range(wide)] if n == "features" else [n])
+    ]
+    return [header, *_flat(rows)]
+
+
+def _without_formulas(lines: list[list[object]]) -> tuple[list[list[object]], int]:
+    """The lines with quotes before texts that a spreadsheet would run and the mark of that, and how many there are."""
+    count = sum(isinstance(v, str) and runs(v) for line in lines for v in line)
+    if not count:
+        return lines, 0
+    made: list[list[object]] = []
+    for line in lines:
+        written = [quoted(v) if isinstance(v, str) else v for v in line]
+        made.append([*written, sum(a is not b for a, b in zip(line, written, strict=True)) if made else MARK])
+    return made, count
+
+
+def _new_table(lines: list[list[object]], delimiter: bytes) -> bytes:
+    out, line_out = io.StringIO(newline=""), io.StringIO(newline="")
+    writer = csv.writer(line_out, delimiter=delimiter.decode(), lineterminator="\r\n")  # so that both are quoted
+    for line in lines:
+        writer.writerow(line)
+        out.write(line_out.getvalue().removesuffix("\r\n") + "\n")
+        line_out.seek(0)
+        line_out.truncate()
     return out.getvalue().encode()
 
 

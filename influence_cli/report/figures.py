@@ -6,11 +6,12 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from influence_cli.data.earlier import PICTURE
+from influence_cli.data.outputs import write_output
 from influence_cli.errors import UsageError
 from influence_cli.report.panel import COLOURS, GREY, MOST_CURVES, RANDOM, Panel, legend, rendered, short
 from influence_cli.report.pareto_figures import pareto_panels
 from influence_cli.report.retraining_figures import retraining_panels
-from influence_cli.store.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -192,5 +193,4 @@ def write_plot(result: dict[str, Any], path: Path) -> None:
     if not panels:
         raise UsageError("there is nothing to draw", fix="leave --plot out")
     data = rendered(panels, min(2, len(panels)), "png")
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
+    write_output(path, PICTURE, data)

@@ -6,12 +6,13 @@ import html
 from pathlib import Path
 from typing import Any
 
+from influence_cli.data.earlier import GENERATOR, PAGE
+from influence_cli.data.outputs import write_output
 from influence_cli.report.figures import panels_of
 from influence_cli.report.panel import Panel, as_svg
 from influence_cli.report.retraining_tables import cautions, sentences
 from influence_cli.report.tables import tables_of
 from influence_cli.report.text_table import TextTable
-from influence_cli.store.files import write_bytes
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _STYLE = """
@@ -40,6 +41,7 @@ def page(result: dict[str, Any], title: str = "How far to trust the scores") -> 
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="generator" content="{GENERATOR}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(title)}</title>
 <style>{_STYLE}</style>
@@ -57,7 +59,7 @@ def page(result: dict[str, Any], title: str = "How far to trust the scores") -> 
 
 def write_page(result: dict[str, Any], path: Path, title: str = "How far to trust the scores") -> None:
     """Write the page whole or not at all."""
-    write_bytes(path, page(result, title).encode())
+    write_output(path, PAGE, page(result, title).encode())
 
 
 def _summary(result: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from influence_cli.data.earlier import GENERATOR
 from influence_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def rendered(panels: list[Panel], across: int, kind: str) -> bytes:
     with mpl.rc_context(dict[Any, Any](_STYLE)), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a letter that the font lacks
         figure = _figure(panels, across)
-        empty = dict.fromkeys(("Creator", "Date", "Format", "Type")) if kind == "svg" else {"Software": None}
+        empty = dict.fromkeys(("Creator", "Date", "Format", "Type")) if kind == "svg" else {"Software": GENERATOR}
         figure.savefig(sink, format=kind, metadata=empty, dpi=130)
     return sink.getvalue()
 

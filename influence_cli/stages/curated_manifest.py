@@ -11,13 +11,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.earlier import CURATED
+from influence_cli.data.outputs import Output, check_outputs, writing
 from influence_cli.data.sources.origin import moved_origin
 from influence_cli.data.tables import read_batches, read_schema, with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.stages.arms import PROPOSAL
 from influence_cli.stages.curate import Curated
 from influence_cli.stages.edited import rebased
-from influence_cli.store.files import replacing
 from influence_cli.store.parquet import SealedWriter
 
 
@@ -35,7 +36,8 @@ def write_curated(curated: Curated, output: str) -> int:
         raise UsageError(
             f"cannot write {output!r}: a manifest is Parquet", fix="use .parquet, or - for standard output"
         )
-    with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+    check_outputs([Output("-o", output, CURATED)], [*curated.scores.manifest.files, curated.request.scores])
+    with writing(path, CURATED) as temporary, pa.OSFile(str(temporary), "wb") as sink:
         return _stream(curated, sink, path.parent)
 
 

@@ -8,6 +8,7 @@ Verdicts against the reference column are Holm's, over all columns, figure by fi
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.formulas import MARK, unquoted
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ManifestError, UsageError, nearest
 from influence_cli.maths.bootstrap import degrees_of_freedom, draws_of, holm, share_interval, student, two_sided
@@ -94,13 +96,13 @@ def read_ids(path: str) -> set[str]:
         UsageError: it is none of these.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = Path(path).read_bytes().decode("utf-8-sig")  # a return in an id stays
         suffix = Path(path).suffix
         if suffix == ".csv":
-            rows = csv.DictReader(text.splitlines())
+            rows = csv.DictReader(io.StringIO(text, newline=""))
             if "id" not in (rows.fieldnames or ()):
                 raise ValueError("no column id")
-            return {row["id"] for row in rows}
+            return {unquoted(row["id"]) if MARK in row else row["id"] for row in rows}
         if suffix in (".json", ".jsonl"):
             values = json.loads(text) if suffix == ".json" else [json.loads(s) for s in text.splitlines() if s.strip()]
             return {_id_of(v) for v in values}

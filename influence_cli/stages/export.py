@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from influence_cli.data.outputs import check_no_store, check_writable, status_of
 from influence_cli.data.sources.origin import Origin, read_origin
 from influence_cli.data.tables import read_schema
 from influence_cli.errors import UsageError
@@ -56,8 +58,11 @@ def prepare_export(curated: Curated, request: ExportRequest) -> Export:
         raise UsageError("the rows of a Dataset cannot be exported", fix="take the edits, by row number")
     origin = read_origin(read_schema(manifest.files[0]))
     form = choose_form(request.form, origin, request.path)
+    status_of("--export", request.path)
     place = Path(os.path.abspath(request.path))
     _check_place(place, request.path, origin, manifest.folder)
+    check_no_store("--export", request.path)
+    check_writable("--export", request.path, probe=False)
     task = Task(
         edited=curated.after(),
         origin=origin,
@@ -81,14 +86,22 @@ def _check_place(place: Path, named: str, origin: Origin | None, folder: Path) -
     if place.is_dir() and not place.is_symlink():
         if any(place.iterdir()):
             raise UsageError(f"--export {named} is not empty", fix="give a new place: nothing is overwritten")
-    elif os.path.lexists(place):
+    elif os.path.lexists(place) and not _is_empty_file(place):
         raise UsageError(f"--export {named} is there already", fix="give a new place: nothing is overwritten")
     source = None if origin is None else origin.path(folder).resolve()
     if source is not None and source in (Path(os.path.realpath(place)), *Path(os.path.realpath(place)).parents):
         raise UsageError(f"--export {named} is inside of the source", fix="give a place outside of it")
 
 
+def _is_empty_file(place: Path) -> bool:
+    """Whether a file has been made for this, as ``mktemp`` does."""
+    status = os.lstat(place)
+    return stat.S_ISREG(status.st_mode) and status.st_size == 0
+
+
 def _write(form: str, place: Path, prepared: Prepared) -> None:
+    if os.path.lexists(place) and not (place.is_dir() or _is_empty_file(place)):  # since it was checked
+        raise UsageError(f"--export {place} is there already", fix="give a new place: nothing is overwritten")
     with (replacing_folder if FORMS[form].folder else replacing)(place) as temporary:
         prepared.write(temporary)
 

@@ -28,13 +28,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.earlier import BASELINE
+from influence_cli.data.outputs import Output, check_outputs, write_output
 from influence_cli.data.tables import numbers
 from influence_cli.errors import UsageError
 from influence_cli.model.run_file import read_run
 from influence_cli.stages.budgets import parse_budget, parse_share
 from influence_cli.stages.reliability import describe_noise, is_noise
 from influence_cli.stages.score_table import ScoreTable
-from influence_cli.store.files import write_bytes
 from influence_cli.store.shards import as_arrow
 
 
@@ -218,7 +219,8 @@ def write_baseline(scores: ScoreTable, path: str) -> int:
         json.dumps({"id": i, "row_key": k.hex()}, ensure_ascii=False)
         for i, k in sorted(zip(scores.train.ids, scores.scored.keys, strict=True))
     ]
-    write_bytes(Path(path), ("\n".join(lines) + "\n").encode())
+    check_outputs([Output("--write-baseline", path, BASELINE)], scores.manifest.files)
+    write_output(path, BASELINE, ("\n".join(lines) + "\n").encode())
     return len(lines)
 
 

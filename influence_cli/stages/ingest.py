@@ -14,14 +14,15 @@ import numpy as np
 import pyarrow as pa
 
 from influence_cli.data.classes import CLEAN, Numbering
+from influence_cli.data.earlier import MADE, marked
 from influence_cli.data.in_memory import name_of
 from influence_cli.data.manifest import Manifest, read_manifest
+from influence_cli.data.outputs import Output, check_outputs, writing
 from influence_cli.data.payloads import REPAIR_IMAGE, open_image, read_file
 from influence_cli.data.sources import Columns, Source, open_source
 from influence_cli.data.sources.origin import origin_metadata
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
-from influence_cli.store.files import replacing
 from influence_cli.store.parquet import SealedWriter
 from influence_cli.store.shards import positions
 
@@ -66,16 +67,18 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
     output = Path(request.output)
     if output.suffix != ".parquet":
         raise UsageError(f"cannot write {request.output!r}: a manifest is Parquet", fix="use .parquet")
+    check_outputs([Output("-o", request.output, MADE)], [request.source])
     source = open_source(request.source, request.columns)
     classes, splits, notes = _survey(source)
     skipped: list[tuple[str, str]] = []
     notes += _split_notes(request, splits)
     metadata = origin_metadata(source, request.source, request.columns, bool(splits), output.parent)
-    with replacing(output) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+    with writing(output, MADE) as temporary, pa.OSFile(str(temporary), "wb") as sink:
         writer: SealedWriter | None = None
         try:
             for table in _converted(request, source, classes, splits, shares, output.parent, skipped, listener):
                 table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
+                table = table.cast(marked(table.schema, MADE))
                 writer = writer or SealedWriter(sink, table.schema)
                 writer.write_table(table)
         finally:

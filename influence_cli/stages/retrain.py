@@ -25,6 +25,7 @@ from influence_cli.stages.attacked import attack_of, measure_attacks
 from influence_cli.stages.canaries import plant_in_arms
 from influence_cli.stages.pareto import pareto
 from influence_cli.stages.rounds import iterated_arms
+from influence_cli.stages.run_folder import check_model, check_run_folder
 from influence_cli.stages.score_table import GROUP
 from influence_cli.stages.scored_arms import EditsRequest, scored_arms
 from influence_cli.stages.training_run import RetrainRequest, TrainingRun
@@ -41,9 +42,10 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     from influence_cli.model.convex import check_convex
     from influence_cli.model.training import Examples
 
+    check_run_folder(request, recipe)
     manifest = _open(request, request.inputs.manifest)
     base = _base_rows(request, manifest)
-    spec = _spec(request, base.manifest)
+    spec = _checked_spec(request, base.manifest)
     test = _test_rows(request, base.manifest, spec, listener)
     check_convex(recipe, spec.name, request.seeds)
     base, test = (usable_now(rows, spec, request.inputs) for rows in (base, test))
@@ -122,6 +124,12 @@ def _test_rows(request: RetrainRequest, manifest: Manifest, spec: ModelSpec, lis
         fix = f"columns there are: {', '.join(columns)}"
         raise ManifestError(f"no column {request.inputs.group!r} with groups", where=rows.manifest.source, fix=fix)
     return rows
+
+
+def _checked_spec(request: RetrainRequest, manifest: Manifest) -> ModelSpec:
+    spec = _spec(request, manifest)
+    check_model(request, spec.name)
+    return spec
 
 
 def _spec(request: RetrainRequest, manifest: Manifest) -> ModelSpec:

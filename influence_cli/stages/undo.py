@@ -16,7 +16,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.earlier import RESTORED, marked
 from influence_cli.data.manifest import Manifest, open_manifest
+from influence_cli.data.outputs import Output, check_outputs, writing
 from influence_cli.data.sources.origin import moved_origin
 from influence_cli.data.tables import (
     PROVENANCE_KEY,
@@ -30,7 +32,6 @@ from influence_cli.data.tables import (
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.stages.curated_manifest import set_column, set_weights
 from influence_cli.stages.edited import rebased
-from influence_cli.store.files import replacing
 from influence_cli.store.keys import row_key
 from influence_cli.store.parquet import SealedWriter
 
@@ -154,8 +155,10 @@ def write_undone(undoing: Undoing, output: str) -> int:
     path = Path(output)
     if path.suffix != ".parquet":
         raise UsageError(f"cannot write {output!r}: a manifest is Parquet", fix="use .parquet")
+    original = [] if undoing.original is None else undoing.original.files
+    check_outputs([Output("-o", output, RESTORED)], [*undoing.curated.files, *original])
     written = 0
-    with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+    with writing(path, RESTORED) as temporary, pa.OSFile(str(temporary), "wb") as sink:
         writer: SealedWriter | None = None
         for table in _batches(undoing, path.parent):
             writer = writer or SealedWriter(sink, table.schema)
@@ -227,6 +230,6 @@ def _schema(undoing: Undoing, folder: Path) -> pa.Schema:
     if undoing.original is not None:
         old = read_schema(undoing.original.files[0])
         if old.names == [f.name for f in fields]:
-            return moved_origin(old, undoing.original.folder, folder)
+            return marked(moved_origin(old, undoing.original.folder, folder), RESTORED)
     metadata = {k: v for k, v in (schema.metadata or {}).items() if k != PROVENANCE_KEY}
-    return moved_origin(pa.schema(fields, metadata), curated.folder, folder)
+    return marked(moved_origin(pa.schema(fields, metadata), curated.folder, folder), RESTORED)

@@ -23,6 +23,7 @@ from influence_cli.errors import StoreError
 from influence_cli.store.keys import canonical_json
 
 METADATA_KEY = "influence"  # exactly one: safetensors orders several keys randomly
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.EFBIG)  # the user's to put right
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1", "BOOL": "|b1"}
 _BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64), **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -41,8 +42,29 @@ def _beside(path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"cannot create {path.parent}: {error.strerror}", fix="pick a writable place") from error
-    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        if disk_full(error):
+            raise
+        raise StoreError(
+            f"cannot create {path.parent}: {error.strerror}", where=str(path), fix="pick a writable place"
+        ) from error
+    return path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether a writer failed for want of space; not every library says so by an ``OSError``."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+def _said(error: Exception, temporary: Path, path: Path) -> Exception:
+    """An error of writing, as it is told: a full disk and a place that cannot be written name the path."""
+    named = getattr(error, "filename", None)
+    if named is not None and not str(named).startswith(str(temporary)) and str(named) != str(path):
+        return error  # of another file, which was read
+    if disk_full(error):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+        return StoreError(f"cannot write {path}: {error.strerror}", where=str(path), fix="pick a writable place")
+    return error
 
 
 @contextlib.contextmanager
@@ -55,8 +77,11 @@ def replacing(path: Path) -> Generator[Path]:
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
-    except PermissionError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror}", fix="pick a writable place") from error
+    except Exception as error:
+        told = _said(error, temporary, path)
+        if told is error:
+            raise
+        raise told from error
     finally:
         temporary.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not every file system lets a folder be synced
@@ -79,8 +104,11 @@ def replacing_folder(path: Path) -> Generator[Path]:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
             raise StoreError(f"{path} has been written by somebody else", fix="give a new place") from error
-    except PermissionError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror}", fix="pick a writable place") from error
+    except Exception as error:
+        told = _said(error, temporary, path)
+        if told is error:
+            raise
+        raise told from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -92,11 +120,13 @@ def _reserve(temporary: Path, path: Path) -> None:
         StoreError: nothing can be written there (a full disk is no such place).
     """
     try:
-        temporary.touch()
+        temporary.touch(exist_ok=False)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
-        raise StoreError(f"cannot write {path}: {error.strerror}", fix="pick a writable place") from error
+        if disk_full(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise StoreError(
+            f"cannot write {path}: {error.strerror}", where=str(path), fix="pick a writable place"
+        ) from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -107,7 +137,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented, key-sorted JSON to ``path`` whole or not at all."""
-    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, as_json(value))
+
+
+def as_json(value: Any) -> bytes:
+    """Indented, key-sorted JSON."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def _checksum(tensors: dict[str, NDArray[Any]], meta: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from pyarrow import csv
 from pyarrow import json as arrow_json
 
 from influence_cli.data.classes import CLEAN
+from influence_cli.data.formulas import as_meant
 from influence_cli.data.sources.protocol import ID_NAMES, IMAGE_NAMES, KEPT, LABEL_NAMES, Columns, pick
 from influence_cli.errors import ManifestError
 
@@ -46,7 +47,7 @@ def _label(names: list[str], columns: Columns) -> str | None:
 def _read_csv(path: Path, columns: Columns) -> pa.Table:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     parsing = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    inferred = csv.read_csv(path, parse_options=parsing)
+    inferred = csv.read_csv(as_meant(path, delimiter), parse_options=parsing)
     names = inferred.column_names
     identity = columns.id if columns.id in names else pick(names, None, ID_NAMES, "id", "")
     label = _label(names, columns)
@@ -56,7 +57,7 @@ def _read_csv(path: Path, columns: Columns) -> pa.Table:
     reading = csv.ConvertOptions(
         column_types=texts, include_columns=list(texts), null_values=[""], strings_can_be_null=True
     )
-    as_written = csv.read_csv(path, parse_options=parsing, convert_options=reading)
+    as_written = csv.read_csv(as_meant(path, delimiter), parse_options=parsing, convert_options=reading)
     named = False  # whether the labels are names: then the clean labels are too
     for name in texts:
         kind = inferred.schema.field(name).type

@@ -1,0 +1,282 @@
+"""Where a run writes: no output replaces what the run reads, or anything that is no earlier output of its kind.
+
+``check_outputs`` is asked before anything is computed, and touches nothing of the user's; ``writing`` asks again where
+a file gets its name.  Files are told apart by what they are, not by what they are called: links, hard links and
+spellings of a path do not hide that two are one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import stat
+import tempfile
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from influence_cli.data.earlier import PARQUET, kind_of
+from influence_cli.errors import InfluenceError, UsageError
+from influence_cli.store.files import disk_full, replacing
+
+_STORE_MARKER, _STORE_SIGNATURE = "influence-store", b"influence store\n"
+_DESCRIPTORS = re.compile(r"/dev/fd|/proc/[^/]+(/task/[^/]+)?/fd")
+_ANOTHER = "give another name, or move that file away"
+_PLACE = "pick a place that can be written"
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file that a run was asked to write: by which option, where, and what it will be."""
+
+    flag: str
+    path: str
+    kind: str  # one of ``earlier``'s
+
+    @property
+    def place(self) -> Path:
+        """Where it will stand, links followed: a link stays, and what it points to is written."""
+        return Path(os.path.realpath(self.path))
+
+
+def check_outputs(outputs: Iterable[Output], reads: Iterable[Any] = (), store: Any = None, probe: bool = True) -> None:
+    """Fail before any work is done where an output cannot be written, or must not be.
+
+    ``reads`` are the files and folders that the run reads, ``store`` where it remembers; what is no path is left out.
+    Without ``probe`` nothing at all is created, not even for a moment.
+
+    Raises:
+        UsageError: an output would replace what is read or what is no earlier output of its kind, two are one, one
+            would be inside of the store, or it cannot be written.
+    """
+    checked = [o for o in outputs if o.path != "-"]
+    read = [Path(r) for r in reads if isinstance(r, str | Path) and str(r) not in ("", "-")]
+    for k, output in enumerate(checked):
+        status_of(output.flag, output.path)
+        _check_apart(output, checked[:k])
+    for output in checked:
+        _check_read(output, read)
+        _check_place(output)
+        check_no_store(output.flag, output.path, store)
+    for output in checked:
+        check_writable(output.flag, output.path, probe)
+
+
+def check_no_store(flag: str, path: str, store: Any = None) -> None:
+    """Refuse a place inside of the run's store, or of any other folder that says it is one.
+
+    Raises:
+        UsageError: it is inside of a store.
+    """
+    place = Path(os.path.realpath(path))
+    known = [Path(store)] if isinstance(store, str | Path) else []
+    inside = next((p for p in (place, *place.parents) if any(is_same(p, k) for k in known) or _is_store(p)), None)
+    if inside is not None and not is_stream(path):
+        fix = "give a place outside of it"
+        raise UsageError(f"{flag} {path!r} is inside of the store", where=str(inside), fix=fix)
+
+
+def _is_store(folder: Path) -> bool:
+    try:
+        with open(folder / _STORE_MARKER, "rb") as handle:
+            return handle.read(len(_STORE_SIGNATURE)) == _STORE_SIGNATURE
+    except OSError:
+        return False
+
+
+def named_in(source: Any) -> list[str]:
+    """The files and folders that the provenance of a stage's table names; none where it cannot be read."""
+    from influence_cli.data.tables import parquet_files, provenance, read_schema
+
+    try:
+        table = getattr(source, "schema", None)
+        if table is None and Path(source).suffix in (".csv", ".jsonl"):
+            return []
+        origin = provenance(read_schema(parquet_files(str(source))[0]) if table is None else table)
+    except (InfluenceError, OSError, ValueError, TypeError):
+        return []  # the stage that reads it says why
+    parts = (origin.get(name) or {} for name in ("manifest", "target", "checkpoint", "fit_rows"))
+    return [str(part["locator"]) for part in parts if isinstance(part, dict) and part.get("locator")]
+
+
+def _check_place(output: Output) -> None:
+    """Refuse what stands there already, unless it may be replaced or is written through."""
+    status = status_of(output.flag, output.path)
+    if status is None and output.path.endswith(("/", os.sep)):
+        raise UsageError(f"cannot write {output.path!r}: it names a folder", fix="give a file name")
+    if status is None or is_stream(output.path):
+        return
+    if stat.S_ISDIR(status.st_mode):
+        raise UsageError(f"cannot write {output.path!r}: it is a folder", fix="give a file name")
+    if not stat.S_ISREG(status.st_mode):
+        raise UsageError(f"cannot write {output.path!r}: it is no file", fix="give a file name")
+    if status.st_size == 0:
+        return
+    found = kind_of(output.place)
+    if found != output.kind:
+        what = f" (it is a {found})" if found else ""
+        raise UsageError(
+            f"{output.flag} {output.path!r} is there and is no earlier {output.kind} of influence{what}",
+            where=str(output.place),
+            fix=_ANOTHER,
+        )
+
+
+def _check_apart(output: Output, others: Sequence[Output]) -> None:
+    for other in others:
+        if is_same(output.place, other.place) and not is_stream(output.path):
+            raise UsageError(
+                f"two outputs have the same name, or are one file: "
+                f"{other.flag} {other.path!r} and {output.flag} {output.path!r}",
+                fix="give each a place of its own",
+            )
+
+
+def _check_read(output: Output, reads: Sequence[Path]) -> None:
+    """Refuse a file that is read, and a new part of a folder of Parquet files that is read."""
+    place = output.place
+    for read in reads:
+        here = is_same(place, read)
+        if not here and output.kind in PARQUET and _is_dir(read):
+            here = _joins(place, read)
+        if here:
+            what = "is read by this run" if place.exists() else "would become a part of what this run reads"
+            raise UsageError(f"{output.flag} {output.path!r} {what}", where=str(read), fix=_ANOTHER)
+
+
+def _joins(place: Path, folder: Path) -> bool:
+    """Whether a file is, or would be, one of a folder's Parquet files."""
+    if not (place.exists() or is_inside(place, folder)):
+        return False
+    files = [file for file in folder.rglob("*.parquet") if not file.name.startswith(".")]
+    return any(is_same(place, file) for file in files) or bool(files and is_inside(place, folder))
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """Whether two paths are one file or folder, which need not be there."""
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return os.path.realpath(one) == os.path.realpath(other)
+
+
+def is_inside(place: Path, folder: Path) -> bool:
+    """Whether a path is a folder, or below it."""
+    return any(is_same(one, folder) for one in (place, *place.parents))
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def status_of(flag: str, path: str, named: str | None = None) -> os.stat_result | None:
+    """What stands at a place, links followed, or None; errors call it by ``named``.
+
+    Raises:
+        UsageError: nothing can ever stand there: a name that is too long, a path through a file, a loop of links.
+    """
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _unwritable(flag, named or path, error) from error
+
+
+def _unwritable(flag: str, path: str, error: Exception) -> UsageError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return UsageError(f"cannot write {flag} {path!r}: {reason}", where=path, fix=_PLACE)
+
+
+def is_stream(path: str | Path) -> bool:
+    """Whether a place takes bytes and keeps no file: a pipe, a terminal, /dev/null, or an open file's descriptor."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        return True
+    step = Path(path)
+    for _ in range(40):  # the most links that a system follows
+        if _DESCRIPTORS.fullmatch(str(step.parent)):
+            return True
+        if not step.is_symlink():
+            return False
+        step = Path(os.path.normpath(step.parent / os.readlink(step)))
+    return False
+
+
+def check_writable(flag: str, path: str, probe: bool = True) -> None:
+    """Refuse a place in which no file can be created; what is tried has a new random name, and is gone at once.
+
+    Raises:
+        UsageError: no file can be created there.
+    """
+    if is_stream(path):
+        return
+    place = Path(os.path.realpath(path))
+    folder = next((p for p in place.parents if os.path.lexists(p)), Path("/"))
+    for name in place.parts[len(folder.parts) :]:  # of folders that are yet to be made, too
+        status_of(flag, str(folder / name), path)
+    if not folder.is_dir():
+        raise UsageError(f"cannot write {flag} {path!r}: {folder} is no folder", where=path, fix=_PLACE)
+    if not os.access(folder, os.W_OK | os.X_OK) or (place.exists() and not os.access(place, os.W_OK)):
+        why = "no permission, or a read-only disk"
+        raise UsageError(f"cannot write {flag} {path!r}: {why}", where=path, fix=_PLACE)
+    if not probe:
+        return
+    tried, renamed = (folder / f".influence.{os.getpid()}.{secrets.token_hex(8)}.tmp" for _ in range(2))
+    try:
+        os.close(os.open(tried, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        os.replace(tried, renamed)  # a file gets its name so in the end, which not every place allows
+    except OSError as error:
+        tried.unlink(missing_ok=True)
+        if disk_full(error):
+            raise
+        raise _unwritable(flag, path, error) from error
+    renamed.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: str | Path, kind: str) -> Generator[Path]:
+    """A temporary file whose content goes to ``path``, whole or not at all; what is no file is written through.
+
+    Raises:
+        UsageError: something stands there that is no earlier output of this kind.
+    """
+    output = Output("the output", str(path), kind)
+    _check_place(output)
+    if not is_stream(path):
+        with replacing(output.place) as temporary:
+            yield temporary
+        return
+    with tempfile.TemporaryDirectory(prefix="influence-output-") as folder:
+        temporary = Path(folder) / "output"
+        yield temporary
+        _write_through(temporary, str(path))
+
+
+def _write_through(source: Path, path: str) -> None:
+    """Append a file's bytes to what takes them: nothing that is there already is cut off."""
+    target = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        with open(source, "rb") as handle:
+            while chunk := handle.read(1 << 20):
+                while chunk:
+                    chunk = chunk[os.write(target, chunk) :]
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, path) from error
+    finally:
+        os.close(target)
+
+
+def write_output(path: str | Path, kind: str, data: bytes) -> None:
+    """Write ``data`` whole or not at all, as ``writing`` does."""
+    with writing(path, kind) as temporary:
+        temporary.write_bytes(data)
