@@ -5,6 +5,7 @@ python -m pytest tests/test_cg.py
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from influence_cli.data.tables import provenance
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.methods import make_methods
+from influence_cli.methods.cg import CG
 from influence_cli.model.curvature import Curvature
 from influence_cli.settings import GradSpec
 from influence_cli.stages.score import score
@@ -131,3 +133,22 @@ def test_a_singular_curvature_without_damping_is_never_passed_for_solved(tmp_pat
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         make_methods(GradSpec(methods=METHOD, options={"cg": options}))
+
+
+def test_by_default_scores_do_not_show_the_batch_size_in_float64(mlp: Problem) -> None:
+    """Rounding differs from batch size to batch size, and a solve that ends early shows it as large as it ends."""
+    found = []
+    for batch_size in (None, 7, 1):
+        job = job_of(mlp)
+        job.runtime = dataclasses.replace(job.runtime, batch_size=batch_size)
+        table = score(job)
+        facts = provenance(table.schema)["curvature"]["cg"]
+        assert (facts["tolerance"], facts["converged"]) == (1e-8, True)
+        found.append(column(table))
+    assert max(relative_error(f, found[0]) for f in found) < 1e-6
+
+
+def test_defaults_are_by_the_precision_of_products() -> None:
+    assert CG().ends(1000) == (1e-8, 1000)
+    assert CG().ends(1_000_000) == CG(precision="fp32").ends(10) == (1e-4, 100)
+    assert CG(tolerance=1e-3, max_iterations=7, precision="fp32").ends(10) == (1e-3, 7)

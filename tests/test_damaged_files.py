@@ -458,6 +458,7 @@ def test_edits_that_name_a_row_twice_or_another_label_are_refused(tables: Path, 
         ("row_key", ["zz"] * table.num_rows),
     ):
         other = table.set_column(table.column_names.index(name), name, pa.array(values))
+        (tmp_path / "d.csv").unlink()
         ran = call_cli("curate", written(other, tmp_path / "d.csv"), *undo, cwd=tmp_path)
         assert (ran.code, name in ran.err) == (2, True), ran.err
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from influence_cli.model import examples
 from influence_cli.model.batch_size import Pace
-from influence_cli.model.examples import Decoded
+from influence_cli.model.examples import FEW, Decoded
 from influence_cli.stages import row_pass
 from influence_cli.stages.score import score
 from tests.oracle import Problem, column, make_problem, relative_error
@@ -115,17 +115,17 @@ def test_members_share_what_was_decoded(problem: Problem, monkeypatch: pytest.Mo
     found = column(score(job))
     assert len(calls) == len(set(calls)) == 110
     assert job.held is None  # nothing is kept for longer than it is needed
-    monkeypatch.setattr(examples, "Decoded", lambda: Decoded(0))
+    monkeypatch.setattr(examples, "Decoded", lambda spec: Decoded(spec, 0))
     calls.clear()
     assert np.array_equal(column(score(problem.job(store="thrice", **asked))), found)
-    assert len(calls) == 330
+    assert len(calls) == 330 + FEW  # and those on which the engine is checked
 
 
 def test_memory_for_decoded_rows_has_a_bound(tmp_path: Path, problem: Problem) -> None:
     """Rows are held while there is room, and the same row twice takes it once."""
-    manifest, held = problem.job().manifest, Decoded(100)
+    spec, held = problem.spec, Decoded(problem.spec, 100)
     row = np.zeros(40, dtype=np.uint8)
     for k in (0, 0, 1, 2):
-        held.put(manifest, k, row + k)
-    assert [held.get(manifest, k) is not None for k in range(3)] == [True, True, False]
+        held.put(bytes([k]), spec, row + k)
+    assert [held.get(bytes([k]), spec) is not None for k in range(3)] == [True, True, False]
     assert held.room == 20

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from influence_cli.data.formulas import MARK
+from influence_cli.errors import InfluenceError
 
 GRADS, SCORES, PER_TARGET, EDITS = "grads table", "score table", "per-target table", "table of edits"
 CURATED, MADE, RESTORED = "curated manifest", "ingested manifest", "restored manifest"
@@ -46,7 +47,7 @@ def kind_of(path: Path) -> str | None:
             mark = f'<meta name="generator" content="{GENERATOR}">'.encode()
             return PAGE if mark in head or _BEFORE_MARKS in head else None
         return _kind_of_json(path) if head[:1] == b"{" else _kind_of_csv(path)
-    except (OSError, ValueError, csv.Error, pa.ArrowException):
+    except (OSError, ValueError, csv.Error, pa.ArrowException, InfluenceError):  # nothing that can be read
         return None
 
 

@@ -21,8 +21,8 @@ from typing import Any
 from influence_cli.data.earlier import PARQUET, kind_of
 from influence_cli.errors import InfluenceError, UsageError
 from influence_cli.store.files import disk_full, replacing
+from influence_cli.store.place import is_marked
 
-_STORE_MARKER, _STORE_SIGNATURE = "influence-store", b"influence store\n"
 _DESCRIPTORS = re.compile(r"/dev/fd|/proc/[^/]+(/task/[^/]+)?/fd")
 _ANOTHER = "give another name, or move that file away"
 _PLACE = "pick a place that can be written"
@@ -80,11 +80,9 @@ def check_no_store(flag: str, path: str, store: Any = None) -> None:
 
 
 def _is_store(folder: Path) -> bool:
-    try:
-        with open(folder / _STORE_MARKER, "rb") as handle:
-            return handle.read(len(_STORE_SIGNATURE)) == _STORE_SIGNATURE
-    except OSError:
-        return False
+    with contextlib.suppress(OSError):
+        return is_marked(folder)
+    return False
 
 
 def named_in(source: Any) -> list[str]:

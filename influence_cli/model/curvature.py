@@ -92,11 +92,10 @@ class Curvature:
         self._fed: Stored | None = None  # its inputs
 
     def unusable(self) -> NDArray[np.int64]:
-        """Manifest rows whose logits or loss gradient is not finite in this precision: they are to be in no sum."""
+        """Manifest rows whose logits or derivatives are not finite in this precision: they are to be in no sum."""
         found: list[int] = []
-        for index, x, y, _ in self.batches("fit rows checked"):
-            usable = usable_rows(self.point, x, lambda z, k, y=y: z.double().softmax(1) - F.one_hot(y[k], z.shape[1]))
-            found += index[~usable.cpu().numpy()].tolist()
+        for index, x, _, _ in self.batches("fit rows checked"):
+            found += index[~usable_rows(self.point, x).cpu().numpy()].tolist()
         return np.array(sorted(found), dtype=np.int64)
 
     def over(self, rows: Rows, precision: str) -> Curvature:

@@ -23,7 +23,6 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.model.forward import Point, agree, differentiable_kernels
 from influence_cli.model.layers import Layers
 from influence_cli.model.own_forward import double_reverse
-from influence_cli.model.parameters import pulled
 from influence_cli.settings import ENGINES
 
 CHECKED = 16  # rows of the self-check at most
@@ -199,11 +198,12 @@ class Engine:
         with torch.enable_grad(), differentiable_kernels(self.point.recurrent):
             for row, weights in zip(x.split(1), v.to(self.point.dtype).split(1), strict=True):
                 z = self.point.logits(row, own)
-                gradients = pulled([(z * weights).sum()], list(own.values()), [None])
-                terms = [g.flatten().double() @ along[n] for n, g in zip(own, gradients, strict=True)]
-                found.append(torch.stack(terms).sum())
+                value, parameters = (z * weights).sum(), list(own.values())
+                gradients = torch.autograd.grad(value, parameters, allow_unused=True) if z.requires_grad else ()
+                terms = [g.flatten().double() @ along[n] for n, g in zip(own, gradients) if g is not None]  # noqa: B905
+                found.append(torch.stack(terms).sum() if terms else v.new_zeros(()))
                 logits.append(z.detach().double())
-                reached |= z.requires_grad
+                reached |= bool(terms)
         if not reached:
             raise RuntimeError("no logit depends on any selected parameter")
         return torch.stack(found), torch.cat(logits)

@@ -141,12 +141,12 @@ def batches(
     return ahead(produce())
 
 
-def from_all_over(rows: Rows, spec: ModelSpec, count: int = FEW) -> Tensor | None:
-    """A few decoded rows [k, ...], chosen by their keys and so from all over the data; None where none decodes."""
+def from_all_over(rows: Rows, spec: ModelSpec, held: Decoded | None = None) -> Tensor | None:
+    """16 decoded rows, chosen by their keys and so from all over the data, or those of fewer that decode; or None."""
     keys = rows.payload_keys
     first = unique(keys)
-    chosen = rows.index[first[key_order(keys[first])[:count]]]
-    parts = batches(rows.manifest, [list(rows.manifest.payloads(chosen))], spec, 1, lambda *_: None)
+    chosen = rows.index[first[key_order(keys[first])[:FEW]]]
+    parts = batches(rows.manifest, [list(rows.manifest.payloads(chosen))], spec, 1, lambda *_: None, held)
     return next((decoded for _, decoded in parts), None)
 
 

@@ -1,8 +1,6 @@
-"""Which rows have numbers to reckon with: finite logits, and a finite gradient of what is summed over rows."""
+"""Which rows have numbers to reckon with: finite logits, and a Jacobian of them whose squares are finite too."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,15 +9,18 @@ from influence_cli.model.forward import Point, differentiable_kernels
 from influence_cli.model.parameters import pulled
 
 
-def usable_rows(point: Point, x: Tensor, slope: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Which rows [b] have finite logits, and a finite gradient in the point's selected parameters.
+def usable_rows(point: Point, x: Tensor) -> Tensor:
+    """Which rows [b] have finite logits, and derivatives in the point's selected parameters that are no overflow.
 
-    ``slope`` gives the gradient in the logits [k, C] of the scalars of k rows, from their logits and their places [k]
-    among the b.  Gradients are summed over rows, and looked at row by row only where a sum is not finite.
+    A row's derivatives are J^T v, with one v [C] for all rows; their squared norm has to be finite in the point's
+    precision, or tangents along any direction may not be.  The loss gradient is no measure: it is 0 for a row that is
+    predicted with certainty, however large J is.  Rows are summed, with weights that let none hide another, and are
+    looked at one by one only where the sum is too large.
     """
     usable = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    waiting = [torch.arange(len(x), device=x.device)]
     own = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
+    most = torch.finfo(point.dtype).max
+    waiting = [torch.arange(len(x), device=x.device)]
     while waiting:
         some = waiting.pop()
         with torch.enable_grad(), differentiable_kernels(point.recurrent):
@@ -29,8 +30,11 @@ def usable_rows(point: Point, x: Tensor, slope: Callable[[Tensor, Tensor], Tenso
                 usable[some[~finite]] = False
                 waiting += [some[finite]] if bool(finite.any()) else []
                 continue
-            gradients = pulled([logits], list(own.values()), [slope(logits.detach(), some).to(logits.dtype)])
-        if all(bool(torch.isfinite(g).all()) for g in gradients):
+            generator = torch.Generator().manual_seed(0)
+            v = torch.randn(logits.shape[1], generator=generator)
+            weights = 0.5 + torch.rand(len(some), generator=generator) if len(some) > 1 else torch.ones(1)
+            gradients = pulled([logits], list(own.values()), [(weights[:, None] * v).to(logits)])
+        if sum(float(g.double().square().sum()) for g in gradients) < (most if len(some) == 1 else most / 16):
             continue
         if len(some) == 1:
             usable[some] = False

@@ -333,7 +333,7 @@ class Layers:
 def _usable(point: Point, x: Tensor) -> Tensor:
     """The point's own few rows, or else ``x``, less those that nothing can be compared on."""
     if point.few is not None:
-        usable = usable_rows(point, point.few, lambda z, _: torch.ones_like(z))
+        usable = usable_rows(point, point.few)
         if bool(usable.any()):
             return point.few[usable]
     return x

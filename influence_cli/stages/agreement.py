@@ -39,7 +39,7 @@ def points(job: Job, model: nn.Module, member: Member, device: torch.device) -> 
         exact = Point(model, job.spec.params, member.dropout, "fp32", device)
         both = exact, Point(copy.deepcopy(model), job.spec.params, member.dropout, "bf16", device)
     if job.model is not None and job.few is None:
-        job.few = from_all_over(job.train, job.model)
+        job.few = from_all_over(job.train, job.model, job.held)
     for point in both:
         if job.model is not None and job.few is not None:
             point.few = to_input(move(job.few, device), job.model, point.dtype)

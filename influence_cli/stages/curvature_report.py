@@ -74,8 +74,8 @@ def warnings_of(job: Job, name: str, facts: dict[str, Any]) -> list[str]:
         some = ", ".join(facts["unusable"]) + (", ..." if facts["unusable_rows"] > len(facts["unusable"]) else "")
         said = [
             *said,
-            f"{facts['unusable_rows']:,} fit rows have a loss or gradient that is not finite and are outside the "
-            f"curvature: {some}",
+            f"{facts['unusable_rows']:,} fit rows have logits or derivatives that are not finite, or overflow when "
+            f"squared, and are outside the curvature: {some}",
         ]
     return said
 

@@ -34,7 +34,7 @@ class RowRequest:
         """The name of their folder; ``last`` is ``full`` in the head's parameters, and shares it."""
         sketch = None if self.sketch_dim is None else {"dim": self.sketch_dim, "seed": self.seed, "revision": 1}
         about = {"member": self.member.name, "params": self.params, "loss": job.loss_name}
-        return fingerprint("row-gradients", 1, sketch=sketch, **about)
+        return fingerprint("row-gradients", 2, sketch=sketch, **about)
 
     def folder(self, job: Job) -> GradientFolder:
         """Where they are stored."""

@@ -155,7 +155,7 @@ def _folder(job: Job, name: str, top: int, train: Rows) -> ShardFolder:
         params, sketch = request.params, None if request.sketch_dim is None else [request.sketch_dim, request.seed]
     about = {"params": params, "loss": job.loss_name, "top": top, "sketch": sketch}
     named = fingerprint(
-        "top-rows", 1, members=[m.name for m in members], method=how, train=digest_in_order(train.row_keys), **about
+        "top-rows", 2, members=[m.name for m in members], method=how, train=digest_in_order(train.row_keys), **about
     )
     assert job.model is not None
     of = {"model": job.model.as_dict(), "precision": job.spec.precision, "value": {"value": f"top {top} by {name}"}}

@@ -208,7 +208,7 @@ def fitted_curvature(
 ) -> Curvature:
     """The curvature at a member with what a method fits on it, from the store or fitted now.
 
-    Fit rows with a loss or gradient that is not finite are outside it, as if they were not there.
+    Fit rows whose logits or derivatives are not finite are outside it, as if they were not there.
     """
     from influence_cli.model.curvature import Curvature
 
@@ -253,7 +253,7 @@ def _usable_fit_rows(job: Job, name: str, curvature: Curvature) -> Rows:
         rows = rows.take(~np.isin(rows.index, bad))
         if len(rows) == 0:
             raise ManifestError(
-                "curvature cannot be fitted: no fit row has a finite loss and gradient",
+                "curvature cannot be fitted: no fit row has finite logits and derivatives",
                 where=job.fit.rows.manifest.source,
                 fix="standardise the features, or give a checkpoint whose logits are finite",
             )

@@ -318,10 +318,9 @@ def _placed(header: dict[str, Any], size: int, name: str) -> dict[str, tuple[dic
         if first != end:
             raise DamagedFile(f"{name}: tensor {tensor} does not begin where the one before it ends")
         end = last
-    if end > size:
-        raise DamagedFile(f"{name} is truncated")
-    if end < size:
-        raise DamagedFile(f"{name}: {size - end} bytes at its end are no tensor's")
+    if end != size:
+        rest = "is truncated" if end > size else f"has {size - end} bytes at its end that are no tensor's"
+        raise DamagedFile(f"{name} {rest}")
     return places
 
 
@@ -340,10 +339,7 @@ def _place(info: Any, tensor: str) -> tuple[dict[str, Any], int, int]:
 
 
 def _digest(entries: list[str]) -> str:
-    digest = hashlib.blake2b(digest_size=16, person=b"influence.w")
-    for entry in sorted(entries):
-        digest.update(entry.encode())
-    return digest.hexdigest()
+    return hashlib.blake2b("".join(sorted(entries)).encode(), digest_size=16, person=b"influence.w").hexdigest()
 
 
 def file_digest(path: Path) -> str:
