@@ -37,6 +37,8 @@ def read_run(folder: str | Path) -> dict[str, Any] | None:
         DamagedModel: it is there and cannot be read, or is not as ``retrain`` wrote it.
     """
     path = Path(folder) / RUN_FILE
+    if path.exists() and not path.is_file():
+        raise _unreadable(path, "it is no regular file")
     try:
         run = parsed_object(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
