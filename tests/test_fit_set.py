@@ -27,7 +27,6 @@ from influence_cli.data.manifest import open_manifest
 from influence_cli.data.tables import provenance
 from influence_cli.methods.exact import Exact
 from influence_cli.model.build import build_model
-from influence_cli.model.checkpoints import recipe_of
 from influence_cli.model.curvature import Curvature
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.training import Recipe
@@ -657,14 +656,3 @@ def test_what_changes_u_and_what_changes_the_factor_are_told_apart() -> None:
     for change in ({"damping": 0.2}, {"l2": 0.1}, {"mode": "abs"}, {"damping": None}):
         assert dataclasses.replace(plain, **change).describe() != plain.describe()
     assert plain.fitted() == Exact(mode="fisher", l2=1.0).fitted() != Exact(mode="emp").fitted()
-
-
-def test_weights_that_are_given_as_a_file_of_a_run_folder_were_trained_as_it_says(bench: Bench, tmp_path: Path) -> None:
-    recipe = recipe_of(str(bench.run))
-    assert recipe is not None
-    assert recipe_of(str(bench.run / "model.safetensors")) == recipe
-    shutil.copy(bench.run / "model.safetensors", tmp_path / "model.safetensors")
-    assert recipe_of(str(tmp_path / "model.safetensors")) is None  # nothing says it there
-    shutil.copy(bench.run / "model.safetensors", bench.run / "other.safetensors")
-    assert recipe_of(str(bench.run / "other.safetensors")) is None  # nor of weights that are not the run's
-    (bench.run / "other.safetensors").unlink()

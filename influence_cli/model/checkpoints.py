@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from influence_cli.errors import DamagedModel, ModelError
-from influence_cli.model.run_file import RUN_FILE, WEIGHTS_FILE, check_weights_of_run, is_model, read_run, run_folder
+from influence_cli.model.run_file import RUN_FILE, WEIGHTS_FILE, check_weights_of_run, is_model, read_run
 from influence_cli.store.files import DamagedFile, file_digest, tensor_digest
-from influence_cli.store.sealed import WEIGHTS, read_weights_metadata
+from influence_cli.store.sealed import read_weights_metadata
 
 __all__ = ["RUN_FILE", "WEIGHTS_FILE", "Checkpoint", "find_checkpoint", "recipe_of"]
 
@@ -68,18 +68,13 @@ def find_checkpoint(locator: str) -> tuple[Checkpoint, dict[str, Any] | None]:
 
 
 def recipe_of(locator: str) -> dict[str, Any] | None:
-    """How a checkpoint was trained (optimizer, weight_decay, ...), or None where nothing says.
-
-    A run folder says it, of its weights given as files too.
+    """How a run folder's checkpoint was trained (optimizer, weight_decay, ...), or None where nothing says.
 
     Raises:
         DamagedModel: what says it cannot be read.
     """
-    path, folder = Path(locator), run_folder(locator)
-    run = read_run(folder)
-    if run is None or (path != folder and path.relative_to(folder).as_posix() not in run.get(WEIGHTS, {})):
-        return None
-    return run["recipe"]
+    run = read_run(locator)
+    return None if run is None else run["recipe"]
 
 
 def _in_folder(folder: Path, locator: str) -> tuple[Path, dict[str, Any] | None]:
