@@ -47,8 +47,11 @@ A model of one's own, with its own transform, loss and torch Dataset:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, Unpack
 
+from influence_cli.errors import UserCodeError
 from influence_cli.events import SILENT, Listener
 from influence_cli.settings import GradSpec, Inputs, Options, Runtime
 
@@ -96,6 +99,26 @@ class RunOptions(TypedDict, total=False):
     listener: Listener
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _never_ends(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, in which code of the user's that ends the program (a model, a Dataset) is an error like any."""
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except (SystemExit, GeneratorExit) as error:
+            raise UserCodeError(
+                f"the program was ended from inside ({type(error).__name__}: {error}); nothing is finished",
+                fix="let your own code return or raise an error",
+            ) from error
+
+    return called
+
+
 def _names(value: str | list[str] | tuple[str, ...]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
@@ -125,6 +148,7 @@ def _job(manifest: Any, given: dict[str, Any]) -> Job:
     return open_job(Inputs(manifest, **given), GradSpec(methods, objectives, **numbers), Runtime(**speed), listener)
 
 
+@_never_ends
 def manifest(source: Any, output: str, **options: Any) -> Ingested:
     """A checked manifest, written to ``output``, from a folder, a file, an Arrow table or a DataFrame.
 
@@ -140,6 +164,7 @@ def manifest(source: Any, output: str, **options: Any) -> Ingested:
     return make_manifest(IngestRequest(source, str(output), columns, **options), listener)
 
 
+@_never_ends
 def plan(manifest: Any, **options: Unpack[RunOptions]) -> dict[str, Any]:
     """What ``grads`` or ``score`` would compute and why: rows stored and rows to compute, passes, seconds, bytes."""
     from influence_cli.stages.plan import describe_plan, missing_work
@@ -148,6 +173,7 @@ def plan(manifest: Any, **options: Unpack[RunOptions]) -> dict[str, Any]:
     return describe_plan(job, missing_work(job))
 
 
+@_never_ends
 def grads(manifest: Any, **options: Unpack[RunOptions]) -> pa.Table:
     """Fill the store with what the rows lack; a row per train row: id, row_key, payload_key, label, loss."""
     from influence_cli.stages.grads import fill, grads_table
@@ -157,6 +183,7 @@ def grads(manifest: Any, **options: Unpack[RunOptions]) -> pa.Table:
     return grads_table(job)
 
 
+@_never_ends
 def score(
     manifest: Any, *, per_member: bool = False, combine: str | None = None, **options: Unpack[RunOptions]
 ) -> pa.Table:
@@ -169,6 +196,7 @@ def score(
     return stage(_job(manifest, dict(options)), per_member, combine)
 
 
+@_never_ends
 def per_target(manifest: Any, *, top: int = 10, **options: Unpack[RunOptions]) -> pa.Table:
     """For each target row its ``top`` most helpful and most harmful train rows, as ``influence score --per-target``.
 
@@ -179,6 +207,7 @@ def per_target(manifest: Any, *, top: int = 10, **options: Unpack[RunOptions]) -
     return stage(_job(manifest, dict(options)), top)
 
 
+@_never_ends
 def curate(
     scores: Any,
     *,
@@ -228,6 +257,7 @@ def curate(
     return curated.table()
 
 
+@_never_ends
 def retrain(manifest: Any, output: str, **options: Any) -> dict[str, Any]:
     """Train and compare, as ``influence retrain``; returns what it writes to ``output``/metrics.json.
 
@@ -252,6 +282,7 @@ def retrain(manifest: Any, output: str, **options: Any) -> dict[str, Any]:
     return stage(request, Recipe(**split[Recipe]), listener)
 
 
+@_never_ends
 def evaluate(*scores: Any, **options: Any) -> dict[str, Any]:
     """How far to trust one or more score tables (paths or tables) of the same rows.
 

@@ -39,6 +39,14 @@ class ModelError(InfluenceError):
     """A checkpoint or architecture that cannot be used."""
 
 
+class NoDerivative(ModelError, RuntimeError):
+    """A model that one way to its derivatives cannot take; where there are others, they are tried."""
+
+
+class UserCodeError(ModelError):
+    """Code of the user's own that does what no part of a run may do."""
+
+
 class DamagedModel(ModelError):
     """A run folder or weights that are there and are not as they were written."""
 

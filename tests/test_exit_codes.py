@@ -140,6 +140,29 @@ def test_os_exit_is_an_error_too(
     assert not Path("o.parquet").exists()
 
 
+def test_what_code_of_the_users_does_at_exit_chooses_no_code(tmp_path: Path, tabular: Path) -> None:
+    (tmp_path / "late.py").write_text(
+        "import atexit, os, posix, torch\n"
+        "def make(code):\n    atexit.register(code)\n    raise ValueError('no model')\n"
+        "def zero(): return make(lambda: os._exit(0))\n"
+        "def one():\n    atexit.register(lambda: posix._exit(1))\n    return torch.nn.Linear(5, 3)\n"
+    )
+    asked = f"score {tabular} --method loss --store store -o o.parquet --model python:late"
+    assert shell(f"{sys.executable} -m influence_cli {asked}:zero 2>/dev/null", tmp_path) == 2
+    assert shell(f"{sys.executable} -m influence_cli {asked}:one 2>/dev/null", tmp_path) == 0
+    assert (tmp_path / "o.parquet").exists()
+
+
+def test_a_broken_pipe_of_the_users_own_is_no_closed_standard_output(
+    tmp_path: Path, tabular: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaving(tmp_path, "raise BrokenPipeError(32, 'mine')", monkeypatch)
+    monkeypatch.setattr("influence_cli.cli.streams.is_unread", lambda: False)
+    ran = call_cli(*scoring("forward", tabular), cwd=tmp_path)
+    assert ran.code in (2, 3)
+    assert "mine" in ran.err
+
+
 def test_ctrl_c_in_code_of_the_users_is_ctrl_c(tmp_path: Path, tabular: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leaving(tmp_path, "raise KeyboardInterrupt", monkeypatch)
     for place in ("factory", "transform", "forward"):
@@ -169,6 +192,22 @@ def test_a_dataset_and_a_task_that_leave_are_errors_in_python_too() -> None:
             influence_cli.score([(torch.zeros(2), 0)] * 3, task=task, store=None, method="loss")
     with pytest.raises(ModelError, match="SystemExit"):
         influence_cli.score([(torch.zeros(2), 0)] * 3, task=influence_cli.Task(sys.exit), store=None)
+
+    class Late(nn.Linear):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            Late.calls += 1
+            return sys.exit(0) if Late.calls > 5 else super().forward(x)
+
+    class Endless(Rows):
+        def __len__(self) -> int:
+            sys.exit(0)
+
+    rows, others = ([(torch.full((2,), k / 10), k % 2) for k in some] for some in (range(40), range(40, 44)))
+    for source, task in ((rows, influence_cli.Task(Late(2, 2))), (Endless(), influence_cli.Task(nn.Linear(2, 2)))):
+        with pytest.raises(ModelError, match="the program was ended from inside"):
+            influence_cli.score(source, target=others, task=task, store=None, batch_size=4)
 
 
 # ---- what the machine does ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import pytest
 from influence_cli.errors import UsageError
 from influence_cli.stages.gate import GateRequest, check, p_values
 from influence_cli.stages.score_table import CurateRequest, read_scores
-from tests.cases import Ran, call_cli, digits_table, with_column, write
+from tests.cases import Ran, call_cli, digits_table, train_run, with_column, write
 
 
 def gate(*asked: Any, cwd: Path) -> Ran:
@@ -322,6 +322,19 @@ def test_copies_of_a_calibration_row_do_not_change_the_others_p_values(
     scored_again(tmp_path, pa.concat_tables([table, *more]), calibrated_run)
     again = gate("s.parquet", "--baseline", pull_request / "baseline.jsonl", *FLAGS[3:], cwd=tmp_path).rows
     assert again == plain
+
+
+def test_scores_of_other_weights_than_the_run_folder_holds_are_refused(
+    tmp_path: Path, digits: Path, calibrated_run: Path
+) -> None:
+    """The folder was trained into again since: its calibration rows are not those that the scores know."""
+    run = shutil.copytree(calibrated_run, tmp_path / "run")
+    scored_again(tmp_path, pq.read_table(digits), run)
+    assert gate("s.parquet", "--false-flag", "30%", "--max-flagged", "100%", cwd=tmp_path).code == 0
+    shutil.rmtree(run)
+    train_run(digits, run, seed=5, calibration=0.2)
+    ran = gate("s.parquet", "--false-flag", "30%", "--max-flagged", "100%", cwd=tmp_path)
+    assert (ran.code, "other weights than those that were scored" in ran.err) == (2, True)
 
 
 def test_a_run_that_knows_its_calibration_rows_by_id_alone_is_refused(

@@ -77,6 +77,33 @@ class Rotary(nn.Module):
         return self.head(torch.view_as_real(pairs * phases).flatten(1).tanh())
 
 
+class Phases(nn.Module):
+    """The same with the phases in a buffer, which is complex whatever the precision."""
+
+    phases: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(WIDE, 6), nn.Linear(6, 2)
+        self.register_buffer("phases", torch.polar(torch.ones(3), torch.arange(3).float()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = torch.view_as_complex(self.a(x).view(-1, 3, 2)) * self.phases
+        return self.head(torch.view_as_real(turned).flatten(1).tanh())
+
+
+class Padded(nn.Module):
+    """A softmax over values that are -inf where a row says so; where all are, ``nan_to_num`` makes 0 of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(WIDE, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.a(x).masked_fill(x[:, 2:3] > 1.0, float("-inf"))
+        return self.head(torch.nan_to_num(scores.softmax(1)) + x[:, 3:7])
+
+
 class Unused(nn.Module):
     """A projection that no output depends on."""
 
@@ -122,6 +149,20 @@ class Experts(nn.Module):
         return self.head(h)
 
 
+class Branches(nn.Module):
+    """Every row goes through one of two layers, and of few rows all through one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.head = nn.Linear(WIDE, 6), nn.Linear(WIDE, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        some, h = x[:, 0] > 0, x.new_zeros(len(x), 6)
+        h[some] = torch.tanh(self.one(x[some]))
+        h[~some] = torch.relu(self.other(x[~some]))
+        return self.head(h)
+
+
 class Frozen(nn.Module):
     """A body that training leaves as it is."""
 
@@ -134,7 +175,7 @@ class Frozen(nn.Module):
         return self.head(torch.relu(self.body(x)))
 
 
-MODELS = (Seen, Spectral, Rotary, Unused, Parts, LargeParts, Experts, Frozen)
+MODELS = (Seen, Spectral, Rotary, Phases, Padded, Unused, Parts, LargeParts, Experts, Branches, Frozen)
 
 
 def data(kind: type[nn.Module]) -> tuple[Tensor, Tensor]:
@@ -151,9 +192,14 @@ def made(kind: type[nn.Module]) -> nn.Module:
         return kind().eval()
 
 
+def doubled(model: nn.Module) -> nn.Module:
+    """A copy in float64, whose complex numbers stay complex."""
+    return copy.deepcopy(model)._apply(lambda t: t.to(torch.complex128 if t.is_complex() else torch.float64))
+
+
 def gradients(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Every row's loss gradient in what is trained, float64 [n, d]."""
-    twin = copy.deepcopy(model).double()
+    twin = doubled(model)
     own = [p for p in twin.parameters() if p.requires_grad]
     found = []
     for row, label in zip(x.double().split(1), y.split(1), strict=True):
@@ -189,7 +235,7 @@ def test_scores_and_losses_are_those_of_a_loop(kind: type[nn.Module], precision:
     found = run(model, x, y, precision, method=["ip", "loss"])
     assert near(column(found, "score_ip_utility"), g[:TRAIN] @ g[TRAIN:].mean(0), tolerance)
     with torch.no_grad():
-        losses = F.cross_entropy(model.double()(x[:TRAIN].double()), y[:TRAIN], reduction="none")
+        losses = F.cross_entropy(doubled(model)(x[:TRAIN].double()), y[:TRAIN], reduction="none")
     assert near(column(found, "score_loss"), -losses, tolerance)
 
 
@@ -198,11 +244,11 @@ def test_loss_alone_is_that_of_the_model(kind: type[nn.Module]) -> None:
     (x, y), model = data(kind), made(kind)
     found = column(run(model, x, y, method="loss"))
     with torch.no_grad():
-        assert near(found, -F.cross_entropy(model.double()(x[:TRAIN].double()), y[:TRAIN], reduction="none"), 1e-9)
+        assert near(found, -F.cross_entropy(doubled(model)(x[:TRAIN].double()), y[:TRAIN], reduction="none"), 1e-9)
 
 
 @pytest.mark.parametrize("batch_size", [64, 7, 1])
-@pytest.mark.parametrize("kind", [Unused, Parts, LargeParts, Experts, Frozen], ids=lambda k: k.__name__)
+@pytest.mark.parametrize("kind", [Unused, Parts, LargeParts, Experts, Branches, Frozen], ids=lambda k: k.__name__)
 def test_norms_of_row_gradients_are_those_of_a_loop(kind: type[nn.Module], batch_size: int) -> None:
     (x, y), model = data(kind), made(kind)
     g = gradients(model, x, y)[:TRAIN]
@@ -210,12 +256,12 @@ def test_norms_of_row_gradients_are_those_of_a_loop(kind: type[nn.Module], batch
     assert near(found, -g.square().sum(1), 1e-9)
 
 
-@pytest.mark.parametrize("kind", [Unused, Parts, LargeParts, Experts, Frozen], ids=lambda k: k.__name__)
+@pytest.mark.parametrize("kind", [Unused, Parts, LargeParts, Experts, Branches, Frozen], ids=lambda k: k.__name__)
 @pytest.mark.parametrize("method", ["exact", "cg"])
 def test_curvature_is_of_what_is_trained_and_used(kind: type[nn.Module], method: str) -> None:
     """J^T (diag p - p p^T) J over the rows, with Jacobians by one backward pass a logit."""
     (x, y), model = data(kind), made(kind)
-    g, twin = gradients(model, x, y), copy.deepcopy(model).double()
+    g, twin = gradients(model, x, y), doubled(model)
     own = [p for p in twin.parameters() if p.requires_grad]
     total = torch.zeros(g.shape[1], g.shape[1], dtype=torch.float64)
     for row in x[:TRAIN].double().split(1):
@@ -234,7 +280,7 @@ def test_curvature_is_of_what_is_trained_and_used(kind: type[nn.Module], method:
     assert near(found, g[:TRAIN] @ inverse @ g[TRAIN:].mean(0), 1e-8)
 
 
-@pytest.mark.parametrize("kind", [Unused, Parts, Experts, Frozen], ids=lambda k: k.__name__)
+@pytest.mark.parametrize("kind", [Unused, Parts, Experts, Branches, Frozen], ids=lambda k: k.__name__)
 @pytest.mark.parametrize("method", ["ekfac", "datainf", "self-lissa"])
 def test_methods_by_layers_take_such_models_in_any_batch_size(kind: type[nn.Module], method: str) -> None:
     (x, y), model = data(kind), made(kind)
@@ -352,3 +398,66 @@ def test_a_point_without_rows_of_its_own_looks_at_those_it_is_given() -> None:
     assert torch.allclose(z, expected[0], rtol=1e-12)
     assert torch.allclose(t, expected[1][0], rtol=1e-9)
     assert point.apart is None  # complex values go with their tangents
+
+
+def test_complex_parameters_are_refused_and_frozen_ones_are_not() -> None:
+    class Turned(Unused):
+        def __init__(self) -> None:
+            super().__init__()
+            self.turn = nn.Parameter(torch.polar(torch.ones(6), torch.arange(6).float()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu((self.body(x) * self.turn).real))
+
+    (x, y), model = data(Unused), made(Turned)
+    with pytest.raises(UsageError, match="'turn', which is complex"):
+        run(model, x, y, method="ip")
+    model.turn.requires_grad_(False)  # type: ignore[union-attr]
+    g = gradients(model, x, y)
+    assert near(column(run(model, x, y, method="ip")), g[:TRAIN] @ g[TRAIN:].mean(0), 1e-9)
+
+
+def test_activation_checkpointing_is_an_error_with_a_way_out_or_none() -> None:
+    class Kept(Unused):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(
+                torch.utils.checkpoint.checkpoint(lambda v: torch.relu(self.body(v)), x, use_reentrant=False)
+            )
+
+    (x, y), model = data(Unused), made(Kept)
+    g = gradients(made(Unused), x, y)
+    for method in ("ip", "exact", "cg", "self-tracin", "ekfac"):
+        try:
+            found = column(run(model, x, y, method=method))
+        except influence_cli.InfluenceError as error:
+            assert error.fix  # noqa: PT017
+        else:
+            assert method != "ip" or near(found, g[:TRAIN] @ g[TRAIN:].mean(0), 1e-9)
+
+
+def test_a_target_row_without_a_gradient_is_named() -> None:
+    class Root(Unused):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + (x[:, :1] * self.body.weight[0, 0]).abs().sqrt()
+
+    (x, y), model = data(Unused), made(Root)
+    x[TRAIN + 3, 0] = 0.0
+    with pytest.raises(
+        influence_cli.InfluenceError, match="gradient of a target row's objective is not finite"
+    ) as error:
+        run(model, x, y, method="ip")
+    assert "row id=v3" in str(error.value.where)
+
+
+@pytest.mark.parametrize("kept", ["full", "sketch"])
+def test_gradients_of_rows_are_stored_where_some_have_none(kept: str) -> None:
+    class Root(Unused):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + (x[:, :1] * self.body.weight[0, 0]).abs().sqrt()
+
+    (x, y), model = data(Unused), made(Root)
+    x[:4, 0] = 0.0
+    tables = {"store": None, "precision": "fp64", "task": influence_cli.Task(model)}
+    train, target = table(x[:TRAIN], y[:TRAIN], "t"), table(x[TRAIN:], y[TRAIN:], "v")
+    found = influence_cli.per_target(train, target=target, top=3, rows=kept, **tables)  # type: ignore[arg-type]
+    assert not {"t0", "t1", "t2", "t3"} & set(found.column("id").to_pylist())

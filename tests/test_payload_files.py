@@ -168,3 +168,13 @@ def test_a_pipe_in_an_image_folder_is_a_row_that_is_named(tmp_path: Path) -> Non
     ran = call_cli("manifest", "data", "-o", "o.parquet", cwd=tmp_path)
     assert ran.code == 2
     assert "row id=cat/b.png" in ran.err
+
+
+def test_a_name_that_no_file_can_have_is_a_row_that_is_named(tmp_path: Path) -> None:
+    name, labels = "a\0b.png", [0, 1]
+    (tmp_path / "real.png").write_bytes(GOOD)
+    write(pa.table({"id": ["a", "b"], "path": ["real.png", name], "label": labels}), tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match="null character") as refused:
+        open_manifest(str(tmp_path / "m.parquet"))
+    assert "row id=b" in str(refused.value)
+    assert [b.id for b in open_manifest(str(tmp_path / "m.parquet"), skip_bad=True).bad] == ["b"]

@@ -208,3 +208,24 @@ def test_gaps_of_test_rows_whose_groups_have_changed_are_measured_again(tmp_path
     again = gap(by_label, "r")
     assert again == pytest.approx(gap(by_label, "fresh"))
     assert again != pytest.approx(first)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()], ids=str)
+def test_columns_of_categories_are_read_as_they_are(kind: pa.DataType, net: nn.Module) -> None:
+    (x, y), (tx, ty) = TRAIN, TARGET
+    shades = pa.DictionaryArray.from_arrays(pa.array([k % 2 for k in range(24)], pa.int8()), pa.array(["a", "b"], kind))
+    table, target = table_of(x, y, "a", shade=shades), table_of(tx, ty, "b")
+    task = influence_cli.Task(net)
+    expected = influence_cli.score(table_of(x, y, "a"), target=target, task=task, store=None)
+    for rows in (table, table.to_pandas()):
+        found = influence_cli.score(rows, target=target, task=task, store=None)
+        assert found.column("score").equals(expected.column("score"))
+
+
+def test_tables_of_scores_may_be_frames(net: nn.Module) -> None:
+    manifest, target = table_of(*TRAIN, "a"), table_of(*TARGET, "b")
+    scores = influence_cli.score(manifest, target=target, task=influence_cli.Task(net), store=None)
+    found, expected = (
+        influence_cli.curate(table, manifest=manifest, budget="3") for table in (scores.to_pandas(), scores)
+    )
+    assert found.column("id").equals(expected.column("id"))

@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from influence_cli.cli import streams
 from influence_cli.errors import InfluenceError, printable
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     streams.prepare()
     code = BROKEN
     try:
-        with _exits_are_ours():
+        with _exits_are_ours(for_good=arguments is None):
             code = run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:  # once more, while the first was told
         code = INTERRUPTED
@@ -37,7 +37,9 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     try:
         return _dispatch(arguments)
-    except BrokenPipeError:
+    except BrokenPipeError as error:
+        if not streams.is_unread():  # a pipe of the user's own code
+            return _fail(BROKEN, _describe(error), debug)
         streams.drop_stdout()
         return CLOSED_PIPE
     except KeyboardInterrupt:
@@ -76,8 +78,12 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def _exits_are_ours() -> Iterator[None]:
-    """``os._exit`` in this process, by code of the user's, is an error like ``sys.exit``; children end as they like."""
+def _exits_are_ours(for_good: bool) -> Iterator[None]:
+    """``os._exit`` in this process, by code of the user's, is an error like ``sys.exit``; children end as they like.
+
+    With ``for_good`` it stays so until the process is over: what runs at its exit does not choose the code either.
+    """
+    modules: list[Any] = [os, *(m for m in (sys.modules.get("posix"),) if m is not None)]
     leave, here = os._exit, os.getpid()
 
     def refuse(code: int) -> NoReturn:
@@ -85,11 +91,13 @@ def _exits_are_ours() -> Iterator[None]:
             leave(code)
         raise SystemExit(code)
 
-    os._exit = refuse
+    for module in modules:
+        module._exit = refuse
     try:
         yield
     finally:
-        os._exit = leave
+        for module in modules if not for_good else ():
+            module._exit = leave
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import select
 import sys
 from typing import Any
 
@@ -90,6 +91,16 @@ def let_go() -> None:
             sys.stdout.flush()
     except Exception:
         drop_stdout()
+
+
+def is_unread() -> bool:
+    """Whether standard output is a pipe or socket whose reader is gone."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (OSError, ValueError, AttributeError):  # no stream of the system's, or no poll: then it is believed
+        return True
 
 
 def drop_stdout() -> None:

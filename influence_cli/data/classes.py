@@ -176,6 +176,8 @@ def column_labels(manifest: Manifest, column: str) -> NDArray[np.int64]:
     """
     stored, where = manifest.table.column(column), f"{manifest.source}, column {column}"
     kind = stored.type.value_type if pa.types.is_dictionary(stored.type) else stored.type
+    if pa.types.is_null(kind):
+        return np.full(len(manifest), -1, dtype=np.int64)
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     if not (text or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise ManifestError(f"clean labels are {kind}, not integers", where=where, fix="number the classes")

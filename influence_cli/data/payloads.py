@@ -67,6 +67,8 @@ def read_file(path: Path) -> bytes:
     Raises:
         OSError: it is no regular file, is too large, or cannot be read.
     """
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "its name has a null character")
     found = os.stat(path)  # before it is opened: to open a device may already do something, and a pipe waits
     if not stat.S_ISREG(found.st_mode):
         kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))

@@ -84,6 +84,8 @@ def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:
     """
     if isinstance(source, pa.Table):
         return source if columns is None else source.select(columns)
+    if type(source).__module__.startswith("pandas"):
+        return read_table(pa.Table.from_pandas(source, preserve_index=False), columns)
     source = str(source)
     suffix = Path(source).suffix
     if suffix in (".csv", ".jsonl"):

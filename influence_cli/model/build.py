@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from influence_cli.errors import ModelError, nearest
 from influence_cli.model.checkpoints import Checkpoint
+from influence_cli.model.forward import in_precision
 from influence_cli.model.spec import TORCHVISION, ModelSpec, code_named_by_data, is_own, is_plain
 from influence_cli.model.weights import load_weights
 from influence_cli.settings import INTERPOLATIONS
@@ -126,7 +127,7 @@ def load_model(spec: ModelSpec, checkpoint: Checkpoint, dtype: torch.dtype | Non
     Raises:
         ModelError: the checkpoint does not fit; names tensors, expected and found shapes.
     """
-    model = build_model(spec).to(dtype)
+    model = in_precision(build_model(spec), dtype)
     model = load_weights(model, checkpoint, spec.name) if checkpoint.files else model.eval()
     check_input(model, spec)
     return model

@@ -136,6 +136,10 @@ def measure_directions(
     if open_bucket is not None:
         for s in sums.values():
             s.close_bucket(open_bucket)
+    for name, s in sums.items():
+        if not all(bool(torch.isfinite(g).all()) for half in s.halves for g in half):
+            value = lambda z, y, o=objectives[name]: o.rows(z, y, loss)  # noqa: E731
+            raise without_gradient(point, spec, target, payloads, value, (attacked or {}).get(name))
     sizes = np.array([len(rows) for rows in by_bucket])
     measured = {name: _measured(point, s, sizes) for name, s in sums.items()}
     for name in attacked or {}:
@@ -183,6 +187,33 @@ def not_finite(target: Rows, row: int) -> ManifestError:
         "the objective of a target row is not finite",
         where=f"{manifest.source}, row id={manifest.ids[row]}, column {manifest.kind}",
         fix="repair the row or take it out; where every row is so, the checkpoint is at fault",
+    )
+
+
+def without_gradient(
+    point: Point,
+    spec: ModelSpec,
+    target: Rows,
+    payloads: dict[int, Payload],
+    value: Callable[[Tensor, Tensor], Tensor],
+    attacked: Attacked | None = None,
+) -> ManifestError:
+    """What is wrong where the sum of target rows' gradients is not finite: names the first row whose own is not."""
+    manifest, where = target.manifest, target.manifest.source
+    selected = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
+    for index, decoded in batches(manifest, ([(row, payloads[row])] for row in target.index.tolist()), spec):
+        x = to_input(move(decoded, point.device), spec, point.dtype) if attacked is None else attacked(index)
+        y = torch.from_numpy(manifest.labels[index]).to(point.device)
+        with torch.enable_grad(), differentiable_kernels(point.recurrent):
+            z = point.logits(x.to(point.device, point.dtype), selected)
+            gradients = pulled([value(z, y).sum()], list(selected.values()), [None])
+        if not all(bool(torch.isfinite(g).all()) for g in gradients):
+            where = f"{manifest.source}, row id={manifest.ids[int(index[0])]}, column {manifest.kind}"
+            break
+    return ManifestError(
+        "the gradient of a target row's objective is not finite",
+        where=where,
+        fix="repair the row or take it out; where many are so, the model has no derivative there",
     )
 
 

@@ -62,6 +62,7 @@ class Engine:
         self.point, self.asked, self.listener = point, asked, listener
         self.checked: Checked | None = None
         self._layers: Layers | None = None
+        self._doubts = CHECKED
 
     def outputs(self, x: Tensor, directions: Directions) -> tuple[Tensor, list[Tensor]]:
         """Logits [b, C], and for each direction the logits' tangent [b, C].
@@ -73,7 +74,29 @@ class Engine:
             return self.point.outputs(x, [])
         if self.checked is None:
             self.checked = self._pick(x, directions)
+        z, tangents = self._run(self.checked.engine, x, directions)
+        lost = self._lost(x, z, tangents, directions) if self._doubts else None
+        if lost is None:
+            return z, tangents
+        self.point.few = lost if self.point.few is None else torch.cat([lost, self.point.few])
+        self.checked = self._pick(x, directions)  # which now sees these rows too
         return self._run(self.checked.engine, x, directions)
+
+    def _lost(self, x: Tensor, z: Tensor, tangents: list[Tensor], directions: Directions) -> Tensor | None:
+        """Rows that the engine gives no finite tangents and one backward pass each does; None where none is found.
+
+        So many rows as in the self-check are looked at in all: where tangents overflow, there may be many.
+        """
+        for t, u in zip(tangents, directions, strict=True):
+            odd = torch.nonzero(torch.isfinite(z).all(1) & ~torch.isfinite(t).all(1)).flatten()[: self._doubts]
+            if len(odd) == 0:
+                continue
+            self._doubts -= len(odd)
+            loop = self._loop(x[odd], torch.ones_like(t[odd], dtype=torch.float64), u)[0]
+            known = loop.abs() < torch.finfo(self.point.dtype).max ** 0.5
+            if bool(known.any()):
+                return x[odd[known]]
+        return None
 
     def _run(self, name: str, x: Tensor, directions: Directions) -> tuple[Tensor, list[Tensor]]:
         if name == "forward":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from influence_cli.model.batch_size import out_of_memory
 from influence_cli.model.forward import Point, differentiable_kernels
 from influence_cli.model.parameters import pulled
 
@@ -15,7 +16,8 @@ def usable_rows(point: Point, x: Tensor) -> Tensor:
     A row's derivatives are J^T v, with one v [C] for all rows; their squared norm has to be finite in the point's
     precision, or tangents along any direction may not be.  The loss gradient is no measure: it is 0 for a row that is
     predicted with certainty, however large J is.  Rows are summed, with weights that let none hide another, and are
-    looked at one by one only where the sum is too large.
+    looked at one by one only where the sum is too large.  Of a model that cannot be differentiated backwards (there are
+    other ways) the logits alone are looked at.
     """
     usable = torch.ones(len(x), dtype=torch.bool, device=x.device)
     own = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
@@ -33,7 +35,12 @@ def usable_rows(point: Point, x: Tensor) -> Tensor:
             generator = torch.Generator().manual_seed(0)
             v = torch.randn(logits.shape[1], generator=generator)
             weights = 0.5 + torch.rand(len(some), generator=generator) if len(some) > 1 else torch.ones(1)
-            gradients = pulled([logits], list(own.values()), [(weights[:, None] * v).to(logits)])
+            try:
+                gradients = pulled([logits], list(own.values()), [(weights[:, None] * v).to(logits)])
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    raise
+                continue
         if sum(float(g.double().square().sum()) for g in gradients) < (most if len(some) == 1 else most / 16):
             continue
         if len(some) == 1:
@@ -41,3 +48,12 @@ def usable_rows(point: Point, x: Tensor) -> Tensor:
         else:
             waiting += list(some.tensor_split(2))
     return usable
+
+
+def comparable(point: Point, x: Tensor) -> Tensor:
+    """The point's own few rows, or else those of ``x``, less those that nothing can be compared on."""
+    for some in (point.few, x):
+        usable = None if some is None else usable_rows(point, some)
+        if some is not None and usable is not None and bool(usable.any()):
+            return some[usable]
+    return x

@@ -58,6 +58,17 @@ def differentiable_kernels(recurrent: bool = False) -> Iterator[None]:
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(reduced)
 
 
+def in_precision(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """The model with its real numbers in ``dtype`` and its complex ones in twice that (64 bits at least), in place.
+
+    ``Module.to`` would cast complex numbers to real ones, and drop the imaginary part.
+    """
+    if dtype is None:
+        return model
+    complex_ = torch.complex128 if dtype == torch.float64 else torch.complex64
+    return model._apply(lambda t: t.to(dtype if t.is_floating_point() else complex_ if t.is_complex() else t.dtype))
+
+
 def agree(found: Tensor, expected: Tensor, bound: float, largest: float) -> bool:
     """Whether values [n, C] are those expected, each row to a share ``bound`` of its own size or the middle row's.
 
@@ -93,7 +104,7 @@ class Point:
             if module.training:
                 raise ModelError(f"module {name or 'model'} is in training mode", fix="call model.eval()")
         self.device, self.dtype = device, DTYPES[precision]
-        self.model = model.to(device=device, dtype=self.dtype)
+        self.model = in_precision(model.to(device=device), self.dtype)
         self.recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
         self.selected = select_parameters(self.model, params) if selected is None else selected
         self.few: Tensor | None = None  # inputs of rows from all over the data, on which whatever is tried is checked

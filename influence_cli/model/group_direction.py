@@ -26,7 +26,7 @@ from torch import Tensor
 
 from influence_cli.data.manifest import Payload, Rows
 from influence_cli.events import Progress
-from influence_cli.model.direction import BUCKETS, Direction, Measured, not_finite
+from influence_cli.model.direction import BUCKETS, Direction, Measured, not_finite, without_gradient
 from influence_cli.model.examples import batches, chunked, move, to_input
 from influence_cli.model.forward import Point, differentiable_kernels
 from influence_cli.model.losses import loss_of
@@ -160,6 +160,10 @@ def _direction(run: _Pass, grouped: Grouped, values: Floats, accuracy: float) ->
             between = float((norms / sizes).sum()) - sum(float((g * g).sum()) for g in whole) / len(rows)
             variance += len(rows) * max(between, 0.0) / (count - 1)
     norm2 = sum(float((g * g).sum()) for g in total)
+    if not np.isfinite(norm2):
+        loss = loss_of(run.spec.task)
+        value = lambda z, y: objective.values(z, y, loss)  # noqa: E731
+        raise without_gradient(run.point, run.spec, run.target, run.payloads, value)
     meta = {
         "phi": phi,
         "accuracy": accuracy,

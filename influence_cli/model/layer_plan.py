@@ -94,7 +94,7 @@ def _rows_lead(layers: Layers, x: Tensor) -> set[str]:
         by_module: dict[str, list[tuple[list[int], list[int]]]] = {}
         for name, call in tape.calls(torch.ones_like(tape.logits)):
             sizes = [len(t) if isinstance(t, Tensor) and t.ndim else 0 for t in call.leaves]
-            used = [0 if d is None else len(d) if d.ndim else -1 for d in call.gradients]
+            used = [0 if d is None else (len(d) or -1) if d.ndim else -1 for d in call.gradients]
             by_module.setdefault(name, []).append((sizes, used))
         shapes.append({name: calls for name, calls in by_module.items() if name not in tape.changed})
     few, more = shapes

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from influence_cli.errors import ModelError
-from influence_cli.model.finite import usable_rows
+from influence_cli.errors import ModelError, NoDerivative
+from influence_cli.model.batch_size import out_of_memory
+from influence_cli.model.finite import comparable
 from influence_cli.model.forward import Point, differentiable_kernels
 from influence_cli.model.layer_rules import Affine, Named, Rule, total
 from influence_cli.model.own_forward import Call, OwnForward
@@ -248,7 +249,15 @@ class Tape:
 def _gradients(logits: Tensor, edges: list[Any], cotangent: Tensor, keep: bool) -> list[Tensor | None]:
     if not logits.requires_grad or not edges:
         return [None] * len(edges)
-    return list(torch.autograd.grad(logits, edges, cotangent, retain_graph=keep, allow_unused=True))
+    try:
+        return list(torch.autograd.grad(logits, edges, cotangent, retain_graph=keep, allow_unused=True))
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        raise NoDerivative(
+            f"the model cannot be differentiated layer by layer ({' '.join(str(error).split())[:200]})",
+            fix="turn off what interferes, such as activation checkpointing, or use ip or loss",
+        ) from error
 
 
 # -- which module gives which parameter -----------------------------------------------------------------------------
@@ -285,7 +294,7 @@ class Layers:
         self.watched: tuple[str, ...] = tuple(self.modules)
         self.blocks: tuple[BlockLayout, ...] = ()
         self.parted: set[str] = set()  # modules that are called on some rows at a time
-        few = _usable(point, x)
+        few = comparable(point, x)
         self.coverage = plan_sites(self, few)
         while found := self.called_on_parts(self.run(x)):
             self.parted |= found
@@ -328,15 +337,6 @@ class Layers:
                 handle = self.modules[name].register_forward_hook(_watch(name, seen), with_kwargs=True)
                 stack.callback(handle.remove)
             yield
-
-
-def _usable(point: Point, x: Tensor) -> Tensor:
-    """The point's own few rows, or else ``x``, less those that nothing can be compared on."""
-    if point.few is not None:
-        usable = usable_rows(point, point.few)
-        if bool(usable.any()):
-            return point.few[usable]
-    return x
 
 
 def loss_slope(rows: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -36,6 +36,12 @@ def select_parameters(model: nn.Module, selection: str) -> dict[str, Tensor]:
     else:
         chosen = {n for n in named if fnmatch.fnmatchcase(n, selection)}
     tensors = {id(named[n]) for n in chosen}  # a tied tensor is chosen by any of its names
+    turned = [n for n in sorted(chosen) if named[n].is_complex() and named[n].requires_grad]
+    if turned:
+        raise UsageError(
+            f"--params {selection!r} selects parameter {turned[0]!r}, which is complex",
+            fix="select others; or hold it as real numbers, with torch.view_as_complex in the model's forward",
+        )
     found = {n: p for n, p in model.named_parameters() if id(p) in tensors and p.is_floating_point()}
     frozen = set(frozen_parameters(model))
     out = {n: p.detach() for n, p in found.items() if n not in frozen}

@@ -188,8 +188,13 @@ def train(
     The loss of a batch is sum w l / sum w; rows of weight 0 are left out.
 
     Raises:
-        ModelError: the loss stopped being finite, or ``lbfgs`` did not reach the optimum.
+        ModelError: the loss stopped being finite, ``lbfgs`` did not reach the optimum, or there is nothing to train.
     """
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ModelError(
+            "no parameter of the model is to be trained: requires_grad is off for all",
+            fix="call requires_grad_(True) on those that training is to move",
+        )
     if recipe.optimizer == LBFGS:
         steps = train_convex(model, data, recipe)
         on_epoch(0, steps, recipe.peak_lr)

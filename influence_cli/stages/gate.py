@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from influence_cli.data.earlier import BASELINE
 from influence_cli.data.outputs import Output, check_outputs, write_output
 from influence_cli.data.tables import numbers
-from influence_cli.errors import UsageError
+from influence_cli.errors import ModelError, UsageError
+from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.run_file import read_run
 from influence_cli.stages.budgets import parse_budget, parse_share
 from influence_cli.stages.reliability import describe_noise, is_noise
@@ -269,12 +270,20 @@ def _calibration_keys(scores: ScoreTable, unused: bool) -> Counter[str]:
     ``unused`` says that new rows are compared with no other, so that those of an older run are new ones like any.
 
     Raises:
-        UsageError: the run folder cannot be read, or knows them by id alone.
+        ModelError: the run folder is gone, cannot be read, or holds other weights than those that were scored.
+        UsageError: it knows the rows by id alone.
     """
     checkpoint: dict[str, Any] = scores.provenance.get("checkpoint") or {}
-    run = read_run(checkpoint["locator"]) if isinstance(checkpoint.get("locator"), str) else None
+    locator = checkpoint.get("locator")
+    run = read_run(locator) if isinstance(locator, str) else None
     if run is None:
         return Counter()
+    if find_checkpoint(str(locator))[0].digest != checkpoint.get("fingerprint") and not unused:
+        raise ModelError(
+            "the run folder holds other weights than those that were scored, and so other calibration rows",
+            where=str(locator),
+            fix="run `influence score` again",
+        )
     ids, keys = list(run.get("calibration_ids", ())), run.get("calibration_keys")
     if ids and keys is None and not unused:
         raise UsageError(

@@ -36,7 +36,7 @@ def stamp_of(path: Path | str) -> Stamp | None:
     """Size, times in nanoseconds, inode and device of a file; None where it cannot be asked."""
     try:
         s = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # a name that no file can have
         return None
     inode, device = (int(np.uint64(v).astype(np.int64)) for v in (s.st_ino, s.st_dev))
     return s.st_size, s.st_mtime_ns, s.st_ctime_ns, inode, device

@@ -26,6 +26,7 @@ from influence_cli.store.files import DamagedFile
 SEAL = b"influence.checksum"
 BULKY = {"image", "features"}  # payloads: page checksums alone, since their keys are computed from them anyway
 _ARROW = b"ARROW:schema"
+_SMALL = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
 UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError)
 
 
@@ -39,7 +40,8 @@ class _ColumnDigest:
     """Digest of a column's values, whatever the chunks they come in; None for types that Parquet may not give back."""
 
     def __init__(self, name: str, kind: pa.DataType) -> None:
-        self.kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        self.kind = _SMALL.get(kind, kind)  # dictionaries of large texts come back as dictionaries of texts
         self.text = any(is_kind(self.kind) for is_kind in (
             pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary,
             pa.types.is_fixed_size_binary,
