@@ -219,6 +219,9 @@ def read_manifest(
     splits = checked_splits(checks)
     check_weights(checks)
     keys = payload_keys(files, kind, folder, checks, known)
+    if len(keys) != table.num_rows:
+        what = f"column {kind} has {len(keys)} values for {table.num_rows} rows: the file is damaged"
+        raise ManifestError(what, where=source, fix="write it again")
     bad = tuple(checks.bad[row] for row in sorted(checks.bad))
     splits[[b.row for b in bad]] = SKIPPED
     if len(bad) == table.num_rows:
