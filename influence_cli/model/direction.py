@@ -7,6 +7,7 @@ the batch size; sums over buckets give the signal-to-noise ratio, and sums over 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -69,6 +70,10 @@ class _Sums:
             self.bucket = list(gradients)
         else:
             self.bucket = [sum_.double() + g for sum_, g in zip(self.bucket, gradients, strict=True)]
+
+    def finite(self) -> bool:
+        """Whether the sums are finite."""
+        return all(bool(torch.isfinite(g).all()) for half in self.halves for g in half)
 
     def close_bucket(self, b: int) -> None:
         """Nothing more comes of the bucket at hand."""
@@ -136,10 +141,9 @@ def measure_directions(
     if open_bucket is not None:
         for s in sums.values():
             s.close_bucket(open_bucket)
-    for name, s in sums.items():
-        if not all(bool(torch.isfinite(g).all()) for half in s.halves for g in half):
-            value = lambda z, y, o=objectives[name]: o.rows(z, y, loss)  # noqa: E731
-            raise without_gradient(point, spec, target, payloads, value, (attacked or {}).get(name))
+    for name in (n for n, s in sums.items() if not s.finite()):
+        value = functools.partial(objectives[name].rows, loss=loss)
+        raise without_gradient(point, spec, target, payloads, value, (attacked or {}).get(name))
     sizes = np.array([len(rows) for rows in by_bucket])
     measured = {name: _measured(point, s, sizes) for name, s in sums.items()}
     for name in attacked or {}:
