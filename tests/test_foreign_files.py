@@ -17,7 +17,7 @@ import influence_cli
 from influence_cli.errors import InfluenceError, StoreError, UsageError
 from influence_cli.stages.grads import fill
 from influence_cli.stages.score import score
-from influence_cli.store import Store
+from influence_cli.store import Store, files
 from influence_cli.store.layout import MARKER, TAG, is_ours
 from influence_cli.store.maintenance import collect, examine, list_entries, verify
 from influence_cli.store.place import check_place, is_marked
@@ -75,6 +75,16 @@ MINE = (
     f"outputs/myrun/{HEX}.safetensors",
     f"outputs/{'a' * 32}/model.safetensors",
     f"outputs/{'a' * 32}/notes.md",
+    f"outputs/{'a' * 32}/.x.1.ab.tmp",
+    f"outputs/{'a' * 32}/.notes.md.1.ab.tmp",
+    f"outputs/{'a' * 32}/.{HEX}.1.ab.tmp",
+    f"outputs/{'a' * 32}/.damaged-{HEX}.txt",
+    f"outputs/myrun/.{HEX}.safetensors.1.ab.tmp",
+    "directions/.model.safetensors.1.ab.tmp",
+    f"directions/.{HEX}.json.1.ab.tmp",
+    "engines/.notes.json.1.ab.tmp",
+    "engines/.damaged-1-mine.json",
+    ".run.json.1.ab.tmp",
     f"outputs/{'a' * 32}/deep/.damaged-{HEX}.safetensors",
     f"gradients/{'b' * 32}/{HEX}.safetensors",
     f"interims/{HEX}.safetensors",
@@ -127,6 +137,20 @@ def test_what_is_damaged_is_set_aside_first_and_removed_the_next_time(tmp_path: 
     assert collect(tmp_path, None)["files_removed"] == 2
     assert list(tmp_path.rglob(".damaged-*")) == []
     assert store.direction_meta("d" * 32) == {"fit": "f" * 32}
+
+
+def test_rubbish_is_the_stores_by_the_name_inside(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    hex_shard = f"outputs/{'a' * 32}/{HEX}.safetensors"
+    beside = [files._beside(tmp_path / name) for name in (f"directions/{HEX}.safetensors", hex_shard, "timings.json")]
+    mine = tmp_path / "directions" / ".damaged-mine.safetensors"
+    ours = tmp_path / "directions" / f".damaged-2-{HEX}.safetensors"
+    for path in (*beside, mine, ours):
+        path.write_bytes(b"no header can be read")
+        os.utime(path, (LONG_AGO, LONG_AGO))
+    assert collect(tmp_path, None)["files_removed"] == 4
+    assert [path.exists() for path in (*beside, mine, ours)] == [False] * 3 + [True, False]
+    assert store.direction_meta("d" * 32) is not None
 
 
 def test_weights_of_a_run_are_no_file_of_the_store(tmp_path: Path, tabular_run: Path) -> None:
