@@ -233,6 +233,11 @@ FOLDERS = (
     other_marker,
     lambda root: put(root, "data.csv"),
     lambda root: put(root, "models/.hidden"),
+    lambda root: put(root, f"engines/{HEX}.txt", "timings.json"),
+    lambda root: put(root, f"models/{HEX}.json", f"arms/{HEX}/run.json"),
+    lambda root: put(root, f"models/{HEX}.json", f"outputs/myrun/{HEX}.safetensors"),
+    lambda root: put(root, "outputs/x.json", "timings.json"),
+    lambda root: (root / "models").mkdir(parents=True),
     lambda root: (root / "data").mkdir(parents=True),
     lambda root: root.write_text("a file"),
     lambda root: root.symlink_to("nowhere"),
@@ -305,6 +310,69 @@ def test_a_store_of_an_earlier_version_stays_warm_and_is_marked(
     (root / MARKER).unlink()
     assert collect(root, np.zeros((0, 16), np.uint8))["rows_dropped"] > 0
     assert is_marked(root)
+
+
+def test_notes_alone_are_a_store_of_an_earlier_version(tmp_path: Path, tabular: Path, tabular_run: Path) -> None:
+    for k, names in enumerate(
+        ([f"models/{HEX}.json"], [f"engines/{HEX}.json", f"models/{HEX}.json", "timings.json"], [f"tasks/{HEX}.json"])
+    ):
+        root = tmp_path / f"s{k}"
+        for name in names:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text("{}")
+        (root / "outputs").mkdir()
+        assert verify(root) == (0, [])
+        job = job_of(tabular, tabular_run, root)
+        assert fill(job) > 0
+        assert is_marked(root)
+    damaged = tmp_path / "d" / "directions" / f"{HEX}.safetensors"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"no header can be read")
+    check_place(tmp_path / "d")
+
+
+def test_what_does_not_belong_into_a_store_of_an_earlier_version_is_named(tmp_path: Path) -> None:
+    for k, strange in enumerate(("thesis.tex", "outputs/myrun", f"directions/{HEX}.safetensors", "timings.json")):
+        root = tmp_path / f"s{k}"
+        filled(root)
+        (root / MARKER).unlink()
+        if strange == "timings.json":
+            os.mkfifo(root / strange)
+        else:
+            put(root, strange + ("/notes.md" if strange == "outputs/myrun" else ""))
+        for action in ("ls", "gc", "verify"):
+            ran = call_cli("cache", action, "--store", root, cwd=tmp_path)
+            assert ran.code == 2
+            assert f"a store of an earlier version, but '{strange}' in it is not the store's" in ran.err
+            assert "fix: move it away" in ran.err
+
+
+def test_a_pipe_in_place_of_a_file_of_the_store_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / MARKER)
+    with pytest.raises(StoreError, match="no store"):
+        Store(tmp_path).write_timing("x", 1.0)
+    (tmp_path / MARKER).unlink()
+    store = filled(tmp_path)
+    a = "a" * 32
+    for name, read in (
+        ("timings.json", lambda: store.timing("x")),
+        (f"engines/{HEX}.json", lambda: store.engine_note(HEX)),
+        (f"models/{HEX}.json", lambda: store.read_model_note(HEX)),
+        ("undecodable.json", lambda: store.undecodable("x")),
+        (f"directions/{HEX}.safetensors", lambda: store.read_direction(HEX)),
+        (f"directions/{HEX}.safetensors", lambda: store.direction_meta(HEX)),
+        (f"row_values/{a}/curvature.json", lambda: store.value_facts(a)),
+        ("payload-files.parquet", lambda: store.file_keys().find(tmp_path / "x")),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(StoreError, match="no regular file"):
+            read()
+        assert verify(tmp_path) == (3, [])
+        (tmp_path / name).unlink()
+    (tmp_path / "outputs" / a / "spec.json").unlink()
+    os.mkfifo(tmp_path / "outputs" / a / "spec.json")
+    assert [e.about for e in list_entries(tmp_path) if e.kind == "outputs"] == [""]
 
 
 @pytest.mark.parametrize("how", ["flag", "environment", "settings file", "settings file above", "blank"])

@@ -14,7 +14,9 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from influence_cli.errors import StoreError
 from influence_cli.events import Listener
+from influence_cli.store.regular import open_regular
 
 SINGLE = ("directions", "factors", "interims", "decisions", "trainings")  # one file a thing
 SHARDED = ("outputs", "tangents", "row_values", "top_rows", "attacks", "gradients")  # one folder a thing
@@ -72,11 +74,11 @@ def carries(path: Path) -> bool | None:
     Two of the metadata's three keys are enough: damage may have hit one.
     """
     try:
-        with open(path, "rb") as handle:
+        with open_regular(path) as handle:
             head = handle.read(8)
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
             header = handle.read(min(length, HEADER_BYTES))
-    except OSError:
+    except (OSError, StoreError):
         return None
     if sum(key in header for key in METADATA) >= 2:
         return True

@@ -18,6 +18,7 @@ from influence_cli.errors import StoreError
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.files import DamagedFile, write_json
 from influence_cli.store.layout import set_aside
+from influence_cli.store.regular import open_regular
 
 AGAIN = "found again"
 
@@ -42,7 +43,7 @@ def check_note(path: Path) -> tuple[bool, Any]:
         StoreError: it is there and cannot be read.
     """
     try:
-        with open(path, "rb") as handle:
+        with open_regular(path) as handle:
             raw = handle.read()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(str(path)) from error
