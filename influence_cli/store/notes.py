@@ -47,9 +47,10 @@ def check_note(path: Path) -> tuple[bool, Any]:
             raw = handle.read()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(str(path)) from error
-    except OSError as error:
+    except (OSError, StoreError) as error:
+        why = error.what if isinstance(error, StoreError) else error.strerror
         fix = "make it readable, or delete it: it is found again"
-        raise StoreError(f"cannot read a note of the store ({error.strerror})", where=str(path), fix=fix) from error
+        raise StoreError(f"cannot read a note of the store ({why})", where=str(path), fix=fix) from error
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as error:

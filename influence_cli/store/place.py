@@ -89,7 +89,7 @@ def check_place(root: Path, looked_after: bool = False) -> None:
             raise StoreError("this folder is empty, and no store", where=str(root.absolute()), fix=_FIX)
         return
     earlier = _of_earlier_version(root)
-    if earlier.things and earlier.strange is None:
+    if (earlier.things and earlier.strange is None) or is_marked(root):  # by another run, meanwhile
         return
     what, fix = f"this folder is no store: it holds other files, {strange!r} among them", _FIX
     if earlier.things and earlier.strange not in OF_RUNS:
@@ -100,9 +100,10 @@ def check_place(root: Path, looked_after: bool = False) -> None:
 
 def _first_other(root: Path) -> str | None:
     """A name in a folder that is not empty but for what means nothing, or a marker that a run began to write."""
-    begun = _beginning(root / MARKER)
+    names = sorted(os.listdir(root))
+    begun = _beginning(root / MARKER)  # after the names: another run may write it just now
     started = begun is not None and MARKER_TEXT.startswith(begun)
-    meant = [n for n in sorted(os.listdir(root)) if n not in HARMLESS and not (started and n == MARKER)]
+    meant = [n for n in names if n not in HARMLESS and not (started and n == MARKER)]
     return min(meant, key=lambda name: name in (*SINGLE, *SHARDED, *NOTED), default=None)
 
 

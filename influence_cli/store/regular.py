@@ -17,5 +17,5 @@ def open_regular(path: Path) -> BinaryIO:
         StoreError: what is there is no regular file.
     """
     if os.path.exists(path) and not os.path.isfile(path):
-        raise StoreError("a file of the store is no regular file", where=str(path), fix="move it away")
+        raise StoreError("what is there is no regular file", where=str(path), fix="move it away")
     return open(path, "rb")
