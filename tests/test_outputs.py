@@ -254,6 +254,7 @@ def test_the_first_table_in_a_folder_is_refused_as_the_second_is(here: Path) -> 
         influence_cli.manifest(str(here / "photos"), str(here / "photos" / "m.parquet"))
     for _ in range(2):
         done(*asked, "p.parquet", cwd=here)
+        done(*asked, "photos/.m.parquet", cwd=here)  # which is passed over
         done(*SCORE, "-o", "run/s.parquet", cwd=here)  # no table of a checkpoint's folder is read
         done(*SCORE, "-o", "run/t.parquet", cwd=here)
     done(*TRIM, "--export", "saved", "--export-as", "huggingface", "-o", "x.parquet", cwd=here)

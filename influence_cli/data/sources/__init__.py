@@ -53,7 +53,9 @@ def open_source(source: Any, columns: Columns) -> Source:
         from influence_cli.data.sources.huggingface import read_saved_dataset
 
         return read_saved_dataset(where, columns)
-    if where.suffix == ".parquet" or (where.is_dir() and next(where.rglob("*.parquet"), None) is not None):
+    if where.suffix == ".parquet" or (
+        where.is_dir() and any(not p.name.startswith(".") for p in where.rglob("*.parquet"))
+    ):
         from influence_cli.data.sources.tabular import read_parquet
 
         return read_parquet(where, columns)
