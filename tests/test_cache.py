@@ -66,8 +66,10 @@ def test_gc_of_a_row_that_stands_twice_keeps_the_one_that_is_read(tmp_path: Path
 
 def test_gc_spares_young_temporary_files(tmp_path: Path) -> None:
     filled(tmp_path)
-    young, old = (tmp_path / "outputs" / "m" / f".{name}.1.ab.tmp" for name in ("young", "old"))
-    damaged = tmp_path / "outputs" / "m" / ".damaged-x.safetensors"
+    folder = tmp_path / "outputs" / ("a" * 32)
+    folder.mkdir()
+    young, old = (folder / f".{name * 32}.safetensors.1.ab.tmp" for name in "bc")
+    damaged = folder / f".damaged-{'d' * 32}.safetensors"
     for file in (young, old, damaged):
         file.write_bytes(b"x")
     two_days_ago = time.time() - 2 * 86400

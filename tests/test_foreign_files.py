@@ -17,7 +17,7 @@ import influence_cli
 from influence_cli.errors import InfluenceError, StoreError, UsageError
 from influence_cli.stages.grads import fill
 from influence_cli.stages.score import score
-from influence_cli.store import Store
+from influence_cli.store import Store, files
 from influence_cli.store.layout import MARKER, TAG, is_ours
 from influence_cli.store.maintenance import collect, examine, list_entries, verify
 from influence_cli.store.place import check_place, is_marked
@@ -75,6 +75,16 @@ MINE = (
     f"outputs/myrun/{HEX}.safetensors",
     f"outputs/{'a' * 32}/model.safetensors",
     f"outputs/{'a' * 32}/notes.md",
+    f"outputs/{'a' * 32}/.x.1.ab.tmp",
+    f"outputs/{'a' * 32}/.notes.md.1.ab.tmp",
+    f"outputs/{'a' * 32}/.{HEX}.1.ab.tmp",
+    f"outputs/{'a' * 32}/.damaged-{HEX}.txt",
+    f"outputs/myrun/.{HEX}.safetensors.1.ab.tmp",
+    "directions/.model.safetensors.1.ab.tmp",
+    f"directions/.{HEX}.json.1.ab.tmp",
+    "engines/.notes.json.1.ab.tmp",
+    "engines/.damaged-1-mine.json",
+    ".run.json.1.ab.tmp",
     f"outputs/{'a' * 32}/deep/.damaged-{HEX}.safetensors",
     f"gradients/{'b' * 32}/{HEX}.safetensors",
     f"interims/{HEX}.safetensors",
@@ -127,6 +137,20 @@ def test_what_is_damaged_is_set_aside_first_and_removed_the_next_time(tmp_path: 
     assert collect(tmp_path, None)["files_removed"] == 2
     assert list(tmp_path.rglob(".damaged-*")) == []
     assert store.direction_meta("d" * 32) == {"fit": "f" * 32}
+
+
+def test_rubbish_is_the_stores_by_the_name_inside(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    hex_shard = f"outputs/{'a' * 32}/{HEX}.safetensors"
+    beside = [files._beside(tmp_path / name) for name in (f"directions/{HEX}.safetensors", hex_shard, "timings.json")]
+    mine = tmp_path / "directions" / ".damaged-mine.safetensors"
+    ours = tmp_path / "directions" / f".damaged-2-{HEX}.safetensors"
+    for path in (*beside, mine, ours):
+        path.write_bytes(b"no header can be read")
+        os.utime(path, (LONG_AGO, LONG_AGO))
+    assert collect(tmp_path, None)["files_removed"] == 4
+    assert [path.exists() for path in (*beside, mine, ours)] == [False] * 3 + [True, False]
+    assert store.direction_meta("d" * 32) is not None
 
 
 def test_weights_of_a_run_are_no_file_of_the_store(tmp_path: Path, tabular_run: Path) -> None:
@@ -209,6 +233,11 @@ FOLDERS = (
     other_marker,
     lambda root: put(root, "data.csv"),
     lambda root: put(root, "models/.hidden"),
+    lambda root: put(root, f"engines/{HEX}.txt", "timings.json"),
+    lambda root: put(root, f"models/{HEX}.json", f"arms/{HEX}/run.json"),
+    lambda root: put(root, f"models/{HEX}.json", f"outputs/myrun/{HEX}.safetensors"),
+    lambda root: put(root, "outputs/x.json", "timings.json"),
+    lambda root: (root / "models").mkdir(parents=True),
     lambda root: (root / "data").mkdir(parents=True),
     lambda root: root.write_text("a file"),
     lambda root: root.symlink_to("nowhere"),
@@ -281,6 +310,69 @@ def test_a_store_of_an_earlier_version_stays_warm_and_is_marked(
     (root / MARKER).unlink()
     assert collect(root, np.zeros((0, 16), np.uint8))["rows_dropped"] > 0
     assert is_marked(root)
+
+
+def test_notes_alone_are_a_store_of_an_earlier_version(tmp_path: Path, tabular: Path, tabular_run: Path) -> None:
+    for k, names in enumerate(
+        ([f"models/{HEX}.json"], [f"engines/{HEX}.json", f"models/{HEX}.json", "timings.json"], [f"tasks/{HEX}.json"])
+    ):
+        root = tmp_path / f"s{k}"
+        for name in names:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text("{}")
+        (root / "outputs").mkdir()
+        assert verify(root) == (0, [])
+        job = job_of(tabular, tabular_run, root)
+        assert fill(job) > 0
+        assert is_marked(root)
+    damaged = tmp_path / "d" / "directions" / f"{HEX}.safetensors"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"no header can be read")
+    check_place(tmp_path / "d")
+
+
+def test_what_does_not_belong_into_a_store_of_an_earlier_version_is_named(tmp_path: Path) -> None:
+    for k, strange in enumerate(("thesis.tex", "outputs/myrun", f"directions/{HEX}.safetensors", "timings.json")):
+        root = tmp_path / f"s{k}"
+        filled(root)
+        (root / MARKER).unlink()
+        if strange == "timings.json":
+            os.mkfifo(root / strange)
+        else:
+            put(root, strange + ("/notes.md" if strange == "outputs/myrun" else ""))
+        for action in ("ls", "gc", "verify"):
+            ran = call_cli("cache", action, "--store", root, cwd=tmp_path)
+            assert ran.code == 2
+            assert f"a store of an earlier version, but '{strange}' in it is not the store's" in ran.err
+            assert "fix: move it away" in ran.err
+
+
+def test_a_pipe_in_place_of_a_file_of_the_store_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / MARKER)
+    with pytest.raises(StoreError, match="no store"):
+        Store(tmp_path).write_timing("x", 1.0)
+    (tmp_path / MARKER).unlink()
+    store = filled(tmp_path)
+    a = "a" * 32
+    for name, read in (
+        ("timings.json", lambda: store.timing("x")),
+        (f"engines/{HEX}.json", lambda: store.engine_note(HEX)),
+        (f"models/{HEX}.json", lambda: store.read_model_note(HEX)),
+        ("undecodable.json", lambda: store.undecodable("x")),
+        (f"directions/{HEX}.safetensors", lambda: store.read_direction(HEX)),
+        (f"directions/{HEX}.safetensors", lambda: store.direction_meta(HEX)),
+        (f"row_values/{a}/curvature.json", lambda: store.value_facts(a)),
+        ("payload-files.parquet", lambda: store.file_keys().find(tmp_path / "x")),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(StoreError, match="no regular file"):
+            read()
+        assert verify(tmp_path) == (3, [])
+        (tmp_path / name).unlink()
+    (tmp_path / "outputs" / a / "spec.json").unlink()
+    os.mkfifo(tmp_path / "outputs" / a / "spec.json")
+    assert [e.about for e in list_entries(tmp_path) if e.kind == "outputs"] == [""]
 
 
 @pytest.mark.parametrize("how", ["flag", "environment", "settings file", "settings file above", "blank"])

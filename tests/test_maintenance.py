@@ -97,8 +97,8 @@ def test_gc_drops_what_no_listed_manifest_holds_and_no_more(
 
 def test_gc_removes_old_rubbish_of_the_store_and_spares_the_rest(store: Path) -> None:
     folder = shards(store, "outputs")[0].parent
-    young, old = folder / ".a.safetensors.1.aa.tmp", folder / ".b.safetensors.1.bb.tmp"
-    damaged = store / "directions" / ".damaged-x.safetensors"
+    young, old = (folder / f".{c * 32}.safetensors.1.{c * 2}.tmp" for c in "ab")
+    damaged = store / "directions" / f".damaged-{'d' * 32}.safetensors"
     foreign = [store / ".editor-backup.tmp", store / "notes" / ".draft.tmp"]
     for path in (young, old, damaged, *foreign):
         path.parent.mkdir(exist_ok=True)

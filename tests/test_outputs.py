@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +20,7 @@ import influence_cli
 from influence_cli.data import earlier
 from influence_cli.data.outputs import Output, check_outputs, writing
 from influence_cli.errors import UsageError
-from tests.cases import Ran, call_cli, examples, feature_table, write
+from tests.cases import Ran, call_cli, examples, feature_table, png, write
 
 pytest.importorskip("matplotlib")
 
@@ -232,8 +233,33 @@ def test_a_folder_that_is_read_gets_no_new_part(here: Path) -> None:
     refused(*asked, "parts/s.parquet", cwd=here, says="would become a part of what this run reads")
     refused(*asked, "parts/old.parquet", cwd=here, says="is read by this run")
     (here / "parts" / "old.parquet").unlink()
+    for name in ("parts/s.csv", "parts/s.jsonl", "parts/.s.parquet"):  # which are not read
+        for _ in range(2):
+            done(*asked, name, cwd=here)
     (here / "parts" / "link.parquet").symlink_to("../s.parquet")
     refused(*asked, "s.parquet", cwd=here, says="is read by this run")
+
+
+def test_the_first_table_in_a_folder_is_refused_as_the_second_is(here: Path) -> None:
+    """A folder of images with one Parquet file in it is read as Parquet, and its images are not."""
+    for name in ("a", "b"):
+        (here / "photos" / name).mkdir(parents=True)
+        for k in range(8):
+            (here / "photos" / name / f"{k}.png").write_bytes(png(np.full((4, 4, 3), 20 * k, np.uint8)))
+    asked = ["manifest", "photos", "-q", "-o"]
+    for place in ("photos/m.parquet", "photos/a/m.parquet", "photos/new/m.parquet"):
+        for _ in range(2):
+            refused(*asked, place, cwd=here, says="would become a part of what this run reads")
+    with pytest.raises(UsageError, match="would become a part"):
+        influence_cli.manifest(str(here / "photos"), str(here / "photos" / "m.parquet"))
+    for _ in range(2):
+        done(*asked, "p.parquet", cwd=here)
+        done(*asked, "photos/.m.parquet", cwd=here)  # which is passed over
+        done(*SCORE, "-o", "run/s.parquet", cwd=here)  # no table of a checkpoint's folder is read
+        done(*SCORE, "-o", "run/t.parquet", cwd=here)
+    done(*TRIM, "--export", "saved", "--export-as", "huggingface", "-o", "x.parquet", cwd=here)
+    for _ in range(2):
+        done("manifest", "saved", "-q", "-o", "saved/m.parquet", cwd=here)  # Arrow files are read there
 
 
 def test_nothing_is_written_into_the_store(here: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -234,6 +235,20 @@ def test_an_empty_or_foreign_stdin_exits_2(stage: str, tmp_path: Path) -> None:
     assert "not readable as Parquet" in foreign.err
 
 
+def test_a_stdin_that_cannot_be_read_is_what_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, place, why in ((os.O_WRONLY, os.devnull, "Bad file descriptor"), (os.O_RDONLY, tmp_path, "directory")):
+        with open(os.devnull, encoding="utf-8") as stdin:
+            opened = os.open(place, flags)
+            os.dup2(opened, stdin.fileno())
+            os.close(opened)
+            monkeypatch.setattr(sys, "stdin", stdin)
+            for stage in ("score", "curate", "evaluate"):
+                ran = call_cli(stage, "-", cwd=tmp_path)
+                assert ran.code == 2
+                assert "standard input cannot be read" in ran.err
+                assert why in ran.err
+
+
 # ---- contradictions between stages ---------------------------------------------------------------------------------
 
 
@@ -278,6 +293,7 @@ def test_a_checkpoint_changed_between_grads_and_score_exits_2_unless_it_is_meant
     train_run(digits, tmp_path / "RUN", "mlp:4")
     asked = ["grads", digits, "--checkpoint", "RUN", "-o", "g.parquet"]
     assert call_cli(*asked, cwd=tmp_path).code == 0
+    shutil.rmtree(tmp_path / "RUN")
     train_run(digits, tmp_path / "RUN", "mlp:4", seed=1)
     ran = call_cli("score", "g.parquet", cwd=tmp_path)
     assert ran.code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -172,6 +173,21 @@ def test_a_wrong_settings_file_exits_2_and_names_it(text: str, said: str, here: 
     assert ran.code == 2, ran.err
     assert said in ran.err
     assert "influence.toml" in ran.err
+
+
+def test_a_pipe_is_read_where_it_is_named_and_not_where_it_is_found(here: Path, digits: Path) -> None:
+    for name in ("influence.toml", "pyproject.toml"):
+        os.mkfifo(here / name)
+        ran = call_cli("score", digits, "--method", "random", cwd=here)
+        assert ran.code == 2
+        assert "the settings file is no regular file" in ran.err
+        assert name in ran.err
+        assert call_cli("score", digits, "--method", "random", "--isolated", cwd=here).code == 0
+        writer = threading.Thread(target=(here / name).write_text, args=("seed = 7\n",))
+        writer.start()
+        assert shown(here, "--config", name)["seed"][0] == "7" or name == "pyproject.toml"
+        writer.join()
+        (here / name).unlink()
 
 
 def test_command_line_settings_reach_the_stage(here: Path, digits: Path) -> None:

@@ -133,12 +133,24 @@ def _apply_set(settings: Settings) -> None:
 def find_file(start: Path) -> Path | None:
     """The nearest settings file from ``start`` upwards."""
     for folder in (start, *start.parents):
-        if (folder / "influence.toml").exists():
+        if _is_there(folder / "influence.toml"):
             return folder / "influence.toml"
         project = folder / "pyproject.toml"
-        if project.exists() and "influence" in _load(project).get("tool", {}):
+        if _is_there(project) and "influence" in _load(project).get("tool", {}):
             return project
     return None
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file; only one that --config names may be a pipe, which would be waited for.
+
+    Raises:
+        UsageError: something else has its name.
+    """
+    if path.exists() and not path.is_file():
+        fix = "move it away, or pass --config FILE or --isolated"
+        raise UsageError("the settings file is no regular file", where=str(path), fix=fix)
+    return path.exists()
 
 
 def _load(path: Path) -> dict[str, Any]:

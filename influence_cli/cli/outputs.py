@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from influence_cli.cli.config import Settings
 from influence_cli.cli.options import settings_of
 
 WRITTEN = ("output", "edits", "write_baseline", "report", "plot")
+WEIGHTS = ("checkpoint", "init", "canaries_from")  # of their folders no table is read
 OTHER = (*WRITTEN, "export", "store")  # paths that name no input
 TABLES = ("other_scores", "scores")  # as the positional arguments, they may name more that is read
 
@@ -37,7 +39,13 @@ def reads(settings: Settings) -> list[Any]:
     names = {s.name for s in settings_of(settings.command) if s.path and s.name not in OTHER} | {"other_scores"}
     if settings.values.get("write_baseline") and not settings.values.get("check"):
         names.discard("baseline")  # one that is written anew is read by the gate alone
-    found = [settings.source, *settings.more, settings.file, *(settings.values.get(name) for name in sorted(names))]
+    named = {name: settings.values.get(name) for name in sorted(names)}
+    found = [settings.source, *settings.more, settings.file]
+    if settings.command == "manifest":
+        from influence_cli.data.sources import is_saved
+
+        found = [path for path in found if not is_saved(path)]
+    found += [path for name, path in named.items() if not (name in WEIGHTS and path and os.path.isdir(path))]
     found += [text.partition("=")[2] for text in settings.values.get("arm", [])]
     if settings.command in ("score", "curate", "evaluate"):
         tables = [settings.source, *settings.more, *(settings.values.get(name) for name in TABLES)]

@@ -21,7 +21,6 @@ from influence_cli.errors import InfluenceError
 GRADS, SCORES, PER_TARGET, EDITS = "grads table", "score table", "per-target table", "table of edits"
 CURATED, MADE, RESTORED = "curated manifest", "ingested manifest", "restored manifest"
 BASELINE, PAGE, PICTURE, RESULT = "baseline", "report", "picture", "result of evaluate"
-PARQUET = (GRADS, SCORES, PER_TARGET, EDITS, CURATED, MADE, RESTORED)
 
 GENERATOR = "influence"  # what a page and a picture say made them
 MADE_KEY = b"influence.made"  # of a manifest's first field: its schema metadata are the data's own

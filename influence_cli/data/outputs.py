@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from influence_cli.data.earlier import PARQUET, kind_of
+from influence_cli.data.earlier import kind_of
 from influence_cli.errors import InfluenceError, UsageError
 from influence_cli.store.files import disk_full, replacing
 from influence_cli.store.place import is_marked
@@ -96,7 +96,7 @@ def named_in(source: Any) -> list[str]:
         origin = provenance(read_schema(parquet_files(str(source))[0]) if table is None else table)
     except (InfluenceError, OSError, ValueError, TypeError):
         return []  # the stage that reads it says why
-    parts = (origin.get(name) or {} for name in ("manifest", "target", "checkpoint", "fit_rows"))
+    parts = (origin.get(name) or {} for name in ("manifest", "target", "fit_rows"))
     return [str(part["locator"]) for part in parts if isinstance(part, dict) and part.get("locator")]
 
 
@@ -137,20 +137,23 @@ def _check_read(output: Output, reads: Sequence[Path]) -> None:
     """Refuse a file that is read, and a new part of a folder of Parquet files that is read."""
     place = output.place
     for read in reads:
-        here = is_same(place, read)
-        if not here and output.kind in PARQUET and _is_dir(read):
-            here = _joins(place, read)
-        if here:
+        folder = _is_dir(read)
+        if is_same(place, read) or (folder and _joins(place, read)):
             what = "is read by this run" if place.exists() else "would become a part of what this run reads"
-            raise UsageError(f"{output.flag} {output.path!r} {what}", where=str(read), fix=_ANOTHER)
+            fix = "give a place outside of that folder" if folder else _ANOTHER
+            raise UsageError(f"{output.flag} {output.path!r} {what}", where=str(read), fix=fix)
 
 
 def _joins(place: Path, folder: Path) -> bool:
-    """Whether a file is, or would be, one of a folder's Parquet files."""
-    if not (place.exists() or is_inside(place, folder)):
+    """Whether a file is, or would be, one of a folder's Parquet files.
+
+    The first one counts too: a folder of images that holds one is read as a folder of Parquet the next time.
+    """
+    if place.suffix == ".parquet" and not place.name.startswith(".") and is_inside(place, folder):
+        return True
+    if not place.exists():
         return False
-    files = [file for file in folder.rglob("*.parquet") if not file.name.startswith(".")]
-    return any(is_same(place, file) for file in files) or bool(files and is_inside(place, folder))
+    return any(is_same(place, file) for file in folder.rglob("*.parquet") if not file.name.startswith("."))
 
 
 def is_same(one: Path, other: Path) -> bool:

@@ -33,10 +33,25 @@ def _spooled() -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = folder / "stdin.parquet"
     with open(path, "wb") as handle:
-        shutil.copyfileobj(sys.stdin.buffer, handle)
+        while chunk := _from_stdin():
+            handle.write(chunk)
     if path.stat().st_size == 0:
         raise ManifestError("standard input is empty", where="-", fix="the stage before it failed, or wrote to a file")
     return path
+
+
+def _from_stdin() -> bytes:
+    """The next bytes of standard input.
+
+    Raises:
+        ManifestError: it cannot be read: it is open for writing alone, or is a folder.
+    """
+    try:
+        return sys.stdin.buffer.read(1 << 20)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        fix = "pipe Parquet into -, or give a file"
+        raise ManifestError(f"standard input cannot be read ({why})", where="-", fix=fix) from error
 
 
 def parquet_files(source: str) -> list[Path]:

@@ -19,7 +19,7 @@ from influence_cli.data.in_memory import name_of
 from influence_cli.data.manifest import Manifest, read_manifest
 from influence_cli.data.outputs import Output, check_outputs, writing
 from influence_cli.data.payloads import REPAIR_IMAGE, open_image, read_file
-from influence_cli.data.sources import Columns, Source, open_source
+from influence_cli.data.sources import Columns, Source, is_saved, open_source
 from influence_cli.data.sources.origin import origin_metadata
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
@@ -67,7 +67,7 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
     output = Path(request.output)
     if output.suffix != ".parquet":
         raise UsageError(f"cannot write {request.output!r}: a manifest is Parquet", fix="use .parquet")
-    check_outputs([Output("-o", request.output, MADE)], [request.source])
+    check_outputs([Output("-o", request.output, MADE)], [] if is_saved(request.source) else [request.source])
     source = open_source(request.source, request.columns)
     classes, splits, notes = _survey(source)
     skipped: list[tuple[str, str]] = []

@@ -93,7 +93,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     front = pareto(metrics, METRICS, request.seed)
     if front:
         metrics["pareto"] = front
-    run.finish(arms[0], metrics, {**_calibration(base, left_out), **planted})
+    run.finish(arms[0], metrics, {**_calibration(request, base, left_out), **planted})
     return metrics
 
 
@@ -200,11 +200,12 @@ def _left_out(request: RetrainRequest, base: Rows) -> NDArray[np.bool_]:
     return Random().score(base.ids, request.seed) < request.calibration
 
 
-def _calibration(base: Rows, left_out: NDArray[np.bool_]) -> dict[str, list[str]]:
+def _calibration(request: RetrainRequest, base: Rows, left_out: NDArray[np.bool_]) -> dict[str, Any]:
     """What the run folder says of those rows: a row with another label or payload under an id is none of them."""
     rows = np.flatnonzero(left_out).tolist()
     keys = [base.row_keys[k].tobytes().hex() for k in rows]
-    return {"calibration_ids": [base.ids[k] for k in rows], "calibration_keys": keys}
+    ids = [base.ids[k] for k in rows]
+    return {"calibration": request.calibration, "calibration_ids": ids, "calibration_keys": keys}
 
 
 __all__ = ["EditsRequest", "RetrainRequest", "improved", "retrain"]

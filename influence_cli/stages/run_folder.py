@@ -1,11 +1,12 @@
 """Where ``retrain`` may write: a new folder, or a run folder of its own recipe; asked before anything is computed.
 
-In a run folder only a run's own files are replaced: weights, checkpoints, ``run.json`` and ``metrics.json``; whatever
-else is there stays.  Finished trainings, under ``arms/``, are never replaced.
+In a run folder only a run's own files are replaced: weights, checkpoints, ``run.json`` and ``metrics.json``, where they
+are as a run writes them; whatever else is there stays.  Finished trainings, under ``arms/``, are never replaced.
 """
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import re
@@ -14,15 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 from influence_cli.data.outputs import check_no_store, check_writable, is_inside, is_same, is_stream, status_of
 from influence_cli.errors import UsageError
-from influence_cli.model.checkpoints import RUN_FILE, WEIGHTS_FILE
-from influence_cli.stages.training_run import RetrainRequest
-from influence_cli.store.files import METADATA_KEY
+from influence_cli.model.run_file import CHECKPOINTS, RUN_FILE, WEIGHTS_FILE
+from influence_cli.stages.training_run import METRICS_FILE, RetrainRequest
+from influence_cli.store.files import METADATA_KEY, DamagedFile, read_header
 
 if TYPE_CHECKING:
     from influence_cli.model.training import Recipe
 
-_UNFINISHED = ("arms", "models", "tasks")  # what is in a run folder before its first run is finished
+_CALIBRATION, _CANARIES = "share of calibration rows", "share of canaries"
+_ARMS, _NOTES = "arms", ("models", "tasks")
 _ARM, _TEMPORARY = re.compile(r"[0-9a-f]{32}"), re.compile(r"\..+\.tmp")
+_METRICS = {"schema_version", "test_rows", "arms", "comparison"}  # keys of every metrics.json
+_CHECKPOINT = re.compile(r"step-\d+\.safetensors")
 _ANOTHER = "give a new folder, or move that one away"
 
 
@@ -63,6 +67,11 @@ def check_model(request: RetrainRequest, name: str) -> None:
 
 
 def _check_content(request: RetrainRequest, recipe: Recipe, place: Path) -> None:
+    """Refuse a folder with other content, a run of another recipe, and one in which a file of the user's would go."""
+    for name in (_ARMS, CHECKPOINTS, *_NOTES):
+        if (place / name).is_symlink() and not is_inside(Path(os.path.realpath(place / name)), place):
+            what = f"{name} in -o {request.output!r} is a link to another place, which would be written to"
+            raise UsageError(what, where=str(place / name), fix="give a new folder, or move that link away")
     if not os.path.lexists(place / RUN_FILE):
         others = [p.name for p in sorted(place.iterdir()) if not (_TEMPORARY.fullmatch(p.name) or _unfinished(p))]
         if others:
@@ -72,26 +81,65 @@ def _check_content(request: RetrainRequest, recipe: Recipe, place: Path) -> None
                 fix=_ANOTHER,
             )
         return
-    run = _read(place / RUN_FILE)
-    now: dict[str, Any] = {**recipe.describe(), "lr": recipe.peak_lr, "pretrained": request.pretrained}
-    then = {**run["recipe"], **({"pretrained": run["pretrained"]} if "pretrained" in run else {})}
-    now["init"], then["init"] = _weights(request.init), _weights(run.get("init"))
-    for name in sorted(now.keys() & then.keys()):
-        if now[name] != then[name]:
-            raise _of_another(request, name, then[name], now[name])
+    _check_same(request, recipe, _read(place / RUN_FILE))
     named = request.inputs.model
     if named is not None and request.inputs.task is None and not named.startswith(("python:", "hf:")):
         check_model(request, named)
-    weights = place / WEIGHTS_FILE
-    if weights.exists() and not _are_ours(weights):
-        what = f"{WEIGHTS_FILE} in -o {request.output!r} is no earlier output of a run of influence"
-        raise UsageError(what, where=str(weights), fix="give a new folder, or move that file away")
+    replaced = [WEIGHTS_FILE, METRICS_FILE]
+    if request.keep_checkpoints and os.path.lexists(place / CHECKPOINTS):
+        replaced += _names_in(place / CHECKPOINTS) or [CHECKPOINTS]
+    for name in replaced:
+        if os.path.lexists(place / name) and not _are_ours(place / name):
+            what = f"{name} in -o {request.output!r} is no earlier output of a run of influence"
+            raise UsageError(what, where=str(place / name), fix="give a new folder, or move that file away")
+
+
+def _names_in(checkpoints: Path) -> list[str]:
+    """What may be replaced in the folder of checkpoints, as seen from the run; none where it is no folder."""
+    found = sorted(checkpoints.iterdir()) if checkpoints.is_dir() else []
+    return [f"{CHECKPOINTS}/{p.name}" for p in found if _CHECKPOINT.fullmatch(p.name)]
+
+
+def _check_same(request: RetrainRequest, recipe: Recipe, run: dict[str, Any]) -> None:
+    """Refuse to replace what is known of a run by another's: its recipe, seed, calibration rows or canaries.
+
+    More seeds and other rows are the same run.  What an earlier version did not note is not compared.
+    """
+    now: dict[str, Any] = {**recipe.describe(), "lr": recipe.peak_lr, "pretrained": request.pretrained}
+    then = {**run["recipe"], **{name: run[name] for name in ("pretrained", "seed") if name in run}}
+    now |= {"seed": request.seed, "init": _place_of(request.init), _CALIBRATION: request.calibration}
+    unnoted = (request.calibration or "some of the rows") if run.get("calibration_ids") else 0.0
+    then |= {"init": _place_of(run.get("init")), _CALIBRATION: run.get("calibration", unnoted)}
+    asked, planted = request.canaries, run.get("canaries")
+    now[_CANARIES], then[_CANARIES] = asked.share if asked else 0.0, planted.get("share") if planted else 0.0
+    if asked and planted:
+        now |= {"noise of canaries": asked.kind, "source of canaries": _place_of(asked.source)}
+        then |= {"noise of canaries": planted.get("noise"), "source of canaries": _place_of(planted.get("from"))}
+    for name in sorted(now.keys() & then.keys()):
+        if now[name] != then[name]:
+            raise _of_another(request, name, then[name], now[name])
 
 
 def _unfinished(path: Path) -> bool:
-    if path.name not in _UNFINISHED or not path.is_dir():
+    """Whether it is what a run leaves that was stopped before its ``run.json`` was written."""
+    if path.name in (WEIGHTS_FILE, CHECKPOINTS):
+        return _is_copy(path)
+    if not path.is_dir() or path.name not in (_ARMS, *_NOTES):
         return False
-    return path.name != "arms" or all(_ARM.fullmatch(p.name) or _TEMPORARY.fullmatch(p.name) for p in path.iterdir())
+    return path.name != _ARMS or all(_ARM.fullmatch(p.name) or _TEMPORARY.fullmatch(p.name) for p in path.iterdir())
+
+
+def _is_copy(path: Path, below: str = "") -> bool:
+    """Whether weights, or all those in a folder, are copies of an arm's, as a run puts them at the top at its end.
+
+    Nothing is lost where these are replaced, whatever recipe they are of.
+    """
+    if path.is_dir():
+        inside = [p for p in path.iterdir() if not _TEMPORARY.fullmatch(p.name)]
+        return path.name == CHECKPOINTS and all(_is_copy(p, f"{CHECKPOINTS}/") for p in inside)
+    root = path.parent.parent if below else path.parent
+    kept = [p for p in root.glob(f"{_ARMS}/*/{below}{path.name}") if _ARM.fullmatch(p.relative_to(root).parts[1])]
+    return _are_ours(path) and any(p.is_file() and filecmp.cmp(p, path, shallow=False) for p in kept)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -101,27 +149,32 @@ def _read(file: Path) -> dict[str, Any]:
         UsageError: it cannot be read, or is no run's.
     """
     try:
-        run = json.loads(file.read_text())
-        if all(isinstance(run[part], dict) for part in ("model", "recipe", "trained_on")):
+        if not file.is_file():
+            raise OSError("it is no regular file")
+        run = json.loads(file.read_bytes())
+        parts = (*(run[part] for part in ("model", "recipe", "trained_on")), run.get("canaries", {}))
+        if all(isinstance(part, dict) for part in parts):
             return run
         why = "it is not as `retrain` writes it"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = str(error)
     raise UsageError(f"{RUN_FILE} is there and is no earlier run of influence ({why})", where=str(file), fix=_ANOTHER)
 
 
-def _are_ours(weights: Path) -> bool:
-    """Whether weights say the model that a run writes into them; only their header is read."""
+def _are_ours(file: Path) -> bool:
+    """Whether weights say the model that a run writes into them, by their header, or metrics are as a run's."""
     try:
-        with open(weights, "rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            header = json.loads(handle.read(min(length, 100_000_000)))
-        return "model" in json.loads(header["__metadata__"][METADATA_KEY])
-    except (OSError, ValueError, KeyError, TypeError):
+        if not file.is_file():
+            return False
+        if file.name == METRICS_FILE:
+            metrics = json.loads(file.read_bytes())
+            return metrics.keys() >= _METRICS and isinstance(metrics["arms"], dict)
+        return "model" in json.loads(read_header(file)["__metadata__"][METADATA_KEY])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, DamagedFile):
         return False
 
 
-def _weights(path: Any) -> str | None:
+def _place_of(path: Any) -> str | None:
     return None if path is None else os.path.realpath(str(path))
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from influence_cli.errors import StoreError
 from influence_cli.store.files import DamagedFile, read_metadata
 from influence_cli.store.layout import SHARDED, SPEC, bytes_of, files_of, folders_of, shards_of
 from influence_cli.store.place import check_place
+from influence_cli.store.regular import open_regular
 
 UNREADABLE = (DamagedFile, FileNotFoundError, TypeError, ValueError, KeyError, AttributeError)
 
@@ -98,8 +100,9 @@ def _training_entries(files: list[Path]) -> list[Entry]:
 def _about(folder: Path) -> str:
     """What ``spec.json`` says, for people: nothing where it is damaged."""
     try:
-        return _said(json.loads((folder / SPEC).read_text()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        with open_regular(folder / SPEC) as handle:
+            return _said(json.load(handle))
+    except (OSError, StoreError, ValueError, KeyError, TypeError, AttributeError):
         return ""
 
 

@@ -24,6 +24,7 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.store.files import METADATA_KEY, DamagedFile, replacing
 from influence_cli.store.keys import KEY_BYTES
 from influence_cli.store.layout import set_aside
+from influence_cli.store.regular import open_regular
 
 RACY_NS = 2_000_000_000
 Stamp = tuple[int, int, int, int, int]
@@ -49,7 +50,7 @@ def read_keys(path: Path) -> Known | None:
         DamagedFile: it is not what was written.
         OSError: it is not there, or cannot be read.
     """
-    with open(path, "rb") as handle:
+    with open_regular(path) as handle:
         raw = handle.read()
     try:
         table = pq.read_table(pa.BufferReader(raw), page_checksum_verification=True)

@@ -21,6 +21,7 @@ from safetensors.numpy import save
 
 from influence_cli.errors import StoreError
 from influence_cli.store.keys import canonical_json
+from influence_cli.store.regular import open_regular
 
 METADATA_KEY = "influence"  # exactly one: safetensors orders several keys randomly
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.EFBIG)  # the user's to put right
@@ -182,7 +183,7 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         DamagedFile: it cannot be read.
     """
-    with open(path, "rb") as handle:
+    with open_regular(path) as handle:
         head = handle.read(8)
         return _header(head + handle.read(min(int.from_bytes(head, "little"), _HEADER_BYTES)))[0]
 
@@ -203,7 +204,8 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     Raises:
         DamagedFile: the file is truncated or altered.
     """
-    raw = path.read_bytes()
+    with open_regular(path) as handle:
+        raw = handle.read()
     header, start = _header(raw)
     own = _own_metadata(header)
     tensors: dict[str, NDArray[Any]] = {}
@@ -253,7 +255,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         DamagedFile: the header is truncated or altered.
     """
-    with open(path, "rb") as handle:
+    with open_regular(path) as handle:
         head = handle.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
         own = _own_metadata(_header(head + handle.read(min(length, 100_000_000)))[0])
@@ -268,7 +270,7 @@ def read_tensor(path: Path, name: str) -> NDArray[Any]:
     Raises:
         DamagedFile: it is not there whole.
     """
-    with open(path, "rb") as handle:
+    with open_regular(path) as handle:
         head = handle.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
         header, start = _header(head + handle.read(min(length, 100_000_000)))

@@ -14,7 +14,9 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from influence_cli.errors import StoreError
 from influence_cli.events import Listener
+from influence_cli.store.regular import open_regular
 
 SINGLE = ("directions", "factors", "interims", "decisions", "trainings")  # one file a thing
 SHARDED = ("outputs", "tangents", "row_values", "top_rows", "attacks", "gradients")  # one folder a thing
@@ -25,6 +27,7 @@ FILE_KEYS = "payload-files.parquet"
 HARMLESS = (".gitignore", ".gitkeep", ".DS_Store")  # what other tools leave in a folder without meaning anything by it
 NAME = re.compile(r"[0-9a-f]{32}")  # a fingerprint, or the name of a set of keys
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+\.[0-9a-f]+\.tmp")  # .NAME.PROCESS.RANDOM.tmp
+_CUT = re.compile(r"[0-9a-f]{32}\.safeten")  # of NAME no more than 40 characters stand there, see ``files``
 DAMAGED = ".damaged-"  # before the name of what was set aside, with a number where that name is taken
 SET_ASIDE = re.compile(r"^\.damaged-(\d+-)?")
 METADATA = (b'\\"checksum\\":', b'\\"meta\\":', b'\\"meta_checksum\\":')  # as they stand in a header: JSON in JSON
@@ -37,7 +40,9 @@ def of_place(parts: Parts) -> bool:
     """Whether the store writes files in this folder at all: its root, a kind's folder, or that of one thing."""
     if len(parts) == 1:
         return True
-    return parts[0] in (SINGLE + NOTED if len(parts) == 2 else SHARDED if len(parts) == 3 else ())
+    if len(parts) == 2:
+        return parts[0] in SINGLE + NOTED
+    return len(parts) == 3 and parts[0] in SHARDED and NAME.fullmatch(parts[1]) is not None
 
 
 def fits(parts: Parts) -> bool:
@@ -57,7 +62,9 @@ def fits(parts: Parts) -> bool:
 def _whole_name(name: str) -> str:
     """The name that a temporary file was to get, or that a damaged one had."""
     temporary = TEMPORARY.fullmatch(name)
-    return temporary["name"] if temporary else SET_ASIDE.sub("", name)
+    if temporary is None:
+        return SET_ASIDE.sub("", name)
+    return temporary["name"] + ("sors" if _CUT.fullmatch(temporary["name"]) else "")
 
 
 def carries(path: Path) -> bool | None:
@@ -67,11 +74,11 @@ def carries(path: Path) -> bool | None:
     Two of the metadata's three keys are enough: damage may have hit one.
     """
     try:
-        with open(path, "rb") as handle:
+        with open_regular(path) as handle:
             head = handle.read(8)
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
             header = handle.read(min(length, HEADER_BYTES))
-    except OSError:
+    except (OSError, StoreError):
         return None
     if sum(key in header for key in METADATA) >= 2:
         return True
@@ -93,11 +100,10 @@ def is_rubbish(path: Path, parts: Parts) -> bool:
     """Whether a file is one that was set aside, or a temporary one that a run has left."""
     if not of_place(parts) or path.is_symlink() or not path.is_file():
         return False
-    if TEMPORARY.fullmatch(path.name):
-        return len(parts) > 1 or fits(parts)
-    if not path.name.startswith(DAMAGED):
-        return False
-    return carries(path) is not False if path.suffix == ".safetensors" and len(parts) > 1 else fits(parts)
+    if not path.name.startswith(DAMAGED) or TEMPORARY.fullmatch(path.name):
+        return TEMPORARY.fullmatch(path.name) is not None and fits(parts)
+    found = carries(path) if path.suffix == ".safetensors" and len(parts) > 1 else None
+    return fits(parts) if found is None else found
 
 
 def belongs(path: Path, parts: Parts) -> bool:

@@ -18,6 +18,7 @@ from influence_cli.errors import StoreError
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.files import DamagedFile, write_json
 from influence_cli.store.layout import set_aside
+from influence_cli.store.regular import open_regular
 
 AGAIN = "found again"
 
@@ -42,13 +43,14 @@ def check_note(path: Path) -> tuple[bool, Any]:
         StoreError: it is there and cannot be read.
     """
     try:
-        with open(path, "rb") as handle:
+        with open_regular(path) as handle:
             raw = handle.read()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(str(path)) from error
-    except OSError as error:
+    except (OSError, StoreError) as error:
+        why = error.what if isinstance(error, StoreError) else error.strerror
         fix = "make it readable, or delete it: it is found again"
-        raise StoreError(f"cannot read a note of the store ({error.strerror})", where=str(path), fix=fix) from error
+        raise StoreError(f"cannot read a note of the store ({why})", where=str(path), fix=fix) from error
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as error:

@@ -1,8 +1,8 @@
 """The folder of a store: one that we made, and say so in it; no other folder is written to or looked after.
 
 A folder that is missing or empty becomes a store when something is first written.  One of an earlier version, which
-has no marker yet, is taken for a store where everything in it is the store's by place and name, and at least one file
-carries the store's metadata.
+has no marker yet, is taken for a store where everything in it is the store's by place and name, at least one file is
+named by a fingerprint, and no file of tensors is another program's.
 """
 
 from __future__ import annotations
@@ -12,11 +12,24 @@ import errno
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from influence_cli.errors import StoreError, UsageError
-from influence_cli.store.files import DamagedFile, read_metadata
-from influence_cli.store.layout import HARMLESS, MARKER, NAME, NOTED, SHARDED, SINGLE, TAG, fits, walk
+from influence_cli.store.layout import (
+    HARMLESS,
+    MARKER,
+    NAME,
+    NOTED,
+    SHARDED,
+    SINGLE,
+    TAG,
+    carries,
+    fits,
+    of_place,
+    walk,
+)
+from influence_cli.store.regular import open_regular
 
 SIGNATURE = b"influence store\n"
 MARKER_TEXT = (
@@ -27,6 +40,7 @@ TAG_TEXT = (
     b"Signature: 8a477f597d28d172789f06886806bc55\n"
     b"# This folder is a cache of influence; backups may leave it out (https://bford.info/cachedir/).\n"
 )
+OF_RUNS = ("run.json", "arms")  # what says that a folder is a run's, which has notes of the same names
 _FIX = "name the store's folder, or a new one, with --store PATH"
 
 
@@ -51,11 +65,11 @@ def is_marked(root: Path) -> bool:
 
 
 def _beginning(path: Path, size: int = len(MARKER_TEXT) + 1) -> bytes | None:
-    """The first bytes of a file, or None where there is none."""
+    """The first bytes of a regular file, or None where there is none."""
     try:
-        with open(path, "rb") as handle:
+        with open_regular(path) as handle:
             return handle.read(size)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, StoreError):
         return None
 
 
@@ -73,43 +87,50 @@ def check_place(root: Path, looked_after: bool = False) -> None:
     if strange is None:
         if looked_after:
             raise StoreError("this folder is empty, and no store", where=str(root.absolute()), fix=_FIX)
-    elif not _of_earlier_version(root):
-        what = f"this folder is no store: it holds other files, {strange!r} among them"
-        raise StoreError(what, where=str(root.absolute()), fix=f"{_FIX}; nothing was touched here")
+        return
+    earlier = _of_earlier_version(root)
+    if (earlier.things and earlier.strange is None) or is_marked(root):  # by another run, meanwhile
+        return
+    what, fix = f"this folder is no store: it holds other files, {strange!r} among them", _FIX
+    if earlier.things and earlier.strange not in OF_RUNS:
+        what = f"this folder is a store of an earlier version, but {earlier.strange!r} in it is not the store's"
+        fix = f"move it away, or {_FIX}"
+    raise StoreError(what, where=str(root.absolute()), fix=f"{fix}; nothing was touched here")
 
 
 def _first_other(root: Path) -> str | None:
     """A name in a folder that is not empty but for what means nothing, or a marker that a run began to write."""
-    begun = _beginning(root / MARKER)
+    names = sorted(os.listdir(root))
+    begun = _beginning(root / MARKER)  # after the names: another run may write it just now
     started = begun is not None and MARKER_TEXT.startswith(begun)
-    meant = [n for n in sorted(os.listdir(root)) if n not in HARMLESS and not (started and n == MARKER)]
+    meant = [n for n in names if n not in HARMLESS and not (started and n == MARKER)]
     return min(meant, key=lambda name: name in (*SINGLE, *SHARDED, *NOTED), default=None)
 
 
-def _of_earlier_version(root: Path) -> bool:
-    """Whether a folder without a marker holds a store and nothing else."""
-    carried = False
+@dataclass(frozen=True)
+class _Earlier:
+    """What a folder without a marker holds of a store."""
+
+    things: int  # files named by a fingerprint that are the store's
+    strange: str | None  # the first file or folder that is not
+
+
+def _of_earlier_version(root: Path) -> _Earlier:
+    """Look at everything in a folder; a kind's folder may be a link to where there is more room: it is not entered."""
+    things, strange = 0, list[str]()
     for entry, parts in walk(root):
         if entry.name in HARMLESS:
             continue
-        if entry.is_dir():  # a kind's folder may be a link to where there is more room; it is not looked into
+        path = Path(entry.path)
+        if path.is_dir():
             kind = len(parts) == 1 and entry.name in (*SINGLE, *SHARDED, *NOTED)
-            thing = len(parts) == 2 and parts[0] in SHARDED and NAME.fullmatch(entry.name)
-            if not (kind or (thing and not entry.is_symlink())):
-                return False
-        elif not fits(parts):
-            return False
-        elif not carried and entry.name.endswith(".safetensors"):
-            carried = _carries_metadata(Path(entry.path))
-    return carried
-
-
-def _carries_metadata(path: Path) -> bool:
-    try:
-        read_metadata(path)
-    except (DamagedFile, OSError):
-        return False
-    return True
+            ours = kind or (of_place((*parts, entry.name)) and not entry.is_symlink())
+        else:
+            ours = path.is_file() and fits(parts) and (path.suffix != ".safetensors" or carries(path) is not False)
+            things += ours and NAME.fullmatch(path.stem) is not None
+        if not ours:
+            strange.append("/".join(parts))
+    return _Earlier(things, min(strange, key=lambda name: name.partition("/")[0] not in OF_RUNS, default=None))
 
 
 class Place:

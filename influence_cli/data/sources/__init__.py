@@ -6,6 +6,7 @@ numbers them.  Nothing here decodes an image or imports torch.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,15 @@ from influence_cli.data.sources.protocol import Columns, Source
 from influence_cli.data.tables import check_regular
 from influence_cli.errors import ManifestError
 
-__all__ = ["Columns", "Source", "open_source"]
+__all__ = ["Columns", "Source", "is_saved", "open_source"]
 
 SUFFIXES = {".csv": "tabular", ".tsv": "tabular", ".jsonl": "tabular", ".ndjson": "tabular", ".npz": "npz"}
+
+
+def is_saved(source: Any) -> bool:
+    """Whether a source is a saved Hugging Face dataset, in which no Parquet file is looked for."""
+    names = ("dataset_dict.json", "dataset_info.json")
+    return isinstance(source, str | Path) and any(os.path.exists(os.path.join(source, name)) for name in names)
 
 
 def open_source(source: Any, columns: Columns) -> Source:
@@ -42,11 +49,13 @@ def open_source(source: Any, columns: Columns) -> Source:
         from influence_cli.data.sources.tabular import read_text_table
 
         return read_text_table(where, columns)
-    if where.is_dir() and any((where / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
+    if is_saved(where):
         from influence_cli.data.sources.huggingface import read_saved_dataset
 
         return read_saved_dataset(where, columns)
-    if where.suffix == ".parquet" or (where.is_dir() and next(where.rglob("*.parquet"), None) is not None):
+    if where.suffix == ".parquet" or (
+        where.is_dir() and any(not p.name.startswith(".") for p in where.rglob("*.parquet"))
+    ):
         from influence_cli.data.sources.tabular import read_parquet
 
         return read_parquet(where, columns)
