@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -293,7 +292,6 @@ def test_a_checkpoint_changed_between_grads_and_score_exits_2_unless_it_is_meant
     train_run(digits, tmp_path / "RUN", "mlp:4")
     asked = ["grads", digits, "--checkpoint", "RUN", "-o", "g.parquet"]
     assert call_cli(*asked, cwd=tmp_path).code == 0
-    shutil.rmtree(tmp_path / "RUN")
     train_run(digits, tmp_path / "RUN", "mlp:4", seed=1)
     ran = call_cli("score", "g.parquet", cwd=tmp_path)
     assert ran.code == 2

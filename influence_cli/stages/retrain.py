@@ -42,7 +42,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     from influence_cli.model.convex import check_convex
     from influence_cli.model.training import Examples
 
-    check_run_folder(request, recipe)
+    check_run_folder(request, recipe, listener=listener)
     manifest = _open(request, request.inputs.manifest)
     base = _base_rows(request, manifest)
     spec = _checked_spec(request, base.manifest)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from influence_cli.data.outputs import check_no_store, check_writable, is_inside, is_same, is_stream, status_of
 from influence_cli.errors import UsageError
+from influence_cli.events import SILENT, Listener
 from influence_cli.model.run_file import CHECKPOINTS, RUN_FILE, WEIGHTS_FILE
 from influence_cli.stages.training_run import METRICS_FILE, RetrainRequest
 from influence_cli.store.files import METADATA_KEY, DamagedFile, read_header
@@ -22,7 +23,6 @@ from influence_cli.store.files import METADATA_KEY, DamagedFile, read_header
 if TYPE_CHECKING:
     from influence_cli.model.training import Recipe
 
-_CALIBRATION, _CANARIES = "share of calibration rows", "share of canaries"
 _ARMS, _NOTES = "arms", ("models", "tasks")
 _ARM, _TEMPORARY = re.compile(r"[0-9a-f]{32}"), re.compile(r"\..+\.tmp")
 _METRICS = {"schema_version", "test_rows", "arms", "comparison"}  # keys of every metrics.json
@@ -30,8 +30,8 @@ _CHECKPOINT = re.compile(r"step-\d+\.safetensors")
 _ANOTHER = "give a new folder, or move that one away"
 
 
-def check_run_folder(request: RetrainRequest, recipe: Recipe, probe: bool = True) -> None:
-    """Refuse a place that no run may be written to, before anything is done.
+def check_run_folder(request: RetrainRequest, recipe: Recipe, probe: bool = True, listener: Listener = SILENT) -> None:
+    """Refuse a place that no run may be written to, before anything is done; say what a run there would lose.
 
     Raises:
         UsageError: a file, a folder that this run reads, one with other content, a run of another recipe or model, or
@@ -50,7 +50,7 @@ def check_run_folder(request: RetrainRequest, recipe: Recipe, probe: bool = True
             raise UsageError(f"-o {output!r} is read by this run", where=str(source), fix=_ANOTHER)
     check_no_store("-o", output)
     if place.is_dir():
-        _check_content(request, recipe, place)
+        _check_content(request, recipe, place, listener)
     check_writable("-o", os.path.join(output, RUN_FILE), probe)
 
 
@@ -66,7 +66,7 @@ def check_model(request: RetrainRequest, name: str) -> None:
         raise _of_another(request, "model", there, name)
 
 
-def _check_content(request: RetrainRequest, recipe: Recipe, place: Path) -> None:
+def _check_content(request: RetrainRequest, recipe: Recipe, place: Path, listener: Listener) -> None:
     """Refuse a folder with other content, a run of another recipe, and one in which a file of the user's would go."""
     for name in (_ARMS, CHECKPOINTS, *_NOTES):
         if (place / name).is_symlink() and not is_inside(Path(os.path.realpath(place / name)), place):
@@ -81,7 +81,7 @@ def _check_content(request: RetrainRequest, recipe: Recipe, place: Path) -> None
                 fix=_ANOTHER,
             )
         return
-    _check_same(request, recipe, _read(place / RUN_FILE))
+    _check_same(request, recipe, _read(place / RUN_FILE), listener)
     named = request.inputs.model
     if named is not None and request.inputs.task is None and not named.startswith(("python:", "hf:")):
         check_model(request, named)
@@ -100,24 +100,38 @@ def _names_in(checkpoints: Path) -> list[str]:
     return [f"{CHECKPOINTS}/{p.name}" for p in found if _CHECKPOINT.fullmatch(p.name)]
 
 
-def _check_same(request: RetrainRequest, recipe: Recipe, run: dict[str, Any]) -> None:
-    """Refuse to replace what is known of a run by another's: its recipe, seed, calibration rows or canaries.
+def _check_same(request: RetrainRequest, recipe: Recipe, run: dict[str, Any], listener: Listener) -> None:
+    """Refuse a run of another recipe; say which record is replaced where seed, calibration rows or canaries differ.
 
     More seeds and other rows are the same run.  What an earlier version did not note is not compared.
     """
     now: dict[str, Any] = {**recipe.describe(), "lr": recipe.peak_lr, "pretrained": request.pretrained}
-    then = {**run["recipe"], **{name: run[name] for name in ("pretrained", "seed") if name in run}}
-    now |= {"seed": request.seed, "init": _place_of(request.init), _CALIBRATION: request.calibration}
-    unnoted = (request.calibration or "some of the rows") if run.get("calibration_ids") else 0.0
-    then |= {"init": _place_of(run.get("init")), _CALIBRATION: run.get("calibration", unnoted)}
-    asked, planted = request.canaries, run.get("canaries")
-    now[_CANARIES], then[_CANARIES] = asked.share if asked else 0.0, planted.get("share") if planted else 0.0
-    if asked and planted:
-        now |= {"noise of canaries": asked.kind, "source of canaries": _place_of(asked.source)}
-        then |= {"noise of canaries": planted.get("noise"), "source of canaries": _place_of(planted.get("from"))}
+    then = {**run["recipe"], **{name: run[name] for name in ("pretrained",) if name in run}}
+    now["init"], then["init"] = _place_of(request.init), _place_of(run.get("init"))
     for name in sorted(now.keys() & then.keys()):
         if now[name] != then[name]:
             raise _of_another(request, name, then[name], now[name])
+    for name, (old, new) in _records(request, run).items():
+        if old != new:
+            listener.warn(
+                f"-o {request.output!r} holds a run with {name} {old}, now {new}: what {RUN_FILE} says of its "
+                "calibration rows and canaries is replaced"
+            )
+
+
+def _records(request: RetrainRequest, run: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """By name, what a run says of how its rows were drawn, and what is asked for now."""
+    unnoted = (request.calibration or "some of the rows") if run.get("calibration_ids") else 0.0
+    asked, planted = request.canaries, run.get("canaries")
+    found: dict[str, tuple[Any, Any]] = {
+        "seed": (run.get("seed", request.seed), request.seed),
+        "share of calibration rows": (run.get("calibration", unnoted), request.calibration),
+        "share of canaries": (planted.get("share") if planted else 0.0, asked.share if asked else 0.0),
+    }
+    if asked and planted:
+        found["noise of canaries"] = planted.get("noise"), asked.kind
+        found["source of canaries"] = _place_of(planted.get("from")), _place_of(asked.source)
+    return found
 
 
 def _unfinished(path: Path) -> bool:
