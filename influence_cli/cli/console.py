@@ -155,7 +155,7 @@ def print_markdown(text: str, terminal: Terminal, stream: IO[str]) -> None:
         console = Console(file=drawn, no_color=not styled, force_terminal=styled, width=width, theme=theme)
         console.print(Markdown(text, code_theme="ansi_dark", hyperlinks=False))
         text = "".join(line.rstrip() + "\n" for line in drawn.getvalue().splitlines())
-    code = stream.encoding or "utf-8"
+    code = getattr(stream, "encoding", None) or "utf-8"
     stream.write(text.encode(code, "replace").decode(code))  # a sign that it cannot write is no error
     stream.flush()
 
