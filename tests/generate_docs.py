@@ -67,7 +67,7 @@ def options_of(name: str, cls: type[Any]) -> str:
     entries = []
     for f in dataclasses.fields(cls):
         value = str(f.default).lower() if isinstance(f.default, bool) else f.default
-        default = "" if value is None else f" [default: {value}]"
+        default = "" if value in (None, "") else f" [default: {value}]"
         unit = f" (unit: {f.metadata['unit']})" if f.metadata.get("unit") else ""
         entries.append((f"{name}.{f.name}", f"{f.metadata.get('help', '')}{unit}{default}".strip()))
     return "".join(described(entries))
