@@ -40,17 +40,23 @@ def test_the_module_documents_itself_truly(sample: Path) -> None:
     assert result.failed == 0
 
 
-def test_readmes_python_is_true(sample: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("document", ["README.md", "influence_cli/guide/python.md"])
+def test_python_in_the_documents_is_true(document: str, sample: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
     assert blocks
     parser, runner = doctest.DocTestParser(), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    test = parser.get_doctest("\n".join(blocks), {}, "README", "README.md", 0)
+    test = parser.get_doctest("\n".join(blocks), {}, document, document, 0)
     assert test.examples
     assert runner.run(test).failed == 0
 
 
+def test_no_other_document_has_python_that_no_test_runs() -> None:
+    others = [path for path in (ROOT / "influence_cli" / "guide").glob("*.md") if path.stem != "python"]
+    assert [path.name for path in others if ">>> " in path.read_text()] == []
+
+
 def test_every_command_with_rows_or_scores_has_a_function_of_its_name() -> None:
-    names = {name for name, *_ in COMMANDS} - {"methods", "cache"}
+    names = {name for name, *_ in COMMANDS} - {"methods", "cache", "guide"}
     assert names <= set(influence_cli.__all__)
     for name in names:
         assert inspect.isfunction(getattr(influence_cli, name))

@@ -9,6 +9,7 @@ from influence_cli.cli.config import Settings
 from influence_cli.cli.curate_command import TABLE_FORMATS, curate
 from influence_cli.cli.data_commands import cache, manifest, methods
 from influence_cli.cli.evaluate_command import evaluate
+from influence_cli.cli.guide_command import guide
 from influence_cli.cli.inputs import inputs_of
 from influence_cli.cli.per_target_command import per_target
 from influence_cli.cli.retrain_command import retrain
@@ -140,4 +141,5 @@ COMMANDS = (
     ("evaluate", ("SCORES...", "Score tables of the same rows, or - for standard input."), evaluate),
     ("methods", ("NAME", "A method."), methods),
     ("cache", ("ACTION", "ls, verify, gc or key."), cache),
+    ("guide", ("TOPIC", "What to read about."), guide),
 )

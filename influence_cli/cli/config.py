@@ -52,7 +52,7 @@ def resolve(command: str, given: dict[str, Any], source: str | None, carried: di
     """
     settings = Settings(command, source=source)
     file, table, option_tables = (None, {}, {})
-    if not given.get("isolated"):
+    if not given.get("isolated") and any(s.stored for s in settings_of(command)):
         file, table, option_tables = _read_file(given.get("config"), command)
     settings.file = file
     for s in settings_of(command):

@@ -18,6 +18,7 @@ from influence_cli.errors import printable
 from influence_cli.events import Listener, Progress
 
 PLAIN_EVERY_S, PLAIN_EVERY_SHARE = 30.0, 0.1  # a line each 10 % or 30 s...
+WIDEST_TEXT = 120  # columns; longer lines are hard to read
 PLAIN_AT_LEAST_S = 2.0  # ... but none for work that is over at once
 
 
@@ -138,6 +139,24 @@ def print_table(
         console.print(Text(title, style="bold"))
     console.print(table)
     stream.write("".join(line.rstrip() + "\n" for line in drawn.getvalue().splitlines()))
+    stream.flush()
+
+
+def print_markdown(text: str, terminal: Terminal, stream: IO[str]) -> None:
+    """Markdown, laid out on a terminal; anywhere else it stays as it is."""
+    if stream.isatty():
+        from rich.console import Console
+        from rich.markdown import Markdown
+        from rich.theme import Theme
+
+        styled = terminal.styled(stream)
+        theme = Theme({"markdown.code": "cyan", "markdown.h1": "bold", "markdown.h2": "bold", "markdown.h3": "bold"})
+        drawn, width = io.StringIO(), min(shutil.get_terminal_size().columns, WIDEST_TEXT)
+        console = Console(file=drawn, no_color=not styled, force_terminal=styled, width=width, theme=theme)
+        console.print(Markdown(text, code_theme="ansi_dark", hyperlinks=False))
+        text = "".join(line.rstrip() + "\n" for line in drawn.getvalue().splitlines())
+    code = getattr(stream, "encoding", None) or "utf-8"
+    stream.write(text.encode(code, "replace").decode(code))  # a sign that it cannot write is no error
     stream.flush()
 
 

@@ -15,6 +15,7 @@ from influence_cli.cli.setting import (
     RUNS,
     RUNS_AND_EVALUATE,
     SCORE,
+    SHOWING,
     STAGES,
     TRAINS,
     WRITING,
@@ -258,8 +259,8 @@ SETTINGS: dict[str, Setting] = {
             stored=False,
             metavar="PATH",
         ),
-        _s("format", str, "auto", "auto, table, json, jsonl, csv or github.", EVERY, stored=False),
-        _s("json", bool, False, "Short for --format json.", EVERY, stored=False),
+        _s("format", str, "auto", "auto, table, json, jsonl, csv or github.", SHOWING, stored=False),
+        _s("json", bool, False, "Short for --format json.", SHOWING, stored=False),
         _s(
             "dry_run",
             bool,

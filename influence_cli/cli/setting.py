@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-MANIFEST, METHODS, CACHE = "manifest", "methods", "cache"
+MANIFEST, METHODS, CACHE, GUIDE = "manifest", "methods", "cache", "guide"
 GRADS, SCORE, CURATE, RETRAIN, EVALUATE = "grads", "score", "curate", "retrain", "evaluate"
 RUNS = (GRADS, SCORE)
 TRAINS = (RETRAIN, EVALUATE)
@@ -13,7 +13,8 @@ MODEL = (*RUNS, *TRAINS)
 RUNS_AND_EVALUATE = (*RUNS, EVALUATE)
 STAGES = (GRADS, SCORE, CURATE, RETRAIN, EVALUATE)
 WRITING = (MANIFEST, *STAGES)
-EVERY = (*WRITING, METHODS, CACHE)
+SHOWING = (*WRITING, METHODS, CACHE)
+EVERY = (*SHOWING, GUIDE)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.errors import ModelError, UsageError
@@ -36,13 +36,16 @@ AFFINE = {"torch.float32": 1e-4, "torch.float64": 1e-9}  # of the largest logit:
 class Attack:
     """How inputs are attacked; ``auto`` is ``linear`` for a linear model of features, otherwise ``pgd``."""
 
-    attack: str = "auto"  # auto, linear, fgsm or pgd
-    kappa: float = 1.3  # linear: 1 lands on the boundary, more flips the prediction
-    label_aware: bool = False  # linear: leave rows alone that are predicted wrong already
-    eps: float | None = None  # largest change of a value: none is 8/255 for images (in [0, 1]), 0.1 for features
-    steps: int = 10  # pgd
-    step: float | None = None  # pgd: none is 2.5 eps / steps
-    random_start: bool = True  # pgd: start at a random point of the box
+    attack: str = field(default="auto", metadata={"help": "auto, linear, fgsm or pgd"})
+    kappa: float = field(default=1.3, metadata={"help": "linear: 1 lands on the boundary, more flips the prediction"})
+    label_aware: bool = field(default=False, metadata={"help": "linear: leave alone what is predicted wrong already"})
+    eps: float | None = field(
+        default=None,
+        metadata={"help": "largest change of a value; without one 8/255 for images (in [0, 1]), 0.1 for features"},
+    )
+    steps: int = field(default=10, metadata={"help": "pgd: number of steps"})
+    step: float | None = field(default=None, metadata={"help": "pgd: length of a step; without one 2.5 eps / steps"})
+    random_start: bool = field(default=True, metadata={"help": "pgd: start at a random point of the box"})
 
     def __post_init__(self) -> None:
         if self.attack not in ATTACKS:

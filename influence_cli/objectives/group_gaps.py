@@ -14,7 +14,7 @@ is that of one weighted sum of row values (methods.md 3.2): ``phi`` gives the we
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,11 +40,16 @@ class Term:
 class GroupGap:
     """What the objectives about groups share."""
 
-    column: str | None = None  # column with the groups: none is --group
-    favourable: int | None = None  # the class that is good to get: none is class 1 of two, the mean over all of more
-    tau: float = 1e-3  # smoothing of the absolute value, and what counts as parity
-    signed: bool = False  # group 1 less group 0, in the order of their names
-    aggregate: str = "pairs"  # more than two groups: pairs, variance or max
+    column: str | None = field(
+        default=None, metadata={"help": "column with the groups; without one the column that --group names"}
+    )
+    favourable: int | None = field(
+        default=None,
+        metadata={"help": "the class that is good to get; without one class 1 of two, the mean over all of more"},
+    )
+    tau: float = field(default=1e-3, metadata={"help": "smoothing of the absolute value, and what counts as parity"})
+    signed: bool = field(default=False, metadata={"help": "group 1 less group 0, in the order of their names"})
+    aggregate: str = field(default="pairs", metadata={"help": "more than two groups: pairs, variance or max"})
 
     def __post_init__(self) -> None:
         if self.aggregate not in AGGREGATES:
@@ -104,7 +109,7 @@ class EqualOpportunity(GroupGap):
 class EqualisedOdds(GroupGap):
     """Demographic parity among the rows of the favourable class, and among all others."""
 
-    worst: bool = False  # the larger of the two, not their sum
+    worst: bool = field(default=False, metadata={"help": "the larger of the two, not their sum"})
 
     by_label = True
 
@@ -130,7 +135,7 @@ class EqualisedOdds(GroupGap):
 class LossGap(EqualOpportunity):
     """The gap in mean loss among the rows of the favourable class, group 0 less group 1 (Chhabra et al. 2024, code)."""
 
-    signed: bool = True  # it has no other form
+    signed: bool = field(default=True, metadata={"help": "it has no other form"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""The figure in README, from what ``canaries.sh`` left: canaries' curves beside those of rows that are really wrong.
+"""The figure in results/canaries.md, from what ``canaries.sh`` left: curves of canaries and of rows that are wrong.
 
 python tests/benchmarks/canary_figure.py OUT sample_data/canaries.png
 """

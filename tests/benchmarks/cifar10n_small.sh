@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The table of detection and retraining in README: CIFAR-10N, 5,000 rows, human labels, 39 % wrong; resnet18.
+# The tables of results/cifar10n_small.md: CIFAR-10N, 5,000 rows, human labels, 39 % wrong; resnet18.
 #   bash tests/benchmarks/cifar10n_small.sh OUT        under an hour on two cores
 set -euo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)

@@ -1,0 +1,214 @@
+"""Writes the parts of README and the guide that the code says, between their markers.
+
+    python -m tests.generate_docs           # write what is out of date, and name it
+    python -m tests.generate_docs --check   # write nothing; exit 1 where something is out of date
+
+A part stands between ``<!-- generated: NAME ARGUMENT -->`` and ``<!-- end of generated -->``.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from influence_cli.actions import ACTIONS
+from influence_cli.actions.combine import Combine
+from influence_cli.cli.commands import COMMANDS
+from influence_cli.cli.guide_command import TOPICS, about
+from influence_cli.cli.options import Setting, settings_of
+from influence_cli.methods import METHODS
+from influence_cli.objectives import OBJECTIVES
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "influence_cli"
+GUIDE = PACKAGE / "guide"
+FILES = (ROOT / "README.md", *(GUIDE / f"{topic}.md" for topic in TOPICS))
+PART = re.compile(r"(<!-- generated: (\S+)(?: (\S+))? -->\n).*?(<!-- end of generated -->)", re.DOTALL)
+HELP_WIDTH = 78  # columns: as on a narrow terminal
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A Markdown table."""
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |\n" for line in lines)
+
+
+def block(text: str, language: str = "text") -> str:
+    """A fenced block."""
+    return f"```{language}\n{text.rstrip()}\n```\n"
+
+
+def methods(_: str) -> str:
+    """Every method, a line each."""
+    rows = []
+    for info in METHODS.values():
+        cls = info.load()
+        rows.append([f"`{info.name}`", info.summary, cls.kind, "yes" if cls.effect else "no", info.cost])
+    return table(["method", "what it is", "kind", "`effect`", "cost in passes"], rows)
+
+
+def papers(_: str) -> str:
+    """What methods need of the model, and where they are from."""
+    rows = [[f"`{info.name}`", info.load().needs, info.paper] for info in METHODS.values()]
+    return table(["method", "needs", "paper"], rows)
+
+
+def options_of(name: str, cls: type[Any]) -> str:
+    """The options of a method, objective or action, as ``--set`` takes them; nothing where it has none."""
+    entries = []
+    for f in dataclasses.fields(cls):
+        value = str(f.default).lower() if isinstance(f.default, bool) else f.default
+        default = "" if value in (None, "") else f" [default: {value}]"
+        unit = f" (unit: {f.metadata['unit']})" if f.metadata.get("unit") else ""
+        entries.append((f"{name}.{f.name}", f"{f.metadata.get('help', '')}{unit}{default}".strip()))
+    return "".join(described(entries))
+
+
+def described(entries: list[tuple[str, str]]) -> list[str]:
+    """Names and what they mean in two columns, as ``--help`` has them."""
+    left = min(max((len(name) for name, _ in entries), default=0), 28) + 4
+    lines = []
+    for name, text in entries:
+        wrapped = textwrap.wrap(text, HELP_WIDTH - left, break_on_hyphens=False) or [""]
+        first = f"  {name}"
+        if len(first) > left - 2:
+            lines.append(f"{first}\n")
+            first = ""
+        lines += [f"{first if k == 0 else '':{left}}{line}".rstrip() + "\n" for k, line in enumerate(wrapped)]
+    return lines
+
+
+def method_options(_: str) -> str:
+    """The options of every method that has some."""
+    return block("\n".join(text for name, info in METHODS.items() if (text := options_of(name, info.load()))))
+
+
+def table_options(tables: dict[str, str]) -> str:
+    """The options of everything in a lazy table of objectives or actions."""
+    texts = []
+    for name, target in tables.items():
+        module, cls = target.split(":")
+        texts.append(options_of(name, getattr(importlib.import_module(module), cls)))
+    return "\n".join(text for text in texts if text)
+
+
+def objective_options(_: str) -> str:
+    """The options of every objective that has some."""
+    return block(table_options(OBJECTIVES))
+
+
+def action_options(_: str) -> str:
+    """The options of every action, and of combining columns."""
+    return block(table_options(ACTIONS) + "\n" + options_of("combine", Combine))
+
+
+def shown_flag(s: Setting) -> str:
+    """A flag as ``--help`` has it."""
+    metavar = s.metavar or {str: "TEXT", int: "N", float: "X", list: "NAME"}.get(s.kind)
+    return ", ".join(s.flags) + ("" if s.kind is bool else f" {metavar}")
+
+
+def shown_help(s: Setting) -> str:
+    """What a flag means, with its default."""
+    default = ", ".join(s.default) if s.kind is list else s.default
+    return s.help + ("" if s.default in (None, False, []) else f" [default: {default}]")
+
+
+def command(name: str) -> str:
+    """The help of a command: what it does, what it takes, and every option."""
+    _, argument, function = next(row for row in COMMANDS if row[0] == name)
+    usage = f"influence {name} [OPTIONS]" + (f" [{argument[0]}]" if argument else "")
+    entries = [(argument[0].removesuffix("..."), argument[1])] if argument else []
+    entries += [(shown_flag(s), shown_help(s)) for s in settings_of(name)]
+    said = textwrap.fill(inspect.getdoc(function) or "", HELP_WIDTH - 2, break_on_hyphens=False)
+    return block("".join([usage, "\n\n", textwrap.indent(said, "  "), "\n\n", *described(entries)]))
+
+
+def first_line(path: Path) -> str:
+    """The first line of a module's docstring."""
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+
+
+def modules(folder: Path) -> list[Path]:
+    """The modules of a folder, by name."""
+    return sorted(p for p in folder.glob("*.py") if p.name not in ("__init__.py", "__main__.py"))
+
+
+def folders(folder: Path) -> list[Path]:
+    """The packages in a folder, by name."""
+    return sorted(p.parent for p in folder.glob("*/__init__.py"))
+
+
+def tree(_: str) -> str:
+    """What the modules at the top of the package and its folders are."""
+    entries = [(path.name, first_line(path)) for path in modules(PACKAGE)]
+    entries.append(("guide/", "The handbook, as ``influence guide`` prints it."))
+    entries += [(f"{folder.name}/", first_line(folder / "__init__.py")) for folder in folders(PACKAGE)]
+    around = {
+        "tests/": "The tests; oracle.py is the dense float64 reference; benchmarks/ has the scripts and their results.",
+        "sample_data/": "Digits with planted wrong labels, the script that made them, a checkpoint, influence.toml.",
+    }
+    lines = ["influence_cli/", *(f"  {name:<14}{text}" for name, text in entries)]
+    return block("\n".join([*lines, *(f"{name:<16}{text}" for name, text in around.items())]))
+
+
+def files(_: str) -> str:
+    """Every file of the package, with the first line of its docstring."""
+    texts = []
+    for folder in (PACKAGE, *folders(PACKAGE), *(f for inner in folders(PACKAGE) for f in folders(inner))):
+        entries = [(path.name, first_line(path)) for path in modules(folder)]
+        texts.append(f"{folder.relative_to(ROOT)}/\n" + "".join(described(entries)))
+    return block("\n".join(texts))
+
+
+def topics(_: str) -> str:
+    """The topics of the guide."""
+    rows = [[f"[`{topic}`](influence_cli/guide/{topic}.md)", about(topic)] for topic in TOPICS]
+    return table(["`influence guide ...`", "what is in it"], rows)
+
+
+def example(name: str) -> str:
+    """A file that a test runs, whole."""
+    return block((ROOT / "tests" / name).read_text(), "python")
+
+
+PARTS: dict[str, Callable[[str], str]] = {
+    "methods": methods,
+    "papers": papers,
+    "method-options": method_options,
+    "objective-options": objective_options,
+    "action-options": action_options,
+    "command": command,
+    "tree": tree,
+    "files": files,
+    "topics": topics,
+    "example": example,
+}
+
+
+def generated(text: str) -> str:
+    """A document with its generated parts as the code says them now."""
+    return PART.sub(lambda m: f"{m[1]}{PARTS[m[2]](m[3] or '')}{m[4]}", text)
+
+
+def main(arguments: list[str]) -> int:
+    """Write, or with ``--check`` only name, the documents that are out of date."""
+    stale = [path for path in FILES if generated(path.read_text()) != path.read_text()]
+    for path in stale:
+        if "--check" not in arguments:
+            path.write_text(generated(path.read_text()))
+        sys.stdout.write(f"{path.relative_to(ROOT)}\n")
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
