@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,11 @@ def test_a_checkpoint_without_state_dict_says_what_it_holds(tmp_path: Path) -> N
     torch.save({"epoch": 3, "lr": 0.1}, tmp_path / "empty.pth")
     with pytest.raises(ModelError, match="it holds epoch, lr"):
         load_model(SPEC, find_checkpoint(str(tmp_path / "empty.pth"))[0])
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "model.safetensors", "run.json"])
+def test_a_pipe_is_no_checkpoint_and_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    locator = tmp_path if name in ("model.safetensors", "run.json") else tmp_path / name
+    with pytest.raises(ModelError, match="no regular file"):
+        find_checkpoint(str(locator))

@@ -461,3 +461,11 @@ def test_gradients_of_rows_are_stored_where_some_have_none(kept: str) -> None:
     train, target = table(x[:TRAIN], y[:TRAIN], "t"), table(x[TRAIN:], y[TRAIN:], "v")
     found = influence_cli.per_target(train, target=target, top=3, rows=kept, **tables)  # type: ignore[arg-type]
     assert not {"t0", "t1", "t2", "t3"} & set(found.column("id").to_pylist())
+
+
+def test_a_model_of_which_nothing_is_to_be_trained_is_refused(tmp_path: Any) -> None:
+    x, y = data(Unused)
+    train = table(x, y, "t").append_column("split", pa.array(["train"] * TRAIN + ["test"] * TARGET))
+    task = influence_cli.Task(made(Unused).requires_grad_(False))
+    with pytest.raises(influence_cli.InfluenceError, match="no parameter of the model is to be trained"):
+        influence_cli.retrain(train, str(tmp_path / "run"), task=task, epochs=1)
