@@ -4,11 +4,17 @@ InfluenceError          exit code 2: the person at the keyboard can fix it
 ├── UsageError          a flag, a setting, a contradiction between stages
 ├── ManifestError       a table or a payload in it
 ├── ModelError          a checkpoint, an architecture, an output that is not logits
-│   └── DamagedModel    a run folder or weights that are not as they were written
+│   ├── DamagedModel    a run folder or weights that are not as they were written
+│   ├── NoDerivative    a model that one way to its derivatives cannot take (a RuntimeError too)
+│   └── UserCodeError   code of the user's own that ends the program
 └── StoreError          a store that cannot be read or written
 """
 
 from __future__ import annotations
+
+import errno
+
+_SAYS_FULL = ("no space left on device", "os error 28", "storagefull", "disk quota exceeded")
 
 
 class InfluenceError(Exception):
@@ -53,6 +59,17 @@ class DamagedModel(ModelError):
 
 class StoreError(InfluenceError):
     """A store that cannot be read or written."""
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether something failed for want of space; libraries that write in C or Rust say it in words alone."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    try:
+        text = str(error).lower()
+    except Exception:  # of a class of the user's
+        return False
+    return not isinstance(error, InfluenceError) and any(word in text for word in _SAYS_FULL)
 
 
 def printable(text: str) -> str:

@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from influence_cli.cli import streams
-from influence_cli.errors import InfluenceError, printable
+from influence_cli.errors import InfluenceError, disk_full, printable
 
 DONE, FIXABLE, BROKEN, INTERRUPTED, CLOSED_PIPE = 0, 2, 3, 130, 141  # 1 is returned by the gate itself
-FULL = (errno.ENOSPC, errno.EDQUOT)
-SAYS_FULL = ("no space left on device", "os error 28", "storagefull", "disk quota exceeded")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -110,13 +108,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_full(error: BaseException) -> bool:
-    """Whether the disk is full; libraries that write in C or Rust say it in words alone."""
-    return any(
-        e.errno in FULL
-        if isinstance(e, OSError) and e.errno is not None
-        else not isinstance(e, InfluenceError) and any(word in _text(e).lower() for word in SAYS_FULL)
-        for e in _chain(error)
-    )
+    """Whether the disk is full, by the error or what it came of."""
+    return any(disk_full(e) for e in _chain(error))
 
 
 def _is_unwritable(error: BaseException) -> bool:

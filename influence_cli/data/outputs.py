@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from influence_cli.data.earlier import kind_of
-from influence_cli.errors import InfluenceError, UsageError
-from influence_cli.store.files import disk_full, replacing
+from influence_cli.errors import InfluenceError, UsageError, disk_full
+from influence_cli.store.files import replacing
 from influence_cli.store.place import is_marked
 
 _DESCRIPTORS = re.compile(r"/dev/fd|/proc/[^/]+(/task/[^/]+)?/fd")

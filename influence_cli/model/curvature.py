@@ -108,6 +108,7 @@ class Curvature:
             made = self._others[key] = self._again(rows, precision=precision)
             same = [c for (of, _), c in self._others.items() if of == key[0] and c._decoded is not None]
             made._decoded = same[0]._decoded if same else None
+            made.__dict__["_few"] = self._few  # read once: those of a part of the rows are no better
         return self._others[key]
 
     @property
@@ -120,9 +121,14 @@ class Curvature:
         """A copy of the model: no graph is kept of parameters that are not selected."""
         opened = self._open()
         opened.model.requires_grad_(False)
-        few = from_all_over(self.rows, self.spec)
-        opened.few = None if few is None else to_input(move(few, self.device), self.spec, self.dtype)
+        if self._few is not None:
+            opened.few = to_input(move(self._few, self.device), self.spec, self.dtype)
         return opened
+
+    @functools.cached_property
+    def _few(self) -> Tensor | None:
+        """Some decoded rows, on which whatever derives is checked."""
+        return from_all_over(self.rows, self.spec)
 
     @property
     def theta(self) -> Floats:

@@ -140,9 +140,8 @@ def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func._schema.is_mutable:
         return _in_place(func, args, kwargs)
     own = RULES.get(func)
-    if own is not None and not any(
-        isinstance(a, Tensor) and a.is_complex() for a in args
-    ):  # rules are for real numbers
+    if own is not None and not any(isinstance(a, Tensor) and a.is_complex() for a in args):
+        # rules are for real numbers
         out = own(*args, **kwargs)
         if out is not NotImplemented:
             return out

@@ -59,7 +59,7 @@ def differentiable_kernels(recurrent: bool = False) -> Iterator[None]:
 
 
 def in_precision(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """The model with its real numbers in ``dtype`` and its complex ones in twice that (64 bits at least), in place.
+    """The model, in place, with its real numbers in ``dtype`` and its complex ones in pairs of float64 or float32.
 
     ``Module.to`` would cast complex numbers to real ones, and drop the imaginary part.
     """

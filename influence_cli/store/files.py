@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from influence_cli.errors import StoreError
+from influence_cli.errors import StoreError, disk_full
 from influence_cli.store.keys import canonical_json
 from influence_cli.store.regular import open_regular
 
@@ -49,11 +49,6 @@ def _beside(path: Path) -> Path:
             f"cannot create {path.parent}: {error.strerror}", where=str(path), fix="pick a writable place"
         ) from error
     return path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
-
-
-def disk_full(error: BaseException) -> bool:
-    """Whether a writer failed for want of space; not every library says so by an ``OSError``."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
 
 
 def _said(error: Exception, temporary: Path, path: Path) -> Exception:

@@ -22,7 +22,7 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.store.files import DamagedFile, map_tensors
 from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted
 from influence_cli.store.layout import set_aside, shards_of
-from influence_cli.store.shards import AGAIN, TRIES, Arrays, Claim, positions, unique, write_shard
+from influence_cli.store.shards import AGAIN, Arrays, Claim, positions, read_each, unique, write_shard
 
 SHARD_BYTES = 64 << 20  # most bytes of ``value`` in a shard, but for a single row
 READ = ("value", "loss", "norms")
@@ -50,10 +50,8 @@ class GradientFolder:
     def _rows(self) -> tuple[list[Path], Keys, NDArray[np.int64], NDArray[np.int64]]:
         """(shards, keys [n, 16] of all of them, the shard of every row, its place in it); no value is read."""
         if self._index is None:
-            found, keys, whole = self._keys_once()
-            for _ in range(TRIES):
-                if not whole:
-                    found, keys, whole = self._keys_once()
+            read = read_each(lambda: shards_of(self.path), self._keys_of, self.listener)
+            found, keys = [shard for shard, _ in read], [own for _, own in read]
             sizes = np.array([len(k) for k in keys], dtype=np.int64)
             stacked = np.concatenate(keys) if keys else np.zeros((0, KEY_BYTES), np.uint8)
             shard_of = np.repeat(np.arange(len(keys), dtype=np.int64), sizes)
@@ -61,27 +59,13 @@ class GradientFolder:
             self._index = found, stacked, shard_of, place
         return self._index
 
-    def _keys_once(self) -> tuple[list[Path], list[Keys], bool]:
-        """(shards, their keys, whether no shard was taken away by another run meanwhile)."""
-        found: list[Path] = []
-        keys: list[Keys] = []
-        whole = True
-        for shard in shards_of(self.path):
-            try:
-                tensors, meta = map_tensors(shard, verify=False)
-                own = np.array(tensors["keys"])
-                if digest_of_sorted(own) != shard.stem or "layout" not in meta:
-                    raise DamagedFile("its keys are not those of its name")
-                self._layout = meta["layout"]
-            except FileNotFoundError:
-                whole = False
-                continue
-            except (DamagedFile, KeyError) as error:
-                set_aside(shard, error, self.listener, AGAIN)
-                continue
-            found.append(shard)
-            keys.append(own)
-        return found, keys, whole
+    def _keys_of(self, shard: Path) -> Keys:
+        tensors, meta = map_tensors(shard, verify=False)
+        own = np.array(tensors["keys"])
+        if digest_of_sorted(own) != shard.stem or "layout" not in meta:
+            raise DamagedFile("its keys are not those of its name")
+        self._layout = meta["layout"]
+        return own
 
     @property
     def layout(self) -> dict[str, Any] | None:

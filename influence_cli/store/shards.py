@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from influence_cli.store.layout import SPEC, set_aside, shards_of
 
 Arrays = dict[str, NDArray[Any]]
 Claim = Callable[[], None]
+Read = TypeVar("Read")
 AGAIN = "its rows are computed again"
 TRIES = 5  # how often a folder is read again because another run has merged shards meanwhile
 
@@ -54,6 +55,33 @@ def unique(keys: Keys) -> NDArray[np.int64]:
     return np.flatnonzero(first == np.arange(len(keys)))
 
 
+def read_each(
+    shards: Callable[[], list[Path]], read: Callable[[Path], Read], listener: Listener
+) -> list[tuple[Path, Read]]:
+    """What ``read`` makes of every intact shard; a damaged one is set aside and named.
+
+    Where another run takes a shard away meanwhile, which leaves its rows in a larger one, all are listed and read anew.
+    """
+    found: list[tuple[Path, Read]] = []
+    for _ in range(TRIES):
+        found, whole = [], True
+        for shard in shards():
+            try:
+                found.append((shard, read(shard)))
+            except FileNotFoundError:
+                whole = False
+            except (DamagedFile, KeyError) as error:
+                set_aside(shard, error, listener, AGAIN)
+        if whole:
+            break
+    return found
+
+
+def _rows_of(shard: Path) -> tuple[Keys, Arrays]:
+    tensors = read_tensors(shard)[0]
+    return tensors.pop("keys"), tensors
+
+
 class ShardFolder:
     """The rows stored under one fingerprint.  Reading verifies checksums; writing needs no lock."""
 
@@ -70,33 +98,16 @@ class ShardFolder:
     def _load(self) -> tuple[Keys, Arrays]:
         """All rows of all intact shards, lowest name first."""
         if self._loaded is None:
-            for _ in range(TRIES):
-                self._loaded, whole = self._load_once()
-                if whole:
-                    break
-            assert self._loaded is not None
+            found = read_each(self._shards, _rows_of, self.listener)
+            self.read_from = [shard for shard, _ in found]
+            keys = [own for _, (own, _) in found]
+            values: dict[str, list[NDArray[Any]]] = {}
+            for _, (_, tensors) in found:
+                for name, array in tensors.items():
+                    values.setdefault(name, []).append(array)
+            stacked = np.concatenate(keys) if keys else np.zeros((0, KEY_BYTES), np.uint8)
+            self._loaded = stacked, {name: np.concatenate(parts) for name, parts in values.items()}
         return self._loaded
-
-    def _load_once(self) -> tuple[tuple[Keys, Arrays], bool]:
-        """(rows, whether no shard was taken away by another run meanwhile, which leaves its rows in a larger one)."""
-        keys: list[Keys] = []
-        values: dict[str, list[NDArray[Any]]] = {}
-        self.read_from, whole = [], True
-        for shard in self._shards():
-            try:
-                tensors, _ = read_tensors(shard)
-                keys.append(tensors.pop("keys"))
-            except FileNotFoundError:
-                whole = False
-                continue
-            except (DamagedFile, KeyError) as error:
-                set_aside(shard, error, self.listener, AGAIN)
-                continue
-            self.read_from.append(shard)
-            for name, array in tensors.items():
-                values.setdefault(name, []).append(array)
-        stacked = np.concatenate(keys) if keys else np.zeros((0, KEY_BYTES), np.uint8)
-        return (stacked, {name: np.concatenate(parts) for name, parts in values.items()}), whole
 
     def missing(self, keys: Keys) -> NDArray[np.bool_]:
         """True for each of ``keys`` [n, 16] that no intact shard holds."""
