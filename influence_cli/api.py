@@ -58,9 +58,9 @@ from influence_cli.settings import GradSpec, Inputs, Options, Runtime
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from influence_cli.data.ingest import Ingested
     from influence_cli.model.task import Task
-    from influence_cli.stages.ingest import Ingested
-    from influence_cli.stages.job import Job
+    from influence_cli.stages.run.job import Job
 
 
 class RunOptions(TypedDict, total=False):
@@ -129,7 +129,7 @@ def _job(manifest: Any, given: dict[str, Any]) -> Job:
     Raises:
         TypeError: an unknown option.
     """
-    from influence_cli.stages.job import open_job
+    from influence_cli.stages.run.job import open_job
 
     unknown = set(given) - set(RunOptions.__annotations__)
     if unknown:
@@ -155,8 +155,8 @@ def manifest(source: Any, output: str, **options: Any) -> Ingested:
     ``options``: ``label``, ``id``, ``image`` and ``features`` name columns; ``split`` ("80/10/10"), ``seed``,
     ``embed`` and ``skip_bad`` as on the command line.  The result holds the manifest, notes, and skipped rows.
     """
+    from influence_cli.data.ingest import IngestRequest, make_manifest
     from influence_cli.data.sources import Columns
-    from influence_cli.stages.ingest import IngestRequest, make_manifest
 
     listener = options.pop("listener", SILENT)
     named = {k: options.pop(k) for k in ("label", "id", "image") if k in options}
@@ -167,7 +167,7 @@ def manifest(source: Any, output: str, **options: Any) -> Ingested:
 @_never_ends
 def plan(manifest: Any, **options: Unpack[RunOptions]) -> dict[str, Any]:
     """What ``grads`` or ``score`` would compute and why: rows stored and rows to compute, passes, seconds, bytes."""
-    from influence_cli.stages.plan import describe_plan, missing_work
+    from influence_cli.stages.run.plan import describe_plan, missing_work
 
     job = _job(manifest, dict(options))
     return describe_plan(job, missing_work(job))
@@ -176,7 +176,7 @@ def plan(manifest: Any, **options: Unpack[RunOptions]) -> dict[str, Any]:
 @_never_ends
 def grads(manifest: Any, **options: Unpack[RunOptions]) -> pa.Table:
     """Fill the store with what the rows lack; a row per train row: id, row_key, payload_key, label, loss."""
-    from influence_cli.stages.grads import fill, grads_table
+    from influence_cli.stages.grads.fill import fill, grads_table
 
     job = _job(manifest, dict(options))
     fill(job)
@@ -191,7 +191,7 @@ def score(
 
     ``combine`` is the rule that makes one score of several objectives: ranksum, zsum, minrank, lexi or linear.
     """
-    from influence_cli.stages.score import score as stage
+    from influence_cli.stages.score.score import score as stage
 
     return stage(_job(manifest, dict(options)), per_member, combine)
 
@@ -202,7 +202,7 @@ def per_target(manifest: Any, *, top: int = 10, **options: Unpack[RunOptions]) -
 
     A row per pair: target_id, target_row_key, target_label, rank, side, id, row_key, label and score.
     """
-    from influence_cli.stages.per_target import per_target as stage
+    from influence_cli.stages.score.per_target.table import per_target as stage
 
     return stage(_job(manifest, dict(options)), top)
 
@@ -231,9 +231,9 @@ def curate(
     """
     from influence_cli.data.earlier import CURATED
     from influence_cli.data.outputs import Output, check_outputs, named_in
-    from influence_cli.stages.curate import curate as stage
-    from influence_cli.stages.curated_manifest import write_curated
-    from influence_cli.stages.score_table import CurateRequest
+    from influence_cli.stages.curate.curate import curate as stage
+    from influence_cli.stages.curate.curated_manifest import write_curated
+    from influence_cli.stages.curate.score_table import CurateRequest
 
     text = None if budget is None else str(budget)
     request = CurateRequest(
@@ -268,9 +268,9 @@ def retrain(manifest: Any, output: str, **options: Any) -> dict[str, Any]:
     """
     import dataclasses
 
-    from influence_cli.model.training import Recipe
-    from influence_cli.stages.retrain import RetrainRequest
-    from influence_cli.stages.retrain import retrain as stage
+    from influence_cli.model.train.sgd import Recipe
+    from influence_cli.stages.retrain.retrain import RetrainRequest
+    from influence_cli.stages.retrain.retrain import retrain as stage
 
     listener = options.pop("listener", SILENT)
     split = {
@@ -290,8 +290,8 @@ def evaluate(*scores: Any, **options: Any) -> dict[str, Any]:
     ``seed``, ``stability``, ``checkpoint`` and ``skip_bad``, as on the command line, ``store``, and ``model`` where
     the tables were scored with a ``python:`` model.
     """
-    from influence_cli.stages.evaluate import EvaluateRequest
-    from influence_cli.stages.evaluate import evaluate as stage
+    from influence_cli.stages.evaluate.evaluate import EvaluateRequest
+    from influence_cli.stages.evaluate.evaluate import evaluate as stage
 
     listener = options.pop("listener", SILENT)
     options["budget"] = str(options.get("budget") or "5%")

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from influence_cli.actions import ACTIONS
-from influence_cli.actions.combine import Combine
-from influence_cli.cli.commands import COMMANDS
-from influence_cli.cli.guide_command import TOPICS, about
-from influence_cli.cli.options import Setting, settings_of
+from influence_cli.cli.commands.guide import TOPICS, about
+from influence_cli.cli.commands.table import COMMANDS
+from influence_cli.cli.settings.options import Setting, settings_of
 from influence_cli.methods import METHODS
 from influence_cli.objectives import OBJECTIVES
+from influence_cli.stages.score.combine import Combine
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "influence_cli"

@@ -30,7 +30,7 @@ from torch.func import functional_call
 from influence_cli.model.build import build_model
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import GradSpec, Inputs, Runtime
-from influence_cli.stages.job import Job, open_job
+from influence_cli.stages.run.job import Job, open_job
 from influence_cli.store.keys import canonical_json
 
 torch.set_num_threads(1)  # tiny tensors: threads only wait for each other

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from influence_cli.cli.commands import COMMANDS
+from influence_cli.cli.commands.guide import TOPICS, text_of
+from influence_cli.cli.commands.table import COMMANDS
 from influence_cli.cli.console import Terminal, print_markdown
-from influence_cli.cli.guide_command import TOPICS, text_of
-from influence_cli.cli.options import SETTINGS, settings_of
+from influence_cli.cli.settings.options import SETTINGS, settings_of
 from influence_cli.methods import METHODS
 from tests.cases import call_cli, run_python
 from tests.generate_docs import FILES, GUIDE, PART, PARTS, generated, shown_help

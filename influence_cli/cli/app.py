@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from influence_cli.cli import outputs
-from influence_cli.cli.config import Settings, resolve
 from influence_cli.cli.console import Terminal, print_table
-from influence_cli.cli.options import Setting, settings_of
+from influence_cli.cli.settings import outputs
+from influence_cli.cli.settings.options import Setting, settings_of
+from influence_cli.cli.settings.resolve import Settings, resolve
 from influence_cli.errors import UsageError
 
 EPILOG = (
@@ -36,7 +36,7 @@ def terminal() -> Terminal:
 
 def build_app() -> typer.Typer:
     """The Typer application with every command."""
-    from influence_cli.cli import commands
+    from influence_cli.cli.commands import table as commands
 
     app = typer.Typer(
         name="influence",
@@ -128,7 +128,7 @@ def _carried(command: str, source: str | None) -> dict[str, Any] | None:
     """Settings that a table on the way in carries as provenance: where its data are, and what was asked for."""
     if source is None or command != "score":
         return None
-    from influence_cli.cli.carried import carried_settings
+    from influence_cli.cli.settings.carried import carried_settings
 
     return carried_settings(source)
 

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.actions.edited import Edited
 from influence_cli.data.payloads import Payload, payload_batches, payload_values
 from influence_cli.data.sources.origin import Origin
 from influence_cli.errors import ManifestError
-from influence_cli.stages.edited import Edited
 
 LINKS = ("symbolic", "hard", "copy")
 PROPOSAL = "influence_proposal"  # a note of ours, of no use outside

@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.errors import ModelError, UsageError
-from influence_cli.methods.products import MODES, ByProducts
 from influence_cli.methods.protocol import Columns, Factor, Facts
+from influence_cli.methods.shapes.by_products import MODES, ByProducts
 
 if TYPE_CHECKING:
-    from influence_cli.model.curvature import Curvature
+    from influence_cli.curvature.curvature import Curvature
 
 VECTORS = 200
 BREAKDOWN = {"fp64": 1e-8, "fp32": 1e-4}

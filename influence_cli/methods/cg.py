@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from influence_cli.errors import ModelError
-from influence_cli.methods.products import MODES, ByProducts
 from influence_cli.methods.protocol import Columns, Facts
+from influence_cli.methods.shapes.by_products import MODES, ByProducts
 
 if TYPE_CHECKING:
+    from influence_cli.curvature.curvature import Curvature
     from influence_cli.maths.krylov import Solved
-    from influence_cli.model.curvature import Curvature
 
 SINGLE, DOUBLE = (1e-4, 100), (1e-8, 1000)  # default tolerance and most iterations, by the precision of products
 

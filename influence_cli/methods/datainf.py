@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from influence_cli.errors import ModelError
-from influence_cli.methods.by_layers import OTHER, ByLayers
-from influence_cli.methods.products import PRECISIONS
 from influence_cli.methods.protocol import Columns, Factor, Facts, check_options
+from influence_cli.methods.shapes.by_layers import OTHER, ByLayers
+from influence_cli.methods.shapes.by_products import PRECISIONS
 
 if TYPE_CHECKING:
-    from influence_cli.model.curvature import Curvature
+    from influence_cli.curvature.curvature import Curvature
 
 NO_BLOCK = "no row gradients"
 
@@ -57,7 +57,7 @@ class DataInf(ByLayers):
         Raises:
             UsageError: tensors have no row gradients, and ``other`` is refuse.
         """
-        from influence_cli.model.rank_one import RowGradients
+        from influence_cli.curvature.rank_one import RowGradients
 
         rows = RowGradients(self.seen(curvature))
         names = list(curvature.layout)
@@ -75,8 +75,8 @@ class DataInf(ByLayers):
             ModelError: a lambda is 0.
             UsageError: tensors have no row gradients, and ``other`` is refuse.
         """
+        from influence_cli.curvature.rank_one import RowGradients
         from influence_cli.maths.rank_one import default_dampings
-        from influence_cli.model.rank_one import RowGradients
 
         table, names, l2 = curvature.factor["tensors"], list(curvature.layout), self.l2 or 0.0
         squares = {int(place): float(value) for place, value in table}

@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from influence_cli.errors import ModelError
-from influence_cli.methods.by_layers import OTHER, ByLayers
-from influence_cli.methods.products import PRECISIONS
 from influence_cli.methods.protocol import Columns, Factor, Facts, OfBlocks, RowValue, check_options
 from influence_cli.methods.self_lissa import self_influence
+from influence_cli.methods.shapes.by_layers import OTHER, ByLayers
+from influence_cli.methods.shapes.by_products import PRECISIONS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from influence_cli.model.curvature import Curvature
+    from influence_cli.curvature.curvature import Curvature
 
 MODES = ("ekfac", "kfac")
 LABELS = ("sampled", "exact")
@@ -82,7 +82,7 @@ class EKFAC(ByLayers):
         Raises:
             UsageError: parameters have none, and ``other`` is refuse.
         """
-        from influence_cli.model.kronecker import KroneckerFit
+        from influence_cli.curvature.kronecker import KroneckerFit
 
         fit = KroneckerFit(self.seen(curvature, self.fit_sample), self.labels, self.draws, self.seed)
         self.check_left_over("ekfac", list(fit.coverage.others), NO_BLOCK)
@@ -198,7 +198,7 @@ class KroneckerInverse:
 
     def form(self) -> OfBlocks:
         """g_i^T P g_i."""
-        from influence_cli.model.kronecker_form import KroneckerForm, Turned
+        from influence_cli.curvature.kronecker_form import KroneckerForm, Turned
 
         names = list(self.curvature.layout)
         layers = {

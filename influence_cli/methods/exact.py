@@ -39,7 +39,7 @@ from influence_cli.methods.protocol import (
 from influence_cli.methods.self_lissa import self_influence
 
 if TYPE_CHECKING:
-    from influence_cli.model.curvature import Curvature, CurvatureKind
+    from influence_cli.curvature.curvature import Curvature, CurvatureKind
 
 MODES: dict[str, CurvatureKind] = {
     "ggn": "ggn",
@@ -130,8 +130,8 @@ class Exact(Preconditioned):
         Raises:
             ModelError: as ``precondition``.
         """
+        from influence_cli.engines.row_values import DenseForm
         from influence_cli.maths import inverse
-        from influence_cli.model.row_values import DenseForm
 
         facts, matrix = self._taken(curvature)
         if self.mode in ("clamp", "abs"):

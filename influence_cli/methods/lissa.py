@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from influence_cli.errors import ModelError
-from influence_cli.methods.products import MODES, ByProducts
 from influence_cli.methods.protocol import Columns, Facts, OfBlocks, check_options
+from influence_cli.methods.shapes.by_products import MODES, ByProducts
 
 if TYPE_CHECKING:
+    from influence_cli.curvature.curvature import Curvature
+    from influence_cli.curvature.interim import State
+    from influence_cli.curvature.minibatches import Minibatches
     from influence_cli.events import Progress
-    from influence_cli.model.curvature import Curvature
-    from influence_cli.model.interim import State
-    from influence_cli.model.minibatches import Minibatches
 
 DEEPEST = 5000
 SCALE_BATCHES, SCALE_STEPS, SCALE_MARGIN = 10, 20, 1.1
@@ -90,9 +90,9 @@ class LiSSA(ByProducts):
         Raises:
             ModelError: the series diverges, with ten times c too.
         """
+        from influence_cli.curvature.minibatches import Minibatches
         from influence_cli.maths.krylov import norms
         from influence_cli.maths.neumann import DivergedError
-        from influence_cli.model.minibatches import Minibatches
 
         seen = self.seen(curvature)
         batches = Minibatches(seen, MODES[self.mode], self.batch, self.seed)
@@ -125,9 +125,9 @@ class LiSSA(ByProducts):
         Raises:
             ModelError: there is no c; and, of the function, a series diverges.
         """
+        from influence_cli.curvature.minibatches import Minibatches
+        from influence_cli.engines.row_values import DenseForm
         from influence_cli.maths.neumann import DivergedError, neumann
-        from influence_cli.model.minibatches import Minibatches
-        from influence_cli.model.row_values import DenseForm
 
         seen = self.seen(curvature)
         batches = Minibatches(seen, MODES[self.mode], self.batch, self.seed)

@@ -30,8 +30,8 @@ from influence_cli.model.losses import CROSS_ENTROPY, RowLoss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from influence_cli.model.curvature import Curvature
-    from influence_cli.model.layers import Block
+    from influence_cli.curvature.curvature import Curvature
+    from influence_cli.engines.layerwise.layers import Block
 
 Needs = Literal["tangents", "outputs", "rows", "nothing"]
 Kind = Literal["signed", "ranking"]

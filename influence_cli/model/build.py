@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from influence_cli.engines.point import in_precision
 from influence_cli.errors import ModelError, nearest
 from influence_cli.model.checkpoints import Checkpoint
-from influence_cli.model.forward import in_precision
 from influence_cli.model.spec import TORCHVISION, ModelSpec, code_named_by_data, is_own, is_plain
 from influence_cli.model.weights import load_weights
 from influence_cli.settings import INTERPOLATIONS

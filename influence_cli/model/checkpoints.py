@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from influence_cli.errors import DamagedModel, ModelError
-from influence_cli.model.run_file import RUN_FILE, WEIGHTS_FILE, check_weights_of_run, is_model, read_run
+from influence_cli.model.run_folder import RUN_FILE, WEIGHTS_FILE, check_weights_of_run, is_model, read_run
 from influence_cli.store.files import DamagedFile, file_digest, tensor_digest
 from influence_cli.store.sealed import read_weights_metadata
 

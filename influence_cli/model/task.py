@@ -307,8 +307,8 @@ def probe(
     """
     import torch
 
+    from influence_cli.engines.point import Point
     from influence_cli.model.examples import batches, to_input
-    from influence_cli.model.forward import Point
 
     order = sorted(set(rows.values()))
     payloads = list(manifest.payloads(np.array(order, dtype=np.int64)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from influence_cli.model.attacks import Attack
+from influence_cli.engines.attacks import Attack
 
 if TYPE_CHECKING:
     from torch import Tensor

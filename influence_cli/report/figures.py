@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from influence_cli.data.earlier import PICTURE
 from influence_cli.data.outputs import write_output
 from influence_cli.errors import UsageError
+from influence_cli.report.counterfactual_figures import retraining_panels
 from influence_cli.report.panel import COLOURS, GREY, MOST_CURVES, RANDOM, Panel, legend, rendered, short
 from influence_cli.report.pareto_figures import pareto_panels
-from influence_cli.report.retraining_figures import retraining_panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

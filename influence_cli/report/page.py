@@ -8,9 +8,9 @@ from typing import Any
 
 from influence_cli.data.earlier import GENERATOR, PAGE
 from influence_cli.data.outputs import write_output
+from influence_cli.report.counterfactual_tables import cautions, sentences
 from influence_cli.report.figures import panels_of
 from influence_cli.report.panel import Panel, as_svg
-from influence_cli.report.retraining_tables import cautions, sentences
 from influence_cli.report.tables import tables_of
 from influence_cli.report.text_table import TextTable
 

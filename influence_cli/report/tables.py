@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from influence_cli.report.arm_tables import MEASURES, arm_tables, comparison_table
-from influence_cli.report.retraining_tables import retraining_tables
+from influence_cli.report.counterfactual_tables import retraining_tables
 from influence_cli.report.text_table import TextTable, bracketed, fixed, number, signed
 
 

@@ -133,7 +133,7 @@ class Bench:
 
 def point_of(bench: Bench, model: nn.Module, precision: str = "fp32") -> Any:
     """The product's engine at a model's own weights."""
-    from influence_cli.model.forward import Point
+    from influence_cli.engines.point import Point
 
     return Point(model, "all", None, precision, bench.device)
 
@@ -289,7 +289,7 @@ def three_directions(bench: Bench) -> Result:
 
 def three_scalars(bench: Bench) -> Result:
     """One number a row along three directions / along one: the engine that needs no tangents of logits."""
-    from influence_cli.model.layers import Layers, loss_slope
+    from influence_cli.engines.layerwise.layers import Layers, loss_slope
 
     x, point = batch_of(bench), point_of(bench, copy.deepcopy(bench.model))
     y = torch.randint(0, CLASSES, (len(x),)).to(bench.device)
@@ -401,8 +401,8 @@ def against_peer(peer: str) -> Callable[[Bench], list[Result]]:
 
 def engine_scores(bench: Bench, x: Tensor, target: Tensor, batch: int = 256) -> NDArray[np.float64]:
     """What a peer is asked for, by the product's engine: scores of decoded rows, summed over target rows."""
+    from influence_cli.engines.point import differentiable_kernels
     from influence_cli.maths.labels import label_scores, of_label
-    from influence_cli.model.forward import differentiable_kernels
 
     point = point_of(bench, copy.deepcopy(bench.model))
     selected = {n: p.detach().requires_grad_() for n, p in point.selected.items()}

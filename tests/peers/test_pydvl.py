@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch.utils.data import DataLoader, TensorDataset
 
-from influence_cli.stages.score import score
+from influence_cli.stages.score.score import score
+from tests.methods.test_exact import Logistic
 from tests.oracle import Problem, column, make_problem, relative_error
-from tests.test_exact import Logistic
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 

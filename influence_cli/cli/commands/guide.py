@@ -1,0 +1,42 @@
+"""``influence guide``: the handbook, topic by topic, as Markdown files of the package."""
+
+from __future__ import annotations
+
+import sys
+from importlib.resources import files
+
+from influence_cli.cli.console import print_markdown
+from influence_cli.cli.settings.resolve import Settings
+from influence_cli.cli.show import tables as show
+from influence_cli.errors import UsageError, nearest
+
+# in the order in which they are best read
+TOPICS = (
+    *("start", "manifest", "methods", "objectives", "trust", "retraining"),
+    *("gate", "store", "python", "limits", "contributing"),
+)
+
+
+def guide(settings: Settings) -> int | None:
+    """The handbook: a TOPIC, or without one what topics there are."""
+    topic = settings.source
+    if topic is not None and topic not in TOPICS:
+        raise UsageError(f"the guide has no topic {topic!r}", fix=nearest(topic, list(TOPICS)))
+    print_markdown(index() if topic is None else text_of(topic), show.terminal(), sys.stdout)
+    return None
+
+
+def text_of(topic: str) -> str:
+    """The Markdown of a topic."""
+    return files("influence_cli").joinpath("guide", f"{topic}.md").read_text(encoding="utf-8")
+
+
+def about(topic: str) -> str:
+    """What a topic is about, in a line: its title, which begins with its name."""
+    return text_of(topic).partition("\n")[0].partition(": ")[2]
+
+
+def index() -> str:
+    """The Markdown of the list of topics."""
+    lines = [f"- `{topic}`: {about(topic)}" for topic in TOPICS]
+    return "\n".join(["# The guide to influence", "", *lines, "", "Read one with `influence guide TOPIC`.", ""])

@@ -1,0 +1,1 @@
+"""Products, factors and dense matrices of the curvature over the fit rows."""

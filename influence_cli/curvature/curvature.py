@@ -1,0 +1,337 @@
+"""Curvature of the training objective's data term over the fit rows: products and the dense matrix.
+
+With weights w_i, n = sum w_i, logits z_i [C] and their Jacobian J_i [C, d] in the selected parameters, cross-entropy
+l_i, p_i = softmax(z_i), and B_i = diag(p_i) - p_i p_i^T:
+
+    gradient    (1/n) sum w_i J_i^T (p_i - e_y)
+    ggn         (1/n) sum w_i J_i^T B_i J_i         (the Fisher of a softmax classifier is the same matrix)
+    hessian     (1/n) sum w_i hess l_i
+    empirical   (1/n) sum w_i g_i g_i^T
+
+Rows are streamed; a batch's Jacobians are made some rows at a time, so that memory holds one batch and the matrix
+[d, d], never n Jacobians.  Sums over batches are in float64 and depend on the batch size in rounding alone; what is
+summed is in float64 too, unless ``over`` asks for products in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from influence_cli.curvature.head import Head, head_of
+from influence_cli.curvature.interim import FORGETFUL, Interim
+from influence_cli.curvature.jacobians import Jacobians, Way
+from influence_cli.curvature.linear_head import LinearHead, linear_head
+from influence_cli.curvature.linearised import Graph, Linearised
+from influence_cli.data.manifest import Rows
+from influence_cli.engines.engine import Directions
+from influence_cli.engines.finite import usable_rows
+from influence_cli.engines.kept import Kept, Stored
+from influence_cli.engines.point import DTYPES, Point
+from influence_cli.errors import ManifestError
+from influence_cli.events import SILENT, Listener
+from influence_cli.model.dropout import Dropout
+from influence_cli.model.examples import batches, chunked, from_all_over, move, to_input
+from influence_cli.model.parameters import named_views, select_parameters
+from influence_cli.model.spec import ModelSpec
+
+Floats = NDArray[np.float64]
+CurvatureKind = Literal["ggn", "hessian", "empirical"]
+Batch = tuple[NDArray[np.int64], Tensor, Tensor, Tensor]
+
+JACOBIAN_VALUES = 1 << 22  # most values of a block of Jacobians [b, C, d]: 32 MiB
+
+
+class Curvature:
+    """What a method sees of the fit rows at one member; ``factor`` is what it fitted, or found fitted."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: ModelSpec,
+        rows: Rows,
+        params: str = "all",
+        dropout: Dropout | None = None,
+        device: torch.device | None = None,
+        batch_size: int = 256,
+        workers: int = 1,
+        listener: Listener = SILENT,
+        way: Way = "auto",
+        precision: str = "fp64",
+    ) -> None:
+        """Nothing is computed yet, and the model is copied before it is moved to ``precision``."""
+        device = device or torch.device("cpu")
+        self.device = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
+        self.spec, self.rows, self.batch_size, self.workers = spec, rows, batch_size, workers
+        self.listener = listener
+        self.way: Way = way
+        self.layout = {n: p.shape for n, p in select_parameters(model, params).items()}
+        self.sizes = [shape.numel() for shape in self.layout.values()]
+        self.weight = float(np.sort(rows.weights).sum())
+        self.factor: dict[str, Floats] = {}
+        self.interim: Interim = FORGETFUL
+        self.dtype = DTYPES[precision]
+        self._open = lambda: Point(copy.deepcopy(model), params, dropout, precision, self.device)
+        self._again = functools.partial(
+            Curvature, model, spec, params=params, dropout=dropout, device=device, batch_size=batch_size,
+            workers=workers, way=way,
+        )  # fmt: skip
+        self._every = rows.manifest.labels, rows.manifest.weights()
+        self._others: dict[tuple[bytes, str], Curvature] = {}
+        self._checked = False  # whether a product has seen that every row's logits are finite
+        self._decoded: Stored | None = None
+        self._heads: list[Head | None] = []  # of one, once it has been looked for
+        self._fed: Stored | None = None  # its inputs
+
+    def unusable(self) -> NDArray[np.int64]:
+        """Manifest rows whose logits or derivatives are not finite in this precision: they are to be in no sum."""
+        found: list[int] = []
+        for index, x, _, _ in self.batches("fit rows checked"):
+            found += index[~usable_rows(self.point, x).cpu().numpy()].tolist()
+        return np.array(sorted(found), dtype=np.int64)
+
+    def over(self, rows: Rows, precision: str) -> Curvature:
+        """The curvature of other rows at the same point, its products in ``precision``; it reports no progress.
+
+        For the same rows it is the same object, which has kept what it decoded.
+        """
+        key = rows.index.tobytes(), precision
+        if key not in self._others:
+            made = self._others[key] = self._again(rows, precision=precision)
+            same = [c for (of, _), c in self._others.items() if of == key[0] and c._decoded is not None]
+            made._decoded = same[0]._decoded if same else None
+            made.__dict__["_few"] = self._few  # read once: those of a part of the rows are no better
+        return self._others[key]
+
+    @property
+    def size(self) -> int:
+        """d, the number of selected parameters."""
+        return sum(self.sizes)
+
+    @functools.cached_property
+    def point(self) -> Point:
+        """A copy of the model: no graph is kept of parameters that are not selected."""
+        opened = self._open()
+        opened.model.requires_grad_(False)
+        if self._few is not None:
+            opened.few = to_input(move(self._few, self.device), self.spec, self.dtype)
+        return opened
+
+    @functools.cached_property
+    def _few(self) -> Tensor | None:
+        """Some decoded rows, on which whatever derives is checked."""
+        return from_all_over(self.rows, self.spec)
+
+    @property
+    def theta(self) -> Floats:
+        """The selected parameters, flat [d]."""
+        return torch.cat([p.reshape(-1) for p in self.point.selected.values()]).double().cpu().numpy()
+
+    def flat(self, tensors: dict[str, NDArray[np.floating]]) -> Floats:
+        """A direction by parameter name as one vector [d]."""
+        return np.concatenate([tensors[n].astype(np.float64).ravel() for n in self.layout])
+
+    def by_name(self, vector: Floats) -> dict[str, Floats]:
+        """A vector [d] by parameter name."""
+        parts = np.split(vector, np.cumsum(self.sizes)[:-1])
+        return {n: part.reshape(shape) for (n, shape), part in zip(self.layout.items(), parts, strict=True)}
+
+    def dense(self, kind: CurvatureKind) -> tuple[Floats, Floats]:
+        """The symmetric matrix [d, d] and the gradient [d], in one pass over the fit rows.
+
+        Raises:
+            ManifestError: a row's logits or their derivatives are not finite; names it.
+        """
+        matrix = torch.zeros(self.size, self.size, dtype=torch.float64, device=self.device)
+        gradient = torch.zeros(self.size, dtype=torch.float64, device=self.device)
+        block = max(1, JACOBIAN_VALUES // max(1, self.size * self.spec.num_classes))
+        for index, x, y, w in self.fed(f"curvature ({kind})"):
+            if kind != "empirical" and self._linear is not None and x.ndim == 2:
+                z = self._jacobians.logits(x)
+                self._check_finite(index, z, x)
+                p = z.softmax(dim=1)
+                self._linear.add(matrix, gradient, x, p, p - F.one_hot(y, p.shape[1]), w)
+                continue
+            if kind == "hessian":
+                hessian, g = self._jacobians.hessian(x, y, w)
+                self._check_finite(index, self._jacobians.logits(x))
+                matrix += hessian
+                gradient += g
+                continue
+            for some in torch.arange(len(y), device=self.device).split(block):
+                jacobian = self._jacobians.of_rows(x[some])
+                p = self._jacobians.logits(x[some]).softmax(dim=1)
+                self._check_finite(index[some.cpu().numpy()], p, jacobian)
+                rows = torch.einsum("bc,bcd->bd", p - F.one_hot(y[some], p.shape[1]), jacobian)
+                gradient += w[some] @ rows
+                if kind == "ggn":  # K_c = sqrt(p_c) (J_c - sum_k p_k J_k), and sum_c K_c K_c^T = J^T B J
+                    mean = torch.einsum("bc,bcd->bd", p, jacobian)
+                    rows = ((jacobian - mean[:, None]) * (p.sqrt() * w[some].sqrt()[:, None])[:, :, None]).flatten(0, 1)
+                    matrix += rows.T @ rows
+                else:
+                    matrix += (rows * w[some][:, None]).T @ rows
+        matrix = self._finite((matrix + matrix.T) / (2.0 * self.weight))
+        return matrix.cpu().numpy(), (gradient / self.weight).cpu().numpy()
+
+    def product(self, kind: CurvatureKind, columns: Floats) -> Floats:
+        """G v or H v for every column of [d, k], in one pass over the fit rows that they share."""
+        directions, total = self.directions(columns), self.zeros(columns.shape[1])
+        for index, x, y, w in self.fed(f"curvature ({kind} product)"):
+            z = self.add_product(kind, x, y, w, directions, total)
+            if not self._checked:
+                self._check_finite(index, z)
+        self._checked = True
+        total /= self.weight
+        return self._finite(total).cpu().numpy().T
+
+    def add_product(
+        self, kind: CurvatureKind, x: Tensor, y: Tensor, w: Tensor, directions: Directions, total: Tensor
+    ) -> Tensor:
+        """Add the sum over a batch's rows of w_i times their curvature, times every direction, to a row of [k, d] each.
+
+        The logits [b, C] are returned.
+        """
+        if kind == "hessian":
+            graph = Graph(self._at, x)
+            z, images = graph.logits.detach(), graph.hessian(y, w, directions)
+        else:
+            z, images = self._linearised.ggn(x, w, directions)
+        for row, image in zip(total, images, strict=True):
+            for part, of_it in zip(named_views(row, self.layout).values(), image.values(), strict=True):
+                part += of_it
+        return z
+
+    def quadratic(self, columns: Floats) -> tuple[Floats, Floats]:
+        """v^T G v for every column of [d, k], and the gradient [d], in one pass over the fit rows.
+
+        Raises:
+            ManifestError: a row's logits are not finite; names it.
+        """
+        directions = self.directions(columns)
+        forms = torch.zeros(len(directions), dtype=torch.float64, device=self.device)
+        gradient = self.zeros(1)
+        for index, x, y, w in self.fed("curvature (size)"):
+            z, tangents = self._linearised.push(x, directions)
+            self._check_finite(index, z)
+            p = z.softmax(dim=1)
+            (image,) = Graph(self._at, x).pull([w[:, None] * (p - F.one_hot(y, p.shape[1]))])
+            for part, of_it in zip(named_views(gradient[0], self.layout).values(), image.values(), strict=True):
+                part += of_it
+            for k, t in enumerate(tangents):
+                centred = t - (p * t).sum(dim=1, keepdim=True)
+                forms[k] += (w * (p * centred * centred).sum(dim=1)).sum()
+        self._checked = True
+        forms, gradient = self._finite(forms / self.weight), self._finite(gradient[0] / self.weight)
+        return forms.cpu().numpy(), gradient.cpu().numpy()
+
+    def directions(self, columns: Floats) -> Directions:
+        """Every column of [d, k] by parameter name, in the precision of products."""
+        flat = (torch.from_numpy(np.ascontiguousarray(column)) for column in columns.T)
+        return [named_views(v.to(self.device, self.dtype), self.layout) for v in flat]
+
+    def zeros(self, count: int) -> Tensor:
+        """Sums to begin with, a row [d] a column, in float64."""
+        return torch.zeros(count, self.size, dtype=torch.float64, device=self.device)
+
+    # -- one batch ---------------------------------------------------------------------------------------------------
+
+    def head(self, x: Tensor) -> Head | None:
+        """The module behind whose inputs all selected parameters lie; looked for with the first inputs given."""
+        if not self._heads:
+            self._heads.append(head_of(self.point, x))
+        return self._heads[0]
+
+    @property
+    def found_head(self) -> Head | None:
+        """The same, once it has been looked for."""
+        return self._heads[0] if self._heads else None
+
+    @property
+    def kept_inputs(self) -> Stored | None:
+        """Its inputs of all rows, where a pass has kept them."""
+        return self._fed
+
+    @property
+    def _at(self) -> Point:
+        """Where logits are a function of the parameters and of what ``fed`` yields."""
+        return self.point if self.found_head is None else self.found_head.point
+
+    @functools.cached_property
+    def _linearised(self) -> Linearised:
+        return Linearised(self._at)
+
+    @functools.cached_property
+    def _linear(self) -> LinearHead | None:
+        """The head, where it is one linear layer; asked for once it has been looked for."""
+        head = self.found_head
+        return None if head is None else linear_head(head.module, head.path, self.layout)
+
+    @functools.cached_property
+    def _jacobians(self) -> Jacobians:
+        return Jacobians(self._at, self.layout, self.point.recurrent, self.spec.num_classes, self.way)
+
+    # -- rows --------------------------------------------------------------------------------------------------------
+
+    def batches(self, what: str) -> Iterator[Batch]:
+        """(rows, inputs, labels, weights) of every batch; small data are decoded once and kept."""
+        manifest, kept = self.rows.manifest, Kept()
+        chunks = chunked(manifest.payloads(self.rows.index), self.batch_size)
+        source = self._decoded or batches(manifest, chunks, self.spec, self.workers)
+        with self.listener.progress(what, len(self.rows), "fit rows") as progress:
+            for index, decoded in source:
+                kept.add(index, decoded)
+                yield index, to_input(move(decoded, self.device), self.spec, self.dtype), *self._labelled(index)
+                progress.advance(len(index))
+        self._decoded = kept.small()
+
+    def fed(self, what: str) -> Iterator[Batch]:
+        """``batches``, with the inputs of the ``head`` in the place of the model's; these too are kept where small."""
+        if self._fed is not None:
+            with self.listener.progress(what, len(self.rows), "fit rows") as progress:
+                for index, h in self._fed:
+                    yield index, h, *self._labelled(index)
+                    progress.advance(len(index))
+            return
+        kept, head = Kept(), None
+        for index, x, y, w in self.batches(what):
+            head = self.head(x)
+            h = x if head is None else head.inputs(x)
+            if head is not None:
+                kept.add(index, h)
+            yield index, h, y, w
+        self._fed = kept.small() if head is not None else None
+        if self._fed is not None:
+            self._decoded = None
+
+    def _labelled(self, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Labels and weights of some rows."""
+        labels, weights = (torch.from_numpy(values[index]) for values in self._every)
+        return move(labels, self.device), move(weights.to(self.dtype), self.device)
+
+    def _finite(self, total: Tensor) -> Tensor:
+        """Refuse sums that overflowed."""
+        if not bool(torch.isfinite(total.sum())) and not bool(torch.isfinite(total).all()):
+            where = self.rows.manifest.source
+            raise ManifestError("the curvature is not finite", where=where, fix="standardise the features")
+        return total
+
+    def _check_finite(self, index: NDArray[np.int64], *values: Tensor) -> None:
+        """Refuse a row that would make every score null, from values [b, ...]."""
+        for value in values:
+            bad = ~torch.isfinite(value.flatten(1)).all(dim=1)
+            if not bool(bad.any()):
+                continue
+            row = int(index[int(torch.nonzero(bad)[0])])
+            raise ManifestError(
+                "curvature cannot be fitted: the logits of a fit row, or their derivatives, are not finite",
+                where=f"{self.rows.manifest.source}, row id={self.rows.manifest.ids[row]}",
+                fix="repair the row, take it out or give it weight 0",
+            )

@@ -1,0 +1,89 @@
+"""Row gradients by layer over the fit rows: what methods that work layer by layer share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from influence_cli.engines.layerwise.layers import Block, BlockLayout, Layers, Site, Tape
+from influence_cli.engines.layerwise.own_forward import OwnForward
+from influence_cli.errors import ManifestError
+
+if TYPE_CHECKING:
+    from influence_cli.curvature.curvature import Curvature
+
+POSITIONS = 1 << 25  # most values of inputs by position that are made at once
+
+
+def layers_at(curvature: Curvature) -> Layers:
+    """The blocks of what ``passes`` runs, the curvature's model or its head; planned on its first batch."""
+    first = curvature.over(curvature.rows.take(np.arange(min(curvature.batch_size, len(curvature.rows)))), "fp64")
+    _, x, _, _ = next(first.batches("layers"))
+    x = x.to(curvature.dtype)
+    head = curvature.head(x)
+    return Layers(curvature.point, x) if head is None else Layers(head.point, head.inputs(x))
+
+
+def by_tensor(layers: Layers) -> None:
+    """Make every parameter a block of its own."""
+    found: list[BlockLayout] = []
+    for layout in layers.blocks:
+        for name, shape in layout.shapes.items():
+            sites = tuple(_only(site, name) for site in layout.sites if name in site.names.values())
+            found.append(BlockLayout(name, {name: shape}, sites))
+    layers.blocks = tuple(found)
+
+
+def _only(site: Site, name: str) -> Site:
+    own = {mine: whole for mine, whole in site.names.items() if whole == name}
+    rule = site.rule
+    if isinstance(rule, OwnForward):
+        rule = OwnForward(rule.module, rule.values, tuple(own), rule.recurrent)
+    return dataclasses.replace(site, names=own, rule=rule)
+
+
+def passes(curvature: Curvature, layers: Layers, what: str) -> Iterator[tuple[NDArray[np.int64], Tape, Tensor, Tensor]]:
+    """(rows, a forward pass, labels, weights) of every batch.
+
+    Raises:
+        ManifestError: a row's logits are not finite; names it.
+    """
+    for index, x, y, w in curvature.fed(what):
+        tape = layers.forward(x)
+        check_rows(curvature, index, tape.logits)
+        yield index, tape, y, w
+
+
+def check_rows(curvature: Curvature, index: NDArray[np.int64], values: Tensor) -> None:
+    """Refuse a row whose values [b, ...] are not finite."""
+    bad = ~torch.isfinite(values.flatten(1)).all(dim=1)
+    if bool(bad.any()):
+        row = int(index[int(torch.nonzero(bad)[0])])
+        raise ManifestError(
+            "curvature cannot be fitted: the logits of a fit row, or their derivatives, are not finite",
+            where=f"{curvature.rows.manifest.source}, row id={curvature.rows.manifest.ids[row]}",
+            fix="repair the row, take it out or give it weight 0",
+        )
+
+
+def positions(block: Block) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(rows, a~ [r, T, I], d [r, T, O]) of an affine block, some rows at a time."""
+    assert block.layout.affine is not None
+    wide = block.layout.size // block.layout.affine.shape[0]
+    places = sum(call.d.numel() for _, call in block.calls) // max(1, block.b * block.layout.affine.shape[0])
+    step = max(1, POSITIONS // max(1, places * wide))
+    for first in range(0, block.b, step):
+        some = slice(first, min(first + step, block.b))
+        part = block
+        if step < block.b:
+            calls = tuple((site, call.rows(some)) for site, call in block.calls)
+            part = dataclasses.replace(block, calls=calls, b=some.stop - some.start)
+        found = part.homogeneous()
+        assert found is not None
+        yield some, *found

@@ -1,0 +1,112 @@
+"""What of a model lies behind the inputs of its selected parameters: many passes over the same rows need no more.
+
+Where all selected parameters belong to one module that is called once, on one tensor, and whose output is the model's
+(``--params last`` of most classifiers), the logits are a function of the parameters and of that tensor alone.  Each
+row's is then computed once and takes the row's place.  Whether a model is so is seen by running it, and checked: its
+logits and tangents on a few rows must be those of the whole model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from influence_cli.engines.engine import AGREES, CANNOT
+from influence_cli.engines.point import Point, agree, differentiable_kernels
+
+ROWS = 4  # that it is tried on
+
+
+class Behind(nn.Module):
+    """A model that is one module of another, under the same name, so that its parameters have theirs."""
+
+    def __init__(self, path: str, module: nn.Module) -> None:
+        """``path`` is the module's name in the other model."""
+        super().__init__()
+        self.path = path
+        parent: nn.Module = self
+        *outer, last = path.split(".")
+        for name in outer:
+            parent.add_module(name, nn.Module())
+            parent = parent.get_submodule(name)
+        parent.add_module(last, module)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The module's output."""
+        return self.get_submodule(self.path)(x)
+
+
+class Head:
+    """The module that holds all selected parameters, and its inputs."""
+
+    def __init__(self, point: Point, path: str) -> None:
+        """``path`` is its name in the model of ``point``."""
+        self.whole, self.path = point, path
+        self.module = point.model.get_submodule(path)
+        precision = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16"}[point.dtype]
+        self.point = Point(Behind(path, self.module), "all", None, precision, point.device, point.selected)
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """What the module is given for inputs [b, ...] of the model."""
+        return self._seen(x)[0]
+
+    def _seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The module's only input and the logits.
+
+        Raises:
+            RuntimeError: the module has another part in the model.
+        """
+        calls: list[tuple[Any, Any, Any]] = []
+        hook = self.module.register_forward_hook(
+            lambda _, args, kw, out: calls.append((args, kw, out)), with_kwargs=True
+        )
+        try:
+            with torch.no_grad(), differentiable_kernels(self.whole.recurrent):
+                z = self.whole.logits(x)
+        finally:
+            hook.remove()
+        if len(calls) != 1 or calls[0][2] is not z or calls[0][1] or len(calls[0][0]) != 1:
+            raise RuntimeError(f"{self.path} is not called once, last, on one tensor")
+        (h,) = calls[0][0]
+        if not isinstance(h, Tensor) or len(h) != len(x):
+            raise RuntimeError(f"{self.path} is not called on a tensor with a row for each of the model's")
+        return h, z
+
+    def agrees(self, x: Tensor) -> bool:
+        """Whether the module alone gives the model's logits and tangents of a few rows, one of them finite at least."""
+        generator = torch.Generator().manual_seed(0)
+        u = {n: torch.randn(p.shape, generator=generator).to(p) for n, p in self.whole.selected.items()}
+        with torch.no_grad(), differentiable_kernels(self.whole.recurrent):
+            expected = self.whole.one_by_one(x, [u])
+        found = self.point.outputs(self.inputs(x), [u])
+        if not bool(expected[0].isfinite().all(1).any()):
+            return False
+        for a, b in zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True):
+            if not agree(a.double(), b.double(), AGREES.get(self.whole.dtype, 0.2), torch.finfo(self.whole.dtype).max):
+                return False
+        return True
+
+
+def head_of(point: Point, x: Tensor) -> Head | None:
+    """The one module behind whose inputs all selected parameters lie, as inputs ``x`` show it; None where none is."""
+    owners = [name.split(".")[:-1] for name in point.selected]
+    shared = 0
+    while all(len(o) > shared and o[shared] == owners[0][shared] for o in owners):
+        shared += 1
+    path = ".".join(owners[0][:shared])
+    if not path or all(name.startswith(path + ".") for name, _ in point.model.named_parameters()):
+        return None  # nothing that is worth doing once comes before it
+    try:
+        head = Head(point, path)
+        few = x if point.few is None else point.few
+        if not head.agrees(few[:ROWS]):
+            return None
+        head.point.few = None if point.few is None else head.inputs(few)
+        return head
+    except torch.OutOfMemoryError:
+        raise
+    except CANNOT:
+        return None

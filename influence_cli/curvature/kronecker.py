@@ -1,0 +1,172 @@
+"""Kronecker factors of the Fisher's layers over the fit rows, in two passes.
+
+The Fisher's gradients are of labels that the model itself gives: drawn from its probabilities by row key, fresh ones
+in each pass, or exactly, as the C columns of a root of the output curvature diag(p) - p p^T, a backward pass each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from influence_cli.curvature.fit_pass import check_rows, layers_at, passes, positions
+from influence_cli.engines.layerwise.layers import BlockLayout, Layers
+from influence_cli.maths.keyed_draws import keyed_uniform
+from influence_cli.maths.kronecker import eigenbasis, label_at, output_root, rotated_squares, second_moment
+
+if TYPE_CHECKING:
+    from influence_cli.curvature.curvature import Curvature
+
+Arrays = dict[str, NDArray[Any]]
+BASIS = ("q_a", "q_s", "e_a", "e_s")  # of a layer's factors: eigenvectors and eigenvalues
+FIRST, SECOND = 0, 1  # passes: of the bases, and of the eigenvalues in them
+
+
+@dataclass
+class _Layer:
+    """One affine layer's sums, then bases; and the parameters that it holds, by their place among those selected."""
+
+    layout: BlockLayout
+    weight: int
+    bias: int  # -1 where it has none, or it is not selected
+    moment_a: Tensor
+    moment_s: Tensor
+    steps: float = 0.0  # sum_i w_i T
+    basis: Arrays = field(default_factory=dict)
+    q_a: Tensor | None = None
+    q_s: Tensor | None = None
+    lam: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Parameters by name: those in layers that are factored, and the others."""
+
+    factored: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+class KroneckerFit:
+    """The factors of a curvature's layers."""
+
+    def __init__(self, curvature: Curvature, labels: str, draws: int, seed: int) -> None:
+        """Layers are found now; ``labels`` is sampled or exact."""
+        self.curvature, self.labels, self.draws, self.seed = curvature, labels, draws, seed
+        self.layers: Layers = layers_at(curvature)
+        self.names = list(curvature.layout)
+        self._of: dict[str, _Layer] = {b.name: self._layer(b) for b in self.layers.blocks if b.affine is not None}
+        self._traces = {b.name: 0.0 for b in self.layers.blocks if b.affine is None}
+
+    @property
+    def coverage(self) -> Coverage:
+        """Which parameters are factored."""
+        inside = {n for layer in self._of.values() for n in layer.layout.shapes}
+        return Coverage(tuple(n for n in self.names if n in inside), tuple(n for n in self.names if n not in inside))
+
+    def arrays(self) -> Arrays:
+        """Bases and eigenvalues of every layer by its number, and the mean eigenvalue of the other parameters.
+
+        A run that was stopped after the first pass goes on with the second.
+        """
+        bases = self.curvature.interim.load() or self._bases()
+        for k, layer in enumerate(self._of.values()):
+            self._take(layer, {name: bases[f"{k}.{name}"] for name in BASIS})
+        if bases:
+            self.curvature.interim.offer(lambda: bases)
+        for index, tape, _, w in passes(self.curvature, self.layers, "curvature (ekfac: eigenvalues)"):
+            self._add_squares(index, tape, w)
+        found: Arrays = {}
+        for k, layer in enumerate(self._of.values()):
+            assert layer.lam is not None
+            lam = (layer.lam / self.curvature.weight).cpu().numpy()
+            place = np.array([layer.weight, layer.bias], dtype=np.float64)
+            found |= {f"{k}.{name}": value for name, value in {**layer.basis, "lam": lam, "place": place}.items()}
+        place = {n: self.names.index(n) for n in self.coverage.others}
+        means = dict.fromkeys(place, float("nan"))
+        for b in self.layers.blocks:
+            if b.name in self._traces:
+                mean = self._traces[b.name] / (self.curvature.weight * b.size)
+                means |= dict.fromkeys(b.shapes, mean)
+        found["others"] = np.array([[place[n], means[n]] for n in place], dtype=np.float64).reshape(-1, 2)
+        return found
+
+    def _bases(self) -> Arrays:
+        """The first pass: eigenvectors and eigenvalues of both factors of every layer, by its number."""
+        for index, tape, _, w in passes(self.curvature, self.layers, "curvature (ekfac: bases)"):
+            self._add_moments(index, tape, w)
+        return {
+            f"{k}.{name}": a for k, layer in enumerate(self._of.values()) for name, a in self._turned(layer).items()
+        }
+
+    def _layer(self, layout: BlockLayout) -> _Layer:
+        assert layout.affine is not None
+        own = layout.sites[0].names
+        weight = self.names.index(own["weight"])
+        bias = self.names.index(own["bias"]) if "bias" in own else -1
+        tall = layout.affine.shape[0]
+        zeros = lambda k: torch.zeros(k, k, dtype=torch.float64, device=self.curvature.device)  # noqa: E731
+        return _Layer(layout, weight, bias, zeros(layout.size // tall), zeros(tall))
+
+    def _cotangents(self, index: NDArray[np.int64], z: Tensor, stream: int) -> Iterator[tuple[Tensor, float]]:
+        """(gradient of the rows' scalars in their logits [b, C], its share) of all that make up the Fisher."""
+        p = z.softmax(dim=1)
+        if self.labels == "exact":
+            root = output_root(p)
+            yield from ((root[:, :, c], 1.0) for c in range(p.shape[1]))
+            return
+        keys = self.curvature.rows.manifest.row_keys[index]
+        for draw in range(self.draws):
+            u = torch.from_numpy(keyed_uniform(keys, self.seed, 2 * draw + stream)).to(z.device)
+            yield p - F.one_hot(label_at(p, u), p.shape[1]), 1.0 / self.draws
+
+    def _pulled(self, index: NDArray[np.int64], tape: Any, stream: int) -> Iterator[tuple[int, float, Any]]:
+        """(which cotangent, its share, block) of every block and cotangent."""
+        every = list(self._cotangents(index, tape.logits, stream))
+        for k, (cotangent, share) in enumerate(every):
+            for block in tape.pull(cotangent, keep=k + 1 < len(every)):
+                yield k, share, block
+
+    def _add_moments(self, index: NDArray[np.int64], tape: Any, w: Tensor) -> None:
+        for k, share, block in self._pulled(index, tape, FIRST):
+            layer = self._of.get(block.name)
+            if layer is None:
+                continue
+            for rows, a, d in positions(block):
+                check_rows(self.curvature, index[rows], d)
+                if k == 0:
+                    layer.moment_a += second_moment(a, w[rows])
+                    layer.steps += float(w[rows].double().sum()) * a.shape[1]
+                layer.moment_s += second_moment(d, w[rows]) * share
+
+    def _turned(self, layer: _Layer) -> Arrays:
+        """From sums to a basis; the sums are let go of."""
+        n, dtype = self.curvature.weight, self.curvature.dtype
+        e_a, q_a = eigenbasis(layer.moment_a / n)
+        e_s, q_s = eigenbasis(layer.moment_s / max(layer.steps, 1e-300))
+        layer.moment_a = layer.moment_s = torch.empty(0)
+        return {name: t.cpu().numpy() for name, t in zip(BASIS, (q_a.to(dtype), q_s.to(dtype), e_a, e_s), strict=True)}
+
+    def _take(self, layer: _Layer, basis: Arrays) -> None:
+        """Have a basis, for the second pass."""
+        layer.basis, device = basis, self.curvature.device
+        layer.q_a, layer.q_s = (torch.from_numpy(basis[name]).to(device) for name in ("q_a", "q_s"))
+        layer.lam = torch.zeros(len(basis["e_s"]), len(basis["e_a"]), dtype=torch.float64, device=device)
+
+    def _add_squares(self, index: NDArray[np.int64], tape: Any, w: Tensor) -> None:
+        for _, share, block in self._pulled(index, tape, SECOND):
+            layer = self._of.get(block.name)
+            if layer is None:
+                self._traces[block.name] += share * float((block.squared_norms() * w.double()).sum())
+                continue
+            assert layer.q_a is not None
+            assert layer.q_s is not None
+            assert layer.lam is not None
+            for rows, a, d in positions(block):
+                layer.lam += rotated_squares(a, d, w[rows], layer.q_a, layer.q_s) * share

@@ -1,0 +1,86 @@
+"""A batch's logits as a function of the selected parameters, to first and second order around a point.
+
+    J V     the logits' tangents [b, C] along k directions: one pass, by the engine that can (``engine``)
+    J^T C   one forward pass that is kept, and a backward pass for each of k cotangents [b, C]
+    H V     one forward and one backward pass that are kept, and a pass back through both for each of k directions
+
+so that k columns never pay k times for what does not depend on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from influence_cli.engines.engine import Directions, Engine
+from influence_cli.engines.point import Point, differentiable_kernels
+from influence_cli.model.parameters import pulled
+
+TANGENT_VALUES = 1 << 26  # most values of the directions [k, d] that share a pass: 256 MiB in float32
+TANGENTS = 32  # most directions that share a pass
+
+
+class Graph:
+    """The logits of a batch [b, C], to be differentiated backwards as often as is asked for."""
+
+    def __init__(self, point: Point, x: Tensor) -> None:
+        """One forward pass; what it keeps is let go with this object."""
+        self.point = point
+        self.selected = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
+        with torch.enable_grad(), differentiable_kernels(point.recurrent):
+            self.logits = point.logits(x, self.selected)
+
+    def pull(self, cotangents: Iterable[Tensor]) -> Iterator[dict[str, Tensor]]:
+        """J^T c by parameter name for every c [b, C], one backward pass each."""
+        for c in cotangents:
+            yield self._back([self.logits], [c])
+
+    def hessian(self, y: Tensor, w: Tensor, directions: Directions) -> Iterator[dict[str, Tensor]]:
+        """By parameter name, sum_i w_i times the Hessian of row i's cross-entropy, times every direction."""
+        with torch.enable_grad(), differentiable_kernels(self.point.recurrent):
+            loss = (w * F.cross_entropy(self.logits, y, reduction="none")).sum()
+            gradient = dict(zip(self.selected, self._gradient(loss), strict=True))
+        for u in directions:
+            yield self._back(list(gradient.values()), [u[n] for n in gradient])
+
+    def _gradient(self, loss: Tensor) -> tuple[Tensor, ...]:
+        own = list(self.selected.values())
+        if not loss.requires_grad:
+            return tuple(torch.zeros_like(p) for p in own)
+        return torch.autograd.grad(loss, own, create_graph=True, materialize_grads=True)
+
+    def _back(self, outputs: list[Tensor], cotangents: list[Tensor]) -> dict[str, Tensor]:
+        """The gradient of <outputs, cotangents>; zeros where nothing depends on a parameter."""
+        with differentiable_kernels(self.point.recurrent):
+            found = pulled(outputs, list(self.selected.values()), cotangents, keep=True)
+        return dict(zip(self.selected, found, strict=True))
+
+
+class Linearised:
+    """Products of a point's Jacobians and Hessians, a batch at a time."""
+
+    def __init__(self, point: Point) -> None:
+        """The engine is picked on the first batch."""
+        self.point, self.engine = point, Engine(point)
+
+    def push(self, x: Tensor, directions: Directions) -> tuple[Tensor, list[Tensor]]:
+        """Logits [b, C], and J u [b, C] for every direction; as many as fit share a pass.
+
+        Raises:
+            ModelError: no engine can take these derivatives.
+        """
+        size = sum(p.numel() for p in self.point.selected.values())
+        most = max(1, min(TANGENTS, TANGENT_VALUES // max(1, size)))
+        z, tangents = self.engine.outputs(x, directions[:most])
+        for first in range(most, len(directions), most):
+            tangents = [*tangents, *self.engine.outputs(x, directions[first : first + most])[1]]
+        return z, tangents
+
+    def ggn(self, x: Tensor, w: Tensor, directions: Directions) -> tuple[Tensor, Iterator[dict[str, Tensor]]]:
+        """Logits [b, C], and by parameter name J^T W B J u for every direction, B_i = diag(p_i) - p_i p_i^T."""
+        z, tangents = self.push(x, directions)
+        p, v = z.softmax(dim=1), w[:, None]
+        return z, Graph(self.point, x).pull([v * p * (t - (p * t).sum(dim=1, keepdim=True)) for t in tangents])

@@ -1,0 +1,1 @@
+"""Logits, tangents and gradients of rows."""

@@ -1,0 +1,259 @@
+"""Attacked inputs: x' near x that a model gets wrong.  x' is a constant: no gradient runs through how it was made.
+
+With z(x) the logits, k the predicted class, and w_k - w_c the slope of z_k - z_c in x,
+
+    linear  x' = x - kappa (z_k - z_c) / |w_k - w_c|^2 (w_k - w_c),  c the class whose boundary is nearest
+    fgsm    x' = clip(x + eps sign(grad_x l))                                       (Goodfellow et al., 1412.6572)
+    pgd     d <- clip(d + step sign(grad_x l(x + d)), -eps, eps), x' = clip(x + d)  (Madry et al., 1706.06083)
+
+``linear`` makes the margin z_k - z_c of a linear model (1 - kappa) times what it was, so that above 1 it flips the
+prediction, whether that was right or wrong (Chhabra et al. 2024); with two classes it is their rule.  Images are
+attacked as they were decoded, in [0, 1], before mean and sd, and are clipped to that range; features in the model's
+own units.  What a row becomes depends on it, its label, the model and the seed, never on the rows beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from influence_cli.errors import ModelError, UsageError
+from influence_cli.model.losses import CROSS_ENTROPY, RowLoss
+from influence_cli.model.spec import ModelSpec
+from influence_cli.store.keys import Keys
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+ATTACKS = ("auto", "linear", "fgsm", "pgd")
+IMAGE_EPS, FEATURE_EPS = 8.0 / 255.0, 0.1
+AFFINE = {"torch.float32": 1e-4, "torch.float64": 1e-9}  # of the largest logit: rounding, and no curvature
+
+
+@dataclass(frozen=True)
+class Attack:
+    """How inputs are attacked; ``auto`` is ``linear`` for a linear model of features, otherwise ``pgd``."""
+
+    attack: str = field(default="auto", metadata={"help": "auto, linear, fgsm or pgd"})
+    kappa: float = field(default=1.3, metadata={"help": "linear: 1 lands on the boundary, more flips the prediction"})
+    label_aware: bool = field(default=False, metadata={"help": "linear: leave alone what is predicted wrong already"})
+    eps: float | None = field(
+        default=None,
+        metadata={"help": "largest change of a value; without one 8/255 for images (in [0, 1]), 0.1 for features"},
+    )
+    steps: int = field(default=10, metadata={"help": "pgd: number of steps"})
+    step: float | None = field(default=None, metadata={"help": "pgd: length of a step; without one 2.5 eps / steps"})
+    random_start: bool = field(default=True, metadata={"help": "pgd: start at a random point of the box"})
+
+    def __post_init__(self) -> None:
+        if self.attack not in ATTACKS:
+            raise ValueError(f"attack {self.attack!r} is unknown: one of {', '.join(ATTACKS)}")
+        for name, value in (("kappa", self.kappa), ("eps", self.eps), ("step", self.step), ("steps", self.steps)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value:g} and must be positive")
+
+    def kind(self, spec: ModelSpec) -> str:
+        """The attack on such a model, with ``auto`` decided."""
+        if self.attack != "auto":
+            return self.attack
+        return "linear" if spec.name == "linear" and spec.kind == "features" else "pgd"
+
+    def box(self, spec: ModelSpec) -> float:
+        """The largest change of a value."""
+        return self.eps if self.eps is not None else IMAGE_EPS if spec.kind == "image" else FEATURE_EPS
+
+    def describe(self, spec: ModelSpec, seed: int) -> dict[str, Any]:
+        """What of it decides x' for such a model: what goes into a fingerprint."""
+        kind = self.kind(spec)
+        if kind == "linear":
+            return {"attack": kind, "kappa": self.kappa, "label_aware": self.label_aware}
+        eps = self.box(spec)
+        if kind == "fgsm":
+            return {"attack": kind, "eps": eps}
+        step = 2.5 * eps / self.steps if self.step is None else self.step
+        start = seed if self.random_start else None
+        return {"attack": kind, "eps": eps, "steps": self.steps, "step": step, "start": start}
+
+
+def attack(
+    model: nn.Module,
+    spec: ModelSpec,
+    how: Attack,
+    decoded: Tensor,
+    labels: Tensor,
+    keys: Keys,
+    *,
+    seed: int = 0,
+    loss: RowLoss = CROSS_ENTROPY,
+    names: Sequence[str] | None = None,
+) -> Tensor:
+    """Attacked rows x' [n, ...], as decoded, in the model's precision; ``attacked_input`` makes the model's input.
+
+    ``model`` is in evaluation mode; ``keys`` [n, 16] are the rows' keys, from which pgd draws its starts; ``names``
+    are for messages.
+
+    Raises:
+        ModelError: the inputs are integers, the output is not logits, ``linear`` on a model that is not, or a row
+            that is not finite.
+        UsageError: a row leaves the valid range.
+    """
+    import torch
+
+    x = _plain(model, spec, decoded)
+    kind, facts = how.kind(spec), how.describe(spec, seed)
+    low, high = (0.0, 1.0) if spec.kind == "image" else (-float("inf"), float("inf"))
+    with _kernels(model):
+        if kind == "linear":
+            moved = _linear(model, spec, x, labels, how)
+        elif kind == "fgsm":
+            moved = (x + facts["eps"] * _slope(model, spec, x, labels, loss).sign()).clamp(low, high)
+        else:
+            eps, step, now = facts["eps"], facts["step"], x
+            if facts["start"] is not None:
+                now = (x + _starts(keys, x, facts["start"], eps)).clamp(low, high)
+            for _ in range(facts["steps"]):
+                sign = _slope(model, spec, now, labels, loss).sign()
+                now = (x + ((now - x) + step * sign).clamp(-eps, eps)).clamp(low, high)
+            moved = now
+    finite, inside = moved.isfinite().flatten(1).all(1), ((moved >= low) & (moved <= high)).flatten(1).all(1)
+    if not bool((finite & inside).all()):
+        worst = int(torch.nonzero(~(finite & inside))[0])
+        raise _refused(bool(finite[worst]), kind, f"row {worst} of the batch" if names is None else names[worst])
+    return moved.detach()
+
+
+def attacked_input(attacked: Tensor, spec: ModelSpec) -> Tensor:
+    """The model's input of what ``attack`` gives: images less the mean, by the sd, as ``to_input`` makes them."""
+    import torch
+
+    if spec.kind != "image":
+        return attacked
+    mean, std = (
+        torch.tensor(values, dtype=attacked.dtype, device=attacked.device).view(1, -1, 1, 1)
+        for values in (spec.mean, spec.std)
+    )
+    return (attacked - mean) / std
+
+
+def _plain(model: nn.Module, spec: ModelSpec, decoded: Tensor) -> Tensor:
+    """Rows in the model's precision: pixels in [0, 1], or features."""
+    for name, module in model.named_modules():
+        if module.training:
+            raise ModelError(f"module {name or 'model'} is in training mode", fix="call model.eval()")
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), decoded.dtype)
+    if spec.kind == "image":
+        return decoded.to(dtype) / 255.0
+    if not decoded.is_floating_point():
+        raise ModelError(
+            f"inputs of {decoded.dtype} cannot be attacked by small steps",
+            fix="attack images or features, or leave the objective robustness out",
+        )
+    return decoded.to(dtype)
+
+
+def _kernels(model: nn.Module) -> Any:
+    """Kernels that score rows too: attention and recurrent layers in evaluation mode have a backward pass there."""
+    from torch import nn
+
+    from influence_cli.engines.point import differentiable_kernels
+
+    return differentiable_kernels(any(isinstance(m, nn.RNNBase) for m in model.modules()))
+
+
+def _logits(model: nn.Module, spec: ModelSpec, x: Tensor) -> Tensor:
+    """Logits [n, C] of rows as they were decoded."""
+    from torch import Tensor
+
+    out = model(attacked_input(x, spec))
+    if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(x):
+        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ModelError(f"the model's output is {shape}, not logits [n, C]", fix="give a classifier")
+    return out
+
+
+def _slope(model: nn.Module, spec: ModelSpec, x: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
+    """The gradient of every row's loss in x [n, ...]."""
+    import torch
+
+    with torch.enable_grad():
+        at = x.detach().requires_grad_()
+        total = loss.rows(_logits(model, spec, at), labels).sum()
+        (slope,) = torch.autograd.grad(total, at, materialize_grads=True)
+    return slope
+
+
+def _starts(keys: Keys, x: Tensor, seed: int, eps: float) -> Tensor:
+    """A point of the box [-eps, eps] for every row, drawn by its key: the same bits on every device."""
+    import torch
+
+    from influence_cli.maths.masks import hashed_uniform
+
+    rows: list[Tensor] = []
+    for key in keys:
+        text = f"{seed}:".encode() + key.tobytes()
+        number = int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"influence.start").digest(), "little")
+        bits = hashed_uniform(number, x[0].numel(), x.device)
+        rows.append(((bits.double() + 0.5) * 2.0**-31 - 1.0).view(x.shape[1:]))
+    return (eps * torch.stack(rows)).to(x.dtype)
+
+
+def _linear(model: nn.Module, spec: ModelSpec, x: Tensor, labels: Tensor, how: Attack) -> Tensor:
+    """The step along the normal of the nearest boundary."""
+    import torch
+
+    weight = _affine(model, spec, x)
+    with torch.no_grad():
+        z = _logits(model, spec, x)
+        k = z.argmax(1)
+        slopes = weight.flatten(1)
+        apart = torch.stack([(own - slopes).norm(dim=1) for own in slopes])  # |w_k - w_c| [C, C]
+        margin = z.gather(1, k[:, None]) - z
+        away = margin / apart[k]
+        away[apart[k] == 0] = float("inf")  # the class itself, and one with the same slope: no boundary with it
+        c = away.argmin(1)
+        rows = torch.arange(len(x), device=x.device)
+        if not bool(away[rows, c].isfinite().all()):
+            raise ModelError("the logits do not depend on the input", fix="give a trained checkpoint")
+        size = how.kappa * margin[rows, c] / apart[k, c] ** 2
+        if how.label_aware:
+            size = size * (k == labels)
+        return x - (size[:, None] * (slopes[k] - slopes[c])).view(x.shape)
+
+
+def _affine(model: nn.Module, spec: ModelSpec, x: Tensor) -> Tensor:
+    """W [C, ...] of logits z = W x + b.
+
+    Raises:
+        ModelError: the model is not linear: logits of these rows and of random ones say so.
+    """
+    import torch
+
+    from influence_cli.maths.masks import hashed_uniform
+
+    with torch.enable_grad():
+        origin = torch.zeros_like(x[:1]).requires_grad_()
+        bias = _logits(model, spec, origin)[0]
+        weight = torch.stack([torch.autograd.grad(b, origin, retain_graph=True)[0][0] for b in bias])
+    with torch.no_grad():
+        draws = hashed_uniform(0, 8 * x[0].numel(), x.device).to(x.dtype) * 2.0**-31 - 1.0
+        probes = torch.cat([x, draws.view(8, *x.shape[1:]) * x.abs().max().clamp(min=1.0)])
+        z = _logits(model, spec, probes)
+        off = (z - bias - probes.flatten(1) @ weight.flatten(1).T).abs().max()
+        if not bool(off <= AFFINE.get(str(x.dtype), 1e-2) * z.abs().max()):
+            raise ModelError(
+                f"the attack linear needs a linear model, and {spec.name} is not",
+                fix="pass --set robustness.attack=pgd (or fgsm)",
+            )
+    return weight.detach()
+
+
+def _refused(finite: bool, kind: str, name: str) -> Exception:
+    """What is wrong with an attacked row."""
+    if not finite:
+        return ModelError(f"the attacked input of {name} is not finite", fix="see that the checkpoint's logits are")
+    return UsageError(
+        f"the attack {kind} takes {name} out of the range of an image, [0, 1]",
+        fix="pass --set robustness.attack=pgd (or fgsm), which stay inside",
+    )

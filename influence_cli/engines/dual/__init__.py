@@ -1,0 +1,1 @@
+"""Tangents by dual numbers carried through a model."""

@@ -1,0 +1,207 @@
+"""Pass V for objectives about groups: Phi is a function of sums over cells of target rows, not a mean of row terms.
+
+Two passes, so that memory does not grow with the number of groups.  A forward pass gives every row's values h_v, and
+with them the sums S_k over cells k (group, label) and the slope of Phi in each, a_k = dPhi/dS_k.  The gradient is then
+that of one weighted sum,
+
+    q = grad sum_v <a_k(v), h_v>
+
+one backward pass a batch.  (Sums of gradients by cell in one pass would hold a vector of all parameters a cell.)
+
+What is known of its noise.  The a_k are taken as they are, and rows are drawn anew within their cell (of a group, or
+of a group and a label where the objective looks at labels), whose size stays; with r_v = grad <a_k, h_v> and V_k the
+variance of r_v in cell k, of m_k rows, the signal-to-noise ratio is |q|^2 / sum_k m_k V_k.  Rows of a cell are dealt to
+buckets in order of their key; the half direction has every second row of each cell, weighted as the cell is in q.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from influence_cli.data.manifest import Payload, Rows
+from influence_cli.engines.direction import BUCKETS, Direction, Measured, not_finite, without_gradient
+from influence_cli.engines.point import Point, differentiable_kernels
+from influence_cli.events import Progress
+from influence_cli.model.examples import batches, chunked, move, to_input
+from influence_cli.model.losses import loss_of
+from influence_cli.model.parameters import pulled
+from influence_cli.model.spec import ModelSpec
+from influence_cli.store.shards import key_order
+
+Floats = NDArray[np.float64]
+
+
+class GroupObjective(Protocol):
+    """An objective that is a function of sums of row values over cells (group, label)."""
+
+    by_label: bool
+
+    def values(self, logits: Tensor, labels: Tensor, loss: Any) -> Tensor:
+        """What is summed of every row [m, V]."""
+        ...
+
+    def phi(self, sums: Floats, counts: Floats) -> tuple[float, Floats]:
+        """Phi of the sums [G, C, V] over cells of ``counts`` [G, C] rows, and its slope in them."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Grouped:
+    """An objective with the group [m] of every target row."""
+
+    objective: GroupObjective
+    groups: NDArray[np.int64]
+
+
+@dataclass(eq=False)
+class _Pass:
+    """What the passes over one member's target rows share."""
+
+    point: Point
+    spec: ModelSpec
+    target: Rows
+    payloads: dict[int, Payload]
+    batch_size: int
+    workers: int
+    progress: Progress
+
+
+def measure_group_directions(
+    point: Point,
+    spec: ModelSpec,
+    target: Rows,
+    payloads: dict[int, Payload],
+    objectives: dict[str, Grouped],
+    batch_size: int,
+    workers: int,
+    progress: Progress,
+) -> tuple[dict[str, Measured], dict[str, Floats]]:
+    """q, Phi and noise of every objective at one member, and the row values [m, V] that each is made of.
+
+    Raises:
+        ManifestError: a row's value is not finite.
+    """
+    run = _Pass(point, spec, target, payloads, batch_size, workers, progress)
+    values, accuracy = _values(run, objectives)
+    measured = {name: _direction(run, grouped, values[name], accuracy) for name, grouped in objectives.items()}
+    return measured, values
+
+
+def _values(run: _Pass, objectives: dict[str, Grouped]) -> tuple[dict[str, Floats], float]:
+    """Every objective's row values in the target's order, and the accuracy."""
+    place = {row: k for k, row in enumerate(run.target.index.tolist())}
+    found: dict[str, list[Floats]] = {name: [np.zeros(0)] * len(place) for name in objectives}
+    hits, loss = 0, loss_of(run.spec.task)
+    for index, x, y in _batches(run, chunked(run.target.index.tolist(), run.batch_size)):
+        with torch.no_grad(), differentiable_kernels(run.point.recurrent):
+            logits = run.point.logits(x)
+            hits += int((logits.argmax(1) == y).sum())
+            for name, grouped in objectives.items():
+                rows = grouped.objective.values(logits, y, loss).double().cpu().numpy()
+                bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+                if len(bad):
+                    raise not_finite(run.target, int(index[bad[0]]))
+                for row, value in zip(index.tolist(), rows, strict=True):
+                    found[name][place[row]] = value
+        run.progress.advance(len(index))
+    return {name: np.stack(rows) for name, rows in found.items()}, hits / len(place)
+
+
+def _batches(run: _Pass, chunks: Any) -> Any:
+    """(rows, inputs, labels) of chunks of rows."""
+    labels = torch.from_numpy(run.target.manifest.labels)
+    encoded = ([(row, run.payloads[row]) for row in chunk] for chunk in chunks)
+    for index, decoded in batches(run.target.manifest, encoded, run.spec, run.workers):
+        x = to_input(move(decoded, run.point.device), run.spec, run.point.dtype)
+        yield index, x, move(labels[torch.from_numpy(index)], run.point.device)
+
+
+def cell_sums(values: Floats, groups: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> tuple[Floats, ...]:
+    """Sums [G, C, V] of values [m, V] and counts [G, C] of rows over cells (group, label)."""
+    shape = (int(groups.max()) + 1, classes)
+    sums, counts = np.zeros((*shape, values.shape[1])), np.zeros(shape)
+    np.add.at(sums, (groups, labels), values)
+    np.add.at(counts, (groups, labels), 1.0)
+    return sums, counts
+
+
+def _direction(run: _Pass, grouped: Grouped, values: Floats, accuracy: float) -> Measured:
+    """The weighted backward pass, cell by cell and bucket by bucket."""
+    labels, groups, objective = run.target.labels, grouped.groups, grouped.objective
+    phi, slope = objective.phi(*cell_sums(values, groups, labels, run.spec.num_classes))
+    weights = slope[groups, labels]  # [m, V]
+    cells = groups * run.spec.num_classes + labels if objective.by_label else groups
+    zeros = lambda: [torch.zeros(p.shape, dtype=torch.float64, device=p.device) for p in selected.values()]  # noqa: E731
+    selected = {n: p.detach().requires_grad_() for n, p in run.point.selected.items()}
+    total, half, variance = zeros(), zeros(), 0.0
+    used = [c for c in np.unique(cells) if np.any(weights[cells == c] != 0.0)]
+    for cell in used:
+        rows = np.flatnonzero(cells == cell)
+        rows = rows[key_order(run.target.row_keys[rows])]
+        count = min(len(rows), _buckets(len(used)))
+        whole, norms, sizes = zeros(), np.zeros(count), np.bincount(np.arange(len(rows)) % count, minlength=count)
+        halves = int(sizes[::2].sum())
+        for b in range(count):
+            bucket = _weighted_gradient(run, selected, objective, rows[b::count], weights)
+            norms[b] = sum(float((g * g).sum()) for g in bucket)
+            for k, g in enumerate(bucket):
+                whole[k] += g
+                if b % 2 == 0:
+                    half[k] += g * (len(rows) / halves)
+        for sum_, g in zip(total, whole, strict=True):
+            sum_ += g
+        if count > 1:
+            between = float((norms / sizes).sum()) - sum(float((g * g).sum()) for g in whole) / len(rows)
+            variance += len(rows) * max(between, 0.0) / (count - 1)
+    norm2 = sum(float((g * g).sum()) for g in total)
+    if not np.isfinite(norm2):
+        loss = loss_of(run.spec.task)
+        value = lambda z, y: objective.values(z, y, loss)  # noqa: E731
+        raise without_gradient(run.point, run.spec, run.target, run.payloads, value)
+    meta = {
+        "phi": phi,
+        "accuracy": accuracy,
+        "m": len(labels),
+        "m_half": len(labels) // 2,
+        "half_share": 0.5,
+        "snr": norm2 / variance if variance > 1e-12 * norm2 else None,
+        "norm": norm2**0.5,
+    }
+
+    def plain(tensors: list[Tensor]) -> Direction:
+        return {n: g.to(run.point.dtype).cpu().numpy() for n, g in zip(selected, tensors, strict=True)}
+
+    return Measured(plain(total), plain(half), meta)
+
+
+def _buckets(cells: int) -> int:
+    """Buckets of each of so many cells: even in number, and enough of them in all to tell a variance."""
+    return max(4, BUCKETS // cells // 2 * 2)
+
+
+def _weighted_gradient(
+    run: _Pass,
+    selected: dict[str, Tensor],
+    objective: GroupObjective,
+    rows: NDArray[np.int64],
+    weights: Floats,
+) -> list[Tensor]:
+    """The gradient of sum_v <weights_v, h_v> over target rows, by their place, in float64."""
+    sums = [torch.zeros(p.shape, dtype=torch.float64, device=p.device) for p in selected.values()]
+    place = {int(run.target.index[k]): int(k) for k in rows}
+    loss = loss_of(run.spec.task)
+    for index, x, y in _batches(run, chunked(sorted(place), run.batch_size)):
+        with torch.enable_grad(), differentiable_kernels(run.point.recurrent):
+            given = objective.values(run.point.logits(x, selected), y, loss)
+            w = torch.from_numpy(weights[[place[row] for row in index.tolist()]]).to(given.device, given.dtype)
+            gradients = pulled([(w * given).sum()], list(selected.values()), [None])
+        for total, g in zip(sums, gradients, strict=True):
+            total += g
+        run.progress.advance(len(index))
+    return sums

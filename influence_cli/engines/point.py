@@ -1,0 +1,204 @@
+"""The forward engine: logits and logit tangents of a batch by forward-mode differentiation.
+
+One pass of the model on dual numbers (``dual``) gives z = f(theta, x) [n, C] and t = (d/de) f(theta + e u, x) [n, C]
+exactly, for every row of the batch and every direction u, with the memory of a forward pass.  BatchNorm must be in
+evaluation mode (in training mode the rows of a batch depend on each other and one row's loss is not defined).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from influence_cli.engines.batch_size import out_of_memory
+from influence_cli.engines.dual.dual import NotShared, held, tangents_of, value_of
+from influence_cli.engines.dual.folding import folds
+from influence_cli.errors import ModelError
+from influence_cli.maths.masks import drop
+from influence_cli.model.dropout import Dropout
+from influence_cli.model.parameters import select_parameters
+
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
+CHECKED = {torch.float32: 1e-2, torch.float64: 1e-8, torch.bfloat16: 0.3}  # two ways to one tangent, of its largest
+
+
+@contextlib.contextmanager
+def differentiable_kernels(recurrent: bool = False) -> Iterator[None]:
+    """Kernels that have a forward-mode rule: fused attention and fused RNNs have none."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # no TF32 when scoring
+    cudnn_tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    # in bf16 the math kernel would run attention in float32: four times as long, for tangents that are no nearer
+    reduced = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())  # about torch's own doings, here and on leaving
+            warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+            warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if recurrent:
+                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = cudnn_tf32
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(reduced)
+
+
+def in_precision(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """The model, in place, with its real numbers in ``dtype`` and its complex ones in pairs of float64 or float32.
+
+    ``Module.to`` would cast complex numbers to real ones, and drop the imaginary part.
+    """
+    if dtype is None:
+        return model
+    complex_ = torch.complex128 if dtype == torch.float64 else torch.complex64
+    return model._apply(lambda t: t.to(dtype if t.is_floating_point() else complex_ if t.is_complex() else t.dtype))
+
+
+def agree(found: Tensor, expected: Tensor, bound: float, largest: float) -> bool:
+    """Whether values [n, C] are those expected, each row to a share ``bound`` of its own size or the middle row's.
+
+    A value that is not finite where a finite one is expected is wrong; where what is expected is not finite, or so near
+    the ``largest`` number that no two ways agree, nothing is known.
+    """
+    known = expected.isfinite() & (expected.abs() < largest**0.5)
+    sizes = torch.where(known, expected, 0.0).abs().amax(1)
+    some = sizes[known.any(1)]
+    if len(some) == 0:
+        return True
+    off = torch.where(known, (found - expected).abs(), 0.0).amax(1)
+    return bool((off <= bound * sizes.clamp(min=float(some.median())) + 1e-30).all())
+
+
+class Point:
+    """A model at one member's parameters: where logits, tangents and gradients are taken."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        params: str,
+        dropout: Dropout | None,
+        precision: str,
+        device: torch.device,
+        selected: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Move the model, in place, to ``device`` and ``precision``; dropped parameters are copies, its own stay.
+
+        With ``selected``, these parameters are taken as they are, whatever ``params`` and dropout say.
+        """
+        for name, module in model.named_modules():
+            if module.training:
+                raise ModelError(f"module {name or 'model'} is in training mode", fix="call model.eval()")
+        self.device, self.dtype = device, DTYPES[precision]
+        self.model = in_precision(model.to(device=device), self.dtype)
+        self.recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
+        self.selected = select_parameters(self.model, params) if selected is None else selected
+        self.few: Tensor | None = None  # inputs of rows from all over the data, on which whatever is tried is checked
+        self.apart: str | None = None  # why directions do not share a pass, where they do not
+        self._checked = -1  # 0 once logits have been compared, 1 once tangents have
+        self._prepared: tuple[list[dict[str, Tensor]], dict[str, Tensor]] | None = None
+        if dropout is not None and selected is None:
+            self.selected = {
+                n: drop(n, p, dropout.seed, dropout.member, dropout.rate, dropout.rescale)
+                if dropout.scope == "all" or p.ndim > 1
+                else p
+                for n, p in self.selected.items()
+            }
+
+    def logits(self, x: Tensor, selected: dict[str, Tensor] | None = None) -> Tensor:
+        """Logits [n, C] of inputs [n, ...].
+
+        Raises:
+            ModelError: the output is not [n, C].
+        """
+        out = functional_call(self.model, self.selected if selected is None else selected, (x,))
+        if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(x):
+            shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ModelError(f"the model's output is {shape}, not logits [n, C]", fix="give a classifier")
+        return out
+
+    def outputs(self, x: Tensor, directions: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
+        """Logits [n, C], and for each direction the logits' tangent [n, C]; those of bf16 in float32.
+
+        All directions share one pass on duals.  Before the first batch, and before the first along any direction, a few
+        rows are also run by torch's own forward mode; a model whose logits or tangents differ there (code with a
+        derivative of its own), or that duals cannot follow, is run by that from then on.
+        """
+        with torch.no_grad(), differentiable_kernels(self.recurrent):
+            if self.apart is None and len(directions[:1]) > self._checked:
+                self._check(x[:2] if self.few is None else self.few, directions)
+            made = None
+            if self.apart is None:
+                try:
+                    made = self._shared(x, directions)
+                except (NotShared, RuntimeError, TypeError, AttributeError, ValueError, IndexError) as error:
+                    if out_of_memory(error):
+                        raise
+                    reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                    made = self.one_by_one(x, directions)  # what fails there too is the model's own error
+                    self.apart = reason
+            z, tangents = made or self.one_by_one(x, directions)
+            kind = torch.float64 if self.dtype == torch.float64 else torch.float32
+            return z.to(kind), [t.to(kind) for t in tangents]
+
+    def how(self) -> str:
+        """What the engine does, for ``-v``."""
+        if self.apart is not None:
+            return f"forward engine: a pass for each direction ({self.apart})"
+        norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules())
+        done = folds(self._prepared[1].values()) if self._prepared else 0
+        fold = f"; {done} of {norms} BatchNorms folded" if norms else ""
+        return f"forward engine: one pass for all directions{fold}"
+
+    def _check(self, x: Tensor, directions: list[dict[str, Tensor]]) -> None:
+        """Compare a few rows with torch's forward mode."""
+        expected = self.one_by_one(x.clone(), directions)
+        try:
+            found = self._shared(x, directions)
+        except Exception:  # what it means is told apart on the whole batch
+            return
+        for k, (a, b) in enumerate(zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True)):
+            if not agree(a.double(), b.double(), CHECKED[self.dtype], torch.finfo(self.dtype).max):
+                self.apart = f"its {'tangents' if k else 'logits'} differ from those of torch's own forward mode"
+        self._checked = len(directions[:1])
+
+    def _shared(self, x: Tensor, directions: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
+        """By one pass on duals."""
+        z = self.logits(held(x), self._duals(directions))
+        value, tangents = value_of(z), list(tangents_of(z)) or [torch.zeros_like(value_of(z)) for _ in directions]
+        return value, tangents
+
+    def one_by_one(self, x: Tensor, directions: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
+        """By torch's own forward mode, a pass for each direction: what duals are compared with."""
+        if not directions:
+            return self.logits(x), []
+        z, tangents = None, []
+        for u in directions:
+            z, t = jvp(lambda p: self.logits(x, p), (self.selected,), (u,))[:2]
+            tangents.append(t)
+        assert z is not None
+        return z, tangents
+
+    def _duals(self, directions: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Every parameter with its tangents, kept for the next batch along the same directions."""
+        if self._prepared is None or [id(u) for u in self._prepared[0]] != [id(u) for u in directions]:
+            every = dict(self.model.named_parameters()) | self.selected
+            duals: dict[str, Tensor] = {
+                n: held(p.detach(), tuple(u[n] for u in directions if n in u)) for n, p in every.items()
+            }
+            self._prepared = directions, duals
+            return duals
+        return self._prepared[1]

@@ -1,0 +1,119 @@
+"""Values of rows' own loss gradients: for every row a function of its gradient's blocks, such as a sum over them.
+
+One forward and one backward pass a batch, for output gradients only (see ``layers``); no row's gradient is made whole
+but where a value needs it, and then of some rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from influence_cli.engines.layerwise.layers import MATERIALISED, Block, Layers, loss_slope
+from influence_cli.engines.point import Point
+from influence_cli.errors import ModelError
+from influence_cli.model.losses import CrossEntropy, RowLoss
+
+OfBlock = Callable[[Block], Tensor]  # a block of b rows to its part of their values, float64 [b]
+OfBlocks = Callable[[list[Block]], Tensor]  # the blocks of b rows to their values, float64 [b]
+NAMED = 6  # parameters that a message names
+
+
+class RowValues:
+    """Values at a point; the layers are planned on the first batch that has usable rows."""
+
+    def __init__(self, point: Point, loss: RowLoss, functions: Sequence[OfBlocks]) -> None:
+        """``functions`` are one for every value that is asked for."""
+        self.point, self.loss, self.functions = point, loss, functions
+        self.layers: Layers | None = None
+
+    def of(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Values [b, k] in float64; NaN for rows whose logits are not finite.
+
+        Raises:
+            ModelError: there are selected parameters that the layers do not reach; names them.
+        """
+        found = torch.full((len(x), len(self.functions)), torch.nan, dtype=torch.float64, device=x.device)
+        if not self.ready(x):
+            return found
+        logits, blocks = self.blocks(x, labels)
+        for k, function in enumerate(self.functions):
+            found[:, k] = function(blocks)
+        found[~torch.isfinite(logits).all(1)] = torch.nan
+        return found
+
+    def ready(self, x: Tensor) -> bool:
+        """Whether the layers are known, after planning them on rows of ``x`` with finite logits, if any.
+
+        Raises:
+            ModelError: there are selected parameters that the layers do not reach; names them.
+        """
+        if self.layers is None:
+            with torch.no_grad():
+                usable = torch.isfinite(self.point.logits(x)).all(1)
+            if usable.any():
+                self.layers = self._planned(x[usable])
+        return self.layers is not None
+
+    def blocks(self, x: Tensor, labels: Tensor) -> tuple[Tensor, list[Block]]:
+        """Logits [b, C], and the blocks of the rows' loss gradients; the layers must be known."""
+        assert self.layers is not None
+        return self.layers.of_rows(x, lambda z: slopes(self.loss, z, labels).to(z.dtype))
+
+    def _planned(self, x: Tensor) -> Layers:
+        layers = Layers(self.point, x)
+        coverage = layers.coverage
+        if coverage.missing:
+            names = [name for some in coverage.missing.values() for name in some]
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            raise ModelError(
+                f"no layer gives the row gradients of {', '.join(names[:NAMED])}{more}: "
+                f"{coverage.parameters - coverage.covered:,} of {coverage.parameters:,} selected parameters",
+                fix="select others with --params, such as --params last",
+            )
+        return layers
+
+
+def slopes(loss: RowLoss, logits: Tensor, labels: Tensor) -> Tensor:
+    """The gradient of each row's loss in its logits, float64 [n, C].
+
+    That of cross-entropy is exact to the last digits at any margin: its own label's entry is minus the sum of the
+    others.  As p_y - 1 in float32 it would be 0 for a row that is predicted with confidence.
+    """
+    if not isinstance(loss, CrossEntropy):
+        return loss_slope(lambda z: loss.rows(z, labels))(logits).double()
+    p = logits.double().softmax(1).scatter(1, labels[:, None], 0.0)
+    return p.scatter(1, labels[:, None], -p.sum(1, keepdim=True))
+
+
+def sum_over(of_block: OfBlock) -> OfBlocks:
+    """The sum over blocks of a function of one."""
+    return lambda blocks: torch.stack([of_block(block) for block in blocks]).sum(0)
+
+
+class DenseForm:
+    """From the blocks of b rows to a function of their whole gradients, float64 columns [d, b] to [b]."""
+
+    def __init__(self, names: list[str], form: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> None:
+        """``names`` are the parameters in the order of a column."""
+        self.names, self.form = names, form
+
+    def __call__(self, blocks: list[Block]) -> Tensor:
+        """The function of every row, some rows at a time; NaN for a gradient that is not finite."""
+        b, like = blocks[0].b, blocks[0].like
+        step = max(1, MATERIALISED // max(1, sum(block.layout.size for block in blocks)))
+        found = np.full(b, np.nan)
+        for first in range(0, b, step):
+            columns = self._columns(blocks, slice(first, first + step))
+            usable = np.isfinite(columns).all(axis=0)
+            if usable.any():
+                found[first : first + step][usable] = self.form(columns[:, usable])
+        return torch.from_numpy(found).to(like.device)
+
+    def _columns(self, blocks: list[Block], rows: slice) -> NDArray[np.float64]:
+        g = {name: value for block in blocks for name, value in block.gradients(rows).items()}
+        return torch.cat([g[name].flatten(1) for name in self.names], 1).T.double().cpu().numpy()

@@ -1,0 +1,76 @@
+"""What methods share whose curvature is block-diagonal, a block a layer or a tensor: precision and what is left over.
+
+Parameters that a method has no block for are named in a warning, with their share.  ``other`` says what becomes of
+them: u is q over the mean eigenvalue, damped by the same rule (identity), or 0 (zero), or nothing is scored (refuse).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from influence_cli.errors import UsageError
+from influence_cli.methods.protocol import Facts, Preconditioned
+from influence_cli.methods.shapes.by_products import DOUBLE_UP_TO
+
+if TYPE_CHECKING:
+    from influence_cli.curvature.curvature import Curvature
+
+OTHER = ("identity", "zero", "refuse")
+NAMED = 6  # parameters that a message names
+
+
+@dataclass(frozen=True)
+class ByLayers(Preconditioned):
+    """A method with a block of curvature for every layer or tensor that it can have one for."""
+
+    precision: str = field(
+        default="auto",
+        metadata={"help": "of gradients: fp32, fp64, or auto: fp64 up to 100,000 selected parameters, else fp32"},
+    )
+    other: str = field(
+        default="identity",
+        metadata={"help": "what becomes of parameters that have no block: " + ", ".join(OTHER)},
+    )
+
+    def single(self, parameters: int) -> bool:
+        """Whether gradients are in float32."""
+        return self.precision == "fp32" or (self.precision == "auto" and parameters > DOUBLE_UP_TO)
+
+    def seen(self, curvature: Curvature, most: int | None = None) -> Curvature:
+        """The curvature on at most so many rows, chosen by their keys, in the precision of this method's gradients."""
+        from influence_cli.curvature.minibatches import sample_by_keys
+
+        precision = "fp32" if self.single(curvature.size) else "fp64"
+        seen = curvature.over(sample_by_keys(curvature.rows, most), precision)
+        seen.listener, seen.interim = curvature.listener, curvature.interim
+        return seen
+
+    def check_left_over(self, name: str, others: list[str], blocks: str) -> None:
+        """Refuse parameters without a block where the options say so.
+
+        Raises:
+            UsageError: there are some; names them.
+        """
+        if others and self.other == "refuse":
+            raise UsageError(
+                f"{name} has {blocks} for {_named(others)}",
+                fix=f"--set {name}.other=identity (or zero), or select others with --params",
+            )
+
+    def left_over(self, facts: Facts, blocks: str) -> list[str]:
+        """A warning that names the parameters without a block."""
+        names = facts["others"]
+        if not names:
+            return []
+        covered, every = facts["covered"], facts["parameters"]
+        what = {"identity": "have the identity over the mean eigenvalue", "zero": "count as zero"}[facts["other"]]
+        return [
+            f"{covered:,} of {every:,} selected parameters ({100 * covered / every:.4g} %) are covered; there are "
+            f"{blocks} for {_named(names)}, which {what} (other={facts['other']})"
+        ]
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

@@ -1,0 +1,124 @@
+"""What methods share that see curvature through products alone: which matrix, how precisely, on how many rows.
+
+    A = K + (l2 + delta) I,    K = G (mode ggn) or H (mode hessian) over the fit rows, or over ``fit_sample`` of them
+
+The spectrum of K is not known.  That of K + l2 I lies between l2 and tr K + l2 where K has no negative eigenvalue, so
+the default delta is 0 where l2 is above 1e-8 of tr K + l2 (``exact`` would say 0 too), and else a share, which each
+method states, of the mean eigenvalue (tr K)/d + l2.  tr K is that of G in both modes: exact up to 128 parameters,
+else estimated from 8 random sign vectors v as the mean of v^T G v (Hutchinson 1990).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from influence_cli.methods.protocol import Factor, Facts, Preconditioned, check_options
+
+if TYPE_CHECKING:
+    from influence_cli.curvature.curvature import Curvature, CurvatureKind
+
+MODES: dict[str, CurvatureKind] = {"ggn": "ggn", "hessian": "hessian"}
+PRECISIONS = ("auto", "fp32", "fp64")
+DOUBLE_UP_TO = 100_000  # parameters up to which "auto" is float64
+EXACT_TRACE = 128  # parameters up to which the trace is exact
+PROBES = 8
+
+
+@dataclass(frozen=True)
+class ByProducts(Preconditioned):
+    """A method that needs K v alone; ``fit`` measures what default damping and the summary need to know of K."""
+
+    mode: str = field(default="ggn", metadata={"help": "curvature: " + ", ".join(MODES)})
+    precision: str = field(
+        default="auto",
+        metadata={"help": "of products: fp32, fp64, or auto: fp64 up to 100,000 selected parameters, else fp32"},
+    )
+    fit_sample: int | None = field(
+        default=None,
+        metadata={
+            "help": "look at so many of the fit rows, chosen by their keys (default: all)",
+            "unit": "rows",
+        },
+    )
+
+    share: ClassVar[float] = 1e-3  # of the mean eigenvalue: default delta where the matrix may be singular
+
+    def __post_init__(self) -> None:
+        check_options(self, {"mode": tuple(MODES), "precision": PRECISIONS}, {"fit_sample": 1})
+
+    def fitted(self) -> dict[str, Any]:
+        """Trace and gradient: the same for every method and mode."""
+        return {"kind": "trace", "revision": 1, **self._seen()}
+
+    def _seen(self) -> dict[str, Any]:
+        return {"precision": self.precision, "fit_sample": self.fit_sample}
+
+    def factor_bytes(self, parameters: int) -> int:
+        """Two vectors."""
+        return 8 * (2 * parameters + 1)
+
+    def fit_rows(self, rows: int) -> int:
+        """At most ``fit_sample``."""
+        return rows if self.fit_sample is None else min(rows, self.fit_sample)
+
+    def single(self, parameters: int) -> bool:
+        """Whether products are in float32."""
+        return self.precision == "fp32" or (self.precision == "auto" and parameters > DOUBLE_UP_TO)
+
+    def seen(self, curvature: Curvature) -> Curvature:
+        """The curvature on the rows, and in the precision, of this method's products."""
+        from influence_cli.curvature.minibatches import sample_by_keys
+
+        precision = "fp32" if self.single(curvature.size) else "fp64"
+        return curvature.over(sample_by_keys(curvature.rows, self.fit_sample), precision)
+
+    def fit(self, curvature: Curvature) -> Factor:
+        """The trace of G, the data term's gradient and the parameters."""
+        d = curvature.size
+        exact = d <= EXACT_TRACE
+        probes = np.eye(d) if exact else np.random.default_rng(0).choice([-1.0, 1.0], (d, PROBES))
+        seen = self.seen(curvature)
+        with curvature.listener.progress("curvature (trace)", 1, "passes over the fit rows") as progress:
+            forms, gradient = seen.quadratic(probes)
+            progress.advance(1)
+        trace = float(forms.sum() if exact else forms.mean())
+        facts = {
+            "trace": trace,
+            "mean_eigenvalue": trace / d,
+            "trace_is_exact": exact,
+            "gradient_norm": float(np.linalg.norm(gradient)),
+        }
+        return Factor({"trace": np.array([trace]), "gradient": gradient, "theta": curvature.theta}, facts)
+
+    def default_damping(self, curvature: Curvature) -> float:
+        """Delta where none was given."""
+        from influence_cli.maths.inverse import bounded_damping
+
+        return bounded_damping(float(curvature.factor["trace"][0]), curvature.size, self.l2 or 0.0, self.share)
+
+    def facts_of(self, curvature: Curvature, damping: float, by_rule: bool) -> Facts:
+        """What is worth saying of the matrix and of how it was seen."""
+        fitted, l2 = curvature.factor, self.l2 or 0.0
+        rows = self.fit_rows(len(curvature.rows))
+        return {
+            "mode": self.mode,
+            "l2": l2,
+            "damping": damping,
+            "damping_by_rule": by_rule,
+            "precision": "fp32" if self.single(curvature.size) else "fp64",
+            "product_rows": rows,
+            "gradient_norm": float(np.linalg.norm(fitted["gradient"] + l2 * fitted["theta"])),
+        }
+
+    def opening(self, facts: Facts) -> str:
+        """Which matrix, and how it is damped, as the first words of the summary's line."""
+        rows, every = facts["product_rows"], facts["fit_rows"]
+        over = f"{every:,} fit rows" if rows == every else f"{rows:,} of {every:,} fit rows"
+        rule = " by the default rule" if facts["damping_by_rule"] else ""
+        return (
+            f"{facts['mode']} of {facts['parameters']:,} parameters over {over} in {facts['precision']}, "
+            f"l2 {facts['l2']:g}, damping {facts['damping']:.3g}{rule}"
+        )

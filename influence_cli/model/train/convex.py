@@ -1,0 +1,97 @@
+"""Optimizer ``lbfgs``: the ``linear`` model at the one optimum of its penalised training loss, in float64.
+
+The name is that of scikit-learn's solver of the same problem; the steps are Newton's, which end at a gradient norm of
+1e-10 or below.  Nothing is random: neither start, seed, order nor batch size changes the result.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from influence_cli.errors import ModelError, UsageError
+from influence_cli.maths.softmax_regression import TOLERANCE, Regression, fit
+from influence_cli.model.examples import to_input
+
+if TYPE_CHECKING:
+    from influence_cli.model.train.sgd import Examples, Recipe
+
+LBFGS = "lbfgs"
+
+
+def check_convex(recipe: Recipe, model: str, seeds: int = 1) -> None:
+    """Refuse ``lbfgs`` where it cannot mean one optimum.
+
+    Raises:
+        UsageError: another model, no weight decay, or several seeds, which would all be the same.
+    """
+    if recipe.optimizer != LBFGS:
+        return
+    if model != "linear":
+        raise UsageError(
+            f"--optimizer lbfgs cannot train {model}: only the linear model's loss has one optimum to be found",
+            fix="pass --model linear, or another --optimizer",
+        )
+    if recipe.weight_decay <= 0:
+        raise UsageError(
+            "--optimizer lbfgs needs --weight-decay above 0: without it there may be no optimum, and never one alone",
+            fix="pass --weight-decay 1e-4 or more",
+        )
+    if seeds > 1:
+        raise UsageError(
+            f"--seeds {seeds} with --optimizer lbfgs: it is deterministic, so every seed gives the same model",
+            fix="leave --seeds out",
+        )
+
+
+def train_convex(model: nn.Module, data: Examples, recipe: Recipe) -> int:
+    """Fit a linear model in place, in float64, from the weights it has; returns the number of steps.
+
+    Raises:
+        ModelError: rounding or the data kept it from a gradient norm of 1e-10.
+    """
+    check_convex(recipe, data.spec.name)
+    keep = np.flatnonzero(data.weights > 0)
+    x = inputs_with_bias(data)[keep]
+    problem = Regression(x, data.labels[keep], data.weights[keep], data.spec.num_classes, recipe.weight_decay)
+    model.double()
+    found = fit(problem, parameters_of(model))
+    if not found.converged:
+        raise ModelError(
+            f"lbfgs stopped at a gradient norm of {found.gradient_norm:.2g}, above {TOLERANCE:g}",
+            fix="standardise the features, or raise --weight-decay",
+        )
+    set_parameters(model, found.theta)
+    model.eval()
+    return found.steps
+
+
+def inputs_with_bias(data: Examples) -> NDArray[np.float64]:
+    """Model inputs [n, d + 1] in float64, the last column 1; made once for a set of decoded rows."""
+    if data.inputs is None:
+        inputs = to_input(torch.from_numpy(data.values), data.spec, torch.float64).flatten(1).numpy()
+        data.inputs = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1)
+    return data.inputs
+
+
+def parameters_of(model: nn.Module) -> NDArray[np.float64]:
+    """A linear model's weights and, as the last column, biases: [C, d + 1]."""
+    weight, bias = _head(model)
+    return np.concatenate([weight.detach().cpu().double().numpy(), bias.detach().cpu().double().numpy()[:, None]], 1)
+
+
+def set_parameters(model: nn.Module, theta: NDArray[np.float64]) -> None:
+    """The inverse of ``parameters_of``."""
+    weight, bias = _head(model)
+    with torch.no_grad():
+        weight.copy_(torch.from_numpy(theta[:, :-1]))
+        bias.copy_(torch.from_numpy(theta[:, -1]))
+
+
+def _head(model: nn.Module) -> tuple[nn.Parameter, nn.Parameter]:
+    named = dict(model.named_parameters())
+    return named["head.weight"], named["head.bias"]

@@ -1,0 +1,1 @@
+"""(3) Scores to edits."""

@@ -1,0 +1,174 @@
+"""A score table joined to the manifest that it scores, verified row by row, and what is asked of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from influence_cli.actions.protocol import Scored
+from influence_cli.data.classes import class_count
+from influence_cli.data.manifest import Manifest, Rows, open_manifest
+from influence_cli.data.tables import keyed_rows, numbers, provenance, read_table, shown
+from influence_cli.errors import ManifestError, UsageError
+from influence_cli.settings import Options
+from influence_cli.stages.curate.combining import DEFAULT_RULE, column_named, combine_columns, floats, options_of
+from influence_cli.stages.curate.parity import parity_of
+from influence_cli.stages.score.combine import kind_of
+
+GROUP = "group"  # column of a manifest: the sensitive group of a row
+
+
+@dataclass(frozen=True)
+class CurateRequest:
+    """What to do with a score table."""
+
+    scores: Any  # a path, "-", or a table in memory
+    action: str = "trim"
+    budget: str | None = None  # "5%" or "200"; default 5 %
+    manifest: Any = None  # default: where the provenance says
+    label: str | None = None
+    by: tuple[str, ...] = ("score",)  # score columns; several are combined
+    combine: str | None = None  # how; default ranksum
+    maximise: str | None = None  # a score column, in place of ``by``: choose the rows that gain most of it ...
+    subject_to: tuple[str, ...] = ()  # ... where others stay at least at "NAME>=NUMBER"
+    options: Options = field(default_factory=dict)
+    skip_bad: bool = False
+
+
+@dataclass(eq=False)
+class ScoreTable:
+    """A score table joined to the manifest it scores, in the order of the manifest's train rows."""
+
+    manifest: Manifest
+    train: Rows
+    scored: Scored
+    provenance: dict[str, Any]
+    label: str
+    column: str
+    table: pa.Table  # every column, in the order of the train rows
+
+
+def read_scores(request: CurateRequest) -> ScoreTable:
+    """A score table and the manifest that it belongs to, verified row by row.
+
+    Raises:
+        UsageError: no manifest can be found, or the column is not there.
+        ManifestError: the manifest is not the one that was scored.
+    """
+    table, where = read_table(request.scores), shown(request.scores)
+    for needed in ("id", "row_key"):
+        if needed not in table.column_names:
+            raise ManifestError(f"no column {needed!r}", where=where, fix="give a table that `score` wrote")
+    origin = provenance(table.schema)
+    asked = (request.maximise,) if request.maximise is not None else request.by
+    by = [column_named(name, table, where) for name in asked]
+    locator = origin.get("manifest", {}).get("locator") if request.manifest is None else request.manifest
+    if locator is None or (isinstance(locator, str) and locator == "-"):
+        raise UsageError("the score table does not say where its manifest is", fix="pass --manifest PATH")
+    label = request.label or origin.get("manifest", {}).get("label") or "label"
+    manifest = open_manifest(locator, label, request.skip_bad or bool(origin.get("skip_bad")))
+    if manifest.fingerprint == origin.get("manifest", {}).get("fingerprint"):
+        manifest = manifest.without_ids(origin.get("skipped", []), "left out when it was scored")
+    train = manifest.rows("train")
+    table = in_manifest_order(table, train, where, manifest.source)
+    scored_then = origin.get("manifest", {}).get("fingerprint")
+    if scored_then is not None and request.manifest is None and scored_then != manifest.fingerprint:
+        raise ManifestError(
+            "its target or test rows or its splits have changed since it was scored",
+            where=f"{manifest.source}, against {where}",
+            fix="run `influence score` again, or pass --manifest to say that you mean it",
+        )
+    _check_classes(origin, manifest, where)
+    score, kind, column = _ranking(request, table, by, origin, where)
+    first, planted = column in ("score", origin.get("score_is")), _ints(table, "canary")
+    if planted is not None:  # the checkpoint learned another label for these rows: they are never edited
+        score = np.where(planted >= 0, np.nan, score)
+    scored = Scored(
+        score=score,
+        kind=kind,
+        labels=train.labels,
+        weights=train.weights,
+        keys=[k.tobytes() for k in train.row_keys],
+        groups=groups_of(train),
+        best_label=_proposed(table, "best_label", train) if first else None,
+        best_label_gain=floats(table, "best_label_gain") if first and "best_label" in table.column_names else None,
+        model_label=_proposed(table, "model_label", train),
+        model_probability=floats(table, "model_probability") if "model_label" in table.column_names else None,
+        parity=parity_of(origin, column),
+    )
+    return ScoreTable(manifest, train, scored, origin, label, column, table)
+
+
+def in_manifest_order(table: pa.Table, train: Rows, scores: str, manifest: str) -> pa.Table:
+    """A score table in the order of the train rows, or an error that names a row in which they differ."""
+    if "target_row_key" in table.column_names:
+        fix = "run `influence score` without --per-target"
+        raise ManifestError("a table with one score a pair of rows, not one a train row", where=scores, fix=fix)
+    place = keyed_rows(table, scores)
+    order: list[int] = []
+    for i, key in zip(train.ids, train.row_keys, strict=True):
+        k, then = place.get(i, (-1, None))
+        if then != key.tobytes():
+            what = "is not in the score table" if then is None else "has changed since it was scored"
+            raise ManifestError(
+                f"train row id={i} {what}",
+                where=f"{manifest}, against {scores}",
+                fix="run `influence score` again",
+            )
+        order.append(k)
+    if len(order) < len(place):
+        gone = next(iter(set(place) - set(train.ids)))
+        raise ManifestError(
+            f"scored row id={gone} is no train row any more",
+            where=f"{manifest}, against {scores}",
+            fix="run `influence score` again",
+        )
+    return table.take(pa.array(order, pa.int64()))
+
+
+def _ranking(
+    request: CurateRequest, table: pa.Table, by: list[str], origin: dict[str, Any], where: str
+) -> tuple[NDArray[np.float64], str, str]:
+    """The scores to act on [n], their kind, and what they are called."""
+    if len(by) == 1 and request.combine is None:
+        kinds = {**origin.get("kinds", {}), "score": origin.get("kind", "ranking")}
+        return floats(table, by[0]), kinds.get(by[0], "ranking"), by[0]
+    rule = request.combine or DEFAULT_RULE
+    score = combine_columns(table, by, rule, options_of(request.options), origin, where)
+    return score, kind_of(rule), f"{rule} of {', '.join(by)}"
+
+
+def groups_of(train: Rows, column: str = GROUP) -> NDArray[np.int64] | None:
+    """A number for the sensitive group of every row [n], -1 where it is null; None where there is no such column."""
+    if column not in train.manifest.table.column_names:
+        return None
+    values = train.manifest.table.column(column).take(pa.array(train.index)).combine_chunks()
+    return values.dictionary_encode().indices.cast(pa.int64()).fill_null(-1).to_numpy()
+
+
+def _check_classes(origin: dict[str, Any], manifest: Manifest, where: str) -> None:
+    """Refuse a manifest whose classes have other names than when it was scored: the numbers of labels say less."""
+    then = (origin.get("model") or {}).get("classes")
+    if then is not None and manifest.classes is not None and tuple(then) != manifest.classes:
+        here, there = (", ".join(names[:10]) for names in (manifest.classes, then))
+        raise ManifestError(
+            f"its classes ({here}) are not those that were scored ({there})",
+            where=f"{manifest.source}, against {where}",
+            fix="run `influence score` again",
+        )
+
+
+def _proposed(table: pa.Table, name: str, train: Rows) -> NDArray[np.int64] | None:
+    """A column of proposed labels [n], -1 for none: a model may have more outputs than the data have classes."""
+    labels, classes = _ints(table, name), class_count(train.manifest.classes, train.labels)
+    return None if labels is None else np.where(labels < classes, labels, -1)
+
+
+def _ints(table: pa.Table, name: str) -> NDArray[np.int64] | None:
+    if name not in table.column_names:
+        return None
+    return numbers(table, name, pa.int64()).fill_null(-1).to_numpy()

@@ -1,0 +1,1 @@
+"""(5) How far scores can be trusted."""

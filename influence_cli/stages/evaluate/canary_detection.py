@@ -1,0 +1,140 @@
+"""How well score columns find canaries: rows that the checkpoint was trained on with a planted wrong label.
+
+The scores are those that ``score`` would give if the manifest held the planted labels: the job behind the table is
+opened again with them, and what is stored of logits and tangents serves any label.  Calibration rows and rows of
+weight 0, which were not trained on, are left out; rows whose own label is wrong count as no canaries, so precision is
+a lower bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.data.manifest import Rows
+from influence_cli.events import Listener
+from influence_cli.maths.ranking import Ladder, found
+from influence_cli.methods.random import Random
+from influence_cli.settings import Runtime
+from influence_cli.stages.budgets import parse_budget
+from influence_cli.stages.evaluate.columns import Board, Scores, score_columns, side_by_side
+from influence_cli.stages.evaluate.detection import RANDOM, Truth, detect
+from influence_cli.stages.retrain.canaries import run_of, with_planted
+from influence_cli.stages.run.reopen import reopen
+from influence_cli.stages.score.score import score
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class How:
+    """How canaries are measured."""
+
+    runtime: Runtime
+    listener: Listener
+    budget: str
+    draws: int
+    seed: int
+    manifest: Any = None  # default: where each table's provenance says
+    checkpoint: str | None = None  # where the run folder is by now
+
+
+def canaries_of(board: Board, truth: Truth | None, how: How) -> list[dict[str, Any]]:
+    """Canary detection for the tables of the board whose checkpoint was trained with canaries, one entry a planting."""
+    groups: dict[bytes, list[Scores]] = {}
+    for table in board.tables:
+        planted = table.canaries()
+        if not (planted >= 0).any():
+            continue
+        if not table.provenance:
+            how.listener.warn(f"{table.source} has canaries but does not say how it was made: they are not measured")
+            continue
+        groups.setdefault(planted.tobytes(), []).append(table)
+    return [_of_group(board, tables, truth, how) for tables in groups.values()]
+
+
+def _of_group(board: Board, tables: list[Scores], truth: Truth | None, how: How) -> dict[str, Any]:
+    planted = tables[0].canaries()
+    scored = side_by_side([(t, _with_planted_labels(t, planted, how)) for t in tables])
+    columns = {shown: values for _, _, shown, values in scored}
+    columns[RANDOM] = Random().score(board.train.ids, how.seed)
+    trained = _trained_on(board.train, how.checkpoint or tables[0].provenance["checkpoint"]["locator"])
+    canaries = Truth((planted >= 0) & trained, trained, "canaries")
+    count, rows = int(canaries.wrong.sum()), parse_budget(how.budget, int(trained.sum()))
+    result = detect(columns, canaries, rows, how.draws, how.seed, RANDOM)
+    found_better = [
+        name
+        for name, entry in result["columns"].items()
+        if name != RANDOM and entry.get("difference", {}).get("average_precision", {}).get("verdict") == "better"
+    ]
+    best = max(found_better, key=lambda n: result["columns"][n]["average_precision"], default=None)
+    entry = {
+        "tables": [t.source for t in tables],
+        "canaries": count,
+        "rows": int(trained.sum()),
+        "budget_rows": rows,
+        "best_against_random": best,
+        "detection": result.pop("columns"),
+        **result,
+    }
+    real = None if truth is None else truth.without(canaries.wrong)
+    if real is not None and real.wrong.any() and (real.known & ~real.wrong).any():
+        entry["against_truth"] = _against_truth(tables, columns, canaries, real)
+    return entry
+
+
+def _with_planted_labels(table: Scores, planted: NDArray[np.int64], how: How) -> dict[str, Floats]:
+    """The columns of a table, anew, with the planted labels."""
+    where = {"source": table.source, "manifest": how.manifest, "checkpoint": how.checkpoint}
+    job = reopen(table.provenance, how.runtime, how.listener, **where)
+    return score_columns(score(with_planted(job, planted)))
+
+
+def _trained_on(train: Rows, checkpoint: str) -> NDArray[np.bool_]:
+    """Rows [n] that a checkpoint was trained on."""
+    calibration = set(run_of(checkpoint).get("calibration_ids", ()))
+    return (train.weights > 0) & np.array([i not in calibration for i in train.ids])
+
+
+def _against_truth(tables: list[Scores], columns: dict[str, Floats], canaries: Truth, real: Truth) -> dict[str, Any]:
+    """Beside the canaries, how the same columns find the rows that are really wrong: by how much canaries mislead.
+
+    Rows that are really wrong look as suspicious as canaries and are counted against them; among the rows that are
+    right that cannot happen.  Average precision depends on how many rows there are to find, so that of the canaries
+    is taken at the rate of the really wrong rows: canaries count r N / (P (1 - r)) times, with P canaries, N other
+    rows and real rate r.
+    """
+    clean = canaries.without(real.wrong)
+    rate = float(real.wrong.sum() / real.known.sum())
+    out: dict[str, Any] = {"wrong_rate": rate, "columns": {}}
+    own = {shown: values for _, _, shown, values in side_by_side([(t, t.columns()) for t in tables])}
+    for name, planted_values in columns.items():
+        if name not in own:
+            continue
+        a = _auc_and_precision(planted_values, canaries, rate)
+        b = _auc_and_precision(planted_values, clean, rate)
+        c = _auc_and_precision(own[name], real, rate)
+        if a is not None and b is not None and c is not None:
+            out["columns"][name] = {
+                figure: {"canaries": x, "canaries_among_right": y, "real": z, "gap": x - z}
+                for figure, x, y, z in zip(("auc", "average_precision"), a, b, c, strict=True)
+            }
+    return out
+
+
+def _auc_and_precision(values: Floats, truth: Truth, rate: float) -> tuple[float, float] | None:
+    """AUC, and AP where wrong rows are weighted so that they are ``rate`` of all."""
+    usable = truth.known & np.isfinite(values)
+    wrong = truth.wrong[usable]
+    if wrong.all() or not wrong.any():
+        return None
+    f = found(Ladder.of(-values[usable]), wrong, np.ones((1, len(wrong)), np.int64))
+    hits, clean = f.wrong[0], f.rows[0] - f.wrong[0]
+    weight = rate * clean[-1] / (hits[-1] * (1.0 - rate))
+    steps = np.diff(hits, prepend=0)
+    with np.errstate(invalid="ignore"):
+        precision = np.where(hits > 0, weight * hits / (weight * hits + clean), 0.0)
+    return float(f.auc()[0]), float((steps * precision).sum() / hits[-1])

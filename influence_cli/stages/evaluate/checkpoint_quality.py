@@ -1,0 +1,75 @@
+"""What users of an objective look at, of the model that was scored: accuracy, gaps between groups, and under attack.
+
+Only tables scored for an objective about groups, or for robustness, need the model to be run for it; of utility the
+target accuracy is in the provenance already.  The rows are the target rows, which the scores have seen, and the
+manifest's test rows, which they have not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from influence_cli.data.manifest import Rows
+from influence_cli.errors import DamagedModel, InfluenceError
+from influence_cli.events import Listener
+from influence_cli.settings import Runtime
+from influence_cli.stages.evaluate.columns import Board, Scores
+from influence_cli.stages.retrain.arm_quality import beyond_accuracy
+from influence_cli.stages.retrain.attacked_arms import attacked_accuracy
+from influence_cli.stages.run.job import Job
+from influence_cli.stages.run.reopen import reopen
+from influence_cli.stages.run.usable_rows import usable_now
+
+
+def quality_of(
+    board: Board, runtime: Runtime, listener: Listener, manifest: Any = None, checkpoint: str | None = None
+) -> list[dict[str, Any]]:
+    """One entry for every checkpoint and groups that tables were scored at; a model that is gone is only noted."""
+    asked: dict[tuple[str, str, bool], list[Scores]] = {}
+    for table in board.tables:
+        origin = table.provenance
+        then, objectives = origin.get("checkpoint"), origin.get("spec", {}).get("objectives", [])
+        if then is not None and set(objectives) - {"utility"}:
+            column = origin["manifest"].get("group") or ""
+            asked.setdefault((then["fingerprint"], column, "robustness" in objectives), []).append(table)
+    found: list[dict[str, Any]] = []
+    for (_, column, _), tables in asked.items():
+        origin, where = tables[0].provenance, tables[0].source
+        places = {"manifest": manifest, "checkpoint": checkpoint}
+        try:
+            job = reopen(origin, runtime, listener, source=where, remember=False, **places)
+            rows = _measured(job, column, listener)
+        except DamagedModel:
+            raise  # a model that is gone is noted; one that is there and damaged is an error
+        except InfluenceError as error:
+            listener.note(f"{where}: its model is not measured: {error}")
+            continue
+        about = {"checkpoint": origin["checkpoint"]["locator"], "group": column or None, "rows": rows}
+        found.append({"tables": [t.source for t in tables], **about})
+    return found
+
+
+def _measured(job: Job, column: str, listener: Listener) -> dict[str, dict[str, Any]]:
+    """By split, how many rows there are and what is measured of them."""
+    from influence_cli.model.build import device_of, load_model
+    from influence_cli.model.losses import loss_of, quality
+    from influence_cli.model.train.sgd import Examples, predict
+
+    assert job.model is not None
+    assert job.checkpoint is not None
+    model, device = load_model(job.model, job.checkpoint), device_of(job.runtime.device)
+    how = job.objectives.get("robustness")
+    test = job.manifest.rows("test")
+    splits: dict[str, Rows] = {"target": job.target, "test": usable_now(test, job.model, job.inputs)}
+    found: dict[str, dict[str, Any]] = {}
+    for split, rows in splits.items():
+        if not len(rows):
+            continue
+        data = Examples(rows, job.model, listener, f"{split} rows")
+        logits = predict(model, data, device)
+        measured = {**quality(logits, data.labels, loss_of(job.model.task))}
+        measured.update(beyond_accuracy(logits, rows, data.labels, column) if column else {})
+        if how is not None:
+            measured["attacked_static"] = attacked_accuracy(model, job.model, how, rows, data, job.spec.seed, device)
+        found[split] = {"n": len(rows), **measured}
+    return found

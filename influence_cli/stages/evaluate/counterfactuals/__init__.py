@@ -1,0 +1,1 @@
+"""What really happens when rows are removed."""

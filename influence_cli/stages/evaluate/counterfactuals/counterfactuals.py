@@ -1,0 +1,228 @@
+"""How far scores foretell what training does: LDS, removal curves, leave-one-out and brittleness, by retraining.
+
+The model and recipe are those of the scored checkpoint, the rows its train rows (less those left out for
+calibration), and what is measured is the mean loss of the target rows.  Every training is kept in the store, so that
+a run that was stopped continues, and evaluations share what they have in common.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from influence_cli.data.classes import numbered_as
+from influence_cli.data.manifest import Rows, open_manifest
+from influence_cli.errors import ManifestError, ModelError, UsageError
+from influence_cli.events import SILENT, Listener
+from influence_cli.model.checkpoints import find_checkpoint
+from influence_cli.model.spec import ModelSpec
+from influence_cli.settings import Inputs, Runtime
+from influence_cli.stages.curate.score_table import CurateRequest, ScoreTable, read_scores
+from influence_cli.stages.evaluate.counterfactuals.brittleness import Brittleness
+from influence_cli.stages.evaluate.counterfactuals.leave_one_out import LeaveOneOut
+from influence_cli.stages.evaluate.counterfactuals.pool import Pool
+from influence_cli.stages.evaluate.counterfactuals.refits import Asked, Outcome, Refits
+from influence_cli.stages.evaluate.counterfactuals.removal import Removal
+from influence_cli.stages.evaluate.counterfactuals.score_columns import columns_of, random_column
+from influence_cli.stages.evaluate.counterfactuals.subsets import Subsets
+from influence_cli.stages.evaluate.counterfactuals.target_scores import open_scored_job
+from influence_cli.stages.evaluate.counterfactuals.trainer import Training, open_trainer
+from influence_cli.stages.run.target import target_rows
+from influence_cli.stages.run.usable_rows import check_classes, check_labels, usable_now
+from influence_cli.store import Store, open_store
+
+__all__ = ["CounterfactualRequest", "Training", "counterfactuals", "plan"]
+
+OFF_BY = 0.05  # share by which Phi of all rows trained again may differ from the checkpoint's before that is said
+
+
+@dataclass(frozen=True)
+class CounterfactualRequest:
+    """What to measure (``lds`` subsets, ``removal`` sizes, ``loo`` rows), and how to train."""
+
+    scores: CurateRequest
+    training: Training
+    lds: int | None = None
+    subset_share: float = 0.5
+    removal: tuple[str, ...] = ()
+    loo: int | None = None
+    brittleness: int | None = None  # target rows
+    fixed_divisor: bool | None = None  # None: where the training allows it
+    seeds: int = 1
+    seed: int = 0
+    minutes: float | None = None
+    checkpoint: str | None = None
+    target: str | None = None
+    test: str | None = None
+    store: str | None = ".influence"  # None: a temporary store, thrown away
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    scores: ScoreTable
+    pool: Pool
+    refits: Refits
+    parts: dict[str, Subsets | Removal | LeaveOneOut]
+    brittleness: Brittleness | None
+
+    def asked(self) -> dict[str, list[Asked]]:
+        """Trainings by part; all rows first, as everything is held against them."""
+        whole = self.pool.whole(self.pool.repeats()[:1])
+        return {"refit": whole, **{name: part.asked() for name, part in self.parts.items()}}
+
+
+def counterfactuals(request: CounterfactualRequest, listener: Listener = SILENT) -> dict[str, Any]:
+    """Train what is asked for and not kept yet, until the time is over, and say how well the scores foretold it.
+
+    Raises:
+        UsageError: nothing says how to train, or a size makes no sense.
+        ManifestError: target or manifest are not those that were scored.
+    """
+    opened = _open(request, listener)
+    asked, refits = opened.asked(), opened.refits
+    refits.stop_after(request.minutes)
+    outcomes = refits.run([a for some in asked.values() for a in some])
+    left = iter(outcomes)
+    by_part = {name: [next(left) for _ in some] for name, some in asked.items()}
+    figures = {name: part.figures(asked[name], by_part[name]) for name, part in opened.parts.items()}
+    if opened.brittleness is not None:
+        figures["brittleness"] = opened.brittleness.measure()
+    return {
+        "schema_version": 1,
+        "train_rows": opened.pool.rows,
+        "target_rows": len(refits.measured["target"]),
+        "test_rows": len(refits.measured["test"]),
+        "objective": "mean target loss",
+        "refit": _refit(opened, by_part["refit"][0], listener),
+        "trainings": len(refits.asked),
+        "trainings_done": len(refits.done),
+        "trainings_run_now": refits.trained,
+        "partial": None in outcomes or any(f["partial"] for f in figures.values()),
+        **figures,
+    }
+
+
+def plan(request: CounterfactualRequest, listener: Listener = SILENT) -> dict[str, Any]:
+    """How many trainings each part needs, and how many of them are kept."""
+    opened = _open(request, listener, remember=False)
+    parts: dict[str, dict[str, int]] = {}
+    for name, asked in opened.asked().items():
+        trainings, kept = opened.refits.kept(asked)
+        parts[name] = {"trainings": trainings, "kept": kept}
+    if opened.brittleness is not None:
+        parts["brittleness"] = {"trainings_at_most": opened.brittleness.at_most()}
+    return {"schema_version": 1, "recipe": opened.refits.trainer.recipe.describe(), "trainings": parts}
+
+
+def _open(request: CounterfactualRequest, listener: Listener, remember: bool = True) -> _Opened:
+    scores = read_scores(request.scores)
+    origin = scores.provenance
+    checkpoint = request.checkpoint or (origin.get("checkpoint") or {}).get("locator")
+    store = open_store(request.store, listener, remember)
+    trainer = open_trainer(checkpoint, scores.manifest, request.training, store)
+    check_classes(scores.manifest, trainer.spec)
+    if request.checkpoint is None and checkpoint is not None:
+        _check_same(origin["checkpoint"].get("fingerprint"), find_checkpoint(checkpoint)[0].digest, checkpoint)
+    target = _target(request, scores, trainer.spec, store, listener)
+    skip_bad = request.scores.skip_bad or bool(origin.get("skip_bad"))
+    test = scores.manifest.rows("test")
+    if request.test is not None:
+        other = open_manifest(request.test, scores.label, skip_bad)
+        other = numbered_as(other, trainer.spec.classes, scores.manifest.source, listener)
+        test = other.rows("test") if (other.splits == "test").any() else other.all_rows()
+    test = usable_now(test, trainer.spec, Inputs(scores.manifest, label=scores.label, skip_bad=skip_bad))
+    for rows in (scores.train, target, test):
+        check_labels(rows, trainer.spec.num_classes, scores.label)
+    kept = np.array([i not in trainer.calibration_ids for i in scores.train.ids])
+    used = kept & (scores.train.weights > 0)
+    if trainer.trained_rows not in (None, int(used.sum())):
+        listener.warn(
+            f"the checkpoint was trained on {trainer.trained_rows:,} rows, here are {int(used.sum()):,}: "
+            "what is measured is training on these"
+        )
+    refits = Refits(trainer, scores.train, used, target, test, store.trainings(), listener)
+    if refits.deterministic and request.seeds > 1:
+        listener.note("lbfgs is deterministic: one training stands for all --seeds")
+    columns = columns_of(scores, used)
+    if not columns.all:
+        why = "; ".join(f"{name}: {reason}" for name, reason in columns.left_out.items())
+        raise UsageError(
+            f"no score column to measure ({why or 'there is none'})",
+            where=request.scores.scores,
+            fix="give a table that `score` wrote",
+        )
+    random = random_column(scores, request.seed)
+    pool = Pool(scores.train, used, columns, random, request.seed, request.seeds, refits.deterministic)
+    parts, brittleness = _parts(request, pool), None
+    if request.brittleness is not None:
+        runtime = Runtime(request.store, request.training.device, code=request.training.model)
+        source = request.scores.scores if isinstance(request.scores.scores, str) else "the score table"
+        job = open_scored_job(scores, request.target, request.checkpoint, runtime, remember, source)
+        brittleness = Brittleness(pool, refits, job, request.brittleness)
+    return _Opened(scores, pool, refits, parts, brittleness)
+
+
+def _parts(request: CounterfactualRequest, pool: Pool) -> dict[str, Subsets | Removal | LeaveOneOut]:
+    parts: dict[str, Subsets | Removal | LeaveOneOut] = {}
+    if request.lds is not None:
+        parts["lds"] = Subsets(pool, request.lds, request.subset_share)
+    if request.removal:
+        parts["removal"] = Removal(pool, request.removal)
+    if request.loo is not None:
+        if request.fixed_divisor and not pool.deterministic:
+            raise UsageError(
+                "--convention loo needs a training whose divisor can be kept: lbfgs",
+                fix="pass --convention renorm-loo, or train with --optimizer lbfgs",
+            )
+        fixed = pool.deterministic if request.fixed_divisor is None else request.fixed_divisor
+        parts["leave_one_out"] = LeaveOneOut(pool, request.loo, fixed)
+    return parts
+
+
+def _check_same(then: str | None, now: str, checkpoint: str) -> None:
+    if then is not None and then != now:
+        raise ModelError(
+            "the checkpoint is not the one that was scored",
+            where=checkpoint,
+            fix="run `influence score` again, or pass --checkpoint to say that you mean it",
+        )
+
+
+def _target(
+    request: CounterfactualRequest, scores: ScoreTable, model: ModelSpec, store: Store, listener: Listener
+) -> Rows:
+    """The target rows that were scored for, verified."""
+    then: dict[str, Any] = scores.provenance.get("target", {})
+    locator = request.target or then.get("locator")
+    skip_bad = bool(scores.provenance.get("skip_bad"))
+    inputs = Inputs(scores.manifest, target=locator, label=scores.label, allow_overlap=True, skip_bad=skip_bad)
+    target, _ = target_rows(inputs, scores.manifest, listener, model, store)
+    if request.target is None and then.get("fingerprint") not in (None, target.fingerprint()):
+        raise ManifestError(
+            "the target is not the one that was scored for",
+            where=locator or scores.manifest.source,
+            fix="run `influence score` again, or pass --target to say that you mean it",
+        )
+    return target
+
+
+def _refit(opened: _Opened, outcome: Outcome | None, listener: Listener) -> dict[str, Any]:
+    """Training on all rows again: does it give the checkpoint's objective?"""
+    noise: dict[str, Any] = opened.scores.provenance.get("noise", {})
+    at_checkpoint = "score_std" not in opened.scores.table.column_names  # several members: Phi is the first one's
+    then = next((entry["phi"] for entry in noise.values() if "phi" in entry and at_checkpoint), None)
+    now = None if outcome is None else outcome.phi
+    if then is not None and now is not None and abs(now - then) > OFF_BY * abs(then):
+        listener.warn(
+            f"training on all rows again gives a mean target loss of {now:.4g}, the checkpoint has {then:.4g}: "
+            "was it trained otherwise, or does the loss depend this much on the seed?"
+        )
+    return {
+        "recipe": opened.refits.trainer.recipe.describe(),
+        "model": opened.refits.trainer.spec.name,
+        "deterministic": opened.pool.deterministic,
+        "phi": now,
+        "phi_of_checkpoint": then,
+    }

@@ -1,0 +1,126 @@
+"""How the scored checkpoint was trained, so that parts of its rows can be trained on in the same way.
+
+A run folder of ``retrain`` says it in ``run.json``; flags override that, and stand alone where there is no folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from influence_cli.data.manifest import Manifest
+from influence_cli.errors import UsageError
+from influence_cli.model.checkpoints import Checkpoint, find_checkpoint
+from influence_cli.model.run_folder import read_run
+from influence_cli.model.spec import ModelSpec, is_own, known_again, new_spec
+from influence_cli.settings import Inputs
+from influence_cli.store import Store
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from influence_cli.model.train.sgd import Recipe
+
+
+@dataclass(frozen=True)
+class Training:
+    """What flags and settings say of model and recipe: ``said`` overrides the run folder, ``otherwise`` fills in."""
+
+    said: dict[str, Any]
+    otherwise: dict[str, Any]
+    input_size: int | None = None
+    num_classes: int | None = None
+    init: str | None = None
+    pretrained: bool = False
+    device: str = "auto"
+
+    @property
+    def model(self) -> str | None:
+        """The model that flags and settings name."""
+        return self.said.get("model") or self.otherwise.get("model")
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """An architecture, where it starts, and the recipe; ``calibration_ids`` were never trained on."""
+
+    spec: ModelSpec
+    recipe: Recipe
+    init: Checkpoint | None
+    pretrained: bool
+    device: torch.device
+    calibration_ids: frozenset[str] = frozenset()
+    trained_rows: int | None = None  # rows that the checkpoint was trained on, where its folder says so
+
+    def start(self) -> dict[str, Any]:
+        """Where training starts, for fingerprints; nothing where the recipe finds the one optimum."""
+        if self.recipe.optimizer == "lbfgs":
+            return {}
+        return {"init": None if self.init is None else self.init.digest, "pretrained": self.pretrained}
+
+    def model(self) -> nn.Module:
+        """The model before training; torch's generator decides what is random in it."""
+        from influence_cli.model.build import build_model, load_model
+
+        if self.init is not None:
+            return load_model(self.spec, self.init)
+        return build_model(self.spec, self.pretrained)
+
+
+def open_trainer(checkpoint: str | None, manifest: Manifest, training: Training, store: Store) -> Trainer:
+    """The trainer of a checkpoint.
+
+    Raises:
+        UsageError: nothing says which model is to be trained, or the recipe cannot work.
+        ModelError: the checkpoint is damaged.
+    """
+    from influence_cli.model.build import device_of
+    from influence_cli.model.train.convex import check_convex
+    from influence_cli.model.train.sgd import Recipe
+
+    run = (None if checkpoint is None else read_run(checkpoint)) or {}
+    known = {f.name for f in fields(Recipe)}
+    then = {k: v for k, v in run.get("recipe", {}).items() if k in known}
+    if training.said.get("optimizer", then.get("optimizer")) != then.get("optimizer"):
+        then.pop("lr", None)  # a learning rate belongs to its optimizer
+    values = {**training.otherwise, **then, **training.said}
+    recipe = Recipe(**{k: v for k, v in values.items() if k in known})
+    spec = _spec(run, checkpoint, manifest, training, store)
+    check_convex(recipe, spec.name)
+    init = training.init or run.get("init")
+    return Trainer(
+        spec,
+        recipe,
+        None if init is None else find_checkpoint(init)[0],
+        training.pretrained or bool(run.get("pretrained", False)),
+        device_of(training.device),
+        frozenset(run.get("calibration_ids", ())),
+        run.get("trained_on", {}).get("rows"),
+    )
+
+
+def _spec(
+    run: dict[str, Any], checkpoint: str | None, manifest: Manifest, training: Training, store: Store
+) -> ModelSpec:
+    carried = run.get("model")
+    if carried is None and checkpoint is not None:
+        carried = find_checkpoint(checkpoint)[1]
+    said = training.said.get("model")
+    model = training.model
+    if carried is not None and said in (None, carried["name"]):
+        named = Inputs(manifest.source, model=model)
+        return known_again(ModelSpec.from_dict(carried), named, checkpoint or "", manifest, store)
+    if model is None:
+        raise UsageError(
+            "nothing says which model to train again",
+            where=checkpoint or "the score table has no checkpoint",
+            fix="pass --checkpoint RUN (a run folder of `retrain`), or --model NAME and its recipe",
+        )
+    from_scratch = training.init is None and not training.pretrained
+    inputs = Inputs(manifest.source, model=model, input_size=training.input_size, num_classes=training.num_classes)
+    if is_own(model):
+        from influence_cli.model.task import training_spec
+
+        return training_spec(replace(inputs, mean=(0.5,), std=(0.5,)), manifest, store)  # as from_scratch has it
+    return new_spec(inputs, manifest, None, from_scratch)

@@ -1,0 +1,161 @@
+"""How far to trust the scores, without training anything: detection, canaries, order consistency, comparisons.
+
+``evaluate`` asks every part in ``PARTS`` what it can say of the tables; a part with nothing to say returns nothing.
+A new question is one function and one row there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from influence_cli.errors import ManifestError
+from influence_cli.events import SILENT, Listener
+from influence_cli.methods.random import Random
+from influence_cli.settings import Runtime
+from influence_cli.stages.budgets import parse_budget
+from influence_cli.stages.evaluate.canary_detection import How, canaries_of
+from influence_cli.stages.evaluate.checkpoint_quality import quality_of
+from influence_cli.stages.evaluate.columns import Board, read_board
+from influence_cli.stages.evaluate.comparison import compare, sentinel, sentinel_job
+from influence_cli.stages.evaluate.detection import RANDOM, Truth, detect, truth_of_column, truth_of_list
+from influence_cli.stages.evaluate.order import order_consistency, stability
+from influence_cli.store.place import check_place, store_root
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Which tables to judge, by what truth, and what to ask."""
+
+    scores: tuple[Any, ...]
+    budget: str = "5%"
+    manifest: Any = None  # default: where the first table's provenance says
+    label: str | None = None
+    clean_column: str | None = None  # default: clean_label, where there is one
+    known_bad: str | None = None  # a list of ids that are wrong, in place of clean labels
+    reference: str | None = None
+    draws: int = 1000
+    seed: int = 0
+    stability: bool = False
+    checkpoint: str | None = None  # where the run with canaries is by now; default: where the provenance says
+    runtime: Runtime = field(default_factory=Runtime)
+    skip_bad: bool = False
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """What a part works on."""
+
+    request: EvaluateRequest
+    board: Board
+    truth: Truth | None
+    listener: Listener
+
+    def budget(self, rows: int) -> int:
+        """The budget in rows, of so many."""
+        return parse_budget(self.request.budget, rows)
+
+
+def evaluate(request: EvaluateRequest, listener: Listener = SILENT) -> dict[str, Any]:
+    """Everything that the parts can say of one or more score tables of the same rows.
+
+    Raises:
+        InfluenceError: a table, the manifest or the truth cannot be used, or nothing at all can be said.
+    """
+    if request.runtime.store is not None:  # before anything is computed
+        check_place(store_root(request.runtime.store))
+    board = read_board(request.scores, request.manifest, request.label, request.skip_bad)
+    for source, bad in board.manifest.left_out.items():
+        listener.note(f"{len(bad):,} rows of {source} cannot be used and were left out")
+    evaluation = Evaluation(request, board, _truth(request, board), listener)
+    result: dict[str, Any] = {
+        "schema_version": 1,
+        "train_rows": len(board.train),
+        "wrong_rows": None,
+        "budget_rows": evaluation.budget(len(board.train)),
+        "detection": {},
+    }
+    for part in PARTS:
+        result.update(part(evaluation))
+    if not (result["detection"] or result.get("canaries") or result.get("at_checkpoint") or len(board.columns) > 1):
+        raise ManifestError(
+            "no column 'clean_label': detection needs to know the truth",
+            where=board.manifest.source,
+            fix="name it with --clean-label COLUMN, pass --known-bad FILE, or train with `retrain --canaries 5%`",
+        )
+    return result
+
+
+def _truth(request: EvaluateRequest, board: Board) -> Truth | None:
+    if request.known_bad is not None:
+        return truth_of_list(board.train, request.known_bad)
+    truth = truth_of_column(board.train, request.clean_column or "clean_label")
+    if truth is None and request.clean_column is not None:
+        raise ManifestError(
+            f"no column {request.clean_column!r}: detection needs to know the truth",
+            where=board.manifest.source,
+            fix="name it with --clean-label COLUMN, or pass --known-bad FILE",
+        )
+    return truth
+
+
+def _detection(e: Evaluation) -> dict[str, Any]:
+    """How well each column finds the rows that are known to be wrong; canaries, which learned otherwise, aside."""
+    if e.truth is None:
+        return {}
+    canary = np.any([t.canaries() >= 0 for t in e.board.tables], axis=0)
+    truth = e.truth.without(canary)
+    rows = int(truth.known.sum())
+    columns = {**e.board.columns, RANDOM: Random().score(e.board.train.ids, e.request.seed)}
+    budget = e.budget(rows)
+    found = detect(columns, truth, budget, e.request.draws, e.request.seed, e.request.reference)
+    return {
+        "wrong_rows": int(truth.wrong.sum()),
+        "known_rows": rows,
+        "canary_rows": int(canary.sum()),
+        "budget_rows": budget,
+        "truth": truth.source,
+        "detection": found.pop("columns"),
+        **found,
+    }
+
+
+def _canaries(e: Evaluation) -> dict[str, Any]:
+    """How well each column finds the wrong labels that were planted in training."""
+    r = e.request
+    found = canaries_of(
+        e.board, e.truth, How(r.runtime, e.listener, r.budget, r.draws, r.seed, r.manifest, r.checkpoint)
+    )
+    return {"canaries": found} if found else {}
+
+
+def _order(e: Evaluation) -> dict[str, Any]:
+    """How far columns, members and halves of the target agree."""
+    return {"order": order_consistency(e.board, e.budget(len(e.board.train)), e.request.runtime, e.listener)}
+
+
+def _stability(e: Evaluation) -> dict[str, Any]:
+    """How far columns of one name agree between the tables."""
+    if not e.request.stability:
+        return {}
+    return {"stability": stability(e.board, e.budget(len(e.board.train)))}
+
+
+def _checkpoint(e: Evaluation) -> dict[str, Any]:
+    """What the users of fairness and robustness look at, of the model that was scored."""
+    found = quality_of(e.board, e.request.runtime, e.listener, e.request.manifest, e.request.checkpoint)
+    return {"at_checkpoint": found} if found else {}
+
+
+PARTS: tuple[Callable[[Evaluation], dict[str, Any]], ...] = (
+    _detection,
+    _canaries,
+    _order,
+    _stability,
+    _checkpoint,
+)
+
+__all__ = ["EvaluateRequest", "Evaluation", "compare", "evaluate", "sentinel", "sentinel_job"]

@@ -1,0 +1,1 @@
+"""(4) Edited manifest to checkpoint."""

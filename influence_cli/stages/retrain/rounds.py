@@ -1,0 +1,123 @@
+"""Trimming in rounds: score, take out the lowest q/r of the rows, train again, score again (methods.md 5.1).
+
+The guards are those of one trim of q: what a class or group may lose is counted over all rounds.  Rounds are scored
+at models of the first seed; every arm is then trained over all seeds.  Under an objective about groups a round is the
+last one where the next model's D has changed its sign, or is below its standard error (methods.md 3.2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.actions import make_action
+from influence_cli.data.manifest import Rows
+from influence_cli.data.row_checks import SKIPPED
+from influence_cli.errors import UsageError
+from influence_cli.model.spec import is_own
+from influence_cli.settings import Runtime
+from influence_cli.stages.budgets import parse_budget
+from influence_cli.stages.curate.parity import closed
+from influence_cli.stages.curate.score_table import CurateRequest, read_scores
+from influence_cli.stages.retrain.arms import Arm, base_arm, control_arms, described
+from influence_cli.stages.retrain.scored_arms import EditsRequest
+from influence_cli.stages.retrain.training_run import TrainingRun
+from influence_cli.stages.run.job import open_job
+from influence_cli.stages.score.score import score
+
+STORE = ".influence"  # of a run folder: what its rounds compute
+
+
+def iterated_arms(run: TrainingRun, request: EditsRequest, base: Rows) -> list[Arm]:
+    """For every budget the trim in so many rounds and the trim in one, each with its controls.
+
+    Raises:
+        UsageError: another action than trim, several methods or objectives, or a budget below a row a round.
+    """
+    spec = request.spec
+    if request.actions != ("trim",) or len(spec.methods) != 1 or len(spec.objectives) != 1:
+        raise UsageError("--rounds trims, by one method and one objective", fix="name one --method and one --objective")
+    made: list[Arm] = []
+    for budget in request.budgets:
+        rows = parse_budget(budget, len(base))
+        if rows < request.rounds:
+            raise UsageError(f"{rows} rows are fewer than {request.rounds} rounds", fix="raise --budget")
+        for rounds in dict.fromkeys((request.rounds, 1)):
+            name = f"{spec.methods[0]}_{spec.objectives[0]} trim {budget}" + (f" in {rounds} rounds" * (rounds > 1))
+            arm = _in_rounds(run, request, base, name, rows, rounds)
+            arm.about.update(method=spec.methods[0], action="trim", budget=budget)
+            none = np.full(len(base), -1)
+            made += [arm, *control_arms(arm, base, none, run.request.seed)]
+    return made
+
+
+def _in_rounds(run: TrainingRun, request: EditsRequest, base: Rows, name: str, rows: int, rounds: int) -> Arm:
+    trim = make_action("trim", request.options)
+    gone, history, first = np.zeros(len(base), dtype=bool), list[dict[str, Any]](), dict[str, Any]()
+    for k in range(rounds):
+        arm = base_arm(f"{name}: round {k + 1}" if k else "no edit", base)
+        arm.weights[gone] = 0.0
+        run.train(arm, run.request.seed, False)
+        scored, origin = _scored(run, request, base, gone, run.folder(arm, run.request.seed))
+        noise = next(iter(origin["noise"].values()), {})
+        first = first or noise
+        over = closed(first, noise) if k and trim.parity == "stop" else None
+        if over is not None:
+            history.append({"stopped": over, **_told(gone, noise)})
+            run.listener.note(f"{name}: stopped at parity after round {k}, {int(gone.sum()):,} rows: {over}")
+            break
+        wanted = rows * (k + 1) // rounds - int(gone.sum())
+        edits = trim.propose(scored, wanted, gone)
+        gone[edits.edited] = True
+        history.append(_told(gone, noise))
+    arm = base_arm(name, base)
+    arm.weights[gone] = 0.0
+    arm = described(arm, base)
+    arm.about["rounds"] = history
+    return arm
+
+
+def _told(gone: NDArray[np.bool_], noise: dict[str, Any]) -> dict[str, Any]:
+    """What a round says: the rows that went by its end, and the noise of its scores, with D where there is one."""
+    gaps = [term["gap"] for term in (noise.get("parts") or {}).get("terms", [])]
+    told = {"trimmed": int(gone.sum()), **{n: noise.get(n) for n in ("phi", "snr", "reliability")}}
+    return {**told, **({"gaps": gaps} if gaps else {})}
+
+
+def _scored(
+    run: TrainingRun, request: EditsRequest, base: Rows, gone: NDArray[np.bool_], checkpoint: Path
+) -> tuple[Any, dict[str, Any]]:
+    """The rows that are left, scored at a checkpoint, in the order of all rows (the others have no score)."""
+    manifest = base.manifest
+    if gone.any():
+        splits = manifest.splits.copy()
+        splits[base.index[gone]] = SKIPPED
+        manifest = dataclasses.replace(manifest, splits=splits)
+    model = run.spec.name if is_own(run.spec.name) else None  # code is named by this run, not by the folder
+    inputs = dataclasses.replace(run.request.inputs, manifest=manifest, checkpoint=str(checkpoint), model=model)
+    runtime = Runtime(str(Path(run.request.output) / STORE), run.request.device)
+    job = open_job(inputs, request.spec, runtime, run.listener)
+    table = read_scores(CurateRequest(score(job), manifest=manifest))
+    everything = read_scores_of_all(base, table.train, table.scored.score)
+    return dataclasses.replace(table.scored, **everything), table.provenance
+
+
+def read_scores_of_all(base: Rows, part: Rows, scores: NDArray[np.float64]) -> dict[str, Any]:
+    """What a ``Scored`` of all rows holds, where only a part of them has scores."""
+    from influence_cli.stages.curate.score_table import groups_of
+
+    place = {k: i for i, k in enumerate(base.index.tolist())}
+    full = np.full(len(base), np.nan)
+    full[[place[k] for k in part.index.tolist()]] = scores
+    return {
+        "score": full,
+        "labels": base.labels,
+        "weights": base.weights,
+        "keys": [k.tobytes() for k in base.row_keys],
+        "groups": groups_of(base),
+        **dict.fromkeys(("best_label", "best_label_gain", "model_label", "model_probability")),
+    }

@@ -1,0 +1,115 @@
+"""Seconds per row where none were ever measured: one small batch of zeros is run, and nothing is remembered."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from influence_cli.stages.run.gradient_plan import describe_rows, row_requests
+from influence_cli.stages.run.job import Job, require_model
+from influence_cli.stages.run.plan import Rates, Work
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from influence_cli.engines.point import Point
+    from influence_cli.model.spec import ModelSpec
+
+ROWS = 8  # rows of the batch that is timed; a full batch is a little faster per row
+
+
+def estimated_rates(job: Job, work: list[Work]) -> Rates:
+    """Seconds per training row and per target row at each kind of pass that the work holds.
+
+    A task of the user's own says nothing of its input: its first rows are decoded in place of zeros.
+    """
+    import torch
+
+    from influence_cli.engines.engine import Engine
+    from influence_cli.engines.layerwise.layers import Layers
+    from influence_cli.engines.point import Point, differentiable_kernels
+    from influence_cli.model.build import build_model, device_of
+    from influence_cli.model.parameters import pulled
+
+    spec, _ = require_model(job)
+    model = build_model(spec).eval()  # its weights do not matter
+    point = Point(model, job.spec.params, None, job.spec.precision, device_of(job.runtime.device))
+    x = _inputs(job, spec, point)
+    if x is None:
+        return {}
+    directions = max((len(w.tangents) + len(w.halves) for w in work), default=0)
+    zero = {n: torch.zeros_like(p) for n, p in point.selected.items()}
+
+    engine = Engine(point, job.runtime.engine)
+
+    def timed(run: object) -> float:
+        assert callable(run)
+        run()  # the first call sets things up
+        started = time.perf_counter()
+        run()
+        return (time.perf_counter() - started) / len(x)
+
+    def pass_v() -> None:
+        selected = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
+        with torch.enable_grad(), differentiable_kernels(point.recurrent):
+            pulled([point.logits(x, selected).sum()], list(selected.values()), [None])
+
+    def values() -> None:
+        for block in Layers(point, x).of_rows(x, torch.ones_like)[1]:
+            block.squared_norms()
+
+    measured = {"values": timed(values)} if any(w.value_rows for w in work) else {}
+    return {
+        **measured,
+        "outputs": timed(lambda: point.outputs(x, [])),
+        "tangents": timed(lambda: engine.outputs(x, [zero] * directions)),
+        "target": timed(pass_v),
+    }
+
+
+def planned_gradients(job: Job) -> list[dict[str, Any]]:
+    """The plan of rows' own gradients (``describe_rows``), with estimates where the store knows too little."""
+    planned = describe_rows(job)
+    if any(g["values"] is None or g["seconds"] is None for g in planned):
+        planned = describe_rows(job, _estimated_gradients(job))
+    return planned
+
+
+def _estimated_gradients(job: Job) -> dict[str, dict[str, Any]]:
+    """Values a row and seconds per row of rows' own gradients, by the name of what was asked for."""
+    import torch
+
+    from influence_cli.engines.point import Point
+    from influence_cli.engines.row_gradients import RowGradients
+    from influence_cli.model.build import build_model, device_of
+
+    spec, _ = require_model(job)
+    found: dict[str, dict[str, Any]] = {}
+    for request in row_requests(job):
+        precision = "fp32" if job.spec.precision == "bf16" else job.spec.precision
+        point = Point(build_model(spec).eval(), request.params, None, precision, device_of(job.runtime.device))
+        gradients, x = RowGradients(point, job.row_loss, request.sketch_dim, request.seed), _inputs(job, spec, point)
+        found[request.name(job)] = {"dim": gradients.dim, "rate": None}
+        if x is not None and gradients.ready(x):
+            assert gradients.layers is not None
+            y = torch.zeros(len(x), dtype=torch.int64, device=point.device)
+            gradients.of(x, y)  # the first call sets things up
+            started = time.perf_counter()
+            gradients.of(x, y)
+            rate = (time.perf_counter() - started) / len(x)
+            found[request.name(job)] = {"dim": gradients.layout()["dim"], "rate": rate}
+    return found
+
+
+def _inputs(job: Job, spec: ModelSpec, point: Point) -> Tensor | None:
+    """The batch that is timed; None where no row of a task can be decoded."""
+    import torch
+
+    from influence_cli.model.examples import batches, move, to_input
+
+    if spec.kind != "task":
+        return torch.zeros((ROWS, *spec.shape), dtype=point.dtype, device=point.device)
+    first = list(job.manifest.payloads(job.train.index[:ROWS]))
+    for _, decoded in batches(job.manifest, [first], spec, 1, on_bad=lambda *_: None):
+        return to_input(move(decoded, point.device), spec, point.dtype)
+    return None

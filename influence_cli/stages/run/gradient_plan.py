@@ -1,0 +1,177 @@
+"""Which rows' own gradients a run wants in the store, under what name, and which are missing.
+
+Nothing here imports torch: a run whose every row is stored never does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from influence_cli.data.manifest import Rows
+from influence_cli.errors import UsageError
+from influence_cli.stages.run.job import Job, Member, member_at
+from influence_cli.store import GradientFolder, Keys, fingerprint
+from influence_cli.store.shards import unique
+
+GIB = 1 << 30
+DEFAULT = "sketch"
+
+
+@dataclass(frozen=True)
+class RowRequest:
+    """Row gradients at one member: whole, of the head alone, or sketched."""
+
+    rows: str
+    member: Member
+    params: str
+    sketch_dim: int | None  # None: whole
+    seed: int
+
+    def name(self, job: Job) -> str:
+        """The name of their folder; ``last`` is ``full`` in the head's parameters, and shares it."""
+        sketch = None if self.sketch_dim is None else {"dim": self.sketch_dim, "seed": self.seed, "revision": 1}
+        about = {"member": self.member.name, "params": self.params, "loss": job.loss_name}
+        return fingerprint("row-gradients", 2, sketch=sketch, **about)
+
+    def folder(self, job: Job) -> GradientFolder:
+        """Where they are stored."""
+        assert job.model is not None
+        about = {"rows": self.rows, "params": self.params, "sketch_dim": self.sketch_dim, "loss": job.loss_name}
+        of = {"model": job.model.as_dict(), "member": asdict(self.member), "precision": job.spec.precision}
+        return job.store.gradients(self.name(job), {**about, **of})
+
+
+@dataclass(frozen=True)
+class RowWork:
+    """What a request lacks: row keys of training and of target rows."""
+
+    request: RowRequest
+    folder: GradientFolder
+    train: Keys
+    target: Keys
+    wanted: int  # distinct rows, stored or not
+
+    @property
+    def rows(self) -> int:
+        """Rows to compute."""
+        return len(self.train) + len(self.target)
+
+
+def row_request(job: Job, rows: str | None = None, member: Member | None = None) -> RowRequest:
+    """Row gradients of a kind (the run's own, else sketched) at a member (the checkpoint itself).
+
+    Raises:
+        UsageError: the run has no model.
+    """
+    if job.model is None:
+        raise UsageError("these methods need no model, so there are no gradients", fix="ask for another --method")
+    kind, spec = rows or job.spec.rows or DEFAULT, job.spec
+    at = member_at(job, None) if member is None else member
+    dim = spec.sketch_dim if kind == "sketch" else None
+    return RowRequest(kind, at, "last" if kind == "last" else spec.params, dim, spec.seed)
+
+
+def row_requests(job: Job) -> list[RowRequest]:
+    """What the run was asked to store."""
+    return [] if job.spec.rows is None else [row_request(job)]
+
+
+def missing_rows(job: Job, request: RowRequest, target: bool = True) -> RowWork:
+    """What the store lacks; a row that is a training and a target row is taken once."""
+    folder = request.folder(job)
+    train, others = _distinct(job.train), _distinct(job.target) if target else _distinct(job.train)[:0]
+    both = np.concatenate([train, others])
+    first = np.zeros(len(both), dtype=bool)
+    first[unique(both)] = True
+    lacking = first & folder.missing(both)
+    mine, others = both[: len(train)][lacking[: len(train)]], others[lacking[len(train) :]]
+    return RowWork(request, folder, mine, others, int(first.sum()))
+
+
+def _distinct(rows: Rows) -> Keys:
+    keys = rows.row_keys
+    return keys[unique(keys)]
+
+
+def row_bytes(job: Job, dim: int) -> int:
+    """Bytes of one row with ``dim`` values, but for its few norms."""
+    return dim * (8 if job.spec.precision == "fp64" else 4) + 2 * 16 + 8
+
+
+def check_size(job: Job, work: RowWork, dim: int) -> None:
+    """Refuse more bytes than the limit allows.
+
+    Raises:
+        UsageError: names what takes less.
+    """
+    reason = refused(job, work, dim)
+    if reason is not None and work.rows:
+        raise UsageError(reason[0], fix=reason[1])
+
+
+def refused(job: Job, work: RowWork, dim: int) -> tuple[str, str] | None:
+    """Why the rows are too many bytes and what takes less, or None."""
+    size, limit = work.wanted * row_bytes(job, dim) / GIB, job.runtime.rows_limit
+    if size <= limit:
+        return None
+    request = work.request
+    what = f"gradients of {work.wanted:,} rows in {dim:,} values take {size:,.2f} GiB, above {limit:g} GiB"
+    fixes = [f"--rows-limit {int(size) + 1}"]
+    if request.sketch_dim is not None:
+        fixes.insert(0, f"a smaller --sketch-dim (about {max(1, int(limit / size * dim)):,})")
+    else:
+        sketched = work.wanted * row_bytes(job, min(dim, job.spec.sketch_dim)) / GIB
+        if request.params != "last":
+            fixes.insert(0, "--rows last, fewer --params")
+        if sketched < size:
+            fixes.insert(0, f"--rows sketch ({sketched:,.2f} GiB)")
+    return what, "pass " + ", or ".join(fixes)
+
+
+def describe_rows(job: Job, estimated: dict[str, dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """Every request as plain values: rows stored and to compute, values a row, bytes and seconds.
+
+    ``estimated`` has ``dim`` and ``rate`` by name for what the store does not know; a sketch's dimension is at most
+    what was asked for.
+    """
+    found: list[dict[str, Any]] = []
+    for request in row_requests(job):
+        work, name = missing_rows(job, request), request.name(job)
+        guess = (estimated or {}).get(name, {})
+        dim = known_dim(work) or guess.get("dim")
+        measured = job.store.timing(rate_key(job, request))
+        rate = guess.get("rate") if measured is None else measured
+        found.append(
+            {
+                "rows": request.rows,
+                "params": request.params,
+                "name": name,
+                "values": dim,
+                "rows_stored": work.wanted - work.rows,
+                "rows_to_compute": work.rows,
+                "train_rows_to_compute": len(work.train),
+                "target_rows_to_compute": len(work.target),
+                "seconds": 0.0 if work.rows == 0 else None if rate is None else round(work.rows * rate, 1),
+                "seconds_are": "estimated" if work.rows and measured is None else "measured",
+                "bytes": None if dim is None else work.rows * row_bytes(job, dim),
+                "refused": None if dim is None or (why := refused(job, work, dim)) is None else f"{why[0]}; {why[1]}",
+            }
+        )
+    return found
+
+
+def known_dim(work: RowWork) -> int | None:
+    """Values a row, where the store knows."""
+    layout = work.folder.layout
+    return None if layout is None else layout["dim"]
+
+
+def rate_key(job: Job, request: RowRequest) -> str:
+    """Under what name the measured seconds per row are kept."""
+    assert job.model is not None
+    shape = "x".join(str(s) for s in job.model.shape)
+    kind = f"rows {request.params} {request.sketch_dim or 'whole'}"
+    return f"{job.model.name} {shape} {kind} {job.spec.precision} {job.runtime.device}"

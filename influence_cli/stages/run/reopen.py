@@ -1,0 +1,85 @@
+"""The job behind a score table, opened again from the table's provenance: at its checkpoint, or at another."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from influence_cli.errors import ModelError, UsageError
+from influence_cli.events import Listener
+from influence_cli.model.spec import code_named_by_data, is_own
+from influence_cli.settings import GradSpec, Inputs, Runtime
+from influence_cli.stages.run.job import Job, open_job
+
+
+def reopen(
+    origin: dict[str, Any],
+    runtime: Runtime,
+    listener: Listener,
+    *,
+    source: str,
+    manifest: Any = None,
+    label: str | None = None,
+    target: str | None = None,
+    checkpoint: str | None = None,
+    spec: GradSpec | None = None,
+    another: bool = False,
+    remember: bool = True,
+) -> Job:
+    """The job of a score table's provenance, its checkpoint where ``checkpoint`` says; ``another`` may be meant.
+
+    ``manifest``, ``label``, ``target`` and ``spec``, where given, stand for those of the provenance; a target that is
+    given is meant, whatever was scored for.
+
+    Raises:
+        UsageError: the table has no provenance, nothing that a model is needed for, or other target rows by now; or
+            it names code that ``runtime`` does not.
+        ModelError: its checkpoint is not the one that it was scored at, and no other is asked for.
+    """
+    if not origin:
+        raise UsageError("the table does not say how it was made", where=source, fix="give one that `score` wrote")
+    then = origin.get("checkpoint")
+    if then is None:
+        raise UsageError("no method of the table needs a model", where=source, fix="score with ip or loss, say")
+    if (origin.get("fit_rows") or {}).get("in_memory"):
+        fix = "score with a manifest's path as --fit-rows"
+        raise UsageError("its curvature was fitted on rows in memory, which are not found again", where=source, fix=fix)
+    flags = {**origin.get("model_flags", {}), "skip_bad": origin.get("skip_bad", False)}
+    named = flags.get("model") or (origin.get("model") or {}).get("name")
+    if is_own(named):
+        if not is_own(runtime.code) or (runtime.code != named and not another):
+            raise code_named_by_data(str(named), source)
+        flags["model"] = runtime.code
+    inputs = Inputs(
+        origin["manifest"]["locator"] if manifest is None else manifest,
+        target=target or origin["target"].get("locator"),
+        checkpoint=checkpoint or then["locator"],
+        label=label or origin["manifest"].get("label") or "label",
+        group=origin["manifest"].get("group") or "group",
+        allow_overlap=True,  # it was accepted when the table was made
+        fit_rows=(origin.get("fit_rows") or {}).get("locator"),
+        **_fields_of(Inputs, flags),
+    )
+    job = open_job(inputs, spec or spec_of(origin), runtime, listener, remember)
+    if not another and job.checkpoint is not None and job.checkpoint.digest != then["fingerprint"]:
+        where = inputs.checkpoint or ""
+        raise ModelError("the checkpoint has changed since", where=where, fix="run `influence score` again")
+    scored_for = origin["target"].get("fingerprint")
+    if target is None and scored_for not in (None, job.target_fingerprint):
+        raise UsageError(
+            "the target rows have changed since, so its scores are of another question",
+            where=source,
+            fix="run `influence score` again",
+        )
+    return job
+
+
+def spec_of(origin: dict[str, Any]) -> GradSpec:
+    """What a score table's provenance says was asked for."""
+    return GradSpec(**_fields_of(GradSpec, origin["spec"]))
+
+
+def _fields_of(kind: type[Any], said: dict[str, Any]) -> dict[str, Any]:
+    """What provenance says of the fields of a dataclass; JSON knows no tuples."""
+    known = {f.name for f in fields(kind)}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in said.items() if k in known}

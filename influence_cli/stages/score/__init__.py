@@ -1,0 +1,1 @@
+"""(2) Store to score columns."""

@@ -1,0 +1,1 @@
+"""Scores of every training row for every single target row."""
