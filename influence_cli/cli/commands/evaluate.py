@@ -123,12 +123,12 @@ def _all_parts(settings: Settings, source: str) -> dict[str, Any]:
 
 
 def _sentinel(settings: Settings, source: str) -> dict[str, Any] | None:
-    from influence_cli.stages.evaluate.evaluate import sentinel, sentinel_job
+    from influence_cli.stages.evaluate.evaluate import sentinel, sentinel_run
 
     if settings["checkpoint"] is None:
         raise UsageError("--sentinel needs a new checkpoint", fix="pass --checkpoint PATH")
     manifest, _ = said_of_scores(settings)
-    job = sentinel_job(
+    run, session = sentinel_run(
         source,
         settings["sentinel"],
         settings["checkpoint"],
@@ -139,6 +139,6 @@ def _sentinel(settings: Settings, source: str) -> dict[str, Any] | None:
         manifest=manifest,
     )
     if settings["dry_run"]:
-        show.plan(settings, job)
+        show.plan(settings, run, session)
         return None
-    return sentinel(job, source, settings["budget"] or "5%", settings["draws"], settings["seed"])
+    return sentinel(run, session, source, settings["budget"] or "5%", settings["draws"], settings["seed"])

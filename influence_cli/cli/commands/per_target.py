@@ -13,13 +13,14 @@ from influence_cli.errors import UsageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from influence_cli.stages.run.job import Job
+    from influence_cli.stages.run.run import Run
+    from influence_cli.stages.run.session import Session
 
 SHOWN_TARGETS, SHOWN_ROWS = 5, 3  # on a terminal: target rows, and rows of each side
 HIDDEN = ("target_row_key", "row_key")
 
 
-def per_target(settings: Settings, job: Job) -> int | None:
+def per_target(settings: Settings, run: Run, session: Session) -> int | None:
     """For each target row its most helpful and harmful train rows.
 
     Raises:
@@ -35,13 +36,13 @@ def per_target(settings: Settings, job: Job) -> int | None:
                 f"{flag} is about one score a row, and --per-target has one a pair", fix=f"leave {flag} out"
             )
     if settings["dry_run"]:
-        return _plan(settings, describe_per_target(job, settings["top"]))
-    table = stage(job, settings["top"])
+        return _plan(settings, describe_per_target(run, session, settings["top"]))
+    table, run = stage(run, session, settings["top"])
     show.terminal().note(
-        f"{len(job.target):,} target rows: up to {settings['top']} most helpful and {settings['top']} most harmful of "
-        f"{len(job.train):,} train rows by {next(iter(job.methods))}; positive: the row helps that target row"
+        f"{len(run.target):,} target rows: up to {settings['top']} most helpful and {settings['top']} most harmful of "
+        f"{len(run.train):,} train rows by {next(iter(run.methods))}; positive: the row helps that target row"
     )
-    show.skipped(job.left_out)
+    show.skipped(run.left_out)
     auto = settings["format"] == "auto" and sys.stdout.isatty()
     if not settings["output"] and (auto or settings["format"] == "table"):
         _show(table)

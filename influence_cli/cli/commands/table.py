@@ -16,24 +16,26 @@ from influence_cli.cli.show import tables as show
 from influence_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from influence_cli.stages.run.job import Job
+    from influence_cli.stages.run.run import Run
+    from influence_cli.stages.run.session import Session
 
 
 def grads(settings: Settings) -> int | None:
     """Fill the store: directions, logits and tangents of the rows it has not seen."""
     from influence_cli.data.tables import provenance
-    from influence_cli.stages.grads.fill import fill, grads_table
+    from influence_cli.stages.grads.fill import fill
+    from influence_cli.stages.score.grads_table import grads_table
 
-    job = _job(settings)
+    run, session = _open(settings)
     if settings["dry_run"]:
-        return show.plan(settings, job)
-    if job.model is None:
+        return show.plan(settings, run, session)
+    if run.model is None:
         raise UsageError("these methods need no model, so there is nothing to compute", fix="ask for another --method")
-    rows = fill(job)
-    table = grads_table(job)
-    filled = f"{rows:,} rows run through the model; the store is complete for {len(job.train):,} train rows"
-    show.run_summary(job, provenance(table.schema), filled)
-    show.skipped(job.left_out)
+    run, rows = fill(run, session)
+    table = grads_table(run, session)
+    filled = f"{rows:,} rows run through the model; the store is complete for {len(run.train):,} train rows"
+    show.run_summary(run, session, provenance(table.schema), filled)
+    show.skipped(run.left_out)
     show.table(settings, table, sort_by="loss", descending=True)
     return None
 
@@ -43,23 +45,24 @@ def score(settings: Settings) -> int | None:
     from influence_cli.data.tables import provenance
     from influence_cli.stages.score.score import score as score_stage
 
-    job = _job(settings)
+    run, session = _open(settings)
     if settings["per_target"]:
-        return per_target(settings, job)
+        return per_target(settings, run, session)
     if settings["dry_run"]:
-        return show.plan(settings, job)
-    table = score_stage(job, settings["per_member"], settings["combine"])
-    scored = f"{len(job.train):,} train rows scored by {', '.join(job.methods)}; positive: the row helps"
-    show.run_summary(job, provenance(table.schema), scored)
-    show.skipped(job.left_out)
+        return show.plan(settings, run, session)
+    table, run = score_stage(run, session, settings["per_member"], settings["combine"])
+    scored = f"{len(run.train):,} train rows scored by {', '.join(run.methods)}; positive: the row helps"
+    show.run_summary(run, session, provenance(table.schema), scored)
+    show.skipped(run.left_out)
     show.table(settings, table, sort_by="score")
     return None
 
 
-def _job(settings: Settings) -> Job:
+def _open(settings: Settings) -> tuple[Run, Session]:
     from influence_cli.data.tables import check_suffix
     from influence_cli.settings import GradSpec, Runtime
-    from influence_cli.stages.run.job import open_job
+    from influence_cli.stages.run.open import open_run
+    from influence_cli.stages.run.session import Session
 
     show.check_format(settings, TABLE_FORMATS)
     if settings["output"]:
@@ -86,9 +89,10 @@ def _job(settings: Settings) -> Job:
         engine=settings["engine"],
         rows_limit=settings["rows_limit"],
     )
-    job = open_job(inputs, spec, runtime, show.terminal(), remember=not settings["dry_run"])
-    _check_origin(settings, job, origin)
-    return job
+    session = Session.open(runtime, show.terminal(), remember=not settings["dry_run"])
+    run = open_run(inputs, spec, session)
+    _check_origin(settings, run, origin)
+    return run, session
 
 
 def _manifest(settings: Settings) -> tuple[str, dict[str, Any] | None]:
@@ -105,15 +109,15 @@ def _manifest(settings: Settings) -> tuple[str, dict[str, Any] | None]:
     return settings["manifest"], carried["origin"]
 
 
-def _check_origin(settings: Settings, job: Job, origin: dict[str, Any] | None) -> None:
+def _check_origin(settings: Settings, run: Run, origin: dict[str, Any] | None) -> None:
     """Stop where the table on the way in was made from other content than what is found now."""
     if origin is None:
         return
     found = {
-        "manifest": job.manifest.fingerprint,
-        "target": job.target_fingerprint,
-        "checkpoint": None if job.checkpoint is None else job.checkpoint.digest,
-        "fit_rows": None if job.fit is None else job.fit.fingerprint,
+        "manifest": run.manifest.fingerprint,
+        "target": run.target_fingerprint,
+        "checkpoint": None if run.checkpoint is None else run.checkpoint.digest,
+        "fit_rows": None if run.fit is None else run.fit.fingerprint,
     }
     for name, now in found.items():
         # a fit set that nothing pins is the manifest's: who means another manifest means its fit set

@@ -53,7 +53,7 @@ def retrain_summary(settings: Settings, metrics: dict[str, Any]) -> None:
     first = next(iter(next(iter(metrics["arms"].values()))["seeds"].values()))
     rates = {k: first[f"{k}_accuracy"] for k in ("train", "target") if f"{k}_accuracy" in first}
     out.note(", ".join(f"{k} accuracy {v:.1%}" for k, v in {**rates, "test": first["accuracy"]}.items()))
-    from influence_cli.stages.score.noise import at_chance
+    from influence_cli.stages.run.accuracy import at_chance
 
     for name, rate in {**rates, "test": first["accuracy"]}.items():
         if at_chance(rate, metrics["test_rows"], metrics["num_classes"]):

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from influence_cli.data.row_checks import BadRow
     from influence_cli.stages.curate.gate import Verdict
-    from influence_cli.stages.run.job import Job
+    from influence_cli.stages.run.run import Run
+    from influence_cli.stages.run.session import Session
 
 STRONGEST = 20  # rows of a table on a terminal
 
@@ -105,17 +106,18 @@ def fitting(names: list[str], cells: list[list[str]], stream: IO[str]) -> tuple[
     return names[:kept], [row[:kept] for row in cells], names[kept:]
 
 
-def plan(settings: Settings, job: Job) -> None:
+def plan(settings: Settings, run: Run, session: Session) -> None:
     """What would run: as JSON in a pipe or when asked, as a table for people."""
     from influence_cli.stages.run.estimate import planned_gradients
-    from influence_cli.stages.run.plan import describe_plan, known_rates, missing_work, needed_rates
+    from influence_cli.stages.run.plan import describe_plan, missing_work, needed_rates
+    from influence_cli.stages.run.rates import known_rates
 
-    work, estimated = missing_work(job), {}
-    if not needed_rates(work) <= set(known_rates(job)):
+    work, estimated = missing_work(run, session), {}
+    if not needed_rates(work) <= set(known_rates(run, session)):
         from influence_cli.stages.run.estimate import estimated_rates
 
-        estimated = estimated_rates(job, work)
-    described = describe_plan(job, work, estimated, planned_gradients(job))
+        estimated = estimated_rates(run, session, work)
+    described = describe_plan(run, session, work, estimated, planned_gradients(run, session))
     if settings["format"] == "json" or (settings["format"] == "auto" and not sys.stdout.isatty()):
         print_json(described)
         return
@@ -168,20 +170,20 @@ def _gradients(planned: list[dict[str, Any]]) -> None:
             terminal().warn(f"these will be refused: {g['refused']}")
 
 
-def run_summary(job: Job, origin: dict[str, Any], done: str) -> None:
+def run_summary(run: Run, session: Session, origin: dict[str, Any], done: str) -> None:
     """What was done, how good the model is, and the noise of every direction."""
-    from influence_cli.stages.score.noise import train_accuracy, warn_at_chance
+    from influence_cli.stages.run.accuracy import train_accuracy, warn_at_chance
 
     out = terminal()
     known: dict[str, tuple[float, int]] = {}
-    train = train_accuracy(job)
+    train = train_accuracy(run, session)
     if train is not None:
-        known["train"] = (train, len(job.train))
+        known["train"] = (train, len(run.train))
     for entry in origin["noise"].values():
         known["target"] = (entry["accuracy"], entry["target_rows"])
     if known:
         out.note(", ".join(f"{name} accuracy {a:.1%}" for name, (a, _) in known.items()))
-    warn_at_chance(job, known)
+    warn_at_chance(run, session, known)
     out.note(done)
     noise_summary(origin)
 
