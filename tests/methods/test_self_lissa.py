@@ -213,7 +213,7 @@ def test_the_factor_is_the_one_of_ekfac_and_is_fitted_once(tmp_path: Path, tabul
     assert relative_error(column(score(alone)), column(table, "score_self-lissa")) < 1e-6
     other = bench.job(examples(), spec=GradSpec(SELF, options={"self-lissa": {"damping": 0.5}, "ekfac": {"draws": 3}}))
     (work,) = missing_work(other)
-    assert (work.fits, work.value_rows, work.rows) == ((), N, 0)  # other values, by the same factor
+    assert (work.fits, work.rows_in("values"), work.rows) == ((), N, 0)  # other values, by the same factor
     dense = bench.job(examples(), spec=GradSpec((*SELF, "exact"), options={"self-lissa": {"solve": "dense"}}))
     assert [fit.method for w in missing_work(dense) for fit in w.fits] == ["exact"]
 
@@ -274,7 +274,7 @@ def test_a_relabelled_row_changes_the_fit_set_and_so_every_value(bench: Bench) -
     rows = [r.relabelled() if k in (0, 4, 17) else r for k, r in enumerate(examples())]
     job = job_on(bench, rows)
     (work,) = missing_work(job)
-    assert (work.rows, work.value_rows) == (0, N)
+    assert (work.rows, work.rows_in("values")) == (0, N)
     (step,) = describe_plan(job, [work])["steps"]
     assert "3 rows are not those of the stored factor" in step["fits"][0]["why"]
     after = column(score(job))
@@ -289,7 +289,7 @@ def test_with_a_pinned_fit_set_exactly_the_rows_that_changed_are_computed(bench:
     rows = [r.relabelled() if k in (0, 4, 17) else r for k, r in enumerate(examples())]
     job = job_on(bench, rows, fit_rows=pinned)
     (work,) = missing_work(job)
-    assert (work.rows, work.value_rows, work.fits) == (0, 3, ())
+    assert (work.rows, work.rows_in("values"), work.fits) == (0, 3, ())
     assert fill(job) == 3
     after = column(score(job))
     assert np.flatnonzero(after != before).tolist() == [0, 4, 17]
@@ -297,7 +297,7 @@ def test_with_a_pinned_fit_set_exactly_the_rows_that_changed_are_computed(bench:
     more += [dataclasses.replace(r, id=f"again-{r.id}") for r in rows[:5]]
     job = job_on(bench, more, fit_rows=pinned)
     (work,) = missing_work(job)
-    assert (work.rows, work.value_rows) == (7, 7)
+    assert (work.rows, work.rows_in("values")) == (7, 7)
     assert relative_error(column(score(job)), column(score(job_on(bench, more, None, fit_rows=pinned)))) < 1e-6
 
 
@@ -309,7 +309,7 @@ def test_a_stopped_pass_keeps_its_factor_and_what_it_finished(bench: Bench) -> N
     with pytest.raises(KeyboardInterrupt):
         fill(job_on(bench, examples(), listener=heard, batch_size=8, shard_rows=8))
     (work,) = missing_work(job_on(bench, examples()))
-    assert (work.rows, work.value_rows, work.fits) == (0, N - 24, ())
+    assert (work.rows, work.rows_in("values"), work.fits) == (0, N - 24, ())
     assert fill(job_on(bench, examples())) == N - 24
 
 

@@ -263,7 +263,7 @@ def test_relabelling_in_place_computes_exactly_those_rows(bench: Bench) -> None:
     job = bench.job(rows)
     (work,) = missing_work(job)
     (step,) = describe_plan(job, [work])["steps"]
-    assert (work.rows, work.value_rows, step["row_values_to_compute"]) == (0, 3, {"self-tracin": 3})
+    assert (work.rows, work.rows_in("values"), step["row_values_to_compute"]) == (0, 3, {"self-tracin": 3})
     assert fill(job) == 3
     after = column(score(job))
     assert np.flatnonzero(after != before).tolist() == [0, 4, 17]
@@ -279,7 +279,7 @@ def test_appending_computes_exactly_the_new_rows(bench: Bench) -> None:
     rows = examples() + more + again + twins
     job = bench.job(rows)
     (work,) = missing_work(job)
-    assert (work.rows, work.value_rows) == (8, 9)  # twins are one payload and two rows
+    assert (work.rows, work.rows_in("values")) == (8, 9)  # twins are one payload and two rows
     assert fill(job) == 17
     assert relative_error(column(score(job)), column(score(bench.job(rows, None)))) < 1e-6
 
@@ -300,7 +300,7 @@ def test_a_stopped_pass_keeps_what_it_finished(bench: Bench) -> None:
     with pytest.raises(KeyboardInterrupt):
         fill(bench.job(examples(), listener=heard, batch_size=8, shard_rows=8))
     (work,) = missing_work(bench.job(examples()))
-    assert (work.rows, work.value_rows) == (0, N - 24)
+    assert (work.rows, work.rows_in("values")) == (0, N - 24)
     assert fill(bench.job(examples())) == N - 24
 
 
@@ -316,13 +316,13 @@ def test_the_store_lists_verifies_and_collects_values(bench: Bench) -> None:
     assert np.array_equal(column(score(bench.job(examples()))), before)
     collect(root, kept)
     (work,) = missing_work(bench.job(examples()))
-    assert (work.rows, work.value_rows) == (10, 10)
+    assert (work.rows, work.rows_in("values")) == (10, 10)
     (shard,) = (root / "row_values").rglob("*.safetensors")
     shard.write_bytes(shard.read_bytes()[:-1])
     files, damaged = verify(root)
     assert files > 1
     assert len(damaged) == 1
-    assert missing_work(bench.job(examples()))[0].value_rows == N
+    assert missing_work(bench.job(examples()))[0].rows_in("values") == N
 
 
 def test_a_dry_run_says_how_many_and_a_warm_run_imports_no_torch(

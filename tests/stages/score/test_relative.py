@@ -231,30 +231,30 @@ def test_relabelling_in_place_computes_and_changes_exactly_those_rows(bench: Ben
     rows = [r.relabelled() if k in (0, 4, 17) else r for k, r in enumerate(examples())]
     job = bench.job(rows, spec=spec)
     (work,) = missing_work(job)
-    assert (work.rows, work.value_rows) == (0, 3)
+    assert (work.rows, work.rows_in("values")) == (0, 3)
     after = column(score(job))
     assert np.flatnonzero(after != before).tolist() == [0, 4, 17]
     assert relative_error(after, column(score(bench.job(rows, None, spec=spec)))) < 1e-6
     more = rows + [Example(f"new{k}", draw_features(1000 + k), k % 3) for k in range(7)]
     (work,) = missing_work(bench.job(more, spec=spec))
-    assert (work.rows, work.value_rows) == (7, 7)
+    assert (work.rows, work.rows_in("values")) == (7, 7)
 
 
 def test_values_are_shared_with_the_methods_that_are_those_values(bench: Bench) -> None:
     fill(bench.job(examples(), spec=GradSpec(("self-tracin",))))
     for spec in (GradSpec(("ip",), relative=True), GradSpec(("ip",), options=COSINE)):
         (work,) = missing_work(bench.job(examples(), spec=spec))
-        assert (work.rows, work.value_rows) == (N, 0)
+        assert (work.rows, work.rows_in("values")) == (N, 0)
     both = bench.job(examples(), "new", spec=GradSpec(("ip", "self-tracin"), relative=True))
     (work,) = missing_work(both)
     assert {name: len(keys) for name, keys in work.values.items()} == {"ip": N}  # computed once, under the first name
     fill(bench.job(examples(), spec=GradSpec(("self-lissa",))))
     (work,) = missing_work(bench.job(examples(), spec=GradSpec(("ekfac",), relative=True)))
-    assert (work.value_rows, work.fits) == (0, ())
+    assert (work.rows_in("values"), work.fits) == (0, ())
     dense = GradSpec(("self-lissa",), options={"self-lissa": {"solve": "dense"}})
     fill(bench.job(examples(), spec=dense))
     (work,) = missing_work(bench.job(examples(), spec=GradSpec(("exact",), relative=True)))
-    assert (work.value_rows, work.fits) == (0, ())
+    assert (work.rows_in("values"), work.fits) == (0, ())
 
 
 def test_the_same_from_the_command_line_from_python_and_through_a_pipe_and_warm_without_torch(
