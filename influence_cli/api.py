@@ -155,7 +155,8 @@ def manifest(source: Any, output: str, **options: Any) -> Ingested:
     ``options``: ``label``, ``id``, ``image`` and ``features`` name columns; ``split`` ("80/10/10"), ``seed``,
     ``embed`` and ``skip_bad`` as on the command line.  The result holds the manifest, notes, and skipped rows.
     """
-    from influence_cli.data.ingest import IngestRequest, make_manifest
+    from influence_cli.data.ingest import make_manifest
+    from influence_cli.data.request import IngestRequest
     from influence_cli.data.sources import Columns
 
     listener = options.pop("listener", SILENT)
@@ -233,7 +234,7 @@ def curate(
     from influence_cli.data.outputs import Output, check_outputs, named_in
     from influence_cli.stages.curate.curate import curate as stage
     from influence_cli.stages.curate.curated_manifest import write_curated
-    from influence_cli.stages.curate.score_table import CurateRequest
+    from influence_cli.stages.curate.request import CurateRequest
 
     text = None if budget is None else str(budget)
     request = CurateRequest(
@@ -268,7 +269,7 @@ def retrain(manifest: Any, output: str, **options: Any) -> dict[str, Any]:
     """
     import dataclasses
 
-    from influence_cli.model.train.sgd import Recipe
+    from influence_cli.model.train.recipe import Recipe
     from influence_cli.stages.retrain.retrain import RetrainRequest
     from influence_cli.stages.retrain.retrain import retrain as stage
 
@@ -290,8 +291,8 @@ def evaluate(*scores: Any, **options: Any) -> dict[str, Any]:
     ``seed``, ``stability``, ``checkpoint`` and ``skip_bad``, as on the command line, ``store``, and ``model`` where
     the tables were scored with a ``python:`` model.
     """
-    from influence_cli.stages.evaluate.evaluate import EvaluateRequest
     from influence_cli.stages.evaluate.evaluate import evaluate as stage
+    from influence_cli.stages.evaluate.request import EvaluateRequest
 
     listener = options.pop("listener", SILENT)
     options["budget"] = str(options.get("budget") or "5%")

@@ -91,7 +91,9 @@ class Inputs:
         None, "Mean of the pixels, in [0, 1].", RUNS_AND_RETRAIN, metavar="X[,X,X]", after="input_size"
     )
     std: Any = option(None, "Standard deviation of the pixels.", RUNS_AND_RETRAIN, metavar="X[,X,X]")
-    interpolation: str | None = option(None, "nearest, bilinear, bicubic or lanczos.", RUNS_AND_RETRAIN, choices=INTERPOLATIONS)
+    interpolation: str | None = option(
+        None, "nearest, bilinear, bicubic or lanczos.", RUNS_AND_RETRAIN, choices=INTERPOLATIONS
+    )
     crop: float | None = option(None, "Cut the middle of images of size/X (timm's crop_pct).", RUNS_AND_RETRAIN)
     allow_overlap: bool = option(
         False, "Accept that over 1 % of the target rows are train rows.", RUNS, kept=NOWHERE, after="num_classes"
@@ -120,9 +122,7 @@ class GradSpec:
     methods: tuple[str, ...] = option(
         ("ip",), "Scoring method; see influence methods.", RUNS_AND_RETRAIN, name="method", after="model"
     )
-    objectives: tuple[str, ...] = option(
-        ("utility",), "What the scores are about.", RUNS_AND_RETRAIN, name="objective"
-    )
+    objectives: tuple[str, ...] = option(("utility",), "What the scores are about.", RUNS_AND_RETRAIN, name="objective")
     options: Options = option(
         dict,
         "Option of a method, objective or action.",
@@ -167,7 +167,9 @@ class Runtime:
     )
     workers: int = option(2, "Threads that decode (speed only).", RUNS_AND_EVALUATE, least=1)
     shard_rows: int = 1024
-    engine: str = option("auto", "auto, forward, layerwise or double-reverse (speed only).", RUNS, after="device", choices=ENGINES)
+    engine: str = option(
+        "auto", "auto, forward, layerwise or double-reverse (speed only).", RUNS, after="device", choices=ENGINES
+    )
     rows_limit: float = option(
         16.0, "GiB of row gradients written without asking.", RUNS, least=0, metavar="GIB", after="sketch_dim"
     )

@@ -31,7 +31,8 @@ from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import SILENT
 from influence_cli.model.build import build_model
 from influence_cli.model.spec import ModelSpec
-from influence_cli.model.train.sgd import Examples, Recipe, augment, epoch_order, row_hashes
+from influence_cli.model.train.recipe import Recipe
+from influence_cli.model.train.sgd import Examples, augment, epoch_order, row_hashes
 from influence_cli.settings import Inputs
 from influence_cli.stages.retrain.arms import PROPOSAL, Arm, base_arm, control_arms, curated_arm
 from influence_cli.stages.retrain.retrain import RetrainRequest, improved, retrain

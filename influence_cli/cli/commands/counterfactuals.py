@@ -10,7 +10,7 @@ from influence_cli.cli.show import tables as show
 from influence_cli.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from influence_cli.stages.curate.score_table import CurateRequest
+    from influence_cli.stages.curate.request import CurateRequest
     from influence_cli.stages.evaluate.counterfactuals.counterfactuals import Training
 
 RECIPE = ("epochs", "lr", "batch_size", "optimizer", "momentum", "weight_decay", "schedule", "augment")
@@ -26,11 +26,8 @@ def evaluate_by_retraining(settings: Settings, scores: CurateRequest) -> None:
     """Train, measure and show; with --dry-run say how many trainings there are."""
     from influence_cli.data.tables import check_suffix
     from influence_cli.stages.budgets import parse_share
-    from influence_cli.stages.evaluate.counterfactuals.counterfactuals import (
-        CounterfactualRequest,
-        counterfactuals,
-        plan,
-    )
+    from influence_cli.stages.evaluate.counterfactuals.counterfactuals import counterfactuals, plan
+    from influence_cli.stages.evaluate.request import CounterfactualRequest
 
     convention = settings["convention"]
     if convention not in (None, *CONVENTIONS):

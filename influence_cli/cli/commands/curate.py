@@ -15,7 +15,8 @@ from influence_cli.errors import UsageError
 if TYPE_CHECKING:
     from influence_cli.stages.curate.curate import Curated
     from influence_cli.stages.curate.export import Export
-    from influence_cli.stages.curate.score_table import CurateRequest, ScoreTable
+    from influence_cli.stages.curate.request import CurateRequest
+    from influence_cli.stages.curate.score_table import ScoreTable
 
 TABLE_FORMATS = ("auto", "table", "json", "jsonl", "csv")
 
@@ -23,7 +24,8 @@ TABLE_FORMATS = ("auto", "table", "json", "jsonl", "csv")
 def curate(settings: Settings) -> int | None:
     """Trim, relabel or reweight train rows under a budget; or be a gate with --check."""
     from influence_cli.stages.curate.curate import curate as curate_stage
-    from influence_cli.stages.curate.score_table import CurateRequest, read_scores
+    from influence_cli.stages.curate.request import CurateRequest
+    from influence_cli.stages.curate.score_table import read_scores
 
     gate = settings["check"] or settings["threshold"] is not None or settings["write_baseline"]
     show.check_format(settings, (*TABLE_FORMATS, *(["github"] if settings["check"] else [])))
@@ -90,7 +92,8 @@ def _undo(settings: Settings, gate: bool) -> None:
 
 def _export(settings: Settings, curated: Curated) -> Export | None:
     """The export that was asked for, checked before anything is written."""
-    from influence_cli.stages.curate.export import ExportRequest, prepare_export
+    from influence_cli.stages.curate.export import prepare_export
+    from influence_cli.stages.curate.request import ExportRequest
 
     if settings["export"] is None:
         return None
@@ -146,7 +149,8 @@ def _write_curation(settings: Settings, curated: Curated, export: Export | None)
 
 
 def _gate(settings: Settings, request: CurateRequest, scores: ScoreTable) -> int | None:
-    from influence_cli.stages.curate.gate import GateRequest, check, write_baseline
+    from influence_cli.stages.curate.gate import check, write_baseline
+    from influence_cli.stages.curate.request import GateRequest
 
     if settings["write_baseline"] and settings["dry_run"]:
         show.terminal().note(f"{len(scores.train):,} rows would be accepted in {settings['write_baseline']}")

@@ -46,7 +46,7 @@ def _by_retraining(settings: Settings, source: str) -> None:
     Raises:
         UsageError: something else is asked for too.
     """
-    from influence_cli.stages.curate.score_table import CurateRequest
+    from influence_cli.stages.curate.request import CurateRequest
 
     also = [flag for flag in ("other_scores", "sentinel", "stability") if settings[flag]]
     if settings.more or also:
@@ -99,8 +99,8 @@ def _runtime(settings: Settings) -> Runtime:
 
 
 def _all_parts(settings: Settings, source: str) -> dict[str, Any]:
-    from influence_cli.stages.evaluate.evaluate import EvaluateRequest
     from influence_cli.stages.evaluate.evaluate import evaluate as evaluate_stage
+    from influence_cli.stages.evaluate.request import EvaluateRequest
 
     manifest, label = said_of_scores(settings)
     named = settings.origins["clean_label"] != "default"

@@ -13,7 +13,8 @@ from influence_cli.errors import UsageError
 
 def manifest(settings: Settings) -> int | None:
     """Image folder, CSV, JSONL, .npz, saved Hugging Face dataset or Parquet -> a checked manifest."""
-    from influence_cli.data.ingest import IngestRequest, make_manifest
+    from influence_cli.data.ingest import make_manifest
+    from influence_cli.data.request import IngestRequest
     from influence_cli.data.sources import Columns
 
     show.check_format(settings, ("auto", "table", "json"))
