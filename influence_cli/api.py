@@ -53,6 +53,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, Unpack
 
 from influence_cli.errors import UserCodeError
 from influence_cli.events import SILENT, Listener
+from influence_cli.options import build_request, options_in
 from influence_cli.settings import GradSpec, Inputs, Options, Runtime
 
 if TYPE_CHECKING:
@@ -131,21 +132,22 @@ def _job(manifest: Any, given: dict[str, Any]) -> Job:
     """
     from influence_cli.stages.run.job import open_job
 
-    unknown = set(given) - set(RunOptions.__annotations__)
+    kinds = (Inputs, GradSpec, Runtime)
+    known = {o.name for kind in kinds for o in options_in(kind)} - {"manifest", "set"} | {"options", "task", "listener"}
+    unknown = set(given) - known
     if unknown:
         raise TypeError(f"unknown option {sorted(unknown)[0]!r}")
-    if given.get("checkpoint") is not None:
-        given["checkpoint"] = str(given["checkpoint"])
-    listener = given.pop("listener", SILENT)
-    methods, objectives = _names(given.pop("method", "ip")), _names(given.pop("objective", "utility"))
-    named = ("options", "params", "precision", "seed", "relative", "rows", "sketch_dim")
-    numbers = {k: given.pop(k) for k in named if k in given}
-    speed = {
-        k: given.pop(k) for k in ("store", "device", "batch_size", "workers", "engine", "rows_limit") if k in given
-    }
-    if speed.get("store") is not None:
-        speed["store"] = str(speed["store"])
-    return open_job(Inputs(manifest, **given), GradSpec(methods, objectives, **numbers), Runtime(**speed), listener)
+    values = {**given, "set": given.get("options")}
+    for name in ("method", "objective"):
+        if name in values:
+            values[name] = _names(values[name])
+    for name in ("checkpoint", "store"):
+        if values.get(name) is not None:
+            values[name] = str(values[name])
+    inputs = build_request(Inputs, values, manifest=manifest)
+    temporary = {"store": None} if "store" in values and values["store"] is None else {}
+    runtime = build_request(Runtime, values, **temporary)
+    return open_job(inputs, build_request(GradSpec, values), runtime, given.get("listener", SILENT))
 
 
 @_never_ends
@@ -236,19 +238,18 @@ def curate(
     from influence_cli.stages.curate.curated_manifest import write_curated
     from influence_cli.stages.curate.request import CurateRequest
 
-    text = None if budget is None else str(budget)
     request = CurateRequest(
         scores,
-        action,
-        text,
-        manifest,
-        label,
-        _names(by),
-        combine,
-        maximise,
-        _names(subject_to),
-        options or {},
-        skip_bad,
+        action=action,
+        budget=None if budget is None else str(budget),
+        manifest=manifest,
+        label=label,
+        by=_names(by),
+        combine=combine,
+        maximise=maximise,
+        subject_to=_names(subject_to),
+        options=options or {},
+        skip_bad=skip_bad,
     )
     if output is not None:
         check_outputs([Output("output", str(output), CURATED)], [scores, manifest, *named_in(scores)])

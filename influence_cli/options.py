@@ -20,6 +20,7 @@ Request(crop=0.875, methods=('ip', 'loss'))
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -62,7 +63,7 @@ class Option:
     read: Callable[[str, str], Any] | None = None  # (text, flag) -> the field's value
     kept: str | None = None  # where provenance holds it; default: in the request's own part, by the field's name
     after: str | None = None  # the option it is shown after; default: the field before
-    kind: type | None = None  # str, int, float, bool or list (of strings, repeatable); default: the field's, as text
+    kind: type = object  # str, int, float, bool or list (of strings, repeatable); default: the field's, as text
 
     field: str = ""
     default: Any = None
@@ -102,7 +103,7 @@ def _of_field(field: dataclasses.Field[Any]) -> Option:
     o: Option = field.metadata[_KEY]
     name = o.name or field.name
     annotation = field.type if isinstance(field.type, str) else field.type.__name__
-    kind = o.kind or (str if o.read else _KINDS.get(annotation.removesuffix(" | None"), str))
+    kind = o.kind if o.kind is not object else (str if o.read else _KINDS.get(annotation.removesuffix(" | None"), str))
     default = None if field.default is dataclasses.MISSING or o.read else field.default
     if kind is list:
         default = list(field.default) if isinstance(field.default, tuple) else []
@@ -111,7 +112,8 @@ def _of_field(field: dataclasses.Field[Any]) -> Option:
     return dataclasses.replace(o, name=name, flags=flags, field=field.name, kind=kind, default=default)
 
 
-def in_order(requests: Iterable[type]) -> dict[str, Option]:
+@functools.cache
+def in_order(requests: tuple[type, ...]) -> dict[str, Option]:
     """Every option that the requests declare, by name, in the order in which people are shown them."""
     runs: list[list[Option]] = []
     for request in requests:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from influence_cli.cli.console import print_table
-from influence_cli.cli.settings.resolve import Settings
-from influence_cli.cli.show.tables import noise_summary, terminal
+from influence_cli.cli.console import terminal
+from influence_cli.cli.printing import print_table
+from influence_cli.cli.show.run import noise_summary
 
 if TYPE_CHECKING:
     from influence_cli.stages.curate.curate import Curated
 
 
-def curate_summary(settings: Settings, curated: Curated) -> None:
+def show_edits(curated: Curated) -> None:
     """Counts, class balance, notes, and precision where clean labels are known."""
     from influence_cli.stages.curate.edit_report import summarise
 
@@ -72,4 +72,4 @@ def _predicted(objectives: list[dict[str, Any]]) -> None:
         ]
         for o in objectives
     ]
-    print_table("predicted to first order; positive: Phi falls", header, rows, terminal(), sys.stderr)
+    print_table("predicted to first order; positive: Phi falls", header, rows, sys.stderr)

@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from influence_cli.errors import UsageError
+from influence_cli.options import TRAINS, option
 
 LBFGS = "lbfgs"
-
-
 AUGMENTATIONS = ("none", "shift", "flip-shift")
 SCHEDULES = ("cosine", "constant", "step")
 OPTIMIZERS = ("sgd", "adamw", LBFGS)
@@ -20,15 +19,15 @@ OPTIMIZERS = ("sgd", "adamw", LBFGS)
 class Recipe:
     """How a model is trained; every field changes numbers and is part of an arm's fingerprint."""
 
-    epochs: int = 20
-    lr: float | None = None  # None: 0.05 for sgd, 1e-3 for adamw
+    epochs: int = option(20, "Passes over the train rows.", TRAINS, least=1)
+    lr: float | None = option(None, "Peak learning rate [default: sgd 0.05, adamw 0.001].", TRAINS)
     batch_size: int = 128
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: str = "cosine"
+    optimizer: str = option("sgd", "sgd (momentum 0.9), adamw, or lbfgs: linear to its optimum.", TRAINS)
+    momentum: float = option(0.9, "Momentum of sgd.", TRAINS, least=0)
+    weight_decay: float = option(5e-4, "Weight decay.", TRAINS, least=0)
+    schedule: str = option("cosine", "cosine, constant or step.", TRAINS)
     warmup: float = 0.05  # share of the steps over which the rate rises from 0
-    augment: str = "none"
+    augment: str = option("none", "none, shift or flip-shift.", TRAINS)
 
     def __post_init__(self) -> None:
         for flag, value, known in (

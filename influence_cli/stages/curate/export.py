@@ -61,7 +61,7 @@ def prepare_export(curated: Curated, request: ExportRequest) -> Export:
         label=curated.scores.label,
         place=Path(os.path.relpath(place)),
         link=request.link,
-        url_prefix=request.url_prefix,
+        url_prefix=request.url_prefix or "",
         ranks=_ranks(curated),
     )
     prepared = prepare(form, task)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.options import kept_values
 from influence_cli.stages.grads.curvature_report import curvature_report
 from influence_cli.stages.grads.value_functions import negative_values
 from influence_cli.stages.run.job import Job
@@ -36,7 +37,6 @@ def base_table(job: Job) -> pa.Table:
 
 def provenance_of(job: Job, stage: str) -> dict[str, Any]:
     """What a later stage needs to find payload, model and target again, and to know that they are the same."""
-    spec = job.spec
     return {
         "schema_version": 1,
         "stage": stage,
@@ -60,35 +60,21 @@ def provenance_of(job: Job, stage: str) -> dict[str, Any]:
         if job.checkpoint is None
         else {"locator": job.checkpoint.locator, "fingerprint": job.checkpoint.digest},
         "model": None if job.model is None else job.model.as_dict(),
-        "model_flags": {
-            "model": job.inputs.model,
-            "input_size": job.inputs.input_size,
-            "num_classes": job.inputs.num_classes,
-            "mean": _listed(job.inputs.mean),
-            "std": _listed(job.inputs.std),
-            "interpolation": job.inputs.interpolation,
-            "crop": job.inputs.crop,
-        },
+        "model_flags": kept_values(job.inputs),
         "skip_bad": job.inputs.skip_bad,
         "skipped": [b.id for b in job.manifest.bad[job.manifest.bad_when_read :]],
-        "spec": {
-            "methods": list(spec.methods),
-            "objectives": list(spec.objectives),
-            "options": decided_options(job),
-            "params": spec.params,
-            "loss": spec.loss,
-            "precision": spec.precision,
-            "seed": spec.seed,
-            "relative": spec.relative,
-            **({} if spec.rows is None else {"rows": spec.rows, "sketch_dim": spec.sketch_dim}),
-        },
+        "spec": _spec(job),
     }
+
+
+def _spec(job: Job) -> dict[str, Any]:
+    """What was asked for, with the options that were left to the methods as they were decided."""
+    spec = {**kept_values(job.spec), "options": decided_options(job)}
+    if job.spec.rows is None:  # no row's own gradients are stored, so that nothing of them changed the table
+        del spec["rows"], spec["sketch_dim"]
+    return spec
 
 
 def locator_of(source: Any) -> str | None:
     """Where rows are, for a later stage; None for rows in memory."""
     return str(source) if isinstance(source, str | Path) else None
-
-
-def _listed(values: tuple[float, ...] | None) -> str | None:
-    return None if values is None else ",".join(repr(v) for v in values)

@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from influence_cli.errors import UsageError
+from influence_cli.options import RETRAIN, TRAINS, comma_list, option, same_option
 from influence_cli.settings import GradSpec, Inputs, Options
+from influence_cli.stages.budgets import parse_share
 
 NOISES = ("confusion", "uniform")
+
+
+def named_arm(text: str, flag: str = "--arm") -> tuple[str, str]:
+    """The name and the path in "NAME=PATH".
+
+    Raises:
+        UsageError: there are none.
+    """
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise UsageError(f"{flag} {text!r} cannot be read", fix=f"write {flag} loss=loss-trimmed.parquet")
+    return name, path
 
 
 @dataclass(frozen=True)
 class CanaryRequest:
     """How many canaries, and which labels they get."""
 
-    share: float
-    noise: str | None = None  # default: confusion where there is a model, else uniform
-    source: str | None = None  # checkpoint or run folder whose confusion is used
+    share: float = option(
+        MISSING,
+        "Share of train rows trained on with a wrong label.",
+        (RETRAIN,),
+        name="canaries",
+        metavar="5%",
+        read=parse_share,
+    )
+    noise: str | None = option(None, "confusion (with --canaries-from) or uniform.", (RETRAIN,), name="canary_noise")
+    source: str | None = option(
+        None,
+        "Draw them as this model errs.",
+        (RETRAIN,),
+        name="canaries_from",
+        path=True,
+        metavar="CHECKPOINT",
+        after="canaries",
+    )
 
     def __post_init__(self) -> None:
         if self.noise not in (None, *NOISES):
@@ -35,13 +64,20 @@ class CanaryRequest:
 class EditsRequest:
     """Which edits to compare: by stored scores, or (``rounds``) by scores made anew between trims."""
 
-    scores: Any = None  # a score table of the train rows
-    budgets: tuple[str, ...] = ("5%",)
-    actions: tuple[str, ...] = ("trim",)
+    scores: Any = option(
+        None,
+        "Score table: an arm for every column (--by), --action and --budget.",
+        (RETRAIN,),
+        path=True,
+        metavar="TABLE",
+        after="undo",
+    )
+    budgets: tuple[str, ...] = same_option(("5%",), "budget", comma_list)
+    actions: tuple[str, ...] = same_option(("trim",), "action", comma_list)
     by: tuple[str, ...] = ("score",)
     combine: str | None = None  # also the columns combined, by this rule
     options: Options = field(default_factory=dict)
-    rounds: int = 1
+    rounds: int = option(1, "Trim in so many rounds, scoring by --method in between.", (RETRAIN,), least=1)
     spec: GradSpec = field(default_factory=GradSpec)  # what is scored between trims
 
 
@@ -51,17 +87,41 @@ class RetrainRequest:
 
     inputs: Inputs
     output: str
-    seeds: int = 1
+    against: str | None = option(
+        None,
+        "Manifest before curation; adds arms: no edit and random controls.",
+        (RETRAIN,),
+        path=True,
+        metavar="PATH",
+    )
+    arms: tuple[tuple[str, str], ...] = option(
+        (),
+        "One more curated manifest to compare.",
+        (RETRAIN,),
+        name="arm",
+        kind=list,
+        read=named_arm,
+        metavar="NAME=PATH",
+    )
+    test: str | None = option(
+        None, "Rows to test on [default: rows with split test].", TRAINS, path=True, metavar="PATH"
+    )
+    init: str | None = option(None, "Checkpoint to start from.", TRAINS, path=True, metavar="PATH")
+    pretrained: bool = option(False, "Start from timm's pretrained weights (downloads).", TRAINS)
+    seeds: int = option(1, "Number of seeds for every arm.", TRAINS, least=1, after="augment")
     seed: int = 0
-    against: str | None = None
-    arms: tuple[tuple[str, str], ...] = ()  # more curated manifests, as (name, path)
-    test: str | None = None
-    init: str | None = None
-    pretrained: bool = False
-    keep_checkpoints: int = 0
-    calibration: float = 0.0
+    keep_checkpoints: int = option(0, "Checkpoints to keep of the first arm and seed.", (RETRAIN,), least=0)
+    calibration: float = option(
+        0.0,
+        "Share of train rows left out of training, for the gate.",
+        (RETRAIN,),
+        metavar="5%",
+        read=parse_share,
+    )
     canaries: CanaryRequest | None = None
     device: str = "auto"
     edits: EditsRequest | None = None  # arms made from scores
-    attack: str | None = None  # how test rows are attacked: none, or by default linear models alone
+    attack: str | None = option(
+        None, "Attack test rows: linear, pgd, fgsm, none [default: linear models].", (RETRAIN,), after="rounds"
+    )
     options: Options = field(default_factory=dict)
