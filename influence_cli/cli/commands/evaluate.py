@@ -106,7 +106,7 @@ def _sentinel(settings: Settings, result: ResultOptions, asked: EvaluateOptions,
         raise UsageError("--sentinel needs a new checkpoint", fix="pass --checkpoint PATH")
     job = sentinel_job(
         source,
-        asked.sentinel,
+        asked.sentinel or "",
         checkpoint,
         runtime_of(settings, code=settings.values["model"]),
         asked.seed,
