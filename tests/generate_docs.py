@@ -158,7 +158,7 @@ def tree(_: str) -> str:
 def files(_: str) -> str:
     """Every file of the package, with the first line of its docstring."""
     texts = []
-    for folder in (PACKAGE, *folders(PACKAGE), *(f for inner in folders(PACKAGE) for f in folders(inner))):
+    for folder in sorted({path.parent for path in PACKAGE.rglob("*.py") if modules(path.parent)}):
         entries = [(path.name, first_line(path)) for path in modules(folder)]
         texts.append(f"{folder.relative_to(ROOT)}/\n" + "".join(described(entries)))
     return block("\n".join(texts))
