@@ -13,11 +13,6 @@ from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.evaluate.request import CounterfactualRequest, Training
 
 
-def asks_to_retrain(settings: Settings) -> bool:
-    """Whether anything is asked for that needs trainings."""
-    return any(settings.values[name] is not None for name in ("lds", "removal", "loo", "brittleness"))
-
-
 def evaluate_by_retraining(settings: Settings, result: ResultOptions, source: str) -> None:
     """Train, measure and show; with --dry-run say how many trainings there are."""
     from influence_cli.data.tables import check_suffix

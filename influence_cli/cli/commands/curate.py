@@ -14,7 +14,7 @@ from influence_cli.cli.settings.inputs import manifest_of_scores, require_source
 from influence_cli.cli.settings.requests import CurateOutputs, ResultOptions
 from influence_cli.cli.settings.settings import Settings
 from influence_cli.cli.show.curate import show_edits
-from influence_cli.cli.show.run import skipped
+from influence_cli.cli.show.run import show_skipped
 from influence_cli.cli.show.table import note_formulas, print_rows
 from influence_cli.errors import UsageError
 from influence_cli.stages.curate.request import CurateRequest, ExportRequest
@@ -40,7 +40,7 @@ def curate(settings: Settings) -> int | None:
         return judge(settings, result, outputs, request)
     curated = curate_stage(request)
     show_edits(curated)
-    skipped(curated.scores.manifest.left_out)
+    show_skipped(curated.scores.manifest.left_out)
     export = None if outputs.export is None else prepare_export(curated, settings.make(ExportRequest))
     if not result.dry_run:
         _write(result, outputs, curated, export)

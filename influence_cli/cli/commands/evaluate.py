@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from influence_cli.cli.commands.counterfactuals import asks_to_retrain, evaluate_by_retraining
+from influence_cli.cli.commands.counterfactuals import evaluate_by_retraining
 from influence_cli.cli.console import terminal
 from influence_cli.cli.settings.inputs import manifest_of_scores, require_source, runtime_of
 from influence_cli.cli.settings.requests import EvaluateOptions, ResultOptions
@@ -15,8 +15,6 @@ from influence_cli.cli.show.plan import show_plan
 from influence_cli.errors import UsageError
 from influence_cli.stages.evaluate.request import EvaluateRequest
 
-NAMES = {"other_scores": "--against", "sentinel": "--sentinel", "stability": "--stability"}  # flags of questions
-
 
 def evaluate(settings: Settings) -> None:
     """How far to trust scores: detection of wrong labels, canaries, agreement of methods, seeds and checkpoints."""
@@ -26,8 +24,8 @@ def evaluate(settings: Settings) -> None:
     result, asked = settings.make(ResultOptions), settings.make(EvaluateOptions)
     result.check_format("auto", "table", "json")
     source = require_source(settings, "a score table")
-    if asks_to_retrain(settings):
-        _check_alone(settings)
+    if asked.by_retraining:
+        _check_alone(settings, asked)
         _check_outputs(result)
         return evaluate_by_retraining(settings, result, source)
     _check(settings, asked)
@@ -40,19 +38,20 @@ def evaluate(settings: Settings) -> None:
     elif asked.other_scores is not None:
         found = compare(source, asked.other_scores, asked.budget, asked.draws, asked.seed)
     else:
-        found = evaluate_stage(_request(settings, source), terminal())
+        found = evaluate_stage(_request(settings, asked, source), terminal())
     if found is not None:
         show_evaluation(result, found)
     return None
 
 
-def _check_alone(settings: Settings) -> None:
+def _check_alone(settings: Settings, asked: EvaluateOptions) -> None:
     """Refuse other questions beside one that needs trainings.
 
     Raises:
         UsageError: there is one.
     """
-    also = ["several tables"] if settings.more else [flag for name, flag in NAMES.items() if settings.values[name]]
+    flags = {"--against": asked.other_scores, "--sentinel": asked.sentinel, "--stability": asked.stability}
+    also = ["several tables"] if settings.more else [flag for flag, given in flags.items() if given]
     if also:
         raise UsageError(f"{also[0]} and retraining are two questions", fix="ask one at a time, about one table")
 
@@ -63,11 +62,10 @@ def _check(settings: Settings, asked: EvaluateOptions) -> None:
     Raises:
         UsageError: they do.
     """
-    stability = settings.values["stability"]
     alone = [flag for flag, given in (("--against", asked.other_scores), ("--sentinel", asked.sentinel)) if given]
-    if len(alone) > 1 or (alone and (settings.more or stability)):
+    if len(alone) > 1 or (alone and (settings.more or asked.stability)):
         raise UsageError(f"{alone[0]} is a question of its own, about one table", fix="ask one at a time")
-    if stability and not settings.more:
+    if asked.stability and not settings.more:
         fix = "influence evaluate A.parquet B.parquet --stability"
         raise UsageError("--stability compares several tables", fix=fix)
 
@@ -84,15 +82,14 @@ def _check_outputs(result: ResultOptions) -> None:
     check_pages(result)
 
 
-def _request(settings: Settings, source: str) -> EvaluateRequest:
+def _request(settings: Settings, asked: EvaluateOptions, source: str) -> EvaluateRequest:
     """Everything that can be asked of the tables without training."""
-    named = settings.origins["clean_label"] != "default"
     return settings.make(
         EvaluateRequest,
         scores=(source, *settings.more),
-        clean_column=settings.values["clean_label"] if named else None,
+        clean_column=settings.chosen("clean_label"),
         checkpoint=settings.insisted("checkpoint"),
-        runtime=runtime_of(settings, code=settings.values["model"]),
+        runtime=runtime_of(settings, code=asked.model),
         **manifest_of_scores(settings),
     )
 
@@ -101,14 +98,13 @@ def _sentinel(settings: Settings, result: ResultOptions, asked: EvaluateOptions,
     """Whether the table is still good at another checkpoint; None where the plan is shown instead."""
     from influence_cli.stages.evaluate.evaluate import sentinel, sentinel_job
 
-    checkpoint = settings.values["checkpoint"]
-    if checkpoint is None:
+    if asked.checkpoint is None:
         raise UsageError("--sentinel needs a new checkpoint", fix="pass --checkpoint PATH")
     job = sentinel_job(
         source,
         asked.sentinel or "",
-        checkpoint,
-        runtime_of(settings, code=settings.values["model"]),
+        asked.checkpoint,
+        runtime_of(settings, code=asked.model),
         asked.seed,
         terminal(),
         remember=not result.dry_run,

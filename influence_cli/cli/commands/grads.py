@@ -7,7 +7,7 @@ from influence_cli.cli.settings.outputs import table_kind
 from influence_cli.cli.settings.requests import ResultOptions
 from influence_cli.cli.settings.settings import Settings
 from influence_cli.cli.show.plan import show_plan
-from influence_cli.cli.show.run import run_summary, skipped
+from influence_cli.cli.show.run import show_run, show_skipped
 from influence_cli.cli.show.table import put_table
 from influence_cli.errors import UsageError
 
@@ -26,6 +26,6 @@ def grads(settings: Settings) -> None:
     rows = fill(job)
     table = grads_table(job)
     filled = f"{rows:,} rows run through the model; the store is complete for {len(job.train):,} train rows"
-    run_summary(job, provenance(table.schema), filled)
-    skipped(job.left_out)
+    show_run(job, provenance(table.schema), filled)
+    show_skipped(job.left_out)
     put_table(result, table, table_kind(settings), sort_by="loss", descending=True)

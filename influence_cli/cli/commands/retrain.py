@@ -71,7 +71,7 @@ def _canaries(settings: Settings) -> CanaryRequest | None:
     Raises:
         UsageError: a flag is about canaries, and there are none.
     """
-    if settings.values["canaries"] is None:
+    if settings.make(RetrainOptions).canaries is None:
         _refuse(settings, ("canaries_from", "canary_noise"), "needs canaries", fix="pass --canaries 5%")
         return None
     return settings.make(CanaryRequest)

@@ -12,7 +12,7 @@ from influence_cli.cli.settings.requests import ResultOptions, ScoreOptions
 from influence_cli.cli.settings.settings import Settings
 from influence_cli.cli.show.per_target import show_pairs, show_pairs_plan
 from influence_cli.cli.show.plan import show_plan
-from influence_cli.cli.show.run import run_summary, skipped
+from influence_cli.cli.show.run import show_run, show_skipped
 from influence_cli.cli.show.table import put_table
 from influence_cli.errors import UsageError
 
@@ -33,8 +33,8 @@ def score(settings: Settings) -> None:
         return show_plan(result, job)
     table = score_stage(job, asked.per_member, asked.combine)
     scored = f"{len(job.train):,} train rows scored by {', '.join(job.methods)}; positive: the row helps"
-    run_summary(job, provenance(table.schema), scored)
-    skipped(job.left_out)
+    show_run(job, provenance(table.schema), scored)
+    show_skipped(job.left_out)
     put_table(result, table, table_kind(settings), sort_by="score")
 
 
@@ -57,7 +57,7 @@ def _per_target(settings: Settings, result: ResultOptions, asked: ScoreOptions, 
         f"{len(job.target):,} target rows: up to {asked.top} most helpful and {asked.top} most harmful of "
         f"{len(job.train):,} train rows by {next(iter(job.methods))}; positive: the row helps that target row"
     )
-    skipped(job.left_out)
+    show_skipped(job.left_out)
     for_people = result.format == "table" or (result.format == "auto" and sys.stdout.isatty())
     if for_people and not result.output:
         show_pairs(table)

@@ -91,7 +91,9 @@ class CurateOutputs:
 
 @dataclass(frozen=True)
 class RetrainOptions:
-    """What ``retrain`` makes of the comparison."""
+    """Whether ``retrain`` plants canaries, and what it makes of the comparison."""
+
+    canaries: str | None = None
 
     require_improvement: bool = option(
         False,
@@ -104,7 +106,7 @@ class RetrainOptions:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Questions of ``evaluate`` that are asked alone."""
+    """Which question ``evaluate`` is asked; those of its own are asked alone."""
 
     other_scores: str | None = option(
         None, "Compare with this table alone.", (EVALUATE,), "--against", stored=False, after="draws"
@@ -120,6 +122,18 @@ class EvaluateOptions:
     budget: str = "5%"
     draws: int = 1000
     seed: int = 0
+    stability: bool = False
+    checkpoint: str | None = None
+    model: str | None = None
+    lds: int | None = None
+    removal: str | None = None
+    loo: int | None = None
+    brittleness: int | None = None
+
+    @property
+    def by_retraining(self) -> bool:
+        """Whether anything is asked for that needs trainings."""
+        return any(part is not None for part in (self.lds, self.removal, self.loo, self.brittleness))
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,10 @@ class Settings:
         """Whether a flag or the environment says so, not a file or a default."""
         return self.origins[name] in ("flag", "environment")
 
+    def chosen(self, name: str) -> Any:
+        """The value that anybody gives; None for the default."""
+        return None if self.origins[name] == "default" else self.values[name]
+
     def insisted(self, name: str) -> Any:
         """The value that a flag or the environment gives; None where neither does."""
         return self.values[name] if self.explicit(name) else None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli.console import terminal
 from influence_cli.cli.printing import print_table
-from influence_cli.cli.show.run import noise_summary
+from influence_cli.cli.show.run import show_noise
 
 if TYPE_CHECKING:
     from influence_cli.stages.curate.curate import Curated
@@ -35,7 +35,7 @@ def show_edits(curated: Curated) -> None:
     if "canary" in curated.scores.table.column_names:
         out.note("  canaries of the checkpoint's training are left alone")
     if curated.scores.scored.kind == "signed":
-        noise_summary(curated.scores.provenance)
+        show_noise(curated.scores.provenance)
     if "wrong_share_of_edited" in s:
         out.note(
             f"  clean labels say: {s['wrong_share_of_edited']:.1%} of the edited rows were labelled wrong "

@@ -10,7 +10,7 @@ from influence_cli.cli.console import terminal
 from influence_cli.cli.printing import print_json, print_table
 from influence_cli.cli.settings.requests import ResultOptions
 from influence_cli.cli.show.page import write_pages
-from influence_cli.cli.show.run import skipped
+from influence_cli.cli.show.run import show_skipped
 from influence_cli.report.arm_tables import arm_tables, comparison_table
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def show_comparison(result: ResultOptions, metrics: dict[str, Any]) -> None:
     from influence_cli.data.row_checks import BadRow
 
     out = terminal()
-    skipped({source: [BadRow(**b) for b in bad] for source, bad in metrics.get("left_out", {}).items()})
+    show_skipped({source: [BadRow(**b) for b in bad] for source, bad in metrics.get("left_out", {}).items()})
     if not out.quiet:
         _accuracies(metrics)
         _print_tables([comparison_table(metrics), *arm_tables(metrics, brief=True)])

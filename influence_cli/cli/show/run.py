@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SHOWN_ROWS = 20  # left out of a manifest, unless with -v
 
 
-def run_summary(job: Job, origin: dict[str, Any], done: str) -> None:
+def show_run(job: Job, origin: dict[str, Any], done: str) -> None:
     """What was done, how good the model is, and the noise of every direction."""
     from influence_cli.stages.score.noise import train_accuracy, warn_at_chance
 
@@ -30,10 +30,10 @@ def run_summary(job: Job, origin: dict[str, Any], done: str) -> None:
         out.note(", ".join(f"{name} accuracy {a:.1%}" for name, (a, _) in known.items()))
     warn_at_chance(job, known)
     out.note(done)
-    noise_summary(origin)
+    show_noise(origin)
 
 
-def skipped(left_out: dict[str, list[BadRow]]) -> None:
+def show_skipped(left_out: dict[str, list[BadRow]]) -> None:
     """Every row that was left out, as a table: id, column and reason; the first 20 of a manifest unless with -v."""
     out = terminal()
     for source, bad in left_out.items() if not out.quiet else ():
@@ -45,7 +45,7 @@ def skipped(left_out: dict[str, list[BadRow]]) -> None:
             out.note(f"and {len(bad) - len(shown):,} more: all with -v")
 
 
-def noise_summary(origin: dict[str, Any]) -> None:
+def show_noise(origin: dict[str, Any]) -> None:
     """Phi and the noise of every direction, with a warning where it is mostly noise."""
     from influence_cli.stages.grads.group_parts import parity_warnings, parts_lines
     from influence_cli.stages.score.noise import describe_noise, noise_warnings
