@@ -40,6 +40,7 @@ WRITING = (MANIFEST, *STAGES)
 SHOWING = (*WRITING, METHODS, CACHE)
 EVERY = (*SHOWING, GUIDE)
 
+PATH: dict[str, Any] = {"path": True, "metavar": "PATH"}  # of an option that is a place
 NOWHERE = ""  # ``kept`` of an option that no provenance holds
 _KINDS: dict[str, type] = {"bool": bool, "int": int, "float": float, "tuple[str, ...]": list}
 _METAVARS = {str: "TEXT", int: "N", float: "X", list: "NAME"}

@@ -15,6 +15,7 @@ from influence_cli.options import (
     EVALUATE,
     MODEL,
     NOWHERE,
+    PATH,
     RETRAIN,
     RUNS,
     RUNS_AND_EVALUATE,
@@ -46,36 +47,24 @@ class Inputs:
     kept_in: ClassVar[str] = "model_flags"
 
     manifest: Any = option(
-        MISSING,
-        "Manifest with the payload.",
-        (SCORE, CURATE, EVALUATE),
-        path=True,
-        metavar="PATH",
-        kept="manifest.locator",
+        MISSING, "Manifest with the payload.", (SCORE, CURATE, EVALUATE), **PATH, kept="manifest.locator"
     )
     target: Any = option(
         None,
         "Rows the objective is measured on [default: rows with split val].",
         RUNS_AND_EVALUATE,
-        path=True,
-        metavar="PATH",
+        **PATH,
         kept="target.locator",
     )
     fit_rows: str | None = option(
         None,
         "Pin the rows that curvature is fitted on: train rows of this manifest [default: the manifest's own].",
         RUNS,
-        path=True,
-        metavar="PATH",
+        **PATH,
         kept="fit_rows.locator",
     )
     checkpoint: str | None = option(
-        None,
-        "Run folder of retrain, .safetensors, or .pt.",
-        RUNS_AND_EVALUATE,
-        path=True,
-        metavar="PATH",
-        kept="checkpoint.locator",
+        None, "Run folder of retrain, .safetensors, or .pt.", RUNS_AND_EVALUATE, **PATH, kept="checkpoint.locator"
     )
     model: str | None = option(None, "timm name, linear, mlp:128,128 or python:PKG.MOD:FACTORY.", MODEL)
     label: str = option("label", "Label column.", WRITING, metavar="COLUMN", kept="manifest.label")
@@ -159,7 +148,7 @@ class Runtime:
     """How fast and where; never a number beyond rounding."""
 
     store: str | None = option(  # None: a temporary store, thrown away
-        ".influence", "Where results are remembered.", (*RUNS_AND_EVALUATE, CACHE), path=True, metavar="PATH"
+        ".influence", "Where results are remembered.", (*RUNS_AND_EVALUATE, CACHE), **PATH
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps (speed only).", MODEL)
     batch_size: int | None = option(

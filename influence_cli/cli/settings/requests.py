@@ -16,6 +16,7 @@ from influence_cli.options import (
     CURATE,
     EVALUATE,
     EVERY,
+    PATH,
     RETRAIN,
     RUNS_AND_EVALUATE,
     SCORE,
@@ -63,9 +64,7 @@ class StoreOptions:
 class CurateOutputs:
     """What ``curate`` writes beside the curated manifest, or in its place."""
 
-    edits: str | None = option(
-        None, "Write the decisions alone to this table.", (CURATE,), path=True, metavar="PATH", after="subject_to"
-    )
+    edits: str | None = option(None, "Write the decisions alone to this table.", (CURATE,), **PATH, after="subject_to")
     undo: bool = option(
         False, "Take edits back: SCORES is a table of edits, --manifest the curated manifest.", (CURATE,), stored=False
     )
@@ -73,12 +72,7 @@ class CurateOutputs:
         False, "Be a gate: decide, write nothing, exit 0 or 1.", (CURATE,), stored=False, after="url_prefix"
     )
     write_baseline: str | None = option(
-        None,
-        "Accept the rows as they are: write their keys.",
-        (CURATE,),
-        path=True,
-        metavar="PATH",
-        after="baseline",
+        None, "Accept the rows as they are: write their keys.", (CURATE,), **PATH, after="baseline"
     )
     threshold: float | None = None
     export: str | None = None
@@ -96,11 +90,7 @@ class RetrainOptions:
     canaries: str | None = None
 
     require_improvement: bool = option(
-        False,
-        "Exit 1 unless curated beats no edit and every control.",
-        (RETRAIN,),
-        stored=False,
-        after="canary_noise",
+        False, "Exit 1 unless curated beats no edit and every control.", (RETRAIN,), stored=False, after="canary_noise"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
-from influence_cli.options import CURATE, EVALUATE, RETRAIN, SCORE, option
+from influence_cli.options import CURATE, EVALUATE, PATH, RETRAIN, SCORE, option
 from influence_cli.settings import Options
 
 
@@ -49,7 +49,7 @@ class GateRequest:
     threshold: float | None = option(
         None, "Flag new rows whose effect is below minus this, in the objective's unit.", (CURATE,)
     )
-    baseline: str | None = option(None, "Accepted rows, by row key (JSONL).", (CURATE,), path=True, metavar="PATH")
+    baseline: str | None = option(None, "Accepted rows, by row key (JSONL).", (CURATE,), **PATH)
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,7 @@ class ExportRequest:
     """Where the edited rows go, and in which form."""
 
     path: str = option(
-        MISSING,
-        "Write the rows back in the form that they came in.",
-        (CURATE,),
-        name="export",
-        path=True,
-        metavar="PATH",
-        stored=False,
+        MISSING, "Write the rows back in the form that they came in.", (CURATE,), name="export", **PATH, stored=False
     )
     form: str | None = option(
         None,

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from influence_cli.errors import UsageError
-from influence_cli.options import RETRAIN, TRAINS, comma_list, option, same_option
+from influence_cli.options import PATH, RETRAIN, TRAINS, comma_list, option, same_option
 from influence_cli.settings import GradSpec, Inputs, Options
 from influence_cli.stages.budgets import parse_share
 
@@ -88,11 +88,7 @@ class RetrainRequest:
     inputs: Inputs
     output: str
     against: str | None = option(
-        None,
-        "Manifest before curation; adds arms: no edit and random controls.",
-        (RETRAIN,),
-        path=True,
-        metavar="PATH",
+        None, "Manifest before curation; adds arms: no edit and random controls.", (RETRAIN,), **PATH
     )
     arms: tuple[tuple[str, str], ...] = option(
         (),
@@ -103,20 +99,14 @@ class RetrainRequest:
         read=named_arm,
         metavar="NAME=PATH",
     )
-    test: str | None = option(
-        None, "Rows to test on [default: rows with split test].", TRAINS, path=True, metavar="PATH"
-    )
-    init: str | None = option(None, "Checkpoint to start from.", TRAINS, path=True, metavar="PATH")
+    test: str | None = option(None, "Rows to test on [default: rows with split test].", TRAINS, **PATH)
+    init: str | None = option(None, "Checkpoint to start from.", TRAINS, **PATH)
     pretrained: bool = option(False, "Start from timm's pretrained weights (downloads).", TRAINS)
     seeds: int = option(1, "Number of seeds for every arm.", TRAINS, least=1, after="augment")
     seed: int = 0
     keep_checkpoints: int = option(0, "Checkpoints to keep of the first arm and seed.", (RETRAIN,), least=0)
     calibration: float = option(
-        0.0,
-        "Share of train rows left out of training, for the gate.",
-        (RETRAIN,),
-        metavar="5%",
-        read=parse_share,
+        0.0, "Share of train rows left out of training, for the gate.", (RETRAIN,), metavar="5%", read=parse_share
     )
     canaries: CanaryRequest | None = None
     device: str = "auto"
