@@ -61,7 +61,8 @@ if TYPE_CHECKING:
 
     from influence_cli.data.ingest import Ingested
     from influence_cli.model.task import Task
-    from influence_cli.stages.run.job import Job
+    from influence_cli.stages.run.run import Run
+    from influence_cli.stages.run.session import Session
 
 
 class RunOptions(TypedDict, total=False):
@@ -124,13 +125,14 @@ def _names(value: str | list[str] | tuple[str, ...]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-def _job(manifest: Any, given: dict[str, Any]) -> Job:
-    """A job from options by name.
+def _open(manifest: Any, given: dict[str, Any]) -> tuple[Run, Session]:
+    """A run and its session from options by name.
 
     Raises:
         TypeError: an unknown option.
     """
-    from influence_cli.stages.run.job import open_job
+    from influence_cli.stages.run.open import open_run
+    from influence_cli.stages.run.session import Session
 
     kinds = (Inputs, GradSpec, Runtime)
     known = {o.name for kind in kinds for o in options_in(kind)} - {"manifest", "set"} | {"options", "task", "listener"}
@@ -147,7 +149,8 @@ def _job(manifest: Any, given: dict[str, Any]) -> Job:
     inputs = build_request(Inputs, values, manifest=manifest)
     temporary = {"store": None} if "store" in values and values["store"] is None else {}
     runtime = build_request(Runtime, values, **temporary)
-    return open_job(inputs, build_request(GradSpec, values), runtime, given.get("listener", SILENT))
+    session = Session.open(runtime, given.get("listener", SILENT))
+    return open_run(inputs, build_request(GradSpec, values), session), session
 
 
 @_never_ends
@@ -172,18 +175,19 @@ def plan(manifest: Any, **options: Unpack[RunOptions]) -> dict[str, Any]:
     """What ``grads`` or ``score`` would compute and why: rows stored and rows to compute, passes, seconds, bytes."""
     from influence_cli.stages.run.plan import describe_plan, missing_work
 
-    job = _job(manifest, dict(options))
-    return describe_plan(job, missing_work(job))
+    run, session = _open(manifest, dict(options))
+    return describe_plan(run, session, missing_work(run, session))
 
 
 @_never_ends
 def grads(manifest: Any, **options: Unpack[RunOptions]) -> pa.Table:
     """Fill the store with what the rows lack; a row per train row: id, row_key, payload_key, label, loss."""
-    from influence_cli.stages.grads.fill import fill, grads_table
+    from influence_cli.stages.grads.fill import fill
+    from influence_cli.stages.score.grads_table import grads_table
 
-    job = _job(manifest, dict(options))
-    fill(job)
-    return grads_table(job)
+    run, session = _open(manifest, dict(options))
+    run, _ = fill(run, session)
+    return grads_table(run, session)
 
 
 @_never_ends
@@ -196,7 +200,7 @@ def score(
     """
     from influence_cli.stages.score.score import score as stage
 
-    return stage(_job(manifest, dict(options)), per_member, combine)
+    return stage(*_open(manifest, dict(options)), per_member, combine)[0]
 
 
 @_never_ends
@@ -207,7 +211,7 @@ def per_target(manifest: Any, *, top: int = 10, **options: Unpack[RunOptions]) -
     """
     from influence_cli.stages.score.per_target.table import per_target as stage
 
-    return stage(_job(manifest, dict(options)), top)
+    return stage(*_open(manifest, dict(options)), top)[0]
 
 
 @_never_ends

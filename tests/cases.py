@@ -27,7 +27,7 @@ from influence_cli.events import Listener, Progress
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.retrain.retrain import RetrainRequest, retrain
-from influence_cli.stages.run.job import Job, open_job
+from tests.opened import Opened, opened
 
 QUICK = Recipe(epochs=12, lr=0.1, batch_size=32, warmup=0.0)
 
@@ -192,11 +192,11 @@ def job_of(
     shard_rows: int = 1024,
     workers: int = 1,
     **inputs: Any,
-) -> Job:
+) -> Opened:
     """A job on the processor; ``store`` None is a temporary one."""
     asked = Inputs(str(manifest), checkpoint=str(run), **inputs)
     runtime = Runtime(str(store) if store else None, "cpu", batch_size, workers, shard_rows)
-    return open_job(asked, spec or GradSpec(), runtime, listener or Heard())
+    return opened(asked, spec or GradSpec(), runtime, listener or Heard())
 
 
 def column(table: pa.Table, name: str = "score") -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 Reference: the per-row autograd loop and what follows from it (scores, per-label scores, mean target gradient), a
 big-integer SplitMix64 with the dropout masks made from it, dense curvature row by row, and logistic regressions
 refitted to convergence (by autograd, and in closed form with row weights).
-Builders: PNG bytes, a Parquet manifest, a checkpoint that carries its spec as ``retrain`` writes it, and the ``Job``
+Builders: PNG bytes, a Parquet manifest, a checkpoint that carries its spec as ``retrain`` writes it, and the ``Opened``
 that ``influence score`` would open on the two.
 """
 
@@ -30,8 +30,8 @@ from torch.func import functional_call
 from influence_cli.model.build import build_model
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import GradSpec, Inputs, Runtime
-from influence_cli.stages.run.job import Job, open_job
 from influence_cli.store.keys import canonical_json
+from tests.opened import Opened, opened
 
 torch.set_num_threads(1)  # tiny tensors: threads only wait for each other
 
@@ -338,7 +338,7 @@ class Problem:
             [self.ids[k] for k in order.tolist()],
         )
 
-    def job(self, store: str | None = None, manifest: Path | None = None, **settings: Any) -> Job:
+    def job(self, store: str | None = None, manifest: Path | None = None, **settings: Any) -> Opened:
         """The job that ``influence score`` would open; ``settings`` go to GradSpec, Runtime or Inputs by name.
 
         Without ``store`` a folder of its own that is empty, so that everything is computed.
@@ -350,7 +350,7 @@ class Problem:
             (self.folder / store).mkdir()
         where = Inputs(str(manifest or self.manifest), checkpoint=str(self.checkpoint), **inputs)
         spec = GradSpec(**{"precision": "fp64", **settings})
-        return open_job(where, spec, Runtime(str(self.folder / store), device="cpu", **runtime))
+        return opened(where, spec, Runtime(str(self.folder / store), device="cpu", **runtime))
 
 
 def split_names(train: int, val: int, test: int = 0) -> list[str]:

@@ -100,7 +100,7 @@ class EKFAC(ByLayers):
         u = inverse.apply(q)
         return u, inverse.facts
 
-    def row_value(self, relative: bool) -> RowValue | None:
+    def row_value(self, relative: bool = False) -> RowValue | None:
         """g_i^T P g_i, where it is asked for."""
         return self_influence("ekfac") if relative else None
 

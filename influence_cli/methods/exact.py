@@ -120,7 +120,7 @@ class Exact(Preconditioned):
         except inverse.NotPositiveDefiniteError as error:
             raise self._singular(facts) from error
 
-    def row_value(self, relative: bool) -> RowValue | None:
+    def row_value(self, relative: bool = False) -> RowValue | None:
         """g_i^T (K + l2 I + delta I)^-1 g_i, where it is asked for."""
         return self_influence("exact") if relative else None
 

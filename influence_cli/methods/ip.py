@@ -36,7 +36,7 @@ class IP(Linear):
         if self.normalise not in NORMALISE:
             raise ValueError(f"normalise {self.normalise!r} is unknown; use one of {', '.join(NORMALISE)}")
 
-    def row_value(self, relative: bool) -> RowValue | None:
+    def row_value(self, relative: bool = False) -> RowValue | None:
         """|g_i|^2: of the cosine, and the self-influence of the identity.
 
         Raises:

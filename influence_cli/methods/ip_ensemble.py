@@ -17,8 +17,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from influence_cli.methods.protocol import Growth, Linear
+from influence_cli.methods.protocol import Growth, Linear, Place
 from influence_cli.model.dropout import Dropout, member_rate
+from influence_cli.model.trajectory import Trajectory
 
 LEAST_MEMBERS = 3  # of members=auto: a spread of two says next to nothing
 
@@ -56,14 +57,15 @@ class IPEnsemble(Linear):
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"{name}={value} is not in [0, 1)")
 
-    def points(self, seed: int, params: str) -> list[Dropout | None]:
+    def places(self, trajectory: Trajectory, seed: int, params: str) -> list[Place]:
         """One dropped-out copy a member; the checkpoint itself where the rate is 0."""
         seed = seed if self.seed is None else self.seed
-        points: list[Dropout | None] = []
+        places: list[Place] = []
         for k in range(self.max_members if self.members == "auto" else self.members):
             rate = member_rate(seed, k, self.p_max) if self.p_fixed is None else self.p_fixed
-            points.append(Dropout(seed, k, rate, self.rescale, params, self.scope) if rate > 0 else None)
-        return points
+            dropout = Dropout(seed, k, rate, self.rescale, params, self.scope) if rate > 0 else None
+            places.append(Place(trajectory.final, dropout))
+        return places
 
     def growth(self) -> Growth | None:
         """When to stop adding members, with ``members=auto``."""

@@ -18,7 +18,7 @@ from influence_cli.model.losses import RowLoss
 class Loss(OutputMethod):
     """Suspicious rows, those with a high loss, come last."""
 
-    def score(
+    def of_outputs(
         self, logits: NDArray[np.floating], labels: NDArray[np.int64], loss: RowLoss = CROSS_ENTROPY
     ) -> NDArray[np.float64]:
         """Minus the loss of each row [n]."""

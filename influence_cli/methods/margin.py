@@ -19,7 +19,7 @@ from influence_cli.model.losses import RowLoss
 class Margin(OutputMethod):
     """Suspicious rows, those where another class wins by far, come last."""
 
-    def score(
+    def of_outputs(
         self, logits: NDArray[np.floating], labels: NDArray[np.int64], loss: RowLoss = CROSS_ENTROPY
     ) -> NDArray[np.float64]:
         """Margin of each row [n]."""

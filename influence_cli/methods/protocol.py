@@ -1,5 +1,8 @@
 """What a method is.  Letters used everywhere: n rows, k objectives, d parameters, C classes, M members, m target rows.
 
+A method turns what the store holds of the rows into scores (``score``).  ``needs`` names the quantity (see
+``stages.run.quantities``) that it takes, or ``nothing``.
+
 A **linear** method maps a direction q to a direction u = P q at each of its members; the score of a row is the mean
 over members of ``<grad l_i, u>``, which the engine returns as logit tangents.  An **output** method is a value of
 a row's logits and label; a **row** method one of a row's own gradient.  A **free** method needs none of them.
@@ -16,7 +19,7 @@ over the fit rows.  What is expensive and the same for every direction is its **
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -24,28 +27,158 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
-from influence_cli.model.dropout import Dropout
+from influence_cli.maths.labels import of_label
 from influence_cli.model.losses import CROSS_ENTROPY, RowLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from influence_cli.curvature.curvature import Curvature
+    from influence_cli.data.manifest import Rows
     from influence_cli.engines.layerwise.layers import Block
+    from influence_cli.model.checkpoints import Checkpoint
+    from influence_cli.model.dropout import Dropout
+    from influence_cli.model.trajectory import Trajectory
 
-Needs = Literal["tangents", "outputs", "rows", "nothing"]
 Kind = Literal["signed", "ranking"]
-Columns = NDArray[np.float64]  # [d, k]: k directions, flat in the order of the curvature's layout
+Floats = NDArray[np.float64]
+Columns = Floats  # [d, k]: k directions, flat in the order of the curvature's layout
 Facts = dict[str, Any]  # plain values for metadata, provenance and a line of the summary
 OfBlocks = Callable[["list[Block]"], "Tensor"]  # the blocks of a batch of b rows to a value of each, float64 [b]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a member's gradients are taken, and its weight in the mean over members."""
+
+    checkpoint: Checkpoint
+    dropout: Dropout | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Member:
+    """A place where gradients are taken, under the fingerprint of all that defines it."""
+
+    name: str
+    checkpoint: Checkpoint = field(compare=False)
+    dropout: Dropout | None = field(compare=False)
+    weight: float = field(default=1.0, compare=False)
+
+    def as_dict(self) -> Facts:
+        """Plain values, for people who look into the store."""
+        return {"name": self.name, "dropout": None if self.dropout is None else dataclasses.asdict(self.dropout)}
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of n rows, positive where the row helps, with what they are the mean of."""
+
+    values: Floats  # [n]
+    objective: str | None = None  # what they are for; None: a value of the row itself
+    by_member: Floats | None = None  # [M, n]
+    weights: tuple[float, ...] = ()  # of the members
+    by_label: Floats | None = None  # [n, C]: the score with each label
+    effect: bool = False  # whether values / n estimate the rise of Phi on removal
+
+
+class Stored(Protocol):
+    """What the store holds of the rows [n] that are scored, as far as one method needs it."""
+
+    @property
+    def members(self) -> Sequence[Member]:
+        """The method's members; none where it needs no model."""
+        ...
+
+    @property
+    def objectives(self) -> Sequence[str]:
+        """What a method with directions is asked for."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        ...
+
+    def logits(self, member: Member) -> NDArray[np.floating]:
+        """Logits [n, C] at a member."""
+        ...
+
+    def tangents(self, member: Member, objective: str) -> NDArray[np.floating]:
+        """Derivatives of the logits [n, C] along the method's direction for an objective."""
+        ...
+
+    def values(self, member: Member) -> Floats | None:
+        """The value [n] of rows' own gradients that the method needs; None where it needs none."""
+        ...
+
+    def length(self, member: Member, objective: str) -> float | None:
+        """|q| at a member; None where the direction is a blend of unit directions."""
+        ...
+
+    def read(self, quantity: str, member: Member) -> dict[str, NDArray[Any]]:
+        """The arrays [n, ...] of any other quantity that the method needs."""
+        ...
 
 
 class Method(Protocol):
     """One scoring method; its options are its dataclass fields."""
 
-    needs: ClassVar[Needs]
+    needs: ClassVar[str]
     kind: ClassVar[Kind]
     effect: ClassVar[bool]  # whether score/n estimates the rise of Phi on removal
+    fitted_curvature: ClassVar[bool]  # whether its directions are u = P q with P fitted on the fit rows
+
+    def places(self, trajectory: Trajectory, seed: int, params: str) -> list[Place]:
+        """Where its members take gradients, with their weights."""
+        ...
+
+    def growth(self) -> Growth | None:
+        """When to stop adding members, where their number is decided by what they say."""
+        ...
+
+    def row_value(self, relative: bool = False) -> RowValue | None:
+        """The value of every row's own gradient that it needs, if any."""
+        ...
+
+    def check_rows(self, rows: int) -> None:
+        """Refuse more rows than it can be computed for."""
+        ...
+
+    def of_unit_direction(self) -> bool:
+        """Whether scores are divided by the length of q too."""
+        ...
+
+    def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
+        """Scores of the rows from what is stored, for each objective or once."""
+        ...
+
+
+@dataclass(frozen=True)
+class OneMember:
+    """What methods do unless they say otherwise: one member, the final checkpoint; nothing of rows' own gradients."""
+
+    effect: ClassVar[bool] = False
+    fitted_curvature: ClassVar[bool] = False
+
+    def places(self, trajectory: Trajectory, seed: int, params: str) -> list[Place]:
+        """The final checkpoint."""
+        return [Place(trajectory.final)]
+
+    def growth(self) -> Growth | None:
+        """None: the number of members is known."""
+        return None
+
+    def row_value(self, relative: bool = False) -> RowValue | None:
+        """None."""
+        return None
+
+    def check_rows(self, rows: int) -> None:
+        """Any number will do."""
+
+    def of_unit_direction(self) -> bool:
+        """False."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -77,23 +210,14 @@ class RowValue:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(OneMember):
     """A method of the form ``<grad l_i, P q>`` with P the identity unless overridden."""
 
-    needs: ClassVar[Needs] = "tangents"
+    needs: ClassVar[str] = "tangents"
     kind: ClassVar[Kind] = "signed"
-    effect: ClassVar[bool] = False
     relative: ClassVar[bool] = False  # whether it has g_i^T P g_i, by whose root --relative divides
 
-    def points(self, seed: int, params: str) -> list[Dropout | None]:
-        """The members, as points where gradients are taken: None is the checkpoint itself."""
-        return [None]
-
-    def growth(self) -> Growth | None:
-        """When to stop adding members, where their number is decided by what they say; ``points`` are then the most."""
-        return None
-
-    def row_value(self, relative: bool) -> RowValue | None:
+    def row_value(self, relative: bool = False) -> RowValue | None:
         """The value by whose root every row's score is divided, or None; ``relative``: g_i^T P g_i is asked for.
 
         Raises:
@@ -103,9 +227,50 @@ class Linear:
             raise no_self_influence("--method ip")
         return None
 
-    def of_unit_direction(self) -> bool:
-        """Whether scores are divided by the length of q too."""
-        return False
+    def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
+        """For each objective the weighted mean over members of ``sum_c p_c (t_c - t_y)``."""
+        return [self._score_for(objective, stored, rows, loss) for objective in stored.objectives]
+
+    def _score_for(self, objective: str, stored: Stored, rows: Rows, loss: RowLoss) -> Scores:
+        own, every = list[Floats](), list[Floats]()
+        weights = tuple(member.weight for member in stored.members)
+        plain = True
+        for member in stored.members:
+            with np.errstate(invalid="ignore", over="ignore"):
+                by_label = loss.label_scores(stored.logits(member), stored.tangents(member, objective))
+            values = stored.values(member)
+            length = stored.length(member, objective) if self.of_unit_direction() else None
+            own.append(self.divided(of_label(by_label, rows.labels), values, length))
+            every.append(by_label)
+            plain = plain and values is None
+        means = weighted_mean(own, weights), weighted_mean(every, weights) if plain else None
+        return Scores(means[0], objective, np.stack(own), weights, means[1], self.effect and plain)
+
+    def divided(self, scores: Floats, values: Floats | None, length: float | None) -> Floats:
+        """Scores [n] over the root of the values [n] of the rows' own gradients and, for the cosine, over |q|."""
+        if values is None:
+            return scores
+        found = over_own_size(scores, values)
+        if length is None:
+            return found
+        return found / length if length > 0 else 0.0 * found
+
+
+def weighted_mean(members: list[Floats], weights: Sequence[float]) -> Floats:
+    """The mean over members, exact where they are equal (a plain mean of equal floats is off by an ulp)."""
+    first = members[0]
+    with np.errstate(invalid="ignore"):
+        return first + sum(w * (m - first) for w, m in zip(weights[1:], members[1:], strict=True)) / sum(weights)
+
+
+def over_own_size(scores: Floats, values: Floats) -> Floats:
+    """Scores s / sqrt(v); 0 where v is 0, NaN where it is negative or not finite.
+
+    >>> over_own_size(np.array([3.0, 0.0, 1.0]), np.array([4.0, 0.0, -1.0])).tolist()
+    [1.5, 0.0, nan]
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(values == 0.0, 0.0 * scores, scores / np.sqrt(values))
 
 
 @dataclass(frozen=True)
@@ -149,6 +314,7 @@ class Preconditioned(Linear):
     """
 
     effect: ClassVar[bool] = True
+    fitted_curvature: ClassVar[bool] = True
     revision: ClassVar[int] = 1  # of ``precondition``: raise it when its numbers change
     passes: ClassVar[int] = 1  # passes of ``fit`` over the fit rows
 
@@ -212,7 +378,7 @@ class Preconditioned(Linear):
         """Columns u = P q, and what is worth saying of P; ``curvature.factor`` is what ``fit`` returned."""
         raise NotImplementedError
 
-    def row_value(self, relative: bool) -> RowValue | None:
+    def row_value(self, relative: bool = False) -> RowValue | None:
         """None, unless a method has a ``form``.
 
         Raises:
@@ -232,52 +398,44 @@ class Preconditioned(Linear):
 
 
 @dataclass(frozen=True)
-class OutputMethod:
+class OutputMethod(OneMember):
     """A ranking-only value of a row's logits [n, C] and label [n]; suspicious rows have the lowest scores."""
 
-    needs: ClassVar[Needs] = "outputs"
+    needs: ClassVar[str] = "outputs"
     kind: ClassVar[Kind] = "ranking"
-    effect: ClassVar[bool] = False
 
-    def score(
+    def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
+        """The value of each row at the first member."""
+        return [Scores(self.of_outputs(stored.logits(stored.members[0]), rows.labels, loss))]
+
+    def of_outputs(
         self, logits: NDArray[np.floating], labels: NDArray[np.int64], loss: RowLoss = CROSS_ENTROPY
-    ) -> NDArray[np.float64]:
+    ) -> Floats:
         """Scores [n], under the run's row loss."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class RowMethod:
-    """A ranking-only value of a row's own loss gradient."""
+class RowMethod(OneMember):
+    """A ranking-only value of a row's own loss gradient: minus its ``row_value``, unless overridden."""
 
-    needs: ClassVar[Needs] = "rows"
+    needs: ClassVar[str] = "rows"
     kind: ClassVar[Kind] = "ranking"
-    effect: ClassVar[bool] = False
 
-    def row_value(self) -> RowValue:
-        """The value."""
-        raise NotImplementedError
+    def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
+        """The value of each row at the first member."""
+        values = stored.values(stored.members[0])
+        assert values is not None
+        return [Scores(self.of_values(values))]
 
-    def check_rows(self, rows: int) -> None:
-        """Refuse more rows than their values can be computed of.
-
-        Raises:
-            UsageError: they are too many; says what to do.
-        """
-
-    def score(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def of_values(self, values: Floats) -> Floats:
         """Scores [n] of stored values [n]."""
         return -values
 
 
 @dataclass(frozen=True)
-class FreeMethod:
+class FreeMethod(OneMember):
     """A value that needs no model."""
 
-    needs: ClassVar[Needs] = "nothing"
+    needs: ClassVar[str] = "nothing"
     kind: ClassVar[Kind] = "ranking"
-    effect: ClassVar[bool] = False
-
-    def score(self, ids: list[str], seed: int) -> NDArray[np.float64]:
-        """Scores [n]."""
-        raise NotImplementedError

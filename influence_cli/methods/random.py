@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.methods.protocol import FreeMethod
+from influence_cli.methods.protocol import FreeMethod, Scores, Stored
+
+if TYPE_CHECKING:
+    from influence_cli.data.manifest import Rows
+    from influence_cli.model.losses import RowLoss
 
 
 @dataclass(frozen=True)
 class Random(FreeMethod):
     """Uniform on [0, 1) from (seed, id): neither order nor the other rows matter."""
 
-    def score(self, ids: list[str], seed: int) -> NDArray[np.float64]:
-        """Scores [n]."""
-        salt = seed.to_bytes(8, "little", signed=True)
-        draws = [hashlib.blake2b(i.encode(), digest_size=8, key=salt).digest() for i in ids]
-        return np.frombuffer(b"".join(draws), dtype="<u8") / 2.0**64
+    def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
+        """A draw for each row."""
+        return [Scores(uniform_draws(rows.ids, stored.seed))]
+
+
+def uniform_draws(ids: list[str], seed: int) -> NDArray[np.float64]:
+    """Uniform draws [n] on [0, 1) from (seed, id)."""
+    salt = seed.to_bytes(8, "little", signed=True)
+    drawn = [hashlib.blake2b(i.encode(), digest_size=8, key=salt).digest() for i in ids]
+    return np.frombuffer(b"".join(drawn), dtype="<u8") / 2.0**64

@@ -47,7 +47,7 @@ class SelfLiSSA(RowMethod):
         if self.solve not in SOLVERS:
             raise ValueError(f"solve {self.solve!r} is unknown; use one of {', '.join(SOLVERS)}")
 
-    def row_value(self) -> RowValue:
+    def row_value(self, relative: bool = False) -> RowValue:
         """g_i^T P g_i."""
         given = {"damping": self.damping, "l2": self.l2}
         return self_influence(SOLVERS[self.solve], **{k: v for k, v in given.items() if v is not None})

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class SelfTracIn(RowMethod):
     """The squared norm is a sum over blocks, exact from inputs and output gradients of every layer."""
 
-    def row_value(self) -> RowValue:
+    def row_value(self, relative: bool = False) -> RowValue:
         """|g_i|^2."""
         return RowValue({"value": "squared gradient norm", "revision": 1}, self.of_block)
 

@@ -69,20 +69,9 @@ class Store:
         self.root, self.listener, self.remember = root, listener, remember
         self._place = Place(root, marked)
 
-    def _shards(self, kind: str, name: str, spec: dict[str, Any] | None) -> ShardFolder:
-        return ShardFolder(self.root / kind / name, spec or {}, self.listener, self._place.claim)
-
-    def outputs(self, member: str, spec: dict[str, Any] | None = None) -> ShardFolder:
-        """Logits at a member, by payload key."""
-        return self._shards("outputs", member, spec)
-
-    def tangents(self, direction: str, spec: dict[str, Any] | None = None) -> ShardFolder:
-        """Logit tangents along a direction, by payload key."""
-        return self._shards("tangents", direction, spec)
-
-    def row_values(self, name: str, spec: dict[str, Any] | None = None) -> ShardFolder:
-        """Values of rows' own gradients, by row key."""
-        return self._shards("row_values", name, spec)
+    def folder(self, kind: str, name: str, about: dict[str, Any] | None = None) -> ShardFolder:
+        """The shards of one thing of a kind; ``about`` is for people who look into the store."""
+        return ShardFolder(self.root / kind / name, about or {}, self.listener, self._place.claim)
 
     def value_facts(self, name: str) -> dict[str, Any] | None:
         """What was noted of the curvature that values are taken with, for provenance; None where nothing was."""
@@ -93,17 +82,9 @@ class Store:
         """Note it beside the values, with the name of the fit set: they go with it."""
         self._write_note(self.root / "row_values" / name / VALUE_NOTE, {"fit": fit, "curvature": facts})
 
-    def top_rows(self, name: str, spec: dict[str, Any] | None = None) -> ShardFolder:
-        """The most helpful and harmful train rows of target rows, by the target row's key."""
-        return self._shards("top_rows", name, spec)
-
     def gradients(self, name: str, spec: dict[str, Any] | None = None) -> GradientFolder:
         """Rows' own gradients, whole or sketched, by row key."""
         return GradientFolder(self.root / "gradients" / name, spec or {}, self.listener, self._place.claim)
-
-    def attacks(self, name: str, spec: dict[str, Any] | None = None) -> ShardFolder:
-        """Attacked target rows, by row key."""
-        return self._shards("attacks", name, spec)
 
     def file_keys(self) -> StoredFileKeys:
         """Payload keys of files known from earlier runs."""

@@ -19,7 +19,7 @@ from influence_cli.events import Listener
 from influence_cli.store.regular import open_regular
 
 SINGLE = ("directions", "factors", "interims", "decisions", "trainings")  # one file a thing
-SHARDED = ("outputs", "tangents", "row_values", "top_rows", "attacks", "gradients")  # one folder a thing
+SHARDED = ["outputs", "tangents", "row_values", "top_rows", "attacks", "gradients"]  # one folder a thing
 NOTED = ("models", "engines", "tasks")  # one note a thing
 MARKER, TAG = "influence-store", "CACHEDIR.TAG"
 SPEC, VALUE_NOTE, UNDECODABLE, TIMINGS = "spec.json", "curvature.json", "undecodable.json", "timings.json"
@@ -34,6 +34,12 @@ METADATA = (b'\\"checksum\\":', b'\\"meta\\":', b'\\"meta_checksum\\":')  # as t
 HEADER_BYTES = 100_000_000  # no header is longer
 
 Parts = Sequence[str]  # a path below the root
+
+
+def add_sharded(kind: str) -> None:
+    """Look after the folders of one more kind, whose shards are named by the keys of their rows."""
+    if kind not in SHARDED:
+        SHARDED.append(kind)
 
 
 def of_place(parts: Parts) -> bool:

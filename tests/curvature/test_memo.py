@@ -22,9 +22,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from influence_cli.settings import GradSpec
-from influence_cli.stages.grads.fill import fill
-from influence_cli.stages.run.plan import missing_work
-from influence_cli.stages.score.score import score
 from tests.cases import (
     Example,
     Heard,
@@ -40,6 +37,7 @@ from tests.cases import (
     train_run,
     write,
 )
+from tests.opened import fill, missing_work, score
 
 N = 40  # train rows of ``examples()``
 
@@ -300,7 +298,7 @@ def test_a_folder_of_files_is_the_manifest_that_one_file_is(bench: Bench) -> Non
 def test_where_reliability_is_sampled_a_deletion_computes_no_more_than_it_took(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("influence_cli.stages.run.job.HALF_SAMPLE", 10)
+    monkeypatch.setattr("influence_cli.stages.run.run.HALF_SAMPLE", 10)
     _, before = bench.warm(examples())
     rows, _ = delete(examples())
     computed, after = bench.warm(rows)
@@ -360,7 +358,7 @@ KILL = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from influence_cli.stages.grads.fill import fill
+from tests.opened import fill
 from tests.cases import Heard, job_of
 
 torch.set_num_threads(1)

@@ -15,13 +15,12 @@ from safetensors.numpy import save_file
 
 import influence_cli
 from influence_cli.errors import InfluenceError, StoreError, UsageError
-from influence_cli.stages.grads.fill import fill
-from influence_cli.stages.score.score import score
 from influence_cli.store import Store, files
 from influence_cli.store.layout import MARKER, TAG, is_ours
 from influence_cli.store.maintenance import collect, examine, list_entries, verify
 from influence_cli.store.place import check_place, is_marked
 from tests.cases import Heard, call_cli, column, job_of
+from tests.opened import fill, score
 
 HEX = "0123456789abcdef" * 2
 LONG_AGO = 1_700_000_000

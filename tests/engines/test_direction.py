@@ -25,10 +25,8 @@ from influence_cli.data.tables import provenance
 from influence_cli.engines.direction import BUCKETS, bucket_of
 from influence_cli.errors import ManifestError
 from influence_cli.maths.noise import signal_to_noise
-from influence_cli.stages.grads.fill import fill
-from influence_cli.stages.run.job import Job
-from influence_cli.stages.score.noise import direction_noise, is_noise, noise_warnings
-from influence_cli.stages.score.score import score
+from influence_cli.stages.score.noise import is_noise, noise_warnings
+from tests.opened import Opened, direction_noise, fill, score
 from tests.oracle import (
     Problem,
     flat,
@@ -47,7 +45,7 @@ def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
     return make_problem(tmp_path_factory.mktemp("direction"), "mlp:6", (5,), classes=3, train=30, val=60)
 
 
-def stored(job: Job) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def stored(job: Opened) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The direction that a job leaves in the store, and what is known of it."""
     fill(job)
     name = job.direction(job.members[0], "utility")
@@ -241,7 +239,7 @@ def test_reliability_is_the_rank_correlation_of_two_halves(problem: Problem) -> 
 
 def test_reliability_is_of_distinct_payloads_chosen_by_key(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample smaller than the rows: those with the lowest keys, whatever their order."""
-    monkeypatch.setattr("influence_cli.stages.run.job.HALF_SAMPLE", 12)
+    monkeypatch.setattr("influence_cli.stages.run.run.HALF_SAMPLE", 12)
     job = problem.job()
     keys = [k.tobytes() for k in job.train.payload_keys]
     lowest = sorted(range(30), key=lambda i: keys[i])[:12]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from influence_cli.engines.point import Point, differentiable_kernels
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.model.parameters import select_parameters
-from influence_cli.stages.score.score import score
+from tests.opened import score
 from tests.oracle import (
     Gradient,
     Problem,

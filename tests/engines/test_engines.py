@@ -15,11 +15,10 @@ from influence_cli.engines.engine import Engine
 from influence_cli.engines.point import Point
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.settings import GradSpec, Runtime
-from influence_cli.stages.grads.fill import fill
-from influence_cli.stages.score.score import score
 from tests.cases import Heard, call_cli, column, job_of
 from tests.engines.test_engine import CPU
 from tests.engines.test_layers import EVERY, construct
+from tests.opened import fill, score
 from tests.oracle import relative_error
 
 BOTH = pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-12), ("fp32", 1e-5)])

@@ -14,7 +14,7 @@ from influence_cli.engines.batch_size import Pace
 from influence_cli.model import examples
 from influence_cli.model.examples import FEW, Decoded
 from influence_cli.stages.grads import row_pass
-from influence_cli.stages.score.score import score
+from tests.opened import score
 from tests.oracle import Problem, column, make_problem, relative_error
 
 

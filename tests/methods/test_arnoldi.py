@@ -17,9 +17,8 @@ from influence_cli.errors import ModelError, UsageError
 from influence_cli.methods import make_methods
 from influence_cli.methods.arnoldi import Arnoldi
 from influence_cli.settings import GradSpec
-from influence_cli.stages.run.plan import missing_work
-from influence_cli.stages.score.score import score
 from tests.methods.test_exact import PENALTY, Logistic
+from tests.opened import missing_work, score
 from tests.oracle import Problem, column, dense_curvature, make_problem, relative_error, row_gradients
 
 METHOD = ("arnoldi",)

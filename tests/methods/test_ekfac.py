@@ -25,10 +25,9 @@ from influence_cli.errors import ModelError, UsageError
 from influence_cli.methods import make_methods
 from influence_cli.methods.ekfac import EKFAC
 from influence_cli.settings import GradSpec
-from influence_cli.stages.run.plan import describe_plan, missing_work
-from influence_cli.stages.score.score import score
 from tests.cases import Heard
 from tests.methods.test_exact import PENALTY, Logistic
+from tests.opened import describe_plan, missing_work, score
 from tests.oracle import Problem, column, dense_curvature, make_problem, relative_error
 
 EXACT: dict[str, Any] = {"labels": "exact", "precision": "fp64"}

@@ -33,8 +33,8 @@ from influence_cli.methods.exact import MODES, Exact
 from influence_cli.model.build import build_model
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import GradSpec
-from influence_cli.stages.score.score import score
 from tests.cases import Heard, write
+from tests.opened import score
 from tests.oracle import (
     Problem,
     Softmax,
@@ -470,7 +470,7 @@ def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
 
 
 def test_too_many_parameters_are_refused_before_any_pass_with_what_to_do(mlp: Problem) -> None:
-    from influence_cli.stages.run.plan import missing_work
+    from tests.opened import missing_work
 
     heard = Heard()
     job = mlp.job(methods=EXACT, options={"exact": {"max_parameters": 38}})

@@ -21,10 +21,10 @@ from influence_cli.maths.neumann import DivergedError, filter_of, largest_eigenv
 from influence_cli.methods import make_methods
 from influence_cli.methods.lissa import LiSSA
 from influence_cli.settings import GradSpec
-from influence_cli.stages.score.score import score
 from tests.cases import Heard
 from tests.maths.test_krylov import columns, matrix_of
 from tests.methods.test_exact import PENALTY, Logistic, Net, tanh
+from tests.opened import score
 from tests.oracle import column, dense_curvature, relative_error
 
 METHOD = ("lissa",)

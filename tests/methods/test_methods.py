@@ -27,14 +27,14 @@ from influence_cli.maths.masks import drop, keep_mask
 from influence_cli.methods import METHODS, make_methods
 from influence_cli.methods.ip_ensemble import IPEnsemble
 from influence_cli.methods.protocol import FreeMethod, Linear, OutputMethod, RowMethod
-from influence_cli.methods.random import Random
+from influence_cli.methods.random import uniform_draws
 from influence_cli.model.build import build_model, load_model
+from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.dropout import Dropout, member_rate, splitmix64
 from influence_cli.model.spec import ModelSpec
+from influence_cli.model.trajectory import Trajectory
 from influence_cli.settings import GradSpec
-from influence_cli.stages.grads.fill import fill, grads_table
-from influence_cli.stages.run.job import Job
-from influence_cli.stages.score.score import score
+from tests.opened import Opened, fill, grads_table, score
 from tests.oracle import (
     Problem,
     column,
@@ -240,7 +240,7 @@ def test_one_member_has_no_spread(mlp: Problem) -> None:
 FROM_LOGITS = ("loss", "margin", "model_label", "model_probability")
 
 
-def overflowing(folder: Path, overflow: str) -> Job:
+def overflowing(folder: Path, overflow: str) -> Opened:
     """An ensemble in float32 whose third train row overflows, in its logits or only in their tangents."""
     problem = make_problem(folder, "mlp:7", (5,), classes=3, train=6, val=5)
     features = np.asarray(problem.payloads).copy()
@@ -295,16 +295,17 @@ def test_seed_of_the_run_is_the_ensembles_unless_it_has_its_own(mlp: Problem) ->
 def test_first_members_of_a_larger_ensemble_are_those_of_a_smaller(mlp: Problem) -> None:
     small, large = (ensemble(mlp, True, members=m, p_max=0.4) for m in (2, 5))
     assert member_columns(large)[:2].tolist() == member_columns(small).tolist()
-    points = IPEnsemble(members=6, p_max=0.4).points(9, "all")
-    assert IPEnsemble(members=2, p_max=0.4).points(9, "all") == points[:2]
-    assert len({p.rate for p in points if p is not None}) == 6
+    trajectory = Trajectory(Checkpoint("w", (), "0" * 32))
+    places = IPEnsemble(members=6, p_max=0.4).places(trajectory, 9, "all")
+    assert IPEnsemble(members=2, p_max=0.4).places(trajectory, 9, "all") == places[:2]
+    assert len({p.dropout.rate for p in places if p.dropout is not None}) == 6
 
 
 def test_a_larger_ensemble_takes_the_smaller_from_the_store(mlp: Problem) -> None:
-    def job(members: int) -> Job:
+    def job(members: int) -> Opened:
         return mlp.job("growing", methods=ENSEMBLE, options={"ip-ensemble": {"members": members, "p_max": 0.4}})
 
-    from influence_cli.stages.run.plan import missing_work
+    from tests.opened import missing_work
 
     score(job(2))
     assert [w.nothing for w in missing_work(job(4))] == [True, True, False, False]
@@ -464,10 +465,10 @@ def test_loss_and_margin_equal_torch(mlp: Problem) -> None:
 
 def test_random_depends_on_seed_and_id_alone(mlp: Problem, tmp_path: Path) -> None:
     ids = [f"r{k}" for k in range(3000)]
-    draws = Random().score(ids, 4)
-    assert Random().score(ids[::-1], 4).tolist() == draws[::-1].tolist()
-    assert Random().score(ids[100:200], 4).tolist() == draws[100:200].tolist()
-    assert abs(np.corrcoef(draws, Random().score(ids, 5))[0, 1]) < 4.5 / 3000**0.5
+    draws = uniform_draws(ids, 4)
+    assert uniform_draws(ids[::-1], 4).tolist() == draws[::-1].tolist()
+    assert uniform_draws(ids[100:200], 4).tolist() == draws[100:200].tolist()
+    assert abs(np.corrcoef(draws, uniform_draws(ids, 5))[0, 1]) < 4.5 / 3000**0.5
     assert stats.kstest(draws, "uniform").pvalue > 1e-3
     table = score(mlp.job(methods=("random",)))
     order = np.random.default_rng(0).permutation(len(mlp.ids))

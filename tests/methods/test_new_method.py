@@ -13,10 +13,9 @@ import pytest
 from influence_cli.cli.commands.guide import text_of
 from influence_cli.data.tables import provenance
 from influence_cli.methods import METHODS, MethodInfo
-from influence_cli.stages.run.plan import describe_plan, missing_work
-from influence_cli.stages.score.score import score
 from tests.cases import Heard
 from tests.methods.test_exact import PENALTY, Logistic
+from tests.opened import describe_plan, missing_work, score
 from tests.oracle import column, relative_error
 
 ROW = MethodInfo(

@@ -24,14 +24,12 @@ from influence_cli.methods import make_methods
 from influence_cli.methods.ekfac import EKFAC
 from influence_cli.methods.exact import Exact
 from influence_cli.settings import GradSpec
-from influence_cli.stages.grads.fill import fill
-from influence_cli.stages.run.plan import describe_plan, missing_work
-from influence_cli.stages.score.score import score
 from influence_cli.store.maintenance import collect, list_entries
 from tests.cases import Example, Heard, call_cli, draw_features, examples, run_without_torch
 from tests.methods.test_ekfac import blocks_of, curvature
 from tests.methods.test_exact import PENALTY, Logistic
 from tests.methods.test_self_tracin import Bench
+from tests.opened import describe_plan, fill, missing_work, score
 from tests.oracle import (
     Problem,
     column,

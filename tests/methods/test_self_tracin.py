@@ -26,9 +26,6 @@ from influence_cli.model.dropout import Dropout
 from influence_cli.model.losses import CROSS_ENTROPY
 from influence_cli.model.task import Task
 from influence_cli.settings import GradSpec
-from influence_cli.stages.grads.fill import fill
-from influence_cli.stages.run.plan import describe_plan, missing_work
-from influence_cli.stages.score.score import score
 from influence_cli.store.maintenance import collect, list_entries, verify
 from tests.cases import (
     Example,
@@ -46,6 +43,7 @@ from tests.cases import (
 from tests.engines.test_engine import CPU
 from tests.engines.test_layers import EVERY, construct
 from tests.methods.test_exact import Logistic
+from tests.opened import describe_plan, fill, missing_work, score
 from tests.oracle import Problem, column, dot, dropped_copy, make_problem, relative_error, row_gradients, write_manifest
 
 SELF = ("self-tracin",)

@@ -31,15 +31,12 @@ from influence_cli.engines.attacks import Attack, attack, attacked_input
 from influence_cli.errors import ManifestError, ModelError, UsageError
 from influence_cli.events import SILENT
 from influence_cli.settings import GradSpec, Inputs, Runtime
-from influence_cli.stages.grads.fill import fill
 from influence_cli.stages.grads.group_parts import parity_warnings, undecided
-from influence_cli.stages.run.job import Job, open_job
-from influence_cli.stages.run.plan import describe_plan, missing_work
 from influence_cli.stages.run.reopen import reopen
-from influence_cli.stages.score.noise import describe_noise, direction_noise, is_noise
-from influence_cli.stages.score.score import score
+from influence_cli.stages.score.noise import describe_noise, is_noise
 from influence_cli.store.maintenance import collect, list_entries, verify
 from tests.cases import call_cli
+from tests.opened import Opened, describe_plan, direction_noise, fill, missing_work, opened, score
 from tests.oracle import Problem, column, flat, loop_scores, make_problem, relative_error
 
 GROUPS = ("a", "b")
@@ -94,7 +91,7 @@ def groups_of(problem: Problem) -> np.ndarray[Any, Any]:
     return np.array(pq.read_table(problem.manifest)["group"].to_pylist())[problem.splits == "val"]
 
 
-def measured(job: Job, objective: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def measured(job: Opened, objective: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """q and what is known of it."""
     fill(job)
     name = job.direction(job.members[0], objective)
@@ -357,7 +354,7 @@ def test_a_score_table_is_replayed_with_its_groups(mlp: Problem, tmp_path: Path)
     pq.write_table(table.append_column("sex", table.column("group")).drop_columns(["group"]), tmp_path / "m.parquet")
     inputs = Inputs(str(tmp_path / "m.parquet"), checkpoint=str(mlp.checkpoint), group="sex")
     runtime = Runtime(str(tmp_path / "store"), device="cpu")
-    job = open_job(inputs, GradSpec(objectives=("fairness",)), runtime)
+    job = opened(inputs, GradSpec(objectives=("fairness",)), runtime)
     again = reopen(provenance(score(job).schema), runtime, SILENT, source="the table")
     member = job.members[0]
     assert again.direction(member, "fairness") == job.direction(member, "fairness")

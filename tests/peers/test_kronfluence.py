@@ -27,7 +27,7 @@ from torch.utils.data import TensorDataset
 from influence_cli.data.manifest import open_manifest
 from influence_cli.maths.keyed_draws import keyed_uniform
 from influence_cli.maths.kronecker import label_at
-from influence_cli.stages.score.score import score
+from tests.opened import score
 from tests.oracle import Problem, column, make_problem, relative_error
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch.utils.data import DataLoader, TensorDataset
 
-from influence_cli.stages.score.score import score
 from tests.methods.test_exact import Logistic
+from tests.opened import score
 from tests.oracle import Problem, column, make_problem, relative_error
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]

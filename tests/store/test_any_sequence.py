@@ -22,11 +22,8 @@ from hypothesis import strategies as st
 from influence_cli.model.build import build_model
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import GradSpec, Inputs, Runtime
-from influence_cli.stages.grads.fill import fill
-from influence_cli.stages.run.job import Job, open_job
-from influence_cli.stages.run.plan import describe_plan, missing_work
-from influence_cli.stages.score.score import score
 from tests.cases import named, png, same_scores, write
+from tests.opened import Opened, describe_plan, fill, missing_work, opened, score
 
 STEPS, EXAMPLES = 20, 200
 CLASSES = 3
@@ -164,7 +161,7 @@ class World:
     known: dict[str, set[tuple[object, ...]]] = field(default_factory=lambda: {"outputs": set(), "tangents": set()})
     runs: int = 0
 
-    def job(self, state: State, store: Path | None, batch_size: int | None) -> Job:
+    def job(self, state: State, store: Path | None, batch_size: int | None) -> Opened:
         self.runs += 1
         manifest = write(table_of([*state.rows, *state.target]), self.folder / f"{self.runs}.parquet")
         asked = Inputs(
@@ -173,7 +170,7 @@ class World:
         )  # fmt: skip
         options = {"ip-ensemble": {"members": 1, "p_fixed": state.dropout}} if state.method == "ip-ensemble" else {}
         spec = GradSpec((state.method,), options=options, params=state.params, precision=state.precision)
-        return open_job(asked, spec, Runtime(str(store) if store else None, "cpu", batch_size, 1, batch_size or 1024))
+        return opened(asked, spec, Runtime(str(store) if store else None, "cpu", batch_size, 1, batch_size or 1024))
 
     def expected(self, state: State) -> int:
         """Distinct pictures that a run cannot know yet; afterwards they are known."""

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from influence_cli.settings import GradSpec
-from influence_cli.stages.run.plan import missing_work
 from influence_cli.store.files import read_tensors
 from tests.cases import call_cli, column, job_of, run_process
+from tests.opened import missing_work
 
 KILLS = 20
 METHODS = ("ip", "ip-ensemble")

@@ -12,11 +12,10 @@ import pyarrow as pa
 import pytest
 
 from influence_cli.data.manifest import open_manifest
-from influence_cli.stages.grads.fill import fill
-from influence_cli.stages.score.score import score
 from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.maintenance import collect, verify
 from tests.cases import Heard, call_cli, column, digits_table, examples, feature_table, job_of, write
+from tests.opened import fill, score
 
 
 @pytest.fixture

@@ -18,13 +18,12 @@ from safetensors.torch import save_file
 
 from influence_cli.errors import StoreError
 from influence_cli.settings import GradSpec
-from influence_cli.stages.grads.fill import fill
-from influence_cli.stages.score.score import score
 from influence_cli.store import Store
 from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.maintenance import collect, examine
 from influence_cli.store.notes import read_note, read_revisions, write_note
 from tests.cases import Heard, call_cli, column, digits_table, job_of, write
+from tests.opened import fill, score
 
 HEX = "0123456789abcdef" * 2
 NOTE = {"mean": [0.485, 0.456], "about": {"crop": 0.95, "none": None, "large": 1e300, "odd": float("nan")}, "n": 3}

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from influence_cli.errors import StoreError
-from influence_cli.stages.grads.fill import fill
-from influence_cli.stages.score.score import score
 from influence_cli.store import Store
 from influence_cli.store.files import (
     DamagedFile,
@@ -46,6 +44,7 @@ from tests.cases import (
     same_scores,
     write,
 )
+from tests.opened import fill, score
 
 Keys = NDArray[np.uint8]
 

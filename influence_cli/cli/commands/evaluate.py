@@ -96,11 +96,11 @@ def _request(settings: Settings, asked: EvaluateOptions, source: str) -> Evaluat
 
 def _sentinel(settings: Settings, result: ResultOptions, asked: EvaluateOptions, source: str) -> dict[str, Any] | None:
     """Whether the table is still good at another checkpoint; None where the plan is shown instead."""
-    from influence_cli.stages.evaluate.evaluate import sentinel, sentinel_job
+    from influence_cli.stages.evaluate.evaluate import sentinel, sentinel_run
 
     if asked.checkpoint is None:
         raise UsageError("--sentinel needs a new checkpoint", fix="pass --checkpoint PATH")
-    job = sentinel_job(
+    run, session = sentinel_run(
         source,
         asked.sentinel or "",
         asked.checkpoint,
@@ -111,5 +111,5 @@ def _sentinel(settings: Settings, result: ResultOptions, asked: EvaluateOptions,
         manifest=manifest_of_scores(settings)["manifest"],
     )
     if result.dry_run:
-        return show_plan(result, job)
-    return sentinel(job, source, asked.budget, asked.draws, asked.seed)
+        return show_plan(result, run, session)
+    return sentinel(run, session, source, asked.budget, asked.draws, asked.seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from influence_cli.cli.commands.run import open_run
+from influence_cli.cli.commands.run import open_session
 from influence_cli.cli.settings.outputs import table_kind
 from influence_cli.cli.settings.requests import ResultOptions
 from influence_cli.cli.settings.settings import Settings
@@ -15,17 +15,18 @@ from influence_cli.errors import UsageError
 def grads(settings: Settings) -> None:
     """Fill the store: directions, logits and tangents of the rows it has not seen."""
     from influence_cli.data.tables import provenance
-    from influence_cli.stages.grads.fill import fill, grads_table
+    from influence_cli.stages.grads.fill import fill
+    from influence_cli.stages.score.grads_table import grads_table
 
     result = settings.make(ResultOptions)
-    job = open_run(settings, result)
+    run, session = open_session(settings, result)
     if result.dry_run:
-        return show_plan(result, job)
-    if job.model is None:
+        return show_plan(result, run, session)
+    if run.model is None:
         raise UsageError("these methods need no model, so there is nothing to compute", fix="ask for another --method")
-    rows = fill(job)
-    table = grads_table(job)
-    filled = f"{rows:,} rows run through the model; the store is complete for {len(job.train):,} train rows"
-    show_run(job, provenance(table.schema), filled)
-    show_skipped(job.left_out)
+    run, rows = fill(run, session)
+    table = grads_table(run, session)
+    filled = f"{rows:,} rows run through the model; the store is complete for {len(run.train):,} train rows"
+    show_run(run, session, provenance(table.schema), filled)
+    show_skipped(run.left_out)
     put_table(result, table, table_kind(settings), sort_by="loss", descending=True)

@@ -13,33 +13,30 @@ from influence_cli.options import SCORE
 from influence_cli.settings import GradSpec
 
 if TYPE_CHECKING:
-    from influence_cli.stages.run.job import Job
+    from influence_cli.stages.run.run import Run
+    from influence_cli.stages.run.session import Session
 
 TABLE_FORMATS = ("auto", "table", "json", "jsonl", "csv")
 
 
-def open_run(settings: Settings, result: ResultOptions) -> Job:
-    """The run that the settings ask for; nothing is computed yet, and a dry run remembers nothing.
+def open_session(settings: Settings, result: ResultOptions) -> tuple[Run, Session]:
+    """The run that the settings ask for and its session; nothing is computed yet, and a dry run remembers nothing.
 
     Raises:
         InfluenceError: something in it cannot work, or the table on the way in was made from other content.
     """
     from influence_cli.data.tables import check_suffix
-    from influence_cli.stages.run.job import open_job
+    from influence_cli.stages.run.open import open_run
+    from influence_cli.stages.run.session import Session
 
     result.check_format(*TABLE_FORMATS)
     if result.output:
         check_suffix(result.output)
     manifest, origin = _manifest(settings)
-    job = open_job(
-        inputs_of(settings, manifest),
-        settings.make(GradSpec),
-        runtime_of(settings),
-        terminal(),
-        remember=not result.dry_run,
-    )
-    _check_origin(settings, job, origin or {})
-    return job
+    session = Session.open(runtime_of(settings), terminal(), remember=not result.dry_run)
+    run = open_run(inputs_of(settings, manifest), settings.make(GradSpec), session)
+    _check_origin(settings, run, origin or {})
+    return run, session
 
 
 def _manifest(settings: Settings) -> tuple[str, dict[str, Any] | None]:
@@ -57,17 +54,17 @@ def _manifest(settings: Settings) -> tuple[str, dict[str, Any] | None]:
     return manifest, carried["origin"]
 
 
-def _check_origin(settings: Settings, job: Job, origin: dict[str, Any]) -> None:
+def _check_origin(settings: Settings, run: Run, origin: dict[str, Any]) -> None:
     """Stop where the table on the way in was made from other content than what is found now."""
     found = {
-        "manifest": job.manifest.fingerprint,
-        "target": job.target_fingerprint,
-        "checkpoint": None if job.checkpoint is None else job.checkpoint.digest,
-        "fit_rows": None if job.fit is None else job.fit.fingerprint,
+        "manifest": run.manifest.fingerprint,
+        "target": run.target_fingerprint,
+        "checkpoint": None if run.checkpoint is None else run.checkpoint.digest,
+        "fit_rows": None if run.fit is None else run.fit.fingerprint,
     }
     for name, now in found.items():
         # a fit set that nothing pins is the manifest's: who means another manifest means its fit set
-        flags = (name, "manifest") if name == "fit_rows" and job.inputs.fit_rows is None else (name,)
+        flags = (name, "manifest") if name == "fit_rows" and run.inputs.fit_rows is None else (name,)
         then = (origin.get(name) or {}).get("fingerprint")
         if then is not None and now is not None and then != now and not any(map(settings.explicit, flags)):
             raise UsageError(

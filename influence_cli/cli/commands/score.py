@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from influence_cli.cli.commands.run import open_run
+from influence_cli.cli.commands.run import open_session
 from influence_cli.cli.console import terminal
 from influence_cli.cli.settings.outputs import table_kind
 from influence_cli.cli.settings.requests import ResultOptions, ScoreOptions
@@ -17,7 +17,8 @@ from influence_cli.cli.show.table import put_table
 from influence_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from influence_cli.stages.run.job import Job
+    from influence_cli.stages.run.run import Run
+    from influence_cli.stages.run.session import Session
 
 
 def score(settings: Settings) -> None:
@@ -26,19 +27,19 @@ def score(settings: Settings) -> None:
     from influence_cli.stages.score.score import score as score_stage
 
     result, asked = settings.make(ResultOptions), settings.make(ScoreOptions)
-    job = open_run(settings, result)
+    run, session = open_session(settings, result)
     if asked.per_target:
-        return _per_target(settings, result, asked, job)
+        return _per_target(settings, result, asked, run, session)
     if result.dry_run:
-        return show_plan(result, job)
-    table = score_stage(job, asked.per_member, asked.combine)
-    scored = f"{len(job.train):,} train rows scored by {', '.join(job.methods)}; positive: the row helps"
-    show_run(job, provenance(table.schema), scored)
-    show_skipped(job.left_out)
+        return show_plan(result, run, session)
+    table, run = score_stage(run, session, asked.per_member, asked.combine)
+    scored = f"{len(run.train):,} train rows scored by {', '.join(run.methods)}; positive: the row helps"
+    show_run(run, session, provenance(table.schema), scored)
+    show_skipped(run.left_out)
     put_table(result, table, table_kind(settings), sort_by="score")
 
 
-def _per_target(settings: Settings, result: ResultOptions, asked: ScoreOptions, job: Job) -> None:
+def _per_target(settings: Settings, result: ResultOptions, asked: ScoreOptions, run: Run, session: Session) -> None:
     """For each target row its most helpful and harmful train rows.
 
     Raises:
@@ -51,13 +52,13 @@ def _per_target(settings: Settings, result: ResultOptions, asked: ScoreOptions, 
             what = f"{flag} is about one score a row, and --per-target has one a pair"
             raise UsageError(what, fix=f"leave {flag} out")
     if result.dry_run:
-        return show_pairs_plan(result, describe_per_target(job, asked.top))
-    table = per_target(job, asked.top)
+        return show_pairs_plan(result, describe_per_target(run, session, asked.top))
+    table, run = per_target(run, session, asked.top)
     terminal().note(
-        f"{len(job.target):,} target rows: up to {asked.top} most helpful and {asked.top} most harmful of "
-        f"{len(job.train):,} train rows by {next(iter(job.methods))}; positive: the row helps that target row"
+        f"{len(run.target):,} target rows: up to {asked.top} most helpful and {asked.top} most harmful of "
+        f"{len(run.train):,} train rows by {next(iter(run.methods))}; positive: the row helps that target row"
     )
-    show_skipped(job.left_out)
+    show_skipped(run.left_out)
     for_people = result.format == "table" or (result.format == "auto" and sys.stdout.isatty())
     if for_people and not result.output:
         show_pairs(table)

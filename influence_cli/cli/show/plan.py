@@ -10,7 +10,8 @@ from influence_cli.cli.printing import cell, print_json, print_table
 from influence_cli.cli.settings.requests import ResultOptions
 
 if TYPE_CHECKING:
-    from influence_cli.stages.run.job import Job
+    from influence_cli.stages.run.run import Run
+    from influence_cli.stages.run.session import Session
 
 Described = dict[str, Any]
 
@@ -20,17 +21,18 @@ SOLVES = ("method", "directions", "rows", "passes", "seconds")
 GRADIENTS = ("rows", "params", "values", "rows_stored", "rows_to_compute", "seconds", "bytes")
 
 
-def show_plan(result: ResultOptions, job: Job) -> None:
+def show_plan(result: ResultOptions, run: Run, session: Session) -> None:
     """What would run: as JSON in a pipe or when asked, as tables for people."""
     from influence_cli.stages.run.estimate import planned_gradients
-    from influence_cli.stages.run.plan import describe_plan, known_rates, missing_work, needed_rates
+    from influence_cli.stages.run.plan import describe_plan, missing_work, needed_rates
+    from influence_cli.stages.run.rates import known_rates
 
-    work, estimated = missing_work(job), {}
-    if not needed_rates(work) <= set(known_rates(job)):
+    work, estimated = missing_work(run, session), {}
+    if not needed_rates(work) <= set(known_rates(run, session)):
         from influence_cli.stages.run.estimate import estimated_rates
 
-        estimated = estimated_rates(job, work)
-    described = describe_plan(job, work, estimated, planned_gradients(job))
+        estimated = estimated_rates(run, session, work)
+    described = describe_plan(run, session, work, estimated, planned_gradients(run, session))
     if result.wants_json:
         print_json(described)
         return

@@ -58,7 +58,7 @@ def show_comparison(result: ResultOptions, metrics: dict[str, Any]) -> None:
 
 def _accuracies(metrics: dict[str, Any]) -> None:
     """Train, target and test accuracy of the first arm and seed, with a warning where one is at chance."""
-    from influence_cli.stages.score.noise import at_chance
+    from influence_cli.stages.run.accuracy import at_chance
 
     out = terminal()
     first = next(iter(next(iter(metrics["arms"].values()))["seeds"].values()))

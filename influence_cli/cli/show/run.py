@@ -10,25 +10,26 @@ from influence_cli.cli.printing import print_table
 
 if TYPE_CHECKING:
     from influence_cli.data.row_checks import BadRow
-    from influence_cli.stages.run.job import Job
+    from influence_cli.stages.run.run import Run
+    from influence_cli.stages.run.session import Session
 
 SHOWN_ROWS = 20  # left out of a manifest, unless with -v
 
 
-def show_run(job: Job, origin: dict[str, Any], done: str) -> None:
+def show_run(run: Run, session: Session, origin: dict[str, Any], done: str) -> None:
     """What was done, how good the model is, and the noise of every direction."""
-    from influence_cli.stages.score.noise import train_accuracy, warn_at_chance
+    from influence_cli.stages.run.accuracy import train_accuracy, warn_at_chance
 
     out = terminal()
     known: dict[str, tuple[float, int]] = {}
-    train = train_accuracy(job)
+    train = train_accuracy(run, session)
     if train is not None:
-        known["train"] = (train, len(job.train))
+        known["train"] = (train, len(run.train))
     for entry in origin["noise"].values():
         known["target"] = (entry["accuracy"], entry["target_rows"])
     if known:
         out.note(", ".join(f"{name} accuracy {a:.1%}" for name, (a, _) in known.items()))
-    warn_at_chance(job, known)
+    warn_at_chance(run, session, known)
     out.note(done)
     show_noise(origin)
 

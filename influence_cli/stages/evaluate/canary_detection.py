@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from influence_cli.data.manifest import Rows
 from influence_cli.events import Listener
 from influence_cli.maths.ranking import Ladder, found
-from influence_cli.methods.random import Random
+from influence_cli.methods.random import uniform_draws
 from influence_cli.settings import Runtime
 from influence_cli.stages.budgets import parse_budget
 from influence_cli.stages.evaluate.columns import Board, Scores, score_columns, side_by_side
@@ -60,7 +60,7 @@ def _of_group(board: Board, tables: list[Scores], truth: Truth | None, how: How)
     planted = tables[0].canaries()
     scored = side_by_side([(t, _with_planted_labels(t, planted, how)) for t in tables])
     columns = {shown: values for _, _, shown, values in scored}
-    columns[RANDOM] = Random().score(board.train.ids, how.seed)
+    columns[RANDOM] = uniform_draws(board.train.ids, how.seed)
     trained = _trained_on(board.train, how.checkpoint or tables[0].provenance["checkpoint"]["locator"])
     canaries = Truth((planted >= 0) & trained, trained, "canaries")
     count, rows = int(canaries.wrong.sum()), parse_budget(how.budget, int(trained.sum()))
@@ -89,8 +89,8 @@ def _of_group(board: Board, tables: list[Scores], truth: Truth | None, how: How)
 def _with_planted_labels(table: Scores, planted: NDArray[np.int64], how: How) -> dict[str, Floats]:
     """The columns of a table, anew, with the planted labels."""
     where = {"source": table.source, "manifest": how.manifest, "checkpoint": how.checkpoint}
-    job = reopen(table.provenance, how.runtime, how.listener, **where)
-    return score_columns(score(with_planted(job, planted)))
+    run, session = reopen(table.provenance, how.runtime, how.listener, **where)
+    return score_columns(score(with_planted(run, planted), session)[0])
 
 
 def _trained_on(train: Rows, checkpoint: str) -> NDArray[np.bool_]:

@@ -16,8 +16,9 @@ from influence_cli.settings import Runtime
 from influence_cli.stages.evaluate.columns import Board, Scores
 from influence_cli.stages.retrain.arm_quality import beyond_accuracy
 from influence_cli.stages.retrain.attacked_arms import attacked_accuracy
-from influence_cli.stages.run.job import Job
 from influence_cli.stages.run.reopen import reopen
+from influence_cli.stages.run.run import Run
+from influence_cli.stages.run.session import Session
 from influence_cli.stages.run.usable_rows import usable_now
 
 
@@ -37,8 +38,8 @@ def quality_of(
         origin, where = tables[0].provenance, tables[0].source
         places = {"manifest": manifest, "checkpoint": checkpoint}
         try:
-            job = reopen(origin, runtime, listener, source=where, remember=False, **places)
-            rows = _measured(job, column, listener)
+            run, session = reopen(origin, runtime, listener, source=where, remember=False, **places)
+            rows = _measured(run, session, column)
         except DamagedModel:
             raise  # a model that is gone is noted; one that is there and damaged is an error
         except InfluenceError as error:
@@ -49,27 +50,27 @@ def quality_of(
     return found
 
 
-def _measured(job: Job, column: str, listener: Listener) -> dict[str, dict[str, Any]]:
+def _measured(run: Run, session: Session, column: str) -> dict[str, dict[str, Any]]:
     """By split, how many rows there are and what is measured of them."""
-    from influence_cli.model.build import device_of, load_model
+    from influence_cli.model.build import load_model
     from influence_cli.model.losses import loss_of, quality
     from influence_cli.model.train.sgd import Examples, predict
 
-    assert job.model is not None
-    assert job.checkpoint is not None
-    model, device = load_model(job.model, job.checkpoint), device_of(job.runtime.device)
-    how = job.objectives.get("robustness")
-    test = job.manifest.rows("test")
-    splits: dict[str, Rows] = {"target": job.target, "test": usable_now(test, job.model, job.inputs)}
+    assert run.model is not None
+    assert run.checkpoint is not None
+    model, device = load_model(run.model, run.checkpoint), session.device
+    how = run.objectives.get("robustness")
+    test = run.manifest.rows("test")
+    splits: dict[str, Rows] = {"target": run.target, "test": usable_now(test, run.model, run.inputs)}
     found: dict[str, dict[str, Any]] = {}
     for split, rows in splits.items():
         if not len(rows):
             continue
-        data = Examples(rows, job.model, listener, f"{split} rows")
+        data = Examples(rows, run.model, session.listener, f"{split} rows")
         logits = predict(model, data, device)
-        measured = {**quality(logits, data.labels, loss_of(job.model.task))}
+        measured = {**quality(logits, data.labels, loss_of(run.model.task))}
         measured.update(beyond_accuracy(logits, rows, data.labels, column) if column else {})
         if how is not None:
-            measured["attacked_static"] = attacked_accuracy(model, job.model, how, rows, data, job.spec.seed, device)
+            measured["attacked_static"] = attacked_accuracy(model, run.model, how, rows, data, run.spec.seed, device)
         found[split] = {"n": len(rows), **measured}
     return found

@@ -20,14 +20,15 @@ from influence_cli.events import Listener
 from influence_cli.maths.bootstrap import correlation_interval, draws_of
 from influence_cli.maths.noise import ranks, spearman
 from influence_cli.maths.ranking import jaccard, kendall, lowest, weighted_spearman
-from influence_cli.methods.random import Random
+from influence_cli.methods.random import uniform_draws
 from influence_cli.settings import Runtime
 from influence_cli.stages.budgets import parse_budget, parse_share
 from influence_cli.stages.evaluate.columns import CANARY, score_columns
 from influence_cli.stages.evaluate.order import sign_agreement
 from influence_cli.stages.retrain.canaries import planted_labels
-from influence_cli.stages.run.job import Job
 from influence_cli.stages.run.reopen import reopen
+from influence_cli.stages.run.run import Run
+from influence_cli.stages.run.session import Session
 from influence_cli.stages.score.score import score
 
 Floats = NDArray[np.float64]
@@ -157,46 +158,46 @@ def _column(
     }
 
 
-def sentinel_job(
+def sentinel_run(
     old: str, share: str, checkpoint: str, runtime: Runtime, seed: int, listener: Listener, remember: bool = True,
     manifest: str | None = None,
-) -> Job:  # fmt: skip
-    """The job of an old table at a new checkpoint, on a seeded sample of the rows that the table still describes.
+) -> tuple[Run, Session]:  # fmt: skip
+    """The run of an old table at a new checkpoint, on a seeded sample of the rows that the table still describes.
 
     The sample is ``share`` of those rows, at least 200, or all where there are fewer.
     """
     table = read_table(old)
-    job = reopen(
+    run, session = reopen(
         provenance(table.schema), runtime, listener,
         source=old, manifest=manifest, checkpoint=checkpoint, another=True, remember=remember,
     )  # fmt: skip
     keys = _keys(table, old)
-    same = [keys.get(i) == k.tobytes() for i, k in zip(job.train.ids, job.train.row_keys, strict=True)]
+    same = [keys.get(i) == k.tobytes() for i, k in zip(run.train.ids, run.train.row_keys, strict=True)]
     planted = (
         set(table.filter(table.column(CANARY).is_valid())["id"].to_pylist()) if CANARY in table.schema.names else ()
     )
-    new = planted_labels(checkpoint, job.train)
-    canary = np.array([i in planted for i in job.train.ids]) | (False if new is None else new >= 0)
+    new = planted_labels(checkpoint, run.train)
+    canary = np.array([i in planted for i in run.train.ids]) | (False if new is None else new >= 0)
     rows = np.flatnonzero(np.array(same) & ~canary)
     if not len(rows):
-        raise ManifestError("no row in common", where=f"{old}, {job.manifest.source}", fix="run `influence score`")
+        raise ManifestError("no row in common", where=f"{old}, {run.manifest.source}", fix="run `influence score`")
     wanted = min(len(rows), max(LEAST_ROWS, math.ceil(parse_share(share, "--sentinel") * len(rows))))
-    place = Random().score([job.train.ids[k] for k in rows.tolist()], seed)
+    place = uniform_draws([run.train.ids[k] for k in rows.tolist()], seed)
     chosen = np.sort(rows[np.argsort(place, kind="stable")[:wanted]])
-    return replace(job, train=job.train.take(chosen))
+    return replace(run, train=run.train.take(chosen)), session
 
 
-def sentinel(job: Job, old: str, budget: str, draws: int, seed: int) -> dict[str, Any]:
-    """Whether an old table still stands for the scores at the job's checkpoint, judged on the job's rows.
+def sentinel(run: Run, session: Session, old: str, budget: str, draws: int, seed: int) -> dict[str, Any]:
+    """Whether an old table still stands for the scores at the run's checkpoint, judged on the run's rows.
 
     A full recompute is needed where, for any method's column, the lower end of the interval of Spearman's correlation
     is below 0.9, or the rows under the budget overlap by a Jaccard below 0.5.
     """
     table = read_table(old)
-    matched = match(table, score(job), old, "the new scores")
+    matched = match(table, score(run, session)[0], old, "the new scores")
     rows = max(1, round(parse_budget(budget, table.num_rows) / table.num_rows * len(matched.ids)))
     columns = _compared(matched, rows, draws, seed)
-    free = {n for n, m in job.methods.items() if m.needs == "nothing"}
+    free = {n for n, m in run.methods.items() if m.needs == "nothing"}
     judged: dict[str, Any] = {}
     for name, c in columns.items():
         if f"score_{name}" in table.column_names and name not in free:
@@ -206,8 +207,8 @@ def sentinel(job: Job, old: str, budget: str, draws: int, seed: int) -> dict[str
     return {
         "schema_version": 1,
         "a": old,
-        "b": None if job.checkpoint is None else job.checkpoint.locator,
-        "same_checkpoint": job.checkpoint is not None and job.checkpoint.digest == then,
+        "b": None if run.checkpoint is None else run.checkpoint.locator,
+        "same_checkpoint": run.checkpoint is not None and run.checkpoint.digest == then,
         "rows": matched.counts["rows"],
         "of_rows": table.num_rows,
         "budget_rows": rows,

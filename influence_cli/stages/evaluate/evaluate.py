@@ -14,12 +14,12 @@ import numpy as np
 
 from influence_cli.errors import ManifestError
 from influence_cli.events import SILENT, Listener
-from influence_cli.methods.random import Random
+from influence_cli.methods.random import uniform_draws
 from influence_cli.stages.budgets import parse_budget
 from influence_cli.stages.evaluate.canary_detection import How, canaries_of
 from influence_cli.stages.evaluate.checkpoint_quality import quality_of
 from influence_cli.stages.evaluate.columns import Board, read_board
-from influence_cli.stages.evaluate.comparison import compare, sentinel, sentinel_job
+from influence_cli.stages.evaluate.comparison import compare, sentinel, sentinel_run
 from influence_cli.stages.evaluate.detection import RANDOM, Truth, detect, truth_of_column, truth_of_list
 from influence_cli.stages.evaluate.order import order_consistency, stability
 from influence_cli.stages.evaluate.request import EvaluateRequest
@@ -90,7 +90,7 @@ def _detection(e: Evaluation) -> dict[str, Any]:
     canary = np.any([t.canaries() >= 0 for t in e.board.tables], axis=0)
     truth = e.truth.without(canary)
     rows = int(truth.known.sum())
-    columns = {**e.board.columns, RANDOM: Random().score(e.board.train.ids, e.request.seed)}
+    columns = {**e.board.columns, RANDOM: uniform_draws(e.board.train.ids, e.request.seed)}
     budget = e.budget(rows)
     found = detect(columns, truth, budget, e.request.draws, e.request.seed, e.request.reference)
     return {
@@ -139,4 +139,4 @@ PARTS: tuple[Callable[[Evaluation], dict[str, Any]], ...] = (
     _checkpoint,
 )
 
-__all__ = ["EvaluateRequest", "Evaluation", "compare", "evaluate", "sentinel", "sentinel_job"]
+__all__ = ["EvaluateRequest", "Evaluation", "compare", "evaluate", "sentinel", "sentinel_run"]

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influence_cli.objectives.robustness import Robustness
-from influence_cli.stages.run.job import Job, require_model
+from influence_cli.stages.run import names
+from influence_cli.stages.run.run import Run, require_model
+from influence_cli.stages.run.session import Session
 from influence_cli.store.shards import key_order, unique
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ Made = dict[int, "NDArray[Any]"]  # manifest row -> x', as decoded
 
 
 def attacked_rows(
-    job: Job, name: str, model: nn.Module, payloads: dict[int, Payload], batch_size: int
+    run: Run, session: Session, name: str, model: nn.Module, payloads: dict[int, Payload]
 ) -> tuple[Attacked, dict[str, Any]]:
     """The model's inputs of attacked target rows, after making those that are not stored; and what is known of them.
 
@@ -34,15 +36,15 @@ def attacked_rows(
     """
     from influence_cli.engines.attacks import attacked_input
 
-    spec, _ = require_model(job)
-    folder = job.attacks(name)
-    keys = job.target.row_keys
+    spec, _ = require_model(run)
+    folder = session.attacks(run, name)
+    keys = run.target.row_keys
     lacking = folder.missing(keys)
     missing = [int(k) for k in unique(keys) if lacking[k]]
     if missing:
-        _make(job, name, model, payloads, missing, batch_size)
+        _make(run, session, name, model, payloads, missing)
     stored = folder.read(keys)["input"]
-    place = {row: k for k, row in enumerate(job.target.index.tolist())}
+    place = {row: k for k, row in enumerate(run.target.index.tolist())}
 
     def inputs(rows: NDArray[np.int64]) -> Tensor:
         import torch
@@ -50,13 +52,13 @@ def attacked_rows(
         chosen = np.ascontiguousarray(stored[[place[row] for row in rows.tolist()]])
         return attacked_input(torch.from_numpy(chosen), spec)
 
-    return inputs, {"name": job.attack(name), "digest": _digest(keys, stored), **_how(job, name)}
+    return inputs, {"name": names.attack(run, name), "digest": _digest(keys, stored), **_how(run, name)}
 
 
-def _how(job: Job, name: str) -> dict[str, Any]:
-    objective, (spec, _) = job.objectives[name], require_model(job)
+def _how(run: Run, name: str) -> dict[str, Any]:
+    objective, (spec, _) = run.objectives[name], require_model(run)
     assert isinstance(objective, Robustness)
-    return objective.describe(spec, job.spec.seed)
+    return objective.describe(spec, run.spec.seed)
 
 
 def _digest(keys: NDArray[np.uint8], stored: NDArray[Any]) -> str:
@@ -68,27 +70,32 @@ def _digest(keys: NDArray[np.uint8], stored: NDArray[Any]) -> str:
 
 
 def _make(
-    job: Job, name: str, model: nn.Module, payloads: dict[int, Payload], wanted: list[int], batch_size: int
+    run: Run,
+    session: Session,
+    name: str,
+    model: nn.Module,
+    payloads: dict[int, Payload],
+    wanted: list[int],
 ) -> None:
     """Attack the target rows at these places, and store each batch as a shard."""
     import torch
 
     from influence_cli.engines.attacks import attack
-    from influence_cli.model.examples import batches, chunked, move
+    from influence_cli.model.examples import chunked, move
 
-    spec, _ = require_model(job)
-    objective, rows, folder = job.objectives[name], job.target.take(np.array(wanted)), job.attacks(name)
+    spec, _ = require_model(run)
+    objective, rows, folder = run.objectives[name], run.target.take(np.array(wanted)), session.attacks(run, name)
     where, kind = {row: k for k, row in enumerate(rows.index.tolist())}, next(model.parameters())
-    labels = torch.from_numpy(job.target.manifest.labels)
-    with job.listener.progress(f"attack {objective.kind(spec)}", len(rows), "target rows") as progress:
-        chunks = ([(row, payloads[row]) for row in chunk] for chunk in chunked(sorted(where), batch_size))
-        for index, decoded in batches(job.target.manifest, chunks, spec, job.runtime.workers):
-            places = [where[row] for row in index.tolist()]
-            keys = rows.row_keys[places]
+    size = session.batch_size(spec)
+    with session.listener.progress(f"attack {objective.kind(spec)}", len(rows), "target rows") as progress:
+        chunks = ([(row, payloads[row]) for row in chunk] for chunk in chunked(sorted(where), size))
+        for batch in session.rows(spec, run.target, chunks, keep=False):
+            places = [where[row] for row in batch.index.tolist()]
+            keys, y = rows.row_keys[places], move(torch.from_numpy(batch.labels), kind.device)
             moved = attack(
-                model, spec, objective, move(decoded, kind.device), move(labels[torch.from_numpy(index)], kind.device),
-                keys, seed=job.spec.seed, loss=job.row_loss, names=[f"row id={rows.ids[p]}" for p in places],
+                model, spec, objective, move(batch.decoded, kind.device), y, keys, seed=run.spec.seed,
+                loss=run.row_loss, names=[f"row id={rows.ids[p]}" for p in places],
             )  # fmt: skip
             moved = moved.float() if moved.dtype == torch.bfloat16 else moved
             folder.write(keys, {"input": moved.cpu().numpy(), "payload_keys": rows.payload_keys[places]})
-            progress.advance(len(index))
+            progress.advance(len(batch.index))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from influence_cli.methods.protocol import Preconditioned
-from influence_cli.stages.run.row_values import value_name
-
-if TYPE_CHECKING:
-    from influence_cli.stages.run.job import Job
+from influence_cli.stages.run import names
+from influence_cli.stages.run.row_values import values_of
+from influence_cli.stages.run.run import Run
+from influence_cli.stages.run.session import Session
 
 ILL_CONDITIONED = {
     "bf16": 1e6,
@@ -19,57 +18,59 @@ ILL_CONDITIONED = {
 }  # condition numbers above which scores lose most of their digits
 
 
-def curvature_report(job: Job) -> dict[str, dict[str, Any]]:
+def curvature_report(run: Run, session: Session) -> dict[str, dict[str, Any]]:
     """By method: spectrum, damping, l2, gradient norm and fit rows at its first member, for provenance."""
     report: dict[str, dict[str, Any]] = {}
-    for name, method in job.methods.items():
-        if isinstance(method, Preconditioned):
-            meta = job.store.direction_meta(job.along(name, job.method_members[name][0], next(iter(job.objectives))))
+    for name, method in run.methods.items():
+        if method.fitted_curvature:
+            meta = session.store.direction_meta(
+                names.along(run, name, run.members_of[name][0], next(iter(run.objectives)))
+            )
             report[name] = {} if meta is None else meta["curvature"]
-        elif name in job.solvers:
-            report[name] = job.store.value_facts(value_name(job, name, job.method_members[name][0])[0]) or {}
+        elif name in run.solvers:
+            report[name] = session.store.value_facts(names.row_value(run, name, run.members_of[name][0])[0]) or {}
     return report
 
 
-def note_curvature(job: Job) -> None:
+def note_curvature(run: Run, session: Session) -> None:
     """Say of every curvature what its spectrum was, and warn where it loses digits."""
-    for name, facts in curvature_report(job).items():
+    for name, facts in curvature_report(run, session).items():
         if not facts:
             continue
-        job.listener.note(f"{name}: {job.solvers[name].sentence(facts)}")
-        for text in _warnings(job, name):
-            job.listener.warn(f"{name}: {text}")
-        for text in condition_warning(job, name, facts):
-            job.listener.warn(f"{name}: {text}")
+        session.listener.note(f"{name}: {run.solvers[name].sentence(facts)}")
+        for text in _warnings(run, session, name):
+            session.listener.warn(f"{name}: {text}")
+        for text in condition_warning(run, name, facts):
+            session.listener.warn(f"{name}: {text}")
 
 
-def condition_warning(job: Job, name: str, facts: dict[str, Any]) -> list[str]:
+def condition_warning(run: Run, name: str, facts: dict[str, Any]) -> list[str]:
     """Where a curvature loses most digits of the scores: what to do."""
-    condition, bound = facts.get("condition_number"), ILL_CONDITIONED[job.spec.precision]
+    condition, bound = facts.get("condition_number"), ILL_CONDITIONED[run.spec.precision]
     if condition is None or not condition > bound:
         return []
-    more = "--precision fp64, or " if job.spec.precision == "fp32" else ""
+    more = "--precision fp64, or " if run.spec.precision == "fp32" else ""
     return [
-        f"the condition number {condition:.3g} is above {bound:g}, what {job.spec.precision} can resolve: pass "
+        f"the condition number {condition:.3g} is above {bound:g}, what {run.spec.precision} can resolve: pass "
         f"{more}--set {name}.damping=X"
     ]
 
 
-def _warnings(job: Job, name: str) -> list[str]:
+def _warnings(run: Run, session: Session, name: str) -> list[str]:
     """What a method warns of in any of its directions, each text once."""
     said = dict[str, None]()
-    if not isinstance(job.methods[name], Preconditioned):
-        return warnings_of(job, name, curvature_report(job)[name])
-    for member in job.method_members[name]:
-        for objective in job.objectives:
-            meta = job.store.direction_meta(job.along(name, member, objective))
-            said |= dict.fromkeys(warnings_of(job, name, meta["curvature"]) if meta is not None else ())
+    if not run.methods[name].fitted_curvature:
+        return warnings_of(run, name, curvature_report(run, session)[name])
+    for member in run.members_of[name]:
+        for objective in run.objectives:
+            meta = session.store.direction_meta(names.along(run, name, member, objective))
+            said |= dict.fromkeys(warnings_of(run, name, meta["curvature"]) if meta is not None else ())
     return list(said)
 
 
-def warnings_of(job: Job, name: str, facts: dict[str, Any]) -> list[str]:
+def warnings_of(run: Run, name: str, facts: dict[str, Any]) -> list[str]:
     """What a method warns of in one direction, and that fit rows are outside its curvature."""
-    said = job.solvers[name].warnings(facts)
+    said = run.solvers[name].warnings(facts)
     if facts.get("unusable_rows"):
         some = ", ".join(facts["unusable"]) + (", ..." if facts["unusable_rows"] > len(facts["unusable"]) else "")
         said = [
@@ -80,19 +81,41 @@ def warnings_of(job: Job, name: str, facts: dict[str, Any]) -> list[str]:
     return said
 
 
-def effect_weight(job: Job, name: str) -> float:
+def effect_weight(run: Run, session: Session, name: str) -> float:
     """N of a method's effect = score / n: the weights of the fit rows that its curvature is of.
 
     Where the curvature has seen a sample of them, the others are outside where their stored logits are not finite.
     """
-    assert job.fit is not None
-    facts, rows = curvature_report(job)[name], job.fit.rows
+    assert run.fit is not None
+    facts, rows = curvature_report(run, session)[name], run.fit.rows
     if facts.get("product_rows", facts["fit_rows"]) >= facts["fit_rows"]:
         return facts["fit_weight"]
-    member = job.method_members[name][0]
-    meta = job.store.factor_meta(job.factor(name, member))
-    rows = job.fit.less(set() if meta is None else set(meta["unusable"]))
-    stored = ~job.outputs(member).missing(rows.payload_keys)
+    member = run.members_of[name][0]
+    meta = session.store.factor_meta(names.factor(run, name, member))
+    rows = run.fit.less(set() if meta is None else set(meta["unusable"]))
+    stored = ~session.outputs(run, member).missing(rows.payload_keys)
     finite = np.ones(len(rows), dtype=bool)
-    finite[stored] = np.isfinite(job.outputs(member).read(rows.payload_keys[stored])["logits"]).all(axis=1)
+    finite[stored] = np.isfinite(session.outputs(run, member).read(rows.payload_keys[stored])["logits"]).all(axis=1)
     return float(np.sort(rows.weights[finite]).sum())
+
+
+def negative_values(run: Run, session: Session) -> dict[str, int]:
+    """By method with a value by curvature: how many training rows have a negative one, at its first member."""
+    found: dict[str, int] = {}
+    for name in run.values:
+        if name in run.solvers:
+            stored = values_of(run, session, name, run.members_of[name][0], run.train.row_keys)
+            found[name] = int((stored < 0).sum())
+    return found
+
+
+def note_values(run: Run, session: Session) -> None:
+    """Say how many values by curvature are negative; a positive definite P has none."""
+    for name, count in negative_values(run, session).items():
+        text = f"{name}: {count:,} of {len(run.train):,} values of self-influence are negative"
+        if count:
+            session.listener.warn(
+                f"{text}: its curvature is not positive definite, or its series is far from the inverse"
+            )
+        else:
+            session.listener.note(text)

@@ -5,158 +5,119 @@ A row whose label has changed is a row that was not seen; every full shard is wr
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from influence_cli.data.manifest import Rows
 from influence_cli.errors import ModelError, StoreError
-from influence_cli.stages.grads.row_pass import Unusable, batch_size
-from influence_cli.stages.grads.value_pass import first_rows
+from influence_cli.stages.grads.member_model import Models
+from influence_cli.stages.grads.row_loop import Compute, Parts, Speed, Waits, loop_over
 from influence_cli.stages.run.gradient_plan import RowWork, check_size, rate_key
-from influence_cli.stages.run.job import Job, require_model
-from influence_cli.stages.run.plan import key_list
+from influence_cli.stages.run.quantities import Part
+from influence_cli.stages.run.run import Run
+from influence_cli.stages.run.session import Batch, Session
 from influence_cli.store import Keys
-from influence_cli.store.gradients import SHARD_BYTES
-from influence_cli.store.keys import stack
+from influence_cli.store.shards import Arrays
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
     from influence_cli.engines.row_gradients import RowGradients
 
 AT_ONCE = 1 << 25  # most values that a batch of rows has in memory
 
 
-def gradient_pass(job: Job, work: RowWork) -> int:
-    """Compute and store the rows that lack their gradient; returns how many.
+def gradient_pass(run: Run, session: Session, work: RowWork) -> Run:
+    """Compute and store the rows that lack their gradient; returns the run without rows that cannot be used.
 
     Raises:
         UsageError: they are more bytes than the run's limit.
         ModelError: no layer gives the gradient of a selected parameter, or no row has finite logits.
     """
-    from influence_cli.engines.point import DTYPES, Point
     from influence_cli.engines.row_gradients import RowGradients
-    from influence_cli.model.build import device_of, load_model
 
-    spec, checkpoint = require_model(job)
-    request, precision = work.request, "fp32" if job.spec.precision == "bf16" else job.spec.precision
-    model = load_model(spec, checkpoint, DTYPES[precision])
-    point = Point(model, request.params, request.member.dropout, precision, device_of(job.runtime.device))
-    gradients = RowGradients(point, job.row_loss, request.sketch_dim, request.seed)
-    check_size(job, work, gradients.dim)
-    started, writer, unusable = time.perf_counter(), _Writer(job, work, gradients), Unusable(job)
-    try:
-        _pass(job, job.train, work.train, writer, "training rows", unusable)
-        _pass(job, job.target, work.target, writer, "target rows", None)
-    except KeyboardInterrupt:
-        writer.flush()
-        raise
-    writer.finish()
-    unusable.leave_out()
-    job.store.write_timing(rate_key(job, request), (time.perf_counter() - started) / work.rows)
-    return work.rows
+    request = work.request
+    point = Models(run, session).gradient_point(request.member, request.params)
+    gradients = RowGradients(point, run.row_loss, request.sketch_dim, request.seed)
+    check_size(run, session, work, gradients.dim)
+    part, waiting = Part("gradients", request.name(run), request.member), _Waiting(run, work, gradients)
+    compute = _compute(run, session, gradients, part, waiting)
+    size = max(1, min(session.batch_size(run.model), AT_ONCE // max(1, gradients.dim)))
+    given = {"speed": Speed(lambda: size), "write": lambda _: waiting.write}
+    train = loop_over(run, session, run.train, {part: work.train}, compute, "row gradients, training rows", **given)
+    target = loop_over(
+        run, session, run.target, {part: work.target}, compute, "row gradients, target rows", **given, skip_bad=False
+    )
+    waiting.finish()
+    seconds = train.seconds + target.seconds
+    session.store.write_timing(rate_key(run, session, request), seconds / max(1, work.rows))
+    return run.without(train.bad)
 
 
-def _pass(job: Job, rows: Rows, wanted: Keys, writer: _Writer, what: str, unusable: Unusable | None) -> None:
-    """The rows of one manifest; their shards are their own."""
+def _compute(run: Run, session: Session, gradients: RowGradients, part: Part, waiting: _Waiting) -> Compute:
+    """What maps a batch to its gradients, losses and norms; nothing while no row had finite logits."""
     import torch
 
-    from influence_cli.engines.batch_size import Parts
-    from influence_cli.model.examples import batches, chunked, move, to_input
+    from influence_cli.engines.batch_size import Parts as Pieces
 
-    manifest, gradients, listen = rows.manifest, writer.gradients, None if unusable is None else unusable.listen
-    assert job.model is not None
-    key_of = first_rows(rows, set(key_list(wanted)))
-    size = max(1, min(batch_size(job), AT_ONCE // max(1, gradients.dim)))
-    chunks = chunked(manifest.payloads(np.array(sorted(key_of), dtype=np.int64)), size) if key_of else iter([])
-    parts, point = Parts(job.listener.warn), gradients.point
-    with job.listener.progress(f"row gradients, {what}", len(key_of)) as progress:
-        for index, decoded in batches(manifest, chunks, job.model, job.runtime.workers, listen):
-            x = to_input(move(decoded, point.device), job.model, point.dtype)
-            labels, payload_keys = manifest.labels[index], manifest.payload_keys[index]
-            keys = [key_of[row] for row in index.tolist()]
-            if gradients.ready(x):
-                y = torch.from_numpy(labels).to(point.device)
-                of_part = lambda part, x=x, y=y: _apart(gradients.of(x[part], y[part]))  # noqa: E731
-                value, (norms, logits) = parts.run(of_part, torch.arange(len(x), device=point.device))
-                with np.errstate(invalid="ignore", over="ignore"):
-                    loss = job.row_loss.losses(logits.cpu().numpy(), labels)
-                made = {"value": value.cpu().numpy(), "loss": loss, "norms": norms.cpu().numpy()}
-                writer.add(keys, {**made, "payload_keys": payload_keys})
-            else:
-                writer.postpone(keys, payload_keys)
-            progress.advance(len(index))
-    writer.flush()
+    memory, point = Pieces(session.listener.warn), gradients.point
+
+    def compute(batch: Batch, parts: Parts) -> Waits:
+        x, y = batch.on(point), batch.labels_on(point)
+        if not gradients.ready(x):
+            waiting.batches.append(batch)
+            return dict
+
+        def piece(some: Tensor) -> tuple[Tensor, list[Tensor]]:
+            value, norms, logits = gradients.of(x[some], y[some])
+            return value, [norms, logits]
+
+        value, (norms, logits) = memory.run(piece, torch.arange(len(y), device=point.device))
+        with np.errstate(invalid="ignore", over="ignore"):
+            loss = run.row_loss.losses(logits.cpu().numpy(), batch.labels)
+        found: Arrays = {"value": value.cpu().numpy(), "loss": loss, "norms": norms.cpu().numpy()}
+        return lambda: {part: found}
+
+    return compute
 
 
-def _apart(found: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    return found[0], list(found[1:])
+class _Waiting:
+    """Batches of unusable rows, whose columns are not known before a row had finite logits; and what writes shards."""
 
+    def __init__(self, run: Run, work: RowWork, gradients: RowGradients) -> None:
+        self.run, self.folder, self.gradients = run, work.folder, gradients
+        self.batches: list[Batch] = []
 
-class _Writer:
-    """Collects computed rows and writes a shard whenever one is full, by rows or by bytes."""
+    def write(self, keys: Keys, arrays: Arrays) -> None:
+        """Write a shard.
 
-    def __init__(self, job: Job, work: RowWork, gradients: RowGradients) -> None:
-        self.job, self.work, self.gradients = job, work, gradients
-        self.pending: list[tuple[list[bytes], dict[str, NDArray[Any]]]] = []
-        self.count = 0
-        self.postponed: list[tuple[list[bytes], NDArray[np.uint8]]] = []  # rows without finite logits, before any had
-
-    def add(self, keys: list[bytes], values: dict[str, NDArray[Any]]) -> None:
-        """Take one batch."""
-        if self.count == 0:
-            self._check_layout()
-        self.pending.append((keys, values))
-        self.count += len(keys)
-        most = max(1, min(self.job.runtime.shard_rows, SHARD_BYTES // max(1, values["value"][0].nbytes)))
-        while self.count >= most:
-            self._write(most)
-
-    def postpone(self, keys: list[bytes], payload_keys: NDArray[np.uint8]) -> None:
-        """Take a batch of unusable rows whose columns are not known yet."""
-        self.postponed.append((keys, payload_keys))
-
-    def flush(self) -> None:
-        """Write what is left."""
-        if self.count:
-            self._write(self.count)
+        Raises:
+            StoreError: rows of other layers are stored.
+        """
+        layout = self.gradients.layout()
+        if self.folder.layout not in (None, layout):
+            raise StoreError(
+                "the model's layers are not those of the rows that are stored",
+                where=str(self.folder.path),
+                fix="take that folder out of the store",
+            )
+        self.folder.write(keys, arrays, layout)
 
     def finish(self) -> None:
-        """Write the rows that had to wait.
+        """Write the rows that had to wait, whose values are null.
 
         Raises:
             ModelError: the logits of no row were finite.
         """
-        layout = self.gradients.layout() if self.gradients.layers is not None else self.work.folder.layout
-        if self.postponed and layout is None:
+        layout = self.gradients.layout() if self.gradients.layers is not None else self.folder.layout
+        if self.batches and layout is None:
             raise ModelError("the logits of no row are finite", fix="check the checkpoint and the inputs")
-        for keys, payload_keys in self.postponed:
+        for batch in self.batches:
             assert layout is not None
-            dtype = np.float64 if self.job.spec.precision == "fp64" else np.float32
             shapes = {"value": (layout["dim"],), "norms": (len(layout["layers"]),), "loss": ()}
+            kinds = {"value": np.float64 if self.run.spec.precision == "fp64" else np.float32}
             blank = {
-                name: np.full((len(keys), *shape), np.nan, dtype if name == "value" else np.float64)
+                name: np.full((len(batch.index), *shape), np.nan, kinds.get(name, np.float64))
                 for name, shape in shapes.items()
             }
-            self.work.folder.write(stack(keys), {**blank, "payload_keys": payload_keys}, layout)
-
-    def _check_layout(self) -> None:
-        known = self.work.folder.layout
-        if known is not None and known != self.gradients.layout():
-            raise StoreError(
-                "the model's layers are not those of the rows that are stored",
-                where=str(self.work.folder.path),
-                fix="take that folder out of the store",
-            )
-
-    def _write(self, count: int) -> None:
-        """Write the first ``count`` rows as one shard."""
-        keys = [k for ks, _ in self.pending for k in ks]
-        values = {name: np.concatenate([v[name] for _, v in self.pending]) for name in self.pending[0][1]}
-        first = {name: v[:count] for name, v in values.items()}
-        self.work.folder.write(stack(keys[:count]), first, self.gradients.layout())
-        self.pending = [(keys[count:], {name: v[count:] for name, v in values.items()})] if count < len(keys) else []
-        self.count -= count
+            self.folder.write(batch.row_keys, {**blank, "payload_keys": batch.payload_keys}, layout)

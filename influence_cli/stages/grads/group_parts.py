@@ -9,27 +9,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from influence_cli.stages.run.job import Job
+    from influence_cli.stages.run.run import Run
 
 DRAWS = 200  # bootstrap draws of target rows, within each cell
 
 Floats = NDArray[np.float64]
 
 
-def group_parts(job: Job, name: str, values: Floats) -> dict[str, Any]:
+def group_parts(run: Run, name: str, values: Floats) -> dict[str, Any]:
     """Of an objective about groups: every term's rows and mean by group, its gap D, and D's bootstrap standard error.
 
     D of two groups is the second's mean less the first's (``eo-loss``: the first's less the second's), of more the
     mean absolute difference over pairs.  Parity is where |D| of every term is below tau.
     """
-    assert job.model is not None
-    objective, groups, labels = job.objectives[name], job.groups[name], job.target.labels
+    assert run.model is not None
+    objective, groups, labels = run.objectives[name], run.groups[name], run.target.labels
     sign = -1.0 if name == "eo-loss" else 1.0
     terms: list[dict[str, Any]] = []
-    for k, term in enumerate(objective.terms(job.model.num_classes)):
+    for k, term in enumerate(objective.terms(run.model.num_classes)):
         cells = [np.isin(labels, term.labels) & (groups.index == g) for g in range(len(groups.names))]
         given = [values[cell, term.column] for cell in cells]
-        drawn = [_bootstrap(v, job.spec.seed, (k, g)) for g, v in enumerate(given)]
+        drawn = [_bootstrap(v, run.spec.seed, (k, g)) for g, v in enumerate(given)]
         gaps = np.array([_gap([float(d[b]) for d in drawn]) for b in range(DRAWS)])
         found = {n: {"rows": len(v), "mean": float(v.mean())} for n, v in zip(groups.names, given, strict=True)}
         gap = sign * _gap([float(v.mean()) for v in given])

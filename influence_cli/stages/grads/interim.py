@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from influence_cli.curvature.interim import Interim, State
-from influence_cli.stages.run.job import Job
+from influence_cli.stages.run.run import Run
+from influence_cli.stages.run.session import Session
 from influence_cli.store import fingerprint
 
 if TYPE_CHECKING:
@@ -21,9 +22,9 @@ WRITING_SHARE = 20.0  # times as long as writing one took, at least
 class KeptInterim(Interim):
     """Writes states down: every two minutes, less often where writing takes long, and on Ctrl-C."""
 
-    def __init__(self, job: Job, *names: str) -> None:
-        assert job.fit is not None
-        self.store, self.fit = job.store, job.fit.fingerprint
+    def __init__(self, run: Run, session: Session, *names: str) -> None:
+        assert run.fit is not None
+        self.store, self.fit = session.store, run.fit.fingerprint
         self.name = fingerprint("interim", 1, of=sorted(names))
         self.resumed, self.written, self.spent = False, time.monotonic(), 0.0
         self.latest: Callable[[], State] | None = None

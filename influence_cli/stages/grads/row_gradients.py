@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from influence_cli.errors import StoreError
 from influence_cli.stages.run.gradient_plan import GIB, RowRequest, missing_rows, row_bytes, row_request, row_requests
-from influence_cli.stages.run.job import Job, Member
+from influence_cli.stages.run.run import Member, Run
+from influence_cli.stages.run.session import Session
 from influence_cli.store import GradientFolder, Keys
 from influence_cli.store.gradients import READ, LostRows
 from influence_cli.store.shards import Arrays
@@ -23,49 +24,52 @@ from influence_cli.store.shards import Arrays
 ATTEMPTS = 3  # times that rows of damaged shards are computed again before the disk is blamed
 
 
-def fill_gradients(job: Job) -> int:
-    """Compute and store what the run was asked to store; returns the number of rows run through the model."""
+def fill_gradients(run: Run, session: Session) -> tuple[Run, int]:
+    """Compute and store what the run was asked to store; returns the run as ``fill`` does, and the rows computed."""
     done = 0
-    for request in row_requests(job):
-        opened = open_gradients(job, request.rows)
-        done += opened.computed
+    for request in row_requests(run, session):
+        opened = open_gradients(run, session, request.rows)
+        run, done = opened.run, done + opened.computed
         rows = len(opened.folder.stored)
-        size = rows * row_bytes(job, opened.dim) / GIB
-        job.listener.note(
+        size = rows * row_bytes(run, opened.dim) / GIB
+        session.listener.note(
             f"row gradients ({request.rows}): {opened.dim:,} values and {len(opened.layers)} norms for each of "
             f"{rows:,} rows, {size:.3g} GiB in {opened.folder.path}"
         )
-    return done
+    return run, done
 
 
-def open_gradients(job: Job, rows: str | None = None, member: Member | None = None, target: bool = True) -> Gradients:
+def open_gradients(
+    run: Run, session: Session, rows: str | None = None, member: Member | None = None, target: bool = True
+) -> StoredGradients:
     """Row gradients of the run's training rows, and of its target rows unless they are not wanted; fills what lacks.
 
     ``rows`` is full, last or sketch (the run's own, else sketch), ``member`` the checkpoint itself unless given.
     """
-    request = row_request(job, rows, member)
-    computed = _fill(job, request, target)
-    folder = request.folder(job)
+    request = row_request(run, session, rows, member)
+    run, computed = _fill(run, session, request, target)
+    folder = request.folder(run, session)
     layout = folder.layout
     if layout is None:
         raise StoreError("no row gradients are stored", where=str(folder.path), fix="run the same command again")
-    return Gradients(job, request, folder, layout, target, computed)
+    return StoredGradients(run, session, request, folder, layout, target, computed)
 
 
-def _fill(job: Job, request: RowRequest, target: bool) -> int:
-    work = missing_rows(job, request, target)
+def _fill(run: Run, session: Session, request: RowRequest, target: bool) -> tuple[Run, int]:
+    work = missing_rows(run, session, request, target)
     if work.rows == 0:
-        return 0
+        return run, 0
     from influence_cli.stages.grads.gradient_pass import gradient_pass
 
-    return gradient_pass(job, work)
+    return gradient_pass(run, session, work), work.rows
 
 
 @dataclass(eq=False)
-class Gradients:
+class StoredGradients:
     """Stored row gradients of one kind at one member."""
 
-    job: Job
+    run: Run  # less rows that turned out to be unusable
+    session: Session
     request: RowRequest
     folder: GradientFolder
     layout: dict[str, Any]
@@ -126,8 +130,8 @@ class Gradients:
                 return
             except LostRows as lost:
                 left = left[lost.index]
-                _fill(self.job, self.request, self.target)
-                self.folder = self.request.folder(self.job)
+                self.run, _ = _fill(self.run, self.session, self.request, self.target)
+                self.folder = self.request.folder(self.run, self.session)
         raise StoreError("rows are damaged as soon as they are written", where=str(self.folder.path), fix="check disk")
 
     def read(self, keys: Keys, names: tuple[str, ...] = READ) -> Arrays:

@@ -23,14 +23,16 @@ from numpy.typing import NDArray
 from influence_cli.data.classes import class_count
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ModelError, UsageError
-from influence_cli.events import SILENT, Listener
+from influence_cli.events import Listener
 from influence_cli.maths.labels import softmax
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.run_folder import read_run, run_folder
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.grads.fill import fill
 from influence_cli.stages.retrain.request import CanaryRequest
-from influence_cli.stages.run.job import Job, open_job
+from influence_cli.stages.run.open import open_run
+from influence_cli.stages.run.run import Run
+from influence_cli.stages.run.session import Session
 from influence_cli.store.keys import row_keys
 
 if TYPE_CHECKING:
@@ -169,19 +171,20 @@ def _noise_of(inputs: Inputs, classes: int, known: int, device: str, listener: L
 
     It is taken on val rows where there are any: it may have learned the train rows by heart.
     """
-    job = open_job(inputs, GradSpec(("loss",)), Runtime(None, device), listener)
-    held_out = job.manifest.rows("val")
-    job = replace(job, train=held_out) if len(held_out) else job
-    job.listener = SILENT  # what is said of train rows would be said of these
-    fill(job)
-    logits = job.outputs(job.plain_member()).read(job.train.payload_keys)["logits"]
+    session = Session.open(Runtime(None, device), listener)
+    run = open_run(inputs, GradSpec(("loss",)), session)
+    held_out = run.manifest.rows("val")
+    run = replace(run, train=held_out) if len(held_out) else run
+    session = session.silent()  # what is said of train rows would be said of these
+    run, _ = fill(run, session)
+    logits = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"]
     if logits.shape[1] != classes:
         raise ModelError(
             f"it has {logits.shape[1]} classes, the model to be trained {classes}",
             where=str(inputs.checkpoint),
             fix="give a checkpoint of the same classes, or --canary-noise uniform",
         )
-    return confusion_noise(logits[:, :known], job.train.labels)
+    return confusion_noise(logits[:, :known], run.train.labels)
 
 
 def run_of(locator: str) -> dict[str, Any]:
@@ -209,9 +212,9 @@ def planted_labels(locator: str | None, rows: Rows) -> Ints | None:
     return planted
 
 
-def with_planted(job: Job, planted: Ints) -> Job:
-    """The job with the planted labels [n] in place of the rows' own, as the checkpoint was trained; same store."""
-    labels = job.manifest.labels.copy()
-    labels[job.train.index] = np.where(planted >= 0, planted, job.train.labels)
-    manifest = replace(job.manifest, labels=labels, row_keys=row_keys(job.manifest.payload_keys, labels))
-    return replace(job, manifest=manifest, train=Rows(manifest, job.train.index))
+def with_planted(run: Run, planted: Ints) -> Run:
+    """The run with the planted labels [n] in place of the rows' own, as the checkpoint was trained."""
+    labels = run.manifest.labels.copy()
+    labels[run.train.index] = np.where(planted >= 0, planted, run.train.labels)
+    manifest = replace(run.manifest, labels=labels, row_keys=row_keys(run.manifest.payload_keys, labels))
+    return replace(run, manifest=manifest, train=Rows(manifest, run.train.index))

@@ -196,9 +196,9 @@ def _check_names(arms: list[Arm]) -> None:
 
 def _left_out(request: RetrainRequest, base: Rows) -> NDArray[np.bool_]:
     """The seeded share of train rows that no arm is trained on, for the gate's calibration."""
-    from influence_cli.methods.random import Random
+    from influence_cli.methods.random import uniform_draws
 
-    return Random().score(base.ids, request.seed) < request.calibration
+    return uniform_draws(base.ids, request.seed) < request.calibration
 
 
 def _calibration(request: RetrainRequest, base: Rows, left_out: NDArray[np.bool_]) -> dict[str, Any]:

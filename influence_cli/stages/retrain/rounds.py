@@ -27,7 +27,8 @@ from influence_cli.stages.curate.score_table import read_scores
 from influence_cli.stages.retrain.arms import Arm, base_arm, control_arms, described
 from influence_cli.stages.retrain.request import EditsRequest
 from influence_cli.stages.retrain.training_run import TrainingRun
-from influence_cli.stages.run.job import open_job
+from influence_cli.stages.run.open import open_run
+from influence_cli.stages.run.session import Session
 from influence_cli.stages.score.score import score
 
 STORE = ".influence"  # of a run folder: what its rounds compute
@@ -101,8 +102,9 @@ def _scored(
     model = run.spec.name if is_own(run.spec.name) else None  # code is named by this run, not by the folder
     inputs = dataclasses.replace(run.request.inputs, manifest=manifest, checkpoint=str(checkpoint), model=model)
     runtime = Runtime(str(Path(run.request.output) / STORE), run.request.device)
-    job = open_job(inputs, request.spec, runtime, run.listener)
-    table = read_scores(CurateRequest(score(job), manifest=manifest))
+    session = Session.open(runtime, run.listener)
+    scored, _ = score(open_run(inputs, request.spec, session), session)
+    table = read_scores(CurateRequest(scored, manifest=manifest))
     everything = read_scores_of_all(base, table.train, table.scored.score)
     return dataclasses.replace(table.scored, **everything), table.provenance
 

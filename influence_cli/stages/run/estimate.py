@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.stages.run.gradient_plan import describe_rows, row_requests
-from influence_cli.stages.run.job import Job, require_model
-from influence_cli.stages.run.plan import Rates, Work
+from influence_cli.stages.run.plan import Work
+from influence_cli.stages.run.quantities import QUANTITIES
+from influence_cli.stages.run.rates import Rates
+from influence_cli.stages.run.run import Run, require_model
+from influence_cli.stages.run.session import Session
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +23,7 @@ if TYPE_CHECKING:
 ROWS = 8  # rows of the batch that is timed; a full batch is a little faster per row
 
 
-def estimated_rates(job: Job, work: list[Work]) -> Rates:
+def estimated_rates(run: Run, session: Session, work: list[Work]) -> Rates:
     """Seconds per training row and per target row at each kind of pass that the work holds.
 
     A task of the user's own says nothing of its input: its first rows are decoded in place of zeros.
@@ -28,25 +33,24 @@ def estimated_rates(job: Job, work: list[Work]) -> Rates:
     from influence_cli.engines.engine import Engine
     from influence_cli.engines.layerwise.layers import Layers
     from influence_cli.engines.point import Point, differentiable_kernels
-    from influence_cli.model.build import build_model, device_of
+    from influence_cli.model.build import build_model
     from influence_cli.model.parameters import pulled
 
-    spec, _ = require_model(job)
+    spec, _ = require_model(run)
     model = build_model(spec).eval()  # its weights do not matter
-    point = Point(model, job.spec.params, None, job.spec.precision, device_of(job.runtime.device))
-    x = _inputs(job, spec, point)
+    point = Point(model, run.spec.params, None, run.spec.precision, session.device)
+    x = _inputs(run, spec, point)
     if x is None:
         return {}
     directions = max((len(w.tangents) + len(w.halves) for w in work), default=0)
     zero = {n: torch.zeros_like(p) for n, p in point.selected.items()}
 
-    engine = Engine(point, job.runtime.engine)
+    engine = Engine(point, session.runtime.engine)
 
-    def timed(run: object) -> float:
-        assert callable(run)
-        run()  # the first call sets things up
+    def timed(work: Callable[[], object]) -> float:
+        work()  # the first call sets things up
         started = time.perf_counter()
-        run()
+        work()
         return (time.perf_counter() - started) / len(x)
 
     def pass_v() -> None:
@@ -58,38 +62,42 @@ def estimated_rates(job: Job, work: list[Work]) -> Rates:
         for block in Layers(point, x).of_rows(x, torch.ones_like)[1]:
             block.squared_norms()
 
-    measured = {"values": timed(values)} if any(w.value_rows for w in work) else {}
+    y = torch.zeros(len(x), dtype=torch.int64, device=point.device)
+    by_itself = {name for w in work for name in w.passes} - {"forward", "values"}
+    own = {name: timed(partial(QUANTITIES[name].of_rows(run, point), x, y)) for name in by_itself}
+    if any(w.rows_in("values") for w in work):
+        own["values"] = timed(values)
     return {
-        **measured,
+        **own,
         "outputs": timed(lambda: point.outputs(x, [])),
         "tangents": timed(lambda: engine.outputs(x, [zero] * directions)),
         "target": timed(pass_v),
     }
 
 
-def planned_gradients(job: Job) -> list[dict[str, Any]]:
+def planned_gradients(run: Run, session: Session) -> list[dict[str, Any]]:
     """The plan of rows' own gradients (``describe_rows``), with estimates where the store knows too little."""
-    planned = describe_rows(job)
+    planned = describe_rows(run, session)
     if any(g["values"] is None or g["seconds"] is None for g in planned):
-        planned = describe_rows(job, _estimated_gradients(job))
+        planned = describe_rows(run, session, _estimated_gradients(run, session))
     return planned
 
 
-def _estimated_gradients(job: Job) -> dict[str, dict[str, Any]]:
+def _estimated_gradients(run: Run, session: Session) -> dict[str, dict[str, Any]]:
     """Values a row and seconds per row of rows' own gradients, by the name of what was asked for."""
     import torch
 
     from influence_cli.engines.point import Point
     from influence_cli.engines.row_gradients import RowGradients
-    from influence_cli.model.build import build_model, device_of
+    from influence_cli.model.build import build_model
 
-    spec, _ = require_model(job)
+    spec, _ = require_model(run)
     found: dict[str, dict[str, Any]] = {}
-    for request in row_requests(job):
-        precision = "fp32" if job.spec.precision == "bf16" else job.spec.precision
-        point = Point(build_model(spec).eval(), request.params, None, precision, device_of(job.runtime.device))
-        gradients, x = RowGradients(point, job.row_loss, request.sketch_dim, request.seed), _inputs(job, spec, point)
-        found[request.name(job)] = {"dim": gradients.dim, "rate": None}
+    for request in row_requests(run, session):
+        precision = "fp32" if run.spec.precision == "bf16" else run.spec.precision
+        point = Point(build_model(spec).eval(), request.params, None, precision, session.device)
+        gradients, x = RowGradients(point, run.row_loss, request.sketch_dim, request.seed), _inputs(run, spec, point)
+        found[request.name(run)] = {"dim": gradients.dim, "rate": None}
         if x is not None and gradients.ready(x):
             assert gradients.layers is not None
             y = torch.zeros(len(x), dtype=torch.int64, device=point.device)
@@ -97,11 +105,11 @@ def _estimated_gradients(job: Job) -> dict[str, dict[str, Any]]:
             started = time.perf_counter()
             gradients.of(x, y)
             rate = (time.perf_counter() - started) / len(x)
-            found[request.name(job)] = {"dim": gradients.layout()["dim"], "rate": rate}
+            found[request.name(run)] = {"dim": gradients.layout()["dim"], "rate": rate}
     return found
 
 
-def _inputs(job: Job, spec: ModelSpec, point: Point) -> Tensor | None:
+def _inputs(run: Run, spec: ModelSpec, point: Point) -> Tensor | None:
     """The batch that is timed; None where no row of a task can be decoded."""
     import torch
 
@@ -109,7 +117,7 @@ def _inputs(job: Job, spec: ModelSpec, point: Point) -> Tensor | None:
 
     if spec.kind != "task":
         return torch.zeros((ROWS, *spec.shape), dtype=point.dtype, device=point.device)
-    first = list(job.manifest.payloads(job.train.index[:ROWS]))
-    for _, decoded in batches(job.manifest, [first], spec, 1, on_bad=lambda *_: None):
+    first = list(run.manifest.payloads(run.train.index[:ROWS]))
+    for _, decoded in batches(run.manifest, [first], spec, 1, on_bad=lambda *_: None):
         return to_input(move(decoded, point.device), spec, point.dtype)
     return None

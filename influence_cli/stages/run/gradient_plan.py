@@ -5,14 +5,17 @@ Nothing here imports torch: a run whose every row is stored never does.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import UsageError
-from influence_cli.stages.run.job import Job, Member, member_at
+from influence_cli.stages.run.members import member_at
+from influence_cli.stages.run.rates import timing_key
+from influence_cli.stages.run.run import Member, Run
+from influence_cli.stages.run.session import Session
 from influence_cli.store import GradientFolder, Keys, fingerprint
 from influence_cli.store.shards import unique
 
@@ -30,18 +33,18 @@ class RowRequest:
     sketch_dim: int | None  # None: whole
     seed: int
 
-    def name(self, job: Job) -> str:
+    def name(self, run: Run) -> str:
         """The name of their folder; ``last`` is ``full`` in the head's parameters, and shares it."""
         sketch = None if self.sketch_dim is None else {"dim": self.sketch_dim, "seed": self.seed, "revision": 1}
-        about = {"member": self.member.name, "params": self.params, "loss": job.loss_name}
+        about = {"member": self.member.name, "params": self.params, "loss": run.loss_name}
         return fingerprint("row-gradients", 2, sketch=sketch, **about)
 
-    def folder(self, job: Job) -> GradientFolder:
+    def folder(self, run: Run, session: Session) -> GradientFolder:
         """Where they are stored."""
-        assert job.model is not None
-        about = {"rows": self.rows, "params": self.params, "sketch_dim": self.sketch_dim, "loss": job.loss_name}
-        of = {"model": job.model.as_dict(), "member": asdict(self.member), "precision": job.spec.precision}
-        return job.store.gradients(self.name(job), {**about, **of})
+        assert run.model is not None
+        about = {"rows": self.rows, "params": self.params, "sketch_dim": self.sketch_dim, "loss": run.loss_name}
+        of = {"model": run.model.as_dict(), "member": self.member.as_dict(), "precision": run.spec.precision}
+        return session.store.gradients(self.name(run), {**about, **of})
 
 
 @dataclass(frozen=True)
@@ -60,29 +63,29 @@ class RowWork:
         return len(self.train) + len(self.target)
 
 
-def row_request(job: Job, rows: str | None = None, member: Member | None = None) -> RowRequest:
+def row_request(run: Run, session: Session, rows: str | None = None, member: Member | None = None) -> RowRequest:
     """Row gradients of a kind (the run's own, else sketched) at a member (the checkpoint itself).
 
     Raises:
         UsageError: the run has no model.
     """
-    if job.model is None:
+    if run.model is None:
         raise UsageError("these methods need no model, so there are no gradients", fix="ask for another --method")
-    kind, spec = rows or job.spec.rows or DEFAULT, job.spec
-    at = member_at(job, None) if member is None else member
+    kind, spec = rows or run.spec.rows or DEFAULT, run.spec
+    at = member_at(run, session.runtime) if member is None else member
     dim = spec.sketch_dim if kind == "sketch" else None
     return RowRequest(kind, at, "last" if kind == "last" else spec.params, dim, spec.seed)
 
 
-def row_requests(job: Job) -> list[RowRequest]:
+def row_requests(run: Run, session: Session) -> list[RowRequest]:
     """What the run was asked to store."""
-    return [] if job.spec.rows is None else [row_request(job)]
+    return [] if run.spec.rows is None else [row_request(run, session)]
 
 
-def missing_rows(job: Job, request: RowRequest, target: bool = True) -> RowWork:
+def missing_rows(run: Run, session: Session, request: RowRequest, target: bool = True) -> RowWork:
     """What the store lacks; a row that is a training and a target row is taken once."""
-    folder = request.folder(job)
-    train, others = _distinct(job.train), _distinct(job.target) if target else _distinct(job.train)[:0]
+    folder = request.folder(run, session)
+    train, others = run.row_keys, _distinct(run.target) if target else run.row_keys[:0]
     both = np.concatenate([train, others])
     first = np.zeros(len(both), dtype=bool)
     first[unique(both)] = True
@@ -96,25 +99,25 @@ def _distinct(rows: Rows) -> Keys:
     return keys[unique(keys)]
 
 
-def row_bytes(job: Job, dim: int) -> int:
+def row_bytes(run: Run, dim: int) -> int:
     """Bytes of one row with ``dim`` values, but for its few norms."""
-    return dim * (8 if job.spec.precision == "fp64" else 4) + 2 * 16 + 8
+    return dim * (8 if run.spec.precision == "fp64" else 4) + 2 * 16 + 8
 
 
-def check_size(job: Job, work: RowWork, dim: int) -> None:
+def check_size(run: Run, session: Session, work: RowWork, dim: int) -> None:
     """Refuse more bytes than the limit allows.
 
     Raises:
         UsageError: names what takes less.
     """
-    reason = refused(job, work, dim)
+    reason = refused(run, session, work, dim)
     if reason is not None and work.rows:
         raise UsageError(reason[0], fix=reason[1])
 
 
-def refused(job: Job, work: RowWork, dim: int) -> tuple[str, str] | None:
+def refused(run: Run, session: Session, work: RowWork, dim: int) -> tuple[str, str] | None:
     """Why the rows are too many bytes and what takes less, or None."""
-    size, limit = work.wanted * row_bytes(job, dim) / GIB, job.runtime.rows_limit
+    size, limit = work.wanted * row_bytes(run, dim) / GIB, session.runtime.rows_limit
     if size <= limit:
         return None
     request = work.request
@@ -123,7 +126,7 @@ def refused(job: Job, work: RowWork, dim: int) -> tuple[str, str] | None:
     if request.sketch_dim is not None:
         fixes.insert(0, f"a smaller --sketch-dim (about {max(1, int(limit / size * dim)):,})")
     else:
-        sketched = work.wanted * row_bytes(job, min(dim, job.spec.sketch_dim)) / GIB
+        sketched = work.wanted * row_bytes(run, min(dim, run.spec.sketch_dim)) / GIB
         if request.params != "last":
             fixes.insert(0, "--rows last, fewer --params")
         if sketched < size:
@@ -131,18 +134,20 @@ def refused(job: Job, work: RowWork, dim: int) -> tuple[str, str] | None:
     return what, "pass " + ", or ".join(fixes)
 
 
-def describe_rows(job: Job, estimated: dict[str, dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+def describe_rows(
+    run: Run, session: Session, estimated: dict[str, dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
     """Every request as plain values: rows stored and to compute, values a row, bytes and seconds.
 
     ``estimated`` has ``dim`` and ``rate`` by name for what the store does not know; a sketch's dimension is at most
     what was asked for.
     """
     found: list[dict[str, Any]] = []
-    for request in row_requests(job):
-        work, name = missing_rows(job, request), request.name(job)
+    for request in row_requests(run, session):
+        work, name = missing_rows(run, session, request), request.name(run)
         guess = (estimated or {}).get(name, {})
         dim = known_dim(work) or guess.get("dim")
-        measured = job.store.timing(rate_key(job, request))
+        measured = session.store.timing(rate_key(run, session, request))
         rate = guess.get("rate") if measured is None else measured
         found.append(
             {
@@ -156,8 +161,10 @@ def describe_rows(job: Job, estimated: dict[str, dict[str, Any]] | None = None) 
                 "target_rows_to_compute": len(work.target),
                 "seconds": 0.0 if work.rows == 0 else None if rate is None else round(work.rows * rate, 1),
                 "seconds_are": "estimated" if work.rows and measured is None else "measured",
-                "bytes": None if dim is None else work.rows * row_bytes(job, dim),
-                "refused": None if dim is None or (why := refused(job, work, dim)) is None else f"{why[0]}; {why[1]}",
+                "bytes": None if dim is None else work.rows * row_bytes(run, dim),
+                "refused": None
+                if dim is None or (why := refused(run, session, work, dim)) is None
+                else f"{why[0]}; {why[1]}",
             }
         )
     return found
@@ -169,9 +176,6 @@ def known_dim(work: RowWork) -> int | None:
     return None if layout is None else layout["dim"]
 
 
-def rate_key(job: Job, request: RowRequest) -> str:
+def rate_key(run: Run, session: Session, request: RowRequest) -> str:
     """Under what name the measured seconds per row are kept."""
-    assert job.model is not None
-    shape = "x".join(str(s) for s in job.model.shape)
-    kind = f"rows {request.params} {request.sketch_dim or 'whole'}"
-    return f"{job.model.name} {shape} {kind} {job.spec.precision} {job.runtime.device}"
+    return timing_key(run, session, f"rows {request.params} {request.sketch_dim or 'whole'}")

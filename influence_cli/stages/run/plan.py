@@ -5,116 +5,129 @@ Nothing here imports torch: a run whose every row is stored never does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from influence_cli.data.manifest import Rows
-from influence_cli.stages.grads.preconditioning import (
-    Along,
-    Fit,
-    Solve,
-    missing_directions,
-    missing_fits,
-    missing_solves,
-)
+from influence_cli.stages.run import names
+from influence_cli.stages.run.curvature_plan import Along, Fit, Solve, missing_directions, missing_fits, missing_solves
 from influence_cli.stages.run.gradient_plan import describe_rows
-from influence_cli.stages.run.job import Job, Member
 from influence_cli.stages.run.members import planned_members
-from influence_cli.stages.run.row_values import ROW_VALUE_BYTES, lacking, missing_values, timing_of_values
+from influence_cli.stages.run.quantities import QUANTITIES, Part
+from influence_cli.stages.run.rates import Rates, known_rates
+from influence_cli.stages.run.run import Member, Run
+from influence_cli.stages.run.session import Session
 from influence_cli.store import Keys
 from influence_cli.store.shards import unique
-
-Rates = dict[str, float]  # seconds per row, by kind of pass
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is missing at one member: directions to measure and, for each folder, keys to compute."""
+    """What is missing at one member: directions to measure, curvature, and for each part the keys of its rows."""
 
     member: Member
-    directions: tuple[str, ...]  # objectives whose q must be measured
-    outputs: Keys
-    tangents: dict[str, Keys]  # direction name -> keys
-    halves: dict[str, Keys]  # half-direction name -> keys
+    lacking: dict[Part, Keys]
+    directions: tuple[str, ...] = ()  # objectives whose q must be measured
     preconditioned: tuple[Along, ...] = ()  # u's to compute
     fits: tuple[Fit, ...] = ()  # factors that they need
     solves: tuple[Solve, ...] = ()  # passes over the fit rows that they take beyond those
-    values: dict[str, Keys] = field(default_factory=dict)  # method -> row keys that lack its value
+
+    def in_pass(self, name: str) -> dict[Part, Keys]:
+        """What one pass over the rows computes: forward, values, or another quantity's own."""
+        return {part: keys for part, keys in self.lacking.items() if pass_of(part) == name}
+
+    def rows_in(self, name: str) -> int:
+        """Distinct training rows that the pass looks at."""
+        keys = list(self.in_pass(name).values())
+        return len(unique(np.concatenate(keys))) if keys else 0
 
     @property
     def rows(self) -> int:
-        """Distinct training rows to run through the model."""
-        stacked = np.concatenate([self.outputs, *self.tangents.values(), *self.halves.values()])
-        return len(unique(stacked))
+        """Distinct training rows to run through the model for logits and tangents."""
+        return self.rows_in("forward")
 
     @property
-    def value_rows(self) -> int:
-        """Distinct training rows, payload and label, whose own gradient is looked at."""
-        return len(unique(np.concatenate(list(self.values.values())))) if self.values else 0
+    def passes(self) -> list[str]:
+        """The passes that have rows to look at, in order."""
+        return [name for name in dict.fromkeys(map(pass_of, self.lacking)) if self.rows_in(name)]
 
     @property
     def nothing(self) -> bool:
         """Whether the store holds all of it."""
-        return not self.directions and not self.preconditioned and self.rows == 0 and self.value_rows == 0
+        return not self.directions and not self.preconditioned and not self.passes
+
+    @property
+    def tangents(self) -> list[Part]:
+        """Whole directions along which there are to be tangents, whether rows lack them or not."""
+        return [part for part in self.lacking if part.quantity == "tangents" and not part.half]
+
+    @property
+    def halves(self) -> dict[str, Keys]:
+        """By name of a direction of half of the target rows: the keys that lack its tangents."""
+        return {part.name: keys for part, keys in self.lacking.items() if part.half}
+
+    @property
+    def values(self) -> dict[str, Keys]:
+        """By method: the row keys that lack its value."""
+        return {part.of: keys for part, keys in self.lacking.items() if part.quantity == "row_values"}
 
 
-def missing_work(job: Job) -> list[Work]:
+def pass_of(part: Part) -> str:
+    """The pass over the rows that computes a part."""
+    computed_in = QUANTITIES[part.quantity].computed_in
+    return part.quantity if computed_in == "own" else computed_in
+
+
+def missing_work(run: Run, session: Session) -> list[Work]:
     """What the store lacks, member by member."""
-    if not job.method_members:
-        return []
-    keys = job.payload_keys
-    linear = {m.name for m in job.linear_members()}
-    half_at, half_of = job.half_member(), job.half_method()
-    work: list[Work] = []
-    for member in job.members:
-        measure: list[str] = []
-        tangents: dict[str, Keys] = {}
-        halves: dict[str, Keys] = {}
-        for objective in job.objectives if member.name in linear else ():
-            q = job.direction(member, objective)
-            meta = job.store.direction_meta(q)
-            for u in (job.along(name, member, objective) for name in job.methods_at(member)):
-                tangents[u] = keys[job.tangents(u).missing(keys)]
-            if member == half_at and half_of is not None and (meta is None or meta["halves"]):
-                half, sample = job.along(half_of, member, objective, half=True), job.half_sample()
-                halves[half] = sample[job.tangents(half).missing(sample)]
-                sources = (half, job.direction(member, objective, half=True))
-                if len(halves[half]) and all(job.store.direction_meta(name) is None for name in sources):
-                    meta = None
-            if meta is None:
-                measure.append(objective)
-        outputs = keys[job.outputs(member).missing(keys)]
-        along, values = missing_directions(job, member, halves), missing_values(job, member)
-        fits = missing_fits(job, member, [*(a.method for a in along), *lacking(values)])
-        solves = missing_solves(job, along, values)
-        work.append(Work(member, tuple(measure), outputs, tangents, halves, along, fits, solves, values))
-    return work
+    return [_missing_at(run, session, member) for member in run.members]
 
 
-def known_rates(job: Job) -> Rates:
-    """Seconds per row as they were last measured, by kind of pass: outputs, tangents, target, values."""
-    if job.model is None:
-        return {}
-    found = {
-        "outputs": job.store.timing(timing_key(job, False)),
-        "tangents": job.store.timing(timing_key(job, True)),
-        "target": job.store.timing(timing_key(job, True, target=True)),
-        "values": job.store.timing(timing_key(job, True, values=True)),
+def _missing_at(run: Run, session: Session, member: Member) -> Work:
+    lacking = {
+        part: quantity.lacking(run, session, part)
+        for quantity in QUANTITIES.values()
+        for part in quantity.parts(run, member)
+        if not part.half or _has_halves(run, session, member, part.of)
     }
-    return {kind: rate for kind, rate in found.items() if rate is not None}
+    work = Work(member, lacking)
+    measure = [o for o in run.objectives if run.methods_at(member) and _lacks_direction(run, session, work, o)]
+    along = missing_directions(run, session, member, work.halves)
+    lacking_values = [name for name, keys in work.values.items() if len(keys)]
+    fits = missing_fits(run, session, member, [*(a.method for a in along), *lacking_values])
+    solves = missing_solves(run, session, along, work.values)
+    return Work(member, lacking, tuple(measure), along, fits, solves)
+
+
+def _has_halves(run: Run, session: Session, member: Member, objective: str) -> bool:
+    """Whether the target rows of an objective can be halved, as far as is known before they were measured."""
+    meta = session.store.direction_meta(names.direction(run, member, objective))
+    return meta is None or bool(meta["halves"])
+
+
+def _lacks_direction(run: Run, session: Session, work: Work, objective: str) -> bool:
+    """Whether q must be measured: it is not stored, or tangents of its half are lacking and nothing they run along."""
+    known, member = session.store.direction_meta, work.member
+    if known(names.direction(run, member, objective)) is None:
+        return True
+    lacking = [part.name for part, keys in work.lacking.items() if part.half and part.of == objective and len(keys)]
+    half = names.direction(run, member, objective, half=True)
+    return any(known(name) is None and known(half) is None for name in lacking)
 
 
 def needed_rates(work: list[Work]) -> set[str]:
     """The kinds of pass that the work holds."""
-    kinds = {"target" for w in work if w.directions} | {"values" for w in work if w.value_rows}
+    kinds = {"target" for w in work if w.directions} | {name for w in work for name in w.passes if name != "forward"}
     return kinds | {"tangents" if w.tangents else "outputs" for w in work if w.rows}
 
 
 def describe_plan(
-    job: Job, work: list[Work], estimated: Rates | None = None, gradients: list[dict[str, Any]] | None = None
+    run: Run,
+    session: Session,
+    work: list[Work],
+    estimated: Rates | None = None,
+    gradients: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The plan as plain values: per member what is stored and what will run and why; passes, seconds, bytes.
 
@@ -123,32 +136,29 @@ def describe_plan(
     ``seconds`` come from rates that earlier runs measured, else from ``estimated`` ones; None where none is known.
     ``gradients`` are rows' own gradients as ``describe_rows`` plans them.
     """
-    gradients = describe_rows(job) if gradients is None else gradients
-    n = len(job.payload_keys) if job.method_members else 0
-    classes = job.model.num_classes if job.model else 0
-    itemsize = 8 if job.spec.precision == "fp64" else 4
-    measured = known_rates(job)
+    gradients = describe_rows(run, session) if gradients is None else gradients
+    n = len(run.payload_keys) if run.members_of else 0
+    measured = known_rates(run, session)
     rates = {**(estimated or {}), **measured}
     steps: list[dict[str, Any]] = []
     for position, w in enumerate(work):
-        directions = len(w.tangents) + len(w.halves)
-        cells = len(w.outputs) + sum(len(k) for k in (*w.tangents.values(), *w.halves.values()))
+        others = {part.of or part.quantity: len(keys) for part, keys in w.lacking.items() if pass_of(part) != "forward"}
         forward = (1 + 2 * len(w.tangents)) if w.tangents else 1
         steps.append(
             {
                 "member": position,
                 "dropout": None if w.member.dropout is None else w.member.dropout.rate,
-                "target_rows_to_pass": len(job.target) if w.directions else 0,
-                "target_passes": _target_passes(job, w),
+                "target_rows_to_pass": len(run.target) if w.directions else 0,
+                "target_passes": _target_passes(run, w),
                 "rows": n,
                 "rows_stored": n - w.rows,
                 "rows_to_compute": w.rows,
-                "row_values_to_compute": {name: len(keys) for name, keys in w.values.items()},
+                "row_values_to_compute": others,
                 "why": _why(w, n),
                 "forward_passes": 0 if w.rows == 0 else forward,
-                "directions": directions,
-                "seconds": _seconds(job, w, rates),
-                "bytes": cells * (16 + classes * itemsize) + sum(map(len, w.values.values())) * ROW_VALUE_BYTES,
+                "directions": len(w.tangents) + len(w.halves),
+                "seconds": _seconds(run, w, rates),
+                "bytes": sum(len(k) * QUANTITIES[p.quantity].row_bytes(run) for p, k in w.lacking.items()),
                 "fits": [fit.as_dict() for fit in w.fits],
                 "solves": [solve.as_dict() for solve in w.solves],
             }
@@ -158,12 +168,12 @@ def describe_plan(
     known = needed_rates(work) <= set(measured) and all(g["seconds_are"] == "measured" for g in gradients)
     return {
         "schema_version": 1,
-        "store": str(job.store.root) if job.runtime.store else "temporary, thrown away at the end",
-        "methods": list(job.methods),
-        "objectives": list(job.objectives),
-        "train_rows": len(job.train),
-        "target_rows": len(job.target),
-        "members": planned_members(job),
+        "store": str(session.store.root) if session.runtime.store else "temporary, thrown away at the end",
+        "methods": list(run.methods),
+        "objectives": list(run.objectives),
+        "train_rows": len(run.train),
+        "target_rows": len(run.target),
+        "members": planned_members(run),
         "steps": steps,
         "row_gradients": gradients,
         "rows_to_compute": sum(s["rows_to_compute"] for s in steps),
@@ -175,30 +185,21 @@ def describe_plan(
     }
 
 
-def _target_passes(job: Job, work: Work) -> int:
+def _target_passes(run: Run, work: Work) -> int:
     """Forward passes' worth: a forward and a backward of twice that for means of rows, a forward more for groups."""
-    of_groups = sum(name in job.groups for name in work.directions)
+    of_groups = sum(name in run.groups for name in work.directions)
     return (3 if len(work.directions) > of_groups else 0) + (1 + 3 * of_groups if of_groups else 0)
 
 
-def _seconds(job: Job, work: Work, rates: Rates) -> float | None:
+def _seconds(run: Run, work: Work, rates: Rates) -> float | None:
     """Seconds of one member's work; None where a rate that it needs is not known."""
     if not needed_rates([work]) <= set(rates):
         return None
     rows = work.rows * rates["tangents" if work.tangents else "outputs"] if work.rows else 0.0
     by_row = any(solve.method in work.values for solve in work.solves)  # whose seconds are all of the pass
-    values = work.value_rows * rates["values"] if work.value_rows and not by_row else 0.0
-    return round(rows + values + (len(job.target) * rates["target"] if work.directions else 0.0), 1)
-
-
-def timing_key(job: Job, tangents: bool, target: bool = False, values: bool = False) -> str:
-    """Under what name a pass's measured seconds per row are kept: of training rows, of the target, of row values."""
-    if values:
-        return timing_of_values(job)
-    assert job.model is not None
-    shape = "x".join(str(s) for s in job.model.shape)
-    kind = ("target " if target else "") + (job.spec.params if tangents else "outputs")
-    return f"{job.model.name} {shape} {kind} {job.spec.precision} {job.runtime.device}"
+    others = [name for name in work.passes if name != "forward" and not (name == "values" and by_row)]
+    more = sum(work.rows_in(name) * rates[name] for name in others)
+    return round(rows + more + (len(run.target) * rates["target"] if work.directions else 0.0), 1)
 
 
 def _why(work: Work, n: int) -> str:
@@ -217,16 +218,3 @@ def _why(work: Work, n: int) -> str:
     if work.rows == n:
         return "nothing of these rows is stored"
     return "rows that the store has not seen"
-
-
-def index_by_key(rows: Rows) -> dict[bytes, int]:
-    """First manifest row of every distinct payload."""
-    first: dict[bytes, int] = {}
-    for row, key in zip(rows.index.tolist(), rows.payload_keys, strict=True):
-        first.setdefault(key.tobytes(), row)
-    return first
-
-
-def key_list(keys: NDArray[np.uint8]) -> list[bytes]:
-    """Keys [n, 16] as byte strings."""
-    return [k.tobytes() for k in keys]

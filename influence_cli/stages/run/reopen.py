@@ -1,4 +1,4 @@
-"""The job behind a score table, opened again from the table's provenance: at its checkpoint, or at another."""
+"""The run behind a score table, opened again from the table's provenance: at its checkpoint, or at another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from influence_cli.events import Listener
 from influence_cli.model.spec import code_named_by_data, is_own
 from influence_cli.options import values_kept
 from influence_cli.settings import GradSpec, Inputs, Runtime
-from influence_cli.stages.run.job import Job, open_job
+from influence_cli.stages.run.open import open_run
+from influence_cli.stages.run.run import Run
+from influence_cli.stages.run.session import Session
 
 
 def reopen(
@@ -25,8 +27,8 @@ def reopen(
     spec: GradSpec | None = None,
     another: bool = False,
     remember: bool = True,
-) -> Job:
-    """The job of a score table's provenance, its checkpoint where ``checkpoint`` says; ``another`` may be meant.
+) -> tuple[Run, Session]:
+    """The run of a score table's provenance, its checkpoint where ``checkpoint`` says; ``another`` may be meant.
 
     ``manifest``, ``label``, ``target`` and ``spec``, where given, stand for those of the provenance; a target that is
     given is meant, whatever was scored for.
@@ -54,18 +56,19 @@ def reopen(
     meant = {name: value for name, value in given.items() if value is not None}
     accepted = {"allow_overlap": True}  # when the table was made
     inputs = Inputs(**{"manifest": None, **kept, **meant, **accepted})
-    job = open_job(inputs, spec or spec_of(origin), runtime, listener, remember)
-    if not another and job.checkpoint is not None and job.checkpoint.digest != then["fingerprint"]:
+    session = Session.open(runtime, listener, remember)
+    run = open_run(inputs, spec or spec_of(origin), session)
+    if not another and run.checkpoint is not None and run.checkpoint.digest != then["fingerprint"]:
         where = inputs.checkpoint or ""
         raise ModelError("the checkpoint has changed since", where=where, fix="run `influence score` again")
     scored_for = origin["target"].get("fingerprint")
-    if target is None and scored_for not in (None, job.target_fingerprint):
+    if target is None and scored_for not in (None, run.target_fingerprint):
         raise UsageError(
             "the target rows have changed since, so its scores are of another question",
             where=source,
             fix="run `influence score` again",
         )
-    return job
+    return run, session
 
 
 def spec_of(origin: dict[str, Any]) -> GradSpec:

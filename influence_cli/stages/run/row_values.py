@@ -6,20 +6,19 @@ by the factor too, and so by the fit set.  Methods that need the same value shar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
 from influence_cli.methods import METHODS
-from influence_cli.methods.protocol import Linear, Method, Preconditioned, RowMethod, RowValue
+from influence_cli.methods.protocol import Method, Preconditioned, RowValue
 from influence_cli.settings import GradSpec, build_options
-from influence_cli.store import Keys, fingerprint
-from influence_cli.store.shards import unique
-
-if TYPE_CHECKING:
-    from influence_cli.stages.run.job import Job, Member
+from influence_cli.stages.run import names
+from influence_cli.stages.run.run import Member, Run
+from influence_cli.stages.run.session import Session
+from influence_cli.store import Keys
 
 ROW_VALUE_BYTES = 16 + 16 + 8  # row key, payload key and value
 
@@ -30,85 +29,52 @@ def needed_values(methods: dict[str, Method], relative: bool) -> dict[str, RowVa
     Raises:
         UsageError: a linear method cannot be relative, or none of the methods is linear.
     """
-    linear = {name: method for name, method in methods.items() if isinstance(method, Linear)}
+    linear = [name for name, method in methods.items() if method.needs == "tangents"]
     if relative and not linear:
         raise UsageError(
             f"--relative divides scores of signed methods, and {', '.join(methods)} gives none", fix="use --method ip"
         )
-    found: dict[str, RowValue | None] = {n: m.row_value() for n, m in methods.items() if isinstance(m, RowMethod)}
-    for name, method in linear.items():
+    found: dict[str, RowValue] = {}
+    for name, method in methods.items():
         try:
-            found[name] = method.row_value(relative)
+            value = method.row_value(relative and name in linear)
         except UsageError as error:
             raise UsageError(f"{name}: {error.what}", fix=error.fix) from error
-    return {name: value for name in methods if (value := found.get(name)) is not None}
+        if value is not None:
+            found[name] = value
+    return found
 
 
-def solver_of(name: str, method: Method, value: RowValue | None, spec: GradSpec) -> Preconditioned | None:
+def solver_of(method: Method, value: RowValue | None, spec: GradSpec) -> Preconditioned | None:
     """The method with curvature that a method of the run is, or that its value of rows is taken with."""
-    if isinstance(method, Preconditioned):
-        return method
+    if method.fitted_curvature:
+        return cast("Preconditioned", method)
     if value is None or value.solver is None:
         return None
     given = {**spec.options.get(value.solver, {}), **value.options}
-    solver = build_options(METHODS[value.solver].load(), value.solver, given)
-    assert isinstance(solver, Preconditioned), name
-    return solver
+    return build_options(METHODS[value.solver].load(), value.solver, given)
 
 
-def value_name(job: Job, name: str, member: Member) -> tuple[str, dict[str, Any]]:
-    """The name of the value that a method needs at a member, and what is in it."""
-    value = job.values[name]
-    about: dict[str, Any] = {"params": job.spec.params, "loss": job.loss_name, "value": value.about}
-    if value.solver is not None:
-        about["value"] = {**value.about, **job.solvers[name].describe()}
-        about["factor"] = job.factor(name, member)
-    # revision 1 could hold values of target rows' inputs under the keys of train rows
-    return fingerprint("row-values", 2, member=member.name, **about), about
-
-
-def values_at(job: Job, member: Member) -> list[str]:
+def values_at(run: Run, member: Member) -> list[str]:
     """Methods that need a value of rows at a member, in order."""
-    return [name for name in job.values if member in job.method_members[name]]
+    return [name for name in run.values if member in run.members_of[name]]
 
 
-def values_of(job: Job, name: str, member: Member, row_keys: Keys) -> NDArray[np.float64]:
+def values_of(run: Run, session: Session, method: str, member: Member, row_keys: Keys) -> NDArray[np.float64]:
     """Stored values [n] that a method needs of rows."""
-    return job.row_values(name, member).read(row_keys)["value"]
+    return session.row_values(run, method, member).read(row_keys)["value"]
 
 
-def missing_values(job: Job, member: Member) -> dict[str, Keys]:
-    """For every value that a method needs: the row keys that lack it; under the first of the methods that share it.
+def lacking_values(run: Run, session: Session, method: str, member: Member) -> Keys:
+    """The row keys that lack the value that a method needs.
 
     Raises:
-        UsageError: they are more than a method can compute it of.
+        UsageError: they are more than the method can compute it of.
     """
-    keys = job.train.row_keys
-    distinct = keys[unique(keys)] if job.values else keys
-    missing: dict[str, Keys] = {}
-    seen: set[str] = set()
-    for name in values_at(job, member):
-        called = value_name(job, name, member)[0]
-        if called not in seen:
-            seen.add(called)
-            missing[name] = distinct[job.row_values(name, member).missing(distinct)]
-            if job.values[name].solver and not len(missing[name]) and job.store.value_facts(called) is None:
-                missing[name] = distinct[:1]  # what was noted of the curvature is lost: it is found with a row again
-            method = job.methods[name]
-            if isinstance(method, RowMethod):
-                method.check_rows(len(missing[name]))
+    keys = run.row_keys
+    missing = keys[session.row_values(run, method, member).missing(keys)]
+    named = names.row_value(run, method, member)[0]
+    if run.values[method].solver and not len(missing) and session.store.value_facts(named) is None:
+        missing = keys[:1]  # what was noted of the curvature is lost: it is found with a row again
+    run.methods[method].check_rows(len(missing))
     return missing
-
-
-def timing_of_values(job: Job) -> str:
-    """What the pass for values is called where its measured seconds per row are kept."""
-    assert job.model is not None
-    solvers = sorted({f"{job.values[n].solver} {p.describe()}" for n, p in job.solvers.items() if n in job.values})
-    shape = "x".join(str(s) for s in job.model.shape)
-    kind = " ".join(["values", *solvers, job.spec.params])
-    return f"{job.model.name} {shape} {kind} {job.spec.precision} {job.runtime.device}"
-
-
-def lacking(values: dict[str, Keys]) -> list[str]:
-    """The methods whose value some rows lack."""
-    return [name for name, keys in values.items() if len(keys)]

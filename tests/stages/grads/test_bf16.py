@@ -15,9 +15,8 @@ import torch
 from influence_cli.data.tables import provenance
 from influence_cli.engines.point import Point
 from influence_cli.maths.noise import spearman
-from influence_cli.stages.run.job import open_job
 from influence_cli.stages.score.noise import describe_noise
-from influence_cli.stages.score.score import score
+from tests.opened import opened, score
 from tests.oracle import Problem, column, make_problem, relative_error
 
 
@@ -62,7 +61,7 @@ def test_its_name_tells_the_device(problem: Problem) -> None:
     job = problem.job(precision="bf16")
     names = set()
     for device in ("cpu", "cuda", "cuda:1"):
-        names.add(open_job(job.inputs, job.spec, replace(job.runtime, device=device)).plain_member().name)
+        names.add(opened(job.inputs, job.spec, replace(job.runtime, device=device)).plain_member().name)
     assert len(names) == 2
 
 

@@ -19,10 +19,8 @@ from influence_cli.model.decode import decode
 from influence_cli.model.examples import to_input
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import GradSpec
-from influence_cli.stages.grads.fill import fill
-from influence_cli.stages.run.job import Job
-from influence_cli.stages.score.score import score
 from tests.cases import Heard, call_cli, digits_table, job_of, write
+from tests.opened import Opened, fill, score
 
 
 class Ordered(Heard):
@@ -61,7 +59,7 @@ def said(events: list[str]) -> dict[str, tuple[float, int]]:
     return {name: (float(a) / 100, int(n.replace(",", ""))) for name, a, n in found}
 
 
-def true_accuracy(job: Job, split: str) -> float:
+def true_accuracy(job: Opened, split: str) -> float:
     """Of the checkpoint, from the logits of every row of a split, by hand."""
     rows = job.manifest.rows(split)
     spec = job.model

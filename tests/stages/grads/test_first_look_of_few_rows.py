@@ -38,7 +38,7 @@ def test_it_is_said_once_where_rows_that_cannot_be_used_make_another_pass(
     for row in (3, 400, 999):
         images[row] = images[row][:60]
     table = table.set_column(1, "image", pa.array(images, pa.binary()))
-    monkeypatch.setattr("influence_cli.stages.run.job.HALF_SAMPLE", 900)  # the sample has others in place of those
+    monkeypatch.setattr("influence_cli.stages.run.run.HALF_SAMPLE", 900)  # the sample has others in place of those
     heard = Heard()
     api.score(table, checkpoint=digits_run, store=str(tmp_path), listener=heard, skip_bad=True)
     assert len(said(heard)) == 1

@@ -20,11 +20,7 @@ from influence_cli.errors import InfluenceError, StoreError, UsageError
 from influence_cli.model.task import Task
 from influence_cli.settings import GradSpec
 from influence_cli.stages.grads import gradient_pass
-from influence_cli.stages.grads.fill import fill
-from influence_cli.stages.grads.row_gradients import Gradients, open_gradients
-from influence_cli.stages.run.job import Job
-from influence_cli.stages.run.plan import describe_plan, missing_work
-from influence_cli.stages.score.score import score
+from influence_cli.stages.grads.row_gradients import StoredGradients
 from influence_cli.store import GradientFolder
 from influence_cli.store import gradients as shards
 from influence_cli.store.gradients import READ
@@ -44,6 +40,7 @@ from tests.cases import (
     write,
 )
 from tests.methods.test_self_tracin import NETS
+from tests.opened import Opened, describe_plan, fill, missing_work, open_gradients, score
 from tests.oracle import Problem, make_problem, relative_error, row_gradients, save_checkpoint, write_manifest
 
 N, V = 40, 12  # train and target rows of ``examples()``
@@ -57,7 +54,7 @@ def net(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return make_problem(tmp_path_factory.mktemp(request.param), name, shape, train=6, val=3)
 
 
-def loop(problem: Problem, opened: Gradients, split: str) -> tuple[np.ndarray, np.ndarray]:
+def loop(problem: Problem, opened: StoredGradients, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Gradients in the columns' order, and squared norms by layer, one backward pass a row."""
     layers = [[name for name, _ in layer["parameters"]] for layer in opened.layout["layers"]]
     flat, norms = [], []
@@ -158,7 +155,7 @@ class Bench:
     run: Path
     written: int = 0
 
-    def job(self, rows: list[Example], kind: str | None = "full", store: str | None = "store", **how: object) -> Job:
+    def job(self, rows: list[Example], kind: str | None = "full", store: str | None = "store", **how: object) -> Opened:
         self.written += 1
         manifest = write(feature_table(rows), self.folder / f"m{self.written}.parquet")
         spec = how.pop("spec", GradSpec(("loss",), rows=kind, sketch_dim=20))
@@ -361,7 +358,7 @@ def test_rows_without_finite_logits_are_nan_wherever_they_stand(tmp_path: Path) 
     expected = open_gradients(job := problem.job(rows="full", precision="fp32")).read(job.train.row_keys)
     features[train[[0, 1, 7]]] *= np.float32(1e37)
 
-    def job_of_rows(splits: list[str]) -> Job:
+    def job_of_rows(splits: list[str]) -> Opened:
         write_manifest(problem.manifest, features, problem.labels.numpy(), splits, problem.ids)
         return problem.job("store-nan", rows="full", precision="fp32", batch_size=2)
 

@@ -25,7 +25,6 @@ from influence_cli.maths.labels import softmax
 from influence_cli.settings import GradSpec
 from influence_cli.stages.retrain.canaries import confusion_noise, plant, planted_labels, uniform_noise, with_planted
 from influence_cli.stages.retrain.request import CanaryRequest
-from influence_cli.stages.score.score import score
 from tests.cases import (
     Example,
     Heard,
@@ -40,6 +39,7 @@ from tests.cases import (
     with_column,
     write,
 )
+from tests.opened import score
 
 quick = settings(database=None, deadline=None, derandomize=True, max_examples=40)
 
@@ -97,11 +97,11 @@ def test_planting_is_seeded_and_by_id_and_spares_those_that_may_not(tmp_path: Pa
 
 def test_the_random_column_knows_nothing_of_the_draw(tmp_path: Path) -> None:
     """Canaries and the method ``random`` of one seed hash the same ids; they must not be the same hash."""
-    from influence_cli.methods.random import Random
+    from influence_cli.methods.random import uniform_draws
 
     rows = rows_of_classes([1000, 1000], tmp_path / "m.parquet")
     chosen = plant(rows, np.ones(2000, dtype=bool), 0.2, uniform_noise(2), 0) >= 0
-    draws = Random().score(rows.ids, 0)
+    draws = uniform_draws(rows.ids, 0)
     assert stats.mannwhitneyu(draws[chosen], draws[~chosen]).pvalue > 0.01
 
 

@@ -31,12 +31,8 @@ from influence_cli.model.build import build_model
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import GradSpec, Inputs, Runtime
-from influence_cli.stages.grads.fill import fill
 from influence_cli.stages.retrain.retrain import RetrainRequest, retrain
 from influence_cli.stages.run.fit_set import FitSet
-from influence_cli.stages.run.job import Job, open_job
-from influence_cli.stages.run.plan import describe_plan, missing_work
-from influence_cli.stages.score.score import score
 from influence_cli.store.maintenance import collect, list_entries, verify
 from tests.cases import (
     Example,
@@ -68,6 +64,7 @@ from tests.curvature.test_memo import (
     swap_payloads,
     with_unique_ids,
 )
+from tests.opened import Opened, describe_plan, fill, missing_work, score
 from tests.oracle import save_checkpoint, write_manifest
 
 N = 40
@@ -337,7 +334,7 @@ def test_a_run_interrupted_while_it_fits_loses_only_the_factor(error: BaseExcept
 KILL = """
 import os, signal, sys
 from pathlib import Path
-from influence_cli.stages.grads.fill import fill
+from tests.opened import fill
 from tests.cases import Heard, job_of
 from tests.stages.run.test_fit_set import EXACT
 
@@ -620,9 +617,9 @@ def test_members_and_directions_of_methods_without_curvature_keep_their_names(tm
     path = write_manifest(tmp_path / "m.parquet", features, [k % 2 for k in range(10)], ["train"] * 6 + ["val"] * 4)
     checkpoint = save_checkpoint(tmp_path / "c.safetensors", model, spec, torch.float32)
 
-    def opened(*methods: str) -> Job:
+    def opened(*methods: str) -> Opened:
         asked = GradSpec(methods, options={"ip-ensemble": {"members": 2}})
-        return open_job(Inputs(str(path), checkpoint=str(checkpoint)), asked, Runtime(str(tmp_path / "s"), "cpu"))
+        return opened(Inputs(str(path), checkpoint=str(checkpoint)), asked, Runtime(str(tmp_path / "s"), "cpu"))
 
     names = [
         ("f614eac716c1cfd0149d14f4c00afecf", "402e2c578e04c472444c9311fd33a630", "13a07336758bce871ea7b82c1674f30a"),

@@ -24,10 +24,6 @@ from influence_cli.errors import UsageError
 from influence_cli.maths.stability import jaccard, lowest, lowest_rows_stability, members_needed
 from influence_cli.methods import make_methods
 from influence_cli.settings import GradSpec
-from influence_cli.stages.grads.fill import fill
-from influence_cli.stages.run.job import Job
-from influence_cli.stages.run.plan import describe_plan, missing_work
-from influence_cli.stages.score.score import score
 from influence_cli.store.maintenance import list_entries, verify
 from tests.cases import (
     Example,
@@ -41,6 +37,7 @@ from tests.cases import (
     same_scores,
     write,
 )
+from tests.opened import Opened, describe_plan, fill, missing_work, score
 
 N = 40  # train rows of ``examples()``
 AUTO = {"members": "auto", "share": 0.25, "stability": 0.5, "p_max": 0.3}
@@ -59,7 +56,7 @@ class Bench:
     run: Path
     written: int = 0
 
-    def job(self, rows: list[Example] | None = None, store: str | None = "store", **how: object) -> Job:
+    def job(self, rows: list[Example] | None = None, store: str | None = "store", **how: object) -> Opened:
         self.written += 1
         path = write(feature_table(rows or examples()), self.folder / f"m{self.written}.parquet")
         where = None if store is None else self.folder / store

@@ -30,8 +30,6 @@ from influence_cli.methods.protocol import Preconditioned
 from influence_cli.settings import GradSpec
 from influence_cli.stages.score.per_target import products as per_target_product
 from influence_cli.stages.score.per_target import tangents as per_target_pass
-from influence_cli.stages.score.per_target.table import per_target
-from influence_cli.stages.score.score import score
 from influence_cli.store.maintenance import collect, list_entries, verify
 from tests.cases import (
     Example,
@@ -46,6 +44,7 @@ from tests.cases import (
     write,
 )
 from tests.cli.test_cli import WITHOUT_TORCH
+from tests.opened import per_target, score
 from tests.oracle import (
     Problem,
     column,

@@ -22,17 +22,15 @@ from influence_cli.data.tables import provenance
 from influence_cli.errors import UsageError
 from influence_cli.methods import METHODS, Linear
 from influence_cli.methods.ekfac import EKFAC
+from influence_cli.methods.protocol import over_own_size
 from influence_cli.settings import GradSpec
 from influence_cli.stages.curate.combining import combine_columns
-from influence_cli.stages.grads.fill import fill
-from influence_cli.stages.run.plan import missing_work
 from influence_cli.stages.score.combine import Combine
-from influence_cli.stages.score.relative import over_own_size
-from influence_cli.stages.score.score import score
 from tests.cases import Example, call_cli, draw_features, examples, run_without_torch
 from tests.methods.test_ekfac import curvature
 from tests.methods.test_self_lissa import SAMPLED, gradients
 from tests.methods.test_self_tracin import Bench
+from tests.opened import fill, missing_work, score
 from tests.oracle import (
     Problem,
     column,

@@ -23,7 +23,8 @@ from influence_cli.stages.evaluate.counterfactuals.refits import Asked, Refits
 from influence_cli.stages.evaluate.counterfactuals.score_columns import RANDOM
 from influence_cli.stages.evaluate.counterfactuals.target_scores import scores_for
 from influence_cli.stages.retrain.arms import draw_order
-from influence_cli.stages.run.job import Job
+from influence_cli.stages.run.run import Run
+from influence_cli.stages.run.session import Session
 
 LARGEST_SHARE = 0.05
 LEAST_SEEDS = 5  # of a training that is not deterministic, and random removals of every size
@@ -65,7 +66,8 @@ class Brittleness:
 
     pool: Pool
     refits: Refits
-    job: Job
+    run: Run
+    session: Session
     count: int
 
     def __post_init__(self) -> None:
@@ -81,7 +83,7 @@ class Brittleness:
     def at_most(self) -> int:
         """Trainings that it can take, the whole and the random ones included."""
         seeds, tries = len(self._seeds), 1 + int(np.ceil(np.log2(len(self.grid) + 1)))
-        return seeds * (1 + self.count * len(self.job.methods) * tries) + len(self._draws) * len(self.grid)
+        return seeds * (1 + self.count * len(self.run.methods) * tries) + len(self._draws) * len(self.grid)
 
     @property
     def _seeds(self) -> list[int]:
@@ -123,7 +125,7 @@ class Brittleness:
             for query in queries:
                 if self.refits.time_is_over():
                     break
-                for name, scores in scores_for(self.job, query).items():
+                for name, scores in scores_for(self.run, self.session, query).items():
                     helpful = self.pool.lowest(-np.nan_to_num(scores, nan=-np.inf))
                     searches.append(_Search(query, name, helpful, -1, len(self.grid)))
                 progress.advance(1)
@@ -154,7 +156,7 @@ class Brittleness:
         columns: dict[str, Any] = {}
         drop: dict[str, Floats] = {}
         rows: dict[str, dict[str, int | None]] = {ids[q]: {} for q in done}
-        for name in [*self.job.methods, *([RANDOM] if complete else [])]:
+        for name in [*self.run.methods, *([RANDOM] if complete else [])]:
             if name == RANDOM:
                 smallest = [self._smallest([bool((r[:, q] <= 0).mean() > 0.5) for r in known]) for q in done]
                 after = [float(known[-1][:, q].mean()) for q in done]
@@ -166,7 +168,7 @@ class Brittleness:
             columns[name] = self._figures(smallest, drop[name])
             for q, k in zip(done, smallest, strict=True):
                 rows[ids[q]][name] = k
-        for name in self.job.methods if complete and done else ():
+        for name in self.run.methods if complete and done else ():
             columns[name]["over_random"] = paired_difference(drop[name], drop[RANDOM], True)
         return {
             "queries": len(done),

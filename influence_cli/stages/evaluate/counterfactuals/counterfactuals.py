@@ -27,7 +27,7 @@ from influence_cli.stages.evaluate.counterfactuals.refits import Asked, Outcome,
 from influence_cli.stages.evaluate.counterfactuals.removal import Removal
 from influence_cli.stages.evaluate.counterfactuals.score_columns import columns_of, random_column
 from influence_cli.stages.evaluate.counterfactuals.subsets import Subsets
-from influence_cli.stages.evaluate.counterfactuals.target_scores import open_scored_job
+from influence_cli.stages.evaluate.counterfactuals.target_scores import open_scored_run
 from influence_cli.stages.evaluate.counterfactuals.trainer import open_trainer
 from influence_cli.stages.evaluate.request import CounterfactualRequest, Training
 from influence_cli.stages.run.target import target_rows
@@ -139,8 +139,8 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
     if request.brittleness is not None:
         runtime = Runtime(request.store, request.training.device, code=request.training.model)
         source = request.scores.scores if isinstance(request.scores.scores, str) else "the score table"
-        job = open_scored_job(scores, request.target, request.checkpoint, runtime, remember, source)
-        brittleness = Brittleness(pool, refits, job, request.brittleness)
+        run, session = open_scored_run(scores, request.target, request.checkpoint, runtime, remember, source)
+        brittleness = Brittleness(pool, refits, run, session, request.brittleness)
     return _Opened(scores, pool, refits, parts, brittleness)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from influence_cli.methods.random import Random
+from influence_cli.methods.random import uniform_draws
 from influence_cli.stages.curate.score_table import ScoreTable
 
 Floats = NDArray[np.float64]
@@ -63,7 +63,7 @@ def columns_of(scores: ScoreTable, used: NDArray[np.bool_]) -> Columns:
 
 def random_column(scores: ScoreTable, seed: int) -> Floats:
     """The floor: a draw for every train row [n]."""
-    return Random().score(scores.train.ids, seed)
+    return uniform_draws(scores.train.ids, seed)
 
 
 def _of_a_member(name: str, names: list[str]) -> bool:

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from influence_cli.data.manifest import Rows
 from influence_cli.maths.noise import spearman
 from influence_cli.maths.top_k import inner_products
-from influence_cli.stages.grads.row_gradients import Gradients
+from influence_cli.stages.grads.row_gradients import StoredGradients
 from influence_cli.stages.run.gradient_plan import row_request
-from influence_cli.stages.run.job import Job
+from influence_cli.stages.run.run import Run
+from influence_cli.stages.run.session import Session
 from influence_cli.stages.score.per_target.tangents import TangentRun
 from influence_cli.store import fingerprint
 from influence_cli.store.shards import key_order, unique
@@ -24,26 +25,28 @@ from influence_cli.store.shards import key_order, unique
 TARGETS, ROWS = 4, 256  # rows that are scored both ways
 
 
-def is_exact(job: Job) -> bool:
+def is_exact(run: Run) -> bool:
     """Whether scores are those of the model to rounding in float32."""
-    return job.spec.rows != "sketch" and (job.spec.precision != "bf16" or job.spec.rows is not None)
+    return run.spec.rows != "sketch" and (run.spec.precision != "bf16" or run.spec.rows is not None)
 
 
-def agreement_of_pairs(job: Job, name: str, measure: bool, gradients: Gradients | None = None) -> dict[str, Any] | None:
+def agreement_of_pairs(
+    run: Run, session: Session, name: str, measure: bool, gradients: StoredGradients | None = None
+) -> dict[str, Any] | None:
     """Rank correlation with exact scores (the mean over target rows) and the root mean square error beside theirs.
 
     ``gradients`` are what scores are made of, where they are not of tangents.  None where it was not measured before,
     and is not to be.
     """
-    target, train = _chosen(job.target, TARGETS), _chosen(job.train, ROWS)
-    members = [member.name for member in job.method_members[name]]
-    made_of = members if job.spec.rows is None else row_request(job).name(job)
-    about = {"of": made_of, "target": target.fingerprint(), "train": train.fingerprint(), "params": job.spec.params}
+    target, train = _chosen(run.target, TARGETS), _chosen(run.train, ROWS)
+    members = [member.name for member in run.members_of[name]]
+    made_of = members if run.spec.rows is None else row_request(run, session).name(run)
+    about = {"of": made_of, "target": target.fingerprint(), "train": train.fingerprint(), "params": run.spec.params}
     note = fingerprint("agreement-of-pairs", 1, method=name, **about)
-    found = job.store.read_model_note(note)
+    found = session.store.read_model_note(note)
     if found is None and measure:
-        found = _measured(job, name, gradients, target, train)
-        job.store.write_model_note(note, found)
+        found = _measured(run, session, name, gradients, target, train)
+        session.store.write_model_note(note, found)
     return found
 
 
@@ -53,11 +56,14 @@ def _chosen(rows: Rows, count: int) -> Rows:
     return distinct.take(np.sort(key_order(distinct.row_keys)[:count]))
 
 
-def _measured(job: Job, name: str, gradients: Gradients | None, target: Rows, train: Rows) -> dict[str, Any]:
-    half = job.spec.precision == "bf16"
-    exact = _by_tangents(replace(job, spec=replace(job.spec, precision="fp32")) if half else job, name, target, train)
+def _measured(
+    run: Run, session: Session, name: str, gradients: StoredGradients | None, target: Rows, train: Rows
+) -> dict[str, Any]:
+    half = run.spec.precision == "bf16"
+    precise = replace(run, spec=replace(run.spec, precision="fp32")) if half else run
+    exact = _by_tangents(precise, session, name, target, train)
     if gradients is None:
-        estimated = _by_tangents(job, name, target, train)
+        estimated = _by_tangents(run, session, name, target, train)
     else:
         values = [gradients.read(rows.row_keys, ("value",))["value"] for rows in (target, train)]
         with np.errstate(invalid="ignore", over="ignore"):
@@ -74,14 +80,10 @@ def _measured(job: Job, name: str, gradients: Gradients | None, target: Rows, tr
     }
 
 
-def _by_tangents(job: Job, name: str, target: Rows, train: Rows) -> NDArray[np.float64]:
+def _by_tangents(run: Run, session: Session, name: str, target: Rows, train: Rows) -> NDArray[np.float64]:
     """Scores [t, r]."""
-    from influence_cli.model.examples import batches
-
-    assert job.model is not None
-    run, scores = TangentRun(job, name, train), np.full((len(target), len(train)), np.nan)
-    chunk = list(target.manifest.payloads(target.index))
-    for _, decoded in batches(target.manifest, [chunk], job.model, job.runtime.workers):
-        for places, found in run.scores(run.directions(target, decoded)):
+    tangents, scores = TangentRun(run, session, name, train), np.full((len(target), len(train)), np.nan)
+    for batch in session.rows(tangents.model, target, len(target), keep=False):
+        for places, found in tangents.scores(tangents.directions(target, batch)):
             scores[:, places] = found
     return scores

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from influence_cli.maths.top_k import inner_products
-from influence_cli.stages.grads.preconditioning import Along, missing_fits, missing_solves, parameter_count
+from influence_cli.stages.run.curvature_plan import Along, missing_fits, missing_solves, parameter_count
 from influence_cli.stages.run.gradient_plan import GIB, describe_rows, row_bytes, row_request
-from influence_cli.stages.run.job import Job, Member
 from influence_cli.stages.run.plan import Work
+from influence_cli.stages.run.quantities import Part
+from influence_cli.stages.run.run import Member, Run
+from influence_cli.stages.run.session import Session
 from influence_cli.stages.score.per_target.against_exact import is_exact
 from influence_cli.stages.score.per_target.products import PAIRS, product_block_size
 from influence_cli.stages.score.per_target.tangents import block_size, rate_key
@@ -22,77 +24,81 @@ MANY_BLOCKS = 4  # passes from which storing gradients is advised
 ROW_BYTES = 2 * 16  # of a place and a score on either side
 
 
-def describe(job: Job, name: str, top: int, missing: int) -> dict[str, Any]:
+def describe(run: Run, session: Session, name: str, top: int, missing: int) -> dict[str, Any]:
     """The plan as plain values, for so many target rows that nothing is stored for."""
-    members = job.method_members[name]
-    about = _by_products(job, missing) if job.spec.rows is not None else _by_directions(job, members, missing)
+    members = run.members_of[name]
+    about = (
+        _by_products(run, session, missing)
+        if run.spec.rows is not None
+        else _by_directions(run, session, members, missing)
+    )
     blocks = -(-missing // about["target_rows_a_block"])
-    along = (Along(name, "", False, "", ""),) if missing and job.fit is not None else ()
-    fits = [fit for member in members for fit in missing_fits(job, member, [a.method for a in along])]
-    solves = [replace(s, directions=missing, passes=blocks * s.passes) for s in missing_solves(job, along, {})]
+    along = (Along(name, "", False, "", ""),) if missing and run.fit is not None else ()
+    fits = [fit for member in members for fit in missing_fits(run, session, member, [a.method for a in along])]
+    solves = [replace(s, directions=missing, passes=blocks * s.passes) for s in missing_solves(run, session, along, {})]
     solves = [s if s.seconds is None else replace(s, seconds=round(blocks * s.seconds, 1)) for s in solves]
     every = [about["seconds"], *(f.seconds for f in fits), *(s.seconds for s in solves)]
     known = [s for s in every if s is not None]
     return {
         "schema_version": 1,
-        "store": str(job.store.root) if job.runtime.store else "temporary, thrown away at the end",
+        "store": str(session.store.root) if session.runtime.store else "temporary, thrown away at the end",
         "method": name,
-        "rows": job.spec.rows,
-        "exact": is_exact(job),
+        "rows": run.spec.rows,
+        "exact": is_exact(run),
         "top": top,
-        "train_rows": len(job.train),
-        "target_rows": len(job.target),
+        "train_rows": len(run.train),
+        "target_rows": len(run.target),
         "target_rows_to_compute": missing,
         "members": len(members),
         **about,
         "seconds": round(sum(known), 1) if len(known) == len(every) else None,
-        "memory_bytes": about["memory_bytes"] + ROW_BYTES * top * len(job.target),
+        "memory_bytes": about["memory_bytes"] + ROW_BYTES * top * len(run.target),
         "fits": [fit.as_dict() for fit in fits],
         "solves": [solve.as_dict() for solve in solves],
     }
 
 
-def _by_directions(job: Job, members: list[Member], missing: int) -> dict[str, Any]:
-    size, n = block_size(job, len(members)), len(job.payload_keys)
+def _by_directions(run: Run, session: Session, members: tuple[Member, ...], missing: int) -> dict[str, Any]:
+    size, n = block_size(run, session, len(members)), len(run.payload_keys)
     blocks = -(-missing // size)
-    rate, measured = _rate(job, members[0], size) if missing else (0.0, True)
-    itemsize = 8 if job.spec.precision == "fp64" else 4
+    rate, measured = _rate(run, session, members[0], size) if missing else (0.0, True)
+    itemsize = 8 if run.spec.precision == "fp64" else 4
     return {
         "target_rows_a_block": size,
         "passes": blocks * len(members),
         "forward_passes": (blocks + 2 * missing) * len(members),
         "seconds": None if rate is None else round(rate * missing * n * len(members), 1),
         "seconds_are": "measured" if measured else "estimated",
-        "memory_bytes": 2 * size * len(members) * parameter_count(job) * itemsize,
+        "memory_bytes": 2 * size * len(members) * parameter_count(run, session) * itemsize,
     }
 
 
-def _rate(job: Job, member: Member, size: int) -> tuple[float | None, bool]:
+def _rate(run: Run, session: Session, member: Member, size: int) -> tuple[float | None, bool]:
     """Seconds per train row, direction and member, and whether they were measured; else a small batch is timed."""
-    known = job.store.timing(rate_key(job))
+    known = session.store.timing(rate_key(run, session))
     if known is not None:
         return known, True
     from influence_cli.stages.run.estimate import estimated_rates
 
-    keys = job.payload_keys[:1]
-    rates = estimated_rates(job, [Work(member, (), keys[:0], {str(k): keys for k in range(size)}, {})])
+    keys = run.payload_keys[:1]
+    rates = estimated_rates(run, session, [Work(member, {Part("tangents", str(k), member): keys for k in range(size)})])
     return (rates["tangents"] / size if "tangents" in rates else None), False
 
 
-def _by_products(job: Job, missing: int) -> dict[str, Any]:
+def _by_products(run: Run, session: Session, missing: int) -> dict[str, Any]:
     """Of row gradients: what of them lacks, and the product."""
     from influence_cli.stages.run.estimate import planned_gradients
 
-    (rows,) = planned_gradients(job) if missing else describe_rows(job)
-    dim, request = rows["values"], row_request(job)
+    (rows,) = planned_gradients(run, session) if missing else describe_rows(run, session)
+    dim, request = rows["values"], row_request(run, session)
     if dim is None:
-        whole = parameter_count(job, request.params)
+        whole = parameter_count(run, session, request.params)
         dim = whole if request.sketch_dim is None else min(whole, request.sketch_dim)
     if missing == 0:
         rows |= {"rows_to_compute": 0, "seconds": 0.0, "bytes": 0, "refused": None}
     size = product_block_size(dim)
-    product = _product_rate(dim, min(missing, size)) * missing * len(job.train)
-    block = size * row_bytes(job, dim) + SHARD_BYTES + 8 * PAIRS
+    product = _product_rate(dim, min(missing, size)) * missing * len(run.train)
+    block = size * row_bytes(run, dim) + SHARD_BYTES + 8 * PAIRS
     return {
         "values_a_row": dim,
         "target_rows_a_block": size,
@@ -118,13 +124,13 @@ def _product_rate(dim: int, targets: int) -> float:
     return (time.perf_counter() - started) / (t * 256) * (dim / p)
 
 
-def hint(job: Job, plan: dict[str, Any]) -> str | None:
+def hint(run: Run, session: Session, plan: dict[str, Any]) -> str | None:
     """What would be faster for many target rows: stored gradients, where they are no more than the limit."""
     many = plan["target_rows_to_compute"] > MANY_BLOCKS * plan.get("target_rows_a_block", 0)
     if plan["rows"] is not None or plan["members"] > 1 or not many:
         return None
-    size = (len(job.train) + len(job.target)) * row_bytes(job, parameter_count(job)) / GIB
-    if size > job.runtime.rows_limit:
+    size = (len(run.train) + len(run.target)) * row_bytes(run, parameter_count(run, session)) / GIB
+    if size > session.runtime.rows_limit:
         return None
     return f"with --rows full all target rows are one product of stored gradients ({size:,.3g} GiB), as exact"
 

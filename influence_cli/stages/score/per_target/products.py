@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
 from influence_cli.maths.top_k import NONE, TopK, inner_products
-from influence_cli.methods.protocol import Preconditioned
-from influence_cli.stages.grads.row_gradients import Gradients, open_gradients
-from influence_cli.stages.run.job import Job, require_model
+from influence_cli.stages.grads.member_model import Models
+from influence_cli.stages.grads.row_gradients import StoredGradients, open_gradients
+from influence_cli.stages.run.run import Run
+from influence_cli.stages.run.session import Session
 from influence_cli.stages.score.per_target.tangents import BadRows, Done, Solver
 
 BLOCK_VALUES = 1 << 26  # most values of a block of target rows: 256 MiB in float32
@@ -32,16 +33,18 @@ def product_block_size(dim: int) -> int:
     return int(np.clip(BLOCK_VALUES // max(1, dim), 1, BLOCK_ROWS))
 
 
-def product_pass(job: Job, name: str, gradients: Gradients, target: Rows, top: int, done: Done) -> None:
+def product_pass(
+    run: Run, session: Session, name: str, gradients: StoredGradients, target: Rows, top: int, done: Done
+) -> None:
     """The ``top`` rows on each side for every target row; ``done`` is given each block as it is finished.
 
     Raises:
         ManifestError: the gradient of a target row is not finite.
     """
-    size, train = product_block_size(gradients.dim), job.train
-    solve = _solver(job, name, gradients)
+    size, train = product_block_size(gradients.dim), run.train
+    solve = _solver(run, session, name, gradients)
     pairs = len(target) * len(train)
-    with job.listener.progress("train rows for target rows", pairs, "pairs") as progress:
+    with session.listener.progress("train rows for target rows", pairs, "pairs") as progress:
         for first in range(0, len(target), size):
             block = target.take(np.arange(first, min(first + size, len(target))))
             values = gradients.read(block.row_keys, ("value", "norms"))
@@ -60,12 +63,14 @@ def product_pass(job: Job, name: str, gradients: Gradients, target: Rows, top: i
             done(block, found, bad.found, more)
 
 
-def open_rows(job: Job) -> Gradients:
+def open_rows(run: Run, session: Session) -> StoredGradients:
     """The run's row gradients of train and target rows; what lacks is computed."""
-    return open_gradients(job, job.spec.rows)
+    return open_gradients(run, session, run.spec.rows)
 
 
-def _errors(gradients: Gradients, target_norms: NDArray[np.float64], train: Rows, found: TopK) -> NDArray[np.float64]:
+def _errors(
+    gradients: StoredGradients, target_norms: NDArray[np.float64], train: Rows, found: TopK
+) -> NDArray[np.float64]:
     """The most that the standard error of every score found can be [t, 2, K]; NaN where there is none."""
     listed, place = np.unique(found.places[found.places != NONE], return_inverse=True)
     errors = np.full(found.places.shape, np.nan)
@@ -84,17 +89,12 @@ def _check_finite(block: Rows, values: NDArray[np.floating]) -> None:
         raise not_finite(block, int(block.index[np.flatnonzero(~finite)[0]]))
 
 
-def _solver(job: Job, name: str, gradients: Gradients) -> Any:
+def _solver(run: Run, session: Session, name: str, gradients: StoredGradients) -> Any:
     """From target rows' gradients [t, p] to u = P g [t, p], in the order of the stored columns."""
-    if not isinstance(job.methods[name], Preconditioned):
+    if not run.methods[name].fitted_curvature:
         return lambda values: values
-    from influence_cli.engines.point import DTYPES
-    from influence_cli.model.build import device_of, load_model
-
-    spec, checkpoint = require_model(job)
-    (member,) = job.method_members[name]
-    model = load_model(spec, checkpoint, DTYPES["fp32" if job.spec.precision == "bf16" else job.spec.precision])
-    solver = Solver(job, name, model, device_of(job.runtime.device))
+    (member,) = run.members_of[name]
+    at, solver = Models(run, session).at(member), Solver(run, session, name)
     shapes = {n: tuple(shape) for layer in gradients.layout["layers"] for n, shape in layer["parameters"]}
     cuts = np.cumsum([math.prod(s) for s in shapes.values()])[:-1]
 
@@ -102,7 +102,7 @@ def _solver(job: Job, name: str, gradients: Gradients) -> Any:
         return {n: part.reshape(s) for (n, s), part in zip(shapes.items(), np.split(row, cuts), strict=True)}
 
     def solve(values: NDArray[np.floating]) -> NDArray[np.floating]:
-        found = solver.columns(member, [by_name(row) for row in values])
+        found = solver.columns(at, [by_name(row) for row in values])
         return np.stack([np.concatenate([u[n].ravel() for n in shapes]) for u in found])
 
     return solve

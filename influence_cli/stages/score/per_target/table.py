@@ -23,11 +23,12 @@ from influence_cli.data.manifest import Rows
 from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.maths.top_k import NONE, SIDES, TopK
-from influence_cli.methods.protocol import Preconditioned
 from influence_cli.stages.grads.fill import fill
 from influence_cli.stages.grads.provenance import provenance_of
+from influence_cli.stages.run import names
 from influence_cli.stages.run.gradient_plan import row_request
-from influence_cli.stages.run.job import Job
+from influence_cli.stages.run.run import Run
+from influence_cli.stages.run.session import Session
 from influence_cli.stages.score.per_target.against_exact import agreement_of_pairs, is_exact
 from influence_cli.stages.score.per_target.plan import describe, hint, sentence
 from influence_cli.stages.score.per_target.products import open_rows, product_pass
@@ -40,7 +41,7 @@ TOP = 10  # rows of each side
 OBJECTIVE = "utility"  # the objective whose term of a target row is its own loss
 
 
-def check_per_target(job: Job, top: int) -> str:
+def check_per_target(run: Run, top: int) -> str:
     """The method that scores pairs of rows.
 
     Raises:
@@ -49,43 +50,44 @@ def check_per_target(job: Job, top: int) -> str:
     """
     if top < 1:
         raise UsageError(f"--top {top} is no number of rows", fix=f"--top {TOP}")
-    if len(job.methods) > 1:
-        names = ", ".join(job.methods)
+    if len(run.methods) > 1:
+        names = ", ".join(run.methods)
         raise UsageError(f"--per-target is a table of one method, and these are several: {names}", fix="--method ip")
-    (name,) = job.methods
-    if job.methods[name].needs != "tangents":
+    (name,) = run.methods
+    if run.methods[name].needs != "tangents":
         raise UsageError(
             f"--per-target needs a score for every pair of a train and a target row, and {name} is a value of a row "
             "alone",
             fix="--method ip, or another that measures a direction (see: influence methods)",
         )
-    if name in job.values:
-        how = "--relative" if job.spec.relative else "ip.normalise=cosine"
+    if name in run.values:
+        how = "--relative" if run.spec.relative else "ip.normalise=cosine"
         raise UsageError(
             f"scores of pairs are not divided by the size of a row's own gradient, as {how} asks for",
             fix=f"leave {how} out, or --per-target",
         )
-    others = [o for o in job.objectives if o != OBJECTIVE]
+    others = [o for o in run.objectives if o != OBJECTIVE]
     if others:
         raise UsageError(
             f"--per-target is about the loss of each target row, and {', '.join(others)} is about all of them together",
             fix=f"--objective {OBJECTIVE}",
         )
-    if job.spec.rows is not None:
-        _check_rows(job, name)
+    if run.spec.rows is not None:
+        _check_rows(run, name)
     return name
 
 
-def _check_rows(job: Job, name: str) -> None:
+def _check_rows(run: Run, name: str) -> None:
     """Refuse methods whose scores the stored rows do not give."""
-    rows, members = job.spec.rows, job.method_members[name]
-    if len(members) > 1 or members[0].dropout is not None:
+    rows, members = run.spec.rows, run.members_of[name]
+    plain = [m for m in members if m.dropout is None and m.checkpoint == run.checkpoint]
+    if len(members) > 1 or not plain:
         raise UsageError(
-            f"--rows {rows} stores gradients at the checkpoint, and {name} takes them where parameters are dropped",
+            f"--rows {rows} stores gradients at the checkpoint, and {name} takes them elsewhere",
             fix="leave --rows out, or take --method ip",
         )
-    whole = rows == "full" or (rows == "last" and job.spec.params == "last")
-    if isinstance(job.methods[name], Preconditioned) and not whole:
+    whole = rows == "full" or (rows == "last" and run.spec.params == "last")
+    if run.methods[name].fitted_curvature and not whole:
         stored = "sketches" if rows == "sketch" else "those of the head alone"
         raise UsageError(
             f"{name} turns whole gradients into others, and --rows {rows} stores {stored}",
@@ -93,81 +95,83 @@ def _check_rows(job: Job, name: str) -> None:
         )
 
 
-def per_target(job: Job, top: int = TOP) -> pa.Table:
-    """The table: for every target row up to ``top`` rows of each side, the most extreme first.
+def per_target(run: Run, session: Session, top: int = TOP) -> tuple[pa.Table, Run]:
+    """For every target row up to ``top`` rows of each side, the most extreme first.
 
     Columns: target_id, target_row_key, target_label, rank (from 1), side (helpful or harmful), id, row_key, label and
     score, and from sketches ``standard_error``, the most that the score's may be.  A side holds rows of its own sign
-    alone: there are fewer where fewer help, or harm.
+    alone: there are fewer where fewer help, or harm.  The run is returned without rows that turned out to be unusable.
     """
-    name = check_per_target(job, top)
-    if any(ensemble.decided is None for ensemble in job.ensembles.values()):
-        fill(job)  # how many members there are is decided by the scores for all target rows
-    target, train, missing = job.target, job.train, _missing(job, name, top)
+    name = check_per_target(run, top)
+    if any(ensemble.decided is None for ensemble in run.ensembles.values()):
+        run, _ = fill(run, session)  # how many members there are is decided by the scores for all target rows
+    target, train, missing = run.target, run.train, _missing(run, session, name, top)
     if len(missing):
-        plan = describe(job, name, top, len(missing))
-        for text in filter(None, (sentence(plan), hint(job, plan))):
-            job.listener.note(text)
-        train = _compute(job, name, top)
-    stored = _folder(job, name, top, train).read(target.row_keys)
-    _warn(job, train, stored["bad"], stored["places"])
+        plan = describe(run, session, name, top, len(missing))
+        for text in filter(None, (sentence(plan), hint(run, session, plan))):
+            session.listener.note(text)
+        run, train = _compute(run, session, name, top)
+    stored = _folder(run, session, name, top, train).read(target.row_keys)
+    _warn(run, session, train, stored["bad"], stored["places"])
     table = _table(target, train, stored)
     bad = int(stored["bad"][:, 0].max(initial=0))
-    about = {"method": name, "top": top, **_rows_said(job, name, table), "non_finite_rows": bad}
-    return with_provenance(table, {**provenance_of(job, "per-target"), "kind": "signed", "per_target": about})
+    about = {"method": name, "top": top, **_rows_said(run, session, name, table), "non_finite_rows": bad}
+    said = {**provenance_of(run, session, "per-target"), "kind": "signed", "per_target": about}
+    return with_provenance(table, said), run
 
 
-def _compute(job: Job, name: str, top: int) -> Rows:
-    """Find and store what is missing, block by block; returns the train rows that it is of."""
-    gradients = None if job.spec.rows is None else open_rows(job)  # leaves out rows that turn out not to be readable
-    folder, train, missing = _folder(job, name, top, job.train), job.train, _missing(job, name, top)
+def _compute(run: Run, session: Session, name: str, top: int) -> tuple[Run, Rows]:
+    """Find and store what is missing, block by block; returns the run, and the train rows that it is of."""
+    gradients = None if run.spec.rows is None else open_rows(run, session)
+    run = run if gradients is None else gradients.run
+    folder, train, missing = _folder(run, session, name, top, run.train), run.train, _missing(run, session, name, top)
 
     def keep(block: Rows, found: TopK, bad: NDArray[np.int64], more: dict[str, NDArray[Any]]) -> None:
         values = {"places": found.places, "scores": found.scores, "bad": bad, **more}
         folder.write(block.row_keys, {"payload_keys": block.payload_keys, **values})
 
     if gradients is None:
-        tangent_pass(job, name, missing, top, keep)
+        run = tangent_pass(run, session, name, missing, top, keep)
     else:
-        product_pass(job, name, gradients, missing, top, keep)
-    if not is_exact(job):
-        agreement_of_pairs(job, name, True, gradients)
-    return train
+        product_pass(run, session, name, gradients, missing, top, keep)
+    if not is_exact(run):
+        agreement_of_pairs(run, session, name, True, gradients)
+    return run, train
 
 
-def describe_per_target(job: Job, top: int = TOP) -> dict[str, Any]:
+def describe_per_target(run: Run, session: Session, top: int = TOP) -> dict[str, Any]:
     """The plan as plain values: target rows stored and to compute, blocks, passes, seconds and memory."""
-    name = check_per_target(job, top)
-    return describe(job, name, top, len(_missing(job, name, top)))
+    name = check_per_target(run, top)
+    return describe(run, session, name, top, len(_missing(run, session, name, top)))
 
 
-def _folder(job: Job, name: str, top: int, train: Rows) -> ShardFolder:
+def _folder(run: Run, session: Session, name: str, top: int, train: Rows) -> ShardFolder:
     """The shards of what was found, by target row; named by all that decides it, the order of the train rows too.
 
     Both ways are exact but for sketches, and share it.
     """
-    method, members, params = job.methods[name], job.method_members[name], job.spec.params
-    p = isinstance(method, Preconditioned)
-    how = {"name": name, **method.describe(), "factors": [job.factor(name, m) for m in members]} if p else None
-    sketch = None
-    if job.spec.rows is not None:
-        request = row_request(job)
+    members, params, how, sketch = run.members_of[name], run.spec.params, None, None
+    if run.methods[name].fitted_curvature:
+        factors = [names.factor(run, name, member) for member in members]
+        how = {"name": name, **run.solvers[name].describe(), "factors": factors}
+    if run.spec.rows is not None:
+        request = row_request(run, session)
         params, sketch = request.params, None if request.sketch_dim is None else [request.sketch_dim, request.seed]
-    about = {"params": params, "loss": job.loss_name, "top": top, "sketch": sketch}
+    about = {"params": params, "loss": run.loss_name, "top": top, "sketch": sketch}
     named = fingerprint(
         "top-rows", 2, members=[m.name for m in members], method=how, train=digest_in_order(train.row_keys), **about
     )
-    assert job.model is not None
-    of = {"model": job.model.as_dict(), "precision": job.spec.precision, "value": {"value": f"top {top} by {name}"}}
-    return job.store.top_rows(named, {**about, **of})
+    assert run.model is not None
+    of = {"model": run.model.as_dict(), "precision": run.spec.precision, "value": {"value": f"top {top} by {name}"}}
+    return session.store.folder("top_rows", named, {**about, **of})
 
 
-def _missing(job: Job, name: str, top: int) -> Rows:
+def _missing(run: Run, session: Session, name: str, top: int) -> Rows:
     """Distinct target rows that nothing is stored for, in order."""
-    keys = job.target.row_keys
+    keys = run.target.row_keys
     distinct = np.zeros(len(keys), dtype=bool)
     distinct[unique(keys)] = True
-    return job.target.take(distinct & _folder(job, name, top, job.train).missing(keys))
+    return run.target.take(distinct & _folder(run, session, name, top, run.train).missing(keys))
 
 
 def _table(target: Rows, train: Rows, stored: dict[str, NDArray[Any]]) -> pa.Table:
@@ -191,19 +195,19 @@ def _table(target: Rows, train: Rows, stored: dict[str, NDArray[Any]]) -> pa.Tab
     return pa.table(columns)
 
 
-def _rows_said(job: Job, name: str, table: pa.Table) -> dict[str, Any]:
+def _rows_said(run: Run, session: Session, name: str, table: pa.Table) -> dict[str, Any]:
     """For provenance: by which gradients, whether exactly, and how large errors are; said too."""
-    request = None if job.spec.rows is None else row_request(job)
+    request = None if run.spec.rows is None else row_request(run, session)
     about = {
-        "rows": job.spec.rows,
-        "params": job.spec.params if request is None else request.params,
-        "exact": is_exact(job),
+        "rows": run.spec.rows,
+        "params": run.spec.params if request is None else request.params,
+        "exact": is_exact(run),
     }
-    if about["params"] != job.spec.params:
-        job.listener.note("scores are of the head's parameters alone (--rows last), not of all")
+    if about["params"] != run.spec.params:
+        session.listener.note("scores are of the head's parameters alone (--rows last), not of all")
     if about["exact"]:
         return about
-    said, measured = list[str](), agreement_of_pairs(job, name, False)
+    said, measured = list[str](), agreement_of_pairs(run, session, name, False)
     if measured is not None and measured["rank_correlation"] is not None:
         of = f"{measured['train_rows']:,} train rows for {measured['target_rows']} target rows"
         said.append(f"rank correlation {measured['rank_correlation']:.3f} with exact scores of {of}")
@@ -218,18 +222,18 @@ def _rows_said(job: Job, name: str, table: pa.Table) -> dict[str, Any]:
         if request is not None
         else "in bf16 (--precision fp32 is exact)"
     )
-    job.listener.note(f"scores are estimates {way}: {'; '.join(said)}")
+    session.listener.note(f"scores are estimates {way}: {'; '.join(said)}")
     return {**about, "against_exact": measured}
 
 
-def _warn(job: Job, train: Rows, bad: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+def _warn(run: Run, session: Session, train: Rows, bad: NDArray[np.int64], places: NDArray[np.int64]) -> None:
     """Rows that are not finite, and target rows that nothing helps or harms."""
     count = int(bad[:, 0].max(initial=0))
     if count:
         worst = bad[bad[:, 0].argmax(), 1:]
         named = ", ".join(train.ids[k] for k in worst[worst >= 0].tolist())
-        job.listener.warn(f"{count} rows have a non-finite score and are never ranked: {named}")
+        session.listener.warn(f"{count} rows have a non-finite score and are never ranked: {named}")
     empty = np.flatnonzero((places == NONE).all(axis=(1, 2)))
     if len(empty):
-        named = ", ".join(job.target.ids[k] for k in empty[:5].tolist())
-        job.listener.warn(f"no row helps or harms {len(empty)} target rows, every score is 0: {named}")
+        named = ", ".join(run.target.ids[k] for k in empty[:5].tolist())
+        session.listener.warn(f"no row helps or harms {len(empty)} target rows, every score is 0: {named}")

@@ -17,21 +17,20 @@ from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
 from influence_cli.maths.top_k import TopK
-from influence_cli.methods.protocol import Preconditioned
-from influence_cli.stages.grads.bf16 import note_frozen, points
 from influence_cli.stages.grads.curvature_report import condition_warning, warnings_of
-from influence_cli.stages.grads.preconditioning import about_curvature, fitted_curvature, parameter_count
-from influence_cli.stages.grads.row_pass import Unusable, batch_size
-from influence_cli.stages.run.job import Job, Member, require_model
-from influence_cli.stages.run.plan import index_by_key, timing_key
+from influence_cli.stages.grads.member_model import MemberModel, Models
+from influence_cli.stages.grads.preconditioning import about_curvature, fitted_curvature
+from influence_cli.stages.grads.row_loop import bad_rows
+from influence_cli.stages.run.curvature_plan import parameter_count
+from influence_cli.stages.run.rates import pass_key
+from influence_cli.stages.run.run import Run, require_model
+from influence_cli.stages.run.session import Batch, Session
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from influence_cli.curvature.curvature import Curvature
     from influence_cli.engines.engine import Engine
-    from influence_cli.engines.point import Point
     from influence_cli.engines.row_directions import Direction
 
 DIRECTIONS = 16  # most target rows of a block: its values' pass is then a thirtieth of the cost
@@ -44,42 +43,41 @@ Done = Callable[[Rows, TopK, NDArray[np.int64], dict[str, NDArray[Any]]], None]
 Named = dict[str, NDArray[np.floating]]
 
 
-def block_size(job: Job, members: int) -> int:
+def block_size(run: Run, session: Session, members: int) -> int:
     """Target rows a block."""
-    return int(np.clip(DIRECTION_VALUES // max(1, members * parameter_count(job)), 1, DIRECTIONS))
+    return int(np.clip(DIRECTION_VALUES // max(1, members * parameter_count(run, session)), 1, DIRECTIONS))
 
 
-def rate_key(job: Job) -> str:
+def rate_key(run: Run, session: Session) -> str:
     """Under what name the measured seconds per train row, direction and member are kept."""
-    return f"{timing_key(job, True)} per target row"
+    return f"{pass_key(run, session, 'tangents')} per target row"
 
 
-def tangent_pass(job: Job, name: str, target: Rows, top: int, done: Done) -> None:
+def tangent_pass(run: Run, session: Session, name: str, target: Rows, top: int, done: Done) -> Run:
     """The ``top`` rows on each side for every target row; ``done`` is given each block as it is finished.
+
+    Returns the run without train rows that turned out not to be usable.
 
     Raises:
         ManifestError: the loss or the logits of a target row are not finite.
     """
-    from influence_cli.model.examples import batches, chunked
-
-    assert job.model is not None
-    run, size = TangentRun(job, name, job.train), block_size(job, len(job.method_members[name]))
-    chunks = chunked(target.manifest.payloads(target.index), size)
+    tangents, size = TangentRun(run, session, name, run.train), block_size(run, session, len(run.members_of[name]))
     pairs, spent = len(target) * len(run.train), 0.0
     row_at = {int(row): k for k, row in enumerate(target.index.tolist())}
-    with job.listener.progress("train rows for target rows", pairs, "pairs") as progress:
-        for index, decoded in batches(target.manifest, chunks, job.model, job.runtime.workers):
-            block = target.take(np.array([row_at[int(row)] for row in index], dtype=np.int64))
-            along, started = run.directions(block, decoded), time.perf_counter()
+    with session.listener.progress("train rows for target rows", pairs, "pairs") as progress:
+        for batch in session.rows(tangents.model, target, size, keep=False):
+            block = target.take(np.array([row_at[int(row)] for row in batch.index], dtype=np.int64))
+            along, started = tangents.directions(block, batch), time.perf_counter()
             found, bad = TopK(len(block), top), BadRows(len(block))
-            for rows, scores in run.scores(along):
+            for rows, scores in tangents.scores(along):
                 bad.add(rows, scores)
                 found.add(0, rows, scores)
                 progress.advance(scores.size)
             spent += time.perf_counter() - started
             done(block, found, bad.found, {})
-    job.store.write_timing(rate_key(job), spent / max(1, len(target) * len(run.rows) * len(run.members)))
-    run.close()
+    pairs = len(target) * len(tangents.rows) * len(tangents.members)
+    session.store.write_timing(rate_key(run, session), spent / max(1, pairs))
+    return tangents.close()
 
 
 class BadRows:
@@ -103,33 +101,27 @@ class BadRows:
 class TangentRun:
     """The members of a method with their engines, and the train rows that are run at them."""
 
-    def __init__(self, job: Job, name: str, train: Rows) -> None:
+    def __init__(self, run: Run, session: Session, name: str, train: Rows) -> None:
         from influence_cli.engines.batch_size import Parts
         from influence_cli.engines.engine import Engine
-        from influence_cli.engines.point import DTYPES
-        from influence_cli.model.build import device_of, load_model
 
-        spec, checkpoint = require_model(job)
-        self.job, self.name, self.train = job, name, train
-        self.device = device_of(job.runtime.device)
-        model = load_model(spec, checkpoint, DTYPES["fp32" if job.spec.precision == "bf16" else job.spec.precision])
-        note_frozen(job, model)
-        self.members = job.method_members[name]
-        both = [points(job, model, member, self.device) for member in self.members]
-        self.exact: list[Point] = [exact for exact, _ in both]
-        self.engines: list[Engine] = [Engine(point, job.runtime.engine, job.listener) for _, point in both]
-        p = isinstance(job.methods[name], Preconditioned)
-        self.solver = Solver(job, name, model, self.device) if p else None
-        self.parts, self.unusable = Parts(job.listener.warn), Unusable(job)
-        first = index_by_key(train)
-        self.rows = np.array(sorted(first.values()), dtype=np.int64)  # a manifest row of every distinct payload
+        self.run, self.session, self.train = run, session, train
+        self.model, models = require_model(run)[0], Models(run, session)
+        self.members = [models.at(member) for member in run.members_of[name]]
+        self.engines: list[Engine] = [Engine(m.point, session.runtime.engine, session.listener) for m in self.members]
+        self.solver = Solver(run, session, name) if run.methods[name].fitted_curvature else None
+        self.parts, self.unusable = Parts(session.listener.warn), dict[int, str]()
+        first = {
+            key.tobytes(): row for key, row in zip(train.payload_keys[::-1], train.index[::-1].tolist(), strict=True)
+        }
+        self.rows = Rows(train.manifest, np.array(sorted(first.values()), dtype=np.int64))  # of every distinct payload
         places: dict[bytes, list[int]] = {}
         for place, key in enumerate(train.payload_keys):
             places.setdefault(key.tobytes(), []).append(place)
         self.places = {row: places[key] for key, row in first.items()}  # train rows of its payload
-        self.kept: list[tuple[NDArray[np.int64], Tensor]] | None = None
+        self.kept: list[Batch] | None = None
 
-    def directions(self, block: Rows, decoded: Tensor) -> list[list[Direction]]:
+    def directions(self, block: Rows, batch: Batch) -> list[list[Direction]]:
         """By member, the direction of every target row of the block.
 
         Raises:
@@ -139,19 +131,15 @@ class TangentRun:
 
         from influence_cli.engines.direction import not_finite
         from influence_cli.engines.row_directions import row_directions
-        from influence_cli.model.examples import move, to_input
 
-        assert self.job.model is not None
-        labels = torch.from_numpy(block.labels).to(self.device)
         along: list[list[Direction]] = []
-        for member, exact, engine in zip(self.members, self.exact, self.engines, strict=True):
-            x = to_input(move(decoded, self.device), self.job.model, exact.dtype)
-            logits, found = row_directions(exact, x, labels, self.job.row_loss)
+        for member in self.members:
+            exact, point = member.exact, member.point
+            logits, found = row_directions(exact, batch.on(exact), batch.labels_on(exact), self.run.row_loss)
             finite = [bool(torch.isfinite(z).all()) and _finite(g) for z, g in zip(logits, found, strict=True)]
             if not all(finite):
                 raise not_finite(block, int(block.index[finite.index(False)]))
             found = found if self.solver is None else self.solver.directions(member, found)
-            point = engine.point
             along.append([{n: g.to(point.device, point.dtype) for n, g in u.items()} for u in found])
         return along
 
@@ -160,58 +148,52 @@ class TangentRun:
         import torch
 
         from influence_cli.engines.row_directions import row_scores
-        from influence_cli.model.examples import move, to_input
 
-        assert self.job.model is not None
-        for index, decoded in self._batches(len(along[0])):
-            rows = [self.places[int(row)] for row in index]
+        device, weights = self.session.device, [member.member.weight for member in self.members]
+        for batch in self._batches(len(along[0])):
+            rows = [self.places[int(row)] for row in batch.index]
             places = np.array([place for some in rows for place in some], dtype=np.int64)
-            of = torch.tensor([k for k, some in enumerate(rows) for _ in some], device=self.device)
-            labels = torch.from_numpy(self.train.labels[places]).to(self.device)
+            of = torch.tensor([k for k, some in enumerate(rows) for _ in some], device=device)
+            labels = torch.from_numpy(self.train.labels[places]).to(device)
             first: Tensor | None = None
             more: Tensor | None = None
-            for engine, directions in zip(self.engines, along, strict=True):
-                x = to_input(move(decoded, self.device), self.job.model, engine.point.dtype)
-                z, tangents = self.parts.run(lambda part, e=engine, d=directions: e.outputs(part, d), x)
-                scores = row_scores(self.job.row_loss, z, tangents, of, labels)
+            for engine, directions, weight in zip(self.engines, along, weights, strict=True):
+                z, tangents = self.parts.run(lambda x, e=engine, d=directions: e.outputs(x, d), batch.on(engine.point))
+                scores = row_scores(self.run.row_loss, z, tangents, of, labels)
                 if first is None:
                     first = scores
                 else:  # the mean is exact where members are equal
-                    more = scores - first if more is None else more + (scores - first)
+                    more = weight * (scores - first) if more is None else more + weight * (scores - first)
             assert first is not None
-            mean = first if more is None else first + more / len(self.engines)
+            mean = first if more is None else first + more / sum(weights)
             yield places, mean.cpu().numpy()
 
-    def _batches(self, directions: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """(manifest rows, decoded) of every distinct payload."""
-        from influence_cli.model.examples import batches, chunked
-
+    def _batches(self, directions: int) -> Iterator[Batch]:
+        """Every distinct payload."""
         if self.kept is not None:
             yield from self.kept
             return
-        assert self.job.model is not None
-        size = batch_size(self.job)
-        if not self.job.runtime.batch_size:  # a batch holds a tangent along every direction beside each value
+        size = self.session.batch_size(self.model)
+        if not self.session.runtime.batch_size:  # a batch holds a tangent along every direction beside each value
             size = max(1, min(size, 4 * size // (1 + directions)))
-        chunks = chunked(self.job.manifest.payloads(self.rows), size)
-        kept: list[tuple[NDArray[np.int64], Tensor]] = []
+        kept: list[Batch] = []
         held = 0
-        listen = self.unusable.listen
-        for index, decoded in batches(self.job.manifest, chunks, self.job.model, self.job.runtime.workers, listen):
-            held += decoded.numel() * decoded.element_size()
+        listen = self.unusable.__setitem__ if self.run.inputs.skip_bad else None
+        for batch in self.session.rows(self.model, self.rows, size, listen):
+            held += batch.decoded.numel() * batch.decoded.element_size()
             if held <= IN_MEMORY_BYTES:
-                kept.append((index, decoded))
+                kept.append(batch)
             else:
                 kept.clear()
-            yield index, decoded
+            yield batch
         self.kept = kept if held <= IN_MEMORY_BYTES else None
 
-    def close(self) -> None:
-        """Remember by which engine the members were run, and go on without rows that could not be decoded."""
+    def close(self) -> Run:
+        """Remember by which engine the members were run; the run without rows that could not be decoded."""
         for member, engine in zip(self.members, self.engines, strict=True):
             if engine.checked is not None:
-                self.job.store.write_engine_note(member.name, engine.checked.as_dict())
-        self.unusable.leave_out()
+                self.session.store.write_engine_note(member.member.name, engine.checked.as_dict())
+        return self.run.without(bad_rows(self.run, self.session, self.train, self.unusable))
 
 
 def _finite(direction: dict[str, Any]) -> bool:
@@ -221,37 +203,35 @@ def _finite(direction: dict[str, Any]) -> bool:
 class Solver:
     """From gradients of target rows to u = P g by a method's own P; what the method has to say of P is said once."""
 
-    def __init__(self, job: Job, name: str, model: nn.Module, device: torch.device) -> None:
-        method = job.methods[name]
-        assert isinstance(method, Preconditioned)
-        self.job, self.name, self.method, self.model, self.device = job, name, method, model, device
+    def __init__(self, run: Run, session: Session, name: str) -> None:
+        self.run, self.session, self.name, self.method = run, session, name, run.solvers[name]
         self._curvatures: dict[str, Curvature] = {}
         self._said: list[str] = []
 
-    def columns(self, member: Member, gradients: list[Named]) -> list[Named]:
+    def columns(self, at: MemberModel, gradients: list[Named]) -> list[Named]:
         """P g of every gradient, by parameter name."""
-        if member.name not in self._curvatures:
-            size = batch_size(self.job)
-            self._curvatures[member.name] = fitted_curvature(self.job, self.name, member, self.model, self.device, size)
-        curvature = self._curvatures[member.name]
+        known = at.member.name
+        if known not in self._curvatures:
+            self._curvatures[known] = fitted_curvature(self.run, self.session, self.name, at.member, at.model)
+        curvature = self._curvatures[known]
         q = np.stack([curvature.flat(g) for g in gradients], axis=1)
         columns, facts = self.method.precondition(q, curvature)
-        self._say(about_curvature(self.job, facts, curvature))
+        self._say(about_curvature(self.run, facts, curvature))
         return [dict(curvature.by_name(column)) for column in columns.T]
 
-    def directions(self, member: Member, directions: list[Direction]) -> list[Direction]:
+    def directions(self, at: MemberModel, directions: list[Direction]) -> list[Direction]:
         """The same of tensors, where and as precise as they are."""
         import torch
 
         like = directions[0]
-        found = self.columns(member, [{n: g.cpu().numpy() for n, g in u.items()} for u in directions])
+        found = self.columns(at, [{n: g.cpu().numpy() for n, g in u.items()} for u in directions])
         return [{n: torch.from_numpy(v.copy()).to(like[n].device, like[n].dtype) for n, v in u.items()} for u in found]
 
     def _say(self, facts: dict[str, Any]) -> None:
         if not self._said:
             self._said.append(self.method.sentence(facts))
-            self.job.listener.note(f"{self.name}: {self._said[0]}")
-        for text in (*warnings_of(self.job, self.name, facts), *condition_warning(self.job, self.name, facts)):
+            self.session.listener.note(f"{self.name}: {self._said[0]}")
+        for text in (*warnings_of(self.run, self.name, facts), *condition_warning(self.run, self.name, facts)):
             if text not in self._said:
                 self._said.append(text)
-                self.job.listener.warn(f"{self.name}: {text}")
+                self.session.listener.warn(f"{self.name}: {text}")

@@ -1,0 +1,117 @@
+"""A member's model in memory, at which gradients are taken and rows are run."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from influence_cli.model.checkpoints import Checkpoint
+from influence_cli.stages.run.run import Member, Run, require_model
+from influence_cli.stages.run.session import Session
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from influence_cli.engines.point import Point
+
+
+@dataclass(frozen=True, eq=False)
+class MemberModel:
+    """A model at a member: for gradients in full precision, and for the pass over rows in that of the run."""
+
+    member: Member
+    model: nn.Module
+    exact: Point
+    point: Point
+    called: str  # what people are told of it
+
+
+class Models:
+    """The models of members, one after another: members of the same weights share them."""
+
+    def __init__(self, run: Run, session: Session) -> None:
+        """Nothing is loaded yet."""
+        self.run, self.session = run, session
+        self._loaded: tuple[str, nn.Module] | None = None
+
+    def at(self, member: Member, called: str = "model") -> MemberModel:
+        """The model at a member.
+
+        Raises:
+            ModelError: its weights do not fit the model.
+        """
+        model = self._of(member.checkpoint)
+        exact, point = points(self.run, self.session, model, member)
+        return MemberModel(member, model, exact, point, called)
+
+    def final(self) -> nn.Module:
+        """The model at the run's checkpoint itself."""
+        checkpoint = require_model(self.run)[1]
+        return self._of(checkpoint)
+
+    def gradient_point(self, member: Member, params: str) -> Point:
+        """A member in full precision with other parameters selected than the run has."""
+        from influence_cli.engines.point import Point
+
+        precision = "fp32" if self.run.spec.precision == "bf16" else self.run.spec.precision
+        return Point(self._of(member.checkpoint, note=False), params, member.dropout, precision, self.session.device)
+
+    def _of(self, checkpoint: Checkpoint, note: bool = True) -> nn.Module:
+        from influence_cli.engines.point import DTYPES
+        from influence_cli.model.build import load_model
+
+        if self._loaded is None or self._loaded[0] != checkpoint.digest:
+            precision = self.run.spec.precision
+            dtype = DTYPES["fp32" if precision == "bf16" else precision]
+            model = load_model(require_model(self.run)[0], checkpoint, dtype)
+            if self._loaded is None and note:
+                note_frozen(self.session, model)
+            self._loaded = checkpoint.digest, model
+        return self._loaded[1]
+
+
+def points(run: Run, session: Session, model: nn.Module, member: Member) -> tuple[Point, Point]:
+    """The member for gradients, and for the pass over rows: one and the same, but with bf16.
+
+    A sum of many gradients loses too much in bf16, so directions and curvature are float32 whatever the precision.
+    """
+    from influence_cli.engines.point import Point
+    from influence_cli.model.examples import from_all_over, move, to_input
+
+    precision, spec = run.spec.precision, require_model(run)[0]
+    exact = Point(model, run.spec.params, member.dropout, "fp32" if precision == "bf16" else precision, session.device)
+    point = exact
+    if precision == "bf16":
+        point = Point(copy.deepcopy(model), run.spec.params, member.dropout, "bf16", session.device)
+    if session.few is None:
+        session.few = from_all_over(run.train, spec, session.decoded)
+    for each in (exact, point):
+        if session.few is not None:
+            each.few = to_input(move(session.few, session.device), spec, each.dtype)
+    return exact, point
+
+
+def note_frozen(session: Session, model: nn.Module) -> None:
+    """Say which parameters are no part of the gradients, whatever --params selects."""
+    from influence_cli.model.parameters import frozen_parameters
+
+    frozen, every = frozen_parameters(model), len(list(model.parameters()))
+    if frozen:
+        named = ", ".join(frozen[:3]) + (" and others" if len(frozen) > 3 else "")
+        session.listener.note(
+            f"{len(frozen)} of {every} parameters are frozen (requires_grad is off) and left out of gradients: {named}"
+        )
+    elif not any(p.requires_grad for p in model.parameters()):
+        session.listener.note("requires_grad is off for every parameter of the model, so none counts as frozen")
+
+
+def read_direction(session: Session, name: str, point: Point) -> dict[str, torch.Tensor]:
+    """A stored direction's tensors, where the point's parameters are and in their precision."""
+    import torch
+
+    stored = session.store.read_direction(name)
+    if stored is None:
+        raise AssertionError(f"direction {name} was planned but is not stored")
+    return {n: torch.from_numpy(stored[n].copy()).to(point.device, point.dtype) for n in point.selected}

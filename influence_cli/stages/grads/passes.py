@@ -1,0 +1,179 @@
+"""The passes over the training rows at one member: logits and tangents together, values of gradients, other quantities.
+
+A pass computes what the parts of its quantities lack, and says which rows turned out not to be usable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from influence_cli.stages.grads.first_look import FirstLook
+from influence_cli.stages.grads.member_model import MemberModel, read_direction
+from influence_cli.stages.grads.preconditioning import about_curvature, fitted_curvature
+from influence_cli.stages.grads.row_loop import Compute, Looped, Parts, Speed, Waits, loop_over
+from influence_cli.stages.run import names
+from influence_cli.stages.run.curvature_plan import missing_solves
+from influence_cli.stages.run.plan import Work
+from influence_cli.stages.run.quantities import QUANTITIES, Part
+from influence_cli.stages.run.rates import pass_key
+from influence_cli.stages.run.run import Run
+from influence_cli.stages.run.session import Batch, Session
+from influence_cli.store.shards import Arrays
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from influence_cli.engines.point import Point
+    from influence_cli.methods.protocol import OfBlocks
+
+LARGEST_ON_ACCELERATOR = 16  # times the size to begin with
+
+
+def run_pass(name: str, run: Run, session: Session, work: Work, at: MemberModel, look: FirstLook) -> Looped:
+    """Compute and store what one pass over the training rows is to give at a member.
+
+    Raises:
+        ManifestError: a row cannot be decoded, and bad rows are not skipped.
+    """
+    if name == "forward":
+        return forward_pass(run, session, work, at, look)
+    return _value_pass(run, session, work, at) if name == "values" else _own_pass(name, run, session, work, at)
+
+
+def forward_pass(run: Run, session: Session, work: Work, at: MemberModel, look: FirstLook) -> Looped:
+    """Logits, and tangents along every direction that lacks some."""
+    import torch
+
+    from influence_cli.engines.batch_size import Pace
+    from influence_cli.engines.batch_size import Parts as Pieces
+    from influence_cli.engines.engine import Engine
+    from influence_cli.model.examples import sent_back
+
+    point, lacking = at.point, work.in_pass("forward")
+    # a target too small to be halved has no half direction
+    lacking = {p: k for p, k in lacking.items() if not p.half or session.store.direction_meta(p.name) is not None}
+    along = [part for part, keys in lacking.items() if part.quantity == "tangents" and len(keys)]
+    directions = {part: read_direction(session, part.name, point) for part in along}
+    engine, memory = Engine(point, session.runtime.engine, session.listener), Pieces(session.listener.warn)
+    size, accelerated = session.batch_size(run.model), point.device.type != "cpu"
+    measured = accelerated and not session.runtime.batch_size
+    pace = Pace(size, size * (LARGEST_ON_ACCELERATOR if measured else 1))
+
+    def compute(batch: Batch, parts: Parts) -> Waits:
+        wanted = [part for part in parts if part in directions]
+        u = [directions[part] for part in wanted]
+        z, tangents = memory.run(lambda some: engine.outputs(some, u), batch.on(point))
+        arrive = sent_back(torch.stack([z, *tangents]))
+
+        def found() -> dict[Part, Arrays]:
+            values = arrive()
+            look.count(run, batch.index, values[0])
+            by_part = {part: {"tangent": t} for part, t in zip(wanted, values[1:], strict=True)}
+            return {part: by_part.get(part, {"logits": values[0]}) for part in parts}
+
+        return found
+
+    def took(parts: Parts, rows: int, seconds: float) -> None:
+        pace.took(parts, rows, seconds)
+        pace.stop_at(memory.most)
+
+    speed = Speed(lambda: pace.rows, took, 2 if accelerated else 1, look.sample)
+    looped = loop_over(run, session, run.train, lacking, compute, f"training rows, {at.called}", speed)
+    session.listener.detail(f"{at.called}: {point.how()}")
+    if engine.checked is not None:
+        session.store.write_engine_note(at.member.name, engine.checked.as_dict())
+    session.store.write_timing(pass_key(run, session, "tangents" if work.tangents else "outputs"), looped.seconds_a_row)
+    return looped
+
+
+def _value_pass(run: Run, session: Session, work: Work, at: MemberModel) -> Looped:
+    """Values of rows' own gradients: by row, since the label is part of the gradient."""
+    from influence_cli.engines.row_values import RowValues
+
+    lacking = work.in_pass("values")
+    functions = {part: _value_function(run, session, part, work, at) for part, keys in lacking.items() if len(keys)}
+    made: dict[Parts, RowValues] = {}
+
+    def values(parts: Parts, x: Tensor, y: Tensor) -> list[Tensor]:
+        if parts not in made:
+            made[parts] = RowValues(at.exact, run.row_loss, [functions[part] for part in parts])
+        return [made[parts].of(x, y)]
+
+    def by_part(parts: Parts, found: list[Tensor]) -> dict[Part, Arrays]:
+        return {part: {"value": column} for part, column in zip(parts, found[0].cpu().numpy().T.copy(), strict=True)}
+
+    looped = loop_over(
+        run, session, run.train, lacking, _labelled(session, at.exact, values, by_part),
+        f"row gradients, {at.called}", Speed(lambda: session.batch_size(run.model)),
+    )  # fmt: skip
+    session.store.write_timing(pass_key(run, session, "values"), looped.seconds_a_row)
+    return looped
+
+
+def _value_function(run: Run, session: Session, part: Part, work: Work, at: MemberModel) -> OfBlocks:
+    """What maps the blocks of a batch to one value of each row; what it takes is fitted, and said."""
+    from influence_cli.engines.row_values import sum_over
+
+    value, member = run.values[part.of], work.member
+    if value.of_block is not None:
+        return sum_over(value.of_block)
+    for solve in missing_solves(run, session, (), {part.of: work.lacking[part]}):
+        seconds = "" if solve.seconds is None else f", about {solve.seconds:,.3g} seconds"
+        session.listener.note(
+            f"{part.of}: a series for each of {solve.directions:,} rows, at most {solve.passes:,.0f} passes over "
+            f"{solve.rows:,} fit rows in all{seconds}"
+        )
+    curvature = fitted_curvature(run, session, part.of, member, at.model)
+    function, facts = run.solvers[part.of].form(curvature)
+    assert run.fit is not None
+    called = names.row_value(run, part.of, member)[0]
+    session.store.write_value_facts(called, run.fit.fingerprint, about_curvature(run, facts, curvature))
+    return function
+
+
+def _own_pass(name: str, run: Run, session: Session, work: Work, at: MemberModel) -> Looped:
+    """The rows of a quantity that is computed by itself."""
+    of_rows, fields = QUANTITIES[name].of_rows(run, at.exact), list[str]()
+
+    def arrays(parts: Parts, x: Tensor, y: Tensor) -> list[Tensor]:
+        found = of_rows(x, y)
+        fields[:] = list(found)
+        return list(found.values())
+
+    def by_part(parts: Parts, found: list[Tensor]) -> dict[Part, Arrays]:
+        return {parts[0]: {field: t.cpu().numpy() for field, t in zip(fields, found, strict=True)}}
+
+    looped = loop_over(
+        run, session, run.train, work.in_pass(name), _labelled(session, at.exact, arrays, by_part),
+        f"{name}, {at.called}", Speed(lambda: session.batch_size(run.model)),
+    )  # fmt: skip
+    session.store.write_timing(pass_key(run, session, name), looped.seconds_a_row)
+    return looped
+
+
+def _labelled(
+    session: Session,
+    point: Point,
+    of_rows: Callable[[Parts, Tensor, Tensor], list[Tensor]],
+    by_part: Callable[[Parts, list[Tensor]], dict[Part, Arrays]],
+) -> Compute:
+    """What computes a batch from inputs and labels, in as few pieces as fit into memory."""
+    import torch
+
+    from influence_cli.engines.batch_size import Parts as Pieces
+
+    memory = Pieces(session.listener.warn)
+
+    def compute(batch: Batch, parts: Parts) -> Waits:
+        x, y = batch.on(point), batch.labels_on(point)
+
+        def piece(some: Tensor) -> tuple[Tensor, list[Tensor]]:
+            first, *others = of_rows(parts, x[some], y[some])
+            return first, others
+
+        first, others = memory.run(piece, torch.arange(len(y), device=point.device))
+        found = by_part(parts, [first, *others])
+        return lambda: found
+
+    return compute

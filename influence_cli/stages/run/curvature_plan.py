@@ -1,0 +1,162 @@
+"""What preconditioning lacks: directions u = P q, the factors that they need, and what both cost.
+
+Nothing here imports torch: a run whose every direction is stored never does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from influence_cli.stages.run import names
+from influence_cli.stages.run.rates import pass_key, timing_key
+from influence_cli.stages.run.run import Member, Run, require_model
+from influence_cli.stages.run.session import Session
+from influence_cli.store import Keys, fingerprint
+
+
+@dataclass(frozen=True)
+class Along:
+    """One preconditioned direction to compute: u = P q, for a method, an objective and maybe half of the target."""
+
+    method: str
+    objective: str
+    half: bool
+    q: str
+    u: str
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One factor to fit, and why."""
+
+    method: str
+    factor: str
+    rows: int
+    passes: int
+    bytes: int
+    seconds: float | None
+    why: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the plan."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Solve:
+    """Directions to precondition by more passes over the fit rows."""
+
+    method: str
+    directions: int
+    rows: int
+    passes: float
+    seconds: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the plan."""
+        return asdict(self)
+
+
+def missing_directions(run: Run, session: Session, member: Member, halves: dict[str, Keys]) -> tuple[Along, ...]:
+    """Every u at a member that is not stored; of the half directions those whose tangents are lacking."""
+    missing: list[Along] = []
+    for name in run.methods_at(member):
+        for objective in run.objectives if run.methods[name].fitted_curvature else ():
+            for half in (False, True):
+                u = names.along(run, name, member, objective, half)
+                wanted = not half or len(halves.get(u, ())) > 0
+                if wanted and session.store.direction_meta(u) is None:
+                    missing.append(Along(name, objective, half, names.direction(run, member, objective, half), u))
+    return tuple(missing)
+
+
+def missing_fits(run: Run, session: Session, member: Member, methods: list[str]) -> tuple[Fit, ...]:
+    """The factors that methods which lack directions or values need and the store lacks, each once.
+
+    Raises:
+        UsageError: a method cannot fit so many parameters.
+    """
+    fits: dict[str, Fit] = {}
+    for name in (name for name in dict.fromkeys(methods) if name in run.solvers):
+        method, factor = run.solvers[name], names.factor(run, name, member)
+        if factor in fits or session.store.factor_meta(factor) is not None:
+            continue
+        assert run.fit is not None
+        parameters, rows = parameter_count(run, session), method.fit_rows(len(run.fit.rows))
+        method.check_size(parameters)
+        passes, size = method.fit_passes(parameters), method.factor_bytes(parameters) + 24 * len(run.fit.rows)
+        seconds = _seconds(session, solver_key(run, session, name), rows)
+        fits[factor] = Fit(name, factor, rows, passes, size, seconds, _why(run, session, name, member))
+    return tuple(fits.values())
+
+
+def missing_solves(
+    run: Run, session: Session, missing: tuple[Along, ...], values: dict[str, Keys]
+) -> tuple[Solve, ...]:
+    """What preconditioning those directions costs beyond fitting, by method; all of a method's share the passes.
+
+    A value that is solved for row by row has a direction for every row that lacks it, and passes for each.
+    """
+    solves: list[Solve] = []
+    for name in dict.fromkeys(a.method for a in missing):
+        assert run.fit is not None
+        method, rows = run.solvers[name], len(run.fit.rows)
+        rows = method.fit_rows(rows)
+        passes = method.solve_passes(rows, parameter_count(run, session))
+        if passes > 0:
+            count = sum(a.method == name for a in missing)
+            solves.append(
+                Solve(name, count, rows, passes, _seconds(session, solver_key(run, session, name, solve=True), rows))
+            )
+    for name in (name for name, keys in values.items() if len(keys) and name in run.solvers):
+        assert run.fit is not None
+        method, count = run.solvers[name], len(values[name])
+        rows = method.fit_rows(len(run.fit.rows))
+        passes = method.form_passes(rows, parameter_count(run, session))
+        if passes > 0:
+            seconds = _seconds(session, pass_key(run, session, "values"), count)
+            solves.append(Solve(name, count, rows, round(count * passes, 1), seconds))
+    return tuple(solves)
+
+
+def _seconds(session: Session, what: str, rows: int) -> float | None:
+    rate = session.store.timing(what)
+    return None if rate is None else round(rate * rows, 1)
+
+
+def _why(run: Run, session: Session, method: str, member: Member) -> str:
+    """Against the nearest stored factor that differs in its fit set alone."""
+    assert run.fit is not None
+    spec = names.factor_spec(run, method, member)
+    others = [
+        session.store.fit_keys(name) for name, meta in session.store.factors().items() if meta.get("spec") == spec
+    ]
+    differences = [run.fit.differs_from(keys) for keys in others if keys is not None]
+    if not differences:
+        return "no factor of this model with these settings is stored"
+    new, gone = min(differences, key=sum)
+    return (
+        f"its fit set has changed: {new:,} rows are not those of the stored factor, {gone:,} of its rows are gone "
+        "(--fit-rows MANIFEST pins the fit set)"
+    )
+
+
+def parameter_count(run: Run, session: Session, params: str | None = None) -> int:
+    """Number of parameters that are selected (by the run); remembered, since counting them needs the model built."""
+    (spec, _), params = require_model(run), params or run.spec.params
+    note = fingerprint("parameters", 2, model=spec.as_dict(), params=params)
+    known = session.store.read_model_note(note)
+    if known is None or "parameters" not in known:
+        from influence_cli.model.build import build_model
+        from influence_cli.model.parameters import select_parameters
+
+        known = {"parameters": sum(p.numel() for p in select_parameters(build_model(spec), params).values())}
+        session.store.write_model_note(note, known)
+    return int(known["parameters"])
+
+
+def solver_key(run: Run, session: Session, method: str, solve: bool = False) -> str:
+    """Under what name the seconds per fit row of a method's fit, or of its solves, are kept."""
+    named = run.solvers[method].describe() if solve else run.solvers[method].fitted()
+    return timing_key(run, session, f"{f'solve {method}' if solve else 'fit'} {run.spec.params} {named}")

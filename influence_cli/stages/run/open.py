@@ -1,0 +1,59 @@
+"""Manifest, target, checkpoint and settings, resolved into a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from influence_cli.data.manifest import open_manifest
+from influence_cli.errors import ManifestError
+from influence_cli.methods import make_methods
+from influence_cli.model.spec import resolve_model
+from influence_cli.objectives import make_objectives
+from influence_cli.settings import GradSpec, Inputs
+from influence_cli.stages.run.fit_set import open_fit_set, with_trained_l2
+from influence_cli.stages.run.members import with_members
+from influence_cli.stages.run.objective_inputs import target_groups
+from influence_cli.stages.run.row_values import needed_values, solver_of
+from influence_cli.stages.run.run import Run
+from influence_cli.stages.run.session import Session
+from influence_cli.stages.run.target import target_rows
+from influence_cli.stages.run.usable_rows import check_classes, usable, usable_now
+
+
+def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
+    """Read manifest, target, checkpoint and settings, and check that they fit.
+
+    Raises:
+        InfluenceError: something in them cannot work.
+    """
+    methods, objectives = make_methods(spec), make_objectives(spec)
+    store, listener = session.store, session.listener
+    manifest = open_manifest(inputs.manifest, inputs.label, inputs.skip_bad, store.file_keys())
+    if len(manifest.rows("train")) == 0:
+        raise ManifestError("no train rows", where=manifest.source, fix="set column split to train for some rows")
+    values = needed_values(methods, spec.relative)
+    model, checkpoint, about = None, None, dict[str, Any]()
+    if spec.rows is not None or any(m.needs != "nothing" for m in methods.values()):
+        model, checkpoint = resolve_model(inputs, manifest, store, spec.precision)
+        manifest = usable(manifest.rows("train"), model, inputs, store)
+        check_classes(manifest, model)
+    target, overlap = manifest.rows("val"), manifest.rows("val").take(np.array([], dtype=np.int64))
+    rows_of_target = spec.rows is not None and (inputs.target is not None or len(target) > 0)
+    if rows_of_target or any(m.needs == "tangents" for m in methods.values()):
+        assert model is not None
+        target, overlap = target_rows(inputs, manifest, listener, model, store)
+        about["groups"] = target_groups(objectives, target, inputs, model, listener)
+    solvers = {n: s for n, m in methods.items() if (s := solver_of(m, values.get(n), spec)) is not None}
+    if solvers and model is not None and checkpoint is not None:
+        manifest = usable_now(manifest.rows("train"), model, inputs).manifest  # curvature needs every row
+        about["fit"] = open_fit_set(inputs, manifest.rows("train"), model, listener)
+        solvers = {n: with_trained_l2(s, n, checkpoint.locator, listener) for n, s in solvers.items()}
+        methods = {n: solvers[n] if m.fitted_curvature else m for n, m in methods.items()}
+        about["solvers"] = solvers
+    run = Run(
+        inputs, spec, manifest, manifest.rows("train"), target, len(overlap), model, checkpoint, methods, objectives,
+        values=values, **about,
+    )  # fmt: skip
+    return with_members(run, session.runtime, store)

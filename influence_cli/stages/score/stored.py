@@ -1,0 +1,107 @@
+"""What the store holds of a run's training rows, as a method reads it to score them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.errors import UsageError
+from influence_cli.stages.run import names
+from influence_cli.stages.run.quantities import QUANTITIES
+from influence_cli.stages.run.row_values import values_of
+from influence_cli.stages.run.run import Member, Run
+from influence_cli.stages.run.session import Session
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class StoredRows:
+    """The rows of a run as far as one method needs them: see ``methods.protocol.Stored``."""
+
+    run: Run
+    session: Session
+    method: str
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The method's members."""
+        return self.run.members_of.get(self.method, ())
+
+    @property
+    def objectives(self) -> list[str]:
+        """The run's."""
+        return list(self.run.objectives)
+
+    @property
+    def seed(self) -> int:
+        """The run's."""
+        return self.run.spec.seed
+
+    def logits(self, member: Member) -> NDArray[np.floating]:
+        """Logits [n, C] at a member."""
+        return self.session.outputs(self.run, member).read(self.run.train.payload_keys)["logits"]
+
+    def tangents(self, member: Member, objective: str) -> NDArray[np.floating]:
+        """Derivatives of the logits [n, C] along the method's direction for an objective."""
+        direction = names.along(self.run, self.method, member, objective)
+        return self.session.tangents(self.run, direction).read(self.run.train.payload_keys)["tangent"]
+
+    def values(self, member: Member) -> Floats | None:
+        """The value [n] of rows' own gradients that the method needs; None where it needs none."""
+        if self.method not in self.run.values:
+            return None
+        return values_of(self.run, self.session, self.method, member, self.run.train.row_keys)
+
+    def length(self, member: Member, objective: str) -> float | None:
+        """|q| at a member."""
+        meta = self.session.store.direction_meta(names.direction(self.run, member, objective))
+        assert meta is not None
+        return float(meta["norm"])
+
+    def read(self, quantity: str, member: Member) -> dict[str, NDArray[Any]]:
+        """The arrays [n, ...] of another quantity at a member."""
+        kind, rows = QUANTITIES[quantity], self.run.train
+        (part,) = kind.parts(self.run, member)
+        keys = rows.payload_keys if kind.key == "payload" else rows.row_keys
+        return kind.folder(self.run, self.session, part).read(keys)
+
+
+@dataclass(frozen=True, eq=False)
+class Blend(StoredRows):
+    """The same with one direction in place of the objectives': sum_j share_j q_j / |q_j| at each member.
+
+    A tangent is linear in its direction, so the blend's tangent is the same sum of tangents.  Its own length is the
+    same for all rows, and no score is divided by it.
+    """
+
+    rule: str
+    shares: Floats
+
+    @property
+    def objectives(self) -> list[str]:
+        """The blend alone."""
+        return [self.rule]
+
+    def tangents(self, member: Member, objective: str) -> Floats:
+        """Tangents [n, C] along the blend, in float64.
+
+        Raises:
+            UsageError: a direction is zero.
+        """
+        total: Floats | None = None
+        for share, blended in zip(self.shares.tolist(), self.run.objectives, strict=True):
+            norm = super().length(member, blended)
+            if norm is None or not norm > 0:
+                raise UsageError(f"the direction of {blended} is zero: there is nothing to blend", fix="leave it out")
+            part = share / norm * super().tangents(member, blended).astype(np.float64)
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def length(self, member: Member, objective: str) -> float | None:
+        """None."""
+        return None
