@@ -53,6 +53,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, Unpack
 
 from influence_cli.errors import UserCodeError
 from influence_cli.events import SILENT, Listener
+from influence_cli.options import build_request, options_in
 from influence_cli.settings import GradSpec, Inputs, Options, Runtime
 
 if TYPE_CHECKING:
@@ -133,23 +134,23 @@ def _open(manifest: Any, given: dict[str, Any]) -> tuple[Run, Session]:
     from influence_cli.stages.run.open import open_run
     from influence_cli.stages.run.session import Session
 
-    unknown = set(given) - set(RunOptions.__annotations__)
+    kinds = (Inputs, GradSpec, Runtime)
+    known = {o.name for kind in kinds for o in options_in(kind)} - {"manifest", "set"} | {"options", "task", "listener"}
+    unknown = set(given) - known
     if unknown:
         raise TypeError(f"unknown option {sorted(unknown)[0]!r}")
-    if given.get("checkpoint") is not None:
-        given["checkpoint"] = str(given["checkpoint"])
-    listener = given.pop("listener", SILENT)
-    methods, objectives = _names(given.pop("method", "ip")), _names(given.pop("objective", "utility"))
-    named = ("options", "params", "precision", "seed", "relative", "rows", "sketch_dim")
-    numbers = {k: given.pop(k) for k in named if k in given}
-    speed = {
-        k: given.pop(k) for k in ("store", "device", "batch_size", "workers", "engine", "rows_limit") if k in given
-    }
-    if speed.get("store") is not None:
-        speed["store"] = str(speed["store"])
-    inputs, spec = Inputs(manifest, **given), GradSpec(methods, objectives, **numbers)
-    session = Session.open(Runtime(**speed), listener)
-    return open_run(inputs, spec, session), session
+    values = {**given, "set": given.get("options")}
+    for name in ("method", "objective"):
+        if name in values:
+            values[name] = _names(values[name])
+    for name in ("checkpoint", "store"):
+        if values.get(name) is not None:
+            values[name] = str(values[name])
+    inputs = build_request(Inputs, values, manifest=manifest)
+    temporary = {"store": None} if "store" in values and values["store"] is None else {}
+    runtime = build_request(Runtime, values, **temporary)
+    session = Session.open(runtime, given.get("listener", SILENT))
+    return open_run(inputs, build_request(GradSpec, values), session), session
 
 
 @_never_ends
@@ -159,7 +160,8 @@ def manifest(source: Any, output: str, **options: Any) -> Ingested:
     ``options``: ``label``, ``id``, ``image`` and ``features`` name columns; ``split`` ("80/10/10"), ``seed``,
     ``embed`` and ``skip_bad`` as on the command line.  The result holds the manifest, notes, and skipped rows.
     """
-    from influence_cli.data.ingest import IngestRequest, make_manifest
+    from influence_cli.data.ingest import make_manifest
+    from influence_cli.data.request import IngestRequest
     from influence_cli.data.sources import Columns
 
     listener = options.pop("listener", SILENT)
@@ -238,21 +240,20 @@ def curate(
     from influence_cli.data.outputs import Output, check_outputs, named_in
     from influence_cli.stages.curate.curate import curate as stage
     from influence_cli.stages.curate.curated_manifest import write_curated
-    from influence_cli.stages.curate.score_table import CurateRequest
+    from influence_cli.stages.curate.request import CurateRequest
 
-    text = None if budget is None else str(budget)
     request = CurateRequest(
         scores,
-        action,
-        text,
-        manifest,
-        label,
-        _names(by),
-        combine,
-        maximise,
-        _names(subject_to),
-        options or {},
-        skip_bad,
+        action=action,
+        budget=None if budget is None else str(budget),
+        manifest=manifest,
+        label=label,
+        by=_names(by),
+        combine=combine,
+        maximise=maximise,
+        subject_to=_names(subject_to),
+        options=options or {},
+        skip_bad=skip_bad,
     )
     if output is not None:
         check_outputs([Output("output", str(output), CURATED)], [scores, manifest, *named_in(scores)])
@@ -273,7 +274,7 @@ def retrain(manifest: Any, output: str, **options: Any) -> dict[str, Any]:
     """
     import dataclasses
 
-    from influence_cli.model.train.sgd import Recipe
+    from influence_cli.model.train.recipe import Recipe
     from influence_cli.stages.retrain.retrain import RetrainRequest
     from influence_cli.stages.retrain.retrain import retrain as stage
 
@@ -295,8 +296,8 @@ def evaluate(*scores: Any, **options: Any) -> dict[str, Any]:
     ``seed``, ``stability``, ``checkpoint`` and ``skip_bad``, as on the command line, ``store``, and ``model`` where
     the tables were scored with a ``python:`` model.
     """
-    from influence_cli.stages.evaluate.evaluate import EvaluateRequest
     from influence_cli.stages.evaluate.evaluate import evaluate as stage
+    from influence_cli.stages.evaluate.request import EvaluateRequest
 
     listener = options.pop("listener", SILENT)
     options["budget"] = str(options.get("budget") or "5%")

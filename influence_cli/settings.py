@@ -5,10 +5,26 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import MISSING, dataclass
+from typing import Any, ClassVar, TypeVar
 
 from influence_cli.errors import UsageError, nearest
+from influence_cli.options import (
+    CACHE,
+    CURATE,
+    EVALUATE,
+    MODEL,
+    NOWHERE,
+    PATH,
+    RETRAIN,
+    RUNS,
+    RUNS_AND_EVALUATE,
+    RUNS_AND_RETRAIN,
+    SCORE,
+    WRITING,
+    check_choices,
+    option,
+)
 
 T = TypeVar("T")
 Options = dict[str, dict[str, Any]]  # name of a method, objective or action -> its options
@@ -28,19 +44,49 @@ class Inputs:
     ``task`` a model of the user's own.
     """
 
-    manifest: Any
-    target: Any = None
-    checkpoint: str | None = None
-    model: str | None = None
-    label: str = "label"
-    input_size: int | None = None
-    num_classes: int | None = None
-    allow_overlap: bool = False
-    mean: Any = None  # tuple[float, ...] | None, once made
-    std: Any = None
-    interpolation: str | None = None
-    crop: float | None = None
-    skip_bad: bool = False
+    kept_in: ClassVar[str] = "model_flags"
+
+    manifest: Any = option(
+        MISSING, "Manifest with the payload.", (SCORE, CURATE, EVALUATE), **PATH, kept="manifest.locator"
+    )
+    target: Any = option(
+        None,
+        "Rows the objective is measured on [default: rows with split val].",
+        RUNS_AND_EVALUATE,
+        **PATH,
+        kept="target.locator",
+    )
+    fit_rows: str | None = option(
+        None,
+        "Pin the rows that curvature is fitted on: train rows of this manifest [default: the manifest's own].",
+        RUNS,
+        **PATH,
+        kept="fit_rows.locator",
+    )
+    checkpoint: str | None = option(
+        None, "Run folder of retrain, .safetensors, or .pt.", RUNS_AND_EVALUATE, **PATH, kept="checkpoint.locator"
+    )
+    model: str | None = option(None, "timm name, linear, mlp:128,128 or python:PKG.MOD:FACTORY.", MODEL)
+    label: str = option("label", "Label column.", WRITING, metavar="COLUMN", kept="manifest.label")
+    group: str = option(
+        "group", "Column with the groups of fairness.", RUNS_AND_RETRAIN, metavar="COLUMN", kept="manifest.group"
+    )
+    skip_bad: bool = option(
+        False, "List rows that cannot be used and go on.", (*WRITING, CACHE), stored=False, kept="skip_bad"
+    )
+    input_size: int | None = option(None, "Height and width of the model's input.", MODEL, least=1)
+    num_classes: int | None = option(None, "Number of classes.", MODEL, least=2, after="crop")
+    mean: Any = option(  # tuple[float, ...] | None, once made
+        None, "Mean of the pixels, in [0, 1].", RUNS_AND_RETRAIN, metavar="X[,X,X]", after="input_size"
+    )
+    std: Any = option(None, "Standard deviation of the pixels.", RUNS_AND_RETRAIN, metavar="X[,X,X]")
+    interpolation: str | None = option(
+        None, "nearest, bilinear, bicubic or lanczos.", RUNS_AND_RETRAIN, choices=INTERPOLATIONS
+    )
+    crop: float | None = option(None, "Cut the middle of images of size/X (timm's crop_pct).", RUNS_AND_RETRAIN)
+    allow_overlap: bool = option(
+        False, "Accept that over 1 % of the target rows are train rows.", RUNS, kept=NOWHERE, after="num_classes"
+    )
     task: Any = None
 
     def __post_init__(self) -> None:
@@ -49,41 +95,43 @@ class Inputs:
             if isinstance(value, str | list):
                 numbers = parse_numbers(value, f"--{name}") if isinstance(value, str) else tuple(value)
                 object.__setattr__(self, name, numbers)
-        if self.interpolation is not None and self.interpolation not in INTERPOLATIONS:
-            fix = nearest(self.interpolation, list(INTERPOLATIONS))
-            raise UsageError(f"--interpolation {self.interpolation!r} is unknown", fix=fix)
+        check_choices(self)
         if self.std is not None and not all(s > 0 for s in self.std):
             raise UsageError(f"--std {self.std} is not positive", fix="give standard deviations of pixels in [0, 1]")
         if self.crop is not None and not 0 < self.crop <= 1:
             raise UsageError(f"--crop {self.crop} is not in (0, 1]", fix="give timm's crop_pct, such as 0.875")
-
-    group: str = "group"  # column with the groups that fairness is about
-    fit_rows: str | None = None  # manifest whose train rows curvature is fitted on; None: the run's own
 
 
 @dataclass(frozen=True)
 class GradSpec:
     """Everything that changes a score beyond rounding."""
 
-    methods: tuple[str, ...] = ("ip",)
-    objectives: tuple[str, ...] = ("utility",)
-    options: Options = field(default_factory=dict)
-    params: str = "all"
-    loss: str = "cross-entropy"
-    precision: str = "fp32"
-    seed: int = 0
-    relative: bool = False  # scores over the root of a row's self-influence
-    rows: str | None = None  # rows' own gradients to store: whole, of the head alone, or sketched
-    sketch_dim: int = 4096  # most values of a sketched gradient
+    kept_in: ClassVar[str] = "spec"
+
+    methods: tuple[str, ...] = option(
+        ("ip",), "Scoring method; see influence methods.", RUNS_AND_RETRAIN, name="method", after="model"
+    )
+    objectives: tuple[str, ...] = option(("utility",), "What the scores are about.", RUNS_AND_RETRAIN, name="objective")
+    options: Options = option(
+        dict,
+        "Option of a method, objective or action.",
+        (*RUNS, CURATE, RETRAIN),
+        name="set",
+        kind=list,
+        metavar="NAME.KEY=VALUE",
+    )
+    params: str = option("all", "Parameters to take gradients in: all, linear, last or a glob.", RUNS_AND_RETRAIN)
+    loss: str = option("cross-entropy", "Row loss.", RUNS, choices=LOSSES)
+    precision: str = option("fp32", "fp32, fp64 or bf16.", RUNS_AND_RETRAIN, choices=PRECISIONS)
+    seed: int = option(0, "Seed of every random draw.", WRITING, least=0, after="allow_overlap")
+    relative: bool = option(False, "Scores over the root of self-influence (RelatIF).", RUNS)
+    rows: str | None = option(
+        None, "Also store rows' own gradients: full, last (the head's) or sketch.", RUNS, after="params", choices=ROWS
+    )
+    sketch_dim: int = option(4096, "Most values of a sketched row gradient.", RUNS, least=1)
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("--precision", self.precision, PRECISIONS),
-            ("--loss", self.loss, LOSSES),
-            ("--rows", ROWS[0] if self.rows is None else self.rows, ROWS),
-        ):
-            if value not in known:
-                raise UsageError(f"{name} {value!r} is unknown", fix=nearest(value, list(known)))
+        check_choices(self)
         if not self.methods or not self.objectives:
             raise UsageError("no method or no objective", fix="pass --method ip --objective utility")
         if self.sketch_dim < 1:
@@ -99,18 +147,25 @@ class GradSpec:
 class Runtime:
     """How fast and where; never a number beyond rounding."""
 
-    store: str | None = ".influence"  # None: a temporary store, thrown away
-    device: str = "auto"
-    batch_size: int | None = None
-    workers: int = 2
+    store: str | None = option(  # None: a temporary store, thrown away
+        ".influence", "Where results are remembered.", (*RUNS_AND_EVALUATE, CACHE), **PATH
+    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps (speed only).", MODEL)
+    batch_size: int | None = option(
+        None, "Rows a batch (scoring: speed only; training: part of the recipe).", MODEL, least=1
+    )
+    workers: int = option(2, "Threads that decode (speed only).", RUNS_AND_EVALUATE, least=1)
     shard_rows: int = 1024
-    engine: str = "auto"  # how derivatives are taken: every engine gives the same numbers
-    rows_limit: float = 16.0  # GiB of rows' own gradients that are written without asking
+    engine: str = option(
+        "auto", "auto, forward, layerwise or double-reverse (speed only).", RUNS, after="device", choices=ENGINES
+    )
+    rows_limit: float = option(
+        16.0, "GiB of row gradients written without asking.", RUNS, least=0, metavar="GIB", after="sketch_dim"
+    )
     code: str | None = None  # the model that this run names, where it is code: a table on the way in may not
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise UsageError(f"--engine {self.engine!r} is unknown", fix=nearest(self.engine, list(ENGINES)))
+        check_choices(self)
 
 
 def parse_numbers(text: str, flag: str) -> tuple[float, ...]:

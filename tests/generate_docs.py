@@ -22,9 +22,10 @@ from typing import Any
 from influence_cli.actions import ACTIONS
 from influence_cli.cli.commands.guide import TOPICS, about
 from influence_cli.cli.commands.table import COMMANDS
-from influence_cli.cli.settings.options import Setting, settings_of
+from influence_cli.cli.settings.requests import options_of as options_of_command
 from influence_cli.methods import METHODS
 from influence_cli.objectives import OBJECTIVES
+from influence_cli.options import Option
 from influence_cli.stages.score.combine import Combine
 
 ROOT = Path(__file__).parents[1]
@@ -111,16 +112,9 @@ def action_options(_: str) -> str:
     return block(table_options(ACTIONS) + "\n" + options_of("combine", Combine))
 
 
-def shown_flag(s: Setting) -> str:
+def shown_flag(o: Option) -> str:
     """A flag as ``--help`` has it."""
-    metavar = s.metavar or {str: "TEXT", int: "N", float: "X", list: "NAME"}.get(s.kind)
-    return ", ".join(s.flags) + ("" if s.kind is bool else f" {metavar}")
-
-
-def shown_help(s: Setting) -> str:
-    """What a flag means, with its default."""
-    default = ", ".join(s.default) if s.kind is list else s.default
-    return s.help + ("" if s.default in (None, False, []) else f" [default: {default}]")
+    return ", ".join(o.flags) + ("" if o.kind is bool else f" {o.shown_metavar}")
 
 
 def command(name: str) -> str:
@@ -128,7 +122,7 @@ def command(name: str) -> str:
     _, argument, function = next(row for row in COMMANDS if row[0] == name)
     usage = f"influence {name} [OPTIONS]" + (f" [{argument[0]}]" if argument else "")
     entries = [(argument[0].removesuffix("..."), argument[1])] if argument else []
-    entries += [(shown_flag(s), shown_help(s)) for s in settings_of(name)]
+    entries += [(shown_flag(o), o.shown_help) for o in options_of_command(name)]
     said = textwrap.fill(inspect.getdoc(function) or "", HELP_WIDTH - 2, break_on_hyphens=False)
     return block("".join([usage, "\n\n", textwrap.indent(said, "  "), "\n\n", *described(entries)]))
 
@@ -164,7 +158,7 @@ def tree(_: str) -> str:
 def files(_: str) -> str:
     """Every file of the package, with the first line of its docstring."""
     texts = []
-    for folder in (PACKAGE, *folders(PACKAGE), *(f for inner in folders(PACKAGE) for f in folders(inner))):
+    for folder in sorted({path.parent for path in PACKAGE.rglob("*.py") if modules(path.parent)}):
         entries = [(path.name, first_line(path)) for path in modules(folder)]
         texts.append(f"{folder.relative_to(ROOT)}/\n" + "".join(described(entries)))
     return block("\n".join(texts))

@@ -18,9 +18,10 @@ import pytest
 import influence_cli
 from influence_cli import api
 from influence_cli.cli.commands.table import COMMANDS
-from influence_cli.cli.settings.options import GRADS, SCORE, settings_of
+from influence_cli.cli.settings.requests import options_of
 from influence_cli.data.manifest import open_manifest
 from influence_cli.errors import InfluenceError, ManifestError, UsageError
+from influence_cli.options import GRADS, SCORE
 from tests.cases import Heard, call_cli, column, digits_table, examples, feature_table, train_run, write
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +77,7 @@ def test_every_option_of_grads_and_score_that_is_not_about_output_is_there() -> 
         "top",
         "combine",
     }  # said otherwise, or an argument of score
-    flags = {s.name for command in (GRADS, SCORE) for s in settings_of(command)} - shown - ours
+    flags = {o.name for command in (GRADS, SCORE) for o in options_of(command)} - shown - ours
     assert flags <= set(api.RunOptions.__annotations__)
 
 

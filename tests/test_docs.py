@@ -14,11 +14,12 @@ import pytest
 
 from influence_cli.cli.commands.guide import TOPICS, text_of
 from influence_cli.cli.commands.table import COMMANDS
-from influence_cli.cli.console import Terminal, print_markdown
-from influence_cli.cli.settings.options import SETTINGS, settings_of
+from influence_cli.cli.console import Terminal
+from influence_cli.cli.printing import print_markdown
+from influence_cli.cli.settings.requests import all_options, options_of
 from influence_cli.methods import METHODS
 from tests.cases import call_cli, run_python
-from tests.generate_docs import FILES, GUIDE, PART, PARTS, generated, shown_help
+from tests.generate_docs import FILES, GUIDE, PART, PARTS, generated
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -43,7 +44,7 @@ def test_every_exit_code_is_in_readme(code: str) -> None:
 
 
 def test_every_flag_in_the_documents_exists() -> None:
-    known = {flag for s in SETTINGS.values() for flag in s.flags} | {"--help", "--version", "--index-url"}
+    known = {flag for o in all_options().values() for flag in o.flags} | {"--help", "--version", "--index-url"}
     scripts = {"--threads"}  # of benchmarks
     blocks = [block for text in DOCUMENTS.values() for block in BLOCKS.findall(text)]
     used = {flag for block in blocks for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", block)}
@@ -83,8 +84,8 @@ def test_every_generated_part_stands_somewhere() -> None:
 @pytest.mark.parametrize("command", [name for name, _, _ in COMMANDS])
 def test_the_guide_describes_options_as_help_does(command: str, tmp_path: Path) -> None:
     said = "".join(call_cli(command, "--help", cwd=tmp_path, env={"COLUMNS": "80"}).text.split())
-    for s in settings_of(command):
-        assert "".join(shown_help(s).split()) in said, s.name
+    for o in options_of(command):
+        assert "".join(o.shown_help.split()) in said, o.name
 
 
 # ---- links and lengths --------------------------------------------------------------------------------------------

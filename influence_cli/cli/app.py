@@ -1,4 +1,4 @@
-"""The commands: each a signature made from the table of settings, and a few lines that call a stage."""
+"""The Typer application: every command, with a parameter for each of its options."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
-from influence_cli.cli.console import Terminal, print_table
+from influence_cli.cli.commands.table import COMMANDS, Command
+from influence_cli.cli.console import terminal
+from influence_cli.cli.printing import print_table
 from influence_cli.cli.settings import outputs
-from influence_cli.cli.settings.options import Setting, settings_of
-from influence_cli.cli.settings.resolve import Settings, resolve
-from influence_cli.errors import UsageError
+from influence_cli.cli.settings.requests import ProgramOptions, options_of
+from influence_cli.cli.settings.resolve import resolve
+from influence_cli.cli.settings.settings import Settings
+from influence_cli.options import SCORE, Option, build_request
 
 EPILOG = (
     "Exit codes: 0 done, gate clean; 1 the gate tripped, or --require-improvement was not met; "
     "2 you can fix it (flags, settings, data, checkpoint); 3 we broke, or the machine did; 130 Ctrl-C; 141 closed pipe."
 )
-_TERMINAL = Terminal()
 
 
 class PastTyper(Exception):
@@ -29,15 +31,8 @@ class PastTyper(Exception):
     """
 
 
-def terminal() -> Terminal:
-    """Where this run shows things."""
-    return _TERMINAL
-
-
 def build_app() -> typer.Typer:
     """The Typer application with every command."""
-    from influence_cli.cli.commands import table as commands
-
     app = typer.Typer(
         name="influence",
         help="Find the training rows that hurt a model, fix them, and show whether it helped.",
@@ -48,12 +43,12 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_root)
-    for name, argument, function in commands.COMMANDS:
-        app.command(name, help=inspect.getdoc(function), epilog=EPILOG)(_command(name, argument, function))
+    for command in COMMANDS:
+        app.command(command.name, help=inspect.getdoc(command.run), epilog=EPILOG)(_called_by_typer(command))
     return app
 
 
-def _say_version(asked: bool) -> None:
+def _print_version(asked: bool) -> None:
     if asked:
         import importlib.metadata
 
@@ -63,46 +58,43 @@ def _say_version(asked: bool) -> None:
 
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_say_version)
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
     """Options of the program itself."""
 
 
-def _command(
-    name: str, argument: tuple[str, str] | None, function: Callable[[Settings], int | None]
-) -> Callable[..., Any]:
-    """A function with one parameter per setting of the command, as Typer wants it."""
+def _called_by_typer(command: Command) -> Callable[..., Any]:
+    """A function with one parameter per option of the command, as Typer wants it."""
 
     def run(**given: Any) -> int | None:
         try:
-            return settled(given)
+            return _run(command, given)
         except BaseException as error:
             raise PastTyper from error
 
-    def settled(given: dict[str, Any]) -> int | None:
-        source, more = _first(given.pop("source", None))
-        _TERMINAL.quiet, _TERMINAL.verbose = bool(given.get("quiet")), bool(given.get("verbose"))
-        _TERMINAL.color = given.get("color") or "auto"
-        if _TERMINAL.color not in ("auto", "always", "never"):
-            raise UsageError(f"--color {_TERMINAL.color!r} is unknown", fix="auto, always or never")
-        settings = resolve(name, given, source, _carried(name, source))
-        settings.more = more
-        if settings.values.get("show_settings"):
-            _show(settings)
-            return None
-        outputs.check(settings)
-        return function(settings)
-
-    parameters = [_parameter(s) for s in settings_of(name)]
-    if argument is not None:
-        described = typer.Argument(metavar=argument[0].removesuffix("..."), help=argument[1], show_default=False)
-        annotation = Annotated[list[str] | None if argument[0].endswith("...") else str | None, described]
-        first = inspect.Parameter("source", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        parameters.insert(0, first)
+    metavar, help = command.argument
+    kind = list[str] if metavar.endswith("...") else str
+    described = typer.Argument(metavar=metavar.removesuffix("..."), help=help, show_default=False)
+    parameters = [_parameter("source", Annotated[kind | None, described])]
+    parameters += [_option_parameter(option) for option in options_of(command.name)]
     run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
+
+
+def _run(command: Command, given: dict[str, Any]) -> int | None:
+    """Resolve the settings of a command and run it, or show them."""
+    source, more = _first(given.pop("source", None))
+    program = build_request(ProgramOptions, given)
+    out = terminal()
+    out.quiet, out.verbose, out.color = program.quiet, program.verbose, program.color
+    settings = resolve(command.name, given, source, _carried(command.name, source))
+    settings.more = more
+    if program.show_settings:
+        return _show(settings)
+    outputs.check(settings)
+    return command.run(settings)
 
 
 def _first(source: str | list[str] | None) -> tuple[str | None, tuple[str, ...]]:
@@ -112,21 +104,19 @@ def _first(source: str | list[str] | None) -> tuple[str | None, tuple[str, ...]]
     return (source[0], tuple(source[1:])) if source else (None, ())
 
 
-def _parameter(s: Setting) -> inspect.Parameter:
-    kind: Any = list[str] if s.kind is list else s.kind
-    shown = (
-        "" if s.default in (None, False, []) else f" [default: {', '.join(s.default) if s.kind is list else s.default}]"
-    )
-    metavar = s.metavar or {str: "TEXT", int: "N", float: "X", list: "NAME"}.get(s.kind)
-    option = typer.Option(*s.flags, help=s.help + shown, metavar=metavar, show_default=False)
-    return inspect.Parameter(
-        s.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-    )
+def _option_parameter(option: Option) -> inspect.Parameter:
+    kind: Any = list[str] if option.kind is list else option.kind
+    described = typer.Option(*option.flags, help=option.shown_help, metavar=option.shown_metavar, show_default=False)
+    return _parameter(option.name, Annotated[kind | None, described])
+
+
+def _parameter(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def _carried(command: str, source: str | None) -> dict[str, Any] | None:
     """Settings that a table on the way in carries as provenance: where its data are, and what was asked for."""
-    if source is None or command != "score":
+    if source is None or command != SCORE:
         return None
     from influence_cli.cli.settings.carried import carried_settings
 
@@ -134,7 +124,8 @@ def _carried(command: str, source: str | None) -> dict[str, Any] | None:
 
 
 def _show(settings: Settings) -> None:
+    """Every setting with its value and where that comes from."""
     rows = [[n.replace("_", "-"), str(v), settings.origins[n]] for n, v in settings.values.items()]
     rows += [[f"{n}.{k}", str(v), "options"] for n, table in settings.options.items() for k, v in table.items()]
     rows.append(["source", str(settings.source), settings.origins.get("MANIFEST", "argument")])
-    print_table("", ["setting", "value", "from"], rows, _TERMINAL, sys.stdout)
+    print_table("", ["setting", "value", "from"], rows, sys.stdout)

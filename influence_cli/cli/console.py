@@ -1,24 +1,21 @@
-"""What people see: notes, warnings and progress on standard error; tables and data on standard output."""
+"""The terminal: notes, warnings and progress on standard error, as styled as its stream allows."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import json
+import functools
 import os
-import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from influence_cli.cli.streams import say
+from influence_cli.cli.streams import write_line
 from influence_cli.errors import printable
 from influence_cli.events import Listener, Progress
 
 PLAIN_EVERY_S, PLAIN_EVERY_SHARE = 30.0, 0.1  # a line each 10 % or 30 s...
-WIDEST_TEXT = 120  # columns; longer lines are hard to read
 PLAIN_AT_LEAST_S = 2.0  # ... but none for work that is over at once
 
 
@@ -45,7 +42,7 @@ class Terminal(Listener):
             self._line(f"warning: {text}")
 
     def _line(self, text: str) -> None:
-        say(printable(text))
+        write_line(printable(text))
 
     def styled(self, stream: IO[Any]) -> bool:
         """Whether to colour what goes to ``stream``."""
@@ -118,59 +115,7 @@ class _Plain(_Counting):
             self.shown, self.time = self.done, time.monotonic()
 
 
-def print_table(
-    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], terminal: Terminal, stream: IO[str], left: int = 1
-) -> None:
-    """A table for people, as wide as it needs to be; the first ``left`` columns are text, the others figures."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for k, name in enumerate(header):
-        table.add_column(Text(name), justify="left" if k < left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    styled = terminal.styled(stream)
-    width = shutil.get_terminal_size().columns if stream.isatty() else 10_000
-    drawn = io.StringIO()  # Rich would end the process where the stream is a closed pipe
-    console = Console(file=drawn, no_color=not styled, force_terminal=styled, width=width, highlight=False)
-    if title:
-        console.print(Text(title, style="bold"))
-    console.print(table)
-    stream.write("".join(line.rstrip() + "\n" for line in drawn.getvalue().splitlines()))
-    stream.flush()
-
-
-def print_markdown(text: str, terminal: Terminal, stream: IO[str]) -> None:
-    """Markdown, laid out on a terminal; anywhere else it stays as it is."""
-    if stream.isatty():
-        from rich.console import Console
-        from rich.markdown import Markdown
-        from rich.theme import Theme
-
-        styled = terminal.styled(stream)
-        theme = Theme({"markdown.code": "cyan", "markdown.h1": "bold", "markdown.h2": "bold", "markdown.h3": "bold"})
-        drawn, width = io.StringIO(), min(shutil.get_terminal_size().columns, WIDEST_TEXT)
-        console = Console(file=drawn, no_color=not styled, force_terminal=styled, width=width, theme=theme)
-        console.print(Markdown(text, code_theme="ansi_dark", hyperlinks=False))
-        text = "".join(line.rstrip() + "\n" for line in drawn.getvalue().splitlines())
-    code = getattr(stream, "encoding", None) or "utf-8"
-    stream.write(text.encode(code, "replace").decode(code))  # a sign that it cannot write is no error
-    stream.flush()
-
-
-def print_json(value: Any) -> None:
-    """JSON on standard output: indented on a terminal, one line in a pipe."""
-    indent = 2 if sys.stdout.isatty() else None
-    sys.stdout.write(json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
-
-
-def cell(value: Any) -> str:
-    """A value as people read it."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value)
+@functools.cache
+def terminal() -> Terminal:
+    """Where this process shows things."""
+    return Terminal()

@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:  # once more, while the first was told
         code = INTERRUPTED
     except BaseException as error:  # it cannot even be described
-        streams.say(f"error: {type(error).__name__}")
+        streams.write_line(f"error: {type(error).__name__}")
     streams.let_go()
     sys.exit(code)
 
@@ -158,17 +158,17 @@ def _fail(code: int, text: str, debug: bool) -> int:
     if debug:
         import traceback
 
-        streams.say(traceback.format_exc().rstrip())
-    streams.say(text)
+        streams.write_line(traceback.format_exc().rstrip())
+    streams.write_line(text)
     return code
 
 
 def _interrupted() -> int:
-    from influence_cli.cli.app import terminal
+    from influence_cli.cli.console import terminal
 
     span = terminal().span
     kept = "what was finished is kept; run the same command to continue"
     if span is not None and span[3] == "rows":
         kept = f"{span[1]:,} of {span[2]:,} rows kept; run the same command to continue"
-    streams.say(f"interrupted: {kept}")
+    streams.write_line(f"interrupted: {kept}")
     return INTERRUPTED

@@ -76,7 +76,7 @@ def _text(raw: io.RawIOBase, encoding: str = "utf-8") -> io.TextIOWrapper:
     )
 
 
-def say(text: str) -> None:
+def write_line(text: str) -> None:
     """A line on standard error; where that cannot be written, the line is lost and nothing else."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):

@@ -19,7 +19,8 @@ from influence_cli.data.in_memory import name_of
 from influence_cli.data.manifest import Manifest, read_manifest
 from influence_cli.data.outputs import Output, check_outputs, writing
 from influence_cli.data.payloads import REPAIR_IMAGE, open_image, read_file
-from influence_cli.data.sources import Columns, Source, is_saved, open_source
+from influence_cli.data.request import IngestRequest
+from influence_cli.data.sources import Source, is_saved, open_source
 from influence_cli.data.sources.origin import origin_metadata
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
@@ -27,19 +28,6 @@ from influence_cli.store.parquet import SealedWriter
 from influence_cli.store.shards import positions
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-@dataclass(frozen=True)
-class IngestRequest:
-    """What to make a manifest from."""
-
-    source: Any  # a path, an Arrow table or a DataFrame
-    output: str
-    columns: Columns = field(default_factory=Columns)
-    split: str = "80/10/10"  # train/val/test, used where the source has no splits
-    seed: int = 0
-    embed: bool = False  # copy images into the manifest instead of naming their paths
-    skip_bad: bool = False
 
 
 @dataclass

@@ -315,7 +315,7 @@ def test_a_standard_error_that_breaks_loses_the_message_alone(monkeypatch: pytes
 
     for stream in (Broken(), None):
         monkeypatch.setattr(sys, "stderr", stream)
-        streams.say("a note")
+        streams.write_line("a note")
 
 
 def test_both_ways_to_start_give_the_same_code(tmp_path: Path) -> None:

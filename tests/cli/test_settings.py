@@ -29,7 +29,7 @@ def test_flag_over_environment_over_provenance_over_file_over_default(
 
     def look(given: dict[str, object], carried: dict[str, object] | None) -> None:
         settings = resolve("score", given, "m.parquet", carried)
-        seen.append((settings["seed"], settings.origins["seed"]))
+        seen.append((settings.values["seed"], settings.origins["seed"]))
 
     look({}, None)
     (here / "influence.toml").write_text("seed = 1\n")
@@ -56,14 +56,14 @@ def test_a_manifest_setting_is_no_score_table(here: Path) -> None:
     (here / "influence.toml").write_text('manifest = "file.parquet"\n')
     for command in ("curate", "evaluate"):
         assert resolve(command, {}, None).source is None
-        assert resolve(command, {}, "scores.parquet")["manifest"] == "file.parquet"
+        assert resolve(command, {}, "scores.parquet").values["manifest"] == "file.parquet"
 
 
 def test_lists_and_switches_from_the_environment(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INFLUENCE_METHOD", "ip,loss")
     monkeypatch.setenv("INFLUENCE_NO_STORE", "true")
     settings = resolve("score", {}, "m.parquet")
-    assert (settings["method"], settings["no_store"]) == (["ip", "loss"], True)
+    assert (settings.values["method"], settings.values["no_store"]) == (["ip", "loss"], True)
     monkeypatch.setenv("INFLUENCE_NO_STORE", "perhaps")
     write(digits_table(train=5, val=0, test=0), here / "m.parquet")
     ran = call_cli("score", "m.parquet", cwd=here, env={"INFLUENCE_NO_STORE": "perhaps"})
@@ -73,9 +73,9 @@ def test_lists_and_switches_from_the_environment(here: Path, monkeypatch: pytest
 
 def test_the_table_of_a_command_beats_the_top_of_the_file(here: Path) -> None:
     (here / "influence.toml").write_text('seed = 1\nbudget = "3%"\n[score]\nseed = 2\n')
-    assert resolve("score", {}, "m")["seed"] == 2
-    assert resolve("retrain", {}, "m")["seed"] == 1
-    assert resolve("curate", {}, "s")["budget"] == "3%"
+    assert resolve("score", {}, "m").values["seed"] == 2
+    assert resolve("retrain", {}, "m").values["seed"] == 1
+    assert resolve("curate", {}, "s").values["budget"] == "3%"
 
 
 def test_options_come_from_tables_and_set_wins(here: Path) -> None:

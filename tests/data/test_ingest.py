@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from influence_cli.data.ingest import Ingested, IngestRequest, make_manifest
+from influence_cli.data.ingest import Ingested, make_manifest
+from influence_cli.data.request import IngestRequest
 from influence_cli.data.sources import Columns
 from influence_cli.errors import InfluenceError, ManifestError, UsageError
 

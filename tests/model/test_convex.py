@@ -28,7 +28,8 @@ from influence_cli.maths.softmax_regression import Regression, conjugate_gradien
 from influence_cli.model.build import build_model
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.train.convex import parameters_of, train_convex
-from influence_cli.model.train.sgd import Examples, Recipe
+from influence_cli.model.train.recipe import Recipe
+from influence_cli.model.train.sgd import Examples
 from tests.cases import call_cli
 from tests.oracle import refit
 

@@ -1,77 +1,49 @@
-"""``evaluate`` with --lds, --removal, --loo or --brittleness: settings in, trainings run, figures shown."""
+"""``evaluate`` with --lds, --removal, --loo or --brittleness: trainings run, and how well scores foretold them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from influence_cli.cli.settings.resolve import Settings
-from influence_cli.cli.show import counterfactuals as show_counterfactuals
-from influence_cli.cli.show import tables as show
-from influence_cli.errors import UsageError, nearest
-
-if TYPE_CHECKING:
-    from influence_cli.stages.curate.score_table import CurateRequest
-    from influence_cli.stages.evaluate.counterfactuals.counterfactuals import Training
-
-RECIPE = ("epochs", "lr", "batch_size", "optimizer", "momentum", "weight_decay", "schedule", "augment")
-CONVENTIONS = ("loo", "renorm-loo")
+from influence_cli.cli.console import terminal
+from influence_cli.cli.settings.inputs import manifest_of_scores
+from influence_cli.cli.settings.requests import ResultOptions, StoreOptions
+from influence_cli.cli.settings.settings import Settings
+from influence_cli.cli.show.counterfactuals import show_counterfactuals, show_trainings
+from influence_cli.model.train.recipe import Recipe
+from influence_cli.options import options_in
+from influence_cli.stages.curate.request import CurateRequest
+from influence_cli.stages.evaluate.request import CounterfactualRequest, Training
 
 
-def asked_to_retrain(settings: Settings) -> bool:
-    """Whether anything is asked for that needs trainings."""
-    return any(settings[name] is not None for name in ("lds", "removal", "loo", "brittleness"))
-
-
-def evaluate_by_retraining(settings: Settings, scores: CurateRequest) -> None:
+def evaluate_by_retraining(settings: Settings, result: ResultOptions, source: str) -> None:
     """Train, measure and show; with --dry-run say how many trainings there are."""
     from influence_cli.data.tables import check_suffix
-    from influence_cli.stages.budgets import parse_share
-    from influence_cli.stages.evaluate.counterfactuals.counterfactuals import (
-        CounterfactualRequest,
-        counterfactuals,
-        plan,
-    )
+    from influence_cli.stages.evaluate.counterfactuals.counterfactuals import counterfactuals, plan
 
-    convention = settings["convention"]
-    if convention not in (None, *CONVENTIONS):
-        raise UsageError(f"--convention {convention!r} is unknown", fix=nearest(convention, list(CONVENTIONS)))
-    if settings["output"]:
-        check_suffix(settings["output"], (".json",))
-    request = CounterfactualRequest(
-        scores,
-        _training(settings),
-        lds=settings["lds"],
-        subset_share=parse_share(settings["subset_share"], "--subset-share"),
-        removal=tuple(settings["removal"].split(",")) if settings["removal"] is not None else (),
-        loo=settings["loo"],
-        brittleness=settings["brittleness"],
-        fixed_divisor=None if convention is None else convention == "loo",
-        seeds=settings["seeds"],
-        seed=settings["seed"],
-        minutes=settings["max_minutes"],
-        checkpoint=settings["checkpoint"] if settings.explicit("checkpoint") else None,
-        target=settings["target"] if settings.explicit("target") else None,
-        test=settings["test"],
-        store=None if settings["no_store"] else settings["store"],
+    scores = settings.make(CurateRequest, scores=source, budget=None, **manifest_of_scores(settings))
+    if result.output:
+        check_suffix(result.output, (".json",))
+    request = settings.make(
+        CounterfactualRequest,
+        scores=scores,
+        training=_training(settings),
+        checkpoint=settings.insisted("checkpoint"),
+        target=settings.insisted("target"),
+        store=settings.make(StoreOptions).place,
     )
-    if settings["dry_run"]:
-        show_counterfactuals.plan(settings, plan(request, show.terminal()))
-        return
-    show_counterfactuals.report(settings, counterfactuals(request, show.terminal()))
+    if result.dry_run:
+        show_trainings(result, plan(request, terminal()))
+    else:
+        show_counterfactuals(result, counterfactuals(request, terminal()))
 
 
 def _training(settings: Settings) -> Training:
     """The recipe that flags and the environment insist on, and the one that fills in what no run folder says."""
-    from influence_cli.stages.evaluate.counterfactuals.counterfactuals import Training
-
-    values = {k: settings[k] for k in ("model", *RECIPE) if settings[k] is not None}
-    said = {k: v for k, v in values.items() if settings.explicit(k)}
-    return Training(
-        said,
-        {k: v for k, v in values.items() if k not in said},
-        input_size=settings["input_size"],
-        num_classes=settings["num_classes"],
-        init=settings["init"] if settings.explicit("init") else None,
-        pretrained=bool(settings["pretrained"]) and settings.explicit("pretrained"),
-        device=settings["device"],
+    names = ["model", "batch_size", *(o.name for o in options_in(Recipe))]
+    values = {name: settings.values[name] for name in names if settings.values[name] is not None}
+    insisted = {name: value for name, value in values.items() if settings.explicit(name)}
+    return settings.make(
+        Training,
+        said=insisted,
+        otherwise={name: value for name, value in values.items() if name not in insisted},
+        init=settings.insisted("init"),
+        pretrained=bool(settings.insisted("pretrained")),
     )

@@ -1,4 +1,4 @@
-"""``influence curate``: settings in, edits decided, and written as a manifest, a table, or in the source's own form."""
+"""``influence curate``: edits decided, and written as a manifest, a table, or in the source's own form."""
 
 from __future__ import annotations
 
@@ -6,99 +6,50 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from influence_cli.cli.settings.inputs import require_source, said_of_scores
-from influence_cli.cli.settings.resolve import Settings
-from influence_cli.cli.show import curate as show_curate
-from influence_cli.cli.show import tables as show
+from influence_cli.cli.commands.gate import judge
+from influence_cli.cli.commands.run import TABLE_FORMATS
+from influence_cli.cli.commands.undo import undo
+from influence_cli.cli.console import terminal
+from influence_cli.cli.settings.inputs import manifest_of_scores, require_source
+from influence_cli.cli.settings.requests import CurateOutputs, ResultOptions
+from influence_cli.cli.settings.settings import Settings
+from influence_cli.cli.show.curate import show_edits
+from influence_cli.cli.show.run import show_skipped
+from influence_cli.cli.show.table import note_formulas, print_rows
 from influence_cli.errors import UsageError
+from influence_cli.stages.curate.request import CurateRequest, ExportRequest
 
 if TYPE_CHECKING:
     from influence_cli.stages.curate.curate import Curated
     from influence_cli.stages.curate.export import Export
-    from influence_cli.stages.curate.score_table import CurateRequest, ScoreTable
-
-TABLE_FORMATS = ("auto", "table", "json", "jsonl", "csv")
 
 
 def curate(settings: Settings) -> int | None:
     """Trim, relabel or reweight train rows under a budget; or be a gate with --check."""
     from influence_cli.stages.curate.curate import curate as curate_stage
-    from influence_cli.stages.curate.score_table import CurateRequest, read_scores
+    from influence_cli.stages.curate.export import prepare_export
 
-    gate = settings["check"] or settings["threshold"] is not None or settings["write_baseline"]
-    show.check_format(settings, (*TABLE_FORMATS, *(["github"] if settings["check"] else [])))
-    _check_outputs(settings, bool(gate))
-    if settings["undo"]:
-        return _undo(settings, bool(gate))
+    result, outputs = settings.make(ResultOptions), settings.make(CurateOutputs)
+    result.check_format(*TABLE_FORMATS, *(["github"] if outputs.check else []))
+    _check_outputs(result, outputs)
+    if outputs.undo:
+        return undo(settings, result, outputs)
     source = require_source(settings, "a score table")
-    manifest, label = said_of_scores(settings)
-    request = CurateRequest(
-        scores=source,
-        action=settings["action"],
-        budget=settings["budget"],
-        manifest=manifest,
-        label=label,
-        by=tuple(settings["by"]),
-        combine=settings["combine"],
-        maximise=settings["maximise"],
-        subject_to=tuple(settings["subject_to"]),
-        options=settings.options,
-        skip_bad=settings["skip_bad"],
-    )
-    if gate:
-        return _gate(settings, request, read_scores(request))
+    request = settings.make(CurateRequest, scores=source, **manifest_of_scores(settings))
+    if outputs.gate:
+        return judge(settings, result, outputs, request)
     curated = curate_stage(request)
-    show_curate.curate_summary(settings, curated)
-    show.skipped(curated.scores.manifest.left_out)
-    export = _export(settings, curated)
-    if settings["dry_run"]:
-        if export is not None:
-            show.terminal().note(f"would be: {export.sentence()}")
-        return None
-    _write_curation(settings, curated, export)
+    show_edits(curated)
+    show_skipped(curated.scores.manifest.left_out)
+    export = None if outputs.export is None else prepare_export(curated, settings.make(ExportRequest))
+    if not result.dry_run:
+        _write(result, outputs, curated, export)
+    elif export is not None:
+        terminal().note(f"would be: {export.sentence()}")
     return None
 
 
-def _undo(settings: Settings, gate: bool) -> None:
-    """Write the manifest as it was before a table of edits.
-
-    Raises:
-        UsageError: something else is asked for too, or it is not said what to undo, or where to.
-    """
-    from influence_cli.stages.curate.undo import plan_undo, write_undone
-
-    if gate or settings["edits"] or settings["export"]:
-        raise UsageError("--undo writes the manifest as it was, and nothing else", fix="leave the other outputs out")
-    if not settings.explicit("manifest") or settings["output"] in (None, "-"):
-        raise UsageError(
-            "--undo needs the curated manifest and a place for the old one",
-            fix="influence curate EDITS.parquet --undo --manifest CURATED.parquet -o RESTORED.parquet",
-        )
-    undoing = plan_undo(
-        require_source(settings, "a table of edits"),
-        settings["manifest"],
-        settings["label"] if settings.explicit("label") else None,
-    )
-    back = sum(map(len, undoing.before.values()))
-    said = f"{undoing.restored:,} edits taken back, {back:,} trimmed rows among them"
-    if settings["dry_run"]:
-        show.terminal().note(f"would be: {said}")
-        return
-    rows = write_undone(undoing, settings["output"])
-    show.terminal().note(f"{said}; {rows:,} rows written to {settings['output']}")
-
-
-def _export(settings: Settings, curated: Curated) -> Export | None:
-    """The export that was asked for, checked before anything is written."""
-    from influence_cli.stages.curate.export import ExportRequest, prepare_export
-
-    if settings["export"] is None:
-        return None
-    asked = ExportRequest(settings["export"], settings["export_as"], settings["link"], settings["url_prefix"] or "")
-    return prepare_export(curated, asked)
-
-
-def _check_outputs(settings: Settings, gate: bool) -> None:
+def _check_outputs(result: ResultOptions, outputs: CurateOutputs) -> None:
     """Refuse outputs that contradict each other, or that cannot be written, before any work.
 
     Raises:
@@ -107,57 +58,38 @@ def _check_outputs(settings: Settings, gate: bool) -> None:
     from influence_cli.data.outputs import is_same
     from influence_cli.data.tables import check_suffix
 
-    output, edits, export = settings["output"], settings["edits"], settings["export"]
-    if gate and (output or edits or export):
+    places = (("-o", result.output), ("--edits", outputs.edits), ("--export", outputs.export))
+    if outputs.gate and any(path for _, path in places):
         raise UsageError("a gate decides and writes nothing", fix="leave -o, --edits and --export out, or --check")
-    for one, a, other, b in (
-        ("-o", output, "--edits", edits), ("-o", output, "--export", export), ("--edits", edits, "--export", export)
-    ):  # fmt: skip
-        if a is not None and b is not None and (a == b or (b != "-" and is_same(Path(a), Path(b)))):
-            raise UsageError(f"{one} and {other} are both {a!r}", fix="give each a place of its own")
-    for path, suffixes in ((output, (".parquet",)), (edits, (".parquet", ".csv", ".jsonl"))):
+    for one, a in places:
+        for other, b in places[places.index((one, a)) + 1 :]:
+            if a is not None and b is not None and (a == b or (b != "-" and is_same(Path(a), Path(b)))):
+                raise UsageError(f"{one} and {other} are both {a!r}", fix="give each a place of its own")
+    for path, suffixes in ((result.output, (".parquet",)), (outputs.edits, (".parquet", ".csv", ".jsonl"))):
         if path:
             check_suffix(path, suffixes)
 
 
-def _write_curation(settings: Settings, curated: Curated, export: Export | None) -> None:
+def _write(result: ResultOptions, outputs: CurateOutputs, curated: Curated, export: Export | None) -> None:
+    """The export, the table of edits and the curated manifest, as asked for; where nothing is, the edits are shown."""
     from influence_cli.data.earlier import EDITS
     from influence_cli.data.tables import write_table
     from influence_cli.stages.curate.curated_manifest import write_curated
 
+    out = terminal()
     if export is not None:
         export.write()
-        show.terminal().note(export.sentence())
+        out.note(export.sentence())
         for note in export.notes:
-            show.terminal().note(f"  {note}")
-    if settings["edits"]:
-        show.formulas(curated.table(), settings["edits"])
-        write_table(curated.table(), settings["edits"], EDITS)
-    if settings["output"]:
-        rows = write_curated(curated, settings["output"])
-        show.terminal().note(f"{rows:,} train rows written to {settings['output']}")
-        if sys.stderr.isatty() and settings["output"] != "-":
-            locator = curated.scores.manifest.source
-            show.terminal().note(
-                f"next: influence retrain {settings['output']} --against {locator} --model NAME --seeds 3 -o RUN"
-            )
-    if not (settings["output"] or settings["edits"] or export):
-        show.table(settings, curated.table(), sort_by=None)
-
-
-def _gate(settings: Settings, request: CurateRequest, scores: ScoreTable) -> int | None:
-    from influence_cli.stages.curate.gate import GateRequest, check, write_baseline
-
-    if settings["write_baseline"] and settings["dry_run"]:
-        show.terminal().note(f"{len(scores.train):,} rows would be accepted in {settings['write_baseline']}")
-    elif settings["write_baseline"]:
-        rows = write_baseline(scores, settings["write_baseline"])
-        show.terminal().note(f"{rows:,} rows accepted in {settings['write_baseline']}")
-    if settings["write_baseline"] and not settings["check"]:
-        return None
-    verdict = check(
-        scores,
-        GateRequest(settings["max_flagged"], settings["false_flag"], settings["threshold"], settings["baseline"]),
-    )
-    show.verdict(settings, verdict, scores.manifest.source)
-    return 1 if verdict.tripped else 0
+            out.note(f"  {note}")
+    if outputs.edits:
+        note_formulas(curated.table(), outputs.edits)
+        write_table(curated.table(), outputs.edits, EDITS)
+    if result.output:
+        rows = write_curated(curated, result.output)
+        out.note(f"{rows:,} train rows written to {result.output}")
+        if sys.stderr.isatty() and result.output != "-":
+            against = curated.scores.manifest.source
+            out.note(f"next: influence retrain {result.output} --against {against} --model NAME --seeds 3 -o RUN")
+    if not (result.output or outputs.edits or export):
+        print_rows(result, curated.table())

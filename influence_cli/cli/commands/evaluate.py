@@ -2,143 +2,114 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from influence_cli.cli.commands.counterfactuals import asked_to_retrain, evaluate_by_retraining
-from influence_cli.cli.settings.inputs import require_source, said_of_scores
-from influence_cli.cli.settings.resolve import Settings
-from influence_cli.cli.show import evaluate as show_evaluate
-from influence_cli.cli.show import tables as show
+from influence_cli.cli.commands.counterfactuals import evaluate_by_retraining
+from influence_cli.cli.console import terminal
+from influence_cli.cli.settings.inputs import manifest_of_scores, require_source, runtime_of
+from influence_cli.cli.settings.requests import EvaluateOptions, ResultOptions
+from influence_cli.cli.settings.settings import Settings
+from influence_cli.cli.show.evaluate import show_evaluation
+from influence_cli.cli.show.page import check_pages
+from influence_cli.cli.show.plan import show_plan
 from influence_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from influence_cli.settings import Runtime
+from influence_cli.stages.evaluate.request import EvaluateRequest
 
 
-def evaluate(settings: Settings) -> int | None:
+def evaluate(settings: Settings) -> None:
     """How far to trust scores: detection of wrong labels, canaries, agreement of methods, seeds and checkpoints."""
-    show.check_format(settings, ("auto", "table", "json"))
-    source = require_source(settings, "a score table")
-    if asked_to_retrain(settings):
-        return _by_retraining(settings, source)
-    _check(settings)
-    if settings["sentinel"] is not None:
-        result = _sentinel(settings, source)
-    elif settings["dry_run"]:
-        tables = ", ".join((source, *settings.more))
-        show.terminal().note(f"every score column of {tables} would be measured; nothing is written")
-        return None
-    elif settings["other_scores"] is not None:
-        from influence_cli.stages.evaluate.evaluate import compare
+    from influence_cli.stages.evaluate.evaluate import compare
+    from influence_cli.stages.evaluate.evaluate import evaluate as evaluate_stage
 
-        how = settings["budget"] or "5%", settings["draws"], settings["seed"]
-        result = compare(source, settings["other_scores"], *how)
+    result, asked = settings.make(ResultOptions), settings.make(EvaluateOptions)
+    result.check_format("auto", "table", "json")
+    source = require_source(settings, "a score table")
+    if asked.by_retraining:
+        _check_alone(settings, asked)
+        _check_outputs(result)
+        return evaluate_by_retraining(settings, result, source)
+    _check(settings, asked)
+    _check_outputs(result)
+    if asked.sentinel is not None:
+        found = _sentinel(settings, result, asked, source)
+    elif result.dry_run:
+        tables = ", ".join((source, *settings.more))
+        return terminal().note(f"every score column of {tables} would be measured; nothing is written")
+    elif asked.other_scores is not None:
+        found = compare(source, asked.other_scores, asked.budget, asked.draws, asked.seed)
     else:
-        result = _all_parts(settings, source)
-    if result is not None:
-        show_evaluate.result(settings, result)
+        found = evaluate_stage(_request(settings, asked, source), terminal())
+    if found is not None:
+        show_evaluation(result, found)
     return None
 
 
-def _by_retraining(settings: Settings, source: str) -> None:
-    """What trainings without some rows say of one table.
+def _check_alone(settings: Settings, asked: EvaluateOptions) -> None:
+    """Refuse other questions beside one that needs trainings.
 
     Raises:
-        UsageError: something else is asked for too.
+        UsageError: there is one.
     """
-    from influence_cli.stages.curate.score_table import CurateRequest
-
-    also = [flag for flag in ("other_scores", "sentinel", "stability") if settings[flag]]
-    if settings.more or also:
-        what = "several tables" if settings.more else "--" + {"other_scores": "against"}.get(also[0], also[0])
-        raise UsageError(f"{what} and retraining are two questions", fix="ask one at a time, about one table")
-    _check_outputs(settings)
-    manifest, label = said_of_scores(settings)
-    request = CurateRequest(source, manifest=manifest, label=label, skip_bad=settings["skip_bad"])
-    evaluate_by_retraining(settings, request)
+    flags = {"--against": asked.other_scores, "--sentinel": asked.sentinel, "--stability": asked.stability}
+    also = ["several tables"] if settings.more else [flag for flag, given in flags.items() if given]
+    if also:
+        raise UsageError(f"{also[0]} and retraining are two questions", fix="ask one at a time, about one table")
 
 
-def _check(settings: Settings) -> None:
-    """Refuse questions that contradict each other and outputs that cannot be written, before any work.
+def _check(settings: Settings, asked: EvaluateOptions) -> None:
+    """Refuse questions that contradict each other, before any work.
 
     Raises:
-        UsageError: they do, or one cannot.
+        UsageError: they do.
     """
-    alone = [flag for flag, name in (("--against", "other_scores"), ("--sentinel", "sentinel")) if settings[name]]
-    if len(alone) > 1 or (alone and (settings.more or settings["stability"])):
+    alone = [flag for flag, given in (("--against", asked.other_scores), ("--sentinel", asked.sentinel)) if given]
+    if len(alone) > 1 or (alone and (settings.more or asked.stability)):
         raise UsageError(f"{alone[0]} is a question of its own, about one table", fix="ask one at a time")
-    if settings["stability"] and not settings.more:
-        raise UsageError(
-            "--stability compares several tables", fix="influence evaluate A.parquet B.parquet --stability"
-        )
-    _check_outputs(settings)
+    if asked.stability and not settings.more:
+        fix = "influence evaluate A.parquet B.parquet --stability"
+        raise UsageError("--stability compares several tables", fix=fix)
 
 
-def _check_outputs(settings: Settings) -> None:
+def _check_outputs(result: ResultOptions) -> None:
     """Refuse outputs that cannot be written, before any work.
 
     Raises:
         UsageError: one cannot; or matplotlib is needed and not there.
     """
-    places = [settings[name] for name in ("output", "report", "plot") if settings[name]]
+    places = [place for place in (result.output, result.report, result.plot) if place]
     if len(set(places)) < len(places):
         raise UsageError("two outputs have the same name", fix="give each a place of its own")
-    show.check_report(settings)
+    check_pages(result)
 
 
-def _runtime(settings: Settings) -> Runtime:
-    from influence_cli.settings import Runtime
-
-    return Runtime(
-        None if settings["no_store"] else settings["store"],
-        settings["device"],
-        settings["batch_size"],
-        settings["workers"],
-        code=settings["model"],
+def _request(settings: Settings, asked: EvaluateOptions, source: str) -> EvaluateRequest:
+    """Everything that can be asked of the tables without training."""
+    return settings.make(
+        EvaluateRequest,
+        scores=(source, *settings.more),
+        clean_column=settings.chosen("clean_label"),
+        checkpoint=settings.insisted("checkpoint"),
+        runtime=runtime_of(settings, code=asked.model),
+        **manifest_of_scores(settings),
     )
 
 
-def _all_parts(settings: Settings, source: str) -> dict[str, Any]:
-    from influence_cli.stages.evaluate.evaluate import EvaluateRequest
-    from influence_cli.stages.evaluate.evaluate import evaluate as evaluate_stage
-
-    manifest, label = said_of_scores(settings)
-    named = settings.origins["clean_label"] != "default"
-    request = EvaluateRequest(
-        (source, *settings.more),
-        budget=settings["budget"] or "5%",
-        manifest=manifest,
-        label=label,
-        clean_column=settings["clean_label"] if named else None,
-        known_bad=settings["known_bad"],
-        reference=settings["reference"],
-        draws=settings["draws"],
-        seed=settings["seed"],
-        stability=settings["stability"],
-        checkpoint=settings["checkpoint"] if settings.explicit("checkpoint") else None,
-        runtime=_runtime(settings),
-        skip_bad=settings["skip_bad"],
-    )
-    return evaluate_stage(request, show.terminal())
-
-
-def _sentinel(settings: Settings, source: str) -> dict[str, Any] | None:
+def _sentinel(settings: Settings, result: ResultOptions, asked: EvaluateOptions, source: str) -> dict[str, Any] | None:
+    """Whether the table is still good at another checkpoint; None where the plan is shown instead."""
     from influence_cli.stages.evaluate.evaluate import sentinel, sentinel_run
 
-    if settings["checkpoint"] is None:
+    if asked.checkpoint is None:
         raise UsageError("--sentinel needs a new checkpoint", fix="pass --checkpoint PATH")
-    manifest, _ = said_of_scores(settings)
     run, session = sentinel_run(
         source,
-        settings["sentinel"],
-        settings["checkpoint"],
-        _runtime(settings),
-        settings["seed"],
-        show.terminal(),
-        remember=not settings["dry_run"],
-        manifest=manifest,
+        asked.sentinel or "",
+        asked.checkpoint,
+        runtime_of(settings, code=asked.model),
+        asked.seed,
+        terminal(),
+        remember=not result.dry_run,
+        manifest=manifest_of_scores(settings)["manifest"],
     )
-    if settings["dry_run"]:
-        show.plan(settings, run, session)
-        return None
-    return sentinel(run, session, source, settings["budget"] or "5%", settings["draws"], settings["seed"])
+    if result.dry_run:
+        return show_plan(result, run, session)
+    return sentinel(run, session, source, asked.budget, asked.draws, asked.seed)

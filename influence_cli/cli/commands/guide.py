@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from importlib.resources import files
 
-from influence_cli.cli.console import print_markdown
-from influence_cli.cli.settings.resolve import Settings
-from influence_cli.cli.show import tables as show
+from influence_cli.cli.console import terminal
+from influence_cli.cli.printing import print_markdown
+from influence_cli.cli.settings.settings import Settings
 from influence_cli.errors import UsageError, nearest
 
 # in the order in which they are best read
@@ -17,13 +17,12 @@ TOPICS = (
 )
 
 
-def guide(settings: Settings) -> int | None:
+def guide(settings: Settings) -> None:
     """The handbook: a TOPIC, or without one what topics there are."""
     topic = settings.source
     if topic is not None and topic not in TOPICS:
         raise UsageError(f"the guide has no topic {topic!r}", fix=nearest(topic, list(TOPICS)))
-    print_markdown(index() if topic is None else text_of(topic), show.terminal(), sys.stdout)
-    return None
+    print_markdown(index() if topic is None else text_of(topic), terminal(), sys.stdout)
 
 
 def text_of(topic: str) -> str:

@@ -1,149 +1,43 @@
-"""One function a command: settings in, a stage called, its result shown.  Stages are imported inside."""
+"""The table of commands."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import NamedTuple
 
-from influence_cli.cli.commands.curate import TABLE_FORMATS, curate
+from influence_cli.cli.commands.cache import cache
+from influence_cli.cli.commands.curate import curate
 from influence_cli.cli.commands.evaluate import evaluate
+from influence_cli.cli.commands.grads import grads
 from influence_cli.cli.commands.guide import guide
-from influence_cli.cli.commands.manifest import cache, manifest, methods
-from influence_cli.cli.commands.per_target import per_target
+from influence_cli.cli.commands.manifest import manifest
+from influence_cli.cli.commands.methods import methods
 from influence_cli.cli.commands.retrain import retrain
-from influence_cli.cli.settings.inputs import inputs_of
-from influence_cli.cli.settings.resolve import Settings
-from influence_cli.cli.show import tables as show
-from influence_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from influence_cli.stages.run.run import Run
-    from influence_cli.stages.run.session import Session
+from influence_cli.cli.commands.score import score
+from influence_cli.cli.settings.settings import Settings
 
 
-def grads(settings: Settings) -> int | None:
-    """Fill the store: directions, logits and tangents of the rows it has not seen."""
-    from influence_cli.data.tables import provenance
-    from influence_cli.stages.grads.fill import fill
-    from influence_cli.stages.score.grads_table import grads_table
+class Command(NamedTuple):
+    """A command: its name, its argument (what stands for it, and its help), and what it does with its settings."""
 
-    run, session = _open(settings)
-    if settings["dry_run"]:
-        return show.plan(settings, run, session)
-    if run.model is None:
-        raise UsageError("these methods need no model, so there is nothing to compute", fix="ask for another --method")
-    run, rows = fill(run, session)
-    table = grads_table(run, session)
-    filled = f"{rows:,} rows run through the model; the store is complete for {len(run.train):,} train rows"
-    show.run_summary(run, session, provenance(table.schema), filled)
-    show.skipped(run.left_out)
-    show.table(settings, table, sort_by="loss", descending=True)
-    return None
-
-
-def score(settings: Settings) -> int | None:
-    """One score per train row, positive where the row helps; runs what is missing of grads."""
-    from influence_cli.data.tables import provenance
-    from influence_cli.stages.score.score import score as score_stage
-
-    run, session = _open(settings)
-    if settings["per_target"]:
-        return per_target(settings, run, session)
-    if settings["dry_run"]:
-        return show.plan(settings, run, session)
-    table, run = score_stage(run, session, settings["per_member"], settings["combine"])
-    scored = f"{len(run.train):,} train rows scored by {', '.join(run.methods)}; positive: the row helps"
-    show.run_summary(run, session, provenance(table.schema), scored)
-    show.skipped(run.left_out)
-    show.table(settings, table, sort_by="score")
-    return None
-
-
-def _open(settings: Settings) -> tuple[Run, Session]:
-    from influence_cli.data.tables import check_suffix
-    from influence_cli.settings import GradSpec, Runtime
-    from influence_cli.stages.run.open import open_run
-    from influence_cli.stages.run.session import Session
-
-    show.check_format(settings, TABLE_FORMATS)
-    if settings["output"]:
-        check_suffix(settings["output"])
-    manifest, origin = _manifest(settings)
-    inputs = inputs_of(settings, manifest)
-    spec = GradSpec(
-        tuple(settings["method"]),
-        tuple(settings["objective"]),
-        settings.options,
-        settings["params"],
-        settings["loss"],
-        settings["precision"],
-        settings["seed"],
-        settings["relative"],
-        settings["rows"],
-        settings["sketch_dim"],
-    )
-    runtime = Runtime(
-        None if settings["no_store"] else settings["store"],
-        settings["device"],
-        settings["batch_size"],
-        settings["workers"],
-        engine=settings["engine"],
-        rows_limit=settings["rows_limit"],
-    )
-    session = Session.open(runtime, show.terminal(), remember=not settings["dry_run"])
-    run = open_run(inputs, spec, session)
-    _check_origin(settings, run, origin)
-    return run, session
-
-
-def _manifest(settings: Settings) -> tuple[str, dict[str, Any] | None]:
-    """The manifest with the payload, and the provenance of the table that stood in its place, if any."""
-    from influence_cli.cli.settings.carried import carried_settings
-
-    if settings.source is None:
-        raise UsageError("no manifest", fix="name a Parquet manifest, or set manifest in influence.toml")
-    carried = carried_settings(settings.source) if settings.command == "score" else None
-    if carried is None:
-        return settings.source, None
-    if settings["manifest"] in (None, "-"):
-        raise UsageError("the table does not say where its manifest is", fix="pass --manifest PATH")
-    return settings["manifest"], carried["origin"]
-
-
-def _check_origin(settings: Settings, run: Run, origin: dict[str, Any] | None) -> None:
-    """Stop where the table on the way in was made from other content than what is found now."""
-    if origin is None:
-        return
-    found = {
-        "manifest": run.manifest.fingerprint,
-        "target": run.target_fingerprint,
-        "checkpoint": None if run.checkpoint is None else run.checkpoint.digest,
-        "fit_rows": None if run.fit is None else run.fit.fingerprint,
-    }
-    for name, now in found.items():
-        # a fit set that nothing pins is the manifest's: who means another manifest means its fit set
-        flags = (name, "manifest") if name == "fit_rows" and settings["fit_rows"] is None else (name,)
-        then = (origin.get(name) or {}).get("fingerprint")
-        if then is not None and now is not None and then != now and not any(map(settings.explicit, flags)):
-            raise UsageError(
-                f"the {'fit rows have' if name == 'fit_rows' else f'{name} has'} changed since the stage before",
-                where=str(settings.values.get(name) or settings["manifest"] or settings.source),
-                fix=f"run `influence grads` again, or pass --{name.replace('_', '-')} to say that you mean it",
-            )
+    name: str
+    argument: tuple[str, str]
+    run: Callable[[Settings], int | None]
 
 
 _MANIFEST = ("MANIFEST", "Parquet manifest, folder of Parquet files, or - for standard input.")
 _SCORES = ("SCORES", "Score table, or - for standard input.")
-
-
+_SEVERAL_SCORES = ("SCORES...", "Score tables of the same rows, or - for standard input.")
 _DATA = ("SOURCE", "Image folder, .csv, .jsonl, .npz, .parquet, or a saved Hugging Face dataset.")
+
 COMMANDS = (
-    ("manifest", _DATA, manifest),
-    ("grads", _MANIFEST, grads),
-    ("score", _MANIFEST, score),
-    ("curate", _SCORES, curate),
-    ("retrain", _MANIFEST, retrain),
-    ("evaluate", ("SCORES...", "Score tables of the same rows, or - for standard input."), evaluate),
-    ("methods", ("NAME", "A method."), methods),
-    ("cache", ("ACTION", "ls, verify, gc or key."), cache),
-    ("guide", ("TOPIC", "What to read about."), guide),
+    Command("manifest", _DATA, manifest),
+    Command("grads", _MANIFEST, grads),
+    Command("score", _MANIFEST, score),
+    Command("curate", _SCORES, curate),
+    Command("retrain", _MANIFEST, retrain),
+    Command("evaluate", _SEVERAL_SCORES, evaluate),
+    Command("methods", ("NAME", "A method."), methods),
+    Command("cache", ("ACTION", "ls, verify, gc or key."), cache),
+    Command("guide", ("TOPIC", "What to read about."), guide),
 )

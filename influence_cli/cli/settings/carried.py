@@ -11,6 +11,8 @@ def carried_settings(source: str) -> dict[str, Any] | None:
     from influence_cli.data.manifest import PAYLOADS
     from influence_cli.data.tables import PROVENANCE_KEY, parquet_files, provenance, read_schema
     from influence_cli.errors import ManifestError
+    from influence_cli.options import options_in, values_kept
+    from influence_cli.settings import GradSpec, Inputs
 
     if Path(source).suffix in (".csv", ".jsonl"):
         return None
@@ -22,19 +24,9 @@ def carried_settings(source: str) -> dict[str, Any] | None:
         if PROVENANCE_KEY in (schema.metadata or {}):
             raise ManifestError("its provenance cannot be read", where=source, fix="run `influence grads` again")
         return None
-    spec = origin.get("spec", {})
-    return {
-        "manifest": origin["manifest"].get("locator"),
-        "label": origin["manifest"].get("label"),
-        "group": origin["manifest"].get("group"),
-        "target": origin["target"].get("locator"),
-        "checkpoint": (origin.get("checkpoint") or {}).get("locator"),
-        "fit_rows": (origin.get("fit_rows") or {}).get("locator"),
-        **origin.get("model_flags", {}),
-        "skip_bad": origin.get("skip_bad"),
-        "method": spec.get("methods"),
-        "objective": spec.get("objectives"),
-        "options": spec.get("options", {}),
-        **{k: spec.get(k) for k in ("params", "loss", "precision", "seed", "relative", "rows", "sketch_dim")},
-        "origin": origin,
-    }
+    carried: dict[str, Any] = {"origin": origin}
+    for kind in (Inputs, GradSpec):
+        kept = values_kept(kind, origin)
+        carried.update({o.name: kept[o.field] for o in options_in(kind) if o.field in kept})
+    carried["options"] = carried.pop("set", {})
+    return carried

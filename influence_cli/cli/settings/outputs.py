@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from influence_cli.cli.settings.options import settings_of
-from influence_cli.cli.settings.resolve import Settings
+from influence_cli.cli.settings.requests import options_of
+from influence_cli.cli.settings.settings import Settings
+from influence_cli.options import CURATE, EVALUATE, GRADS, MANIFEST, RETRAIN, SCORE
 
 WRITTEN = ("output", "edits", "write_baseline", "report", "plot")
 WEIGHTS = ("checkpoint", "init", "canaries_from")  # of their folders no table is read
@@ -21,7 +22,7 @@ def check(settings: Settings) -> None:
         UsageError: an output is refused.
     """
     given = {name: settings.values[name] for name in WRITTEN if settings.values.get(name)}
-    if settings.command == "retrain":
+    if settings.command == RETRAIN:
         given.pop("output", None)
     if not given:
         return
@@ -36,18 +37,18 @@ def reads(settings: Settings) -> list[Any]:
     """The files and folders that a command reads, as far as its settings and its tables' provenance say."""
     from influence_cli.data.outputs import named_in
 
-    names = {s.name for s in settings_of(settings.command) if s.path and s.name not in OTHER} | {"other_scores"}
+    names = {o.name for o in options_of(settings.command) if o.path and o.name not in OTHER} | {"other_scores"}
     if settings.values.get("write_baseline") and not settings.values.get("check"):
         names.discard("baseline")  # one that is written anew is read by the gate alone
     named = {name: settings.values.get(name) for name in sorted(names)}
     found = [settings.source, *settings.more, settings.file]
-    if settings.command == "manifest":
+    if settings.command == MANIFEST:
         from influence_cli.data.sources import is_saved
 
         found = [path for path in found if not is_saved(path)]
     found += [path for name, path in named.items() if not (name in WEIGHTS and path and os.path.isdir(path))]
     found += [text.partition("=")[2] for text in settings.values.get("arm", [])]
-    if settings.command in ("score", "curate", "evaluate"):
+    if settings.command in (SCORE, CURATE, EVALUATE):
         tables = [settings.source, *settings.more, *(settings.values.get(name) for name in TABLES)]
         found += [path for table in tables if table is not None for path in named_in(table)]
     return [path for path in found if path is not None]
@@ -64,11 +65,11 @@ def _kind(settings: Settings, name: str) -> str:
     if name != "output":
         kinds = {"edits": earlier.EDITS, "write_baseline": earlier.BASELINE, "report": earlier.PAGE}
         return kinds.get(name, earlier.PICTURE)
-    if settings.command == "score":
-        return earlier.PER_TARGET if settings["per_target"] else earlier.SCORES
-    if settings.command == "curate":
-        return earlier.RESTORED if settings["undo"] else earlier.CURATED
-    return {"manifest": earlier.MADE, "grads": earlier.GRADS}.get(settings.command, earlier.RESULT)
+    if settings.command == SCORE:
+        return earlier.PER_TARGET if settings.values["per_target"] else earlier.SCORES
+    if settings.command == CURATE:
+        return earlier.RESTORED if settings.values["undo"] else earlier.CURATED
+    return {MANIFEST: earlier.MADE, GRADS: earlier.GRADS}.get(settings.command, earlier.RESULT)
 
 
 def _flag(name: str) -> str:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from influence_cli.cli.console import print_json, print_table
-from influence_cli.cli.settings.resolve import Settings
-from influence_cli.cli.show import evaluate as show_evaluate
-from influence_cli.cli.show.tables import terminal
+from influence_cli.cli.console import terminal
+from influence_cli.cli.printing import print_json, print_table
+from influence_cli.cli.settings.requests import ResultOptions
+from influence_cli.cli.show.evaluate import put_figures
 
 Figures = dict[str, Any]
 
 
-def plan(settings: Settings, described: Figures) -> None:
+def show_trainings(result: ResultOptions, described: Figures) -> None:
     """The trainings of each part, and how many are kept."""
-    if settings["format"] == "json" or (settings["format"] == "auto" and not sys.stdout.isatty()):
+    if result.wants_json:
         print_json(described)
         return
     rows = [
@@ -24,16 +24,16 @@ def plan(settings: Settings, described: Figures) -> None:
         else [name, f"at most {t['trainings_at_most']}", "-", "-"]
         for name, t in described["trainings"].items()
     ]
-    print_table("", ["part", "trainings", "kept", "to run"], rows, terminal(), sys.stdout)
+    print_table("", ["part", "trainings", "kept", "to run"], rows, sys.stdout)
 
 
-def report(settings: Settings, result: Figures) -> None:
+def show_counterfactuals(result: ResultOptions, found: Figures) -> None:
     """The result as a page, a picture, JSON or a table a part; what was run goes to standard error."""
     from influence_cli.report.counterfactual_tables import cautions, sentences
 
     out = terminal()
-    for text in sentences(result):
+    for text in sentences(found):
         out.note(text)
-    for text in cautions(result):
+    for text in cautions(found):
         out.warn(text)
-    show_evaluate.put(settings, result, out.note)
+    put_figures(result, found, out.note)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from influence_cli.cli.console import print_table
-from influence_cli.cli.settings.resolve import Settings
-from influence_cli.cli.show.tables import noise_summary, terminal
+from influence_cli.cli.console import terminal
+from influence_cli.cli.printing import print_table
+from influence_cli.cli.show.run import show_noise
 
 if TYPE_CHECKING:
     from influence_cli.stages.curate.curate import Curated
 
 
-def curate_summary(settings: Settings, curated: Curated) -> None:
+def show_edits(curated: Curated) -> None:
     """Counts, class balance, notes, and precision where clean labels are known."""
     from influence_cli.stages.curate.edit_report import summarise
 
@@ -35,7 +35,7 @@ def curate_summary(settings: Settings, curated: Curated) -> None:
     if "canary" in curated.scores.table.column_names:
         out.note("  canaries of the checkpoint's training are left alone")
     if curated.scores.scored.kind == "signed":
-        noise_summary(curated.scores.provenance)
+        show_noise(curated.scores.provenance)
     if "wrong_share_of_edited" in s:
         out.note(
             f"  clean labels say: {s['wrong_share_of_edited']:.1%} of the edited rows were labelled wrong "
@@ -72,4 +72,4 @@ def _predicted(objectives: list[dict[str, Any]]) -> None:
         ]
         for o in objectives
     ]
-    print_table("predicted to first order; positive: Phi falls", header, rows, terminal(), sys.stderr)
+    print_table("predicted to first order; positive: Phi falls", header, rows, sys.stderr)

@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from influence_cli.data.sources.protocol import Columns, Source
+from influence_cli.data.request import Columns
+from influence_cli.data.sources.protocol import Source
 from influence_cli.data.tables import check_regular
 from influence_cli.errors import ManifestError
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from influence_cli.data.sources.protocol import LABEL_NAMES, Columns, Source, one_meaning, one_numbering, pick, split_of
+from influence_cli.data.request import Columns
+from influence_cli.data.sources.protocol import LABEL_NAMES, Source, one_meaning, one_numbering, pick, split_of
 from influence_cli.data.sources.tabular import shape_table
 from influence_cli.data.tables import check_regular
 from influence_cli.errors import ManifestError

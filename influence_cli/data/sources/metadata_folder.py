@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from influence_cli.data.sources.protocol import ID_NAMES, Columns, Source, one_meaning, pick, split_of
+from influence_cli.data.request import Columns
+from influence_cli.data.sources.protocol import ID_NAMES, Source, one_meaning, pick, split_of
 from influence_cli.data.sources.tabular import shape_table
 from influence_cli.data.sources.text_file import read_text_file
 from influence_cli.errors import ManifestError

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from influence_cli.data.sources.protocol import Columns, Source, one_meaning, split_of
+from influence_cli.data.request import Columns
+from influence_cli.data.sources.protocol import Source, one_meaning, split_of
 from influence_cli.errors import ManifestError
 
 _VALUES, _LABELS = ("x", "images", "image", "data", "features"), ("y", "labels", "label", "targets")

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from influence_cli.data.request import Columns
 from influence_cli.data.sources.huggingface import dataset_files
-from influence_cli.data.sources.protocol import Columns, Source
+from influence_cli.data.sources.protocol import Source
 from influence_cli.data.tables import parquet_files
 from influence_cli.errors import ManifestError
 from influence_cli.store.files import file_digest

@@ -20,16 +20,6 @@ SPLIT_NAMES = {
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Which columns to use; None: the usual names."""
-
-    label: str | None = None
-    id: str | None = None
-    image: str | None = None
-    features: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Source:
     """Rows as tables with columns id, a payload, label (names or integers), and optionally split and others.
 

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from influence_cli.data.classes import read_names
+from influence_cli.data.request import Columns
 from influence_cli.data.sources.protocol import (
     ID_NAMES,
     IMAGE_NAMES,
     KEPT,
     LABEL_NAMES,
-    Columns,
     Source,
     one_numbering,
     pick,

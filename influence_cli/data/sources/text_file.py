@@ -11,7 +11,8 @@ from pyarrow import json as arrow_json
 
 from influence_cli.data.classes import CLEAN
 from influence_cli.data.formulas import as_meant
-from influence_cli.data.sources.protocol import ID_NAMES, IMAGE_NAMES, KEPT, LABEL_NAMES, Columns, pick
+from influence_cli.data.request import Columns
+from influence_cli.data.sources.protocol import ID_NAMES, IMAGE_NAMES, KEPT, LABEL_NAMES, pick
 from influence_cli.errors import ManifestError
 
 _PADDED = re.compile(r"[+-]?0[0-9]")  # 007: a name, not the number 7

@@ -16,11 +16,11 @@ from torch import nn
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.maths.softmax_regression import TOLERANCE, Regression, fit
 from influence_cli.model.examples import to_input
+from influence_cli.model.train.recipe import LBFGS
 
 if TYPE_CHECKING:
-    from influence_cli.model.train.sgd import Examples, Recipe
-
-LBFGS = "lbfgs"
+    from influence_cli.model.train.recipe import Recipe
+    from influence_cli.model.train.sgd import Examples
 
 
 def check_convex(recipe: Recipe, model: str, seeds: int = 1) -> None:

@@ -20,7 +20,8 @@ from influence_cli.errors import UsageError
 from influence_cli.maths.knapsack import choose, greatest
 from influence_cli.stages.curate.combining import column_named, floats
 from influence_cli.stages.curate.parity import parity_of
-from influence_cli.stages.curate.score_table import CurateRequest, ScoreTable
+from influence_cli.stages.curate.request import CurateRequest
+from influence_cli.stages.curate.score_table import ScoreTable
 
 _BOUND = re.compile(r"\s*([^\s<>=]+)\s*>=\s*([-+.\deE]+)\s*")
 

@@ -17,17 +17,8 @@ from influence_cli.errors import UsageError
 from influence_cli.exports import FORMS, choose_form, prepare
 from influence_cli.exports.protocol import Prepared, Task
 from influence_cli.stages.curate.curate import Curated
+from influence_cli.stages.curate.request import ExportRequest
 from influence_cli.store.files import replacing, replacing_folder
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """Where the edited rows go, and in which form."""
-
-    path: str
-    form: str | None = None  # default: the form that the manifest was made from
-    link: str = "symbolic"
-    url_prefix: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +61,7 @@ def prepare_export(curated: Curated, request: ExportRequest) -> Export:
         label=curated.scores.label,
         place=Path(os.path.relpath(place)),
         link=request.link,
-        url_prefix=request.url_prefix,
+        url_prefix=request.url_prefix or "",
         ranks=_ranks(curated),
     )
     prepared = prepare(form, task)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,29 +14,12 @@ from influence_cli.data.classes import class_count
 from influence_cli.data.manifest import Manifest, Rows, open_manifest
 from influence_cli.data.tables import keyed_rows, numbers, provenance, read_table, shown
 from influence_cli.errors import ManifestError, UsageError
-from influence_cli.settings import Options
 from influence_cli.stages.curate.combining import DEFAULT_RULE, column_named, combine_columns, floats, options_of
 from influence_cli.stages.curate.parity import parity_of
+from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.score.combine import kind_of
 
 GROUP = "group"  # column of a manifest: the sensitive group of a row
-
-
-@dataclass(frozen=True)
-class CurateRequest:
-    """What to do with a score table."""
-
-    scores: Any  # a path, "-", or a table in memory
-    action: str = "trim"
-    budget: str | None = None  # "5%" or "200"; default 5 %
-    manifest: Any = None  # default: where the provenance says
-    label: str | None = None
-    by: tuple[str, ...] = ("score",)  # score columns; several are combined
-    combine: str | None = None  # how; default ranksum
-    maximise: str | None = None  # a score column, in place of ``by``: choose the rows that gain most of it ...
-    subject_to: tuple[str, ...] = ()  # ... where others stay at least at "NAME>=NUMBER"
-    options: Options = field(default_factory=dict)
-    skip_bad: bool = False
 
 
 @dataclass(eq=False)

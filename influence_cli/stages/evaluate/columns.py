@@ -14,7 +14,8 @@ from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.tables import numbers, provenance, read_table
 from influence_cli.data.tables import shown as called
 from influence_cli.errors import ManifestError, UsageError
-from influence_cli.stages.curate.score_table import CurateRequest, in_manifest_order, read_scores
+from influence_cli.stages.curate.request import CurateRequest
+from influence_cli.stages.curate.score_table import in_manifest_order, read_scores
 
 Floats = NDArray[np.float64]
 CANARY = "canary"  # column of a score table: the wrong label that the checkpoint was trained on, null elsewhere

@@ -7,7 +7,7 @@ A new question is one function and one row there.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ import numpy as np
 from influence_cli.errors import ManifestError
 from influence_cli.events import SILENT, Listener
 from influence_cli.methods.random import uniform_draws
-from influence_cli.settings import Runtime
 from influence_cli.stages.budgets import parse_budget
 from influence_cli.stages.evaluate.canary_detection import How, canaries_of
 from influence_cli.stages.evaluate.checkpoint_quality import quality_of
@@ -23,26 +22,8 @@ from influence_cli.stages.evaluate.columns import Board, read_board
 from influence_cli.stages.evaluate.comparison import compare, sentinel, sentinel_run
 from influence_cli.stages.evaluate.detection import RANDOM, Truth, detect, truth_of_column, truth_of_list
 from influence_cli.stages.evaluate.order import order_consistency, stability
+from influence_cli.stages.evaluate.request import EvaluateRequest
 from influence_cli.store.place import check_place, store_root
-
-
-@dataclass(frozen=True)
-class EvaluateRequest:
-    """Which tables to judge, by what truth, and what to ask."""
-
-    scores: tuple[Any, ...]
-    budget: str = "5%"
-    manifest: Any = None  # default: where the first table's provenance says
-    label: str | None = None
-    clean_column: str | None = None  # default: clean_label, where there is one
-    known_bad: str | None = None  # a list of ids that are wrong, in place of clean labels
-    reference: str | None = None
-    draws: int = 1000
-    seed: int = 0
-    stability: bool = False
-    checkpoint: str | None = None  # where the run with canaries is by now; default: where the provenance says
-    runtime: Runtime = field(default_factory=Runtime)
-    skip_bad: bool = False
 
 
 @dataclass(eq=False)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.options import kept_values
 from influence_cli.stages.grads.curvature_report import curvature_report, negative_values
 from influence_cli.stages.run.members import decided_members, decided_options
 from influence_cli.stages.run.run import Run
@@ -36,7 +37,6 @@ def base_table(run: Run) -> pa.Table:
 
 def provenance_of(run: Run, session: Session, stage: str) -> dict[str, Any]:
     """What a later stage needs to find payload, model and target again, and to know that they are the same."""
-    spec = run.spec
     return {
         "schema_version": 1,
         "stage": stage,
@@ -60,35 +60,21 @@ def provenance_of(run: Run, session: Session, stage: str) -> dict[str, Any]:
         if run.checkpoint is None
         else {"locator": run.checkpoint.locator, "fingerprint": run.checkpoint.digest},
         "model": None if run.model is None else run.model.as_dict(),
-        "model_flags": {
-            "model": run.inputs.model,
-            "input_size": run.inputs.input_size,
-            "num_classes": run.inputs.num_classes,
-            "mean": _listed(run.inputs.mean),
-            "std": _listed(run.inputs.std),
-            "interpolation": run.inputs.interpolation,
-            "crop": run.inputs.crop,
-        },
+        "model_flags": kept_values(run.inputs),
         "skip_bad": run.inputs.skip_bad,
         "skipped": [b.id for b in run.manifest.bad[run.manifest.bad_when_read :]],
-        "spec": {
-            "methods": list(spec.methods),
-            "objectives": list(spec.objectives),
-            "options": decided_options(run),
-            "params": spec.params,
-            "loss": spec.loss,
-            "precision": spec.precision,
-            "seed": spec.seed,
-            "relative": spec.relative,
-            **({} if spec.rows is None else {"rows": spec.rows, "sketch_dim": spec.sketch_dim}),
-        },
+        "spec": _spec(run),
     }
+
+
+def _spec(run: Run) -> dict[str, Any]:
+    """What was asked for, with the options that were left to the methods as they were decided."""
+    spec = {**kept_values(run.spec), "options": decided_options(run)}
+    if run.spec.rows is None:  # no row's own gradients are stored, so that nothing of them changed the table
+        del spec["rows"], spec["sketch_dim"]
+    return spec
 
 
 def locator_of(source: Any) -> str | None:
     """Where rows are, for a later stage; None for rows in memory."""
     return str(source) if isinstance(source, str | Path) else None
-
-
-def _listed(values: tuple[float, ...] | None) -> str | None:
-    return None if values is None else ",".join(repr(v) for v in values)

@@ -14,7 +14,7 @@ share r of the canaries, and makes detection look slightly worse than it is.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.run_folder import read_run, run_folder
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.grads.fill import fill
+from influence_cli.stages.retrain.request import CanaryRequest
 from influence_cli.stages.run.open import open_run
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
@@ -36,33 +37,12 @@ from influence_cli.store.keys import row_keys
 
 if TYPE_CHECKING:
     from influence_cli.stages.retrain.arms import Arm
-    from influence_cli.stages.retrain.training_run import RetrainRequest
+    from influence_cli.stages.retrain.request import RetrainRequest
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-NOISES = ("confusion", "uniform")
 FEW = 20  # canaries below which intervals say next to nothing
 LEAST_LEFT = 5  # rows of a class that keep their label
-
-
-@dataclass(frozen=True)
-class CanaryRequest:
-    """How many canaries, and which labels they get."""
-
-    share: float
-    noise: str | None = None  # default: confusion where there is a model, else uniform
-    source: str | None = None  # checkpoint or run folder whose confusion is used
-
-    def __post_init__(self) -> None:
-        if self.noise not in (None, *NOISES):
-            raise UsageError(f"--canary-noise {self.noise!r} is unknown", fix="confusion or uniform")
-        if self.noise == "confusion" and self.source is None:
-            raise UsageError("--canary-noise confusion needs a model", fix="pass --canaries-from CHECKPOINT")
-
-    @property
-    def kind(self) -> str:
-        """The noise that is meant."""
-        return self.noise or ("uniform" if self.source is None else "confusion")
 
 
 def uniform_noise(classes: int) -> Floats:

@@ -25,15 +25,16 @@ from influence_cli.stages.retrain.arms import Arm, base_arm, control_arms, curat
 from influence_cli.stages.retrain.attacked_arms import attack_of, measure_attacks
 from influence_cli.stages.retrain.canaries import plant_in_arms
 from influence_cli.stages.retrain.pareto import pareto
+from influence_cli.stages.retrain.request import EditsRequest, RetrainRequest
 from influence_cli.stages.retrain.rounds import iterated_arms
 from influence_cli.stages.retrain.run_place import check_model, check_run_folder
-from influence_cli.stages.retrain.scored_arms import EditsRequest, scored_arms
-from influence_cli.stages.retrain.training_run import RetrainRequest, TrainingRun
+from influence_cli.stages.retrain.scored_arms import scored_arms
+from influence_cli.stages.retrain.training_run import TrainingRun
 from influence_cli.stages.run.usable_rows import check_classes, left_out_of, usable_now
 from influence_cli.store import Store
 
 if TYPE_CHECKING:
-    from influence_cli.model.train.sgd import Recipe
+    from influence_cli.model.train.recipe import Recipe
 
 
 def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT) -> dict[str, Any]:

@@ -22,9 +22,10 @@ from influence_cli.model.spec import is_own
 from influence_cli.settings import Runtime
 from influence_cli.stages.budgets import parse_budget
 from influence_cli.stages.curate.parity import closed
-from influence_cli.stages.curate.score_table import CurateRequest, read_scores
+from influence_cli.stages.curate.request import CurateRequest
+from influence_cli.stages.curate.score_table import read_scores
 from influence_cli.stages.retrain.arms import Arm, base_arm, control_arms, described
-from influence_cli.stages.retrain.scored_arms import EditsRequest
+from influence_cli.stages.retrain.request import EditsRequest
 from influence_cli.stages.retrain.training_run import TrainingRun
 from influence_cli.stages.run.open import open_run
 from influence_cli.stages.run.session import Session

@@ -17,11 +17,12 @@ from influence_cli.data.outputs import check_no_store, check_writable, is_inside
 from influence_cli.errors import UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.run_folder import CHECKPOINTS, RUN_FILE, WEIGHTS_FILE
-from influence_cli.stages.retrain.training_run import METRICS_FILE, RetrainRequest
+from influence_cli.stages.retrain.request import RetrainRequest
+from influence_cli.stages.retrain.training_run import METRICS_FILE
 from influence_cli.store.files import METADATA_KEY, DamagedFile, read_header
 
 if TYPE_CHECKING:
-    from influence_cli.model.train.sgd import Recipe
+    from influence_cli.model.train.recipe import Recipe
 
 _ARMS, _NOTES = "arms", ("models", "tasks")
 _ARM, _TEMPORARY = re.compile(r"[0-9a-f]{32}"), re.compile(r"\..+\.tmp")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,10 @@ from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.losses import loss_of, quality
 from influence_cli.model.run_folder import RUN_FILE, WEIGHTS_FILE, read_run, write_run
 from influence_cli.model.spec import ModelSpec
-from influence_cli.settings import Inputs, Options
 from influence_cli.stages.curate.score_table import groups_of
 from influence_cli.stages.retrain.arm_quality import GAPS, beyond_accuracy
 from influence_cli.stages.retrain.arms import Arm, arm_fingerprint
-from influence_cli.stages.retrain.canaries import CanaryRequest
-from influence_cli.stages.retrain.scored_arms import EditsRequest
+from influence_cli.stages.retrain.request import RetrainRequest
 from influence_cli.store.files import DamagedFile, replacing, serialized_digest, write_bytes, write_json
 from influence_cli.store.keys import fingerprint
 from influence_cli.store.sealed import CHECKSUM, WEIGHTS, parsed_object, weights_metadata, write_sealed_json
@@ -32,33 +30,12 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from influence_cli.model.train.sgd import Examples, Recipe
+    from influence_cli.model.train.recipe import Recipe
+    from influence_cli.model.train.sgd import Examples
 
 
 METRICS_FILE = "metrics.json"
 MEASURED = 2  # raised whenever more is measured of an arm: what was trained before is measured again
-
-
-@dataclass(frozen=True)
-class RetrainRequest:
-    """What to train, on what, compared with what."""
-
-    inputs: Inputs
-    output: str
-    seeds: int = 1
-    seed: int = 0
-    against: str | None = None
-    arms: tuple[tuple[str, str], ...] = ()  # more curated manifests, as (name, path)
-    test: str | None = None
-    init: str | None = None
-    pretrained: bool = False
-    keep_checkpoints: int = 0
-    calibration: float = 0.0
-    canaries: CanaryRequest | None = None
-    device: str = "auto"
-    edits: EditsRequest | None = None  # arms made from scores
-    attack: str | None = None  # how test rows are attacked: none, or by default linear models alone
-    options: Options = field(default_factory=dict)
 
 
 @dataclass
@@ -141,7 +118,7 @@ class TrainingRun:
         import torch
 
         from influence_cli.model.build import load_model
-        from influence_cli.model.train.convex import LBFGS
+        from influence_cli.model.train.recipe import LBFGS
 
         dtype = torch.float64 if self.recipe.optimizer == LBFGS else None
         return load_model(self.spec, find_checkpoint(str(folder))[0], dtype)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import Listener
 from influence_cli.model.spec import code_named_by_data, is_own
+from influence_cli.options import values_kept
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.run.open import open_run
 from influence_cli.stages.run.run import Run
@@ -46,22 +46,16 @@ def reopen(
     if (origin.get("fit_rows") or {}).get("in_memory"):
         fix = "score with a manifest's path as --fit-rows"
         raise UsageError("its curvature was fitted on rows in memory, which are not found again", where=source, fix=fix)
-    flags = {**origin.get("model_flags", {}), "skip_bad": origin.get("skip_bad", False)}
-    named = flags.get("model") or (origin.get("model") or {}).get("name")
+    kept = values_kept(Inputs, origin)
+    named = kept.get("model") or (origin.get("model") or {}).get("name")
     if is_own(named):
         if not is_own(runtime.code) or (runtime.code != named and not another):
             raise code_named_by_data(str(named), source)
-        flags["model"] = runtime.code
-    inputs = Inputs(
-        origin["manifest"]["locator"] if manifest is None else manifest,
-        target=target or origin["target"].get("locator"),
-        checkpoint=checkpoint or then["locator"],
-        label=label or origin["manifest"].get("label") or "label",
-        group=origin["manifest"].get("group") or "group",
-        allow_overlap=True,  # it was accepted when the table was made
-        fit_rows=(origin.get("fit_rows") or {}).get("locator"),
-        **_fields_of(Inputs, flags),
-    )
+        kept["model"] = runtime.code
+    given = {"manifest": manifest, "label": label, "target": target, "checkpoint": checkpoint}
+    meant = {name: value for name, value in given.items() if value is not None}
+    accepted = {"allow_overlap": True}  # when the table was made
+    inputs = Inputs(**{"manifest": None, **kept, **meant, **accepted})
     session = Session.open(runtime, listener, remember)
     run = open_run(inputs, spec or spec_of(origin), session)
     if not another and run.checkpoint is not None and run.checkpoint.digest != then["fingerprint"]:
@@ -79,10 +73,4 @@ def reopen(
 
 def spec_of(origin: dict[str, Any]) -> GradSpec:
     """What a score table's provenance says was asked for."""
-    return GradSpec(**_fields_of(GradSpec, origin["spec"]))
-
-
-def _fields_of(kind: type[Any], said: dict[str, Any]) -> dict[str, Any]:
-    """What provenance says of the fields of a dataclass; JSON knows no tuples."""
-    known = {f.name for f in fields(kind)}
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in said.items() if k in known}
+    return GradSpec(**values_kept(GradSpec, origin))

@@ -35,13 +35,10 @@ from influence_cli.data.manifest import open_manifest
 from influence_cli.data.tables import provenance, with_provenance
 from influence_cli.maths.softmax_regression import Regression, fit
 from influence_cli.settings import Runtime
-from influence_cli.stages.curate.score_table import CurateRequest, read_scores
+from influence_cli.stages.curate.request import CurateRequest
+from influence_cli.stages.curate.score_table import read_scores
 from influence_cli.stages.evaluate.counterfactuals.brittleness import _Search
-from influence_cli.stages.evaluate.counterfactuals.counterfactuals import (
-    CounterfactualRequest,
-    Training,
-    counterfactuals,
-)
+from influence_cli.stages.evaluate.counterfactuals.counterfactuals import Training, counterfactuals
 from influence_cli.stages.evaluate.counterfactuals.leave_one_out import LeaveOneOut
 from influence_cli.stages.evaluate.counterfactuals.pool import Pool
 from influence_cli.stages.evaluate.counterfactuals.refits import Asked, Outcome
@@ -49,6 +46,7 @@ from influence_cli.stages.evaluate.counterfactuals.removal import Removal
 from influence_cli.stages.evaluate.counterfactuals.score_columns import Columns, columns_of
 from influence_cli.stages.evaluate.counterfactuals.subsets import Subsets
 from influence_cli.stages.evaluate.counterfactuals.target_scores import open_scored_job, scores_for
+from influence_cli.stages.evaluate.request import CounterfactualRequest
 from tests.cases import Heard, call_cli, column, environment, with_column, write
 from tests.oracle import refit, write_manifest
 

@@ -23,14 +23,8 @@ from influence_cli.data.manifest import open_manifest
 from influence_cli.errors import UsageError
 from influence_cli.maths.labels import softmax
 from influence_cli.settings import GradSpec
-from influence_cli.stages.retrain.canaries import (
-    CanaryRequest,
-    confusion_noise,
-    plant,
-    planted_labels,
-    uniform_noise,
-    with_planted,
-)
+from influence_cli.stages.retrain.canaries import confusion_noise, plant, planted_labels, uniform_noise, with_planted
+from influence_cli.stages.retrain.request import CanaryRequest
 from tests.cases import (
     Example,
     Heard,

@@ -29,7 +29,7 @@ from influence_cli.data.tables import provenance
 from influence_cli.methods.exact import Exact
 from influence_cli.model.build import build_model
 from influence_cli.model.spec import ModelSpec
-from influence_cli.model.train.sgd import Recipe
+from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.retrain.retrain import RetrainRequest, retrain
 from influence_cli.stages.run.fit_set import FitSet

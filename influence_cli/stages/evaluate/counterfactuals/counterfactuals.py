@@ -19,7 +19,7 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import Inputs, Runtime
-from influence_cli.stages.curate.score_table import CurateRequest, ScoreTable, read_scores
+from influence_cli.stages.curate.score_table import ScoreTable, read_scores
 from influence_cli.stages.evaluate.counterfactuals.brittleness import Brittleness
 from influence_cli.stages.evaluate.counterfactuals.leave_one_out import LeaveOneOut
 from influence_cli.stages.evaluate.counterfactuals.pool import Pool
@@ -28,7 +28,8 @@ from influence_cli.stages.evaluate.counterfactuals.removal import Removal
 from influence_cli.stages.evaluate.counterfactuals.score_columns import columns_of, random_column
 from influence_cli.stages.evaluate.counterfactuals.subsets import Subsets
 from influence_cli.stages.evaluate.counterfactuals.target_scores import open_scored_run
-from influence_cli.stages.evaluate.counterfactuals.trainer import Training, open_trainer
+from influence_cli.stages.evaluate.counterfactuals.trainer import open_trainer
+from influence_cli.stages.evaluate.request import CounterfactualRequest, Training
 from influence_cli.stages.run.target import target_rows
 from influence_cli.stages.run.usable_rows import check_classes, check_labels, usable_now
 from influence_cli.store import Store, open_store
@@ -36,27 +37,6 @@ from influence_cli.store import Store, open_store
 __all__ = ["CounterfactualRequest", "Training", "counterfactuals", "plan"]
 
 OFF_BY = 0.05  # share by which Phi of all rows trained again may differ from the checkpoint's before that is said
-
-
-@dataclass(frozen=True)
-class CounterfactualRequest:
-    """What to measure (``lds`` subsets, ``removal`` sizes, ``loo`` rows), and how to train."""
-
-    scores: CurateRequest
-    training: Training
-    lds: int | None = None
-    subset_share: float = 0.5
-    removal: tuple[str, ...] = ()
-    loo: int | None = None
-    brittleness: int | None = None  # target rows
-    fixed_divisor: bool | None = None  # None: where the training allows it
-    seeds: int = 1
-    seed: int = 0
-    minutes: float | None = None
-    checkpoint: str | None = None
-    target: str | None = None
-    test: str | None = None
-    store: str | None = ".influence"  # None: a temporary store, thrown away
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,8 @@ from influence_cli.store.shards import key_order
 if TYPE_CHECKING:
     from torch import nn
 
-    from influence_cli.model.train.sgd import Examples, Recipe
+    from influence_cli.model.train.recipe import Recipe
+    from influence_cli.model.train.sgd import Examples
 
 Floats = NDArray[np.float64]
 

@@ -14,31 +14,14 @@ from influence_cli.model.checkpoints import Checkpoint, find_checkpoint
 from influence_cli.model.run_folder import read_run
 from influence_cli.model.spec import ModelSpec, is_own, known_again, new_spec
 from influence_cli.settings import Inputs
+from influence_cli.stages.evaluate.request import Training
 from influence_cli.store import Store
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from influence_cli.model.train.sgd import Recipe
-
-
-@dataclass(frozen=True)
-class Training:
-    """What flags and settings say of model and recipe: ``said`` overrides the run folder, ``otherwise`` fills in."""
-
-    said: dict[str, Any]
-    otherwise: dict[str, Any]
-    input_size: int | None = None
-    num_classes: int | None = None
-    init: str | None = None
-    pretrained: bool = False
-    device: str = "auto"
-
-    @property
-    def model(self) -> str | None:
-        """The model that flags and settings name."""
-        return self.said.get("model") or self.otherwise.get("model")
+    from influence_cli.model.train.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -77,7 +60,7 @@ def open_trainer(checkpoint: str | None, manifest: Manifest, training: Training,
     """
     from influence_cli.model.build import device_of
     from influence_cli.model.train.convex import check_convex
-    from influence_cli.model.train.sgd import Recipe
+    from influence_cli.model.train.recipe import Recipe
 
     run = (None if checkpoint is None else read_run(checkpoint)) or {}
     known = {f.name for f in fields(Recipe)}

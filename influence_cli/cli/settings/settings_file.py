@@ -1,0 +1,145 @@
+"""The nearest settings file, its keys checked, and its values as settings: where they are wrong it is named."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from influence_cli.cli.settings.requests import all_options, options_of
+from influence_cli.errors import UsageError, nearest
+from influence_cli.options import STAGES, Option
+
+OPTION_TABLES = ("method", "objective", "action")
+
+
+@dataclass
+class SettingsFile:
+    """What a settings file says of one command; without a path, nothing."""
+
+    path: Path | None = None
+    keys: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)  # method, objective or action -> options
+
+
+def find_file(start: Path) -> Path | None:
+    """The nearest settings file from ``start`` upwards."""
+    for folder in (start, *start.parents):
+        if _is_there(folder / "influence.toml"):
+            return folder / "influence.toml"
+        project = folder / "pyproject.toml"
+        if _is_there(project) and "influence" in _load(project).get("tool", {}):
+            return project
+    return None
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file; only one that --config names may be a pipe, which would be waited for.
+
+    Raises:
+        UsageError: something else has its name.
+    """
+    if path.exists() and not path.is_file():
+        fix = "move it away, or pass --config FILE or --isolated"
+        raise UsageError("the settings file is no regular file", where=str(path), fix=fix)
+    return path.exists()
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(
+            f"the settings file cannot be read ({error.strerror})", where=str(path), fix="check --config"
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"the settings file is not TOML ({error})", where=str(path), fix="correct it") from error
+
+
+def read_file(config: str | None, command: str) -> SettingsFile:
+    """What the file ``config``, or the nearest, says of a command.
+
+    Raises:
+        UsageError: it cannot be read, or says something unknown.
+    """
+    path = Path(config) if config else find_file(Path.cwd())
+    if path is None:
+        return SettingsFile()
+    content = _load(path)
+    if path.name == "pyproject.toml":
+        content = content.get("tool", {}).get("influence", {})
+    own: dict[str, Any] = {}
+    file = SettingsFile(path)
+    for key, value in content.items():
+        if key in OPTION_TABLES and isinstance(value, dict):
+            file.options.update(_option_table(key, value, path))
+        elif key in STAGES and isinstance(value, dict):
+            for inner in value:
+                _check_key(inner, path, [o.name for o in options_of(key) if o.stored] + ["manifest"], f"[{key}] ")
+            if key == command:
+                own = {k.replace("-", "_"): v for k, v in value.items()}
+        else:
+            _check_key(key, path, [o.name for o in all_options().values() if o.stored], "")
+            file.keys[key.replace("-", "_")] = value
+    file.keys.update(own)
+    return file
+
+
+def _option_table(key: str, table: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
+    """The options by name in ``[method]``, ``[objective]`` or ``[action]``."""
+    if not all(isinstance(inner, dict) for inner in table.values()):
+        raise UsageError(f"[{key}] holds a value", where=str(path), fix=f"write [{key}.NAME] and options below it")
+    check_option_names(table, str(path))
+    return {name: {k.replace("-", "_"): v for k, v in inner.items()} for name, inner in table.items()}
+
+
+def check_option_names(names: Iterable[str], where: str) -> None:
+    """Refuse options of what is no method, objective or action.
+
+    Raises:
+        UsageError: a name is unknown.
+    """
+    from influence_cli.actions import ACTIONS
+    from influence_cli.methods import METHODS
+    from influence_cli.objectives import OBJECTIVES
+
+    known = [*METHODS, *OBJECTIVES, *ACTIONS, "combine"]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{name!r} is no method, objective or action", where=where, fix=nearest(name, known))
+
+
+def _check_key(key: str, path: Path, known: list[str], table: str) -> None:
+    if key.replace("-", "_") not in known:
+        names = [k.replace("_", "-") for k in known]
+        raise UsageError(f"unknown key {table}{key!r}", where=str(path), fix=nearest(key, names))
+
+
+def value_in_file(option: Option, value: Any, path: Path | None) -> Any:
+    """The value of a key.
+
+    Raises:
+        UsageError: it is of another type than the option.
+    """
+    kind = option.kind
+    if kind is list:
+        value = [value] if isinstance(value, str) else value
+        if not isinstance(value, list):
+            raise UsageError(f"{option.name} must be a list", where=str(path), fix=f'{option.name} = ["..."]')
+        return [str(v) for v in value]
+    number = kind is float and isinstance(value, int) and not isinstance(value, bool)
+    if not number and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+        what = f"{option.name} = {value!r} is not of type {kind.__name__}"
+        raise UsageError(what, where=str(path), fix="correct the settings file")
+    return _from_folder(str(value), path.parent) if option.path and path is not None else value
+
+
+def _from_folder(path: str, folder: Path) -> str:
+    """A path of the settings file as seen from here; unchanged where the file is here."""
+    if "://" in path or Path(path).is_absolute() or not path.strip():
+        return path
+    base = os.path.relpath(folder)
+    return path if base == "." else os.path.join(base, path)

@@ -1,0 +1,87 @@
+"""What a run would do: the rows stored and to compute, what is fitted and solved for, seconds and bytes."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from influence_cli.cli.console import terminal
+from influence_cli.cli.printing import cell, print_json, print_table
+from influence_cli.cli.settings.requests import ResultOptions
+
+if TYPE_CHECKING:
+    from influence_cli.stages.run.run import Run
+    from influence_cli.stages.run.session import Session
+
+Described = dict[str, Any]
+
+STEPS = ("member", "target rows", "rows stored", "rows to compute", "passes", "seconds", "bytes", "why")
+FITS = ("method", "rows", "passes", "seconds", "bytes", "why")
+SOLVES = ("method", "directions", "rows", "passes", "seconds")
+GRADIENTS = ("rows", "params", "values", "rows_stored", "rows_to_compute", "seconds", "bytes")
+
+
+def show_plan(result: ResultOptions, run: Run, session: Session) -> None:
+    """What would run: as JSON in a pipe or when asked, as tables for people."""
+    from influence_cli.stages.run.estimate import planned_gradients
+    from influence_cli.stages.run.plan import describe_plan, missing_work, needed_rates
+    from influence_cli.stages.run.rates import known_rates
+
+    work, estimated = missing_work(run, session), {}
+    if not needed_rates(work) <= set(known_rates(run, session)):
+        from influence_cli.stages.run.estimate import estimated_rates
+
+        estimated = estimated_rates(run, session, work)
+    described = describe_plan(run, session, work, estimated, planned_gradients(run, session))
+    if result.wants_json:
+        print_json(described)
+        return
+    title = f"store: {described['store']}; seconds are {described['seconds_are']}"
+    print_table(title, STEPS, [_step(s) for s in described["steps"]], sys.stdout)
+    for name, m in described["members"].items():
+        until = f"{m['least']} to {m['most']} members, until the lowest rows stay the same; the most are planned"
+        terminal().note(
+            f"{name}: {until if m['decided'] is None else str(m['decided']) + ' members, as decided before'}"
+        )
+    _member_table("curvature to fit", described["steps"], "fits", FITS)
+    values = [(s["member"], *v) for s in described["steps"] for v in s["row_values_to_compute"].items()]
+    if values:
+        cells = [[str(m), name, f"{rows:,}"] for m, name, rows in values]
+        print_table("values of rows to compute", ["member", "method", "rows"], cells, sys.stdout)
+    _member_table("directions to solve for; passes at most", described["steps"], "solves", SOLVES)
+    _gradients(described["row_gradients"])
+
+
+def _step(s: Described) -> list[str]:
+    """The cells of what is done at one member."""
+    return [
+        str(s["member"]) if s["dropout"] is None else f"{s['member']} (dropout {s['dropout']:.4f})",
+        cell(s["target_rows_to_pass"]),
+        f"{s['rows_stored']:,}",
+        f"{s['rows_to_compute']:,}",
+        cell(s["forward_passes"]),
+        cell(s["seconds"]),
+        f"{s['bytes']:,}",
+        s["why"],
+    ]
+
+
+def _member_table(title: str, steps: list[Described], part: str, names: tuple[str, ...]) -> None:
+    """A part of every step, a line an entry, where there is any."""
+    cells = [[str(s["member"]), *_figures(entry, names)] for s in steps for entry in s[part]]
+    if cells:
+        print_table(title, ["member", *names], cells, sys.stdout)
+
+
+def _figures(entry: Described, names: tuple[str, ...]) -> list[str]:
+    return [f"{entry[n]:,}" if isinstance(entry[n], int) else cell(entry[n]) for n in names]
+
+
+def _gradients(planned: list[Described]) -> None:
+    """Rows' own gradients that a plan holds."""
+    if planned:
+        names = [n.replace("_", " ") for n in GRADIENTS]
+        print_table("rows' own gradients", names, [_figures(g, GRADIENTS) for g in planned], sys.stdout)
+    for g in planned:
+        if g["refused"]:
+            terminal().warn(f"these will be refused: {g['refused']}")

@@ -1,0 +1,91 @@
+"""A stage's table: to a file, as rows for people on a terminal, or as JSONL in a pipe."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import IO, TYPE_CHECKING
+
+from influence_cli.cli.console import terminal
+from influence_cli.cli.printing import cell, print_json, print_table
+from influence_cli.cli.settings.requests import ResultOptions
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+STRONGEST = 20  # rows of a table on a terminal
+
+
+def put_table(
+    result: ResultOptions, table: pa.Table, kind: str, sort_by: str | None = None, descending: bool = False
+) -> None:
+    """Write a table of a kind to --output, or print it where there is none."""
+    from influence_cli.data.tables import write_table
+
+    if result.output:
+        note_formulas(table, result.output)
+        write_table(table, result.output, kind)
+    else:
+        print_rows(result, table, sort_by, descending)
+
+
+def print_rows(result: ResultOptions, table: pa.Table, sort_by: str | None = None, descending: bool = False) -> None:
+    """A table on standard output: its strongest rows for people, every row otherwise."""
+    from influence_cli.data.tables import as_csv, as_jsonl, rows_of, write_all
+
+    how = result.format
+    if how == "table" or (how == "auto" and sys.stdout.isatty()):
+        _print_strongest(table, sort_by, descending)
+    elif how == "json":
+        print_json({"schema_version": 1, "rows": rows_of(table)})
+    elif how == "csv":
+        note_formulas(table)
+        write_all(as_csv(table))
+    else:
+        write_all(as_jsonl(table))
+
+
+def _print_strongest(table: pa.Table, sort_by: str | None, descending: bool) -> None:
+    """The first rows in an order, in as many columns as there is room for."""
+    from influence_cli.data.tables import rows_of
+
+    if sort_by is not None:
+        table = table.sort_by([(sort_by, "descending" if descending else "ascending")])
+    hidden = {"row_key", "payload_key", *_same_as_score(table)}
+    shown = table.slice(0, STRONGEST).select([n for n in table.column_names if n not in hidden])
+    order = f", by {sort_by}" if sort_by else ""
+    cells = [[cell(v) for v in row.values()] for row in rows_of(shown)]
+    names, rows, left_out = fitting(shown.column_names, cells, sys.stdout)
+    print_table(f"{len(cells)} of {table.num_rows:,} rows{order}", names, rows, sys.stdout)
+    if left_out:
+        terminal().note(f"no room for {', '.join(left_out)}: see all with -o FILE, or --format csv")
+
+
+def note_formulas(table: pa.Table, output: str = "-.csv") -> None:
+    """Say how many texts a spreadsheet would run, where a table becomes CSV."""
+    from influence_cli.data.formulas import formulas_in, said
+
+    count = formulas_in(table) if output.endswith(".csv") else 0
+    if count:
+        terminal().note(said(count))
+
+
+def _same_as_score(table: pa.Table) -> list[str]:
+    """The column that ``score`` repeats."""
+    from influence_cli.data.tables import provenance
+
+    only = provenance(table.schema).get("score_is")
+    return [only] if only else []
+
+
+def fitting(names: list[str], cells: list[list[str]], stream: IO[str]) -> tuple[list[str], list[list[str]], list[str]]:
+    """As many columns, from the left, as the terminal is wide: a cut id helps nobody.  Last: what was left out."""
+    if not stream.isatty():
+        return names, cells, []
+    width, used, kept = shutil.get_terminal_size().columns, 0, 0
+    for k, name in enumerate(names):
+        used += max([len(name), *(len(row[k]) for row in cells)]) + 2
+        if used > width + 2 and k > 0:
+            break
+        kept += 1
+    return names[:kept], [row[:kept] for row in cells], names[kept:]

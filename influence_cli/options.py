@@ -1,0 +1,197 @@
+"""Options of the commands: one field of a request says all there is to say of one.
+
+``option`` declares a field of a dataclass whose flag, key of a settings file, environment variable, help, line of
+``--show-settings`` and entry in a table's provenance are made from it:
+
+>>> from dataclasses import dataclass
+>>> @dataclass(frozen=True)
+... class Request:
+...     kept_in = "request"
+...     crop: float | None = option(None, "Cut the middle of images.", RUNS)
+...     methods: tuple[str, ...] = option(("ip",), "Scoring method.", RUNS, name="method")
+>>> [(o.name, o.flags, o.kind.__name__, o.default) for o in options_in(Request)]
+[('crop', ('--crop',), 'float', None), ('method', ('--method',), 'list', ['ip'])]
+>>> build_request(Request, {"crop": 0.875, "method": ["ip", "loss"]})
+Request(crop=0.875, methods=('ip', 'loss'))
+>>> kept_values(build_request(Request, {"crop": 0.875}))
+{'crop': 0.875, 'methods': ['ip']}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from influence_cli.errors import UsageError, nearest
+
+T = TypeVar("T")
+
+MANIFEST, METHODS, CACHE, GUIDE = "manifest", "methods", "cache", "guide"
+GRADS, SCORE, CURATE, RETRAIN, EVALUATE = "grads", "score", "curate", "retrain", "evaluate"
+RUNS = (GRADS, SCORE)
+TRAINS = (RETRAIN, EVALUATE)
+RUNS_AND_RETRAIN = (*RUNS, RETRAIN)
+RUNS_AND_EVALUATE = (*RUNS, EVALUATE)
+MODEL = (*RUNS, *TRAINS)
+STAGES = (GRADS, SCORE, CURATE, RETRAIN, EVALUATE)
+WRITING = (MANIFEST, *STAGES)
+SHOWING = (*WRITING, METHODS, CACHE)
+EVERY = (*SHOWING, GUIDE)
+
+PATH: dict[str, Any] = {"path": True, "metavar": "PATH"}  # of an option that is a place
+NOWHERE = ""  # ``kept`` of an option that no provenance holds
+_KINDS: dict[str, type] = {"bool": bool, "int": int, "float": float, "tuple[str, ...]": list}
+_METAVARS = {str: "TEXT", int: "N", float: "X", list: "NAME"}
+_KEY = "option"  # of a field's metadata
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option of some commands; ``field`` and ``default`` are read from its field."""
+
+    help: str
+    commands: tuple[str, ...]
+    name: str = ""  # default: the field's
+    flags: tuple[str, ...] = ()  # default: the name's
+    metavar: str | None = None
+    path: bool = False  # relative paths in a settings file count from that file
+    stored: bool = True  # False: a flag only, never read from a settings file or the environment
+    least: float | None = None  # the smallest value that makes sense
+    choices: tuple[str, ...] = ()  # the only values there are
+    text: str | None = None  # the default as people write it, where the field's is something else
+    read: Callable[[str, str], Any] | None = None  # (text, flag) -> the field's value
+    kept: str | None = None  # where provenance holds it; default: in the request's own part, by the field's name
+    after: str | None = None  # the option it is shown after; default: the field before
+    kind: type = object  # str, int, float, bool or list (of strings, repeatable); default: the field's, as text
+
+    field: str = ""
+    default: Any = None
+
+    @property
+    def shown_metavar(self) -> str | None:
+        """What stands for the value in help."""
+        return self.metavar or _METAVARS.get(self.kind)
+
+    @property
+    def shown_help(self) -> str:
+        """What the option means, with its default."""
+        if self.default in (None, False, []):
+            return self.help
+        return f"{self.help} [default: {', '.join(self.default) if self.kind is list else self.default}]"
+
+
+def option(default: Any, help: str, commands: Iterable[str], *flags: str, **more: Any) -> Any:
+    """A field of a request that is an option of ``commands``; ``more`` are the fields of ``Option``."""
+    about = {_KEY: Option(help, tuple(commands), flags=flags, **more)}
+    if default is dict:
+        return dataclasses.field(default_factory=dict, metadata=about)
+    return dataclasses.field(default=default, metadata=about)
+
+
+def same_option(default: Any, name: str, read: Callable[[str, str], Any]) -> Any:
+    """A field of a request that takes an option which another request declares, in its own way."""
+    return dataclasses.field(default=default, metadata={_KEY: Option("", (), name=name, read=read)})
+
+
+def options_in(request: Any) -> list[Option]:
+    """The options that a request, or its class, declares or takes over, in the order of its fields."""
+    return [_of_field(f) for f in dataclasses.fields(request) if _KEY in f.metadata]
+
+
+def _of_field(field: dataclasses.Field[Any]) -> Option:
+    o: Option = field.metadata[_KEY]
+    name = o.name or field.name
+    annotation = field.type if isinstance(field.type, str) else field.type.__name__
+    kind = o.kind if o.kind is not object else (str if o.read else _KINDS.get(annotation.removesuffix(" | None"), str))
+    default = None if field.default is dataclasses.MISSING or o.read else field.default
+    if kind is list:
+        default = list(field.default) if isinstance(field.default, tuple) else []
+    default = default if o.text is None else o.text
+    flags = o.flags or (f"--{name.replace('_', '-')}",)
+    return dataclasses.replace(o, name=name, flags=flags, field=field.name, kind=kind, default=default)
+
+
+@functools.cache
+def in_order(requests: tuple[type, ...]) -> dict[str, Option]:
+    """Every option that the requests declare, by name, in the order in which people are shown them."""
+    runs: list[list[Option]] = []
+    for request in requests:
+        for k, o in enumerate(o for o in options_in(request) if o.commands):
+            if k == 0 or o.after is not None:
+                runs.append([])
+            runs[-1].append(o)
+    placed: list[Option] = []
+    while runs:
+        names = [o.name for o in placed]
+        run = next(r for r in runs if r[0].after is None or r[0].after in names)
+        runs.remove(run)
+        at = len(placed) if run[0].after is None else names.index(run[0].after) + 1
+        placed[at:at] = run
+    return {o.name: o for o in placed}
+
+
+def build_request(kind: type[T], values: Mapping[str, Any], **more: Any) -> T:
+    """A request whose fields take the values of the options of their names; ``more`` are values of fields themselves.
+
+    A value that is None, or absent, leaves its field at its default.
+    """
+    declared = {o.field: o for o in options_in(kind)}
+    made: dict[str, Any] = {}
+    for f in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]
+        o = declared.get(f.name)
+        value = values.get(f.name if o is None else o.name)
+        if value is None or f.name in more:
+            continue
+        if isinstance(value, list):
+            value = tuple(value)
+        if o is not None and o.read is not None:
+            flag = o.flags[-1]
+            value = tuple(o.read(v, flag) for v in value) if isinstance(value, tuple) else o.read(value, flag)
+        made[f.name] = value
+    return kind(**{**made, **more})
+
+
+def check_choices(request: Any) -> None:
+    """Refuse a value that is none of its option's choices.
+
+    Raises:
+        UsageError: it is none.
+    """
+    for o in options_in(request):
+        value = getattr(request, o.field)
+        if o.choices and value is not None and value not in o.choices:
+            raise UsageError(f"{o.flags[-1]} {value!r} is unknown", fix=nearest(value, list(o.choices)))
+
+
+def comma_list(text: str, _: str = "") -> tuple[str, ...]:
+    """The different parts of a text with commas."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+# ---- provenance ---------------------------------------------------------------------------------------------------
+
+
+def kept_values(request: Any) -> dict[str, Any]:
+    """What provenance holds of a request in the part of its own, ``kept_in``, as JSON."""
+    return {o.field: _plain(getattr(request, o.field)) for o in options_in(request) if o.kept is None}
+
+
+def values_kept(kind: type, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a request's fields that provenance holds, by field; JSON knows no tuples."""
+    found: dict[str, Any] = {}
+    for o in options_in(kind):
+        value: Any = origin
+        for part in (f"{kind.kept_in}.{o.field}" if o.kept is None else o.kept).split("."):
+            value = (value or {}).get(part)
+        if value is not None:
+            found[o.field] = tuple(value) if isinstance(value, list) else value
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON: names as a list, numbers as the text that their flag takes."""
+    if not isinstance(value, tuple):
+        return value
+    return list(value) if all(isinstance(v, str) for v in value) else ",".join(map(repr, value))

@@ -1,0 +1,70 @@
+"""What ``curate`` is asked to do: with which scores, under which budget, when the gate trips, and where edits go."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field
+from typing import Any
+
+from influence_cli.options import CURATE, EVALUATE, PATH, RETRAIN, SCORE, option
+from influence_cli.settings import Options
+
+
+@dataclass(frozen=True)
+class CurateRequest:
+    """What to do with a score table."""
+
+    scores: Any  # a path, "-", or a table in memory
+    action: str = option("trim", "trim, relabel or reweight (retrain: several, with commas).", (CURATE, RETRAIN))
+    budget: str | None = option(
+        None, "Most rows to touch: 5% or 200 (retrain: 1%,2%) [default: 5%].", (CURATE, EVALUATE, RETRAIN)
+    )
+    manifest: Any = None  # default: where the provenance says
+    label: str | None = None
+    by: tuple[str, ...] = option(
+        ("score",),
+        "Score column to act on; several: curate combines them, retrain compares them.",
+        (CURATE, RETRAIN),
+        metavar="COLUMN",
+    )
+    combine: str | None = option(
+        None,
+        "Several into one: ranksum (default where there are several), zsum, minrank, lexi or linear.",
+        (SCORE, CURATE, RETRAIN),
+        metavar="RULE",
+    )
+    maximise: str | None = option(  # in place of ``by``
+        None, "Trim the rows that gain most of this objective ...", (CURATE,), metavar="OBJECTIVE"
+    )
+    subject_to: tuple[str, ...] = option((), "... and lose nothing of this one.", (CURATE,), metavar="'OBJECTIVE>=0'")
+    options: Options = field(default_factory=dict)
+    skip_bad: bool = False
+
+
+@dataclass(frozen=True)
+class GateRequest:
+    """When the gate trips."""
+
+    max_flagged: str = option("0", "Flagged new rows that are still accepted: 3% or 10.", (CURATE,))
+    false_flag: str = option("1%", "Probability that a clean new row is flagged.", (CURATE,))
+    threshold: float | None = option(
+        None, "Flag new rows whose effect is below minus this, in the objective's unit.", (CURATE,)
+    )
+    baseline: str | None = option(None, "Accepted rows, by row key (JSONL).", (CURATE,), **PATH)
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """Where the edited rows go, and in which form."""
+
+    path: str = option(
+        MISSING, "Write the rows back in the form that they came in.", (CURATE,), name="export", **PATH, stored=False
+    )
+    form: str | None = option(
+        None,
+        "folder, csv, jsonl, huggingface, label-studio or npz [default: as they came].",
+        (CURATE,),
+        name="export_as",
+        metavar="FORM",
+    )
+    link: str = option("symbolic", "Images of an exported folder: symbolic, hard or copy.", (CURATE,))
+    url_prefix: str | None = option(None, "label-studio: what goes before image paths.", (CURATE,), metavar="URL")

@@ -1,0 +1,117 @@
+"""What ``retrain`` is asked to do: what to train, on what, with which wrong labels planted, compared with what."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field
+from typing import Any
+
+from influence_cli.errors import UsageError
+from influence_cli.options import PATH, RETRAIN, TRAINS, comma_list, option, same_option
+from influence_cli.settings import GradSpec, Inputs, Options
+from influence_cli.stages.budgets import parse_share
+
+NOISES = ("confusion", "uniform")
+
+
+def named_arm(text: str, flag: str = "--arm") -> tuple[str, str]:
+    """The name and the path in "NAME=PATH".
+
+    Raises:
+        UsageError: there are none.
+    """
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise UsageError(f"{flag} {text!r} cannot be read", fix=f"write {flag} loss=loss-trimmed.parquet")
+    return name, path
+
+
+@dataclass(frozen=True)
+class CanaryRequest:
+    """How many canaries, and which labels they get."""
+
+    share: float = option(
+        MISSING,
+        "Share of train rows trained on with a wrong label.",
+        (RETRAIN,),
+        name="canaries",
+        metavar="5%",
+        read=parse_share,
+    )
+    noise: str | None = option(None, "confusion (with --canaries-from) or uniform.", (RETRAIN,), name="canary_noise")
+    source: str | None = option(
+        None,
+        "Draw them as this model errs.",
+        (RETRAIN,),
+        name="canaries_from",
+        path=True,
+        metavar="CHECKPOINT",
+        after="canaries",
+    )
+
+    def __post_init__(self) -> None:
+        if self.noise not in (None, *NOISES):
+            raise UsageError(f"--canary-noise {self.noise!r} is unknown", fix="confusion or uniform")
+        if self.noise == "confusion" and self.source is None:
+            raise UsageError("--canary-noise confusion needs a model", fix="pass --canaries-from CHECKPOINT")
+
+    @property
+    def kind(self) -> str:
+        """The noise that is meant."""
+        return self.noise or ("uniform" if self.source is None else "confusion")
+
+
+@dataclass(frozen=True)
+class EditsRequest:
+    """Which edits to compare: by stored scores, or (``rounds``) by scores made anew between trims."""
+
+    scores: Any = option(
+        None,
+        "Score table: an arm for every column (--by), --action and --budget.",
+        (RETRAIN,),
+        path=True,
+        metavar="TABLE",
+        after="undo",
+    )
+    budgets: tuple[str, ...] = same_option(("5%",), "budget", comma_list)
+    actions: tuple[str, ...] = same_option(("trim",), "action", comma_list)
+    by: tuple[str, ...] = ("score",)
+    combine: str | None = None  # also the columns combined, by this rule
+    options: Options = field(default_factory=dict)
+    rounds: int = option(1, "Trim in so many rounds, scoring by --method in between.", (RETRAIN,), least=1)
+    spec: GradSpec = field(default_factory=GradSpec)  # what is scored between trims
+
+
+@dataclass(frozen=True)
+class RetrainRequest:
+    """What to train, on what, compared with what."""
+
+    inputs: Inputs
+    output: str
+    against: str | None = option(
+        None, "Manifest before curation; adds arms: no edit and random controls.", (RETRAIN,), **PATH
+    )
+    arms: tuple[tuple[str, str], ...] = option(
+        (),
+        "One more curated manifest to compare.",
+        (RETRAIN,),
+        name="arm",
+        kind=list,
+        read=named_arm,
+        metavar="NAME=PATH",
+    )
+    test: str | None = option(None, "Rows to test on [default: rows with split test].", TRAINS, **PATH)
+    init: str | None = option(None, "Checkpoint to start from.", TRAINS, **PATH)
+    pretrained: bool = option(False, "Start from timm's pretrained weights (downloads).", TRAINS)
+    seeds: int = option(1, "Number of seeds for every arm.", TRAINS, least=1, after="augment")
+    seed: int = 0
+    keep_checkpoints: int = option(0, "Checkpoints to keep of the first arm and seed.", (RETRAIN,), least=0)
+    calibration: float = option(
+        0.0, "Share of train rows left out of training, for the gate.", (RETRAIN,), metavar="5%", read=parse_share
+    )
+    canaries: CanaryRequest | None = None
+    device: str = "auto"
+    edits: EditsRequest | None = None  # arms made from scores
+    attack: str | None = option(
+        None, "Attack test rows: linear, pgd, fgsm, none [default: linear models].", (RETRAIN,), after="rounds"
+    )
+    options: Options = field(default_factory=dict)
