@@ -99,7 +99,18 @@ def scored(folder: Path, method: str, checkpoint: str = "run", *more: str) -> np
 
 
 def test_a_quantity_is_planned_computed_stored_listed_and_kept(folder: Path, registered: None) -> None:
-    given = ("score", "m.parquet", "--checkpoint", "run", "--method", "short-first", "--store", "store", "--precision", "fp64")
+    given = (
+        "score",
+        "m.parquet",
+        "--checkpoint",
+        "run",
+        "--method",
+        "short-first",
+        "--store",
+        "store",
+        "--precision",
+        "fp64",
+    )
     plan = call_cli(*given, "--dry-run", "--format", "json", cwd=folder).json
     assert plan["steps"][0]["row_values_to_compute"] == {"input_norms": 40}
     assert plan["seconds"] is not None
