@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from influence_cli.curvature.fit_pass import check_rows, layers_at, passes, positions
-from influence_cli.engines.layerwise.layers import BlockLayout, Layers
+from influence_cli.curvature.fit_pass import check_rows, layers_at, passes
+from influence_cli.engines.layerwise.blocks import BlockLayout
+from influence_cli.engines.layerwise.layers import Layers
+from influence_cli.engines.layerwise.positions import positions
 from influence_cli.maths.keyed_draws import keyed_uniform
 from influence_cli.maths.kronecker import eigenbasis, label_at, output_root, rotated_squares, second_moment
 

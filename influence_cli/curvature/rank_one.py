@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from influence_cli.curvature.fit_pass import by_tensor, check_rows, layers_at, passes
-from influence_cli.engines.layerwise.layers import Tape
+from influence_cli.engines.layerwise.tape import Tape
 from influence_cli.maths.rank_one import coefficients
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from influence_cli.curvature.curvature import Curvature
-    from influence_cli.engines.layerwise.layers import Block
+    from influence_cli.engines.layerwise.blocks import Block
 
 Needs = Literal["tangents", "outputs", "rows", "nothing"]
 Kind = Literal["signed", "ranking"]
