@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from influence_cli.engines.dual.dual import Dual, rule, tangents_of, value_of, waiting
+from influence_cli.engines.dual.dual import Dual, compute_before_writes, rule, tangents_of, value_of
 from influence_cli.engines.dual.packed import convolve, in_channels_last, output_sizes
 
 aten = torch.ops.aten
@@ -131,7 +131,7 @@ def _pairs(a: list[Affine], b: list[Affine]) -> list[tuple[Affine, Affine]]:
 
 def _folded_once(pending: Pending, norm: Norm) -> tuple[Affine, list[Affine]]:
     """The folded weights, made on the first batch and kept with the weight."""
-    kept = pending.weight.folded if isinstance(pending.weight, Dual) and pending.weight.lasting else {}
+    kept = pending.weight.folded if isinstance(pending.weight, Dual) and pending.weight.from_outside else {}
     parts = (pending.bias, *norm.parts())
     key = tuple(map(id, parts))
     if key not in kept:
@@ -152,7 +152,7 @@ def _convolution(x: Any, weight: Any, bias: Any, *settings: Any) -> Dual:
     last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last or pending.last else torch.contiguous_format
     form = torch.empty((x.shape[0], weight.shape[0], *sizes), dtype=x.dtype, device="meta", memory_format=layout)
-    return waiting(Dual(form, later=pending), x)
+    return compute_before_writes(Dual(form, pending=pending), x)
 
 
 @rule(aten.addmm.default)
@@ -161,7 +161,7 @@ def _linear(bias: Any, x: Any, weight: Any, *, beta: Any = 1, alpha: Any = 1) ->
     if beta != 1 or alpha != 1 or bias.ndim != 1:
         return NotImplemented
     form = torch.empty((x.shape[0], weight.shape[1]), dtype=x.dtype, device="meta")
-    return waiting(Dual(form, later=Pending(x, weight, bias, None)), x)
+    return compute_before_writes(Dual(form, pending=Pending(x, weight, bias, None)), x)
 
 
 def folds(parameters: Iterable[Any]) -> int:
@@ -179,8 +179,8 @@ def _batch_norm(
     if training or mean is None or variance is None:
         return NotImplemented
     norm = Norm(scale, shift, value_of(mean), value_of(variance), eps)
-    if isinstance(x, Dual) and isinstance(x.later, Pending):
-        out = Dual(*x.later.run(*_folded_once(x.later, norm)))
+    if isinstance(x, Dual) and isinstance(x.pending, Pending):
+        out = Dual(*x.pending.run(*_folded_once(x.pending, norm)))
     else:
         out = Dual(*_by_channel(x, norm))
     return out, torch.empty(0), torch.empty(0)

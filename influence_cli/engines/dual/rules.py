@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from influence_cli.engines.dual.dual import Dual, held, rule, tangents_of, value_of
+from influence_cli.engines.dual.dual import Dual, leaf, rule, tangents_of, value_of
 
 aten = torch.ops.aten
 
@@ -25,10 +25,10 @@ def _sum(a: Any, b: Any, scale: Any) -> Any:
     out = torch.add(value_of(a), value_of(b), alpha=scale)
     ta, tb = tangents_of(a), tangents_of(b)
     if ta and tb:
-        return Dual(out, tuple(torch.add(x, y, alpha=scale) for x, y in zip(ta, tb, strict=True)), own=True)
+        return Dual(out, tuple(torch.add(x, y, alpha=scale) for x, y in zip(ta, tb, strict=True)), overwritable=True)
     for x in (a, b):
         if isinstance(x, Dual):
-            x.own = False  # the sum holds its tangents too
+            x.overwritable = False  # the sum holds its tangents too
     alone = ta or (tb if scale == 1 else tuple(y * scale for y in tb))
     return Dual(out, tuple(t.expand(out.shape) for t in alone))
 
@@ -41,12 +41,12 @@ rule(aten.sub.Tensor)(lambda a, b, *, alpha=1: _sum(a, b, -alpha))
 def _add_in_place(a: Dual, b: Any, *, alpha: Any = 1) -> Any:
     """A residual sum: a's tangents are overwritten where nothing else holds them."""
     ta, tb = a.tangents, tangents_of(b)
-    if not isinstance(b, Tensor) or not a.own or not tb:
+    if not isinstance(b, Tensor) or not a.overwritable or not tb:
         return NotImplemented
-    a.become(
+    a.assign(
         a.value.add_(value_of(b), alpha=alpha),
         tuple(x.add_(y, alpha=alpha) for x, y in zip(ta, tb, strict=True)),
-        own=True,
+        overwritable=True,
     )
     return a
 
@@ -74,23 +74,23 @@ def _product(a: Any, b: Any) -> Dual:
         tangents = tuple(add(va @ y, x, vb) for x, y in zip(ta, tb, strict=True))
     else:
         tangents = tuple(x @ vb for x in ta) or tuple(va @ y for y in tb)
-    return Dual(va @ vb, tangents, own=True)
+    return Dual(va @ vb, tangents, overwritable=True)
 
 
 @rule(aten.t.default)
 def _transposed(x: Dual) -> Any:
     """The transpose of a parameter: what was folded into it stays known."""
-    if not x.lasting:
+    if not x.from_outside:
         return NotImplemented
     value, tangents, folded = x.folded.setdefault("t", (x.value.t(), tuple(t.t() for t in x.tangents), {}))
-    made = held(value, tangents)  # torch wants a new object for a view
+    made = leaf(value, tangents)  # torch wants a new object for a view
     made.folded = folded
     return made
 
 
 def _activation(x: Dual, value: Tensor, derivative: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Dual:
     """f(x) and f'(x) x', where ``derivative(tangent, x, f(x))`` is that product."""
-    return Dual(value, tuple(derivative(t, x.value, value) for t in x.tangents), own=True)
+    return Dual(value, tuple(derivative(t, x.value, value) for t in x.tangents), overwritable=True)
 
 
 @rule(aten.relu.default)
@@ -102,11 +102,11 @@ def _relu(x: Dual) -> Dual:
 def _relu_in_place(x: Dual) -> Any:
     """The value and, where nothing else holds them, the tangents are overwritten."""
     value, tangents = x.value.relu_(), x.tangents
-    for t in tangents if x.own else ():
+    for t in tangents if x.overwritable else ():
         aten.threshold_backward.grad_input(t, value, 0, grad_input=t)
-    if not x.own:
+    if not x.overwritable:
         tangents = tuple(aten.threshold_backward(t, value, 0) for t in tangents)
-    x.become(value, tangents, own=True)
+    x.assign(value, tangents, overwritable=True)
     return x
 
 
@@ -192,7 +192,7 @@ def _max_pool(x: Dual, *args: Any) -> Any:
             t.permute(0, 2, 3, 1).flatten(1, 2).gather(1, at).view(rows, *value.shape[2:], -1).permute(0, 3, 1, 2)
             for t in x.tangents
         )
-        return Dual(value, tangents, own=True), places
+        return Dual(value, tangents, overwritable=True), places
     flat = places.flatten(2)
     tangents = tuple(t.flatten(2).gather(2, flat).view(value.shape) for t in x.tangents)
-    return Dual(value, tangents, own=True), places
+    return Dual(value, tangents, overwritable=True), places
