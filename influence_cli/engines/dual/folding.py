@@ -141,7 +141,7 @@ def _folded_once(pending: Pending, norm: Norm) -> tuple[Affine, list[Affine]]:
 
 @rule(aten.convolution.default)
 def _convolution(x: Any, weight: Any, bias: Any, *settings: Any) -> Dual:
-    """Noted, to be computed by whatever takes its output."""
+    """Convolution: x' W + x W' + b', computed by whatever takes its output."""
     pending = Pending(x, weight, bias, settings)
     if settings[3]:  # transposed
         return Dual(*pending.compute())
@@ -157,7 +157,7 @@ def _convolution(x: Any, weight: Any, bias: Any, *settings: Any) -> Dual:
 
 @rule(aten.addmm.default)
 def _linear(bias: Any, x: Any, weight: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
-    """A linear layer: noted likewise."""
+    """Linear layer: x' W + x W' + b', computed by whatever takes its output."""
     if beta != 1 or alpha != 1 or bias.ndim != 1:
         return NotImplemented
     form = torch.empty((x.shape[0], weight.shape[1]), dtype=x.dtype, device="meta")
@@ -175,7 +175,7 @@ def folds(parameters: Iterable[Any]) -> int:
 def _batch_norm(
     x: Any, scale: Any, shift: Any, mean: Any, variance: Any, training: bool, momentum: float, eps: float
 ) -> Any:
-    """In evaluation mode a linear map per channel: folded into what made x, or run as such."""
+    """BatchNorm in evaluation mode: W' x + W x' + b' by channel, folded into what made x or run as such."""
     if training or mean is None or variance is None:
         return NotImplemented
     norm = Norm(scale, shift, value_of(mean), value_of(variance), eps)
@@ -188,7 +188,7 @@ def _batch_norm(
 
 @rule(aten.cudnn_batch_norm.default)
 def _batch_norm_by_cudnn(*args: Any) -> Any:
-    """The same; cuDNN's has a fourth output, empty in evaluation mode."""
+    """BatchNorm in evaluation mode, by cuDNN: the same, with a fourth output that is empty."""
     out = _batch_norm(*args)
     return out if out is NotImplemented else (*out, torch.empty(0, dtype=torch.uint8))
 

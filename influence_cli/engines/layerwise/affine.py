@@ -18,7 +18,7 @@ from influence_cli.engines.layerwise.protocol import Named, by_row, total
 
 
 class Affine:
-    """Linear layers and convolutions, as positions: a [b, T, G, I] and d [b, T, G, O] of G groups."""
+    """Linear layers: positions a [b, T, G, I] and d [b, T, G, O] of G groups, here 1."""
 
     def __init__(self, module: nn.Module) -> None:
         weight = module.weight
@@ -75,7 +75,7 @@ class Affine:
 
 
 class Conv(Affine):
-    """nn.Conv2d with any stride, padding, dilation and groups: a position is a patch."""
+    """Convolutions with any stride, padding, dilation and groups: a position is a patch."""
 
     def __init__(self, module: nn.Conv2d) -> None:
         super().__init__(module)

@@ -18,7 +18,7 @@ from influence_cli.engines.layerwise.protocol import Named, Rule, by_row, total
 
 
 class Embedding:
-    """nn.Embedding: rows of the table, but not that of its padding index."""
+    """Embeddings: the rows of the table, but not that of the padding index."""
 
     def __init__(self, module: nn.Embedding) -> None:
         self.shape, self.padding = module.weight.shape, module.padding_idx
@@ -53,7 +53,7 @@ class Embedding:
 
 
 class Norm:
-    """Scale and shift after a normalisation whose output without them is ``xhat``."""
+    """Scale and shift of the normalised input h: LayerNorm, GroupNorm, and BatchNorm in evaluation mode."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
