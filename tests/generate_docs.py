@@ -1,4 +1,4 @@
-"""Writes the parts of README and the guide that the code says, between their markers.
+"""Writes the parts of README, the guide and the engines' READMEs that the code says, between their markers.
 
     python -m tests.generate_docs           # write what is out of date, and name it
     python -m tests.generate_docs --check   # write nothing; exit 1 where something is out of date
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "influence_cli"
 GUIDE = PACKAGE / "guide"
 ENGINES = tuple(PACKAGE / "engines" / name / "README.md" for name in ("dual", "layerwise"))
-FILES = (ROOT / "README.md", *(GUIDE / f"{topic}.md" for topic in TOPICS), *ENGINES)
+FILES = (ROOT / "README.md", *(GUIDE / f"{topic}.md" for topic in TOPICS))
 PART = re.compile(r"(<!-- generated: (\S+)(?: (\S+))? -->\n).*?(<!-- end of generated -->)", re.DOTALL)
 HELP_WIDTH = 78  # columns: as on a narrow terminal
 
@@ -238,7 +238,7 @@ def generated(text: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write, or with ``--check`` only name, the documents that are out of date."""
-    stale = [path for path in FILES if generated(path.read_text()) != path.read_text()]
+    stale = [path for path in (*FILES, *ENGINES) if generated(path.read_text()) != path.read_text()]
     for path in stale:
         if "--check" not in arguments:
             path.write_text(generated(path.read_text()))
