@@ -2,7 +2,8 @@
 
 All sides take logits' tangents along the same directions, with the same kernels, on one thread.  Torch's side is the
 fastest of what it can do: in both orders of memory, by ``jvp``, by ``vmap`` over ``jvp`` where there are several
-directions, or by ``forward_ad``, which ``jvp`` is made of.  Fused parameters and their tangents are made beforehand, as ours are kept between batches.
+directions, or by ``forward_ad``, which ``jvp`` is made of.  Fused parameters and their tangents are made beforehand, as
+ours are kept between batches.
 """
 
 from __future__ import annotations
@@ -148,4 +149,4 @@ def _fused(
     expected = along[0][0]
     assert set(expected) == set(own)
     assert all(torch.allclose(own[n], expected[n], rtol=1e-4, atol=1e-6) for n in own)
-    return net, own, [{n: t.contiguous() for n, t in tangents.items()} for _, tangents in along]
+    return net, own, [{n: tangents[n].contiguous() for n in own} for _, tangents in along]
