@@ -1,4 +1,4 @@
-"""Writes the parts of README and the guide that the code says, between their markers.
+"""Writes the parts of README, the guide and the engines' READMEs that the code says, between their markers.
 
     python -m tests.generate_docs           # write what is out of date, and name it
     python -m tests.generate_docs --check   # write nothing; exit 1 where something is out of date
@@ -31,6 +31,7 @@ from influence_cli.stages.score.combine import Combine
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "influence_cli"
 GUIDE = PACKAGE / "guide"
+ENGINES = tuple(PACKAGE / "engines" / name / "README.md" for name in ("dual", "layerwise"))
 FILES = (ROOT / "README.md", *(GUIDE / f"{topic}.md" for topic in TOPICS))
 PART = re.compile(r"(<!-- generated: (\S+)(?: (\S+))? -->\n).*?(<!-- end of generated -->)", re.DOTALL)
 HELP_WIDTH = 78  # columns: as on a narrow terminal
@@ -175,6 +176,39 @@ def example(name: str) -> str:
     return block((ROOT / "tests" / name).read_text(), "python")
 
 
+def dual_rules(_: str) -> str:
+    """Operations with a rule of their own on dual numbers, and those that are linear."""
+    from influence_cli.engines.dual.dual import RULES
+    from influence_cli.engines.dual.operations import LINEAR
+
+    by_rule: dict[Any, list[str]] = {}
+    for operation, rule in RULES.items():
+        by_rule.setdefault(rule, []).append(named(operation))
+    rows = [[", ".join(sorted(names)), inspect.getdoc(rule).splitlines()[0]] for rule, names in by_rule.items()]  # type: ignore[union-attr]
+    linear = ", ".join(sorted({named(operation) for operation in LINEAR}))
+    return table(["operation", "derivative"], sorted(rows)) + f"\nLinear in all their tensors together: {linear}.\n"
+
+
+def named(operation: Any) -> str:
+    """An operation of ATen as it is written in a table.
+
+    >>> named("aten.add.Tensor"), named("aten.mm.default")
+    ('`add.Tensor`', '`mm`')
+    """
+    return f"`{str(operation).removeprefix('aten.').removesuffix('.default')}`"
+
+
+def layer_rules(_: str) -> str:
+    """Modules with a rule of their own for row gradients."""
+    from influence_cli.engines.layerwise.rules import RULES
+
+    by_rule: dict[Any, list[str]] = {}
+    for module, rule in RULES.items():
+        by_rule.setdefault(rule, []).append(f"`nn.{module.__name__}`")
+    rows = [[", ".join(names), inspect.getdoc(rule).splitlines()[0]] for rule, names in by_rule.items()]  # type: ignore[union-attr]
+    return table(["module", "rule"], rows)
+
+
 PARTS: dict[str, Callable[[str], str]] = {
     "methods": methods,
     "papers": papers,
@@ -186,6 +220,8 @@ PARTS: dict[str, Callable[[str], str]] = {
     "files": files,
     "topics": topics,
     "example": example,
+    "dual-rules": dual_rules,
+    "layer-rules": layer_rules,
 }
 
 
@@ -196,7 +232,7 @@ def generated(text: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write, or with ``--check`` only name, the documents that are out of date."""
-    stale = [path for path in FILES if generated(path.read_text()) != path.read_text()]
+    stale = [path for path in (*FILES, *ENGINES) if generated(path.read_text()) != path.read_text()]
     for path in stale:
         if "--check" not in arguments:
             path.write_text(generated(path.read_text()))

@@ -8,8 +8,7 @@ l_i, p_i = softmax(z_i), and B_i = diag(p_i) - p_i p_i^T:
     hessian     (1/n) sum w_i hess l_i
     empirical   (1/n) sum w_i g_i g_i^T
 
-Rows are streamed; a batch's Jacobians are made some rows at a time, so that memory holds one batch and the matrix
-[d, d], never n Jacobians.  Sums over batches are in float64 and depend on the batch size in rounding alone; what is
+Rows are streamed.  Sums over batches are in float64 and depend on the batch size in rounding alone; what is
 summed is in float64 too, unless ``over`` asks for products in float32.
 """
 
@@ -18,14 +17,14 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from influence_cli.curvature.dense import CurvatureKind, DenseSums, residuals
+from influence_cli.curvature.finite_rows import check_rows, finite_sum
 from influence_cli.curvature.head import Head, head_of
 from influence_cli.curvature.interim import FORGETFUL, Interim
 from influence_cli.curvature.jacobians import Jacobians, Way
@@ -36,7 +35,6 @@ from influence_cli.engines.engine import Directions
 from influence_cli.engines.finite import usable_rows
 from influence_cli.engines.kept import Kept, Stored
 from influence_cli.engines.point import DTYPES, Point
-from influence_cli.errors import ManifestError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.examples import batches, chunked, from_all_over, move, to_input
@@ -44,10 +42,7 @@ from influence_cli.model.parameters import named_views, select_parameters
 from influence_cli.model.spec import ModelSpec
 
 Floats = NDArray[np.float64]
-CurvatureKind = Literal["ggn", "hessian", "empirical"]
 Batch = tuple[NDArray[np.int64], Tensor, Tensor, Tensor]
-
-JACOBIAN_VALUES = 1 << 22  # most values of a block of Jacobians [b, C, d]: 32 MiB
 
 
 class Curvature:
@@ -150,36 +145,11 @@ class Curvature:
         Raises:
             ManifestError: a row's logits or their derivatives are not finite; names it.
         """
-        matrix = torch.zeros(self.size, self.size, dtype=torch.float64, device=self.device)
-        gradient = torch.zeros(self.size, dtype=torch.float64, device=self.device)
-        block = max(1, JACOBIAN_VALUES // max(1, self.size * self.spec.num_classes))
+        sums = DenseSums(kind, self.rows, self.size, self.device)
         for index, x, y, w in self.fed(f"curvature ({kind})"):
-            if kind != "empirical" and self._linear is not None and x.ndim == 2:
-                z = self._jacobians.logits(x)
-                self._check_finite(index, z, x)
-                p = z.softmax(dim=1)
-                self._linear.add(matrix, gradient, x, p, p - F.one_hot(y, p.shape[1]), w)
-                continue
-            if kind == "hessian":
-                hessian, g = self._jacobians.hessian(x, y, w)
-                self._check_finite(index, self._jacobians.logits(x))
-                matrix += hessian
-                gradient += g
-                continue
-            for some in torch.arange(len(y), device=self.device).split(block):
-                jacobian = self._jacobians.of_rows(x[some])
-                p = self._jacobians.logits(x[some]).softmax(dim=1)
-                self._check_finite(index[some.cpu().numpy()], p, jacobian)
-                rows = torch.einsum("bc,bcd->bd", p - F.one_hot(y[some], p.shape[1]), jacobian)
-                gradient += w[some] @ rows
-                if kind == "ggn":  # K_c = sqrt(p_c) (J_c - sum_k p_k J_k), and sum_c K_c K_c^T = J^T B J
-                    mean = torch.einsum("bc,bcd->bd", p, jacobian)
-                    rows = ((jacobian - mean[:, None]) * (p.sqrt() * w[some].sqrt()[:, None])[:, :, None]).flatten(0, 1)
-                    matrix += rows.T @ rows
-                else:
-                    matrix += (rows * w[some][:, None]).T @ rows
-        matrix = self._finite((matrix + matrix.T) / (2.0 * self.weight))
-        return matrix.cpu().numpy(), (gradient / self.weight).cpu().numpy()
+            sums.add(self._jacobians, self._linear, index, x, y, w)
+        matrix = finite_sum(self.rows, (sums.matrix + sums.matrix.T) / (2.0 * self.weight))
+        return matrix.cpu().numpy(), (sums.gradient / self.weight).cpu().numpy()
 
     def product(self, kind: CurvatureKind, columns: Floats) -> Floats:
         """G v or H v for every column of [d, k], in one pass over the fit rows that they share."""
@@ -187,10 +157,10 @@ class Curvature:
         for index, x, y, w in self.fed(f"curvature ({kind} product)"):
             z = self.add_product(kind, x, y, w, directions, total)
             if not self._checked:
-                self._check_finite(index, z)
+                check_rows(self.rows, index, z)
         self._checked = True
         total /= self.weight
-        return self._finite(total).cpu().numpy().T
+        return finite_sum(self.rows, total).cpu().numpy().T
 
     def add_product(
         self, kind: CurvatureKind, x: Tensor, y: Tensor, w: Tensor, directions: Directions, total: Tensor
@@ -205,8 +175,7 @@ class Curvature:
         else:
             z, images = self._linearised.ggn(x, w, directions)
         for row, image in zip(total, images, strict=True):
-            for part, of_it in zip(named_views(row, self.layout).values(), image.values(), strict=True):
-                part += of_it
+            self._add_to(row, image)
         return z
 
     def quadratic(self, columns: Floats) -> tuple[Floats, Floats]:
@@ -220,16 +189,15 @@ class Curvature:
         gradient = self.zeros(1)
         for index, x, y, w in self.fed("curvature (size)"):
             z, tangents = self._linearised.push(x, directions)
-            self._check_finite(index, z)
+            check_rows(self.rows, index, z)
             p = z.softmax(dim=1)
-            (image,) = Graph(self._at, x).pull([w[:, None] * (p - F.one_hot(y, p.shape[1]))])
-            for part, of_it in zip(named_views(gradient[0], self.layout).values(), image.values(), strict=True):
-                part += of_it
+            (image,) = Graph(self._at, x).pull([w[:, None] * residuals(p, y)])
+            self._add_to(gradient[0], image)
             for k, t in enumerate(tangents):
                 centred = t - (p * t).sum(dim=1, keepdim=True)
                 forms[k] += (w * (p * centred * centred).sum(dim=1)).sum()
         self._checked = True
-        forms, gradient = self._finite(forms / self.weight), self._finite(gradient[0] / self.weight)
+        forms, gradient = finite_sum(self.rows, forms / self.weight), finite_sum(self.rows, gradient[0] / self.weight)
         return forms.cpu().numpy(), gradient.cpu().numpy()
 
     def directions(self, columns: Floats) -> Directions:
@@ -240,6 +208,11 @@ class Curvature:
     def zeros(self, count: int) -> Tensor:
         """Sums to begin with, a row [d] a column, in float64."""
         return torch.zeros(count, self.size, dtype=torch.float64, device=self.device)
+
+    def _add_to(self, row: Tensor, image: dict[str, Tensor]) -> None:
+        """Add an image by parameter name to sums [d]."""
+        for part, of_it in zip(named_views(row, self.layout).values(), image.values(), strict=True):
+            part += of_it
 
     # -- one batch ---------------------------------------------------------------------------------------------------
 
@@ -315,23 +288,3 @@ class Curvature:
         """Labels and weights of some rows."""
         labels, weights = (torch.from_numpy(values[index]) for values in self._every)
         return move(labels, self.device), move(weights.to(self.dtype), self.device)
-
-    def _finite(self, total: Tensor) -> Tensor:
-        """Refuse sums that overflowed."""
-        if not bool(torch.isfinite(total.sum())) and not bool(torch.isfinite(total).all()):
-            where = self.rows.manifest.source
-            raise ManifestError("the curvature is not finite", where=where, fix="standardise the features")
-        return total
-
-    def _check_finite(self, index: NDArray[np.int64], *values: Tensor) -> None:
-        """Refuse a row that would make every score null, from values [b, ...]."""
-        for value in values:
-            bad = ~torch.isfinite(value.flatten(1)).all(dim=1)
-            if not bool(bad.any()):
-                continue
-            row = int(index[int(torch.nonzero(bad)[0])])
-            raise ManifestError(
-                "curvature cannot be fitted: the logits of a fit row, or their derivatives, are not finite",
-                where=f"{self.rows.manifest.source}, row id={self.rows.manifest.ids[row]}",
-                fix="repair the row, take it out or give it weight 0",
-            )

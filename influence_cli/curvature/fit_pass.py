@@ -7,18 +7,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from influence_cli.engines.layerwise.layers import Block, BlockLayout, Layers, Site, Tape
+from influence_cli.curvature.finite_rows import check_rows
+from influence_cli.engines.layerwise.blocks import BlockLayout, Site
+from influence_cli.engines.layerwise.layers import Layers
 from influence_cli.engines.layerwise.own_forward import OwnForward
-from influence_cli.errors import ManifestError
+from influence_cli.engines.layerwise.tape import Tape
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
-
-POSITIONS = 1 << 25  # most values of inputs by position that are made at once
 
 
 def layers_at(curvature: Curvature) -> Layers:
@@ -56,34 +55,5 @@ def passes(curvature: Curvature, layers: Layers, what: str) -> Iterator[tuple[ND
     """
     for index, x, y, w in curvature.fed(what):
         tape = layers.forward(x)
-        check_rows(curvature, index, tape.logits)
+        check_rows(curvature.rows, index, tape.logits)
         yield index, tape, y, w
-
-
-def check_rows(curvature: Curvature, index: NDArray[np.int64], values: Tensor) -> None:
-    """Refuse a row whose values [b, ...] are not finite."""
-    bad = ~torch.isfinite(values.flatten(1)).all(dim=1)
-    if bool(bad.any()):
-        row = int(index[int(torch.nonzero(bad)[0])])
-        raise ManifestError(
-            "curvature cannot be fitted: the logits of a fit row, or their derivatives, are not finite",
-            where=f"{curvature.rows.manifest.source}, row id={curvature.rows.manifest.ids[row]}",
-            fix="repair the row, take it out or give it weight 0",
-        )
-
-
-def positions(block: Block) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """(rows, a~ [r, T, I], d [r, T, O]) of an affine block, some rows at a time."""
-    assert block.layout.affine is not None
-    wide = block.layout.size // block.layout.affine.shape[0]
-    places = sum(call.d.numel() for _, call in block.calls) // max(1, block.b * block.layout.affine.shape[0])
-    step = max(1, POSITIONS // max(1, places * wide))
-    for first in range(0, block.b, step):
-        some = slice(first, min(first + step, block.b))
-        part = block
-        if step < block.b:
-            calls = tuple((site, call.rows(some)) for site, call in block.calls)
-            part = dataclasses.replace(block, calls=calls, b=some.stop - some.start)
-        found = part.homogeneous()
-        assert found is not None
-        yield some, *found

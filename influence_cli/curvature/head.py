@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from influence_cli.engines.engine import AGREES, CANNOT
 from influence_cli.engines.point import Point, agree, differentiable_kernels
+from influence_cli.engines.self_check import AGREES, CANNOT
 
 ROWS = 4  # that it is tried on
 

@@ -27,7 +27,7 @@ class Jacobians:
 
     def __init__(self, point: Point, shapes: Mapping[str, torch.Size], recurrent: bool, classes: int, way: Way) -> None:
         """``way`` takes C backward passes a row (reverse) or d tangents of the batch; auto the cheaper that works."""
-        self.point, self.shapes, self.recurrent = point, shapes, recurrent
+        self.point, self.shapes, self.recurrent, self.classes = point, shapes, recurrent, classes
         self.theta = torch.cat([p.reshape(-1) for p in point.selected.values()])
         self.reverse = way == "reverse" or (way == "auto" and classes <= len(self.theta))
         self.must = way == "reverse"

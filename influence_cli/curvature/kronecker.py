@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from influence_cli.curvature.fit_pass import check_rows, layers_at, passes, positions
-from influence_cli.engines.layerwise.layers import BlockLayout, Layers
+from influence_cli.curvature.dense import residuals
+from influence_cli.curvature.finite_rows import check_rows
+from influence_cli.curvature.fit_pass import layers_at, passes
+from influence_cli.engines.layerwise.blocks import BlockLayout
+from influence_cli.engines.layerwise.layers import Layers
+from influence_cli.engines.layerwise.positions import positions
 from influence_cli.maths.keyed_draws import keyed_uniform
 from influence_cli.maths.kronecker import eigenbasis, label_at, output_root, rotated_squares, second_moment
 
@@ -124,7 +127,7 @@ class KroneckerFit:
         keys = self.curvature.rows.manifest.row_keys[index]
         for draw in range(self.draws):
             u = torch.from_numpy(keyed_uniform(keys, self.seed, 2 * draw + stream)).to(z.device)
-            yield p - F.one_hot(label_at(p, u), p.shape[1]), 1.0 / self.draws
+            yield residuals(p, label_at(p, u)), 1.0 / self.draws
 
     def _pulled(self, index: NDArray[np.int64], tape: Any, stream: int) -> Iterator[tuple[int, float, Any]]:
         """(which cotangent, its share, block) of every block and cotangent."""
@@ -139,7 +142,7 @@ class KroneckerFit:
             if layer is None:
                 continue
             for rows, a, d in positions(block):
-                check_rows(self.curvature, index[rows], d)
+                check_rows(self.curvature.rows, index[rows], d)
                 if k == 0:
                     layer.moment_a += second_moment(a, w[rows])
                     layer.steps += float(w[rows].double().sum()) * a.shape[1]

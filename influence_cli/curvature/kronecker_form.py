@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from influence_cli.curvature.fit_pass import positions
-from influence_cli.engines.layerwise.layers import MATERIALISED, Block
-from influence_cli.engines.layerwise.rules import total
+from influence_cli.engines.layerwise.blocks import MATERIALISED, Block
+from influence_cli.engines.layerwise.positions import positions
+from influence_cli.engines.layerwise.protocol import total
 from influence_cli.errors import ModelError
 from influence_cli.maths.kronecker import inverse_forms
 

@@ -15,7 +15,8 @@ from influence_cli.errors import UsageError
 from influence_cli.model.examples import batches, chunked, move, to_input
 
 if TYPE_CHECKING:
-    from influence_cli.curvature.curvature import Curvature, CurvatureKind
+    from influence_cli.curvature.curvature import Curvature
+    from influence_cli.curvature.dense import CurvatureKind
 
 Floats = NDArray[np.float64]
 

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
-from influence_cli.curvature.fit_pass import by_tensor, check_rows, layers_at, passes
-from influence_cli.engines.layerwise.layers import Tape
+from influence_cli.curvature.dense import residuals
+from influence_cli.curvature.finite_rows import check_rows
+from influence_cli.curvature.fit_pass import by_tensor, layers_at, passes
 from influence_cli.maths.rank_one import coefficients
 
 if TYPE_CHECKING:
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 
-class RowGradients:
-    """Rows' gradients, with their own labels, of every tensor that has a block."""
+class RankOneSums:
+    """Sums over the fit rows of their gradients, with their own labels, of every tensor that has a block."""
 
     def __init__(self, curvature: Curvature) -> None:
         self.curvature, self.layers = curvature, layers_at(curvature)
@@ -33,9 +32,9 @@ class RowGradients:
         """(1/n) sum_i w_i |g_i|^2 of every tensor with a block [L]."""
         total = torch.zeros(len(self.places), dtype=torch.float64, device=self.curvature.device)
         for index, tape, y, w in passes(self.curvature, self.layers, "curvature (datainf: sizes)"):
-            for k, block in enumerate(tape.pull(self._cotangent(tape, y))):
+            for k, block in enumerate(tape.pull(residuals(tape.logits.softmax(dim=1), y))):
                 squared = block.squared_norms()
-                check_rows(self.curvature, index, squared[:, None])
+                check_rows(self.curvature.rows, index, squared[:, None])
                 total[k] += squared @ w.double()
         return (total / self.curvature.weight).cpu().numpy()
 
@@ -46,7 +45,7 @@ class RowGradients:
         along = [{n: torch.from_numpy(v[n]).to(c.device, c.dtype) for n in c.layout} for v in columns]
         sums = [{n: torch.zeros(s, dtype=torch.float64, device=c.device) for n, s in c.layout.items()} for _ in along]
         for _, tape, y, w in passes(c, self.layers, "curvature (datainf: sums)"):
-            for block, damping in zip(tape.pull(self._cotangent(tape, y)), dampings, strict=True):
+            for block, damping in zip(tape.pull(residuals(tape.logits.softmax(dim=1), y)), dampings, strict=True):
                 squared = block.squared_norms()
                 for v, total in zip(along, sums, strict=True):
                     share = coefficients(block.dots(v), squared, damping) * w
@@ -54,7 +53,3 @@ class RowGradients:
                         total[name] += part
         flat = [np.concatenate([total[n].cpu().numpy().ravel() for n in c.layout]) for total in sums]
         return np.stack(flat, axis=1) / c.weight
-
-    def _cotangent(self, tape: Tape, y: Tensor) -> Tensor:
-        p = tape.logits.softmax(dim=1)
-        return p - F.one_hot(y, p.shape[1])

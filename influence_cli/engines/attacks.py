@@ -14,8 +14,9 @@ own units.  What a row becomes depends on it, its label, the model and the seed,
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 ATTACKS = ("auto", "linear", "fgsm", "pgd")
 IMAGE_EPS, FEATURE_EPS = 8.0 / 255.0, 0.1
-AFFINE = {"torch.float32": 1e-4, "torch.float64": 1e-9}  # of the largest logit: rounding, and no curvature
 
 
 @dataclass(frozen=True)
@@ -101,22 +101,23 @@ def attack(
     """
     import torch
 
+    from influence_cli.engines.linear_attack import over_the_boundary
+
     x = _plain(model, spec, decoded)
     kind, facts = how.kind(spec), how.describe(spec, seed)
     low, high = (0.0, 1.0) if spec.kind == "image" else (-float("inf"), float("inf"))
+    slope = functools.partial(_slope, model, spec, labels=labels, loss=loss)
     with _kernels(model):
         if kind == "linear":
-            moved = _linear(model, spec, x, labels, how)
+            logits = functools.partial(_logits, model, spec)
+            moved = over_the_boundary(logits, x, labels, how.kappa, how.label_aware, spec.name)
         elif kind == "fgsm":
-            moved = (x + facts["eps"] * _slope(model, spec, x, labels, loss).sign()).clamp(low, high)
+            moved = (x + facts["eps"] * slope(x).sign()).clamp(low, high)
         else:
-            eps, step, now = facts["eps"], facts["step"], x
+            start = x
             if facts["start"] is not None:
-                now = (x + _starts(keys, x, facts["start"], eps)).clamp(low, high)
-            for _ in range(facts["steps"]):
-                sign = _slope(model, spec, now, labels, loss).sign()
-                now = (x + ((now - x) + step * sign).clamp(-eps, eps)).clamp(low, high)
-            moved = now
+                start = (x + _starts(keys, x, facts["start"], facts["eps"])).clamp(low, high)
+            moved = _pgd(slope, x, start, facts, low, high)
     finite, inside = moved.isfinite().flatten(1).all(1), ((moved >= low) & (moved <= high)).flatten(1).all(1)
     if not bool((finite & inside).all()):
         worst = int(torch.nonzero(~(finite & inside))[0])
@@ -184,6 +185,16 @@ def _slope(model: nn.Module, spec: ModelSpec, x: Tensor, labels: Tensor, loss: R
     return slope
 
 
+def _pgd(
+    slope: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, facts: dict[str, Any], low: float, high: float
+) -> Tensor:
+    """Steps along the sign of the slope, each projected into the box around x and into the valid range."""
+    eps, now = facts["eps"], start
+    for _ in range(facts["steps"]):
+        now = (x + ((now - x) + facts["step"] * slope(now).sign()).clamp(-eps, eps)).clamp(low, high)
+    return now
+
+
 def _starts(keys: Keys, x: Tensor, seed: int, eps: float) -> Tensor:
     """A point of the box [-eps, eps] for every row, drawn by its key: the same bits on every device."""
     import torch
@@ -197,56 +208,6 @@ def _starts(keys: Keys, x: Tensor, seed: int, eps: float) -> Tensor:
         bits = hashed_uniform(number, x[0].numel(), x.device)
         rows.append(((bits.double() + 0.5) * 2.0**-31 - 1.0).view(x.shape[1:]))
     return (eps * torch.stack(rows)).to(x.dtype)
-
-
-def _linear(model: nn.Module, spec: ModelSpec, x: Tensor, labels: Tensor, how: Attack) -> Tensor:
-    """The step along the normal of the nearest boundary."""
-    import torch
-
-    weight = _affine(model, spec, x)
-    with torch.no_grad():
-        z = _logits(model, spec, x)
-        k = z.argmax(1)
-        slopes = weight.flatten(1)
-        apart = torch.stack([(own - slopes).norm(dim=1) for own in slopes])  # |w_k - w_c| [C, C]
-        margin = z.gather(1, k[:, None]) - z
-        away = margin / apart[k]
-        away[apart[k] == 0] = float("inf")  # the class itself, and one with the same slope: no boundary with it
-        c = away.argmin(1)
-        rows = torch.arange(len(x), device=x.device)
-        if not bool(away[rows, c].isfinite().all()):
-            raise ModelError("the logits do not depend on the input", fix="give a trained checkpoint")
-        size = how.kappa * margin[rows, c] / apart[k, c] ** 2
-        if how.label_aware:
-            size = size * (k == labels)
-        return x - (size[:, None] * (slopes[k] - slopes[c])).view(x.shape)
-
-
-def _affine(model: nn.Module, spec: ModelSpec, x: Tensor) -> Tensor:
-    """W [C, ...] of logits z = W x + b.
-
-    Raises:
-        ModelError: the model is not linear: logits of these rows and of random ones say so.
-    """
-    import torch
-
-    from influence_cli.maths.masks import hashed_uniform
-
-    with torch.enable_grad():
-        origin = torch.zeros_like(x[:1]).requires_grad_()
-        bias = _logits(model, spec, origin)[0]
-        weight = torch.stack([torch.autograd.grad(b, origin, retain_graph=True)[0][0] for b in bias])
-    with torch.no_grad():
-        draws = hashed_uniform(0, 8 * x[0].numel(), x.device).to(x.dtype) * 2.0**-31 - 1.0
-        probes = torch.cat([x, draws.view(8, *x.shape[1:]) * x.abs().max().clamp(min=1.0)])
-        z = _logits(model, spec, probes)
-        off = (z - bias - probes.flatten(1) @ weight.flatten(1).T).abs().max()
-        if not bool(off <= AFFINE.get(str(x.dtype), 1e-2) * z.abs().max()):
-            raise ModelError(
-                f"the attack linear needs a linear model, and {spec.name} is not",
-                fix="pass --set robustness.attack=pgd (or fgsm)",
-            )
-    return weight.detach()
 
 
 def _refused(finite: bool, kind: str, name: str) -> Exception:

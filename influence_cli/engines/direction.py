@@ -60,9 +60,19 @@ class _Sums:
     halves: tuple[list[Tensor], list[Tensor]]
     norms: NDArray[np.float64]  # [BUCKETS], |sum of the bucket's gradients|^2
     bucket: list[Tensor] | None = None
+    number: int = 0  # of the bucket at hand
     value: float = 0.0
     hits: int = 0
     clean_hits: int = 0  # of the rows as they are, where the objective is measured on attacked ones
+
+    @staticmethod
+    def zero(point: Point) -> _Sums:
+        """Nothing added yet."""
+        even, odd = (
+            [torch.zeros(p.shape, dtype=torch.float64, device=p.device) for p in point.selected.values()]
+            for _ in range(2)
+        )
+        return _Sums((even, odd), np.zeros(BUCKETS))
 
     def add(self, gradients: Sequence[Tensor]) -> None:
         """One more batch of the bucket at hand."""
@@ -75,12 +85,18 @@ class _Sums:
         """Whether the sums are finite."""
         return all(bool(torch.isfinite(g).all()) for half in self.halves for g in half)
 
-    def close_bucket(self, b: int) -> None:
+    def enter_bucket(self, b: int) -> None:
+        """What is added from now on is of bucket b; nothing more comes of the one before, if that is another."""
+        if b != self.number:
+            self.close_bucket()
+            self.number = b
+
+    def close_bucket(self) -> None:
         """Nothing more comes of the bucket at hand."""
-        for sum_, g in zip(self.halves[b % 2], self.bucket or (), strict=False):
+        for sum_, g in zip(self.halves[self.number % 2], self.bucket or (), strict=False):
             exact = g.double()
             flat = exact.flatten()
-            self.norms[b] += float(flat @ flat)
+            self.norms[self.number] += float(flat @ flat)
             sum_ += exact
         self.bucket = None
 
@@ -110,8 +126,8 @@ def measure_directions(
     Raises:
         ManifestError: the objective of a row is not finite.
     """
-    zeros = lambda: [torch.zeros(p.shape, dtype=torch.float64, device=p.device) for p in point.selected.values()]  # noqa: E731
-    sums = {name: _Sums((zeros(), zeros()), np.zeros(BUCKETS)) for name in objectives}
+    attacked = attacked or {}
+    sums = {name: _Sums.zero(point) for name in objectives}
     bucket = dict(zip(target.index.tolist(), bucket_of(target.payload_keys).tolist(), strict=True))
     by_bucket: list[list[tuple[int, Payload]]] = [[] for _ in range(BUCKETS)]
     for row, b in bucket.items():
@@ -119,18 +135,15 @@ def measure_directions(
     chunks = (chunk for rows in by_bucket for chunk in chunked(rows, batch_size))
     labels = torch.from_numpy(target.manifest.labels)
     selected = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
-    plain = {name: o for name, o in objectives.items() if name not in (attacked or {})}
-    loss, open_bucket = loss_of(spec.task), None
+    plain = {name: o for name, o in objectives.items() if name not in attacked}
+    loss = loss_of(spec.task)
     for index, decoded in batches(target.manifest, chunks, spec, workers, held=held):
-        b = bucket[int(index[0])]
-        if open_bucket is not None and b != open_bucket:
-            for s in sums.values():
-                s.close_bucket(open_bucket)
-        open_bucket = b
+        for s in sums.values():
+            s.enter_bucket(bucket[int(index[0])])
         x = to_input(move(decoded, point.device), spec, point.dtype)
         y = move(labels[torch.from_numpy(index)], point.device)
         bad = _add_gradients(point, selected, x, y, plain, sums, loss)
-        for name, inputs in (attacked or {}).items():
+        for name, inputs in attacked.items():
             moved = inputs(index).to(point.device, point.dtype)
             also = _add_gradients(point, selected, moved, y, {name: objectives[name]}, sums, loss)
             bad = also if bad is None else bad
@@ -138,15 +151,14 @@ def measure_directions(
         if bad is not None:
             raise not_finite(target, int(index[bad]))
         progress.advance(len(index))
-    if open_bucket is not None:
-        for s in sums.values():
-            s.close_bucket(open_bucket)
-    for name in (n for n, s in sums.items() if not s.finite()):
-        value = functools.partial(objectives[name].rows, loss=loss)
-        raise without_gradient(point, spec, target, payloads, value, (attacked or {}).get(name))
+    for name, s in sums.items():
+        s.close_bucket()
+        if not s.finite():
+            value = functools.partial(objectives[name].rows, loss=loss)
+            raise without_gradient(point, spec, target, payloads, value, attacked.get(name))
     sizes = np.array([len(rows) for rows in by_bucket])
     measured = {name: _measured(point, s, sizes) for name, s in sums.items()}
-    for name in attacked or {}:
+    for name in attacked:
         meta = measured[name].meta
         meta["attacked_accuracy"], meta["accuracy"] = meta["accuracy"], sums[name].clean_hits / meta["m"]
     return measured

@@ -12,45 +12,21 @@ in two batch sizes.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from influence_cli.engines.layerwise.layers import Layers
 from influence_cli.engines.layerwise.own_forward import double_reverse
-from influence_cli.engines.point import Point, agree, differentiable_kernels
+from influence_cli.engines.point import Point, differentiable_kernels
+from influence_cli.engines.self_check import CANNOT, Checked, compare, loop
 from influence_cli.errors import ModelError
 from influence_cli.events import SILENT, Listener
 from influence_cli.settings import ENGINES
 
 CHECKED = 16  # rows of the self-check at most
 FEW_CLASSES = 16  # up to so many, layerwise is asked before double reverse
-AGREES = {torch.float64: 1e-9, torch.float32: 1e-4}  # with the loop, relative to a row's size; of bf16 0.2
-REPEATS = {torch.float64: 1e-10, torch.float32: 1e-5}  # with itself
-CANNOT = (RuntimeError, NotImplementedError, TypeError, AttributeError)  # an operator without the rule an engine needs
 Directions = list[dict[str, Tensor]]
-
-
-@dataclass
-class Checked:
-    """What is known of the engine that a member's rows were run by, for the provenance."""
-
-    engine: str
-    why: str
-    rows: int
-    loop: float | None = None  # largest differences of a row, relative to its tangent or the middle row's
-    repeated: float | None = None
-    halved: float | None = None
-    coverage: float | None = None  # share of parameters that the layers reach
-    uncovered: dict[str, list[str]] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        about = {"engine": self.engine, "why": self.why, "rows_checked": self.rows}
-        errors = {"loop": self.loop, "repeated": self.repeated, "halved": self.halved}
-        return {**about, **errors, "coverage": self.coverage, "uncovered": self.uncovered}
 
 
 class Engine:
@@ -92,8 +68,8 @@ class Engine:
             if len(odd) == 0:
                 continue
             self._doubts -= len(odd)
-            loop = self._loop(x[odd], torch.ones_like(t[odd], dtype=torch.float64), u)[0]
-            known = loop.abs() < torch.finfo(self.point.dtype).max ** 0.5
+            expected = loop(self.point, x[odd], torch.ones_like(t[odd], dtype=torch.float64), u)[0]
+            known = expected.abs() < torch.finfo(self.point.dtype).max ** 0.5
             if bool(known.any()):
                 return x[odd[known]]
         return None
@@ -154,7 +130,7 @@ class Engine:
             except CANNOT as error:
                 reasons.append(f"{name} cannot run it ({_short(error)})")
                 continue
-            failure = self._failure(found)
+            failure = found.failure(self.point.dtype)
             if failure is None:
                 if reasons:
                     self.listener.warn(f"engine {name}: {why}")
@@ -174,76 +150,22 @@ class Engine:
         return x[:CHECKED][torch.isfinite(logits).all(1)], logits
 
     def _check(self, name: str, x: Tensor, directions: Directions, why: str) -> Checked:
+        """How far an engine is from the loop, along the first direction."""
         found = Checked(name, why, len(x))
         if len(x) == 0:
             return found
-        z, along_u = self._run(name, x, directions)
-        t = along_u[0].double()
+        (u,) = directions
+
+        def outputs(rows: Tensor) -> tuple[Tensor, Tensor]:
+            z, (t,) = self._run(name, rows, [u])
+            return z, t
+
+        compare(found, self.point, outputs, x, u)
         if name == "layerwise" and self._layers is not None:
             coverage = self._layers.coverage
             found.coverage = coverage.share
             found.uncovered = {m: list(names) for m, names in coverage.missing.items()}
-        v = torch.randn(t.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(t.device)
-        loop, logits = self._loop(x, v, directions[0])
-        most = torch.finfo(self.point.dtype).max
-        # where the loop is not finite nothing is known, and near overflow no two ways agree; an engine that gives no
-        # finite number where the loop does is wrong
-        known = loop.abs() < most**0.5
-        found.rows = int(known.sum())
-        if found.rows == 0:
-            return found
-        s, sizes = (v * t).sum(1), (v * t).abs().sum(1)
-        sizes = torch.maximum(sizes, loop.abs())[known]
-        scale = sizes.clamp(min=float(sizes.median())).clamp(min=torch.finfo(torch.float64).tiny)
-        apart = lambda other: float(((s - other)[known].abs() / scale).max())  # noqa: E731
-        if not agree(z.double(), logits, AGREES.get(self.point.dtype, 0.2), most):
-            found.loop = float("inf")
-            return found
-        along = lambda other: apart((v * other.double()).sum(1))  # noqa: E731
-        found.repeated = along(self._run(name, x, directions)[1][0])
-        cut = -(-len(x) // 2)
-        parts = [self._run(name, part, directions)[1][0] for part in (x[:cut], x[cut:]) if len(part)]
-        found.halved = along(torch.cat(parts))
-        found.loop = apart(loop)
         return found
-
-    def _loop(self, x: Tensor, v: Tensor, u: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """< grad <v_i, z_i>, u > for every row, one backward pass each, float64 [b]; and the logits [b, C].
-
-        Raises:
-            RuntimeError: no row's logits depend on any selected parameter.
-        """
-        own = {n: p.detach().requires_grad_() for n, p in self.point.selected.items()}
-        along = {n: u[n].flatten().double() for n in own}
-        found: list[Tensor] = []
-        logits: list[Tensor] = []
-        reached = False
-        with torch.enable_grad(), differentiable_kernels(self.point.recurrent):
-            for row, weights in zip(x.split(1), v.to(self.point.dtype).split(1), strict=True):
-                z = self.point.logits(row, own)
-                value, parameters = (z * weights).sum(), list(own.values())
-                gradients = torch.autograd.grad(value, parameters, allow_unused=True) if z.requires_grad else ()
-                terms = [g.flatten().double() @ along[n] for n, g in zip(own, gradients) if g is not None]  # noqa: B905
-                found.append(torch.stack(terms).sum() if terms else v.new_zeros(()))
-                logits.append(z.detach().double())
-                reached |= bool(terms)
-        if not reached:
-            raise RuntimeError("no logit depends on any selected parameter")
-        return torch.stack(found), torch.cat(logits)
-
-    def _failure(self, found: Checked) -> str | None:
-        """What is wrong with an engine that ran; None where nothing is."""
-        if found.coverage is not None and found.coverage < 1.0:
-            return f"reaches {found.coverage:.1%} of the parameters (not those of {', '.join(found.uncovered)})"
-        agrees, repeats = AGREES.get(self.point.dtype, 0.2), REPEATS.get(self.point.dtype, 0.2)
-        for off, bound, against in (
-            (found.loop, agrees, "the per-row loop"),
-            (found.repeated, repeats, "itself on the same batch"),
-            (found.halved, repeats, "itself in another batch size"),
-        ):
-            if off is not None and not off <= bound:
-                return f"is off from {against} by {off:.1e} of a row's size (at most {bound:.0e})"
-        return None
 
 
 def _short(error: Exception) -> str:

@@ -17,7 +17,7 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from influence_cli.engines.batch_size import out_of_memory
-from influence_cli.engines.dual.dual import NotShared, held, tangents_of, value_of
+from influence_cli.engines.dual.dual import NotShared, leaf, tangents_of, value_of
 from influence_cli.engines.dual.folding import folds
 from influence_cli.errors import ModelError
 from influence_cli.maths.masks import drop
@@ -107,7 +107,7 @@ class Point:
         self.recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
         self.selected = select_parameters(self.model, params) if selected is None else selected
         self.few: Tensor | None = None  # inputs of rows from all over the data, on which whatever is tried is checked
-        self.apart: str | None = None  # why directions do not share a pass, where they do not
+        self.fallback: str | None = None  # why directions do not share a pass, where they do not
         self._checked = -1  # 0 once logits have been compared, 1 once tangents have
         self._prepared: tuple[list[dict[str, Tensor]], dict[str, Tensor]] | None = None
         if dropout is not None and selected is None:
@@ -138,10 +138,10 @@ class Point:
         derivative of its own), or that duals cannot follow, is run by that from then on.
         """
         with torch.no_grad(), differentiable_kernels(self.recurrent):
-            if self.apart is None and len(directions[:1]) > self._checked:
+            if self.fallback is None and len(directions[:1]) > self._checked:
                 self._check(x[:2] if self.few is None else self.few, directions)
             made = None
-            if self.apart is None:
+            if self.fallback is None:
                 try:
                     made = self._shared(x, directions)
                 except (NotShared, RuntimeError, TypeError, AttributeError, ValueError, IndexError) as error:
@@ -149,15 +149,15 @@ class Point:
                         raise
                     reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                     made = self.one_by_one(x, directions)  # what fails there too is the model's own error
-                    self.apart = reason
+                    self.fallback = reason
             z, tangents = made or self.one_by_one(x, directions)
             kind = torch.float64 if self.dtype == torch.float64 else torch.float32
             return z.to(kind), [t.to(kind) for t in tangents]
 
     def how(self) -> str:
         """What the engine does, for ``-v``."""
-        if self.apart is not None:
-            return f"forward engine: a pass for each direction ({self.apart})"
+        if self.fallback is not None:
+            return f"forward engine: a pass for each direction ({self.fallback})"
         norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules())
         done = folds(self._prepared[1].values()) if self._prepared else 0
         fold = f"; {done} of {norms} BatchNorms folded" if norms else ""
@@ -172,12 +172,12 @@ class Point:
             return
         for k, (a, b) in enumerate(zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True)):
             if not agree(a.double(), b.double(), CHECKED[self.dtype], torch.finfo(self.dtype).max):
-                self.apart = f"its {'tangents' if k else 'logits'} differ from those of torch's own forward mode"
+                self.fallback = f"its {'tangents' if k else 'logits'} differ from those of torch's own forward mode"
         self._checked = len(directions[:1])
 
     def _shared(self, x: Tensor, directions: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
         """By one pass on duals."""
-        z = self.logits(held(x), self._duals(directions))
+        z = self.logits(leaf(x), self._duals(directions))
         value, tangents = value_of(z), list(tangents_of(z)) or [torch.zeros_like(value_of(z)) for _ in directions]
         return value, tangents
 
@@ -197,7 +197,7 @@ class Point:
         if self._prepared is None or [id(u) for u in self._prepared[0]] != [id(u) for u in directions]:
             every = dict(self.model.named_parameters()) | self.selected
             duals: dict[str, Tensor] = {
-                n: held(p.detach(), tuple(u[n] for u in directions if n in u)) for n, p in every.items()
+                n: leaf(p.detach(), tuple(u[n] for u in directions if n in u)) for n, p in every.items()
             }
             self._prepared = directions, duals
             return duals

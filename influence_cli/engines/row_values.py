@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from influence_cli.engines.layerwise.layers import MATERIALISED, Block, Layers, loss_slope
+from influence_cli.engines.layerwise.blocks import MATERIALISED, Block
+from influence_cli.engines.layerwise.layers import Layers, loss_slope
 from influence_cli.engines.point import Point
 from influence_cli.errors import ModelError
 from influence_cli.model.losses import CrossEntropy, RowLoss

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from influence_cli.curvature.fit_pass import positions
-from influence_cli.engines.layerwise.layers import MATERIALISED, Block, BlockLayout
-from influence_cli.engines.layerwise.rules import total
+from influence_cli.engines.layerwise.blocks import MATERIALISED, Block, BlockLayout
+from influence_cli.engines.layerwise.positions import positions
+from influence_cli.engines.layerwise.protocol import total
 from influence_cli.maths.sketch import (
     add_folded,
     add_shifted,

@@ -57,9 +57,9 @@ class DataInf(ByLayers):
         Raises:
             UsageError: tensors have no row gradients, and ``other`` is refuse.
         """
-        from influence_cli.curvature.rank_one import RowGradients
+        from influence_cli.curvature.rank_one import RankOneSums
 
-        rows = RowGradients(self.seen(curvature))
+        rows = RankOneSums(self.seen(curvature))
         names = list(curvature.layout)
         others = [n for k, n in enumerate(names) if k not in rows.places]
         self.check_left_over("datainf", others, NO_BLOCK)
@@ -75,7 +75,7 @@ class DataInf(ByLayers):
             ModelError: a lambda is 0.
             UsageError: tensors have no row gradients, and ``other`` is refuse.
         """
-        from influence_cli.curvature.rank_one import RowGradients
+        from influence_cli.curvature.rank_one import RankOneSums
         from influence_cli.maths.rank_one import default_dampings
 
         table, names, l2 = curvature.factor["tensors"], list(curvature.layout), self.l2 or 0.0
@@ -89,7 +89,7 @@ class DataInf(ByLayers):
                 "lambda is 0, by which DataInf divides" if self.damping == 0.0 else "every fit row's gradient is 0",
                 fix="leave datainf.damping out for the default rule, or --set datainf.damping=X with X above 0",
             )
-        rows = RowGradients(self.seen(curvature))
+        rows = RankOneSums(self.seen(curvature))
         u = q - rows.corrections(q, [dampings[k] for k in rows.places])
         ends = np.cumsum([0, *curvature.sizes])
         mean = float(np.mean(list(dampings.values()))) if dampings else 1.0

@@ -39,7 +39,8 @@ from influence_cli.methods.protocol import (
 from influence_cli.methods.self_lissa import self_influence
 
 if TYPE_CHECKING:
-    from influence_cli.curvature.curvature import Curvature, CurvatureKind
+    from influence_cli.curvature.curvature import Curvature
+    from influence_cli.curvature.dense import CurvatureKind
 
 MODES: dict[str, CurvatureKind] = {
     "ggn": "ggn",

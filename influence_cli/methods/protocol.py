@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from influence_cli.curvature.curvature import Curvature
     from influence_cli.data.manifest import Rows
-    from influence_cli.engines.layerwise.layers import Block
+    from influence_cli.engines.layerwise.blocks import Block
     from influence_cli.model.checkpoints import Checkpoint
     from influence_cli.model.dropout import Dropout
     from influence_cli.model.trajectory import Trajectory

@@ -18,7 +18,7 @@ from influence_cli.methods.protocol import RowMethod, RowValue
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from influence_cli.engines.layerwise.layers import Block
+    from influence_cli.engines.layerwise.blocks import Block
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ import pyarrow.parquet as pq
 import timm
 import torch
 import torch.nn.functional as F
+import torch_jvp
 from alternating import Ratio, Run, alternate, best, say, seconds
 from numpy.typing import NDArray
 from PIL import Image
@@ -488,12 +489,21 @@ def correlation(a: Any, b: Any) -> float:
     return float(np.corrcoef(*flat)[0, 1])
 
 
+def against_torch(bench: Bench) -> list[Result]:
+    """`torch.func.jvp` or what it is made of, plain and on an fx-fused model / our forward engine, one thread."""
+    return [
+        Result(c.ratio, correlation=c.correlation, note=c.note, what=c.what)
+        for c in torch_jvp.compared(bench.asked.rounds, bench.device, bench.wait)
+    ]
+
+
 # ---- the table -----------------------------------------------------------------------------------------------------
 
 ROWS: dict[str, tuple[str, str, float, Callable[[Bench], Result | list[Result]]]] = {
     "ip": ("`ip`, Parquet to scores / a training epoch", "<=", 0.85, whole_data_set),
     "tangent": ("tangent pass / inference forward pass, both folded", "<=", 3.1, tangent_pass),
     "bf16": ("bf16 / fp32", "<=", 0.5, half_precision),
+    "jvp": ("torch.func.jvp / ours, one thread", ">=", 1.0, against_torch),
     "kronfluence": ("kronfluence, aggregated query / ours", ">=", 3.5, against_peer("kronfluence")),
     "captum": ("captum TracInCP / ours", ">=", 60, against_peer("captum")),
     "directions": ("three directions / one, with labels", "<=", 2.4, three_directions),

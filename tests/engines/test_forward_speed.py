@@ -221,7 +221,7 @@ def test_tangents_equal_the_loop(name: str) -> None:
         expected = np.array([dot(g, u) for g in gradients])
         assert relative_error((residual * t).sum(dim=1).numpy(), expected) < 1e-12
     assert _worst((z, tangents), _reference(point, x, us)) < 1e-12
-    assert (point.apart is None) == (name not in ("writes into a buffer", "written in place"))
+    assert (point.fallback is None) == (name not in ("writes into a buffer", "written in place"))
 
 
 @pytest.mark.parametrize("name", [*CONSTRUCTS, *TIMM])
@@ -249,7 +249,7 @@ def test_folding_is_exact_whatever_is_selected(name: str, selection: str, monkey
     us = _directions(point, 1)
     counted = Counted(monkeypatch)
     found = point.outputs(x, us)
-    assert point.apart is None
+    assert point.fallback is None
     assert counted.norms == 0
     assert counted.maps > 0
     norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
@@ -263,7 +263,7 @@ def test_dropped_parameters_are_folded_as_dropped(rescale: bool) -> None:
     point = Point(model, "all", Dropout(1, 2, 0.05, rescale, "all"), "fp64", CPU)
     us = _directions(point, 1)
     found = point.outputs(x, us)
-    assert point.apart is None
+    assert point.fallback is None
     assert _worst(found, _reference(point, x, us)) < 1e-12
     plain = Point(model, "all", None, "fp64", CPU)
     assert _worst(plain.outputs(x, us), found) > 1e-3
@@ -427,5 +427,5 @@ def test_the_engine_does_not_take_lack_of_memory_for_a_model_it_cannot_follow(mo
         patch.setattr(point, "_shared", fail)
         with pytest.raises(RuntimeError, match="can't allocate"):
             point.outputs(x, us)
-    assert point.apart is None
+    assert point.fallback is None
     assert "one pass" in point.how()

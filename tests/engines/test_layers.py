@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from influence_cli.engines.layerwise.layers import Block, Layers, loss_slope
+from influence_cli.engines.layerwise.blocks import Block
+from influence_cli.engines.layerwise.layers import Layers, loss_slope
 from influence_cli.engines.layerwise.own_forward import OwnForward
 from influence_cli.engines.point import Point
 from influence_cli.errors import ModelError

@@ -397,7 +397,7 @@ def test_a_point_without_rows_of_its_own_looks_at_those_it_is_given() -> None:
     expected = point.one_by_one(x.double(), [u])
     assert torch.allclose(z, expected[0], rtol=1e-12)
     assert torch.allclose(t, expected[1][0], rtol=1e-9)
-    assert point.apart is None  # complex values go with their tangents
+    assert point.fallback is None  # complex values go with their tangents
 
 
 def test_complex_parameters_are_refused_and_frozen_ones_are_not() -> None:

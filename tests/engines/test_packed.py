@@ -140,7 +140,7 @@ def test_tangents_are_the_same_with_such_kernels_and_without(monkeypatch: pytest
         along = [{n: torch.sin(torch.arange(p.numel()) + k).view(p.shape) for n, p in point.selected.items()}
                  for k in range(2)]  # fmt: skip
         z, tangents = point.outputs(values, along)
-        assert point.apart is None
+        assert point.fallback is None
         return [z, *tangents]
 
     found = [outputs(last(x)), outputs(x)]

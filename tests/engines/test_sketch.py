@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from influence_cli.engines import sketch
-from influence_cli.engines.layerwise.layers import Block
+from influence_cli.engines.layerwise.blocks import Block
 from influence_cli.engines.point import Point
 from influence_cli.engines.row_gradients import RowGradients
 from influence_cli.engines.row_values import RowValues

@@ -308,7 +308,7 @@ def test_a_batch_is_taken_in_blocks_that_bound_the_memory(p2: Net, monkeypatch: 
         return take(self, x)
 
     monkeypatch.setattr(Jacobians, "of_rows", counted)
-    monkeypatch.setattr("influence_cli.curvature.curvature.JACOBIAN_VALUES", 4 * 3 * whole[0].shape[0])
+    monkeypatch.setattr("influence_cli.curvature.dense.JACOBIAN_VALUES", 4 * 3 * whole[0].shape[0])
     small = p2.curvature().dense("ggn")
     assert max(sizes) == 4
     assert sum(sizes) == 30

@@ -2,9 +2,9 @@
 
 Every operation that a model runs, whatever its module or language, reaches ``Dual.__torch_dispatch__``.  There it is
 done once on the values and once on each tangent, so m directions cost 1 + 2m forward passes and not 3m, and what no
-selected parameter has touched yet has no tangents and costs what inference does.  ``dual_rules`` holds the rules of
-operations worth their own; operations that are linear run on the tangents as they are; of all others torch's forward
-mode gives the derivative, one direction at a time.
+selected parameter has touched yet has no tangents and costs what inference does.  ``rules`` and ``folding``
+hold the rules of operations worth their own; operations that are linear run on the tangents as they are; of all others
+torch's forward mode gives the derivative, one direction at a time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import torch.autograd.forward_ad as forward
 from torch import Tensor
 from torch.overrides import enable_reentrant_dispatch
 
+from influence_cli.engines.dual.operations import CUTS, LINEAR, READS, map_each, map_named
+
 aten = torch.ops.aten
 Rule = Callable[..., Any]
 RULES: dict[Any, Rule] = {}
@@ -30,33 +32,37 @@ class NotShared(Exception):
 class Dual(Tensor):
     """A tensor [..] with m tangents of its shape, or none where no selected parameter has a part in it.
 
-    ``later`` makes both on first use: the output of a convolution that may never be needed (``folding``).
+    ``pending`` makes both on first use: the output of a convolution that may never be needed (``folding``).
     """
 
     _value: Tensor | None
     _tangents: tuple[Tensor, ...]
-    later: Any
-    own: bool  # nothing else holds these tangents, so they may be overwritten
-    family: list[weakref.ref[Dual]]  # those that look at the same memory
-    takers: list[weakref.ref[Dual]]  # those that will be computed from this one
-    lasting: bool  # a parameter: the same object in the next batch
-    folded: dict[Any, Any]  # what was made of it for good
+    pending: Any  # None once it is computed
+    overwritable: bool  # nothing else holds these tangents, so they may be overwritten
+    aliases: list[weakref.ref[Dual]]  # those that look at the same memory
+    dependents: list[weakref.ref[Dual]]  # those that will be computed from this one
+    from_outside: bool  # a parameter or an input; a parameter is the same object in the next batch
+    folded: dict[Any, Any]  # weights with a BatchNorm folded in, made once and used in every batch
 
     @staticmethod
-    def __new__(cls, value: Tensor, tangents: tuple[Tensor, ...] = (), own: bool = False, later: Any = None) -> Dual:
-        """With ``later``, ``value`` is a tensor of the meta device that only tells shape and strides."""
-        device = later.device if later is not None else value.device
+    def __new__(
+        cls, value: Tensor, tangents: tuple[Tensor, ...] = (), overwritable: bool = False, pending: Any = None
+    ) -> Dual:
+        """With ``pending``, ``value`` is a tensor of the meta device that only tells shape and strides."""
+        device = pending.device if pending is not None else value.device
         made = Tensor._make_wrapper_subclass(
             cls, value.shape, strides=value.stride(), storage_offset=value.storage_offset(), dtype=value.dtype,
             device=device, requires_grad=False,
         )  # fmt: skip
-        made._value = None if later is not None else value
-        made._tangents, made.own, made.later, made.folded = tangents, own, later, {}
-        made.family, made.takers = [weakref.ref(made)], []
-        made.lasting = False
+        made._value = None if pending is not None else value
+        made._tangents, made.overwritable, made.pending, made.folded = tangents, overwritable, pending, {}
+        made.aliases, made.dependents = [weakref.ref(made)], []
+        made.from_outside = False
         return made
 
-    def __init__(self, value: Tensor, tangents: tuple[Tensor, ...] = (), own: bool = False, later: Any = None) -> None:
+    def __init__(
+        self, value: Tensor, tangents: tuple[Tensor, ...] = (), overwritable: bool = False, pending: Any = None
+    ) -> None:
         """All is done in ``__new__``, as torch's tensors want it."""
 
     @property
@@ -73,15 +79,15 @@ class Dual(Tensor):
         return self._tangents
 
     def compute(self) -> None:
-        """Make what was put off."""
-        if self.later is not None:
-            self.become(*self.later.compute())
+        """Compute the value and the tangents, where that was put off."""
+        if self.pending is not None:
+            self.assign(*self.pending.compute())
 
-    def become(self, value: Tensor, tangents: tuple[Tensor, ...], own: bool = False) -> None:
+    def assign(self, value: Tensor, tangents: tuple[Tensor, ...], overwritable: bool = False) -> None:
         """Hold other numbers from now on: what an operation in place does."""
         if value.stride() != self.stride():
             value = torch.empty_strided(self.shape, self.stride(), dtype=value.dtype, device=value.device).copy_(value)
-        self._value, self._tangents, self.own, self.later = value, tangents, own, None
+        self._value, self._tangents, self.overwritable, self.pending = value, tangents, overwritable, None
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         """Shape and number of tangents."""
@@ -95,18 +101,18 @@ class Dual(Tensor):
         return apply(func, args, kwargs or {})
 
 
-def waiting(pending: Dual, source: Any) -> Dual:
+def compute_before_writes(pending: Dual, source: Any) -> Dual:
     """Have ``pending`` computed before anything is written into what it will be computed from."""
     if isinstance(source, Dual):
-        source.takers.append(weakref.ref(pending))
+        source.dependents.append(weakref.ref(pending))
     return pending
 
 
-def held(value: Tensor, tangents: tuple[Tensor, ...] = ()) -> Dual:
+def leaf(value: Tensor, tangents: tuple[Tensor, ...] = ()) -> Dual:
     """A parameter or an input: others hold it too, so nothing writes into it."""
     made = Dual(value, tangents)
-    made.family.append(made.family[0])
-    made.lasting = True
+    made.aliases.append(made.aliases[0])
+    made.from_outside = True
     return made
 
 
@@ -139,35 +145,24 @@ def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """
     if func._schema.is_mutable:
         return _in_place(func, args, kwargs)
-    own = RULES.get(func)
-    if own is not None and not any(isinstance(a, Tensor) and a.is_complex() for a in args):
+    known = RULES.get(func)
+    if known is not None and not any(isinstance(a, Tensor) and a.is_complex() for a in args):
         # rules are for real numbers
-        out = own(*args, **kwargs)
+        out = known(*args, **kwargs)
         if out is not NotImplemented:
             return out
     duals = _duals_in((*args, *kwargs.values()))
-    values = _each(value_of, args), _named(value_of, kwargs)
+    values = map_each(value_of, args), map_named(value_of, kwargs)
     active = [d for d in duals if d.tangents]
     if not active:
         return _wrap(func, duals, func(*values[0], **values[1]), None)
-    if func in _READS:
+    if func in READS:
         raise NotShared(f"{func} reads a number that has a derivative")
-    if func in _CUTS:
+    if func in CUTS:
         return _wrap(func, duals, func(*values[0], **values[1]), None)
-    if func in _LINEAR:
+    if func in LINEAR:
         return _linear(func, args, kwargs, active)
     return _by_torch(func, args, kwargs, active)
-
-
-def _each(change: Callable[[Any], Any], xs: Any) -> Any:
-    """``change`` of every argument, in lists and tuples too (torch's own tree_map takes as long as an operation)."""
-    if isinstance(xs, tuple | list):
-        return [_each(change, x) for x in xs] if isinstance(xs, list) else tuple(_each(change, x) for x in xs)
-    return change(xs)
-
-
-def _named(change: Callable[[Any], Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {n: _each(change, x) for n, x in kwargs.items()} if kwargs else kwargs
 
 
 def _duals_in(xs: Any) -> list[Dual]:
@@ -192,9 +187,9 @@ def _wrap(func: Any, duals: list[Dual], out: Any, tangents: list[Any] | None) ->
     made = Dual(out, along)
     if any(a.alias_info is not None for a in func._schema.returns):
         for d in duals:
-            d.own = False
-            made.family = d.family
-        made.family.append(weakref.ref(made))
+            d.overwritable = False
+            made.aliases = d.aliases
+        made.aliases.append(weakref.ref(made))
     return made
 
 
@@ -207,12 +202,12 @@ def _linear(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], active: li
                 return a.tangents[k]
             return torch.zeros_like(value_of(a)) if isinstance(a, Tensor) else a
 
-        mapped, named = _each(pick, args), _named(pick, kwargs)
+        mapped, named = map_each(pick, args), map_named(pick, kwargs)
         if func in (aten.view.default, aten._unsafe_view.default):
             return mapped[0].reshape(mapped[1])  # a tangent's strides need not be those of its value
         return func(*mapped, **named)
 
-    out = func(*_each(value_of, args), **_named(value_of, kwargs))
+    out = func(*map_each(value_of, args), **map_named(value_of, kwargs))
     return _wrap(func, active, out, [at(k) for k in range(len(active[0].tangents))])
 
 
@@ -229,9 +224,11 @@ def _by_torch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], active: 
                         return a
                     return forward.make_dual(a.value, a.tangents[k]) if a.tangents else a.value
 
-                made = func(*_each(pick, args), **_named(pick, kwargs))
-                out = _each(lambda o: forward.unpack_dual(o).primal if isinstance(o, Tensor) else o, made)
-                tangents.append(_each(lambda o: forward.unpack_dual(o).tangent if isinstance(o, Tensor) else o, made))
+                made = func(*map_each(pick, args), **map_named(pick, kwargs))
+                out = map_each(lambda o: forward.unpack_dual(o).primal if isinstance(o, Tensor) else o, made)
+                tangents.append(
+                    map_each(lambda o: forward.unpack_dual(o).tangent if isinstance(o, Tensor) else o, made)
+                )
     return _wrap(func, active, out, tangents)
 
 
@@ -244,37 +241,17 @@ def _in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise NotShared(f"{func} writes into its arguments")
     if not isinstance(self, Dual):
         raise NotShared(f"{func} writes a number with a derivative into a tensor without")
-    if sum(r() is not None for r in self.family) > 1:
+    if sum(r() is not None for r in self.aliases) > 1:
         raise NotShared(f"{func} writes into memory that another tensor looks at")
-    for taker in self.takers:
-        if (pending := taker()) is not None:
+    for dependent in self.dependents:
+        if (pending := dependent()) is not None:
             pending.compute()
-    self.takers = []
-    own = RULES.get(func)
-    out = NotImplemented if own is None else own(*args, **kwargs)
+    self.dependents = []
+    known = RULES.get(func)
+    out = NotImplemented if known is None else known(*args, **kwargs)
     if out is not NotImplemented:
         return out
     functional = getattr(getattr(aten, name[:-1]), func._overloadname)
     out = apply(functional, args, kwargs)
-    self.become(value_of(out), tangents_of(out), isinstance(out, Dual) and out.own)
+    self.assign(value_of(out), tangents_of(out), isinstance(out, Dual) and out.overwritable)
     return self
-
-
-_LINEAR = {
-    getattr(getattr(aten, name), overload)
-    for name, overloads in {
-        "view": ("default",), "_unsafe_view": ("default",), "t": ("default",), "transpose": ("int",),
-        "permute": ("default",), "expand": ("default",), "clone": ("default",), "unbind": ("int",),
-        "select": ("int",), "slice": ("Tensor",), "unsqueeze": ("default",), "squeeze": ("default", "dim", "dims"),
-        "mean": ("default", "dim"), "sum": ("default", "dim_IntList"), "neg": ("default",), "cat": ("default",),
-        "stack": ("default",), "split": ("Tensor",), "split_with_sizes": ("default",), "unsafe_split": ("Tensor",),
-        "avg_pool2d": ("default",), "_adaptive_avg_pool2d": ("default",),
-        "flip": ("default",), "roll": ("default",), "alias": ("default",), "_to_copy": ("default",),
-        "mul": ("Scalar",), "div": ("Scalar",), "pixel_shuffle": ("default",), "diagonal": ("default",),
-        "upsample_bilinear2d": ("default",), "upsample_nearest2d": ("default",),
-    }.items()
-    for overload in overloads
-    if overload in getattr(aten, name).overloads()
-}  # fmt: skip
-_READS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
-_CUTS = {aten.detach.default}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from influence_cli.engines.dual.dual import Dual, rule, tangents_of, value_of, waiting
+from influence_cli.engines.dual.dual import Dual, compute_before_writes, rule, tangents_of, value_of
 from influence_cli.engines.dual.packed import convolve, in_channels_last, output_sizes
 
 aten = torch.ops.aten
@@ -131,7 +131,7 @@ def _pairs(a: list[Affine], b: list[Affine]) -> list[tuple[Affine, Affine]]:
 
 def _folded_once(pending: Pending, norm: Norm) -> tuple[Affine, list[Affine]]:
     """The folded weights, made on the first batch and kept with the weight."""
-    kept = pending.weight.folded if isinstance(pending.weight, Dual) and pending.weight.lasting else {}
+    kept = pending.weight.folded if isinstance(pending.weight, Dual) and pending.weight.from_outside else {}
     parts = (pending.bias, *norm.parts())
     key = tuple(map(id, parts))
     if key not in kept:
@@ -141,7 +141,7 @@ def _folded_once(pending: Pending, norm: Norm) -> tuple[Affine, list[Affine]]:
 
 @rule(aten.convolution.default)
 def _convolution(x: Any, weight: Any, bias: Any, *settings: Any) -> Dual:
-    """Noted, to be computed by whatever takes its output."""
+    """Convolution: x' W + x W' + b', computed by whatever takes its output."""
     pending = Pending(x, weight, bias, settings)
     if settings[3]:  # transposed
         return Dual(*pending.compute())
@@ -152,16 +152,16 @@ def _convolution(x: Any, weight: Any, bias: Any, *settings: Any) -> Dual:
     last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last or pending.last else torch.contiguous_format
     form = torch.empty((x.shape[0], weight.shape[0], *sizes), dtype=x.dtype, device="meta", memory_format=layout)
-    return waiting(Dual(form, later=pending), x)
+    return compute_before_writes(Dual(form, pending=pending), x)
 
 
 @rule(aten.addmm.default)
 def _linear(bias: Any, x: Any, weight: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
-    """A linear layer: noted likewise."""
+    """Linear layer: x' W + x W' + b', computed by whatever takes its output."""
     if beta != 1 or alpha != 1 or bias.ndim != 1:
         return NotImplemented
     form = torch.empty((x.shape[0], weight.shape[1]), dtype=x.dtype, device="meta")
-    return waiting(Dual(form, later=Pending(x, weight, bias, None)), x)
+    return compute_before_writes(Dual(form, pending=Pending(x, weight, bias, None)), x)
 
 
 def folds(parameters: Iterable[Any]) -> int:
@@ -175,12 +175,12 @@ def folds(parameters: Iterable[Any]) -> int:
 def _batch_norm(
     x: Any, scale: Any, shift: Any, mean: Any, variance: Any, training: bool, momentum: float, eps: float
 ) -> Any:
-    """In evaluation mode a linear map per channel: folded into what made x, or run as such."""
+    """BatchNorm in evaluation mode: W' x + W x' + b' by channel, folded into what made x or run as such."""
     if training or mean is None or variance is None:
         return NotImplemented
     norm = Norm(scale, shift, value_of(mean), value_of(variance), eps)
-    if isinstance(x, Dual) and isinstance(x.later, Pending):
-        out = Dual(*x.later.run(*_folded_once(x.later, norm)))
+    if isinstance(x, Dual) and isinstance(x.pending, Pending):
+        out = Dual(*x.pending.run(*_folded_once(x.pending, norm)))
     else:
         out = Dual(*_by_channel(x, norm))
     return out, torch.empty(0), torch.empty(0)
@@ -188,7 +188,7 @@ def _batch_norm(
 
 @rule(aten.cudnn_batch_norm.default)
 def _batch_norm_by_cudnn(*args: Any) -> Any:
-    """The same; cuDNN's has a fourth output, empty in evaluation mode."""
+    """BatchNorm in evaluation mode, by cuDNN: the same, with a fourth output that is empty."""
     out = _batch_norm(*args)
     return out if out is NotImplemented else (*out, torch.empty(0, dtype=torch.uint8))
 

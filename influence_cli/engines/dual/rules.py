@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from influence_cli.engines.dual.dual import Dual, held, rule, tangents_of, value_of
+from influence_cli.engines.dual.dual import Dual, leaf, rule, tangents_of, value_of
 
 aten = torch.ops.aten
 
@@ -25,35 +25,43 @@ def _sum(a: Any, b: Any, scale: Any) -> Any:
     out = torch.add(value_of(a), value_of(b), alpha=scale)
     ta, tb = tangents_of(a), tangents_of(b)
     if ta and tb:
-        return Dual(out, tuple(torch.add(x, y, alpha=scale) for x, y in zip(ta, tb, strict=True)), own=True)
+        return Dual(out, tuple(torch.add(x, y, alpha=scale) for x, y in zip(ta, tb, strict=True)), overwritable=True)
     for x in (a, b):
         if isinstance(x, Dual):
-            x.own = False  # the sum holds its tangents too
+            x.overwritable = False  # the sum holds its tangents too
     alone = ta or (tb if scale == 1 else tuple(y * scale for y in tb))
     return Dual(out, tuple(t.expand(out.shape) for t in alone))
 
 
-rule(aten.add.Tensor)(lambda a, b, *, alpha=1: _sum(a, b, alpha))
-rule(aten.sub.Tensor)(lambda a, b, *, alpha=1: _sum(a, b, -alpha))
+@rule(aten.add.Tensor)
+def _add(a: Any, b: Any, *, alpha: Any = 1) -> Any:
+    """Sum: a' + b'."""
+    return _sum(a, b, alpha)
+
+
+@rule(aten.sub.Tensor)
+def _subtract(a: Any, b: Any, *, alpha: Any = 1) -> Any:
+    """Difference: a' - b'."""
+    return _sum(a, b, -alpha)
 
 
 @rule(aten.add_.Tensor)
 def _add_in_place(a: Dual, b: Any, *, alpha: Any = 1) -> Any:
-    """A residual sum: a's tangents are overwritten where nothing else holds them."""
+    """Residual sum: a' + b', written over the tangents of a where nothing else holds them."""
     ta, tb = a.tangents, tangents_of(b)
-    if not isinstance(b, Tensor) or not a.own or not tb:
+    if not isinstance(b, Tensor) or not a.overwritable or not tb:
         return NotImplemented
-    a.become(
+    a.assign(
         a.value.add_(value_of(b), alpha=alpha),
         tuple(x.add_(y, alpha=alpha) for x, y in zip(ta, tb, strict=True)),
-        own=True,
+        overwritable=True,
     )
     return a
 
 
 @rule(aten.mul.Tensor)
 def _mul(a: Any, b: Any) -> Any:
-    """(ab)' = a'b + ab'."""
+    """Product, element by element: a'b + ab'."""
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return NotImplemented
     va, vb, ta, tb = value_of(a), value_of(b), tangents_of(a), tangents_of(b)
@@ -67,79 +75,85 @@ def _mul(a: Any, b: Any) -> Any:
 
 @rule(aten.mm.default, aten.bmm.default)
 def _product(a: Any, b: Any) -> Dual:
-    """(AB)' = A'B + AB'."""
+    """Matrix product: A'B + AB'."""
     va, vb, ta, tb = value_of(a), value_of(b), tangents_of(a), tangents_of(b)
     if ta and tb:
         add = torch.addmm if va.ndim == 2 else torch.baddbmm
         tangents = tuple(add(va @ y, x, vb) for x, y in zip(ta, tb, strict=True))
     else:
         tangents = tuple(x @ vb for x in ta) or tuple(va @ y for y in tb)
-    return Dual(va @ vb, tangents, own=True)
+    return Dual(va @ vb, tangents, overwritable=True)
 
 
 @rule(aten.t.default)
 def _transposed(x: Dual) -> Any:
-    """The transpose of a parameter: what was folded into it stays known."""
-    if not x.lasting:
+    """Transpose of a parameter: the weights with a BatchNorm folded in stay known."""
+    if not x.from_outside:
         return NotImplemented
     value, tangents, folded = x.folded.setdefault("t", (x.value.t(), tuple(t.t() for t in x.tangents), {}))
-    made = held(value, tangents)  # torch wants a new object for a view
+    made = leaf(value, tangents)  # torch wants a new object for a view
     made.folded = folded
     return made
 
 
 def _activation(x: Dual, value: Tensor, derivative: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Dual:
     """f(x) and f'(x) x', where ``derivative(tangent, x, f(x))`` is that product."""
-    return Dual(value, tuple(derivative(t, x.value, value) for t in x.tangents), own=True)
+    return Dual(value, tuple(derivative(t, x.value, value) for t in x.tangents), overwritable=True)
 
 
 @rule(aten.relu.default)
 def _relu(x: Dual) -> Dual:
+    """ReLU: x' where x > 0, else 0."""
     return _activation(x, torch.relu(x.value), lambda t, _, y: aten.threshold_backward(t, y, 0))
 
 
 @rule(aten.relu_.default)
 def _relu_in_place(x: Dual) -> Any:
-    """The value and, where nothing else holds them, the tangents are overwritten."""
+    """ReLU in place: x' where x > 0, else 0, written over the tangents where nothing else holds them."""
     value, tangents = x.value.relu_(), x.tangents
-    for t in tangents if x.own else ():
+    for t in tangents if x.overwritable else ():
         aten.threshold_backward.grad_input(t, value, 0, grad_input=t)
-    if not x.own:
+    if not x.overwritable:
         tangents = tuple(aten.threshold_backward(t, value, 0) for t in tangents)
-    x.become(value, tangents, own=True)
+    x.assign(value, tangents, overwritable=True)
     return x
 
 
 @rule(aten.hardtanh.default)
 def _hardtanh(x: Dual, low: Any = -1, high: Any = 1) -> Dual:
+    """Clipping: x' between the two bounds, else 0."""
     value = aten.hardtanh(x.value, low, high)
     return _activation(x, value, lambda t, x, _: aten.hardtanh_backward(t, x, low, high))
 
 
 @rule(aten.gelu.default)
 def _gelu(x: Dual, *, approximate: str = "none") -> Dual:
+    """GELU: gelu'(x) x'."""
     value = aten.gelu(x.value, approximate=approximate)
     return _activation(x, value, lambda t, x, _: aten.gelu_backward(t, x, approximate=approximate))
 
 
 @rule(aten.silu.default)
 def _silu(x: Dual) -> Dual:
+    """SiLU: silu'(x) x'."""
     return _activation(x, aten.silu(x.value), lambda t, x, _: aten.silu_backward(t, x))
 
 
 @rule(aten.sigmoid.default)
 def _sigmoid(x: Dual) -> Dual:
+    """Sigmoid: s (1 - s) x', for s = sigmoid(x)."""
     return _activation(x, torch.sigmoid(x.value), lambda t, _, y: aten.sigmoid_backward(t, y))
 
 
 @rule(aten.tanh.default)
 def _tanh(x: Dual) -> Dual:
+    """Tanh: (1 - h^2) x', for h = tanh(x)."""
     return _activation(x, torch.tanh(x.value), lambda t, _, y: aten.tanh_backward(t, y))
 
 
 @rule(aten._softmax.default)
 def _softmax(x: Dual, dim: int, to_float: bool) -> Any:
-    """P' = p (x' - p.x')."""
+    """Softmax: p (x' - p . x'), for p = softmax(x)."""
     if to_float:
         return NotImplemented
     return _softmax_of(x, aten._softmax(x.value, dim, False), dim)
@@ -147,7 +161,7 @@ def _softmax(x: Dual, dim: int, to_float: bool) -> Any:
 
 @rule(aten._safe_softmax.default)
 def _safe_softmax(x: Dual, dim: int, dtype: Any = None) -> Any:
-    """The same; where all of x is -inf (a query that may look at nothing) p is 0, and so is p'."""
+    """Masked softmax: p (x' - p . x'), and 0 where all of x is -inf (a query that may look at nothing)."""
     if dtype is not None:
         return NotImplemented
     return _softmax_of(x, aten._safe_softmax(x.value, dim), dim)
@@ -159,7 +173,7 @@ def _softmax_of(x: Dual, value: Tensor, dim: int) -> Dual:
 
 @rule(aten.native_layer_norm.default)
 def _layer_norm(x: Any, shape: Any, scale: Any, shift: Any, eps: float) -> Any:
-    """Y = s h + b with h the normalised x: y' = s' h + s h' + b'."""
+    """LayerNorm: s' h + s h' + b', for scale s, shift b and h the normalised x."""
     value, mean, spread = aten.native_layer_norm(value_of(x), shape, value_of(scale), value_of(shift), eps)
     tx, ts, tb = tangents_of(x), tangents_of(scale), tangents_of(shift)
     h = aten.native_layer_norm(value_of(x), shape, None, None, eps)[0] if ts else None
@@ -184,7 +198,7 @@ def _layer_norm(x: Any, shape: Any, scale: Any, shift: Any, eps: float) -> Any:
 
 @rule(aten.max_pool2d_with_indices.default)
 def _max_pool(x: Dual, *args: Any) -> Any:
-    """The tangents of the places that were the largest."""
+    """Max pooling: x' at the places that are the largest."""
     value, places = aten.max_pool2d_with_indices(x.value, *args)
     if x.ndim == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last):
         rows, at = value.shape[0], places.permute(0, 2, 3, 1).flatten(1, 2)
@@ -192,7 +206,7 @@ def _max_pool(x: Dual, *args: Any) -> Any:
             t.permute(0, 2, 3, 1).flatten(1, 2).gather(1, at).view(rows, *value.shape[2:], -1).permute(0, 3, 1, 2)
             for t in x.tangents
         )
-        return Dual(value, tangents, own=True), places
+        return Dual(value, tangents, overwritable=True), places
     flat = places.flatten(2)
     tangents = tuple(t.flatten(2).gather(2, flat).view(value.shape) for t in x.tangents)
-    return Dual(value, tangents, own=True), places
+    return Dual(value, tangents, overwritable=True), places

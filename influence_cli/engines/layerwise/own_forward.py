@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 
-from influence_cli.engines.layerwise.rules import Named, by_row, total
+from influence_cli.engines.layerwise.protocol import Named, by_row, total
 from influence_cli.engines.point import differentiable_kernels
 from influence_cli.model.parameters import pulled
 

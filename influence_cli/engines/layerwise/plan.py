@@ -2,8 +2,8 @@
 
 A parameter begins at the modules that own it.  Rows must lead a module's inputs and outputs: two forward passes, of 2
 and of 3 rows, show which do.  Then the blocks' sum_i c_i g_i, with signs in c and a random cotangent, is compared with
-reverse mode for every parameter: one used outside of its module, or whose module mixes rows, differs, and moves
-to the enclosing module until it agrees.  At the outermost module it can only fail where rows depend on one another.
+reverse mode for every parameter.  One that is used outside of its module, that its module hands to a function, or whose
+module mixes rows, differs, and moves to the enclosing module until it agrees.  What no module gives is not covered.
 """
 
 from __future__ import annotations
@@ -13,15 +13,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from influence_cli.engines.layerwise.layers import BlockLayout, Coverage, Layers, Site, Tape
+from influence_cli.engines.layerwise.blocks import BlockLayout, Site
 from influence_cli.engines.layerwise.own_forward import OwnForward
 from influence_cli.engines.layerwise.rules import rule_of
+from influence_cli.engines.layerwise.tape import Tape, WatchedModel
 from influence_cli.engines.point import differentiable_kernels
 from influence_cli.errors import ModelError
 from influence_cli.model.parameters import pulled
 
 FEW, MORE = 2, 3  # rows of the two passes that tell which dimension is that of rows
 LEAST, MOST = 4, 16  # rows on which the blocks are compared with reverse mode
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many selected parameters the blocks reach, and those that they do not, by module."""
+
+    parameters: int
+    covered: int
+    missing: dict[str, tuple[str, ...]]  # module -> parameters
+
+    @property
+    def share(self) -> float:
+        """The share of parameters covered."""
+        return self.covered / self.parameters
 
 
 @dataclass
@@ -32,38 +47,37 @@ class _Place:
     general: bool = False
 
 
-def plan_sites(layers: Layers, x: Tensor) -> Coverage:
-    """Set a Layers' blocks; returns what they cover.
+def plan_blocks(model: WatchedModel, x: Tensor) -> Coverage:
+    """What a model's blocks cover, after setting them.
 
     Raises:
         ModelError: the outputs of a row depend on the other rows of its batch.
     """
-    names = _names_by_identity(layers)
-    owners = _owners(layers, names)
-    layers.watched, layers.batched = tuple(layers.modules), {}
+    names = _names_by_identity(model)
+    owners = _owners(model, names)
+    model.watched, model.batched = tuple(model.modules), {}
     some = _spread(x, min(max(LEAST, len(x)), MOST))
-    leading = _rows_lead(layers, x) - layers.parted
-    order = sorted(layers.point.selected, key=list(layers.point.selected).index)
-    place = {n: _settle(layers, _Place(owners[n]), leading) for n in order}
+    leading = _rows_lead(model, x) - model.parted
+    place = {n: _settle(model, _Place(owners[n]), leading) for n in model.point.selected}
     lost: set[str] = set()
     while True:
-        _set_blocks(layers, {n: p for n, p in place.items() if n not in lost}, names)
-        tape = layers.run(some)
-        if parted := layers.called_on_parts(tape):
-            layers.parted |= parted
+        _set_blocks(model, {n: p for n, p in place.items() if n not in lost}, names)
+        tape = model.run(some)
+        if parted := model.called_on_parts(tape):
+            model.parted |= parted
             leading -= parted
-            place = {n: _settle(layers, p, leading) for n, p in place.items()}
+            place = {n: _settle(model, p, leading) for n, p in place.items()}
             continue
-        wrong = [n for n in _differing(layers, some, tape) if n not in lost]
+        wrong = [n for n in _differing(model, some, tape) if n not in lost]
         if not wrong:
             break
         for n in wrong:
-            above = _settle(layers, _above(place[n]), leading) if place[n] != _Place(("",), True) else None
+            above = _settle(model, _above(place[n]), leading) if place[n] != _Place(("",), True) else None
             if above is None or above == place[n]:
                 lost.add(n)
             else:
                 place[n] = above
-    return _coverage(layers, owners, lost)
+    return _coverage(model, owners, lost)
 
 
 def _spread(x: Tensor, count: int) -> Tensor:
@@ -71,26 +85,26 @@ def _spread(x: Tensor, count: int) -> Tensor:
     return x[torch.arange(count, device=x.device) * max(1, len(x) // count) % len(x)]
 
 
-def _names_by_identity(layers: Layers) -> dict[int, str]:
+def _names_by_identity(model: WatchedModel) -> dict[int, str]:
     """Selected names by the identity of the model's own parameters; a tied tensor has one name."""
-    return {id(p): n for n, p in layers.point.model.named_parameters() if n in layers.point.selected}
+    return {id(p): n for n, p in model.point.model.named_parameters() if n in model.point.selected}
 
 
-def _owners(layers: Layers, names: dict[int, str]) -> dict[str, tuple[str, ...]]:
+def _owners(model: WatchedModel, names: dict[int, str]) -> dict[str, tuple[str, ...]]:
     """Modules that hold each selected parameter themselves."""
     found: dict[str, list[str]] = {n: [] for n in names.values()}
-    for module_name, module in layers.modules.items():
+    for module_name, module in model.modules.items():
         for p in dict.fromkeys(id(p) for p in module._parameters.values() if p is not None):
             if p in names:
                 found[names[p]].append(module_name)
     return {n: tuple(modules) for n, modules in found.items()}
 
 
-def _rows_lead(layers: Layers, x: Tensor) -> set[str]:
+def _rows_lead(model: WatchedModel, x: Tensor) -> set[str]:
     """Modules that are called, with rows as the leading dimension of all outputs that matter; notes their inputs."""
     shapes: list[dict[str, list[tuple[list[int], list[int]]]]] = []
     for count in (FEW, MORE):
-        tape = layers.run(x[torch.arange(count, device=x.device) % len(x)])
+        tape = model.run(x[torch.arange(count, device=x.device) % len(x)])
         by_module: dict[str, list[tuple[list[int], list[int]]]] = {}
         for name, call in tape.calls(torch.ones_like(tape.logits)):
             sizes = [len(t) if isinstance(t, Tensor) and t.ndim else 0 for t in call.leaves]
@@ -112,7 +126,7 @@ def _rows_lead(layers: Layers, x: Tensor) -> set[str]:
             masks.add(tuple(_scales(m, n) for m, n in zip(a, a_more, strict=True)))
             fits &= all((m == n == 0) or _scales(m, n) for m, n in zip(d, d_more, strict=True))
         if fits and len(masks) == 1:
-            layers.batched[name] = masks.pop()
+            model.batched[name] = masks.pop()
             leading.add(name)
     return leading
 
@@ -134,53 +148,53 @@ def _above(place: _Place) -> _Place:
     return _Place((".".join(shared),), True)
 
 
-def _settle(layers: Layers, place: _Place, leading: set[str]) -> _Place:
+def _settle(model: WatchedModel, place: _Place, leading: set[str]) -> _Place:
     """The place itself, or the first one above it whose modules are called on rows."""
     while True:
         usable = all(m in leading for m in place.modules)
         if usable and not place.general and len(place.modules) > 1:
-            usable = all(rule_of(layers.modules[m]) is not None for m in place.modules)
+            usable = all(rule_of(model.modules[m]) is not None for m in place.modules)
         if usable or place == _Place(("",), True):
             return place
         called = [m for m in place.modules if m in leading]
-        if not place.general and called and all(rule_of(layers.modules[m]) is not None for m in called):
+        if not place.general and called and all(rule_of(model.modules[m]) is not None for m in called):
             return _Place(tuple(called))  # an owner that is never called adds nothing, or the comparison will tell
         place = _above(place)
 
 
-def _set_blocks(layers: Layers, place: dict[str, _Place], names: dict[int, str]) -> None:
+def _set_blocks(model: WatchedModel, place: dict[str, _Place], names: dict[int, str]) -> None:
     """One site for each module and rule; sites that share a parameter are one block."""
     sites: dict[tuple[str, bool], list[str]] = {}
     for name, where in place.items():
         for module in where.modules:
-            fast = not where.general and rule_of(layers.modules[module]) is not None
+            fast = not where.general and rule_of(model.modules[module]) is not None
             sites.setdefault((module, fast), []).append(name)
     groups: list[tuple[set[str], list[tuple[str, bool]]]] = []
     for key, own in sites.items():
         joined = [g for g in groups if g[0] & set(own)]
         parameters, keys = set(own).union(*(g[0] for g in joined)), [k for g in joined for k in g[1]] + [key]
         groups = [g for g in groups if g not in joined] + [(parameters, keys)]
-    order = {n: k for k, n in enumerate(layers.point.selected)}
+    order = {n: k for k, n in enumerate(model.point.selected)}
     blocks: list[BlockLayout] = []
     for parameters, keys in sorted(groups, key=lambda g: min(order[n] for n in g[0])):
-        shapes = {n: layers.point.selected[n].shape for n in sorted(parameters, key=order.__getitem__)}
-        made = tuple(_site(layers, module, fast, sites[module, fast], names) for module, fast in keys)
+        shapes = {n: model.point.selected[n].shape for n in sorted(parameters, key=order.__getitem__)}
+        made = tuple(_site(model, module, fast, sites[module, fast], names) for module, fast in keys)
         blocks.append(BlockLayout("+".join(module or "model" for module, _ in keys), shapes, made))
-    layers.blocks = tuple(blocks)
-    layers.watched = tuple(dict.fromkeys(s.module_name for b in blocks for s in b.sites))
+    model.blocks = tuple(blocks)
+    model.watched = tuple(dict.fromkeys(s.module_name for b in blocks for s in b.sites))
 
 
-def _site(layers: Layers, module_name: str, fast: bool, own: list[str], names: dict[int, str]) -> Site:
-    module = layers.modules[module_name]
+def _site(model: WatchedModel, module_name: str, fast: bool, own: list[str], names: dict[int, str]) -> Site:
+    module = model.modules[module_name]
     local = _local_names(module, names)
     if fast:
         held = {k: names[id(p)] for k, p in module._parameters.items() if p is not None and id(p) in names}
         rule = rule_of(module)
         assert rule is not None
         return Site(module_name, {k: n for k, n in held.items() if n in own}, rule)
-    values = {k: layers.point.selected[n] for k, n in local.items()}
+    values = {k: model.point.selected[n] for k, n in local.items()}
     taken = {k: n for k, n in local.items() if n in own}
-    return Site(module_name, taken, OwnForward(module, values, tuple(taken), layers.point.recurrent))
+    return Site(module_name, taken, OwnForward(module, values, tuple(taken), model.point.recurrent))
 
 
 def _local_names(module: nn.Module, names: dict[int, str]) -> dict[str, str]:
@@ -188,13 +202,13 @@ def _local_names(module: nn.Module, names: dict[int, str]) -> dict[str, str]:
     return {k: names[id(p)] for k, p in module.named_parameters() if id(p) in names}
 
 
-def _differing(layers: Layers, some: Tensor, tape: Tape) -> list[str]:
+def _differing(model: WatchedModel, some: Tensor, tape: Tape) -> list[str]:
     """Parameters for which the blocks' weighted sum of the row gradients of ``tape`` is not reverse mode's.
 
     Raises:
         ModelError: rows of a batch depend on each other.
     """
-    point = layers.point
+    point = model.point
     generator = torch.Generator().manual_seed(0)
     c = (torch.randint(0, 2, (len(some),), generator=generator) * 2 - 1).to(point.device, point.dtype)
     c = c * (torch.arange(len(some), device=point.device) % LEAST + 1)
@@ -203,7 +217,7 @@ def _differing(layers: Layers, some: Tensor, tape: Tape) -> list[str]:
         logits = point.logits(some, parameters)
         v = torch.randn(logits.shape, generator=generator).to(point.device, point.dtype)
         expected = pulled([(c[:, None] * v * logits).sum()], list(parameters.values()), [None])
-    _check_rows_apart(layers, some, tape.logits)
+    _check_rows_apart(model, some, tape.logits)
     found = {n: g for block in tape.pull(v) for n, g in block.weighted_sum(c).items()}
     tight = 1e-9 if point.dtype == torch.float64 else 1e-3
     largest = max(float(g.abs().max()) for g in expected)
@@ -215,16 +229,16 @@ def _differing(layers: Layers, some: Tensor, tape: Tape) -> list[str]:
     return wrong
 
 
-def _check_rows_apart(layers: Layers, x: Tensor, logits: Tensor) -> None:
-    with torch.no_grad(), differentiable_kernels(layers.point.recurrent):
-        alone = layers.point.logits(x[:1])
-    tight = 1e-9 if layers.point.dtype == torch.float64 else 1e-3
+def _check_rows_apart(model: WatchedModel, x: Tensor, logits: Tensor) -> None:
+    with torch.no_grad(), differentiable_kernels(model.point.recurrent):
+        alone = model.point.logits(x[:1])
+    tight = 1e-9 if model.point.dtype == torch.float64 else 1e-3
     if not float((alone - logits[:1]).abs().max()) <= tight * max(1.0, float(logits.abs().max())):
         raise ModelError("the logits of a row depend on the other rows of its batch", fix="repair the model")
 
 
-def _coverage(layers: Layers, owners: dict[str, tuple[str, ...]], lost: set[str]) -> Coverage:
-    sizes = {n: p.numel() for n, p in layers.point.selected.items()}
+def _coverage(model: WatchedModel, owners: dict[str, tuple[str, ...]], lost: set[str]) -> Coverage:
+    sizes = {n: p.numel() for n, p in model.point.selected.items()}
     missing: dict[str, list[str]] = {}
     for name in sorted(lost):
         missing.setdefault(owners[name][0] or "model", []).append(name)

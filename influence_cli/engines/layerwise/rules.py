@@ -1,155 +1,24 @@
-"""Row gradients of one module's own parameters, from its input a and the gradient d of its output.
+"""Row gradients of embeddings and norms, and the table of all modules that have a rule.
 
-For a batch of b rows, where a module is called on T positions a row and g_i is row i's gradient in its parameters:
-
-    linear, conv    dW_i = sum_t d_it a_it^T,       db_i = sum_t d_it       (conv: a_it is the patch at position t)
-    embedding       dW_i[k] = sum over t with token_it = k of d_it
-    norms           dgamma_i = sum_t d_it * xhat_it,   dbeta_i = sum_t d_it
-
-so that <g_i, U> needs no g_i: it is the sum over t of d_it . (U_W a_it + U_b).  Rows are the leading dimension of a and
-d, k entries a row where a model folds more (windows, tokens) into it.  Dot products and norms are summed in float64.
+embedding       dW_i[k] = sum over t with token_it = k of d_it
+norms           dgamma_i = sum_t d_it * xhat_it,   dbeta_i = sum_t d_it
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_weight
 
-Named = dict[str, Tensor]  # by the module's own parameter name
-
-
-class Rule(Protocol):
-    """What a kind of module knows of its own parameters' row gradients, for b rows."""
-
-    def dots(self, a: Tensor, d: Tensor, b: int, u: Named) -> Tensor:
-        """<g_i, u> for every row, float64 [b]."""
-        ...
-
-    def gradients(self, a: Tensor, d: Tensor, b: int, names: tuple[str, ...]) -> Named:
-        """g_i by parameter name, [b, *shape]."""
-        ...
-
-    def norms(self, a: Tensor, d: Tensor, b: int, names: tuple[str, ...]) -> Tensor | None:
-        """|g_i|^2 for every row, float64 [b], where that is cheaper than from ``gradients``; else None."""
-        ...
-
-    def weighted(self, a: Tensor, d: Tensor, c: Tensor, names: tuple[str, ...]) -> Named:
-        """sum_i c_i g_i by parameter name, for c [b]."""
-        ...
-
-
-def total(values: Tensor) -> Tensor:
-    """Sums of values [b, ...] over all but the first dimension, float64 [b]."""
-    return values.flatten(1).sum(1, dtype=torch.float64)
-
-
-def by_row(d: Tensor, c: Tensor) -> Tensor:
-    """Gradients d [b k, ...] with row i's entries times c_i [b]."""
-    return (d.unflatten(0, (len(c), -1)) * c.to(d.dtype).reshape(-1, *[1] * d.ndim)).flatten(0, 1)
-
-
-class Affine:
-    """Linear layers and convolutions, as positions: a [b, T, G, I] and d [b, T, G, O] of G groups."""
-
-    def __init__(self, module: nn.Module) -> None:
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        self.shape, self.groups = weight.shape, 1
-
-    def positions(self, a: Tensor, d: Tensor, b: int) -> tuple[Tensor, Tensor]:
-        """Inputs [b, T, G, I] and output gradients [b, T, G, O]."""
-        return a.reshape(b, -1, 1, a.shape[-1]), d.reshape(b, -1, 1, d.shape[-1])
-
-    def apply(self, a: Tensor, u: Named) -> Tensor:
-        """The layer with u in place of its parameters."""
-        if "weight" in u:
-            return F.linear(a, u["weight"], u.get("bias"))
-        return u["bias"]
-
-    def dots(self, a: Tensor, d: Tensor, b: int, u: Named) -> Tensor:
-        """<g_i, u> = sum_t d_it . (U_W a_it + U_b), float64 [b]."""
-        return total((self.apply(a, u) * d).reshape(b, -1))
-
-    def gradients(self, a: Tensor, d: Tensor, b: int, names: tuple[str, ...]) -> Named:
-        """Gradients dW [b, *W] and db [b, out]."""
-        at, dt = self.positions(a, d, b)
-        found: Named = {}
-        if "weight" in names:
-            found["weight"] = torch.einsum("btgo,btgi->bgoi", dt, at).reshape(b, *self.shape)
-        if "bias" in names:
-            found["bias"] = dt.sum(1).reshape(b, -1)
-        return found
-
-    def norms(self, a: Tensor, d: Tensor, b: int, names: tuple[str, ...]) -> Tensor | None:
-        """The Gram form, where T^2 is below the size of the weight."""
-        return self.gram([(a, d)], b, names)
-
-    def gram(self, calls: list[tuple[Tensor, Tensor]], b: int, names: tuple[str, ...]) -> Tensor | None:
-        """sum_tt' (d_t . d_t') (a_t . a_t' + 1) over the positions of all calls; None where it is not cheaper."""
-        steps = sum(d.numel() for _, d in calls) // (b * self.shape[0])
-        if "weight" not in names or steps * steps >= self.shape.numel() // self.groups:
-            return None
-        parts = [self.positions(a, d, b) for a, d in calls]
-        at, dt = (torch.cat(some, 1).transpose(1, 2) for some in zip(*parts, strict=True))  # [b, G, T, .]
-        gram = at @ at.mT + (1.0 if "bias" in names else 0.0)
-        return total(gram * (dt @ dt.mT))
-
-    def weighted(self, a: Tensor, d: Tensor, c: Tensor, names: tuple[str, ...]) -> Named:
-        """sum_i c_i dW_i and sum_i c_i db_i."""
-        d = by_row(d, c)
-        found: Named = {}
-        if "weight" in names:
-            found["weight"] = d.flatten(0, -2).T @ a.flatten(0, -2)
-        if "bias" in names:
-            found["bias"] = d.flatten(0, -2).sum(0)
-        return found
-
-
-class Conv(Affine):
-    """nn.Conv2d with any stride, padding, dilation and groups: a position is a patch."""
-
-    def __init__(self, module: nn.Conv2d) -> None:
-        super().__init__(module)
-        self.module, self.groups = module, module.groups
-        self.padding = list(module._reversed_padding_repeated_twice)
-        self.padding_mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-
-    def padded(self, a: Tensor) -> Tensor:
-        """The input as the convolution sees it."""
-        return F.pad(a, self.padding, self.padding_mode) if any(self.padding) else a
-
-    def positions(self, a: Tensor, d: Tensor, b: int) -> tuple[Tensor, Tensor]:
-        """Patches [b, T, G, I] and output gradients [b, T, G, O]."""
-        m = self.module
-        patches = F.unfold(self.padded(a), m.kernel_size, m.dilation, 0, m.stride)  # [b k, C |kernel|, L]
-        at = patches.unflatten(0, (b, -1)).unflatten(2, (m.groups, -1))  # [b, k, G, I, L]
-        dt = d.flatten(2).unflatten(0, (b, -1)).unflatten(2, (m.groups, -1))
-        return at.permute(0, 1, 4, 2, 3).flatten(1, 2), dt.permute(0, 1, 4, 2, 3).flatten(1, 2)
-
-    def apply(self, a: Tensor, u: Named) -> Tensor:
-        """The convolution with u in place of its parameters."""
-        if "weight" in u:
-            return self.module._conv_forward(a, u["weight"], u.get("bias"))
-        return u["bias"][:, None, None]
-
-    def weighted(self, a: Tensor, d: Tensor, c: Tensor, names: tuple[str, ...]) -> Named:
-        """sum_i c_i dW_i and sum_i c_i db_i, by one backward convolution."""
-        d, m = by_row(d, c), self.module
-        found: Named = {}
-        if "weight" in names:
-            steps: Any = (m.stride, 0, m.dilation, m.groups)  # annotated there as one number each
-            found["weight"] = conv2d_weight(self.padded(a), list(self.shape), d, *steps)
-        if "bias" in names:
-            found["bias"] = d.sum((0, 2, 3))
-        return found
+from influence_cli.engines.layerwise.affine import Affine, Conv
+from influence_cli.engines.layerwise.protocol import Named, Rule, by_row, total
 
 
 class Embedding:
-    """nn.Embedding: rows of the table, but not that of its padding index."""
+    """Embeddings: the rows of the table, but not that of the padding index."""
 
     def __init__(self, module: nn.Embedding) -> None:
         self.shape, self.padding = module.weight.shape, module.padding_idx
@@ -184,7 +53,7 @@ class Embedding:
 
 
 class Norm:
-    """Scale and shift after a normalisation whose output without them is ``xhat``."""
+    """Scale and shift of the normalised input h: LayerNorm, GroupNorm, and BatchNorm in evaluation mode."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -231,22 +100,27 @@ class Norm:
         }
 
 
+RULES: dict[type[nn.Module], Callable[[Any], Rule]] = {
+    nn.Linear: Affine,
+    nn.Conv2d: Conv,
+    nn.Embedding: Embedding,
+    nn.LayerNorm: Norm,
+    nn.GroupNorm: Norm,
+    nn.BatchNorm1d: Norm,
+    nn.BatchNorm2d: Norm,
+    nn.BatchNorm3d: Norm,
+}
+
+
 def rule_of(module: nn.Module) -> Rule | None:
     """The fast rule of a module whose forward is that of its torch class; None where it has none."""
-
-    def plain(*kinds: type[nn.Module]) -> bool:
-        return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds)
-
     if getattr(module, "parametrizations", None) is not None:
         return None
-    if plain(nn.Linear):
-        return Affine(module)
-    if plain(nn.Conv2d) and isinstance(module, nn.Conv2d):
-        return Conv(module)
-    if plain(nn.Embedding) and isinstance(module, nn.Embedding):
-        return None if module.max_norm is not None or module.scale_grad_by_freq else Embedding(module)
-    if plain(nn.LayerNorm, nn.GroupNorm):
-        return Norm(module)
-    if plain(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return Norm(module) if module.running_mean is not None else None
+    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq):
+        return None
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+        return None
+    for kind, rule in RULES.items():
+        if isinstance(module, kind) and type(module).forward is kind.forward:
+            return rule(module)
     return None

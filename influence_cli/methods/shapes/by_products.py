@@ -18,7 +18,8 @@ import numpy as np
 from influence_cli.methods.protocol import Factor, Facts, Preconditioned, check_options
 
 if TYPE_CHECKING:
-    from influence_cli.curvature.curvature import Curvature, CurvatureKind
+    from influence_cli.curvature.curvature import Curvature
+    from influence_cli.curvature.dense import CurvatureKind
 
 MODES: dict[str, CurvatureKind] = {"ggn": "ggn", "hessian": "hessian"}
 PRECISIONS = ("auto", "fp32", "fp64")

@@ -76,5 +76,5 @@ def test_a_convolutional_model_runs_in_bf16() -> None:
     z, (t,) = point.outputs(x.bfloat16(), [{n: v.bfloat16() for n, v in u.items()}])
     _, (expected,) = exact.outputs(x, [u])
     assert z.dtype == t.dtype == torch.float32
-    assert point.apart is None
+    assert point.fallback is None
     assert relative_error(t.numpy(), expected.numpy()) < 0.2
