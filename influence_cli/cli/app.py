@@ -13,13 +13,14 @@ from influence_cli.cli.console import Terminal, print_table
 from influence_cli.cli.settings import outputs
 from influence_cli.cli.settings.options import Setting, settings_of
 from influence_cli.cli.settings.resolve import Settings, resolve
+from influence_cli.cli.show.curvature import curvature_sentence
 from influence_cli.errors import UsageError
 
 EPILOG = (
     "Exit codes: 0 done, gate clean; 1 the gate tripped, or --require-improvement was not met; "
     "2 you can fix it (flags, settings, data, checkpoint); 3 we broke, or the machine did; 130 Ctrl-C; 141 closed pipe."
 )
-_TERMINAL = Terminal()
+_TERMINAL = Terminal(curvature_sentence=curvature_sentence)
 
 
 class PastTyper(Exception):

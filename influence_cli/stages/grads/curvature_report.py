@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from influence_cli.methods.protocol import Preconditioned
+from influence_cli.methods.shapes.preconditioned import Preconditioned
 from influence_cli.stages.run.row_values import value_name
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def note_curvature(job: Job) -> None:
     for name, facts in curvature_report(job).items():
         if not facts:
             continue
-        job.listener.note(f"{name}: {job.solvers[name].sentence(facts)}")
+        job.listener.curvature(name, facts, asdict(job.solvers[name]))
         for text in _warnings(job, name):
             job.listener.warn(f"{name}: {text}")
         for text in condition_warning(job, name, facts):

@@ -15,7 +15,7 @@ import numpy as np
 
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ManifestError
-from influence_cli.methods.protocol import Preconditioned
+from influence_cli.methods.shapes.preconditioned import Preconditioned
 from influence_cli.stages.grads.interim import KeptInterim
 from influence_cli.stages.run.job import Job, Member, require_model
 from influence_cli.stages.run.row_values import lacking, timing_of_values
@@ -96,11 +96,11 @@ def missing_fits(job: Job, member: Member, methods: list[str]) -> tuple[Fit, ...
         if factor in fits or job.store.factor_meta(factor) is not None:
             continue
         assert job.fit is not None
-        parameters, rows = parameter_count(job), method.fit_rows(len(job.fit.rows))
+        parameters = parameter_count(job)
         method.check_size(parameters)
-        passes, size = method.fit_passes(parameters), method.factor_bytes(parameters) + 24 * len(job.fit.rows)
-        seconds = _seconds(job, _timing_key(job, name), rows)
-        fits[factor] = Fit(name, factor, rows, passes, size, seconds, _why(job, name, member))
+        costs = method.costs(len(job.fit.rows), parameters)
+        size, seconds = costs.factor_bytes + 24 * len(job.fit.rows), _seconds(job, _timing_key(job, name), costs.rows)
+        fits[factor] = Fit(name, factor, costs.rows, costs.fit_passes, size, seconds, _why(job, name, member))
     return tuple(fits.values())
 
 
@@ -112,20 +112,17 @@ def missing_solves(job: Job, missing: tuple[Along, ...], values: dict[str, Keys]
     solves: list[Solve] = []
     for name in dict.fromkeys(a.method for a in missing):
         assert job.fit is not None
-        method, rows = job.solvers[name], len(job.fit.rows)
-        rows = method.fit_rows(rows)
-        passes = method.solve_passes(rows, parameter_count(job))
-        if passes > 0:
+        costs = job.solvers[name].costs(len(job.fit.rows), parameter_count(job))
+        if costs.solve_passes > 0:
             count = sum(a.method == name for a in missing)
-            solves.append(Solve(name, count, rows, passes, _seconds(job, _timing_key(job, name, solve=True), rows)))
+            seconds = _seconds(job, _timing_key(job, name, solve=True), costs.rows)
+            solves.append(Solve(name, count, costs.rows, costs.solve_passes, seconds))
     for name in (name for name in lacking(values) if name in job.solvers):
         assert job.fit is not None
-        method, count = job.solvers[name], len(values[name])
-        rows = method.fit_rows(len(job.fit.rows))
-        passes = method.form_passes(rows, parameter_count(job))
-        if passes > 0:
+        costs, count = job.solvers[name].costs(len(job.fit.rows), parameter_count(job)), len(values[name])
+        if costs.form_passes > 0:
             seconds = _seconds(job, timing_of_values(job), count)
-            solves.append(Solve(name, count, rows, round(count * passes, 1), seconds))
+            solves.append(Solve(name, count, costs.rows, round(count * costs.form_passes, 1), seconds))
     return tuple(solves)
 
 
@@ -198,9 +195,9 @@ def precondition(
                 }
                 tensors = {n: t.astype(dtype) for n, t in curvature.by_name(column).items()}
                 job.store.write_direction(a.u, tensors, meta)
-        rows = method.fit_rows(len(job.fit.rows))
-        if not interim.resumed and method.solve_passes(rows, curvature.size) > 0:
-            job.store.write_timing(_timing_key(job, name, solve=True), (time.perf_counter() - started) / rows)
+        costs = method.costs(len(job.fit.rows), curvature.size)
+        if not interim.resumed and costs.solve_passes > 0:
+            job.store.write_timing(_timing_key(job, name, solve=True), (time.perf_counter() - started) / costs.rows)
 
 
 def fitted_curvature(
@@ -244,7 +241,7 @@ def _usable_fit_rows(job: Job, name: str, curvature: Curvature) -> Rows:
     precision = "fp64" if job.spec.precision == "fp64" else "fp32"  # directions of bf16 runs are float32
     rows, checked = job.fit.rows, set[int]()
     while True:
-        seen = sample_by_keys(rows, job.solvers[name].fit_rows(len(rows)))
+        seen = sample_by_keys(rows, job.solvers[name].costs(len(rows), curvature.size).rows)
         new = seen.take(np.array([row not in checked for row in seen.index.tolist()], dtype=bool))
         if len(new) == 0:
             return rows
@@ -293,6 +290,6 @@ def _factor(job: Job, name: str, method: Preconditioned, member: Member, curvatu
         }
         job.store.write_factor(factor, fitted.arrays, job.fit.keys, about)
     if not interim.resumed:
-        rows = method.fit_rows(len(curvature.rows))
+        rows = method.costs(len(curvature.rows), curvature.size).rows
         job.store.write_timing(_timing_key(job, name), (time.perf_counter() - started) / rows)
     return fitted.arrays

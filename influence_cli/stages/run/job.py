@@ -16,7 +16,8 @@ from influence_cli.data.row_checks import BadRow
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.methods import make_methods
-from influence_cli.methods.protocol import Linear, Method, Preconditioned, RowValue
+from influence_cli.methods.protocol import Linear, Method, RowValue
+from influence_cli.methods.shapes.preconditioned import Preconditioned
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.losses import RowLoss, loss_of

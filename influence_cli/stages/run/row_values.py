@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
 from influence_cli.methods import METHODS
-from influence_cli.methods.protocol import Linear, Method, Preconditioned, RowMethod, RowValue
+from influence_cli.methods.protocol import Linear, Method, RowMethod, RowValue
+from influence_cli.methods.shapes.preconditioned import Preconditioned
 from influence_cli.settings import GradSpec, build_options
 from influence_cli.store import Keys, fingerprint
 from influence_cli.store.shards import unique

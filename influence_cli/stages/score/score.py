@@ -18,7 +18,8 @@ from influence_cli.data.classes import class_count
 from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.maths.labels import margin, of_label, softmax
-from influence_cli.methods.protocol import FreeMethod, Linear, OutputMethod, Preconditioned, RowMethod
+from influence_cli.methods.protocol import FreeMethod, Linear, OutputMethod, RowMethod
+from influence_cli.methods.shapes.preconditioned import Preconditioned
 from influence_cli.stages.curate.combining import options_of
 from influence_cli.stages.grads.curvature_report import effect_weight
 from influence_cli.stages.grads.fill import fill

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
 from influence_cli.maths.top_k import NONE, TopK, inner_products
-from influence_cli.methods.protocol import Preconditioned
+from influence_cli.methods.shapes.preconditioned import Preconditioned
 from influence_cli.stages.grads.row_gradients import Gradients, open_gradients
 from influence_cli.stages.run.job import Job, require_model
 from influence_cli.stages.score.per_target.tangents import BadRows, Done, Solver

@@ -23,7 +23,7 @@ from influence_cli.data.manifest import Rows
 from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.maths.top_k import NONE, SIDES, TopK
-from influence_cli.methods.protocol import Preconditioned
+from influence_cli.methods.shapes.preconditioned import Preconditioned
 from influence_cli.stages.grads.fill import fill
 from influence_cli.stages.grads.provenance import provenance_of
 from influence_cli.stages.run.gradient_plan import row_request

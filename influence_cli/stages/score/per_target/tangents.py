@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
 from influence_cli.maths.top_k import TopK
-from influence_cli.methods.protocol import Preconditioned
+from influence_cli.methods.shapes.preconditioned import Preconditioned
 from influence_cli.stages.grads.bf16 import note_frozen, points
 from influence_cli.stages.grads.curvature_report import condition_warning, warnings_of
 from influence_cli.stages.grads.preconditioning import about_curvature, fitted_curvature, parameter_count
@@ -226,7 +227,7 @@ class Solver:
         assert isinstance(method, Preconditioned)
         self.job, self.name, self.method, self.model, self.device = job, name, method, model, device
         self._curvatures: dict[str, Curvature] = {}
-        self._said: list[str] = []
+        self._reported, self._said = False, list[str]()
 
     def columns(self, member: Member, gradients: list[Named]) -> list[Named]:
         """P g of every gradient, by parameter name."""
@@ -248,9 +249,9 @@ class Solver:
         return [{n: torch.from_numpy(v.copy()).to(like[n].device, like[n].dtype) for n, v in u.items()} for u in found]
 
     def _say(self, facts: dict[str, Any]) -> None:
-        if not self._said:
-            self._said.append(self.method.sentence(facts))
-            self.job.listener.note(f"{self.name}: {self._said[0]}")
+        if not self._reported:
+            self._reported = True
+            self.job.listener.curvature(self.name, facts, asdict(self.method))
         for text in (*warnings_of(self.job, self.name, facts), *condition_warning(self.job, self.name, facts)):
             if text not in self._said:
                 self._said.append(text)
