@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from influence_cli.objectives.robustness import Robustness
 from influence_cli.stages.run.job import Job, require_model
 from influence_cli.store.shards import key_order, unique
 
@@ -55,7 +54,6 @@ def attacked_rows(
 
 def _how(job: Job, name: str) -> dict[str, Any]:
     objective, (spec, _) = job.objectives[name], require_model(job)
-    assert isinstance(objective, Robustness)
     return objective.describe(spec, job.spec.seed)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from influence_cli.objectives.group_gaps import GroupGap
 from influence_cli.stages.grads.group_parts import group_parts
 from influence_cli.stages.grads.row_pass import batch_size
 from influence_cli.stages.run.job import Job
@@ -25,7 +24,7 @@ def measure(job: Job, work: Work, point: Point, payloads: dict[int, Payload], wh
 
     assert job.model is not None
     wanted = {name: job.objectives[name] for name in work.directions}
-    of_groups = {n: Grouped(o, job.groups[n].index) for n, o in wanted.items() if isinstance(o, GroupGap)}
+    of_groups = {n: Grouped(o, job.groups[n].index) for n, o in wanted.items() if "groups" in o.needs}
     of_rows = {n: o for n, o in wanted.items() if n not in of_groups}
     attacked: dict[str, Attacked] = {}
     parts: dict[str, dict[str, Any]] = {}
