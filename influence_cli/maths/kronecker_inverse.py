@@ -62,10 +62,10 @@ class KroneckerInverse:
             return max(SHARE * mean, least) if damping is None else damping
 
         dampings = [damped(float(lam.mean())) for lam in lams]
-        layers = [
-            Layer(*(int(k) for k in factor[f"{k}.place"]), factor[f"{k}.q_a"], factor[f"{k}.q_s"], lam + (l2 + delta))
-            for k, (lam, delta) in enumerate(zip(lams, dampings, strict=True))
-        ]
+        layers: list[Layer] = []
+        for k, (lam, delta) in enumerate(zip(lams, dampings, strict=True)):
+            weight, bias = (int(place) for place in factor[f"{k}.place"])
+            layers.append(Layer(weight, bias, factor[f"{k}.q_a"], factor[f"{k}.q_s"], lam + (l2 + delta)))
         scalars = {place: m + l2 + damped(m) for place, m in means.items() if np.isfinite(m)} if scaled else {}
         return cls(layers, list(means), scalars, dampings or [damped(m) for m in means.values()])
 

@@ -15,7 +15,7 @@ u <- q + (1 - d) u - K u / c, whose fixed point has the damping d c: ``dampen`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
@@ -133,7 +133,7 @@ class LiSSA(ByProducts):
         return {**seen, **s.facts(), "batch": batches.size, "implied_damping": s.scale / s.depth, "retried": retried}
 
     @contextmanager
-    def _errors_explained(self) -> Iterator[None]:
+    def _errors_explained(self) -> Generator[None]:
         try:
             yield
         except series_rules.ZeroCurvatureError as error:
