@@ -49,6 +49,12 @@ class KroneckerInverse:
 
         Without a ``damping`` a layer's is a tenth of its mean eigenvalue, at least 1e-8 of the largest layer's mean.
         ``scaled``: other parameters are divided by their mean eigenvalue, damped by the same rule.
+
+        >>> one = np.ones((1, 1))
+        >>> eigen = {"0.q_a": one, "0.q_s": one, "0.e_a": one[0], "0.e_s": one[0], "0.lam": 3.0 * one}
+        >>> factor = {**eigen, "0.place": np.array([0, -1]), "others": np.zeros((0, 2))}
+        >>> KroneckerInverse.of(factor, False, 0.0, 1.0, True).apply(np.array([[8.0]]), [1]).tolist()
+        [[2.0]]
         """
         count = sum(name.endswith(".lam") for name in factor)
         lams = [_eigenvalues(factor, k, products) for k in range(count)]

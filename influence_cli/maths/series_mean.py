@@ -98,6 +98,10 @@ def _mean(
 def forms(product: Product, g: Floats, series: Series) -> Floats:
     """g_i^T u_i [k] for the columns g_i of [d, k], u_i the mean over the series for g_i.
 
+    >>> series = Series(scale=2.0, damping=1.0, shift=1.0, depth=2, repeats=1, tail=0.0)
+    >>> forms(lambda run, step, v, shift: (1.0 + shift) * v, np.array([[4.0]]), series).tolist()
+    [8.0]
+
     Raises:
         SeriesDivergedError: one diverges.
     """
