@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.events import Listener
 from influence_cli.maths.neumann import DivergedError, neumann
 from influence_cli.maths.series_rules import Product, Rules, Series
 
 Floats = NDArray[np.float64]
 State = dict[str, NDArray[Any]]
+Counting = Callable[[int], AbstractContextManager[Any]]  # of so many steps: what is told of each by ``advance(1)``
 
 RETRY = 10.0  # times c, where a series diverges
 
@@ -48,7 +49,7 @@ class Interim(Protocol):
 
 
 def solve(
-    product: Product, b: Floats, rules: Rules, interim: Interim, listener: Listener
+    product: Product, b: Floats, rules: Rules, interim: Interim, counting: Counting
 ) -> tuple[Floats, Series, bool]:
     """The mean over the series for the columns b [d, k]; the series; whether c was raised.
 
@@ -62,7 +63,7 @@ def solve(
     while True:
         series, retried = rules.series(state["scale"].item(), state["damping"].item()), bool(state["retried"])
         try:
-            return _mean(product, b, series, state, interim, listener), series, retried
+            return _mean(product, b, series, state, interim, counting), series, retried
         except DivergedError as error:
             if retried:
                 raise SeriesDivergedError(f"{error}, also with ten times the first c", series) from error
@@ -75,10 +76,10 @@ def _mean(
     series: Series,
     state: State,
     interim: Interim,
-    listener: Listener,
+    counting: Counting,
 ) -> Floats:
     """The mean over the series, from ``state`` on."""
-    with listener.progress("curvature (lissa)", series.repeats * series.depth, "minibatches") as progress:
+    with counting(series.repeats * series.depth) as progress:
         for run in range(state["run"].item(), series.repeats):
 
             def image(step: int, v: Floats, run: int = run) -> Floats:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from influence_cli.errors import ModelError
@@ -81,9 +82,10 @@ class LiSSA(ByProducts):
         Raises:
             ModelError: the series diverges, with ten times c too.
         """
+        counting = partial(curvature.listener.progress, "curvature (lissa)", unit="minibatches")
         batches, rules = self._opened(curvature)
         with self._errors_explained():
-            u, series, retried = series_mean.solve(batches.product, q, rules, curvature.interim, curvature.listener)
+            u, series, retried = series_mean.solve(batches.product, q, rules, curvature.interim, counting)
         image = batches.curvature.product(MODES[self.mode], u) + series.shift * u
         residual = float(relative_norms(q - image, q).max())
         return u, {**self._facts(curvature, batches, series, retried), "residual": residual}
@@ -114,15 +116,13 @@ class LiSSA(ByProducts):
         return [] if residual <= 0.5 else [said]
 
     def _rules(self, rows: int, damping: float | None) -> series_rules.Rules:
-        l2, dampen = self.l2 or 0.0, self.dampen or 0.0
-        given = (self.series_scale, self.depth, self.repeats, self.tail, self.seed)
-        return series_rules.Rules(rows, self.batch, l2, damping, dampen, *given)
+        given = (self.dampen or 0.0, self.series_scale, self.depth, self.repeats, self.tail, self.seed)
+        return series_rules.Rules(rows, self.batch, self.l2 or 0.0, damping, *given)
 
     def _opened(self, curvature: Curvature) -> tuple[Minibatches, series_rules.Rules]:
         from influence_cli.curvature.minibatches import Minibatches
 
-        by_rule = self.damping is None and self.dampen is None
-        damping = self.default_damping(curvature) if by_rule else self.damping
+        damping = self.default_damping(curvature) if self.damping is None and self.dampen is None else self.damping
         batches = Minibatches(self.seen(curvature), MODES[self.mode], self.batch, self.seed)
         return batches, self._rules(batches.rows, damping)
 
