@@ -16,6 +16,7 @@ from influence_cli.cli.settings import outputs
 from influence_cli.cli.settings.requests import ProgramOptions, options_of
 from influence_cli.cli.settings.resolve import resolve
 from influence_cli.cli.settings.settings import Settings
+from influence_cli.cli.show.curvature import curvature_sentence
 from influence_cli.options import SCORE, Option, build_request
 
 EPILOG = (
@@ -88,6 +89,7 @@ def _run(command: Command, given: dict[str, Any]) -> int | None:
     source, more = _first(given.pop("source", None))
     program = build_request(ProgramOptions, given)
     out = terminal()
+    out.curvature_sentence = curvature_sentence
     out.quiet, out.verbose, out.color = program.quiet, program.verbose, program.color
     settings = resolve(command.name, given, source, _carried(command.name, source))
     settings.more = more

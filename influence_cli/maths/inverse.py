@@ -5,16 +5,15 @@ A matrix A [d, d] with eigenvalues e_j and eigenvectors v_j; right-hand sides B 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cho_factor, cho_solve, cholesky, solve_triangular
+from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
 
 Floats = NDArray[np.float64]
 
 SINGULAR = 1e-8  # smallest over largest eigenvalue at and below which a matrix is damped
 DAMPING = 1e-3  # of the mean eigenvalue, where it is
+SPECTRAL = ("clamp", "abs")  # modes that change eigenvalues
 
 
 class NotPositiveDefiniteError(Exception):
@@ -55,6 +54,15 @@ def bounded_damping(trace: float, d: int, l2: float, share: float = DAMPING) -> 
     return share * (trace / d + l2)
 
 
+def spectrum(eigenvalues: Floats, inverted: Floats) -> dict[str, float | None]:
+    """The ends of a spectrum, and the condition number of what is inverted: these eigenvalues, changed and damped."""
+    return {
+        "smallest_eigenvalue": float(eigenvalues[0]),
+        "largest_eigenvalue": float(eigenvalues[-1]),
+        "condition_number": condition_number(inverted),
+    }
+
+
 def condition_number(eigenvalues: Floats) -> float | None:
     """Largest over smallest absolute eigenvalue; None where the smallest is 0.
 
@@ -65,9 +73,13 @@ def condition_number(eigenvalues: Floats) -> float | None:
     return None if sizes.min() == 0.0 else float(sizes.max() / sizes.min())
 
 
-def rounding(eigenvalues: Floats) -> float:
-    """Size below which an eigenvalue of a matrix with this spectrum is rounding: d eps of the largest."""
-    return len(eigenvalues) * float(np.finfo(np.float64).eps * np.abs(eigenvalues).max())
+def is_positive(eigenvalues: Floats) -> bool:
+    """Whether the smallest eigenvalue is above d eps of the largest: below that it is rounding.
+
+    >>> is_positive(np.array([1e-12, 1.0])), is_positive(np.array([1e-16, 1.0]))
+    (True, False)
+    """
+    return bool(eigenvalues.min() > len(eigenvalues) * float(np.finfo(np.float64).eps * np.abs(eigenvalues).max()))
 
 
 def shifted(matrix: Floats, shift: float) -> Floats:
@@ -77,56 +89,45 @@ def shifted(matrix: Floats, shift: float) -> Floats:
     return out
 
 
-def solve_positive(matrix: Floats, columns: Floats) -> Floats:
-    """A^-1 B [d, k] by Cholesky.
+class DenseInverse:
+    """P = (A + damping I)^-1, with eigenvalues as a mode takes them (see ``reshaped``), factorised once.
 
-    >>> solve_positive(np.diag([4.0, 16.0]), np.array([[4.0], [8.0]])).ravel().tolist()
-    [1.0, 0.5]
-
-    Raises:
-        NotPositiveDefiniteError: A is not positive definite to rounding.
+    >>> columns = np.array([[1.0], [2.0]])
+    >>> p = DenseInverse(np.diag([-1.0, 4.0]), "abs", 0.0)
+    >>> p.solve(columns).ravel().tolist(), p.form(columns).tolist()
+    ([1.0, 0.5], [2.0])
+    >>> p = DenseInverse(np.diag([0.0, 3.0]), "ggn", 1.0)
+    >>> p.solve(columns).ravel().tolist(), p.form(columns).tolist()
+    ([1.0, 0.5], [2.0])
     """
-    try:
-        return np.asarray(cho_solve(cho_factor(matrix, lower=True), columns))
-    except LinAlgError as error:
-        raise NotPositiveDefiniteError(str(error)) from error
 
+    def __init__(self, matrix: Floats, how: str, damping: float) -> None:
+        """By eigenvectors where the mode changes eigenvalues, otherwise by Cholesky.
 
-def solve_spectral(matrix: Floats, columns: Floats, how: str, damping: float) -> Floats:
-    """sum_j v_j (v_j^T B) / (f(e_j) + damping) [d, k], with f clamping at 0 (``clamp``) or taking the size (``abs``).
+        Raises:
+            NotPositiveDefiniteError: A + damping I is not positive definite to rounding, and the mode needs it to be.
+        """
+        self._spectral = how in SPECTRAL
+        if self._spectral:
+            e, self._vectors = np.linalg.eigh(matrix)
+            self._values = reshaped(e, how) + damping
+            return
+        try:
+            self._root = cholesky(shifted(matrix, damping), lower=True)
+        except LinAlgError as error:
+            raise NotPositiveDefiniteError(str(error)) from error
 
-    >>> solve_spectral(np.diag([-1.0, 4.0]), np.array([[1.0], [2.0]]), "abs", 0.0).ravel().tolist()
-    [1.0, 0.5]
-    """
-    e, v = np.linalg.eigh(matrix)
-    return v @ ((v.T @ columns) / (reshaped(e, how) + damping)[:, None])
+    def solve(self, columns: Floats) -> Floats:
+        """P B [d, k]."""
+        if self._spectral:
+            return self._vectors @ ((self._vectors.T @ columns) / self._values[:, None])
+        return np.asarray(cho_solve((self._root, True), columns))
 
-
-def positive_form(matrix: Floats) -> Callable[[Floats], Floats]:
-    """The map from columns v [d, k] to v^T A^-1 v [k], by one Cholesky factorisation: |L^-1 v|^2, never negative.
-
-    >>> positive_form(np.diag([4.0, 16.0]))(np.array([[2.0], [4.0]])).tolist()
-    [2.0]
-
-    Raises:
-        NotPositiveDefiniteError: A is not positive definite to rounding.
-    """
-    try:
-        root = cholesky(matrix, lower=True)
-    except LinAlgError as error:
-        raise NotPositiveDefiniteError(str(error)) from error
-    return lambda v: np.square(solve_triangular(root, v, lower=True)).sum(axis=0)
-
-
-def spectral_form(matrix: Floats, how: str, damping: float) -> Callable[[Floats], Floats]:
-    """The map from columns v [d, k] to sum_j (v_j^T v)^2 / (f(e_j) + damping) [k], f as in ``solve_spectral``.
-
-    >>> spectral_form(np.diag([-1.0, 4.0]), "abs", 0.0)(np.array([[1.0], [2.0]])).tolist()
-    [2.0]
-    """
-    e, vectors = np.linalg.eigh(matrix)
-    shares = 1.0 / (reshaped(e, how) + damping)
-    return lambda v: shares @ np.square(vectors.T @ v)
+    def form(self, columns: Floats) -> Floats:
+        """b^T P b of every column b of B [d, k]; never negative."""
+        if self._spectral:
+            return (1.0 / self._values) @ np.square(self._vectors.T @ columns)
+        return np.square(solve_triangular(self._root, columns, lower=True)).sum(axis=0)
 
 
 def reshaped(eigenvalues: Floats, how: str) -> Floats:

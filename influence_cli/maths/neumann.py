@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.maths.krylov import norms
+from influence_cli.maths.columns import norms
 
 Floats = NDArray[np.float64]
 State = dict[str, NDArray[Any]]

@@ -10,7 +10,6 @@ decay = 1 / (n C); for two classes it has one vector beta = theta_1 - theta_0, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,29 +130,25 @@ def _newton(problem: Regression, p: Floats, gradient: Floats) -> Floats:
         return np.linalg.solve(problem.hessian(p), -gradient.ravel()).astype(np.float64).reshape(gradient.shape)
     norm = float(np.linalg.norm(gradient))
     exactness = min(0.1, norm**0.5) * norm  # tighter as the optimum nears: faster than linear convergence
-    return conjugate_gradients(lambda v: problem.product(p, v), -gradient, problem.diagonal(p), exactness)
+    return solved_by_products(problem, p, -gradient, exactness)
 
 
-def conjugate_gradients(product: Callable[[Floats], Floats], b: Floats, diagonal: Floats, exactness: float) -> Floats:
-    """The x of A x = b to a residual norm of ``exactness``, A positive definite, scaled by its diagonal.
+def solved_by_products(problem: Regression, p: Floats, b: Floats, exactness: float) -> Floats:
+    """The inverse Hessian times b [C, d] to a residual norm of ``exactness``, by conjugate gradients.
 
-    >>> conjugate_gradients(lambda v: 2.0 * v, np.array([4.0]), np.array([2.0]), 1e-12).tolist()
-    [2.0]
+    They are scaled by the Hessian's diagonal.
     """
-    x = np.zeros_like(b)
-    r = b.copy()
-    z = r / diagonal
-    d, rz = z, float((r * z).sum())
-    for _ in range(10 * b.size):
-        if float(np.linalg.norm(r)) <= exactness:
-            break
-        image = product(d)
-        a = rz / float((d * image).sum())
-        x, r = x + a * d, r - a * image
-        z = r / diagonal
-        rz, before = float((r * z).sum()), rz
-        d = z + (rz / before) * d
-    return x
+    from scipy.sparse.linalg import LinearOperator, cg
+
+    size, diagonal = b.size, problem.diagonal(p).ravel()
+
+    def product(v: Floats) -> Floats:
+        return problem.product(p, v.reshape(b.shape)).ravel()
+
+    hessian = LinearOperator((size, size), matvec=product, dtype=np.float64)
+    scaling = LinearOperator((size, size), matvec=lambda v: v.ravel() / diagonal, dtype=np.float64)
+    x, _ = cg(hessian, b.ravel(), rtol=0.0, atol=exactness, maxiter=10 * size, M=scaling)
+    return x.reshape(b.shape)
 
 
 def _descend(

@@ -17,7 +17,7 @@ whatever moved them; it takes about twice the passes of 1e-4, the default in flo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +28,8 @@ from influence_cli.methods.shapes.by_products import MODES, ByProducts
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
-    from influence_cli.maths.krylov import Solved
+    from influence_cli.maths.conjugate_gradients import Solved
+    from influence_cli.methods.shapes.preconditioned import Costs
 
 SINGLE, DOUBLE = (1e-4, 100), (1e-8, 1000)  # default tolerance and most iterations, by the precision of products
 
@@ -64,12 +65,12 @@ class CG(ByProducts):
         tolerance, most = SINGLE if self.single(parameters) else DOUBLE
         return self.tolerance or tolerance, self.max_iterations or most
 
-    def solve_passes(self, rows: int, parameters: int) -> float:
-        """One an iteration, and one for each residual that is computed anew."""
-        from influence_cli.maths.krylov import RECOMPUTE
+    def costs(self, rows: int, parameters: int) -> Costs:
+        """One pass an iteration, and one for each residual that is computed anew."""
+        from influence_cli.maths.conjugate_gradients import RECOMPUTE
 
         most = self.ends(parameters)[1]
-        return most + most // RECOMPUTE + 1
+        return replace(super().costs(rows, parameters), solve_passes=most + most // RECOMPUTE + 1)
 
     def precondition(self, q: Columns, curvature: Curvature) -> tuple[Columns, Facts]:
         """A^-1 q, with the largest residual and the most iterations over the columns.
@@ -77,12 +78,12 @@ class CG(ByProducts):
         Raises:
             ModelError: A is not positive definite, or the solve went nowhere.
         """
-        from influence_cli.maths.krylov import conjugate_gradients
+        from influence_cli.maths.conjugate_gradients import conjugate_gradients
 
         damping = self.default_damping(curvature) if self.damping is None else self.damping
         seen, shift = self.seen(curvature), (self.l2 or 0.0) + damping
         tolerance, iterations = self.ends(seen.size)
-        most = int(self.solve_passes(len(seen.rows), seen.size))
+        most = int(self.costs(len(seen.rows), seen.size).solve_passes)
         interim = curvature.interim
         with curvature.listener.progress("curvature (cg)", most, "passes over the fit rows") as progress:
 
@@ -102,14 +103,6 @@ class CG(ByProducts):
         }
         self._refuse(solved, facts, shift)
         return solved.x, facts
-
-    def sentence(self, facts: Facts) -> str:
-        """The matrix, and how far the solve came."""
-        came = "" if facts["converged"] else ", NOT CONVERGED"
-        return (
-            f"{self.opening(facts)}; {facts['iterations']} iterations, residual {facts['residual']:.2g} of the "
-            f"direction{came}; gradient norm of the training objective {facts['gradient_norm']:.3g}"
-        )
 
     def warnings(self, facts: Facts) -> list[str]:
         """That the solve did not converge."""

@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from influence_cli.errors import ModelError
-from influence_cli.methods.protocol import Columns, Factor, Facts, check_options
+from influence_cli.methods.protocol import Columns, Facts
 from influence_cli.methods.shapes.by_layers import OTHER, ByLayers
 from influence_cli.methods.shapes.by_products import PRECISIONS
+from influence_cli.methods.shapes.preconditioned import Costs, Factor, check_options
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
-
-NO_BLOCK = "no row gradients"
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,8 @@ class DataInf(ByLayers):
     """The mean of inverses, in closed form."""
 
     effect: ClassVar[bool] = False
+    name: ClassVar[str] = "datainf"
+    without_block: ClassVar[str] = "no row gradients"
 
     def __post_init__(self) -> None:
         check_options(self, {"precision": PRECISIONS, "other": OTHER}, {})
@@ -43,13 +44,9 @@ class DataInf(ByLayers):
         """The mean squared gradient of every tensor."""
         return {"kind": "squared-gradients", "revision": 1, "precision": self.precision}
 
-    def factor_bytes(self, parameters: int) -> int:
-        """Two numbers a tensor."""
-        return 4096
-
-    def solve_passes(self, rows: int, parameters: int) -> float:
-        """One, for all directions."""
-        return 1.0
+    def costs(self, rows: int, parameters: int) -> Costs:
+        """One pass for two numbers a tensor, and one for all directions."""
+        return Costs(rows, 4096, solve_passes=1.0)
 
     def fit(self, curvature: Curvature) -> Factor:
         """Mean squared gradients of every tensor, by its place among those selected.
@@ -62,7 +59,7 @@ class DataInf(ByLayers):
         rows = RankOneSums(self.seen(curvature))
         names = list(curvature.layout)
         others = [n for k, n in enumerate(names) if k not in rows.places]
-        self.check_left_over("datainf", others, NO_BLOCK)
+        self.check_left_over(others)
         squares = rows.mean_squares()
         sizes = np.array([curvature.sizes[k] for k in rows.places], dtype=np.float64)
         table = np.stack([np.array(rows.places, dtype=np.float64), squares / sizes], axis=1)
@@ -81,7 +78,7 @@ class DataInf(ByLayers):
         table, names, l2 = curvature.factor["tensors"], list(curvature.layout), self.l2 or 0.0
         squares = {int(place): float(value) for place, value in table}
         others = [k for k in range(len(names)) if k not in squares]
-        self.check_left_over("datainf", [names[k] for k in others], NO_BLOCK)
+        self.check_left_over([names[k] for k in others])
         ruled = default_dampings(list(squares.values())) if self.damping is None else [self.damping] * len(squares)
         dampings = {place: delta + l2 for place, delta in zip(squares, ruled, strict=True)}
         if min(dampings.values(), default=1.0) <= 0.0:
@@ -108,16 +105,3 @@ class DataInf(ByLayers):
             "other": self.other,
         }
         return u, facts
-
-    def sentence(self, facts: Facts) -> str:
-        """Tensors, rows and lambda."""
-        rule = " by the default rule" if facts["damping_by_rule"] else ""
-        return (
-            f"{facts['tensors']} tensors of {facts['parameters']:,} parameters over {facts['fit_rows']:,} fit rows in "
-            f"{facts['precision']}, l2 {facts['l2']:g}; lambda {facts['smallest_lambda']:.3g} to "
-            f"{facts['largest_lambda']:.3g}{rule}"
-        )
-
-    def warnings(self, facts: Facts) -> list[str]:
-        """What has no row gradients."""
-        return self.left_over(facts, NO_BLOCK) if facts else []

@@ -27,29 +27,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from influence_cli.errors import ModelError, UsageError
-from influence_cli.methods.protocol import (
-    Columns,
-    Factor,
-    Facts,
-    OfBlocks,
-    Preconditioned,
-    RowValue,
-    check_options,
-)
+from influence_cli.methods.protocol import Columns, Facts, OfBlocks, RowValue
 from influence_cli.methods.self_lissa import self_influence
+from influence_cli.methods.shapes.preconditioned import Costs, Factor, Preconditioned, check_options
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
     from influence_cli.curvature.dense import CurvatureKind
+    from influence_cli.maths.inverse import DenseInverse
 
 MODES: dict[str, CurvatureKind] = {
-    "ggn": "ggn",
-    "damp": "hessian",
-    "clamp": "hessian",
-    "abs": "hessian",
-    "fisher": "ggn",
-    "emp": "empirical",
-}
+    "ggn": "ggn", "damp": "hessian", "clamp": "hessian", "abs": "hessian", "fisher": "ggn", "emp": "empirical",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,6 +59,10 @@ class Exact(Preconditioned):
         """The dense matrix of one curvature: modes that invert the same matrix share it."""
         return {"kind": "dense", "revision": 1, "curvature": MODES[self.mode]}
 
+    def costs(self, rows: int, parameters: int) -> Costs:
+        """One pass; the factor is a float64 matrix and three vectors."""
+        return Costs(rows, 8 * parameters * (parameters + 3))
+
     def check_size(self, parameters: int) -> None:
         """Refuse more than ``max_parameters``.
 
@@ -77,7 +70,7 @@ class Exact(Preconditioned):
             UsageError: they are more.
         """
         if parameters > self.max_parameters:
-            size = f"{self.factor_bytes(parameters) / 1e9:,.3g} GB"
+            size = f"{self.costs(0, parameters).factor_bytes / 1e9:,.3g} GB"
             raise UsageError(
                 f"exact inverts a matrix of {parameters:,} by {parameters:,} parameters, and max_parameters is "
                 f"{self.max_parameters:,}",
@@ -85,23 +78,14 @@ class Exact(Preconditioned):
                 f"or --set exact.max_parameters={parameters}: the matrix takes {size}, fitting it four times that",
             )
 
-    def factor_bytes(self, parameters: int) -> int:
-        """A float64 matrix and three vectors."""
-        return 8 * parameters * (parameters + 3)
-
     def fit(self, curvature: Curvature) -> Factor:
         """The matrix K, its eigenvalues, the data term's gradient and the parameters."""
-        from influence_cli.maths.inverse import condition_number, eigenvalues_of
+        from influence_cli.maths.inverse import eigenvalues_of, spectrum
 
         matrix, gradient = curvature.dense(MODES[self.mode])
         eigenvalues = eigenvalues_of(matrix)
-        facts = {
-            "curvature": MODES[self.mode],
-            "smallest_eigenvalue": float(eigenvalues[0]),
-            "largest_eigenvalue": float(eigenvalues[-1]),
-            "condition_number": condition_number(eigenvalues),
-            "gradient_norm": float(np.linalg.norm(gradient)),
-        }
+        facts = {"curvature": MODES[self.mode], **spectrum(eigenvalues, eigenvalues)}
+        facts["gradient_norm"] = float(np.linalg.norm(gradient))
         arrays = {"matrix": matrix, "eigenvalues": eigenvalues, "gradient": gradient, "theta": curvature.theta}
         return Factor(arrays, facts)
 
@@ -111,15 +95,8 @@ class Exact(Preconditioned):
         Raises:
             ModelError: the matrix is not positive definite and the mode needs it to be.
         """
-        from influence_cli.maths import inverse
-
-        facts, matrix = self._taken(curvature)
-        if self.mode in ("clamp", "abs"):
-            return inverse.solve_spectral(matrix, q, self.mode, facts["damping"]), facts
-        try:
-            return inverse.solve_positive(inverse.shifted(matrix, facts["damping"]), q), facts
-        except inverse.NotPositiveDefiniteError as error:
-            raise self._singular(facts) from error
+        inverse, facts = self._inverse(curvature)
+        return inverse.solve(q), facts
 
     def row_value(self, relative: bool = False) -> RowValue | None:
         """g_i^T (K + l2 I + delta I)^-1 g_i, where it is asked for."""
@@ -132,23 +109,15 @@ class Exact(Preconditioned):
             ModelError: as ``precondition``.
         """
         from influence_cli.engines.row_values import DenseForm
-        from influence_cli.maths import inverse
 
-        facts, matrix = self._taken(curvature)
-        if self.mode in ("clamp", "abs"):
-            form = inverse.spectral_form(matrix, self.mode, facts["damping"])
-        else:
-            try:
-                form = inverse.positive_form(inverse.shifted(matrix, facts["damping"]))
-            except inverse.NotPositiveDefiniteError as error:
-                raise self._singular(facts) from error
-        return DenseForm(list(curvature.layout), form), facts
+        inverse, facts = self._inverse(curvature)
+        return DenseForm(list(curvature.layout), inverse.form), facts
 
-    def _taken(self, curvature: Curvature) -> tuple[Facts, Columns]:
-        """The spectrum of K + l2 I, delta and |grad R(theta)|; and K + l2 I.
+    def _inverse(self, curvature: Curvature) -> tuple[DenseInverse, Facts]:
+        """The inverse; the spectrum of K + l2 I, delta and |grad R(theta)|.
 
         Raises:
-            ModelError: damped, and as the mode takes it, it is not positive definite.
+            ModelError: damped, and as the mode takes it, the matrix is not positive definite.
         """
         from influence_cli.maths import inverse
 
@@ -156,38 +125,25 @@ class Exact(Preconditioned):
         eigenvalues = fitted["eigenvalues"] + l2
         taken = inverse.reshaped(eigenvalues, self.mode)
         damping = inverse.default_damping(taken) if self.damping is None else self.damping
-        facts = {
-            "mode": self.mode,
-            "l2": l2,
-            "damping": damping,
-            "damping_by_rule": self.damping is None,
-            "smallest_eigenvalue": float(eigenvalues[0]),
-            "largest_eigenvalue": float(eigenvalues[-1]),
-            "condition_number": inverse.condition_number(taken + damping),
-            "gradient_norm": float(np.linalg.norm(fitted["gradient"] + l2 * fitted["theta"])),
-        }
-        if (taken + damping).min() <= inverse.rounding(taken + damping):
+        facts = {"mode": self.mode, "l2": l2, "damping": damping, "damping_by_rule": self.damping is None}
+        facts |= inverse.spectrum(eigenvalues, taken + damping)
+        facts["gradient_norm"] = self.objective_gradient_norm(curvature)
+        if not inverse.is_positive(taken + damping):
             raise self._singular(facts)
-        return facts, inverse.shifted(fitted["matrix"], l2)
-
-    def sentence(self, facts: Facts) -> str:
-        """Spectrum, damping, l2 and stationarity."""
-        rule = " by the default rule" if facts["damping_by_rule"] else ""
-        return (
-            f"{facts['mode']} of {facts['parameters']:,} parameters over {facts['fit_rows']:,} fit rows, eigenvalues "
-            f"{facts['smallest_eigenvalue']:.3g} to {facts['largest_eigenvalue']:.3g} with l2 {facts['l2']:g}; damping "
-            f"{facts['damping']:.3g}{rule}, condition number {facts['condition_number']:.3g}, "
-            f"gradient norm of the training objective {facts['gradient_norm']:.3g}"
-        )
+        try:
+            return inverse.DenseInverse(inverse.shifted(fitted["matrix"], l2), self.mode, damping), facts
+        except inverse.NotPositiveDefiniteError as error:
+            raise self._singular(facts) from error
 
     def _singular(self, facts: Facts) -> ModelError:
-        smallest = facts["smallest_eigenvalue"]
-        indefinite = self.mode == "damp" and smallest < -1e-12 * abs(facts["largest_eigenvalue"])
-        what = "the Hessian is not positive definite" if indefinite else "the curvature is singular"
-        fix = "use --set exact.mode=ggn, which never is indefinite, or clamp" if indefinite else "damp it"
+        smallest, largest = facts["smallest_eigenvalue"], facts["largest_eigenvalue"]
         above = f" or --set exact.damping=X with X above {abs(smallest):.3g}"
+        what, fix = "the curvature is singular", "leave exact.damping out for the default rule,"
+        if self.mode == "damp" and smallest < -1e-12 * abs(largest):
+            what = "the Hessian is not positive definite"
+            fix = "use --set exact.mode=ggn, which never is indefinite, or clamp"
         return ModelError(
-            f"{what}: its smallest eigenvalue is {smallest:.6g}, the largest {facts['largest_eigenvalue']:.6g}, "
-            f"and damping is {facts['damping']:.3g}; nothing was damped further",
-            fix=fix + above if indefinite else "leave exact.damping out for the default rule," + above,
+            f"{what}: its smallest eigenvalue is {smallest:.6g}, the largest {largest:.6g}, and damping is "
+            f"{facts['damping']:.3g}; nothing was damped further",
+            fix=fix + above,
         )

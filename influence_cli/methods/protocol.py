@@ -8,18 +8,12 @@ over members of ``<grad l_i, u>``, which the engine returns as logit tangents.  
 a row's logits and label; a **row** method one of a row's own gradient.  A **free** method needs none of them.
 Linear methods whose scores are divided by the size of a row's own gradient need such a **row value** too.
 Positive scores always mean: the row helps.
-
-A linear method whose P is not the identity is **preconditioned**: P comes from curvature of the training objective
-
-    R(theta) = (1/n) sum_i w_i l_i(theta) + (l2/2) |theta|^2,    n = sum_i w_i
-
-over the fit rows.  What is expensive and the same for every direction is its **factor**: fitted once, stored, shared.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -33,7 +27,6 @@ from influence_cli.model.losses import CROSS_ENTROPY, RowLoss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from influence_cli.curvature.curvature import Curvature
     from influence_cli.data.manifest import Rows
     from influence_cli.engines.layerwise.blocks import Block
     from influence_cli.model.checkpoints import Checkpoint
@@ -273,128 +266,9 @@ def over_own_size(scores: Floats, values: Floats) -> Floats:
         return np.where(values == 0.0, 0.0 * scores, scores / np.sqrt(values))
 
 
-@dataclass(frozen=True)
-class Factor:
-    """What a method fitted on the fit rows: arrays by name, and what is worth saying of them."""
-
-    arrays: dict[str, NDArray[np.float64]]
-    facts: Facts
-
-
 def no_self_influence(instead: str) -> UsageError:
     """What is said where scores cannot be divided by the root of self-influence."""
     return UsageError("--relative needs g^T P g of every row, which this method does not have", fix=f"use {instead}")
-
-
-def check_options(method: Preconditioned, choices: Mapping[str, tuple[str, ...]], least: Mapping[str, int]) -> None:
-    """Refuse options that are none of their choices, negative or below the least.
-
-    Raises:
-        ValueError: says which, and what it may be.
-    """
-    for name, known in choices.items():
-        if getattr(method, name) not in known:
-            raise ValueError(f"{name} {getattr(method, name)!r} is unknown; use one of {', '.join(known)}")
-    for name in ("damping", "l2"):
-        value = getattr(method, name)
-        if value is not None and value < 0:
-            raise ValueError(f"{name}={value} is negative")
-    for name, smallest in least.items():
-        value = getattr(method, name)
-        if value is not None and value < smallest:
-            raise ValueError(f"{name}={value} is below {smallest}")
-
-
-@dataclass(frozen=True)
-class Preconditioned(Linear):
-    """A linear method with ``u = P q``; it estimates an effect, since P has the scale of an inverse Hessian.
-
-    ``describe`` names the arithmetic from factor and q to u, ``fitted`` that of the factor; whatever changes a number
-    is in one of the two.  An option whose metadata has ``limit`` changes none.
-    """
-
-    effect: ClassVar[bool] = True
-    fitted_curvature: ClassVar[bool] = True
-    revision: ClassVar[int] = 1  # of ``precondition``: raise it when its numbers change
-    passes: ClassVar[int] = 1  # passes of ``fit`` over the fit rows
-
-    damping: float | None = field(
-        default=None,
-        metadata={"help": "delta, added to every eigenvalue (default: the method's rule)", "unit": "mean loss"},
-    )
-    l2: float | None = field(
-        default=None,
-        metadata={
-            "help": "l2 of the training objective (default: of the run folder, else 0)",
-            "unit": "mean loss",
-        },
-    )
-
-    def describe(self) -> dict[str, Any]:
-        """Options and revision that change u, for its fingerprint."""
-        named = [f.name for f in dataclasses.fields(self) if not f.metadata.get("limit")]
-        return {"revision": self.revision, **{name: getattr(self, name) for name in named}}
-
-    def fitted(self) -> dict[str, Any]:
-        """What the factor is, for its fingerprint: methods that say the same share it."""
-        raise NotImplementedError
-
-    def check_size(self, parameters: int) -> None:
-        """Refuse more parameters than can be fitted.
-
-        Raises:
-            UsageError: they are too many; says what to do.
-        """
-
-    def factor_bytes(self, parameters: int) -> int:
-        """How large the factor is, about."""
-        raise NotImplementedError
-
-    def fit_rows(self, rows: int) -> int:
-        """How many of so many fit rows are looked at."""
-        return rows
-
-    def fit_passes(self, parameters: int) -> int:
-        """Passes of ``fit`` over those rows, at most."""
-        return self.passes
-
-    def solve_passes(self, rows: int, parameters: int) -> float:
-        """Passes of ``precondition`` over those rows, at most, whatever the number of directions; 0: it needs none."""
-        return 0.0
-
-    def sentence(self, facts: Facts) -> str:
-        """Those facts, with ``fit_rows`` and ``parameters``, as a line of the summary."""
-        return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items())
-
-    def warnings(self, facts: Facts) -> list[str]:
-        """What in those facts should keep one from trusting the scores."""
-        return []
-
-    def fit(self, curvature: Curvature) -> Factor:
-        """What is expensive and the same for every direction."""
-        raise NotImplementedError
-
-    def precondition(self, q: Columns, curvature: Curvature) -> tuple[Columns, Facts]:
-        """Columns u = P q, and what is worth saying of P; ``curvature.factor`` is what ``fit`` returned."""
-        raise NotImplementedError
-
-    def row_value(self, relative: bool = False) -> RowValue | None:
-        """None, unless a method has a ``form``.
-
-        Raises:
-            UsageError: it has none, and ``relative`` asks for it.
-        """
-        if relative:
-            raise no_self_influence("--method ekfac, or exact where parameters are few")
-        return None
-
-    def form(self, curvature: Curvature) -> tuple[OfBlocks, Facts]:
-        """What maps the blocks of b rows to g_i^T P g_i, float64 [b], and what is worth saying of P."""
-        raise NotImplementedError
-
-    def form_passes(self, rows: int, parameters: int) -> float:
-        """Passes over that many rows that ``form`` makes for every row by itself, at most."""
-        return 0.0
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,12 @@ OBJECTIVES: dict[str, str] = {
 }
 
 
+def load_objective(name: str) -> type[Any]:
+    """The class of an objective in the table."""
+    module, cls = OBJECTIVES[name].split(":")
+    return getattr(importlib.import_module(module), cls)
+
+
 def make_objectives(spec: GradSpec) -> dict[str, Any]:
     """The objectives of a run by name, with their options.
 
@@ -28,6 +34,5 @@ def make_objectives(spec: GradSpec) -> dict[str, Any]:
     for name in spec.objectives:
         if name not in OBJECTIVES:
             raise UsageError(f"unknown objective {name!r}", fix=nearest(name, list(OBJECTIVES)))
-        module, cls = OBJECTIVES[name].split(":")
-        made[name] = build_options(getattr(importlib.import_module(module), cls), name, spec.options.get(name, {}))
+        made[name] = build_options(load_objective(name), name, spec.options.get(name, {}))
     return made

@@ -15,11 +15,13 @@ is that of one weighted sum of row values (methods.md 3.2): ``phi`` gives the we
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from influence_cli.errors import UsageError
 from influence_cli.maths.fairness import AGGREGATES, Floats, classes_of, smooth_gap
+from influence_cli.objectives.protocol import Need
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +42,10 @@ class Term:
 class GroupGap:
     """What the objectives about groups share."""
 
+    needs: ClassVar[frozenset[Need]] = frozenset({"groups"})
+    by_label: ClassVar[bool] = False  # whether cells are of a group and a label, or of a group
+    sign: ClassVar[float] = 1.0  # of the gap D that is reported: the second group's mean less the first's, or -1
+
     column: str | None = field(
         default=None, metadata={"help": "column with the groups; without one the column that --group names"}
     )
@@ -57,7 +63,25 @@ class GroupGap:
         if not self.tau > 0:
             raise ValueError(f"tau is {self.tau:g} and must be positive")
 
-    by_label = False  # whether cells are of a group and a label, or of a group
+    def check_groups(self, name: str, column: str, groups: tuple[str, ...], classes: int, where: str) -> None:
+        """Refuse groups of the target rows, or a number of classes, that the options do not fit.
+
+        Raises:
+            UsageError: a favourable class that is none, or a signed gap between other than two groups.
+        """
+        if self.favourable is not None and not 0 <= self.favourable < classes:
+            fix = f"name one of 0 to {classes - 1}"
+            raise UsageError(f"{name}.favourable={self.favourable} is no class of the model", fix=fix)
+        if self.signed and len(groups) != 2:
+            raise UsageError(
+                f"{name} is signed, which is between two groups, and column {column} has {len(groups)}: "
+                f"{', '.join(groups[:10])}",
+                where=where,
+                fix=self._fix_of_signed(name),
+            )
+
+    def _fix_of_signed(self, name: str) -> str:
+        return f"name a column with two groups, or leave {name}.signed out"
 
     def terms(self, classes: int) -> list[Term]:
         """The gaps of a model with so many classes."""
@@ -98,7 +122,7 @@ class Fairness(GroupGap):
 class EqualOpportunity(GroupGap):
     """Demographic parity among the rows of the favourable class."""
 
-    by_label = True
+    by_label: ClassVar[bool] = True
 
     def terms(self, classes: int) -> list[Term]:
         """The gaps of a model with so many classes."""
@@ -111,7 +135,7 @@ class EqualisedOdds(GroupGap):
 
     worst: bool = field(default=False, metadata={"help": "the larger of the two, not their sum"})
 
-    by_label = True
+    by_label: ClassVar[bool] = True
 
     def terms(self, classes: int) -> list[Term]:
         """The gaps of a model with so many classes, two for each class in turn."""
@@ -135,12 +159,17 @@ class EqualisedOdds(GroupGap):
 class LossGap(EqualOpportunity):
     """The gap in mean loss among the rows of the favourable class, group 0 less group 1 (Chhabra et al. 2024, code)."""
 
+    sign: ClassVar[float] = -1.0
+
     signed: bool = field(default=True, metadata={"help": "it has no other form"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.signed:
             raise ValueError("the loss gap is signed")
+
+    def _fix_of_signed(self, name: str) -> str:
+        return "name a column with two groups"
 
     def terms(self, classes: int) -> list[Term]:
         """The gaps of a model with so many classes."""

@@ -6,7 +6,9 @@ Phi(theta) = (1/m) sum_v l_v(theta),   l_v = logsumexp(z_v) - z_v[y_v] unless a 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
+
+from influence_cli.objectives.protocol import Need
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Utility:
     """The plain loss: dropout, label smoothing and augmentation belong to training."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"rows"})
 
     def rows(self, logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
         """Each target row's term [m] of the mean Phi, from logits [m, C], labels [m] and the run's row loss."""

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from influence_cli.maths.krylov import RECOMPUTE, conjugate_gradients, lanczos, ritz
+from influence_cli.maths.conjugate_gradients import RECOMPUTE, conjugate_gradients
+from influence_cli.maths.lanczos import lanczos, ritz
 from tests.oracle import relative_error
 
 Floats = NDArray[np.float64]

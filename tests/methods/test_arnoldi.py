@@ -125,10 +125,10 @@ def test_a_basis_that_does_not_fit_is_refused_before_any_pass_with_what_to_do(ml
     assert "arnoldi.k=" in raised.value.fix
     assert "--params last" in raised.value.fix
     k = int(raised.value.fix.split("arnoldi.k=")[1].split(",")[0])
-    assert Arnoldi(k=k).factor_bytes(39) <= 5e-6 * 1e9
+    assert Arnoldi(k=k).costs(0, 39).factor_bytes <= 5e-6 * 1e9
     assert missing_work(mlp.job(methods=METHOD, options={"arnoldi": {"max_gigabytes": 5e-6, "k": k}}))
     assert Arnoldi(max_gigabytes=1.0).describe() == Arnoldi().describe()
-    assert Arnoldi(k=50).factor_bytes(11_000_000) == 50 * 11_000_000 * 4 + 16 * 11_000_000
+    assert Arnoldi(k=50).costs(0, 11_000_000).factor_bytes == 50 * 11_000_000 * 4 + 16 * 11_000_000
 
 
 @pytest.mark.parametrize(

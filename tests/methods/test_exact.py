@@ -27,7 +27,7 @@ from influence_cli.curvature.jacobians import Jacobians
 from influence_cli.data.manifest import open_manifest
 from influence_cli.data.tables import provenance
 from influence_cli.errors import InfluenceError, ManifestError, ModelError, UsageError
-from influence_cli.maths.inverse import default_damping, solve_positive
+from influence_cli.maths.inverse import DenseInverse, default_damping
 from influence_cli.methods import make_methods
 from influence_cli.methods.exact import MODES, Exact
 from influence_cli.model.build import build_model
@@ -175,9 +175,10 @@ def test_t13_ridge_leave_one_out_with_the_leverage_factor() -> None:
     n, d, penalty = 60, 6, 0.1
     x, y = rng.normal(size=(n, d)), rng.normal(size=n)
     hessian = x.T @ x / n + penalty * np.eye(d)
-    theta = solve_positive(hessian, (x.T @ y / n)[:, None])[:, 0]
-    steps = solve_positive(hessian, (x * (x @ theta - y)[:, None]).T) / n  # [d, n]: (1/n) H^-1 g_i
-    leverage = (x * solve_positive(hessian, x.T).T).sum(axis=1) / n
+    inverse = DenseInverse(hessian, "ggn", 0.0)
+    theta = inverse.solve((x.T @ y / n)[:, None])[:, 0]
+    steps = inverse.solve((x * (x @ theta - y)[:, None]).T) / n  # [d, n]: (1/n) H^-1 g_i
+    leverage = (x * inverse.solve(x.T).T).sum(axis=1) / n
     for i in range(n):
         kept = np.arange(n) != i
         without = np.linalg.solve(x[kept].T @ x[kept] / n + penalty * np.eye(d), x[kept].T @ y[kept] / n)

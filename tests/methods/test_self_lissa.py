@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.tables import provenance
 from influence_cli.errors import ModelError, UsageError
-from influence_cli.maths.inverse import positive_form
+from influence_cli.maths.inverse import DenseInverse
 from influence_cli.methods import make_methods
 from influence_cli.methods.ekfac import EKFAC
 from influence_cli.methods.exact import Exact
@@ -93,7 +93,7 @@ def test_t34_leverages_of_linear_regression_sum_to_the_number_of_parameters() ->
     rng = np.random.default_rng(0)
     x = np.hstack([rng.normal(size=(50, 6)), np.ones((50, 1))])
     y = rng.normal(size=50)
-    form = positive_form(x.T @ x / 50)
+    form = DenseInverse(x.T @ x / 50, "ggn", 0.0).form
     hat = np.diag(x @ np.linalg.solve(x.T @ x, x.T))
     assert relative_error(form(x.T) / 50, hat) < 1e-12
     assert abs(float(form(x.T).sum()) / 50 - 7) < 1e-8

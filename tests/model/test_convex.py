@@ -24,7 +24,7 @@ import influence_cli.maths.softmax_regression as softmax_regression
 from influence_cli.data.manifest import open_manifest
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import SILENT
-from influence_cli.maths.softmax_regression import Regression, conjugate_gradients, fit
+from influence_cli.maths.softmax_regression import Regression, fit, solved_by_products
 from influence_cli.model.build import build_model
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.train.convex import parameters_of, train_convex
@@ -102,7 +102,7 @@ def test_gradient_hessian_product_and_diagonal_are_autograds() -> None:
     np.testing.assert_allclose(problem.diagonal(p).ravel(), np.diag(hessian), atol=1e-14)
     v = np.random.default_rng(4).normal(size=(3, 4))
     np.testing.assert_allclose(problem.product(p, v).ravel(), hessian @ v.ravel(), atol=1e-13)
-    solved = conjugate_gradients(lambda u: problem.product(p, u), v, problem.diagonal(p), 1e-13)
+    solved = solved_by_products(problem, p, v, 1e-13)
     np.testing.assert_allclose(solved.ravel(), np.linalg.solve(hessian, v.ravel()), rtol=1e-9, atol=1e-11)
 
 

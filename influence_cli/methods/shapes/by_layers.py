@@ -7,11 +7,12 @@ them: u is q over the mean eigenvalue, damped by the same rule (identity), or 0 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from influence_cli.errors import UsageError
-from influence_cli.methods.protocol import Facts, Preconditioned
+from influence_cli.methods.protocol import Facts
 from influence_cli.methods.shapes.by_products import DOUBLE_UP_TO
+from influence_cli.methods.shapes.preconditioned import Preconditioned
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
@@ -23,6 +24,9 @@ NAMED = 6  # parameters that a message names
 @dataclass(frozen=True)
 class ByLayers(Preconditioned):
     """A method with a block of curvature for every layer or tensor that it can have one for."""
+
+    name: ClassVar[str]  # as options of it are set
+    without_block: ClassVar[str]  # what the parameters lack that have no block
 
     precision: str = field(
         default="auto",
@@ -46,7 +50,7 @@ class ByLayers(Preconditioned):
         seen.listener, seen.interim = curvature.listener, curvature.interim
         return seen
 
-    def check_left_over(self, name: str, others: list[str], blocks: str) -> None:
+    def check_left_over(self, others: list[str]) -> None:
         """Refuse parameters without a block where the options say so.
 
         Raises:
@@ -54,20 +58,19 @@ class ByLayers(Preconditioned):
         """
         if others and self.other == "refuse":
             raise UsageError(
-                f"{name} has {blocks} for {_named(others)}",
-                fix=f"--set {name}.other=identity (or zero), or select others with --params",
+                f"{self.name} has {self.without_block} for {_named(others)}",
+                fix=f"--set {self.name}.other=identity (or zero), or select others with --params",
             )
 
-    def left_over(self, facts: Facts, blocks: str) -> list[str]:
-        """A warning that names the parameters without a block."""
-        names = facts["others"]
-        if not names:
+    def warnings(self, facts: Facts) -> list[str]:
+        """Which parameters have no block, and what becomes of them."""
+        if not facts.get("others"):
             return []
         covered, every = facts["covered"], facts["parameters"]
         what = {"identity": "have the identity over the mean eigenvalue", "zero": "count as zero"}[facts["other"]]
         return [
             f"{covered:,} of {every:,} selected parameters ({100 * covered / every:.4g} %) are covered; there are "
-            f"{blocks} for {_named(names)}, which {what} (other={facts['other']})"
+            f"{self.without_block} for {_named(facts['others'])}, which {what} (other={facts['other']})"
         ]
 
 

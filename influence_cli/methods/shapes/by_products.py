@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from influence_cli.methods.protocol import Factor, Facts, Preconditioned, check_options
+from influence_cli.methods.protocol import Facts
+from influence_cli.methods.shapes.preconditioned import Costs, Factor, Preconditioned, check_options
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
@@ -57,13 +58,9 @@ class ByProducts(Preconditioned):
     def _seen(self) -> dict[str, Any]:
         return {"precision": self.precision, "fit_sample": self.fit_sample}
 
-    def factor_bytes(self, parameters: int) -> int:
-        """Two vectors."""
-        return 8 * (2 * parameters + 1)
-
-    def fit_rows(self, rows: int) -> int:
-        """At most ``fit_sample``."""
-        return rows if self.fit_sample is None else min(rows, self.fit_sample)
+    def costs(self, rows: int, parameters: int) -> Costs:
+        """One pass over ``fit_sample`` rows; the factor is two vectors."""
+        return Costs(min(rows, self.fit_sample or rows), 8 * (2 * parameters + 1))
 
     def single(self, parameters: int) -> bool:
         """Whether products are in float32."""
@@ -102,24 +99,12 @@ class ByProducts(Preconditioned):
 
     def facts_of(self, curvature: Curvature, damping: float, by_rule: bool) -> Facts:
         """What is worth saying of the matrix and of how it was seen."""
-        fitted, l2 = curvature.factor, self.l2 or 0.0
-        rows = self.fit_rows(len(curvature.rows))
         return {
             "mode": self.mode,
-            "l2": l2,
+            "l2": self.l2 or 0.0,
             "damping": damping,
             "damping_by_rule": by_rule,
             "precision": "fp32" if self.single(curvature.size) else "fp64",
-            "product_rows": rows,
-            "gradient_norm": float(np.linalg.norm(fitted["gradient"] + l2 * fitted["theta"])),
+            "product_rows": self.costs(len(curvature.rows), curvature.size).rows,
+            "gradient_norm": self.objective_gradient_norm(curvature),
         }
-
-    def opening(self, facts: Facts) -> str:
-        """Which matrix, and how it is damped, as the first words of the summary's line."""
-        rows, every = facts["product_rows"], facts["fit_rows"]
-        over = f"{every:,} fit rows" if rows == every else f"{rows:,} of {every:,} fit rows"
-        rule = " by the default rule" if facts["damping_by_rule"] else ""
-        return (
-            f"{facts['mode']} of {facts['parameters']:,} parameters over {over} in {facts['precision']}, "
-            f"l2 {facts['l2']:g}, damping {facts['damping']:.3g}{rule}"
-        )

@@ -1,6 +1,6 @@
 """What users of an objective look at, of the model that was scored: accuracy, gaps between groups, and under attack.
 
-Only tables scored for an objective about groups, or for robustness, need the model to be run for it; of utility the
+Only tables scored for an objective about groups, or under attack, need the model to be run for it; of others the
 target accuracy is in the provenance already.  The rows are the target rows, which the scores have seen, and the
 manifest's test rows, which they have not.
 """
@@ -12,6 +12,7 @@ from typing import Any
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import DamagedModel, InfluenceError
 from influence_cli.events import Listener
+from influence_cli.objectives import OBJECTIVES, load_objective
 from influence_cli.settings import Runtime
 from influence_cli.stages.evaluate.columns import Board, Scores
 from influence_cli.stages.retrain.arm_quality import beyond_accuracy
@@ -30,9 +31,10 @@ def quality_of(
     for table in board.tables:
         origin = table.provenance
         then, objectives = origin.get("checkpoint"), origin.get("spec", {}).get("objectives", [])
-        if then is not None and set(objectives) - {"utility"}:
+        needs = _needs(objectives)
+        if then is not None and needs != {"rows"}:
             column = origin["manifest"].get("group") or ""
-            asked.setdefault((then["fingerprint"], column, "robustness" in objectives), []).append(table)
+            asked.setdefault((then["fingerprint"], column, "attack" in needs), []).append(table)
     found: list[dict[str, Any]] = []
     for (_, column, _), tables in asked.items():
         origin, where = tables[0].provenance, tables[0].source
@@ -50,6 +52,14 @@ def quality_of(
     return found
 
 
+def _needs(objectives: list[str]) -> set[str]:
+    """What the objectives of a table need, by name; of one that is not known here, its name."""
+    needs = {"rows"}
+    for name in objectives:
+        needs |= load_objective(name).needs if name in OBJECTIVES else {name}
+    return needs
+
+
 def _measured(run: Run, session: Session, column: str) -> dict[str, dict[str, Any]]:
     """By split, how many rows there are and what is measured of them."""
     from influence_cli.model.build import load_model
@@ -59,7 +69,7 @@ def _measured(run: Run, session: Session, column: str) -> dict[str, dict[str, An
     assert run.model is not None
     assert run.checkpoint is not None
     model, device = load_model(run.model, run.checkpoint), session.device
-    how = run.objectives.get("robustness")
+    how = next((o for o in run.objectives.values() if "attack" in o.needs), None)
     test = run.manifest.rows("test")
     splits: dict[str, Rows] = {"target": run.target, "test": usable_now(test, run.model, run.inputs)}
     found: dict[str, dict[str, Any]] = {}

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from influence_cli.objectives.robustness import Robustness
 from influence_cli.stages.run import names
 from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Session
@@ -57,7 +56,6 @@ def attacked_rows(
 
 def _how(run: Run, name: str) -> dict[str, Any]:
     objective, (spec, _) = run.objectives[name], require_model(run)
-    assert isinstance(objective, Robustness)
     return objective.describe(spec, run.spec.seed)
 
 

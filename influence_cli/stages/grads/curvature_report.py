@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def note_curvature(run: Run, session: Session) -> None:
     for name, facts in curvature_report(run, session).items():
         if not facts:
             continue
-        session.listener.note(f"{name}: {run.solvers[name].sentence(facts)}")
+        session.listener.curvature(name, facts, asdict(run.solvers[name]))
         for text in _warnings(run, session, name):
             session.listener.warn(f"{name}: {text}")
         for text in condition_warning(run, name, facts):

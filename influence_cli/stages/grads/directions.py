@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from influence_cli.objectives.group_gaps import GroupGap
 from influence_cli.stages.grads.group_parts import group_parts
 from influence_cli.stages.grads.member_model import MemberModel, Models
 from influence_cli.stages.run import names
@@ -30,7 +29,7 @@ def measure(
     assert run.model is not None
     point, size = at.exact, session.batch_size(run.model)
     wanted = {name: run.objectives[name] for name in work.directions}
-    of_groups = {n: Grouped(o, run.groups[n].index) for n, o in wanted.items() if isinstance(o, GroupGap)}
+    of_groups = {n: Grouped(o, run.groups[n].index) for n, o in wanted.items() if "groups" in o.needs}
     of_rows = {n: o for n, o in wanted.items() if n not in of_groups}
     attacked: dict[str, Attacked] = {}
     parts: dict[str, dict[str, Any]] = {}

@@ -24,7 +24,6 @@ def group_parts(run: Run, name: str, values: Floats) -> dict[str, Any]:
     """
     assert run.model is not None
     objective, groups, labels = run.objectives[name], run.groups[name], run.target.labels
-    sign = -1.0 if name == "eo-loss" else 1.0
     terms: list[dict[str, Any]] = []
     for k, term in enumerate(objective.terms(run.model.num_classes)):
         cells = [np.isin(labels, term.labels) & (groups.index == g) for g in range(len(groups.names))]
@@ -32,7 +31,7 @@ def group_parts(run: Run, name: str, values: Floats) -> dict[str, Any]:
         drawn = [_bootstrap(v, run.spec.seed, (k, g)) for g, v in enumerate(given)]
         gaps = np.array([_gap([float(d[b]) for d in drawn]) for b in range(DRAWS)])
         found = {n: {"rows": len(v), "mean": float(v.mean())} for n, v in zip(groups.names, given, strict=True)}
-        gap = sign * _gap([float(v.mean()) for v in given])
+        gap = objective.sign * _gap([float(v.mean()) for v in given])
         terms.append({"term": term.name, "gap": gap, "gap_se": float(gaps.std(ddof=1)), "groups": found})
     at_parity = all(abs(t["gap"]) < objective.tau for t in terms)
     return {"column": groups.column, "terms": terms, "tau": objective.tau, "at_parity": at_parity}

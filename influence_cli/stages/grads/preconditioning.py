@@ -14,7 +14,7 @@ import numpy as np
 
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ManifestError
-from influence_cli.methods.protocol import Preconditioned
+from influence_cli.methods.shapes.preconditioned import Preconditioned
 from influence_cli.stages.grads.interim import KeptInterim
 from influence_cli.stages.run import names
 from influence_cli.stages.run.curvature_plan import Along, solver_key
@@ -59,11 +59,10 @@ def precondition(
                 }
                 tensors = {n: t.astype(dtype) for n, t in curvature.by_name(column).items()}
                 session.store.write_direction(a.u, tensors, meta)
-        rows = method.fit_rows(len(run.fit.rows))
-        if not interim.resumed and method.solve_passes(rows, curvature.size) > 0:
-            session.store.write_timing(
-                solver_key(run, session, name, solve=True), (time.perf_counter() - started) / rows
-            )
+        costs = method.costs(len(run.fit.rows), curvature.size)
+        if not interim.resumed and costs.solve_passes > 0:
+            seconds = (time.perf_counter() - started) / costs.rows
+            session.store.write_timing(solver_key(run, session, name, solve=True), seconds)
 
 
 def fitted_curvature(run: Run, session: Session, name: str, member: Member, model: nn.Module) -> Curvature:
@@ -105,7 +104,7 @@ def _usable_fit_rows(run: Run, name: str, curvature: Curvature) -> Rows:
     precision = "fp64" if run.spec.precision == "fp64" else "fp32"  # directions of bf16 runs are float32
     rows, checked = run.fit.rows, set[int]()
     while True:
-        seen = sample_by_keys(rows, run.solvers[name].fit_rows(len(rows)))
+        seen = sample_by_keys(rows, run.solvers[name].costs(len(rows), curvature.size).rows)
         new = seen.take(np.array([row not in checked for row in seen.index.tolist()], dtype=bool))
         if len(new) == 0:
             return rows
@@ -156,6 +155,6 @@ def _factor(
         }
         session.store.write_factor(factor, fitted.arrays, run.fit.keys, about)
     if not interim.resumed:
-        rows = method.fit_rows(len(curvature.rows))
+        rows = method.costs(len(curvature.rows), curvature.size).rows
         session.store.write_timing(solver_key(run, session, name), (time.perf_counter() - started) / rows)
     return fitted.arrays

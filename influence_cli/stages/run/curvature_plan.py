@@ -83,11 +83,12 @@ def missing_fits(run: Run, session: Session, member: Member, methods: list[str])
         if factor in fits or session.store.factor_meta(factor) is not None:
             continue
         assert run.fit is not None
-        parameters, rows = parameter_count(run, session), method.fit_rows(len(run.fit.rows))
+        parameters = parameter_count(run, session)
         method.check_size(parameters)
-        passes, size = method.fit_passes(parameters), method.factor_bytes(parameters) + 24 * len(run.fit.rows)
-        seconds = _seconds(session, solver_key(run, session, name), rows)
-        fits[factor] = Fit(name, factor, rows, passes, size, seconds, _why(run, session, name, member))
+        costs = method.costs(len(run.fit.rows), parameters)
+        size, why = costs.factor_bytes + 24 * len(run.fit.rows), _why(run, session, name, member)
+        seconds = _seconds(session, solver_key(run, session, name), costs.rows)
+        fits[factor] = Fit(name, factor, costs.rows, costs.fit_passes, size, seconds, why)
     return tuple(fits.values())
 
 
@@ -101,22 +102,17 @@ def missing_solves(
     solves: list[Solve] = []
     for name in dict.fromkeys(a.method for a in missing):
         assert run.fit is not None
-        method, rows = run.solvers[name], len(run.fit.rows)
-        rows = method.fit_rows(rows)
-        passes = method.solve_passes(rows, parameter_count(run, session))
-        if passes > 0:
+        costs = run.solvers[name].costs(len(run.fit.rows), parameter_count(run, session))
+        if costs.solve_passes > 0:
             count = sum(a.method == name for a in missing)
-            solves.append(
-                Solve(name, count, rows, passes, _seconds(session, solver_key(run, session, name, solve=True), rows))
-            )
+            seconds = _seconds(session, solver_key(run, session, name, solve=True), costs.rows)
+            solves.append(Solve(name, count, costs.rows, costs.solve_passes, seconds))
     for name in (name for name, keys in values.items() if len(keys) and name in run.solvers):
         assert run.fit is not None
-        method, count = run.solvers[name], len(values[name])
-        rows = method.fit_rows(len(run.fit.rows))
-        passes = method.form_passes(rows, parameter_count(run, session))
-        if passes > 0:
+        costs, count = run.solvers[name].costs(len(run.fit.rows), parameter_count(run, session)), len(values[name])
+        if costs.form_passes > 0:
             seconds = _seconds(session, pass_key(run, session, "values"), count)
-            solves.append(Solve(name, count, rows, round(count * passes, 1), seconds))
+            solves.append(Solve(name, count, costs.rows, round(count * costs.form_passes, 1), seconds))
     return tuple(solves)
 
 

@@ -19,7 +19,7 @@ from influence_cli.data.classes import numbered_as
 from influence_cli.data.manifest import Rows, open_manifest
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import Listener
-from influence_cli.methods.protocol import Preconditioned
+from influence_cli.methods.shapes.preconditioned import Preconditioned
 from influence_cli.model.checkpoints import recipe_of
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import Inputs

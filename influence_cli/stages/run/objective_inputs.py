@@ -13,11 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
-from influence_cli.errors import ManifestError, UsageError
+from influence_cli.errors import ManifestError
 from influence_cli.events import Listener
 from influence_cli.model.spec import ModelSpec
-from influence_cli.objectives.group_gaps import GroupGap
-from influence_cli.objectives.robustness import Robustness
 from influence_cli.settings import GradSpec, Inputs
 from influence_cli.store import fingerprint
 
@@ -45,19 +43,9 @@ def target_groups(
     """
     found: dict[str, Groups] = {}
     for name, objective in objectives.items():
-        if isinstance(objective, GroupGap):
+        if "groups" in objective.needs:
             groups = read_groups(target, objective.column or inputs.group)
-            if objective.favourable is not None and not 0 <= objective.favourable < model.num_classes:
-                fix = f"name one of 0 to {model.num_classes - 1}"
-                raise UsageError(f"{name}.favourable={objective.favourable} is no class of the model", fix=fix)
-            if objective.signed and len(groups.names) != 2:
-                raise UsageError(
-                    f"{name} is signed, which is between two groups, and column {groups.column} has "
-                    f"{len(groups.names)}: {', '.join(groups.names[:10])}",
-                    where=target.manifest.source,
-                    fix="name a column with two groups"
-                    + ("" if name == "eo-loss" else f", or leave {name}.signed out"),
-                )
+            objective.check_groups(name, groups.column, groups.names, model.num_classes, target.manifest.source)
             check_cells(name, objective, groups, target, model.num_classes, listener)
             found[name] = groups
     return found
@@ -96,7 +84,7 @@ def read_groups(rows: Rows, column: str) -> Groups:
     return Groups(column, tuple(str(v) for v in order), index, fingerprint("groups", 1, rows=entries))
 
 
-def check_cells(name: str, objective: GroupGap, groups: Groups, target: Rows, classes: int, listener: Listener) -> None:
+def check_cells(name: str, objective: Any, groups: Groups, target: Rows, classes: int, listener: Listener) -> None:
     """Refuse cells of fewer than 10 rows, whose mean is no estimate, and warn below 30.
 
     Raises:
@@ -145,7 +133,7 @@ def described(name: str, objective: Any, groups: Groups | None, attack: str | No
 
 def attack_name(objective: Any, spec: GradSpec, model: ModelSpec | None, weights: str, loss: str) -> str | None:
     """Under what name the attacked inputs of an objective are stored; None where it attacks none."""
-    if not isinstance(objective, Robustness) or model is None:
+    if "attack" not in objective.needs or model is None:
         return None
     how = objective.describe(model, spec.seed)
     about = {"model": model.as_dict(), "precision": spec.precision, "loss": None if "kappa" in how else loss}

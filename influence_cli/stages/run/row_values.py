@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
 from influence_cli.methods import METHODS
-from influence_cli.methods.protocol import Method, Preconditioned, RowValue
+from influence_cli.methods.protocol import Method, RowValue
+from influence_cli.methods.shapes.preconditioned import Preconditioned
 from influence_cli.settings import GradSpec, build_options
 from influence_cli.stages.run import names
 from influence_cli.stages.run.run import Member, Run

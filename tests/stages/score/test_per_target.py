@@ -26,7 +26,7 @@ from influence_cli.engines.point import Point
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.maths.top_k import NONE, SIDES, TopK
 from influence_cli.methods import METHODS
-from influence_cli.methods.protocol import Preconditioned
+from influence_cli.methods.shapes.preconditioned import Preconditioned
 from influence_cli.settings import GradSpec
 from influence_cli.stages.score.per_target import products as per_target_product
 from influence_cli.stages.score.per_target import tangents as per_target_pass

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -206,7 +207,7 @@ class Solver:
     def __init__(self, run: Run, session: Session, name: str) -> None:
         self.run, self.session, self.name, self.method = run, session, name, run.solvers[name]
         self._curvatures: dict[str, Curvature] = {}
-        self._said: list[str] = []
+        self._reported, self._said = False, list[str]()
 
     def columns(self, at: MemberModel, gradients: list[Named]) -> list[Named]:
         """P g of every gradient, by parameter name."""
@@ -228,9 +229,9 @@ class Solver:
         return [{n: torch.from_numpy(v.copy()).to(like[n].device, like[n].dtype) for n, v in u.items()} for u in found]
 
     def _say(self, facts: dict[str, Any]) -> None:
-        if not self._said:
-            self._said.append(self.method.sentence(facts))
-            self.session.listener.note(f"{self.name}: {self._said[0]}")
+        if not self._reported:
+            self._reported = True
+            self.session.listener.curvature(self.name, facts, asdict(self.method))
         for text in (*warnings_of(self.run, self.name, facts), *condition_warning(self.run, self.name, facts)):
             if text not in self._said:
                 self._said.append(text)

@@ -1,0 +1,146 @@
+"""Linear methods whose P is not the identity but an inverse of curvature.
+
+P comes from curvature of the training objective
+
+    R(theta) = (1/n) sum_i w_i l_i(theta) + (l2/2) |theta|^2,    n = sum_i w_i
+
+over the fit rows.  What is expensive and the same for every direction is its **factor**: fitted once, stored, shared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.methods.protocol import Columns, Facts, Linear, OfBlocks, RowValue, no_self_influence
+
+if TYPE_CHECKING:
+    from influence_cli.curvature.curvature import Curvature
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What a method fitted on the fit rows: arrays by name, and what is worth saying of them."""
+
+    arrays: dict[str, NDArray[np.float64]]
+    facts: Facts
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a method's curvature takes, at most, for a number of fit rows and of parameters."""
+
+    rows: int  # fit rows that it looks at
+    factor_bytes: int
+    fit_passes: int = 1  # over those rows
+    solve_passes: float = 0.0  # of ``precondition`` over those rows, whatever the number of directions
+    form_passes: float = 0.0  # of ``form`` over those rows, for every row by itself
+
+
+def check_options(
+    method: Preconditioned,
+    choices: Mapping[str, tuple[str, ...]],
+    least: Mapping[str, int],
+    positive: tuple[str, ...] = (),
+) -> None:
+    """Refuse options that are none of their choices, negative, not positive or below the least.
+
+    Raises:
+        ValueError: says which, and what it may be.
+    """
+    for name, known in choices.items():
+        if getattr(method, name) not in known:
+            raise ValueError(f"{name} {getattr(method, name)!r} is unknown; use one of {', '.join(known)}")
+    for name in ("damping", "l2"):
+        value = getattr(method, name)
+        if value is not None and value < 0:
+            raise ValueError(f"{name}={value} is negative")
+    for name, smallest in least.items():
+        value = getattr(method, name)
+        if value is not None and value < smallest:
+            raise ValueError(f"{name}={value} is below {smallest}")
+    for name in positive:
+        value = getattr(method, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name}={value} is not positive")
+
+
+@dataclass(frozen=True)
+class Preconditioned(Linear):
+    """A linear method with ``u = P q``; it estimates an effect, since P has the scale of an inverse Hessian.
+
+    ``describe`` names the arithmetic from factor and q to u, ``fitted`` that of the factor; whatever changes a number
+    is in one of the two.  An option whose metadata has ``limit`` changes none.
+    """
+
+    effect: ClassVar[bool] = True
+    fitted_curvature: ClassVar[bool] = True
+    revision: ClassVar[int] = 1  # of ``precondition``: raise it when its numbers change
+
+    damping: float | None = field(
+        default=None,
+        metadata={"help": "delta, added to every eigenvalue (default: the method's rule)", "unit": "mean loss"},
+    )
+    l2: float | None = field(
+        default=None,
+        metadata={
+            "help": "l2 of the training objective (default: of the run folder, else 0)",
+            "unit": "mean loss",
+        },
+    )
+
+    def describe(self) -> dict[str, Any]:
+        """Options and revision that change u, for its fingerprint."""
+        named = [f.name for f in dataclasses.fields(self) if not f.metadata.get("limit")]
+        return {"revision": self.revision, **{name: getattr(self, name) for name in named}}
+
+    def fitted(self) -> dict[str, Any]:
+        """What the factor is, for its fingerprint: methods that say the same share it."""
+        raise NotImplementedError
+
+    def costs(self, rows: int, parameters: int) -> Costs:
+        """What that curvature takes, for so many fit rows."""
+        raise NotImplementedError
+
+    def check_size(self, parameters: int) -> None:
+        """Refuse more parameters than can be fitted.
+
+        Raises:
+            UsageError: they are too many; says what to do.
+        """
+
+    def warnings(self, facts: Facts) -> list[str]:
+        """What in the facts of ``precondition`` or ``form`` should keep one from trusting the scores."""
+        return []
+
+    def fit(self, curvature: Curvature) -> Factor:
+        """What is expensive and the same for every direction."""
+        raise NotImplementedError
+
+    def objective_gradient_norm(self, curvature: Curvature) -> float:
+        """|grad R(theta)|, from a factor that holds the data term's gradient and the parameters."""
+        fitted = curvature.factor
+        return float(np.linalg.norm(fitted["gradient"] + (self.l2 or 0.0) * fitted["theta"]))
+
+    def precondition(self, q: Columns, curvature: Curvature) -> tuple[Columns, Facts]:
+        """Columns u = P q, and what is worth saying of P; ``curvature.factor`` is what ``fit`` returned."""
+        raise NotImplementedError
+
+    def form(self, curvature: Curvature) -> tuple[OfBlocks, Facts]:
+        """What maps the blocks of b rows to g_i^T P g_i, float64 [b], and what is worth saying of P."""
+        raise NotImplementedError
+
+    def row_value(self, relative: bool = False) -> RowValue | None:
+        """None, unless a method has a ``form``.
+
+        Raises:
+            UsageError: it has none, and ``relative`` asks for it.
+        """
+        if relative:
+            raise no_self_influence("--method ekfac, or exact where parameters are few")
+        return None
