@@ -268,7 +268,7 @@ def retrain(manifest: Any, output: str, **options: Any) -> dict[str, Any]:
     """
     import dataclasses
 
-    from influence_cli.model.train.sgd import Recipe
+    from influence_cli.model.train.recipe import Recipe
     from influence_cli.stages.retrain.retrain import RetrainRequest
     from influence_cli.stages.retrain.retrain import retrain as stage
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from influence_cli.data.tables import _spooled
 from influence_cli.events import Listener, Progress
-from influence_cli.model.train.sgd import Recipe
+from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.retrain.retrain import RetrainRequest, retrain
 from influence_cli.stages.run.job import Job, open_job

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import influence_cli
 from influence_cli.data.tables import provenance
 from influence_cli.maths.paired import mean_interval, paired_difference
-from influence_cli.model.train.sgd import Recipe
+from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import Inputs
 from influence_cli.stages.retrain.attacked_arms import FRACTIONS
 from influence_cli.stages.retrain.retrain import EditsRequest, RetrainRequest, retrain

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 import influence_cli
-from influence_cli.data.classes import class_count, numbered_as
-from influence_cli.data.manifest import Manifest, open_manifest
+from influence_cli.data.classes import class_count
+from influence_cli.data.manifest import Manifest
+from influence_cli.data.numbering import numbered_as
+from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError
 from influence_cli.stages.retrain.canaries import CanaryRequest
 from tests.cases import Heard, call_cli, column, write

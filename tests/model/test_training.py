@@ -26,12 +26,15 @@ from scipy import stats
 from torch import Tensor, nn
 
 import influence_cli.model.train.sgd as training
-from influence_cli.data.manifest import Rows, open_manifest
+from influence_cli.data.manifest import Rows
+from influence_cli.data.open import open_manifest
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import SILENT
 from influence_cli.model.build import build_model
 from influence_cli.model.spec import ModelSpec
-from influence_cli.model.train.sgd import Examples, Recipe, augment, epoch_order, row_hashes
+from influence_cli.model.train.decoded import Examples
+from influence_cli.model.train.recipe import AUGMENTATIONS, SCHEDULES, Recipe
+from influence_cli.model.train.sgd import augment, epoch_order, row_hashes
 from influence_cli.settings import Inputs
 from influence_cli.stages.retrain.arms import PROPOSAL, Arm, base_arm, control_arms, curated_arm
 from influence_cli.stages.retrain.retrain import RetrainRequest, improved, retrain
@@ -120,7 +123,7 @@ def test_every_epoch_and_seed_has_an_order_of_its_own() -> None:
     assert np.abs(places.mean(axis=0) - 19.5).max() < 4.5 * 11.55 / 20  # uniform on 0..39: sd 11.5
 
 
-@pytest.mark.parametrize("how", training.AUGMENTATIONS)
+@pytest.mark.parametrize("how", AUGMENTATIONS)
 def test_removing_rows_leaves_the_inputs_of_the_rest_bit_identical(how: str, tmp_path: Path) -> None:
     recipe = Recipe(epochs=3, batch_size=4, augment=how, lr=0.01)
     removed = np.array([1, 2, 8, 13, 21, 22])
@@ -254,7 +257,7 @@ def test_steps_are_counted_and_a_lone_last_row_is_passed_over(n: int, batch: int
     assert calls[-1][2] == recipe.rate(steps - 1, steps)
 
 
-@pytest.mark.parametrize("schedule", training.SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
 def test_rates_rise_then_follow_the_schedule(schedule: str, warmup: float) -> None:
     recipe = Recipe(lr=0.3, schedule=schedule, warmup=warmup)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.stages.grads.fill import fill
 from influence_cli.stages.score.score import score
 from influence_cli.store.file_keys import StoredFileKeys

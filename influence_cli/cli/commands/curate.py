@@ -105,7 +105,7 @@ def _check_outputs(settings: Settings, gate: bool) -> None:
         UsageError: they do, or one cannot.
     """
     from influence_cli.data.outputs import is_same
-    from influence_cli.data.tables import check_suffix
+    from influence_cli.data.write_tables import check_suffix
 
     output, edits, export = settings["output"], settings["edits"], settings["export"]
     if gate and (output or edits or export):
@@ -122,7 +122,7 @@ def _check_outputs(settings: Settings, gate: bool) -> None:
 
 def _write_curation(settings: Settings, curated: Curated, export: Export | None) -> None:
     from influence_cli.data.earlier import EDITS
-    from influence_cli.data.tables import write_table
+    from influence_cli.data.write_tables import write_table
     from influence_cli.stages.curate.curated_manifest import write_curated
 
     if export is not None:

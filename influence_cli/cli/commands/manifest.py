@@ -70,7 +70,7 @@ def _kept(manifests: list[str], skip_bad: bool) -> tuple[Any, set[str]] | None:
         return None
     import numpy as np
 
-    from influence_cli.data.manifest import open_manifest
+    from influence_cli.data.open import open_manifest
     from influence_cli.stages.run.fit_set import FitSet
 
     opened = [open_manifest(path, skip_bad=skip_bad) for path in manifests]

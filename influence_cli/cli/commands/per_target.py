@@ -52,7 +52,7 @@ def per_target(settings: Settings, job: Job) -> int | None:
 
 def _show(table: pa.Table) -> None:
     """The first target rows with a few rows of each side, for people."""
-    from influence_cli.data.tables import rows_of
+    from influence_cli.data.write_tables import rows_of
 
     targets = list(dict.fromkeys(table.column("target_id").to_pylist()))
     first = set(targets[:SHOWN_TARGETS])

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 def retrain(settings: Settings) -> int | None:
     """Train on a manifest; with --against also without the edits, and with random edits of the same size."""
-    from influence_cli.data.manifest import open_manifest
-    from influence_cli.model.train.sgd import Recipe
+    from influence_cli.data.open import open_manifest
+    from influence_cli.model.train.recipe import Recipe
     from influence_cli.stages.budgets import parse_share
     from influence_cli.stages.retrain.retrain import RetrainRequest, improved
     from influence_cli.stages.retrain.retrain import retrain as retrain_stage

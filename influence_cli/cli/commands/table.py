@@ -57,7 +57,7 @@ def score(settings: Settings) -> int | None:
 
 
 def _job(settings: Settings) -> Job:
-    from influence_cli.data.tables import check_suffix
+    from influence_cli.data.write_tables import check_suffix
     from influence_cli.settings import GradSpec, Runtime
     from influence_cli.stages.run.job import open_job
 

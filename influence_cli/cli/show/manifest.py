@@ -59,7 +59,7 @@ def report(settings: Settings, facts: dict[str, Any]) -> None:
 
 def keys(settings: Settings, manifests: list[str], skip_bad: bool) -> None:
     """The keys under which rows are stored."""
-    from influence_cli.data.manifest import open_manifest
+    from influence_cli.data.open import open_manifest
 
     for path in manifests:
         rows = open_manifest(path, skip_bad=skip_bad).all_rows()

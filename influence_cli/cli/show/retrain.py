@@ -12,7 +12,7 @@ from influence_cli.cli.show.tables import skipped, terminal
 from influence_cli.report.arm_tables import arm_tables, comparison_table
 
 if TYPE_CHECKING:
-    from influence_cli.model.train.sgd import Recipe
+    from influence_cli.model.train.recipe import Recipe
     from influence_cli.stages.retrain.retrain import EditsRequest, RetrainRequest
 
 

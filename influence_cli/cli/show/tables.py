@@ -44,7 +44,7 @@ def check_format(settings: Settings, known: tuple[str, ...]) -> None:
 
 def table(settings: Settings, result: pa.Table, sort_by: str | None, descending: bool = False) -> None:
     """A stage's table: to --output, otherwise rows for people on a terminal and JSONL in a pipe."""
-    from influence_cli.data.tables import as_csv, as_jsonl, rows_of, write_all, write_table
+    from influence_cli.data.write_tables import as_csv, as_jsonl, rows_of, write_all, write_table
 
     if settings["output"]:
         formulas(result, settings["output"])

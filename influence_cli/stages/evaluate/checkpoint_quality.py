@@ -53,7 +53,8 @@ def _measured(job: Job, column: str, listener: Listener) -> dict[str, dict[str, 
     """By split, how many rows there are and what is measured of them."""
     from influence_cli.model.build import device_of, load_model
     from influence_cli.model.losses import loss_of, quality
-    from influence_cli.model.train.sgd import Examples, predict
+    from influence_cli.model.train.decoded import Examples
+    from influence_cli.model.train.sgd import predict
 
     assert job.model is not None
     assert job.checkpoint is not None

@@ -57,7 +57,7 @@ def _fill(job: Job, look: FirstLook) -> int:
     skipped = len(job.manifest.bad)
     from influence_cli.engines.point import DTYPES
     from influence_cli.model.build import device_of, load_model
-    from influence_cli.model.examples import Decoded
+    from influence_cli.model.decoded import DecodedByKey
 
     spec, checkpoint = require_model(job)
     device = device_of(job.runtime.device)
@@ -65,7 +65,7 @@ def _fill(job: Job, look: FirstLook) -> int:
     note_frozen(job, model)
     payloads = _target_payloads(job) if any(w.directions for w in work) else {}
     if len(job.members) > 1 or any(w.rows and w.value_rows for w in work):
-        job.held = job.held or Decoded(spec)
+        job.held = job.held or DecodedByKey(spec)
     done = 0
     for position, w in enumerate(work):
         exact, point = points(job, model, w.member, device)

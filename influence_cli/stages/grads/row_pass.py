@@ -15,7 +15,6 @@ from influence_cli.data.row_checks import BadRow
 from influence_cli.stages.grads.first_look import FirstLook
 from influence_cli.stages.run.job import Job
 from influence_cli.stages.run.plan import Work, index_by_key, key_list, timing_key
-from influence_cli.stages.run.usable_rows import decoder_of
 from influence_cli.store.keys import stack
 
 if TYPE_CHECKING:
@@ -124,7 +123,7 @@ def read_direction(job: Job, name: str, point: Point) -> dict[str, torch.Tensor]
 
 
 class Unusable:
-    """Rows that turn out not to be decodable, while bad rows are skipped; images among them are remembered."""
+    """Rows that turn out not to be decodable, while bad rows are skipped; some kinds of payload are remembered."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.rows = job, dict[int, str]()
@@ -139,12 +138,14 @@ class Unusable:
             return
         manifest = self.job.manifest
         reasons = {manifest.payload_keys[row].tobytes(): reason for row, reason in self.rows.items()}
-        if self.job.model is not None and self.job.model.kind == "image":
-            named = {key.hex(): reason for key, reason in reasons.items()}
-            self.job.store.write_undecodable(decoder_of(self.job.model), named)
+        decoder = None if self.job.model is None else self.job.model.payload_kind.decoder(self.job.model)
+        if decoder is not None:
+            self.job.store.write_undecodable(decoder, {key.hex(): reason for key, reason in reasons.items()})
         keys = zip(self.job.train.index.tolist(), self.job.train.payload_keys, strict=True)
         same = {row: reasons.get(key.tobytes()) for row, key in keys}
-        bad = [BadRow(r, manifest.ids[r], manifest.kind, why) for r, why in same.items() if why is not None]
+        bad = [
+            BadRow(r, manifest.ids[r], manifest.payload_kind.column, why) for r, why in same.items() if why is not None
+        ]
         self.job.leave_out(bad)
 
 

@@ -21,7 +21,7 @@ from influence_cli.stages.retrain.training_run import METRICS_FILE, RetrainReque
 from influence_cli.store.files import METADATA_KEY, DamagedFile, read_header
 
 if TYPE_CHECKING:
-    from influence_cli.model.train.sgd import Recipe
+    from influence_cli.model.train.recipe import Recipe
 
 _ARMS, _NOTES = "arms", ("models", "tasks")
 _ARM, _TEMPORARY = re.compile(r"[0-9a-f]{32}"), re.compile(r"\..+\.tmp")

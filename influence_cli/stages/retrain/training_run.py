@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from influence_cli.model.train.sgd import Examples, Recipe
+    from influence_cli.model.train.decoded import Examples
+    from influence_cli.model.train.recipe import Recipe
 
 
 METRICS_FILE = "metrics.json"
@@ -141,7 +142,7 @@ class TrainingRun:
         import torch
 
         from influence_cli.model.build import load_model
-        from influence_cli.model.train.convex import LBFGS
+        from influence_cli.model.train.recipe import LBFGS
 
         dtype = torch.float64 if self.recipe.optimizer == LBFGS else None
         return load_model(self.spec, find_checkpoint(str(folder))[0], dtype)

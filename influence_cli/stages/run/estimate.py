@@ -103,12 +103,11 @@ def _estimated_gradients(job: Job) -> dict[str, dict[str, Any]]:
 
 def _inputs(job: Job, spec: ModelSpec, point: Point) -> Tensor | None:
     """The batch that is timed; None where no row of a task can be decoded."""
-    import torch
+    from influence_cli.model.examples import batches, blank_input, move, to_input
 
-    from influence_cli.model.examples import batches, move, to_input
-
-    if spec.kind != "task":
-        return torch.zeros((ROWS, *spec.shape), dtype=point.dtype, device=point.device)
+    zeros = blank_input(spec, ROWS, point.dtype)
+    if zeros is not None:
+        return zeros.to(point.device)
     first = list(job.manifest.payloads(job.train.index[:ROWS]))
     for _, decoded in batches(job.manifest, [first], spec, 1, on_bad=lambda *_: None):
         return to_input(move(decoded, point.device), spec, point.dtype)

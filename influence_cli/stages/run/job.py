@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from influence_cli.data.manifest import Manifest, Rows, open_manifest
+from influence_cli.data.manifest import Manifest, Rows
+from influence_cli.data.open import open_manifest
 from influence_cli.data.row_checks import BadRow
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
@@ -20,12 +21,13 @@ from influence_cli.methods.protocol import Linear, Method, Preconditioned, RowVa
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.losses import RowLoss, loss_of
-from influence_cli.model.spec import ModelSpec, resolve_model
+from influence_cli.model.spec import ModelSpec
 from influence_cli.objectives import make_objectives
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.run.fit_set import FitSet, open_fit_set, with_trained_l2
 from influence_cli.stages.run.members import Ensemble, open_ensembles
 from influence_cli.stages.run.objective_inputs import Groups, attack_name, described, target_groups
+from influence_cli.stages.run.resolve import resolve_model
 from influence_cli.stages.run.row_values import needed_values, solver_of, value_name
 from influence_cli.stages.run.target import target_rows
 from influence_cli.stages.run.usable_rows import bad_rows_of, check_classes, usable, usable_now
@@ -35,7 +37,7 @@ from influence_cli.store.shards import ShardFolder, key_order, unique
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from influence_cli.model.examples import Decoded
+    from influence_cli.model.decoded import DecodedByKey
 
 HALF_SAMPLE = 500  # training rows on which the scores of two halves of the target are compared
 
@@ -70,7 +72,7 @@ class Job:
     warned: set[str] = field(default_factory=set)  # accuracies already said to be at chance
     fit: FitSet | None = None  # where a method fits curvature
     groups: dict[str, Groups] = field(default_factory=dict)  # of the target rows, by objective that is about groups
-    held: Decoded | None = None  # decoded rows, while several passes need them
+    held: DecodedByKey | None = None  # decoded rows, while several passes need them
     few: Tensor | None = None  # decoded rows from all over the data, on which a point's derivatives are checked
     values: dict[str, RowValue] = field(default_factory=dict)  # by method that needs a value of rows' own gradients
     solvers: dict[str, Preconditioned] = field(default_factory=dict)  # by method: itself, or what its value is by

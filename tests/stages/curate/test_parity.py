@@ -23,7 +23,7 @@ from influence_cli.actions.relabel import Relabel
 from influence_cli.actions.reweight import Reweight
 from influence_cli.actions.trim import Trim
 from influence_cli.data.tables import provenance
-from influence_cli.model.train.sgd import Recipe
+from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import GradSpec, Inputs
 from influence_cli.stages.curate.parity import closed, parity_of
 from influence_cli.stages.retrain.retrain import EditsRequest, RetrainRequest, retrain

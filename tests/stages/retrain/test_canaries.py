@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.errors import UsageError
 from influence_cli.maths.labels import softmax
 from influence_cli.settings import GradSpec

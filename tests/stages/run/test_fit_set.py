@@ -24,12 +24,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from influence_cli.curvature.curvature import Curvature
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance
 from influence_cli.methods.exact import Exact
 from influence_cli.model.build import build_model
 from influence_cli.model.spec import ModelSpec
-from influence_cli.model.train.sgd import Recipe
+from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.grads.fill import fill
 from influence_cli.stages.retrain.retrain import RetrainRequest, retrain

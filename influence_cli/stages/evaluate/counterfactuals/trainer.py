@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 from influence_cli.data.manifest import Manifest
 from influence_cli.errors import UsageError
 from influence_cli.model.checkpoints import Checkpoint, find_checkpoint
+from influence_cli.model.new_spec import new_spec
 from influence_cli.model.run_folder import read_run
-from influence_cli.model.spec import ModelSpec, is_own, known_again, new_spec
+from influence_cli.model.spec import ModelSpec, is_own
 from influence_cli.settings import Inputs
+from influence_cli.stages.run.resolve import known_again
 from influence_cli.store import Store
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from influence_cli.model.train.sgd import Recipe
+    from influence_cli.model.train.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def open_trainer(checkpoint: str | None, manifest: Manifest, training: Training,
     """
     from influence_cli.model.build import device_of
     from influence_cli.model.train.convex import check_convex
-    from influence_cli.model.train.sgd import Recipe
+    from influence_cli.model.train.recipe import Recipe
 
     run = (None if checkpoint is None else read_run(checkpoint)) or {}
     known = {f.name for f in fields(Recipe)}
@@ -120,7 +122,7 @@ def _spec(
     from_scratch = training.init is None and not training.pretrained
     inputs = Inputs(manifest.source, model=model, input_size=training.input_size, num_classes=training.num_classes)
     if is_own(model):
-        from influence_cli.model.task import training_spec
+        from influence_cli.stages.run.own_model import training_spec
 
         return training_spec(replace(inputs, mean=(0.5,), std=(0.5,)), manifest, store)  # as from_scratch has it
     return new_spec(inputs, manifest, None, from_scratch)

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 DIRECTIONS = 16  # most target rows of a block: its values' pass is then a thirtieth of the cost
 DIRECTION_VALUES = 1 << 27  # most values of a block's directions, all members together: 512 MiB in float32
-IN_MEMORY_BYTES = 1 << 28  # decoded train rows up to this are kept between blocks
 NAMED = 5  # rows whose score is not finite that are kept by place
 
 # target rows, what was found, (count, places) of rows that are not finite, and more arrays by name
@@ -184,6 +183,7 @@ class TangentRun:
 
     def _batches(self, directions: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """(manifest rows, decoded) of every distinct payload."""
+        from influence_cli.model.decoded import DecodedBatches
         from influence_cli.model.examples import batches, chunked
 
         if self.kept is not None:
@@ -194,17 +194,12 @@ class TangentRun:
         if not self.job.runtime.batch_size:  # a batch holds a tangent along every direction beside each value
             size = max(1, min(size, 4 * size // (1 + directions)))
         chunks = chunked(self.job.manifest.payloads(self.rows), size)
-        kept: list[tuple[NDArray[np.int64], Tensor]] = []
-        held = 0
+        kept = DecodedBatches()
         listen = self.unusable.listen
         for index, decoded in batches(self.job.manifest, chunks, self.job.model, self.job.runtime.workers, listen):
-            held += decoded.numel() * decoded.element_size()
-            if held <= IN_MEMORY_BYTES:
-                kept.append((index, decoded))
-            else:
-                kept.clear()
+            kept.add(index, decoded)
             yield index, decoded
-        self.kept = kept if held <= IN_MEMORY_BYTES else None
+        self.kept = kept.all()
 
     def close(self) -> None:
         """Remember by which engine the members were run, and go on without rows that could not be decoded."""
