@@ -12,7 +12,6 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +107,14 @@ MODEL = f"python:{__name__}:net"
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The kind is registered, and a source with its columns is there."""
     monkeypatch.setitem(KINDS, "pair", Pairs())
     monkeypatch.setattr(sys, "path", list(sys.path))
     write(table(), tmp_path / "source.parquet")
     ran = call_cli("manifest", "source.parquet", "-o", "m.parquet", cwd=tmp_path)
     assert ran.code == 0, ran.err
-    yield tmp_path
+    return tmp_path
 
 
 def run(folder: Path, *arguments: Any) -> str:
