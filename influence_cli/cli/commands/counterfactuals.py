@@ -25,7 +25,7 @@ def asked_to_retrain(settings: Settings) -> bool:
 def evaluate_by_retraining(settings: Settings, scores: CurateRequest) -> None:
     """Train, measure and show; with --dry-run say how many trainings there are."""
     from influence_cli.data.write_tables import check_suffix
-    from influence_cli.stages.budgets import parse_share
+    from influence_cli.settings import parse_share
     from influence_cli.stages.evaluate.counterfactuals.counterfactuals import (
         CounterfactualRequest,
         counterfactuals,

@@ -20,7 +20,7 @@ def retrain(settings: Settings) -> int | None:
     """Train on a manifest; with --against also without the edits, and with random edits of the same size."""
     from influence_cli.data.open import open_manifest
     from influence_cli.model.train.recipe import Recipe
-    from influence_cli.stages.budgets import parse_share
+    from influence_cli.settings import parse_share
     from influence_cli.stages.retrain.retrain import RetrainRequest, improved
     from influence_cli.stages.retrain.retrain import retrain as retrain_stage
     from influence_cli.stages.retrain.run_place import check_run_folder
@@ -114,7 +114,7 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 def _canaries(settings: Settings) -> CanaryRequest | None:
-    from influence_cli.stages.budgets import parse_share
+    from influence_cli.settings import parse_share
     from influence_cli.stages.retrain.canaries import CanaryRequest
 
     if settings["canaries"] is None:

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from influence_cli.actions import make_action
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import UsageError
-from influence_cli.settings import GradSpec, Options
-from influence_cli.stages.budgets import parse_budget
+from influence_cli.settings import GradSpec, Options, parse_budget
 from influence_cli.stages.curate.score_table import CurateRequest, read_scores
 from influence_cli.stages.retrain.arms import Arm, control_arms, described, without
 
