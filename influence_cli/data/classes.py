@@ -8,9 +8,9 @@ the other are numbers too, which then name them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -124,79 +124,6 @@ def _values(names: Names, where: str) -> list[int] | None:
             where=f"{where}, classes",
             fix="name the classes of both manifests (schema metadata key 'classes'), or of neither",
         )
-    return found
-
-
-class Labelled(Protocol):
-    """What a manifest says of its labels."""
-
-    @property
-    def source(self) -> str:
-        """Where it comes from, for messages."""
-        ...
-
-    @property
-    def ids(self) -> Any:
-        """Row ids."""
-        ...
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """Labels [n]."""
-        ...
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """The names of labels 0, 1, ... where they have some."""
-        ...
-
-    @property
-    def numbers(self) -> Mapping[int, int] | None:
-        """What the labels in its files are, where others are numbered otherwise."""
-        ...
-
-
-def column_labels(stored: pa.ChunkedArray, column: str, of: Labelled) -> NDArray[np.int64]:
-    """The labels of another column than the one that is scored [n], numbered as that one; -1 where null.
-
-    Raises:
-        ManifestError: they are neither whole numbers nor names, or one is no class.
-    """
-    kind = stored.type.value_type if pa.types.is_dictionary(stored.type) else stored.type
-    if pa.types.is_null(kind):
-        return np.full(len(stored), -1, dtype=np.int64)
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if not (text or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        where = f"{of.source}, column {column}"
-        raise ManifestError(f"clean labels are {kind}, not integers", where=where, fix="number the classes")
-    values = [None if v is None or v != v else v for v in stored.to_pylist()]
-    number = _number_of_text(of, values) if text else _number_of_number(of, values)
-    for row, value in enumerate(values):
-        if value is not None and value not in number:
-            known = of.classes or [str(k) for k in range(class_count(None, of.labels))]
-            raise ManifestError(
-                f"{value!r} is no class",
-                where=f"{of.source}, row id={of.ids[row]}, column {column}",
-                fix=nearest(str(value), list(known)),
-            )
-    return np.array([-1 if v is None else number[v] for v in values], dtype=np.int64)
-
-
-def _number_of_text(of: Labelled, values: Sequence[str | None]) -> dict[str, int]:
-    """The label of every name; where classes have none, names that are whole numbers are labels."""
-    if of.classes:
-        return {name: k for k, name in enumerate(of.classes)}
-    return {name: int(name) for name in set(values) if name is not None and name.isdecimal()}
-
-
-def _number_of_number(of: Labelled, values: Sequence[Any]) -> dict[Any, int]:
-    """The label of every number; a negative one is unknown, as it always was."""
-    known, most = of.numbers, len(of.classes) if of.classes else None
-    found: dict[Any, int] = {}
-    for value in {v for v in values if v is not None and float(v).is_integer()}:
-        label = int(value) if known is None or value < 0 else known.get(int(value), most)
-        if label is not None and (most is None or label < most):
-            found[value] = max(label, -1)
     return found
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from influence_cli.data.classes import classes_of_files, column_labels
+from influence_cli.data.classes import classes_of_files
 from influence_cli.data.kinds import KINDS, kind_in
 from influence_cli.data.kinds.protocol import Kind, Payload
 from influence_cli.data.payload_files import FileKeys
@@ -127,14 +127,6 @@ class Manifest:
             return np.ones(len(self))
         return self.table.column("weight").cast(pa.float64()).fill_null(1.0).to_numpy()
 
-    def labels_in(self, column: str) -> NDArray[np.int64]:
-        """The labels of another column [n], numbered as the manifest's own; -1 where null.
-
-        Raises:
-            ManifestError: one is no class.
-        """
-        return column_labels(self.table.column(column), column, self)
-
     def column(self, name: str) -> NDArray[Any] | None:
         """A narrow column as an array, or None where there is none."""
         if name not in self.table.column_names:
@@ -177,16 +169,6 @@ class Rows:
     def weights(self) -> NDArray[np.float64]:
         """Weights [n]."""
         return self.manifest.weights()[self.index]
-
-    def clean_labels(self, column: str = "clean_label") -> NDArray[np.int64] | None:
-        """True labels [n], -1 where unknown; None where there is no such column.
-
-        Raises:
-            ManifestError: one is no class.
-        """
-        if column not in self.manifest.table.column_names:
-            return None
-        return self.manifest.labels_in(column)[self.index]
 
     def fingerprint(self) -> str:
         """Name of the multiset of row keys: order and ids do not matter."""

@@ -156,7 +156,7 @@ class Point:
 
     def _check(self, x: Tensor, directions: list[dict[str, Tensor]]) -> None:
         """Compare a few rows with torch's forward mode."""
-        expected = self.one_by_one(x.clone(), directions)
+        expected = self.one_by_one(mapped(torch.clone, x), directions)
         try:
             found = self._shared(x, directions)
         except Exception:  # what it means is told apart on the whole batch

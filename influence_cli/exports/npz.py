@@ -74,7 +74,7 @@ def _new_arrays(task: Task) -> Arrays:
         payload = read_payload(value, lambda where=where: where)
         values[str(manifest.splits[row])].append(manifest.payload_kind.as_arrays(payload, where))
         rows[str(manifest.splits[row])].append(row)
-    shapes = {repr(form_of(v)) for arrays in values.values() for v in arrays}
+    shapes = {form_of(v) for arrays in values.values() for v in arrays}
     if len(shapes) > 1:
         fix = "use --export-as folder or huggingface"
         raise ManifestError(f"payloads have {len(shapes)} shapes, and an array has one", where=manifest.source, fix=fix)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from influence_cli.data.classes import CLEAN
+from influence_cli.data.labels import column_labels
 from influence_cli.errors import UsageError
 from influence_cli.exports.protocol import PROPOSAL, Task, rebase, stored
 
@@ -22,7 +23,7 @@ def plain_rows(task: Task, form: str) -> Iterator[dict[str, Any]]:
     others = [n for n in table.column_names if n not in ("id", "weight", task.label, PROPOSAL)]
     columns = {n: table.column(n).to_pylist() for n in others}
     if manifest.classes is not None and CLEAN in columns and task.label != CLEAN:  # names, as the labels are
-        clean = manifest.labels_in(CLEAN).tolist()
+        clean = column_labels(manifest, CLEAN).tolist()
         columns[CLEAN] = [None if k < 0 else edited.class_name(k) for k in clean]
     weighted = "weight" in table.column_names or bool((edited.weights != 1).any())
     for row, value, name in stored(task):

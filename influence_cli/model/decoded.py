@@ -9,11 +9,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from influence_cli.data.kinds.protocol import Decoded
-from influence_cli.model.named_tensors import NamedTensors, Rows
+from influence_cli.model.named_tensors import Inputs, NamedTensors, from_arrays
 from influence_cli.model.spec import ModelSpec
 
 IN_MEMORY_BYTES = 1 << 28  # of rows or batches that are kept between passes
@@ -58,7 +57,7 @@ class DecodedBatches:
         self._bytes, self._most = 0, IN_MEMORY_BYTES if most is None else most
         self._items: Batches = []
 
-    def add(self, index: NDArray[np.int64], values: Rows) -> None:
+    def add(self, index: NDArray[np.int64], values: Inputs) -> None:
         """Keep a batch, unless they have become too large."""
         self._bytes += values.nbytes
         self._items.append((index, values))
@@ -79,7 +78,7 @@ class OddRows(ValueError):
 
 
 def decoded_by_place(
-    batches: Iterable[tuple[NDArray[np.int64], Rows]], place: Mapping[int, int], in_memory: int = FILE_BYTES
+    batches: Iterable[tuple[NDArray[np.int64], Inputs]], place: Mapping[int, int], in_memory: int = FILE_BYTES
 ) -> Decoded:
     """Rows [n, ...], row r at ``place[r]``, in memory or in a temporary file; an empty array where no batch comes.
 
@@ -103,9 +102,7 @@ def decoded_by_place(
 
 def rows_at(decoded: Decoded, places: NDArray[np.int64] | slice) -> Any:
     """Some of the rows that ``decoded_by_place`` gave."""
-    if isinstance(decoded, dict):
-        return NamedTensors({name: torch.from_numpy(values[places]) for name, values in decoded.items()})
-    return torch.from_numpy(decoded[places])
+    return from_arrays({n: v[places] for n, v in decoded.items()} if isinstance(decoded, dict) else decoded[places])
 
 
 def _room(like: NDArray[Any], rows: int, in_memory: int) -> NDArray[Any]:

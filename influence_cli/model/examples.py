@@ -13,13 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from influence_cli.data.kinds.protocol import Decoded, Kind, Payload
+from influence_cli.data.kinds.protocol import Decoded, Kind, Payload, form_of
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.errors import ManifestError
 from influence_cli.model.decode import decode_row
 from influence_cli.model.decoded import DecodedByKey
-from influence_cli.model.named_tensors import Rows as Inputs
-from influence_cli.model.named_tensors import as_argument, as_rows
+from influence_cli.model.named_tensors import Inputs, as_argument, as_rows, from_arrays, mapped
 from influence_cli.model.spec import ModelSpec
 from influence_cli.store.shards import key_order, unique
 
@@ -35,12 +34,7 @@ def to_input(decoded: Inputs, spec: ModelSpec, dtype: torch.dtype) -> Any:
 def blank_input(spec: ModelSpec, rows: int, dtype: torch.dtype) -> Any:
     """A model's input of zeros; None where the model does not say what its input is."""
     blank = spec.payload_kind.blank(spec, rows)
-    if blank is None:
-        return None
-    whole = {"": blank} if not isinstance(blank, dict) else blank
-    parts = {n: torch.from_numpy(v) for n, v in whole.items()}
-    parts = {n: t.to(dtype) if t.is_floating_point() else t for n, t in parts.items()}
-    return parts.get("", as_rows(parts))
+    return None if blank is None else mapped(lambda t: t.to(dtype) if t.is_floating_point() else t, from_arrays(blank))
 
 
 def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
@@ -138,22 +132,13 @@ def _stacked(values: list[Decoded], rows: list[int], manifest: Manifest, kind: K
     """One batch [b, ...]; refuses inputs of different shapes, which only a task's transform can give."""
     odd = kind.odd(values)
     if odd is not None:
-        here, there = (_form(values[k]) for k in (odd, 0))
+        here, there = (form_of(values[k]) for k in (odd, 0))
         raise ManifestError(
             f"its input is {here}, that of row id={manifest.ids[rows[0]]} {there}",
             where=f"{manifest.source}, row id={manifest.ids[rows[odd]]}, column {manifest.payload_kind.column}",
             fix="let the task's transform give inputs of one shape and type",
         )
-    stacked = kind.collate(values)
-    if isinstance(stacked, dict):
-        return as_rows({name: torch.from_numpy(value) for name, value in stacked.items()})
-    return torch.from_numpy(stacked)
-
-
-def _form(value: Decoded) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_form(part)}" for name, part in value.items())
-    return f"{value.dtype} {value.shape}"
+    return from_arrays(kind.collate(values))
 
 
 def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -168,11 +153,11 @@ def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
-def move(tensor: Any, device: torch.device) -> Any:
+def move(rows: Any, device: torch.device) -> Any:
     """Rows on ``device``, through pinned memory and without waiting where there is an accelerator."""
     if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+        return mapped(lambda t: t.pin_memory().to(device, non_blocking=True), rows)
+    return rows.to(device)
 
 
 def sent_back(tensor: Tensor) -> Callable[[], NDArray[Any]]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node
 
+from influence_cli.data.kinds.protocol import Decoded
+
 
 class NamedTensors:
     """Tensors [b, ...] by name, which are indexed, cut, moved and copied together, as one tensor is."""
@@ -31,10 +33,6 @@ class NamedTensors:
     def __getitem__(self, rows: Any) -> NamedTensors:
         return self.map(lambda t: t[rows])
 
-    def __setitem__(self, rows: Any, values: NamedTensors) -> None:
-        for name, tensor in self.tensors.items():
-            tensor[rows] = values.tensors[name]
-
     @property
     def device(self) -> torch.device:
         """Where they are."""
@@ -55,18 +53,6 @@ class NamedTensors:
         others = [w for w in where if not isinstance(w, torch.dtype)]
         return self.map(lambda t: t.to(*others, *(kinds if t.is_floating_point() else ()), **how))
 
-    def clone(self) -> NamedTensors:
-        """Copies."""
-        return self.map(torch.clone)
-
-    def cpu(self) -> NamedTensors:
-        """On the host."""
-        return self.map(Tensor.cpu)
-
-    def pin_memory(self) -> NamedTensors:
-        """In memory that a GPU reads while the host goes on."""
-        return self.map(Tensor.pin_memory)
-
 
 register_pytree_node(
     NamedTensors,
@@ -74,12 +60,21 @@ register_pytree_node(
     lambda values, names: NamedTensors(dict(zip(names, values, strict=True))),
 )
 
-Rows = Tensor | NamedTensors  # decoded rows or a model's inputs [b, ...]
+Inputs = Tensor | NamedTensors  # decoded rows or a model's inputs [b, ...]
 
 
 def as_rows(values: Any) -> Any:
     """A tensor as it is, and a dict of tensors as one thing that has rows."""
     return NamedTensors(values) if isinstance(values, dict) else values
+
+
+def from_arrays(values: Decoded) -> Any:
+    """Tensors on the memory of an array, or of arrays by name."""
+    return (
+        as_rows({n: torch.from_numpy(v) for n, v in values.items()})
+        if isinstance(values, dict)
+        else torch.from_numpy(values)
+    )
 
 
 def as_argument(rows: Any) -> Any:

@@ -25,7 +25,8 @@ from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance
 from influence_cli.errors import UsageError
 from influence_cli.events import SILENT
-from influence_cli.model.decoded import DecodedByKey, batches
+from influence_cli.model.decoded import DecodedByKey
+from influence_cli.model.examples import batches
 from influence_cli.model.losses import loss_name
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import Runtime

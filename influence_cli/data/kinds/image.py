@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import base64
-import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.kinds.image_files import REPAIR_IMAGE, image_of, open_image, sized
 from influence_cli.data.kinds.protocol import BadPayload, InputSpec, Kind
 from influence_cli.data.payload_files import read_file
-from influence_cli.errors import ManifestError
 
-if TYPE_CHECKING:
-    from PIL.Image import Image as PILImage
-
-# What images of data sets are stored as.  Pillow knows more, some of which start another program (EPS).
-IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000")
 EMBEDDED = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -35,7 +29,7 @@ class Image(Kind):
     domain = "influence.image"
     pixels = True
     as_it_is = False
-    repair = f"store it as one of {', '.join(IMAGE_FORMATS)}, or take the row out"
+    repair = REPAIR_IMAGE
     bounds = (0.0, 1.0)
     largest_change = 8.0 / 255.0
 
@@ -118,7 +112,7 @@ class Image(Kind):
             with open_image(payload) as image:
                 if image.mode == "P" and "transparency" in image.info:
                     image = image.convert("RGBA")  # the same colours; Pillow warns of going straight to RGB
-                pixels = np.asarray(_sized(image.convert("L" if channels == 1 else "RGB"), spec))
+                pixels = np.asarray(sized(image.convert("L" if channels == 1 else "RGB"), spec))
         except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
             raise ValueError(f"the image cannot be decoded ({error})") from error
         return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
@@ -128,10 +122,6 @@ class Image(Kind):
         import PIL
 
         return f"{spec.decoder} {PIL.__version__}"
-
-    def collate(self, values: Sequence[Any]) -> NDArray[np.uint8]:
-        """Images as decoded, pixel by pixel (channels last), which is what convolutions are fast on."""
-        return np.stack(values)
 
     def as_numbers(self, decoded: Any, dtype: Any) -> Any:
         """Pixels in [0, 1]."""
@@ -222,53 +212,3 @@ def _mean_and_std(spec: InputSpec, like: Any) -> tuple[Any, Any]:
         torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1) for values in (spec.mean, spec.std)
     )
     return mean, std
-
-
-def open_image(data: bytes) -> PILImage:
-    """The image in a payload, of one of ``IMAGE_FORMATS`` and of at most as many pixels as Pillow takes for harmless.
-
-    Raises:
-        ValueError: it is none, or is larger; Pillow raises much else where a file is damaged.
-    """
-    from PIL import Image as pillow
-    from PIL import UnidentifiedImageError
-
-    try:
-        image = pillow.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-    except UnidentifiedImageError as error:  # its own text is the address of an object
-        raise ValueError("no known image format") from error
-    most = pillow.MAX_IMAGE_PIXELS
-    if most is not None and image.width * image.height > most:
-        raise ValueError(f"it has {image.width} x {image.height} pixels, more than {most:,}")
-    return image
-
-
-def image_of(data: bytes, where: str) -> PILImage:
-    """``open_image`` with an error that says where the payload is.
-
-    Raises:
-        ManifestError: it is no image that is read.
-    """
-    try:
-        return open_image(data)
-    except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
-        raise ManifestError(f"the image cannot be decoded ({error})", where=where, fix=Image.repair) from error
-
-
-def _sized(image: PILImage, spec: InputSpec) -> PILImage:
-    """The image at the model's size: stretched to it, or with ``crop`` as timm and torchvision evaluate.
-
-    With ``crop`` the shorter side is resized to floor(size / crop) and the middle is cut out.
-    """
-    from PIL.Image import Resampling
-
-    _, height, width = spec.shape
-    how = Resampling[spec.interpolation.upper()]
-    if spec.crop is None:
-        return image if image.size == (width, height) else image.resize((width, height), how)
-    shorter = int(height / spec.crop)
-    w, h = image.size
-    size = (shorter, int(shorter * h / w)) if w <= h else (int(shorter * w / h), shorter)
-    image = image if image.size == size else image.resize(size, how)
-    left, top = round((image.width - width) / 2.0), round((image.height - height) / 2.0)
-    return image.crop((left, top, left + width, top + height))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,46 +19,8 @@ from influence_cli.store.keys import payload_key
 
 Payload = Any  # what a row holds: encoded bytes, a vector, or a dict of such values
 Decoded = NDArray[Any] | dict[str, NDArray[Any]]
+InputSpec = Any  # what a model says of its input: shape, mean, std, interpolation, crop, decoder and task
 ANY_NUMBER = (-math.inf, math.inf)
-
-
-class InputSpec(Protocol):
-    """What a model says of its input."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The sizes of one row's input, as its kind lays them out."""
-        ...
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """What is taken off each channel."""
-        ...
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """What each channel is divided by."""
-        ...
-
-    @property
-    def interpolation(self) -> str:
-        """How images are resized."""
-        ...
-
-    @property
-    def crop(self) -> float | None:
-        """The share of an image's shorter side that is used; None: all of it."""
-        ...
-
-    @property
-    def decoder(self) -> str:
-        """The program that decodes."""
-        ...
-
-    @property
-    def task(self) -> Any:
-        """The user's own code, which may make the input itself."""
-        ...
 
 
 class BadPayload(ValueError):
@@ -173,7 +135,10 @@ class Kind:
         return next((k for k, form in enumerate(forms) if form != forms[0]), None)
 
     def collate(self, values: Sequence[Decoded]) -> Decoded:
-        """One batch [b, ...] of rows of one form."""
+        """One batch [b, ...] of rows of one form.
+
+        The memory of images stays as decoded, pixel by pixel (channels last), which is what convolutions are fast on.
+        """
         first = values[0]
         if isinstance(first, dict):
             return {name: np.stack([value[name] for value in values]) for name in first}  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -232,8 +197,8 @@ def is_numbers(kind: pa.DataType) -> bool:
     return is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
 
 
-def form_of(value: Decoded) -> Any:
-    """The shape and type of decoded values, by name where they have names."""
+def form_of(value: Decoded) -> str:
+    """The type and shape of decoded values, by name where they have names."""
     if isinstance(value, dict):
-        return {name: form_of(one) for name, one in value.items()}
-    return value.shape, value.dtype
+        return ", ".join(f"{name} {form_of(part)}" for name, part in value.items())
+    return f"{value.dtype} {value.shape}"

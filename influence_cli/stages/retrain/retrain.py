@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.labels import numbered_as
 from influence_cli.data.manifest import Manifest, Rows
-from influence_cli.data.numbering import numbered_as
 from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener

@@ -75,13 +75,6 @@ def resolve_task(
     return known_by_outputs(spec, checkpoint, manifest, store, precision), checkpoint
 
 
-def carried_task(
-    spec: ModelSpec, checkpoint: Checkpoint, manifest: Manifest, store: Store, precision: str
-) -> ModelSpec:
-    """The spec that a checkpoint of the user's own architecture carries, with its code, by its name."""
-    return known_by_outputs(replace(spec, code=None), checkpoint, manifest, store, precision)
-
-
 def training_spec(inputs: Inputs, manifest: Manifest, store: Store) -> ModelSpec:
     """The spec of a model of the user's own that is to be trained, known by what it gives untrained, from seed 0.
 

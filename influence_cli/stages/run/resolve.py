@@ -54,10 +54,10 @@ def resolve_model(inputs: Inputs, manifest: Manifest, store: Store, precision: s
         spec = ModelSpec.from_dict(carried)
         _refuse_contradictions(inputs, spec)
         if is_own(spec.name):
-            from influence_cli.stages.run.own_model import carried_task
+            from influence_cli.stages.run.own_model import known_by_outputs
 
             spec = with_own_code(spec, inputs, inputs.checkpoint or "")
-            spec = carried_task(spec, required(checkpoint), manifest, store, precision)
+            spec = known_by_outputs(replace(spec, code=None), required(checkpoint), manifest, store, precision)
         return spec, required(checkpoint)
     if inputs.task is not None or is_own(inputs.model):
         from influence_cli.stages.run.own_model import resolve_task

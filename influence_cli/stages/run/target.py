@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from influence_cli.data.labels import numbered_as
 from influence_cli.data.manifest import Manifest, Rows, without_overlap
-from influence_cli.data.numbering import numbered_as
 from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError
 from influence_cli.events import Listener

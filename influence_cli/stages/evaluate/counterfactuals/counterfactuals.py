@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from influence_cli.data.labels import numbered_as
 from influence_cli.data.manifest import Rows
-from influence_cli.data.numbering import numbered_as
 from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError, ModelError, UsageError
 from influence_cli.events import SILENT, Listener
