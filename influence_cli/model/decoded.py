@@ -52,21 +52,21 @@ class DecodedBatches:
     A batch is kept in the memory layout that decoding gave it, on which rounding depends.
     """
 
-    def __init__(self, most: int | None = None) -> None:
-        """Nothing yet; ``most`` bytes at once."""
-        self._bytes, self._most = 0, IN_MEMORY_BYTES if most is None else most
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self._bytes = 0
         self._items: Batches = []
 
     def add(self, index: NDArray[np.int64], values: Inputs) -> None:
         """Keep a batch, unless they have become too large."""
         self._bytes += values.nbytes
         self._items.append((index, values))
-        if self._bytes > self._most:
+        if self._bytes > IN_MEMORY_BYTES:
             self._items.clear()
 
     def all(self) -> Batches | None:
         """All that was added; None where that is too large."""
-        return self._items if self._bytes <= self._most else None
+        return self._items if self._bytes <= IN_MEMORY_BYTES else None
 
 
 class OddRows(ValueError):

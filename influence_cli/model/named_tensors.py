@@ -70,11 +70,9 @@ def as_rows(values: Any) -> Any:
 
 def from_arrays(values: Decoded) -> Any:
     """Tensors on the memory of an array, or of arrays by name."""
-    return (
-        as_rows({n: torch.from_numpy(v) for n, v in values.items()})
-        if isinstance(values, dict)
-        else torch.from_numpy(values)
-    )
+    if isinstance(values, dict):
+        return NamedTensors({name: torch.from_numpy(value) for name, value in values.items()})
+    return torch.from_numpy(values)
 
 
 def as_argument(rows: Any) -> Any:
