@@ -28,6 +28,7 @@ from influence_cli.data.kinds import KINDS
 from influence_cli.data.kinds.features import vectors
 from influence_cli.data.kinds.protocol import BadPayload, InputSpec, Kind
 from influence_cli.data.open import open_manifest
+from influence_cli.model.task import Task
 from tests.cases import call_cli, write
 
 Pair = dict[str, NDArray[np.float32]]
@@ -94,6 +95,11 @@ def net() -> nn.Module:
     return TwoInputs()
 
 
+def task() -> Task:
+    """The same with a transform of its own, whose batches are dicts too."""
+    return Task(net, lambda payload: {name: torch.from_numpy(v) for name, v in payload.items()})
+
+
 def table() -> pa.Table:
     rng = np.random.default_rng(8)
     n = len(SPLITS)
@@ -135,8 +141,8 @@ def by_hand(split: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return np.array(losses), np.array(gradients)
 
 
-def column(folder: Path, name: str, *arguments: Any) -> NDArray[np.float64]:
-    run(folder, "score", "m.parquet", "--model", MODEL, "-o", "s.parquet", *arguments)
+def column(folder: Path, name: str, *arguments: Any, model: str = MODEL) -> NDArray[np.float64]:
+    run(folder, "score", "m.parquet", "--model", model, "-o", "s.parquet", *arguments)
     return pq.read_table(folder / "s.parquet").column(name).to_numpy()
 
 
@@ -170,6 +176,11 @@ def test_ip_is_the_product_of_gradients(folder: Path, engine: str) -> None:
     found = column(folder, "score", "--precision", "fp64", "--engine", engine)
     (_, train), (_, val) = by_hand("train"), by_hand("val")
     assert found == pytest.approx(train @ val.mean(0), rel=1e-9)
+
+
+def test_a_transform_may_give_several_tensors(folder: Path) -> None:
+    found = column(folder, "score", "--precision", "fp64", model=f"python:{__name__}:task")
+    assert found == pytest.approx(column(folder, "score", "--precision", "fp64"), rel=1e-12)
 
 
 def test_loss_is_the_negative_loss(folder: Path) -> None:
