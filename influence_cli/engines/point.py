@@ -17,6 +17,7 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from influence_cli.engines.batch_size import out_of_memory
+from influence_cli.engines.dual import rules  # noqa: F401  (registers its rules)
 from influence_cli.engines.dual.dual import NotShared, held, tangents_of, value_of
 from influence_cli.engines.dual.folding import folds
 from influence_cli.errors import ModelError
