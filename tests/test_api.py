@@ -19,7 +19,7 @@ import influence_cli
 from influence_cli import api
 from influence_cli.cli.commands.table import COMMANDS
 from influence_cli.cli.settings.requests import options_of
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.errors import InfluenceError, ManifestError, UsageError
 from influence_cli.options import GRADS, SCORE
 from tests.cases import Heard, call_cli, column, digits_table, examples, feature_table, train_run, write

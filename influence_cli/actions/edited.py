@@ -48,18 +48,10 @@ def apply_edits(manifest: Manifest, train: Rows, edits: Edits) -> Edited:
 def rebased(table: pa.Table, manifest: Manifest, folder: Path) -> pa.Table:
     """Relative payload paths count from the manifest; make them count from where the copy is written."""
     source = manifest.folder
-    if manifest.kind not in ("path", "image") or source.resolve() == folder.resolve():
+    if source.resolve() == folder.resolve():
         return table
-    position = table.column_names.index(manifest.kind)
-    field_type = table.schema.field(manifest.kind).type
 
     def moved(path: str | None) -> str | None:
         return None if path is None else os.path.relpath(source / path, folder)
 
-    values = table.column(position).to_pylist()
-    if manifest.kind == "path":
-        return table.set_column(position, "path", pa.array([moved(v) for v in values], field_type))
-    if not pa.types.is_struct(field_type) or all(v is None or v.get("bytes") is not None for v in values):
-        return table
-    fixed = [v if v is None or v.get("bytes") is not None else {**v, "path": moved(v.get("path"))} for v in values]
-    return table.set_column(position, "image", pa.array(fixed, field_type))
+    return manifest.payload_kind.moved(table, moved)

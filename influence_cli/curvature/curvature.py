@@ -33,9 +33,9 @@ from influence_cli.curvature.linearised import Graph, Linearised
 from influence_cli.data.manifest import Rows
 from influence_cli.engines.engine import Directions
 from influence_cli.engines.finite import usable_rows
-from influence_cli.engines.kept import Kept, Stored
 from influence_cli.engines.point import DTYPES, Point
 from influence_cli.events import SILENT, Listener
+from influence_cli.model.decoded import Batches, DecodedBatches
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.examples import batches, chunked, from_all_over, move, to_input
 from influence_cli.model.parameters import named_views, select_parameters
@@ -82,9 +82,9 @@ class Curvature:
         self._every = rows.manifest.labels, rows.manifest.weights()
         self._others: dict[tuple[bytes, str], Curvature] = {}
         self._checked = False  # whether a product has seen that every row's logits are finite
-        self._decoded: Stored | None = None
+        self._decoded: Batches | None = None
         self._heads: list[Head | None] = []  # of one, once it has been looked for
-        self._fed: Stored | None = None  # its inputs
+        self._fed: Batches | None = None  # its inputs
 
     def unusable(self) -> NDArray[np.int64]:
         """Manifest rows whose logits or derivatives are not finite in this precision: they are to be in no sum."""
@@ -228,7 +228,7 @@ class Curvature:
         return self._heads[0] if self._heads else None
 
     @property
-    def kept_inputs(self) -> Stored | None:
+    def kept_inputs(self) -> Batches | None:
         """Its inputs of all rows, where a pass has kept them."""
         return self._fed
 
@@ -255,7 +255,7 @@ class Curvature:
 
     def batches(self, what: str) -> Iterator[Batch]:
         """(rows, inputs, labels, weights) of every batch; small data are decoded once and kept."""
-        manifest, kept = self.rows.manifest, Kept()
+        manifest, kept = self.rows.manifest, DecodedBatches()
         chunks = chunked(manifest.payloads(self.rows.index), self.batch_size)
         source = self._decoded or batches(manifest, chunks, self.spec, self.workers)
         with self.listener.progress(what, len(self.rows), "fit rows") as progress:
@@ -263,7 +263,7 @@ class Curvature:
                 kept.add(index, decoded)
                 yield index, to_input(move(decoded, self.device), self.spec, self.dtype), *self._labelled(index)
                 progress.advance(len(index))
-        self._decoded = kept.small()
+        self._decoded = kept.all()
 
     def fed(self, what: str) -> Iterator[Batch]:
         """``batches``, with the inputs of the ``head`` in the place of the model's; these too are kept where small."""
@@ -273,14 +273,14 @@ class Curvature:
                     yield index, h, *self._labelled(index)
                     progress.advance(len(index))
             return
-        kept, head = Kept(), None
+        kept, head = DecodedBatches(), None
         for index, x, y, w in self.batches(what):
             head = self.head(x)
             h = x if head is None else head.inputs(x)
             if head is not None:
                 kept.add(index, h)
             yield index, h, y, w
-        self._fed = kept.small() if head is not None else None
+        self._fed = kept.all() if head is not None else None
         if self._fed is not None:
             self._decoded = None
 

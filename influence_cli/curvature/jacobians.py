@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
 from influence_cli.engines.point import Point, differentiable_kernels
+from influence_cli.model.named_tensors import as_argument
 from influence_cli.model.parameters import named_views
 
 Way = Literal["auto", "reverse", "forward"]
@@ -62,7 +63,7 @@ class Jacobians:
 
     def _by_rows(self, x: Tensor) -> Tensor:
         def of_row(theta: Tensor, row: Tensor) -> Tensor:
-            return functional_call(self.point.model, named_views(theta, self.shapes), (row[None],))[0]
+            return functional_call(self.point.model, named_views(theta, self.shapes), (as_argument(row[None]),))[0]
 
         with torch.no_grad(), differentiable_kernels(self.recurrent):
             return vmap(jacrev(of_row), in_dims=(None, 0))(self.theta, x)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from influence_cli.curvature.head import ROWS
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import UsageError
+from influence_cli.model.decoded import decoded_by_place, rows_at
 from influence_cli.model.examples import batches, chunked, move, to_input
 
 if TYPE_CHECKING:
@@ -92,13 +93,7 @@ class Minibatches:
         """The rows [N, ...] by key."""
         rows = self.curvature.rows
         place = {int(row): k for k, row in enumerate(rows.index[order_by_keys(rows)])}
-        held: torch.Tensor | None = None
-        for index, some in self._rows():
-            if held is None:
-                held = torch.empty((self.rows, *some.shape[1:]), dtype=some.dtype)
-            held[torch.tensor([place[int(row)] for row in index])] = some.cpu()
-        assert held is not None
-        return held
+        return rows_at(decoded_by_place(self._rows(), place, HELD_BYTES), slice(None))
 
     def _rows(self) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
         """Every row once: inputs of the curvature's head where it has kept them or they are small, else as decoded."""

@@ -8,20 +8,16 @@ the other are numbers too, which then name them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.tables import read_schema
 from influence_cli.errors import ManifestError, nearest
-from influence_cli.events import SILENT, Listener
-from influence_cli.store.keys import row_keys
-
-if TYPE_CHECKING:
-    from influence_cli.data.manifest import Manifest
 
 Names = Sequence[str]
 CLEAN = "clean_label"  # column of a manifest: the true labels, where they are known
@@ -78,29 +74,6 @@ def class_count(classes: Names | None, labels: NDArray[np.int64]) -> int:
     return len(classes) if classes else int(labels.max(initial=-1)) + 1
 
 
-def numbered_as(manifest: Manifest, classes: Names | None, of: str, listener: Listener = SILENT) -> Manifest:
-    """The manifest with its labels numbered as in ``classes``, which are those of ``of``; where any changes, a note.
-
-    Raises:
-        ManifestError: it has a class, or a row a label, that is none of them.
-    """
-    of = "the training rows" if of == manifest.source else of  # rows in memory are called by their type
-    numbers = numbers_in(manifest.classes, classes, manifest.source, of)
-    if numbers is None:
-        known = classes is not None and manifest.classes not in (None, tuple(classes))
-        return replace(manifest, classes=tuple(classes or ())) if known else manifest
-    labels = _renumbered(manifest, numbers, of)
-    listener.note(f"labels of {manifest.source} are numbered as in {of}, by the names of the classes")
-    before = manifest.numbers
-    return replace(
-        manifest,
-        labels=labels,
-        row_keys=row_keys(manifest.payload_keys, labels),
-        classes=None if classes is None else tuple(classes),
-        numbers=numbers if before is None else {k: numbers[v] for k, v in before.items() if v in numbers},
-    )
-
-
 def numbers_in(own: Names | None, classes: Names | None, where: str, of: str) -> dict[int, int] | None:
     """Which label of ``classes`` each label of ``own`` is; None where every label stays.
 
@@ -154,59 +127,30 @@ def _values(names: Names, where: str) -> list[int] | None:
     return found
 
 
-def _renumbered(manifest: Manifest, numbers: Mapping[int, int], of: str) -> NDArray[np.int64]:
-    labels = manifest.labels
-    found = np.array([numbers.get(label, -1) for label in labels.tolist()], dtype=np.int64)
-    lost = manifest.all_rows().index
-    lost = lost[found[lost] < 0]
-    if len(lost):
-        raise ManifestError(
-            f"label {labels[lost[0]]} is none of the classes of {of}",
-            where=f"{manifest.source}, row id={manifest.ids[lost[0]]}",
-            fix="correct the label, or name the classes of both manifests (schema metadata key 'classes')",
-        )
-    return found
+def _classes_of(schema: pa.Schema, file: Path, source: str) -> tuple[str, ...] | None:
+    """The names of the classes, from a file's metadata or a file beside it."""
+    stored, beside = (schema.metadata or {}).get(b"classes"), file.parent / "classes.json"
+    if stored is not None:
+        return read_names(stored, source)
+    return read_names(beside.read_bytes(), str(beside)) if beside.is_file() else None
 
 
-def column_labels(manifest: Manifest, column: str) -> NDArray[np.int64]:
-    """The labels of another column than the one that is scored [n], numbered as that one; -1 where null.
+def classes_of_files(files: Sequence[Path], source: str) -> tuple[str, ...] | None:
+    """The classes of all files, whose labels stand in one column.
 
     Raises:
-        ManifestError: they are neither whole numbers nor names, or one is no class.
+        ManifestError: the labels of one mean other classes than those of the first.
     """
-    stored, where = manifest.table.column(column), f"{manifest.source}, column {column}"
-    kind = stored.type.value_type if pa.types.is_dictionary(stored.type) else stored.type
-    if pa.types.is_null(kind):
-        return np.full(len(manifest), -1, dtype=np.int64)
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if not (text or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        raise ManifestError(f"clean labels are {kind}, not integers", where=where, fix="number the classes")
-    values = [None if v is None or v != v else v for v in stored.to_pylist()]
-    number = _number_of_text(manifest, values) if text else _number_of_number(manifest, values)
-    for row, value in enumerate(values):
-        if value is not None and value not in number:
-            known = manifest.classes or [str(k) for k in range(class_count(None, manifest.labels))]
+    first, *others = ((file, _classes_of(read_schema(file), file, source)) for file in files)
+    for file, classes in others:
+        if classes is not None and first[1] is not None and classes != first[1]:
+            here, there = (", ".join(names[:10]) for names in (classes, first[1]))
             raise ManifestError(
-                f"{value!r} is no class",
-                where=f"{manifest.source}, row id={manifest.ids[row]}, column {column}",
-                fix=nearest(str(value), list(known)),
+                f"its labels mean other classes ({here}) than those of {first[0].name} ({there})",
+                where=f"{source}: {file.name}",
+                fix="number the classes of all files alike",
             )
-    return np.array([-1 if v is None else number[v] for v in values], dtype=np.int64)
-
-
-def _number_of_text(manifest: Manifest, values: Sequence[str | None]) -> dict[str, int]:
-    """The label of every name; where classes have none, names that are whole numbers are labels."""
-    if manifest.classes:
-        return {name: k for k, name in enumerate(manifest.classes)}
-    return {name: int(name) for name in set(values) if name is not None and name.isdecimal()}
-
-
-def _number_of_number(manifest: Manifest, values: Sequence[Any]) -> dict[Any, int]:
-    """The label of every number; a negative one is unknown, as it always was."""
-    known, most = manifest.numbers, len(manifest.classes) if manifest.classes else None
-    found: dict[Any, int] = {}
-    for value in {v for v in values if v is not None and float(v).is_integer()}:
-        label = int(value) if known is None or value < 0 else known.get(int(value), most)
-        if label is not None and (most is None or label < most):
-            found[value] = max(label, -1)
-    return found
+        if numbers_in(classes, first[1], str(file), str(first[0])) is not None:
+            fix = "name the classes of all files, or of none"
+            raise ManifestError("only some files name their classes", where=f"{source}: {file.name}", fix=fix)
+    return first[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,10 @@ import pyarrow as pa
 from influence_cli.data.classes import CLEAN, Numbering
 from influence_cli.data.earlier import MADE, marked
 from influence_cli.data.in_memory import name_of
+from influence_cli.data.kinds import KINDS, kind_in
+from influence_cli.data.kinds.protocol import BadPayload
 from influence_cli.data.manifest import Manifest, read_manifest
 from influence_cli.data.outputs import Output, check_outputs, writing
-from influence_cli.data.payloads import REPAIR_IMAGE, open_image, read_file
 from influence_cli.data.request import IngestRequest
 from influence_cli.data.sources import Source, is_saved, open_source
 from influence_cli.data.sources.origin import origin_metadata
@@ -26,8 +26,6 @@ from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.parquet import SealedWriter
 from influence_cli.store.shards import positions
-
-IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 @dataclass
@@ -38,10 +36,6 @@ class Ingested:
     kind: str
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (row id, reason)
     notes: list[str] = field(default_factory=list)
-
-
-class _BadRow(Exception):
-    fix = "repair the row"
 
 
 def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingested:
@@ -162,18 +156,20 @@ def _converted(
     seen, first = set[str](), 0
     for table in source.tables():
         rows: list[dict[str, Any]] = []
+        kind = kind_in(table.column_names)
+        assert kind is not None  # every source finds a payload, or says that there is none
         for k, row in enumerate(table.to_pylist()):
             try:
                 _check_id(row["id"], seen)
-                payload = _payload_bytes(row, Path(source.folder))
+                payload = kind.from_source(row, Path(source.folder))
                 row["label"] = _label(row["label"], "label", number)
                 if row["label"] is None:
-                    raise _BadRow("column label is null")
+                    raise BadPayload("column label is null")
                 if CLEAN in row:
                     row[CLEAN] = _label(row[CLEAN], CLEAN, number)
-                row["split"] = _split(row.get("split"), splits, shares, payload, request.seed)
-                rows.append(_placed(row, payload, request.embed, Path(source.folder), folder))
-            except _BadRow as bad:
+                row["split"] = _split(row.get("split"), splits, shares, kind.raw(payload), request.seed)
+                rows.append(kind.placed(row, payload, request.embed, Path(source.folder), folder))
+            except BadPayload as bad:
                 if not request.skip_bad:
                     raise ManifestError(
                         str(bad),
@@ -194,9 +190,9 @@ def _place(name: str | None, row: int) -> str:
 def _check_id(name: str | None, seen: set[str]) -> None:
     """An id is there, and once; the first row of an id keeps it."""
     if name is None:
-        raise _BadRow("an id is null")
+        raise BadPayload("an id is null")
     if name in seen:
-        raise _BadRow("an id is there twice")
+        raise BadPayload("an id is there twice")
     seen.add(name)
 
 
@@ -207,52 +203,13 @@ def _label(value: Any, column: str, number: Numbering) -> int | None:
     try:
         return number.of(value)
     except ValueError as error:
-        raise _BadRow(f"column {column}: {error}") from error
-
-
-def _payload_bytes(row: dict[str, Any], folder: Path) -> bytes:
-    """The stored payload, read and checked: images decode, features are finite."""
-    if "features" in row:
-        values = row["features"]
-        if values is None or any(v is None for v in values) or not np.isfinite(np.asarray(values, np.float32)).all():
-            raise _BadRow("column features: a value is missing or not finite")
-        return np.asarray(values, "<f4").tobytes()
-    value = row.get("image", row.get("path"))
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if not value:
-        raise _BadRow("the image is missing")
-    if isinstance(value, str):
-        try:
-            value = read_file(folder / value)
-        except OSError as error:
-            raise _BadRow(f"cannot read {value} ({error.strerror})") from error
-    try:
-        with open_image(value) as image:
-            image.load()
-    except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
-        bad = _BadRow(f"the image cannot be decoded ({error})")
-        bad.fix = REPAIR_IMAGE
-        raise bad from error
-    return value
-
-
-def _placed(row: dict[str, Any], payload: bytes, embed: bool, folder: Path, output: Path) -> dict[str, Any]:
-    """The row with its payload embedded, or with its path as seen from where the manifest is written."""
-    if "features" in row:
-        return row
-    if "path" in row and not embed:
-        row["path"] = os.path.relpath(folder / row["path"], output)
-        return row
-    row.pop("image", None)
-    path = row.pop("path", None)
-    row["image"] = {"bytes": payload, "path": path}
-    return row
+        raise BadPayload(f"column {column}: {error}") from error
 
 
 def _arrays(rows: list[dict[str, Any]], table: pa.Table) -> dict[str, pa.Array]:
-    kinds = {"id": pa.string(), "image": IMAGE, "path": pa.string(), "label": pa.int64(), "split": pa.string()}
-    kinds |= {"features": pa.list_(pa.float32()), "group": pa.string(), "weight": pa.float64(), CLEAN: pa.int64()}
+    kinds = {"id": pa.string(), "label": pa.int64(), "split": pa.string(), "group": pa.string()}
+    kinds |= {"weight": pa.float64(), CLEAN: pa.int64()}
+    kinds |= {name: kind for payload in KINDS.values() for name, kind in payload.types.items()}
     out: dict[str, pa.Array] = {}
     for name in rows[0]:
         kind = kinds.get(name) or table.schema.field(name).type

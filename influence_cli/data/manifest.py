@@ -1,9 +1,9 @@
 """(0) The table every stage reads: schema, keys, provenance, "-" in and out.
 
-A manifest is a Parquet file, or a folder of them, with one row per example: ``id`` (unique string), a payload
-(``image`` as bytes or ``{bytes, path}``, ``path``, or ``features``), ``label`` (integer), and optionally ``split``
-(train, val, test), ``group``, ``weight`` and ``clean_label``.  Narrow columns are held in memory; payloads are
-streamed, and named by the hash of what is stored (``store.keys``).
+A manifest is a Parquet file, or a folder of them, with one row per example: ``id`` (unique string), a payload in the
+columns of its kind (``data.kinds``), ``label`` (integer), and optionally ``split`` (train, val, test), ``group``,
+``weight`` and ``clean_label``.  Narrow columns are held in memory; payloads are streamed, and named by the hash of what
+is stored (``store.keys``).
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from influence_cli.data.classes import column_labels, numbers_in, read_names
-from influence_cli.data.payloads import FileKeys, Payload, payload_batches, payload_keys, payload_values, read_payload
+from influence_cli.data.classes import classes_of_files
+from influence_cli.data.kinds import KINDS, kind_in
+from influence_cli.data.kinds.protocol import Kind, Payload
+from influence_cli.data.payload_files import FileKeys
+from influence_cli.data.payloads import payload_batches, payload_keys, read_payload
 from influence_cli.data.row_checks import (
     SKIPPED,
     BadRow,
@@ -29,12 +32,10 @@ from influence_cli.data.row_checks import (
     checked_labels,
     checked_splits,
 )
-from influence_cli.data.tables import concatenated, parquet_files, read_parquet, read_schema
+from influence_cli.data.tables import concatenated, read_parquet, read_schema
 from influence_cli.errors import ManifestError
 from influence_cli.store.keys import Keys, digest_of_sorted, fingerprint, row_keys
 from influence_cli.store.shards import positions
-
-PAYLOADS = ("image", "path", "features")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ class Manifest:
 
     source: str
     files: tuple[Path, ...]
-    kind: str  # one of PAYLOADS
+    kind: str  # the name of its payload's
     table: pa.Table  # every column but the payload
     labels: NDArray[np.int64]
     splits: NDArray[np.str_]
@@ -57,6 +58,11 @@ class Manifest:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def payload_kind(self) -> Kind:
+        """What its payloads are."""
+        return KINDS[self.kind]
 
     @functools.cached_property
     def ids(self) -> list[str]:
@@ -90,20 +96,20 @@ class Manifest:
         if not gone:
             return self
         rows = [k for k, i in enumerate(self.ids) if i in gone and self.splits[k] != SKIPPED]
-        return self.without([BadRow(k, self.ids[k], self.kind, why) for k in rows])
+        return self.without([BadRow(k, self.ids[k], self.payload_kind.column, why) for k in rows])
 
     def payloads(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, Payload]]:
         """(row, payload) for ``rows`` in ascending order, streamed: batches without a wanted row are skipped."""
         wanted = np.sort(rows)
-        checks = RowChecks(self.source, self.table)
-        for first, column in payload_batches(self.files, self.kind):
-            low, high = np.searchsorted(wanted, [first, first + len(column)])
+        checks, kind = RowChecks(self.source, self.table), self.payload_kind
+        for first, batch in payload_batches(self.files, kind):
+            low, high = np.searchsorted(wanted, [first, first + len(batch)])
             if low == high:
                 continue
             chosen = wanted[low:high]
-            values = payload_values(column.take(pa.array(chosen - first)), self.kind, self.folder)
+            values = kind.stored(batch.take(pa.array(chosen - first)), self.folder)
             for row, value in zip(chosen.tolist(), values, strict=True):
-                yield row, read_payload(value, functools.partial(checks.place, row, self.kind))
+                yield row, read_payload(value, functools.partial(checks.place, row, kind.column))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -164,16 +170,6 @@ class Rows:
         """Weights [n]."""
         return self.manifest.weights()[self.index]
 
-    def clean_labels(self, column: str = "clean_label") -> NDArray[np.int64] | None:
-        """True labels [n], -1 where unknown; None where there is no such column.
-
-        Raises:
-            ManifestError: one is no class.
-        """
-        if column not in self.manifest.table.column_names:
-            return None
-        return column_labels(self.manifest, column)[self.index]
-
     def fingerprint(self) -> str:
         """Name of the multiset of row keys: order and ids do not matter."""
         return self._fingerprint
@@ -208,10 +204,10 @@ def read_manifest(
     """
     schema = read_schema(files[0])
     kind = _check_columns(schema, label, source, files)
-    table = concatenated([read_parquet(f, [n for n in schema.names if n != kind]) for f in files], source)
+    table = concatenated([read_parquet(f, [n for n in schema.names if n not in kind.columns]) for f in files], source)
     if table.num_rows == 0:
         raise ManifestError("the manifest has no rows", where=source, fix="give a manifest with train rows")
-    classes = _classes_of_all(files, source)
+    classes = classes_of_files(files, source)
     folder = files[0].parent if folder is None else folder
     checks = RowChecks(source, table, skip_bad)
     check_ids(checks)
@@ -220,7 +216,7 @@ def read_manifest(
     check_weights(checks)
     keys = payload_keys(files, kind, folder, checks, known)
     if len(keys) != table.num_rows:
-        what = f"column {kind} has {len(keys)} values for {table.num_rows} rows: the file is damaged"
+        what = f"column {kind.column} has {len(keys)} values for {table.num_rows} rows: the file is damaged"
         raise ManifestError(what, where=source, fix="write it again")
     bad = tuple(checks.bad[row] for row in sorted(checks.bad))
     splits[[b.row for b in bad]] = SKIPPED
@@ -230,7 +226,7 @@ def read_manifest(
     return Manifest(
         source,
         tuple(files),
-        kind,
+        kind.name,
         table,
         labels,
         splits,
@@ -243,11 +239,12 @@ def read_manifest(
     )
 
 
-def _check_columns(schema: pa.Schema, label: str, source: str, files: Sequence[Path]) -> str:
-    """The payload's column; refuses schemas that lack a column or differ between files."""
-    kind = next((k for k in PAYLOADS if k in schema.names), None)
+def _check_columns(schema: pa.Schema, label: str, source: str, files: Sequence[Path]) -> Kind:
+    """The payload's kind; refuses schemas that lack a column or differ between files."""
+    kind = kind_in(schema.names)
     if kind is None:
-        raise ManifestError("no payload column", where=source, fix="a manifest needs one of: " + ", ".join(PAYLOADS))
+        known = ", ".join(" and ".join(k.columns) for k in KINDS.values() if k.columns)
+        raise ManifestError("no payload column", where=source, fix=f"a manifest needs one of: {known}")
     for needed in ("id", label):
         if needed not in schema.names:
             fix = f"columns there are: {', '.join(schema.names)}" + ("; pass --label COLUMN" if needed == label else "")
@@ -269,61 +266,14 @@ def _differing(schema: pa.Schema, other: pa.Schema) -> str:
     return ", ".join(odd)
 
 
-def open_manifest(source: Any, label: str = "label", skip_bad: bool = False, known: FileKeys | None = None) -> Manifest:
-    """Read a manifest from a file or folder of Parquet files, or from rows in memory; see ``read_manifest``."""
-    if isinstance(source, Manifest):
-        return source
-    if not isinstance(source, str | Path):
-        from influence_cli.data.in_memory import manifest_in_memory
-
-        return manifest_in_memory(source, label, skip_bad)
-    return read_manifest(str(source), parquet_files(str(source)), label, skip_bad=skip_bad, known=known)
-
-
-def _check_payload_type(schema: pa.Schema, kind: str, source: str) -> None:
+def _check_payload_type(schema: pa.Schema, kind: Kind, source: str) -> None:
     """Refuse a payload column whose type holds no payload."""
-    found = schema.field(kind).type
-    is_list = pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found)
-    number = is_list and (pa.types.is_floating(found.value_type) or pa.types.is_integer(found.value_type))
-    is_bytes = pa.types.is_binary(found) or pa.types.is_large_binary(found)
-    is_text = pa.types.is_string(found) or pa.types.is_large_string(found)
-    good, wanted = {
-        "features": (number, "a list of numbers"),
-        "path": (is_text, "text"),
-        "image": (is_bytes or pa.types.is_struct(found), "bytes or {bytes, path}"),
-    }[kind]
-    if not good:
-        where = f"{source}, column {kind}"
-        raise ManifestError(f"column {kind} is {found}, not {wanted}", where=where, fix=f"store {wanted}")
-
-
-def _classes(schema: pa.Schema, file: Path, source: str) -> tuple[str, ...] | None:
-    """The names of the classes, from a file's metadata or a file beside it."""
-    stored, beside = (schema.metadata or {}).get(b"classes"), file.parent / "classes.json"
-    if stored is not None:
-        return read_names(stored, source)
-    return read_names(beside.read_bytes(), str(beside)) if beside.is_file() else None
-
-
-def _classes_of_all(files: Sequence[Path], source: str) -> tuple[str, ...] | None:
-    """The classes of all files, whose labels stand in one column.
-
-    Raises:
-        ManifestError: the labels of one mean other classes than those of the first.
-    """
-    first, *others = ((file, _classes(read_schema(file), file, source)) for file in files)
-    for file, classes in others:
-        if classes is not None and first[1] is not None and classes != first[1]:
-            here, there = (", ".join(names[:10]) for names in (classes, first[1]))
-            raise ManifestError(
-                f"its labels mean other classes ({here}) than those of {first[0].name} ({there})",
-                where=f"{source}: {file.name}",
-                fix="number the classes of all files alike",
-            )
-        if numbers_in(classes, first[1], str(file), str(first[0])) is not None:
-            fix = "name the classes of all files, or of none"
-            raise ManifestError("only some files name their classes", where=f"{source}: {file.name}", fix=fix)
-    return first[1]
+    for column in kind.columns:
+        found = schema.field(column).type
+        if not kind.holds(found):
+            where = f"{source}, column {column}"
+            what = f"column {column} is {found}, not {kind.wanted}"
+            raise ManifestError(what, where=where, fix=f"store {kind.wanted}")
 
 
 def without_overlap(target: Rows, train: Rows) -> tuple[Rows, Rows]:

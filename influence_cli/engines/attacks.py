@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from influence_cli.data.kinds.protocol import ANY_NUMBER
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.model.losses import CROSS_ENTROPY, RowLoss
 from influence_cli.model.spec import ModelSpec
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 ATTACKS = ("auto", "linear", "fgsm", "pgd")
-IMAGE_EPS, FEATURE_EPS = 8.0 / 255.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class Attack:
         """The attack on such a model, with ``auto`` decided."""
         if self.attack != "auto":
             return self.attack
-        return "linear" if spec.name == "linear" and spec.kind == "features" else "pgd"
+        return "linear" if spec.name == "linear" and spec.payload_kind.bounds == ANY_NUMBER else "pgd"
 
     def box(self, spec: ModelSpec) -> float:
         """The largest change of a value."""
-        return self.eps if self.eps is not None else IMAGE_EPS if spec.kind == "image" else FEATURE_EPS
+        return spec.payload_kind.largest_change if self.eps is None else self.eps
 
     def describe(self, spec: ModelSpec, seed: int) -> dict[str, Any]:
         """What of it decides x' for such a model: what goes into a fingerprint."""
@@ -105,7 +105,7 @@ def attack(
 
     x = _plain(model, spec, decoded)
     kind, facts = how.kind(spec), how.describe(spec, seed)
-    low, high = (0.0, 1.0) if spec.kind == "image" else (-float("inf"), float("inf"))
+    low, high = spec.payload_kind.bounds
     slope = functools.partial(_slope, model, spec, labels=labels, loss=loss)
     with _kernels(model):
         if kind == "linear":
@@ -127,31 +127,24 @@ def attack(
 
 def attacked_input(attacked: Tensor, spec: ModelSpec) -> Tensor:
     """The model's input of what ``attack`` gives: images less the mean, by the sd, as ``to_input`` makes them."""
-    import torch
-
-    if spec.kind != "image":
-        return attacked
-    mean, std = (
-        torch.tensor(values, dtype=attacked.dtype, device=attacked.device).view(1, -1, 1, 1)
-        for values in (spec.mean, spec.std)
-    )
-    return (attacked - mean) / std
+    return spec.payload_kind.normalised(attacked, spec)
 
 
 def _plain(model: nn.Module, spec: ModelSpec, decoded: Tensor) -> Tensor:
     """Rows in the model's precision: pixels in [0, 1], or features."""
+    from influence_cli.model.named_tensors import NamedTensors
+
     for name, module in model.named_modules():
         if module.training:
             raise ModelError(f"module {name or 'model'} is in training mode", fix="call model.eval()")
+    fix = "attack images or features, or leave the objective robustness out"
+    if isinstance(decoded, NamedTensors):
+        raise ModelError("inputs of several tensors cannot be attacked by small steps", fix=fix)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), decoded.dtype)
-    if spec.kind == "image":
-        return decoded.to(dtype) / 255.0
-    if not decoded.is_floating_point():
-        raise ModelError(
-            f"inputs of {decoded.dtype} cannot be attacked by small steps",
-            fix="attack images or features, or leave the objective robustness out",
-        )
-    return decoded.to(dtype)
+    values = spec.payload_kind.as_numbers(decoded, dtype)
+    if not values.is_floating_point():
+        raise ModelError(f"inputs of {decoded.dtype} cannot be attacked by small steps", fix=fix)
+    return values
 
 
 def _kernels(model: nn.Module) -> Any:

@@ -22,7 +22,8 @@ from influence_cli.engines.point import Point, differentiable_kernels
 from influence_cli.errors import ManifestError
 from influence_cli.events import Progress
 from influence_cli.maths.noise import signal_to_noise
-from influence_cli.model.examples import Decoded, batches, chunked, move, to_input
+from influence_cli.model.decoded import DecodedByKey
+from influence_cli.model.examples import batches, chunked, move, to_input
 from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.model.parameters import pulled
 from influence_cli.model.spec import ModelSpec
@@ -116,7 +117,7 @@ def measure_directions(
     workers: int,
     progress: Progress,
     attacked: dict[str, Attacked] | None = None,
-    held: Decoded | None = None,
+    held: DecodedByKey | None = None,
 ) -> dict[str, Measured]:
     """One pass over the target rows, whose ``payloads`` are held by row, for all objectives at one member.
 
@@ -201,7 +202,7 @@ def not_finite(target: Rows, row: int) -> ManifestError:
     manifest = target.manifest
     return ManifestError(
         "the objective of a target row is not finite",
-        where=f"{manifest.source}, row id={manifest.ids[row]}, column {manifest.kind}",
+        where=f"{manifest.source}, row id={manifest.ids[row]}, column {manifest.payload_kind.column}",
         fix="repair the row or take it out; where every row is so, the checkpoint is at fault",
     )
 
@@ -224,7 +225,7 @@ def without_gradient(
             z = point.logits(x.to(point.device, point.dtype), selected)
             gradients = pulled([value(z, y).sum()], list(selected.values()), [None])
         if not all(bool(torch.isfinite(g).all()) for g in gradients):
-            where = f"{manifest.source}, row id={manifest.ids[int(index[0])]}, column {manifest.kind}"
+            where = f"{manifest.source}, row id={manifest.ids[int(index[0])]}, column {manifest.payload_kind.column}"
             break
     return ManifestError(
         "the gradient of a target row's objective is not finite",

@@ -22,6 +22,7 @@ from influence_cli.engines.point import Point, differentiable_kernels
 from influence_cli.engines.self_check import CANNOT, Checked, compare, loop
 from influence_cli.errors import ModelError
 from influence_cli.events import SILENT, Listener
+from influence_cli.model.named_tensors import joined
 from influence_cli.settings import ENGINES
 
 CHECKED = 16  # rows of the self-check at most
@@ -54,7 +55,7 @@ class Engine:
         lost = self._lost(x, z, tangents, directions) if self._doubts else None
         if lost is None:
             return z, tangents
-        self.point.few = lost if self.point.few is None else torch.cat([lost, self.point.few])
+        self.point.few = lost if self.point.few is None else joined([lost, self.point.few])
         self.checked = self._pick(x, directions)  # which now sees these rows too
         return self._run(self.checked.engine, x, directions)
 

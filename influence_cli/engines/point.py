@@ -22,7 +22,9 @@ from influence_cli.engines.dual.folding import folds
 from influence_cli.errors import ModelError
 from influence_cli.maths.masks import drop
 from influence_cli.model.dropout import Dropout
+from influence_cli.model.named_tensors import as_argument, mapped
 from influence_cli.model.parameters import select_parameters
+from influence_cli.model.precision import in_precision
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 CHECKED = {torch.float32: 1e-2, torch.float64: 1e-8, torch.bfloat16: 0.3}  # two ways to one tangent, of its largest
@@ -55,17 +57,6 @@ def differentiable_kernels(recurrent: bool = False) -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.allow_tf32 = cudnn_tf32
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(reduced)
-
-
-def in_precision(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """The model, in place, with its real numbers in ``dtype`` and its complex ones in pairs of float64 or float32.
-
-    ``Module.to`` would cast complex numbers to real ones, and drop the imaginary part.
-    """
-    if dtype is None:
-        return model
-    complex_ = torch.complex128 if dtype == torch.float64 else torch.complex64
-    return model._apply(lambda t: t.to(dtype if t.is_floating_point() else complex_ if t.is_complex() else t.dtype))
 
 
 def agree(found: Tensor, expected: Tensor, bound: float, largest: float) -> bool:
@@ -124,7 +115,7 @@ class Point:
         Raises:
             ModelError: the output is not [n, C].
         """
-        out = functional_call(self.model, self.selected if selected is None else selected, (x,))
+        out = functional_call(self.model, self.selected if selected is None else selected, (as_argument(x),))
         if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(x):
             shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ModelError(f"the model's output is {shape}, not logits [n, C]", fix="give a classifier")
@@ -165,7 +156,7 @@ class Point:
 
     def _check(self, x: Tensor, directions: list[dict[str, Tensor]]) -> None:
         """Compare a few rows with torch's forward mode."""
-        expected = self.one_by_one(x.clone(), directions)
+        expected = self.one_by_one(mapped(torch.clone, x), directions)
         try:
             found = self._shared(x, directions)
         except Exception:  # what it means is told apart on the whole batch
@@ -177,7 +168,7 @@ class Point:
 
     def _shared(self, x: Tensor, directions: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
         """By one pass on duals."""
-        z = self.logits(leaf(x), self._duals(directions))
+        z = self.logits(mapped(leaf, x), self._duals(directions))
         value, tangents = value_of(z), list(tangents_of(z)) or [torch.zeros_like(value_of(z)) for _ in directions]
         return value, tangents
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from influence_cli.data.formulas import MARK, quoted, runs, said, unquoted
+from influence_cli.data.kinds import KINDS
+from influence_cli.data.kinds.protocol import Kind
 from influence_cli.data.sources import open_source
 from influence_cli.data.sources.origin import Origin
 from influence_cli.data.sources.protocol import IMAGE_NAMES, LABEL_NAMES, pick
@@ -62,6 +64,11 @@ def prepare(task: Task) -> Prepared:
     notes = list(matched.notes)
     data = mark + _edited(task, origin, source, header, records, matched, notes)
     return Prepared(lambda place: place.write_bytes(data), int(matched.keep.sum()), notes)
+
+
+def _lists() -> dict[str, Kind]:
+    """The kinds whose columns may be lists of numbers, by column."""
+    return {column: kind for kind in KINDS.values() for column in kind.columns}
 
 
 def _delimiter(path: Path) -> bytes:
@@ -189,11 +196,11 @@ def _quoted(text: str, delimiter: bytes) -> bytes:
 
 def _table(rows: list[dict[str, object]]) -> list[list[object]]:
     """The lines of a CSV, header first, with one column a feature; missing values are empty."""
-    names = list(rows[0]) if rows else []
-    wide = len(rows[0]["features"]) if "features" in names else 0  # pyright: ignore[reportArgumentType]
-    header: list[object] = [
-        h for n in names for h in ([f"feature_{k}" for k in range(wide)] if n == "features" else [n])
-    ]
+    header: list[object] = []
+    for name, value in rows[0].items() if rows else ():
+        kind = _lists().get(name) if isinstance(value, list) else None
+        wide = len(value) if isinstance(value, list) else 1
+        header += [name] if kind is None else [kind.value_name(name, k) for k in range(wide)]
     return [header, *_flat(rows)]
 
 
@@ -221,8 +228,9 @@ def _new_table(lines: list[list[object]], delimiter: bytes) -> bytes:
 
 
 def _flat(rows: list[dict[str, object]]) -> Iterator[list[object]]:
+    lists = _lists()
     for row in rows:
         flat: list[object] = []
         for name, value in row.items():
-            flat += value if name == "features" and isinstance(value, list) else ["" if value is None else value]
+            flat += value if name in lists and isinstance(value, list) else ["" if value is None else value]
         yield flat

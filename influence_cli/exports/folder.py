@@ -14,7 +14,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from influence_cli.data.payloads import Payload, image_of, read_payload
+from influence_cli.data.kinds.image_files import image_of
+from influence_cli.data.kinds.protocol import Payload
+from influence_cli.data.payloads import read_payload
 from influence_cli.data.sources.image_folder import EXTENSIONS
 from influence_cli.errors import ManifestError, UsageError, nearest
 from influence_cli.exports.protocol import LINKS, Prepared, Task, stored
@@ -31,8 +33,9 @@ def prepare(task: Task) -> Prepared:
         InfluenceError: features, weights, class names that are no folder names, or an unknown kind of link.
     """
     edited, manifest = task.edited, task.edited.manifest
-    if manifest.kind == "features":
-        raise UsageError("features are no images", where=manifest.source, fix="use --export-as csv, jsonl or npz")
+    if not manifest.payload_kind.pixels:
+        fix = "use --export-as csv, jsonl or npz"
+        raise UsageError(f"{manifest.payload_kind.column} are no images", where=manifest.source, fix=fix)
     if edited.action == "reweight":
         raise UsageError("an image folder has no place for weights", fix="use --export-as csv, jsonl or huggingface")
     if task.link not in LINKS:

@@ -27,7 +27,6 @@ from influence_cli.exports.protocol import PROPOSAL, Prepared, Task, stored
 from influence_cli.store.files import file_digest, write_bytes
 
 _FILE = "data-00000-of-00001.arrow"
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _SPLIT_NAMES = {"train": "train", "val": "validation", "test": "test"}
 _STATE: dict[str, Any] = {
     "_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False, "_split": None,
@@ -143,11 +142,7 @@ def _features(task: Task) -> dict[str, Any]:
     """The types of the columns, as ``datasets`` names them."""
     manifest = task.edited.manifest
     features: dict[str, Any] = {"id": {"dtype": "string", "_type": "Value"}}
-    if manifest.kind == "features":
-        number = {"dtype": "float32", "_type": "Value"}
-        features["features"] = {"feature": number, "_type": "Sequence"}
-    else:
-        features["image"] = {"_type": "Image"}
+    features |= {name: described for name, (_, described) in manifest.payload_kind.embedded_types.items()}
     names = list(manifest.classes or ())
     features[task.label] = {"names": names, "_type": "ClassLabel"} if names else {"dtype": "int64", "_type": "Value"}
     for name in _others(task):
@@ -161,14 +156,14 @@ def _features(task: Task) -> dict[str, Any]:
 
 def _new_tables(task: Task, split: str) -> Iterator[pa.Table]:
     """The rows of one split, some hundred at a time."""
-    manifest, rows, values = task.edited.manifest, [], []
+    manifest, rows, values = task.edited.manifest, list[int](), list[dict[str, Any]]()
     for row, value, name in stored(task):
         if manifest.splits[row] != split:
             continue
         where = f"{manifest.source}, row id={manifest.ids[row]}"
         payload = read_payload(value, lambda where=where: where)
         base = None if name is None else Path(name).name
-        values.append({"bytes": payload, "path": base} if isinstance(payload, bytes) else payload)
+        values.append(manifest.payload_kind.embedded(payload, base))
         rows.append(row)
         if len(rows) == 512:
             yield _new_table(task, rows, values)
@@ -177,14 +172,12 @@ def _new_tables(task: Task, split: str) -> Iterator[pa.Table]:
         yield _new_table(task, rows, values)
 
 
-def _new_table(task: Task, rows: list[int], values: list[Any]) -> pa.Table:
+def _new_table(task: Task, rows: list[int], values: list[dict[str, Any]]) -> pa.Table:
     edited, manifest = task.edited, task.edited.manifest
-    is_image = manifest.kind != "features"
-    columns = {
-        "id": pa.array([manifest.ids[r] for r in rows], pa.string()),
-        "image" if is_image else "features": pa.array(values, _IMAGE if is_image else pa.list_(pa.float32())),
-        task.label: pa.array(edited.labels[rows]),
-    }
+    columns = {"id": pa.array([manifest.ids[r] for r in rows], pa.string())}
+    for name, (kind, _) in manifest.payload_kind.embedded_types.items():
+        columns[name] = pa.array([value[name] for value in values], kind)
+    columns[task.label] = pa.array(edited.labels[rows])
     for name in _others(task):
         column = manifest.table.column(name).take(pa.array(rows))
         columns[name] = column.cast(_plain(column.type))

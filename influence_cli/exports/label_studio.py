@@ -9,7 +9,6 @@ it), and the score itself is in ``meta``.
 
 from __future__ import annotations
 
-import base64
 import json
 import urllib.parse
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from influence_cli.data.payloads import Payload, image_of
+from influence_cli.data.kinds.protocol import Payload
 from influence_cli.errors import ManifestError
 from influence_cli.exports.protocol import Prepared, Task, rebase, stored
 
@@ -74,12 +73,10 @@ def _data(task: Task, rows: list[int]) -> dict[int, dict[str, Any]]:
 
 
 def _value(task: Task, value: Payload | Path | None, name: str | None, row: int) -> dict[str, Any]:
-    if isinstance(value, np.ndarray):
-        return {"features": value.tolist()}
-    if isinstance(value, bytes):
-        return {"image": _data_uri(value, f"{task.edited.manifest.source}, row id={task.edited.manifest.ids[row]}")}
+    where = f"{task.edited.manifest.source}, row id={task.edited.manifest.ids[row]}"
+    if value is not None and not isinstance(value, Path):
+        return task.edited.manifest.payload_kind.shown(value, where)
     if value is None or name is None:
-        where = f"{task.edited.manifest.source}, row id={task.edited.manifest.ids[row]}"
         raise ManifestError("the payload is empty", where=where, fix="fill it in or take the row out")
     if task.url_prefix:
         return {"image": task.url_prefix + urllib.parse.quote(rebase(name, task.folder, _source_folder(task)))}
@@ -92,11 +89,3 @@ def _source_folder(task: Task) -> Path:
         return task.folder
     path = task.origin.path(task.folder)
     return path if task.origin.form == "folder" else path.parent
-
-
-def _data_uri(image: bytes, where: str) -> str:
-    from PIL import Image
-
-    with image_of(image, where) as opened:
-        kind = Image.MIME.get(opened.format or "", "image/png")
-    return f"data:{kind};base64,{base64.b64encode(image).decode()}"

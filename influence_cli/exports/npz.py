@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.data.payloads import image_of, read_payload
+from influence_cli.data.kinds.protocol import Decoded, form_of
+from influence_cli.data.payloads import read_payload
 from influence_cli.data.row_checks import SPLITS
 from influence_cli.data.sources import open_source
 from influence_cli.data.sources.npz import as_column, pair_names, read_arrays
@@ -66,31 +67,27 @@ def _labels(task: Task, before: NDArray[Any], matched: Matched, here: slice) -> 
 def _new_arrays(task: Task) -> Arrays:
     """``train_x``, ``train_y`` and so on; images have to be of one size."""
     manifest, edited = task.edited.manifest, task.edited
-    values: dict[str, list[NDArray[Any]]] = {s: [] for s in SPLITS}
+    values: dict[str, list[Decoded]] = {s: [] for s in SPLITS}
     rows: dict[str, list[int]] = {s: [] for s in SPLITS}
     for row, value, _ in stored(task):
         where = f"{manifest.source}, row id={manifest.ids[row]}"
         payload = read_payload(value, lambda where=where: where)
-        values[str(manifest.splits[row])].append(_pixels(payload, where) if isinstance(payload, bytes) else payload)
+        values[str(manifest.splits[row])].append(manifest.payload_kind.as_arrays(payload, where))
         rows[str(manifest.splits[row])].append(row)
-    shapes = {(v.shape, v.dtype.str) for arrays in values.values() for v in arrays}
+    shapes = {form_of(v) for arrays in values.values() for v in arrays}
     if len(shapes) > 1:
         fix = "use --export-as folder or huggingface"
         raise ManifestError(f"payloads have {len(shapes)} shapes, and an array has one", where=manifest.source, fix=fix)
     arrays: Arrays = {}
     weighted = bool((edited.weights[edited.keep] != 1).any())
     for split in (s for s in SPLITS if rows[s]):
-        arrays[f"{split}_x"] = np.stack(values[split])
+        stacked = manifest.payload_kind.collate(values[split])
+        parts = stacked if isinstance(stacked, dict) else {"x": stacked}
+        arrays |= {f"{split}_{name}": part for name, part in parts.items()}
         arrays[f"{split}_y"] = edited.labels[rows[split]]
         if weighted:
             arrays[f"{split}_weights"] = edited.weights[rows[split]]
     return arrays
-
-
-def _pixels(encoded: bytes, where: str) -> NDArray[np.uint8]:
-    with image_of(encoded, where) as image:
-        grey = image.mode in ("1", "L")
-        return np.asarray(image.convert("L" if grey else "RGB"))
 
 
 def _save(place: Path, arrays: Arrays, packed: bool) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from influence_cli.data.classes import CLEAN, column_labels
+from influence_cli.data.classes import CLEAN
+from influence_cli.data.labels import column_labels
 from influence_cli.errors import UsageError
 from influence_cli.exports.protocol import PROPOSAL, Task, rebase, stored
 
@@ -28,7 +27,9 @@ def plain_rows(task: Task, form: str) -> Iterator[dict[str, Any]]:
         columns[CLEAN] = [None if k < 0 else edited.class_name(k) for k in clean]
     weighted = "weight" in table.column_names or bool((edited.weights != 1).any())
     for row, value, name in stored(task):
-        if isinstance(value, bytes):
+        inside = value is not None and not isinstance(value, Path)
+        held = manifest.payload_kind.as_values(value) if inside else None
+        if inside and held is None:
             raise UsageError(
                 f"images are embedded in the manifest, and {form} holds only their paths",
                 where=manifest.source,
@@ -37,8 +38,8 @@ def plain_rows(task: Task, form: str) -> Iterator[dict[str, Any]]:
         out: dict[str, Any] = {"id": manifest.ids[row]}
         if isinstance(value, Path) and name is not None:
             out["path"] = rebase(name, task.folder, task.place.parent)
-        elif isinstance(value, np.ndarray):
-            out["features"] = value.tolist()
+        elif held is not None:
+            out.update(held)
         label = int(edited.labels[row])
         out[task.label] = label if manifest.classes is None else edited.class_name(label)
         out.update({other: values[row] for other, values in columns.items()})

@@ -12,7 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.actions.edited import Edited
-from influence_cli.data.payloads import Payload, payload_batches, payload_values
+from influence_cli.data.kinds.protocol import Payload
+from influence_cli.data.payloads import payload_batches
 from influence_cli.data.sources.origin import Origin
 from influence_cli.errors import ManifestError
 
@@ -61,13 +62,13 @@ def stored(
     """
     manifest = task.edited.manifest
     mask = task.edited.keep if wanted is None else wanted
-    for first, column in payload_batches(manifest.files, manifest.kind):
-        here = np.flatnonzero(mask[first : first + len(column)])
+    kind = manifest.payload_kind
+    for first, batch in payload_batches(manifest.files, kind):
+        here = np.flatnonzero(mask[first : first + len(batch)])
         if not len(here):
             continue
-        chosen = column.take(pa.array(here))
-        values = payload_values(chosen, manifest.kind, task.folder)
-        yield from zip((first + here).tolist(), values, _names(chosen, manifest.kind), strict=True)
+        chosen = batch.take(pa.array(here))
+        yield from zip((first + here).tolist(), kind.stored(chosen, task.folder), kind.paths(chosen), strict=True)
 
 
 def same_images(task: Task, folder: Path) -> None:
@@ -94,11 +95,3 @@ def rebase(path: str, old: Path, new: Path) -> str:
     if "://" in path or Path(path).is_absolute() or not path:
         return path
     return Path(os.path.relpath(old / path, new)).as_posix()
-
-
-def _names(column: pa.Array, kind: str) -> list[str | None]:
-    if kind == "path":
-        return column.to_pylist()
-    if kind == "image" and pa.types.is_struct(column.type) and column.type.get_field_index("path") >= 0:
-        return pa.StructArray.flatten(column)[column.type.get_field_index("path")].to_pylist()
-    return [None] * len(column)

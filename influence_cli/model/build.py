@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from influence_cli.engines.point import in_precision
 from influence_cli.errors import ModelError, nearest
 from influence_cli.model.checkpoints import Checkpoint
+from influence_cli.model.examples import blank_input
+from influence_cli.model.named_tensors import as_argument
+from influence_cli.model.precision import in_precision
 from influence_cli.model.spec import TORCHVISION, ModelSpec, code_named_by_data, is_own, is_plain
 from influence_cli.model.weights import load_weights
 from influence_cli.settings import INTERPOLATIONS
@@ -144,8 +146,8 @@ def check_input(model: nn.Module, spec: ModelSpec) -> None:
     training, kind = model.training, next(model.parameters()).dtype
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros((1, *spec.shape), dtype=kind))
-    except (RuntimeError, ValueError, AssertionError) as error:
+            model.eval()(as_argument(blank_input(spec, 1, kind)))
+    except (RuntimeError, ValueError, AssertionError, AttributeError, TypeError) as error:
         what = f"{spec.name} does not take input {spec.shape} ({error})"
         raise ModelError(what, fix="try another --input-size") from error
     finally:

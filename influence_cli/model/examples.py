@@ -13,9 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from influence_cli.data.manifest import Manifest, Payload, Rows
+from influence_cli.data.kinds.protocol import Decoded, Kind, Payload, form_of
+from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.errors import ManifestError
 from influence_cli.model.decode import decode_row
+from influence_cli.model.decoded import DecodedByKey
+from influence_cli.model.named_tensors import Inputs, as_argument, as_rows, from_arrays, mapped
 from influence_cli.model.spec import ModelSpec
 from influence_cli.store.shards import key_order, unique
 
@@ -23,18 +26,15 @@ T = TypeVar("T")
 FEW = 16  # rows from all over the data, on which whatever is tried is checked
 
 
-def to_input(decoded: Tensor, spec: ModelSpec, dtype: torch.dtype) -> Tensor:
-    """Model input [n, ...]: (pixels / 255 - mean) / sd per channel, or what was decoded; integers of a task stay."""
-    if spec.kind == "task":
-        return decoded.to(dtype) if decoded.is_floating_point() else decoded
-    if spec.kind == "features":
-        return decoded.to(dtype)
-    shape = (1, -1, 1, 1)
-    mean = torch.tensor(spec.mean, dtype=dtype, device=decoded.device).view(shape)
-    std = torch.tensor(spec.std, dtype=dtype, device=decoded.device).view(shape)
-    values = decoded.to(dtype)
-    values = values.clone() if values is decoded else values
-    return values.div_(255.0).sub_(mean).div_(std)
+def to_input(decoded: Inputs, spec: ModelSpec, dtype: torch.dtype) -> Any:
+    """Model input [n, ...], as the payload's kind makes it."""
+    return as_rows(spec.payload_kind.to_input(as_argument(decoded), spec, dtype))
+
+
+def blank_input(spec: ModelSpec, rows: int, dtype: torch.dtype) -> Any:
+    """A model's input of zeros; None where the model does not say what its input is."""
+    blank = spec.payload_kind.blank(spec, rows)
+    return None if blank is None else mapped(lambda t: t.to(dtype) if t.is_floating_point() else t, from_arrays(blank))
 
 
 def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
@@ -75,44 +75,22 @@ def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
         thread.join()
 
 
-class Decoded:
-    """Decoded payloads that another pass will ask for: as many as fit in so many bytes, the first ones to come.
-
-    They are known by their payload keys, since rows of other manifests have the same places and may have the same
-    source's name; and for one spec alone, which says how a payload becomes an input.
-    """
-
-    def __init__(self, spec: ModelSpec, most: int = 1 << 28) -> None:
-        """Payloads as ``spec`` decodes them, of which ``most`` bytes are held at once."""
-        self.spec, self.room, self._rows, self._lock = spec, most, dict[bytes, NDArray[Any]](), threading.Lock()
-
-    def get(self, key: bytes, spec: ModelSpec) -> NDArray[Any] | None:
-        """The payload of a key as it was decoded, or None."""
-        return self._rows.get(key) if spec is self.spec else None
-
-    def put(self, key: bytes, spec: ModelSpec, value: NDArray[Any]) -> None:
-        """Hold a decoded payload where there is room for it."""
-        with self._lock:  # rows are decoded on several threads
-            if spec is self.spec and key not in self._rows and value.nbytes <= self.room:
-                self.room -= value.nbytes
-                self._rows[key] = value
-
-
 def batches(
     manifest: Manifest,
     chunks: Iterable[list[tuple[int, Payload]]],
     spec: ModelSpec,
     workers: int = 2,
     on_bad: Callable[[int, str], None] | None = None,
-    held: Decoded | None = None,
-) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    held: DecodedByKey | None = None,
+) -> Iterator[tuple[NDArray[np.int64], Any]]:
     """(rows [b], decoded [b, ...]) of each chunk of (row, payload); memory holds a few batches.
 
     A row that cannot be decoded is an error that names it, or is left out and told to ``on_bad``.  Payloads in ``held``
     are not decoded again, and others are put there while there is room.
     """
+    kind = spec.payload_kind
 
-    def decoded(item: tuple[int, Payload]) -> NDArray[Any] | None:
+    def decoded(item: tuple[int, Payload]) -> Decoded | None:
         key = manifest.payload_keys[item[0]].tobytes()
         known = None if held is None else held.get(key, spec)
         if known is not None:
@@ -128,20 +106,20 @@ def batches(
             on_bad(item[0], error.what)
             return None
 
-    def produce() -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    def produce() -> Iterator[tuple[NDArray[np.int64], Any]]:
         with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
             for chunk in chunks:
                 # threads pay for images, whose decoding leaves the interpreter, not for vectors
-                values = list((map if spec.kind == "features" else pool.map)(decoded, chunk))
+                values = list((pool.map if kind.threads else map)(decoded, chunk))
                 rows = [row for (row, _), value in zip(chunk, values, strict=True) if value is not None]
                 good = [value for value in values if value is not None]
                 if good:
-                    yield np.array(rows, dtype=np.int64), torch.from_numpy(_stacked(good, rows, manifest, spec.kind))
+                    yield np.array(rows, dtype=np.int64), _stacked(good, rows, manifest, kind)
 
     return ahead(produce())
 
 
-def from_all_over(rows: Rows, spec: ModelSpec, held: Decoded | None = None) -> Tensor | None:
+def from_all_over(rows: Rows, spec: ModelSpec, held: DecodedByKey | None = None) -> Any:
     """16 decoded rows, chosen by their keys and so from all over the data, or those of fewer that decode; or None."""
     keys = rows.payload_keys
     first = unique(keys)
@@ -150,21 +128,17 @@ def from_all_over(rows: Rows, spec: ModelSpec, held: Decoded | None = None) -> T
     return next((decoded for _, decoded in parts), None)
 
 
-def _stacked(values: list[NDArray[Any]], rows: list[int], manifest: Manifest, kind: str) -> NDArray[Any]:
-    """One array [b, ...]; refuses inputs of different shapes, which only a task's transform can give.
-
-    Images stay as decoded, pixel by pixel (channels last), which is what convolutions are fast on.  A model of the
-    user's own gets its batches as torch's collating makes them, since it may look at their memory with ``view``.
-    """
-    odd = next((k for k, v in enumerate(values) if v.shape != values[0].shape or v.dtype != values[0].dtype), None)
+def _stacked(values: list[Decoded], rows: list[int], manifest: Manifest, kind: Kind) -> Any:
+    """One batch [b, ...]; refuses inputs of different shapes, which only a task's transform can give."""
+    odd = kind.odd(values)
     if odd is not None:
+        here, there = (form_of(values[k]) for k in (odd, 0))
         raise ManifestError(
-            f"its input is {values[odd].dtype} {values[odd].shape}, that of row id={manifest.ids[rows[0]]} "
-            f"{values[0].dtype} {values[0].shape}",
-            where=f"{manifest.source}, row id={manifest.ids[rows[odd]]}, column {manifest.kind}",
+            f"its input is {here}, that of row id={manifest.ids[rows[0]]} {there}",
+            where=f"{manifest.source}, row id={manifest.ids[rows[odd]]}, column {manifest.payload_kind.column}",
             fix="let the task's transform give inputs of one shape and type",
         )
-    return np.ascontiguousarray(np.stack(values)) if kind == "task" else np.stack(values)
+    return from_arrays(kind.collate(values))
 
 
 def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -179,11 +153,11 @@ def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
-def move(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on ``device``, through pinned memory and without waiting where there is an accelerator."""
+def move(rows: Any, device: torch.device) -> Any:
+    """Rows on ``device``, through pinned memory and without waiting where there is an accelerator."""
     if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+        return mapped(lambda t: t.pin_memory().to(device, non_blocking=True), rows)
+    return rows.to(device)
 
 
 def sent_back(tensor: Tensor) -> Callable[[], NDArray[Any]]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from influence_cli.data.kinds import is_input
 from influence_cli.errors import DamagedModel
 from influence_cli.store.files import DamagedFile, tensor_digest
 from influence_cli.store.sealed import CHECKSUM, WEIGHTS, parsed_object, write_sealed_json
@@ -89,7 +90,7 @@ def is_model(value: Any) -> bool:
     return (
         isinstance(value.get("name"), str)
         and type(value.get("num_classes")) is int
-        and value.get("kind") in ("image", "features", "task")
+        and is_input(value.get("kind"))
         and all(type(n) is int and n > 0 for n in value["shape"])
         and all(isinstance(some, list) and all(type(v) in (int, float) for v in some) for some in numbers)
         and all(isinstance(value[k], str) for k in ("interpolation", "decoder") if k in value)

@@ -25,7 +25,7 @@ from influence_cli.actions.relabel import Relabel
 from influence_cli.actions.reweight import Reweight
 from influence_cli.actions.trim import Trim
 from influence_cli.errors import UsageError
-from influence_cli.stages.budgets import parse_budget
+from influence_cli.settings import parse_budget
 
 quick = settings(database=None, deadline=None, derandomize=True, max_examples=60)
 nan = float("nan")

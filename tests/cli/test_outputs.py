@@ -425,7 +425,7 @@ def test_an_error_of_writing_names_the_path_and_leaves_nothing(
         raise error
 
     before = contents(here)
-    monkeypatch.setattr("influence_cli.data.tables.write_sealed", fail)
+    monkeypatch.setattr("influence_cli.data.write_tables.write_sealed", fail)
     ran = call_cli(*SCORE, "-o", "new.parquet", cwd=here)
     assert ran.code == code
     assert says in ran.err

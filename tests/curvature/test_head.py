@@ -195,7 +195,7 @@ def test_fit_and_solve_share_one_pass_through_what_lies_before_the_head(
 def test_features_that_are_not_small_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: Any) -> None:
     net = _net(tmp_path, Deep())
     dense = _block(net, "ggn", "top.")
-    monkeypatch.setattr("influence_cli.engines.kept.IN_MEMORY_BYTES", 5 * 4 * 8)
+    monkeypatch.setattr("influence_cli.model.decoded.IN_MEMORY_BYTES", 5 * 4 * 8)
     monkeypatch.setattr(
         "influence_cli.curvature.minibatches.HELD_BYTES", 11 * 5 * 4
     )  # of float32 rows, not of features

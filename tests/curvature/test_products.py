@@ -19,7 +19,7 @@ from scipy import stats
 
 from influence_cli.curvature.curvature import Curvature
 from influence_cli.curvature.minibatches import sample_by_keys
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance
 from influence_cli.methods import make_methods
 from influence_cli.methods.cg import CG

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 import influence_cli
-from influence_cli.data.classes import class_count, numbered_as
-from influence_cli.data.manifest import Manifest, open_manifest
+from influence_cli.data.classes import class_count
+from influence_cli.data.labels import clean_labels, numbered_as
+from influence_cli.data.manifest import Manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError
 from influence_cli.stages.retrain.request import CanaryRequest
 from tests.cases import Heard, call_cli, column, write
@@ -274,7 +276,7 @@ def test_the_number_of_classes_is_that_of_the_names_or_of_the_labels() -> None:
 def clean_of(values: Any, names: tuple[str, ...] | None = NAMES) -> NDArray[np.int64] | None:
     """Clean labels of a manifest whose column holds ``values``."""
     rows = named_rows(len(values), 1, "t", names, clean_label=values)
-    return open_manifest(rows).all_rows().clean_labels()
+    return clean_labels(open_manifest(rows).all_rows())
 
 
 def test_clean_labels_may_be_names_or_numbers() -> None:
@@ -297,7 +299,7 @@ def test_clean_labels_follow_the_labels_that_are_numbered_anew() -> None:
     for clean in ([4 - k for k in true], [NAMES[k] for k in true]):
         moved: Manifest = numbered_as(open_manifest(named_rows(40, 1, "t", order, clean_label=clean)), NAMES, "t")
         assert moved.labels.tolist() == true
-        assert moved.all_rows().clean_labels().tolist() == true
+        assert clean_labels(moved.all_rows()).tolist() == true
 
 
 @pytest.mark.parametrize(
@@ -322,7 +324,7 @@ def test_clean_labels_are_numbered_as_labels_are(names: tuple[str, ...], form: s
     classes = made.manifest.classes or tuple(str(k) for k in range(10))
     named = lambda numbers: [None if k < 0 else classes[k] for k in numbers]  # noqa: E731
     assert named(made.manifest.labels) == labels
-    assert named(made.manifest.all_rows().clean_labels()) == clean
+    assert named(clean_labels(made.manifest.all_rows())) == clean
     assert made.manifest.table.schema.field("clean_label").type == pa.int64()
 
 
@@ -332,7 +334,7 @@ def test_a_class_that_only_clean_labels_have_is_a_class_and_said(tmp_path: Path)
     )
     made = influence_cli.manifest(table, str(tmp_path / "m.parquet"))
     assert made.manifest.classes == ("x", "y", "z")
-    assert made.manifest.all_rows().clean_labels().tolist() == [0, 1, -1]
+    assert clean_labels(made.manifest.all_rows()).tolist() == [0, 1, -1]
     assert any("classes that no label has, and they are classes too: y" in note for note in made.notes)
     numbers = table.set_column(2, "label", pa.array([0, 1, 0]))
     with pytest.raises(ManifestError, match="column clean_label: unknown class 'x'"):

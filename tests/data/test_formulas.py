@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from influence_cli.data.formulas import MARK, as_meant, quoted, runs, unquoted
-from influence_cli.data.tables import as_csv, read_table
+from influence_cli.data.tables import read_table
+from influence_cli.data.write_tables import as_csv
 from influence_cli.stages.evaluate.detection import read_ids
 from tests.cases import Ran, call_cli, examples, feature_table, with_column, write
 

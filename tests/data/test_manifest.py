@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from influence_cli.data.manifest import Manifest, open_manifest, without_overlap
+from influence_cli.data.manifest import Manifest, without_overlap
+from influence_cli.data.open import open_manifest
 from influence_cli.errors import InfluenceError, ManifestError
 from tests.cases import (
     Example,

@@ -15,12 +15,13 @@ import pyarrow as pa
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from influence_cli.data.manifest import open_manifest
-from influence_cli.data.payloads import IMAGE_FORMATS, LARGEST_FILE
+from influence_cli.data.kinds import KINDS
+from influence_cli.data.kinds.image_files import IMAGE_FORMATS
+from influence_cli.data.open import open_manifest
+from influence_cli.data.payload_files import LARGEST_FILE
 from influence_cli.errors import ManifestError
-from influence_cli.exports import label_studio
-from influence_cli.model.decode import decode
-from influence_cli.model.spec import ModelSpec, new_spec
+from influence_cli.model.new_spec import new_spec
+from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import Inputs
 from tests.cases import call_cli, png, write
 
@@ -56,20 +57,20 @@ def _no_ghostscript(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", IMAGE_FORMATS)
 def test_images_of_data_sets_are_decoded(kind: str) -> None:
-    assert decode(saved(kind), SPEC).shape == (3, 8, 8)
+    assert SPEC.payload_kind.decode(saved(kind), SPEC).shape == (3, 8, 8)
 
 
 @pytest.mark.parametrize("kind", ["EPS", "PDF", "ICNS", "DDS", "SGI", "PCX", "TGA"])
 def test_other_formats_are_undecodable_rows(kind: str) -> None:
     with pytest.raises(ValueError, match="no known image format"):
-        decode(EPS if kind == "EPS" else saved(kind), SPEC)
+        SPEC.payload_kind.decode(EPS if kind == "EPS" else saved(kind), SPEC)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [10_000, 40_000], ids=["a warning", "an error"])
 def test_an_image_that_is_too_large_is_an_undecodable_row(side: int, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pixels"):
-        decode(bomb(side, side), SPEC)
+        SPEC.payload_kind.decode(bomb(side, side), SPEC)
     (tmp_path / "i.png").write_bytes(bomb(side, side))
     (tmp_path / "d.csv").write_text("id,path,label\na,i.png,0\n")
     ran = call_cli("manifest", "d.csv", "-o", "m.parquet", cwd=tmp_path)
@@ -98,7 +99,7 @@ def test_no_command_opens_an_eps(tmp_path: Path) -> None:
         assert ran.code == 2, ran.err
         assert "row id=a" in ran.err
     with pytest.raises(ManifestError, match="no known image format"):
-        label_studio._data_uri(EPS, "m.parquet, row id=a")
+        KINDS["image"].shown(EPS, "m.parquet, row id=a")
 
 
 def fifo(path: Path) -> None:

@@ -21,11 +21,12 @@ from torch.nn.functional import cross_entropy
 
 import influence_cli
 from influence_cli.data.in_memory import object_key
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance
 from influence_cli.errors import UsageError
 from influence_cli.events import SILENT
-from influence_cli.model.examples import Decoded, batches
+from influence_cli.model.decoded import DecodedByKey
+from influence_cli.model.examples import batches
 from influence_cli.model.losses import loss_name
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import Runtime
@@ -118,7 +119,7 @@ def test_decoded_rows_are_held_by_content_and_for_one_spec() -> None:
     first, second = (open_manifest(table_of(*rows, "a")) for rows in (TRAIN, TARGET))
     assert first.source == second.source
     spec, other = (ModelSpec("linear", 3, "features", (6,)) for _ in range(2))
-    held = Decoded(spec)
+    held = DecodedByKey(spec)
     for manifest, rows in ((first, TRAIN), (second, TARGET), (first, TRAIN)):
         chunks = [list(manifest.payloads(np.arange(10)))]
         ((_, values),) = batches(manifest, chunks, spec, held=held)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError
 from tests.cases import Ran, call_cli, column, digits_table, examples, feature_table, run_cli, run_python, write
 

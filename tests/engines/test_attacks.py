@@ -18,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from influence_cli.engines.attacks import FEATURE_EPS, IMAGE_EPS, Attack, attack, attacked_input
+from influence_cli.data.kinds.features import Features
+from influence_cli.data.kinds.image import Image
+from influence_cli.engines.attacks import Attack, attack, attacked_input
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.model.build import build_model
 from influence_cli.model.examples import to_input
@@ -27,6 +29,8 @@ from influence_cli.model.spec import ModelSpec
 from tests.oracle import shake
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+IMAGE_EPS, FEATURE_EPS = Image.largest_change, Features.largest_change
 
 
 def keys_of(n: int) -> np.ndarray[Any, Any]:

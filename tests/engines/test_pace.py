@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from influence_cli.engines.batch_size import Pace
-from influence_cli.model import examples
-from influence_cli.model.examples import FEW, Decoded
+from influence_cli.model import decoded, examples
+from influence_cli.model.decoded import DecodedByKey
+from influence_cli.model.examples import FEW
 from influence_cli.stages.grads import row_pass
 from tests.opened import score
 from tests.oracle import Problem, column, make_problem, relative_error
@@ -115,7 +116,7 @@ def test_members_share_what_was_decoded(problem: Problem, monkeypatch: pytest.Mo
     found = column(score(job))
     assert len(calls) == len(set(calls)) == 110
     assert job.held is None  # nothing is kept for longer than it is needed
-    monkeypatch.setattr(examples, "Decoded", lambda spec: Decoded(spec, 0))
+    monkeypatch.setattr(decoded, "DecodedByKey", lambda spec: DecodedByKey(spec, 0))
     calls.clear()
     assert np.array_equal(column(score(problem.job(store="thrice", **asked))), found)
     assert len(calls) == 330 + FEW  # and those on which the engine is checked
@@ -123,7 +124,7 @@ def test_members_share_what_was_decoded(problem: Problem, monkeypatch: pytest.Mo
 
 def test_memory_for_decoded_rows_has_a_bound(tmp_path: Path, problem: Problem) -> None:
     """Rows are held while there is room, and the same row twice takes it once."""
-    spec, held = problem.spec, Decoded(problem.spec, 100)
+    spec, held = problem.spec, DecodedByKey(problem.spec, 100)
     row = np.zeros(40, dtype=np.uint8)
     for k in (0, 0, 1, 2):
         held.put(bytes([k]), spec, row + k)

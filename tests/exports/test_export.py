@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import csv as pa_csv
 
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.data.sources import Columns, open_source
 from influence_cli.data.sources.origin import read_origin
 from influence_cli.exports.csv_table import read_records

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from influence_cli.curvature.curvature import Curvature
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.methods import make_methods

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from influence_cli.curvature.curvature import Curvature
 from influence_cli.curvature.jacobians import Jacobians
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance
 from influence_cli.errors import InfluenceError, ManifestError, ModelError, UsageError
 from influence_cli.maths.inverse import DenseInverse, default_damping

@@ -14,7 +14,7 @@ import torch
 from scipy import stats
 
 from influence_cli.curvature.minibatches import Minibatches, order_by_keys
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.maths.neumann import DivergedError, filter_of, largest_eigenvalue, neumann

@@ -18,7 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from influence_cli.data.tables import read_schema, read_table, write_table
+from influence_cli.data.tables import read_schema, read_table
+from influence_cli.data.write_tables import write_table
 from influence_cli.errors import DamagedModel, ManifestError, ModelError
 from influence_cli.model.build import build_model, load_model
 from influence_cli.model.checkpoints import find_checkpoint, recipe_of

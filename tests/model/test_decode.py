@@ -15,11 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from influence_cli import api
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError, UsageError
-from influence_cli.model.decode import decode
 from influence_cli.model.examples import to_input
-from influence_cli.model.spec import ModelSpec, new_spec
+from influence_cli.model.new_spec import new_spec
+from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import Inputs
 from tests.cases import call_cli, column, digits_table, write
 
@@ -41,7 +41,7 @@ def test_crop_is_timms_evaluation_transform(size: tuple[int, int], crop: float, 
     transform = create_transform((3, 224, 224), crop_pct=crop, interpolation=how, mean=mean, std=std)
     raw = photo(*size)
     expected = transform(Image.open(io.BytesIO(raw)).convert("RGB"))
-    found = to_input(torch.from_numpy(decode(raw, spec).copy())[None], spec, torch.float32)[0]
+    found = to_input(torch.from_numpy(spec.payload_kind.decode(raw, spec).copy())[None], spec, torch.float32)[0]
     assert torch.allclose(found, expected, atol=1e-6)
 
 
@@ -52,14 +52,14 @@ def test_crop_is_torchvisions_preset() -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     spec = ModelSpec("torchvision:resnet18", 10, "image", (3, 224, 224), mean, std, "bilinear", crop=0.875)
     expected = ImageClassification(crop_size=224)(Image.open(io.BytesIO(raw)))
-    found = to_input(torch.from_numpy(decode(raw, spec).copy())[None], spec, torch.float32)[0]
+    found = to_input(torch.from_numpy(spec.payload_kind.decode(raw, spec).copy())[None], spec, torch.float32)[0]
     assert torch.allclose(found, expected, atol=1e-6)
 
 
 def test_without_crop_the_image_is_stretched() -> None:
     spec = ModelSpec("mlp:4", 2, "image", (3, 16, 24), (0.5,) * 3, (0.5,) * 3, "bilinear")
     expected = Image.open(io.BytesIO(photo(40, 30))).resize((24, 16), Image.Resampling.BILINEAR)
-    assert np.array_equal(decode(photo(40, 30), spec), np.asarray(expected).transpose(2, 0, 1))
+    assert np.array_equal(spec.payload_kind.decode(photo(40, 30), spec), np.asarray(expected).transpose(2, 0, 1))
 
 
 def spec_of(tmp_path: Path, **asked: object) -> ModelSpec:
@@ -153,14 +153,16 @@ def test_a_palette_with_transparency_has_its_colours_and_no_warning() -> None:
     image, out = Image.fromarray(rgb).convert("P", palette=Image.Palette.ADAPTIVE), io.BytesIO()
     image.save(out, format="PNG", transparency=bytes([0, 128, 255]))
     spec = ModelSpec("linear", 2, "image", (3, 6, 6), (0.5,) * 3, (0.5,) * 3)
-    assert np.array_equal(decode(out.getvalue(), spec), np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+    assert np.array_equal(
+        spec.payload_kind.decode(out.getvalue(), spec), np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    )
 
 
 def test_whatever_pillow_stumbles_over_is_an_undecodable_image(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ModelSpec("linear", 2, "image", (3, 6, 6), (0.5,) * 3, (0.5,) * 3)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)
     with pytest.raises(ValueError, match="cannot be decoded"):
-        decode(photo(6, 6), spec)
+        spec.payload_kind.decode(photo(6, 6), spec)
 
     def stumbles(*_: object) -> None:
         raise EOFError("no more")
@@ -168,7 +170,7 @@ def test_whatever_pillow_stumbles_over_is_an_undecodable_image(monkeypatch: pyte
     monkeypatch.setattr(Image.Image, "convert", stumbles)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     with pytest.raises(ValueError, match="no more"):
-        decode(photo(6, 6), spec)
+        spec.payload_kind.decode(photo(6, 6), spec)
 
 
 def test_the_input_of_a_new_model_is_that_of_the_first_usable_image(tmp_path: Path) -> None:

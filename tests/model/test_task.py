@@ -25,7 +25,8 @@ from influence_cli.model.build import load_model
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.losses import loss_name
 from influence_cli.model.spec import ModelSpec
-from influence_cli.model.task import Task, weights_digest
+from influence_cli.model.task import Task
+from influence_cli.stages.run.own_model import weights_digest
 from tests.cases import call_cli, column, digits_table, examples, feature_table, write
 
 

@@ -26,13 +26,15 @@ from scipy import stats
 from torch import Tensor, nn
 
 import influence_cli.model.train.sgd as training
-from influence_cli.data.manifest import Rows, open_manifest
+from influence_cli.data.manifest import Rows
+from influence_cli.data.open import open_manifest
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import SILENT
 from influence_cli.model.build import build_model
 from influence_cli.model.spec import ModelSpec
+from influence_cli.model.train.decoded import Examples
 from influence_cli.model.train.recipe import AUGMENTATIONS, SCHEDULES, Recipe
-from influence_cli.model.train.sgd import Examples, augment, epoch_order, row_hashes
+from influence_cli.model.train.sgd import augment, epoch_order, row_hashes
 from influence_cli.settings import Inputs
 from influence_cli.stages.retrain.arms import PROPOSAL, Arm, base_arm, control_arms, curated_arm
 from influence_cli.stages.retrain.retrain import RetrainRequest, improved, retrain

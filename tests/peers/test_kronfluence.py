@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch.utils.data import TensorDataset
 
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.maths.keyed_draws import keyed_uniform
 from influence_cli.maths.kronecker import label_at
 from tests.opened import score

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import pytest
 
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.methods import METHODS, MethodInfo
 from influence_cli.methods.protocol import Kind, Linear, OneMember, Place, Scores, Stored
 from influence_cli.stages.run.quantities import QUANTITIES, OfRows, Quantity, register

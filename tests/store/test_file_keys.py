@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.store import Store
 from influence_cli.store.file_keys import RACY_NS, StoredFileKeys
 from tests.cases import call_cli, png, write

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.maintenance import collect, verify
 from tests.cases import Heard, call_cli, column, digits_table, examples, feature_table, job_of, write

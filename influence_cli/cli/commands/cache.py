@@ -41,7 +41,7 @@ def cache(settings: Settings) -> None:
 
 def _kept(asked: StoreOptions) -> list[Manifest]:
     """The manifests to keep."""
-    from influence_cli.data.manifest import open_manifest
+    from influence_cli.data.open import open_manifest
 
     return [open_manifest(path, skip_bad=asked.skip_bad) for path in asked.keep]
 

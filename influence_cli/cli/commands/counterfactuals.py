@@ -15,7 +15,7 @@ from influence_cli.stages.evaluate.request import CounterfactualRequest, Trainin
 
 def evaluate_by_retraining(settings: Settings, result: ResultOptions, source: str) -> None:
     """Train, measure and show; with --dry-run say how many trainings there are."""
-    from influence_cli.data.tables import check_suffix
+    from influence_cli.data.write_tables import check_suffix
     from influence_cli.stages.evaluate.counterfactuals.counterfactuals import counterfactuals, plan
 
     scores = settings.make(CurateRequest, scores=source, budget=None, **manifest_of_scores(settings))

@@ -56,7 +56,7 @@ def _check_outputs(result: ResultOptions, outputs: CurateOutputs) -> None:
         UsageError: they do, or one cannot.
     """
     from influence_cli.data.outputs import is_same
-    from influence_cli.data.tables import check_suffix
+    from influence_cli.data.write_tables import check_suffix
 
     places = (("-o", result.output), ("--edits", outputs.edits), ("--export", outputs.export))
     if outputs.gate and any(path for _, path in places):
@@ -73,7 +73,7 @@ def _check_outputs(result: ResultOptions, outputs: CurateOutputs) -> None:
 def _write(result: ResultOptions, outputs: CurateOutputs, curated: Curated, export: Export | None) -> None:
     """The export, the table of edits and the curated manifest, as asked for; where nothing is, the edits are shown."""
     from influence_cli.data.earlier import EDITS
-    from influence_cli.data.tables import write_table
+    from influence_cli.data.write_tables import write_table
     from influence_cli.stages.curate.curated_manifest import write_curated
 
     out = terminal()

@@ -40,7 +40,7 @@ def retrain(settings: Settings) -> int | None:
 
 def _check(request: RetrainRequest, recipe: Recipe) -> None:
     """Read the manifests and look at the run folder, as far as nothing is computed or written."""
-    from influence_cli.data.manifest import open_manifest
+    from influence_cli.data.open import open_manifest
     from influence_cli.stages.retrain.run_place import check_run_folder
 
     check_run_folder(request, recipe, probe=False)

@@ -25,7 +25,7 @@ def open_session(settings: Settings, result: ResultOptions) -> tuple[Run, Sessio
     Raises:
         InfluenceError: something in it cannot work, or the table on the way in was made from other content.
     """
-    from influence_cli.data.tables import check_suffix
+    from influence_cli.data.write_tables import check_suffix
     from influence_cli.stages.run.open import open_run
     from influence_cli.stages.run.session import Session
 

@@ -8,7 +8,7 @@ from typing import Any
 
 def carried_settings(source: str) -> dict[str, Any] | None:
     """Settings from a stage table's provenance; None for a manifest with payload, or a table without provenance."""
-    from influence_cli.data.manifest import PAYLOADS
+    from influence_cli.data.kinds import kind_in
     from influence_cli.data.tables import PROVENANCE_KEY, parquet_files, provenance, read_schema
     from influence_cli.errors import ManifestError
     from influence_cli.options import options_in, values_kept
@@ -18,7 +18,7 @@ def carried_settings(source: str) -> dict[str, Any] | None:
         return None
     schema = read_schema(parquet_files(source)[0])
     origin = provenance(schema)
-    if any(name in schema.names for name in PAYLOADS):
+    if kind_in(schema.names) is not None:
         return None
     if not origin:
         if PROVENANCE_KEY in (schema.metadata or {}):

@@ -18,7 +18,7 @@ HIDDEN = ("target_row_key", "row_key")
 
 def show_pairs(table: pa.Table) -> None:
     """The first target rows with a few rows of each side, for people."""
-    from influence_cli.data.tables import rows_of
+    from influence_cli.data.write_tables import rows_of
 
     targets = list(dict.fromkeys(table.column("target_id").to_pylist()))
     first = set(targets[:SHOWN_TARGETS])

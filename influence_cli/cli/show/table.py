@@ -20,7 +20,7 @@ def put_table(
     result: ResultOptions, table: pa.Table, kind: str, sort_by: str | None = None, descending: bool = False
 ) -> None:
     """Write a table of a kind to --output, or print it where there is none."""
-    from influence_cli.data.tables import write_table
+    from influence_cli.data.write_tables import write_table
 
     if result.output:
         note_formulas(table, result.output)
@@ -31,7 +31,7 @@ def put_table(
 
 def print_rows(result: ResultOptions, table: pa.Table, sort_by: str | None = None, descending: bool = False) -> None:
     """A table on standard output: its strongest rows for people, every row otherwise."""
-    from influence_cli.data.tables import as_csv, as_jsonl, rows_of, write_all
+    from influence_cli.data.write_tables import as_csv, as_jsonl, rows_of, write_all
 
     how = result.format
     if how == "table" or (how == "auto" and sys.stdout.isatty()):
@@ -47,7 +47,7 @@ def print_rows(result: ResultOptions, table: pa.Table, sort_by: str | None = Non
 
 def _print_strongest(table: pa.Table, sort_by: str | None, descending: bool) -> None:
     """The first rows in an order, in as many columns as there is room for."""
-    from influence_cli.data.tables import rows_of
+    from influence_cli.data.write_tables import rows_of
 
     if sort_by is not None:
         table = table.sort_by([(sort_by, "descending" if descending else "ascending")])

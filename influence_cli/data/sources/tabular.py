@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from influence_cli.data.classes import read_names
+from influence_cli.data.kinds import kind_in
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.protocol import (
     ID_NAMES,
@@ -124,8 +125,9 @@ def _payload(table: pa.Table, columns: Columns, where: str, label: str) -> dict[
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             return {"path": pc.cast(table.column(image), pa.string())}
         return {"image": table.column(image)}
-    if "features" in table.column_names and not columns.features:
-        return {"features": table.column("features")}
+    kind = None if columns.features else kind_in(table.column_names)
+    if kind is not None:
+        return {name: table.column(name) for name in kind.columns}
     taken = {label, "id", columns.id, *KEPT}
     numeric = columns.features or tuple(
         f.name for f in table.schema if f.name not in taken and (pa.types.is_integer(f.type) or _is_float(f.type))

@@ -6,8 +6,6 @@ The name is that of scikit-learn's solver of the same problem; the steps are New
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,11 +14,8 @@ from torch import nn
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.maths.softmax_regression import TOLERANCE, Regression, fit
 from influence_cli.model.examples import to_input
-from influence_cli.model.train.recipe import LBFGS
-
-if TYPE_CHECKING:
-    from influence_cli.model.train.recipe import Recipe
-    from influence_cli.model.train.sgd import Examples
+from influence_cli.model.train.decoded import Examples
+from influence_cli.model.train.recipe import LBFGS, Recipe
 
 
 def check_convex(recipe: Recipe, model: str, seeds: int = 1) -> None:
@@ -73,7 +68,7 @@ def train_convex(model: nn.Module, data: Examples, recipe: Recipe) -> int:
 def inputs_with_bias(data: Examples) -> NDArray[np.float64]:
     """Model inputs [n, d + 1] in float64, the last column 1; made once for a set of decoded rows."""
     if data.inputs is None:
-        inputs = to_input(torch.from_numpy(data.values), data.spec, torch.float64).flatten(1).numpy()
+        inputs = to_input(data.at(slice(None)), data.spec, torch.float64).flatten(1).numpy()
         data.inputs = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1)
     return data.inputs
 

@@ -1,6 +1,6 @@
 """Training by hand: weighted cross-entropy, SGD or AdamW, a schedule, light augmentation, and paired randomness.
 
-Or, for the linear model, to the exact optimum (``model.convex``).
+Or, for the linear model, to the exact optimum (``train.convex``).
 
 Everything random about a row in an epoch (its place in the order, its augmentation) is a hash of (seed, epoch, id),
 so taking a row out moves no other row in the order and changes no other row's augmentation.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,52 +19,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from influence_cli.data.manifest import Rows
 from influence_cli.errors import ModelError
-from influence_cli.events import Listener
-from influence_cli.model.examples import batches, chunked, to_input
+from influence_cli.model.examples import to_input
 from influence_cli.model.losses import loss_of
-from influence_cli.model.spec import ModelSpec
+from influence_cli.model.named_tensors import as_argument
 from influence_cli.model.train.convex import train_convex
+from influence_cli.model.train.decoded import Examples
 from influence_cli.model.train.recipe import LBFGS, Recipe
-
-IN_MEMORY_BYTES = 1 << 30  # decoded rows beyond this go to a temporary file
-
-
-class Examples:
-    """Decoded rows [n, ...] with ids, labels and weights; u8 pixels or f32 features, in memory or a mapped file."""
-
-    def __init__(self, rows: Rows, spec: ModelSpec, listener: Listener, what: str) -> None:
-        self.ids, self.labels, self.weights, self.spec = rows.ids, rows.labels, rows.weights, spec
-        self.inputs: NDArray[np.float64] | None = None  # kept by model.convex
-        self.values = np.empty((0,))
-        place = {row: k for k, row in enumerate(rows.index.tolist())}
-        with listener.progress(f"decode {what}", len(rows), "rows decoded") as progress:
-            chunks = chunked(rows.manifest.payloads(rows.index), 256)
-            for index, decoded in batches(rows.manifest, chunks, spec):
-                values = decoded.numpy()
-                if len(self.values) == 0:
-                    self.values = _room(values, len(rows))
-                if values.shape[1:] != self.values.shape[1:] or values.dtype != self.values.dtype:
-                    first = rows.manifest.ids[int(index[0])]
-                    raise ModelError(
-                        f"inputs of {values.shape[1:]} and of {self.values.shape[1:]} (from row id={first} on)",
-                        fix="let the task's transform give inputs of one shape and type",
-                    )
-                self.values[[place[r] for r in index.tolist()]] = values
-                progress.advance(len(index))
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-def _room(like: NDArray[Any], rows: int) -> NDArray[Any]:
-    """An empty array for ``rows`` values as those of ``like`` [b, ...], in memory or in a temporary file."""
-    shape = (rows, *like.shape[1:])
-    if math.prod(shape) * like.dtype.itemsize > IN_MEMORY_BYTES:
-        with tempfile.NamedTemporaryFile(prefix="influence-decoded-") as handle:
-            return np.memmap(handle, dtype=like.dtype, mode="w+", shape=shape)
-    return np.empty(shape, dtype=like.dtype)
 
 
 def row_hashes(ids: list[str], seed: int, epoch: int) -> NDArray[np.uint64]:
@@ -80,9 +40,9 @@ def epoch_order(ids: list[str], seed: int, epoch: int) -> NDArray[np.int64]:
     return np.lexsort((np.array(ids), row_hashes(ids, seed, epoch))).astype(np.int64)
 
 
-def augment(pixels: Tensor, draws: NDArray[np.uint64], how: str) -> Tensor:
+def augment(pixels: Any, draws: NDArray[np.uint64], how: str) -> Any:
     """Pixels u8 [b, C, H, W] shifted by up to an eighth of the size (edges zero) and flipped, by each row's draw."""
-    if how == "none" or pixels.ndim != 4:
+    if how == "none" or not isinstance(pixels, Tensor) or pixels.ndim != 4:
         return pixels
     b, _, height, width = pixels.shape
     reach_y, reach_x = max(1, height // 8), max(1, width // 8)
@@ -108,7 +68,7 @@ def _train_batches(data: Examples, keep: NDArray[np.int64], recipe: Recipe, seed
         if len(chosen) == 1 and len(order) > 1:
             continue  # BatchNorm cannot normalise one row; at most one row an epoch is passed over
         rows = keep[chosen]
-        pixels = augment(torch.from_numpy(data.values[rows]), draws[chosen], recipe.augment)
+        pixels = augment(data.at(rows), draws[chosen], recipe.augment)
         yield pixels, torch.from_numpy(data.labels[rows]), torch.from_numpy(data.weights[rows]).float()
 
 
@@ -148,7 +108,7 @@ def train(
             rate = recipe.rate(step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            logits = model(to_input(values.to(device), data.spec, torch.float32))
+            logits = model(as_argument(to_input(values.to(device), data.spec, torch.float32)))
             losses = loss_of(data.spec.task).rows(logits, y.to(device))
             w = w.to(device)
             loss = (w * losses).sum() / w.sum()
@@ -178,6 +138,6 @@ def predict(model: nn.Module, data: Examples, device: torch.device, batch_size: 
     out = []
     with torch.no_grad():
         for first in range(0, len(data), batch_size):
-            values = torch.from_numpy(data.values[first : first + batch_size]).to(device)
-            out.append(model(to_input(values, data.spec, dtype)).double().cpu().numpy())
+            values = to_input(data.at(slice(first, first + batch_size)).to(device), data.spec, dtype)
+            out.append(model(as_argument(values)).double().cpu().numpy())
     return np.concatenate(out)

@@ -13,7 +13,7 @@ from influence_cli.actions.edited import Edited, apply_edits
 from influence_cli.actions.protocol import Edits
 from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
-from influence_cli.stages.budgets import parse_budget
+from influence_cli.settings import parse_budget
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import ScoreTable, read_scores
 from influence_cli.stages.retrain.arms import PROPOSAL

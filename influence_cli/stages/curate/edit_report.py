@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.labels import clean_labels
 from influence_cli.stages.curate.curate import Curated
 from influence_cli.stages.curate.score_table import GROUP
 
@@ -42,7 +43,7 @@ def summarise(curated: Curated) -> dict[str, Any]:
     if groups is not None and (groups >= 0).any():
         names = _names(curated, groups)
         summary["groups"] = {names[g]: part for g, part in _parts(groups, groups, edited, kept).items() if g >= 0}
-    clean = train.clean_labels()
+    clean = clean_labels(train)
     if clean is not None and edited.any():
         wrong = (clean >= 0) & (clean != train.labels)
         summary["wrong_share_of_edited"] = float(wrong[edited].mean())

@@ -34,7 +34,7 @@ from influence_cli.data.tables import numbers
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.run_folder import read_run
-from influence_cli.stages.budgets import parse_budget, parse_share
+from influence_cli.settings import parse_budget, parse_share
 from influence_cli.stages.curate.request import GateRequest
 from influence_cli.stages.curate.score_table import ScoreTable
 from influence_cli.stages.score.noise import describe_noise, is_noise

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from influence_cli.actions.protocol import Scored
 from influence_cli.data.classes import class_count
-from influence_cli.data.manifest import Manifest, Rows, open_manifest
+from influence_cli.data.manifest import Manifest, Rows
+from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import keyed_rows, numbers, provenance, read_table, shown
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.stages.curate.combining import DEFAULT_RULE, column_named, combine_columns, floats, options_of

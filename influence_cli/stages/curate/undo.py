@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from influence_cli.actions.edited import rebased
 from influence_cli.data.earlier import RESTORED, marked
-from influence_cli.data.manifest import Manifest, open_manifest
+from influence_cli.data.manifest import Manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.data.outputs import Output, check_outputs, writing
 from influence_cli.data.sources.origin import moved_origin
 from influence_cli.data.tables import (

@@ -18,8 +18,7 @@ from influence_cli.data.manifest import Rows
 from influence_cli.events import Listener
 from influence_cli.maths.ranking import Ladder, found
 from influence_cli.methods.random import uniform_draws
-from influence_cli.settings import Runtime
-from influence_cli.stages.budgets import parse_budget
+from influence_cli.settings import Runtime, parse_budget
 from influence_cli.stages.evaluate.columns import Board, Scores, score_columns, side_by_side
 from influence_cli.stages.evaluate.detection import RANDOM, Truth, detect
 from influence_cli.stages.retrain.canaries import run_of, with_planted

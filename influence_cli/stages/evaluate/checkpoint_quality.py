@@ -64,7 +64,8 @@ def _measured(run: Run, session: Session, column: str) -> dict[str, dict[str, An
     """By split, how many rows there are and what is measured of them."""
     from influence_cli.model.build import load_model
     from influence_cli.model.losses import loss_of, quality
-    from influence_cli.model.train.sgd import Examples, predict
+    from influence_cli.model.train.decoded import Examples
+    from influence_cli.model.train.sgd import predict
 
     assert run.model is not None
     assert run.checkpoint is not None

@@ -21,8 +21,7 @@ from influence_cli.maths.bootstrap import correlation_interval, draws_of
 from influence_cli.maths.noise import ranks, spearman
 from influence_cli.maths.ranking import jaccard, kendall, lowest, weighted_spearman
 from influence_cli.methods.random import uniform_draws
-from influence_cli.settings import Runtime
-from influence_cli.stages.budgets import parse_budget, parse_share
+from influence_cli.settings import Runtime, parse_budget, parse_share
 from influence_cli.stages.evaluate.columns import CANARY, score_columns
 from influence_cli.stages.evaluate.order import sign_agreement
 from influence_cli.stages.retrain.canaries import planted_labels

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.data.formulas import MARK, unquoted
+from influence_cli.data.labels import clean_labels
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ManifestError, UsageError, nearest
 from influence_cli.maths.bootstrap import degrees_of_freedom, draws_of, holm, share_interval, student, two_sided
@@ -52,7 +53,7 @@ def truth_of_column(rows: Rows, column: str) -> Truth | None:
     Raises:
         ManifestError: it says that no row is wrong, or that every row is.
     """
-    clean = rows.clean_labels(column)
+    clean = clean_labels(rows, column)
     if clean is None:
         return None
     known = clean >= 0

@@ -15,7 +15,7 @@ import numpy as np
 from influence_cli.errors import ManifestError
 from influence_cli.events import SILENT, Listener
 from influence_cli.methods.random import uniform_draws
-from influence_cli.stages.budgets import parse_budget
+from influence_cli.settings import parse_budget
 from influence_cli.stages.evaluate.canary_detection import How, canaries_of
 from influence_cli.stages.evaluate.checkpoint_quality import quality_of
 from influence_cli.stages.evaluate.columns import Board, read_board

@@ -7,8 +7,7 @@ from typing import Any
 
 from influence_cli.errors import UsageError, nearest
 from influence_cli.options import EVALUATE, option
-from influence_cli.settings import Runtime
-from influence_cli.stages.budgets import parse_share
+from influence_cli.settings import Runtime, parse_share
 from influence_cli.stages.curate.request import CurateRequest
 
 CONVENTIONS = ("loo", "renorm-loo")

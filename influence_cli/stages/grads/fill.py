@@ -53,10 +53,10 @@ def _fill(run: Run, session: Session, look: FirstLook) -> tuple[Run, int]:
     if not work:
         return run, 0
     work.sort(key=lambda w: w.member != run.plain_member())  # the model itself first: how good it is, is said at once
-    from influence_cli.model.examples import Decoded
+    from influence_cli.model.decoded import DecodedByKey
 
     if len(run.members) > 1 or any(len(w.passes) > 1 for w in work):
-        session.decoded = session.decoded or Decoded(require_model(run)[0])
+        session.decoded = session.decoded or DecodedByKey(require_model(run)[0])
     payloads = dict(run.target.manifest.payloads(run.target.index)) if any(w.directions for w in work) else {}
     skipped, models, done = len(run.manifest.bad), Models(run, session), 0
     for position, w in enumerate(work):

@@ -20,7 +20,6 @@ from influence_cli.stages.grads.shard_writer import ShardWriter, Write
 from influence_cli.stages.run.quantities import QUANTITIES, Part, first_rows
 from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Batch, Session
-from influence_cli.stages.run.usable_rows import decoder_of
 from influence_cli.store import Keys
 from influence_cli.store.shards import Arrays, positions
 
@@ -140,7 +139,8 @@ def bad_rows(run: Run, session: Session, rows: Rows, unusable: dict[int, str]) -
         return []
     manifest, (model, _) = rows.manifest, require_model(run)
     reasons = {manifest.payload_keys[row].tobytes(): reason for row, reason in unusable.items()}
-    if model.kind == "image":
-        session.store.write_undecodable(decoder_of(model), {key.hex(): reason for key, reason in reasons.items()})
+    decoder = model.payload_kind.decoder(model)
+    if decoder is not None:
+        session.store.write_undecodable(decoder, {key.hex(): reason for key, reason in reasons.items()})
     same = {row: reasons.get(key.tobytes()) for row, key in zip(rows.index.tolist(), rows.payload_keys, strict=True)}
-    return [BadRow(r, manifest.ids[r], manifest.kind, why) for r, why in same.items() if why is not None]
+    return [BadRow(r, manifest.ids[r], manifest.payload_kind.column, why) for r, why in same.items() if why is not None]

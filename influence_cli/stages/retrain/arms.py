@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.data.classes import class_count
+from influence_cli.data.labels import clean_labels
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.errors import UsageError
 from influence_cli.store.keys import fingerprint
@@ -97,7 +98,7 @@ def _against_truth(
     base: Rows, trimmed: NDArray[np.bool_], relabelled: NDArray[np.bool_], labels: NDArray[np.int64]
 ) -> dict[str, Any]:
     """Where clean labels are known: how many edited rows were wrong, and how many relabels put it right."""
-    clean = base.clean_labels()
+    clean = clean_labels(base)
     if clean is None:
         return {}
     wrong = (clean >= 0) & (clean != base.labels)

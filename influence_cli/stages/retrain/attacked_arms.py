@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from influence_cli.engines.attacks import Attack
     from influence_cli.model.spec import ModelSpec
-    from influence_cli.model.train.sgd import Examples
+    from influence_cli.model.train.decoded import Examples
 
 FRACTIONS = (0.05, 0.10, 0.15, 0.20, 0.25)
 DRAWS = 10
@@ -47,7 +47,7 @@ def attack_of(asked: str | None, options: Options, spec: ModelSpec) -> Attack | 
     """
     from influence_cli.engines.attacks import ATTACKS, Attack
 
-    if asked == "none" or (asked is None and not (spec.name == "linear" and spec.kind == "features")):
+    if asked == "none" or (asked is None and Attack().kind(spec) != "linear"):
         return None
     if asked not in (None, *ATTACKS):
         raise UsageError(f"--attack {asked!r} is unknown", fix=nearest(asked, [*ATTACKS, "none"]))
@@ -152,7 +152,7 @@ def attacked_inputs(
             model,
             spec,
             how,
-            torch.from_numpy(data.values[here]).to(device),
+            data.at(here).to(device),
             torch.from_numpy(data.labels[here]).to(device),
             rows.payload_keys[here],
             seed=seed,

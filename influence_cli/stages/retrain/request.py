@@ -7,8 +7,7 @@ from typing import Any
 
 from influence_cli.errors import UsageError
 from influence_cli.options import PATH, RETRAIN, TRAINS, comma_list, option, same_option
-from influence_cli.settings import GradSpec, Inputs, Options
-from influence_cli.stages.budgets import parse_share
+from influence_cli.settings import GradSpec, Inputs, Options, parse_share
 
 NOISES = ("confusion", "uniform")
 

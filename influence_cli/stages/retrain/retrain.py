@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.data.classes import numbered_as
-from influence_cli.data.manifest import Manifest, Rows, open_manifest
+from influence_cli.data.labels import numbered_as
+from influence_cli.data.manifest import Manifest, Rows
+from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.checkpoints import find_checkpoint
-from influence_cli.model.spec import ModelSpec, is_own, known_again, new_spec
+from influence_cli.model.new_spec import new_spec
+from influence_cli.model.spec import ModelSpec, is_own
 from influence_cli.stages.curate.score_table import GROUP
 from influence_cli.stages.retrain.arm_comparison import METRICS, compare_arms, improved, summary_of
 from influence_cli.stages.retrain.arm_quality import cautions_of
@@ -30,6 +32,7 @@ from influence_cli.stages.retrain.rounds import iterated_arms
 from influence_cli.stages.retrain.run_place import check_model, check_run_folder
 from influence_cli.stages.retrain.scored_arms import scored_arms
 from influence_cli.stages.retrain.training_run import TrainingRun
+from influence_cli.stages.run.resolve import known_again
 from influence_cli.stages.run.usable_rows import check_classes, left_out_of, usable_now
 from influence_cli.store import Store
 
@@ -41,7 +44,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     """Train every arm over every seed, write the run folder, and return its metrics."""
     from influence_cli.model.build import device_of
     from influence_cli.model.train.convex import check_convex
-    from influence_cli.model.train.sgd import Examples
+    from influence_cli.model.train.decoded import Examples
 
     check_run_folder(request, recipe, listener=listener)
     manifest = _open(request, request.inputs.manifest)
@@ -142,7 +145,7 @@ def _spec(request: RetrainRequest, manifest: Manifest) -> ModelSpec:
             check_classes(manifest, spec)
             return known_again(spec, request.inputs, request.init, manifest, _notes(request))
     if request.inputs.task is not None or is_own(request.inputs.model):
-        from influence_cli.model.task import training_spec
+        from influence_cli.stages.run.own_model import training_spec
 
         return training_spec(request.inputs, manifest, _notes(request))
     from_scratch = request.init is None and not request.pretrained

@@ -19,8 +19,7 @@ from influence_cli.data.manifest import Rows
 from influence_cli.data.row_checks import SKIPPED
 from influence_cli.errors import UsageError
 from influence_cli.model.spec import is_own
-from influence_cli.settings import Runtime
-from influence_cli.stages.budgets import parse_budget
+from influence_cli.settings import Runtime, parse_budget
 from influence_cli.stages.curate.parity import closed
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import read_scores

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from influence_cli.actions import make_action
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import UsageError
-from influence_cli.stages.budgets import parse_budget
+from influence_cli.settings import parse_budget
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import read_scores
 from influence_cli.stages.retrain.arms import Arm, control_arms, described, without

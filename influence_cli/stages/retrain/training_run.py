@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from influence_cli.model.train.decoded import Examples
     from influence_cli.model.train.recipe import Recipe
-    from influence_cli.model.train.sgd import Examples
 
 
 METRICS_FILE = "metrics.json"

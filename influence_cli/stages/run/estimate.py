@@ -111,12 +111,11 @@ def _estimated_gradients(run: Run, session: Session) -> dict[str, dict[str, Any]
 
 def _inputs(run: Run, spec: ModelSpec, point: Point) -> Tensor | None:
     """The batch that is timed; None where no row of a task can be decoded."""
-    import torch
+    from influence_cli.model.examples import batches, blank_input, move, to_input
 
-    from influence_cli.model.examples import batches, move, to_input
-
-    if spec.kind != "task":
-        return torch.zeros((ROWS, *spec.shape), dtype=point.dtype, device=point.device)
+    zeros = blank_input(spec, ROWS, point.dtype)
+    if zeros is not None:
+        return zeros.to(point.device)
     first = list(run.manifest.payloads(run.train.index[:ROWS]))
     for _, decoded in batches(run.manifest, [first], spec, 1, on_bad=lambda *_: None):
         return to_input(move(decoded, point.device), spec, point.dtype)

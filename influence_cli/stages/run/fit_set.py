@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.data.classes import numbered_as
-from influence_cli.data.manifest import Rows, open_manifest
+from influence_cli.data.labels import numbered_as
+from influence_cli.data.manifest import Rows
+from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import Listener
 from influence_cli.methods.shapes.preconditioned import Preconditioned

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError
 from influence_cli.methods import make_methods
-from influence_cli.model.spec import resolve_model
 from influence_cli.objectives import make_objectives
 from influence_cli.settings import GradSpec, Inputs
 from influence_cli.stages.run.fit_set import open_fit_set, with_trained_l2
 from influence_cli.stages.run.members import with_members
 from influence_cli.stages.run.objective_inputs import target_groups
+from influence_cli.stages.run.resolve import resolve_model
 from influence_cli.stages.run.row_values import needed_values, solver_of
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from influence_cli.data.manifest import Payload
     from influence_cli.engines.point import Point
-    from influence_cli.model.examples import Decoded
+    from influence_cli.model.decoded import DecodedByKey
 
 LARGEST_BATCH = 256
 INPUT_VALUES = 3_000_000  # of a batch, about
@@ -78,7 +78,7 @@ class Session:
     store: Store
     runtime: Runtime
     listener: Listener = SILENT
-    decoded: Decoded | None = None  # decoded rows, while several passes need them
+    decoded: DecodedByKey | None = None  # decoded rows, while several passes need them
     few: Tensor | None = None  # decoded rows from all over the data, on which a point's derivatives are checked
     said: set[str] = field(default_factory=set)  # accuracies already said to be at chance
     _folders: dict[str, ShardFolder] = field(default_factory=dict)

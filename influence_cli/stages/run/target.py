@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from influence_cli.data.classes import numbered_as
-from influence_cli.data.manifest import Manifest, Rows, open_manifest, without_overlap
+from influence_cli.data.labels import numbered_as
+from influence_cli.data.manifest import Manifest, Rows, without_overlap
+from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError
 from influence_cli.events import Listener
 from influence_cli.model.spec import ModelSpec

@@ -44,11 +44,12 @@ def usable(rows: Rows, model: ModelSpec, inputs: Inputs, store: Store) -> Manife
         check_labels(rows, model.num_classes, inputs.label)
         return rows.manifest
     bad = outside(rows, model.num_classes, inputs.label)
-    known = store.undecodable(decoder_of(model)) if model.kind == "image" else {}
+    decoder = model.payload_kind.decoder(model)
+    known = {} if decoder is None else store.undecodable(decoder)
     for k, key in enumerate(rows.payload_keys if known else ()):
         reason = known.get(key.tobytes().hex())
         if reason is not None:
-            bad.append(BadRow(int(rows.index[k]), rows.ids[k], rows.manifest.kind, reason))
+            bad.append(BadRow(int(rows.index[k]), rows.ids[k], rows.manifest.payload_kind.column, reason))
     return rows.manifest.without(bad)
 
 
@@ -59,13 +60,6 @@ def outside(rows: Rows, num_classes: int, label: str) -> list[BadRow]:
         BadRow(int(rows.index[k]), rows.ids[k], label, f"label {rows.labels[k]} {why}")
         for k in np.flatnonzero(rows.labels >= num_classes).tolist()
     ]
-
-
-def decoder_of(model: ModelSpec) -> str:
-    """Under what name the store remembers what cannot be decoded."""
-    import PIL
-
-    return f"{model.decoder} {PIL.__version__}"
 
 
 def check_labels(rows: Rows, num_classes: int, label: str) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from tests.cases import (
     Example,
     Ran,

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import chi2_contingency
 
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.stages.curate.curate import curate as curate_stage
 from influence_cli.stages.curate.edit_report import chi_square, summarise
 from influence_cli.stages.curate.request import CurateRequest

@@ -97,7 +97,7 @@ def test_rows_that_differ_are_counted_apart_and_the_manifest_is_not_needed(folde
     text = evaluate("a.parquet", "--against", "b.parquet", "--format", "table", "-v", cwd=tmp_path)
     assert "2 with another payload or label" in text.err
     as_text = ["s0.csv", "--against", "b.parquet"]
-    from influence_cli.data.tables import write_table
+    from influence_cli.data.write_tables import write_table
 
     write_table(a, str(tmp_path / "s0.csv"))
     assert evaluate(*as_text, cwd=tmp_path).json["comparison"] == {

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import influence_cli.model.train.sgd as training
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance, with_provenance
 from influence_cli.maths.softmax_regression import Regression, fit
 from influence_cli.settings import Runtime

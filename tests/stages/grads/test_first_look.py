@@ -15,7 +15,6 @@ import torch
 
 from influence_cli.events import Progress
 from influence_cli.model.build import build_model, load_model
-from influence_cli.model.decode import decode
 from influence_cli.model.examples import to_input
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import GradSpec
@@ -64,7 +63,9 @@ def true_accuracy(job: Opened, split: str) -> float:
     rows = job.manifest.rows(split)
     spec = job.model
     model = load_model(spec, job.checkpoint)
-    x = torch.stack([torch.from_numpy(decode(p, spec).copy()) for _, p in rows.manifest.payloads(rows.index)])
+    x = torch.stack(
+        [torch.from_numpy(spec.payload_kind.decode(p, spec).copy()) for _, p in rows.manifest.payloads(rows.index)]
+    )
     with torch.no_grad():
         z = model(to_input(x, spec, torch.float32)).numpy()
     return float((z.argmax(1) == rows.labels).mean())

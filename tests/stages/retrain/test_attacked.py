@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import Inputs
 from influence_cli.stages.retrain.attacked_arms import DRAWS, FRACTIONS, attacked_rows

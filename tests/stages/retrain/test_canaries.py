@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.labels import clean_labels
+from influence_cli.data.open import open_manifest
 from influence_cli.errors import UsageError
 from influence_cli.maths.labels import softmax
 from influence_cli.settings import GradSpec
@@ -331,7 +332,7 @@ def test_evaluate_measures_who_finds_canaries_and_the_gap_to_the_truth(folder: P
     gap = entry["against_truth"]["columns"]["loss"]
     assert gap["auc"]["canaries"] == pytest.approx(expected, abs=1e-12)
     rows = open_manifest(folder / "m.parquet").rows("train")
-    clean = rows.clean_labels()
+    clean = clean_labels(rows)
     assert clean is not None
     wrong = clean != rows.labels
     real = roc_auc_score(wrong[~found], -column(table, "score_loss")[~found])

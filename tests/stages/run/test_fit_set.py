@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from influence_cli.curvature.curvature import Curvature
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance
 from influence_cli.methods.exact import Exact
 from influence_cli.model.build import build_model

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import influence_cli
-from influence_cli.data.manifest import open_manifest
+from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance
 from influence_cli.engines.point import Point
 from influence_cli.errors import ManifestError, UsageError
@@ -304,7 +304,7 @@ def test_neither_batches_nor_blocks_nor_kept_rows_change_a_number(
     expected = pairs_of(per_target(net.job(batch_size=64), 5))
     for batch, block, kept in ((1, 1, 0), (3, 2, 1 << 28), (5, 100, 0)):
         monkeypatch.setattr(per_target_pass, "DIRECTIONS", block)
-        monkeypatch.setattr(per_target_pass, "IN_MEMORY_BYTES", kept)
+        monkeypatch.setattr("influence_cli.model.decoded.IN_MEMORY_BYTES", kept)
         assert_same(pairs_of(per_target(net.job(batch_size=batch), 5)), expected, 1e-10)
 
 

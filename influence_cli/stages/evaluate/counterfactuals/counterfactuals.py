@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from influence_cli.data.classes import numbered_as
-from influence_cli.data.manifest import Rows, open_manifest
+from influence_cli.data.labels import numbered_as
+from influence_cli.data.manifest import Rows
+from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError, ModelError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.checkpoints import find_checkpoint

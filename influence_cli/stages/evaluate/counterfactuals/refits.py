@@ -28,8 +28,8 @@ from influence_cli.store.shards import key_order
 if TYPE_CHECKING:
     from torch import nn
 
+    from influence_cli.model.train.decoded import Examples
     from influence_cli.model.train.recipe import Recipe
-    from influence_cli.model.train.sgd import Examples
 
 Floats = NDArray[np.float64]
 
@@ -209,7 +209,7 @@ class Refits:
         return self._optimum
 
     def _examples(self, name: str) -> Examples:
-        from influence_cli.model.train.sgd import Examples
+        from influence_cli.model.train.decoded import Examples
 
         if name not in self._sets:
             rows = self.train if name == "train" else self.measured[name]

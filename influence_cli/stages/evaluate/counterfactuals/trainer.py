@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from influence_cli.data.manifest import Manifest
 from influence_cli.errors import UsageError
 from influence_cli.model.checkpoints import Checkpoint, find_checkpoint
+from influence_cli.model.new_spec import new_spec
 from influence_cli.model.run_folder import read_run
-from influence_cli.model.spec import ModelSpec, is_own, known_again, new_spec
+from influence_cli.model.spec import ModelSpec, is_own
 from influence_cli.settings import Inputs
 from influence_cli.stages.evaluate.request import Training
+from influence_cli.stages.run.resolve import known_again
 from influence_cli.store import Store
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ def _spec(
     from_scratch = training.init is None and not training.pretrained
     inputs = Inputs(manifest.source, model=model, input_size=training.input_size, num_classes=training.num_classes)
     if is_own(model):
-        from influence_cli.model.task import training_spec
+        from influence_cli.stages.run.own_model import training_spec
 
         return training_spec(replace(inputs, mean=(0.5,), std=(0.5,)), manifest, store)  # as from_scratch has it
     return new_spec(inputs, manifest, None, from_scratch)

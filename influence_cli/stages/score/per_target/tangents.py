@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
     from influence_cli.engines.engine import Engine
     from influence_cli.engines.row_directions import Direction
+    from influence_cli.model.decoded import Batches
 
 DIRECTIONS = 16  # most target rows of a block: its values' pass is then a thirtieth of the cost
 DIRECTION_VALUES = 1 << 27  # most values of a block's directions, all members together: 512 MiB in float32
-IN_MEMORY_BYTES = 1 << 28  # decoded train rows up to this are kept between blocks
 NAMED = 5  # rows whose score is not finite that are kept by place
 
 # target rows, what was found, (count, places) of rows that are not finite, and more arrays by name
@@ -120,7 +120,7 @@ class TangentRun:
         for place, key in enumerate(train.payload_keys):
             places.setdefault(key.tobytes(), []).append(place)
         self.places = {row: places[key] for key, row in first.items()}  # train rows of its payload
-        self.kept: list[Batch] | None = None
+        self.kept: Batches | None = None
 
     def directions(self, block: Rows, batch: Batch) -> list[list[Direction]]:
         """By member, the direction of every target row of the block.
@@ -172,22 +172,19 @@ class TangentRun:
     def _batches(self, directions: int) -> Iterator[Batch]:
         """Every distinct payload."""
         if self.kept is not None:
-            yield from self.kept
+            yield from (Batch(index, decoded, self.train.manifest, self.model) for index, decoded in self.kept)
             return
+        from influence_cli.model.decoded import DecodedBatches
+
         size = self.session.batch_size(self.model)
         if not self.session.runtime.batch_size:  # a batch holds a tangent along every direction beside each value
             size = max(1, min(size, 4 * size // (1 + directions)))
-        kept: list[Batch] = []
-        held = 0
+        kept = DecodedBatches()
         listen = self.unusable.__setitem__ if self.run.inputs.skip_bad else None
         for batch in self.session.rows(self.model, self.rows, size, listen):
-            held += batch.decoded.numel() * batch.decoded.element_size()
-            if held <= IN_MEMORY_BYTES:
-                kept.append(batch)
-            else:
-                kept.clear()
+            kept.add(batch.index, batch.decoded)
             yield batch
-        self.kept = kept if held <= IN_MEMORY_BYTES else None
+        self.kept = kept.all()
 
     def close(self) -> Run:
         """Remember by which engine the members were run; the run without rows that could not be decoded."""

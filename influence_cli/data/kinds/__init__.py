@@ -1,0 +1,24 @@
+"""The kinds of payload: to add one, write its class in a file here and add it to the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from influence_cli.data.kinds.features import Features
+from influence_cli.data.kinds.image import Image, ImagePath
+from influence_cli.data.kinds.own_input import DatasetRow, TaskInput
+from influence_cli.data.kinds.protocol import Kind
+
+# of a manifest that has the columns of several, the first is taken
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (Image(), ImagePath(), Features(), TaskInput(), DatasetRow())}
+
+
+def kind_in(columns: Iterable[str]) -> Kind | None:
+    """The kind whose columns are all there, or None."""
+    there = set(columns)
+    return next((kind for kind in KINDS.values() if kind.columns and there.issuperset(kind.columns)), None)
+
+
+def is_input(name: object) -> bool:
+    """Whether a model can call its input so."""
+    return any(kind.name == name and kind.model_kind in (None, name) for kind in KINDS.values())

@@ -1,0 +1,90 @@
+"""Vectors of numbers, which a model takes as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from influence_cli.data.kinds.protocol import BadPayload, InputSpec, Kind
+
+Vector = NDArray[np.float32]
+
+
+class Features(Kind):
+    """One vector a row, in column ``features``."""
+
+    name = "features"
+    columns = ("features",)
+    types = {"features": pa.list_(pa.float32())}  # noqa: RUF012
+    domain = "influence.feat"
+    threads = False  # numbers are there already
+
+    def stored(self, batch: pa.RecordBatch, folder: Path) -> list[Any]:
+        """Vectors f32."""
+        return vectors(batch.column("features"))
+
+    def fault(self, payload: Vector) -> BadPayload | None:
+        """Values are finite."""
+        bad = not np.isfinite(payload).all()
+        return BadPayload("a feature is not finite", "impute it or take the row out") if bad else None
+
+    def widths(self, payload: Vector) -> dict[str, int]:
+        """The vector's length."""
+        return {"features": len(payload)}
+
+    def raw(self, payload: Vector) -> bytes:
+        """The values, little-endian."""
+        return payload.astype("<f4").tobytes()
+
+    def from_source(self, row: Mapping[str, Any], folder: Path) -> Vector:
+        """The vector of a list that lacks nothing.
+
+        Raises:
+            BadPayload: a value is missing or not finite.
+        """
+        values = row["features"]
+        if values is None or any(v is None for v in values) or not np.isfinite(np.asarray(values, np.float32)).all():
+            raise BadPayload("column features: a value is missing or not finite")
+        return np.asarray(values, np.float32)
+
+    def shape(self, payload: Vector, whole: bool = False) -> tuple[int, ...]:
+        """The vector's length."""
+        return (len(payload),)
+
+    def decode(self, payload: Any, spec: InputSpec) -> Vector:
+        """The vector.
+
+        Raises:
+            ValueError: it has another length than the model takes.
+        """
+        if not isinstance(payload, np.ndarray) or payload.shape != spec.shape:
+            raise ValueError(f"{np.shape(payload)} features where the model takes {spec.shape}")
+        return payload
+
+    def as_values(self, payload: Vector) -> dict[str, Any]:
+        """A list of numbers."""
+        return {"features": payload.tolist()}
+
+    def value_name(self, column: str, position: int) -> str:
+        """``feature_0`` and so on."""
+        return f"feature_{position}"
+
+    def as_arrays(self, payload: Vector, where: str) -> Vector:
+        """The vector."""
+        return payload
+
+
+def vectors(column: pa.Array) -> list[Vector | None]:
+    """Vectors f32 of a column; rows of one buffer where none is null and all are as long, which is quick."""
+    lengths = column.value_lengths() if not pa.types.is_fixed_size_list(column.type) else None
+    values = column.flatten()  # leaves null rows out
+    even = lengths is None or (len(lengths) > 0 and lengths.null_count == 0 and len(lengths.unique()) == 1)
+    if len(column) and column.null_count == 0 and values.null_count == 0 and even:
+        stacked = values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+        return list(stacked.reshape(len(column), -1))
+    return [None if v is None else np.asarray(v, dtype=np.float32) for v in column.to_pylist()]

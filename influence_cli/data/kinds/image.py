@@ -1,0 +1,214 @@
+"""Images: encoded bytes or the path of a file in a manifest, pixels u8 [C, H, W] at the model's size when decoded."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from influence_cli.data.kinds.image_files import REPAIR_IMAGE, image_of, open_image, sized
+from influence_cli.data.kinds.protocol import BadPayload, InputSpec, Kind
+from influence_cli.data.payload_files import read_file
+
+EMBEDDED = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+class Image(Kind):
+    """An image in column ``image``: its bytes, or {bytes, path} with one of them or both."""
+
+    name = "image"
+    columns = ("image",)
+    types = {"image": EMBEDDED}  # noqa: RUF012
+    wanted = "bytes or {bytes, path}"
+    domain = "influence.image"
+    pixels = True
+    as_it_is = False
+    repair = REPAIR_IMAGE
+    bounds = (0.0, 1.0)
+    largest_change = 8.0 / 255.0
+
+    def holds(self, kind: pa.DataType) -> bool:
+        """Bytes, or a struct."""
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)
+
+    def stored(self, batch: pa.RecordBatch, folder: Path) -> list[Any]:
+        """Encoded bytes; a Path where the file is not embedded."""
+        column = batch.column("image")
+        values = column.to_pylist()
+        return [_bytes_or_path(v, folder) for v in values] if pa.types.is_struct(column.type) else values
+
+    def paths(self, batch: pa.RecordBatch) -> list[str | None]:
+        """The paths in the struct."""
+        column = batch.column("image")
+        at = column.type.get_field_index("path") if pa.types.is_struct(column.type) else -1
+        return [None] * len(column) if at < 0 else pa.StructArray.flatten(column)[at].to_pylist()
+
+    def raw(self, payload: bytes) -> bytes:
+        """The encoded bytes, never the pixels."""
+        return payload
+
+    def moved(self, table: pa.Table, move: Callable[[str | None], str | None]) -> pa.Table:
+        """Paths change where nothing is embedded."""
+        position = table.column_names.index("image")
+        kind, values = table.schema.field("image").type, table.column(position).to_pylist()
+        if not pa.types.is_struct(kind) or all(v is None or v.get("bytes") is not None for v in values):
+            return table
+        fixed = [v if v is None or v.get("bytes") is not None else {**v, "path": move(v.get("path"))} for v in values]
+        return table.set_column(position, "image", pa.array(fixed, kind))
+
+    def from_source(self, row: Mapping[str, Any], folder: Path) -> bytes:
+        """The bytes of an image that decodes.
+
+        Raises:
+            BadPayload: it is missing, cannot be read or does not decode.
+        """
+        value = row[self.columns[0]]
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if not value:
+            raise BadPayload("the image is missing")
+        if isinstance(value, str):
+            try:
+                value = read_file(folder / value)
+            except OSError as error:
+                raise BadPayload(f"cannot read {value} ({error.strerror})") from error
+        try:
+            with open_image(value) as image:
+                image.load()
+        except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
+            raise BadPayload(f"the image cannot be decoded ({error})", self.repair) from error
+        return value
+
+    def placed(self, row: dict[str, Any], payload: bytes, embed: bool, folder: Path, output: Path) -> dict[str, Any]:
+        """The row with its image embedded."""
+        row.pop("image", None)
+        path = row.pop("path", None)
+        row["image"] = {"bytes": payload, "path": path}
+        return row
+
+    def shape(self, payload: bytes, whole: bool = False) -> tuple[int, ...]:
+        """Channels (1 of a grey image, else 3), height and width."""
+        with open_image(payload) as image:
+            if whole:
+                image.load()
+            return (1 if image.mode in ("L", "1") else 3), image.height, image.width
+
+    def decode(self, payload: Any, spec: InputSpec) -> NDArray[np.uint8]:
+        """Pixels u8 [C, H, W] at the model's size.
+
+        Raises:
+            ValueError: it is no image, or is damaged.
+        """
+        if not isinstance(payload, bytes):
+            raise ValueError("features where the model takes images")
+        channels = spec.shape[0]
+        try:
+            with open_image(payload) as image:
+                if image.mode == "P" and "transparency" in image.info:
+                    image = image.convert("RGBA")  # the same colours; Pillow warns of going straight to RGB
+                pixels = np.asarray(sized(image.convert("L" if channels == 1 else "RGB"), spec))
+        except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
+            raise ValueError(f"the image cannot be decoded ({error})") from error
+        return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+    def decoder(self, spec: InputSpec) -> str:
+        """Pillow and its version."""
+        import PIL
+
+        return f"{spec.decoder} {PIL.__version__}"
+
+    def as_numbers(self, decoded: Any, dtype: Any) -> Any:
+        """Pixels in [0, 1]."""
+        values = decoded.to(dtype)
+        return (values.clone() if values is decoded else values).div_(255.0)
+
+    def normalised(self, values: Any, spec: InputSpec) -> Any:
+        """Less the mean, by the sd, channel by channel."""
+        mean, std = _mean_and_std(spec, values)
+        return (values - mean) / std
+
+    def to_input(self, decoded: Any, spec: InputSpec, dtype: Any) -> Any:
+        """(pixels / 255 - mean) / sd per channel, in memory of its own."""
+        values = self.as_numbers(decoded, dtype)
+        mean, std = _mean_and_std(spec, values)
+        return values.sub_(mean).div_(std)
+
+    def shown(self, payload: bytes, where: str) -> dict[str, Any]:
+        """The image as a data URI."""
+        from PIL import Image as pillow
+
+        with image_of(payload, where) as opened:
+            kind = pillow.MIME.get(opened.format or "", "image/png")
+        return {"image": f"data:{kind};base64,{base64.b64encode(payload).decode()}"}
+
+    def as_arrays(self, payload: bytes, where: str) -> NDArray[np.uint8]:
+        """Pixels [H, W] or [H, W, 3]."""
+        with image_of(payload, where) as image:
+            return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+
+    def embedded(self, payload: bytes, path: str | None) -> dict[str, Any]:
+        """The bytes, and the name of the file."""
+        return {"image": {"bytes": payload, "path": path}}
+
+    @property
+    def embedded_types(self) -> dict[str, tuple[pa.DataType, dict[str, Any]]]:
+        """One column ``image``, however the manifest stores it."""
+        return {"image": (EMBEDDED, {"_type": "Image"})}
+
+
+class ImagePath(Image):
+    """An image by the path of its file, in column ``path``."""
+
+    name = "path"
+    columns = ("path",)
+    types = {"path": pa.string()}  # noqa: RUF012
+    wanted = "text"
+    model_kind = "image"
+
+    def holds(self, kind: pa.DataType) -> bool:
+        """Text."""
+        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+    def stored(self, batch: pa.RecordBatch, folder: Path) -> list[Any]:
+        """Paths."""
+        return [None if v is None else folder / v for v in self.paths(batch)]
+
+    def paths(self, batch: pa.RecordBatch) -> list[str | None]:
+        """The column."""
+        return batch.column("path").to_pylist()
+
+    def moved(self, table: pa.Table, move: Callable[[str | None], str | None]) -> pa.Table:
+        """Every path changes."""
+        position, kind = table.column_names.index("path"), table.schema.field("path").type
+        fixed = [move(v) for v in table.column(position).to_pylist()]
+        return table.set_column(position, "path", pa.array(fixed, kind))
+
+    def placed(self, row: dict[str, Any], payload: bytes, embed: bool, folder: Path, output: Path) -> dict[str, Any]:
+        """The path as seen from the manifest, or the image embedded."""
+        if embed:
+            return super().placed(row, payload, embed, folder, output)
+        row["path"] = os.path.relpath(folder / row["path"], output)
+        return row
+
+
+def _bytes_or_path(value: dict[str, Any] | None, folder: Path) -> bytes | Path | None:
+    if value is None:
+        return None
+    if value.get("bytes") is not None:
+        return value["bytes"]
+    return folder / value["path"] if value.get("path") else None
+
+
+def _mean_and_std(spec: InputSpec, like: Any) -> tuple[Any, Any]:
+    import torch
+
+    mean, std = (
+        torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1) for values in (spec.mean, spec.std)
+    )
+    return mean, std

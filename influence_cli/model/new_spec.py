@@ -1,0 +1,115 @@
+"""The spec of an architecture by its name: its input from flags, then what timm states, then the first row."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from influence_cli.errors import ManifestError, UsageError
+from influence_cli.model.spec import TORCHVISION, ModelSpec, is_own, is_plain
+from influence_cli.store.keys import fingerprint
+
+if TYPE_CHECKING:
+    from influence_cli.data.manifest import Manifest
+    from influence_cli.settings import Inputs
+    from influence_cli.store import Store
+
+
+def as_text(value: Any) -> str:
+    """A value of a setting for messages."""
+    if value is None:
+        return "none"
+    return ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+
+
+def new_spec(inputs: Inputs, manifest: Manifest, store: Store | None, from_scratch: bool = False) -> ModelSpec:
+    """A spec for an architecture's name: input from flags, then timm's configuration, then the first image.
+
+    With ``from_scratch`` (training) the images' own size, mean 0.5 and sd 0.5 are used in place of timm's
+    configuration, which describes pretrained weights.
+    """
+    if inputs.model is None:
+        raise UsageError("no model", fix="pass --model NAME (a timm name, linear, or mlp:128)")
+    classes = manifest.classes
+    num_classes = inputs.num_classes or (len(classes) if classes else int(manifest.all_rows().labels.max()) + 1)
+    if not manifest.payload_kind.pixels:
+        return _of_numbers(inputs, manifest, num_classes)
+    if is_plain(inputs.model) or is_own(inputs.model) or from_scratch:
+        channels, height, width = _first_shape(manifest, inputs.skip_bad)
+        if inputs.model.startswith(TORCHVISION):
+            channels = 3  # torchvision's architectures take nothing else
+        note = {"mean": [0.5] * channels, "std": [0.5] * channels, "interpolation": "bicubic"}
+        note["shape"] = [channels, height, width]
+    else:
+        note = _timm_note(inputs.model, store)
+    if inputs.input_size:
+        note["shape"] = [note["shape"][0], inputs.input_size, inputs.input_size]
+        note["crop"] = None  # images are stretched to a size that was asked for: small ones are used whole
+    spec = ModelSpec.from_dict(
+        {"name": inputs.model, "num_classes": num_classes, "kind": _kind_for(manifest), "classes": classes, **note}
+    )
+    return _overridden(inputs, spec)
+
+
+def _overridden(inputs: Inputs, spec: ModelSpec) -> ModelSpec:
+    """The spec with the preprocessing that was asked for."""
+    channels = spec.shape[0]
+    for flag, values in (("--mean", inputs.mean), ("--std", inputs.std)):
+        if values is not None and len(values) not in (1, channels):
+            fix = f"give one number, or one for each of the {channels} channels"
+            raise UsageError(f"{flag} {as_text(values)} has {len(values)} numbers", fix=fix)
+    return replace(
+        spec,
+        mean=for_each_channel(inputs.mean, spec) or spec.mean,
+        std=for_each_channel(inputs.std, spec) or spec.std,
+        interpolation=inputs.interpolation or spec.interpolation,
+        crop=inputs.crop or spec.crop,
+    )
+
+
+def for_each_channel(values: tuple[float, ...] | None, spec: ModelSpec) -> tuple[float, ...] | None:
+    """One number for each channel, where one was given for all."""
+    return values * spec.shape[0] if values is not None and len(values) == 1 and spec.payload_kind.pixels else values
+
+
+def _kind_for(manifest: Manifest) -> str:
+    """What a model that takes the manifest's payloads calls its input."""
+    return manifest.payload_kind.model_kind or manifest.kind
+
+
+def _of_numbers(inputs: Inputs, manifest: Manifest, num_classes: int) -> ModelSpec:
+    """The spec of a model that takes payloads as they are."""
+    if not (is_plain(inputs.model or "") or is_own(inputs.model)):
+        what = f"{inputs.model} takes images, the manifest has {manifest.payload_kind.column}"
+        raise UsageError(what, fix="use linear or mlp:128")
+    payload = next(payload for _, payload in manifest.payloads(manifest.all_rows().index[:1]))
+    shape = manifest.payload_kind.shape(payload)
+    return ModelSpec(inputs.model or "", num_classes, _kind_for(manifest), shape, classes=manifest.classes)
+
+
+def _first_shape(manifest: Manifest, skip_bad: bool) -> tuple[int, ...]:
+    """The sizes of the first image; with bad rows skipped, of the first that decodes, since others are left out."""
+    rows, kind = manifest.all_rows().index, manifest.payload_kind
+    for row, payload in manifest.payloads(rows if skip_bad else rows[:1]):
+        try:
+            return kind.shape(payload, whole=skip_bad)
+        except Exception as error:
+            if skip_bad:
+                continue  # it is listed where the rows are decoded
+            where = f"{manifest.source}, row id={manifest.ids[row]}, column {kind.column}"
+            fix = f"{kind.repair}, or pass --skip-bad"
+            raise ManifestError(f"the image cannot be decoded ({error})", where=where, fix=fix) from error
+    raise ManifestError("no image can be decoded", where=manifest.source, fix="give a manifest of images")
+
+
+def _timm_note(name: str, store: Store | None) -> dict[str, Any]:
+    key = fingerprint("timm-config", 2, name=name, timm=importlib.metadata.version("timm"))
+    note = store.read_model_note(key) if store else None
+    if note is None:
+        from influence_cli.model.build import timm_config
+
+        note = timm_config(name)
+        if store:
+            store.write_model_note(key, note)
+    return note

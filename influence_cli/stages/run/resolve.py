@@ -1,0 +1,101 @@
+"""The model and checkpoint of a run: from what the checkpoint carries, or from flags."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from influence_cli.errors import UsageError
+from influence_cli.model.checkpoints import Checkpoint, find_checkpoint
+from influence_cli.model.new_spec import as_text, for_each_channel, new_spec
+from influence_cli.model.spec import ModelSpec, code_named_by_data, is_own
+
+if TYPE_CHECKING:
+    from influence_cli.data.manifest import Manifest
+    from influence_cli.settings import Inputs
+    from influence_cli.store import Store
+
+
+def with_own_code(spec: ModelSpec, inputs: Inputs, where: str) -> ModelSpec:
+    """The spec that a checkpoint carries, with the user's own code where its architecture is that.
+
+    Raises:
+        UsageError: the checkpoint names code that this run does not.
+    """
+    if not is_own(spec.name) or spec.task is not None:
+        return spec
+    from influence_cli.model.task import checked_task, own_code
+
+    if inputs.task is not None:
+        return replace(spec, task=checked_task(inputs.task))
+    if inputs.model != spec.name:
+        raise code_named_by_data(spec.name, where)
+    return replace(spec, task=own_code(spec.name)[0])
+
+
+def known_again(spec: ModelSpec, inputs: Inputs, where: str, manifest: Manifest, store: Store) -> ModelSpec:
+    """The spec that a checkpoint carries, for training: the user's own code is known by what it does now."""
+    if not is_own(spec.name):
+        return spec
+    from influence_cli.stages.run.own_model import known_untrained
+
+    return known_untrained(with_own_code(spec, inputs, where), manifest, store)
+
+
+def resolve_model(inputs: Inputs, manifest: Manifest, store: Store, precision: str) -> tuple[ModelSpec, Checkpoint]:
+    """The model and checkpoint of a scoring run.
+
+    Raises:
+        UsageError: no checkpoint, no architecture, or a flag that contradicts the checkpoint.
+        ModelError: the checkpoint cannot be used.
+    """
+    checkpoint, carried = (None, None) if inputs.checkpoint is None else find_checkpoint(inputs.checkpoint)
+    if carried is not None:
+        spec = ModelSpec.from_dict(carried)
+        _refuse_contradictions(inputs, spec)
+        if is_own(spec.name):
+            from influence_cli.stages.run.own_model import known_by_outputs
+
+            spec = with_own_code(spec, inputs, inputs.checkpoint or "")
+            spec = known_by_outputs(replace(spec, code=None), required(checkpoint), manifest, store, precision)
+        return spec, required(checkpoint)
+    if inputs.task is not None or is_own(inputs.model):
+        from influence_cli.stages.run.own_model import resolve_task
+
+        return resolve_task(inputs, manifest, store, checkpoint, precision)
+    found = required(checkpoint)
+    if inputs.model is None:
+        raise UsageError(
+            "the checkpoint does not say its architecture", where=inputs.checkpoint or "", fix="pass --model NAME"
+        )
+    return new_spec(inputs, manifest, store), found
+
+
+def required(checkpoint: Checkpoint | None) -> Checkpoint:
+    """The checkpoint.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if checkpoint is None:
+        raise UsageError("no checkpoint", fix="pass --checkpoint PATH (a run folder of `retrain`, .safetensors or .pt)")
+    return checkpoint
+
+
+def _refuse_contradictions(inputs: Inputs, spec: ModelSpec) -> None:
+    image = spec.payload_kind.pixels
+    for flag, asked, there in (
+        ("--model", inputs.model, spec.name),
+        ("--num-classes", inputs.num_classes, spec.num_classes),
+        ("--input-size", inputs.input_size, spec.shape[-1] if image else None),
+        ("--mean", for_each_channel(inputs.mean, spec), spec.mean if image else None),
+        ("--std", for_each_channel(inputs.std, spec), spec.std if image else None),
+        ("--interpolation", inputs.interpolation, spec.interpolation if image else None),
+        ("--crop", inputs.crop, spec.crop if image else None),
+    ):
+        if asked is not None and asked != there:
+            raise UsageError(
+                f"{flag} {as_text(asked)} contradicts the checkpoint, which was trained with {as_text(there)}",
+                where=inputs.checkpoint or "",
+                fix=f"leave {flag} out",
+            )
