@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from influence_cli.actions.protocol import PROPOSAL
 from influence_cli.data.payloads import read_payload
 from influence_cli.data.row_checks import SPLITS
 from influence_cli.data.sources import open_source
@@ -23,7 +24,7 @@ from influence_cli.data.sources.huggingface import data_files, read_description,
 from influence_cli.data.sources.origin import Origin
 from influence_cli.data.sources.protocol import LABEL_NAMES, pick
 from influence_cli.exports.matched import Matched, match
-from influence_cli.exports.protocol import PROPOSAL, Prepared, Task, stored
+from influence_cli.exports.protocol import Prepared, Task, stored
 from influence_cli.store.files import file_digest, write_bytes
 
 _FILE = "data-00000-of-00001.arrow"

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from influence_cli.actions.protocol import PROPOSAL
 from influence_cli.data.classes import CLEAN, column_labels
 from influence_cli.errors import UsageError
-from influence_cli.exports.protocol import PROPOSAL, Task, rebase, stored
+from influence_cli.exports.protocol import Task, rebase, stored
 
 
 def plain_rows(task: Task, form: str) -> Iterator[dict[str, Any]]:

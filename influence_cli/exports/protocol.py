@@ -17,7 +17,6 @@ from influence_cli.data.sources.origin import Origin
 from influence_cli.errors import ManifestError
 
 LINKS = ("symbolic", "hard", "copy")
-PROPOSAL = "influence_proposal"  # a note of ours, of no use outside
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ import influence_cli
 from influence_cli.data.classes import class_count, numbered_as
 from influence_cli.data.manifest import Manifest, open_manifest
 from influence_cli.errors import ManifestError
-from influence_cli.stages.retrain.canaries import CanaryRequest
+from influence_cli.stages.retrain.request import CanaryRequest
 from tests.cases import Heard, call_cli, column, write
 
 NAMES = ("a", "b", "c", "d", "e")

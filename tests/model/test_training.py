@@ -26,6 +26,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 import influence_cli.model.train.sgd as training
+from influence_cli.actions.protocol import PROPOSAL
 from influence_cli.data.manifest import Rows, open_manifest
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import SILENT
@@ -33,8 +34,10 @@ from influence_cli.model.build import build_model
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.train.sgd import Examples, Recipe, augment, epoch_order, row_hashes
 from influence_cli.settings import Inputs
-from influence_cli.stages.retrain.arms import PROPOSAL, Arm, base_arm, control_arms, curated_arm
-from influence_cli.stages.retrain.retrain import RetrainRequest, improved, retrain
+from influence_cli.stages.retrain.arm_comparison import improved
+from influence_cli.stages.retrain.arms import Arm, base_arm, control_arms, curated_arm
+from influence_cli.stages.retrain.request import RetrainRequest
+from influence_cli.stages.retrain.retrain import retrain
 from tests.oracle import png, write_manifest
 
 CPU = torch.device("cpu")

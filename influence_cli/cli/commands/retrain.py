@@ -12,8 +12,7 @@ from influence_cli.errors import UsageError
 from influence_cli.settings import GradSpec
 
 if TYPE_CHECKING:
-    from influence_cli.stages.retrain.canaries import CanaryRequest
-    from influence_cli.stages.retrain.scored_arms import EditsRequest
+    from influence_cli.stages.retrain.request import CanaryRequest, EditsRequest
 
 
 def retrain(settings: Settings) -> int | None:
@@ -21,7 +20,8 @@ def retrain(settings: Settings) -> int | None:
     from influence_cli.data.manifest import open_manifest
     from influence_cli.model.train.sgd import Recipe
     from influence_cli.stages.budgets import parse_share
-    from influence_cli.stages.retrain.retrain import RetrainRequest, improved
+    from influence_cli.stages.retrain.arm_comparison import improved
+    from influence_cli.stages.retrain.request import RetrainRequest
     from influence_cli.stages.retrain.retrain import retrain as retrain_stage
     from influence_cli.stages.retrain.run_place import check_run_folder
 
@@ -79,7 +79,7 @@ def _edits(settings: Settings) -> EditsRequest | None:
     Raises:
         UsageError: a flag is about scores, and there are none; or scores and rounds are asked for at once.
     """
-    from influence_cli.stages.retrain.scored_arms import EditsRequest
+    from influence_cli.stages.retrain.request import EditsRequest
 
     table, rounds = settings["scores"], settings["rounds"]
     if table is None and rounds == 1:
@@ -115,7 +115,7 @@ def _listed(text: str) -> tuple[str, ...]:
 
 def _canaries(settings: Settings) -> CanaryRequest | None:
     from influence_cli.stages.budgets import parse_share
-    from influence_cli.stages.retrain.canaries import CanaryRequest
+    from influence_cli.stages.retrain.request import CanaryRequest
 
     if settings["canaries"] is None:
         for name in ("canaries_from", "canary_noise"):

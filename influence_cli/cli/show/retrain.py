@@ -13,7 +13,7 @@ from influence_cli.report.arm_tables import arm_tables, comparison_table
 
 if TYPE_CHECKING:
     from influence_cli.model.train.sgd import Recipe
-    from influence_cli.stages.retrain.retrain import EditsRequest, RetrainRequest
+    from influence_cli.stages.retrain.request import EditsRequest, RetrainRequest
 
 
 def retrain_plan(settings: Settings, request: RetrainRequest, recipe: Recipe) -> None:

@@ -12,13 +12,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.actions.edited import rebased
+from influence_cli.actions.protocol import PROPOSAL
 from influence_cli.data.earlier import CURATED
 from influence_cli.data.outputs import Output, check_outputs, writing
 from influence_cli.data.sources.origin import moved_origin
 from influence_cli.data.tables import read_batches, read_schema, with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.stages.curate.curate import Curated
-from influence_cli.stages.retrain.arms import PROPOSAL
 from influence_cli.store.parquet import SealedWriter
 
 

@@ -33,7 +33,7 @@ from influence_cli.data.outputs import Output, check_outputs, write_output
 from influence_cli.data.tables import numbers
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.model.checkpoints import find_checkpoint
-from influence_cli.model.run_folder import read_run
+from influence_cli.model.run_folder import RunFolder
 from influence_cli.stages.budgets import parse_budget, parse_share
 from influence_cli.stages.curate.score_table import ScoreTable
 from influence_cli.stages.score.noise import describe_noise, is_noise
@@ -275,7 +275,7 @@ def _calibration_keys(scores: ScoreTable, unused: bool) -> Counter[str]:
     """
     checkpoint: dict[str, Any] = scores.provenance.get("checkpoint") or {}
     locator = checkpoint.get("locator")
-    run = read_run(locator) if isinstance(locator, str) else None
+    run = RunFolder(locator).read() if isinstance(locator, str) else None
     if run is None:
         return Counter()
     if find_checkpoint(str(locator))[0].digest != checkpoint.get("fingerprint") and not unused:
@@ -284,11 +284,10 @@ def _calibration_keys(scores: ScoreTable, unused: bool) -> Counter[str]:
             where=str(locator),
             fix="run `influence score` again",
         )
-    ids, keys = list(run.get("calibration_ids", ())), run.get("calibration_keys")
-    if ids and keys is None and not unused:
+    if run.calibration_ids and run.calibration_keys is None and not unused:
         raise UsageError(
             "the run folder knows its calibration rows by id alone, so that a changed label or payload is not seen",
             where=str(checkpoint["locator"]),
             fix="run `retrain --calibration 5%` and `influence score` again",
         )
-    return Counter[str](keys or ())
+    return Counter[str](run.calibration_keys or ())

@@ -18,11 +18,12 @@ from influence_cli.data.manifest import Rows
 from influence_cli.events import Listener
 from influence_cli.maths.ranking import Ladder, found
 from influence_cli.methods.random import Random
+from influence_cli.model.run_folder import RunFolder
 from influence_cli.settings import Runtime
 from influence_cli.stages.budgets import parse_budget
 from influence_cli.stages.evaluate.columns import Board, Scores, score_columns, side_by_side
 from influence_cli.stages.evaluate.detection import RANDOM, Truth, detect
-from influence_cli.stages.retrain.canaries import run_of, with_planted
+from influence_cli.stages.retrain.canaries import with_planted
 from influence_cli.stages.run.reopen import reopen
 from influence_cli.stages.score.score import score
 
@@ -95,7 +96,8 @@ def _with_planted_labels(table: Scores, planted: NDArray[np.int64], how: How) ->
 
 def _trained_on(train: Rows, checkpoint: str) -> NDArray[np.bool_]:
     """Rows [n] that a checkpoint was trained on."""
-    calibration = set(run_of(checkpoint).get("calibration_ids", ()))
+    record = RunFolder.of(checkpoint).read()
+    calibration = set(() if record is None else record.calibration_ids)
     return (train.weights > 0) & np.array([i not in calibration for i in train.ids])
 
 

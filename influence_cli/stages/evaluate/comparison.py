@@ -21,11 +21,11 @@ from influence_cli.maths.bootstrap import correlation_interval, draws_of
 from influence_cli.maths.noise import ranks, spearman
 from influence_cli.maths.ranking import jaccard, kendall, lowest, weighted_spearman
 from influence_cli.methods.random import Random
+from influence_cli.model.run_folder import RunFolder
 from influence_cli.settings import Runtime
 from influence_cli.stages.budgets import parse_budget, parse_share
 from influence_cli.stages.evaluate.columns import CANARY, score_columns
 from influence_cli.stages.evaluate.order import sign_agreement
-from influence_cli.stages.retrain.canaries import planted_labels
 from influence_cli.stages.run.job import Job
 from influence_cli.stages.run.reopen import reopen
 from influence_cli.stages.score.score import score
@@ -175,7 +175,7 @@ def sentinel_job(
     planted = (
         set(table.filter(table.column(CANARY).is_valid())["id"].to_pylist()) if CANARY in table.schema.names else ()
     )
-    new = planted_labels(checkpoint, job.train)
+    new = RunFolder.of(checkpoint).planted_labels(job.train)
     canary = np.array([i in planted for i in job.train.ids]) | (False if new is None else new >= 0)
     rows = np.flatnonzero(np.array(same) & ~canary)
     if not len(rows):

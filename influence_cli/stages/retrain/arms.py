@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.actions.protocol import PROPOSAL
 from influence_cli.data.classes import class_count
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.errors import UsageError
 from influence_cli.store.keys import fingerprint
-
-PROPOSAL = "influence_proposal"  # column of a relabelled manifest: the label each row would be given
 
 
 @dataclass(eq=False)

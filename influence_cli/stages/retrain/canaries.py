@@ -14,8 +14,8 @@ share r of the canaries, and makes detection look slightly worse than it is.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,41 +26,20 @@ from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.maths.labels import softmax
 from influence_cli.model.checkpoints import find_checkpoint
-from influence_cli.model.run_folder import read_run, run_folder
+from influence_cli.model.run_record import PlantedLabels
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.grads.fill import fill
+from influence_cli.stages.retrain.request import CanaryRequest, RetrainRequest
 from influence_cli.stages.run.job import Job, open_job
 from influence_cli.store.keys import row_keys
 
 if TYPE_CHECKING:
     from influence_cli.stages.retrain.arms import Arm
-    from influence_cli.stages.retrain.training_run import RetrainRequest
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-NOISES = ("confusion", "uniform")
 FEW = 20  # canaries below which intervals say next to nothing
 LEAST_LEFT = 5  # rows of a class that keep their label
-
-
-@dataclass(frozen=True)
-class CanaryRequest:
-    """How many canaries, and which labels they get."""
-
-    share: float
-    noise: str | None = None  # default: confusion where there is a model, else uniform
-    source: str | None = None  # checkpoint or run folder whose confusion is used
-
-    def __post_init__(self) -> None:
-        if self.noise not in (None, *NOISES):
-            raise UsageError(f"--canary-noise {self.noise!r} is unknown", fix="confusion or uniform")
-        if self.noise == "confusion" and self.source is None:
-            raise UsageError("--canary-noise confusion needs a model", fix="pass --canaries-from CHECKPOINT")
-
-    @property
-    def kind(self) -> str:
-        """The noise that is meant."""
-        return self.noise or ("uniform" if self.source is None else "confusion")
 
 
 def uniform_noise(classes: int) -> Floats:
@@ -139,7 +118,7 @@ def plant_in_arms(
     left_out: NDArray[np.bool_],
     classes: int,
     listener: Listener,
-) -> dict[str, Any]:
+) -> PlantedLabels | None:
     """Plant what the request asks for in the arms' labels; returns what the run folder says of it, if anything.
 
     Raises:
@@ -147,7 +126,7 @@ def plant_in_arms(
     """
     asked = request.canaries
     if asked is None:
-        return {}
+        return None
     if request.against is not None or request.edits is not None:
         raise UsageError("canaries would be wrong labels in every arm that is compared", fix="leave out one of the two")
     known = min(classes, class_count(base.manifest.classes, base.labels))  # the model may have outputs for no row
@@ -163,7 +142,7 @@ def plant_in_arms(
     return _record(asked, base, planted, listener)
 
 
-def _record(asked: CanaryRequest, base: Rows, planted: Ints, listener: Listener) -> dict[str, Any]:
+def _record(asked: CanaryRequest, base: Rows, planted: Ints, listener: Listener) -> PlantedLabels:
     """What the run folder says of the canaries; a word of it to the listener."""
     there = np.flatnonzero(planted >= 0)
     listener.note(
@@ -171,17 +150,15 @@ def _record(asked: CanaryRequest, base: Rows, planted: Ints, listener: Listener)
     )
     if len(there) < FEW:
         listener.warn(f"{len(there)} canaries are few: intervals will be wide; raise --canaries")
-    return {
-        "canaries": {
-            "share": asked.share,
-            "noise": asked.kind,
-            "from": asked.source,
-            "ids": [base.ids[k] for k in there],
-            "row_keys": [base.row_keys[k].tobytes().hex() for k in there],
-            "labels": base.labels[there].tolist(),
-            "planted": planted[there].tolist(),
-        }
-    }
+    return PlantedLabels(
+        ids=[base.ids[k] for k in there],
+        row_keys=[base.row_keys[k].tobytes().hex() for k in there],
+        planted=planted[there].tolist(),
+        labels=base.labels[there].tolist(),
+        share=asked.share,
+        noise=asked.kind,
+        source=asked.source,
+    )
 
 
 def _noise_of(inputs: Inputs, classes: int, known: int, device: str, listener: Listener) -> Floats:
@@ -202,31 +179,6 @@ def _noise_of(inputs: Inputs, classes: int, known: int, device: str, listener: L
             fix="give a checkpoint of the same classes, or --canary-noise uniform",
         )
     return confusion_noise(logits[:, :known], job.train.labels)
-
-
-def run_of(locator: str) -> dict[str, Any]:
-    """What the run folder that a checkpoint lies in says of itself; empty where it is in none.
-
-    Raises:
-        DamagedModel: it is in one, which cannot be read.
-    """
-    return read_run(run_folder(locator)) or {}
-
-
-def planted_labels(locator: str | None, rows: Rows) -> Ints | None:
-    """The label planted for each row [n] in the training of a checkpoint, -1 for none; None for a run without canaries.
-
-    A row that has changed since (another payload or label under its id) is no canary any more.
-    """
-    canaries = run_of(locator).get("canaries") if locator is not None else None
-    if not canaries:
-        return None
-    known = dict(zip(canaries["ids"], zip(canaries["row_keys"], canaries["planted"], strict=True), strict=True))
-    planted = np.full(len(rows), -1, dtype=np.int64)
-    for k, (i, key) in enumerate(zip(rows.ids, rows.row_keys, strict=True)):
-        if i in known and known[i][0] == key.tobytes().hex():
-            planted[k] = known[i][1]
-    return planted
 
 
 def with_planted(job: Job, planted: Ints) -> Job:

@@ -19,16 +19,17 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.spec import ModelSpec, is_own, known_again, new_spec
 from influence_cli.stages.curate.score_table import GROUP
-from influence_cli.stages.retrain.arm_comparison import METRICS, compare_arms, improved, summary_of
+from influence_cli.stages.retrain.arm_comparison import METRICS, compare_arms, summary_of
 from influence_cli.stages.retrain.arm_quality import cautions_of
 from influence_cli.stages.retrain.arms import Arm, base_arm, control_arms, curated_arm, without
 from influence_cli.stages.retrain.attacked_arms import attack_of, measure_attacks
 from influence_cli.stages.retrain.canaries import plant_in_arms
 from influence_cli.stages.retrain.pareto import pareto
+from influence_cli.stages.retrain.request import RetrainRequest
 from influence_cli.stages.retrain.rounds import iterated_arms
 from influence_cli.stages.retrain.run_place import check_model, check_run_folder
-from influence_cli.stages.retrain.scored_arms import EditsRequest, scored_arms
-from influence_cli.stages.retrain.training_run import RetrainRequest, TrainingRun
+from influence_cli.stages.retrain.scored_arms import scored_arms
+from influence_cli.stages.retrain.training_run import TrainingRun
 from influence_cli.stages.run.usable_rows import check_classes, left_out_of, usable_now
 from influence_cli.store import Store
 
@@ -93,7 +94,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     front = pareto(metrics, METRICS, request.seed)
     if front:
         metrics["pareto"] = front
-    run.finish(arms[0], metrics, {**_calibration(request, base, left_out), **planted})
+    run.finish(arms[0], metrics, {**_calibration(request, base, left_out), "canaries": planted})
     return metrics
 
 
@@ -203,9 +204,6 @@ def _left_out(request: RetrainRequest, base: Rows) -> NDArray[np.bool_]:
 def _calibration(request: RetrainRequest, base: Rows, left_out: NDArray[np.bool_]) -> dict[str, Any]:
     """What the run folder says of those rows: a row with another label or payload under an id is none of them."""
     rows = np.flatnonzero(left_out).tolist()
-    keys = [base.row_keys[k].tobytes().hex() for k in rows]
-    ids = [base.ids[k] for k in rows]
+    keys = tuple(base.row_keys[k].tobytes().hex() for k in rows)
+    ids = tuple(base.ids[k] for k in rows)
     return {"calibration": request.calibration, "calibration_ids": ids, "calibration_keys": keys}
-
-
-__all__ = ["EditsRequest", "RetrainRequest", "improved", "retrain"]

@@ -24,7 +24,7 @@ from influence_cli.stages.budgets import parse_budget
 from influence_cli.stages.curate.parity import closed
 from influence_cli.stages.curate.score_table import CurateRequest, read_scores
 from influence_cli.stages.retrain.arms import Arm, base_arm, control_arms, described
-from influence_cli.stages.retrain.scored_arms import EditsRequest
+from influence_cli.stages.retrain.request import EditsRequest
 from influence_cli.stages.retrain.training_run import TrainingRun
 from influence_cli.stages.run.job import open_job
 from influence_cli.stages.score.score import score
@@ -62,7 +62,7 @@ def _in_rounds(run: TrainingRun, request: EditsRequest, base: Rows, name: str, r
         arm = base_arm(f"{name}: round {k + 1}" if k else "no edit", base)
         arm.weights[gone] = 0.0
         run.train(arm, run.request.seed, False)
-        scored, origin = _scored(run, request, base, gone, run.folder(arm, run.request.seed))
+        scored, origin = _scored(run, request, base, gone, run.folder(arm, run.request.seed).path)
         noise = next(iter(origin["noise"].values()), {})
         first = first or noise
         over = closed(first, noise) if k and trim.parity == "stop" else None

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.actions import make_action
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import UsageError
-from influence_cli.settings import GradSpec, Options
 from influence_cli.stages.budgets import parse_budget
 from influence_cli.stages.curate.score_table import CurateRequest, read_scores
 from influence_cli.stages.retrain.arms import Arm, control_arms, described, without
-
-
-@dataclass(frozen=True)
-class EditsRequest:
-    """Which edits to compare: by stored scores, or (``rounds``) by scores made anew between trims."""
-
-    scores: Any = None  # a score table of the train rows
-    budgets: tuple[str, ...] = ("5%",)
-    actions: tuple[str, ...] = ("trim",)
-    by: tuple[str, ...] = ("score",)
-    combine: str | None = None  # also the columns combined, by this rule
-    options: Options = field(default_factory=dict)
-    rounds: int = 1
-    spec: GradSpec = field(default_factory=GradSpec)  # what is scored between trims
+from influence_cli.stages.retrain.request import EditsRequest
 
 
 def scored_arms(request: EditsRequest, base: Rows, seed: int, left_out: NDArray[np.bool_]) -> list[Arm]:

@@ -19,14 +19,13 @@ from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.maths.labels import margin, of_label, softmax
 from influence_cli.methods.protocol import FreeMethod, Linear, OutputMethod, Preconditioned, RowMethod
-from influence_cli.stages.curate.combining import options_of
+from influence_cli.model.run_folder import RunFolder
 from influence_cli.stages.grads.curvature_report import effect_weight
 from influence_cli.stages.grads.fill import fill
 from influence_cli.stages.grads.provenance import base_table, nullable, provenance_of
-from influence_cli.stages.retrain.canaries import planted_labels
 from influence_cli.stages.run.job import Job, Member
 from influence_cli.stages.run.row_values import values_of
-from influence_cli.stages.score.combine import check_rule, combined, kind_of
+from influence_cli.stages.score.combine import check_rule, combine_options, combined, kind_of
 from influence_cli.stages.score.noise import direction_noise
 from influence_cli.stages.score.relative import divided, is_divided, length_in_scores, note_divided
 
@@ -80,7 +79,7 @@ def score(job: Job, per_member: bool = False, combine: str | None = None) -> pa.
         table = table.append_column("best_label_gain", nullable(np.maximum(gain, 0.0)))
     if job.members:
         table = _append_model_says(table, job)
-    planted = None if job.checkpoint is None else planted_labels(job.checkpoint.locator, job.train)
+    planted = None if job.checkpoint is None else RunFolder.of(job.checkpoint.locator).planted_labels(job.train)
     if planted is not None and (planted >= 0).any():
         table = table.append_column("canary", pa.array(planted, mask=planted < 0))
         job.listener.note(
@@ -120,7 +119,7 @@ def _combined(job: Job, columns: list[Column], rule: str) -> Column:
             f"--combine {rule} needs two objectives of a method that measures them; {method} gives {len(mine)}",
             fix="--method ip --objective utility --objective fairness",
         )
-    options = options_of(job.spec.options)
+    options = combine_options(job.spec.options)
     if rule == "linear":
         return _linear_column(job, method, job.method_members[method], rule, options.shares(rule, len(mine)))
     return Column(rule, kind_of(rule), combined(rule, np.stack([c.score for c in mine]), options))

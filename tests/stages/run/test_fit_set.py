@@ -32,7 +32,8 @@ from influence_cli.model.spec import ModelSpec
 from influence_cli.model.train.sgd import Recipe
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.grads.fill import fill
-from influence_cli.stages.retrain.retrain import RetrainRequest, retrain
+from influence_cli.stages.retrain.request import RetrainRequest
+from influence_cli.stages.retrain.retrain import retrain
 from influence_cli.stages.run.fit_set import FitSet
 from influence_cli.stages.run.job import Job, open_job
 from influence_cli.stages.run.plan import describe_plan, missing_work

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from influence_cli.data.manifest import Manifest
 from influence_cli.errors import UsageError
 from influence_cli.model.checkpoints import Checkpoint, find_checkpoint
-from influence_cli.model.run_folder import read_run
+from influence_cli.model.run_folder import RunFolder
+from influence_cli.model.run_record import RunRecord
 from influence_cli.model.spec import ModelSpec, is_own, known_again, new_spec
 from influence_cli.settings import Inputs
 from influence_cli.store import Store
@@ -79,31 +80,31 @@ def open_trainer(checkpoint: str | None, manifest: Manifest, training: Training,
     from influence_cli.model.train.convex import check_convex
     from influence_cli.model.train.sgd import Recipe
 
-    run = (None if checkpoint is None else read_run(checkpoint)) or {}
+    run = None if checkpoint is None else RunFolder(checkpoint).read()
     known = {f.name for f in fields(Recipe)}
-    then = {k: v for k, v in run.get("recipe", {}).items() if k in known}
+    then = {} if run is None else {k: v for k, v in run.recipe.items() if k in known}
     if training.said.get("optimizer", then.get("optimizer")) != then.get("optimizer"):
         then.pop("lr", None)  # a learning rate belongs to its optimizer
     values = {**training.otherwise, **then, **training.said}
     recipe = Recipe(**{k: v for k, v in values.items() if k in known})
     spec = _spec(run, checkpoint, manifest, training, store)
     check_convex(recipe, spec.name)
-    init = training.init or run.get("init")
+    init = training.init or (None if run is None else run.init)
     return Trainer(
         spec,
         recipe,
         None if init is None else find_checkpoint(init)[0],
-        training.pretrained or bool(run.get("pretrained", False)),
+        training.pretrained or (run is not None and bool(run.pretrained)),
         device_of(training.device),
-        frozenset(run.get("calibration_ids", ())),
-        run.get("trained_on", {}).get("rows"),
+        frozenset(() if run is None else run.calibration_ids),
+        None if run is None else run.trained_rows,
     )
 
 
 def _spec(
-    run: dict[str, Any], checkpoint: str | None, manifest: Manifest, training: Training, store: Store
+    run: RunRecord | None, checkpoint: str | None, manifest: Manifest, training: Training, store: Store
 ) -> ModelSpec:
-    carried = run.get("model")
+    carried = None if run is None else run.model
     if carried is None and checkpoint is not None:
         carried = find_checkpoint(checkpoint)[1]
     said = training.said.get("model")
