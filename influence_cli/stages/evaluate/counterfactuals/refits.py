@@ -21,7 +21,7 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.maths.labels import margin
 from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.stages.evaluate.counterfactuals.trainer import Trainer
-from influence_cli.store import Keys, TrainingFolder, fingerprint
+from influence_cli.store import FileFolder, Keys, fingerprint
 from influence_cli.store.keys import canonical_json, digest_of_sorted
 from influence_cli.store.shards import key_order
 
@@ -79,7 +79,7 @@ class Refits:
         used: NDArray[np.bool_],
         target: Rows,
         test: Rows,
-        folder: TrainingFolder,
+        folder: FileFolder,
         listener: Listener = SILENT,
     ) -> None:
         self.trainer, self.train, self.used, self.folder, self.listener = trainer, train, used, folder, listener
