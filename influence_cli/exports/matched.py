@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from influence_cli.data.classes import Numbering
 from influence_cli.data.sources import Source
 from influence_cli.errors import ManifestError
-from influence_cli.exports.protocol import Task
+from influence_cli.exports.protocol import ExportJob
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +38,13 @@ class Matched:
         return self.keep & (self.weight != self.weight_was)
 
 
-def match(task: Task, source: Source, where: str) -> Matched:
+def match(job: ExportJob, source: Source, where: str) -> Matched:
     """Find every row of the manifest in the source by its id, which is the row's number where there is no id column.
 
     Raises:
         ManifestError: a row of the manifest is not there, or is there twice.
     """
-    edited = task.edited
+    edited = job.edited
     place = {i: k for k, i in enumerate(edited.manifest.ids)}
     number = Numbering(edited.manifest.classes, source.classes is not None)
     row: list[int] = []

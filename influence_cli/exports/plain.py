@@ -11,24 +11,24 @@ import numpy as np
 from influence_cli.actions.protocol import PROPOSAL
 from influence_cli.data.classes import CLEAN, column_labels
 from influence_cli.errors import UsageError
-from influence_cli.exports.protocol import Task, rebase, stored
+from influence_cli.exports.protocol import ExportJob, rebase, stored
 
 
-def plain_rows(task: Task, form: str) -> Iterator[dict[str, Any]]:
+def plain_rows(job: ExportJob, form: str) -> Iterator[dict[str, Any]]:
     """The rows that are left: id, payload, label as its name where it has one, split, and the other columns.
 
     Raises:
         UsageError: images are embedded, and a line of text holds none.
     """
-    edited, manifest = task.edited, task.edited.manifest
+    edited, manifest = job.edited, job.edited.manifest
     table = manifest.table
-    others = [n for n in table.column_names if n not in ("id", "weight", task.label, PROPOSAL)]
+    others = [n for n in table.column_names if n not in ("id", "weight", job.label, PROPOSAL)]
     columns = {n: table.column(n).to_pylist() for n in others}
-    if manifest.classes is not None and CLEAN in columns and task.label != CLEAN:  # names, as the labels are
+    if manifest.classes is not None and CLEAN in columns and job.label != CLEAN:  # names, as the labels are
         clean = column_labels(manifest, CLEAN).tolist()
         columns[CLEAN] = [None if k < 0 else edited.class_name(k) for k in clean]
     weighted = "weight" in table.column_names or bool((edited.weights != 1).any())
-    for row, value, name in stored(task):
+    for row, value, name in stored(job):
         if isinstance(value, bytes):
             raise UsageError(
                 f"images are embedded in the manifest, and {form} holds only their paths",
@@ -37,11 +37,11 @@ def plain_rows(task: Task, form: str) -> Iterator[dict[str, Any]]:
             )
         out: dict[str, Any] = {"id": manifest.ids[row]}
         if isinstance(value, Path) and name is not None:
-            out["path"] = rebase(name, task.folder, task.place.parent)
+            out["path"] = rebase(name, job.folder, job.place.parent)
         elif isinstance(value, np.ndarray):
             out["features"] = value.tolist()
         label = int(edited.labels[row])
-        out[task.label] = label if manifest.classes is None else edited.class_name(label)
+        out[job.label] = label if manifest.classes is None else edited.class_name(label)
         out.update({other: values[row] for other, values in columns.items()})
         if weighted:
             out["weight"] = float(edited.weights[row])

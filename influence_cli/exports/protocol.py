@@ -20,7 +20,7 @@ LINKS = ("symbolic", "hard", "copy")
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class ExportJob:
     """The edited rows, where they came from, and where they go."""
 
     edited: Edited
@@ -52,31 +52,31 @@ class Prepared:
 
 
 def stored(
-    task: Task, wanted: NDArray[np.bool_] | None = None
+    job: ExportJob, wanted: NDArray[np.bool_] | None = None
 ) -> Iterator[tuple[int, Payload | Path | None, str | None]]:
     """(row, payload as it is stored, the path that is stored with it) of every wanted row, by streaming.
 
     ``wanted`` [n] is, where it is not given, the rows that are left after the edits.
     """
-    manifest = task.edited.manifest
-    mask = task.edited.keep if wanted is None else wanted
+    manifest = job.edited.manifest
+    mask = job.edited.keep if wanted is None else wanted
     for first, column in payload_batches(manifest.files, manifest.kind):
         here = np.flatnonzero(mask[first : first + len(column)])
         if not len(here):
             continue
         chosen = column.take(pa.array(here))
-        values = payload_values(chosen, manifest.kind, task.folder)
+        values = payload_values(chosen, manifest.kind, job.folder)
         yield from zip((first + here).tolist(), values, _names(chosen, manifest.kind), strict=True)
 
 
-def same_images(task: Task, folder: Path) -> None:
+def same_images(job: ExportJob, folder: Path) -> None:
     """Check that images that were embedded are still those that the source names, which the export names again.
 
     Raises:
         ManifestError: one is gone, or has changed.
     """
-    manifest = task.edited.manifest
-    for row, value, name in stored(task):
+    manifest = job.edited.manifest
+    for row, value, name in stored(job):
         if not isinstance(value, bytes) or name is None:
             continue
         file = folder / name

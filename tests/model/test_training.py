@@ -35,7 +35,8 @@ from influence_cli.model.spec import ModelSpec
 from influence_cli.model.train.sgd import Examples, Recipe, augment, epoch_order, row_hashes
 from influence_cli.settings import Inputs
 from influence_cli.stages.retrain.arm_comparison import improved
-from influence_cli.stages.retrain.arms import Arm, base_arm, control_arms, curated_arm
+from influence_cli.stages.retrain.arms import Arm, base_arm, curated_arm
+from influence_cli.stages.retrain.controls import control_arms
 from influence_cli.stages.retrain.request import RetrainRequest
 from influence_cli.stages.retrain.retrain import retrain
 from tests.oracle import png, write_manifest

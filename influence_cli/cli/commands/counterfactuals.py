@@ -11,7 +11,7 @@ from influence_cli.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from influence_cli.stages.curate.score_table import CurateRequest
-    from influence_cli.stages.evaluate.counterfactuals.counterfactuals import Training
+    from influence_cli.stages.evaluate.counterfactuals.trainer import Training
 
 RECIPE = ("epochs", "lr", "batch_size", "optimizer", "momentum", "weight_decay", "schedule", "augment")
 CONVENTIONS = ("loo", "renorm-loo")
@@ -62,7 +62,7 @@ def evaluate_by_retraining(settings: Settings, scores: CurateRequest) -> None:
 
 def _training(settings: Settings) -> Training:
     """The recipe that flags and the environment insist on, and the one that fills in what no run folder says."""
-    from influence_cli.stages.evaluate.counterfactuals.counterfactuals import Training
+    from influence_cli.stages.evaluate.counterfactuals.trainer import Training
 
     values = {k: settings[k] for k in ("model", *RECIPE) if settings[k] is not None}
     said = {k: v for k, v in values.items() if settings.explicit(k)}

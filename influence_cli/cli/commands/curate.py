@@ -65,7 +65,8 @@ def _undo(settings: Settings, gate: bool) -> None:
     Raises:
         UsageError: something else is asked for too, or it is not said what to undo, or where to.
     """
-    from influence_cli.stages.curate.undo import plan_undo, write_undone
+    from influence_cli.stages.curate.restored_manifest import write_restored
+    from influence_cli.stages.curate.undo import plan_undo
 
     if gate or settings["edits"] or settings["export"]:
         raise UsageError("--undo writes the manifest as it was, and nothing else", fix="leave the other outputs out")
@@ -84,7 +85,7 @@ def _undo(settings: Settings, gate: bool) -> None:
     if settings["dry_run"]:
         show.terminal().note(f"would be: {said}")
         return
-    rows = write_undone(undoing, settings["output"])
+    rows = write_restored(undoing, settings["output"])
     show.terminal().note(f"{said}; {rows:,} rows written to {settings['output']}")
 
 
@@ -146,7 +147,8 @@ def _write_curation(settings: Settings, curated: Curated, export: Export | None)
 
 
 def _gate(settings: Settings, request: CurateRequest, scores: ScoreTable) -> int | None:
-    from influence_cli.stages.curate.gate import GateRequest, check, write_baseline
+    from influence_cli.stages.curate.baseline import write_baseline
+    from influence_cli.stages.curate.gate import GateRequest, check
 
     if settings["write_baseline"] and settings["dry_run"]:
         show.terminal().note(f"{len(scores.train):,} rows would be accepted in {settings['write_baseline']}")

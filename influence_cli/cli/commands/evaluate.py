@@ -29,7 +29,7 @@ def evaluate(settings: Settings) -> int | None:
         show.terminal().note(f"every score column of {tables} would be measured; nothing is written")
         return None
     elif settings["other_scores"] is not None:
-        from influence_cli.stages.evaluate.evaluate import compare
+        from influence_cli.stages.evaluate.comparison import compare
 
         how = settings["budget"] or "5%", settings["draws"], settings["seed"]
         result = compare(source, settings["other_scores"], *how)
@@ -123,7 +123,7 @@ def _all_parts(settings: Settings, source: str) -> dict[str, Any]:
 
 
 def _sentinel(settings: Settings, source: str) -> dict[str, Any] | None:
-    from influence_cli.stages.evaluate.evaluate import sentinel, sentinel_job
+    from influence_cli.stages.evaluate.sentinel import sentinel, sentinel_job
 
     if settings["checkpoint"] is None:
         raise UsageError("--sentinel needs a new checkpoint", fix="pass --checkpoint PATH")

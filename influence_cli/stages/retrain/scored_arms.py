@@ -10,7 +10,8 @@ from influence_cli.data.manifest import Rows
 from influence_cli.errors import UsageError
 from influence_cli.stages.budgets import parse_budget
 from influence_cli.stages.curate.score_table import CurateRequest, read_scores
-from influence_cli.stages.retrain.arms import Arm, control_arms, described, without
+from influence_cli.stages.retrain.arms import Arm, described, without
+from influence_cli.stages.retrain.controls import control_arms
 from influence_cli.stages.retrain.request import EditsRequest
 
 

@@ -37,18 +37,15 @@ from influence_cli.maths.softmax_regression import Regression, fit
 from influence_cli.settings import Runtime
 from influence_cli.stages.curate.score_table import CurateRequest, read_scores
 from influence_cli.stages.evaluate.counterfactuals.brittleness import _Search
-from influence_cli.stages.evaluate.counterfactuals.counterfactuals import (
-    CounterfactualRequest,
-    Training,
-    counterfactuals,
-)
+from influence_cli.stages.evaluate.counterfactuals.counterfactuals import CounterfactualRequest, counterfactuals
 from influence_cli.stages.evaluate.counterfactuals.leave_one_out import LeaveOneOut
 from influence_cli.stages.evaluate.counterfactuals.pool import Pool
-from influence_cli.stages.evaluate.counterfactuals.refits import Asked, Outcome
+from influence_cli.stages.evaluate.counterfactuals.refits import Outcome, Refit
 from influence_cli.stages.evaluate.counterfactuals.removal import Removal
-from influence_cli.stages.evaluate.counterfactuals.score_columns import Columns, columns_of
+from influence_cli.stages.evaluate.counterfactuals.score_columns import ScoreColumns, columns_of
 from influence_cli.stages.evaluate.counterfactuals.subsets import Subsets
 from influence_cli.stages.evaluate.counterfactuals.target_scores import open_scored_job, scores_for
+from influence_cli.stages.evaluate.counterfactuals.trainer import Training
 from tests.cases import Heard, call_cli, column, environment, with_column, write
 from tests.oracle import refit, write_manifest
 
@@ -145,7 +142,7 @@ def count_trainings() -> Any:
 
 def pool_of(rows: Any, columns: dict[str, Floats], **more: Any) -> Pool:
     values = {"seed": 0, "seeds": 1, "deterministic": True, "used": np.ones(len(rows), dtype=bool), **more}
-    return Pool(rows, columns=Columns(signed=columns), random=np.random.default_rng(9).random(len(rows)), **values)
+    return Pool(rows, columns=ScoreColumns(signed=columns), random=np.random.default_rng(9).random(len(rows)), **values)
 
 
 def outcome(phi: float) -> Outcome:
@@ -755,7 +752,7 @@ def test_several_seeds_of_a_deterministic_training_are_one(convex: Path, tmp_pat
 
 
 def test_asked_trainings_are_named_by_content() -> None:
-    fields = {f.name for f in dataclasses.fields(Asked)}
+    fields = {f.name for f in dataclasses.fields(Refit)}
     assert fields == {"kept", "seed", "fixed_divisor"}
 
 

@@ -23,7 +23,8 @@ from influence_cli.stages.curate.score_table import CurateRequest, ScoreTable, r
 from influence_cli.stages.evaluate.counterfactuals.brittleness import Brittleness
 from influence_cli.stages.evaluate.counterfactuals.leave_one_out import LeaveOneOut
 from influence_cli.stages.evaluate.counterfactuals.pool import Pool
-from influence_cli.stages.evaluate.counterfactuals.refits import Asked, Outcome, Refits
+from influence_cli.stages.evaluate.counterfactuals.refits import Outcome, Refit
+from influence_cli.stages.evaluate.counterfactuals.refitter import Refitter
 from influence_cli.stages.evaluate.counterfactuals.removal import Removal
 from influence_cli.stages.evaluate.counterfactuals.score_columns import columns_of, random_column
 from influence_cli.stages.evaluate.counterfactuals.subsets import Subsets
@@ -32,8 +33,6 @@ from influence_cli.stages.evaluate.counterfactuals.trainer import Training, open
 from influence_cli.stages.run.target import target_rows
 from influence_cli.stages.run.usable_rows import check_classes, check_labels, usable_now
 from influence_cli.store import Store, open_store
-
-__all__ = ["CounterfactualRequest", "Training", "counterfactuals", "plan"]
 
 OFF_BY = 0.05  # share by which Phi of all rows trained again may differ from the checkpoint's before that is said
 
@@ -63,14 +62,14 @@ class CounterfactualRequest:
 class _Opened:
     scores: ScoreTable
     pool: Pool
-    refits: Refits
+    refitter: Refitter
     parts: dict[str, Subsets | Removal | LeaveOneOut]
     brittleness: Brittleness | None
 
-    def asked(self) -> dict[str, list[Asked]]:
+    def refits(self) -> dict[str, list[Refit]]:
         """Trainings by part; all rows first, as everything is held against them."""
         whole = self.pool.whole(self.pool.repeats()[:1])
-        return {"refit": whole, **{name: part.asked() for name, part in self.parts.items()}}
+        return {"refit": whole, **{name: part.refits() for name, part in self.parts.items()}}
 
 
 def counterfactuals(request: CounterfactualRequest, listener: Listener = SILENT) -> dict[str, Any]:
@@ -81,24 +80,24 @@ def counterfactuals(request: CounterfactualRequest, listener: Listener = SILENT)
         ManifestError: target or manifest are not those that were scored.
     """
     opened = _open(request, listener)
-    asked, refits = opened.asked(), opened.refits
-    refits.stop_after(request.minutes)
-    outcomes = refits.run([a for some in asked.values() for a in some])
+    refits, refitter = opened.refits(), opened.refitter
+    refitter.stop_after(request.minutes)
+    outcomes = refitter.run([a for some in refits.values() for a in some])
     left = iter(outcomes)
-    by_part = {name: [next(left) for _ in some] for name, some in asked.items()}
-    figures = {name: part.figures(asked[name], by_part[name]) for name, part in opened.parts.items()}
+    by_part = {name: [next(left) for _ in some] for name, some in refits.items()}
+    figures = {name: part.figures(refits[name], by_part[name]) for name, part in opened.parts.items()}
     if opened.brittleness is not None:
         figures["brittleness"] = opened.brittleness.measure()
     return {
         "schema_version": 1,
         "train_rows": opened.pool.rows,
-        "target_rows": len(refits.measured["target"]),
-        "test_rows": len(refits.measured["test"]),
+        "target_rows": len(refitter.measured["target"]),
+        "test_rows": len(refitter.measured["test"]),
         "objective": "mean target loss",
         "refit": _refit(opened, by_part["refit"][0], listener),
-        "trainings": len(refits.asked),
-        "trainings_done": len(refits.done),
-        "trainings_run_now": refits.trained,
+        "trainings": len(refitter.wanted),
+        "trainings_done": len(refitter.done),
+        "trainings_run_now": refitter.trained,
         "partial": None in outcomes or any(f["partial"] for f in figures.values()),
         **figures,
     }
@@ -108,12 +107,12 @@ def plan(request: CounterfactualRequest, listener: Listener = SILENT) -> dict[st
     """How many trainings each part needs, and how many of them are kept."""
     opened = _open(request, listener, remember=False)
     parts: dict[str, dict[str, int]] = {}
-    for name, asked in opened.asked().items():
-        trainings, kept = opened.refits.kept(asked)
+    for name, refits in opened.refits().items():
+        trainings, kept = opened.refitter.kept(refits)
         parts[name] = {"trainings": trainings, "kept": kept}
     if opened.brittleness is not None:
         parts["brittleness"] = {"trainings_at_most": opened.brittleness.at_most()}
-    return {"schema_version": 1, "recipe": opened.refits.trainer.recipe.describe(), "trainings": parts}
+    return {"schema_version": 1, "recipe": opened.refitter.trainer.recipe.describe(), "trainings": parts}
 
 
 def _open(request: CounterfactualRequest, listener: Listener, remember: bool = True) -> _Opened:
@@ -142,8 +141,8 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
             f"the checkpoint was trained on {trainer.trained_rows:,} rows, here are {int(used.sum()):,}: "
             "what is measured is training on these"
         )
-    refits = Refits(trainer, scores.train, used, target, test, store.trainings(), listener)
-    if refits.deterministic and request.seeds > 1:
+    refitter = Refitter(trainer, scores.train, used, target, test, store.trainings(), listener)
+    if refitter.deterministic and request.seeds > 1:
         listener.note("lbfgs is deterministic: one training stands for all --seeds")
     columns = columns_of(scores, used)
     if not columns.all:
@@ -154,14 +153,14 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
             fix="give a table that `score` wrote",
         )
     random = random_column(scores, request.seed)
-    pool = Pool(scores.train, used, columns, random, request.seed, request.seeds, refits.deterministic)
+    pool = Pool(scores.train, used, columns, random, request.seed, request.seeds, refitter.deterministic)
     parts, brittleness = _parts(request, pool), None
     if request.brittleness is not None:
         runtime = Runtime(request.store, request.training.device, code=request.training.model)
         source = request.scores.scores if isinstance(request.scores.scores, str) else "the score table"
         job = open_scored_job(scores, request.target, request.checkpoint, runtime, remember, source)
-        brittleness = Brittleness(pool, refits, job, request.brittleness)
-    return _Opened(scores, pool, refits, parts, brittleness)
+        brittleness = Brittleness(pool, refitter, job, request.brittleness)
+    return _Opened(scores, pool, refitter, parts, brittleness)
 
 
 def _parts(request: CounterfactualRequest, pool: Pool) -> dict[str, Subsets | Removal | LeaveOneOut]:
@@ -220,8 +219,8 @@ def _refit(opened: _Opened, outcome: Outcome | None, listener: Listener) -> dict
             "was it trained otherwise, or does the loss depend this much on the seed?"
         )
     return {
-        "recipe": opened.refits.trainer.recipe.describe(),
-        "model": opened.refits.trainer.spec.name,
+        "recipe": opened.refitter.trainer.recipe.describe(),
+        "model": opened.refitter.trainer.spec.name,
         "deterministic": opened.pool.deterministic,
         "phi": now,
         "phi_of_checkpoint": then,

@@ -20,7 +20,7 @@ RANDOM = "random"
 
 
 @dataclass(eq=False)
-class Columns:
+class ScoreColumns:
     """Scores [n] by name, positive or high where the row helps; ``left_out`` says why a column is in neither."""
 
     signed: dict[str, Floats] = field(default_factory=dict)  # add up: a sum predicts a change of Phi
@@ -33,9 +33,9 @@ class Columns:
         return {**self.signed, **self.ranking}
 
 
-def columns_of(scores: ScoreTable, used: NDArray[np.bool_]) -> Columns:
+def columns_of(scores: ScoreTable, used: NDArray[np.bool_]) -> ScoreColumns:
     """The score columns of a table, with loss and margin where there; members' columns are no scores of their own."""
-    table, found = scores.table, Columns()
+    table, found = scores.table, ScoreColumns()
     kinds: dict[str, str] = scores.provenance.get("kinds", {})
     others = [o for o in scores.provenance.get("spec", {}).get("objectives", []) if o != MEASURED]
     for name in table.column_names:
