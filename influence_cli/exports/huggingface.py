@@ -154,7 +154,7 @@ def _features(job: ExportJob) -> dict[str, Any]:
     for name in _others(job):
         kind = _plain(manifest.table.schema.field(name).type)
         features[name] = {
-            "dtype": {"double": "float64", "float": "float32"}.get(str(kind), str(kind)),
+            "dtype": _DTYPES.get(str(kind), str(kind)),
             "_type": "Value",
         }
     return {**features, "weight": _WEIGHT} if _weighted(job) else features

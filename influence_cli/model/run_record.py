@@ -57,7 +57,8 @@ class PlantedLabels:
     def as_json(self) -> dict[str, Any]:
         """The canaries as ``run.json`` keeps them."""
         value = asdict(self)
-        return {**value, "from": value.pop("source")}
+        value["from"] = value.pop("source")
+        return value
 
     def of(self, rows: Rows) -> NDArray[np.int64]:
         """The label planted for each row [n], -1 for none.

@@ -43,7 +43,7 @@ def rows_to_test(request: RetrainRequest, manifest: Manifest, spec: ModelSpec, l
     else:
         other = numbered_as(open_table(request, request.test), spec.classes, manifest.source, listener)
         where = other.source
-        rows = other.rows("test") if (other.splits == "test").any() else other.all_rows()
+        rows = test_part(other)
     if len(rows) == 0:
         raise ManifestError("no test rows", where=where, fix="set split to test for some rows, or pass --test PATH")
     columns = rows.manifest.table.column_names
@@ -51,6 +51,11 @@ def rows_to_test(request: RetrainRequest, manifest: Manifest, spec: ModelSpec, l
         fix = f"columns there are: {', '.join(columns)}"
         raise ManifestError(f"no column {request.inputs.group!r} with groups", where=rows.manifest.source, fix=fix)
     return rows
+
+
+def test_part(other: Manifest) -> Rows:
+    """The rows of a manifest that was given to be tested on: its split test, or all where it has none."""
+    return other.rows("test") if (other.splits == "test").any() else other.all_rows()
 
 
 def model_to_train(request: RetrainRequest, manifest: Manifest) -> ModelSpec:

@@ -22,7 +22,7 @@ from influence_cli.model.spec import is_own
 from influence_cli.settings import Runtime
 from influence_cli.stages.budgets import parse_budget
 from influence_cli.stages.curate.parity import closed
-from influence_cli.stages.curate.score_table import CurateRequest, read_scores
+from influence_cli.stages.curate.score_table import CurateRequest, groups_of, read_scores
 from influence_cli.stages.retrain.arms import Arm, base_arm, described
 from influence_cli.stages.retrain.controls import control_arms
 from influence_cli.stages.retrain.request import EditsRequest
@@ -109,8 +109,6 @@ def _scored(
 
 def read_scores_of_all(base: Rows, part: Rows, scores: NDArray[np.float64]) -> dict[str, Any]:
     """What a ``Scored`` of all rows holds, where only a part of them has scores."""
-    from influence_cli.stages.curate.score_table import groups_of
-
     place = {k: i for i, k in enumerate(base.index.tolist())}
     full = np.full(len(base), np.nan)
     full[[place[k] for k in part.index.tolist()]] = scores

@@ -30,6 +30,7 @@ from influence_cli.stages.evaluate.counterfactuals.score_columns import columns_
 from influence_cli.stages.evaluate.counterfactuals.subsets import Subsets
 from influence_cli.stages.evaluate.counterfactuals.target_scores import open_scored_job
 from influence_cli.stages.evaluate.counterfactuals.trainer import Training, open_trainer
+from influence_cli.stages.retrain.opening import test_part
 from influence_cli.stages.run.target import target_rows
 from influence_cli.stages.run.usable_rows import check_classes, check_labels, usable_now
 from influence_cli.store import Store, open_store
@@ -125,13 +126,7 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
     if request.checkpoint is None and checkpoint is not None:
         _check_same(origin["checkpoint"].get("fingerprint"), find_checkpoint(checkpoint)[0].digest, checkpoint)
     target = _target(request, scores, trainer.spec, store, listener)
-    skip_bad = request.scores.skip_bad or bool(origin.get("skip_bad"))
-    test = scores.manifest.rows("test")
-    if request.test is not None:
-        other = open_manifest(request.test, scores.label, skip_bad)
-        other = numbered_as(other, trainer.spec.classes, scores.manifest.source, listener)
-        test = other.rows("test") if (other.splits == "test").any() else other.all_rows()
-    test = usable_now(test, trainer.spec, Inputs(scores.manifest, label=scores.label, skip_bad=skip_bad))
+    test = _test_rows(request, scores, trainer.spec, listener)
     for rows in (scores.train, target, test):
         check_labels(rows, trainer.spec.num_classes, scores.label)
     kept = np.array([i not in trainer.calibration_ids for i in scores.train.ids])
@@ -205,6 +200,16 @@ def _target(
             fix="run `influence score` again, or pass --target to say that you mean it",
         )
     return target
+
+
+def _test_rows(request: CounterfactualRequest, scores: ScoreTable, model: ModelSpec, listener: Listener) -> Rows:
+    """The usable test rows: those that are asked for, or the manifest's."""
+    skip_bad = request.scores.skip_bad or bool(scores.provenance.get("skip_bad"))
+    test = scores.manifest.rows("test")
+    if request.test is not None:
+        other = open_manifest(request.test, scores.label, skip_bad)
+        test = test_part(numbered_as(other, model.classes, scores.manifest.source, listener))
+    return usable_now(test, model, Inputs(scores.manifest, label=scores.label, skip_bad=skip_bad))
 
 
 def _refit(opened: _Opened, outcome: Outcome | None, listener: Listener) -> dict[str, Any]:
