@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from influence_cli.data.formulas import MARK, quoted, runs, said, unquoted
-from influence_cli.data.sources import open_source
 from influence_cli.data.sources.origin import Origin
 from influence_cli.data.sources.protocol import IMAGE_NAMES, LABEL_NAMES, pick
-from influence_cli.errors import ManifestError, UsageError
-from influence_cli.exports.matched import Matched, match, spellings
+from influence_cli.errors import UsageError
+from influence_cli.exports.matched import Matched, match_lines, spellings
 from influence_cli.exports.plain import plain_rows
-from influence_cli.exports.protocol import ExportJob, Prepared, rebase, same_images
+from influence_cli.exports.protocol import ExportJob, Prepared, rebase
 
 _BOM = b"\xef\xbb\xbf"
 _SUSPECT = {b"=", b"+", b"-", b"@", b"\t", b"\r", b"\n", b"'", b'"', b"\xef"}  # how a formula's raw field may begin
@@ -51,14 +50,7 @@ def prepare(job: ExportJob) -> Prepared:
             fix=f"name it {source.suffix}",
         )
     mark, header, records = _as_meant(*read_records(source), _delimiter(source))
-    matched = match(job, open_source(str(source), origin.columns), str(source))
-    if len(records) != len(matched.keep):
-        raise ManifestError(
-            f"{len(matched.keep)} rows were read and {len(records)} lines are there",
-            where=str(source),
-            fix="write it with one row a line, or export as another form",
-        )
-    same_images(job, source.parent)
+    matched = match_lines(job, origin, source, len(records), "line")
     notes = list(matched.notes)
     data = mark + _edited(job, origin, source, header, records, matched, notes)
     return Prepared(lambda place: place.write_bytes(data), int(matched.keep.sum()), notes)

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from influence_cli.data.sources import open_source
 from influence_cli.data.sources.origin import Origin
 from influence_cli.data.sources.protocol import IMAGE_NAMES, LABEL_NAMES, pick
 from influence_cli.errors import ManifestError
-from influence_cli.exports.matched import Matched, match, spellings
+from influence_cli.exports.matched import Matched, match_lines, spellings
 from influence_cli.exports.plain import plain_rows
-from influence_cli.exports.protocol import ExportJob, Prepared, rebase, same_images
+from influence_cli.exports.protocol import ExportJob, Prepared, rebase
 
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
 _DECODER = json.JSONDecoder(strict=False)  # control characters in texts stay as they are
@@ -53,14 +52,7 @@ def prepare(job: ExportJob) -> Prepared:
         return _lines(lines, [])
     source = origin.verified(job.folder)
     records = read_objects(source)
-    matched = match(job, open_source(str(source), origin.columns), str(source))
-    if len(records) != len(matched.keep):
-        raise ManifestError(
-            f"{len(matched.keep)} rows were read and {len(records)} objects are there",
-            where=str(source),
-            fix="write it with one object a line, or export as another form",
-        )
-    same_images(job, source.parent)
+    matched = match_lines(job, origin, source, len(records), "object")
     notes = list(matched.notes)
     return _lines(_edited(job, origin, source, records, matched, notes), notes)
 

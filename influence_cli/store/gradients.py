@@ -11,6 +11,7 @@ at when its values are first read.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.events import SILENT, Listener
 from influence_cli.store.files import DamagedFile, map_tensors
 from influence_cli.store.keys import Keys, digest_of_sorted
 from influence_cli.store.layout import set_aside
-from influence_cli.store.shards import AGAIN, Arrays, Claim, ShardFolder, positions, remove_others, stacked, unique
+from influence_cli.store.shards import AGAIN, Arrays, ShardFolder, positions, remove_others, stacked, unique
 
 SHARD_BYTES = 64 << 20  # most bytes of ``value`` in a shard, but for a single row
 READ = ("value", "loss", "norms")
@@ -50,13 +50,12 @@ class _Index:
 class GradientFolder(ShardFolder):
     """The row gradients stored under one fingerprint; of a shard only the keys are read at first."""
 
-    def __init__(
-        self, path: Path, spec: dict[str, Any], listener: Listener = SILENT, claim: Claim = lambda: None
-    ) -> None:
-        super().__init__(path, spec, listener, claim)
-        self._indexed: _Index | None = None
-        self._layout: dict[str, Any] | None = None
-        self._verified: set[Path] = set()
+    _indexed: _Index | None = None
+    _layout: dict[str, Any] | None = None
+
+    @functools.cached_property
+    def _verified(self) -> set[Path]:
+        return set()
 
     def _index(self) -> _Index:
         if self._indexed is None:

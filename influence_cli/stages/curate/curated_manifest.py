@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def write_curated(curated: Curated, output: str) -> int:
     if not curated.scores.manifest.files:
         raise UsageError("the rows of a Dataset cannot be written as a manifest", fix="take the edits, by row number")
     if output == "-":
-        return _stream(curated, pa.PythonFile(sys.stdout.buffer, mode="w"), Path.cwd())
+        return write_sealed(_edited_batches(curated, Path.cwd()), pa.PythonFile(sys.stdout.buffer, mode="w"))
     path = Path(output)
     if path.suffix != ".parquet":
         raise UsageError(
@@ -38,14 +38,15 @@ def write_curated(curated: Curated, output: str) -> int:
         )
     check_outputs([Output("-o", output, CURATED)], [*curated.scores.manifest.files, curated.request.scores])
     with writing(path, CURATED) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-        return _stream(curated, sink, path.parent)
+        return write_sealed(_edited_batches(curated, path.parent), sink)
 
 
-def _stream(curated: Curated, sink: Any, folder: Path) -> int:
+def write_sealed(tables: Iterable[tuple[pa.Table, int]], sink: Any) -> int:
+    """Write tables one after another as one Parquet file with a seal; returns the sum of their counts."""
     writer: SealedWriter | None = None
     written = 0
     try:
-        for table, count in _edited_batches(curated, folder):
+        for table, count in tables:
             writer = writer or SealedWriter(sink, table.schema)
             writer.write_table(table)
             written += count

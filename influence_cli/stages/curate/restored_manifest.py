@@ -14,9 +14,8 @@ from influence_cli.data.outputs import Output, check_outputs, writing
 from influence_cli.data.sources.origin import moved_origin
 from influence_cli.data.tables import PROVENANCE_KEY, read_batches, read_schema
 from influence_cli.errors import UsageError
-from influence_cli.stages.curate.curated_manifest import set_column, set_weights
+from influence_cli.stages.curate.curated_manifest import set_column, set_weights, write_sealed
 from influence_cli.stages.curate.undo import Undoing
-from influence_cli.store.parquet import SealedWriter
 
 BATCH = 8192
 
@@ -28,16 +27,8 @@ def write_restored(undoing: Undoing, output: str) -> int:
         raise UsageError(f"cannot write {output!r}: a manifest is Parquet", fix="use .parquet")
     original = [] if undoing.original is None else undoing.original.files
     check_outputs([Output("-o", output, RESTORED)], [*undoing.curated.files, *original])
-    written = 0
     with writing(path, RESTORED) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-        writer: SealedWriter | None = None
-        for table in _batches(undoing, path.parent):
-            writer = writer or SealedWriter(sink, table.schema)
-            writer.write_table(table)
-            written += table.num_rows
-        if writer is not None:
-            writer.close()
-    return written
+        return write_sealed(((table, table.num_rows) for table in _batches(undoing, path.parent)), sink)
 
 
 def _batches(undoing: Undoing, folder: Path) -> Iterator[pa.Table]:

@@ -80,31 +80,29 @@ def open_trainer(checkpoint: str | None, manifest: Manifest, training: Training,
     from influence_cli.model.train.convex import check_convex
     from influence_cli.model.train.sgd import Recipe
 
-    run = None if checkpoint is None else RunFolder(checkpoint).read()
+    run = (None if checkpoint is None else RunFolder(checkpoint).read()) or RunRecord({}, {})
     known = {f.name for f in fields(Recipe)}
-    then = {} if run is None else {k: v for k, v in run.recipe.items() if k in known}
+    then = {k: v for k, v in run.recipe.items() if k in known}
     if training.said.get("optimizer", then.get("optimizer")) != then.get("optimizer"):
         then.pop("lr", None)  # a learning rate belongs to its optimizer
     values = {**training.otherwise, **then, **training.said}
     recipe = Recipe(**{k: v for k, v in values.items() if k in known})
     spec = _spec(run, checkpoint, manifest, training, store)
     check_convex(recipe, spec.name)
-    init = training.init or (None if run is None else run.init)
+    init = training.init or run.init
     return Trainer(
         spec,
         recipe,
         None if init is None else find_checkpoint(init)[0],
-        training.pretrained or (run is not None and bool(run.pretrained)),
+        training.pretrained or bool(run.pretrained),
         device_of(training.device),
-        frozenset(() if run is None else run.calibration_ids),
-        None if run is None else run.trained_rows,
+        frozenset(run.calibration_ids),
+        run.trained_rows,
     )
 
 
-def _spec(
-    run: RunRecord | None, checkpoint: str | None, manifest: Manifest, training: Training, store: Store
-) -> ModelSpec:
-    carried = None if run is None else run.model
+def _spec(run: RunRecord, checkpoint: str | None, manifest: Manifest, training: Training, store: Store) -> ModelSpec:
+    carried = run.model or None
     if carried is None and checkpoint is not None:
         carried = find_checkpoint(checkpoint)[1]
     said = training.said.get("model")
