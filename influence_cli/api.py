@@ -275,7 +275,7 @@ def retrain(manifest: Any, output: str, **options: Any) -> dict[str, Any]:
     import dataclasses
 
     from influence_cli.model.train.recipe import Recipe
-    from influence_cli.stages.retrain.retrain import RetrainRequest
+    from influence_cli.stages.retrain.request import RetrainRequest
     from influence_cli.stages.retrain.retrain import retrain as stage
 
     listener = options.pop("listener", SILENT)

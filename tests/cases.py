@@ -27,7 +27,8 @@ from influence_cli.data.tables import _spooled
 from influence_cli.events import Listener, Progress
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import GradSpec, Inputs, Runtime
-from influence_cli.stages.retrain.retrain import RetrainRequest, retrain
+from influence_cli.stages.retrain.request import RetrainRequest
+from influence_cli.stages.retrain.retrain import retrain
 from tests.opened import Opened, opened
 
 QUICK = Recipe(epochs=12, lr=0.1, batch_size=32, warmup=0.0)

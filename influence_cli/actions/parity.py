@@ -46,7 +46,7 @@ class Closing:
         """Count a row's edit."""
         self.closed += float(self.fall[row])
 
-    def said(self, rows: int, budget: int) -> list[str]:
+    def notes(self, rows: int, budget: int) -> list[str]:
         """What to say where the edit stopped."""
         if not self.done:
             return []

@@ -12,6 +12,8 @@ from influence_cli.errors import UsageError
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+PROPOSAL = "influence_proposal"  # column of a relabelled manifest: the label each row would be given
+
 
 @dataclass(frozen=True)
 class Parity:

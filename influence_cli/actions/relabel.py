@@ -55,7 +55,7 @@ class Relabel:
             gap.take(i)
             labels[i] = proposal[i]
             reason[i] = why[i]
-        notes += [*_drift(scored.labels, labels), *gap.said(done, budget)]
+        notes += [*_drift(scored.labels, labels), *gap.notes(done, budget)]
         if blocked:
             notes.append(f"the class guard passed over {blocked} lower rows")
         if done < budget and not gap.done:

@@ -64,7 +64,7 @@ class Trim:
             gap.take(i)
         said = {name: rows for name, rows in blocked.items() if rows and not (self.per_class and name == "class")}
         notes += [f"the {name} guard passed over {rows} lower rows" for name, rows in said.items()]
-        notes += gap.said(len(taken), budget)
+        notes += gap.notes(len(taken), budget)
         if len(taken) < budget and not gap.done:
             notes.append(f"{len(taken)} of a budget of {budget} rows could be taken out")
         return self.take(scored, taken, notes)

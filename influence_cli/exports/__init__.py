@@ -12,7 +12,7 @@ from pathlib import Path
 
 from influence_cli.data.sources.origin import Origin
 from influence_cli.errors import UsageError, nearest
-from influence_cli.exports.protocol import Prepared, Task
+from influence_cli.exports.protocol import ExportJob, Prepared
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ def choose_form(asked: str | None, origin: Origin | None, place: str) -> str:
     raise UsageError(f"cannot tell the form of --export {place}: {what}", fix=every)
 
 
-def prepare(form: str, task: Task) -> Prepared:
+def prepare(form: str, job: ExportJob) -> Prepared:
     """Check that the form can be written, without writing anything.
 
     Raises:
         InfluenceError: it cannot.
     """
     module, function = FORMS[form].target.split(":")
-    return getattr(importlib.import_module(module), function)(task)
+    return getattr(importlib.import_module(module), function)(job)

@@ -14,13 +14,12 @@ import numpy as np
 from influence_cli.data.formulas import MARK, quoted, runs, said, unquoted
 from influence_cli.data.kinds import KINDS
 from influence_cli.data.kinds.protocol import Kind
-from influence_cli.data.sources import open_source
 from influence_cli.data.sources.origin import Origin
 from influence_cli.data.sources.protocol import IMAGE_NAMES, LABEL_NAMES, pick
-from influence_cli.errors import ManifestError, UsageError
-from influence_cli.exports.matched import Matched, match, spellings
+from influence_cli.errors import UsageError
+from influence_cli.exports.matched import Matched, match_lines, spellings
 from influence_cli.exports.plain import plain_rows
-from influence_cli.exports.protocol import Prepared, Task, rebase, same_images
+from influence_cli.exports.protocol import ExportJob, Prepared, rebase
 
 _BOM = b"\xef\xbb\xbf"
 _SUSPECT = {b"=", b"+", b"-", b"@", b"\t", b"\r", b"\n", b"'", b'"', b"\xef"}  # how a formula's raw field may begin
@@ -38,31 +37,24 @@ class Record:
         return _unquoted(self.fields[position])
 
 
-def prepare(task: Task) -> Prepared:
+def prepare(job: ExportJob) -> Prepared:
     """Check a CSV export: from the source where the manifest was made from one, otherwise from the manifest."""
-    origin = task.made_from("csv")
+    origin = job.made_from("csv")
     if origin is None:
-        rows = list(plain_rows(task, "csv"))
+        rows = list(plain_rows(job, "csv"))
         lines, count = _without_formulas(_table(rows))
-        data = _new_table(lines, _delimiter(task.place))
+        data = _new_table(lines, _delimiter(job.place))
         return Prepared(lambda place: place.write_bytes(data), len(rows), [said(count)] if count else [])
-    source = origin.verified(task.folder)
-    if _delimiter(source) != _delimiter(task.place):
+    source = origin.verified(job.folder)
+    if _delimiter(source) != _delimiter(job.place):
         raise UsageError(
-            f"the source is {source.suffix} and the export would be {task.place.suffix}",
+            f"the source is {source.suffix} and the export would be {job.place.suffix}",
             fix=f"name it {source.suffix}",
         )
     mark, header, records = _as_meant(*read_records(source), _delimiter(source))
-    matched = match(task, open_source(str(source), origin.columns), str(source))
-    if len(records) != len(matched.keep):
-        raise ManifestError(
-            f"{len(matched.keep)} rows were read and {len(records)} lines are there",
-            where=str(source),
-            fix="write it with one row a line, or export as another form",
-        )
-    same_images(task, source.parent)
+    matched = match_lines(job, origin, source, len(records), "line")
     notes = list(matched.notes)
-    data = mark + _edited(task, origin, source, header, records, matched, notes)
+    data = mark + _edited(job, origin, source, header, records, matched, notes)
     return Prepared(lambda place: place.write_bytes(data), int(matched.keep.sum()), notes)
 
 
@@ -102,7 +94,13 @@ def read_records(path: Path) -> tuple[bytes, Record, list[Record]]:
 
 
 def _edited(
-    task: Task, origin: Origin, source: Path, header: Record, records: list[Record], matched: Matched, notes: list[str]
+    job: ExportJob,
+    origin: Origin,
+    source: Path,
+    header: Record,
+    records: list[Record],
+    matched: Matched,
+    notes: list[str],
 ) -> bytes:
     """The bytes of the file after the edits."""
     names = [_unquoted(f) for f in header.fields]
@@ -112,7 +110,7 @@ def _edited(
     image = None if origin.columns.features else pick(names, origin.columns.image, IMAGE_NAMES, "image", str(source))
     image_at = None if image is None else names.index(image)
     written = spellings(matched.label_was, [r.fields[at] for r in records], str(source))
-    moved = source.parent.resolve() != task.place.parent.resolve()
+    moved = source.parent.resolve() != job.place.parent.resolve()
     weighted = matched.reweighted.any()
     delimiter = _delimiter(source)
     if weighted and weight_at is None:
@@ -124,19 +122,19 @@ def _edited(
         fields = list(record.fields)
         if matched.relabelled[k]:
             new = int(matched.label[k])
-            fields[at] = written[new] if new in written else _quoted(task.edited.class_name(new), delimiter)
+            fields[at] = written[new] if new in written else _quoted(job.edited.class_name(new), delimiter)
         if weighted and weight_at is None:
             fields.append(repr(float(matched.weight[k])).encode())
         elif weight_at is not None and matched.reweighted[k]:
             fields[weight_at] = repr(float(matched.weight[k])).encode()
         if moved and image_at is not None:
             path = record.text(image_at)
-            there = rebase(path, source.parent, task.place.parent)
+            there = rebase(path, source.parent, job.place.parent)
             if there != path:
                 fields[image_at] = _quoted(there, delimiter)
         records[k] = Record(fields, record.end)
     if moved and image_at is not None:
-        notes.append(f"relative paths in column {image} count from {task.place.parent} now")
+        notes.append(f"relative paths in column {image} count from {job.place.parent} now")
     fields, formulas = _guarded([r.fields for r in (header, *(records[k] for k in kept))], delimiter)
     notes += [said(formulas)] if formulas else []
     lines = [delimiter.join(line) for line in fields]

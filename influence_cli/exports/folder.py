@@ -19,39 +19,39 @@ from influence_cli.data.kinds.protocol import Payload
 from influence_cli.data.payloads import read_payload
 from influence_cli.data.sources.image_folder import EXTENSIONS
 from influence_cli.errors import ManifestError, UsageError, nearest
-from influence_cli.exports.protocol import LINKS, Prepared, Task, stored
+from influence_cli.exports.protocol import LINKS, ExportJob, Prepared, stored
 
 _SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif"}
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)
 _LONGEST = 255  # bytes of one name, on the usual file systems
 
 
-def prepare(task: Task) -> Prepared:
+def prepare(job: ExportJob) -> Prepared:
     """Check an export as an image folder: every row gets a place, and no two the same.
 
     Raises:
         InfluenceError: features, weights, class names that are no folder names, or an unknown kind of link.
     """
-    edited, manifest = task.edited, task.edited.manifest
+    edited, manifest = job.edited, job.edited.manifest
     if not manifest.payload_kind.pixels:
         fix = "use --export-as csv, jsonl or npz"
         raise UsageError(f"{manifest.payload_kind.column} are no images", where=manifest.source, fix=fix)
     if edited.action == "reweight":
         raise UsageError("an image folder has no place for weights", fix="use --export-as csv, jsonl or huggingface")
-    if task.link not in LINKS:
-        raise UsageError(f"--link {task.link!r} is unknown", fix=nearest(task.link, list(LINKS)))
-    names = _class_folders(task)
-    places, renamed = _places(task, names)
+    if job.link not in LINKS:
+        raise UsageError(f"--link {job.link!r} is unknown", fix=nearest(job.link, list(LINKS)))
+    names = _class_folders(job)
+    places, renamed = _places(job, names)
     notes = [f"{renamed:,} files have the name of another of their class: a number was added"] if renamed else []
     empty = sorted(set(names.values()) - {names[int(c)] for c in edited.labels[edited.keep]})
     if empty:
         notes.append(f"no row is left of: {', '.join(empty)}")
-    return Prepared(lambda place: _write(task, places, place), len(places), notes)
+    return Prepared(lambda place: _write(job, places, place), len(places), notes)
 
 
-def _class_folders(task: Task) -> dict[int, str]:
+def _class_folders(job: ExportJob) -> dict[int, str]:
     """The folder of every class that is named or used; numbers are padded, so that their order is the classes'."""
-    edited = task.edited
+    edited = job.edited
     used = max(int(edited.labels.max()) + 1, len(edited.manifest.classes or ()))
     wide = len(str(used - 1))
     named = len(edited.manifest.classes or ())
@@ -64,7 +64,7 @@ def _class_folders(task: Task) -> dict[int, str]:
         if why:
             raise ManifestError(
                 f"class {c} is named {name!r}, which cannot be a folder: {why}",
-                where=task.edited.manifest.source,
+                where=job.edited.manifest.source,
                 fix="rename it in the schema metadata key 'classes', or pick another form with --export-as",
             )
     return folders
@@ -83,14 +83,14 @@ def _unusable(name: str) -> str:
     return "it is too long" if len(name.encode()) > _LONGEST else ""
 
 
-def _places(task: Task, classes: dict[int, str]) -> tuple[dict[int, str], int]:
+def _places(job: ExportJob, classes: dict[int, str]) -> tuple[dict[int, str], int]:
     """Where every row that is left stands, and how many got a number; those that stay where they are come first."""
-    manifest, labels = task.edited.manifest, task.edited.labels
-    origin = task.made_from("folder")
+    manifest, labels = job.edited.manifest, job.edited.labels
+    origin = job.made_from("folder")
     taken = _Taken()
     moved: list[tuple[int, str, str]] = []
     out: dict[int, str] = {}
-    for row, value, name in stored(task):
+    for row, value, name in stored(job):
         known = None if origin is None else _source_place(manifest.ids[row], origin.splits, set(classes.values()))
         class_name = classes[int(labels[row])]
         if known is not None and known[1] == class_name:
@@ -180,20 +180,20 @@ def _sniffed(value: Payload | Path | None, where: str) -> str:
     return _SUFFIXES.get(kind, f".{kind.lower()}")
 
 
-def _write(task: Task, places: dict[int, str], root: Path) -> None:
-    final = Path(os.path.realpath(task.place.parent)) / task.place.name
+def _write(job: ExportJob, places: dict[int, str], root: Path) -> None:
+    final = Path(os.path.realpath(job.place.parent)) / job.place.name
     root.mkdir(parents=True)
-    for row, file, link_to in _payloads(task, places, root):
+    for row, file, link_to in _payloads(job, places, root):
         if isinstance(link_to, bytes):
             with open(file, "xb") as handle:
                 handle.write(link_to)
         else:
-            _link(task.link, link_to, file, final / places[row])
+            _link(job.link, link_to, file, final / places[row])
 
 
-def _payloads(task: Task, places: dict[int, str], root: Path) -> Iterator[tuple[int, Path, Path | bytes]]:
+def _payloads(job: ExportJob, places: dict[int, str], root: Path) -> Iterator[tuple[int, Path, Path | bytes]]:
     made: set[Path] = set()
-    for row, value, _ in stored(task):
+    for row, value, _ in stored(job):
         file = root / places[row]
         if file.parent not in made:
             file.parent.mkdir(parents=True, exist_ok=True)

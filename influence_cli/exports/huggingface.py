@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from influence_cli.actions.protocol import PROPOSAL
 from influence_cli.data.payloads import read_payload
 from influence_cli.data.row_checks import SPLITS
 from influence_cli.data.sources import open_source
@@ -23,7 +24,7 @@ from influence_cli.data.sources.huggingface import data_files, read_description,
 from influence_cli.data.sources.origin import Origin
 from influence_cli.data.sources.protocol import LABEL_NAMES, pick
 from influence_cli.exports.matched import Matched, match
-from influence_cli.exports.protocol import PROPOSAL, Prepared, Task, stored
+from influence_cli.exports.protocol import ExportJob, Prepared, stored
 from influence_cli.store.files import file_digest, write_bytes
 
 _FILE = "data-00000-of-00001.arrow"
@@ -36,18 +37,18 @@ _DTYPES = {"double": "float64", "float": "float32"}  # where Arrow's name is ano
 _WEIGHT = {"dtype": "float64", "_type": "Value"}
 
 
-def prepare(task: Task) -> Prepared:
+def prepare(job: ExportJob) -> Prepared:
     """Check an export as a saved dataset: from the source where there is one, otherwise from the manifest."""
-    origin = task.made_from("huggingface")
+    origin = job.made_from("huggingface")
     if origin is None:
-        return Prepared(lambda place: _write_new(task, place), int(task.edited.keep.sum()))
-    source = origin.verified(task.folder)
-    matched = match(task, open_source(str(source), origin.columns), str(source))
+        return Prepared(lambda place: _write_new(job, place), int(job.edited.keep.sum()))
+    source = origin.verified(job.folder)
+    matched = match(job, open_source(str(source), origin.columns), str(source))
     rows = int(matched.keep.sum())
-    return Prepared(lambda place: _write_again(task, origin, source, matched, place), rows, matched.notes)
+    return Prepared(lambda place: _write_again(job, origin, source, matched, place), rows, matched.notes)
 
 
-def _write_again(task: Task, origin: Origin, source: Path, matched: Matched, place: Path) -> None:
+def _write_again(job: ExportJob, origin: Origin, source: Path, matched: Matched, place: Path) -> None:
     """The source's columns, features and splits, less the rows that went."""
     parts, first = split_folders(source), 0
     weighted = bool(matched.reweighted.any())
@@ -63,7 +64,7 @@ def _write_again(task: Task, origin: Origin, source: Path, matched: Matched, pla
                     here = slice(first, first + table.num_rows)
                     first += table.num_rows
                     label = pick(table.column_names, origin.columns.label, LABEL_NAMES, "label", str(folder))
-                    yield _edited(task, table, str(label), matched, here, weighted)
+                    yield _edited(job, table, str(label), matched, here, weighted)
 
         first += sum(t.num_rows for file in data_files(folder) for t in read_stream(file))
         _save(place / folder.relative_to(source), tables(), info, state)
@@ -71,12 +72,12 @@ def _write_again(task: Task, origin: Origin, source: Path, matched: Matched, pla
         _write_json(place / "dataset_dict.json", {"splits": [folder.name for folder in parts.values()]})
 
 
-def _edited(task: Task, table: pa.Table, label: str, matched: Matched, here: slice, weighted: bool) -> pa.Table:
+def _edited(job: ExportJob, table: pa.Table, label: str, matched: Matched, here: slice, weighted: bool) -> pa.Table:
     position, kind = table.column_names.index(label), table.schema.field(label).type
     labels = table.column(label).to_pylist()
     for k in np.flatnonzero(matched.relabelled[here]).tolist():
         new = int(matched.label[here][k])
-        labels[k] = task.edited.class_name(new) if isinstance(labels[k], str) else new
+        labels[k] = job.edited.class_name(new) if isinstance(labels[k], str) else new
     table = table.set_column(position, table.schema.field(label), pa.array(labels, kind))
     if weighted:
         weights = pa.array(matched.weight[here])
@@ -110,22 +111,22 @@ def _write_json(path: Path, value: Any) -> None:
     write_bytes(path, json.dumps(value, indent=2, ensure_ascii=False).encode())
 
 
-def _write_new(task: Task, place: Path) -> None:
+def _write_new(job: ExportJob, place: Path) -> None:
     """A dataset with the manifest's columns; images are embedded, so that it can be moved."""
-    manifest = task.edited.manifest
+    manifest = job.edited.manifest
     has_splits = "split" in manifest.table.column_names
-    present = [s for s in SPLITS if (task.edited.keep & (manifest.splits == s)).any()]
+    present = [s for s in SPLITS if (job.edited.keep & (manifest.splits == s)).any()]
     for split in present:
         folder = place / _SPLIT_NAMES[split] if has_splits else place
-        info = {"citation": "", "description": "", "features": _features(task), "homepage": "", "license": ""}
-        _save(folder, _new_tables(task, split), info, {**_STATE, "_split": _SPLIT_NAMES[split] if has_splits else None})
+        info = {"citation": "", "description": "", "features": _features(job), "homepage": "", "license": ""}
+        _save(folder, _new_tables(job, split), info, {**_STATE, "_split": _SPLIT_NAMES[split] if has_splits else None})
     if has_splits:
         _write_json(place / "dataset_dict.json", {"splits": [_SPLIT_NAMES[s] for s in present]})
 
 
-def _others(task: Task) -> list[str]:
+def _others(job: ExportJob) -> list[str]:
     """The manifest's other columns that hold one plain value a row."""
-    left_out, schema = ("id", "split", "weight", task.label, PROPOSAL), task.edited.manifest.table.schema
+    left_out, schema = ("id", "split", "weight", job.label, PROPOSAL), job.edited.manifest.table.schema
     return [f.name for f in schema if f.name not in left_out and not pa.types.is_nested(_plain(f.type))]
 
 
@@ -133,31 +134,31 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def _weighted(task: Task) -> bool:
-    weights = task.edited.weights[task.edited.keep]
-    return "weight" in task.edited.manifest.table.column_names or bool((weights != 1).any())
+def _weighted(job: ExportJob) -> bool:
+    weights = job.edited.weights[job.edited.keep]
+    return "weight" in job.edited.manifest.table.column_names or bool((weights != 1).any())
 
 
-def _features(task: Task) -> dict[str, Any]:
+def _features(job: ExportJob) -> dict[str, Any]:
     """The types of the columns, as ``datasets`` names them."""
-    manifest = task.edited.manifest
+    manifest = job.edited.manifest
     features: dict[str, Any] = {"id": {"dtype": "string", "_type": "Value"}}
     features |= {name: described for name, (_, described) in manifest.payload_kind.embedded_types.items()}
     names = list(manifest.classes or ())
-    features[task.label] = {"names": names, "_type": "ClassLabel"} if names else {"dtype": "int64", "_type": "Value"}
-    for name in _others(task):
+    features[job.label] = {"names": names, "_type": "ClassLabel"} if names else {"dtype": "int64", "_type": "Value"}
+    for name in _others(job):
         kind = _plain(manifest.table.schema.field(name).type)
         features[name] = {
-            "dtype": {"double": "float64", "float": "float32"}.get(str(kind), str(kind)),
+            "dtype": _DTYPES.get(str(kind), str(kind)),
             "_type": "Value",
         }
-    return {**features, "weight": _WEIGHT} if _weighted(task) else features
+    return {**features, "weight": _WEIGHT} if _weighted(job) else features
 
 
-def _new_tables(task: Task, split: str) -> Iterator[pa.Table]:
+def _new_tables(job: ExportJob, split: str) -> Iterator[pa.Table]:
     """The rows of one split, some hundred at a time."""
-    manifest, rows, values = task.edited.manifest, list[int](), list[dict[str, Any]]()
-    for row, value, name in stored(task):
+    manifest, rows, values = job.edited.manifest, list[int](), list[dict[str, Any]]()
+    for row, value, name in stored(job):
         if manifest.splits[row] != split:
             continue
         where = f"{manifest.source}, row id={manifest.ids[row]}"
@@ -166,21 +167,21 @@ def _new_tables(task: Task, split: str) -> Iterator[pa.Table]:
         values.append(manifest.payload_kind.embedded(payload, base))
         rows.append(row)
         if len(rows) == 512:
-            yield _new_table(task, rows, values)
+            yield _new_table(job, rows, values)
             rows, values = [], []
     if rows:
-        yield _new_table(task, rows, values)
+        yield _new_table(job, rows, values)
 
 
-def _new_table(task: Task, rows: list[int], values: list[dict[str, Any]]) -> pa.Table:
-    edited, manifest = task.edited, task.edited.manifest
+def _new_table(job: ExportJob, rows: list[int], values: list[dict[str, Any]]) -> pa.Table:
+    edited, manifest = job.edited, job.edited.manifest
     columns = {"id": pa.array([manifest.ids[r] for r in rows], pa.string())}
     for name, (kind, _) in manifest.payload_kind.embedded_types.items():
         columns[name] = pa.array([value[name] for value in values], kind)
-    columns[task.label] = pa.array(edited.labels[rows])
-    for name in _others(task):
+    columns[job.label] = pa.array(edited.labels[rows])
+    for name in _others(job):
         column = manifest.table.column(name).take(pa.array(rows))
         columns[name] = column.cast(_plain(column.type))
-    if _weighted(task):
+    if _weighted(job):
         columns["weight"] = pa.array(edited.weights[rows])
     return pa.table(columns)

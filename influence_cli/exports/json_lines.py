@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from influence_cli.data.sources import open_source
 from influence_cli.data.sources.origin import Origin
 from influence_cli.data.sources.protocol import IMAGE_NAMES, LABEL_NAMES, pick
 from influence_cli.errors import ManifestError
-from influence_cli.exports.matched import Matched, match, spellings
+from influence_cli.exports.matched import Matched, match_lines, spellings
 from influence_cli.exports.plain import plain_rows
-from influence_cli.exports.protocol import Prepared, Task, rebase, same_images
+from influence_cli.exports.protocol import ExportJob, Prepared, rebase
 
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
 _DECODER = json.JSONDecoder(strict=False)  # control characters in texts stay as they are
@@ -45,24 +44,17 @@ class Record:
         return text
 
 
-def prepare(task: Task) -> Prepared:
+def prepare(job: ExportJob) -> Prepared:
     """Check a JSONL export: from the source where the manifest was made from one, otherwise from the manifest."""
-    origin = task.made_from("jsonl")
+    origin = job.made_from("jsonl")
     if origin is None:
-        lines = [json.dumps(row, ensure_ascii=False, default=str) for row in plain_rows(task, "jsonl")]
+        lines = [json.dumps(row, ensure_ascii=False, default=str) for row in plain_rows(job, "jsonl")]
         return _lines(lines, [])
-    source = origin.verified(task.folder)
+    source = origin.verified(job.folder)
     records = read_objects(source)
-    matched = match(task, open_source(str(source), origin.columns), str(source))
-    if len(records) != len(matched.keep):
-        raise ManifestError(
-            f"{len(matched.keep)} rows were read and {len(records)} objects are there",
-            where=str(source),
-            fix="write it with one object a line, or export as another form",
-        )
-    same_images(task, source.parent)
+    matched = match_lines(job, origin, source, len(records), "object")
     notes = list(matched.notes)
-    return _lines(_edited(task, origin, source, records, matched, notes), notes)
+    return _lines(_edited(job, origin, source, records, matched, notes), notes)
 
 
 def _lines(lines: list[str], notes: list[str]) -> Prepared:
@@ -110,7 +102,7 @@ def _object(text: str, start: int) -> tuple[int, dict[str, tuple[int, int]]]:
 
 
 def _edited(
-    task: Task, origin: Origin, source: Path, records: list[Record], matched: Matched, notes: list[str]
+    job: ExportJob, origin: Origin, source: Path, records: list[Record], matched: Matched, notes: list[str]
 ) -> list[str]:
     """The objects that are left, in order, as text."""
     names = list(dict.fromkeys(n for record in records for n in record.spans))
@@ -118,23 +110,23 @@ def _edited(
     assert label is not None
     image = None if origin.columns.features else pick(names, origin.columns.image, IMAGE_NAMES, "image", str(source))
     written = spellings(matched.label_was, [r.raw(label) for r in records], str(source))
-    moved = image is not None and source.parent.resolve() != task.place.parent.resolve()
+    moved = image is not None and source.parent.resolve() != job.place.parent.resolve()
     weighted = matched.reweighted.any()
     lines: list[str] = []
     for k in np.flatnonzero(matched.keep).tolist():
         record, values = records[k], {}
         if matched.relabelled[k]:
             new = int(matched.label[k])
-            values[label] = written.get(new) or json.dumps(task.edited.class_name(new), ensure_ascii=False)
+            values[label] = written.get(new) or json.dumps(job.edited.class_name(new), ensure_ascii=False)
         if matched.reweighted[k] or (weighted and "weight" not in names):
             values["weight"] = repr(float(matched.weight[k]))
         if moved and image is not None:
             path = _DECODER.decode(record.raw(image))
-            there = rebase(path, source.parent, task.place.parent) if isinstance(path, str) else path
+            there = rebase(path, source.parent, job.place.parent) if isinstance(path, str) else path
             if there != path:
                 values[image] = json.dumps(there, ensure_ascii=False)
         text = record.replaced(values)
         lines.append(text if "\n" not in text else json.dumps(_DECODER.decode(text), ensure_ascii=False))
     if moved:
-        notes.append(f"relative paths in {image} count from {task.place.parent} now")
+        notes.append(f"relative paths in {image} count from {job.place.parent} now")
     return lines

@@ -18,34 +18,34 @@ import numpy as np
 
 from influence_cli.data.kinds.protocol import Payload
 from influence_cli.errors import ManifestError
-from influence_cli.exports.protocol import Prepared, Task, rebase, stored
+from influence_cli.exports.protocol import ExportJob, Prepared, rebase, stored
 
 MODEL_VERSION = "influence"
 
 
-def prepare(task: Task) -> Prepared:
+def prepare(job: ExportJob) -> Prepared:
     """Check an export for Label Studio: every edited row as a task, most harmful first."""
-    manifest = task.edited.manifest
-    edits = task.edits.to_pylist()
+    manifest = job.edited.manifest
+    edits = job.edits.to_pylist()
     place = {i: k for k, i in enumerate(manifest.ids)}
-    data = _data(task, [place[e["id"]] for e in edits])
-    tasks = [_task(task, k, edit, data[place[edit["id"]]]) for k, edit in enumerate(edits)]
+    data = _data(job, [place[e["id"]] for e in edits])
+    tasks = [_task(job, k, edit, data[place[edit["id"]]]) for k, edit in enumerate(edits)]
     text = json.dumps(tasks, ensure_ascii=False, indent=1, allow_nan=False).encode() + b"\n"
     notes = [] if tasks else ["no row is edited, so there is no task"]
     return Prepared(lambda where: where.write_bytes(text), len(tasks), notes)
 
 
-def _task(task: Task, number: int, edit: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+def _task(job: ExportJob, number: int, edit: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     """One row: what it is, why it is here, the label it has, and the label it should have."""
-    was, proposed = (task.edited.class_name(int(edit[k])) for k in ("label_was", "label"))
+    was, proposed = (job.edited.class_name(int(edit[k])) for k in ("label_was", "label"))
     to_name = next(iter(data))
     key = edit["row_key"] if isinstance(edit["row_key"], str) else bytes(edit["row_key"]).hex()
     prediction: dict[str, Any] = {
         "model_version": MODEL_VERSION,
         "result": [{**_choice(f"proposed-{number}", to_name, proposed), "meta": {"text": [edit["reason"]]}}],
     }
-    if edit["id"] in task.ranks:
-        prediction["score"] = task.ranks[edit["id"]]
+    if edit["id"] in job.ranks:
+        prediction["score"] = job.ranks[edit["id"]]
     meta = {
         **{k: edit[k] for k in ("id", "action", "score", "reason", "weight_was", "weight")},
         "row_key": key,
@@ -65,27 +65,27 @@ def _choice(name: str, to_name: str, label: str) -> dict[str, Any]:
     return {"id": name, "from_name": "label", "to_name": to_name, "type": "choices", "value": {"choices": [label]}}
 
 
-def _data(task: Task, rows: list[int]) -> dict[int, dict[str, Any]]:
+def _data(job: ExportJob, rows: list[int]) -> dict[int, dict[str, Any]]:
     """What is to be labelled, by row: an image as its path, URL or data URI, features as they are."""
-    wanted = np.zeros(len(task.edited.manifest), dtype=np.bool_)
+    wanted = np.zeros(len(job.edited.manifest), dtype=np.bool_)
     wanted[rows] = True
-    return {row: _value(task, value, name, row) for row, value, name in stored(task, wanted)}
+    return {row: _value(job, value, name, row) for row, value, name in stored(job, wanted)}
 
 
-def _value(task: Task, value: Payload | Path | None, name: str | None, row: int) -> dict[str, Any]:
-    where = f"{task.edited.manifest.source}, row id={task.edited.manifest.ids[row]}"
+def _value(job: ExportJob, value: Payload | Path | None, name: str | None, row: int) -> dict[str, Any]:
+    where = f"{job.edited.manifest.source}, row id={job.edited.manifest.ids[row]}"
     if value is not None and not isinstance(value, Path):
-        return task.edited.manifest.payload_kind.shown(value, where)
+        return job.edited.manifest.payload_kind.shown(value, where)
     if value is None or name is None:
         raise ManifestError("the payload is empty", where=where, fix="fill it in or take the row out")
-    if task.url_prefix:
-        return {"image": task.url_prefix + urllib.parse.quote(rebase(name, task.folder, _source_folder(task)))}
-    return {"image": rebase(name, task.folder, task.place.parent)}
+    if job.url_prefix:
+        return {"image": job.url_prefix + urllib.parse.quote(rebase(name, job.folder, _source_folder(job)))}
+    return {"image": rebase(name, job.folder, job.place.parent)}
 
 
-def _source_folder(task: Task) -> Path:
+def _source_folder(job: ExportJob) -> Path:
     """The folder from which the source's own paths count: what stands behind a prefix does, too."""
-    if task.origin is None:
-        return task.folder
-    path = task.origin.path(task.folder)
-    return path if task.origin.form == "folder" else path.parent
+    if job.origin is None:
+        return job.folder
+    path = job.origin.path(job.folder)
+    return path if job.origin.form == "folder" else path.parent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.data.classes import Numbering
-from influence_cli.data.sources import Source
+from influence_cli.data.sources import Source, open_source
+from influence_cli.data.sources.origin import Origin
 from influence_cli.errors import ManifestError
-from influence_cli.exports.protocol import Task
+from influence_cli.exports.protocol import ExportJob, same_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +40,13 @@ class Matched:
         return self.keep & (self.weight != self.weight_was)
 
 
-def match(task: Task, source: Source, where: str) -> Matched:
+def match(job: ExportJob, source: Source, where: str) -> Matched:
     """Find every row of the manifest in the source by its id, which is the row's number where there is no id column.
 
     Raises:
         ManifestError: a row of the manifest is not there, or is there twice.
     """
-    edited = task.edited
+    edited = job.edited
     place = {i: k for k, i in enumerate(edited.manifest.ids)}
     number = Numbering(edited.manifest.classes, source.classes is not None)
     row: list[int] = []
@@ -75,6 +77,21 @@ def match(task: Task, source: Source, where: str) -> Matched:
         weight=np.where(inside, edited.weights[at], 1.0),
         notes=notes,
     )
+
+
+def match_lines(job: ExportJob, origin: Origin, source: Path, count: int, unit: str) -> Matched:
+    """``match``, where every row is one of ``count`` lines or objects of a text file that is written again.
+
+    Raises:
+        ManifestError: rows and lines are not the same, or an image has changed since it was embedded.
+    """
+    matched = match(job, open_source(str(source), origin.columns), str(source))
+    if count != len(matched.keep):
+        fix = f"write it with one {'row' if unit == 'line' else unit} a line, or export as another form"
+        what = f"{len(matched.keep)} rows were read and {count} {unit}s are there"
+        raise ManifestError(what, where=str(source), fix=fix)
+    same_images(job, source.parent)
+    return matched
 
 
 def _number(value: Any, number: Numbering) -> int:

@@ -16,27 +16,27 @@ from influence_cli.data.sources import open_source
 from influence_cli.data.sources.npz import as_column, pair_names, read_arrays
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.exports.matched import Matched, match, spellings
-from influence_cli.exports.protocol import Prepared, Task, stored
+from influence_cli.exports.protocol import ExportJob, Prepared, stored
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def prepare(task: Task) -> Prepared:
+def prepare(job: ExportJob) -> Prepared:
     """Check an npz export: from the source where the manifest was made from one, otherwise from the manifest."""
-    origin = task.made_from("npz")
+    origin = job.made_from("npz")
     if origin is None:
-        arrays = _new_arrays(task)
+        arrays = _new_arrays(job)
         rows = sum(len(a) for name, a in arrays.items() if name.endswith("_y"))
         return Prepared(lambda place: _save(place, arrays, False), rows)
-    source = origin.verified(task.folder)
+    source = origin.verified(job.folder)
     arrays = dict(read_arrays(source))
-    matched = match(task, open_source(str(source), origin.columns), str(source))
+    matched = match(job, open_source(str(source), origin.columns), str(source))
     first, weighted = 0, bool(matched.reweighted.any())
     for split, (values, labels) in pair_names(arrays, origin.columns, str(source)).items():
         here = slice(first, first + len(arrays[values]))
         first = here.stop
         keep = matched.keep[here]
-        arrays[values], arrays[labels] = arrays[values][keep], _labels(task, arrays[labels], matched, here)[keep]
+        arrays[values], arrays[labels] = arrays[values][keep], _labels(job, arrays[labels], matched, here)[keep]
         if weighted:
             name = f"{split}_weights" if split else "weights"
             if name in arrays:
@@ -47,15 +47,15 @@ def prepare(task: Task) -> Prepared:
     return Prepared(lambda place: _save(place, arrays, packed), int(matched.keep.sum()), matched.notes)
 
 
-def _labels(task: Task, before: NDArray[Any], matched: Matched, here: slice) -> NDArray[Any]:
+def _labels(job: ExportJob, before: NDArray[Any], matched: Matched, here: slice) -> NDArray[Any]:
     """The labels of one array after the edits, in the same shape and as the source writes them."""
     column, edited = as_column(before), matched.relabelled[here]
     if not edited.any():
         return before
     new = matched.label[here][edited]
     if column.dtype.kind in "US":
-        written = spellings(matched.label_was[here], column.tolist(), str(task.place))
-        texts = np.array([written.get(c, task.edited.class_name(c)) for c in new.tolist()], dtype=column.dtype.kind)
+        written = spellings(matched.label_was[here], column.tolist(), str(job.place))
+        texts = np.array([written.get(c, job.edited.class_name(c)) for c in new.tolist()], dtype=column.dtype.kind)
         column = column.astype(np.promote_types(column.dtype, texts.dtype))
         column[edited] = texts
     else:
@@ -64,12 +64,12 @@ def _labels(task: Task, before: NDArray[Any], matched: Matched, here: slice) -> 
     return column.reshape(before.shape)
 
 
-def _new_arrays(task: Task) -> Arrays:
+def _new_arrays(job: ExportJob) -> Arrays:
     """``train_x``, ``train_y`` and so on; images have to be of one size."""
-    manifest, edited = task.edited.manifest, task.edited
+    manifest, edited = job.edited.manifest, job.edited
     values: dict[str, list[Decoded]] = {s: [] for s in SPLITS}
     rows: dict[str, list[int]] = {s: [] for s in SPLITS}
-    for row, value, _ in stored(task):
+    for row, value, _ in stored(job):
         where = f"{manifest.source}, row id={manifest.ids[row]}"
         payload = read_payload(value, lambda where=where: where)
         values[str(manifest.splits[row])].append(manifest.payload_kind.as_arrays(payload, where))

@@ -18,11 +18,10 @@ from influence_cli.data.sources.origin import Origin
 from influence_cli.errors import ManifestError
 
 LINKS = ("symbolic", "hard", "copy")
-PROPOSAL = "influence_proposal"  # a note of ours, of no use outside
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class ExportJob:
     """The edited rows, where they came from, and where they go."""
 
     edited: Edited
@@ -54,31 +53,31 @@ class Prepared:
 
 
 def stored(
-    task: Task, wanted: NDArray[np.bool_] | None = None
+    job: ExportJob, wanted: NDArray[np.bool_] | None = None
 ) -> Iterator[tuple[int, Payload | Path | None, str | None]]:
     """(row, payload as it is stored, the path that is stored with it) of every wanted row, by streaming.
 
     ``wanted`` [n] is, where it is not given, the rows that are left after the edits.
     """
-    manifest = task.edited.manifest
-    mask = task.edited.keep if wanted is None else wanted
+    manifest = job.edited.manifest
+    mask = job.edited.keep if wanted is None else wanted
     kind = manifest.payload_kind
     for first, batch in payload_batches(manifest.files, kind):
         here = np.flatnonzero(mask[first : first + len(batch)])
         if not len(here):
             continue
         chosen = batch.take(pa.array(here))
-        yield from zip((first + here).tolist(), kind.stored(chosen, task.folder), kind.paths(chosen), strict=True)
+        yield from zip((first + here).tolist(), kind.stored(chosen, job.folder), kind.paths(chosen), strict=True)
 
 
-def same_images(task: Task, folder: Path) -> None:
+def same_images(job: ExportJob, folder: Path) -> None:
     """Check that images that were embedded are still those that the source names, which the export names again.
 
     Raises:
         ManifestError: one is gone, or has changed.
     """
-    manifest = task.edited.manifest
-    for row, value, name in stored(task):
+    manifest = job.edited.manifest
+    for row, value, name in stored(job):
         if not isinstance(value, bytes) or name is None:
             continue
         file = folder / name

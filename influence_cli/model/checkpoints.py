@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from influence_cli.errors import DamagedModel, ModelError
-from influence_cli.model.run_folder import RUN_FILE, WEIGHTS_FILE, check_weights_of_run, is_model, read_run
+from influence_cli.model.run_folder import RunFolder
+from influence_cli.model.run_record import WEIGHTS_FILE, is_model
 from influence_cli.store.files import DamagedFile, file_digest, tensor_digest
 from influence_cli.store.sealed import read_weights_metadata
-
-__all__ = ["RUN_FILE", "WEIGHTS_FILE", "Checkpoint", "find_checkpoint", "recipe_of"]
 
 INDEX_SUFFIX = ".safetensors.index.json"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
@@ -54,7 +53,7 @@ def find_checkpoint(locator: str) -> tuple[Checkpoint, dict[str, Any] | None]:
             return Checkpoint(locator, files, tensor_digest(files)), carried
         if path.suffix == ".safetensors":
             digest = tensor_digest((path,))  # first: it finds damage
-            check_weights_of_run(path, digest, whole=carried is not None)
+            RunFolder.of(path).check_weights(path, digest, whole=carried is not None)
             own = (read_weights_metadata(path, digest) or {}).get("model")
             if own is not None and not is_model(own):
                 raise DamagedFile("its metadata say of no model that can be built")
@@ -67,21 +66,11 @@ def find_checkpoint(locator: str) -> tuple[Checkpoint, dict[str, Any] | None]:
     raise ModelError(f"unknown kind of checkpoint {path.suffix!r}", where=locator, fix="use .safetensors, .pt or .pth")
 
 
-def recipe_of(locator: str) -> dict[str, Any] | None:
-    """How a run folder's checkpoint was trained (optimizer, weight_decay, ...), or None where nothing says.
-
-    Raises:
-        DamagedModel: what says it cannot be read.
-    """
-    run = read_run(locator)
-    return None if run is None else run["recipe"]
-
-
 def _in_folder(folder: Path, locator: str) -> tuple[Path, dict[str, Any] | None]:
-    run = read_run(folder)  # where there is none, --model says what it is
+    record = RunFolder(folder).read()  # where there is none, --model says what it is
     for name in IN_FOLDER:
         if (folder / name).exists():
-            return folder / name, None if run is None else run["model"]
+            return folder / name, None if record is None else record.model
     raise ModelError(
         f"no weights in the folder (looked for {', '.join(IN_FOLDER)})",
         where=locator,

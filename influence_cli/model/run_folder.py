@@ -1,102 +1,164 @@
-"""``run.json``: what a run folder of ``retrain`` says of its model, its training and its weights.
+"""A run folder of ``retrain``: the one class that knows its files and reads and writes them.
 
-It carries a checksum of itself and the digest of each file of weights.  One that is there and cannot be read, or is
-not as it was written, is an error for whoever reads it: the l2 of training, canaries and calibration rows are in it,
-and numbers would be other ones without them.  Folders of earlier versions carry no checksums and are read as they are.
+RUN/run.json                       what was trained (``RunRecord``), with a checksum and the digests of all weights
+RUN/model.safetensors              the weights; they carry their model and digest themselves
+RUN/checkpoints/step-N.safetensors weights that were kept during training
+RUN/metrics.json                   what the arms came to
+RUN/arms/<fingerprint>             every finished training, as a run folder of its own; its metrics.json is sealed
+
+A ``run.json`` that is there and cannot be read, or is not as it was written, is an error for whoever reads it: the l2
+of training, canaries and calibration rows are in it, and numbers would be other ones without them.  Folders of earlier
+versions carry no checksums and are read as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from influence_cli.data.kinds import is_input
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.data.manifest import Rows
 from influence_cli.errors import DamagedModel
-from influence_cli.store.files import DamagedFile, tensor_digest
-from influence_cli.store.sealed import CHECKSUM, WEIGHTS, parsed_object, write_sealed_json
+from influence_cli.model.run_record import WEIGHTS_FILE, RunRecord
+from influence_cli.store.files import (
+    METADATA_KEY,
+    DamagedFile,
+    read_header,
+    replacing,
+    serialized_digest,
+    tensor_digest,
+    write_bytes,
+    write_json,
+)
+from influence_cli.store.sealed import CHECKSUM, WEIGHTS, parsed_object, weights_metadata, write_sealed_json
 
-RUN_FILE, WEIGHTS_FILE, CHECKPOINTS = "run.json", "model.safetensors", "checkpoints"
-MODEL_KEYS = {
-    "name", "num_classes", "kind", "shape", "mean", "std", "interpolation", "decoder", "classes", "crop", "code",
-}  # fmt: skip
+if TYPE_CHECKING:
+    from torch import nn
+
+RUN_FILE, METRICS_FILE = "run.json", "metrics.json"
+CHECKPOINTS, ARMS = "checkpoints", "arms"
 _OURS = {"schema_version", "model", "recipe", CHECKSUM, WEIGHTS}  # any of these: not another program's run.json
+_METRICS = {"schema_version", "test_rows", "arms", "comparison"}  # keys of every metrics.json at the top
 
 
-def run_folder(locator: str | Path) -> Path:
-    """The folder whose ``run.json`` speaks of a checkpoint: itself, or where its file or its ``checkpoints`` lies."""
-    path = Path(locator)
-    if path.is_dir():
-        return path
-    return path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
+class RunFolder:
+    """The run folder at ``path``, whether it is there or not."""
 
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
 
-def read_run(folder: str | Path) -> dict[str, Any] | None:
-    """What the ``run.json`` of a folder says, verified; None where there is none, or it is another program's.
+    @classmethod
+    def of(cls, locator: str | Path) -> RunFolder:
+        """The folder whose ``run.json`` speaks of a checkpoint: itself, or where its file or its checkpoints lie."""
+        path = Path(locator)
+        if path.is_dir():
+            return cls(path)
+        return cls(path.parent.parent if path.parent.name == CHECKPOINTS else path.parent)
 
-    Raises:
-        DamagedModel: it is there and cannot be read, or is not as ``retrain`` wrote it.
-    """
-    path = Path(folder) / RUN_FILE
-    if path.exists() and not path.is_file():
-        raise _unreadable(path, "it is no regular file")
-    try:
-        run = parsed_object(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if path.is_symlink():
+    def arm(self, name: str) -> RunFolder:
+        """The folder of one finished training, by its fingerprint."""
+        return RunFolder(self.path / ARMS / name)
+
+    def read(self) -> RunRecord | None:
+        """What ``run.json`` says, verified; None where there is none, or it is another program's.
+
+        Raises:
+            DamagedModel: it is there and cannot be read, or is not as ``retrain`` wrote it.
+        """
+        path = self.path / RUN_FILE
+        if path.exists() and not path.is_file():
+            raise _unreadable(path, "it is no regular file")
+        try:
+            value = parsed_object(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if path.is_symlink():
+                raise _unreadable(path, error) from error
+            return None
+        except (OSError, DamagedFile) as error:
             raise _unreadable(path, error) from error
-        return None
-    except (OSError, DamagedFile) as error:
-        raise _unreadable(path, error) from error
-    if run and not _OURS & run.keys() and not (Path(folder) / WEIGHTS_FILE).exists():
-        return None
-    wrong = _wrong(run)
-    if wrong is not None:
-        raise _unreadable(path, wrong)
-    return run
+        if value and not _OURS & value.keys() and not (self.path / WEIGHTS_FILE).exists():
+            return None
+        if (CHECKSUM in value) != (WEIGHTS in value):
+            raise _unreadable(path, "its checksum or its digests of weights are missing")
+        try:
+            return RunRecord.from_json(value)
+        except ValueError as error:
+            raise _unreadable(path, error) from error
 
+    def planted_labels(self, rows: Rows) -> NDArray[np.int64] | None:
+        """The label planted for each row [n] in training, -1 for none; None for a run without canaries."""
+        record = self.read()
+        return None if record is None or record.canaries is None else record.canaries.of(rows)
 
-def write_run(folder: Path, about: dict[str, Any], files: Iterable[str]) -> None:
-    """Write what a run folder says of its model, with the digests of its ``files`` of weights."""
-    weights = {name: tensor_digest((folder / name,)) for name in files}
-    write_sealed_json(folder / RUN_FILE, {**about, WEIGHTS: weights})
+    def write(self, record: RunRecord) -> None:
+        """Write ``run.json``, with the digests of the weights that the record names, which are there by now."""
+        weights = {name: tensor_digest((self.path / name,)) for name in record.weights}
+        write_sealed_json(self.path / RUN_FILE, {**record.as_json(), WEIGHTS: weights})
 
+    def check_weights(self, path: Path, digest: str, whole: bool) -> None:
+        """Refuse weights that are not those which ``run.json`` names; ``whole``: it must name them.
 
-def check_weights_of_run(path: Path, digest: str, whole: bool) -> None:
-    """Refuse weights that are not those which the ``run.json`` of their folder names; ``whole``: it must name them.
+        Raises:
+            DamagedModel: the weights have another digest, or ``run.json`` cannot be read.
+        """
+        record = self.read()
+        if record is None or record.digests is None:
+            return
+        name = path.relative_to(self.path).as_posix()
+        if record.digests.get(name, None if whole else digest) != digest:
+            raise DamagedModel(
+                f"{name} is not the weights that {RUN_FILE} names: damaged, or replaced",
+                where=str(path),
+                fix=f"copy the run folder again, or train again; for other weights, put them where no {RUN_FILE} is",
+            )
 
-    Raises:
-        DamagedModel: the weights have another digest, or the ``run.json`` cannot be read.
-    """
-    folder = run_folder(path)
-    named = (read_run(folder) or {}).get(WEIGHTS)
-    if named is None:
-        return
-    name = path.relative_to(folder).as_posix()
-    if named.get(name, None if whole else digest) != digest:
-        raise DamagedModel(
-            f"{name} is not the weights that {RUN_FILE} names: damaged, or replaced",
-            where=str(path),
-            fix=f"copy the run folder again, or train again; for other weights, put them where no {RUN_FILE} is",
-        )
+    def write_weights(self, name: str, model: nn.Module, about: dict[str, Any]) -> None:
+        """Write a model's weights to one file, with what they are ``about`` and their digest as metadata."""
+        from safetensors.torch import save
 
+        weights = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+        write_bytes(self.path / name, save(weights, weights_metadata(about, serialized_digest(save(weights)))))
 
-def is_model(value: Any) -> bool:
-    """Whether a value is a model spec as JSON keeps it: the keys that say what is built, each of its type."""
-    if not isinstance(value, dict) or not isinstance(value.get("shape"), list):
-        return False
-    numbers = [value[k] for k in ("mean", "std") if k in value]
-    names = value.get("classes")
-    return (
-        isinstance(value.get("name"), str)
-        and type(value.get("num_classes")) is int
-        and is_input(value.get("kind"))
-        and all(type(n) is int and n > 0 for n in value["shape"])
-        and all(isinstance(some, list) and all(type(v) in (int, float) for v in some) for some in numbers)
-        and all(isinstance(value[k], str) for k in ("interpolation", "decoder") if k in value)
-        and (names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names)))
-        and value.keys() <= MODEL_KEYS
-    )
+    def copy_weights(self, names: list[str], source: RunFolder) -> None:
+        """Copy files of weights from another run folder, each whole or not at all."""
+        for name in names:
+            with replacing(self.path / name) as temporary:
+                shutil.copyfile(source.path / name, temporary)
+
+    def read_measures(self) -> dict[str, Any]:
+        """What was measured of one training.
+
+        Raises:
+            OSError: there is no file, or it cannot be read.
+            DamagedFile: it is not as it was written.
+        """
+        measures = parsed_object((self.path / METRICS_FILE).read_bytes())
+        return {k: v for k, v in measures.items() if k != CHECKSUM}
+
+    def write_measures(self, measures: dict[str, Any]) -> None:
+        """Write what was measured of one training, with a checksum."""
+        write_sealed_json(self.path / METRICS_FILE, measures)
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write what all arms came to."""
+        write_json(self.path / METRICS_FILE, metrics)
+
+    def wrote(self, name: str) -> bool:
+        """Whether a file of weights says its model as a run's does, by its header, or metrics are as a run's."""
+        file = self.path / name
+        try:
+            if not file.is_file():
+                return False
+            if file.name == METRICS_FILE:
+                metrics = json.loads(file.read_bytes())
+                return metrics.keys() >= _METRICS and isinstance(metrics["arms"], dict)
+            return "model" in json.loads(read_header(file)["__metadata__"][METADATA_KEY])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, DamagedFile):
+            return False
 
 
 def _unreadable(path: Path, why: object) -> DamagedModel:
@@ -104,35 +166,4 @@ def _unreadable(path: Path, why: object) -> DamagedModel:
         f"{RUN_FILE} is not as retrain wrote it ({why})",
         where=str(path),
         fix=f"copy the run folder again, or train again; to do without it, move {RUN_FILE} away and pass --model",
-    )
-
-
-def _wrong(run: dict[str, Any]) -> str | None:
-    """What no ``run.json`` that ``retrain`` wrote has, or None."""
-    if (CHECKSUM in run) != (WEIGHTS in run):
-        return "its checksum or its digests of weights are missing"
-    ids = run.get("calibration_ids", [])
-    canaries = run.get("canaries", {})
-    listed = [canaries.get(k, []) for k in ("ids", "row_keys", "planted")] if isinstance(canaries, dict) else []
-    checks = {
-        "model": is_model(run.get("model")),
-        "recipe": isinstance(run.get("recipe"), dict) and _is_recipe(run["recipe"]),
-        "init": isinstance(run.get("init"), str | None),
-        "pretrained": isinstance(run.get("pretrained", False), bool),
-        "checkpoints": isinstance(run.get("checkpoints", []), list),
-        "trained_on": isinstance(run.get("trained_on", {}), dict),
-        "calibration_ids": isinstance(ids, list) and all(isinstance(i, str) for i in ids),
-        "canaries": bool(listed) and all(isinstance(v, list) and len(v) == len(listed[0]) for v in listed),
-        WEIGHTS: isinstance(run.get(WEIGHTS, {}), dict),
-    }
-    wrong = [name for name, right in checks.items() if not right]
-    return f"no usable {wrong[0]!r}" if wrong else None
-
-
-def _is_recipe(recipe: dict[str, Any]) -> bool:
-    number = (int, float)
-    kinds: dict[str, Any] = dict.fromkeys(("weight_decay", "lr", "momentum", "warmup"), number)
-    kinds |= dict.fromkeys(("epochs", "batch_size"), int) | dict.fromkeys(("optimizer", "schedule", "augment"), str)
-    return all(
-        isinstance(recipe[k], kind) and not isinstance(recipe[k], bool) for k, kind in kinds.items() if k in recipe
     )

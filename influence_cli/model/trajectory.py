@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 
 from influence_cli.model.checkpoints import Checkpoint, find_checkpoint
-from influence_cli.model.run_folder import read_run, run_folder
+from influence_cli.model.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,9 @@ class Trajectory:
             DamagedModel: one of them, or what the run folder says of it, cannot be read.
             ModelError: one of them is gone.
         """
-        folder = run_folder(self.final.locator)
-        entries = (read_run(folder) or {}).get("checkpoints", [])
-        found = [
-            Recorded(find_checkpoint(str(folder / entry["file"]))[0], int(entry["step"]), float(entry["lr"]))
-            for entry in entries
-        ]
-        return tuple(sorted(found, key=lambda r: r.step))
+        folder = RunFolder.of(self.final.locator)
+        record = folder.read()
+        return tuple(
+            Recorded(find_checkpoint(str(folder.path / kept.file))[0], kept.step, kept.lr)
+            for kept in (() if record is None else record.checkpoints)
+        )

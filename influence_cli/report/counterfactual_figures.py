@@ -17,7 +17,7 @@ MOST_SMALL = 9  # small multiples of a panel
 SMALL_NAME = 22  # characters of a name above a small multiple
 
 
-def retraining_panels(result: Figures) -> list[Panel]:
+def counterfactual_panels(result: Figures) -> list[Panel]:
     """Every panel of what retraining said, where there is something to draw."""
     colours, made = _colours(result), list[Panel]()
     if "lds" in result:

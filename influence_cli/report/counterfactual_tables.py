@@ -9,7 +9,7 @@ from influence_cli.report.text_table import TextTable, bracketed, number
 Figures = dict[str, Any]
 
 
-def retraining_tables(result: Figures) -> list[TextTable]:
+def counterfactual_tables(result: Figures) -> list[TextTable]:
     """A table a part of a result."""
     parts = {
         "lds": _lds,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from influence_cli.data.earlier import PICTURE
 from influence_cli.data.outputs import write_output
 from influence_cli.errors import UsageError
-from influence_cli.report.counterfactual_figures import retraining_panels
+from influence_cli.report.counterfactual_figures import counterfactual_panels
 from influence_cli.report.panel import COLOURS, GREY, MOST_CURVES, RANDOM, Panel, legend, rendered, short
 from influence_cli.report.pareto_figures import pareto_panels
 
@@ -38,7 +38,7 @@ def panels_of(result: dict[str, Any]) -> list[Panel]:
         made.append(_stability_panel(result["stability"]))
     if result.get("comparison") and "arms" not in result:
         made.append(_comparison_panel(result))
-    return made + retraining_panels(result) + pareto_panels(result)
+    return made + counterfactual_panels(result) + pareto_panels(result)
 
 
 def _colours(result: dict[str, Any]) -> dict[str, str]:

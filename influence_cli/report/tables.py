@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from influence_cli.report.arm_tables import MEASURES, arm_tables, comparison_table
-from influence_cli.report.counterfactual_tables import retraining_tables
+from influence_cli.report.counterfactual_tables import counterfactual_tables
 from influence_cli.report.text_table import TextTable, bracketed, fixed, number, signed
 
 
@@ -27,7 +27,7 @@ def tables_of(result: dict[str, Any]) -> list[TextTable]:
         return [comparison_table(result), *arm_tables(result)]
     if "comparison" in result:
         made += _comparison(result)
-    return made + retraining_tables(result)
+    return made + counterfactual_tables(result)
 
 
 def _at_checkpoint(entry: dict[str, Any]) -> TextTable:

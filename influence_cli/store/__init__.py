@@ -33,16 +33,15 @@ from numpy.typing import NDArray
 
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.file_keys import StoredFileKeys
-from influence_cli.store.files import DamagedFile, read_metadata, read_tensor, read_tensors, write_tensors
 from influence_cli.store.gradients import GradientFolder
 from influence_cli.store.keys import Keys, fingerprint
-from influence_cli.store.layout import FILE_KEYS, TIMINGS, UNDECODABLE, VALUE_NOTE, files_of, set_aside
+from influence_cli.store.layout import FILE_KEYS, TIMINGS, UNDECODABLE, VALUE_NOTE
 from influence_cli.store.notes import read_note, read_revisions, write_note
 from influence_cli.store.place import Place, check_place, store_root
 from influence_cli.store.shards import ShardFolder
-from influence_cli.store.trainings import TrainingFolder
+from influence_cli.store.single_files import FileFolder
 
-__all__ = ["GradientFolder", "Keys", "ShardFolder", "Store", "TrainingFolder", "fingerprint", "open_store"]
+__all__ = ["FileFolder", "GradientFolder", "Keys", "ShardFolder", "Store", "fingerprint", "open_store"]
 
 FIT_KEYS = "fit_keys"  # the tensor of a factor's file that names the rows it was fitted on
 
@@ -90,63 +89,36 @@ class Store:
         """Payload keys of files known from earlier runs."""
         return StoredFileKeys(self.root / FILE_KEYS, self.remember, self.listener, self._place.claim)
 
-    def trainings(self) -> TrainingFolder:
-        """What was measured after trainings on subsets, by fingerprint."""
-        return TrainingFolder(self.root / "trainings", self.listener, self._place.claim)
+    def _files(self, kind: str, again: str = "computed again") -> FileFolder:
+        return FileFolder(self.root / kind, self.listener, self._place.claim, again)
 
-    def _write(self, kind: str, name: str, tensors: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
-        self._place.claim()
-        write_tensors(self._file(kind, name), tensors, meta)
+    def trainings(self) -> FileFolder:
+        """What was measured after trainings on subsets, by fingerprint."""
+        return self._files("trainings", "trained again")
 
     def _write_note(self, path: Path, note: Any) -> None:
         self._place.claim()
         write_note(path, note)
 
-    def _file(self, kind: str, name: str) -> Path:
-        return self.root / kind / f"{name}.safetensors"
-
     def direction_meta(self, name: str) -> dict[str, Any] | None:
         """What is known of a direction (value of Phi, noise), or None where it is not stored intact."""
-        return self._meta(self._file("directions", name))
-
-    def _meta(self, path: Path) -> dict[str, Any] | None:
-        try:
-            return read_metadata(path)
-        except FileNotFoundError:
-            return None
-        except DamagedFile as error:
-            self._set_aside(path, error)
-            return None
+        return self._files("directions").meta(name)
 
     def read_direction(self, name: str) -> dict[str, NDArray[Any]] | None:
         """A direction's tensors by parameter name, or None where it is not stored intact."""
-        return self._tensors(self._file("directions", name))
-
-    def _tensors(self, path: Path) -> dict[str, NDArray[Any]] | None:
-        try:
-            return read_tensors(path)[0]
-        except FileNotFoundError:
-            return None
-        except DamagedFile as error:
-            self._set_aside(path, error)
-            return None
+        return self._files("directions").read(name)
 
     def write_direction(self, name: str, tensors: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
         """Store a direction whole."""
-        self._write("directions", name, tensors, meta)
+        self._files("directions").write(name, tensors, meta)
 
     def factor_meta(self, name: str) -> dict[str, Any] | None:
         """What is known of a fitted curvature, or None where it is not stored intact; another's file is damage."""
-        path = self._file("factors", name)
-        meta = self._meta(path)
-        if meta is not None and meta.get("name") != name:
-            self._set_aside(path, DamagedFile("it is another factor's file"))
-            return None
-        return meta
+        return self._files("factors").meta_of(name, "factor")
 
     def read_factor(self, name: str) -> dict[str, NDArray[Any]] | None:
         """A fitted curvature's tensors, less its fit set's keys; None where it is not stored intact."""
-        tensors = self._tensors(self._file("factors", name)) if self.factor_meta(name) is not None else None
+        tensors = self._files("factors").read(name) if self.factor_meta(name) is not None else None
         if tensors is not None:
             tensors.pop(FIT_KEYS, None)
         return tensors
@@ -155,40 +127,32 @@ class Store:
         self, name: str, tensors: dict[str, NDArray[Any]], fit_keys: NDArray[np.uint8], meta: dict[str, Any]
     ) -> None:
         """Store a fitted curvature whole, with the keys [n, 24] of the rows that it was fitted on."""
-        self._write("factors", name, {**tensors, FIT_KEYS: fit_keys}, {**meta, "name": name})
+        self._files("factors").write(name, {**tensors, FIT_KEYS: fit_keys}, {**meta, "name": name})
 
     def factors(self) -> dict[str, dict[str, Any]]:
         """What is known of every intact factor, by name."""
-        names = [path.stem for path in files_of(self.root / "factors")]
+        names = self._files("factors").names()
         return {name: meta for name in names if (meta := self.factor_meta(name)) is not None}
 
     def read_interim(self, name: str) -> dict[str, NDArray[Any]] | None:
         """The state that a computation left, or None where none is stored intact."""
-        return self._tensors(self._file("interims", name))
+        return self._files("interims").read(name)
 
     def write_interim(self, name: str, state: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
         """Store a computation's state in place of the one before."""
-        self._write("interims", name, state, meta)
+        self._files("interims").write(name, state, meta)
 
     def drop_interim(self, name: str) -> None:
         """Forget a computation's state: its result is stored."""
-        self._file("interims", name).unlink(missing_ok=True)
+        self._files("interims").drop(name)
 
     def fit_keys(self, name: str) -> NDArray[np.uint8] | None:
         """Keys [n, 24] of the rows that a stored factor was fitted on, read alone: for a reason, never for a number."""
-        try:
-            return read_tensor(self._file("factors", name), FIT_KEYS)
-        except (DamagedFile, OSError):
-            return None
+        return self._files("factors").read_one(name, FIT_KEYS)
 
     def decision(self, name: str) -> dict[str, Any] | None:
         """What was decided under a name, or None where it is not stored intact; another's file is damage."""
-        path = self._file("decisions", name)
-        meta = self._meta(path)
-        if meta is not None and meta.get("name") != name:
-            self._set_aside(path, DamagedFile("it is another decision's file"))
-            return None
-        return meta
+        return self._files("decisions").meta_of(name, "decision")
 
     def keep_decision(self, name: str, decided: dict[str, Any], path: dict[str, NDArray[Any]]) -> dict[str, Any]:
         """Store a decision whole, with the figures by step that led to it, and return what is now decided.
@@ -198,11 +162,8 @@ class Store:
         known = self.decision(name)
         if known is None:
             known = {**decided, "name": name}
-            self._write("decisions", name, path, known)
+            self._files("decisions").write(name, path, known)
         return known
-
-    def _set_aside(self, path: Path, error: Exception) -> None:
-        set_aside(path, error, self.listener, "computed again")
 
     def read_model_note(self, name: str) -> dict[str, Any] | None:
         """What was resolved for an architecture's name, or None."""

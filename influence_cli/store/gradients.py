@@ -11,18 +11,19 @@ at when its values are first read.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.events import SILENT, Listener
 from influence_cli.store.files import DamagedFile, map_tensors
-from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted
-from influence_cli.store.layout import set_aside, shards_of
-from influence_cli.store.shards import AGAIN, Arrays, Claim, positions, read_each, unique, write_shard
+from influence_cli.store.keys import Keys, digest_of_sorted
+from influence_cli.store.layout import set_aside
+from influence_cli.store.shards import AGAIN, Arrays, ShardFolder, positions, remove_others, stacked, unique
 
 SHARD_BYTES = 64 << 20  # most bytes of ``value`` in a shard, but for a single row
 READ = ("value", "loss", "norms")
@@ -36,28 +37,41 @@ class LostRows(Exception):
         self.index = index  # positions in the keys that were asked for
 
 
-class GradientFolder:
-    """The row gradients stored under one fingerprint.  Writing needs no lock."""
+@dataclass(frozen=True, eq=False)
+class _Index:
+    """Where every row [m] stands: its key, its shard and its place in it."""
 
-    def __init__(
-        self, path: Path, spec: dict[str, Any], listener: Listener = SILENT, claim: Claim = lambda: None
-    ) -> None:
-        self.path, self.spec, self.listener, self._claim = path, spec, listener, claim
-        self._index: tuple[list[Path], Keys, NDArray[np.int64], NDArray[np.int64]] | None = None
-        self._layout: dict[str, Any] | None = None
-        self._verified: set[Path] = set()
+    shards: list[Path]
+    keys: Keys
+    shard_of: NDArray[np.int64]
+    place: NDArray[np.int64]
 
-    def _rows(self) -> tuple[list[Path], Keys, NDArray[np.int64], NDArray[np.int64]]:
-        """(shards, keys [n, 16] of all of them, the shard of every row, its place in it); no value is read."""
-        if self._index is None:
-            read = read_each(lambda: shards_of(self.path), self._keys_of, self.listener)
-            found, keys = [shard for shard, _ in read], [own for _, own in read]
+
+class GradientFolder(ShardFolder):
+    """The row gradients stored under one fingerprint; of a shard only the keys are read at first."""
+
+    _indexed: _Index | None = None
+    _layout: dict[str, Any] | None = None
+
+    @functools.cached_property
+    def _verified(self) -> set[Path]:
+        return set()
+
+    def _index(self) -> _Index:
+        if self._indexed is None:
+            read = self._read_each(self._keys_of)
+            keys = [own for _, own in read]
             sizes = np.array([len(k) for k in keys], dtype=np.int64)
-            stacked = np.concatenate(keys) if keys else np.zeros((0, KEY_BYTES), np.uint8)
             shard_of = np.repeat(np.arange(len(keys), dtype=np.int64), sizes)
-            place = np.arange(len(stacked), dtype=np.int64) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-            self._index = found, stacked, shard_of, place
-        return self._index
+            place = np.arange(sizes.sum(), dtype=np.int64) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            self._indexed = _Index([shard for shard, _ in read], stacked(keys), shard_of, place)
+        return self._indexed
+
+    def _keys(self) -> Keys:
+        return self._index().keys
+
+    def _forget(self) -> None:
+        self._indexed = None
 
     def _keys_of(self, shard: Path) -> Keys:
         tensors, meta = map_tensors(shard, verify=False)
@@ -70,18 +84,14 @@ class GradientFolder:
     @property
     def layout(self) -> dict[str, Any] | None:
         """The layers and their columns; None where no row is stored."""
-        self._rows()
+        self._index()
         return self._layout
 
     @property
     def stored(self) -> Keys:
         """Keys of the distinct rows that are stored [n, 16]."""
-        keys = self._rows()[1]
+        keys = self._keys()
         return keys[unique(keys)]
-
-    def missing(self, keys: Keys) -> NDArray[np.bool_]:
-        """True for each of ``keys`` [n, 16] that no shard holds."""
-        return positions(keys, self._rows()[1]) < 0
 
     def blocks(self, keys: Keys, names: tuple[str, ...] = READ) -> Iterator[tuple[NDArray[np.int64], Arrays]]:
         """(positions in ``keys`` [m], their values by name), a shard at a time; equal keys all have their place.
@@ -90,44 +100,38 @@ class GradientFolder:
             KeyError: a key is not stored (callers fill the folder first).
             LostRows: at the end, where a shard turned out to be damaged; it was set aside.
         """
-        shards, stored, shard_of, place = self._rows()
-        where = positions(keys, stored)
-        if len(where) and where.min() < 0:
-            raise KeyError(f"{int((where < 0).sum())} rows are not in {self.path}")
+        stored, where = self._index(), self._places(keys)
         lost: list[NDArray[np.int64]] = []
-        owner = shard_of[where]
+        owner = stored.shard_of[where]
         order = np.argsort(owner, kind="stable")
-        cuts = np.searchsorted(owner[order], np.arange(len(shards) + 1))
-        for k, shard in enumerate(shards):
+        cuts = np.searchsorted(owner[order], np.arange(len(stored.shards) + 1))
+        for k, shard in enumerate(stored.shards):
             index = order[cuts[k] : cuts[k + 1]]
             if len(index) == 0:
                 continue
             try:
                 tensors = self._read(shard)
-                rows = place[where[index]]
+                rows = stored.place[where[index]]
                 values = {name: tensors[name][rows] for name in names}
             except (DamagedFile, KeyError, FileNotFoundError) as error:
-                if not isinstance(error, FileNotFoundError):
-                    set_aside(shard, error, self.listener, AGAIN)
-                self._index = None
+                self._lose(shard, error)
                 lost.append(index)
                 continue
             yield index, values
         if lost:
             raise LostRows(np.sort(np.concatenate(lost)))
 
+    def _lose(self, shard: Path, error: Exception) -> None:
+        """Set a damaged shard aside; one that another run has taken away is none."""
+        if not isinstance(error, FileNotFoundError):
+            set_aside(shard, error, self.listener, AGAIN)
+        self._forget()
+
     def _read(self, shard: Path) -> Arrays:
         """A shard's tensors, mapped; verified once."""
         tensors, _ = map_tensors(shard, verify=shard not in self._verified)
         self._verified.add(shard)
         return tensors
-
-    def write(self, keys: Keys, values: Arrays, layout: dict[str, Any]) -> Path:
-        """Write one shard of distinct rows."""
-        self._claim()
-        path = write_shard(self.path, self.spec, keys, values, {"layout": layout})
-        self._index = None
-        return path
 
     def collect(self, keep: Keys | None) -> tuple[int, int]:
         """(rows dropped, shards merged): rows of no payload in ``keep`` go, small shards become large ones.
@@ -137,7 +141,8 @@ class GradientFolder:
         Raises:
             LostRows: a shard turned out to be damaged; it was set aside.
         """
-        shards, keys, shard_of, place = self._rows()
+        stored = self._index()
+        shards, keys, shard_of = stored.shards, stored.keys, stored.shard_of
         first = positions(keys, keys) == np.arange(len(keys))
         wanted = first.copy()
         for k, shard in enumerate(shards if keep is not None else ()):
@@ -146,20 +151,17 @@ class GradientFolder:
             try:
                 payloads = np.array(self._read(shard)["payload_keys"])
             except DamagedFile as error:
-                set_aside(shard, error, self.listener, AGAIN)
-                self._index = None
+                self._lose(shard, error)
                 raise LostRows(np.flatnonzero(mine)) from error
-            wanted[mine] &= positions(payloads, keep)[place[mine]] >= 0
+            wanted[mine] &= positions(payloads, keep)[stored.place[mine]] >= 0
         sizes = [map_tensors(shard, verify=False)[0]["value"].nbytes for shard in shards]
         changed = [k for k in range(len(shards)) if not wanted[shard_of == k].all()]
         small = [k for k in range(len(shards)) if sizes[k] < SHARD_BYTES // 2 and k not in changed]
         chosen = changed + (small if len(small) > 1 or changed else [])
         written = self._rewrite(keys[wanted & np.isin(shard_of, chosen)]) if chosen else set()
-        gone = [shards[k] for k in chosen if shards[k] not in written]
-        for shard in gone:
-            shard.unlink(missing_ok=True)
-        self._index = None
-        return int((first & ~wanted).sum()), len(gone)
+        merged = remove_others([shards[k] for k in chosen], written)
+        self._forget()
+        return int((first & ~wanted).sum()), merged
 
     def _rewrite(self, keys: Keys) -> set[Path]:
         """Write stored rows again, in shards as large as they may be."""

@@ -12,8 +12,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from influence_cli.events import SILENT, Listener
 from influence_cli.store import Store
 from influence_cli.store.entries import Entry, list_entries
@@ -46,13 +44,12 @@ from influence_cli.store.layout import (
 )
 from influence_cli.store.notes import check_note, read_note
 from influence_cli.store.place import Place, check_place
-from influence_cli.store.shards import TRIES, ShardFolder, positions
+from influence_cli.store.shards import TRIES, ShardFolder
 
 __all__ = ["Entry", "Found", "collect", "examine", "list_entries", "verify"]
 
 SPARE_SECONDS = 24 * 3600.0  # a younger temporary file may belong to a run in progress
 NAMED = 5  # so many files that are not the store's are named
-MERGE_ROWS = 16_384  # shards are merged up to this many rows
 
 
 @dataclass(frozen=True)
@@ -158,11 +155,8 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT, fits: se
     dropped = merged = 0
     for kind in SHARDED:
         for path in folders_of(root / kind):
-            if kind == "gradients":
-                d, m = _collect_gradients(path, keep, listener)
-            else:
-                d, m = _collect_folder(path, keep, listener)
-            dropped, merged = dropped + d, merged + m
+            rows, shards = _collect_rows(GradientFolder if kind == "gradients" else ShardFolder, path, keep, listener)
+            dropped, merged = dropped + rows, merged + shards
     return {
         "files_removed": removed,
         "rows_dropped": dropped,
@@ -245,32 +239,9 @@ def _remove_folder(folder: Path) -> int:
     return len(ours)
 
 
-def _collect_gradients(path: Path, keep: Keys | None, listener: Listener) -> tuple[int, int]:
-    """``GradientFolder.collect``, again where a shard was damaged, or another run has merged it meanwhile."""
+def _collect_rows(folder: type[ShardFolder], path: Path, keep: Keys | None, listener: Listener) -> tuple[int, int]:
+    """What ``collect`` returns, again where a shard was damaged, or another run has merged it meanwhile."""
     for _ in range(TRIES):
         with contextlib.suppress(LostRows, FileNotFoundError):
-            return GradientFolder(path, {}, listener).collect(keep)
+            return folder(path, {}, listener).collect(keep)
     return 0, 0
-
-
-def _collect_folder(path: Path, keep: Keys | None, listener: Listener) -> tuple[int, int]:
-    """(rows dropped, shards merged) of one folder; new shards are written before old ones go."""
-    folder = ShardFolder(path, {}, listener)
-    keys, values = folder.load_all()
-    old = folder.read_from
-    first = positions(keys, keys) == np.arange(len(keys))
-    payloads = values.get("payload_keys", keys)  # what is named by row says whose payload it is
-    wanted = first if keep is None else first & (positions(payloads, keep) >= 0)
-    dropped = int((first & ~wanted).sum())
-    full = (len(keys) + MERGE_ROWS - 1) // MERGE_ROWS
-    if wanted.all() and len(old) <= max(full, 1):
-        return 0, 0
-    chosen = np.flatnonzero(wanted)
-    written: set[Path] = set()
-    for start in range(0, len(chosen), MERGE_ROWS):
-        rows = chosen[start : start + MERGE_ROWS]
-        written.add(folder.write(keys[rows], {name: array[rows] for name, array in values.items()}))
-    gone = [shard for shard in old if shard not in written]
-    for shard in gone:
-        shard.unlink(missing_ok=True)
-    return dropped, len(gone)

@@ -27,6 +27,7 @@ Arrays = dict[str, NDArray[Any]]
 Claim = Callable[[], None]
 Read = TypeVar("Read")
 AGAIN = "its rows are computed again"
+MERGE_ROWS = 16_384  # shards are merged up to this many rows
 TRIES = 5  # how often a folder is read again because another run has merged shards meanwhile
 
 
@@ -55,28 +56,6 @@ def unique(keys: Keys) -> NDArray[np.int64]:
     return np.flatnonzero(first == np.arange(len(keys)))
 
 
-def read_each(
-    shards: Callable[[], list[Path]], read: Callable[[Path], Read], listener: Listener
-) -> list[tuple[Path, Read]]:
-    """What ``read`` makes of every intact shard; a damaged one is set aside and named.
-
-    Where another run takes a shard away meanwhile, which leaves its rows in a larger one, all are listed and read anew.
-    """
-    found: list[tuple[Path, Read]] = []
-    for _ in range(TRIES):
-        found, whole = [], True
-        for shard in shards():
-            try:
-                found.append((shard, read(shard)))
-            except FileNotFoundError:
-                whole = False
-            except (DamagedFile, KeyError) as error:
-                set_aside(shard, error, listener, AGAIN)
-        if whole:
-            break
-    return found
-
-
 def _rows_of(shard: Path) -> tuple[Keys, Arrays]:
     tensors = read_tensors(shard)[0]
     return tensors.pop("keys"), tensors
@@ -89,29 +68,65 @@ class ShardFolder:
         self, path: Path, spec: dict[str, Any], listener: Listener = SILENT, claim: Claim = lambda: None
     ) -> None:
         self.path, self.spec, self.listener, self._claim = path, spec, listener, claim
-        self._loaded: tuple[Keys, Arrays] | None = None
-        self.read_from: list[Path] = []  # the shards that were found intact
+        self._loaded: tuple[list[Path], Keys, Arrays] | None = None
 
     def _shards(self) -> list[Path]:
         return shards_of(self.path)
 
-    def _load(self) -> tuple[Keys, Arrays]:
-        """All rows of all intact shards, lowest name first."""
+    def _read_each(self, read: Callable[[Path], Read]) -> list[tuple[Path, Read]]:
+        """What ``read`` makes of every intact shard; a damaged one is set aside and named.
+
+        Where another run takes a shard away meanwhile, which leaves its rows in a larger one, all are listed and read
+        anew.
+        """
+        found: list[tuple[Path, Read]] = []
+        for _ in range(TRIES):
+            found, whole = [], True
+            for shard in self._shards():
+                try:
+                    found.append((shard, read(shard)))
+                except FileNotFoundError:
+                    whole = False
+                except (DamagedFile, KeyError) as error:
+                    set_aside(shard, error, self.listener, AGAIN)
+            if whole:
+                break
+        return found
+
+    def _load(self) -> tuple[list[Path], Keys, Arrays]:
+        """The intact shards, and all of their rows, lowest name first."""
         if self._loaded is None:
-            found = read_each(self._shards, _rows_of, self.listener)
-            self.read_from = [shard for shard, _ in found]
-            keys = [own for _, (own, _) in found]
+            found = self._read_each(_rows_of)
             values: dict[str, list[NDArray[Any]]] = {}
             for _, (_, tensors) in found:
                 for name, array in tensors.items():
                     values.setdefault(name, []).append(array)
-            stacked = np.concatenate(keys) if keys else np.zeros((0, KEY_BYTES), np.uint8)
-            self._loaded = stacked, {name: np.concatenate(parts) for name, parts in values.items()}
+            keys = stacked([own for _, (own, _) in found])
+            arrays = {name: np.concatenate(parts) for name, parts in values.items()}
+            self._loaded = [shard for shard, _ in found], keys, arrays
         return self._loaded
+
+    def _keys(self) -> Keys:
+        """Keys of all rows [m, 16], lowest shard name first; a row may stand twice."""
+        return self._load()[1]
+
+    def _forget(self) -> None:
+        self._loaded = None
 
     def missing(self, keys: Keys) -> NDArray[np.bool_]:
         """True for each of ``keys`` [n, 16] that no intact shard holds."""
-        return positions(keys, self._load()[0]) < 0
+        return positions(keys, self._keys()) < 0
+
+    def _places(self, keys: Keys) -> NDArray[np.int64]:
+        """Where each of ``keys`` [n, 16] stands among all rows.
+
+        Raises:
+            KeyError: a key is not stored (callers fill the folder first).
+        """
+        where = positions(keys, self._keys())
+        if len(where) and where.min() < 0:
+            raise KeyError(f"{int((where < 0).sum())} rows are not in {self.path}")
+        return where
 
     def read(self, keys: Keys) -> Arrays:
         """Values in the order of ``keys`` [n, 16].
@@ -119,26 +134,54 @@ class ShardFolder:
         Raises:
             KeyError: a key is not stored (callers fill the folder first).
         """
-        stored, values = self._load()
-        where = positions(keys, stored)
-        if len(where) and where.min() < 0:
-            raise KeyError(f"{int((where < 0).sum())} rows are not in {self.path}")
-        return {name: array[where] for name, array in values.items()}
+        where = self._places(keys)
+        return {name: array[where] for name, array in self._load()[2].items()}
 
     def load_all(self) -> tuple[Keys, Arrays]:
         """Every stored row: keys [n, 16] and values, lowest shard name first; a row may stand twice."""
-        return self._load()
+        return self._load()[1:]
 
-    def write(self, keys: Keys, values: Arrays) -> Path:
+    def write(self, keys: Keys, values: Arrays, layout: dict[str, Any] | None = None) -> Path:
         """Write one shard of distinct rows; its name says its content, so a second writer does no harm.
 
         Raises:
             ValueError: there is no row to write.
         """
         self._claim()
-        path = write_shard(self.path, self.spec, keys, values)
-        self._loaded = None
+        path = write_shard(self.path, self.spec, keys, values, {} if layout is None else {"layout": layout})
+        self._forget()
         return path
+
+    def collect(self, keep: Keys | None) -> tuple[int, int]:
+        """(rows dropped, shards merged): rows of no payload in ``keep`` go, small shards become large ones.
+
+        New shards are written before old ones go.
+        """
+        old, keys, values = self._load()
+        first = positions(keys, keys) == np.arange(len(keys))
+        payloads = values.get("payload_keys", keys)  # what is named by row says whose payload it is
+        wanted = first if keep is None else first & (positions(payloads, keep) >= 0)
+        if wanted.all() and len(old) <= max(-(-len(keys) // MERGE_ROWS), 1):
+            return 0, 0
+        chosen = np.flatnonzero(wanted)
+        written: set[Path] = set()
+        for start in range(0, len(chosen), MERGE_ROWS):
+            rows = chosen[start : start + MERGE_ROWS]
+            written.add(self.write(keys[rows], {name: array[rows] for name, array in values.items()}))
+        return int((first & ~wanted).sum()), remove_others(old, written)
+
+
+def stacked(keys: list[Keys]) -> Keys:
+    """Keys of several shards, one after another [m, 16]."""
+    return np.concatenate(keys) if keys else np.zeros((0, KEY_BYTES), np.uint8)
+
+
+def remove_others(old: list[Path], written: set[Path]) -> int:
+    """Remove old shards that were not written again; returns how many."""
+    gone = [shard for shard in old if shard not in written]
+    for shard in gone:
+        shard.unlink(missing_ok=True)
+    return len(gone)
 
 
 def write_shard(

@@ -24,7 +24,8 @@ from influence_cli.maths.paired import mean_interval, paired_difference
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import Inputs
 from influence_cli.stages.retrain.attacked_arms import FRACTIONS
-from influence_cli.stages.retrain.retrain import EditsRequest, RetrainRequest, retrain
+from influence_cli.stages.retrain.request import EditsRequest, RetrainRequest
+from influence_cli.stages.retrain.retrain import retrain
 
 RECIPE = Recipe(optimizer="lbfgs", weight_decay=1e-3)
 OBJECTIVES = ("fairness", "robustness")

@@ -20,8 +20,8 @@ from influence_cli.errors import InfluenceError, UsageError
 from influence_cli.model.build import build_model
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import GradSpec, Inputs
-from influence_cli.stages.retrain.request import EditsRequest
-from influence_cli.stages.retrain.retrain import RetrainRequest, retrain
+from influence_cli.stages.retrain.request import EditsRequest, RetrainRequest
+from influence_cli.stages.retrain.retrain import retrain
 from tests.cases import QUICK, call_cli, column, examples, feature_table, write
 
 NAME = "python:code_of_a_data_file:net"

@@ -12,7 +12,7 @@ import pytest
 from influence_cli.data.formulas import MARK, as_meant, quoted, runs, unquoted
 from influence_cli.data.tables import read_table
 from influence_cli.data.write_tables import as_csv
-from influence_cli.stages.evaluate.detection import read_ids
+from influence_cli.stages.evaluate.truth import read_ids
 from tests.cases import Ran, call_cli, examples, feature_table, with_column, write
 
 ODD = ['=HYPERLINK("http://x")', "'=twice", "''=thrice", "+1+1", "-2+3", "@sum", "\ttab", "\rreturn", "＝wide", "-0.5"]

@@ -30,7 +30,7 @@ from influence_cli.maths.masks import hashed_uniform
 from influence_cli.maths.noise import ranks, spearman
 from influence_cli.maths.paired import mean_interval, paired_difference
 from influence_cli.model.dropout import splitmix64
-from influence_cli.stages.curate.gate import p_values
+from influence_cli.stages.curate.calibration import p_values
 from tests.oracle import relative_error, splitmix64_stream
 
 quick = settings(database=None, deadline=None, derandomize=True, max_examples=60)

@@ -22,16 +22,27 @@ from influence_cli.data.tables import read_schema, read_table
 from influence_cli.data.write_tables import write_table
 from influence_cli.errors import DamagedModel, ManifestError, ModelError
 from influence_cli.model.build import build_model, load_model
-from influence_cli.model.checkpoints import find_checkpoint, recipe_of
-from influence_cli.model.run_folder import read_run
+from influence_cli.model.checkpoints import find_checkpoint
+from influence_cli.model.run_folder import RunFolder
+from influence_cli.model.run_record import RunRecord
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import Inputs
-from influence_cli.stages.retrain.canaries import run_of
-from influence_cli.stages.retrain.retrain import RetrainRequest, retrain
+from influence_cli.stages.retrain.request import RetrainRequest
+from influence_cli.stages.retrain.retrain import retrain
 from influence_cli.store.parquet import SEAL, SealedWriter
 from tests.cases import QUICK, Heard, call_cli, train_run
 
 SPEC = ModelSpec("mlp:7", 4, "features", (5,))
+
+
+def read_run(locator: str | Path) -> RunRecord | None:
+    return RunFolder(locator).read()
+
+
+def run_of(locator: str) -> RunRecord | None:
+    return RunFolder.of(locator).read()
+
+
 Change = Callable[[dict[str, Any]], Any]
 
 
@@ -66,7 +77,7 @@ UNREADABLE: dict[str, bytes] = {
 def test_a_run_json_that_cannot_be_read_is_an_error_for_every_reader(content: bytes, run: Path) -> None:
     (run / "run.json").write_bytes(content)
     weights = str(run / "model.safetensors")
-    for read, place in ((find_checkpoint, run), (find_checkpoint, weights), (recipe_of, run), (run_of, weights)):
+    for read, place in ((find_checkpoint, run), (find_checkpoint, weights), (read_run, run), (run_of, weights)):
         with pytest.raises(DamagedModel, match=r"run\.json is not as retrain wrote it") as caught:
             read(str(place))
         assert caught.value.where.endswith("run.json")
@@ -77,12 +88,12 @@ def test_a_folder_or_a_broken_link_named_run_json_is_an_error(run: Path) -> None
     (run / "run.json").unlink()
     (run / "run.json").symlink_to("nowhere")
     with pytest.raises(DamagedModel):
-        recipe_of(str(run))
+        read_run(str(run))
     (run / "run.json").unlink()
-    assert recipe_of(str(run)) is None
+    assert read_run(str(run)) is None
     (run / "run.json").mkdir()
     with pytest.raises(DamagedModel):
-        recipe_of(str(run))
+        read_run(str(run))
 
 
 def test_every_cut_and_flip_of_a_run_json_is_found(run: Path) -> None:
@@ -126,15 +137,17 @@ def test_a_run_json_laid_out_anew_or_of_an_earlier_version_is_read(run: Path) ->
     changed_run(run, lambda v: None)  # one line, keys in another order
     assert read_run(run) == before
     changed_run(run, lambda v: [v.pop(k) for k in ("checksum", "weights")])
-    assert recipe_of(str(run)) == before["recipe"]
-    assert find_checkpoint(str(run))[1] == before["model"]
+    again = read_run(run)
+    assert again is not None
+    assert again.recipe == before.recipe
+    assert find_checkpoint(str(run))[1] == before.model
 
 
 def test_the_run_json_of_another_program_is_not_ours(tmp_path: Path) -> None:
     torch.save(build_model(SPEC).state_dict(), tmp_path / "weights.pt")
     (tmp_path / "run.json").write_text('{"artifacts": [], "command": "main"}')
     assert find_checkpoint(str(tmp_path / "weights.pt"))[1] is None
-    assert run_of(str(tmp_path / "weights.pt")) == {}
+    assert run_of(str(tmp_path / "weights.pt")) is None
 
 
 def test_commands_exit_2_at_a_damaged_run_json(tmp_path: Path, tabular: Path, run: Path) -> None:

@@ -26,6 +26,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 import influence_cli.model.train.sgd as training
+from influence_cli.actions.protocol import PROPOSAL
 from influence_cli.data.manifest import Rows
 from influence_cli.data.open import open_manifest
 from influence_cli.errors import ModelError, UsageError
@@ -36,8 +37,11 @@ from influence_cli.model.train.decoded import Examples
 from influence_cli.model.train.recipe import AUGMENTATIONS, SCHEDULES, Recipe
 from influence_cli.model.train.sgd import augment, epoch_order, row_hashes
 from influence_cli.settings import Inputs
-from influence_cli.stages.retrain.arms import PROPOSAL, Arm, base_arm, control_arms, curated_arm
-from influence_cli.stages.retrain.retrain import RetrainRequest, improved, retrain
+from influence_cli.stages.retrain.arm_comparison import improved
+from influence_cli.stages.retrain.arms import Arm, base_arm, curated_arm
+from influence_cli.stages.retrain.controls import control_arms
+from influence_cli.stages.retrain.request import RetrainRequest
+from influence_cli.stages.retrain.retrain import retrain
 from tests.oracle import png, write_manifest
 
 CPU = torch.device("cpu")

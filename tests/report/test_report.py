@@ -20,7 +20,8 @@ from PIL import Image
 from influence_cli.report.figures import panels_of, write_plot
 from influence_cli.report.page import page
 from influence_cli.report.tables import tables_of
-from influence_cli.stages.evaluate.detection import Truth, detect
+from influence_cli.stages.evaluate.detection import detect
+from influence_cli.stages.evaluate.truth import Truth
 from tests.cases import call_cli, write
 
 HOSTILE = "<script>alert('x')</script> $\\frac{1}{0}$ \x1b[31m _é漢"

@@ -18,7 +18,7 @@ from influence_cli.stages.evaluate.request import EvaluateRequest
 
 def evaluate(settings: Settings) -> None:
     """How far to trust scores: detection of wrong labels, canaries, agreement of methods, seeds and checkpoints."""
-    from influence_cli.stages.evaluate.evaluate import compare
+    from influence_cli.stages.evaluate.comparison import compare
     from influence_cli.stages.evaluate.evaluate import evaluate as evaluate_stage
 
     result, asked = settings.make(ResultOptions), settings.make(EvaluateOptions)
@@ -96,7 +96,7 @@ def _request(settings: Settings, asked: EvaluateOptions, source: str) -> Evaluat
 
 def _sentinel(settings: Settings, result: ResultOptions, asked: EvaluateOptions, source: str) -> dict[str, Any] | None:
     """Whether the table is still good at another checkpoint; None where the plan is shown instead."""
-    from influence_cli.stages.evaluate.evaluate import sentinel, sentinel_run
+    from influence_cli.stages.evaluate.sentinel import sentinel, sentinel_run
 
     if asked.checkpoint is None:
         raise UsageError("--sentinel needs a new checkpoint", fix="pass --checkpoint PATH")

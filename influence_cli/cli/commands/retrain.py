@@ -16,7 +16,7 @@ from influence_cli.stages.retrain.request import CanaryRequest, EditsRequest, Re
 def retrain(settings: Settings) -> int | None:
     """Train on a manifest; with --against also without the edits, and with random edits of the same size."""
     from influence_cli.cli.show.retrain import show_arms, show_comparison
-    from influence_cli.stages.retrain.retrain import improved
+    from influence_cli.stages.retrain.arm_comparison import improved
     from influence_cli.stages.retrain.retrain import retrain as retrain_stage
 
     result = settings.make(ResultOptions)

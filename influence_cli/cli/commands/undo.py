@@ -15,7 +15,8 @@ def undo(settings: Settings, result: ResultOptions, outputs: CurateOutputs) -> N
     Raises:
         UsageError: something else is asked for too, or it is not said what to undo, or where to.
     """
-    from influence_cli.stages.curate.undo import plan_undo, write_undone
+    from influence_cli.stages.curate.restored_manifest import write_restored
+    from influence_cli.stages.curate.undo import plan_undo
 
     if outputs.gate or outputs.edits or outputs.export:
         raise UsageError("--undo writes the manifest as it was, and nothing else", fix="leave the other outputs out")
@@ -31,5 +32,5 @@ def undo(settings: Settings, result: ResultOptions, outputs: CurateOutputs) -> N
     if result.dry_run:
         terminal().note(f"would be: {done}")
         return
-    rows = write_undone(undoing, result.output)
+    rows = write_restored(undoing, result.output)
     terminal().note(f"{done}; {rows:,} rows written to {result.output}")

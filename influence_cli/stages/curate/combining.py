@@ -11,15 +11,9 @@ from influence_cli.actions.protocol import Floats
 from influence_cli.data.tables import numbers
 from influence_cli.errors import UsageError, nearest
 from influence_cli.maths.combine import linear
-from influence_cli.settings import Options, build_options
 from influence_cli.stages.score.combine import NEED_SIGN, Combine, check_rule, combined
 
 DEFAULT_RULE = "ranksum"
-
-
-def options_of(options: Options) -> Combine:
-    """The options of the rules, as ``--set combine.KEY=VALUE`` gives them."""
-    return build_options(Combine, "combine", options.get("combine", {}))
 
 
 def score_column_names(table: pa.Table) -> list[str]:

@@ -10,13 +10,12 @@ import pyarrow as pa
 
 from influence_cli.actions import make_action
 from influence_cli.actions.edited import Edited, apply_edits
-from influence_cli.actions.protocol import Edits
+from influence_cli.actions.protocol import PROPOSAL, Edits
 from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.settings import parse_budget
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import ScoreTable, read_scores
-from influence_cli.stages.retrain.arms import PROPOSAL
 from influence_cli.store.shards import as_arrow
 
 

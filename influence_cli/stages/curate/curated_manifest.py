@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.actions.edited import rebased
+from influence_cli.actions.protocol import PROPOSAL
 from influence_cli.data.earlier import CURATED
 from influence_cli.data.outputs import Output, check_outputs, writing
 from influence_cli.data.sources.origin import moved_origin
 from influence_cli.data.tables import read_batches, read_schema, with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.stages.curate.curate import Curated
-from influence_cli.stages.retrain.arms import PROPOSAL
 from influence_cli.store.parquet import SealedWriter
 
 
@@ -30,7 +30,7 @@ def write_curated(curated: Curated, output: str) -> int:
     if not curated.scores.manifest.files:
         raise UsageError("the rows of a Dataset cannot be written as a manifest", fix="take the edits, by row number")
     if output == "-":
-        return _stream(curated, pa.PythonFile(sys.stdout.buffer, mode="w"), Path.cwd())
+        return write_sealed(_edited_batches(curated, Path.cwd()), pa.PythonFile(sys.stdout.buffer, mode="w"))
     path = Path(output)
     if path.suffix != ".parquet":
         raise UsageError(
@@ -38,14 +38,15 @@ def write_curated(curated: Curated, output: str) -> int:
         )
     check_outputs([Output("-o", output, CURATED)], [*curated.scores.manifest.files, curated.request.scores])
     with writing(path, CURATED) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-        return _stream(curated, sink, path.parent)
+        return write_sealed(_edited_batches(curated, path.parent), sink)
 
 
-def _stream(curated: Curated, sink: Any, folder: Path) -> int:
+def write_sealed(tables: Iterable[tuple[pa.Table, int]], sink: Any) -> int:
+    """Write tables one after another as one Parquet file with a seal; returns the sum of their counts."""
     writer: SealedWriter | None = None
     written = 0
     try:
-        for table, count in _edited_batches(curated, folder):
+        for table, count in tables:
             writer = writer or SealedWriter(sink, table.schema)
             writer.write_table(table)
             written += count

@@ -15,7 +15,7 @@ from influence_cli.data.sources.origin import Origin, read_origin
 from influence_cli.data.tables import read_schema
 from influence_cli.errors import UsageError
 from influence_cli.exports import FORMS, choose_form, prepare
-from influence_cli.exports.protocol import Prepared, Task
+from influence_cli.exports.protocol import ExportJob, Prepared
 from influence_cli.stages.curate.curate import Curated
 from influence_cli.stages.curate.request import ExportRequest
 from influence_cli.store.files import replacing, replacing_folder
@@ -54,7 +54,7 @@ def prepare_export(curated: Curated, request: ExportRequest) -> Export:
     _check_place(place, request.path, origin, manifest.folder)
     check_no_store("--export", request.path)
     check_writable("--export", request.path, probe=False)
-    task = Task(
+    job = ExportJob(
         edited=curated.after(),
         origin=origin,
         edits=curated.table(),
@@ -64,7 +64,7 @@ def prepare_export(curated: Curated, request: ExportRequest) -> Export:
         url_prefix=request.url_prefix or "",
         ranks=_ranks(curated),
     )
-    prepared = prepare(form, task)
+    prepared = prepare(form, job)
     return Export(form, request.path, prepared.rows, prepared.notes, lambda: _write(form, place, prepared))
 
 

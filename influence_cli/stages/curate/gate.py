@@ -1,14 +1,7 @@
 """The gate: are there more suspicious new rows than allowed?  It decides and writes nothing.
 
-New rows are compared with **calibration rows**: accepted rows that the checkpoint was not trained on
-(``retrain --calibration``).  With calibration scores c_1..c_m the conformal p-value of a new row with score s is
-
-    p = (1 + #{j: c_j <= s}) / (1 + m)
-
-and a clean row is flagged with probability at most q when rows with p <= q are (Bates et al. 2023,
-arXiv:2104.08279).  Without calibration rows the accepted rows of the baseline stand in, and the rate is unknown.
-Calibration rows and accepted rows are known by row key: one whose label or payload was changed is a new row.  A new
-row without a score cannot be judged, and the gate trips for it.
+New rows are compared with calibration rows (see ``calibration``); a row is flagged where its p-value is at most the
+rate of false flags that is asked for.  A new row without a score cannot be judged, and the gate trips for it.
 
 With a **threshold** X, in the objective's own unit, the rows flagged are the new rows whose ``effect`` is below -X:
 removing such a row (of weight 1) is predicted to lower Phi by more than X.  That compares a row with nothing but X, so
@@ -17,24 +10,17 @@ it needs no calibration rows, says nothing of a rate, and is only for methods th
 
 from __future__ import annotations
 
-import json
-import re
-from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from influence_cli.data.earlier import BASELINE
-from influence_cli.data.outputs import Output, check_outputs, write_output
 from influence_cli.data.tables import numbers
-from influence_cli.errors import ModelError, UsageError
-from influence_cli.model.checkpoints import find_checkpoint
-from influence_cli.model.run_folder import read_run
+from influence_cli.errors import UsageError
 from influence_cli.settings import parse_budget, parse_share
+from influence_cli.stages.curate.baseline import read_baseline
+from influence_cli.stages.curate.calibration import calibration_keys, p_values, reference_rows
 from influence_cli.stages.curate.request import GateRequest
 from influence_cli.stages.curate.score_table import ScoreTable
 from influence_cli.stages.score.noise import describe_noise, is_noise
@@ -71,8 +57,8 @@ def check(scores: ScoreTable, request: GateRequest) -> Verdict:
     """
     effect = None if request.threshold is None else _effects(scores, request.threshold)
     _refuse_noise(scores)
-    accepted = _read_baseline(request.baseline)
-    calibration = _calibration_keys(scores, effect is not None)
+    accepted = read_baseline(request.baseline)
+    calibration = calibration_keys(scores, effect is not None)
     keys = [k.hex() for k in scores.scored.keys]
     in_baseline = np.array([k in accepted for k in keys])
     new = ~in_baseline & np.array([k not in calibration for k in keys]) & ~_canaries(scores)
@@ -84,7 +70,7 @@ def check(scores: ScoreTable, request: GateRequest) -> Verdict:
         basis = f"effect below -{request.threshold:g}, in the objective's unit"
         return _verdict(scores, request, int(judged.sum()), harmful, {"effect": effect[harmful]}, basis, unjudged)
     rate = parse_share(request.false_flag, "--false-flag")
-    reference, basis = _reference(scores, calibration, in_baseline, rate)
+    reference, basis = reference_rows(scores, calibration, in_baseline, rate)
     p = p_values(scores.scored.score[reference], scores.scored.score[judged])
     least = 1.0 / (1 + int(reference.sum()))
     if least > rate:
@@ -94,33 +80,6 @@ def check(scores: ScoreTable, request: GateRequest) -> Verdict:
         )
     why = {"p_value": p[p <= rate]}
     return _verdict(scores, request, int(judged.sum()), np.flatnonzero(judged)[p <= rate], why, basis, unjudged)
-
-
-def _reference(
-    scores: ScoreTable, calibration: Counter[str], in_baseline: NDArray[np.bool_], rate: float
-) -> tuple[NDArray[np.bool_], str]:
-    """Which rows [n] new ones are compared with, and what that says of the rate.
-
-    A calibration row counts as often as it was left out of training: copies of it add nothing.
-
-    Raises:
-        UsageError: there are none.
-    """
-    finite, left = np.isfinite(scores.scored.score), calibration.copy()
-    reference = np.zeros(len(scores.train), dtype=bool)
-    for k, key in enumerate(scores.scored.keys):
-        if finite[k] and left[key.hex()] > 0:
-            reference[k] = True
-            left[key.hex()] -= 1
-    if reference.any():
-        return reference, f"at most {rate:.3g} of clean rows are flagged"
-    lost = f": none of the run's {calibration.total():,} calibration rows is there as it was" if calibration else ""
-    if in_baseline.any():
-        return in_baseline & finite, f"compared with rows of the baseline, so the rate of false flags is unknown{lost}"
-    raise UsageError(
-        f"the gate has nothing to compare new rows with{lost}",
-        fix="train with `retrain --calibration 5%`, or pass --baseline FILE",
-    )
 
 
 def _canaries(scores: ScoreTable) -> NDArray[np.bool_]:
@@ -195,27 +154,6 @@ def _effects(scores: ScoreTable, threshold: float) -> NDArray[np.float64]:
     return numbers(scores.table, "effect").fill_null(float("nan")).to_numpy()
 
 
-def p_values(calibration: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Conformal p-values [n] of new scores against calibration scores [m].
-
-    >>> p_values(np.array([1.0, 2.0, 3.0]), np.array([0.0, 2.0])).tolist()
-    [0.25, 0.75]
-    """
-    below = np.searchsorted(np.sort(calibration), new, side="right")
-    return (1.0 + below.astype(np.float64)) / (1.0 + len(calibration))
-
-
-def write_baseline(scores: ScoreTable, path: str) -> int:
-    """Accept every train row as it is, by row key: an edited row comes back to the gate."""
-    lines = [
-        json.dumps({"id": i, "row_key": k.hex()}, ensure_ascii=False)
-        for i, k in sorted(zip(scores.train.ids, scores.scored.keys, strict=True))
-    ]
-    check_outputs([Output("--write-baseline", path, BASELINE)], scores.manifest.files)
-    write_output(path, BASELINE, ("\n".join(lines) + "\n").encode())
-    return len(lines)
-
-
 def _refuse_noise(scores: ScoreTable) -> None:
     origin = scores.provenance
     if scores.scored.kind != "signed":
@@ -226,60 +164,3 @@ def _refuse_noise(scores: ScoreTable) -> None:
                 f"the direction of {name} is mostly sampling noise ({describe_noise(entry)}), and so would a gate be",
                 fix="use more target rows, or a ranking such as --method loss",
             )
-
-
-def _read_baseline(path: str | None) -> set[str]:
-    """Row keys of the accepted rows; every line must be one, and no id may be there twice."""
-    if path is None:
-        return set()
-    keys: dict[str, str] = {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")  # an id may hold other line ends
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                name, key = _accepted(line, number)
-                if name in keys:
-                    raise ValueError(f"line {number}: id={name} is there twice")
-                keys[name] = key
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"the baseline cannot be read ({error})", where=path, fix="use --write-baseline") from error
-    return set(keys.values())
-
-
-def _accepted(line: str, number: int) -> tuple[str, str]:
-    """The id and row key in a line of a baseline."""
-    value = json.loads(line)
-    name, key = (value.get("id"), value.get("row_key")) if isinstance(value, dict) else (None, None)
-    if not isinstance(name, str) or not isinstance(key, str) or not re.fullmatch("[0-9a-f]{32}", key):
-        raise ValueError(f'line {number} is no {{"id": ..., "row_key": 32 hex digits}}')
-    return name, key
-
-
-def _calibration_keys(scores: ScoreTable, unused: bool) -> Counter[str]:
-    """The calibration rows of the run that was scored, by row key: one that was changed since is none.
-
-    ``unused`` says that new rows are compared with no other, so that those of an older run are new ones like any.
-
-    Raises:
-        ModelError: the run folder is gone, cannot be read, or holds other weights than those that were scored.
-        UsageError: it knows the rows by id alone.
-    """
-    checkpoint: dict[str, Any] = scores.provenance.get("checkpoint") or {}
-    locator = checkpoint.get("locator")
-    run = read_run(locator) if isinstance(locator, str) else None
-    if run is None:
-        return Counter()
-    if find_checkpoint(str(locator))[0].digest != checkpoint.get("fingerprint") and not unused:
-        raise ModelError(
-            "the run folder holds other weights than those that were scored, and so other calibration rows",
-            where=str(locator),
-            fix="run `influence score` again",
-        )
-    ids, keys = list(run.get("calibration_ids", ())), run.get("calibration_keys")
-    if ids and keys is None and not unused:
-        raise UsageError(
-            "the run folder knows its calibration rows by id alone, so that a changed label or payload is not seen",
-            where=str(checkpoint["locator"]),
-            fix="run `retrain --calibration 5%` and `influence score` again",
-        )
-    return Counter[str](keys or ())

@@ -15,10 +15,10 @@ from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import keyed_rows, numbers, provenance, read_table, shown
 from influence_cli.errors import ManifestError, UsageError
-from influence_cli.stages.curate.combining import DEFAULT_RULE, column_named, combine_columns, floats, options_of
+from influence_cli.stages.curate.combining import DEFAULT_RULE, column_named, combine_columns, floats
 from influence_cli.stages.curate.parity import parity_of
 from influence_cli.stages.curate.request import CurateRequest
-from influence_cli.stages.score.combine import kind_of
+from influence_cli.stages.score.combine import combine_options, kind_of
 
 GROUP = "group"  # column of a manifest: the sensitive group of a row
 
@@ -122,7 +122,7 @@ def _ranking(
         kinds = {**origin.get("kinds", {}), "score": origin.get("kind", "ranking")}
         return floats(table, by[0]), kinds.get(by[0], "ranking"), by[0]
     rule = request.combine or DEFAULT_RULE
-    score = combine_columns(table, by, rule, options_of(request.options), origin, where)
+    score = combine_columns(table, by, rule, combine_options(request.options), origin, where)
     return score, kind_of(rule), f"{rule} of {', '.join(by)}"
 
 

@@ -18,10 +18,12 @@ from influence_cli.data.manifest import Rows
 from influence_cli.events import Listener
 from influence_cli.maths.ranking import Ladder, found
 from influence_cli.methods.random import uniform_draws
+from influence_cli.model.run_folder import RunFolder
 from influence_cli.settings import Runtime, parse_budget
-from influence_cli.stages.evaluate.columns import Board, Scores, score_columns, side_by_side
-from influence_cli.stages.evaluate.detection import RANDOM, Truth, detect
-from influence_cli.stages.retrain.canaries import run_of, with_planted
+from influence_cli.stages.evaluate.detection import RANDOM, detect
+from influence_cli.stages.evaluate.score_tables import NamedTable, ScoreTables, score_columns, side_by_side
+from influence_cli.stages.evaluate.truth import Truth
+from influence_cli.stages.retrain.canaries import with_planted
 from influence_cli.stages.run.reopen import reopen
 from influence_cli.stages.score.score import score
 
@@ -29,7 +31,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class How:
+class CanarySettings:
     """How canaries are measured."""
 
     runtime: Runtime
@@ -41,10 +43,10 @@ class How:
     checkpoint: str | None = None  # where the run folder is by now
 
 
-def canaries_of(board: Board, truth: Truth | None, how: How) -> list[dict[str, Any]]:
+def canaries_of(scores: ScoreTables, truth: Truth | None, how: CanarySettings) -> list[dict[str, Any]]:
     """Canary detection for the tables of the board whose checkpoint was trained with canaries, one entry a planting."""
-    groups: dict[bytes, list[Scores]] = {}
-    for table in board.tables:
+    groups: dict[bytes, list[NamedTable]] = {}
+    for table in scores.tables:
         planted = table.canaries()
         if not (planted >= 0).any():
             continue
@@ -52,15 +54,17 @@ def canaries_of(board: Board, truth: Truth | None, how: How) -> list[dict[str, A
             how.listener.warn(f"{table.source} has canaries but does not say how it was made: they are not measured")
             continue
         groups.setdefault(planted.tobytes(), []).append(table)
-    return [_of_group(board, tables, truth, how) for tables in groups.values()]
+    return [_of_group(scores, tables, truth, how) for tables in groups.values()]
 
 
-def _of_group(board: Board, tables: list[Scores], truth: Truth | None, how: How) -> dict[str, Any]:
+def _of_group(
+    scores: ScoreTables, tables: list[NamedTable], truth: Truth | None, how: CanarySettings
+) -> dict[str, Any]:
     planted = tables[0].canaries()
     scored = side_by_side([(t, _with_planted_labels(t, planted, how)) for t in tables])
     columns = {shown: values for _, _, shown, values in scored}
-    columns[RANDOM] = uniform_draws(board.train.ids, how.seed)
-    trained = _trained_on(board.train, how.checkpoint or tables[0].provenance["checkpoint"]["locator"])
+    columns[RANDOM] = uniform_draws(scores.train.ids, how.seed)
+    trained = _trained_on(scores.train, how.checkpoint or tables[0].provenance["checkpoint"]["locator"])
     canaries = Truth((planted >= 0) & trained, trained, "canaries")
     count, rows = int(canaries.wrong.sum()), parse_budget(how.budget, int(trained.sum()))
     result = detect(columns, canaries, rows, how.draws, how.seed, RANDOM)
@@ -85,7 +89,7 @@ def _of_group(board: Board, tables: list[Scores], truth: Truth | None, how: How)
     return entry
 
 
-def _with_planted_labels(table: Scores, planted: NDArray[np.int64], how: How) -> dict[str, Floats]:
+def _with_planted_labels(table: NamedTable, planted: NDArray[np.int64], how: CanarySettings) -> dict[str, Floats]:
     """The columns of a table, anew, with the planted labels."""
     where = {"source": table.source, "manifest": how.manifest, "checkpoint": how.checkpoint}
     run, session = reopen(table.provenance, how.runtime, how.listener, **where)
@@ -94,11 +98,14 @@ def _with_planted_labels(table: Scores, planted: NDArray[np.int64], how: How) ->
 
 def _trained_on(train: Rows, checkpoint: str) -> NDArray[np.bool_]:
     """Rows [n] that a checkpoint was trained on."""
-    calibration = set(run_of(checkpoint).get("calibration_ids", ()))
+    record = RunFolder.of(checkpoint).read()
+    calibration = set(() if record is None else record.calibration_ids)
     return (train.weights > 0) & np.array([i not in calibration for i in train.ids])
 
 
-def _against_truth(tables: list[Scores], columns: dict[str, Floats], canaries: Truth, real: Truth) -> dict[str, Any]:
+def _against_truth(
+    tables: list[NamedTable], columns: dict[str, Floats], canaries: Truth, real: Truth
+) -> dict[str, Any]:
     """Beside the canaries, how the same columns find the rows that are really wrong: by how much canaries mislead.
 
     Rows that are really wrong look as suspicious as canaries and are counted against them; among the rows that are

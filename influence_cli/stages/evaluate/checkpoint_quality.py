@@ -14,7 +14,7 @@ from influence_cli.errors import DamagedModel, InfluenceError
 from influence_cli.events import Listener
 from influence_cli.objectives import OBJECTIVES, load_objective
 from influence_cli.settings import Runtime
-from influence_cli.stages.evaluate.columns import Board, Scores
+from influence_cli.stages.evaluate.score_tables import NamedTable, ScoreTables
 from influence_cli.stages.retrain.arm_quality import beyond_accuracy
 from influence_cli.stages.retrain.attacked_arms import attacked_accuracy
 from influence_cli.stages.run.reopen import reopen
@@ -24,11 +24,11 @@ from influence_cli.stages.run.usable_rows import usable_now
 
 
 def quality_of(
-    board: Board, runtime: Runtime, listener: Listener, manifest: Any = None, checkpoint: str | None = None
+    scores: ScoreTables, runtime: Runtime, listener: Listener, manifest: Any = None, checkpoint: str | None = None
 ) -> list[dict[str, Any]]:
     """One entry for every checkpoint and groups that tables were scored at; a model that is gone is only noted."""
-    asked: dict[tuple[str, str, bool], list[Scores]] = {}
-    for table in board.tables:
+    asked: dict[tuple[str, str, bool], list[NamedTable]] = {}
+    for table in scores.tables:
         origin = table.provenance
         then, objectives = origin.get("checkpoint"), origin.get("spec", {}).get("objectives", [])
         needs = _needs(objectives)

@@ -1,4 +1,4 @@
-"""Two score tables compared row by row, and the sentinel: is a full recompute needed at a new checkpoint?
+"""Two score tables compared row by row.
 
 Rows are the same where id and row key are; rows in one table alone, and rows whose payload or label has changed, are
 counted apart, and so are canaries of either checkpoint, whose scores are not of the label that it learned.
@@ -6,8 +6,7 @@ counted apart, and so are canaries of either checkpoint, whose scores are not of
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,24 +15,15 @@ from numpy.typing import NDArray
 
 from influence_cli.data.tables import keyed_rows, provenance, read_table
 from influence_cli.errors import ManifestError, UsageError
-from influence_cli.events import Listener
 from influence_cli.maths.bootstrap import correlation_interval, draws_of
 from influence_cli.maths.noise import ranks, spearman
 from influence_cli.maths.ranking import jaccard, kendall, lowest, weighted_spearman
-from influence_cli.methods.random import uniform_draws
-from influence_cli.settings import Runtime, parse_budget, parse_share
-from influence_cli.stages.evaluate.columns import CANARY, score_columns
+from influence_cli.settings import parse_budget
 from influence_cli.stages.evaluate.order import sign_agreement
-from influence_cli.stages.retrain.canaries import planted_labels
-from influence_cli.stages.run.reopen import reopen
-from influence_cli.stages.run.run import Run
-from influence_cli.stages.run.session import Session
-from influence_cli.stages.score.score import score
+from influence_cli.stages.evaluate.score_tables import CANARY, score_columns
 
 Floats = NDArray[np.float64]
 MOVERS = 10
-LEAST_ROWS = 200  # a sentinel of fewer rows resolves nothing
-RANK_BOUND, OVERLAP_BOUND = 0.9, 0.5  # below either the old scores no longer stand for the new
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +42,7 @@ def match(a: pa.Table, b: pa.Table, source_a: str, source_b: str) -> Matched:
     Raises:
         ManifestError: a table has no ids or row keys, or the two have no row in common.
     """
-    keys_a, keys_b = _keys(a, source_a), _keys(b, source_b)
+    keys_a, keys_b = keys_by_id(a, source_a), keys_by_id(b, source_b)
     place = {i: k for k, i in enumerate(keys_b)}
     shared = [i for i in keys_a if i in place]
     same = [i for i in shared if keys_a[i] == keys_b[i]]
@@ -77,7 +67,8 @@ def match(a: pa.Table, b: pa.Table, source_a: str, source_b: str) -> Matched:
     return Matched(taken_a.filter(kept), taken_b.filter(kept), ids, counts)
 
 
-def _keys(table: pa.Table, source: str) -> dict[str, bytes]:
+def keys_by_id(table: pa.Table, source: str) -> dict[str, bytes]:
+    """The row key of every row of a score table, by id."""
     return {name: key for name, (_, key) in keyed_rows(table, source).items()}
 
 
@@ -91,7 +82,7 @@ def compare(a: str, b: str, budget: str, draws: int, seed: int) -> dict[str, Any
     tables = read_table(a), read_table(b)
     matched = match(*tables, a, b)
     rows = parse_budget(budget, len(matched.ids))
-    columns = _compared(matched, rows, draws, seed)
+    columns = compare_columns(matched, rows, draws, seed)
     if not columns:
         raise UsageError("no score column in common", where=f"{a}, {b}", fix="score both by the same methods")
     return {
@@ -104,7 +95,8 @@ def compare(a: str, b: str, budget: str, draws: int, seed: int) -> dict[str, Any
     }
 
 
-def _compared(matched: Matched, rows: int, draws: int, seed: int) -> dict[str, Any]:
+def compare_columns(matched: Matched, rows: int, draws: int, seed: int) -> dict[str, Any]:
+    """What is compared of every column that both tables have, by its name, with ``rows`` as the budget."""
     columns_a, columns_b = score_columns(matched.a), score_columns(matched.b)
     kinds = [provenance(t.schema).get("kinds", {}) for t in (matched.a, matched.b)]
     keys = [bytes.fromhex(k) if isinstance(k, str) else k for k in matched.a.column("row_key").to_pylist()]
@@ -154,65 +146,4 @@ def _column(
             for m in moved.tolist()
             if rank_x[m] != rank_y[m]
         ],
-    }
-
-
-def sentinel_run(
-    old: str, share: str, checkpoint: str, runtime: Runtime, seed: int, listener: Listener, remember: bool = True,
-    manifest: str | None = None,
-) -> tuple[Run, Session]:  # fmt: skip
-    """The run of an old table at a new checkpoint, on a seeded sample of the rows that the table still describes.
-
-    The sample is ``share`` of those rows, at least 200, or all where there are fewer.
-    """
-    table = read_table(old)
-    run, session = reopen(
-        provenance(table.schema), runtime, listener,
-        source=old, manifest=manifest, checkpoint=checkpoint, another=True, remember=remember,
-    )  # fmt: skip
-    keys = _keys(table, old)
-    same = [keys.get(i) == k.tobytes() for i, k in zip(run.train.ids, run.train.row_keys, strict=True)]
-    planted = (
-        set(table.filter(table.column(CANARY).is_valid())["id"].to_pylist()) if CANARY in table.schema.names else ()
-    )
-    new = planted_labels(checkpoint, run.train)
-    canary = np.array([i in planted for i in run.train.ids]) | (False if new is None else new >= 0)
-    rows = np.flatnonzero(np.array(same) & ~canary)
-    if not len(rows):
-        raise ManifestError("no row in common", where=f"{old}, {run.manifest.source}", fix="run `influence score`")
-    wanted = min(len(rows), max(LEAST_ROWS, math.ceil(parse_share(share, "--sentinel") * len(rows))))
-    place = uniform_draws([run.train.ids[k] for k in rows.tolist()], seed)
-    chosen = np.sort(rows[np.argsort(place, kind="stable")[:wanted]])
-    return replace(run, train=run.train.take(chosen)), session
-
-
-def sentinel(run: Run, session: Session, old: str, budget: str, draws: int, seed: int) -> dict[str, Any]:
-    """Whether an old table still stands for the scores at the run's checkpoint, judged on the run's rows.
-
-    A full recompute is needed where, for any method's column, the lower end of the interval of Spearman's correlation
-    is below 0.9, or the rows under the budget overlap by a Jaccard below 0.5.
-    """
-    table = read_table(old)
-    matched = match(table, score(run, session)[0], old, "the new scores")
-    rows = max(1, round(parse_budget(budget, table.num_rows) / table.num_rows * len(matched.ids)))
-    columns = _compared(matched, rows, draws, seed)
-    free = {n for n, m in run.methods.items() if m.needs == "nothing"}
-    judged: dict[str, Any] = {}
-    for name, c in columns.items():
-        if f"score_{name}" in table.column_names and name not in free:
-            low = -1.0 if c["spearman_interval"] is None else c["spearman_interval"][0]
-            judged[name] = low < RANK_BOUND or (c["jaccard"] or 0.0) < OVERLAP_BOUND
-    then = provenance(table.schema)["checkpoint"]["fingerprint"]
-    return {
-        "schema_version": 1,
-        "a": old,
-        "b": None if run.checkpoint is None else run.checkpoint.locator,
-        "same_checkpoint": run.checkpoint is not None and run.checkpoint.digest == then,
-        "rows": matched.counts["rows"],
-        "of_rows": table.num_rows,
-        "budget_rows": rows,
-        "comparison": columns,
-        "recompute_by_column": judged,
-        "recompute": any(judged.values()),
-        "bounds": {"spearman_low": RANK_BOUND, "jaccard": OVERLAP_BOUND},
     }

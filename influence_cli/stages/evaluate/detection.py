@@ -7,124 +7,26 @@ Verdicts against the reference column are Holm's, over all columns, figure by fi
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.data.formulas import MARK, unquoted
-from influence_cli.data.labels import clean_labels
-from influence_cli.data.manifest import Rows
-from influence_cli.errors import ManifestError, UsageError, nearest
+from influence_cli.errors import UsageError, nearest
 from influence_cli.maths.bootstrap import degrees_of_freedom, draws_of, holm, share_interval, student, two_sided
 from influence_cli.maths.ranking import Ladder, curves, found, influence_of_rows
+from influence_cli.stages.evaluate.truth import Mask, Truth
 
 Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 RANDOM = "random"
 FIGURES = ("auc", "average_precision", "precision_at_budget", "recall_at_budget", "recall_at_wrong")
 INTERVALS = "95 %, stratified bootstrap over rows, logit scale, Student's t; differences paired, verdicts after Holm"
 
 
-@dataclass(frozen=True, eq=False)
-class Truth:
-    """Which rows [n] are wrong, among those of which that is known."""
-
-    wrong: Mask
-    known: Mask
-    source: str  # where it is from, for people
-
-    def without(self, rows: Mask) -> Truth:
-        """The truth about all rows but these."""
-        return Truth(self.wrong & ~rows, self.known & ~rows, self.source)
-
-
-def truth_of_column(rows: Rows, column: str) -> Truth | None:
-    """Truth from a column of clean labels: a row is wrong where it differs, unknown where it is null.
-
-    None where there is no such column.
-
-    Raises:
-        ManifestError: it says that no row is wrong, or that every row is.
-    """
-    clean = clean_labels(rows, column)
-    if clean is None:
-        return None
-    known = clean >= 0
-    return _two_kinds(Truth(known & (clean != rows.labels), known, f"{rows.manifest.source}, column {column}"))
-
-
-def truth_of_list(rows: Rows, path: str) -> Truth:
-    """Truth from a list of ids that are wrong; every other row counts as right.
-
-    Raises:
-        UsageError: the list cannot be read.
-        ManifestError: an id is no train row's, or the list is empty or names every row.
-    """
-    named = read_ids(path)
-    unknown = named - set(rows.ids)
-    if unknown:
-        raise ManifestError(
-            f"row id={min(unknown)} is no train row ({len(unknown)} of {len(named)} are none)",
-            where=path,
-            fix=f"list ids of train rows of {rows.manifest.source}",
-        )
-    wrong = np.array([i in named for i in rows.ids])
-    return _two_kinds(Truth(wrong, np.ones(len(rows), dtype=bool), path))
-
-
-def _two_kinds(truth: Truth) -> Truth:
-    wrong, known = int(truth.wrong.sum()), int(truth.known.sum())
-    if wrong in (0, known):
-        raise ManifestError(
-            f"{wrong} of {known} train labels are wrong: there is nothing to tell apart",
-            where=truth.source,
-            fix="check the column, or the list",
-        )
-    return truth
-
-
-def read_ids(path: str) -> set[str]:
-    """Ids from a file: one a line; a CSV with a column id; JSONL or a JSON list of ids or of objects with an id.
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig")  # a return in an id stays
-        suffix = Path(path).suffix
-        if suffix == ".csv":
-            rows = csv.DictReader(io.StringIO(text, newline=""))
-            if "id" not in (rows.fieldnames or ()):
-                raise ValueError("no column id")
-            return {unquoted(row["id"]) if MARK in row else row["id"] for row in rows}
-        if suffix in (".json", ".jsonl"):
-            values = json.loads(text) if suffix == ".json" else [json.loads(s) for s in text.splitlines() if s.strip()]
-            return {_id_of(v) for v in values}
-        return {line.strip() for line in text.splitlines() if line.strip()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"the list of wrong rows cannot be read ({error})",
-            where=path,
-            fix="write one id a line, a CSV with a column id, or JSONL",
-        ) from error
-
-
-def _id_of(value: Any) -> str:
-    found_id = value["id"] if isinstance(value, dict) else value
-    if not isinstance(found_id, str):
-        raise ValueError(f"{found_id!r} is no id")
-    return found_id
-
-
 @dataclass(eq=False)
-class _View:
+class _RankedRows:
     """A column on some rows: its figures there, and in every draw."""
 
     rows: NDArray[np.intp]  # places among the known rows
@@ -133,7 +35,7 @@ class _View:
     budget: int
 
     @classmethod
-    def of(cls, values: Floats, mask: Mask, wrong: Mask, budget: int) -> _View:
+    def of(cls, values: Floats, mask: Mask, wrong: Mask, budget: int) -> _RankedRows:
         rows = np.flatnonzero(mask)
         return cls(rows, wrong[rows], Ladder.of(-values[rows]), min(budget, len(rows)))
 
@@ -180,14 +82,14 @@ def detect(
     wrong = truth.wrong[truth.known]
     values = {name: v[truth.known] for name, v in columns.items()}
     usable = {name: np.isfinite(v) for name, v in values.items()}
-    views = {(name, name): _View.of(v, usable[name], wrong, budget) for name, v in values.items()}
+    views = {(name, name): _RankedRows.of(v, usable[name], wrong, budget) for name, v in values.items()}
     views = {key: view for key, view in views.items() if view.tellable}
     at = {name: view.at_once() for (name, _), view in views.items()}
     chosen = _reference(reference, at, list(columns))
     for name in at:
         if chosen is not None and not np.array_equal(usable[name], usable[chosen]):
             both = usable[name] & usable[chosen]
-            pair = {(k, o): _View.of(values[k], both, wrong, budget) for k, o in ((name, chosen), (chosen, name))}
+            pair = {(k, o): _RankedRows.of(values[k], both, wrong, budget) for k, o in ((name, chosen), (chosen, name))}
             views |= {key: view for key, view in pair.items() if view.tellable}
     drawn = _draw(views, wrong, draws, seed)
     found_by: dict[str, Any] = {}
@@ -214,7 +116,7 @@ def _reference(asked: str | None, at: dict[str, dict[str, float]], known: list[s
 
 
 def _draw(
-    views: dict[tuple[str, str], _View], wrong: Mask, draws: int, seed: int
+    views: dict[tuple[str, str], _RankedRows], wrong: Mask, draws: int, seed: int
 ) -> dict[tuple[str, str], dict[str, Floats]]:
     """Figures [D] of every view on the same draws."""
     parts: dict[tuple[str, str], list[dict[str, Floats]]] = {key: [] for key in views}
@@ -225,7 +127,7 @@ def _draw(
     return {key: {n: np.concatenate([p[n] for p in ps]) for n in ps[0]} for key, ps in parts.items()}
 
 
-def _figures(view: _View, at: dict[str, float], drawn: dict[str, Floats]) -> dict[str, Any]:
+def _figures(view: _RankedRows, at: dict[str, float], drawn: dict[str, Floats]) -> dict[str, Any]:
     wrongs, rows = int(view.wrong.sum()), len(view.rows)
     influence = view.influence()
     trials = {"auc": min(wrongs, rows - wrongs), "at_budget": max(1, min(view.budget, wrongs))}
@@ -252,7 +154,7 @@ def _figures(view: _View, at: dict[str, float], drawn: dict[str, Floats]) -> dic
 
 
 def _differences(
-    views: dict[tuple[str, str], _View],
+    views: dict[tuple[str, str], _RankedRows],
     drawn: dict[tuple[str, str], dict[str, Floats]],
     reference: str,
     names: list[str],
@@ -273,7 +175,7 @@ def _differences(
     return out
 
 
-def _difference(mine: _View, other: _View, a: dict[str, Floats], b: dict[str, Floats]) -> dict[str, Any]:
+def _difference(mine: _RankedRows, other: _RankedRows, a: dict[str, Floats], b: dict[str, Floats]) -> dict[str, Any]:
     at_a, at_b, influence_a, influence_b = mine.at_once(), other.at_once(), mine.influence(), other.influence()
     wrongs = int(mine.wrong.sum())
     out: dict[str, Any] = {"rows": len(mine.rows)}

@@ -18,7 +18,7 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.maths.noise import spearman
 from influence_cli.maths.ranking import jaccard, lowest
 from influence_cli.settings import Runtime
-from influence_cli.stages.evaluate.columns import Board, Scores
+from influence_cli.stages.evaluate.score_tables import NamedTable, ScoreTables
 from influence_cli.store import Store, open_store
 
 Floats = NDArray[np.float64]
@@ -45,23 +45,25 @@ def sign_agreement(a: Floats, b: Floats) -> float | None:
     return float((np.sign(a) == np.sign(b)).mean()) if len(a) else None
 
 
-def order_consistency(board: Board, budget: int, runtime: Runtime, listener: Listener = SILENT) -> dict[str, Any]:
+def order_consistency(
+    scores: ScoreTables, budget: int, runtime: Runtime, listener: Listener = SILENT
+) -> dict[str, Any]:
     """Agreement between every two columns, over members, between halves of the target, and of q with u."""
-    keys = [k.tobytes() for k in board.train.row_keys]
+    keys = [k.tobytes() for k in scores.train.row_keys]
     pairs = [
-        {"a": a, "b": b, **pair(x, y, budget, keys, board.kinds[a] == board.kinds[b] == "signed")}
-        for (a, x), (b, y) in itertools.combinations(board.columns.items(), 2)
+        {"a": a, "b": b, **pair(x, y, budget, keys, scores.kinds[a] == scores.kinds[b] == "signed")}
+        for (a, x), (b, y) in itertools.combinations(scores.columns.items(), 2)
     ]
-    out: dict[str, Any] = {"columns": list(board.columns), "budget_rows": budget, "pairs": pairs}
-    many = len(board.tables) > 1
-    for table in board.tables:
+    out: dict[str, Any] = {"columns": list(scores.columns), "budget_rows": budget, "pairs": pairs}
+    many = len(scores.tables) > 1
+    for table in scores.tables:
         entry = {**_members(table), **_halves(table), **_angles(table, runtime, listener)}
         for name, value in entry.items():
             out.setdefault(name, {})[table.stem if many else "table"] = value
     return out
 
 
-def _members(table: Scores) -> dict[str, Any]:
+def _members(table: NamedTable) -> dict[str, Any]:
     """Over the members of the table's first method: how far they agree on a row's sign."""
     if "agreement" not in table.table.column_names:
         return {}
@@ -72,14 +74,14 @@ def _members(table: Scores) -> dict[str, Any]:
     return {"members": {"sign_agreement": float(agreement.mean()), "unanimous": unanimous}}
 
 
-def _halves(table: Scores) -> dict[str, Any]:
+def _halves(table: NamedTable) -> dict[str, Any]:
     """Spearman's correlation of the scores from two halves of the target rows, by objective."""
     noise = table.provenance.get("noise", {})
     known = {name: entry.get("reliability") for name, entry in noise.items()}
     return {"halves": known} if known else {}
 
 
-def _angles(table: Scores, runtime: Runtime, listener: Listener) -> dict[str, Any]:
+def _angles(table: NamedTable, runtime: Runtime, listener: Listener) -> dict[str, Any]:
     """Cosine of q and u by column, from the directions that the table's provenance names and the store holds.
 
     Provenance key ``preconditioned``: column -> list of {"q": name, "u": name}, one a member.
@@ -105,14 +107,14 @@ def _cosine(store: Store, q: str, u: str) -> float | None:
     return None if scale == 0.0 else float(np.clip(float(x @ y) / scale, -1.0, 1.0))
 
 
-def stability(board: Board, budget: int) -> dict[str, Any]:
+def stability(scores: ScoreTables, budget: int) -> dict[str, Any]:
     """For every column that several tables have: how far its scores agree between the tables, pair by pair."""
-    keys = [k.tobytes() for k in board.train.row_keys]
-    columns = {t.stem: t.columns() for t in board.tables}
+    keys = [k.tobytes() for k in scores.train.row_keys]
+    columns = {t.stem: t.columns() for t in scores.tables}
     every = [name for name in dict.fromkeys(n for c in columns.values() for n in c)]
     out: dict[str, Any] = {}
     for name in every:
-        having = [t for t in board.tables if name in columns[t.stem]]
+        having = [t for t in scores.tables if name in columns[t.stem]]
         pairs = [
             {
                 "a": s.stem,

@@ -20,9 +20,8 @@ from influence_cli.errors import UsageError, nearest
 from influence_cli.model.losses import loss_of
 from influence_cli.settings import Options, build_options
 from influence_cli.stages.retrain.arms import Arm, draw_order
-from influence_cli.stages.retrain.training_run import METRICS_FILE, TrainingRun
+from influence_cli.stages.retrain.training_run import TrainingRun
 from influence_cli.store.keys import fingerprint
-from influence_cli.store.sealed import write_sealed_json
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +82,7 @@ def measure_attacks(
     chosen = attacked_rows(run.test, run.request.seed)
     facts = how.describe(run.spec, run.request.seed)
     for seed in results[base.name]:
-        named = run.folder(base, int(seed)).name
+        named = run.folder(base, int(seed)).path.name
         key = fingerprint("attacked", 1, how=facts, base=named, draws=DRAWS, fractions=FRACTIONS, seed=run.request.seed)
         static: NDArray[Any] | None = None
         for arm in arms:
@@ -92,7 +91,7 @@ def measure_attacks(
                 if static is None:
                     static = _attacked(run, how, run.trained(run.folder(base, int(seed))))
                 result.update(_measured(run, how, run.trained(run.folder(arm, int(seed))), static, chosen, key))
-                write_sealed_json(run.folder(arm, int(seed)) / METRICS_FILE, result)
+                run.folder(arm, int(seed)).write_measures(result)
     return {"kind": facts["attack"], "settings": facts, "fractions": list(FRACTIONS), "draws": DRAWS}
 
 

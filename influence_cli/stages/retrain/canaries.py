@@ -6,16 +6,14 @@ column ``canary`` which label was planted; ``curate`` and the gate leave those r
 another label for them.  ``evaluate`` scores them once more with the planted label, which for methods that work on
 logits and tangents is arithmetic on what is stored, and asks how well every column finds them.
 
-Planted labels are drawn class by class, from the mean predicted probabilities of an earlier model (its confusion), or
-uniformly.  A row whose own label is wrong already may be given the right one: at a noise rate r that is at most a
-share r of the canaries, and makes detection look slightly worse than it is.
+A row whose own label is wrong already may be given the right one: at a noise rate r that is at most a share r of the
+canaries, and makes detection look slightly worse than it is.
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +22,12 @@ from influence_cli.data.classes import class_count
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import Listener
-from influence_cli.maths.labels import softmax
 from influence_cli.model.checkpoints import find_checkpoint
-from influence_cli.model.run_folder import read_run, run_folder
+from influence_cli.model.run_record import PlantedLabels
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.grads.fill import fill
-from influence_cli.stages.retrain.request import CanaryRequest
+from influence_cli.stages.retrain.planting import confusion_noise, plant, uniform_noise
+from influence_cli.stages.retrain.request import CanaryRequest, RetrainRequest
 from influence_cli.stages.run.open import open_run
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
@@ -37,81 +35,10 @@ from influence_cli.store.keys import row_keys
 
 if TYPE_CHECKING:
     from influence_cli.stages.retrain.arms import Arm
-    from influence_cli.stages.retrain.request import RetrainRequest
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 FEW = 20  # canaries below which intervals say next to nothing
-LEAST_LEFT = 5  # rows of a class that keep their label
-
-
-def uniform_noise(classes: int) -> Floats:
-    """Every other class alike [C, C].
-
-    Raises:
-        UsageError: there is no other class.
-    """
-    if classes < 2:
-        raise UsageError("canaries need a second class, and the data have one", fix="leave --canaries out")
-    return (1.0 - np.eye(classes)) / (classes - 1)
-
-
-def confusion_noise(logits: NDArray[np.floating], labels: Ints) -> Floats:
-    """Mean probability of every other class, by labelled class [C, C], rows summing to 1.
-
-    A hundredth of the uniform noise is mixed in; a class without rows has nothing else.
-    """
-    classes = logits.shape[1]
-    probability = softmax(logits)
-    matrix = np.zeros((classes, classes))
-    for c in np.unique(labels):
-        matrix[c] = probability[labels == c].mean(axis=0)
-    np.fill_diagonal(matrix, 0.0)
-    total = matrix.sum(axis=1, keepdims=True)
-    uniform = uniform_noise(classes)
-    return np.where(total > 0, 0.99 * matrix / np.where(total > 0, total, 1.0) + 0.01 * uniform, uniform)
-
-
-def plant(rows: Rows, may: NDArray[np.bool_], share: float, noise: Floats, seed: int) -> Ints:
-    """Planted labels [n], -1 where the row keeps its own: floor(share * rows that may), about that share of each class.
-
-    No class gives more than max(2 share, share + 0.05) of its rows, and each keeps at least five.  Which rows, and
-    their labels, come from hashes of (seed, id): other rows do not matter, but for the numbers a class.
-
-    Raises:
-        UsageError: no row can be planted.
-    """
-    labels, sizes = rows.labels, np.bincount(rows.labels[may], minlength=len(noise))
-    wanted = _by_class(sizes, share)
-    planted = np.full(len(rows), -1, dtype=np.int64)
-    place, draw = (_hashed(rows.ids, seed, what) for what in ("canary", "canary label"))
-    order = np.argsort(place, kind="stable")
-    for c, count in enumerate(wanted.tolist()):
-        chosen = order[(may & (labels == c))[order]][:count]
-        planted[chosen] = np.minimum(np.searchsorted(np.cumsum(noise[c]), draw[chosen], side="right"), len(noise) - 1)
-    if not (planted >= 0).any():
-        raise UsageError(f"a share of {share:.3g} of {int(may.sum())} rows is no canary", fix="raise --canaries")
-    return planted
-
-
-def _by_class(sizes: Ints, share: float) -> Ints:
-    """Canaries of each class: its share, rounded by the largest remainder, within the guard."""
-    exact = share * sizes
-    most = np.minimum(np.floor(max(2 * share, share + 0.05) * sizes), sizes - LEAST_LEFT).clip(0).astype(np.int64)
-    counts = np.minimum(np.floor(exact + 1e-9).astype(np.int64), most)
-    left = int(np.floor(exact.sum() + 1e-9)) - int(counts.sum())
-    for c in np.argsort(-(exact - np.floor(exact + 1e-9)), kind="stable").tolist():
-        if left > 0 and counts[c] < most[c]:
-            counts[c] += 1
-            left -= 1
-    return counts
-
-
-def _hashed(ids: list[str], seed: int, what: str) -> Floats:
-    """Uniform draws on [0, 1) from (seed, what, id) [n]; not the draws of the method ``random``."""
-    salt = f"{seed}:{what}".encode()
-    digests = [hashlib.blake2b(i.encode(), digest_size=8, key=salt).digest() for i in ids]
-    return np.frombuffer(b"".join(digests), dtype="<u8") / 2.0**64
 
 
 def plant_in_arms(
@@ -121,7 +48,7 @@ def plant_in_arms(
     left_out: NDArray[np.bool_],
     classes: int,
     listener: Listener,
-) -> dict[str, Any]:
+) -> PlantedLabels | None:
     """Plant what the request asks for in the arms' labels; returns what the run folder says of it, if anything.
 
     Raises:
@@ -129,7 +56,7 @@ def plant_in_arms(
     """
     asked = request.canaries
     if asked is None:
-        return {}
+        return None
     if request.against is not None or request.edits is not None:
         raise UsageError("canaries would be wrong labels in every arm that is compared", fix="leave out one of the two")
     known = min(classes, class_count(base.manifest.classes, base.labels))  # the model may have outputs for no row
@@ -145,7 +72,7 @@ def plant_in_arms(
     return _record(asked, base, planted, listener)
 
 
-def _record(asked: CanaryRequest, base: Rows, planted: Ints, listener: Listener) -> dict[str, Any]:
+def _record(asked: CanaryRequest, base: Rows, planted: Ints, listener: Listener) -> PlantedLabels:
     """What the run folder says of the canaries; a word of it to the listener."""
     there = np.flatnonzero(planted >= 0)
     listener.note(
@@ -153,17 +80,15 @@ def _record(asked: CanaryRequest, base: Rows, planted: Ints, listener: Listener)
     )
     if len(there) < FEW:
         listener.warn(f"{len(there)} canaries are few: intervals will be wide; raise --canaries")
-    return {
-        "canaries": {
-            "share": asked.share,
-            "noise": asked.kind,
-            "from": asked.source,
-            "ids": [base.ids[k] for k in there],
-            "row_keys": [base.row_keys[k].tobytes().hex() for k in there],
-            "labels": base.labels[there].tolist(),
-            "planted": planted[there].tolist(),
-        }
-    }
+    return PlantedLabels(
+        ids=[base.ids[k] for k in there],
+        row_keys=[base.row_keys[k].tobytes().hex() for k in there],
+        planted=planted[there].tolist(),
+        labels=base.labels[there].tolist(),
+        share=asked.share,
+        noise=asked.kind,
+        source=asked.source,
+    )
 
 
 def _noise_of(inputs: Inputs, classes: int, known: int, device: str, listener: Listener) -> Floats:
@@ -185,31 +110,6 @@ def _noise_of(inputs: Inputs, classes: int, known: int, device: str, listener: L
             fix="give a checkpoint of the same classes, or --canary-noise uniform",
         )
     return confusion_noise(logits[:, :known], run.train.labels)
-
-
-def run_of(locator: str) -> dict[str, Any]:
-    """What the run folder that a checkpoint lies in says of itself; empty where it is in none.
-
-    Raises:
-        DamagedModel: it is in one, which cannot be read.
-    """
-    return read_run(run_folder(locator)) or {}
-
-
-def planted_labels(locator: str | None, rows: Rows) -> Ints | None:
-    """The label planted for each row [n] in the training of a checkpoint, -1 for none; None for a run without canaries.
-
-    A row that has changed since (another payload or label under its id) is no canary any more.
-    """
-    canaries = run_of(locator).get("canaries") if locator is not None else None
-    if not canaries:
-        return None
-    known = dict(zip(canaries["ids"], zip(canaries["row_keys"], canaries["planted"], strict=True), strict=True))
-    planted = np.full(len(rows), -1, dtype=np.int64)
-    for k, (i, key) in enumerate(zip(rows.ids, rows.row_keys, strict=True)):
-        if i in known and known[i][0] == key.tobytes().hex():
-            planted[k] = known[i][1]
-    return planted
 
 
 def with_planted(run: Run, planted: Ints) -> Run:

@@ -22,8 +22,9 @@ from influence_cli.model.spec import is_own
 from influence_cli.settings import Runtime, parse_budget
 from influence_cli.stages.curate.parity import closed
 from influence_cli.stages.curate.request import CurateRequest
-from influence_cli.stages.curate.score_table import read_scores
-from influence_cli.stages.retrain.arms import Arm, base_arm, control_arms, described
+from influence_cli.stages.curate.score_table import groups_of, read_scores
+from influence_cli.stages.retrain.arms import Arm, base_arm, described
+from influence_cli.stages.retrain.controls import control_arms
 from influence_cli.stages.retrain.request import EditsRequest
 from influence_cli.stages.retrain.training_run import TrainingRun
 from influence_cli.stages.run.open import open_run
@@ -63,18 +64,18 @@ def _in_rounds(run: TrainingRun, request: EditsRequest, base: Rows, name: str, r
         arm = base_arm(f"{name}: round {k + 1}" if k else "no edit", base)
         arm.weights[gone] = 0.0
         run.train(arm, run.request.seed, False)
-        scored, origin = _scored(run, request, base, gone, run.folder(arm, run.request.seed))
+        scored, origin = _scored(run, request, base, gone, run.folder(arm, run.request.seed).path)
         noise = next(iter(origin["noise"].values()), {})
         first = first or noise
         over = closed(first, noise) if k and trim.parity == "stop" else None
         if over is not None:
-            history.append({"stopped": over, **_told(gone, noise)})
+            history.append({"stopped": over, **_round_record(gone, noise)})
             run.listener.note(f"{name}: stopped at parity after round {k}, {int(gone.sum()):,} rows: {over}")
             break
         wanted = rows * (k + 1) // rounds - int(gone.sum())
         edits = trim.propose(scored, wanted, gone)
         gone[edits.edited] = True
-        history.append(_told(gone, noise))
+        history.append(_round_record(gone, noise))
     arm = base_arm(name, base)
     arm.weights[gone] = 0.0
     arm = described(arm, base)
@@ -82,11 +83,11 @@ def _in_rounds(run: TrainingRun, request: EditsRequest, base: Rows, name: str, r
     return arm
 
 
-def _told(gone: NDArray[np.bool_], noise: dict[str, Any]) -> dict[str, Any]:
+def _round_record(gone: NDArray[np.bool_], noise: dict[str, Any]) -> dict[str, Any]:
     """What a round says: the rows that went by its end, and the noise of its scores, with D where there is one."""
     gaps = [term["gap"] for term in (noise.get("parts") or {}).get("terms", [])]
-    told = {"trimmed": int(gone.sum()), **{n: noise.get(n) for n in ("phi", "snr", "reliability")}}
-    return {**told, **({"gaps": gaps} if gaps else {})}
+    record = {"trimmed": int(gone.sum()), **{n: noise.get(n) for n in ("phi", "snr", "reliability")}}
+    return {**record, **({"gaps": gaps} if gaps else {})}
 
 
 def _scored(
@@ -110,8 +111,6 @@ def _scored(
 
 def read_scores_of_all(base: Rows, part: Rows, scores: NDArray[np.float64]) -> dict[str, Any]:
     """What a ``Scored`` of all rows holds, where only a part of them has scores."""
-    from influence_cli.stages.curate.score_table import groups_of
-
     place = {k: i for i, k in enumerate(base.index.tolist())}
     full = np.full(len(base), np.nan)
     full[[place[k] for k in part.index.tolist()]] = scores

@@ -7,26 +7,23 @@ are as a run writes them; whatever else is there stays.  Finished trainings, und
 from __future__ import annotations
 
 import filecmp
-import json
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.data.outputs import check_no_store, check_writable, is_inside, is_same, is_stream, status_of
-from influence_cli.errors import UsageError
+from influence_cli.errors import DamagedModel, UsageError
 from influence_cli.events import SILENT, Listener
-from influence_cli.model.run_folder import CHECKPOINTS, RUN_FILE, WEIGHTS_FILE
+from influence_cli.model.run_folder import ARMS, CHECKPOINTS, METRICS_FILE, RUN_FILE, RunFolder
+from influence_cli.model.run_record import WEIGHTS_FILE, RunRecord
 from influence_cli.stages.retrain.request import RetrainRequest
-from influence_cli.stages.retrain.training_run import METRICS_FILE
-from influence_cli.store.files import METADATA_KEY, DamagedFile, read_header
 
 if TYPE_CHECKING:
     from influence_cli.model.train.recipe import Recipe
 
-_ARMS, _NOTES = "arms", ("models", "tasks")
+_NOTES = ("models", "tasks")
 _ARM, _TEMPORARY = re.compile(r"[0-9a-f]{32}"), re.compile(r"\..+\.tmp")
-_METRICS = {"schema_version", "test_rows", "arms", "comparison"}  # keys of every metrics.json
 _CHECKPOINT = re.compile(r"step-\d+\.safetensors")
 _ANOTHER = "give a new folder, or move that one away"
 
@@ -61,15 +58,15 @@ def check_model(request: RetrainRequest, name: str) -> None:
     Raises:
         UsageError: the run that stands there is of another.
     """
-    run = Path(request.output) / RUN_FILE
-    there = _read(run)["model"].get("name") if run.exists() else name
+    place = Path(request.output)
+    there = _read(place).model["name"] if (place / RUN_FILE).exists() else name
     if there != name:
         raise _of_another(request, "model", there, name)
 
 
 def _check_content(request: RetrainRequest, recipe: Recipe, place: Path, listener: Listener) -> None:
     """Refuse a folder with other content, a run of another recipe, and one in which a file of the user's would go."""
-    for name in (_ARMS, CHECKPOINTS, *_NOTES):
+    for name in (ARMS, CHECKPOINTS, *_NOTES):
         if (place / name).is_symlink() and not is_inside(Path(os.path.realpath(place / name)), place):
             what = f"{name} in -o {request.output!r} is a link to another place, which would be written to"
             raise UsageError(what, where=str(place / name), fix="give a new folder, or move that link away")
@@ -82,7 +79,7 @@ def _check_content(request: RetrainRequest, recipe: Recipe, place: Path, listene
                 fix=_ANOTHER,
             )
         return
-    _check_same(request, recipe, _read(place / RUN_FILE), listener)
+    _check_same(request, recipe, _read(place), listener)
     named = request.inputs.model
     if named is not None and request.inputs.task is None and not named.startswith(("python:", "hf:")):
         check_model(request, named)
@@ -90,7 +87,7 @@ def _check_content(request: RetrainRequest, recipe: Recipe, place: Path, listene
     if request.keep_checkpoints and os.path.lexists(place / CHECKPOINTS):
         replaced += _names_in(place / CHECKPOINTS) or [CHECKPOINTS]
     for name in replaced:
-        if os.path.lexists(place / name) and not _are_ours(place / name):
+        if os.path.lexists(place / name) and not RunFolder(place).wrote(name):
             what = f"{name} in -o {request.output!r} is no earlier output of a run of influence"
             raise UsageError(what, where=str(place / name), fix="give a new folder, or move that file away")
 
@@ -101,14 +98,14 @@ def _names_in(checkpoints: Path) -> list[str]:
     return [f"{CHECKPOINTS}/{p.name}" for p in found if _CHECKPOINT.fullmatch(p.name)]
 
 
-def _check_same(request: RetrainRequest, recipe: Recipe, run: dict[str, Any], listener: Listener) -> None:
+def _check_same(request: RetrainRequest, recipe: Recipe, run: RunRecord, listener: Listener) -> None:
     """Refuse a run of another recipe; say which record is replaced where seed, calibration rows or canaries differ.
 
     More seeds and other rows are the same run.  What an earlier version did not note is not compared.
     """
     now: dict[str, Any] = {**recipe.describe(), "lr": recipe.peak_lr, "pretrained": request.pretrained}
-    then = {**run["recipe"], **{name: run[name] for name in ("pretrained",) if name in run}}
-    now["init"], then["init"] = _place_of(request.init), _place_of(run.get("init"))
+    then = {**run.recipe, **({} if run.pretrained is None else {"pretrained": run.pretrained})}
+    now["init"], then["init"] = _place_of(request.init), _place_of(run.init)
     for name in sorted(now.keys() & then.keys()):
         if now[name] != then[name]:
             raise _of_another(request, name, then[name], now[name])
@@ -120,18 +117,18 @@ def _check_same(request: RetrainRequest, recipe: Recipe, run: dict[str, Any], li
             )
 
 
-def _records(request: RetrainRequest, run: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _records(request: RetrainRequest, run: RunRecord) -> dict[str, tuple[Any, Any]]:
     """By name, what a run says of how its rows were drawn, and what is asked for now."""
-    unnoted = (request.calibration or "some of the rows") if run.get("calibration_ids") else 0.0
-    asked, planted = request.canaries, run.get("canaries")
+    unnoted = (request.calibration or "some of the rows") if run.calibration_ids else 0.0
+    asked, planted = request.canaries, run.canaries
     found: dict[str, tuple[Any, Any]] = {
-        "seed": (run.get("seed", request.seed), request.seed),
-        "share of calibration rows": (run.get("calibration", unnoted), request.calibration),
-        "share of canaries": (planted.get("share") if planted else 0.0, asked.share if asked else 0.0),
+        "seed": (request.seed if run.seed is None else run.seed, request.seed),
+        "share of calibration rows": (unnoted if run.calibration is None else run.calibration, request.calibration),
+        "share of canaries": (planted.share if planted else 0.0, asked.share if asked else 0.0),
     }
     if asked and planted:
-        found["noise of canaries"] = planted.get("noise"), asked.kind
-        found["source of canaries"] = _place_of(planted.get("from")), _place_of(asked.source)
+        found["noise of canaries"] = planted.noise, asked.kind
+        found["source of canaries"] = _place_of(planted.source), _place_of(asked.source)
     return found
 
 
@@ -139,9 +136,9 @@ def _unfinished(path: Path) -> bool:
     """Whether it is what a run leaves that was stopped before its ``run.json`` was written."""
     if path.name in (WEIGHTS_FILE, CHECKPOINTS):
         return _is_copy(path)
-    if not path.is_dir() or path.name not in (_ARMS, *_NOTES):
+    if not path.is_dir() or path.name not in (ARMS, *_NOTES):
         return False
-    return path.name != _ARMS or all(_ARM.fullmatch(p.name) or _TEMPORARY.fullmatch(p.name) for p in path.iterdir())
+    return path.name != ARMS or all(_ARM.fullmatch(p.name) or _TEMPORARY.fullmatch(p.name) for p in path.iterdir())
 
 
 def _is_copy(path: Path, below: str = "") -> bool:
@@ -153,40 +150,27 @@ def _is_copy(path: Path, below: str = "") -> bool:
         inside = [p for p in path.iterdir() if not _TEMPORARY.fullmatch(p.name)]
         return path.name == CHECKPOINTS and all(_is_copy(p, f"{CHECKPOINTS}/") for p in inside)
     root = path.parent.parent if below else path.parent
-    kept = [p for p in root.glob(f"{_ARMS}/*/{below}{path.name}") if _ARM.fullmatch(p.relative_to(root).parts[1])]
-    return _are_ours(path) and any(p.is_file() and filecmp.cmp(p, path, shallow=False) for p in kept)
+    kept = [p for p in root.glob(f"{ARMS}/*/{below}{path.name}") if _ARM.fullmatch(p.relative_to(root).parts[1])]
+    return RunFolder(path.parent).wrote(path.name) and any(
+        p.is_file() and filecmp.cmp(p, path, shallow=False) for p in kept
+    )
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """What a run folder says of its run.
+def _read(place: Path) -> RunRecord:
+    """The record of the run that a folder holds.
 
     Raises:
         UsageError: it cannot be read, or is no run's.
     """
     try:
-        if not file.is_file():
-            raise OSError("it is no regular file")
-        run = json.loads(file.read_bytes())
-        parts = (*(run[part] for part in ("model", "recipe", "trained_on")), run.get("canaries", {}))
-        if all(isinstance(part, dict) for part in parts):
-            return run
+        record = RunFolder(place).read()
         why = "it is not as `retrain` writes it"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        why = str(error)
-    raise UsageError(f"{RUN_FILE} is there and is no earlier run of influence ({why})", where=str(file), fix=_ANOTHER)
-
-
-def _are_ours(file: Path) -> bool:
-    """Whether weights say the model that a run writes into them, by their header, or metrics are as a run's."""
-    try:
-        if not file.is_file():
-            return False
-        if file.name == METRICS_FILE:
-            metrics = json.loads(file.read_bytes())
-            return metrics.keys() >= _METRICS and isinstance(metrics["arms"], dict)
-        return "model" in json.loads(read_header(file)["__metadata__"][METADATA_KEY])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, DamagedFile):
-        return False
+    except DamagedModel as error:
+        record, why = None, error.what
+    if record is not None:
+        return record
+    what = f"{RUN_FILE} is there and is no earlier run of influence ({why})"
+    raise UsageError(what, where=str(place / RUN_FILE), fix=_ANOTHER)
 
 
 def _place_of(path: Any) -> str | None:

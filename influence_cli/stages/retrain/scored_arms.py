@@ -11,7 +11,8 @@ from influence_cli.errors import UsageError
 from influence_cli.settings import parse_budget
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import read_scores
-from influence_cli.stages.retrain.arms import Arm, control_arms, described, without
+from influence_cli.stages.retrain.arms import Arm, described, without
+from influence_cli.stages.retrain.controls import control_arms
 from influence_cli.stages.retrain.request import EditsRequest
 
 

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import copy
 import functools
-import shutil
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from influence_cli.data.manifest import Rows
-from influence_cli.errors import DamagedModel
 from influence_cli.events import Listener
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.losses import loss_of, quality
-from influence_cli.model.run_folder import RUN_FILE, WEIGHTS_FILE, read_run, write_run
+from influence_cli.model.run_folder import CHECKPOINTS, RunFolder
+from influence_cli.model.run_record import WEIGHTS_FILE, EpochCheckpoint, RunRecord
 from influence_cli.model.spec import ModelSpec
 from influence_cli.stages.curate.score_table import groups_of
 from influence_cli.stages.retrain.arm_quality import GAPS, beyond_accuracy
 from influence_cli.stages.retrain.arms import Arm, arm_fingerprint
+from influence_cli.stages.retrain.finished import finished_training
 from influence_cli.stages.retrain.request import RetrainRequest
-from influence_cli.store.files import DamagedFile, replacing, serialized_digest, write_bytes, write_json
 from influence_cli.store.keys import fingerprint
-from influence_cli.store.sealed import CHECKSUM, WEIGHTS, parsed_object, weights_metadata, write_sealed_json
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
     from influence_cli.model.train.recipe import Recipe
 
 
-METRICS_FILE = "metrics.json"
 MEASURED = 2  # raised whenever more is measured of an arm: what was trained before is measured again
 
 
@@ -51,7 +47,7 @@ class TrainingRun:
     listener: Listener
     sets: dict[str, Examples] | None = None
 
-    def folder(self, arm: Arm, seed: int) -> Path:
+    def folder(self, arm: Arm, seed: int) -> RunFolder:
         """Where an arm and seed are kept: a run folder of its own."""
         recipe = {
             **self.recipe.describe(),
@@ -62,7 +58,7 @@ class TrainingRun:
             recipe["loss"] = self._loss_name
         measured = [self.test, self.base.manifest.rows("val")]
         name = arm_fingerprint(arm, self.base, measured, recipe, self.spec.as_dict(), seed)
-        return Path(self.request.output) / "arms" / name
+        return RunFolder(self.request.output).arm(name)
 
     @functools.cached_property
     def _loss_name(self) -> str:
@@ -76,7 +72,7 @@ class TrainingRun:
         """Train one arm with one seed, or return what is kept of it."""
         folder = self.folder(arm, seed)
         keep = min(self.request.keep_checkpoints, self.recipe.rounds) if main and seed == self.request.seed else 0
-        done = _finished(folder, keep, self.listener)
+        done = finished_training(folder, keep, self.listener)
         if done is not None:
             self.listener.detail(f"{arm.name}, seed {seed}: already trained")
             return done if done.get("measured") == self._measures() else self._measured_again(folder, done, arm)
@@ -88,32 +84,33 @@ class TrainingRun:
         model = self._model()
         data = self._with(arm)
         wanted = _checkpoint_epochs(self.recipe.rounds, keep)
-        checkpoints: list[dict[str, Any]] = []
+        checkpoints: list[EpochCheckpoint] = []
         with self.listener.progress(f"train {arm.name}, seed {seed}", self.recipe.rounds, "epochs") as progress:
 
             def on_epoch(epoch: int, step: int, rate: float) -> None:
                 if epoch in wanted:
-                    file = f"checkpoints/step-{step:06d}.safetensors"
-                    self._save(model, folder / file, {"epoch": epoch + 1, "step": step, "lr": rate})
-                    checkpoints.append({"file": file, "epoch": epoch + 1, "step": step, "lr": rate})
+                    kept = EpochCheckpoint(f"{CHECKPOINTS}/step-{step:06d}.safetensors", epoch + 1, step, rate)
+                    about = {"model": self.spec.as_dict(), "epoch": kept.epoch, "step": step, "lr": rate}
+                    folder.write_weights(kept.file, model, about)
+                    checkpoints.append(kept)
                 progress.advance(1)
 
             steps = train(model, data, self.recipe, seed, self.device, on_epoch)
-        result = {"seed": seed, "steps": steps, "checkpoints": checkpoints, **self._measure(model, arm)}
-        self._save(model, folder / WEIGHTS_FILE, {"step": steps})
-        about = {**self._about(seed, arm), "checkpoints": checkpoints, "steps": steps}
-        write_run(folder, about, [WEIGHTS_FILE, *(c["file"] for c in checkpoints)])
-        write_sealed_json(folder / METRICS_FILE, result)
+        done = {"seed": seed, "steps": steps, "checkpoints": [asdict(c) for c in checkpoints]}
+        result = {**done, **self._measure(model, arm)}
+        folder.write_weights(WEIGHTS_FILE, model, {"model": self.spec.as_dict(), "step": steps})
+        folder.write(replace(self._record(seed, arm), checkpoints=tuple(checkpoints), steps=steps))
+        folder.write_measures(result)
         return result
 
-    def _measured_again(self, folder: Path, done: dict[str, Any], arm: Arm) -> dict[str, Any]:
+    def _measured_again(self, folder: RunFolder, done: dict[str, Any], arm: Arm) -> dict[str, Any]:
         """What was kept of a training, with what is measured by now."""
         kept = {name: value for name, value in done.items() if name not in GAPS}
         result = {**kept, **self._measure(self.trained(folder), arm)}
-        write_sealed_json(folder / METRICS_FILE, result)
+        folder.write_measures(result)
         return result
 
-    def trained(self, folder: Path) -> nn.Module:
+    def trained(self, folder: RunFolder) -> nn.Module:
         """The model that a folder holds, in the precision that it was trained in."""
         import torch
 
@@ -121,7 +118,7 @@ class TrainingRun:
         from influence_cli.model.train.recipe import LBFGS
 
         dtype = torch.float64 if self.recipe.optimizer == LBFGS else None
-        return load_model(self.spec, find_checkpoint(str(folder))[0], dtype)
+        return load_model(self.spec, find_checkpoint(str(folder.path))[0], dtype)
 
     def _model(self) -> nn.Module:
         from influence_cli.model.build import build_model, check_input, load_model
@@ -163,84 +160,26 @@ class TrainingRun:
             out.update({key if name == "test" else f"{name}_{key}": value for key, value in measured.items()})
         return out
 
-    def _save(self, model: nn.Module, path: Path, about: dict[str, Any]) -> None:
-        from safetensors.torch import save
+    def _record(self, seed: int, arm: Arm) -> RunRecord:
+        """What a run folder says of a training."""
+        return RunRecord(
+            model=self.spec.as_dict(),
+            recipe={**self.recipe.describe(), "lr": self.recipe.peak_lr},
+            seed=seed,
+            init=self.request.init,
+            pretrained=self.request.pretrained,
+            trained_rows=int((arm.weights > 0).sum()),
+            arm=self.folder(arm, seed).path.name,
+        )
 
-        weights = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-        metadata = weights_metadata({"model": self.spec.as_dict(), **about}, serialized_digest(save(weights)))
-        write_bytes(path, save(weights, metadata))
-
-    def _about(self, seed: int, arm: Arm) -> dict[str, Any]:
-        """What a run folder says of its model."""
-        return {
-            "schema_version": 1,
-            "model": self.spec.as_dict(),
-            "recipe": {**self.recipe.describe(), "lr": self.recipe.peak_lr},
-            "seed": seed,
-            "init": self.request.init,
-            "pretrained": self.request.pretrained,
-            "checkpoints": [],
-            "trained_on": {"rows": int((arm.weights > 0).sum()), "arm": self.folder(arm, seed).name},
-        }
-
-    def finish(self, main: Arm, metrics: dict[str, Any], more: dict[str, Any]) -> None:
-        """Put the main arm's first checkpoint and the run's description at the top of the folder."""
-        output, folder = Path(self.request.output), self.folder(main, self.request.seed)
-        first = metrics["arms"][main.name]["seeds"][str(self.request.seed)]
-        for name in [WEIGHTS_FILE, *(c["file"] for c in first["checkpoints"])]:
-            with replacing(output / name) as temporary:
-                shutil.copyfile(folder / name, temporary)
-        about = {**self._about(self.request.seed, main), "checkpoints": first["checkpoints"], **more}
-        write_run(output, about, [WEIGHTS_FILE, *(c["file"] for c in first["checkpoints"])])
-        write_json(output / METRICS_FILE, metrics)
-
-
-def _finished(folder: Path, keep: int, listener: Listener) -> dict[str, Any] | None:
-    """What is kept of a finished training with at least ``keep`` checkpoints, verified; None where it must be trained.
-
-    Of one whose measures alone are damaged what is left is given, so that it is measured again.
-
-    Raises:
-        DamagedModel: a folder stands where a file is to be, so that it cannot be trained again either.
-    """
-    for name in (RUN_FILE, WEIGHTS_FILE, METRICS_FILE):
-        if (folder / name).is_dir():
-            raise DamagedModel(f"{name} is a folder", where=str(folder / name), fix="move it away")
-    if not (folder / METRICS_FILE).exists() or not (folder / WEIGHTS_FILE).exists():
-        return None  # cut off before it was finished
-    run: dict[str, Any] = {}
-    try:
-        run = _verified(folder)
-        result = parsed_object((folder / METRICS_FILE).read_bytes())
-        enough = len(result["checkpoints"]) >= keep
-        missing = [c["file"] for c in result["checkpoints"] if not (folder / c["file"]).exists()]
-        if missing:
-            raise DamagedFile(f"{missing[0]} is missing")
-    except DamagedModel as error:
-        listener.warn(f"{error.where}: {error.what}; it is trained again")
-        return None
-    except (OSError, DamagedFile, KeyError, TypeError) as error:
-        again = "steps" in run and len(run["checkpoints"]) >= keep and not isinstance(error, KeyError | TypeError)
-        what = "measured" if again else "trained"
-        listener.warn(f"{folder / METRICS_FILE} is damaged ({error}); it is {what} again")
-        return {name: run[name] for name in ("seed", "steps", "checkpoints")} if again else None
-    return {k: v for k, v in result.items() if k != CHECKSUM} if enough else None
-
-
-def _verified(folder: Path) -> dict[str, Any]:
-    """What the ``run.json`` of a finished training says, all of whose weights are as it says.
-
-    Raises:
-        DamagedModel: they are not.
-    """
-    run = read_run(folder)
-    if run is None:
-        raise DamagedModel(f"{RUN_FILE} is not there", where=str(folder), fix="train again")
-    for name in run.get(WEIGHTS, {WEIGHTS_FILE: ""}):
-        if not (folder / name).exists():
-            raise DamagedModel(f"{name} is not there", where=str(folder), fix="train again")
-        find_checkpoint(str(folder / name))
-    return run
+    def finish(self, main: Arm, metrics: dict[str, Any], notes: dict[str, Any]) -> None:
+        """Put the main arm's first weights at the top of the folder, with its record, the run's notes and metrics."""
+        top, first = RunFolder(self.request.output), metrics["arms"][main.name]["seeds"][str(self.request.seed)]
+        checkpoints = tuple(map(EpochCheckpoint.from_json, first["checkpoints"]))
+        record = replace(self._record(self.request.seed, main), checkpoints=checkpoints, **notes)
+        top.copy_weights(record.weights, self.folder(main, self.request.seed))
+        top.write(record)
+        top.write_metrics(metrics)
 
 
 def _checkpoint_epochs(epochs: int, keep: int) -> set[int]:

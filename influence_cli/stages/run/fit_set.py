@@ -21,7 +21,7 @@ from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import Listener
 from influence_cli.methods.shapes.preconditioned import Preconditioned
-from influence_cli.model.checkpoints import recipe_of
+from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import Inputs
 from influence_cli.stages.run.usable_rows import usable_now
@@ -124,7 +124,8 @@ def with_trained_l2(method: Preconditioned, name: str, locator: str, listener: L
     """
     if method.l2 is not None:
         return method
-    recipe = recipe_of(locator) or {}
+    record = RunFolder(locator).read()
+    recipe = {} if record is None else record.recipe
     optimizer, decay = recipe.get("optimizer"), recipe.get("weight_decay", 0.0)
     if optimizer in COUPLED:
         return dataclasses.replace(method, l2=float(decay))

@@ -9,6 +9,7 @@ import numpy as np
 from influence_cli.actions.protocol import Floats
 from influence_cli.errors import UsageError, nearest
 from influence_cli.maths import combine as rules
+from influence_cli.settings import Options, build_options
 
 RULES = ("ranksum", "zsum", "minrank", "lexi", "linear")
 WEIGHTED = ("zsum", "linear")
@@ -72,3 +73,8 @@ def combined(rule: str, columns: Floats, options: Combine) -> Floats:
         given = columns[:, usable]
         score[usable] = rules.zsum(given, shares, options.clip) if rule == "zsum" else getattr(rules, rule)(given)
     return score
+
+
+def combine_options(options: Options) -> Combine:
+    """The options of the rules, as ``--set combine.KEY=VALUE`` gives them."""
+    return build_options(Combine, "combine", options.get("combine", {}))

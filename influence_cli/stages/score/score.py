@@ -17,15 +17,14 @@ from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.maths.labels import margin, softmax
 from influence_cli.methods.protocol import Scores
-from influence_cli.stages.curate.combining import options_of
+from influence_cli.model.run_folder import RunFolder
 from influence_cli.stages.grads.curvature_report import effect_weight
 from influence_cli.stages.grads.fill import fill
 from influence_cli.stages.grads.provenance import base_table, nullable, provenance_of
-from influence_cli.stages.retrain.canaries import planted_labels
 from influence_cli.stages.run import names
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
-from influence_cli.stages.score.combine import check_rule, combined, kind_of
+from influence_cli.stages.score.combine import check_rule, combine_options, combined, kind_of
 from influence_cli.stages.score.noise import direction_noise
 from influence_cli.stages.score.stored import Blend, StoredRows
 
@@ -76,7 +75,7 @@ def score(run: Run, session: Session, per_member: bool = False, combine: str | N
         table = table.append_column("best_label_gain", nullable(np.maximum(gain, 0.0)))
     if run.members:
         table = _append_model_says(table, run, session)
-    planted = None if run.checkpoint is None else planted_labels(run.checkpoint.locator, run.train)
+    planted = None if run.checkpoint is None else RunFolder.of(run.checkpoint.locator).planted_labels(run.train)
     if planted is not None and (planted >= 0).any():
         table = table.append_column("canary", pa.array(planted, mask=planted < 0))
         session.listener.note(
@@ -117,7 +116,7 @@ def _combined(run: Run, session: Session, columns: list[Column], rule: str) -> C
             f"--combine {rule} needs two objectives of a method that measures them; {method} gives {len(mine)}",
             fix="--method ip --objective utility --objective fairness",
         )
-    options = options_of(run.spec.options)
+    options = combine_options(run.spec.options)
     if rule == "linear":
         blend = Blend(run, session, method, rule, options.shares(rule, len(mine)))
         (scores,) = run.methods[method].score(blend, run.train, run.row_loss)

@@ -26,7 +26,8 @@ from influence_cli.data.tables import provenance
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import GradSpec, Inputs
 from influence_cli.stages.curate.parity import closed, parity_of
-from influence_cli.stages.retrain.retrain import EditsRequest, RetrainRequest, retrain
+from influence_cli.stages.retrain.request import EditsRequest, RetrainRequest
+from influence_cli.stages.retrain.retrain import retrain
 from tests.actions.test_actions import scored
 from tests.cases import Example, call_cli, draw_features, feature_table, write
 

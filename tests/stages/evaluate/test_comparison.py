@@ -16,7 +16,7 @@ from scipy import stats
 
 from influence_cli.data.tables import provenance, with_provenance
 from influence_cli.settings import Runtime
-from influence_cli.stages.evaluate.comparison import sentinel, sentinel_job
+from influence_cli.stages.evaluate.sentinel import sentinel, sentinel_job
 from tests.cases import Heard, Ran, call_cli, column, digits_table, train_run, with_column, write
 
 

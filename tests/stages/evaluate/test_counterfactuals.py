@@ -38,15 +38,15 @@ from influence_cli.settings import Runtime
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import read_scores
 from influence_cli.stages.evaluate.counterfactuals.brittleness import _Search
-from influence_cli.stages.evaluate.counterfactuals.counterfactuals import Training, counterfactuals
+from influence_cli.stages.evaluate.counterfactuals.counterfactuals import counterfactuals
 from influence_cli.stages.evaluate.counterfactuals.leave_one_out import LeaveOneOut
 from influence_cli.stages.evaluate.counterfactuals.pool import Pool
-from influence_cli.stages.evaluate.counterfactuals.refits import Asked, Outcome
+from influence_cli.stages.evaluate.counterfactuals.refits import Outcome, Refit
 from influence_cli.stages.evaluate.counterfactuals.removal import Removal
-from influence_cli.stages.evaluate.counterfactuals.score_columns import Columns, columns_of
+from influence_cli.stages.evaluate.counterfactuals.score_columns import ScoreColumns, columns_of
 from influence_cli.stages.evaluate.counterfactuals.subsets import Subsets
 from influence_cli.stages.evaluate.counterfactuals.target_scores import open_scored_job, scores_for
-from influence_cli.stages.evaluate.request import CounterfactualRequest
+from influence_cli.stages.evaluate.request import CounterfactualRequest, Training
 from tests.cases import Heard, call_cli, column, environment, with_column, write
 from tests.oracle import refit, write_manifest
 
@@ -143,7 +143,7 @@ def count_trainings() -> Any:
 
 def pool_of(rows: Any, columns: dict[str, Floats], **more: Any) -> Pool:
     values = {"seed": 0, "seeds": 1, "deterministic": True, "used": np.ones(len(rows), dtype=bool), **more}
-    return Pool(rows, columns=Columns(signed=columns), random=np.random.default_rng(9).random(len(rows)), **values)
+    return Pool(rows, columns=ScoreColumns(signed=columns), random=np.random.default_rng(9).random(len(rows)), **values)
 
 
 def outcome(phi: float) -> Outcome:
@@ -154,15 +154,15 @@ def test_lds_of_scores_that_add_up_to_the_outcome_is_one(convex: Path) -> None:
     rows = open_manifest(convex / "manifest.parquet").rows("train")
     truth = np.random.default_rng(1).normal(size=len(rows))
     part = Subsets(pool_of(rows, {"truth": truth, "opposite": -truth}), 40, 0.5)
-    asked = part.asked()
-    found = part.figures(asked, [outcome(5.0 - float(truth[a.kept].sum())) for a in asked])
+    refits = part.refits()
+    found = part.figures(refits, [outcome(5.0 - float(truth[a.kept].sum())) for a in refits])
     assert found["columns"]["truth"]["lds"] == 1.0
     assert found["columns"]["opposite"]["lds"] == -1.0
     assert abs(found["columns"]["random"]["lds"]) < 0.6
     assert (found["subsets"], found["subset_rows"], found["partial"]) == (40, 100, False)
     guesses = np.random.default_rng(2).normal(size=(400, len(rows)))
     many = Subsets(pool_of(rows, {str(k): g for k, g in enumerate(guesses)}), 9, 0.5)
-    chance = many.figures(asked[:9], [outcome(5.0 - float(truth[a.kept].sum())) for a in asked[:9]])
+    chance = many.figures(refits[:9], [outcome(5.0 - float(truth[a.kept].sum())) for a in refits[:9]])
     inside = [abs(c["lds"]) < chance["chance"] for c in chance["columns"].values()]
     assert 0.9 < np.mean(inside) < 0.98
 
@@ -171,7 +171,7 @@ def test_subsets_are_seeded_halves_that_more_subsets_do_not_move(convex: Path) -
     rows = open_manifest(convex / "manifest.parquet").rows("train")
     used = np.arange(len(rows)) >= 20
     pool = pool_of(rows, {}, used=used)
-    few, many = (Subsets(pool, n, 0.5).asked() for n in (5, 60))
+    few, many = (Subsets(pool, n, 0.5).refits() for n in (5, 60))
     assert all(np.array_equal(a.kept, b.kept) for a, b in zip(few, many, strict=False))
     kept = np.array([a.kept for a in many])
     assert set(kept.sum(axis=1)) == {90}
@@ -179,7 +179,7 @@ def test_subsets_are_seeded_halves_that_more_subsets_do_not_move(convex: Path) -
     shares = kept[:, used].mean(axis=0)
     assert 0.2 < shares.min() < shares.max() < 0.8
     assert np.abs(np.corrcoef(kept[:, used].T)[np.triu_indices(180, 1)]).mean() < 0.2
-    other = Subsets(dataclasses.replace(pool, seed=1), 1, 0.5).asked()[0]
+    other = Subsets(dataclasses.replace(pool, seed=1), 1, 0.5).refits()[0]
     assert not np.array_equal(other.kept, few[0].kept)
 
 
@@ -289,7 +289,7 @@ def test_the_rows_are_extremes_and_others_each_once(convex: Path) -> None:
     assert extremes == 4
     assert sorted(chosen[:4].tolist()) == [0, 1, 198, 199]
     assert len(set(chosen.tolist())) == 9
-    assert [a.kept.sum() for a in part.asked()] == [200, *[199] * 9]
+    assert [a.kept.sum() for a in part.refits()] == [200, *[199] * 9]
 
 
 def test_noise_of_training_is_measured_and_said(tmp_path: Path, scored: Path) -> None:
@@ -306,23 +306,23 @@ def test_noise_of_training_is_measured_and_said(tmp_path: Path, scored: Path) ->
 def test_a_floor_above_the_changes_makes_them_not_resolvable(convex: Path) -> None:
     rows = open_manifest(convex / "manifest.parquet").rows("train")
     part = LeaveOneOut(pool_of(rows, {"s": np.arange(200.0)}, deterministic=False, seeds=6), 8, False)
-    asked = part.asked()
-    assert len(asked) == 6 * 9
+    refits = part.refits()
+    assert len(refits) == 6 * 9
     rng = np.random.default_rng(0)
-    noisy = [outcome(1.0 + 0.1 * rng.normal()) for _ in asked]
-    found = part.figures(asked, noisy)  # type: ignore[arg-type]
+    noisy = [outcome(1.0 + 0.1 * rng.normal()) for _ in refits]
+    found = part.figures(refits, noisy)  # type: ignore[arg-type]
     whole = np.array([o.phi for o in noisy]).reshape(9, 6)
     changes = whole[1:] - whole[0]
     assert found["reseed_floor"] == pytest.approx(np.sqrt(2 / 6) * whole[0].std(ddof=1), abs=1e-12)
     assert found["paired_error"] == pytest.approx(np.sqrt((changes.var(axis=1, ddof=1) / 6).mean()), abs=1e-12)
     assert found["median_change"] == pytest.approx(np.median(np.abs(changes.mean(axis=1))), abs=1e-12)
     steady = [
-        outcome(1.0 + 0.1 * s + 0.01 * (a.kept[0] == 0)) for s, a in zip([0, 1, 2, 3, 4, 5] * 9, asked, strict=True)
+        outcome(1.0 + 0.1 * s + 0.01 * (a.kept[0] == 0)) for s, a in zip([0, 1, 2, 3, 4, 5] * 9, refits, strict=True)
     ]
-    paired = part.figures(asked, steady)  # type: ignore[arg-type]
+    paired = part.figures(refits, steady)  # type: ignore[arg-type]
     assert paired["paired_error"] < 1e-12 < paired["reseed_floor"]  # a shared seed takes its own noise out
     apart = [outcome(1.0 + 0.1 * rng.normal() * (s > 0)) for s in range(54)]
-    assert part.figures(asked, apart)["floor"] > 0  # type: ignore[arg-type]
+    assert part.figures(refits, apart)["floor"] > 0  # type: ignore[arg-type]
 
 
 # -- removal --------------------------------------------------------------------------------------------------------
@@ -374,11 +374,11 @@ def test_what_is_removed_is_the_lowest_and_its_controls_match(convex: Path) -> N
 def test_replicates_are_paired_over_seeds_where_training_is_random(convex: Path) -> None:
     rows = open_manifest(convex / "manifest.parquet").rows("train")
     part = Removal(pool_of(rows, {"s": np.arange(200.0)}, deterministic=False), ("10",))
-    asked = part.asked()
-    assert [a.seed for a in asked] == [0, 1, 2, 3, 4] * 4  # none, random, column, class-matched
+    refits = part.refits()
+    assert [a.seed for a in refits] == [0, 1, 2, 3, 4] * 4  # none, random, column, class-matched
     lowest = np.arange(200) < 10
-    better = [outcome(1.0 + 0.3 * a.seed - 0.01 * (a.seed + 1) * (not a.kept[lowest].any())) for a in asked]
-    found = part.figures(asked, better)["columns"]["s"]["10"]  # type: ignore[arg-type]
+    better = [outcome(1.0 + 0.3 * a.seed - 0.01 * (a.seed + 1) * (not a.kept[lowest].any())) for a in refits]
+    found = part.figures(refits, better)["columns"]["s"]["10"]  # type: ignore[arg-type]
     difference = found["over_random"]["target_loss"]
     assert difference["mean"] == pytest.approx(-0.03, abs=1e-12)
     assert difference["n"] == 5
@@ -753,7 +753,7 @@ def test_several_seeds_of_a_deterministic_training_are_one(convex: Path, tmp_pat
 
 
 def test_asked_trainings_are_named_by_content() -> None:
-    fields = {f.name for f in dataclasses.fields(Asked)}
+    fields = {f.name for f in dataclasses.fields(Refit)}
     assert fields == {"kept", "seed", "fixed_divisor"}
 
 

@@ -19,7 +19,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from influence_cli.data.tables import provenance, with_provenance
 from influence_cli.errors import UsageError
-from influence_cli.stages.evaluate.detection import Truth, detect
+from influence_cli.stages.evaluate.detection import detect
+from influence_cli.stages.evaluate.truth import Truth
 from tests.cases import Ran, call_cli, column, digits_table, train_run, with_column, write
 
 Floats = NDArray[np.float64]

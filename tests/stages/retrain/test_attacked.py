@@ -20,7 +20,8 @@ from influence_cli.data.open import open_manifest
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import Inputs
 from influence_cli.stages.retrain.attacked_arms import DRAWS, FRACTIONS, attacked_rows
-from influence_cli.stages.retrain.retrain import EditsRequest, RetrainRequest, retrain
+from influence_cli.stages.retrain.request import EditsRequest, RetrainRequest
+from influence_cli.stages.retrain.retrain import retrain
 from tests.cases import Example, call_cli, draw_features, feature_table, write
 
 OPTIMUM = Recipe(optimizer="lbfgs", weight_decay=1e-2)

@@ -23,8 +23,10 @@ from influence_cli.data.labels import clean_labels
 from influence_cli.data.open import open_manifest
 from influence_cli.errors import UsageError
 from influence_cli.maths.labels import softmax
+from influence_cli.model.run_folder import RunFolder
 from influence_cli.settings import GradSpec
-from influence_cli.stages.retrain.canaries import confusion_noise, plant, planted_labels, uniform_noise, with_planted
+from influence_cli.stages.retrain.canaries import with_planted
+from influence_cli.stages.retrain.planting import confusion_noise, plant, uniform_noise
 from influence_cli.stages.retrain.request import CanaryRequest
 from tests.cases import (
     Example,
@@ -249,13 +251,12 @@ def test_a_row_that_changed_since_is_no_canary_any_more(folder: Path, tmp_path: 
     k = table.column("id").to_pylist().index(canaries["ids"][0])
     labels[k] = (labels[k] + 1) % 10
     rows = open_manifest(write(with_column(table, "label", pa.array(labels)), tmp_path / "m.parquet")).rows("train")
-    planted = planted_labels(str(folder / "run"), rows)
+    planted = RunFolder.of(folder / "run").planted_labels(rows)
     assert planted is not None
     assert (planted >= 0).sum() == len(canaries["ids"]) - 1
     assert planted[k] == -1
-    assert planted_labels(str(folder / "run" / "model.safetensors"), rows) is not None
-    assert planted_labels(str(tmp_path), rows) is None
-    assert planted_labels(None, rows) is None
+    assert RunFolder.of(folder / "run" / "model.safetensors").planted_labels(rows) is not None
+    assert RunFolder.of(tmp_path).planted_labels(rows) is None
 
 
 def test_curate_and_the_gate_leave_canaries_alone(folder: Path, tmp_path: Path) -> None:
@@ -289,7 +290,7 @@ def test_scores_with_planted_labels_are_those_of_a_manifest_that_holds_them(fold
     store = tmp_path / "store"
     job = job_of(folder / "m.parquet", folder / "run", store, spec=spec)
     score(job)
-    planted = planted_labels(str(folder / "run"), job.train)
+    planted = RunFolder.of(folder / "run").planted_labels(job.train)
     assert planted is not None
     heard = Heard()
     warm = job_of(folder / "m.parquet", folder / "run", store, spec=spec, listener=heard)
@@ -322,7 +323,7 @@ def test_evaluate_measures_who_finds_canaries_and_the_gap_to_the_truth(folder: P
     trained = np.array([i not in calibration and k >= 20 for k, i in enumerate(ids)])
     found = np.array([i in set(canaries["ids"]) for i in ids])
     job = job_of(folder / "m.parquet", folder / "run", None, spec=GradSpec(("loss",)))
-    planted = planted_labels(str(folder / "run"), job.train)
+    planted = RunFolder.of(folder / "run").planted_labels(job.train)
     assert planted is not None
     loss = -column(score(with_planted(job, planted)), "loss")
     from sklearn.metrics import average_precision_score, roc_auc_score

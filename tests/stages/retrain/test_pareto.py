@@ -27,7 +27,8 @@ from influence_cli.report.page import page
 from influence_cli.report.pareto_figures import pareto_panels
 from influence_cli.settings import GradSpec, Inputs
 from influence_cli.stages.retrain.arm_quality import beyond_accuracy, cautions_of
-from influence_cli.stages.retrain.retrain import EditsRequest, RetrainRequest, retrain
+from influence_cli.stages.retrain.request import EditsRequest, RetrainRequest
+from influence_cli.stages.retrain.retrain import retrain
 from tests.cases import Example, call_cli, draw_features, examples, feature_table, with_column, write
 
 quick = settings(database=None, deadline=None, derandomize=True, max_examples=60)

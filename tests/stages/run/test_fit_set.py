@@ -31,7 +31,8 @@ from influence_cli.model.build import build_model
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import GradSpec, Inputs, Runtime
-from influence_cli.stages.retrain.retrain import RetrainRequest, retrain
+from influence_cli.stages.retrain.request import RetrainRequest
+from influence_cli.stages.retrain.retrain import retrain
 from influence_cli.stages.run.fit_set import FitSet
 from influence_cli.store.maintenance import collect, list_entries, verify
 from tests.cases import (

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from influence_cli.errors import UsageError
 from influence_cli.maths.paired import mean_interval, paired_difference
 from influence_cli.stages.evaluate.counterfactuals.pool import Pool
-from influence_cli.stages.evaluate.counterfactuals.refits import Asked, Refits
+from influence_cli.stages.evaluate.counterfactuals.refits import Refit
+from influence_cli.stages.evaluate.counterfactuals.refitter import Refitter
 from influence_cli.stages.evaluate.counterfactuals.score_columns import RANDOM
 from influence_cli.stages.evaluate.counterfactuals.target_scores import scores_for
 from influence_cli.stages.retrain.arms import draw_order
@@ -65,7 +66,7 @@ class Brittleness:
     """``count`` target rows, with the run that scores for one of them at a time."""
 
     pool: Pool
-    refits: Refits
+    refitter: Refitter
     run: Run
     session: Session
     count: int
@@ -95,12 +96,12 @@ class Brittleness:
 
     def measure(self) -> dict[str, Any]:
         """Smallest flipping sizes and margin drops by method, each against random removals, as far as time allows."""
-        whole = [o.target_margin for o in self.refits.run(self.pool.whole(self._seeds)) if o is not None]
+        whole = [o.target_margin for o in self.refitter.run(self.pool.whole(self._seeds)) if o is not None]
         if len(whole) < len(self._seeds):
             return {"queries": 0, "queries_asked": self.count, "partial": True, "columns": {}, "left_out": {}}
         before = np.array(whole)
         correct = (before > 0).mean(axis=0) > 0.5
-        order = draw_order(self.refits.measured["target"].ids, self.pool.seed, "brittleness")
+        order = draw_order(self.refitter.measured["target"].ids, self.pool.seed, "brittleness")
         queries = order[correct[order]][: self.count].tolist()
         random = self._random()
         searches = self._search(queries)
@@ -113,17 +114,17 @@ class Brittleness:
         seeds, orders = self._seeds, [self.pool.order(f"removal {d}") for d in self._draws]
         found: list[Floats | None] = []
         for k in self.grid:
-            asked = [Asked(self.pool.without(o[:k]), seeds[d % len(seeds)]) for d, o in enumerate(orders)]
-            margins = [o.target_margin for o in self.refits.run(asked) if o is not None]
-            found.append(np.array(margins) if len(margins) == len(asked) else None)
+            refits = [Refit(self.pool.without(o[:k]), seeds[d % len(seeds)]) for d, o in enumerate(orders)]
+            margins = [o.target_margin for o in self.refitter.run(refits) if o is not None]
+            found.append(np.array(margins) if len(margins) == len(refits) else None)
         return found
 
     def _search(self, queries: list[int]) -> list[_Search]:
         """Every search, as far as time allows; those that are not finished are open."""
         searches: list[_Search] = []
-        with self.refits.listener.progress("score for single target rows", len(queries), "target rows") as progress:
+        with self.refitter.listener.progress("score for single target rows", len(queries), "target rows") as progress:
             for query in queries:
-                if self.refits.time_is_over():
+                if self.refitter.time_is_over():
                     break
                 for name, scores in scores_for(self.run, self.session, query).items():
                     helpful = self.pool.lowest(-np.nan_to_num(scores, nan=-np.inf))
@@ -132,8 +133,8 @@ class Brittleness:
         while active := [s for s in searches if s.open]:
             tried = [s.next(len(self.grid) - 1) for s in active]
             removed = [s.order[: self.grid[t]] for s, t in zip(active, tried, strict=True)]
-            asked = [Asked(self.pool.without(rows), seed) for rows in removed for seed in self._seeds]
-            outcomes = self.refits.run(asked)
+            refits = [Refit(self.pool.without(rows), seed) for rows in removed for seed in self._seeds]
+            outcomes = self.refitter.run(refits)
             for k, (s, t) in enumerate(zip(active, tried, strict=True)):
                 mine = outcomes[k * len(self._seeds) : (k + 1) * len(self._seeds)]
                 margins = [float(o.target_margin[s.query]) for o in mine if o is not None]
@@ -152,7 +153,7 @@ class Brittleness:
         done = [q for q, some in by_query.items() if not any(s.open for s in some)]
         known = [r for r in random if r is not None]
         complete = len(known) == len(random)
-        ids = self.refits.measured["target"].ids
+        ids = self.refitter.measured["target"].ids
         columns: dict[str, Any] = {}
         drop: dict[str, Floats] = {}
         rows: dict[str, dict[str, int | None]] = {ids[q]: {} for q in done}

@@ -24,18 +24,18 @@ from influence_cli.stages.curate.score_table import ScoreTable, read_scores
 from influence_cli.stages.evaluate.counterfactuals.brittleness import Brittleness
 from influence_cli.stages.evaluate.counterfactuals.leave_one_out import LeaveOneOut
 from influence_cli.stages.evaluate.counterfactuals.pool import Pool
-from influence_cli.stages.evaluate.counterfactuals.refits import Asked, Outcome, Refits
+from influence_cli.stages.evaluate.counterfactuals.refits import Outcome, Refit
+from influence_cli.stages.evaluate.counterfactuals.refitter import Refitter
 from influence_cli.stages.evaluate.counterfactuals.removal import Removal
 from influence_cli.stages.evaluate.counterfactuals.score_columns import columns_of, random_column
 from influence_cli.stages.evaluate.counterfactuals.subsets import Subsets
 from influence_cli.stages.evaluate.counterfactuals.target_scores import open_scored_run
 from influence_cli.stages.evaluate.counterfactuals.trainer import open_trainer
-from influence_cli.stages.evaluate.request import CounterfactualRequest, Training
+from influence_cli.stages.evaluate.request import CounterfactualRequest
+from influence_cli.stages.retrain.opening import test_part
 from influence_cli.stages.run.target import target_rows
 from influence_cli.stages.run.usable_rows import check_classes, check_labels, usable_now
 from influence_cli.store import Store, open_store
-
-__all__ = ["CounterfactualRequest", "Training", "counterfactuals", "plan"]
 
 OFF_BY = 0.05  # share by which Phi of all rows trained again may differ from the checkpoint's before that is said
 
@@ -44,14 +44,14 @@ OFF_BY = 0.05  # share by which Phi of all rows trained again may differ from th
 class _Opened:
     scores: ScoreTable
     pool: Pool
-    refits: Refits
+    refitter: Refitter
     parts: dict[str, Subsets | Removal | LeaveOneOut]
     brittleness: Brittleness | None
 
-    def asked(self) -> dict[str, list[Asked]]:
+    def refits(self) -> dict[str, list[Refit]]:
         """Trainings by part; all rows first, as everything is held against them."""
         whole = self.pool.whole(self.pool.repeats()[:1])
-        return {"refit": whole, **{name: part.asked() for name, part in self.parts.items()}}
+        return {"refit": whole, **{name: part.refits() for name, part in self.parts.items()}}
 
 
 def counterfactuals(request: CounterfactualRequest, listener: Listener = SILENT) -> dict[str, Any]:
@@ -62,24 +62,24 @@ def counterfactuals(request: CounterfactualRequest, listener: Listener = SILENT)
         ManifestError: target or manifest are not those that were scored.
     """
     opened = _open(request, listener)
-    asked, refits = opened.asked(), opened.refits
-    refits.stop_after(request.minutes)
-    outcomes = refits.run([a for some in asked.values() for a in some])
+    refits, refitter = opened.refits(), opened.refitter
+    refitter.stop_after(request.minutes)
+    outcomes = refitter.run([a for some in refits.values() for a in some])
     left = iter(outcomes)
-    by_part = {name: [next(left) for _ in some] for name, some in asked.items()}
-    figures = {name: part.figures(asked[name], by_part[name]) for name, part in opened.parts.items()}
+    by_part = {name: [next(left) for _ in some] for name, some in refits.items()}
+    figures = {name: part.figures(refits[name], by_part[name]) for name, part in opened.parts.items()}
     if opened.brittleness is not None:
         figures["brittleness"] = opened.brittleness.measure()
     return {
         "schema_version": 1,
         "train_rows": opened.pool.rows,
-        "target_rows": len(refits.measured["target"]),
-        "test_rows": len(refits.measured["test"]),
+        "target_rows": len(refitter.measured["target"]),
+        "test_rows": len(refitter.measured["test"]),
         "objective": "mean target loss",
         "refit": _refit(opened, by_part["refit"][0], listener),
-        "trainings": len(refits.asked),
-        "trainings_done": len(refits.done),
-        "trainings_run_now": refits.trained,
+        "trainings": len(refitter.wanted),
+        "trainings_done": len(refitter.done),
+        "trainings_run_now": refitter.trained,
         "partial": None in outcomes or any(f["partial"] for f in figures.values()),
         **figures,
     }
@@ -89,12 +89,12 @@ def plan(request: CounterfactualRequest, listener: Listener = SILENT) -> dict[st
     """How many trainings each part needs, and how many of them are kept."""
     opened = _open(request, listener, remember=False)
     parts: dict[str, dict[str, int]] = {}
-    for name, asked in opened.asked().items():
-        trainings, kept = opened.refits.kept(asked)
+    for name, refits in opened.refits().items():
+        trainings, kept = opened.refitter.kept(refits)
         parts[name] = {"trainings": trainings, "kept": kept}
     if opened.brittleness is not None:
         parts["brittleness"] = {"trainings_at_most": opened.brittleness.at_most()}
-    return {"schema_version": 1, "recipe": opened.refits.trainer.recipe.describe(), "trainings": parts}
+    return {"schema_version": 1, "recipe": opened.refitter.trainer.recipe.describe(), "trainings": parts}
 
 
 def _open(request: CounterfactualRequest, listener: Listener, remember: bool = True) -> _Opened:
@@ -107,13 +107,7 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
     if request.checkpoint is None and checkpoint is not None:
         _check_same(origin["checkpoint"].get("fingerprint"), find_checkpoint(checkpoint)[0].digest, checkpoint)
     target = _target(request, scores, trainer.spec, store, listener)
-    skip_bad = request.scores.skip_bad or bool(origin.get("skip_bad"))
-    test = scores.manifest.rows("test")
-    if request.test is not None:
-        other = open_manifest(request.test, scores.label, skip_bad)
-        other = numbered_as(other, trainer.spec.classes, scores.manifest.source, listener)
-        test = other.rows("test") if (other.splits == "test").any() else other.all_rows()
-    test = usable_now(test, trainer.spec, Inputs(scores.manifest, label=scores.label, skip_bad=skip_bad))
+    test = _test_rows(request, scores, trainer.spec, listener)
     for rows in (scores.train, target, test):
         check_labels(rows, trainer.spec.num_classes, scores.label)
     kept = np.array([i not in trainer.calibration_ids for i in scores.train.ids])
@@ -123,8 +117,8 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
             f"the checkpoint was trained on {trainer.trained_rows:,} rows, here are {int(used.sum()):,}: "
             "what is measured is training on these"
         )
-    refits = Refits(trainer, scores.train, used, target, test, store.trainings(), listener)
-    if refits.deterministic and request.seeds > 1:
+    refitter = Refitter(trainer, scores.train, used, target, test, store.trainings(), listener)
+    if refitter.deterministic and request.seeds > 1:
         listener.note("lbfgs is deterministic: one training stands for all --seeds")
     columns = columns_of(scores, used)
     if not columns.all:
@@ -135,14 +129,14 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
             fix="give a table that `score` wrote",
         )
     random = random_column(scores, request.seed)
-    pool = Pool(scores.train, used, columns, random, request.seed, request.seeds, refits.deterministic)
+    pool = Pool(scores.train, used, columns, random, request.seed, request.seeds, refitter.deterministic)
     parts, brittleness = _parts(request, pool), None
     if request.brittleness is not None:
         runtime = Runtime(request.store, request.training.device, code=request.training.model)
         source = request.scores.scores if isinstance(request.scores.scores, str) else "the score table"
         run, session = open_scored_run(scores, request.target, request.checkpoint, runtime, remember, source)
-        brittleness = Brittleness(pool, refits, run, session, request.brittleness)
-    return _Opened(scores, pool, refits, parts, brittleness)
+        brittleness = Brittleness(pool, refitter, run, session, request.brittleness)
+    return _Opened(scores, pool, refitter, parts, brittleness)
 
 
 def _parts(request: CounterfactualRequest, pool: Pool) -> dict[str, Subsets | Removal | LeaveOneOut]:
@@ -189,6 +183,16 @@ def _target(
     return target
 
 
+def _test_rows(request: CounterfactualRequest, scores: ScoreTable, model: ModelSpec, listener: Listener) -> Rows:
+    """The usable test rows: those that are asked for, or the manifest's."""
+    skip_bad = request.scores.skip_bad or bool(scores.provenance.get("skip_bad"))
+    test = scores.manifest.rows("test")
+    if request.test is not None:
+        other = open_manifest(request.test, scores.label, skip_bad)
+        test = test_part(numbered_as(other, model.classes, scores.manifest.source, listener))
+    return usable_now(test, model, Inputs(scores.manifest, label=scores.label, skip_bad=skip_bad))
+
+
 def _refit(opened: _Opened, outcome: Outcome | None, listener: Listener) -> dict[str, Any]:
     """Training on all rows again: does it give the checkpoint's objective?"""
     noise: dict[str, Any] = opened.scores.provenance.get("noise", {})
@@ -201,8 +205,8 @@ def _refit(opened: _Opened, outcome: Outcome | None, listener: Listener) -> dict
             "was it trained otherwise, or does the loss depend this much on the seed?"
         )
     return {
-        "recipe": opened.refits.trainer.recipe.describe(),
-        "model": opened.refits.trainer.spec.name,
+        "recipe": opened.refitter.trainer.recipe.describe(),
+        "model": opened.refitter.trainer.spec.name,
         "deterministic": opened.pool.deterministic,
         "phi": now,
         "phi_of_checkpoint": then,

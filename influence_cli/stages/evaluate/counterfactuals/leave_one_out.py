@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from influence_cli.errors import UsageError
 from influence_cli.maths.counterfactual import agreement, agreement_intervals
 from influence_cli.stages.evaluate.counterfactuals.pool import Pool
-from influence_cli.stages.evaluate.counterfactuals.refits import Asked, Outcome
+from influence_cli.stages.evaluate.counterfactuals.refits import Outcome, Refit
 from influence_cli.stages.evaluate.counterfactuals.score_columns import RANDOM
 
 LEAST_SEEDS = 5  # of a training that is not deterministic
@@ -55,13 +55,13 @@ class LeaveOneOut:
         drawn = drawn[~np.isin(drawn, extreme)][: self.count - len(extreme)]
         return np.concatenate([extreme, drawn]), len(extreme)
 
-    def asked(self) -> list[Asked]:
+    def refits(self) -> list[Refit]:
         """Trainings on all rows, then without each row, over the seeds."""
         seeds = self.pool.repeats(LEAST_SEEDS)
-        left_out = [Asked(self.pool.without(np.array([i])), s, self.fixed_divisor) for i in self.rows[0] for s in seeds]
+        left_out = [Refit(self.pool.without(np.array([i])), s, self.fixed_divisor) for i in self.rows[0] for s in seeds]
         return [*self.pool.whole(seeds), *left_out]
 
-    def figures(self, asked: list[Asked], outcomes: list[Outcome | None]) -> dict[str, Any]:
+    def figures(self, refits: list[Refit], outcomes: list[Outcome | None]) -> dict[str, Any]:
         """Agreement of every signed column with the measured changes, and whether those stand out of their noise."""
         pool, seeds = self.pool, len(self.pool.repeats(LEAST_SEEDS))
         rows, extremes = self.rows

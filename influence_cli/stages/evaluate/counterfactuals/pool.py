@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
-from influence_cli.stages.evaluate.counterfactuals.refits import Asked
-from influence_cli.stages.evaluate.counterfactuals.score_columns import Columns
+from influence_cli.stages.evaluate.counterfactuals.refits import Refit
+from influence_cli.stages.evaluate.counterfactuals.score_columns import ScoreColumns
 from influence_cli.stages.retrain.arms import draw_order
 
 Floats = NDArray[np.float64]
@@ -21,7 +21,7 @@ class Pool:
 
     train: Rows
     used: NDArray[np.bool_]
-    columns: Columns
+    columns: ScoreColumns
     random: Floats
     seed: int
     seeds: int
@@ -53,9 +53,9 @@ class Pool:
         kept[rows] = False
         return kept
 
-    def whole(self, seeds: list[int]) -> list[Asked]:
+    def whole(self, seeds: list[int]) -> list[Refit]:
         """Trainings on all rows in use."""
-        return [Asked(self.used, seed) for seed in seeds]
+        return [Refit(self.used, seed) for seed in seeds]
 
     def predicted(self, scores: Floats) -> Floats:
         """What each row's removal is predicted to add to Phi [n]: w_i s_i / sum w (``effect`` where weights are 1)."""

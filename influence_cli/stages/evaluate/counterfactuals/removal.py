@@ -17,7 +17,7 @@ from influence_cli.errors import UsageError
 from influence_cli.maths.paired import mean_interval, paired_difference
 from influence_cli.settings import parse_budget
 from influence_cli.stages.evaluate.counterfactuals.pool import Pool
-from influence_cli.stages.evaluate.counterfactuals.refits import Asked, Outcome
+from influence_cli.stages.evaluate.counterfactuals.refits import Outcome, Refit
 
 DRAWS = 5  # random removals of each size; also the fewest seeds of a training that is not deterministic
 HIGHER = {"target_loss": False, "target_accuracy": True, "test_loss": False, "test_accuracy": True}
@@ -71,22 +71,22 @@ class Removal:
         return np.concatenate([order[labels[order] == c][:count] for c, count in wanted])
 
     @functools.cached_property
-    def _planned(self) -> dict[Key, list[Asked]]:
+    def _planned(self) -> dict[Key, list[Refit]]:
         """The trainings by what they remove: one a replicate."""
         pool, seeds = self.pool, self.pool.repeats(DRAWS)
-        planned: dict[Key, list[Asked]] = {("nothing", "", 0): pool.whole(seeds)}
+        planned: dict[Key, list[Refit]] = {("nothing", "", 0): pool.whole(seeds)}
         for key, replicates in self.removed.items():
             paired = max(len(replicates), len(seeds))
             planned[key] = [
-                Asked(pool.without(replicates[r % len(replicates)]), seeds[r % len(seeds)]) for r in range(paired)
+                Refit(pool.without(replicates[r % len(replicates)]), seeds[r % len(seeds)]) for r in range(paired)
             ]
         return planned
 
-    def asked(self) -> list[Asked]:
+    def refits(self) -> list[Refit]:
         """Every training, whole and columns before the random ones."""
         return [a for some in self._planned.values() for a in some]
 
-    def figures(self, asked: list[Asked], outcomes: list[Outcome | None]) -> dict[str, Any]:
+    def figures(self, refits: list[Refit], outcomes: list[Outcome | None]) -> dict[str, Any]:
         """Loss and accuracy after every removal, and its differences from none, from random and class-matched rows."""
         pool, measured = self.pool, self._measured(outcomes)
         whole = measured.get(("nothing", "", 0))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.methods.random import uniform_draws
+from influence_cli.stages.curate.combining import floats
 from influence_cli.stages.curate.score_table import ScoreTable
 
 Floats = NDArray[np.float64]
@@ -20,7 +19,7 @@ RANDOM = "random"
 
 
 @dataclass(eq=False)
-class Columns:
+class ScoreColumns:
     """Scores [n] by name, positive or high where the row helps; ``left_out`` says why a column is in neither."""
 
     signed: dict[str, Floats] = field(default_factory=dict)  # add up: a sum predicts a change of Phi
@@ -33,15 +32,15 @@ class Columns:
         return {**self.signed, **self.ranking}
 
 
-def columns_of(scores: ScoreTable, used: NDArray[np.bool_]) -> Columns:
+def columns_of(scores: ScoreTable, used: NDArray[np.bool_]) -> ScoreColumns:
     """The score columns of a table, with loss and margin where there; members' columns are no scores of their own."""
-    table, found = scores.table, Columns()
+    table, found = scores.table, ScoreColumns()
     kinds: dict[str, str] = scores.provenance.get("kinds", {})
     others = [o for o in scores.provenance.get("spec", {}).get("objectives", []) if o != MEASURED]
     for name in table.column_names:
         if not name.startswith("score_") or name == "score_std" or _of_a_member(name, table.column_names):
             continue
-        shown, values = name.removeprefix("score_"), _values(table, name)
+        shown, values = name.removeprefix("score_"), floats(table, name)
         objective = next((o for o in others if shown == o or shown.endswith(f"_{o}")), None)
         if shown == RANDOM:
             continue  # the floor is drawn for every table
@@ -55,7 +54,7 @@ def columns_of(scores: ScoreTable, used: NDArray[np.bool_]) -> Columns:
             (found.signed if kinds[name] == "signed" else found.ranking)[shown] = values
     for name, sign in (("loss", -1.0), ("margin", 1.0)):
         if name in table.column_names and name not in found.ranking:
-            values = sign * _values(table, name)
+            values = sign * floats(table, name)
             if _unusable(values[used]) is None:
                 found.ranking[name] = values
     return found
@@ -70,11 +69,6 @@ def _of_a_member(name: str, names: list[str]) -> bool:
     """Whether a column holds one member's scores: that of its mean, an underscore and a number."""
     match = re.fullmatch(r"(.+)_\d+", name)
     return match is not None and match[1] in names
-
-
-def _values(table: pa.Table, name: str) -> Floats:
-    column: Any = table.column(name).cast(pa.float64()).fill_null(float("nan"))
-    return column.to_numpy()
 
 
 def _unusable(values: Floats) -> str | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from influence_cli.errors import UsageError
 from influence_cli.maths.counterfactual import linear_datamodeling, reliability
 from influence_cli.stages.evaluate.counterfactuals.pool import Pool
-from influence_cli.stages.evaluate.counterfactuals.refits import Asked, Outcome
+from influence_cli.stages.evaluate.counterfactuals.refits import Outcome, Refit
 from influence_cli.stages.evaluate.counterfactuals.score_columns import RANDOM
 
 
@@ -46,18 +46,18 @@ class Subsets:
         kept[self.pool.order(f"subset {j}")[: self.size]] = True
         return kept
 
-    def asked(self) -> list[Asked]:
+    def refits(self) -> list[Refit]:
         """A training for every subset and seed, subset by subset."""
-        return [Asked(kept, s) for kept in map(self.members, range(self.count)) for s in self.pool.repeats()]
+        return [Refit(kept, s) for kept in map(self.members, range(self.count)) for s in self.pool.repeats()]
 
-    def figures(self, asked: list[Asked], outcomes: list[Outcome | None]) -> dict[str, Any]:
+    def figures(self, refits: list[Refit], outcomes: list[Outcome | None]) -> dict[str, Any]:
         """LDS of every signed column, with intervals, paired differences and the noise of what was measured."""
         pool, seeds = self.pool, len(self.pool.repeats())
         whole = [j for j in range(self.count) if None not in outcomes[j * seeds : (j + 1) * seeds]]
         phi = np.array([[o.phi for o in outcomes[j * seeds : (j + 1) * seeds] if o is not None] for j in whole])
         phi = phi.reshape(len(whole), seeds)
         columns = {**pool.columns.signed, RANDOM: pool.random}
-        members = [asked[j * seeds].kept for j in whole]
+        members = [refits[j * seeds].kept for j in whole]
         predicted = {
             name: np.array([-float(pool.predicted(scores)[kept].sum()) for kept in members])
             for name, scores in columns.items()

@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
 from influence_cli.events import SILENT
 from influence_cli.methods import METHODS
 from influence_cli.settings import Runtime
+from influence_cli.stages.curate.combining import floats
 from influence_cli.stages.curate.score_table import ScoreTable
 from influence_cli.stages.evaluate.counterfactuals.score_columns import MEASURED
 from influence_cli.stages.run.reopen import reopen, spec_of
@@ -68,8 +68,4 @@ def scores_for(run: Run, session: Session, position: int) -> dict[str, Floats]:
     table, _ = score(one, session.silent())
     single = len(run.methods) == 1
     names = {name: f"score_{MEASURED}" if single else f"score_{name}_{MEASURED}" for name in run.methods}
-    return {name: _values(table, column) for name, column in names.items()}
-
-
-def _values(table: pa.Table, name: str) -> Floats:
-    return table.column(name).cast(pa.float64()).fill_null(float("nan")).to_numpy()
+    return {name: floats(table, column) for name, column in names.items()}

@@ -12,7 +12,8 @@ from influence_cli.data.manifest import Manifest
 from influence_cli.errors import UsageError
 from influence_cli.model.checkpoints import Checkpoint, find_checkpoint
 from influence_cli.model.new_spec import new_spec
-from influence_cli.model.run_folder import read_run
+from influence_cli.model.run_folder import RunFolder
+from influence_cli.model.run_record import RunRecord
 from influence_cli.model.spec import ModelSpec, is_own
 from influence_cli.settings import Inputs
 from influence_cli.stages.evaluate.request import Training
@@ -64,31 +65,29 @@ def open_trainer(checkpoint: str | None, manifest: Manifest, training: Training,
     from influence_cli.model.train.convex import check_convex
     from influence_cli.model.train.recipe import Recipe
 
-    run = (None if checkpoint is None else read_run(checkpoint)) or {}
+    run = (None if checkpoint is None else RunFolder(checkpoint).read()) or RunRecord({}, {})
     known = {f.name for f in fields(Recipe)}
-    then = {k: v for k, v in run.get("recipe", {}).items() if k in known}
+    then = {k: v for k, v in run.recipe.items() if k in known}
     if training.said.get("optimizer", then.get("optimizer")) != then.get("optimizer"):
         then.pop("lr", None)  # a learning rate belongs to its optimizer
     values = {**training.otherwise, **then, **training.said}
     recipe = Recipe(**{k: v for k, v in values.items() if k in known})
     spec = _spec(run, checkpoint, manifest, training, store)
     check_convex(recipe, spec.name)
-    init = training.init or run.get("init")
+    init = training.init or run.init
     return Trainer(
         spec,
         recipe,
         None if init is None else find_checkpoint(init)[0],
-        training.pretrained or bool(run.get("pretrained", False)),
+        training.pretrained or bool(run.pretrained),
         device_of(training.device),
-        frozenset(run.get("calibration_ids", ())),
-        run.get("trained_on", {}).get("rows"),
+        frozenset(run.calibration_ids),
+        run.trained_rows,
     )
 
 
-def _spec(
-    run: dict[str, Any], checkpoint: str | None, manifest: Manifest, training: Training, store: Store
-) -> ModelSpec:
-    carried = run.get("model")
+def _spec(run: RunRecord, checkpoint: str | None, manifest: Manifest, training: Training, store: Store) -> ModelSpec:
+    carried = run.model or None
     if carried is None and checkpoint is not None:
         carried = find_checkpoint(checkpoint)[1]
     said = training.said.get("model")

@@ -22,7 +22,7 @@ CANARY = "canary"  # column of a score table: the wrong label that the checkpoin
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class NamedTable:
     """One score table, in the order of the train rows."""
 
     source: str
@@ -46,13 +46,13 @@ class Scores:
 
 
 @dataclass(eq=False)
-class Board:
+class ScoreTables:
     """Tables of the same train rows, and all their columns by the names they are shown under."""
 
     manifest: Manifest
     train: Rows
     label: str
-    tables: list[Scores]
+    tables: list[NamedTable]
     columns: dict[str, Floats] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
 
@@ -61,10 +61,10 @@ class Board:
             self.columns[shown], self.kinds[shown] = values, table.kind(name)
 
 
-def side_by_side(tables: list[tuple[Scores, dict[str, Floats]]]) -> list[tuple[Scores, str, str, Floats]]:
+def side_by_side(tables: list[tuple[NamedTable, dict[str, Floats]]]) -> list[tuple[NamedTable, str, str, Floats]]:
     """(table, column, the name it is shown under, values): the stem stands before names that mean different scores."""
     every = [(t, name, values) for t, columns in tables for name, values in columns.items()]
-    shown: list[tuple[Scores, str, str, Floats]] = []
+    shown: list[tuple[NamedTable, str, str, Floats]] = []
     for table, name, values in every:
         same = [v for _, n, v in every if n == name]
         alike = all(np.array_equal(v, same[0], equal_nan=True) for v in same)
@@ -84,9 +84,9 @@ def score_columns(table: pa.Table) -> dict[str, Floats]:
     return found
 
 
-def read_board(
+def read_score_tables(
     sources: tuple[Any, ...], manifest: Any = None, label: str | None = None, skip_bad: bool = False
-) -> Board:
+) -> ScoreTables:
     """The tables and the manifest of the first, verified row by row by row key.
 
     Raises:
@@ -110,9 +110,10 @@ def read_board(
                 fix="score both anew, or pass --manifest to say that you mean it",
             )
     scores = [
-        Scores(s if isinstance(s, str) else stem, stem, *t) for s, stem, t in zip(sources, stems, tables, strict=True)
+        NamedTable(s if isinstance(s, str) else stem, stem, *t)
+        for s, stem, t in zip(sources, stems, tables, strict=True)
     ]
-    return Board(first.manifest, first.train, first.label, scores)
+    return ScoreTables(first.manifest, first.train, first.label, scores)
 
 
 def _stems(sources: tuple[Any, ...]) -> list[str]:

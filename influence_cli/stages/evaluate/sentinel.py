@@ -1,0 +1,86 @@
+"""The sentinel: is a full recompute needed at a new checkpoint?  Judged on a sample of the rows, scored there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from influence_cli.data.tables import provenance, read_table
+from influence_cli.errors import ManifestError
+from influence_cli.events import Listener
+from influence_cli.methods.random import uniform_draws
+from influence_cli.model.run_folder import RunFolder
+from influence_cli.settings import Runtime, parse_budget, parse_share
+from influence_cli.stages.evaluate.comparison import compare_columns, keys_by_id, match
+from influence_cli.stages.evaluate.score_tables import CANARY
+from influence_cli.stages.run.reopen import reopen
+from influence_cli.stages.run.run import Run
+from influence_cli.stages.run.session import Session
+from influence_cli.stages.score.score import score
+
+LEAST_ROWS = 200  # a sentinel of fewer rows resolves nothing
+RANK_BOUND, OVERLAP_BOUND = 0.9, 0.5  # below either the old scores no longer stand for the new
+
+
+def sentinel_run(
+    old: str, share: str, checkpoint: str, runtime: Runtime, seed: int, listener: Listener, remember: bool = True,
+    manifest: str | None = None,
+) -> tuple[Run, Session]:  # fmt: skip
+    """The run of an old table at a new checkpoint, on a seeded sample of the rows that the table still describes.
+
+    The sample is ``share`` of those rows, at least 200, or all where there are fewer.
+    """
+    table = read_table(old)
+    run, session = reopen(
+        provenance(table.schema), runtime, listener,
+        source=old, manifest=manifest, checkpoint=checkpoint, another=True, remember=remember,
+    )  # fmt: skip
+    keys = keys_by_id(table, old)
+    same = [keys.get(i) == k.tobytes() for i, k in zip(run.train.ids, run.train.row_keys, strict=True)]
+    planted = (
+        set(table.filter(table.column(CANARY).is_valid())["id"].to_pylist()) if CANARY in table.schema.names else ()
+    )
+    new = RunFolder.of(checkpoint).planted_labels(run.train)
+    canary = np.array([i in planted for i in run.train.ids]) | (False if new is None else new >= 0)
+    rows = np.flatnonzero(np.array(same) & ~canary)
+    if not len(rows):
+        raise ManifestError("no row in common", where=f"{old}, {run.manifest.source}", fix="run `influence score`")
+    wanted = min(len(rows), max(LEAST_ROWS, math.ceil(parse_share(share, "--sentinel") * len(rows))))
+    place = uniform_draws([run.train.ids[k] for k in rows.tolist()], seed)
+    chosen = np.sort(rows[np.argsort(place, kind="stable")[:wanted]])
+    return replace(run, train=run.train.take(chosen)), session
+
+
+def sentinel(run: Run, session: Session, old: str, budget: str, draws: int, seed: int) -> dict[str, Any]:
+    """Whether an old table still stands for the scores at the run's checkpoint, judged on the run's rows.
+
+    A full recompute is needed where, for any method's column, the lower end of the interval of Spearman's correlation
+    is below 0.9, or the rows under the budget overlap by a Jaccard below 0.5.
+    """
+    table = read_table(old)
+    matched = match(table, score(run, session)[0], old, "the new scores")
+    rows = max(1, round(parse_budget(budget, table.num_rows) / table.num_rows * len(matched.ids)))
+    columns = compare_columns(matched, rows, draws, seed)
+    free = {n for n, m in run.methods.items() if m.needs == "nothing"}
+    judged: dict[str, Any] = {}
+    for name, c in columns.items():
+        if f"score_{name}" in table.column_names and name not in free:
+            low = -1.0 if c["spearman_interval"] is None else c["spearman_interval"][0]
+            judged[name] = low < RANK_BOUND or (c["jaccard"] or 0.0) < OVERLAP_BOUND
+    then = provenance(table.schema)["checkpoint"]["fingerprint"]
+    return {
+        "schema_version": 1,
+        "a": old,
+        "b": None if run.checkpoint is None else run.checkpoint.locator,
+        "same_checkpoint": run.checkpoint is not None and run.checkpoint.digest == then,
+        "rows": matched.counts["rows"],
+        "of_rows": table.num_rows,
+        "budget_rows": rows,
+        "comparison": columns,
+        "recompute_by_column": judged,
+        "recompute": any(judged.values()),
+        "bounds": {"spearman_low": RANK_BOUND, "jaccard": OVERLAP_BOUND},
+    }

@@ -1,0 +1,111 @@
+"""Which train rows are known to be wrong: by a column of clean labels, or by a list of ids."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.data.formulas import MARK, unquoted
+from influence_cli.data.labels import clean_labels
+from influence_cli.data.manifest import Rows
+from influence_cli.errors import ManifestError, UsageError
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """Which rows [n] are wrong, among those of which that is known."""
+
+    wrong: Mask
+    known: Mask
+    source: str  # where it is from, for people
+
+    def without(self, rows: Mask) -> Truth:
+        """The truth about all rows but these."""
+        return Truth(self.wrong & ~rows, self.known & ~rows, self.source)
+
+
+def truth_of_column(rows: Rows, column: str) -> Truth | None:
+    """Truth from a column of clean labels: a row is wrong where it differs, unknown where it is null.
+
+    None where there is no such column.
+
+    Raises:
+        ManifestError: it says that no row is wrong, or that every row is.
+    """
+    clean = clean_labels(rows, column)
+    if clean is None:
+        return None
+    known = clean >= 0
+    return _two_kinds(Truth(known & (clean != rows.labels), known, f"{rows.manifest.source}, column {column}"))
+
+
+def truth_of_list(rows: Rows, path: str) -> Truth:
+    """Truth from a list of ids that are wrong; every other row counts as right.
+
+    Raises:
+        UsageError: the list cannot be read.
+        ManifestError: an id is no train row's, or the list is empty or names every row.
+    """
+    named = read_ids(path)
+    unknown = named - set(rows.ids)
+    if unknown:
+        raise ManifestError(
+            f"row id={min(unknown)} is no train row ({len(unknown)} of {len(named)} are none)",
+            where=path,
+            fix=f"list ids of train rows of {rows.manifest.source}",
+        )
+    wrong = np.array([i in named for i in rows.ids])
+    return _two_kinds(Truth(wrong, np.ones(len(rows), dtype=bool), path))
+
+
+def _two_kinds(truth: Truth) -> Truth:
+    wrong, known = int(truth.wrong.sum()), int(truth.known.sum())
+    if wrong in (0, known):
+        raise ManifestError(
+            f"{wrong} of {known} train labels are wrong: there is nothing to tell apart",
+            where=truth.source,
+            fix="check the column, or the list",
+        )
+    return truth
+
+
+def read_ids(path: str) -> set[str]:
+    """Ids from a file: one a line; a CSV with a column id; JSONL or a JSON list of ids or of objects with an id.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")  # a return in an id stays
+        suffix = Path(path).suffix
+        if suffix == ".csv":
+            rows = csv.DictReader(io.StringIO(text, newline=""))
+            if "id" not in (rows.fieldnames or ()):
+                raise ValueError("no column id")
+            return {unquoted(row["id"]) if MARK in row else row["id"] for row in rows}
+        if suffix in (".json", ".jsonl"):
+            values = json.loads(text) if suffix == ".json" else [json.loads(s) for s in text.splitlines() if s.strip()]
+            return {_id_of(v) for v in values}
+        return {line.strip() for line in text.splitlines() if line.strip()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"the list of wrong rows cannot be read ({error})",
+            where=path,
+            fix="write one id a line, a CSV with a column id, or JSONL",
+        ) from error
+
+
+def _id_of(value: Any) -> str:
+    found_id = value["id"] if isinstance(value, dict) else value
+    if not isinstance(found_id, str):
+        raise ValueError(f"{found_id!r} is no id")
+    return found_id
