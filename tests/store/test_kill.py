@@ -29,7 +29,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from influence_cli.cli.main import run
-from influence_cli.model import forward
+from influence_cli.engines import point
 from influence_cli.settings import Runtime
 
 torch.set_num_threads(1)
@@ -45,7 +45,7 @@ class Moments:
             os.kill(os.getpid(), signal.SIGKILL)
 
 def watch(moments):
-    outputs, replace, write = forward.Point.outputs, os.replace, Path.write_bytes
+    outputs, replace, write = point.Point.outputs, os.replace, Path.write_bytes
 
     def counted_outputs(*given, **named):
         out = outputs(*given, **named)
@@ -64,7 +64,7 @@ def watch(moments):
             moments.passed()
             handle.write(data[len(data) // 2 :])
 
-    forward.Point.outputs, os.replace, Path.write_bytes = counted_outputs, counted_replace, counted_write
+    point.Point.outputs, os.replace, Path.write_bytes = counted_outputs, counted_replace, counted_write
 
 def child(arguments, at):
     moments = Moments(at)
