@@ -27,6 +27,14 @@ WHOLE = ("test_architecture.py", "test_doc_commands.py", "test_docs.py")  # of t
 BESIDE = ("benchmarks", "peers")  # folders of tests/ that hold the package against a clock and against libraries
 
 
+NAMED = [  # modules that a file names in a string
+    (name, target, line)
+    for name, file in FILES.items()
+    for text, line in file.texts()
+    if re.fullmatch(r"influence_cli(\.\w+)+(:\w+)?", text) and (target := file_of(text.replace(":", "."))) is not None
+]
+
+
 # ---- imports --------------------------------------------------------------------------------------------------------
 
 
@@ -49,15 +57,14 @@ def test_no_file_imports_from_a_room_above_its_own() -> None:
 
 def test_no_file_names_a_module_of_a_room_above_its_own() -> None:
     """Tables name modules as text, which are imported when they are asked for."""
-    upwards = [
-        f"{name}:{line} names {text}"
-        for name, file in FILES.items()
-        for text, line in file.texts()
-        if re.fullmatch(r"influence_cli(\.\w+)+(:\w+)?", text)
-        and (target := file_of(text.replace(":", "."))) is not None
-        and rank(target) > rank(name)
-    ]
+    upwards = [f"{name}:{line} names {target}" for name, target, line in NAMED if rank(target) > rank(name)]
     assert upwards == [], "\n".join(upwards)
+
+
+def test_every_file_is_imported_or_named_by_another() -> None:
+    """A file that only registers things is as good as not there where nobody imports it."""
+    reached = {target for targets in EDGES.values() for target in targets} | {target for _, target, _ in NAMED}
+    assert [name for name in FILES if name not in reached and not name.endswith(("__init__", "__main__"))] == []
 
 
 def test_no_files_import_each_other_however_indirectly() -> None:
