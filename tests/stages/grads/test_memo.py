@@ -399,7 +399,7 @@ for moment in moments:
 
 
 def test_sigkill_at_any_moment_loses_only_the_shard_in_hand(bench: Bench) -> None:
-    manifest, root = bench.manifest(examples()), str(Path(__file__).parents[2])
+    manifest, root = bench.manifest(examples()), str(Path(__file__).parents[3])
     moments = ["batch:1", "batch:7", "rename:1", "rename:2", "rename:7", "write:1", "write:2", "write:8"]
     stores = [bench.folder / f"store-{k}" for k in range(len(moments))]
     asked = [f"{moment}:{store}" for moment, store in zip(moments, stores, strict=True)]
