@@ -1,19 +1,19 @@
-"""Session fixtures: a small noisy image manifest, a small feature manifest, run folders and score tables on them."""
+"""Fixtures of every test file: two small manifests, runs trained on them, a filled store and a score table.
+
+``digits`` has images and ``tabular`` features; ``digits_run``, ``calibrated_run`` and ``tabular_run`` are run folders.
+They are made once a process, of which ``tests/run.sh`` starts one a core.  Tests only read them.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch and NumPy come: tensors are small, and processes share the cores
+
 import pytest
-import torch
 
 from tests.cases import call_cli, digits_table, examples, feature_table, train_run, write
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """Small tensors: more threads only wait for each other."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

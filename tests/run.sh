@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Set up an environment and run the tests; arguments go to pytest.
+# Set up an environment and run the tests, in a process a core; with arguments for pytest in one, unless -n says more.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . .ci/setup
 setup "[test]"
+[ $# -gt 0 ] || set -- --numprocesses auto --maxprocesses 8 --dist worksteal
 python -m pytest "$@"

@@ -1,207 +1,153 @@
-"""The shape of the code: imports point one way, terminals and file names stay where they belong, files stay small."""
+"""The shape of the code: imports point one way and in no circle, each kind of knowledge has one home, files stay small.
+
+The order of folders is the list ``ROOMS`` in tests/package_files.py.  A file imports from its own room and from those
+before it.  An import inside a function or for type checking counts like any other, and so does a module named in a
+string.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "influence_cli"
-FILES = sorted(PACKAGE.rglob("*.py"))
-TREES = {path: ast.parse(path.read_text()) for path in FILES}
+from tests.package_files import EDGES, FILES, PACKAGE, ROOMS, ROOT, circles, file_of, rank
 
-# From the ground up; a module may import from its own layer and from those below it.  Leaves that hold no logic of a
-# stage (errors, events, settings, the tables that every stage reads) stand where those that use them can reach them.
-LAYERS = (
-    {"errors", "events"},
-    {"maths"},
-    {"store", "settings"},
-    {
-        *("earlier", "formulas", "outputs"),
-        *("tables", "row_checks", "payloads", "classes", "manifest", "in_memory", "sources"),
-    },
-    {"model", "methods", "objectives", "actions", "report"},
-    {"edited", "usable_rows"},
-    {"exports"},
-    {
-        "fit_set",
-        "members",
-        "target",
-        *("objective_inputs", "objective_report", "measure", "attacked_target"),
-        *("job", "curvature_report"),
-        "interim",
-        "preconditioning",
-        "plan",
-        "estimate",
-        "ingest",
-        "reliability",
-        "first_look",
-        "grads",
-        "provenance",
-        *("row_pass", "value_pass", "row_values", "value_functions", "relative"),
-        *("gradient_plan", "gradient_pass", "gradients"),
-        "agreement",
-        "score",
-        *("per_target", "per_target_plan", "per_target_pass", "per_target_product"),
-        "per_target_agreement",
-        "curate",
-        "gate",
-        "arms",
-        *("combining", "constrained", "budgets", "score_table", "parity", "curated_manifest", "edit_report", "undo"),
-        *("scored_arms", "rounds", "training_run", "attacked", "arm_quality", "arm_comparison", "pareto", "retrain"),
-        "run_folder",
-        "evaluate",
-        "counterfactuals",
-        *(
-            "canaries",
-            "canary_detection",
-            "checkpoint_quality",
-            "columns",
-            "comparison",
-            "detection",
-            "order",
-            "replay",
-        ),
-    },
-    {"export"},
-    {"api"},
-    {"cli", "__init__", "__main__"},
+NEVER = (  # who must never import whom: what the order of rooms is for
+    *((low, high) for low in ("model", "engines", "curvature") for high in ("stages/run", "methods")),
+    ("data", "model"),
+    *((low, "stages/run") for low in ("exports", "actions")),
+    ("cli/show", "cli/commands"),
 )
+WHOLE = ("test_architecture.py", "test_doc_commands.py", "test_docs.py")  # of tests/: about all of the repository
+BESIDE = ("benchmarks", "peers")  # folders of tests/ that hold the package against a clock and against libraries
 
 
-GROUPS = ("stages", "data")  # folders whose modules have layers of their own
+NAMED = [  # modules that a file names in a string
+    (name, target, line)
+    for name, file in FILES.items()
+    for text, line in file.texts()
+    if re.fullmatch(r"influence_cli(\.\w+)+(:\w+)?", text) and (target := file_of(text.replace(":", "."))) is not None
+]
 
 
-def part_of(path: Path) -> str:
-    """The module or sub-package that a file belongs to."""
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return parts[1] if parts[0] in GROUPS else parts[0]
+# ---- imports --------------------------------------------------------------------------------------------------------
 
 
-def layer_of(part: str) -> int:
-    """Its layer, from the ground up."""
-    return next(k for k, layer in enumerate(LAYERS) if part in layer)
+def test_every_file_is_in_a_room_and_no_room_is_empty() -> None:
+    rooms = {name: file.room for name, file in FILES.items()}
+    outside = [name for name, room in rooms.items() if room is None]
+    assert [name for name in outside if not name.endswith("/__init__") or len(FILES[name].tree.body) > 1] == []
+    assert set(ROOMS) - set(rooms.values()) == set()
 
 
-def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """Every module imported anywhere in a file, in functions and for type checking too, with its line."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            yield node.module or "", node.lineno
-            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
-
-
-def ours(name: str) -> str | None:
-    """The part of our package that an import reaches, if any."""
-    parts = name.split(".")
-    if parts[0] != "influence_cli" or len(parts) < 2:
-        return None
-    return (parts[2] if len(parts) > 2 else None) if parts[1] in GROUPS else parts[1]
-
-
-def test_every_part_has_a_layer() -> None:
-    assert {part_of(p) for p in FILES} <= set().union(*LAYERS)
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_one_way(path: Path) -> None:
-    mine = layer_of(part_of(path))
-    wrong = [
-        f"line {line}: {name}"
-        for name, line in imports(TREES[path])
-        if (part := ours(name)) in set().union(*LAYERS) and layer_of(str(part)) > mine
+def test_no_file_imports_from_a_room_above_its_own() -> None:
+    upwards = [
+        f"{name}:{line} imports {target}"
+        for name, targets in EDGES.items()
+        for target, line in targets.items()
+        if FILES[name].room is not None and rank(target) > rank(name)
     ]
-    assert wrong == []
+    assert upwards == [], "\n".join(upwards)
 
 
-def test_stages_do_not_import_each_other_in_a_circle() -> None:
-    """At module level: an import inside a function may be lazy, one at the top must not be circular."""
-    edges: dict[str, set[str]] = {}
-    for path, tree in TREES.items():
-        part = part_of(path)
-        top = ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], [])
-        edges.setdefault(part, set()).update(p for n, _ in imports(top) if (p := ours(n)) and p != part)
-    done: set[str] = set()
+def test_no_file_names_a_module_of_a_room_above_its_own() -> None:
+    """Tables name modules as text, which are imported when they are asked for."""
+    upwards = [f"{name}:{line} names {target}" for name, target, line in NAMED if rank(target) > rank(name)]
+    assert upwards == [], "\n".join(upwards)
 
-    def visit(part: str, above: tuple[str, ...]) -> None:
-        assert part not in above, f"circle: {' -> '.join((*above, part))}"
-        if part not in done:
-            for other in sorted(edges.get(part, set())):
-                visit(other, (*above, part))
-            done.add(part)
 
-    for part in sorted(edges):
-        visit(part, ())
+def test_every_file_is_imported_or_named_by_another() -> None:
+    """A file that only registers things is as good as not there where nobody imports it."""
+    reached = {target for targets in EDGES.values() for target in targets} | {target for _, target, _ in NAMED}
+    assert [name for name in FILES if name not in reached and not name.endswith(("__init__", "__main__"))] == []
+
+
+def test_no_files_import_each_other_however_indirectly() -> None:
+    found = circles(EDGES)
+    assert found == [], "\n".join(found)
+
+
+def test_circles_are_found_and_shown() -> None:
+    graph = {"a": {"b": 3}, "b": {"c": 5}, "c": {"a": 7, "d": 8}, "d": {}, "e": {"f": 1, "a": 2}, "f": {"e": 4}}
+    assert circles(graph) == ["a:3 -> b:5 -> c:7 -> a", "e:1 -> f:4 -> e"]
+
+
+@pytest.mark.parametrize(("low", "high"), NEVER)
+def test_the_order_of_rooms_says_what_must_never_be(low: str, high: str) -> None:
+    assert ROOMS.index(low) < ROOMS.index(high)
+
+
+def importing(*libraries: str) -> set[str]:
+    """The files that import one of these libraries."""
+    return {name for name, file in FILES.items() for found in file.imports() if found.target.split(".")[0] in libraries}
 
 
 def test_only_the_command_line_imports_typer_or_rich() -> None:
-    found = {
-        str(path.relative_to(PACKAGE))
-        for path, tree in TREES.items()
-        for name, _ in imports(tree)
-        if name.split(".")[0] in ("typer", "rich", "click")
-    }
-    assert found
-    assert {name.split("/")[0] for name in found} == {"cli"}
-    assert not any(name.split(".")[0] == "click" for tree in TREES.values() for name, _ in imports(tree))
+    assert {name.split("/")[0] for name in importing("typer", "rich")} == {"cli"}
+    assert importing("click") == set()
 
 
 def test_maths_imports_numbers_and_nothing_of_ours() -> None:
     allowed = {"torch", "numpy", "scipy", *sys.stdlib_module_names}
-    for path in (p for p in FILES if part_of(p) == "maths"):
-        for name, line in imports(TREES[path]):
-            own = name.startswith("influence_cli.maths")
-            assert own or name.split(".")[0] in allowed, f"{path.name}:{line} imports {name}"
-
-
-def test_no_file_is_named_after_nothing() -> None:
-    empty = {"utils", "util", "common", "helpers", "helper", "base", "misc", "core"}
-    assert [str(p) for p in FILES if p.stem.strip("_") in empty] == []
-
-
-def test_no_file_is_longer_than_350_lines() -> None:
-    long = {str(p.relative_to(ROOT)): n for p in FILES if (n := len(p.read_text().splitlines())) > 350}
-    assert long == {}
-
-
-def test_no_function_is_longer_than_60_lines() -> None:
-    long = {
-        f"{path.relative_to(ROOT)}:{node.name}": lines
-        for path, tree in TREES.items()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and (lines := (node.end_lineno or 0) - node.lineno + 1) > 60
-    }
-    assert long == {}
-
-
-def test_every_module_and_every_public_function_says_what_it_is() -> None:
-    silent = [str(path.relative_to(ROOT)) for path, tree in TREES.items() if not ast.get_docstring(tree)]
-    for path, tree in TREES.items():
-        for node in tree.body:
-            named = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
-            if named and not ast.get_docstring(node):
-                silent.append(f"{path.relative_to(ROOT)}:{node.name}")
-    assert silent == []
-
-
-def test_every_function_says_what_it_returns() -> None:
-    silent = [
-        f"{path.relative_to(ROOT)}:{node.name}"
-        for path, tree in TREES.items()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef) and node.returns is None
+    wrong = [
+        f"{name}:{found.line} imports {found.target}"
+        for name, file in FILES.items()
+        if file.room == "maths"
+        for found in file.imports()
+        if not found.target.startswith("influence_cli.maths.") and found.target.split(".")[0] not in allowed
     ]
-    assert silent == []
+    assert wrong == [], "\n".join(wrong)
+
+
+# ---- one home for each kind of knowledge ----------------------------------------------------------------------------
+
+KINDS = {"image", "features", "path", "text"} | {p.stem for p in (PACKAGE / "data" / "kinds").glob("[a-z]*.py")}
+
+
+def literals(node: ast.AST) -> set[object]:
+    """A literal's value, or those in a literal tuple, list or set."""
+    if isinstance(node, ast.Tuple | ast.List | ast.Set):
+        return set().union(*map(literals, node.elts))
+    return {node.value} if isinstance(node, ast.Constant) else set()
+
+
+def test_only_the_kinds_themselves_compare_a_kind() -> None:
+    """What differs between images and features is asked of the kind of a manifest's rows, nowhere spelled out."""
+    wrong = []
+    for name, file in FILES.items():
+        if name.startswith("data/kinds/"):
+            continue
+        for node in file.nodes:
+            sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+            sides += [node.value] if isinstance(node, ast.MatchValue) else []
+            if any(KINDS & literals(side) for side in sides):
+                wrong.append(f"{name}:{node.lineno} {ast.unparse(node)}")  # type: ignore[attr-defined]
+    assert wrong == [], "\n".join(wrong)
+
+
+def test_no_stage_asks_for_the_class_of_a_method_or_an_objective() -> None:
+    """Each says what it needs and does."""
+    wrong = []
+    for name, file in FILES.items():
+        if not name.startswith("stages/"):
+            continue
+        names = file.names()
+        for node in file.nodes:
+            asked = None
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                asked = node.args[1] if node.func.id in ("isinstance", "issubclass") else None
+            elif isinstance(node, ast.MatchClass):
+                asked = node.cls
+            classes = [n.id for n in ast.walk(asked) if isinstance(n, ast.Name)] if asked is not None else []
+            homes = [names.get(c, "") for c in classes]
+            if any(home.startswith(("influence_cli.methods", "influence_cli.objectives")) for home in homes):
+                wrong.append(f"{name}:{node.lineno} {ast.unparse(node)}")  # type: ignore[attr-defined]
+    assert wrong == [], "\n".join(wrong)
 
 
 FOLDERS = (
@@ -213,29 +159,92 @@ LAYOUT = re.compile(rf"^({FOLDERS}|timings\.json|spec\.json)$|\.damaged-|\.tmp$"
 def test_only_the_store_knows_what_its_files_are_called() -> None:
     """Joining a path with a layout name, or with a literal .safetensors name, outside of who owns that layout."""
     owners = {"*.safetensors", "model.safetensors"}
-    wrong: list[str] = []
-    for path, tree in TREES.items():
-        if part_of(path) == "store":
+    wrong = []
+    for name, file in FILES.items():
+        if file.room == "store":
             continue
-        for node in ast.walk(tree):
+        for node in file.nodes:
             if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
-                for side in (node.left, node.right):
-                    if isinstance(side, ast.Constant) and isinstance(side.value, str) and LAYOUT.search(side.value):
-                        wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {side.value}")
-            spelled = isinstance(node, ast.Constant) and node.value in owners
-            if spelled and part_of(path) not in ("model", "retrain"):
-                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.value}")
-    assert wrong == []
+                texts = [text for side in (node.left, node.right) for text in literals(side) if isinstance(text, str)]
+                wrong += [f"{name}:{node.lineno} {text}" for text in texts if LAYOUT.search(text)]
+        if file.room not in ("model", "stages/retrain"):
+            wrong += [f"{name}:{line} {text}" for text, line in file.texts() if text in owners]
+    assert wrong == [], "\n".join(wrong)
+
+
+def test_only_a_run_folder_knows_what_its_record_is_called() -> None:
+    """The store knows it too: it takes no folder of a run for its own."""
+    named = {name for name, file in FILES.items() for text, _ in file.texts() if text == "run.json"}
+    assert named == {"model/run_folder", "store/place"}
 
 
 def test_nothing_prints_but_the_terminal() -> None:
     printing = {
-        str(path.relative_to(PACKAGE))
-        for path, tree in TREES.items()
-        for node in ast.walk(tree)
+        name
+        for name, file in FILES.items()
+        for node in file.nodes
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     }
-    assert printing <= {"cli/console.py", "cli/main.py"}
+    assert printing <= {"cli/console", "cli/main"}
+
+
+# ---- sizes and words ------------------------------------------------------------------------------------------------
+
+
+def test_files_are_short() -> None:
+    lines = {name: file.lines for name, file in FILES.items()}
+    assert {name: n for name, n in lines.items() if n > 350} == {}
+    assert statistics.median(lines.values()) <= 120
+
+
+def test_functions_are_short() -> None:
+    functions = [found for file in FILES.values() for found in file.functions]
+    assert {name: n for name, n in functions if n > 60} == {}
+    assert statistics.quantiles([n for _, n in functions], n=10)[8] <= 45
+
+
+def test_no_file_is_named_after_nothing() -> None:
+    empty = {"utils", "util", "common", "helpers", "helper", "base", "misc", "core"}
+    assert [name for name in FILES if name.split("/")[-1].strip("_") in empty] == []
+
+
+def test_every_module_and_every_public_function_says_what_it_is() -> None:
+    silent = [name for name, file in FILES.items() if not ast.get_docstring(file.tree)]
+    for name, file in FILES.items():
+        for node in file.tree.body:
+            public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+            if public and not ast.get_docstring(node):
+                silent.append(f"{name}:{node.name}")
+    assert silent == [], "\n".join(silent)
+
+
+def test_every_function_says_what_it_returns() -> None:
+    silent = [
+        f"{name}:{node.name}"
+        for name, file in FILES.items()
+        for node in file.nodes
+        if isinstance(node, ast.FunctionDef) and node.returns is None
+    ]
+    assert silent == [], "\n".join(silent)
+
+
+# ---- the rest of the checkout ---------------------------------------------------------------------------------------
+
+
+def test_tests_stand_where_what_they_test_stands() -> None:
+    """``tests/data/test_x.py`` is about ``influence_cli/data``, ``tests/test_api.py`` about ``influence_cli/api``."""
+    wrong = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        place = path.relative_to(ROOT / "tests")
+        if place.parts[0] in BESIDE or place.name in WHOLE:
+            continue
+        if len(place.parts) > 1:
+            mirrored = (PACKAGE / place.parent).is_dir()
+        else:  # what the tests share, or the tests of a file that is in no folder
+            mirrored = not place.name.startswith("test_") or (PACKAGE / place.name.removeprefix("test_")).is_file()
+        if not mirrored:
+            wrong.append(str(place))
+    assert wrong == [], "\n".join(wrong)
 
 
 def test_no_tracked_file_names_a_folder_of_one_machine() -> None:
@@ -253,4 +262,4 @@ def test_no_tracked_file_names_a_folder_of_one_machine() -> None:
         except UnicodeDecodeError:
             continue
         found += [f"{name}:{k}" for k, line in enumerate(text.splitlines(), 1) if places.search(line)]
-    assert found == []
+    assert found == [], "\n".join(found)

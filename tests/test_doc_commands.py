@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.cases import call_cli, digits_table, examples, feature_table, write
+from tests.cases import call_cli, digits_table, examples, feature_table, run_process, write
 from tests.generate_docs import FILES, ROOT
 
 DOCUMENTS = {path.stem: path.read_text() for path in FILES}
@@ -169,6 +169,30 @@ def test_the_commands_with_output_are_those_of_the_demo() -> None:
         for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
             for command in re.findall(r"(?m)^\$ (.*)$", block.replace("\\\n", " ")):
                 assert f"run {' '.join(command.split())}" in demo
+
+
+def test_the_commands_of_the_demo_run(tmp_path: Path) -> None:
+    """On the data and the model that it has; trainings are fewer and shorter."""
+    shutil.copytree(ROOT / "sample_data", tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("out", ".*"))
+    demo = (ROOT / "sample_data" / "demo.sh").read_text().replace("\\\n", " ")
+    commands = re.findall(r"(?m)^run influence (.*)$", demo)
+    assert commands
+    for command in commands:
+        run(smaller(command) + (" --epochs 5" if command.startswith("retrain") else ""), tmp_path)
+
+
+def test_scripts_of_benchmarks_are_shell_and_say_where_their_data_is_missing(tmp_path: Path) -> None:
+    """Those of data sets that cannot be given away; the others would run for minutes."""
+    lines = [line for text in DOCUMENTS.values() for line in lines_of(text)]
+    scripts = {match[1] for line in lines if (match := re.match(r"bash (tests/benchmarks/\S+)", line))}
+    assert scripts
+    for name in sorted(scripts):
+        command = ["bash", str(ROOT / name), str(tmp_path / "out")]
+        assert run_process([command[0], "-n", command[1]], tmp_path).code == 0
+        if re.search(r"skipped: .* exit 0", (ROOT / name).read_text()):
+            ran = run_process(command, tmp_path, {"DATA": str(tmp_path / "missing.parquet")})
+            assert (ran.code, ran.err.split(":")[0]) == (0, "skipped"), name
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", list(PREPARED))

@@ -26,10 +26,10 @@ from influence_cli.methods.cg import CG
 from influence_cli.settings import GradSpec
 from influence_cli.store.maintenance import collect, list_entries, verify
 from tests.cases import Heard, call_cli, examples, job_of
-from tests.curvature.test_memo import Bench, append, relabel, reorder
 from tests.methods.test_exact import PENALTY, Logistic, Net, tanh
 from tests.opened import describe_plan, missing_work, score
 from tests.oracle import Problem, column, dense_curvature, make_problem, relative_error
+from tests.stages.grads.test_memo import Bench, append, relabel, reorder
 
 OPTIONS: dict[str, dict[str, Any]] = {  # near the inverse, each in its way
     "cg": {"tolerance": 1e-10},

@@ -14,7 +14,7 @@ from influence_cli.engines.batch_size import Pace
 from influence_cli.model import decoded, examples
 from influence_cli.model.decoded import DecodedByKey
 from influence_cli.model.examples import FEW
-from influence_cli.stages.grads import row_pass
+from influence_cli.stages.run import session
 from tests.opened import score
 from tests.oracle import Problem, column, make_problem, relative_error
 
@@ -98,7 +98,7 @@ def test_scores_do_not_depend_on_sizes_that_change_on_the_way(
     found = score(problem.job(store="growing"))
     assert found.num_rows == 90
     assert relative_error(column(found), expected) < 1e-5
-    assert row_pass.batch_size(problem.job()) == row_pass.LARGEST_BATCH
+    assert problem.job().batch_size(problem.spec) == session.LARGEST_BATCH
 
 
 def test_members_share_what_was_decoded(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_members_share_what_was_decoded(problem: Problem, monkeypatch: pytest.Mo
     job = problem.job(store="once", **asked)
     found = column(score(job))
     assert len(calls) == len(set(calls)) == 110
-    assert job.held is None  # nothing is kept for longer than it is needed
+    assert job.decoded is None  # nothing is kept for longer than it is needed
     monkeypatch.setattr(decoded, "DecodedByKey", lambda spec: DecodedByKey(spec, 0))
     calls.clear()
     assert np.array_equal(column(score(problem.job(store="thrice", **asked))), found)

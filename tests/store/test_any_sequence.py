@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from influence_cli.model.build import build_model
@@ -26,6 +26,7 @@ from tests.cases import named, png, same_scores, write
 from tests.opened import Opened, describe_plan, fill, missing_work, opened, score
 
 STEPS, EXAMPLES = 20, 200
+PARTS = 4  # of the examples, so that processes can share them
 CLASSES = 3
 
 
@@ -186,11 +187,11 @@ class World:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two checkpoints of the same architecture."""
     folder, out = tmp_path_factory.mktemp("weights"), []
-    for seed in range(2):
-        torch.manual_seed(seed)
+    for k in range(2):
+        torch.manual_seed(k)
         model = build_model(ModelSpec("mlp:4", CLASSES, "image", (1, 2, 3)))
-        torch.save(model.state_dict(), folder / f"{seed}.pt")
-        out.append(folder / f"{seed}.pt")
+        torch.save(model.state_dict(), folder / f"{k}.pt")
+        out.append(folder / f"{k}.pt")
     return out
 
 
@@ -205,27 +206,37 @@ START = State(
 )
 
 
-@settings(
-    max_examples=EXAMPLES, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
-@given(st.lists(STEP, min_size=STEPS, max_size=STEPS + 4), st.integers(0, STEPS - 1))
+@pytest.mark.parametrize("part", range(PARTS))
 def test_any_sequence_of_changes_computes_what_is_new_and_warm_equals_cold(
-    weights: list[Path], steps: list[tuple[str, int, int | None]], moment: int
+    part: int, weights: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        world, state = World(Path(folder), weights), START
-        for k, (kind, seed, size) in enumerate(steps):
-            state = changed(state, kind, seed)
-            job = world.job(state, world.folder / "store", size)
-            new = world.expected(state)
-            plan = describe_plan(job, missing_work(job))
-            assert plan["rows_to_compute"] == new, kind
-            assert fill(job) == new, kind
-            if k in (moment, len(steps) - 1):
-                warm = score(job)
-                cold = score(world.job(state, None, None))
-                assert warm.column("id").to_pylist() == [r.id for r in state.rows]
-                assert same_scores(warm, cold), kind
+    monkeypatch.setattr("os.fsync", lambda handle: None)  # nothing is asked of what a crash leaves
+
+    @seed(part)
+    @settings(max_examples=EXAMPLES // PARTS, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(STEP, min_size=STEPS, max_size=STEPS + 4), st.integers(0, STEPS - 1))
+    def holds(steps: list[tuple[str, int, int | None]], moment: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            follow(World(Path(folder), weights), steps, moment)
+
+    holds()
+
+
+def follow(world: World, steps: list[tuple[str, int, int | None]], moment: int) -> None:
+    """Make the changes one by one; compare with a run that knows nothing at one moment and at the end."""
+    state = START
+    for k, (kind, chance, size) in enumerate(steps):
+        state = changed(state, kind, chance)
+        job = world.job(state, world.folder / "store", size)
+        new = world.expected(state)
+        plan = describe_plan(job, missing_work(job))
+        assert plan["rows_to_compute"] == new, kind
+        assert fill(job) == new, kind
+        if k in (moment, len(steps) - 1):
+            warm = score(job)
+            cold = score(world.job(state, None, None))
+            assert warm.column("id").to_pylist() == [r.id for r in state.rows]
+            assert same_scores(warm, cold), kind
 
 
 def test_every_kind_of_change_is_made() -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import pytest
 
 from influence_cli.settings import GradSpec
 from influence_cli.store.files import read_tensors
-from tests.cases import call_cli, column, job_of, run_process
+from tests.cases import call_cli, column, environment, job_of
 from tests.opened import missing_work
 
 KILLS = 20
@@ -77,12 +79,16 @@ def child(arguments, at):
 
 for line in sys.stdin:
     at, *arguments = line.rstrip("\\n").split("\\t")
-    pid = os.fork()
-    if pid == 0:
-        child(arguments, int(at))
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status):
-        print("signal", os.WTERMSIG(status))
+    if at == "here":  # once, so that what a run imports is there before it is forked
+        assert run(arguments) == 0
+        print("done")
+    else:
+        pid = os.fork()
+        if pid == 0:
+            child(arguments, int(at))
+        _, status = os.waitpid(pid, 0)
+        if os.WIFSIGNALED(status):
+            print("signal", os.WTERMSIG(status))
     sys.stdout.flush()
 """
 
@@ -94,29 +100,63 @@ def shards(store: Path) -> dict[Path, tuple[int, bytes]]:
     }
 
 
-def run_children(folder: Path, lines: list[tuple[int, list[str]]]) -> list[str]:
-    """What each run printed: the number of its moments, or the signal that ended it."""
-    stdin = "\n".join("\t".join([str(at), *arguments]) for at, arguments in lines) + "\n"
-    env = {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = run_process([sys.executable, "-c", CHILD], folder, env, stdin.encode())
-    assert done.code == 0, done.err
-    return done.text.splitlines()
+class Runs:
+    """A process that has imported all that a run needs; every run is a fork of it, and may be killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.errors = folder / "errors.txt"
+        env = environment({"PYTHONPATH": str(Path(__file__).parents[2])})
+        with self.errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", CHILD],
+                env=env, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+            )  # fmt: skip
+
+    def run(self, at: int | str, arguments: list[str]) -> str:
+        """What a run that is killed at its moment ``at`` (0: never) gives: how many moments it had, or its signal."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\t".join([str(at), *arguments]) + "\n")
+        self.process.stdin.flush()
+        said = self.process.stdout.readline()
+        assert said, self.errors.read_text()
+        return said.rstrip("\n")
+
+    def whole(self, asked: Callable[[str], list[str]]) -> int:
+        """The moments of a whole run into the store ``whole``, after one that only imports."""
+        assert self.run("here", asked("imports")) == "done"
+        return int(self.run(0, asked("whole")))
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        assert self.process.wait(timeout=60) == 0
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """The process that all of this file's runs are forks of."""
+    started = Runs(tmp_path_factory.mktemp("runs"))
+    yield started
+    started.close()
 
 
 @pytest.mark.parametrize("stage", ["grads", "score"])
 def test_a_run_that_is_killed_at_any_moment_is_continued_by_the_same_command(
-    stage: str, tmp_path: Path, digits: Path, digits_run: Path
+    stage: str, tmp_path: Path, digits: Path, digits_run: Path, runs: Runs
 ) -> None:
-    def asked(store: str) -> list[str]:
-        return [stage, str(digits), "--checkpoint", str(digits_run), *FLAGS, "--store", store, "-o", f"{store}.parquet"]
+    def asked(name: str) -> list[str]:
+        about, store = [str(digits), "--checkpoint", str(digits_run), *FLAGS], str(tmp_path / name)
+        return [stage, *about, "--store", store, "-o", f"{store}.parquet"]
 
-    (moments,) = run_children(tmp_path, [(0, asked("whole"))])
-    total = int(moments)
+    total = runs.whole(asked)
     assert total > 60
     rng = np.random.default_rng({"grads": 11, "score": 12}[stage])
     at = sorted(rng.choice(np.arange(1, total + 1), KILLS, replace=False).tolist())
-    ended = run_children(tmp_path, [(k, asked(f"killed-{k}")) for k in at])
-    assert ended == [f"signal {int(signal.SIGKILL)}"] * KILLS
+    for k in at:
+        assert runs.run(k, asked(f"killed-{k}")) == f"signal {int(signal.SIGKILL)}"
     score = ("score", digits, "--checkpoint", digits_run, *FLAGS)
     whole = call_cli(*score, "--store", "whole", "-o", "s.parquet", cwd=tmp_path)
     assert whole.code == 0, whole.err
@@ -130,7 +170,7 @@ def test_a_run_that_is_killed_at_any_moment_is_continued_by_the_same_command(
         table = tmp_path / f"killed-{k}.parquet"
         assert not table.exists() or pq.read_table(table).num_rows == 200
         planned = sum(w.rows for w in missing_work(job_of(digits, digits_run, store, spec=SPEC)))
-        again = call_cli(*asked(str(store)), cwd=tmp_path)
+        again = call_cli(*asked(store.name), cwd=tmp_path)
         assert again.code == 0, again.err
         after = shards(store)
         for path, (changed, content) in before.items():
@@ -141,9 +181,11 @@ def test_a_run_that_is_killed_at_any_moment_is_continued_by_the_same_command(
         rows = sum(len(read_tensors(p)[0]["keys"]) for p in new)
         kept_some += planned < 600
         assert rows <= planned
-        scored = call_cli(*score, "--store", store, "-o", "t.parquet", cwd=tmp_path)
-        assert scored.code == 0, scored.err
-        found = pq.read_table(tmp_path / "t.parquet")
+        if stage == "grads":
+            table = tmp_path / "t.parquet"
+            scored = call_cli(*score, "--store", store, "-o", table, cwd=tmp_path)
+            assert scored.code == 0, scored.err
+        found = pq.read_table(table)
         for name in ("score", "score_ip_utility", "score_ip-ensemble_utility"):
             a, b = column(found, name), column(expected, name)
             assert np.abs(a - b).max() <= 1e-6 * np.abs(b).max()
@@ -153,11 +195,12 @@ def test_a_run_that_is_killed_at_any_moment_is_continued_by_the_same_command(
 
 
 def test_row_gradients_and_factors_that_are_killed_at_any_moment_are_continued(
-    tmp_path: Path, digits: Path, digits_run: Path
+    tmp_path: Path, digits: Path, digits_run: Path, runs: Runs
 ) -> None:
     about = [str(digits), "--checkpoint", str(digits_run), "--params", "last", "--batch-size", "9"]
 
-    def asked(store: str) -> list[str]:
+    def asked(name: str) -> list[str]:
+        store = str(tmp_path / name)
         return ["grads", *about, "--method", "ekfac", "--rows", "full", "--store", store, "-o", f"{store}.parquet"]
 
     def results(store: str) -> list[np.ndarray]:
@@ -171,25 +214,25 @@ def test_row_gradients_and_factors_that_are_killed_at_any_moment_are_continued(
         assert all(entry["rows_to_compute"] == 0 for entry in plan["row_gradients"])
         return [column(pq.read_table(tmp_path / name), "score") for name in ("s.parquet", "p.parquet")]
 
-    (moments,) = run_children(tmp_path, [(0, asked("whole"))])
+    moments = runs.whole(asked)
     expected = results("whole")
-    rng, last = np.random.default_rng(13), int(moments) * 9 // 10  # row gradients are written at the end
+    rng, last = np.random.default_rng(13), moments * 9 // 10  # row gradients are written at the end
     at = rng.choice(np.arange(1, last), 5, replace=False).tolist()
-    at = sorted([*at, *rng.choice(np.arange(last, int(moments) + 1), 3, replace=False).tolist()])
-    ended = run_children(tmp_path, [(k, asked(f"killed-{k}")) for k in at])
-    assert ended == [f"signal {int(signal.SIGKILL)}"] * len(at)
+    at = sorted([*at, *rng.choice(np.arange(last, moments + 1), 3, replace=False).tolist()])
+    for k in at:
+        assert runs.run(k, asked(f"killed-{k}")) == f"signal {int(signal.SIGKILL)}"
     kept = 0
     for k in at:
         store = tmp_path / f"killed-{k}"
         before = shards(store)
         for path in before:
             read_tensors(path)  # whole, or not there
-        again = call_cli(*asked(str(store)), cwd=tmp_path)
+        again = call_cli(*asked(store.name), cwd=tmp_path)
         assert again.code == 0, again.err
         after = shards(store)
         kept += any(path.parts[len(store.parts)] == "gradients" for path in before)
         for path, (_, content) in before.items():
             assert after[path][1] == content
-        for a, b in zip(results(str(store)), expected, strict=True):
+        for a, b in zip(results(store.name), expected, strict=True):
             assert np.abs(a - b).max() <= 1e-6 * np.abs(b).max()
     assert kept >= 2

@@ -16,7 +16,7 @@ from scipy import stats
 
 from influence_cli.data.tables import provenance, with_provenance
 from influence_cli.settings import Runtime
-from influence_cli.stages.evaluate.sentinel import sentinel, sentinel_job
+from influence_cli.stages.evaluate.sentinel import sentinel, sentinel_run
 from tests.cases import Heard, Ran, call_cli, column, digits_table, train_run, with_column, write
 
 
@@ -132,16 +132,16 @@ def test_the_sentinel_computes_its_rows_and_no_other(folder: Path, tmp_path: Pat
     heard = Heard()
     runtime = Runtime(str(tmp_path / "store"), "cpu", None, 1)
     old = str(folder / "s0.parquet")
-    job = sentinel_job(old, "1%", str(folder / "run1"), runtime, 0, heard, manifest=str(folder / "m.parquet"))
-    assert len(job.train) == 200
-    result = sentinel(job, old, "5%", 100, 0)
+    run, session = sentinel_run(old, "1%", str(folder / "run1"), runtime, 0, heard, manifest=str(folder / "m.parquet"))
+    assert len(run.train) == 200
+    result = sentinel(run, session, old, "5%", 100, 0)
     assert [(what, n) for what, n in heard.spans if what.startswith("training rows")] == [("training rows, model", 200)]
-    stored = job.outputs(job.members[0]).load_all()[0]
+    stored = session.outputs(run, run.members[0]).load_all()[0]
     assert len(stored) == 200
     assert result["rows"] == 200
     whole = column(pq.read_table(folder / "s1.parquet"), "score_ip_utility")
     ids = pq.read_table(folder / "s1.parquet").column("id").to_pylist()
-    chosen = [ids.index(i) for i in job.train.ids]
+    chosen = [ids.index(i) for i in run.train.ids]
     before = column(pq.read_table(old), "score_ip_utility")[chosen]
     expected = stats.spearmanr(before, whole[chosen]).statistic
     assert result["comparison"]["ip_utility"]["spearman"] == pytest.approx(expected, abs=1e-6)
@@ -175,7 +175,7 @@ def test_the_sentinel_is_seeded_and_passes_over_rows_that_changed(folder: Path, 
 
     def sample(share: str, seed: int, manifest: Path) -> list[str]:
         asked = (old, share, str(folder / "run1"), runtime, seed, Heard())
-        return sentinel_job(*asked, manifest=str(manifest)).train.ids
+        return sentinel_run(*asked, manifest=str(manifest)).train.ids
 
     here = folder / "m.parquet"
     assert sample("1%", 0, here) == sample("1%", 0, here) != sample("1%", 1, here)

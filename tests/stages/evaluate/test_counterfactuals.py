@@ -45,7 +45,7 @@ from influence_cli.stages.evaluate.counterfactuals.refits import Outcome, Refit
 from influence_cli.stages.evaluate.counterfactuals.removal import Removal
 from influence_cli.stages.evaluate.counterfactuals.score_columns import ScoreColumns, columns_of
 from influence_cli.stages.evaluate.counterfactuals.subsets import Subsets
-from influence_cli.stages.evaluate.counterfactuals.target_scores import open_scored_job, scores_for
+from influence_cli.stages.evaluate.counterfactuals.target_scores import open_scored_run, scores_for
 from influence_cli.stages.evaluate.request import CounterfactualRequest, Training
 from tests.cases import Heard, call_cli, column, environment, with_column, write
 from tests.oracle import refit, write_manifest
@@ -402,11 +402,11 @@ def test_scores_for_single_target_rows_are_gradient_products_and_their_mean_is_t
     convex: Path, tmp_path: Path
 ) -> None:
     scores = read_scores(CurateRequest(str(convex / "scores.parquet"), manifest=str(convex / "manifest.parquet")))
-    job = open_scored_job(scores, None, str(convex / "run"), Runtime(str(tmp_path / "s"), "cpu"))
-    assert list(job.methods) == ["ip"]
+    run, session = open_scored_run(scores, None, str(convex / "run"), Runtime(str(tmp_path / "s"), "cpu"))
+    assert list(run.methods) == ["ip"]
     products = gradients(convex, "train") @ gradients(convex, "val").T
     for v in (0, 7):
-        np.testing.assert_allclose(scores_for(job, v)["ip"], products[:, v], atol=1e-7)
+        np.testing.assert_allclose(scores_for(run, session, v)["ip"], products[:, v], atol=1e-7)
     np.testing.assert_allclose(column(scores.table, "score_ip_utility"), products.mean(axis=1), atol=1e-7)
 
 

@@ -42,7 +42,7 @@ from tests.cases import (
     with_column,
     write,
 )
-from tests.opened import score
+from tests.opened import Opened, score
 
 quick = settings(database=None, deadline=None, derandomize=True, max_examples=40)
 
@@ -294,7 +294,7 @@ def test_scores_with_planted_labels_are_those_of_a_manifest_that_holds_them(fold
     assert planted is not None
     heard = Heard()
     warm = job_of(folder / "m.parquet", folder / "run", store, spec=spec, listener=heard)
-    again = score(with_planted(warm, planted))
+    again = score(Opened(with_planted(warm.run, planted), warm.session))
     assert not [what for what, _ in heard.spans if what.startswith("training rows")]  # arithmetic on the store
     table = pq.read_table(folder / "m.parquet")
     labels = np.array(table.column("label").to_pylist())
@@ -325,7 +325,7 @@ def test_evaluate_measures_who_finds_canaries_and_the_gap_to_the_truth(folder: P
     job = job_of(folder / "m.parquet", folder / "run", None, spec=GradSpec(("loss",)))
     planted = RunFolder.of(folder / "run").planted_labels(job.train)
     assert planted is not None
-    loss = -column(score(with_planted(job, planted)), "loss")
+    loss = -column(score(Opened(with_planted(job.run, planted), job.session)), "loss")
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     expected = roc_auc_score(found[trained], -loss[trained])

@@ -52,7 +52,9 @@ from tests.cases import (
     write,
 )
 from tests.cli.test_cli import WITHOUT_TORCH
-from tests.curvature.test_memo import (
+from tests.opened import Opened, describe_plan, fill, missing_work, score
+from tests.oracle import save_checkpoint, write_manifest
+from tests.stages.grads.test_memo import (
     STEP,
     Bench,
     append,
@@ -65,8 +67,6 @@ from tests.curvature.test_memo import (
     swap_payloads,
     with_unique_ids,
 )
-from tests.opened import Opened, describe_plan, fill, missing_work, score
-from tests.oracle import save_checkpoint, write_manifest
 
 N = 40
 EXACT = GradSpec(("exact",), options={"exact": {"damping": 0.01}}, precision="fp64")

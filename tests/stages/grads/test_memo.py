@@ -174,7 +174,7 @@ def test_relabel_in_place_runs_no_model_and_changes_exactly_those_rows(
     def refuse(*_: object) -> None:
         raise AssertionError("a model was run")
 
-    monkeypatch.setattr("influence_cli.stages.grads.fill.row_pass", refuse)
+    monkeypatch.setattr("influence_cli.stages.grads.passes.forward_pass", refuse)
     monkeypatch.setattr("influence_cli.stages.grads.fill.measure", refuse)
     monkeypatch.setattr("influence_cli.model.build.load_model", refuse)
     computed, after = bench.warm(rows)
@@ -401,7 +401,7 @@ for moment in moments:
 
 
 def test_sigkill_at_any_moment_loses_only_the_shard_in_hand(bench: Bench) -> None:
-    manifest, root = bench.manifest(examples()), str(Path(__file__).parents[2])
+    manifest, root = bench.manifest(examples()), str(Path(__file__).parents[3])
     moments = ["batch:1", "batch:7", "rename:1", "rename:2", "rename:7", "write:1", "write:2", "write:8"]
     stores = [bench.folder / f"store-{k}" for k in range(len(moments))]
     asked = [f"{moment}:{store}" for moment, store in zip(moments, stores, strict=True)]
