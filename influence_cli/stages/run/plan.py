@@ -140,29 +140,7 @@ def describe_plan(
     n = len(run.payload_keys) if run.members_of else 0
     measured = known_rates(run, session)
     rates = {**(estimated or {}), **measured}
-    steps: list[dict[str, Any]] = []
-    for position, w in enumerate(work):
-        others = {part.of or part.quantity: len(keys) for part, keys in w.lacking.items() if pass_of(part) != "forward"}
-        forward = (1 + 2 * len(w.tangents)) if w.tangents else 1
-        steps.append(
-            {
-                "member": position,
-                "dropout": None if w.member.dropout is None else w.member.dropout.rate,
-                "target_rows_to_pass": len(run.target) if w.directions else 0,
-                "target_passes": _target_passes(run, w),
-                "rows": n,
-                "rows_stored": n - w.rows,
-                "rows_to_compute": w.rows,
-                "row_values_to_compute": others,
-                "why": _why(w, n),
-                "forward_passes": 0 if w.rows == 0 else forward,
-                "directions": len(w.tangents) + len(w.halves),
-                "seconds": _seconds(run, w, rates),
-                "bytes": sum(len(k) * QUANTITIES[p.quantity].row_bytes(run) for p, k in w.lacking.items()),
-                "fits": [fit.as_dict() for fit in w.fits],
-                "solves": [solve.as_dict() for solve in w.solves],
-            }
-        )
+    steps = [_step(run, w, position, n, rates) for position, w in enumerate(work)]
     fits, solves = [fit for w in work for fit in w.fits], [solve for w in work for solve in w.solves]
     seconds = [*(s["seconds"] for s in [*steps, *gradients]), *(part.seconds for part in [*fits, *solves])]
     known = needed_rates(work) <= set(measured) and all(g["seconds_are"] == "measured" for g in gradients)
@@ -182,6 +160,28 @@ def describe_plan(
         "bytes": sum(s["bytes"] for s in steps)
         + sum(fit.bytes for fit in fits)
         + sum(g["bytes"] or 0 for g in gradients),
+    }
+
+
+def _step(run: Run, work: Work, position: int, n: int, rates: Rates) -> dict[str, Any]:
+    """What will run at one member, of n distinct training rows."""
+    others = {part.of or part.quantity: len(keys) for part, keys in work.lacking.items() if pass_of(part) != "forward"}
+    return {
+        "member": position,
+        "dropout": None if work.member.dropout is None else work.member.dropout.rate,
+        "target_rows_to_pass": len(run.target) if work.directions else 0,
+        "target_passes": _target_passes(run, work),
+        "rows": n,
+        "rows_stored": n - work.rows,
+        "rows_to_compute": work.rows,
+        "row_values_to_compute": others,
+        "why": _why(work, n),
+        "forward_passes": 1 + 2 * len(work.tangents) if work.rows else 0,
+        "directions": len(work.tangents) + len(work.halves),
+        "seconds": _seconds(run, work, rates),
+        "bytes": sum(len(k) * QUANTITIES[p.quantity].row_bytes(run) for p, k in work.lacking.items()),
+        "fits": [fit.as_dict() for fit in work.fits],
+        "solves": [solve.as_dict() for solve in work.solves],
     }
 
 

@@ -58,49 +58,59 @@ def score(run: Run, session: Session, per_member: bool = False, combine: str | N
     if combine is not None:
         columns.insert(0, _combined(run, session, columns, combine))
     _note_divided(run, session)
-    table, first = base_table(run), columns[0]
-    scores = first.scores
-    table = table.append_column("score", nullable(scores.values))
-    if scores.effect:
-        weight = effect_weight(run, session, first.name.partition("/")[0])
-        table = table.append_column("effect", nullable(scores.values / weight))
-    for c in columns:
-        table = table.append_column(_column_name(run, c.name), nullable(c.scores.values))
-    table = _append_members(table, scores, per_member, columns, run)
-    if scores.by_label is not None:
-        among = scores.by_label[:, : class_count(run.manifest.classes, run.train.labels)]
-        best, gain = among.argmax(axis=1), among.max(axis=1) - scores.values
-        usable = np.isfinite(scores.values)
-        table = table.append_column("best_label", pa.array(best.astype(np.int64), mask=~usable))
-        table = table.append_column("best_label_gain", nullable(np.maximum(gain, 0.0)))
+    table = _with_scores(base_table(run), run, session, columns, per_member)
     if run.members:
         table = _append_model_says(table, run, session)
+    table = _append_canaries(table, run, session)
+    _warn_of_nulls(run, session, columns[:1] if combine is None else columns[1:])  # lexi scores candidates alone
+    about = {
+        **provenance_of(run, session, "score"),
+        "kinds": {_column_name(run, c.name): c.kind for c in columns},
+        "score_is": _column_name(run, columns[0].name),
+        "kind": columns[0].kind,
+        "effect": columns[0].scores.effect,
+        **_said_of_columns(run, session, columns),
+        "preconditioned": _preconditioned(run),
+        "noise": direction_noise(run, session),
+    }
+    return with_provenance(table, about), run
+
+
+def _with_scores(table: pa.Table, run: Run, session: Session, columns: list[Column], per_member: bool) -> pa.Table:
+    """The columns of scores, and what the first of them says of members and of other labels."""
+    first = columns[0].scores
+    table = table.append_column("score", nullable(first.values))
+    if first.effect:
+        weight = effect_weight(run, session, columns[0].name.partition("/")[0])
+        table = table.append_column("effect", nullable(first.values / weight))
+    for c in columns:
+        table = table.append_column(_column_name(run, c.name), nullable(c.scores.values))
+    table = _append_members(table, first, per_member, columns, run)
+    if first.by_label is not None:
+        among = first.by_label[:, : class_count(run.manifest.classes, run.train.labels)]
+        best, gain = among.argmax(axis=1), among.max(axis=1) - first.values
+        usable = np.isfinite(first.values)
+        table = table.append_column("best_label", pa.array(best.astype(np.int64), mask=~usable))
+        table = table.append_column("best_label_gain", nullable(np.maximum(gain, 0.0)))
+    return table
+
+
+def _append_canaries(table: pa.Table, run: Run, session: Session) -> pa.Table:
+    """The label that was planted for a row where the checkpoint was trained with canaries."""
     planted = None if run.checkpoint is None else RunFolder.of(run.checkpoint.locator).planted_labels(run.train)
-    if planted is not None and (planted >= 0).any():
-        table = table.append_column("canary", pa.array(planted, mask=planted < 0))
-        session.listener.note(
-            f"{int((planted >= 0).sum())} rows are canaries of the checkpoint: `curate` leaves them alone"
-        )
-    meant = [first] if combine is None else columns[1:]  # lexi gives rows that are no candidates no score
-    bad_rows = np.flatnonzero(~np.isfinite(np.stack([c.scores.values for c in meant])).all(axis=0))
-    unusable = len(bad_rows)
-    if unusable:
-        named = [run.train.ids[k] for k in bad_rows[:5].tolist()]
-        session.listener.warn(f"{unusable} rows have a non-finite score and are null, never ranked: {', '.join(named)}")
-    table = with_provenance(
-        table,
-        {
-            **provenance_of(run, session, "score"),
-            "kinds": {_column_name(run, c.name): c.kind for c in columns},
-            "score_is": _column_name(run, first.name),
-            "kind": first.kind,
-            "effect": scores.effect,
-            **_said_of_columns(run, session, columns),
-            "preconditioned": _preconditioned(run),
-            "noise": direction_noise(run, session),
-        },
-    )
-    return table, run
+    if planted is None or not (planted >= 0).any():
+        return table
+    count = int((planted >= 0).sum())
+    session.listener.note(f"{count} rows are canaries of the checkpoint: `curate` leaves them alone")
+    return table.append_column("canary", pa.array(planted, mask=planted < 0))
+
+
+def _warn_of_nulls(run: Run, session: Session, meant: list[Column]) -> None:
+    """Name rows without a finite score."""
+    bad = np.flatnonzero(~np.isfinite(np.stack([c.scores.values for c in meant])).all(axis=0))
+    if len(bad):
+        named = ", ".join(run.train.ids[k] for k in bad[:5].tolist())
+        session.listener.warn(f"{len(bad)} rows have a non-finite score and are null, never ranked: {named}")
 
 
 def _combined(run: Run, session: Session, columns: list[Column], rule: str) -> Column:
