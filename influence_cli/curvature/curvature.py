@@ -75,16 +75,16 @@ class Curvature:
         self.interim: Interim = FORGETFUL
         self.dtype = DTYPES[precision]
         self._open = lambda: Point(copy.deepcopy(model), params, dropout, precision, self.device)
-        self._again = functools.partial(
+        self._at_this_point = functools.partial(
             Curvature, model, spec, params=params, dropout=dropout, device=device, batch_size=batch_size,
             workers=workers, way=way,
         )  # fmt: skip
-        self._every = rows.manifest.labels, rows.manifest.weights()
-        self._others: dict[tuple[bytes, str], Curvature] = {}
+        self._labels_and_weights = rows.manifest.labels, rows.manifest.weights()
+        self._by_rows: dict[tuple[bytes, str], Curvature] = {}
         self._checked = False  # whether a product has seen that every row's logits are finite
         self._decoded: Batches | None = None
         self._heads: list[Head | None] = []  # of one, once it has been looked for
-        self._fed: Batches | None = None  # its inputs
+        self._head_inputs: Batches | None = None  # its inputs
 
     def unusable(self) -> NDArray[np.int64]:
         """Manifest rows whose logits or derivatives are not finite in this precision: they are to be in no sum."""
@@ -99,12 +99,12 @@ class Curvature:
         For the same rows it is the same object, which has kept what it decoded.
         """
         key = rows.index.tobytes(), precision
-        if key not in self._others:
-            made = self._others[key] = self._again(rows, precision=precision)
-            same = [c for (of, _), c in self._others.items() if of == key[0] and c._decoded is not None]
+        if key not in self._by_rows:
+            made = self._by_rows[key] = self._at_this_point(rows, precision=precision)
+            same = [c for (of, _), c in self._by_rows.items() if of == key[0] and c._decoded is not None]
             made._decoded = same[0]._decoded if same else None
-            made.__dict__["_few"] = self._few  # read once: those of a part of the rows are no better
-        return self._others[key]
+            made.__dict__["_probes"] = self._probes  # read once: those of a part of the rows are no better
+        return self._by_rows[key]
 
     @property
     def size(self) -> int:
@@ -116,12 +116,12 @@ class Curvature:
         """A copy of the model: no graph is kept of parameters that are not selected."""
         opened = self._open()
         opened.model.requires_grad_(False)
-        if self._few is not None:
-            opened.few = to_input(move(self._few, self.device), self.spec, self.dtype)
+        if self._probes is not None:
+            opened.few = to_input(move(self._probes, self.device), self.spec, self.dtype)
         return opened
 
     @functools.cached_property
-    def _few(self) -> Tensor | None:
+    def _probes(self) -> Tensor | None:
         """Some decoded rows, on which whatever derives is checked."""
         return from_all_over(self.rows, self.spec)
 
@@ -146,7 +146,7 @@ class Curvature:
             ManifestError: a row's logits or their derivatives are not finite; names it.
         """
         sums = DenseSums(kind, self.rows, self.size, self.device)
-        for index, x, y, w in self.fed(f"curvature ({kind})"):
+        for index, x, y, w in self.head_batches(f"curvature ({kind})"):
             sums.add(self._jacobians, self._linear, index, x, y, w)
         matrix = finite_sum(self.rows, (sums.matrix + sums.matrix.T) / (2.0 * self.weight))
         return matrix.cpu().numpy(), (sums.gradient / self.weight).cpu().numpy()
@@ -154,7 +154,7 @@ class Curvature:
     def product(self, kind: CurvatureKind, columns: Floats) -> Floats:
         """G v or H v for every column of [d, k], in one pass over the fit rows that they share."""
         directions, total = self.directions(columns), self.zeros(columns.shape[1])
-        for index, x, y, w in self.fed(f"curvature ({kind} product)"):
+        for index, x, y, w in self.head_batches(f"curvature ({kind} product)"):
             z = self.add_product(kind, x, y, w, directions, total)
             if not self._checked:
                 check_rows(self.rows, index, z)
@@ -187,7 +187,7 @@ class Curvature:
         directions = self.directions(columns)
         forms = torch.zeros(len(directions), dtype=torch.float64, device=self.device)
         gradient = self.zeros(1)
-        for index, x, y, w in self.fed("curvature (size)"):
+        for index, x, y, w in self.head_batches("curvature (size)"):
             z, tangents = self._linearised.push(x, directions)
             check_rows(self.rows, index, z)
             p = z.softmax(dim=1)
@@ -230,11 +230,11 @@ class Curvature:
     @property
     def kept_inputs(self) -> Batches | None:
         """Its inputs of all rows, where a pass has kept them."""
-        return self._fed
+        return self._head_inputs
 
     @property
     def _at(self) -> Point:
-        """Where logits are a function of the parameters and of what ``fed`` yields."""
+        """Where logits are a function of the parameters and of what ``head_batches`` yields."""
         return self.point if self.found_head is None else self.found_head.point
 
     @functools.cached_property
@@ -265,11 +265,11 @@ class Curvature:
                 progress.advance(len(index))
         self._decoded = kept.all()
 
-    def fed(self, what: str) -> Iterator[Batch]:
+    def head_batches(self, what: str) -> Iterator[Batch]:
         """``batches``, with the inputs of the ``head`` in the place of the model's; these too are kept where small."""
-        if self._fed is not None:
+        if self._head_inputs is not None:
             with self.listener.progress(what, len(self.rows), "fit rows") as progress:
-                for index, h in self._fed:
+                for index, h in self._head_inputs:
                     yield index, h, *self._labelled(index)
                     progress.advance(len(index))
             return
@@ -280,11 +280,11 @@ class Curvature:
             if head is not None:
                 kept.add(index, h)
             yield index, h, y, w
-        self._fed = kept.all() if head is not None else None
-        if self._fed is not None:
+        self._head_inputs = kept.all() if head is not None else None
+        if self._head_inputs is not None:
             self._decoded = None
 
     def _labelled(self, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Labels and weights of some rows."""
-        labels, weights = (torch.from_numpy(values[index]) for values in self._every)
+        labels, weights = (torch.from_numpy(values[index]) for values in self._labels_and_weights)
         return move(labels, self.device), move(weights.to(self.dtype), self.device)

@@ -53,7 +53,7 @@ def passes(curvature: Curvature, layers: Layers, what: str) -> Iterator[tuple[ND
     Raises:
         ManifestError: a row's logits are not finite; names it.
     """
-    for index, x, y, w in curvature.fed(what):
+    for index, x, y, w in curvature.head_batches(what):
         tape = layers.forward(x)
         check_rows(curvature.rows, index, tape.logits)
         yield index, tape, y, w

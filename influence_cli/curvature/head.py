@@ -19,7 +19,7 @@ from influence_cli.engines.self_check import AGREES, CANNOT
 ROWS = 4  # that it is tried on
 
 
-class Behind(nn.Module):
+class ModuleAlone(nn.Module):
     """A model that is one module of another, under the same name, so that its parameters have theirs."""
 
     def __init__(self, path: str, module: nn.Module) -> None:
@@ -47,13 +47,13 @@ class Head:
         self.whole, self.path = point, path
         self.module = point.model.get_submodule(path)
         precision = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16"}[point.dtype]
-        self.point = Point(Behind(path, self.module), "all", None, precision, point.device, point.selected)
+        self.point = Point(ModuleAlone(path, self.module), "all", None, precision, point.device, point.selected)
 
     def inputs(self, x: Tensor) -> Tensor:
         """What the module is given for inputs [b, ...] of the model."""
-        return self._seen(x)[0]
+        return self._input_and_logits(x)[0]
 
-    def _seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _input_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The module's only input and the logits.
 
         Raises:

@@ -49,7 +49,7 @@ class _Layer:
 
 
 @dataclass(frozen=True)
-class Coverage:
+class Factored:
     """Parameters by name: those in layers that are factored, and the others."""
 
     factored: tuple[str, ...]
@@ -68,10 +68,10 @@ class KroneckerFit:
         self._traces = {b.name: 0.0 for b in self.layers.blocks if b.affine is None}
 
     @property
-    def coverage(self) -> Coverage:
+    def coverage(self) -> Factored:
         """Which parameters are factored."""
         inside = {n for layer in self._of.values() for n in layer.layout.shapes}
-        return Coverage(tuple(n for n in self.names if n in inside), tuple(n for n in self.names if n not in inside))
+        return Factored(tuple(n for n in self.names if n in inside), tuple(n for n in self.names if n not in inside))
 
     def arrays(self) -> Arrays:
         """Bases and eigenvalues of every layer by its number, and the mean eigenvalue of the other parameters.
@@ -80,7 +80,7 @@ class KroneckerFit:
         """
         bases = self.curvature.interim.load() or self._bases()
         for k, layer in enumerate(self._of.values()):
-            self._take(layer, {name: bases[f"{k}.{name}"] for name in BASIS})
+            self._set_basis(layer, {name: bases[f"{k}.{name}"] for name in BASIS})
         if bases:
             self.curvature.interim.offer(lambda: bases)
         for index, tape, _, w in passes(self.curvature, self.layers, "curvature (ekfac: eigenvalues)"):
@@ -105,7 +105,7 @@ class KroneckerFit:
         for index, tape, _, w in passes(self.curvature, self.layers, "curvature (ekfac: bases)"):
             self._add_moments(index, tape, w)
         return {
-            f"{k}.{name}": a for k, layer in enumerate(self._of.values()) for name, a in self._turned(layer).items()
+            f"{k}.{name}": a for k, layer in enumerate(self._of.values()) for name, a in self._eigenbases(layer).items()
         }
 
     def _layer(self, layout: BlockLayout) -> _Layer:
@@ -129,7 +129,7 @@ class KroneckerFit:
             u = torch.from_numpy(keyed_uniform(keys, self.seed, 2 * draw + stream)).to(z.device)
             yield residuals(p, label_at(p, u)), 1.0 / self.draws
 
-    def _pulled(self, index: NDArray[np.int64], tape: Any, stream: int) -> Iterator[tuple[int, float, Any]]:
+    def _blocks(self, index: NDArray[np.int64], tape: Any, stream: int) -> Iterator[tuple[int, float, Any]]:
         """(which cotangent, its share, block) of every block and cotangent."""
         every = list(self._cotangents(index, tape.logits, stream))
         for k, (cotangent, share) in enumerate(every):
@@ -137,7 +137,7 @@ class KroneckerFit:
                 yield k, share, block
 
     def _add_moments(self, index: NDArray[np.int64], tape: Any, w: Tensor) -> None:
-        for k, share, block in self._pulled(index, tape, FIRST):
+        for k, share, block in self._blocks(index, tape, FIRST):
             layer = self._of.get(block.name)
             if layer is None:
                 continue
@@ -148,7 +148,7 @@ class KroneckerFit:
                     layer.steps += float(w[rows].double().sum()) * a.shape[1]
                 layer.moment_s += second_moment(d, w[rows]) * share
 
-    def _turned(self, layer: _Layer) -> Arrays:
+    def _eigenbases(self, layer: _Layer) -> Arrays:
         """From sums to a basis; the sums are let go of."""
         n, dtype = self.curvature.weight, self.curvature.dtype
         e_a, q_a = eigenbasis(layer.moment_a / n)
@@ -156,14 +156,14 @@ class KroneckerFit:
         layer.moment_a = layer.moment_s = torch.empty(0)
         return {name: t.cpu().numpy() for name, t in zip(BASIS, (q_a.to(dtype), q_s.to(dtype), e_a, e_s), strict=True)}
 
-    def _take(self, layer: _Layer, basis: Arrays) -> None:
+    def _set_basis(self, layer: _Layer, basis: Arrays) -> None:
         """Have a basis, for the second pass."""
         layer.basis, device = basis, self.curvature.device
         layer.q_a, layer.q_s = (torch.from_numpy(basis[name]).to(device) for name in ("q_a", "q_s"))
         layer.lam = torch.zeros(len(basis["e_s"]), len(basis["e_a"]), dtype=torch.float64, device=device)
 
     def _add_squares(self, index: NDArray[np.int64], tape: Any, w: Tensor) -> None:
-        for _, share, block in self._pulled(index, tape, SECOND):
+        for _, share, block in self._blocks(index, tape, SECOND):
             layer = self._of.get(block.name)
             if layer is None:
                 self._traces[block.name] += share * float((block.squared_norms() * w.double()).sum())

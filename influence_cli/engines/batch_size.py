@@ -13,14 +13,14 @@ from influence_cli.errors import ModelError
 Outputs = tuple[Tensor, list[Tensor]]
 TRIED = 2  # batches of a size that are timed, after a first one
 PAYS = 0.95  # a larger batch is worth its memory where a row takes at most this share of the time
-_SAYS_SO = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
+_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that an accelerator's or the machine's memory ran out."""
     text = str(error).lower()
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or (isinstance(error, RuntimeError) and any(words in text for words in _SAYS_SO))
+    return known or (isinstance(error, RuntimeError) and any(words in text for words in _MESSAGES))
 
 
 class Pace:
@@ -35,18 +35,18 @@ class Pace:
         self.rows, self.most = rows, most
         self.best: tuple[float, int] | None = None  # seconds a row, and the size that took them
         self._kind: Any = None
-        self._seen: list[float] = []
+        self._seconds: list[float] = []
 
     def took(self, kind: Any, rows: int, seconds: float) -> None:
         """A batch of ``rows`` rows took so long; batches of another ``kind`` (of work) are not comparable."""
         if kind != self._kind:
-            self._kind, self._seen, self.best = kind, [], None
+            self._kind, self._seconds, self.best = kind, [], None
         if rows != self.rows or self.rows >= self.most:
             return
-        self._seen.append(seconds / rows)
-        if len(self._seen) <= TRIED:  # the first of a size sets things up
+        self._seconds.append(seconds / rows)
+        if len(self._seconds) <= TRIED:  # the first of a size sets things up
             return
-        found, self._seen = min(self._seen[1:]), []
+        found, self._seconds = min(self._seconds[1:]), []
         if self.best is None or found < PAYS * self.best[0]:
             self.best, self.rows = (found, self.rows), min(2 * self.rows, self.most)
         else:
@@ -61,9 +61,9 @@ class Pace:
 class Parts:
     """Runs batches whole, or in parts once a whole one did not fit."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        """``say`` is told once that batches are run in parts."""
-        self.say = say
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        """``warn`` is called once that batches are run in parts."""
+        self.warn = warn
         self.most: int | None = None  # rows that may fit, once some did not
 
     def run(self, outputs: Callable[[Tensor], Outputs], x: Tensor) -> Outputs:
@@ -91,7 +91,7 @@ class Parts:
 
     def _halve(self, size: int) -> None:
         if self.most is None:
-            self.say(f"memory ran out on a batch of {size} rows: batches are halved until they fit")
+            self.warn(f"memory ran out on a batch of {size} rows: batches are halved until they fit")
         self.most = max(1, size // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

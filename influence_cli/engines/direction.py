@@ -152,16 +152,16 @@ def measure_directions(
         if bad is not None:
             raise not_finite(target, int(index[bad]))
         progress.advance(len(index))
+    sizes, measured = np.array([len(rows) for rows in by_bucket]), dict[str, Measured]()
     for name, s in sums.items():
         s.close_bucket()
         if not s.finite():
             value = functools.partial(objectives[name].rows, loss=loss)
             raise without_gradient(point, spec, target, payloads, value, attacked.get(name))
-    sizes = np.array([len(rows) for rows in by_bucket])
-    measured = {name: _measured(point, s, sizes) for name, s in sums.items()}
-    for name in attacked:
-        meta = measured[name].meta
-        meta["attacked_accuracy"], meta["accuracy"] = meta["accuracy"], sums[name].clean_hits / meta["m"]
+        measured[name] = _measured(point, s, sizes)
+        if name in attacked:
+            meta = measured[name].meta
+            meta["attacked_accuracy"], meta["accuracy"] = meta["accuracy"], s.clean_hits / meta["m"]
     return measured
 
 

@@ -36,10 +36,10 @@ class Engine:
     def __init__(self, point: Point, asked: str = "auto", listener: Listener = SILENT) -> None:
         """``asked`` is one of ``settings.ENGINES``; nothing is run yet."""
         assert asked in ENGINES
-        self.point, self.asked, self.listener = point, asked, listener
+        self.point, self.requested, self.listener = point, asked, listener
         self.checked: Checked | None = None
         self._layers: Layers | None = None
-        self._doubts = CHECKED
+        self._doubted_rows_left = CHECKED
 
     def outputs(self, x: Tensor, directions: Directions) -> tuple[Tensor, list[Tensor]]:
         """Logits [b, C], and for each direction the logits' tangent [b, C].
@@ -52,23 +52,27 @@ class Engine:
         if self.checked is None:
             self.checked = self._pick(x, directions)
         z, tangents = self._run(self.checked.engine, x, directions)
-        lost = self._lost(x, z, tangents, directions) if self._doubts else None
+        lost = self._rows_without_tangents(x, z, tangents, directions) if self._doubted_rows_left else None
         if lost is None:
             return z, tangents
         self.point.few = lost if self.point.few is None else joined([lost, self.point.few])
         self.checked = self._pick(x, directions)  # which now sees these rows too
         return self._run(self.checked.engine, x, directions)
 
-    def _lost(self, x: Tensor, z: Tensor, tangents: list[Tensor], directions: Directions) -> Tensor | None:
+    def _rows_without_tangents(
+        self, x: Tensor, z: Tensor, tangents: list[Tensor], directions: Directions
+    ) -> Tensor | None:
         """Rows that the engine gives no finite tangents and one backward pass each does; None where none is found.
 
         So many rows as in the self-check are looked at in all: where tangents overflow, there may be many.
         """
         for t, u in zip(tangents, directions, strict=True):
-            odd = torch.nonzero(torch.isfinite(z).all(1) & ~torch.isfinite(t).all(1)).flatten()[: self._doubts]
+            odd = torch.nonzero(torch.isfinite(z).all(1) & ~torch.isfinite(t).all(1)).flatten()[
+                : self._doubted_rows_left
+            ]
             if len(odd) == 0:
                 continue
-            self._doubts -= len(odd)
+            self._doubted_rows_left -= len(odd)
             expected = loop(self.point, x[odd], torch.ones_like(t[odd], dtype=torch.float64), u)[0]
             known = expected.abs() < torch.finfo(self.point.dtype).max ** 0.5
             if bool(known.any()):
@@ -107,8 +111,8 @@ class Engine:
     # -- which one -------------------------------------------------------------------------------------------------
 
     def _order(self, classes: int) -> Iterable[str]:
-        if self.asked != "auto":
-            return (self.asked,)
+        if self.requested != "auto":
+            return (self.requested,)
         if classes <= FEW_CLASSES:
             return ("forward", "layerwise", "double-reverse")
         return ("forward", "double-reverse", "layerwise")
@@ -123,7 +127,7 @@ class Engine:
             some, logits = self._finite(x)
         reasons: list[str] = []
         for name in self._order(logits.shape[1]):
-            why = "; ".join(reasons) or ("asked for" if self.asked != "auto" else "the cheapest")
+            why = "; ".join(reasons) or ("asked for" if self.requested != "auto" else "the cheapest")
             try:
                 found = self._check(name, some, directions[:1], why)
             except torch.OutOfMemoryError:
@@ -140,7 +144,7 @@ class Engine:
         raise ModelError(
             f"no exact derivative of the model's logits: {'; '.join(reasons)}",
             fix="leave out the parameters at fault with --params"
-            if self.asked == "auto"
+            if self.requested == "auto"
             else "pass --engine auto, which takes the first that works",
         )
 

@@ -16,6 +16,7 @@ buckets in order of their key; the half direction has every second row of each c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -137,28 +138,15 @@ def _direction(run: _Pass, grouped: Grouped, values: Floats, accuracy: float) ->
     phi, slope = objective.phi(*cell_sums(values, groups, labels, run.spec.num_classes))
     weights = slope[groups, labels]  # [m, V]
     cells = groups * run.spec.num_classes + labels if objective.by_label else groups
-    zeros = lambda: [torch.zeros(p.shape, dtype=torch.float64, device=p.device) for p in selected.values()]  # noqa: E731
     selected = {n: p.detach().requires_grad_() for n, p in run.point.selected.items()}
-    total, half, variance = zeros(), zeros(), 0.0
+    total, half, variance = _zeros(run.point), _zeros(run.point), 0.0
     used = [c for c in np.unique(cells) if np.any(weights[cells == c] != 0.0)]
     for cell in used:
         rows = np.flatnonzero(cells == cell)
         rows = rows[key_order(run.target.row_keys[rows])]
         count = min(len(rows), _buckets(len(used)))
-        whole, norms, sizes = zeros(), np.zeros(count), np.bincount(np.arange(len(rows)) % count, minlength=count)
-        halves = int(sizes[::2].sum())
-        for b in range(count):
-            bucket = _weighted_gradient(run, selected, objective, rows[b::count], weights)
-            norms[b] = sum(float((g * g).sum()) for g in bucket)
-            for k, g in enumerate(bucket):
-                whole[k] += g
-                if b % 2 == 0:
-                    half[k] += g * (len(rows) / halves)
-        for sum_, g in zip(total, whole, strict=True):
-            sum_ += g
-        if count > 1:
-            between = float((norms / sizes).sum()) - sum(float((g * g).sum()) for g in whole) / len(rows)
-            variance += len(rows) * max(between, 0.0) / (count - 1)
+        buckets = (_weighted_gradient(run, selected, objective, rows[b::count], weights) for b in range(count))
+        variance += _add_cell(buckets, count, len(rows), total, half)
     norm2 = sum(float((g * g).sum()) for g in total)
     if not np.isfinite(norm2):
         loss = loss_of(run.spec.task)
@@ -180,6 +168,30 @@ def _direction(run: _Pass, grouped: Grouped, values: Floats, accuracy: float) ->
     return Measured(plain(total), plain(half), meta)
 
 
+def _zeros(point: Point) -> list[Tensor]:
+    """Sums to begin with, in float64."""
+    return [torch.zeros(p.shape, dtype=torch.float64, device=p.device) for p in point.selected.values()]
+
+
+def _add_cell(buckets: Iterable[list[Tensor]], count: int, rows: int, total: list[Tensor], half: list[Tensor]) -> float:
+    """m_k V_k of a cell of so many rows, whose gradient, dealt to ``count`` buckets, is added to both sums."""
+    whole, norms = [torch.zeros_like(g) for g in total], np.zeros(count)
+    sizes = np.bincount(np.arange(rows) % count, minlength=count)
+    share = rows / int(sizes[::2].sum())
+    for b, bucket in enumerate(buckets):
+        norms[b] = sum(float((g * g).sum()) for g in bucket)
+        for k, g in enumerate(bucket):
+            whole[k] += g
+            if b % 2 == 0:
+                half[k] += g * share
+    for sum_, g in zip(total, whole, strict=True):
+        sum_ += g
+    if count == 1:
+        return 0.0
+    between = float((norms / sizes).sum()) - sum(float((g * g).sum()) for g in whole) / rows
+    return rows * max(between, 0.0) / (count - 1)
+
+
 def _buckets(cells: int) -> int:
     """Buckets of each of so many cells: even in number, and enough of them in all to tell a variance."""
     return max(4, BUCKETS // cells // 2 * 2)
@@ -193,7 +205,7 @@ def _weighted_gradient(
     weights: Floats,
 ) -> list[Tensor]:
     """The gradient of sum_v <weights_v, h_v> over target rows, by their place, in float64."""
-    sums = [torch.zeros(p.shape, dtype=torch.float64, device=p.device) for p in selected.values()]
+    sums = _zeros(run.point)
     place = {int(run.target.index[k]): int(k) for k in rows}
     loss = loss_of(run.spec.task)
     for index, x, y in _batches(run, chunked(sorted(place), run.batch_size)):

@@ -5,7 +5,7 @@
 Prints Markdown: the median of the ratios of at least five alternating runs, their least and greatest, both medians in
 seconds, the correlation with the peer's scores, and the bar.  Everything is warm, in float32 unless a row says
 otherwise (TF32 off on both sides), on two threads; times of scores have their 1,000 target rows in them, an empty
-store, and all from Parquet to the table.  Needs the CIFAR-10N manifests (``--data``); under 35 minutes on two cores.
+store, and all from Parquet to the table.  Needs the CIFAR-10N manifests (``--data``); under 40 minutes on two cores.
 
 Peers run in an environment of their own, which ``--peers-python`` names (pip install kronfluence captum timm), on the
 same rows, decoded in memory, and the same weights, each at the fastest of the batch sizes tried.  A row that fails is

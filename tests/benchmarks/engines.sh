@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What exact scores cost on this machine, against training, inference and other libraries: one table in Markdown.
-#   bash tests/benchmarks/engines.sh [OPTIONS of engines.py] > table.md     under 35 minutes on two cores
+#   bash tests/benchmarks/engines.sh [OPTIONS of engines.py] > table.md     under 40 minutes on two cores
 # PEERS   where kronfluence and captum are, or are to be installed (default: .venv/peers in the checkout)
 set -euo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)

@@ -88,9 +88,9 @@ def _of_model(
                     held[which] = torch.stack([one(f, own, u) for u in along])
             wait()
 
-        for way in range(len(ways)):
-            run(way)  # warm
-        fastest = best(list(range(len(ways))), lambda way: min(seconds(lambda: run(way)) for _ in range(3)))
+        fastest = best(
+            list(range(len(ways))), lambda way: min(seconds(lambda: run(way)) for _ in range(2))
+        )  # the first warms up
         return lambda: run(fastest), f"{ways[fastest][1]}, {ways[fastest][0]}"
 
     plain, plain_how = torchs("plain", model, parameters, us)
