@@ -29,11 +29,10 @@ class ShardWriter:
         self._write[part] = write
         pending = self._pending.setdefault(part, [])
         pending.append((keys, arrays))
-        rows, row_bytes = sum(len(k) for k, _ in pending), sum(array[0].nbytes for array in arrays.values())
-        most = max(1, SHARD_BYTES // max(1, row_bytes))
-        while rows >= min(self.shard_rows, most):
-            self._shard(part, min(rows, most))
-            rows -= most
+        row_bytes = sum(array[0].nbytes for array in arrays.values())
+        most = max(1, min(self.shard_rows, SHARD_BYTES // max(1, row_bytes)))
+        while sum(len(k) for k, _ in pending) >= most:
+            self._shard(part, most)
 
     def flush(self) -> None:
         """Write what is left."""
