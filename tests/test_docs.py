@@ -70,7 +70,7 @@ def test_every_module_of_the_package_is_in_a_tree() -> None:
 # ---- what is written by the code ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", (*FILES, *ENGINES), ids=lambda p: f"{p.parent.name}/{p.stem}")
+@pytest.mark.parametrize("path", [*FILES, *ENGINES], ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_generated_parts_are_what_the_code_says(path: Path) -> None:
     text = path.read_text()
     assert text.count("<!-- generated: ") == len(PART.findall(text)) == text.count("<!-- end of generated -->")

@@ -282,7 +282,7 @@ def test_p_values_are_counts(calibration: Floats, new: Floats) -> None:
 
 MODULES = [
     *(f"influence_cli.maths.{m.name}" for m in pkgutil.iter_modules(influence_cli.maths.__path__)),
-    "influence_cli.stages.curate.gate",
+    "influence_cli.stages.curate.calibration",
 ]
 
 

@@ -355,7 +355,7 @@ def test_a_score_table_is_replayed_with_its_groups(mlp: Problem, tmp_path: Path)
     inputs = Inputs(str(tmp_path / "m.parquet"), checkpoint=str(mlp.checkpoint), group="sex")
     runtime = Runtime(str(tmp_path / "store"), device="cpu")
     job = opened(inputs, GradSpec(objectives=("fairness",)), runtime)
-    again = reopen(provenance(score(job).schema), runtime, SILENT, source="the table")
+    again = Opened(*reopen(provenance(score(job).schema), runtime, SILENT, source="the table"))
     member = job.members[0]
     assert again.direction(member, "fairness") == job.direction(member, "fairness")
 

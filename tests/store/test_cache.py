@@ -24,7 +24,7 @@ def filled(root: Path, shards: int = 4, rows: int = 5) -> tuple[Store, Keys, np.
     values = RNG.normal(size=(shards * rows, 3)).astype(np.float32)
     for k in range(shards):
         here = slice(k * rows, (k + 1) * rows)
-        store.outputs("m").write(keys[here], {"logits": values[here]})
+        store.folder("outputs", "m").write(keys[here], {"logits": values[here]})
     store.write_direction("d", {"w": values}, {"phi": 0.5, "m": 7, "objective": "utility", "halves": False})
     return store, keys, values
 
@@ -43,7 +43,7 @@ def test_gc_without_a_list_merges_shards_and_keeps_every_value(tmp_path: Path) -
     assert done["rows_dropped"] == 0
     assert done["shards_merged"] == 4
     assert len(list((tmp_path / "outputs" / "m").glob("*.safetensors"))) == 1
-    assert np.array_equal(store.outputs("m").read(keys)["logits"], values)
+    assert np.array_equal(store.folder("outputs", "m").read(keys)["logits"], values)
     assert collect(tmp_path, None)["shards_merged"] == 0  # a second time there is nothing to do
 
 
@@ -51,17 +51,17 @@ def test_gc_drops_only_rows_that_no_listed_manifest_has(tmp_path: Path) -> None:
     store, keys, values = filled(tmp_path)
     done = collect(tmp_path, keys[:7])
     assert done["rows_dropped"] == 13
-    folder = store.outputs("m")
+    folder = store.folder("outputs", "m")
     assert folder.missing(keys).tolist() == [False] * 7 + [True] * 13
     assert np.array_equal(folder.read(keys[:7])["logits"], values[:7])
 
 
 def test_gc_of_a_row_that_stands_twice_keeps_the_one_that_is_read(tmp_path: Path) -> None:
     store, keys, values = filled(tmp_path)
-    store.outputs("m").write(keys[:3], {"logits": values[:3] + 1})
-    before = store.outputs("m").read(keys)["logits"]
+    store.folder("outputs", "m").write(keys[:3], {"logits": values[:3] + 1})
+    before = store.folder("outputs", "m").read(keys)["logits"]
     collect(tmp_path, None)
-    assert np.array_equal(store.outputs("m").read(keys)["logits"], before)
+    assert np.array_equal(store.folder("outputs", "m").read(keys)["logits"], before)
 
 
 def test_gc_spares_young_temporary_files(tmp_path: Path) -> None:

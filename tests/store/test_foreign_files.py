@@ -32,7 +32,7 @@ def filled(root: Path) -> Store:
     store = Store(root)
     for k in range(2):
         keys = np.random.default_rng(k).integers(0, 256, (3, 16), dtype=np.uint8)
-        store.outputs("a" * 32).write(keys, {"logits": np.ones((3, 2), np.float32)})
+        store.folder("outputs", "a" * 32).write(keys, {"logits": np.ones((3, 2), np.float32)})
     store.write_direction("d" * 32, {"w": np.ones(3)}, {"fit": "f" * 32})
     return store
 
@@ -114,7 +114,7 @@ def test_reading_leaves_foreign_files_where_they_are(tmp_path: Path) -> None:
     put(tmp_path, *mine)
     before = everything(tmp_path)
     keys = np.zeros((1, 16), np.uint8)
-    assert store.outputs("a" * 32).missing(keys).all()
+    assert store.folder("outputs", "a" * 32).missing(keys).all()
     assert store.gradients("b" * 32).missing(keys).all()
     assert store.factors() == {}
     found = [store.read_direction(HEX), store.decision(HEX), store.read_interim(HEX), store.trainings().read(HEX)]

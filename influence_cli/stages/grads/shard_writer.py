@@ -29,7 +29,7 @@ class ShardWriter:
         self._write[part] = write
         pending = self._pending.setdefault(part, [])
         pending.append((keys, arrays))
-        row_bytes = sum(array[0].nbytes for array in arrays.values())
+        row_bytes = max(array[0].nbytes for array in arrays.values())  # of the array that matters
         most = max(1, min(self.shard_rows, SHARD_BYTES // max(1, row_bytes)))
         while sum(len(k) for k, _ in pending) >= most:
             self._shard(part, most)

@@ -175,7 +175,7 @@ def test_the_sentinel_is_seeded_and_passes_over_rows_that_changed(folder: Path, 
 
     def sample(share: str, seed: int, manifest: Path) -> list[str]:
         asked = (old, share, str(folder / "run1"), runtime, seed, Heard())
-        return sentinel_run(*asked, manifest=str(manifest)).train.ids
+        return sentinel_run(*asked, manifest=str(manifest))[0].train.ids
 
     here = folder / "m.parquet"
     assert sample("1%", 0, here) == sample("1%", 0, here) != sample("1%", 1, here)

@@ -19,7 +19,7 @@ from influence_cli.data.tables import provenance
 from influence_cli.errors import InfluenceError, StoreError, UsageError
 from influence_cli.model.task import Task
 from influence_cli.settings import GradSpec
-from influence_cli.stages.grads import gradient_pass
+from influence_cli.stages.grads import shard_writer
 from influence_cli.stages.grads.row_gradients import StoredGradients
 from influence_cli.store import GradientFolder
 from influence_cli.store import gradients as shards
@@ -276,7 +276,7 @@ def test_shards_are_bounded_by_bytes_as_well_as_by_rows(bench: Bench, monkeypatc
     opened = open_gradients(bench.job(examples(), shard_rows=16))
     sizes = [len(index) for index, _ in opened.blocks(opened.folder.stored)]
     assert sorted(sizes) == [8, 12, 16, 16]
-    monkeypatch.setattr(gradient_pass, "SHARD_BYTES", 7 * opened.dim * 4 + 3)
+    monkeypatch.setattr(shard_writer, "SHARD_BYTES", 7 * opened.dim * 4 + 3)
     opened = open_gradients(bench.job(examples(), store="other", batch_size=10))
     sizes = [len(index) for index, _ in opened.blocks(opened.folder.stored)]
     assert max(sizes) == 7

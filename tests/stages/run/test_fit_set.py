@@ -52,7 +52,7 @@ from tests.cases import (
     write,
 )
 from tests.cli.test_cli import WITHOUT_TORCH
-from tests.opened import Opened, describe_plan, fill, missing_work, score
+from tests.opened import Opened, describe_plan, fill, missing_work, opened, score
 from tests.oracle import save_checkpoint, write_manifest
 from tests.stages.grads.test_memo import (
     STEP,
@@ -618,7 +618,7 @@ def test_members_and_directions_of_methods_without_curvature_keep_their_names(tm
     path = write_manifest(tmp_path / "m.parquet", features, [k % 2 for k in range(10)], ["train"] * 6 + ["val"] * 4)
     checkpoint = save_checkpoint(tmp_path / "c.safetensors", model, spec, torch.float32)
 
-    def opened(*methods: str) -> Opened:
+    def run_of(*methods: str) -> Opened:
         asked = GradSpec(methods, options={"ip-ensemble": {"members": 2}})
         return opened(Inputs(str(path), checkpoint=str(checkpoint)), asked, Runtime(str(tmp_path / "s"), "cpu"))
 
@@ -627,13 +627,13 @@ def test_members_and_directions_of_methods_without_curvature_keep_their_names(tm
         ("3ad2b1deddccea2268b698860c0dbb0f", "b54dd71b70d986bc6e7ba453954b6a04", "6e906e474d102cb8c182e3f6b37dd5a7"),
         ("86cd85e443c1f77c83d2794c0e05c4e4", "a38872ab1192c2e62ec68b68a8d69409", "2287c08f7ec98449547391f1ea1f254e"),
     ]
-    for job in (opened("ip", "ip-ensemble"), opened("ip", "ip-ensemble", "exact")):
+    for job in (run_of("ip", "ip-ensemble"), run_of("ip", "ip-ensemble", "exact")):
         found = [(m.name, job.direction(m, "utility"), job.direction(m, "utility", half=True)) for m in job.members]
         assert found == names
         for m in job.members:
             along = {job.along(name, m, "utility") for name in job.methods_at(m) if name != "exact"}
             assert along == {job.direction(m, "utility")}
-    precise = opened("exact")
+    precise = run_of("exact")
     (member,) = precise.members
     assert member.name == names[0][0]
     assert precise.along("exact", member, "utility") not in {n for row in names for n in row}

@@ -165,7 +165,7 @@ def test_members_are_added_until_the_criterion_is_met(share: float, stability: f
 
 def test_no_pass_is_run_for_members_that_are_not_needed(bench: Bench) -> None:
     computed = fill(job := bench.job())
-    assert computed == N * len(job.method_members["ip-ensemble"]) < 20 * N
+    assert computed == N * len(job.members_of["ip-ensemble"]) < 20 * N
     assert fill(bench.job()) == 0
 
 
@@ -189,7 +189,7 @@ def test_what_a_smaller_or_a_killed_run_left_is_used_and_changes_nothing(bench: 
     fill(whole := bench.job(store="other"))
     fill(bench.job(spec=spec(members=2)))
     computed = fill(job := bench.job())
-    assert computed == N * (len(job.method_members["ip-ensemble"]) - 2)
+    assert computed == N * (len(job.members_of["ip-ensemble"]) - 2)
     assert job.ensembles["ip-ensemble"].decided == whole.ensembles["ip-ensemble"].decided
 
 
@@ -258,7 +258,7 @@ def test_the_maximum_is_said(bench: Bench) -> None:
 def test_without_dropout_the_fewest_members_are_ip_in_one_pass(bench: Bench) -> None:
     job = bench.job(spec=spec(p_max=0.0))
     assert fill(job) == N
-    assert len(job.method_members["ip-ensemble"]) == 3
+    assert len(job.members_of["ip-ensemble"]) == 3
     assert np.array_equal(column(score(job)), column(score(bench.job(store=None, spec=GradSpec()))))
 
 
@@ -332,7 +332,7 @@ def test_a_decision_of_another_run_made_meanwhile_stands(bench: Bench) -> None:
     theirs |= {"least": 3, "most": 20, "expected": 0.9, "lower": 0.8}
     job.store.keep_decision(Path(name).stem, theirs, {"members": np.array([11])})
     assert decided(score(job))["members"] == 11
-    assert len(job.method_members["ip-ensemble"]) == 11
+    assert len(job.members_of["ip-ensemble"]) == 11
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ def test_ties_are_in_the_order_of_the_rows_and_copies_with_other_labels_have_the
 def test_members_are_averaged_before_rows_are_ranked(net: Problem) -> None:
     options: Any = {"ip-ensemble": {"members": 3, "p_max": 0.5}}
     job = net.job(methods=("ip-ensemble",), options=options)
-    drops = [member.dropout for member in job.method_members["ip-ensemble"]]
+    drops = [member.dropout for member in job.members_of["ip-ensemble"]]
     models = [dropped_copy(net.model, net.spec, d.seed, d.member, d.rate) for d in drops if d is not None]
     assert len(models) == 3
     assert_same(pairs_of(per_target(job, 100)), expected_of(net, 100, models), 1e-10)

@@ -80,10 +80,10 @@ def check_per_target(run: Run, top: int) -> str:
 def _check_rows(run: Run, name: str) -> None:
     """Refuse methods whose scores the stored rows do not give."""
     rows, members = run.spec.rows, run.members_of[name]
-    plain = [m for m in members if m.dropout is None and m.checkpoint == run.checkpoint]
-    if len(members) > 1 or not plain:
+    if len(members) > 1 or members[0].dropout is not None or members[0].checkpoint != run.checkpoint:
         raise UsageError(
-            f"--rows {rows} stores gradients at the checkpoint, and {name} takes them elsewhere",
+            f"--rows {rows} stores gradients at the checkpoint, and {name} takes them where parameters are dropped "
+            "or at other checkpoints",
             fix="leave --rows out, or take --method ip",
         )
     whole = rows == "full" or (rows == "last" and run.spec.params == "last")
