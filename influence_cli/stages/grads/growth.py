@@ -26,7 +26,7 @@ Scores = NDArray[np.float64]
 def begin(run: Run) -> Run:
     """The run before anything is computed: the fewest members for ensembles that have not decided."""
     fewest = {n: e.every[: e.growth.least] for n, e in run.ensembles.items() if e.decided is None}
-    return replace(run, members_of={**run.members_of, **fewest})
+    return replace(run, members_of={**run.members_of, **fewest}) if fewest else run
 
 
 class Growth:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.errors import StoreError
-from influence_cli.stages.run.gradient_plan import GIB, RowRequest, missing_rows, row_bytes, row_request, row_requests
+from influence_cli.stages.run.gradient_plan import GIB, RowRequest, missing_rows, row_bytes, row_request
 from influence_cli.stages.run.run import Member, Run
 from influence_cli.stages.run.session import Session
 from influence_cli.store import GradientFolder, Keys
@@ -26,17 +26,15 @@ ATTEMPTS = 3  # times that rows of damaged shards are computed again before the 
 
 def fill_gradients(run: Run, session: Session) -> tuple[Run, int]:
     """Compute and store what the run was asked to store; returns the run as ``fill`` does, and the rows computed."""
-    done = 0
-    for request in row_requests(run, session):
-        opened = open_gradients(run, session, request.rows)
-        run, done = opened.run, done + opened.computed
-        rows = len(opened.folder.stored)
-        size = rows * row_bytes(run, opened.dim) / GIB
-        session.listener.note(
-            f"row gradients ({request.rows}): {opened.dim:,} values and {len(opened.layers)} norms for each of "
-            f"{rows:,} rows, {size:.3g} GiB in {opened.folder.path}"
-        )
-    return run, done
+    if run.spec.rows is None:
+        return run, 0
+    opened = open_gradients(run, session, run.spec.rows)
+    rows = len(opened.folder.stored)
+    session.listener.note(
+        f"row gradients ({run.spec.rows}): {opened.dim:,} values and {len(opened.layers)} norms for each of {rows:,} "
+        f"rows, {rows * row_bytes(run, opened.dim) / GIB:.3g} GiB in {opened.folder.path}"
+    )
+    return opened.run, opened.computed
 
 
 def open_gradients(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from influence_cli.stages.run.gradient_plan import describe_rows, row_requests
+from influence_cli.stages.run.gradient_plan import describe_rows, row_request
 from influence_cli.stages.run.plan import Work
 from influence_cli.stages.run.quantities import QUANTITIES
 from influence_cli.stages.run.rates import Rates
@@ -47,13 +47,7 @@ def estimated_rates(run: Run, session: Session, work: list[Work]) -> Rates:
 
     engine = Engine(point, session.runtime.engine)
 
-    def timed(work: Callable[[], object]) -> float:
-        work()  # the first call sets things up
-        started = time.perf_counter()
-        work()
-        return (time.perf_counter() - started) / len(x)
-
-    def pass_v() -> None:
+    def target() -> None:
         selected = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
         with torch.enable_grad(), differentiable_kernels(point.recurrent):
             pulled([point.logits(x, selected).sum()], list(selected.values()), [None])
@@ -62,16 +56,16 @@ def estimated_rates(run: Run, session: Session, work: list[Work]) -> Rates:
         for block in Layers(point, x).of_rows(x, torch.ones_like)[1]:
             block.squared_norms()
 
-    y = torch.zeros(len(x), dtype=torch.int64, device=point.device)
+    n, y = len(x), torch.zeros(len(x), dtype=torch.int64, device=point.device)
     by_itself = {name for w in work for name in w.passes} - {"forward", "values"}
-    own = {name: timed(partial(QUANTITIES[name].of_rows(run, point), x, y)) for name in by_itself}
+    own = {name: _seconds_a_row(partial(QUANTITIES[name].of_rows(run, point), x, y), n) for name in by_itself}
     if any(w.rows_in("values") for w in work):
-        own["values"] = timed(values)
+        own["values"] = _seconds_a_row(values, n)
     return {
         **own,
-        "outputs": timed(lambda: point.outputs(x, [])),
-        "tangents": timed(lambda: engine.outputs(x, [zero] * directions)),
-        "target": timed(pass_v),
+        "outputs": _seconds_a_row(lambda: point.outputs(x, []), n),
+        "tangents": _seconds_a_row(lambda: engine.outputs(x, [zero] * directions), n),
+        "target": _seconds_a_row(target, n),
     }
 
 
@@ -83,30 +77,29 @@ def planned_gradients(run: Run, session: Session) -> list[dict[str, Any]]:
     return planned
 
 
-def _estimated_gradients(run: Run, session: Session) -> dict[str, dict[str, Any]]:
-    """Values a row and seconds per row of rows' own gradients, by the name of what was asked for."""
+def _estimated_gradients(run: Run, session: Session) -> dict[str, Any]:
+    """Values a row and seconds per row of the rows' own gradients that were asked for."""
     import torch
 
     from influence_cli.engines.point import Point
     from influence_cli.engines.row_gradients import RowGradients
     from influence_cli.model.build import build_model
 
-    spec, _ = require_model(run)
-    found: dict[str, dict[str, Any]] = {}
-    for request in row_requests(run, session):
-        precision = "fp32" if run.spec.precision == "bf16" else run.spec.precision
-        point = Point(build_model(spec).eval(), request.params, None, precision, session.device)
-        gradients, x = RowGradients(point, run.row_loss, request.sketch_dim, request.seed), _inputs(run, spec, point)
-        found[request.name(run)] = {"dim": gradients.dim, "rate": None}
-        if x is not None and gradients.ready(x):
-            assert gradients.layers is not None
-            y = torch.zeros(len(x), dtype=torch.int64, device=point.device)
-            gradients.of(x, y)  # the first call sets things up
-            started = time.perf_counter()
-            gradients.of(x, y)
-            rate = (time.perf_counter() - started) / len(x)
-            found[request.name(run)] = {"dim": gradients.layout()["dim"], "rate": rate}
-    return found
+    (spec, _), request = require_model(run), row_request(run, session)
+    precision = "fp32" if run.spec.precision == "bf16" else run.spec.precision
+    point = Point(build_model(spec).eval(), request.params, None, precision, session.device)
+    gradients, x = RowGradients(point, run.row_loss, request.sketch_dim, request.seed), _inputs(run, spec, point)
+    if x is None or not gradients.ready(x):
+        return {"dim": gradients.dim, "rate": None}
+    y = torch.zeros(len(x), dtype=torch.int64, device=point.device)
+    return {"rate": _seconds_a_row(partial(gradients.of, x, y), len(x)), "dim": gradients.layout()["dim"]}
+
+
+def _seconds_a_row(work: Callable[[], object], rows: int) -> float:
+    work()  # the first call sets things up
+    started = time.perf_counter()
+    work()
+    return (time.perf_counter() - started) / rows
 
 
 def _inputs(run: Run, spec: ModelSpec, point: Point) -> Tensor | None:

@@ -77,11 +77,6 @@ def row_request(run: Run, session: Session, rows: str | None = None, member: Mem
     return RowRequest(kind, at, "last" if kind == "last" else spec.params, dim, spec.seed)
 
 
-def row_requests(run: Run, session: Session) -> list[RowRequest]:
-    """What the run was asked to store."""
-    return [] if run.spec.rows is None else [row_request(run, session)]
-
-
 def missing_rows(run: Run, session: Session, request: RowRequest, target: bool = True) -> RowWork:
     """What the store lacks; a row that is a training and a target row is taken once."""
     folder = request.folder(run, session)
@@ -134,46 +129,36 @@ def refused(run: Run, session: Session, work: RowWork, dim: int) -> tuple[str, s
     return what, "pass " + ", or ".join(fixes)
 
 
-def describe_rows(
-    run: Run, session: Session, estimated: dict[str, dict[str, Any]] | None = None
-) -> list[dict[str, Any]]:
-    """Every request as plain values: rows stored and to compute, values a row, bytes and seconds.
+def describe_rows(run: Run, session: Session, estimated: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """What the run was asked to store, as plain values: rows stored and to compute, values a row, bytes and seconds.
 
-    ``estimated`` has ``dim`` and ``rate`` by name for what the store does not know; a sketch's dimension is at most
-    what was asked for.
+    ``estimated`` has ``dim`` and ``rate`` for what the store does not know; a sketch's dimension is at most what was
+    asked for.
     """
-    found: list[dict[str, Any]] = []
-    for request in row_requests(run, session):
-        work, name = missing_rows(run, session, request), request.name(run)
-        guess = (estimated or {}).get(name, {})
-        dim = known_dim(work) or guess.get("dim")
-        measured = session.store.timing(rate_key(run, session, request))
-        rate = guess.get("rate") if measured is None else measured
-        found.append(
-            {
-                "rows": request.rows,
-                "params": request.params,
-                "name": name,
-                "values": dim,
-                "rows_stored": work.wanted - work.rows,
-                "rows_to_compute": work.rows,
-                "train_rows_to_compute": len(work.train),
-                "target_rows_to_compute": len(work.target),
-                "seconds": 0.0 if work.rows == 0 else None if rate is None else round(work.rows * rate, 1),
-                "seconds_are": "estimated" if work.rows and measured is None else "measured",
-                "bytes": None if dim is None else work.rows * row_bytes(run, dim),
-                "refused": None
-                if dim is None or (why := refused(run, session, work, dim)) is None
-                else f"{why[0]}; {why[1]}",
-            }
-        )
-    return found
-
-
-def known_dim(work: RowWork) -> int | None:
-    """Values a row, where the store knows."""
-    layout = work.folder.layout
-    return None if layout is None else layout["dim"]
+    if run.spec.rows is None:
+        return []
+    request = row_request(run, session)
+    work, guess = missing_rows(run, session, request), estimated or {}
+    dim = guess.get("dim") if work.folder.layout is None else work.folder.layout["dim"]
+    measured = session.store.timing(rate_key(run, session, request))
+    rate = guess.get("rate") if measured is None else measured
+    why = None if dim is None else refused(run, session, work, dim)
+    return [
+        {
+            "rows": request.rows,
+            "params": request.params,
+            "name": request.name(run),
+            "values": dim,
+            "rows_stored": work.wanted - work.rows,
+            "rows_to_compute": work.rows,
+            "train_rows_to_compute": len(work.train),
+            "target_rows_to_compute": len(work.target),
+            "seconds": 0.0 if work.rows == 0 else None if rate is None else round(work.rows * rate, 1),
+            "seconds_are": "estimated" if work.rows and measured is None else "measured",
+            "bytes": None if dim is None else work.rows * row_bytes(run, dim),
+            "refused": None if why is None else "; ".join(why),
+        }
+    ]
 
 
 def rate_key(run: Run, session: Session, request: RowRequest) -> str:
