@@ -1,4 +1,4 @@
-"""Pass V at one member: every direction that is missing, of whatever kind its objective is, with its parts."""
+"""The target pass at one member: every direction that is missing, of whatever kind its objective is, with its parts."""
 
 from __future__ import annotations
 
