@@ -1,6 +1,6 @@
 """How well score columns find canaries: rows that the checkpoint was trained on with a planted wrong label.
 
-The scores are those that ``score`` would give if the manifest held the planted labels: the job behind the table is
+The scores are those that ``score`` would give if the manifest held the planted labels: the run behind the table is
 opened again with them, and what is stored of logits and tangents serves any label.  Calibration rows and rows of
 weight 0, which were not trained on, are left out; rows whose own label is wrong count as no canaries, so precision is
 a lower bound.
