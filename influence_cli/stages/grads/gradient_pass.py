@@ -43,7 +43,7 @@ def gradient_pass(run: Run, session: Session, work: RowWork) -> Run:
     part, waiting = Part("gradients", request.name(run), request.member), _Waiting(run, work, gradients)
     compute = _compute(run, session, gradients, part, waiting)
     size = max(1, min(session.batch_size(run.model), AT_ONCE // max(1, gradients.dim)))
-    given = {"speed": Speed(lambda: size), "write": lambda _: waiting.write}
+    given = {"speed": Speed(lambda: size), "write": waiting.write}
     train = loop_over(run, session, run.train, {part: work.train}, compute, "row gradients, training rows", **given)
     target = loop_over(
         run, session, run.target, {part: work.target}, compute, "row gradients, target rows", **given, skip_bad=False

@@ -58,9 +58,11 @@ class Speed:
 
 def loop_over(
     run: Run, session: Session, rows: Rows, lacking: dict[Part, Keys], compute: Compute, what: str, speed: Speed,
-    write: Callable[[Part], Write] | None = None, skip_bad: bool | None = None,
+    write: Write | None = None, skip_bad: bool | None = None,
 ) -> Looped:  # fmt: skip
     """Compute and store, for rows of one manifest, what each part lacks of them (keys [n, 16]).
+
+    ``write`` stores a shard, of no more rows than a shard is to have; without it each part is stored in its folder.
 
     Raises:
         ManifestError: a row cannot be decoded, and bad rows are not skipped.
@@ -75,8 +77,7 @@ def loop_over(
     key_of = {row: keyed[k] for row, k in first_rows(rows, keyed).items() if row in needs}
     unusable: dict[int, str] = {}
     skipping = run.inputs.skip_bad if skip_bad is None else skip_bad
-    writer, waiting = ShardWriter(session.runtime.shard_rows), list[tuple[Batch, Parts, Waits]]()
-    store_in = write or (lambda part: QUANTITIES[part.quantity].folder(run, session, part).write)
+    writer, waiting = ShardWriter(session.runtime.shard_rows, write is None), list[tuple[Batch, Parts, Waits]]()
     started = last = time.perf_counter()
 
     def keep() -> None:
@@ -84,8 +85,9 @@ def loop_over(
         batch, parts, arrays = waiting.pop(0)
         keys = np.stack([key_of[row] for row in batch.index.tolist()])
         for part, found in arrays().items():
-            more = {} if QUANTITIES[part.quantity].key == "payload" else {"payload_keys": batch.payload_keys}
-            writer.add(part, store_in(part), keys, {**found, **more})
+            quantity = QUANTITIES[part.quantity]
+            more = {} if quantity.key == "payload" else {"payload_keys": batch.payload_keys}
+            writer.add(part, write or quantity.folder(run, session, part).write, keys, {**found, **more})
         progress.advance(len(batch.index))
         speed.took(parts, len(batch.index), time.perf_counter() - last)
         last = time.perf_counter()

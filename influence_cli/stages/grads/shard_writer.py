@@ -18,9 +18,9 @@ Write = Callable[[Keys, Arrays], Any]
 class ShardWriter:
     """Collects the rows of several parts, and writes each part's shards when they are full, by rows or by bytes."""
 
-    def __init__(self, shard_rows: int) -> None:
-        """Shards of at most so many rows."""
-        self.shard_rows = shard_rows
+    def __init__(self, shard_rows: int, whole_batches: bool = True) -> None:
+        """Shards of so many rows, and of those over that are in the same batch unless ``whole_batches`` is off."""
+        self.shard_rows, self.whole_batches = shard_rows, whole_batches
         self._pending: dict[Part, list[tuple[Keys, Arrays]]] = {}
         self._write: dict[Part, Write] = {}
 
@@ -29,10 +29,12 @@ class ShardWriter:
         self._write[part] = write
         pending = self._pending.setdefault(part, [])
         pending.append((keys, arrays))
-        row_bytes = max(array[0].nbytes for array in arrays.values())  # of the array that matters
+        rows, row_bytes = sum(len(k) for k, _ in pending), max(array[0].nbytes for array in arrays.values())
         most = max(1, min(self.shard_rows, SHARD_BYTES // max(1, row_bytes)))
-        while sum(len(k) for k, _ in pending) >= most:
-            self._shard(part, most)
+        while rows >= most:
+            taken = rows if self.whole_batches else most
+            self._shard(part, taken)
+            rows -= taken
 
     def flush(self) -> None:
         """Write what is left."""
