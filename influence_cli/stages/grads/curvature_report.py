@@ -12,11 +12,8 @@ from influence_cli.stages.run.row_values import values_of
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 
-ILL_CONDITIONED = {
-    "bf16": 1e6,
-    "fp32": 1e6,
-    "fp64": 1e12,
-}  # condition numbers above which scores lose most of their digits
+# condition numbers above which scores lose most of their digits
+ILL_CONDITIONED = {"bf16": 1e6, "fp32": 1e6, "fp64": 1e12}
 
 
 def curvature_report(run: Run, session: Session) -> dict[str, dict[str, Any]]:
@@ -39,9 +36,7 @@ def note_curvature(run: Run, session: Session) -> None:
         if not facts:
             continue
         session.listener.curvature(name, facts, asdict(run.solvers[name]))
-        for text in _warnings(run, session, name):
-            session.listener.warn(f"{name}: {text}")
-        for text in condition_warning(run, name, facts):
+        for text in (*_warnings(run, session, name), *condition_warning(run, name, facts)):
             session.listener.warn(f"{name}: {text}")
 
 
@@ -71,14 +66,13 @@ def _warnings(run: Run, session: Session, name: str) -> list[str]:
 
 def warnings_of(run: Run, name: str, facts: dict[str, Any]) -> list[str]:
     """What a method warns of in one direction, and that fit rows are outside its curvature."""
-    said = run.solvers[name].warnings(facts)
+    said = list(run.solvers[name].warnings(facts))
     if facts.get("unusable_rows"):
         some = ", ".join(facts["unusable"]) + (", ..." if facts["unusable_rows"] > len(facts["unusable"]) else "")
-        said = [
-            *said,
+        said.append(
             f"{facts['unusable_rows']:,} fit rows have logits or derivatives that are not finite, or overflow when "
-            f"squared, and are outside the curvature: {some}",
-        ]
+            f"squared, and are outside the curvature: {some}"
+        )
     return said
 
 
@@ -102,12 +96,8 @@ def effect_weight(run: Run, session: Session, name: str) -> float:
 
 def negative_values(run: Run, session: Session) -> dict[str, int]:
     """By method with a value by curvature: how many training rows have a negative one, at its first member."""
-    found: dict[str, int] = {}
-    for name in run.values:
-        if name in run.solvers:
-            stored = values_of(run, session, name, run.members_of[name][0], run.train.row_keys)
-            found[name] = int((stored < 0).sum())
-    return found
+    keys, solved = run.train.row_keys, [name for name in run.values if name in run.solvers]
+    return {n: int((values_of(run, session, n, run.members_of[n][0], keys) < 0).sum()) for n in solved}
 
 
 def note_values(run: Run, session: Session) -> None:

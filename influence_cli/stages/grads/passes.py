@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from influence_cli.stages.grads.first_look import FirstLook
 from influence_cli.stages.grads.member_model import MemberModel, read_direction
 from influence_cli.stages.grads.preconditioning import about_curvature, fitted_curvature
-from influence_cli.stages.grads.row_loop import Compute, Looped, Parts, Speed, Waits, loop_over
+from influence_cli.stages.grads.row_loop import Looped, Parts, Speed, Waits, loop_over
 from influence_cli.stages.run import names
 from influence_cli.stages.run.curvature_plan import missing_solves
 from influence_cli.stages.run.plan import Work
@@ -83,8 +83,7 @@ def forward_pass(run: Run, session: Session, work: Work, at: MemberModel, look: 
     session.listener.detail(f"{at.called}: {point.how()}")
     if engine.checked is not None:
         session.store.write_engine_note(at.member.name, engine.checked.as_dict())
-    session.store.write_timing(pass_key(run, session, "tangents" if work.tangents else "outputs"), looped.seconds_a_row)
-    return looped
+    return looped.remember_rate(session, pass_key(run, session, "tangents" if work.tangents else "outputs"))
 
 
 def _value_pass(run: Run, session: Session, work: Work, at: MemberModel) -> Looped:
@@ -103,12 +102,7 @@ def _value_pass(run: Run, session: Session, work: Work, at: MemberModel) -> Loop
     def by_part(parts: Parts, found: list[Tensor]) -> dict[Part, Arrays]:
         return {part: {"value": column} for part, column in zip(parts, found[0].cpu().numpy().T.copy(), strict=True)}
 
-    looped = loop_over(
-        run, session, run.train, lacking, _labelled(session, at.exact, values, by_part),
-        f"row gradients, {at.called}", Speed(lambda: session.batch_size(run.model)),
-    )  # fmt: skip
-    session.store.write_timing(pass_key(run, session, "values"), looped.seconds_a_row)
-    return looped
+    return _labelled_loop("values", f"row gradients, {at.called}", run, session, work, at.exact, values, by_part)
 
 
 def _value_function(run: Run, session: Session, part: Part, work: Work, at: MemberModel) -> OfBlocks:
@@ -144,21 +138,14 @@ def _own_pass(name: str, run: Run, session: Session, work: Work, at: MemberModel
     def by_part(parts: Parts, found: list[Tensor]) -> dict[Part, Arrays]:
         return {parts[0]: {field: t.cpu().numpy() for field, t in zip(fields, found, strict=True)}}
 
-    looped = loop_over(
-        run, session, run.train, work.in_pass(name), _labelled(session, at.exact, arrays, by_part),
-        f"{name}, {at.called}", Speed(lambda: session.batch_size(run.model)),
-    )  # fmt: skip
-    session.store.write_timing(pass_key(run, session, name), looped.seconds_a_row)
-    return looped
+    return _labelled_loop(name, f"{name}, {at.called}", run, session, work, at.exact, arrays, by_part)
 
 
-def _labelled(
-    session: Session,
-    point: Point,
-    of_rows: Callable[[Parts, Tensor, Tensor], list[Tensor]],
-    by_part: Callable[[Parts, list[Tensor]], dict[Part, Arrays]],
-) -> Compute:
-    """What computes a batch from inputs and labels, in as few pieces as fit into memory."""
+def _labelled_loop(
+    name: str, what: str, run: Run, session: Session, work: Work, point: Point,
+    of_rows: Callable[[Parts, Tensor, Tensor], list[Tensor]], by_part: Callable[[Parts, list[Tensor]], dict[Part, Arrays]],
+) -> Looped:  # fmt: skip
+    """Compute and store what a pass gives from inputs and labels, in as few pieces as fit into memory."""
     import torch
 
     from influence_cli.engines.batch_size import Parts as Pieces
@@ -176,4 +163,6 @@ def _labelled(
         found = by_part(parts, [first, *others])
         return lambda: found
 
-    return compute
+    speed = Speed(lambda: session.batch_size(run.model))
+    looped = loop_over(run, session, run.train, work.in_pass(name), compute, what, speed)
+    return looped.remember_rate(session, pass_key(run, session, name))

@@ -40,10 +40,11 @@ class Looped:
     seconds: float
     bad: list[BadRow]  # rows that turned out not to be decodable, and all others of the same payload
 
-    @property
-    def seconds_a_row(self) -> float:
-        """What is remembered for the next plan."""
-        return self.seconds / max(1, self.rows)
+    def remember_rate(self, session: Session, key: str) -> Looped:
+        """Keep the seconds a row for the next plan, where there were rows."""
+        if self.rows:
+            session.store.write_timing(key, self.seconds / self.rows)
+        return self
 
 
 @dataclass(frozen=True)
