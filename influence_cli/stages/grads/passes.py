@@ -143,7 +143,8 @@ def _own_pass(name: str, run: Run, session: Session, work: Work, at: MemberModel
 
 def _labelled_loop(
     name: str, what: str, run: Run, session: Session, work: Work, point: Point,
-    of_rows: Callable[[Parts, Tensor, Tensor], list[Tensor]], by_part: Callable[[Parts, list[Tensor]], dict[Part, Arrays]],
+    of_rows: Callable[[Parts, Tensor, Tensor], list[Tensor]],
+    by_part: Callable[[Parts, list[Tensor]], dict[Part, Arrays]],
 ) -> Looped:  # fmt: skip
     """Compute and store what a pass gives from inputs and labels, in as few pieces as fit into memory."""
     import torch
