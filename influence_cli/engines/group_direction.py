@@ -198,11 +198,7 @@ def _buckets(cells: int) -> int:
 
 
 def _weighted_gradient(
-    run: _Pass,
-    selected: dict[str, Tensor],
-    objective: GroupObjective,
-    rows: NDArray[np.int64],
-    weights: Floats,
+    run: _Pass, selected: dict[str, Tensor], objective: GroupObjective, rows: NDArray[np.int64], weights: Floats
 ) -> list[Tensor]:
     """The gradient of sum_v <weights_v, h_v> over target rows, by their place, in float64."""
     sums = _zeros(run.point)

@@ -70,14 +70,7 @@ def solve(
             state = start_state(b, series.scale * RETRY, series.damping, retried=True)
 
 
-def _mean(
-    product: Product,
-    b: Floats,
-    series: Series,
-    state: State,
-    interim: Interim,
-    counting: Counting,
-) -> Floats:
+def _mean(product: Product, b: Floats, series: Series, state: State, interim: Interim, counting: Counting) -> Floats:
     """The mean over the series, from ``state`` on."""
     with counting(series.repeats * series.depth) as progress:
         for run in range(state["run"].item(), series.repeats):

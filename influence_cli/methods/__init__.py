@@ -32,11 +32,7 @@ METHODS: dict[str, MethodInfo] = {
     info.name: info
     for info in (
         MethodInfo(
-            "ip",
-            "influence_cli.methods.ip:IP",
-            "inner product at the checkpoint",
-            _IP_PAPER + ", Eq. 2",
-            "V + T",
+            "ip", "influence_cli.methods.ip:IP", "inner product at the checkpoint", _IP_PAPER + ", Eq. 2", "V + T"
         ),
         MethodInfo(
             "ip-ensemble",
@@ -89,11 +85,7 @@ METHODS: dict[str, MethodInfo] = {
         ),
         MethodInfo("loss", "influence_cli.methods.loss:Loss", "minus the row's own loss", "-", "forward T"),
         MethodInfo(
-            "margin",
-            "influence_cli.methods.margin:Margin",
-            "labelled minus best other logit",
-            "-",
-            "forward T",
+            "margin", "influence_cli.methods.margin:Margin", "labelled minus best other logit", "-", "forward T"
         ),
         MethodInfo(
             "self-tracin",

@@ -44,8 +44,7 @@ class LiSSA(ByProducts):
         default=None, metadata={"help": "c (default: 1.1 of the largest eigenvalue of 10 batches)", "unit": "mean loss"}
     )
     depth: int | None = field(
-        default=None,
-        metadata={"help": "J (default: min(5000, max(n/batch, 3c/(l2 + delta))))", "unit": "minibatches"},
+        default=None, metadata={"help": "J (default: min(5000, max(n/batch, 3c/(l2 + delta))))", "unit": "minibatches"}
     )
     batch: int = field(default=32, metadata={"help": "size of a minibatch", "unit": "rows"})
     repeats: int | None = field(

@@ -36,8 +36,7 @@ class SelfLiSSA(RowMethod):
         metadata={"help": "delta, added to every eigenvalue (default: that method's)", "unit": "mean loss"},
     )
     l2: float | None = field(
-        default=None,
-        metadata={"help": "l2 of the training objective (default: that method's)", "unit": "mean loss"},
+        default=None, metadata={"help": "l2 of the training objective (default: that method's)", "unit": "mean loss"}
     )
     max_rows: int = field(
         default=5000, metadata={"help": "solve=lissa: refuse to solve for more rows", "unit": "rows", "limit": True}

@@ -33,8 +33,7 @@ class ByLayers(Preconditioned):
         metadata={"help": "of gradients: fp32, fp64, or auto: fp64 up to 100,000 selected parameters, else fp32"},
     )
     other: str = field(
-        default="identity",
-        metadata={"help": "what becomes of parameters that have no block: " + ", ".join(OTHER)},
+        default="identity", metadata={"help": "what becomes of parameters that have no block: " + ", ".join(OTHER)}
     )
 
     def single(self, parameters: int) -> bool:

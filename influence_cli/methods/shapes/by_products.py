@@ -40,10 +40,7 @@ class ByProducts(Preconditioned):
     )
     fit_sample: int | None = field(
         default=None,
-        metadata={
-            "help": "look at so many of the fit rows, chosen by their keys (default: all)",
-            "unit": "rows",
-        },
+        metadata={"help": "look at so many of the fit rows, chosen by their keys (default: all)", "unit": "rows"},
     )
 
     share: ClassVar[float] = 1e-3  # of the mean eigenvalue: default delta where the matrix may be singular

@@ -88,10 +88,7 @@ class Preconditioned(Linear):
     )
     l2: float | None = field(
         default=None,
-        metadata={
-            "help": "l2 of the training objective (default: of the run folder, else 0)",
-            "unit": "mean loss",
-        },
+        metadata={"help": "l2 of the training objective (default: of the run folder, else 0)", "unit": "mean loss"},
     )
 
     def describe(self) -> dict[str, Any]:
