@@ -17,13 +17,14 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.data.kinds.protocol import ANY_NUMBER
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.model.losses import CROSS_ENTROPY, RowLoss
 from influence_cli.model.spec import ModelSpec
+from influence_cli.settings import setting
 from influence_cli.store.keys import Keys
 
 if TYPE_CHECKING:
@@ -36,16 +37,15 @@ ATTACKS = ("auto", "linear", "fgsm", "pgd")
 class Attack:
     """How inputs are attacked; ``auto`` is ``linear`` for a linear model of features, otherwise ``pgd``."""
 
-    attack: str = field(default="auto", metadata={"help": "auto, linear, fgsm or pgd"})
-    kappa: float = field(default=1.3, metadata={"help": "linear: 1 lands on the boundary, more flips the prediction"})
-    label_aware: bool = field(default=False, metadata={"help": "linear: leave alone what is predicted wrong already"})
-    eps: float | None = field(
-        default=None,
-        metadata={"help": "largest change of a value; without one 8/255 for images (in [0, 1]), 0.1 for features"},
+    attack: str = setting("auto", "auto, linear, fgsm or pgd")
+    kappa: float = setting(1.3, "linear: 1 lands on the boundary, more flips the prediction")
+    label_aware: bool = setting(False, "linear: leave alone what is predicted wrong already")
+    eps: float | None = setting(
+        None, "largest change of a value; without one 8/255 for images (in [0, 1]), 0.1 for features"
     )
-    steps: int = field(default=10, metadata={"help": "pgd: number of steps"})
-    step: float | None = field(default=None, metadata={"help": "pgd: length of a step; without one 2.5 eps / steps"})
-    random_start: bool = field(default=True, metadata={"help": "pgd: start at a random point of the box"})
+    steps: int = setting(10, "pgd: number of steps")
+    step: float | None = setting(None, "pgd: length of a step; without one 2.5 eps / steps")
+    random_start: bool = setting(True, "pgd: start at a random point of the box")
 
     def __post_init__(self) -> None:
         if self.attack not in ATTACKS:

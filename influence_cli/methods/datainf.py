@@ -22,8 +22,7 @@ import numpy as np
 from influence_cli.errors import ModelError
 from influence_cli.methods.protocol import Columns, Facts
 from influence_cli.methods.shapes.by_layers import OTHER, ByLayers
-from influence_cli.methods.shapes.by_products import PRECISIONS
-from influence_cli.methods.shapes.preconditioned import Costs, Factor, check_options
+from influence_cli.methods.shapes.preconditioned import PRECISIONS, Costs, Factor, check_options
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
@@ -98,7 +97,7 @@ class DataInf(ByLayers):
             "smallest_lambda": min(dampings.values(), default=mean),
             "largest_lambda": max(dampings.values(), default=mean),
             "damping_by_rule": self.damping is None,
-            "precision": "fp32" if self.single(curvature.size) else "fp64",
+            "precision": self.precision_at(curvature.size),
             "tensors": len(dampings),
             "covered": sum(curvature.sizes[k] for k in dampings),
             "others": [names[k] for k in others],

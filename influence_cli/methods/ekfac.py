@@ -17,15 +17,15 @@ is a tenth of the curvature: effects are too small, more than ranks are wrong.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from influence_cli.errors import ModelError
 from influence_cli.methods.protocol import Columns, Facts, OfBlocks, RowValue
 from influence_cli.methods.self_lissa import self_influence
 from influence_cli.methods.shapes.by_layers import OTHER, ByLayers
-from influence_cli.methods.shapes.by_products import PRECISIONS
-from influence_cli.methods.shapes.preconditioned import Costs, Factor, check_options
+from influence_cli.methods.shapes.preconditioned import PRECISIONS, Costs, Factor, check_options
+from influence_cli.settings import setting
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
@@ -43,16 +43,11 @@ class EKFAC(ByLayers):
     name: ClassVar[str] = "ekfac"
     without_block: ClassVar[str] = "no Kronecker factors"
 
-    mode: str = field(default="ekfac", metadata={"help": "eigenvalues in the Kronecker basis: " + ", ".join(MODES)})
-    labels: str = field(
-        default="sampled",
-        metadata={"help": "of the Fisher: sampled from the model, or exact: a backward pass for every class"},
-    )
-    draws: int = field(default=1, metadata={"help": "sampled labels", "unit": "a row"})
-    fit_sample: int | None = field(
-        default=5000, metadata={"help": "look at so many of the fit rows, chosen by their keys", "unit": "rows"}
-    )
-    seed: int = field(default=0, metadata={"help": "of sampled labels, which are drawn by row key"})
+    mode: str = setting("ekfac", "eigenvalues in the Kronecker basis: " + ", ".join(MODES))
+    labels: str = setting("sampled", "of the Fisher: sampled from the model, or exact: a backward pass for every class")
+    draws: int = setting(1, "sampled labels", "a row")
+    fit_sample: int | None = setting(5000, "look at so many of the fit rows, chosen by their keys", "rows")
+    seed: int = setting(0, "of sampled labels, which are drawn by row key")
 
     def __post_init__(self) -> None:
         choices = {"mode": MODES, "labels": LABELS, "precision": PRECISIONS, "other": OTHER}
@@ -137,7 +132,7 @@ class EKFAC(ByLayers):
             "smallest_damping": min(inverse.dampings),
             "largest_damping": max(inverse.dampings),
             "damping_by_rule": self.damping is None,
-            "precision": "fp32" if self.single(curvature.size) else "fp64",
+            "precision": self.precision_at(curvature.size),
             "product_rows": self.costs(len(curvature.rows), curvature.size).rows,
             "layers": len(inverse.layers),
             "covered": inverse.size,

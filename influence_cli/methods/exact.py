@@ -21,7 +21,7 @@ of its largest eigenvalue cannot be inverted beyond that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -30,6 +30,7 @@ from influence_cli.errors import ModelError, UsageError
 from influence_cli.methods.protocol import Columns, Facts, OfBlocks, RowValue
 from influence_cli.methods.self_lissa import self_influence
 from influence_cli.methods.shapes.preconditioned import Costs, Factor, Preconditioned, check_options
+from influence_cli.settings import setting
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
@@ -47,10 +48,8 @@ class Exact(Preconditioned):
 
     relative: ClassVar[bool] = True
 
-    mode: str = field(default="ggn", metadata={"help": "curvature: " + ", ".join(MODES)})
-    max_parameters: int = field(
-        default=5000, metadata={"help": "refuse more selected parameters: memory grows with d^2", "limit": True}
-    )
+    mode: str = setting("ggn", "curvature: " + ", ".join(MODES))
+    max_parameters: int = setting(5000, "refuse more selected parameters: memory grows with d^2", limit=True)
 
     def __post_init__(self) -> None:
         check_options(self, {"mode": tuple(MODES)}, {"max_parameters": 1})

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
@@ -27,6 +27,7 @@ from influence_cli.maths.columns import relative_norms
 from influence_cli.methods.protocol import Columns, Facts, OfBlocks
 from influence_cli.methods.shapes.by_products import MODES, ByProducts
 from influence_cli.methods.shapes.preconditioned import Costs, check_options
+from influence_cli.settings import setting
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
@@ -37,23 +38,13 @@ if TYPE_CHECKING:
 class LiSSA(ByProducts):
     """Inverse curvature by a stochastic Neumann series."""
 
-    dampen: float | None = field(
-        default=None, metadata={"help": "delta in the form of other libraries, d: delta = d c", "unit": "share of c"}
-    )
-    series_scale: float | None = field(
-        default=None, metadata={"help": "c (default: 1.1 of the largest eigenvalue of 10 batches)", "unit": "mean loss"}
-    )
-    depth: int | None = field(
-        default=None, metadata={"help": "J (default: min(5000, max(n/batch, 3c/(l2 + delta))))", "unit": "minibatches"}
-    )
-    batch: int = field(default=32, metadata={"help": "size of a minibatch", "unit": "rows"})
-    repeats: int | None = field(
-        default=None, metadata={"help": "independent series to average (default: as many as see n rows)"}
-    )
-    tail: float = field(
-        default=0.2, metadata={"help": "average over the last of the iterates; 0: the last alone", "unit": "share of J"}
-    )
-    seed: int = field(default=0, metadata={"help": "of minibatches and power iterations"})
+    dampen: float | None = setting(None, "delta in the form of other libraries, d: delta = d c", "share of c")
+    series_scale: float | None = setting(None, "c (default: 1.1 of the largest eigenvalue of 10 batches)", "mean loss")
+    depth: int | None = setting(None, "J (default: min(5000, max(n/batch, 3c/(l2 + delta))))", "minibatches")
+    batch: int = setting(32, "size of a minibatch", "rows")
+    repeats: int | None = setting(None, "independent series to average (default: as many as see n rows)")
+    tail: float = setting(0.2, "average over the last of the iterates; 0: the last alone", "share of J")
+    seed: int = setting(0, "of minibatches and power iterations")
 
     share: ClassVar[float] = 1e-2
 
@@ -122,7 +113,7 @@ class LiSSA(ByProducts):
         from influence_cli.curvature.minibatches import Minibatches
 
         damping = self.default_damping(curvature) if self.damping is None and self.dampen is None else self.damping
-        batches = Minibatches(self.seen(curvature), MODES[self.mode], self.batch, self.seed)
+        batches = Minibatches(self.seen(curvature, self.fit_sample), MODES[self.mode], self.batch, self.seed)
         return batches, self._rules(batches.rows, damping)
 
     def _facts(
