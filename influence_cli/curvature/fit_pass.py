@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -10,10 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from influence_cli.curvature.finite_rows import check_rows
-from influence_cli.engines.layerwise.blocks import BlockLayout, Site
+from influence_cli.curvature.dense import check_rows
 from influence_cli.engines.layerwise.layers import Layers
-from influence_cli.engines.layerwise.own_forward import OwnForward
 from influence_cli.engines.layerwise.tape import Tape
 
 if TYPE_CHECKING:
@@ -27,24 +24,6 @@ def layers_at(curvature: Curvature) -> Layers:
     x = x.to(curvature.dtype)
     head = curvature.head(x)
     return Layers(curvature.point, x) if head is None else Layers(head.point, head.inputs(x))
-
-
-def by_tensor(layers: Layers) -> None:
-    """Make every parameter a block of its own."""
-    found: list[BlockLayout] = []
-    for layout in layers.blocks:
-        for name, shape in layout.shapes.items():
-            sites = tuple(_only(site, name) for site in layout.sites if name in site.names.values())
-            found.append(BlockLayout(name, {name: shape}, sites))
-    layers.blocks = tuple(found)
-
-
-def _only(site: Site, name: str) -> Site:
-    own = {mine: whole for mine, whole in site.names.items() if whole == name}
-    rule = site.rule
-    if isinstance(rule, OwnForward):
-        rule = OwnForward(rule.module, rule.values, tuple(own), rule.recurrent)
-    return dataclasses.replace(site, names=own, rule=rule)
 
 
 def passes(curvature: Curvature, layers: Layers, what: str) -> Iterator[tuple[NDArray[np.int64], Tape, Tensor, Tensor]]:

@@ -2,6 +2,7 @@
 
 The Fisher's gradients are of labels that the model itself gives: drawn from its probabilities by row key, fresh ones
 in each pass, or exactly, as the C columns of a root of the output curvature diag(p) - p p^T, a backward pass each.
+``KroneckerForm`` is what rows' own gradients are in them.
 """
 
 from __future__ import annotations
@@ -15,14 +16,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from influence_cli.curvature.dense import residuals
-from influence_cli.curvature.finite_rows import check_rows
+from influence_cli.curvature.dense import check_rows, residuals
 from influence_cli.curvature.fit_pass import layers_at, passes
-from influence_cli.engines.layerwise.blocks import BlockLayout
+from influence_cli.engines.layerwise.blocks import MATERIALISED, Block, BlockLayout
 from influence_cli.engines.layerwise.layers import Layers
 from influence_cli.engines.layerwise.positions import positions
-from influence_cli.maths.keyed_draws import keyed_uniform
-from influence_cli.maths.kronecker import eigenbasis, label_at, output_root, rotated_squares, second_moment
+from influence_cli.engines.layerwise.protocol import total
+from influence_cli.errors import ModelError
+from influence_cli.maths.hashed_draws import keyed_uniform
+from influence_cli.maths.kronecker import (
+    eigenbasis,
+    inverse_forms,
+    label_at,
+    output_root,
+    rotated_squares,
+    second_moment,
+)
+from influence_cli.maths.kronecker_inverse import KroneckerInverse
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
@@ -173,3 +183,52 @@ class KroneckerFit:
             assert layer.lam is not None
             for rows, a, d in positions(block):
                 layer.lam += rotated_squares(a, d, w[rows], layer.q_a, layer.q_s) * share
+
+
+class KroneckerForm:
+    """From the blocks of b rows to g_i^T P g_i, float64 [b]; P is in a layer's eigenbasis or a number for a parameter."""
+
+    def __init__(self, inverse: KroneckerInverse, names: list[str]) -> None:
+        """``names`` are the parameters by their place in ``inverse``."""
+        self.layers = {names[layer.weight]: layer for layer in inverse.layers}
+        self.shares = {names[k]: 1.0 / inverse.scalars[k] if k in inverse.scalars else 0.0 for k in inverse.others}
+        self._held: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def __call__(self, blocks: list[Block]) -> Tensor:
+        """The sum over blocks."""
+        return torch.stack([self._of(block) for block in blocks]).sum(0)
+
+    def _of(self, block: Block) -> Tensor:
+        affine = block.layout.affine is not None
+        weight = block.layout.sites[0].names["weight"] if affine else None
+        if weight in self.layers:
+            return self._in_basis(block, weight)
+        names = list(block.layout.shapes)
+        if not set(names) <= set(self.shares):
+            raise ModelError(
+                f"layer {block.name} is not used as it was when its Kronecker factors were fitted",
+                fix="fit them on rows like these: --fit-rows MANIFEST",
+            )
+        shares = {self.shares[name] for name in names}
+        if shares == {0.0}:
+            return torch.zeros(block.b, dtype=torch.float64, device=block.like.device)
+        if len(shares) == 1:
+            return block.squared_norms() * shares.pop()
+        return _weighted_squares(block, self.shares)
+
+    def _in_basis(self, block: Block, weight: str) -> Tensor:
+        if weight not in self._held:
+            layer, like = self.layers[weight], block.like
+            q_a, q_s = (torch.from_numpy(q.copy()).to(like.device, like.dtype) for q in (layer.q_a, layer.q_s))
+            self._held[weight] = q_a, q_s, torch.from_numpy(1.0 / layer.shifted).to(like.device)
+        return torch.cat([inverse_forms(a, d, *self._held[weight]) for _, a, d in positions(block)])
+
+
+def _weighted_squares(block: Block, shares: dict[str, float]) -> Tensor:
+    """Squared norms of a block's parameters, each times its share; rows are taken some at a time."""
+    found: list[Tensor] = []
+    step = max(1, MATERIALISED // max(1, block.layout.size))
+    for first in range(0, block.b, step):
+        gradients = block.gradients(slice(first, first + step))
+        found.append(torch.stack([total(g.square()) * shares[name] for name, g in gradients.items()]).sum(0))
+    return torch.cat(found)

@@ -15,7 +15,6 @@ own units.  What a row becomes depends on it, its label, the model and the seed,
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -192,12 +191,11 @@ def _starts(keys: Keys, x: Tensor, seed: int, eps: float) -> Tensor:
     """A point of the box [-eps, eps] for every row, drawn by its key: the same bits on every device."""
     import torch
 
-    from influence_cli.maths.masks import hashed_uniform
+    from influence_cli.maths.hashed_draws import hashed_uniform, stream_key
 
     rows: list[Tensor] = []
     for key in keys:
-        text = f"{seed}:".encode() + key.tobytes()
-        number = int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"influence.start").digest(), "little")
+        number = stream_key(f"{seed}:".encode() + key.tobytes(), "start")
         bits = hashed_uniform(number, x[0].numel(), x.device)
         rows.append(((bits.double() + 0.5) * 2.0**-31 - 1.0).view(x.shape[1:]))
     return (eps * torch.stack(rows)).to(x.dtype)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from influence_cli.errors import ModelError
-from influence_cli.maths.masks import hashed_uniform
+from influence_cli.maths.hashed_draws import hashed_uniform
 
 AFFINE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the largest logit: rounding, and no curvature
 Logits = Callable[[Tensor], Tensor]

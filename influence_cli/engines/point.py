@@ -20,7 +20,7 @@ from influence_cli.engines.batch_size import out_of_memory
 from influence_cli.engines.dual.dual import NotShared, leaf, tangents_of, value_of
 from influence_cli.engines.dual.folding import folds
 from influence_cli.errors import ModelError
-from influence_cli.maths.masks import drop
+from influence_cli.maths.hashed_draws import drop
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.named_tensors import as_argument, mapped
 from influence_cli.model.parameters import select_parameters

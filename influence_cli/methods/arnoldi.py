@@ -99,10 +99,8 @@ class Arnoldi(ByProducts):
                 progress.advance(1)
                 return image
 
-            found = lanczos(
-                product, start.astype(np.float32 if single else np.float64), most, tolerance,
-                curvature.interim.load(), curvature.interim.offer,
-            )  # fmt: skip
+            start = start.astype(np.float32 if single else np.float64)
+            found = lanczos(product, start, most, tolerance, curvature.interim)
         values = ritz(found.diagonal, found.beside)[0]
         facts = {
             "curvature": MODES[self.mode],

@@ -80,7 +80,6 @@ class CG(ByProducts):
         seen, shift = self.seen(curvature, self.fit_sample), (self.l2 or 0.0) + damping
         tolerance, iterations = self.ends(seen.size)
         most = int(self.costs(len(seen.rows), seen.size).solve_passes)
-        interim = curvature.interim
         with curvature.listener.progress("curvature (cg)", most, "passes over the fit rows") as progress:
 
             def product(v: Columns) -> Columns:
@@ -88,7 +87,7 @@ class CG(ByProducts):
                 progress.advance(1)
                 return image
 
-            solved = conjugate_gradients(product, q, tolerance, iterations, interim.load(), interim.offer)
+            solved = conjugate_gradients(product, q, tolerance, iterations, curvature.interim)
         worst = float(solved.residuals.max())
         facts = {
             **self.facts_of(curvature, damping, self.damping is None),

@@ -71,8 +71,7 @@ class DataInf(ByLayers):
             ModelError: a lambda is 0.
             UsageError: tensors have no row gradients, and ``other`` is refuse.
         """
-        from influence_cli.curvature.rank_one import RankOneSums
-        from influence_cli.maths.rank_one import default_dampings
+        from influence_cli.curvature.rank_one import RankOneSums, default_dampings
 
         table, names, l2 = curvature.factor["tensors"], list(curvature.layout), self.l2 or 0.0
         squares = {int(place): float(value) for place, value in table}

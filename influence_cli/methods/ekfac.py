@@ -97,15 +97,10 @@ class EKFAC(ByLayers):
         Raises:
             ModelError: as ``precondition``.
         """
-        from influence_cli.curvature.kronecker_form import KroneckerForm, Turned
+        from influence_cli.curvature.kronecker import KroneckerForm
 
         inverse, facts = self._inverse(curvature)
-        names = list(curvature.layout)
-        layers = {names[x.weight]: Turned(x.q_a, x.q_s, 1.0 / x.shifted) for x in inverse.layers}
-        shares = {
-            names[place]: 1.0 / inverse.scalars[place] if place in inverse.scalars else 0.0 for place in inverse.others
-        }
-        return KroneckerForm(layers, shares), facts
+        return KroneckerForm(inverse, list(curvature.layout)), facts
 
     def _inverse(self, curvature: Curvature) -> tuple[KroneckerInverse, Facts]:
         """The damped inverse, and what is worth saying of it.

@@ -79,10 +79,10 @@ class Exact(Preconditioned):
 
     def fit(self, curvature: Curvature) -> Factor:
         """The matrix K, its eigenvalues, the data term's gradient and the parameters."""
-        from influence_cli.maths.inverse import eigenvalues_of, spectrum
+        from influence_cli.maths.inverse import spectrum
 
         matrix, gradient = curvature.dense(MODES[self.mode])
-        eigenvalues = eigenvalues_of(matrix)
+        eigenvalues = np.linalg.eigvalsh(matrix).astype(np.float64, copy=False)
         facts = {"curvature": MODES[self.mode], **spectrum(eigenvalues, eigenvalues)}
         facts["gradient_norm"] = float(np.linalg.norm(gradient))
         arrays = {"matrix": matrix, "eigenvalues": eigenvalues, "gradient": gradient, "theta": curvature.theta}

@@ -23,7 +23,7 @@ from scipy import stats
 
 from influence_cli.engines.point import Point
 from influence_cli.errors import UsageError
-from influence_cli.maths.masks import drop, keep_mask
+from influence_cli.maths.hashed_draws import drop, keep_mask
 from influence_cli.methods import METHODS, make_methods
 from influence_cli.methods.ip_ensemble import IPEnsemble
 from influence_cli.methods.protocol import Linear, OutputMethod, RowMethod
