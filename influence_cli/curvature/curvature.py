@@ -37,8 +37,7 @@ from influence_cli.curvature.jacobians import Jacobians, Way
 from influence_cli.curvature.linearised import Graph, Linearised
 from influence_cli.data.manifest import Rows
 from influence_cli.engines.engine import Directions
-from influence_cli.engines.finite import usable_rows
-from influence_cli.engines.point import DTYPES, Point
+from influence_cli.engines.point import DTYPES, Point, usable_rows
 from influence_cli.events import SILENT, Listener
 from influence_cli.maths.iterative import FORGETFUL, Interim
 from influence_cli.model.decoded import Batches, DecodedBatches

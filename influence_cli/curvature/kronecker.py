@@ -20,7 +20,6 @@ from influence_cli.curvature.dense import check_rows, residuals
 from influence_cli.curvature.fit_pass import layers_at, passes
 from influence_cli.engines.layerwise.blocks import MATERIALISED, Block, BlockLayout
 from influence_cli.engines.layerwise.layers import Layers
-from influence_cli.engines.layerwise.positions import positions
 from influence_cli.engines.layerwise.protocol import total
 from influence_cli.errors import ModelError
 from influence_cli.maths.hashed_draws import keyed_uniform
@@ -151,7 +150,7 @@ class KroneckerFit:
             layer = self._of.get(block.name)
             if layer is None:
                 continue
-            for rows, a, d in positions(block):
+            for rows, a, d in block.positions():
                 check_rows(self.curvature.rows, index[rows], d)
                 if k == 0:
                     layer.moment_a += second_moment(a, w[rows])
@@ -181,12 +180,12 @@ class KroneckerFit:
             assert layer.q_a is not None
             assert layer.q_s is not None
             assert layer.lam is not None
-            for rows, a, d in positions(block):
+            for rows, a, d in block.positions():
                 layer.lam += rotated_squares(a, d, w[rows], layer.q_a, layer.q_s) * share
 
 
 class KroneckerForm:
-    """From the blocks of b rows to g_i^T P g_i, float64 [b]; P is in a layer's eigenbasis or a number for a parameter."""
+    """From the blocks of b rows to g_i^T P g_i, float64 [b]; P in a layer's eigenbasis or a number for a parameter."""
 
     def __init__(self, inverse: KroneckerInverse, names: list[str]) -> None:
         """``names`` are the parameters by their place in ``inverse``."""
@@ -221,7 +220,7 @@ class KroneckerForm:
             layer, like = self.layers[weight], block.like
             q_a, q_s = (torch.from_numpy(q.copy()).to(like.device, like.dtype) for q in (layer.q_a, layer.q_s))
             self._held[weight] = q_a, q_s, torch.from_numpy(1.0 / layer.shifted).to(like.device)
-        return torch.cat([inverse_forms(a, d, *self._held[weight]) for _, a, d in positions(block)])
+        return torch.cat([inverse_forms(a, d, *self._held[weight]) for _, a, d in block.positions()])
 
 
 def _weighted_squares(block: Block, shares: dict[str, float]) -> Tensor:

@@ -23,7 +23,7 @@ from influence_cli.errors import ModelError
 from influence_cli.maths.hashed_draws import drop
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.named_tensors import as_argument, mapped
-from influence_cli.model.parameters import select_parameters
+from influence_cli.model.parameters import pulled, select_parameters
 from influence_cli.model.precision import in_precision
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
@@ -109,6 +109,10 @@ class Point:
                 for n, p in self.selected.items()
             }
 
+    def leaves(self) -> dict[str, Tensor]:
+        """The selected parameters as leaves of a graph, to take gradients in."""
+        return {n: p.detach().requires_grad_() for n, p in self.selected.items()}
+
     def logits(self, x: Tensor, selected: dict[str, Tensor] | None = None) -> Tensor:
         """Logits [n, C] of inputs [n, ...].
 
@@ -193,3 +197,52 @@ class Point:
             self._prepared = directions, duals
             return duals
         return self._prepared[1]
+
+
+def usable_rows(point: Point, x: Tensor) -> Tensor:
+    """Which rows [b] have finite logits, and derivatives in the point's selected parameters that are no overflow.
+
+    A row's derivatives are J^T v, with one v [C] for all rows; their squared norm has to be finite in the point's
+    precision, or tangents along any direction may not be.  The loss gradient is no measure: it is 0 for a row that is
+    predicted with certainty, however large J is.  Rows are summed, with weights that let none hide another, and are
+    looked at one by one only where the sum is too large.  Of a model that cannot be differentiated backwards (there are
+    other ways) the logits alone are looked at.
+    """
+    usable = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    own = point.leaves()
+    most = torch.finfo(point.dtype).max
+    waiting = [torch.arange(len(x), device=x.device)]
+    while waiting:
+        some = waiting.pop()
+        with torch.enable_grad(), differentiable_kernels(point.recurrent):
+            logits = point.logits(x[some], own)
+            finite = torch.isfinite(logits.detach()).all(1)
+            if not bool(finite.all()):
+                usable[some[~finite]] = False
+                waiting += [some[finite]] if bool(finite.any()) else []
+                continue
+            generator = torch.Generator().manual_seed(0)
+            v = torch.randn(logits.shape[1], generator=generator)
+            weights = 0.5 + torch.rand(len(some), generator=generator) if len(some) > 1 else torch.ones(1)
+            try:
+                gradients = pulled([logits], list(own.values()), [(weights[:, None] * v).to(logits)])
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    raise
+                continue
+        if sum(float(g.double().square().sum()) for g in gradients) < (most if len(some) == 1 else most / 16):
+            continue
+        if len(some) == 1:
+            usable[some] = False
+        else:
+            waiting += list(some.tensor_split(2))
+    return usable
+
+
+def comparable(point: Point, x: Tensor) -> Tensor:
+    """The point's own few rows, or else those of ``x``, less those that nothing can be compared on."""
+    for some in (point.few, x):
+        usable = None if some is None else usable_rows(point, some)
+        if some is not None and usable is not None and bool(usable.any()):
+            return some[usable]
+    return x

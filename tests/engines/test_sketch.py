@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from influence_cli.engines import sketch
 from influence_cli.engines.layerwise.blocks import Block
 from influence_cli.engines.point import Point
-from influence_cli.engines.row_gradients import RowGradients
+from influence_cli.engines.row_gradients import LayerColumns, Projection, RowGradients, laid_out
 from influence_cli.engines.row_values import RowValues
-from influence_cli.engines.sketch import LayerColumns, Projection, laid_out
 from influence_cli.maths.sketch import (
     add_folded,
     factor_bound,

@@ -212,7 +212,7 @@ def _differing(model: WatchedModel, some: Tensor, tape: Tape) -> list[str]:
     generator = torch.Generator().manual_seed(0)
     c = (torch.randint(0, 2, (len(some),), generator=generator) * 2 - 1).to(point.device, point.dtype)
     c = c * (torch.arange(len(some), device=point.device) % LEAST + 1)
-    parameters = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
+    parameters = point.leaves()
     with torch.enable_grad(), differentiable_kernels(point.recurrent):
         logits = point.logits(some, parameters)
         v = torch.randn(logits.shape, generator=generator).to(point.device, point.dtype)
