@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,34 @@ def differentiable_kernels(recurrent: bool = False) -> Iterator[None]:
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(reduced)
 
 
+def is_recurrent(model: nn.Module) -> bool:
+    """Whether a model has recurrent layers."""
+    return any(isinstance(m, nn.RNNBase) for m in model.modules())
+
+
+def check_evaluation_mode(model: nn.Module) -> None:
+    """Refuse a model of which a part is in training mode.
+
+    Raises:
+        ModelError: there is one; names it.
+    """
+    for name, module in model.named_modules():
+        if module.training:
+            raise ModelError(f"module {name or 'model'} is in training mode", fix="call model.eval()")
+
+
+def as_logits(out: Any, rows: int) -> Tensor:
+    """A model's output, which has to be logits [n, C] of so many rows.
+
+    Raises:
+        ModelError: it is something else.
+    """
+    if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != rows:
+        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ModelError(f"the model's output is {shape}, not logits [n, C]", fix="give a classifier")
+    return out
+
+
 def agree(found: Tensor, expected: Tensor, bound: float, largest: float) -> bool:
     """Whether values [n, C] are those expected, each row to a share ``bound`` of its own size or the middle row's.
 
@@ -90,12 +119,10 @@ class Point:
 
         With ``selected``, these parameters are taken as they are, whatever ``params`` and dropout say.
         """
-        for name, module in model.named_modules():
-            if module.training:
-                raise ModelError(f"module {name or 'model'} is in training mode", fix="call model.eval()")
+        check_evaluation_mode(model)
         self.device, self.dtype = device, DTYPES[precision]
         self.model = in_precision(model.to(device=device), self.dtype)
-        self.recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
+        self.recurrent = is_recurrent(model)
         self.selected = select_parameters(self.model, params) if selected is None else selected
         self.few: Tensor | None = None  # inputs of rows from all over the data, on which whatever is tried is checked
         self.fallback: str | None = None  # why directions do not share a pass, where they do not
@@ -120,10 +147,7 @@ class Point:
             ModelError: the output is not [n, C].
         """
         out = functional_call(self.model, self.selected if selected is None else selected, (as_argument(x),))
-        if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(x):
-            shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ModelError(f"the model's output is {shape}, not logits [n, C]", fix="give a classifier")
-        return out
+        return as_logits(out, len(x))
 
     def outputs(self, x: Tensor, directions: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
         """Logits [n, C], and for each direction the logits' tangent [n, C]; those of bf16 in float32.
