@@ -24,6 +24,7 @@ from influence_cli.engines.layerwise.protocol import total
 from influence_cli.errors import ModelError
 from influence_cli.maths.hashed_draws import keyed_uniform
 from influence_cli.maths.kronecker import (
+    KroneckerInverse,
     eigenbasis,
     inverse_forms,
     label_at,
@@ -31,7 +32,6 @@ from influence_cli.maths.kronecker import (
     rotated_squares,
     second_moment,
 )
-from influence_cli.maths.kronecker_inverse import KroneckerInverse
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
@@ -57,14 +57,6 @@ class _Layer:
     lam: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Factored:
-    """Parameters by name: those in layers that are factored, and the others."""
-
-    factored: tuple[str, ...]
-    others: tuple[str, ...]
-
-
 class KroneckerFit:
     """The factors of a curvature's layers."""
 
@@ -74,13 +66,10 @@ class KroneckerFit:
         self.layers: Layers = layers_at(curvature)
         self.names = list(curvature.layout)
         self._of: dict[str, _Layer] = {b.name: self._layer(b) for b in self.layers.blocks if b.affine is not None}
-        self._traces = {b.name: 0.0 for b in self.layers.blocks if b.affine is None}
-
-    @property
-    def coverage(self) -> Factored:
-        """Which parameters are factored."""
         inside = {n for layer in self._of.values() for n in layer.layout.shapes}
-        return Factored(tuple(n for n in self.names if n in inside), tuple(n for n in self.names if n not in inside))
+        self.factored = [n for n in self.names if n in inside]  # parameters in layers that are
+        self.others = [n for n in self.names if n not in inside]
+        self._traces = {b.name: 0.0 for b in self.layers.blocks if b.affine is None}
 
     def arrays(self) -> Arrays:
         """Bases and eigenvalues of every layer by its number, and the mean eigenvalue of the other parameters.
@@ -100,7 +89,7 @@ class KroneckerFit:
             lam = (layer.lam / self.curvature.weight).cpu().numpy()
             place = np.array([layer.weight, layer.bias], dtype=np.float64)
             found |= {f"{k}.{name}": value for name, value in {**layer.basis, "lam": lam, "place": place}.items()}
-        place = {n: self.names.index(n) for n in self.coverage.others}
+        place = {n: self.names.index(n) for n in self.others}
         means = dict.fromkeys(place, float("nan"))
         for b in self.layers.blocks:
             if b.name in self._traces:

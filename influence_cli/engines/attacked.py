@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,10 +66,11 @@ def attack(
         elif kind == "fgsm":
             moved = (x + facts["eps"] * slope(x).sign()).clamp(low, high)
         else:
-            start = x
+            moved, eps = x, facts["eps"]
             if facts["start"] is not None:
-                start = (x + _starts(keys, x, facts["start"], facts["eps"])).clamp(low, high)
-            moved = _pgd(slope, x, start, facts, low, high)
+                moved = (x + _starts(keys, x, facts["start"], eps)).clamp(low, high)
+            for _ in range(facts["steps"]):
+                moved = (x + ((moved - x) + facts["step"] * slope(moved).sign()).clamp(-eps, eps)).clamp(low, high)
     finite, inside = moved.isfinite().flatten(1).all(1), ((moved >= low) & (moved <= high)).flatten(1).all(1)
     if not bool((finite & inside).all()):
         worst = int(torch.nonzero(~(finite & inside))[0])
@@ -108,16 +108,6 @@ def _slope(model: nn.Module, spec: ModelSpec, x: Tensor, labels: Tensor, loss: R
         total = loss.rows(_logits(model, spec, at), labels).sum()
         (slope,) = torch.autograd.grad(total, at, materialize_grads=True)
     return slope
-
-
-def _pgd(
-    slope: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, facts: dict[str, Any], low: float, high: float
-) -> Tensor:
-    """Steps along the sign of the slope, each projected into the box around x and into the valid range."""
-    eps, now = facts["eps"], start
-    for _ in range(facts["steps"]):
-        now = (x + ((now - x) + facts["step"] * slope(now).sign()).clamp(-eps, eps)).clamp(low, high)
-    return now
 
 
 def _starts(keys: Keys, x: Tensor, seed: int, eps: float) -> Tensor:

@@ -29,7 +29,7 @@ from influence_cli.settings import setting
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
-    from influence_cli.maths.kronecker_inverse import KroneckerInverse
+    from influence_cli.maths.kronecker import KroneckerInverse
 
 MODES = ("ekfac", "kfac")
 LABELS = ("sampled", "exact")
@@ -73,9 +73,8 @@ class EKFAC(ByLayers):
         from influence_cli.curvature.kronecker import KroneckerFit
 
         fit = KroneckerFit(self.seen(curvature, self.fit_sample), self.labels, self.draws, self.seed)
-        self.check_left_over(list(fit.coverage.others))
-        facts = {"factored": list(fit.coverage.factored), "others": list(fit.coverage.others)}
-        return Factor(fit.arrays(), facts)
+        self.check_left_over(fit.others)
+        return Factor(fit.arrays(), {"factored": fit.factored, "others": fit.others})
 
     def precondition(self, q: Columns, curvature: Curvature) -> tuple[Columns, Facts]:
         """Every layer's q in its basis over eigenvalues, l2 and delta.
@@ -103,13 +102,8 @@ class EKFAC(ByLayers):
         return KroneckerForm(inverse, list(curvature.layout)), facts
 
     def _inverse(self, curvature: Curvature) -> tuple[KroneckerInverse, Facts]:
-        """The damped inverse, and what is worth saying of it.
-
-        Raises:
-            ModelError: a layer's Fisher is singular, and nothing is damped.
-            UsageError: parameters have no factors, and ``other`` is refuse.
-        """
-        from influence_cli.maths.kronecker_inverse import KroneckerInverse
+        """The damped inverse, and what is worth saying of it."""
+        from influence_cli.maths.kronecker import KroneckerInverse
 
         factor, names, l2 = curvature.factor, list(curvature.layout), self.l2 or 0.0
         left = [names[int(place)] for place, _ in factor["others"]]

@@ -92,7 +92,7 @@ class Exact(Preconditioned):
         """(K + l2 I + delta I)^-1 q, and the spectrum of K + l2 I, delta, and |grad R(theta)|.
 
         Raises:
-            ModelError: the matrix is not positive definite and the mode needs it to be.
+            ModelError: damped, and as the mode takes it, the matrix is not positive definite.
         """
         inverse, facts = self._inverse(curvature)
         return inverse.solve(q), facts
@@ -113,11 +113,7 @@ class Exact(Preconditioned):
         return DenseForm(list(curvature.layout), inverse.form), facts
 
     def _inverse(self, curvature: Curvature) -> tuple[DenseInverse, Facts]:
-        """The inverse; the spectrum of K + l2 I, delta and |grad R(theta)|.
-
-        Raises:
-            ModelError: damped, and as the mode takes it, the matrix is not positive definite.
-        """
+        """The inverse; the spectrum of K + l2 I, delta and |grad R(theta)|."""
         from influence_cli.maths import inverse
 
         fitted, l2 = curvature.factor, self.l2 or 0.0

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from influence_cli.engines import sketch
 from influence_cli.engines.layerwise.blocks import Block
 from influence_cli.engines.point import Point
 from influence_cli.engines.row_gradients import LayerColumns, Projection, RowGradients, laid_out
@@ -230,7 +229,7 @@ def test_inner_products_of_every_shape_of_layer_are_unbiased_over_seeds(
 
     The sum over layers has the variance of its layers, and of every two of them that share columns.
     """
-    monkeypatch.setattr(sketch, "FOLDED", most_folded)
+    monkeypatch.setattr("influence_cli.engines.row_gradients.FOLDED", most_folded)
     blocks, *_ = blocks_of(name)
     layers = laid_out(tuple(b.layout for b in blocks), k)
     for layer, block in zip(layers, blocks, strict=True):
