@@ -37,6 +37,8 @@ from influence_cli.curvature.jacobians import Jacobians, Way
 from influence_cli.curvature.linearised import Graph, Linearised
 from influence_cli.data.manifest import Rows
 from influence_cli.engines.engine import Directions
+from influence_cli.engines.layerwise.layers import Layers
+from influence_cli.engines.layerwise.tape import Tape
 from influence_cli.engines.point import DTYPES, Point, usable_rows
 from influence_cli.events import SILENT, Listener
 from influence_cli.maths.iterative import FORGETFUL, Interim
@@ -279,6 +281,25 @@ class Curvature:
         self.kept_inputs = kept.all() if head is not None else None
         if self.kept_inputs is not None:
             self._decoded = None
+
+    def layers(self) -> Layers:
+        """The blocks of what ``tapes`` runs, the model or its head; planned on the first batch."""
+        first = self.over(self.rows.take(np.arange(min(self.batch_size, len(self.rows)))), "fp64")
+        _, x, _, _ = next(first.batches("layers"))
+        x = x.to(self.dtype)
+        head = self.head(x)
+        return Layers(self.point, x) if head is None else Layers(head.point, head.inputs(x))
+
+    def tapes(self, layers: Layers, what: str) -> Iterator[tuple[NDArray[np.int64], Tape, Tensor, Tensor]]:
+        """(rows, a forward pass, labels, weights) of every batch.
+
+        Raises:
+            ManifestError: a row's logits are not finite; names it.
+        """
+        for index, x, y, w in self.head_batches(what):
+            tape = layers.forward(x)
+            check_rows(self.rows, index, tape.logits)
+            yield index, tape, y, w
 
     def _labelled(self, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Labels and weights of some rows."""

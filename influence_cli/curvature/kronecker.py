@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from influence_cli.curvature.dense import check_rows, residuals
-from influence_cli.curvature.fit_pass import layers_at, passes
 from influence_cli.engines.layerwise.blocks import MATERIALISED, Block, BlockLayout
 from influence_cli.engines.layerwise.layers import Layers
 from influence_cli.engines.layerwise.protocol import total
@@ -63,7 +62,7 @@ class KroneckerFit:
     def __init__(self, curvature: Curvature, labels: str, draws: int, seed: int) -> None:
         """Layers are found now; ``labels`` is sampled or exact."""
         self.curvature, self.labels, self.draws, self.seed = curvature, labels, draws, seed
-        self.layers: Layers = layers_at(curvature)
+        self.layers: Layers = curvature.layers()
         self.names = list(curvature.layout)
         self._of: dict[str, _Layer] = {b.name: self._layer(b) for b in self.layers.blocks if b.affine is not None}
         inside = {n for layer in self._of.values() for n in layer.layout.shapes}
@@ -81,7 +80,7 @@ class KroneckerFit:
             self._set_basis(layer, {name: bases[f"{k}.{name}"] for name in BASIS})
         if bases:
             self.curvature.interim.offer(lambda: bases)
-        for index, tape, _, w in passes(self.curvature, self.layers, "curvature (ekfac: eigenvalues)"):
+        for index, tape, _, w in self.curvature.tapes(self.layers, "curvature (ekfac: eigenvalues)"):
             self._add_squares(index, tape, w)
         found: Arrays = {}
         for k, layer in enumerate(self._of.values()):
@@ -100,7 +99,7 @@ class KroneckerFit:
 
     def _bases(self) -> Arrays:
         """The first pass: eigenvectors and eigenvalues of both factors of every layer, by its number."""
-        for index, tape, _, w in passes(self.curvature, self.layers, "curvature (ekfac: bases)"):
+        for index, tape, _, w in self.curvature.tapes(self.layers, "curvature (ekfac: bases)"):
             self._add_moments(index, tape, w)
         return {
             f"{k}.{name}": a for k, layer in enumerate(self._of.values()) for name, a in self._eigenbases(layer).items()

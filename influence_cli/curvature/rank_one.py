@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from influence_cli.curvature.dense import check_rows, residuals
-from influence_cli.curvature.fit_pass import layers_at, passes
 from influence_cli.engines.layerwise.blocks import BlockLayout, Site
 from influence_cli.engines.layerwise.own_forward import OwnForward
 
@@ -57,7 +56,7 @@ class RankOneSums:
     """Sums over the fit rows of their gradients, with their own labels, of every tensor that has a block."""
 
     def __init__(self, curvature: Curvature) -> None:
-        self.curvature, self.layers = curvature, layers_at(curvature)
+        self.curvature, self.layers = curvature, curvature.layers()
         self.layers.blocks = by_tensor(self.layers.blocks)
         names = list(curvature.layout)
         self.places = [names.index(block.name) for block in self.layers.blocks]
@@ -65,7 +64,7 @@ class RankOneSums:
     def mean_squares(self) -> Floats:
         """(1/n) sum_i w_i |g_i|^2 of every tensor with a block [L]."""
         total = torch.zeros(len(self.places), dtype=torch.float64, device=self.curvature.device)
-        for index, tape, y, w in passes(self.curvature, self.layers, "curvature (datainf: sizes)"):
+        for index, tape, y, w in self.curvature.tapes(self.layers, "curvature (datainf: sizes)"):
             for k, block in enumerate(tape.pull(residuals(tape.logits.softmax(dim=1), y))):
                 squared = block.squared_norms()
                 check_rows(self.curvature.rows, index, squared[:, None])
@@ -78,7 +77,7 @@ class RankOneSums:
         columns = [c.by_name(q[:, j]) for j in range(q.shape[1])]
         along = [{n: torch.from_numpy(v[n]).to(c.device, c.dtype) for n in c.layout} for v in columns]
         sums = [{n: torch.zeros(s, dtype=torch.float64, device=c.device) for n, s in c.layout.items()} for _ in along]
-        for _, tape, y, w in passes(c, self.layers, "curvature (datainf: sums)"):
+        for _, tape, y, w in c.tapes(self.layers, "curvature (datainf: sums)"):
             for block, damping in zip(tape.pull(residuals(tape.logits.softmax(dim=1), y)), dampings, strict=True):
                 squared = block.squared_norms()
                 for v, total in zip(along, sums, strict=True):

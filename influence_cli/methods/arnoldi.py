@@ -102,14 +102,9 @@ class Arnoldi(ByProducts):
             start = start.astype(np.float32 if single else np.float64)
             found = lanczos(product, start, most, tolerance, curvature.interim)
         values = ritz(found.diagonal, found.beside)[0]
-        facts = {
-            "curvature": MODES[self.mode],
-            "vectors": len(found.basis),
-            "complete": found.complete,
-            "smallest_ritz_value": float(values[0]),
-            "largest_ritz_value": float(values[-1]),
-            "gradient_norm": float(np.linalg.norm(gradient)),
-        }
+        facts = {"curvature": MODES[self.mode], "vectors": len(found.basis), "complete": found.complete}
+        facts |= {"smallest_ritz_value": float(values[0]), "largest_ritz_value": float(values[-1])}
+        facts["gradient_norm"] = float(np.linalg.norm(gradient))
         return Factor({**found.arrays(), "gradient": gradient, "theta": curvature.theta}, facts)
 
     def precondition(self, q: Columns, curvature: Curvature) -> tuple[Columns, Facts]:

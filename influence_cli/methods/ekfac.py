@@ -91,11 +91,7 @@ class EKFAC(ByLayers):
         return self_influence("ekfac") if relative else None
 
     def form(self, curvature: Curvature) -> tuple[OfBlocks, Facts]:
-        """The same by layer: a weighted sum of squares in the layer's basis.
-
-        Raises:
-            ModelError: as ``precondition``.
-        """
+        """The same by layer, a weighted sum of squares in the layer's basis; errors as of ``precondition``."""
         from influence_cli.curvature.kronecker import KroneckerForm
 
         inverse, facts = self._inverse(curvature)

@@ -102,11 +102,7 @@ class Exact(Preconditioned):
         return self_influence("exact") if relative else None
 
     def form(self, curvature: Curvature) -> tuple[OfBlocks, Facts]:
-        """The same in float64, from the rows' whole gradients and one factorisation.
-
-        Raises:
-            ModelError: as ``precondition``.
-        """
+        """The same in float64, from rows' whole gradients and one factorisation; errors as of ``precondition``."""
         from influence_cli.engines.row_values import DenseForm
 
         inverse, facts = self._inverse(curvature)

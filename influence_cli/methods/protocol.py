@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["signed", "ranking"]
 Floats = NDArray[np.float64]
+Logits = NDArray[np.floating]
+Labels = NDArray[np.int64]
 Columns = Floats  # [d, k]: k directions, flat in the order of the curvature's layout
 Facts = dict[str, Any]  # plain values for metadata, provenance and a line of the summary
 OfBlocks = Callable[["list[Block]"], "Tensor"]  # the blocks of a batch of b rows to a value of each, float64 [b]
@@ -92,7 +94,7 @@ class Stored(Protocol):
         """The run's seed."""
         ...
 
-    def logits(self, member: Member) -> NDArray[np.floating]:
+    def logits(self, member: Member) -> Logits:
         """Logits [n, C] at a member."""
         ...
 
@@ -251,9 +253,7 @@ class OutputMethod(Method):
         """The value of each row at the first member."""
         return [Scores(self.of_outputs(stored.logits(stored.members[0]), rows.labels, loss))]
 
-    def of_outputs(
-        self, logits: NDArray[np.floating], labels: NDArray[np.int64], loss: RowLoss = CROSS_ENTROPY
-    ) -> Floats:
+    def of_outputs(self, logits: Logits, labels: Labels, loss: RowLoss = CROSS_ENTROPY) -> Floats:
         """Scores [n], under the run's row loss."""
         raise NotImplementedError
 

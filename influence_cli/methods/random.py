@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from influence_cli.methods.protocol import Kind, Method, Scores, Stored
+from influence_cli.methods.protocol import Floats, Kind, Method, Scores, Stored
 
 if TYPE_CHECKING:
     from influence_cli.data.manifest import Rows
@@ -28,7 +27,7 @@ class Random(Method):
         return [Scores(uniform_draws(rows.ids, stored.seed))]
 
 
-def uniform_draws(ids: list[str], seed: int) -> NDArray[np.float64]:
+def uniform_draws(ids: list[str], seed: int) -> Floats:
     """Uniform draws [n] on [0, 1) from (seed, id)."""
     salt = seed.to_bytes(8, "little", signed=True)
     drawn = [hashlib.blake2b(i.encode(), digest_size=8, key=salt).digest() for i in ids]

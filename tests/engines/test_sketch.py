@@ -20,15 +20,7 @@ from influence_cli.engines.layerwise.blocks import Block
 from influence_cli.engines.point import Point
 from influence_cli.engines.row_gradients import LayerColumns, Projection, RowGradients, laid_out
 from influence_cli.engines.row_values import RowValues
-from influence_cli.maths.sketch import (
-    add_folded,
-    factor_bound,
-    factor_shape,
-    factor_sketch,
-    hash_key,
-    shifts,
-    signs,
-)
+from influence_cli.maths.sketch import add_folded, factor_bound, factor_shape, factor_sketch, hash_key, shifts, signs
 from influence_cli.model.losses import CROSS_ENTROPY
 from tests.engines.test_engine import CPU
 from tests.engines.test_layers import EVERY, construct
