@@ -51,9 +51,8 @@ class _Layer:
     moment_s: Tensor
     steps: float = 0.0  # sum_i w_i T
     basis: Arrays = field(default_factory=dict)
-    q_a: Tensor | None = None
-    q_s: Tensor | None = None
-    lam: Tensor | None = None
+    turn: tuple[Tensor, Tensor] = field(default_factory=lambda: (torch.empty(0), torch.empty(0)))  # q_a and q_s
+    lam: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 class KroneckerFit:
@@ -84,7 +83,6 @@ class KroneckerFit:
             self._add_squares(index, tape, w)
         found: Arrays = {}
         for k, layer in enumerate(self._of.values()):
-            assert layer.lam is not None
             lam = (layer.lam / self.curvature.weight).cpu().numpy()
             place = np.array([layer.weight, layer.bias], dtype=np.float64)
             found |= {f"{k}.{name}": value for name, value in {**layer.basis, "lam": lam, "place": place}.items()}
@@ -156,7 +154,7 @@ class KroneckerFit:
     def _set_basis(self, layer: _Layer, basis: Arrays) -> None:
         """Have a basis, for the second pass."""
         layer.basis, device = basis, self.curvature.device
-        layer.q_a, layer.q_s = (torch.from_numpy(basis[name]).to(device) for name in ("q_a", "q_s"))
+        layer.turn = torch.from_numpy(basis["q_a"]).to(device), torch.from_numpy(basis["q_s"]).to(device)
         layer.lam = torch.zeros(len(basis["e_s"]), len(basis["e_a"]), dtype=torch.float64, device=device)
 
     def _add_squares(self, index: NDArray[np.int64], tape: Any, w: Tensor) -> None:
@@ -165,11 +163,8 @@ class KroneckerFit:
             if layer is None:
                 self._traces[block.name] += share * float((block.squared_norms() * w.double()).sum())
                 continue
-            assert layer.q_a is not None
-            assert layer.q_s is not None
-            assert layer.lam is not None
             for rows, a, d in block.positions():
-                layer.lam += rotated_squares(a, d, w[rows], layer.q_a, layer.q_s) * share
+                layer.lam += rotated_squares(a, d, w[rows], *layer.turn) * share
 
 
 class KroneckerForm:

@@ -144,10 +144,6 @@ class _Sums:
         else:
             self.bucket = [sum_.double() + g for sum_, g in zip(self.bucket, gradients, strict=True)]
 
-    def finite(self) -> bool:
-        """Whether the sums are finite."""
-        return all(bool(torch.isfinite(g).all()) for half in self.halves for g in half)
-
     def enter_bucket(self, b: int) -> None:
         """What is added from now on is of bucket b; nothing more comes of the one before, if that is another."""
         if b != self.number:
@@ -199,7 +195,7 @@ def measure_directions(
     sizes, measured = np.array([len(rows) for rows in by_bucket]), dict[str, Measured]()
     for name, s in sums.items():
         s.close_bucket()
-        if not s.finite():
+        if not all(bool(torch.isfinite(g).all()) for half in s.halves for g in half):
             value = functools.partial(objectives[name].rows, loss=run.loss)
             raise run.without_gradient(value, attacked.get(name))
         measured[name] = _measured(run, s, sizes)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from influence_cli.errors import ModelError
+from influence_cli.maths.conjugate_gradients import RECOMPUTE, Solved, conjugate_gradients
 from influence_cli.methods.protocol import Columns, Facts
 from influence_cli.methods.shapes.by_products import MODES, ByProducts
 from influence_cli.methods.shapes.preconditioned import Costs, check_options
@@ -30,7 +31,6 @@ from influence_cli.settings import setting
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
-    from influence_cli.maths.conjugate_gradients import Solved
 
 SINGLE, DOUBLE = (1e-4, 100), (1e-8, 1000)  # default tolerance and most iterations, by the precision of products
 
@@ -63,8 +63,6 @@ class CG(ByProducts):
 
     def costs(self, rows: int, parameters: int) -> Costs:
         """One pass an iteration, and one for each residual that is computed anew."""
-        from influence_cli.maths.conjugate_gradients import RECOMPUTE
-
         most = self.ends(parameters)[1]
         return replace(super().costs(rows, parameters), solve_passes=most + most // RECOMPUTE + 1)
 
@@ -74,8 +72,6 @@ class CG(ByProducts):
         Raises:
             ModelError: A is not positive definite, or the solve went nowhere.
         """
-        from influence_cli.maths.conjugate_gradients import conjugate_gradients
-
         damping = self.default_damping(curvature) if self.damping is None else self.damping
         seen, shift = self.seen(curvature, self.fit_sample), (self.l2 or 0.0) + damping
         tolerance, iterations = self.ends(seen.size)

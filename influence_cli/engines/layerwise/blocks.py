@@ -111,11 +111,7 @@ class Block:
         """|g_i|^2 for every row, float64 [b]; all calls summed before squaring."""
         found, site = None, self.layout.sites[0]
         if self.calls and len(self.layout.sites) == 1 and not isinstance(site.rule, OwnForward):
-            pairs, names = [(call.a, call.d) for _, call in self.calls], tuple(site.names)
-            if isinstance(site.rule, Affine):
-                found = site.rule.gram(pairs, self.b, names)
-            elif len(pairs) == 1:
-                found = site.rule.norms(*pairs[0], self.b, names)
+            found = site.rule.norms([(call.a, call.d) for _, call in self.calls], self.b, tuple(site.names))
         if found is not None:
             return found
         step = max(1, MATERIALISED // max(1, self.layout.size))
