@@ -180,6 +180,11 @@ def parse_numbers(text: str, flag: str) -> tuple[float, ...]:
         raise UsageError(f"{flag} {text!r} cannot be read", fix="write 0.5 or 0.485,0.456,0.406") from error
 
 
+def setting(default: Any, help: str, unit: str | None = None, limit: bool = False) -> Any:
+    """A field of a method, an objective or an attack that is an option of it; a ``limit`` changes no number."""
+    return dataclasses.field(default=default, metadata={"help": help, "unit": unit, "limit": limit})
+
+
 def build_options(kind: type[T], name: str, given: dict[str, Any]) -> T:
     """An instance of the dataclass ``kind`` from options given as text or as values.
 

@@ -178,8 +178,7 @@ def example(name: str) -> str:
 
 def dual_rules(_: str) -> str:
     """Operations with a rule of their own on dual numbers, and those that are linear."""
-    from influence_cli.engines.dual.dual import RULES
-    from influence_cli.engines.dual.operations import LINEAR
+    from influence_cli.engines.dual.dual import LINEAR, RULES
 
     by_rule: dict[Any, list[str]] = {}
     for operation, rule in RULES.items():

@@ -23,18 +23,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from influence_cli.curvature.dense import CurvatureKind, DenseSums, residuals
-from influence_cli.curvature.finite_rows import check_rows, finite_sum
+from influence_cli.curvature.dense import (
+    CurvatureKind,
+    DenseSums,
+    LinearHead,
+    check_rows,
+    finite_sum,
+    linear_head,
+    residuals,
+)
 from influence_cli.curvature.head import Head, head_of
-from influence_cli.curvature.interim import FORGETFUL, Interim
 from influence_cli.curvature.jacobians import Jacobians, Way
-from influence_cli.curvature.linear_head import LinearHead, linear_head
 from influence_cli.curvature.linearised import Graph, Linearised
 from influence_cli.data.manifest import Rows
 from influence_cli.engines.engine import Directions
-from influence_cli.engines.finite import usable_rows
-from influence_cli.engines.point import DTYPES, Point
+from influence_cli.engines.layerwise.layers import Layers
+from influence_cli.engines.layerwise.tape import Tape
+from influence_cli.engines.point import DTYPES, Point, usable_rows
 from influence_cli.events import SILENT, Listener
+from influence_cli.maths.iterative import FORGETFUL, Interim
 from influence_cli.model.decoded import Batches, DecodedBatches
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.examples import batches, chunked, from_all_over, move, to_input
@@ -83,8 +90,9 @@ class Curvature:
         self._by_rows: dict[tuple[bytes, str], Curvature] = {}
         self._checked = False  # whether a product has seen that every row's logits are finite
         self._decoded: Batches | None = None
-        self._heads: list[Head | None] = []  # of one, once it has been looked for
-        self._head_inputs: Batches | None = None  # its inputs
+        self.found_head: Head | None = None  # see ``head``, which has looked for it then
+        self._looked_for_head = False
+        self.kept_inputs: Batches | None = None  # the head's inputs of all rows, where a pass has kept them
 
     def unusable(self) -> NDArray[np.int64]:
         """Manifest rows whose logits or derivatives are not finite in this precision: they are to be in no sum."""
@@ -218,19 +226,9 @@ class Curvature:
 
     def head(self, x: Tensor) -> Head | None:
         """The module behind whose inputs all selected parameters lie; looked for with the first inputs given."""
-        if not self._heads:
-            self._heads.append(head_of(self.point, x))
-        return self._heads[0]
-
-    @property
-    def found_head(self) -> Head | None:
-        """The same, once it has been looked for."""
-        return self._heads[0] if self._heads else None
-
-    @property
-    def kept_inputs(self) -> Batches | None:
-        """Its inputs of all rows, where a pass has kept them."""
-        return self._head_inputs
+        if not self._looked_for_head:
+            self.found_head, self._looked_for_head = head_of(self.point, x), True
+        return self.found_head
 
     @property
     def _at(self) -> Point:
@@ -267,9 +265,9 @@ class Curvature:
 
     def head_batches(self, what: str) -> Iterator[Batch]:
         """``batches``, with the inputs of the ``head`` in the place of the model's; these too are kept where small."""
-        if self._head_inputs is not None:
+        if self.kept_inputs is not None:
             with self.listener.progress(what, len(self.rows), "fit rows") as progress:
-                for index, h in self._head_inputs:
+                for index, h in self.kept_inputs:
                     yield index, h, *self._labelled(index)
                     progress.advance(len(index))
             return
@@ -280,9 +278,28 @@ class Curvature:
             if head is not None:
                 kept.add(index, h)
             yield index, h, y, w
-        self._head_inputs = kept.all() if head is not None else None
-        if self._head_inputs is not None:
+        self.kept_inputs = kept.all() if head is not None else None
+        if self.kept_inputs is not None:
             self._decoded = None
+
+    def layers(self) -> Layers:
+        """The blocks of what ``tapes`` runs, the model or its head; planned on the first batch."""
+        first = self.over(self.rows.take(np.arange(min(self.batch_size, len(self.rows)))), "fp64")
+        _, x, _, _ = next(first.batches("layers"))
+        x = x.to(self.dtype)
+        head = self.head(x)
+        return Layers(self.point, x) if head is None else Layers(head.point, head.inputs(x))
+
+    def tapes(self, layers: Layers, what: str) -> Iterator[tuple[NDArray[np.int64], Tape, Tensor, Tensor]]:
+        """(rows, a forward pass, labels, weights) of every batch.
+
+        Raises:
+            ManifestError: a row's logits are not finite; names it.
+        """
+        for index, x, y, w in self.head_batches(what):
+            tape = layers.forward(x)
+            check_rows(self.rows, index, tape.logits)
+            yield index, tape, y, w
 
     def _labelled(self, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Labels and weights of some rows."""

@@ -84,10 +84,9 @@ class Head:
         found = self.point.outputs(self.inputs(x), [u])
         if not bool(expected[0].isfinite().all(1).any()):
             return False
-        for a, b in zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True):
-            if not agree(a.double(), b.double(), AGREES.get(self.whole.dtype, 0.2), torch.finfo(self.whole.dtype).max):
-                return False
-        return True
+        bound, most = AGREES.get(self.whole.dtype, 0.2), torch.finfo(self.whole.dtype).max
+        pairs = zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True)
+        return all(agree(a.double(), b.double(), bound, most) for a, b in pairs)
 
 
 def head_of(point: Point, x: Tensor) -> Head | None:

@@ -2,6 +2,7 @@
 
 The Fisher's gradients are of labels that the model itself gives: drawn from its probabilities by row key, fresh ones
 in each pass, or exactly, as the C columns of a root of the output curvature diag(p) - p p^T, a backward pass each.
+``KroneckerForm`` is what rows' own gradients are in them.
 """
 
 from __future__ import annotations
@@ -15,14 +16,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from influence_cli.curvature.dense import residuals
-from influence_cli.curvature.finite_rows import check_rows
-from influence_cli.curvature.fit_pass import layers_at, passes
-from influence_cli.engines.layerwise.blocks import BlockLayout
+from influence_cli.curvature.dense import check_rows, residuals
+from influence_cli.engines.layerwise.blocks import MATERIALISED, Block, BlockLayout
 from influence_cli.engines.layerwise.layers import Layers
-from influence_cli.engines.layerwise.positions import positions
-from influence_cli.maths.keyed_draws import keyed_uniform
-from influence_cli.maths.kronecker import eigenbasis, label_at, output_root, rotated_squares, second_moment
+from influence_cli.engines.layerwise.protocol import total
+from influence_cli.errors import ModelError
+from influence_cli.maths.hashed_draws import keyed_uniform
+from influence_cli.maths.kronecker import (
+    KroneckerInverse,
+    eigenbasis,
+    inverse_forms,
+    label_at,
+    output_root,
+    rotated_squares,
+    second_moment,
+)
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
@@ -43,17 +51,8 @@ class _Layer:
     moment_s: Tensor
     steps: float = 0.0  # sum_i w_i T
     basis: Arrays = field(default_factory=dict)
-    q_a: Tensor | None = None
-    q_s: Tensor | None = None
-    lam: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Factored:
-    """Parameters by name: those in layers that are factored, and the others."""
-
-    factored: tuple[str, ...]
-    others: tuple[str, ...]
+    turn: tuple[Tensor, Tensor] = field(default_factory=lambda: (torch.empty(0), torch.empty(0)))  # q_a and q_s
+    lam: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 class KroneckerFit:
@@ -62,16 +61,13 @@ class KroneckerFit:
     def __init__(self, curvature: Curvature, labels: str, draws: int, seed: int) -> None:
         """Layers are found now; ``labels`` is sampled or exact."""
         self.curvature, self.labels, self.draws, self.seed = curvature, labels, draws, seed
-        self.layers: Layers = layers_at(curvature)
+        self.layers: Layers = curvature.layers()
         self.names = list(curvature.layout)
         self._of: dict[str, _Layer] = {b.name: self._layer(b) for b in self.layers.blocks if b.affine is not None}
-        self._traces = {b.name: 0.0 for b in self.layers.blocks if b.affine is None}
-
-    @property
-    def coverage(self) -> Factored:
-        """Which parameters are factored."""
         inside = {n for layer in self._of.values() for n in layer.layout.shapes}
-        return Factored(tuple(n for n in self.names if n in inside), tuple(n for n in self.names if n not in inside))
+        self.factored = [n for n in self.names if n in inside]  # parameters in layers that are
+        self.others = [n for n in self.names if n not in inside]
+        self._traces = {b.name: 0.0 for b in self.layers.blocks if b.affine is None}
 
     def arrays(self) -> Arrays:
         """Bases and eigenvalues of every layer by its number, and the mean eigenvalue of the other parameters.
@@ -83,15 +79,14 @@ class KroneckerFit:
             self._set_basis(layer, {name: bases[f"{k}.{name}"] for name in BASIS})
         if bases:
             self.curvature.interim.offer(lambda: bases)
-        for index, tape, _, w in passes(self.curvature, self.layers, "curvature (ekfac: eigenvalues)"):
+        for index, tape, _, w in self.curvature.tapes(self.layers, "curvature (ekfac: eigenvalues)"):
             self._add_squares(index, tape, w)
         found: Arrays = {}
         for k, layer in enumerate(self._of.values()):
-            assert layer.lam is not None
             lam = (layer.lam / self.curvature.weight).cpu().numpy()
             place = np.array([layer.weight, layer.bias], dtype=np.float64)
             found |= {f"{k}.{name}": value for name, value in {**layer.basis, "lam": lam, "place": place}.items()}
-        place = {n: self.names.index(n) for n in self.coverage.others}
+        place = {n: self.names.index(n) for n in self.others}
         means = dict.fromkeys(place, float("nan"))
         for b in self.layers.blocks:
             if b.name in self._traces:
@@ -102,7 +97,7 @@ class KroneckerFit:
 
     def _bases(self) -> Arrays:
         """The first pass: eigenvectors and eigenvalues of both factors of every layer, by its number."""
-        for index, tape, _, w in passes(self.curvature, self.layers, "curvature (ekfac: bases)"):
+        for index, tape, _, w in self.curvature.tapes(self.layers, "curvature (ekfac: bases)"):
             self._add_moments(index, tape, w)
         return {
             f"{k}.{name}": a for k, layer in enumerate(self._of.values()) for name, a in self._eigenbases(layer).items()
@@ -141,7 +136,7 @@ class KroneckerFit:
             layer = self._of.get(block.name)
             if layer is None:
                 continue
-            for rows, a, d in positions(block):
+            for rows, a, d in block.positions():
                 check_rows(self.curvature.rows, index[rows], d)
                 if k == 0:
                     layer.moment_a += second_moment(a, w[rows])
@@ -159,7 +154,7 @@ class KroneckerFit:
     def _set_basis(self, layer: _Layer, basis: Arrays) -> None:
         """Have a basis, for the second pass."""
         layer.basis, device = basis, self.curvature.device
-        layer.q_a, layer.q_s = (torch.from_numpy(basis[name]).to(device) for name in ("q_a", "q_s"))
+        layer.turn = torch.from_numpy(basis["q_a"]).to(device), torch.from_numpy(basis["q_s"]).to(device)
         layer.lam = torch.zeros(len(basis["e_s"]), len(basis["e_a"]), dtype=torch.float64, device=device)
 
     def _add_squares(self, index: NDArray[np.int64], tape: Any, w: Tensor) -> None:
@@ -168,8 +163,54 @@ class KroneckerFit:
             if layer is None:
                 self._traces[block.name] += share * float((block.squared_norms() * w.double()).sum())
                 continue
-            assert layer.q_a is not None
-            assert layer.q_s is not None
-            assert layer.lam is not None
-            for rows, a, d in positions(block):
-                layer.lam += rotated_squares(a, d, w[rows], layer.q_a, layer.q_s) * share
+            for rows, a, d in block.positions():
+                layer.lam += rotated_squares(a, d, w[rows], *layer.turn) * share
+
+
+class KroneckerForm:
+    """From the blocks of b rows to g_i^T P g_i, float64 [b]; P in a layer's eigenbasis or a number for a parameter."""
+
+    def __init__(self, inverse: KroneckerInverse, names: list[str]) -> None:
+        """``names`` are the parameters by their place in ``inverse``."""
+        self.layers = {names[layer.weight]: layer for layer in inverse.layers}
+        self.shares = {names[k]: 1.0 / inverse.scalars[k] if k in inverse.scalars else 0.0 for k in inverse.others}
+        self._held: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def __call__(self, blocks: list[Block]) -> Tensor:
+        """The sum over blocks."""
+        return torch.stack([self._of(block) for block in blocks]).sum(0)
+
+    def _of(self, block: Block) -> Tensor:
+        affine = block.layout.affine is not None
+        weight = block.layout.sites[0].names["weight"] if affine else None
+        if weight in self.layers:
+            return self._in_basis(block, weight)
+        names = list(block.layout.shapes)
+        if not set(names) <= set(self.shares):
+            raise ModelError(
+                f"layer {block.name} is not used as it was when its Kronecker factors were fitted",
+                fix="fit them on rows like these: --fit-rows MANIFEST",
+            )
+        shares = {self.shares[name] for name in names}
+        if shares == {0.0}:
+            return torch.zeros(block.b, dtype=torch.float64, device=block.like.device)
+        if len(shares) == 1:
+            return block.squared_norms() * shares.pop()
+        return _weighted_squares(block, self.shares)
+
+    def _in_basis(self, block: Block, weight: str) -> Tensor:
+        if weight not in self._held:
+            layer, like = self.layers[weight], block.like
+            q_a, q_s = (torch.from_numpy(q.copy()).to(like.device, like.dtype) for q in (layer.q_a, layer.q_s))
+            self._held[weight] = q_a, q_s, torch.from_numpy(1.0 / layer.shifted).to(like.device)
+        return torch.cat([inverse_forms(a, d, *self._held[weight]) for _, a, d in block.positions()])
+
+
+def _weighted_squares(block: Block, shares: dict[str, float]) -> Tensor:
+    """Squared norms of a block's parameters, each times its share; rows are taken some at a time."""
+    found: list[Tensor] = []
+    step = max(1, MATERIALISED // max(1, block.layout.size))
+    for first in range(0, block.b, step):
+        gradients = block.gradients(slice(first, first + step))
+        found.append(torch.stack([total(g.square()) * shares[name] for name, g in gradients.items()]).sum(0))
+    return torch.cat(found)

@@ -29,7 +29,7 @@ class Graph:
     def __init__(self, point: Point, x: Tensor) -> None:
         """One forward pass; what it keeps is let go with this object."""
         self.point = point
-        self.selected = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
+        self.selected = point.leaves()
         with torch.enable_grad(), differentiable_kernels(point.recurrent):
             self.logits = point.logits(x, self.selected)
 

@@ -8,8 +8,8 @@ the batch size; sums over buckets give the signal-to-noise ratio, and sums over 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,6 +50,77 @@ class Measured:
     meta: dict[str, Any]  # phi, accuracy, m, m_half, snr, norm
 
 
+@dataclass(eq=False)
+class TargetPass:
+    """Passes over the target rows, whose ``payloads`` are held by row, at one member."""
+
+    point: Point
+    spec: ModelSpec
+    target: Rows
+    payloads: dict[int, Payload]
+    batch_size: int
+    workers: int
+    progress: Progress
+    held: DecodedByKey | None = None  # payloads in it are not decoded again
+
+    @functools.cached_property
+    def own(self) -> dict[str, Tensor]:
+        """The selected parameters, to take gradients in."""
+        return self.point.leaves()
+
+    @functools.cached_property
+    def loss(self) -> RowLoss:
+        """The run's row loss."""
+        return loss_of(self.spec.task)
+
+    def batches(self, rows: Iterable[list[int]]) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
+        """(rows, inputs, labels) of lists of rows, a batch at a time."""
+        labels = torch.from_numpy(self.target.manifest.labels)
+        chunks = ([(k, self.payloads[k]) for k in c] for some in rows for c in chunked(some, self.batch_size))
+        for index, decoded in batches(self.target.manifest, chunks, self.spec, self.workers, held=self.held):
+            yield index, self.inputs(decoded), move(labels[torch.from_numpy(index)], self.point.device)
+            self.progress.advance(len(index))
+
+    def inputs(self, decoded: Any) -> Tensor:
+        """The model's inputs of decoded rows."""
+        return to_input(move(decoded, self.point.device), self.spec, self.point.dtype)
+
+    def gradients(self, value: Tensor, keep: bool = False) -> list[Tensor]:
+        """The gradient of a scalar; with ``keep`` another follows from the same forward pass."""
+        return pulled([value], list(self.own.values()), [None], keep)
+
+    def zeros(self) -> list[Tensor]:
+        """Sums of gradients to begin with, in float64."""
+        return [torch.zeros(p.shape, dtype=torch.float64, device=p.device) for p in self.own.values()]
+
+    def mean(self, total: list[Tensor], count: int = 1) -> Direction:
+        """Sums over a count, by parameter name."""
+        return {n: (g / count).to(self.point.dtype).cpu().numpy() for n, g in zip(self.own, total, strict=True)}
+
+    def without_gradient(
+        self, value: Callable[[Tensor, Tensor], Tensor], attacked: Attacked | None = None
+    ) -> ManifestError:
+        """What is wrong where the sum of rows' gradients is not finite: names the first row whose own is not."""
+        manifest = self.target.manifest
+        where = str(manifest.source)
+        for index, decoded in batches(
+            manifest, ([(k, self.payloads[k])] for k in self.target.index.tolist()), self.spec
+        ):
+            x = self.inputs(decoded) if attacked is None else attacked(index)
+            y = torch.from_numpy(manifest.labels[index]).to(self.point.device)
+            with torch.enable_grad(), differentiable_kernels(self.point.recurrent):
+                z = self.point.logits(x.to(self.point.device, self.point.dtype), self.own)
+                gradients = self.gradients(value(z, y).sum())
+            if not all(bool(torch.isfinite(g).all()) for g in gradients):
+                where = _place(self.target, int(index[0]))
+                break
+        return ManifestError(
+            "the gradient of a target row's objective is not finite",
+            where=where,
+            fix="repair the row or take it out; where many are so, the model has no derivative there",
+        )
+
+
 @dataclass
 class _Sums:
     """Running float64 sums of one objective: rows of even and of odd buckets, and the bucket at hand.
@@ -59,21 +130,12 @@ class _Sums:
     """
 
     halves: tuple[list[Tensor], list[Tensor]]
-    norms: NDArray[np.float64]  # [BUCKETS], |sum of the bucket's gradients|^2
+    norms: NDArray[np.float64] = field(default_factory=lambda: np.zeros(BUCKETS))  # |sum of the bucket's gradients|^2
     bucket: list[Tensor] | None = None
     number: int = 0  # of the bucket at hand
     value: float = 0.0
     hits: int = 0
     clean_hits: int = 0  # of the rows as they are, where the objective is measured on attacked ones
-
-    @staticmethod
-    def zero(point: Point) -> _Sums:
-        """Nothing added yet."""
-        even, odd = (
-            [torch.zeros(p.shape, dtype=torch.float64, device=p.device) for p in point.selected.values()]
-            for _ in range(2)
-        )
-        return _Sums((even, odd), np.zeros(BUCKETS))
 
     def add(self, gradients: Sequence[Tensor]) -> None:
         """One more batch of the bucket at hand."""
@@ -81,10 +143,6 @@ class _Sums:
             self.bucket = list(gradients)
         else:
             self.bucket = [sum_.double() + g for sum_, g in zip(self.bucket, gradients, strict=True)]
-
-    def finite(self) -> bool:
-        """Whether the sums are finite."""
-        return all(bool(torch.isfinite(g).all()) for half in self.halves for g in half)
 
     def enter_bucket(self, b: int) -> None:
         """What is added from now on is of bucket b; nothing more comes of the one before, if that is another."""
@@ -108,89 +166,59 @@ def bucket_of(keys: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def measure_directions(
-    point: Point,
-    spec: ModelSpec,
-    target: Rows,
-    payloads: dict[int, Payload],
-    objectives: dict[str, RowObjective],
-    batch_size: int,
-    workers: int,
-    progress: Progress,
-    attacked: dict[str, Attacked] | None = None,
-    held: DecodedByKey | None = None,
+    run: TargetPass, objectives: dict[str, RowObjective], attacked: dict[str, Attacked]
 ) -> dict[str, Measured]:
-    """One pass over the target rows, whose ``payloads`` are held by row, for all objectives at one member.
+    """One pass over the target rows for all objectives.
 
-    ``attacked`` gives, for objectives that are measured on other inputs than what the rows decode to, those inputs;
-    payloads in ``held`` are not decoded again.
+    ``attacked`` gives, for objectives that are measured on other inputs than what the rows decode to, those inputs.
 
     Raises:
         ManifestError: the objective of a row is not finite.
     """
-    attacked = attacked or {}
-    sums = {name: _Sums.zero(point) for name in objectives}
-    bucket = dict(zip(target.index.tolist(), bucket_of(target.payload_keys).tolist(), strict=True))
-    by_bucket: list[list[tuple[int, Payload]]] = [[] for _ in range(BUCKETS)]
+    sums = {name: _Sums((run.zeros(), run.zeros())) for name in objectives}
+    bucket = dict(zip(run.target.index.tolist(), bucket_of(run.target.payload_keys).tolist(), strict=True))
+    by_bucket: list[list[int]] = [[] for _ in range(BUCKETS)]
     for row, b in bucket.items():
-        by_bucket[b].append((row, payloads[row]))
-    chunks = (chunk for rows in by_bucket for chunk in chunked(rows, batch_size))
-    labels = torch.from_numpy(target.manifest.labels)
-    selected = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
+        by_bucket[b].append(row)
     plain = {name: o for name, o in objectives.items() if name not in attacked}
-    loss = loss_of(spec.task)
-    for index, decoded in batches(target.manifest, chunks, spec, workers, held=held):
+    for index, x, y in run.batches(by_bucket):
         for s in sums.values():
             s.enter_bucket(bucket[int(index[0])])
-        x = to_input(move(decoded, point.device), spec, point.dtype)
-        y = move(labels[torch.from_numpy(index)], point.device)
-        bad = _add_gradients(point, selected, x, y, plain, sums, loss)
+        bad = _add_gradients(run, x, y, plain, sums)
         for name, inputs in attacked.items():
-            moved = inputs(index).to(point.device, point.dtype)
-            also = _add_gradients(point, selected, moved, y, {name: objectives[name]}, sums, loss)
+            moved = inputs(index).to(run.point.device, run.point.dtype)
+            also = _add_gradients(run, moved, y, {name: objectives[name]}, sums)
             bad = also if bad is None else bad
-            sums[name].clean_hits += _hits(point, x, y)
+            sums[name].clean_hits += int((run.point.outputs(x, [])[0].argmax(1) == y).sum())
         if bad is not None:
-            raise not_finite(target, int(index[bad]))
-        progress.advance(len(index))
+            raise not_finite(run.target, int(index[bad]))
     sizes, measured = np.array([len(rows) for rows in by_bucket]), dict[str, Measured]()
     for name, s in sums.items():
         s.close_bucket()
-        if not s.finite():
-            value = functools.partial(objectives[name].rows, loss=loss)
-            raise without_gradient(point, spec, target, payloads, value, attacked.get(name))
-        measured[name] = _measured(point, s, sizes)
+        if not all(bool(torch.isfinite(g).all()) for half in s.halves for g in half):
+            value = functools.partial(objectives[name].rows, loss=run.loss)
+            raise run.without_gradient(value, attacked.get(name))
+        measured[name] = _measured(run, s, sizes)
         if name in attacked:
             meta = measured[name].meta
             meta["attacked_accuracy"], meta["accuracy"] = meta["accuracy"], s.clean_hits / meta["m"]
     return measured
 
 
-def _hits(point: Point, x: Tensor, y: Tensor) -> int:
-    """How many rows are predicted right."""
-    return int((point.outputs(x, [])[0].argmax(1) == y).sum())
-
-
 def _add_gradients(
-    point: Point,
-    selected: dict[str, Tensor],
-    x: Tensor,
-    y: Tensor,
-    objectives: dict[str, RowObjective],
-    sums: dict[str, _Sums],
-    loss: RowLoss,
+    run: TargetPass, x: Tensor, y: Tensor, objectives: dict[str, RowObjective], sums: dict[str, _Sums]
 ) -> int | None:
     """Add one batch's summed gradient of every objective to its open bucket; the first row that is not finite."""
     if not objectives:
         return None
-    with torch.enable_grad(), differentiable_kernels(point.recurrent):
-        logits = point.logits(x, selected)
+    with torch.enable_grad(), differentiable_kernels(run.point.recurrent):
+        logits = run.point.logits(x, run.own)
         for position, (name, objective) in enumerate(objectives.items()):
-            values = objective.rows(logits, y, loss)
+            values = objective.rows(logits, y, run.loss)
             if not torch.isfinite(values).all():
                 return int((~torch.isfinite(values)).nonzero()[0])
             value = values.sum()
-            keep = position + 1 < len(objectives)
-            gradients = pulled([value], list(selected.values()), [None], keep)
+            gradients = run.gradients(value, keep=position + 1 < len(objectives))
             sums[name].value += float(value.detach().double())
             sums[name].hits += int((logits.argmax(1) == y).sum())
             sums[name].add(gradients)
@@ -199,42 +227,19 @@ def _add_gradients(
 
 def not_finite(target: Rows, row: int) -> ManifestError:
     """What is wrong where a target row's objective is not finite."""
-    manifest = target.manifest
     return ManifestError(
         "the objective of a target row is not finite",
-        where=f"{manifest.source}, row id={manifest.ids[row]}, column {manifest.payload_kind.column}",
+        where=_place(target, row),
         fix="repair the row or take it out; where every row is so, the checkpoint is at fault",
     )
 
 
-def without_gradient(
-    point: Point,
-    spec: ModelSpec,
-    target: Rows,
-    payloads: dict[int, Payload],
-    value: Callable[[Tensor, Tensor], Tensor],
-    attacked: Attacked | None = None,
-) -> ManifestError:
-    """What is wrong where the sum of target rows' gradients is not finite: names the first row whose own is not."""
-    manifest, where = target.manifest, target.manifest.source
-    selected = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
-    for index, decoded in batches(manifest, ([(row, payloads[row])] for row in target.index.tolist()), spec):
-        x = to_input(move(decoded, point.device), spec, point.dtype) if attacked is None else attacked(index)
-        y = torch.from_numpy(manifest.labels[index]).to(point.device)
-        with torch.enable_grad(), differentiable_kernels(point.recurrent):
-            z = point.logits(x.to(point.device, point.dtype), selected)
-            gradients = pulled([value(z, y).sum()], list(selected.values()), [None])
-        if not all(bool(torch.isfinite(g).all()) for g in gradients):
-            where = f"{manifest.source}, row id={manifest.ids[int(index[0])]}, column {manifest.payload_kind.column}"
-            break
-    return ManifestError(
-        "the gradient of a target row's objective is not finite",
-        where=where,
-        fix="repair the row or take it out; where many are so, the model has no derivative there",
-    )
+def _place(target: Rows, row: int) -> str:
+    manifest = target.manifest
+    return f"{manifest.source}, row id={manifest.ids[row]}, column {manifest.payload_kind.column}"
 
 
-def _measured(point: Point, sums: _Sums, sizes: NDArray[np.int64]) -> Measured:
+def _measured(run: TargetPass, sums: _Sums, sizes: NDArray[np.int64]) -> Measured:
     m, m_even = int(sizes.sum()), int(sizes[::2].sum())
     even, odd = sums.halves
     total = [a + b for a, b in zip(even, odd, strict=True)]
@@ -247,9 +252,5 @@ def _measured(point: Point, sums: _Sums, sizes: NDArray[np.int64]) -> Measured:
         "snr": signal_to_noise(norm2, sums.norms, sizes),
         "norm": norm2**0.5 / m,
     }
-
-    def mean(total: list[Tensor], count: int) -> Direction:
-        return {n: (g / count).to(point.dtype).cpu().numpy() for n, g in zip(point.selected, total, strict=True)}
-
-    half = mean(even, m_even) if 0 < m_even < m else None
-    return Measured(mean(total, m), half, meta)
+    half = run.mean(even, m_even) if 0 < m_even < m else None
+    return Measured(run.mean(total, m), half, meta)

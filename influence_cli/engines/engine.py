@@ -129,24 +129,22 @@ class Engine:
         for name in self._order(logits.shape[1]):
             why = "; ".join(reasons) or ("asked for" if self.requested != "auto" else "the cheapest")
             try:
-                found = self._check(name, some, directions[:1], why)
+                found = self._check(name, some, directions[0], why)
             except torch.OutOfMemoryError:
                 raise
             except CANNOT as error:
                 reasons.append(f"{name} cannot run it ({_short(error)})")
                 continue
-            failure = found.failure(self.point.dtype)
-            if failure is None:
-                if reasons:
-                    self.listener.warn(f"engine {name}: {why}")
-                return found
-            reasons.append(f"{name} {failure}")
-        raise ModelError(
-            f"no exact derivative of the model's logits: {'; '.join(reasons)}",
-            fix="leave out the parameters at fault with --params"
-            if self.requested == "auto"
-            else "pass --engine auto, which takes the first that works",
-        )
+            if failure := found.failure(self.point.dtype):
+                reasons.append(f"{name} {failure}")
+                continue
+            if reasons:
+                self.listener.warn(f"engine {name}: {why}")
+            return found
+        fix = "pass --engine auto, which takes the first that works"
+        if self.requested == "auto":
+            fix = "leave out the parameters at fault with --params"
+        raise ModelError(f"no exact derivative of the model's logits: {'; '.join(reasons)}", fix=fix)
 
     def _finite(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Up to 16 rows less those without finite logits, and the logits of all; a model that fails fails of itself."""
@@ -154,12 +152,11 @@ class Engine:
             logits = self.point.logits(x[:CHECKED])
         return x[:CHECKED][torch.isfinite(logits).all(1)], logits
 
-    def _check(self, name: str, x: Tensor, directions: Directions, why: str) -> Checked:
-        """How far an engine is from the loop, along the first direction."""
+    def _check(self, name: str, x: Tensor, u: dict[str, Tensor], why: str) -> Checked:
+        """How far an engine is from the loop, along a direction."""
         found = Checked(name, why, len(x))
         if len(x) == 0:
             return found
-        (u,) = directions
 
         def outputs(rows: Tensor) -> tuple[Tensor, Tensor]:
             z, (t,) = self._run(name, rows, [u])

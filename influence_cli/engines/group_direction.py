@@ -25,14 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from influence_cli.data.manifest import Payload, Rows
-from influence_cli.engines.direction import BUCKETS, Direction, Measured, not_finite, without_gradient
-from influence_cli.engines.point import Point, differentiable_kernels
-from influence_cli.events import Progress
-from influence_cli.model.examples import batches, chunked, move, to_input
-from influence_cli.model.losses import loss_of
-from influence_cli.model.parameters import pulled
-from influence_cli.model.spec import ModelSpec
+from influence_cli.engines.direction import BUCKETS, Measured, TargetPass, not_finite
+from influence_cli.engines.point import differentiable_kernels
 from influence_cli.store.shards import key_order
 
 Floats = NDArray[np.float64]
@@ -60,67 +54,36 @@ class Grouped:
     groups: NDArray[np.int64]
 
 
-@dataclass(eq=False)
-class _Pass:
-    """What the passes over one member's target rows share."""
-
-    point: Point
-    spec: ModelSpec
-    target: Rows
-    payloads: dict[int, Payload]
-    batch_size: int
-    workers: int
-    progress: Progress
-
-
 def measure_group_directions(
-    point: Point,
-    spec: ModelSpec,
-    target: Rows,
-    payloads: dict[int, Payload],
-    objectives: dict[str, Grouped],
-    batch_size: int,
-    workers: int,
-    progress: Progress,
+    run: TargetPass, objectives: dict[str, Grouped]
 ) -> tuple[dict[str, Measured], dict[str, Floats]]:
     """q, Phi and noise of every objective at one member, and the row values [m, V] that each is made of.
 
     Raises:
         ManifestError: a row's value is not finite.
     """
-    run = _Pass(point, spec, target, payloads, batch_size, workers, progress)
     values, accuracy = _values(run, objectives)
     measured = {name: _direction(run, grouped, values[name], accuracy) for name, grouped in objectives.items()}
     return measured, values
 
 
-def _values(run: _Pass, objectives: dict[str, Grouped]) -> tuple[dict[str, Floats], float]:
+def _values(run: TargetPass, objectives: dict[str, Grouped]) -> tuple[dict[str, Floats], float]:
     """Every objective's row values in the target's order, and the accuracy."""
     place = {row: k for k, row in enumerate(run.target.index.tolist())}
     found: dict[str, list[Floats]] = {name: [np.zeros(0)] * len(place) for name in objectives}
-    hits, loss = 0, loss_of(run.spec.task)
-    for index, x, y in _batches(run, chunked(run.target.index.tolist(), run.batch_size)):
+    hits = 0
+    for index, x, y in run.batches([run.target.index.tolist()]):
         with torch.no_grad(), differentiable_kernels(run.point.recurrent):
             logits = run.point.logits(x)
             hits += int((logits.argmax(1) == y).sum())
             for name, grouped in objectives.items():
-                rows = grouped.objective.values(logits, y, loss).double().cpu().numpy()
+                rows = grouped.objective.values(logits, y, run.loss).double().cpu().numpy()
                 bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
                 if len(bad):
                     raise not_finite(run.target, int(index[bad[0]]))
                 for row, value in zip(index.tolist(), rows, strict=True):
                     found[name][place[row]] = value
-        run.progress.advance(len(index))
     return {name: np.stack(rows) for name, rows in found.items()}, hits / len(place)
-
-
-def _batches(run: _Pass, chunks: Any) -> Any:
-    """(rows, inputs, labels) of chunks of rows."""
-    labels = torch.from_numpy(run.target.manifest.labels)
-    encoded = ([(row, run.payloads[row]) for row in chunk] for chunk in chunks)
-    for index, decoded in batches(run.target.manifest, encoded, run.spec, run.workers):
-        x = to_input(move(decoded, run.point.device), run.spec, run.point.dtype)
-        yield index, x, move(labels[torch.from_numpy(index)], run.point.device)
 
 
 def cell_sums(values: Floats, groups: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> tuple[Floats, ...]:
@@ -132,26 +95,23 @@ def cell_sums(values: Floats, groups: NDArray[np.int64], labels: NDArray[np.int6
     return sums, counts
 
 
-def _direction(run: _Pass, grouped: Grouped, values: Floats, accuracy: float) -> Measured:
+def _direction(run: TargetPass, grouped: Grouped, values: Floats, accuracy: float) -> Measured:
     """The weighted backward pass, cell by cell and bucket by bucket."""
     labels, groups, objective = run.target.labels, grouped.groups, grouped.objective
     phi, slope = objective.phi(*cell_sums(values, groups, labels, run.spec.num_classes))
     weights = slope[groups, labels]  # [m, V]
     cells = groups * run.spec.num_classes + labels if objective.by_label else groups
-    selected = {n: p.detach().requires_grad_() for n, p in run.point.selected.items()}
-    total, half, variance = _zeros(run.point), _zeros(run.point), 0.0
+    total, half, variance = run.zeros(), run.zeros(), 0.0
     used = [c for c in np.unique(cells) if np.any(weights[cells == c] != 0.0)]
     for cell in used:
         rows = np.flatnonzero(cells == cell)
         rows = rows[key_order(run.target.row_keys[rows])]
         count = min(len(rows), _buckets(len(used)))
-        buckets = (_weighted_gradient(run, selected, objective, rows[b::count], weights) for b in range(count))
+        buckets = (_weighted_gradient(run, objective, rows[b::count], weights) for b in range(count))
         variance += _add_cell(buckets, count, len(rows), total, half)
     norm2 = sum(float((g * g).sum()) for g in total)
     if not np.isfinite(norm2):
-        loss = loss_of(run.spec.task)
-        value = lambda z, y: objective.values(z, y, loss)  # noqa: E731
-        raise without_gradient(run.point, run.spec, run.target, run.payloads, value)
+        raise run.without_gradient(lambda z, y: objective.values(z, y, run.loss))
     meta = {
         "phi": phi,
         "accuracy": accuracy,
@@ -161,16 +121,7 @@ def _direction(run: _Pass, grouped: Grouped, values: Floats, accuracy: float) ->
         "snr": norm2 / variance if variance > 1e-12 * norm2 else None,
         "norm": norm2**0.5,
     }
-
-    def plain(tensors: list[Tensor]) -> Direction:
-        return {n: g.to(run.point.dtype).cpu().numpy() for n, g in zip(selected, tensors, strict=True)}
-
-    return Measured(plain(total), plain(half), meta)
-
-
-def _zeros(point: Point) -> list[Tensor]:
-    """Sums to begin with, in float64."""
-    return [torch.zeros(p.shape, dtype=torch.float64, device=p.device) for p in point.selected.values()]
+    return Measured(run.mean(total), run.mean(half), meta)
 
 
 def _add_cell(buckets: Iterable[list[Tensor]], count: int, rows: int, total: list[Tensor], half: list[Tensor]) -> float:
@@ -198,22 +149,16 @@ def _buckets(cells: int) -> int:
 
 
 def _weighted_gradient(
-    run: _Pass,
-    selected: dict[str, Tensor],
-    objective: GroupObjective,
-    rows: NDArray[np.int64],
-    weights: Floats,
+    run: TargetPass, objective: GroupObjective, rows: NDArray[np.int64], weights: Floats
 ) -> list[Tensor]:
     """The gradient of sum_v <weights_v, h_v> over target rows, by their place, in float64."""
-    sums = _zeros(run.point)
+    sums = run.zeros()
     place = {int(run.target.index[k]): int(k) for k in rows}
-    loss = loss_of(run.spec.task)
-    for index, x, y in _batches(run, chunked(sorted(place), run.batch_size)):
+    for index, x, y in run.batches([sorted(place)]):
         with torch.enable_grad(), differentiable_kernels(run.point.recurrent):
-            given = objective.values(run.point.logits(x, selected), y, loss)
+            given = objective.values(run.point.logits(x, run.own), y, run.loss)
             w = torch.from_numpy(weights[[place[row] for row in index.tolist()]]).to(given.device, given.dtype)
-            gradients = pulled([(w * given).sum()], list(selected.values()), [None])
+            gradients = run.gradients((w * given).sum())
         for total, g in zip(sums, gradients, strict=True):
             total += g
-        run.progress.advance(len(index))
     return sums

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,10 @@ from influence_cli.engines.batch_size import out_of_memory
 from influence_cli.engines.dual.dual import NotShared, leaf, tangents_of, value_of
 from influence_cli.engines.dual.folding import folds
 from influence_cli.errors import ModelError
-from influence_cli.maths.masks import drop
+from influence_cli.maths.hashed_draws import drop
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.named_tensors import as_argument, mapped
-from influence_cli.model.parameters import select_parameters
+from influence_cli.model.parameters import pulled, select_parameters
 from influence_cli.model.precision import in_precision
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
@@ -59,6 +60,34 @@ def differentiable_kernels(recurrent: bool = False) -> Iterator[None]:
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(reduced)
 
 
+def is_recurrent(model: nn.Module) -> bool:
+    """Whether a model has recurrent layers."""
+    return any(isinstance(m, nn.RNNBase) for m in model.modules())
+
+
+def check_evaluation_mode(model: nn.Module) -> None:
+    """Refuse a model of which a part is in training mode.
+
+    Raises:
+        ModelError: there is one; names it.
+    """
+    for name, module in model.named_modules():
+        if module.training:
+            raise ModelError(f"module {name or 'model'} is in training mode", fix="call model.eval()")
+
+
+def as_logits(out: Any, rows: int) -> Tensor:
+    """A model's output, which has to be logits [n, C] of so many rows.
+
+    Raises:
+        ModelError: it is something else.
+    """
+    if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != rows:
+        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ModelError(f"the model's output is {shape}, not logits [n, C]", fix="give a classifier")
+    return out
+
+
 def agree(found: Tensor, expected: Tensor, bound: float, largest: float) -> bool:
     """Whether values [n, C] are those expected, each row to a share ``bound`` of its own size or the middle row's.
 
@@ -90,12 +119,10 @@ class Point:
 
         With ``selected``, these parameters are taken as they are, whatever ``params`` and dropout say.
         """
-        for name, module in model.named_modules():
-            if module.training:
-                raise ModelError(f"module {name or 'model'} is in training mode", fix="call model.eval()")
+        check_evaluation_mode(model)
         self.device, self.dtype = device, DTYPES[precision]
         self.model = in_precision(model.to(device=device), self.dtype)
-        self.recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
+        self.recurrent = is_recurrent(model)
         self.selected = select_parameters(self.model, params) if selected is None else selected
         self.few: Tensor | None = None  # inputs of rows from all over the data, on which whatever is tried is checked
         self.fallback: str | None = None  # why directions do not share a pass, where they do not
@@ -109,6 +136,10 @@ class Point:
                 for n, p in self.selected.items()
             }
 
+    def leaves(self) -> dict[str, Tensor]:
+        """The selected parameters as leaves of a graph, to take gradients in."""
+        return {n: p.detach().requires_grad_() for n, p in self.selected.items()}
+
     def logits(self, x: Tensor, selected: dict[str, Tensor] | None = None) -> Tensor:
         """Logits [n, C] of inputs [n, ...].
 
@@ -116,10 +147,7 @@ class Point:
             ModelError: the output is not [n, C].
         """
         out = functional_call(self.model, self.selected if selected is None else selected, (as_argument(x),))
-        if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(x):
-            shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ModelError(f"the model's output is {shape}, not logits [n, C]", fix="give a classifier")
-        return out
+        return as_logits(out, len(x))
 
     def outputs(self, x: Tensor, directions: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
         """Logits [n, C], and for each direction the logits' tangent [n, C]; those of bf16 in float32.
@@ -193,3 +221,52 @@ class Point:
             self._prepared = directions, duals
             return duals
         return self._prepared[1]
+
+
+def usable_rows(point: Point, x: Tensor) -> Tensor:
+    """Which rows [b] have finite logits, and derivatives in the point's selected parameters that are no overflow.
+
+    A row's derivatives are J^T v, with one v [C] for all rows; their squared norm has to be finite in the point's
+    precision, or tangents along any direction may not be.  The loss gradient is no measure: it is 0 for a row that is
+    predicted with certainty, however large J is.  Rows are summed, with weights that let none hide another, and are
+    looked at one by one only where the sum is too large.  Of a model that cannot be differentiated backwards (there are
+    other ways) the logits alone are looked at.
+    """
+    usable = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    own = point.leaves()
+    most = torch.finfo(point.dtype).max
+    waiting = [torch.arange(len(x), device=x.device)]
+    while waiting:
+        some = waiting.pop()
+        with torch.enable_grad(), differentiable_kernels(point.recurrent):
+            logits = point.logits(x[some], own)
+            finite = torch.isfinite(logits.detach()).all(1)
+            if not bool(finite.all()):
+                usable[some[~finite]] = False
+                waiting += [some[finite]] if bool(finite.any()) else []
+                continue
+            generator = torch.Generator().manual_seed(0)
+            v = torch.randn(logits.shape[1], generator=generator)
+            weights = 0.5 + torch.rand(len(some), generator=generator) if len(some) > 1 else torch.ones(1)
+            try:
+                gradients = pulled([logits], list(own.values()), [(weights[:, None] * v).to(logits)])
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    raise
+                continue
+        if sum(float(g.double().square().sum()) for g in gradients) < (most if len(some) == 1 else most / 16):
+            continue
+        if len(some) == 1:
+            usable[some] = False
+        else:
+            waiting += list(some.tensor_split(2))
+    return usable
+
+
+def comparable(point: Point, x: Tensor) -> Tensor:
+    """The point's own few rows, or else those of ``x``, less those that nothing can be compared on."""
+    for some in (point.few, x):
+        usable = None if some is None else usable_rows(point, some)
+        if some is not None and usable is not None and bool(usable.any()):
+            return some[usable]
+    return x

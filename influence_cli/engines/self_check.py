@@ -88,7 +88,7 @@ def loop(point: Point, x: Tensor, v: Tensor, u: dict[str, Tensor]) -> tuple[Tens
     Raises:
         RuntimeError: no row's logits depend on any selected parameter.
     """
-    own = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
+    own = point.leaves()
     along = {n: u[n].flatten().double() for n in own}
     found: list[Tensor] = []
     logits: list[Tensor] = []

@@ -1,23 +1,16 @@
-"""Conjugate gradients for a symmetric matrix A [d, d] that is seen through products alone; in float64.
-
-The solve can go on from a state that it offered before; see the callers.
-"""
+"""Conjugate gradients for a symmetric matrix A [d, d] that is seen through products alone; in float64."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.maths.columns import dots, norms
+from influence_cli.maths.iterative import FORGETFUL, Floats, Interim, State, dots, norms
 
-Floats = NDArray[np.float64]
 Product = Callable[[Floats], Floats]  # columns V [d, k] to A V
-State = dict[str, NDArray[Any]]
-Offer = Callable[[Callable[[], State]], None]
 
 RECOMPUTE = 20  # iterations after which the residual is computed anew from its definition
 
@@ -33,12 +26,7 @@ class Solved:
 
 
 def conjugate_gradients(
-    product: Product,
-    b: Floats,
-    tolerance: float = 1e-4,
-    most: int = 100,
-    state: State | None = None,
-    offer: Offer = lambda _: None,
+    product: Product, b: Floats, tolerance: float = 1e-4, most: int = 100, interim: Interim = FORGETFUL
 ) -> Solved:
     """Columns x with |b - A x| <= tolerance |b| for those of b [d, k], by conjugate gradients from x = 0.
 
@@ -52,7 +40,7 @@ def conjugate_gradients(
     ([1.0, 2.0], [2])
     """
     k, size = b.shape[1], norms(b)
-    s: State = state or {
+    s: State = interim.load() or {
         "x": np.zeros_like(b),
         "r": b.copy(),
         "p": b.copy(),
@@ -75,7 +63,7 @@ def conjugate_gradients(
         on, p, ap, curvature = on[good], p[:, good], ap[:, good], curvature[good]
         if len(on):
             _step(product, b, s, on, (p, ap, curvature), divisor, tolerance, most)
-        offer(lambda s=s: s)
+        interim.offer(lambda s=s: s)
 
 
 def _step(

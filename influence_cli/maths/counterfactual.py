@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.maths.bootstrap import student
 from influence_cli.maths.noise import spearman
 
 Floats = NDArray[np.float64]
@@ -63,8 +64,7 @@ def _or_nan(value: float | None) -> float:
 
 
 def symmetric_interval(value: float | None, drawn: Floats, n: int) -> list[float] | None:
-    """The value +- t se, with se the standard deviation of the bootstrap draws and t Student's, n - 2 degrees
-    of freedom.
+    """The value +- t se, se the standard deviation of the bootstrap draws, t Student's with n - 2 degrees of freedom.
 
     None where most draws are undefined.
 
@@ -74,9 +74,7 @@ def symmetric_interval(value: float | None, drawn: Floats, n: int) -> list[float
     usable = drawn[np.isfinite(drawn)]
     if value is None or len(usable) <= len(drawn) / 2 or n < 3:
         return None
-    from scipy import stats
-
-    half = float(stats.t.ppf(0.975, n - 2)) * float(usable.std(ddof=1))
+    half = student(n - 2) * float(usable.std(ddof=1))
     return [value - half, value + half]
 
 

@@ -99,15 +99,6 @@ def demographic_parity(
     return float(np.mean([mean_gap(given[:, c], groups) for c in classes_of(given.shape[1], favourable)]))
 
 
-def equal_opportunity(
-    probabilities: Floats, labels: Ints, groups: NDArray[Any], favourable: int | None = None, hard: bool = False
-) -> float:
-    """The gap among the rows whose label is the favourable class: in true positive rates with ``hard``."""
-    given = _given(probabilities, hard)
-    chosen = [(c, labels == c) for c in classes_of(given.shape[1], favourable)]
-    return float(np.mean([mean_gap(given[rows, c], groups[rows]) for c, rows in chosen]))
-
-
 def equalised_odds(
     probabilities: Floats,
     labels: Ints,
@@ -128,30 +119,6 @@ def equalised_odds(
         for c in classes_of(given.shape[1], favourable)
     ]
     return float(np.mean(gaps))
-
-
-def fairness_gaps(
-    probabilities: Floats, labels: Ints, groups: NDArray[Any], favourable: int | None = None
-) -> dict[str, dict[str, float]]:
-    """Every gap by name, each of soft and of hard predictions.
-
-    >>> sorted(fairness_gaps(np.eye(2)[[0, 1]], np.array([0, 1]), np.array([0, 1])))
-    ['demographic_parity', 'equal_opportunity', 'equalised_odds']
-    """
-    return {
-        "demographic_parity": {
-            kind: demographic_parity(probabilities, groups, favourable, hard) for kind, hard in KINDS.items()
-        },
-        "equal_opportunity": {
-            kind: equal_opportunity(probabilities, labels, groups, favourable, hard) for kind, hard in KINDS.items()
-        },
-        "equalised_odds": {
-            kind: equalised_odds(probabilities, labels, groups, favourable, hard) for kind, hard in KINDS.items()
-        },
-    }
-
-
-KINDS = {"soft": False, "hard": True}
 
 
 def classes_of(count: int, favourable: int | None) -> list[int]:

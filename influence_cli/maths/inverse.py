@@ -20,15 +20,6 @@ class NotPositiveDefiniteError(Exception):
     """A Cholesky factorisation met a pivot that is not positive."""
 
 
-def eigenvalues_of(matrix: Floats) -> Floats:
-    """Eigenvalues [d] of a symmetric matrix, ascending.
-
-    >>> eigenvalues_of(np.array([[2.0, 1.0], [1.0, 2.0]])).round(12).tolist()
-    [1.0, 3.0]
-    """
-    return np.linalg.eigvalsh(matrix).astype(np.float64, copy=False)
-
-
 def default_damping(eigenvalues: Floats) -> float:
     """0 where the smallest eigenvalue is above 1e-8 of the largest, else 1e-3 of the mean eigenvalue, at least 0.
 
@@ -55,22 +46,16 @@ def bounded_damping(trace: float, d: int, l2: float, share: float = DAMPING) -> 
 
 
 def spectrum(eigenvalues: Floats, inverted: Floats) -> dict[str, float | None]:
-    """The ends of a spectrum, and the condition number of what is inverted: these eigenvalues, changed and damped."""
+    """The ends of a spectrum, and the condition number of what is inverted: these eigenvalues, changed and damped.
+
+    The latter is the largest over the smallest absolute eigenvalue; None where the smallest is 0.
+    """
+    sizes = np.abs(inverted)
     return {
         "smallest_eigenvalue": float(eigenvalues[0]),
         "largest_eigenvalue": float(eigenvalues[-1]),
-        "condition_number": condition_number(inverted),
+        "condition_number": None if sizes.min() == 0.0 else float(sizes.max() / sizes.min()),
     }
-
-
-def condition_number(eigenvalues: Floats) -> float | None:
-    """Largest over smallest absolute eigenvalue; None where the smallest is 0.
-
-    >>> condition_number(np.array([-1.0, 4.0]))
-    4.0
-    """
-    sizes = np.abs(eigenvalues)
-    return None if sizes.min() == 0.0 else float(sizes.max() / sizes.min())
 
 
 def is_positive(eigenvalues: Floats) -> bool:

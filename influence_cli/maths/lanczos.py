@@ -1,7 +1,4 @@
-"""Lanczos vectors and Ritz pairs of a symmetric matrix A [d, d] that is seen through products alone.
-
-The search can go on from a state that it offered before; see the callers.
-"""
+"""Lanczos vectors and Ritz pairs of a symmetric matrix A [d, d] that is seen through products alone."""
 
 from __future__ import annotations
 
@@ -13,12 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal
 
-from influence_cli.maths.columns import relative_norms
+from influence_cli.maths.iterative import FORGETFUL, Floats, Interim, relative_norms
 
-Floats = NDArray[np.float64]
 Product = Callable[[Floats], Floats]  # columns V [d, k] to A V
-State = dict[str, NDArray[Any]]
-Offer = Callable[[Callable[[], State]], None]
 
 SMALL = 1e-6  # of the largest Ritz value by size: what is at or below counts as zero
 BLOCK = 16  # basis vectors that are taken to float64 at once
@@ -40,12 +34,7 @@ class Tridiagonal:
 
 
 def lanczos(
-    product: Product,
-    start: NDArray[Any],
-    most: int,
-    tolerance: float,
-    state: State | None = None,
-    offer: Offer = lambda _: None,
+    product: Product, start: NDArray[Any], most: int, tolerance: float, interim: Interim = FORGETFUL
 ) -> Tridiagonal:
     """Up to ``most`` Lanczos vectors from ``start`` [d], each made orthogonal to all before it, twice.
 
@@ -56,7 +45,7 @@ def lanczos(
     >>> len(found.basis), found.complete, ritz(found.diagonal, found.beside)[0].round(12).tolist()
     (2, True, [1.0, 4.0])
     """
-    d = len(start)
+    d, state = len(start), interim.load()
     basis = np.empty((most, d), dtype=start.dtype)
     diagonal, beside, first, complete = np.zeros(most), np.zeros(most), 0, False
     if state is None:
@@ -76,7 +65,7 @@ def lanczos(
             return Tridiagonal(basis[: j + 1], diagonal[: j + 1], beside[: j + 1], complete)
         basis[j + 1] = image / beside[j]
         m = j + 1
-        offer(lambda m=m: {"basis": basis[: m + 1], "diagonal": diagonal[:m], "beside": beside[:m]})
+        interim.offer(lambda m=m: {"basis": basis[: m + 1], "diagonal": diagonal[:m], "beside": beside[:m]})
     raise AssertionError("no step was asked for")
 
 

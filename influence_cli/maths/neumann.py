@@ -10,15 +10,10 @@ is far below.  Truncation damps by about c/J.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from influence_cli.maths.columns import norms
-
-Floats = NDArray[np.float64]
-State = dict[str, NDArray[Any]]
+from influence_cli.maths.iterative import Floats, State, norms
 
 
 class DivergedError(Exception):
@@ -39,15 +34,6 @@ def largest_eigenvalue(product: Callable[[Floats], Floats], start: Floats, steps
             return size
         v = image / size
     return size
-
-
-def filter_of(h: Floats, scale: float, depth: int) -> Floats:
-    """What the series multiplies eigenvectors of A with eigenvalues h by: (1 - (1 - h/c)^(J+1)) / h.
-
-    >>> filter_of(np.array([2.0]), 4.0, 1).tolist()
-    [0.375]
-    """
-    return (1.0 - (1.0 - h / scale) ** (depth + 1)) / h
 
 
 def tail_start(depth: int, tail: float) -> int:

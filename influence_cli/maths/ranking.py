@@ -133,10 +133,7 @@ def curves(suspicion: Floats, wrong: NDArray[np.bool_], points: int = 200) -> di
     kept = _thinned(hits, clean, points - 1)
     true_rate, false_rate = hits[kept] / hits[-1], clean[kept] / clean[-1]
     return {
-        "roc": {
-            "false_positive_rate": [0.0, *false_rate.tolist()],
-            "true_positive_rate": [0.0, *true_rate.tolist()],
-        },
+        "roc": {"false_positive_rate": [0.0, *false_rate.tolist()], "true_positive_rate": [0.0, *true_rate.tolist()]},
         "precision_recall": {"recall": true_rate.tolist(), "precision": (hits[kept] / rows[kept]).tolist()},
     }
 

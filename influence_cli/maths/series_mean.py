@@ -1,22 +1,123 @@
-"""The mean of independent Neumann series for A^-1 b, A = K + (l2 + delta) I, from products with minibatches of K."""
+"""The mean of independent Neumann series for A^-1 b, A = K + (l2 + delta) I, from products with minibatches of K.
+
+Their scale, length and number are as given, or by the default rules.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from influence_cli.maths.neumann import DivergedError, neumann
-from influence_cli.maths.series_rules import Product, Rules, Series
+from influence_cli.maths.iterative import Floats, Interim, State
+from influence_cli.maths.neumann import DivergedError, largest_eigenvalue, neumann
 
-Floats = NDArray[np.float64]
-State = dict[str, NDArray[Any]]
+Product = Callable[[int, int, Floats, float], Floats]  # (sequence, minibatch, V, shift) to K V + shift V
 Counting = Callable[[int], AbstractContextManager[Any]]  # of so many steps: what is told of each by ``advance(1)``
 
+DEEPEST = 5000  # steps of a series by the default rule, unless an epoch has more
+SCALE_BATCHES, SCALE_STEPS, SCALE_MARGIN = 10, 20, 1.1
 RETRY = 10.0  # times c, where a series diverges
+
+
+@dataclass(frozen=True)
+class Series:
+    """Which series are averaged."""
+
+    scale: float  # c
+    damping: float  # delta
+    shift: float  # l2 + delta
+    depth: int  # J
+    repeats: int
+    tail: float  # the share of a series' iterates, the last ones, whose mean is taken
+
+    def facts(self) -> dict[str, Any]:
+        """What is worth saying of them."""
+        return {"series_scale": self.scale, "depth": self.depth, "repeats": self.repeats}
+
+
+class ZeroCurvatureError(Exception):
+    """Nothing tells a scale: no minibatch has an eigenvalue above 0, and nothing is added to them."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is given of the series, and the default rule for each of the rest, which are None."""
+
+    rows: int
+    batch: int  # rows of a minibatch, at most all
+    l2: float
+    damping: float | None  # None: ``dampen`` times the scale
+    dampen: float
+    scale: float | None
+    depth: int | None
+    repeats: int | None
+    tail: float
+    seed: int
+
+    def scale_and_damping(self, product: Product, size: int) -> tuple[float, float]:
+        """The scale c and delta, for so many parameters.
+
+        Raises:
+            ZeroCurvatureError: c is not a positive number.
+        """
+        scale = self.scale
+        if scale is None:
+            start = np.random.default_rng([self.seed, 0]).standard_normal(size)
+            scale = default_scale(product, start, self.l2, self.damping, self.dampen)
+        if not (scale > 0 and math.isfinite(scale)):
+            raise ZeroCurvatureError
+        return scale, self.dampen * scale if self.damping is None else self.damping
+
+    def series(self, scale: float, damping: float) -> Series:
+        """The series at that scale."""
+        depth = self.depth or default_depth(self.rows, min(self.batch, self.rows), scale, self.l2 + damping)
+        repeats = self.repeats or default_repeats(self.rows, self.batch, depth)
+        return Series(scale, damping, self.l2 + damping, depth, repeats, self.tail)
+
+    def passes_at_most(self) -> tuple[float, float]:
+        """Passes over the rows of all series, and of finding the scale, whatever that is."""
+        share = min(1.0, self.batch / self.rows)
+        depth = self.depth or max(DEEPEST, math.ceil(self.rows / self.batch))
+        steps = depth * (self.repeats or default_repeats(self.rows, self.batch, depth))
+        return steps * share, 0.0 if self.scale is not None else SCALE_BATCHES * SCALE_STEPS * share
+
+
+def default_depth(rows: int, batch: int, scale: float, shift: float) -> int:
+    """3 c / (l2 + delta) steps, at least those that see every row once, at most 5000.
+
+    >>> default_depth(320, 32, 10.0, 0.5), default_depth(320, 32, 10.0, 0.0), default_depth(320, 32, 1.0, 1.0)
+    (60, 5000, 10)
+    """
+    wanted = 3.0 * scale / shift if shift > 0 else math.inf
+    return int(min(DEEPEST, max(math.ceil(rows / batch), math.ceil(min(wanted, 1e9)))))
+
+
+def default_repeats(rows: int, batch: int, depth: int) -> int:
+    """As many series as see every row once between them.
+
+    >>> default_repeats(320, 32, 3), default_repeats(320, 32, 60)
+    (4, 1)
+    """
+    return max(1, math.ceil(rows / (depth * min(batch, rows))))
+
+
+def default_scale(product: Product, start: Floats, l2: float, damping: float | None, dampen: float) -> float:
+    """1.1 times the largest eigenvalue, with l2 and delta, that power iterations find on 10 minibatches.
+
+    Without ``damping`` delta is ``dampen`` times the scale itself.
+
+    >>> round(default_scale(lambda run, batch, v, shift: 2.0 * v, np.ones(3), 0.5, 0.5, 0.0), 12)
+    3.3
+    """
+    found = [largest_eigenvalue(lambda v, b=b: product(0, b, v, 0.0), start, SCALE_STEPS) for b in range(SCALE_BATCHES)]
+    if damping is None:  # c = 1.1 (largest + l2 + d c)
+        return SCALE_MARGIN * (max(found) + l2) / (1.0 - SCALE_MARGIN * dampen)
+    return SCALE_MARGIN * (max(found) + l2 + damping)
 
 
 class SeriesDivergedError(DivergedError):
@@ -34,18 +135,6 @@ def start_state(b: Floats, scale: float, damping: float, retried: bool = False) 
         "scale": np.array(scale), "damping": np.array(damping), "retried": np.array(retried),
         "run": np.array(0), "sum": zero, "u": b, "total": zero, "step": np.array(0),
     }  # fmt: skip
-
-
-class Interim(Protocol):
-    """Where a solve leaves its state after every step, and takes it up again."""
-
-    def load(self) -> State | None:
-        """The last state that was kept, or None."""
-        ...
-
-    def offer(self, state: Callable[[], State]) -> None:
-        """The solve can go on from that state."""
-        ...
 
 
 def solve(
@@ -70,14 +159,7 @@ def solve(
             state = start_state(b, series.scale * RETRY, series.damping, retried=True)
 
 
-def _mean(
-    product: Product,
-    b: Floats,
-    series: Series,
-    state: State,
-    interim: Interim,
-    counting: Counting,
-) -> Floats:
+def _mean(product: Product, b: Floats, series: Series, state: State, interim: Interim, counting: Counting) -> Floats:
     """The mean over the series, from ``state`` on."""
     with counting(series.repeats * series.depth) as progress:
         for run in range(state["run"].item(), series.repeats):

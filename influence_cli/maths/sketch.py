@@ -15,27 +15,25 @@ Of m factorised groups of s_out x s_in, R of independent signs over sqrt(s), the
 
     ( V(G^T H) / s_in + V(G H^T) / s_out + W / (s_in s_out) ) / m,     V(M) = |M|^2 + tr M^2 - 2 sum_i M_ii^2
 
-with W of the order of |G|^2 |H|^2 (spelled out in ``factor_variance``); a factor that is the identity adds nothing.
+with W of the order of |G|^2 |H|^2 (the tests spell it out); a factor that is the identity adds nothing.
 Since m s_in s_out values are stored, small factors in many groups are better, and dearer, than two large ones.
 Two layers l and l' that share columns add ( |g_l|^2 |h_l'|^2 + <g_l, h_l> <g_l', h_l'> ) / k for each ordered pair.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from influence_cli.maths.masks import hashed_uniform
+from influence_cli.maths.hashed_draws import hashed_uniform, stream_key
 
 
 def hash_key(seed: int, name: str, what: str) -> int:
     """64 bits that stand for a stream of draws."""
-    text = f"{seed}:{what}:{name}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"influence.sign").digest(), "little")
+    return stream_key(f"{seed}:{what}:{name}".encode(), "sign")
 
 
 def signs(key: int, shape: Sequence[int], device: torch.device) -> Tensor:
@@ -129,38 +127,3 @@ def factor_sketch(a: Tensor, d: Tensor, r_in: Tensor | None, r_out: Tensor | Non
     pd = d if r_out is None else d @ r_out.T
     pa, pd = (x.unflatten(2, (groups, x.shape[2] // groups)).transpose(1, 2) for x in (pa, pd))  # [r, m, T, s]
     return torch.matmul(pd.transpose(2, 3), pa).flatten(1)
-
-
-def folded_variance(g: Tensor, h: Tensor, k: int) -> float:
-    """Variance of the folded <Sg, Sh> for vectors g and h: of pairs in two blocks of k alone.
-
-    >>> folded_variance(torch.ones(3), torch.ones(3), 3), folded_variance(torch.ones(4), torch.ones(4), 2)
-    (0.0, 8.0)
-    """
-
-    def blocks(v: Tensor) -> Tensor:
-        padded: Tensor = torch.nn.functional.pad(v, (0, -len(v) % k))
-        return padded.reshape(-1, k).sum(1)
-
-    g2, h2, gh = blocks(g.square()), blocks(h.square()), blocks(g * h)
-    return float(g2.sum() * h2.sum() - g2 @ h2 + gh.sum() ** 2 - gh.square().sum()) / k
-
-
-def factor_variance(g: Tensor, h: Tensor, groups: int, s_in: int | None, s_out: int | None) -> float:
-    """Variance of the factorised <Sg, Sh> for matrices g and h [out, in]; None: that factor is the identity.
-
-    W = |G|^2 |H|^2 + <G^T G, H^T H> + <G G^T, H H^T> + <G, H>^2 - 2 sum_k |G_.k|^2 |H_.k|^2 - 2 sum_i |G_i.|^2 |H_i.|^2
-    - 2 sum_k <G_.k, H_.k>^2 - 2 sum_i <G_i., H_i.>^2 + 4 sum_ik G_ik^2 H_ik^2, from the fourth moments of signs.
-    """
-
-    def v(m: Tensor) -> float:
-        return float(m.square().sum() + (m * m.T).sum() - 2.0 * m.diagonal().square().sum())
-
-    g2, h2, gh = g.square(), h.square(), g * h
-    w = g2.sum() * h2.sum() + ((g.T @ g) * (h.T @ h)).sum() + ((g @ g.T) * (h @ h.T)).sum() + gh.sum() ** 2
-    w = w - 2.0 * (g2.sum(0) @ h2.sum(0) + g2.sum(1) @ h2.sum(1) + gh.sum(0).square().sum() + gh.sum(1).square().sum())
-    w = float(w + 4.0 * gh.square().sum())
-    found = 0.0 if s_in is None else v(g.T @ h) / s_in
-    found += 0.0 if s_out is None else v(g @ h.T) / s_out
-    found += 0.0 if s_in is None or s_out is None else w / (s_in * s_out)
-    return found / groups

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.maths.ranking import lowest
+
 DRAWS = 400
 CONFIDENCE = 0.95
 _SEED = 20_240_517  # of the draws: a decision is the same whenever it is made
@@ -28,20 +30,6 @@ class Stability:
 
     expected: float
     lower: float  # exceeded with 95 % confidence
-
-
-def jaccard(common: NDArray[np.int64] | int, size: int) -> NDArray[np.float64]:
-    """Jaccard similarity of two sets of ``size`` things each, of which ``common`` are in both.
-
-    >>> float(jaccard(10, 10)), float(jaccard(5, 10)), float(jaccard(0, 10))
-    (1.0, 0.3333333333333333, 0.0)
-    """
-    return np.asarray(common / (2 * size - common), dtype=np.float64)
-
-
-def lowest(scores: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Positions of the ``count`` lowest scores [n]; of equal scores the first."""
-    return np.argsort(scores, kind="stable")[:count]
 
 
 def lowest_rows_stability(members: NDArray[np.float64], share: float, draws: int = DRAWS) -> Stability:
@@ -60,8 +48,9 @@ def lowest_rows_stability(members: NDArray[np.float64], share: float, draws: int
     rng = np.random.default_rng(_SEED)
     z = rng.standard_normal((draws, count))
     z *= np.sqrt((count - 1) / rng.chisquare(count - 1, draws) / count)[:, None]
-    now = lowest(mean, size)
-    found = jaccard(np.array([_kept(mean + weights @ deviations, now) for weights in z]), size)
+    now = np.flatnonzero(lowest(mean, size))
+    kept = np.array([_kept(mean + weights @ deviations, now) for weights in z])
+    found = kept / (2 * size - kept)  # Jaccard similarity of two sets of that size
     return Stability(float(found.mean()), float(np.quantile(found, 1 - CONFIDENCE, method="lower")))
 
 

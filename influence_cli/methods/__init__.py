@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,95 +23,57 @@ class MethodInfo:
 
     def load(self) -> type[Any]:
         """The method's class; importing it imports no torch."""
-        module, name = self.target.split(":")
-        return getattr(importlib.import_module(module), name)
+        return pkgutil.resolve_name(self.target)
 
 
 _IP_PAPER = "Yang et al., arXiv:2405.17490"
-METHODS: dict[str, MethodInfo] = {
-    info.name: info
-    for info in (
-        MethodInfo(
-            "ip",
-            "influence_cli.methods.ip:IP",
-            "inner product at the checkpoint",
-            _IP_PAPER + ", Eq. 2",
-            "V + T",
-        ),
-        MethodInfo(
-            "ip-ensemble",
-            "influence_cli.methods.ip_ensemble:IPEnsemble",
-            "mean of ip over parameter-dropout copies",
-            _IP_PAPER + ", Eq. 5",
-            "M (V + T)",
-        ),
-        MethodInfo(
-            "exact",
-            "influence_cli.methods.exact:Exact",
-            "influence function, dense inverse curvature",
-            "Koh and Liang, arXiv:1703.04730, Eq. 2",
-            "V + fit rows + T; d^2",
-        ),
-        MethodInfo(
-            "cg",
-            "influence_cli.methods.cg:CG",
-            "influence function, inverse by conjugate gradients",
-            "Hestenes and Stiefel 1952; Koh and Liang, arXiv:1703.04730, section 3",
-            "V + iterations x fit rows + T",
-        ),
-        MethodInfo(
-            "lissa",
-            "influence_cli.methods.lissa:LiSSA",
-            "influence function, inverse by a stochastic Neumann series",
-            "Agarwal et al., arXiv:1602.03943; Koh and Liang, arXiv:1703.04730, section 3",
-            "V + J minibatches of fit rows + T",
-        ),
-        MethodInfo(
-            "arnoldi",
-            "influence_cli.methods.arnoldi:Arnoldi",
-            "influence function on the leading eigenvectors of curvature",
-            "Schioppa et al., arXiv:2112.03052",
-            "V + k x fit rows + T; k d",
-        ),
-        MethodInfo(
-            "ekfac",
-            "influence_cli.methods.ekfac:EKFAC",
-            "influence function, Kronecker-factored inverse by layer",
-            "George et al., arXiv:1806.03884; Grosse et al., arXiv:2308.03296",
-            "V + 2 x fit rows + T; layers' in^2 + out^2",
-        ),
-        MethodInfo(
-            "datainf",
-            "influence_cli.methods.datainf:DataInf",
-            "mean of rank-one inverses by tensor",
-            "Kwon et al., arXiv:2310.00902, Eq. 5",
-            "V + 2 x fit rows + T",
-        ),
-        MethodInfo("loss", "influence_cli.methods.loss:Loss", "minus the row's own loss", "-", "forward T"),
-        MethodInfo(
-            "margin",
-            "influence_cli.methods.margin:Margin",
-            "labelled minus best other logit",
-            "-",
-            "forward T",
-        ),
-        MethodInfo(
-            "self-tracin",
-            "influence_cli.methods.self_tracin:SelfTracIn",
-            "minus the squared norm of the row's gradient",
-            "Pruthi et al., arXiv:2002.08484; Thakkar et al. 2023",
-            "forward T + norms T",
-        ),
-        MethodInfo(
-            "self-lissa",
-            "influence_cli.methods.self_lissa:SelfLiSSA",
-            "minus the row's self-influence, with inverse curvature",
-            "Bejan et al., arXiv:2302.13959",
-            "forward T + 2 x fit rows + norms T",
-        ),
-        MethodInfo("random", "influence_cli.methods.random:Random", "seeded uniform draw, the floor", "-", "none"),
-    )
-}
+_KOH_LIANG = "Koh and Liang, arXiv:1703.04730"
+_ROWS = (
+    MethodInfo("ip", "influence_cli.methods.ip:IP", "inner product at the checkpoint", f"{_IP_PAPER}, Eq. 2", "V + T"),
+    MethodInfo(
+        "ip-ensemble", "influence_cli.methods.ip_ensemble:IPEnsemble",
+        "mean of ip over parameter-dropout copies", f"{_IP_PAPER}, Eq. 5", "M (V + T)",
+    ),
+    MethodInfo(
+        "exact", "influence_cli.methods.exact:Exact", "influence function, dense inverse curvature",
+        f"{_KOH_LIANG}, Eq. 2", "V + fit rows + T; d^2",
+    ),
+    MethodInfo(
+        "cg", "influence_cli.methods.cg:CG", "influence function, inverse by conjugate gradients",
+        f"Hestenes and Stiefel 1952; {_KOH_LIANG}, section 3", "V + iterations x fit rows + T",
+    ),
+    MethodInfo(
+        "lissa", "influence_cli.methods.lissa:LiSSA", "influence function, inverse by a stochastic Neumann series",
+        f"Agarwal et al., arXiv:1602.03943; {_KOH_LIANG}, section 3", "V + J minibatches of fit rows + T",
+    ),
+    MethodInfo(
+        "arnoldi", "influence_cli.methods.arnoldi:Arnoldi",
+        "influence function on the leading eigenvectors of curvature",
+        "Schioppa et al., arXiv:2112.03052", "V + k x fit rows + T; k d",
+    ),
+    MethodInfo(
+        "ekfac", "influence_cli.methods.ekfac:EKFAC", "influence function, Kronecker-factored inverse by layer",
+        "George et al., arXiv:1806.03884; Grosse et al., arXiv:2308.03296",
+        "V + 2 x fit rows + T; layers' in^2 + out^2",
+    ),
+    MethodInfo(
+        "datainf", "influence_cli.methods.datainf:DataInf", "mean of rank-one inverses by tensor",
+        "Kwon et al., arXiv:2310.00902, Eq. 5", "V + 2 x fit rows + T",
+    ),
+    MethodInfo("loss", "influence_cli.methods.loss:Loss", "minus the row's own loss", "-", "forward T"),
+    MethodInfo("margin", "influence_cli.methods.margin:Margin", "labelled minus best other logit", "-", "forward T"),
+    MethodInfo(
+        "self-tracin", "influence_cli.methods.self_tracin:SelfTracIn", "minus the squared norm of the row's gradient",
+        "Pruthi et al., arXiv:2002.08484; Thakkar et al. 2023", "forward T + norms T",
+    ),
+    MethodInfo(
+        "self-lissa", "influence_cli.methods.self_lissa:SelfLiSSA",
+        "minus the row's self-influence, with inverse curvature",
+        "Bejan et al., arXiv:2302.13959", "forward T + 2 x fit rows + norms T",
+    ),
+    MethodInfo("random", "influence_cli.methods.random:Random", "seeded uniform draw, the floor", "-", "none"),
+)  # fmt: skip
+METHODS: dict[str, MethodInfo] = {info.name: info for info in _ROWS}
 
 
 def make_methods(spec: GradSpec) -> dict[str, Method]:

@@ -17,7 +17,7 @@ delta is 0: nothing is kept that ``exact`` would damp.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from influence_cli.errors import ModelError, UsageError
 from influence_cli.methods.protocol import Columns, Facts
 from influence_cli.methods.shapes.by_products import MODES, ByProducts
 from influence_cli.methods.shapes.preconditioned import Costs, Factor, check_options
+from influence_cli.settings import setting
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
@@ -38,19 +39,12 @@ BREAKDOWN = {"fp64": 1e-8, "fp32": 1e-4}
 class Arnoldi(ByProducts):
     """Inverse curvature on the span of its leading Ritz vectors."""
 
-    k: int | None = field(
-        default=None,
-        metadata={"help": "Lanczos vectors, one pass each (default: min(200, parameters))", "unit": "passes"},
-    )
-    r: str = field(default="50", metadata={"help": "Ritz pairs to keep, at most: a number, or all"})
-    complement: bool = field(
-        default=False, metadata={"help": "count directions outside of these as of the smallest curvature kept"}
-    )
-    keep_negative: bool = field(default=False, metadata={"help": "keep negative Ritz values too (mode hessian)"})
-    seed: int = field(default=0, metadata={"help": "of the start vector"})
-    max_gigabytes: float = field(
-        default=8.0, metadata={"help": "refuse a larger basis: it is held in memory", "unit": "GB", "limit": True}
-    )
+    k: int | None = setting(None, "Lanczos vectors, one pass each (default: min(200, parameters))", "passes")
+    r: str = setting("50", "Ritz pairs to keep, at most: a number, or all")
+    complement: bool = setting(False, "count directions outside of these as of the smallest curvature kept")
+    keep_negative: bool = setting(False, "keep negative Ritz values too (mode hessian)")
+    seed: int = setting(0, "of the start vector")
+    max_gigabytes: float = setting(8.0, "refuse a larger basis: it is held in memory", "GB", limit=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,7 +87,7 @@ class Arnoldi(ByProducts):
         """The Krylov basis, the matrix in it, the data term's gradient and the parameters."""
         from influence_cli.maths.lanczos import lanczos, ritz
 
-        seen, single = self.seen(curvature), self.single(curvature.size)
+        seen, single = self.seen(curvature, self.fit_sample), self.single(curvature.size)
         start = np.random.default_rng(self.seed).standard_normal(curvature.size)
         most, tolerance = self.vectors(curvature.size), BREAKDOWN["fp32" if single else "fp64"]
         with curvature.listener.progress("curvature (lanczos)", most + 1, "passes over the fit rows") as progress:
@@ -105,19 +99,12 @@ class Arnoldi(ByProducts):
                 progress.advance(1)
                 return image
 
-            found = lanczos(
-                product, start.astype(np.float32 if single else np.float64), most, tolerance,
-                curvature.interim.load(), curvature.interim.offer,
-            )  # fmt: skip
+            start = start.astype(np.float32 if single else np.float64)
+            found = lanczos(product, start, most, tolerance, curvature.interim)
         values = ritz(found.diagonal, found.beside)[0]
-        facts = {
-            "curvature": MODES[self.mode],
-            "vectors": len(found.basis),
-            "complete": found.complete,
-            "smallest_ritz_value": float(values[0]),
-            "largest_ritz_value": float(values[-1]),
-            "gradient_norm": float(np.linalg.norm(gradient)),
-        }
+        facts = {"curvature": MODES[self.mode], "vectors": len(found.basis), "complete": found.complete}
+        facts |= {"smallest_ritz_value": float(values[0]), "largest_ritz_value": float(values[-1])}
+        facts["gradient_norm"] = float(np.linalg.norm(gradient))
         return Factor({**found.arrays(), "gradient": gradient, "theta": curvature.theta}, facts)
 
     def precondition(self, q: Columns, curvature: Curvature) -> tuple[Columns, Facts]:

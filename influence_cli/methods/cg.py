@@ -17,19 +17,20 @@ whatever moved them; it takes about twice the passes of 1e-4, the default in flo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from influence_cli.errors import ModelError
+from influence_cli.maths.conjugate_gradients import RECOMPUTE, Solved, conjugate_gradients
 from influence_cli.methods.protocol import Columns, Facts
 from influence_cli.methods.shapes.by_products import MODES, ByProducts
+from influence_cli.methods.shapes.preconditioned import Costs, check_options
+from influence_cli.settings import setting
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
-    from influence_cli.maths.conjugate_gradients import Solved
-    from influence_cli.methods.shapes.preconditioned import Costs
 
 SINGLE, DOUBLE = (1e-4, 100), (1e-8, 1000)  # default tolerance and most iterations, by the precision of products
 
@@ -38,27 +39,22 @@ SINGLE, DOUBLE = (1e-4, 100), (1e-8, 1000)  # default tolerance and most iterati
 class CG(ByProducts):
     """Inverse curvature by conjugate gradients."""
 
-    tolerance: float | None = field(
-        default=None,
-        metadata={
-            "help": "largest residual |A u - q| at which the solve ends (default: 1e-8 in fp64, 1e-4 in fp32)",
-            "unit": "share of |q|",
-        },
+    tolerance: float | None = setting(
+        None,
+        "largest residual |A u - q| at which the solve ends (default: 1e-8 in fp64, 1e-4 in fp32)",
+        "share of |q|",
     )
-    max_iterations: int | None = field(
-        default=None,
-        metadata={
-            "help": "iterations after which it ends in any case (default: 1000 in fp64, 100 in fp32)",
-            "unit": "passes over the fit rows",
-        },
+    max_iterations: int | None = setting(
+        None,
+        "iterations after which it ends in any case (default: 1000 in fp64, 100 in fp32)",
+        "passes over the fit rows",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tolerance is not None and not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance={self.tolerance} is not between 0 and 1")
-        if self.max_iterations is not None and self.max_iterations < 1:
-            raise ValueError(f"max_iterations={self.max_iterations} is below 1")
+        check_options(self, {}, {"max_iterations": 1})
 
     def ends(self, parameters: int) -> tuple[float, int]:
         """Tolerance and most iterations: those asked for, or what the precision of products is good for."""
@@ -67,8 +63,6 @@ class CG(ByProducts):
 
     def costs(self, rows: int, parameters: int) -> Costs:
         """One pass an iteration, and one for each residual that is computed anew."""
-        from influence_cli.maths.conjugate_gradients import RECOMPUTE
-
         most = self.ends(parameters)[1]
         return replace(super().costs(rows, parameters), solve_passes=most + most // RECOMPUTE + 1)
 
@@ -78,13 +72,10 @@ class CG(ByProducts):
         Raises:
             ModelError: A is not positive definite, or the solve went nowhere.
         """
-        from influence_cli.maths.conjugate_gradients import conjugate_gradients
-
         damping = self.default_damping(curvature) if self.damping is None else self.damping
-        seen, shift = self.seen(curvature), (self.l2 or 0.0) + damping
+        seen, shift = self.seen(curvature, self.fit_sample), (self.l2 or 0.0) + damping
         tolerance, iterations = self.ends(seen.size)
         most = int(self.costs(len(seen.rows), seen.size).solve_passes)
-        interim = curvature.interim
         with curvature.listener.progress("curvature (cg)", most, "passes over the fit rows") as progress:
 
             def product(v: Columns) -> Columns:
@@ -92,7 +83,7 @@ class CG(ByProducts):
                 progress.advance(1)
                 return image
 
-            solved = conjugate_gradients(product, q, tolerance, iterations, interim.load(), interim.offer)
+            solved = conjugate_gradients(product, q, tolerance, iterations, curvature.interim)
         worst = float(solved.residuals.max())
         facts = {
             **self.facts_of(curvature, damping, self.damping is None),
@@ -119,12 +110,10 @@ class CG(ByProducts):
         negative = solved.negative[~np.isnan(solved.negative)]
         if len(negative):
             below = float(negative.min())
-            fix = (
-                f"use --set cg.mode=ggn, which never is indefinite, or --set cg.damping=X with X above "
-                f"{facts['damping'] - below:.3g}, and more where the spectrum reaches lower"
-                if self.mode == "hessian"
-                else "leave cg.damping out for the default rule, or raise it; or --set cg.precision=fp64"
-            )
+            fix = "leave cg.damping out for the default rule, or raise it; or --set cg.precision=fp64"
+            if self.mode == "hessian":
+                fix = "use --set cg.mode=ggn, which never is indefinite, or --set cg.damping=X with X above "
+                fix += f"{facts['damping'] - below:.3g}, and more where the spectrum reaches lower"
             raise ModelError(
                 f"negative curvature: after {facts['iterations']} iterations p.Ap is {below:.6g} of p.p, so the "
                 f"{self.mode} with {shift:.3g} added to its eigenvalues is not positive definite",

@@ -22,8 +22,7 @@ import numpy as np
 from influence_cli.errors import ModelError
 from influence_cli.methods.protocol import Columns, Facts
 from influence_cli.methods.shapes.by_layers import OTHER, ByLayers
-from influence_cli.methods.shapes.by_products import PRECISIONS
-from influence_cli.methods.shapes.preconditioned import Costs, Factor, check_options
+from influence_cli.methods.shapes.preconditioned import PRECISIONS, Costs, Factor, check_options
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
@@ -72,8 +71,7 @@ class DataInf(ByLayers):
             ModelError: a lambda is 0.
             UsageError: tensors have no row gradients, and ``other`` is refuse.
         """
-        from influence_cli.curvature.rank_one import RankOneSums
-        from influence_cli.maths.rank_one import default_dampings
+        from influence_cli.curvature.rank_one import RankOneSums, default_dampings
 
         table, names, l2 = curvature.factor["tensors"], list(curvature.layout), self.l2 or 0.0
         squares = {int(place): float(value) for place, value in table}
@@ -98,7 +96,7 @@ class DataInf(ByLayers):
             "smallest_lambda": min(dampings.values(), default=mean),
             "largest_lambda": max(dampings.values(), default=mean),
             "damping_by_rule": self.damping is None,
-            "precision": "fp32" if self.single(curvature.size) else "fp64",
+            "precision": self.precision_at(curvature.size),
             "tensors": len(dampings),
             "covered": sum(curvature.sizes[k] for k in dampings),
             "others": [names[k] for k in others],

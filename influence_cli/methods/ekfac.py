@@ -17,19 +17,19 @@ is a tenth of the curvature: effects are too small, more than ranks are wrong.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from influence_cli.errors import ModelError
 from influence_cli.methods.protocol import Columns, Facts, OfBlocks, RowValue
 from influence_cli.methods.self_lissa import self_influence
 from influence_cli.methods.shapes.by_layers import OTHER, ByLayers
-from influence_cli.methods.shapes.by_products import PRECISIONS
-from influence_cli.methods.shapes.preconditioned import Costs, Factor, check_options
+from influence_cli.methods.shapes.preconditioned import PRECISIONS, Costs, Factor, check_options
+from influence_cli.settings import setting
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
-    from influence_cli.maths.kronecker_inverse import KroneckerInverse
+    from influence_cli.maths.kronecker import KroneckerInverse
 
 MODES = ("ekfac", "kfac")
 LABELS = ("sampled", "exact")
@@ -43,16 +43,11 @@ class EKFAC(ByLayers):
     name: ClassVar[str] = "ekfac"
     without_block: ClassVar[str] = "no Kronecker factors"
 
-    mode: str = field(default="ekfac", metadata={"help": "eigenvalues in the Kronecker basis: " + ", ".join(MODES)})
-    labels: str = field(
-        default="sampled",
-        metadata={"help": "of the Fisher: sampled from the model, or exact: a backward pass for every class"},
-    )
-    draws: int = field(default=1, metadata={"help": "sampled labels", "unit": "a row"})
-    fit_sample: int | None = field(
-        default=5000, metadata={"help": "look at so many of the fit rows, chosen by their keys", "unit": "rows"}
-    )
-    seed: int = field(default=0, metadata={"help": "of sampled labels, which are drawn by row key"})
+    mode: str = setting("ekfac", "eigenvalues in the Kronecker basis: " + ", ".join(MODES))
+    labels: str = setting("sampled", "of the Fisher: sampled from the model, or exact: a backward pass for every class")
+    draws: int = setting(1, "sampled labels", "a row")
+    fit_sample: int | None = setting(5000, "look at so many of the fit rows, chosen by their keys", "rows")
+    seed: int = setting(0, "of sampled labels, which are drawn by row key")
 
     def __post_init__(self) -> None:
         choices = {"mode": MODES, "labels": LABELS, "precision": PRECISIONS, "other": OTHER}
@@ -78,9 +73,8 @@ class EKFAC(ByLayers):
         from influence_cli.curvature.kronecker import KroneckerFit
 
         fit = KroneckerFit(self.seen(curvature, self.fit_sample), self.labels, self.draws, self.seed)
-        self.check_left_over(list(fit.coverage.others))
-        facts = {"factored": list(fit.coverage.factored), "others": list(fit.coverage.others)}
-        return Factor(fit.arrays(), facts)
+        self.check_left_over(fit.others)
+        return Factor(fit.arrays(), {"factored": fit.factored, "others": fit.others})
 
     def precondition(self, q: Columns, curvature: Curvature) -> tuple[Columns, Facts]:
         """Every layer's q in its basis over eigenvalues, l2 and delta.
@@ -97,29 +91,15 @@ class EKFAC(ByLayers):
         return self_influence("ekfac") if relative else None
 
     def form(self, curvature: Curvature) -> tuple[OfBlocks, Facts]:
-        """The same by layer: a weighted sum of squares in the layer's basis.
-
-        Raises:
-            ModelError: as ``precondition``.
-        """
-        from influence_cli.curvature.kronecker_form import KroneckerForm, Turned
+        """The same by layer, a weighted sum of squares in the layer's basis; errors as of ``precondition``."""
+        from influence_cli.curvature.kronecker import KroneckerForm
 
         inverse, facts = self._inverse(curvature)
-        names = list(curvature.layout)
-        layers = {names[x.weight]: Turned(x.q_a, x.q_s, 1.0 / x.shifted) for x in inverse.layers}
-        shares = {
-            names[place]: 1.0 / inverse.scalars[place] if place in inverse.scalars else 0.0 for place in inverse.others
-        }
-        return KroneckerForm(layers, shares), facts
+        return KroneckerForm(inverse, list(curvature.layout)), facts
 
     def _inverse(self, curvature: Curvature) -> tuple[KroneckerInverse, Facts]:
-        """The damped inverse, and what is worth saying of it.
-
-        Raises:
-            ModelError: a layer's Fisher is singular, and nothing is damped.
-            UsageError: parameters have no factors, and ``other`` is refuse.
-        """
-        from influence_cli.maths.kronecker_inverse import KroneckerInverse
+        """The damped inverse, and what is worth saying of it."""
+        from influence_cli.maths.kronecker import KroneckerInverse
 
         factor, names, l2 = curvature.factor, list(curvature.layout), self.l2 or 0.0
         left = [names[int(place)] for place, _ in factor["others"]]
@@ -137,7 +117,7 @@ class EKFAC(ByLayers):
             "smallest_damping": min(inverse.dampings),
             "largest_damping": max(inverse.dampings),
             "damping_by_rule": self.damping is None,
-            "precision": "fp32" if self.single(curvature.size) else "fp64",
+            "precision": self.precision_at(curvature.size),
             "product_rows": self.costs(len(curvature.rows), curvature.size).rows,
             "layers": len(inverse.layers),
             "covered": inverse.size,

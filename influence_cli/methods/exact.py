@@ -21,7 +21,7 @@ of its largest eigenvalue cannot be inverted beyond that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -30,6 +30,7 @@ from influence_cli.errors import ModelError, UsageError
 from influence_cli.methods.protocol import Columns, Facts, OfBlocks, RowValue
 from influence_cli.methods.self_lissa import self_influence
 from influence_cli.methods.shapes.preconditioned import Costs, Factor, Preconditioned, check_options
+from influence_cli.settings import setting
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
@@ -47,10 +48,8 @@ class Exact(Preconditioned):
 
     relative: ClassVar[bool] = True
 
-    mode: str = field(default="ggn", metadata={"help": "curvature: " + ", ".join(MODES)})
-    max_parameters: int = field(
-        default=5000, metadata={"help": "refuse more selected parameters: memory grows with d^2", "limit": True}
-    )
+    mode: str = setting("ggn", "curvature: " + ", ".join(MODES))
+    max_parameters: int = setting(5000, "refuse more selected parameters: memory grows with d^2", limit=True)
 
     def __post_init__(self) -> None:
         check_options(self, {"mode": tuple(MODES)}, {"max_parameters": 1})
@@ -80,10 +79,10 @@ class Exact(Preconditioned):
 
     def fit(self, curvature: Curvature) -> Factor:
         """The matrix K, its eigenvalues, the data term's gradient and the parameters."""
-        from influence_cli.maths.inverse import eigenvalues_of, spectrum
+        from influence_cli.maths.inverse import spectrum
 
         matrix, gradient = curvature.dense(MODES[self.mode])
-        eigenvalues = eigenvalues_of(matrix)
+        eigenvalues = np.linalg.eigvalsh(matrix).astype(np.float64, copy=False)
         facts = {"curvature": MODES[self.mode], **spectrum(eigenvalues, eigenvalues)}
         facts["gradient_norm"] = float(np.linalg.norm(gradient))
         arrays = {"matrix": matrix, "eigenvalues": eigenvalues, "gradient": gradient, "theta": curvature.theta}
@@ -93,7 +92,7 @@ class Exact(Preconditioned):
         """(K + l2 I + delta I)^-1 q, and the spectrum of K + l2 I, delta, and |grad R(theta)|.
 
         Raises:
-            ModelError: the matrix is not positive definite and the mode needs it to be.
+            ModelError: damped, and as the mode takes it, the matrix is not positive definite.
         """
         inverse, facts = self._inverse(curvature)
         return inverse.solve(q), facts
@@ -103,22 +102,14 @@ class Exact(Preconditioned):
         return self_influence("exact") if relative else None
 
     def form(self, curvature: Curvature) -> tuple[OfBlocks, Facts]:
-        """The same in float64, from the rows' whole gradients and one factorisation.
-
-        Raises:
-            ModelError: as ``precondition``.
-        """
+        """The same in float64, from rows' whole gradients and one factorisation; errors as of ``precondition``."""
         from influence_cli.engines.row_values import DenseForm
 
         inverse, facts = self._inverse(curvature)
         return DenseForm(list(curvature.layout), inverse.form), facts
 
     def _inverse(self, curvature: Curvature) -> tuple[DenseInverse, Facts]:
-        """The inverse; the spectrum of K + l2 I, delta and |grad R(theta)|.
-
-        Raises:
-            ModelError: damped, and as the mode takes it, the matrix is not positive definite.
-        """
+        """The inverse; the spectrum of K + l2 I, delta and |grad R(theta)|."""
         from influence_cli.maths import inverse
 
         fitted, l2 = curvature.factor, self.l2 or 0.0

@@ -12,12 +12,13 @@ the cosine.  A row whose gradient is zero has score 0 in both.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from influence_cli.errors import UsageError
 from influence_cli.methods.protocol import Linear, RowValue
 from influence_cli.methods.self_tracin import SelfTracIn
+from influence_cli.settings import setting
 
 NORMALISE = ("none", "cosine")
 
@@ -28,9 +29,7 @@ class IP(Linear):
 
     relative: ClassVar[bool] = True
 
-    normalise: str = field(
-        default="none", metadata={"help": "none, or cosine: over the norms of both gradients, in [-1, 1]"}
-    )
+    normalise: str = setting("none", "none, or cosine: over the norms of both gradients, in [-1, 1]")
 
     def __post_init__(self) -> None:
         if self.normalise not in NORMALISE:

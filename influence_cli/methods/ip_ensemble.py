@@ -14,12 +14,13 @@ at a time until the lowest ``share`` of the rows would hardly change if there we
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from influence_cli.methods.protocol import Growth, Linear, Place
 from influence_cli.model.dropout import Dropout, member_rate
 from influence_cli.model.trajectory import Trajectory
+from influence_cli.settings import setting
 
 LEAST_MEMBERS = 3  # of members=auto: a spread of two says next to nothing
 
@@ -28,19 +29,15 @@ LEAST_MEMBERS = 3  # of members=auto: a spread of two says next to nothing
 class IPEnsemble(Linear):
     """M members; with ``p_max`` 0 every member is the checkpoint itself and the score is IP's, bit for bit."""
 
-    members: int | Literal["auto"] = field(
-        default=5, metadata={"help": "number of members M; auto: until the lowest rows stay the same"}
-    )
-    p_max: float = field(default=0.01, metadata={"help": "each member's dropout rate is uniform below this"})
-    p_fixed: float | None = field(default=None, metadata={"help": "one dropout rate for every member instead"})
-    rescale: bool = field(default=True, metadata={"help": "divide the kept parameters by 1 - p"})
-    scope: str = field(default="all", metadata={"help": "all, or matrices: spare biases and normalisation scales"})
-    seed: int | None = field(default=None, metadata={"help": "seed of rates and masks (default: --seed)"})
-    share: float = field(default=0.05, metadata={"help": "members=auto: the share of rows that is to stay the same"})
-    stability: float = field(
-        default=0.95, metadata={"help": "members=auto: Jaccard similarity with endlessly many members, to be exceeded"}
-    )
-    max_members: int = field(default=20, metadata={"help": "members=auto: the most members"})
+    members: int | Literal["auto"] = setting(5, "number of members M; auto: until the lowest rows stay the same")
+    p_max: float = setting(0.01, "each member's dropout rate is uniform below this")
+    p_fixed: float | None = setting(None, "one dropout rate for every member instead")
+    rescale: bool = setting(True, "divide the kept parameters by 1 - p")
+    scope: str = setting("all", "all, or matrices: spare biases and normalisation scales")
+    seed: int | None = setting(None, "seed of rates and masks (default: --seed)")
+    share: float = setting(0.05, "members=auto: the share of rows that is to stay the same")
+    stability: float = setting(0.95, "members=auto: Jaccard similarity with endlessly many members, to be exceeded")
+    max_members: int = setting(20, "members=auto: the most members")
 
     def __post_init__(self) -> None:
         if self.members != "auto" and self.members < 1:

@@ -17,16 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from influence_cli.errors import ModelError
-from influence_cli.maths import series_mean, series_rules
-from influence_cli.maths.columns import relative_norms
+from influence_cli.maths import series_mean
+from influence_cli.maths.iterative import relative_norms
 from influence_cli.methods.protocol import Columns, Facts, OfBlocks
 from influence_cli.methods.shapes.by_products import MODES, ByProducts
 from influence_cli.methods.shapes.preconditioned import Costs, check_options
+from influence_cli.settings import setting
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
@@ -37,24 +38,13 @@ if TYPE_CHECKING:
 class LiSSA(ByProducts):
     """Inverse curvature by a stochastic Neumann series."""
 
-    dampen: float | None = field(
-        default=None, metadata={"help": "delta in the form of other libraries, d: delta = d c", "unit": "share of c"}
-    )
-    series_scale: float | None = field(
-        default=None, metadata={"help": "c (default: 1.1 of the largest eigenvalue of 10 batches)", "unit": "mean loss"}
-    )
-    depth: int | None = field(
-        default=None,
-        metadata={"help": "J (default: min(5000, max(n/batch, 3c/(l2 + delta))))", "unit": "minibatches"},
-    )
-    batch: int = field(default=32, metadata={"help": "size of a minibatch", "unit": "rows"})
-    repeats: int | None = field(
-        default=None, metadata={"help": "independent series to average (default: as many as see n rows)"}
-    )
-    tail: float = field(
-        default=0.2, metadata={"help": "average over the last of the iterates; 0: the last alone", "unit": "share of J"}
-    )
-    seed: int = field(default=0, metadata={"help": "of minibatches and power iterations"})
+    dampen: float | None = setting(None, "delta in the form of other libraries, d: delta = d c", "share of c")
+    series_scale: float | None = setting(None, "c (default: 1.1 of the largest eigenvalue of 10 batches)", "mean loss")
+    depth: int | None = setting(None, "J (default: min(5000, max(n/batch, 3c/(l2 + delta))))", "minibatches")
+    batch: int = setting(32, "size of a minibatch", "rows")
+    repeats: int | None = setting(None, "independent series to average (default: as many as see n rows)")
+    tail: float = setting(0.2, "average over the last of the iterates; 0: the last alone", "share of J")
+    seed: int = setting(0, "of minibatches and power iterations")
 
     share: ClassVar[float] = 1e-2
 
@@ -64,7 +54,7 @@ class LiSSA(ByProducts):
             raise ValueError("damping and dampen are two forms of one number; give one")
         if self.dampen is not None and not 0 <= self.dampen < 1:
             raise ValueError(f"dampen={self.dampen} is not in [0, 1)")
-        if self.series_scale is None and self.dampen is not None and self.dampen * series_rules.SCALE_MARGIN >= 1:
+        if self.series_scale is None and self.dampen is not None and self.dampen * series_mean.SCALE_MARGIN >= 1:
             raise ValueError(f"dampen={self.dampen} needs a series_scale: the default c includes delta = dampen c")
         if not 0 <= self.tail <= 1:
             raise ValueError(f"tail={self.tail} is not between 0 and 1")
@@ -115,20 +105,18 @@ class LiSSA(ByProducts):
         said += "little curvature is scored as ip scores it (raise --set lissa.depth or lissa.damping)"
         return [] if residual <= 0.5 else [said]
 
-    def _rules(self, rows: int, damping: float | None) -> series_rules.Rules:
+    def _rules(self, rows: int, damping: float | None) -> series_mean.Rules:
         given = (self.dampen or 0.0, self.series_scale, self.depth, self.repeats, self.tail, self.seed)
-        return series_rules.Rules(rows, self.batch, self.l2 or 0.0, damping, *given)
+        return series_mean.Rules(rows, self.batch, self.l2 or 0.0, damping, *given)
 
-    def _opened(self, curvature: Curvature) -> tuple[Minibatches, series_rules.Rules]:
+    def _opened(self, curvature: Curvature) -> tuple[Minibatches, series_mean.Rules]:
         from influence_cli.curvature.minibatches import Minibatches
 
         damping = self.default_damping(curvature) if self.damping is None and self.dampen is None else self.damping
-        batches = Minibatches(self.seen(curvature), MODES[self.mode], self.batch, self.seed)
+        batches = Minibatches(self.seen(curvature, self.fit_sample), MODES[self.mode], self.batch, self.seed)
         return batches, self._rules(batches.rows, damping)
 
-    def _facts(
-        self, curvature: Curvature, batches: Minibatches, s: series_rules.Series, retried: bool = False
-    ) -> Facts:
+    def _facts(self, curvature: Curvature, batches: Minibatches, s: series_mean.Series, retried: bool = False) -> Facts:
         seen = self.facts_of(curvature, s.damping, self.damping is None and self.dampen is None)
         return {**seen, **s.facts(), "batch": batches.size, "implied_damping": s.scale / s.depth, "retried": retried}
 
@@ -136,7 +124,7 @@ class LiSSA(ByProducts):
     def _errors_explained(self) -> Generator[None]:
         try:
             yield
-        except series_rules.ZeroCurvatureError as error:
+        except series_mean.ZeroCurvatureError as error:
             fix = "give --set lissa.damping=X, or use ip"
             raise ModelError("the curvature of 10 minibatches is zero", fix=fix) from error
         except series_mean.SeriesDivergedError as error:

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from influence_cli.methods.protocol import CROSS_ENTROPY, OutputMethod
+from influence_cli.methods.protocol import CROSS_ENTROPY, Floats, Labels, Logits, OutputMethod
 from influence_cli.model.losses import RowLoss
 
 
@@ -18,8 +15,6 @@ from influence_cli.model.losses import RowLoss
 class Loss(OutputMethod):
     """Suspicious rows, those with a high loss, come last."""
 
-    def of_outputs(
-        self, logits: NDArray[np.floating], labels: NDArray[np.int64], loss: RowLoss = CROSS_ENTROPY
-    ) -> NDArray[np.float64]:
+    def of_outputs(self, logits: Logits, labels: Labels, loss: RowLoss = CROSS_ENTROPY) -> Floats:
         """Minus the loss of each row [n]."""
         return -loss.losses(logits, labels)

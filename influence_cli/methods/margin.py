@@ -7,11 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from influence_cli.maths.labels import margin
-from influence_cli.methods.protocol import CROSS_ENTROPY, OutputMethod
+from influence_cli.methods.protocol import CROSS_ENTROPY, Floats, Labels, Logits, OutputMethod
 from influence_cli.model.losses import RowLoss
 
 
@@ -19,8 +16,6 @@ from influence_cli.model.losses import RowLoss
 class Margin(OutputMethod):
     """Suspicious rows, those where another class wins by far, come last."""
 
-    def of_outputs(
-        self, logits: NDArray[np.floating], labels: NDArray[np.int64], loss: RowLoss = CROSS_ENTROPY
-    ) -> NDArray[np.float64]:
+    def of_outputs(self, logits: Logits, labels: Labels, loss: RowLoss = CROSS_ENTROPY) -> Floats:
         """Margin of each row [n]."""
         return margin(logits, labels)

@@ -5,9 +5,8 @@ A method turns what the store holds of the rows into scores (``score``).  ``need
 
 A **linear** method maps a direction q to a direction u = P q at each of its members; the score of a row is the mean
 over members of ``<grad l_i, u>``, which the engine returns as logit tangents.  An **output** method is a value of
-a row's logits and label; a **row** method one of a row's own gradient.  A **free** method needs none of them.
-Linear methods whose scores are divided by the size of a row's own gradient need such a **row value** too.
-Positive scores always mean: the row helps.
+a row's logits and label; a **row** method one of a row's own gradient.  Linear methods whose scores are divided by the
+size of a row's own gradient need such a **row value** too.  Positive scores always mean: the row helps.
 """
 
 from __future__ import annotations
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["signed", "ranking"]
 Floats = NDArray[np.float64]
+Logits = NDArray[np.floating]
+Labels = NDArray[np.int64]
 Columns = Floats  # [d, k]: k directions, flat in the order of the curvature's layout
 Facts = dict[str, Any]  # plain values for metadata, provenance and a line of the summary
 OfBlocks = Callable[["list[Block]"], "Tensor"]  # the blocks of a batch of b rows to a value of each, float64 [b]
@@ -93,7 +94,7 @@ class Stored(Protocol):
         """The run's seed."""
         ...
 
-    def logits(self, member: Member) -> NDArray[np.floating]:
+    def logits(self, member: Member) -> Logits:
         """Logits [n, C] at a member."""
         ...
 
@@ -112,66 +113,6 @@ class Stored(Protocol):
     def read(self, quantity: str, member: Member) -> dict[str, NDArray[Any]]:
         """The arrays [n, ...] of any other quantity that the method needs."""
         ...
-
-
-class Method(Protocol):
-    """One scoring method; its options are its dataclass fields."""
-
-    needs: ClassVar[str]
-    kind: ClassVar[Kind]
-    effect: ClassVar[bool]  # whether score/n estimates the rise of Phi on removal
-    fitted_curvature: ClassVar[bool]  # whether its directions are u = P q with P fitted on the fit rows
-
-    def places(self, trajectory: Trajectory, seed: int, params: str) -> list[Place]:
-        """Where its members take gradients, with their weights."""
-        ...
-
-    def growth(self) -> Growth | None:
-        """When to stop adding members, where their number is decided by what they say."""
-        ...
-
-    def row_value(self, relative: bool = False) -> RowValue | None:
-        """The value of every row's own gradient that it needs, if any."""
-        ...
-
-    def check_rows(self, rows: int) -> None:
-        """Refuse more rows than it can be computed for."""
-        ...
-
-    def of_unit_direction(self) -> bool:
-        """Whether scores are divided by the length of q too."""
-        ...
-
-    def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
-        """Scores of the rows from what is stored, for each objective or once."""
-        ...
-
-
-@dataclass(frozen=True)
-class OneMember:
-    """What methods do unless they say otherwise: one member, the final checkpoint; nothing of rows' own gradients."""
-
-    effect: ClassVar[bool] = False
-    fitted_curvature: ClassVar[bool] = False
-
-    def places(self, trajectory: Trajectory, seed: int, params: str) -> list[Place]:
-        """The final checkpoint."""
-        return [Place(trajectory.final)]
-
-    def growth(self) -> Growth | None:
-        """None: the number of members is known."""
-        return None
-
-    def row_value(self, relative: bool = False) -> RowValue | None:
-        """None."""
-        return None
-
-    def check_rows(self, rows: int) -> None:
-        """Any number will do."""
-
-    def of_unit_direction(self) -> bool:
-        """False."""
-        return False
 
 
 @dataclass(frozen=True)
@@ -203,12 +144,46 @@ class RowValue:
 
 
 @dataclass(frozen=True)
-class Linear(OneMember):
+class Method:
+    """One scoring method, whose options are its dataclass fields; what it does unless it says otherwise."""
+
+    needs: ClassVar[str]
+    kind: ClassVar[Kind]
+    effect: ClassVar[bool] = False  # whether score/n estimates the rise of Phi on removal
+    fitted_curvature: ClassVar[bool] = False  # whether its directions are u = P q with P fitted on the fit rows
+
+    def places(self, trajectory: Trajectory, seed: int, params: str) -> list[Place]:
+        """Where its members take gradients, with their weights: one member, the final checkpoint."""
+        return [Place(trajectory.final)]
+
+    def growth(self) -> Growth | None:
+        """When to stop adding members, where their number is decided by what they say; None: it is known."""
+        return None
+
+    def row_value(self, relative: bool = False) -> RowValue | None:
+        """The value of every row's own gradient that it needs, if any."""
+        return None
+
+    def check_rows(self, rows: int) -> None:
+        """Refuse more rows than it can be computed for; any number will do."""
+
+    def of_unit_direction(self) -> bool:
+        """Whether scores are divided by the length of q too."""
+        return False
+
+    def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
+        """Scores of the rows from what is stored, for each objective or once."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Linear(Method):
     """A method of the form ``<grad l_i, P q>`` with P the identity unless overridden."""
 
     needs: ClassVar[str] = "tangents"
     kind: ClassVar[Kind] = "signed"
     relative: ClassVar[bool] = False  # whether it has g_i^T P g_i, by whose root --relative divides
+    with_self_influence: ClassVar[str] = "--method ip"  # what to use in place of one that has none
 
     def row_value(self, relative: bool = False) -> RowValue | None:
         """The value by whose root every row's score is divided, or None; ``relative``: g_i^T P g_i is asked for.
@@ -217,7 +192,8 @@ class Linear(OneMember):
             UsageError: the method has none.
         """
         if relative:
-            raise no_self_influence("--method ip")
+            what = "--relative needs g^T P g of every row, which this method does not have"
+            raise UsageError(what, fix=f"use {self.with_self_influence}")
         return None
 
     def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
@@ -266,13 +242,8 @@ def over_own_size(scores: Floats, values: Floats) -> Floats:
         return np.where(values == 0.0, 0.0 * scores, scores / np.sqrt(values))
 
 
-def no_self_influence(instead: str) -> UsageError:
-    """What is said where scores cannot be divided by the root of self-influence."""
-    return UsageError("--relative needs g^T P g of every row, which this method does not have", fix=f"use {instead}")
-
-
 @dataclass(frozen=True)
-class OutputMethod(OneMember):
+class OutputMethod(Method):
     """A ranking-only value of a row's logits [n, C] and label [n]; suspicious rows have the lowest scores."""
 
     needs: ClassVar[str] = "outputs"
@@ -282,34 +253,20 @@ class OutputMethod(OneMember):
         """The value of each row at the first member."""
         return [Scores(self.of_outputs(stored.logits(stored.members[0]), rows.labels, loss))]
 
-    def of_outputs(
-        self, logits: NDArray[np.floating], labels: NDArray[np.int64], loss: RowLoss = CROSS_ENTROPY
-    ) -> Floats:
+    def of_outputs(self, logits: Logits, labels: Labels, loss: RowLoss = CROSS_ENTROPY) -> Floats:
         """Scores [n], under the run's row loss."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class RowMethod(OneMember):
-    """A ranking-only value of a row's own loss gradient: minus its ``row_value``, unless overridden."""
+class RowMethod(Method):
+    """A ranking-only value of a row's own loss gradient: minus its ``row_value``."""
 
     needs: ClassVar[str] = "rows"
     kind: ClassVar[Kind] = "ranking"
 
     def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
-        """The value of each row at the first member."""
+        """Minus the value of each row at the first member."""
         values = stored.values(stored.members[0])
         assert values is not None
-        return [Scores(self.of_values(values))]
-
-    def of_values(self, values: Floats) -> Floats:
-        """Scores [n] of stored values [n]."""
-        return -values
-
-
-@dataclass(frozen=True)
-class FreeMethod(OneMember):
-    """A value that needs no model."""
-
-    needs: ClassVar[str] = "nothing"
-    kind: ClassVar[Kind] = "ranking"
+        return [Scores(-values)]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from influence_cli.methods.protocol import FreeMethod, Scores, Stored
+from influence_cli.methods.protocol import Floats, Kind, Method, Scores, Stored
 
 if TYPE_CHECKING:
     from influence_cli.data.manifest import Rows
@@ -17,15 +16,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Random(FreeMethod):
+class Random(Method):
     """Uniform on [0, 1) from (seed, id): neither order nor the other rows matter."""
+
+    needs: ClassVar[str] = "nothing"
+    kind: ClassVar[Kind] = "ranking"
 
     def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
         """A draw for each row."""
         return [Scores(uniform_draws(rows.ids, stored.seed))]
 
 
-def uniform_draws(ids: list[str], seed: int) -> NDArray[np.float64]:
+def uniform_draws(ids: list[str], seed: int) -> Floats:
     """Uniform draws [n] on [0, 1) from (seed, id)."""
     salt = seed.to_bytes(8, "little", signed=True)
     drawn = [hashlib.blake2b(i.encode(), digest_size=8, key=salt).digest() for i in ids]

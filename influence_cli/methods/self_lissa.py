@@ -15,10 +15,11 @@ No target rows are needed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from influence_cli.errors import UsageError
 from influence_cli.methods.protocol import RowMethod, RowValue
+from influence_cli.settings import setting
 
 SOLVERS = {"ekfac": "ekfac", "dense": "exact", "lissa": "lissa"}
 
@@ -27,21 +28,12 @@ SOLVERS = {"ekfac": "ekfac", "dense": "exact", "lissa": "lissa"}
 class SelfLiSSA(RowMethod):
     """The quadratic form of the inverse that another method has."""
 
-    solve: str = field(
-        default="ekfac",
-        metadata={"help": "whose inverse: ekfac; dense, exact's; lissa, a series a row (options: as of that method)"},
+    solve: str = setting(
+        "ekfac", "whose inverse: ekfac; dense, exact's; lissa, a series a row (options: as of that method)"
     )
-    damping: float | None = field(
-        default=None,
-        metadata={"help": "delta, added to every eigenvalue (default: that method's)", "unit": "mean loss"},
-    )
-    l2: float | None = field(
-        default=None,
-        metadata={"help": "l2 of the training objective (default: that method's)", "unit": "mean loss"},
-    )
-    max_rows: int = field(
-        default=5000, metadata={"help": "solve=lissa: refuse to solve for more rows", "unit": "rows", "limit": True}
-    )
+    damping: float | None = setting(None, "delta, added to every eigenvalue (default: that method's)", "mean loss")
+    l2: float | None = setting(None, "l2 of the training objective (default: that method's)", "mean loss")
+    max_rows: int = setting(5000, "solve=lissa: refuse to solve for more rows", "rows", limit=True)
 
     def __post_init__(self) -> None:
         if self.solve not in SOLVERS:

@@ -1,4 +1,4 @@
-"""Parameter dropout as data: which copy of a model a member is.  The masks themselves are made in ``maths.masks``."""
+"""Parameter dropout as data: which copy of a model a member is.  Masks are made in ``maths.hashed_draws``."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from typing import Any
 
 from influence_cli.errors import UsageError, nearest
@@ -20,8 +20,7 @@ OBJECTIVES: dict[str, str] = {
 
 def load_objective(name: str) -> type[Any]:
     """The class of an objective in the table."""
-    module, cls = OBJECTIVES[name].split(":")
-    return getattr(importlib.import_module(module), cls)
+    return pkgutil.resolve_name(OBJECTIVES[name])
 
 
 def make_objectives(spec: GradSpec) -> dict[str, Any]:

@@ -14,7 +14,7 @@ is that of one weighted sum of row values (methods.md 3.2): ``phi`` gives the we
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -22,6 +22,7 @@ import numpy as np
 from influence_cli.errors import UsageError
 from influence_cli.maths.fairness import AGGREGATES, Floats, classes_of, smooth_gap
 from influence_cli.objectives.protocol import Need
+from influence_cli.settings import setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,16 +47,13 @@ class GroupGap:
     by_label: ClassVar[bool] = False  # whether cells are of a group and a label, or of a group
     sign: ClassVar[float] = 1.0  # of the gap D that is reported: the second group's mean less the first's, or -1
 
-    column: str | None = field(
-        default=None, metadata={"help": "column with the groups; without one the column that --group names"}
+    column: str | None = setting(None, "column with the groups; without one the column that --group names")
+    favourable: int | None = setting(
+        None, "the class that is good to get; without one class 1 of two, the mean over all of more"
     )
-    favourable: int | None = field(
-        default=None,
-        metadata={"help": "the class that is good to get; without one class 1 of two, the mean over all of more"},
-    )
-    tau: float = field(default=1e-3, metadata={"help": "smoothing of the absolute value, and what counts as parity"})
-    signed: bool = field(default=False, metadata={"help": "group 1 less group 0, in the order of their names"})
-    aggregate: str = field(default="pairs", metadata={"help": "more than two groups: pairs, variance or max"})
+    tau: float = setting(1e-3, "smoothing of the absolute value, and what counts as parity")
+    signed: bool = setting(False, "group 1 less group 0, in the order of their names")
+    aggregate: str = setting("pairs", "more than two groups: pairs, variance or max")
 
     def __post_init__(self) -> None:
         if self.aggregate not in AGGREGATES:
@@ -133,7 +131,7 @@ class EqualOpportunity(GroupGap):
 class EqualisedOdds(GroupGap):
     """Demographic parity among the rows of the favourable class, and among all others."""
 
-    worst: bool = field(default=False, metadata={"help": "the larger of the two, not their sum"})
+    worst: bool = setting(False, "the larger of the two, not their sum")
 
     by_label: ClassVar[bool] = True
 
@@ -161,7 +159,7 @@ class LossGap(EqualOpportunity):
 
     sign: ClassVar[float] = -1.0
 
-    signed: bool = field(default=True, metadata={"help": "it has no other form"})
+    signed: bool = setting(True, "it has no other form")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,12 +10,6 @@ An objective needs rows or groups; its options are its dataclass fields.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Protocol
+from typing import Literal
 
 Need = Literal["rows", "groups", "attack"]
-
-
-class Objective(Protocol):
-    """What every objective says of itself."""
-
-    needs: ClassVar[frozenset[Need]]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Robustness(Attack):
-    """The plain loss, on inputs that ``engines.attacks`` makes; its options are the attack's."""
+    """The plain loss, on inputs that ``engines.attacked`` makes; its options are the attack's."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"rows", "attack"})
 

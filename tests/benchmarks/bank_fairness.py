@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 import influence_cli
 from influence_cli.data.tables import provenance
-from influence_cli.maths.paired import mean_interval, paired_difference
+from influence_cli.maths.arms import mean_interval, paired_difference
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import Inputs
 from influence_cli.stages.retrain.attacked_arms import FRACTIONS

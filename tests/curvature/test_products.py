@@ -191,7 +191,7 @@ def test_single_precision_is_near_double_and_taken_for_many_parameters(
     double = scored(mlp, name, **options)
     single = scored(mlp, name, precision="fp32", **options)
     assert 0 < relative_error(column(single), column(double)) < 1e-3
-    monkeypatch.setattr("influence_cli.methods.shapes.by_products.DOUBLE_UP_TO", 38)
+    monkeypatch.setattr("influence_cli.methods.shapes.preconditioned.DOUBLE_UP_TO", 38)
     ruled = scored(mlp, name, **options)
     assert column(ruled).tolist() == column(single).tolist()
     facts = [provenance(t.schema)["curvature"][name]["precision"] for t in (double, single, ruled)]

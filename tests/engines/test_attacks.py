@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from influence_cli.data.kinds.features import Features
 from influence_cli.data.kinds.image import Image
-from influence_cli.engines.attacks import Attack, attack, attacked_input
+from influence_cli.engines.attacked import attack, attacked_input
+from influence_cli.engines.attacks import Attack
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.model.build import build_model
 from influence_cli.model.examples import to_input

@@ -16,23 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from influence_cli.engines import sketch
 from influence_cli.engines.layerwise.blocks import Block
 from influence_cli.engines.point import Point
-from influence_cli.engines.row_gradients import RowGradients
+from influence_cli.engines.row_gradients import LayerColumns, Projection, RowGradients, laid_out
 from influence_cli.engines.row_values import RowValues
-from influence_cli.engines.sketch import LayerColumns, Projection, laid_out
-from influence_cli.maths.sketch import (
-    add_folded,
-    factor_bound,
-    factor_shape,
-    factor_sketch,
-    factor_variance,
-    folded_variance,
-    hash_key,
-    shifts,
-    signs,
-)
+from influence_cli.maths.sketch import add_folded, factor_bound, factor_shape, factor_sketch, hash_key, shifts, signs
 from influence_cli.model.losses import CROSS_ENTROPY
 from tests.engines.test_engine import CPU
 from tests.engines.test_layers import EVERY, construct
@@ -109,6 +97,37 @@ def test_folding_is_a_sum_of_signed_entries_at_their_places() -> None:
     for j in range(11):
         expected[:, (j + shift[j // k]) % k] += int(sign[j]) * rows[:, j]
     assert relative_error(total.numpy(), expected.numpy()) < 1e-12
+
+
+def folded_variance(g: Tensor, h: Tensor, k: int) -> float:
+    """Variance of the folded <Sg, Sh> for vectors g and h: of pairs in two blocks of k alone."""
+
+    def blocks(v: Tensor) -> Tensor:
+        padded: Tensor = torch.nn.functional.pad(v, (0, -len(v) % k))
+        return padded.reshape(-1, k).sum(1)
+
+    g2, h2, gh = blocks(g.square()), blocks(h.square()), blocks(g * h)
+    return float(g2.sum() * h2.sum() - g2 @ h2 + gh.sum() ** 2 - gh.square().sum()) / k
+
+
+def factor_variance(g: Tensor, h: Tensor, groups: int, s_in: int | None, s_out: int | None) -> float:
+    """Variance of the factorised <Sg, Sh> for matrices g and h [out, in]; None: that factor is the identity.
+
+    W = |G|^2 |H|^2 + <G^T G, H^T H> + <G G^T, H H^T> + <G, H>^2 - 2 sum_k |G_.k|^2 |H_.k|^2 - 2 sum_i |G_i.|^2 |H_i.|^2
+    - 2 sum_k <G_.k, H_.k>^2 - 2 sum_i <G_i., H_i.>^2 + 4 sum_ik G_ik^2 H_ik^2, from the fourth moments of signs.
+    """
+
+    def v(m: Tensor) -> float:
+        return float(m.square().sum() + (m * m.T).sum() - 2.0 * m.diagonal().square().sum())
+
+    g2, h2, gh = g.square(), h.square(), g * h
+    w = g2.sum() * h2.sum() + ((g.T @ g) * (h.T @ h)).sum() + ((g @ g.T) * (h @ h.T)).sum() + gh.sum() ** 2
+    w = w - 2.0 * (g2.sum(0) @ h2.sum(0) + g2.sum(1) @ h2.sum(1) + gh.sum(0).square().sum() + gh.sum(1).square().sum())
+    w = float(w + 4.0 * gh.square().sum())
+    found = 0.0 if s_in is None else v(g.T @ h) / s_in
+    found += 0.0 if s_out is None else v(g @ h.T) / s_out
+    found += 0.0 if s_in is None or s_out is None else w / (s_in * s_out)
+    return found / groups
 
 
 @pytest.mark.parametrize("k", [1, 7, 40])
@@ -202,7 +221,7 @@ def test_inner_products_of_every_shape_of_layer_are_unbiased_over_seeds(
 
     The sum over layers has the variance of its layers, and of every two of them that share columns.
     """
-    monkeypatch.setattr(sketch, "FOLDED", most_folded)
+    monkeypatch.setattr("influence_cli.engines.row_gradients.FOLDED", most_folded)
     blocks, *_ = blocks_of(name)
     layers = laid_out(tuple(b.layout for b in blocks), k)
     for layer, block in zip(layers, blocks, strict=True):

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from influence_cli.maths import kronecker, rank_one
-from influence_cli.maths.keyed_draws import keyed_uniform
+from influence_cli.curvature import rank_one
+from influence_cli.maths import kronecker
+from influence_cli.maths.hashed_draws import keyed_uniform
 from influence_cli.maths.kronecker import eigenbasis, label_at, output_root, preconditioned, rotated_squares
 from tests.oracle import relative_error
 

@@ -6,13 +6,14 @@ python -m pytest tests/maths/test_krylov.py
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from influence_cli.maths.conjugate_gradients import RECOMPUTE, conjugate_gradients
+from influence_cli.maths.iterative import Interim, State
 from influence_cli.maths.lanczos import lanczos, ritz
 from tests.oracle import relative_error
 
@@ -26,6 +27,19 @@ def matrix_of(eigenvalues: Floats, seed: int = 0) -> Floats:
 
 def columns(d: int, k: int, seed: int = 1) -> Floats:
     return np.random.default_rng(seed).normal(size=(d, k))
+
+
+class Kept(Interim):
+    """Goes on from a state, and keeps a copy of all that it is offered."""
+
+    def __init__(self, state: State | None = None) -> None:
+        self.state, self.states = state, list[State]()
+
+    def load(self) -> State | None:
+        return self.state
+
+    def offer(self, state: Callable[[], State]) -> None:
+        self.states.append({name: array.copy() for name, array in state().items()})
 
 
 # -- conjugate gradients -------------------------------------------------------------------------------------------
@@ -103,11 +117,11 @@ def test_t17_negative_curvature_stops_the_column_alone(eigenvalues: list[float])
 
 def test_a_solve_goes_on_from_any_state_to_the_same_bits() -> None:
     a, b = matrix_of(np.geomspace(0.01, 1.0, 40)), columns(40, 2)
-    states: list[Any] = []
-    whole = conjugate_gradients(lambda v: a @ v, b, 1e-8, 100, offer=lambda state: states.append(state()))
+    states = (kept := Kept()).states
+    whole = conjugate_gradients(lambda v: a @ v, b, 1e-8, 100, kept)
     assert len(states) == whole.iterations.max()
     for state in (states[0], states[len(states) // 2], states[-1]):
-        again = conjugate_gradients(lambda v: a @ v, b, 1e-8, 100, state)
+        again = conjugate_gradients(lambda v: a @ v, b, 1e-8, 100, Kept(state))
         assert again.x.tobytes() == whole.x.tobytes()
         assert again.iterations.tolist() == whole.iterations.tolist()
 
@@ -156,14 +170,10 @@ def test_single_precision_keeps_the_vectors_orthogonal_to_single_precision() -> 
 
 def test_a_basis_goes_on_from_any_state_to_the_same_bits() -> None:
     a, start = matrix_of(np.geomspace(0.01, 1.0, 40)), columns(40, 1)[:, 0]
-    states: list[Any] = []
-
-    def keep(state: Any) -> None:
-        states.append({name: array.copy() for name, array in state().items()})
-
-    whole = lanczos(lambda v: a @ v, start, 20, 1e-8, offer=keep)
+    states = (kept := Kept()).states
+    whole = lanczos(lambda v: a @ v, start, 20, 1e-8, kept)
     assert len(states) == 19
     for state in (states[0], states[9], states[-1]):
-        again = lanczos(lambda v: a @ v, start, 20, 1e-8, state)
+        again = lanczos(lambda v: a @ v, start, 20, 1e-8, Kept(state))
         assert again.basis.tobytes() == whole.basis.tobytes()
         assert again.diagonal.tobytes() == whole.diagonal.tobytes()

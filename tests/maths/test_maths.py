@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 import influence_cli.maths
+from influence_cli.maths.arms import mean_interval, paired_difference
+from influence_cli.maths.hashed_draws import hashed_uniform
 from influence_cli.maths.labels import cross_entropy, label_scores, margin, of_label, softmax
-from influence_cli.maths.masks import hashed_uniform
 from influence_cli.maths.noise import ranks, spearman
-from influence_cli.maths.paired import mean_interval, paired_difference
 from influence_cli.model.dropout import splitmix64
 from influence_cli.stages.curate.calibration import p_values
 from tests.oracle import relative_error, splitmix64_stream

@@ -17,7 +17,7 @@ from influence_cli.curvature.minibatches import Minibatches, order_by_keys
 from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance
 from influence_cli.errors import ModelError, UsageError
-from influence_cli.maths.neumann import DivergedError, filter_of, largest_eigenvalue, neumann
+from influence_cli.maths.neumann import DivergedError, largest_eigenvalue, neumann
 from influence_cli.methods import make_methods
 from influence_cli.methods.lissa import LiSSA
 from influence_cli.settings import GradSpec
@@ -38,6 +38,11 @@ def p1(tmp_path_factory: pytest.TempPathFactory) -> Logistic:
 
 def scored(p: Logistic, **options: Any) -> Any:
     return score(p.problem.job(methods=METHOD, options={"lissa": {"l2": p.penalty, **options}}))
+
+
+def filter_of(h: np.ndarray, scale: float, depth: int) -> np.ndarray:
+    """What the series multiplies eigenvectors of A with eigenvalues h by."""
+    return (1.0 - (1.0 - h / scale) ** (depth + 1)) / h
 
 
 # -- the series ----------------------------------------------------------------------------------------------------

@@ -23,11 +23,11 @@ from scipy import stats
 
 from influence_cli.engines.point import Point
 from influence_cli.errors import UsageError
-from influence_cli.maths.masks import drop, keep_mask
+from influence_cli.maths.hashed_draws import drop, keep_mask
 from influence_cli.methods import METHODS, make_methods
 from influence_cli.methods.ip_ensemble import IPEnsemble
-from influence_cli.methods.protocol import FreeMethod, Linear, OutputMethod, RowMethod
-from influence_cli.methods.random import uniform_draws
+from influence_cli.methods.protocol import Linear, OutputMethod, RowMethod
+from influence_cli.methods.random import Random, uniform_draws
 from influence_cli.model.build import build_model, load_model
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.dropout import Dropout, member_rate, splitmix64
@@ -483,7 +483,7 @@ def test_random_depends_on_seed_and_id_alone(mlp: Problem, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_loads_and_declares_what_it_is(name: str) -> None:
     method = make_methods(GradSpec(methods=(name,)))[name]
-    assert isinstance(method, Linear | OutputMethod | RowMethod | FreeMethod)
+    assert isinstance(method, Linear | OutputMethod | RowMethod | Random)
     assert method.kind == ("signed" if isinstance(method, Linear) else "ranking")
     assert method.effect is (name in EFFECT)
     assert METHODS[name].name == name

@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from influence_cli.data.tables import provenance
-from influence_cli.engines.attacks import Attack, attack, attacked_input
+from influence_cli.engines.attacked import attack, attacked_input
+from influence_cli.engines.attacks import Attack
 from influence_cli.errors import ManifestError, ModelError, UsageError
 from influence_cli.events import SILENT
 from influence_cli.settings import GradSpec, Inputs, Runtime

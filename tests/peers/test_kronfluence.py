@@ -25,7 +25,7 @@ from scipy import stats
 from torch.utils.data import TensorDataset
 
 from influence_cli.data.open import open_manifest
-from influence_cli.maths.keyed_draws import keyed_uniform
+from influence_cli.maths.hashed_draws import keyed_uniform
 from influence_cli.maths.kronecker import label_at
 from tests.opened import score
 from tests.oracle import Problem, column, make_problem, relative_error

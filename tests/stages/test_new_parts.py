@@ -16,7 +16,7 @@ import pytest
 
 from influence_cli.data.open import open_manifest
 from influence_cli.methods import METHODS, MethodInfo
-from influence_cli.methods.protocol import Kind, Linear, OneMember, Place, Scores, Stored
+from influence_cli.methods.protocol import Kind, Linear, Method, Place, Scores, Stored
 from influence_cli.stages.run.quantities import QUANTITIES, OfRows, Quantity, register
 from influence_cli.store import layout
 from tests.cases import call_cli, column, examples, feature_table, train_run, write
@@ -47,7 +47,7 @@ class InputNorms(Quantity):
 
 
 @dataclass(frozen=True)
-class ShortFirst(OneMember):
+class ShortFirst(Method):
     """Rows with short inputs are suspicious."""
 
     needs: ClassVar[str] = "input_norms"

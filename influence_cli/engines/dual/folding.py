@@ -53,7 +53,7 @@ class Pending:
             if tx:
                 t = self._apply(tx[k], at[0], None, onto=t)
             if weight is None and bias is not None:
-                spread = bias.view(self._channels(value.ndim)).expand(value.shape)
+                spread = bias.view(1, -1, *[1] * (value.ndim - 2)).expand(value.shape)
                 t = spread.clone() if t is None else t.add_(spread)
             assert t is not None
             tangents.append(t)
@@ -70,10 +70,6 @@ class Pending:
         if onto is not None:
             return onto.addmm_(x, weight)
         return x @ weight if bias is None else torch.addmm(bias, x, weight)
-
-    def _channels(self, ndim: int) -> tuple[int, ...]:
-        """The shape that lays a vector along the channels of an output."""
-        return (1, -1, *[1] * (ndim - 2))
 
     def folded(self, norm: Norm) -> tuple[Affine, list[Affine]]:
         """Weight and bias with the norm in them, and their tangents along each direction."""

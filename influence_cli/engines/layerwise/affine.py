@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-from influence_cli.engines.layerwise.protocol import Named, by_row, total
+from influence_cli.engines.layerwise.protocol import Named, Pair, by_row, total
 
 
 class Affine:
@@ -49,12 +49,8 @@ class Affine:
             found["bias"] = dt.sum(1).reshape(b, -1)
         return found
 
-    def norms(self, a: Tensor, d: Tensor, b: int, names: tuple[str, ...]) -> Tensor | None:
-        """The Gram form, where T^2 is below the size of the weight."""
-        return self.gram([(a, d)], b, names)
-
-    def gram(self, calls: list[tuple[Tensor, Tensor]], b: int, names: tuple[str, ...]) -> Tensor | None:
-        """sum_tt' (d_t . d_t') (a_t . a_t' + 1) over the positions of all calls; None where it is not cheaper."""
+    def norms(self, calls: list[Pair], b: int, names: tuple[str, ...]) -> Tensor | None:
+        """sum_tt' (d_t . d_t') (a_t . a_t' + 1) over positions, where T^2 is below the size of the weight."""
         steps = sum(d.numel() for _, d in calls) // (b * self.shape[0])
         if "weight" not in names or steps * steps >= self.shape.numel() // self.groups:
             return None

@@ -6,6 +6,8 @@ summed before anything is squared.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +18,7 @@ from influence_cli.engines.layerwise.own_forward import Call, OwnForward
 from influence_cli.engines.layerwise.protocol import Named, Rule, total
 
 MATERIALISED = 1 << 24  # most values of row gradients that are made at once for a norm
+POSITIONS = 1 << 25  # most values of inputs by position that are made at once
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,7 @@ class Block:
         """|g_i|^2 for every row, float64 [b]; all calls summed before squaring."""
         found, site = None, self.layout.sites[0]
         if self.calls and len(self.layout.sites) == 1 and not isinstance(site.rule, OwnForward):
-            pairs, names = [(call.a, call.d) for _, call in self.calls], tuple(site.names)
-            if isinstance(site.rule, Affine):
-                found = site.rule.gram(pairs, self.b, names)
-            elif len(pairs) == 1:
-                found = site.rule.norms(*pairs[0], self.b, names)
+            found = site.rule.norms([(call.a, call.d) for _, call in self.calls], self.b, tuple(site.names))
         if found is not None:
             return found
         step = max(1, MATERIALISED // max(1, self.layout.size))
@@ -144,3 +143,19 @@ class Block:
         if "bias" in self.layout.sites[0].names:
             a = torch.cat([a, a.new_ones(*a.shape[:2], 1)], 2)
         return a, d
+
+    def positions(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(rows, a~ [r, T, I], d [r, T, O]) of an affine block, as many rows at a time as memory holds."""
+        assert self.layout.affine is not None
+        tall = self.layout.affine.shape[0]
+        places = sum(call.d.numel() for _, call in self.calls) // max(1, self.b * tall)
+        step = max(1, POSITIONS // max(1, places * (self.layout.size // tall)))
+        for first in range(0, self.b, step):
+            some = slice(first, min(first + step, self.b))
+            part = self
+            if step < self.b:
+                calls = tuple((site, call.rows(some)) for site, call in self.calls)
+                part = dataclasses.replace(self, calls=calls, b=some.stop - some.start)
+            found = part.homogeneous()
+            assert found is not None
+            yield some, *found

@@ -12,11 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from influence_cli.engines.finite import comparable
 from influence_cli.engines.layerwise.blocks import Block
 from influence_cli.engines.layerwise.plan import plan_blocks
 from influence_cli.engines.layerwise.tape import Tape, WatchedModel
-from influence_cli.engines.point import Point
+from influence_cli.engines.point import Point, comparable
 from influence_cli.errors import ModelError
 
 

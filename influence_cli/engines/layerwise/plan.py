@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from influence_cli.engines.layerwise.blocks import BlockLayout, Site
 from influence_cli.engines.layerwise.own_forward import OwnForward
@@ -53,7 +53,8 @@ def plan_blocks(model: WatchedModel, x: Tensor) -> Coverage:
     Raises:
         ModelError: the outputs of a row depend on the other rows of its batch.
     """
-    names = _names_by_identity(model)
+    # selected names by the identity of the model's own parameters; a tied tensor has one name
+    names = {id(p): n for n, p in model.point.model.named_parameters() if n in model.point.selected}
     owners = _owners(model, names)
     model.watched, model.batched = tuple(model.modules), {}
     some = _spread(x, min(max(LEAST, len(x)), MOST))
@@ -83,11 +84,6 @@ def plan_blocks(model: WatchedModel, x: Tensor) -> Coverage:
 def _spread(x: Tensor, count: int) -> Tensor:
     """So many rows of x, from all over it; some twice where it has fewer."""
     return x[torch.arange(count, device=x.device) * max(1, len(x) // count) % len(x)]
-
-
-def _names_by_identity(model: WatchedModel) -> dict[int, str]:
-    """Selected names by the identity of the model's own parameters; a tied tensor has one name."""
-    return {id(p): n for n, p in model.point.model.named_parameters() if n in model.point.selected}
 
 
 def _owners(model: WatchedModel, names: dict[int, str]) -> dict[str, tuple[str, ...]]:
@@ -186,20 +182,15 @@ def _set_blocks(model: WatchedModel, place: dict[str, _Place], names: dict[int, 
 
 def _site(model: WatchedModel, module_name: str, fast: bool, own: list[str], names: dict[int, str]) -> Site:
     module = model.modules[module_name]
-    local = _local_names(module, names)
     if fast:
         held = {k: names[id(p)] for k, p in module._parameters.items() if p is not None and id(p) in names}
         rule = rule_of(module)
         assert rule is not None
         return Site(module_name, {k: n for k, n in held.items() if n in own}, rule)
+    local = {k: names[id(p)] for k, p in module.named_parameters() if id(p) in names}  # by their first name within it
     values = {k: model.point.selected[n] for k, n in local.items()}
     taken = {k: n for k, n in local.items() if n in own}
     return Site(module_name, taken, OwnForward(module, values, tuple(taken), model.point.recurrent))
-
-
-def _local_names(module: nn.Module, names: dict[int, str]) -> dict[str, str]:
-    """Selected parameters by their first name within a module."""
-    return {k: names[id(p)] for k, p in module.named_parameters() if id(p) in names}
 
 
 def _differing(model: WatchedModel, some: Tensor, tape: Tape) -> list[str]:
@@ -212,7 +203,7 @@ def _differing(model: WatchedModel, some: Tensor, tape: Tape) -> list[str]:
     generator = torch.Generator().manual_seed(0)
     c = (torch.randint(0, 2, (len(some),), generator=generator) * 2 - 1).to(point.device, point.dtype)
     c = c * (torch.arange(len(some), device=point.device) % LEAST + 1)
-    parameters = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
+    parameters = point.leaves()
     with torch.enable_grad(), differentiable_kernels(point.recurrent):
         logits = point.logits(some, parameters)
         v = torch.randn(logits.shape, generator=generator).to(point.device, point.dtype)

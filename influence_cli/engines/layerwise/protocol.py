@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 Named = dict[str, Tensor]  # by the module's own parameter name
+Pair = tuple[Tensor, Tensor]  # a and d of a call
 
 
 class Rule(Protocol):
@@ -26,8 +27,8 @@ class Rule(Protocol):
         """g_i by parameter name, [b, *shape]."""
         ...
 
-    def norms(self, a: Tensor, d: Tensor, b: int, names: tuple[str, ...]) -> Tensor | None:
-        """|g_i|^2 for every row, float64 [b], where that is cheaper than from ``gradients``; else None."""
+    def norms(self, calls: list[Pair], b: int, names: tuple[str, ...]) -> Tensor | None:
+        """|g_i|^2 over all calls, float64 [b], where that is cheaper than from ``gradients``; else None."""
         ...
 
     def weighted(self, a: Tensor, d: Tensor, c: Tensor, names: tuple[str, ...]) -> Named:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from influence_cli.engines.layerwise.affine import Affine, Conv
-from influence_cli.engines.layerwise.protocol import Named, Rule, by_row, total
+from influence_cli.engines.layerwise.protocol import Named, Pair, Rule, by_row, total
 
 
 class Embedding:
@@ -39,11 +39,11 @@ class Embedding:
         table = dt.new_zeros(b, *self.shape)
         return {"weight": table.scatter_add_(1, at.unsqueeze(-1).expand_as(dt), dt)}
 
-    def norms(self, a: Tensor, d: Tensor, b: int, names: tuple[str, ...]) -> Tensor | None:
-        """Sum over t, t' of the same token of d_t . d_t', where T^2 is below the size of the table."""
-        at, dt = self._flat(a, d, b)
-        if at.shape[1] ** 2 >= self.shape.numel():
+    def norms(self, calls: list[Pair], b: int, names: tuple[str, ...]) -> Tensor | None:
+        """Sum over t, t' of the same token of d_t . d_t', of one call where T^2 is below the size of the table."""
+        if len(calls) > 1 or (calls[0][0].numel() // b) ** 2 >= self.shape.numel():
             return None
+        at, dt = self._flat(*calls[0], b)
         return total((dt @ dt.mT) * (at[:, :, None] == at[:, None, :]))
 
     def weighted(self, a: Tensor, d: Tensor, c: Tensor, names: tuple[str, ...]) -> Named:
@@ -89,7 +89,7 @@ class Norm:
         found = {"weight": self._over_positions(d * self.xhat(a), b)} if "weight" in names else {}
         return {**found, "bias": self._over_positions(d, b)} if "bias" in names else found
 
-    def norms(self, a: Tensor, d: Tensor, b: int, names: tuple[str, ...]) -> Tensor | None:
+    def norms(self, calls: list[Pair], b: int, names: tuple[str, ...]) -> Tensor | None:
         """None: a norm's parameters are few."""
         return None
 

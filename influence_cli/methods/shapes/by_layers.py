@@ -6,13 +6,13 @@ them: u is q over the mean eigenvalue, damped by the same rule (identity), or 0 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from influence_cli.errors import UsageError
 from influence_cli.methods.protocol import Facts
-from influence_cli.methods.shapes.by_products import DOUBLE_UP_TO
-from influence_cli.methods.shapes.preconditioned import Preconditioned
+from influence_cli.methods.shapes.preconditioned import Streamed
+from influence_cli.settings import setting
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
@@ -22,31 +22,17 @@ NAMED = 6  # parameters that a message names
 
 
 @dataclass(frozen=True)
-class ByLayers(Preconditioned):
+class ByLayers(Streamed):
     """A method with a block of curvature for every layer or tensor that it can have one for."""
 
     name: ClassVar[str]  # as options of it are set
     without_block: ClassVar[str]  # what the parameters lack that have no block
 
-    precision: str = field(
-        default="auto",
-        metadata={"help": "of gradients: fp32, fp64, or auto: fp64 up to 100,000 selected parameters, else fp32"},
-    )
-    other: str = field(
-        default="identity",
-        metadata={"help": "what becomes of parameters that have no block: " + ", ".join(OTHER)},
-    )
-
-    def single(self, parameters: int) -> bool:
-        """Whether gradients are in float32."""
-        return self.precision == "fp32" or (self.precision == "auto" and parameters > DOUBLE_UP_TO)
+    other: str = setting("identity", "what becomes of parameters that have no block: " + ", ".join(OTHER))
 
     def seen(self, curvature: Curvature, most: int | None = None) -> Curvature:
-        """The curvature on at most so many rows, chosen by their keys, in the precision of this method's gradients."""
-        from influence_cli.curvature.minibatches import sample_by_keys
-
-        precision = "fp32" if self.single(curvature.size) else "fp64"
-        seen = curvature.over(sample_by_keys(curvature.rows, most), precision)
+        """The same, which reports progress and keeps its state between."""
+        seen = super().seen(curvature, most)
         seen.listener, seen.interim = curvature.listener, curvature.interim
         return seen
 

@@ -10,40 +10,31 @@ else estimated from 8 random sign vectors v as the mean of v^T G v (Hutchinson 1
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from influence_cli.methods.protocol import Facts
-from influence_cli.methods.shapes.preconditioned import Costs, Factor, Preconditioned, check_options
+from influence_cli.methods.shapes.preconditioned import PRECISIONS, Costs, Factor, Streamed, check_options
+from influence_cli.settings import setting
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
     from influence_cli.curvature.dense import CurvatureKind
 
 MODES: dict[str, CurvatureKind] = {"ggn": "ggn", "hessian": "hessian"}
-PRECISIONS = ("auto", "fp32", "fp64")
-DOUBLE_UP_TO = 100_000  # parameters up to which "auto" is float64
 EXACT_TRACE = 128  # parameters up to which the trace is exact
 PROBES = 8
 
 
 @dataclass(frozen=True)
-class ByProducts(Preconditioned):
+class ByProducts(Streamed):
     """A method that needs K v alone; ``fit`` measures what default damping and the summary need to know of K."""
 
-    mode: str = field(default="ggn", metadata={"help": "curvature: " + ", ".join(MODES)})
-    precision: str = field(
-        default="auto",
-        metadata={"help": "of products: fp32, fp64, or auto: fp64 up to 100,000 selected parameters, else fp32"},
-    )
-    fit_sample: int | None = field(
-        default=None,
-        metadata={
-            "help": "look at so many of the fit rows, chosen by their keys (default: all)",
-            "unit": "rows",
-        },
+    mode: str = setting("ggn", "curvature: " + ", ".join(MODES))
+    fit_sample: int | None = setting(
+        None, "look at so many of the fit rows, chosen by their keys (default: all)", unit="rows"
     )
 
     share: ClassVar[float] = 1e-3  # of the mean eigenvalue: default delta where the matrix may be singular
@@ -62,23 +53,12 @@ class ByProducts(Preconditioned):
         """One pass over ``fit_sample`` rows; the factor is two vectors."""
         return Costs(min(rows, self.fit_sample or rows), 8 * (2 * parameters + 1))
 
-    def single(self, parameters: int) -> bool:
-        """Whether products are in float32."""
-        return self.precision == "fp32" or (self.precision == "auto" and parameters > DOUBLE_UP_TO)
-
-    def seen(self, curvature: Curvature) -> Curvature:
-        """The curvature on the rows, and in the precision, of this method's products."""
-        from influence_cli.curvature.minibatches import sample_by_keys
-
-        precision = "fp32" if self.single(curvature.size) else "fp64"
-        return curvature.over(sample_by_keys(curvature.rows, self.fit_sample), precision)
-
     def fit(self, curvature: Curvature) -> Factor:
         """The trace of G, the data term's gradient and the parameters."""
         d = curvature.size
         exact = d <= EXACT_TRACE
         probes = np.eye(d) if exact else np.random.default_rng(0).choice([-1.0, 1.0], (d, PROBES))
-        seen = self.seen(curvature)
+        seen = self.seen(curvature, self.fit_sample)
         with curvature.listener.progress("curvature (trace)", 1, "passes over the fit rows") as progress:
             forms, gradient = seen.quadratic(probes)
             progress.advance(1)
@@ -104,7 +84,7 @@ class ByProducts(Preconditioned):
             "l2": self.l2 or 0.0,
             "damping": damping,
             "damping_by_rule": by_rule,
-            "precision": "fp32" if self.single(curvature.size) else "fp64",
+            "precision": self.precision_at(curvature.size),
             "product_rows": self.costs(len(curvature.rows), curvature.size).rows,
             "gradient_norm": self.objective_gradient_norm(curvature),
         }

@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.methods.protocol import Columns, Facts, Linear, OfBlocks, RowValue, no_self_influence
+from influence_cli.methods.protocol import Columns, Facts, Linear, OfBlocks
+from influence_cli.settings import setting
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
+
+PRECISIONS = ("auto", "fp32", "fp64")
+DOUBLE_UP_TO = 100_000  # parameters up to which "auto" is float64
 
 
 @dataclass(frozen=True)
@@ -80,18 +84,14 @@ class Preconditioned(Linear):
 
     effect: ClassVar[bool] = True
     fitted_curvature: ClassVar[bool] = True
+    with_self_influence: ClassVar[str] = "--method ekfac, or exact where parameters are few"
     revision: ClassVar[int] = 1  # of ``precondition``: raise it when its numbers change
 
-    damping: float | None = field(
-        default=None,
-        metadata={"help": "delta, added to every eigenvalue (default: the method's rule)", "unit": "mean loss"},
+    damping: float | None = setting(
+        None, "delta, added to every eigenvalue (default: the method's rule)", unit="mean loss"
     )
-    l2: float | None = field(
-        default=None,
-        metadata={
-            "help": "l2 of the training objective (default: of the run folder, else 0)",
-            "unit": "mean loss",
-        },
+    l2: float | None = setting(
+        None, "l2 of the training objective (default: of the run folder, else 0)", unit="mean loss"
     )
 
     def describe(self) -> dict[str, Any]:
@@ -135,12 +135,25 @@ class Preconditioned(Linear):
         """What maps the blocks of b rows to g_i^T P g_i, float64 [b], and what is worth saying of P."""
         raise NotImplementedError
 
-    def row_value(self, relative: bool = False) -> RowValue | None:
-        """None, unless a method has a ``form``.
 
-        Raises:
-            UsageError: it has none, and ``relative`` asks for it.
-        """
-        if relative:
-            raise no_self_influence("--method ekfac, or exact where parameters are few")
-        return None
+@dataclass(frozen=True)
+class Streamed(Preconditioned):
+    """A method whose products or gradients over the fit rows are in the precision that it is asked for."""
+
+    precision: str = setting(
+        "auto", "of products and gradients: fp32, fp64, or auto: fp64 up to 100,000 selected parameters, else fp32"
+    )
+
+    def single(self, parameters: int) -> bool:
+        """Whether they are in float32."""
+        return self.precision == "fp32" or (self.precision == "auto" and parameters > DOUBLE_UP_TO)
+
+    def precision_at(self, parameters: int) -> str:
+        """The precision, with ``auto`` decided."""
+        return "fp32" if self.single(parameters) else "fp64"
+
+    def seen(self, curvature: Curvature, most: int | None = None) -> Curvature:
+        """The curvature on at most so many rows, chosen by their keys, in that precision."""
+        from influence_cli.curvature.minibatches import sample_by_keys
+
+        return curvature.over(sample_by_keys(curvature.rows, most), self.precision_at(curvature.size))

@@ -33,7 +33,7 @@ def attacked_rows(
     Raises:
         InfluenceError: the rows cannot be attacked so.
     """
-    from influence_cli.engines.attacks import attacked_input
+    from influence_cli.engines.attacked import attacked_input
 
     spec, _ = require_model(run)
     folder = session.attacks(run, name)
@@ -78,7 +78,7 @@ def _make(
     """Attack the target rows at these places, and store each batch as a shard."""
     import torch
 
-    from influence_cli.engines.attacks import attack
+    from influence_cli.engines.attacked import attack
     from influence_cli.model.examples import chunked, move
 
     spec, _ = require_model(run)

@@ -22,7 +22,7 @@ def measure(
     run: Run, session: Session, work: Work, at: MemberModel, models: Models, payloads: dict[int, Payload]
 ) -> None:
     """Measure and store the directions that the work lacks: of means of rows in one pass, then of groups."""
-    from influence_cli.engines.direction import measure_directions
+    from influence_cli.engines.direction import TargetPass, measure_directions
     from influence_cli.engines.group_direction import Grouped, measure_group_directions
     from influence_cli.stages.grads.attacked_rows import attacked_rows
 
@@ -39,13 +39,13 @@ def measure(
             parts[name] = {"attack": about}
     started, passes = time.perf_counter(), (1 if of_rows else 0) + (1 + len(of_groups) if of_groups else 0)
     measured: dict[str, Measured] = {}
-    given = (point, run.model, run.target, payloads)
-    speed = (size, session.runtime.workers)
     with session.listener.progress(f"direction, {at.called}", passes * len(run.target), "target rows") as progress:
+        at_point = point, run.model, run.target, payloads, size, session.runtime.workers, progress, session.decoded
+        passing = TargetPass(*at_point)
         if of_rows:
-            measured |= measure_directions(*given, of_rows, *speed, progress, attacked, session.decoded)
+            measured |= measure_directions(passing, of_rows, attacked)
         if of_groups:
-            found, values = measure_group_directions(*given, of_groups, *speed, progress)
+            found, values = measure_group_directions(passing, of_groups)
             measured |= found
             parts |= {name: group_parts(run, name, values[name]) for name in of_groups}
     took = time.perf_counter() - started

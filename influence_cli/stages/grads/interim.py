@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from influence_cli.curvature.interim import Interim, State
+from influence_cli.maths.iterative import Interim, State
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 from influence_cli.store import fingerprint

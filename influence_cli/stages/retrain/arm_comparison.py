@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import UsageError
-from influence_cli.maths.paired import mean_interval, paired_difference
+from influence_cli.maths.arms import mean_interval, paired_difference
 from influence_cli.stages.retrain.arms import Arm
 
 METRICS = {  # what is compared, where every arm was measured by it -> whether higher is better

@@ -141,7 +141,7 @@ def attacked_inputs(
     """Every row attacked against a model [n, ...], as decoded."""
     import torch
 
-    from influence_cli.engines.attacks import attack
+    from influence_cli.engines.attacked import attack
 
     model.to(device).eval()
     parts: list[NDArray[Any]] = []
@@ -168,7 +168,7 @@ def _right(
     """Whether a model predicts attacked rows right [n]."""
     import torch
 
-    from influence_cli.engines.attacks import attacked_input
+    from influence_cli.engines.attacked import attacked_input
 
     dtype = next(p.dtype for p in model.parameters())
     out: list[NDArray[Any]] = []

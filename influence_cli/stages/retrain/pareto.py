@@ -6,8 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from influence_cli.maths.paired import mean_interval, paired_difference
-from influence_cli.maths.pareto import Floats, mean_ellipse, non_dominated, non_dominated_share, quadrant
+from influence_cli.maths.arms import (
+    Floats,
+    mean_ellipse,
+    mean_interval,
+    non_dominated,
+    non_dominated_share,
+    paired_difference,
+    quadrant,
+)
 
 AXES = ("dp_gap", "dp_gap_soft", "eo_gap", "attacked_static", "attacked_adaptive")  # against accuracy, where measured
 DRAWS = 1000

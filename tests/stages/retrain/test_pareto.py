@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from influence_cli.data.open import open_manifest
-from influence_cli.maths.pareto import mean_ellipse, non_dominated, non_dominated_share, quadrant
+from influence_cli.maths.arms import mean_ellipse, non_dominated, non_dominated_share, quadrant
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.report.page import page
 from influence_cli.report.pareto_figures import pareto_panels

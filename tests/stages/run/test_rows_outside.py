@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 import influence_cli
 from influence_cli.data.tables import provenance
-from influence_cli.engines.finite import usable_rows
-from influence_cli.engines.point import Point
+from influence_cli.engines.point import Point, usable_rows
 from influence_cli.errors import ManifestError
 from tests.cases import Heard, column
 

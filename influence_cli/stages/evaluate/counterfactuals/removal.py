@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
-from influence_cli.maths.paired import mean_interval, paired_difference
+from influence_cli.maths.arms import mean_interval, paired_difference
 from influence_cli.settings import parse_budget
 from influence_cli.stages.evaluate.counterfactuals.pool import Pool
 from influence_cli.stages.evaluate.counterfactuals.refits import Outcome, Refit

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from influence_cli.curvature.curvature import Curvature
     from influence_cli.engines.engine import Engine
-    from influence_cli.engines.row_directions import Direction
+    from influence_cli.engines.row_values import Direction
     from influence_cli.model.decoded import Batches
 
 DIRECTIONS = 16  # most target rows of a block: its values' pass is then a thirtieth of the cost
@@ -131,7 +131,7 @@ class TangentRun:
         import torch
 
         from influence_cli.engines.direction import not_finite
-        from influence_cli.engines.row_directions import row_directions
+        from influence_cli.engines.row_values import row_directions
 
         along: list[list[Direction]] = []
         for member in self.members:
@@ -148,7 +148,7 @@ class TangentRun:
         """(places among the train rows [r], scores [t, r], the mean over members), batch by batch."""
         import torch
 
-        from influence_cli.engines.row_directions import row_scores
+        from influence_cli.engines.row_values import row_scores
 
         device, weights = self.session.device, [member.member.weight for member in self.members]
         for batch in self._batches(len(along[0])):

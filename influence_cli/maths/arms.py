@@ -1,14 +1,44 @@
-"""Two measures of several arms, both higher is better: who is dominated, how surely, and in which quadrant each is.
+"""Arms compared over seeds: paired differences in one measure, and where arms stand in two.
 
-A point is dominated where another is at least as good in both measures and better in one.
+Of two measures both are higher is better; a point is dominated where another is at least as good in both measures and
+better in one.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.maths.bootstrap import student
+
 Floats = NDArray[np.float64]
+
+
+def mean_interval(values: Floats) -> dict[str, float | int | None]:
+    """Mean and the half-width of its 95 % t interval over n values; the half-width is None for one value.
+
+    >>> mean_interval(np.array([1.0, 3.0]))["mean"]
+    2.0
+    """
+    n = len(values)
+    half = None if n < 2 else float(student(n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return {"mean": float(values.mean()), "half_width": half, "n": n}
+
+
+def paired_difference(a: Floats, b: Floats, higher_is_better: bool) -> dict[str, Any]:
+    """Difference a - b over paired seeds with its interval, and a verdict: better, worse, or not resolved."""
+    difference = mean_interval(a - b)
+    half, mean = difference["half_width"], difference["mean"]
+    assert mean is not None
+    if half is None:
+        verdict = "one seed: not resolved"
+    elif abs(mean) <= half:
+        verdict = "not resolved"
+    else:
+        verdict = "better" if (mean > 0) == higher_is_better else "worse"
+    return {**difference, "verdict": verdict}
 
 
 def non_dominated(x: Floats, y: Floats) -> NDArray[np.bool_]:

@@ -1,11 +1,33 @@
-"""Inner products and norms of the columns of [d, k], whose bits do not depend on how they lie in memory."""
+"""What iterative computations share: where they leave their state, and inner products of columns.
+
+A run that was stopped goes on from the last state that was written.  ``offer`` is cheap and called after every step;
+whoever keeps states decides which of them to write down.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+State = dict[str, NDArray[Any]]  # arrays by name that are never changed in place once offered
+
+
+class Interim:
+    """The state of one computation; this one keeps none."""
+
+    def load(self) -> State | None:
+        """The last state that was written, or None."""
+        return None
+
+    def offer(self, state: Callable[[], State]) -> None:
+        """The computation is at a state that it can go on from."""
+
+
+FORGETFUL = Interim()
 
 
 def dots(a: Floats, b: Floats) -> Floats:
