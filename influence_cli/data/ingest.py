@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from influence_cli.data.classes import CLEAN, Numbering
 from influence_cli.data.earlier import MADE, marked
-from influence_cli.data.in_memory import name_of
 from influence_cli.data.kinds import KINDS, kind_in
-from influence_cli.data.kinds.protocol import BadPayload
+from influence_cli.data.kinds.protocol import BadPayload, is_text
 from influence_cli.data.manifest import Manifest, read_manifest
+from influence_cli.data.open import name_of
 from influence_cli.data.outputs import Output, check_outputs, writing
 from influence_cli.data.request import IngestRequest
 from influence_cli.data.sources import Source, is_saved, open_source
@@ -108,11 +108,9 @@ def _survey(source: Source) -> tuple[tuple[str, ...] | None, set[str], list[str]
 
 def _names_in(table: pa.Table, column: str) -> set[str]:
     """The names in a column of text; none where it is of another type, or not there."""
-    if column not in table.column_names:
+    if column not in table.column_names or not is_text(table.schema.field(column).type):
         return set()
-    kind = table.schema.field(column).type
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return {v for v in table.column(column).to_pylist() if v is not None} if text else set()
+    return set(table.column(column).drop_null().to_pylist())
 
 
 def _split_notes(request: IngestRequest, splits: set[str]) -> list[str]:

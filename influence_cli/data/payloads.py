@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from influence_cli.data.kinds.protocol import Kind, Payload
-from influence_cli.data.payload_files import FileKeys, read_file
+from influence_cli.data.kinds.protocol import Kind, Payload, read_file
 from influence_cli.data.row_checks import RowChecks, check_widths
 from influence_cli.data.tables import read_batches
 from influence_cli.errors import ManifestError
+from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.keys import KEY_BYTES, Keys, stack
 
-_NO_KEY = bytes(KEY_BYTES)
+_NO_KEY = bytes(KEY_BYTES)  # of a row that is left out
 
 
 def payload_batches(files: Sequence[Path], kind: Kind) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -42,15 +42,12 @@ def read_payload(stored: Payload | Path | None, where: Callable[[], str]) -> Pay
     try:
         return read_file(stored)
     except OSError as error:
-        raise ManifestError(
-            f"cannot read {stored} ({error.strerror})",
-            where=where(),
-            fix="name a regular file; paths count from the manifest's folder",
-        ) from error
+        fix = "name a regular file; paths count from the manifest's folder"
+        raise ManifestError(f"cannot read {stored} ({error.strerror})", where=where(), fix=fix) from error
 
 
 def payload_keys(
-    files: Sequence[Path], kind: Kind, folder: Path, checks: RowChecks, known: FileKeys | None = None
+    files: Sequence[Path], kind: Kind, folder: Path, checks: RowChecks, known: StoredFileKeys | None = None
 ) -> Keys:
     """Payload keys [n, 16], by streaming every payload once; zeros for rows that are left out.
 
@@ -71,8 +68,10 @@ def payload_keys(
     return stack(keys)
 
 
-def _key(stored: Any, row: int, kind: Kind, checks: RowChecks, known: FileKeys | None) -> tuple[bytes, dict[str, int]]:
-    """A payload's key, and how many numbers each of its columns holds."""
+def _key(
+    stored: Any, row: int, kind: Kind, checks: RowChecks, known: StoredFileKeys | None
+) -> tuple[bytes, dict[str, int]]:
+    """A payload's key, and how many numbers each of its columns holds; zeros for a row that is left out."""
     found = known.find(stored) if known is not None and isinstance(stored, Path) else None
     if found is not None:
         return found, {}

@@ -18,8 +18,7 @@ from influence_cli.data.sources.origin import Origin
 from influence_cli.data.sources.protocol import IMAGE_NAMES, LABEL_NAMES, pick
 from influence_cli.errors import UsageError
 from influence_cli.exports.matched import Matched, match_lines, spellings
-from influence_cli.exports.plain import plain_rows
-from influence_cli.exports.protocol import ExportJob, Prepared, rebase
+from influence_cli.exports.protocol import ExportJob, Prepared, plain_rows, rebase
 
 _BOM = b"\xef\xbb\xbf"
 _SUSPECT = {b"=", b"+", b"-", b"@", b"\t", b"\r", b"\n", b"'", b'"', b"\xef"}  # how a formula's raw field may begin

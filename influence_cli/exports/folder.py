@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from influence_cli.data.kinds.image_files import image_of
+from influence_cli.data.kinds.image import image_of
 from influence_cli.data.kinds.protocol import Payload
 from influence_cli.data.payloads import read_payload
 from influence_cli.data.sources.image_folder import EXTENSIONS

@@ -13,8 +13,7 @@ from influence_cli.data.sources.origin import Origin
 from influence_cli.data.sources.protocol import IMAGE_NAMES, LABEL_NAMES, pick
 from influence_cli.errors import ManifestError
 from influence_cli.exports.matched import Matched, match_lines, spellings
-from influence_cli.exports.plain import plain_rows
-from influence_cli.exports.protocol import ExportJob, Prepared, rebase
+from influence_cli.exports.protocol import ExportJob, Prepared, plain_rows, rebase
 
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
 _DECODER = json.JSONDecoder(strict=False)  # control characters in texts stay as they are

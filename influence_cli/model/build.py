@@ -12,7 +12,7 @@ from influence_cli.errors import ModelError, nearest
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.examples import blank_input
 from influence_cli.model.named_tensors import as_argument
-from influence_cli.model.precision import in_precision
+from influence_cli.model.parameters import in_precision
 from influence_cli.model.spec import TORCHVISION, ModelSpec, code_named_by_data, is_own, is_plain
 from influence_cli.model.weights import load_weights
 from influence_cli.settings import INTERPOLATIONS

@@ -7,6 +7,7 @@ the metadata; that of a torch file covers its bytes.
 
 from __future__ import annotations
 
+import functools
 import json
 import zipfile
 import zlib
@@ -106,3 +107,34 @@ def _shards(index: Path, locator: str) -> tuple[Path, ...]:
         if not file.exists():
             raise ModelError(f"a shard is missing: {file.name}", where=locator, fix="copy it beside the index")
     return files
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One checkpoint on the way: after so many steps, with the learning rate of the last of them."""
+
+    checkpoint: Checkpoint
+    step: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """The way to a final checkpoint; the other checkpoints are read and verified only when a method asks for them."""
+
+    final: Checkpoint
+
+    @functools.cached_property
+    def recorded(self) -> tuple[Recorded, ...]:
+        """Checkpoints that ``retrain --keep-checkpoints`` wrote, in order of steps; none for weights without a run.
+
+        Raises:
+            DamagedModel: one of them, or what the run folder says of it, cannot be read.
+            ModelError: one of them is gone.
+        """
+        folder = RunFolder.of(self.final.locator)
+        record = folder.read()
+        return tuple(
+            Recorded(find_checkpoint(str(folder.path / kept.file))[0], kept.step, kept.lr)
+            for kept in (() if record is None else record.checkpoints)
+        )

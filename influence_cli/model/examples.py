@@ -15,9 +15,9 @@ from torch import Tensor
 
 from influence_cli.data.kinds.protocol import Decoded, Kind, Payload, form_of
 from influence_cli.data.manifest import Manifest, Rows
-from influence_cli.errors import ManifestError
-from influence_cli.model.decode import decode_row
-from influence_cli.model.decoded import DecodedByKey
+from influence_cli.errors import ManifestError, ModelError
+from influence_cli.events import Listener, Progress
+from influence_cli.model.decoded import DecodedByKey, OddRows, decoded_by_place, rows_at
 from influence_cli.model.named_tensors import Inputs, as_argument, as_rows, from_arrays, mapped
 from influence_cli.model.spec import ModelSpec
 from influence_cli.store.shards import key_order, unique
@@ -96,7 +96,7 @@ def batches(
         if known is not None:
             return known
         try:
-            value = decode_row(manifest, item[0], item[1], spec)
+            value = manifest.decoded(*item, spec)
             if held is not None:
                 held.put(key, spec, value)
             return value
@@ -174,3 +174,37 @@ def sent_back(tensor: Tensor) -> Callable[[], NDArray[Any]]:
         return host.numpy()
 
     return wait
+
+
+class Examples:
+    """Decoded rows [n, ...] with ids, labels and weights, in memory or a mapped file."""
+
+    def __init__(self, rows: Rows, spec: ModelSpec, listener: Listener, what: str) -> None:
+        """Decode every row.
+
+        Raises:
+            ModelError: a task's transform gives inputs of several shapes.
+        """
+        self.ids, self.labels, self.weights, self.spec = rows.ids, rows.labels, rows.weights, spec
+        self.inputs: NDArray[np.float64] | None = None  # kept by ``train.convex``
+        place = {row: k for k, row in enumerate(rows.index.tolist())}
+        with listener.progress(f"decode {what}", len(rows), "rows decoded") as progress:
+            try:
+                self.values = decoded_by_place(self._batches(rows, progress), place)
+            except OddRows as error:
+                raise ModelError(
+                    f"{error} (from row id={rows.manifest.ids[error.row]} on)",
+                    fix="let the task's transform give inputs of one shape and type",
+                ) from error
+
+    def _batches(self, rows: Rows, progress: Progress) -> Iterator[tuple[NDArray[np.int64], Any]]:
+        for index, decoded in batches(rows.manifest, chunked(rows.manifest.payloads(rows.index), 256), self.spec):
+            yield index, decoded
+            progress.advance(len(index))
+
+    def at(self, places: NDArray[np.int64] | slice) -> Any:
+        """The decoded rows at some places."""
+        return rows_at(self.values, places)
+
+    def __len__(self) -> int:
+        return len(self.ids)

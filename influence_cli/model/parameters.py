@@ -98,3 +98,14 @@ def _classifier(model: nn.Module) -> str:
     if not linears:
         raise UsageError("--params last: the model has no linear layer", fix="pass a glob over parameter names")
     return linears[-1][0]
+
+
+def in_precision(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """The model, in place, with its real numbers in ``dtype`` and its complex ones in pairs of float64 or float32.
+
+    ``Module.to`` would cast complex numbers to real ones, and drop the imaginary part.
+    """
+    if dtype is None:
+        return model
+    complex_ = torch.complex128 if dtype == torch.float64 else torch.complex64
+    return model._apply(lambda t: t.to(dtype if t.is_floating_point() else complex_ if t.is_complex() else t.dtype))

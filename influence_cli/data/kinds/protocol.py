@@ -6,7 +6,10 @@ an array or a dict of arrays by name, a batch stacks these, and the model is giv
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +24,7 @@ Payload = Any  # what a row holds: encoded bytes, a vector, or a dict of such va
 Decoded = NDArray[Any] | dict[str, NDArray[Any]]
 InputSpec = Any  # what a model says of its input: shape, mean, std, interpolation, crop, decoder and task
 ANY_NUMBER = (-math.inf, math.inf)
+LARGEST_FILE = 1 << 30  # bytes of one payload: more than any image that is decoded
 
 
 class BadPayload(ValueError):
@@ -187,8 +191,31 @@ class Kind:
     @property
     def embedded_types(self) -> dict[str, tuple[pa.DataType, dict[str, Any]]]:
         """Columns of a table that can be moved: Arrow's type, and how Hugging Face describes it."""
-        number = {"dtype": "float32", "_type": "Value"}
-        return {name: (kind, {"feature": number, "_type": "Sequence"}) for name, kind in self.types.items()}
+        numbers = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
+        return {name: (kind, numbers) for name, kind in self.types.items()}
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file: a pipe would be waited for, and a device may have no end.
+
+    Raises:
+        OSError: it is no regular file, is too large, or cannot be read.
+    """
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "its name has a null character")
+    found = os.stat(path)  # before it is opened: to open a device may already do something, and a pipe waits
+    if not stat.S_ISREG(found.st_mode):
+        kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+        kind = next((name for test, name in kinds if test(found.st_mode)), "a device")
+        raise OSError(errno.EINVAL, f"{kind}, not a regular file")
+    if found.st_size > LARGEST_FILE:
+        raise OSError(errno.EFBIG, f"more than {LARGEST_FILE >> 30} GiB")
+    return path.read_bytes() if found.st_size else b""  # files of /proc say 0, and may be waited for
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a type is text."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def is_numbers(kind: pa.DataType) -> bool:

@@ -13,8 +13,7 @@ from torch import nn
 
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.maths.softmax_regression import TOLERANCE, Regression, fit
-from influence_cli.model.examples import to_input
-from influence_cli.model.train.decoded import Examples
+from influence_cli.model.examples import Examples, to_input
 from influence_cli.model.train.recipe import LBFGS, Recipe
 
 

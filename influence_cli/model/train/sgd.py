@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from influence_cli.errors import ModelError
-from influence_cli.model.examples import to_input
+from influence_cli.model.examples import Examples, to_input
 from influence_cli.model.losses import loss_of
 from influence_cli.model.named_tensors import as_argument
 from influence_cli.model.train.convex import train_convex
-from influence_cli.model.train.decoded import Examples
 from influence_cli.model.train.recipe import LBFGS, Recipe
 
 
