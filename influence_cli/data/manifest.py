@@ -96,8 +96,7 @@ class Manifest:
 
     def payloads(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, Payload]]:
         """(row, payload) for ``rows`` in ascending order, streamed: batches without a wanted row are skipped."""
-        wanted = np.sort(rows)
-        checks, kind = RowChecks(self.source, self.table), self.payload_kind
+        wanted, kind = np.sort(rows), self.payload_kind
         for first, batch in payload_batches(self.files, kind):
             low, high = np.searchsorted(wanted, [first, first + len(batch)])
             if low == high:
@@ -105,7 +104,7 @@ class Manifest:
             chosen = wanted[low:high]
             values = kind.stored(batch.take(pa.array(chosen - first)), self.folder)
             for row, value in zip(chosen.tolist(), values, strict=True):
-                yield row, read_payload(value, functools.partial(checks.place, row, kind.column))
+                yield row, read_payload(value, functools.partial(self.place, row, kind.column))
 
     def decoded(self, row: int, payload: Payload, spec: InputSpec) -> Decoded:
         """One row's values as a model is fed with them; no torch is imported, so that a warm run may decode too.

@@ -1,4 +1,4 @@
-"""What an export is given, what it gives back, and how the payloads of a manifest are read for it."""
+"""What an export is given, what it gives back, and how the rows of a manifest are read for it."""
 
 from __future__ import annotations
 
@@ -86,11 +86,9 @@ def same_images(job: ExportJob, folder: Path) -> None:
             continue
         file = folder / name
         if not file.is_file() or file.read_bytes() != value:
-            raise ManifestError(
-                f"{name} has changed since it was embedded" if file.is_file() else f"{name} is not there any more",
-                where=f"{manifest.source}, row id={manifest.ids[row]}",
-                fix="run `influence manifest` and `influence score` again, or pass --export-as folder",
-            )
+            what = f"{name} has changed since it was embedded" if file.is_file() else f"{name} is not there any more"
+            fix = "run `influence manifest` and `influence score` again, or pass --export-as folder"
+            raise ManifestError(what, where=manifest.place(row), fix=fix)
 
 
 def rebase(path: str, old: Path, new: Path) -> str:
@@ -118,11 +116,8 @@ def plain_rows(job: ExportJob, form: str) -> Iterator[dict[str, Any]]:
         inside = value is not None and not isinstance(value, Path)
         held = manifest.payload_kind.as_values(value) if inside else None
         if inside and held is None:
-            raise UsageError(
-                f"images are embedded in the manifest, and {form} holds only their paths",
-                where=manifest.source,
-                fix="use --export-as folder, huggingface or npz",
-            )
+            what = f"images are embedded in the manifest, and {form} holds only their paths"
+            raise UsageError(what, where=manifest.source, fix="use --export-as folder, huggingface or npz")
         out: dict[str, Any] = {"id": manifest.ids[row]}
         if isinstance(value, Path) and name is not None:
             out["path"] = rebase(name, job.folder, job.place.parent)
