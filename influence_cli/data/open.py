@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.kinds.own_input import errors_of_own_code
 from influence_cli.data.manifest import Manifest, read_manifest
 from influence_cli.data.row_checks import SKIPPED, RowChecks
 from influence_cli.data.tables import parquet_files
@@ -48,9 +49,8 @@ def _in_memory(source: Any, label: str, skip_bad: bool) -> Manifest:
         return read_manifest(name_of(source), [_spooled(table)], label, skip_bad=skip_bad, folder=Path.cwd())
     if callable(getattr(source, "__getitem__", None)) and callable(getattr(source, "__len__", None)):
         return read_dataset(source, skip_bad)
-    raise UsageError(
-        f"a {type(source).__name__} holds no rows", fix="give a path, an Arrow table, a DataFrame or a torch Dataset"
-    )
+    fix = "give a path, an Arrow table, a DataFrame or a torch Dataset"
+    raise UsageError(f"a {type(source).__name__} holds no rows", fix=fix)
 
 
 def name_of(source: Any) -> str:
@@ -122,11 +122,8 @@ def read_dataset(dataset: Any, skip_bad: bool = False) -> DatasetManifest:
     bad = tuple(checks.bad[row] for row in sorted(checks.bad))
     for row in {0, n - 1} - set(checks.bad):
         if object_key(_pair(dataset, row, source)[0]) != keys[row]:
-            raise ManifestError(
-                f"row {row} is not the same when it is read again",
-                where=source,
-                fix="turn random augmentation off: a score belongs to one input",
-            )
+            what, fix = f"row {row} is not the same when it is read again", "turn random augmentation off"
+            raise ManifestError(what, where=source, fix=f"{fix}: a score belongs to one input")
     splits = np.full(n, "train", dtype=f"<U{len(SKIPPED)}")
     splits[[b.row for b in bad]] = SKIPPED
     table = pa.table({"id": pa.array(ids), "label": pa.array(labels)})
@@ -153,24 +150,20 @@ def _class_names(dataset: Any, source: str) -> tuple[str, ...] | None:
 
 
 def _pair(dataset: Any, row: int, source: str) -> tuple[Any, int]:
-    try:
+    where = f"{source}, row {row}"
+    failure = lambda why: ManifestError(f"row {row} cannot be read ({why})", where=where, fix="repair the Dataset")  # noqa: E731
+    with errors_of_own_code(failure):
         value = dataset[row]
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # SystemExit too: code of the user's does not end the program
-        what = f"row {row} cannot be read ({type(error).__name__}: {error})"
-        raise ManifestError(what, where=f"{source}, row {row}", fix="repair the Dataset") from error
     if not isinstance(value, tuple | list) or len(value) != 2:
-        raise ManifestError("a row is no (input, label)", where=f"{source}, row {row}", fix="return such pairs")
+        raise ManifestError("a row is no (input, label)", where=where, fix="return such pairs")
     payload, label = value
     try:
         whole = int(label)
         if whole < 0 or whole != label:
             raise ValueError
     except (TypeError, ValueError) as error:
-        raise ManifestError(
-            f"label {label!r} is no class number", where=f"{source}, row {row}", fix="number the classes from 0"
-        ) from error
+        what = f"label {label!r} is no class number"
+        raise ManifestError(what, where=where, fix="number the classes from 0") from error
     return payload, whole
 
 
@@ -220,6 +213,5 @@ def _feed(update: Callable[[Any], None], value: Any) -> None:
             _feed(update, name)
             _feed(update, value[name])
     else:
-        raise ManifestError(
-            f"a row holds a {type(value).__name__}, which has no name by content", fix="return tensors or arrays"
-        )
+        what = f"a row holds a {type(value).__name__}, which has no name by content"
+        raise ManifestError(what, fix="return tensors or arrays")

@@ -176,7 +176,7 @@ def _write(job: ExportJob, places: dict[int, str], root: Path) -> None:
     for row, value, _ in stored(job):
         if isinstance(value, Path):
             _link(job.link, value, root / places[row], final / places[row])
-        else:
+        elif value is not None:
             with open(root / places[row], "xb") as handle:
                 handle.write(value)
 

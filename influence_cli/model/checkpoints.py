@@ -1,8 +1,8 @@
-"""Finding weights as people have them, and naming what is in them; imports no torch.
+"""Finding weights as people have them, and naming what is in them, and those that a training left on its way to them.
 
 A checkpoint is a run folder of ``retrain``, a safetensors file, a folder or index of sharded safetensors, or a torch
 file (read as data only).  The digest of safetensors covers names, dtypes, shapes and values, whatever the sharding and
-the metadata; that of a torch file covers its bytes.
+the metadata; that of a torch file covers its bytes.  Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -72,11 +72,8 @@ def _in_folder(folder: Path, locator: str) -> tuple[Path, dict[str, Any] | None]
     for name in IN_FOLDER:
         if (folder / name).exists():
             return folder / name, None if record is None else record.model
-    raise ModelError(
-        f"no weights in the folder (looked for {', '.join(IN_FOLDER)})",
-        where=locator,
-        fix="give a run folder of `retrain`, or the file itself",
-    )
+    what = f"no weights in the folder (looked for {', '.join(IN_FOLDER)})"
+    raise ModelError(what, where=locator, fix="give a run folder of `retrain`, or the file itself")
 
 
 def _check_zip(path: Path) -> None:
@@ -103,9 +100,9 @@ def _shards(index: Path, locator: str) -> tuple[Path, ...]:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"the index cannot be read ({error})", where=str(index), fix="copy it again") from error
     files = tuple(index.parent / name for name in names)
-    for file in files:
-        if not file.exists():
-            raise ModelError(f"a shard is missing: {file.name}", where=locator, fix="copy it beside the index")
+    lost = next((file for file in files if not file.exists()), None)
+    if lost is not None:
+        raise ModelError(f"a shard is missing: {lost.name}", where=locator, fix="copy it beside the index")
     return files
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,7 @@ from influence_cli.model.spec import ModelSpec
 from influence_cli.store.shards import key_order, unique
 
 T = TypeVar("T")
+ONE_FORM = "let the task's transform give inputs of one shape and type"
 FEW = 16  # rows from all over the data, on which whatever is tried is checked
 
 
@@ -133,23 +135,15 @@ def _stacked(values: list[Decoded], rows: list[int], manifest: Manifest, kind: K
     odd = kind.odd(values)
     if odd is not None:
         here, there = (form_of(values[k]) for k in (odd, 0))
-        raise ManifestError(
-            f"its input is {here}, that of row id={manifest.ids[rows[0]]} {there}",
-            where=f"{manifest.source}, row id={manifest.ids[rows[odd]]}, column {manifest.payload_kind.column}",
-            fix="let the task's transform give inputs of one shape and type",
-        )
+        what = f"its input is {here}, that of row id={manifest.ids[rows[0]]} {there}"
+        raise ManifestError(what, where=manifest.place(rows[odd], manifest.payload_kind.column), fix=ONE_FORM)
     return from_arrays(kind.collate(values))
 
 
 def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of ``size`` items, the last one shorter."""
-    chunk: list[T] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
+    left = iter(items)
+    while chunk := list(itertools.islice(left, size)):
         yield chunk
 
 
@@ -192,10 +186,8 @@ class Examples:
             try:
                 self.values = decoded_by_place(self._batches(rows, progress), place)
             except OddRows as error:
-                raise ModelError(
-                    f"{error} (from row id={rows.manifest.ids[error.row]} on)",
-                    fix="let the task's transform give inputs of one shape and type",
-                ) from error
+                what = f"{error} (from row id={rows.manifest.ids[error.row]} on)"
+                raise ModelError(what, fix=ONE_FORM) from error
 
     def _batches(self, rows: Rows, progress: Progress) -> Iterator[tuple[NDArray[np.int64], Any]]:
         for index, decoded in batches(rows.manifest, chunked(rows.manifest.payloads(rows.index), 256), self.spec):

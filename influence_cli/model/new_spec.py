@@ -39,17 +39,15 @@ def new_spec(inputs: Inputs, manifest: Manifest, store: Store | None, from_scrat
         channels, height, width = _first_shape(manifest, inputs.skip_bad)
         if inputs.model.startswith(TORCHVISION):
             channels = 3  # torchvision's architectures take nothing else
-        note = {"mean": [0.5] * channels, "std": [0.5] * channels, "interpolation": "bicubic"}
-        note["shape"] = [channels, height, width]
+        half, shape = [0.5] * channels, [channels, height, width]
+        note: dict[str, Any] = {"mean": half, "std": half, "interpolation": "bicubic", "shape": shape}
     else:
         note = _timm_note(inputs.model, store)
     if inputs.input_size:
         note["shape"] = [note["shape"][0], inputs.input_size, inputs.input_size]
         note["crop"] = None  # images are stretched to a size that was asked for: small ones are used whole
-    spec = ModelSpec.from_dict(
-        {"name": inputs.model, "num_classes": num_classes, "kind": _kind_for(manifest), "classes": classes, **note}
-    )
-    return _overridden(inputs, spec)
+    about = {"name": inputs.model, "num_classes": num_classes, "kind": _kind_for(manifest), "classes": classes}
+    return _overridden(inputs, ModelSpec.from_dict({**about, **note}))
 
 
 def _overridden(inputs: Inputs, spec: ModelSpec) -> ModelSpec:
@@ -97,9 +95,8 @@ def _first_shape(manifest: Manifest, skip_bad: bool) -> tuple[int, ...]:
         except Exception as error:
             if skip_bad:
                 continue  # it is listed where the rows are decoded
-            where = f"{manifest.source}, row id={manifest.ids[row]}, column {kind.column}"
-            fix = f"{kind.repair}, or pass --skip-bad"
-            raise ManifestError(f"the image cannot be decoded ({error})", where=where, fix=fix) from error
+            what, fix = f"the image cannot be decoded ({error})", f"{kind.repair}, or pass --skip-bad"
+            raise ManifestError(what, where=manifest.place(row, kind.column), fix=fix) from error
     raise ManifestError("no image can be decoded", where=manifest.source, fix="give a manifest of images")
 
 

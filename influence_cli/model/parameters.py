@@ -1,4 +1,4 @@
-"""Which parameters gradients are taken in: all, linear, last, or a glob over their names; and vectors of them.
+"""Which parameters gradients are taken in: all, linear, last, or a glob over their names; vectors of them; precision.
 
 Frozen parameters (``requires_grad`` is off) are in none of these: training does not move them.  Where it is off for
 all, the model is as people keep it for inference, and none counts as frozen.  A parameter that no output depends on has
@@ -94,10 +94,10 @@ def _classifier(model: nn.Module) -> str:
     for name, module in model.named_modules():
         if module is wanted:
             return name
-    linears = _linears(model)
+    linears = [name for name, _ in _linears(model)]
     if not linears:
         raise UsageError("--params last: the model has no linear layer", fix="pass a glob over parameter names")
-    return linears[-1][0]
+    return linears[-1]
 
 
 def in_precision(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:

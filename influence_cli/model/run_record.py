@@ -16,6 +16,7 @@ from influence_cli.data.manifest import Rows
 from influence_cli.store.sealed import WEIGHTS
 
 WEIGHTS_FILE = "model.safetensors"
+_PLAIN = ("model", "recipe", "seed", "init", "pretrained")  # fields that JSON holds as they are
 MODEL_KEYS = {
     "name", "num_classes", "kind", "shape", "mean", "std", "interpolation", "decoder", "classes", "crop", "code",
 }  # fmt: skip
@@ -109,17 +110,12 @@ class RunRecord:
         if wrong is not None:
             raise ValueError(f"no usable {wrong!r}")
         trained_on, keys = value.get("trained_on", {}), value.get("calibration_keys")
+        plain: dict[str, Any] = {name: value.get(name) for name in (*_PLAIN, "steps", "calibration")}
         return cls(
-            model=value["model"],
-            recipe=value["recipe"],
-            seed=value.get("seed"),
-            init=value.get("init"),
-            pretrained=value.get("pretrained"),
-            steps=value.get("steps"),
+            **plain,
             trained_rows=trained_on.get("rows"),
             arm=trained_on.get("arm"),
             checkpoints=tuple(map(EpochCheckpoint.from_json, value.get("checkpoints", ()))),
-            calibration=value.get("calibration"),
             calibration_ids=tuple(value.get("calibration_ids", ())),
             calibration_keys=None if keys is None else tuple(keys),
             canaries=PlantedLabels.from_json(value["canaries"]) if value.get("canaries") else None,
@@ -128,25 +124,17 @@ class RunRecord:
 
     def as_json(self) -> dict[str, Any]:
         """The record as ``run.json`` holds it, without the digests of its weights."""
-        return {
-            "schema_version": 1,
-            "model": self.model,
-            "recipe": self.recipe,
-            "seed": self.seed,
-            "init": self.init,
-            "pretrained": self.pretrained,
-            "checkpoints": [asdict(c) for c in self.checkpoints],
-            "trained_on": {"rows": self.trained_rows, "arm": self.arm},
-            **({} if self.steps is None else {"steps": self.steps}),
-            **self._calibration(),
-            **({} if self.canaries is None else {"canaries": self.canaries.as_json()}),
-        }
-
-    def _calibration(self) -> dict[str, Any]:
-        if self.calibration is None:
-            return {}
-        ids, keys = list(self.calibration_ids), list(self.calibration_keys or ())
-        return {"calibration": self.calibration, "calibration_ids": ids, "calibration_keys": keys}
+        value: dict[str, Any] = {"schema_version": 1, **{name: getattr(self, name) for name in _PLAIN}}
+        value["checkpoints"] = [asdict(c) for c in self.checkpoints]
+        value["trained_on"] = {"rows": self.trained_rows, "arm": self.arm}
+        if self.steps is not None:
+            value["steps"] = self.steps
+        if self.calibration is not None:
+            ids, keys = list(self.calibration_ids), list(self.calibration_keys or ())
+            value |= {"calibration": self.calibration, "calibration_ids": ids, "calibration_keys": keys}
+        if self.canaries is not None:
+            value["canaries"] = self.canaries.as_json()
+        return value
 
 
 def is_model(value: Any) -> bool:

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
 
 from influence_cli.data.kinds.protocol import Decoded, InputSpec, Kind
 from influence_cli.errors import UsageError
+
+
+@contextlib.contextmanager
+def errors_of_own_code(failure: Callable[[str], Exception]) -> Generator[None]:
+    """Run code of the user's: what it raises, SystemExit too, is the ``failure`` of its text; only Ctrl-C passes."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise failure(text_of_error(error)) from error
+
+
+def text_of_error(error: BaseException) -> str:
+    """Type and text of an error, for messages."""
+    return f"{type(error).__name__}: {error}"
 
 
 class TaskInput(Kind):
