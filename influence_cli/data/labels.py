@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.data.classes import CLEAN, Names, class_count, numbers_in
+from influence_cli.data.kinds.protocol import is_text
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.errors import ManifestError, nearest
 from influence_cli.events import SILENT, Listener
@@ -41,16 +42,13 @@ def numbered_as(manifest: Manifest, classes: Names | None, of: str, listener: Li
 
 
 def _renumbered(manifest: Manifest, numbers: Mapping[int, int], of: str) -> NDArray[np.int64]:
-    labels = manifest.labels
+    labels, used = manifest.labels, manifest.all_rows().index
     found = np.array([numbers.get(label, -1) for label in labels.tolist()], dtype=np.int64)
-    lost = manifest.all_rows().index
-    lost = lost[found[lost] < 0]
+    lost = used[found[used] < 0]
     if len(lost):
-        raise ManifestError(
-            f"label {labels[lost[0]]} is none of the classes of {of}",
-            where=f"{manifest.source}, row id={manifest.ids[lost[0]]}",
-            fix="correct the label, or name the classes of both manifests (schema metadata key 'classes')",
-        )
+        what = f"label {labels[lost[0]]} is none of the classes of {of}"
+        fix = "correct the label, or name the classes of both manifests (schema metadata key 'classes')"
+        raise ManifestError(what, where=manifest.place(lost[0]), fix=fix)
     return found
 
 
@@ -74,7 +72,7 @@ def column_labels(manifest: Manifest, column: str) -> NDArray[np.int64]:
     kind = stored.type.value_type if pa.types.is_dictionary(stored.type) else stored.type
     if pa.types.is_null(kind):
         return np.full(len(stored), -1, dtype=np.int64)
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    text = is_text(kind) or pa.types.is_string_view(kind)
     if not (text or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         where = f"{manifest.source}, column {column}"
         raise ManifestError(f"clean labels are {kind}, not integers", where=where, fix="number the classes")
@@ -83,11 +81,8 @@ def column_labels(manifest: Manifest, column: str) -> NDArray[np.int64]:
     for row, value in enumerate(values):
         if value is not None and value not in number:
             known = manifest.classes or [str(k) for k in range(class_count(None, manifest.labels))]
-            raise ManifestError(
-                f"{value!r} is no class",
-                where=f"{manifest.source}, row id={manifest.ids[row]}, column {column}",
-                fix=nearest(str(value), list(known)),
-            )
+            fix = nearest(str(value), list(known))
+            raise ManifestError(f"{value!r} is no class", where=manifest.place(row, column), fix=fix)
     return np.array([-1 if v is None else number[v] for v in values], dtype=np.int64)
 
 

@@ -174,9 +174,10 @@ def _write(job: ExportJob, places: dict[int, str], root: Path) -> None:
     for folder in {(root / place).parent for place in places.values()}:
         folder.mkdir(parents=True, exist_ok=True)
     for row, value, _ in stored(job):
+        assert isinstance(value, bytes | Path)  # a manifest has no empty payload
         if isinstance(value, Path):
             _link(job.link, value, root / places[row], final / places[row])
-        elif value is not None:
+        else:
             with open(root / places[row], "xb") as handle:
                 handle.write(value)
 

@@ -50,17 +50,14 @@ def split_folders(root: Path) -> dict[str | None, Path]:
     Raises:
         ManifestError: a split has an unknown name.
     """
-    if not (root / "dataset_dict.json").exists():
+    index = root / "dataset_dict.json"
+    if not index.exists():
         return {None: root}
-    named = read_description(root / "dataset_dict.json")["splits"]
+    named = read_description(index)["splits"]
     unknown = [n for n in named if split_of(n) is None]
     if unknown:
-        raise ManifestError(
-            f"unknown split {unknown[0]!r}",
-            where=str(root / "dataset_dict.json"),
-            fix="use train, validation, test",
-        )
-    one_meaning(named, str(root / "dataset_dict.json"))
+        raise ManifestError(f"unknown split {unknown[0]!r}", where=str(index), fix="use train, validation, test")
+    one_meaning(named, str(index))
     return {split_of(n): root / n for n in named}
 
 
@@ -103,6 +100,5 @@ def read_stream(path: Path) -> Iterator[pa.Table]:
             for batch in reader:
                 yield pa.Table.from_batches([batch])
     except (OSError, pa.ArrowInvalid) as error:
-        raise ManifestError(
-            f"cannot be read as Arrow ({error})", where=str(path), fix="save the dataset again"
-        ) from error
+        what = f"cannot be read as Arrow ({error})"
+        raise ManifestError(what, where=str(path), fix="save the dataset again") from error

@@ -1,4 +1,8 @@
-"""Image folders: ROOT/CLASS/... or ROOT/{train,val,test}/CLASS/..., as torchvision's ImageFolder reads them."""
+"""Image folders: ROOT/CLASS/... or ROOT/{train,val,test}/CLASS/..., as torchvision's ImageFolder reads them.
+
+Or described by ``metadata.csv`` or ``metadata.jsonl`` (``file_name``), as Hugging Face lays them out: a file in the
+folder itself, or one in each folder of a split.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,6 @@ from influence_cli.data.sources.tabular import read_text_file, shape_table
 from influence_cli.errors import ManifestError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-
-
 NAMES = ("metadata.csv", "metadata.jsonl")
 FILE = "file_name"
 
@@ -38,11 +40,8 @@ def read_image_folder(root: Path) -> Source:
         if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".") and not file.is_dir()
     ]
     if not found:
-        raise ManifestError(
-            "no image in a class folder",
-            where=str(root),
-            fix="lay it out as ROOT/CLASS/IMAGE or ROOT/train/CLASS/IMAGE",
-        )
+        fix = "lay it out as ROOT/CLASS/IMAGE or ROOT/train/CLASS/IMAGE"
+        raise ManifestError("no image in a class folder", where=str(root), fix=fix)
 
     def tables() -> Iterator[pa.Table]:
         paths = [file.relative_to(root).as_posix() for file, _, _ in found]
@@ -57,8 +56,11 @@ def read_image_folder(root: Path) -> Source:
 def metadata_files(root: Path) -> list[Path]:
     """The metadata of a folder, or of its folders of splits; none where there is no such file."""
     own = [root / name for name in NAMES if _names_files(root / name)]
-    parts = [p for p in sorted(root.iterdir()) if p.is_dir() and split_of(p.name) is not None]
-    return own or [part / name for part in parts for name in NAMES if _names_files(part / name)]
+    return own or [part / name for part in _split_folders(root) for name in NAMES if _names_files(part / name)]
+
+
+def _split_folders(root: Path) -> list[Path]:
+    return [p for p in sorted(root.iterdir()) if p.is_dir() and split_of(p.name) is not None]
 
 
 def _names_files(path: Path) -> bool:
@@ -80,21 +82,11 @@ def read_metadata_folder(root: Path, files: list[Path], columns: Columns) -> Sou
         raise ManifestError("there is a metadata.csv and a metadata.jsonl", where=str(folders[0]), fix="keep one")
     parts = [folder.name for folder in folders if folder != root]
     one_meaning(parts, str(root))
-    if parts:
-        _check_all_described(root, folders)
+    left_out = [part for part in _split_folders(root) if part not in folders] if parts else []
+    if left_out:
+        raise ManifestError("a split has no metadata file", where=str(left_out[0]), fix="write its metadata.csv")
     read = [_rows(root, file, columns) for file in files]
-
-    def tables() -> Iterator[pa.Table]:
-        yield from read
-
-    return Source("image folder with metadata", tables, None, str(root))
-
-
-def _check_all_described(root: Path, described: list[Path]) -> None:
-    """No split is left out because it has no metadata."""
-    for part in sorted(root.iterdir()):
-        if part.is_dir() and split_of(part.name) is not None and part not in described:
-            raise ManifestError("a split has no metadata file", where=str(part), fix="write its metadata.csv")
+    return Source("image folder with metadata", lambda: iter(read), None, str(root))
 
 
 def _rows(root: Path, file: Path, columns: Columns) -> pa.Table:
