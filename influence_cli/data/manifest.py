@@ -122,12 +122,8 @@ class Manifest:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Name of the content that stages agree on: ids, rows and splits, in any order (weights change no score)."""
-        entries = sorted(
-            [i, k.tobytes().hex(), s]
-            for i, k, s in zip(self.ids, self.row_keys, self.splits.tolist(), strict=True)
-            if s != SKIPPED
-        )
-        return fingerprint("manifest", 1, rows=entries)
+        rows = zip(self.ids, self.row_keys, self.splits.tolist(), strict=True)
+        return fingerprint("manifest", 1, rows=sorted([i, k.tobytes().hex(), s] for i, k, s in rows if s != SKIPPED))
 
     def weights(self) -> NDArray[np.float64]:
         """Row weights [n]; 1 where there is no ``weight`` column."""
@@ -233,26 +229,12 @@ def read_manifest(
     if len(keys) != table.num_rows:
         what = f"column {kind.column} has {len(keys)} values for {table.num_rows} rows: the file is damaged"
         raise ManifestError(what, where=source, fix="write it again")
-    bad = tuple(checks.bad[row] for row in sorted(checks.bad))
-    splits[[b.row for b in bad]] = SKIPPED
+    bad = checks.left_out(splits)
     if len(bad) == table.num_rows:
         first = f"{source}, row {bad[0].row}, column {bad[0].column}"
         raise ManifestError(f"no usable row: {bad[0].reason}", where=first, fix="repair the rows")
     named = row_keys(keys, labels)
-    return Manifest(
-        source,
-        tuple(files),
-        kind.name,
-        table,
-        labels,
-        splits,
-        keys,
-        named,
-        classes,
-        folder,
-        bad,
-        bad_when_read=len(bad),
-    )
+    return Manifest(source, tuple(files), kind.name, table, labels, splits, keys, named, classes, folder, bad, len(bad))
 
 
 def _check_columns(schema: pa.Schema, label: str, source: str, files: Sequence[Path]) -> Kind:

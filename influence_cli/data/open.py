@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import hashlib
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +16,7 @@ from numpy.typing import NDArray
 from influence_cli.data.kinds.own_input import errors_of_own_code
 from influence_cli.data.manifest import Manifest, read_manifest
 from influence_cli.data.row_checks import SKIPPED, RowChecks
-from influence_cli.data.tables import parquet_files
+from influence_cli.data.tables import parquet_files, temporary_folder
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.keys import KEY_BYTES, row_keys, stack
@@ -69,16 +66,11 @@ def as_table(source: Any) -> pa.Table | None:
     return None
 
 
-@functools.cache
-def _folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="influence-rows-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
 def _spooled(table: pa.Table) -> Path:
     """The table as a file: every stage streams payloads from files."""
-    with tempfile.NamedTemporaryFile(dir=_folder(), suffix=".parquet", delete=False) as handle:
+    with tempfile.NamedTemporaryFile(
+        dir=temporary_folder("influence-rows-"), suffix=".parquet", delete=False
+    ) as handle:
         write_sealed(table, pa.PythonFile(handle, mode="w"))
     return Path(handle.name)
 
@@ -119,19 +111,30 @@ def read_dataset(dataset: Any, skip_bad: bool = False) -> DatasetManifest:
             keys[row], labels[row] = object_key(payload), label
         except ManifestError as error:
             checks.fail(row, "dataset", error.what, error.fix)
-    bad = tuple(checks.bad[row] for row in sorted(checks.bad))
     for row in {0, n - 1} - set(checks.bad):
         if object_key(_pair(dataset, row, source)[0]) != keys[row]:
             what, fix = f"row {row} is not the same when it is read again", "turn random augmentation off"
             raise ManifestError(what, where=source, fix=f"{fix}: a score belongs to one input")
     splits = np.full(n, "train", dtype=f"<U{len(SKIPPED)}")
-    splits[[b.row for b in bad]] = SKIPPED
+    bad = checks.left_out(splits)
     table = pa.table({"id": pa.array(ids), "label": pa.array(labels)})
     stacked = stack(keys)
+    classes, named = _class_names(dataset, source), row_keys(stacked, labels)
     return DatasetManifest(
-        source, (), "dataset", table, labels, splits, stacked, row_keys(stacked, labels),
-        _class_names(dataset, source), Path.cwd(), bad, len(bad), dataset=dataset,
-    )  # fmt: skip
+        source,
+        (),
+        "dataset",
+        table,
+        labels,
+        splits,
+        stacked,
+        named,
+        classes,
+        Path.cwd(),
+        bad,
+        len(bad),
+        dataset=dataset,
+    )
 
 
 def _class_names(dataset: Any, source: str) -> tuple[str, ...] | None:

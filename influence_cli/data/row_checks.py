@@ -54,6 +54,11 @@ class RowChecks:
             raise ManifestError(what, where=self.place(row, column), fix=f"{fix}, or pass --skip-bad")
         self.bad.setdefault(row, BadRow(row, self.name(row), column, what))
 
+    def left_out(self, splits: NDArray[np.str_]) -> tuple[BadRow, ...]:
+        """The rows that are left out, in order; in ``splits`` [n] they are ``SKIPPED`` from now on."""
+        splits[list(self.bad)] = SKIPPED
+        return tuple(self.bad[row] for row in sorted(self.bad))
+
     def each(self, rows: NDArray[Any], column: str, what: Callable[[int], str], fix: str) -> None:
         """Refuse every one of ``rows``."""
         for row in rows.tolist():

@@ -29,11 +29,17 @@ _TEXT = [("id", pa.string()), ("row_key", pa.string())]  # never to be read as n
 
 
 @functools.cache
-def _spooled() -> Path:
-    """Standard input as a file: Parquet needs seek.  Read once, removed at exit."""
-    folder = Path(tempfile.mkdtemp(prefix="influence-stdin-"))
+def temporary_folder(prefix: str) -> Path:
+    """A folder for files of this run, removed at exit; the same one for the same prefix."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    path = folder / "stdin.parquet"
+    return folder
+
+
+@functools.cache
+def _spooled() -> Path:
+    """Standard input as a file: Parquet needs seek.  Read once."""
+    path = temporary_folder("influence-stdin-") / "stdin.parquet"
     with open(path, "wb") as handle:
         while chunk := _from_stdin():
             handle.write(chunk)
@@ -43,14 +49,10 @@ def _spooled() -> Path:
 
 
 def _from_stdin() -> bytes:
-    """The next bytes of standard input.
-
-    Raises:
-        ManifestError: it cannot be read: it is open for writing alone, or is a folder.
-    """
+    """The next bytes of standard input."""
     try:
         return sys.stdin.buffer.read(1 << 20)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # it is open for writing alone, or is a folder
         why = getattr(error, "strerror", None) or str(error)
         fix = "pipe Parquet into -, or give a file"
         raise ManifestError(f"standard input cannot be read ({why})", where="-", fix=fix) from error

@@ -183,11 +183,9 @@ def _without_formulas(lines: list[list[object]]) -> tuple[list[list[object]], in
 
 
 def _new_table(lines: list[list[object]], delimiter: bytes) -> bytes:
-    out, line_out = io.StringIO(newline=""), io.StringIO(newline="")
-    writer = csv.writer(line_out, delimiter=delimiter.decode(), lineterminator="\r\n")  # so that both are quoted
+    out: list[str] = []
     for line in lines:
-        writer.writerow(line)
-        out.write(line_out.getvalue().removesuffix("\r\n") + "\n")
-        line_out.seek(0)
-        line_out.truncate()
-    return out.getvalue().encode()
+        text = io.StringIO(newline="")
+        csv.writer(text, delimiter=delimiter.decode(), lineterminator="\r\n").writerow(line)  # so that both are quoted
+        out.append(text.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(out).encode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from influence_cli.actions.protocol import PROPOSAL
+from influence_cli.data.kinds.protocol import Payload
 from influence_cli.data.payloads import read_payload
 from influence_cli.data.row_checks import SPLITS
 from influence_cli.data.sources import open_source
@@ -153,23 +155,17 @@ def _features(job: ExportJob) -> dict[str, Any]:
 
 def _new_tables(job: ExportJob, split: str) -> Iterator[pa.Table]:
     """The rows of one split, some hundred at a time."""
-    manifest, rows, values = job.edited.manifest, list[int](), list[dict[str, Any]]()
-    for row, value, name in stored(job):
-        if manifest.splits[row] != split:
-            continue
-        payload = read_payload(value, functools.partial(manifest.place, row))
-        base = None if name is None else Path(name).name
-        values.append(manifest.payload_kind.embedded(payload, base))
-        rows.append(row)
-        if len(rows) == 512:
-            yield _new_table(job, rows, values)
-            rows, values = [], []
-    if rows:
-        yield _new_table(job, rows, values)
+    left = stored(job, job.edited.keep & (job.edited.manifest.splits == split))
+    while some := list(itertools.islice(left, 512)):
+        yield _new_table(job, some)
 
 
-def _new_table(job: ExportJob, rows: list[int], values: list[dict[str, Any]]) -> pa.Table:
+def _new_table(job: ExportJob, some: list[tuple[int, Payload | Path | None, str | None]]) -> pa.Table:
     edited, manifest = job.edited, job.edited.manifest
+    rows, values = [row for row, _, _ in some], list[dict[str, Any]]()
+    for row, value, name in some:
+        payload = read_payload(value, functools.partial(manifest.place, row))
+        values.append(manifest.payload_kind.embedded(payload, None if name is None else Path(name).name))
     columns = {"id": pa.array([manifest.ids[r] for r in rows], pa.string())}
     for name, (kind, _) in manifest.payload_kind.embedded_types.items():
         columns[name] = pa.array([value[name] for value in values], kind)

@@ -131,7 +131,5 @@ class Trajectory:
         """
         folder = RunFolder.of(self.final.locator)
         record = folder.read()
-        return tuple(
-            Recorded(find_checkpoint(str(folder.path / kept.file))[0], kept.step, kept.lr)
-            for kept in (() if record is None else record.checkpoints)
-        )
+        kept = () if record is None else record.checkpoints
+        return tuple(Recorded(find_checkpoint(str(folder.path / k.file))[0], k.step, k.lr) for k in kept)

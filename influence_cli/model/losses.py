@@ -100,12 +100,9 @@ CROSS_ENTROPY = CrossEntropy()
 def quality(logits: NDArray[np.floating], labels: NDArray[np.int64], loss: RowLoss = CROSS_ENTROPY) -> dict[str, float]:
     """Accuracy, balanced accuracy (mean recall of the classes present) and mean loss."""
     hit = logits.argmax(axis=1) == labels
-    recalls = [float(hit[labels == c].mean()) for c in np.unique(labels)]
-    return {
-        "accuracy": float(hit.mean()),
-        "balanced_accuracy": float(np.mean(recalls)),
-        "loss": float(loss.losses(logits, labels).mean()),
-    }
+    balanced = float(np.mean([float(hit[labels == c].mean()) for c in np.unique(labels)]))
+    mean_loss = float(loss.losses(logits, labels).mean())
+    return {"accuracy": float(hit.mean()), "balanced_accuracy": balanced, "loss": mean_loss}
 
 
 def loss_of(task: Task | None) -> RowLoss:

@@ -38,19 +38,15 @@ def select_parameters(model: nn.Module, selection: str) -> dict[str, Tensor]:
     tensors = {id(named[n]) for n in chosen}  # a tied tensor is chosen by any of its names
     turned = [n for n in sorted(chosen) if named[n].is_complex() and named[n].requires_grad]
     if turned:
-        raise UsageError(
-            f"--params {selection!r} selects parameter {turned[0]!r}, which is complex",
-            fix="select others; or hold it as real numbers, with torch.view_as_complex in the model's forward",
-        )
+        fix = "select others; or hold it as real numbers, with torch.view_as_complex in the model's forward"
+        raise UsageError(f"--params {selection!r} selects parameter {turned[0]!r}, which is complex", fix=fix)
     found = {n: p for n, p in model.named_parameters() if id(p) in tensors and p.is_floating_point()}
     frozen = set(frozen_parameters(model))
     out = {n: p.detach() for n, p in found.items() if n not in frozen}
     if found and not out:
         some = ", ".join(list(found)[:3]) + (" and others" if len(found) > 3 else "")
-        raise UsageError(
-            f"every parameter that --params {selection!r} selects is frozen (requires_grad is off): {some}",
-            fix="select others, or call requires_grad_(True) on those that were trained",
-        )
+        what = f"every parameter that --params {selection!r} selects is frozen (requires_grad is off): {some}"
+        raise UsageError(what, fix="select others, or call requires_grad_(True) on those that were trained")
     if not out:
         fix = f"names look like {next(iter(named))!r}" if named else "the model has no parameters"
         raise UsageError(f"--params {selection!r} selects no parameter", fix=fix)

@@ -158,15 +158,14 @@ def is_model(value: Any) -> bool:
 def _wrong(value: dict[str, Any]) -> str | None:
     """The first key under which no ``run.json`` that ``retrain`` wrote has this value, or None."""
     ids, keys = value.get("calibration_ids", []), value.get("calibration_keys")
-    canaries = value.get("canaries", {})
+    canaries, kept = value.get("canaries", {}), value.get("checkpoints", [])
     listed = [canaries.get(k, []) for k in ("ids", "row_keys", "planted")] if isinstance(canaries, dict) else []
     checks = {
         "model": is_model(value.get("model")),
         "recipe": isinstance(value.get("recipe"), dict) and _is_recipe(value["recipe"]),
         "init": isinstance(value.get("init"), str | None),
         "pretrained": isinstance(value.get("pretrained", False), bool),
-        "checkpoints": isinstance(value.get("checkpoints", []), list)
-        and all(map(_is_checkpoint, value.get("checkpoints", []))),
+        "checkpoints": isinstance(kept, list) and all(map(_is_checkpoint, kept)),
         "trained_on": isinstance(value.get("trained_on", {}), dict),
         "calibration_ids": _are_texts(ids),
         "calibration_keys": keys is None or _are_texts(keys),
@@ -181,15 +180,11 @@ def _are_texts(value: Any) -> bool:
 
 
 def _is_checkpoint(value: Any) -> bool:
-    return (
-        isinstance(value, dict) and value.keys() >= {"file", "epoch", "step", "lr"} and isinstance(value["file"], str)
-    )
+    known = isinstance(value, dict) and value.keys() >= {"file", "epoch", "step", "lr"}
+    return known and isinstance(value["file"], str)
 
 
 def _is_recipe(recipe: dict[str, Any]) -> bool:
-    number = (int, float)
-    kinds: dict[str, Any] = dict.fromkeys(("weight_decay", "lr", "momentum", "warmup"), number)
+    kinds: dict[str, Any] = dict.fromkeys(("weight_decay", "lr", "momentum", "warmup"), (int, float))
     kinds |= dict.fromkeys(("epochs", "batch_size"), int) | dict.fromkeys(("optimizer", "schedule", "augment"), str)
-    return all(
-        isinstance(recipe[k], kind) and not isinstance(recipe[k], bool) for k, kind in kinds.items() if k in recipe
-    )
+    return all(isinstance(recipe[k], kinds[k]) and not isinstance(recipe[k], bool) for k in kinds.keys() & recipe)
