@@ -25,11 +25,7 @@ SHOWN = 10  # names in a message
 
 
 def read_names(stored: bytes, where: str) -> tuple[str, ...]:
-    """The names of classes 0, 1, ... as a manifest holds them: a list in JSON.
-
-    Raises:
-        ManifestError: they are none.
-    """
+    """The names of classes 0, 1, ... as a manifest holds them: a list in JSON.  Raises ManifestError: they are none."""
     try:
         names = json.loads(stored)
     except ValueError:
@@ -51,11 +47,7 @@ class Numbering:
         self.by_value = {int(n): k for n, k in self.number.items() if n.isdecimal() and values.count(int(n)) == 1}
 
     def of(self, value: Any) -> int:
-        """The label.
-
-        Raises:
-            ValueError: it is no class.
-        """
+        """The label.  Raises ValueError: it is no class."""
         if isinstance(value, str):
             found = int(value) if self.classes is None and value.isdecimal() else self.number.get(value)
         elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value % 1 != 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,19 +29,6 @@ def numbered_as(manifest: Manifest, classes: Names | None, of: str, listener: Li
     if numbers is None:
         known = classes is not None and manifest.classes not in (None, tuple(classes))
         return replace(manifest, classes=tuple(classes or ())) if known else manifest
-    labels = _renumbered(manifest, numbers, of)
-    listener.note(f"labels of {manifest.source} are numbered as in {of}, by the names of the classes")
-    before = manifest.numbers
-    return replace(
-        manifest,
-        labels=labels,
-        row_keys=row_keys(manifest.payload_keys, labels),
-        classes=None if classes is None else tuple(classes),
-        numbers=numbers if before is None else {k: numbers[v] for k, v in before.items() if v in numbers},
-    )
-
-
-def _renumbered(manifest: Manifest, numbers: Mapping[int, int], of: str) -> NDArray[np.int64]:
     labels, used = manifest.labels, manifest.all_rows().index
     found = np.array([numbers.get(label, -1) for label in labels.tolist()], dtype=np.int64)
     lost = used[found[used] < 0]
@@ -49,7 +36,12 @@ def _renumbered(manifest: Manifest, numbers: Mapping[int, int], of: str) -> NDAr
         what = f"label {labels[lost[0]]} is none of the classes of {of}"
         fix = "correct the label, or name the classes of both manifests (schema metadata key 'classes')"
         raise ManifestError(what, where=manifest.place(lost[0]), fix=fix)
-    return found
+    listener.note(f"labels of {manifest.source} are numbered as in {of}, by the names of the classes")
+    before = manifest.numbers
+    numbers = numbers if before is None else {k: numbers[v] for k, v in before.items() if v in numbers}
+    names = None if classes is None else tuple(classes)
+    keys = row_keys(manifest.payload_keys, found)
+    return replace(manifest, labels=found, row_keys=keys, classes=names, numbers=numbers)
 
 
 def clean_labels(rows: Rows, column: str = CLEAN) -> NDArray[np.int64] | None:
@@ -77,20 +69,18 @@ def column_labels(manifest: Manifest, column: str) -> NDArray[np.int64]:
         where = f"{manifest.source}, column {column}"
         raise ManifestError(f"clean labels are {kind}, not integers", where=where, fix="number the classes")
     values = [None if v is None or v != v else v for v in stored.to_pylist()]
-    number = _number_of_text(manifest, values) if text else _number_of_number(manifest, values)
+    if not text:
+        number = _number_of_number(manifest, values)
+    elif manifest.classes:
+        number = {name: k for k, name in enumerate(manifest.classes)}
+    else:  # names that are whole numbers are labels
+        number = {name: int(name) for name in set(values) if name is not None and name.isdecimal()}
     for row, value in enumerate(values):
         if value is not None and value not in number:
             known = manifest.classes or [str(k) for k in range(class_count(None, manifest.labels))]
             fix = nearest(str(value), list(known))
             raise ManifestError(f"{value!r} is no class", where=manifest.place(row, column), fix=fix)
     return np.array([-1 if v is None else number[v] for v in values], dtype=np.int64)
-
-
-def _number_of_text(manifest: Manifest, values: Sequence[str | None]) -> dict[str, int]:
-    """The label of every name; where classes have none, names that are whole numbers are labels."""
-    if manifest.classes:
-        return {name: k for k, name in enumerate(manifest.classes)}
-    return {name: int(name) for name in set(values) if name is not None and name.isdecimal()}
 
 
 def _number_of_number(manifest: Manifest, values: Sequence[Any]) -> dict[Any, int]:

@@ -100,7 +100,7 @@ def read_dataset(dataset: Any, skip_bad: bool = False) -> DatasetManifest:
     if n == 0:
         raise ManifestError("the Dataset has no rows", where=source, fix="give a Dataset with rows")
     names = getattr(dataset, "ids", None)
-    ids = [str(k) for k in range(n)] if names is None else [str(i) for i in names]
+    ids = [str(i) for i in (range(n) if names is None else names)]
     if len(ids) != n or len(set(ids)) != n:
         raise ManifestError(f"{len(set(ids))} different ids for {n} rows", where=source, fix="name every row once")
     checks = RowChecks(source, pa.table({"id": ids}), skip_bad)

@@ -56,7 +56,11 @@ def check_outputs(outputs: Iterable[Output], reads: Iterable[Any] = (), store: A
     read = [Path(r) for r in reads if isinstance(r, str | Path) and str(r) not in ("", "-")]
     for k, output in enumerate(checked):
         status_of(output.flag, output.path)
-        _check_apart(output, checked[:k])
+        for other in checked[:k]:
+            if is_same(output.place, other.place) and not is_stream(output.path):
+                both = f"{other.flag} {other.path!r} and {output.flag} {output.path!r}"
+                what = f"two outputs have the same name, or are one file: {both}"
+                raise UsageError(what, fix="give each a place of its own")
     for output in checked:
         _check_read(output, read)
         _check_place(output)
@@ -114,14 +118,6 @@ def _check_place(output: Output) -> None:
         what = f"{output.flag} {output.path!r} is there and is no earlier {output.kind} of influence"
         what += f" (it is a {found})" if found else ""
         raise UsageError(what, where=str(output.place), fix=_ANOTHER)
-
-
-def _check_apart(output: Output, others: Sequence[Output]) -> None:
-    for other in others:
-        if is_same(output.place, other.place) and not is_stream(output.path):
-            both = f"{other.flag} {other.path!r} and {output.flag} {output.path!r}"
-            what = f"two outputs have the same name, or are one file: {both}"
-            raise UsageError(what, fix="give each a place of its own")
 
 
 def _check_read(output: Output, reads: Sequence[Path]) -> None:
@@ -215,7 +211,7 @@ def check_writable(flag: str, path: str, probe: bool = True) -> None:
         return
     tried, renamed = (folder / f".influence.{os.getpid()}.{secrets.token_hex(8)}.tmp" for _ in range(2))
     try:
-        os.close(os.open(tried, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        tried.touch(0o600, exist_ok=False)
         os.replace(tried, renamed)  # a file gets its name so in the end, which not every place allows
     except OSError as error:
         tried.unlink(missing_ok=True)

@@ -45,11 +45,7 @@ class RowChecks:
         return f"{self.source}, {f'row {row}' if name is None else f'row id={name}'}, column {column}"
 
     def fail(self, row: int, column: str, what: str, fix: str) -> None:
-        """Refuse a row.
-
-        Raises:
-            ManifestError: bad rows are not skipped.
-        """
+        """Refuse a row.  Raises ManifestError: bad rows are not skipped."""
         if not self.skip:
             raise ManifestError(what, where=self.place(row, column), fix=f"{fix}, or pass --skip-bad")
         self.bad.setdefault(row, BadRow(row, self.name(row), column, what))

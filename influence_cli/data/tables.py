@@ -129,31 +129,19 @@ def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:
 
 
 def read_schema(file: Path) -> pa.Schema:
-    """The schema of a Parquet file.
-
-    Raises:
-        ManifestError: it is damaged.
-    """
+    """The schema of a Parquet file.  Raises ManifestError: it is damaged."""
     with _damage_named(file):
         return read_parquet_schema(file)
 
 
 def read_parquet(file: Path, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file's table.
-
-    Raises:
-        ManifestError: it is damaged.
-    """
+    """A Parquet file's table.  Raises ManifestError: it is damaged."""
     with _damage_named(file):
         return read_parquet_table(file, columns)
 
 
 def read_batches(file: Path, size: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """A Parquet file's rows, streamed.
-
-    Raises:
-        ManifestError: it is damaged.
-    """
+    """A Parquet file's rows, streamed.  Raises ManifestError: it is damaged."""
     with _damage_named(file):
         yield from read_parquet_batches(file, size, columns)
 
@@ -223,11 +211,7 @@ def numbers(table: pa.Table, name: str, kind: pa.DataType | None = None) -> pa.C
 
 
 def concatenated(tables: list[pa.Table], source: str) -> pa.Table:
-    """One table from several files.
-
-    Raises:
-        ManifestError: their columns differ.
-    """
+    """One table from several files.  Raises ManifestError: their columns differ."""
     try:
         return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
     except pa.ArrowInvalid as error:

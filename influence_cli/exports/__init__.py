@@ -62,10 +62,6 @@ def choose_form(asked: str | None, origin: Origin | None, place: str) -> str:
 
 
 def prepare(form: str, job: ExportJob) -> Prepared:
-    """Check that the form can be written, without writing anything.
-
-    Raises:
-        InfluenceError: it cannot.
-    """
+    """Check that the form can be written, without writing anything.  Raises InfluenceError: it cannot."""
     module, function = FORMS[form].target.split(":")
     return getattr(importlib.import_module(module), function)(job)

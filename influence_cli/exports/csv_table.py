@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,10 @@ def prepare(job: ExportJob) -> Prepared:
     """Check a CSV export: from the source where the manifest was made from one, otherwise from the manifest."""
     origin = job.made_from("csv")
     if origin is None:
-        lines, count = _without_formulas(_table(list(plain_rows(job, "csv"))))
+        lines = _table(list(plain_rows(job, "csv")))
+        count = sum(isinstance(v, str) and runs(v) for line in lines for v in line)
+        if count:
+            lines = _marked(lines, lambda v: quoted(v) if isinstance(v, str) else v)
         data = _new_table(lines, _delimiter(job.place))
         return Prepared(lambda place: place.write_bytes(data), len(lines) - 1, [said(count)] if count else [])
     source = origin.verified(job.folder)
@@ -129,12 +133,17 @@ def _guarded(lines: list[list[bytes]], delimiter: bytes) -> tuple[list[list[byte
     count = sum(runs(text_of(f, "surrogateescape")) for f in suspects)
     if not count:
         return lines, 0
-    made: list[list[bytes]] = []
+    marked = _marked(lines, lambda f: _rewritten(f, quoted, delimiter) if f[:1] in _SUSPECT else f)
+    return [[*line[:-1], str(line[-1]).encode()] for line in marked], count
+
+
+def _marked(lines: Sequence[Sequence[Any]], quote: Callable[[Any], Any]) -> list[list[Any]]:
+    """The lines with quotes where ``quote`` makes a new field, and a last column, the mark, that counts these."""
+    made: list[list[Any]] = []
     for line in lines:
-        written = [_rewritten(f, quoted, delimiter) if f[:1] in _SUSPECT else f for f in line]
-        changed = sum(a != b for a, b in zip(line, written, strict=True))
-        made.append([*written, str(changed).encode() if made else MARK.encode()])
-    return made, count
+        written = [quote(field) for field in line]
+        made.append([*written, sum(a is not b for a, b in zip(line, written, strict=True)) if made else MARK])
+    return made
 
 
 def _rewritten(raw: bytes, change: Callable[[str], str], delimiter: bytes) -> bytes:
@@ -168,18 +177,6 @@ def _table(rows: list[dict[str, object]]) -> list[list[object]]:
         for name, value in row.items():
             lines[-1] += value if name in kinds and isinstance(value, list) else ["" if value is None else value]
     return lines
-
-
-def _without_formulas(lines: list[list[object]]) -> tuple[list[list[object]], int]:
-    """The lines with quotes before texts that a spreadsheet would run and the mark of that, and how many there are."""
-    count = sum(isinstance(v, str) and runs(v) for line in lines for v in line)
-    if not count:
-        return lines, 0
-    made: list[list[object]] = []
-    for line in lines:
-        written = [quoted(v) if isinstance(v, str) else v for v in line]
-        made.append([*written, sum(a is not b for a, b in zip(line, written, strict=True)) if made else MARK])
-    return made, count
 
 
 def _new_table(lines: list[list[object]], delimiter: bytes) -> bytes:

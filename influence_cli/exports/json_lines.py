@@ -61,11 +61,7 @@ def _lines(lines: Iterable[str], notes: list[str]) -> Prepared:
 
 
 def read_objects(path: Path) -> list[Record]:
-    """The objects of a JSONL file, each as it is written.
-
-    Raises:
-        ManifestError: it is not JSON.
-    """
+    """The objects of a JSONL file, each as it is written.  Raises ManifestError: it is not JSON."""
     records: list[Record] = []
     try:
         text = path.read_bytes().decode()

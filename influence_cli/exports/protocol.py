@@ -114,15 +114,13 @@ def plain_rows(job: ExportJob, form: str) -> Iterator[dict[str, Any]]:
     weighted = "weight" in table.column_names or bool((edited.weights != 1).any())
     for row, value, name in stored(job):
         inside = value is not None and not isinstance(value, Path)
-        held = manifest.payload_kind.as_values(value) if inside else None
-        if inside and held is None:
+        held = manifest.payload_kind.as_values(value) if inside else {}
+        if held is None:
             what = f"images are embedded in the manifest, and {form} holds only their paths"
             raise UsageError(what, where=manifest.source, fix="use --export-as folder, huggingface or npz")
-        out: dict[str, Any] = {"id": manifest.ids[row]}
+        out: dict[str, Any] = {"id": manifest.ids[row], **held}
         if isinstance(value, Path) and name is not None:
             out["path"] = rebase(name, job.folder, job.place.parent)
-        elif held is not None:
-            out.update(held)
         label = int(edited.labels[row])
         out[job.label] = label if manifest.classes is None else edited.class_name(label)
         out.update({other: values[row] for other, values in columns.items()})

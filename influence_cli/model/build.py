@@ -147,11 +147,7 @@ def check_input(model: nn.Module, spec: ModelSpec) -> None:
 
 
 def device_of(name: str) -> torch.device:
-    """The torch device for ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-
-    Raises:
-        ModelError: it is not there.
-    """
+    """The torch device for ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.  Raises ModelError: it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

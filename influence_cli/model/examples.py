@@ -147,11 +147,7 @@ class Examples:
     """Decoded rows [n, ...] with ids, labels and weights, in memory or a mapped file."""
 
     def __init__(self, rows: Rows, spec: ModelSpec, listener: Listener, what: str) -> None:
-        """Decode every row.
-
-        Raises:
-            ModelError: a task's transform gives inputs of several shapes.
-        """
+        """Decode every row.  Raises ModelError: a task's transform gives inputs of several shapes."""
         self.ids, self.labels, self.weights, self.spec = rows.ids, rows.labels, rows.weights, spec
         self.inputs: NDArray[np.float64] | None = None  # kept by ``train.convex``
         place = {row: k for k, row in enumerate(rows.index.tolist())}

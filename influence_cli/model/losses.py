@@ -57,11 +57,7 @@ class OwnLoss:
         return loss_name(self.loss, classes)
 
     def rows(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Losses [n], differentiable.
-
-        Raises:
-            ModelError: it fails, or does not give one value a row.
-        """
+        """Losses [n], differentiable.  Raises ModelError: it fails, or does not give one value a row."""
         failed = f"the task's loss failed on logits {tuple(logits.shape)}"
         fix = "repair the loss: it takes logits [n, C] and labels [n]"
         with errors_of_own_code(lambda why: ModelError(f"{failed} ({why})", fix=fix)):

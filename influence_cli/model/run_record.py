@@ -101,11 +101,7 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> RunRecord:
-        """The record that ``run.json`` holds.
-
-        Raises:
-            ValueError: no ``run.json`` that ``retrain`` wrote says this.
-        """
+        """The record that ``run.json`` holds.  Raises ValueError: no ``run.json`` that ``retrain`` wrote says this."""
         wrong = _wrong(value)
         if wrong is not None:
             raise ValueError(f"no usable {wrong!r}")

@@ -44,11 +44,7 @@ class Task:
     name: str = ""
 
     def build(self) -> nn.Module:
-        """A model to work with: made anew, or a copy of the module.
-
-        Raises:
-            ModelError: it is no module.
-        """
+        """A model to work with: made anew, or a copy of the module.  Raises ModelError: it is no module."""
         from torch import nn
 
         ready = isinstance(self.model, nn.Module)
@@ -126,11 +122,7 @@ def own_code(name: str) -> tuple[Task, bool]:
 
 
 def _called(make: Callable[[], Any], what: str) -> Any:
-    """What a function of the user's makes.
-
-    Raises:
-        ModelError: it fails.
-    """
+    """What a function of the user's makes."""
     with errors_of_own_code(
         lambda why: ModelError(f"{what} failed ({why})", fix="repair the function; --debug shows where")
     ):
@@ -138,11 +130,7 @@ def _called(make: Callable[[], Any], what: str) -> Any:
 
 
 def checked_task(task: Any) -> Task:
-    """The task that was given through the Python API.
-
-    Raises:
-        UsageError: it is none.
-    """
+    """The task that was given through the Python API.  Raises UsageError: it is none."""
     if not isinstance(task, Task):
         kind = type(task).__name__
         raise UsageError(f"the task is a {kind}", fix="give influence_cli.Task(model=..., transform=..., loss=...)")

@@ -59,19 +59,13 @@ def without_prefix(weights: dict[str, Tensor], expected: Iterable[str]) -> dict[
 
     Names outside a prefix that is taken off (a loss or a metric beside the model) are left out.
     """
-    wanted = set(expected)
-    best, best_hits = weights, len(wanted & set(weights))
-    frontier = [weights]
-    while frontier and best_hits < len(wanted):
+    wanted, best, frontier = set(expected), weights, [weights]
+    while frontier and not wanted <= best.keys():
         current = frontier.pop()
         for prefix in PREFIXES:
             inner = {k.removeprefix(prefix): v for k, v in current.items() if k.startswith(prefix)}
-            if not inner:
-                continue
-            frontier.append(inner)
-            hits = len(wanted & set(inner))
-            if hits > best_hits:
-                best, best_hits = inner, hits
+            frontier += [inner] if inner else []
+            best = max(best, inner, key=lambda named: len(wanted & named.keys()))  # the first of two as good
     return best
 
 

@@ -73,11 +73,7 @@ class Image(Kind):
         return table.set_column(table.column_names.index("image"), "image", pa.array(fixed, kind))
 
     def from_source(self, row: Mapping[str, Any], folder: Path) -> bytes:
-        """The bytes of an image that decodes.
-
-        Raises:
-            BadPayload: it is missing, cannot be read or does not decode.
-        """
+        """The bytes of an image that decodes.  Raises BadPayload: it is missing, cannot be read or does not decode."""
         value = row[self.columns[0]]
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
@@ -107,11 +103,7 @@ class Image(Kind):
             return (1 if image.mode in ("L", "1") else 3), image.height, image.width
 
     def decode(self, payload: Any, spec: InputSpec) -> NDArray[np.uint8]:
-        """Pixels u8 [C, H, W] at the model's size.
-
-        Raises:
-            ValueError: it is no image, or is damaged.
-        """
+        """Pixels u8 [C, H, W] at the model's size.  Raises ValueError: it is no image, or is damaged."""
         if not isinstance(payload, bytes):
             raise ValueError("features where the model takes images")
         channels = spec.shape[0]

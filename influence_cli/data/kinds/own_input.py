@@ -34,11 +34,7 @@ class TaskInput(Kind):
     name = "task"
 
     def decode(self, payload: Any, spec: InputSpec) -> Decoded:
-        """What the transform gives.
-
-        Raises:
-            ValueError: it fails.
-        """
+        """What the transform gives.  Raises ValueError: it fails."""
         return spec.task.input(payload)
 
     def collate(self, values: Sequence[Any]) -> Decoded:
@@ -61,10 +57,6 @@ class DatasetRow(Kind):
     as_it_is = False
 
     def shape(self, payload: Any, whole: bool = False) -> tuple[int, ...]:
-        """None.
-
-        Raises:
-            UsageError: always.
-        """
+        """Raises UsageError: only a transform knows."""
         fix = "return an influence_cli.Task with a transform"
         raise UsageError("a Dataset does not say how its rows become a model's input", fix=fix)

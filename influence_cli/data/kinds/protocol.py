@@ -58,6 +58,11 @@ class Kind:
         """Its columns as messages name them."""
         return ", ".join(self.columns) or self.name
 
+    @property
+    def input_name(self) -> str:
+        """What a model that takes it calls its input."""
+        return self.model_kind or self.name
+
     def holds(self, kind: pa.DataType) -> bool:
         """Whether a column of this type can hold it."""
         return is_numbers(kind)
@@ -93,11 +98,7 @@ class Kind:
     # -- from a source -------------------------------------------------------------------------------------------------
 
     def from_source(self, row: Mapping[str, Any], folder: Path) -> Payload:
-        """The payload of a source's row of plain values, read and checked.
-
-        Raises:
-            BadPayload: it cannot be used.
-        """
+        """The payload of a source's row of plain values, read and checked.  Raises BadPayload: it cannot be used."""
         columns = {name: pa.array([row[name]], self.types[name]) for name in self.columns}
         (payload,) = self.stored(pa.RecordBatch.from_pydict(columns), folder)
         if payload is None:
@@ -122,11 +123,7 @@ class Kind:
         raise NotImplementedError
 
     def decode(self, payload: Payload, spec: InputSpec) -> Decoded:
-        """One row's values.
-
-        Raises:
-            ValueError: it cannot be decoded, or does not fit; callers add the row's name.
-        """
+        """One row's values.  Raises ValueError: it cannot be decoded, or does not fit; callers add the row's name."""
         raise NotImplementedError
 
     def decoder(self, spec: InputSpec) -> str | None:

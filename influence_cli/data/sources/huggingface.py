@@ -76,11 +76,7 @@ def dataset_files(root: Path) -> list[Path]:
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """One of the dataset's JSON files.
-
-    Raises:
-        ManifestError: it cannot be read.
-    """
+    """One of the dataset's JSON files.  Raises ManifestError: it cannot be read."""
     check_regular(str(path))
     try:
         return json.loads(path.read_text())
@@ -89,11 +85,7 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def read_stream(path: Path) -> Iterator[pa.Table]:
-    """The tables of an Arrow stream file.
-
-    Raises:
-        ManifestError: it is not one.
-    """
+    """The tables of an Arrow stream file.  Raises ManifestError: it is not one."""
     check_regular(str(path))
     try:
         with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:

@@ -45,11 +45,7 @@ def read_npz(path: Path, columns: Columns) -> Source:
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
-    """Every array of an archive, by name; nothing is unpickled.
-
-    Raises:
-        ManifestError: it is no archive of arrays.
-    """
+    """Every array of an archive, by name; nothing is unpickled.  Raises ManifestError: it is no archive of arrays."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
@@ -58,11 +54,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
 
 
 def as_column(labels: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Labels [n] of an array [n] or [n, 1]; bytes are text.
-
-    Raises:
-        ManifestError: they are not UTF-8.
-    """
+    """Labels [n] of an array [n] or [n, 1]; bytes are text.  Raises ManifestError: they are not UTF-8."""
     flat = labels.reshape(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if flat.dtype.kind != "S":
         return flat

@@ -40,11 +40,7 @@ _PADDED = re.compile(r"[+-]?0[0-9]")  # 007: a name, not the number 7
 
 
 def read_text_table(path: Path, columns: Columns) -> Source:
-    """A CSV, TSV or JSONL file.
-
-    Raises:
-        ManifestError: it cannot be parsed, or has no label or payload column.
-    """
+    """A CSV, TSV or JSONL file.  Raises ManifestError: it cannot be parsed, or has no label or payload column."""
     shaped = shape_table(read_text_file(path, columns), columns, str(path), 0, None)
     return Source(path.suffix.lower().lstrip("."), lambda: iter([shaped]), None, str(path.parent))
 
