@@ -138,11 +138,7 @@ def read_dataset(dataset: Any, skip_bad: bool = False) -> DatasetManifest:
 
 
 def _class_names(dataset: Any, source: str) -> tuple[str, ...] | None:
-    """The names of classes 0, 1, ... where the Dataset has them.
-
-    Raises:
-        ManifestError: what it calls its classes is no list of names.
-    """
+    """The names of classes 0, 1, ... where the Dataset has them."""
     classes = getattr(dataset, "classes", None)
     if classes is None:
         return None

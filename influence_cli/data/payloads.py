@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from influence_cli.data.kinds.protocol import Kind, Payload, read_file
-from influence_cli.data.row_checks import RowChecks, check_widths
+from influence_cli.data.kinds.protocol import BadPayload, Kind, Payload, read_file
+from influence_cli.data.row_checks import RowChecks
 from influence_cli.data.tables import read_batches
 from influence_cli.errors import ManifestError
 from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.keys import KEY_BYTES, Keys, stack
-
-_NO_KEY = bytes(KEY_BYTES)  # of a row that is left out
 
 
 def payload_batches(files: Sequence[Path], kind: Kind) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -62,7 +61,7 @@ def payload_keys(
             keys.append(key)
             widths.append(width)
     for column in kind.columns:
-        check_widths(checks, np.array([width.get(column, -1) for width in widths], dtype=np.int64), column)
+        _check_widths(checks, np.array([width.get(column, -1) for width in widths], dtype=np.int64), column)
     if known is not None:
         known.save()
     return stack(keys)
@@ -77,14 +76,23 @@ def _key(
         return found, {}
     try:
         payload = read_payload(stored, functools.partial(checks.place, row, kind.column))
+        bad = kind.fault(payload)
     except ManifestError as error:
-        checks.fail(row, kind.column, error.what, error.fix)
-        return _NO_KEY, {}
-    bad = kind.fault(payload)
+        payload, bad = None, BadPayload(error.what, error.fix)
     if bad is not None:
         checks.fail(row, kind.column, str(bad), bad.fix)
-        return _NO_KEY, {}
+        return bytes(KEY_BYTES), {}
     key = kind.key(payload)
     if known is not None and isinstance(stored, Path):
         known.put(stored, key)
     return key, kind.widths(payload)
+
+
+def _check_widths(checks: RowChecks, widths: NDArray[np.int64], column: str) -> None:
+    """Vectors of a column are all as long as most of them are; ``widths`` [n] is -1 where a row has none."""
+    values, counts = np.unique(widths[widths >= 0], return_counts=True)
+    if len(values) > 1:
+        usual = int(values[counts.argmax()])
+        odd = np.flatnonzero((widths >= 0) & (widths != usual))
+        what = lambda row: f"{widths[row]} features where most rows have {usual}"  # noqa: E731
+        checks.each(odd, column, what, "give every row the same features")

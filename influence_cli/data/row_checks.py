@@ -126,19 +126,3 @@ def _check_weights(checks: RowChecks) -> None:
     weights = checks.table.column("weight").cast(pa.float64()).fill_null(1.0).to_numpy()
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     checks.each(bad, "weight", lambda row: f"a weight is {weights[row]}", "use finite weights >= 0")
-
-
-def check_widths(checks: RowChecks, widths: NDArray[np.int64], column: str = "features") -> None:
-    """Feature vectors are all as long as most of them are; ``widths`` [n] is -1 where a row has none.
-
-    Raises:
-        ManifestError: a row is refused.
-    """
-    known = widths[widths >= 0]
-    if len(known) == 0 or (known == known[0]).all():
-        return
-    values, counts = np.unique(known, return_counts=True)
-    usual = int(values[counts.argmax()])
-    odd = np.flatnonzero((widths >= 0) & (widths != usual))
-    what = lambda row: f"{widths[row]} features where most rows have {usual}"  # noqa: E731
-    checks.each(odd, column, what, "give every row the same features")

@@ -53,8 +53,7 @@ def _class_folders(job: ExportJob) -> dict[int, str]:
     edited = job.edited
     named = len(edited.manifest.classes or ())
     used = max(int(edited.labels.max()) + 1, named)
-    wide = len(str(used - 1))
-    folders = {c: edited.class_name(c) if c < named else str(c).zfill(wide) for c in range(used)}
+    folders = {c: edited.class_name(c) if c < named else str(c).zfill(len(str(used - 1))) for c in range(used)}
     seen: dict[str, int] = {}
     for c in np.unique(edited.labels[edited.keep]).tolist():
         name = folders[c]

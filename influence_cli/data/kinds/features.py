@@ -66,10 +66,6 @@ class Features(Kind):
         """``feature_0`` and so on."""
         return f"feature_{position}"
 
-    def as_arrays(self, payload: Vector, where: str) -> Vector:
-        """The vector."""
-        return payload
-
 
 def vectors(column: pa.Array) -> list[Vector | None]:
     """Vectors f32 of a column; rows of one buffer where none is null and all are as long, which is quick."""

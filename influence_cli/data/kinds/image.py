@@ -31,7 +31,7 @@ REPAIR_IMAGE = f"store it as one of {', '.join(IMAGE_FORMATS)}, or take the row 
 
 
 class Image(Kind):
-    """An image in column ``image``: its bytes, or {bytes, path} with one of them or both."""
+    """An image in column ``image``: its bytes, or {bytes, path} with one or both; named by its bytes, not pixels."""
 
     name = "image"
     columns = ("image",)
@@ -59,10 +59,6 @@ class Image(Kind):
         column = batch.column("image")
         at = column.type.get_field_index("path") if pa.types.is_struct(column.type) else -1
         return [None] * len(column) if at < 0 else pa.StructArray.flatten(column)[at].to_pylist()
-
-    def raw(self, payload: bytes) -> bytes:
-        """The encoded bytes, never the pixels."""
-        return payload
 
     def moved(self, table: pa.Table, move: Callable[[str | None], str | None]) -> pa.Table:
         """Paths change where nothing is embedded."""

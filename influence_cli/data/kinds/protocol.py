@@ -84,8 +84,8 @@ class Kind:
         return {}
 
     def raw(self, payload: Payload) -> bytes:
-        """The bytes that a payload is named by."""
-        raise NotImplementedError
+        """The bytes that a payload is named by; encoded bytes are their own."""
+        return payload
 
     def key(self, payload: Payload) -> bytes:
         """16 bytes that name a payload by its content."""
@@ -178,8 +178,8 @@ class Kind:
         return self.as_values(payload) or {}
 
     def as_arrays(self, payload: Payload, where: str) -> Decoded:
-        """A payload as an array, or as arrays by name."""
-        raise NotImplementedError
+        """A payload as an array, or as arrays by name; a vector is its own."""
+        return payload
 
     def embedded(self, payload: Payload, path: str | None) -> dict[str, Any]:
         """A payload by column of ``embedded_types``, for a table that can be moved."""

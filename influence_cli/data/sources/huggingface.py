@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from influence_cli.data.request import Columns
-from influence_cli.data.sources.protocol import LABEL_NAMES, Source, one_meaning, one_numbering, pick, split_of
-from influence_cli.data.sources.tabular import shape_table
+from influence_cli.data.sources.protocol import Source, one_meaning, one_numbering, split_of
+from influence_cli.data.sources.tabular import described_classes, shape_table
 from influence_cli.data.tables import check_regular
 from influence_cli.errors import ManifestError
 
@@ -23,7 +23,8 @@ def read_saved_dataset(root: Path, columns: Columns) -> Source:
         ManifestError: a file is missing or is not Arrow, or a split has an unknown name.
     """
     parts = split_folders(root)
-    names = one_numbering({str(folder): _names(folder / "dataset_info.json", columns) for folder in parts.values()})
+    described = {folder: folder / "dataset_info.json" for folder in parts.values()}
+    classes = {str(f): described_classes(read_description(info), columns, str(info)) for f, info in described.items()}
 
     def tables() -> Iterator[pa.Table]:
         for split, folder in parts.items():
@@ -33,15 +34,7 @@ def read_saved_dataset(root: Path, columns: Columns) -> Source:
                     yield shape_table(table, columns, str(folder), first, split, split)
                     first += table.num_rows
 
-    return Source("Hugging Face dataset", tables, names, str(root))
-
-
-def _names(description: Path, columns: Columns) -> tuple[str, ...] | None:
-    """The names of the classes of one split, where its labels are numbers with names."""
-    features = read_description(description).get("features") or {}
-    label = pick(list(features), columns.label, LABEL_NAMES, "label", str(description))
-    names = features[label].get("names") if label is not None else None
-    return tuple(names) if names else None
+    return Source("Hugging Face dataset", tables, one_numbering(classes), str(root))
 
 
 def split_folders(root: Path) -> dict[str | None, Path]:

@@ -82,11 +82,16 @@ def class_names(schema: pa.Schema, columns: Columns) -> tuple[str, ...] | None:
     if b"classes" in metadata:
         return read_names(metadata[b"classes"], "the schema")
     if b"huggingface" in metadata:
-        features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
-        label = pick(list(features), columns.label, LABEL_NAMES, "label", "schema")
-        names = features.get(label, {}).get("names") if label else None
-        return tuple(names) if names else None
+        return described_classes(json.loads(metadata[b"huggingface"]).get("info", {}), columns, "schema")
     return None
+
+
+def described_classes(description: dict[str, Any], columns: Columns, where: str) -> tuple[str, ...] | None:
+    """The names of the classes in Hugging Face's description of a table, where its labels are numbers with names."""
+    features = description.get("features") or {}
+    label = pick(list(features), columns.label, LABEL_NAMES, "label", where)
+    names = None if label is None else features[label].get("names")
+    return tuple(names) if names else None
 
 
 def shape_table(
