@@ -25,11 +25,7 @@ SHOWN = 10  # names in a message
 
 
 def read_names(stored: bytes, where: str) -> tuple[str, ...]:
-    """The names of classes 0, 1, ... as a manifest holds them: a list in JSON.
-
-    Raises:
-        ManifestError: they are none.
-    """
+    """The names of classes 0, 1, ... as a manifest holds them: a list in JSON.  Raises ManifestError: they are none."""
     try:
         names = json.loads(stored)
     except ValueError:
@@ -51,11 +47,7 @@ class Numbering:
         self.by_value = {int(n): k for n, k in self.number.items() if n.isdecimal() and values.count(int(n)) == 1}
 
     def of(self, value: Any) -> int:
-        """The label.
-
-        Raises:
-            ValueError: it is no class.
-        """
+        """The label.  Raises ValueError: it is no class."""
         if isinstance(value, str):
             found = int(value) if self.classes is None and value.isdecimal() else self.number.get(value)
         elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value % 1 != 0:
@@ -96,11 +88,9 @@ def _by_name(own: Names, classes: Names, where: str, of: str) -> dict[int, int]:
     unknown = [name for name in own if name not in number]
     if unknown:
         here, there = (", ".join(names[:SHOWN]) for names in (unknown, classes))
-        raise ManifestError(
-            f"its classes {here} are none of {of} ({there})",
-            where=f"{where}, classes",
-            fix=f"{nearest(unknown[0], list(classes))}; or give both the same classes",
-        )
+        what = f"its classes {here} are none of {of} ({there})"
+        fix = f"{nearest(unknown[0], list(classes))}; or give both the same classes"
+        raise ManifestError(what, where=f"{where}, classes", fix=fix)
     for names, place in ((own, where), (classes, of)):
         twice = [name for name in own if list(names).count(name) > 1]
         if twice:
@@ -119,11 +109,9 @@ def _values(names: Names, where: str) -> list[int] | None:
         return None
     found = [value for value in values if value is not None]
     if len(set(found)) < len(names):
-        raise ManifestError(
-            f"labels are plain numbers where its classes are called {', '.join(names[:SHOWN])}",
-            where=f"{where}, classes",
-            fix="name the classes of both manifests (schema metadata key 'classes'), or of neither",
-        )
+        what = f"labels are plain numbers where its classes are called {', '.join(names[:SHOWN])}"
+        fix = "name the classes of both manifests (schema metadata key 'classes'), or of neither"
+        raise ManifestError(what, where=f"{where}, classes", fix=fix)
     return found
 
 
@@ -141,16 +129,14 @@ def classes_of_files(files: Sequence[Path], source: str) -> tuple[str, ...] | No
     Raises:
         ManifestError: the labels of one mean other classes than those of the first.
     """
-    first, *others = ((file, _classes_of(read_schema(file), file, source)) for file in files)
+    (first, known), *others = ((file, _classes_of(read_schema(file), file, source)) for file in files)
     for file, classes in others:
-        if classes is not None and first[1] is not None and classes != first[1]:
-            here, there = (", ".join(names[:10]) for names in (classes, first[1]))
-            raise ManifestError(
-                f"its labels mean other classes ({here}) than those of {first[0].name} ({there})",
-                where=f"{source}: {file.name}",
-                fix="number the classes of all files alike",
-            )
-        if numbers_in(classes, first[1], str(file), str(first[0])) is not None:
+        where = f"{source}: {file.name}"
+        if classes is not None and known is not None and classes != known:
+            here, there = (", ".join(names[:SHOWN]) for names in (classes, known))
+            what = f"its labels mean other classes ({here}) than those of {first.name} ({there})"
+            raise ManifestError(what, where=where, fix="number the classes of all files alike")
+        if numbers_in(classes, known, str(file), str(first)) is not None:
             fix = "name the classes of all files, or of none"
-            raise ManifestError("only some files name their classes", where=f"{source}: {file.name}", fix=fix)
-    return first[1]
+            raise ManifestError("only some files name their classes", where=where, fix=fix)
+    return known

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from influence_cli.data.formulas import MARK
+from influence_cli.data.tables import provenance, read_schema
 from influence_cli.errors import InfluenceError
 
 GRADS, SCORES, PER_TARGET, EDITS = "grads table", "score table", "per-target table", "table of edits"
@@ -57,8 +58,6 @@ def marked(schema: pa.Schema, kind: str) -> pa.Schema:
 
 
 def _kind_of_parquet(path: Path) -> str | None:
-    from influence_cli.data.tables import provenance, read_schema
-
     schema = read_schema(path)
     origin = provenance(schema)
     if origin.get("stage") == "curate":

@@ -17,6 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from influence_cli.data.kinds.protocol import is_text
+
 MARK = "influence_quoted"
 _STARTS = "[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]"
 _QUOTED = re.compile(f"'+{_STARTS}")
@@ -55,13 +57,9 @@ def formulas_in(table: pa.Table) -> int:
     """How many texts of a table, and names of its columns, a spreadsheet would run."""
     count = sum(map(runs, table.column_names))
     for column in table.columns:
-        if _is_text(column.type):
-            matched = pc.call_function(
-                "match_substring_regex",
-                [column],
-                pc.MatchSubstringOptions(f"^{_STARTS}"),  # quick: most have none
-            )
-            suspects = column.filter(matched)
+        if is_text(column.type):
+            starts = pc.MatchSubstringOptions(f"^{_STARTS}")  # quick: most have none
+            suspects = column.filter(pc.call_function("match_substring_regex", [column], starts))
             count += sum(map(runs, suspects.to_pylist()))
     return count
 
@@ -72,7 +70,7 @@ def without_formulas(table: pa.Table) -> pa.Table:
         return table
     columns, counts = [], [0] * table.num_rows
     for column in table.columns:
-        if _is_text(column.type):
+        if is_text(column.type):
             values = column.to_pylist()
             written = [None if v is None else quoted(v) for v in values]
             counts = [n + (a != b) for n, a, b in zip(counts, values, written, strict=True)]
@@ -80,10 +78,6 @@ def without_formulas(table: pa.Table) -> pa.Table:
         columns.append(column)
     names = [*map(quoted, table.column_names), MARK]
     return pa.Table.from_arrays([*columns, pa.array(counts, pa.int64())], names=names)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def is_marked(path: Path, delimiter: str = ",") -> bool:

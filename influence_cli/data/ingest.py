@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -14,10 +15,10 @@ import pyarrow as pa
 
 from influence_cli.data.classes import CLEAN, Numbering
 from influence_cli.data.earlier import MADE, marked
-from influence_cli.data.in_memory import name_of
 from influence_cli.data.kinds import KINDS, kind_in
-from influence_cli.data.kinds.protocol import BadPayload
+from influence_cli.data.kinds.protocol import BadPayload, Kind, is_text
 from influence_cli.data.manifest import Manifest, read_manifest
+from influence_cli.data.open import name_of
 from influence_cli.data.outputs import Output, check_outputs, writing
 from influence_cli.data.request import IngestRequest
 from influence_cli.data.sources import Source, is_saved, open_source
@@ -51,28 +52,22 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
         raise UsageError(f"cannot write {request.output!r}: a manifest is Parquet", fix="use .parquet")
     check_outputs([Output("-o", request.output, MADE)], [] if is_saved(request.source) else [request.source])
     source = open_source(request.source, request.columns)
-    classes, splits, notes = _survey(source)
-    skipped: list[tuple[str, str]] = []
-    notes += _split_notes(request, splits)
-    metadata = origin_metadata(source, request.source, request.columns, bool(splits), output.parent)
+    conversion = _Conversion(request, source, shares)
+    metadata = origin_metadata(source, request.source, request.columns, bool(conversion.splits), output.parent)
     with writing(output, MADE) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-        writer: SealedWriter | None = None
-        try:
-            for table in _converted(request, source, classes, splits, shares, output.parent, skipped, listener):
+        with contextlib.ExitStack() as stack:
+            writer: SealedWriter | None = None
+            for table in conversion.tables(listener):
                 table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
                 table = table.cast(marked(table.schema, MADE))
-                writer = writer or SealedWriter(sink, table.schema)
+                writer = writer or stack.enter_context(contextlib.closing(SealedWriter(sink, table.schema)))
                 writer.write_table(table)
-        finally:
-            if writer is not None:
-                writer.close()
         if writer is None:
             raise ManifestError("no usable row", where=_named(request.source), fix="see what was skipped")
-        read_manifest(
-            _named(request.source), [temporary], folder=output.parent
-        )  # every check of a manifest, before it gets its name
+        # every check of a manifest, before it gets its name
+        read_manifest(_named(request.source), [temporary], folder=output.parent)
     manifest = read_manifest(request.output, [output])
-    return Ingested(manifest, source.kind, skipped, [*notes, *content_notes(manifest)])
+    return Ingested(manifest, source.kind, conversion.skipped, [*conversion.notes, *content_notes(manifest)])
 
 
 def _named(source: Any) -> str:
@@ -92,8 +87,7 @@ def _shares(text: str) -> tuple[float, float]:
 
 def _survey(source: Source) -> tuple[tuple[str, ...] | None, set[str], list[str]]:
     """Class names, where labels are names, the splits that the source has, and a note of classes without a label."""
-    names, clean = set[str](), set[str]()
-    splits: set[str] = set()
+    names, clean, splits = set[str](), set[str](), set[str]()
     for table in source.tables():
         names |= _names_in(table, "label")
         clean |= _names_in(table, CLEAN) - {""}
@@ -108,115 +102,94 @@ def _survey(source: Source) -> tuple[tuple[str, ...] | None, set[str], list[str]
 
 def _names_in(table: pa.Table, column: str) -> set[str]:
     """The names in a column of text; none where it is of another type, or not there."""
-    if column not in table.column_names:
+    if column not in table.column_names or not is_text(table.schema.field(column).type):
         return set()
-    kind = table.schema.field(column).type
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return {v for v in table.column(column).to_pylist() if v is not None} if text else set()
+    return set(table.column(column).drop_null().to_pylist())
 
 
-def _split_notes(request: IngestRequest, splits: set[str]) -> list[str]:
-    how = f"by payload, {request.split} (train/val/test), seed {request.seed}"
-    if not splits:
-        return [f"the source has no splits: rows were divided {how}"]
-    if "val" not in splits and "train" in splits:
-        return [f"the source has no val rows: a share of train was taken, {how}"]
-    return []
+class _Conversion:
+    """A source's rows as those of a manifest; bad rows are collected in ``skipped`` or refused."""
 
+    def __init__(self, request: IngestRequest, source: Source, shares: tuple[float, float]) -> None:
+        self.request, self.source, self.shares = request, source, shares
+        self.classes, self.splits, self.notes = _survey(source)
+        self.number = Numbering(self.classes, source.classes is not None)
+        self.skipped: list[tuple[str, str]] = []
+        self._seen: set[str] = set()
+        how = f"by payload, {request.split} (train/val/test), seed {request.seed}"
+        if not self.splits:
+            self.notes.append(f"the source has no splits: rows were divided {how}")
+        elif "val" not in self.splits and "train" in self.splits:
+            self.notes.append(f"the source has no val rows: a share of train was taken, {how}")
 
-def _draw(payload: bytes, seed: int) -> float:
-    """Uniform on [0, 1) from (seed, payload): equal payloads fall into the same split."""
-    digest = hashlib.blake2b(payload, digest_size=8, key=str(seed).encode()).digest()
-    return int.from_bytes(digest, "little") / 2.0**64
+    def tables(self, listener: Listener) -> Iterator[pa.Table]:
+        """The source's tables as manifest tables."""
+        metadata = {"classes": json.dumps(list(self.classes), ensure_ascii=False)} if self.classes else {}
+        first = 0
+        for table in self.source.tables():
+            kind, rows = kind_in(table.column_names), list[dict[str, Any]]()
+            assert kind is not None  # every source finds a payload, or says that there is none
+            for k, row in enumerate(table.to_pylist(), first):
+                try:
+                    rows.append(self._row(row, kind))
+                except BadPayload as bad:
+                    self._skip(row["id"], k, bad)
+            first += table.num_rows
+            if rows:
+                yield pa.table(_arrays(rows, table)).replace_schema_metadata(metadata)
+            listener.detail(f"{len(rows):,} rows converted")
 
+    def _row(self, row: dict[str, Any], kind: Kind) -> dict[str, Any]:
+        """One row; the first row of an id keeps it."""
+        if row["id"] is None:
+            raise BadPayload("an id is null")
+        if row["id"] in self._seen:
+            raise BadPayload("an id is there twice")
+        self._seen.add(row["id"])
+        folder = Path(self.source.folder)
+        payload = kind.from_source(row, folder)
+        row["label"] = self._label(row["label"], "label")
+        if row["label"] is None:
+            raise BadPayload("column label is null")
+        if CLEAN in row:
+            row[CLEAN] = self._label(row[CLEAN], CLEAN)
+        row["split"] = self._split(row.get("split"), kind.raw(payload))
+        return kind.placed(row, payload, self.request.embed, folder, Path(self.request.output).parent)
 
-def _split(given: str | None, splits: set[str], shares: tuple[float, float], payload: bytes, seed: int) -> str:
-    if given is None:
-        at = _draw(payload, seed)
-        return "train" if at < shares[0] else "val" if at < shares[1] else "test"
-    if given == "train" and "val" not in splits:
-        share = (shares[1] - shares[0]) / shares[1] if shares[1] else 0.0
-        return "val" if _draw(payload, seed) < share else "train"
-    return given
+    def _label(self, value: Any, column: str) -> int | None:
+        """The label of a name or a number; None for null."""
+        if value is None or (column == CLEAN and (value == "" or value != value)):
+            return None
+        try:
+            return self.number.of(value)
+        except ValueError as error:
+            raise BadPayload(f"column {column}: {error}") from error
 
+    def _split(self, given: str | None, payload: bytes) -> str:
+        """The split of a row: its own, or drawn from (seed, payload), so that equal payloads fall into the same one."""
+        val, test = self.shares
+        draws = given == "train" and "val" not in self.splits
+        if given is not None and not draws:
+            return given
+        digest = hashlib.blake2b(payload, digest_size=8, key=str(self.request.seed).encode()).digest()
+        at = int.from_bytes(digest, "little") / 2.0**64  # uniform on [0, 1)
+        if draws:
+            return "val" if at < ((test - val) / test if test else 0.0) else "train"
+        return "train" if at < val else "val" if at < test else "test"
 
-def _converted(
-    request: IngestRequest,
-    source: Source,
-    classes: tuple[str, ...] | None,
-    splits: set[str],
-    shares: tuple[float, float],
-    folder: Path,
-    skipped: list[tuple[str, str]],
-    listener: Listener,
-) -> Iterator[pa.Table]:
-    """The source's tables as manifest tables; bad rows are collected or refused."""
-    number = Numbering(classes, source.classes is not None)
-    metadata = {"classes": json.dumps(list(classes), ensure_ascii=False)} if classes else {}
-    seen, first = set[str](), 0
-    for table in source.tables():
-        rows: list[dict[str, Any]] = []
-        kind = kind_in(table.column_names)
-        assert kind is not None  # every source finds a payload, or says that there is none
-        for k, row in enumerate(table.to_pylist()):
-            try:
-                _check_id(row["id"], seen)
-                payload = kind.from_source(row, Path(source.folder))
-                row["label"] = _label(row["label"], "label", number)
-                if row["label"] is None:
-                    raise BadPayload("column label is null")
-                if CLEAN in row:
-                    row[CLEAN] = _label(row[CLEAN], CLEAN, number)
-                row["split"] = _split(row.get("split"), splits, shares, kind.raw(payload), request.seed)
-                rows.append(kind.placed(row, payload, request.embed, Path(source.folder), folder))
-            except BadPayload as bad:
-                if not request.skip_bad:
-                    raise ManifestError(
-                        str(bad),
-                        where=f"{_named(request.source)}, {_place(row['id'], first + k)}",
-                        fix=f"{bad.fix}, or pass --skip-bad",
-                    ) from bad
-                skipped.append((f"row {first + k}" if row["id"] is None else str(row["id"]), str(bad)))
-        first += table.num_rows
-        if rows:
-            yield pa.table(_arrays(rows, table)).replace_schema_metadata(metadata)
-        listener.detail(f"{len(rows):,} rows converted")
-
-
-def _place(name: str | None, row: int) -> str:
-    return f"row {row}, column id" if name is None else f"row id={name}"
-
-
-def _check_id(name: str | None, seen: set[str]) -> None:
-    """An id is there, and once; the first row of an id keeps it."""
-    if name is None:
-        raise BadPayload("an id is null")
-    if name in seen:
-        raise BadPayload("an id is there twice")
-    seen.add(name)
-
-
-def _label(value: Any, column: str, number: Numbering) -> int | None:
-    """The label of a name or a number; None for null."""
-    if value is None or (column == CLEAN and (value == "" or value != value)):
-        return None
-    try:
-        return number.of(value)
-    except ValueError as error:
-        raise BadPayload(f"column {column}: {error}") from error
+    def _skip(self, name: str | None, row: int, bad: BadPayload) -> None:
+        if not self.request.skip_bad:
+            place = f"row {row}, column id" if name is None else f"row id={name}"
+            where, fix = f"{_named(self.request.source)}, {place}", f"{bad.fix}, or pass --skip-bad"
+            raise ManifestError(str(bad), where=where, fix=fix) from bad
+        self.skipped.append((f"row {row}" if name is None else str(name), str(bad)))
 
 
 def _arrays(rows: list[dict[str, Any]], table: pa.Table) -> dict[str, pa.Array]:
-    kinds = {"id": pa.string(), "label": pa.int64(), "split": pa.string(), "group": pa.string()}
-    kinds |= {"weight": pa.float64(), CLEAN: pa.int64()}
+    kinds = {"id": pa.string(), "label": pa.int64(), "split": pa.string(), "weight": pa.float64(), CLEAN: pa.int64()}
     kinds |= {name: kind for payload in KINDS.values() for name, kind in payload.types.items()}
-    out: dict[str, pa.Array] = {}
-    for name in rows[0]:
-        kind = kinds.get(name) or table.schema.field(name).type
-        if name == "group" and not pa.types.is_string(table.schema.field(name).type):
-            kind = table.schema.field(name).type
-        out[name] = pa.array([row[name] for row in rows], kind)
-    return out
+    typed = {name: kinds.get(name) or table.schema.field(name).type for name in rows[0]}
+    return {name: pa.array([row[name] for row in rows], kind) for name, kind in typed.items()}
 
 
 def content_notes(manifest: Manifest) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.data.classes import CLEAN, Names, class_count, numbers_in
+from influence_cli.data.kinds.protocol import is_text
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.errors import ManifestError, nearest
 from influence_cli.events import SILENT, Listener
@@ -28,30 +29,19 @@ def numbered_as(manifest: Manifest, classes: Names | None, of: str, listener: Li
     if numbers is None:
         known = classes is not None and manifest.classes not in (None, tuple(classes))
         return replace(manifest, classes=tuple(classes or ())) if known else manifest
-    labels = _renumbered(manifest, numbers, of)
+    labels, used = manifest.labels, manifest.all_rows().index
+    found = np.array([numbers.get(label, -1) for label in labels.tolist()], dtype=np.int64)
+    lost = used[found[used] < 0]
+    if len(lost):
+        what = f"label {labels[lost[0]]} is none of the classes of {of}"
+        fix = "correct the label, or name the classes of both manifests (schema metadata key 'classes')"
+        raise ManifestError(what, where=manifest.place(lost[0]), fix=fix)
     listener.note(f"labels of {manifest.source} are numbered as in {of}, by the names of the classes")
     before = manifest.numbers
-    return replace(
-        manifest,
-        labels=labels,
-        row_keys=row_keys(manifest.payload_keys, labels),
-        classes=None if classes is None else tuple(classes),
-        numbers=numbers if before is None else {k: numbers[v] for k, v in before.items() if v in numbers},
-    )
-
-
-def _renumbered(manifest: Manifest, numbers: Mapping[int, int], of: str) -> NDArray[np.int64]:
-    labels = manifest.labels
-    found = np.array([numbers.get(label, -1) for label in labels.tolist()], dtype=np.int64)
-    lost = manifest.all_rows().index
-    lost = lost[found[lost] < 0]
-    if len(lost):
-        raise ManifestError(
-            f"label {labels[lost[0]]} is none of the classes of {of}",
-            where=f"{manifest.source}, row id={manifest.ids[lost[0]]}",
-            fix="correct the label, or name the classes of both manifests (schema metadata key 'classes')",
-        )
-    return found
+    numbers = numbers if before is None else {k: numbers[v] for k, v in before.items() if v in numbers}
+    names = None if classes is None else tuple(classes)
+    keys = row_keys(manifest.payload_keys, found)
+    return replace(manifest, labels=found, row_keys=keys, classes=names, numbers=numbers)
 
 
 def clean_labels(rows: Rows, column: str = CLEAN) -> NDArray[np.int64] | None:
@@ -74,28 +64,23 @@ def column_labels(manifest: Manifest, column: str) -> NDArray[np.int64]:
     kind = stored.type.value_type if pa.types.is_dictionary(stored.type) else stored.type
     if pa.types.is_null(kind):
         return np.full(len(stored), -1, dtype=np.int64)
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    text = is_text(kind) or pa.types.is_string_view(kind)
     if not (text or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         where = f"{manifest.source}, column {column}"
         raise ManifestError(f"clean labels are {kind}, not integers", where=where, fix="number the classes")
     values = [None if v is None or v != v else v for v in stored.to_pylist()]
-    number = _number_of_text(manifest, values) if text else _number_of_number(manifest, values)
+    if not text:
+        number = _number_of_number(manifest, values)
+    elif manifest.classes:
+        number = {name: k for k, name in enumerate(manifest.classes)}
+    else:  # names that are whole numbers are labels
+        number = {name: int(name) for name in set(values) if name is not None and name.isdecimal()}
     for row, value in enumerate(values):
         if value is not None and value not in number:
             known = manifest.classes or [str(k) for k in range(class_count(None, manifest.labels))]
-            raise ManifestError(
-                f"{value!r} is no class",
-                where=f"{manifest.source}, row id={manifest.ids[row]}, column {column}",
-                fix=nearest(str(value), list(known)),
-            )
+            fix = nearest(str(value), list(known))
+            raise ManifestError(f"{value!r} is no class", where=manifest.place(row, column), fix=fix)
     return np.array([-1 if v is None else number[v] for v in values], dtype=np.int64)
-
-
-def _number_of_text(manifest: Manifest, values: Sequence[str | None]) -> dict[str, int]:
-    """The label of every name; where classes have none, names that are whole numbers are labels."""
-    if manifest.classes:
-        return {name: k for k, name in enumerate(manifest.classes)}
-    return {name: int(name) for name in set(values) if name is not None and name.isdecimal()}
 
 
 def _number_of_number(manifest: Manifest, values: Sequence[Any]) -> dict[Any, int]:

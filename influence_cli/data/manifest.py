@@ -20,20 +20,12 @@ from numpy.typing import NDArray
 
 from influence_cli.data.classes import classes_of_files
 from influence_cli.data.kinds import KINDS, kind_in
-from influence_cli.data.kinds.protocol import Kind, Payload
-from influence_cli.data.payload_files import FileKeys
+from influence_cli.data.kinds.protocol import Decoded, InputSpec, Kind, Payload
 from influence_cli.data.payloads import payload_batches, payload_keys, read_payload
-from influence_cli.data.row_checks import (
-    SKIPPED,
-    BadRow,
-    RowChecks,
-    check_ids,
-    check_weights,
-    checked_labels,
-    checked_splits,
-)
+from influence_cli.data.row_checks import SKIPPED, BadRow, RowChecks, checked_columns
 from influence_cli.data.tables import concatenated, read_parquet, read_schema
 from influence_cli.errors import ManifestError
+from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.keys import Keys, digest_of_sorted, fingerprint, row_keys
 from influence_cli.store.shards import positions
 
@@ -69,6 +61,10 @@ class Manifest:
         """Row ids, in order."""
         return self.table.column("id").to_pylist()
 
+    def place(self, row: int, column: str | None = None) -> str:
+        """'FILE, row id=ID, column NAME', for errors."""
+        return f"{self.source}, row id={self.ids[row]}" + ("" if column is None else f", column {column}")
+
     def rows(self, split: str) -> Rows:
         """The rows of one split, in order."""
         return Rows(self, np.flatnonzero(self.splits == split))
@@ -100,8 +96,7 @@ class Manifest:
 
     def payloads(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, Payload]]:
         """(row, payload) for ``rows`` in ascending order, streamed: batches without a wanted row are skipped."""
-        wanted = np.sort(rows)
-        checks, kind = RowChecks(self.source, self.table), self.payload_kind
+        wanted, kind = np.sort(rows), self.payload_kind
         for first, batch in payload_batches(self.files, kind):
             low, high = np.searchsorted(wanted, [first, first + len(batch)])
             if low == high:
@@ -109,17 +104,26 @@ class Manifest:
             chosen = wanted[low:high]
             values = kind.stored(batch.take(pa.array(chosen - first)), self.folder)
             for row, value in zip(chosen.tolist(), values, strict=True):
-                yield row, read_payload(value, functools.partial(checks.place, row, kind.column))
+                yield row, read_payload(value, functools.partial(self.place, row, kind.column))
+
+    def decoded(self, row: int, payload: Payload, spec: InputSpec) -> Decoded:
+        """One row's values as a model is fed with them; no torch is imported, so that a warm run may decode too.
+
+        Raises:
+            ManifestError: it cannot be decoded.
+        """
+        kind = spec.payload_kind
+        try:
+            return kind.decode(payload, spec)
+        except ValueError as error:
+            fix = f"{kind.repair}, or pass --skip-bad"
+            raise ManifestError(str(error), where=self.place(row, self.payload_kind.column), fix=fix) from error
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Name of the content that stages agree on: ids, rows and splits, in any order (weights change no score)."""
-        entries = sorted(
-            [i, k.tobytes().hex(), s]
-            for i, k, s in zip(self.ids, self.row_keys, self.splits.tolist(), strict=True)
-            if s != SKIPPED
-        )
-        return fingerprint("manifest", 1, rows=entries)
+        rows = zip(self.ids, self.row_keys, self.splits.tolist(), strict=True)
+        return fingerprint("manifest", 1, rows=sorted([i, k.tobytes().hex(), s] for i, k, s in rows if s != SKIPPED))
 
     def weights(self) -> NDArray[np.float64]:
         """Row weights [n]; 1 where there is no ``weight`` column."""
@@ -170,13 +174,23 @@ class Rows:
         """Weights [n]."""
         return self.manifest.weights()[self.index]
 
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return digest_of_sorted(self.row_keys)
+
     def fingerprint(self) -> str:
         """Name of the multiset of row keys: order and ids do not matter."""
         return self._fingerprint
 
-    @functools.cached_property
-    def _fingerprint(self) -> str:
-        return digest_of_sorted(self.row_keys)
+    def undecodable(self, spec: InputSpec) -> list[BadRow]:
+        """Every row whose payload cannot be decoded into a model's input."""
+        manifest, found = self.manifest, list[BadRow]()
+        for row, payload in manifest.payloads(self.index):
+            try:
+                spec.payload_kind.decode(payload, spec)
+            except ValueError as error:
+                found.append(BadRow(row, manifest.ids[row], manifest.payload_kind.column, str(error)))
+        return found
 
     def take(self, chosen: NDArray[Any]) -> Rows:
         """A subset, by boolean mask or by positions among these rows."""
@@ -190,7 +204,7 @@ def read_manifest(
     *,
     skip_bad: bool = False,
     folder: Path | None = None,
-    known: FileKeys | None = None,
+    known: StoredFileKeys | None = None,
 ) -> Manifest:
     """Read and check a manifest.
 
@@ -210,33 +224,17 @@ def read_manifest(
     classes = classes_of_files(files, source)
     folder = files[0].parent if folder is None else folder
     checks = RowChecks(source, table, skip_bad)
-    check_ids(checks)
-    labels = checked_labels(checks, label)
-    splits = checked_splits(checks)
-    check_weights(checks)
+    labels, splits = checked_columns(checks, label)
     keys = payload_keys(files, kind, folder, checks, known)
     if len(keys) != table.num_rows:
         what = f"column {kind.column} has {len(keys)} values for {table.num_rows} rows: the file is damaged"
         raise ManifestError(what, where=source, fix="write it again")
-    bad = tuple(checks.bad[row] for row in sorted(checks.bad))
-    splits[[b.row for b in bad]] = SKIPPED
+    bad = checks.left_out(splits)
     if len(bad) == table.num_rows:
         first = f"{source}, row {bad[0].row}, column {bad[0].column}"
         raise ManifestError(f"no usable row: {bad[0].reason}", where=first, fix="repair the rows")
-    return Manifest(
-        source,
-        tuple(files),
-        kind.name,
-        table,
-        labels,
-        splits,
-        keys,
-        row_keys(keys, labels),
-        classes,
-        folder,
-        bad,
-        len(bad),
-    )
+    named = row_keys(keys, labels)
+    return Manifest(source, tuple(files), kind.name, table, labels, splits, keys, named, classes, folder, bad, len(bad))
 
 
 def _check_columns(schema: pa.Schema, label: str, source: str, files: Sequence[Path]) -> Kind:
@@ -254,26 +252,19 @@ def _check_columns(schema: pa.Schema, label: str, source: str, files: Sequence[P
         if odd:
             fix = "write all files with one schema"
             raise ManifestError(f"the files have different columns ({odd})", where=f"{source}: {file.name}", fix=fix)
-    _check_payload_type(schema, kind, source)
+    for column in kind.columns:
+        found = schema.field(column).type
+        if not kind.holds(found):
+            what = f"column {column} is {found}, not {kind.wanted}"
+            raise ManifestError(what, where=f"{source}, column {column}", fix=f"store {kind.wanted}")
     return kind
 
 
 def _differing(schema: pa.Schema, other: pa.Schema) -> str:
     """The columns that are missing from one of two schemas, or have another type."""
-    names = sorted({*schema.names, *other.names})
-    both = [n for n in names if n in schema.names and n in other.names]
-    odd = [n for n in names if n not in both] + [n for n in both if schema.field(n).type != other.field(n).type]
-    return ", ".join(odd)
-
-
-def _check_payload_type(schema: pa.Schema, kind: Kind, source: str) -> None:
-    """Refuse a payload column whose type holds no payload."""
-    for column in kind.columns:
-        found = schema.field(column).type
-        if not kind.holds(found):
-            where = f"{source}, column {column}"
-            what = f"column {column} is {found}, not {kind.wanted}"
-            raise ManifestError(what, where=where, fix=f"store {kind.wanted}")
+    here, there = (dict(zip(s.names, s.types, strict=True)) for s in (schema, other))
+    odd = [n for n in here.keys() | there.keys() if here.get(n) != there.get(n)]
+    return ", ".join(sorted(odd, key=lambda n: (n in here and n in there, n)))
 
 
 def without_overlap(target: Rows, train: Rows) -> tuple[Rows, Rows]:

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from influence_cli.data.earlier import kind_of
+from influence_cli.data.tables import parquet_files, parquet_in, provenance, read_schema
 from influence_cli.errors import InfluenceError, UsageError, disk_full
 from influence_cli.store.files import replacing
 from influence_cli.store.place import is_marked
 
 _DESCRIPTORS = re.compile(r"/dev/fd|/proc/[^/]+(/task/[^/]+)?/fd")
 _ANOTHER = "give another name, or move that file away"
-_PLACE = "pick a place that can be written"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,11 @@ def check_outputs(outputs: Iterable[Output], reads: Iterable[Any] = (), store: A
     read = [Path(r) for r in reads if isinstance(r, str | Path) and str(r) not in ("", "-")]
     for k, output in enumerate(checked):
         status_of(output.flag, output.path)
-        _check_apart(output, checked[:k])
+        for other in checked[:k]:
+            if is_same(output.place, other.place) and not is_stream(output.path):
+                both = f"{other.flag} {other.path!r} and {output.flag} {output.path!r}"
+                what = f"two outputs have the same name, or are one file: {both}"
+                raise UsageError(what, fix="give each a place of its own")
     for output in checked:
         _check_read(output, read)
         _check_place(output)
@@ -73,22 +77,17 @@ def check_no_store(flag: str, path: str, store: Any = None) -> None:
     """
     place = Path(os.path.realpath(path))
     known = [Path(store)] if isinstance(store, str | Path) else []
-    inside = next((p for p in (place, *place.parents) if any(is_same(p, k) for k in known) or _is_store(p)), None)
-    if inside is not None and not is_stream(path):
-        fix = "give a place outside of it"
-        raise UsageError(f"{flag} {path!r} is inside of the store", where=str(inside), fix=fix)
-
-
-def _is_store(folder: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return is_marked(folder)
-    return False
+    for folder in (place, *place.parents):
+        inside = any(is_same(folder, k) for k in known)
+        with contextlib.suppress(OSError):
+            inside = inside or is_marked(folder)
+        if inside and not is_stream(path):
+            what = f"{flag} {path!r} is inside of the store"
+            raise UsageError(what, where=str(folder), fix="give a place outside of it")
 
 
 def named_in(source: Any) -> list[str]:
     """The files and folders that the provenance of a stage's table names; none where it cannot be read."""
-    from influence_cli.data.tables import parquet_files, provenance, read_schema
-
     try:
         table = getattr(source, "schema", None)
         if table is None and Path(source).suffix in (".csv", ".jsonl"):
@@ -103,41 +102,29 @@ def named_in(source: Any) -> list[str]:
 def _check_place(output: Output) -> None:
     """Refuse what stands there already, unless it may be replaced or is written through."""
     status = status_of(output.flag, output.path)
-    if status is None and output.path.endswith(("/", os.sep)):
-        raise UsageError(f"cannot write {output.path!r}: it names a folder", fix="give a file name")
-    if status is None or is_stream(output.path):
+    why = None
+    if status is None:
+        why = "it names a folder" if output.path.endswith(("/", os.sep)) else None
+    elif is_stream(output.path):
         return
-    if stat.S_ISDIR(status.st_mode):
-        raise UsageError(f"cannot write {output.path!r}: it is a folder", fix="give a file name")
-    if not stat.S_ISREG(status.st_mode):
-        raise UsageError(f"cannot write {output.path!r}: it is no file", fix="give a file name")
-    if status.st_size == 0:
+    elif not stat.S_ISREG(status.st_mode):
+        why = "it is a folder" if stat.S_ISDIR(status.st_mode) else "it is no file"
+    if why is not None:
+        raise UsageError(f"cannot write {output.path!r}: {why}", fix="give a file name")
+    if status is None or status.st_size == 0:
         return
     found = kind_of(output.place)
     if found != output.kind:
-        what = f" (it is a {found})" if found else ""
-        raise UsageError(
-            f"{output.flag} {output.path!r} is there and is no earlier {output.kind} of influence{what}",
-            where=str(output.place),
-            fix=_ANOTHER,
-        )
-
-
-def _check_apart(output: Output, others: Sequence[Output]) -> None:
-    for other in others:
-        if is_same(output.place, other.place) and not is_stream(output.path):
-            raise UsageError(
-                f"two outputs have the same name, or are one file: "
-                f"{other.flag} {other.path!r} and {output.flag} {output.path!r}",
-                fix="give each a place of its own",
-            )
+        what = f"{output.flag} {output.path!r} is there and is no earlier {output.kind} of influence"
+        what += f" (it is a {found})" if found else ""
+        raise UsageError(what, where=str(output.place), fix=_ANOTHER)
 
 
 def _check_read(output: Output, reads: Sequence[Path]) -> None:
     """Refuse a file that is read, and a new part of a folder of Parquet files that is read."""
     place = output.place
     for read in reads:
-        folder = _is_dir(read)
+        folder = os.path.isdir(read)  # False too where no file can have such a name
         if is_same(place, read) or (folder and _joins(place, read)):
             what = "is read by this run" if place.exists() else "would become a part of what this run reads"
             fix = "give a place outside of that folder" if folder else _ANOTHER
@@ -151,9 +138,7 @@ def _joins(place: Path, folder: Path) -> bool:
     """
     if place.suffix == ".parquet" and not place.name.startswith(".") and is_inside(place, folder):
         return True
-    if not place.exists():
-        return False
-    return any(is_same(place, file) for file in folder.rglob("*.parquet") if not file.name.startswith("."))
+    return place.exists() and any(is_same(place, file) for file in parquet_in(folder))
 
 
 def is_same(one: Path, other: Path) -> bool:
@@ -167,13 +152,6 @@ def is_same(one: Path, other: Path) -> bool:
 def is_inside(place: Path, folder: Path) -> bool:
     """Whether a path is a folder, or below it."""
     return any(is_same(one, folder) for one in (place, *place.parents))
-
-
-def _is_dir(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
 
 
 def status_of(flag: str, path: str, named: str | None = None) -> os.stat_result | None:
@@ -190,9 +168,9 @@ def status_of(flag: str, path: str, named: str | None = None) -> os.stat_result 
         raise _unwritable(flag, named or path, error) from error
 
 
-def _unwritable(flag: str, path: str, error: Exception) -> UsageError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return UsageError(f"cannot write {flag} {path!r}: {reason}", where=path, fix=_PLACE)
+def _unwritable(flag: str, path: str, why: Exception | str) -> UsageError:
+    reason = getattr(why, "strerror", None) or str(why)
+    return UsageError(f"cannot write {flag} {path!r}: {reason}", where=path, fix="pick a place that can be written")
 
 
 def is_stream(path: str | Path) -> bool:
@@ -226,15 +204,14 @@ def check_writable(flag: str, path: str, probe: bool = True) -> None:
     for name in place.parts[len(folder.parts) :]:  # of folders that are yet to be made, too
         status_of(flag, str(folder / name), path)
     if not folder.is_dir():
-        raise UsageError(f"cannot write {flag} {path!r}: {folder} is no folder", where=path, fix=_PLACE)
+        raise _unwritable(flag, path, f"{folder} is no folder")
     if not os.access(folder, os.W_OK | os.X_OK) or (place.exists() and not os.access(place, os.W_OK)):
-        why = "no permission, or a read-only disk"
-        raise UsageError(f"cannot write {flag} {path!r}: {why}", where=path, fix=_PLACE)
+        raise _unwritable(flag, path, "no permission, or a read-only disk")
     if not probe:
         return
     tried, renamed = (folder / f".influence.{os.getpid()}.{secrets.token_hex(8)}.tmp" for _ in range(2))
     try:
-        os.close(os.open(tried, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        tried.touch(0o600, exist_ok=False)
         os.replace(tried, renamed)  # a file gets its name so in the end, which not every place allows
     except OSError as error:
         tried.unlink(missing_ok=True)

@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from influence_cli.data.kinds.protocol import Kind, Payload
-from influence_cli.data.payload_files import FileKeys, read_file
-from influence_cli.data.row_checks import RowChecks, check_widths
+from influence_cli.data.kinds.protocol import BadPayload, Kind, Payload, read_file
+from influence_cli.data.row_checks import RowChecks
 from influence_cli.data.tables import read_batches
 from influence_cli.errors import ManifestError
+from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.keys import KEY_BYTES, Keys, stack
-
-_NO_KEY = bytes(KEY_BYTES)
 
 
 def payload_batches(files: Sequence[Path], kind: Kind) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -42,15 +41,12 @@ def read_payload(stored: Payload | Path | None, where: Callable[[], str]) -> Pay
     try:
         return read_file(stored)
     except OSError as error:
-        raise ManifestError(
-            f"cannot read {stored} ({error.strerror})",
-            where=where(),
-            fix="name a regular file; paths count from the manifest's folder",
-        ) from error
+        fix = "name a regular file; paths count from the manifest's folder"
+        raise ManifestError(f"cannot read {stored} ({error.strerror})", where=where(), fix=fix) from error
 
 
 def payload_keys(
-    files: Sequence[Path], kind: Kind, folder: Path, checks: RowChecks, known: FileKeys | None = None
+    files: Sequence[Path], kind: Kind, folder: Path, checks: RowChecks, known: StoredFileKeys | None = None
 ) -> Keys:
     """Payload keys [n, 16], by streaming every payload once; zeros for rows that are left out.
 
@@ -65,27 +61,38 @@ def payload_keys(
             keys.append(key)
             widths.append(width)
     for column in kind.columns:
-        check_widths(checks, np.array([width.get(column, -1) for width in widths], dtype=np.int64), column)
+        _check_widths(checks, np.array([width.get(column, -1) for width in widths], dtype=np.int64), column)
     if known is not None:
         known.save()
     return stack(keys)
 
 
-def _key(stored: Any, row: int, kind: Kind, checks: RowChecks, known: FileKeys | None) -> tuple[bytes, dict[str, int]]:
-    """A payload's key, and how many numbers each of its columns holds."""
+def _key(
+    stored: Any, row: int, kind: Kind, checks: RowChecks, known: StoredFileKeys | None
+) -> tuple[bytes, dict[str, int]]:
+    """A payload's key, and how many numbers each of its columns holds; zeros for a row that is left out."""
     found = known.find(stored) if known is not None and isinstance(stored, Path) else None
     if found is not None:
         return found, {}
     try:
         payload = read_payload(stored, functools.partial(checks.place, row, kind.column))
+        bad = kind.fault(payload)
     except ManifestError as error:
-        checks.fail(row, kind.column, error.what, error.fix)
-        return _NO_KEY, {}
-    bad = kind.fault(payload)
+        payload, bad = None, BadPayload(error.what, error.fix)
     if bad is not None:
         checks.fail(row, kind.column, str(bad), bad.fix)
-        return _NO_KEY, {}
+        return bytes(KEY_BYTES), {}
     key = kind.key(payload)
     if known is not None and isinstance(stored, Path):
         known.put(stored, key)
     return key, kind.widths(payload)
+
+
+def _check_widths(checks: RowChecks, widths: NDArray[np.int64], column: str) -> None:
+    """Vectors of a column are all as long as most of them are; ``widths`` [n] is -1 where a row has none."""
+    values, counts = np.unique(widths[widths >= 0], return_counts=True)
+    if len(values) > 1:
+        usual = int(values[counts.argmax()])
+        odd = np.flatnonzero((widths >= 0) & (widths != usual))
+        what = lambda row: f"{widths[row]} features where most rows have {usual}"  # noqa: E731
+        checks.each(odd, column, what, "give every row the same features")

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.kinds.protocol import is_text
 from influence_cli.errors import ManifestError
 
 SPLITS = ("train", "val", "test")
@@ -44,14 +45,15 @@ class RowChecks:
         return f"{self.source}, {f'row {row}' if name is None else f'row id={name}'}, column {column}"
 
     def fail(self, row: int, column: str, what: str, fix: str) -> None:
-        """Refuse a row.
-
-        Raises:
-            ManifestError: bad rows are not skipped.
-        """
+        """Refuse a row.  Raises ManifestError: bad rows are not skipped."""
         if not self.skip:
             raise ManifestError(what, where=self.place(row, column), fix=f"{fix}, or pass --skip-bad")
         self.bad.setdefault(row, BadRow(row, self.name(row), column, what))
+
+    def left_out(self, splits: NDArray[np.str_]) -> tuple[BadRow, ...]:
+        """The rows that are left out, in order; in ``splits`` [n] they are ``SKIPPED`` from now on."""
+        splits[list(self.bad)] = SKIPPED
+        return tuple(self.bad[row] for row in sorted(self.bad))
 
     def each(self, rows: NDArray[Any], column: str, what: Callable[[int], str], fix: str) -> None:
         """Refuse every one of ``rows``."""
@@ -59,14 +61,23 @@ class RowChecks:
             self.fail(row, column, what(row), fix)
 
 
-def check_ids(checks: RowChecks) -> None:
-    """Ids are text, none is null, none stands twice (the first keeps it).
+def checked_columns(checks: RowChecks, label: str) -> tuple[NDArray[np.int64], NDArray[np.str_]]:
+    """Labels [n], -1 in rows that are left out, and splits [n], after a check of ids and weights too.
 
     Raises:
-        ManifestError: the column is of another type, or a row is refused.
+        ManifestError: a column is of another type than it has to be, or a row is refused.
     """
+    _check_ids(checks)
+    labels = _labels(checks, label)
+    splits = _splits(checks)
+    _check_weights(checks)
+    return labels, splits
+
+
+def _check_ids(checks: RowChecks) -> None:
+    """Ids are text, none is null, none stands twice (the first keeps it)."""
     ids = checks.table.column("id")
-    if not (pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):
+    if not is_text(ids.type):
         where = f"{checks.source}, column id"
         raise ManifestError(f"ids are {ids.type}, not strings", where=where, fix="cast them to string")
     seen: set[str] = set()
@@ -79,33 +90,22 @@ def check_ids(checks: RowChecks) -> None:
             seen.add(value)
 
 
-def checked_labels(checks: RowChecks, label: str) -> NDArray[np.int64]:
-    """Labels [n], -1 in rows that are left out.
-
-    Raises:
-        ManifestError: the column is of another type, or a row is refused.
-    """
+def _labels(checks: RowChecks, label: str) -> NDArray[np.int64]:
     column = checks.table.column(label)
     if not pa.types.is_integer(column.type):
-        raise ManifestError(
-            f"labels are {column.type}, not integers",
-            where=f"{checks.source}, column {label}",
-            fix="number the classes from 0 and name them in the schema metadata key 'classes'",
-        )
+        where = f"{checks.source}, column {label}"
+        fix = "number the classes from 0 and name them in the schema metadata key 'classes'"
+        raise ManifestError(f"labels are {column.type}, not integers", where=where, fix=fix)
     null = column.is_null().to_numpy()
     checks.each(np.flatnonzero(null), label, lambda _: "a label is null", "label it or take it out")
-    labels = column.cast(pa.int64(), safe=False).fill_null(-1).to_numpy().copy()
+    labels = column.cast(pa.int64(), safe=False).fill_null(-1).to_numpy()
     negative = np.flatnonzero((labels < 0) & ~null)
     checks.each(negative, label, lambda row: f"a label is negative ({labels[row]})", "number the classes from 0")
-    return np.where(labels < 0, -1, labels)
+    return np.maximum(labels, -1)
 
 
-def checked_splits(checks: RowChecks) -> NDArray[np.str_]:
-    """Splits [n]; every row is a train row where there is no such column.
-
-    Raises:
-        ManifestError: a row is refused.
-    """
+def _splits(checks: RowChecks) -> NDArray[np.str_]:
+    """Every row is a train row where there is no such column."""
     if "split" not in checks.table.column_names:
         return np.full(checks.table.num_rows, "train", dtype=f"<U{len(SKIPPED)}")
     values = checks.table.column("split").to_pylist()
@@ -115,12 +115,8 @@ def checked_splits(checks: RowChecks) -> NDArray[np.str_]:
     return np.array([v if v in SPLITS else SKIPPED for v in values], dtype=f"<U{len(SKIPPED)}")
 
 
-def check_weights(checks: RowChecks) -> None:
-    """Weights are finite and not negative.
-
-    Raises:
-        ManifestError: the column is of another type, or a row is refused.
-    """
+def _check_weights(checks: RowChecks) -> None:
+    """Weights are finite and not negative."""
     if "weight" not in checks.table.column_names:
         return
     kind = checks.table.schema.field("weight").type
@@ -130,19 +126,3 @@ def check_weights(checks: RowChecks) -> None:
     weights = checks.table.column("weight").cast(pa.float64()).fill_null(1.0).to_numpy()
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     checks.each(bad, "weight", lambda row: f"a weight is {weights[row]}", "use finite weights >= 0")
-
-
-def check_widths(checks: RowChecks, widths: NDArray[np.int64], column: str = "features") -> None:
-    """Feature vectors are all as long as most of them are; ``widths`` [n] is -1 where a row has none.
-
-    Raises:
-        ManifestError: a row is refused.
-    """
-    known = widths[widths >= 0]
-    if len(known) == 0 or (known == known[0]).all():
-        return
-    values, counts = np.unique(known, return_counts=True)
-    usual = int(values[counts.argmax()])
-    odd = np.flatnonzero((widths >= 0) & (widths != usual))
-    what = lambda row: f"{widths[row]} features where most rows have {usual}"  # noqa: E731
-    checks.each(odd, column, what, "give every row the same features")

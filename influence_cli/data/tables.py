@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from pyarrow import csv
+from pyarrow import json as arrow_json
 
 from influence_cli.data.formulas import as_meant
+from influence_cli.data.kinds.protocol import is_text
 from influence_cli.errors import ManifestError
 from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import KEY_BYTES, canonical_json
@@ -25,11 +29,17 @@ _TEXT = [("id", pa.string()), ("row_key", pa.string())]  # never to be read as n
 
 
 @functools.cache
-def _spooled() -> Path:
-    """Standard input as a file: Parquet needs seek.  Read once, removed at exit."""
-    folder = Path(tempfile.mkdtemp(prefix="influence-stdin-"))
+def temporary_folder(prefix: str) -> Path:
+    """A folder for files of this run, removed at exit; the same one for the same prefix."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    path = folder / "stdin.parquet"
+    return folder
+
+
+@functools.cache
+def _spooled() -> Path:
+    """Standard input as a file: Parquet needs seek.  Read once."""
+    path = temporary_folder("influence-stdin-") / "stdin.parquet"
     with open(path, "wb") as handle:
         while chunk := _from_stdin():
             handle.write(chunk)
@@ -39,14 +49,10 @@ def _spooled() -> Path:
 
 
 def _from_stdin() -> bytes:
-    """The next bytes of standard input.
-
-    Raises:
-        ManifestError: it cannot be read: it is open for writing alone, or is a folder.
-    """
+    """The next bytes of standard input."""
     try:
         return sys.stdin.buffer.read(1 << 20)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # it is open for writing alone, or is a folder
         why = getattr(error, "strerror", None) or str(error)
         fix = "pipe Parquet into -, or give a file"
         raise ManifestError(f"standard input cannot be read ({why})", where="-", fix=fix) from error
@@ -60,7 +66,7 @@ def parquet_files(source: str) -> list[Path]:
     """
     path = _spooled() if source == "-" else Path(source)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*.parquet") if not p.name.startswith("."))
+        files = parquet_in(path)
         if not files:
             raise ManifestError("no Parquet file in the folder", where=source, fix="give a folder of .parquet files")
     elif path.exists():
@@ -75,6 +81,11 @@ def parquet_files(source: str) -> list[Path]:
             what, fix = f"not readable as Parquet ({error})", "give a Parquet file (is it truncated, or damaged?)"
             raise ManifestError(what, where=str(file), fix=fix) from error
     return files
+
+
+def parquet_in(folder: Path) -> list[Path]:
+    """The Parquet files of a folder and its folders, but for hidden ones, in order."""
+    return sorted(p for p in folder.rglob("*.parquet") if not p.name.startswith("."))
 
 
 def check_regular(path: str) -> None:
@@ -101,65 +112,48 @@ def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:
         return read_table(pa.Table.from_pandas(source, preserve_index=False), columns)
     source = str(source)
     suffix = Path(source).suffix
-    if suffix in (".csv", ".jsonl"):
-        from pyarrow import csv
-        from pyarrow import json as arrow_json
-
-        check_regular(source)
-        try:
-            if suffix == ".csv":
-                texts = csv.ConvertOptions(column_types=dict(_TEXT))
-                table = csv.read_csv(as_meant(Path(source)), convert_options=texts)
-            else:
-                options = arrow_json.ParseOptions(explicit_schema=pa.schema(_TEXT))
-                table = arrow_json.read_json(source, parse_options=options)
-            table.validate(full=True)  # text is UTF-8
-            return table
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            raise ManifestError(f"not readable ({error})", where=source, fix="give the table of a stage") from error
-    files = parquet_files(source)
-    return concatenated([read_parquet(file, columns) for file in files], source)
+    if suffix not in (".csv", ".jsonl"):
+        return concatenated([read_parquet(file, columns) for file in parquet_files(source)], source)
+    check_regular(source)
+    try:
+        if suffix == ".csv":
+            texts = csv.ConvertOptions(column_types=dict(_TEXT))
+            table = csv.read_csv(as_meant(Path(source)), convert_options=texts)
+        else:
+            options = arrow_json.ParseOptions(explicit_schema=pa.schema(_TEXT))
+            table = arrow_json.read_json(source, parse_options=options)
+        table.validate(full=True)  # text is UTF-8
+        return table
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise ManifestError(f"not readable ({error})", where=source, fix="give the table of a stage") from error
 
 
 def read_schema(file: Path) -> pa.Schema:
-    """The schema of a Parquet file.
-
-    Raises:
-        ManifestError: it is damaged.
-    """
-    try:
+    """The schema of a Parquet file.  Raises ManifestError: it is damaged."""
+    with _damage_named(file):
         return read_parquet_schema(file)
-    except DamagedFile as error:
-        raise damaged(file, error) from error
 
 
 def read_parquet(file: Path, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file's table.
-
-    Raises:
-        ManifestError: it is damaged.
-    """
-    try:
+    """A Parquet file's table.  Raises ManifestError: it is damaged."""
+    with _damage_named(file):
         return read_parquet_table(file, columns)
-    except DamagedFile as error:
-        raise damaged(file, error) from error
 
 
 def read_batches(file: Path, size: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """A Parquet file's rows, streamed.
-
-    Raises:
-        ManifestError: it is damaged.
-    """
-    try:
+    """A Parquet file's rows, streamed.  Raises ManifestError: it is damaged."""
+    with _damage_named(file):
         yield from read_parquet_batches(file, size, columns)
+
+
+@contextlib.contextmanager
+def _damage_named(file: Path) -> Generator[None]:
+    """A Parquet file that cannot be read, or is not as it was written, is an error that names it."""
+    try:
+        yield
     except DamagedFile as error:
-        raise damaged(file, error) from error
-
-
-def damaged(file: Path, error: Exception) -> ManifestError:
-    """The error for a Parquet file that cannot be read, or is not as it was written."""
-    return ManifestError(f"damaged Parquet ({str(error).strip()})", where=str(file), fix="write the file again")
+        what = f"damaged Parquet ({str(error).strip()})"
+        raise ManifestError(what, where=str(file), fix="write the file again") from error
 
 
 def keyed_rows(table: pa.Table, where: str) -> dict[str, tuple[int, bytes]]:
@@ -173,12 +167,11 @@ def keyed_rows(table: pa.Table, where: str) -> dict[str, tuple[int, bytes]]:
             what = f"no column {needed!r}" if needed not in table.column_names else f"two columns {needed!r}"
             raise ManifestError(what, where=where, fix="give a table that `score` wrote")
     kind = table.schema.field("id").type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)):
+    if not (is_text(kind) or pa.types.is_dictionary(kind)):
         raise ManifestError(f"ids are {kind}, not strings", where=f"{where}, column id", fix="cast them to string")
     places: dict[str, tuple[int, bytes]] = {}
-    for row, (name, key) in enumerate(
-        zip(table.column("id").to_pylist(), table.column("row_key").to_pylist(), strict=True)
-    ):
+    keys = table.column("row_key").to_pylist()
+    for row, (name, key) in enumerate(zip(table.column("id").to_pylist(), keys, strict=True)):
         if not isinstance(name, str):
             raise ManifestError("an id is null", where=f"{where}, row {row}, column id", fix="name every row")
         if name in places:
@@ -218,17 +211,12 @@ def numbers(table: pa.Table, name: str, kind: pa.DataType | None = None) -> pa.C
 
 
 def concatenated(tables: list[pa.Table], source: str) -> pa.Table:
-    """One table from several files.
-
-    Raises:
-        ManifestError: their columns differ.
-    """
+    """One table from several files.  Raises ManifestError: their columns differ."""
     try:
         return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
     except pa.ArrowInvalid as error:
-        raise ManifestError(
-            f"the files have different columns ({error})", where=source, fix="write them with one schema"
-        ) from error
+        what = f"the files have different columns ({error})"
+        raise ManifestError(what, where=source, fix="write them with one schema") from error
 
 
 def shown(source: Any) -> str:
@@ -238,16 +226,12 @@ def shown(source: Any) -> str:
 
 def provenance(schema: pa.Schema) -> dict[str, Any]:
     """The provenance a stage wrote into a table, or an empty dict."""
-    raw = (schema.metadata or {}).get(PROVENANCE_KEY)
-    if raw is None:
-        return {}
     try:
-        value = json.loads(raw)
+        value = json.loads((schema.metadata or {}).get(PROVENANCE_KEY, b"{}"))
     except ValueError:
         return {}
-    if not isinstance(value, dict) or not all(isinstance(value.get(k), dict) for k in ("manifest", "target", "spec")):
-        return {}  # somebody else's
-    return value
+    ours = isinstance(value, dict) and all(isinstance(value.get(k), dict) for k in ("manifest", "target", "spec"))
+    return value if ours else {}
 
 
 def with_provenance(table: pa.Table, value: dict[str, Any]) -> pa.Table:

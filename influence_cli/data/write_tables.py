@@ -17,11 +17,7 @@ from influence_cli.store.parquet import write_sealed
 
 
 def check_suffix(output: str, suffixes: tuple[str, ...] = (".parquet", ".csv", ".jsonl")) -> None:
-    """Refuse an output whose suffix says no form that it can be written in.
-
-    Raises:
-        UsageError: an unknown suffix.
-    """
+    """Refuse an output whose suffix says no form that it can be written in.  Raises UsageError: an unknown suffix."""
     if output != "-" and Path(output).suffix not in suffixes:
         fix = f"use {', '.join(suffixes)}, or - for Parquet"
         why = "a manifest is Parquet" if suffixes == (".parquet",) else "unknown suffix"
@@ -43,13 +39,11 @@ def write_table(table: pa.Table, output: str, kind: str = SCORES) -> None:
         write_sealed(table, sink)
         write_all(sink.getvalue())
         return
-    path = Path(output)
-    if path.suffix == ".csv":
-        write_output(path, kind, as_csv(table))
-    elif path.suffix == ".jsonl":
-        write_output(path, kind, as_jsonl(table))
+    as_text = {".csv": as_csv, ".jsonl": as_jsonl}.get(Path(output).suffix)
+    if as_text is not None:
+        write_output(output, kind, as_text(table))
     else:
-        with writing(path, kind) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+        with writing(output, kind) as temporary, pa.OSFile(str(temporary), "wb") as sink:
             write_sealed(table, sink)
 
 
@@ -80,8 +74,4 @@ def as_jsonl(table: pa.Table) -> bytes:
 def rows_of(table: pa.Table) -> list[dict[str, Any]]:
     """Rows as dicts of plain values, NaN as None."""
     rows = _texts(table).to_pylist()
-    for row in rows:
-        for name, value in row.items():
-            if isinstance(value, float) and value != value:
-                row[name] = None
-    return rows
+    return [{name: None if value != value else value for name, value in row.items()} for row in rows]

@@ -24,8 +24,7 @@ from influence_cli.errors import ModelError
 from influence_cli.maths.hashed_draws import drop
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.named_tensors import as_argument, mapped
-from influence_cli.model.parameters import pulled, select_parameters
-from influence_cli.model.precision import in_precision
+from influence_cli.model.parameters import in_precision, pulled, select_parameters
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 CHECKED = {torch.float32: 1e-2, torch.float64: 1e-8, torch.bfloat16: 0.3}  # two ways to one tangent, of its largest

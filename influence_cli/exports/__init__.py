@@ -47,29 +47,21 @@ def choose_form(asked: str | None, origin: Origin | None, place: str) -> str:
     every = f"pass --export-as {'|'.join(FORMS)}"
     suffix = Path(place).suffix.lower()
     by_suffix = next((name for name, form in FORMS.items() if suffix in form.suffixes), None)
-    if asked is not None:
-        if asked not in FORMS:
-            raise UsageError(f"--export-as {asked!r} is unknown", fix=nearest(asked, list(FORMS)))
-        if not FORMS[asked].folder and suffix not in FORMS[asked].suffixes:
-            fix = f"name it {' or '.join(FORMS[asked].suffixes)}"
-            raise UsageError(f"cannot export {asked} to {place!r}", fix=fix)
-        return asked
+    if asked is not None and asked not in FORMS:
+        raise UsageError(f"--export-as {asked!r} is unknown", fix=nearest(asked, list(FORMS)))
     known = origin.form if origin is not None and origin.form in FORMS else None
-    if known is not None and by_suffix not in (None, known):
+    if asked is None and known is not None and by_suffix not in (None, known):
         raise UsageError(f"the manifest was made from {known}, and {place!r} is named as {by_suffix}", fix=every)
-    if known is not None and not FORMS[known].folder and by_suffix is None:
-        raise UsageError(f"cannot export {known} to {place!r}", fix=f"name it {' or '.join(FORMS[known].suffixes)}")
-    if known or by_suffix:
-        return str(known or by_suffix)
-    what = "the manifest does not say what it was made from" if origin is None else "Parquet is what -o writes"
-    raise UsageError(f"cannot tell the form of --export {place}: {what}", fix=every)
+    form = asked or known or by_suffix
+    if form is None:
+        what = "the manifest does not say what it was made from" if origin is None else "Parquet is what -o writes"
+        raise UsageError(f"cannot tell the form of --export {place}: {what}", fix=every)
+    if not FORMS[form].folder and suffix not in FORMS[form].suffixes:
+        raise UsageError(f"cannot export {form} to {place!r}", fix=f"name it {' or '.join(FORMS[form].suffixes)}")
+    return form
 
 
 def prepare(form: str, job: ExportJob) -> Prepared:
-    """Check that the form can be written, without writing anything.
-
-    Raises:
-        InfluenceError: it cannot.
-    """
+    """Check that the form can be written, without writing anything.  Raises InfluenceError: it cannot."""
     module, function = FORMS[form].target.split(":")
     return getattr(importlib.import_module(module), function)(job)

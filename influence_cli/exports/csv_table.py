@@ -5,21 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from influence_cli.data.formulas import MARK, quoted, runs, said, unquoted
 from influence_cli.data.kinds import KINDS
-from influence_cli.data.kinds.protocol import Kind
-from influence_cli.data.sources.origin import Origin
-from influence_cli.data.sources.protocol import IMAGE_NAMES, LABEL_NAMES, pick
 from influence_cli.errors import UsageError
-from influence_cli.exports.matched import Matched, match_lines, spellings
-from influence_cli.exports.plain import plain_rows
-from influence_cli.exports.protocol import ExportJob, Prepared, rebase
+from influence_cli.exports.matched import MatchedLines, match_lines, spellings
+from influence_cli.exports.protocol import ExportJob, Prepared, plain_rows
 
 _BOM = b"\xef\xbb\xbf"
 _SUSPECT = {b"=", b"+", b"-", b"@", b"\t", b"\r", b"\n", b"'", b'"', b"\xef"}  # how a formula's raw field may begin
@@ -32,35 +29,26 @@ class Record:
     fields: list[bytes]
     end: bytes
 
-    def text(self, position: int) -> str:
-        """A field without its quotes."""
-        return _unquoted(self.fields[position])
-
 
 def prepare(job: ExportJob) -> Prepared:
     """Check a CSV export: from the source where the manifest was made from one, otherwise from the manifest."""
     origin = job.made_from("csv")
     if origin is None:
-        rows = list(plain_rows(job, "csv"))
-        lines, count = _without_formulas(_table(rows))
+        lines = _table(list(plain_rows(job, "csv")))
+        count = sum(isinstance(v, str) and runs(v) for line in lines for v in line)
+        if count:
+            lines = _marked(lines, lambda v: quoted(v) if isinstance(v, str) else v)
         data = _new_table(lines, _delimiter(job.place))
-        return Prepared(lambda place: place.write_bytes(data), len(rows), [said(count)] if count else [])
+        return Prepared(lambda place: place.write_bytes(data), len(lines) - 1, [said(count)] if count else [])
     source = origin.verified(job.folder)
     if _delimiter(source) != _delimiter(job.place):
-        raise UsageError(
-            f"the source is {source.suffix} and the export would be {job.place.suffix}",
-            fix=f"name it {source.suffix}",
-        )
+        what = f"the source is {source.suffix} and the export would be {job.place.suffix}"
+        raise UsageError(what, fix=f"name it {source.suffix}")
     mark, header, records = _as_meant(*read_records(source), _delimiter(source))
-    matched = match_lines(job, origin, source, len(records), "line")
-    notes = list(matched.notes)
-    data = mark + _edited(job, origin, source, header, records, matched, notes)
-    return Prepared(lambda place: place.write_bytes(data), int(matched.keep.sum()), notes)
-
-
-def _lists() -> dict[str, Kind]:
-    """The kinds whose columns may be lists of numbers, by column."""
-    return {column: kind for kind in KINDS.values() for column in kind.columns}
+    lines = match_lines(job, origin, source, [text_of(f) for f in header.fields], len(records), "line")
+    notes = list(lines.rows.notes)
+    data = mark + _edited(lines, header, records, notes)
+    return Prepared(lambda place: place.write_bytes(data), int(lines.rows.keep.sum()), notes)
 
 
 def _delimiter(path: Path) -> bytes:
@@ -93,94 +81,79 @@ def read_records(path: Path) -> tuple[bytes, Record, list[Record]]:
     return mark, records[0], records[1:]
 
 
-def _edited(
-    job: ExportJob,
-    origin: Origin,
-    source: Path,
-    header: Record,
-    records: list[Record],
-    matched: Matched,
-    notes: list[str],
-) -> bytes:
+def _edited(lines: MatchedLines, header: Record, records: list[Record], notes: list[str]) -> bytes:
     """The bytes of the file after the edits."""
-    names = [_unquoted(f) for f in header.fields]
-    label = pick(names, origin.columns.label, LABEL_NAMES, "label", str(source))
-    assert label is not None
-    at, weight_at = names.index(label), names.index("weight") if "weight" in names else None
-    image = None if origin.columns.features else pick(names, origin.columns.image, IMAGE_NAMES, "image", str(source))
-    image_at = None if image is None else names.index(image)
-    written = spellings(matched.label_was, [r.fields[at] for r in records], str(source))
-    moved = source.parent.resolve() != job.place.parent.resolve()
-    weighted = matched.reweighted.any()
-    delimiter = _delimiter(source)
-    if weighted and weight_at is None:
-        header = Record([*header.fields, b"weight"], header.end)
-    kept = np.flatnonzero(matched.keep).tolist()
-    last_end = records[-1].end if records else b""
+    rows, job, delimiter = lines.rows, lines.job, _delimiter(lines.source)
+    names = [text_of(f) for f in header.fields]
+    at, weight_at = names.index(lines.label), names.index("weight") if "weight" in names else None
+    image_at = names.index(lines.image) if lines.image is not None and lines.moved else None
+    written = spellings(rows.label_was, [r.fields[at] for r in records], str(lines.source))
+    new_weights = weight_at is None and rows.reweighted.any()
+    edited = [[*header.fields, b"weight"] if new_weights else header.fields]
+    kept = np.flatnonzero(rows.keep).tolist()
     for k in kept:
-        record = records[k]
-        fields = list(record.fields)
-        if matched.relabelled[k]:
-            new = int(matched.label[k])
+        fields, weight = list(records[k].fields), repr(float(rows.weight[k])).encode()
+        if rows.relabelled[k]:
+            new = int(rows.label[k])
             fields[at] = written[new] if new in written else _quoted(job.edited.class_name(new), delimiter)
-        if weighted and weight_at is None:
-            fields.append(repr(float(matched.weight[k])).encode())
-        elif weight_at is not None and matched.reweighted[k]:
-            fields[weight_at] = repr(float(matched.weight[k])).encode()
-        if moved and image_at is not None:
-            path = record.text(image_at)
-            there = rebase(path, source.parent, job.place.parent)
-            if there != path:
-                fields[image_at] = _quoted(there, delimiter)
-        records[k] = Record(fields, record.end)
-    if moved and image_at is not None:
-        notes.append(f"relative paths in column {image} count from {job.place.parent} now")
-    fields, formulas = _guarded([r.fields for r in (header, *(records[k] for k in kept))], delimiter)
+        if new_weights:
+            fields.append(weight)
+        elif weight_at is not None and rows.reweighted[k]:
+            fields[weight_at] = weight
+        if image_at is not None:
+            fields[image_at] = _rewritten(fields[image_at], lines.rebased, delimiter)
+        edited.append(fields)
+    if image_at is not None:
+        notes.append(f"relative paths in column {lines.image} count from {job.place.parent} now")
+    edited, formulas = _guarded(edited, delimiter)
     notes += [said(formulas)] if formulas else []
-    lines = [delimiter.join(line) for line in fields]
-    ends = [records[k].end or header.end for k in kept]
-    if kept and not last_end:
+    ends = [header.end, *(records[k].end or header.end for k in kept)]
+    if kept and not records[-1].end:
         ends[-1] = b""
-    return b"".join(line + end for line, end in zip(lines, [header.end, *ends], strict=True))
+    return b"".join(delimiter.join(fields) + end for fields, end in zip(edited, ends, strict=True))
 
 
 def _as_meant(
     mark: bytes, header: Record, records: list[Record], delimiter: bytes
 ) -> tuple[bytes, Record, list[Record]]:
     """The records of a table in which formulas have quotes before them, without those; others as they are."""
-    names = [_unquoted(f, "surrogateescape") for f in header.fields]
+    names = [text_of(f, "surrogateescape") for f in header.fields]
     if MARK not in names:
         return mark, header, records
     at = names.index(MARK)
 
-    def meant(record: Record) -> Record:
-        fields = [_rewritten(f, unquoted, delimiter) for k, f in enumerate(record.fields) if k != at]
-        return Record(fields, record.end)
-
-    return mark, meant(header), [meant(record) for record in records]
+    for record in (header, *records):
+        record.fields = [_rewritten(f, unquoted, delimiter) for k, f in enumerate(record.fields) if k != at]
+    return mark, header, records
 
 
 def _guarded(lines: list[list[bytes]], delimiter: bytes) -> tuple[list[list[bytes]], int]:
     """Raw lines with quotes before fields that a spreadsheet would run and the mark of that, and how many there are."""
     suspects = (f for line in lines for f in line if f[:1] in _SUSPECT)
-    count = sum(runs(_unquoted(f, "surrogateescape")) for f in suspects)
+    count = sum(runs(text_of(f, "surrogateescape")) for f in suspects)
     if not count:
         return lines, 0
-    made: list[list[bytes]] = []
+    marked = _marked(lines, lambda f: _rewritten(f, quoted, delimiter) if f[:1] in _SUSPECT else f)
+    return [[*line[:-1], str(line[-1]).encode()] for line in marked], count
+
+
+def _marked(lines: Sequence[Sequence[Any]], quote: Callable[[Any], Any]) -> list[list[Any]]:
+    """The lines with quotes where ``quote`` makes a new field, and a last column, the mark, that counts these."""
+    made: list[list[Any]] = []
     for line in lines:
-        written = [_rewritten(f, quoted, delimiter) if f[:1] in _SUSPECT else f for f in line]
-        changed = sum(a != b for a, b in zip(line, written, strict=True))
-        made.append([*written, str(changed).encode() if made else MARK.encode()])
-    return made, count
+        written = [quote(field) for field in line]
+        made.append([*written, sum(a is not b for a, b in zip(line, written, strict=True)) if made else MARK])
+    return made
 
 
 def _rewritten(raw: bytes, change: Callable[[str], str], delimiter: bytes) -> bytes:
     """A raw field after a change of its text; its own bytes where that changes nothing."""
-    text = _unquoted(raw, "surrogateescape")
+    text = text_of(raw, "surrogateescape")
     return raw if (new := change(text)) == text else _quoted(new, delimiter)
 
 
-def _unquoted(raw: bytes, errors: str = "strict") -> str:
+def text_of(raw: bytes, errors: str = "strict") -> str:
+    """The text of a raw field, without its quotes."""
     found = re.match(rb'"((?:[^"]+|"")*)(?:"|\Z)(.*)\Z', raw, re.DOTALL)
     return (raw if found is None else found[1].replace(b'""', b'"') + found[2]).decode(errors=errors)
 
@@ -194,41 +167,22 @@ def _quoted(text: str, delimiter: bytes) -> bytes:
 
 def _table(rows: list[dict[str, object]]) -> list[list[object]]:
     """The lines of a CSV, header first, with one column a feature; missing values are empty."""
-    header: list[object] = []
+    kinds = {column: kind for kind in KINDS.values() for column in kind.columns}
+    lines: list[list[object]] = [[]]
     for name, value in rows[0].items() if rows else ():
-        kind = _lists().get(name) if isinstance(value, list) else None
-        wide = len(value) if isinstance(value, list) else 1
-        header += [name] if kind is None else [kind.value_name(name, k) for k in range(wide)]
-    return [header, *_flat(rows)]
-
-
-def _without_formulas(lines: list[list[object]]) -> tuple[list[list[object]], int]:
-    """The lines with quotes before texts that a spreadsheet would run and the mark of that, and how many there are."""
-    count = sum(isinstance(v, str) and runs(v) for line in lines for v in line)
-    if not count:
-        return lines, 0
-    made: list[list[object]] = []
-    for line in lines:
-        written = [quoted(v) if isinstance(v, str) else v for v in line]
-        made.append([*written, sum(a is not b for a, b in zip(line, written, strict=True)) if made else MARK])
-    return made, count
+        wide = len(value) if name in kinds and isinstance(value, list) else None
+        lines[0] += [name] if wide is None else [kinds[name].value_name(name, k) for k in range(wide)]
+    for row in rows:
+        lines.append([])
+        for name, value in row.items():
+            lines[-1] += value if name in kinds and isinstance(value, list) else ["" if value is None else value]
+    return lines
 
 
 def _new_table(lines: list[list[object]], delimiter: bytes) -> bytes:
-    out, line_out = io.StringIO(newline=""), io.StringIO(newline="")
-    writer = csv.writer(line_out, delimiter=delimiter.decode(), lineterminator="\r\n")  # so that both are quoted
+    out: list[str] = []
     for line in lines:
-        writer.writerow(line)
-        out.write(line_out.getvalue().removesuffix("\r\n") + "\n")
-        line_out.seek(0)
-        line_out.truncate()
-    return out.getvalue().encode()
-
-
-def _flat(rows: list[dict[str, object]]) -> Iterator[list[object]]:
-    lists = _lists()
-    for row in rows:
-        flat: list[object] = []
-        for name, value in row.items():
-            flat += value if name in lists and isinstance(value, list) else ["" if value is None else value]
-        yield flat
+        text = io.StringIO(newline="")
+        csv.writer(text, delimiter=delimiter.decode(), lineterminator="\r\n").writerow(line)  # so that both are quoted
+        out.append(text.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(out).encode()

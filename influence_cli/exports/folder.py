@@ -9,12 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from influence_cli.data.kinds.image_files import image_of
+from influence_cli.data.kinds.image import image_of
 from influence_cli.data.kinds.protocol import Payload
 from influence_cli.data.payloads import read_payload
 from influence_cli.data.sources.image_folder import EXTENSIONS
@@ -52,21 +51,18 @@ def prepare(job: ExportJob) -> Prepared:
 def _class_folders(job: ExportJob) -> dict[int, str]:
     """The folder of every class that is named or used; numbers are padded, so that their order is the classes'."""
     edited = job.edited
-    used = max(int(edited.labels.max()) + 1, len(edited.manifest.classes or ()))
-    wide = len(str(used - 1))
     named = len(edited.manifest.classes or ())
-    folders = {c: edited.class_name(c) if c < named else str(c).zfill(wide) for c in range(used)}
+    used = max(int(edited.labels.max()) + 1, named)
+    folders = {c: edited.class_name(c) if c < named else str(c).zfill(len(str(used - 1))) for c in range(used)}
     seen: dict[str, int] = {}
     for c in np.unique(edited.labels[edited.keep]).tolist():
         name = folders[c]
         first = seen.setdefault(name, c)
         why = _unusable(name) or (f"class {first} has it" if first != c else "")
         if why:
-            raise ManifestError(
-                f"class {c} is named {name!r}, which cannot be a folder: {why}",
-                where=job.edited.manifest.source,
-                fix="rename it in the schema metadata key 'classes', or pick another form with --export-as",
-            )
+            what = f"class {c} is named {name!r}, which cannot be a folder: {why}"
+            fix = "rename it in the schema metadata key 'classes', or pick another form with --export-as"
+            raise ManifestError(what, where=edited.manifest.source, fix=fix)
     return folders
 
 
@@ -99,15 +95,8 @@ def _places(job: ExportJob, classes: dict[int, str]) -> tuple[dict[int, str], in
         elif known is not None:
             moved.append((row, "/".join((*known[0], class_name)), known[2]))
         else:
-            split = str(manifest.splits[row])
-            head = f"{split}/{class_name}" if "split" in manifest.table.column_names else class_name
-            moved.append(
-                (
-                    row,
-                    head,
-                    _file_name(manifest.ids[row], value, name, f"{manifest.source}, row id={manifest.ids[row]}"),
-                )
-            )
+            head = f"{manifest.splits[row]}/{class_name}" if "split" in manifest.table.column_names else class_name
+            moved.append((row, head, _file_name(manifest.ids[row], value, name, manifest.place(row))))
     renamed = 0
     for row, head, rest in moved:
         out[row] = taken.free(head, rest)
@@ -137,21 +126,21 @@ class _Taken:
         self.files.add(place.casefold())
         self.folders.update(str(p) for p in PurePosixPath(place.casefold()).parents)
 
+    def _inside_file(self, place: str) -> bool:
+        return any(str(p) in self.files for p in PurePosixPath(place.casefold()).parents)
+
     def _clashes(self, place: str) -> bool:
-        low = place.casefold()
-        inside_file = any(str(p) in self.files for p in PurePosixPath(low).parents)
-        return low in self.files or low in self.folders or inside_file
+        return place.casefold() in self.files or place.casefold() in self.folders or self._inside_file(place)
 
     def free(self, head: str, rest: str) -> str:
         """``head/rest``, or with a number before its suffix where that is taken."""
-        if any(str(p).casefold() in self.files for p in PurePosixPath(f"{head}/{rest}").parents):
+        if self._inside_file(f"{head}/{rest}"):
             rest = _cut("", rest.replace("/", "_"))  # a file stands where a sub-folder would
-        first = PurePosixPath(rest)
-        for k in range(1, 10**9):
-            name = first if k == 1 else first.with_name(_cut(first.stem, f"-{k}{first.suffix}"))
-            if not self._clashes(f"{head}/{name}"):
-                return f"{head}/{name}"
-        raise AssertionError("unreachable")
+        first, number, place = PurePosixPath(rest), 1, f"{head}/{PurePosixPath(rest)}"
+        while self._clashes(place):
+            number += 1
+            place = f"{head}/{first.with_name(_cut(first.stem, f'-{number}{first.suffix}'))}"
+        return place
 
 
 def _cut(stem: str, end: str) -> str:
@@ -162,7 +151,7 @@ def _cut(stem: str, end: str) -> str:
 
 def _file_name(row_id: str, value: Payload | Path | None, name: str | None, where: str) -> str:
     """The file name of a row that came from no image folder: its path's, or its id with the suffix of its format."""
-    base = PurePosixPath(name or row_id).name if name else row_id
+    base = PurePosixPath(name).name if name else row_id
     safe = "".join("_" if c in "/\\" or ord(c) < 32 or ord(c) == 127 else c for c in base) or "_"
     safe = f"_{safe}" if safe.startswith(".") else safe
     suffix = PurePosixPath(safe).suffix
@@ -173,9 +162,7 @@ def _file_name(row_id: str, value: Payload | Path | None, name: str | None, wher
 
 def _sniffed(value: Payload | Path | None, where: str) -> str:
     """The suffix of an image's format."""
-    payload = read_payload(value, lambda: where)
-    assert isinstance(payload, bytes)
-    with image_of(payload, where) as image:
+    with image_of(read_payload(value, lambda: where), where) as image:
         kind = image.format or "PNG"
     return _SUFFIXES.get(kind, f".{kind.lower()}")
 
@@ -183,23 +170,15 @@ def _sniffed(value: Payload | Path | None, where: str) -> str:
 def _write(job: ExportJob, places: dict[int, str], root: Path) -> None:
     final = Path(os.path.realpath(job.place.parent)) / job.place.name
     root.mkdir(parents=True)
-    for row, file, link_to in _payloads(job, places, root):
-        if isinstance(link_to, bytes):
-            with open(file, "xb") as handle:
-                handle.write(link_to)
-        else:
-            _link(job.link, link_to, file, final / places[row])
-
-
-def _payloads(job: ExportJob, places: dict[int, str], root: Path) -> Iterator[tuple[int, Path, Path | bytes]]:
-    made: set[Path] = set()
+    for folder in {(root / place).parent for place in places.values()}:
+        folder.mkdir(parents=True, exist_ok=True)
     for row, value, _ in stored(job):
-        file = root / places[row]
-        if file.parent not in made:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            made.add(file.parent)
-        assert isinstance(value, (bytes, Path))
-        yield row, file, value
+        assert isinstance(value, bytes | Path)  # a manifest has no empty payload
+        if isinstance(value, Path):
+            _link(job.link, value, root / places[row], final / places[row])
+        else:
+            with open(root / places[row], "xb") as handle:
+                handle.write(value)
 
 
 def _link(how: str, source: Path, file: Path, final: Path) -> None:
@@ -218,8 +197,5 @@ def _link(how: str, source: Path, file: Path, final: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LINK:
             raise
-        raise ManifestError(
-            f"cannot make a {how} link ({error.strerror})",
-            where=str(source),
-            fix="pass --link copy, or export to the same disk",
-        ) from error
+        what = f"cannot make a {how} link ({error.strerror})"
+        raise ManifestError(what, where=str(source), fix="pass --link copy, or export to the same disk") from error

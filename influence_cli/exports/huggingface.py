@@ -8,6 +8,8 @@ A folder holds ``data-00000-of-00001.arrow``, ``dataset_info.json`` (features, w
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from influence_cli.actions.protocol import PROPOSAL
+from influence_cli.data.kinds.protocol import Payload
 from influence_cli.data.payloads import read_payload
 from influence_cli.data.row_checks import SPLITS
 from influence_cli.data.sources import open_source
@@ -50,24 +53,24 @@ def prepare(job: ExportJob) -> Prepared:
 
 def _write_again(job: ExportJob, origin: Origin, source: Path, matched: Matched, place: Path) -> None:
     """The source's columns, features and splits, less the rows that went."""
-    parts, first = split_folders(source), 0
-    weighted = bool(matched.reweighted.any())
+    parts, weighted = split_folders(source), bool(matched.reweighted.any())
+    first = 0
+
+    def tables(folder: Path) -> Iterator[pa.Table]:
+        nonlocal first  # rows of the source before a table, over all splits
+        for file in data_files(folder):
+            for table in read_stream(file):
+                here = slice(first, first + table.num_rows)
+                first = here.stop
+                label = pick(table.column_names, origin.columns.label, LABEL_NAMES, "label", str(folder))
+                yield _edited(job, table, str(label), matched, here, weighted)
+
     for folder in parts.values():
         info = {k: v for k, v in read_description(folder / "dataset_info.json").items() if k not in _SIZES}
         state = {**_STATE, **read_description(folder / "state.json")}
         if weighted and info.get("features"):
             info["features"] = {**info["features"], "weight": _WEIGHT}
-
-        def tables(folder: Path = folder, first: int = first) -> Iterator[pa.Table]:
-            for file in data_files(folder):
-                for table in read_stream(file):
-                    here = slice(first, first + table.num_rows)
-                    first += table.num_rows
-                    label = pick(table.column_names, origin.columns.label, LABEL_NAMES, "label", str(folder))
-                    yield _edited(job, table, str(label), matched, here, weighted)
-
-        first += sum(t.num_rows for file in data_files(folder) for t in read_stream(file))
-        _save(place / folder.relative_to(source), tables(), info, state)
+        _save(place / folder.relative_to(source), tables(folder), info, state)
     if None not in parts:
         _write_json(place / "dataset_dict.json", {"splits": [folder.name for folder in parts.values()]})
 
@@ -80,13 +83,11 @@ def _edited(job: ExportJob, table: pa.Table, label: str, matched: Matched, here:
         labels[k] = job.edited.class_name(new) if isinstance(labels[k], str) else new
     table = table.set_column(position, table.schema.field(label), pa.array(labels, kind))
     if weighted:
-        weights = pa.array(matched.weight[here])
-        names = table.column_names
-        table = (
-            table.set_column(names.index("weight"), "weight", weights)
-            if "weight" in names
-            else table.append_column("weight", weights)
-        )
+        names, weights = table.column_names, pa.array(matched.weight[here])
+        if "weight" in names:
+            table = table.set_column(names.index("weight"), "weight", weights)
+        else:
+            table = table.append_column("weight", weights)
     return table.filter(pa.array(matched.keep[here]))
 
 
@@ -117,9 +118,9 @@ def _write_new(job: ExportJob, place: Path) -> None:
     has_splits = "split" in manifest.table.column_names
     present = [s for s in SPLITS if (job.edited.keep & (manifest.splits == s)).any()]
     for split in present:
-        folder = place / _SPLIT_NAMES[split] if has_splits else place
+        name = _SPLIT_NAMES[split] if has_splits else None
         info = {"citation": "", "description": "", "features": _features(job), "homepage": "", "license": ""}
-        _save(folder, _new_tables(job, split), info, {**_STATE, "_split": _SPLIT_NAMES[split] if has_splits else None})
+        _save(place / (name or ""), _new_tables(job, split), info, {**_STATE, "_split": name})
     if has_splits:
         _write_json(place / "dataset_dict.json", {"splits": [_SPLIT_NAMES[s] for s in present]})
 
@@ -148,33 +149,23 @@ def _features(job: ExportJob) -> dict[str, Any]:
     features[job.label] = {"names": names, "_type": "ClassLabel"} if names else {"dtype": "int64", "_type": "Value"}
     for name in _others(job):
         kind = _plain(manifest.table.schema.field(name).type)
-        features[name] = {
-            "dtype": _DTYPES.get(str(kind), str(kind)),
-            "_type": "Value",
-        }
+        features[name] = {"dtype": _DTYPES.get(str(kind), str(kind)), "_type": "Value"}
     return {**features, "weight": _WEIGHT} if _weighted(job) else features
 
 
 def _new_tables(job: ExportJob, split: str) -> Iterator[pa.Table]:
     """The rows of one split, some hundred at a time."""
-    manifest, rows, values = job.edited.manifest, list[int](), list[dict[str, Any]]()
-    for row, value, name in stored(job):
-        if manifest.splits[row] != split:
-            continue
-        where = f"{manifest.source}, row id={manifest.ids[row]}"
-        payload = read_payload(value, lambda where=where: where)
-        base = None if name is None else Path(name).name
-        values.append(manifest.payload_kind.embedded(payload, base))
-        rows.append(row)
-        if len(rows) == 512:
-            yield _new_table(job, rows, values)
-            rows, values = [], []
-    if rows:
-        yield _new_table(job, rows, values)
+    left = stored(job, job.edited.keep & (job.edited.manifest.splits == split))
+    while some := list(itertools.islice(left, 512)):
+        yield _new_table(job, some)
 
 
-def _new_table(job: ExportJob, rows: list[int], values: list[dict[str, Any]]) -> pa.Table:
+def _new_table(job: ExportJob, some: list[tuple[int, Payload | Path | None, str | None]]) -> pa.Table:
     edited, manifest = job.edited, job.edited.manifest
+    rows, values = [row for row, _, _ in some], list[dict[str, Any]]()
+    for row, value, name in some:
+        payload = read_payload(value, functools.partial(manifest.place, row))
+        values.append(manifest.payload_kind.embedded(payload, None if name is None else Path(name).name))
     columns = {"id": pa.array([manifest.ids[r] for r in rows], pa.string())}
     for name, (kind, _) in manifest.payload_kind.embedded_types.items():
         columns[name] = pa.array([value[name] for value in values], kind)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from influence_cli.data.sources.origin import Origin
-from influence_cli.data.sources.protocol import IMAGE_NAMES, LABEL_NAMES, pick
 from influence_cli.errors import ManifestError
-from influence_cli.exports.matched import Matched, match_lines, spellings
-from influence_cli.exports.plain import plain_rows
-from influence_cli.exports.protocol import ExportJob, Prepared, rebase
+from influence_cli.exports.matched import MatchedLines, match_lines, spellings
+from influence_cli.exports.protocol import ExportJob, Prepared, plain_rows
 
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
 _DECODER = json.JSONDecoder(strict=False)  # control characters in texts stay as they are
@@ -34,9 +32,9 @@ class Record:
     def replaced(self, values: dict[str, str]) -> str:
         """The object's text with other values; those that it has not are appended."""
         text = self.text
-        inside = sorted(((self.spans[n], v) for n, v in values.items() if n in self.spans), reverse=True)
-        for (start, end), value in inside:
-            text = text[:start] + value + text[end:]
+        for name in sorted(values.keys() & self.spans, key=self.spans.__getitem__, reverse=True):
+            start, end = self.spans[name]
+            text = text[:start] + values[name] + text[end:]
         for name, value in values.items():
             if name not in self.spans:
                 body = text[: text.rindex("}")].rstrip()
@@ -48,26 +46,22 @@ def prepare(job: ExportJob) -> Prepared:
     """Check a JSONL export: from the source where the manifest was made from one, otherwise from the manifest."""
     origin = job.made_from("jsonl")
     if origin is None:
-        lines = [json.dumps(row, ensure_ascii=False, default=str) for row in plain_rows(job, "jsonl")]
-        return _lines(lines, [])
+        return _lines((json.dumps(row, ensure_ascii=False, default=str) for row in plain_rows(job, "jsonl")), [])
     source = origin.verified(job.folder)
     records = read_objects(source)
-    matched = match_lines(job, origin, source, len(records), "object")
-    notes = list(matched.notes)
-    return _lines(_edited(job, origin, source, records, matched, notes), notes)
+    names = list(dict.fromkeys(n for record in records for n in record.spans))
+    lines = match_lines(job, origin, source, names, len(records), "object")
+    moved = [f"relative paths in {lines.image} count from {job.place.parent} now"] if lines.moved else []
+    return _lines(_edited(lines, records, "weight" in names), [*lines.rows.notes, *moved])
 
 
-def _lines(lines: list[str], notes: list[str]) -> Prepared:
-    data = "".join(line + "\n" for line in lines).encode()
-    return Prepared(lambda place: place.write_bytes(data), len(lines), notes)
+def _lines(lines: Iterable[str], notes: list[str]) -> Prepared:
+    ended = [f"{line}\n".encode() for line in lines]
+    return Prepared(lambda place: place.write_bytes(b"".join(ended)), len(ended), notes)
 
 
 def read_objects(path: Path) -> list[Record]:
-    """The objects of a JSONL file, each as it is written.
-
-    Raises:
-        ManifestError: it is not JSON.
-    """
+    """The objects of a JSONL file, each as it is written.  Raises ManifestError: it is not JSON."""
     records: list[Record] = []
     try:
         text = path.read_bytes().decode()
@@ -101,32 +95,20 @@ def _object(text: str, start: int) -> tuple[int, dict[str, tuple[int, int]]]:
     return position + 1, spans
 
 
-def _edited(
-    job: ExportJob, origin: Origin, source: Path, records: list[Record], matched: Matched, notes: list[str]
-) -> list[str]:
+def _edited(lines: MatchedLines, records: list[Record], has_weights: bool) -> Iterator[str]:
     """The objects that are left, in order, as text."""
-    names = list(dict.fromkeys(n for record in records for n in record.spans))
-    label = pick(names, origin.columns.label, LABEL_NAMES, "label", str(source))
-    assert label is not None
-    image = None if origin.columns.features else pick(names, origin.columns.image, IMAGE_NAMES, "image", str(source))
-    written = spellings(matched.label_was, [r.raw(label) for r in records], str(source))
-    moved = image is not None and source.parent.resolve() != job.place.parent.resolve()
-    weighted = matched.reweighted.any()
-    lines: list[str] = []
-    for k in np.flatnonzero(matched.keep).tolist():
+    rows, label = lines.rows, lines.label
+    written = spellings(rows.label_was, [r.raw(label) for r in records], str(lines.source))
+    image, weighted = lines.image if lines.moved else None, rows.reweighted.any()
+    for k in np.flatnonzero(rows.keep).tolist():
         record, values = records[k], {}
-        if matched.relabelled[k]:
-            new = int(matched.label[k])
-            values[label] = written.get(new) or json.dumps(job.edited.class_name(new), ensure_ascii=False)
-        if matched.reweighted[k] or (weighted and "weight" not in names):
-            values["weight"] = repr(float(matched.weight[k]))
-        if moved and image is not None:
-            path = _DECODER.decode(record.raw(image))
-            there = rebase(path, source.parent, job.place.parent) if isinstance(path, str) else path
-            if there != path:
-                values[image] = json.dumps(there, ensure_ascii=False)
+        if rows.relabelled[k]:
+            new = int(rows.label[k])
+            values[label] = written.get(new) or json.dumps(lines.job.edited.class_name(new), ensure_ascii=False)
+        if rows.reweighted[k] or (weighted and not has_weights):
+            values["weight"] = repr(float(rows.weight[k]))
+        path = None if image is None else _DECODER.decode(record.raw(image))
+        if image is not None and isinstance(path, str) and lines.rebased(path) != path:
+            values[image] = json.dumps(lines.rebased(path), ensure_ascii=False)
         text = record.replaced(values)
-        lines.append(text if "\n" not in text else json.dumps(_DECODER.decode(text), ensure_ascii=False))
-    if moved:
-        notes.append(f"relative paths in {image} count from {job.place.parent} now")
-    return lines
+        yield text if "\n" not in text else json.dumps(_DECODER.decode(text), ensure_ascii=False)

@@ -28,7 +28,9 @@ def prepare(job: ExportJob) -> Prepared:
     manifest = job.edited.manifest
     edits = job.edits.to_pylist()
     place = {i: k for k, i in enumerate(manifest.ids)}
-    data = _data(job, [place[e["id"]] for e in edits])
+    wanted = np.zeros(len(manifest), dtype=np.bool_)
+    wanted[[place[e["id"]] for e in edits]] = True
+    data = {row: _data(job, value, name, row) for row, value, name in stored(job, wanted)}
     tasks = [_task(job, k, edit, data[place[edit["id"]]]) for k, edit in enumerate(edits)]
     text = json.dumps(tasks, ensure_ascii=False, indent=1, allow_nan=False).encode() + b"\n"
     notes = [] if tasks else ["no row is edited, so there is no task"]
@@ -40,18 +42,12 @@ def _task(job: ExportJob, number: int, edit: dict[str, Any], data: dict[str, Any
     was, proposed = (job.edited.class_name(int(edit[k])) for k in ("label_was", "label"))
     to_name = next(iter(data))
     key = edit["row_key"] if isinstance(edit["row_key"], str) else bytes(edit["row_key"]).hex()
-    prediction: dict[str, Any] = {
-        "model_version": MODEL_VERSION,
-        "result": [{**_choice(f"proposed-{number}", to_name, proposed), "meta": {"text": [edit["reason"]]}}],
-    }
+    choice = {**_choice(f"proposed-{number}", to_name, proposed), "meta": {"text": [edit["reason"]]}}
+    prediction: dict[str, Any] = {"model_version": MODEL_VERSION, "result": [choice]}
     if edit["id"] in job.ranks:
         prediction["score"] = job.ranks[edit["id"]]
-    meta = {
-        **{k: edit[k] for k in ("id", "action", "score", "reason", "weight_was", "weight")},
-        "row_key": key,
-        "label_was": was,
-        "label": proposed,
-    }
+    meta = {k: edit[k] for k in ("id", "action", "score", "reason", "weight_was", "weight")}
+    meta |= {"row_key": key, "label_was": was, "label": proposed}
     return {
         "data": data,
         "meta": {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in meta.items()},
@@ -65,15 +61,9 @@ def _choice(name: str, to_name: str, label: str) -> dict[str, Any]:
     return {"id": name, "from_name": "label", "to_name": to_name, "type": "choices", "value": {"choices": [label]}}
 
 
-def _data(job: ExportJob, rows: list[int]) -> dict[int, dict[str, Any]]:
-    """What is to be labelled, by row: an image as its path, URL or data URI, features as they are."""
-    wanted = np.zeros(len(job.edited.manifest), dtype=np.bool_)
-    wanted[rows] = True
-    return {row: _value(job, value, name, row) for row, value, name in stored(job, wanted)}
-
-
-def _value(job: ExportJob, value: Payload | Path | None, name: str | None, row: int) -> dict[str, Any]:
-    where = f"{job.edited.manifest.source}, row id={job.edited.manifest.ids[row]}"
+def _data(job: ExportJob, value: Payload | Path | None, name: str | None, row: int) -> dict[str, Any]:
+    """What is to be labelled: an image as its path, URL or data URI, features as they are."""
+    where = job.edited.manifest.place(row)
     if value is not None and not isinstance(value, Path):
         return job.edited.manifest.payload_kind.shown(value, where)
     if value is None or name is None:

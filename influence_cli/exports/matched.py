@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from influence_cli.data.classes import Numbering
 from influence_cli.data.sources import Source, open_source
 from influence_cli.data.sources.origin import Origin
+from influence_cli.data.sources.protocol import IMAGE_NAMES, LABEL_NAMES, pick
 from influence_cli.errors import ManifestError
-from influence_cli.exports.protocol import ExportJob, same_images
+from influence_cli.exports.protocol import ExportJob, rebase, same_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,19 +80,43 @@ def match(job: ExportJob, source: Source, where: str) -> Matched:
     )
 
 
-def match_lines(job: ExportJob, origin: Origin, source: Path, count: int, unit: str) -> Matched:
-    """``match``, where every row is one of ``count`` lines or objects of a text file that is written again.
+@dataclass(frozen=True, eq=False)
+class MatchedLines:
+    """A text file that is written again: its rows, and what edits change in a line or object of it."""
+
+    job: ExportJob
+    source: Path
+    rows: Matched
+    label: str  # its columns
+    image: str | None
+
+    @property
+    def moved(self) -> bool:
+        """Whether paths of images are to count from another folder than they do in the source."""
+        return self.image is not None and self.source.parent.resolve() != self.job.place.parent.resolve()
+
+    def rebased(self, path: str) -> str:
+        """A path of the source as the export writes it."""
+        return rebase(path, self.source.parent, self.job.place.parent)
+
+
+def match_lines(job: ExportJob, origin: Origin, source: Path, names: list[str], count: int, unit: str) -> MatchedLines:
+    """``match``, where every row is one of ``count`` lines or objects, with values of these names, of a text file.
 
     Raises:
         ManifestError: rows and lines are not the same, or an image has changed since it was embedded.
     """
-    matched = match(job, open_source(str(source), origin.columns), str(source))
+    where, columns = str(source), origin.columns
+    matched = match(job, open_source(where, columns), where)
     if count != len(matched.keep):
         fix = f"write it with one {'row' if unit == 'line' else unit} a line, or export as another form"
         what = f"{len(matched.keep)} rows were read and {count} {unit}s are there"
-        raise ManifestError(what, where=str(source), fix=fix)
+        raise ManifestError(what, where=where, fix=fix)
     same_images(job, source.parent)
-    return matched
+    label = pick(names, columns.label, LABEL_NAMES, "label", where)
+    assert label is not None  # else it was no source
+    image = None if columns.features else pick(names, columns.image, IMAGE_NAMES, "image", where)
+    return MatchedLines(job, source, matched, label, image)
 
 
 def _number(value: Any, number: Numbering) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,10 @@ def _new_arrays(job: ExportJob) -> Arrays:
     values: dict[str, list[Decoded]] = {s: [] for s in SPLITS}
     rows: dict[str, list[int]] = {s: [] for s in SPLITS}
     for row, value, _ in stored(job):
-        where = f"{manifest.source}, row id={manifest.ids[row]}"
-        payload = read_payload(value, lambda where=where: where)
-        values[str(manifest.splits[row])].append(manifest.payload_kind.as_arrays(payload, where))
-        rows[str(manifest.splits[row])].append(row)
+        split, where = str(manifest.splits[row]), manifest.place(row)
+        payload = read_payload(value, functools.partial(manifest.place, row))
+        values[split].append(manifest.payload_kind.as_arrays(payload, where))
+        rows[split].append(row)
     shapes = {form_of(v) for arrays in values.values() for v in arrays}
     if len(shapes) > 1:
         fix = "use --export-as folder or huggingface"

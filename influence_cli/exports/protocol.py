@@ -1,4 +1,4 @@
-"""What an export is given, what it gives back, and how the payloads of a manifest are read for it."""
+"""What an export is given, what it gives back, and how the rows of a manifest are read for it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.actions.edited import Edited
+from influence_cli.actions.protocol import PROPOSAL
+from influence_cli.data.classes import CLEAN
 from influence_cli.data.kinds.protocol import Payload
+from influence_cli.data.labels import column_labels
 from influence_cli.data.payloads import payload_batches
 from influence_cli.data.sources.origin import Origin
-from influence_cli.errors import ManifestError
+from influence_cli.errors import ManifestError, UsageError
 
 LINKS = ("symbolic", "hard", "copy")
 
@@ -82,11 +86,9 @@ def same_images(job: ExportJob, folder: Path) -> None:
             continue
         file = folder / name
         if not file.is_file() or file.read_bytes() != value:
-            raise ManifestError(
-                f"{name} has changed since it was embedded" if file.is_file() else f"{name} is not there any more",
-                where=f"{manifest.source}, row id={manifest.ids[row]}",
-                fix="run `influence manifest` and `influence score` again, or pass --export-as folder",
-            )
+            what = f"{name} has changed since it was embedded" if file.is_file() else f"{name} is not there any more"
+            fix = "run `influence manifest` and `influence score` again, or pass --export-as folder"
+            raise ManifestError(what, where=manifest.place(row), fix=fix)
 
 
 def rebase(path: str, old: Path, new: Path) -> str:
@@ -94,3 +96,34 @@ def rebase(path: str, old: Path, new: Path) -> str:
     if "://" in path or Path(path).is_absolute() or not path:
         return path
     return Path(os.path.relpath(old / path, new)).as_posix()
+
+
+def plain_rows(job: ExportJob, form: str) -> Iterator[dict[str, Any]]:
+    """The rows that are left: id, payload, label as its name where it has one, split, and the other columns.
+
+    Raises:
+        UsageError: images are embedded, and a line of text holds none.
+    """
+    edited, manifest = job.edited, job.edited.manifest
+    table = manifest.table
+    others = [n for n in table.column_names if n not in ("id", "weight", job.label, PROPOSAL)]
+    columns = {n: table.column(n).to_pylist() for n in others}
+    if manifest.classes is not None and CLEAN in columns and job.label != CLEAN:  # names, as the labels are
+        clean = column_labels(manifest, CLEAN).tolist()
+        columns[CLEAN] = [None if k < 0 else edited.class_name(k) for k in clean]
+    weighted = "weight" in table.column_names or bool((edited.weights != 1).any())
+    for row, value, name in stored(job):
+        inside = value is not None and not isinstance(value, Path)
+        held = manifest.payload_kind.as_values(value) if inside else {}
+        if held is None:
+            what = f"images are embedded in the manifest, and {form} holds only their paths"
+            raise UsageError(what, where=manifest.source, fix="use --export-as folder, huggingface or npz")
+        out: dict[str, Any] = {"id": manifest.ids[row], **held}
+        if isinstance(value, Path) and name is not None:
+            out["path"] = rebase(name, job.folder, job.place.parent)
+        label = int(edited.labels[row])
+        out[job.label] = label if manifest.classes is None else edited.class_name(label)
+        out.update({other: values[row] for other, values in columns.items()})
+        if weighted:
+            out["weight"] = float(edited.weights[row])
+        yield out

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from influence_cli.methods.protocol import Growth, Linear, Place
+from influence_cli.model.checkpoints import Trajectory
 from influence_cli.model.dropout import Dropout, member_rate
-from influence_cli.model.trajectory import Trajectory
 from influence_cli.settings import setting
 
 LEAST_MEMBERS = 3  # of members=auto: a spread of two says next to nothing

@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 
     from influence_cli.data.manifest import Rows
     from influence_cli.engines.layerwise.blocks import Block
-    from influence_cli.model.checkpoints import Checkpoint
+    from influence_cli.model.checkpoints import Checkpoint, Trajectory
     from influence_cli.model.dropout import Dropout
-    from influence_cli.model.trajectory import Trajectory
 
 Kind = Literal["signed", "ranking"]
 Floats = NDArray[np.float64]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from influence_cli.errors import ModelError, nearest
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.examples import blank_input
 from influence_cli.model.named_tensors import as_argument
-from influence_cli.model.precision import in_precision
+from influence_cli.model.parameters import in_precision
 from influence_cli.model.spec import TORCHVISION, ModelSpec, code_named_by_data, is_own, is_plain
 from influence_cli.model.weights import load_weights
 from influence_cli.settings import INTERPOLATIONS
@@ -26,13 +27,8 @@ def timm_config(name: str) -> dict[str, Any]:
     """
     if name.startswith(TORCHVISION):
         _known_to_torchvision(name)
-        return {
-            "shape": [3, 224, 224],
-            "mean": [0.485, 0.456, 0.406],
-            "std": [0.229, 0.224, 0.225],
-            "interpolation": "bilinear",
-            "crop": 0.875,
-        }
+        sizes = {"shape": [3, 224, 224], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+        return {**sizes, "interpolation": "bilinear", "crop": 0.875}
     import timm
 
     _known_to_timm(name)
@@ -92,15 +88,12 @@ def build_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
     if is_own(spec.name):  # code is made a task where it is named; a name alone is data
         raise code_named_by_data(spec.name, "")
     if is_plain(spec.name):
-        width = 1
-        for n in spec.shape:
-            width *= n
         _, _, tail = spec.name.partition(":")
         try:
             hidden = [int(n) for n in tail.split(",") if n] if tail else ([] if spec.name == "linear" else [128])
         except ValueError as error:
             raise ModelError(f"cannot read model {spec.name!r}", fix="write mlp:128,128") from error
-        return MLP(width, hidden, spec.num_classes)
+        return MLP(math.prod(spec.shape), hidden, spec.num_classes)
     if spec.name.startswith(TORCHVISION):
         from torchvision.models import get_model
 
@@ -118,9 +111,8 @@ def build_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
     try:
         return timm.create_model(spec.name, pretrained=pretrained, **arguments)
     except (TypeError, AssertionError, RuntimeError) as error:
-        raise ModelError(
-            f"{spec.name} cannot be built for input {spec.shape}: {error}", fix="try another --input-size"
-        ) from error
+        what = f"{spec.name} cannot be built for input {spec.shape}: {error}"
+        raise ModelError(what, fix="try another --input-size") from error
 
 
 def load_model(spec: ModelSpec, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> nn.Module:
@@ -155,11 +147,7 @@ def check_input(model: nn.Module, spec: ModelSpec) -> None:
 
 
 def device_of(name: str) -> torch.device:
-    """The torch device for ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-
-    Raises:
-        ModelError: it is not there.
-    """
+    """The torch device for ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.  Raises ModelError: it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -1,12 +1,13 @@
-"""Finding weights as people have them, and naming what is in them; imports no torch.
+"""Finding weights as people have them, and naming what is in them, and those that a training left on its way to them.
 
 A checkpoint is a run folder of ``retrain``, a safetensors file, a folder or index of sharded safetensors, or a torch
 file (read as data only).  The digest of safetensors covers names, dtypes, shapes and values, whatever the sharding and
-the metadata; that of a torch file covers its bytes.
+the metadata; that of a torch file covers its bytes.  Nothing here imports torch.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import zipfile
 import zlib
@@ -71,11 +72,8 @@ def _in_folder(folder: Path, locator: str) -> tuple[Path, dict[str, Any] | None]
     for name in IN_FOLDER:
         if (folder / name).exists():
             return folder / name, None if record is None else record.model
-    raise ModelError(
-        f"no weights in the folder (looked for {', '.join(IN_FOLDER)})",
-        where=locator,
-        fix="give a run folder of `retrain`, or the file itself",
-    )
+    what = f"no weights in the folder (looked for {', '.join(IN_FOLDER)})"
+    raise ModelError(what, where=locator, fix="give a run folder of `retrain`, or the file itself")
 
 
 def _check_zip(path: Path) -> None:
@@ -102,7 +100,36 @@ def _shards(index: Path, locator: str) -> tuple[Path, ...]:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"the index cannot be read ({error})", where=str(index), fix="copy it again") from error
     files = tuple(index.parent / name for name in names)
-    for file in files:
-        if not file.exists():
-            raise ModelError(f"a shard is missing: {file.name}", where=locator, fix="copy it beside the index")
+    lost = next((file for file in files if not file.exists()), None)
+    if lost is not None:
+        raise ModelError(f"a shard is missing: {lost.name}", where=locator, fix="copy it beside the index")
     return files
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One checkpoint on the way: after so many steps, with the learning rate of the last of them."""
+
+    checkpoint: Checkpoint
+    step: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """The way to a final checkpoint; the other checkpoints are read and verified only when a method asks for them."""
+
+    final: Checkpoint
+
+    @functools.cached_property
+    def recorded(self) -> tuple[Recorded, ...]:
+        """Checkpoints that ``retrain --keep-checkpoints`` wrote, in order of steps; none for weights without a run.
+
+        Raises:
+            DamagedModel: one of them, or what the run folder says of it, cannot be read.
+            ModelError: one of them is gone.
+        """
+        folder = RunFolder.of(self.final.locator)
+        record = folder.read()
+        kept = () if record is None else record.checkpoints
+        return tuple(Recorded(find_checkpoint(str(folder.path / k.file))[0], k.step, k.lr) for k in kept)

@@ -53,9 +53,7 @@ class DecodedBatches:
     """
 
     def __init__(self) -> None:
-        """Nothing yet."""
-        self._bytes = 0
-        self._items: Batches = []
+        self._bytes, self._items = 0, Batches()
 
     def add(self, index: NDArray[np.int64], values: Inputs) -> None:
         """Keep a batch, unless they have become too large."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,14 +15,15 @@ from torch import Tensor
 
 from influence_cli.data.kinds.protocol import Decoded, Kind, Payload, form_of
 from influence_cli.data.manifest import Manifest, Rows
-from influence_cli.errors import ManifestError
-from influence_cli.model.decode import decode_row
-from influence_cli.model.decoded import DecodedByKey
+from influence_cli.errors import ManifestError, ModelError
+from influence_cli.events import Listener, Progress
+from influence_cli.model.decoded import DecodedByKey, OddRows, decoded_by_place, rows_at
 from influence_cli.model.named_tensors import Inputs, as_argument, as_rows, from_arrays, mapped
 from influence_cli.model.spec import ModelSpec
 from influence_cli.store.shards import key_order, unique
 
 T = TypeVar("T")
+ONE_FORM = "let the task's transform give inputs of one shape and type"
 FEW = 16  # rows from all over the data, on which whatever is tried is checked
 
 
@@ -37,42 +38,16 @@ def blank_input(spec: ModelSpec, rows: int, dtype: torch.dtype) -> Any:
     return None if blank is None else mapped(lambda t: t.to(dtype) if t.is_floating_point() else t, from_arrays(blank))
 
 
-def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+def ahead(items: Iterator[T], depth: int = 3) -> Iterator[T]:
     """The same items, produced up to ``depth`` ahead on a thread; its exceptions arrive here."""
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
-    stop = threading.Event()
-
-    def put(entry: tuple[str, Any]) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(entry, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def produce() -> None:
-        try:
-            for item in items:
-                if not put(("item", item)):
-                    return
-            put(("end", None))
-        except BaseException as error:
-            put(("error", error))
-
-    thread = threading.Thread(target=produce, daemon=True)
-    thread.start()
+    pool, end = ThreadPoolExecutor(max_workers=1), object()
     try:
-        while True:
-            kind, value = ready.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
+        ready = deque(pool.submit(next, items, end) for _ in range(depth))
+        while (item := ready.popleft().result()) is not end:
+            ready.append(pool.submit(next, items, end))
+            yield cast(T, item)
     finally:
-        stop.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)
 
 
 def batches(
@@ -96,7 +71,7 @@ def batches(
         if known is not None:
             return known
         try:
-            value = decode_row(manifest, item[0], item[1], spec)
+            value = manifest.decoded(*item, spec)
             if held is not None:
                 held.put(key, spec, value)
             return value
@@ -133,23 +108,15 @@ def _stacked(values: list[Decoded], rows: list[int], manifest: Manifest, kind: K
     odd = kind.odd(values)
     if odd is not None:
         here, there = (form_of(values[k]) for k in (odd, 0))
-        raise ManifestError(
-            f"its input is {here}, that of row id={manifest.ids[rows[0]]} {there}",
-            where=f"{manifest.source}, row id={manifest.ids[rows[odd]]}, column {manifest.payload_kind.column}",
-            fix="let the task's transform give inputs of one shape and type",
-        )
+        what = f"its input is {here}, that of row id={manifest.ids[rows[0]]} {there}"
+        raise ManifestError(what, where=manifest.place(rows[odd], manifest.payload_kind.column), fix=ONE_FORM)
     return from_arrays(kind.collate(values))
 
 
 def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of ``size`` items, the last one shorter."""
-    chunk: list[T] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
+    left = iter(items)
+    while chunk := list(itertools.islice(left, size)):
         yield chunk
 
 
@@ -174,3 +141,31 @@ def sent_back(tensor: Tensor) -> Callable[[], NDArray[Any]]:
         return host.numpy()
 
     return wait
+
+
+class Examples:
+    """Decoded rows [n, ...] with ids, labels and weights, in memory or a mapped file."""
+
+    def __init__(self, rows: Rows, spec: ModelSpec, listener: Listener, what: str) -> None:
+        """Decode every row.  Raises ModelError: a task's transform gives inputs of several shapes."""
+        self.ids, self.labels, self.weights, self.spec = rows.ids, rows.labels, rows.weights, spec
+        self.inputs: NDArray[np.float64] | None = None  # kept by ``train.convex``
+        place = {row: k for k, row in enumerate(rows.index.tolist())}
+        with listener.progress(f"decode {what}", len(rows), "rows decoded") as progress:
+            try:
+                self.values = decoded_by_place(self._batches(rows, progress), place)
+            except OddRows as error:
+                what = f"{error} (from row id={rows.manifest.ids[error.row]} on)"
+                raise ModelError(what, fix=ONE_FORM) from error
+
+    def _batches(self, rows: Rows, progress: Progress) -> Iterator[tuple[NDArray[np.int64], Any]]:
+        for index, decoded in batches(rows.manifest, chunked(rows.manifest.payloads(rows.index), 256), self.spec):
+            yield index, decoded
+            progress.advance(len(index))
+
+    def at(self, places: NDArray[np.int64] | slice) -> Any:
+        """The decoded rows at some places."""
+        return rows_at(self.values, places)
+
+    def __len__(self) -> int:
+        return len(self.ids)

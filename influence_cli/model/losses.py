@@ -6,11 +6,12 @@ Both are functions of a row's logits and label, so scores with every label are a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.kinds.own_input import errors_of_own_code
 from influence_cli.errors import ModelError
 from influence_cli.maths.labels import Floats, cross_entropy, label_scores
 from influence_cli.store.keys import fingerprint
@@ -23,31 +24,11 @@ if TYPE_CHECKING:
 Loss = Callable[[Any, Any], Any]  # logits [n, C] and labels [n] to losses [n], in torch
 
 
-class RowLoss(Protocol):
-    """A loss as the stages need it."""
-
-    def name(self, classes: int) -> str:
-        """What goes into a fingerprint."""
-        ...
-
-    def rows(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Losses [n], differentiable."""
-        ...
-
-    def losses(self, logits: NDArray[np.floating], labels: NDArray[np.int64]) -> Floats:
-        """Losses [n] of stored logits."""
-        ...
-
-    def label_scores(self, logits: NDArray[np.floating], tangents: NDArray[np.floating]) -> Floats:
-        """The score with each label [n, C]: s(c) = < d l(z, c) / dz, t >."""
-        ...
-
-
 class CrossEntropy:
     """Cross-entropy with hard labels."""
 
     def name(self, classes: int) -> str:
-        """Its name."""
+        """What goes into a fingerprint."""
         return "cross-entropy"
 
     def rows(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -61,7 +42,7 @@ class CrossEntropy:
         return cross_entropy(logits, labels)
 
     def label_scores(self, logits: NDArray[np.floating], tangents: NDArray[np.floating]) -> Floats:
-        """The score with each label [n, C], in float64."""
+        """The score with each label [n, C], s(c) = < d l(z, c) / dz, t >, in float64."""
         return label_scores(logits, tangents)
 
 
@@ -76,23 +57,14 @@ class OwnLoss:
         return loss_name(self.loss, classes)
 
     def rows(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Losses [n], differentiable.
-
-        Raises:
-            ModelError: it fails, or does not give one value a row.
-        """
-        try:
+        """Losses [n], differentiable.  Raises ModelError: it fails, or does not give one value a row."""
+        failed = f"the task's loss failed on logits {tuple(logits.shape)}"
+        fix = "repair the loss: it takes logits [n, C] and labels [n]"
+        with errors_of_own_code(lambda why: ModelError(f"{failed} ({why})", fix=fix)):
             values = self.loss(logits, labels)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # SystemExit too: code of the user's does not end the program
-            what = f"the task's loss failed on logits {tuple(logits.shape)} ({type(error).__name__}: {error})"
-            raise ModelError(what, fix="repair the loss: it takes logits [n, C] and labels [n]") from error
         if tuple(values.shape) != (len(labels),):
-            raise ModelError(
-                f"the task's loss is of shape {tuple(values.shape)}, not one value for each of {len(labels)} rows",
-                fix='give a loss without reduction, such as cross_entropy(..., reduction="none")',
-            )
+            what = f"the task's loss is of shape {tuple(values.shape)}, not one value for each of {len(labels)} rows"
+            raise ModelError(what, fix='give a loss without reduction, such as cross_entropy(..., reduction="none")')
         return values
 
     def losses(self, logits: NDArray[np.floating], labels: NDArray[np.int64]) -> Floats:
@@ -117,18 +89,16 @@ class OwnLoss:
         return out
 
 
+RowLoss = CrossEntropy | OwnLoss  # a loss as the stages need it
 CROSS_ENTROPY = CrossEntropy()
 
 
 def quality(logits: NDArray[np.floating], labels: NDArray[np.int64], loss: RowLoss = CROSS_ENTROPY) -> dict[str, float]:
     """Accuracy, balanced accuracy (mean recall of the classes present) and mean loss."""
     hit = logits.argmax(axis=1) == labels
-    recalls = [float(hit[labels == c].mean()) for c in np.unique(labels)]
-    return {
-        "accuracy": float(hit.mean()),
-        "balanced_accuracy": float(np.mean(recalls)),
-        "loss": float(loss.losses(logits, labels).mean()),
-    }
+    balanced = float(np.mean([float(hit[labels == c].mean()) for c in np.unique(labels)]))
+    mean_loss = float(loss.losses(logits, labels).mean())
+    return {"accuracy": float(hit.mean()), "balanced_accuracy": balanced, "loss": mean_loss}
 
 
 def loss_of(task: Task | None) -> RowLoss:

@@ -31,7 +31,7 @@ def new_spec(inputs: Inputs, manifest: Manifest, store: Store | None, from_scrat
     """
     if inputs.model is None:
         raise UsageError("no model", fix="pass --model NAME (a timm name, linear, or mlp:128)")
-    classes = manifest.classes
+    classes, kind = manifest.classes, manifest.payload_kind.input_name
     num_classes = inputs.num_classes or (len(classes) if classes else int(manifest.all_rows().labels.max()) + 1)
     if not manifest.payload_kind.pixels:
         return _of_numbers(inputs, manifest, num_classes)
@@ -39,17 +39,15 @@ def new_spec(inputs: Inputs, manifest: Manifest, store: Store | None, from_scrat
         channels, height, width = _first_shape(manifest, inputs.skip_bad)
         if inputs.model.startswith(TORCHVISION):
             channels = 3  # torchvision's architectures take nothing else
-        note = {"mean": [0.5] * channels, "std": [0.5] * channels, "interpolation": "bicubic"}
-        note["shape"] = [channels, height, width]
+        half, shape = [0.5] * channels, [channels, height, width]
+        note: dict[str, Any] = {"mean": half, "std": half, "interpolation": "bicubic", "shape": shape}
     else:
         note = _timm_note(inputs.model, store)
     if inputs.input_size:
         note["shape"] = [note["shape"][0], inputs.input_size, inputs.input_size]
         note["crop"] = None  # images are stretched to a size that was asked for: small ones are used whole
-    spec = ModelSpec.from_dict(
-        {"name": inputs.model, "num_classes": num_classes, "kind": _kind_for(manifest), "classes": classes, **note}
-    )
-    return _overridden(inputs, spec)
+    about = {"name": inputs.model, "num_classes": num_classes, "kind": kind, "classes": classes}
+    return _overridden(inputs, ModelSpec.from_dict({**about, **note}))
 
 
 def _overridden(inputs: Inputs, spec: ModelSpec) -> ModelSpec:
@@ -73,19 +71,14 @@ def for_each_channel(values: tuple[float, ...] | None, spec: ModelSpec) -> tuple
     return values * spec.shape[0] if values is not None and len(values) == 1 and spec.payload_kind.pixels else values
 
 
-def _kind_for(manifest: Manifest) -> str:
-    """What a model that takes the manifest's payloads calls its input."""
-    return manifest.payload_kind.model_kind or manifest.kind
-
-
 def _of_numbers(inputs: Inputs, manifest: Manifest, num_classes: int) -> ModelSpec:
     """The spec of a model that takes payloads as they are."""
     if not (is_plain(inputs.model or "") or is_own(inputs.model)):
         what = f"{inputs.model} takes images, the manifest has {manifest.payload_kind.column}"
         raise UsageError(what, fix="use linear or mlp:128")
-    payload = next(payload for _, payload in manifest.payloads(manifest.all_rows().index[:1]))
-    shape = manifest.payload_kind.shape(payload)
-    return ModelSpec(inputs.model or "", num_classes, _kind_for(manifest), shape, classes=manifest.classes)
+    kind, (_, payload) = manifest.payload_kind, next(manifest.payloads(manifest.all_rows().index[:1]))
+    shape = kind.shape(payload)
+    return ModelSpec(inputs.model or "", num_classes, kind.input_name, shape, classes=manifest.classes)
 
 
 def _first_shape(manifest: Manifest, skip_bad: bool) -> tuple[int, ...]:
@@ -97,9 +90,8 @@ def _first_shape(manifest: Manifest, skip_bad: bool) -> tuple[int, ...]:
         except Exception as error:
             if skip_bad:
                 continue  # it is listed where the rows are decoded
-            where = f"{manifest.source}, row id={manifest.ids[row]}, column {kind.column}"
-            fix = f"{kind.repair}, or pass --skip-bad"
-            raise ManifestError(f"the image cannot be decoded ({error})", where=where, fix=fix) from error
+            what, fix = f"the image cannot be decoded ({error})", f"{kind.repair}, or pass --skip-bad"
+            raise ManifestError(what, where=manifest.place(row, kind.column), fix=fix) from error
     raise ManifestError("no image can be decoded", where=manifest.source, fix="give a manifest of images")
 
 

@@ -1,4 +1,4 @@
-"""Which parameters gradients are taken in: all, linear, last, or a glob over their names; and vectors of them.
+"""Which parameters gradients are taken in: all, linear, last, or a glob over their names; vectors of them; precision.
 
 Frozen parameters (``requires_grad`` is off) are in none of these: training does not move them.  Where it is off for
 all, the model is as people keep it for inference, and none counts as frozen.  A parameter that no output depends on has
@@ -38,19 +38,15 @@ def select_parameters(model: nn.Module, selection: str) -> dict[str, Tensor]:
     tensors = {id(named[n]) for n in chosen}  # a tied tensor is chosen by any of its names
     turned = [n for n in sorted(chosen) if named[n].is_complex() and named[n].requires_grad]
     if turned:
-        raise UsageError(
-            f"--params {selection!r} selects parameter {turned[0]!r}, which is complex",
-            fix="select others; or hold it as real numbers, with torch.view_as_complex in the model's forward",
-        )
+        fix = "select others; or hold it as real numbers, with torch.view_as_complex in the model's forward"
+        raise UsageError(f"--params {selection!r} selects parameter {turned[0]!r}, which is complex", fix=fix)
     found = {n: p for n, p in model.named_parameters() if id(p) in tensors and p.is_floating_point()}
     frozen = set(frozen_parameters(model))
     out = {n: p.detach() for n, p in found.items() if n not in frozen}
     if found and not out:
         some = ", ".join(list(found)[:3]) + (" and others" if len(found) > 3 else "")
-        raise UsageError(
-            f"every parameter that --params {selection!r} selects is frozen (requires_grad is off): {some}",
-            fix="select others, or call requires_grad_(True) on those that were trained",
-        )
+        what = f"every parameter that --params {selection!r} selects is frozen (requires_grad is off): {some}"
+        raise UsageError(what, fix="select others, or call requires_grad_(True) on those that were trained")
     if not out:
         fix = f"names look like {next(iter(named))!r}" if named else "the model has no parameters"
         raise UsageError(f"--params {selection!r} selects no parameter", fix=fix)
@@ -94,7 +90,18 @@ def _classifier(model: nn.Module) -> str:
     for name, module in model.named_modules():
         if module is wanted:
             return name
-    linears = _linears(model)
+    linears = [name for name, _ in _linears(model)]
     if not linears:
         raise UsageError("--params last: the model has no linear layer", fix="pass a glob over parameter names")
-    return linears[-1][0]
+    return linears[-1]
+
+
+def in_precision(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """The model, in place, with its real numbers in ``dtype`` and its complex ones in pairs of float64 or float32.
+
+    ``Module.to`` would cast complex numbers to real ones, and drop the imaginary part.
+    """
+    if dtype is None:
+        return model
+    complex_ = torch.complex128 if dtype == torch.float64 else torch.complex64
+    return model._apply(lambda t: t.to(dtype if t.is_floating_point() else complex_ if t.is_complex() else t.dtype))

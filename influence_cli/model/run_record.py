@@ -16,6 +16,7 @@ from influence_cli.data.manifest import Rows
 from influence_cli.store.sealed import WEIGHTS
 
 WEIGHTS_FILE = "model.safetensors"
+_PLAIN = ("model", "recipe", "seed", "init", "pretrained")  # fields that JSON holds as they are
 MODEL_KEYS = {
     "name", "num_classes", "kind", "shape", "mean", "std", "interpolation", "decoder", "classes", "crop", "code",
 }  # fmt: skip
@@ -100,26 +101,17 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> RunRecord:
-        """The record that ``run.json`` holds.
-
-        Raises:
-            ValueError: no ``run.json`` that ``retrain`` wrote says this.
-        """
+        """The record that ``run.json`` holds.  Raises ValueError: no ``run.json`` that ``retrain`` wrote says this."""
         wrong = _wrong(value)
         if wrong is not None:
             raise ValueError(f"no usable {wrong!r}")
         trained_on, keys = value.get("trained_on", {}), value.get("calibration_keys")
+        plain: dict[str, Any] = {name: value.get(name) for name in (*_PLAIN, "steps", "calibration")}
         return cls(
-            model=value["model"],
-            recipe=value["recipe"],
-            seed=value.get("seed"),
-            init=value.get("init"),
-            pretrained=value.get("pretrained"),
-            steps=value.get("steps"),
+            **plain,
             trained_rows=trained_on.get("rows"),
             arm=trained_on.get("arm"),
             checkpoints=tuple(map(EpochCheckpoint.from_json, value.get("checkpoints", ()))),
-            calibration=value.get("calibration"),
             calibration_ids=tuple(value.get("calibration_ids", ())),
             calibration_keys=None if keys is None else tuple(keys),
             canaries=PlantedLabels.from_json(value["canaries"]) if value.get("canaries") else None,
@@ -128,25 +120,17 @@ class RunRecord:
 
     def as_json(self) -> dict[str, Any]:
         """The record as ``run.json`` holds it, without the digests of its weights."""
-        return {
-            "schema_version": 1,
-            "model": self.model,
-            "recipe": self.recipe,
-            "seed": self.seed,
-            "init": self.init,
-            "pretrained": self.pretrained,
-            "checkpoints": [asdict(c) for c in self.checkpoints],
-            "trained_on": {"rows": self.trained_rows, "arm": self.arm},
-            **({} if self.steps is None else {"steps": self.steps}),
-            **self._calibration(),
-            **({} if self.canaries is None else {"canaries": self.canaries.as_json()}),
-        }
-
-    def _calibration(self) -> dict[str, Any]:
-        if self.calibration is None:
-            return {}
-        ids, keys = list(self.calibration_ids), list(self.calibration_keys or ())
-        return {"calibration": self.calibration, "calibration_ids": ids, "calibration_keys": keys}
+        value: dict[str, Any] = {"schema_version": 1, **{name: getattr(self, name) for name in _PLAIN}}
+        value["checkpoints"] = [asdict(c) for c in self.checkpoints]
+        value["trained_on"] = {"rows": self.trained_rows, "arm": self.arm}
+        if self.steps is not None:
+            value["steps"] = self.steps
+        if self.calibration is not None:
+            ids, keys = list(self.calibration_ids), list(self.calibration_keys or ())
+            value |= {"calibration": self.calibration, "calibration_ids": ids, "calibration_keys": keys}
+        if self.canaries is not None:
+            value["canaries"] = self.canaries.as_json()
+        return value
 
 
 def is_model(value: Any) -> bool:
@@ -170,15 +154,14 @@ def is_model(value: Any) -> bool:
 def _wrong(value: dict[str, Any]) -> str | None:
     """The first key under which no ``run.json`` that ``retrain`` wrote has this value, or None."""
     ids, keys = value.get("calibration_ids", []), value.get("calibration_keys")
-    canaries = value.get("canaries", {})
+    canaries, kept = value.get("canaries", {}), value.get("checkpoints", [])
     listed = [canaries.get(k, []) for k in ("ids", "row_keys", "planted")] if isinstance(canaries, dict) else []
     checks = {
         "model": is_model(value.get("model")),
         "recipe": isinstance(value.get("recipe"), dict) and _is_recipe(value["recipe"]),
         "init": isinstance(value.get("init"), str | None),
         "pretrained": isinstance(value.get("pretrained", False), bool),
-        "checkpoints": isinstance(value.get("checkpoints", []), list)
-        and all(map(_is_checkpoint, value.get("checkpoints", []))),
+        "checkpoints": isinstance(kept, list) and all(map(_is_checkpoint, kept)),
         "trained_on": isinstance(value.get("trained_on", {}), dict),
         "calibration_ids": _are_texts(ids),
         "calibration_keys": keys is None or _are_texts(keys),
@@ -193,15 +176,11 @@ def _are_texts(value: Any) -> bool:
 
 
 def _is_checkpoint(value: Any) -> bool:
-    return (
-        isinstance(value, dict) and value.keys() >= {"file", "epoch", "step", "lr"} and isinstance(value["file"], str)
-    )
+    known = isinstance(value, dict) and value.keys() >= {"file", "epoch", "step", "lr"}
+    return known and isinstance(value["file"], str)
 
 
 def _is_recipe(recipe: dict[str, Any]) -> bool:
-    number = (int, float)
-    kinds: dict[str, Any] = dict.fromkeys(("weight_decay", "lr", "momentum", "warmup"), number)
+    kinds: dict[str, Any] = dict.fromkeys(("weight_decay", "lr", "momentum", "warmup"), (int, float))
     kinds |= dict.fromkeys(("epochs", "batch_size"), int) | dict.fromkeys(("optimizer", "schedule", "augment"), str)
-    return all(
-        isinstance(recipe[k], kind) and not isinstance(recipe[k], bool) for k, kind in kinds.items() if k in recipe
-    )
+    return all(isinstance(recipe[k], kinds[k]) and not isinstance(recipe[k], bool) for k in kinds.keys() & recipe)

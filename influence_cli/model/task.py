@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.kinds.own_input import errors_of_own_code, text_of_error
 from influence_cli.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -43,16 +44,11 @@ class Task:
     name: str = ""
 
     def build(self) -> nn.Module:
-        """A model to work with: made anew, or a copy of the module.
-
-        Raises:
-            ModelError: it is no module.
-        """
+        """A model to work with: made anew, or a copy of the module.  Raises ModelError: it is no module."""
         from torch import nn
 
-        made = (
-            copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else _called(self.model, "the task's model")
-        )
+        ready = isinstance(self.model, nn.Module)
+        made = copy.deepcopy(self.model) if ready else _called(self.model, "the task's model")
         if not isinstance(made, nn.Module):
             raise ModelError(f"the task's model is a {type(made).__name__}, not a torch module", fix="give nn.Module")
         return made
@@ -63,12 +59,8 @@ class Task:
         Raises:
             ValueError: the transform failed, or gave no tensor; callers add the row's name.
         """
-        try:
+        with errors_of_own_code(lambda why: ValueError(f"the task's transform failed ({why})")):
             value = payload if self.transform is None else self.transform(_writeable(payload))
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # SystemExit too
-            raise ValueError(f"the task's transform failed ({text_of_error(error)})") from error
         made = "the payload" if self.transform is None else "the transform's result"
         if isinstance(value, dict) and value:
             return {str(name): _as_array(part, f"{name!r} of {made}") for name, part in value.items()}
@@ -130,32 +122,15 @@ def own_code(name: str) -> tuple[Task, bool]:
 
 
 def _called(make: Callable[[], Any], what: str) -> Any:
-    """What a function of the user's makes.
-
-    Raises:
-        ModelError: it fails.
-    """
-    try:
+    """What a function of the user's makes."""
+    with errors_of_own_code(
+        lambda why: ModelError(f"{what} failed ({why})", fix="repair the function; --debug shows where")
+    ):
         return make()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # SystemExit too
-        raise ModelError(
-            f"{what} failed ({text_of_error(error)})", fix="repair the function; --debug shows where"
-        ) from error
-
-
-def text_of_error(error: BaseException) -> str:
-    """Type and text of an error, for messages."""
-    return f"{type(error).__name__}: {error}"
 
 
 def checked_task(task: Any) -> Task:
-    """The task that was given through the Python API.
-
-    Raises:
-        UsageError: it is none.
-    """
+    """The task that was given through the Python API.  Raises UsageError: it is none."""
     if not isinstance(task, Task):
         kind = type(task).__name__
         raise UsageError(f"the task is a {kind}", fix="give influence_cli.Task(model=..., transform=..., loss=...)")

@@ -29,23 +29,18 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
         try:
             return {name: value for file in checkpoint.files for name, value in load_file(file).items()}
         except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-            raise DamagedModel(
-                f"the checkpoint cannot be read ({error})", where=checkpoint.locator, fix="copy it again"
-            ) from error
+            what = f"the checkpoint cannot be read ({error})"
+            raise DamagedModel(what, where=checkpoint.locator, fix="copy it again") from error
     try:
         loaded = torch.load(checkpoint.files[0], map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ModelError(
-            "the checkpoint cannot be read as data",
-            where=checkpoint.locator,
-            fix="save model.state_dict() with torch.save, or as safetensors; pickled code is never run",
-        ) from error
+        fix = "save model.state_dict() with torch.save, or as safetensors; pickled code is never run"
+        raise ModelError("the checkpoint cannot be read as data", where=checkpoint.locator, fix=fix) from error
     found = _state_dict(loaded)
     if found is None:
         held = f"it holds {', '.join(map(str, list(loaded)[:SHOWN]))}" if isinstance(loaded, dict) else "it is no dict"
-        raise ModelError(
-            f"no state dict in the checkpoint: {held}", where=checkpoint.locator, fix="save model.state_dict()"
-        )
+        what = f"no state dict in the checkpoint: {held}"
+        raise ModelError(what, where=checkpoint.locator, fix="save model.state_dict()")
     return found
 
 
@@ -55,11 +50,8 @@ def _state_dict(loaded: Any, depth: int = 0) -> dict[str, Tensor] | None:
         return None
     if loaded and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
         return loaded
-    for key in NESTED:
-        found = _state_dict(loaded.get(key), depth + 1)
-        if found is not None:
-            return found
-    return None
+    inner = (_state_dict(loaded.get(key), depth + 1) for key in NESTED)
+    return next((found for found in inner if found is not None), None)
 
 
 def without_prefix(weights: dict[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
@@ -67,19 +59,13 @@ def without_prefix(weights: dict[str, Tensor], expected: Iterable[str]) -> dict[
 
     Names outside a prefix that is taken off (a loss or a metric beside the model) are left out.
     """
-    wanted = set(expected)
-    best, best_hits = weights, len(wanted & set(weights))
-    frontier = [weights]
-    while frontier and best_hits < len(wanted):
+    wanted, best, frontier = set(expected), weights, [weights]
+    while frontier and not wanted <= best.keys():
         current = frontier.pop()
         for prefix in PREFIXES:
             inner = {k.removeprefix(prefix): v for k, v in current.items() if k.startswith(prefix)}
-            if not inner:
-                continue
-            frontier.append(inner)
-            hits = len(wanted & set(inner))
-            if hits > best_hits:
-                best, best_hits = inner, hits
+            frontier += [inner] if inner else []
+            best = max(best, inner, key=lambda named: len(wanted & named.keys()))  # the first of two as good
     return best
 
 
@@ -91,12 +77,9 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str) -> nn.Modu
     """
     expected = model.state_dict()
     weights = without_prefix(read_weights(checkpoint), expected)
-    # BatchNorm's batch counter is not used in evaluation mode, and old files lack it
-    missing = [k for k in expected if k not in weights and not k.endswith("num_batches_tracked")]
-    strange = [k for k in weights if k not in expected]
-    other = [k for k in expected if k in weights and expected[k].shape != weights[k].shape]
-    if missing or strange or other:
-        raise _misfit(expected, weights, missing, strange, other, checkpoint, name)
+    misfit = _misfit(expected, weights, checkpoint, name)
+    if misfit is not None:
+        raise misfit
     _refuse_not_finite(model, weights, checkpoint)
     model.load_state_dict(weights, strict=False)
     return model.eval()
@@ -106,42 +89,37 @@ def _refuse_not_finite(model: nn.Module, weights: dict[str, Tensor], checkpoint:
     """No parameter is infinite or NaN, and no buffer NaN (masks may hold infinities): every score would be NaN."""
     parameters = {name for name, _ in model.named_parameters()}
     for name, value in weights.items():
-        if value.is_floating_point():
-            good = torch.isfinite(value) if name in parameters else ~torch.isnan(value)
-            if not bool(good.all()):
-                raise ModelError(
-                    f"{int((~good).sum())} of the {value.numel()} values of {name} are not finite: "
-                    "the training diverged, or the file is damaged",
-                    where=checkpoint.locator,
-                    fix="copy it again, or train again with a lower --lr",
-                )
+        if not value.is_floating_point():
+            continue
+        bad = ~torch.isfinite(value) if name in parameters else torch.isnan(value)
+        if bool(bad.any()):
+            what = f"{int(bad.sum())} of the {value.numel()} values of {name} are not finite"
+            fix = "copy it again, or train again with a lower --lr"
+            why = "the training diverged, or the file is damaged"
+            raise ModelError(f"{what}: {why}", where=checkpoint.locator, fix=fix)
 
 
 def _misfit(
-    expected: dict[str, Tensor],
-    weights: dict[str, Tensor],
-    missing: list[str],
-    strange: list[str],
-    other: list[str],
-    checkpoint: Checkpoint,
-    name: str,
-) -> ModelError:
+    expected: dict[str, Tensor], weights: dict[str, Tensor], checkpoint: Checkpoint, name: str
+) -> ModelError | None:
+    """Why weights do not fit a model; None where they do."""
+    # BatchNorm's batch counter is not used in evaluation mode, and old files lack it
+    missing = [k for k in expected if k not in weights and not k.endswith("num_batches_tracked")]
+    strange = [k for k in weights if k not in expected]
+    other = [k for k in expected if k in weights and expected[k].shape != weights[k].shape]
+    if not (missing or strange or other):
+        return None
     if other and not missing and not strange and _only_head(expected, weights, other):
         found, wanted = weights[other[0]].shape[0], expected[other[0]].shape[0]
-        return ModelError(
-            f"the checkpoint's classifier has {found} outputs, the model is built for {wanted} classes",
-            where=f"{checkpoint.locator}, {other[0]}",
-            fix=f"pass --num-classes {found}, or train a classifier for {wanted} classes: "
-            "influence retrain --init CHECKPOINT --num-classes ...",
-        )
+        what = f"the checkpoint's classifier has {found} outputs, the model is built for {wanted} classes"
+        fix = f"pass --num-classes {found}, or train a classifier for {wanted} classes"
+        fix += ": influence retrain --init CHECKPOINT --num-classes ..."
+        return ModelError(what, where=f"{checkpoint.locator}, {other[0]}", fix=fix)
     lines = [f"{k} expected but missing" for k in missing] + [f"{k} found but not expected" for k in strange]
     lines += [f"{k}: expected {tuple(expected[k].shape)}, found {tuple(weights[k].shape)}" for k in other]
     shown = "; ".join(lines[:SHOWN]) + (f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else "")
-    return ModelError(
-        f"the checkpoint does not fit {name}: {shown}",
-        where=checkpoint.locator,
-        fix="pass the architecture that was trained (--model, --num-classes, --input-size)",
-    )
+    fix = "pass the architecture that was trained (--model, --num-classes, --input-size)"
+    return ModelError(f"the checkpoint does not fit {name}: {shown}", where=checkpoint.locator, fix=fix)
 
 
 def _only_head(expected: dict[str, Tensor], weights: dict[str, Tensor], other: list[str]) -> bool:

@@ -16,9 +16,9 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from influence_cli.data.kinds import KINDS
-from influence_cli.data.kinds.image_files import IMAGE_FORMATS
+from influence_cli.data.kinds.image import IMAGE_FORMATS
+from influence_cli.data.kinds.protocol import LARGEST_FILE
 from influence_cli.data.open import open_manifest
-from influence_cli.data.payload_files import LARGEST_FILE
 from influence_cli.errors import ManifestError
 from influence_cli.model.new_spec import new_spec
 from influence_cli.model.spec import ModelSpec

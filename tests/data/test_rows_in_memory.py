@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import influence_cli
-from influence_cli.data.in_memory import object_key
-from influence_cli.data.open import open_manifest
+from influence_cli.data.open import object_key, open_manifest
 from influence_cli.data.tables import provenance
 from influence_cli.errors import UsageError
 from influence_cli.events import SILENT

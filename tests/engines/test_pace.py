@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from influence_cli.data.manifest import Manifest
 from influence_cli.engines.batch_size import Pace
-from influence_cli.model import decoded, examples
+from influence_cli.model import decoded
 from influence_cli.model.decoded import DecodedByKey
 from influence_cli.model.examples import FEW
 from influence_cli.stages.run import session
@@ -105,13 +106,13 @@ def test_members_share_what_was_decoded(problem: Problem, monkeypatch: pytest.Mo
     """Three members: every training and target row is decoded once, and scores are those without the memory."""
     asked = {"methods": ("ip-ensemble",), "options": {"ip-ensemble": {"members": 3}}}
     calls: list[int] = []
-    real = examples.decode_row
+    real = Manifest.decoded
 
     def counting(manifest: Any, row: int, payload: Any, spec: Any) -> NDArray[Any]:
         calls.append(row)
         return real(manifest, row, payload, spec)
 
-    monkeypatch.setattr(examples, "decode_row", counting)
+    monkeypatch.setattr(Manifest, "decoded", counting)
     job = problem.job(store="once", **asked)
     found = column(score(job))
     assert len(calls) == len(set(calls)) == 110

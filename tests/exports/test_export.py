@@ -26,7 +26,7 @@ from pyarrow import csv as pa_csv
 from influence_cli.data.open import open_manifest
 from influence_cli.data.sources import Columns, open_source
 from influence_cli.data.sources.origin import read_origin
-from influence_cli.exports.csv_table import read_records
+from influence_cli.exports.csv_table import read_records, text_of
 from influence_cli.exports.json_lines import read_objects
 from tests.cases import Ran, call_cli, examples, feature_table, png, with_column, write
 
@@ -420,7 +420,7 @@ def test_csv_lines_are_split_as_arrow_splits_them_and_kept_byte_for_byte(tmp_pat
     except pa.ArrowInvalid:
         return  # is no source
     _, header, records = read_records(tmp_path / "a.csv")
-    assert [{"x": r.text(0), "y": r.text(1)} for r in records] == table.to_pylist()
+    assert [{"x": text_of(r.fields[0]), "y": text_of(r.fields[1])} for r in records] == table.to_pylist()
     lines = b"".join(b",".join(r.fields) + r.end for r in (header, *records))
     assert lines.translate(None, b"\r\n") == data.translate(None, b"\r\n")  # but for empty lines
 

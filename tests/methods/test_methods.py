@@ -29,10 +29,9 @@ from influence_cli.methods.ip_ensemble import IPEnsemble
 from influence_cli.methods.protocol import Linear, OutputMethod, RowMethod
 from influence_cli.methods.random import Random, uniform_draws
 from influence_cli.model.build import build_model, load_model
-from influence_cli.model.checkpoints import Checkpoint
+from influence_cli.model.checkpoints import Checkpoint, Trajectory
 from influence_cli.model.dropout import Dropout, member_rate, splitmix64
 from influence_cli.model.spec import ModelSpec
-from influence_cli.model.trajectory import Trajectory
 from influence_cli.settings import GradSpec
 from tests.opened import Opened, fill, grads_table, score
 from tests.oracle import (

@@ -26,9 +26,9 @@ from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import SILENT
 from influence_cli.maths.softmax_regression import Regression, fit, solved_by_products
 from influence_cli.model.build import build_model
+from influence_cli.model.examples import Examples
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.train.convex import parameters_of, train_convex
-from influence_cli.model.train.decoded import Examples
 from influence_cli.model.train.recipe import Recipe
 from tests.cases import call_cli
 from tests.oracle import refit

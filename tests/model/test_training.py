@@ -32,8 +32,8 @@ from influence_cli.data.open import open_manifest
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import SILENT
 from influence_cli.model.build import build_model
+from influence_cli.model.examples import Examples
 from influence_cli.model.spec import ModelSpec
-from influence_cli.model.train.decoded import Examples
 from influence_cli.model.train.recipe import AUGMENTATIONS, SCHEDULES, Recipe
 from influence_cli.model.train.sgd import augment, epoch_order, row_hashes
 from influence_cli.settings import Inputs

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from influence_cli.data.manifest import Rows
     from influence_cli.engines.point import Point
+    from influence_cli.model.checkpoints import Trajectory
     from influence_cli.model.losses import RowLoss
-    from influence_cli.model.trajectory import Trajectory
     from influence_cli.stages.run.run import Run
 
 

@@ -21,4 +21,4 @@ def kind_in(columns: Iterable[str]) -> Kind | None:
 
 def is_input(name: object) -> bool:
     """Whether a model can call its input so."""
-    return any(kind.name == name and kind.model_kind in (None, name) for kind in KINDS.values())
+    return any(kind.name == kind.input_name == name for kind in KINDS.values())

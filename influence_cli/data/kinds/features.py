@@ -42,11 +42,7 @@ class Features(Kind):
         return payload.astype("<f4").tobytes()
 
     def from_source(self, row: Mapping[str, Any], folder: Path) -> Vector:
-        """The vector of a list that lacks nothing.
-
-        Raises:
-            BadPayload: a value is missing or not finite.
-        """
+        """The vector of a list that lacks nothing.  Raises BadPayload: a value is missing or not finite."""
         values = row["features"]
         if values is None or any(v is None for v in values) or not np.isfinite(np.asarray(values, np.float32)).all():
             raise BadPayload("column features: a value is missing or not finite")
@@ -57,11 +53,7 @@ class Features(Kind):
         return (len(payload),)
 
     def decode(self, payload: Any, spec: InputSpec) -> Vector:
-        """The vector.
-
-        Raises:
-            ValueError: it has another length than the model takes.
-        """
+        """The vector.  Raises ValueError: it has another length than the model takes."""
         if not isinstance(payload, np.ndarray) or payload.shape != spec.shape:
             raise ValueError(f"{np.shape(payload)} features where the model takes {spec.shape}")
         return payload
@@ -73,10 +65,6 @@ class Features(Kind):
     def value_name(self, column: str, position: int) -> str:
         """``feature_0`` and so on."""
         return f"feature_{position}"
-
-    def as_arrays(self, payload: Vector, where: str) -> Vector:
-        """The vector."""
-        return payload
 
 
 def vectors(column: pa.Array) -> list[Vector | None]:

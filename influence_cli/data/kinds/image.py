@@ -1,26 +1,37 @@
-"""Images: encoded bytes or the path of a file in a manifest, pixels u8 [C, H, W] at the model's size when decoded."""
+"""Images: encoded bytes or the path of a file in a manifest, pixels u8 [C, H, W] at the model's size when decoded.
+
+Encoded images are opened with care, and brought to the size of a model's input.
+"""
 
 from __future__ import annotations
 
 import base64
+import io
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from influence_cli.data.kinds.image_files import REPAIR_IMAGE, image_of, open_image, sized
-from influence_cli.data.kinds.protocol import BadPayload, InputSpec, Kind
-from influence_cli.data.payload_files import read_file
+from influence_cli.data.kinds.protocol import BadPayload, InputSpec, Kind, is_text, read_file
+from influence_cli.errors import ManifestError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
 
 EMBEDDED = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
+# What images of data sets are stored as.  Pillow knows more, some of which start another program (EPS).
+IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000")
+REPAIR_IMAGE = f"store it as one of {', '.join(IMAGE_FORMATS)}, or take the row out"
+
+
 class Image(Kind):
-    """An image in column ``image``: its bytes, or {bytes, path} with one of them or both."""
+    """An image in column ``image``: its bytes, or {bytes, path} with one or both; named by its bytes, not pixels."""
 
     name = "image"
     columns = ("image",)
@@ -49,25 +60,16 @@ class Image(Kind):
         at = column.type.get_field_index("path") if pa.types.is_struct(column.type) else -1
         return [None] * len(column) if at < 0 else pa.StructArray.flatten(column)[at].to_pylist()
 
-    def raw(self, payload: bytes) -> bytes:
-        """The encoded bytes, never the pixels."""
-        return payload
-
     def moved(self, table: pa.Table, move: Callable[[str | None], str | None]) -> pa.Table:
         """Paths change where nothing is embedded."""
-        position = table.column_names.index("image")
-        kind, values = table.schema.field("image").type, table.column(position).to_pylist()
+        kind, values = table.schema.field("image").type, table.column("image").to_pylist()
         if not pa.types.is_struct(kind) or all(v is None or v.get("bytes") is not None for v in values):
             return table
         fixed = [v if v is None or v.get("bytes") is not None else {**v, "path": move(v.get("path"))} for v in values]
-        return table.set_column(position, "image", pa.array(fixed, kind))
+        return table.set_column(table.column_names.index("image"), "image", pa.array(fixed, kind))
 
     def from_source(self, row: Mapping[str, Any], folder: Path) -> bytes:
-        """The bytes of an image that decodes.
-
-        Raises:
-            BadPayload: it is missing, cannot be read or does not decode.
-        """
+        """The bytes of an image that decodes.  Raises BadPayload: it is missing, cannot be read or does not decode."""
         value = row[self.columns[0]]
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
@@ -79,8 +81,7 @@ class Image(Kind):
             except OSError as error:
                 raise BadPayload(f"cannot read {value} ({error.strerror})") from error
         try:
-            with open_image(value) as image:
-                image.load()
+            self.shape(value, whole=True)
         except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
             raise BadPayload(f"the image cannot be decoded ({error})", self.repair) from error
         return value
@@ -88,9 +89,7 @@ class Image(Kind):
     def placed(self, row: dict[str, Any], payload: bytes, embed: bool, folder: Path, output: Path) -> dict[str, Any]:
         """The row with its image embedded."""
         row.pop("image", None)
-        path = row.pop("path", None)
-        row["image"] = {"bytes": payload, "path": path}
-        return row
+        return row | self.embedded(payload, row.pop("path", None))
 
     def shape(self, payload: bytes, whole: bool = False) -> tuple[int, ...]:
         """Channels (1 of a grey image, else 3), height and width."""
@@ -100,11 +99,7 @@ class Image(Kind):
             return (1 if image.mode in ("L", "1") else 3), image.height, image.width
 
     def decode(self, payload: Any, spec: InputSpec) -> NDArray[np.uint8]:
-        """Pixels u8 [C, H, W] at the model's size.
-
-        Raises:
-            ValueError: it is no image, or is damaged.
-        """
+        """Pixels u8 [C, H, W] at the model's size.  Raises ValueError: it is no image, or is damaged."""
         if not isinstance(payload, bytes):
             raise ValueError("features where the model takes images")
         channels = spec.shape[0]
@@ -173,7 +168,7 @@ class ImagePath(Image):
 
     def holds(self, kind: pa.DataType) -> bool:
         """Text."""
-        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        return is_text(kind)
 
     def stored(self, batch: pa.RecordBatch, folder: Path) -> list[Any]:
         """Paths."""
@@ -185,9 +180,8 @@ class ImagePath(Image):
 
     def moved(self, table: pa.Table, move: Callable[[str | None], str | None]) -> pa.Table:
         """Every path changes."""
-        position, kind = table.column_names.index("path"), table.schema.field("path").type
-        fixed = [move(v) for v in table.column(position).to_pylist()]
-        return table.set_column(position, "path", pa.array(fixed, kind))
+        fixed = pa.array([move(v) for v in table.column("path").to_pylist()], table.schema.field("path").type)
+        return table.set_column(table.column_names.index("path"), "path", fixed)
 
     def placed(self, row: dict[str, Any], payload: bytes, embed: bool, folder: Path, output: Path) -> dict[str, Any]:
         """The path as seen from the manifest, or the image embedded."""
@@ -208,7 +202,55 @@ def _bytes_or_path(value: dict[str, Any] | None, folder: Path) -> bytes | Path |
 def _mean_and_std(spec: InputSpec, like: Any) -> tuple[Any, Any]:
     import torch
 
-    mean, std = (
-        torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1) for values in (spec.mean, spec.std)
-    )
+    mean, std = (torch.tensor(v, dtype=like.dtype, device=like.device).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
     return mean, std
+
+
+def open_image(data: bytes) -> PILImage:
+    """The image in a payload, of one of ``IMAGE_FORMATS`` and of at most as many pixels as Pillow takes for harmless.
+
+    Raises:
+        ValueError: it is none, or is larger; Pillow raises much else where a file is damaged.
+    """
+    from PIL import Image as pillow
+    from PIL import UnidentifiedImageError
+
+    try:
+        image = pillow.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except UnidentifiedImageError as error:  # its own text is the address of an object
+        raise ValueError("no known image format") from error
+    most = pillow.MAX_IMAGE_PIXELS
+    if most is not None and image.width * image.height > most:
+        raise ValueError(f"it has {image.width} x {image.height} pixels, more than {most:,}")
+    return image
+
+
+def image_of(data: bytes, where: str) -> PILImage:
+    """``open_image`` with an error that says where the payload is.
+
+    Raises:
+        ManifestError: it is no image that is read.
+    """
+    try:
+        return open_image(data)
+    except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
+        raise ManifestError(f"the image cannot be decoded ({error})", where=where, fix=REPAIR_IMAGE) from error
+
+
+def sized(image: PILImage, spec: InputSpec) -> PILImage:
+    """The image at the model's size: stretched to it, or with ``crop`` as timm and torchvision evaluate.
+
+    With ``crop`` the shorter side is resized to floor(size / crop) and the middle is cut out.
+    """
+    from PIL.Image import Resampling
+
+    _, height, width = spec.shape
+    how = Resampling[spec.interpolation.upper()]
+    if spec.crop is None:
+        return image if image.size == (width, height) else image.resize((width, height), how)
+    shorter = int(height / spec.crop)
+    w, h = image.size
+    size = (shorter, int(shorter * h / w)) if w <= h else (int(shorter * w / h), shorter)
+    image = image if image.size == size else image.resize(size, how)
+    left, top = round((image.width - width) / 2.0), round((image.height - height) / 2.0)
+    return image.crop((left, top, left + width, top + height))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,29 @@ from influence_cli.data.kinds.protocol import Decoded, InputSpec, Kind
 from influence_cli.errors import UsageError
 
 
+@contextlib.contextmanager
+def errors_of_own_code(failure: Callable[[str], Exception]) -> Generator[None]:
+    """Run code of the user's: what it raises, SystemExit too, is the ``failure`` of its text; only Ctrl-C passes."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise failure(text_of_error(error)) from error
+
+
+def text_of_error(error: BaseException) -> str:
+    """Type and text of an error, for messages."""
+    return f"{type(error).__name__}: {error}"
+
+
 class TaskInput(Kind):
     """What a task's transform makes of a payload of any kind."""
 
     name = "task"
 
     def decode(self, payload: Any, spec: InputSpec) -> Decoded:
-        """What the transform gives.
-
-        Raises:
-            ValueError: it fails.
-        """
+        """What the transform gives.  Raises ValueError: it fails."""
         return spec.task.input(payload)
 
     def collate(self, values: Sequence[Any]) -> Decoded:
@@ -44,10 +57,6 @@ class DatasetRow(Kind):
     as_it_is = False
 
     def shape(self, payload: Any, whole: bool = False) -> tuple[int, ...]:
-        """None.
-
-        Raises:
-            UsageError: always.
-        """
+        """Raises UsageError: only a transform knows."""
         fix = "return an influence_cli.Task with a transform"
         raise UsageError("a Dataset does not say how its rows become a model's input", fix=fix)

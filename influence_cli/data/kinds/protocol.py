@@ -6,7 +6,10 @@ an array or a dict of arrays by name, a batch stacks these, and the model is giv
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +24,7 @@ Payload = Any  # what a row holds: encoded bytes, a vector, or a dict of such va
 Decoded = NDArray[Any] | dict[str, NDArray[Any]]
 InputSpec = Any  # what a model says of its input: shape, mean, std, interpolation, crop, decoder and task
 ANY_NUMBER = (-math.inf, math.inf)
+LARGEST_FILE = 1 << 30  # bytes of one payload: more than any image that is decoded
 
 
 class BadPayload(ValueError):
@@ -54,6 +58,11 @@ class Kind:
         """Its columns as messages name them."""
         return ", ".join(self.columns) or self.name
 
+    @property
+    def input_name(self) -> str:
+        """What a model that takes it calls its input."""
+        return self.model_kind or self.name
+
     def holds(self, kind: pa.DataType) -> bool:
         """Whether a column of this type can hold it."""
         return is_numbers(kind)
@@ -75,8 +84,8 @@ class Kind:
         return {}
 
     def raw(self, payload: Payload) -> bytes:
-        """The bytes that a payload is named by."""
-        raise NotImplementedError
+        """The bytes that a payload is named by; encoded bytes are their own."""
+        return payload
 
     def key(self, payload: Payload) -> bytes:
         """16 bytes that name a payload by its content."""
@@ -89,11 +98,7 @@ class Kind:
     # -- from a source -------------------------------------------------------------------------------------------------
 
     def from_source(self, row: Mapping[str, Any], folder: Path) -> Payload:
-        """The payload of a source's row of plain values, read and checked.
-
-        Raises:
-            BadPayload: it cannot be used.
-        """
+        """The payload of a source's row of plain values, read and checked.  Raises BadPayload: it cannot be used."""
         columns = {name: pa.array([row[name]], self.types[name]) for name in self.columns}
         (payload,) = self.stored(pa.RecordBatch.from_pydict(columns), folder)
         if payload is None:
@@ -118,11 +123,7 @@ class Kind:
         raise NotImplementedError
 
     def decode(self, payload: Payload, spec: InputSpec) -> Decoded:
-        """One row's values.
-
-        Raises:
-            ValueError: it cannot be decoded, or does not fit; callers add the row's name.
-        """
+        """One row's values.  Raises ValueError: it cannot be decoded, or does not fit; callers add the row's name."""
         raise NotImplementedError
 
     def decoder(self, spec: InputSpec) -> str | None:
@@ -177,8 +178,8 @@ class Kind:
         return self.as_values(payload) or {}
 
     def as_arrays(self, payload: Payload, where: str) -> Decoded:
-        """A payload as an array, or as arrays by name."""
-        raise NotImplementedError
+        """A payload as an array, or as arrays by name; a vector is its own."""
+        return payload
 
     def embedded(self, payload: Payload, path: str | None) -> dict[str, Any]:
         """A payload by column of ``embedded_types``, for a table that can be moved."""
@@ -187,8 +188,31 @@ class Kind:
     @property
     def embedded_types(self) -> dict[str, tuple[pa.DataType, dict[str, Any]]]:
         """Columns of a table that can be moved: Arrow's type, and how Hugging Face describes it."""
-        number = {"dtype": "float32", "_type": "Value"}
-        return {name: (kind, {"feature": number, "_type": "Sequence"}) for name, kind in self.types.items()}
+        numbers = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
+        return {name: (kind, numbers) for name, kind in self.types.items()}
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file: a pipe would be waited for, and a device may have no end.
+
+    Raises:
+        OSError: it is no regular file, is too large, or cannot be read.
+    """
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "its name has a null character")
+    found = os.stat(path)  # before it is opened: to open a device may already do something, and a pipe waits
+    if not stat.S_ISREG(found.st_mode):
+        kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+        kind = next((name for test, name in kinds if test(found.st_mode)), "a device")
+        raise OSError(errno.EINVAL, f"{kind}, not a regular file")
+    if found.st_size > LARGEST_FILE:
+        raise OSError(errno.EFBIG, f"more than {LARGEST_FILE >> 30} GiB")
+    return path.read_bytes() if found.st_size else b""  # files of /proc say 0, and may be waited for
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a type is text."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def is_numbers(kind: pa.DataType) -> bool:

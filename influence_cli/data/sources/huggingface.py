@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from influence_cli.data.request import Columns
-from influence_cli.data.sources.protocol import LABEL_NAMES, Source, one_meaning, one_numbering, pick, split_of
-from influence_cli.data.sources.tabular import shape_table
+from influence_cli.data.sources.protocol import Source, one_meaning, one_numbering, split_of
+from influence_cli.data.sources.tabular import described_classes, shape_table
 from influence_cli.data.tables import check_regular
 from influence_cli.errors import ManifestError
 
@@ -23,7 +23,8 @@ def read_saved_dataset(root: Path, columns: Columns) -> Source:
         ManifestError: a file is missing or is not Arrow, or a split has an unknown name.
     """
     parts = split_folders(root)
-    names = one_numbering({str(folder): _names(folder / "dataset_info.json", columns) for folder in parts.values()})
+    described = {folder: folder / "dataset_info.json" for folder in parts.values()}
+    classes = {str(f): described_classes(read_description(info), columns, str(info)) for f, info in described.items()}
 
     def tables() -> Iterator[pa.Table]:
         for split, folder in parts.items():
@@ -33,15 +34,7 @@ def read_saved_dataset(root: Path, columns: Columns) -> Source:
                     yield shape_table(table, columns, str(folder), first, split, split)
                     first += table.num_rows
 
-    return Source("Hugging Face dataset", tables, names, str(root))
-
-
-def _names(description: Path, columns: Columns) -> tuple[str, ...] | None:
-    """The names of the classes of one split, where its labels are numbers with names."""
-    features = read_description(description).get("features") or {}
-    label = pick(list(features), columns.label, LABEL_NAMES, "label", str(description))
-    names = features[label].get("names") if label is not None else None
-    return tuple(names) if names else None
+    return Source("Hugging Face dataset", tables, one_numbering(classes), str(root))
 
 
 def split_folders(root: Path) -> dict[str | None, Path]:
@@ -50,17 +43,14 @@ def split_folders(root: Path) -> dict[str | None, Path]:
     Raises:
         ManifestError: a split has an unknown name.
     """
-    if not (root / "dataset_dict.json").exists():
+    index = root / "dataset_dict.json"
+    if not index.exists():
         return {None: root}
-    named = read_description(root / "dataset_dict.json")["splits"]
+    named = read_description(index)["splits"]
     unknown = [n for n in named if split_of(n) is None]
     if unknown:
-        raise ManifestError(
-            f"unknown split {unknown[0]!r}",
-            where=str(root / "dataset_dict.json"),
-            fix="use train, validation, test",
-        )
-    one_meaning(named, str(root / "dataset_dict.json"))
+        raise ManifestError(f"unknown split {unknown[0]!r}", where=str(index), fix="use train, validation, test")
+    one_meaning(named, str(index))
     return {split_of(n): root / n for n in named}
 
 
@@ -79,11 +69,7 @@ def dataset_files(root: Path) -> list[Path]:
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """One of the dataset's JSON files.
-
-    Raises:
-        ManifestError: it cannot be read.
-    """
+    """One of the dataset's JSON files.  Raises ManifestError: it cannot be read."""
     check_regular(str(path))
     try:
         return json.loads(path.read_text())
@@ -92,17 +78,12 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def read_stream(path: Path) -> Iterator[pa.Table]:
-    """The tables of an Arrow stream file.
-
-    Raises:
-        ManifestError: it is not one.
-    """
+    """The tables of an Arrow stream file.  Raises ManifestError: it is not one."""
     check_regular(str(path))
     try:
         with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
             for batch in reader:
                 yield pa.Table.from_batches([batch])
     except (OSError, pa.ArrowInvalid) as error:
-        raise ManifestError(
-            f"cannot be read as Arrow ({error})", where=str(path), fix="save the dataset again"
-        ) from error
+        what = f"cannot be read as Arrow ({error})"
+        raise ManifestError(what, where=str(path), fix="save the dataset again") from error

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.kinds.image import EMBEDDED
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.protocol import Source, one_meaning, split_of
 from influence_cli.errors import ManifestError
@@ -44,11 +45,7 @@ def read_npz(path: Path, columns: Columns) -> Source:
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
-    """Every array of an archive, by name; nothing is unpickled.
-
-    Raises:
-        ManifestError: it is no archive of arrays.
-    """
+    """Every array of an archive, by name; nothing is unpickled.  Raises ManifestError: it is no archive of arrays."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
@@ -57,11 +54,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
 
 
 def as_column(labels: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Labels [n] of an array [n] or [n, 1]; bytes are text.
-
-    Raises:
-        ManifestError: they are not UTF-8.
-    """
+    """Labels [n] of an array [n] or [n, 1]; bytes are text.  Raises ManifestError: they are not UTF-8."""
     flat = labels.reshape(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if flat.dtype.kind != "S":
         return flat
@@ -81,11 +74,11 @@ def pair_names(
     """
     values: dict[str | None, str] = {}
     labels: dict[str | None, str] = {}
-    one_meaning(_split_words(arrays), where)
+    words = {name: [w for w in re.split(r"[_\-.]", name.lower()) if w] for name in arrays}
+    one_meaning([w for some in words.values() for w in some if split_of(w)], where)
     for name in arrays:
-        words = _words(name)
-        split = next((split_of(w) for w in words if split_of(w)), None)
-        rest = [w for w in words if split_of(w) is None]
+        split = next((split_of(w) for w in words[name] if split_of(w)), None)
+        rest = [w for w in words[name] if split_of(w) is None]
         if name == columns.label or (columns.label is None and rest and rest[0] in _LABELS):
             labels[split] = name
         elif name == columns.image or name in columns.features or (rest and rest[0] in _VALUES):
@@ -96,19 +89,9 @@ def pair_names(
     for split, name in values.items():
         array, column = arrays[name], as_column(arrays[labels[split]])
         if len(array) != len(column) or column.ndim != 1:
-            raise ManifestError(
-                f"{len(array)} values and labels of shape {column.shape}", where=where, fix="one label a row"
-            )
+            what = f"{len(array)} values and labels of shape {column.shape}"
+            raise ManifestError(what, where=where, fix="one label a row")
     return {split: (values[split], labels[split]) for split in values}
-
-
-def _split_words(names: Iterable[str]) -> list[str]:
-    """The words in the names of arrays that stand for a split."""
-    return [w for name in names for w in _words(name) if split_of(w)]
-
-
-def _words(name: str) -> list[str]:
-    return [w for w in re.split(r"[_\-.]", name.lower()) if w]
 
 
 def _payload(values: NDArray[np.generic], where: str) -> dict[str, pa.Array]:
@@ -116,12 +99,10 @@ def _payload(values: NDArray[np.generic], where: str) -> dict[str, pa.Array]:
         return {"features": pa.array(values.astype(np.float32).tolist(), pa.list_(pa.float32()))}
     if values.dtype == np.uint8 and (values.ndim == 3 or (values.ndim == 4 and values.shape[-1] in (1, 3))):
         images = [{"bytes": _png(image), "path": None} for image in values]
-        return {"image": pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))}
-    raise ManifestError(
-        f"values of shape {values.shape} and type {values.dtype} are neither images nor features",
-        where=where,
-        fix="give u8 [n, height, width] or [n, height, width, 3], or numbers [n, d]",
-    )
+        return {"image": pa.array(images, EMBEDDED)}
+    what = f"values of shape {values.shape} and type {values.dtype} are neither images nor features"
+    fix = "give u8 [n, height, width] or [n, height, width, 3], or numbers [n, d]"
+    raise ManifestError(what, where=where, fix=fix)
 
 
 def _png(image: NDArray[np.generic]) -> bytes:

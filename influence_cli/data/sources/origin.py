@@ -51,17 +51,11 @@ class Origin:
         """
         path = self.path(folder)
         if not path.exists():
-            raise ManifestError(
-                "the source of the manifest is not there any more",
-                where=str(path),
-                fix="put it back, or pick another form with --export-as",
-            )
+            fix = "put it back, or pick another form with --export-as"
+            raise ManifestError("the source of the manifest is not there any more", where=str(path), fix=fix)
         if self.digest is not None and content_digest(path, self.form) != self.digest:
-            raise ManifestError(
-                "the source has changed since the manifest was made from it",
-                where=str(path),
-                fix="run `influence manifest` and `influence score` again",
-            )
+            what = "the source has changed since the manifest was made from it"
+            raise ManifestError(what, where=str(path), fix="run `influence manifest` and `influence score` again")
         return path
 
 
@@ -76,11 +70,8 @@ def origin_metadata(source: Source, path: str, columns: Columns, splits: bool, f
 
 def read_origin(schema: pa.Schema) -> Origin | None:
     """Where a manifest came from, or None where it does not say."""
-    raw = (schema.metadata or {}).get(ORIGIN_KEY)
-    if raw is None:
-        return None
     try:
-        value = json.loads(raw)
+        value = json.loads((schema.metadata or {})[ORIGIN_KEY])
         columns = value["columns"]
         asked = Columns(columns["label"], columns["id"], columns["image"], tuple(columns["features"]))
         return Origin(value["form"], value["locator"], asked, bool(value["splits"]), value["digest"])

@@ -90,7 +90,6 @@ def usual_splits(column: pa.ChunkedArray, where: str) -> pa.Array:
     values = column.to_pylist()
     for row, value in enumerate(values):
         if not isinstance(value, str) or split_of(value) is None:
-            raise ManifestError(
-                f"unknown split {value!r}", where=f"{where}, row {row}, column split", fix="use train, val and test"
-            )
+            at = f"{where}, row {row}, column split"
+            raise ManifestError(f"unknown split {value!r}", where=at, fix="use train, val and test")
     return pa.array([split_of(v) for v in values], pa.string())

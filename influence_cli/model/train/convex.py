@@ -13,8 +13,7 @@ from torch import nn
 
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.maths.softmax_regression import TOLERANCE, Regression, fit
-from influence_cli.model.examples import to_input
-from influence_cli.model.train.decoded import Examples
+from influence_cli.model.examples import Examples, to_input
 from influence_cli.model.train.recipe import LBFGS, Recipe
 
 
@@ -27,20 +26,14 @@ def check_convex(recipe: Recipe, model: str, seeds: int = 1) -> None:
     if recipe.optimizer != LBFGS:
         return
     if model != "linear":
-        raise UsageError(
-            f"--optimizer lbfgs cannot train {model}: only the linear model's loss has one optimum to be found",
-            fix="pass --model linear, or another --optimizer",
-        )
+        what = f"--optimizer lbfgs cannot train {model}: only the linear model's loss has one optimum to be found"
+        raise UsageError(what, fix="pass --model linear, or another --optimizer")
     if recipe.weight_decay <= 0:
-        raise UsageError(
-            "--optimizer lbfgs needs --weight-decay above 0: without it there may be no optimum, and never one alone",
-            fix="pass --weight-decay 1e-4 or more",
-        )
+        what = "--optimizer lbfgs needs --weight-decay above 0: without it there may be no optimum, and never one alone"
+        raise UsageError(what, fix="pass --weight-decay 1e-4 or more")
     if seeds > 1:
-        raise UsageError(
-            f"--seeds {seeds} with --optimizer lbfgs: it is deterministic, so every seed gives the same model",
-            fix="leave --seeds out",
-        )
+        what = f"--seeds {seeds} with --optimizer lbfgs: it is deterministic, so every seed gives the same model"
+        raise UsageError(what, fix="leave --seeds out")
 
 
 def train_convex(model: nn.Module, data: Examples, recipe: Recipe) -> int:
@@ -56,11 +49,11 @@ def train_convex(model: nn.Module, data: Examples, recipe: Recipe) -> int:
     model.double()
     found = fit(problem, parameters_of(model))
     if not found.converged:
-        raise ModelError(
-            f"lbfgs stopped at a gradient norm of {found.gradient_norm:.2g}, above {TOLERANCE:g}",
-            fix="standardise the features, or raise --weight-decay",
-        )
-    set_parameters(model, found.theta)
+        what = f"lbfgs stopped at a gradient norm of {found.gradient_norm:.2g}, above {TOLERANCE:g}"
+        raise ModelError(what, fix="standardise the features, or raise --weight-decay")
+    with torch.no_grad():
+        model.get_parameter("head.weight").copy_(torch.from_numpy(found.theta[:, :-1]))
+        model.get_parameter("head.bias").copy_(torch.from_numpy(found.theta[:, -1]))
     model.eval()
     return found.steps
 
@@ -75,18 +68,5 @@ def inputs_with_bias(data: Examples) -> NDArray[np.float64]:
 
 def parameters_of(model: nn.Module) -> NDArray[np.float64]:
     """A linear model's weights and, as the last column, biases: [C, d + 1]."""
-    weight, bias = _head(model)
-    return np.concatenate([weight.detach().cpu().double().numpy(), bias.detach().cpu().double().numpy()[:, None]], 1)
-
-
-def set_parameters(model: nn.Module, theta: NDArray[np.float64]) -> None:
-    """The inverse of ``parameters_of``."""
-    weight, bias = _head(model)
-    with torch.no_grad():
-        weight.copy_(torch.from_numpy(theta[:, :-1]))
-        bias.copy_(torch.from_numpy(theta[:, -1]))
-
-
-def _head(model: nn.Module) -> tuple[nn.Parameter, nn.Parameter]:
-    named = dict(model.named_parameters())
-    return named["head.weight"], named["head.bias"]
+    weight, bias = (model.get_parameter(name).detach().cpu().double() for name in ("head.weight", "head.bias"))
+    return torch.cat([weight, bias[:, None]], 1).numpy()

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from influence_cli.errors import ModelError
-from influence_cli.model.examples import to_input
+from influence_cli.model.examples import Examples, to_input
 from influence_cli.model.losses import loss_of
 from influence_cli.model.named_tensors import as_argument
 from influence_cli.model.train.convex import train_convex
-from influence_cli.model.train.decoded import Examples
 from influence_cli.model.train.recipe import LBFGS, Recipe
 
 
@@ -88,10 +87,8 @@ def train(
         ModelError: the loss stopped being finite, ``lbfgs`` did not reach the optimum, or there is nothing to train.
     """
     if not any(p.requires_grad for p in model.parameters()):
-        raise ModelError(
-            "no parameter of the model is to be trained: requires_grad is off for all",
-            fix="call requires_grad_(True) on those that training is to move",
-        )
+        what = "no parameter of the model is to be trained: requires_grad is off for all"
+        raise ModelError(what, fix="call requires_grad_(True) on those that training is to move")
     if recipe.optimizer == LBFGS:
         steps = train_convex(model, data, recipe)
         on_epoch(0, steps, recipe.peak_lr)
@@ -124,11 +121,10 @@ def train(
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    arguments: dict[str, Any] = {"lr": recipe.peak_lr, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            model.parameters(), recipe.peak_lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-        )
-    return torch.optim.AdamW(model.parameters(), recipe.peak_lr, weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, **arguments)
+    return torch.optim.AdamW(model.parameters(), **arguments)
 
 
 def predict(model: nn.Module, data: Examples, device: torch.device, batch_size: int = 512) -> NDArray[np.float64]:

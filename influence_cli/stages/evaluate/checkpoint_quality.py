@@ -63,8 +63,8 @@ def _needs(objectives: list[str]) -> set[str]:
 def _measured(run: Run, session: Session, column: str) -> dict[str, dict[str, Any]]:
     """By split, how many rows there are and what is measured of them."""
     from influence_cli.model.build import load_model
+    from influence_cli.model.examples import Examples
     from influence_cli.model.losses import loss_of, quality
-    from influence_cli.model.train.decoded import Examples
     from influence_cli.model.train.sgd import predict
 
     assert run.model is not None

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from influence_cli.engines.attacks import Attack
+    from influence_cli.model.examples import Examples
     from influence_cli.model.spec import ModelSpec
-    from influence_cli.model.train.decoded import Examples
 
 FRACTIONS = (0.05, 0.10, 0.15, 0.20, 0.25)
 DRAWS = 10

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT) -> dict[str, Any]:
     """Train every arm over every seed, write the run folder, and return its metrics."""
     from influence_cli.model.build import device_of
+    from influence_cli.model.examples import Examples
     from influence_cli.model.train.convex import check_convex
-    from influence_cli.model.train.decoded import Examples
 
     check_run_folder(request, recipe, listener=listener)
     manifest = open_table(request, request.inputs.manifest)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from influence_cli.model.train.decoded import Examples
+    from influence_cli.model.examples import Examples
     from influence_cli.model.train.recipe import Recipe
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from influence_cli.methods.protocol import Place
-from influence_cli.model.trajectory import Trajectory
+from influence_cli.model.checkpoints import Trajectory
 from influence_cli.settings import Options, Runtime
 from influence_cli.stages.run import names
 from influence_cli.stages.run.run import Ensemble, Facts, Member, Run

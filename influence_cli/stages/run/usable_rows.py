@@ -13,7 +13,6 @@ from influence_cli.data.classes import numbers_in
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.row_checks import SKIPPED, BadRow
 from influence_cli.errors import ManifestError
-from influence_cli.model.decode import undecodable
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import Inputs
 from influence_cli.store import Store
@@ -27,7 +26,7 @@ def usable_target(rows: Rows, model: ModelSpec, inputs: Inputs, store: Store) ->
     """
     manifest = usable(rows, model, inputs, store)
     if inputs.skip_bad:
-        manifest = manifest.without(undecodable(kept(rows, manifest), model))
+        manifest = manifest.without(kept(rows, manifest).undecodable(model))
     usable_rows = kept(rows, manifest)
     if len(usable_rows) == 0:
         raise ManifestError("no target row can be used", where=manifest.source, fix="see what was skipped")
@@ -104,7 +103,7 @@ def usable_now(rows: Rows, model: ModelSpec, inputs: Inputs) -> Rows:
     if not inputs.skip_bad:
         check_labels(rows, model.num_classes, inputs.label)
         return rows
-    manifest = rows.manifest.without([*outside(rows, model.num_classes, inputs.label), *undecodable(rows, model)])
+    manifest = rows.manifest.without([*outside(rows, model.num_classes, inputs.label), *rows.undecodable(model)])
     return kept(rows, manifest)
 
 

@@ -29,7 +29,7 @@ from influence_cli.store.shards import key_order
 if TYPE_CHECKING:
     from torch import nn
 
-    from influence_cli.model.train.decoded import Examples
+    from influence_cli.model.examples import Examples
     from influence_cli.model.train.recipe import Recipe
 
 
@@ -172,7 +172,7 @@ class Refitter:
         return self._optimum
 
     def _examples(self, name: str) -> Examples:
-        from influence_cli.model.train.decoded import Examples
+        from influence_cli.model.examples import Examples
 
         if name not in self._sets:
             rows = self.train if name == "train" else self.measured[name]
