@@ -11,12 +11,7 @@ Figures = dict[str, Any]
 
 def counterfactual_tables(result: Figures) -> list[TextTable]:
     """A table a part of a result."""
-    parts = {
-        "lds": _lds,
-        "removal": _removal,
-        "leave_one_out": _leave_one_out,
-        "brittleness": _brittleness,
-    }
+    parts = {"lds": _lds, "removal": _removal, "leave_one_out": _leave_one_out, "brittleness": _brittleness}
     return [make(result[name], result) for name, make in parts.items() if name in result]
 
 

@@ -16,9 +16,8 @@ from typing import Any
 
 from influence_cli.errors import StoreError
 from influence_cli.events import SILENT, Listener
-from influence_cli.store.files import DamagedFile, write_json
+from influence_cli.store.files import DamagedFile, open_regular, write_json
 from influence_cli.store.layout import set_aside
-from influence_cli.store.regular import open_regular
 
 AGAIN = "found again"
 

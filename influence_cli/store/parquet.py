@@ -27,7 +27,7 @@ SEAL = b"influence.checksum"
 BULKY = {"image", "features"}  # payloads: page checksums alone, since their keys are computed from them anyway
 _ARROW = b"ARROW:schema"
 _SMALL = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
-UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError)
+UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, TypeError)
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
@@ -116,9 +116,16 @@ def write_sealed(table: pa.Table, sink: Any) -> None:
 
 @contextlib.contextmanager
 def _opened(file: Path) -> Generator[tuple[pq.ParquetFile, dict[str, Any] | None]]:
-    """A Parquet file and its seal, if it is as it was written; by path: a colon in a name starts no URI."""
-    with pa.OSFile(str(file)) as handle, pq.ParquetFile(handle, page_checksum_verification=True) as reader:
-        yield reader, _seal(file, reader)
+    """A Parquet file and its seal, if it is as it was written; by path: a colon in a name starts no URI.
+
+    Raises:
+        DamagedFile: it cannot be read, now or later, or is not as it was written.
+    """
+    try:
+        with pa.OSFile(str(file)) as handle, pq.ParquetFile(handle, page_checksum_verification=True) as reader:
+            yield reader, _seal(file, reader)
+    except UNREADABLE as error:
+        raise DamagedFile(str(error).strip() or type(error).__name__) from error
 
 
 def _seal(file: Path, reader: pq.ParquetFile) -> dict[str, Any] | None:
@@ -156,11 +163,8 @@ def read_parquet_schema(file: Path) -> pa.Schema:
     Raises:
         DamagedFile: it cannot be read, or is not as it was written.
     """
-    try:
-        with _opened(file) as (reader, _):
-            return plain_schema(reader.schema_arrow)
-    except (*UNREADABLE, TypeError) as error:
-        raise DamagedFile(_said(error)) from error
+    with _opened(file) as (reader, _):
+        return plain_schema(reader.schema_arrow)
 
 
 def read_parquet_table(file: Path, columns: list[str] | None = None) -> pa.Table:
@@ -169,14 +173,11 @@ def read_parquet_table(file: Path, columns: list[str] | None = None) -> pa.Table
     Raises:
         DamagedFile: it cannot be read, or is not as it was written.
     """
-    try:
-        with _opened(file) as (reader, seal):
-            table = reader.read(columns=columns)
-            table.validate(full=True)
-            _check_values(table, () if seal is None else seal["columns"])
-            return table.replace_schema_metadata(plain_schema(table.schema).metadata)
-    except (*UNREADABLE, TypeError) as error:
-        raise DamagedFile(_said(error)) from error
+    with _opened(file) as (reader, seal):
+        table = reader.read(columns=columns)
+        table.validate(full=True)
+        _check_values(table, () if seal is None else seal["columns"])
+        return table.replace_schema_metadata(plain_schema(table.schema).metadata)
 
 
 def _check_values(table: pa.Table, entries: Iterable[list[str | None]]) -> None:
@@ -197,13 +198,6 @@ def read_parquet_batches(file: Path, size: int, columns: list[str] | None = None
     Raises:
         DamagedFile: it cannot be read, or is not as it was written.
     """
-    try:
-        with _opened(file) as (reader, _):
-            for batch in reader.iter_batches(batch_size=size, columns=columns):
-                yield batch.replace_schema_metadata(plain_schema(batch.schema).metadata)
-    except (*UNREADABLE, TypeError) as error:
-        raise DamagedFile(_said(error)) from error
-
-
-def _said(error: Exception) -> str:
-    return str(error).strip() or type(error).__name__
+    with _opened(file) as (reader, _):
+        for batch in reader.iter_batches(batch_size=size, columns=columns):
+            yield batch.replace_schema_metadata(plain_schema(batch.schema).metadata)

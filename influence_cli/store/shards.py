@@ -52,13 +52,7 @@ def key_order(keys: Keys) -> NDArray[np.int64]:
 
 def unique(keys: Keys) -> NDArray[np.int64]:
     """Indices of the first occurrence of every distinct key, in order."""
-    first = positions(keys, keys)
-    return np.flatnonzero(first == np.arange(len(keys)))
-
-
-def _rows_of(shard: Path) -> tuple[Keys, Arrays]:
-    tensors = read_tensors(shard)[0]
-    return tensors.pop("keys"), tensors
+    return np.flatnonzero(positions(keys, keys) == np.arange(len(keys)))
 
 
 class ShardFolder:
@@ -96,14 +90,13 @@ class ShardFolder:
     def _load(self) -> tuple[list[Path], Keys, Arrays]:
         """The intact shards, and all of their rows, lowest name first."""
         if self._loaded is None:
-            found = self._read_each(_rows_of)
-            values: dict[str, list[NDArray[Any]]] = {}
-            for _, (_, tensors) in found:
+            found = self._read_each(lambda shard: read_tensors(shard)[0])
+            parts: dict[str, list[NDArray[Any]]] = {"keys": [np.zeros((0, KEY_BYTES), np.uint8)]}
+            for _, tensors in found:
                 for name, array in tensors.items():
-                    values.setdefault(name, []).append(array)
-            keys = stacked([own for _, (own, _) in found])
-            arrays = {name: np.concatenate(parts) for name, parts in values.items()}
-            self._loaded = [shard for shard, _ in found], keys, arrays
+                    parts.setdefault(name, []).append(array)
+            arrays = {name: np.concatenate(some) for name, some in parts.items()}
+            self._loaded = [shard for shard, _ in found], arrays.pop("keys"), arrays
         return self._loaded
 
     def _keys(self) -> Keys:
@@ -147,8 +140,16 @@ class ShardFolder:
         Raises:
             ValueError: there is no row to write.
         """
+        if len(keys) == 0:
+            raise ValueError("a shard without rows")
         self._claim()
-        path = write_shard(self.path, self.spec, keys, values, {} if layout is None else {"layout": layout})
+        order = key_order(keys)
+        sorted_keys = np.ascontiguousarray(keys[order])
+        if not (self.path / SPEC).exists():
+            write_json(self.path / SPEC, self.spec)
+        path = self.path / f"{digest_of_sorted(sorted_keys)}.safetensors"
+        tensors = {"keys": sorted_keys, **{name: np.asarray(v)[order] for name, v in values.items()}}
+        write_tensors(path, tensors, {**({} if layout is None else {"layout": layout}), "rows": len(keys)})
         self._forget()
         return path
 
@@ -171,35 +172,9 @@ class ShardFolder:
         return int((first & ~wanted).sum()), remove_others(old, written)
 
 
-def stacked(keys: list[Keys]) -> Keys:
-    """Keys of several shards, one after another [m, 16]."""
-    return np.concatenate(keys) if keys else np.zeros((0, KEY_BYTES), np.uint8)
-
-
 def remove_others(old: list[Path], written: set[Path]) -> int:
     """Remove old shards that were not written again; returns how many."""
     gone = [shard for shard in old if shard not in written]
     for shard in gone:
         shard.unlink(missing_ok=True)
     return len(gone)
-
-
-def write_shard(
-    folder: Path, spec: dict[str, Any], keys: Keys, values: Arrays, meta: dict[str, Any] | None = None
-) -> Path:
-    """Write one shard of distinct rows to a folder, with its number of rows and ``meta`` as metadata.
-
-    Raises:
-        ValueError: there is no row to write.
-    """
-    if len(keys) == 0:
-        raise ValueError("a shard without rows")
-    order = key_order(keys)
-    sorted_keys = np.ascontiguousarray(keys[order])
-    spec_file = folder / SPEC
-    if not spec_file.exists():
-        write_json(spec_file, spec)
-    tensors = {"keys": sorted_keys, **{name: np.asarray(v)[order] for name, v in values.items()}}
-    path = folder / f"{digest_of_sorted(sorted_keys)}.safetensors"
-    write_tensors(path, tensors, {**(meta or {}), "rows": len(keys)})
-    return path
