@@ -269,13 +269,13 @@ def run_python(code: str, *arguments: Any, cwd: Path, env: dict[str, str] | None
 
 
 def run_without_torch(*arguments: Any, cwd: Path) -> Ran:
-    """Run the command line in a process of its own, which must not have imported torch at its end."""
+    """Run the command line in a process of its own, which must have imported neither torch nor pandas at its end."""
     code = (
         "import sys; from influence_cli.cli.main import run; code = run(sys.argv[1:]); "
-        "sys.stderr.write('torch' if 'torch' in sys.modules else 'no torch'); sys.exit(code)"
+        "sys.stderr.write(str(sorted({'torch', 'pandas'} & set(sys.modules)))); sys.exit(code)"
     )
     ran = run_python(code, *arguments, cwd=cwd)
-    assert (ran.code, ran.err.splitlines()[-1]) == (0, "no torch"), ran.err
+    assert (ran.code, ran.err.splitlines()[-1]) == (0, "[]"), ran.err
     return ran
 
 

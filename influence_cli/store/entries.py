@@ -30,11 +30,7 @@ class Entry:
 
 
 def list_entries(root: Path) -> list[Entry]:
-    """Everything in the store, by kind and name.
-
-    Raises:
-        StoreError: the folder is no store.
-    """
+    """Everything in the store, by kind and name; StoreError where the folder is none."""
     check_place(root)
     entries = [_sharded(kind, folder) for kind in SHARDED for folder in folders_of(root / kind, links=True)]
     entries += [_single(kind, file) for kind in ABOUT for file in files_of(root / kind)]

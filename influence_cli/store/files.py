@@ -114,11 +114,7 @@ def replacing_folder(path: Path) -> Generator[Path]:
 
 
 def _reserve(temporary: Path, path: Path) -> None:
-    """Create the temporary file, so that a place that cannot be written is told from an error of the writer.
-
-    Raises:
-        StoreError: nothing can be written there (a full disk is no such place).
-    """
+    """Create the temporary file: a place that cannot be written (StoreError) is told from an error of the writer."""
     try:
         temporary.touch(exist_ok=False)
     except OSError as error:
@@ -160,11 +156,7 @@ def write_tensors(path: Path, tensors: dict[str, NDArray[Any]], meta: dict[str, 
 
 
 def parsed_header(raw: bytes) -> tuple[dict[str, Any], int]:
-    """The header of safetensors, and the place of the first byte after it.
-
-    Raises:
-        DamagedFile: it cannot be read.
-    """
+    """The header of safetensors and the place of the first byte after it; DamagedFile where it cannot be read."""
     try:
         (length,) = struct.unpack("<Q", raw[:8])
         found: Any = json.loads(raw[8 : 8 + length])
@@ -187,11 +179,7 @@ def raw_header(handle: BinaryIO) -> bytes:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The header of safetensors, without their values.
-
-    Raises:
-        DamagedFile: it cannot be read.
-    """
+    """The header of safetensors, without their values; DamagedFile where it cannot be read."""
     with open_regular(path) as handle:
         return parsed_header(raw_header(handle))[0]
 
@@ -217,11 +205,7 @@ def _tensors(raw: NDArray[np.uint8], header: dict[str, Any], start: int) -> dict
 
 
 def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Tensors and metadata of ``path``.
-
-    Raises:
-        DamagedFile: the file is truncated or altered.
-    """
+    """Tensors and metadata of ``path``; DamagedFile where the file is truncated or altered."""
     with open_regular(path) as handle:
         raw = handle.read()
     header, start = parsed_header(raw)
@@ -258,11 +242,7 @@ def map_tensors(path: Path, verify: bool = True) -> tuple[dict[str, NDArray[Any]
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Metadata of ``path`` without its tensors, checked on its own checksum.
-
-    Raises:
-        DamagedFile: the header is truncated or altered.
-    """
+    """Metadata of ``path`` without its tensors; DamagedFile where they are not those of their own checksum."""
     own = _own_metadata(read_header(path))
     if _checksum({}, own.get("meta", {})) != own.get("meta_checksum"):
         raise DamagedFile("metadata checksum differs")
@@ -270,11 +250,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def read_tensor(path: Path, name: str) -> NDArray[Any]:
-    """One tensor of ``path`` without reading the others, and so without its checksum.
-
-    Raises:
-        DamagedFile: it is not there whole.
-    """
+    """One tensor, read without the others and so without its checksum; DamagedFile where it is not there whole."""
     with open_regular(path) as handle:
         header, start = parsed_header(raw_header(handle))
         try:

@@ -61,11 +61,7 @@ def _beginning(path: Path, size: int = len(MARKER_TEXT) + 1) -> bytes | None:
 
 
 def check_place(root: Path, looked_after: bool = False) -> None:
-    """Refuse a folder that is no store and cannot become one; one that is ``looked_after`` must be one already.
-
-    Raises:
-        StoreError: it holds something else, or is a file.
-    """
+    """Refuse (StoreError) what cannot become a store: a file, other files.  What is ``looked_after`` must be one."""
     if is_marked(root) or not os.path.lexists(root):
         return
     if not root.is_dir():
@@ -126,11 +122,7 @@ class Place:
         self.root, self._done = root, not marked
 
     def claim(self) -> None:
-        """Mark the folder as ours, before anything is written to it.
-
-        Raises:
-            StoreError: it holds something else, or cannot be written.
-        """
+        """Mark the folder as ours before anything is written to it; StoreError where it holds something else."""
         if self._done:
             return
         if not is_marked(self.root):

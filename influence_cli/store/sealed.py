@@ -42,11 +42,7 @@ def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def parsed_object(raw: bytes | str) -> dict[str, Any]:
-    """A JSON object, verified on its checksum where it has one.
-
-    Raises:
-        DamagedFile: it is no JSON object, or is not as it was written.
-    """
+    """A JSON object; DamagedFile where it is none, or has a checksum and is not as it was written."""
     try:
         value = json.loads(raw if isinstance(raw, str) else raw.decode())
     except (ValueError, RecursionError) as error:
@@ -84,11 +80,7 @@ def read_weights_metadata(path: Path, digest: str | None = None) -> dict[str, An
 
 
 def tensor_digest(paths: Sequence[Path]) -> str:
-    """Hex digest of foreign safetensors' names, dtypes, shapes and values; metadata and sharding are left out.
-
-    Raises:
-        DamagedFile: a file is not safetensors, or is truncated.
-    """
+    """Hex digest of tensors' names, dtypes, shapes and values, not of metadata or sharding; or DamagedFile."""
     return _digest([entry for path in paths for entry in _entries(path.read_bytes(), path.name)])
 
 
@@ -109,11 +101,7 @@ def _entries(raw: bytes, name: str) -> list[str]:
 
 
 def _placed(header: dict[str, Any], size: int, name: str) -> dict[str, tuple[dict[str, Any], int, int]]:
-    """Each tensor's entry and place, where the tensors fill the ``size`` bytes after the header, each byte once.
-
-    Raises:
-        DamagedFile: they do not, or an entry is none.
-    """
+    """Each tensor's entry and place; DamagedFile unless tensors fill the ``size`` bytes after the header, each once."""
     places = {n: _place(info, n) for n, info in header.items() if n != "__metadata__"}
     end = 0
     for tensor, (_, first, last) in sorted(places.items(), key=lambda p: p[1][1:]):

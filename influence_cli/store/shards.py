@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from influence_cli.events import SILENT, Listener
+from influence_cli.store.arrow import values_of
 from influence_cli.store.files import DamagedFile, read_tensors, write_json, write_tensors
 from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted
 from influence_cli.store.layout import SPEC, set_aside, shards_of
@@ -42,7 +43,7 @@ def positions(keys: Keys, among: Keys) -> NDArray[np.int64]:
     if len(among) == 0:
         return np.full(len(keys), -1, dtype=np.int64)
     found = pc.call_function("index_in", [as_arrow(keys)], pc.SetLookupOptions(as_arrow(among)))
-    return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return values_of(found, -1).astype(np.int64)
 
 
 def key_order(keys: Keys) -> NDArray[np.int64]:
@@ -111,22 +112,14 @@ class ShardFolder:
         return positions(keys, self._keys()) < 0
 
     def _places(self, keys: Keys) -> NDArray[np.int64]:
-        """Where each of ``keys`` [n, 16] stands among all rows.
-
-        Raises:
-            KeyError: a key is not stored (callers fill the folder first).
-        """
+        """Where each of ``keys`` [n, 16] stands among all rows; KeyError where one is not stored (fill it first)."""
         where = positions(keys, self._keys())
         if len(where) and where.min() < 0:
             raise KeyError(f"{int((where < 0).sum())} rows are not in {self.path}")
         return where
 
     def read(self, keys: Keys) -> Arrays:
-        """Values in the order of ``keys`` [n, 16].
-
-        Raises:
-            KeyError: a key is not stored (callers fill the folder first).
-        """
+        """Values in the order of ``keys`` [n, 16]; KeyError where one is not stored (fill it first)."""
         where = self._places(keys)
         return {name: array[where] for name, array in self._load()[2].items()}
 
@@ -135,11 +128,7 @@ class ShardFolder:
         return self._load()[1:]
 
     def write(self, keys: Keys, values: Arrays, layout: dict[str, Any] | None = None) -> Path:
-        """Write one shard of distinct rows; its name says its content, so a second writer does no harm.
-
-        Raises:
-            ValueError: there is no row to write.
-        """
+        """Write one shard of distinct rows, ValueError for none; named by its content: a second writer does no harm."""
         if len(keys) == 0:
             raise ValueError("a shard without rows")
         self._claim()
