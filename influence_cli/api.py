@@ -47,6 +47,7 @@ A model of one's own, with its own transform, loss and torch Dataset:
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, Unpack
@@ -126,11 +127,7 @@ def _names(value: str | list[str] | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _open(manifest: Any, given: dict[str, Any]) -> tuple[Run, Session]:
-    """A run and its session from options by name.
-
-    Raises:
-        TypeError: an unknown option.
-    """
+    """A run and its session from options by name; TypeError where one is unknown."""
     from influence_cli.stages.run.open import open_run
     from influence_cli.stages.run.session import Session
 
@@ -140,12 +137,8 @@ def _open(manifest: Any, given: dict[str, Any]) -> tuple[Run, Session]:
     if unknown:
         raise TypeError(f"unknown option {sorted(unknown)[0]!r}")
     values = {**given, "set": given.get("options")}
-    for name in ("method", "objective"):
-        if name in values:
-            values[name] = _names(values[name])
-    for name in ("checkpoint", "store"):
-        if values.get(name) is not None:
-            values[name] = str(values[name])
+    values |= {name: _names(values[name]) for name in ("method", "objective") if name in values}
+    values |= {name: str(values[name]) for name in ("checkpoint", "store") if values.get(name) is not None}
     inputs = build_request(Inputs, values, manifest=manifest)
     temporary = {"store": None} if "store" in values and values["store"] is None else {}
     runtime = build_request(Runtime, values, **temporary)
@@ -243,18 +236,10 @@ def curate(
     from influence_cli.stages.curate.request import CurateRequest
 
     request = CurateRequest(
-        scores,
-        action=action,
-        budget=None if budget is None else str(budget),
-        manifest=manifest,
-        label=label,
-        by=_names(by),
-        combine=combine,
-        maximise=maximise,
-        subject_to=_names(subject_to),
-        options=options or {},
+        scores, action=action, budget=None if budget is None else str(budget), manifest=manifest, label=label,
+        by=_names(by), combine=combine, maximise=maximise, subject_to=_names(subject_to), options=options or {},
         skip_bad=skip_bad,
-    )
+    )  # fmt: skip
     if output is not None:
         check_outputs([Output("output", str(output), CURATED)], [scores, manifest, *named_in(scores)])
     curated = stage(request)
@@ -272,8 +257,6 @@ def retrain(manifest: Any, output: str, **options: Any) -> dict[str, Any]:
     ``keep_checkpoints``, ``pretrained``, ``device``; and the fields of a recipe: ``epochs``, ``lr``, ``batch_size``,
     ``optimizer``, ``momentum``, ``weight_decay``, ``schedule``, ``augment``.
     """
-    import dataclasses
-
     from influence_cli.model.train.recipe import Recipe
     from influence_cli.stages.retrain.request import RetrainRequest
     from influence_cli.stages.retrain.retrain import retrain as stage

@@ -84,10 +84,8 @@ class Option:
 
 def option(default: Any, help: str, commands: Iterable[str], *flags: str, **more: Any) -> Any:
     """A field of a request that is an option of ``commands``; ``more`` are the fields of ``Option``."""
-    about = {_KEY: Option(help, tuple(commands), flags=flags, **more)}
-    if default is dict:
-        return dataclasses.field(default_factory=dict, metadata=about)
-    return dataclasses.field(default=default, metadata=about)
+    start: dict[str, Any] = {"default_factory": dict} if default is dict else {"default": default}
+    return dataclasses.field(**start, metadata={_KEY: Option(help, tuple(commands), flags=flags, **more)})
 
 
 def same_option(default: Any, name: str, read: Callable[[str, str], Any]) -> Any:
@@ -154,11 +152,7 @@ def build_request(kind: type[T], values: Mapping[str, Any], **more: Any) -> T:
 
 
 def check_choices(request: Any) -> None:
-    """Refuse a value that is none of its option's choices.
-
-    Raises:
-        UsageError: it is none.
-    """
+    """Refuse a value that is none of its option's choices (UsageError)."""
     for o in options_in(request):
         value = getattr(request, o.field)
         if o.choices and value is not None and value not in o.choices:
@@ -168,9 +162,6 @@ def check_choices(request: Any) -> None:
 def comma_list(text: str, _: str = "") -> tuple[str, ...]:
     """The different parts of a text with commas."""
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-
-
-# ---- provenance ---------------------------------------------------------------------------------------------------
 
 
 def kept_values(request: Any) -> dict[str, Any]:

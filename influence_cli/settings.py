@@ -50,19 +50,13 @@ class Inputs:
         MISSING, "Manifest with the payload.", (SCORE, CURATE, EVALUATE), **PATH, kept="manifest.locator"
     )
     target: Any = option(
-        None,
-        "Rows the objective is measured on [default: rows with split val].",
-        RUNS_AND_EVALUATE,
-        **PATH,
-        kept="target.locator",
-    )
+        None, "Rows the objective is measured on [default: rows with split val].", RUNS_AND_EVALUATE,
+        kept="target.locator", **PATH,
+    )  # fmt: skip
     fit_rows: str | None = option(
-        None,
-        "Pin the rows that curvature is fitted on: train rows of this manifest [default: the manifest's own].",
-        RUNS,
-        **PATH,
-        kept="fit_rows.locator",
-    )
+        None, "Pin the rows that curvature is fitted on: train rows of this manifest [default: the manifest's own].",
+        RUNS, kept="fit_rows.locator", **PATH,
+    )  # fmt: skip
     checkpoint: str | None = option(
         None, "Run folder of retrain, .safetensors, or .pt.", RUNS_AND_EVALUATE, **PATH, kept="checkpoint.locator"
     )
@@ -113,13 +107,9 @@ class GradSpec:
     )
     objectives: tuple[str, ...] = option(("utility",), "What the scores are about.", RUNS_AND_RETRAIN, name="objective")
     options: Options = option(
-        dict,
-        "Option of a method, objective or action.",
-        (*RUNS, CURATE, RETRAIN),
-        name="set",
-        kind=list,
+        dict, "Option of a method, objective or action.", (*RUNS, CURATE, RETRAIN), name="set", kind=list,
         metavar="NAME.KEY=VALUE",
-    )
+    )  # fmt: skip
     params: str = option("all", "Parameters to take gradients in: all, linear, last or a glob.", RUNS_AND_RETRAIN)
     loss: str = option("cross-entropy", "Row loss.", RUNS, choices=LOSSES)
     precision: str = option("fp32", "fp32, fp64 or bf16.", RUNS_AND_RETRAIN, choices=PRECISIONS)
@@ -137,10 +127,8 @@ class GradSpec:
         if self.sketch_dim < 1:
             raise UsageError(f"--sketch-dim {self.sketch_dim} is below 1", fix="pass --sketch-dim 4096")
         if self.rows == "last" and self.params not in ("all", "last"):
-            raise UsageError(
-                f"--rows last takes the head's parameters, --params {self.params} others",
-                fix="pass --rows full with --params, or leave --params out",
-            )
+            what = f"--rows last takes the head's parameters, --params {self.params} others"
+            raise UsageError(what, fix="pass --rows full with --params, or leave --params out")
 
 
 @dataclass(frozen=True)
@@ -169,11 +157,7 @@ class Runtime:
 
 
 def parse_numbers(text: str, flag: str) -> tuple[float, ...]:
-    """'0.5,0.5,0.5' as numbers.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
+    """'0.5,0.5,0.5' as numbers; UsageError where it cannot be read."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
@@ -186,11 +170,7 @@ def setting(default: Any, help: str, unit: str | None = None, limit: bool = Fals
 
 
 def build_options(kind: type[T], name: str, given: dict[str, Any]) -> T:
-    """An instance of the dataclass ``kind`` from options given as text or as values.
-
-    Raises:
-        UsageError: an unknown option, or a value that does not fit its field.
-    """
+    """An instance of the dataclass ``kind`` from options given as text or values; UsageError where one does not fit."""
     hints = typing.get_type_hints(kind)
     known = {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.init}  # pyright: ignore[reportArgumentType]
     values: dict[str, Any] = {}
@@ -224,20 +204,13 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
             raise ValueError("not a whole number")
         return int(float(value)) if kind is int else kind(value)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
-        what = " or ".join([_kind_name(kind), *words])
+        names = {int: "a whole number", float: "a number", bool: "true or false"}
+        what = " or ".join([names.get(kind, getattr(kind, "__name__", "?")), *words])
         raise UsageError(f"{name}={value!r} is not {what}", fix="see: influence methods NAME") from error
 
 
-def _kind_name(kind: Any) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, getattr(kind, "__name__", "?"))
-
-
 def parse_budget(text: str, n: int, flag: str = "--budget") -> int:
-    """'5%' of n rows, rounded down, or a number of rows.
-
-    Raises:
-        UsageError: neither, or outside 0 to n.
-    """
+    """'5%' of n rows, rounded down, or a number of rows; UsageError for neither, or outside 0 to n."""
     try:
         rows = int(float(text[:-1]) / 100 * n + 1e-9) if text.endswith("%") else int(text)
     except (ValueError, OverflowError) as error:
@@ -248,11 +221,7 @@ def parse_budget(text: str, n: int, flag: str = "--budget") -> int:
 
 
 def parse_share(text: str, flag: str) -> float:
-    """'5%' or 0.05 as a number between 0 and 1.
-
-    Raises:
-        UsageError: it is neither, or outside.
-    """
+    """'5%' or 0.05 as a number between 0 and 1; UsageError where it is neither, or outside."""
     try:
         value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError as error:

@@ -24,11 +24,12 @@ from PIL import Image
 
 from influence_cli.cli.show.curvature import curvature_sentence
 from influence_cli.data.tables import _spooled
-from influence_cli.events import Listener, Progress
+from influence_cli.events import SILENT, Listener, Progress
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.retrain.request import RetrainRequest
 from influence_cli.stages.retrain.retrain import retrain
+from influence_cli.store.maintenance import examine
 from tests.opened import Opened, opened
 
 QUICK = Recipe(epochs=12, lr=0.1, batch_size=32, warmup=0.0)
@@ -268,13 +269,13 @@ def run_python(code: str, *arguments: Any, cwd: Path, env: dict[str, str] | None
 
 
 def run_without_torch(*arguments: Any, cwd: Path) -> Ran:
-    """Run the command line in a process of its own, which must not have imported torch at its end."""
+    """Run the command line in a process of its own, which must have imported neither torch nor pandas at its end."""
     code = (
         "import sys; from influence_cli.cli.main import run; code = run(sys.argv[1:]); "
-        "sys.stderr.write('torch' if 'torch' in sys.modules else 'no torch'); sys.exit(code)"
+        "sys.stderr.write(str(sorted({'torch', 'pandas'} & set(sys.modules)))); sys.exit(code)"
     )
     ran = run_python(code, *arguments, cwd=cwd)
-    assert (ran.code, ran.err.splitlines()[-1]) == (0, "no torch"), ran.err
+    assert (ran.code, ran.err.splitlines()[-1]) == (0, "[]"), ran.err
     return ran
 
 
@@ -301,3 +302,12 @@ def call_cli(*arguments: Any, cwd: Path, env: dict[str, str] | None = None) -> R
         code = run([str(a) for a in arguments])
     out.flush()
     return Ran(code, out.buffer.getvalue(), err.getvalue())  # type: ignore[attr-defined]
+
+
+# ---- a store --------------------------------------------------------------------------------------------------------
+
+
+def verify(root: Path, listener: Listener = SILENT) -> tuple[int, list[str]]:
+    """Look at every file of a store: (files with tensors, names of the damaged)."""
+    found = examine(root, listener)
+    return found.files, found.damaged

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from influence_cli.actions import ACTIONS
+from influence_cli.cli.app import COMMANDS
 from influence_cli.cli.commands.guide import TOPICS, about
-from influence_cli.cli.commands.table import COMMANDS
 from influence_cli.cli.settings.requests import options_of as options_of_command
 from influence_cli.methods import METHODS
 from influence_cli.objectives import OBJECTIVES

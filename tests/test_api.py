@@ -17,7 +17,7 @@ import pytest
 
 import influence_cli
 from influence_cli import api
-from influence_cli.cli.commands.table import COMMANDS
+from influence_cli.cli.app import COMMANDS
 from influence_cli.cli.settings.requests import options_of
 from influence_cli.data.open import open_manifest
 from influence_cli.errors import InfluenceError, ManifestError, UsageError

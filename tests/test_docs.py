@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from influence_cli.cli.app import COMMANDS
 from influence_cli.cli.commands.guide import TOPICS, text_of
-from influence_cli.cli.commands.table import COMMANDS
 from influence_cli.cli.console import Terminal
 from influence_cli.cli.printing import print_markdown
 from influence_cli.cli.settings.requests import all_options, options_of

@@ -16,11 +16,7 @@ ACTIONS: dict[str, str] = {
 
 
 def make_action(name: str, options: Options) -> Any:
-    """An action by name, with its options.
-
-    Raises:
-        UsageError: an unknown action or option.
-    """
+    """An action by name, with its options; UsageError where one is unknown."""
     if name not in ACTIONS:
         raise UsageError(f"unknown action {name!r}", fix=nearest(name, list(ACTIONS)))
     module, cls = ACTIONS[name].split(":")

@@ -19,11 +19,7 @@ HELP = "scores about groups: stop where the gap is predicted to be closed, or ig
 
 
 def check_parity(choice: str) -> None:
-    """Refuse another choice than there is.
-
-    Raises:
-        ValueError: it is neither stop nor ignore.
-    """
+    """Refuse another choice than there is (ValueError)."""
     if choice not in CHOICES:
         raise ValueError(f"parity {choice!r} is unknown; use {' or '.join(CHOICES)}")
 

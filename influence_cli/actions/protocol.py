@@ -42,9 +42,8 @@ class Scored:
 
     def ascending(self) -> Ints:
         """Rows from the most harmful on, ties by row key; rows without a score are left out."""
-        finite = np.flatnonzero(np.isfinite(self.score))
-        order = sorted(finite.tolist(), key=lambda i: (self.score[i], self.keys[i]))
-        return np.array(order, dtype=np.int64)
+        finite = np.flatnonzero(np.isfinite(self.score)).tolist()
+        return np.array(sorted(finite, key=lambda i: (self.score[i], self.keys[i])), dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +64,7 @@ class Edits:
 
 
 def require_signed(scored: Scored, what: str) -> None:
-    """Refuse ranking-only scores where zero has to mean something.
-
-    Raises:
-        UsageError: the score column is ranking-only.
-    """
+    """Refuse ranking-only scores where zero has to mean something (UsageError)."""
     if scored.kind != "signed":
-        raise UsageError(
-            f"{what} needs scores whose sign means something; this column is ranking-only",
-            fix="use a signed method such as ip",
-        )
+        why = f"{what} needs scores whose sign means something; this column is ranking-only"
+        raise UsageError(why, fix="use a signed method such as ip")

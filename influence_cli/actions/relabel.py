@@ -76,24 +76,20 @@ class Relabel:
         if self._rule(scored) == "influence":
             require_signed(scored, "relabelling by influence")
             if scored.best_label is None or scored.best_label_gain is None:
-                raise UsageError(
-                    "the score table has no best_label",
-                    fix="score with a linear method, such as ip, and not --relative",
-                )
+                fix = "score with a linear method, such as ip, and not --relative"
+                raise UsageError("the score table has no best_label", fix=fix)
             proposed = scored.best_label
             gained = scored.score + scored.best_label_gain
             admissible = (scored.score < 0) & (gained > 0)
-            why = [
-                f"score {s:.3g}, with label {b} {t:.3g}" for s, b, t in zip(scored.score, proposed, gained, strict=True)
-            ]
+            figures = zip(scored.score, proposed, gained, strict=True)
+            why = [f"score {s:.3g}, with label {b} {t:.3g}" for s, b, t in figures]
         else:
             if scored.model_label is None or scored.model_probability is None:
                 raise UsageError("the score table has no model_label", fix="score with a method that runs the model")
             proposed = scored.model_label
             admissible = scored.model_probability >= self.min_probability
-            why = [
-                f"model gives {b} probability {p:.2f}" for b, p in zip(proposed, scored.model_probability, strict=True)
-            ]
+            figures = zip(proposed, scored.model_probability, strict=True)
+            why = [f"model gives {b} probability {p:.2f}" for b, p in figures]
         other = (proposed >= 0) & (proposed != scored.labels)
         return np.where(other, proposed, -1).astype(np.int64), admissible & other, why
 

@@ -52,10 +52,8 @@ class Reweight:
         if self.paper:
             notes.append(f"predicted to lower {gap.objective} by {fall:.4g}, past parity ({gap.room:.4g})")
             return weights
-        notes.append(
-            f"stopped at parity: {share:.1%} of every weight's change is predicted to close the gap of "
-            f"{gap.objective} ({gap.room:.4g})"
-        )
+        closes = f"is predicted to close the gap of {gap.objective} ({gap.room:.4g})"
+        notes.append(f"stopped at parity: {share:.1%} of every weight's change {closes}")
         return scored.weights + share * change
 
     def _weights(self, score: Floats, labels: np.ndarray, before: Floats, notes: list[str]) -> Floats:

@@ -81,8 +81,7 @@ class Trim:
 
     def limits(self, scored: Scored, budget: int) -> list[Limit]:
         """What every class, every group, and every class within a group may lose."""
-        n = len(scored.labels)
-        q = budget / n
+        q = budget / len(scored.labels)
         sizes = np.bincount(scored.labels, minlength=1)
         made: list[Limit] = []
         if self.per_class:

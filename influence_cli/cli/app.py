@@ -1,27 +1,59 @@
-"""The Typer application: every command, with a parameter for each of its options."""
+"""The table of commands, and the Typer application: a parameter for each option of every command."""
 
 from __future__ import annotations
 
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from influence_cli.cli.commands.table import COMMANDS, Command
+from influence_cli.cli.commands.cache import cache
+from influence_cli.cli.commands.curate import curate
+from influence_cli.cli.commands.evaluate import evaluate
+from influence_cli.cli.commands.guide import guide
+from influence_cli.cli.commands.manifest import manifest
+from influence_cli.cli.commands.methods import methods
+from influence_cli.cli.commands.retrain import retrain
+from influence_cli.cli.commands.run import grads, score
 from influence_cli.cli.console import terminal
 from influence_cli.cli.printing import print_table
-from influence_cli.cli.settings import outputs
+from influence_cli.cli.settings.places import carried_settings, check_written
 from influence_cli.cli.settings.requests import ProgramOptions, options_of
-from influence_cli.cli.settings.resolve import resolve
-from influence_cli.cli.settings.settings import Settings
+from influence_cli.cli.settings.settings import Settings, resolve
 from influence_cli.cli.show.curvature import curvature_sentence
-from influence_cli.options import SCORE, Option, build_request
+from influence_cli.options import SCORE, build_request
 
 EPILOG = (
     "Exit codes: 0 done, gate clean; 1 the gate tripped, or --require-improvement was not met; "
     "2 you can fix it (flags, settings, data, checkpoint); 3 we broke, or the machine did; 130 Ctrl-C; 141 closed pipe."
+)
+
+
+class Command(NamedTuple):
+    """A command: its name, its argument (what stands for it, and its help), and what it does with its settings."""
+
+    name: str
+    argument: tuple[str, str]
+    run: Callable[[Settings], int | None]
+
+
+_MANIFEST = ("MANIFEST", "Parquet manifest, folder of Parquet files, or - for standard input.")
+_SCORES = ("SCORES", "Score table, or - for standard input.")
+_SEVERAL_SCORES = ("SCORES...", "Score tables of the same rows, or - for standard input.")
+_DATA = ("SOURCE", "Image folder, .csv, .jsonl, .npz, .parquet, or a saved Hugging Face dataset.")
+
+COMMANDS = (
+    Command("manifest", _DATA, manifest),
+    Command("grads", _MANIFEST, grads),
+    Command("score", _MANIFEST, score),
+    Command("curate", _SCORES, curate),
+    Command("retrain", _MANIFEST, retrain),
+    Command("evaluate", _SEVERAL_SCORES, evaluate),
+    Command("methods", ("NAME", "A method."), methods),
+    Command("cache", ("ACTION", "ls, verify, gc or key."), cache),
+    Command("guide", ("TOPIC", "What to read about."), guide),
 )
 
 
@@ -76,53 +108,35 @@ def _called_by_typer(command: Command) -> Callable[..., Any]:
 
     metavar, help = command.argument
     kind = list[str] if metavar.endswith("...") else str
-    described = typer.Argument(metavar=metavar.removesuffix("..."), help=help, show_default=False)
-    parameters = [_parameter("source", Annotated[kind | None, described])]
-    parameters += [_option_parameter(option) for option in options_of(command.name)]
+    argument = typer.Argument(metavar=metavar.removesuffix("..."), help=help, show_default=False)
+    types: dict[str, Any] = {"source": Annotated[kind | None, argument]}
+    for o in options_of(command.name):
+        shown = typer.Option(*o.flags, help=o.shown_help, metavar=o.shown_metavar, show_default=False)
+        types[o.name] = Annotated[(list[str] if o.kind is list else o.kind) | None, shown]
+    parameters = [
+        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=types[n]) for n in types
+    ]
     run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    run.__annotations__ = types
     return run
 
 
 def _run(command: Command, given: dict[str, Any]) -> int | None:
     """Resolve the settings of a command and run it, or show them."""
-    source, more = _first(given.pop("source", None))
+    named = given.pop("source", None)
+    several: list[str] = named if isinstance(named, list) else [] if named is None else [named]
+    source = several[0] if several else None
     program = build_request(ProgramOptions, given)
     out = terminal()
     out.curvature_sentence = curvature_sentence
     out.quiet, out.verbose, out.color = program.quiet, program.verbose, program.color
-    settings = resolve(command.name, given, source, _carried(command.name, source))
-    settings.more = more
+    carried = carried_settings(source) if source is not None and command.name == SCORE else None
+    settings = resolve(command.name, given, source, carried)
+    settings.more = tuple(several[1:])
     if program.show_settings:
         return _show(settings)
-    outputs.check(settings)
+    check_written(settings)
     return command.run(settings)
-
-
-def _first(source: str | list[str] | None) -> tuple[str | None, tuple[str, ...]]:
-    """The positional argument and what stands after it."""
-    if not isinstance(source, list):
-        return source, ()
-    return (source[0], tuple(source[1:])) if source else (None, ())
-
-
-def _option_parameter(option: Option) -> inspect.Parameter:
-    kind: Any = list[str] if option.kind is list else option.kind
-    described = typer.Option(*option.flags, help=option.shown_help, metavar=option.shown_metavar, show_default=False)
-    return _parameter(option.name, Annotated[kind | None, described])
-
-
-def _parameter(name: str, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-def _carried(command: str, source: str | None) -> dict[str, Any] | None:
-    """Settings that a table on the way in carries as provenance: where its data are, and what was asked for."""
-    if source is None or command != SCORE:
-        return None
-    from influence_cli.cli.settings.carried import carried_settings
-
-    return carried_settings(source)
 
 
 def _show(settings: Settings) -> None:

@@ -32,23 +32,26 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command line; returns its exit code."""
-    debug = "--debug" in arguments
     try:
         return _dispatch(arguments)
-    except BrokenPipeError as error:
-        if not streams.is_unread():  # a pipe of the user's own code
-            return _fail(BROKEN, _describe(error), debug)
-        streams.drop_stdout()
-        return CLOSED_PIPE
     except KeyboardInterrupt:
-        return _interrupted()
-    except InfluenceError as error:
-        if _is_full(error):
-            return _fail(BROKEN, _describe(error), debug)
-        return _fail(FIXABLE, f"error: {error}", debug)
+        from influence_cli.cli.console import terminal
+
+        span = terminal().span
+        rows = f"{span[1]:,} of {span[2]:,} rows kept" if span is not None and span[3] == "rows" else None
+        streams.write_line(f"interrupted: {rows or 'what was finished is kept'}; run the same command to continue")
+        return INTERRUPTED
     except BaseException as error:  # SystemExit too: code of the user's must not say that this is done
-        yours = isinstance(error, PermissionError) or _is_unwritable(error)
-        return _fail(FIXABLE if yours else BROKEN, _describe(error), debug)
+        if isinstance(error, BrokenPipeError) and streams.is_unread():  # else a pipe of the user's own code
+            streams.drop_stdout()
+            return CLOSED_PIPE
+        if "--debug" in arguments:
+            import traceback
+
+            streams.write_line(traceback.format_exc().rstrip())
+        told = isinstance(error, InfluenceError) and not _is_full(error)
+        streams.write_line(f"error: {error}" if told else _describe(error))
+        return FIXABLE if told or isinstance(error, PermissionError) or _is_unwritable(error) else BROKEN
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -81,7 +84,7 @@ def _exits_are_ours(for_good: bool) -> Iterator[None]:
 
     With ``for_good`` it stays so until the process is over: what runs at its exit does not choose the code either.
     """
-    modules: list[Any] = [os, *(m for m in (sys.modules.get("posix"),) if m is not None)]
+    modules: list[Any] = [os, *([sys.modules["posix"]] if "posix" in sys.modules else [])]
     leave, here = os._exit, os.getpid()
 
     def refuse(code: int) -> NoReturn:
@@ -152,23 +155,3 @@ def _describe(error: BaseException) -> str:
         fix = "let your own code return or raise an error; --debug shows how it came there"
     lines = [f"error: {what}", *([f"in: {where}"] if where else []), f"fix: {fix}"]
     return "\n".join(printable(line) for line in lines)
-
-
-def _fail(code: int, text: str, debug: bool) -> int:
-    if debug:
-        import traceback
-
-        streams.write_line(traceback.format_exc().rstrip())
-    streams.write_line(text)
-    return code
-
-
-def _interrupted() -> int:
-    from influence_cli.cli.console import terminal
-
-    span = terminal().span
-    kept = "what was finished is kept; run the same command to continue"
-    if span is not None and span[3] == "rows":
-        kept = f"{span[1]:,} of {span[2]:,} rows kept; run the same command to continue"
-    streams.write_line(f"interrupted: {kept}")
-    return INTERRUPTED

@@ -6,13 +6,17 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Sequence
-from typing import IO, Any
+from collections.abc import Callable, Sequence
+from typing import IO, TYPE_CHECKING, Any
 
 from influence_cli.cli.console import Terminal, terminal
 from influence_cli.errors import printable
 
+if TYPE_CHECKING:
+    from influence_cli.report.text_table import TextTable
+
 WIDEST_TEXT = 120  # columns; longer lines are hard to read
+Line = Sequence[str]
 
 
 def print_table(
@@ -37,6 +41,13 @@ def print_table(
     console.print(table)
     stream.write("".join(line.rstrip() + "\n" for line in drawn.getvalue().splitlines()))
     stream.flush()
+
+
+def print_text_table(table: TextTable, stream: IO[str], note: Callable[[str], None]) -> None:
+    """A table of a report; ``note`` takes its notes."""
+    print_table(table.title, table.header, table.rows, stream)
+    for text in table.notes:
+        note(text)
 
 
 def print_markdown(text: str, out: Terminal, stream: IO[str]) -> None:

@@ -25,6 +25,7 @@ from influence_cli.data.payloads import payload_batches, payload_keys, read_payl
 from influence_cli.data.row_checks import SKIPPED, BadRow, RowChecks, checked_columns
 from influence_cli.data.tables import concatenated, read_parquet, read_schema
 from influence_cli.errors import ManifestError
+from influence_cli.store.arrow import values_of
 from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.keys import Keys, digest_of_sorted, fingerprint, row_keys
 from influence_cli.store.shards import positions
@@ -129,7 +130,7 @@ class Manifest:
         """Row weights [n]; 1 where there is no ``weight`` column."""
         if "weight" not in self.table.column_names:
             return np.ones(len(self))
-        return self.table.column("weight").cast(pa.float64()).fill_null(1.0).to_numpy()
+        return values_of(self.table.column("weight").cast(pa.float64()), 1.0)
 
     def column(self, name: str) -> NDArray[Any] | None:
         """A narrow column as an array, or None where there is none."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.kinds.protocol import is_text
 from influence_cli.errors import ManifestError
+from influence_cli.store.arrow import is_valid, values_of
 
 SPLITS = ("train", "val", "test")
 SKIPPED = "skipped"  # the split of a row that is left out
@@ -96,9 +97,9 @@ def _labels(checks: RowChecks, label: str) -> NDArray[np.int64]:
         where = f"{checks.source}, column {label}"
         fix = "number the classes from 0 and name them in the schema metadata key 'classes'"
         raise ManifestError(f"labels are {column.type}, not integers", where=where, fix=fix)
-    null = column.is_null().to_numpy()
+    null = ~is_valid(column)
     checks.each(np.flatnonzero(null), label, lambda _: "a label is null", "label it or take it out")
-    labels = column.cast(pa.int64(), safe=False).fill_null(-1).to_numpy()
+    labels = values_of(column.cast(pa.int64(), safe=False), -1)
     negative = np.flatnonzero((labels < 0) & ~null)
     checks.each(negative, label, lambda row: f"a label is negative ({labels[row]})", "number the classes from 0")
     return np.maximum(labels, -1)
@@ -123,6 +124,6 @@ def _check_weights(checks: RowChecks) -> None:
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         where = f"{checks.source}, column weight"
         raise ManifestError(f"weights are {kind}, not numbers", where=where, fix="cast them")
-    weights = checks.table.column("weight").cast(pa.float64()).fill_null(1.0).to_numpy()
+    weights = values_of(checks.table.column("weight").cast(pa.float64()), 1.0)
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     checks.each(bad, "weight", lambda row: f"a weight is {weights[row]}", "use finite weights >= 0")

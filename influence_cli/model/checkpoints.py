@@ -18,8 +18,8 @@ from typing import Any
 from influence_cli.errors import DamagedModel, ModelError
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, is_model
-from influence_cli.store.files import DamagedFile, file_digest, tensor_digest
-from influence_cli.store.sealed import read_weights_metadata
+from influence_cli.store.files import DamagedFile, file_digest
+from influence_cli.store.sealed import read_weights_metadata, tensor_digest
 
 INDEX_SUFFIX = ".safetensors.index.json"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")

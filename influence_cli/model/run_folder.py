@@ -24,17 +24,16 @@ from numpy.typing import NDArray
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import DamagedModel
 from influence_cli.model.run_record import WEIGHTS_FILE, RunRecord
-from influence_cli.store.files import (
-    METADATA_KEY,
-    DamagedFile,
-    read_header,
-    replacing,
+from influence_cli.store.files import METADATA_KEY, DamagedFile, read_header, replacing, write_bytes, write_json
+from influence_cli.store.sealed import (
+    CHECKSUM,
+    WEIGHTS,
+    parsed_object,
     serialized_digest,
     tensor_digest,
-    write_bytes,
-    write_json,
+    weights_metadata,
+    write_sealed_json,
 )
-from influence_cli.store.sealed import CHECKSUM, WEIGHTS, parsed_object, weights_metadata, write_sealed_json
 
 if TYPE_CHECKING:
     from torch import nn

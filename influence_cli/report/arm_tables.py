@@ -20,8 +20,6 @@ MEASURES = {  # name in the result -> (what people call it, whether it is a shar
     "majority_share": "predicted as the majority class",
     "positive_rate": "predicted positive",
 }
-
-
 BRIEF = ("dp_gap", "attacked_adaptive")  # what a terminal has room for
 
 
@@ -43,16 +41,21 @@ def comparison_table(metrics: Figures) -> TextTable:
     header = ["arm", "rows", "edited", "wrong", "accuracy", "difference"]
     rows = []
     for name, arm in metrics["arms"].items():
-        edited = [f"{arm['train_rows']:,}", _edited(arm["edits"]), _wrong(arm["edits"])]
+        edits = arm["edits"]
+        done = [f"{edits[k]:,} {k}" for k in ("trimmed", "relabelled", "reweighted") if edits.get(k)]
+        wrong = [edits[k] for k in ("wrong_share_of_trimmed", "wrong_share_of_relabelled") if k in edits]
+        edited = [f"{arm['train_rows']:,}", ", ".join(done) or "-", f"{wrong[0]:.1%}" if wrong else "-"]
         rows.append([name, *edited, percent(arm["mean"]["accuracy"]), _gain(metrics, name, arm)])
     seeds = len(next(iter(metrics["arms"].values()))["seeds"])
     over = f"{metrics['test_rows']:,} test rows, {seeds} seed{'s' if seeds > 1 else ''}"
-    notes = []
-    if metrics["comparison"]:
-        notes = [
-            "difference, paired over seeds: of a curated arm over no edit; in a control's line, of its arm over it"
-        ]
+    note = "difference, paired over seeds: of a curated arm over no edit; in a control's line, of its arm over it"
+    notes = [note] if metrics["comparison"] else []
     return TextTable(f"{over}; accuracy in %, mean and 95 % interval", header, rows, notes)
+
+
+def measure(axis: str) -> str:
+    """What people call a measure, where it stands alone."""
+    return MEASURES[axis] if axis != "dp_gap_soft" else "demographic-parity gap, soft"
 
 
 def percent(value: Figures) -> str:
@@ -68,22 +71,17 @@ def difference(value: Figures) -> str:
 
 def _measures(result: Figures, measured: list[str]) -> TextTable:
     rows = [[name, *(percent(arm["mean"][m]) for m in measured)] for name, arm in result["arms"].items()]
-    notes = []
-    shares = result.get("test_classes")
-    if shares:
-        notes.append(f"predicting the majority class alone would be right on {max(shares):.2%} of the test rows")
-    notes += result.get("cautions", [])
+    notes = [*result.get("cautions", [])]
+    if result.get("test_classes"):
+        best = f"{max(result['test_classes']):.2%} of the test rows"
+        notes.insert(0, f"predicting the majority class alone would be right on {best}")
     title = f"what the arms' users look at, on {result['test_rows']:,} test rows, in %, mean and 95 % interval"
     return TextTable(title, ["arm", *(MEASURES[m] for m in measured)], rows, notes)
 
 
 def _attack(result: Figures) -> TextTable:
     attack = result["attack"]
-    header = [
-        "arm",
-        "clean",
-        *(f"{who}, {share:.0%}" for who in ("static", "adaptive") for share in attack["fractions"]),
-    ]
+    shares = (f"{who}, {share:.0%}" for who in ("static", "adaptive") for share in attack["fractions"])
     rows = []
     for name, arm in result["arms"].items():
         cells = [percent(arm["mean"]["accuracy"])]
@@ -96,52 +94,27 @@ def _attack(result: Figures) -> TextTable:
         "static: rows changed against the model without edits; adaptive: against each arm's own; "
         "the same rows are attacked in every arm"
     )
-    return TextTable(title, header, rows, [note])
+    return TextTable(title, ["arm", "clean", *shares], rows, [note])
 
 
 def _front(axis: str, front: Figures) -> TextTable:
-    rows = []
+    rows: list[list[str]] = []
     for name, point in front["points"].items():
-        moved = point.get("difference")
-        rows.append(
-            [
-                name,
-                "-" if moved is None else difference(moved["accuracy"]),
-                "-" if moved is None else difference(moved[axis]),
-                "no edit" if moved is None else point["verdict"],
-                _dominated(point),
-            ]
-        )
-    name = MEASURES[axis] if axis != "dp_gap_soft" else "demographic-parity gap, soft"
+        moved, verdict = ["-", "-"], "no edit"
+        if point.get("difference") is not None:
+            moved, verdict = [difference(point["difference"][k]) for k in ("accuracy", axis)], point["verdict"]
+        best = "a control"
+        if point["non_dominated"] is not None:
+            best = f"{'yes' if point['non_dominated'] else 'no'} ({point['non_dominated_share']:.0%})"
+        rows.append([name, *moved, verdict, best])
+    name = measure(axis)
     header = ["arm", "accuracy over no edit", f"{name} over no edit", "verdict", "non-dominated"]
-    note = (
-        f"paired over {front['seeds']} seeds, in %; non-dominated on means, and its share of bootstrap draws over seeds"
-    )
-    return TextTable(f"accuracy against {name}", header, rows, [note])
-
-
-def _dominated(point: Figures) -> str:
-    if point["non_dominated"] is None:
-        return "a control"
-    return f"{'yes' if point['non_dominated'] else 'no'} ({point['non_dominated_share']:.0%})"
-
-
-def _edited(edits: dict[str, Any]) -> str:
-    parts = [f"{edits[k]:,} {k}" for k in ("trimmed", "relabelled", "reweighted") if edits.get(k)]
-    return ", ".join(parts) or "-"
-
-
-def _wrong(edits: dict[str, Any]) -> str:
-    for key in ("wrong_share_of_trimmed", "wrong_share_of_relabelled"):
-        if key in edits:
-            return f"{edits[key]:.1%}"
-    return "-"
+    note = "in %; non-dominated on means, and its share of bootstrap draws over seeds"
+    return TextTable(f"accuracy against {name}", header, rows, [f"paired over {front['seeds']} seeds, {note}"])
 
 
 def _gain(metrics: dict[str, Any], name: str, arm: dict[str, Any]) -> str:
     """A curated arm's difference from no edit; in a control's line, its arm's difference from it."""
     other = "no edit" if arm["controls"] is None else name
     compared = metrics["comparison"].get(arm["controls"] or name, {}).get(other)
-    if compared is None:
-        return "-"
-    return difference(compared["accuracy"])
+    return "-" if compared is None else difference(compared["accuracy"])

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from influence_cli.report.counterfactual_tables import accuracy_of, by_lds, by_loss, by_spearman
-from influence_cli.report.panel import COLOURS, GREY, MOST_CURVES, RANDOM, Panel, legend, multiples, short, small_height
+from influence_cli.report.counterfactual_tables import accuracy_of, by_loss, highest_first
+from influence_cli.report.panel import (
+    COLOURS,
+    GREY,
+    MOST_CURVES,
+    RANDOM,
+    Dots,
+    Panel,
+    legend,
+    multiples,
+    named_dots,
+    short,
+    small_height,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Figures = dict[str, Any]
 Colours = dict[str, str]
+Curve = tuple[list[float], list[float], list[float]]  # x, means, half-widths
 
 MOST_SMALL = 9  # small multiples of a panel
 SMALL_NAME = 22  # characters of a name above a small multiple
@@ -22,13 +36,8 @@ def counterfactual_panels(result: Figures) -> list[Panel]:
     colours, made = _colours(result), list[Panel]()
     if "lds" in result:
         made += _lds_panels(result["lds"], result["refit"]["deterministic"], colours)
-    if "removal" in result:
-        made += _removal_panels(result["removal"], colours)
-    if "leave_one_out" in result:
-        made += _leave_one_out_panels(result["leave_one_out"], colours)
-    if "brittleness" in result:
-        made += _brittleness_panels(result["brittleness"], colours)
-    return made
+    parts = {"removal": _removal_panels, "leave_one_out": _leave_one_out_panels, "brittleness": _brittleness_panels}
+    return made + [panel for part, panels in parts.items() if part in result for panel in panels(result[part], colours)]
 
 
 def _colours(result: Figures) -> Colours:
@@ -36,8 +45,8 @@ def _colours(result: Figures) -> Colours:
 
     Brittleness scores by method, for the mean target loss: a method has the colour of its column.
     """
-    lds, removal, loo = (result.get(part, {}) for part in ("lds", "removal", "leave_one_out"))
-    ordered = [*by_lds(lds.get("columns", {})), *by_loss(removal), *by_spearman(loo.get("columns", {}))]
+    lds, loo = (result.get(part, {}).get("columns", {}) for part in ("lds", "leave_one_out"))
+    ordered = [*highest_first(lds, "lds"), *by_loss(result.get("removal", {})), *highest_first(loo, "spearman")]
     methods = [m for m in result.get("brittleness", {}).get("columns", {}) if m != RANDOM]
     alias = {m: f"{m}_utility" if len(methods) > 1 or f"{m}_utility" in ordered else "utility" for m in methods}
     names = [n for n in dict.fromkeys([*ordered, *alias.values()]) if n != RANDOM]
@@ -45,8 +54,10 @@ def _colours(result: Figures) -> Colours:
     return {**colours, **{m: colours[n] for m, n in alias.items() if m not in colours}, RANDOM: GREY}
 
 
-def _titled(title: str, part: Figures, done: str = "") -> str:
-    return f"{title} (partial{done})" if part["partial"] else title
+def _titled(title: str, part: Figures, done: tuple[str, str, str] | None = None) -> str:
+    """The title; of a partial result with how many of how many are done, by the names of these figures, of what."""
+    of = "" if done is None else f", {part[done[0]]} of {part[done[1]]}{done[2]}"
+    return f"{title} (partial{of})" if part["partial"] else title
 
 
 def _dots(small: Axes, x: list[float], y: list[float], colour: str) -> None:
@@ -61,26 +72,21 @@ def _dots(small: Axes, x: list[float], y: list[float], colour: str) -> None:
 
 def _lds_panels(part: Figures, deterministic: bool, colours: Colours) -> list[Panel]:
     columns: Figures = part["columns"]
-    known = [n for n in by_lds(columns) if columns[n]["lds"] is not None]
+    known = [n for n in highest_first(columns, "lds") if columns[n]["lds"] is not None]
     if not known:
         return []
-    done = f", {part['subsets']} of {part['subsets_asked']} subsets"
-    made = [
-        Panel(
-            _titled("Linear datamodeling score, 95 % intervals", part, done),
-            lambda axes: _lds_intervals(axes, part, known, deterministic, colours),
-            height=max(2.4, 1.1 + 0.3 * len(known)),
-        )
-    ]
+    title = _titled("Linear datamodeling score, 95 % intervals", part, ("subsets", "subsets_asked", " subsets"))
+    draw = partial(_lds_intervals, part, known, deterministic, colours)
+    made = [Panel(title, draw, height=max(2.4, 1.1 + 0.3 * len(known)))]
     drawn = [n for n in known if n != RANDOM][:MOST_SMALL]
     if drawn:
         title = _titled("Target loss after training on a subset, predicted and measured", part)
-        draw = lambda axes: _lds_scatter(axes, part, drawn, colours)  # noqa: E731
+        draw = partial(_lds_scatter, part, drawn, colours)
         made.append(Panel(title, draw, height=small_height(len(drawn)), many=True))
     return made
 
 
-def _lds_intervals(axes: Axes, part: Figures, known: list[str], deterministic: bool, colours: Colours) -> None:
+def _lds_intervals(part: Figures, known: list[str], deterministic: bool, colours: Colours, axes: Axes) -> None:
     least, lines = -0.05, list[tuple[str, str, str]]()
     if part["chance"] is not None:
         axes.axvspan(-part["chance"], part["chance"], color=GREY, alpha=0.18, lw=0)
@@ -91,19 +97,15 @@ def _lds_intervals(axes: Axes, part: Figures, known: list[str], deterministic: b
         axes.axvline(part["ceiling"], color="black", ls="--", lw=1.0)
         why = "  (no noise)" if deterministic else ""
         lines.append((f"noise ceiling  {part['ceiling']:.3f}{why}", "black", "--"))
-    places = list(range(len(known)))[::-1]
-    for place, name in zip(places, known, strict=True):
-        value, interval = part["columns"][name]["lds"], part["columns"][name]["interval"]
-        if interval is not None:
-            axes.plot(interval, [place, place], color=colours[name], lw=2.0, solid_capstyle="round")
-        axes.plot([value], [place], "o", color=colours[name], ms=5)
-        least = min([least, value - 0.05, *([] if interval is None else [interval[0] - 0.05])])
-    axes.set_yticks(places, [short(n) for n in known])
-    axes.set(ylim=(-0.6, len(known) - 0.4), xlim=(max(-1.03, least), 1.03), xlabel="LDS: Spearman's correlation")
+    columns = {name: part["columns"][name] for name in known}
+    least = min([least, *(b - 0.05 for c in columns.values() for b in (c["lds"], *(c["interval"] or ())))])
+    rows: list[Dots] = [(name, [c["lds"]], c["interval"], colours[name]) for name, c in columns.items()]
+    named_dots(axes, rows, max(-1.03, least), "LDS: Spearman's correlation")
+    axes.set_xlim(right=1.03)
     legend(axes, lines)
 
 
-def _lds_scatter(axes: Axes, part: Figures, drawn: list[str], colours: Colours) -> None:
+def _lds_scatter(part: Figures, drawn: list[str], colours: Colours, axes: Axes) -> None:
     xlabel = "predicted, up to a constant: minus the sum of the subset's scores / rows"
     for name, small in zip(drawn, multiples(axes, len(drawn), xlabel, "measured: mean target loss"), strict=True):
         column = part["columns"][name]
@@ -115,40 +117,36 @@ def _lds_scatter(axes: Axes, part: Figures, drawn: list[str], colours: Colours) 
 
 
 def _removal_panels(part: Figures, colours: Colours) -> list[Panel]:
-    made: list[Panel] = []
     ordered = by_loss(part)
-    if not ordered:
-        return []
-    metrics = {"target_loss": "mean target loss"}
-    accuracy = accuracy_of(part)
-    metrics[accuracy] = accuracy.replace("_", " ")
-    for metric, what in metrics.items():
+    matched = [n for n in ordered if any(f["class_matched"] for f in part["columns"][n].values())][:MOST_SMALL]
+    metrics = ("target_loss", "mean target loss"), (accuracy_of(part), accuracy_of(part).replace("_", " "))
+    together: list[Panel] = []
+    apart: list[Panel] = []
+    for metric, what in metrics if ordered else ():
         title = _titled(f"Training without the rows of lowest score: {what}", part)
-        made.append(Panel(title, _removal_curves(part, ordered[:MOST_CURVES], metric, what, colours)))
-    for metric, what in metrics.items():
-        small = [n for n in ordered if any(f["class_matched"] for f in part["columns"][n].values())][:MOST_SMALL]
-        if small:
+        together.append(Panel(title, partial(_removal_curves, part, ordered[:MOST_CURVES], metric, what, colours)))
+        if matched:
             title = _titled(f"Against random rows and rows of the same classes: {what}", part)
-            draw = _removal_multiples(part, small, metric, what, colours)
-            made.append(Panel(title, draw, height=small_height(len(small)), many=True))
-    return made
+            draw = partial(_removal_multiples, part, matched, metric, what, colours)
+            apart.append(Panel(title, draw, height=small_height(len(matched)), many=True))
+    return together + apart
 
 
-def _curve(part: Figures, by_size: Figures, metric: str) -> tuple[list[float], list[float], list[float]]:
+def _curve(part: Figures, by_size: Figures, metric: str) -> Curve:
     """Shares removed, means and half-widths (0 where there is none), from nothing on, where they are known."""
     points = [(0, part["nothing"]), *((k, by_size.get(str(k))) for k in part["removed_rows"])]
     known = [(k / part["rows"], means[metric]) for k, means in points if means is not None]
     return [x for x, _ in known], [m["mean"] for _, m in known], [m["half_width"] or 0.0 for _, m in known]
 
 
-def _band(axes: Axes, curve: tuple[list[float], list[float], list[float]], colour: str, alpha: float) -> None:
+def _band(axes: Axes, curve: Curve, colour: str, alpha: float) -> None:
     x, y, half = curve
     low, high = ([v + sign * h for v, h in zip(y, half, strict=True)] for sign in (-1, 1))
     axes.fill_between(x, low, high, color=colour, alpha=alpha, lw=0)
     axes.plot(x, y, color=colour, ls="--", lw=1.0)
 
 
-def _line(axes: Axes, curve: tuple[list[float], list[float], list[float]], colour: str) -> None:
+def _line(axes: Axes, curve: Curve, colour: str) -> None:
     x, y, half = curve
     bars = half if any(half) else None
     axes.errorbar(x, y, yerr=bars, color=colour, lw=1.6, marker="o", ms=3.5, capsize=2, elinewidth=1.0)
@@ -158,32 +156,26 @@ def _means_of(part: Figures, name: str, what: str) -> Figures:
     return {k: f[what] for k, f in part["columns"][name].items()}
 
 
-def _removal_curves(part: Figures, drawn: list[str], metric: str, what: str, colours: Colours) -> Any:
-    def draw(axes: Axes) -> None:
-        _band(axes, _curve(part, part["random"], metric), GREY, 0.2)
-        for name in drawn:
-            _line(axes, _curve(part, _means_of(part, name, "mean"), metric), colours[name])
-        axes.set(xlabel="share of the train rows removed", ylabel=what)
-        axes.xaxis.set_major_formatter(_percent)
-        lines = [(short(n), colours[n], "-") for n in drawn]
-        legend(axes, [*lines, (f"random rows, {part['random_draws']} draws, 95 %", GREY, "--")])
-
-    return draw
+def _removal_curves(part: Figures, drawn: list[str], metric: str, what: str, colours: Colours, axes: Axes) -> None:
+    _band(axes, _curve(part, part["random"], metric), GREY, 0.2)
+    for name in drawn:
+        _line(axes, _curve(part, _means_of(part, name, "mean"), metric), colours[name])
+    axes.set(xlabel="share of the train rows removed", ylabel=what)
+    axes.xaxis.set_major_formatter(_percent)
+    lines = [(short(n), colours[n], "-") for n in drawn]
+    legend(axes, [*lines, (f"random rows, {part['random_draws']} draws, 95 %", GREY, "--")])
 
 
-def _removal_multiples(part: Figures, drawn: list[str], metric: str, what: str, colours: Colours) -> Any:
-    def draw(axes: Axes) -> None:
-        xlabel = "share of the train rows removed; dashed: random rows, grey, and as many of each class, in colour"
-        for name, small in zip(drawn, multiples(axes, len(drawn), xlabel, what), strict=True):
-            _band(small, _curve(part, part["random"], metric), GREY, 0.2)
-            _band(small, _curve(part, _means_of(part, name, "class_matched"), metric), colours[name], 0.2)
-            _line(small, _curve(part, _means_of(part, name, "mean"), metric), colours[name])
-            small.set_title(short(name, SMALL_NAME + 8), fontsize=8, loc="left")
-            small.locator_params(axis="x", nbins=4)
-            small.locator_params(axis="y", nbins=5)
-            small.xaxis.set_major_formatter(_percent)
-
-    return draw
+def _removal_multiples(part: Figures, drawn: list[str], metric: str, what: str, colours: Colours, axes: Axes) -> None:
+    xlabel = "share of the train rows removed; dashed: random rows, grey, and as many of each class, in colour"
+    for name, small in zip(drawn, multiples(axes, len(drawn), xlabel, what), strict=True):
+        _band(small, _curve(part, part["random"], metric), GREY, 0.2)
+        _band(small, _curve(part, _means_of(part, name, "class_matched"), metric), colours[name], 0.2)
+        _line(small, _curve(part, _means_of(part, name, "mean"), metric), colours[name])
+        small.set_title(short(name, SMALL_NAME + 8), fontsize=8, loc="left")
+        small.locator_params(axis="x", nbins=4)
+        small.locator_params(axis="y", nbins=5)
+        small.xaxis.set_major_formatter(_percent)
 
 
 def _percent(value: float, _: float) -> str:
@@ -194,15 +186,15 @@ def _percent(value: float, _: float) -> str:
 
 
 def _leave_one_out_panels(part: Figures, colours: Colours) -> list[Panel]:
-    drawn = [n for n in by_spearman(part["columns"]) if n != RANDOM][:MOST_SMALL]
+    drawn = [n for n in highest_first(part["columns"], "spearman") if n != RANDOM][:MOST_SMALL]
     if not part["changes"] or not drawn:
         return []
-    title = _titled("Leaving one row out: change of the target loss", part, f", {part['rows']} of {part['rows_asked']}")
-    draw = lambda axes: _leave_one_out(axes, part, drawn, colours)  # noqa: E731
+    title = _titled("Leaving one row out: change of the target loss", part, ("rows", "rows_asked", ""))
+    draw = partial(_leave_one_out, part, drawn, colours)
     return [Panel(title, draw, height=small_height(len(drawn)), many=True)]
 
 
-def _leave_one_out(axes: Axes, part: Figures, drawn: list[str], colours: Colours) -> None:
+def _leave_one_out(part: Figures, drawn: list[str], colours: Colours, axes: Axes) -> None:
     floor = "; noise floor 0" if part["floor"] == 0 else ""
     if part["floor"]:
         floor = f"; grey: noise floor, ±{part['floor']:.2g}"
@@ -244,5 +236,5 @@ def _brittleness_panels(part: Figures, colours: Colours) -> list[Panel]:
         axes.yaxis.set_major_formatter(_percent)
         legend(axes, lines)
 
-    done = f", {part['queries']} of {part['queries_asked']}"
-    return [Panel(_titled("Brittleness: predictions that flip when helpful rows go", part, done), draw)]
+    title = "Brittleness: predictions that flip when helpful rows go"
+    return [Panel(_titled(title, part, ("queries", "queries_asked", "")), draw)]

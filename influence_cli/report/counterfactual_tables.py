@@ -11,12 +11,7 @@ Figures = dict[str, Any]
 
 def counterfactual_tables(result: Figures) -> list[TextTable]:
     """A table a part of a result."""
-    parts = {
-        "lds": _lds,
-        "removal": _removal,
-        "leave_one_out": _leave_one_out,
-        "brittleness": _brittleness,
-    }
+    parts = {"lds": _lds, "removal": _removal, "leave_one_out": _leave_one_out, "brittleness": _brittleness}
     return [make(result[name], result) for name, make in parts.items() if name in result]
 
 
@@ -46,18 +41,9 @@ def cautions(result: Figures) -> list[str]:
     return said
 
 
-def by_lds(columns: Figures) -> list[str]:
-    """Names of columns, highest LDS first, unknown ones last, ties by name."""
-    return _highest_first({name: c["lds"] for name, c in columns.items()})
-
-
-def by_spearman(columns: Figures) -> list[str]:
-    """Names of columns, highest rank correlation first, unknown ones last, ties by name."""
-    return _highest_first({name: c["spearman"] for name, c in columns.items()})
-
-
-def _highest_first(values: dict[str, float | None]) -> list[str]:
-    return sorted(values, key=lambda n: (2.0 if (v := values[n]) is None else -v, n))
+def highest_first(columns: Figures, figure: str) -> list[str]:
+    """Names of columns by a figure of theirs, highest first, unknown ones last, ties by name."""
+    return sorted(columns, key=lambda n: (2.0 if (value := columns[n][figure]) is None else -value, n))
 
 
 def by_loss(removal: Figures) -> list[str]:
@@ -86,7 +72,7 @@ def _partial(part: Figures) -> str:
 def _lds(part: Figures, result: Figures) -> TextTable:
     """Best column first, each with its paired difference from the next."""
     columns: Figures = part["columns"]
-    ordered = by_lds(columns)
+    ordered = highest_first(columns, "lds")
     rows = [
         [name, bracketed(columns[name]["lds"], columns[name]["interval"]), _over(part, name, nearest)]
         for name, nearest in zip(ordered, [*ordered[1:], None], strict=True)
@@ -99,10 +85,11 @@ def _lds(part: Figures, result: Figures) -> TextTable:
     notes: list[str] = []
     if part["chance"] is not None:
         notes.append(f"a column that knows nothing lies within {part['chance']:.2f} of 0, 19 times in 20")
-    if part["ceiling"] is not None and not result["refit"]["deterministic"]:
-        notes.append(f"noise ceiling {part['ceiling']:.3f} (reliability {part['reliability']:.3f})")
-    elif not result["refit"]["deterministic"]:
-        notes.append("noise ceiling unknown with one seed: pass --seeds 2 or more")
+    if not result["refit"]["deterministic"]:
+        ceiling = "unknown with one seed: pass --seeds 2 or more"
+        if part["ceiling"] is not None:
+            ceiling = f"{part['ceiling']:.3f} (reliability {part['reliability']:.3f})"
+        notes.append(f"noise ceiling {ceiling}")
     return TextTable(title, ["score", "LDS", "over the next"], rows, notes + _left_out(part))
 
 
@@ -130,7 +117,7 @@ def _removal(part: Figures, result: Figures) -> TextTable:
     for k in map(str, part["removed_rows"]):
         found = {name: by_size[k] for name, by_size in part["columns"].items() if k in by_size}
         for name, f in sorted(found.items(), key=lambda item: (item[1]["mean"]["target_loss"]["mean"], item[0])):
-            over = [_difference(f[c], "target_loss") for c in ("over_random", "over_class_matched")]
+            over = [_difference(f[c] and f[c]["target_loss"]) for c in ("over_random", "over_class_matched")]
             rows.append([f"lowest by {name}", k, _mean(f["mean"]["target_loss"]), *over, _mean(f["mean"][accuracy])])
         if part["random"][k] is not None:
             random = part["random"][k]
@@ -144,28 +131,21 @@ def _mean(m: Figures) -> str:
     return f"{m['mean']:.4f}{half}"
 
 
-def _difference(found: Figures | None, metric: str) -> str:
-    if found is None:
+def _difference(d: Figures | None) -> str:
+    if d is None:
         return "-"
-    d = found[metric]
     half = "" if d["half_width"] is None else f" ± {d['half_width']:.2g}"
     return f"{d['mean']:+.2g}{half} {d['verdict']}"
 
 
 def _leave_one_out(part: Figures, result: Figures) -> TextTable:
-    columns: Figures = part["columns"]
-    ordered = by_spearman(columns)
-    rows = [
-        [
-            name,
-            bracketed(columns[name]["pearson"], columns[name]["intervals"]["pearson"]),
-            bracketed(columns[name]["spearman"], columns[name]["intervals"]["spearman"]),
-            _signs(columns[name]),
-            bracketed(columns[name]["slope"], columns[name]["intervals"]["slope"], "{:.4g}"),
-            number(columns[name]["offset"]),
-        ]
-        for name in ordered
-    ]
+    rows: list[list[str]] = []
+    for name in highest_first(part["columns"], "spearman"):
+        c = part["columns"][name]
+        pearson, spearman = (bracketed(c[figure], c["intervals"][figure]) for figure in ("pearson", "spearman"))
+        signs = "-" if c["sign"] is None else f"{c['sign']:.1%} of {c['sign_rows']}"
+        slope = bracketed(c["slope"], c["intervals"]["slope"], "{:.4g}")
+        rows.append([name, pearson, spearman, signs, slope, number(c["offset"])])
     divisor = "divisor kept" if part["convention"] == "loo" else "divided by the rows left"
     title = (
         f"leave-one-out: {part['rows']} rows, {part['extreme_rows']} of them extreme by {part['extreme_by']}; "
@@ -177,26 +157,16 @@ def _leave_one_out(part: Figures, result: Figures) -> TextTable:
 
 def _brittleness(part: Figures, result: Figures) -> TextTable:
     """Shares of predictions flipped by removing the most helpful rows of each target row, against random rows."""
-    columns: Figures = part["columns"]
     sizes = part.get("removed_rows", [])
     shown = [k for k in sizes if k in (sizes[-1], *sizes[-2::-2])]  # every other one fits a line
-    rows = [
-        [
-            name,
-            *(f"{c['flipped'][str(k)]:.0%}" if c["flipped"] else "-" for k in shown),
-            number(c["median"]),
-            "-" if c["margin_drop"] is None else _mean(c["margin_drop"]),
-            _difference({"margin": c["over_random"]}, "margin") if "over_random" in c else "-",
-        ]
-        for name, c in columns.items()
-    ]
+    rows: list[list[str]] = []
+    for name, c in part["columns"].items():
+        flipped = [f"{c['flipped'][str(k)]:.0%}" if c["flipped"] else "-" for k in shown]
+        drop = "-" if c["margin_drop"] is None else _mean(c["margin_drop"])
+        rows.append([name, *flipped, number(c["median"]), drop, _difference(c.get("over_random"))])
     title = (
         f"brittleness: {part['queries']} correctly predicted target rows; share that flips without the k most helpful "
         f"rows of each{_partial(part)}"
     )
     header = ["score", *(f"k={k:,}" for k in shown), "median k", "margin drop at most k", "over random"]
     return TextTable(title, header, rows)
-
-
-def _signs(column: Figures) -> str:
-    return "-" if column["sign"] is None else f"{column['sign']:.1%} of {column['sign_rows']}"

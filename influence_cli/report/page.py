@@ -18,19 +18,15 @@ def page(result: dict[str, Any], title: str = "How far to trust the scores") -> 
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("influence_cli.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+        loader=PackageLoader("influence_cli.report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
     environment.filters["sentence"] = _sentence
     return environment.get_template("page.html.j2").render(
         generator=GENERATOR,
         title=title,
         summary=_summary(result),
-        cautions=cautions(result) if _retrained(result) else [],
+        cautions=cautions(result) if "refit" in result else [],
         tables=tables_of(result),
         figures=[as_svg(panel) for panel in panels_of(result)],
     )
@@ -43,7 +39,7 @@ def write_page(result: dict[str, Any], path: Path, title: str = "How far to trus
 
 def _summary(result: dict[str, Any]) -> list[str]:
     """The answers in sentences."""
-    lines = [f"{_sentence(line)}." for line in sentences(result)] if _retrained(result) else []
+    lines = [f"{_sentence(line)}." for line in sentences(result)] if "refit" in result else []
     if result.get("detection"):
         known = {n: d for n, d in result["detection"].items() if d["average_precision"] is not None}
         best = result["reference"]
@@ -59,10 +55,6 @@ def _summary(result: dict[str, Any]) -> list[str]:
         finds = "No column finds them better than chance." if best is None else f"{best} finds them best."
         lines.append(f"{entry['canaries']:,} canaries were planted in training. {finds}")
     return lines
-
-
-def _retrained(result: dict[str, Any]) -> bool:
-    return "refit" in result
 
 
 def _sentence(text: str) -> str:

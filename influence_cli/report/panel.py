@@ -6,7 +6,7 @@ import importlib.util
 import io
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,9 @@ from influence_cli.errors import UsageError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
+Dots = tuple[str, list[float], list[float] | None, str]
 # Okabe and Ito's colours: told apart by every kind of colour vision; the first is for the first column
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C6BB1", "#A6761D", "#66A61E")
 GREY = "#888888"
@@ -50,11 +52,7 @@ class Panel:
 
 
 def require_matplotlib() -> None:
-    """Stop before any work where no figure can be drawn.
-
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
+    """Stop (UsageError) before any work where no figure can be drawn: matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("figures need matplotlib, which is not installed", fix="pip install 'influence-cli[report]'")
 
@@ -63,9 +61,29 @@ def legend(axes: Axes, lines: list[tuple[str, str, str]]) -> None:
     """A legend of (label, colour, style) beside the axes: curves leave no corner free."""
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=colour, ls=style, lw=1.8) for _, colour, style in lines]
-    labels = [label for label, _, _ in lines]
-    axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, borderaxespad=0.0)
+    handles = [Line2D([], [], color=colour, ls=style, lw=1.8, label=label) for label, colour, style in lines]
+    place_legend(axes, handles)
+
+
+def place_legend(axes: Axes, handles: list[Line2D]) -> None:
+    """Put the labels of ``handles`` beside the axes."""
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, borderaxespad=0.0)
+
+
+def named_dots(axes: Axes, rows: Sequence[Dots], least: float, xlabel: str, alpha: float = 1.0) -> None:
+    """A line for each of (name, values, interval if there is one, colour), the first on top; x from ``least`` to 1."""
+    places = range(len(rows))[::-1]
+    for place, (_, values, interval, colour) in zip(places, rows, strict=True):
+        if interval is not None:
+            axes.plot(interval, [place, place], color=colour, lw=2.0, solid_capstyle="round")
+        axes.plot(values, [place] * len(values), "o", color=colour, ms=5, alpha=alpha)
+    axes.set_yticks(places, [short(name) for name, *_ in rows])
+    axes.set(ylim=(-0.6, len(rows) - 0.4), xlim=(least, 1.02), xlabel=xlabel)
+
+
+def dots_height(count: int) -> float:
+    """The height of a panel of so many lines of ``named_dots``, in inches."""
+    return max(2.2, 0.9 + 0.3 * count)
 
 
 def multiples(axes: Axes, count: int, xlabel: str, ylabel: str) -> list[Axes]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from influence_cli.report.arm_tables import MEASURES
-from influence_cli.report.panel import COLOURS, GREY, Panel, short
+from influence_cli.report.arm_tables import measure
+from influence_cli.report.panel import COLOURS, GREY, Panel, place_legend, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,23 +22,15 @@ def pareto_panels(result: Figures) -> list[Panel]:
 
 def _colours(result: Figures) -> dict[str, str]:
     """One colour a method: its budgets are joined by a line."""
-    methods = dict.fromkeys(_method(name, arm) for name, arm in result.get("arms", {}).items() if _is_edit(name, arm))
+    edits = {n: arm for n, arm in result.get("arms", {}).items() if arm["controls"] is None and n != "no edit"}
+    methods: dict[str, None] = {}
+    for name, about in ((name, arm["edits"]) for name, arm in edits.items()):
+        methods[f"{about['method'].removeprefix('score_')} {about['action']}" if "method" in about else name] = None
     return {method: COLOURS[k % len(COLOURS)] for k, method in enumerate(methods)}
 
 
-def _is_edit(name: str, arm: Figures) -> bool:
-    return arm["controls"] is None and name != "no edit"
-
-
-def _method(name: str, arm: Figures) -> str:
-    about = arm["edits"]
-    if "method" not in about:
-        return name
-    return f"{about['method'].removeprefix('score_')} {about['action']}"
-
-
 def _panel(axis: str, front: Figures, colours: dict[str, str]) -> Panel:
-    what = MEASURES[axis] if axis != "dp_gap_soft" else "demographic-parity gap, soft"
+    what = measure(axis)
 
     def draw(axes: Axes) -> None:
         points = front["points"]
@@ -49,9 +41,8 @@ def _panel(axis: str, front: Figures, colours: dict[str, str]) -> Panel:
             for name, px, py in zip(names, x, y, strict=True):
                 _point(axes, points[name], px, py, colour, ellipse=name == names[-1])
                 if len(names) > 1:
-                    axes.annotate(
-                        name.rsplit(" ", 1)[-1], (px, py), (4, 4), textcoords="offset points", fontsize=7, color=colour
-                    )
+                    budget, offset = name.rsplit(" ", 1)[-1], "offset points"
+                    axes.annotate(budget, (px, py), (4, 4), textcoords=offset, fontsize=7, color=colour)
         for name, point in points.items():
             if point["controls"] is not None:
                 axes.plot(100 * point["accuracy"]["mean"], 100 * point[axis]["mean"], ".", color=GREY, ms=4, alpha=0.7)
@@ -78,12 +69,11 @@ def _drawn(points: Figures, colours: dict[str, str]) -> dict[str, list[str]]:
 def _legend(axes: Axes, drawn: dict[str, list[str]], labels: dict[str, str]) -> None:
     from matplotlib.lines import Line2D
 
-    marks = [Line2D([], [], color=c, marker="o", mfc="white", lw=1.0) for c in drawn]
-    marks.append(Line2D([], [], color="black", marker="P", mec="white", ms=8, ls=":", lw=0.8))
-    marks.append(Line2D([], [], color=GREY, marker=".", ls=""))
-    marks.append(Line2D([], [], color="black", marker="o", ls=""))
-    names = [*(short(labels[c]) for c in drawn), "no edit", "random controls", "filled: non-dominated"]
-    axes.legend(marks, names, loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, borderaxespad=0.0)
+    marks = [Line2D([], [], color=c, marker="o", mfc="white", lw=1.0, label=short(labels[c])) for c in drawn]
+    marks.append(Line2D([], [], color="black", marker="P", mec="white", ms=8, ls=":", lw=0.8, label="no edit"))
+    marks.append(Line2D([], [], color=GREY, marker=".", ls="", label="random controls"))
+    marks.append(Line2D([], [], color="black", marker="o", ls="", label="filled: non-dominated"))
+    place_legend(axes, marks)
 
 
 def _point(axes: Axes, point: Figures, x: float, y: float, colour: str, ellipse: bool) -> None:

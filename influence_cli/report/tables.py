@@ -8,6 +8,8 @@ from influence_cli.report.arm_tables import MEASURES, arm_tables, comparison_tab
 from influence_cli.report.counterfactual_tables import counterfactual_tables
 from influence_cli.report.text_table import TextTable, bracketed, fixed, number, signed
 
+_PAIRED = ("auc", "average_precision")
+
 
 def tables_of(result: dict[str, Any]) -> list[TextTable]:
     """Every table that a result has something to put in."""
@@ -41,38 +43,21 @@ def _at_checkpoint(entry: dict[str, Any]) -> TextTable:
 
 
 def _detection(title: str, result: dict[str, Any], difference: str) -> TextTable:
-    k = result["budget_rows"]
-    header = [
-        "score",
-        "AUC",
-        "average precision",
-        f"precision at {k:,}",
-        "recall",
-        f"AP over {result['reference'] or '-'}",
-    ]
-    ordered = sorted(result["detection"].items(), key=lambda kv: -(kv[1]["average_precision"] or 0.0))
-    rows = [
-        [
-            name,
-            bracketed(d["auc"], d.get("auc_interval")),
-            bracketed(d["average_precision"], d.get("average_precision_interval")),
-            number(d["precision_at_budget"]),
-            number(d["recall_at_budget"]),
-            _verdict(d),
-        ]
-        for name, d in ordered
-    ]
+    at_budget = [f"precision at {result['budget_rows']:,}", "recall", f"AP over {result['reference'] or '-'}"]
+    rows: list[list[str]] = []
+    for name, d in sorted(result["detection"].items(), key=lambda kv: -(kv[1]["average_precision"] or 0.0)):
+        auc, ap = (bracketed(d[figure], d.get(f"{figure}_interval")) for figure in _PAIRED)
+        rows.append([name, auc, ap, number(d["precision_at_budget"]), number(d["recall_at_budget"]), _verdict(d)])
     notes = [f"last column: {difference}, paired, with its verdict; intervals: {result['intervals']}"]
     if result.get("canary_rows"):
         notes.append(f"{result['canary_rows']:,} canaries, whose labels the checkpoint did not learn, are left out")
-    return TextTable(title, header, rows, notes)
+    return TextTable(title, ["score", "AUC", "average precision", *at_budget], rows, notes)
 
 
 def _verdict(d: dict[str, Any]) -> str:
-    difference = d.get("difference")
-    if difference is None:
+    if d.get("difference") is None:
         return "-"
-    ap = difference["average_precision"]
+    ap = d["difference"]["average_precision"]
     return f"{signed(ap['difference'])} [{signed(ap['interval'][0])}, {signed(ap['interval'][1])}] {ap['verdict']}"
 
 
@@ -95,9 +80,6 @@ def _canaries(entry: dict[str, Any]) -> list[TextTable]:
         "that are really wrong, which count against canaries in the first and are left out in the second"
     ]
     return [table, TextTable("canaries beside rows that are really wrong", header, rows, notes)]
-
-
-_PAIRED = ("auc", "average_precision")
 
 
 def _order(order: dict[str, Any]) -> TextTable:
@@ -125,29 +107,28 @@ def _of(what: str, table: str) -> str:
 
 
 def _stability(stability: dict[str, Any]) -> TextTable:
-    k = stability["budget_rows"]
     rows = [
         [n, str(c["tables"]), fixed(c["spearman"]), fixed(c["least_spearman"]), fixed(c["jaccard"])]
         for n, c in stability["columns"].items()
     ]
-    header = ["score", "tables", "mean Spearman", "least Spearman", f"mean Jaccard of the lowest {k:,}"]
+    header = [
+        "score",
+        "tables",
+        "mean Spearman",
+        "least Spearman",
+        f"mean Jaccard of the lowest {stability['budget_rows']:,}",
+    ]
     return TextTable("agreement between the tables, pair by pair", header, rows)
 
 
 def _comparison(result: dict[str, Any]) -> list[TextTable]:
-    k = result["budget_rows"]
-    rows = [
-        [
-            name,
-            f"{c['rows']:,}",
-            bracketed(c["spearman"], c["spearman_interval"]),
-            fixed(c["kendall"]),
-            f"{fixed(c['jaccard'])} ({c['overlap']:,} rows)",
-            fixed(c["sign_agreement"]),
-        ]
-        for name, c in result["comparison"].items()
-    ]
-    header = ["score", "rows", "Spearman", "Kendall's tau-b", f"Jaccard of the lowest {k:,}", "same sign"]
+    rows: list[list[str]] = []
+    for name, c in result["comparison"].items():
+        spearman = bracketed(c["spearman"], c["spearman_interval"])
+        jaccard = f"{fixed(c['jaccard'])} ({c['overlap']:,} rows)"
+        rows.append([name, f"{c['rows']:,}", spearman, fixed(c["kendall"]), jaccard, fixed(c["sign_agreement"])])
+    lowest = f"Jaccard of the lowest {result['budget_rows']:,}"
+    header = ["score", "rows", "Spearman", "Kendall's tau-b", lowest, "same sign"]
     title = f"{result['rows']:,} rows in {result['a']} and in {result['b']}"
     notes = []
     if "changed" in result:

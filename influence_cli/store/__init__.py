@@ -28,9 +28,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.gradients import GradientFolder
@@ -38,7 +35,7 @@ from influence_cli.store.keys import Keys, fingerprint
 from influence_cli.store.layout import FILE_KEYS, TIMINGS, UNDECODABLE, VALUE_NOTE
 from influence_cli.store.notes import read_note, read_revisions, write_note
 from influence_cli.store.place import Place, check_place, store_root
-from influence_cli.store.shards import ShardFolder
+from influence_cli.store.shards import Arrays, ShardFolder
 from influence_cli.store.single_files import FileFolder
 
 __all__ = ["FileFolder", "GradientFolder", "Keys", "ShardFolder", "Store", "fingerprint", "open_store"]
@@ -67,19 +64,18 @@ class Store:
     def __init__(self, root: Path, listener: Listener = SILENT, remember: bool = True, marked: bool = True) -> None:
         self.root, self.listener, self.remember = root, listener, remember
         self._place = Place(root, marked)
+        self.directions = self._files("directions")  # with what is known of each: the value of Phi, its noise
+        self.factors = self._files("factors", what="factor")
+        self.interims = self._files("interims")  # the states that computations have left
+        self.decisions = self._files("decisions", what="decision")
+        self.trainings = self._files("trainings", "trained again")
+
+    def _files(self, kind: str, again: str = "computed again", what: str | None = None) -> FileFolder:
+        return FileFolder(self.root / kind, self.listener, self._place.claim, again, what)
 
     def folder(self, kind: str, name: str, about: dict[str, Any] | None = None) -> ShardFolder:
         """The shards of one thing of a kind; ``about`` is for people who look into the store."""
         return ShardFolder(self.root / kind / name, about or {}, self.listener, self._place.claim)
-
-    def value_facts(self, name: str) -> dict[str, Any] | None:
-        """What was noted of the curvature that values are taken with, for provenance; None where nothing was."""
-        note = read_note(self.root / "row_values" / name / VALUE_NOTE, self.listener)
-        return None if note is None else note["curvature"]
-
-    def write_value_facts(self, name: str, fit: str, facts: dict[str, Any]) -> None:
-        """Note it beside the values, with the name of the fit set: they go with it."""
-        self._write_note(self.root / "row_values" / name / VALUE_NOTE, {"fit": fit, "curvature": facts})
 
     def gradients(self, name: str, spec: dict[str, Any] | None = None) -> GradientFolder:
         """Rows' own gradients, whole or sketched, by row key."""
@@ -89,84 +85,44 @@ class Store:
         """Payload keys of files known from earlier runs."""
         return StoredFileKeys(self.root / FILE_KEYS, self.remember, self.listener, self._place.claim)
 
-    def _files(self, kind: str, again: str = "computed again") -> FileFolder:
-        return FileFolder(self.root / kind, self.listener, self._place.claim, again)
+    def read_factor(self, name: str) -> Arrays | None:
+        """A fitted curvature's tensors, less its fit set's keys; None where it is not stored intact."""
+        tensors = self.factors.read(name)
+        return tensors and {k: tensor for k, tensor in tensors.items() if k != FIT_KEYS}
 
-    def trainings(self) -> FileFolder:
-        """What was measured after trainings on subsets, by fingerprint."""
-        return self._files("trainings", "trained again")
+    def write_factor(self, name: str, tensors: Arrays, fit_keys: Keys, meta: dict[str, Any]) -> None:
+        """Store a fitted curvature whole, with the keys [n, 24] of the rows that it was fitted on."""
+        self.factors.write(name, {**tensors, FIT_KEYS: fit_keys}, meta)
+
+    def fit_keys(self, name: str) -> Keys | None:
+        """Keys [n, 24] of the rows that a stored factor was fitted on, read alone: for a reason, never for a number."""
+        return self.factors.read_one(name, FIT_KEYS)
+
+    def keep_decision(self, name: str, decided: dict[str, Any], path: Arrays) -> dict[str, Any]:
+        """Store a decision whole, with the figures by step that led to it, and return what is now decided.
+
+        A decision that another run has stored meanwhile stands.
+        """
+        known = self.decisions.meta(name)
+        return self.decisions.write(name, path, decided) if known is None else known
+
+    # ---- notes: each None, or empty, where nothing was noted
 
     def _write_note(self, path: Path, note: Any) -> None:
         self._place.claim()
         write_note(path, note)
 
-    def direction_meta(self, name: str) -> dict[str, Any] | None:
-        """What is known of a direction (value of Phi, noise), or None where it is not stored intact."""
-        return self._files("directions").meta(name)
+    def value_facts(self, name: str) -> dict[str, Any] | None:
+        """What was noted of the curvature that values are taken with, for provenance."""
+        note = read_note(self.root / "row_values" / name / VALUE_NOTE, self.listener)
+        return None if note is None else note["curvature"]
 
-    def read_direction(self, name: str) -> dict[str, NDArray[Any]] | None:
-        """A direction's tensors by parameter name, or None where it is not stored intact."""
-        return self._files("directions").read(name)
-
-    def write_direction(self, name: str, tensors: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
-        """Store a direction whole."""
-        self._files("directions").write(name, tensors, meta)
-
-    def factor_meta(self, name: str) -> dict[str, Any] | None:
-        """What is known of a fitted curvature, or None where it is not stored intact; another's file is damage."""
-        return self._files("factors").meta_of(name, "factor")
-
-    def read_factor(self, name: str) -> dict[str, NDArray[Any]] | None:
-        """A fitted curvature's tensors, less its fit set's keys; None where it is not stored intact."""
-        tensors = self._files("factors").read(name) if self.factor_meta(name) is not None else None
-        if tensors is not None:
-            tensors.pop(FIT_KEYS, None)
-        return tensors
-
-    def write_factor(
-        self, name: str, tensors: dict[str, NDArray[Any]], fit_keys: NDArray[np.uint8], meta: dict[str, Any]
-    ) -> None:
-        """Store a fitted curvature whole, with the keys [n, 24] of the rows that it was fitted on."""
-        self._files("factors").write(name, {**tensors, FIT_KEYS: fit_keys}, {**meta, "name": name})
-
-    def factors(self) -> dict[str, dict[str, Any]]:
-        """What is known of every intact factor, by name."""
-        names = self._files("factors").names()
-        return {name: meta for name in names if (meta := self.factor_meta(name)) is not None}
-
-    def read_interim(self, name: str) -> dict[str, NDArray[Any]] | None:
-        """The state that a computation left, or None where none is stored intact."""
-        return self._files("interims").read(name)
-
-    def write_interim(self, name: str, state: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
-        """Store a computation's state in place of the one before."""
-        self._files("interims").write(name, state, meta)
-
-    def drop_interim(self, name: str) -> None:
-        """Forget a computation's state: its result is stored."""
-        self._files("interims").drop(name)
-
-    def fit_keys(self, name: str) -> NDArray[np.uint8] | None:
-        """Keys [n, 24] of the rows that a stored factor was fitted on, read alone: for a reason, never for a number."""
-        return self._files("factors").read_one(name, FIT_KEYS)
-
-    def decision(self, name: str) -> dict[str, Any] | None:
-        """What was decided under a name, or None where it is not stored intact; another's file is damage."""
-        return self._files("decisions").meta_of(name, "decision")
-
-    def keep_decision(self, name: str, decided: dict[str, Any], path: dict[str, NDArray[Any]]) -> dict[str, Any]:
-        """Store a decision whole, with the figures by step that led to it, and return what is now decided.
-
-        A decision that another run has stored meanwhile stands.
-        """
-        known = self.decision(name)
-        if known is None:
-            known = {**decided, "name": name}
-            self._files("decisions").write(name, path, known)
-        return known
+    def write_value_facts(self, name: str, fit: str, facts: dict[str, Any]) -> None:
+        """Note it beside the values, with the name of the fit set: they go with it."""
+        self._write_note(self.root / "row_values" / name / VALUE_NOTE, {"fit": fit, "curvature": facts})
 
     def read_model_note(self, name: str) -> dict[str, Any] | None:
-        """What was resolved for an architecture's name, or None."""
+        """What was resolved for an architecture's name."""
         return read_note(self.root / "models" / f"{name}.json", self.listener)
 
     def write_model_note(self, name: str, note: dict[str, Any]) -> None:
@@ -175,51 +131,13 @@ class Store:
             self._write_note(self.root / "models" / f"{name}.json", note)
 
     def engine_note(self, member: str) -> dict[str, Any] | None:
-        """By which engine a member's rows were last run, and what its self-check found; None where none was."""
+        """By which engine a member's rows were last run, and what its self-check found."""
         again = "noted again when rows are next run at that member"
         return read_note(self.root / "engines" / f"{member}.json", self.listener, again)
 
     def write_engine_note(self, member: str, note: dict[str, Any]) -> None:
         """Remember it, for the provenance of later tables."""
         self._write_note(self.root / "engines" / f"{member}.json", note)
-
-    def timing(self, what: str) -> float | None:
-        """Seconds per row last measured for ``what``, or None."""
-        return self._timings().get(what)
-
-    def _timings(self) -> dict[str, float]:
-        return read_note(self.root / TIMINGS, self.listener) or {}
-
-    def write_timing(self, what: str, seconds: float) -> None:
-        """Remember a measured rate for the next plan."""
-        self._write_note(self.root / TIMINGS, {**self._timings(), what: seconds})
-
-    def undecodable(self, decoder: str) -> dict[str, str]:
-        """Payloads, by hex key, that ``decoder`` could not decode, and why."""
-        return self._undecodable().get(decoder, {})
-
-    def write_undecodable(self, decoder: str, reasons: dict[str, str]) -> None:
-        """Remember payloads that ``decoder`` could not decode."""
-        known = self._undecodable()
-        self._write_note(self._undecodable_file, {**known, decoder: {**known.get(decoder, {}), **reasons}})
-
-    def forget_undecodable(self, keep: set[str] | None) -> int:
-        """Forget payloads that are not among these hex keys (None: all are); returns how many."""
-        known = self._undecodable()
-        if keep is None or not known:
-            return 0
-        left = {decoder: {k: why for k, why in some.items() if k in keep} for decoder, some in known.items()}
-        forgotten = sum(map(len, known.values())) - sum(map(len, left.values()))
-        if forgotten:
-            self._write_note(self._undecodable_file, {decoder: some for decoder, some in left.items() if some})
-        return forgotten
-
-    @property
-    def _undecodable_file(self) -> Path:
-        return self.root / UNDECODABLE
-
-    def _undecodable(self) -> dict[str, dict[str, str]]:
-        return read_note(self._undecodable_file, self.listener) or {}
 
     def task_revisions(self, name: str) -> list[dict[str, Any]]:
         """What is known of a model of the user's own: for every revision of its code, its outputs on a few rows."""
@@ -229,3 +147,34 @@ class Store:
         """Remember the revisions of a model of the user's own."""
         if self.remember:
             self._write_note(self.root / "tasks" / f"{name}.json", revisions)
+
+    def timing(self, what: str) -> float | None:
+        """Seconds per row last measured for ``what``."""
+        return self._known(TIMINGS).get(what)
+
+    def write_timing(self, what: str, seconds: float) -> None:
+        """Remember a measured rate for the next plan."""
+        self._write_note(self.root / TIMINGS, {**self._known(TIMINGS), what: seconds})
+
+    def _known(self, file: str) -> dict[str, Any]:
+        return read_note(self.root / file, self.listener) or {}
+
+    def undecodable(self, decoder: str) -> dict[str, str]:
+        """Payloads, by hex key, that ``decoder`` could not decode, and why."""
+        return self._known(UNDECODABLE).get(decoder, {})
+
+    def write_undecodable(self, decoder: str, reasons: dict[str, str]) -> None:
+        """Remember payloads that ``decoder`` could not decode."""
+        known = self._known(UNDECODABLE)
+        self._write_note(self.root / UNDECODABLE, {**known, decoder: {**known.get(decoder, {}), **reasons}})
+
+    def forget_undecodable(self, keep: set[str] | None) -> int:
+        """Forget payloads that are not among these hex keys (None: all are); returns how many."""
+        known = self._known(UNDECODABLE)
+        if keep is None:
+            return 0
+        left = {decoder: {k: why for k, why in some.items() if k in keep} for decoder, some in known.items()}
+        forgotten = sum(map(len, known.values())) - sum(map(len, left.values()))
+        if forgotten:
+            self._write_note(self.root / UNDECODABLE, {decoder: some for decoder, some in left.items() if some})
+        return forgotten

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from influence_cli.errors import StoreError
-from influence_cli.store.files import DamagedFile, read_metadata
+from influence_cli.store.files import DamagedFile, open_regular, read_metadata
 from influence_cli.store.layout import SHARDED, SPEC, bytes_of, files_of, folders_of, shards_of
 from influence_cli.store.place import check_place
-from influence_cli.store.regular import open_regular
 
-UNREADABLE = (DamagedFile, FileNotFoundError, TypeError, ValueError, KeyError, AttributeError)
+Meta = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,57 +30,45 @@ class Entry:
 
 
 def list_entries(root: Path) -> list[Entry]:
-    """Everything in the store, by kind and name.
-
-    Raises:
-        StoreError: the folder is no store.
-    """
+    """Everything in the store, by kind and name; StoreError where the folder is none."""
     check_place(root)
-    entries: list[Entry] = []
-    for kind in SHARDED:
-        for folder in folders_of(root / kind, links=True):
-            shards = shards_of(folder)
-            rows = 0
-            for shard in shards:
-                try:
-                    rows += int(read_metadata(shard)["rows"])
-                except (DamagedFile, KeyError, FileNotFoundError):
-                    continue
-            entries.append(Entry(kind, folder.name, len(shards), rows, sum(map(bytes_of, shards)), _about(folder)))
-    for file in files_of(root / "directions"):
-        try:
-            meta = read_metadata(file)
-            about = f"{meta.get('objective')}, Phi {meta.get('phi'):.4g}, {meta.get('m')} target rows"
-            about += f", preconditioned by {meta['method']}" if "method" in meta else ""
-        except UNREADABLE:
-            about = "damaged"
-        entries.append(Entry("directions", file.stem, 1, None, bytes_of(file), about))
-    entries += [_factor_entry(file) for file in files_of(root / "factors")]
-    entries += [_decision_entry(file) for file in files_of(root / "decisions")]
-    for file in files_of(root / "interims"):
-        entries.append(Entry("interims", file.stem, 1, None, bytes_of(file), "a computation that was stopped"))
+    entries = [_sharded(kind, folder) for kind in SHARDED for folder in folders_of(root / kind, links=True)]
+    entries += [_single(kind, file) for kind in ABOUT for file in files_of(root / kind)]
     return [*entries, *_training_entries(files_of(root / "trainings"))]
 
 
-def _factor_entry(file: Path) -> Entry:
-    rows = None
-    try:
-        meta = read_metadata(file)
-        fitted = ", ".join(str(v) for k, v in meta["fitted"].items() if k != "revision")
-        rows, about = int(meta["rows"]), f"{fitted}, {meta['parameters']} parameters"
-    except UNREADABLE:
-        about = "damaged"
-    return Entry("factors", file.stem, 1, rows, bytes_of(file), about)
+def _sharded(kind: str, folder: Path) -> Entry:
+    shards, rows = shards_of(folder), 0
+    for shard in shards:
+        with contextlib.suppress(DamagedFile, KeyError, FileNotFoundError):
+            rows += int(read_metadata(shard)["rows"])
+    return Entry(kind, folder.name, len(shards), rows, sum(map(bytes_of, shards)), _about(folder))
 
 
-def _decision_entry(file: Path) -> Entry:
-    rows = None
+def _single(kind: str, file: Path) -> Entry:
     try:
-        meta = read_metadata(file)
-        rows, about = int(meta["rows"]), f"{meta['method']}, {meta['members']} members"
-    except UNREADABLE:
-        about = "damaged"
-    return Entry("decisions", file.stem, 1, rows, bytes_of(file), about)
+        rows, about = ABOUT[kind](read_metadata(file) if kind != "interims" else {})
+    except (DamagedFile, FileNotFoundError, TypeError, ValueError, KeyError, AttributeError):
+        rows, about = None, "damaged"
+    return Entry(kind, file.stem, 1, rows, bytes_of(file), about)
+
+
+def _direction(meta: Meta) -> tuple[int | None, str]:
+    how = f", preconditioned by {meta['method']}" if "method" in meta else ""
+    return None, f"{meta.get('objective')}, Phi {meta.get('phi'):.4g}, {meta.get('m')} target rows{how}"
+
+
+def _factor(meta: Meta) -> tuple[int | None, str]:
+    fitted = ", ".join(str(v) for k, v in meta["fitted"].items() if k != "revision")
+    return int(meta["rows"]), f"{fitted}, {meta['parameters']} parameters"
+
+
+ABOUT: dict[str, Callable[[Meta], tuple[int | None, str]]] = {  # of one file a thing: rows, and what it is
+    "directions": _direction,
+    "factors": _factor,
+    "decisions": lambda meta: (int(meta["rows"]), f"{meta['method']}, {meta['members']} members"),
+    "interims": lambda _: (None, "a computation that was stopped"),
+}
 
 
 def _training_entries(files: list[Path]) -> list[Entry]:
@@ -101,19 +90,16 @@ def _about(folder: Path) -> str:
     """What ``spec.json`` says, for people: nothing where it is damaged."""
     try:
         with open_regular(folder / SPEC) as handle:
-            return _said(json.load(handle))
-    except (OSError, StoreError, ValueError, KeyError, TypeError, AttributeError):
-        return ""
-
-
-def _said(spec: dict[str, Any]) -> str:
-    if "attack" in spec:
-        how = ", ".join(f"{k} {v:g}" for k, v in spec["attack"].items() if isinstance(v, float))
-        return f"{spec['model']['name']}, {spec['attack']['attack']} {how}"
-    if "model" in spec:
+            spec = json.load(handle)
+        if "attack" in spec:
+            how = ", ".join(f"{k} {v:g}" for k, v in spec["attack"].items() if isinstance(v, float))
+            return f"{spec['model']['name']}, {spec['attack']['attack']} {how}"
+        if "model" not in spec:
+            return f"{', '.join(spec.get('objectives', []))}, params {spec.get('params')}"
         dropout = (spec.get("member") or {}).get("dropout")
         rate = "" if dropout is None else f", dropout {dropout['rate']:.4f}"
         what = f", {spec['value']['value']}, params {spec['params']}" if "value" in spec else ""
         what = f", rows {spec['rows']}, params {spec['params']}" if "rows" in spec else what
         return f"{spec['model']['name']}, {spec.get('precision')}{rate}{what}"
-    return f"{', '.join(spec.get('objectives', []))}, params {spec.get('params')}"
+    except (OSError, StoreError, ValueError, KeyError, TypeError, AttributeError):
+        return ""

@@ -21,10 +21,9 @@ import pyarrow.parquet as pq
 
 from influence_cli.errors import StoreError
 from influence_cli.events import SILENT, Listener
-from influence_cli.store.files import METADATA_KEY, DamagedFile, replacing
+from influence_cli.store.files import METADATA_KEY, DamagedFile, open_regular, replacing
 from influence_cli.store.keys import KEY_BYTES
 from influence_cli.store.layout import set_aside
-from influence_cli.store.regular import open_regular
 
 RACY_NS = 2_000_000_000
 Stamp = tuple[int, int, int, int, int]
@@ -76,11 +75,7 @@ class StoredFileKeys:
     """Payload keys by absolute path, kept in one Parquet file with a checksum; a damaged file is set aside."""
 
     def __init__(
-        self,
-        path: Path,
-        remember: bool = True,
-        listener: Listener = SILENT,
-        claim: Callable[[], None] = lambda: None,
+        self, path: Path, remember: bool = True, listener: Listener = SILENT, claim: Callable[[], None] = lambda: None
     ) -> None:
         self.path, self.remember, self.listener, self._claim = path, remember, listener, claim
         self._known: Known | None = None

@@ -6,14 +6,13 @@ import contextlib
 import errno
 import hashlib
 import json
-import math
 import os
 import secrets
 import shutil
 import struct
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,21 +20,32 @@ from safetensors.numpy import save
 
 from influence_cli.errors import StoreError, disk_full
 from influence_cli.store.keys import canonical_json
-from influence_cli.store.regular import open_regular
 
 METADATA_KEY = "influence"  # exactly one: safetensors orders several keys randomly
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.EFBIG)  # the user's to put right
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1", "BOOL": "|b1"}
-_BITS = {
-    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64), **dict.fromkeys(("F32", "I32", "U32"), 32),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16), **dict.fromkeys(("I8", "U8", "BOOL"), 8),
-    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
-}  # fmt: skip
 _HEADER_BYTES = 100_000_000  # no header is longer
+_UNREADABLE = (KeyError, ValueError, TypeError)  # what entries of a header that are none lead to
 
 
 class DamagedFile(Exception):
     """A file whose bytes are not those that were written."""
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A file, open for reading; a pipe or a device in its place would be waited for, or has no end.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StoreError: what is there is no regular file.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise StoreError("what is there is no regular file", where=str(path), fix="move it away")
+    return open(path, "rb")
+
+
+def _refusal(what: str, path: Path, error: OSError) -> StoreError:
+    return StoreError(f"cannot {what}: {error.strerror}", where=str(path), fix="pick a writable place")
 
 
 def _beside(path: Path) -> Path:
@@ -45,22 +55,24 @@ def _beside(path: Path) -> Path:
     except OSError as error:
         if disk_full(error):
             raise
-        raise StoreError(
-            f"cannot create {path.parent}: {error.strerror}", where=str(path), fix="pick a writable place"
-        ) from error
+        raise _refusal(f"create {path.parent}", path, error) from error
     return path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
 
 
-def _said(error: Exception, temporary: Path, path: Path) -> Exception:
-    """An error of writing, as it is told: a full disk and a place that cannot be written name the path."""
-    named = getattr(error, "filename", None)
-    if named is not None and not str(named).startswith(str(temporary)) and str(named) != str(path):
-        return error  # of another file, which was read
-    if disk_full(error):
-        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
-        return StoreError(f"cannot write {path}: {error.strerror}", where=str(path), fix="pick a writable place")
-    return error
+@contextlib.contextmanager
+def _told(temporary: Path, path: Path) -> Generator[None]:
+    """Errors of writing, as they are told: a full disk and a place that cannot be written name the path."""
+    try:
+        yield
+    except Exception as error:
+        named = getattr(error, "filename", None)
+        if named is not None and not str(named).startswith(str(temporary)) and str(named) != str(path):
+            raise  # of another file, which was read
+        if disk_full(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+            raise _refusal(f"write {path}", path, error) from error
+        raise
 
 
 @contextlib.contextmanager
@@ -69,15 +81,11 @@ def replacing(path: Path) -> Generator[Path]:
     temporary = _beside(path)
     _reserve(temporary, path)
     try:
-        yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except Exception as error:
-        told = _said(error, temporary, path)
-        if told is error:
-            raise
-        raise told from error
+        with _told(temporary, path):
+            yield temporary
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not every file system lets a folder be synced
@@ -93,36 +101,26 @@ def replacing_folder(path: Path) -> Generator[Path]:
     """A hidden name beside ``path`` for a new folder; on success it is renamed to ``path``, where nothing may be."""
     temporary = _beside(path)
     try:
-        yield temporary
-        try:
-            os.rename(temporary, path)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-            raise StoreError(f"{path} has been written by somebody else", fix="give a new place") from error
-    except Exception as error:
-        told = _said(error, temporary, path)
-        if told is error:
-            raise
-        raise told from error
+        with _told(temporary, path):
+            yield temporary
+            try:
+                os.rename(temporary, path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+                raise StoreError(f"{path} has been written by somebody else", fix="give a new place") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _reserve(temporary: Path, path: Path) -> None:
-    """Create the temporary file, so that a place that cannot be written is told from an error of the writer.
-
-    Raises:
-        StoreError: nothing can be written there (a full disk is no such place).
-    """
+    """Create the temporary file: a place that cannot be written (StoreError) is told from an error of the writer."""
     try:
         temporary.touch(exist_ok=False)
     except OSError as error:
         if disk_full(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        raise StoreError(
-            f"cannot write {path}: {error.strerror}", where=str(path), fix="pick a writable place"
-        ) from error
+        raise _refusal(f"write {path}", path, error) from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -157,7 +155,8 @@ def write_tensors(path: Path, tensors: dict[str, NDArray[Any]], meta: dict[str, 
     write_bytes(path, save(arrays, metadata={METADATA_KEY: text}))
 
 
-def _header(raw: bytes) -> tuple[dict[str, Any], int]:
+def parsed_header(raw: bytes) -> tuple[dict[str, Any], int]:
+    """The header of safetensors and the place of the first byte after it; DamagedFile where it cannot be read."""
     try:
         (length,) = struct.unpack("<Q", raw[:8])
         found: Any = json.loads(raw[8 : 8 + length])
@@ -172,15 +171,17 @@ def _header(raw: bytes) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """The header of safetensors, without their values.
+def raw_header(handle: BinaryIO) -> bytes:
+    """The bytes that a file of safetensors says are its header, with the eight that say so."""
+    head = handle.read(8)
+    length = int.from_bytes(head, "little") if len(head) == 8 else 0
+    return head + handle.read(min(length, _HEADER_BYTES))
 
-    Raises:
-        DamagedFile: it cannot be read.
-    """
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of safetensors, without their values; DamagedFile where it cannot be read."""
     with open_regular(path) as handle:
-        head = handle.read(8)
-        return _header(head + handle.read(min(int.from_bytes(head, "little"), _HEADER_BYTES)))[0]
+        return parsed_header(raw_header(handle))[0]
 
 
 def _own_metadata(header: dict[str, Any]) -> dict[str, Any]:
@@ -190,28 +191,29 @@ def _own_metadata(header: dict[str, Any]) -> dict[str, Any]:
         raise DamagedFile("no influence metadata") from error
     if not isinstance(own, dict):
         raise DamagedFile("no influence metadata")
-    return cast("dict[str, Any]", own)
+    return own  # pyright: ignore[reportUnknownVariableType]
+
+
+def _tensor(raw: NDArray[np.uint8], entry: dict[str, Any], start: int) -> NDArray[Any]:
+    """A tensor as a view of bytes, of which those at ``start`` are the first after the header."""
+    first, last = entry["data_offsets"]
+    return raw[start + first : start + last].view(np.dtype(_DTYPES[entry["dtype"]])).reshape(entry["shape"])
+
+
+def _tensors(raw: NDArray[np.uint8], header: dict[str, Any], start: int) -> dict[str, NDArray[Any]]:
+    return {name: _tensor(raw, entry, start) for name, entry in header.items() if name != "__metadata__"}
 
 
 def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Tensors and metadata of ``path``.
-
-    Raises:
-        DamagedFile: the file is truncated or altered.
-    """
+    """Tensors and metadata of ``path``; DamagedFile where the file is truncated or altered."""
     with open_regular(path) as handle:
         raw = handle.read()
-    header, start = _header(raw)
+    header, start = parsed_header(raw)
     own = _own_metadata(header)
-    tensors: dict[str, NDArray[Any]] = {}
     try:
-        for name, info in header.items():
-            if name != "__metadata__":
-                first, last = info["data_offsets"]
-                flat = np.frombuffer(raw[start + first : start + last], dtype=_DTYPES[info["dtype"]])
-                tensors[name] = flat.reshape(info["shape"])
+        tensors = _tensors(np.frombuffer(raw, np.uint8), header, start)
         intact = _checksum(tensors, own["meta"]) == own["checksum"]
-    except (KeyError, ValueError, TypeError) as error:
+    except _UNREADABLE as error:
         raise DamagedFile(f"unreadable tensors ({error})") from error
     if not intact:
         raise DamagedFile("checksum differs")
@@ -229,15 +231,10 @@ def map_tensors(path: Path, verify: bool = True) -> tuple[dict[str, NDArray[Any]
     meta = read_metadata(path)
     whole = np.memmap(path, dtype=np.uint8, mode="r")
     (length,) = struct.unpack("<Q", whole[:8].tobytes())
-    header, start = _header(whole[: 8 + length].tobytes())
-    tensors: dict[str, NDArray[Any]] = {}
+    header, start = parsed_header(whole[: 8 + length].tobytes())
     try:
-        for name, info in header.items():
-            if name != "__metadata__":
-                first, last = info["data_offsets"]
-                flat = whole[start + first : start + last].view(np.dtype(_DTYPES[info["dtype"]]))
-                tensors[name] = flat.reshape(info["shape"])
-    except (KeyError, ValueError, TypeError) as error:
+        tensors = _tensors(whole, header, start)
+    except _UNREADABLE as error:
         raise DamagedFile(f"unreadable tensors ({error})") from error
     if verify and _checksum(tensors, meta) != _own_metadata(header).get("checksum"):
         raise DamagedFile("checksum differs")
@@ -245,98 +242,23 @@ def map_tensors(path: Path, verify: bool = True) -> tuple[dict[str, NDArray[Any]
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Metadata of ``path`` without its tensors, checked on its own checksum.
-
-    Raises:
-        DamagedFile: the header is truncated or altered.
-    """
-    with open_regular(path) as handle:
-        head = handle.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        own = _own_metadata(_header(head + handle.read(min(length, 100_000_000)))[0])
+    """Metadata of ``path`` without its tensors; DamagedFile where they are not those of their own checksum."""
+    own = _own_metadata(read_header(path))
     if _checksum({}, own.get("meta", {})) != own.get("meta_checksum"):
         raise DamagedFile("metadata checksum differs")
     return own["meta"]
 
 
 def read_tensor(path: Path, name: str) -> NDArray[Any]:
-    """One tensor of ``path`` without reading the others, and so without its checksum.
-
-    Raises:
-        DamagedFile: it is not there whole.
-    """
+    """One tensor, read without the others and so without its checksum; DamagedFile where it is not there whole."""
     with open_regular(path) as handle:
-        head = handle.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        header, start = _header(head + handle.read(min(length, 100_000_000)))
+        header, start = parsed_header(raw_header(handle))
         try:
             first, last = header[name]["data_offsets"]
             handle.seek(start + first)
-            flat = np.frombuffer(handle.read(last - first), dtype=_DTYPES[header[name]["dtype"]])
-            return flat.reshape(header[name]["shape"])
-        except (KeyError, ValueError, TypeError) as error:
+            return _tensor(np.frombuffer(handle.read(last - first), np.uint8), header[name], -first)
+        except _UNREADABLE as error:
             raise DamagedFile(f"no tensor {name} ({error})") from error
-
-
-def tensor_digest(paths: Sequence[Path]) -> str:
-    """Hex digest of foreign safetensors' names, dtypes, shapes and values; metadata and sharding are left out.
-
-    Raises:
-        DamagedFile: a file is not safetensors, or is truncated.
-    """
-    return _digest([entry for path in paths for entry in _entries(path.read_bytes(), path.name)])
-
-
-def serialized_digest(raw: bytes) -> str:
-    """``tensor_digest`` of one file's bytes."""
-    return _digest(_entries(raw, "the serialized tensors"))
-
-
-def _entries(raw: bytes, name: str) -> list[str]:
-    """One line for every tensor: name, dtype, shape and a digest of its values."""
-    entries: list[str] = []
-    header, start = _header(raw)
-    view = memoryview(raw)
-    for tensor, (info, first, last) in _placed(header, len(raw) - start, name).items():
-        value = hashlib.blake2b(view[start + first : start + last], digest_size=16).hexdigest()
-        entries.append(canonical_json([tensor, info["dtype"], info["shape"], value]))
-    return entries
-
-
-def _placed(header: dict[str, Any], size: int, name: str) -> dict[str, tuple[dict[str, Any], int, int]]:
-    """Each tensor's entry and place, where the tensors fill the ``size`` bytes after the header, each byte once.
-
-    Raises:
-        DamagedFile: they do not, or an entry is none.
-    """
-    places = {n: _place(info, n) for n, info in header.items() if n != "__metadata__"}
-    end = 0
-    for tensor, (_, first, last) in sorted(places.items(), key=lambda p: p[1][1:]):
-        if first != end:
-            raise DamagedFile(f"{name}: tensor {tensor} does not begin where the one before it ends")
-        end = last
-    if end != size:
-        rest = "is truncated" if end > size else f"has {size - end} bytes at its end that are no tensor's"
-        raise DamagedFile(f"{name} {rest}")
-    return places
-
-
-def _place(info: Any, tensor: str) -> tuple[dict[str, Any], int, int]:
-    try:
-        dtype, shape, (first, last) = info["dtype"], info["shape"], info["data_offsets"]
-        if not all(type(n) is int and n >= 0 for n in (first, last, *shape)):
-            raise ValueError("no whole number")
-        bits = _BITS.get(dtype)
-        fits = first <= last if bits is None else last - first == bits // 8 * math.prod(shape)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedFile(f"the entry of tensor {tensor} cannot be read ({error})") from error
-    if not fits:
-        raise DamagedFile(f"tensor {tensor} has {last - first} bytes, which is not the size of {dtype} {shape}")
-    return info, first, last
-
-
-def _digest(entries: list[str]) -> str:
-    return hashlib.blake2b("".join(sorted(entries)).encode(), digest_size=16, person=b"influence.w").hexdigest()
 
 
 def file_digest(path: Path) -> str:

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.store.files import DamagedFile, map_tensors
-from influence_cli.store.keys import Keys, digest_of_sorted
+from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted
 from influence_cli.store.layout import set_aside
-from influence_cli.store.shards import AGAIN, Arrays, ShardFolder, positions, remove_others, stacked, unique
+from influence_cli.store.shards import AGAIN, Arrays, ShardFolder, positions, remove_others, unique
 
 SHARD_BYTES = 64 << 20  # most bytes of ``value`` in a shard, but for a single row
 READ = ("value", "loss", "norms")
@@ -64,7 +64,8 @@ class GradientFolder(ShardFolder):
             sizes = np.array([len(k) for k in keys], dtype=np.int64)
             shard_of = np.repeat(np.arange(len(keys), dtype=np.int64), sizes)
             place = np.arange(sizes.sum(), dtype=np.int64) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-            self._indexed = _Index([shard for shard, _ in read], stacked(keys), shard_of, place)
+            every = np.concatenate([np.zeros((0, KEY_BYTES), np.uint8), *keys])
+            self._indexed = _Index([shard for shard, _ in read], every, shard_of, place)
         return self._indexed
 
     def _keys(self) -> Keys:

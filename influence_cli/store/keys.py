@@ -31,8 +31,7 @@ def row_key(payload: bytes, label: int | None) -> bytes:
 
 def row_keys(payloads: Keys, labels: NDArray[np.int64]) -> Keys:
     """Row keys [n, 16] of payload keys [n, 16] and labels [n]."""
-    out = b"".join(row_key(p.tobytes(), int(y)) for p, y in zip(payloads, labels, strict=True))
-    return np.frombuffer(out, dtype=np.uint8).reshape(-1, KEY_BYTES)
+    return stack([row_key(p.tobytes(), int(y)) for p, y in zip(payloads, labels, strict=True)])
 
 
 def stack(keys: list[bytes]) -> Keys:

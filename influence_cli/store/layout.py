@@ -10,13 +10,12 @@ import contextlib
 import json
 import os
 import re
-import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from influence_cli.errors import StoreError
 from influence_cli.events import Listener
-from influence_cli.store.regular import open_regular
+from influence_cli.store.files import open_regular, raw_header
 
 SINGLE = ("directions", "factors", "interims", "decisions", "trainings")  # one file a thing
 SHARDED = ["outputs", "tangents", "row_values", "top_rows", "attacks", "gradients"]  # one folder a thing
@@ -31,7 +30,6 @@ _CUT = re.compile(r"[0-9a-f]{32}\.safeten")  # of NAME no more than 40 character
 DAMAGED = ".damaged-"  # before the name of what was set aside, with a number where that name is taken
 SET_ASIDE = re.compile(r"^\.damaged-(\d+-)?")
 METADATA = (b'\\"checksum\\":', b'\\"meta\\":', b'\\"meta_checksum\\":')  # as they stand in a header: JSON in JSON
-HEADER_BYTES = 100_000_000  # no header is longer
 
 Parts = Sequence[str]  # a path below the root
 
@@ -81,9 +79,7 @@ def carries(path: Path) -> bool | None:
     """
     try:
         with open_regular(path) as handle:
-            head = handle.read(8)
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-            header = handle.read(min(length, HEADER_BYTES))
+            header = raw_header(handle)[8:]
     except (OSError, StoreError):
         return None
     if sum(key in header for key in METADATA) >= 2:

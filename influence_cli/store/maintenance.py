@@ -13,40 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from influence_cli.events import SILENT, Listener
-from influence_cli.store import Store
+from influence_cli.store import Store, layout
 from influence_cli.store.entries import Entry, list_entries
 from influence_cli.store.file_keys import read_keys
 from influence_cli.store.files import DamagedFile, read_metadata, read_tensors
 from influence_cli.store.gradients import GradientFolder, LostRows
 from influence_cli.store.keys import Keys
-from influence_cli.store.layout import (
-    DAMAGED,
-    FILE_KEYS,
-    HARMLESS,
-    NAME,
-    NOTED,
-    SHARDED,
-    SINGLE,
-    SPEC,
-    TIMINGS,
-    UNDECODABLE,
-    VALUE_NOTE,
-    Parts,
-    belongs,
-    bytes_of,
-    carries,
-    folders_of,
-    is_rubbish,
-    set_aside,
-    shards_of,
-    singles_of,
-    walk,
-)
 from influence_cli.store.notes import check_note, read_note
 from influence_cli.store.place import Place, check_place
 from influence_cli.store.shards import TRIES, ShardFolder
 
-__all__ = ["Entry", "Found", "collect", "examine", "list_entries", "verify"]
+__all__ = ["Entry", "Found", "collect", "examine", "list_entries"]
 
 SPARE_SECONDS = 24 * 3600.0  # a younger temporary file may belong to a run in progress
 NAMED = 5  # so many files that are not the store's are named
@@ -62,16 +39,6 @@ class Found:
     left_alone: int
 
 
-def verify(root: Path, listener: Listener = SILENT) -> tuple[int, list[str]]:
-    """Re-read every file; damaged ones are set aside.  Returns (files with tensors read, names of the damaged).
-
-    Raises:
-        StoreError: the folder is no store.
-    """
-    found = examine(root, listener)
-    return found.files, found.damaged
-
-
 def examine(root: Path, listener: Listener = SILENT) -> Found:
     """Re-read every file and note; damaged ones are set aside, what is not the store's is named and left alone.
 
@@ -79,8 +46,10 @@ def examine(root: Path, listener: Listener = SILENT) -> Found:
         StoreError: the folder is no store.
     """
     check_place(root, looked_after=True)
-    tensors = [f for kind in SHARDED for folder in folders_of(root / kind) for f in shards_of(folder)]
-    tensors += [f for kind in SINGLE for f in singles_of(root / kind)]
+    tensors = [
+        f for kind in layout.SHARDED for folder in layout.folders_of(root / kind) for f in layout.shards_of(folder)
+    ]
+    tensors += [f for kind in layout.SINGLE for f in layout.singles_of(root / kind)]
     notes, damaged, files = _notes(root), list[str](), 0
     with listener.progress("verify", len(tensors) + len(notes), "files") as progress:
         for file in [*tensors, *notes]:
@@ -89,7 +58,7 @@ def examine(root: Path, listener: Listener = SILENT) -> Found:
                     _read(file)
                     files += file.suffix == ".safetensors"
                 except DamagedFile as error:
-                    if set_aside(file, error, SILENT, ""):
+                    if layout.set_aside(file, error, SILENT, ""):
                         damaged.append(f"{file} ({error})")
                         files += file.suffix == ".safetensors"
             progress.advance(1)
@@ -99,7 +68,7 @@ def examine(root: Path, listener: Listener = SILENT) -> Found:
 def _read(file: Path) -> None:
     if file.suffix == ".safetensors":
         read_tensors(file)
-    elif file.name == FILE_KEYS:
+    elif file.name == layout.FILE_KEYS:
         read_keys(file)
     else:
         check_note(file)
@@ -107,21 +76,21 @@ def _read(file: Path) -> None:
 
 def _notes(root: Path) -> list[Path]:
     """Every note of the store, and the keys of files."""
-    notes = [root / name for name in (UNDECODABLE, TIMINGS, FILE_KEYS)]
-    notes += [folder / VALUE_NOTE for folder in folders_of(root / "row_values")]
-    for kind in NOTED:
+    notes = [root / name for name in (layout.UNDECODABLE, layout.TIMINGS, layout.FILE_KEYS)]
+    notes += [folder / layout.VALUE_NOTE for folder in layout.folders_of(root / "row_values")]
+    for kind in layout.NOTED:
         if not (root / kind).is_symlink():
-            notes += [path for path in sorted((root / kind).glob("*.json")) if NAME.fullmatch(path.stem)]
+            notes += [path for path in sorted((root / kind).glob("*.json")) if layout.NAME.fullmatch(path.stem)]
     return [path for path in notes if path.is_file()]
 
 
 def _left_alone(root: Path, listener: Listener) -> int:
     """How many files and links below the root are not the store's; they are said once."""
     names: list[str] = []
-    for entry, parts in walk(root):
-        if entry.name in HARMLESS or entry.is_dir(follow_symlinks=False):
+    for entry, parts in layout.walk(root):
+        if entry.name in layout.HARMLESS or entry.is_dir(follow_symlinks=False):
             continue
-        if (entry.is_dir() or not belongs(Path(entry.path), parts)) and os.path.lexists(entry.path):
+        if (entry.is_dir() or not layout.belongs(Path(entry.path), parts)) and os.path.lexists(entry.path):
             names.append("/".join(parts))
     if names:
         shown = ", ".join(names[:NAMED]) + (f", and {len(names) - NAMED:,} more" if len(names) > NAMED else "")
@@ -153,8 +122,8 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT, fits: se
     files_forgotten = files.drop_stale()
     files.save()
     dropped = merged = 0
-    for kind in SHARDED:
-        for path in folders_of(root / kind):
+    for kind in layout.SHARDED:
+        for path in layout.folders_of(root / kind):
             rows, shards = _collect_rows(GradientFolder if kind == "gradients" else ShardFolder, path, keep, listener)
             dropped, merged = dropped + rows, merged + shards
     return {
@@ -171,13 +140,13 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT, fits: se
 def _collect_rubbish(root: Path) -> int:
     """Remove what was set aside, and what runs have left a day ago; returns the number of files."""
     removed = 0
-    for file in singles_of(root / "interims"):
-        if _age(file) > SPARE_SECONDS and _fit_of(file) is not None and NAME.fullmatch(file.stem):
+    for file in layout.singles_of(root / "interims"):
+        if _age(file) > SPARE_SECONDS and _fit_of(file) is not None and layout.NAME.fullmatch(file.stem):
             file.unlink(missing_ok=True)
             removed += 1
-    for entry, parts in walk(root):
+    for entry, parts in layout.walk(root):
         file = Path(entry.path)
-        if is_rubbish(file, parts) and (file.name.startswith(DAMAGED) or _age(file) > SPARE_SECONDS):
+        if layout.is_rubbish(file, parts) and (file.name.startswith(layout.DAMAGED) or _age(file) > SPARE_SECONDS):
             file.unlink(missing_ok=True)
             removed += 1
     return removed
@@ -200,27 +169,25 @@ def _fit_of(file: Path) -> str | None:
 
 def _size(root: Path) -> int:
     """The bytes of the kinds' folders."""
-    return sum(bytes_of(Path(e.path)) for kind in (*SINGLE, *SHARDED) for e in _files_below(root / kind, (kind,)))
-
-
-def _files_below(folder: Path, parts: Parts) -> list[os.DirEntry[str]]:
-    return [] if folder.is_symlink() else [e for e, _ in walk(folder, parts) if e.is_file(follow_symlinks=False)]
+    folders = [root / kind for kind in (*layout.SINGLE, *layout.SHARDED) if not (root / kind).is_symlink()]
+    files = [e for folder in folders for e, _ in layout.walk(folder) if e.is_file(follow_symlinks=False)]
+    return sum(layout.bytes_of(Path(file.path)) for file in files)
 
 
 def _collect_fits(root: Path, fits: set[str], listener: Listener) -> int:
     """Remove what was fitted on other fit sets; returns the number of files."""
     removed = 0
-    for kind in SINGLE:
-        for file in singles_of(root / kind):
+    for kind in layout.SINGLE:
+        for file in layout.singles_of(root / kind):
             fit = _fit_of(file)
-            if fit is None or fit in fits or not NAME.fullmatch(file.stem):
+            if fit is None or fit in fits or not layout.NAME.fullmatch(file.stem):
                 continue
             # tangents along a direction of that name; none is named as a factor
             removed += _remove_folder(root / "tangents" / file.stem)
             file.unlink(missing_ok=True)
             removed += 1
-    for folder in folders_of(root / "row_values"):
-        note = read_note(folder / VALUE_NOTE, listener)
+    for folder in layout.folders_of(root / "row_values"):
+        note = read_note(folder / layout.VALUE_NOTE, listener)
         if note is not None and note["fit"] not in fits:
             removed += _remove_folder(folder)
     return removed
@@ -228,10 +195,10 @@ def _collect_fits(root: Path, fits: set[str], listener: Listener) -> int:
 
 def _remove_folder(folder: Path) -> int:
     """Remove the store's files from the folder of one thing, and the folder where nothing else is in it."""
-    if folder not in folders_of(folder.parent):
+    if folder not in layout.folders_of(folder.parent):
         return 0
-    ours = [shard for shard in shards_of(folder) if carries(shard)]
-    ours += [folder / name for name in (SPEC, VALUE_NOTE) if (folder / name).is_file()]
+    ours = [shard for shard in layout.shards_of(folder) if layout.carries(shard)]
+    ours += [folder / name for name in (layout.SPEC, layout.VALUE_NOTE) if (folder / name).is_file()]
     for gone in ours:
         gone.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # something else is in it

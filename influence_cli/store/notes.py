@@ -16,11 +16,8 @@ from typing import Any
 
 from influence_cli.errors import StoreError
 from influence_cli.events import SILENT, Listener
-from influence_cli.store.files import DamagedFile, write_json
+from influence_cli.store.files import DamagedFile, open_regular, write_json
 from influence_cli.store.layout import set_aside
-from influence_cli.store.regular import open_regular
-
-AGAIN = "found again"
 
 
 def write_note(path: Path, note: Any) -> None:
@@ -62,13 +59,13 @@ def check_note(path: Path) -> tuple[bool, Any]:
     return True, value["note"]
 
 
-def read_note(path: Path, listener: Listener = SILENT, again: str = AGAIN) -> Any:
+def read_note(path: Path, listener: Listener = SILENT, again: str = "found again") -> Any:
     """Plain values of a note, or None where they have to be found again."""
     checked, value = _read(path, listener, again)
     return value if checked else None
 
 
-def _read(path: Path, listener: Listener, again: str = AGAIN) -> tuple[bool, Any]:
+def _read(path: Path, listener: Listener, again: str) -> tuple[bool, Any]:
     try:
         return check_note(path)
     except FileNotFoundError:
@@ -84,11 +81,10 @@ def read_revisions(path: Path, listener: Listener = SILENT) -> list[dict[str, An
     They only say under which name results are stored, and a revision counts where the model's outputs agree with it:
     a damaged one agrees with nothing or names nothing, so that results are computed again.
     """
-    _, value = _read(path, listener)
+    _, value = _read(path, listener, "found again")
     known = value if isinstance(value, list) else []
-    return [
-        r for r in known if isinstance(r, dict) and isinstance(r.get("code"), str) and _is_outputs(r.get("outputs"))
-    ]
+    coded = [r for r in known if isinstance(r, dict) and isinstance(r.get("code"), str)]
+    return [revision for revision in coded if _is_outputs(revision.get("outputs"))]
 
 
 def _is_outputs(value: Any) -> bool:

@@ -21,13 +21,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from influence_cli.store.arrow import is_valid, values_of
 from influence_cli.store.files import DamagedFile
 
 SEAL = b"influence.checksum"
 BULKY = {"image", "features"}  # payloads: page checksums alone, since their keys are computed from them anyway
 _ARROW = b"ARROW:schema"
 _SMALL = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
-UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError)
+UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, TypeError)
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
@@ -56,16 +57,17 @@ class _ColumnDigest:
 
     def _update(self, chunk: Any) -> None:
         valid, lengths, values = self.parts
-        valid.update(chunk.is_valid().cast(pa.uint8()).to_numpy(zero_copy_only=False).tobytes())
+        valid.update(is_valid(chunk).astype(np.uint8).tobytes())
         if self.text:
-            flat = chunk.cast(pa.large_binary()).fill_null(b"")
+            flat = chunk.cast(pa.large_binary())
+            flat = flat.fill_null(b"") if flat.null_count else flat
             _, offsets, data = flat.buffers()
             places = np.frombuffer(offsets, np.int64)[flat.offset : flat.offset + len(flat) + 1]
             lengths.update(np.diff(places).tobytes())
             values.update(memoryview(data or b"")[places[0] : places[-1]])
         else:
             flat = chunk.cast(pa.uint8()) if pa.types.is_boolean(chunk.type) else chunk
-            values.update(flat.fill_null(0).to_numpy(zero_copy_only=False).tobytes())
+            values.update(values_of(flat, 0).tobytes())
 
     def entry(self, name: str) -> list[str | None]:
         """The column's name, type and digest, as they stand in the seal."""
@@ -97,12 +99,8 @@ class SealedWriter:
     def close(self) -> None:
         """Write the seal and the footer."""
         entries = [d.entry(name) for d, name in zip(self.digests, self.schema.names, strict=True)]
-        seal = {
-            "bytes": self.sink.tell(),
-            "rows": self.rows,
-            "metadata": _metadata_digest(self.schema.metadata),
-            "columns": entries,
-        }
+        about = {"bytes": self.sink.tell(), "rows": self.rows, "metadata": _metadata_digest(self.schema.metadata)}
+        seal = {**about, "columns": entries}
         self.writer.add_key_value_metadata({SEAL.decode(): json.dumps(seal, separators=(",", ":"))})
         self.writer.close()
 
@@ -116,17 +114,16 @@ def write_sealed(table: pa.Table, sink: Any) -> None:
 
 @contextlib.contextmanager
 def _opened(file: Path) -> Generator[tuple[pq.ParquetFile, dict[str, Any] | None]]:
-    """A Parquet file and its seal, if it is as it was written; by path: a colon in a name starts no URI."""
-    with pa.OSFile(str(file)) as handle, pq.ParquetFile(handle, page_checksum_verification=True) as reader:
-        yield reader, _seal(file, reader)
+    """A Parquet file and its seal, by path: a colon starts no URI; DamagedFile where reading fails, now or later."""
+    try:
+        with pa.OSFile(str(file)) as handle, pq.ParquetFile(handle, page_checksum_verification=True) as reader:
+            yield reader, _seal(file, reader)
+    except UNREADABLE as error:
+        raise DamagedFile(str(error).strip() or type(error).__name__) from error
 
 
 def _seal(file: Path, reader: pq.ParquetFile) -> dict[str, Any] | None:
-    """The seal of a file that is as it was written; its rows, names and metadata are checked.
-
-    Raises:
-        DamagedFile: they are not what they were.
-    """
+    """The seal of a file, if it has one; DamagedFile where rows, names or metadata are not as they were written."""
     metadata = reader.metadata.metadata or {}
     if SEAL not in metadata or _ARROW not in metadata:
         return None
@@ -140,43 +137,25 @@ def _seal(file: Path, reader: pq.ParquetFile) -> dict[str, Any] | None:
     if seal["bytes"] != footer:
         return None
     names = [name for name, _, _ in seal["columns"]]
-    if (
-        names != reader.schema_arrow.names
-        or seal["rows"] != reader.metadata.num_rows
-        or seal["metadata"] != _metadata_digest(metadata)
-        or seal["metadata"] != _metadata_digest(schema.metadata)
-    ):
+    same = names == reader.schema_arrow.names and seal["rows"] == reader.metadata.num_rows
+    if not same or {seal["metadata"]} != {_metadata_digest(metadata), _metadata_digest(schema.metadata)}:
         raise DamagedFile("its columns or metadata are not those that were written")
     return seal
 
 
 def read_parquet_schema(file: Path) -> pa.Schema:
-    """The schema of a Parquet file.
-
-    Raises:
-        DamagedFile: it cannot be read, or is not as it was written.
-    """
-    try:
-        with _opened(file) as (reader, _):
-            return plain_schema(reader.schema_arrow)
-    except (*UNREADABLE, TypeError) as error:
-        raise DamagedFile(_said(error)) from error
+    """The schema of a Parquet file; DamagedFile where it cannot be read, or is not as it was written."""
+    with _opened(file) as (reader, _):
+        return plain_schema(reader.schema_arrow)
 
 
 def read_parquet_table(file: Path, columns: list[str] | None = None) -> pa.Table:
-    """The rows of a Parquet file, some columns or all, checked to be as they were written.
-
-    Raises:
-        DamagedFile: it cannot be read, or is not as it was written.
-    """
-    try:
-        with _opened(file) as (reader, seal):
-            table = reader.read(columns=columns)
-            table.validate(full=True)
-            _check_values(table, () if seal is None else seal["columns"])
-            return table.replace_schema_metadata(plain_schema(table.schema).metadata)
-    except (*UNREADABLE, TypeError) as error:
-        raise DamagedFile(_said(error)) from error
+    """The rows, some columns or all; DamagedFile where they cannot be read, or are not as they were written."""
+    with _opened(file) as (reader, seal):
+        table = reader.read(columns=columns)
+        table.validate(full=True)
+        _check_values(table, () if seal is None else seal["columns"])
+        return table.replace_schema_metadata(plain_schema(table.schema).metadata)
 
 
 def _check_values(table: pa.Table, entries: Iterable[list[str | None]]) -> None:
@@ -192,18 +171,7 @@ def _check_values(table: pa.Table, entries: Iterable[list[str | None]]) -> None:
 
 
 def read_parquet_batches(file: Path, size: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a Parquet file in batches of at most ``size``; what their pages hold is verified.
-
-    Raises:
-        DamagedFile: it cannot be read, or is not as it was written.
-    """
-    try:
-        with _opened(file) as (reader, _):
-            for batch in reader.iter_batches(batch_size=size, columns=columns):
-                yield batch.replace_schema_metadata(plain_schema(batch.schema).metadata)
-    except (*UNREADABLE, TypeError) as error:
-        raise DamagedFile(_said(error)) from error
-
-
-def _said(error: Exception) -> str:
-    return str(error).strip() or type(error).__name__
+    """The rows in batches of at most ``size``; DamagedFile where a page cannot be read, or is not as it was written."""
+    with _opened(file) as (reader, _):
+        for batch in reader.iter_batches(batch_size=size, columns=columns):
+            yield batch.replace_schema_metadata(plain_schema(batch.schema).metadata)

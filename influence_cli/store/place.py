@@ -12,24 +12,11 @@ import errno
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from influence_cli.errors import StoreError, UsageError
-from influence_cli.store.layout import (
-    HARMLESS,
-    MARKER,
-    NAME,
-    NOTED,
-    SHARDED,
-    SINGLE,
-    TAG,
-    carries,
-    fits,
-    of_place,
-    walk,
-)
-from influence_cli.store.regular import open_regular
+from influence_cli.store import layout
+from influence_cli.store.files import open_regular
 
 SIGNATURE = b"influence store\n"
 MARKER_TEXT = (
@@ -61,7 +48,7 @@ def store_root(named: str | None) -> Path:
 
 def is_marked(root: Path) -> bool:
     """Whether we made this folder."""
-    return _beginning(root / MARKER, len(SIGNATURE)) == SIGNATURE
+    return _beginning(root / layout.MARKER, len(SIGNATURE)) == SIGNATURE
 
 
 def _beginning(path: Path, size: int = len(MARKER_TEXT) + 1) -> bytes | None:
@@ -74,11 +61,7 @@ def _beginning(path: Path, size: int = len(MARKER_TEXT) + 1) -> bytes | None:
 
 
 def check_place(root: Path, looked_after: bool = False) -> None:
-    """Refuse a folder that is no store and cannot become one; one that is ``looked_after`` must be one already.
-
-    Raises:
-        StoreError: it holds something else, or is a file.
-    """
+    """Refuse (StoreError) what cannot become a store: a file, other files.  What is ``looked_after`` must be one."""
     if is_marked(root) or not os.path.lexists(root):
         return
     if not root.is_dir():
@@ -88,12 +71,12 @@ def check_place(root: Path, looked_after: bool = False) -> None:
         if looked_after:
             raise StoreError("this folder is empty, and no store", where=str(root.absolute()), fix=_FIX)
         return
-    earlier = _of_earlier_version(root)
-    if (earlier.things and earlier.strange is None) or is_marked(root):  # by another run, meanwhile
+    things, odd = _of_earlier_version(root)
+    if (things and odd is None) or is_marked(root):  # by another run, meanwhile
         return
     what, fix = f"this folder is no store: it holds other files, {strange!r} among them", _FIX
-    if earlier.things and earlier.strange not in OF_RUNS:
-        what = f"this folder is a store of an earlier version, but {earlier.strange!r} in it is not the store's"
+    if things and odd not in OF_RUNS:
+        what = f"this folder is a store of an earlier version, but {odd!r} in it is not the store's"
         fix = f"move it away, or {_FIX}"
     raise StoreError(what, where=str(root.absolute()), fix=f"{fix}; nothing was touched here")
 
@@ -101,36 +84,35 @@ def check_place(root: Path, looked_after: bool = False) -> None:
 def _first_other(root: Path) -> str | None:
     """A name in a folder that is not empty but for what means nothing, or a marker that a run began to write."""
     names = sorted(os.listdir(root))
-    begun = _beginning(root / MARKER)  # after the names: another run may write it just now
+    begun = _beginning(root / layout.MARKER)  # after the names: another run may write it just now
     started = begun is not None and MARKER_TEXT.startswith(begun)
-    meant = [n for n in names if n not in HARMLESS and not (started and n == MARKER)]
-    return min(meant, key=lambda name: name in (*SINGLE, *SHARDED, *NOTED), default=None)
+    meant = [n for n in names if n not in layout.HARMLESS and not (started and n == layout.MARKER)]
+    return min(meant, key=lambda name: name in (*layout.SINGLE, *layout.SHARDED, *layout.NOTED), default=None)
 
 
-@dataclass(frozen=True)
-class _Earlier:
-    """What a folder without a marker holds of a store."""
+def _of_earlier_version(root: Path) -> tuple[int, str | None]:
+    """How many files of a folder are the store's and named by a fingerprint, and the first file or folder that is not.
 
-    things: int  # files named by a fingerprint that are the store's
-    strange: str | None  # the first file or folder that is not
-
-
-def _of_earlier_version(root: Path) -> _Earlier:
-    """Look at everything in a folder; a kind's folder may be a link to where there is more room: it is not entered."""
+    A kind's folder may be a link to where there is more room: it is not entered.
+    """
     things, strange = 0, list[str]()
-    for entry, parts in walk(root):
-        if entry.name in HARMLESS:
+    for entry, parts in layout.walk(root):
+        if entry.name in layout.HARMLESS:
             continue
         path = Path(entry.path)
         if path.is_dir():
-            kind = len(parts) == 1 and entry.name in (*SINGLE, *SHARDED, *NOTED)
-            ours = kind or (of_place((*parts, entry.name)) and not entry.is_symlink())
+            kind = len(parts) == 1 and entry.name in (*layout.SINGLE, *layout.SHARDED, *layout.NOTED)
+            ours = kind or (layout.of_place((*parts, entry.name)) and not entry.is_symlink())
         else:
-            ours = path.is_file() and fits(parts) and (path.suffix != ".safetensors" or carries(path) is not False)
-            things += ours and NAME.fullmatch(path.stem) is not None
+            ours = (
+                path.is_file()
+                and layout.fits(parts)
+                and (path.suffix != ".safetensors" or layout.carries(path) is not False)
+            )
+            things += ours and layout.NAME.fullmatch(path.stem) is not None
         if not ours:
             strange.append("/".join(parts))
-    return _Earlier(things, min(strange, key=lambda name: name.partition("/")[0] not in OF_RUNS, default=None))
+    return things, min(strange, key=lambda name: name.partition("/")[0] not in OF_RUNS, default=None)
 
 
 class Place:
@@ -140,18 +122,14 @@ class Place:
         self.root, self._done = root, not marked
 
     def claim(self) -> None:
-        """Mark the folder as ours, before anything is written to it.
-
-        Raises:
-            StoreError: it holds something else, or cannot be written.
-        """
+        """Mark the folder as ours before anything is written to it; StoreError where it holds something else."""
         if self._done:
             return
         if not is_marked(self.root):
             check_place(self.root)
-            _put(self.root / MARKER, MARKER_TEXT)
-        if not os.path.lexists(self.root / TAG):
-            _put(self.root / TAG, TAG_TEXT)
+            _put(self.root / layout.MARKER, MARKER_TEXT)
+        if not os.path.lexists(self.root / layout.TAG):
+            _put(self.root / layout.TAG, TAG_TEXT)
         self._done = True
 
 

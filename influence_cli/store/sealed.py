@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from influence_cli.store.files import METADATA_KEY, DamagedFile, read_header, tensor_digest, write_json
+from influence_cli.store.files import METADATA_KEY, DamagedFile, parsed_header, read_header, write_json
+from influence_cli.store.keys import canonical_json
 
 CHECKSUM = "checksum"  # key of a JSON object: the digest of all its other keys
 WEIGHTS = "weights"  # key of what weights say of themselves: the digest of their tensors
+_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64), **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16), **dict.fromkeys(("I8", "U8", "BOOL"), 8),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+}  # fmt: skip
 
 
 def checksum_of(value: dict[str, Any]) -> str:
@@ -34,11 +42,7 @@ def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def parsed_object(raw: bytes | str) -> dict[str, Any]:
-    """A JSON object, verified on its checksum where it has one.
-
-    Raises:
-        DamagedFile: it is no JSON object, or is not as it was written.
-    """
+    """A JSON object; DamagedFile where it is none, or has a checksum and is not as it was written."""
     try:
         value = json.loads(raw if isinstance(raw, str) else raw.decode())
     except (ValueError, RecursionError) as error:
@@ -73,3 +77,56 @@ def read_weights_metadata(path: Path, digest: str | None = None) -> dict[str, An
     if WEIGHTS in about and about[WEIGHTS] != (digest or tensor_digest((path,))):
         raise DamagedFile("its tensors are not those that were written")
     return about
+
+
+def tensor_digest(paths: Sequence[Path]) -> str:
+    """Hex digest of tensors' names, dtypes, shapes and values, not of metadata or sharding; or DamagedFile."""
+    return _digest([entry for path in paths for entry in _entries(path.read_bytes(), path.name)])
+
+
+def serialized_digest(raw: bytes) -> str:
+    """``tensor_digest`` of one file's bytes."""
+    return _digest(_entries(raw, "the serialized tensors"))
+
+
+def _entries(raw: bytes, name: str) -> list[str]:
+    """One line for every tensor: name, dtype, shape and a digest of its values."""
+    entries: list[str] = []
+    header, start = parsed_header(raw)
+    view = memoryview(raw)
+    for tensor, (info, first, last) in _placed(header, len(raw) - start, name).items():
+        value = hashlib.blake2b(view[start + first : start + last], digest_size=16).hexdigest()
+        entries.append(canonical_json([tensor, info["dtype"], info["shape"], value]))
+    return entries
+
+
+def _placed(header: dict[str, Any], size: int, name: str) -> dict[str, tuple[dict[str, Any], int, int]]:
+    """Each tensor's entry and place; DamagedFile unless tensors fill the ``size`` bytes after the header, each once."""
+    places = {n: _place(info, n) for n, info in header.items() if n != "__metadata__"}
+    end = 0
+    for tensor, (_, first, last) in sorted(places.items(), key=lambda p: p[1][1:]):
+        if first != end:
+            raise DamagedFile(f"{name}: tensor {tensor} does not begin where the one before it ends")
+        end = last
+    if end != size:
+        rest = "is truncated" if end > size else f"has {size - end} bytes at its end that are no tensor's"
+        raise DamagedFile(f"{name} {rest}")
+    return places
+
+
+def _place(info: Any, tensor: str) -> tuple[dict[str, Any], int, int]:
+    try:
+        dtype, shape, (first, last) = info["dtype"], info["shape"], info["data_offsets"]
+        if not all(type(n) is int and n >= 0 for n in (first, last, *shape)):
+            raise ValueError("no whole number")
+        bits = _BITS.get(dtype)
+        fits = first <= last if bits is None else last - first == bits // 8 * math.prod(shape)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedFile(f"the entry of tensor {tensor} cannot be read ({error})") from error
+    if not fits:
+        raise DamagedFile(f"tensor {tensor} has {last - first} bytes, which is not the size of {dtype} {shape}")
+    return info, first, last
+
+
+def _digest(entries: list[str]) -> str:
+    return hashlib.blake2b("".join(sorted(entries)).encode(), digest_size=16, person=b"influence.w").hexdigest()

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from influence_cli.events import SILENT, Listener
+from influence_cli.store.arrow import values_of
 from influence_cli.store.files import DamagedFile, read_tensors, write_json, write_tensors
 from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted
 from influence_cli.store.layout import SPEC, set_aside, shards_of
@@ -42,7 +43,7 @@ def positions(keys: Keys, among: Keys) -> NDArray[np.int64]:
     if len(among) == 0:
         return np.full(len(keys), -1, dtype=np.int64)
     found = pc.call_function("index_in", [as_arrow(keys)], pc.SetLookupOptions(as_arrow(among)))
-    return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return values_of(found, -1).astype(np.int64)
 
 
 def key_order(keys: Keys) -> NDArray[np.int64]:
@@ -52,13 +53,7 @@ def key_order(keys: Keys) -> NDArray[np.int64]:
 
 def unique(keys: Keys) -> NDArray[np.int64]:
     """Indices of the first occurrence of every distinct key, in order."""
-    first = positions(keys, keys)
-    return np.flatnonzero(first == np.arange(len(keys)))
-
-
-def _rows_of(shard: Path) -> tuple[Keys, Arrays]:
-    tensors = read_tensors(shard)[0]
-    return tensors.pop("keys"), tensors
+    return np.flatnonzero(positions(keys, keys) == np.arange(len(keys)))
 
 
 class ShardFolder:
@@ -96,14 +91,13 @@ class ShardFolder:
     def _load(self) -> tuple[list[Path], Keys, Arrays]:
         """The intact shards, and all of their rows, lowest name first."""
         if self._loaded is None:
-            found = self._read_each(_rows_of)
-            values: dict[str, list[NDArray[Any]]] = {}
-            for _, (_, tensors) in found:
+            found = self._read_each(lambda shard: read_tensors(shard)[0])
+            parts: dict[str, list[NDArray[Any]]] = {"keys": [np.zeros((0, KEY_BYTES), np.uint8)]}
+            for _, tensors in found:
                 for name, array in tensors.items():
-                    values.setdefault(name, []).append(array)
-            keys = stacked([own for _, (own, _) in found])
-            arrays = {name: np.concatenate(parts) for name, parts in values.items()}
-            self._loaded = [shard for shard, _ in found], keys, arrays
+                    parts.setdefault(name, []).append(array)
+            arrays = {name: np.concatenate(some) for name, some in parts.items()}
+            self._loaded = [shard for shard, _ in found], arrays.pop("keys"), arrays
         return self._loaded
 
     def _keys(self) -> Keys:
@@ -118,22 +112,14 @@ class ShardFolder:
         return positions(keys, self._keys()) < 0
 
     def _places(self, keys: Keys) -> NDArray[np.int64]:
-        """Where each of ``keys`` [n, 16] stands among all rows.
-
-        Raises:
-            KeyError: a key is not stored (callers fill the folder first).
-        """
+        """Where each of ``keys`` [n, 16] stands among all rows; KeyError where one is not stored (fill it first)."""
         where = positions(keys, self._keys())
         if len(where) and where.min() < 0:
             raise KeyError(f"{int((where < 0).sum())} rows are not in {self.path}")
         return where
 
     def read(self, keys: Keys) -> Arrays:
-        """Values in the order of ``keys`` [n, 16].
-
-        Raises:
-            KeyError: a key is not stored (callers fill the folder first).
-        """
+        """Values in the order of ``keys`` [n, 16]; KeyError where one is not stored (fill it first)."""
         where = self._places(keys)
         return {name: array[where] for name, array in self._load()[2].items()}
 
@@ -142,13 +128,17 @@ class ShardFolder:
         return self._load()[1:]
 
     def write(self, keys: Keys, values: Arrays, layout: dict[str, Any] | None = None) -> Path:
-        """Write one shard of distinct rows; its name says its content, so a second writer does no harm.
-
-        Raises:
-            ValueError: there is no row to write.
-        """
+        """Write one shard of distinct rows, ValueError for none; named by its content: a second writer does no harm."""
+        if len(keys) == 0:
+            raise ValueError("a shard without rows")
         self._claim()
-        path = write_shard(self.path, self.spec, keys, values, {} if layout is None else {"layout": layout})
+        order = key_order(keys)
+        sorted_keys = np.ascontiguousarray(keys[order])
+        if not (self.path / SPEC).exists():
+            write_json(self.path / SPEC, self.spec)
+        path = self.path / f"{digest_of_sorted(sorted_keys)}.safetensors"
+        tensors = {"keys": sorted_keys, **{name: np.asarray(v)[order] for name, v in values.items()}}
+        write_tensors(path, tensors, {**({} if layout is None else {"layout": layout}), "rows": len(keys)})
         self._forget()
         return path
 
@@ -171,35 +161,9 @@ class ShardFolder:
         return int((first & ~wanted).sum()), remove_others(old, written)
 
 
-def stacked(keys: list[Keys]) -> Keys:
-    """Keys of several shards, one after another [m, 16]."""
-    return np.concatenate(keys) if keys else np.zeros((0, KEY_BYTES), np.uint8)
-
-
 def remove_others(old: list[Path], written: set[Path]) -> int:
     """Remove old shards that were not written again; returns how many."""
     gone = [shard for shard in old if shard not in written]
     for shard in gone:
         shard.unlink(missing_ok=True)
     return len(gone)
-
-
-def write_shard(
-    folder: Path, spec: dict[str, Any], keys: Keys, values: Arrays, meta: dict[str, Any] | None = None
-) -> Path:
-    """Write one shard of distinct rows to a folder, with its number of rows and ``meta`` as metadata.
-
-    Raises:
-        ValueError: there is no row to write.
-    """
-    if len(keys) == 0:
-        raise ValueError("a shard without rows")
-    order = key_order(keys)
-    sorted_keys = np.ascontiguousarray(keys[order])
-    spec_file = folder / SPEC
-    if not spec_file.exists():
-        write_json(spec_file, spec)
-    tensors = {"keys": sorted_keys, **{name: np.asarray(v)[order] for name, v in values.items()}}
-    path = folder / f"{digest_of_sorted(sorted_keys)}.safetensors"
-    write_tensors(path, tensors, {**(meta or {}), "rows": len(keys)})
-    return path

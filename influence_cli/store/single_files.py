@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
-from influence_cli.events import SILENT, Listener
+from influence_cli.events import Listener
 from influence_cli.store.files import DamagedFile, read_metadata, read_tensor, read_tensors, write_tensors
 from influence_cli.store.layout import files_of, set_aside
 from influence_cli.store.shards import Arrays, Claim
@@ -20,16 +20,15 @@ Value = TypeVar("Value")
 
 
 class FileFolder:
-    """The files of one kind by fingerprint.  Reading verifies checksums; writing needs no lock."""
+    """The files of one kind by fingerprint.  Reading verifies checksums; writing needs no lock.
+
+    With ``what`` its files say their own name, and another's file, copied to that name, is damage.
+    """
 
     def __init__(
-        self,
-        path: Path,
-        listener: Listener = SILENT,
-        claim: Claim = lambda: None,
-        again: str = "computed again",
+        self, path: Path, listener: Listener, claim: Claim, again: str = "computed again", what: str | None = None
     ) -> None:
-        self.path, self.listener, self._claim, self._again = path, listener, claim, again
+        self.path, self.listener, self._claim, self._again, self._what = path, listener, claim, again, what
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.safetensors"
@@ -37,6 +36,8 @@ class FileFolder:
     def _intact(self, name: str, read: Callable[[Path], Value]) -> Value | None:
         path = self._file(name)
         try:
+            if self._what is not None and read_metadata(path).get("name") != name:
+                raise DamagedFile(f"it is another {self._what}'s file")
             return read(path)
         except FileNotFoundError:
             return None
@@ -48,9 +49,10 @@ class FileFolder:
         """Whether the file is there (it may still turn out to be damaged)."""
         return self._file(name).exists()
 
-    def names(self) -> list[str]:
-        """The names of all files."""
-        return [path.stem for path in files_of(self.path)]
+    def known(self) -> dict[str, dict[str, Any]]:
+        """The metadata of every intact file, by name."""
+        names = [path.stem for path in files_of(self.path)]
+        return {name: meta for name in names if (meta := self.meta(name)) is not None}
 
     def read(self, name: str) -> Arrays | None:
         """The tensors, or None where there is no intact file."""
@@ -60,14 +62,6 @@ class FileFolder:
         """The metadata alone, or None where there is no intact file."""
         return self._intact(name, read_metadata)
 
-    def meta_of(self, name: str, what: str) -> dict[str, Any] | None:
-        """The metadata of a file that says its own name; another's file is damage."""
-        meta = self.meta(name)
-        if meta is not None and meta.get("name") != name:
-            set_aside(self._file(name), DamagedFile(f"it is another {what}'s file"), self.listener, self._again)
-            return None
-        return meta
-
     def read_one(self, name: str, tensor: str) -> NDArray[Any] | None:
         """One tensor, or None where it cannot be read; the file stays where it is."""
         try:
@@ -75,10 +69,12 @@ class FileFolder:
         except (DamagedFile, OSError):
             return None
 
-    def write(self, name: str, tensors: Arrays, meta: dict[str, Any]) -> None:
-        """Write a file whole."""
+    def write(self, name: str, tensors: Arrays, meta: dict[str, Any]) -> dict[str, Any]:
+        """Write a file whole; returns its metadata."""
         self._claim()
+        meta = meta if self._what is None else {**meta, "name": name}
         write_tensors(self._file(name), tensors, meta)
+        return meta
 
     def drop(self, name: str) -> None:
         """Remove a file that is not needed any more."""

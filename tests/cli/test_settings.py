@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from influence_cli.cli.settings.resolve import resolve
+from influence_cli.cli.settings.settings import resolve
 from tests.cases import call_cli, digits_table, write
 
 

@@ -24,8 +24,8 @@ from influence_cli.data.tables import provenance
 from influence_cli.methods import make_methods
 from influence_cli.methods.cg import CG
 from influence_cli.settings import GradSpec
-from influence_cli.store.maintenance import collect, list_entries, verify
-from tests.cases import Heard, call_cli, examples, job_of
+from influence_cli.store.maintenance import collect, list_entries
+from tests.cases import Heard, call_cli, examples, job_of, verify
 from tests.methods.test_exact import PENALTY, Logistic, Net, tanh
 from tests.opened import describe_plan, missing_work, score
 from tests.oracle import Problem, column, dense_curvature, make_problem, relative_error

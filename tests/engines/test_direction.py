@@ -49,7 +49,7 @@ def stored(job: Opened) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The direction that a job leaves in the store, and what is known of it."""
     fill(job)
     name = job.direction(job.members[0], "utility")
-    tensors, meta = job.store.read_direction(name), job.store.direction_meta(name)
+    tensors, meta = job.store.directions.read(name), job.store.directions.meta(name)
     assert tensors is not None
     assert meta is not None
     return {n: torch.from_numpy(np.array(t)) for n, t in tensors.items()}, meta

@@ -340,7 +340,7 @@ def test_selection_equals_the_loop_on_those_parameters(
     problem = problems[key]
     job = problem.job(params=selection)
     table = score(job)
-    stored = job.store.read_direction(job.direction(job.members[0], "utility"))
+    stored = job.store.directions.read(job.direction(job.members[0], "utility"))
     assert stored is not None
     assert sorted(stored) == sorted(names)
     q = mean_gradient(problem.model, *problem.part("val"), names)

@@ -537,7 +537,7 @@ def test_the_report_is_the_spectrum_and_the_gradient_of_the_training_objective(m
     (note,) = [n for n in heard.notes if n.startswith("exact: ")]
     assert f"{facts['condition_number']:.3g}" in note
     assert f"{facts['gradient_norm']:.3g}" in note
-    (stored,) = job.store.factors().values()
+    (stored,) = job.store.factors.known().values()
     assert stored["facts"]["largest_eigenvalue"] == pytest.approx(e[-1] - 0.02, rel=1e-9)
     assert stored["facts"]["gradient_norm"] == pytest.approx(float(g.norm()), rel=1e-9)
 

@@ -26,7 +26,7 @@ from influence_cli.model.dropout import Dropout
 from influence_cli.model.losses import CROSS_ENTROPY
 from influence_cli.model.task import Task
 from influence_cli.settings import GradSpec
-from influence_cli.store.maintenance import collect, list_entries, verify
+from influence_cli.store.maintenance import collect, list_entries
 from tests.cases import (
     Example,
     Heard,
@@ -37,6 +37,7 @@ from tests.cases import (
     feature_table,
     job_of,
     run_without_torch,
+    verify,
     with_column,
     write,
 )

@@ -35,8 +35,8 @@ from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.grads.group_parts import parity_warnings, undecided
 from influence_cli.stages.run.reopen import reopen
 from influence_cli.stages.score.noise import describe_noise, is_noise
-from influence_cli.store.maintenance import collect, list_entries, verify
-from tests.cases import call_cli
+from influence_cli.store.maintenance import collect, list_entries
+from tests.cases import call_cli, verify
 from tests.opened import Opened, describe_plan, direction_noise, fill, missing_work, opened, score
 from tests.oracle import Problem, column, flat, loop_scores, make_problem, relative_error
 
@@ -96,7 +96,7 @@ def measured(job: Opened, objective: str) -> tuple[dict[str, Tensor], dict[str, 
     """q and what is known of it."""
     fill(job)
     name = job.direction(job.members[0], objective)
-    q, meta = job.store.read_direction(name), job.store.direction_meta(name)
+    q, meta = job.store.directions.read(name), job.store.directions.meta(name)
     assert q is not None
     assert meta is not None
     return {n: torch.from_numpy(np.array(t)) for n, t in q.items()}, meta
@@ -291,7 +291,7 @@ def test_halves_are_weighted_as_the_whole_and_give_a_reliability(mlp: Problem) -
     job = mlp.job(objectives=("fairness",))
     noise = direction_noise(job) if fill(job) >= 0 else {}
     member = job.members[0]
-    half = job.store.read_direction(job.direction(member, "fairness", half=True))
+    half = job.store.directions.read(job.direction(member, "fairness", half=True))
     assert half is not None
     x, _ = mlp.part("val")
     groups, keys = groups_of(mlp), [k.tobytes() for k in job.target.row_keys]
@@ -405,7 +405,7 @@ def test_an_attack_is_made_once_and_shared_by_members_and_methods(mlp: Problem) 
     )
     score(again)
     assert {p: p.stat().st_mtime_ns for p in folders[0].glob("*.safetensors")} == before
-    metas = [j.store.direction_meta(j.direction(j.plain_member(), "robustness")) for j in (job, again)]
+    metas = [j.store.directions.meta(j.direction(j.plain_member(), "robustness")) for j in (job, again)]
     digests = [m["parts"]["attack"]["digest"] for m in metas if m is not None]
     assert len(digests) == 2
     assert digests[0] == digests[1]

@@ -12,7 +12,8 @@ import pytest
 
 from influence_cli.cli.main import run
 from influence_cli.store import Keys, Store
-from influence_cli.store.maintenance import collect, list_entries, verify
+from influence_cli.store.maintenance import collect, list_entries
+from tests.cases import verify
 
 RNG = np.random.default_rng(5)
 
@@ -25,7 +26,7 @@ def filled(root: Path, shards: int = 4, rows: int = 5) -> tuple[Store, Keys, np.
     for k in range(shards):
         here = slice(k * rows, (k + 1) * rows)
         store.folder("outputs", "m").write(keys[here], {"logits": values[here]})
-    store.write_direction("d", {"w": values}, {"phi": 0.5, "m": 7, "objective": "utility", "halves": False})
+    store.directions.write("d", {"w": values}, {"phi": 0.5, "m": 7, "objective": "utility", "halves": False})
     return store, keys, values
 
 

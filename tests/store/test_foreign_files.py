@@ -17,9 +17,9 @@ import influence_cli
 from influence_cli.errors import InfluenceError, StoreError, UsageError
 from influence_cli.store import Store, files
 from influence_cli.store.layout import MARKER, TAG, is_ours
-from influence_cli.store.maintenance import collect, examine, list_entries, verify
+from influence_cli.store.maintenance import collect, examine, list_entries
 from influence_cli.store.place import check_place, is_marked
-from tests.cases import Heard, call_cli, column, job_of
+from tests.cases import Heard, call_cli, column, job_of, verify
 from tests.opened import fill, score
 
 HEX = "0123456789abcdef" * 2
@@ -33,7 +33,7 @@ def filled(root: Path) -> Store:
     for k in range(2):
         keys = np.random.default_rng(k).integers(0, 256, (3, 16), dtype=np.uint8)
         store.folder("outputs", "a" * 32).write(keys, {"logits": np.ones((3, 2), np.float32)})
-    store.write_direction("d" * 32, {"w": np.ones(3)}, {"fit": "f" * 32})
+    store.directions.write("d" * 32, {"w": np.ones(3)}, {"fit": "f" * 32})
     return store
 
 
@@ -99,7 +99,7 @@ def test_only_files_of_the_store_are_renamed_or_deleted(tmp_path: Path) -> None:
         assert verify(tmp_path, heard)[1] == []
         done = collect(tmp_path, None, heard, fits=set())
         assert done["left_alone"] == len(MINE)
-    assert store.direction_meta("d" * 32) is None  # of another fit set
+    assert store.directions.meta("d" * 32) is None  # of another fit set
     assert {name: (tmp_path / name).read_bytes() for name in MINE} == before
     said = [w for w in heard.warnings if "left alone" in w]
     assert len(said) == 4
@@ -116,8 +116,8 @@ def test_reading_leaves_foreign_files_where_they_are(tmp_path: Path) -> None:
     keys = np.zeros((1, 16), np.uint8)
     assert store.folder("outputs", "a" * 32).missing(keys).all()
     assert store.gradients("b" * 32).missing(keys).all()
-    assert store.factors() == {}
-    found = [store.read_direction(HEX), store.decision(HEX), store.read_interim(HEX), store.trainings().read(HEX)]
+    assert store.factors.known() == {}
+    found = [store.directions.read(HEX), store.decisions.meta(HEX), store.interims.read(HEX), store.trainings.read(HEX)]
     assert found == [None] * 4
     assert everything(tmp_path) == before
 
@@ -135,7 +135,7 @@ def test_what_is_damaged_is_set_aside_first_and_removed_the_next_time(tmp_path: 
     assert shard.with_name(f".damaged-1-{shard.name}").read_bytes() == b"again"  # nothing is written over
     assert collect(tmp_path, None)["files_removed"] == 2
     assert list(tmp_path.rglob(".damaged-*")) == []
-    assert store.direction_meta("d" * 32) == {"fit": "f" * 32}
+    assert store.directions.meta("d" * 32) == {"fit": "f" * 32}
 
 
 def test_rubbish_is_the_stores_by_the_name_inside(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_rubbish_is_the_stores_by_the_name_inside(tmp_path: Path) -> None:
         os.utime(path, (LONG_AGO, LONG_AGO))
     assert collect(tmp_path, None)["files_removed"] == 4
     assert [path.exists() for path in (*beside, mine, ours)] == [False] * 3 + [True, False]
-    assert store.direction_meta("d" * 32) is not None
+    assert store.directions.meta("d" * 32) is not None
 
 
 def test_weights_of_a_run_are_no_file_of_the_store(tmp_path: Path, tabular_run: Path) -> None:
@@ -358,8 +358,8 @@ def test_a_pipe_in_place_of_a_file_of_the_store_is_not_waited_for(tmp_path: Path
         (f"engines/{HEX}.json", lambda: store.engine_note(HEX)),
         (f"models/{HEX}.json", lambda: store.read_model_note(HEX)),
         ("undecodable.json", lambda: store.undecodable("x")),
-        (f"directions/{HEX}.safetensors", lambda: store.read_direction(HEX)),
-        (f"directions/{HEX}.safetensors", lambda: store.direction_meta(HEX)),
+        (f"directions/{HEX}.safetensors", lambda: store.directions.read(HEX)),
+        (f"directions/{HEX}.safetensors", lambda: store.directions.meta(HEX)),
         (f"row_values/{a}/curvature.json", lambda: store.value_facts(a)),
         ("payload-files.parquet", lambda: store.file_keys().find(tmp_path / "x")),
     ):

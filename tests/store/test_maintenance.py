@@ -13,8 +13,8 @@ import pytest
 
 from influence_cli.data.open import open_manifest
 from influence_cli.store.file_keys import StoredFileKeys
-from influence_cli.store.maintenance import collect, verify
-from tests.cases import Heard, call_cli, column, digits_table, examples, feature_table, job_of, write
+from influence_cli.store.maintenance import collect
+from tests.cases import Heard, call_cli, column, digits_table, examples, feature_table, job_of, verify, write
 from tests.opened import fill, score
 
 

@@ -26,11 +26,11 @@ from influence_cli.store.files import (
     read_metadata,
     read_tensors,
     replacing,
-    tensor_digest,
     write_bytes,
     write_tensors,
 )
 from influence_cli.store.keys import canonical_json, digest_of_sorted, fingerprint, payload_key, row_key, row_keys
+from influence_cli.store.sealed import tensor_digest
 from influence_cli.store.shards import ShardFolder, positions, unique
 from tests.cases import (
     Example,

@@ -1,40 +1,41 @@
-"""``influence cache``: the store looked after."""
+"""``influence cache``: the store looked after, and what it holds."""
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli.console import terminal
+from influence_cli.cli.printing import cell, print_json, print_table
 from influence_cli.cli.settings.requests import ResultOptions, StoreOptions
 from influence_cli.cli.settings.settings import Settings
-from influence_cli.cli.show.cache import show_entries, show_facts, show_keys
 from influence_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from influence_cli.data.manifest import Manifest
+    from influence_cli.store.maintenance import Entry
 
 
 def cache(settings: Settings) -> None:
     """Look after the store: ls, verify (re-read everything), gc (drop rubbish, merge shards), key MANIFEST's rows."""
-    import dataclasses
-    from pathlib import Path
-
     from influence_cli.store.maintenance import collect, examine, list_entries
 
     result, asked = settings.make(ResultOptions), settings.make(StoreOptions)
     result.check_format("auto", "table", "json")
     action, root = settings.source or "ls", Path(asked.store)
     if action == "ls":
-        show_entries(result, asked.store, list_entries(root))
+        _show_entries(result, asked.store, list_entries(root))
     elif action == "verify":
-        show_facts(result, dataclasses.asdict(examine(root, terminal())))
+        _show_facts(result, dataclasses.asdict(examine(root, terminal())))
     elif action == "gc":
         keys, fits = _named_by(_kept(asked))
-        show_facts(result, collect(root, keys, terminal(), fits))
+        _show_facts(result, collect(root, keys, terminal(), fits))
     elif action == "key":
         if not asked.keep:
             raise UsageError("whose keys?", fix="influence cache key --keep MANIFEST")
-        show_keys(m.all_rows() for m in _kept(asked))
+        _show_keys(_kept(asked))
     else:
         raise UsageError(f"unknown action {action!r}", fix="ls, verify, gc or key")
 
@@ -56,3 +57,30 @@ def _named_by(manifests: list[Manifest]) -> tuple[Any, set[str] | None]:
 
     fits = {FitSet.of(m.rows("train"), None).fingerprint for m in manifests}
     return np.concatenate([m.payload_keys for m in manifests]), fits
+
+
+def _show_entries(result: ResultOptions, store: str, found: list[Entry]) -> None:
+    """What the store holds."""
+    if result.wants_json:
+        print_json({"schema_version": 1, "entries": [dataclasses.asdict(e) for e in found]})
+        return
+    rows = [[e.kind, e.name, cell(e.files), cell(e.rows), f"{e.bytes:,}", e.about] for e in found]
+    title = f"{store}: {sum(e.bytes for e in found):,} bytes"
+    print_table(title, ["kind", "name", "files", "rows", "bytes", "what"], rows, sys.stdout)
+
+
+def _show_facts(result: ResultOptions, facts: dict[str, Any]) -> None:
+    """A few named facts: JSON in a pipe or when asked, lines for people."""
+    if result.wants_json:
+        print_json({"schema_version": 1, **facts})
+        return
+    for name, value in facts.items():
+        shown = (", ".join(value) or "none") if isinstance(value, list) else f"{value:,}"
+        sys.stdout.write(f"{name.replace('_', ' ')}: {shown}\n")
+
+
+def _show_keys(manifests: list[Manifest]) -> None:
+    """The keys under which rows are stored."""
+    for rows in (manifest.all_rows() for manifest in manifests):
+        for name, payload, row in zip(rows.ids, rows.payload_keys, rows.row_keys, strict=True):
+            sys.stdout.write(f"{payload.tobytes().hex()} {row.tobytes().hex()} {name}\n")

@@ -1,23 +1,22 @@
-"""``influence curate``: edits decided, and written as a manifest, a table, or in the source's own form."""
+"""``influence curate``: edits decided and written, judged by a gate (--check), or taken back (--undo)."""
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from influence_cli.cli.commands.gate import judge
 from influence_cli.cli.commands.run import TABLE_FORMATS
-from influence_cli.cli.commands.undo import undo
 from influence_cli.cli.console import terminal
-from influence_cli.cli.settings.inputs import manifest_of_scores, require_source
+from influence_cli.cli.settings.places import manifest_of_scores, require_source
 from influence_cli.cli.settings.requests import CurateOutputs, ResultOptions
 from influence_cli.cli.settings.settings import Settings
-from influence_cli.cli.show.curate import show_edits
+from influence_cli.cli.show.curate import show_edits, show_verdict
 from influence_cli.cli.show.run import show_skipped
 from influence_cli.cli.show.table import note_formulas, print_rows
 from influence_cli.errors import UsageError
-from influence_cli.stages.curate.request import CurateRequest, ExportRequest
+from influence_cli.stages.curate.request import CurateRequest, ExportRequest, GateRequest
 
 if TYPE_CHECKING:
     from influence_cli.stages.curate.curate import Curated
@@ -33,11 +32,11 @@ def curate(settings: Settings) -> int | None:
     result.check_format(*TABLE_FORMATS, *(["github"] if outputs.check else []))
     _check_outputs(result, outputs)
     if outputs.undo:
-        return undo(settings, result, outputs)
+        return _undo(settings, result, outputs)
     source = require_source(settings, "a score table")
     request = settings.make(CurateRequest, scores=source, **manifest_of_scores(settings))
     if outputs.gate:
-        return judge(settings, result, outputs, request)
+        return _judge(settings, result, outputs, request)
     curated = curate_stage(request)
     show_edits(curated)
     show_skipped(curated.scores.manifest.left_out)
@@ -50,21 +49,16 @@ def curate(settings: Settings) -> int | None:
 
 
 def _check_outputs(result: ResultOptions, outputs: CurateOutputs) -> None:
-    """Refuse outputs that contradict each other, or that cannot be written, before any work.
-
-    Raises:
-        UsageError: they do, or one cannot.
-    """
+    """Refuse outputs that contradict each other, or that cannot be written, before any work (UsageError)."""
     from influence_cli.data.outputs import is_same
     from influence_cli.data.write_tables import check_suffix
 
     places = (("-o", result.output), ("--edits", outputs.edits), ("--export", outputs.export))
     if outputs.gate and any(path for _, path in places):
         raise UsageError("a gate decides and writes nothing", fix="leave -o, --edits and --export out, or --check")
-    for one, a in places:
-        for other, b in places[places.index((one, a)) + 1 :]:
-            if a is not None and b is not None and (a == b or (b != "-" and is_same(Path(a), Path(b)))):
-                raise UsageError(f"{one} and {other} are both {a!r}", fix="give each a place of its own")
+    for (one, a), (other, b) in itertools.combinations(places, 2):
+        if a is not None and b is not None and (a == b or (b != "-" and is_same(Path(a), Path(b)))):
+            raise UsageError(f"{one} and {other} are both {a!r}", fix="give each a place of its own")
     for path, suffixes in ((result.output, (".parquet",)), (outputs.edits, (".parquet", ".csv", ".jsonl"))):
         if path:
             check_suffix(path, suffixes)
@@ -93,3 +87,42 @@ def _write(result: ResultOptions, outputs: CurateOutputs, curated: Curated, expo
             out.note(f"next: influence retrain {result.output} --against {against} --model NAME --seeds 3 -o RUN")
     if not (result.output or outputs.edits or export):
         print_rows(result, curated.table())
+
+
+def _judge(settings: Settings, result: ResultOptions, outputs: CurateOutputs, request: CurateRequest) -> int | None:
+    """Write the baseline where one is asked for, then judge the rows: 1 where too many are suspicious."""
+    from influence_cli.stages.curate.baseline import write_baseline
+    from influence_cli.stages.curate.gate import check
+    from influence_cli.stages.curate.score_table import read_scores
+
+    scores, place = read_scores(request), outputs.write_baseline
+    if place and result.dry_run:
+        terminal().note(f"{len(scores.train):,} rows would be accepted in {place}")
+    elif place:
+        terminal().note(f"{write_baseline(scores, place):,} rows accepted in {place}")
+    if place and not outputs.check:
+        return None
+    verdict = check(scores, settings.make(GateRequest))
+    show_verdict(result, verdict, scores.manifest.source)
+    return 1 if verdict.tripped else 0
+
+
+def _undo(settings: Settings, result: ResultOptions, outputs: CurateOutputs) -> None:
+    """Write the manifest as it was before a table of edits; UsageError where more or less is asked for."""
+    from influence_cli.stages.curate.restored_manifest import write_restored
+    from influence_cli.stages.curate.undo import plan_undo
+
+    if outputs.gate or outputs.edits or outputs.export:
+        raise UsageError("--undo writes the manifest as it was, and nothing else", fix="leave the other outputs out")
+    manifest = settings.insisted("manifest")
+    if manifest is None or result.output is None or result.output == "-":
+        fix = "influence curate EDITS.parquet --undo --manifest CURATED.parquet -o RESTORED.parquet"
+        raise UsageError("--undo needs the curated manifest and a place for the old one", fix=fix)
+    undoing = plan_undo(require_source(settings, "a table of edits"), manifest, settings.insisted("label"))
+    back = sum(map(len, undoing.before.values()))
+    done = f"{undoing.restored:,} edits taken back, {back:,} trimmed rows among them"
+    if result.dry_run:
+        terminal().note(f"would be: {done}")
+        return
+    rows = write_restored(undoing, result.output)
+    terminal().note(f"{done}; {rows:,} rows written to {result.output}")

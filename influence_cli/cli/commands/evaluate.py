@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from influence_cli.cli.commands.counterfactuals import evaluate_by_retraining
 from influence_cli.cli.console import terminal
-from influence_cli.cli.settings.inputs import manifest_of_scores, require_source, runtime_of
-from influence_cli.cli.settings.requests import EvaluateOptions, ResultOptions
+from influence_cli.cli.settings.places import manifest_of_scores, require_source, runtime_of
+from influence_cli.cli.settings.requests import EvaluateOptions, ResultOptions, StoreOptions
 from influence_cli.cli.settings.settings import Settings
-from influence_cli.cli.show.evaluate import show_evaluation
-from influence_cli.cli.show.page import check_pages
 from influence_cli.cli.show.plan import show_plan
+from influence_cli.cli.show.results import check_pages, show_counterfactuals, show_evaluation, show_trainings
 from influence_cli.errors import UsageError
-from influence_cli.stages.evaluate.request import EvaluateRequest
+from influence_cli.model.train.recipe import Recipe
+from influence_cli.options import options_in
+from influence_cli.stages.curate.request import CurateRequest
+from influence_cli.stages.evaluate.request import CounterfactualRequest, EvaluateRequest, Training
 
 
 def evaluate(settings: Settings) -> None:
@@ -24,12 +25,9 @@ def evaluate(settings: Settings) -> None:
     result, asked = settings.make(ResultOptions), settings.make(EvaluateOptions)
     result.check_format("auto", "table", "json")
     source = require_source(settings, "a score table")
+    _check(settings, asked, result)
     if asked.by_retraining:
-        _check_alone(settings, asked)
-        _check_outputs(result)
-        return evaluate_by_retraining(settings, result, source)
-    _check(settings, asked)
-    _check_outputs(result)
+        return _by_retraining(settings, result, source)
     if asked.sentinel is not None:
         found = _sentinel(settings, result, asked, source)
     elif result.dry_run:
@@ -38,60 +36,35 @@ def evaluate(settings: Settings) -> None:
     elif asked.other_scores is not None:
         found = compare(source, asked.other_scores, asked.budget, asked.draws, asked.seed)
     else:
-        found = evaluate_stage(_request(settings, asked, source), terminal())
+        request = settings.make(
+            EvaluateRequest,
+            scores=(source, *settings.more),
+            clean_column=settings.chosen("clean_label"),
+            checkpoint=settings.insisted("checkpoint"),
+            runtime=runtime_of(settings, code=asked.model),
+            **manifest_of_scores(settings),
+        )
+        found = evaluate_stage(request, terminal())
     if found is not None:
         show_evaluation(result, found)
     return None
 
 
-def _check_alone(settings: Settings, asked: EvaluateOptions) -> None:
-    """Refuse other questions beside one that needs trainings.
-
-    Raises:
-        UsageError: there is one.
-    """
-    flags = {"--against": asked.other_scores, "--sentinel": asked.sentinel, "--stability": asked.stability}
-    also = ["several tables"] if settings.more else [flag for flag, given in flags.items() if given]
-    if also:
-        raise UsageError(f"{also[0]} and retraining are two questions", fix="ask one at a time, about one table")
-
-
-def _check(settings: Settings, asked: EvaluateOptions) -> None:
-    """Refuse questions that contradict each other, before any work.
-
-    Raises:
-        UsageError: they do.
-    """
+def _check(settings: Settings, asked: EvaluateOptions, result: ResultOptions) -> None:
+    """Refuse questions that contradict each other and outputs that cannot be written, before any work (UsageError)."""
     alone = [flag for flag, given in (("--against", asked.other_scores), ("--sentinel", asked.sentinel)) if given]
+    also = ["several tables"] if settings.more else [*alone, *(["--stability"] if asked.stability else [])]
+    if asked.by_retraining and also:
+        raise UsageError(f"{also[0]} and retraining are two questions", fix="ask one at a time, about one table")
     if len(alone) > 1 or (alone and (settings.more or asked.stability)):
         raise UsageError(f"{alone[0]} is a question of its own, about one table", fix="ask one at a time")
     if asked.stability and not settings.more:
         fix = "influence evaluate A.parquet B.parquet --stability"
         raise UsageError("--stability compares several tables", fix=fix)
-
-
-def _check_outputs(result: ResultOptions) -> None:
-    """Refuse outputs that cannot be written, before any work.
-
-    Raises:
-        UsageError: one cannot; or matplotlib is needed and not there.
-    """
     places = [place for place in (result.output, result.report, result.plot) if place]
     if len(set(places)) < len(places):
         raise UsageError("two outputs have the same name", fix="give each a place of its own")
     check_pages(result)
-
-
-def _request(settings: Settings, asked: EvaluateOptions, source: str) -> EvaluateRequest:
-    """Everything that can be asked of the tables without training."""
-    return settings.make(
-        EvaluateRequest,
-        scores=(source, *settings.more),
-        clean_column=settings.chosen("clean_label"),
-        checkpoint=settings.insisted("checkpoint"),
-        runtime=runtime_of(settings, code=asked.model),
-        **manifest_of_scores(settings),
-    )
 
 
 def _sentinel(settings: Settings, result: ResultOptions, asked: EvaluateOptions, source: str) -> dict[str, Any] | None:
@@ -113,3 +86,34 @@ def _sentinel(settings: Settings, result: ResultOptions, asked: EvaluateOptions,
     if result.dry_run:
         return show_plan(result, run, session)
     return sentinel(run, session, source, asked.budget, asked.draws, asked.seed)
+
+
+def _by_retraining(settings: Settings, result: ResultOptions, source: str) -> None:
+    """Train, measure and show; with --dry-run say how many trainings there are."""
+    from influence_cli.data.write_tables import check_suffix
+    from influence_cli.stages.evaluate.counterfactuals.counterfactuals import counterfactuals, plan
+
+    scores = settings.make(CurateRequest, scores=source, budget=None, **manifest_of_scores(settings))
+    if result.output:
+        check_suffix(result.output, (".json",))
+    names = ["model", "batch_size", *(o.name for o in options_in(Recipe))]
+    values = {name: settings.values[name] for name in names if settings.values[name] is not None}
+    training = settings.make(
+        Training,
+        said={name: value for name, value in values.items() if settings.explicit(name)},
+        otherwise={name: value for name, value in values.items() if not settings.explicit(name)},
+        init=settings.insisted("init"),
+        pretrained=bool(settings.insisted("pretrained")),
+    )
+    request = settings.make(
+        CounterfactualRequest,
+        scores=scores,
+        training=training,
+        checkpoint=settings.insisted("checkpoint"),
+        target=settings.insisted("target"),
+        store=settings.make(StoreOptions).place,
+    )
+    if result.dry_run:
+        show_trainings(result, plan(request, terminal()))
+    else:
+        show_counterfactuals(result, counterfactuals(request, terminal()))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
 from influence_cli.cli.console import terminal
-from influence_cli.cli.settings.inputs import require_source
+from influence_cli.cli.printing import print_json, print_table
+from influence_cli.cli.settings.places import require_source
 from influence_cli.cli.settings.requests import ResultOptions
 from influence_cli.cli.settings.settings import Settings
-from influence_cli.cli.show.manifest import show_ingested
 from influence_cli.data.request import Columns, IngestRequest
 from influence_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from influence_cli.data.ingest import Ingested
 
 
 def manifest(settings: Settings) -> None:
@@ -24,4 +30,24 @@ def manifest(settings: Settings) -> None:
         source=require_source(settings, "an image folder, .csv, .jsonl, .npz, .parquet or saved dataset"),
         columns=settings.make(Columns, label=settings.insisted("label")),
     )
-    show_ingested(result, make_manifest(request, terminal()))
+    _show(result, make_manifest(request, terminal()))
+
+
+def _show(result: ResultOptions, ingested: Ingested) -> None:
+    """Rows of each class and split, notes, and what was skipped."""
+    from influence_cli.data.ingest import class_table
+
+    rows = class_table(ingested.manifest)
+    if result.format == "json":
+        skipped = [{"id": i, "reason": reason} for i, reason in ingested.skipped]
+        print_json({"schema_version": 1, "classes": rows, "notes": ingested.notes, "skipped": skipped})
+    out = terminal()
+    if out.quiet:
+        return
+    cells = [[str(r["class"]), r["name"], *(f"{r[s]:,}" for s in ("train", "val", "test"))] for r in rows]
+    title = f"{len(ingested.manifest):,} rows from {ingested.kind}, written to {result.output}"
+    print_table(title, ["class", "name", "train", "val", "test"], cells, sys.stderr)
+    for note in ingested.notes:
+        out.note(note)
+    for row, reason in ingested.skipped:
+        out.warn(f"skipped row id={row}: {reason}")

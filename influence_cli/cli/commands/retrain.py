@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 from influence_cli.cli.console import terminal
-from influence_cli.cli.settings.inputs import inputs_of, require_source
+from influence_cli.cli.printing import print_json, print_text_table
+from influence_cli.cli.settings.places import inputs_of, require_source
 from influence_cli.cli.settings.requests import ResultOptions, RetrainOptions
 from influence_cli.cli.settings.settings import Settings
-from influence_cli.cli.show.page import check_pages
+from influence_cli.cli.show.results import check_pages, write_pages
+from influence_cli.cli.show.run import show_skipped
 from influence_cli.errors import UsageError
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import GradSpec
@@ -15,7 +20,6 @@ from influence_cli.stages.retrain.request import CanaryRequest, EditsRequest, Re
 
 def retrain(settings: Settings) -> int | None:
     """Train on a manifest; with --against also without the edits, and with random edits of the same size."""
-    from influence_cli.cli.show.retrain import show_arms, show_comparison
     from influence_cli.stages.retrain.arm_comparison import improved
     from influence_cli.stages.retrain.retrain import retrain as retrain_stage
 
@@ -29,9 +33,9 @@ def retrain(settings: Settings) -> int | None:
     recipe = settings.make(Recipe)
     if result.dry_run:
         _check(request, recipe)
-        return show_arms(request, recipe)
+        return _show_arms(request, recipe)
     metrics = retrain_stage(request, recipe, terminal())
-    show_comparison(result, metrics)
+    _show_comparison(result, metrics)
     if settings.make(RetrainOptions).require_improvement and not improved(metrics):
         terminal().warn("curated does not beat no edit and every control by the paired interval")
         return 1
@@ -50,11 +54,7 @@ def _check(request: RetrainRequest, recipe: Recipe) -> None:
 
 
 def _edits(settings: Settings) -> EditsRequest | None:
-    """Which edits are made from scores, if any.
-
-    Raises:
-        UsageError: a flag is about scores, and there are none; or scores and rounds are asked for at once.
-    """
+    """Which edits are made from scores, if any; UsageError where a flag is about scores and there are none."""
     request = settings.make(EditsRequest, options=settings.options, spec=settings.make(GradSpec))
     if request.scores is None and request.rounds == 1:
         _refuse(settings, ("budget", "by", "combine", "action"), "is about edits made from scores",
@@ -66,11 +66,7 @@ def _edits(settings: Settings) -> EditsRequest | None:
 
 
 def _canaries(settings: Settings) -> CanaryRequest | None:
-    """Which wrong labels are planted, if any.
-
-    Raises:
-        UsageError: a flag is about canaries, and there are none.
-    """
+    """Which wrong labels are planted, if any; UsageError where a flag is about canaries, and there are none."""
     if settings.make(RetrainOptions).canaries is None:
         _refuse(settings, ("canaries_from", "canary_noise"), "needs canaries", fix="pass --canaries 5%")
         return None
@@ -82,3 +78,56 @@ def _refuse(settings: Settings, names: tuple[str, ...], what: str, fix: str) -> 
     for name in names:
         if settings.explicit(name):
             raise UsageError(f"--{name.replace('_', '-')} {what}", fix=fix)
+
+
+def _show_arms(request: RetrainRequest, recipe: Recipe) -> None:
+    """What would be trained, as JSON."""
+    canaries, edits, made = request.canaries, request.edits, None
+    if edits is not None:
+        made = {"actions": edits.actions, "budgets": edits.budgets}
+        if edits.scores is not None:
+            made |= {"scores": edits.scores, "by": edits.by, "combine": edits.combine}
+        else:
+            made |= {"rounds": edits.rounds, "method": edits.spec.methods, "objective": edits.spec.objectives}
+    described = {
+        "schema_version": 1,
+        "manifest": request.inputs.manifest,
+        "against": request.against,
+        "arms": [n for n, _ in request.arms],
+        "edits": made,
+        "seeds": [request.seed + s for s in range(request.seeds)],
+        "canaries": canaries and {"share": canaries.share, "noise": canaries.kind, "from": canaries.source},
+        "recipe": recipe.describe(),
+    }
+    print_json(described)
+
+
+def _show_comparison(result: ResultOptions, metrics: dict[str, Any]) -> None:
+    """Before and after: accuracy of every arm, and paired differences with no edit and with its control."""
+    if result.format == "json":
+        print_json(metrics)
+    from influence_cli.data.row_checks import BadRow
+    from influence_cli.report.arm_tables import arm_tables, comparison_table
+
+    out = terminal()
+    show_skipped({source: [BadRow(**b) for b in bad] for source, bad in metrics.get("left_out", {}).items()})
+    if not out.quiet:
+        _accuracies(metrics)
+        for table in (comparison_table(metrics), *arm_tables(metrics, brief=True)):
+            print_text_table(table, sys.stderr, out.note)
+    nothing = f"nothing to draw (--scores and groups, or an attack, are needed): {result.plot} not written"
+    write_pages(result, metrics, nothing, "What the edits did")
+
+
+def _accuracies(metrics: dict[str, Any]) -> None:
+    """Train, target and test accuracy of the first arm and seed, with a warning where one is at chance."""
+    from influence_cli.stages.run.accuracy import at_chance
+
+    out = terminal()
+    first = next(iter(next(iter(metrics["arms"].values()))["seeds"].values()))
+    rates = {k: first[f"{k}_accuracy"] for k in ("train", "target") if f"{k}_accuracy" in first}
+    rates["test"] = first["accuracy"]
+    out.note(", ".join(f"{k} accuracy {v:.1%}" for k, v in rates.items()))
+    for name, rate in rates.items():
+        if at_chance(rate, metrics["test_rows"], metrics["num_classes"]):
+            out.warn(f"{name} accuracy is {rate:.1%}, no better than guessing: nothing below means anything")

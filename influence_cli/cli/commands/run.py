@@ -1,13 +1,20 @@
-"""The run behind ``grads`` and ``score``: opened from the settings, and held against the table on the way in."""
+"""``influence grads`` and ``influence score``: the store filled with what the rows lack, and scores made from it.
+
+A score run is held against the table on the way in: where that was made from other content, it stops.
+"""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli.console import terminal
-from influence_cli.cli.settings.inputs import inputs_of, runtime_of
-from influence_cli.cli.settings.requests import ResultOptions
+from influence_cli.cli.settings.places import carried_settings, inputs_of, kind_of, runtime_of
+from influence_cli.cli.settings.requests import ResultOptions, ScoreOptions
 from influence_cli.cli.settings.settings import Settings
+from influence_cli.cli.show.plan import show_pairs_plan, show_plan
+from influence_cli.cli.show.run import show_run, show_skipped
+from influence_cli.cli.show.table import put_table, show_pairs
 from influence_cli.errors import UsageError
 from influence_cli.options import SCORE
 from influence_cli.settings import GradSpec
@@ -19,12 +26,69 @@ if TYPE_CHECKING:
 TABLE_FORMATS = ("auto", "table", "json", "jsonl", "csv")
 
 
-def open_session(settings: Settings, result: ResultOptions) -> tuple[Run, Session]:
-    """The run that the settings ask for and its session; nothing is computed yet, and a dry run remembers nothing.
+def grads(settings: Settings) -> None:
+    """Fill the store: directions, logits and tangents of the rows it has not seen."""
+    from influence_cli.data.tables import provenance
+    from influence_cli.stages.grads.fill import fill
+    from influence_cli.stages.score.grads_table import grads_table
 
-    Raises:
-        InfluenceError: something in it cannot work, or the table on the way in was made from other content.
-    """
+    result = settings.make(ResultOptions)
+    run, session = _open(settings, result)
+    if result.dry_run:
+        return show_plan(result, run, session)
+    if run.model is None:
+        raise UsageError("these methods need no model, so there is nothing to compute", fix="ask for another --method")
+    run, rows = fill(run, session)
+    table = grads_table(run, session)
+    filled = f"{rows:,} rows run through the model; the store is complete for {len(run.train):,} train rows"
+    show_run(run, session, provenance(table.schema), filled)
+    show_skipped(run.left_out)
+    put_table(result, table, kind_of(settings, "output"), sort_by="loss", descending=True)
+
+
+def score(settings: Settings) -> None:
+    """One score per train row, positive where the row helps; runs what is missing of grads."""
+    from influence_cli.data.tables import provenance
+    from influence_cli.stages.score.score import score as score_stage
+
+    result, asked = settings.make(ResultOptions), settings.make(ScoreOptions)
+    run, session = _open(settings, result)
+    if asked.per_target:
+        return _per_target(settings, result, asked, run, session)
+    if result.dry_run:
+        return show_plan(result, run, session)
+    table, run = score_stage(run, session, asked.per_member, asked.combine)
+    scored = f"{len(run.train):,} train rows scored by {', '.join(run.methods)}; positive: the row helps"
+    show_run(run, session, provenance(table.schema), scored)
+    show_skipped(run.left_out)
+    put_table(result, table, kind_of(settings, "output"), sort_by="score")
+
+
+def _per_target(settings: Settings, result: ResultOptions, asked: ScoreOptions, run: Run, session: Session) -> None:
+    """For each target row its most helpful and harmful train rows; UsageError for options of one score a row."""
+    from influence_cli.stages.score.per_target.table import describe_per_target, per_target
+
+    for flag, given in (("--per-member", asked.per_member), ("--combine", asked.combine)):
+        if given:
+            what = f"{flag} is about one score a row, and --per-target has one a pair"
+            raise UsageError(what, fix=f"leave {flag} out")
+    if result.dry_run:
+        return show_pairs_plan(result, describe_per_target(run, session, asked.top))
+    table, run = per_target(run, session, asked.top)
+    terminal().note(
+        f"{len(run.target):,} target rows: up to {asked.top} most helpful and {asked.top} most harmful of "
+        f"{len(run.train):,} train rows by {next(iter(run.methods))}; positive: the row helps that target row"
+    )
+    show_skipped(run.left_out)
+    for_people = result.format == "table" or (result.format == "auto" and sys.stdout.isatty())
+    if for_people and not result.output:
+        show_pairs(table)
+    else:
+        put_table(result, table, kind_of(settings, "output"))
+
+
+def _open(settings: Settings, result: ResultOptions) -> tuple[Run, Session]:
+    """The run and its session, nothing computed yet; UsageError where the table on the way in is of other content."""
     from influence_cli.data.write_tables import check_suffix
     from influence_cli.stages.run.open import open_run
     from influence_cli.stages.run.session import Session
@@ -41,8 +105,6 @@ def open_session(settings: Settings, result: ResultOptions) -> tuple[Run, Sessio
 
 def _manifest(settings: Settings) -> tuple[str, dict[str, Any] | None]:
     """The manifest with the payload, and the provenance of the table that stood in its place, if any."""
-    from influence_cli.cli.settings.carried import carried_settings
-
     if settings.source is None:
         raise UsageError("no manifest", fix="name a Parquet manifest, or set manifest in influence.toml")
     carried = carried_settings(settings.source) if settings.command == SCORE else None

@@ -88,7 +88,6 @@ class RetrainOptions:
     """Whether ``retrain`` plants canaries, and what it makes of the comparison."""
 
     canaries: str | None = None
-
     require_improvement: bool = option(
         False, "Exit 1 unless curated beats no edit and every control.", (RETRAIN,), stored=False, after="canary_noise"
     )
@@ -135,14 +134,7 @@ class ResultOptions:
     )
     plot: str | None = option(None, "Write the figures as one PNG.", (EVALUATE, RETRAIN), stored=False, metavar="FILE")
     output: str | None = option(
-        None,
-        "Write the result here (- for standard output).",
-        WRITING,
-        "-o",
-        "--output",
-        path=True,
-        stored=False,
-        metavar="PATH",
+        None, "Write the result here (- for standard output).", WRITING, "-o", "--output", stored=False, **PATH
     )
     format: str = option("auto", "auto, table, json, jsonl, csv or github.", SHOWING, stored=False)
     json: bool = option(False, "Short for --format json.", SHOWING, stored=False)
@@ -158,11 +150,7 @@ class ResultOptions:
         return self.format == "json" or (self.format == "auto" and not sys.stdout.isatty())
 
     def check_format(self, *known: str) -> None:
-        """Refuse a format that the command has not, before any work.
-
-        Raises:
-            UsageError: an unknown format.
-        """
+        """Refuse a format that the command has not, before any work (UsageError)."""
         if self.format not in known:
             raise UsageError(f"--format {self.format!r} is unknown here", fix=nearest(self.format, list(known)))
 
@@ -187,12 +175,11 @@ class ProgramOptions:
 
 
 REQUESTS: tuple[type, ...] = (
-    *(Inputs, GradSpec, Runtime, StoreOptions, Columns, IngestRequest, ScoreOptions),
-    *(CurateRequest, CurateOutputs, ExportRequest, GateRequest),
-    *(EditsRequest, RetrainRequest, Recipe, CanaryRequest, RetrainOptions),
-    *(CounterfactualRequest, EvaluateRequest, EvaluateOptions),
-    *(ResultOptions, ProgramOptions),
-)
+    Inputs, GradSpec, Runtime, StoreOptions, Columns, IngestRequest, ScoreOptions,
+    CurateRequest, CurateOutputs, ExportRequest, GateRequest,
+    EditsRequest, RetrainRequest, Recipe, CanaryRequest, RetrainOptions,
+    CounterfactualRequest, EvaluateRequest, EvaluateOptions, ResultOptions, ProgramOptions,
+)  # fmt: skip
 
 
 def all_options() -> dict[str, Option]:

@@ -1,14 +1,25 @@
-"""The settings of one command, resolved: every value with its origin, and the requests that are made of them."""
+"""Settings: flags, then INFLUENCE_*, then a table's provenance, then the nearest settings file, then defaults.
+
+The nearest ``influence.toml``, or ``pyproject.toml`` with ``[tool.influence]``, wins whole: parents are not merged.
+A key at its top applies to every command that has it; ``[score]`` to that command alone; ``[method.NAME]``,
+``[objective.NAME]`` and ``[action.NAME]`` hold options.  Relative paths count from the file.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from influence_cli.options import build_request
+from influence_cli.cli.settings.requests import all_options, options_of
+from influence_cli.cli.settings.settings_file import SettingsFile, check_option_names, read_file, value_in_file
+from influence_cli.errors import UsageError
+from influence_cli.options import GRADS, RETRAIN, SCORE, Option, build_request
 
 T = TypeVar("T")
+Values = dict[str, Any]  # by the names of options
+_TRUTH = {"1": True, "true": True, "0": False, "false": False, "": False}
 
 
 @dataclass
@@ -42,3 +53,95 @@ class Settings:
     def insisted(self, name: str) -> Any:
         """The value that a flag or the environment gives; None where neither does."""
         return self.values[name] if self.explicit(name) else None
+
+
+def resolve(command: str, given: Values, source: str | None, carried: Values | None = None) -> Settings:
+    """Settings; ``carried`` is what a table's provenance says.  UsageError for unknown keys and wrong types."""
+    options, carried = options_of(command), carried or {}
+    file = SettingsFile()
+    if not given.get("isolated") and any(o.stored for o in options):
+        file = read_file(given.get("config"), command)
+    settings = Settings(command, source=source, file=file.path)
+    for option in options:
+        _settle(settings, option, given, carried, file)
+    _check_store(settings)
+    if settings.source is None and command in (GRADS, SCORE, RETRAIN):
+        _find_source(settings, file)
+    for table in (file.options, carried.get("options", {})):
+        for name, values in table.items():
+            settings.options[name] = {**settings.options.get(name, {}), **values}
+    _apply_set(settings)
+    return settings
+
+
+def _settle(settings: Settings, option: Option, given: Values, carried: Values, file: SettingsFile) -> None:
+    """Set one value, from the weakest to the strongest of those who say it."""
+    name, variable = option.name, f"INFLUENCE_{option.name.upper()}"
+    settings.put(name, option.default, "default")
+    if option.stored and name in file.keys:
+        settings.put(name, value_in_file(option, file.keys[name], file.path), str(file.path))
+    same_model = name == "model" and settings.values[name] == carried.get("model")
+    if carried.get(name) is not None and not same_model:  # a file of settings may name code, data may not
+        value = carried[name]
+        settings.put(name, list(value) if isinstance(value, tuple) else value, "provenance")
+    if option.stored and variable in os.environ:
+        settings.put(name, _from_text(option, os.environ[variable], variable), "environment")
+    if given.get(name) not in (None, []):
+        settings.put(name, given[name], "flag")
+    _check_range(option, settings.values[name])
+
+
+def _find_source(settings: Settings, file: SettingsFile) -> None:
+    """The manifest, where no argument names it."""
+    if "INFLUENCE_MANIFEST" in os.environ:
+        settings.source, settings.origins["MANIFEST"] = os.environ["INFLUENCE_MANIFEST"], "environment"
+    elif "manifest" in file.keys:
+        settings.source = value_in_file(all_options()["manifest"], file.keys["manifest"], file.path)
+        settings.origins["MANIFEST"] = str(file.path)
+
+
+def _check_store(settings: Settings) -> None:
+    """Refuse a store without a name: it would be the folder one happens to be in."""
+    if settings.values.get("no_store") or settings.values.get("store", ".").strip():
+        return
+    where = {"flag": "--store", "environment": "INFLUENCE_STORE"}.get(settings.origins["store"])
+    fix = "pass --store PATH, or take the empty one out"
+    raise UsageError("the store has an empty name", where=where or settings.origins["store"], fix=fix)
+
+
+def _check_range(option: Option, value: Any) -> None:
+    """Refuse numbers that no stage can mean: below the least, not finite, or beyond 63 bits."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    low = option.least is not None and value < option.least
+    if low or not abs(value) < 2**63:  # also false for nan
+        least = "" if option.least is None else f" of at least {option.least:g}"
+        raise UsageError(f"{option.flags[-1]} {value} is out of range", fix=f"give a finite number{least}")
+
+
+def _apply_set(settings: Settings) -> None:
+    """Put what ``--set`` says over the options of settings file and provenance."""
+    for text in settings.values.get("set", []):
+        left, equals, value = text.partition("=")
+        name, dot, key = left.rpartition(".")
+        if not equals or not key:
+            raise UsageError(f"--set {text!r} cannot be read", fix="write --set ip-ensemble.members=10")
+        if not dot:
+            named: list[str] = settings.values["method"] if "method" in settings.values else [settings.values["action"]]
+            if len(named) != 1:
+                fix = f"write --set {named[0]}.{text}"
+                raise UsageError(f"--set {text!r} does not say whose option it is", fix=fix)
+            name = named[0]
+        check_option_names([name], f"--set {text}")
+        settings.options.setdefault(name, {})[key.replace("-", "_")] = value
+
+
+def _from_text(option: Option, text: str, variable: str) -> Any:
+    """The value of an environment variable."""
+    if option.kind is list:
+        return [part for part in text.split(",") if part]
+    try:
+        return _TRUTH[text.lower()] if option.kind is bool else option.kind(text)
+    except (ValueError, KeyError) as error:
+        what = f"{variable}={text!r} is not of type {option.kind.__name__}"
+        raise UsageError(what, fix=f"unset {variable}") from error

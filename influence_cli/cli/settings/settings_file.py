@@ -52,35 +52,32 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
-        raise UsageError(
-            f"the settings file cannot be read ({error.strerror})", where=str(path), fix="check --config"
-        ) from error
+        what = f"the settings file cannot be read ({error.strerror})"
+        raise UsageError(what, where=str(path), fix="check --config") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"the settings file is not TOML ({error})", where=str(path), fix="correct it") from error
 
 
 def read_file(config: str | None, command: str) -> SettingsFile:
-    """What the file ``config``, or the nearest, says of a command.
-
-    Raises:
-        UsageError: it cannot be read, or says something unknown.
-    """
+    """What the file ``config``, or the nearest, says of a command; UsageError where it is unreadable or unknown."""
     path = Path(config) if config else find_file(Path.cwd())
     if path is None:
         return SettingsFile()
     content = _load(path)
     if path.name == "pyproject.toml":
         content = content.get("tool", {}).get("influence", {})
-    own: dict[str, Any] = {}
-    file = SettingsFile(path)
+    file, own = SettingsFile(path), dict[str, Any]()
     for key, value in content.items():
         if key in OPTION_TABLES and isinstance(value, dict):
-            file.options.update(_option_table(key, value, path))
+            if not all(isinstance(inner, dict) for inner in value.values()):
+                fix = f"write [{key}.NAME] and options below it"
+                raise UsageError(f"[{key}] holds a value", where=str(path), fix=fix)
+            check_option_names(value, str(path))
+            file.options.update({name: _with_underscores(inner) for name, inner in value.items()})
         elif key in STAGES and isinstance(value, dict):
             for inner in value:
                 _check_key(inner, path, [o.name for o in options_of(key) if o.stored] + ["manifest"], f"[{key}] ")
-            if key == command:
-                own = {k.replace("-", "_"): v for k, v in value.items()}
+            own = _with_underscores(value) if key == command else own
         else:
             _check_key(key, path, [o.name for o in all_options().values() if o.stored], "")
             file.keys[key.replace("-", "_")] = value
@@ -88,20 +85,12 @@ def read_file(config: str | None, command: str) -> SettingsFile:
     return file
 
 
-def _option_table(key: str, table: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
-    """The options by name in ``[method]``, ``[objective]`` or ``[action]``."""
-    if not all(isinstance(inner, dict) for inner in table.values()):
-        raise UsageError(f"[{key}] holds a value", where=str(path), fix=f"write [{key}.NAME] and options below it")
-    check_option_names(table, str(path))
-    return {name: {k.replace("-", "_"): v for k, v in inner.items()} for name, inner in table.items()}
+def _with_underscores(table: dict[str, Any]) -> dict[str, Any]:
+    return {key.replace("-", "_"): value for key, value in table.items()}
 
 
 def check_option_names(names: Iterable[str], where: str) -> None:
-    """Refuse options of what is no method, objective or action.
-
-    Raises:
-        UsageError: a name is unknown.
-    """
+    """Refuse options of what is no method, objective or action (UsageError)."""
     from influence_cli.actions import ACTIONS
     from influence_cli.methods import METHODS
     from influence_cli.objectives import OBJECTIVES
@@ -119,11 +108,7 @@ def _check_key(key: str, path: Path, known: list[str], table: str) -> None:
 
 
 def value_in_file(option: Option, value: Any, path: Path | None) -> Any:
-    """The value of a key.
-
-    Raises:
-        UsageError: it is of another type than the option.
-    """
+    """The value of a key; UsageError where it is of another type than the option."""
     kind = option.kind
     if kind is list:
         value = [value] if isinstance(value, str) else value
@@ -134,12 +119,7 @@ def value_in_file(option: Option, value: Any, path: Path | None) -> Any:
     if not number and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
         what = f"{option.name} = {value!r} is not of type {kind.__name__}"
         raise UsageError(what, where=str(path), fix="correct the settings file")
-    return _from_folder(str(value), path.parent) if option.path and path is not None else value
-
-
-def _from_folder(path: str, folder: Path) -> str:
-    """A path of the settings file as seen from here; unchanged where the file is here."""
-    if "://" in path or Path(path).is_absolute() or not path.strip():
-        return path
-    base = os.path.relpath(folder)
-    return path if base == "." else os.path.join(base, path)
+    folder, text = "." if path is None or not option.path else os.path.relpath(path.parent), str(value)
+    if folder == "." or "://" in text or Path(text).is_absolute() or not text.strip():
+        return value
+    return os.path.join(folder, text)  # as seen from here

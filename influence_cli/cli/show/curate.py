@@ -1,4 +1,4 @@
-"""What ``curate`` did: counts, balance, predicted totals, and precision where clean labels are known."""
+"""What ``curate`` did: counts, balance and predicted totals of edits, or the rows that the gate flagged."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli.console import terminal
-from influence_cli.cli.printing import print_table
+from influence_cli.cli.printing import cell, print_table
+from influence_cli.cli.settings.requests import ResultOptions
 from influence_cli.cli.show.run import show_noise
+from influence_cli.cli.show.table import print_rows
 
 if TYPE_CHECKING:
     from influence_cli.stages.curate.curate import Curated
+    from influence_cli.stages.curate.gate import Verdict
 
 
 def show_edits(curated: Curated) -> None:
@@ -37,39 +40,54 @@ def show_edits(curated: Curated) -> None:
     if curated.scores.scored.kind == "signed":
         show_noise(curated.scores.provenance)
     if "wrong_share_of_edited" in s:
-        out.note(
-            f"  clean labels say: {s['wrong_share_of_edited']:.1%} of the edited rows were labelled wrong "
-            f"(all rows: {s['wrong_share_of_all']:.1%})"
-            + (f"; {s['right_after_relabel']:.1%} are right now" if "right_after_relabel" in s else "")
-        )
+        right = f"; {s['right_after_relabel']:.1%} are right now" if "right_after_relabel" in s else ""
+        wrong = f"{s['wrong_share_of_edited']:.1%} of the edited rows were labelled wrong"
+        out.note(f"  clean labels say: {wrong} (all rows: {s['wrong_share_of_all']:.1%}){right}")
 
 
 def _balance(s: dict[str, Any]) -> str:
     """Mean scores of edited and other rows, and whether edits fall on classes as their sizes would have it."""
-    from influence_cli.report.text_table import number
-
-    text = f"  mean score: {number(s['score']['edited'])} of edited rows, {number(s['score']['kept'])} of the others"
-    if s["chi_square"] is None:
-        return text
-    c = s["chi_square"]
-    return f"{text}; chi-square by class {c['statistic']:.4g} ({c['degrees']} df, p {c['p_value']:.2g})"
+    text = f"  mean score: {cell(s['score']['edited'])} of edited rows, {cell(s['score']['kept'])} of the others"
+    if s["chi_square"] is not None:
+        c = s["chi_square"]
+        text += f"; chi-square by class {c['statistic']:.4g} ({c['degrees']} df, p {c['p_value']:.2g})"
+    return text
 
 
 def _predicted(objectives: list[dict[str, Any]]) -> None:
     """Predicted totals of every objective, with the constraints and without."""
-    from influence_cli.report.text_table import number
-
     gain = "predicted gain" if all(o["effect"] for o in objectives) else "sum of scores gained"
     header = ["objective", "Phi before", "Phi after", "bound", gain, "of the lowest rows, unconstrained"]
-    rows = [
-        [
-            o["column"],
-            number(o["phi"]),
-            number(o["phi_after"]),
-            "most" if o["least"] is None else f">= {o['least']:g}",
-            f"{o['gain']:+.4g}",
-            f"{o['gain_without_constraints']:+.4g}",
-        ]
-        for o in objectives
-    ]
+    rows: list[list[str]] = []
+    for o in objectives:
+        least = "most" if o["least"] is None else f">= {o['least']:g}"
+        gains = [f"{o['gain']:+.4g}", f"{o['gain_without_constraints']:+.4g}"]
+        rows.append([o["column"], cell(o["phi"]), cell(o["phi_after"]), least, *gains])
     print_table("predicted to first order; positive: Phi falls", header, rows, sys.stderr)
+
+
+def show_verdict(result: ResultOptions, verdict: Verdict, manifest: str) -> None:
+    """The flagged rows on standard output, the verdict on standard error."""
+    terminal().note(verdict.sentence())
+    if result.format == "github":
+        for row in verdict.flagged.to_pylist():
+            text = f"row {row['id']} (label {row['label']}): {row['reason'] or _suspicion(row)}"
+            sys.stdout.write(f"::warning file={_escaped(manifest)},title=influence::{_escaped(text)}\n")
+        if verdict.tripped:
+            sys.stdout.write(f"::error title=influence::{_escaped(verdict.sentence())}\n")
+        sys.stdout.flush()
+        return
+    print_rows(result, verdict.flagged)
+
+
+def _suspicion(row: dict[str, Any]) -> str:
+    """What a row is flagged for."""
+    why = f"effect {row['effect']:.3g}" if "effect" in row else f"p-value {row['p_value']:.3g}"
+    return f"score {row['score']:.3g}, {why}"
+
+
+def _escaped(text: str) -> str:
+    """Text inside a workflow command: data must not be able to start one of its own."""
+    for plain, safe in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A"), (":", "%3A"), (",", "%2C")):
+        text = text.replace(plain, safe)
+    return text

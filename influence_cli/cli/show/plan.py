@@ -36,13 +36,19 @@ def show_plan(result: ResultOptions, run: Run, session: Session) -> None:
     if result.wants_json:
         print_json(described)
         return
+    steps: list[list[str]] = []
+    for s in described["steps"]:
+        member = str(s["member"]) if s["dropout"] is None else f"{s['member']} (dropout {s['dropout']:.4f})"
+        rows = [cell(s["target_rows_to_pass"]), f"{s['rows_stored']:,}", f"{s['rows_to_compute']:,}"]
+        costs = [cell(s["forward_passes"]), cell(s["seconds"]), f"{s['bytes']:,}"]
+        steps.append([member, *rows, *costs, s["why"]])
     title = f"store: {described['store']}; seconds are {described['seconds_are']}"
-    print_table(title, STEPS, [_step(s) for s in described["steps"]], sys.stdout)
+    print_table(title, STEPS, steps, sys.stdout)
     for name, m in described["members"].items():
-        until = f"{m['least']} to {m['most']} members, until the lowest rows stay the same; the most are planned"
-        terminal().note(
-            f"{name}: {until if m['decided'] is None else str(m['decided']) + ' members, as decided before'}"
-        )
+        said = f"{m['decided']} members, as decided before"
+        if m["decided"] is None:
+            said = f"{m['least']} to {m['most']} members, until the lowest rows stay the same; the most are planned"
+        terminal().note(f"{name}: {said}")
     _member_table("curvature to fit", described["steps"], "fits", FITS)
     values = [(s["member"], *v) for s in described["steps"] for v in s["row_values_to_compute"].items()]
     if values:
@@ -50,20 +56,6 @@ def show_plan(result: ResultOptions, run: Run, session: Session) -> None:
         print_table("values of rows to compute", ["member", "method", "rows"], cells, sys.stdout)
     _member_table("directions to solve for; passes at most", described["steps"], "solves", SOLVES)
     _gradients(described["row_gradients"])
-
-
-def _step(s: Described) -> list[str]:
-    """The cells of what is done at one member."""
-    return [
-        str(s["member"]) if s["dropout"] is None else f"{s['member']} (dropout {s['dropout']:.4f})",
-        cell(s["target_rows_to_pass"]),
-        f"{s['rows_stored']:,}",
-        f"{s['rows_to_compute']:,}",
-        cell(s["forward_passes"]),
-        cell(s["seconds"]),
-        f"{s['bytes']:,}",
-        s["why"],
-    ]
 
 
 def _member_table(title: str, steps: list[Described], part: str, names: tuple[str, ...]) -> None:
@@ -85,3 +77,19 @@ def _gradients(planned: list[Described]) -> None:
     for g in planned:
         if g["refused"]:
             terminal().warn(f"these will be refused: {g['refused']}")
+
+
+def show_pairs_plan(result: ResultOptions, plan: dict[str, Any]) -> None:
+    """What would run: as JSON in a pipe or when asked, as a table for people."""
+    if result.wants_json:
+        print_json(plan)
+        return
+    names = [n for n, value in plan.items() if n not in ("schema_version", "store") and not isinstance(value, list)]
+    rows = [[n.replace("_", " "), f"{v:,}" if isinstance(v := plan[n], int) else cell(v)] for n in names]
+    print_table(f"store: {plan['store']}", ["", "per target row"], rows, sys.stdout)
+    if plan.get("refused"):
+        terminal().warn(f"the row gradients will be refused: {plan['refused']}")
+    for kind in ("fits", "solves"):
+        for entry in plan[kind]:
+            text = ", ".join(f"{k} {cell(v)}" for k, v in entry.items())
+            terminal().note(f"{kind.rstrip('s')}: {text}")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 STRONGEST = 20  # rows of a table on a terminal
+SHOWN_TARGETS, SHOWN_ROWS = 5, 3  # of a table of pairs on a terminal: target rows, and rows of each side
 
 
 def put_table(
@@ -47,11 +48,12 @@ def print_rows(result: ResultOptions, table: pa.Table, sort_by: str | None = Non
 
 def _print_strongest(table: pa.Table, sort_by: str | None, descending: bool) -> None:
     """The first rows in an order, in as many columns as there is room for."""
+    from influence_cli.data.tables import provenance
     from influence_cli.data.write_tables import rows_of
 
     if sort_by is not None:
         table = table.sort_by([(sort_by, "descending" if descending else "ascending")])
-    hidden = {"row_key", "payload_key", *_same_as_score(table)}
+    hidden = {"row_key", "payload_key", provenance(table.schema).get("score_is")}  # the last: what score repeats
     shown = table.slice(0, STRONGEST).select([n for n in table.column_names if n not in hidden])
     order = f", by {sort_by}" if sort_by else ""
     cells = [[cell(v) for v in row.values()] for row in rows_of(shown)]
@@ -70,14 +72,6 @@ def note_formulas(table: pa.Table, output: str = "-.csv") -> None:
         terminal().note(said(count))
 
 
-def _same_as_score(table: pa.Table) -> list[str]:
-    """The column that ``score`` repeats."""
-    from influence_cli.data.tables import provenance
-
-    only = provenance(table.schema).get("score_is")
-    return [only] if only else []
-
-
 def fitting(names: list[str], cells: list[list[str]], stream: IO[str]) -> tuple[list[str], list[list[str]], list[str]]:
     """As many columns, from the left, as the terminal is wide: a cut id helps nobody.  Last: what was left out."""
     if not stream.isatty():
@@ -89,3 +83,17 @@ def fitting(names: list[str], cells: list[list[str]], stream: IO[str]) -> tuple[
             break
         kept += 1
     return names[:kept], [row[:kept] for row in cells], names[kept:]
+
+
+def show_pairs(table: pa.Table) -> None:
+    """The first target rows with a few rows of each side, for people."""
+    from influence_cli.data.write_tables import rows_of
+
+    targets = list(dict.fromkeys(table.column("target_id").to_pylist()))
+    first = set(targets[:SHOWN_TARGETS])
+    names = [name for name in table.column_names if name not in ("target_row_key", "row_key")]
+    rows = [r for r in rows_of(table.select(names)) if r["target_id"] in first and r["rank"] <= SHOWN_ROWS]
+    cells = [[cell(v) for v in row.values()] for row in rows]
+    title = f"{len(first)} of {len(targets):,} target rows, the first {SHOWN_ROWS} of each side"
+    print_table(title, names, cells, sys.stdout)
+    terminal().note("all of them with -o FILE, or --format csv")

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.data.kinds.protocol import BadPayload, InputSpec, Kind
+from influence_cli.store.arrow import values_of
 
 Vector = NDArray[np.float32]
 
@@ -73,6 +74,6 @@ def vectors(column: pa.Array) -> list[Vector | None]:
     values = column.flatten()  # leaves null rows out
     even = lengths is None or (len(lengths) > 0 and lengths.null_count == 0 and len(lengths.unique()) == 1)
     if len(column) and column.null_count == 0 and values.null_count == 0 and even:
-        stacked = values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+        stacked = values_of(values, 0.0).astype(np.float32, copy=False)
         return list(stacked.reshape(len(column), -1))
     return [None if v is None else np.asarray(v, dtype=np.float32) for v in column.to_pylist()]

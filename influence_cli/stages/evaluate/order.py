@@ -99,7 +99,7 @@ def _angles(table: NamedTable, runtime: Runtime, listener: Listener) -> dict[str
 
 
 def _cosine(store: Store, q: str, u: str) -> float | None:
-    a, b = store.read_direction(q), store.read_direction(u)
+    a, b = store.directions.read(q), store.directions.read(u)
     if a is None or b is None or set(a) != set(b):
         return None
     x, y = (np.concatenate([d[n].ravel().astype(np.float64) for n in sorted(d)]) for d in (a, b))

@@ -21,7 +21,7 @@ def curvature_report(run: Run, session: Session) -> dict[str, dict[str, Any]]:
     report: dict[str, dict[str, Any]] = {}
     for name, method in run.methods.items():
         if method.fitted_curvature:
-            meta = session.store.direction_meta(
+            meta = session.store.directions.meta(
                 names.along(run, name, run.members_of[name][0], next(iter(run.objectives)))
             )
             report[name] = {} if meta is None else meta["curvature"]
@@ -59,7 +59,7 @@ def _warnings(run: Run, session: Session, name: str) -> list[str]:
         return warnings_of(run, name, curvature_report(run, session)[name])
     for member in run.members_of[name]:
         for objective in run.objectives:
-            meta = session.store.direction_meta(names.along(run, name, member, objective))
+            meta = session.store.directions.meta(names.along(run, name, member, objective))
             said |= dict.fromkeys(warnings_of(run, name, meta["curvature"]) if meta is not None else ())
     return list(said)
 
@@ -86,7 +86,7 @@ def effect_weight(run: Run, session: Session, name: str) -> float:
     if facts.get("product_rows", facts["fit_rows"]) >= facts["fit_rows"]:
         return facts["fit_weight"]
     member = run.members_of[name][0]
-    meta = session.store.factor_meta(names.factor(run, name, member))
+    meta = session.store.factors.meta(names.factor(run, name, member))
     rows = run.fit.less(set() if meta is None else set(meta["unusable"]))
     stored = ~session.outputs(run, member).missing(rows.payload_keys)
     finite = np.ones(len(rows), dtype=bool)

@@ -57,5 +57,5 @@ def measure(
         about = {**m.meta, "objective": objective, "halves": m.half is not None}
         about |= {} if more is None else {"parts": more}
         if m.half is not None and work.halves:
-            session.store.write_direction(names.direction(run, work.member, objective, half=True), m.half, about)
-        session.store.write_direction(names.direction(run, work.member, objective), m.q, about)
+            session.store.directions.write(names.direction(run, work.member, objective, half=True), m.half, about)
+        session.store.directions.write(names.direction(run, work.member, objective), m.q, about)

@@ -91,11 +91,11 @@ def _with_readable_directions(run: Run, session: Session, work: Work) -> Work:
     """The work, with directions to make again whose stored tensors turn out to be damaged or gone."""
     measure = list(work.directions)
     lacking = [part.name for part, keys in work.lacking.items() if part.quantity == "tangents" and len(keys)]
-    unreadable = {name for name in lacking if session.store.read_direction(name) is None}  # and set aside
+    unreadable = {name for name in lacking if session.store.directions.read(name) is None}  # and set aside
     missing = missing_directions(run, session, work.member, work.halves)
     for objective in run.objectives:
         needed = {names.direction(run, work.member, objective, half=h) for h in (False, True)} & unreadable
-        needed |= {a.q for a in missing if a.objective == objective and session.store.read_direction(a.q) is None}
+        needed |= {a.q for a in missing if a.objective == objective and session.store.directions.read(a.q) is None}
         if objective not in measure and needed:
             measure.append(objective)
     return replace(work, directions=tuple(measure), preconditioned=missing)

@@ -76,7 +76,7 @@ def target_accuracy(run: Run, session: Session) -> tuple[float, int] | None:
         return None
     plain = run.plain_member()
     for objective in run.objectives if plain in run.linear_members() else ():
-        meta = session.store.direction_meta(names.direction(run, plain, objective))
+        meta = session.store.directions.meta(names.direction(run, plain, objective))
         if meta is not None:
             return meta["accuracy"], meta["m"]
     rows = run.target.take(run.target.labels < run.model.num_classes)

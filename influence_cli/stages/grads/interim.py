@@ -31,7 +31,7 @@ class KeptInterim(Interim):
 
     def load(self) -> State | None:
         """What a run before this one left, or None."""
-        state = self.store.read_interim(self.name)
+        state = self.store.interims.read(self.name)
         self.resumed = state is not None
         return None if state is None else {name: array.copy() for name, array in state.items()}
 
@@ -45,7 +45,7 @@ class KeptInterim(Interim):
         """Write the last state down."""
         if self.latest is not None:
             started = time.monotonic()
-            self.store.write_interim(self.name, self.latest(), {"fit": self.fit})
+            self.store.interims.write(self.name, self.latest(), {"fit": self.fit})
             self.latest, self.written = None, time.monotonic()
             self.spent = self.written - started
 
@@ -58,4 +58,4 @@ class KeptInterim(Interim):
         except KeyboardInterrupt:
             self.flush()
             raise
-        self.store.drop_interim(self.name)
+        self.store.interims.drop(self.name)

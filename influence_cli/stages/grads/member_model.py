@@ -111,7 +111,7 @@ def read_direction(session: Session, name: str, point: Point) -> dict[str, torch
     """A stored direction's tensors, where the point's parameters are and in their precision."""
     import torch
 
-    stored = session.store.read_direction(name)
+    stored = session.store.directions.read(name)
     if stored is None:
         raise AssertionError(f"direction {name} was planned but is not stored")
     return {n: torch.from_numpy(stored[n].copy()).to(point.device, point.dtype) for n in point.selected}

@@ -52,7 +52,7 @@ def forward_pass(run: Run, session: Session, work: Work, at: MemberModel, look: 
 
     point, lacking = at.point, work.in_pass("forward")
     # a target too small to be halved has no half direction
-    lacking = {p: k for p, k in lacking.items() if not p.half or session.store.direction_meta(p.name) is not None}
+    lacking = {p: k for p, k in lacking.items() if not p.half or session.store.directions.meta(p.name) is not None}
     along = [part for part, keys in lacking.items() if part.quantity == "tangents" and len(keys)]
     directions = {part: read_direction(session, part.name, point) for part in along}
     engine, memory = Engine(point, session.runtime.engine, session.listener), Pieces(session.listener.warn)

@@ -38,7 +38,7 @@ def precondition(
     assert run.fit is not None
     for name in dict.fromkeys(a.method for a in missing):
         method = run.solvers[name]
-        stored = [(a, session.store.read_direction(a.q)) for a in missing if a.method == name]
+        stored = [(a, session.store.directions.read(a.q)) for a in missing if a.method == name]
         wanted = [(a, q) for a, q in stored if q is not None]  # a target too small to be halved has no half
         if not wanted:
             continue
@@ -51,14 +51,14 @@ def precondition(
             dtype = next(iter(wanted[0][1].values())).dtype
             for (a, _), column in zip(wanted, preconditioned.T, strict=True):
                 meta = {
-                    **(session.store.direction_meta(a.q) or {}),
+                    **(session.store.directions.meta(a.q) or {}),
                     "method": name,
                     "factor": names.factor(run, name, member),
                     "fit": run.fit.fingerprint,
                     "curvature": about,
                 }
                 tensors = {n: t.astype(dtype) for n, t in curvature.by_name(column).items()}
-                session.store.write_direction(a.u, tensors, meta)
+                session.store.directions.write(a.u, tensors, meta)
         costs = method.costs(len(run.fit.rows), curvature.size)
         if not interim.resumed and costs.solve_passes > 0:
             seconds = (time.perf_counter() - started) / costs.rows
@@ -80,7 +80,7 @@ def fitted_curvature(run: Run, session: Session, name: str, member: Member, mode
             session.batch_size(run.model), session.runtime.workers, session.listener,
         )  # fmt: skip
 
-    meta = session.store.factor_meta(names.factor(run, name, member))
+    meta = session.store.factors.meta(names.factor(run, name, member))
     if meta is None:
         curvature = of(run.fit.rows)
         rows = _usable_fit_rows(run, name, curvature)

@@ -14,13 +14,14 @@ from influence_cli.stages.grads.curvature_report import curvature_report, negati
 from influence_cli.stages.run.members import decided_members, decided_options
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
+from influence_cli.store.arrow import array_of, array_of_texts
 from influence_cli.store.keys import KEY_BYTES
 from influence_cli.store.shards import as_arrow
 
 
 def nullable(values: NDArray[np.float64]) -> pa.Array:
     """Values [n] with null where they are not finite: such a row is never ranked as neutral."""
-    return pa.array(values, mask=~np.isfinite(values))
+    return array_of(values, null=~np.isfinite(values))
 
 
 def base_table(run: Run) -> pa.Table:
@@ -28,9 +29,9 @@ def base_table(run: Run) -> pa.Table:
     assert run.train.row_keys.shape[1] == KEY_BYTES
     return pa.table(
         {
-            "id": pa.array(run.train.ids),
+            "id": array_of_texts(run.train.ids),
             "row_key": as_arrow(run.train.row_keys),
-            "label": pa.array(run.train.labels),
+            "label": array_of(run.train.labels),
         }
     )
 

@@ -66,7 +66,7 @@ def missing_directions(run: Run, session: Session, member: Member, halves: dict[
             for half in (False, True):
                 u = names.along(run, name, member, objective, half)
                 wanted = not half or len(halves.get(u, ())) > 0
-                if wanted and session.store.direction_meta(u) is None:
+                if wanted and session.store.directions.meta(u) is None:
                     missing.append(Along(name, objective, half, names.direction(run, member, objective, half), u))
     return tuple(missing)
 
@@ -80,7 +80,7 @@ def missing_fits(run: Run, session: Session, member: Member, methods: list[str])
     fits: dict[str, Fit] = {}
     for name in (name for name in dict.fromkeys(methods) if name in run.solvers):
         method, factor = run.solvers[name], names.factor(run, name, member)
-        if factor in fits or session.store.factor_meta(factor) is not None:
+        if factor in fits or session.store.factors.meta(factor) is not None:
             continue
         assert run.fit is not None
         parameters = parameter_count(run, session)
@@ -126,7 +126,7 @@ def _why(run: Run, session: Session, method: str, member: Member) -> str:
     assert run.fit is not None
     spec = names.factor_spec(run, method, member)
     others = [
-        session.store.fit_keys(name) for name, meta in session.store.factors().items() if meta.get("spec") == spec
+        session.store.fit_keys(name) for name, meta in session.store.factors.known().items() if meta.get("spec") == spec
     ]
     differences = [run.fit.differs_from(keys) for keys in others if keys is not None]
     if not differences:

@@ -77,7 +77,7 @@ def _with_ensembles(run: Run, store: Store) -> Run:
             growth=asdict(growth),
             directions=sorted(names.direction(run, every[0], objective) for objective in run.objectives),
         )
-        decided = store.decision(decision)
+        decided = store.decisions.meta(decision)
         ensembles[name] = Ensemble(growth, every, decision, decided)
         if decided is not None:
             members[name] = every[: decided["members"]]

@@ -18,8 +18,8 @@ from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.new_spec import new_spec
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.task import Task, checked_task, own_code, text_of_error
-from influence_cli.store.files import serialized_digest
 from influence_cli.store.keys import canonical_json, fingerprint
+from influence_cli.store.sealed import serialized_digest
 
 if TYPE_CHECKING:
     from torch import nn

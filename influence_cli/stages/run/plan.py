@@ -102,13 +102,13 @@ def _missing_at(run: Run, session: Session, member: Member) -> Work:
 
 def _has_halves(run: Run, session: Session, member: Member, objective: str) -> bool:
     """Whether the target rows of an objective can be halved, as far as is known before they were measured."""
-    meta = session.store.direction_meta(names.direction(run, member, objective))
+    meta = session.store.directions.meta(names.direction(run, member, objective))
     return meta is None or bool(meta["halves"])
 
 
 def _lacks_direction(run: Run, session: Session, work: Work, objective: str) -> bool:
     """Whether q must be measured: it is not stored, or tangents of its half are lacking and nothing they run along."""
-    known, member = session.store.direction_meta, work.member
+    known, member = session.store.directions.meta, work.member
     if known(names.direction(run, member, objective)) is None:
         return True
     lacking = [part.name for part, keys in work.lacking.items() if part.half and part.of == objective and len(keys)]

@@ -33,7 +33,7 @@ def direction_noise(run: Run, session: Session) -> dict[str, dict[str, Any]]:
     noise: dict[str, dict[str, Any]] = {}
     for objective in run.objectives:
         q = names.direction(run, member, objective)
-        meta = session.store.direction_meta(q)
+        meta = session.store.directions.meta(q)
         assert meta is not None
         reliability = _split_half(run, session, member, objective, meta) if meta["halves"] else None
         noise[objective] = {
@@ -54,7 +54,7 @@ def _target_accuracy(run: Run, session: Session, objective: str, meta: dict[str,
     """Accuracy on the target rows at the checkpoint where a direction was measured there, else at the first member."""
     plain = run.plain_member()
     at_plain = (
-        session.store.direction_meta(names.direction(run, plain, objective)) if plain in run.linear_members() else None
+        session.store.directions.meta(names.direction(run, plain, objective)) if plain in run.linear_members() else None
     )
     return (at_plain or meta)["accuracy"]
 

@@ -27,6 +27,7 @@ from influence_cli.stages.run.session import Session
 from influence_cli.stages.score.combine import check_rule, combine_options, combined, kind_of
 from influence_cli.stages.score.noise import direction_noise
 from influence_cli.stages.score.stored import Blend, StoredRows
+from influence_cli.store.arrow import array_of
 
 Floats = NDArray[np.float64]
 
@@ -90,7 +91,7 @@ def _with_scores(table: pa.Table, run: Run, session: Session, columns: list[Colu
         among = first.by_label[:, : class_count(run.manifest.classes, run.train.labels)]
         best, gain = among.argmax(axis=1), among.max(axis=1) - first.values
         usable = np.isfinite(first.values)
-        table = table.append_column("best_label", pa.array(best.astype(np.int64), mask=~usable))
+        table = table.append_column("best_label", array_of(best.astype(np.int64), null=~usable))
         table = table.append_column("best_label_gain", nullable(np.maximum(gain, 0.0)))
     return table
 
@@ -102,7 +103,7 @@ def _append_canaries(table: pa.Table, run: Run, session: Session) -> pa.Table:
         return table
     count = int((planted >= 0).sum())
     session.listener.note(f"{count} rows are canaries of the checkpoint: `curate` leaves them alone")
-    return table.append_column("canary", pa.array(planted, mask=planted < 0))
+    return table.append_column("canary", array_of(planted, null=planted < 0))
 
 
 def _warn_of_nulls(run: Run, session: Session, meant: list[Column]) -> None:
@@ -228,6 +229,6 @@ def _append_model_says(table: pa.Table, run: Run, session: Session) -> pa.Table:
     np.put_along_axis(probability, labels[:, None], -1.0, axis=1)
     among = probability[:, : class_count(run.manifest.classes, labels)]  # a model may have more outputs
     highest = among.max(axis=1)
-    other = pa.array(among.argmax(axis=1).astype(np.int64), mask=~np.isfinite(highest) | (highest < 0.0))
+    other = array_of(among.argmax(axis=1).astype(np.int64), null=~np.isfinite(highest) | (highest < 0.0))
     highest = np.where(highest < 0.0, np.nan, highest)  # of a single class there is no other label
     return table.append_column("model_label", other).append_column("model_probability", nullable(highest))

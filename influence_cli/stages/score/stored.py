@@ -58,7 +58,7 @@ class StoredRows:
 
     def length(self, member: Member, objective: str) -> float | None:
         """|q| at a member."""
-        meta = self.session.store.direction_meta(names.direction(self.run, member, objective))
+        meta = self.session.store.directions.meta(names.direction(self.run, member, objective))
         assert meta is not None
         return float(meta["norm"])
 

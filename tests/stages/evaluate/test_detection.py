@@ -386,8 +386,8 @@ def test_members_that_agree_and_angles_of_preconditioned_directions(
     assert "angles" not in order
     store = Store(tmp_path / ".influence")
     q, u = np.array([1.0, 0.0, 1.0], np.float32), np.array([1.0, 1.0, 0.0], np.float32)
-    store.write_direction("q", {"w": q[:2], "b": q[2:]}, {})
-    store.write_direction("u", {"w": u[:2], "b": u[2:]}, {})
+    store.directions.write("q", {"w": q[:2], "b": q[2:]}, {})
+    store.directions.write("u", {"w": u[:2], "b": u[2:]}, {})
     told = {**provenance(table.schema), "preconditioned": {"score_utility": [{"q": "q", "u": "u"}]}}
     write(with_provenance(table, told), tmp_path / "s.parquet")
     angles = evaluate("s.parquet", cwd=tmp_path).json["order"]["angles"]["table"]

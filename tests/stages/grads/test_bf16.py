@@ -39,7 +39,7 @@ def test_directions_are_not_rounded(problem: Problem) -> None:
     full, half = problem.job(precision="fp32"), problem.job(precision="bf16")
     score(full)
     score(half)
-    qs = [j.store.read_direction(j.direction(j.plain_member(), "utility")) for j in (full, half)]
+    qs = [j.store.directions.read(j.direction(j.plain_member(), "utility")) for j in (full, half)]
     assert qs[0] is not None
     assert qs[1] is not None
     for n, q in qs[0].items():

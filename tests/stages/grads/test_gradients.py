@@ -24,7 +24,7 @@ from influence_cli.stages.grads.row_gradients import StoredGradients
 from influence_cli.store import GradientFolder
 from influence_cli.store import gradients as shards
 from influence_cli.store.gradients import READ
-from influence_cli.store.maintenance import collect, list_entries, verify
+from influence_cli.store.maintenance import collect, list_entries
 from tests.cases import (
     Example,
     Heard,
@@ -36,6 +36,7 @@ from tests.cases import (
     feature_table,
     job_of,
     run_without_torch,
+    verify,
     with_column,
     write,
 )

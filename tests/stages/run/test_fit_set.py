@@ -34,7 +34,7 @@ from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.retrain.request import RetrainRequest
 from influence_cli.stages.retrain.retrain import retrain
 from influence_cli.stages.run.fit_set import FitSet
-from influence_cli.store.maintenance import collect, list_entries, verify
+from influence_cli.store.maintenance import collect, list_entries
 from tests.cases import (
     Example,
     Heard,
@@ -48,6 +48,7 @@ from tests.cases import (
     run_process,
     run_python,
     same_scores,
+    verify,
     with_column,
     write,
 )

@@ -25,7 +25,7 @@ from influence_cli.maths.ranking import jaccard, lowest
 from influence_cli.maths.stability import lowest_rows_stability, members_needed
 from influence_cli.methods import make_methods
 from influence_cli.settings import GradSpec
-from influence_cli.store.maintenance import list_entries, verify
+from influence_cli.store.maintenance import list_entries
 from tests.cases import (
     Example,
     Heard,
@@ -36,6 +36,7 @@ from tests.cases import (
     feature_table,
     job_of,
     same_scores,
+    verify,
     write,
 )
 from tests.opened import Opened, describe_plan, fill, missing_work, score
@@ -318,7 +319,7 @@ def test_a_decision_of_another_run_made_meanwhile_stands(bench: Bench) -> None:
     fill(bench.job(store="other", spec=spec()))
     (name,) = bench.decisions("other")
     job = bench.job()
-    meta = job.store.decision(Path(name).stem)
+    meta = job.store.decisions.meta(Path(name).stem)
     assert meta is None
     theirs = {
         "method": "ip-ensemble",

@@ -30,7 +30,7 @@ from influence_cli.methods.shapes.preconditioned import Preconditioned
 from influence_cli.settings import GradSpec
 from influence_cli.stages.score.per_target import products as per_target_product
 from influence_cli.stages.score.per_target import tangents as per_target_pass
-from influence_cli.store.maintenance import collect, list_entries, verify
+from influence_cli.store.maintenance import collect, list_entries
 from tests.cases import (
     Example,
     Heard,
@@ -40,6 +40,7 @@ from tests.cases import (
     feature_table,
     job_of,
     run_python,
+    verify,
     with_column,
     write,
 )

@@ -1,0 +1,109 @@
+"""Results of ``evaluate`` and ``retrain``: JSON or tables, a page and a picture where they are asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from influence_cli.cli.console import terminal
+from influence_cli.cli.printing import print_json, print_table, print_text_table
+from influence_cli.cli.settings.requests import ResultOptions
+from influence_cli.errors import UsageError
+
+Figures = dict[str, Any]
+
+
+def show_evaluation(result: ResultOptions, found: Figures) -> None:
+    """What a reader of the result alone could miss, and the result."""
+    from influence_cli.report.tables import sentence
+
+    out = terminal()
+    if "detection" in found and not found["detection"]:
+        plant = "" if "canaries" in found else ", or plant canaries with `retrain --canaries 5%`"
+        ways = f"name a column with --clean-label, or ids with --known-bad{plant}"
+        out.note(f"no truth is known, so detection is left out: {ways}")
+    for entry in found.get("canaries", []):
+        if entry["best_against_random"] is None:
+            out.warn("no score column finds canaries better than chance")
+    if "recompute" in found:
+        out.note(sentence(found))
+        if found["same_checkpoint"]:
+            out.warn("the checkpoint is the one that the table was scored at")
+    put_figures(result, found, out.detail)
+
+
+def put_figures(result: ResultOptions, found: Figures, note: Callable[[str], None]) -> None:
+    """Figures to wherever they are asked for; ``note`` takes the notes of tables."""
+    nothing = f"there is nothing to draw yet: {result.plot} is not written" if found.get("partial") else None
+    write_pages(result, found, nothing)
+    if result.output not in (None, "-"):
+        from influence_cli.data.earlier import RESULT
+        from influence_cli.data.outputs import write_output
+        from influence_cli.store.files import as_json
+
+        write_output(result.output, RESULT, as_json(found))
+    elif result.output == "-" or result.wants_json:
+        print_json(found)
+    else:
+        from influence_cli.report.tables import tables_of
+
+        for k, table in enumerate(tables_of(found)):
+            sys.stdout.write("\n" if k else "")
+            print_text_table(table, sys.stdout, note)
+
+
+def show_trainings(result: ResultOptions, described: Figures) -> None:
+    """The trainings of each part, and how many are kept."""
+    if result.wants_json:
+        print_json(described)
+        return
+    rows = [
+        [name, str(t["trainings"]), str(t["kept"]), str(t["trainings"] - t["kept"])]
+        if "kept" in t
+        else [name, f"at most {t['trainings_at_most']}", "-", "-"]
+        for name, t in described["trainings"].items()
+    ]
+    print_table("", ["part", "trainings", "kept", "to run"], rows, sys.stdout)
+
+
+def show_counterfactuals(result: ResultOptions, found: Figures) -> None:
+    """The result as a page, a picture, JSON or a table a part; what was run goes to standard error."""
+    from influence_cli.report.counterfactual_tables import cautions, sentences
+
+    out = terminal()
+    for text in sentences(found):
+        out.note(text)
+    for text in cautions(found):
+        out.warn(text)
+    put_figures(result, found, out.note)
+
+
+def check_pages(result: ResultOptions) -> None:
+    """Refuse (UsageError) another suffix than a page's or a picture's, and both where matplotlib is not there."""
+    from influence_cli.report.panel import require_matplotlib
+
+    for flag, path, suffix in (("--report", result.report, ".html"), ("--plot", result.plot, ".png")):
+        if path and not path.endswith(suffix):
+            raise UsageError(f"{flag} {path!r} is no {suffix} file", fix=f"{flag} FILE{suffix}")
+    if result.report or result.plot:
+        require_matplotlib()
+
+
+def write_pages(result: ResultOptions, figures: Figures, nothing: str | None, *title: str) -> None:
+    """Write what is asked for; ``nothing`` is the warning where there is nothing to draw, None draws all the same."""
+    out = terminal()
+    if result.report:
+        from influence_cli.report.page import write_page
+
+        write_page(figures, Path(result.report), *title)
+        out.note(f"report written to {result.report}")
+    if result.plot:
+        from influence_cli.report.figures import panels_of, write_plot
+
+        if nothing is not None and not panels_of(figures):
+            out.warn(nothing)
+            return
+        write_plot(figures, Path(result.plot))
+        out.note(f"figures written to {result.plot}")
