@@ -81,10 +81,7 @@ def _parts(before: Ints, after: Ints, edited: NDArray[np.bool_], kept: NDArray[n
 
 def _scores(score: NDArray[np.float64], edited: NDArray[np.bool_]) -> dict[str, float | None]:
     finite = np.isfinite(score)
-    means = {
-        "edited": score[edited & finite],
-        "kept": score[~edited & finite],
-    }
+    means = {"edited": score[edited & finite], "kept": score[~edited & finite]}
     return {name: float(values.mean()) if len(values) else None for name, values in means.items()}
 
 

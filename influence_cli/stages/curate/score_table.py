@@ -99,9 +99,7 @@ def in_manifest_order(table: pa.Table, train: Rows, scores: str, manifest: str) 
         if then != key.tobytes():
             what = "is not in the score table" if then is None else "has changed since it was scored"
             raise ManifestError(
-                f"train row id={i} {what}",
-                where=f"{manifest}, against {scores}",
-                fix="run `influence score` again",
+                f"train row id={i} {what}", where=f"{manifest}, against {scores}", fix="run `influence score` again"
             )
         order.append(k)
     if len(order) < len(place):

@@ -17,12 +17,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Manifest
 from influence_cli.data.open import open_manifest
-from influence_cli.data.tables import (
-    keyed_rows,
-    numbers,
-    provenance,
-    read_table,
-)
+from influence_cli.data.tables import keyed_rows, numbers, provenance, read_table
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.store.keys import row_key
 

@@ -85,14 +85,7 @@ def compare(a: str, b: str, budget: str, draws: int, seed: int) -> dict[str, Any
     columns = compare_columns(matched, rows, draws, seed)
     if not columns:
         raise UsageError("no score column in common", where=f"{a}, {b}", fix="score both by the same methods")
-    return {
-        "schema_version": 1,
-        "a": a,
-        "b": b,
-        **matched.counts,
-        "budget_rows": rows,
-        "comparison": columns,
-    }
+    return {"schema_version": 1, "a": a, "b": b, **matched.counts, "budget_rows": rows, "comparison": columns}
 
 
 def compare_columns(matched: Matched, rows: int, draws: int, seed: int) -> dict[str, Any]:

@@ -131,10 +131,4 @@ def _checkpoint(e: Evaluation) -> dict[str, Any]:
     return {"at_checkpoint": found} if found else {}
 
 
-PARTS: tuple[Callable[[Evaluation], dict[str, Any]], ...] = (
-    _detection,
-    _canaries,
-    _order,
-    _stability,
-    _checkpoint,
-)
+PARTS: tuple[Callable[[Evaluation], dict[str, Any]], ...] = (_detection, _canaries, _order, _stability, _checkpoint)

@@ -42,12 +42,7 @@ FEW = 20  # canaries below which intervals say next to nothing
 
 
 def plant_in_arms(
-    request: RetrainRequest,
-    base: Rows,
-    arms: list[Arm],
-    left_out: NDArray[np.bool_],
-    classes: int,
-    listener: Listener,
+    request: RetrainRequest, base: Rows, arms: list[Arm], left_out: NDArray[np.bool_], classes: int, listener: Listener
 ) -> PlantedLabels | None:
     """Plant what the request asks for in the arms' labels; returns what the run folder says of it, if anything.
 

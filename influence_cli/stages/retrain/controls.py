@@ -18,11 +18,7 @@ from influence_cli.stages.retrain.arms import Arm, against_truth, base_arm, draw
 
 
 def control_arms(
-    arm: Arm,
-    base: Rows,
-    curated: Manifest | NDArray[np.int64],
-    seed: int,
-    left_out: NDArray[np.bool_] | None = None,
+    arm: Arm, base: Rows, curated: Manifest | NDArray[np.int64], seed: int, left_out: NDArray[np.bool_] | None = None
 ) -> list[Arm]:
     """Random edits of the same size and class mix as an arm's, among the rows that are trained on.
 
@@ -35,10 +31,7 @@ def control_arms(
         taken = _random_rows(base, trimmed | relabelled, seed, "trim", among=~left_out)
         control = base_arm(f"{arm.name}: random trim", base)
         control.weights[taken] = 0.0
-        control.about = {
-            "trimmed": int(taken.sum()),
-            **against_truth(base, taken, np.zeros_like(taken), base.labels),
-        }
+        control.about = {"trimmed": int(taken.sum()), **against_truth(base, taken, np.zeros_like(taken), base.labels)}
         controls.append(control)
     if relabelled.any():
         proposals = curated if isinstance(curated, np.ndarray) else _proposals(curated, base)

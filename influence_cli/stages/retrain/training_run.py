@@ -49,11 +49,7 @@ class TrainingRun:
 
     def folder(self, arm: Arm, seed: int) -> RunFolder:
         """Where an arm and seed are kept: a run folder of its own."""
-        recipe = {
-            **self.recipe.describe(),
-            "init": self._init_digest(),
-            "pretrained": self.request.pretrained,
-        }
+        recipe = {**self.recipe.describe(), "init": self._init_digest(), "pretrained": self.request.pretrained}
         if self.spec.task is not None and self.spec.task.loss is not None:
             recipe["loss"] = self._loss_name
         measured = [self.test, self.base.manifest.rows("val")]
