@@ -746,6 +746,27 @@ def test_tables_json_output_file_and_plan(convex: Path, tmp_path: Path) -> None:
     assert (quiet.code, quiet.out, quiet.err) == (0, b"", "")
 
 
+def test_all_rows_trained_again_are_held_against_the_utility_whatever_else_was_scored(
+    convex: Path, tmp_path: Path
+) -> None:
+    objectives = ["--objective", "robustness", "--objective", "utility", "--checkpoint", "run", "--precision", "fp64"]
+    scored = call_cli("score", "manifest.parquet", *objectives, "-o", tmp_path / "two.parquet", cwd=convex)
+    assert scored.code == 0, scored.err
+    rows = open_manifest(convex / "manifest.parquet")
+    val = rows.rows("val")
+    weights = load_file(convex / "run" / "model.safetensors")
+    x = torch.tensor(np.array([v for _, v in rows.payloads(val.index)]), dtype=torch.float64)
+    logits = x @ torch.tensor(weights["head.weight"]).double().T + torch.tensor(weights["head.bias"]).double()
+    phi = float(F.cross_entropy(logits, torch.from_numpy(val.labels)))
+    noise = provenance(pq.read_schema(tmp_path / "two.parquet"))["noise"]
+    assert list(noise) == ["robustness", "utility"]
+    assert abs(noise["robustness"]["phi"] - phi) > 0.05 * phi  # it is not told apart otherwise
+    ran = call_cli("evaluate", tmp_path / "two.parquet", "--store", tmp_path / "s", "--lds", 3, "--json", cwd=convex)
+    assert ran.json["refit"]["phi_of_checkpoint"] == pytest.approx(phi, rel=1e-6)
+    assert ran.json["refit"]["phi"] == pytest.approx(phi, rel=1e-6)
+    assert "training on all rows again gives" not in ran.err
+
+
 def test_several_seeds_of_a_deterministic_training_are_one(convex: Path, tmp_path: Path) -> None:
     ran = call_cli("evaluate", "scores.parquet", "--store", tmp_path, "--lds", 3, "--seeds", 4, "--json", cwd=convex)
     assert "one training stands for all --seeds" in ran.err

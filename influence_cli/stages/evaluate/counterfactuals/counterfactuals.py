@@ -27,7 +27,7 @@ from influence_cli.stages.evaluate.counterfactuals.pool import Pool
 from influence_cli.stages.evaluate.counterfactuals.refits import Outcome, Refit
 from influence_cli.stages.evaluate.counterfactuals.refitter import Refitter
 from influence_cli.stages.evaluate.counterfactuals.removal import Removal
-from influence_cli.stages.evaluate.counterfactuals.score_columns import columns_of, random_column
+from influence_cli.stages.evaluate.counterfactuals.score_columns import MEASURED, columns_of, random_column
 from influence_cli.stages.evaluate.counterfactuals.subsets import Subsets
 from influence_cli.stages.evaluate.counterfactuals.target_scores import open_scored_run
 from influence_cli.stages.evaluate.counterfactuals.trainer import open_trainer
@@ -195,9 +195,8 @@ def _test_rows(request: CounterfactualRequest, scores: ScoreTable, model: ModelS
 
 def _refit(opened: _Opened, outcome: Outcome | None, listener: Listener) -> dict[str, Any]:
     """Training on all rows again: does it give the checkpoint's objective?"""
-    noise: dict[str, Any] = opened.scores.provenance.get("noise", {})
-    at_checkpoint = "score_std" not in opened.scores.table.column_names  # several members: Phi is the first one's
-    then = next((entry["phi"] for entry in noise.values() if "phi" in entry and at_checkpoint), None)
+    several = "score_std" in opened.scores.table.column_names  # members: Phi is the first one's
+    then = None if several else opened.scores.provenance.get("noise", {}).get(MEASURED, {}).get("phi")
     now = None if outcome is None else outcome.phi
     if then is not None and now is not None and abs(now - then) > OFF_BY * abs(then):
         listener.warn(
