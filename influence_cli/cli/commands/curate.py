@@ -74,13 +74,13 @@ def _write(result: ResultOptions, outputs: CurateOutputs, curated: Curated, expo
     """The export, the table of edits and the curated manifest, as asked for; where nothing is, the edits are shown."""
     from influence_cli.data.earlier import EDITS
     from influence_cli.data.write_tables import write_table
-    from influence_cli.stages.curate.curated_manifest import write_curated
+    from influence_cli.stages.curate.written_manifest import write_curated
 
     out = terminal()
     if export is not None:
         export.write()
         out.note(export.sentence())
-        for note in export.notes:
+        for note in export.prepared.notes:
             out.note(f"  {note}")
     if outputs.edits:
         note_formulas(curated.table(), outputs.edits)

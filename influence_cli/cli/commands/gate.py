@@ -11,8 +11,8 @@ from influence_cli.stages.curate.request import CurateRequest, GateRequest
 
 def judge(settings: Settings, result: ResultOptions, outputs: CurateOutputs, request: CurateRequest) -> int | None:
     """Write the baseline where one is asked for, then judge the rows: 1 where too many are suspicious."""
-    from influence_cli.stages.curate.baseline import write_baseline
     from influence_cli.stages.curate.gate import check
+    from influence_cli.stages.curate.known_rows import write_baseline
     from influence_cli.stages.curate.score_table import read_scores
 
     scores, place = read_scores(request), outputs.write_baseline

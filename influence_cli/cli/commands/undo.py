@@ -15,8 +15,8 @@ def undo(settings: Settings, result: ResultOptions, outputs: CurateOutputs) -> N
     Raises:
         UsageError: something else is asked for too, or it is not said what to undo, or where to.
     """
-    from influence_cli.stages.curate.restored_manifest import write_restored
     from influence_cli.stages.curate.undo import plan_undo
+    from influence_cli.stages.curate.written_manifest import write_restored
 
     if outputs.gate or outputs.edits or outputs.export:
         raise UsageError("--undo writes the manifest as it was, and nothing else", fix="leave the other outputs out")

@@ -23,7 +23,7 @@ from influence_cli.stages.curate.parity import parity_of
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import ScoreTable
 
-_BOUND = re.compile(r"\s*([^\s<>=]+)\s*>=\s*([-+.\deE]+)\s*")
+_BOUND = re.compile(r"\s*([^\s<>=]+)\s*>=\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +83,9 @@ def _objectives(request: CurateRequest, scores: ScoreTable) -> list[_Objective]:
     asked: list[tuple[str, float | None]] = [(request.maximise, None)]
     for text in request.subject_to:
         read = _BOUND.fullmatch(text)
-        try:
-            asked.append((read[1], float(read[2])) if read else ("", None))
-        except ValueError:
-            asked.append(("", None))
-        if not asked[-1][0] or not math.isfinite(asked[-1][1] or 0.0):
+        if read is None or not math.isfinite(float(read[2])):
             raise UsageError(f"--subject-to {text!r} cannot be read", fix="write --subject-to 'fairness>=0'")
+        asked.append((read[1], float(read[2])))
     made = [_objective(name, least, scores) for name, least in asked]
     columns = [o.column for o in made]
     if len(set(columns)) < len(columns):
@@ -99,7 +96,8 @@ def _objectives(request: CurateRequest, scores: ScoreTable) -> list[_Objective]:
 def _objective(name: str, least: float | None, scores: ScoreTable) -> _Objective:
     origin = scores.provenance
     column = column_named(name, scores.table, scores.label)
-    column = origin.get("score_is") or column if column == "score" else column
+    if column == "score":
+        column = origin.get("score_is") or column
     if origin.get("kinds", {}).get(column) != "signed":
         raise UsageError(
             f"{column} is ranking-only: its sums predict nothing", fix="use columns of a signed method, such as exact"

@@ -33,20 +33,18 @@ class Curated:
         scored, edits = self.scores.scored, self.edits
         chosen = set(edits.edited.tolist())
         order = np.array([i for i in scored.ascending().tolist() if i in chosen], dtype=np.int64)
-        table = pa.table(
-            {
-                "id": pa.array([self.scores.train.ids[i] for i in order]),
-                "row_key": as_arrow(self.scores.train.row_keys[order]),
-                "action": pa.array([edits.action] * len(order)),
-                "label_was": pa.array(scored.labels[order]),
-                "label": pa.array(edits.labels[order]),
-                "weight_was": pa.array(scored.weights[order]),
-                "weight": pa.array(edits.weights[order]),
-                "score": pa.array(scored.score[order]),
-                "reason": pa.array([edits.reason[i] for i in order], pa.string()),
-            }
-        )
-        return with_provenance(table, self.provenance())
+        columns = {
+            "id": pa.array([self.scores.train.ids[i] for i in order]),
+            "row_key": as_arrow(self.scores.train.row_keys[order]),
+            "action": pa.array([edits.action] * len(order)),
+            "label_was": pa.array(scored.labels[order]),
+            "label": pa.array(edits.labels[order]),
+            "weight_was": pa.array(scored.weights[order]),
+            "weight": pa.array(edits.weights[order]),
+            "score": pa.array(scored.score[order]),
+            "reason": pa.array([edits.reason[i] for i in order], pa.string()),
+        }
+        return with_provenance(pa.table(columns), self.provenance())
 
     @property
     def added_columns(self) -> list[str]:
@@ -88,7 +86,12 @@ def curate(request: CurateRequest) -> Curated:
         raise UsageError("reweight touches every scored row and takes no budget", fix="leave --budget out")
     budget = parse_budget(request.budget or "5%", len(scores.train))
     if request.maximise is not None:
-        return Curated(scores, *_constrained(request, scores, action, budget))
+        from influence_cli.stages.curate.constrained import constrained_trim
+
+        if request.combine is not None or request.by != ("score",):
+            raise UsageError("--maximise names the column to act on", fix="leave --by and --combine out")
+        edits, predicted = constrained_trim(request, scores, action, budget)
+        return Curated(scores, edits, request, predicted)
     if request.subject_to:
         raise UsageError("--subject-to needs an objective to gain", fix="--maximise utility")
     edits = action.propose(scores.scored, budget)
@@ -96,14 +99,3 @@ def curate(request: CurateRequest) -> Curated:
         worst = scores.scored.score[edits.edited].max()
         edits.notes.append(f"largest worst rank among the edited rows: {worst:,.10g} of {len(scores.train):,}")
     return Curated(scores, edits, request)
-
-
-def _constrained(
-    request: CurateRequest, scores: ScoreTable, action: Any, budget: int
-) -> tuple[Edits, CurateRequest, list[dict[str, Any]]]:
-    from influence_cli.stages.curate.constrained import constrained_trim
-
-    if request.combine is not None or request.by != ("score",):
-        raise UsageError("--maximise names the column to act on", fix="leave --by and --combine out")
-    edits, predicted = constrained_trim(request, scores, action, budget)
-    return edits, request, predicted

@@ -28,17 +28,17 @@ def summarise(curated: Curated) -> dict[str, Any]:
     edited = np.zeros(len(train), dtype=bool)
     edited[edits.edited] = True
     kept = (edits.weights > 0) | (train.weights <= 0)
+    classes = _parts(train.labels, edits.labels, edited, kept)
     summary: dict[str, Any] = {
         "action": edits.action,
         "train_rows": len(train),
         "edited": int(edited.sum()),
         "notes": list(edits.notes),
-        "warnings": [],
-        "classes": _parts(train.labels, edits.labels, edited, kept),
+        "warnings": _lopsided(classes, int(edited.sum()), len(train)),
+        "classes": classes,
         "score": _scores(curated.scores.scored.score, edited),
         "chi_square": chi_square(train.labels, edited),
     }
-    summary["warnings"] += _lopsided(summary["classes"], int(edited.sum()), len(train))
     groups = curated.scores.scored.groups
     if groups is not None and (groups >= 0).any():
         names = _names(curated, groups)
@@ -57,10 +57,11 @@ def chi_square(labels: Ints, edited: NDArray[np.bool_]) -> dict[str, float] | No
     """Whether edits fall on classes as their sizes would have it; None where there is nothing to tell."""
     from scipy import stats
 
-    sizes, hit = np.unique(labels, return_counts=True)[1], int(edited.sum())
+    classes, sizes = np.unique(labels, return_counts=True)
+    hit = int(edited.sum())
     if len(sizes) < 2 or hit in (0, len(labels)):
         return None
-    found = np.array([edited[labels == c].sum() for c in np.unique(labels)])
+    found = np.array([edited[labels == c].sum() for c in classes])
     q = hit / len(labels)
     statistic = float(((found - q * sizes) ** 2 / (q * (1 - q) * sizes)).sum())
     free = len(sizes) - 1

@@ -1,22 +1,29 @@
-"""The rows that the gate compares new ones with: accepted rows that the checkpoint was not trained on.
+"""The rows that the gate knows: accepted ones, and calibration rows, which the checkpoint was not trained on.
 
-``retrain --calibration`` leaves them out.  With their scores c_1..c_m the conformal p-value of a new row of score s is
+New rows are compared with the calibration rows, which ``retrain --calibration`` leaves out.  With their scores
+c_1..c_m the conformal p-value of a new row of score s is
 
     p = (1 + #{j: c_j <= s}) / (1 + m)
 
 and a clean row is flagged with probability at most q when rows with p <= q are (Bates et al. 2023,
 arXiv:2104.08279).  Without calibration rows the accepted rows of the baseline stand in, and the rate is unknown.
-Calibration rows and accepted rows are known by row key: one whose label or payload was changed is a new row.
+Calibration rows and accepted rows are known by row key: one whose label or payload was changed is a new row.  The
+baseline is a file with the row key of every row that was accepted, one a line.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.earlier import BASELINE
+from influence_cli.data.outputs import Output, check_outputs, write_output
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.run_folder import RunFolder
@@ -87,3 +94,41 @@ def calibration_keys(scores: ScoreTable, unused: bool) -> Counter[str]:
             fix="run `retrain --calibration 5%` and `influence score` again",
         )
     return Counter[str](run.calibration_keys or ())
+
+
+def write_baseline(scores: ScoreTable, path: str) -> int:
+    """Accept every train row as it is, by row key: an edited row comes back to the gate."""
+    lines = [
+        json.dumps({"id": i, "row_key": k.hex()}, ensure_ascii=False)
+        for i, k in sorted(zip(scores.train.ids, scores.scored.keys, strict=True))
+    ]
+    check_outputs([Output("--write-baseline", path, BASELINE)], scores.manifest.files)
+    write_output(path, BASELINE, ("\n".join(lines) + "\n").encode())
+    return len(lines)
+
+
+def read_baseline(path: str | None) -> set[str]:
+    """Row keys of the accepted rows; every line must be one, and no id may be there twice."""
+    if path is None:
+        return set()
+    keys: dict[str, str] = {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # an id may hold other line ends
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                name, key = _accepted(line, number)
+                if name in keys:
+                    raise ValueError(f"line {number}: id={name} is there twice")
+                keys[name] = key
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"the baseline cannot be read ({error})", where=path, fix="use --write-baseline") from error
+    return set(keys.values())
+
+
+def _accepted(line: str, number: int) -> tuple[str, str]:
+    """The id and row key in a line of a baseline."""
+    value = json.loads(line)
+    name, key = (value.get("id"), value.get("row_key")) if isinstance(value, dict) else (None, None)
+    if not isinstance(name, str) or not isinstance(key, str) or not re.fullmatch("[0-9a-f]{32}", key):
+        raise ValueError(f'line {number} is no {{"id": ..., "row_key": 32 hex digits}}')
+    return name, key
