@@ -15,8 +15,8 @@ from influence_cli.events import Listener
 from influence_cli.objectives import OBJECTIVES, load_objective
 from influence_cli.settings import Runtime
 from influence_cli.stages.evaluate.score_tables import NamedTable, ScoreTables
-from influence_cli.stages.retrain.arm_quality import beyond_accuracy
-from influence_cli.stages.retrain.attacked_arms import attacked_accuracy
+from influence_cli.stages.retrain.arm_comparison import beyond_accuracy
+from influence_cli.stages.retrain.attacked_arms import AttackedRows
 from influence_cli.stages.run.reopen import reopen
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
@@ -82,6 +82,7 @@ def _measured(run: Run, session: Session, column: str) -> dict[str, dict[str, An
         measured = {**quality(logits, data.labels, loss_of(run.model.task))}
         measured.update(beyond_accuracy(logits, rows, data.labels, column) if column else {})
         if how is not None:
-            measured["attacked_static"] = attacked_accuracy(model, run.model, how, rows, data, run.spec.seed, device)
+            attacked = AttackedRows(how, run.model, rows, data, run.spec.seed, device)
+            measured["attacked_static"] = attacked.accuracy(model)
         found[split] = {"n": len(rows), **measured}
     return found

@@ -37,19 +37,13 @@ def finished_training(folder: RunFolder, keep: int, listener: Listener) -> dict[
         listener.warn(f"{error.where}: {error.what}; it is trained again")
         return None
     except (OSError, DamagedFile, KeyError, TypeError) as error:
-        again = record is not None and _can_be_measured(record, keep) and isinstance(error, OSError | DamagedFile)
-        what = "measured" if again else "trained"
+        known = record is not None and record.steps is not None and len(record.checkpoints) >= keep
+        what = "measured" if known and isinstance(error, OSError | DamagedFile) else "trained"
         listener.warn(f"{folder.path / METRICS_FILE} is damaged ({error}); it is {what} again")
-        return _unmeasured(record) if record is not None and again else None
+        if record is None or what == "trained":
+            return None
+        return {name: record.as_json()[name] for name in ("seed", "steps", "checkpoints")}
     return measures if len(files) >= keep else None
-
-
-def _can_be_measured(record: RunRecord, keep: int) -> bool:
-    return record.steps is not None and len(record.checkpoints) >= keep
-
-
-def _unmeasured(record: RunRecord) -> dict[str, Any]:
-    return {name: record.as_json()[name] for name in ("seed", "steps", "checkpoints")}
 
 
 def _verified(folder: RunFolder) -> RunRecord:

@@ -17,7 +17,7 @@ from influence_cli.model.run_folder import CHECKPOINTS, RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, EpochCheckpoint, RunRecord
 from influence_cli.model.spec import ModelSpec
 from influence_cli.stages.curate.score_table import groups_of
-from influence_cli.stages.retrain.arm_quality import GAPS, beyond_accuracy
+from influence_cli.stages.retrain.arm_comparison import GAPS, beyond_accuracy
 from influence_cli.stages.retrain.arms import Arm, arm_fingerprint
 from influence_cli.stages.retrain.finished import finished_training
 from influence_cli.stages.retrain.request import RetrainRequest
@@ -43,13 +43,14 @@ class TrainingRun:
     spec: ModelSpec
     base: Rows
     test: Rows
+    sets: dict[str, Examples]  # decoded: "train", "test", and "target" where there are val rows
     device: torch.device
     listener: Listener
-    sets: dict[str, Examples] | None = None
 
     def folder(self, arm: Arm, seed: int) -> RunFolder:
         """Where an arm and seed are kept: a run folder of its own."""
-        recipe = {**self.recipe.describe(), "init": self._init_digest(), "pretrained": self.request.pretrained}
+        init = None if self.request.init is None else find_checkpoint(self.request.init)[0].digest
+        recipe = {**self.recipe.describe(), "init": init, "pretrained": self.request.pretrained}
         if self.spec.task is not None and self.spec.task.loss is not None:
             recipe["loss"] = self._loss_name
         measured = [self.test, self.base.manifest.rows("val")]
@@ -60,9 +61,6 @@ class TrainingRun:
     def _loss_name(self) -> str:
         """What a loss of the user's own is known by; once a run, and not longer: what it does may change."""
         return loss_of(self.spec.task).name(self.spec.num_classes)
-
-    def _init_digest(self) -> str | None:
-        return None if self.request.init is None else find_checkpoint(self.request.init)[0].digest
 
     def train(self, arm: Arm, seed: int, main: bool) -> dict[str, Any]:
         """Train one arm with one seed, or return what is kept of it."""
@@ -78,7 +76,8 @@ class TrainingRun:
 
         torch.manual_seed(seed)
         model = self._model()
-        data = self._with(arm)
+        data = copy.copy(self.sets["train"])
+        data.labels, data.weights = arm.labels, arm.weights
         wanted = _checkpoint_epochs(self.recipe.rounds, keep)
         checkpoints: list[EpochCheckpoint] = []
         with self.listener.progress(f"train {arm.name}, seed {seed}", self.recipe.rounds, "epochs") as progress:
@@ -125,12 +124,6 @@ class TrainingRun:
         check_input(model, self.spec)
         return model
 
-    def _with(self, arm: Arm) -> Examples:
-        assert self.sets is not None
-        data = copy.copy(self.sets["train"])
-        data.labels, data.weights = arm.labels, arm.weights
-        return data
-
     def _measures(self) -> int | str:
         """What stands for the measures taken: they are others where --group names another column, or other groups."""
         groups = groups_of(self.test, self.request.inputs.group)
@@ -143,7 +136,6 @@ class TrainingRun:
         """Train accuracy on the arm's own labels; accuracy, balanced accuracy and loss on target and test rows."""
         from influence_cli.model.train.sgd import predict
 
-        assert self.sets is not None
         out: dict[str, Any] = {"measured": self._measures()}
         for name, data in self.sets.items():
             logits = predict(model, data, self.device)
