@@ -42,8 +42,8 @@ def _training(settings: Settings) -> Training:
     insisted = {name: value for name, value in values.items() if settings.explicit(name)}
     return settings.make(
         Training,
-        said=insisted,
-        otherwise={name: value for name, value in values.items() if name not in insisted},
+        overrides=insisted,
+        defaults={name: value for name, value in values.items() if name not in insisted},
         init=settings.insisted("init"),
         pretrained=bool(settings.insisted("pretrained")),
     )

@@ -17,19 +17,18 @@ from influence_cli.data.manifest import Rows
 from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError, ModelError, UsageError
 from influence_cli.events import SILENT, Listener
+from influence_cli.methods.random import uniform_draws
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import Inputs, Runtime
 from influence_cli.stages.curate.score_table import ScoreTable, read_scores
 from influence_cli.stages.evaluate.counterfactuals.brittleness import Brittleness
 from influence_cli.stages.evaluate.counterfactuals.leave_one_out import LeaveOneOut
-from influence_cli.stages.evaluate.counterfactuals.pool import Pool
-from influence_cli.stages.evaluate.counterfactuals.refits import Outcome, Refit
+from influence_cli.stages.evaluate.counterfactuals.pool import Outcome, Pool, Refit
 from influence_cli.stages.evaluate.counterfactuals.refitter import Refitter
 from influence_cli.stages.evaluate.counterfactuals.removal import Removal
-from influence_cli.stages.evaluate.counterfactuals.score_columns import MEASURED, columns_of, random_column
+from influence_cli.stages.evaluate.counterfactuals.scores import MEASURED, columns_of, open_scored_run
 from influence_cli.stages.evaluate.counterfactuals.subsets import Subsets
-from influence_cli.stages.evaluate.counterfactuals.target_scores import open_scored_run
 from influence_cli.stages.evaluate.counterfactuals.trainer import open_trainer
 from influence_cli.stages.evaluate.request import CounterfactualRequest
 from influence_cli.stages.retrain.opening import test_part
@@ -37,6 +36,7 @@ from influence_cli.stages.run.target import target_rows
 from influence_cli.stages.run.usable_rows import check_classes, check_labels, usable_now
 from influence_cli.store import Store, open_store
 
+Part = Subsets | Removal | LeaveOneOut
 OFF_BY = 0.05  # share by which Phi of all rows trained again may differ from the checkpoint's before that is said
 
 
@@ -45,7 +45,7 @@ class _Opened:
     scores: ScoreTable
     pool: Pool
     refitter: Refitter
-    parts: dict[str, Subsets | Removal | LeaveOneOut]
+    parts: dict[str, Part]
     brittleness: Brittleness | None
 
     def refits(self) -> dict[str, list[Refit]]:
@@ -67,7 +67,7 @@ def counterfactuals(request: CounterfactualRequest, listener: Listener = SILENT)
     outcomes = refitter.run([a for some in refits.values() for a in some])
     left = iter(outcomes)
     by_part = {name: [next(left) for _ in some] for name, some in refits.items()}
-    figures = {name: part.figures(refits[name], by_part[name]) for name, part in opened.parts.items()}
+    figures = {name: part.figures(by_part[name]) for name, part in opened.parts.items()}
     if opened.brittleness is not None:
         figures["brittleness"] = opened.brittleness.measure()
     return {
@@ -88,10 +88,7 @@ def counterfactuals(request: CounterfactualRequest, listener: Listener = SILENT)
 def plan(request: CounterfactualRequest, listener: Listener = SILENT) -> dict[str, Any]:
     """How many trainings each part needs, and how many of them are kept."""
     opened = _open(request, listener, remember=False)
-    parts: dict[str, dict[str, int]] = {}
-    for name, refits in opened.refits().items():
-        trainings, kept = opened.refitter.kept(refits)
-        parts[name] = {"trainings": trainings, "kept": kept}
+    parts = {name: opened.refitter.kept(refits) for name, refits in opened.refits().items()}
     if opened.brittleness is not None:
         parts["brittleness"] = {"trainings_at_most": opened.brittleness.at_most()}
     return {"schema_version": 1, "recipe": opened.refitter.trainer.recipe.describe(), "trainings": parts}
@@ -105,7 +102,10 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
     trainer = open_trainer(checkpoint, scores.manifest, request.training, store)
     check_classes(scores.manifest, trainer.spec)
     if request.checkpoint is None and checkpoint is not None:
-        _check_same(origin["checkpoint"].get("fingerprint"), find_checkpoint(checkpoint)[0].digest, checkpoint)
+        now, then = find_checkpoint(checkpoint)[0].digest, origin["checkpoint"].get("fingerprint")
+        if then not in (None, now):
+            fix = "run `influence score` again, or pass --checkpoint to say that you mean it"
+            raise ModelError("the checkpoint is not the one that was scored", where=checkpoint, fix=fix)
     target = _target(request, scores, trainer.spec, store, listener)
     test = _test_rows(request, scores, trainer.spec, listener)
     for rows in (scores.train, target, test):
@@ -128,7 +128,7 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
             where=request.scores.scores,
             fix="give a table that `score` wrote",
         )
-    random = random_column(scores, request.seed)
+    random = uniform_draws(scores.train.ids, request.seed)
     pool = Pool(scores.train, used, columns, random, request.seed, request.seeds, refitter.deterministic)
     parts, brittleness = _parts(request, pool), None
     if request.brittleness is not None:
@@ -139,8 +139,8 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
     return _Opened(scores, pool, refitter, parts, brittleness)
 
 
-def _parts(request: CounterfactualRequest, pool: Pool) -> dict[str, Subsets | Removal | LeaveOneOut]:
-    parts: dict[str, Subsets | Removal | LeaveOneOut] = {}
+def _parts(request: CounterfactualRequest, pool: Pool) -> dict[str, Part]:
+    parts: dict[str, Part] = {}
     if request.lds is not None:
         parts["lds"] = Subsets(pool, request.lds, request.subset_share)
     if request.removal:
@@ -154,15 +154,6 @@ def _parts(request: CounterfactualRequest, pool: Pool) -> dict[str, Subsets | Re
         fixed = pool.deterministic if request.fixed_divisor is None else request.fixed_divisor
         parts["leave_one_out"] = LeaveOneOut(pool, request.loo, fixed)
     return parts
-
-
-def _check_same(then: str | None, now: str, checkpoint: str) -> None:
-    if then is not None and then != now:
-        raise ModelError(
-            "the checkpoint is not the one that was scored",
-            where=checkpoint,
-            fix="run `influence score` again, or pass --checkpoint to say that you mean it",
-        )
 
 
 def _target(

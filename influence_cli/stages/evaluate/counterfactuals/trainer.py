@@ -68,9 +68,9 @@ def open_trainer(checkpoint: str | None, manifest: Manifest, training: Training,
     run = (None if checkpoint is None else RunFolder(checkpoint).read()) or RunRecord({}, {})
     known = {f.name for f in fields(Recipe)}
     then = {k: v for k, v in run.recipe.items() if k in known}
-    if training.said.get("optimizer", then.get("optimizer")) != then.get("optimizer"):
+    if training.overrides.get("optimizer", then.get("optimizer")) != then.get("optimizer"):
         then.pop("lr", None)  # a learning rate belongs to its optimizer
-    values = {**training.otherwise, **then, **training.said}
+    values = {**training.defaults, **then, **training.overrides}
     recipe = Recipe(**{k: v for k, v in values.items() if k in known})
     spec = _spec(run, checkpoint, manifest, training, store)
     check_convex(recipe, spec.name)
@@ -90,9 +90,8 @@ def _spec(run: RunRecord, checkpoint: str | None, manifest: Manifest, training: 
     carried = run.model or None
     if carried is None and checkpoint is not None:
         carried = find_checkpoint(checkpoint)[1]
-    said = training.said.get("model")
     model = training.model
-    if carried is not None and said in (None, carried["name"]):
+    if carried is not None and training.overrides.get("model") in (None, carried["name"]):
         named = Inputs(manifest.source, model=model)
         return known_again(ModelSpec.from_dict(carried), named, checkpoint or "", manifest, store)
     if model is None:
