@@ -5,7 +5,7 @@ Folders of earlier versions say less; what they do not say is None or empty here
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class EpochCheckpoint:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> EpochCheckpoint:
         """The checkpoint as ``run.json`` and ``metrics.json`` keep it."""
-        return cls(**{name: value[name] for name in ("file", "epoch", "step", "lr")})
+        return cls(**{f.name: value[f.name] for f in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,12 @@ class PlantedLabels:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> PlantedLabels:
         """The canaries as ``run.json`` keeps them."""
-        known: dict[str, Any] = {name: value.get(name, []) for name in ("ids", "row_keys", "planted")}
-        known |= {name: value.get(name) for name in ("labels", "share", "noise")}
-        return cls(**known, source=value.get("from"))
+        lists = [value.get(name, []) for name in ("ids", "row_keys", "planted")]
+        return cls(*lists, *(value.get(name) for name in ("labels", "share", "noise", "from")))
 
     def as_json(self) -> dict[str, Any]:
         """The canaries as ``run.json`` keeps them."""
-        value = asdict(self)
-        value["from"] = value.pop("source")
-        return value
+        return {"from" if name == "source" else name: value for name, value in asdict(self).items()}
 
     def of(self, rows: Rows) -> NDArray[np.int64]:
         """The label planted for each row [n], -1 for none.
@@ -109,17 +106,13 @@ class RunRecord:
         if wrong is not None:
             raise ValueError(f"no usable {wrong!r}")
         trained_on, keys = value.get("trained_on", {}), value.get("calibration_keys")
+        names = ("model", "recipe", "seed", "init", "pretrained", "steps", "calibration")
+        same: dict[str, Any] = {name: value.get(name) for name in names}
         return cls(
-            model=value["model"],
-            recipe=value["recipe"],
-            seed=value.get("seed"),
-            init=value.get("init"),
-            pretrained=value.get("pretrained"),
-            steps=value.get("steps"),
+            **same,
             trained_rows=trained_on.get("rows"),
             arm=trained_on.get("arm"),
             checkpoints=tuple(map(EpochCheckpoint.from_json, value.get("checkpoints", ()))),
-            calibration=value.get("calibration"),
             calibration_ids=tuple(value.get("calibration_ids", ())),
             calibration_keys=None if keys is None else tuple(keys),
             canaries=PlantedLabels.from_json(value["canaries"]) if value.get("canaries") else None,
@@ -128,25 +121,17 @@ class RunRecord:
 
     def as_json(self) -> dict[str, Any]:
         """The record as ``run.json`` holds it, without the digests of its weights."""
+        ids, keys = list(self.calibration_ids), list(self.calibration_keys or ())
+        calibration = {"calibration": self.calibration, "calibration_ids": ids, "calibration_keys": keys}
         return {
             "schema_version": 1,
-            "model": self.model,
-            "recipe": self.recipe,
-            "seed": self.seed,
-            "init": self.init,
-            "pretrained": self.pretrained,
+            **{name: getattr(self, name) for name in ("model", "recipe", "seed", "init", "pretrained")},
             "checkpoints": [asdict(c) for c in self.checkpoints],
             "trained_on": {"rows": self.trained_rows, "arm": self.arm},
             **({} if self.steps is None else {"steps": self.steps}),
-            **self._calibration(),
+            **({} if self.calibration is None else calibration),
             **({} if self.canaries is None else {"canaries": self.canaries.as_json()}),
         }
-
-    def _calibration(self) -> dict[str, Any]:
-        if self.calibration is None:
-            return {}
-        ids, keys = list(self.calibration_ids), list(self.calibration_keys or ())
-        return {"calibration": self.calibration, "calibration_ids": ids, "calibration_keys": keys}
 
 
 def is_model(value: Any) -> bool:
@@ -169,18 +154,16 @@ def is_model(value: Any) -> bool:
 
 def _wrong(value: dict[str, Any]) -> str | None:
     """The first key under which no ``run.json`` that ``retrain`` wrote has this value, or None."""
-    ids, keys = value.get("calibration_ids", []), value.get("calibration_keys")
-    canaries = value.get("canaries", {})
+    keys, canaries, checkpoints = value.get("calibration_keys"), value.get("canaries", {}), value.get("checkpoints", [])
     listed = [canaries.get(k, []) for k in ("ids", "row_keys", "planted")] if isinstance(canaries, dict) else []
     checks = {
         "model": is_model(value.get("model")),
-        "recipe": isinstance(value.get("recipe"), dict) and _is_recipe(value["recipe"]),
+        "recipe": _is_recipe(value.get("recipe")),
         "init": isinstance(value.get("init"), str | None),
         "pretrained": isinstance(value.get("pretrained", False), bool),
-        "checkpoints": isinstance(value.get("checkpoints", []), list)
-        and all(map(_is_checkpoint, value.get("checkpoints", []))),
+        "checkpoints": isinstance(checkpoints, list) and all(map(_is_checkpoint, checkpoints)),
         "trained_on": isinstance(value.get("trained_on", {}), dict),
-        "calibration_ids": _are_texts(ids),
+        "calibration_ids": _are_texts(value.get("calibration_ids", [])),
         "calibration_keys": keys is None or _are_texts(keys),
         "canaries": bool(listed) and all(isinstance(v, list) and len(v) == len(listed[0]) for v in listed),
         WEIGHTS: isinstance(value.get(WEIGHTS, {}), dict),
@@ -193,15 +176,14 @@ def _are_texts(value: Any) -> bool:
 
 
 def _is_checkpoint(value: Any) -> bool:
-    return (
-        isinstance(value, dict) and value.keys() >= {"file", "epoch", "step", "lr"} and isinstance(value["file"], str)
-    )
+    names = {f.name for f in fields(EpochCheckpoint)}
+    return isinstance(value, dict) and value.keys() >= names and isinstance(value["file"], str)
 
 
-def _is_recipe(recipe: dict[str, Any]) -> bool:
+def _is_recipe(recipe: Any) -> bool:
     number = (int, float)
     kinds: dict[str, Any] = dict.fromkeys(("weight_decay", "lr", "momentum", "warmup"), number)
     kinds |= dict.fromkeys(("epochs", "batch_size"), int) | dict.fromkeys(("optimizer", "schedule", "augment"), str)
-    return all(
+    return isinstance(recipe, dict) and all(
         isinstance(recipe[k], kind) and not isinstance(recipe[k], bool) for k, kind in kinds.items() if k in recipe
     )

@@ -19,9 +19,8 @@ from influence_cli.actions.trim import Trim
 from influence_cli.errors import UsageError
 from influence_cli.maths.knapsack import choose, greatest
 from influence_cli.stages.curate.combining import column_named, floats
-from influence_cli.stages.curate.parity import parity_of
 from influence_cli.stages.curate.request import CurateRequest
-from influence_cli.stages.curate.score_table import ScoreTable
+from influence_cli.stages.curate.score_table import ScoreTable, parity_of
 
 _BOUND = re.compile(r"\s*([^\s<>=]+)\s*>=\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 

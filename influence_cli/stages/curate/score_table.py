@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from influence_cli.actions.protocol import Scored
+from influence_cli.actions.protocol import Parity, Scored
 from influence_cli.data.classes import class_count
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import keyed_rows, numbers, provenance, read_table, shown
 from influence_cli.errors import ManifestError, UsageError
+from influence_cli.maths.fairness import TEMPERATURE
 from influence_cli.stages.curate.combining import DEFAULT_RULE, column_named, combine_columns, floats
-from influence_cli.stages.curate.parity import parity_of
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.score.combine import combine_options, kind_of
 
@@ -155,3 +156,27 @@ def _labels(table: pa.Table, name: str) -> NDArray[np.int64] | None:
     if name not in table.column_names:
         return None
     return numbers(table, name, pa.int64()).fill_null(-1).to_numpy()
+
+
+def parity_of(origin: dict[str, Any], column: str) -> Parity | None:
+    """What a score column can do until the gap is closed; None where it is about no groups."""
+    name = origin.get("score_is") if column == "score" else column
+    objective = origin.get("objective_of", {}).get(name)
+    entry = origin.get("noise", {}).get(objective, {})
+    parts = entry.get("parts") or {}
+    if not parts.get("terms") or entry.get("phi") is None:
+        return None
+    options = origin.get("spec", {}).get("options", {}).get(objective, {})
+    room = 0.0 if parts["at_parity"] else _room(entry["phi"], parts, options)
+    return Parity(objective, room, origin.get("effect_divisors", {}).get(name))
+
+
+def _room(phi: float, parts: dict[str, Any], options: dict[str, Any]) -> float:
+    """What Phi can fall by along its slope until all groups are equal: Phi, where it is a gap."""
+    aggregate = options.get("aggregate", "pairs")
+    if aggregate == "variance":  # quadratic in the gap: its slope leads to twice its fall
+        return 2.0 * phi
+    if aggregate == "max":  # the smooth maximum of equal gaps of zero lies above zero
+        groups = len(parts["terms"][0]["groups"])
+        return phi - TEMPERATURE * math.log(groups * (groups - 1) / 2)
+    return phi

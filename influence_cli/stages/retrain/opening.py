@@ -124,17 +124,6 @@ def _check_outputs(arm: Arm, base: Rows, table: Manifest, spec: ModelSpec) -> No
         )
 
 
-def check_names(arms: list[Arm]) -> None:
-    """Refuse two arms of one name.
-
-    Raises:
-        UsageError: there are.
-    """
-    names = [arm.name for arm in arms]
-    if len(set(names)) < len(names):
-        raise UsageError("two arms have the same name", fix="name each --arm differently, and every column once")
-
-
 def scored_arms(request: EditsRequest, base: Rows, seed: int) -> list[Arm]:
     """An arm and its controls for every (columns, action, budget); reweighting touches all rows, whatever the budget.
 

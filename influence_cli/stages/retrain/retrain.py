@@ -20,7 +20,6 @@ from influence_cli.stages.retrain.attacked_arms import attack_of, measure_attack
 from influence_cli.stages.retrain.canaries import plant_in_arms
 from influence_cli.stages.retrain.opening import (
     base_rows,
-    check_names,
     compared_arms,
     model_to_train,
     open_table,
@@ -68,7 +67,8 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     run = TrainingRun(request, recipe, spec, base, test, sets, device_of(request.device), listener)
     if edits is not None and edits.rounds > 1:
         arms += iterated_arms(run, edits, base)
-    check_names(arms)
+    if len({arm.name for arm in arms}) < len(arms):
+        raise UsageError("two arms have the same name", fix="name each --arm differently, and every column once")
     metrics = _metrics(run, arms, left_out_of(target.manifest, test.manifest))
     run.finish(arms[0], metrics, {**_calibration(request, base, left_out), "canaries": planted})
     return metrics

@@ -21,7 +21,6 @@ from influence_cli.data.row_checks import SKIPPED
 from influence_cli.errors import UsageError
 from influence_cli.model.spec import is_own
 from influence_cli.settings import Runtime, parse_budget
-from influence_cli.stages.curate.parity import closed
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import groups_of, read_scores
 from influence_cli.stages.retrain.arms import Arm, base_arm, described
@@ -110,3 +109,18 @@ def _scored(
     keys = [k.tobytes() for k in base.row_keys]
     kind, parity = table.scored.kind, table.scored.parity
     return Scored(full, kind, base.labels, base.weights, keys, groups_of(base), parity=parity), table.provenance
+
+
+def closed(first: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """Why there is no gap to close any more, of an objective's ``noise`` before the first round and now; else None."""
+    was, terms = ((entry.get("parts") or {}).get("terms") or [] for entry in (first, now))
+    if not terms:
+        return None
+    flipped = [a["gap"] * b["gap"] < 0 for a, b in zip(was, terms, strict=True)]
+    within = [abs(b["gap"]) < b["gap_se"] for b in terms]
+    if not all(f or w for f, w in zip(flipped, within, strict=True)):
+        return None
+    gaps = ", ".join(
+        f"D {a['gap']:.4g} -> {b['gap']:.4g}, standard error {b['gap_se']:.2g}" for a, b in zip(was, terms, strict=True)
+    )
+    return f"{'the sign of D has changed' if all(flipped) else 'D is below its standard error'} ({gaps})"

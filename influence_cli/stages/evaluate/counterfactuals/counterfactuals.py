@@ -117,7 +117,8 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
             f"the checkpoint was trained on {trainer.trained_rows:,} rows, here are {int(used.sum()):,}: "
             "what is measured is training on these"
         )
-    refitter = Refitter(trainer, scores.train, used, target, test, store.trainings(), listener)
+    measured = {"target": target, "test": test}
+    refitter = Refitter(trainer, scores.train, used, measured, store.trainings(), listener)
     if refitter.deterministic and request.seeds > 1:
         listener.note("lbfgs is deterministic: one training stands for all --seeds")
     columns = columns_of(scores, used)

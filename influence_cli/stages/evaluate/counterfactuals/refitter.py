@@ -10,7 +10,7 @@ import copy
 import functools
 import hashlib
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,27 +33,21 @@ if TYPE_CHECKING:
     from influence_cli.model.train.recipe import Recipe
 
 
+@dataclass(eq=False)
 class Refitter:
     """Trains what is asked for and not yet kept; everything else is read."""
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        train: Rows,
-        used: NDArray[np.bool_],
-        target: Rows,
-        test: Rows,
-        folder: FileFolder,
-        listener: Listener = SILENT,
-    ) -> None:
-        self.trainer, self.train, self.used, self.folder, self.listener = trainer, train, used, folder, listener
-        self.measured = {"target": target, "test": test}
-        self.wanted: set[str] = set()  # names of trainings: asked for ...
-        self.done: set[str] = set()  # ... and there now
-        self.trained = 0  # how many were run by this object
-        self._deadline: float | None = None
-        self._sets: dict[str, Examples] = {}
-        self._optimum: Any = None
+    trainer: Trainer
+    train: Rows
+    used: NDArray[np.bool_]
+    measured: dict[str, Rows]  # "target" and "test"
+    folder: FileFolder
+    listener: Listener = SILENT
+    wanted: set[str] = field(default_factory=set)  # names of trainings: asked for ...
+    done: set[str] = field(default_factory=set)  # ... and there now
+    trained: int = 0  # how many were run by this object
+    _deadline: float | None = None
+    _sets: dict[str, Examples] = field(default_factory=dict)
 
     @property
     def deterministic(self) -> bool:
@@ -146,29 +140,28 @@ class Refitter:
         model = self.trainer.model()
         if self.deterministic:
             model = model.double()
-            model.load_state_dict(self._full_optimum())
+            model.load_state_dict(self._full_optimum)
         data = copy.copy(self._examples("train"))
         data.weights = np.where(refit.kept, self.train.weights, 0.0)
         train(model, data, self._recipe(refit), refit.seed, self.trainer.device, lambda *_: None)
         return model
 
-    def _full_optimum(self) -> Any:
+    @functools.cached_property
+    def _full_optimum(self) -> dict[str, Any]:
         """Where every fit of a convex loss starts: the optimum on all rows in use, itself found from zero."""
-        if self._optimum is None:
-            import torch
+        import torch
 
-            from influence_cli.model.train.convex import inputs_with_bias
-            from influence_cli.model.train.sgd import train
+        from influence_cli.model.train.convex import inputs_with_bias
+        from influence_cli.model.train.sgd import train
 
-            inputs_with_bias(self._examples("train"))
-            model, data = self.trainer.model(), copy.copy(self._examples("train"))
-            with torch.no_grad():
-                for p in model.parameters():
-                    p.zero_()
-            data.weights = np.where(self.used, self.train.weights, 0.0)
-            train(model, data, self.trainer.recipe, 0, self.trainer.device, lambda *_: None)
-            self._optimum = {k: v.clone() for k, v in model.state_dict().items()}
-        return self._optimum
+        inputs_with_bias(self._examples("train"))
+        model, data = self.trainer.model(), copy.copy(self._examples("train"))
+        with torch.no_grad():
+            for p in model.parameters():
+                p.zero_()
+        data.weights = np.where(self.used, self.train.weights, 0.0)
+        train(model, data, self.trainer.recipe, 0, self.trainer.device, lambda *_: None)
+        return {k: v.clone() for k, v in model.state_dict().items()}
 
     def _examples(self, name: str) -> Examples:
         from influence_cli.model.train.decoded import Examples
