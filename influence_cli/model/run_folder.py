@@ -110,11 +110,9 @@ class RunFolder:
             return
         name = path.relative_to(self.path).as_posix()
         if record.digests.get(name, None if whole else digest) != digest:
-            raise DamagedModel(
-                f"{name} is not the weights that {RUN_FILE} names: damaged, or replaced",
-                where=str(path),
-                fix=f"copy the run folder again, or train again; for other weights, put them where no {RUN_FILE} is",
-            )
+            what = f"{name} is not the weights that {RUN_FILE} names: damaged, or replaced"
+            fix = f"copy the run folder again, or train again; for other weights, put them where no {RUN_FILE} is"
+            raise DamagedModel(what, where=str(path), fix=fix)
 
     def write_weights(self, name: str, model: nn.Module, about: dict[str, Any]) -> None:
         """Write a model's weights to one file, with what they are ``about`` and their digest as metadata."""
@@ -162,8 +160,5 @@ class RunFolder:
 
 
 def _unreadable(path: Path, why: object) -> DamagedModel:
-    return DamagedModel(
-        f"{RUN_FILE} is not as retrain wrote it ({why})",
-        where=str(path),
-        fix=f"copy the run folder again, or train again; to do without it, move {RUN_FILE} away and pass --model",
-    )
+    fix = f"copy the run folder again, or train again; to do without it, move {RUN_FILE} away and pass --model"
+    return DamagedModel(f"{RUN_FILE} is not as retrain wrote it ({why})", where=str(path), fix=fix)

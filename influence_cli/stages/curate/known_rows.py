@@ -82,17 +82,12 @@ def calibration_keys(scores: ScoreTable, unused: bool) -> Counter[str]:
     if run is None:
         return Counter()
     if find_checkpoint(str(locator))[0].digest != checkpoint.get("fingerprint") and not unused:
-        raise ModelError(
-            "the run folder holds other weights than those that were scored, and so other calibration rows",
-            where=str(locator),
-            fix="run `influence score` again",
-        )
+        what = "the run folder holds other weights than those that were scored, and so other calibration rows"
+        raise ModelError(what, where=str(locator), fix="run `influence score` again")
     if run.calibration_ids and run.calibration_keys is None and not unused:
-        raise UsageError(
-            "the run folder knows its calibration rows by id alone, so that a changed label or payload is not seen",
-            where=str(checkpoint["locator"]),
-            fix="run `retrain --calibration 5%` and `influence score` again",
-        )
+        what = "the run folder knows its calibration rows by id alone, so that a changed label or payload is not seen"
+        fix = "run `retrain --calibration 5%` and `influence score` again"
+        raise UsageError(what, where=str(checkpoint["locator"]), fix=fix)
     return Counter[str](run.calibration_keys or ())
 
 

@@ -65,11 +65,9 @@ def read_scores(request: CurateRequest) -> ScoreTable:
     train = manifest.rows("train")
     table = in_manifest_order(table, train, where, manifest.source)
     if request.manifest is None and then.get("fingerprint") not in (None, manifest.fingerprint):
-        raise ManifestError(
-            "its target or test rows or its splits have changed since it was scored",
-            where=f"{manifest.source}, against {where}",
-            fix="run `influence score` again, or pass --manifest to say that you mean it",
-        )
+        what = "its target or test rows or its splits have changed since it was scored"
+        fix = "run `influence score` again, or pass --manifest to say that you mean it"
+        raise ManifestError(what, where=f"{manifest.source}, against {where}", fix=fix)
     _check_classes(origin, manifest, where)
     score, kind, column = _ranking(request, table, by, origin, where)
     first = column in ("score", origin.get("score_is"))

@@ -63,11 +63,8 @@ def plan_undo(edits: Any, curated: str, label: str | None = None) -> Undoing:
         as_edited = k is not None and (labels[k], manifest.splits[k]) == (row["label"], "train")
         if k is None or not as_edited or not np.isclose(weights[k], row["weight"], rtol=1e-6, atol=0):
             what = "is not in it" if k is None else "has changed since it was edited"
-            raise ManifestError(
-                f"row id={row['id']} of the edits {what}",
-                where=f"{curated}, against {where}",
-                fix="give the manifest that `curate -o` wrote with these edits",
-            )
+            fix = "give the manifest that `curate -o` wrote with these edits"
+            raise ManifestError(f"row id={row['id']} of the edits {what}", where=f"{curated}, against {where}", fix=fix)
         if row_key(manifest.payload_keys[k].tobytes(), row["label_was"]) != keys[row["id"]]:
             what, fix = "label_was is not the label that the row had", "give the edits as `curate --edits` wrote them"
             raise ManifestError(what, where=f"{where}, row id={row['id']}, column label_was", fix=fix)
@@ -105,11 +102,8 @@ def _original(origin: dict[str, Any], label: str, required: bool, where: str) ->
         return open_manifest(locator, label, bool(origin.get("skip_bad")))
     if required:
         said = locator or "the edits do not say where"
-        raise UsageError(
-            f"rows were trimmed, and the manifest they were in is not found ({said})",
-            where=where,
-            fix="put it back there; edits written as .parquet say where it is",
-        )
+        what = f"rows were trimmed, and the manifest they were in is not found ({said})"
+        raise UsageError(what, where=where, fix="put it back there; edits written as .parquet say where it is")
     return None
 
 

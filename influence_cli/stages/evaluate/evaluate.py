@@ -53,11 +53,9 @@ def evaluate(request: EvaluateRequest, listener: Listener = SILENT) -> dict[str,
     if measured := quality_of(scores, request, listener):
         result["at_checkpoint"] = measured
     if not (result["detection"] or result.get("canaries") or result.get("at_checkpoint") or len(scores.columns) > 1):
-        raise ManifestError(
-            "no column 'clean_label': detection needs to know the truth",
-            where=scores.manifest.source,
-            fix="name it with --clean-label COLUMN, pass --known-bad FILE, or train with `retrain --canaries 5%`",
-        )
+        what = "no column 'clean_label': detection needs to know the truth"
+        fix = "name it with --clean-label COLUMN, pass --known-bad FILE, or train with `retrain --canaries 5%`"
+        raise ManifestError(what, where=scores.manifest.source, fix=fix)
     return result
 
 
@@ -66,11 +64,9 @@ def _truth(request: EvaluateRequest, scores: ScoreTables) -> Truth | None:
         return truth_of_list(scores.train, request.known_bad)
     truth = truth_of_column(scores.train, request.clean_column or "clean_label")
     if truth is None and request.clean_column is not None:
-        raise ManifestError(
-            f"no column {request.clean_column!r}: detection needs to know the truth",
-            where=scores.manifest.source,
-            fix="name it with --clean-label COLUMN, or pass --known-bad FILE",
-        )
+        what = f"no column {request.clean_column!r}: detection needs to know the truth"
+        fix = "name it with --clean-label COLUMN, or pass --known-bad FILE"
+        raise ManifestError(what, where=scores.manifest.source, fix=fix)
     return truth
 
 

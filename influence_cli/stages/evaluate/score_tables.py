@@ -94,11 +94,9 @@ def read_score_tables(
         then = origin.get("manifest", {}).get("fingerprint")
         tables.append((in_manifest_order(table, first.train, called(source), first.manifest.source), origin))
         if manifest is None and then not in (None, first.manifest.fingerprint):
-            raise ManifestError(
-                "it was scored with other target or test rows or other splits",
-                where=f"{source}, against {sources[0]}",
-                fix="score both anew, or pass --manifest to say that you mean it",
-            )
+            what = "it was scored with other target or test rows or other splits"
+            fix = "score both anew, or pass --manifest to say that you mean it"
+            raise ManifestError(what, where=f"{source}, against {sources[0]}", fix=fix)
     scores = [
         NamedTable(s if isinstance(s, str) else stem, stem, *t)
         for s, stem, t in zip(sources, stems, tables, strict=True)

@@ -54,11 +54,8 @@ def curated_arm(name: str, base: Rows, curated: Manifest, left_out: NDArray[np.b
         if k is None and i in unusable:
             continue  # left out of every arm
         if k is None or not np.array_equal(base.payload_keys[k], key):
-            raise UsageError(
-                f"train row id={i} is not the same row in the manifest it is compared with",
-                where=curated.source,
-                fix="pass as --against the manifest that was curated",
-            )
+            what = f"train row id={i} is not the same row in the manifest it is compared with"
+            raise UsageError(what, where=curated.source, fix="pass as --against the manifest that was curated")
         arm.labels[k], arm.weights[k] = label, weight
     described(arm, base, left_out)
     return arm if left_out is None else without(arm, left_out)

@@ -101,11 +101,9 @@ def _noise_of(inputs: Inputs, classes: int, known: int, device: str, listener: L
     run, _ = fill(run, session)
     logits = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"]
     if logits.shape[1] != classes:
-        raise ModelError(
-            f"it has {logits.shape[1]} classes, the model to be trained {classes}",
-            where=str(inputs.checkpoint),
-            fix="give a checkpoint of the same classes, or --canary-noise uniform",
-        )
+        what = f"it has {logits.shape[1]} classes, the model to be trained {classes}"
+        fix = "give a checkpoint of the same classes, or --canary-noise uniform"
+        raise ModelError(what, where=str(inputs.checkpoint), fix=fix)
     return confusion_noise(logits[:, :known], run.train.labels)
 
 

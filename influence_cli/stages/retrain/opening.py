@@ -117,11 +117,9 @@ def _check_outputs(arm: Arm, base: Rows, table: Manifest, spec: ModelSpec) -> No
     outside = np.flatnonzero(arm.labels >= spec.num_classes)
     if len(outside):
         row = int(outside[0])
-        raise ManifestError(
-            f"label {arm.labels[row]} is outside the model's {spec.num_classes} classes",
-            where=f"{table.source}, row id={base.ids[row]}",
-            fix="correct the label, or pass --num-classes",
-        )
+        what = f"label {arm.labels[row]} is outside the model's {spec.num_classes} classes"
+        fix = "correct the label, or pass --num-classes"
+        raise ManifestError(what, where=f"{table.source}, row id={base.ids[row]}", fix=fix)
 
 
 def scored_arms(request: EditsRequest, base: Rows, seed: int) -> list[Arm]:

@@ -168,8 +168,5 @@ def _place_of(path: Any) -> str | None:
 
 
 def _of_another(request: RetrainRequest, name: str, then: Any, now: Any) -> UsageError:
-    return UsageError(
-        f"-o {request.output!r} holds a run of another recipe: its {name} is {then}, not {now}",
-        where=os.path.join(request.output, RUN_FILE),
-        fix=_ANOTHER,
-    )
+    what = f"-o {request.output!r} holds a run of another recipe: its {name} is {then}, not {now}"
+    return UsageError(what, where=os.path.join(request.output, RUN_FILE), fix=_ANOTHER)

@@ -124,11 +124,8 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
     columns = columns_of(scores, used)
     if not columns.all:
         why = "; ".join(f"{name}: {reason}" for name, reason in columns.left_out.items())
-        raise UsageError(
-            f"no score column to measure ({why or 'there is none'})",
-            where=request.scores.scores,
-            fix="give a table that `score` wrote",
-        )
+        fix = "give a table that `score` wrote"
+        raise UsageError(f"no score column to measure ({why or 'there is none'})", where=request.scores.scores, fix=fix)
     random = uniform_draws(scores.train.ids, request.seed)
     pool = Pool(scores.train, used, columns, random, request.seed, request.seeds, refitter.deterministic)
     parts, brittleness = _parts(request, pool), None
@@ -167,11 +164,9 @@ def _target(
     inputs = Inputs(scores.manifest, target=locator, label=scores.label, allow_overlap=True, skip_bad=skip_bad)
     target, _ = target_rows(inputs, scores.manifest, listener, model, store)
     if request.target is None and then.get("fingerprint") not in (None, target.fingerprint()):
-        raise ManifestError(
-            "the target is not the one that was scored for",
-            where=locator or scores.manifest.source,
-            fix="run `influence score` again, or pass --target to say that you mean it",
-        )
+        what = "the target is not the one that was scored for"
+        fix = "run `influence score` again, or pass --target to say that you mean it"
+        raise ManifestError(what, where=locator or scores.manifest.source, fix=fix)
     return target
 
 

@@ -95,11 +95,9 @@ def _spec(run: RunRecord, checkpoint: str | None, manifest: Manifest, training: 
         named = Inputs(manifest.source, model=model)
         return known_again(ModelSpec.from_dict(carried), named, checkpoint or "", manifest, store)
     if model is None:
-        raise UsageError(
-            "nothing says which model to train again",
-            where=checkpoint or "the score table has no checkpoint",
-            fix="pass --checkpoint RUN (a run folder of `retrain`), or --model NAME and its recipe",
-        )
+        what = "nothing says which model to train again"
+        fix = "pass --checkpoint RUN (a run folder of `retrain`), or --model NAME and its recipe"
+        raise UsageError(what, where=checkpoint or "the score table has no checkpoint", fix=fix)
     from_scratch = training.init is None and not training.pretrained
     inputs = Inputs(manifest.source, model=model, input_size=training.input_size, num_classes=training.num_classes)
     if is_own(model):
