@@ -38,8 +38,7 @@ from influence_cli.model.train.recipe import AUGMENTATIONS, SCHEDULES, Recipe
 from influence_cli.model.train.sgd import augment, epoch_order, row_hashes
 from influence_cli.settings import Inputs
 from influence_cli.stages.retrain.arm_comparison import improved
-from influence_cli.stages.retrain.arms import Arm, base_arm, curated_arm
-from influence_cli.stages.retrain.controls import control_arms, proposals_of
+from influence_cli.stages.retrain.arms import Arm, base_arm, control_arms, curated_arm, proposals_of
 from influence_cli.stages.retrain.request import RetrainRequest
 from influence_cli.stages.retrain.retrain import retrain
 from tests.oracle import png, write_manifest

@@ -110,28 +110,25 @@ def _verdict(
     """
     candidates = judged + len(unjudged)
     allowed = parse_budget(request.max_flagged, candidates, "--max-flagged")
-    table = pa.table(
-        {
-            "id": pa.array([scores.train.ids[i] for i in flagged], pa.string()),
-            "row_key": as_arrow(scores.train.row_keys[flagged]),
-            "label": pa.array(scores.train.labels[flagged]),
-            "score": pa.array(scores.scored.score[flagged]),
-            **{name: pa.array(values) for name, values in why.items()},
-            "reason": pa.nulls(len(flagged), pa.string()),
-        }
-    ).sort_by([(next(iter(why)), "ascending"), ("score", "ascending"), ("id", "ascending")])
+    suspicious = {
+        "id": pa.array([scores.train.ids[i] for i in flagged], pa.string()),
+        "row_key": as_arrow(scores.train.row_keys[flagged]),
+        "label": pa.array(scores.train.labels[flagged]),
+        "score": pa.array(scores.scored.score[flagged]),
+        **{name: pa.array(values) for name, values in why.items()},
+        "reason": pa.nulls(len(flagged), pa.string()),
+    }
     rows, manifest = np.array([row for row, _ in unjudged], dtype=np.int64), scores.manifest
-    more = pa.table(
-        {
-            "id": pa.array([manifest.ids[k] for k in rows], pa.string()),
-            "row_key": as_arrow(manifest.row_keys[rows]),
-            "label": pa.array(manifest.labels[rows], mask=manifest.labels[rows] < 0),
-            **{name: pa.nulls(len(rows), pa.float64()) for name in ("score", *why)},
-            "reason": pa.array([f"cannot be judged: {reason}" for _, reason in unjudged], pa.string()),
-        }
-    )
+    first = {
+        "id": pa.array([manifest.ids[k] for k in rows], pa.string()),
+        "row_key": as_arrow(manifest.row_keys[rows]),
+        "label": pa.array(manifest.labels[rows], mask=manifest.labels[rows] < 0),
+        **{name: pa.nulls(len(rows), pa.float64()) for name in ("score", *why)},
+        "reason": pa.array([f"cannot be judged: {reason}" for _, reason in unjudged], pa.string()),
+    }
+    table = pa.table(suspicious).sort_by([(name, "ascending") for name in (*why, "score", "id")])
     tripped = len(flagged) > allowed or len(unjudged) > 0
-    return Verdict(pa.concat_tables([more, table]), candidates, allowed, basis, tripped, len(unjudged))
+    return Verdict(pa.concat_tables([pa.table(first), table]), candidates, allowed, basis, tripped, len(unjudged))
 
 
 def _effects(scores: ScoreTable, threshold: float) -> NDArray[np.float64]:
@@ -150,7 +147,5 @@ def _effects(scores: ScoreTable, threshold: float) -> NDArray[np.float64]:
 def _refuse_noise(scores: ScoreTable) -> None:
     for name, entry in scores.provenance.get("noise", {}).items():
         if scores.scored.kind == "signed" and is_noise(entry):
-            raise UsageError(
-                f"the direction of {name} is mostly sampling noise ({describe_noise(entry)}), and so would a gate be",
-                fix="use more target rows, or a ranking such as --method loss",
-            )
+            what = f"the direction of {name} is mostly sampling noise ({describe_noise(entry)}), and so would a gate be"
+            raise UsageError(what, fix="use more target rows, or a ranking such as --method loss")

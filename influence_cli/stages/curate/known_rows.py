@@ -29,10 +29,10 @@ from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.stages.curate.score_table import ScoreTable
 
+Mask = NDArray[np.bool_]
 
-def reference_rows(
-    scores: ScoreTable, calibration: Counter[str], in_baseline: NDArray[np.bool_], rate: float
-) -> tuple[NDArray[np.bool_], str]:
+
+def reference_rows(scores: ScoreTable, calibration: Counter[str], in_baseline: Mask, rate: float) -> tuple[Mask, str]:
     """Which rows [n] new ones are compared with, and what that says of the rate.
 
     A calibration row counts as often as it was left out of training: copies of it add nothing.
@@ -51,10 +51,8 @@ def reference_rows(
     lost = f": none of the run's {calibration.total():,} calibration rows is there as it was" if calibration else ""
     if in_baseline.any():
         return in_baseline & finite, f"compared with rows of the baseline, so the rate of false flags is unknown{lost}"
-    raise UsageError(
-        f"the gate has nothing to compare new rows with{lost}",
-        fix="train with `retrain --calibration 5%`, or pass --baseline FILE",
-    )
+    fix = "train with `retrain --calibration 5%`, or pass --baseline FILE"
+    raise UsageError(f"the gate has nothing to compare new rows with{lost}", fix=fix)
 
 
 def p_values(calibration: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -73,7 +73,7 @@ def plan_undo(edits: Any, curated: str, label: str | None = None) -> Undoing:
     if original is not None and original.classes != manifest.classes and original.classes and manifest.classes:
         fix = "number the classes of both alike"
         raise ManifestError("its classes are not those of what was curated", where=str(curated), fix=fix)
-    before = {} if not gone or original is None else _places(original, manifest, gone)
+    before = {} if not gone or original is None else _places(original, place, gone)
     added = tuple(origin.get("action", {}).get("added_columns", ()))
     return Undoing(manifest, original, label, added, labels, weights, before, table.num_rows)
 
@@ -107,20 +107,17 @@ def _original(origin: dict[str, Any], label: str, required: bool, where: str) ->
     return None
 
 
-def _places(original: Manifest, curated: Manifest, gone: dict[str, bytes]) -> dict[int, list[int]]:
-    """Before which row of the curated manifest each trimmed row belongs."""
-    place = {i: k for k, i in enumerate(curated.ids)}
+def _places(original: Manifest, place: dict[str, int], gone: dict[str, bytes]) -> dict[int, list[int]]:
+    """Before which row of the curated manifest, whose ids stand at ``place``, each trimmed row belongs."""
     before: dict[int, list[int]] = {}
-    following, found = len(curated), 0
-    for k in range(len(original) - 1, -1, -1):
-        name = original.ids[k]
+    following, found = len(place), 0
+    for k, name in reversed(list(enumerate(original.ids))):
         if name in place:
             following = place[name]
         elif name in gone:
             if original.row_keys[k].tobytes() != gone[name]:
-                raise ManifestError(
-                    f"row id={name} has changed since it was trimmed", where=original.source, fix="put the old row back"
-                )
+                what = f"row id={name} has changed since it was trimmed"
+                raise ManifestError(what, where=original.source, fix="put the old row back")
             before.setdefault(following, []).insert(0, k)
             found += 1
     if found < len(gone):

@@ -61,12 +61,11 @@ def _of_planting(
     canaries = Truth((planted >= 0) & trained, trained, "canaries")
     rows = parse_budget(request.budget, int(trained.sum()))
     result = detect(columns, canaries, rows, request.draws, request.seed, RANDOM)
-    found_better = [
-        name
-        for name, entry in result["columns"].items()
-        if name != RANDOM and entry.get("difference", {}).get("average_precision", {}).get("verdict") == "better"
-    ]
-    best = max(found_better, key=lambda n: result["columns"][n]["average_precision"], default=None)
+    better: dict[str, float] = {}  # than random, which has no difference to itself
+    for name, figures in result["columns"].items():
+        if figures.get("difference", {}).get("average_precision", {}).get("verdict") == "better":
+            better[name] = figures["average_precision"]
+    best = max(better, key=lambda name: better[name], default=None)
     entry = {
         "tables": [t.source for t in tables],
         "canaries": int(canaries.wrong.sum()),

@@ -20,27 +20,19 @@ from influence_cli.maths.pareto import Floats, mean_ellipse, non_dominated, non_
 from influence_cli.stages.curate.score_table import GROUP, groups_of
 from influence_cli.stages.retrain.arms import Arm
 
+GAPS = ("dp_gap", "dp_gap_soft", "eo_gap", "eo_gap_soft")
+ATTACKED = ("attacked_static", "attacked_adaptive")
 METRICS = {  # what is compared, where every arm was measured by it -> whether higher is better
-    "accuracy": True,
-    "balanced_accuracy": True,
-    "loss": False,
-    "dp_gap": False,
-    "dp_gap_soft": False,
-    "eo_gap": False,
-    "eo_gap_soft": False,
-    "attacked_static": True,
-    "attacked_adaptive": True,
+    **{"accuracy": True, "balanced_accuracy": True, "loss": False},
+    **dict.fromkeys(GAPS, False),
+    **dict.fromkeys(ATTACKED, True),
 }
 SHARES = ("majority_share", "positive_rate")  # what is reported beside them: neither more nor less is better
 DRAWS = 1000
 AXES = {  # what accuracy is held against, where measured -> what goes up where it gets better
-    "dp_gap": "fairness",
-    "dp_gap_soft": "fairness",
-    "eo_gap": "fairness",
-    "attacked_static": "robustness",
-    "attacked_adaptive": "robustness",
+    **dict.fromkeys(("dp_gap", "dp_gap_soft", "eo_gap"), "fairness"),
+    **dict.fromkeys(ATTACKED, "robustness"),
 }
-GAPS = ("dp_gap", "dp_gap_soft", "eo_gap", "eo_gap_soft")
 CONSTANT = 0.02  # predicted shares this near to 0 or 1 are as good as a constant prediction
 
 
@@ -128,9 +120,7 @@ def _front(arms: dict[str, Any], axis: str, seed: int) -> dict[str, Any]:
     return {"higher_is_better": sign > 0, "seeds": xs.shape[1], "points": points}
 
 
-def beyond_accuracy(
-    logits: NDArray[np.float64], test: Rows, labels: NDArray[np.int64], column: str = GROUP
-) -> dict[str, float]:
+def beyond_accuracy(logits: Floats, test: Rows, labels: NDArray[np.int64], column: str = GROUP) -> dict[str, float]:
     """Share predicted as the commonest label, share predicted positive (two classes), and gaps between groups."""
     predicted = logits.argmax(axis=1)
     found = {"majority_share": float((predicted == np.bincount(labels).argmax()).mean())}

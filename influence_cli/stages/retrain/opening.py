@@ -20,8 +20,7 @@ from influence_cli.model.spec import ModelSpec, is_own
 from influence_cli.settings import parse_budget
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import GROUP, read_scores
-from influence_cli.stages.retrain.arms import Arm, base_arm, curated_arm, described, without
-from influence_cli.stages.retrain.controls import control_arms, proposals_of
+from influence_cli.stages.retrain.arms import Arm, base_arm, control_arms, curated_arm, described, proposals_of, without
 from influence_cli.stages.retrain.request import EditsRequest, RetrainRequest
 from influence_cli.stages.run.resolve import known_again
 from influence_cli.stages.run.usable_rows import check_classes

@@ -6,14 +6,14 @@ finished arm and seed is kept under ``RUN/arms/<fingerprint>`` and never trained
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from influence_cli.data.manifest import Rows
 from influence_cli.errors import UsageError
 from influence_cli.events import SILENT, Listener
+from influence_cli.methods.random import uniform_draws
 from influence_cli.stages.retrain.arm_comparison import cautions_of, compare_arms, pareto, summary_of
 from influence_cli.stages.retrain.arms import Arm
 from influence_cli.stages.retrain.attacked_arms import attack_of, measure_attacks
@@ -50,13 +50,14 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     test = rows_to_test(request, base.manifest, spec, listener)
     check_convex(recipe, spec.name, request.seeds)
     base, test = (usable_now(rows, spec, request.inputs) for rows in (base, test))
-    left_out = _left_out(request, base)
+    left_out = uniform_draws(base.ids, request.seed) < request.calibration  # of every arm, for the gate's calibration
     edits, arms = request.edits, compared_arms(request, manifest, base, left_out, spec, listener)
     if edits is not None and left_out.any():
         what = f"--calibration and {'--scores' if edits.rounds == 1 else '--rounds'} are two questions"
         raise UsageError(what, fix="leave --calibration out")
     if edits is not None and edits.rounds == 1:
         arms += scored_arms(edits, base, request.seed)
+    device = device_of(request.device)
     planted = plant_in_arms(request, base, arms, left_out, spec.num_classes, listener)
     target = usable_now(base.manifest.rows("val"), spec, request.inputs)
     sets = {
@@ -64,13 +65,18 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         for name, rows in (("train", base), ("test", test), ("target", target))
         if name != "target" or len(rows)
     }
-    run = TrainingRun(request, recipe, spec, base, test, sets, device_of(request.device), listener)
+    run = TrainingRun(request, recipe, spec, base, test, sets, device, listener)
     if edits is not None and edits.rounds > 1:
         arms += iterated_arms(run, edits, base)
     if len({arm.name for arm in arms}) < len(arms):
         raise UsageError("two arms have the same name", fix="name each --arm differently, and every column once")
     metrics = _metrics(run, arms, left_out_of(target.manifest, test.manifest))
-    run.finish(arms[0], metrics, {**_calibration(request, base, left_out), "canaries": planted})
+    kept = {  # of the rows left out: one with another label or payload under its id is none of them
+        "calibration": request.calibration,
+        "calibration_ids": tuple(itertools.compress(base.ids, left_out)),
+        "calibration_keys": tuple(key.tobytes().hex() for key in base.row_keys[left_out]),
+    }
+    run.finish(arms[0], metrics, {**kept, "canaries": planted})
     return metrics
 
 
@@ -95,18 +101,3 @@ def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dic
     metrics["test_classes"] = (np.bincount(run.test.labels) / len(run.test)).tolist()
     found = {"cautions": cautions_of(metrics), "pareto": pareto(metrics, request.seed)}
     return {**metrics, **{name: value for name, value in found.items() if value}}
-
-
-def _left_out(request: RetrainRequest, base: Rows) -> NDArray[np.bool_]:
-    """The seeded share of train rows that no arm is trained on, for the gate's calibration."""
-    from influence_cli.methods.random import uniform_draws
-
-    return uniform_draws(base.ids, request.seed) < request.calibration
-
-
-def _calibration(request: RetrainRequest, base: Rows, left_out: NDArray[np.bool_]) -> dict[str, Any]:
-    """What the run folder says of those rows: a row with another label or payload under an id is none of them."""
-    rows = np.flatnonzero(left_out).tolist()
-    keys = tuple(base.row_keys[k].tobytes().hex() for k in rows)
-    ids = tuple(base.ids[k] for k in rows)
-    return {"calibration": request.calibration, "calibration_ids": ids, "calibration_keys": keys}

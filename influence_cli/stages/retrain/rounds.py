@@ -23,8 +23,7 @@ from influence_cli.model.spec import is_own
 from influence_cli.settings import Runtime, parse_budget
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import groups_of, read_scores
-from influence_cli.stages.retrain.arms import Arm, base_arm, described
-from influence_cli.stages.retrain.controls import control_arms
+from influence_cli.stages.retrain.arms import Arm, base_arm, control_arms, described
 from influence_cli.stages.retrain.request import EditsRequest
 from influence_cli.stages.retrain.training_run import TrainingRun
 from influence_cli.stages.run.open import open_run

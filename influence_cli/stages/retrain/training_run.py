@@ -79,7 +79,7 @@ class TrainingRun:
         model = self._model()
         data = copy.copy(self.sets["train"])
         data.labels, data.weights = arm.labels, arm.weights
-        wanted = _checkpoint_epochs(self.recipe.rounds, keep)
+        wanted = {round((k + 1) * self.recipe.rounds / keep) - 1 for k in range(keep)}  # evenly spaced, with the last
         checkpoints: list[EpochCheckpoint] = []
         with self.listener.progress(f"train {arm.name}, seed {seed}", self.recipe.rounds, "epochs") as progress:
 
@@ -95,7 +95,8 @@ class TrainingRun:
         done = {"seed": seed, "steps": steps, "checkpoints": [asdict(c) for c in checkpoints]}
         result = {**done, **self._measure(model, arm)}
         folder.write_weights(WEIGHTS_FILE, model, {"model": self.spec.as_dict(), "step": steps})
-        folder.write(replace(self._record(seed, arm), checkpoints=tuple(checkpoints), steps=steps))
+        record = self._record(seed, arm, folder)
+        folder.write(replace(record, checkpoints=tuple(checkpoints), steps=steps))
         folder.write_measures(result)
         return result
 
@@ -149,8 +150,8 @@ class TrainingRun:
             out.update({key if name == "test" else f"{name}_{key}": value for key, value in measured.items()})
         return out
 
-    def _record(self, seed: int, arm: Arm) -> RunRecord:
-        """What a run folder says of a training."""
+    def _record(self, seed: int, arm: Arm, folder: RunFolder) -> RunRecord:
+        """What a run folder says of a training that is kept in ``folder``."""
         return RunRecord(
             model=self.spec.as_dict(),
             recipe={**self.recipe.describe(), "lr": self.recipe.peak_lr},
@@ -158,22 +159,18 @@ class TrainingRun:
             init=self.request.init,
             pretrained=self.request.pretrained,
             trained_rows=int((arm.weights > 0).sum()),
-            arm=self.folder(arm, seed).path.name,
+            arm=folder.path.name,
         )
 
     def finish(self, main: Arm, metrics: dict[str, Any], notes: dict[str, Any]) -> None:
         """Put the main arm's first weights at the top of the folder, with its record, the run's notes and metrics."""
-        top, first = RunFolder(self.request.output), metrics["arms"][main.name]["seeds"][str(self.request.seed)]
+        seed, top = self.request.seed, RunFolder(self.request.output)
+        kept, first = self.folder(main, seed), metrics["arms"][main.name]["seeds"][str(seed)]
         checkpoints = tuple(map(EpochCheckpoint.from_json, first["checkpoints"]))
-        record = replace(self._record(self.request.seed, main), checkpoints=checkpoints, **notes)
-        top.copy_weights(record.weights, self.folder(main, self.request.seed))
+        record = replace(self._record(seed, main, kept), checkpoints=checkpoints, **notes)
+        top.copy_weights(record.weights, kept)
         top.write(record)
         top.write_metrics(metrics)
-
-
-def _checkpoint_epochs(epochs: int, keep: int) -> set[int]:
-    """``keep`` epochs evenly spaced, the last one included."""
-    return {round((k + 1) * epochs / keep) - 1 for k in range(keep)} if keep else set()
 
 
 def finished_training(folder: RunFolder, keep: int, listener: Listener) -> dict[str, Any] | None:

@@ -34,7 +34,6 @@ import influence_cli.model.train.sgd as training
 from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance, with_provenance
 from influence_cli.maths.softmax_regression import Regression, fit
-from influence_cli.settings import Runtime
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import read_scores
 from influence_cli.stages.evaluate.counterfactuals.brittleness import _Search
@@ -400,7 +399,7 @@ def test_scores_for_single_target_rows_are_gradient_products_and_their_mean_is_t
     convex: Path, tmp_path: Path
 ) -> None:
     scores = read_scores(CurateRequest(str(convex / "scores.parquet"), manifest=str(convex / "manifest.parquet")))
-    run, session = open_scored_run(scores, None, str(convex / "run"), Runtime(str(tmp_path / "s"), "cpu"))
+    run, session = open_scored_run(scores, request_of(convex, tmp_path / "s"))
     assert list(run.methods) == ["ip"]
     products = gradients(convex, "train") @ gradients(convex, "val").T
     for v in (0, 7):

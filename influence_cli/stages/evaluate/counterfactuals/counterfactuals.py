@@ -20,7 +20,7 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.methods.random import uniform_draws
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.spec import ModelSpec
-from influence_cli.settings import Inputs, Runtime
+from influence_cli.settings import Inputs
 from influence_cli.stages.curate.score_table import ScoreTable, read_scores
 from influence_cli.stages.evaluate.counterfactuals.brittleness import Brittleness
 from influence_cli.stages.evaluate.counterfactuals.leave_one_out import LeaveOneOut
@@ -130,10 +130,7 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
     pool = Pool(scores.train, used, columns, random, request.seed, request.seeds, refitter.deterministic)
     parts, brittleness = _parts(request, pool), None
     if request.brittleness is not None:
-        runtime = Runtime(request.store, request.training.device, code=request.training.model)
-        source = request.scores.scores if isinstance(request.scores.scores, str) else "the score table"
-        run, session = open_scored_run(scores, request.target, request.checkpoint, runtime, remember, source)
-        brittleness = Brittleness(pool, refitter, run, session, request.brittleness)
+        brittleness = Brittleness(pool, refitter, *open_scored_run(scores, request, remember), request.brittleness)
     return _Opened(scores, pool, refitter, parts, brittleness)
 
 
@@ -145,10 +142,8 @@ def _parts(request: CounterfactualRequest, pool: Pool) -> dict[str, Part]:
         parts["removal"] = Removal(pool, request.removal)
     if request.loo is not None:
         if request.fixed_divisor and not pool.deterministic:
-            raise UsageError(
-                "--convention loo needs a training whose divisor can be kept: lbfgs",
-                fix="pass --convention renorm-loo, or train with --optimizer lbfgs",
-            )
+            fix = "pass --convention renorm-loo, or train with --optimizer lbfgs"
+            raise UsageError("--convention loo needs a training whose divisor can be kept: lbfgs", fix=fix)
         fixed = pool.deterministic if request.fixed_divisor is None else request.fixed_divisor
         parts["leave_one_out"] = LeaveOneOut(pool, request.loo, fixed)
     return parts

@@ -44,10 +44,8 @@ class Removal:
         """
         found = sorted({parse_budget(text.strip(), self.pool.rows, "--removal") for text in self.sizes})
         if not found or found[0] < 1 or found[-1] >= self.pool.rows:
-            raise UsageError(
-                f"--removal {','.join(self.sizes)} of {self.pool.rows} rows: nothing, or all of them",
-                fix="write --removal 5%,10%,20%",
-            )
+            what = f"--removal {','.join(self.sizes)} of {self.pool.rows} rows: nothing, or all of them"
+            raise UsageError(what, fix="write --removal 5%,10%,20%")
         return found
 
     @functools.cached_property

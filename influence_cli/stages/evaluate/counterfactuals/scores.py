@@ -14,6 +14,7 @@ from influence_cli.methods import METHODS
 from influence_cli.settings import Runtime
 from influence_cli.stages.curate.combining import floats, score_column_names
 from influence_cli.stages.curate.score_table import ScoreTable
+from influence_cli.stages.evaluate.request import CounterfactualRequest
 from influence_cli.stages.run.reopen import reopen, spec_of
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
@@ -67,17 +68,10 @@ def columns_of(scores: ScoreTable, used: NDArray[np.bool_]) -> ScoreColumns:
     return found
 
 
-def open_scored_run(
-    scores: ScoreTable,
-    target: str | None,
-    checkpoint: str | None,
-    runtime: Runtime,
-    remember: bool = True,
-    source: str = "the score table",
-) -> tuple[Run, Session]:
+def open_scored_run(scores: ScoreTable, request: CounterfactualRequest, remember: bool = True) -> tuple[Run, Session]:
     """The run that a score table came from, reopened with the methods that can score for one target row.
 
-    A target or checkpoint that is given is meant; None is the table's.
+    A target or checkpoint that is asked for is meant; None is the table's.
 
     Raises:
         UsageError: there is none.
@@ -85,16 +79,17 @@ def open_scored_run(
     asked = scores.provenance.get("spec", {}).get("methods", ())
     methods = tuple(m for m in asked if m in METHODS and METHODS[m].load().needs == "tangents")
     if not methods:
-        raise UsageError(
-            "brittleness needs scores for single target rows, and no method of the table has them",
-            fix="score with --method ip",
-        )
+        what = "brittleness needs scores for single target rows, and no method of the table has them"
+        raise UsageError(what, fix="score with --method ip")
     then = spec_of(scores.provenance)
     options = {name: values for name, values in then.options.items() if name in (*methods, MEASURED)}
+    spec = replace(then, methods=methods, objectives=(MEASURED,), options=options)
+    runtime = Runtime(request.store, request.training.device, code=request.training.model)
+    source = request.scores.scores if isinstance(request.scores.scores, str) else "the score table"
     return reopen(
-        scores.provenance, runtime, SILENT, source=source, manifest=scores.manifest, label=scores.label, target=target,
-        checkpoint=checkpoint, spec=replace(then, methods=methods, objectives=(MEASURED,), options=options),
-        another=checkpoint is not None, remember=remember,
+        scores.provenance, runtime, SILENT, source=source, manifest=scores.manifest, label=scores.label,
+        target=request.target, checkpoint=request.checkpoint, spec=spec, another=request.checkpoint is not None,
+        remember=remember,
     )  # fmt: skip
 
 

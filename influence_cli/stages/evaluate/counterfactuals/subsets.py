@@ -29,10 +29,8 @@ class Subsets:
 
     def __post_init__(self) -> None:
         if not 0 < self.size < self.pool.rows:
-            raise UsageError(
-                f"a share of {self.share:g} of {self.pool.rows} rows is {self.size} rows: no subset to train on",
-                fix="pass --subset-share 50%",
-            )
+            what = f"a share of {self.share:g} of {self.pool.rows} rows is {self.size} rows: no subset to train on"
+            raise UsageError(what, fix="pass --subset-share 50%")
 
     @property
     def size(self) -> int:

@@ -75,15 +75,9 @@ def open_trainer(checkpoint: str | None, manifest: Manifest, training: Training,
     spec = _spec(run, checkpoint, manifest, training, store)
     check_convex(recipe, spec.name)
     init = training.init or run.init
-    return Trainer(
-        spec,
-        recipe,
-        None if init is None else find_checkpoint(init)[0],
-        training.pretrained or bool(run.pretrained),
-        device_of(training.device),
-        frozenset(run.calibration_ids),
-        run.trained_rows,
-    )
+    start = None if init is None else find_checkpoint(init)[0]
+    pretrained, left_out = training.pretrained or bool(run.pretrained), frozenset(run.calibration_ids)
+    return Trainer(spec, recipe, start, pretrained, device_of(training.device), left_out, run.trained_rows)
 
 
 def _spec(run: RunRecord, checkpoint: str | None, manifest: Manifest, training: Training, store: Store) -> ModelSpec:
