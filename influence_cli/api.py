@@ -232,8 +232,8 @@ def curate(
     from influence_cli.data.earlier import CURATED
     from influence_cli.data.outputs import Output, check_outputs, named_in
     from influence_cli.stages.curate.curate import curate as stage
-    from influence_cli.stages.curate.curated_manifest import write_curated
     from influence_cli.stages.curate.request import CurateRequest
+    from influence_cli.stages.curate.written_manifest import write_curated
 
     request = CurateRequest(
         scores, action=action, budget=None if budget is None else str(budget), manifest=manifest, label=label,

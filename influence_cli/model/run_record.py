@@ -5,7 +5,7 @@ Folders of earlier versions say less; what they do not say is None or empty here
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ class EpochCheckpoint:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> EpochCheckpoint:
         """The checkpoint as ``run.json`` and ``metrics.json`` keep it."""
-        return cls(**{name: value[name] for name in ("file", "epoch", "step", "lr")})
+        return cls(**{f.name: value[f.name] for f in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,12 @@ class PlantedLabels:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> PlantedLabels:
         """The canaries as ``run.json`` keeps them."""
-        known: dict[str, Any] = {name: value.get(name, []) for name in ("ids", "row_keys", "planted")}
-        known |= {name: value.get(name) for name in ("labels", "share", "noise")}
-        return cls(**known, source=value.get("from"))
+        lists = [value.get(name, []) for name in ("ids", "row_keys", "planted")]
+        return cls(*lists, *(value.get(name) for name in ("labels", "share", "noise", "from")))
 
     def as_json(self) -> dict[str, Any]:
         """The canaries as ``run.json`` keeps them."""
-        value = asdict(self)
-        value["from"] = value.pop("source")
-        return value
+        return {"from" if name == "source" else name: value for name, value in asdict(self).items()}
 
     def of(self, rows: Rows) -> NDArray[np.int64]:
         """The label planted for each row [n], -1 for none.
@@ -153,8 +150,7 @@ def is_model(value: Any) -> bool:
 
 def _wrong(value: dict[str, Any]) -> str | None:
     """The first key under which no ``run.json`` that ``retrain`` wrote has this value, or None."""
-    ids, keys = value.get("calibration_ids", []), value.get("calibration_keys")
-    canaries, kept = value.get("canaries", {}), value.get("checkpoints", [])
+    canaries, kept, keys = value.get("canaries", {}), value.get("checkpoints", []), value.get("calibration_keys")
     listed = [canaries.get(k, []) for k in ("ids", "row_keys", "planted")] if isinstance(canaries, dict) else []
     checks = {
         "model": is_model(value.get("model")),
@@ -163,7 +159,7 @@ def _wrong(value: dict[str, Any]) -> str | None:
         "pretrained": isinstance(value.get("pretrained", False), bool),
         "checkpoints": isinstance(kept, list) and all(map(_is_checkpoint, kept)),
         "trained_on": isinstance(value.get("trained_on", {}), dict),
-        "calibration_ids": _are_texts(ids),
+        "calibration_ids": _are_texts(value.get("calibration_ids", [])),
         "calibration_keys": keys is None or _are_texts(keys),
         "canaries": bool(listed) and all(isinstance(v, list) and len(v) == len(listed[0]) for v in listed),
         WEIGHTS: isinstance(value.get(WEIGHTS, {}), dict),

@@ -30,7 +30,7 @@ from influence_cli.maths.hashed_draws import hashed_uniform
 from influence_cli.maths.labels import cross_entropy, label_scores, margin, of_label, softmax
 from influence_cli.maths.noise import ranks, spearman
 from influence_cli.model.dropout import splitmix64
-from influence_cli.stages.curate.calibration import p_values
+from influence_cli.stages.curate.known_rows import p_values
 from tests.oracle import relative_error, splitmix64_stream
 
 quick = settings(database=None, deadline=None, derandomize=True, max_examples=60)
@@ -282,7 +282,7 @@ def test_p_values_are_counts(calibration: Floats, new: Floats) -> None:
 
 MODULES = [
     *(f"influence_cli.maths.{m.name}" for m in pkgutil.iter_modules(influence_cli.maths.__path__)),
-    "influence_cli.stages.curate.calibration",
+    "influence_cli.stages.curate.known_rows",
 ]
 
 

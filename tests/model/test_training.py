@@ -38,8 +38,7 @@ from influence_cli.model.train.recipe import AUGMENTATIONS, SCHEDULES, Recipe
 from influence_cli.model.train.sgd import augment, epoch_order, row_hashes
 from influence_cli.settings import Inputs
 from influence_cli.stages.retrain.arm_comparison import improved
-from influence_cli.stages.retrain.arms import Arm, base_arm, curated_arm
-from influence_cli.stages.retrain.controls import control_arms
+from influence_cli.stages.retrain.arms import Arm, base_arm, control_arms, curated_arm, proposals_of
 from influence_cli.stages.retrain.request import RetrainRequest
 from influence_cli.stages.retrain.retrain import retrain
 from tests.oracle import png, write_manifest
@@ -342,7 +341,7 @@ def chosen_of(base: Rows, sizes: dict[int, int]) -> list[int]:
 def made(base: Rows, path: Path, seed: int = 0) -> tuple[Arm, dict[str, Arm]]:
     curated = open_manifest(path)
     arm = curated_arm("curated", base, curated)
-    return arm, {c.name: c for c in control_arms(arm, base, curated, seed)}
+    return arm, {c.name: c for c in control_arms(arm, base, proposals_of(curated, base), seed)}
 
 
 def class_mix(base: Rows, chosen: NDArray[np.bool_]) -> list[int]:

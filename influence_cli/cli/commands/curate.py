@@ -68,13 +68,13 @@ def _write(result: ResultOptions, outputs: CurateOutputs, curated: Curated, expo
     """The export, the table of edits and the curated manifest, as asked for; where nothing is, the edits are shown."""
     from influence_cli.data.earlier import EDITS
     from influence_cli.data.write_tables import write_table
-    from influence_cli.stages.curate.curated_manifest import write_curated
+    from influence_cli.stages.curate.written_manifest import write_curated
 
     out = terminal()
     if export is not None:
         export.write()
         out.note(export.sentence())
-        for note in export.notes:
+        for note in export.prepared.notes:
             out.note(f"  {note}")
     if outputs.edits:
         note_formulas(curated.table(), outputs.edits)
@@ -91,8 +91,8 @@ def _write(result: ResultOptions, outputs: CurateOutputs, curated: Curated, expo
 
 def _judge(settings: Settings, result: ResultOptions, outputs: CurateOutputs, request: CurateRequest) -> int | None:
     """Write the baseline where one is asked for, then judge the rows: 1 where too many are suspicious."""
-    from influence_cli.stages.curate.baseline import write_baseline
     from influence_cli.stages.curate.gate import check
+    from influence_cli.stages.curate.known_rows import write_baseline
     from influence_cli.stages.curate.score_table import read_scores
 
     scores, place = read_scores(request), outputs.write_baseline
@@ -109,8 +109,8 @@ def _judge(settings: Settings, result: ResultOptions, outputs: CurateOutputs, re
 
 def _undo(settings: Settings, result: ResultOptions, outputs: CurateOutputs) -> None:
     """Write the manifest as it was before a table of edits; UsageError where more or less is asked for."""
-    from influence_cli.stages.curate.restored_manifest import write_restored
     from influence_cli.stages.curate.undo import plan_undo
+    from influence_cli.stages.curate.written_manifest import write_restored
 
     if outputs.gate or outputs.edits or outputs.export:
         raise UsageError("--undo writes the manifest as it was, and nothing else", fix="leave the other outputs out")

@@ -100,8 +100,8 @@ def _by_retraining(settings: Settings, result: ResultOptions, source: str) -> No
     values = {name: settings.values[name] for name in names if settings.values[name] is not None}
     training = settings.make(
         Training,
-        said={name: value for name, value in values.items() if settings.explicit(name)},
-        otherwise={name: value for name, value in values.items() if not settings.explicit(name)},
+        overrides={name: value for name, value in values.items() if settings.explicit(name)},
+        defaults={name: value for name, value in values.items() if not settings.explicit(name)},
         init=settings.insisted("init"),
         pretrained=bool(settings.insisted("pretrained")),
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def show_edits(curated: Curated) -> None:
     """Counts, class balance, notes, and precision where clean labels are known."""
-    from influence_cli.stages.curate.edit_report import summarise
+    from influence_cli.stages.curate.curate import summarise
 
     s = summarise(curated)
     out = terminal()

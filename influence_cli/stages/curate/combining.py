@@ -60,11 +60,8 @@ def combine_columns(
         kinds = {**origin.get("kinds", {}), "score": origin.get("kind")}
         bad = [n for n in names if kinds.get(n) != "signed"]
         if bad:
-            raise UsageError(
-                f"--combine {rule} needs scores whose sign means something; {bad[0]} is ranking-only",
-                where=where,
-                fix="use columns of a signed method, such as ip, or --combine ranksum",
-            )
+            what = f"--combine {rule} needs scores whose sign means something; {bad[0]} is ranking-only"
+            raise UsageError(what, where=where, fix="use columns of a signed method, such as ip, or --combine ranksum")
     if rule != "linear":
         return combined(rule, np.stack([floats(table, n) for n in names]), options)
     return _linear(table, names, options, origin, where)
@@ -75,11 +72,8 @@ def _linear(table: pa.Table, names: list[str], options: Combine, origin: dict[st
     names = [origin.get("score_is") or n if n == "score" else n for n in names]
     norms = [origin.get("norms", {}).get(n) for n in names]
     if any(m is None for m in norms) or len({len(m) for m in norms if m is not None}) > 1:
-        raise UsageError(
-            "--combine linear needs the lengths of the directions, which the table does not hold for these columns",
-            where=where,
-            fix="score the objectives by one method, or use --combine ranksum",
-        )
+        what = "--combine linear needs the lengths of the directions, which the table does not hold for these columns"
+        raise UsageError(what, where=where, fix="score the objectives by one method, or use --combine ranksum")
     lengths = np.array(norms, dtype=np.float64)  # [k, M]
     if not (lengths > 0).all():
         flat = names[int((lengths <= 0).any(axis=1).argmax())]
@@ -88,11 +82,9 @@ def _linear(table: pa.Table, names: list[str], options: Combine, origin: dict[st
     parts = [[n] if members == 1 else [f"{n}_{k}" for k in range(members)] for n in names]
     missing = [p for part in parts for p in part if p not in table.column_names]
     if missing:
-        raise UsageError(
-            f"--combine linear needs every member's scores ({missing[0]}): the members' directions differ in length",
-            where=where,
-            fix="run `influence score --per-member`, or `influence score --combine linear`",
-        )
+        what = f"--combine linear needs every member's scores ({missing[0]}): the members' directions differ in length"
+        fix = "run `influence score --per-member`, or `influence score --combine linear`"
+        raise UsageError(what, where=where, fix=fix)
     shares = options.shares("linear", len(names))
     blended = [
         linear(np.stack([floats(table, part[k]) for part in parts]), shares, lengths[:, k]) for k in range(members)

@@ -19,11 +19,10 @@ from influence_cli.actions.trim import Trim
 from influence_cli.errors import UsageError
 from influence_cli.maths.knapsack import choose, greatest
 from influence_cli.stages.curate.combining import column_named, floats
-from influence_cli.stages.curate.parity import parity_of
 from influence_cli.stages.curate.request import CurateRequest
-from influence_cli.stages.curate.score_table import ScoreTable
+from influence_cli.stages.curate.score_table import ScoreTable, parity_of
 
-_BOUND = re.compile(r"\s*([^\s<>=]+)\s*>=\s*([-+.\deE]+)\s*")
+_BOUND = re.compile(r"\s*([^\s<>=]+)\s*>=\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,24 +46,20 @@ def constrained_trim(request: CurateRequest, scores: ScoreTable, trim: Trim, bud
     first, others = objectives[0], objectives[1:]
     usable = np.flatnonzero(np.isfinite(np.stack([o.gain for o in objectives])).all(axis=0))
     usable = usable[np.isfinite(scores.scored.score[usable])]  # canaries have no score to act on
-    limits = trim.limits(scores.scored, budget)
-    parts = [(limit.part[usable], limit.most) for limit in limits]
+    parts = [(limit.part[usable], limit.most) for limit in trim.limits(scores.scored, budget)]
     gains, bounds = np.stack([o.gain[usable] for o in objectives]), np.array([o.least or 0.0 for o in others])
     found = choose(gains[0], gains[1:], bounds, parts, budget)
     if found is None:
         most = {o.name: greatest(g, parts, budget) for o, g in zip(others, gains[1:], strict=True)}
         reach = ", ".join(f"{name} can gain at most {value:.4g}" for name, value in most.items())
-        raise UsageError(
-            f"no {budget} rows can meet every constraint: alone, {reach}",
-            fix="lower the bounds of --subject-to, or raise --budget",
-        )
+        fix = "lower the bounds of --subject-to, or raise --budget"
+        raise UsageError(f"no {budget} rows can meet every constraint: alone, {reach}", fix=fix)
     taken = usable[found.taken].tolist()
-    alone = trim.propose(scores.scored, budget).edited
     reasons = {i: ", ".join(f"{o.name} {o.gain[i]:+.3g}" for o in objectives) for i in taken}
-    edits = trim.take(
-        scores.scored, taken, _notes(first, others, budget, found.total, found.bound, len(taken)), reasons
-    )
-    predicted = [_predicted(o, taken, alone.tolist()) for o in objectives]
+    notes = _notes(first, others, budget, found.total, found.bound, len(taken))
+    edits = trim.take(scores.scored, taken, notes, reasons)
+    alone = trim.propose(scores.scored, budget).edited.tolist()
+    predicted = [_predicted(o, taken, alone) for o in objectives]
     for o, p in zip(objectives, predicted, strict=True):
         if o.room is not None and p["gain"] > o.room:
             edits.notes.append(
@@ -83,12 +78,9 @@ def _objectives(request: CurateRequest, scores: ScoreTable) -> list[_Objective]:
     asked: list[tuple[str, float | None]] = [(request.maximise, None)]
     for text in request.subject_to:
         read = _BOUND.fullmatch(text)
-        try:
-            asked.append((read[1], float(read[2])) if read else ("", None))
-        except ValueError:
-            asked.append(("", None))
-        if not asked[-1][0] or not math.isfinite(asked[-1][1] or 0.0):
+        if read is None or not math.isfinite(float(read[2])):
             raise UsageError(f"--subject-to {text!r} cannot be read", fix="write --subject-to 'fairness>=0'")
+        asked.append((read[1], float(read[2])))
     made = [_objective(name, least, scores) for name, least in asked]
     columns = [o.column for o in made]
     if len(set(columns)) < len(columns):
@@ -99,17 +91,16 @@ def _objectives(request: CurateRequest, scores: ScoreTable) -> list[_Objective]:
 def _objective(name: str, least: float | None, scores: ScoreTable) -> _Objective:
     origin = scores.provenance
     column = column_named(name, scores.table, scores.label)
-    column = origin.get("score_is") or column if column == "score" else column
+    if column == "score":
+        column = origin.get("score_is") or column
     if origin.get("kinds", {}).get(column) != "signed":
         raise UsageError(
             f"{column} is ranking-only: its sums predict nothing", fix="use columns of a signed method, such as exact"
         )
     divisor = origin.get("effect_divisors", {}).get(column)
     if least and divisor is None:
-        raise UsageError(
-            f"a bound of {least:g} on {column} has no unit: its method estimates no effect",
-            fix="write >=0, or score by a method that estimates an effect, such as exact",
-        )
+        fix = "write >=0, or score by a method that estimates an effect, such as exact"
+        raise UsageError(f"a bound of {least:g} on {column} has no unit: its method estimates no effect", fix=fix)
     gain = -scores.train.weights * floats(scores.table, column) / (divisor or 1.0)
     phi = origin.get("noise", {}).get(origin.get("objective_of", {}).get(column), {}).get("phi")
     gap = parity_of(origin, column)

@@ -1,4 +1,11 @@
-"""(3) scores -> edits under a budget."""
+"""(3) scores -> edits under a budget, and what they do to the data: classes, groups and scores before and after.
+
+Chi-square of the edits by class, with k_c edits among the n_c rows of class c and q = k/n the share edited at all:
+
+    X^2 = sum_c (k_c - q n_c)^2 / (q (1 - q) n_c),   C - 1 degrees of freedom
+
+which is Pearson's statistic of the table (edited or not) x class.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +14,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from influence_cli.actions import make_action
 from influence_cli.actions.edited import Edited, apply_edits
 from influence_cli.actions.protocol import PROPOSAL, Edits
+from influence_cli.data.labels import clean_labels
 from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.settings import parse_budget
 from influence_cli.stages.curate.request import CurateRequest
-from influence_cli.stages.curate.score_table import ScoreTable, read_scores
+from influence_cli.stages.curate.score_table import GROUP, ScoreTable, read_scores
 from influence_cli.store.shards import as_arrow
+
+Ints = NDArray[np.int64]
+MOST_OF_EDITS, MINORITY = 0.5, 0.25  # more of the edits than this from a class of less than that is worth a warning
 
 
 @dataclass(eq=False)
@@ -31,22 +43,19 @@ class Curated:
     def table(self) -> pa.Table:
         """One row per edit, most harmful first: what the row was, what it is, its score, and why."""
         scored, edits = self.scores.scored, self.edits
-        chosen = set(edits.edited.tolist())
-        order = np.array([i for i in scored.ascending().tolist() if i in chosen], dtype=np.int64)
-        table = pa.table(
-            {
-                "id": pa.array([self.scores.train.ids[i] for i in order]),
-                "row_key": as_arrow(self.scores.train.row_keys[order]),
-                "action": pa.array([edits.action] * len(order)),
-                "label_was": pa.array(scored.labels[order]),
-                "label": pa.array(edits.labels[order]),
-                "weight_was": pa.array(scored.weights[order]),
-                "weight": pa.array(edits.weights[order]),
-                "score": pa.array(scored.score[order]),
-                "reason": pa.array([edits.reason[i] for i in order], pa.string()),
-            }
-        )
-        return with_provenance(table, self.provenance())
+        order = np.array([i for i in scored.ascending().tolist() if edits.reason[i]], dtype=np.int64)
+        columns = {
+            "id": pa.array([self.scores.train.ids[i] for i in order]),
+            "row_key": as_arrow(self.scores.train.row_keys[order]),
+            "action": pa.array([edits.action] * len(order)),
+            "label_was": pa.array(scored.labels[order]),
+            "label": pa.array(edits.labels[order]),
+            "weight_was": pa.array(scored.weights[order]),
+            "weight": pa.array(edits.weights[order]),
+            "score": pa.array(scored.score[order]),
+            "reason": pa.array([edits.reason[i] for i in order], pa.string()),
+        }
+        return with_provenance(pa.table(columns), self.provenance())
 
     @property
     def added_columns(self) -> list[str]:
@@ -88,7 +97,12 @@ def curate(request: CurateRequest) -> Curated:
         raise UsageError("reweight touches every scored row and takes no budget", fix="leave --budget out")
     budget = parse_budget(request.budget or "5%", len(scores.train))
     if request.maximise is not None:
-        return Curated(scores, *_constrained(request, scores, action, budget))
+        from influence_cli.stages.curate.constrained import constrained_trim
+
+        if request.combine is not None or request.by != ("score",):
+            raise UsageError("--maximise names the column to act on", fix="leave --by and --combine out")
+        edits, predicted = constrained_trim(request, scores, action, budget)
+        return Curated(scores, edits, request, predicted)
     if request.subject_to:
         raise UsageError("--subject-to needs an objective to gain", fix="--maximise utility")
     edits = action.propose(scores.scored, budget)
@@ -98,12 +112,76 @@ def curate(request: CurateRequest) -> Curated:
     return Curated(scores, edits, request)
 
 
-def _constrained(
-    request: CurateRequest, scores: ScoreTable, action: Any, budget: int
-) -> tuple[Edits, CurateRequest, list[dict[str, Any]]]:
-    from influence_cli.stages.curate.constrained import constrained_trim
+def summarise(curated: Curated) -> dict[str, Any]:
+    """What the edits do: counts by class and group, before and after; scores; notes; precision against clean labels."""
+    edits, train = curated.edits, curated.scores.train
+    edited = np.zeros(len(train), dtype=bool)
+    edited[edits.edited] = True
+    kept = (edits.weights > 0) | (train.weights <= 0)
+    classes = _parts(train.labels, edits.labels, edited, kept)
+    summary: dict[str, Any] = {
+        "action": edits.action,
+        "train_rows": len(train),
+        "edited": int(edited.sum()),
+        "notes": list(edits.notes),
+        "warnings": _lopsided(classes, int(edited.sum()), len(train)),
+        "classes": classes,
+        "score": _scores(curated.scores.scored.score, edited),
+        "chi_square": chi_square(train.labels, edited),
+    }
+    groups = curated.scores.scored.groups
+    if groups is not None and (groups >= 0).any():
+        names, rows = train.manifest.table.column(GROUP).to_pylist(), train.index.tolist()
+        first = {int(g): rows[k] for g, k in zip(*np.unique(groups, return_index=True), strict=True)}
+        parts = _parts(groups, groups, edited, kept)
+        summary["groups"] = {str(names[first[g]]): part for g, part in parts.items() if g >= 0}
+    clean = clean_labels(train)
+    if clean is not None and edited.any():
+        wrong = (clean >= 0) & (clean != train.labels)
+        summary["wrong_share_of_edited"] = float(wrong[edited].mean())
+        summary["wrong_share_of_all"] = float(wrong.mean())
+        if edits.action == "relabel":
+            summary["right_after_relabel"] = float((edits.labels == clean)[edited].mean())
+    return summary
 
-    if request.combine is not None or request.by != ("score",):
-        raise UsageError("--maximise names the column to act on", fix="leave --by and --combine out")
-    edits, predicted = constrained_trim(request, scores, action, budget)
-    return edits, request, predicted
+
+def chi_square(labels: Ints, edited: NDArray[np.bool_]) -> dict[str, float] | None:
+    """Whether edits fall on classes as their sizes would have it; None where there is nothing to tell."""
+    from scipy import stats
+
+    classes, sizes = np.unique(labels, return_counts=True)
+    hit = int(edited.sum())
+    if len(sizes) < 2 or hit in (0, len(labels)):
+        return None
+    found = np.array([edited[labels == c].sum() for c in classes])
+    q = hit / len(labels)
+    statistic = float(((found - q * sizes) ** 2 / (q * (1 - q) * sizes)).sum())
+    free = len(sizes) - 1
+    return {"statistic": statistic, "degrees": free, "p_value": float(stats.chi2.sf(statistic, free))}
+
+
+def _parts(before: Ints, after: Ints, edited: NDArray[np.bool_], kept: NDArray[np.bool_]) -> dict[int, dict[str, int]]:
+    """By class or group: its rows, how many of them are edited, and its rows after the edits."""
+    return {
+        int(c): {
+            "rows": int((before == c).sum()),
+            "edited": int(edited[before == c].sum()),
+            "after": int((kept & (after == c)).sum()),
+        }
+        for c in np.unique(np.concatenate([before, after]))
+    }
+
+
+def _scores(score: NDArray[np.float64], edited: NDArray[np.bool_]) -> dict[str, float | None]:
+    finite = np.isfinite(score)
+    means = {"edited": score[edited & finite], "kept": score[~edited & finite]}
+    return {name: float(values.mean()) if len(values) else None for name, values in means.items()}
+
+
+def _lopsided(classes: dict[int, dict[str, int]], edited: int, rows: int) -> list[str]:
+    """A warning where most edits are of one small class."""
+    name, worst = max(classes.items(), key=lambda kv: kv[1]["edited"])
+    if edited and worst["edited"] > MOST_OF_EDITS * edited and worst["rows"] < MINORITY * rows:
+        share, size = worst["edited"] / edited, worst["rows"] / rows
+        return [f"{share:.0%} of the edits are of class {name}, a minority ({size:.1%} of the rows)"]
+    return []

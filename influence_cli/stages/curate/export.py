@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +26,19 @@ class Export:
 
     form: str
     path: str
-    rows: int
-    notes: list[str]
-    write: Callable[[], None]
+    place: Path
+    prepared: Prepared
 
     def sentence(self) -> str:
         """What is written where."""
         unit = "tasks" if self.form == "label-studio" else "rows"
-        return f"{self.rows:,} {unit} exported as {self.form} to {self.path}"
+        return f"{self.prepared.rows:,} {unit} exported as {self.form} to {self.path}"
+
+    def write(self) -> None:
+        """Write it, where still nothing is."""
+        _check_free(self.place, self.path)
+        with (replacing_folder if FORMS[self.form].folder else replacing)(self.place) as temporary:
+            self.prepared.write(temporary)
 
 
 def prepare_export(curated: Curated, request: ExportRequest) -> Export:
@@ -51,7 +55,8 @@ def prepare_export(curated: Curated, request: ExportRequest) -> Export:
     form = choose_form(request.form, origin, request.path)
     status_of("--export", request.path)
     place = Path(os.path.abspath(request.path))
-    _check_place(place, request.path, origin, manifest.folder)
+    _check_free(place, request.path)
+    _check_outside(place, request.path, origin, manifest.folder)
     check_no_store("--export", request.path)
     check_writable("--export", request.path, probe=False)
     job = ExportJob(
@@ -64,12 +69,11 @@ def prepare_export(curated: Curated, request: ExportRequest) -> Export:
         url_prefix=request.url_prefix or "",
         ranks=_ranks(curated),
     )
-    prepared = prepare(form, job)
-    return Export(form, request.path, prepared.rows, prepared.notes, lambda: _write(form, place, prepared))
+    return Export(form, request.path, place, prepare(form, job))
 
 
-def _check_place(place: Path, named: str, origin: Origin | None, folder: Path) -> None:
-    """Refuse to overwrite anything, and to write into the source.
+def _check_free(place: Path, named: str) -> None:
+    """Refuse to overwrite anything but a file that has been made for this, as ``mktemp`` does.
 
     Raises:
         UsageError: the place is taken.
@@ -77,24 +81,17 @@ def _check_place(place: Path, named: str, origin: Origin | None, folder: Path) -
     if place.is_dir() and not place.is_symlink():
         if any(place.iterdir()):
             raise UsageError(f"--export {named} is not empty", fix="give a new place: nothing is overwritten")
-    elif os.path.lexists(place) and not _is_empty_file(place):
-        raise UsageError(f"--export {named} is there already", fix="give a new place: nothing is overwritten")
-    source = None if origin is None else origin.path(folder).resolve()
-    if source is not None and source in (Path(os.path.realpath(place)), *Path(os.path.realpath(place)).parents):
+    elif os.path.lexists(place):
+        status = os.lstat(place)
+        if not stat.S_ISREG(status.st_mode) or status.st_size:
+            raise UsageError(f"--export {named} is there already", fix="give a new place: nothing is overwritten")
+
+
+def _check_outside(place: Path, named: str, origin: Origin | None, folder: Path) -> None:
+    """Refuse to write into the source."""
+    real = Path(os.path.realpath(place))
+    if origin is not None and origin.path(folder).resolve() in (real, *real.parents):
         raise UsageError(f"--export {named} is inside of the source", fix="give a place outside of it")
-
-
-def _is_empty_file(place: Path) -> bool:
-    """Whether a file has been made for this, as ``mktemp`` does."""
-    status = os.lstat(place)
-    return stat.S_ISREG(status.st_mode) and status.st_size == 0
-
-
-def _write(form: str, place: Path, prepared: Prepared) -> None:
-    if os.path.lexists(place) and not (place.is_dir() or _is_empty_file(place)):  # since it was checked
-        raise UsageError(f"--export {place} is there already", fix="give a new place: nothing is overwritten")
-    with (replacing_folder if FORMS[form].folder else replacing)(place) as temporary:
-        prepared.write(temporary)
 
 
 def _ranks(curated: Curated) -> dict[str, float]:

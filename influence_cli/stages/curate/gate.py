@@ -16,13 +16,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from influence_cli.data.tables import numbers
 from influence_cli.errors import UsageError
 from influence_cli.settings import parse_budget, parse_share
-from influence_cli.stages.curate.baseline import read_baseline
-from influence_cli.stages.curate.calibration import calibration_keys, p_values, reference_rows
+from influence_cli.stages.curate.combining import floats
+from influence_cli.stages.curate.known_rows import calibration_keys, p_values, read_baseline, reference_rows
 from influence_cli.stages.curate.request import GateRequest
-from influence_cli.stages.curate.score_table import ScoreTable
+from influence_cli.stages.curate.score_table import ScoreTable, planted_labels
 from influence_cli.stages.score.noise import describe_noise, is_noise
 from influence_cli.store.shards import as_arrow
 
@@ -61,7 +60,8 @@ def check(scores: ScoreTable, request: GateRequest) -> Verdict:
     calibration = calibration_keys(scores, effect is not None)
     keys = [k.hex() for k in scores.scored.keys]
     in_baseline = np.array([k in accepted for k in keys])
-    new = ~in_baseline & np.array([k not in calibration for k in keys]) & ~_canaries(scores)
+    known = in_baseline | np.array([k in calibration for k in keys])  # canaries too, but for the label planted there
+    new = ~known & (planted_labels(scores.table) < 0)
     judged = new & np.isfinite(scores.scored.score if effect is None else effect)
     unjudged = _unjudged(scores, new & ~judged, accepted | set(calibration))
     if effect is not None:
@@ -80,13 +80,6 @@ def check(scores: ScoreTable, request: GateRequest) -> Verdict:
         )
     why = {"p_value": p[p <= rate]}
     return _verdict(scores, request, int(judged.sum()), np.flatnonzero(judged)[p <= rate], why, basis, unjudged)
-
-
-def _canaries(scores: ScoreTable) -> NDArray[np.bool_]:
-    """Rows [n] that are as they were in training, but for the wrong label that was planted there: they are not new."""
-    if "canary" not in scores.table.column_names:
-        return np.zeros(len(scores.train), dtype=bool)
-    return scores.table.column("canary").is_valid().to_numpy()
 
 
 def _unjudged(scores: ScoreTable, null: NDArray[np.bool_], known: set[str]) -> list[tuple[int, str]]:
@@ -117,28 +110,25 @@ def _verdict(
     """
     candidates = judged + len(unjudged)
     allowed = parse_budget(request.max_flagged, candidates, "--max-flagged")
-    table = pa.table(
-        {
-            "id": pa.array([scores.train.ids[i] for i in flagged], pa.string()),
-            "row_key": as_arrow(scores.train.row_keys[flagged]),
-            "label": pa.array(scores.train.labels[flagged]),
-            "score": pa.array(scores.scored.score[flagged]),
-            **{name: pa.array(values) for name, values in why.items()},
-            "reason": pa.nulls(len(flagged), pa.string()),
-        }
-    ).sort_by([(next(iter(why)), "ascending"), ("score", "ascending"), ("id", "ascending")])
+    suspicious = {
+        "id": pa.array([scores.train.ids[i] for i in flagged], pa.string()),
+        "row_key": as_arrow(scores.train.row_keys[flagged]),
+        "label": pa.array(scores.train.labels[flagged]),
+        "score": pa.array(scores.scored.score[flagged]),
+        **{name: pa.array(values) for name, values in why.items()},
+        "reason": pa.nulls(len(flagged), pa.string()),
+    }
     rows, manifest = np.array([row for row, _ in unjudged], dtype=np.int64), scores.manifest
-    more = pa.table(
-        {
-            "id": pa.array([manifest.ids[k] for k in rows], pa.string()),
-            "row_key": as_arrow(manifest.row_keys[rows]),
-            "label": pa.array(manifest.labels[rows], mask=manifest.labels[rows] < 0),
-            **{name: pa.nulls(len(rows), pa.float64()) for name in ("score", *why)},
-            "reason": pa.array([f"cannot be judged: {reason}" for _, reason in unjudged], pa.string()),
-        }
-    )
+    first = {
+        "id": pa.array([manifest.ids[k] for k in rows], pa.string()),
+        "row_key": as_arrow(manifest.row_keys[rows]),
+        "label": pa.array(manifest.labels[rows], mask=manifest.labels[rows] < 0),
+        **{name: pa.nulls(len(rows), pa.float64()) for name in ("score", *why)},
+        "reason": pa.array([f"cannot be judged: {reason}" for _, reason in unjudged], pa.string()),
+    }
+    table = pa.table(suspicious).sort_by([(name, "ascending") for name in (*why, "score", "id")])
     tripped = len(flagged) > allowed or len(unjudged) > 0
-    return Verdict(pa.concat_tables([more, table]), candidates, allowed, basis, tripped, len(unjudged))
+    return Verdict(pa.concat_tables([pa.table(first), table]), candidates, allowed, basis, tripped, len(unjudged))
 
 
 def _effects(scores: ScoreTable, threshold: float) -> NDArray[np.float64]:
@@ -151,16 +141,11 @@ def _effects(scores: ScoreTable, threshold: float) -> NDArray[np.float64]:
     if not 0 <= threshold < float("inf"):
         what = "negative" if threshold < 0 else "no size"
         raise UsageError(f"--threshold {threshold:g} is {what}", fix="give a size: effects below minus it are flagged")
-    return numbers(scores.table, "effect").fill_null(float("nan")).to_numpy()
+    return floats(scores.table, "effect")
 
 
 def _refuse_noise(scores: ScoreTable) -> None:
-    origin = scores.provenance
-    if scores.scored.kind != "signed":
-        return
-    for name, entry in origin.get("noise", {}).items():
-        if is_noise(entry):
-            raise UsageError(
-                f"the direction of {name} is mostly sampling noise ({describe_noise(entry)}), and so would a gate be",
-                fix="use more target rows, or a ranking such as --method loss",
-            )
+    for name, entry in scores.provenance.get("noise", {}).items():
+        if scores.scored.kind == "signed" and is_noise(entry):
+            what = f"the direction of {name} is mostly sampling noise ({describe_noise(entry)}), and so would a gate be"
+            raise UsageError(what, fix="use more target rows, or a ranking such as --method loss")

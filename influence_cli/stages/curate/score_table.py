@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,18 +10,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from influence_cli.actions.protocol import Scored
+from influence_cli.actions.protocol import Parity, Scored
 from influence_cli.data.classes import class_count
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import keyed_rows, numbers, provenance, read_table, shown
 from influence_cli.errors import ManifestError, UsageError
+from influence_cli.maths.fairness import TEMPERATURE
 from influence_cli.stages.curate.combining import DEFAULT_RULE, column_named, combine_columns, floats
-from influence_cli.stages.curate.parity import parity_of
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.score.combine import combine_options, kind_of
 
 GROUP = "group"  # column of a manifest: the sensitive group of a row
+
+
+CANARY = "canary"  # column of a score table: the wrong label that the checkpoint was trained on, null elsewhere
 
 
 @dataclass(eq=False)
@@ -48,31 +52,27 @@ def read_scores(request: CurateRequest) -> ScoreTable:
         if needed not in table.column_names:
             raise ManifestError(f"no column {needed!r}", where=where, fix="give a table that `score` wrote")
     origin = provenance(table.schema)
+    then: dict[str, Any] = origin.get("manifest", {})
     asked = (request.maximise,) if request.maximise is not None else request.by
     by = [column_named(name, table, where) for name in asked]
-    locator = origin.get("manifest", {}).get("locator") if request.manifest is None else request.manifest
+    locator = then.get("locator") if request.manifest is None else request.manifest
     if locator is None or (isinstance(locator, str) and locator == "-"):
         raise UsageError("the score table does not say where its manifest is", fix="pass --manifest PATH")
-    label = request.label or origin.get("manifest", {}).get("label") or "label"
+    label = request.label or then.get("label") or "label"
     manifest = open_manifest(locator, label, request.skip_bad or bool(origin.get("skip_bad")))
-    if manifest.fingerprint == origin.get("manifest", {}).get("fingerprint"):
+    if manifest.fingerprint == then.get("fingerprint"):
         manifest = manifest.without_ids(origin.get("skipped", []), "left out when it was scored")
     train = manifest.rows("train")
     table = in_manifest_order(table, train, where, manifest.source)
-    scored_then = origin.get("manifest", {}).get("fingerprint")
-    if scored_then is not None and request.manifest is None and scored_then != manifest.fingerprint:
-        raise ManifestError(
-            "its target or test rows or its splits have changed since it was scored",
-            where=f"{manifest.source}, against {where}",
-            fix="run `influence score` again, or pass --manifest to say that you mean it",
-        )
+    if request.manifest is None and then.get("fingerprint") not in (None, manifest.fingerprint):
+        what = "its target or test rows or its splits have changed since it was scored"
+        fix = "run `influence score` again, or pass --manifest to say that you mean it"
+        raise ManifestError(what, where=f"{manifest.source}, against {where}", fix=fix)
     _check_classes(origin, manifest, where)
     score, kind, column = _ranking(request, table, by, origin, where)
-    first, planted = column in ("score", origin.get("score_is")), _ints(table, "canary")
-    if planted is not None:  # the checkpoint learned another label for these rows: they are never edited
-        score = np.where(planted >= 0, np.nan, score)
+    first = column in ("score", origin.get("score_is"))
     scored = Scored(
-        score=score,
+        score=np.where(planted_labels(table) >= 0, np.nan, score),  # the checkpoint learned these rows otherwise
         kind=kind,
         labels=train.labels,
         weights=train.weights,
@@ -98,19 +98,11 @@ def in_manifest_order(table: pa.Table, train: Rows, scores: str, manifest: str) 
         k, then = place.get(i, (-1, None))
         if then != key.tobytes():
             what = "is not in the score table" if then is None else "has changed since it was scored"
-            raise ManifestError(
-                f"train row id={i} {what}",
-                where=f"{manifest}, against {scores}",
-                fix="run `influence score` again",
-            )
+            raise _not_as_scored(f"train row id={i} {what}", manifest, scores)
         order.append(k)
     if len(order) < len(place):
         gone = next(iter(set(place) - set(train.ids)))
-        raise ManifestError(
-            f"scored row id={gone} is no train row any more",
-            where=f"{manifest}, against {scores}",
-            fix="run `influence score` again",
-        )
+        raise _not_as_scored(f"scored row id={gone} is no train row any more", manifest, scores)
     return table.take(pa.array(order, pa.int64()))
 
 
@@ -139,20 +131,50 @@ def _check_classes(origin: dict[str, Any], manifest: Manifest, where: str) -> No
     then = (origin.get("model") or {}).get("classes")
     if then is not None and manifest.classes is not None and tuple(then) != manifest.classes:
         here, there = (", ".join(names[:10]) for names in (manifest.classes, then))
-        raise ManifestError(
-            f"its classes ({here}) are not those that were scored ({there})",
-            where=f"{manifest.source}, against {where}",
-            fix="run `influence score` again",
-        )
+        raise _not_as_scored(f"its classes ({here}) are not those that were scored ({there})", manifest.source, where)
+
+
+def _not_as_scored(what: str, manifest: str, scores: str) -> ManifestError:
+    return ManifestError(what, where=f"{manifest}, against {scores}", fix="run `influence score` again")
 
 
 def _proposed(table: pa.Table, name: str, train: Rows) -> NDArray[np.int64] | None:
     """A column of proposed labels [n], -1 for none: a model may have more outputs than the data have classes."""
-    labels, classes = _ints(table, name), class_count(train.manifest.classes, train.labels)
+    labels, classes = _labels(table, name), class_count(train.manifest.classes, train.labels)
     return None if labels is None else np.where(labels < classes, labels, -1)
 
 
-def _ints(table: pa.Table, name: str) -> NDArray[np.int64] | None:
+def planted_labels(table: pa.Table) -> NDArray[np.int64]:
+    """The wrong label [n] that the checkpoint of a score table was trained on, -1 for rows that are no canaries."""
+    planted = _labels(table, CANARY)
+    return np.full(table.num_rows, -1, dtype=np.int64) if planted is None else planted
+
+
+def _labels(table: pa.Table, name: str) -> NDArray[np.int64] | None:
     if name not in table.column_names:
         return None
     return numbers(table, name, pa.int64()).fill_null(-1).to_numpy()
+
+
+def parity_of(origin: dict[str, Any], column: str) -> Parity | None:
+    """What a score column can do until the gap is closed; None where it is about no groups."""
+    name = origin.get("score_is") if column == "score" else column
+    objective = origin.get("objective_of", {}).get(name)
+    entry = origin.get("noise", {}).get(objective, {})
+    parts = entry.get("parts") or {}
+    if not parts.get("terms") or entry.get("phi") is None:
+        return None
+    options = origin.get("spec", {}).get("options", {}).get(objective, {})
+    room = 0.0 if parts["at_parity"] else _room(entry["phi"], parts, options)
+    return Parity(objective, room, origin.get("effect_divisors", {}).get(name))
+
+
+def _room(phi: float, parts: dict[str, Any], options: dict[str, Any]) -> float:
+    """What Phi can fall by along its slope until all groups are equal: Phi, where it is a gap."""
+    aggregate = options.get("aggregate", "pairs")
+    if aggregate == "variance":  # quadratic in the gap: its slope leads to twice its fall
+        return 2.0 * phi
+    if aggregate == "max":  # the smooth maximum of equal gaps of zero lies above zero
+        groups = len(parts["terms"][0]["groups"])
+        return phi - TEMPERATURE * math.log(groups * (groups - 1) / 2)
+    return phi

@@ -17,12 +17,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Manifest
 from influence_cli.data.open import open_manifest
-from influence_cli.data.tables import (
-    keyed_rows,
-    numbers,
-    provenance,
-    read_table,
-)
+from influence_cli.data.tables import keyed_rows, numbers, provenance, read_table
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.store.keys import row_key
 
@@ -68,11 +63,8 @@ def plan_undo(edits: Any, curated: str, label: str | None = None) -> Undoing:
         as_edited = k is not None and (labels[k], manifest.splits[k]) == (row["label"], "train")
         if k is None or not as_edited or not np.isclose(weights[k], row["weight"], rtol=1e-6, atol=0):
             what = "is not in it" if k is None else "has changed since it was edited"
-            raise ManifestError(
-                f"row id={row['id']} of the edits {what}",
-                where=f"{curated}, against {where}",
-                fix="give the manifest that `curate -o` wrote with these edits",
-            )
+            fix = "give the manifest that `curate -o` wrote with these edits"
+            raise ManifestError(f"row id={row['id']} of the edits {what}", where=f"{curated}, against {where}", fix=fix)
         if row_key(manifest.payload_keys[k].tobytes(), row["label_was"]) != keys[row["id"]]:
             what, fix = "label_was is not the label that the row had", "give the edits as `curate --edits` wrote them"
             raise ManifestError(what, where=f"{where}, row id={row['id']}, column label_was", fix=fix)
@@ -81,7 +73,7 @@ def plan_undo(edits: Any, curated: str, label: str | None = None) -> Undoing:
     if original is not None and original.classes != manifest.classes and original.classes and manifest.classes:
         fix = "number the classes of both alike"
         raise ManifestError("its classes are not those of what was curated", where=str(curated), fix=fix)
-    before = {} if not gone or original is None else _places(original, manifest, gone)
+    before = {} if not gone or original is None else _places(original, place, gone)
     added = tuple(origin.get("action", {}).get("added_columns", ()))
     return Undoing(manifest, original, label, added, labels, weights, before, table.num_rows)
 
@@ -110,28 +102,22 @@ def _original(origin: dict[str, Any], label: str, required: bool, where: str) ->
         return open_manifest(locator, label, bool(origin.get("skip_bad")))
     if required:
         said = locator or "the edits do not say where"
-        raise UsageError(
-            f"rows were trimmed, and the manifest they were in is not found ({said})",
-            where=where,
-            fix="put it back there; edits written as .parquet say where it is",
-        )
+        what = f"rows were trimmed, and the manifest they were in is not found ({said})"
+        raise UsageError(what, where=where, fix="put it back there; edits written as .parquet say where it is")
     return None
 
 
-def _places(original: Manifest, curated: Manifest, gone: dict[str, bytes]) -> dict[int, list[int]]:
-    """Before which row of the curated manifest each trimmed row belongs."""
-    place = {i: k for k, i in enumerate(curated.ids)}
+def _places(original: Manifest, place: dict[str, int], gone: dict[str, bytes]) -> dict[int, list[int]]:
+    """Before which row of the curated manifest, whose ids stand at ``place``, each trimmed row belongs."""
     before: dict[int, list[int]] = {}
-    following, found = len(curated), 0
-    for k in range(len(original) - 1, -1, -1):
-        name = original.ids[k]
+    following, found = len(place), 0
+    for k, name in reversed(list(enumerate(original.ids))):
         if name in place:
             following = place[name]
         elif name in gone:
             if original.row_keys[k].tobytes() != gone[name]:
-                raise ManifestError(
-                    f"row id={name} has changed since it was trimmed", where=original.source, fix="put the old row back"
-                )
+                what = f"row id={name} has changed since it was trimmed"
+                raise ManifestError(what, where=original.source, fix="put the old row back")
             before.setdefault(following, []).insert(0, k)
             found += 1
     if found < len(gone):

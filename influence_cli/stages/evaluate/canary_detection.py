@@ -8,7 +8,6 @@ a lower bound.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,10 @@ from influence_cli.events import Listener
 from influence_cli.maths.ranking import Ladder, found
 from influence_cli.methods.random import uniform_draws
 from influence_cli.model.run_folder import RunFolder
-from influence_cli.settings import Runtime, parse_budget
+from influence_cli.settings import parse_budget
+from influence_cli.stages.curate.score_table import planted_labels
 from influence_cli.stages.evaluate.detection import RANDOM, detect
+from influence_cli.stages.evaluate.request import EvaluateRequest
 from influence_cli.stages.evaluate.score_tables import NamedTable, ScoreTables, score_columns, side_by_side
 from influence_cli.stages.evaluate.truth import Truth
 from influence_cli.stages.retrain.canaries import with_planted
@@ -30,53 +31,44 @@ from influence_cli.stages.score.score import score
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class CanarySettings:
-    """How canaries are measured."""
-
-    runtime: Runtime
-    listener: Listener
-    budget: str
-    draws: int
-    seed: int
-    manifest: Any = None  # default: where each table's provenance says
-    checkpoint: str | None = None  # where the run folder is by now
-
-
-def canaries_of(scores: ScoreTables, truth: Truth | None, how: CanarySettings) -> list[dict[str, Any]]:
-    """Canary detection for the tables of the board whose checkpoint was trained with canaries, one entry a planting."""
+def canaries_of(
+    scores: ScoreTables, truth: Truth | None, request: EvaluateRequest, listener: Listener
+) -> list[dict[str, Any]]:
+    """Canary detection for the tables whose checkpoint was trained with canaries, one entry a planting."""
     groups: dict[bytes, list[NamedTable]] = {}
     for table in scores.tables:
-        planted = table.canaries()
+        planted = planted_labels(table.table)
         if not (planted >= 0).any():
             continue
         if not table.provenance:
-            how.listener.warn(f"{table.source} has canaries but does not say how it was made: they are not measured")
+            listener.warn(f"{table.source} has canaries but does not say how it was made: they are not measured")
             continue
         groups.setdefault(planted.tobytes(), []).append(table)
-    return [_of_group(scores, tables, truth, how) for tables in groups.values()]
+    return [_of_planting(scores, tables, truth, request, listener) for tables in groups.values()]
 
 
-def _of_group(
-    scores: ScoreTables, tables: list[NamedTable], truth: Truth | None, how: CanarySettings
+def _of_planting(
+    scores: ScoreTables, tables: list[NamedTable], truth: Truth | None, request: EvaluateRequest, listener: Listener
 ) -> dict[str, Any]:
-    planted = tables[0].canaries()
-    scored = side_by_side([(t, _with_planted_labels(t, planted, how)) for t in tables])
-    columns = {shown: values for _, _, shown, values in scored}
-    columns[RANDOM] = uniform_draws(scores.train.ids, how.seed)
-    trained = _trained_on(scores.train, how.checkpoint or tables[0].provenance["checkpoint"]["locator"])
+    planted, scored = planted_labels(tables[0].table), list[tuple[NamedTable, dict[str, Floats]]]()
+    for table in tables:  # their columns, anew, with the planted labels
+        where = {"source": table.source, "manifest": request.manifest, "checkpoint": request.checkpoint}
+        run, session = reopen(table.provenance, request.runtime, listener, **where)
+        scored.append((table, score_columns(score(with_planted(run, planted), session)[0])))
+    columns = {shown: values for _, _, shown, values in side_by_side(scored)}
+    columns[RANDOM] = uniform_draws(scores.train.ids, request.seed)
+    trained = _trained_on(scores.train, request.checkpoint or tables[0].provenance["checkpoint"]["locator"])
     canaries = Truth((planted >= 0) & trained, trained, "canaries")
-    count, rows = int(canaries.wrong.sum()), parse_budget(how.budget, int(trained.sum()))
-    result = detect(columns, canaries, rows, how.draws, how.seed, RANDOM)
-    found_better = [
-        name
-        for name, entry in result["columns"].items()
-        if name != RANDOM and entry.get("difference", {}).get("average_precision", {}).get("verdict") == "better"
-    ]
-    best = max(found_better, key=lambda n: result["columns"][n]["average_precision"], default=None)
+    rows = parse_budget(request.budget, int(trained.sum()))
+    result = detect(columns, canaries, rows, request.draws, request.seed, RANDOM)
+    better: dict[str, float] = {}  # than random, which has no difference to itself
+    for name, figures in result["columns"].items():
+        if figures.get("difference", {}).get("average_precision", {}).get("verdict") == "better":
+            better[name] = figures["average_precision"]
+    best = max(better, key=lambda name: better[name], default=None)
     entry = {
         "tables": [t.source for t in tables],
-        "canaries": count,
+        "canaries": int(canaries.wrong.sum()),
         "rows": int(trained.sum()),
         "budget_rows": rows,
         "best_against_random": best,
@@ -87,13 +79,6 @@ def _of_group(
     if real is not None and real.wrong.any() and (real.known & ~real.wrong).any():
         entry["against_truth"] = _against_truth(tables, columns, canaries, real)
     return entry
-
-
-def _with_planted_labels(table: NamedTable, planted: NDArray[np.int64], how: CanarySettings) -> dict[str, Floats]:
-    """The columns of a table, anew, with the planted labels."""
-    where = {"source": table.source, "manifest": how.manifest, "checkpoint": how.checkpoint}
-    run, session = reopen(table.provenance, how.runtime, how.listener, **where)
-    return score_columns(score(with_planted(run, planted), session)[0])
 
 
 def _trained_on(train: Rows, checkpoint: str) -> NDArray[np.bool_]:
@@ -120,9 +105,8 @@ def _against_truth(
     for name, planted_values in columns.items():
         if name not in own:
             continue
-        a = _auc_and_precision(planted_values, canaries, rate)
-        b = _auc_and_precision(planted_values, clean, rate)
-        c = _auc_and_precision(own[name], real, rate)
+        held = ((planted_values, canaries), (planted_values, clean), (own[name], real))
+        a, b, c = (_auc_and_precision(values, among, rate) for values, among in held)
         if a is not None and b is not None and c is not None:
             out["columns"][name] = {
                 figure: {"canaries": x, "canaries_among_right": y, "real": z, "gap": x - z}

@@ -9,38 +9,37 @@ from __future__ import annotations
 
 from typing import Any
 
-from influence_cli.data.manifest import Rows
 from influence_cli.errors import DamagedModel, InfluenceError
 from influence_cli.events import Listener
 from influence_cli.objectives import OBJECTIVES, load_objective
-from influence_cli.settings import Runtime
+from influence_cli.stages.evaluate.request import EvaluateRequest
 from influence_cli.stages.evaluate.score_tables import NamedTable, ScoreTables
-from influence_cli.stages.retrain.arm_quality import beyond_accuracy
-from influence_cli.stages.retrain.attacked_arms import attacked_accuracy
+from influence_cli.stages.retrain.arm_comparison import beyond_accuracy
+from influence_cli.stages.retrain.attacked_arms import AttackedRows
 from influence_cli.stages.run.reopen import reopen
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 from influence_cli.stages.run.usable_rows import usable_now
 
 
-def quality_of(
-    scores: ScoreTables, runtime: Runtime, listener: Listener, manifest: Any = None, checkpoint: str | None = None
-) -> list[dict[str, Any]]:
+def quality_of(scores: ScoreTables, request: EvaluateRequest, listener: Listener) -> list[dict[str, Any]]:
     """One entry for every checkpoint and groups that tables were scored at; a model that is gone is only noted."""
     asked: dict[tuple[str, str, bool], list[NamedTable]] = {}
     for table in scores.tables:
         origin = table.provenance
         then, objectives = origin.get("checkpoint"), origin.get("spec", {}).get("objectives", [])
-        needs = _needs(objectives)
+        needs = {"rows"}  # of an objective that is not known here, its name
+        for name in objectives:
+            needs |= load_objective(name).needs if name in OBJECTIVES else {name}
         if then is not None and needs != {"rows"}:
             column = origin["manifest"].get("group") or ""
             asked.setdefault((then["fingerprint"], column, "attack" in needs), []).append(table)
     found: list[dict[str, Any]] = []
     for (_, column, _), tables in asked.items():
         origin, where = tables[0].provenance, tables[0].source
-        places = {"manifest": manifest, "checkpoint": checkpoint}
+        places = {"source": where, "manifest": request.manifest, "checkpoint": request.checkpoint}
         try:
-            run, session = reopen(origin, runtime, listener, source=where, remember=False, **places)
+            run, session = reopen(origin, request.runtime, listener, remember=False, **places)
             rows = _measured(run, session, column)
         except DamagedModel:
             raise  # a model that is gone is noted; one that is there and damaged is an error
@@ -50,14 +49,6 @@ def quality_of(
         about = {"checkpoint": origin["checkpoint"]["locator"], "group": column or None, "rows": rows}
         found.append({"tables": [t.source for t in tables], **about})
     return found
-
-
-def _needs(objectives: list[str]) -> set[str]:
-    """What the objectives of a table need, by name; of one that is not known here, its name."""
-    needs = {"rows"}
-    for name in objectives:
-        needs |= load_objective(name).needs if name in OBJECTIVES else {name}
-    return needs
 
 
 def _measured(run: Run, session: Session, column: str) -> dict[str, dict[str, Any]]:
@@ -72,9 +63,8 @@ def _measured(run: Run, session: Session, column: str) -> dict[str, dict[str, An
     model, device = load_model(run.model, run.checkpoint), session.device
     how = next((o for o in run.objectives.values() if "attack" in o.needs), None)
     test = run.manifest.rows("test")
-    splits: dict[str, Rows] = {"target": run.target, "test": usable_now(test, run.model, run.inputs)}
     found: dict[str, dict[str, Any]] = {}
-    for split, rows in splits.items():
+    for split, rows in (("target", run.target), ("test", usable_now(test, run.model, run.inputs))):
         if not len(rows):
             continue
         data = Examples(rows, run.model, session.listener, f"{split} rows")
@@ -82,6 +72,7 @@ def _measured(run: Run, session: Session, column: str) -> dict[str, dict[str, An
         measured = {**quality(logits, data.labels, loss_of(run.model.task))}
         measured.update(beyond_accuracy(logits, rows, data.labels, column) if column else {})
         if how is not None:
-            measured["attacked_static"] = attacked_accuracy(model, run.model, how, rows, data, run.spec.seed, device)
+            attacked = AttackedRows(how, run.model, rows, data, run.spec.seed, device)
+            measured["attacked_static"] = attacked.accuracy(model)
         found[split] = {"n": len(rows), **measured}
     return found

@@ -6,6 +6,7 @@ counted apart, and so are canaries of either checkpoint, whose scores are not of
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,9 @@ from influence_cli.maths.bootstrap import correlation_interval, draws_of
 from influence_cli.maths.noise import ranks, spearman
 from influence_cli.maths.ranking import jaccard, kendall, lowest, weighted_spearman
 from influence_cli.settings import parse_budget
+from influence_cli.stages.curate.score_table import planted_labels
 from influence_cli.stages.evaluate.order import sign_agreement
-from influence_cli.stages.evaluate.score_tables import CANARY, score_columns
+from influence_cli.stages.evaluate.score_tables import score_columns
 
 Floats = NDArray[np.float64]
 MOVERS = 10
@@ -33,6 +35,7 @@ class Matched:
     a: pa.Table
     b: pa.Table
     ids: list[str]
+    keys: list[bytes]  # row keys
     counts: dict[str, int]
 
 
@@ -42,34 +45,23 @@ def match(a: pa.Table, b: pa.Table, source_a: str, source_b: str) -> Matched:
     Raises:
         ManifestError: a table has no ids or row keys, or the two have no row in common.
     """
-    keys_a, keys_b = keys_by_id(a, source_a), keys_by_id(b, source_b)
-    place = {i: k for k, i in enumerate(keys_b)}
-    shared = [i for i in keys_a if i in place]
-    same = [i for i in shared if keys_a[i] == keys_b[i]]
-    where_a = {i: k for k, i in enumerate(keys_a)}
-    taken_a = a.take(pa.array([where_a[i] for i in same], pa.int64()))
-    taken_b = b.take(pa.array([place[i] for i in same], pa.int64()))
-    canary = np.zeros(len(same), dtype=bool)
-    for table in (taken_a, taken_b):
-        if CANARY in table.column_names:
-            canary |= table.column(CANARY).is_valid().to_numpy()
-    kept = pa.array(~canary)
-    ids = [i for i, c in zip(same, canary.tolist(), strict=True) if not c]
+    rows_a, rows_b = keyed_rows(a, source_a), keyed_rows(b, source_b)
+    shared = [i for i in rows_a if i in rows_b]
+    same = [i for i in shared if rows_a[i][1] == rows_b[i][1]]
+    a, b = (t.take(pa.array([rows[i][0] for i in same], pa.int64())) for t, rows in ((a, rows_a), (b, rows_b)))
+    canary = (planted_labels(a) >= 0) | (planted_labels(b) >= 0)
+    ids = list(itertools.compress(same, ~canary))
     if not ids:
         raise ManifestError("no row in common", where=f"{source_a}, {source_b}", fix="compare tables of the same rows")
     counts = {
         "rows": len(ids),
-        "only_in_a": len(keys_a) - len(shared),
-        "only_in_b": len(keys_b) - len(shared),
+        "only_in_a": len(rows_a) - len(shared),
+        "only_in_b": len(rows_b) - len(shared),
         "changed": len(shared) - len(same),
         "canary_rows": int(canary.sum()),
     }
-    return Matched(taken_a.filter(kept), taken_b.filter(kept), ids, counts)
-
-
-def keys_by_id(table: pa.Table, source: str) -> dict[str, bytes]:
-    """The row key of every row of a score table, by id."""
-    return {name: key for name, (_, key) in keyed_rows(table, source).items()}
+    kept = pa.array(~canary)
+    return Matched(a.filter(kept), b.filter(kept), ids, [rows_a[i][1] for i in ids], counts)
 
 
 def compare(a: str, b: str, budget: str, draws: int, seed: int) -> dict[str, Any]:
@@ -85,37 +77,24 @@ def compare(a: str, b: str, budget: str, draws: int, seed: int) -> dict[str, Any
     columns = compare_columns(matched, rows, draws, seed)
     if not columns:
         raise UsageError("no score column in common", where=f"{a}, {b}", fix="score both by the same methods")
-    return {
-        "schema_version": 1,
-        "a": a,
-        "b": b,
-        **matched.counts,
-        "budget_rows": rows,
-        "comparison": columns,
-    }
+    return {"schema_version": 1, "a": a, "b": b, **matched.counts, "budget_rows": rows, "comparison": columns}
 
 
 def compare_columns(matched: Matched, rows: int, draws: int, seed: int) -> dict[str, Any]:
     """What is compared of every column that both tables have, by its name, with ``rows`` as the budget."""
     columns_a, columns_b = score_columns(matched.a), score_columns(matched.b)
     kinds = [provenance(t.schema).get("kinds", {}) for t in (matched.a, matched.b)]
-    keys = [bytes.fromhex(k) if isinstance(k, str) else k for k in matched.a.column("row_key").to_pylist()]
-    return {
-        name: _column(
-            matched.ids, keys, columns_a[name], columns_b[name], rows, draws, seed,
-            all(k.get(f"score_{name}") == "signed" for k in kinds),
-        )
-        for name in columns_a
-        if name in columns_b
-    }  # fmt: skip
+    found: dict[str, Any] = {}
+    for name in (n for n in columns_a if n in columns_b):
+        signed = all(k.get(f"score_{name}") == "signed" for k in kinds)
+        found[name] = _column(matched, columns_a[name], columns_b[name], rows, draws, seed, signed)
+    return found
 
 
-def _column(
-    ids: list[str], keys: list[bytes], a: Floats, b: Floats, budget: int, draws: int, seed: int, signed: bool
-) -> dict[str, Any]:
+def _column(matched: Matched, a: Floats, b: Floats, budget: int, draws: int, seed: int, signed: bool) -> dict[str, Any]:
     both = np.flatnonzero(np.isfinite(a) & np.isfinite(b))
     x, y = a[both], b[both]
-    names = [keys[k] for k in both.tolist()]
+    names = [matched.keys[k] for k in both.tolist()]
     k = min(budget, len(both))
     low_x, low_y = lowest(x, k, names), lowest(y, k, names)
     rho = spearman(x, y)
@@ -137,7 +116,7 @@ def _column(
         "sign_agreement": sign_agreement(x, y) if signed else None,
         "movers": [
             {
-                "id": ids[int(both[m])],
+                "id": matched.ids[int(both[m])],
                 "score_a": float(x[m]),
                 "score_b": float(y[m]),
                 "rank_a": float(rank_x[m]),

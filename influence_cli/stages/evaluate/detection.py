@@ -7,7 +7,6 @@ Verdicts against the reference column are Holm's, over all columns, figure by fi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,15 @@ from influence_cli.stages.evaluate.truth import Mask, Truth
 Floats = NDArray[np.float64]
 RANDOM = "random"
 FIGURES = ("auc", "average_precision", "precision_at_budget", "recall_at_budget", "recall_at_wrong")
+SOURCES = {  # figures that are reported -> those of ``_RankedRows`` that they are taken from
+    "auc": "auc",
+    "average_precision": "average_precision",
+    "precision_at_budget": "at_budget",
+    "recall_at_budget": "at_budget",
+    "precision_at_wrong": "at_wrong",
+    "recall_at_wrong": "at_wrong",
+}
+COMPARED = ("auc", "average_precision", "recall_at_budget", "recall_at_wrong")
 INTERVALS = "95 %, stratified bootstrap over rows, logit scale, Student's t; differences paired, verdicts after Holm"
 
 
@@ -98,10 +106,9 @@ def detect(
         entry: dict[str, Any] = {"rows": int(usable[name].sum()), "wrong": int(wrong[usable[name]].sum())}
         if view is None:
             found_by[name] = {**dict.fromkeys(FIGURES), **entry}
-            continue
-        entry |= _figures(view, at[name], drawn[name, name])
-        entry["curves"] = curves(-values[name][view.rows], view.wrong)
-        found_by[name] = entry
+        else:
+            ranked = curves(-values[name][view.rows], view.wrong)
+            found_by[name] = {**entry, **_figures(view, at[name], drawn[name, name]), "curves": ranked}
     if chosen is not None:
         for name, difference in _differences(views, drawn, chosen, list(at)).items():
             found_by[name]["difference"] = difference
@@ -136,20 +143,12 @@ def _figures(view: _RankedRows, at: dict[str, float], drawn: dict[str, Floats]) 
         df = degrees_of_freedom(influence[name], view.wrong) if name in influence else float("inf")
         interval[name] = share_interval(value, float(np.nanstd(drawn[name])), df, trials.get(name, wrongs))
     most = min(view.budget, wrongs)
-    scaled: dict[str, Callable[[float], float | None]] = {
-        "auc": lambda v: v,
-        "average_precision": lambda v: v,
-        "precision_at_budget": lambda v: v * most / view.budget if view.budget else None,
-        "recall_at_budget": lambda v: v * most / wrongs,
-        "precision_at_wrong": lambda v: v,
-        "recall_at_wrong": lambda v: v,
-    }
+    scales = {"precision_at_budget": (most, view.budget), "recall_at_budget": (most, wrongs)}
     out: dict[str, Any] = {}
-    for name, scale in scaled.items():
-        source = {"precision_at_budget": "at_budget", "recall_at_budget": "at_budget"}.get(name, name)
-        source = "at_wrong" if name.endswith("_at_wrong") else source
-        out[name] = scale(at[source])
-        out[f"{name}_interval"] = None if out[name] is None else [scale(v) for v in interval[source]]
+    for name, source in SOURCES.items():
+        hits, of = scales.get(name, (1, 1))
+        out[name] = at[source] * hits / of if of else None
+        out[f"{name}_interval"] = [v * hits / of for v in interval[source]] if of else None
     return out
 
 
@@ -167,7 +166,7 @@ def _differences(
             mine, other = (name, name), (reference, reference)
         if name != reference and other in views:
             out[name] = _difference(views[mine], views[other], drawn[mine], drawn[other])
-    for figure in ("auc", "average_precision", "recall_at_budget", "recall_at_wrong"):
+    for figure in COMPARED:
         adjusted = holm(np.array([d[figure]["p"] for d in out.values()]))
         for d, p in zip(out.values(), adjusted.tolist(), strict=True):
             better = "better" if d[figure]["difference"] > 0 else "worse"
@@ -179,12 +178,8 @@ def _difference(mine: _RankedRows, other: _RankedRows, a: dict[str, Floats], b: 
     at_a, at_b, influence_a, influence_b = mine.at_once(), other.at_once(), mine.influence(), other.influence()
     wrongs = int(mine.wrong.sum())
     out: dict[str, Any] = {"rows": len(mine.rows)}
-    for figure, source in (
-        ("auc", "auc"),
-        ("average_precision", "average_precision"),
-        ("recall_at_budget", "at_budget"),
-        ("recall_at_wrong", "at_wrong"),
-    ):
+    for figure in COMPARED:
+        source = SOURCES[figure]
         scale = min(mine.budget, wrongs) / wrongs if source == "at_budget" else 1.0
         d = scale * (at_a[source] - at_b[source])
         se = scale * float(np.nanstd(a[source] - b[source]))

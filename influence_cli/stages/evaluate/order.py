@@ -65,13 +65,11 @@ def order_consistency(
 
 def _members(table: NamedTable) -> dict[str, Any]:
     """Over the members of the table's first method: how far they agree on a row's sign."""
-    if "agreement" not in table.table.column_names:
-        return {}
-    agreement = table.table.column("agreement").drop_null().to_numpy()
+    known = "agreement" in table.table.column_names
+    agreement = table.table.column("agreement").drop_null().to_numpy() if known else np.array([])
     if not len(agreement):
         return {}
-    unanimous = float((agreement == 1.0).mean())
-    return {"members": {"sign_agreement": float(agreement.mean()), "unanimous": unanimous}}
+    return {"members": {"sign_agreement": float(agreement.mean()), "unanimous": float((agreement == 1.0).mean())}}
 
 
 def _halves(table: NamedTable) -> dict[str, Any]:
@@ -110,18 +108,13 @@ def _cosine(store: Store, q: str, u: str) -> float | None:
 def stability(scores: ScoreTables, budget: int) -> dict[str, Any]:
     """For every column that several tables have: how far its scores agree between the tables, pair by pair."""
     keys = [k.tobytes() for k in scores.train.row_keys]
-    columns = {t.stem: t.columns() for t in scores.tables}
-    every = [name for name in dict.fromkeys(n for c in columns.values() for n in c)]
+    columns = [(t, t.columns()) for t in scores.tables]
     out: dict[str, Any] = {}
-    for name in every:
-        having = [t for t in scores.tables if name in columns[t.stem]]
+    for name in dict.fromkeys(name for _, known in columns for name in known):
+        having = [(t, known[name]) for t, known in columns if name in known]
         pairs = [
-            {
-                "a": s.stem,
-                "b": t.stem,
-                **pair(columns[s.stem][name], columns[t.stem][name], budget, keys, s.kind(name) == "signed"),
-            }
-            for s, t in itertools.combinations(having, 2)
+            {"a": s.stem, "b": t.stem, **pair(x, y, budget, keys, s.kind(name) == "signed")}
+            for (s, x), (t, y) in itertools.combinations(having, 2)
         ]
         if pairs:
             out[name] = {

@@ -51,10 +51,10 @@ class EvaluateRequest:
 
 @dataclass(frozen=True)
 class Training:
-    """What flags and settings say of model and recipe: ``said`` overrides the run folder, ``otherwise`` fills in."""
+    """Model and recipe by flags and settings: what overrides the run folder, and what stands where it says nothing."""
 
-    said: dict[str, Any]
-    otherwise: dict[str, Any]
+    overrides: dict[str, Any]
+    defaults: dict[str, Any]
     input_size: int | None = None
     num_classes: int | None = None
     init: str | None = None
@@ -64,7 +64,7 @@ class Training:
     @property
     def model(self) -> str | None:
         """The model that flags and settings name."""
-        return self.said.get("model") or self.otherwise.get("model")
+        return self.overrides.get("model") or self.defaults.get("model")
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Manifest, Rows
-from influence_cli.data.tables import numbers, provenance, read_table
+from influence_cli.data.tables import provenance, read_table
 from influence_cli.data.tables import shown as called
 from influence_cli.errors import ManifestError, UsageError
+from influence_cli.stages.curate.combining import floats, score_column_names
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import in_manifest_order, read_scores
 
 Floats = NDArray[np.float64]
-CANARY = "canary"  # column of a score table: the wrong label that the checkpoint was trained on, null elsewhere
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +37,6 @@ class NamedTable:
     def kind(self, shown: str) -> str:
         """Whether a column's sign means something: "signed" or "ranking"."""
         return self.provenance.get("kinds", {}).get(f"score_{shown}", "ranking")
-
-    def canaries(self) -> NDArray[np.int64]:
-        """Planted labels [n] that the table's checkpoint was trained on, -1 for all other rows."""
-        if CANARY not in self.table.column_names:
-            return np.full(self.table.num_rows, -1, dtype=np.int64)
-        return numbers(self.table, CANARY, pa.int64()).fill_null(-1).to_numpy()
 
 
 @dataclass(eq=False)
@@ -63,10 +57,9 @@ class ScoreTables:
 
 def side_by_side(tables: list[tuple[NamedTable, dict[str, Floats]]]) -> list[tuple[NamedTable, str, str, Floats]]:
     """(table, column, the name it is shown under, values): the stem stands before names that mean different scores."""
-    every = [(t, name, values) for t, columns in tables for name, values in columns.items()]
     shown: list[tuple[NamedTable, str, str, Floats]] = []
-    for table, name, values in every:
-        same = [v for _, n, v in every if n == name]
+    for table, name, values in ((t, *column) for t, columns in tables for column in columns.items()):
+        same = [columns[name] for _, columns in tables if name in columns]
         alike = all(np.array_equal(v, same[0], equal_nan=True) for v in same)
         shown.append((table, name, name if alike else f"{table.stem}:{name}", values))
     return shown
@@ -74,13 +67,10 @@ def side_by_side(tables: list[tuple[NamedTable, dict[str, Floats]]]) -> list[tup
 
 def score_columns(table: pa.Table) -> dict[str, Floats]:
     """Scores by column without the prefix, loss and margin with them; the lowest is the most suspicious everywhere."""
-    names = [n for n in table.column_names if n.startswith("score_") and n != "score_std"]
-    signs = {**dict.fromkeys(names, 1.0), "loss": -1.0, "margin": 1.0}
-    found: dict[str, Floats] = {}
-    for name, sign in signs.items():
-        shown = name.removeprefix("score_")
-        if name in table.column_names and shown not in found:
-            found[shown] = sign * numbers(table, name).fill_null(np.nan).to_numpy()
+    found = {n.removeprefix("score_"): floats(table, n) for n in score_column_names(table) if n != "score"}
+    for name, sign in (("loss", -1.0), ("margin", 1.0)):
+        if name in table.column_names and name not in found:
+            found[name] = sign * floats(table, name)
     return found
 
 
@@ -104,11 +94,9 @@ def read_score_tables(
         then = origin.get("manifest", {}).get("fingerprint")
         tables.append((in_manifest_order(table, first.train, called(source), first.manifest.source), origin))
         if manifest is None and then not in (None, first.manifest.fingerprint):
-            raise ManifestError(
-                "it was scored with other target or test rows or other splits",
-                where=f"{source}, against {sources[0]}",
-                fix="score both anew, or pass --manifest to say that you mean it",
-            )
+            what = "it was scored with other target or test rows or other splits"
+            fix = "score both anew, or pass --manifest to say that you mean it"
+            raise ManifestError(what, where=f"{source}, against {sources[0]}", fix=fix)
     scores = [
         NamedTable(s if isinstance(s, str) else stem, stem, *t)
         for s, stem, t in zip(sources, stems, tables, strict=True)

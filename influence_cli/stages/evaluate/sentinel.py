@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from influence_cli.data.tables import provenance, read_table
+from influence_cli.data.tables import keyed_rows, provenance, read_table
 from influence_cli.errors import ManifestError
 from influence_cli.events import Listener
 from influence_cli.methods.random import uniform_draws
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.settings import Runtime, parse_budget, parse_share
-from influence_cli.stages.evaluate.comparison import compare_columns, keys_by_id, match
-from influence_cli.stages.evaluate.score_tables import CANARY
+from influence_cli.stages.curate.score_table import planted_labels
+from influence_cli.stages.evaluate.comparison import compare_columns, match
 from influence_cli.stages.run.reopen import reopen
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
@@ -38,14 +38,12 @@ def sentinel_run(
         provenance(table.schema), runtime, listener,
         source=old, manifest=manifest, checkpoint=checkpoint, another=True, remember=remember,
     )  # fmt: skip
-    keys = keys_by_id(table, old)
-    same = [keys.get(i) == k.tobytes() for i, k in zip(run.train.ids, run.train.row_keys, strict=True)]
-    planted = (
-        set(table.filter(table.column(CANARY).is_valid())["id"].to_pylist()) if CANARY in table.schema.names else ()
-    )
+    then, planted = keyed_rows(table, old), planted_labels(table)
+    usable = np.zeros(len(run.train), dtype=bool)  # as it was scored, and a canary of neither checkpoint
+    for k, (name, key) in enumerate(zip(run.train.ids, run.train.row_keys, strict=True)):
+        usable[k] = name in then and then[name][1] == key.tobytes() and planted[then[name][0]] < 0
     new = RunFolder.of(checkpoint).planted_labels(run.train)
-    canary = np.array([i in planted for i in run.train.ids]) | (False if new is None else new >= 0)
-    rows = np.flatnonzero(np.array(same) & ~canary)
+    rows = np.flatnonzero(usable if new is None else usable & (new < 0))
     if not len(rows):
         raise ManifestError("no row in common", where=f"{old}, {run.manifest.source}", fix="run `influence score`")
     wanted = min(len(rows), max(LEAST_ROWS, math.ceil(parse_share(share, "--sentinel") * len(rows))))

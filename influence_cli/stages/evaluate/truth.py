@@ -58,11 +58,8 @@ def truth_of_list(rows: Rows, path: str) -> Truth:
     named = read_ids(path)
     unknown = named - set(rows.ids)
     if unknown:
-        raise ManifestError(
-            f"row id={min(unknown)} is no train row ({len(unknown)} of {len(named)} are none)",
-            where=path,
-            fix=f"list ids of train rows of {rows.manifest.source}",
-        )
+        what = f"row id={min(unknown)} is no train row ({len(unknown)} of {len(named)} are none)"
+        raise ManifestError(what, where=path, fix=f"list ids of train rows of {rows.manifest.source}")
     wrong = np.array([i in named for i in rows.ids])
     return _two_kinds(Truth(wrong, np.ones(len(rows), dtype=bool), path))
 
@@ -70,11 +67,8 @@ def truth_of_list(rows: Rows, path: str) -> Truth:
 def _two_kinds(truth: Truth) -> Truth:
     wrong, known = int(truth.wrong.sum()), int(truth.known.sum())
     if wrong in (0, known):
-        raise ManifestError(
-            f"{wrong} of {known} train labels are wrong: there is nothing to tell apart",
-            where=truth.source,
-            fix="check the column, or the list",
-        )
+        what = f"{wrong} of {known} train labels are wrong: there is nothing to tell apart"
+        raise ManifestError(what, where=truth.source, fix="check the column, or the list")
     return truth
 
 
@@ -97,11 +91,8 @@ def read_ids(path: str) -> set[str]:
             return {_id_of(v) for v in values}
         return {line.strip() for line in text.splitlines() if line.strip()}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"the list of wrong rows cannot be read ({error})",
-            where=path,
-            fix="write one id a line, a CSV with a column id, or JSONL",
-        ) from error
+        fix = "write one id a line, a CSV with a column id, or JSONL"
+        raise UsageError(f"the list of wrong rows cannot be read ({error})", where=path, fix=fix) from error
 
 
 def _id_of(value: Any) -> str:

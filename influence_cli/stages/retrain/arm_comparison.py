@@ -1,4 +1,8 @@
-"""What the arms of a ``retrain`` come to: means over seeds, and paired differences with no edit and with controls."""
+"""What the arms of a ``retrain`` come to: means over seeds, and paired differences with no edit and with controls.
+
+Beyond accuracy an arm's users look at collapse onto one class, and at how it treats groups of test rows.  The Pareto
+report holds accuracy against what else a model's users look at (methods.md 3.6, 6.6).
+"""
 
 from __future__ import annotations
 
@@ -9,42 +13,52 @@ from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import UsageError
-from influence_cli.maths.arms import mean_interval, paired_difference
+from influence_cli.maths.arms import (
+    Floats,
+    mean_ellipse,
+    mean_interval,
+    non_dominated,
+    non_dominated_share,
+    paired_difference,
+    quadrant,
+)
+from influence_cli.maths.fairness import demographic_parity, equalised_odds
+from influence_cli.maths.labels import softmax
+from influence_cli.stages.curate.score_table import GROUP, groups_of
 from influence_cli.stages.retrain.arms import Arm
 
+GAPS = ("dp_gap", "dp_gap_soft", "eo_gap", "eo_gap_soft")
+ATTACKED = ("attacked_static", "attacked_adaptive")
 METRICS = {  # what is compared, where every arm was measured by it -> whether higher is better
-    "accuracy": True,
-    "balanced_accuracy": True,
-    "loss": False,
-    "dp_gap": False,
-    "dp_gap_soft": False,
-    "eo_gap": False,
-    "eo_gap_soft": False,
-    "attacked_static": True,
-    "attacked_adaptive": True,
+    **{"accuracy": True, "balanced_accuracy": True, "loss": False},
+    **dict.fromkeys(GAPS, False),
+    **dict.fromkeys(ATTACKED, True),
 }
 SHARES = ("majority_share", "positive_rate")  # what is reported beside them: neither more nor less is better
+DRAWS = 1000
+AXES = {  # what accuracy is held against, where measured -> what goes up where it gets better
+    **dict.fromkeys(("dp_gap", "dp_gap_soft", "eo_gap"), "fairness"),
+    **dict.fromkeys(ATTACKED, "robustness"),
+}
+CONSTANT = 0.02  # predicted shares this near to 0 or 1 are as good as a constant prediction
 
 
-def summary_of(arm: Arm, base: Rows, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def summary_of(arm: Arm, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What one arm is: the edits it makes, and its results by seed with their means."""
+    measured = [m for m in (*METRICS, *SHARES) if all(m in r for r in results.values())]
     return {
         "controls": arm.controls,
         "train_rows": int((arm.weights > 0).sum()),
         "edits": arm.about,
         "seeds": results,
-        "mean": {m: mean_interval(np.array([r[m] for r in results.values()])) for m in _measured(results)},
+        "mean": {m: mean_interval(np.array([r[m] for r in results.values()])) for m in measured},
     }
-
-
-def _measured(results: dict[str, dict[str, Any]]) -> list[str]:
-    return [m for m in (*METRICS, *SHARES) if all(m in r for r in results.values())]
 
 
 def compare_arms(metrics: dict[str, Any], arms: list[Arm]) -> None:
     """Paired differences of every curated arm with no edit and with each of its controls."""
-    by_name = {arm.name: arm for arm in arms}
-    if "no edit" not in by_name:
+    made = metrics["arms"]
+    if "no edit" not in made:
         return
     for arm in arms:
         if arm.controls is not None or arm.name == "no edit":
@@ -52,16 +66,17 @@ def compare_arms(metrics: dict[str, Any], arms: list[Arm]) -> None:
         others = ["no edit", *(c.name for c in arms if c.controls == arm.name)]
         metrics["comparison"][arm.name] = {
             other: {
-                m: paired_difference(_values(metrics, arm.name, m), _values(metrics, other, m), higher)
+                m: paired_difference(_values(made[arm.name], m), _values(made[other], m), higher)
                 for m, higher in METRICS.items()
-                if m in metrics["arms"][arm.name]["mean"] and m in metrics["arms"][other]["mean"]
+                if m in made[arm.name]["mean"] and m in made[other]["mean"]
             }
             for other in others
         }
 
 
-def _values(metrics: dict[str, Any], arm: str, metric: str) -> NDArray[np.float64]:
-    return np.array([r[metric] for r in metrics["arms"][arm]["seeds"].values()])
+def _values(arm: dict[str, Any], metric: str) -> Floats:
+    """A measure by seed."""
+    return np.array([r[metric] for r in arm["seeds"].values()], dtype=np.float64)
 
 
 def improved(metrics: dict[str, Any]) -> bool:
@@ -70,3 +85,69 @@ def improved(metrics: dict[str, Any]) -> bool:
     if comparison is None:
         raise UsageError("nothing to compare with", fix="pass --against MANIFEST, the rows before curation")
     return all(c["accuracy"]["verdict"] == "better" for c in comparison.values())
+
+
+def pareto(metrics: dict[str, Any], seed: int) -> dict[str, Any]:
+    """By axis: every arm's point with its verdict relative to no edit, and who is non-dominated how often.
+
+    Empty where no arm is compared with no edit, or nothing but accuracy was measured.
+    """
+    arms = metrics["arms"]
+    if "no edit" not in arms or len(arms) < 3:
+        return {}
+    measured = [axis for axis in AXES if all(axis in r for arm in arms.values() for r in arm["seeds"].values())]
+    return {axis: _front(arms, axis, seed) for axis in measured}
+
+
+def _front(arms: dict[str, Any], axis: str, seed: int) -> dict[str, Any]:
+    """One axis against accuracy, turned so that higher is better."""
+    sign = 1.0 if METRICS[axis] else -1.0
+    x = {name: _values(arm, "accuracy") for name, arm in arms.items()}
+    y = {name: sign * _values(arm, axis) for name, arm in arms.items()}
+    candidates = [name for name, arm in arms.items() if arm["controls"] is None]
+    xs, ys = np.stack([x[n] for n in candidates]), np.stack([y[n] for n in candidates])
+    front = dict(zip(candidates, non_dominated(xs.mean(axis=1), ys.mean(axis=1)).tolist(), strict=True))
+    share = dict(zip(candidates, non_dominated_share(xs, ys, DRAWS, seed).tolist(), strict=True))
+    points: dict[str, Any] = {}
+    for name in arms:
+        points[name] = {
+            "controls": arms[name]["controls"],
+            "accuracy": mean_interval(x[name]),
+            axis: mean_interval(sign * y[name]),
+            "ellipse": mean_ellipse(x[name], sign * y[name]),
+            "non_dominated": front.get(name),
+            "non_dominated_share": share.get(name),
+        }
+        if name != "no edit":
+            dx = paired_difference(x[name], x["no edit"], True)
+            dy = paired_difference(y[name], y["no edit"], True)
+            verdict = quadrant(dx["mean"], dy["mean"], dx["half_width"], dy["half_width"])
+            points[name]["verdict"] = verdict.replace("x ", "accuracy ").replace("y ", f"{AXES[axis]} ")
+            points[name]["difference"] = {"accuracy": dx, axis: {**dy, "mean": sign * dy["mean"]}}
+    return {"higher_is_better": sign > 0, "seeds": xs.shape[1], "points": points}
+
+
+def beyond_accuracy(logits: Floats, test: Rows, labels: NDArray[np.int64], column: str = GROUP) -> dict[str, float]:
+    """Share predicted as the commonest label, share predicted positive (two classes), and gaps between groups."""
+    predicted = logits.argmax(axis=1)
+    found = {"majority_share": float((predicted == np.bincount(labels).argmax()).mean())}
+    if logits.shape[1] == 2:
+        found["positive_rate"] = float((predicted == 1).mean())
+    groups = groups_of(test, column)
+    if groups is not None and len(np.unique(groups[groups >= 0])) > 1:
+        known = groups >= 0
+        p, y, g = softmax(logits[known]), labels[known], groups[known]
+        for suffix, hard in (("", True), ("_soft", False)):
+            found["dp_gap" + suffix] = demographic_parity(p, g, hard=hard)
+            found["eo_gap" + suffix] = equalised_odds(p, y, g, hard=hard)
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def cautions_of(metrics: dict[str, Any]) -> list[str]:
+    """Warnings that a reader of accuracies needs: arms that all but predict one class, or a single seed."""
+    lines = []
+    for name, arm in metrics["arms"].items():
+        share = arm["mean"].get("majority_share", {}).get("mean", 0.0)
+        if share > 1.0 - CONSTANT:
+            lines.append(f"{name} predicts the majority class on {share:.1%} of the test rows: all but a constant")
+    return lines

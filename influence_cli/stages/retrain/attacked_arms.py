@@ -9,6 +9,7 @@ gradient attacks and by no linear one; no test row is ever seen by a score.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,14 +56,6 @@ def attack_of(asked: str | None, options: Options, spec: ModelSpec) -> Attack | 
     return build_options(Attack, "robustness", {**given, **({} if asked is None else {"attack": asked})})
 
 
-@dataclass(frozen=True, eq=False)
-class _Predicted:
-    """Whether each test row [n] is predicted right as it is, and attacked."""
-
-    clean: Bools
-    attacked: Bools
-
-
 def attacked_rows(test: Rows, seed: int) -> NDArray[np.bool_]:
     """Which test rows are attacked [F, D, n], for every fraction and draw."""
     n = len(test)
@@ -74,106 +67,107 @@ def attacked_rows(test: Rows, seed: int) -> NDArray[np.bool_]:
     return rows
 
 
+@dataclass(frozen=True, eq=False)
+class AttackedRows:
+    """Rows, decoded, the attack on them, and what the models are that are asked to predict them."""
+
+    how: Attack
+    spec: ModelSpec
+    rows: Rows
+    data: Examples
+    seed: int
+    device: torch.device
+
+    @functools.cached_property
+    def chosen(self) -> Bools:
+        """Which rows are attacked [F, D, n], for every fraction and draw."""
+        return attacked_rows(self.rows, self.seed)
+
+    def clean(self, model: nn.Module) -> Bools:
+        """Whether a model predicts each row [n] right as it is."""
+        from influence_cli.model.train.sgd import predict
+
+        return predict(model, self.data, self.device).argmax(axis=1) == self.data.labels
+
+    def attacked(self, model: nn.Module) -> NDArray[Any]:
+        """Every row attacked against a model [n, ...], as decoded."""
+        import torch
+
+        from influence_cli.engines.attacked import attack
+
+        model.to(self.device).eval()
+        data, parts = self.data, list[NDArray[Any]]()
+        for first in range(0, len(data), BATCH):
+            here = slice(first, first + BATCH)
+            moved = attack(
+                model,
+                self.spec,
+                self.how,
+                data.at(here).to(self.device),
+                torch.from_numpy(data.labels[here]).to(self.device),
+                self.rows.payload_keys[here],
+                seed=self.seed,
+                loss=loss_of(self.spec.task),
+                names=[f"test row id={i}" for i in data.ids[here]],
+            )
+            parts.append(moved.cpu().numpy())
+        return np.concatenate(parts)
+
+    def right(self, model: nn.Module, inputs: NDArray[Any]) -> Bools:
+        """Whether a model predicts attacked rows right [n]."""
+        import torch
+
+        from influence_cli.engines.attacked import attacked_input
+
+        dtype = next(p.dtype for p in model.parameters())
+        out: list[NDArray[Any]] = []
+        with torch.no_grad():
+            for first in range(0, len(inputs), BATCH):
+                x = torch.from_numpy(inputs[first : first + BATCH]).to(self.device, dtype)
+                out.append(model(attacked_input(x, self.spec)).argmax(1).cpu().numpy())
+        return np.concatenate(out) == self.data.labels
+
+    def accuracy(self, model: nn.Module) -> float:
+        """A model's own accuracy, the mean over fractions and draws: static and adaptive are one here."""
+        return float(np.where(self.chosen, self.right(model, self.attacked(model)), self.clean(model)).mean())
+
+
 def measure_attacks(
     run: TrainingRun, how: Attack, arms: list[Arm], results: dict[str, dict[str, dict[str, Any]]]
 ) -> dict[str, Any]:
     """Add to every arm's results by seed what attacks do to it; returns what is the same for all of them."""
     base = next((arm for arm in arms if arm.name == "no edit"), arms[0])
-    chosen = attacked_rows(run.test, run.request.seed)
-    facts = how.describe(run.spec, run.request.seed)
+    rows = AttackedRows(how, run.spec, run.test, run.sets["test"], run.request.seed, run.device)
+    facts = how.describe(run.spec, rows.seed)
     for seed in results[base.name]:
-        named = run.folder(base, int(seed)).path.name
-        key = fingerprint("attacked", 1, how=facts, base=named, draws=DRAWS, fractions=FRACTIONS, seed=run.request.seed)
+        undefended = run.folder(base, int(seed))
+        name = undefended.path.name
+        key = fingerprint("attacked", 1, how=facts, base=name, draws=DRAWS, fractions=FRACTIONS, seed=rows.seed)
         static: NDArray[Any] | None = None
         for arm in arms:
             result = results[arm.name][seed]
             if result.get("attack", {}).get("key") != key:
                 if static is None:
-                    static = _attacked(run, how, run.trained(run.folder(base, int(seed))))
-                result.update(_measured(run, how, run.trained(run.folder(arm, int(seed))), static, chosen, key))
-                run.folder(arm, int(seed)).write_measures(result)
+                    static = rows.attacked(run.trained(undefended))
+                folder = run.folder(arm, int(seed))
+                result.update(_measured(rows, run.trained(folder), static, key))
+                folder.write_measures(result)
     return {"kind": facts["attack"], "settings": facts, "fractions": list(FRACTIONS), "draws": DRAWS}
 
 
-def _measured(
-    run: TrainingRun, how: Attack, model: nn.Module, static: NDArray[Any], chosen: Bools, key: str
-) -> dict[str, Any]:
-    from influence_cli.model.train.sgd import predict
-
-    assert run.sets is not None
-    test = run.sets["test"]
-    clean = predict(model, test, run.device).argmax(axis=1) == test.labels
+def _measured(rows: AttackedRows, model: nn.Module, static: NDArray[Any], key: str) -> dict[str, Any]:
+    clean, labels = rows.clean(model), rows.data.labels
     found: dict[str, Any] = {"attack": {"key": key}}
-    for who, inputs in (("static", static), ("adaptive", _attacked(run, how, model))):
-        hit = _Predicted(clean, _right(model, run.spec, run.device, inputs, test.labels))
-        by_draw = np.where(chosen, hit.attacked, hit.clean)  # [F, D, n]
+    for who, inputs in (("static", static), ("adaptive", rows.attacked(model))):
+        right = rows.right(model, inputs)
+        by_draw = np.where(rows.chosen, right, clean)  # [F, D, n]
         accuracy = by_draw.mean(axis=2)
-        recalls = np.stack([by_draw[:, :, test.labels == c].mean(axis=2) for c in np.unique(test.labels)])
+        recalls = np.stack([by_draw[:, :, labels == c].mean(axis=2) for c in np.unique(labels)])
         found["attack"][who] = {
             "accuracy": accuracy.mean(axis=1).tolist(),
             "sd": accuracy.std(axis=1, ddof=1).tolist(),
             "balanced_accuracy": recalls.mean(axis=0).mean(axis=1).tolist(),
-            "success_rate": float((~hit.attacked[clean]).mean()) if clean.any() else None,
+            "success_rate": float((~right[clean]).mean()) if clean.any() else None,
         }
         found[f"attacked_{who}"] = float(accuracy.mean())
     return found
-
-
-def attacked_accuracy(
-    model: nn.Module, spec: ModelSpec, how: Attack, rows: Rows, data: Examples, seed: int, device: torch.device
-) -> float:
-    """A model's own accuracy under attack, the mean over fractions and draws: static and adaptive are one here."""
-    from influence_cli.model.train.sgd import predict
-
-    clean = predict(model, data, device).argmax(axis=1) == data.labels
-    hit = _right(model, spec, device, attacked_inputs(model, spec, how, rows, data, seed, device), data.labels)
-    return float(np.where(attacked_rows(rows, seed), hit, clean).mean())
-
-
-def _attacked(run: TrainingRun, how: Attack, model: nn.Module) -> NDArray[Any]:
-    assert run.sets is not None
-    return attacked_inputs(model, run.spec, how, run.test, run.sets["test"], run.request.seed, run.device)
-
-
-def attacked_inputs(
-    model: nn.Module, spec: ModelSpec, how: Attack, rows: Rows, data: Examples, seed: int, device: torch.device
-) -> NDArray[Any]:
-    """Every row attacked against a model [n, ...], as decoded."""
-    import torch
-
-    from influence_cli.engines.attacked import attack
-
-    model.to(device).eval()
-    parts: list[NDArray[Any]] = []
-    for first in range(0, len(data), BATCH):
-        here = slice(first, first + BATCH)
-        moved = attack(
-            model,
-            spec,
-            how,
-            data.at(here).to(device),
-            torch.from_numpy(data.labels[here]).to(device),
-            rows.payload_keys[here],
-            seed=seed,
-            loss=loss_of(spec.task),
-            names=[f"test row id={i}" for i in data.ids[here]],
-        )
-        parts.append(moved.cpu().numpy())
-    return np.concatenate(parts)
-
-
-def _right(
-    model: nn.Module, spec: ModelSpec, device: torch.device, inputs: NDArray[Any], labels: NDArray[np.int64]
-) -> Bools:
-    """Whether a model predicts attacked rows right [n]."""
-    import torch
-
-    from influence_cli.engines.attacked import attacked_input
-
-    dtype = next(p.dtype for p in model.parameters())
-    out: list[NDArray[Any]] = []
-    with torch.no_grad():
-        for first in range(0, len(inputs), BATCH):
-            x = torch.from_numpy(inputs[first : first + BATCH]).to(device, dtype)
-            out.append(model(attacked_input(x, spec)).argmax(1).cpu().numpy())
-    return np.concatenate(out) == labels

@@ -6,14 +6,17 @@ column ``canary`` which label was planted; ``curate`` and the gate leave those r
 another label for them.  ``evaluate`` scores them once more with the planted label, which for methods that work on
 logits and tangents is arithmetic on what is stored, and asks how well every column finds them.
 
+Which rows become canaries is drawn class by class, by hashes of ids; their labels from the mean predicted probabilities
+of an earlier model (its confusion), or uniformly.
+
 A row whose own label is wrong already may be given the right one: at a noise rate r that is at most a share r of the
 canaries, and makes detection look slightly worse than it is.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,32 +25,26 @@ from influence_cli.data.classes import class_count
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import Listener
+from influence_cli.maths.labels import softmax
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.run_record import PlantedLabels
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.grads.fill import fill
-from influence_cli.stages.retrain.planting import confusion_noise, plant, uniform_noise
+from influence_cli.stages.retrain.arms import Arm
 from influence_cli.stages.retrain.request import CanaryRequest, RetrainRequest
 from influence_cli.stages.run.open import open_run
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 from influence_cli.store.keys import row_keys
 
-if TYPE_CHECKING:
-    from influence_cli.stages.retrain.arms import Arm
-
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 FEW = 20  # canaries below which intervals say next to nothing
+LEAST_LEFT = 5  # rows of a class that keep their label
 
 
 def plant_in_arms(
-    request: RetrainRequest,
-    base: Rows,
-    arms: list[Arm],
-    left_out: NDArray[np.bool_],
-    classes: int,
-    listener: Listener,
+    request: RetrainRequest, base: Rows, arms: list[Arm], left_out: NDArray[np.bool_], classes: int, listener: Listener
 ) -> PlantedLabels | None:
     """Plant what the request asks for in the arms' labels; returns what the run folder says of it, if anything.
 
@@ -104,11 +101,9 @@ def _noise_of(inputs: Inputs, classes: int, known: int, device: str, listener: L
     run, _ = fill(run, session)
     logits = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"]
     if logits.shape[1] != classes:
-        raise ModelError(
-            f"it has {logits.shape[1]} classes, the model to be trained {classes}",
-            where=str(inputs.checkpoint),
-            fix="give a checkpoint of the same classes, or --canary-noise uniform",
-        )
+        what = f"it has {logits.shape[1]} classes, the model to be trained {classes}"
+        fix = "give a checkpoint of the same classes, or --canary-noise uniform"
+        raise ModelError(what, where=str(inputs.checkpoint), fix=fix)
     return confusion_noise(logits[:, :known], run.train.labels)
 
 
@@ -118,3 +113,71 @@ def with_planted(run: Run, planted: Ints) -> Run:
     labels[run.train.index] = np.where(planted >= 0, planted, run.train.labels)
     manifest = replace(run.manifest, labels=labels, row_keys=row_keys(run.manifest.payload_keys, labels))
     return replace(run, manifest=manifest, train=Rows(manifest, run.train.index))
+
+
+def uniform_noise(classes: int) -> Floats:
+    """Every other class alike [C, C].
+
+    Raises:
+        UsageError: there is no other class.
+    """
+    if classes < 2:
+        raise UsageError("canaries need a second class, and the data have one", fix="leave --canaries out")
+    return (1.0 - np.eye(classes)) / (classes - 1)
+
+
+def confusion_noise(logits: NDArray[np.floating], labels: Ints) -> Floats:
+    """Mean probability of every other class, by labelled class [C, C], rows summing to 1.
+
+    A hundredth of the uniform noise is mixed in; a class without rows has nothing else.
+    """
+    classes = logits.shape[1]
+    probability = softmax(logits)
+    matrix = np.zeros((classes, classes))
+    for c in np.unique(labels):
+        matrix[c] = probability[labels == c].mean(axis=0)
+    np.fill_diagonal(matrix, 0.0)
+    total = matrix.sum(axis=1, keepdims=True)
+    uniform = uniform_noise(classes)
+    return np.where(total > 0, 0.99 * matrix / np.where(total > 0, total, 1.0) + 0.01 * uniform, uniform)
+
+
+def plant(rows: Rows, may: NDArray[np.bool_], share: float, noise: Floats, seed: int) -> Ints:
+    """Planted labels [n], -1 where the row keeps its own: floor(share * rows that may), about that share of each class.
+
+    No class gives more than max(2 share, share + 0.05) of its rows, and each keeps at least five.  Which rows, and
+    their labels, come from hashes of (seed, id): other rows do not matter, but for the numbers a class.
+
+    Raises:
+        UsageError: no row can be planted.
+    """
+    wanted = _by_class(np.bincount(rows.labels[may], minlength=len(noise)), share)
+    planted = np.full(len(rows), -1, dtype=np.int64)
+    place, draw = (_hashed(rows.ids, seed, what) for what in ("canary", "canary label"))
+    order = np.argsort(place, kind="stable")
+    for c, count in enumerate(wanted.tolist()):
+        chosen = order[(may & (rows.labels == c))[order]][:count]
+        planted[chosen] = np.minimum(np.searchsorted(np.cumsum(noise[c]), draw[chosen], side="right"), len(noise) - 1)
+    if not (planted >= 0).any():
+        raise UsageError(f"a share of {share:.3g} of {int(may.sum())} rows is no canary", fix="raise --canaries")
+    return planted
+
+
+def _by_class(sizes: Ints, share: float) -> Ints:
+    """Canaries of each class: its share, rounded by the largest remainder, within the guard."""
+    exact = share * sizes
+    most = np.minimum(np.floor(max(2 * share, share + 0.05) * sizes), sizes - LEAST_LEFT).clip(0).astype(np.int64)
+    counts = np.minimum(np.floor(exact + 1e-9).astype(np.int64), most)
+    left = int(np.floor(exact.sum() + 1e-9)) - int(counts.sum())
+    for c in np.argsort(-(exact - np.floor(exact + 1e-9)), kind="stable").tolist():
+        if left > 0 and counts[c] < most[c]:
+            counts[c] += 1
+            left -= 1
+    return counts
+
+
+def _hashed(ids: list[str], seed: int, what: str) -> Floats:
+    """Uniform draws on [0, 1) from (seed, what, id) [n]; not the draws of the method ``random``."""
+    salt = f"{seed}:{what}".encode()
+    digests = [hashlib.blake2b(i.encode(), digest_size=8, key=salt).digest() for i in ids]
+    return np.frombuffer(b"".join(digests), dtype="<u8") / 2.0**64

@@ -1,21 +1,27 @@
-"""What a ``retrain`` works on: the rows that every arm edits, the test rows, and the model."""
+"""What a ``retrain`` works on: the rows that every arm edits, the test rows, the model, and the arms it names."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.actions import make_action
 from influence_cli.data.labels import numbered_as
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.open import open_manifest
-from influence_cli.errors import ManifestError
+from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import Listener
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.new_spec import new_spec
 from influence_cli.model.spec import ModelSpec, is_own
-from influence_cli.stages.curate.score_table import GROUP
-from influence_cli.stages.retrain.request import RetrainRequest
-from influence_cli.stages.retrain.run_place import check_model
+from influence_cli.settings import parse_budget
+from influence_cli.stages.curate.request import CurateRequest
+from influence_cli.stages.curate.score_table import GROUP, read_scores
+from influence_cli.stages.retrain.arms import Arm, base_arm, control_arms, curated_arm, described, proposals_of, without
+from influence_cli.stages.retrain.request import EditsRequest, RetrainRequest
 from influence_cli.stages.run.resolve import known_again
 from influence_cli.stages.run.usable_rows import check_classes
 from influence_cli.store import Store
@@ -62,28 +68,78 @@ def test_part(other: Manifest) -> Rows:
 
 
 def model_to_train(request: RetrainRequest, manifest: Manifest) -> ModelSpec:
-    """The model that is trained, which is that of any run that stands in the run folder already."""
-    spec = _spec(request, manifest)
-    check_model(request, spec.name)
-    return spec
-
-
-def _spec(request: RetrainRequest, manifest: Manifest) -> ModelSpec:
     """The model to train; what a checkpoint to begin with says of its classes holds for the rows too."""
+    notes = Store(Path(request.output), marked=False)  # of the code of a model of the user's own; in no store
     if request.init is not None:
         _, carried = find_checkpoint(request.init)
         if carried is not None and request.inputs.model in (None, carried["name"]):
             spec = ModelSpec.from_dict(carried)
             check_classes(manifest, spec)
-            return known_again(spec, request.inputs, request.init, manifest, _notes(request))
+            return known_again(spec, request.inputs, request.init, manifest, notes)
     if request.inputs.task is not None or is_own(request.inputs.model):
         from influence_cli.stages.run.own_model import training_spec
 
-        return training_spec(request.inputs, manifest, _notes(request))
+        return training_spec(request.inputs, manifest, notes)
     from_scratch = request.init is None and not request.pretrained
     return new_spec(request.inputs, manifest, None, from_scratch)
 
 
-def _notes(request: RetrainRequest) -> Store:
-    """Where the run folder remembers the code of a model of the user's own: its notes, in no store."""
-    return Store(Path(request.output), marked=False)
+def compared_arms(
+    request: RetrainRequest,
+    manifest: Manifest,
+    base: Rows,
+    left_out: NDArray[np.bool_],
+    spec: ModelSpec,
+    listener: Listener,
+) -> list[Arm]:
+    """The curated manifests, no edit and controls, the one whose checkpoint becomes the run's first.
+
+    Raises:
+        UsageError: arms are named and nothing to compare them with.
+        ManifestError: a curated manifest does not fit the rows, or the model.
+    """
+    if request.against is None:
+        if request.arms:
+            raise UsageError("--arm needs --against", fix="pass --against MANIFEST, the rows before curation")
+        return [without(base_arm("all rows" if request.edits is None else "no edit", base), left_out)]
+    made: list[Arm] = []
+    for name, source in (("curated", manifest), *request.arms):
+        table = numbered_as(open_table(request, source), base.manifest.classes, base.manifest.source, listener)
+        arm = curated_arm(name, base, table, left_out)
+        _check_outputs(arm, base, table, spec)
+        made += [arm, *control_arms(arm, base, proposals_of(table, base), request.seed, left_out)]
+    return [made[0], without(base_arm("no edit", base), left_out), *made[1:]]
+
+
+def _check_outputs(arm: Arm, base: Rows, table: Manifest, spec: ModelSpec) -> None:
+    """Refuse a curated manifest that gives a row a label which the model has no output for."""
+    outside = np.flatnonzero(arm.labels >= spec.num_classes)
+    if len(outside):
+        row = int(outside[0])
+        what = f"label {arm.labels[row]} is outside the model's {spec.num_classes} classes"
+        fix = "correct the label, or pass --num-classes"
+        raise ManifestError(what, where=f"{table.source}, row id={base.ids[row]}", fix=fix)
+
+
+def scored_arms(request: EditsRequest, base: Rows, seed: int) -> list[Arm]:
+    """An arm and its controls for every (columns, action, budget); reweighting touches all rows, whatever the budget.
+
+    Raises:
+        UsageError: the table, a column, an action or a budget cannot be used.
+    """
+    wanted = [(name,) for name in request.by] + ([request.by] if request.combine is not None else [])
+    made: list[Arm] = []
+    for by in wanted:
+        rule = request.combine if len(by) > 1 else None
+        asked = CurateRequest(request.scores, manifest=base.manifest, by=by, combine=rule, options=request.options)
+        table = read_scores(asked)
+        name = table.column if rule is None else rule
+        for action in request.actions:
+            for budget in (None,) if action == "reweight" else request.budgets:
+                rows = parse_budget(budget or "0", len(base))
+                edits = make_action(action, request.options).propose(table.scored, rows)
+                called = " ".join(part for part in (name.removeprefix("score_"), action, budget) if part)
+                arm = described(Arm(called, edits.labels, edits.weights), base)
+                arm.about.update(method=name, action=action, budget=budget)
+                made += [arm, *control_arms(arm, base, edits.proposal, seed)]
+    return made

@@ -6,25 +6,29 @@ finished arm and seed is kept under ``RUN/arms/<fingerprint>`` and never trained
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from influence_cli.data.manifest import Rows
+from influence_cli.errors import UsageError
 from influence_cli.events import SILENT, Listener
-from influence_cli.stages.retrain.arm_comparison import METRICS, compare_arms, summary_of
-from influence_cli.stages.retrain.arm_quality import cautions_of
+from influence_cli.methods.random import uniform_draws
+from influence_cli.stages.retrain.arm_comparison import cautions_of, compare_arms, pareto, summary_of
 from influence_cli.stages.retrain.arms import Arm
 from influence_cli.stages.retrain.attacked_arms import attack_of, measure_attacks
 from influence_cli.stages.retrain.canaries import plant_in_arms
-from influence_cli.stages.retrain.compared_arms import check_names, compared_arms
-from influence_cli.stages.retrain.opening import base_rows, model_to_train, open_table, rows_to_test
-from influence_cli.stages.retrain.pareto import pareto
+from influence_cli.stages.retrain.opening import (
+    base_rows,
+    compared_arms,
+    model_to_train,
+    open_table,
+    rows_to_test,
+    scored_arms,
+)
 from influence_cli.stages.retrain.request import RetrainRequest
 from influence_cli.stages.retrain.rounds import iterated_arms
-from influence_cli.stages.retrain.run_place import check_run_folder
-from influence_cli.stages.retrain.scored_arms import scored_arms
+from influence_cli.stages.retrain.run_place import check_model, check_run_folder
 from influence_cli.stages.retrain.training_run import TrainingRun
 from influence_cli.stages.run.usable_rows import left_out_of, usable_now
 
@@ -42,28 +46,37 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     manifest = open_table(request, request.inputs.manifest)
     base = base_rows(request, manifest)
     spec = model_to_train(request, base.manifest)
+    check_model(request, spec.name)  # of a run that stands in the run folder
     test = rows_to_test(request, base.manifest, spec, listener)
     check_convex(recipe, spec.name, request.seeds)
     base, test = (usable_now(rows, spec, request.inputs) for rows in (base, test))
-    left_out = _left_out(request, base)
-    arms = compared_arms(request, manifest, base, left_out, spec, listener)
-    in_rounds = request.edits is not None and request.edits.rounds > 1
-    if request.edits is not None and not in_rounds:
-        arms += scored_arms(request.edits, base, request.seed, left_out)
+    left_out = uniform_draws(base.ids, request.seed) < request.calibration  # of every arm, for the gate's calibration
+    edits, arms = request.edits, compared_arms(request, manifest, base, left_out, spec, listener)
+    if edits is not None and left_out.any():
+        what = f"--calibration and {'--scores' if edits.rounds == 1 else '--rounds'} are two questions"
+        raise UsageError(what, fix="leave --calibration out")
+    if edits is not None and edits.rounds == 1:
+        arms += scored_arms(edits, base, request.seed)
     device = device_of(request.device)
     planted = plant_in_arms(request, base, arms, left_out, spec.num_classes, listener)
-    run = TrainingRun(request, recipe, spec, base, test, device, listener)
     target = usable_now(base.manifest.rows("val"), spec, request.inputs)
-    run.sets = {
+    sets = {
         name: Examples(rows, spec, listener, f"{name} rows")
         for name, rows in (("train", base), ("test", test), ("target", target))
         if name != "target" or len(rows)
     }
-    if in_rounds and request.edits is not None:
-        arms += iterated_arms(run, request.edits, base)
-    check_names(arms)
+    run = TrainingRun(request, recipe, spec, base, test, sets, device, listener)
+    if edits is not None and edits.rounds > 1:
+        arms += iterated_arms(run, edits, base)
+    if len({arm.name for arm in arms}) < len(arms):
+        raise UsageError("two arms have the same name", fix="name each --arm differently, and every column once")
     metrics = _metrics(run, arms, left_out_of(target.manifest, test.manifest))
-    run.finish(arms[0], metrics, {**_calibration(request, base, left_out), "canaries": planted})
+    kept = {  # of the rows left out: one with another label or payload under its id is none of them
+        "calibration": request.calibration,
+        "calibration_ids": tuple(itertools.compress(base.ids, left_out)),
+        "calibration_keys": tuple(key.tobytes().hex() for key in base.row_keys[left_out]),
+    }
+    run.finish(arms[0], metrics, {**kept, "canaries": planted})
     return metrics
 
 
@@ -83,23 +96,8 @@ def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dic
     attack = attack_of(request.attack, request.options, run.spec)
     if attack is not None:
         metrics["attack"] = measure_attacks(run, attack, arms, results)
-    metrics["arms"] = {arm.name: summary_of(arm, run.base, results[arm.name]) for arm in arms}
+    metrics["arms"] = {arm.name: summary_of(arm, results[arm.name]) for arm in arms}
     compare_arms(metrics, arms)
     metrics["test_classes"] = (np.bincount(run.test.labels) / len(run.test)).tolist()
-    found = {"cautions": cautions_of(metrics), "pareto": pareto(metrics, METRICS, request.seed)}
+    found = {"cautions": cautions_of(metrics), "pareto": pareto(metrics, request.seed)}
     return {**metrics, **{name: value for name, value in found.items() if value}}
-
-
-def _left_out(request: RetrainRequest, base: Rows) -> NDArray[np.bool_]:
-    """The seeded share of train rows that no arm is trained on, for the gate's calibration."""
-    from influence_cli.methods.random import uniform_draws
-
-    return uniform_draws(base.ids, request.seed) < request.calibration
-
-
-def _calibration(request: RetrainRequest, base: Rows, left_out: NDArray[np.bool_]) -> dict[str, Any]:
-    """What the run folder says of those rows: a row with another label or payload under an id is none of them."""
-    rows = np.flatnonzero(left_out).tolist()
-    keys = tuple(base.row_keys[k].tobytes().hex() for k in rows)
-    ids = tuple(base.ids[k] for k in rows)
-    return {"calibration": request.calibration, "calibration_ids": ids, "calibration_keys": keys}

@@ -15,16 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.actions import make_action
+from influence_cli.actions.protocol import Scored
 from influence_cli.data.manifest import Rows
 from influence_cli.data.row_checks import SKIPPED
 from influence_cli.errors import UsageError
 from influence_cli.model.spec import is_own
 from influence_cli.settings import Runtime, parse_budget
-from influence_cli.stages.curate.parity import closed
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import groups_of, read_scores
-from influence_cli.stages.retrain.arms import Arm, base_arm, described
-from influence_cli.stages.retrain.controls import control_arms
+from influence_cli.stages.retrain.arms import Arm, base_arm, control_arms, described
 from influence_cli.stages.retrain.request import EditsRequest
 from influence_cli.stages.retrain.training_run import TrainingRun
 from influence_cli.stages.run.open import open_run
@@ -52,8 +51,7 @@ def iterated_arms(run: TrainingRun, request: EditsRequest, base: Rows) -> list[A
             name = f"{spec.methods[0]}_{spec.objectives[0]} trim {budget}" + (f" in {rounds} rounds" * (rounds > 1))
             arm = _in_rounds(run, request, base, name, rows, rounds)
             arm.about.update(method=spec.methods[0], action="trim", budget=budget)
-            none = np.full(len(base), -1)
-            made += [arm, *control_arms(arm, base, none, run.request.seed)]
+            made += [arm, *control_arms(arm, base, None, run.request.seed)]
     return made
 
 
@@ -92,7 +90,7 @@ def _round_record(gone: NDArray[np.bool_], noise: dict[str, Any]) -> dict[str, A
 
 def _scored(
     run: TrainingRun, request: EditsRequest, base: Rows, gone: NDArray[np.bool_], checkpoint: Path
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[Scored, dict[str, Any]]:
     """The rows that are left, scored at a checkpoint, in the order of all rows (the others have no score)."""
     manifest = base.manifest
     if gone.any():
@@ -105,20 +103,23 @@ def _scored(
     session = Session.open(runtime, run.listener)
     scored, _ = score(open_run(inputs, request.spec, session), session)
     table = read_scores(CurateRequest(scored, manifest=manifest))
-    everything = read_scores_of_all(base, table.train, table.scored.score)
-    return dataclasses.replace(table.scored, **everything), table.provenance
-
-
-def read_scores_of_all(base: Rows, part: Rows, scores: NDArray[np.float64]) -> dict[str, Any]:
-    """What a ``Scored`` of all rows holds, where only a part of them has scores."""
-    place = {k: i for i, k in enumerate(base.index.tolist())}
     full = np.full(len(base), np.nan)
-    full[[place[k] for k in part.index.tolist()]] = scores
-    return {
-        "score": full,
-        "labels": base.labels,
-        "weights": base.weights,
-        "keys": [k.tobytes() for k in base.row_keys],
-        "groups": groups_of(base),
-        **dict.fromkeys(("best_label", "best_label_gain", "model_label", "model_probability")),
-    }
+    full[np.searchsorted(base.index, table.train.index)] = table.scored.score  # both ascend
+    keys = [k.tobytes() for k in base.row_keys]
+    kind, parity = table.scored.kind, table.scored.parity
+    return Scored(full, kind, base.labels, base.weights, keys, groups_of(base), parity=parity), table.provenance
+
+
+def closed(first: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """Why there is no gap to close any more, of an objective's ``noise`` before the first round and now; else None."""
+    was, terms = ((entry.get("parts") or {}).get("terms") or [] for entry in (first, now))
+    if not terms:
+        return None
+    flipped = [a["gap"] * b["gap"] < 0 for a, b in zip(was, terms, strict=True)]
+    within = [abs(b["gap"]) < b["gap_se"] for b in terms]
+    if not all(f or w for f, w in zip(flipped, within, strict=True)):
+        return None
+    gaps = ", ".join(
+        f"D {a['gap']:.4g} -> {b['gap']:.4g}, standard error {b['gap_se']:.2g}" for a, b in zip(was, terms, strict=True)
+    )
+    return f"{'the sign of D has changed' if all(flipped) else 'D is below its standard error'} ({gaps})"

@@ -40,12 +40,12 @@ def check_run_folder(request: RetrainRequest, recipe: Recipe, probe: bool = True
     place = Path(os.path.realpath(output))
     if is_stream(output) or (place.exists() and not place.is_dir()):
         raise UsageError(f"cannot write -o {output!r}: it is no folder, and a run is one", where=output, fix=_ANOTHER)
-    for path in (request.init, None if request.canaries is None else request.canaries.source):
-        if path is not None and is_inside(Path(os.path.realpath(path)), place):
-            raise UsageError(f"-o {output!r} is read by this run", where=path, fix=_ANOTHER)
-    for source in (request.inputs.manifest, request.against, request.test, *(p for _, p in request.arms)):
-        if isinstance(source, str | Path) and str(source) != "-" and is_same(Path(source), place):
-            raise UsageError(f"-o {output!r} is read by this run", where=str(source), fix=_ANOTHER)
+    models = (request.init, None if request.canaries is None else request.canaries.source)
+    tables = (request.inputs.manifest, request.against, request.test, *(p for _, p in request.arms))
+    read = [p for p in models if p is not None and is_inside(Path(os.path.realpath(p)), place)]
+    read += [str(t) for t in tables if isinstance(t, str | Path) and str(t) != "-" and is_same(Path(t), place)]
+    if read:
+        raise UsageError(f"-o {output!r} is read by this run", where=read[0], fix=_ANOTHER)
     check_no_store("-o", output)
     if place.is_dir():
         _check_content(request, recipe, place, listener)
@@ -73,29 +73,21 @@ def _check_content(request: RetrainRequest, recipe: Recipe, place: Path, listene
     if not os.path.lexists(place / RUN_FILE):
         others = [p.name for p in sorted(place.iterdir()) if not (_TEMPORARY.fullmatch(p.name) or _unfinished(p))]
         if others:
-            raise UsageError(
-                f"-o {request.output!r} is there and is no run folder: it holds {others[0]}",
-                where=str(place),
-                fix=_ANOTHER,
-            )
+            what = f"-o {request.output!r} is there and is no run folder: it holds {others[0]}"
+            raise UsageError(what, where=str(place), fix=_ANOTHER)
         return
     _check_same(request, recipe, _read(place), listener)
     named = request.inputs.model
     if named is not None and request.inputs.task is None and not named.startswith(("python:", "hf:")):
         check_model(request, named)
-    replaced = [WEIGHTS_FILE, METRICS_FILE]
-    if request.keep_checkpoints and os.path.lexists(place / CHECKPOINTS):
-        replaced += _names_in(place / CHECKPOINTS) or [CHECKPOINTS]
+    replaced, there = [WEIGHTS_FILE, METRICS_FILE], place / CHECKPOINTS
+    if request.keep_checkpoints and os.path.lexists(there):
+        names = sorted(p.name for p in there.iterdir()) if there.is_dir() else []
+        replaced += [f"{CHECKPOINTS}/{n}" for n in names if _CHECKPOINT.fullmatch(n)] or [CHECKPOINTS]
     for name in replaced:
         if os.path.lexists(place / name) and not RunFolder(place).wrote(name):
             what = f"{name} in -o {request.output!r} is no earlier output of a run of influence"
             raise UsageError(what, where=str(place / name), fix="give a new folder, or move that file away")
-
-
-def _names_in(checkpoints: Path) -> list[str]:
-    """What may be replaced in the folder of checkpoints, as seen from the run; none where it is no folder."""
-    found = sorted(checkpoints.iterdir()) if checkpoints.is_dir() else []
-    return [f"{CHECKPOINTS}/{p.name}" for p in found if _CHECKPOINT.fullmatch(p.name)]
 
 
 def _check_same(request: RetrainRequest, recipe: Recipe, run: RunRecord, listener: Listener) -> None:
@@ -151,9 +143,8 @@ def _is_copy(path: Path, below: str = "") -> bool:
         return path.name == CHECKPOINTS and all(_is_copy(p, f"{CHECKPOINTS}/") for p in inside)
     root = path.parent.parent if below else path.parent
     kept = [p for p in root.glob(f"{ARMS}/*/{below}{path.name}") if _ARM.fullmatch(p.relative_to(root).parts[1])]
-    return RunFolder(path.parent).wrote(path.name) and any(
-        p.is_file() and filecmp.cmp(p, path, shallow=False) for p in kept
-    )
+    same = (p.is_file() and filecmp.cmp(p, path, shallow=False) for p in kept)
+    return RunFolder(path.parent).wrote(path.name) and any(same)
 
 
 def _read(place: Path) -> RunRecord:
@@ -162,13 +153,12 @@ def _read(place: Path) -> RunRecord:
     Raises:
         UsageError: it cannot be read, or is no run's.
     """
+    why = "it is not as `retrain` writes it"
     try:
-        record = RunFolder(place).read()
-        why = "it is not as `retrain` writes it"
+        if (record := RunFolder(place).read()) is not None:
+            return record
     except DamagedModel as error:
-        record, why = None, error.what
-    if record is not None:
-        return record
+        why = error.what
     what = f"{RUN_FILE} is there and is no earlier run of influence ({why})"
     raise UsageError(what, where=str(place / RUN_FILE), fix=_ANOTHER)
 
@@ -178,8 +168,5 @@ def _place_of(path: Any) -> str | None:
 
 
 def _of_another(request: RetrainRequest, name: str, then: Any, now: Any) -> UsageError:
-    return UsageError(
-        f"-o {request.output!r} holds a run of another recipe: its {name} is {then}, not {now}",
-        where=os.path.join(request.output, RUN_FILE),
-        fix=_ANOTHER,
-    )
+    what = f"-o {request.output!r} holds a run of another recipe: its {name} is {then}, not {now}"
+    return UsageError(what, where=os.path.join(request.output, RUN_FILE), fix=_ANOTHER)

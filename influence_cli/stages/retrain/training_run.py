@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influence_cli.data.manifest import Rows
+from influence_cli.errors import DamagedModel
 from influence_cli.events import Listener
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.losses import loss_of, quality
-from influence_cli.model.run_folder import CHECKPOINTS, RunFolder
+from influence_cli.model.run_folder import CHECKPOINTS, METRICS_FILE, RUN_FILE, RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, EpochCheckpoint, RunRecord
 from influence_cli.model.spec import ModelSpec
 from influence_cli.stages.curate.score_table import groups_of
-from influence_cli.stages.retrain.arm_quality import GAPS, beyond_accuracy
+from influence_cli.stages.retrain.arm_comparison import GAPS, beyond_accuracy
 from influence_cli.stages.retrain.arms import Arm, arm_fingerprint
-from influence_cli.stages.retrain.finished import finished_training
 from influence_cli.stages.retrain.request import RetrainRequest
+from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import fingerprint
 
 if TYPE_CHECKING:
@@ -43,17 +44,14 @@ class TrainingRun:
     spec: ModelSpec
     base: Rows
     test: Rows
+    sets: dict[str, Examples]  # decoded: "train", "test", and "target" where there are val rows
     device: torch.device
     listener: Listener
-    sets: dict[str, Examples] | None = None
 
     def folder(self, arm: Arm, seed: int) -> RunFolder:
         """Where an arm and seed are kept: a run folder of its own."""
-        recipe = {
-            **self.recipe.describe(),
-            "init": self._init_digest(),
-            "pretrained": self.request.pretrained,
-        }
+        init = None if self.request.init is None else find_checkpoint(self.request.init)[0].digest
+        recipe = {**self.recipe.describe(), "init": init, "pretrained": self.request.pretrained}
         if self.spec.task is not None and self.spec.task.loss is not None:
             recipe["loss"] = self._loss_name
         measured = [self.test, self.base.manifest.rows("val")]
@@ -64,9 +62,6 @@ class TrainingRun:
     def _loss_name(self) -> str:
         """What a loss of the user's own is known by; once a run, and not longer: what it does may change."""
         return loss_of(self.spec.task).name(self.spec.num_classes)
-
-    def _init_digest(self) -> str | None:
-        return None if self.request.init is None else find_checkpoint(self.request.init)[0].digest
 
     def train(self, arm: Arm, seed: int, main: bool) -> dict[str, Any]:
         """Train one arm with one seed, or return what is kept of it."""
@@ -82,8 +77,9 @@ class TrainingRun:
 
         torch.manual_seed(seed)
         model = self._model()
-        data = self._with(arm)
-        wanted = _checkpoint_epochs(self.recipe.rounds, keep)
+        data = copy.copy(self.sets["train"])
+        data.labels, data.weights = arm.labels, arm.weights
+        wanted = {round((k + 1) * self.recipe.rounds / keep) - 1 for k in range(keep)}  # evenly spaced, with the last
         checkpoints: list[EpochCheckpoint] = []
         with self.listener.progress(f"train {arm.name}, seed {seed}", self.recipe.rounds, "epochs") as progress:
 
@@ -99,7 +95,8 @@ class TrainingRun:
         done = {"seed": seed, "steps": steps, "checkpoints": [asdict(c) for c in checkpoints]}
         result = {**done, **self._measure(model, arm)}
         folder.write_weights(WEIGHTS_FILE, model, {"model": self.spec.as_dict(), "step": steps})
-        folder.write(replace(self._record(seed, arm), checkpoints=tuple(checkpoints), steps=steps))
+        record = self._record(seed, arm, folder)
+        folder.write(replace(record, checkpoints=tuple(checkpoints), steps=steps))
         folder.write_measures(result)
         return result
 
@@ -129,12 +126,6 @@ class TrainingRun:
         check_input(model, self.spec)
         return model
 
-    def _with(self, arm: Arm) -> Examples:
-        assert self.sets is not None
-        data = copy.copy(self.sets["train"])
-        data.labels, data.weights = arm.labels, arm.weights
-        return data
-
     def _measures(self) -> int | str:
         """What stands for the measures taken: they are others where --group names another column, or other groups."""
         groups = groups_of(self.test, self.request.inputs.group)
@@ -147,7 +138,6 @@ class TrainingRun:
         """Train accuracy on the arm's own labels; accuracy, balanced accuracy and loss on target and test rows."""
         from influence_cli.model.train.sgd import predict
 
-        assert self.sets is not None
         out: dict[str, Any] = {"measured": self._measures()}
         for name, data in self.sets.items():
             logits = predict(model, data, self.device)
@@ -160,8 +150,8 @@ class TrainingRun:
             out.update({key if name == "test" else f"{name}_{key}": value for key, value in measured.items()})
         return out
 
-    def _record(self, seed: int, arm: Arm) -> RunRecord:
-        """What a run folder says of a training."""
+    def _record(self, seed: int, arm: Arm, folder: RunFolder) -> RunRecord:
+        """What a run folder says of a training that is kept in ``folder``."""
         return RunRecord(
             model=self.spec.as_dict(),
             recipe={**self.recipe.describe(), "lr": self.recipe.peak_lr},
@@ -169,19 +159,65 @@ class TrainingRun:
             init=self.request.init,
             pretrained=self.request.pretrained,
             trained_rows=int((arm.weights > 0).sum()),
-            arm=self.folder(arm, seed).path.name,
+            arm=folder.path.name,
         )
 
     def finish(self, main: Arm, metrics: dict[str, Any], notes: dict[str, Any]) -> None:
         """Put the main arm's first weights at the top of the folder, with its record, the run's notes and metrics."""
-        top, first = RunFolder(self.request.output), metrics["arms"][main.name]["seeds"][str(self.request.seed)]
+        seed, top = self.request.seed, RunFolder(self.request.output)
+        kept, first = self.folder(main, seed), metrics["arms"][main.name]["seeds"][str(seed)]
         checkpoints = tuple(map(EpochCheckpoint.from_json, first["checkpoints"]))
-        record = replace(self._record(self.request.seed, main), checkpoints=checkpoints, **notes)
-        top.copy_weights(record.weights, self.folder(main, self.request.seed))
+        record = replace(self._record(seed, main, kept), checkpoints=checkpoints, **notes)
+        top.copy_weights(record.weights, kept)
         top.write(record)
         top.write_metrics(metrics)
 
 
-def _checkpoint_epochs(epochs: int, keep: int) -> set[int]:
-    """``keep`` epochs evenly spaced, the last one included."""
-    return {round((k + 1) * epochs / keep) - 1 for k in range(keep)} if keep else set()
+def finished_training(folder: RunFolder, keep: int, listener: Listener) -> dict[str, Any] | None:
+    """What was measured of a training with at least ``keep`` checkpoints; None where it must be trained.
+
+    Of one whose measures alone are damaged what is left is given, so that it is measured again.
+
+    Raises:
+        DamagedModel: a folder stands where a file is to be, so that it cannot be trained again either.
+    """
+    for name in (RUN_FILE, WEIGHTS_FILE, METRICS_FILE):
+        if (folder.path / name).is_dir():
+            raise DamagedModel(f"{name} is a folder", where=str(folder.path / name), fix="move it away")
+    if not (folder.path / METRICS_FILE).exists() or not (folder.path / WEIGHTS_FILE).exists():
+        return None  # cut off before it was finished
+    record: RunRecord | None = None
+    try:
+        record = _verified(folder)
+        measures = folder.read_measures()
+        files = [c["file"] for c in measures["checkpoints"]]
+        missing = [name for name in files if not (folder.path / name).exists()]
+        if missing:
+            raise DamagedFile(f"{missing[0]} is missing")
+    except DamagedModel as error:
+        listener.warn(f"{error.where}: {error.what}; it is trained again")
+        return None
+    except (OSError, DamagedFile, KeyError, TypeError) as error:
+        known = record is not None and record.steps is not None and len(record.checkpoints) >= keep
+        what = "measured" if known and isinstance(error, OSError | DamagedFile) else "trained"
+        listener.warn(f"{folder.path / METRICS_FILE} is damaged ({error}); it is {what} again")
+        if record is None or what == "trained":
+            return None
+        return {name: record.as_json()[name] for name in ("seed", "steps", "checkpoints")}
+    return measures if len(files) >= keep else None
+
+
+def _verified(folder: RunFolder) -> RunRecord:
+    """The record of a training, all of whose weights are as it says.
+
+    Raises:
+        DamagedModel: they are not.
+    """
+    record = folder.read()
+    if record is None:
+        raise DamagedModel(f"{RUN_FILE} is not there", where=str(folder.path), fix="train again")
+    for name in record.digests if record.digests is not None else (WEIGHTS_FILE,):
+        if not (folder.path / name).exists():
+            raise DamagedModel(f"{name} is not there", where=str(folder.path), fix="train again")
+        find_checkpoint(str(folder.path / name))
+    return record

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from influence_cli.errors import UsageError
-from influence_cli.stages.curate.calibration import p_values
 from influence_cli.stages.curate.gate import check
+from influence_cli.stages.curate.known_rows import p_values
 from influence_cli.stages.curate.request import CurateRequest, GateRequest
 from influence_cli.stages.curate.score_table import read_scores
 from tests.cases import Ran, call_cli, digits_table, train_run, with_column, write

@@ -25,9 +25,10 @@ from influence_cli.actions.trim import Trim
 from influence_cli.data.tables import provenance
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import GradSpec, Inputs
-from influence_cli.stages.curate.parity import closed, parity_of
+from influence_cli.stages.curate.score_table import parity_of
 from influence_cli.stages.retrain.request import EditsRequest, RetrainRequest
 from influence_cli.stages.retrain.retrain import retrain
+from influence_cli.stages.retrain.rounds import closed
 from tests.actions.test_actions import scored
 from tests.cases import Example, call_cli, draw_features, feature_table, write
 

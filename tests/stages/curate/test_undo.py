@@ -17,8 +17,8 @@ import pytest
 from scipy.stats import chi2_contingency
 
 from influence_cli.data.open import open_manifest
+from influence_cli.stages.curate.curate import chi_square, summarise
 from influence_cli.stages.curate.curate import curate as curate_stage
-from influence_cli.stages.curate.edit_report import chi_square, summarise
 from influence_cli.stages.curate.request import CurateRequest
 from tests.cases import Ran, call_cli, digits_table, with_column, write
 

@@ -34,18 +34,15 @@ import influence_cli.model.train.sgd as training
 from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance, with_provenance
 from influence_cli.maths.softmax_regression import Regression, fit
-from influence_cli.settings import Runtime
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import read_scores
 from influence_cli.stages.evaluate.counterfactuals.brittleness import _Search
 from influence_cli.stages.evaluate.counterfactuals.counterfactuals import counterfactuals
 from influence_cli.stages.evaluate.counterfactuals.leave_one_out import LeaveOneOut
-from influence_cli.stages.evaluate.counterfactuals.pool import Pool
-from influence_cli.stages.evaluate.counterfactuals.refits import Outcome, Refit
+from influence_cli.stages.evaluate.counterfactuals.pool import Outcome, Pool, Refit
 from influence_cli.stages.evaluate.counterfactuals.removal import Removal
-from influence_cli.stages.evaluate.counterfactuals.score_columns import ScoreColumns, columns_of
+from influence_cli.stages.evaluate.counterfactuals.scores import ScoreColumns, columns_of, open_scored_run, scores_for
 from influence_cli.stages.evaluate.counterfactuals.subsets import Subsets
-from influence_cli.stages.evaluate.counterfactuals.target_scores import open_scored_run, scores_for
 from influence_cli.stages.evaluate.request import CounterfactualRequest, Training
 from tests.cases import Heard, call_cli, column, environment, with_column, write
 from tests.oracle import refit, write_manifest
@@ -155,14 +152,14 @@ def test_lds_of_scores_that_add_up_to_the_outcome_is_one(convex: Path) -> None:
     truth = np.random.default_rng(1).normal(size=len(rows))
     part = Subsets(pool_of(rows, {"truth": truth, "opposite": -truth}), 40, 0.5)
     refits = part.refits()
-    found = part.figures(refits, [outcome(5.0 - float(truth[a.kept].sum())) for a in refits])
+    found = part.figures([outcome(5.0 - float(truth[a.kept].sum())) for a in refits])
     assert found["columns"]["truth"]["lds"] == 1.0
     assert found["columns"]["opposite"]["lds"] == -1.0
     assert abs(found["columns"]["random"]["lds"]) < 0.6
     assert (found["subsets"], found["subset_rows"], found["partial"]) == (40, 100, False)
     guesses = np.random.default_rng(2).normal(size=(400, len(rows)))
     many = Subsets(pool_of(rows, {str(k): g for k, g in enumerate(guesses)}), 9, 0.5)
-    chance = many.figures(refits[:9], [outcome(5.0 - float(truth[a.kept].sum())) for a in refits[:9]])
+    chance = many.figures([outcome(5.0 - float(truth[a.kept].sum())) for a in refits[:9]])
     inside = [abs(c["lds"]) < chance["chance"] for c in chance["columns"].values()]
     assert 0.9 < np.mean(inside) < 0.98
 
@@ -310,7 +307,7 @@ def test_a_floor_above_the_changes_makes_them_not_resolvable(convex: Path) -> No
     assert len(refits) == 6 * 9
     rng = np.random.default_rng(0)
     noisy = [outcome(1.0 + 0.1 * rng.normal()) for _ in refits]
-    found = part.figures(refits, noisy)  # type: ignore[arg-type]
+    found = part.figures(noisy)  # type: ignore[arg-type]
     whole = np.array([o.phi for o in noisy]).reshape(9, 6)
     changes = whole[1:] - whole[0]
     assert found["reseed_floor"] == pytest.approx(np.sqrt(2 / 6) * whole[0].std(ddof=1), abs=1e-12)
@@ -319,10 +316,10 @@ def test_a_floor_above_the_changes_makes_them_not_resolvable(convex: Path) -> No
     steady = [
         outcome(1.0 + 0.1 * s + 0.01 * (a.kept[0] == 0)) for s, a in zip([0, 1, 2, 3, 4, 5] * 9, refits, strict=True)
     ]
-    paired = part.figures(refits, steady)  # type: ignore[arg-type]
+    paired = part.figures(steady)  # type: ignore[arg-type]
     assert paired["paired_error"] < 1e-12 < paired["reseed_floor"]  # a shared seed takes its own noise out
     apart = [outcome(1.0 + 0.1 * rng.normal() * (s > 0)) for s in range(54)]
-    assert part.figures(refits, apart)["floor"] > 0  # type: ignore[arg-type]
+    assert part.figures(apart)["floor"] > 0  # type: ignore[arg-type]
 
 
 # -- removal --------------------------------------------------------------------------------------------------------
@@ -378,7 +375,7 @@ def test_replicates_are_paired_over_seeds_where_training_is_random(convex: Path)
     assert [a.seed for a in refits] == [0, 1, 2, 3, 4] * 4  # none, random, column, class-matched
     lowest = np.arange(200) < 10
     better = [outcome(1.0 + 0.3 * a.seed - 0.01 * (a.seed + 1) * (not a.kept[lowest].any())) for a in refits]
-    found = part.figures(refits, better)["columns"]["s"]["10"]  # type: ignore[arg-type]
+    found = part.figures(better)["columns"]["s"]["10"]  # type: ignore[arg-type]
     difference = found["over_random"]["target_loss"]
     assert difference["mean"] == pytest.approx(-0.03, abs=1e-12)
     assert difference["n"] == 5
@@ -402,7 +399,7 @@ def test_scores_for_single_target_rows_are_gradient_products_and_their_mean_is_t
     convex: Path, tmp_path: Path
 ) -> None:
     scores = read_scores(CurateRequest(str(convex / "scores.parquet"), manifest=str(convex / "manifest.parquet")))
-    run, session = open_scored_run(scores, None, str(convex / "run"), Runtime(str(tmp_path / "s"), "cpu"))
+    run, session = open_scored_run(scores, request_of(convex, tmp_path / "s"))
     assert list(run.methods) == ["ip"]
     products = gradients(convex, "train") @ gradients(convex, "val").T
     for v in (0, 7):
@@ -744,6 +741,27 @@ def test_tables_json_output_file_and_plan(convex: Path, tmp_path: Path) -> None:
     assert again["trainings"]["leave_one_out"] == {"trainings": 6, "kept": 6}
     quiet = call_cli("evaluate", *flags, "-q", "-o", out, cwd=convex)
     assert (quiet.code, quiet.out, quiet.err) == (0, b"", "")
+
+
+def test_all_rows_trained_again_are_held_against_the_utility_whatever_else_was_scored(
+    convex: Path, tmp_path: Path
+) -> None:
+    objectives = ["--objective", "robustness", "--objective", "utility", "--checkpoint", "run", "--precision", "fp64"]
+    scored = call_cli("score", "manifest.parquet", *objectives, "-o", tmp_path / "two.parquet", cwd=convex)
+    assert scored.code == 0, scored.err
+    rows = open_manifest(convex / "manifest.parquet")
+    val = rows.rows("val")
+    weights = load_file(convex / "run" / "model.safetensors")
+    x = torch.tensor(np.array([v for _, v in rows.payloads(val.index)]), dtype=torch.float64)
+    logits = x @ torch.tensor(weights["head.weight"]).double().T + torch.tensor(weights["head.bias"]).double()
+    phi = float(F.cross_entropy(logits, torch.from_numpy(val.labels)))
+    noise = provenance(pq.read_schema(tmp_path / "two.parquet"))["noise"]
+    assert list(noise) == ["robustness", "utility"]
+    assert abs(noise["robustness"]["phi"] - phi) > 0.05 * phi  # it is not told apart otherwise
+    ran = call_cli("evaluate", tmp_path / "two.parquet", "--store", tmp_path / "s", "--lds", 3, "--json", cwd=convex)
+    assert ran.json["refit"]["phi_of_checkpoint"] == pytest.approx(phi, rel=1e-6)
+    assert ran.json["refit"]["phi"] == pytest.approx(phi, rel=1e-6)
+    assert "training on all rows again gives" not in ran.err
 
 
 def test_several_seeds_of_a_deterministic_training_are_one(convex: Path, tmp_path: Path) -> None:

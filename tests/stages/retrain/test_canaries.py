@@ -25,8 +25,7 @@ from influence_cli.errors import UsageError
 from influence_cli.maths.labels import softmax
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.settings import GradSpec
-from influence_cli.stages.retrain.canaries import with_planted
-from influence_cli.stages.retrain.planting import confusion_noise, plant, uniform_noise
+from influence_cli.stages.retrain.canaries import confusion_noise, plant, uniform_noise, with_planted
 from influence_cli.stages.retrain.request import CanaryRequest
 from tests.cases import (
     Example,

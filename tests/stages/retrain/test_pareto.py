@@ -26,7 +26,7 @@ from influence_cli.model.train.recipe import Recipe
 from influence_cli.report.page import page
 from influence_cli.report.pareto_figures import pareto_panels
 from influence_cli.settings import GradSpec, Inputs
-from influence_cli.stages.retrain.arm_quality import beyond_accuracy, cautions_of
+from influence_cli.stages.retrain.arm_comparison import beyond_accuracy, cautions_of
 from influence_cli.stages.retrain.request import EditsRequest, RetrainRequest
 from influence_cli.stages.retrain.retrain import retrain
 from tests.cases import Example, call_cli, draw_features, examples, feature_table, with_column, write
@@ -322,6 +322,7 @@ def test_guards_count_over_all_rounds(tmp_path: Path) -> None:
         (["--rounds", "2", "--method", "ip", "--method", "loss"], "--rounds trims, by one method"),
         (["--scores", "s.parquet", "--by", "loss", "--by", "loss"], "two arms have the same name"),
         (["--scores", "s.parquet", "--calibration", "5%"], "two questions"),
+        (["--rounds", "2", "--calibration", "5%"], "--calibration and --rounds are two questions"),
         (["--scores", "s.parquet", "--canaries", "5%"], "canaries"),
         (["--scores", "s.parquet", "--attack", "magic"], "'magic' is unknown"),
         (["--scores", "s.parquet", "--report", "page.txt"], "no .html file"),

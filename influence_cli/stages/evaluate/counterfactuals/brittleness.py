@@ -18,11 +18,9 @@ from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
 from influence_cli.maths.arms import mean_interval, paired_difference
-from influence_cli.stages.evaluate.counterfactuals.pool import Pool
-from influence_cli.stages.evaluate.counterfactuals.refits import Refit
+from influence_cli.stages.evaluate.counterfactuals.pool import Pool, Refit
 from influence_cli.stages.evaluate.counterfactuals.refitter import Refitter
-from influence_cli.stages.evaluate.counterfactuals.score_columns import RANDOM
-from influence_cli.stages.evaluate.counterfactuals.target_scores import scores_for
+from influence_cli.stages.evaluate.counterfactuals.scores import RANDOM, scores_for
 from influence_cli.stages.retrain.arms import draw_order
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
@@ -104,10 +102,7 @@ class Brittleness:
         order = draw_order(self.refitter.measured["target"].ids, self.pool.seed, "brittleness")
         queries = order[correct[order]][: self.count].tolist()
         random = self._random()
-        searches = self._search(queries)
-        mean = before.mean(axis=0)
-        wanted = min(self.count, int(correct.sum()))
-        return self._summary(searches, random, mean, wanted, int(correct.sum()))
+        return self._summary(self._search(queries), random, before.mean(axis=0), int(correct.sum()))
 
     def _random(self) -> list[Floats | None]:
         """Margins [draws, m] after removing random rows of each size."""
@@ -130,27 +125,24 @@ class Brittleness:
                     helpful = self.pool.lowest(-np.nan_to_num(scores, nan=-np.inf))
                     searches.append(_Search(query, name, helpful, -1, len(self.grid)))
                 progress.advance(1)
-        while active := [s for s in searches if s.open]:
-            tried = [s.next(len(self.grid) - 1) for s in active]
-            removed = [s.order[: self.grid[t]] for s, t in zip(active, tried, strict=True)]
-            refits = [Refit(self.pool.without(rows), seed) for rows in removed for seed in self._seeds]
-            outcomes = self.refitter.run(refits)
-            for k, (s, t) in enumerate(zip(active, tried, strict=True)):
-                mine = outcomes[k * len(self._seeds) : (k + 1) * len(self._seeds)]
+        while active := [(s, s.next(len(self.grid) - 1)) for s in searches if s.open]:
+            removed = [self.pool.without(s.order[: self.grid[tried]]) for s, tried in active]
+            outcomes = self.refitter.run([Refit(kept, seed) for kept in removed for seed in self._seeds])
+            left = iter(outcomes)
+            for s, tried in active:
+                mine = [next(left) for _ in self._seeds]
                 margins = [float(o.target_margin[s.query]) for o in mine if o is not None]
                 if len(margins) == len(mine):
-                    s.learn(t, np.array(margins))
+                    s.learn(tried, np.array(margins))
             if None in outcomes:
                 break
         return searches
 
     def _summary(
-        self, searches: list[_Search], random: list[Floats | None], before: Floats, wanted: int, correct: int
+        self, searches: list[_Search], random: list[Floats | None], before: Floats, correct: int
     ) -> dict[str, Any]:
-        by_query: dict[int, list[_Search]] = {}
-        for s in searches:
-            by_query.setdefault(s.query, []).append(s)
-        done = [q for q, some in by_query.items() if not any(s.open for s in some)]
+        by_query = {s.query: {o.name: o for o in searches if o.query == s.query} for s in searches}
+        done = [q for q, some in by_query.items() if not any(s.open for s in some.values())]
         known = [r for r in random if r is not None]
         complete = len(known) == len(random)
         ids = self.refitter.measured["target"].ids
@@ -162,7 +154,7 @@ class Brittleness:
                 smallest = [self._smallest([bool((r[:, q] <= 0).mean() > 0.5) for r in known]) for q in done]
                 after = [float(known[-1][:, q].mean()) for q in done]
             else:
-                mine = [next(s for s in by_query[q] if s.name == name) for q in done]
+                mine = [by_query[q][name] for q in done]
                 smallest = [self.grid[s.high] if s.high < len(self.grid) else None for s in mine]
                 after = [s.after or 0.0 for s in mine]
             drop[name] = before[done] - np.array(after)
@@ -175,7 +167,7 @@ class Brittleness:
             "queries": len(done),
             "queries_asked": self.count,
             "correct_rows": correct,
-            "partial": len(done) < wanted or not complete,
+            "partial": len(done) < min(self.count, correct) or not complete,
             "removed_rows": self.grid,
             "seeds": len(self._seeds),
             "random_draws": len(self._draws),
@@ -186,8 +178,7 @@ class Brittleness:
 
     def _smallest(self, flipped: list[bool]) -> int | None:
         """The smallest size from which on every one flips the prediction."""
-        steady = [k for k, size in enumerate(self.grid) if all(flipped[k:])]
-        return self.grid[steady[0]] if steady else None
+        return next((size for k, size in enumerate(self.grid) if all(flipped[k:])), None)
 
     def _figures(self, smallest: list[int | None], drop: Floats) -> dict[str, Any]:
         """Share of predictions flipped by each size, median size, and the mean margin drop at the largest."""

@@ -17,19 +17,18 @@ from influence_cli.data.manifest import Rows
 from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError, ModelError, UsageError
 from influence_cli.events import SILENT, Listener
+from influence_cli.methods.random import uniform_draws
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.spec import ModelSpec
-from influence_cli.settings import Inputs, Runtime
+from influence_cli.settings import Inputs
 from influence_cli.stages.curate.score_table import ScoreTable, read_scores
 from influence_cli.stages.evaluate.counterfactuals.brittleness import Brittleness
 from influence_cli.stages.evaluate.counterfactuals.leave_one_out import LeaveOneOut
-from influence_cli.stages.evaluate.counterfactuals.pool import Pool
-from influence_cli.stages.evaluate.counterfactuals.refits import Outcome, Refit
+from influence_cli.stages.evaluate.counterfactuals.pool import Outcome, Pool, Refit
 from influence_cli.stages.evaluate.counterfactuals.refitter import Refitter
 from influence_cli.stages.evaluate.counterfactuals.removal import Removal
-from influence_cli.stages.evaluate.counterfactuals.score_columns import columns_of, random_column
+from influence_cli.stages.evaluate.counterfactuals.scores import MEASURED, columns_of, open_scored_run
 from influence_cli.stages.evaluate.counterfactuals.subsets import Subsets
-from influence_cli.stages.evaluate.counterfactuals.target_scores import open_scored_run
 from influence_cli.stages.evaluate.counterfactuals.trainer import open_trainer
 from influence_cli.stages.evaluate.request import CounterfactualRequest
 from influence_cli.stages.retrain.opening import test_part
@@ -37,6 +36,7 @@ from influence_cli.stages.run.target import target_rows
 from influence_cli.stages.run.usable_rows import check_classes, check_labels, usable_now
 from influence_cli.store import Store, open_store
 
+Part = Subsets | Removal | LeaveOneOut
 OFF_BY = 0.05  # share by which Phi of all rows trained again may differ from the checkpoint's before that is said
 
 
@@ -45,7 +45,7 @@ class _Opened:
     scores: ScoreTable
     pool: Pool
     refitter: Refitter
-    parts: dict[str, Subsets | Removal | LeaveOneOut]
+    parts: dict[str, Part]
     brittleness: Brittleness | None
 
     def refits(self) -> dict[str, list[Refit]]:
@@ -67,7 +67,7 @@ def counterfactuals(request: CounterfactualRequest, listener: Listener = SILENT)
     outcomes = refitter.run([a for some in refits.values() for a in some])
     left = iter(outcomes)
     by_part = {name: [next(left) for _ in some] for name, some in refits.items()}
-    figures = {name: part.figures(refits[name], by_part[name]) for name, part in opened.parts.items()}
+    figures = {name: part.figures(by_part[name]) for name, part in opened.parts.items()}
     if opened.brittleness is not None:
         figures["brittleness"] = opened.brittleness.measure()
     return {
@@ -88,10 +88,7 @@ def counterfactuals(request: CounterfactualRequest, listener: Listener = SILENT)
 def plan(request: CounterfactualRequest, listener: Listener = SILENT) -> dict[str, Any]:
     """How many trainings each part needs, and how many of them are kept."""
     opened = _open(request, listener, remember=False)
-    parts: dict[str, dict[str, int]] = {}
-    for name, refits in opened.refits().items():
-        trainings, kept = opened.refitter.kept(refits)
-        parts[name] = {"trainings": trainings, "kept": kept}
+    parts = {name: opened.refitter.kept(refits) for name, refits in opened.refits().items()}
     if opened.brittleness is not None:
         parts["brittleness"] = {"trainings_at_most": opened.brittleness.at_most()}
     return {"schema_version": 1, "recipe": opened.refitter.trainer.recipe.describe(), "trainings": parts}
@@ -105,7 +102,10 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
     trainer = open_trainer(checkpoint, scores.manifest, request.training, store)
     check_classes(scores.manifest, trainer.spec)
     if request.checkpoint is None and checkpoint is not None:
-        _check_same(origin["checkpoint"].get("fingerprint"), find_checkpoint(checkpoint)[0].digest, checkpoint)
+        now, then = find_checkpoint(checkpoint)[0].digest, origin["checkpoint"].get("fingerprint")
+        if then not in (None, now):
+            fix = "run `influence score` again, or pass --checkpoint to say that you mean it"
+            raise ModelError("the checkpoint is not the one that was scored", where=checkpoint, fix=fix)
     target = _target(request, scores, trainer.spec, store, listener)
     test = _test_rows(request, scores, trainer.spec, listener)
     for rows in (scores.train, target, test):
@@ -117,52 +117,36 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
             f"the checkpoint was trained on {trainer.trained_rows:,} rows, here are {int(used.sum()):,}: "
             "what is measured is training on these"
         )
-    refitter = Refitter(trainer, scores.train, used, target, test, store.trainings, listener)
+    measured = {"target": target, "test": test}
+    refitter = Refitter(trainer, scores.train, used, measured, store.trainings, listener)
     if refitter.deterministic and request.seeds > 1:
         listener.note("lbfgs is deterministic: one training stands for all --seeds")
     columns = columns_of(scores, used)
     if not columns.all:
         why = "; ".join(f"{name}: {reason}" for name, reason in columns.left_out.items())
-        raise UsageError(
-            f"no score column to measure ({why or 'there is none'})",
-            where=request.scores.scores,
-            fix="give a table that `score` wrote",
-        )
-    random = random_column(scores, request.seed)
+        fix = "give a table that `score` wrote"
+        raise UsageError(f"no score column to measure ({why or 'there is none'})", where=request.scores.scores, fix=fix)
+    random = uniform_draws(scores.train.ids, request.seed)
     pool = Pool(scores.train, used, columns, random, request.seed, request.seeds, refitter.deterministic)
     parts, brittleness = _parts(request, pool), None
     if request.brittleness is not None:
-        runtime = Runtime(request.store, request.training.device, code=request.training.model)
-        source = request.scores.scores if isinstance(request.scores.scores, str) else "the score table"
-        run, session = open_scored_run(scores, request.target, request.checkpoint, runtime, remember, source)
-        brittleness = Brittleness(pool, refitter, run, session, request.brittleness)
+        brittleness = Brittleness(pool, refitter, *open_scored_run(scores, request, remember), request.brittleness)
     return _Opened(scores, pool, refitter, parts, brittleness)
 
 
-def _parts(request: CounterfactualRequest, pool: Pool) -> dict[str, Subsets | Removal | LeaveOneOut]:
-    parts: dict[str, Subsets | Removal | LeaveOneOut] = {}
+def _parts(request: CounterfactualRequest, pool: Pool) -> dict[str, Part]:
+    parts: dict[str, Part] = {}
     if request.lds is not None:
         parts["lds"] = Subsets(pool, request.lds, request.subset_share)
     if request.removal:
         parts["removal"] = Removal(pool, request.removal)
     if request.loo is not None:
         if request.fixed_divisor and not pool.deterministic:
-            raise UsageError(
-                "--convention loo needs a training whose divisor can be kept: lbfgs",
-                fix="pass --convention renorm-loo, or train with --optimizer lbfgs",
-            )
+            fix = "pass --convention renorm-loo, or train with --optimizer lbfgs"
+            raise UsageError("--convention loo needs a training whose divisor can be kept: lbfgs", fix=fix)
         fixed = pool.deterministic if request.fixed_divisor is None else request.fixed_divisor
         parts["leave_one_out"] = LeaveOneOut(pool, request.loo, fixed)
     return parts
-
-
-def _check_same(then: str | None, now: str, checkpoint: str) -> None:
-    if then is not None and then != now:
-        raise ModelError(
-            "the checkpoint is not the one that was scored",
-            where=checkpoint,
-            fix="run `influence score` again, or pass --checkpoint to say that you mean it",
-        )
 
 
 def _target(
@@ -175,11 +159,9 @@ def _target(
     inputs = Inputs(scores.manifest, target=locator, label=scores.label, allow_overlap=True, skip_bad=skip_bad)
     target, _ = target_rows(inputs, scores.manifest, listener, model, store)
     if request.target is None and then.get("fingerprint") not in (None, target.fingerprint()):
-        raise ManifestError(
-            "the target is not the one that was scored for",
-            where=locator or scores.manifest.source,
-            fix="run `influence score` again, or pass --target to say that you mean it",
-        )
+        what = "the target is not the one that was scored for"
+        fix = "run `influence score` again, or pass --target to say that you mean it"
+        raise ManifestError(what, where=locator or scores.manifest.source, fix=fix)
     return target
 
 
@@ -195,9 +177,8 @@ def _test_rows(request: CounterfactualRequest, scores: ScoreTable, model: ModelS
 
 def _refit(opened: _Opened, outcome: Outcome | None, listener: Listener) -> dict[str, Any]:
     """Training on all rows again: does it give the checkpoint's objective?"""
-    noise: dict[str, Any] = opened.scores.provenance.get("noise", {})
-    at_checkpoint = "score_std" not in opened.scores.table.column_names  # several members: Phi is the first one's
-    then = next((entry["phi"] for entry in noise.values() if "phi" in entry and at_checkpoint), None)
+    several = "score_std" in opened.scores.table.column_names  # members: Phi is the first one's
+    then = None if several else opened.scores.provenance.get("noise", {}).get(MEASURED, {}).get("phi")
     now = None if outcome is None else outcome.phi
     if then is not None and now is not None and abs(now - then) > OFF_BY * abs(then):
         listener.warn(

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
 from influence_cli.maths.counterfactual import agreement, agreement_intervals
-from influence_cli.stages.evaluate.counterfactuals.pool import Pool
-from influence_cli.stages.evaluate.counterfactuals.refits import Outcome, Refit
-from influence_cli.stages.evaluate.counterfactuals.score_columns import RANDOM
+from influence_cli.stages.evaluate.counterfactuals.pool import Outcome, Pool, Refit, phi_of
+from influence_cli.stages.evaluate.counterfactuals.scores import RANDOM
 
 LEAST_SEEDS = 5  # of a training that is not deterministic
 Floats = NDArray[np.float64]
@@ -61,17 +60,26 @@ class LeaveOneOut:
         left_out = [Refit(self.pool.without(np.array([i])), s, self.fixed_divisor) for i in self.rows[0] for s in seeds]
         return [*self.pool.whole(seeds), *left_out]
 
-    def figures(self, refits: list[Refit], outcomes: list[Outcome | None]) -> dict[str, Any]:
+    def figures(self, outcomes: list[Outcome | None]) -> dict[str, Any]:
         """Agreement of every signed column with the measured changes, and whether those stand out of their noise."""
         pool, seeds = self.pool, len(self.pool.repeats(LEAST_SEEDS))
         rows, extremes = self.rows
-        phi = np.array([np.nan if o is None else o.phi for o in outcomes]).reshape(-1, seeds)
+        phi = phi_of(outcomes).reshape(-1, seeds)
         changes = phi[1:] - phi[0]  # [k, R], paired by seed
         done = np.isfinite(changes).all(axis=1)
         delta, chosen = changes[done].mean(axis=1), rows[done]
         noise = _noise(phi[0], changes[done])
         median = float(np.median(np.abs(delta))) if len(delta) else None
-        result = {
+        columns: dict[str, Any] = {}
+        ids = [pool.train.ids[i] for i in chosen.tolist()]
+        for name, scores in {**pool.columns.signed, RANDOM: pool.random - pool.random.mean()}.items():
+            predicted = pool.predicted(scores)[chosen]
+            columns[name] = {
+                **agreement(predicted, delta, 2.0 * (noise["floor"] or 0.0)),
+                "intervals": agreement_intervals(predicted, delta, pool.seed),
+                "predicted": dict(zip(ids, predicted.tolist(), strict=True)),
+            }
+        return {
             "rows": int(done.sum()),
             "rows_asked": self.count,
             "partial": not bool(done.all()),
@@ -83,21 +91,10 @@ class LeaveOneOut:
             "median_change": median,
             **noise,
             "resolvable": None if median is None or noise["floor"] is None else noise["floor"] <= median,
+            "columns": columns,
+            "changes": dict(zip(ids, delta.tolist(), strict=True)),
+            "left_out": pool.columns.left_out,
         }
-        above = 2.0 * (noise["floor"] or 0.0)
-        columns = {**pool.columns.signed, RANDOM: pool.random - pool.random.mean()}
-        result["columns"], ids = {}, [pool.train.ids[i] for i in chosen.tolist()]
-        for name, scores in columns.items():
-            predicted = pool.predicted(scores)[chosen]
-            intervals = agreement_intervals(predicted, delta, pool.seed)
-            result["columns"][name] = {
-                **agreement(predicted, delta, above),
-                "intervals": intervals,
-                "predicted": dict(zip(ids, predicted.tolist(), strict=True)),
-            }
-        result["changes"] = dict(zip(ids, delta.tolist(), strict=True))
-        result["left_out"] = pool.columns.left_out
-        return result
 
 
 def _noise(whole: Floats, changes: Floats) -> dict[str, float | None]:

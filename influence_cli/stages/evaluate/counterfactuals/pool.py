@@ -1,4 +1,4 @@
-"""What every counterfactual is drawn from: the train rows in use, their scores, and how often to train."""
+"""What every counterfactual is drawn from: the train rows in use, their scores, and how often to train on a part."""
 
 from __future__ import annotations
 
@@ -8,11 +8,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
-from influence_cli.stages.evaluate.counterfactuals.refits import Refit
-from influence_cli.stages.evaluate.counterfactuals.score_columns import ScoreColumns
+from influence_cli.stages.evaluate.counterfactuals.scores import ScoreColumns
 from influence_cli.stages.retrain.arms import draw_order
 
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Refit:
+    """A training: which train rows it has [n], with which seed.
+
+    The loss is a mean over the rows it has; with ``fixed_divisor`` their sum is divided by the weight of all rows in
+    use, as if the others had weight 0 (``loo`` in methods of influence; the mean is ``renorm_loo``).
+    """
+
+    kept: NDArray[np.bool_]
+    seed: int
+    fixed_divisor: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Loss and margin of every target row [m] and test row [t] after a training."""
+
+    target_loss: Floats
+    target_margin: Floats
+    test_loss: Floats
+    test_margin: Floats
+
+    @property
+    def phi(self) -> float:
+        """The objective: the mean target loss."""
+        return float(self.target_loss.mean())
+
+    def metrics(self) -> dict[str, float]:
+        """Mean loss and accuracy of target rows, and of test rows where there are any."""
+        found = {"target_loss": self.phi, "target_accuracy": float((self.target_margin > 0).mean())}
+        if len(self.test_loss):
+            found["test_loss"] = float(self.test_loss.mean())
+            found["test_accuracy"] = float((self.test_margin > 0).mean())
+        return found
+
+
+def phi_of(outcomes: list[Outcome | None]) -> Floats:
+    """Phi after each training, nan where there was no time for it."""
+    return np.array([np.nan if o is None else o.phi for o in outcomes])
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +62,7 @@ class Pool:
     train: Rows
     used: NDArray[np.bool_]
     columns: ScoreColumns
-    random: Floats
+    random: Floats  # the floor: a draw for every train row [n]
     seed: int
     seeds: int
     deterministic: bool
@@ -44,8 +84,7 @@ class Pool:
     def lowest(self, scores: Floats) -> NDArray[np.int64]:
         """The rows in use, lowest score first, ties by row key."""
         rows = np.flatnonzero(self.used)
-        keys = self.train.row_keys[rows]
-        return rows[np.lexsort((*(keys[:, c] for c in range(keys.shape[1] - 1, -1, -1)), scores[rows]))]
+        return rows[np.lexsort((*self.train.row_keys[rows].T[::-1], scores[rows]))]
 
     def without(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """The rows in use less some, as a mask [n]."""

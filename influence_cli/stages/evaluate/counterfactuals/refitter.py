@@ -10,7 +10,7 @@ import copy
 import functools
 import hashlib
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from influence_cli.data.manifest import Rows
 from influence_cli.events import SILENT, Listener
 from influence_cli.maths.labels import margin
 from influence_cli.model.losses import RowLoss, loss_of
-from influence_cli.stages.evaluate.counterfactuals.refits import Floats, Outcome, Refit
+from influence_cli.stages.evaluate.counterfactuals.pool import Floats, Outcome, Refit
 from influence_cli.stages.evaluate.counterfactuals.trainer import Trainer
 from influence_cli.store import FileFolder, Keys, fingerprint
 from influence_cli.store.keys import canonical_json, digest_of_sorted
@@ -33,27 +33,21 @@ if TYPE_CHECKING:
     from influence_cli.model.train.recipe import Recipe
 
 
+@dataclass(eq=False)
 class Refitter:
     """Trains what is asked for and not yet kept; everything else is read."""
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        train: Rows,
-        used: NDArray[np.bool_],
-        target: Rows,
-        test: Rows,
-        folder: FileFolder,
-        listener: Listener = SILENT,
-    ) -> None:
-        self.trainer, self.train, self.used, self.folder, self.listener = trainer, train, used, folder, listener
-        self.measured = {"target": target, "test": test}
-        self.wanted: set[str] = set()  # names of trainings: asked for ...
-        self.done: set[str] = set()  # ... and there now
-        self.trained = 0  # how many were run by this object
-        self._deadline: float | None = None
-        self._sets: dict[str, Examples] = {}
-        self._optimum: Any = None
+    trainer: Trainer
+    train: Rows
+    used: NDArray[np.bool_]
+    measured: dict[str, Rows]  # "target" and "test"
+    folder: FileFolder
+    listener: Listener = SILENT
+    wanted: set[str] = field(default_factory=set)  # names of trainings: asked for ...
+    done: set[str] = field(default_factory=set)  # ... and there now
+    trained: int = 0  # how many were run by this object
+    _deadline: float | None = None
+    _sets: dict[str, Examples] = field(default_factory=dict)
 
     @property
     def deterministic(self) -> bool:
@@ -102,10 +96,10 @@ class Refitter:
         spec = self.trainer.spec
         return {} if spec.task is None or spec.task.loss is None else {"loss": self._loss.name(spec.num_classes)}
 
-    def kept(self, refits: list[Refit]) -> tuple[int, int]:
+    def kept(self, refits: list[Refit]) -> dict[str, int]:
         """How many distinct trainings are asked for, and how many of them are finished."""
         names = {self.name(a) for a in refits}
-        return len(names), sum(self.folder.has(name) for name in names)
+        return {"trainings": len(names), "kept": sum(self.folder.has(name) for name in names)}
 
     def stop_after(self, minutes: float | None) -> None:
         """Start no training after that many minutes from now."""
@@ -119,7 +113,8 @@ class Refitter:
         """The outcome of each training asked for; None where the time was over before it."""
         names = [self.name(a) for a in refits]
         distinct = dict(zip(names, refits, strict=True))  # in order of first use
-        outcomes = {name: found for name in distinct if (found := self._read(name)) is not None}
+        stored = {name: found for name in distinct if (found := self.folder.read(name)) is not None}
+        outcomes = {name: self._outcome(found) for name, found in stored.items()}
         with self.listener.progress("retrain", len(distinct), "trainings", len(outcomes)) as progress:
             for name, one in distinct.items():
                 if name in outcomes:
@@ -127,16 +122,14 @@ class Refitter:
                 if self.time_is_over():
                     break
                 measured = self._measure(self._fit(one))
-                self.folder.write(name, measured, self._about(one))
+                about = {"model": self.trainer.spec.name, "rows": int(one.kept.sum()), "seed": one.seed}
+                self.folder.write(name, measured, about)
                 outcomes[name] = self._outcome(measured)
                 self.trained += 1
                 progress.advance(1)
         self.wanted.update(distinct)
         self.done.update(outcomes)
         return [outcomes.get(name) for name in names]
-
-    def _about(self, refit: Refit) -> dict[str, Any]:
-        return {"model": self.trainer.spec.name, "rows": int(refit.kept.sum()), "seed": refit.seed}
 
     def _fit(self, refit: Refit) -> nn.Module:
         import torch
@@ -147,29 +140,28 @@ class Refitter:
         model = self.trainer.model()
         if self.deterministic:
             model = model.double()
-            model.load_state_dict(self._full_optimum())
+            model.load_state_dict(self._full_optimum)
         data = copy.copy(self._examples("train"))
         data.weights = np.where(refit.kept, self.train.weights, 0.0)
         train(model, data, self._recipe(refit), refit.seed, self.trainer.device, lambda *_: None)
         return model
 
-    def _full_optimum(self) -> Any:
+    @functools.cached_property
+    def _full_optimum(self) -> dict[str, Any]:
         """Where every fit of a convex loss starts: the optimum on all rows in use, itself found from zero."""
-        if self._optimum is None:
-            import torch
+        import torch
 
-            from influence_cli.model.train.convex import inputs_with_bias
-            from influence_cli.model.train.sgd import train
+        from influence_cli.model.train.convex import inputs_with_bias
+        from influence_cli.model.train.sgd import train
 
-            inputs_with_bias(self._examples("train"))
-            model, data = self.trainer.model(), copy.copy(self._examples("train"))
-            with torch.no_grad():
-                for p in model.parameters():
-                    p.zero_()
-            data.weights = np.where(self.used, self.train.weights, 0.0)
-            train(model, data, self.trainer.recipe, 0, self.trainer.device, lambda *_: None)
-            self._optimum = {k: v.clone() for k, v in model.state_dict().items()}
-        return self._optimum
+        inputs_with_bias(self._examples("train"))
+        model, data = self.trainer.model(), copy.copy(self._examples("train"))
+        with torch.no_grad():
+            for p in model.parameters():
+                p.zero_()
+        data.weights = np.where(self.used, self.train.weights, 0.0)
+        train(model, data, self.trainer.recipe, 0, self.trainer.device, lambda *_: None)
+        return {k: v.clone() for k, v in model.state_dict().items()}
 
     def _examples(self, name: str) -> Examples:
         from influence_cli.model.examples import Examples
@@ -192,19 +184,14 @@ class Refitter:
                 found[f"{name}_margin"] = margin(logits, rows.labels)[order]
         return found
 
-    def _read(self, name: str) -> Outcome | None:
-        stored = self.folder.read(name)
-        return None if stored is None else self._outcome(stored)
-
     def _outcome(self, stored: dict[str, NDArray[Any]]) -> Outcome:
         """What was measured, in the order in which the rows stand here."""
         arrays: dict[str, Floats] = {}
         for kind, rows in self.measured.items():
-            for what in ("loss", "margin"):
-                values = np.empty(len(rows))
+            for what in (f"{kind}_loss", f"{kind}_margin"):
+                arrays[what] = np.empty(len(rows))
                 if len(rows):
-                    values[_by_key(rows)] = stored[f"{kind}_{what}"]
-                arrays[f"{kind}_{what}"] = values
+                    arrays[what][_by_key(rows)] = stored[what]
         return Outcome(**arrays)
 
 

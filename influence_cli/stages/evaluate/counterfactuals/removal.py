@@ -7,6 +7,7 @@ column has one fit, and intervals come from the random draws alone.
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,7 @@ from numpy.typing import NDArray
 from influence_cli.errors import UsageError
 from influence_cli.maths.arms import mean_interval, paired_difference
 from influence_cli.settings import parse_budget
-from influence_cli.stages.evaluate.counterfactuals.pool import Pool
-from influence_cli.stages.evaluate.counterfactuals.refits import Outcome, Refit
+from influence_cli.stages.evaluate.counterfactuals.pool import Outcome, Pool, Refit
 
 DRAWS = 5  # random removals of each size; also the fewest seeds of a training that is not deterministic
 HIGHER = {"target_loss": False, "target_accuracy": True, "test_loss": False, "test_accuracy": True}
@@ -44,18 +44,16 @@ class Removal:
         """
         found = sorted({parse_budget(text.strip(), self.pool.rows, "--removal") for text in self.sizes})
         if not found or found[0] < 1 or found[-1] >= self.pool.rows:
-            raise UsageError(
-                f"--removal {','.join(self.sizes)} of {self.pool.rows} rows: nothing, or all of them",
-                fix="write --removal 5%,10%,20%",
-            )
+            what = f"--removal {','.join(self.sizes)} of {self.pool.rows} rows: nothing, or all of them"
+            raise UsageError(what, fix="write --removal 5%,10%,20%")
         return found
 
     @functools.cached_property
     def removed(self) -> dict[Key, list[NDArray[np.int64]]]:
         """The rows taken out, for every replicate; one entry where all replicates take the same."""
         pool, found = self.pool, {}
-        draws = range(max(DRAWS, pool.seeds if not pool.deterministic else DRAWS))
-        orders = [pool.order(f"removal {d}") for d in draws]
+        draws = DRAWS if pool.deterministic else max(DRAWS, pool.seeds)
+        orders = [pool.order(f"removal {d}") for d in range(draws)]
         ranked = {name: pool.lowest(scores) for name, scores in pool.columns.all.items()}
         for k in self.counts:
             found["random", "", k] = [order[:k] for order in orders]
@@ -86,7 +84,7 @@ class Removal:
         """Every training, whole and columns before the random ones."""
         return [a for some in self._planned.values() for a in some]
 
-    def figures(self, refits: list[Refit], outcomes: list[Outcome | None]) -> dict[str, Any]:
+    def figures(self, outcomes: list[Outcome | None]) -> dict[str, Any]:
         """Loss and accuracy after every removal, and its differences from none, from random and class-matched rows."""
         pool, measured = self.pool, self._measured(outcomes)
         whole = measured.get(("nothing", "", 0))
@@ -104,18 +102,17 @@ class Removal:
             "columns": {},
             "left_out": pool.columns.left_out,
         }
-        for name in pool.columns.all:
-            result["columns"][name] = {
-                str(k): {
+        for name, k in itertools.product(pool.columns.all, self.counts):
+            sizes = result["columns"].setdefault(name, {})
+            here, matched = measured.get(("column", name, k)), measured.get(("class-matched", name, k))
+            if here is not None:
+                sizes[str(k)] = {
                     "mean": _means(here),
-                    "class_matched": _means(measured.get(("class-matched", name, k))),
+                    "class_matched": _means(matched),
                     "over_nothing": _differences(here, whole),
                     "over_random": _differences(here, measured.get(("random", "", k))),
-                    "over_class_matched": _differences(here, measured.get(("class-matched", name, k))),
+                    "over_class_matched": _differences(here, matched),
                 }
-                for k in self.counts
-                if (here := measured.get(("column", name, k))) is not None
-            }
         return result
 
     def _measured(self, outcomes: list[Outcome | None]) -> dict[Key, Metrics]:

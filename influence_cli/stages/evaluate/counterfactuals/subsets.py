@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
 from influence_cli.maths.counterfactual import linear_datamodeling, reliability
-from influence_cli.stages.evaluate.counterfactuals.pool import Pool
-from influence_cli.stages.evaluate.counterfactuals.refits import Outcome, Refit
-from influence_cli.stages.evaluate.counterfactuals.score_columns import RANDOM
+from influence_cli.stages.evaluate.counterfactuals.pool import Outcome, Pool, Refit, phi_of
+from influence_cli.stages.evaluate.counterfactuals.scores import RANDOM
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +29,8 @@ class Subsets:
 
     def __post_init__(self) -> None:
         if not 0 < self.size < self.pool.rows:
-            raise UsageError(
-                f"a share of {self.share:g} of {self.pool.rows} rows is {self.size} rows: no subset to train on",
-                fix="pass --subset-share 50%",
-            )
+            what = f"a share of {self.share:g} of {self.pool.rows} rows is {self.size} rows: no subset to train on"
+            raise UsageError(what, fix="pass --subset-share 50%")
 
     @property
     def size(self) -> int:
@@ -50,19 +47,16 @@ class Subsets:
         """A training for every subset and seed, subset by subset."""
         return [Refit(kept, s) for kept in map(self.members, range(self.count)) for s in self.pool.repeats()]
 
-    def figures(self, refits: list[Refit], outcomes: list[Outcome | None]) -> dict[str, Any]:
+    def figures(self, outcomes: list[Outcome | None]) -> dict[str, Any]:
         """LDS of every signed column, with intervals, paired differences and the noise of what was measured."""
         pool, seeds = self.pool, len(self.pool.repeats())
         whole = [j for j in range(self.count) if None not in outcomes[j * seeds : (j + 1) * seeds]]
-        phi = np.array([[o.phi for o in outcomes[j * seeds : (j + 1) * seeds] if o is not None] for j in whole])
-        phi = phi.reshape(len(whole), seeds)
-        columns = {**pool.columns.signed, RANDOM: pool.random}
-        members = [refits[j * seeds].kept for j in whole]
-        predicted = {
-            name: np.array([-float(pool.predicted(scores)[kept].sum()) for kept in members])
-            for name, scores in columns.items()
-        }
-        left_out = {**dict.fromkeys(pool.columns.ranking, "it ranks only: a sum of it predicts nothing")}
+        phi, members = phi_of(outcomes).reshape(-1, seeds)[whole], [self.members(j) for j in whole]
+        predicted: dict[str, NDArray[np.float64]] = {}
+        for name, scores in {**pool.columns.signed, RANDOM: pool.random}.items():
+            effects = pool.predicted(scores)
+            predicted[name] = np.array([-float(effects[kept].sum()) for kept in members])
+        left_out = dict.fromkeys(pool.columns.ranking, "it ranks only: a sum of it predicts nothing")
         means = phi.mean(axis=1)
         found = linear_datamodeling(means, predicted, pool.seed)
         for name, values in predicted.items():

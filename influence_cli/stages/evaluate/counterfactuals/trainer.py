@@ -68,39 +68,30 @@ def open_trainer(checkpoint: str | None, manifest: Manifest, training: Training,
     run = (None if checkpoint is None else RunFolder(checkpoint).read()) or RunRecord({}, {})
     known = {f.name for f in fields(Recipe)}
     then = {k: v for k, v in run.recipe.items() if k in known}
-    if training.said.get("optimizer", then.get("optimizer")) != then.get("optimizer"):
+    if training.overrides.get("optimizer", then.get("optimizer")) != then.get("optimizer"):
         then.pop("lr", None)  # a learning rate belongs to its optimizer
-    values = {**training.otherwise, **then, **training.said}
+    values = {**training.defaults, **then, **training.overrides}
     recipe = Recipe(**{k: v for k, v in values.items() if k in known})
     spec = _spec(run, checkpoint, manifest, training, store)
     check_convex(recipe, spec.name)
     init = training.init or run.init
-    return Trainer(
-        spec,
-        recipe,
-        None if init is None else find_checkpoint(init)[0],
-        training.pretrained or bool(run.pretrained),
-        device_of(training.device),
-        frozenset(run.calibration_ids),
-        run.trained_rows,
-    )
+    start = None if init is None else find_checkpoint(init)[0]
+    pretrained, left_out = training.pretrained or bool(run.pretrained), frozenset(run.calibration_ids)
+    return Trainer(spec, recipe, start, pretrained, device_of(training.device), left_out, run.trained_rows)
 
 
 def _spec(run: RunRecord, checkpoint: str | None, manifest: Manifest, training: Training, store: Store) -> ModelSpec:
     carried = run.model or None
     if carried is None and checkpoint is not None:
         carried = find_checkpoint(checkpoint)[1]
-    said = training.said.get("model")
     model = training.model
-    if carried is not None and said in (None, carried["name"]):
+    if carried is not None and training.overrides.get("model") in (None, carried["name"]):
         named = Inputs(manifest.source, model=model)
         return known_again(ModelSpec.from_dict(carried), named, checkpoint or "", manifest, store)
     if model is None:
-        raise UsageError(
-            "nothing says which model to train again",
-            where=checkpoint or "the score table has no checkpoint",
-            fix="pass --checkpoint RUN (a run folder of `retrain`), or --model NAME and its recipe",
-        )
+        what = "nothing says which model to train again"
+        fix = "pass --checkpoint RUN (a run folder of `retrain`), or --model NAME and its recipe"
+        raise UsageError(what, where=checkpoint or "the score table has no checkpoint", fix=fix)
     from_scratch = training.init is None and not training.pretrained
     inputs = Inputs(manifest.source, model=model, input_size=training.input_size, num_classes=training.num_classes)
     if is_own(model):

@@ -1,0 +1,127 @@
+"""The rows that the gate knows: accepted ones, and calibration rows, which the checkpoint was not trained on.
+
+New rows are compared with the calibration rows, which ``retrain --calibration`` leaves out.  With their scores
+c_1..c_m the conformal p-value of a new row of score s is
+
+    p = (1 + #{j: c_j <= s}) / (1 + m)
+
+and a clean row is flagged with probability at most q when rows with p <= q are (Bates et al. 2023,
+arXiv:2104.08279).  Without calibration rows the accepted rows of the baseline stand in, and the rate is unknown.
+Calibration rows and accepted rows are known by row key: one whose label or payload was changed is a new row.  The
+baseline is a file with the row key of every row that was accepted, one a line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.data.earlier import BASELINE
+from influence_cli.data.outputs import Output, check_outputs, write_output
+from influence_cli.errors import ModelError, UsageError
+from influence_cli.model.checkpoints import find_checkpoint
+from influence_cli.model.run_folder import RunFolder
+from influence_cli.stages.curate.score_table import ScoreTable
+
+Mask = NDArray[np.bool_]
+
+
+def reference_rows(scores: ScoreTable, calibration: Counter[str], in_baseline: Mask, rate: float) -> tuple[Mask, str]:
+    """Which rows [n] new ones are compared with, and what that says of the rate.
+
+    A calibration row counts as often as it was left out of training: copies of it add nothing.
+
+    Raises:
+        UsageError: there are none.
+    """
+    finite, left = np.isfinite(scores.scored.score), calibration.copy()
+    reference = np.zeros(len(scores.train), dtype=bool)
+    for k, key in enumerate(scores.scored.keys):
+        if finite[k] and left[key.hex()] > 0:
+            reference[k] = True
+            left[key.hex()] -= 1
+    if reference.any():
+        return reference, f"at most {rate:.3g} of clean rows are flagged"
+    lost = f": none of the run's {calibration.total():,} calibration rows is there as it was" if calibration else ""
+    if in_baseline.any():
+        return in_baseline & finite, f"compared with rows of the baseline, so the rate of false flags is unknown{lost}"
+    fix = "train with `retrain --calibration 5%`, or pass --baseline FILE"
+    raise UsageError(f"the gate has nothing to compare new rows with{lost}", fix=fix)
+
+
+def p_values(calibration: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Conformal p-values [n] of new scores against calibration scores [m].
+
+    >>> p_values(np.array([1.0, 2.0, 3.0]), np.array([0.0, 2.0])).tolist()
+    [0.25, 0.75]
+    """
+    below = np.searchsorted(np.sort(calibration), new, side="right")
+    return (1.0 + below.astype(np.float64)) / (1.0 + len(calibration))
+
+
+def calibration_keys(scores: ScoreTable, unused: bool) -> Counter[str]:
+    """The calibration rows of the run that was scored, by row key: one that was changed since is none.
+
+    ``unused`` says that new rows are compared with no other, so that those of an older run are new ones like any.
+
+    Raises:
+        ModelError: the run folder is gone, cannot be read, or holds other weights than those that were scored.
+        UsageError: it knows the rows by id alone.
+    """
+    checkpoint: dict[str, Any] = scores.provenance.get("checkpoint") or {}
+    locator = checkpoint.get("locator")
+    run = RunFolder(locator).read() if isinstance(locator, str) else None
+    if run is None:
+        return Counter()
+    if find_checkpoint(str(locator))[0].digest != checkpoint.get("fingerprint") and not unused:
+        what = "the run folder holds other weights than those that were scored, and so other calibration rows"
+        raise ModelError(what, where=str(locator), fix="run `influence score` again")
+    if run.calibration_ids and run.calibration_keys is None and not unused:
+        what = "the run folder knows its calibration rows by id alone, so that a changed label or payload is not seen"
+        fix = "run `retrain --calibration 5%` and `influence score` again"
+        raise UsageError(what, where=str(checkpoint["locator"]), fix=fix)
+    return Counter[str](run.calibration_keys or ())
+
+
+def write_baseline(scores: ScoreTable, path: str) -> int:
+    """Accept every train row as it is, by row key: an edited row comes back to the gate."""
+    lines = [
+        json.dumps({"id": i, "row_key": k.hex()}, ensure_ascii=False)
+        for i, k in sorted(zip(scores.train.ids, scores.scored.keys, strict=True))
+    ]
+    check_outputs([Output("--write-baseline", path, BASELINE)], scores.manifest.files)
+    write_output(path, BASELINE, ("\n".join(lines) + "\n").encode())
+    return len(lines)
+
+
+def read_baseline(path: str | None) -> set[str]:
+    """Row keys of the accepted rows; every line must be one, and no id may be there twice."""
+    if path is None:
+        return set()
+    keys: dict[str, str] = {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # an id may hold other line ends
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                name, key = _accepted(line, number)
+                if name in keys:
+                    raise ValueError(f"line {number}: id={name} is there twice")
+                keys[name] = key
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"the baseline cannot be read ({error})", where=path, fix="use --write-baseline") from error
+    return set(keys.values())
+
+
+def _accepted(line: str, number: int) -> tuple[str, str]:
+    """The id and row key in a line of a baseline."""
+    value = json.loads(line)
+    name, key = (value.get("id"), value.get("row_key")) if isinstance(value, dict) else (None, None)
+    if not isinstance(name, str) or not isinstance(key, str) or not re.fullmatch("[0-9a-f]{32}", key):
+        raise ValueError(f'line {number} is no {{"id": ..., "row_key": 32 hex digits}}')
+    return name, key
