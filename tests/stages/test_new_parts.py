@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from influence_cli.data.open import open_manifest
+from influence_cli.data.tables import provenance
 from influence_cli.methods import METHODS, MethodInfo
 from influence_cli.methods.protocol import Kind, Linear, Method, Place, Scores, Stored
+from influence_cli.stages.curate.combining import combine_columns
 from influence_cli.stages.run.quantities import QUANTITIES, OfRows, Quantity, register
+from influence_cli.stages.score.combine import combine_options
 from influence_cli.store import layout
 from tests.cases import call_cli, column, examples, feature_table, train_run, write
 
@@ -93,8 +98,6 @@ def scored(folder: Path, method: str, checkpoint: str = "run", *more: str) -> np
     given = ["score", "m.parquet", "--checkpoint", checkpoint, "--method", method, "-o", "s.parquet", *more]
     ran = call_cli(*given, "--store", "store", "--precision", "fp64", cwd=folder)
     assert ran.code == 0, ran.err
-    import pyarrow.parquet as pq
-
     return column(pq.read_table(folder / "s.parquet"))
 
 
@@ -142,3 +145,24 @@ def test_a_method_averages_two_checkpoints_by_weight(folder: Path, registered: N
     assert len(lines) == 1 + 64 - 4
     worst = {f"r{k:03d}" for k in np.argsort(both)[:4]}
     assert not any(line.split(",")[0] in worst for line in lines)
+
+
+def test_blends_and_spreads_go_by_the_members_weights(folder: Path, registered: None) -> None:
+    """A blend made from the table's columns by member is the one that ``score`` makes."""
+    table = feature_table(examples(val=30)).append_column("group", pa.array(["a", "b"] * 41))
+    write(table, folder / "g.parquet")
+    wide = ("score", "g.parquet", "--checkpoint", "run", "--method", "two-checkpoints", "--precision", "fp64")
+    wide = (*wide, "--objective", "utility", "--objective", "fairness", "--store", "store", "--per-member")
+    ran = call_cli(*wide, "--combine", "linear", "-o", "blend.parquet", cwd=folder)
+    assert ran.code == 0, ran.err
+    scores = pq.read_table(folder / "blend.parquet")
+    by_member = [column(scores, f"score_utility_{k}") for k in (0, 1)]
+    mean = (by_member[0] + 3 * by_member[1]) / 4
+    np.testing.assert_allclose(column(scores, "score_utility"), mean, rtol=1e-12)
+    origin = provenance(scores.schema)
+    assert origin["member_weights"]["score_utility"] == [1.0, 3.0]
+    blended = combine_columns(scores, ["score_utility", "score_fairness"], "linear", combine_options({}), origin, "t")
+    np.testing.assert_allclose(blended, column(scores, "score"), rtol=1e-9)
+    spread = np.sqrt(2 * ((by_member[0] - mean) ** 2 + 3 * (by_member[1] - mean) ** 2) / 4)
+    call_cli(*wide[:-1], "-o", "wide.parquet", cwd=folder)
+    np.testing.assert_allclose(column(pq.read_table(folder / "wide.parquet"), "score_std"), spread, rtol=1e-9)

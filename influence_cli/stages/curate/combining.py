@@ -89,4 +89,5 @@ def _linear(table: pa.Table, names: list[str], options: Combine, origin: dict[st
     blended = [
         linear(np.stack([floats(table, part[k]) for part in parts]), shares, lengths[:, k]) for k in range(members)
     ]
-    return np.mean(blended, axis=0)
+    weights = origin.get("member_weights", {}).get(names[0])  # only where members weigh differently
+    return np.average(blended, axis=0, weights=weights) if weights else np.mean(blended, axis=0)
