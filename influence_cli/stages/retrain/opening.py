@@ -51,8 +51,7 @@ def rows_to_test(request: RetrainRequest, manifest: Manifest, spec: ModelSpec, l
         rows, where = manifest.rows("test"), f"{manifest.source}, split test"
     else:
         other = numbered_as(open_table(request, request.test), spec.classes, manifest.source, listener)
-        where = other.source
-        rows = test_part(other)
+        rows, where = test_part(other), other.source
     if len(rows) == 0:
         raise ManifestError("no test rows", where=where, fix="set split to test for some rows, or pass --test PATH")
     columns = rows.manifest.table.column_names
