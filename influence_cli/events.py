@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-
-def plain_facts(facts: Mapping[str, Any]) -> str:
-    """Facts by name as they stand.
-
-    >>> plain_facts({"mode": "ggn", "fit_rows": 3})
-    'mode ggn, fit rows 3'
-    """
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
 
 
 class Progress:
@@ -31,10 +21,6 @@ class Listener:
 
     def detail(self, text: str) -> None:
         """A fact that only ``-v`` shows."""
-
-    def curvature(self, method: str, facts: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        """What a method found of its curvature, and with which options; without a wording of its own it is a note."""
-        self.note(f"{method}: {plain_facts(facts)}")
 
     def warn(self, text: str) -> None:
         """Something the user should act on."""

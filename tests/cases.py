@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from influence_cli.cli.show.curvature import curvature_sentence
 from influence_cli.data.tables import _spooled
 from influence_cli.events import SILENT, Listener, Progress
 from influence_cli.model.train.recipe import Recipe
@@ -66,9 +65,6 @@ class Heard(Listener):
 
     def detail(self, text: str) -> None:
         self.notes.append(text)
-
-    def curvature(self, method: str, facts: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        self.notes.append(f"{method}: {curvature_sentence(facts, options)}")
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)

@@ -22,7 +22,6 @@ from influence_cli.cli.printing import print_table
 from influence_cli.cli.settings.places import carried_settings, check_written
 from influence_cli.cli.settings.requests import ProgramOptions, options_of
 from influence_cli.cli.settings.settings import Settings, resolve
-from influence_cli.cli.show.curvature import curvature_sentence
 from influence_cli.options import SCORE, build_request
 
 EPILOG = (
@@ -128,7 +127,6 @@ def _run(command: Command, given: dict[str, Any]) -> int | None:
     source = several[0] if several else None
     program = build_request(ProgramOptions, given)
     out = terminal()
-    out.curvature_sentence = curvature_sentence
     out.quiet, out.verbose, out.color = program.quiet, program.verbose, program.color
     carried = carried_settings(source) if source is not None and command.name == SCORE else None
     settings = resolve(command.name, given, source, carried)

@@ -7,13 +7,13 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
 from influence_cli.cli.streams import write_line
 from influence_cli.errors import printable
-from influence_cli.events import Listener, Progress, plain_facts
+from influence_cli.events import Listener, Progress
 
 PLAIN_EVERY_S, PLAIN_EVERY_SHARE = 30.0, 0.1  # a line each 10 % or 30 s...
 PLAIN_AT_LEAST_S = 2.0  # ... but none for work that is over at once
@@ -22,14 +22,7 @@ PLAIN_AT_LEAST_S = 2.0  # ... but none for work that is over at once
 class Terminal(Listener):
     """Renders a stage's events: a bar on a terminal, elsewhere a line each 10 % or 30 s, at most one in 2 s."""
 
-    def __init__(
-        self,
-        quiet: bool = False,
-        verbose: bool = False,
-        color: str = "auto",
-        curvature_sentence: Callable[[Mapping[str, Any], Mapping[str, Any]], str] = lambda facts, _: plain_facts(facts),
-    ) -> None:
-        self.curvature_sentence = curvature_sentence
+    def __init__(self, quiet: bool = False, verbose: bool = False, color: str = "auto") -> None:
         self.quiet, self.verbose, self.color = quiet, verbose, color
         self.span: tuple[str, int, int, str] | None = None  # what, done, total, unit of the span in progress
 
@@ -42,10 +35,6 @@ class Terminal(Listener):
         """A fact that only -v shows."""
         if self.verbose and not self.quiet:
             self._line(text)
-
-    def curvature(self, method: str, facts: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        """What a method found of its curvature, in a sentence."""
-        self.note(f"{method}: {self.curvature_sentence(facts, options)}")
 
     def warn(self, text: str) -> None:
         """Something to act on."""

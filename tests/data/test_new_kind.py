@@ -232,3 +232,11 @@ def test_a_model_of_both_columns_is_trained_and_scored_again(folder: Path) -> No
     assert shards
     assert np.array_equal(column(folder, "score", "--checkpoint", "run"), first)
     assert shards == {p: p.stat().st_mtime_ns for p in (folder / ".influence" / "outputs").rglob("*.safetensors")}
+
+
+def test_the_order_of_names_in_a_row_is_no_form_of_it() -> None:
+    """A transform may give its tensors in any order."""
+    left, right = np.zeros(3, np.float32), np.zeros(2, np.int64)
+    rows = [{"left": left, "right": right}, {"right": right, "left": left}]
+    assert KINDS["task"].odd(rows) is None
+    assert KINDS["task"].odd([rows[0], {"left": right, "right": left}]) == 1

@@ -224,5 +224,5 @@ def is_numbers(kind: pa.DataType) -> bool:
 def form_of(value: Decoded) -> str:
     """The type and shape of decoded values, by name where they have names."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {form_of(part)}" for name, part in value.items())
+        return ", ".join(f"{name} {form_of(part)}" for name, part in sorted(value.items()))
     return f"{value.dtype} {value.shape}"

@@ -101,7 +101,7 @@ def in_manifest_order(table: pa.Table, train: Rows, scores: str, manifest: str) 
             raise _not_as_scored(f"train row id={i} {what}", manifest, scores)
         order.append(k)
     if len(order) < len(place):
-        gone = next(iter(set(place) - set(train.ids)))
+        gone = min(set(place) - set(train.ids))
         raise _not_as_scored(f"scored row id={gone} is no train row any more", manifest, scores)
     return table.take(pa.array(order, pa.int64()))
 

@@ -27,8 +27,10 @@ SAMPLE = 256  # training rows that are scored in both precisions
 def measure_agreement(run: Run, session: Session, at: MemberModel) -> None:
     """Remember the Spearman correlation of bf16 scores with float32 ones, for every objective, at the first member."""
     method, member = run.half_method(), at.member
+    if member != run.half_member() or method is None or run.model is None:
+        return
     lacking = [o for o in run.objectives if agreement(run, session, o) is None]
-    if member != run.half_member() or method is None or not lacking or run.model is None:
+    if not lacking:
         return
     first = {run.train.payload_keys[i].tobytes(): int(i) for i in unique(run.train.payload_keys)}
     rows = run.train.take(np.sort([first[k.tobytes()] for k in run.half_sample()[:SAMPLE]]))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from influence_cli.report.curvature import curvature_sentence
 from influence_cli.stages.run import names
 from influence_cli.stages.run.row_values import values_of
 from influence_cli.stages.run.run import Run
@@ -35,7 +36,7 @@ def note_curvature(run: Run, session: Session) -> None:
     for name, facts in curvature_report(run, session).items():
         if not facts:
             continue
-        session.listener.curvature(name, facts, asdict(run.solvers[name]))
+        session.listener.note(f"{name}: {curvature_sentence(facts, asdict(run.solvers[name]))}")
         for text in (*_warnings(run, session, name), *condition_warning(run, name, facts)):
             session.listener.warn(f"{name}: {text}")
 

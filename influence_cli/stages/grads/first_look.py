@@ -6,12 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.stages.grads.member_model import MemberModel
-from influence_cli.stages.grads.row_loop import Parts, Speed, Waits, loop_over
 from influence_cli.stages.run import names
 from influence_cli.stages.run.accuracy import warn_at_chance
-from influence_cli.stages.run.quantities import Part
-from influence_cli.stages.run.run import Run
-from influence_cli.stages.run.session import Batch, Session
+from influence_cli.stages.run.run import Run, require_model
+from influence_cli.stages.run.session import Session
+from influence_cli.store import Keys
 from influence_cli.store.shards import key_order, unique
 
 SAMPLE_SHARE, SAMPLE_LEAST, SAMPLE_MOST = 0.1, 200, 1000  # training rows that are run first
@@ -90,13 +89,12 @@ def target_accuracy(run: Run, session: Session) -> tuple[float, int] | None:
 
 def run_target(run: Run, session: Session, at: MemberModel) -> None:
     """Logits of some target rows, for runs that measure no direction on them; undecodable rows are passed by."""
-    part = Part("outputs", names.outputs(at.member), at.member)
-    rows = run.target.take(session.outputs(run, at.member).missing(run.target.payload_keys))
+    folder = session.outputs(run, at.member)
+    rows = run.target.take(folder.missing(run.target.payload_keys))
     chosen = rows.take(np.sort(key_order(rows.payload_keys)[:SAMPLE_MOST]))
-
-    def compute(batch: Batch, parts: Parts) -> Waits:
-        z, _ = at.point.outputs(batch.on(at.point), [])
-        return lambda: {part: {"logits": z.cpu().numpy()}}
-
-    lacking = {part: chosen.payload_keys[unique(chosen.payload_keys)]}
-    loop_over(run, session, chosen, lacking, compute, f"target rows, {at.called}", Speed(lambda: 64), skip_bad=True)
+    chosen, keys, logits = chosen.take(unique(chosen.payload_keys)), list[Keys](), list[NDArray[np.floating]]()
+    for batch in session.rows(require_model(run)[0], chosen, 64, lambda *_: None, keep=False):
+        logits.append(at.point.outputs(batch.on(at.point), [])[0].cpu().numpy())
+        keys.append(batch.payload_keys)
+    if keys:
+        folder.write(np.concatenate(keys), {"logits": np.concatenate(logits)})

@@ -39,6 +39,8 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
         model, checkpoint = resolve_model(inputs, manifest, store, spec.precision)
         manifest = usable(manifest.rows("train"), model, inputs, store)
         check_classes(manifest, model)
+        if len(manifest.rows("train")) == 0:
+            raise ManifestError("no train row can be used", where=manifest.source, fix="see what was skipped")
     target, overlap = manifest.rows("val"), manifest.rows("val").take(np.array([], dtype=np.int64))
     rows_of_target = spec.rows is not None and (inputs.target is not None or len(target) > 0)
     if rows_of_target or any(m.needs == "tangents" for m in methods.values()):

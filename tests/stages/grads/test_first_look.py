@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from influence_cli.errors import ManifestError
 from influence_cli.events import Progress
 from influence_cli.model.build import build_model, load_model
 from influence_cli.model.examples import to_input
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import GradSpec
-from tests.cases import Heard, call_cli, digits_table, job_of, write
+from tests.cases import Heard, call_cli, digits_table, job_of, with_column, write
 from tests.opened import Opened, fill, score
 
 
@@ -146,3 +147,31 @@ def test_looking_computes_nothing_twice(digits: Path, digits_run: Path, tmp_path
     assert fill(again) == 0
     assert [e for e in again.listener.events if "scoring" in e] == []
     assert np.isfinite(score(again).column("score").to_numpy()).all()
+
+
+def test_a_run_without_a_usable_row_says_so_every_time(digits_run: Path, tmp_path: Path) -> None:
+    """The second run knows the undecodable payloads from the store."""
+    table = digits_table(train=3)
+    images = [b"no image"] * 3 + table.column("image").to_pylist()[3:]
+    path = write(with_column(table, "image", pa.array(images, pa.binary())), tmp_path / "m.parquet")
+    for _ in range(2):
+        with pytest.raises(ManifestError, match="no train row can be used"):
+            fill(job_of(path, digits_run, tmp_path / "store", spec=GradSpec(("loss",)), skip_bad=True))
+
+
+def test_target_rows_that_do_not_decode_are_passed_by_and_not_remembered(digits_run: Path, tmp_path: Path) -> None:
+    """No bad row is skipped, so nothing is left out by the store's memory later; nor is there a bar for these rows."""
+    table = digits_table()
+    images = table.column("image").to_pylist()
+    images[200] = b"no image"
+    path = write(with_column(table, "image", pa.array(images, pa.binary())), tmp_path / "m.parquet")
+    heard = Heard()
+    assert fill(job_of(path, digits_run, tmp_path / "store", spec=GradSpec(("loss",)), listener=heard)) == 200
+    assert said(heard.notes)["target"][1] == 59
+    assert not list((tmp_path / "store").glob("undecodable.json"))
+    assert [what for what, _ in heard.spans] == ["training rows, model"]
+
+
+def test_bf16_without_directions_needs_no_agreement(digits: Path, digits_run: Path, tmp_path: Path) -> None:
+    job = job_of(digits, digits_run, tmp_path / "store", spec=GradSpec(("loss",), precision="bf16"))
+    assert fill(job) == 200

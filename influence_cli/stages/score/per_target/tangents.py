@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
 from influence_cli.maths.top_k import TopK
+from influence_cli.report.curvature import curvature_sentence
 from influence_cli.stages.grads.curvature_report import condition_warning, warnings_of
 from influence_cli.stages.grads.member_model import MemberModel, Models
 from influence_cli.stages.grads.preconditioning import about_curvature, fitted_curvature
@@ -228,7 +229,7 @@ class Solver:
     def _say(self, facts: dict[str, Any]) -> None:
         if not self._reported:
             self._reported = True
-            self.session.listener.curvature(self.name, facts, asdict(self.method))
+            self.session.listener.note(f"{self.name}: {curvature_sentence(facts, asdict(self.method))}")
         for text in (*warnings_of(self.run, self.name, facts), *condition_warning(self.run, self.name, facts)):
             if text not in self._said:
                 self._said.append(text)

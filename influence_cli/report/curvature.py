@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from influence_cli.events import plain_facts
-
 Facts = Mapping[str, Any]
 
 
 def curvature_sentence(facts: Facts, options: Facts) -> str:
     """The sentence of some facts, found with some options; facts of no known kind as they stand."""
-    return next((say(facts, options) for name, say in SENTENCES.items() if name in facts), plain_facts(facts))
+    return next((say(facts, options) for name, say in SENTENCES.items() if name in facts), _plain(facts))
 
 
 def _by_layers(f: Facts, options: Facts) -> str:
@@ -98,3 +96,8 @@ def _rule(f: Facts) -> str:
 
 def _stationarity(f: Facts) -> str:
     return f"gradient norm of the training objective {f['gradient_norm']:.3g}"
+
+
+def _plain(facts: Facts) -> str:
+    """Facts by name as they stand."""
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
