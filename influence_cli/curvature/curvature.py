@@ -45,6 +45,7 @@ from influence_cli.maths.iterative import FORGETFUL, Interim
 from influence_cli.model.decoded import Batches, DecodedBatches
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.examples import batches, chunked, from_all_over, move, to_input
+from influence_cli.model.named_tensors import mapped
 from influence_cli.model.parameters import named_views, select_parameters
 from influence_cli.model.spec import ModelSpec
 
@@ -286,7 +287,7 @@ class Curvature:
         """The blocks of what ``tapes`` runs, the model or its head; planned on the first batch."""
         first = self.over(self.rows.take(np.arange(min(self.batch_size, len(self.rows)))), "fp64")
         _, x, _, _ = next(first.batches("layers"))
-        x = x.to(self.dtype)
+        x = mapped(lambda t: t.to(self.dtype) if t.is_floating_point() else t, x)  # integers are looked up
         head = self.head(x)
         return Layers(self.point, x) if head is None else Layers(head.point, head.inputs(x))
 

@@ -106,10 +106,10 @@ class TargetPass:
         for index, decoded in batches(
             manifest, ([(k, self.payloads[k])] for k in self.target.index.tolist()), self.spec
         ):
-            x = self.inputs(decoded) if attacked is None else attacked(index)
+            x = self.inputs(decoded) if attacked is None else attacked(index).to(self.point.device, self.point.dtype)
             y = torch.from_numpy(manifest.labels[index]).to(self.point.device)
             with torch.enable_grad(), differentiable_kernels(self.point.recurrent):
-                z = self.point.logits(x.to(self.point.device, self.point.dtype), self.own)
+                z = self.point.logits(x, self.own)
                 gradients = self.gradients(value(z, y).sum())
             if not all(bool(torch.isfinite(g).all()) for g in gradients):
                 where = _place(self.target, int(index[0]))

@@ -139,23 +139,40 @@ def test_the_users_module_is_not_touched(tmp_path: Path) -> None:
 
 def test_integer_inputs_reach_the_model_as_they_are(tmp_path: Path) -> None:
     class Tokens(torch.utils.data.Dataset[tuple[Tensor, int]]):
+        def __init__(self, shift: int = 0) -> None:
+            self.shift = shift
+
         def __len__(self) -> int:
             return 20
 
         def __getitem__(self, k: int) -> tuple[Tensor, int]:
+            k += self.shift
             return torch.tensor([k % 7, k % 3, k % 5]), k % 2
 
     class Bag(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.table, self.head = nn.Embedding(8, 4), nn.Linear(4, 2)
+            self.table, self.head = nn.Embedding(8, 4), nn.Linear(12, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.table(x).mean(1))
+            return self.head(self.table(x).flatten(1))
+
+    class Looked(Tokens):
+        def __getitem__(self, k: int) -> tuple[Tensor, int]:
+            tokens, label = super().__getitem__(k)
+            return bag.table(tokens).flatten().detach(), label
 
     torch.manual_seed(0)
-    table = api.score(Tokens(), target=Tokens(), task=Task(Bag()), store=None, allow_overlap=True, method="loss")
-    assert np.isfinite(column(table)).all()
+    bag = Bag()
+    how: dict[str, Any] = {"store": None, "allow_overlap": True}
+    assert np.isfinite(column(api.score(Tokens(), target=Tokens(7), task=Task(bag), method="loss", **how))).all()
+    for method in ("ip", "datainf", "exact", "cg"):  # in the head alone, whose input is looked up
+        fitted = {**how, "method": method, "params": "last", "precision": "fp64"}
+        found = column(api.score(Tokens(), target=Tokens(7), task=Task(bag), **fitted))
+        expected = column(api.score(Looked(), target=Looked(7), task=Task(nn.Sequential(bag.head)), **fitted))
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max())
+    for method in ("ekfac", "exact", "lissa"):
+        assert np.isfinite(column(api.score(Tokens(), target=Tokens(7), task=Task(bag), method=method, **how))).all()
 
 
 # ---- what makes it new ---------------------------------------------------------------------------------------------
