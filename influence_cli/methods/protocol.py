@@ -170,6 +170,15 @@ class Method:
         """Whether scores are divided by the length of q too."""
         return False
 
+    def divided(self, scores: Floats, values: Floats | None, length: float | None) -> Floats:
+        """Scores [n] over the root of the values [n] of the rows' own gradients and, for the cosine, over |q|."""
+        if values is None:
+            return scores
+        found = over_own_size(scores, values)
+        if length is None:
+            return found
+        return found / length if length > 0 else 0.0 * found
+
     def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
         """Scores of the rows from what is stored, for each objective or once."""
         raise NotImplementedError
@@ -213,15 +222,6 @@ class Linear(Method):
             plain = plain and values is None
         means = weighted_mean(own, weights), weighted_mean(every, weights) if plain else None
         return Scores(means[0], objective, np.stack(own), weights, means[1], self.effect and plain)
-
-    def divided(self, scores: Floats, values: Floats | None, length: float | None) -> Floats:
-        """Scores [n] over the root of the values [n] of the rows' own gradients and, for the cosine, over |q|."""
-        if values is None:
-            return scores
-        found = over_own_size(scores, values)
-        if length is None:
-            return found
-        return found / length if length > 0 else 0.0 * found
 
 
 def weighted_mean(members: list[Floats], weights: Sequence[float]) -> Floats:

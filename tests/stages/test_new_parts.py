@@ -70,7 +70,16 @@ class TwoCheckpoints(Linear):
         return [Place(trajectory.recorded[0].checkpoint, weight=1.0), Place(trajectory.final, weight=3.0)]
 
 
+@dataclass(frozen=True)
+class Halved(Linear):
+    """Half of IP, by a score of its own."""
+
+    def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
+        return [Scores(s.values / 2, s.objective) for s in super().score(stored, rows, loss)]
+
+
 ROWS = (
+    MethodInfo("halved", f"{__name__}:Halved", "half of ip", "-", "V + T"),
     MethodInfo("short-first", f"{__name__}:ShortFirst", "short inputs", "-", "T"),
     MethodInfo("two-checkpoints", f"{__name__}:TwoCheckpoints", "two checkpoints", "-", "2 (V + T)"),
 )
@@ -166,3 +175,12 @@ def test_blends_and_spreads_go_by_the_members_weights(folder: Path, registered: 
     spread = np.sqrt(2 * ((by_member[0] - mean) ** 2 + 3 * (by_member[1] - mean) ** 2) / 4)
     call_cli(*wide[:-1], "-o", "wide.parquet", cwd=folder)
     np.testing.assert_allclose(column(pq.read_table(folder / "wide.parquet"), "score_std"), spread, rtol=1e-9)
+
+
+def test_pairs_are_refused_of_a_method_that_makes_its_scores_itself(folder: Path, registered: None) -> None:
+    """They would be products of gradients under another method's name."""
+    given = ("score", "m.parquet", "--checkpoint", "run", "--store", "store", "--precision", "fp64", "--per-target")
+    ran = call_cli(*given, "--method", "halved", "-o", "pairs.parquet", cwd=folder)
+    assert ran.code == 2
+    assert "halved makes its scores in a way of its own" in ran.err
+    np.testing.assert_allclose(scored(folder, "halved"), scored(folder, "ip") / 2, rtol=1e-12)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from influence_cli.maths.labels import of_label
 from influence_cli.maths.noise import spearman
-from influence_cli.methods.protocol import Linear
 from influence_cli.stages.grads.bf16 import agreement
 from influence_cli.stages.grads.group_parts import undecided
 from influence_cli.stages.run import names
@@ -78,7 +77,7 @@ def _split_half(run: Run, session: Session, member: Member, objective: str, meta
     with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite are left out below
         odd = (whole - share * even) / (1.0 - share)
         of_halves = [of_label(run.row_loss.label_scores(logits, t), labels) for t in (even, odd)]
-    how, own = cast("Linear", run.methods[method]), None
+    how, own = run.methods[method], None
     if method in run.values:
         own = values_of(run, session, method, member, run.train.row_keys[rows])
     length = meta["norm"] if how.of_unit_direction() else None

@@ -23,6 +23,7 @@ from influence_cli.data.manifest import Rows
 from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.maths.top_k import NONE, SIDES, TopK
+from influence_cli.methods.protocol import Linear
 from influence_cli.stages.grads.fill import fill
 from influence_cli.stages.grads.provenance import provenance_of
 from influence_cli.stages.run import names
@@ -66,6 +67,9 @@ def check_per_target(run: Run, top: int) -> str:
             f"scores of pairs are not divided by the size of a row's own gradient, as {how} asks for",
             fix=f"leave {how} out, or --per-target",
         )
+    if type(run.methods[name]).score is not Linear.score:  # pairs are products of gradients, and of nothing else
+        what = f"--per-target has products of gradients, and {name} makes its scores in a way of its own"
+        raise UsageError(what, fix="--method ip")
     others = [o for o in run.objectives if o != OBJECTIVE]
     if others:
         raise UsageError(
