@@ -24,7 +24,7 @@ Traceback (most recent call last):
     ...
 influence_cli.errors.ModelError: no such checkpoint
 in: absent
-fix: pass --checkpoint PATH
+fix: pass checkpoint=PATH
 
 A model of one's own, with its own transform, loss and torch Dataset:
 
@@ -52,7 +52,8 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, Unpack
 
-from influence_cli.errors import UserCodeError
+from influence_cli.arguments import speak_of_arguments
+from influence_cli.errors import InfluenceError, UsageError, UserCodeError
 from influence_cli.events import SILENT, Listener
 from influence_cli.options import build_request, options_in
 from influence_cli.settings import GradSpec, Inputs, Options, Runtime
@@ -71,7 +72,7 @@ class RunOptions(TypedDict, total=False):
 
     checkpoint: str | None
     task: Task | None
-    model: str | None
+    model: Any  # a name, or a fitted linear classifier of scikit-learn
     target: Any
     method: str | list[str]
     objective: str | list[str]
@@ -106,13 +107,30 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _never_ends(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, in which code of the user's that ends the program (a model, a Dataset) is an error like any."""
+@functools.cache
+def _switches() -> frozenset[str]:
+    """Options that are true or false."""
+    from influence_cli.data.request import IngestRequest
+    from influence_cli.stages.evaluate.request import EvaluateRequest
+    from influence_cli.stages.retrain.request import RetrainRequest
+
+    kinds = (Inputs, GradSpec, Runtime, IngestRequest, EvaluateRequest, RetrainRequest)
+    return frozenset(o.name for kind in kinds for o in options_in(kind) if o.kind is bool)
+
+
+def _called_from_python(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, with errors that speak of arguments, not flags.
+
+    Code of the user's that ends the program (a model, a Dataset) is an error like any.
+    """
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
+        except InfluenceError as error:
+            speak_of_arguments(error, _switches())
+            raise
         except (SystemExit, GeneratorExit) as error:
             raise UserCodeError(
                 f"the program was ended from inside ({type(error).__name__}: {error}); nothing is finished",
@@ -131,6 +149,7 @@ def _open(manifest: Any, given: dict[str, Any]) -> tuple[Run, Session]:
     from influence_cli.stages.run.open import open_run
     from influence_cli.stages.run.session import Session
 
+    manifest, given = _with_estimator(manifest, given)
     kinds = (Inputs, GradSpec, Runtime)
     known = {o.name for kind in kinds for o in options_in(kind)} - {"manifest", "set"} | {"options", "task", "listener"}
     unknown = set(given) - known
@@ -146,24 +165,41 @@ def _open(manifest: Any, given: dict[str, Any]) -> tuple[Run, Session]:
     return open_run(inputs, build_request(GradSpec, values), session), session
 
 
-@_never_ends
+def _with_estimator(manifest: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Rows and options, with a model of scikit-learn as a task, and its rows as the classifier is given them."""
+    model = given.get("model")
+    if model is None or isinstance(model, str):
+        return manifest, given
+    from influence_cli.model.scikit import is_estimator, rows_of, task_of
+
+    if not is_estimator(model):
+        fix = "name it, give task=Task(module), or a fitted classifier of scikit-learn"
+        raise UsageError(f"the model is a {type(model).__name__}", fix=fix)
+    label, target = given.get("label", "label"), given.get("target")
+    rows = {} if target is None else {"target": rows_of(model, target, label)}
+    return rows_of(model, manifest, label), {**given, **rows, "model": None, "task": task_of(model)}
+
+
+@_called_from_python
 def manifest(source: Any, output: str, **options: Any) -> Ingested:
     """A checked manifest, written to ``output``, from a folder, a file, an Arrow table or a DataFrame.
 
-    ``options``: ``label``, ``id``, ``image`` and ``features`` name columns; ``split`` ("80/10/10"), ``seed``,
-    ``embed`` and ``skip_bad`` as on the command line.  The result holds the manifest, notes, and skipped rows.
+    ``options``: ``label``, ``id``, ``image``, ``features``, ``weight``, ``group`` and ``keep`` name columns, ``like``
+    an earlier manifest; ``split`` ("80/10/10"), ``seed``, ``embed`` and ``skip_bad`` as on the command line.  The
+    result holds the manifest, what the source was taken to mean, what was left out, notes, and skipped rows.
     """
     from influence_cli.data.ingest import make_manifest
     from influence_cli.data.request import IngestRequest
     from influence_cli.data.sources import Columns
 
     listener = options.pop("listener", SILENT)
-    named = {k: options.pop(k) for k in ("label", "id", "image") if k in options}
-    columns = Columns(**named, features=tuple(options.pop("features", ())))
+    named = {f.name: options.pop(f.name) for f in dataclasses.fields(Columns) if f.name in options}
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in named.items()}
+    columns = Columns(**plain)
     return make_manifest(IngestRequest(source, str(output), columns, **options), listener)
 
 
-@_never_ends
+@_called_from_python
 def plan(manifest: Any, **options: Unpack[RunOptions]) -> dict[str, Any]:
     """What ``grads`` or ``score`` would compute and why: rows stored and rows to compute, passes, seconds, bytes."""
     from influence_cli.stages.run.plan import describe_plan, missing_work
@@ -172,7 +208,7 @@ def plan(manifest: Any, **options: Unpack[RunOptions]) -> dict[str, Any]:
     return describe_plan(run, session, missing_work(run, session))
 
 
-@_never_ends
+@_called_from_python
 def grads(manifest: Any, **options: Unpack[RunOptions]) -> pa.Table:
     """Fill the store with what the rows lack; a row per train row: id, row_key, payload_key, label, loss."""
     from influence_cli.stages.grads.fill import fill
@@ -183,7 +219,7 @@ def grads(manifest: Any, **options: Unpack[RunOptions]) -> pa.Table:
     return grads_table(run, session)
 
 
-@_never_ends
+@_called_from_python
 def score(
     manifest: Any, *, per_member: bool = False, combine: str | None = None, **options: Unpack[RunOptions]
 ) -> pa.Table:
@@ -196,7 +232,7 @@ def score(
     return stage(*_open(manifest, dict(options)), per_member, combine)[0]
 
 
-@_never_ends
+@_called_from_python
 def per_target(manifest: Any, *, top: int = 10, **options: Unpack[RunOptions]) -> pa.Table:
     """For each target row its ``top`` most helpful and most harmful train rows, as ``influence score --per-target``.
 
@@ -207,7 +243,7 @@ def per_target(manifest: Any, *, top: int = 10, **options: Unpack[RunOptions]) -
     return stage(*_open(manifest, dict(options)), top)[0]
 
 
-@_never_ends
+@_called_from_python
 def curate(
     scores: Any,
     *,
@@ -248,7 +284,7 @@ def curate(
     return curated.table()
 
 
-@_never_ends
+@_called_from_python
 def retrain(manifest: Any, output: str, **options: Any) -> dict[str, Any]:
     """Train and compare, as ``influence retrain``; returns what it writes to ``output``/metrics.json.
 
@@ -271,7 +307,7 @@ def retrain(manifest: Any, output: str, **options: Any) -> dict[str, Any]:
     return stage(request, Recipe(**split[Recipe]), listener)
 
 
-@_never_ends
+@_called_from_python
 def evaluate(*scores: Any, **options: Any) -> dict[str, Any]:
     """How far to trust one or more score tables (paths or tables) of the same rows.
 

@@ -13,6 +13,7 @@ from influence_cli.options import (
     CACHE,
     CURATE,
     EVALUATE,
+    MANIFEST,
     MODEL,
     NOWHERE,
     PATH,
@@ -63,8 +64,9 @@ class Inputs:
     model: str | None = option(None, "timm name, linear, mlp:128,128 or python:PKG.MOD:FACTORY.", MODEL)
     label: str = option("label", "Label column.", WRITING, metavar="COLUMN", kept="manifest.label")
     group: str = option(
-        "group", "Column with the groups of fairness.", RUNS_AND_RETRAIN, metavar="COLUMN", kept="manifest.group"
-    )
+        "group", "Column with the groups of fairness.", (MANIFEST, *RUNS_AND_RETRAIN), metavar="COLUMN",
+        kept="manifest.group",
+    )  # fmt: skip
     skip_bad: bool = option(
         False, "List rows that cannot be used and go on.", (*WRITING, CACHE), stored=False, kept="skip_bad"
     )

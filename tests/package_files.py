@@ -13,7 +13,8 @@ PACKAGE = ROOT / "influence_cli"
 
 # Folders and single files.  A file belongs to the room whose name is the longest beginning of its own.
 ROOMS = (
-    *("errors", "events", "maths", "store", "options", "settings", "data", "model", "engines", "curvature"),
+    *("errors", "arguments", "events", "maths", "store", "options", "settings"),
+    *("data", "model", "engines", "curvature"),
     *("objectives", "methods", "actions", "exports", "report"),
     *("stages/run", "stages/grads", "stages/score", "stages/curate", "stages/retrain", "stages/evaluate"),
     *(

@@ -120,6 +120,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(table, here / "train.parquet")
     write(table.slice(0, 120), here / "accepted.parquet")
     write(table.slice(120, 90), here / "val.parquet")
+    for name, count in (("adult.csv", 60), ("later.csv", 5)):
+        lines = [
+            f"{20 + k},{('clerk', 'nurse')[k % 2]},{('f', 'm')[k % 3 % 2]},{('<=50K', '>50K')[k % 5 % 2]}\n"
+            for k in range(count)
+        ]
+        (here / name).write_text("age,job,sex,income\n" + "".join(lines))
     (here / "bad.csv").write_text("id\n" + "".join(f"{r.id}\n" for r in rows[:12]))
     for row in digits_table(40, 12, 12).to_pylist():
         place = here / "photos" / row["split"] / str(row["label"]) / f"{row['id']}.png"

@@ -15,16 +15,18 @@ import pyarrow as pa
 
 from influence_cli.data.classes import CLEAN, Numbering
 from influence_cli.data.earlier import MADE, marked
+from influence_cli.data.frames import name_of
 from influence_cli.data.kinds import KINDS, kind_in
 from influence_cli.data.kinds.protocol import BadPayload, Kind, is_text
 from influence_cli.data.manifest import Manifest, read_manifest
-from influence_cli.data.open import name_of
 from influence_cli.data.outputs import Output, check_outputs, writing
-from influence_cli.data.request import IngestRequest
+from influence_cli.data.request import COLUMNS_KEY, IngestRequest
 from influence_cli.data.sources import Source, is_saved, open_source
 from influence_cli.data.sources.origin import origin_metadata
+from influence_cli.data.sources.protocol import LeftOut
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
+from influence_cli.store.keys import canonical_json
 from influence_cli.store.parquet import SealedWriter
 from influence_cli.store.shards import positions
 
@@ -37,6 +39,8 @@ class Ingested:
     kind: str
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (row id, reason)
     notes: list[str] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)  # what the source was taken to mean, in sentences
+    left_out: list[LeftOut] = field(default_factory=list)  # columns, files and folders that no row is made from
 
 
 def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingested:
@@ -54,6 +58,7 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
     source = open_source(request.source, request.columns)
     conversion = _Conversion(request, source, shares)
     metadata = origin_metadata(source, request.source, request.columns, bool(conversion.splits), output.parent)
+    metadata |= columns_metadata(source)
     with writing(output, MADE) as temporary, pa.OSFile(str(temporary), "wb") as sink:
         with contextlib.ExitStack() as stack:
             writer: SealedWriter | None = None
@@ -67,7 +72,15 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
         # every check of a manifest, before it gets its name
         read_manifest(_named(request.source), [temporary], folder=output.parent)
     manifest = read_manifest(request.output, [output])
-    return Ingested(manifest, source.kind, conversion.skipped, [*conversion.notes, *content_notes(manifest)])
+    notes = [*conversion.notes, *conversion.counted(), *content_notes(manifest)]
+    return Ingested(manifest, source.kind, conversion.skipped, notes, list(source.taken), list(source.left_out))
+
+
+def columns_metadata(source: Source) -> dict[bytes, bytes]:
+    """Schema metadata that say what the source was taken to mean, and what was left out."""
+    left_out = [[entry.what, entry.reason] for entry in source.left_out]
+    value = {**(source.columns or {}), "taken": list(source.taken), "left_out": left_out}
+    return {COLUMNS_KEY: canonical_json(value).encode()}
 
 
 def _named(source: Any) -> str:
@@ -139,15 +152,26 @@ class _Conversion:
                 yield pa.table(_arrays(rows, table)).replace_schema_metadata(metadata)
             listener.detail(f"{len(rows):,} rows converted")
 
+    def counted(self) -> list[str]:
+        """What was found while the rows were read, with how many of them."""
+        return [f"{what} ({rows:,} row{'s' if rows > 1 else ''})" for what, rows in self.source.counts.most_common()]
+
     def _row(self, row: dict[str, Any], kind: Kind) -> dict[str, Any]:
         """One row; the first row of an id keeps it."""
         if row["id"] is None:
-            raise BadPayload("an id is null")
+            raise BadPayload("an id is null", "name every row, or pass --id none to number the rows")
         if row["id"] in self._seen:
-            raise BadPayload("an id is there twice")
+            fix = "pass --id COLUMN for another column, or --id none to number the rows"
+            raise BadPayload("an id is there twice", fix)
         self._seen.add(row["id"])
         folder = Path(self.source.folder)
-        payload = kind.from_source(row, folder)
+        try:
+            payload = kind.from_source(row, folder)
+        except BadPayload as bad:
+            if bad.position is None or bad.position >= len(self.source.names):
+                raise
+            name = self.source.names[bad.position]
+            raise BadPayload(f"column {name}: a value is missing or not finite", bad.fix) from bad
         row["label"] = self._label(row["label"], "label")
         if row["label"] is None:
             raise BadPayload("column label is null")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,20 +14,35 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.frames import as_table, name_of
+from influence_cli.data.kinds import PAYLOADS, kind_in
 from influence_cli.data.kinds.own_input import errors_of_own_code
+from influence_cli.data.kinds.protocol import is_text
 from influence_cli.data.manifest import Manifest, read_manifest
+from influence_cli.data.plain_types import plain_type
+from influence_cli.data.request import COLUMNS_KEY, Columns, IngestRequest
 from influence_cli.data.row_checks import SKIPPED, RowChecks
-from influence_cli.data.tables import parquet_files, temporary_folder
+from influence_cli.data.tables import parquet_files, read_schema, temporary_folder
 from influence_cli.errors import ManifestError, UsageError
+from influence_cli.events import SILENT, Listener
 from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.keys import KEY_BYTES, row_keys, stack
 from influence_cli.store.parquet import write_sealed
 
 
 def open_manifest(
-    source: Any, label: str = "label", skip_bad: bool = False, known: StoredFileKeys | None = None
+    source: Any,
+    label: str = "label",
+    skip_bad: bool = False,
+    known: StoredFileKeys | None = None,
+    *,
+    like: Manifest | None = None,
+    listener: Listener = SILENT,
 ) -> Manifest:
     """Read a manifest from a file or folder of Parquet files, or from rows in memory; see ``read_manifest``.
+
+    A table in memory may have plain columns, from which a manifest is made as ``influence manifest`` does, with every
+    row a train row where there is no column ``split``; it is read as ``like`` was, where that was made of such too.
 
     Raises:
         ManifestError: a column or a row cannot be used.
@@ -35,35 +51,53 @@ def open_manifest(
     if isinstance(source, Manifest):
         return source
     if not isinstance(source, str | Path):
-        return _in_memory(source, label, skip_bad)
+        return _in_memory(source, label, skip_bad, like, listener)
     return read_manifest(str(source), parquet_files(str(source)), label, skip_bad=skip_bad, known=known)
 
 
-def _in_memory(source: Any, label: str, skip_bad: bool) -> Manifest:
-    """A manifest of rows in memory.  Tables and frames have a manifest's columns; relative paths count from here."""
+def _in_memory(source: Any, label: str, skip_bad: bool, like: Manifest | None, listener: Listener) -> Manifest:
+    """A manifest of rows in memory; relative paths count from here."""
     table = as_table(source)
-    if table is not None:
+    if table is not None and _is_manifest(table, label):
         return read_manifest(name_of(source), [_spooled(table)], label, skip_bad=skip_bad, folder=Path.cwd())
+    if table is not None:
+        return _of_plain_columns(source, table, label, skip_bad, like, listener)
     if callable(getattr(source, "__getitem__", None)) and callable(getattr(source, "__len__", None)):
         return read_dataset(source, skip_bad)
     fix = "give a path, an Arrow table, a DataFrame or a torch Dataset"
     raise UsageError(f"a {type(source).__name__} holds no rows", fix=fix)
 
 
-def name_of(source: Any) -> str:
-    """What rows in memory are called in messages."""
-    return f"the {type(source).__name__}"
+def _is_manifest(table: pa.Table, label: str) -> bool:
+    """Whether a table has a manifest's columns, or at least a payload as a manifest has it and no labels by name."""
+    if kind_in(table.column_names) is None:
+        return False
+    kind = plain_type(table.schema.field(label).type) if table.column_names.count(label) == 1 else pa.int64()
+    return "id" in table.column_names and not (is_text(kind) or pa.types.is_boolean(kind))
 
 
-def as_table(source: Any) -> pa.Table | None:
-    """An Arrow table, or a pandas or polars frame as one; None for anything else."""
-    if isinstance(source, pa.Table):
-        return source
-    if type(source).__module__.startswith("pandas"):
-        return pa.Table.from_pandas(source, preserve_index=False)
-    if callable(getattr(source, "to_arrow", None)):
-        return source.to_arrow()
-    return None
+def _of_plain_columns(
+    source: Any, table: pa.Table, label: str, skip_bad: bool, like: Manifest | None, listener: Listener
+) -> Manifest:
+    """A manifest made of a table's plain columns; all of them are kept beside the features, for groups and slices."""
+    from influence_cli.data.ingest import make_manifest  # readers of sources, which a manifest does not need
+
+    recipe = None if like is None or not like.files else str(like.files[0])
+    if recipe is not None and COLUMNS_KEY not in (read_schema(Path(recipe)).metadata or {}):
+        recipe = None
+    named = label if label in table.column_names else None
+    own = {label, "id", "split", "weight", *PAYLOADS}
+    kept = tuple(f.name for f in table.schema if f.name not in own and not pa.types.is_nested(f.type))
+    columns = Columns(label=named, like=recipe, keep=() if recipe else kept)
+    with tempfile.NamedTemporaryFile(dir=temporary_folder("influence-rows-"), suffix=".parquet") as handle:
+        place = handle.name
+    request = IngestRequest(table, place, columns, split="100/0/0", skip_bad=skip_bad)
+    made = make_manifest(request, listener)
+    for sentence in (*made.taken, *(f"left out: {e.what}: {e.reason}" for e in made.left_out), *made.notes):
+        listener.note(sentence)
+    for name, reason in made.skipped:
+        listener.warn(f"row id={name} is left out: {reason}")
+    return dataclasses.replace(made.manifest, source=name_of(source), folder=Path.cwd())
 
 
 def _spooled(table: pa.Table) -> Path:

@@ -7,6 +7,8 @@ from typing import Any
 
 from influence_cli.options import MANIFEST, option
 
+COLUMNS_KEY = b"influence.columns"  # of a manifest's schema metadata: what each column of its source was taken for
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -18,7 +20,26 @@ class Columns:
     )
     image: str | None = option(None, "Column with images: bytes or paths.", (MANIFEST,), metavar="COLUMN", stored=False)
     features: tuple[str, ...] = option(
-        (), "Feature column [default: all numbers].", (MANIFEST,), metavar="COLUMN", stored=False
+        (), "Feature column [default: numbers and categories].", (MANIFEST,), metavar="COLUMN", stored=False
+    )
+    weight: str | None = option(None, "Column that rows are weighted by.", (MANIFEST,), metavar="COLUMN", stored=False)
+    group: str | None = None  # a column of groups, which is kept and is no feature
+    keep: tuple[str, ...] = option(
+        (), "Column that the manifest keeps as it is.", (MANIFEST,), "--keep-column", name="keep_column",
+        metavar="COLUMN", stored=False,
+    )  # fmt: skip
+    like: str | None = option(
+        None, "Read the columns as this manifest's were.", (MANIFEST,), metavar="MANIFEST", stored=False
+    )
+    categories: int = option(100, "Most categories of a column of text.", (MANIFEST,), stored=False, least=1)
+    encoding: str | None = option(
+        None, "Encoding of text [default: UTF-8 or UTF-16].", (MANIFEST,), metavar="NAME", stored=False
+    )
+    delimiter: str | None = option(
+        None, "What separates columns [default: found out].", (MANIFEST,), metavar="TEXT", stored=False
+    )
+    sheet: str | None = option(
+        None, "Sheet of an Excel file [default: the first].", (MANIFEST,), metavar="NAME", stored=False
     )
 
 

@@ -19,6 +19,7 @@ from pyarrow import json as arrow_json
 
 from influence_cli.data.formulas import as_meant
 from influence_cli.data.kinds.protocol import is_text
+from influence_cli.data.plain_types import plain_batch, plain_schema, plain_table
 from influence_cli.errors import ManifestError
 from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import KEY_BYTES, canonical_json
@@ -129,21 +130,22 @@ def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:
 
 
 def read_schema(file: Path) -> pa.Schema:
-    """The schema of a Parquet file.  Raises ManifestError: it is damaged."""
+    """The schema of a Parquet file, with the types that columns are read as.  Raises ManifestError: it is damaged."""
     with _damage_named(file):
-        return read_parquet_schema(file)
+        return plain_schema(read_parquet_schema(file))
 
 
 def read_parquet(file: Path, columns: list[str] | None = None) -> pa.Table:
     """A Parquet file's table.  Raises ManifestError: it is damaged."""
     with _damage_named(file):
-        return read_parquet_table(file, columns)
+        return plain_table(read_parquet_table(file, columns), str(file))
 
 
 def read_batches(file: Path, size: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """A Parquet file's rows, streamed.  Raises ManifestError: it is damaged."""
     with _damage_named(file):
-        yield from read_parquet_batches(file, size, columns)
+        for batch in read_parquet_batches(file, size, columns):
+            yield plain_batch(batch, str(file))
 
 
 @contextlib.contextmanager

@@ -80,7 +80,7 @@ def attack(
 
 def attacked_input(attacked: Tensor, spec: ModelSpec) -> Tensor:
     """The model's input of what ``attack`` gives: images less the mean, by the sd, as ``to_input`` makes them."""
-    return spec.payload_kind.normalised(attacked, spec)
+    return spec.payload_kind.of_attacked(attacked, spec)
 
 
 def _plain(model: nn.Module, spec: ModelSpec, decoded: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def _plain(model: nn.Module, spec: ModelSpec, decoded: Tensor) -> Tensor:
     if isinstance(decoded, NamedTensors):
         raise ModelError("inputs of several tensors cannot be attacked by small steps", fix=fix)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), decoded.dtype)
-    values = spec.payload_kind.as_numbers(decoded, dtype)
+    values = spec.payload_kind.to_attack(decoded, spec, dtype)
     if not values.is_floating_point():
         raise ModelError(f"inputs of {decoded.dtype} cannot be attacked by small steps", fix=fix)
     return values

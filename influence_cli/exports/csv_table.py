@@ -14,11 +14,12 @@ import numpy as np
 
 from influence_cli.data.formulas import MARK, quoted, runs, said, unquoted
 from influence_cli.data.kinds import KINDS
+from influence_cli.data.sources.text_files import csv_form
 from influence_cli.errors import UsageError
-from influence_cli.exports.matched import MatchedLines, match_lines, spellings
+from influence_cli.exports.matched import MatchedLines, match_lines, spellings, weight_column
 from influence_cli.exports.protocol import ExportJob, Prepared, plain_rows
 
-_BOM = b"\xef\xbb\xbf"
+_BOM, UTF8 = b"\xef\xbb\xbf", ("utf-8", "utf-8-sig", "utf8")
 _SUSPECT = {b"=", b"+", b"-", b"@", b"\t", b"\r", b"\n", b"'", b'"', b"\xef"}  # how a formula's raw field may begin
 
 
@@ -44,10 +45,12 @@ def prepare(job: ExportJob) -> Prepared:
     if _delimiter(source) != _delimiter(job.place):
         what = f"the source is {source.suffix} and the export would be {job.place.suffix}"
         raise UsageError(what, fix=f"name it {source.suffix}")
-    mark, header, records = _as_meant(*read_records(source), _delimiter(source))
-    lines = match_lines(job, origin, source, [text_of(f) for f in header.fields], len(records), "line")
+    encoding, mark_of_columns = csv_form(source, origin.columns)
+    delimiter = mark_of_columns.encode()
+    mark, header, records = _as_meant(*read_records(source, delimiter, encoding), delimiter)
+    lines = match_lines(job, origin, source, len(records), "line")
     notes = list(lines.rows.notes)
-    data = mark + _edited(lines, header, records, notes)
+    data = _in_encoding(mark + _edited(lines, header, records, notes, delimiter), encoding, str(job.place))
     return Prepared(lambda place: place.write_bytes(data), int(lines.rows.keep.sum()), notes)
 
 
@@ -55,9 +58,24 @@ def _delimiter(path: Path) -> bytes:
     return b"\t" if path.suffix.lower() == ".tsv" else b","
 
 
-def read_records(path: Path) -> tuple[bytes, Record, list[Record]]:
-    """The byte order mark, header and rows of a CSV or TSV file, as they are written; empty lines are no rows."""
-    delimiter, data = _delimiter(path), path.read_bytes()
+def _in_encoding(data: bytes, encoding: str, where: str) -> bytes:
+    """UTF-8 in the source's own encoding.  Raises UsageError: a new label cannot be written in it."""
+    if encoding in UTF8:
+        return data
+    try:
+        return data.decode().encode(encoding)
+    except UnicodeError as error:
+        what = f"a label cannot be written in {encoding}, the encoding of the source"
+        raise UsageError(what, where=where, fix="export as .jsonl, or save the source as UTF-8") from error
+
+
+def read_records(
+    path: Path, delimiter: bytes | None = None, encoding: str = "utf-8"
+) -> tuple[bytes, Record, list[Record]]:
+    """The byte order mark, header and rows of a CSV or TSV file, in UTF-8; empty lines are no rows."""
+    delimiter, data = delimiter or _delimiter(path), path.read_bytes()
+    if encoding not in UTF8:
+        data = data.decode(encoding).encode()
     escaped = re.escape(delimiter)
     field = re.compile(rb'((?:"(?:[^"]+|"")*(?:"|\Z))?[^\r\n' + escaped + rb"]*)(" + escaped + rb"|\r\n|\r|\n|\Z)")
     line = re.compile(rb"([^\r\n]*)(\r\n|\r|\n|\Z)")
@@ -81,15 +99,16 @@ def read_records(path: Path) -> tuple[bytes, Record, list[Record]]:
     return mark, records[0], records[1:]
 
 
-def _edited(lines: MatchedLines, header: Record, records: list[Record], notes: list[str]) -> bytes:
+def _edited(lines: MatchedLines, header: Record, records: list[Record], notes: list[str], delimiter: bytes) -> bytes:
     """The bytes of the file after the edits."""
-    rows, job, delimiter = lines.rows, lines.job, _delimiter(lines.source)
-    names = [text_of(f) for f in header.fields]
-    at, weight_at = names.index(lines.label), names.index("weight") if "weight" in names else None
+    rows, job = lines.rows, lines.job
+    names = [text_of(f).strip() for f in header.fields]
+    at, weight_at = names.index(lines.label), None if lines.weight is None else names.index(lines.weight)
     image_at = names.index(lines.image) if lines.image is not None and lines.moved else None
     written = spellings(rows.label_was, [r.fields[at] for r in records], str(lines.source))
     new_weights = weight_at is None and rows.reweighted.any()
-    edited = [[*header.fields, b"weight"] if new_weights else header.fields]
+    named = weight_column(lines.weight, names).encode()
+    edited = [[*header.fields, named] if new_weights else header.fields]
     kept = np.flatnonzero(rows.keep).tolist()
     for k in kept:
         fields, weight = list(records[k].fields), repr(float(rows.weight[k])).encode()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from influence_cli.errors import ManifestError
-from influence_cli.exports.matched import MatchedLines, match_lines, spellings
+from influence_cli.exports.matched import MatchedLines, match_lines, spellings, weight_column
 from influence_cli.exports.protocol import ExportJob, Prepared, plain_rows
 
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
@@ -50,9 +50,9 @@ def prepare(job: ExportJob) -> Prepared:
     source = origin.verified(job.folder)
     records = read_objects(source)
     names = list(dict.fromkeys(n for record in records for n in record.spans))
-    lines = match_lines(job, origin, source, names, len(records), "object")
+    lines = match_lines(job, origin, source, len(records), "object")
     moved = [f"relative paths in {lines.image} count from {job.place.parent} now"] if lines.moved else []
-    return _lines(_edited(lines, records, "weight" in names), [*lines.rows.notes, *moved])
+    return _lines(_edited(lines, records, names), [*lines.rows.notes, *moved])
 
 
 def _lines(lines: Iterable[str], notes: list[str]) -> Prepared:
@@ -95,18 +95,19 @@ def _object(text: str, start: int) -> tuple[int, dict[str, tuple[int, int]]]:
     return position + 1, spans
 
 
-def _edited(lines: MatchedLines, records: list[Record], has_weights: bool) -> Iterator[str]:
+def _edited(lines: MatchedLines, records: list[Record], names: list[str]) -> Iterator[str]:
     """The objects that are left, in order, as text."""
     rows, label = lines.rows, lines.label
     written = spellings(rows.label_was, [r.raw(label) for r in records], str(lines.source))
-    image, weighted = lines.image if lines.moved else None, rows.reweighted.any()
+    image, weighted = lines.image if lines.moved else None, rows.reweighted.any() and lines.weight is None
+    weight = weight_column(lines.weight, names)
     for k in np.flatnonzero(rows.keep).tolist():
         record, values = records[k], {}
         if rows.relabelled[k]:
             new = int(rows.label[k])
             values[label] = written.get(new) or json.dumps(lines.job.edited.class_name(new), ensure_ascii=False)
-        if rows.reweighted[k] or (weighted and not has_weights):
-            values["weight"] = repr(float(rows.weight[k]))
+        if rows.reweighted[k] or weighted:
+            values[weight] = repr(float(rows.weight[k]))
         path = None if image is None else _DECODER.decode(record.raw(image))
         if image is not None and isinstance(path, str) and lines.rebased(path) != path:
             values[image] = json.dumps(lines.rebased(path), ensure_ascii=False)

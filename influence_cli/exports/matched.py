@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from influence_cli.data.classes import Numbering
 from influence_cli.data.sources import Source, open_source
 from influence_cli.data.sources.origin import Origin
-from influence_cli.data.sources.protocol import IMAGE_NAMES, LABEL_NAMES, pick
 from influence_cli.errors import ManifestError
 from influence_cli.exports.protocol import ExportJob, rebase, same_images
 
@@ -89,6 +89,7 @@ class MatchedLines:
     rows: Matched
     label: str  # its columns
     image: str | None
+    weight: str | None
 
     @property
     def moved(self) -> bool:
@@ -100,23 +101,28 @@ class MatchedLines:
         return rebase(path, self.source.parent, self.job.place.parent)
 
 
-def match_lines(job: ExportJob, origin: Origin, source: Path, names: list[str], count: int, unit: str) -> MatchedLines:
-    """``match``, where every row is one of ``count`` lines or objects, with values of these names, of a text file.
+def match_lines(job: ExportJob, origin: Origin, source: Path, count: int, unit: str) -> MatchedLines:
+    """``match``, where every row is one of ``count`` lines or objects of a text file.
 
     Raises:
         ManifestError: rows and lines are not the same, or an image has changed since it was embedded.
     """
-    where, columns = str(source), origin.columns
-    matched = match(job, open_source(where, columns), where)
+    where = str(source)
+    opened = open_source(where, origin.columns_in(job.folder))
+    matched = match(job, opened, where)
     if count != len(matched.keep):
         fix = f"write it with one {'row' if unit == 'line' else unit} a line, or export as another form"
         what = f"{len(matched.keep)} rows were read and {count} {unit}s are there"
         raise ManifestError(what, where=where, fix=fix)
     same_images(job, source.parent)
-    label = pick(names, columns.label, LABEL_NAMES, "label", where)
-    assert label is not None  # else it was no source
-    image = None if columns.features else pick(names, columns.image, IMAGE_NAMES, "image", where)
-    return MatchedLines(job, source, matched, label, image)
+    roles = opened.columns
+    assert roles is not None  # it is a table
+    return MatchedLines(job, source, matched, roles["label"], roles["image"], roles["weight"])
+
+
+def weight_column(weight: str | None, names: Sequence[str]) -> str:
+    """The column that new weights are written to: the one that rows were weighted by, or a new one."""
+    return weight or ("weight" if "weight" not in names else "sample_weight")
 
 
 def _number(value: Any, number: Numbering) -> int:

@@ -358,7 +358,8 @@ def test_csv_in_another_folder_still_finds_its_images(tmp_path: Path) -> None:
 def test_csv_of_features_with_numbers_as_labels_and_weights(tmp_path: Path) -> None:
     lines = ["a,b,label,weight,note"] + [f"{k},1e{k % 3},{k % 2}.0,{'' if k % 3 else 2},n{k}" for k in range(20)]
     (tmp_path / "rows.tsv").write_text("\n".join(lines).replace(",", "\t") + "\n")
-    run("manifest", "rows.tsv", "-o", "m.parquet", "--split", "100/0/0", cwd=tmp_path)
+    weighted = ["--weight", "weight"]  # beside numbers it is a weight of rows only where that is said
+    run("manifest", "rows.tsv", "-o", "m.parquet", "--split", "100/0/0", *weighted, cwd=tmp_path)
     scores(tmp_path, {"row-5": 0})
     curate(tmp_path, "relabel", 1, "--export", "relabelled.tsv")
     expected = [*lines]

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from influence_cli.data.ingest import Ingested
 
 
+SHOWN = 40  # columns and files that are left out, line by line
+
+
 def manifest(settings: Settings) -> None:
-    """Image folder, CSV, JSONL, .npz, saved Hugging Face dataset or Parquet -> a checked manifest."""
+    """Image folder, CSV, Excel, JSONL, .npz, saved Hugging Face dataset or Parquet -> a checked manifest."""
     from influence_cli.data.ingest import make_manifest
 
     result = settings.make(ResultOptions)
@@ -27,8 +30,8 @@ def manifest(settings: Settings) -> None:
         raise UsageError("no output", fix="pass -o manifest.parquet")
     request = settings.make(
         IngestRequest,
-        source=require_source(settings, "an image folder, .csv, .jsonl, .npz, .parquet or saved dataset"),
-        columns=settings.make(Columns, label=settings.insisted("label")),
+        source=require_source(settings, "an image folder, .csv, .xlsx, .jsonl, .npz, .parquet or saved dataset"),
+        columns=settings.make(Columns, label=settings.insisted("label"), group=settings.chosen("group")),
     )
     _show(result, make_manifest(request, terminal()))
 
@@ -40,13 +43,21 @@ def _show(result: ResultOptions, ingested: Ingested) -> None:
     rows = class_table(ingested.manifest)
     if result.format == "json":
         skipped = [{"id": i, "reason": reason} for i, reason in ingested.skipped]
-        print_json({"schema_version": 1, "classes": rows, "notes": ingested.notes, "skipped": skipped})
+        left_out = [{"what": entry.what, "reason": entry.reason} for entry in ingested.left_out]
+        found = {"taken": ingested.taken, "left_out": left_out, "notes": ingested.notes, "skipped": skipped}
+        print_json({"schema_version": 1, "classes": rows, **found})
     out = terminal()
     if out.quiet:
         return
     cells = [[str(r["class"]), r["name"], *(f"{r[s]:,}" for s in ("train", "val", "test"))] for r in rows]
     title = f"{len(ingested.manifest):,} rows from {ingested.kind}, written to {result.output}"
     print_table(title, ["class", "name", "train", "val", "test"], cells, sys.stderr)
+    for sentence in ingested.taken:
+        out.note(sentence)
+    for entry in ingested.left_out[:SHOWN]:
+        out.note(f"left out: {entry.what}: {entry.reason}")
+    if len(ingested.left_out) > SHOWN:
+        out.note(f"left out: {len(ingested.left_out) - SHOWN:,} more, which --json and the manifest's metadata list")
     for note in ingested.notes:
         out.note(note)
     for row, reason in ingested.skipped:

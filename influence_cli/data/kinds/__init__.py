@@ -11,6 +11,7 @@ from influence_cli.data.kinds.protocol import Kind
 
 # of a manifest that has the columns of several, the first is taken
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (Image(), ImagePath(), Features(), TaskInput(), DatasetRow())}
+PAYLOADS = frozenset(column for kind in KINDS.values() for column in kind.columns)  # of any of them
 
 
 def kind_in(columns: Iterable[str]) -> Kind | None:

@@ -23,6 +23,7 @@ class Features(Kind):
     columns = ("features",)
     types = {"features": pa.list_(pa.float32())}  # noqa: RUF012
     domain = "influence.feat"
+    scaled = True
     threads = False  # numbers are there already
 
     def stored(self, batch: pa.RecordBatch, folder: Path) -> list[Any]:
@@ -45,9 +46,13 @@ class Features(Kind):
     def from_source(self, row: Mapping[str, Any], folder: Path) -> Vector:
         """The vector of a list that lacks nothing.  Raises BadPayload: a value is missing or not finite."""
         values = row["features"]
-        if values is None or any(v is None for v in values) or not np.isfinite(np.asarray(values, np.float32)).all():
+        if values is None:
             raise BadPayload("column features: a value is missing or not finite")
-        return np.asarray(values, np.float32)
+        vector = np.array([np.nan if v is None else v for v in values], np.float32)
+        bad = np.flatnonzero(~np.isfinite(vector))
+        if len(bad):
+            raise BadPayload("column features: a value is missing or not finite", position=int(bad[0]))
+        return vector
 
     def shape(self, payload: Vector, whole: bool = False) -> tuple[int, ...]:
         """The vector's length."""
@@ -58,6 +63,32 @@ class Features(Kind):
         if not isinstance(payload, np.ndarray) or payload.shape != spec.shape:
             raise ValueError(f"{np.shape(payload)} features where the model takes {spec.shape}")
         return payload
+
+    def normalised(self, values: Any, spec: InputSpec) -> Any:
+        """Less the mean, by the sd, where the model was trained on such; at least in float32, since means are large."""
+        if not spec.mean:
+            return values
+        import torch
+
+        exact = values.to(torch.promote_types(values.dtype, torch.float32))
+        mean, std = (torch.tensor(v, dtype=exact.dtype, device=exact.device) for v in (spec.mean, spec.std))
+        return ((exact - mean) / std).to(values.dtype)
+
+    def to_input(self, decoded: Any, spec: InputSpec, dtype: Any) -> Any:
+        """The values, standardised before they are rounded to the model's precision."""
+        if not spec.mean:
+            return self.as_numbers(decoded, dtype)
+        import torch
+
+        return self.normalised(decoded.to(torch.promote_types(dtype, decoded.dtype)), spec).to(dtype)
+
+    def to_attack(self, decoded: Any, spec: InputSpec, dtype: Any) -> Any:
+        """The model's own input: an attack moves every feature by as many sd."""
+        return self.to_input(decoded, spec, dtype)
+
+    def of_attacked(self, values: Any, spec: InputSpec) -> Any:
+        """What was attacked is the model's input."""
+        return values
 
     def as_values(self, payload: Vector) -> dict[str, Any]:
         """A list of numbers."""

@@ -30,9 +30,10 @@ LARGEST_FILE = 1 << 30  # bytes of one payload: more than any image that is deco
 class BadPayload(ValueError):
     """Why a payload cannot be used, and what to do about it."""
 
-    def __init__(self, what: str, fix: str = "repair the row") -> None:
+    def __init__(self, what: str, fix: str = "repair the row", position: int | None = None) -> None:
+        """``position`` is that of the number at fault, where columns of the source became one vector."""
         super().__init__(what)
-        self.fix = fix
+        self.fix, self.position = fix, position
 
 
 class Kind:
@@ -46,6 +47,7 @@ class Kind:
     model_kind: ClassVar[str | None] = None  # what a model that takes it calls its input; None: as the manifest
     pixels: ClassVar[bool] = False  # decoded to an image, which has a size, channels with a mean and a sd, and a file
     as_it_is: ClassVar[bool] = True  # whether a model takes it without being told how it becomes its input
+    scaled: ClassVar[bool] = False  # whether a model may take it less a mean, by a sd, number by number
     threads: ClassVar[bool] = True  # whether decoding leaves the interpreter, so that threads pay
     repair: ClassVar[str] = "repair the payload or take the row out"
     bounds: ClassVar[tuple[float, float]] = ANY_NUMBER  # of valid values
@@ -156,6 +158,14 @@ class Kind:
     def normalised(self, values: Any, spec: InputSpec) -> Any:
         """The model's input, from a tensor of ``as_numbers``; differentiable."""
         return values
+
+    def to_attack(self, decoded: Any, spec: InputSpec, dtype: Any) -> Any:
+        """A tensor of decoded values in the units in which they are attacked."""
+        return self.as_numbers(decoded, dtype)
+
+    def of_attacked(self, values: Any, spec: InputSpec) -> Any:
+        """The model's input, from a tensor of ``to_attack``; differentiable."""
+        return self.normalised(values, spec)
 
     def to_input(self, decoded: Any, spec: InputSpec, dtype: Any) -> Any:
         """The model's input, from a tensor of a decoded batch [b, ...] or a dict of them."""

@@ -1,4 +1,4 @@
-"""Data as people have it -> tables of rows: image folders, CSV, JSONL, .npz, Hugging Face folders, Parquet.
+"""Data as people have it -> tables of rows: image folders, CSV, Excel, JSON, .npz, Hugging Face folders, Parquet.
 
 A source yields tables with the columns of a manifest, but for labels, which may still be names: ``make_manifest``
 numbers them.  Nothing here decodes an image or imports torch.
@@ -16,6 +16,7 @@ from influence_cli.data.sources.image_folder import metadata_files, read_image_f
 from influence_cli.data.sources.npz import read_npz
 from influence_cli.data.sources.protocol import Source
 from influence_cli.data.sources.tabular import read_frame, read_parquet, read_text_table
+from influence_cli.data.sources.text_files import TEXT_TABLES
 from influence_cli.data.tables import check_regular, parquet_in
 from influence_cli.errors import ManifestError
 
@@ -42,7 +43,7 @@ def open_source(source: Any, columns: Columns) -> Source:
         check_regular(path)
     if not folder and where.suffix.lower() == ".npz":
         return read_npz(where, columns)
-    if not folder and where.suffix.lower() in (".csv", ".tsv", ".jsonl", ".ndjson"):
+    if not folder and where.suffix.lower() in TEXT_TABLES:
         return read_text_table(where, columns)
     if is_saved(where):
         return read_saved_dataset(where, columns)
@@ -51,5 +52,5 @@ def open_source(source: Any, columns: Columns) -> Source:
     if folder:
         described = metadata_files(where)
         return read_metadata_folder(where, described, columns) if described else read_image_folder(where)
-    fix = "give an image folder, .csv, .jsonl, .npz, .parquet, or a saved Hugging Face dataset"
+    fix = "give an image folder, .csv, .xlsx, .jsonl, .npz, .parquet, or a saved Hugging Face dataset"
     raise ManifestError(f"cannot make a manifest from {where.suffix or 'this'}", where=path, fix=fix)

@@ -9,9 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from influence_cli.data.plain_types import plain_table
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.protocol import Source, one_meaning, one_numbering, split_of
-from influence_cli.data.sources.tabular import described_classes, shape_table
+from influence_cli.data.sources.tabular import Chunk, described_classes, table_source
 from influence_cli.data.tables import check_regular
 from influence_cli.errors import ManifestError
 
@@ -26,15 +27,15 @@ def read_saved_dataset(root: Path, columns: Columns) -> Source:
     described = {folder: folder / "dataset_info.json" for folder in parts.values()}
     classes = {str(f): described_classes(read_description(info), columns, str(info)) for f, info in described.items()}
 
-    def tables() -> Iterator[pa.Table]:
+    def chunks() -> Iterator[Chunk]:
         for split, folder in parts.items():
             first = 0
             for file in data_files(folder):
                 for table in read_stream(file):
-                    yield shape_table(table, columns, str(folder), first, split, split)
+                    yield Chunk(plain_table(table, str(folder)), str(folder), first, split, split)
                     first += table.num_rows
 
-    return Source("Hugging Face dataset", tables, one_numbering(classes), str(root))
+    return table_source("Hugging Face dataset", chunks, columns, one_numbering(classes), str(root))
 
 
 def split_folders(root: Path) -> dict[str | None, Path]:

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.protocol import ID_NAMES, Source, one_meaning, pick, split_of
-from influence_cli.data.sources.tabular import read_text_file, shape_table
+from influence_cli.data.sources.tabular import shape_table
+from influence_cli.data.sources.text_files import read_text_file
 from influence_cli.errors import ManifestError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from influence_cli.data.kinds.image import EMBEDDED
 from influence_cli.data.request import Columns
-from influence_cli.data.sources.protocol import Source, one_meaning, split_of
-from influence_cli.errors import ManifestError
+from influence_cli.data.sources.protocol import LeftOut, Source, one_meaning, split_of
+from influence_cli.errors import ManifestError, nearest
 
-_VALUES, _LABELS = ("x", "images", "image", "data", "features"), ("y", "labels", "label", "targets")
+_VALUES, _LABELS = ("x", "images", "image", "features", "data"), ("y", "labels", "label", "targets")
 _CHUNK = 2048
 
 
@@ -27,8 +27,11 @@ def read_npz(path: Path, columns: Columns) -> Source:
     Raises:
         ManifestError: no pair of values and labels, other lengths, or values that are neither images nor features.
     """
-    arrays = read_arrays(path)
+    arrays = {name: plain_array(array) for name, array in read_arrays(path).items()}
     parts = pair_names(arrays, columns, str(path))
+    used = {name for pair in parts.values() for name in pair}
+    left_out = tuple(LeftOut(f"array {name}", _why_not(name, columns)) for name in arrays if name not in used)
+    taken = [f"{split or 'rows'}: values {values}, labels {labels}" for split, (values, labels) in parts.items()]
 
     def tables() -> Iterator[pa.Table]:
         for split, names in parts.items():
@@ -41,7 +44,18 @@ def read_npz(path: Path, columns: Columns) -> Source:
                     table["split"] = pa.array([split] * len(ids))
                 yield pa.table(table)
 
-    return Source("npz", tables, None, str(path.parent))
+    return Source("npz", tables, None, str(path.parent), left_out, tuple(taken))
+
+
+def plain_array(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    """The array; truth values that are labels [n] or [n, 1] become the names False and True, as in other tables."""
+    return array.astype(str) if array.dtype.kind == "b" and (array.ndim == 1 or array.shape[1:] == (1,)) else array
+
+
+def _why_not(name: str, columns: Columns) -> str:
+    if _is_values(name, columns):
+        return "another array holds the values; --image or --features takes it"
+    return "its name is none of values or labels; --features or --label takes it"
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
@@ -74,15 +88,20 @@ def pair_names(
     """
     values: dict[str | None, str] = {}
     labels: dict[str | None, str] = {}
+    asked = [name for name in (columns.image, *columns.features) if name is not None]
+    missing = [name for name in (columns.label, *asked) if name is not None and name not in arrays]
+    if missing:
+        raise ManifestError(f"no array {missing[0]!r}", where=where, fix=nearest(missing[0], list(arrays)))
     words = {name: [w for w in re.split(r"[_\-.]", name.lower()) if w] for name in arrays}
     one_meaning([w for some in words.values() for w in some if split_of(w)], where)
     for name in arrays:
         split = next((split_of(w) for w in words[name] if split_of(w)), None)
         rest = [w for w in words[name] if split_of(w) is None]
         if name == columns.label or (columns.label is None and rest and rest[0] in _LABELS):
-            labels[split] = name
-        elif name == columns.image or name in columns.features or (rest and rest[0] in _VALUES):
-            values[split] = name
+            labels.setdefault(split, name)
+        elif name in asked or (not asked and _is_values(name, columns)):
+            better = split not in values or _rank(name) < _rank(values[split])
+            values[split] = name if better else values[split]
     if not values or set(values) != set(labels):
         fix = f"name arrays x and y, or train_images and train_labels; there are: {', '.join(arrays)}"
         raise ManifestError("no pair of values and labels", where=where, fix=fix)
@@ -92,6 +111,16 @@ def pair_names(
             what = f"{len(array)} values and labels of shape {column.shape}"
             raise ManifestError(what, where=where, fix="one label a row")
     return {split: (values[split], labels[split]) for split in values}
+
+
+def _rank(name: str) -> int:
+    """How usual an array's first word is for values: the smaller the more."""
+    first = next((w for w in re.split(r"[_\-.]", name.lower()) if w and split_of(w) is None), "")
+    return _VALUES.index(first) if first in _VALUES else len(_VALUES)
+
+
+def _is_values(name: str, columns: Columns) -> bool:
+    return name == columns.image or name in columns.features or _rank(name) < len(_VALUES)
 
 
 def _payload(values: NDArray[np.generic], where: str) -> dict[str, pa.Array]:

@@ -23,6 +23,7 @@ from influence_cli.store.files import file_digest
 from influence_cli.store.keys import canonical_json, fingerprint
 
 ORIGIN_KEY = b"influence.source"
+LATER = ("weight", "group", "like", "categories", "encoding", "delimiter", "sheet")  # columns that came later
 FORMS = {
     "image folder": "folder", "csv": "csv", "tsv": "csv", "jsonl": "jsonl", "ndjson": "jsonl", "npz": "npz",
     "Hugging Face dataset": "huggingface", "Parquet": "parquet",
@@ -42,6 +43,11 @@ class Origin:
     def path(self, folder: Path) -> Path:
         """The source as seen from here; ``folder`` is the manifest's."""
         return Path(os.path.relpath(folder / self.locator))
+
+    def columns_in(self, folder: Path) -> Columns:
+        """Which columns to use; the manifest that they were read like, as seen from here."""
+        like = self.columns.like
+        return self.columns if like is None else dataclasses.replace(self.columns, like=os.path.relpath(folder / like))
 
     def verified(self, folder: Path) -> Path:
         """The source, whose content is what the manifest was made from.
@@ -64,6 +70,8 @@ def origin_metadata(source: Source, path: str, columns: Columns, splits: bool, f
     form = FORMS.get(source.kind)
     if form is None:
         return {}
+    if columns.like is not None:
+        columns = dataclasses.replace(columns, like=_relative(Path(columns.like), folder))
     origin = Origin(form, _relative(Path(path), folder), columns, splits, content_digest(Path(path), form))
     return {ORIGIN_KEY: canonical_json(dataclasses.asdict(origin)).encode()}
 
@@ -73,7 +81,9 @@ def read_origin(schema: pa.Schema) -> Origin | None:
     try:
         value = json.loads((schema.metadata or {})[ORIGIN_KEY])
         columns = value["columns"]
-        asked = Columns(columns["label"], columns["id"], columns["image"], tuple(columns["features"]))
+        lists = {"features": tuple(columns["features"]), "keep": tuple(columns.get("keep", ()))}
+        later = {name: columns[name] for name in LATER if name in columns}
+        asked = Columns(columns["label"], columns["id"], columns["image"], **lists, **later)
         return Origin(value["form"], value["locator"], asked, bool(value["splits"]), value["digest"])
     except (ValueError, KeyError, TypeError):
         return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,6 +22,14 @@ SPLIT_NAMES = {
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A column, a file or a folder that no row is made from, and why."""
+
+    what: str  # such as "column when", "7 files .heic", "folder .git"
+    reason: str
+
+
+@dataclass(frozen=True)
 class Source:
     """Rows as tables with columns id, a payload, label (names or integers), and optionally split and others.
 
@@ -31,6 +41,11 @@ class Source:
     tables: Callable[[], Iterator[pa.Table]]
     classes: tuple[str, ...] | None
     folder: str
+    left_out: tuple[LeftOut, ...] = ()
+    taken: tuple[str, ...] = ()  # what it was taken to mean, in sentences
+    columns: Mapping[str, Any] | None = None  # of a table: what each column was taken for, as plain values
+    names: tuple[str, ...] = ()  # of the features
+    counts: Counter[str] = field(default_factory=Counter)  # what is found while rows are read: (sentence, rows)
 
 
 def pick(names: list[str], asked: str | None, usual: tuple[str, ...], what: str, where: str) -> str | None:

@@ -1,48 +1,71 @@
-"""CSV, TSV, JSONL and Parquet: a label column, and images by path or bytes, or numeric features.
+"""Tables: CSV, TSV, Excel, lines of JSON, Parquet and frames; a label column, and images or features.
 
-Of text files, ids are as they are written, and labels whose digits are names are names.
+A table is looked at twice: what its columns hold, over all rows, and then its rows, chunk by chunk.  Of text files, ids
+are as they are written, and labels whose digits are names are names.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from pyarrow import csv
-from pyarrow import json as arrow_json
 
 from influence_cli.data.classes import CLEAN, read_names
-from influence_cli.data.formulas import as_meant
+from influence_cli.data.frames import as_table, name_of
 from influence_cli.data.kinds import kind_in
 from influence_cli.data.kinds.protocol import is_text
-from influence_cli.data.open import as_table, name_of
-from influence_cli.data.request import Columns
-from influence_cli.data.sources.protocol import (
-    ID_NAMES,
-    IMAGE_NAMES,
-    KEPT,
-    LABEL_NAMES,
-    Source,
-    one_numbering,
-    pick,
-    split_of,
-    usual_splits,
+from influence_cli.data.plain_types import is_list, pc, plain_table
+from influence_cli.data.request import COLUMNS_KEY, Columns
+from influence_cli.data.sources.features import (
+    as_texts,
+    column_of,
+    encoded,
+    numbers_of,
+    with_medians,
 )
+from influence_cli.data.sources.protocol import LABEL_NAMES, Source, one_numbering, pick, split_of, usual_splits
+from influence_cli.data.sources.roles import Roles, Seen, decide, later, needs_survey
+from influence_cli.data.sources.survey import PLAIN, Survey, text_of_bytes, texts_in
+from influence_cli.data.sources.text_files import open_text, refuse_twins
 from influence_cli.data.tables import parquet_files, read_batches, read_schema
 from influence_cli.errors import ManifestError
 
-_PADDED = re.compile(r"[+-]?0[0-9]")  # 007: a name, not the number 7
+CHUNK = 16_384  # rows of a table in memory that are made features at once
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of a table, and where they are from."""
+
+    table: pa.Table
+    where: str
+    first: int = 0  # their first row's number
+    split: str | None = None  # of all, where a file's or folder's name says so
+    prefix: str | None = None  # of ids that are row numbers
+
+
+Chunks = Callable[[], Iterator[Chunk]]
 
 
 def read_text_table(path: Path, columns: Columns) -> Source:
-    """A CSV, TSV or JSONL file.  Raises ManifestError: it cannot be parsed, or has no label or payload column."""
-    shaped = shape_table(read_text_file(path, columns), columns, str(path), 0, None)
-    return Source(path.suffix.lower().lstrip("."), lambda: iter([shaped]), None, str(path.parent))
+    """A CSV, TSV, Excel or JSON file.  Raises ManifestError: it cannot be parsed, or has no label or payload column."""
+    text = open_text(path, columns)
+
+    def chunks() -> Iterator[Chunk]:
+        first = 0
+        for table in text.chunks():
+            yield Chunk(plain_table(table, str(path)), str(path), first)
+            first += table.num_rows
+
+    as_text = path.suffix.lower() in (".csv", ".tsv")
+    form = path.suffix.lower().lstrip(".")
+    return table_source(form, chunks, columns, None, str(path.parent), as_text, text.comma, text.taken)
 
 
 def read_frame(source: Any, columns: Columns) -> Source:
@@ -55,25 +78,34 @@ def read_frame(source: Any, columns: Columns) -> Source:
     if table is None:
         fix = "give a path, an Arrow table or a DataFrame"
         raise ManifestError(f"cannot make a manifest from a {type(source).__name__}", fix=fix)
-    shaped = shape_table(table, columns, name_of(source), 0, None)
-    return Source(type(source).__name__, lambda: iter([shaped]), class_names(table.schema, columns), ".")
+    where = name_of(source)
+    refuse_twins(table.column_names, where)
+    plain = plain_table(table, where)
+
+    def chunks() -> Iterator[Chunk]:
+        for first in range(0, max(plain.num_rows, 1), CHUNK):
+            yield Chunk(plain.slice(first, CHUNK), where, first)
+
+    return table_source(type(source).__name__, chunks, columns, class_names(table.schema, columns), ".")
 
 
 def read_parquet(path: Path, columns: Columns) -> Source:
     """A Parquet file or folder; file names such as ``train-00000-of-00002.parquet`` say the split."""
     files = parquet_files(str(path))
     classes = one_numbering({str(file): class_names(read_schema(file), columns) for file in files})
+    for file in files:
+        refuse_twins(read_schema(file).names, str(file))
 
-    def tables() -> Iterator[pa.Table]:
+    def chunks() -> Iterator[Chunk]:
         for file in files:
             split = split_of(file.name.partition("-")[0].partition(".")[0]) or split_of(file.parent.name)
             first = 0
             for batch in read_batches(file, 4096):
                 name = file.stem if len(files) > 1 else None
-                yield shape_table(pa.Table.from_batches([batch]), columns, str(file), first, split, name)
+                yield Chunk(pa.Table.from_batches([batch]), str(file), first, split, name)
                 first += batch.num_rows
 
-    return Source("Parquet", tables, classes, str(files[0].parent))
+    return table_source("Parquet", chunks, columns, classes, str(files[0].parent))
 
 
 def class_names(schema: pa.Schema, columns: Columns) -> tuple[str, ...] | None:
@@ -94,106 +126,205 @@ def described_classes(description: dict[str, Any], columns: Columns, where: str)
     return tuple(names) if names else None
 
 
+def table_source(
+    form: str,
+    chunks: Chunks,
+    columns: Columns,
+    classes: tuple[str, ...] | None,
+    folder: str,
+    as_text: bool = False,
+    comma: bool = False,
+    taken: tuple[str, ...] = (),
+) -> Source:
+    """The source of a table's chunks: its columns are looked at over all rows, and then read by their roles."""
+    seen = look_at(chunks, columns, as_text, comma)
+    if columns.like is None:
+        roles = decide(seen, columns)
+        features = with_medians(roles.features, lambda: _trained(chunks, roles))
+        roles = Roles(**{**vars(roles), "features": tuple(features)})
+    else:
+        recipe, classes = recipe_of(columns.like)
+        roles = later(seen, columns, recipe, columns.like)
+    counts = Counter[str]()
+
+    def tables() -> Iterator[pa.Table]:
+        counts.clear()
+        for chunk in chunks():
+            yield shape(chunk, roles, seen, counts)
+
+    names = tuple(name for f in roles.features for name in f.names)
+    said = (*taken, *roles.said())
+    return Source(form, tables, classes, folder, roles.left_out, said, roles.as_dict(), names, counts)
+
+
+def recipe_of(manifest: str) -> tuple[dict[str, Any], tuple[str, ...] | None]:
+    """What the columns of a manifest's source were taken for, and its classes.
+
+    Raises:
+        ManifestError: it does not say.
+    """
+    schema = read_schema(parquet_files(manifest)[0])
+    try:
+        recipe = json.loads((schema.metadata or {})[COLUMNS_KEY])
+    except (KeyError, ValueError) as error:
+        fix = "give a manifest that `influence manifest` made from a table"
+        raise ManifestError("it does not say how its columns were read", where=manifest, fix=fix) from error
+    return recipe, class_names(schema, Columns())
+
+
+def _trained(chunks: Chunks, roles: Roles) -> Iterator[tuple[pa.Table, Any]]:
+    """The tables, and which of their rows are of no other split than train."""
+    for chunk in chunks():
+        split = [chunk.split] * chunk.table.num_rows
+        if roles.split is not None:
+            split = as_texts(column_of(chunk.table, roles.split)).to_pylist()
+        yield chunk.table, np.array([s is None or split_of(s) == "train" for s in split], dtype=bool)
+
+
+def look_at(chunks: Chunks, columns: Columns, as_text: bool, comma: bool = False) -> Seen:
+    """What stands in every column; values are looked at where names and types do not decide."""
+    types: dict[str, pa.DataType] = {}
+    surveys: dict[str, Survey] = {}
+    where, rows = "", 0
+    for chunk in chunks():
+        where = where or chunk.where
+        for column in chunk.table.schema:
+            if column.name not in types or pa.types.is_null(types[column.name]):
+                types[column.name] = column.type
+        if not as_text and not needs_survey(list(types), types, columns):
+            return Seen(types, {}, as_text, comma, where)
+        for name in types:
+            survey = surveys.get(name) or surveys.setdefault(name, Survey(name, 10 * columns.categories))
+            if survey.rows < rows:  # lines of JSON may have it for the first time
+                survey.add(pa.nulls(rows - survey.rows))
+            survey.add(column_of(chunk.table, name))
+        rows += chunk.table.num_rows
+    return Seen(types, surveys, as_text, comma, where)
+
+
 def shape_table(
     table: pa.Table, columns: Columns, where: str, first: int, split: str | None, prefix: str | None = None
 ) -> pa.Table:
-    """The rows with a manifest's column names; ids are row numbers where there is no id column.
+    """The rows of a whole table with a manifest's column names; ids are row numbers where there is no id column.
 
     Raises:
         ManifestError: no label column, or nothing that could be the payload.
     """
-    names = table.column_names
-    label = pick(names, columns.label, LABEL_NAMES, "label", where)
-    if label is None:
-        raise ManifestError("no label column", where=where, fix=f"name it with --label; there are: {', '.join(names)}")
-    out: dict[str, Any] = {"id": _ids(table, columns, where, first, prefix)}
-    out.update(_payload(table, columns, where, label))
-    out["label"] = table.column(label)
-    for name in KEPT:
-        if name in names and name != label:
-            out[name] = usual_splits(table.column(name), where) if name == "split" else table.column(name)
-    if "split" not in out and split is not None:
-        out["split"] = pa.array([split] * table.num_rows)
+    refuse_twins(table.column_names, where)
+    chunk = Chunk(plain_table(table, where), where, first, split, prefix)
+    seen = look_at(lambda: iter([chunk]), columns, all(is_text(f.type) for f in chunk.table.schema))
+    roles = decide(seen, columns)
+    features = tuple(with_medians(roles.features, lambda: _trained(lambda: iter([chunk]), roles)))
+    return shape(chunk, Roles(**{**vars(roles), "features": features}), seen, Counter())
+
+
+def shape(chunk: Chunk, roles: Roles, seen: Seen, counts: Counter[str]) -> pa.Table:
+    """The rows of a chunk with a manifest's column names; ``counts`` gets what is worth saying of values.
+
+    Raises:
+        ManifestError: a column cannot be what it is taken for.
+    """
+    table, where = chunk.table, chunk.where
+    of = lambda name: column_of(table, name)  # noqa: E731
+    out: dict[str, Any] = {"id": _ids(chunk, roles)}
+    if roles.image is not None:
+        image = of(roles.image)
+        out["path" if is_text(image.type) or pa.types.is_null(image.type) else "image"] = image
+    elif roles.own:
+        out.update({name: _payload(of(name), name, where) for name in roles.own})
+    else:
+        out["features"] = encoded(roles.features, table)
+        for feature in roles.features:
+            for value in feature.unknown(of(feature.column)):
+                counts[f"column {feature.column}: {value!r} is no category that is known"] += 1
+    out["label"] = _labels(of(roles.label), roles.names, seen, roles.label)
+    if roles.split is not None:
+        out["split"] = usual_splits(_trimmed(of(roles.split)), where)
+    elif chunk.split is not None:
+        out["split"] = pa.array([chunk.split] * table.num_rows)
+    if roles.weight is not None:
+        out["weight"] = _weights(of(roles.weight), roles.weight, seen, where)
+    elif any(f.column == "weight" for f in roles.features):  # so that nobody takes it for the rows' weight
+        out["weight"] = pa.array(np.ones(table.num_rows))
+    if roles.clean is not None:
+        out[CLEAN] = _labels(of(roles.clean), roles.names, seen, roles.clean)
+    for name in (roles.group, *roles.kept):
+        if name is not None and name not in out:
+            out[name] = _as_meant(of(name), name, seen)
     return pa.table(out)
 
 
-def _ids(table: pa.Table, columns: Columns, where: str, first: int, prefix: str | None) -> Any:
-    name = pick(table.column_names, columns.id, ID_NAMES, "id", where)
-    if name is not None:
-        return pc.cast(table.column(name), pa.string())
-    return pa.array([f"{prefix or 'row'}-{first + k}" for k in range(table.num_rows)])
-
-
-def _payload(table: pa.Table, columns: Columns, where: str, label: str) -> dict[str, Any]:
-    image = None if columns.features else pick(table.column_names, columns.image, IMAGE_NAMES, "image", where)
-    if image is not None:
-        if is_text(table.schema.field(image).type):
-            return {"path": pc.cast(table.column(image), pa.string())}
-        return {"image": table.column(image)}
-    kind = None if columns.features else kind_in(table.column_names)
-    if kind is not None:
-        return {name: table.column(name) for name in kind.columns}
-    taken = {label, "id", columns.id, *KEPT}
-    numeric = columns.features or [f.name for f in table.schema if f.name not in taken and _is_number(f.type)]
-    if not numeric:
-        fix = f"name it with --image or --features; there are: {', '.join(table.column_names)}"
-        raise ManifestError("no payload: neither an image column nor numeric features", where=where, fix=fix)
-    values = [pick(table.column_names, name, (), "features", where) for name in numeric]
-    stacked = [pc.cast(table.column(v), pa.float32()).to_pylist() for v in values]
-    return {"features": pa.array([list(row) for row in zip(*stacked, strict=True)], pa.list_(pa.float32()))}
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-
-
-def read_text_file(path: Path, columns: Columns) -> pa.Table:
-    """A CSV, TSV or JSONL file.
-
-    Ids are text.  Labels are numbers where every one of them is; 007, true and dates are names, and clean labels are
-    what labels are.
-
-    Raises:
-        ManifestError: it cannot be parsed, has no rows, or a column that is needed is not UTF-8.
-    """
-    where = str(path)
+def _payload(values: pa.Array, name: str, where: str) -> pa.Array:
+    """A payload's column as a manifest holds it; lists of numbers that are text become numbers."""
+    kind = kind_in([name])
+    if kind is None or kind.holds(values.type) or name not in kind.types or not is_list(values.type):
+        return values
     try:
-        table = arrow_json.read_json(path) if path.suffix.lower() in (".jsonl", ".ndjson") else _read_csv(path, columns)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ManifestError(f"cannot be parsed ({error})", where=where, fix="check the file") from error
-    if table.num_rows == 0:
-        raise ManifestError("the file has no rows", where=where, fix="give a file with a row for each example")
-    needed = {_label(table.column_names, columns), columns.id, columns.image, *ID_NAMES, *IMAGE_NAMES, *KEPT}
-    for field in table.schema:
-        if field.name in needed and pa.types.is_binary(field.type):
-            raise ManifestError("the text is not UTF-8", where=f"{where}, column {field.name}", fix="save it as UTF-8")
-    return table
+        return pc.cast(values, kind.types[name])
+    except pa.ArrowException as error:
+        what = f"column {name} is {values.type}, not {kind.wanted}"
+        raise ManifestError(what, where=f"{where}, column {name}", fix=f"store {kind.wanted}") from error
 
 
-def _label(names: list[str], columns: Columns) -> str | None:
-    return columns.label if columns.label in names else pick(names, None, LABEL_NAMES, "label", "")
+def _ids(chunk: Chunk, roles: Roles) -> pa.Array:
+    """Ids as text, as they are written; of bytes that are no text, in hex."""
+    table = chunk.table
+    if roles.id is None:
+        return pa.array([f"{chunk.prefix or 'row'}-{chunk.first + k}" for k in range(table.num_rows)])
+    values = column_of(table, roles.id)
+    if pa.types.is_binary(values.type) or pa.types.is_fixed_size_binary(values.type):
+        texts = text_of_bytes(values)
+        return texts if texts is not None else pa.array([None if v is None else v.hex() for v in values.to_pylist()])
+    try:
+        texts = pc.cast(values, pa.string())
+    except pa.ArrowException as error:
+        what = f"ids are {values.type}, not text or numbers"
+        fix = "pass --id COLUMN, or --id none to number the rows"
+        raise ManifestError(what, where=f"{chunk.where}, column {roles.id}", fix=fix) from error
+    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
 
 
-def _read_csv(path: Path, columns: Columns) -> pa.Table:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    parsing = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    inferred = csv.read_csv(as_meant(path, delimiter), parse_options=parsing)
-    names = inferred.column_names
-    identity = columns.id if columns.id in names else pick(names, None, ID_NAMES, "id", "")
-    label = _label(names, columns)
-    texts = {n: pa.string() for n in (identity, label, CLEAN) if n is not None and names.count(n) == 1}
-    if not texts or any(pa.types.is_binary(inferred.schema.field(n).type) for n in texts):
-        return inferred
-    reading = csv.ConvertOptions(null_values=[""], strings_can_be_null=True, column_types=texts)
-    reading.include_columns = list(texts)
-    as_written = csv.read_csv(as_meant(path, delimiter), parse_options=parsing, convert_options=reading)
-    named = False  # whether the labels are names: then the clean labels are too
-    for name in texts:
-        kind = inferred.schema.field(name).type
-        number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)
-        number = number and not any(_PADDED.match(v) for v in as_written[name].to_pylist() if v)
-        if name != identity and number and not (name == CLEAN and named):
-            continue
-        named = named or name == label
-        inferred = inferred.set_column(names.index(name), name, as_written[name])
-    return inferred
+def _trimmed(values: pa.Array) -> pa.Array:
+    return texts_in(values) if is_text(values.type) else values
+
+
+def _labels(values: pa.Array, names: bool, seen: Seen, column: str) -> pa.Array:
+    """Labels as names or as numbers."""
+    if pa.types.is_null(values.type):
+        return pa.nulls(len(values), pa.string() if names else pa.int64())
+    if names:
+        return as_texts(values)
+    if not is_text(values.type):
+        return values
+    survey = seen.surveys.get(column)
+    plain = survey is not None and survey.form(False) == (PLAIN, False) and not survey.markers
+    if not seen.as_text or not plain:
+        return texts_in(values)
+    numbers = numbers_of(values)
+    return pa.array(numbers, mask=~pc.is_valid(texts_in(values)).to_numpy(zero_copy_only=False))
+
+
+def _weights(values: pa.Array, column: str, seen: Seen, where: str) -> pa.Array:
+    """Weights as real numbers; null where there is none.  Raises ManifestError: they are no numbers."""
+    survey = seen.surveys.get(column)
+    form = (PLAIN, False) if survey is None or not survey.texts else survey.form(seen.comma)
+    try:
+        if form is None:
+            raise pa.ArrowInvalid(f"it holds text, such as {min(survey.values) if survey else ''!r}")
+        numbers = numbers_of(values, *form)
+    except pa.ArrowException as error:
+        what = f"column {column} is no column of weights: {error}"
+        raise ManifestError(what, where=f"{where}, column {column}", fix="pass --weight COLUMN with numbers") from error
+    return pa.array(numbers, mask=np.isnan(numbers))
+
+
+def _as_meant(values: pa.Array, column: str, seen: Seen) -> pa.Array:
+    """A column that is kept: of a text file whole numbers, real numbers or text, as all of its rows are."""
+    survey = seen.surveys.get(column)
+    if not seen.as_text or survey is None or not is_text(values.type):
+        return values
+    if survey.form(False) != (PLAIN, False) or survey.markers:
+        return texts_in(values)
+    numbers = numbers_of(values)
+    column_of_numbers = pa.array(numbers, mask=np.isnan(numbers))
+    return pc.cast(column_of_numbers, pa.int64()) if survey.whole else column_of_numbers

@@ -17,6 +17,7 @@ from influence_cli.events import Listener
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.new_spec import new_spec
 from influence_cli.model.spec import ModelSpec, is_own
+from influence_cli.model.standardise import can_standardise, standardised
 from influence_cli.settings import parse_budget
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import GROUP, read_scores
@@ -27,9 +28,9 @@ from influence_cli.stages.run.usable_rows import check_classes
 from influence_cli.store import Store
 
 
-def open_table(request: RetrainRequest, source: Any) -> Manifest:
+def open_table(request: RetrainRequest, source: Any, like: Manifest | None = None) -> Manifest:
     """A manifest, opened as the request says."""
-    return open_manifest(source, request.inputs.label, request.inputs.skip_bad)
+    return open_manifest(source, request.inputs.label, request.inputs.skip_bad, like=like)
 
 
 def base_rows(request: RetrainRequest, manifest: Manifest) -> Rows:
@@ -50,7 +51,7 @@ def rows_to_test(request: RetrainRequest, manifest: Manifest, spec: ModelSpec, l
     if request.test is None:
         rows, where = manifest.rows("test"), f"{manifest.source}, split test"
     else:
-        other = numbered_as(open_table(request, request.test), spec.classes, manifest.source, listener)
+        other = numbered_as(open_table(request, request.test, manifest), spec.classes, manifest.source, listener)
         rows, where = test_part(other), other.source
     if len(rows) == 0:
         raise ManifestError("no test rows", where=where, fix="set split to test for some rows, or pass --test PATH")
@@ -66,8 +67,11 @@ def test_part(other: Manifest) -> Rows:
     return other.rows("test") if (other.splits == "test").any() else other.all_rows()
 
 
-def model_to_train(request: RetrainRequest, manifest: Manifest) -> ModelSpec:
-    """The model to train; what a checkpoint to begin with says of its classes holds for the rows too."""
+def model_to_train(request: RetrainRequest, manifest: Manifest, listener: Listener) -> ModelSpec:
+    """The model to train; what a checkpoint to begin with says of its classes holds for the rows too.
+
+    Features of ``linear`` and ``mlp`` are standardised by the train rows, unless they are asked for as they are.
+    """
     notes = Store(Path(request.output), marked=False)  # of the code of a model of the user's own; in no store
     if request.init is not None:
         _, carried = find_checkpoint(request.init)
@@ -80,7 +84,11 @@ def model_to_train(request: RetrainRequest, manifest: Manifest) -> ModelSpec:
 
         return training_spec(request.inputs, manifest, notes)
     from_scratch = request.init is None and not request.pretrained
-    return new_spec(request.inputs, manifest, None, from_scratch)
+    spec = new_spec(request.inputs, manifest, None, from_scratch)
+    if not from_scratch or request.raw_features or not can_standardise(spec):
+        return spec
+    listener.note("features are standardised by mean and sd of the train rows (--raw-features takes them as they are)")
+    return standardised(spec, manifest.rows("train"))
 
 
 def compared_arms(

@@ -19,7 +19,7 @@ from influence_cli.stages.run.row_values import needed_values, solver_of
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 from influence_cli.stages.run.target import target_rows
-from influence_cli.stages.run.usable_rows import check_classes, usable, usable_now
+from influence_cli.stages.run.usable_rows import check_classes, usable, usable_now, usable_train_rows
 
 
 def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
@@ -30,7 +30,7 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
     """
     methods, objectives = make_methods(spec), make_objectives(spec)
     store, listener = session.store, session.listener
-    manifest = open_manifest(inputs.manifest, inputs.label, inputs.skip_bad, store.file_keys())
+    manifest = open_manifest(inputs.manifest, inputs.label, inputs.skip_bad, store.file_keys(), listener=listener)
     if len(manifest.rows("train")) == 0:
         raise ManifestError("no train rows", where=manifest.source, fix="set column split to train for some rows")
     values = needed_values(methods, spec.relative)
@@ -39,8 +39,7 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
         model, checkpoint = resolve_model(inputs, manifest, store, spec.precision)
         manifest = usable(manifest.rows("train"), model, inputs, store)
         check_classes(manifest, model)
-        if len(manifest.rows("train")) == 0:
-            raise ManifestError("no train row can be used", where=manifest.source, fix="see what was skipped")
+        usable_train_rows(manifest)
     target, overlap = manifest.rows("val"), manifest.rows("val").take(np.array([], dtype=np.int64))
     rows_of_target = spec.rows is not None and (inputs.target is not None or len(target) > 0)
     if rows_of_target or any(m.needs == "tangents" for m in methods.values()):
@@ -50,7 +49,7 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
     solvers = {n: s for n, m in methods.items() if (s := solver_of(m, values.get(n), spec)) is not None}
     if solvers and model is not None and checkpoint is not None:
         manifest = usable_now(manifest.rows("train"), model, inputs).manifest  # curvature needs every row
-        about["fit"] = open_fit_set(inputs, manifest.rows("train"), model, listener)
+        about["fit"] = open_fit_set(inputs, usable_train_rows(manifest), model, listener)
         solvers = {n: with_trained_l2(s, n, checkpoint.locator, listener) for n, s in solvers.items()}
         methods = {n: solvers[n] if m.fitted_curvature else m for n, m in methods.items()}
         about["solvers"] = solvers

@@ -13,7 +13,7 @@ from typing import Any
 
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.row_checks import BadRow
-from influence_cli.errors import ManifestError, UsageError
+from influence_cli.errors import UsageError
 from influence_cli.methods.protocol import Facts, Growth, Member, Method, RowValue
 from influence_cli.methods.shapes.preconditioned import Preconditioned
 from influence_cli.model.checkpoints import Checkpoint
@@ -22,7 +22,7 @@ from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import GradSpec, Inputs
 from influence_cli.stages.run.fit_set import FitSet
 from influence_cli.stages.run.objective_inputs import Groups
-from influence_cli.stages.run.usable_rows import bad_rows_of
+from influence_cli.stages.run.usable_rows import bad_rows_of, usable_train_rows
 from influence_cli.store import Keys
 from influence_cli.store.shards import key_order, unique
 
@@ -101,10 +101,7 @@ class Run:
         if not bad:
             return self
         manifest = self.manifest.without(bad)
-        train = manifest.rows("train")
-        if len(train) == 0:
-            raise ManifestError("no train row can be used", where=manifest.source, fix="see what was skipped")
-        return replace(self, manifest=manifest, train=train)
+        return replace(self, manifest=manifest, train=usable_train_rows(manifest))
 
     @property
     def target_fingerprint(self) -> str | None:

@@ -23,7 +23,7 @@ def target_rows(
     if inputs.target is None:
         target, where = manifest.rows("val"), f"{manifest.source}, split val"
     else:
-        other = open_manifest(inputs.target, inputs.label, inputs.skip_bad, known)
+        other = open_manifest(inputs.target, inputs.label, inputs.skip_bad, known, like=manifest)
         classes = manifest.classes or (None if model is None else model.classes)
         other = numbered_as(other, classes, manifest.source if manifest.classes else "the checkpoint", listener)
         target, where = other.rows("val") if (other.splits == "val").any() else other.all_rows(), other.source

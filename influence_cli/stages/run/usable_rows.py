@@ -107,6 +107,14 @@ def usable_now(rows: Rows, model: ModelSpec, inputs: Inputs) -> Rows:
     return kept(rows, manifest)
 
 
+def usable_train_rows(manifest: Manifest) -> Rows:
+    """The training rows that are left.  Raises ManifestError: there are none."""
+    train = manifest.rows("train")
+    if len(train) == 0:
+        raise ManifestError("no train row can be used", where=manifest.source, fix="see what was skipped")
+    return train
+
+
 def kept(rows: Rows, manifest: Manifest) -> Rows:
     """Those of the rows that ``manifest`` has not left out."""
     return Rows(manifest, rows.index[manifest.splits[rows.index] != SKIPPED])

@@ -15,6 +15,7 @@ from influence_cli.model.new_spec import new_spec
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.run_record import RunRecord
 from influence_cli.model.spec import ModelSpec, is_own
+from influence_cli.model.standardise import can_standardise, standardised
 from influence_cli.settings import Inputs
 from influence_cli.stages.evaluate.request import Training
 from influence_cli.stages.run.resolve import known_again
@@ -98,4 +99,5 @@ def _spec(run: RunRecord, checkpoint: str | None, manifest: Manifest, training: 
         from influence_cli.stages.run.own_model import training_spec
 
         return training_spec(replace(inputs, mean=(0.5,), std=(0.5,)), manifest, store)  # as from_scratch has it
-    return new_spec(inputs, manifest, None, from_scratch)
+    spec = new_spec(inputs, manifest, None, from_scratch)
+    return standardised(spec, manifest.rows("train")) if from_scratch and can_standardise(spec) else spec

@@ -1,0 +1,283 @@
+"""What each column of a table is taken for: label, id, payload, weight, group, split; or why it is left out.
+
+Names decide first, then what stands in the columns over all rows.  Everything is said, and kept in the manifest.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+
+from influence_cli.data.classes import CLEAN
+from influence_cli.data.kinds import kind_in
+from influence_cli.data.kinds.protocol import is_text
+from influence_cli.data.request import Columns
+from influence_cli.data.sources.features import Feature, Judged, judge, summary
+from influence_cli.data.sources.protocol import ID_NAMES, IMAGE_NAMES, LABEL_NAMES, LeftOut, pick
+from influence_cli.data.sources.survey import Survey
+from influence_cli.errors import ManifestError
+
+ROW_NUMBERS = "none"  # as --id: rows are numbered
+_INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+(_level_\d+)?|\s*")  # pandas' index, and no name at all
+_COUNTERS = ("index", "level_0", "rownames", "row", "rownum", "row_number", "rownumber", "#", "no", "no.", "nr", "idx")
+_WEIGHTS = ("sample_weight", "sample_weights", "instance_weight", "row_weight", "sampleweight")
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")  # of snake_case and CamelCase
+_IDENTIFIERS = ("id", "ids", "uid", "uuid", "guid", "uri", "url", "hash", "md5", "sha1", "sha256")
+_SURE_LABELS = ("label", "labels")
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which column is what; features have recipes."""
+
+    label: str
+    names: bool = False  # labels are names, also where their text is a number
+    id: str | None = None
+    image: str | None = None
+    own: tuple[str, ...] = ()  # a payload that is stored as a manifest stores it
+    features: tuple[Feature, ...] = ()
+    weight: str | None = None
+    group: str | None = None
+    split: str | None = None
+    clean: str | None = None
+    kept: tuple[str, ...] = ()  # other columns that the manifest gets
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def said(self) -> Iterator[str]:
+        """What was taken, in sentences."""
+        yield f"label: column {self.label}"
+        yield "id: rows are numbered" if self.id is None else f"id: column {self.id}"
+        if self.image is not None:
+            yield f"image: column {self.image}"
+        elif self.own:
+            yield f"payload: column {' and '.join(self.own)}, as a manifest has it"
+        else:
+            yield from summary(self.features)
+        for role, name in (("weight", self.weight), ("split", self.split), ("true labels", self.clean)):
+            if name is not None:
+                yield f"{role}: column {name}"
+        if self.group is not None:
+            more = "" if self.group == "group" else f" (later: --group {self.group})"
+            yield f"group: column {self.group}, which is no feature{more}"
+        if self.kept:
+            yield f"kept beside them: {', '.join(self.kept)}"
+        yield from self.notes
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for a manifest's metadata."""
+        single = ("label", "id", "image", "weight", "group", "split", "clean")
+        values: dict[str, Any] = {name: getattr(self, name) for name in single}
+        values |= {"own": list(self.own), "kept": list(self.kept), "names": self.names}
+        return values | {"features": [f.as_dict() for f in self.features]}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A table's columns: their types, and what was found in them where that was looked at."""
+
+    types: Mapping[str, pa.DataType]  # in order
+    surveys: Mapping[str, Survey]
+    as_text: bool  # a file of text, in which all is text
+    comma: bool  # columns are separated by semicolons, as where the decimal mark is a comma
+    where: str
+
+
+def needs_survey(names: Sequence[str], types: Mapping[str, pa.DataType], columns: Columns) -> bool:
+    """Whether values have to be looked at: not where the payload is stored as such."""
+    if columns.features:
+        return True
+    images = [n for n in names if n == columns.image or (columns.image is None and n.lower() in IMAGE_NAMES)]
+    return kind_in(names) is None and not any(_is_image(types[n]) for n in images)
+
+
+def decide(seen: Seen, columns: Columns) -> Roles:
+    """The role of every column.
+
+    Raises:
+        ManifestError: a name that was asked for is not there, there is no label column, or nothing for a payload.
+    """
+    names, where = list(seen.types), seen.where
+    label, rivals = _label(names, columns, seen)
+    for what, asked in (("weight", columns.weight), ("group", columns.group)):
+        pick(names, asked, (), what, where)
+    for name in (*columns.keep, *columns.features):
+        pick(names, name, (), "feature" if name in columns.features else "kept column", where)
+    identity = None
+    if columns.id != ROW_NUMBERS or ROW_NUMBERS in names:
+        identity = pick(names, columns.id, ID_NAMES, "id", where)
+    image = _image(names, columns, seen)
+    own = () if columns.features or image is not None else getattr(kind_in(names), "columns", ())
+    group = columns.group or ("group" if "group" in names and "group" not in columns.features else None)
+    special: dict[str, Any] = {
+        "id": identity, "group": group if group != label else None,
+        "split": _there("split", names, label), "clean": _there(CLEAN, names, label),
+        "weight": columns.weight or (_there("weight", names, label) if own or image is not None else None),
+    }  # fmt: skip
+    taken = {label, image, *own, *(n for n in special.values() if n is not None)}
+    rest = [n for n in names if n not in taken or n in columns.features]
+    start = Roles(label, _are_names(label, seen), image=image, own=own, kept=columns.keep, **special)
+    if own or image is not None:
+        payload = "image" if image is not None else "payload"
+        reason = f"not needed beside the {payload}; --keep-column keeps it"
+        return _with(start, (), [LeftOut(f"column {n}", reason) for n in rest if n not in columns.keep], rivals)
+    return _of_features(start, rest, rivals, columns, seen)
+
+
+def _of_features(start: Roles, rest: list[str], rivals: list[str], columns: Columns, seen: Seen) -> Roles:
+    """Roles of a table whose payload is numbers and categories."""
+    features: list[Feature] = []
+    left_out: list[LeftOut] = []
+    notes: list[str] = []
+    for name in columns.features or rest:
+        asked = name in columns.features
+        judged = Judged(None, _no_feature(name, rivals, seen)) if not asked else None
+        if judged is None or not judged.reason:
+            judged = judge(seen.surveys[name], columns.categories, seen.comma, asked)
+        notes += judged.notes
+        if judged.feature is not None:
+            features.append(judged.feature)
+        elif asked:
+            fix = "name other columns with --features"
+            raise ManifestError(
+                f"column {name} is no feature: {judged.reason}", where=f"{seen.where}, column {name}", fix=fix
+            )
+        elif name not in columns.keep:
+            left_out.append(LeftOut(f"column {name}", judged.reason))
+    if columns.features:
+        away = [n for n in rest if n not in columns.features and n not in columns.keep]
+        left_out += [LeftOut(f"column {n}", "not named with --features") for n in away]
+    if not features:
+        reasons = "; ".join(f"{entry.what}: {entry.reason}" for entry in left_out[:5])
+        fix = f"name it with --image or --features; there are: {', '.join(seen.types)}"
+        what = "no payload: neither an image column nor numeric features"
+        raise ManifestError(f"{what} ({reasons})" if reasons else what, where=seen.where, fix=fix)
+    if start.weight is None and any(f.column == "weight" for f in features):
+        notes.append("column weight is a feature; pass --weight weight where rows are weighted by it")
+    return _with(start, tuple(features), left_out, rivals, notes)
+
+
+def _with(start: Roles, features: tuple[Feature, ...], left_out: Sequence[LeftOut], rivals: Sequence[str],
+          notes: Sequence[str] = ()) -> Roles:  # fmt: skip
+    also = [
+        f"column {name} could be the label too: pass --label {name} if it is, or --label {start.label} to say that "
+        f"{start.label} is" for name in rivals
+    ]  # fmt: skip
+    return replace(start, features=features, left_out=tuple(left_out), notes=(*also, *notes))
+
+
+def _there(name: str, names: Sequence[str], label: str) -> str | None:
+    return name if name in names and name != label else None
+
+
+def _label(names: list[str], columns: Columns, seen: Seen) -> tuple[str, list[str]]:
+    """The label column, and others that could be it; of several usual names one of text comes first."""
+    if columns.label is not None:
+        asked = pick(names, columns.label, (), "label", seen.where)
+        assert asked is not None
+        return asked, []
+    usual = [name for u in LABEL_NAMES for name in names if name.lower() == u]
+    sure = [name for name in usual if name.lower() in _SURE_LABELS]
+    if sure:
+        return sure[0], [n for n in usual if n != sure[0] and n.lower() != "y"]  # beside a label, y is a coordinate
+    if not usual:
+        fix = f"name it with --label; there are: {', '.join(names)}"
+        if any(re.fullmatch(r"[+-]?\d+(\.\d*)?", name.strip()) for name in names):
+            fix += " (is the first line a row? then write the names of the columns before it)"
+        raise ManifestError("no label column", where=seen.where, fix=fix)
+    texts = [name for name in usual if name in seen.surveys and seen.surveys[name].form(seen.comma) is None
+             and seen.surveys[name].texts]  # fmt: skip
+    first = (texts or usual)[0]
+    return first, [n for n in usual if n != first]
+
+
+def _are_names(label: str, seen: Seen) -> bool:
+    """Whether labels are names: text, in a file of text but for plain numbers (007, true and dates are names)."""
+    survey, kind = seen.surveys.get(label), seen.types[label]
+    if pa.types.is_boolean(kind) or pa.types.is_binary(kind):
+        return True
+    if not seen.as_text or survey is None:
+        return is_text(kind)
+    plain = survey.form(False) in (("1234.5", False), None) and not survey.markers
+    return survey.texts > 0 and (survey.form(False) is None or not plain)
+
+
+def _image(names: list[str], columns: Columns, seen: Seen) -> str | None:
+    """The column of images: asked for, or of a usual name with bytes or with what look like paths of images."""
+    if columns.features:
+        return None
+    if columns.image is not None:
+        return pick(names, columns.image, (), "image", seen.where)
+    for usual in IMAGE_NAMES:
+        for name in names:
+            if name.lower() == usual and (_is_image(seen.types[name]) or _are_paths(name, seen)):
+                return name
+    return None
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)
+
+
+def _are_paths(name: str, seen: Seen) -> bool:
+    """Whether text looks like paths of images; where no other column could be a feature, any text does."""
+    if not is_text(seen.types[name]):
+        return False
+    survey = seen.surveys.get(name)
+    if survey is None:
+        return True
+    guesses = [(mimetypes.guess_type(value)[0] or "").startswith("image/") for value in survey.values]
+    others = [s for n, s in seen.surveys.items() if n != name and n.lower() not in (*LABEL_NAMES, *ID_NAMES, *_ASIDE)]
+    return any(guesses) or not any(s.numbers or s.booleans or s.lists for s in others)
+
+
+_ASIDE = ("split", "group", "weight", CLEAN)
+
+
+def _no_feature(name: str, rivals: Sequence[str], seen: Seen) -> str:
+    """Why a column is no feature by its name; nothing where it may be one."""
+    if _INDEX.fullmatch(name):
+        return "pandas' index, or a column without a name"
+    if name in rivals:
+        return f"it could be the label; --label {name} takes it as that, --features as a feature"
+    lowered = name.strip().lower()
+    words = [w.lower() for w in _WORDS.findall(name)]
+    if lowered in ID_NAMES or (words and words[-1] in _IDENTIFIERS):
+        return f"an identifier; --id {name} takes it as that, --features as a feature"
+    survey = seen.surveys[name]
+    if lowered in _COUNTERS and survey.whole and not survey.odd_numbers:
+        return "it numbers the rows; --features takes it as a feature"
+    if lowered in _WEIGHTS:
+        return f"a weight of rows; --weight {name} takes it as that, --features as a feature"
+    return ""
+
+
+def later(seen: Seen, columns: Columns, recipe: Mapping[str, Any], of: str) -> Roles:
+    """The roles that an earlier manifest gave to columns of the same names.
+
+    Raises:
+        ManifestError: a column that it read is not there.
+    """
+    features = tuple(Feature.from_dict(value) for value in recipe["features"])
+    names = list(seen.types)
+    needed = [f.column for f in features] + ([recipe["image"]] if recipe["image"] else []) + list(recipe["own"])
+    label = columns.label or recipe["label"]
+    for name in (*needed, label):
+        if name not in names:
+            fix = f"write it, or read the table without --like; there are: {', '.join(names)}"
+            raise ManifestError(f"no column {name!r}, which {of} has", where=seen.where, fix=fix)
+    asked = {"weight": columns.weight, "group": columns.group}
+    optional: dict[str, Any] = {key: asked.get(key) or (recipe[key] if recipe[key] in names else None) for key in
+                ("weight", "group", "split", "clean")}  # fmt: skip
+    identity = columns.id or recipe["id"]
+    identity = identity if identity in names else None
+    kept = tuple(n for n in (*recipe["kept"], *columns.keep) if n in names)
+    taken = {label, identity, *needed, *kept, *optional.values()}
+    left_out = tuple(LeftOut(f"column {n}", f"{of} did not read it") for n in names if n not in taken)
+    return Roles(label, recipe["names"], identity, recipe["image"], tuple(recipe["own"]), features, kept=kept,
+                 left_out=left_out, notes=(f"columns are read as those of {of}",), **optional)  # fmt: skip

@@ -1,0 +1,228 @@
+"""What a column of a table holds, found out over all of its rows, chunk by chunk.
+
+A column of text is one of numbers where every value is one, but for what is written where a value is missing; numbers
+may have thousands separators, a decimal comma, a currency or a percent sign.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from influence_cli.data.kinds.protocol import is_numbers, is_text
+from influence_cli.data.plain_types import is_list, pc
+
+# written where a number is missing; in a column of text they are texts like others (NA is Namibia, or North America)
+MISSING = ("?", "NA", "N/A", "n/a", "na", "#N/A", "NULL", "Null", "null", "None", "none", "-", "--", ".", "missing")
+PLAIN, THOUSANDS, SPACED, COMMA = "1234.5", "1,234.5", "1 234.5", "1.234,5"
+UNITS = r"[$€£¥%]"
+_DIGITS = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+_FORMS = {
+    PLAIN: rf"^({_DIGITS}|[+-]?([iI][nN][fF]([iI][nN][iI][tT][yY])?|[nN][aA][nN]))$",
+    THOUSANDS: r"^[+-]?\d{1,3}(,\d{3})+(\.\d*)?$",
+    SPACED: r"^[+-]?\d{1,3}([ '\x{a0}\x{202f}]\d{3})+(\.\d*)?$",
+    COMMA: r"^[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+$",
+}
+_PADDED = r"^[+-]?0[0-9]"  # 007 is a name, not the number 7
+_DOTTED = r"^[+-]?\d{1,3}(\.\d{3})+$"  # 1.234, which is 1234 where the decimal mark is a comma
+_DATE = (
+    r"^\d{4}[-/.]\d{1,2}[-/.]\d{1,2}([ T].*)?$|^\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2})([ T].*)?$"
+    r"|^\d{1,2}[- /]?[A-Za-z]{3,9}[- /,]+\d{2,4}$|^[A-Za-z]{3,9} \d{1,2},? \d{4}$|^\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?$"
+)
+
+
+def texts_in(values: pa.Array) -> pa.Array:
+    """Text without spaces around it; null where nothing is written."""
+    trimmed = pc.call_function("utf8_trim_whitespace", [values])
+    return pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, trimmed.type), trimmed)
+
+
+def matches(values: pa.Array, pattern: str) -> pa.Array:
+    """Whether each text matches."""
+    return pc.call_function("match_substring_regex", [values], pc.MatchSubstringOptions(pattern))
+
+
+def without_units(values: pa.Array) -> pa.Array:
+    """Texts without a currency or percent sign at their ends."""
+    ends = rf"^([+-]?)\s*{UNITS}\s*|\s*{UNITS}$"
+    return pc.call_function("replace_substring_regex", [values], pc.ReplaceSubstringOptions(ends, r"\1"))
+
+
+def as_numbers(texts: pa.Array, form: str, units: bool) -> NDArray[np.float64]:
+    """The numbers [n] that texts of one form write; NaN where there is none or a missing value is written."""
+    if units:
+        texts = without_units(texts)
+    if form == COMMA:
+        texts = _replaced(_replaced(texts, r"\.", ""), ",", ".")
+    elif form in (THOUSANDS, SPACED):
+        texts = _replaced(texts, r"[, '\x{a0}\x{202f}]", "")
+    good = matches(texts, _FORMS[PLAIN])
+    texts = _replaced(pc.if_else(good, texts, pa.scalar(None, texts.type)), r"^\+", "")
+    return pc.cast(texts, pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def _replaced(texts: pa.Array, pattern: str, by: str) -> pa.Array:
+    return pc.call_function("replace_substring_regex", [texts], pc.ReplaceSubstringOptions(pattern, by))
+
+
+@dataclass
+class Survey:
+    """One column over all rows seen so far."""
+
+    name: str
+    most: int  # different values are counted as far as one more
+    rows: int = 0
+    missing: int = 0  # null, empty, or not a number (NaN) in a column of real numbers
+    numbers: int = 0
+    texts: int = 0
+    booleans: int = 0
+    dates: int = 0
+    lists: int = 0
+    whole: bool = True  # every number is an integer
+    padded: bool = False
+    low: float = math.inf
+    high: float = -math.inf
+    widths: set[int] = field(default_factory=set)
+    values: set[str] = field(default_factory=set)  # different texts, up to ``most`` and one
+    markers: set[str] = field(default_factory=set)  # of MISSING, that are written
+    other: str | None = None  # a type that is none of these
+    united: int = 0  # different texts with a currency or percent sign
+    bare: int = 0  # ... and without
+    _forms: set[str] = field(default_factory=lambda: set(_FORMS) - {PLAIN})  # that fit every text that is no number
+    _odd: bool = False  # some text is no plain number
+    _formed: bool = False  # ... nor one with a unit
+    _decimal_point: bool = False
+    _date: bool = True
+
+    def add(self, column: pa.Array) -> None:
+        """The next rows, of a plain type."""
+        self.rows += len(column)
+        kind = column.type
+        if column.null_count == len(column):
+            self.missing += len(column)
+        elif is_text(kind):
+            self._add_texts(column)
+        elif pa.types.is_boolean(kind):
+            self.missing += column.null_count
+            self.booleans += len(column) - column.null_count
+            self.low, self.high = min(self.low, 0.0), max(self.high, 1.0)
+        elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
+            self._add_numbers(column)
+        elif is_numbers(kind) or is_list(kind):
+            self._add_lists(column)
+        elif pa.types.is_temporal(kind):
+            self.missing += column.null_count
+            self.dates += len(column) - column.null_count
+        elif pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind) or pa.types.is_large_binary(kind):
+            texts = text_of_bytes(column)
+            if texts is None:
+                self.other = "bytes"
+            else:
+                self._add_texts(texts)
+        else:
+            self.other = "a structure" if pa.types.is_nested(kind) else str(kind)
+
+    def _add_numbers(self, column: pa.Array) -> None:
+        values = pc.cast(column.drop_null(), pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        there = values[~np.isnan(values)]
+        self.missing += len(column) - len(there)
+        self._range(there)
+
+    def _range(self, values: NDArray[np.float64]) -> None:
+        self.numbers += len(values)
+        values = values[np.isfinite(values)]
+        if len(values):
+            self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+            self.whole = self.whole and bool((values % 1 == 0).all())
+
+    def _add_lists(self, column: pa.Array) -> None:
+        values = column.drop_null()
+        self.missing += column.null_count
+        self.lists += len(values)
+        self.widths.update(pc.unique(pc.list_value_length(values)).to_pylist())
+        inner = column.type.value_type
+        if not (pa.types.is_integer(inner) or pa.types.is_floating(inner) or pa.types.is_boolean(inner)):
+            try:
+                pc.cast(values.flatten(), pa.float64())
+            except (pa.ArrowException, TypeError):
+                self.other = f"lists of {inner}"
+
+    def _add_texts(self, column: pa.Array) -> None:
+        there = texts_in(column).drop_null()
+        self.missing += len(column) - len(there)
+        self.texts += len(there)
+        different = there.unique()
+        if len(self.values) <= self.most:
+            self.values.update(different[: self.most + 1].to_pylist())
+        plain = matches(different, _FORMS[PLAIN])
+        numbers = different.filter(plain)
+        if len(numbers):
+            self.padded = self.padded or bool(pc.any(matches(numbers, _PADDED)).as_py())
+            pointed = numbers.filter(matches(numbers, r"\."))
+            self._decimal_point = self._decimal_point or not bool(pc.all(matches(pointed, _DOTTED)).as_py())
+            found = as_numbers(numbers, PLAIN, False)
+            self._range(found[~np.isnan(found)])
+            self.bare += len(numbers)
+            self._date = False
+        odd = different.filter(pc.invert(plain))
+        marker = pc.is_in(odd, pa.array(MISSING, odd.type))
+        self.markers.update(odd.filter(marker).to_pylist())
+        odd = odd.filter(pc.invert(marker))
+        if len(odd):
+            self._add_odd(odd)
+
+    def _add_odd(self, odd: pa.Array) -> None:
+        """Different texts that are neither plain numbers nor stand for a missing one."""
+        self._odd = True
+        self._date = self._date and bool(pc.all(matches(odd, _DATE)).as_py())
+        bare = without_units(odd)
+        united = pc.sum(pc.cast(pc.not_equal(bare, odd), pa.int64())).as_py()
+        self.united, self.bare = self.united + united, self.bare + len(odd) - united
+        plain = matches(bare, _FORMS[PLAIN])
+        self._range(as_numbers(bare.filter(plain), PLAIN, False))
+        rest = bare.filter(pc.invert(plain))
+        self._formed = self._formed or len(rest) > 0
+        self._forms &= {form for form in self._forms if bool(pc.all(matches(rest, _FORMS[form])).as_py() is not False)}
+        for form in self._forms if len(rest) else ():
+            found = as_numbers(rest, form, False)
+            self.low, self.high = min(self.low, float(np.nanmin(found))), max(self.high, float(np.nanmax(found)))
+
+    def form(self, comma: bool) -> tuple[str, bool] | None:
+        """How its texts write numbers, and whether with units; None where they are texts.
+
+        ``comma``: a comma before three digits is a decimal mark (the columns are separated by semicolons).
+        """
+        units = self.united > 0
+        if self.padded or not self.texts or (units and self.bare > 0):
+            return None
+        if not self._odd:
+            return (PLAIN, False) if self.numbers else None
+        if not self._formed:
+            return PLAIN, units
+        forms = self._forms - ({COMMA} if self._decimal_point else set())
+        order = (COMMA, THOUSANDS, SPACED) if comma else (THOUSANDS, COMMA, SPACED)
+        found = next((form for form in order if form in forms), None)
+        return None if found is None else (found, units)
+
+    @property
+    def odd_numbers(self) -> bool:
+        """Whether some text is no plain number."""
+        return self._odd
+
+    @property
+    def is_date(self) -> bool:
+        """Whether it holds dates or times."""
+        return bool(self.dates) or (self.texts > 0 and self._odd and self._date)
+
+
+def text_of_bytes(column: pa.Array) -> pa.Array | None:
+    """Bytes that are all text in UTF-8, as text; None for others."""
+    try:
+        texts = pc.cast(pc.cast(column, pa.binary()), pa.string())
+        return None if any("\0" in v for v in texts.drop_null()[:100].to_pylist()) else texts
+    except pa.ArrowException:
+        return None

@@ -1,0 +1,140 @@
+"""A linear classifier of scikit-learn as a model of ours, and a DataFrame as the rows that it was trained on.
+
+What a pipeline does before its classifier is part of the rows: a row's features are what the classifier is given.
+scikit-learn itself is not imported.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from influence_cli.data.frames import as_table, name_of
+from influence_cli.data.kinds import PAYLOADS
+from influence_cli.data.kinds.protocol import is_text
+from influence_cli.data.plain_types import plain_table
+from influence_cli.errors import ManifestError, ModelError
+from influence_cli.model.task import Task
+
+_LOGISTIC = ("LogisticRegression", "LogisticRegressionCV", "SGDClassifier")
+_BESIDE = ("id", "split", "group", "weight", "clean_label")
+
+
+def is_estimator(model: Any) -> bool:
+    """Whether it is a model of scikit-learn's kind."""
+    return callable(getattr(model, "predict", None)) and callable(getattr(model, "get_params", None))
+
+
+def task_of(model: Any) -> Task:
+    """The classifier as a linear module; two classes, of which scikit-learn keeps one row, become two.
+
+    Raises:
+        ModelError: it is not fitted, or is no classifier whose loss is cross-entropy.
+    """
+    from torch import from_numpy, nn
+
+    last = _last(model)
+    weight, bias = (np.atleast_1d(np.asarray(v, np.float64)) for v in (last.coef_, last.intercept_))
+    bias = np.broadcast_to(bias, (len(weight),))
+    if len(weight) == 1:  # the logit of the second class against the first
+        weight, bias = (np.concatenate([-v / 2, v / 2]) for v in (weight, bias))
+    module = nn.Linear(weight.shape[1], weight.shape[0])
+    state = {"weight": weight, "bias": bias}
+    module.load_state_dict({name: from_numpy(np.array(v, np.float32)) for name, v in state.items()})
+    return Task(module, name=f"scikit-learn {type(last).__name__}")
+
+
+def _last(model: Any) -> Any:
+    """The classifier at the end of a pipeline, or the model itself; checked."""
+    last = model.steps[-1][1] if hasattr(model, "steps") else model
+    kind, fix = type(last).__name__, "give a fitted LogisticRegression, a pipeline that ends in one, or task=Task(...)"
+    if kind not in _LOGISTIC:
+        numbers = getattr(last, "_estimator_type", "") == "regressor" or kind in ("LinearRegression", "Ridge", "Lasso")
+        why = "it predicts numbers, and rows are scored by classes" if numbers else "its loss is no cross-entropy"
+        raise ModelError(f"a {kind} cannot be scored: {why}", fix=fix)
+    if not hasattr(last, "coef_"):
+        raise ModelError(f"the {kind} is not fitted", fix="call its fit")
+    if kind == "SGDClassifier" and last.loss not in ("log_loss", "log"):
+        raise ModelError(f"a {kind} of loss {last.loss!r} cannot be scored: it is no cross-entropy", fix=fix)
+    apart = kind == "SGDClassifier" or last.solver == "liblinear" or getattr(last, "multi_class", "") == "ovr"
+    if apart and len(last.classes_) > 2:
+        what = f"a {kind} of {len(last.classes_)} classes, each apart from the others, has no softmax"
+        raise ModelError(what, fix="fit LogisticRegression with the solver lbfgs")
+    return last
+
+
+def rows_of(model: Any, source: Any, label: str) -> Any:
+    """A frame's rows as a table with a manifest's columns: what the classifier is given, and labels by its classes.
+
+    Raises:
+        ManifestError: it holds no table, lacks a column, or a label is none of the classifier's.
+    """
+    table = as_table(source)
+    where = name_of(source)
+    if table is None:
+        fix = "give a DataFrame or an Arrow table"
+        raise ManifestError(f"a {type(source).__name__} holds no rows for a model of scikit-learn", fix=fix)
+    table = plain_table(table, where)
+    if label not in table.column_names:
+        fix = f"pass label=COLUMN; columns there are: {', '.join(table.column_names)}"
+        raise ManifestError(f"no column {label!r} with labels", where=where, fix=fix)
+    values = _given(model, source, table, label, where)
+    labels = _numbered(table.column(label), _last(model).classes_, where, label)
+    names = table.column_names
+    ids = table.column("id").cast(pa.string()) if "id" in names else pa.array([f"row-{k}" for k in range(len(labels))])
+    made = {"id": ids, "features": pa.array(list(values), pa.list_(pa.float32())), label: pa.array(labels)}
+    made |= {name: table.column(name) for name in names if name not in {*made, *PAYLOADS}}
+    classes = json.dumps([str(c) for c in np.asarray(_last(model).classes_).tolist()])
+    return pa.table(made).replace_schema_metadata({"classes": classes})
+
+
+def _given(model: Any, source: Any, table: pa.Table, label: str, where: str) -> NDArray[np.float32]:
+    """What the classifier is given [n, d]: the columns that the model was fitted on, through what stands before it."""
+    names = getattr(model, "feature_names_in_", None)
+    if names is None and hasattr(model, "steps"):
+        names = getattr(model.steps[0][1], "feature_names_in_", None)
+    if names is None:
+        beside = (label, *_BESIDE)
+        names = [f.name for f in table.schema if f.name not in beside and _is_number(f.type)]
+    missing = [str(n) for n in names if str(n) not in table.column_names]
+    if missing:
+        fix = "give the columns that the model was fitted on"
+        raise ManifestError(f"no column {missing[0]!r}, which the model was fitted on", where=where, fix=fix)
+    frame = source[list(names)] if hasattr(source, "iloc") else table.select([str(n) for n in names]).to_pandas()
+    named = hasattr(model, "feature_names_in_") or hasattr(model, "steps")
+    try:
+        values = frame if named else frame.to_numpy()
+        for _, step in getattr(model, "steps", ())[:-1]:
+            values = values if step in (None, "passthrough") else step.transform(values)
+        values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
+        values = values.astype(np.float32)
+    except (ValueError, TypeError, KeyError) as error:
+        fix = "give rows as the model's fit got them"
+        raise ManifestError(f"the model cannot take these rows ({error})", where=where, fix=fix) from error
+    width = _last(model).coef_.shape[1]
+    if values.shape[1] != width:
+        fix = "fit the model on a DataFrame, so that it knows its columns, or give those columns alone"
+        raise ManifestError(f"{values.shape[1]} features where the model takes {width}", where=where, fix=fix)
+    return values
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
+def _numbered(column: pa.ChunkedArray, classes: Any, where: str, label: str) -> NDArray[np.int64]:
+    """The place [n] of each label among the classifier's classes."""
+    place = {value: k for k, value in enumerate(np.asarray(classes).tolist())}
+    if is_text(column.type):
+        place = {str(value): k for value, k in place.items()}
+    values = column.to_pylist()
+    for row, value in enumerate(values):
+        if value not in place:
+            what = f"label {value!r} is none of the classes that the model was fitted on"
+            at = f"{where}, row {row}, column {label}"
+            raise ManifestError(what, where=at, fix=f"its classes are {', '.join(map(str, place))}")
+    return np.array([place[value] for value in values], dtype=np.int64)
