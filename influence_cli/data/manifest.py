@@ -239,7 +239,11 @@ def read_manifest(
 
 
 def _check_columns(schema: pa.Schema, label: str, source: str, files: Sequence[Path]) -> Kind:
-    """The payload's kind; refuses schemas that lack a column or differ between files."""
+    """The payload's kind; refuses schemas that lack a column, have two of one name, or differ between files."""
+    if len(set(schema.names)) < len(schema.names):
+        twice = next(n for n in schema.names if schema.names.count(n) > 1)
+        fix = "rename one of them, or take it out"
+        raise ManifestError(f"two columns are called {twice!r}", where=f"{source}, column {twice}", fix=fix)
     kind = kind_in(schema.names)
     if kind is None:
         known = ", ".join(" and ".join(k.columns) for k in KINDS.values() if k.columns)

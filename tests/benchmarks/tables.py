@@ -2,8 +2,9 @@
 
     python tests/benchmarks/tables.py [--csv FILE:LABEL ...] > table.md       about 20 s a file on one core
 
-Without files it is scikit-learn's breast cancer, written as a CSV with pandas' index.  Both sides train on rows that the
-manifest calls train (scikit-learn's on val too) and are tested on its test rows: the mean over ``--seeds`` divisions.
+Without files it is scikit-learn's breast cancer, written as a CSV with pandas' index.  Both sides train on rows that
+the manifest calls train (scikit-learn's on val too) and are tested on its test rows: the mean over
+``--seeds`` divisions.
 scikit-learn: columns of numbers imputed by the median and standardised, columns of text one-hot, LogisticRegression.
 Ours: ``influence manifest`` and ``influence retrain --model linear`` with their defaults, and with lbfgs.
 """

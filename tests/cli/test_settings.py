@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from influence_cli.cli.settings.settings import resolve
+from influence_cli.cli.settings.settings_file import read_file
+from influence_cli.errors import UsageError
 from tests.cases import call_cli, digits_table, write
 
 
@@ -196,3 +198,24 @@ def test_command_line_settings_reach_the_stage(here: Path, digits: Path) -> None
     assert from_file == call_cli("score", digits, "--isolated", "--method", "random", "--seed", "5", cwd=here).rows
     assert from_file == call_cli("score", digits, "--method", "random", cwd=here, env={"INFLUENCE_SEED": "5"}).rows
     assert from_file != call_cli("score", digits, "--seed", "6", cwd=here).rows
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("influence.toml", b"seed = 1 # \xff", "not TOML"),
+        ("pyproject.toml", b"\xff", "not TOML"),
+        ("pyproject.toml", b"tool = 3", "tool is a value"),
+        ("pyproject.toml", b"[tool]\ninfluence = 3", "influence is a value"),
+        ("pyproject.toml", b"tool = [1]", "tool is a value"),
+    ],
+)
+def test_files_that_are_no_settings_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, said: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=said) as caught:
+        read_file(None, "score")
+    assert name in caught.value.where
+    assert "--isolated" in caught.value.fix

@@ -31,7 +31,7 @@ def find_file(start: Path) -> Path | None:
         if _is_there(folder / "influence.toml"):
             return folder / "influence.toml"
         project = folder / "pyproject.toml"
-        if _is_there(project) and "influence" in _load(project).get("tool", {}):
+        if _is_there(project) and _tool_table(_load(project), project) is not None:
             return project
     return None
 
@@ -54,8 +54,22 @@ def _load(path: Path) -> dict[str, Any]:
     except OSError as error:
         what = f"the settings file cannot be read ({error.strerror})"
         raise UsageError(what, where=str(path), fix="check --config") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"the settings file is not TOML ({error})", where=str(path), fix="correct it") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        fix = "correct it (TOML is text in UTF-8), or pass --isolated"
+        raise UsageError(f"the settings file is not TOML ({error})", where=str(path), fix=fix) from error
+
+
+def _tool_table(content: dict[str, Any], path: Path) -> dict[str, Any] | None:
+    """The table [tool.influence] of a pyproject.toml; None where there is none.  UsageError: it is no table."""
+    found: Any = content
+    for key in ("tool", "influence"):
+        if key not in found:
+            return None
+        found = found[key]
+        if not isinstance(found, dict):
+            fix = "write [tool.influence] and keys below it, or pass --isolated"
+            raise UsageError(f"{key} is a value, not a table", where=str(path), fix=fix)
+    return found
 
 
 def read_file(config: str | None, command: str) -> SettingsFile:
@@ -65,7 +79,7 @@ def read_file(config: str | None, command: str) -> SettingsFile:
         return SettingsFile()
     content = _load(path)
     if path.name == "pyproject.toml":
-        content = content.get("tool", {}).get("influence", {})
+        content = _tool_table(content, path) or {}
     file, own = SettingsFile(path), dict[str, Any]()
     for key, value in content.items():
         if key in OPTION_TABLES and isinstance(value, dict):
