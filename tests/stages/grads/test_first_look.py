@@ -149,14 +149,15 @@ def test_looking_computes_nothing_twice(digits: Path, digits_run: Path, tmp_path
     assert np.isfinite(score(again).column("score").to_numpy()).all()
 
 
-def test_a_run_without_a_usable_row_says_so_every_time(digits_run: Path, tmp_path: Path) -> None:
-    """The second run knows the undecodable payloads from the store."""
+@pytest.mark.parametrize("method", ["loss", "ip", "ekfac"])
+def test_a_run_without_a_usable_row_says_so_every_time(method: str, digits_run: Path, tmp_path: Path) -> None:
+    """The second run knows the undecodable payloads from the store; curvature decodes them beforehand."""
     table = digits_table(train=3)
     images = [b"no image"] * 3 + table.column("image").to_pylist()[3:]
     path = write(with_column(table, "image", pa.array(images, pa.binary())), tmp_path / "m.parquet")
     for _ in range(2):
         with pytest.raises(ManifestError, match="no train row can be used"):
-            fill(job_of(path, digits_run, tmp_path / "store", spec=GradSpec(("loss",)), skip_bad=True))
+            fill(job_of(path, digits_run, tmp_path / "store", spec=GradSpec((method,)), skip_bad=True))
 
 
 def test_target_rows_that_do_not_decode_are_passed_by_and_not_remembered(digits_run: Path, tmp_path: Path) -> None:
