@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from influence_cli.data.feature_names import names_of
 from influence_cli.data.formulas import MARK, quoted, runs, said, unquoted
 from influence_cli.data.kinds import KINDS
 from influence_cli.data.sources.text_files import csv_form
@@ -35,7 +36,7 @@ def prepare(job: ExportJob) -> Prepared:
     """Check a CSV export: from the source where the manifest was made from one, otherwise from the manifest."""
     origin = job.made_from("csv")
     if origin is None:
-        lines = _table(list(plain_rows(job, "csv")))
+        lines = _table(job, list(plain_rows(job, "csv")))
         count = sum(isinstance(v, str) and runs(v) for line in lines for v in line)
         if count:
             lines = _marked(lines, lambda v: quoted(v) if isinstance(v, str) else v)
@@ -184,13 +185,14 @@ def _quoted(text: str, delimiter: bytes) -> bytes:
     return text.encode(errors="surrogateescape")
 
 
-def _table(rows: list[dict[str, object]]) -> list[list[object]]:
-    """The lines of a CSV, header first, with one column a feature; missing values are empty."""
+def _table(job: ExportJob, rows: list[dict[str, object]]) -> list[list[object]]:
+    """The lines of a CSV, header first, with one column a feature, by name; missing values are empty."""
     kinds = {column: kind for kind in KINDS.values() for column in kind.columns}
     lines: list[list[object]] = [[]]
     for name, value in rows[0].items() if rows else ():
         wide = len(value) if name in kinds and isinstance(value, list) else None
-        lines[0] += [name] if wide is None else [kinds[name].value_name(name, k) for k in range(wide)]
+        known = None if wide is None else names_of(job.edited.manifest, wide)
+        lines[0] += [name] if wide is None else known or [kinds[name].value_name(name, k) for k in range(wide)]
     for row in rows:
         lines.append([])
         for name, value in row.items():

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import json
 import urllib.parse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from influence_cli.data.feature_names import features_of, in_words
 from influence_cli.data.kinds.protocol import Payload
+from influence_cli.data.sources.features import Feature
 from influence_cli.errors import ManifestError
 from influence_cli.exports.protocol import ExportJob, Prepared, rebase, stored
 
@@ -30,7 +33,8 @@ def prepare(job: ExportJob) -> Prepared:
     place = {i: k for k, i in enumerate(manifest.ids)}
     wanted = np.zeros(len(manifest), dtype=np.bool_)
     wanted[[place[e["id"]] for e in edits]] = True
-    data = {row: _data(job, value, name, row) for row, value, name in stored(job, wanted)}
+    columns = features_of(manifest)
+    data = {row: _data(job, value, name, row, columns) for row, value, name in stored(job, wanted)}
     tasks = [_task(job, k, edit, data[place[edit["id"]]]) for k, edit in enumerate(edits)]
     text = json.dumps(tasks, ensure_ascii=False, indent=1, allow_nan=False).encode() + b"\n"
     notes = [] if tasks else ["no row is edited, so there is no task"]
@@ -61,10 +65,14 @@ def _choice(name: str, to_name: str, label: str) -> dict[str, Any]:
     return {"id": name, "from_name": "label", "to_name": to_name, "type": "choices", "value": {"choices": [label]}}
 
 
-def _data(job: ExportJob, value: Payload | Path | None, name: str | None, row: int) -> dict[str, Any]:
-    """What is to be labelled: an image as its path, URL or data URI, features as they are."""
+def _data(
+    job: ExportJob, value: Payload | Path | None, name: str | None, row: int, columns: Sequence[Feature]
+) -> dict[str, Any]:
+    """What is to be labelled: an image as its path, URL or data URI, features by name, or as they are."""
     where = job.edited.manifest.place(row)
     if value is not None and not isinstance(value, Path):
+        if columns:
+            return {"features": in_words(columns, value)}
         return job.edited.manifest.payload_kind.shown(value, where)
     if value is None or name is None:
         raise ManifestError("the payload is empty", where=where, fix="fill it in or take the row out")

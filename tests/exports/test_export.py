@@ -23,7 +23,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import csv as pa_csv
 
+from influence_cli.data.ingest import make_manifest
 from influence_cli.data.open import open_manifest
+from influence_cli.data.request import IngestRequest
 from influence_cli.data.sources import Columns, open_source
 from influence_cli.data.sources.origin import read_origin
 from influence_cli.exports.csv_table import read_records, text_of
@@ -795,3 +797,19 @@ def test_the_manifest_says_where_it_came_from_also_when_it_moves(tmp_path: Path)
         assert (origin.form, origin.locator, origin.digest) == ("csv", locator, digest)
         assert origin.columns == Columns(id="id", features=("a",))
         assert not origin.splits
+
+
+def test_features_of_a_table_go_out_under_their_names(tmp_path: Path) -> None:
+    frame = pa.table({
+        "age": [20 + k for k in range(20)], "job": ["clerk", "nurse"] * 10, "label": [k % 3 % 2 for k in range(20)],
+    })  # fmt: skip
+    make_manifest(IngestRequest(frame, str(tmp_path / "m.parquet"), split="100/0/0"))  # from memory: in no form
+    scores(tmp_path, {"row-3": 1})
+    curate(tmp_path, "relabel", 1, "--export", "tasks.json", "--export-as", "label-studio")
+    (task,) = json.loads((tmp_path / "tasks.json").read_text())
+    assert task["data"] == {"features": "age=23; job=nurse"}
+    curate(tmp_path, "trim", 1, "--export", "rows.csv", "--export-as", "csv")
+    with open(tmp_path / "rows.csv", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [r["job=nurse"] for r in rows[:3]] == ["0.0", "1.0", "0.0"]
+    assert len(rows) == 19
