@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +68,9 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
         # every check of a manifest, before it gets its name
         read_manifest(_named(request.source), [temporary], folder=output.parent)
     manifest = read_manifest(request.output, [output])
-    return Ingested(manifest, source.kind, conversion.skipped, [*conversion.notes, *content_notes(manifest)])
+    left_out = [f"left out: {part.what}: {part.reason}" for part in source.left_out]
+    notes = [*left_out, *source.notes, *conversion.notes, *conversion.remarked(), *content_notes(manifest)]
+    return Ingested(manifest, source.kind, conversion.skipped, notes)
 
 
 def _named(source: Any) -> str:
@@ -116,6 +119,7 @@ class _Conversion:
         self.number = Numbering(self.classes, source.classes is not None)
         self.skipped: list[tuple[str, str]] = []
         self._seen: set[str] = set()
+        self._remarks: Counter[str] = Counter()
         how = f"by payload, {request.split} (train/val/test), seed {request.seed}"
         if not self.splits:
             self.notes.append(f"the source has no splits: rows were divided {how}")
@@ -148,6 +152,7 @@ class _Conversion:
         self._seen.add(row["id"])
         folder = Path(self.source.folder)
         payload = kind.from_source(row, folder)
+        self._remarks.update(kind.remarks(payload))
         row["label"] = self._label(row["label"], "label")
         if row["label"] is None:
             raise BadPayload("column label is null")
@@ -176,6 +181,10 @@ class _Conversion:
         if draws:
             return "val" if at < ((test - val) / test if test else 0.0) else "train"
         return "train" if at < val else "val" if at < test else "test"
+
+    def remarked(self) -> list[str]:
+        """What payloads are read otherwise than people may think, and how many."""
+        return [f"rows: {number:,} {remark}" for remark, number in sorted(self._remarks.items())]
 
     def _skip(self, name: str | None, row: int, bad: BadPayload) -> None:
         if not self.request.skip_bad:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from pyarrow import csv
 from pyarrow import json as arrow_json
 
+from influence_cli.data.folders import walk
 from influence_cli.data.formulas import as_meant
 from influence_cli.data.kinds.protocol import is_text
 from influence_cli.errors import ManifestError
@@ -84,8 +85,8 @@ def parquet_files(source: str) -> list[Path]:
 
 
 def parquet_in(folder: Path) -> list[Path]:
-    """The Parquet files of a folder and its folders, but for hidden ones, in order."""
-    return sorted(p for p in folder.rglob("*.parquet") if not p.name.startswith("."))
+    """The Parquet files of a folder and its folders, but for what is hidden; links are followed."""
+    return sorted(file for file in walk(folder)[0].everything() if file.suffix == ".parquet")
 
 
 def check_regular(path: str) -> None:

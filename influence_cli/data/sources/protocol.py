@@ -20,17 +20,28 @@ SPLIT_NAMES = {
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Something of a source that is in no row, such as "7 files .heic" or "folder .git", and why."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Source:
     """Rows as tables with columns id, a payload, label (names or integers), and optionally split and others.
 
     ``tables`` starts anew at every call.  ``classes`` are the names of labels 0, 1, ... where the source knows them.
     Relative payload paths count from ``folder``.
+    ``left_out`` is what of the source is in no row, and ``notes`` what else people should know of how it was read.
     """
 
     kind: str
     tables: Callable[[], Iterator[pa.Table]]
     classes: tuple[str, ...] | None
     folder: str
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def pick(names: list[str], asked: str | None, usual: tuple[str, ...], what: str, where: str) -> str | None:
@@ -52,7 +63,7 @@ def split_of(name: str) -> str | None:
     return SPLIT_NAMES.get(name.lower())
 
 
-def one_meaning(names: list[str], where: str) -> None:
+def one_meaning(names: list[str], where: str, meaning: Callable[[str], str | None] = split_of) -> None:
     """Refuse two splits of one meaning, such as ``validation`` and ``dev``, where one would take the other's place.
 
     Raises:
@@ -60,10 +71,10 @@ def one_meaning(names: list[str], where: str) -> None:
     """
     first: dict[str | None, str] = {}
     for name in names:
-        other = first.setdefault(split_of(name), name)
+        other = first.setdefault(meaning(name), name)
         if other != name:
             fix = "keep one of them, or put their rows together"
-            raise ManifestError(f"{other} and {name} both mean split {split_of(name)}", where=where, fix=fix)
+            raise ManifestError(f"{other} and {name} both mean split {meaning(name)}", where=where, fix=fix)
 
 
 def one_numbering(classes: Mapping[str, tuple[str, ...] | None]) -> tuple[str, ...] | None:
