@@ -20,6 +20,7 @@ from pyarrow import json as arrow_json
 from influence_cli.data.folders import walk
 from influence_cli.data.formulas import as_meant
 from influence_cli.data.kinds.protocol import is_text
+from influence_cli.data.partitions import own_columns, partitioned, schema_with_folders, with_folders
 from influence_cli.errors import ManifestError
 from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import KEY_BYTES, canonical_json
@@ -62,6 +63,8 @@ def _from_stdin() -> bytes:
 def parquet_files(source: str) -> list[Path]:
     """The Parquet files behind a path, a folder or "-"; readable, or an error that names the file.
 
+    Those of a folder know the columns that stand in the names of folders below it, such as ``split=test``.
+
     Raises:
         ManifestError: nothing is there, or it is not Parquet.
     """
@@ -74,14 +77,15 @@ def parquet_files(source: str) -> list[Path]:
         files = [path]
     else:
         raise ManifestError("no such file", where=source, fix="check the path")
+    schemas: list[pa.Schema] = []
     for file in files:
         check_regular(str(file))
         try:
-            read_parquet_schema(file)
+            schemas.append(read_parquet_schema(file))
         except DamagedFile as error:
             what, fix = f"not readable as Parquet ({error})", "give a Parquet file (is it truncated, or damaged?)"
             raise ManifestError(what, where=str(file), fix=fix) from error
-    return files
+    return partitioned(files, path, schemas) if path.is_dir() else files
 
 
 def parquet_in(folder: Path) -> list[Path]:
@@ -132,19 +136,20 @@ def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:
 def read_schema(file: Path) -> pa.Schema:
     """The schema of a Parquet file.  Raises ManifestError: it is damaged."""
     with _damage_named(file):
-        return read_parquet_schema(file)
+        return schema_with_folders(file, read_parquet_schema(file))
 
 
 def read_parquet(file: Path, columns: list[str] | None = None) -> pa.Table:
     """A Parquet file's table.  Raises ManifestError: it is damaged."""
     with _damage_named(file):
-        return read_parquet_table(file, columns)
+        return with_folders(file, read_parquet_table(file, own_columns(file, columns)), columns)
 
 
 def read_batches(file: Path, size: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """A Parquet file's rows, streamed.  Raises ManifestError: it is damaged."""
     with _damage_named(file):
-        yield from read_parquet_batches(file, size, columns)
+        for batch in read_parquet_batches(file, size, own_columns(file, columns)):
+            yield with_folders(file, batch, columns)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from influence_cli.data.folders import Folder
 from influence_cli.data.sources.other_files import few, is_any_image
-from influence_cli.data.sources.protocol import SPLIT_NAMES, LeftOut, split_of
+from influence_cli.data.sources.protocol import LeftOut
+from influence_cli.data.splits import SPLIT_NAMES, split_of
 from influence_cli.errors import ManifestError
 
 _WORD_ENDS = re.compile(r"(set|sets|data|images|imgs)$")  # trainset, testimages

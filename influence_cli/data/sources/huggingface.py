@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from influence_cli.data.request import Columns
-from influence_cli.data.sources.protocol import Source, one_meaning, one_numbering, split_of
+from influence_cli.data.sources.protocol import Source, one_meaning, one_numbering
 from influence_cli.data.sources.tabular import described_classes, shape_table
+from influence_cli.data.splits import split_of
 from influence_cli.data.tables import check_regular
 from influence_cli.errors import ManifestError
 

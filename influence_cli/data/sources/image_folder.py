@@ -16,8 +16,9 @@ from influence_cli.data.folders import is_hidden, walk
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.class_folders import ClassFolder, layout_of, split_in
 from influence_cli.data.sources.other_files import files_left_out, folders_behind_links, is_read, passed_by
-from influence_cli.data.sources.protocol import ID_NAMES, Source, one_meaning, pick, split_of
+from influence_cli.data.sources.protocol import ID_NAMES, Source, one_meaning, pick
 from influence_cli.data.sources.tabular import read_text_file, shape_table
+from influence_cli.data.splits import split_of
 from influence_cli.errors import ManifestError
 
 NAMES = ("metadata.csv", "metadata.jsonl")

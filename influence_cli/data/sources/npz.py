@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from influence_cli.data.kinds.image import EMBEDDED
 from influence_cli.data.request import Columns
-from influence_cli.data.sources.protocol import Source, one_meaning, split_of
+from influence_cli.data.sources.protocol import Source, one_meaning
+from influence_cli.data.splits import split_of
 from influence_cli.errors import ManifestError
 
 _VALUES, _LABELS = ("x", "images", "image", "data", "features"), ("y", "labels", "label", "targets")

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from influence_cli.data.splits import split_of
 from influence_cli.errors import ManifestError, nearest
 
 IMAGE_NAMES = ("image", "img", "path", "file", "filename", "file_name", "image_path", "filepath")
 LABEL_NAMES = ("label", "labels", "class", "target", "y", "category", "fine_label")
 ID_NAMES = ("id", "uid", "row_id")
 KEPT = ("split", "group", "weight", "clean_label")
-SPLIT_NAMES = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test", "eval": "test",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,11 +53,6 @@ def pick(names: list[str], asked: str | None, usual: tuple[str, ...], what: str,
         return asked
     lowered = {n.lower(): n for n in names}
     return next((lowered[u] for u in usual if u in lowered), None)
-
-
-def split_of(name: str) -> str | None:
-    """The split that a folder's or file's name stands for, or None."""
-    return SPLIT_NAMES.get(name.lower())
 
 
 def one_meaning(names: list[str], where: str, meaning: Callable[[str], str | None] = split_of) -> None:

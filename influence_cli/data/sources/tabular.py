@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,20 @@ from influence_cli.data.formulas import as_meant
 from influence_cli.data.kinds import kind_in
 from influence_cli.data.kinds.protocol import is_text
 from influence_cli.data.open import as_table, name_of
+from influence_cli.data.partitions import folder_of, names_in_folders
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.protocol import (
     ID_NAMES,
     IMAGE_NAMES,
     KEPT,
     LABEL_NAMES,
+    LeftOut,
     Source,
     one_numbering,
     pick,
-    split_of,
     usual_splits,
 )
+from influence_cli.data.splits import split_of_file
 from influence_cli.data.tables import parquet_files, read_batches, read_schema
 from influence_cli.errors import ManifestError
 
@@ -60,20 +63,35 @@ def read_frame(source: Any, columns: Columns) -> Source:
 
 
 def read_parquet(path: Path, columns: Columns) -> Source:
-    """A Parquet file or folder; file names such as ``train-00000-of-00002.parquet`` say the split."""
+    """A Parquet file or folder; names such as ``train-00000-of-00002.parquet``, or ``split=train``, say the split."""
     files = parquet_files(str(path))
+    unasked, stems = _unasked(files, columns), Counter(file.stem for file in files)
     classes = one_numbering({str(file): class_names(read_schema(file), columns) for file in files})
 
     def tables() -> Iterator[pa.Table]:
         for file in files:
-            split = split_of(file.name.partition("-")[0].partition(".")[0]) or split_of(file.parent.name)
+            split = split_of_file(file)
+            name = None if len(files) == 1 else file.stem
+            if stems[file.stem] > 1:  # of several folders, whose rows would have the same ids
+                name = file.relative_to(path).with_suffix("").as_posix()
             first = 0
             for batch in read_batches(file, 4096):
-                name = file.stem if len(files) > 1 else None
-                yield shape_table(pa.Table.from_batches([batch]), columns, str(file), first, split, name)
+                table = pa.Table.from_batches([batch]).drop_columns(unasked)
+                yield shape_table(table, columns, str(file), first, split, name)
                 first += batch.num_rows
 
-    return Source("Parquet", tables, classes, str(files[0].parent))
+    why = "it stands in names of folders, and --features does not name it"
+    left_out = tuple(LeftOut(f"column {name}", why) for name in unasked)
+    return Source("Parquet", tables, classes, str(folder_of(files[0])), left_out)
+
+
+def _unasked(files: Sequence[Path], columns: Columns) -> list[str]:
+    """Columns that stand in names of folders, and are no label, id, split or other column of a manifest."""
+    names = read_schema(files[0]).names
+    label = pick(names, columns.label, LABEL_NAMES, "label", str(files[0]))
+    identity = pick(names, columns.id, ID_NAMES, "id", str(files[0]))
+    asked = {label, identity, columns.image, *columns.features, *KEPT}
+    return [name for name in names_in_folders(files) if name not in asked]
 
 
 def class_names(schema: pa.Schema, columns: Columns) -> tuple[str, ...] | None:
