@@ -66,7 +66,7 @@ def test_part(other: Manifest) -> Rows:
     return other.rows("test") if (other.splits == "test").any() else other.all_rows()
 
 
-def model_to_train(request: RetrainRequest, manifest: Manifest) -> ModelSpec:
+def model_to_train(request: RetrainRequest, manifest: Manifest, listener: Listener) -> ModelSpec:
     """The model to train; what a checkpoint to begin with says of its classes holds for the rows too."""
     notes = Store(Path(request.output), marked=False)  # of the code of a model of the user's own; in no store
     if request.init is not None:
@@ -80,7 +80,7 @@ def model_to_train(request: RetrainRequest, manifest: Manifest) -> ModelSpec:
 
         return training_spec(request.inputs, manifest, notes)
     from_scratch = request.init is None and not request.pretrained
-    return new_spec(request.inputs, manifest, None, from_scratch)
+    return new_spec(request.inputs, manifest, None, from_scratch, listener)
 
 
 def compared_arms(

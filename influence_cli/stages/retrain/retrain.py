@@ -45,7 +45,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     check_run_folder(request, recipe, listener=listener)
     manifest = open_table(request, request.inputs.manifest)
     base = base_rows(request, manifest)
-    spec = model_to_train(request, base.manifest)
+    spec = model_to_train(request, base.manifest, listener)
     check_model(request, spec.name)  # of a run that stands in the run folder
     test = rows_to_test(request, base.manifest, spec, listener)
     check_convex(recipe, spec.name, request.seeds)
