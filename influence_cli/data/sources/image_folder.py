@@ -16,13 +16,14 @@ from influence_cli.data.folders import is_hidden, walk
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.class_folders import ClassFolder, layout_of, split_in
 from influence_cli.data.sources.other_files import files_left_out, folders_behind_links, is_read, passed_by
-from influence_cli.data.sources.protocol import ID_NAMES, Source, one_meaning, pick
+from influence_cli.data.sources.protocol import ID_NAMES, LeftOut, Source, one_meaning, pick
 from influence_cli.data.sources.tabular import read_text_file, shape_table
 from influence_cli.data.splits import split_of
 from influence_cli.errors import ManifestError
 
 NAMES = ("metadata.csv", "metadata.jsonl")
 FILE = "file_name"
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 
 def read_image_folder(root: Path) -> Source:
@@ -37,9 +38,7 @@ def read_image_folder(root: Path) -> Source:
     taken = {file for file, _ in found}
     others = files_left_out((f for f in folder.everything() if f not in taken), root, "it is in no class folder")
     if not found:
-        there = "; there are: " + ", ".join(part.what for part in others) if others else ""
-        fix = "lay it out as ROOT/CLASS/IMAGE or ROOT/train/CLASS/IMAGE, of " + _READ
-        raise ManifestError(f"no image in a class folder{there}", where=str(root), fix=fix)
+        raise _no_image(root, others)
     classes = sorted({part.label for part in layout.classes})
     notes = [*layout.notes, *_about_classes(classes, {part.label for _, part in found})]
 
@@ -55,7 +54,13 @@ def read_image_folder(root: Path) -> Source:
     return Source("image folder", tables, tuple(classes), str(root), left_out, tuple(notes))
 
 
-_READ = "JPEG, PNG, GIF, BMP, PPM, WebP, TIFF or JPEG 2000"
+def _no_image(root: Path, others: list[LeftOut]) -> ManifestError:
+    """The error for a folder without an image in a class folder; says what is there instead."""
+    there = "".join(f"; {part.what}: {part.reason}" for part in others[:5])
+    fix = "lay it out as ROOT/CLASS/IMAGE or ROOT/train/CLASS/IMAGE"
+    table = next((suffix for suffix in _TABLES for part in others if part.what.endswith(suffix)), None)
+    fix += "" if table is None else f", or give the {table} file where it names the images"
+    return ManifestError(f"no image in a class folder{there}", where=str(root), fix=fix)
 
 
 def _images(part: ClassFolder) -> list[Path]:

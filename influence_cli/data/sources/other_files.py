@@ -39,12 +39,15 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def files_left_out(files: Iterable[Path], root: Path, why_image: str) -> list[LeftOut]:
-    """How many files of each suffix are in no row, and why; ``why_image`` says it of images that could be read."""
+def files_left_out(files: Iterable[Path], root: Path, why_image: str, why: str | None = None) -> list[LeftOut]:
+    """How many files of each suffix are in no row, and why.
+
+    ``why_image`` says it of images that could be read, and ``why``, where it is given, of all other files.
+    """
     found: dict[tuple[str, str], list[Path]] = {}
     for file in files:
         suffix = file.suffix.lower()
-        found.setdefault((suffix, why_image if is_read(file) else _reason(file, suffix)), []).append(file)
+        found.setdefault((suffix, why_image if is_read(file) else why or _reason(file, suffix)), []).append(file)
     parts: list[LeftOut] = []
     for (suffix, reason), group in sorted(found.items()):
         first = min(group).relative_to(root).as_posix()

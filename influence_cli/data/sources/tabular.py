@@ -18,12 +18,14 @@ from pyarrow import csv
 from pyarrow import json as arrow_json
 
 from influence_cli.data.classes import CLEAN, read_names
+from influence_cli.data.folders import walk
 from influence_cli.data.formulas import as_meant
 from influence_cli.data.kinds import kind_in
 from influence_cli.data.kinds.protocol import is_text
 from influence_cli.data.open import as_table, name_of
 from influence_cli.data.partitions import folder_of, names_in_folders
 from influence_cli.data.request import Columns
+from influence_cli.data.sources.other_files import files_left_out, passed_by
 from influence_cli.data.sources.protocol import (
     ID_NAMES,
     IMAGE_NAMES,
@@ -81,8 +83,18 @@ def read_parquet(path: Path, columns: Columns) -> Source:
                 first += batch.num_rows
 
     why = "it stands in names of folders, and --features does not name it"
-    left_out = tuple(LeftOut(f"column {name}", why) for name in unasked)
-    return Source("Parquet", tables, classes, str(folder_of(files[0])), left_out)
+    left_out = [LeftOut(f"column {name}", why) for name in unasked]
+    return Source("Parquet", tables, classes, str(folder_of(files[0])), (*left_out, *_beside(files, path)))
+
+
+def _beside(files: Sequence[Path], path: Path) -> list[LeftOut]:
+    """The files of a folder beside its Parquet; images may be named by rows."""
+    if not path.is_dir():
+        return []
+    folder, passed = walk(path)
+    read, why = {str(file) for file in files}, "the folder is read as Parquet, since it holds some"
+    others = [file for file in folder.everything() if str(file) not in read]
+    return [*passed_by(passed, path), *files_left_out(others, path, f"{why}; its rows may name images", why)]
 
 
 def _unasked(files: Sequence[Path], columns: Columns) -> list[str]:
