@@ -184,7 +184,8 @@ class _Conversion:
 
     def remarked(self) -> list[str]:
         """What payloads are read otherwise than people may think, and how many."""
-        return [f"rows: {number:,} {remark}" for remark, number in sorted(self._remarks.items())]
+        parts = [(number, *remark.partition(": ")) for remark, number in sorted(self._remarks.items())]
+        return [f"{what} ({number:,} row{'' if number == 1 else 's'}): {how}" for number, what, _, how in parts]
 
     def _skip(self, name: str | None, row: int, bad: BadPayload) -> None:
         if not self.request.skip_bad:

@@ -43,7 +43,7 @@ class ImageInput:
     def say(self, listener: Listener, resized: bool) -> None:
         """Tell of grey images among others, and of sizes that differ where images are ``resized`` to the usual one."""
         if self.grey and self.colour:
-            listener.note(f"{self.grey:,} images are grey and {self.colour:,} in colour: the model takes 3 channels")
+            listener.note(f"grey images: {self.grey:,}, in colour: {self.colour:,}; the model takes 3 channels")
         if self.sizes == 1 or not resized:
             return
         many = self.of_size > (self.grey + self.colour) / self.sizes

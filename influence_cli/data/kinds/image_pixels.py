@@ -71,20 +71,20 @@ def may_be_deep(payload: bytes) -> bool:
 
 
 def remarks_of(image: PILImage) -> list[str]:
-    """What of an image is read otherwise than people may think, as the end of "3 rows ..."."""
+    """What of an image is read otherwise than people may think, as "WHAT: HOW"."""
     said: list[str] = []
     if is_deep(image):
         said.append(_of_range(image))
     elif image.mode == "1":
-        said.append("have 1 bit a pixel: it becomes 0 and 255")
+        said.append("1 bit a pixel: it becomes 0 and 255")
     elif image.mode not in (*_PLAIN, *_ALPHA):
-        said.append(f"are in {image.mode}: converted to RGB, without a colour profile")
+        said.append(f"{image.mode}: converted to RGB, without a colour profile")
     if image.mode in _ALPHA or "transparency" in image.info:
-        said.append("have transparency: it is dropped, and the colours under it are used")
+        said.append("transparency: it is dropped, and the colours under it are used")
     if image.format in _FRAMES and getattr(image, "n_frames", 1) > 1:
-        said.append("have several frames or pages: the first one is used")
+        said.append("several frames or pages: the first one is used")
     if image.getexif().get(_ORIENTATION, 1) not in (0, 1):
-        said.append("are to be turned, says EXIF: their pixels are used as they are stored")
+        said.append("an EXIF orientation: the pixels are used as they are stored, not turned")
     return said
 
 
@@ -92,8 +92,8 @@ def _of_range(image: PILImage) -> str:
     """How the values of an image with more than 8 bits are taken, and that they turn out dark where they do."""
     if not _has_16_bits(image):
         kind = "floating-point numbers" if image.mode == "F" else "32-bit integers"
-        return f"have {kind} from 0 to 255: taken as they are"
-    text, high = "have 16 bits a pixel: 0 to 65,535 becomes 0 to 255", int(np.asarray(image).max())
+        return f"{kind} from 0 to 255: taken as they are"
+    text, high = "16 bits a pixel: 0 to 65,535 becomes 0 to 255", int(np.asarray(image).max())
     bits = next((bits for bits in (8, 10, 12) if high < 1 << bits), None)
     if bits is None:
         return text

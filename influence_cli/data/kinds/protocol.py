@@ -109,7 +109,7 @@ class Kind:
         return payload
 
     def remarks(self, payload: Payload) -> list[str]:
-        """What of a usable payload is read otherwise than people may think, as the end of "N of the rows ..."."""
+        """What of a usable payload is read otherwise than people may think, as "WHAT: HOW"."""
         return []
 
     def placed(self, row: dict[str, Any], payload: Payload, embed: bool, folder: Path, output: Path) -> dict[str, Any]:
