@@ -102,6 +102,20 @@ def test_splits_beside_other_folders_of_images_are_refused(tmp_path: Path, split
     assert ran.code == 2
 
 
+@pytest.mark.parametrize("more", ["train_masks/cat", "train_extra/x"])
+def test_a_second_folder_of_a_split_is_refused_where_its_name_is_not_plain(tmp_path: Path, more: str) -> None:
+    with pytest.raises(ManifestError, match=rf"beside others that hold images \({more.split('/')[0]}\)"):
+        read(tree(tmp_path / "f", "train/cat", "train/dog", "test/cat", "test/dog", more))
+
+
+def test_several_folders_of_one_split_are_read_together_and_said(tmp_path: Path) -> None:
+    made = read(tree(tmp_path / "f", "train_1/cat", "train_2/cat", "train_2/dog", "test_1/cat"))
+    assert found(made) == {("train", "cat"): 4, ("train", "dog"): 2, ("test", "cat"): 2}
+    assert "folders of one split, train: train_1, train_2" in made.notes
+    apart = read(tree(tmp_path / "g", "train/cat", "train/dog", "test/x", "test/y"))
+    assert "the classes of split test are in no other split: x, y" in apart.notes
+
+
 def test_folders_without_images_beside_splits_are_left_out_and_said(tmp_path: Path) -> None:
     root = tree(tmp_path / "f", "train/cat", "train/dog", "test/cat", "test/dog")
     (root / "annotations").mkdir()

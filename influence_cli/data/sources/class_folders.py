@@ -92,7 +92,9 @@ def _splits(root: Folder) -> dict[Folder, str]:
         return exact
     named = {f: split for f in root.folders if (split := split_in(f.name)) is not None and _has_inner_images(f)}
     sure = any(folder in exact for folder in named) or len(set(named.values())) > 1
-    others = [f for f in _with_images(root) if split_in(f.name) is None]
+    same = {split for folder, split in named.items() if folder in exact}
+    named = {f: split for f, split in named.items() if f in exact or split not in same}  # train beside train_masks
+    others = [f for f in _with_images(root) if f not in named and (split_in(f.name) is None or _has_inner_images(f))]
     if sure and others:
         what = f"folders of splits ({few([f.name for f in named])}) stand beside others that hold images"
         fix = f"move {others[0].name} out of the folder, or into one of its splits; or rename what is no split"

@@ -15,7 +15,7 @@ import pyarrow as pa
 from influence_cli.data.folders import is_hidden, walk
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.class_folders import ClassFolder, layout_of, split_in
-from influence_cli.data.sources.other_files import files_left_out, folders_behind_links, is_read, passed_by
+from influence_cli.data.sources.other_files import few, files_left_out, folders_behind_links, is_read, passed_by
 from influence_cli.data.sources.protocol import ID_NAMES, LeftOut, Source, one_meaning, pick
 from influence_cli.data.sources.tabular import read_text_file, shape_table
 from influence_cli.data.splits import split_of
@@ -40,7 +40,7 @@ def read_image_folder(root: Path) -> Source:
     if not found:
         raise _no_image(root, others)
     classes = sorted({part.label for part in layout.classes})
-    notes = [*layout.notes, *_about_classes(classes, {part.label for _, part in found})]
+    notes = [*layout.notes, *_about_classes(classes, [part for _, part in found])]
 
     def tables() -> Iterator[pa.Table]:
         paths = [file.relative_to(root).as_posix() for file, _ in found]
@@ -67,12 +67,19 @@ def _images(part: ClassFolder) -> list[Path]:
     return sorted(file for file in part.folder.everything() if is_read(file))
 
 
-def _about_classes(classes: list[str], found: set[str]) -> list[str]:
-    """Notes of classes without an image, and of there being one class only."""
+def _about_classes(classes: list[str], rows: list[ClassFolder]) -> list[str]:
+    """Notes of classes without an image, of there being one class only, and of splits that share no class."""
+    found = {part.label for part in rows}
     empty = [name for name in classes if name not in found]
     notes = [f"no image in the folders of these classes: {', '.join(empty)}"] if empty else []
     if len(found) == 1:
         notes.append(f"all images are of one class, {found.copy().pop()}: are the classes its sub-folders?")
+    of_split: dict[str | None, set[str]] = {}
+    for part in rows:
+        of_split.setdefault(part.split, set()).add(part.label)
+    for split, own in sorted(of_split.items(), key=str) if len(of_split) > 1 else ():
+        if own.isdisjoint(set().union(*(labels for other, labels in of_split.items() if other != split))):
+            notes.append(f"the classes of split {split} are in no other split: {few(sorted(own))}")
     return notes
 
 
