@@ -11,8 +11,8 @@ from pathlib import Path
 from influence_cli.errors import ManifestError
 
 SYSTEMS = {
-    "__macosx", "__pycache__", "@eadir", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "recycler", "lost+found", "system volume information",
-    "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "_temporary",
+    "__macosx", "__pycache__", "@eadir", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "recycler", "lost+found",
+    "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "_temporary",
 }  # fmt: skip
 
 
