@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.partitions import folder_of
 from influence_cli.data.tables import read_schema
 from influence_cli.errors import ManifestError, nearest
 
@@ -117,7 +118,7 @@ def _values(names: Names, where: str) -> list[int] | None:
 
 def _classes_of(schema: pa.Schema, file: Path, source: str) -> tuple[str, ...] | None:
     """The names of the classes, from a file's metadata or a file beside it."""
-    stored, beside = (schema.metadata or {}).get(b"classes"), file.parent / "classes.json"
+    stored, beside = (schema.metadata or {}).get(b"classes"), folder_of(file) / "classes.json"
     if stored is not None:
         return read_names(stored, source)
     return read_names(beside.read_bytes(), str(beside)) if beside.is_file() else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +73,7 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
         # every check of a manifest, before it gets its name
         read_manifest(_named(request.source), [temporary], folder=output.parent)
     manifest = read_manifest(request.output, [output])
-    notes = [*conversion.notes, *conversion.counted(), *content_notes(manifest)]
+    notes = [*source.notes, *conversion.notes, *conversion.counted(), *conversion.remarked(), *content_notes(manifest)]
     return Ingested(manifest, source.kind, conversion.skipped, notes, list(source.taken), list(source.left_out))
 
 
@@ -129,6 +130,7 @@ class _Conversion:
         self.number = Numbering(self.classes, source.classes is not None)
         self.skipped: list[tuple[str, str]] = []
         self._seen: set[str] = set()
+        self._remarks: Counter[str] = Counter()
         how = f"by payload, {request.split} (train/val/test), seed {request.seed}"
         if not self.splits:
             self.notes.append(f"the source has no splits: rows were divided {how}")
@@ -172,6 +174,7 @@ class _Conversion:
                 raise
             name = self.source.names[bad.position]
             raise BadPayload(f"column {name}: a value is missing or not finite", bad.fix) from bad
+        self._remarks.update(kind.remarks(payload))
         row["label"] = self._label(row["label"], "label")
         if row["label"] is None:
             raise BadPayload("column label is null")
@@ -200,6 +203,11 @@ class _Conversion:
         if draws:
             return "val" if at < ((test - val) / test if test else 0.0) else "train"
         return "train" if at < val else "val" if at < test else "test"
+
+    def remarked(self) -> list[str]:
+        """What payloads are read otherwise than people may think, and how many."""
+        parts = [(number, *remark.partition(": ")) for remark, number in sorted(self._remarks.items())]
+        return [f"{what} ({number:,} row{'' if number == 1 else 's'}): {how}" for number, what, _, how in parts]
 
     def _skip(self, name: str | None, row: int, bad: BadPayload) -> None:
         if not self.request.skip_bad:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from influence_cli.data.classes import classes_of_files
 from influence_cli.data.kinds import KINDS, kind_in
 from influence_cli.data.kinds.protocol import Decoded, InputSpec, Kind, Payload
+from influence_cli.data.partitions import folder_of
 from influence_cli.data.payloads import payload_batches, payload_keys, read_payload
 from influence_cli.data.row_checks import SKIPPED, BadRow, RowChecks, checked_columns
 from influence_cli.data.tables import concatenated, read_parquet, read_schema
@@ -223,7 +224,7 @@ def read_manifest(
     if table.num_rows == 0:
         raise ManifestError("the manifest has no rows", where=source, fix="give a manifest with train rows")
     classes = classes_of_files(files, source)
-    folder = files[0].parent if folder is None else folder
+    folder = folder_of(files[0]) if folder is None else folder
     checks = RowChecks(source, table, skip_bad)
     labels, splits = checked_columns(checks, label)
     keys = payload_keys(files, kind, folder, checks, known)

@@ -19,9 +19,11 @@ from influence_cli.data.kinds import PAYLOADS, kind_in
 from influence_cli.data.kinds.own_input import errors_of_own_code
 from influence_cli.data.kinds.protocol import is_text
 from influence_cli.data.manifest import Manifest, read_manifest
+from influence_cli.data.partitions import names_in_folders
 from influence_cli.data.plain_types import plain_type
 from influence_cli.data.request import COLUMNS_KEY, Columns, IngestRequest
 from influence_cli.data.row_checks import SKIPPED, RowChecks
+from influence_cli.data.splits import split_of_file
 from influence_cli.data.tables import parquet_files, read_schema, temporary_folder
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
@@ -52,7 +54,24 @@ def open_manifest(
         return source
     if not isinstance(source, str | Path):
         return _in_memory(source, label, skip_bad, like, listener)
-    return read_manifest(str(source), parquet_files(str(source)), label, skip_bad=skip_bad, known=known)
+    files = parquet_files(str(source))
+    _refuse_named_splits(str(source), files)
+    return read_manifest(str(source), files, label, skip_bad=skip_bad, known=known)
+
+
+def _refuse_named_splits(source: str, files: list[Path]) -> None:
+    """Refuse files whose names or folders alone say which split they are of; ``manifest`` makes it a column.
+
+    Taken as they are, test rows would be trained on.
+    """
+    named = {split: file for file in files if (split := split_of_file(file)) is not None}
+    if "split" in names_in_folders(files):
+        named = {str(file.parent): file for file in files}
+    elif len(named) < 2 or "split" in read_schema(files[0]).names:
+        return
+    shown = ", ".join(file.relative_to(source).as_posix() for file in list(named.values())[:3])
+    what = f"which split its rows are of stands in names alone ({shown}), and in no column"
+    raise ManifestError(what, where=source, fix=f"make a manifest of it: influence manifest {source} -o m.parquet")
 
 
 def _in_memory(source: Any, label: str, skip_bad: bool, like: Manifest | None, listener: Listener) -> Manifest:

@@ -17,8 +17,10 @@ import pyarrow as pa
 from pyarrow import csv
 from pyarrow import json as arrow_json
 
+from influence_cli.data.folders import walk
 from influence_cli.data.formulas import as_meant
 from influence_cli.data.kinds.protocol import is_text
+from influence_cli.data.partitions import own_columns, partitioned, schema_with_folders, with_folders
 from influence_cli.data.plain_types import plain_batch, plain_schema, plain_table
 from influence_cli.errors import ManifestError
 from influence_cli.store.files import DamagedFile
@@ -62,6 +64,8 @@ def _from_stdin() -> bytes:
 def parquet_files(source: str) -> list[Path]:
     """The Parquet files behind a path, a folder or "-"; readable, or an error that names the file.
 
+    Those of a folder know the columns that stand in the names of folders below it, such as ``split=test``.
+
     Raises:
         ManifestError: nothing is there, or it is not Parquet.
     """
@@ -74,19 +78,20 @@ def parquet_files(source: str) -> list[Path]:
         files = [path]
     else:
         raise ManifestError("no such file", where=source, fix="check the path")
+    schemas: list[pa.Schema] = []
     for file in files:
         check_regular(str(file))
         try:
-            read_parquet_schema(file)
+            schemas.append(read_parquet_schema(file))
         except DamagedFile as error:
             what, fix = f"not readable as Parquet ({error})", "give a Parquet file (is it truncated, or damaged?)"
             raise ManifestError(what, where=str(file), fix=fix) from error
-    return files
+    return partitioned(files, path, schemas) if path.is_dir() else files
 
 
 def parquet_in(folder: Path) -> list[Path]:
-    """The Parquet files of a folder and its folders, but for hidden ones, in order."""
-    return sorted(p for p in folder.rglob("*.parquet") if not p.name.startswith("."))
+    """The Parquet files of a folder and its folders, but for what is hidden; links are followed."""
+    return sorted(file for file in walk(folder)[0].everything() if file.suffix == ".parquet")
 
 
 def check_regular(path: str) -> None:
@@ -132,20 +137,21 @@ def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:
 def read_schema(file: Path) -> pa.Schema:
     """The schema of a Parquet file, with the types that columns are read as.  Raises ManifestError: it is damaged."""
     with _damage_named(file):
-        return plain_schema(read_parquet_schema(file))
+        return schema_with_folders(file, plain_schema(read_parquet_schema(file)))
 
 
 def read_parquet(file: Path, columns: list[str] | None = None) -> pa.Table:
     """A Parquet file's table.  Raises ManifestError: it is damaged."""
     with _damage_named(file):
-        return plain_table(read_parquet_table(file, columns), str(file))
+        table = plain_table(read_parquet_table(file, own_columns(file, columns)), str(file))
+        return with_folders(file, table, columns)
 
 
 def read_batches(file: Path, size: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """A Parquet file's rows, streamed.  Raises ManifestError: it is damaged."""
     with _damage_named(file):
-        for batch in read_parquet_batches(file, size, columns):
-            yield plain_batch(batch, str(file))
+        for batch in read_parquet_batches(file, size, own_columns(file, columns)):
+            yield with_folders(file, plain_batch(batch, str(file)), columns)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import numpy as np
 from influence_cli.data.kinds.image import image_of
 from influence_cli.data.kinds.protocol import Payload
 from influence_cli.data.payloads import read_payload
-from influence_cli.data.sources.image_folder import EXTENSIONS
+from influence_cli.data.sources.other_files import EXTENSIONS
 from influence_cli.errors import ManifestError, UsageError, nearest
 from influence_cli.exports.protocol import LINKS, ExportJob, Prepared, stored
 

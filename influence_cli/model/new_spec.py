@@ -1,4 +1,4 @@
-"""The spec of an architecture by its name: its input from flags, then what timm states, then the first row."""
+"""The spec of an architecture by its name: its input from flags, then what timm states, then the rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import importlib.metadata
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from influence_cli.errors import ManifestError, UsageError
+from influence_cli.errors import UsageError
+from influence_cli.events import SILENT, Listener
+from influence_cli.model.image_input import image_input
 from influence_cli.model.spec import TORCHVISION, ModelSpec, is_own, is_plain
 from influence_cli.store.keys import fingerprint
 
@@ -23,8 +25,14 @@ def as_text(value: Any) -> str:
     return ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
 
 
-def new_spec(inputs: Inputs, manifest: Manifest, store: Store | None, from_scratch: bool = False) -> ModelSpec:
-    """A spec for an architecture's name: input from flags, then timm's configuration, then the first image.
+def new_spec(
+    inputs: Inputs,
+    manifest: Manifest,
+    store: Store | None,
+    from_scratch: bool = False,
+    listener: Listener = SILENT,
+) -> ModelSpec:
+    """A spec for an architecture's name: input from flags, then timm's configuration, then all images.
 
     With ``from_scratch`` (training) the images' own size, mean 0.5 and sd 0.5 are used in place of timm's
     configuration, which describes pretrained weights.
@@ -36,7 +44,9 @@ def new_spec(inputs: Inputs, manifest: Manifest, store: Store | None, from_scrat
     if not manifest.payload_kind.pixels:
         return _of_numbers(inputs, manifest, num_classes)
     if is_plain(inputs.model) or is_own(inputs.model) or from_scratch:
-        channels, height, width = _first_shape(manifest, inputs.skip_bad)
+        found = image_input(manifest, inputs.skip_bad, store)
+        found.say(listener, resized=not inputs.input_size)
+        channels, height, width = found.shape
         if inputs.model.startswith(TORCHVISION):
             channels = 3  # torchvision's architectures take nothing else
         half, shape = [0.5] * channels, [channels, height, width]
@@ -79,20 +89,6 @@ def _of_numbers(inputs: Inputs, manifest: Manifest, num_classes: int) -> ModelSp
     kind, (_, payload) = manifest.payload_kind, next(manifest.payloads(manifest.all_rows().index[:1]))
     shape = kind.shape(payload)
     return ModelSpec(inputs.model or "", num_classes, kind.input_name, shape, classes=manifest.classes)
-
-
-def _first_shape(manifest: Manifest, skip_bad: bool) -> tuple[int, ...]:
-    """The sizes of the first image; with bad rows skipped, of the first that decodes, since others are left out."""
-    rows, kind = manifest.all_rows().index, manifest.payload_kind
-    for row, payload in manifest.payloads(rows if skip_bad else rows[:1]):
-        try:
-            return kind.shape(payload, whole=skip_bad)
-        except Exception as error:
-            if skip_bad:
-                continue  # it is listed where the rows are decoded
-            what, fix = f"the image cannot be decoded ({error})", f"{kind.repair}, or pass --skip-bad"
-            raise ManifestError(what, where=manifest.place(row, kind.column), fix=fix) from error
-    raise ManifestError("no image can be decoded", where=manifest.source, fix="give a manifest of images")
 
 
 def _timm_note(name: str, store: Store | None) -> dict[str, Any]:

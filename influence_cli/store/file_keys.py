@@ -26,6 +26,7 @@ from influence_cli.store.keys import KEY_BYTES
 from influence_cli.store.layout import set_aside
 
 RACY_NS = 2_000_000_000
+_REVISION = 2  # keys of before may be those of images whose decoding has changed: the files are read again
 Stamp = tuple[int, int, int, int, int]
 Known = dict[str, tuple[Stamp, bytes]]
 _STAMP = ("size", "mtime", "ctime", "inode", "device")
@@ -43,7 +44,7 @@ def stamp_of(path: Path | str) -> Stamp | None:
 
 
 def read_keys(path: Path) -> Known | None:
-    """What a file of keys holds; None where an earlier version wrote it, without a checksum of its content.
+    """What a file of keys holds; None where an earlier version wrote it, whose keys are not all those of now.
 
     Raises:
         DamagedFile: it is not what was written.
@@ -57,11 +58,12 @@ def read_keys(path: Path) -> Known | None:
         columns = table.to_pydict()
         stamps = zip(*(columns[n] for n in _STAMP), strict=True)
         known = {p: (stamp, key) for p, stamp, key in zip(columns["path"], stamps, columns["key"], strict=True)}
-        if said is not None and json.loads(said) != {"checksum": _checksum(known)}:
+        about = None if said is None else json.loads(said)
+        if about not in (None, *({"checksum": _checksum(known), **more} for more in ({}, {"revision": _REVISION}))):
             raise DamagedFile("checksum differs")
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, OverflowError) as error:
         raise DamagedFile("it is not the table that was written") from error
-    return None if said is None else known
+    return known if about is not None and "revision" in about else None
 
 
 def _checksum(known: Known) -> str:
@@ -128,7 +130,8 @@ class StoredFileKeys:
         columns = [pa.array(list(known), pa.string())]
         columns += [pa.array([stamp[k] for stamp, _ in known.values()], pa.int64()) for k in range(5)]
         columns.append(pa.array([key for _, key in known.values()], pa.binary(KEY_BYTES)))
-        schema = _SCHEMA.with_metadata({METADATA_KEY: json.dumps({"checksum": _checksum(known)})})
+        about = {"checksum": _checksum(known), "revision": _REVISION}
+        schema = _SCHEMA.with_metadata({METADATA_KEY: json.dumps(about)})
         try:
             self._claim()
             with replacing(self.path) as temporary:

@@ -259,15 +259,18 @@ def test_two_classes_of_one_name_are_not_mixed(tmp_path: Path) -> None:
     refused(*export, cwd=tmp_path, says="class 1 is named 'same', which cannot be a folder: class 0 has it")
 
 
-def test_hidden_sub_folders_and_odd_names_stay(tmp_path: Path) -> None:
-    names = ["cat/.cache/1.png", "cat/a\\b\n.png", "dog/..x/.y/2.png", "dog/*?.png"]
+def test_sub_folders_and_odd_names_stay_and_hidden_ones_are_no_part_of_the_source(tmp_path: Path) -> None:
+    names = ["cat/cache./1.png", "cat/a\\b\n.png", "dog/x../y./2.png", "dog/*?.png"]
     for k, name in enumerate(names):
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "photos" / name).write_bytes(picture(k))
+    for hidden in ("cat/.cache/1.png", "dog/..x/.y/2.png"):
+        (tmp_path / "photos" / hidden).parent.mkdir(parents=True)
+        (tmp_path / "photos" / hidden).write_bytes(picture(9))
     run("manifest", "photos", "-o", "m.parquet", "--split", "100/0/0", cwd=tmp_path)
-    scores(tmp_path, {"dog/..x/.y/2.png": 0})
+    scores(tmp_path, {"dog/x../y./2.png": 0})
     curate(tmp_path, "relabel", 1, "--export", "out")
-    moved = {name.replace("dog/..x", "cat/..x"): picture(k) for k, name in enumerate(names)}
+    moved = {name.replace("dog/x..", "cat/x.."): picture(k) for k, name in enumerate(names)}
     assert files(tmp_path / "out") == moved
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from influence_cli.data.open import open_manifest
 from influence_cli.store import Store
 from influence_cli.store.file_keys import RACY_NS, StoredFileKeys
+from influence_cli.store.files import METADATA_KEY
 from tests.cases import call_cli, png, write
 
 LONG_AGO = 1_700_000_000
@@ -51,6 +54,18 @@ def keys(folder: Path) -> tuple[list[bytes], int]:
 
 def test_files_are_read_once_and_their_keys_are_those_of_their_bytes(folder: Path) -> None:
     plain = [k.tobytes() for k in open_manifest(folder / "m.parquet").payload_keys]
+    assert keys(folder) == (plain, 4)
+    assert keys(folder) == (plain, 0)
+
+
+def test_keys_of_an_earlier_version_are_made_again(folder: Path) -> None:
+    """Names of images of more than 8 bits a pixel have changed, and a path does not say which images those are."""
+    plain, _ = keys(folder)
+    (place,) = (folder / "store").rglob("payload-files.parquet")
+    table = pq.read_table(place)
+    about = json.loads(table.schema.metadata[METADATA_KEY.encode()])
+    assert about.pop("revision") == 2
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(about)}), place)
     assert keys(folder) == (plain, 4)
     assert keys(folder) == (plain, 0)
 

@@ -16,8 +16,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.kinds.image_pixels import in_8_bits, is_deep, is_grey, may_be_deep, remarks_of
 from influence_cli.data.kinds.protocol import BadPayload, InputSpec, Kind, is_text, read_file
 from influence_cli.errors import ManifestError
+from influence_cli.store.keys import payload_key
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -28,6 +30,7 @@ EMBEDDED = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 # What images of data sets are stored as.  Pillow knows more, some of which start another program (EPS).
 IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000")
 REPAIR_IMAGE = f"store it as one of {', '.join(IMAGE_FORMATS)}, or take the row out"
+DEEP = "influence.image2"  # the domain of keys of images with more than 8 bits a pixel
 
 
 class Image(Kind):
@@ -68,6 +71,13 @@ class Image(Kind):
         fixed = [v if v is None or v.get("bytes") is not None else {**v, "path": move(v.get("path"))} for v in values]
         return table.set_column(table.column_names.index("image"), "image", pa.array(fixed, kind))
 
+    def key(self, payload: bytes) -> bytes:
+        """16 bytes that name the image; those of more than 8 bits a pixel have names of their own.
+
+        Their pixels were cut off at 255 once: what is stored under their former names is of other inputs.
+        """
+        return payload_key(DEEP if _is_deep(payload) else self.domain, payload)
+
     def from_source(self, row: Mapping[str, Any], folder: Path) -> bytes:
         """The bytes of an image that decodes.  Raises BadPayload: it is missing, cannot be read or does not decode."""
         value = row[self.columns[0]]
@@ -86,6 +96,11 @@ class Image(Kind):
             raise BadPayload(f"the image cannot be decoded ({error})", self.repair) from error
         return value
 
+    def remarks(self, payload: bytes) -> list[str]:
+        """Its bits, transparency, colours, frames and EXIF, where they are not those of a plain image."""
+        with open_image(payload) as image:
+            return remarks_of(image)
+
     def placed(self, row: dict[str, Any], payload: bytes, embed: bool, folder: Path, output: Path) -> dict[str, Any]:
         """The row with its image embedded."""
         row.pop("image", None)
@@ -96,7 +111,8 @@ class Image(Kind):
         with open_image(payload) as image:
             if whole:
                 image.load()
-            return (1 if image.mode in ("L", "1") else 3), image.height, image.width
+                in_8_bits(image)
+            return (1 if is_grey(image) else 3), image.height, image.width
 
     def decode(self, payload: Any, spec: InputSpec) -> NDArray[np.uint8]:
         """Pixels u8 [C, H, W] at the model's size.  Raises ValueError: it is no image, or is damaged."""
@@ -105,9 +121,7 @@ class Image(Kind):
         channels = spec.shape[0]
         try:
             with open_image(payload) as image:
-                if image.mode == "P" and "transparency" in image.info:
-                    image = image.convert("RGBA")  # the same colours; Pillow warns of going straight to RGB
-                pixels = np.asarray(sized(image.convert("L" if channels == 1 else "RGB"), spec))
+                pixels = np.asarray(sized(in_8_bits(image).convert("L" if channels == 1 else "RGB"), spec))
         except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
             raise ValueError(f"the image cannot be decoded ({error})") from error
         return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
@@ -145,7 +159,7 @@ class Image(Kind):
     def as_arrays(self, payload: bytes, where: str) -> NDArray[np.uint8]:
         """Pixels [H, W] or [H, W, 3]."""
         with image_of(payload, where) as image:
-            return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+            return np.asarray(in_8_bits(image).convert("L" if is_grey(image) else "RGB"))
 
     def embedded(self, payload: bytes, path: str | None) -> dict[str, Any]:
         """The bytes, and the name of the file."""
@@ -204,6 +218,17 @@ def _mean_and_std(spec: InputSpec, like: Any) -> tuple[Any, Any]:
 
     mean, std = (torch.tensor(v, dtype=like.dtype, device=like.device).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
     return mean, std
+
+
+def _is_deep(payload: bytes) -> bool:
+    """Whether an image has more than 8 bits a pixel; what does not open has not."""
+    if not may_be_deep(payload):
+        return False
+    try:
+        with open_image(payload) as image:
+            return is_deep(image)
+    except Exception:  # Pillow's readers raise whatever a damaged file makes them stumble over
+        return False
 
 
 def open_image(data: bytes) -> PILImage:

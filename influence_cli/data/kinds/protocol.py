@@ -110,6 +110,10 @@ class Kind:
             raise bad
         return payload
 
+    def remarks(self, payload: Payload) -> list[str]:
+        """What of a usable payload is read otherwise than people may think, as "WHAT: HOW"."""
+        return []
+
     def placed(self, row: dict[str, Any], payload: Payload, embed: bool, folder: Path, output: Path) -> dict[str, Any]:
         """A source's row as the manifest in folder ``output`` holds it."""
         return row

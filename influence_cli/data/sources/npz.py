@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from influence_cli.data.kinds.image import EMBEDDED
 from influence_cli.data.request import Columns
-from influence_cli.data.sources.protocol import LeftOut, Source, one_meaning, split_of
+from influence_cli.data.sources.protocol import LeftOut, Source, one_meaning
+from influence_cli.data.splits import split_of
 from influence_cli.errors import ManifestError, nearest
 
 _VALUES, _LABELS = ("x", "images", "image", "features", "data"), ("y", "labels", "label", "targets")
@@ -44,7 +45,7 @@ def read_npz(path: Path, columns: Columns) -> Source:
                     table["split"] = pa.array([split] * len(ids))
                 yield pa.table(table)
 
-    return Source("npz", tables, None, str(path.parent), left_out, tuple(taken))
+    return Source("npz", tables, None, str(path.parent), left_out=left_out, taken=tuple(taken))
 
 
 def plain_array(array: NDArray[np.generic]) -> NDArray[np.generic]:

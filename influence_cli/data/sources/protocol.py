@@ -9,16 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from influence_cli.data.splits import split_of
 from influence_cli.errors import ManifestError, nearest
 
 IMAGE_NAMES = ("image", "img", "path", "file", "filename", "file_name", "image_path", "filepath")
 LABEL_NAMES = ("label", "labels", "class", "target", "y", "category", "fine_label")
 ID_NAMES = ("id", "uid", "row_id")
 KEPT = ("split", "group", "weight", "clean_label")
-SPLIT_NAMES = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test", "eval": "test",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,7 @@ class Source:
 
     ``tables`` starts anew at every call.  ``classes`` are the names of labels 0, 1, ... where the source knows them.
     Relative payload paths count from ``folder``.
+    ``left_out`` is what of the source is in no row, and ``notes`` what else people should know of how it was read.
     """
 
     kind: str
@@ -42,6 +40,7 @@ class Source:
     classes: tuple[str, ...] | None
     folder: str
     left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
     taken: tuple[str, ...] = ()  # what it was taken to mean, in sentences
     columns: Mapping[str, Any] | None = None  # of a table: what each column was taken for, as plain values
     names: tuple[str, ...] = ()  # of the features
@@ -62,12 +61,7 @@ def pick(names: list[str], asked: str | None, usual: tuple[str, ...], what: str,
     return next((lowered[u] for u in usual if u in lowered), None)
 
 
-def split_of(name: str) -> str | None:
-    """The split that a folder's or file's name stands for, or None."""
-    return SPLIT_NAMES.get(name.lower())
-
-
-def one_meaning(names: list[str], where: str) -> None:
+def one_meaning(names: list[str], where: str, meaning: Callable[[str], str | None] = split_of) -> None:
     """Refuse two splits of one meaning, such as ``validation`` and ``dev``, where one would take the other's place.
 
     Raises:
@@ -75,10 +69,10 @@ def one_meaning(names: list[str], where: str) -> None:
     """
     first: dict[str | None, str] = {}
     for name in names:
-        other = first.setdefault(split_of(name), name)
+        other = first.setdefault(meaning(name), name)
         if other != name:
             fix = "keep one of them, or put their rows together"
-            raise ManifestError(f"{other} and {name} both mean split {split_of(name)}", where=where, fix=fix)
+            raise ManifestError(f"{other} and {name} both mean split {meaning(name)}", where=where, fix=fix)
 
 
 def one_numbering(classes: Mapping[str, tuple[str, ...] | None]) -> tuple[str, ...] | None:

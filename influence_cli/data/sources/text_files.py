@@ -208,7 +208,9 @@ def _excel(path: Path, columns: Columns) -> TextTable:
     except ImportError as error:
         needed = "openpyxl" if path.suffix.lower() in (".xlsx", ".xlsm") else str(error).split("'")[1]
         what = f"cannot make a manifest from Excel without the package {needed}"
-        raise ManifestError(what, where=str(path), fix=f"pip install {needed} (the extra excel has openpyxl), or save it as CSV") from error
+        raise ManifestError(
+            what, where=str(path), fix=f"pip install {needed} (the extra excel has openpyxl), or save it as CSV"
+        ) from error
     except ManifestError:
         raise
     except Exception as error:  # readers of such files raise whatever a damaged one makes them stumble over

@@ -84,7 +84,7 @@ def model_to_train(request: RetrainRequest, manifest: Manifest, listener: Listen
 
         return training_spec(request.inputs, manifest, notes)
     from_scratch = request.init is None and not request.pretrained
-    spec = new_spec(request.inputs, manifest, None, from_scratch)
+    spec = new_spec(request.inputs, manifest, None, from_scratch, listener)
     if not from_scratch or request.raw_features or not can_standardise(spec):
         return spec
     listener.note("features are standardised by mean and sd of the train rows (--raw-features takes them as they are)")
