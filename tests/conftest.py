@@ -48,8 +48,8 @@ def tabular(shared: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tabular_run(shared: Path, tabular: Path) -> Path:
-    """Run folder of a very small MLP trained on ``tabular``."""
-    return train_run(tabular, shared / "tabular-run", "mlp:4")
+    """Run folder of a very small MLP trained on ``tabular``, whose features are as they are."""
+    return train_run(tabular, shared / "tabular-run", "mlp:4", raw_features=True)
 
 
 @pytest.fixture(scope="session")

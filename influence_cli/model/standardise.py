@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from influence_cli.data.manifest import Rows
+from influence_cli.model.decode import decode
 from influence_cli.model.spec import ModelSpec, is_plain
 
 
@@ -23,7 +24,7 @@ def standardised(spec: ModelSpec, rows: Rows) -> ModelSpec:
     count, mean, squares = 0, np.zeros(spec.shape), np.zeros(spec.shape)
     for _, payload in rows.manifest.payloads(rows.index):  # Welford's update: exact for large means
         try:
-            values = np.asarray(spec.payload_kind.decode(payload, spec), np.float64)
+            values = np.asarray(decode(payload, spec), np.float64)
         except ValueError:
             continue  # it is refused, or left out, where the rows are checked
         count += 1

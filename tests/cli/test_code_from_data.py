@@ -135,7 +135,7 @@ def test_an_argument_names_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(folder)
     with pytest.raises(UsageError, match="is code") as refused:
         influence_cli.score("m.parquet", checkpoint="run", method="loss")
-    assert FIX in str(refused.value)
+    assert f"pass model='{NAME}'" in str(refused.value)
     with pytest.raises(UsageError, match="is code"):
         influence_cli.evaluate("s.parquet", draws=20)
     with pytest.raises(UsageError, match="is code"):

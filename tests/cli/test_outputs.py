@@ -344,7 +344,7 @@ def test_a_manifest_of_rows_in_memory_is_known_again(tmp_path: Path) -> None:
     for _ in range(2):
         influence_cli.manifest(table, str(tmp_path / "m.parquet"))
     assert earlier.kind_of(tmp_path / "m.parquet") == earlier.MADE
-    assert pq.read_schema(tmp_path / "m.parquet").metadata.keys() == {b"classes"}  # the mark is no data of theirs
+    assert pq.read_schema(tmp_path / "m.parquet").metadata.keys() == {b"classes", b"influence.columns"}  # no mark
 
 
 # ---- how places are tried, and what is no file ----------------------------------------------------------------------

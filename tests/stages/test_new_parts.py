@@ -99,7 +99,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parts")
     manifest = write(feature_table(examples()), folder / "m.parquet")
-    train_run(manifest, folder / "run", keep_checkpoints=3)
+    train_run(manifest, folder / "run", keep_checkpoints=3, raw_features=True)
     return folder
 
 

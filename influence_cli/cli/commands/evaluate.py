@@ -104,6 +104,7 @@ def _by_retraining(settings: Settings, result: ResultOptions, source: str) -> No
         defaults={name: value for name, value in values.items() if not settings.explicit(name)},
         init=settings.insisted("init"),
         pretrained=bool(settings.insisted("pretrained")),
+        raw_features=bool(settings.insisted("raw_features")),
     )
     request = settings.make(
         CounterfactualRequest,

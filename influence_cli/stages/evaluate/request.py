@@ -59,6 +59,7 @@ class Training:
     num_classes: int | None = None
     init: str | None = None
     pretrained: bool = False
+    raw_features: bool = False
     device: str = "auto"
 
     @property

@@ -101,7 +101,7 @@ class RetrainRequest:
     test: str | None = option(None, "Rows to test on [default: rows with split test].", TRAINS, **PATH)
     init: str | None = option(None, "Checkpoint to start from.", TRAINS, **PATH)
     pretrained: bool = option(False, "Start from timm's pretrained weights (downloads).", TRAINS)
-    raw_features: bool = option(False, "Train linear and mlp on features as they are, not standardised.", (RETRAIN,))
+    raw_features: bool = option(False, "Train linear and mlp on features as they are, not standardised.", TRAINS)
     seeds: int = option(1, "Number of seeds for every arm.", TRAINS, least=1, after="augment")
     seed: int = 0
     keep_checkpoints: int = option(0, "Checkpoints to keep of the first arm and seed.", (RETRAIN,), least=0)

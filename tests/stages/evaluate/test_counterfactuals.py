@@ -104,7 +104,7 @@ def with_scores(table: Path, out: Path, **columns: Floats) -> Path:
 def scored_by_exact(folder: Path, **problem: Any) -> Path:
     """A folder with a manifest, a run at the optimum, and ``scores.parquet`` by ip, loss and (by hand) exact."""
     manifest = draw_problem(folder, **problem)
-    asked = ["--model", "linear", "--optimizer", "lbfgs", "--weight-decay", DECAY]
+    asked = ["--model", "linear", "--raw-features", "--optimizer", "lbfgs", "--weight-decay", DECAY]
     assert call_cli("retrain", manifest.name, *asked, "-o", "run", cwd=folder).code == 0
     scoring = ["--checkpoint", "run", "--method", "ip", "--method", "loss", "--precision", "fp64"]
     ran = call_cli("score", manifest.name, *scoring, "-o", "plain.parquet", cwd=folder)
@@ -684,7 +684,7 @@ def test_a_checkpoint_or_target_that_has_changed_is_refused(tmp_path: Path) -> N
     write(table.filter(pa.array(val)), tmp_path / "target.parquet")
     evaluate(tmp_path, tmp_path, "--lds", 3)
     assert evaluate(tmp_path, tmp_path, "--lds", 3, "--target", "target.parquet")["trainings_run_now"] == 0
-    again = ["--model", "linear", "--optimizer", "lbfgs", "--weight-decay", "0.5"]
+    again = ["--model", "linear", "--raw-features", "--optimizer", "lbfgs", "--weight-decay", "0.5"]
     assert call_cli("retrain", "manifest.parquet", *again, "-o", "run", cwd=tmp_path).code == 2  # of another recipe
     shutil.rmtree(tmp_path / "run")
     assert call_cli("retrain", "manifest.parquet", *again, "-o", "run", cwd=tmp_path).code == 0
@@ -701,7 +701,7 @@ def test_flags_stand_alone_where_no_run_folder_says_the_recipe(convex: Path, tmp
     drawn = call_cli("score", "manifest.parquet", "--method", "random", "-o", tmp_path / "r.parquet", cwd=convex)
     assert drawn.code == 0, drawn.err
     table = with_scores(tmp_path / "r.parquet", tmp_path / "s.parquet", mine=np.arange(200.0))
-    flags = ["--lds", 10, "--model", "linear", "--optimizer", "lbfgs", "--weight-decay", DECAY]
+    flags = ["--lds", 10, "--model", "linear", "--raw-features", "--optimizer", "lbfgs", "--weight-decay", DECAY]
     assert "nothing says which model" in evaluate(convex, tmp_path, *flags[:2], table=str(table), code=2)
     found = evaluate(convex, tmp_path, *flags, table=str(table))
     assert set(found["lds"]["columns"]) == {"mine", "random"}
@@ -785,7 +785,7 @@ def test_on_a_part_of_bank_exact_predicts_best_and_its_slope_is_one(tmp_path: Pa
     split = np.array(table["split"].to_pylist())
     chosen = np.concatenate([np.flatnonzero(split == s)[:n] for s, n in (("train", 1500), ("val", 1500))])
     write(table.take(pa.array(chosen)), tmp_path / "manifest.parquet")
-    asked = ["--model", "linear", "--optimizer", "lbfgs", "--weight-decay", DECAY, "--test", BANK]
+    asked = ["--model", "linear", "--raw-features", "--optimizer", "lbfgs", "--weight-decay", DECAY, "--test", BANK]
     assert call_cli("retrain", "manifest.parquet", *asked, "-o", "run", cwd=tmp_path).code == 0
     scoring = ["--checkpoint", "run", "--precision", "fp64", "--allow-overlap", "-o", "plain.parquet"]
     ran = call_cli("score", "manifest.parquet", *scoring, cwd=tmp_path)

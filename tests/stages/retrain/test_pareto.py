@@ -196,7 +196,7 @@ def test_groups_of_test_rows_come_from_the_column_that_is_named(tmp_path: Path, 
 
 def request(folder: Path, output: Path, **changes: Any) -> RetrainRequest:
     inputs = Inputs(str(folder / "m.parquet"), model="linear")
-    return RetrainRequest(inputs, str(output), device="cpu", **changes)
+    return RetrainRequest(inputs, str(output), device="cpu", raw_features=True, **changes)
 
 
 def test_every_column_action_and_budget_is_an_arm_with_its_control(tmp_path: Path, grouped: Path) -> None:
@@ -283,13 +283,13 @@ def test_a_trim_in_rounds_scores_between_trims(tmp_path: Path, grouped: Path) ->
     lowest(str(grouped / "m.parquet"), "ALL", 8)
     (tmp_path / "left.parquet").rename(tmp_path / "first.parquet")
     retrain(RetrainRequest(Inputs(str(tmp_path / "first.parquet"), model="linear"), str(tmp_path / "ONE"),
-                           device="cpu"), SMALL)  # fmt: skip
+                           device="cpu", raw_features=True), SMALL)  # fmt: skip
     kept = lowest("first.parquet", "ONE", 8)
     assert len(kept) == 144
     write(pq.read_table(tmp_path / "left.parquet"), tmp_path / "c.parquet")
     by_hand = retrain(
         RetrainRequest(Inputs(str(tmp_path / "c.parquet"), model="linear"), str(tmp_path / "RUN"),
-                       against=str(grouped / "m.parquet"), device="cpu", attack="none"),
+                       against=str(grouped / "m.parquet"), device="cpu", attack="none", raw_features=True),
         SMALL,
     )  # fmt: skip
     assert by_hand["arms"]["curated"]["seeds"]["0"] == twice["seeds"]["0"]

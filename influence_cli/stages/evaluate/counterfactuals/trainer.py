@@ -100,4 +100,5 @@ def _spec(run: RunRecord, checkpoint: str | None, manifest: Manifest, training: 
 
         return training_spec(replace(inputs, mean=(0.5,), std=(0.5,)), manifest, store)  # as from_scratch has it
     spec = new_spec(inputs, manifest, None, from_scratch)
-    return standardised(spec, manifest.rows("train")) if from_scratch and can_standardise(spec) else spec
+    scaled = from_scratch and not training.raw_features and can_standardise(spec)
+    return standardised(spec, manifest.rows("train")) if scaled else spec
