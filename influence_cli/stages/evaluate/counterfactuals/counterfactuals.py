@@ -32,6 +32,7 @@ from influence_cli.stages.evaluate.counterfactuals.subsets import Subsets
 from influence_cli.stages.evaluate.counterfactuals.trainer import open_trainer
 from influence_cli.stages.evaluate.request import CounterfactualRequest
 from influence_cli.stages.retrain.opening import test_part
+from influence_cli.stages.run.reopen import overlap_of
 from influence_cli.stages.run.target import target_rows
 from influence_cli.stages.run.usable_rows import check_classes, check_labels, usable_now
 from influence_cli.store import Store, open_store
@@ -156,7 +157,8 @@ def _target(
     then: dict[str, Any] = scores.provenance.get("target", {})
     locator = request.target or then.get("locator")
     skip_bad = bool(scores.provenance.get("skip_bad"))
-    inputs = Inputs(scores.manifest, target=locator, label=scores.label, allow_overlap=True, skip_bad=skip_bad)
+    how = {"overlap": overlap_of(scores.provenance), "skip_bad": skip_bad}
+    inputs = Inputs(scores.manifest, target=locator, label=scores.label, **how)
     target, _ = target_rows(inputs, scores.manifest, listener, model, store)
     if request.target is None and then.get("fingerprint") not in (None, target.fingerprint()):
         what = "the target is not the one that was scored for"
