@@ -61,6 +61,8 @@ COMMANDS = (
 )
 
 
+NO_LICENCE = "licence: none is given yet, so all rights are reserved"
+
 ARGUMENTS: dict[str, Values] = {  # what a shell offers for the argument of a command that takes no file
     "methods": method_names,
     "cache": lambda: ACTIONS,
@@ -119,6 +121,7 @@ def _print_version(asked: bool) -> None:
         import importlib.metadata
 
         typer.echo(f"influence {importlib.metadata.version('influence-cli')}")
+        typer.echo(NO_LICENCE)
         raise typer.Exit(0)
 
 
