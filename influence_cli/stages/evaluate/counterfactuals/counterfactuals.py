@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from influence_cli.data.labels import numbered_as
+from influence_cli.data.locators import require_found
 from influence_cli.data.manifest import Rows
 from influence_cli.data.open import open_manifest
+from influence_cli.data.tables import shown
 from influence_cli.errors import ManifestError, ModelError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.methods.random import uniform_draws
@@ -156,6 +158,8 @@ def _target(
     """The target rows that were scored for, verified."""
     then: dict[str, Any] = scores.provenance.get("target", {})
     locator = request.target or then.get("locator")
+    if request.target is None and locator is not None:
+        require_found(scores.provenance, "target", shown(request.scores.scores))
     skip_bad = bool(scores.provenance.get("skip_bad"))
     how = {"overlap": overlap_of(scores.provenance), "skip_bad": skip_bad}
     inputs = Inputs(scores.manifest, target=locator, label=scores.label, **how)
