@@ -9,11 +9,15 @@ from influence_cli.options import Option
 Values = Callable[[], Sequence[str]]
 
 
+METHODS = (  # their own table imports pyarrow, which takes too long here
+    *("ip", "ip-ensemble", "exact", "cg", "lissa", "arnoldi", "ekfac", "datainf", "loss", "margin"),
+    *("self-tracin", "self-lissa", "random"),
+)
+
+
 def methods() -> Sequence[str]:
     """The names of the methods."""
-    from influence_cli.methods import METHODS
-
-    return list(METHODS)
+    return METHODS
 
 
 def _objectives() -> Sequence[str]:
