@@ -55,6 +55,16 @@ def class_called(classes: Names | None, label: int) -> str:
     return name if name.lower().startswith("class ") else f"class {name}"
 
 
+def label_called(classes: Names | None, label: int) -> str:
+    """A label by its number, which is what is wrong with it, and its name where it has one.
+
+    >>> label_called(("cat", "dog"), 1), label_called(("cat", "dog"), 7)
+    ('label 1 (dog)', 'label 7')
+    """
+    name = class_name(classes, label)
+    return f"label {label}" if name == str(label) else f"label {label} ({name})"
+
+
 class Numbering:
     """The label of every name or number in a source's columns of labels."""
 
