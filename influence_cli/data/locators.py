@@ -57,7 +57,7 @@ def require_found(origin: dict[str, Any], part: str, source: str) -> str:
     Raises:
         UsageError: the provenance names none, or nothing is there.
     """
-    path, flag = (origin.get(part) or {}).get("locator"), FLAGS[part]
+    path, flag = _path(origin, part), FLAGS[part]
     if path is None or path == "-":
         raise UsageError(f"the table does not say where its {part} is", where=source, fix=f"pass {flag} PATH")
     if _is_local(path) and not os.path.exists(path):
@@ -75,19 +75,24 @@ def named_in(source: Any) -> list[str]:
         origin = origin_of(read_schema(parquet_files(str(source))[0]) if schema is None else schema, source)
     except (InfluenceError, OSError, ValueError, TypeError):
         return []  # the stage that reads it says why
-    parts = (origin.get(name) or {} for name in ("manifest", "target", "fit_rows"))
-    return [str(part["locator"]) for part in parts if isinstance(part, dict) and part.get("locator")]
+    return [path for name in ("manifest", "target", "fit_rows") if (path := _path(origin, name))]
 
 
 def _moved(origin: dict[str, Any], move: Move) -> dict[str, Any]:
     """The provenance with every relative path moved."""
     changed = dict(origin)
     for name in PARTS:
-        part = origin.get(name)
-        path = part.get("locator") if isinstance(part, dict) else None
-        if isinstance(path, str) and _is_local(path) and not os.path.isabs(path):
-            changed[name] = {**part, "locator": move(path)}
+        path = _path(origin, name)
+        if path is not None and _is_local(path) and not os.path.isabs(path):
+            changed[name] = {**origin[name], "locator": move(path)}
     return changed
+
+
+def _path(origin: dict[str, Any], name: str) -> str | None:
+    """The path of a part; None where the provenance names none."""
+    part = origin.get(name)
+    path = part.get("locator") if isinstance(part, dict) else None
+    return path if isinstance(path, str) else None
 
 
 def _is_local(path: str) -> bool:
@@ -108,8 +113,8 @@ def _folder(source: Any) -> str | None:
 
 def _is_it(first: dict[str, Any], second: dict[str, Any]) -> bool:
     """Whether the paths of ``first`` are meant: no other manifest is at those of ``second``, or it is another one."""
-    one, other = ((origin.get("manifest") or {}).get("locator") for origin in (first, second))
-    if one is None or one == other or not os.path.exists(other or ""):
+    one, other = (_path(origin, "manifest") for origin in (first, second))
+    if one is None or other is None or one == other or not os.path.exists(other):
         return True
     if not os.path.exists(one):
         return False
@@ -130,7 +135,7 @@ def _found(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """The paths of ``first``, but for parts that are only where ``second`` says."""
     found = dict(first)
     for name in PARTS:
-        one, other = ((origin.get(name) or {}).get("locator") for origin in (first, second))
-        if one != other and not os.path.exists(one) and os.path.exists(other):
+        one, other = _path(first, name), _path(second, name)
+        if one is not None and other is not None and not os.path.exists(one) and os.path.exists(other):
             found[name] = second[name]
     return found
