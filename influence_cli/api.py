@@ -89,7 +89,8 @@ class RunOptions(TypedDict, total=False):
     std: tuple[float, ...] | None
     interpolation: str | None
     crop: float | None
-    allow_overlap: bool
+    overlap: str
+    allow_overlap: bool  # the older name of overlap="drop"
     skip_bad: bool
     fit_rows: str | None
     store: str | None  # None: a temporary store
@@ -266,7 +267,8 @@ def curate(
     ``manifest`` is needed where the scores are of rows in memory.
     """
     from influence_cli.data.earlier import CURATED
-    from influence_cli.data.outputs import Output, check_outputs, named_in
+    from influence_cli.data.locators import named_in
+    from influence_cli.data.outputs import Output, check_outputs
     from influence_cli.stages.curate.curate import curate as stage
     from influence_cli.stages.curate.request import CurateRequest
     from influence_cli.stages.curate.written_manifest import write_curated

@@ -58,6 +58,7 @@ class Option:
     metavar: str | None = None
     path: bool = False  # relative paths in a settings file count from that file
     stored: bool = True  # False: a flag only, never read from a settings file or the environment
+    hidden: bool = False  # an older name, which help does not show
     least: float | None = None  # the smallest value that makes sense
     choices: tuple[str, ...] = ()  # the only values there are
     text: str | None = None  # the default as people write it, where the field's is something else

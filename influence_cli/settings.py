@@ -35,6 +35,7 @@ LOSSES = ("cross-entropy",)
 ENGINES = ("auto", "forward", "layerwise", "double-reverse")
 ROWS = ("full", "last", "sketch")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+OVERLAPS = ("refuse", "keep", "drop")
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,14 @@ class Inputs:
         None, "nearest, bilinear, bicubic or lanczos.", RUNS_AND_RETRAIN, choices=INTERPOLATIONS
     )
     crop: float | None = option(None, "Cut the middle of images of size/X (timm's crop_pct).", RUNS_AND_RETRAIN)
-    allow_overlap: bool = option(
-        False, "Accept that over 1 % of the target rows are train rows.", RUNS, kept=NOWHERE, after="num_classes"
+    overlap: str = option(
+        "refuse",
+        "Target rows that are also train or test rows: refuse (over 1%), keep or drop.",
+        RUNS_AND_RETRAIN,
+        choices=OVERLAPS,
+        after="num_classes",
     )
+    allow_overlap: bool = option(False, "", RUNS, kept=NOWHERE, hidden=True)  # what 'drop' was called before
     task: Any = None
 
     def __post_init__(self) -> None:
@@ -92,6 +98,11 @@ class Inputs:
                 numbers = parse_numbers(value, f"--{name}") if isinstance(value, str) else tuple(value)
                 object.__setattr__(self, name, numbers)
         check_choices(self)
+        if self.allow_overlap:
+            if self.overlap == "keep":
+                what = "--allow-overlap drops target rows that are train rows, and --overlap keep keeps them"
+                raise UsageError(what, fix="leave --allow-overlap out")
+            object.__setattr__(self, "overlap", "drop")
         if self.std is not None and not all(s > 0 for s in self.std):
             raise UsageError(f"--std {self.std} is not positive", fix="give standard deviations of pixels in [0, 1]")
         if self.crop is not None and not 0 < self.crop <= 1:

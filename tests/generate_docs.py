@@ -22,7 +22,8 @@ from typing import Any
 from influence_cli.actions import ACTIONS
 from influence_cli.cli.app import COMMANDS
 from influence_cli.cli.commands.guide import TOPICS, about
-from influence_cli.cli.settings.requests import options_of as options_of_command
+from influence_cli.cli.settings.help_groups import grouped_options
+from influence_cli.data.columns import TABLES
 from influence_cli.methods import METHODS
 from influence_cli.objectives import OBJECTIVES
 from influence_cli.options import Option
@@ -119,13 +120,16 @@ def shown_flag(o: Option) -> str:
 
 
 def command(name: str) -> str:
-    """The help of a command: what it does, what it takes, and every option."""
+    """The help of a command: what it does, what it takes, and every option under its heading."""
     _, argument, function = next(row for row in COMMANDS if row[0] == name)
     usage = f"influence {name} [OPTIONS]" + (f" [{argument[0]}]" if argument else "")
-    entries = [(argument[0].removesuffix("..."), argument[1])] if argument else []
-    entries += [(shown_flag(o), o.shown_help) for o in options_of_command(name)]
     said = textwrap.fill(inspect.getdoc(function) or "", HELP_WIDTH - 2, break_on_hyphens=False)
-    return block("".join([usage, "\n\n", textwrap.indent(said, "  "), "\n\n", *described(entries)]))
+    parts = [usage, "\n\n", textwrap.indent(said, "  "), "\n\n"]
+    parts += described([(argument[0].removesuffix("..."), argument[1])] if argument else [])
+    for heading, options in grouped_options(name):
+        entries = [(shown_flag(o), o.shown_help) for o in options if not o.hidden]
+        parts += [f"\n{heading}:\n", *described(entries)]
+    return block("".join(parts))
 
 
 def first_line(path: Path) -> str:
@@ -169,6 +173,14 @@ def topics(_: str) -> str:
     """The topics of the guide."""
     rows = [[f"[`{topic}`](influence_cli/guide/{topic}.md)", about(topic)] for topic in TOPICS]
     return table(["`influence guide ...`", "what is in it"], rows)
+
+
+def columns(_: str) -> str:
+    """Every column of every table, under what writes the table."""
+    return "\n".join(
+        f"### {written}\n\n" + table(["column", "what it holds"], [[f"`{n}`", text] for n, text in entries.items()])
+        for written, entries in TABLES.items()
+    )
 
 
 def example(name: str) -> str:
@@ -218,6 +230,7 @@ PARTS: dict[str, Callable[[str], str]] = {
     "tree": tree,
     "files": files,
     "topics": topics,
+    "columns": columns,
     "example": example,
     "dual-rules": dual_rules,
     "layer-rules": layer_rules,

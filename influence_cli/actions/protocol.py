@@ -36,9 +36,10 @@ class Scored:
     groups: Ints | None = None  # sensitive group of every row, -1 where it has none
     best_label: Ints | None = None  # of the highest label-counterfactual score; -1 where null
     best_label_gain: Floats | None = None
-    model_label: Ints | None = None  # most probable other label
+    model_label: Ints | None = None  # most probable other label: column other_label
     model_probability: Floats | None = None
     parity: Parity | None = None  # where the scores are about groups
+    classes: tuple[str, ...] | None = None  # their names, for reasons
 
     def ascending(self) -> Ints:
         """Rows from the most harmful on, ties by row key; rows without a score are left out."""

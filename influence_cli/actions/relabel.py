@@ -7,6 +7,7 @@ probable other label where its probability is at least 0.5.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from influence_cli.actions.parity import HELP, check_parity, closing
 from influence_cli.actions.protocol import Edits, Floats, Ints, Scored, require_signed
+from influence_cli.data.classes import class_called, class_name
 from influence_cli.errors import UsageError
 
 
@@ -55,7 +57,7 @@ class Relabel:
             gap.take(i)
             labels[i] = proposal[i]
             reason[i] = why[i]
-        notes += [*_drift(scored.labels, labels), *gap.notes(done, budget)]
+        notes += [*_drift(scored.labels, labels, scored.classes), *gap.notes(done, budget)]
         if blocked:
             notes.append(f"the class guard passed over {blocked} lower rows")
         if done < budget and not gap.done:
@@ -73,6 +75,7 @@ class Relabel:
 
     def _proposals(self, scored: Scored) -> tuple[Ints, NDArray[np.bool_], list[str]]:
         """The label proposed for every row (-1: none), whether it is admissible, and why."""
+        named = functools.partial(class_name, scored.classes)
         if self._rule(scored) == "influence":
             require_signed(scored, "relabelling by influence")
             if scored.best_label is None or scored.best_label_gain is None:
@@ -82,21 +85,21 @@ class Relabel:
             gained = scored.score + scored.best_label_gain
             admissible = (scored.score < 0) & (gained > 0)
             figures = zip(scored.score, proposed, gained, strict=True)
-            why = [f"score {s:.3g}, with label {b} {t:.3g}" for s, b, t in figures]
+            why = [f"score {s:.3g}, with label {named(b)} {t:.3g}" for s, b, t in figures]
         else:
             if scored.model_label is None or scored.model_probability is None:
-                raise UsageError("the score table has no model_label", fix="score with a method that runs the model")
+                raise UsageError("the score table has no other_label", fix="score with a method that runs the model")
             proposed = scored.model_label
             admissible = scored.model_probability >= self.min_probability
             figures = zip(proposed, scored.model_probability, strict=True)
-            why = [f"model gives {b} probability {p:.2f}" for b, p in figures]
+            why = [f"model gives {named(b)} probability {p:.2f}" for b, p in figures]
         other = (proposed >= 0) & (proposed != scored.labels)
         return np.where(other, proposed, -1).astype(np.int64), admissible & other, why
 
 
-def _drift(before: Ints, after: Ints) -> list[str]:
+def _drift(before: Ints, after: Ints, names: tuple[str, ...] | None) -> list[str]:
     """The class whose share changes most."""
     classes = int(max(before.max(), after.max())) + 1
     a, b = (np.bincount(y, minlength=classes) / len(y) for y in (before, after))
     worst = int(np.abs(b - a).argmax())
-    return [f"largest change of a class's share: class {worst} from {a[worst]:.1%} to {b[worst]:.1%}"]
+    return [f"largest change of a class's share: {class_called(names, worst)} from {a[worst]:.1%} to {b[worst]:.1%}"]

@@ -8,21 +8,26 @@ from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import typer
+import typer.core
 
-from influence_cli.cli.commands.cache import cache
+from influence_cli.cli.commands.cache import ACTIONS, cache
 from influence_cli.cli.commands.curate import curate
 from influence_cli.cli.commands.evaluate import evaluate
-from influence_cli.cli.commands.guide import guide
+from influence_cli.cli.commands.guide import TOPICS, guide
 from influence_cli.cli.commands.manifest import manifest
 from influence_cli.cli.commands.methods import methods
 from influence_cli.cli.commands.retrain import retrain
 from influence_cli.cli.commands.run import grads, score
 from influence_cli.cli.console import terminal
 from influence_cli.cli.printing import print_table
+from influence_cli.cli.settings.completion import Values, offered
+from influence_cli.cli.settings.completion import methods as method_names
+from influence_cli.cli.settings.help_groups import grouped_options
 from influence_cli.cli.settings.places import carried_settings, check_written
-from influence_cli.cli.settings.requests import ProgramOptions, options_of
+from influence_cli.cli.settings.requests import ProgramOptions
 from influence_cli.cli.settings.settings import Settings, resolve
-from influence_cli.options import SCORE, build_request
+from influence_cli.data.columns import OF_COMMAND
+from influence_cli.options import SCORE, Option, build_request
 
 EPILOG = (
     "Exit codes: 0 done, gate clean; 1 the gate tripped, or --require-improvement was not met; "
@@ -56,6 +61,15 @@ COMMANDS = (
 )
 
 
+NO_LICENCE = "licence: none is given yet, so all rights are reserved"
+
+ARGUMENTS: dict[str, Values] = {  # what a shell offers for the argument of a command that takes no file
+    "methods": method_names,
+    "cache": lambda: ACTIONS,
+    "guide": lambda: TOPICS,
+}
+
+
 class PastTyper(Exception):
     """Carries whatever a command raises up to ``main``.
 
@@ -76,8 +90,30 @@ def build_app() -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_root)
     for command in COMMANDS:
-        app.command(command.name, help=inspect.getdoc(command.run), epilog=EPILOG)(_called_by_typer(command))
+        named = {"name": command.name, "cls": GroupedCommand, "help": inspect.getdoc(command.run)}
+        app.command(**named, epilog=EPILOG)(_called_by_typer(command))
     return app
+
+
+class GroupedCommand(typer.core.TyperCommand):
+    """A command whose help shows its options under headings, and the columns of the tables that it writes.
+
+    Typer draws headings only where it may colour them; these are plain text everywhere.
+    """
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments, options under the heading of each, which stand together, and columns."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            line, heading = parameter.get_help_record(ctx), "Arguments"
+            if parameter.param_type_name == "option":
+                heading = getattr(parameter, "rich_help_panel", None) or next(reversed(sections))  # --help: the last
+            if line is not None:
+                sections.setdefault(heading, []).append(line)
+        sections.update({name: list(columns.items()) for name, columns in OF_COMMAND.get(self.name or "", {}).items()})
+        for heading, lines in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(lines)
 
 
 def _print_version(asked: bool) -> None:
@@ -85,6 +121,7 @@ def _print_version(asked: bool) -> None:
         import importlib.metadata
 
         typer.echo(f"influence {importlib.metadata.version('influence-cli')}")
+        typer.echo(NO_LICENCE)
         raise typer.Exit(0)
 
 
@@ -107,17 +144,41 @@ def _called_by_typer(command: Command) -> Callable[..., Any]:
 
     metavar, help = command.argument
     kind = list[str] if metavar.endswith("...") else str
-    argument = typer.Argument(metavar=metavar.removesuffix("..."), help=help, show_default=False)
+    argument = typer.Argument(
+        metavar=metavar.removesuffix("..."), help=help, show_default=False, autocompletion=_argument(command.name)
+    )
     types: dict[str, Any] = {"source": Annotated[kind | None, argument]}
-    for o in options_of(command.name):
-        shown = typer.Option(*o.flags, help=o.shown_help, metavar=o.shown_metavar, show_default=False)
-        types[o.name] = Annotated[(list[str] if o.kind is list else o.kind) | None, shown]
+    for heading, options in grouped_options(command.name):
+        for o in options:
+            types[o.name] = Annotated[(list[str] if o.kind is list else o.kind) | None, _shown(o, heading)]
     parameters = [
         inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=types[n]) for n in types
     ]
     run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
     run.__annotations__ = types
     return run
+
+
+def _shown(o: Option, heading: str) -> Any:
+    """An option as Typer knows it."""
+
+    def values(incomplete: str) -> list[str]:
+        return offered(o, incomplete)
+
+    return typer.Option(
+        *o.flags, help=o.shown_help, metavar=o.shown_metavar, show_default=False, hidden=o.hidden,
+        rich_help_panel=heading, autocompletion=None if o.kind is bool else values,
+    )  # fmt: skip
+
+
+def _argument(command: str) -> Callable[..., list[str]] | None:
+    """What a shell asks for the values of a command's argument; None where files are meant."""
+    known = ARGUMENTS.get(command)
+
+    def values(incomplete: str) -> list[str]:
+        return [value for value in (known() if known is not None else ()) if value.startswith(incomplete)]
+
+    return None if known is None else values
 
 
 def _run(command: Command, given: dict[str, Any]) -> int | None:

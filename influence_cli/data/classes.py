@@ -37,6 +37,35 @@ def read_names(stored: bytes, where: str) -> tuple[str, ...]:
     return tuple(str(n) for n in names)
 
 
+def class_name(classes: Names | None, label: int) -> str:
+    """What a class is called: its name, or its number where it has none.
+
+    >>> class_name(("cat", "dog"), 1), class_name(None, 1), class_name(("cat",), 7), class_name(("cat",), -1)
+    ('dog', '1', '7', '-1')
+    """
+    return classes[label] if classes is not None and 0 <= label < len(classes) else str(label)
+
+
+def class_called(classes: Names | None, label: int) -> str:
+    """A class in a sentence: "class dog"; one whose name says already that it is a class stands alone.
+
+    >>> class_called(("cat", "dog"), 1), class_called(None, 1), class_called(("class a", "class b"), 1)
+    ('class dog', 'class 1', 'class b')
+    """
+    name = class_name(classes, label)
+    return name if name.lower().startswith("class ") else f"class {name}"
+
+
+def label_called(classes: Names | None, label: int) -> str:
+    """A label by its number, which is what is wrong with it, and its name where it has one.
+
+    >>> label_called(("cat", "dog"), 1), label_called(("cat", "dog"), 7)
+    ('label 1 (dog)', 'label 7')
+    """
+    name = class_name(classes, label)
+    return f"label {label}" if name == str(label) else f"label {label} ({name})"
+
+
 class Numbering:
     """The label of every name or number in a source's columns of labels."""
 

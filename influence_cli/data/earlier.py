@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from influence_cli.data.columns import SCORE, pattern_of
 from influence_cli.data.formulas import MARK
 from influence_cli.data.tables import provenance, read_schema
 from influence_cli.errors import InfluenceError
@@ -28,7 +29,7 @@ MADE_KEY = b"influence.made"  # of a manifest's first field: its schema metadata
 _SOURCE_KEY = b"influence.source"
 _BY_STAGE = {"grads": GRADS, "score": SCORES, "per-target": PER_TARGET}
 _EDITS = ("id", "row_key", "action", "label_was", "label", "weight_was", "weight", "score", "reason")
-_SCORE = re.compile(r"score(_.+)?|effect|agreement|best_label(_gain)?|loss|margin|model_(label|probability)|canary")
+_SCORE = pattern_of(SCORE)
 _KEY = re.compile(r"[0-9a-f]{32}")
 _BEFORE_MARKS = b"""<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src"""
 _RESULTS = {"detection", "refit", "comparison"}

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from influence_cli.data.earlier import kind_of
-from influence_cli.data.tables import parquet_files, parquet_in, provenance, read_schema
-from influence_cli.errors import InfluenceError, UsageError, disk_full
+from influence_cli.data.tables import parquet_in
+from influence_cli.errors import UsageError, disk_full
 from influence_cli.store.files import replacing
 from influence_cli.store.place import is_marked
 
@@ -84,19 +84,6 @@ def check_no_store(flag: str, path: str, store: Any = None) -> None:
         if inside and not is_stream(path):
             what = f"{flag} {path!r} is inside of the store"
             raise UsageError(what, where=str(folder), fix="give a place outside of it")
-
-
-def named_in(source: Any) -> list[str]:
-    """The files and folders that the provenance of a stage's table names; none where it cannot be read."""
-    try:
-        table = getattr(source, "schema", None)
-        if table is None and Path(source).suffix in (".csv", ".jsonl"):
-            return []
-        origin = provenance(read_schema(parquet_files(str(source))[0]) if table is None else table)
-    except (InfluenceError, OSError, ValueError, TypeError):
-        return []  # the stage that reads it says why
-    parts = (origin.get(name) or {} for name in ("manifest", "target", "fit_rows"))
-    return [str(part["locator"]) for part in parts if isinstance(part, dict) and part.get("locator")]
 
 
 def _check_place(output: Output) -> None:

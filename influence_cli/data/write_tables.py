@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from influence_cli.data.earlier import SCORES
 from influence_cli.data.formulas import without_formulas
+from influence_cli.data.locators import written_to
 from influence_cli.data.outputs import write_output, writing
 from influence_cli.errors import UsageError
 from influence_cli.store.parquet import write_sealed
@@ -44,7 +45,7 @@ def write_table(table: pa.Table, output: str, kind: str = SCORES) -> None:
         write_output(output, kind, as_text(table))
     else:
         with writing(output, kind) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-            write_sealed(table, sink)
+            write_sealed(written_to(table, output), sink)
 
 
 def _texts(table: pa.Table) -> pa.Table:

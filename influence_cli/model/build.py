@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from influence_cli.errors import ModelError, nearest
+from influence_cli.errors import ModelError, disk_full, nearest
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.examples import blank_input
 from influence_cli.model.named_tensors import as_argument
@@ -110,9 +110,24 @@ def build_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
         arguments["img_size"] = spec.shape[1:]
     try:
         return timm.create_model(spec.name, pretrained=pretrained, **arguments)
-    except (TypeError, AssertionError, RuntimeError) as error:
+    except Exception as error:
+        if pretrained and not isinstance(error, MemoryError) and not disk_full(error):
+            build_model(spec)  # says so where the input is at fault, and not the weights
+            raise _no_pretrained(spec.name, error) from error
+        if not isinstance(error, TypeError | AssertionError | RuntimeError):
+            raise
         what = f"{spec.name} cannot be built for input {spec.shape}: {error}"
         raise ModelError(what, fix="try another --input-size") from error
+
+
+def _no_pretrained(name: str, error: Exception) -> ModelError:
+    """What is wrong where timm has no weights for a model, or they cannot be downloaded."""
+    why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    fix = (
+        "pass --init CHECKPOINT with weights that you have; or run once where there is a network, which keeps them "
+        "in the cache of huggingface_hub (HF_HOME), and set HF_HUB_OFFLINE=1 where there is none"
+    )
+    return ModelError(f"the pretrained weights of {name} cannot be had ({type(error).__name__}: {why})", fix=fix)
 
 
 def load_model(spec: ModelSpec, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> nn.Module:

@@ -228,14 +228,14 @@ def test_proposed_labels_are_classes_of_the_data_whatever_the_model_has(names: t
         train, val, task = (*(called(t, (*NAMES, "f")) for t in (train, val)), influence_cli.Task(nn.Linear(6, 6)))
     table = influence_cli.score(train, target=val, task=task, store=None)
     most = 3 if names is None else 6
-    for name in ("best_label", "model_label"):
+    for name in ("best_label", "model_label", "other_label"):
         assert max(table[name].to_pylist()) < most
     assert min(table["best_label_gain"].to_pylist()) >= 0.0
     for rule in ("influence", "model"):
         edits = relabelled(table, train, rule)
         assert all(label < most for label in edits["label"].to_pylist())
         foreign = pa.array([39] * 60, pa.int64())
-        for name in ("best_label", "model_label"):
+        for name in ("best_label", "other_label"):
             table = table.set_column(table.column_names.index(name), name, foreign)
         assert relabelled(table, train, rule).num_rows == 0, "nor are they taken from another table"
 

@@ -69,8 +69,8 @@ def scores(cwd: Path, proposed: dict[str, int | None], manifest: str = "m.parque
     order = {name: k for k, name in enumerate(proposed)}
     score = [float(order[i] - 100) if i in order else 1.0 + k for k, i in enumerate(ids)]
     table = with_column(table, "score", pa.array(score))
-    table = with_column(table, "model_label", pa.array([proposed.get(i) for i in ids], pa.int64()))
-    table = with_column(table, "model_probability", pa.array([0.9 if i in order else 0.1 for i in ids]))
+    table = with_column(table, "other_label", pa.array([proposed.get(i) for i in ids], pa.int64()))
+    table = with_column(table, "other_probability", pa.array([0.9 if i in order else 0.1 for i in ids]))
     write(table, cwd / "s.parquet")
     return dict(zip(ids, ids, strict=True))
 
@@ -618,7 +618,7 @@ def test_label_studio_tasks_hold_the_label_that_was_and_the_one_proposed(tmp_pat
     assert first["meta"]["id"] == "train/cat/ж-é-3.PNG"
     assert first["meta"]["score"] == edits[0]["score"] == -100.0
     assert first["meta"]["row_key"] == bytes(edits[0]["row_key"]).hex()
-    assert first["meta"]["reason"] == edits[0]["reason"] == "model gives 1 probability 0.90"
+    assert first["meta"]["reason"] == edits[0]["reason"] == "model gives dog probability 0.90"
     (annotation,), (prediction,) = first["annotations"], first["predictions"]
     assert annotation["result"][0]["value"] == {"choices": ["cat"]}
     assert prediction["result"][0]["value"] == {"choices": ["dog"]}

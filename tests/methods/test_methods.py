@@ -236,7 +236,7 @@ def test_one_member_has_no_spread(mlp: Problem) -> None:
     assert "agreement" not in names
 
 
-FROM_LOGITS = ("loss", "margin", "model_label", "model_probability")
+FROM_LOGITS = ("loss", "margin", "model_label", "model_probability", "other_label", "other_probability")
 
 
 def overflowing(folder: Path, overflow: str) -> Opened:
@@ -457,8 +457,12 @@ def test_loss_and_margin_equal_torch(mlp: Problem) -> None:
     assert relative_error(column(table, "loss"), loss) < 1e-12
     assert relative_error(column(table, "margin"), gap) < 1e-12
     probability = logits.softmax(dim=1).scatter(1, y[:, None], -1.0).max(dim=1)
-    assert table.column("model_label").to_pylist() == probability.indices.tolist()
-    assert relative_error(column(table, "model_probability"), probability.values.numpy()) < 1e-12
+    assert table.column("other_label").to_pylist() == probability.indices.tolist()
+    assert relative_error(column(table, "other_probability"), probability.values.numpy()) < 1e-12
+    given = logits.softmax(dim=1).max(dim=1)  # the label that the model gives, the row's own or not
+    assert table.column("model_label").to_pylist() == given.indices.tolist()
+    assert relative_error(column(table, "model_probability"), given.values.numpy()) < 1e-12
+    assert 0 < (given.indices == y).sum() < len(y)
     assert "best_label" not in table.column_names  # of the first method only, and loss has none
 
 

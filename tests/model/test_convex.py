@@ -132,7 +132,17 @@ def test_the_linear_model_is_trained_to_the_oracles_optimum(tabular: Path) -> No
 
 
 def test_retrain_writes_a_run_folder_at_the_optimum(tmp_path: Path, tabular: Path) -> None:
-    asked = ["retrain", tabular, "--model", "linear", "--optimizer", "lbfgs", "--weight-decay", "1e-3", "--raw-features"]
+    asked = [
+        "retrain",
+        tabular,
+        "--model",
+        "linear",
+        "--optimizer",
+        "lbfgs",
+        "--weight-decay",
+        "1e-3",
+        "--raw-features",
+    ]
     for name, seed in (("a", 0), ("b", 7)):
         ran = call_cli(*asked, "--seed", seed, "-o", name, cwd=tmp_path)
         assert ran.code == 0, ran.err

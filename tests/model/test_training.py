@@ -511,7 +511,9 @@ def trimmed(base: Rows, tmp_path: Path) -> Path:
 
 def request(folder: Path, manifest: Path, **changes: Any) -> RetrainRequest:
     inputs = Inputs(str(manifest), model=changes.pop("model", "mlp:4"))
-    return RetrainRequest(inputs, str(folder / changes.pop("output", "run")), device="cpu", raw_features=True, **changes)
+    return RetrainRequest(
+        inputs, str(folder / changes.pop("output", "run")), device="cpu", raw_features=True, **changes
+    )
 
 
 def against(folder: Path, curated: Path, **changes: Any) -> RetrainRequest:

@@ -11,11 +11,14 @@ from influence_cli.cli.console import terminal
 from influence_cli.cli.printing import cell, print_json, print_table
 from influence_cli.cli.settings.requests import ResultOptions, StoreOptions
 from influence_cli.cli.settings.settings import Settings
-from influence_cli.errors import UsageError
+from influence_cli.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from influence_cli.data.manifest import Manifest
     from influence_cli.store.maintenance import Entry
+
+
+ACTIONS = ("ls", "verify", "gc", "key")
 
 
 def cache(settings: Settings) -> None:
@@ -23,7 +26,7 @@ def cache(settings: Settings) -> None:
     from influence_cli.store.maintenance import collect, examine, list_entries
 
     result, asked = settings.make(ResultOptions), settings.make(StoreOptions)
-    result.check_format("auto", "table", "json")
+    result.check_format("cache")
     action, root = settings.source or "ls", Path(asked.store)
     if action == "ls":
         _show_entries(result, asked.store, list_entries(root))
@@ -37,7 +40,7 @@ def cache(settings: Settings) -> None:
             raise UsageError("whose keys?", fix="influence cache key --keep MANIFEST")
         _show_keys(_kept(asked))
     else:
-        raise UsageError(f"unknown action {action!r}", fix="ls, verify, gc or key")
+        raise UsageError(f"unknown action {action!r}", fix=nearest(action, list(ACTIONS)))
 
 
 def _kept(asked: StoreOptions) -> list[Manifest]:

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from influence_cli.cli.commands.run import TABLE_FORMATS
 from influence_cli.cli.console import terminal
 from influence_cli.cli.settings.places import manifest_of_scores, require_source
 from influence_cli.cli.settings.requests import CurateOutputs, ResultOptions
@@ -29,7 +28,7 @@ def curate(settings: Settings) -> int | None:
     from influence_cli.stages.curate.export import prepare_export
 
     result, outputs = settings.make(ResultOptions), settings.make(CurateOutputs)
-    result.check_format(*TABLE_FORMATS, *(["github"] if outputs.check else []))
+    result.check_format("curate", outputs.check)
     _check_outputs(result, outputs)
     if outputs.undo:
         return _undo(settings, result, outputs)
@@ -86,7 +85,7 @@ def _write(result: ResultOptions, outputs: CurateOutputs, curated: Curated, expo
             against = curated.scores.manifest.source
             out.note(f"next: influence retrain {result.output} --against {against} --model NAME --seeds 3 -o RUN")
     if not (result.output or outputs.edits or export):
-        print_rows(result, curated.table())
+        print_rows(result, curated.table(), classes=curated.scores.manifest.classes)
 
 
 def _judge(settings: Settings, result: ResultOptions, outputs: CurateOutputs, request: CurateRequest) -> int | None:
@@ -103,7 +102,7 @@ def _judge(settings: Settings, result: ResultOptions, outputs: CurateOutputs, re
     if place and not outputs.check:
         return None
     verdict = check(scores, settings.make(GateRequest))
-    show_verdict(result, verdict, scores.manifest.source)
+    show_verdict(result, verdict, scores.manifest)
     return 1 if verdict.tripped else 0
 
 

@@ -23,7 +23,7 @@ def evaluate(settings: Settings) -> None:
     from influence_cli.stages.evaluate.evaluate import evaluate as evaluate_stage
 
     result, asked = settings.make(ResultOptions), settings.make(EvaluateOptions)
-    result.check_format("auto", "table", "json")
+    result.check_format("evaluate")
     source = require_source(settings, "a score table")
     _check(settings, asked, result)
     if asked.by_retraining:

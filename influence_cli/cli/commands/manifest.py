@@ -25,7 +25,7 @@ def manifest(settings: Settings) -> None:
     from influence_cli.data.ingest import make_manifest
 
     result = settings.make(ResultOptions)
-    result.check_format("auto", "table", "json")
+    result.check_format("manifest")
     if result.output is None:
         raise UsageError("no output", fix="pass -o manifest.parquet")
     request = settings.make(

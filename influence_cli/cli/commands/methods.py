@@ -19,7 +19,7 @@ def methods(settings: Settings) -> None:
     from influence_cli.methods import METHODS
 
     result = settings.make(ResultOptions)
-    result.check_format("auto", "table", "json")
+    result.check_format("methods")
     name = settings.source
     if name is not None and name not in METHODS:
         raise UsageError(f"unknown method {name!r}", fix=nearest(name, list(METHODS)))

@@ -24,7 +24,7 @@ def retrain(settings: Settings) -> int | None:
     from influence_cli.stages.retrain.retrain import retrain as retrain_stage
 
     result = settings.make(ResultOptions)
-    result.check_format("auto", "table", "json")
+    result.check_format("retrain")
     if result.output is None:
         raise UsageError("no run folder", fix="pass -o RUN")
     check_pages(result)

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from influence_cli.stages.run.run import Run
     from influence_cli.stages.run.session import Session
 
-TABLE_FORMATS = ("auto", "table", "json", "jsonl", "csv")
-
 
 def grads(settings: Settings) -> None:
     """Fill the store: directions, logits and tangents of the rows it has not seen."""
@@ -43,7 +41,7 @@ def grads(settings: Settings) -> None:
     filled = f"{rows:,} rows run through the model; the store is complete for {len(run.train):,} train rows"
     show_run(run, session, provenance(table.schema), filled)
     show_skipped(run.left_out)
-    put_table(result, table, kind_of(settings, "output"), sort_by="loss", descending=True)
+    put_table(result, table, kind_of(settings, "output"), sort_by="loss", descending=True, classes=run.classes)
 
 
 def score(settings: Settings) -> None:
@@ -61,7 +59,7 @@ def score(settings: Settings) -> None:
     scored = f"{len(run.train):,} train rows scored by {', '.join(run.methods)}; positive: the row helps"
     show_run(run, session, provenance(table.schema), scored)
     show_skipped(run.left_out)
-    put_table(result, table, kind_of(settings, "output"), sort_by="score")
+    put_table(result, table, kind_of(settings, "output"), sort_by="score", classes=run.classes)
 
 
 def _per_target(settings: Settings, result: ResultOptions, asked: ScoreOptions, run: Run, session: Session) -> None:
@@ -82,7 +80,7 @@ def _per_target(settings: Settings, result: ResultOptions, asked: ScoreOptions, 
     show_skipped(run.left_out)
     for_people = result.format == "table" or (result.format == "auto" and sys.stdout.isatty())
     if for_people and not result.output:
-        show_pairs(table)
+        show_pairs(table, run.classes)
     else:
         put_table(result, table, kind_of(settings, "output"))
 
@@ -93,7 +91,7 @@ def _open(settings: Settings, result: ResultOptions) -> tuple[Run, Session]:
     from influence_cli.stages.run.open import open_run
     from influence_cli.stages.run.session import Session
 
-    result.check_format(*TABLE_FORMATS)
+    result.check_format(settings.command)
     if result.output:
         check_suffix(result.output)
     manifest, origin = _manifest(settings)
@@ -105,6 +103,8 @@ def _open(settings: Settings, result: ResultOptions) -> tuple[Run, Session]:
 
 def _manifest(settings: Settings) -> tuple[str, dict[str, Any] | None]:
     """The manifest with the payload, and the provenance of the table that stood in its place, if any."""
+    from influence_cli.data.locators import require_found
+
     if settings.source is None:
         raise UsageError("no manifest", fix="name a Parquet manifest, or set manifest in influence.toml")
     carried = carried_settings(settings.source) if settings.command == SCORE else None
@@ -112,7 +112,11 @@ def _manifest(settings: Settings) -> tuple[str, dict[str, Any] | None]:
         return settings.source, None
     manifest = settings.values["manifest"]
     if manifest in (None, "-"):
-        raise UsageError("the table does not say where its manifest is", fix="pass --manifest PATH")
+        what, fix = "the table does not say where its manifest is", "pass --manifest PATH"
+        raise UsageError(what, where=settings.source, fix=fix)
+    for part in ("manifest", "target", "fit_rows", "checkpoint"):
+        if settings.origins[part] == "provenance":
+            require_found(carried["origin"], part, settings.source)
     return manifest, carried["origin"]
 
 

@@ -53,14 +53,15 @@ def manifest_of_scores(settings: Settings) -> dict[str, str | None]:
 def carried_settings(source: str) -> dict[str, Any] | None:
     """Settings from a stage table's provenance; None for a manifest with payload, or a table without provenance."""
     from influence_cli.data.kinds import kind_in
-    from influence_cli.data.tables import PROVENANCE_KEY, parquet_files, provenance, read_schema
+    from influence_cli.data.locators import origin_of
+    from influence_cli.data.tables import PROVENANCE_KEY, parquet_files, read_schema
 
     if Path(source).suffix in (".csv", ".jsonl"):
         return None
     schema = read_schema(parquet_files(source)[0])
-    origin = provenance(schema)
     if kind_in(schema.names) is not None:
         return None
+    origin = origin_of(schema, source)
     if not origin:
         if PROVENANCE_KEY in (schema.metadata or {}):
             raise ManifestError("its provenance cannot be read", where=source, fix="run `influence grads` again")
@@ -90,7 +91,7 @@ def check_written(settings: Settings) -> None:
 
 def reads(settings: Settings) -> list[Any]:
     """The files and folders that a command reads, as far as its settings and its tables' provenance say."""
-    from influence_cli.data.outputs import named_in
+    from influence_cli.data.locators import named_in
 
     names = {o.name for o in options_of(settings.command) if o.path and o.name not in OTHER} | {"other_scores"}
     if settings.values.get("write_baseline") and not settings.values.get("check"):

@@ -6,7 +6,7 @@ Those of the stages stand beside the stages; what is about the command line alon
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from influence_cli.data.request import Columns, IngestRequest
 from influence_cli.errors import UsageError, nearest
@@ -16,6 +16,9 @@ from influence_cli.options import (
     CURATE,
     EVALUATE,
     EVERY,
+    GRADS,
+    MANIFEST,
+    METHODS,
     PATH,
     RETRAIN,
     RUNS_AND_EVALUATE,
@@ -125,6 +128,14 @@ class EvaluateOptions:
         return any(part is not None for part in (self.lds, self.removal, self.loo, self.brittleness))
 
 
+_TABLE, _FIGURES = ("auto", "table", "json", "jsonl", "csv"), ("auto", "table", "json")
+GATE_FORMATS = ("github",)  # of curate --check alone
+FORMATS: dict[str, tuple[str, ...]] = {  # by command: a table of rows is printed in more of them than figures are
+    **dict.fromkeys((GRADS, SCORE, CURATE), _TABLE),
+    **dict.fromkeys((MANIFEST, RETRAIN, EVALUATE, METHODS, CACHE), _FIGURES),
+}
+
+
 @dataclass(frozen=True)
 class ResultOptions:
     """Where a command's result goes, and in which form."""
@@ -136,7 +147,7 @@ class ResultOptions:
     output: str | None = option(
         None, "Write the result here (- for standard output).", WRITING, "-o", "--output", stored=False, **PATH
     )
-    format: str = option("auto", "auto, table, json, jsonl, csv or github.", SHOWING, stored=False)
+    format: str = option("auto", "Form of what is printed.", SHOWING, stored=False)  # help: see ``options_of``
     json: bool = option(False, "Short for --format json.", SHOWING, stored=False)
     dry_run: bool = option(False, "Say what would be done, and do nothing.", STAGES, "-n", "--dry-run", stored=False)
 
@@ -149,9 +160,13 @@ class ResultOptions:
         """Whether the result is JSON: asked for, or because nobody reads it on a terminal."""
         return self.format == "json" or (self.format == "auto" and not sys.stdout.isatty())
 
-    def check_format(self, *known: str) -> None:
-        """Refuse a format that the command has not, before any work (UsageError)."""
-        if self.format not in known:
+    def check_format(self, command: str, gate: bool = False) -> None:
+        """Refuse a format that the command has not, before any work (UsageError); ``gate`` has some of its own."""
+        known = FORMATS[command]
+        if self.format in GATE_FORMATS and command == CURATE and not gate:
+            what = f"--format {self.format} is for the verdict of a gate"
+            raise UsageError(what, fix=f"add --check, or take one of: {', '.join(known)}")
+        if self.format not in (*known, *(GATE_FORMATS if gate else ())):
             raise UsageError(f"--format {self.format!r} is unknown here", fix=nearest(self.format, list(known)))
 
 
@@ -188,5 +203,13 @@ def all_options() -> dict[str, Option]:
 
 
 def options_of(command: str) -> list[Option]:
-    """The options of a command, in order."""
-    return [o for o in all_options().values() if command in o.commands]
+    """The options of a command, in order; --format with the formats that it has."""
+    return [
+        _format_of(command, o) if o.name == "format" else o for o in all_options().values() if command in o.commands
+    ]
+
+
+def _format_of(command: str, format: Option) -> Option:
+    formats, gate = FORMATS[command], GATE_FORMATS if command == CURATE else ()
+    help = f"{', '.join(formats[:-1])} or {formats[-1]}" + (f"; with --check also {', '.join(gate)}" if gate else "")
+    return replace(format, help=f"{help}.", choices=(*formats, *gate))

@@ -12,15 +12,17 @@ from influence_cli.cli.show.run import show_noise
 from influence_cli.cli.show.table import print_rows
 
 if TYPE_CHECKING:
+    from influence_cli.data.manifest import Manifest
     from influence_cli.stages.curate.curate import Curated
     from influence_cli.stages.curate.gate import Verdict
 
 
 def show_edits(curated: Curated) -> None:
     """Counts, class balance, notes, and precision where clean labels are known."""
+    from influence_cli.data.classes import class_name
     from influence_cli.stages.curate.curate import summarise
 
-    s = summarise(curated)
+    s, classes = summarise(curated), curated.scores.manifest.classes
     out = terminal()
     out.note(f"{s['action']}: {s['edited']:,} of {s['train_rows']:,} train rows, by column {curated.scores.column}")
     for note in s["notes"]:
@@ -29,8 +31,11 @@ def show_edits(curated: Curated) -> None:
         _predicted(curated.predicted)
     for part in ("classes", "groups"):
         if part in s:
-            name = {"classes": "class", "groups": "group"}[part]
-            counts = (f"{c}: {v['edited']}/{v['rows']}, {v['after']} after" for c, v in s[part].items())
+            name, called = ("class", classes) if part == "classes" else ("group", None)
+            counts = (
+                f"{class_name(called, c) if isinstance(c, int) else c}: {v['edited']}/{v['rows']}, {v['after']} after"
+                for c, v in s[part].items()
+            )
             out.note(f"  edited by {name}: " + "; ".join(counts))
     out.note(_balance(s))
     for line in s["warnings"]:
@@ -66,18 +71,21 @@ def _predicted(objectives: list[dict[str, Any]]) -> None:
     print_table("predicted to first order; positive: Phi falls", header, rows, sys.stderr)
 
 
-def show_verdict(result: ResultOptions, verdict: Verdict, manifest: str) -> None:
+def show_verdict(result: ResultOptions, verdict: Verdict, manifest: Manifest) -> None:
     """The flagged rows on standard output, the verdict on standard error."""
+    from influence_cli.data.classes import class_name
+
     terminal().note(verdict.sentence())
     if result.format == "github":
         for row in verdict.flagged.to_pylist():
-            text = f"row {row['id']} (label {row['label']}): {row['reason'] or _suspicion(row)}"
-            sys.stdout.write(f"::warning file={_escaped(manifest)},title=influence::{_escaped(text)}\n")
+            label = "no label" if row["label"] is None else f"label {class_name(manifest.classes, row['label'])}"
+            text = f"row {row['id']} ({label}): {row['reason'] or _suspicion(row)}"
+            sys.stdout.write(github_command("warning", text, file=manifest.source, title="influence"))
         if verdict.tripped:
-            sys.stdout.write(f"::error title=influence::{_escaped(verdict.sentence())}\n")
+            sys.stdout.write(github_command("error", verdict.sentence(), title="influence"))
         sys.stdout.flush()
         return
-    print_rows(result, verdict.flagged)
+    print_rows(result, verdict.flagged, classes=manifest.classes)
 
 
 def _suspicion(row: dict[str, Any]) -> str:
@@ -86,8 +94,20 @@ def _suspicion(row: dict[str, Any]) -> str:
     return f"score {row['score']:.3g}, {why}"
 
 
-def _escaped(text: str) -> str:
-    """Text inside a workflow command: data must not be able to start one of its own."""
-    for plain, safe in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A"), (":", "%3A"), (",", "%2C")):
-        text = text.replace(plain, safe)
+def github_command(name: str, message: str, **properties: str) -> str:
+    r"""A workflow command as GitHub's runner reads it: data can end neither the line nor a property.
+
+    The runner decodes %25, %0D and %0A in a message, and %3A and %2C in a property as well, nothing else.
+
+    >>> github_command("warning", "100% sure: a, b", file="a,b.parquet")
+    '::warning file=a%2Cb.parquet::100%25 sure: a, b\n'
+    """
+    line_ends = (("%", "%25"), ("\r", "%0D"), ("\n", "%0A"))
+    given = (f"{key}={_escaped(value, (*line_ends, (':', '%3A'), (',', '%2C')))}" for key, value in properties.items())
+    return f"::{name} {','.join(given)}::{_escaped(message, line_ends)}\n"
+
+
+def _escaped(text: str, codes: tuple[tuple[str, str], ...]) -> str:
+    for plain, code in codes:
+        text = text.replace(plain, code)
     return text

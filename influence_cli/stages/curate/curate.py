@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from influence_cli.actions import make_action
 from influence_cli.actions.edited import Edited, apply_edits
 from influence_cli.actions.protocol import PROPOSAL, Edits
+from influence_cli.data.classes import Names, class_called
 from influence_cli.data.labels import clean_labels
 from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
@@ -124,7 +125,7 @@ def summarise(curated: Curated) -> dict[str, Any]:
         "train_rows": len(train),
         "edited": int(edited.sum()),
         "notes": list(edits.notes),
-        "warnings": _lopsided(classes, int(edited.sum()), len(train)),
+        "warnings": _lopsided(classes, int(edited.sum()), len(train), train.manifest.classes),
         "classes": classes,
         "score": _scores(curated.scores.scored.score, edited),
         "chi_square": chi_square(train.labels, edited),
@@ -178,10 +179,10 @@ def _scores(score: NDArray[np.float64], edited: NDArray[np.bool_]) -> dict[str, 
     return {name: float(values.mean()) if len(values) else None for name, values in means.items()}
 
 
-def _lopsided(classes: dict[int, dict[str, int]], edited: int, rows: int) -> list[str]:
+def _lopsided(classes: dict[int, dict[str, int]], edited: int, rows: int, names: Names | None) -> list[str]:
     """A warning where most edits are of one small class."""
-    name, worst = max(classes.items(), key=lambda kv: kv[1]["edited"])
+    label, worst = max(classes.items(), key=lambda kv: kv[1]["edited"])
     if edited and worst["edited"] > MOST_OF_EDITS * edited and worst["rows"] < MINORITY * rows:
         share, size = worst["edited"] / edited, worst["rows"] / rows
-        return [f"{share:.0%} of the edits are of class {name}, a minority ({size:.1%} of the rows)"]
+        return [f"{share:.0%} of the edits are of {class_called(names, label)}, a minority ({size:.1%} of the rows)"]
     return []

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from influence_cli.actions.protocol import Parity, Scored
 from influence_cli.data.classes import class_count
+from influence_cli.data.locators import origin_of, require_found
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.open import open_manifest
-from influence_cli.data.tables import keyed_rows, numbers, provenance, read_table, shown
+from influence_cli.data.tables import keyed_rows, numbers, read_table, shown
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.maths.fairness import TEMPERATURE
 from influence_cli.stages.curate.combining import DEFAULT_RULE, column_named, combine_columns, floats
@@ -51,13 +52,13 @@ def read_scores(request: CurateRequest) -> ScoreTable:
     for needed in ("id", "row_key"):
         if needed not in table.column_names:
             raise ManifestError(f"no column {needed!r}", where=where, fix="give a table that `score` wrote")
-    origin = provenance(table.schema)
+    origin = origin_of(table.schema, request.scores)
     then: dict[str, Any] = origin.get("manifest", {})
     asked = (request.maximise,) if request.maximise is not None else request.by
     by = [column_named(name, table, where) for name in asked]
-    locator = then.get("locator") if request.manifest is None else request.manifest
-    if locator is None or (isinstance(locator, str) and locator == "-"):
-        raise UsageError("the score table does not say where its manifest is", fix="pass --manifest PATH")
+    locator = require_found(origin, "manifest", where) if request.manifest is None else request.manifest
+    if isinstance(locator, str) and locator == "-":
+        raise UsageError("the manifest cannot be read from standard input", fix="pass --manifest PATH")
     label = request.label or then.get("label") or "label"
     manifest = open_manifest(locator, label, request.skip_bad or bool(origin.get("skip_bad")))
     if manifest.fingerprint == then.get("fingerprint"):
@@ -71,6 +72,7 @@ def read_scores(request: CurateRequest) -> ScoreTable:
     _check_classes(origin, manifest, where)
     score, kind, column = _ranking(request, table, by, origin, where)
     first = column in ("score", origin.get("score_is"))
+    other = "other" if "other_label" in table.column_names else "model"  # what it was called before
     scored = Scored(
         score=np.where(planted_labels(table) >= 0, np.nan, score),  # the checkpoint learned these rows otherwise
         kind=kind,
@@ -80,9 +82,10 @@ def read_scores(request: CurateRequest) -> ScoreTable:
         groups=groups_of(train),
         best_label=_proposed(table, "best_label", train) if first else None,
         best_label_gain=floats(table, "best_label_gain") if first and "best_label" in table.column_names else None,
-        model_label=_proposed(table, "model_label", train),
-        model_probability=floats(table, "model_probability") if "model_label" in table.column_names else None,
+        model_label=_proposed(table, f"{other}_label", train),
+        model_probability=floats(table, f"{other}_probability") if f"{other}_label" in table.column_names else None,
         parity=parity_of(origin, column),
+        classes=manifest.classes,
     )
     return ScoreTable(manifest, train, scored, origin, label, column, table)
 

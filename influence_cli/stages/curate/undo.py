@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.locators import origin_of
 from influence_cli.data.manifest import Manifest
 from influence_cli.data.open import open_manifest
-from influence_cli.data.tables import keyed_rows, numbers, provenance, read_table
+from influence_cli.data.tables import keyed_rows, numbers, read_table
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.store.keys import row_key
 
@@ -49,7 +50,7 @@ def plan_undo(edits: Any, curated: str, label: str | None = None) -> Undoing:
     missing = [name for name in NEEDED if name not in table.column_names]
     if missing:
         raise UsageError(f"no column {missing[0]!r}: this is no table of edits", where=where, fix="curate --edits FILE")
-    origin = provenance(table.schema)
+    origin = origin_of(table.schema, edits)
     label = str(label or origin.get("manifest", {}).get("label") or "label")
     manifest = open_manifest(curated, label)
     place = {i: k for k, i in enumerate(manifest.ids)}

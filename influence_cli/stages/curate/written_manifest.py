@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from influence_cli.actions.edited import rebased
 from influence_cli.actions.protocol import PROPOSAL
 from influence_cli.data.earlier import CURATED, RESTORED, marked
+from influence_cli.data.locators import written_to
 from influence_cli.data.manifest import Manifest
 from influence_cli.data.outputs import Output, check_outputs, writing
 from influence_cli.data.sources.origin import moved_origin
@@ -34,14 +35,14 @@ def write_curated(curated: Curated, output: str) -> int:
     if not curated.scores.manifest.files:
         raise UsageError("the rows of a Dataset cannot be written as a manifest", fix="take the edits, by row number")
     if output == "-":
-        return _write(_edited(curated, Path.cwd()), pa.PythonFile(sys.stdout.buffer, mode="w"))
+        return _write(_edited(curated, Path.cwd(), output), pa.PythonFile(sys.stdout.buffer, mode="w"))
     path = Path(output)
     if path.suffix != ".parquet":
         fix = "use .parquet, or - for standard output"
         raise UsageError(f"cannot write {output!r}: a manifest is Parquet", fix=fix)
     check_outputs([Output("-o", output, CURATED)], [*curated.scores.manifest.files, curated.request.scores])
     with writing(path, CURATED) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-        return _write(_edited(curated, path.parent), sink)
+        return _write(_edited(curated, path.parent, output), sink)
 
 
 def write_restored(undoing: Undoing, output: str) -> int:
@@ -80,7 +81,7 @@ def _parts(manifest: Manifest, folder: Path) -> Iterator[tuple[slice, pa.Table]]
             first = here.stop
 
 
-def _edited(curated: Curated, folder: Path) -> Iterator[tuple[pa.Table, int]]:
+def _edited(curated: Curated, folder: Path, output: str) -> Iterator[tuple[pa.Table, int]]:
     """The manifest after its edits, part by part, with the number of train rows in each."""
     manifest, edits, after = curated.scores.manifest, curated.edits, curated.after()
     proposal = np.full(len(manifest), -1, dtype=np.int64)
@@ -89,7 +90,7 @@ def _edited(curated: Curated, folder: Path) -> Iterator[tuple[pa.Table, int]]:
     train = after.keep & (manifest.splits == "train")
     reweighted = after.weights != manifest.weights()
     schema = moved_origin(read_schema(manifest.files[0]), manifest.folder, folder)
-    metadata = with_provenance(schema.empty_table(), curated.provenance()).schema.metadata
+    metadata = written_to(with_provenance(schema.empty_table(), curated.provenance()), output).schema.metadata
     for here, part in _parts(manifest, folder):
         table = _set_column(part, curated.scores.label, after.labels[here])
         if edits.action == "reweight":

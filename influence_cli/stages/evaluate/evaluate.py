@@ -35,7 +35,7 @@ def evaluate(request: EvaluateRequest, listener: Listener = SILENT) -> dict[str,
     scores = read_score_tables(request.scores, request.manifest, request.label, request.skip_bad)
     for source, bad in scores.manifest.left_out.items():
         listener.note(f"{len(bad):,} rows of {source} cannot be used and were left out")
-    truth, budget = _truth(request, scores), parse_budget(request.budget, len(scores.train))
+    truth, budget = _truth(request, scores, listener), parse_budget(request.budget, len(scores.train))
     result: dict[str, Any] = {
         "schema_version": 1,
         "train_rows": len(scores.train),
@@ -59,9 +59,9 @@ def evaluate(request: EvaluateRequest, listener: Listener = SILENT) -> dict[str,
     return result
 
 
-def _truth(request: EvaluateRequest, scores: ScoreTables) -> Truth | None:
+def _truth(request: EvaluateRequest, scores: ScoreTables, listener: Listener) -> Truth | None:
     if request.known_bad is not None:
-        return truth_of_list(scores.train, request.known_bad)
+        return truth_of_list(scores.train, request.known_bad, listener)
     truth = truth_of_column(scores.train, request.clean_column or "clean_label")
     if truth is None and request.clean_column is not None:
         what = f"no column {request.clean_column!r}: detection needs to know the truth"

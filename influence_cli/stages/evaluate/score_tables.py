@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.locators import origin_of
 from influence_cli.data.manifest import Manifest, Rows
-from influence_cli.data.tables import provenance, read_table
+from influence_cli.data.tables import read_table
 from influence_cli.data.tables import shown as called
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.stages.curate.combining import floats, score_column_names
@@ -90,7 +91,7 @@ def read_score_tables(
     tables = [(first.table, first.provenance)]
     for source in sources[1:]:
         table = read_table(source)
-        origin = provenance(table.schema)
+        origin = origin_of(table.schema, source)
         then = origin.get("manifest", {}).get("fingerprint")
         tables.append((in_manifest_order(table, first.train, called(source), first.manifest.source), origin))
         if manifest is None and then not in (None, first.manifest.fingerprint):

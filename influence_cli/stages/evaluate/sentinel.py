@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from influence_cli.data.locators import origin_of
 from influence_cli.data.tables import keyed_rows, provenance, read_table
 from influence_cli.errors import ManifestError
 from influence_cli.events import Listener
@@ -35,7 +36,7 @@ def sentinel_run(
     """
     table = read_table(old)
     run, session = reopen(
-        provenance(table.schema), runtime, listener,
+        origin_of(table.schema, old), runtime, listener,
         source=old, manifest=manifest, checkpoint=checkpoint, another=True, remember=remember,
     )  # fmt: skip
     then, planted = keyed_rows(table, old), planted_labels(table)

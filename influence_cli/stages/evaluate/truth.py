@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from influence_cli.data.formulas import MARK, unquoted
 from influence_cli.data.labels import clean_labels
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ManifestError, UsageError
+from influence_cli.events import SILENT, Listener
 
 Mask = NDArray[np.bool_]
 
@@ -48,18 +50,28 @@ def truth_of_column(rows: Rows, column: str) -> Truth | None:
     return _two_kinds(Truth(known & (clean != rows.labels), known, f"{rows.manifest.source}, column {column}"))
 
 
-def truth_of_list(rows: Rows, path: str) -> Truth:
+def truth_of_list(rows: Rows, path: str, listener: Listener = SILENT) -> Truth:
     """Truth from a list of ids that are wrong; every other row counts as right.
+
+    Ids of rows that have no score (of other splits, or left out) are counted in a note and set aside.
 
     Raises:
         UsageError: the list cannot be read.
-        ManifestError: an id is no train row's, or the list is empty or names every row.
+        ManifestError: an id is no row's, or the list names no train row or every one.
     """
     named = read_ids(path)
-    unknown = named - set(rows.ids)
+    elsewhere = named - set(rows.ids)
+    split = {i: s for i, s in zip(rows.manifest.ids, rows.manifest.splits.tolist(), strict=True) if i in elsewhere}
+    unknown = elsewhere - split.keys()
     if unknown:
-        what = f"row id={min(unknown)} is no train row ({len(unknown)} of {len(named)} are none)"
+        what = f"row id={min(unknown)} is no train row, nor any other ({len(unknown)} of {len(named)} are none)"
         raise ManifestError(what, where=path, fix=f"list ids of train rows of {rows.manifest.source}")
+    parts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(split.values()).items()))
+    if 0 < len(split) < len(named):
+        listener.note(f"{path}: {len(split)} of {len(named)} ids are of rows that have no score ({parts}): set aside")
+    if len(split) == len(named) > 0:
+        fix = "list ids of train rows, or score a manifest in which these rows have split train"
+        raise ManifestError(f"no id is of a train row: all {len(named)} are of others ({parts})", where=path, fix=fix)
     wrong = np.array([i in named for i in rows.ids])
     return _two_kinds(Truth(wrong, np.ones(len(rows), dtype=bool), path))
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from influence_cli.data.classes import Names, class_called, class_name
 
 if TYPE_CHECKING:
     from influence_cli.stages.run.run import Run
@@ -48,6 +51,23 @@ def _gap(means: list[float]) -> float:
     if len(means) == 2:
         return means[1] - means[0]
     return float(np.mean([abs(a - b) for a, b in itertools.combinations(means, 2)]))
+
+
+def with_class_names(parts: dict[str, Any], classes: Names | None) -> dict[str, Any]:
+    """The parts with names of classes in place of their numbers; the store, which knows no names, keeps numbers.
+
+    >>> with_class_names({"terms": [{"term": "class 1, label not 1", "gap": 0.5}]}, ("cat", "dog"))
+    {'terms': [{'term': 'class dog, label not dog', 'gap': 0.5}]}
+    """
+    if not classes or "terms" not in parts:
+        return parts
+
+    def named(found: re.Match[str]) -> str:
+        label = int(found[2])
+        return class_called(classes, label) if found[1] == "class" else f"{found[1]} {class_name(classes, label)}"
+
+    terms = [{**t, "term": re.sub(r"\b(class|label|label not) (\d+)\b", named, t["term"])} for t in parts["terms"]]
+    return {**parts, "terms": terms}
 
 
 def parts_lines(name: str, parts: dict[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.actions import make_action
+from influence_cli.data.classes import label_called
 from influence_cli.data.labels import numbered_as
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.open import open_manifest
@@ -123,7 +124,7 @@ def _check_outputs(arm: Arm, base: Rows, table: Manifest, spec: ModelSpec) -> No
     outside = np.flatnonzero(arm.labels >= spec.num_classes)
     if len(outside):
         row = int(outside[0])
-        what = f"label {arm.labels[row]} is outside the model's {spec.num_classes} classes"
+        what = f"{label_called(table.classes, int(arm.labels[row]))} is outside the model's {spec.num_classes} classes"
         fix = "correct the label, or pass --num-classes"
         raise ManifestError(what, where=f"{table.source}, row id={base.ids[row]}", fix=fix)
 

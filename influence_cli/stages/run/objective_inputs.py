@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.classes import Names, class_name
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ManifestError
 from influence_cli.events import Listener
@@ -91,17 +92,19 @@ def check_cells(name: str, objective: Any, groups: Groups, target: Rows, classes
         ManifestError: a cell is too small; names it and its size.
     """
     where = f"{target.manifest.source}, column {groups.column}"
-    only = np.unique(target.labels)
+    only, names = np.unique(target.labels), target.manifest.classes
     if objective.by_label and len(only) == 1:
         fix = "give target rows of several labels, or use the objective fairness, which looks at no label"
-        raise ManifestError(f"{name}: the label of every target row is {only[0]}", where=where, fix=fix)
+        what = f"{name}: the label of every target row is {class_name(names, int(only[0]))}"
+        raise ManifestError(what, where=where, fix=fix)
     small: dict[str, int] = {}
     for labels in dict.fromkeys(term.labels for term in objective.terms(classes)):
         chosen = np.isin(target.labels, labels)
         for k, group in enumerate(groups.names):
             rows = int((chosen & (groups.index == k)).sum())
             if rows < CELL_SMALL:
-                small[f"group {group}" + ("" if len(labels) == classes else f", {_label(labels, classes)}")] = rows
+                label = "" if len(labels) == classes else f", {_label(labels, classes, names)}"
+                small[f"group {group}{label}"] = rows
     for cell, rows in small.items():
         if rows < CELL_LEAST:
             raise ManifestError(
@@ -114,10 +117,10 @@ def check_cells(name: str, objective: Any, groups: Groups, target: Rows, classes
         listener.warn(f"{name}: cells of fewer than {CELL_SMALL} target rows are mostly noise: {cells}")
 
 
-def _label(labels: tuple[int, ...], classes: int) -> str:
+def _label(labels: tuple[int, ...], classes: int, names: Names | None) -> str:
     if len(labels) == 1:
-        return f"label {labels[0]}"
-    return f"label not {next(c for c in range(classes) if c not in labels)}"
+        return f"label {class_name(names, labels[0])}"
+    return f"label not {class_name(names, next(c for c in range(classes) if c not in labels))}"
 
 
 def described(name: str, objective: Any, groups: Groups | None, attack: str | None) -> dict[str, Any]:

@@ -44,7 +44,8 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
     rows_of_target = spec.rows is not None and (inputs.target is not None or len(target) > 0)
     if rows_of_target or any(m.needs == "tangents" for m in methods.values()):
         assert model is not None
-        target, overlap = target_rows(inputs, manifest, listener, model, store)
+        columns = [o.column or inputs.group for o in objectives.values() if "groups" in o.needs]
+        target, overlap = target_rows(inputs, manifest, listener, model, store, columns)
         about["groups"] = target_groups(objectives, target, inputs, model, listener)
     solvers = {n: s for n, m in methods.items() if (s := solver_of(m, values.get(n), spec)) is not None}
     if solvers and model is not None and checkpoint is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from influence_cli.data.locators import require_found
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import Listener
 from influence_cli.model.spec import code_named_by_data, is_own
@@ -53,9 +54,11 @@ def reopen(
             raise code_named_by_data(str(named), source)
         kept["model"] = runtime.code
     given = {"manifest": manifest, "label": label, "target": target, "checkpoint": checkpoint}
+    for part in ("manifest", "target"):
+        if given[part] is None and kept.get(part) is not None:
+            require_found(origin, part, source)
     meant = {name: value for name, value in given.items() if value is not None}
-    accepted = {"allow_overlap": True}  # when the table was made
-    inputs = Inputs(**{"manifest": None, **kept, **meant, **accepted})
+    inputs = Inputs(**{"manifest": None, **kept, **meant, "overlap": overlap_of(origin)})
     session = Session.open(runtime, listener, remember)
     run = open_run(inputs, spec or spec_of(origin), session)
     if not another and run.checkpoint is not None and run.checkpoint.digest != then["fingerprint"]:
@@ -69,6 +72,11 @@ def reopen(
             fix="run `influence score` again",
         )
     return run, session
+
+
+def overlap_of(origin: dict[str, Any]) -> str:
+    """What is done with target rows that are train rows, as when the table was made: what was refused is not there."""
+    return "keep" if (origin.get("model_flags") or {}).get("overlap") == "keep" else "drop"
 
 
 def spec_of(origin: dict[str, Any]) -> GradSpec:

@@ -88,6 +88,11 @@ class Run:
         return self.spec.loss if self.model is None else self.row_loss.name(self.model.num_classes)
 
     @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of the classes: the manifest's, or where it has none those that the model was trained on."""
+        return self.manifest.classes or (None if self.model is None else self.model.classes)
+
+    @property
     def left_out(self) -> dict[str, list[BadRow]]:
         """Rows that cannot be used, by manifest."""
         return bad_rows_of(self.manifest, self.target.manifest)

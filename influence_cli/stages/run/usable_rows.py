@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from influence_cli.data.classes import numbers_in
+from influence_cli.data.classes import label_called, numbers_in
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.row_checks import SKIPPED, BadRow
 from influence_cli.errors import ManifestError
@@ -54,9 +54,9 @@ def usable(rows: Rows, model: ModelSpec, inputs: Inputs, store: Store) -> Manife
 
 def outside(rows: Rows, num_classes: int, label: str) -> list[BadRow]:
     """The rows whose label a model of so many classes has no output for."""
-    why = f"is outside the model's {num_classes} classes"
+    why, names = f"is outside the model's {num_classes} classes", rows.manifest.classes
     return [
-        BadRow(int(rows.index[k]), rows.ids[k], label, f"label {rows.labels[k]} {why}")
+        BadRow(int(rows.index[k]), rows.ids[k], label, f"{label_called(names, int(rows.labels[k]))} {why}")
         for k in np.flatnonzero(rows.labels >= num_classes).tolist()
     ]
 
@@ -70,8 +70,9 @@ def check_labels(rows: Rows, num_classes: int, label: str) -> None:
     labels = rows.labels
     if len(labels) and labels.max() >= num_classes:
         worst = int(np.argmax(labels >= num_classes))
+        named = label_called(rows.manifest.classes, int(labels[worst]))
         raise ManifestError(
-            f"label {labels[worst]} is outside the model's {num_classes} classes (0 to {num_classes - 1})",
+            f"{named} is outside the model's {num_classes} classes (0 to {num_classes - 1})",
             where=f"{rows.manifest.source}, row id={rows.ids[worst]}, column {label}",
             fix="correct the label, use a checkpoint with that many classes, or pass --skip-bad",
         )

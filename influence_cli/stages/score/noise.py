@@ -9,7 +9,7 @@ import numpy as np
 from influence_cli.maths.labels import of_label
 from influence_cli.maths.noise import spearman
 from influence_cli.stages.grads.bf16 import agreement
-from influence_cli.stages.grads.group_parts import undecided
+from influence_cli.stages.grads.group_parts import undecided, with_class_names
 from influence_cli.stages.run import names
 from influence_cli.stages.run.row_values import values_of
 from influence_cli.stages.run.run import Member, Run
@@ -42,7 +42,7 @@ def direction_noise(run: Run, session: Session) -> dict[str, dict[str, Any]]:
             "snr": meta["snr"],
             "reliability": reliability,
             "direction": q,
-            **({"parts": meta["parts"]} if "parts" in meta else {}),
+            **({"parts": with_class_names(meta["parts"], run.classes)} if "parts" in meta else {}),
         }
         if run.spec.precision == "bf16":
             noise[objective]["bf16_agreement"] = agreement(run, session, objective)

@@ -44,12 +44,8 @@ class Column:
 def score(run: Run, session: Session, per_member: bool = False, combine: str | None = None) -> tuple[pa.Table, Run]:
     """The score table of a run, after filling the store with what it lacks, and the run as it is then.
 
-    Columns: id, row_key, label, score (the first method's first objective), effect (score / n with n the sum of the
-    fit rows' weights: by how much Phi rises when a row of weight 1 is removed and the divisor of the training
-    objective stays n; only where that method estimates one), score_<objective> or
-    score_<method>_<objective>, score_std and agreement over members, best_label and best_label_gain, and what the
-    model says of the row: loss, margin, model_label and model_probability (its best other label).  Where the
-    checkpoint was trained with canaries, ``canary`` is the label planted for the row; scores are of its own label.
+    ``data.columns`` says what each column holds.  Where the checkpoint was trained with canaries, ``canary`` is the
+    label planted for the row; scores are of its own label.  n, of ``effect``, is the sum of the fit rows' weights.
     With ``combine`` the first method's objectives become ``score`` (and score_<rule>) by that rule.
     """
     if combine is not None:
@@ -219,16 +215,22 @@ def _spread(members: Floats, weights: tuple[float, ...]) -> Floats:
 
 
 def _append_model_says(table: pa.Table, run: Run, session: Session) -> pa.Table:
-    """Loss and margin at the checkpoint (or first member), and the most probable label that the row has not."""
+    """Loss and margin at the checkpoint (or first member), the model's label, and the most probable other one."""
     logits = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"]
     labels = run.train.labels
     with np.errstate(invalid="ignore", over="ignore"):
         table = table.append_column("loss", nullable(run.row_loss.losses(logits, labels)))
         table = table.append_column("margin", nullable(margin(logits, labels)))
         probability = softmax(logits)
+    classes = class_count(run.manifest.classes, labels)  # a model may have more outputs
+    table = _append_label(table, "model", probability[:, :classes])
     np.put_along_axis(probability, labels[:, None], -1.0, axis=1)
-    among = probability[:, : class_count(run.manifest.classes, labels)]  # a model may have more outputs
+    return _append_label(table, "other", probability[:, :classes])
+
+
+def _append_label(table: pa.Table, name: str, among: Floats) -> pa.Table:
+    """The most probable label and its probability, from those of the classes [n, C]; below 0 counts as none."""
     highest = among.max(axis=1)
-    other = array_of(among.argmax(axis=1).astype(np.int64), null=~np.isfinite(highest) | (highest < 0.0))
-    highest = np.where(highest < 0.0, np.nan, highest)  # of a single class there is no other label
-    return table.append_column("model_label", other).append_column("model_probability", nullable(highest))
+    none = ~np.isfinite(highest) | (highest < 0.0)  # of a single class there is no other label
+    table = table.append_column(f"{name}_label", array_of(among.argmax(axis=1).astype(np.int64), null=none))
+    return table.append_column(f"{name}_probability", nullable(np.where(none, np.nan, highest)))

@@ -208,9 +208,8 @@ def test_github_annotations_cannot_be_forged_by_ids(tmp_path: Path, digits: Path
     assert len(lines) == len(plain) + 1
     assert all(line.startswith("::warning file=odd%2Cname%25.parquet,title=influence::") for line in lines[:-1])
     assert lines[-1].startswith("::error title=influence::gate tripped")
-    assert all(line.count("::") == 2 for line in lines)
+    assert all(line.startswith(("::warning ", "::error ")) for line in lines), "a command stands at the start of a line"
     assert "\r" not in ran.text
-    assert "::set-output" not in ran.text
 
 
 def test_github_is_a_format_of_the_gate_alone(tmp_path: Path, scored: Path) -> None:
@@ -259,7 +258,7 @@ def test_a_threshold_flags_new_rows_by_effect_and_needs_no_calibration(effects: 
     every = gate("scores.parquet", "--threshold", "0", cwd=effects)  # no baseline: every train row is new
     assert len(every.rows) == sum(r["effect"] < 0 for r in rows) > 20
     github = gate(*flags, "--format", "github", cwd=effects)
-    assert github.text.count("::warning ") == github.text.count("%2C effect -") == len(expected)
+    assert github.text.count("::warning ") == github.text.count(", effect -") == len(expected)
 
 
 def test_a_threshold_is_for_the_column_that_has_an_effect_and_for_sizes(effects: Path) -> None:

@@ -224,6 +224,21 @@ def test_a_list_that_cannot_be_used_exits_2(
     assert "fix: " in ran.err
 
 
+def test_ids_of_rows_without_a_score_are_counted_and_set_aside(tmp_path: Path, digits: Path, scored: Path) -> None:
+    rows = pq.read_table(digits, columns=["id", "label", "clean_label", "split"]).to_pylist()
+    wrong = [r["id"] for r in rows if r["split"] == "train" and r["label"] != r["clean_label"]]
+    others = [r["id"] for r in rows if r["split"] == "val"][:4] + [r["id"] for r in rows if r["split"] == "test"][:3]
+    for name, ids in (("train.txt", wrong), ("all.txt", wrong + others), ("val.txt", others)):
+        (tmp_path / name).write_text("\n".join(ids))
+    alone = evaluate(scored, "--known-bad", "train.txt", cwd=tmp_path)
+    ran = evaluate(scored, "--known-bad", "all.txt", cwd=tmp_path)
+    assert ran.json["detection"] == alone.json["detection"]
+    assert f"7 of {len(wrong) + 7} ids are of rows that have no score (3 test, 4 val)" in ran.err
+    assert "no score" not in alone.err
+    none = call_cli("evaluate", scored, "--known-bad", "val.txt", cwd=tmp_path)
+    assert (none.code, "all 7 are of others (3 test, 4 val)" in none.err) == (2, True)
+
+
 def test_rows_of_unknown_truth_are_left_out(tmp_path: Path) -> None:
     table = digits_table(train=60, val=5, test=5, flipped=0.3)
     clean = [None if k % 2 else v for k, v in enumerate(table.column("clean_label").to_pylist())]

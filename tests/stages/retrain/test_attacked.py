@@ -44,7 +44,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compared(folder: Path, output: Path, **changes: Any) -> dict[str, Any]:
     edits = EditsRequest(str(folder / "s.parquet"), ("20%",), by=("random",))
     inputs = Inputs(str(folder / "m.parquet"), model="linear")
-    return retrain(RetrainRequest(inputs, str(output), device="cpu", edits=edits, raw_features=True, **changes), OPTIMUM)
+    return retrain(
+        RetrainRequest(inputs, str(output), device="cpu", edits=edits, raw_features=True, **changes), OPTIMUM
+    )
 
 
 def identity_holds(result: dict[str, Any], rows: int) -> None:

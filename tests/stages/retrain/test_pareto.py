@@ -220,7 +220,7 @@ def test_every_column_action_and_budget_is_an_arm_with_its_control(tmp_path: Pat
     by_hand = retrain(
         RetrainRequest(
             Inputs(str(tmp_path / "c.parquet"), model="linear"), str(tmp_path / "RUN"),
-            against=str(grouped / "m.parquet"), seeds=3, device="cpu", attack="none",
+            against=str(grouped / "m.parquet"), seeds=3, device="cpu", attack="none", raw_features=True,
         ),
         SMALL,
     )  # fmt: skip

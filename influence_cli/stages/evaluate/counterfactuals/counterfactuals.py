@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from influence_cli.data.labels import numbered_as
+from influence_cli.data.locators import require_found
 from influence_cli.data.manifest import Rows
 from influence_cli.data.open import open_manifest
+from influence_cli.data.tables import shown
 from influence_cli.errors import ManifestError, ModelError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.methods.random import uniform_draws
@@ -32,6 +34,7 @@ from influence_cli.stages.evaluate.counterfactuals.subsets import Subsets
 from influence_cli.stages.evaluate.counterfactuals.trainer import open_trainer
 from influence_cli.stages.evaluate.request import CounterfactualRequest
 from influence_cli.stages.retrain.opening import test_part
+from influence_cli.stages.run.reopen import overlap_of
 from influence_cli.stages.run.target import target_rows
 from influence_cli.stages.run.usable_rows import check_classes, check_labels, usable_now
 from influence_cli.store import Store, open_store
@@ -155,8 +158,11 @@ def _target(
     """The target rows that were scored for, verified."""
     then: dict[str, Any] = scores.provenance.get("target", {})
     locator = request.target or then.get("locator")
+    if request.target is None and locator is not None:
+        require_found(scores.provenance, "target", shown(request.scores.scores))
     skip_bad = bool(scores.provenance.get("skip_bad"))
-    inputs = Inputs(scores.manifest, target=locator, label=scores.label, allow_overlap=True, skip_bad=skip_bad)
+    how = {"overlap": overlap_of(scores.provenance), "skip_bad": skip_bad}
+    inputs = Inputs(scores.manifest, target=locator, label=scores.label, **how)
     target, _ = target_rows(inputs, scores.manifest, listener, model, store)
     if request.target is None and then.get("fingerprint") not in (None, target.fingerprint()):
         what = "the target is not the one that was scored for"
