@@ -143,6 +143,8 @@ def test_one_more_level_is_read_or_said(tmp_path: Path) -> None:
     assert read(tree(tmp_path / "f", "images/cat", "images/dog")).manifest.classes == ("cat", "dog")
     one = read(tree(tmp_path / "one", "cat"))
     assert any("all images are of one class, cat" in note for note in one.notes)
+    unnamed = read(tree(tmp_path / "yolo", "images/train", "images/val"))
+    assert any("all images are of one class, images" in note for note in unnamed.notes)
     two = read(tree(tmp_path / "two", "art/cat", "art/dog", "photo/cat", "photo/dog"))
     assert two.manifest.classes == ("art", "photo")
     assert any("all have the same folders in them (cat, dog)" in note for note in two.notes)
