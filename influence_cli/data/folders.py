@@ -72,7 +72,7 @@ def _walk(path: Path, passed: Passed, above: tuple[tuple[int, int], ...]) -> Fol
     above = (*above, (here.st_dev, here.st_ino))
     folder = Folder(path, [], [])
     for entry in entries:
-        is_folder = entry.is_dir()
+        is_folder = os.path.isdir(path / entry.name) if entry.is_symlink() else entry.is_dir()
         if is_hidden(entry.name):
             (passed.folders if is_folder else passed.files)[entry.name] += 1
         elif not is_folder:

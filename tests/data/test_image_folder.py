@@ -143,6 +143,8 @@ def test_one_more_level_is_read_or_said(tmp_path: Path) -> None:
     assert read(tree(tmp_path / "f", "images/cat", "images/dog")).manifest.classes == ("cat", "dog")
     one = read(tree(tmp_path / "one", "cat"))
     assert any("all images are of one class, cat" in note for note in one.notes)
+    unnamed = read(tree(tmp_path / "yolo", "images/train", "images/val"))
+    assert any("all images are of one class, images" in note for note in unnamed.notes)
     two = read(tree(tmp_path / "two", "art/cat", "art/dog", "photo/cat", "photo/dog"))
     assert two.manifest.classes == ("art", "photo")
     assert any("all have the same folders in them (cat, dog)" in note for note in two.notes)
@@ -178,6 +180,17 @@ def test_files_that_are_left_out_are_counted_by_suffix_with_the_reason(tmp_path:
     assert "left out: 2 files .heic" in ran.err
 
 
+def test_many_rare_suffixes_are_counted_together(tmp_path: Path) -> None:
+    root = tree(tmp_path / "f", "cat", "dog")
+    for k in range(30):
+        (root / "cat" / f"part.{k:03d}").write_bytes(b"x")
+    (root / "cat" / "more.000").write_bytes(b"x")
+    said = [note for note in read(root).notes if note.startswith("left out: ")]
+    assert said[0] == "left out: 2 files .000: no image (cat/more.000, ...)"
+    assert said[-1] == "left out: 20 files of other suffixes: no image (cat/part.010, ...)"
+    assert len(said) == 11
+
+
 def test_images_of_a_split_that_are_in_no_class_are_counted(tmp_path: Path) -> None:
     made = read(tree(tmp_path / "f", "train/cat", "train/dog", "test"))
     assert len(made.manifest) == 4
@@ -199,9 +212,11 @@ def test_links_are_followed_and_circles_are_not(tmp_path: Path) -> None:
     os.symlink(tmp_path / "else" / "x", root / "cat" / "more")
     os.symlink(tmp_path / "else", root / "bird")
     os.symlink(root, root / "dog" / "loop")
+    os.symlink("itself", root / "dog" / "itself")
     made = read(root)
     assert Counter(i.split("/")[0] for i in made.manifest.ids) == {"cat": 5, "dog": 2, "bird": 3}
     assert "2 folders behind links: read, as if they stood there (bird, cat/more)" in made.notes
+    assert "left out: 1 file without a suffix: no image (dog/itself)" in made.notes
     assert "left out: folder dog/loop: a link to a folder that it stands in itself" in made.notes
 
 

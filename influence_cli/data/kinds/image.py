@@ -159,7 +159,8 @@ class Image(Kind):
     def as_arrays(self, payload: bytes, where: str) -> NDArray[np.uint8]:
         """Pixels [H, W] or [H, W, 3]."""
         with image_of(payload, where) as image:
-            return np.asarray(in_8_bits(image).convert("L" if is_grey(image) else "RGB"))
+            grey = image.mode in ("1", "L") or is_deep(image)
+            return np.asarray(in_8_bits(image).convert("L" if grey else "RGB"))
 
     def embedded(self, payload: bytes, path: str | None) -> dict[str, Any]:
         """The bytes, and the name of the file."""

@@ -148,7 +148,8 @@ def _split_inside(root: Folder) -> Layout | None:
     """
     held = _with_images(root)
     parts = {folder: [f for f in _with_images(folder) if split_of(f.name) is not None] for folder in held}
-    if len({split_of(f.name) for group in parts.values() for f in group}) < 2:
+    splits = {split_of(f.name) for group in parts.values() for f in group}
+    if len(splits) < 2 or len(held) < 2:  # of one folder, its images are in no class
         return None
     for folder, group in parts.items():
         if len(group) < len(_with_images(folder)) or _own_images(folder):

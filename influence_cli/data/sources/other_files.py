@@ -21,7 +21,11 @@ UNREAD_IMAGES = {
 ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv"}
 ARRAYS = {".npy", ".npz", ".mat", ".h5", ".hdf5", ".pkl", ".pickle", ".pt", ".tfrecord", ".arrow"}
+TEXTS = {".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".html", ".md", ".yaml", ".yml", ".log", ".py", ".ipynb"}
+MOST = 10  # suffixes that are counted one by one of those that are nothing known
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+
+_NO_IMAGE, _MANY_SUFFIXES = "no image", "of other suffixes"
 
 
 def is_read(file: Path) -> bool:
@@ -48,6 +52,9 @@ def files_left_out(files: Iterable[Path], root: Path, why_image: str, why: str |
     for file in files:
         suffix = file.suffix.lower()
         found.setdefault((suffix, why_image if is_read(file) else why or _reason(file, suffix)), []).append(file)
+    rare = sorted((key for key in found if key[1] == _NO_IMAGE), key=lambda key: -len(found[key]))[MOST:]
+    if len(rare) > 1:
+        found[_MANY_SUFFIXES, _NO_IMAGE] = [file for key in rare for file in found.pop(key)]
     parts: list[LeftOut] = []
     for (suffix, reason), group in sorted(found.items()):
         first = min(group).relative_to(root).as_posix()
@@ -66,7 +73,9 @@ def _reason(file: Path, suffix: str) -> str:
         return "a video: save the frames that are wanted as images"
     if suffix in ARRAYS:
         return "arrays, not an image: save each image as a PNG, or give an .npz alone"
-    return "an image by its content: give it the suffix of its format" if _is_image(file) else "no image"
+    if suffix not in TEXTS and _is_image(file):
+        return "an image by its content: give it the suffix of its format"
+    return _NO_IMAGE
 
 
 def _is_image(file: Path) -> bool:
