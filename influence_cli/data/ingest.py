@@ -73,7 +73,15 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
         # every check of a manifest, before it gets its name
         read_manifest(_named(request.source), [temporary], folder=output.parent)
     manifest = read_manifest(request.output, [output])
-    notes = [*source.notes, *conversion.notes, *conversion.counted(), *conversion.remarked(), *content_notes(manifest)]
+    left_out = [f"left out: {entry.what}: {entry.reason}" for entry in source.left_out]
+    notes = [
+        *left_out,
+        *source.notes,
+        *conversion.notes,
+        *conversion.counted(),
+        *conversion.remarked(),
+        *content_notes(manifest),
+    ]
     return Ingested(manifest, source.kind, conversion.skipped, notes, list(source.taken), list(source.left_out))
 
 

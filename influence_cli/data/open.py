@@ -112,7 +112,7 @@ def _of_plain_columns(
         place = handle.name
     request = IngestRequest(table, place, columns, split="100/0/0", skip_bad=skip_bad)
     made = make_manifest(request, listener)
-    for sentence in (*made.taken, *(f"left out: {e.what}: {e.reason}" for e in made.left_out), *made.notes):
+    for sentence in (*made.taken, *made.notes):
         listener.note(sentence)
     for name, reason in made.skipped:
         listener.warn(f"row id={name} is left out: {reason}")

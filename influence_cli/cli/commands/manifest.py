@@ -54,11 +54,12 @@ def _show(result: ResultOptions, ingested: Ingested) -> None:
     print_table(title, ["class", "name", "train", "val", "test"], cells, sys.stderr)
     for sentence in ingested.taken:
         out.note(sentence)
-    for entry in ingested.left_out[:SHOWN]:
-        out.note(f"left out: {entry.what}: {entry.reason}")
-    if len(ingested.left_out) > SHOWN:
-        out.note(f"left out: {len(ingested.left_out) - SHOWN:,} more, which --json and the manifest's metadata list")
+    said = 0
     for note in ingested.notes:
-        out.note(note)
+        said += note.startswith("left out: ")
+        if said <= SHOWN or not note.startswith("left out: "):
+            out.note(note)
+    if said > SHOWN:
+        out.note(f"left out: {said - SHOWN:,} more, which --json and the manifest's metadata list")
     for row, reason in ingested.skipped:
         out.warn(f"skipped row id={row}: {reason}")

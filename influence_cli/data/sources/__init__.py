@@ -14,8 +14,9 @@ from influence_cli.data.request import Columns
 from influence_cli.data.sources.huggingface import read_saved_dataset
 from influence_cli.data.sources.image_folder import metadata_files, read_image_folder, read_metadata_folder
 from influence_cli.data.sources.npz import read_npz
+from influence_cli.data.sources.parquet import read_parquet
 from influence_cli.data.sources.protocol import Source
-from influence_cli.data.sources.tabular import read_frame, read_parquet, read_text_table
+from influence_cli.data.sources.tabular import read_frame, read_text_table
 from influence_cli.data.sources.text_files import TEXT_TABLES
 from influence_cli.data.tables import check_regular, parquet_in
 from influence_cli.errors import ManifestError

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,30 +17,24 @@ import numpy as np
 import pyarrow as pa
 
 from influence_cli.data.classes import CLEAN, read_names
-from influence_cli.data.folders import walk
 from influence_cli.data.frames import as_table, name_of
 from influence_cli.data.kinds import kind_in
 from influence_cli.data.kinds.protocol import is_text
-from influence_cli.data.partitions import folder_of, names_in_folders
 from influence_cli.data.plain_types import is_list, pc, plain_table
 from influence_cli.data.request import COLUMNS_KEY, Columns
 from influence_cli.data.sources.features import as_texts, column_of, encoded, numbers_of, with_medians
-from influence_cli.data.sources.other_files import files_left_out, passed_by
 from influence_cli.data.sources.protocol import (
-    ID_NAMES,
-    KEPT,
     LABEL_NAMES,
     LeftOut,
     Source,
-    one_numbering,
     pick,
     usual_splits,
 )
 from influence_cli.data.sources.roles import Roles, Seen, decide, later, needs_survey
 from influence_cli.data.sources.survey import PLAIN, Survey, text_of_bytes, texts_in
 from influence_cli.data.sources.text_files import open_text, refuse_twins
-from influence_cli.data.splits import split_of, split_of_file
-from influence_cli.data.tables import parquet_files, read_batches, read_schema
+from influence_cli.data.splits import split_of
+from influence_cli.data.tables import parquet_files, read_schema
 from influence_cli.errors import ManifestError
 
 CHUNK = 16_384  # rows of a table in memory that are made features at once
@@ -94,49 +88,6 @@ def read_frame(source: Any, columns: Columns) -> Source:
             yield Chunk(plain.slice(first, CHUNK), where, first)
 
     return table_source(type(source).__name__, chunks, columns, class_names(table.schema, columns), ".")
-
-
-def read_parquet(path: Path, columns: Columns) -> Source:
-    """A Parquet file or folder; names such as ``train-00000-of-00002.parquet``, or ``split=train``, say the split."""
-    files = parquet_files(str(path))
-    unasked, stems = _unasked(files, columns), Counter(file.stem for file in files)
-    classes = one_numbering({str(file): class_names(read_schema(file), columns) for file in files})
-    for file in files:
-        refuse_twins(read_schema(file).names, str(file))
-
-    def chunks() -> Iterator[Chunk]:
-        for file in files:
-            split = split_of_file(file)
-            name = None if len(files) == 1 else file.stem
-            if stems[file.stem] > 1:  # of several folders, whose rows would have the same ids
-                name = file.relative_to(path).with_suffix("").as_posix()
-            first = 0
-            for batch in read_batches(file, 4096):
-                yield Chunk(pa.Table.from_batches([batch]).drop_columns(unasked), str(file), first, split, name)
-                first += batch.num_rows
-
-    why = "it stands in names of folders, and --features does not name it"
-    left_out = (*(LeftOut(f"column {name}", why) for name in unasked), *_beside(files, path))
-    return table_source("Parquet", chunks, columns, classes, str(folder_of(files[0])), left_out=left_out)
-
-
-def _beside(files: Sequence[Path], path: Path) -> list[LeftOut]:
-    """The files of a folder beside its Parquet; images may be named by rows."""
-    if not path.is_dir():
-        return []
-    folder, passed = walk(path)
-    read, why = {str(file) for file in files}, "the folder is read as Parquet, since it holds some"
-    others = [file for file in folder.everything() if str(file) not in read]
-    return [*passed_by(passed, path), *files_left_out(others, path, f"{why}; its rows may name images", why)]
-
-
-def _unasked(files: Sequence[Path], columns: Columns) -> list[str]:
-    """Columns that stand in names of folders, and are no label, id, split or other column of a manifest."""
-    names = read_schema(files[0]).names
-    label = pick(names, columns.label, LABEL_NAMES, "label", str(files[0]))
-    identity = pick(names, columns.id, ID_NAMES, "id", str(files[0]))
-    asked = {label, identity, columns.image, columns.weight, columns.group, *columns.features, *columns.keep, *KEPT}
-    return [] if columns.like else [name for name in names_in_folders(files) if name not in asked]
 
 
 def class_names(schema: pa.Schema, columns: Columns) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""Rows and models as a Python program has them: frames with plain columns, classifiers of scikit-learn, and errors."""
+"""Rows and models as a Python program has them: frames with plain columns and classifiers of scikit-learn."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import influence_cli
-from influence_cli.arguments import as_arguments
 from influence_cli.data.open import open_manifest
-from influence_cli.errors import InfluenceError, ManifestError, ModelError, UsageError
+from influence_cli.errors import ManifestError, ModelError, UsageError
 
 N, TRAIN = 60, 44
 
@@ -135,26 +134,3 @@ def test_a_frame_of_plain_columns_is_read_as_a_table_of_a_file_is(tmp_path: Any)
         assert np.array_equal(found.column("score").to_numpy(), want)
     assert made.manifest.classes == ("no", "yes")
     assert open_manifest(frame, "bought").table.column("job").to_pylist() == frame["job"].tolist()  # for --group
-
-
-def test_errors_speak_of_arguments() -> None:
-    with pytest.raises(InfluenceError) as caught:
-        influence_cli.score(people(), label="bought", method="ip", store=None)
-    assert "checkpoint=PATH" in str(caught.value)
-    switches = frozenset({"skip_bad", "relative"})
-    for text, want in (
-        ("repair it, or pass --skip-bad", "repair it, or pass skip_bad=True"),
-        ("pass --label COLUMN", "pass label=COLUMN"),
-        ("pass --input-size 64", "pass input_size=64"),
-        ("pass --method ip-ensemble --relative", "pass method='ip-ensemble' relative=True"),
-        ("--budget 5% takes too many", "budget='5%' takes too many"),
-        ("write --set ip-ensemble.members=10", "write options={'ip-ensemble': {'members': 10}}"),
-        ("run `influence score --store X` first", "run `influence score --store X` first"),
-        (
-            "influence retrain --init CHECKPOINT --num-classes ...",
-            "influence retrain --init CHECKPOINT --num-classes ...",
-        ),
-        ("use -o FILE", "use output=FILE"),
-        ("--store is empty", "store is empty"),
-    ):
-        assert as_arguments(text, switches) == want
