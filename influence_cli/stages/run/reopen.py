@@ -6,6 +6,7 @@ from typing import Any
 
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import Listener
+from influence_cli.model.checkpoints import find_model
 from influence_cli.model.spec import code_named_by_data, is_own
 from influence_cli.options import values_kept
 from influence_cli.settings import GradSpec, Inputs, Runtime
@@ -24,6 +25,7 @@ def reopen(
     label: str | None = None,
     target: str | None = None,
     checkpoint: str | None = None,
+    class_map: Any = None,
     spec: GradSpec | None = None,
     another: bool = False,
     remember: bool = True,
@@ -53,7 +55,10 @@ def reopen(
             raise code_named_by_data(str(named), source)
         kept["model"] = runtime.code
     given = {"manifest": manifest, "label": label, "target": target, "checkpoint": checkpoint}
+    given["class_map"] = class_map
     meant = {name: value for name, value in given.items() if value is not None}
+    if another and "class_map" in kept and (find_model(str(checkpoint))[1] or {}).get("classes"):
+        del kept["class_map"]  # the other checkpoint says its classes itself
     accepted = {"allow_overlap": True}  # when the table was made
     inputs = Inputs(**{"manifest": None, **kept, **meant, **accepted})
     session = Session.open(runtime, listener, remember)
