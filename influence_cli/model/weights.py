@@ -51,8 +51,11 @@ def _unreadable(checkpoint: Checkpoint, error: Exception) -> ModelError:
     file, where = checkpoint.files[0], checkpoint.locator
     named = re.findall(r"GLOBAL ([\w.]+)", str(error))
     if named:
-        return refused_code(named[:1], None, file.name, where)
-    why = str(error).split("\n")[0][:200] or type(error).__name__
+        found = refused_code(named[:1], None, file.name, where)
+        found.fix = "where you trust the file, load it with weights_only=False and save its state dict alone"
+        return found
+    said = re.search(r"WeightsUnpickler error: (.+)", str(error))
+    why = said[1][:200] if said else "it is damaged, or no file that torch.save wrote"
     fix = "save model.state_dict() with torch.save, or as safetensors; pickled code is never run"
     return ModelError(f"the checkpoint cannot be read as data ({why})", where=where, fix=fix)
 
@@ -135,11 +138,9 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str, listener: 
     _refuse_not_finite(model, weights, checkpoint)
     model.load_state_dict(weights, strict=False)
     if counts:
-        listener.note(
-            f"{counts} tensors of a profiler ({', '.join(PROFILERS)}) are left out of the checkpoint's weights"
-        )
+        listener.note(f"{counts} values that a profiler left ({', '.join(PROFILERS)}) are no part of the weights")
     if folded:
-        listener.note(f"weight norm of {folded} tensors of the checkpoint is made one weight each, as the model has it")
+        listener.note(f"weight norm of the checkpoint is multiplied out, as the model has none: {folded} weights")
     return model.eval()
 
 
