@@ -167,7 +167,7 @@ class DenseForm:
 
     def _columns(self, blocks: list[Block], rows: slice) -> NDArray[np.float64]:
         g = {name: value for block in blocks for name, value in block.gradients(rows).items()}
-        return torch.cat([g[name].flatten(1) for name in self.names], 1).T.double().cpu().numpy()
+        return torch.cat([g[name].reshape(len(g[name]), -1) for name in self.names], 1).T.double().cpu().numpy()
 
 
 def row_directions(point: Point, x: Tensor, labels: Tensor, loss: RowLoss) -> tuple[Tensor, list[Direction]]:

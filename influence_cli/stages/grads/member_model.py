@@ -117,4 +117,7 @@ def read_direction(session: Session, name: str, point: Point) -> dict[str, torch
     stored = session.store.directions.read(name)
     if stored is None:
         raise AssertionError(f"direction {name} was planned but is not stored")
-    return {n: torch.from_numpy(stored[n].copy()).to(point.device, point.dtype) for n in point.selected}
+    return {  # a number by itself is stored as a vector of one
+        n: torch.from_numpy(stored[n].copy()).to(point.device, point.dtype).view(p.shape)
+        for n, p in point.selected.items()
+    }
