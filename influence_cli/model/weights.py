@@ -56,6 +56,7 @@ def _unreadable(checkpoint: Checkpoint, error: Exception) -> ModelError:
         return found
     said = re.search(r"WeightsUnpickler error: (.+)", str(error))
     why = said[1][:200] if said else "it is damaged, or no file that torch.save wrote"
+    why = str(error.strerror) if isinstance(error, OSError) else why
     fix = "save model.state_dict() with torch.save, or as safetensors; pickled code is never run"
     return ModelError(f"the checkpoint cannot be read as data ({why})", where=where, fix=fix)
 
