@@ -14,6 +14,7 @@ import pyarrow as pa
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.protocol import ID_NAMES, Source, one_meaning, pick, split_of
 from influence_cli.data.sources.tabular import read_text_file, shape_table
+from influence_cli.data.tables import check_regular
 from influence_cli.errors import ManifestError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
@@ -67,6 +68,7 @@ def _names_files(path: Path) -> bool:
     """Whether it is there and says which images it describes; other tables may have the same name."""
     if not path.is_file():
         return False
+    check_regular(str(path))
     with path.open("rb") as handle:
         return FILE.encode() in handle.readline(1 << 20)
 
