@@ -20,7 +20,6 @@ from influence_cli.errors import DamagedModel, ModelError
 from influence_cli.model.hub_config import read_hub_config
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, is_model
-from influence_cli.model.torch_files import read_torch_file
 from influence_cli.store.files import DamagedFile, file_digest
 from influence_cli.store.lfs import FIX, WHAT, is_pointer
 from influence_cli.store.sealed import read_weights_metadata, tensor_digest
@@ -65,6 +64,8 @@ def find_checkpoint(locator: str) -> tuple[Checkpoint, dict[str, Any] | None]:
                 raise DamagedFile("its metadata say of no model that can be built")
             return Checkpoint(locator, (path,), digest), carried or own
         if path.suffix in TORCH_SUFFIXES:
+            from influence_cli.model.torch_files import read_torch_file  # for these alone: it takes its time
+
             _check_zip(path)
             found = read_torch_file(path)
             refusal = None if found is None else found.refusal(path.name, locator)

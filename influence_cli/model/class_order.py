@@ -7,7 +7,6 @@ not have come last.
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -109,6 +108,8 @@ def _of_file(path: Path) -> tuple[str, ...]:
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"the class map cannot be read ({error})", where=where, fix=HOW) from error
     if path.suffix.lower() in (".csv", ".tsv"):
+        import csv
+
         lines = text.splitlines()
         rows = list(csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
         return _of_columns([row for row in rows if row], where)
