@@ -90,17 +90,18 @@ def likely_orders(classes: tuple[str, ...] | None) -> dict[str, list[int]]:
 def _order_said(run: Run, found: Matching) -> str:
     """What is said of another order, with the flag that puts it right."""
     assert run.model is not None
-    classes = run.manifest.classes
-    named = [str(k) for k in range(len(found.outputs))] if classes is None else list(classes)[: len(found.outputs)]
-    word = next((w for w, o in likely_orders(classes).items() if tuple(o)[: len(found.outputs)] == found.outputs), None)
-    by_output = [named[k] for k in np.argsort(found.outputs, kind="stable").tolist()]
+    classes, order = run.manifest.classes, run.model.order
+    outputs = found.outputs if order is None else tuple(order[k] for k in found.outputs)  # as the weights have them
+    named = [str(k) for k in range(len(outputs))] if classes is None else list(classes)[: len(outputs)]
+    word = next((w for w, o in likely_orders(classes).items() if tuple(o)[: len(outputs)] == outputs), None)
+    by_output = [named[k] for k in np.argsort(outputs, kind="stable").tolist()]
     some = json.dumps(by_output[:SHOWN_CLASSES], ensure_ascii=False) + ("..." if len(by_output) > SHOWN_CLASSES else "")
+    how = "their order seems to be" if word is None else f"their order seems to be the {word} one:"
     fix = f"pass {FLAG} FILE with the names in the checkpoint's order as a JSON list"
-    how = "their order seems to be"
-    if run.inputs.class_map is not None:
-        fix = f"correct {FLAG}"
-    elif word is not None and run.model.order is None:
-        fix, how = f"pass {FLAG} {word}", f"their order seems to be the {word} one:"
+    if word is not None:
+        fix = f"pass {FLAG} {word}"
+    elif outputs == tuple(range(len(outputs))):
+        fix = f"leave {FLAG} out"
     return (
         f"the checkpoint's classes seem to stand in another order than the manifest's: {found.as_it_is:.1%} of a "
         f"class's rows are predicted right as they stand, and {found.by_order:.1%} in another order; {how} {some}; "

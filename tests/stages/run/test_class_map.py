@@ -74,6 +74,13 @@ def test_another_order_is_said_with_the_flag_that_puts_it_right(text_sorted: tup
     assert json.dumps(list(NATURAL)) in said
     assert "18.2% of a class's rows" in said  # 0 and 1 stand where they did
     assert "100.0% in another order" in said
+    wrong = [*NATURAL[3:], *NATURAL[:3]]
+    score(job_of(*text_sorted, None, model="linear", class_map=wrong, listener=heard))
+    assert "--class-map natural" in heard.warnings[-1]
+    assert json.dumps(list(NATURAL)) in heard.warnings[-1]
+    same = write(table_of(NATURAL), text_sorted[0].with_name("same.parquet"))
+    score(job_of(same, text_sorted[1], None, model="linear", class_map=wrong, listener=heard))
+    assert "leave --class-map out" in heard.warnings[-1]
 
 
 @pytest.mark.parametrize("given", ["natural", list(NATURAL), {name: k for k, name in enumerate(NATURAL)}], ids=str)
