@@ -85,6 +85,7 @@ class RunOptions(TypedDict, total=False):
     group: str
     input_size: int | None
     num_classes: int | None
+    class_map: str | list[str] | dict[str, int] | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     interpolation: str | None
@@ -290,10 +291,10 @@ def curate(
 def retrain(manifest: Any, output: str, **options: Any) -> dict[str, Any]:
     """Train and compare, as ``influence retrain``; returns what it writes to ``output``/metrics.json.
 
-    ``options``: ``model`` or ``task``, ``label``, ``group``, ``input_size``, ``num_classes``, ``mean``, ``std``,
-    ``skip_bad``; ``against``, ``arms`` (name -> manifest), ``test``, ``init``, ``seeds``, ``seed``, ``calibration``,
-    ``keep_checkpoints``, ``pretrained``, ``device``; and the fields of a recipe: ``epochs``, ``lr``, ``batch_size``,
-    ``optimizer``, ``momentum``, ``weight_decay``, ``schedule``, ``augment``.
+    ``options``: ``model`` or ``task``, ``label``, ``group``, ``input_size``, ``num_classes``, ``class_map``, ``mean``,
+    ``std``, ``skip_bad``; ``against``, ``arms`` (name -> manifest), ``test``, ``init``, ``seeds``, ``seed``,
+    ``calibration``, ``keep_checkpoints``, ``pretrained``, ``device``; and the fields of a recipe: ``epochs``, ``lr``,
+    ``batch_size``, ``optimizer``, ``momentum``, ``weight_decay``, ``schedule``, ``augment``.
     """
     from influence_cli.model.train.recipe import Recipe
     from influence_cli.stages.retrain.request import RetrainRequest

@@ -73,6 +73,10 @@ class Inputs:
     )
     input_size: int | None = option(None, "Height and width of the model's input.", MODEL, least=1)
     num_classes: int | None = option(None, "Number of classes.", MODEL, least=2, after="crop")
+    class_map: Any = option(  # a path, names in order, or numbers by name
+        None, "The checkpoint's classes in its order: FILE, natural, text or checkpoint.", MODEL,
+        metavar="FILE", path=True,
+    )  # fmt: skip
     mean: Any = option(  # tuple[float, ...] | None, once made
         None, "Mean of the pixels, in [0, 1].", RUNS_AND_RETRAIN, metavar="X[,X,X]", after="input_size"
     )

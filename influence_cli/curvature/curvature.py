@@ -14,7 +14,6 @@ summed is in float64 too, unless ``over`` asks for products in float32.
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Iterator
 
@@ -46,6 +45,7 @@ from influence_cli.model.decoded import Batches, DecodedBatches
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.examples import batches, chunked, from_all_over, move, to_input
 from influence_cli.model.named_tensors import mapped
+from influence_cli.model.own_module import copied
 from influence_cli.model.parameters import named_views, select_parameters
 from influence_cli.model.spec import ModelSpec
 
@@ -82,7 +82,7 @@ class Curvature:
         self.factor: dict[str, Floats] = {}
         self.interim: Interim = FORGETFUL
         self.dtype = DTYPES[precision]
-        self._open = lambda: Point(copy.deepcopy(model), params, dropout, precision, self.device)
+        self._open = lambda: Point(copied(model), params, dropout, precision, self.device)
         self._at_this_point = functools.partial(
             Curvature, model, spec, params=params, dropout=dropout, device=device, batch_size=batch_size,
             workers=workers, way=way,

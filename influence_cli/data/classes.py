@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from influence_cli.data.partitions import folder_of
 from influence_cli.data.tables import read_schema
 from influence_cli.errors import ManifestError, nearest
+from influence_cli.store.lfs import FIX, WHAT, is_pointer
 
 Names = Sequence[str]
 CLEAN = "clean_label"  # column of a manifest: the true labels, where they are known
@@ -27,6 +28,8 @@ SHOWN = 10  # names in a message
 
 def read_names(stored: bytes, where: str) -> tuple[str, ...]:
     """The names of classes 0, 1, ... as a manifest holds them: a list in JSON.  Raises ManifestError: they are none."""
+    if is_pointer(stored):
+        raise ManifestError(WHAT, where=where, fix=FIX)
     try:
         names = json.loads(stored)
     except ValueError:

@@ -26,7 +26,7 @@ from influence_cli.data.payloads import payload_batches, payload_keys, read_payl
 from influence_cli.data.row_checks import SKIPPED, BadRow, RowChecks, checked_columns
 from influence_cli.data.tables import concatenated, read_parquet, read_schema
 from influence_cli.errors import ManifestError
-from influence_cli.store.arrow import values_of
+from influence_cli.store.arrow import array_of, values_of
 from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.keys import Keys, digest_of_sorted, fingerprint, row_keys
 from influence_cli.store.shards import positions
@@ -104,7 +104,7 @@ class Manifest:
             if low == high:
                 continue
             chosen = wanted[low:high]
-            values = kind.stored(batch.take(pa.array(chosen - first)), self.folder)
+            values = kind.stored(batch.take(array_of(chosen - first)), self.folder)
             for row, value in zip(chosen.tolist(), values, strict=True):
                 yield row, read_payload(value, functools.partial(self.place, row, kind.column))
 

@@ -17,6 +17,7 @@ from influence_cli.data.tables import read_batches
 from influence_cli.errors import ManifestError
 from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.keys import KEY_BYTES, Keys, stack
+from influence_cli.store.lfs import FIX, WHAT, is_pointer
 
 
 def payload_batches(files: Sequence[Path], kind: Kind) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -76,7 +77,8 @@ def _key(
         return found, {}
     try:
         payload = read_payload(stored, functools.partial(checks.place, row, kind.column))
-        bad = kind.fault(payload)
+        pointer = isinstance(payload, bytes) and is_pointer(payload)
+        bad = BadPayload(WHAT, FIX) if pointer else kind.fault(payload)
     except ManifestError as error:
         payload, bad = None, BadPayload(error.what, error.fix)
     if bad is not None:

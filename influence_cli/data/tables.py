@@ -25,6 +25,7 @@ from influence_cli.data.plain_types import plain_batch, plain_schema, plain_tabl
 from influence_cli.errors import ManifestError
 from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import KEY_BYTES, canonical_json
+from influence_cli.store.lfs import FIX, WHAT, is_pointer
 from influence_cli.store.parquet import read_parquet_batches, read_parquet_schema, read_parquet_table
 
 PROVENANCE_KEY = b"influence"
@@ -95,7 +96,9 @@ def parquet_in(folder: Path) -> list[Path]:
 
 
 def check_regular(path: str) -> None:
-    """Refuse a pipe or a device in place of a table, which is read more than once; let what is not there pass.
+    """Refuse a pipe or a device in place of a table, which is read more than once, and a Git LFS pointer.
+
+    What is not there passes.
 
     Raises:
         ManifestError: it is one.
@@ -104,6 +107,8 @@ def check_regular(path: str) -> None:
     if where.exists() and not where.is_file():
         what = "a folder" if where.is_dir() else "a pipe, a socket or a device"
         raise ManifestError(f"{what} where a file is needed", where=path, fix="give a file, or pipe Parquet into -")
+    if is_pointer(where):
+        raise ManifestError(WHAT, where=path, fix=FIX)
 
 
 def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:

@@ -47,6 +47,7 @@ def differentiable_kernels(recurrent: bool = False) -> Iterator[None]:
             stack.enter_context(warnings.catch_warnings())  # about torch's own doings, here and on leaving
             warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
             warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+            warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet")
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if recurrent:
                 stack.enter_context(torch.backends.mkldnn.flags(enabled=False))

@@ -27,14 +27,19 @@ OfBlock = Callable[[Block], Tensor]  # a block of b rows to its part of their va
 OfBlocks = Callable[[list[Block]], Tensor]  # the blocks of b rows to their values, float64 [b]
 Direction = dict[str, Tensor]  # shaped like the selected parameters, by name
 NAMED = 6  # parameters that a message names
+SMALLEST = 5e-324  # the least number above 0: not nothing, and not known to any digit
 
 
 class RowValues:
     """Values at a point; the layers are planned on the first batch that has usable rows."""
 
-    def __init__(self, point: Point, loss: RowLoss, functions: Sequence[OfBlocks]) -> None:
-        """``functions`` are one for every value that is asked for."""
-        self.point, self.loss, self.functions = point, loss, functions
+    def __init__(self, point: Point, loss: RowLoss, functions: Sequence[OfBlocks], quadratic: bool = False) -> None:
+        """``functions`` are one for every value that is asked for; ``quadratic``: each is a quadratic form.
+
+        Such a form is taken of the gradient over its slope's power of two, and multiplied by the square of that: of a
+        row that is predicted with certainty the gradient has no square in float32.
+        """
+        self.point, self.loss, self.functions, self.quadratic = point, loss, functions, quadratic
         self.layers: Layers | None = None
 
     def of(self, x: Tensor, labels: Tensor) -> Tensor:
@@ -46,9 +51,11 @@ class RowValues:
         found = torch.full((len(x), len(self.functions)), torch.nan, dtype=torch.float64, device=x.device)
         if not self.ready(x):
             return found
-        logits, blocks = self.blocks(x, labels)
+        sizes = list[Tensor]()
+        logits, blocks = self.blocks(x, labels, sizes if self.quadratic else None)
         for k, function in enumerate(self.functions):
-            found[:, k] = function(blocks)
+            value = function(blocks)
+            found[:, k] = scaled_back(value, sizes[0].to(value.device)) if sizes else value
         found[~torch.isfinite(logits).all(1)] = torch.nan
         return found
 
@@ -65,10 +72,21 @@ class RowValues:
                 self.layers = self._planned(x[usable])
         return self.layers is not None
 
-    def blocks(self, x: Tensor, labels: Tensor) -> tuple[Tensor, list[Block]]:
-        """Logits [b, C], and the blocks of the rows' loss gradients; the layers must be known."""
+    def blocks(self, x: Tensor, labels: Tensor, sizes: list[Tensor] | None = None) -> tuple[Tensor, list[Block]]:
+        """Logits [b, C], and the blocks of the rows' loss gradients; the layers must be known.
+
+        With a list of ``sizes``, of the gradients over a size of each row [b], which is appended to it.
+        """
         assert self.layers is not None
-        return self.layers.of_rows(x, lambda z: slopes(self.loss, z, labels).to(z.dtype))
+
+        def slope(z: Tensor) -> Tensor:
+            if sizes is None:
+                return slopes(self.loss, z, labels).to(z.dtype)
+            over, size = slopes_over_size(self.loss, z, labels)
+            sizes.append(size)
+            return over.to(z.dtype)
+
+        return self.layers.of_rows(x, slope)
 
     def _planned(self, x: Tensor) -> Layers:
         layers = Layers(self.point, x)
@@ -94,6 +112,33 @@ def slopes(loss: RowLoss, logits: Tensor, labels: Tensor) -> Tensor:
         return loss_slope(lambda z: loss.rows(z, labels))(logits).double()
     p = logits.double().softmax(1).scatter(1, labels[:, None], 0.0)
     return p.scatter(1, labels[:, None], -p.sum(1, keepdim=True))
+
+
+def slopes_over_size(loss: RowLoss, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """``slopes`` over a size of each row, float64 [n, C], and these sizes [n]: powers of two, which round nothing.
+
+    Where the other classes' probabilities are below float64 too, the size is their sum, which may then be 0.
+    """
+    a = slopes(loss, logits, labels)
+    largest = a.abs().amax(1)
+    usual = torch.isfinite(largest) & (largest > 0)
+    exponent = torch.where(usual, torch.frexp(largest).exponent, 0)
+    size = torch.pow(torch.tensor(2.0, dtype=torch.float64, device=a.device), exponent.double())
+    a = a / size[:, None]
+    certain = (largest < torch.finfo(torch.float64).tiny) & (logits.shape[1] > 1)
+    if isinstance(loss, CrossEntropy) and bool(certain.any()):
+        z = logits[certain].double()
+        others = z.scatter(1, labels[certain][:, None], -torch.inf)
+        a[certain] = others.softmax(1).scatter(1, labels[certain][:, None], -1.0)
+        size[certain] = (others.logsumexp(1) - z.logsumexp(1)).exp()
+    return a, size
+
+
+def scaled_back(value: Tensor, size: Tensor) -> Tensor:
+    """Quadratic forms [n] of gradients over their sizes [n] as those of the gradients; never 0 where they are not."""
+    found = value * size * size
+    least = torch.copysign(torch.full_like(value, SMALLEST), value)
+    return torch.where((found == 0) & (value != 0), least, found)
 
 
 def sum_over(of_block: OfBlock) -> OfBlocks:
@@ -122,7 +167,7 @@ class DenseForm:
 
     def _columns(self, blocks: list[Block], rows: slice) -> NDArray[np.float64]:
         g = {name: value for block in blocks for name, value in block.gradients(rows).items()}
-        return torch.cat([g[name].flatten(1) for name in self.names], 1).T.double().cpu().numpy()
+        return torch.cat([g[name].reshape(len(g[name]), -1) for name in self.names], 1).T.double().cpu().numpy()
 
 
 def row_directions(point: Point, x: Tensor, labels: Tensor, loss: RowLoss) -> tuple[Tensor, list[Direction]]:

@@ -105,6 +105,18 @@ class LiSSA(ByProducts):
         said += "little curvature is scored as ip scores it (raise --set lissa.depth or lissa.damping)"
         return [] if residual <= 0.5 else [said]
 
+    def notes(self, facts: Facts) -> list[str]:
+        """That the series is cut off, and what that does."""
+        if "implied_damping" not in facts:
+            return []
+        implied, given = facts["implied_damping"], facts["damping"] + facts["l2"]
+        said = f"its series is cut off after {facts['depth']:,} minibatches, which acts like {implied:.3g} more damping"
+        if implied > given:
+            said += f": more than l2 and damping ({given:.3g}), so that scores lean towards those of ip"
+        else:
+            said += f": no more than l2 and damping ({given:.3g})"
+        return [said]
+
     def _rules(self, rows: int, damping: float | None) -> series_mean.Rules:
         given = (self.dampen or 0.0, self.series_scale, self.depth, self.repeats, self.tail, self.seed)
         return series_mean.Rules(rows, self.batch, self.l2 or 0.0, damping, *given)

@@ -133,13 +133,14 @@ class RowValue:
     """A value of every row's own gradient g_i, stored by payload and label; methods whose ``about`` is equal share it.
 
     A sum over blocks of ``of_block``, or g_i^T P g_i with P of the method named ``solver``: it has the options of that
-    method in the run, but for ``options``.
+    method in the run, but for ``options``.  ``quadratic``: of c g_i it is c^2 times that of g_i, as g_i^T P g_i is.
     """
 
     about: Facts  # what it is, for its fingerprint
     of_block: Callable[[Block], Tensor] | None = None
     solver: str | None = None
     options: Facts = field(default_factory=dict)
+    quadratic: bool = False
 
 
 @dataclass(frozen=True)
@@ -232,13 +233,14 @@ def weighted_mean(members: list[Floats], weights: Sequence[float]) -> Floats:
 
 
 def over_own_size(scores: Floats, values: Floats) -> Floats:
-    """Scores s / sqrt(v); 0 where v is 0, NaN where it is negative or not finite.
+    """Scores s / sqrt(v); 0 where v is 0, NaN where it is negative, not finite, or too small to be divided by.
 
-    >>> over_own_size(np.array([3.0, 0.0, 1.0]), np.array([4.0, 0.0, -1.0])).tolist()
-    [1.5, 0.0, nan]
+    >>> over_own_size(np.array([3.0, 0.0, 1.0, 1e-200]), np.array([4.0, 0.0, -1.0, 5e-324])).tolist()
+    [1.5, 0.0, nan, nan]
     """
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(values == 0.0, 0.0 * scores, scores / np.sqrt(values))
+        known = values >= np.finfo(np.float64).tiny  # below, most digits are lost
+        return np.where(values == 0.0, 0.0 * scores, np.where(known, scores / np.sqrt(values), np.nan))
 
 
 @dataclass(frozen=True)

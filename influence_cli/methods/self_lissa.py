@@ -60,4 +60,4 @@ class SelfLiSSA(RowMethod):
 
 def self_influence(solver: str, **options: float) -> RowValue:
     """g_i^T P g_i with the P of a method with curvature."""
-    return RowValue({"value": f"self-influence by {solver}", "revision": 1}, None, solver, options)
+    return RowValue({"value": f"self-influence by {solver}", "revision": 2}, None, solver, options, quadratic=True)

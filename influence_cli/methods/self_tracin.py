@@ -27,7 +27,7 @@ class SelfTracIn(RowMethod):
 
     def row_value(self, relative: bool = False) -> RowValue:
         """|g_i|^2."""
-        return RowValue({"value": "squared gradient norm", "revision": 1}, self.of_block)
+        return RowValue({"value": "squared gradient norm", "revision": 2}, self.of_block, quadratic=True)
 
     def of_block(self, block: Block) -> Tensor:
         """|g_i|^2 of one block, float64 [b]."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_cli.errors import ModelError, disk_full, nearest
+from influence_cli.events import SILENT, Listener
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.examples import blank_input
 from influence_cli.model.named_tensors import as_argument
@@ -77,12 +78,40 @@ class MLP(nn.Module):
         return self.head(x)
 
 
+class OutputOrder:
+    """A forward hook that puts a model's logits into the order of the classes."""
+
+    def __init__(self, order: tuple[int, ...]) -> None:
+        """``order`` says which output each class is."""
+        self.order = order
+
+    def __call__(self, model: nn.Module, args: Any, out: Any) -> Any:
+        """Logits [n, C], class by class; anything else is refused where logits are asked for.
+
+        Raises:
+            ModelError: there are not as many outputs as classes.
+        """
+        if not isinstance(out, Tensor) or out.ndim != 2:
+            return out
+        if out.shape[1] != len(self.order):
+            what = f"the model has {out.shape[1]} outputs, and --class-map names {len(self.order)} classes"
+            raise ModelError(what, fix="name every output, in order")
+        return out.index_select(1, torch.tensor(self.order, device=out.device))
+
+
 def build_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
-    """An untrained model (or timm's pretrained one) for a spec.
+    """An untrained model (or timm's pretrained one) for a spec, with its logits in the order of the classes.
 
     Raises:
         ModelError: the name is unknown, or the architecture refuses the input.
     """
+    model = _build(spec, pretrained)
+    if spec.order is not None:
+        model.register_forward_hook(OutputOrder(spec.order))
+    return model
+
+
+def _build(spec: ModelSpec, pretrained: bool) -> nn.Module:
     if spec.task is not None:
         return spec.task.build()
     if is_own(spec.name):  # code is made a task where it is named; a name alone is data
@@ -130,14 +159,16 @@ def _no_pretrained(name: str, error: Exception) -> ModelError:
     return ModelError(f"the pretrained weights of {name} cannot be had ({type(error).__name__}: {why})", fix=fix)
 
 
-def load_model(spec: ModelSpec, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> nn.Module:
+def load_model(
+    spec: ModelSpec, checkpoint: Checkpoint, dtype: torch.dtype | None = None, listener: Listener = SILENT
+) -> nn.Module:
     """The model of a spec with a checkpoint's weights, in evaluation mode; with ``dtype`` read into that precision.
 
     Raises:
         ModelError: the checkpoint does not fit; names tensors, expected and found shapes.
     """
     model = in_precision(build_model(spec), dtype)
-    model = load_weights(model, checkpoint, spec.name) if checkpoint.files else model.eval()
+    model = load_weights(model, checkpoint, spec.name, listener) if checkpoint.files else model.eval()
     check_input(model, spec)
     return model
 

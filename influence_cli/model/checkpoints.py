@@ -1,8 +1,9 @@
 """Finding weights as people have them, and naming what is in them, and those that a training left on its way to them.
 
-A checkpoint is a run folder of ``retrain``, a safetensors file, a folder or index of sharded safetensors, or a torch
-file (read as data only).  The digest of safetensors covers names, dtypes, shapes and values, whatever the sharding and
-the metadata; that of a torch file covers its bytes.  Nothing here imports torch.
+A checkpoint is a run folder of ``retrain``, a folder of the Hugging Face hub, a safetensors file, a folder or index of
+sharded safetensors, or a torch file (read as data only).  The digest covers names, dtypes, shapes and values, whatever
+the kind of file, the sharding and what else is in it; that of a torch file whose tensors only torch can read covers its
+bytes.  Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from influence_cli.errors import DamagedModel, ModelError
+from influence_cli.model.hub_config import read_hub_config
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, is_model
 from influence_cli.store.files import DamagedFile, file_digest
+from influence_cli.store.lfs import FIX, WHAT, is_pointer
 from influence_cli.store.sealed import read_weights_metadata, tensor_digest
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -48,6 +51,7 @@ def find_checkpoint(locator: str) -> tuple[Checkpoint, dict[str, Any] | None]:
     if not path.is_file():  # what would be waited for, such as a pipe, is none either
         what = "the checkpoint is no regular file" if path.exists() else "no such checkpoint"
         raise ModelError(what, where=locator, fix="pass --checkpoint PATH")
+    _refuse_pointer(path)
     try:
         if path.name.endswith(INDEX_SUFFIX):
             files = _shards(path, locator)
@@ -60,11 +64,38 @@ def find_checkpoint(locator: str) -> tuple[Checkpoint, dict[str, Any] | None]:
                 raise DamagedFile("its metadata say of no model that can be built")
             return Checkpoint(locator, (path,), digest), carried or own
         if path.suffix in TORCH_SUFFIXES:
+            from influence_cli.model.torch_files import read_torch_file  # for these alone: it takes its time
+
             _check_zip(path)
-            return Checkpoint(locator, (path,), file_digest(path)), carried
+            found = read_torch_file(path)
+            refusal = None if found is None else found.refusal(path.name, locator)
+            if refusal is not None:
+                raise refusal
+            digest = None if found is None else found.digest
+            return Checkpoint(locator, (path,), digest or file_digest(path)), carried
     except DamagedFile as error:
         raise DamagedModel(f"the checkpoint is damaged ({error})", where=locator, fix="copy it again") from error
     raise ModelError(f"unknown kind of checkpoint {path.suffix!r}", where=locator, fix="use .safetensors, .pt or .pth")
+
+
+def find_model(locator: str, own_code: bool = False) -> tuple[Checkpoint, dict[str, Any] | None]:
+    """The same; where weights say nothing of their model, what the hub's ``config.json`` beside them says of it.
+
+    With ``own_code`` the model is the user's, and a ``config.json`` says nothing of that.
+
+    Raises:
+        ModelError: as ``find_checkpoint``, and where that file cannot be read.
+    """
+    checkpoint, carried = find_checkpoint(locator)
+    if carried is None and not own_code:
+        carried = read_hub_config(checkpoint.files[0].parent)
+    return checkpoint, carried
+
+
+def _refuse_pointer(path: Path) -> None:
+    """Refuse a file that Git LFS has not downloaded (ModelError)."""
+    if is_pointer(path):
+        raise ModelError(WHAT, where=str(path), fix=FIX)
 
 
 def _in_folder(folder: Path, locator: str) -> tuple[Path, dict[str, Any] | None]:
@@ -103,6 +134,8 @@ def _shards(index: Path, locator: str) -> tuple[Path, ...]:
     lost = next((file for file in files if not file.exists()), None)
     if lost is not None:
         raise ModelError(f"a shard is missing: {lost.name}", where=locator, fix="copy it beside the index")
+    for file in files:
+        _refuse_pointer(file)
     return files
 
 

@@ -5,7 +5,6 @@ A loss is known by its values on fixed logits (``losses.loss_name``), a model by
 
 from __future__ import annotations
 
-import copy
 import importlib
 import sys
 from collections.abc import Callable
@@ -47,11 +46,15 @@ class Task:
         """A model to work with: made anew, or a copy of the module.  Raises ModelError: it is no module."""
         from torch import nn
 
-        ready = isinstance(self.model, nn.Module)
-        made = copy.deepcopy(self.model) if ready else _called(self.model, "the task's model")
+        from influence_cli.model.own_module import copied, plain_module, refuse_wrappers
+
+        if isinstance(self.model, nn.Module):
+            refuse_wrappers(self.model)
+            return plain_module(copied(self.model))
+        made = _called(self.model, "the task's model")
         if not isinstance(made, nn.Module):
             raise ModelError(f"the task's model is a {type(made).__name__}, not a torch module", fix="give nn.Module")
-        return made
+        return plain_module(made)
 
     def input(self, payload: Any) -> NDArray[Any] | dict[str, NDArray[Any]]:
         """One row's input as an array, or as arrays by name.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -11,11 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from influence_cli.errors import DamagedModel, ModelError
+from influence_cli.events import SILENT, Listener
 from influence_cli.model.checkpoints import Checkpoint
+from influence_cli.model.plain_data import plain_data
+from influence_cli.model.torch_files import find_state_dict, refused_code
 
-# where training scripts put the state dict, best first; EMA weights only where there is nothing else
-NESTED = ("state_dict", "model_state_dict", "model", "net", "params", "state_dict_ema", "model_ema", "ema")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "classifier.", "ema.")
+PROFILERS = ("total_ops", "total_params")  # last parts of names that thop leaves in a model that it has counted
 SHOWN = 5
 
 
@@ -31,27 +33,32 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
         except (SafetensorError, OSError, RuntimeError, ValueError) as error:
             what = f"the checkpoint cannot be read ({error})"
             raise DamagedModel(what, where=checkpoint.locator, fix="copy it again") from error
-    try:
-        loaded = torch.load(checkpoint.files[0], map_location="cpu", weights_only=True)
-    except Exception as error:
-        fix = "save model.state_dict() with torch.save, or as safetensors; pickled code is never run"
-        raise ModelError("the checkpoint cannot be read as data", where=checkpoint.locator, fix=fix) from error
-    found = _state_dict(loaded)
+    with torch.serialization.safe_globals(plain_data()):
+        try:
+            loaded = torch.load(checkpoint.files[0], map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise _unreadable(checkpoint, error) from error
+    found = find_state_dict(loaded, Tensor)
     if found is None:
         held = f"it holds {', '.join(map(str, list(loaded)[:SHOWN]))}" if isinstance(loaded, dict) else "it is no dict"
         what = f"no state dict in the checkpoint: {held}"
         raise ModelError(what, where=checkpoint.locator, fix="save model.state_dict()")
-    return found
+    return found[0]
 
 
-def _state_dict(loaded: Any, depth: int = 0) -> dict[str, Tensor] | None:
-    """The first dict of tensors by name, at the top or under one of the usual keys, up to three deep."""
-    if not isinstance(loaded, dict) or depth > 3:
-        return None
-    if loaded and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
-        return loaded
-    inner = (_state_dict(loaded.get(key), depth + 1) for key in NESTED)
-    return next((found for found in inner if found is not None), None)
+def _unreadable(checkpoint: Checkpoint, error: Exception) -> ModelError:
+    """Why torch does not read a file; of one of before torch 1.6 only torch says which code it asks for."""
+    file, where = checkpoint.files[0], checkpoint.locator
+    named = re.findall(r"GLOBAL ([\w.]+)", str(error))
+    if named:
+        found = refused_code(named[:1], None, file.name, where)
+        found.fix = "where you trust the file, load it with weights_only=False and save its state dict alone"
+        return found
+    said = re.search(r"WeightsUnpickler error: (.+)", str(error))
+    why = said[1][:200] if said else "it is damaged, or no file that torch.save wrote"
+    why = str(error.strerror) if isinstance(error, OSError) else why
+    fix = "save model.state_dict() with torch.save, or as safetensors; pickled code is never run"
+    return ModelError(f"the checkpoint cannot be read as data ({why})", where=where, fix=fix)
 
 
 def without_prefix(weights: dict[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
@@ -69,19 +76,72 @@ def without_prefix(weights: dict[str, Tensor], expected: Iterable[str]) -> dict[
     return best
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str) -> nn.Module:
-    """The model with a checkpoint's weights, in evaluation mode.
+def without_counts(weights: dict[str, Tensor], expected: Iterable[str]) -> tuple[dict[str, Tensor], int]:
+    """The weights without what a profiler left among them, and how many those are."""
+    wanted = set(expected)
+    left = {k for k in weights if k.rpartition(".")[2] in PROFILERS and k not in wanted}
+    return {k: v for k, v in weights.items() if k not in left}, len(left)
+
+
+def with_weight_norm(weights: dict[str, Tensor], expected: Iterable[str]) -> tuple[dict[str, Tensor], int]:
+    """The weights with each pair (g, v) of weight norm as the model holds it, and how many were made one weight.
+
+    torch has two forms of it, ``weight_g`` with ``weight_v`` and a parametrization; a model without weight norm has
+    the product w = g v / |v|, which is the same function.
+    """
+    wanted, found, folded = set(expected), dict(weights), 0
+    for g, v, old, new, plain in list(_pairs(weights)):
+        held = next((pair for pair in (old, new) if pair[0] in wanted), None)
+        if g in wanted or (held is None and plain not in wanted):
+            continue
+        scale, direction = found.pop(g), found.pop(v)
+        if held is not None:
+            found |= dict(zip(held, (scale, direction), strict=True))
+        else:
+            own = {k for k, many in enumerate(scale.shape) if many > 1}
+            over = [k for k in range(direction.ndim) if k not in own]
+            size = torch.linalg.vector_norm(direction, dim=over or None, keepdim=scale.ndim > 0)
+            found[plain] = direction * (scale / size)
+            folded += 1
+    return found, folded
+
+
+def _pairs(weights: dict[str, Tensor]) -> Iterable[tuple[str, str, tuple[str, str], tuple[str, str], str]]:
+    """(g, v) as a file names them, and what the old form, the new form and the plain weight are called."""
+    for name in weights:
+        before, dot, last = name.rpartition(".")
+        if last.endswith("_g"):
+            plain, other = last[:-2], f"{before}{dot}{last[:-2]}_v"
+        elif last == "original0":
+            before, _, plain = before.rpartition(".")
+            before = before.removesuffix("parametrizations").removesuffix(".")
+            dot, other = "." if before else "", name[:-1] + "1"
+        else:
+            continue
+        if other in weights:
+            start = f"{before}{dot}"
+            new = (f"{start}parametrizations.{plain}.original0", f"{start}parametrizations.{plain}.original1")
+            yield name, other, (f"{start}{plain}_g", f"{start}{plain}_v"), new, f"{start}{plain}"
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str, listener: Listener = SILENT) -> nn.Module:
+    """The model with a checkpoint's weights, in evaluation mode; what is left out or made of others is said.
 
     Raises:
         ModelError: the checkpoint does not fit; names tensors, expected and found shapes.
     """
     expected = model.state_dict()
-    weights = without_prefix(read_weights(checkpoint), expected)
+    weights, counts = without_counts(without_prefix(read_weights(checkpoint), expected), expected)
+    weights, folded = with_weight_norm(weights, expected)
     misfit = _misfit(expected, weights, checkpoint, name)
     if misfit is not None:
         raise misfit
     _refuse_not_finite(model, weights, checkpoint)
     model.load_state_dict(weights, strict=False)
+    if counts:
+        listener.note(f"{counts} values that a profiler left ({', '.join(PROFILERS)}) are no part of the weights")
+    if folded:
+        listener.note(f"weight norm of the checkpoint is multiplied out, as the model has none: {folded} weights")
     return model.eval()
 
 

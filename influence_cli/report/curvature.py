@@ -32,13 +32,12 @@ def _by_tensors(f: Facts, options: Facts) -> str:
 
 
 def _by_series(f: Facts, options: Facts) -> str:
-    implied, residual = f["implied_damping"], f.get("residual")
-    more = " (more than l2 and damping)" if implied > f["damping"] + f["l2"] else ""
+    residual = f.get("residual")
     left = "" if residual is None else f"; residual over all of these rows {residual:.2g} of the direction"
     again = ", after the series diverged at a tenth of it" if f["retried"] else ""
     return (
-        f"{_opening(f)}; c {f['series_scale']:.3g}{again}, {f['repeats']} x {f['depth']:,} batches of {f['batch']}, "
-        f"so that truncation damps by about {implied:.3g}{more}{left}; {_stationarity(f)}"
+        f"{_opening(f)}; c {f['series_scale']:.3g}{again}, {f['repeats']} x {f['depth']:,} batches of {f['batch']}"
+        f"{left}; {_stationarity(f)}"
     )
 
 

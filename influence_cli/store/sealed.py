@@ -14,6 +14,7 @@ from typing import Any
 
 from influence_cli.store.files import METADATA_KEY, DamagedFile, parsed_header, read_header, write_json
 from influence_cli.store.keys import canonical_json
+from influence_cli.store.lfs import FIX, WHAT, is_pointer
 
 CHECKSUM = "checksum"  # key of a JSON object: the digest of all its other keys
 WEIGHTS = "weights"  # key of what weights say of themselves: the digest of their tensors
@@ -43,6 +44,8 @@ def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
 
 def parsed_object(raw: bytes | str) -> dict[str, Any]:
     """A JSON object; DamagedFile where it is none, or has a checksum and is not as it was written."""
+    if is_pointer(raw.encode() if isinstance(raw, str) else raw):
+        raise DamagedFile(f"{WHAT}: {FIX}")
     try:
         value = json.loads(raw if isinstance(raw, str) else raw.decode())
     except (ValueError, RecursionError) as error:
@@ -81,12 +84,12 @@ def read_weights_metadata(path: Path, digest: str | None = None) -> dict[str, An
 
 def tensor_digest(paths: Sequence[Path]) -> str:
     """Hex digest of tensors' names, dtypes, shapes and values, not of metadata or sharding; or DamagedFile."""
-    return _digest([entry for path in paths for entry in _entries(path.read_bytes(), path.name)])
+    return digest_of_entries([entry for path in paths for entry in _entries(path.read_bytes(), path.name)])
 
 
 def serialized_digest(raw: bytes) -> str:
     """``tensor_digest`` of one file's bytes."""
-    return _digest(_entries(raw, "the serialized tensors"))
+    return digest_of_entries(_entries(raw, "the serialized tensors"))
 
 
 def _entries(raw: bytes, name: str) -> list[str]:
@@ -95,8 +98,7 @@ def _entries(raw: bytes, name: str) -> list[str]:
     header, start = parsed_header(raw)
     view = memoryview(raw)
     for tensor, (info, first, last) in _placed(header, len(raw) - start, name).items():
-        value = hashlib.blake2b(view[start + first : start + last], digest_size=16).hexdigest()
-        entries.append(canonical_json([tensor, info["dtype"], info["shape"], value]))
+        entries.append(tensor_entry(tensor, info["dtype"], info["shape"], view[start + first : start + last]))
     return entries
 
 
@@ -128,5 +130,11 @@ def _place(info: Any, tensor: str) -> tuple[dict[str, Any], int, int]:
     return info, first, last
 
 
-def _digest(entries: list[str]) -> str:
+def tensor_entry(name: str, dtype: str, shape: list[int], values: bytes | memoryview) -> str:
+    """What a digest takes of one tensor: its name, dtype and shape, and a digest of its values in order."""
+    return canonical_json([name, dtype, shape, hashlib.blake2b(values, digest_size=16).hexdigest()])
+
+
+def digest_of_entries(entries: list[str]) -> str:
+    """Hex digest of tensors, in whatever order."""
     return hashlib.blake2b("".join(sorted(entries)).encode(), digest_size=16, person=b"influence.w").hexdigest()

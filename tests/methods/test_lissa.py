@@ -197,6 +197,8 @@ def test_a_short_series_says_that_it_is_not_the_inverse(p1: Logistic) -> None:
     table = score(job)
     assert any("far from the inverse" in warning for warning in heard.warnings)
     assert any("more than l2 and damping" in note for note in heard.notes)
+    (said,) = [note for note in heard.notes if "cut off" in note]
+    assert said.startswith("lissa: its series is cut off after 2 minibatches, which acts like 10 more damping: more")
     assert np.corrcoef(column(table), column(score(p1.problem.job())))[0, 1] > 0.999  # those of ip
 
 

@@ -8,7 +8,7 @@ What differs in definition, and so is set alike here:
   converged depend on neither, so that the leading ones are compared.
 - It sums over the target rows of a batch; the mean is ours.
 
-    pip install 'influence-cli[peers]' && python -m pytest -m peers
+    pip install 'influence-cli[test,peers]' && python -m pytest -m peers
 """
 
 from __future__ import annotations

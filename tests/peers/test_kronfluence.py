@@ -6,7 +6,7 @@ What differs in definition, and so is set alike here:
 - Its default damping is 1e-8; None is a tenth of a layer's mean eigenvalue, which is ours.
 - It gives a score for every target row; their mean is ours.
 
-    pip install 'influence-cli[peers]' && python -m pytest -m peers
+    pip install 'influence-cli[test,peers]' && python -m pytest -m peers
 """
 
 from __future__ import annotations

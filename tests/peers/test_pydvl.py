@@ -9,7 +9,7 @@ What differs in definition, and so is set alike here:
 - Its conjugate gradients (0.10.0) solve only for as many target rows at once as there are parameters, and score the
   others 0 without a word (it pairs rows with one tolerance a parameter): it is given ten rows at a time.
 
-    pip install 'influence-cli[peers]' && python -m pytest -m peers
+    pip install 'influence-cli[test,pydvl]' && python -m pytest -m peers   # in an environment of its own: numpy below 2
 """
 
 from __future__ import annotations

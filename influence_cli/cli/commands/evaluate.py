@@ -82,6 +82,7 @@ def _sentinel(settings: Settings, result: ResultOptions, asked: EvaluateOptions,
         terminal(),
         remember=not result.dry_run,
         manifest=manifest_of_scores(settings)["manifest"],
+        class_map=settings.insisted("class_map"),
     )
     if result.dry_run:
         return show_plan(result, run, session)

@@ -35,7 +35,7 @@ PURPOSES: dict[str, tuple[str, ...]] = {
             "sheet",
         ),
     ),
-    "Model": ("model", "checkpoint", "num_classes", "input_size", "mean", "std", "interpolation", "crop"),
+    "Model": ("model", "checkpoint", "class_map", "num_classes", "input_size", "mean", "std", "interpolation", "crop"),
     "Scores": (
         *("method", "objective", "set", "params", "loss", "precision", "relative", "combine", "rows", "sketch_dim"),
         *("per_member", "per_target", "top"),

@@ -102,7 +102,12 @@ def reads(settings: Settings) -> list[Any]:
         from influence_cli.data.sources import is_saved
 
         found = [path for path in found if not is_saved(path)]
-    found += [path for name, path in named.items() if not (name in WEIGHTS and path and os.path.isdir(path))]
+    found += [
+        path
+        for name, path in named.items()
+        if not isinstance(path, tuple)  # names, as provenance holds them
+        and not (name in WEIGHTS and path and os.path.isdir(path))
+    ]
     found += [text.partition("=")[2] for text in settings.values.get("arm", [])]
     if settings.command in (SCORE, CURATE, EVALUATE):
         tables = [settings.source, *settings.more, *(settings.values.get(name) for name in TABLES)]

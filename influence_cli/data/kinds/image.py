@@ -20,6 +20,7 @@ from influence_cli.data.kinds.image_pixels import in_8_bits, is_deep, is_grey, m
 from influence_cli.data.kinds.protocol import BadPayload, InputSpec, Kind, is_text, read_file
 from influence_cli.errors import ManifestError
 from influence_cli.store.keys import payload_key
+from influence_cli.store.lfs import FIX, WHAT, is_pointer
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -90,6 +91,8 @@ class Image(Kind):
                 value = read_file(folder / value)
             except OSError as error:
                 raise BadPayload(f"cannot read {value} ({error.strerror})") from error
+        if is_pointer(value):
+            raise BadPayload(WHAT, FIX)
         try:
             self.shape(value, whole=True)
         except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
@@ -244,7 +247,7 @@ def open_image(data: bytes) -> PILImage:
     try:
         image = pillow.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except UnidentifiedImageError as error:  # its own text is the address of an object
-        raise ValueError("no known image format") from error
+        raise ValueError(f"{WHAT}: {FIX}" if is_pointer(data) else "no known image format") from error
     most = pillow.MAX_IMAGE_PIXELS
     if most is not None and image.width * image.height > most:
         raise ValueError(f"it has {image.width} x {image.height} pixels, more than {most:,}")

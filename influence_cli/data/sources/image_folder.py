@@ -20,6 +20,7 @@ from influence_cli.data.sources.protocol import ID_NAMES, LeftOut, Source, one_m
 from influence_cli.data.sources.tabular import shape_table
 from influence_cli.data.sources.text_files import read_text_file
 from influence_cli.data.splits import split_of
+from influence_cli.data.tables import check_regular
 from influence_cli.errors import ManifestError
 
 NAMES = ("metadata.csv", "metadata.jsonl")
@@ -99,6 +100,7 @@ def _names_files(path: Path) -> bool:
     """Whether it is there and says which images it describes; other tables may have the same name."""
     if not path.is_file():
         return False
+    check_regular(str(path))
     with path.open("rb") as handle:
         return FILE.encode() in handle.readline(1 << 20)
 

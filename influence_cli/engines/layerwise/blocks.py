@@ -105,7 +105,7 @@ class Block:
 
     def row_gradients(self, rows: slice = slice(None)) -> Tensor:
         """g_i flat in the order of the block's parameters, [b, d_block]."""
-        return torch.cat([g.flatten(1) for g in self.gradients(rows).values()], 1)
+        return torch.cat([g.reshape(len(g), -1) for g in self.gradients(rows).values()], 1)
 
     def squared_norms(self) -> Tensor:
         """|g_i|^2 for every row, float64 [b]; all calls summed before squaring."""

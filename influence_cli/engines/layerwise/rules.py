@@ -116,6 +116,8 @@ def rule_of(module: nn.Module) -> Rule | None:
     """The fast rule of a module whose forward is that of its torch class; None where it has none."""
     if getattr(module, "parametrizations", None) is not None:
         return None
+    if "weight" not in module._parameters:  # computed from others, as old-style weight norm does
+        return None
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq):
         return None
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:

@@ -118,6 +118,10 @@ class Preconditioned(Linear):
         """What in the facts of ``precondition`` or ``form`` should keep one from trusting the scores."""
         return []
 
+    def notes(self, facts: Facts) -> list[str]:
+        """What in the facts of ``precondition`` or ``form`` a reader of the scores has to know, a plain line each."""
+        return []
+
     def fit(self, curvature: Curvature) -> Factor:
         """What is expensive and the same for every direction."""
         raise NotImplementedError

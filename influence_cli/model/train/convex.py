@@ -13,6 +13,7 @@ from torch import nn
 
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.maths.softmax_regression import TOLERANCE, Regression, fit
+from influence_cli.model.class_order import reordered
 from influence_cli.model.examples import Examples, to_input
 from influence_cli.model.train.recipe import LBFGS, Recipe
 
@@ -45,7 +46,8 @@ def train_convex(model: nn.Module, data: Examples, recipe: Recipe) -> int:
     check_convex(recipe, data.spec.name)
     keep = np.flatnonzero(data.weights > 0)
     x = inputs_with_bias(data)[keep]
-    problem = Regression(x, data.labels[keep], data.weights[keep], data.spec.num_classes, recipe.weight_decay)
+    labels = reordered(data.labels[keep], data.spec.order)
+    problem = Regression(x, labels, data.weights[keep], data.spec.num_classes, recipe.weight_decay)
     model.double()
     found = fit(problem, parameters_of(model))
     if not found.converged:

@@ -132,6 +132,9 @@ def groups_of(train: Rows, column: str = GROUP) -> NDArray[np.int64] | None:
 def _check_classes(origin: dict[str, Any], manifest: Manifest, where: str) -> None:
     """Refuse a manifest whose classes have other names than when it was scored: the numbers of labels say less."""
     then = (origin.get("model") or {}).get("classes")
+    matched = (origin.get("model") or {}).get("order") is not None  # then other outputs of the model come last
+    if then is not None and manifest.classes is not None and matched:
+        then = then[: len(manifest.classes)]
     if then is not None and manifest.classes is not None and tuple(then) != manifest.classes:
         here, there = (", ".join(names[:10]) for names in (manifest.classes, then))
         raise _not_as_scored(f"its classes ({here}) are not those that were scored ({there})", manifest.source, where)

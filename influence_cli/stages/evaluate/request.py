@@ -57,6 +57,7 @@ class Training:
     defaults: dict[str, Any]
     input_size: int | None = None
     num_classes: int | None = None
+    class_map: Any = None
     init: str | None = None
     pretrained: bool = False
     raw_features: bool = False

@@ -28,7 +28,7 @@ RANK_BOUND, OVERLAP_BOUND = 0.9, 0.5  # below either the old scores no longer st
 
 def sentinel_run(
     old: str, share: str, checkpoint: str, runtime: Runtime, seed: int, listener: Listener, remember: bool = True,
-    manifest: str | None = None,
+    manifest: str | None = None, class_map: Any = None,
 ) -> tuple[Run, Session]:  # fmt: skip
     """The run of an old table at a new checkpoint, on a seeded sample of the rows that the table still describes.
 
@@ -37,7 +37,7 @@ def sentinel_run(
     table = read_table(old)
     run, session = reopen(
         origin_of(table.schema, old), runtime, listener,
-        source=old, manifest=manifest, checkpoint=checkpoint, another=True, remember=remember,
+        source=old, manifest=manifest, checkpoint=checkpoint, class_map=class_map, another=True, remember=remember,
     )  # fmt: skip
     then, planted = keyed_rows(table, old), planted_labels(table)
     usable = np.zeros(len(run.train), dtype=bool)  # as it was scored, and a canary of neither checkpoint

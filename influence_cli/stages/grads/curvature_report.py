@@ -37,6 +37,8 @@ def note_curvature(run: Run, session: Session) -> None:
         if not facts:
             continue
         session.listener.note(f"{name}: {curvature_sentence(facts, asdict(run.solvers[name]))}")
+        for text in run.solvers[name].notes(facts):
+            session.listener.note(f"{name}: {text}")
         for text in (*_warnings(run, session, name), *condition_warning(run, name, facts)):
             session.listener.warn(f"{name}: {text}")
 

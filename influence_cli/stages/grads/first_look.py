@@ -27,6 +27,8 @@ class FirstLook:
         self.keys, self.labels = run.manifest.payload_keys, run.manifest.labels
         self.least = min(SAMPLE_LEAST, len(run.payload_keys)) if run.members_of else 0
         self.wanted: set[int] = set()
+        self.predicted: list[NDArray[np.int64]] = []  # of the rows of the sample, and their labels
+        self.of: list[NDArray[np.int64]] = []
         self.said = False
 
     def sample(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -46,8 +48,10 @@ class FirstLook:
         if self.said:
             return
         chosen = np.array([row in self.wanted for row in rows.tolist()])
-        labels = self.labels[rows]
-        self.hits += int((logits.argmax(axis=1) == labels)[chosen].sum())
+        labels, predicted = self.labels[rows], logits.argmax(axis=1)
+        self.hits += int((predicted == labels)[chosen].sum())
+        self.predicted.append(predicted[chosen])
+        self.of.append(labels[chosen])
         self.seen += int(chosen.sum())
         if self.seen >= len(self.wanted):
             self.say(run)
@@ -66,7 +70,8 @@ class FirstLook:
         if known:
             parts = [f"{name} accuracy {a:.1%} ({n:,} rows)" for name, (a, n) in known.items()]
             self.session.listener.note("before scoring: " + ", ".join(parts))
-            warn_at_chance(run, self.session, known)
+            seen = (np.concatenate(self.predicted), np.concatenate(self.of)) if self.predicted else None
+            warn_at_chance(run, self.session, known, seen)
 
 
 def target_accuracy(run: Run, session: Session) -> tuple[float, int] | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from influence_cli.events import SILENT
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.stages.run.run import Member, Run, require_model
 from influence_cli.stages.run.session import Session
@@ -65,8 +65,10 @@ class Models:
         if self._loaded is None or self._loaded[0] != checkpoint.digest:
             precision = self.run.spec.precision
             dtype = DTYPES["fp32" if precision == "bf16" else precision]
-            model = load_model(require_model(self.run)[0], checkpoint, dtype)
-            if self._loaded is None and note:
+            first = self._loaded is None and note
+            told = self.session.listener if first else SILENT
+            model = load_model(require_model(self.run)[0], checkpoint, dtype, told)
+            if first:
                 note_frozen(self.session, model)
             self._loaded = checkpoint.digest, model
         return self._loaded[1]
@@ -79,12 +81,13 @@ def points(run: Run, session: Session, model: nn.Module, member: Member) -> tupl
     """
     from influence_cli.engines.point import Point
     from influence_cli.model.examples import from_all_over, move, to_input
+    from influence_cli.model.own_module import copied
 
     precision, spec = run.spec.precision, require_model(run)[0]
     exact = Point(model, run.spec.params, member.dropout, "fp32" if precision == "bf16" else precision, session.device)
     point = exact
     if precision == "bf16":
-        point = Point(copy.deepcopy(model), run.spec.params, member.dropout, "bf16", session.device)
+        point = Point(copied(model), run.spec.params, member.dropout, "bf16", session.device)
     if session.few is None:
         session.few = from_all_over(run.train, spec, session.decoded)
     for each in (exact, point):
@@ -114,4 +117,7 @@ def read_direction(session: Session, name: str, point: Point) -> dict[str, torch
     stored = session.store.directions.read(name)
     if stored is None:
         raise AssertionError(f"direction {name} was planned but is not stored")
-    return {n: torch.from_numpy(stored[n].copy()).to(point.device, point.dtype) for n in point.selected}
+    return {  # a number by itself is stored as a vector of one
+        n: torch.from_numpy(stored[n].copy()).to(point.device, point.dtype).view(p.shape)
+        for n, p in point.selected.items()
+    }

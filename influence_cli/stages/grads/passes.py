@@ -96,7 +96,8 @@ def _value_pass(run: Run, session: Session, work: Work, at: MemberModel) -> Loop
 
     def values(parts: Parts, x: Tensor, y: Tensor) -> list[Tensor]:
         if parts not in made:
-            made[parts] = RowValues(at.exact, run.row_loss, [functions[part] for part in parts])
+            quadratic = all(run.values[part.of].quadratic for part in parts)
+            made[parts] = RowValues(at.exact, run.row_loss, [functions[part] for part in parts], quadratic)
         return [made[parts].of(x, y)]
 
     def by_part(parts: Parts, found: list[Tensor]) -> dict[Part, Arrays]:

@@ -26,7 +26,7 @@ from influence_cli.data.manifest import Rows
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import Listener
 from influence_cli.maths.labels import softmax
-from influence_cli.model.checkpoints import find_checkpoint
+from influence_cli.model.checkpoints import find_model
 from influence_cli.model.run_record import PlantedLabels
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.grads.fill import fill
@@ -59,7 +59,7 @@ def plant_in_arms(
     known = min(classes, class_count(base.manifest.classes, base.labels))  # the model may have outputs for no row
     noise = uniform_noise(known)
     if asked.kind == "confusion":
-        carried = None if asked.source is None else find_checkpoint(asked.source)[1]
+        carried = None if asked.source is None else find_model(asked.source)[1]
         model = request.inputs.model if carried is None or carried["name"] == request.inputs.model else None
         earlier = replace(request.inputs, checkpoint=asked.source, model=model)
         noise = _noise_of(earlier, classes, known, request.device, listener)

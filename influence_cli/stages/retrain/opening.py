@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import Listener
-from influence_cli.model.checkpoints import find_checkpoint
+from influence_cli.model.checkpoints import find_model
 from influence_cli.model.new_spec import new_spec
 from influence_cli.model.spec import ModelSpec, is_own
 from influence_cli.model.standardise import can_standardise, standardised
@@ -24,7 +25,8 @@ from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import GROUP, read_scores
 from influence_cli.stages.retrain.arms import Arm, base_arm, control_arms, curated_arm, described, proposals_of, without
 from influence_cli.stages.retrain.request import EditsRequest, RetrainRequest
-from influence_cli.stages.run.resolve import known_again
+from influence_cli.stages.run.class_map import named_classes, with_class_order, with_outputs
+from influence_cli.stages.run.resolve import known_again, refuse_contradictions
 from influence_cli.stages.run.usable_rows import check_classes
 from influence_cli.store import Store
 
@@ -74,22 +76,32 @@ def model_to_train(request: RetrainRequest, manifest: Manifest, listener: Listen
     Features of ``linear`` and ``mlp`` are standardised by the train rows, unless they are asked for as they are.
     """
     notes = Store(Path(request.output), marked=False)  # of the code of a model of the user's own; in no store
+    inputs = named_classes(request.inputs, manifest)
+    own = inputs.task is not None or is_own(inputs.model)
     if request.init is not None:
-        _, carried = find_checkpoint(request.init)
-        if carried is not None and request.inputs.model in (None, carried["name"]):
+        _, carried = find_model(request.init, own)
+        if carried is not None and inputs.model in (None, carried["name"]):
             spec = ModelSpec.from_dict(carried)
+            refuse_contradictions(inputs, spec, request.init)
+            spec = with_class_order(spec, inputs, manifest, request.init, carried=True)
             check_classes(manifest, spec)
-            return known_again(spec, request.inputs, request.init, manifest, notes)
-    if request.inputs.task is not None or is_own(request.inputs.model):
+            return known_again(spec, inputs, request.init, manifest, notes)
+    elif inputs.class_map is not None:
+        if request.canaries is None or request.canaries.source is None:
+            what = "--class-map is about the classes of a checkpoint to begin with, and there is none"
+            raise UsageError(what, fix="leave --class-map out, or pass --init CHECKPOINT")
+        inputs = replace(inputs, class_map=None)  # it is about --canaries-from
+    if own:
         from influence_cli.stages.run.own_model import training_spec
 
-        return training_spec(request.inputs, manifest, notes)
+        return training_spec(inputs, manifest, notes)
     from_scratch = request.init is None and not request.pretrained
-    spec = new_spec(request.inputs, manifest, None, from_scratch, listener)
-    if not from_scratch or request.raw_features or not can_standardise(spec):
-        return spec
-    listener.note("features are standardised by mean and sd of the train rows (--raw-features takes them as they are)")
-    return standardised(spec, manifest.rows("train"))
+    spec = new_spec(with_outputs(inputs), manifest, None, from_scratch, listener)
+    if from_scratch and not request.raw_features and can_standardise(spec):
+        said = "features are standardised by mean and sd of the train rows (--raw-features takes them as they are)"
+        listener.note(said)
+        spec = standardised(spec, manifest.rows("train"))
+    return with_class_order(spec, inputs, manifest, request.init or "")
 
 
 def compared_arms(

@@ -98,7 +98,9 @@ def _scored(
         splits[base.index[gone]] = SKIPPED
         manifest = dataclasses.replace(manifest, splits=splits)
     model = run.spec.name if is_own(run.spec.name) else None  # code is named by this run, not by the folder
-    inputs = dataclasses.replace(run.request.inputs, manifest=manifest, checkpoint=str(checkpoint), model=model)
+    inputs = dataclasses.replace(
+        run.request.inputs, manifest=manifest, checkpoint=str(checkpoint), model=model, class_map=None
+    )
     runtime = Runtime(str(Path(run.request.output) / STORE), run.request.device)
     session = Session.open(runtime, run.listener)
     scored, _ = score(open_run(inputs, request.spec, session), session)

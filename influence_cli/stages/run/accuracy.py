@@ -1,11 +1,21 @@
-"""How good the model of a run is on its rows, and whether that is better than guessing."""
+"""How good the model of a run is on its rows, whether that is better than guessing, and whether its classes fit."""
 
 from __future__ import annotations
 
-import numpy as np
+import json
 
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.maths.class_matching import GOOD_ENOUGH, Matching, find_matching
+from influence_cli.model.class_order import FLAG, NATURAL, TEXT, sorted_names
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
+
+Seen = tuple[NDArray[np.int64], NDArray[np.int64]]  # predicted outputs and labels of rows
+
+LEAST_ROWS = 20  # that say something of the order of classes
+SHOWN_CLASSES = 20  # named in a message
 
 
 def train_accuracy(run: Run, session: Session) -> float | None:
@@ -22,12 +32,78 @@ def at_chance(accuracy: float, rows: int, num_classes: int) -> bool:
     return accuracy <= chance + 2.0 * float(np.sqrt(chance * (1.0 - chance) / rows))
 
 
-def warn_at_chance(run: Run, session: Session, known: dict[str, tuple[float, int]]) -> None:
-    """Say loudly, once for each, which of the accuracies (with their numbers of rows) are no better than guessing."""
+def warn_at_chance(run: Run, session: Session, known: dict[str, tuple[float, int]], seen: Seen | None = None) -> None:
+    """Say loudly, once for each, which of the accuracies (with their numbers of rows) are no better than guessing.
+
+    Where another order of the classes predicts ``seen`` rows far better, that is said in its place; without ``seen``
+    the training rows whose logits are stored are looked at.
+    """
+    if run.model is None or not known:
+        return
+    if min(accuracy for accuracy, _ in known.values()) < GOOD_ENOUGH and "class order" not in session.said:
+        matching = _matching(run, _stored(run, session) if seen is None else seen)
+        if matching is not None:
+            session.said |= {"class order", *known}
+            session.listener.warn(_order_said(run, matching))
     for name, (accuracy, rows) in known.items():
-        if run.model is not None and name not in session.said and at_chance(accuracy, rows, run.model.num_classes):
+        if name not in session.said and at_chance(accuracy, rows, run.model.num_classes):
             session.said.add(name)
             session.listener.warn(
                 f"{name} accuracy is {accuracy:.1%}, no better than guessing among {run.model.num_classes} classes: "
                 "are these the weights, the input size and the class order that the model was trained with?"
             )
+
+
+def _stored(run: Run, session: Session) -> Seen:
+    """What the checkpoint predicts for the training rows whose logits are stored, and their labels."""
+    folder, nothing = session.outputs(run, run.plain_member()), np.zeros(0, dtype=np.int64)
+    if not run.members:
+        return nothing, nothing
+    there = ~folder.missing(run.train.payload_keys)
+    if not there.any():
+        return nothing, nothing
+    logits = folder.read(run.train.payload_keys[there])["logits"]
+    return logits.argmax(axis=1), run.train.labels[there]
+
+
+def _matching(run: Run, seen: Seen) -> Matching | None:
+    assert run.model is not None
+    predicted, labels = seen
+    if len(labels) < LEAST_ROWS:
+        return None
+    orders = list(likely_orders(run.manifest.classes).values())
+    return find_matching(predicted, labels, run.model.num_classes, orders)
+
+
+def likely_orders(classes: tuple[str, ...] | None) -> dict[str, list[int]]:
+    """Which output each class is where a checkpoint's classes were sorted otherwise: by the word of --class-map."""
+    names = list(classes or ())
+    found: dict[str, list[int]] = {}
+    for word in (NATURAL, TEXT) if names else ():
+        order = sorted_names(word, names)
+        outputs = [order.index(name) for name in names]
+        if outputs != list(range(len(names))):
+            found[word] = outputs
+    return found
+
+
+def _order_said(run: Run, found: Matching) -> str:
+    """What is said of another order, with the flag that puts it right."""
+    assert run.model is not None
+    classes, order = run.manifest.classes, run.model.order
+    outputs = found.outputs if order is None else tuple(order[k] for k in found.outputs)  # as the weights have them
+    named = [str(k) for k in range(len(outputs))] if classes is None else list(classes)[: len(outputs)]
+    word = next((w for w, o in likely_orders(classes).items() if tuple(o)[: len(outputs)] == outputs), None)
+    by_output = [named[k] for k in np.argsort(outputs, kind="stable").tolist()]
+    some = json.dumps(by_output[:SHOWN_CLASSES], ensure_ascii=False) + ("..." if len(by_output) > SHOWN_CLASSES else "")
+    how = "their order seems to be" if word is None else f"their order seems to be the {word} one:"
+    fix = f"pass {FLAG} FILE with the names in the checkpoint's order as a JSON list"
+    if word is not None:
+        fix = f"pass {FLAG} {word}"
+    elif outputs == tuple(range(len(outputs))):
+        fix = f"leave {FLAG} out"
+    return (
+        f"the checkpoint's classes seem to stand in another order than the manifest's: {found.as_it_is:.1%} of a "
+        f"class's rows are predicted right as they stand, and {found.by_order:.1%} in another order; {how} {some}; "
+        f"{fix}"
+    )

@@ -11,6 +11,7 @@ from influence_cli.errors import ManifestError
 from influence_cli.methods import make_methods
 from influence_cli.objectives import make_objectives
 from influence_cli.settings import GradSpec, Inputs
+from influence_cli.stages.run.class_map import named_classes
 from influence_cli.stages.run.fit_set import open_fit_set, with_trained_l2
 from influence_cli.stages.run.members import with_members
 from influence_cli.stages.run.objective_inputs import target_groups
@@ -33,7 +34,7 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
     manifest = open_manifest(inputs.manifest, inputs.label, inputs.skip_bad, store.file_keys(), listener=listener)
     if len(manifest.rows("train")) == 0:
         raise ManifestError("no train rows", where=manifest.source, fix="set column split to train for some rows")
-    values = needed_values(methods, spec.relative)
+    inputs, values = named_classes(inputs, manifest), needed_values(methods, spec.relative)
     model, checkpoint, about = None, None, dict[str, Any]()
     if spec.rows is not None or any(m.needs != "nothing" for m in methods.values()):
         model, checkpoint = resolve_model(inputs, manifest, store, spec.precision)

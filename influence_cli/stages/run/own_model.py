@@ -18,6 +18,7 @@ from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.new_spec import new_spec
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.task import Task, checked_task, own_code, text_of_error
+from influence_cli.stages.run.class_map import with_class_order, with_outputs
 from influence_cli.store.keys import canonical_json, fingerprint
 from influence_cli.store.sealed import serialized_digest
 
@@ -66,7 +67,7 @@ def resolve_task(
     Raises:
         ModelError: the model does not run on the manifest's rows.
     """
-    spec = task_spec(inputs, manifest, store)
+    spec = with_class_order(task_spec(with_outputs(inputs), manifest, store), inputs, manifest, inputs.checkpoint or "")
     assert spec.task is not None
     model = spec.task.build()  # once: a function may make other weights every time
     spec = replace(spec, task=replace(spec.task, model=model))
@@ -81,7 +82,8 @@ def training_spec(inputs: Inputs, manifest: Manifest, store: Store) -> ModelSpec
     Raises:
         ModelError: the model does not run on the manifest's rows.
     """
-    return known_untrained(task_spec(inputs, manifest, store), manifest, store)
+    spec = with_class_order(task_spec(with_outputs(inputs), manifest, store), inputs, manifest, inputs.model or "")
+    return known_untrained(spec, manifest, store)
 
 
 def known_untrained(spec: ModelSpec, manifest: Manifest, store: Store) -> ModelSpec:
@@ -196,6 +198,11 @@ def probe(
                 fix="check that the transform gives what the model takes",
             ) from error
         if not _agree(z[:1].double().numpy(), alone.double().numpy()) and bool(z[:1].isfinite().all()):
+            if not _agree(z.double().numpy(), point.outputs(x, [])[0].double().numpy()):
+                raise ModelError(
+                    f"the model {spec.name} gives the same rows other logits when it is run twice: it is random",
+                    fix="let nothing be drawn by chance in evaluation mode: F.dropout(x, training=self.training)",
+                )
             raise ModelError(
                 f"the model {spec.name} gives row id={manifest.ids[int(index[0])]} other logits alone than in a batch",
                 fix="let no row's output depend on the others of its batch; a score belongs to one row",

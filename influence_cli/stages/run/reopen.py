@@ -7,6 +7,7 @@ from typing import Any
 from influence_cli.data.locators import require_found
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import Listener
+from influence_cli.model.checkpoints import find_model
 from influence_cli.model.spec import code_named_by_data, is_own
 from influence_cli.options import values_kept
 from influence_cli.settings import GradSpec, Inputs, Runtime
@@ -25,6 +26,7 @@ def reopen(
     label: str | None = None,
     target: str | None = None,
     checkpoint: str | None = None,
+    class_map: Any = None,
     spec: GradSpec | None = None,
     another: bool = False,
     remember: bool = True,
@@ -57,7 +59,10 @@ def reopen(
     for part in ("manifest", "target"):
         if given[part] is None and kept.get(part) is not None:
             require_found(origin, part, source)
+    given["class_map"] = class_map
     meant = {name: value for name, value in given.items() if value is not None}
+    if another and "class_map" in kept and (find_model(str(checkpoint))[1] or {}).get("classes"):
+        del kept["class_map"]  # the other checkpoint says its classes itself
     inputs = Inputs(**{"manifest": None, **kept, **meant, "overlap": overlap_of(origin)})
     session = Session.open(runtime, listener, remember)
     run = open_run(inputs, spec or spec_of(origin), session)

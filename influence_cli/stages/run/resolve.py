@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from influence_cli.errors import UsageError
-from influence_cli.model.checkpoints import Checkpoint, find_checkpoint
+from influence_cli.model.checkpoints import Checkpoint, find_model
 from influence_cli.model.new_spec import as_text, for_each_channel, new_spec
 from influence_cli.model.spec import ModelSpec, code_named_by_data, is_own
+from influence_cli.stages.run.class_map import with_class_order, with_outputs
 
 if TYPE_CHECKING:
     from influence_cli.data.manifest import Manifest
@@ -49,17 +50,19 @@ def resolve_model(inputs: Inputs, manifest: Manifest, store: Store, precision: s
         UsageError: no checkpoint, no architecture, or a flag that contradicts the checkpoint.
         ModelError: the checkpoint cannot be used.
     """
-    checkpoint, carried = (None, None) if inputs.checkpoint is None else find_checkpoint(inputs.checkpoint)
+    own = inputs.task is not None or is_own(inputs.model)
+    checkpoint, carried = (None, None) if inputs.checkpoint is None else find_model(inputs.checkpoint, own)
     if carried is not None:
         spec = ModelSpec.from_dict(carried)
-        _refuse_contradictions(inputs, spec)
+        refuse_contradictions(inputs, spec, inputs.checkpoint or "")
+        spec = with_class_order(spec, inputs, manifest, inputs.checkpoint or "", carried=True)
         if is_own(spec.name):
             from influence_cli.stages.run.own_model import known_by_outputs
 
             spec = with_own_code(spec, inputs, inputs.checkpoint or "")
             spec = known_by_outputs(replace(spec, code=None), required(checkpoint), manifest, store, precision)
         return spec, required(checkpoint)
-    if inputs.task is not None or is_own(inputs.model):
+    if own:
         from influence_cli.stages.run.own_model import resolve_task
 
         return resolve_task(inputs, manifest, store, checkpoint, precision)
@@ -68,7 +71,8 @@ def resolve_model(inputs: Inputs, manifest: Manifest, store: Store, precision: s
         raise UsageError(
             "the checkpoint does not say its architecture", where=inputs.checkpoint or "", fix="pass --model NAME"
         )
-    return new_spec(inputs, manifest, store), found
+    spec = new_spec(with_outputs(inputs), manifest, store)
+    return with_class_order(spec, inputs, manifest, inputs.checkpoint or ""), found
 
 
 def required(checkpoint: Checkpoint | None) -> Checkpoint:
@@ -82,10 +86,11 @@ def required(checkpoint: Checkpoint | None) -> Checkpoint:
     return checkpoint
 
 
-def _refuse_contradictions(inputs: Inputs, spec: ModelSpec) -> None:
+def refuse_contradictions(inputs: Inputs, spec: ModelSpec, where: str) -> None:
+    """Refuse flags that say otherwise than the checkpoint at ``where`` does (UsageError)."""
     image = spec.payload_kind.pixels
     for flag, asked, there in (
-        ("--model", inputs.model, spec.name),
+        ("--model", _untagged(inputs.model, spec.name), spec.name),
         ("--num-classes", inputs.num_classes, spec.num_classes),
         ("--input-size", inputs.input_size, spec.shape[-1] if image else None),
         ("--mean", for_each_channel(inputs.mean, spec), spec.mean if image else None),
@@ -96,6 +101,11 @@ def _refuse_contradictions(inputs: Inputs, spec: ModelSpec) -> None:
         if asked is not None and asked != there:
             raise UsageError(
                 f"{flag} {as_text(asked)} contradicts the checkpoint, which was trained with {as_text(there)}",
-                where=inputs.checkpoint or "",
+                where=where,
                 fix=f"leave {flag} out",
             )
+
+
+def _untagged(asked: str | None, there: str) -> str | None:
+    """A model's name; without timm's tag of pretrained weights where it is the one that is there."""
+    return there if asked is not None and asked.split(".")[0] == there else asked

@@ -86,12 +86,14 @@ def check_classes(manifest: Manifest, model: ModelSpec) -> None:
     """
     own, trained = manifest.classes, model.classes
     named = own is not None and trained is not None
+    if own is not None and trained is not None and model.order is not None:
+        trained = trained[: len(own)]  # matched by name; the other outputs come last
     if own != trained if named else numbers_in(own, trained, manifest.source, "the checkpoint") is not None:
         here, there = (", ".join(names[:10]) if names else "plain numbers" for names in (own, trained))
         raise ManifestError(
             f"its labels mean other classes ({here}) than those that the checkpoint was trained on ({there})",
             where=manifest.source,
-            fix="number the classes as the checkpoint does",
+            fix="number the classes as the checkpoint does, or match its outputs by name: --class-map checkpoint",
         )
 
 

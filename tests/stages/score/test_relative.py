@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,14 +20,16 @@ from numpy.typing import NDArray
 
 from influence_cli import api
 from influence_cli.data.tables import provenance
+from influence_cli.engines.row_values import slopes, slopes_over_size
 from influence_cli.errors import UsageError
 from influence_cli.methods import METHODS, Linear
 from influence_cli.methods.ekfac import EKFAC
 from influence_cli.methods.protocol import over_own_size
+from influence_cli.model.losses import CROSS_ENTROPY
 from influence_cli.settings import GradSpec
 from influence_cli.stages.curate.combining import combine_columns
 from influence_cli.stages.score.combine import Combine
-from tests.cases import Example, call_cli, draw_features, examples, run_without_torch
+from tests.cases import Example, Heard, call_cli, draw_features, examples, job_of, run_without_torch, write
 from tests.methods.test_ekfac import curvature
 from tests.methods.test_self_lissa import SAMPLED, gradients
 from tests.methods.test_self_tracin import Bench
@@ -286,3 +289,65 @@ def test_an_error_on_the_command_line_names_the_alternative(tmp_path: Path, tabu
     assert gate.code == 0, gate.err
     gate = call_cli("curate", "scores.parquet", "--check", "--threshold", "0.1", cwd=tmp_path)
     assert gate.code == 2, gate.err
+
+
+# ---- rows that are predicted with certainty -------------------------------------------------------------------------
+
+
+def certain_rows(margins: list[float], folder: Path) -> tuple[Path, Path, NDArray[np.float64]]:
+    """Rows of a linear model of one feature whose logits are apart by ``margins``, weights, and scores over |grad|."""
+    x = np.array([*margins, 0.3, -0.4, 0.6, -0.2], dtype=np.float64)
+    labels = np.array([1] * len(margins) + [1, 0, 0, 1])
+    splits = ["train"] * len(margins) + ["val"] * 4
+    features = pa.array(x[:, None].tolist(), pa.list_(pa.float32()))
+    table = pa.table({"id": [f"r{k}" for k in range(len(x))], "features": features, "label": labels, "split": splits})
+    weight = torch.tensor([[-0.5], [0.5]])
+    torch.save({"head.weight": weight, "head.bias": torch.zeros(2)}, folder / "w.pt")
+    side = np.where(labels == 1, 1.0, -1.0)
+    p = 1.0 / (1.0 + np.exp(side[len(margins) :] * x[len(margins) :]))  # of the other class, on the target rows
+    direction = (p * side[len(margins) :])[:, None] * np.stack([x[len(margins) :], np.ones(4)], 1)
+    own = np.stack([x[: len(margins)], np.ones(len(margins))], 1)
+    # gradients are (1 - p_y) (e_0 - e_1) (x, 1): their size is sqrt(2) (1 - p_y) |(x, 1)|
+    expected = 2.0 * own @ direction.mean(axis=0) / (np.sqrt(2.0) * np.linalg.norm(own, axis=1))
+    return write(table, folder / "m.parquet"), folder / "w.pt", expected
+
+
+@pytest.mark.parametrize("how", ["relative", "cosine", "exact"])
+def test_a_row_whose_loss_is_below_float32_has_the_right_relative_score(how: str, tmp_path: Path) -> None:
+    """exp(-100) has a square below float32 and exp(-200) none at all; beyond exp(-355) the square is below float64."""
+    margins = [0.5, 5.0, 30.0, 50.0, 60.0, 100.0, 200.0, 330.0]
+    manifest, weights, expected = certain_rows([*margins, 400.0, 800.0, 5000.0], tmp_path)
+    heard, options = Heard(), {"ip": {"normalise": "cosine"}} if how == "cosine" else {}
+    spec = GradSpec(("exact" if how == "exact" else "ip",), options=options, relative=how != "cosine")
+    found = column(score(job_of(manifest, weights, None, model="linear", spec=spec, listener=heard)))
+    known = len(margins)
+    if how == "relative":
+        assert np.allclose(found[:known], expected[:known], rtol=1e-4)
+    if how == "cosine":
+        assert np.allclose(found[:known] / found[0], expected[:known] / expected[0], rtol=1e-4)
+    assert np.isfinite(found[:known]).all()
+    assert (found[:known] != 0).all()
+    assert np.isnan(found[known:]).all()  # not 0: the gradient has a direction, only its size is not known
+    assert any("3 rows have a non-finite score and are null" in said for said in heard.warnings)
+
+
+def test_self_influence_of_such_rows_is_small_and_not_null(tmp_path: Path) -> None:
+    manifest, weights, _ = certain_rows([0.5, 50.0, 100.0, 330.0, 800.0], tmp_path)
+    found = column(score(job_of(manifest, weights, None, model="linear", spec=GradSpec(("self-tracin",)))))
+    p = np.exp(-np.array([50.0, 100.0, 330.0]))
+    own = 2.0 * p**2 * (np.array([50.0, 100.0, 330.0]) ** 2 + 1.0)
+    assert np.allclose(-found[1:4], own, rtol=1e-4, atol=0.0)
+    assert -1e-300 < found[4] < 0.0
+
+
+def test_powers_of_two_round_nothing() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(50, 4) * 5, torch.randint(0, 4, (50,))
+    over, size = slopes_over_size(CROSS_ENTROPY, logits, labels)
+    assert torch.equal(over * size[:, None], slopes(CROSS_ENTROPY, logits, labels))
+    assert (over.abs().amax(1) < 1).all()
+    assert (over.abs().amax(1) >= 0.5).all()
+    one = torch.randn(3, 1)
+    assert torch.equal(
+        slopes_over_size(CROSS_ENTROPY, one, torch.zeros(3, dtype=torch.int64))[0], torch.zeros(3, 1).double()
+    )

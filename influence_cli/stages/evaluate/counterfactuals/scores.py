@@ -89,7 +89,7 @@ def open_scored_run(scores: ScoreTable, request: CounterfactualRequest, remember
     return reopen(
         scores.provenance, runtime, SILENT, source=source, manifest=scores.manifest, label=scores.label,
         target=request.target, checkpoint=request.checkpoint, spec=spec, another=request.checkpoint is not None,
-        remember=remember,
+        class_map=request.training.class_map, remember=remember,
     )  # fmt: skip
 
 

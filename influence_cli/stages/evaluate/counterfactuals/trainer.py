@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from influence_cli.data.manifest import Manifest
 from influence_cli.errors import UsageError
-from influence_cli.model.checkpoints import Checkpoint, find_checkpoint
+from influence_cli.model.checkpoints import Checkpoint, find_checkpoint, find_model
 from influence_cli.model.new_spec import new_spec
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.run_record import RunRecord
@@ -18,6 +18,7 @@ from influence_cli.model.spec import ModelSpec, is_own
 from influence_cli.model.standardise import can_standardise, standardised
 from influence_cli.settings import Inputs
 from influence_cli.stages.evaluate.request import Training
+from influence_cli.stages.run.class_map import named_classes, with_class_order, with_outputs
 from influence_cli.stages.run.resolve import known_again
 from influence_cli.store import Store
 
@@ -84,7 +85,7 @@ def open_trainer(checkpoint: str | None, manifest: Manifest, training: Training,
 def _spec(run: RunRecord, checkpoint: str | None, manifest: Manifest, training: Training, store: Store) -> ModelSpec:
     carried = run.model or None
     if carried is None and checkpoint is not None:
-        carried = find_checkpoint(checkpoint)[1]
+        carried = find_model(checkpoint, is_own(training.model))[1]
     model = training.model
     if carried is not None and training.overrides.get("model") in (None, carried["name"]):
         named = Inputs(manifest.source, model=model)
@@ -94,11 +95,14 @@ def _spec(run: RunRecord, checkpoint: str | None, manifest: Manifest, training: 
         fix = "pass --checkpoint RUN (a run folder of `retrain`), or --model NAME and its recipe"
         raise UsageError(what, where=checkpoint or "the score table has no checkpoint", fix=fix)
     from_scratch = training.init is None and not training.pretrained
-    inputs = Inputs(manifest.source, model=model, input_size=training.input_size, num_classes=training.num_classes)
+    asked: dict[str, Any] = {"input_size": training.input_size, "num_classes": training.num_classes}
+    asked["class_map"] = None if from_scratch else training.class_map
+    inputs = named_classes(Inputs(manifest.source, model=model, **asked), manifest)
     if is_own(model):
         from influence_cli.stages.run.own_model import training_spec
 
         return training_spec(replace(inputs, mean=(0.5,), std=(0.5,)), manifest, store)  # as from_scratch has it
-    spec = new_spec(inputs, manifest, None, from_scratch)
-    scaled = from_scratch and not training.raw_features and can_standardise(spec)
-    return standardised(spec, manifest.rows("train")) if scaled else spec
+    spec = new_spec(with_outputs(inputs), manifest, None, from_scratch)
+    if from_scratch and not training.raw_features and can_standardise(spec):
+        spec = standardised(spec, manifest.rows("train"))
+    return with_class_order(spec, inputs, manifest, training.init or "")
