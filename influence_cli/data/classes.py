@@ -83,10 +83,12 @@ class Numbering:
         """The label.  Raises ValueError: it is no class."""
         if isinstance(value, str):
             found = int(value) if self.classes is None and value.isdecimal() else self.number.get(value)
+        elif isinstance(value, int | float) and value % 1 == 0 and str(int(value)) in self.number and not self.given:
+            found = self.number[str(int(value))]
         elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value % 1 != 0:
             raise ValueError(f"{value!r} is no class number")
         elif self.classes is None or self.given:
-            found = int(value)
+            found = int(value) if self.classes is None or value < len(self.classes) else None
         else:
             found = self.number.get(str(value), self.by_value.get(int(value)))
         if found is None:

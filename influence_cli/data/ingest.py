@@ -31,6 +31,9 @@ from influence_cli.store.keys import canonical_json
 from influence_cli.store.parquet import SealedWriter
 from influence_cli.store.shards import positions
 
+SHOWN = 20  # things that are found in rows, line by line
+MOST_NUMBERS = 10_000  # different labels that are looked at
+
 
 @dataclass
 class Ingested:
@@ -59,7 +62,7 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
     source = open_source(request.source, request.columns)
     conversion = _Conversion(request, source, shares)
     metadata = origin_metadata(source, request.source, request.columns, bool(conversion.splits), output.parent)
-    metadata |= columns_metadata(source)
+    metadata |= columns_metadata(source, conversion.numbered)
     with writing(output, MADE) as temporary, pa.OSFile(str(temporary), "wb") as sink:
         with contextlib.ExitStack() as stack:
             writer: SealedWriter | None = None
@@ -85,10 +88,10 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
     return Ingested(manifest, source.kind, conversion.skipped, notes, list(source.taken), list(source.left_out))
 
 
-def columns_metadata(source: Source) -> dict[bytes, bytes]:
-    """Schema metadata that say what the source was taken to mean, and what was left out."""
+def columns_metadata(source: Source, numbered: int | None) -> dict[bytes, bytes]:
+    """Schema metadata: what the source was taken to mean, what was left out, and how many labels are plain numbers."""
     left_out = [[entry.what, entry.reason] for entry in source.left_out]
-    value = {**(source.columns or {}), "taken": list(source.taken), "left_out": left_out}
+    value = {**(source.columns or {}), "taken": list(source.taken), "left_out": left_out, "numbered": numbered}
     return {COLUMNS_KEY: canonical_json(value).encode()}
 
 
@@ -107,19 +110,27 @@ def _shares(text: str) -> tuple[float, float]:
     return parts[0] / sum(parts), (parts[0] + parts[1]) / sum(parts)
 
 
-def _survey(source: Source) -> tuple[tuple[str, ...] | None, set[str], list[str]]:
-    """Class names, where labels are names, the splits that the source has, and a note of classes without a label."""
-    names, clean, splits = set[str](), set[str](), set[str]()
+def _survey(source: Source) -> tuple[tuple[str, ...] | None, set[str], list[str], int | None]:
+    """Class names, the splits that the source has, a note of classes without a label, and how many labels are numbers.
+
+    Labels have names where they are names, or numbers that do not count from 0.
+    """
+    names, clean, splits, numbers = set[str](), set[str](), set[str](), set[int]()
     for table in source.tables():
         names |= _names_in(table, "label")
+        if len(numbers) <= MOST_NUMBERS:
+            numbers |= _numbers_in(table)
         clean |= _names_in(table, CLEAN) - {""}
         if "split" in table.column_names:
             splits.update(table.column("split").to_pylist())
-    if source.classes or not names:
-        return source.classes, splits, []
+    if source.classes:
+        return source.classes, splits, [], None
+    if not names:
+        classes = _named_numbers(numbers)
+        return classes, splits, [], None if classes or not numbers else max(numbers) + 1
     only = ", ".join(sorted(clean - names)[:10])
     notes = [f"column {CLEAN} has classes that no label has, and they are classes too: {only}"] if only else []
-    return tuple(sorted(names | clean)), splits, notes
+    return tuple(sorted(names | clean)), splits, notes, None
 
 
 def _names_in(table: pa.Table, column: str) -> set[str]:
@@ -129,12 +140,33 @@ def _names_in(table: pa.Table, column: str) -> set[str]:
     return set(table.column(column).drop_null().to_pylist())
 
 
+def _numbers_in(table: pa.Table) -> set[int]:
+    """The whole numbers in the column of labels."""
+    column = table.column("label")
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        return set()
+    values = column.unique().drop_null()[: MOST_NUMBERS + 1].to_pylist()
+    return {int(v) for v in values if v == v and abs(v) != float("inf") and v % 1 == 0}
+
+
+def _named_numbers(numbers: set[int]) -> tuple[str, ...] | None:
+    """Names of classes whose numbers are no class numbers from 0 (1 and 2, -1 and 1, codes); None for those that are.
+
+    With 0 among them some class may only lack rows; a negative number beside others is a row without a label.
+    """
+    signs = numbers == {-1, 1}
+    codes = len(numbers) > 1 and min(numbers) >= 0 and max(numbers) >= max(100, 10 * len(numbers))
+    if not numbers or len(numbers) > MOST_NUMBERS or not (signs or codes or min(numbers) > 0):
+        return None
+    return tuple(str(n) for n in sorted(numbers))
+
+
 class _Conversion:
     """A source's rows as those of a manifest; bad rows are collected in ``skipped`` or refused."""
 
     def __init__(self, request: IngestRequest, source: Source, shares: tuple[float, float]) -> None:
         self.request, self.source, self.shares = request, source, shares
-        self.classes, self.splits, self.notes = _survey(source)
+        self.classes, self.splits, self.notes, self.numbered = _survey(source)
         self.number = Numbering(self.classes, source.classes is not None)
         self.skipped: list[tuple[str, str]] = []
         self._seen: set[str] = set()
@@ -164,7 +196,10 @@ class _Conversion:
 
     def counted(self) -> list[str]:
         """What was found while the rows were read, with how many of them."""
-        return [f"{what} ({rows:,} row{'s' if rows > 1 else ''})" for what, rows in self.source.counts.most_common()]
+        found = self.source.counts.most_common()
+        more = sum(rows for _, rows in found[SHOWN:])
+        notes = [f"{what} ({rows:,} row{'s' if rows > 1 else ''})" for what, rows in found[:SHOWN]]
+        return [*notes, *([f"and {len(found) - SHOWN:,} more of this sort ({more:,} rows)"] if more else [])]
 
     def _row(self, row: dict[str, Any], kind: Kind) -> dict[str, Any]:
         """One row; the first row of an id keeps it."""
@@ -185,7 +220,7 @@ class _Conversion:
         self._remarks.update(kind.remarks(payload))
         row["label"] = self._label(row["label"], "label")
         if row["label"] is None:
-            raise BadPayload("column label is null")
+            raise BadPayload(f"column {(self.source.columns or {}).get('label') or 'label'} is null")
         if CLEAN in row:
             row[CLEAN] = self._label(row[CLEAN], CLEAN)
         row["split"] = self._split(row.get("split"), kind.raw(payload))
@@ -198,7 +233,12 @@ class _Conversion:
         try:
             return self.number.of(value)
         except ValueError as error:
-            raise BadPayload(f"column {column}: {error}") from error
+            named = (self.source.columns or {}).get({"label": "label"}.get(column, "clean")) or column
+            real = isinstance(value, float) and value % 1 != 0
+            fix = (
+                "give classes: numbers to be predicted (regression) are not supported yet" if real else "repair the row"
+            )
+            raise BadPayload(f"column {named}: {error}", fix) from error
 
     def _split(self, given: str | None, payload: bytes) -> str:
         """The split of a row: its own, or drawn from (seed, payload), so that equal payloads fall into the same one."""

@@ -78,6 +78,7 @@ def _in_memory(source: Any, label: str, skip_bad: bool, like: Manifest | None, l
     """A manifest of rows in memory; relative paths count from here."""
     table = as_table(source)
     if table is not None and _is_manifest(table, label):
+        table = table.select([n for n in table.column_names if not n.startswith("__index_level_")])
         return read_manifest(name_of(source), [_spooled(table)], label, skip_bad=skip_bad, folder=Path.cwd())
     if table is not None:
         return _of_plain_columns(source, table, label, skip_bad, like, listener)

@@ -112,7 +112,9 @@ def _edited(lines: MatchedLines, header: Record, records: list[Record], notes: l
     edited = [[*header.fields, named] if new_weights else header.fields]
     kept = np.flatnonzero(rows.keep).tolist()
     for k in kept:
-        fields, weight = list(records[k].fields), repr(float(rows.weight[k])).encode()
+        number = repr(float(rows.weight[k]))
+        weight = _quoted(number.replace(".", ",") if lines.comma else number, delimiter)
+        fields = list(records[k].fields)
         if rows.relabelled[k]:
             new = int(rows.label[k])
             fields[at] = written[new] if new in written else _quoted(job.edited.class_name(new), delimiter)

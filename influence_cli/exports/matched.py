@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from influence_cli.data.classes import Numbering
 from influence_cli.data.sources import Source, open_source
 from influence_cli.data.sources.origin import Origin
+from influence_cli.data.sources.survey import COMMA
 from influence_cli.errors import ManifestError
 from influence_cli.exports.protocol import ExportJob, rebase, same_images
 
@@ -90,6 +91,7 @@ class MatchedLines:
     label: str  # its columns
     image: str | None
     weight: str | None
+    comma: bool  # whether it writes weights with a decimal comma
 
     @property
     def moved(self) -> bool:
@@ -117,7 +119,9 @@ def match_lines(job: ExportJob, origin: Origin, source: Path, count: int, unit: 
     same_images(job, source.parent)
     roles = opened.columns
     assert roles is not None  # it is a table
-    return MatchedLines(job, source, matched, roles["label"], roles["image"], roles["weight"])
+    written = roles["weight_form"]
+    comma = written[0] == COMMA if written else roles["marks"] == ","
+    return MatchedLines(job, source, matched, roles["label"], roles["image"], roles["weight"], comma)
 
 
 def weight_column(weight: str | None, names: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from influence_cli.data.sources.npz import read_npz
 from influence_cli.data.sources.parquet import read_parquet
 from influence_cli.data.sources.protocol import Source
 from influence_cli.data.sources.tabular import read_frame, read_text_table
-from influence_cli.data.sources.text_files import TEXT_TABLES
+from influence_cli.data.sources.text_files import TEXT_TABLES, refuse_options
 from influence_cli.data.tables import check_regular, parquet_in
 from influence_cli.errors import ManifestError
 
@@ -46,6 +46,7 @@ def open_source(source: Any, columns: Columns) -> Source:
         return read_npz(where, columns)
     if not folder and where.suffix.lower() in TEXT_TABLES:
         return read_text_table(where, columns)
+    refuse_options(columns, ("sheet", "delimiter", "encoding"), path)
     if is_saved(where):
         return read_saved_dataset(where, columns)
     if where.suffix == ".parquet" or (folder and parquet_in(where)):

@@ -17,9 +17,23 @@ from numpy.typing import NDArray
 
 from influence_cli.data.kinds.protocol import is_text
 from influence_cli.data.plain_types import pc
-from influence_cli.data.sources.survey import COMMA, PLAIN, Survey, as_numbers, matches, text_of_bytes, texts_in
+from influence_cli.data.sources.survey import (
+    COMMA,
+    EXACT_WHOLE,
+    PLAIN,
+    SPACED,
+    THOUSANDS,
+    TRUTH,
+    Survey,
+    as_numbers,
+    matches,
+    text_of_bytes,
+    texts_in,
+)
 
 EXACT = float(1 << 24)  # the largest whole number up to which float32 holds every one
+BLUR = 1e-4  # of a column's span: rounding to float32 may be as large
+MEDIANS = 20_000_000  # numbers of all columns, up to which every column's median is kept for later files
 NUMBER, CATEGORY, VECTOR = "number", "category", "vector"
 NOT_THERE = "(missing)"
 
@@ -31,9 +45,10 @@ class Feature:
     column: str
     kind: str  # number, category or vector
     form: str = PLAIN  # how text writes its numbers
-    units: bool = False  # with a currency or percent sign
+    unit: str = ""  # a currency or percent sign that all numbers have
     origin: float = 0.0  # what numbers count from
-    fill: float | None = None  # in place of a missing number
+    fill: float | None = None  # the median, in place of a missing number
+    missing: bool = False  # whether a number was missing when that was found out
     categories: tuple[str, ...] = ()  # NOT_THERE last, where a value can be missing
     width: int = 1  # of a vector
 
@@ -50,10 +65,10 @@ class Feature:
             return self._one_hot(values)
         if self.kind == VECTOR:
             return _stacked(values, self.width)
-        numbers = numbers_of(values, self.form, self.units)
+        numbers = numbers_of(values, self.form, self.unit, self.origin)
         if self.fill is not None:
-            numbers = np.where(missing_in(values, numbers), self.fill, numbers)
-        return (numbers - self.origin)[:, None]
+            numbers = np.where(missing_in(values, numbers), self.fill - self.origin, numbers)
+        return numbers[:, None]
 
     def _one_hot(self, values: pa.Array) -> NDArray[np.float64]:
         """A 1 in the row's category; a row of a category that is not known has none."""
@@ -93,27 +108,37 @@ def as_texts(values: pa.Array) -> pa.Array:
     """A column as text, without spaces around it; null where nothing is written."""
     kind = values.type
     if pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind):
-        values = text_of_bytes(values)
-        return pa.nulls(0, pa.string()) if values is None else texts_in(values)
+        texts = text_of_bytes(values)
+        return (
+            texts_in(texts)
+            if texts is not None
+            else pa.array([None if v is None else v.hex() for v in values.to_pylist()])
+        )
     if is_text(kind):
         return texts_in(values)
     if pa.types.is_boolean(kind):
         return pc.if_else(values, "True", "False")
     if pa.types.is_null(kind):
         return pa.nulls(len(values), pa.string())
-    return pc.cast(values, pa.string())
+    try:
+        return pc.cast(values, pa.string())
+    except (pa.ArrowException, TypeError):
+        return pa.array([None if v is None else str(v) for v in values.to_pylist()], pa.string())
 
 
-def numbers_of(values: pa.Array, form: str = PLAIN, units: bool = False) -> NDArray[np.float64]:
-    """A column's numbers [n]; NaN where there is none."""
+def numbers_of(values: pa.Array, form: str = PLAIN, unit: str = "", origin: float = 0.0) -> NDArray[np.float64]:
+    """A column's numbers [n] less ``origin``; NaN where there is none."""
     kind = values.type
     if is_text(kind):
-        return as_numbers(texts_in(values), form, units)
+        return as_numbers(texts_in(values), form, bool(unit)) - origin
+    if origin and pa.types.is_integer(kind):  # exact beyond what float64 holds
+        values = pc.subtract(pc.cast(values, pa.decimal128(20, 0)), pa.scalar(int(origin), pa.decimal128(20, 0)))
+        return pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False)
     if pa.types.is_null(kind):
         return np.full(len(values), np.nan)
     if pa.types.is_boolean(kind):
         values = pc.cast(values, pa.uint8())
-    return pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False) - origin
 
 
 def missing_in(values: pa.Array, numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -144,7 +169,7 @@ class Judged:
     notes: tuple[str, ...] = ()
 
 
-def judge(column: Survey, most: int, comma: bool, asked: bool) -> Judged:
+def judge(column: Survey, most: int, marks: str, asked: bool) -> Judged:
     """A column as a feature; ``asked``: it was named, so that a text of any number of values is one."""
     if column.other is not None:
         return Judged(None, f"it holds {column.other}")
@@ -155,8 +180,8 @@ def judge(column: Survey, most: int, comma: bool, asked: bool) -> Judged:
     if column.lists:
         return _vector(column)
     if not column.texts:
-        return _number(column, PLAIN, False)
-    form = column.form(comma)
+        return _number(column, PLAIN, "")
+    form = column.form(marks)
     if form is not None and not (column.booleans and column.texts):
         return _number(column, *form)
     return _category(column, most, asked)
@@ -173,23 +198,41 @@ def _vector(column: Survey) -> Judged:
     return Judged(Feature(column.name, VECTOR, width=widths[0]))
 
 
-def _number(column: Survey, form: str, units: bool) -> Judged:
-    notes, origin = [], 0.0
-    if form != PLAIN:
-        meant = {COMMA: "1,5 is read as 1.5"}.get(form, "1,234 is read as 1234")
-        notes.append(f"column {column.name}: {meant}")
-    if units:
-        notes.append(f"column {column.name}: numbers are read without their currency or percent sign")
-    largest = max(abs(column.low), abs(column.high))
-    if EXACT < largest < np.inf:
-        origin = column.low
-        what = f"column {column.name}: values above {EXACT:,.0f} do not fit float32 and count from {origin:,.6g}"
-        rounded = column.high - column.low > EXACT
-        notes.append(
-            what + (f"; they are still rounded to {(column.high - column.low) / EXACT:,.2g}" if rounded else "")
+def _number(column: Survey, form: str, unit: str) -> Judged:
+    notes, missing = [], bool(column.missing or column.markers)
+    if form in _READ:
+        notes.append(f"column {column.name}: {_READ[form]}")
+    if unit:
+        notes.append(f"column {column.name}: numbers are read without their {unit}")
+    if column.texts and column.whole and EXACT_WHOLE < max(abs(column.low), abs(column.high)) < np.inf:
+        return Judged(
+            None, f"its whole numbers are too long to be exact (above {EXACT_WHOLE:,.0f}), as identifiers are"
         )
-    fill = np.nan if column.missing or column.markers else None  # the median, once it is known
-    return Judged(Feature(column.name, NUMBER, form, units, origin, fill), notes=tuple(notes))
+    origin = origin_of(column)
+    if origin:
+        notes.append(f"column {column.name}: values do not fit float32 and count from {origin:,}")
+        step = (column.high - column.low) / EXACT
+        if column.whole and step > 1:
+            notes.append(f"column {column.name}: values are still rounded, to about {step:,.2g}")
+    # the median takes the place of nan, once it is known
+    return Judged(Feature(column.name, NUMBER, form, unit, origin, np.nan, missing), notes=tuple(notes))
+
+
+_READ = {
+    COMMA: "1,5 is read as 1.5, and 1.234 as 1234", THOUSANDS: "1,234 is read as 1234",
+    SPACED: "1 234 is read as 1234", TRUTH: "true is read as 1, and false as 0",
+}  # fmt: skip
+
+
+def origin_of(column: Survey) -> float:
+    """What a column's numbers count from: the least of them, where float32 would blur them otherwise."""
+    largest, span = max(abs(column.low), abs(column.high)), column.high - column.low
+    if not np.isfinite(largest) or largest <= 1.0:
+        return 0.0
+    blurred = not column.whole and span > 0 and largest / EXACT > BLUR * span
+    if not blurred and largest <= EXACT:
+        return 0.0
+    return column.least if column.least is not None else column.low
 
 
 def _category(column: Survey, most: int, asked: bool) -> Judged:
@@ -199,24 +242,33 @@ def _category(column: Survey, most: int, asked: bool) -> Judged:
     few = len(values) <= most and 2 * len(values) <= rows
     if not few and not (asked and len(values) <= column.most):
         many = f"{len(values):,}" if len(values) <= column.most else f"more than {column.most:,}"
-        return Judged(None, f"text with {many} different values in {rows:,} rows")
+        strange = f" ({column.strange!r} is no number)" if column.numbers and column.strange else ""
+        return Judged(None, f"text with {many} different values in {rows:,} rows{strange}")
     there = (NOT_THERE,) if column.missing else ()
-    return Judged(Feature(column.name, CATEGORY, categories=(*sorted(values - {NOT_THERE}), *there)))
+    notes = ()
+    if column.numbers and column.strange:
+        notes = (f"column {column.name}: {column.strange!r} is no number, so its values are categories",)
+    return Judged(Feature(column.name, CATEGORY, categories=(*sorted(values - {NOT_THERE}), *there)), notes=notes)
 
 
-def with_medians(features: Sequence[Feature], chunks: Callable[[], Iterable[tuple[pa.Table, Any]]]) -> list[Feature]:
+def with_medians(
+    features: Sequence[Feature], rows: int, chunks: Callable[[], Iterable[tuple[pa.Table, Any]]]
+) -> list[Feature]:
     """The features with the median in place of missing numbers: of the rows that may be trained on.
 
-    ``chunks`` gives the tables and which of their rows [n] these are; where none has a number, of all rows.
+    Of large tables only columns that lack a number have one.  ``chunks`` gives the tables, and which of their rows [n]
+    these are; where none of them has a number, it is of all rows.
     """
-    wanted = [f for f in features if f.fill is not None and f.fill != f.fill]
+    numbers = [f for f in features if f.fill is not None and f.fill != f.fill]
+    wanted = numbers if rows * len(numbers) <= MEDIANS else [f for f in numbers if f.missing]
+    features = [f if f in wanted or f not in numbers else dataclasses.replace(f, fill=None) for f in features]
     if not wanted:
         return list(features)
     found: dict[str, list[NDArray[np.float64]]] = {f.column: [] for f in wanted}
     others: dict[str, list[NDArray[np.float64]]] = {f.column: [] for f in wanted}
     for table, trained in chunks():
         for f in wanted:
-            numbers = numbers_of(column_of(table, f.column), f.form, f.units)
+            numbers = numbers_of(column_of(table, f.column), f.form, f.unit)
             finite = np.isfinite(numbers)
             found[f.column].append(numbers[finite & trained])
             others[f.column].append(numbers[finite & ~trained])
@@ -224,8 +276,9 @@ def with_medians(features: Sequence[Feature], chunks: Callable[[], Iterable[tupl
     return [dataclasses.replace(f, fill=medians[f.column]) if f.column in medians else f for f in features]
 
 
-def _median(parts: list[NDArray[np.float64]]) -> float:
-    return float(np.median(np.concatenate(parts)))
+def _median(parts: list[NDArray[np.float64]]) -> float | None:
+    numbers = np.concatenate(parts)
+    return float(np.median(numbers)) if len(numbers) else None
 
 
 def column_of(table: pa.Table, name: str) -> pa.Array:
@@ -260,7 +313,7 @@ def summary(features: Sequence[Feature]) -> Iterator[str]:
              else f.column for f in features]  # fmt: skip
     shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
     yield f"features: {width:,}, from {len(features):,} columns: {shown}"
-    filled = [f"{f.column} ({f.fill:g})" for f in features if f.fill is not None]
+    filled = [f"{f.column} ({f.fill:g})" for f in features if f.fill is not None and f.missing]
     if filled:
         more = f" and {len(filled) - SHOWN:,} more" if len(filled) > SHOWN else ""
         yield f"a missing number gets the median of its column: {', '.join(filled[:SHOWN])}{more}"

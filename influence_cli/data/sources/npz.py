@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.kinds.image import EMBEDDED
 from influence_cli.data.request import Columns
+from influence_cli.data.sources.features import EXACT
 from influence_cli.data.sources.protocol import LeftOut, Source, one_meaning
 from influence_cli.data.splits import split_of
 from influence_cli.errors import ManifestError, nearest
@@ -34,18 +37,22 @@ def read_npz(path: Path, columns: Columns) -> Source:
     left_out = tuple(LeftOut(f"array {name}", _why_not(name, columns)) for name in arrays if name not in used)
     taken = [f"{split or 'rows'}: values {values}, labels {labels}" for split, (values, labels) in parts.items()]
 
+    counts = Counter[str]()
+
     def tables() -> Iterator[pa.Table]:
+        counts.clear()
         for split, names in parts.items():
             values, labels = arrays[names[0]], as_column(arrays[names[1]])
             for first in range(0, len(values), _CHUNK):
                 here = slice(first, first + _CHUNK)
                 ids = [f"{split or 'row'}-{first + k}" for k in range(len(values[here]))]
+                _blurred(values[here], counts)
                 table = {"id": pa.array(ids), **_payload(values[here], str(path)), "label": pa.array(labels[here])}
                 if split is not None:
                     table["split"] = pa.array([split] * len(ids))
                 yield pa.table(table)
 
-    return Source("npz", tables, None, str(path.parent), left_out=left_out, taken=tuple(taken))
+    return Source("npz", tables, None, str(path.parent), left_out=left_out, taken=tuple(taken), counts=counts)
 
 
 def plain_array(array: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -124,8 +131,16 @@ def _is_values(name: str, columns: Columns) -> bool:
     return name == columns.image or name in columns.features or _rank(name) < len(_VALUES)
 
 
-def _payload(values: NDArray[np.generic], where: str) -> dict[str, pa.Array]:
-    if values.ndim == 2 and np.issubdtype(values.dtype, np.number):
+def _blurred(values: NDArray[Any], counts: Counter[str]) -> None:
+    """Count numbers that float32 does not hold."""
+    large = values[np.abs(values.astype(np.float64)) > EXACT] if values.dtype.kind in "iuf" else values[:0]
+    blurred = int((large.astype(np.float32).astype(large.dtype) != large).sum())
+    if blurred:
+        counts[f"a number above {EXACT:,.0f} is rounded to float32; subtract an offset"] += blurred
+
+
+def _payload(values: NDArray[Any], where: str) -> dict[str, pa.Array]:
+    if values.ndim == 2 and values.dtype.kind in "iufb":
         return {"features": pa.array(values.astype(np.float32).tolist(), pa.list_(pa.float32()))}
     if values.dtype == np.uint8 and (values.ndim == 3 or (values.ndim == 4 and values.shape[-1] in (1, 3))):
         images = [{"bytes": _png(image), "path": None} for image in values]

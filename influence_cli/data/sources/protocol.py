@@ -9,12 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from influence_cli.data.frames import IDS
 from influence_cli.data.splits import split_of
 from influence_cli.errors import ManifestError, nearest
 
 IMAGE_NAMES = ("image", "img", "path", "file", "filename", "file_name", "image_path", "filepath")
 LABEL_NAMES = ("label", "labels", "class", "target", "y", "category", "fine_label")
-ID_NAMES = ("id", "uid", "row_id")
+ID_NAMES = IDS
 KEPT = ("split", "group", "weight", "clean_label")
 
 

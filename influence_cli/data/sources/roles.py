@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import mimetypes
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
 from influence_cli.data.classes import CLEAN
-from influence_cli.data.kinds import kind_in
+from influence_cli.data.kinds import PAYLOADS, kind_in
 from influence_cli.data.kinds.protocol import is_text
+from influence_cli.data.plain_types import is_list
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.features import Feature, Judged, judge, summary
 from influence_cli.data.sources.protocol import ID_NAMES, IMAGE_NAMES, LABEL_NAMES, LeftOut, pick
-from influence_cli.data.sources.survey import Survey
+from influence_cli.data.sources.survey import PLAIN, Survey
 from influence_cli.errors import ManifestError
 
 ROW_NUMBERS = "none"  # as --id: rows are numbered
@@ -84,16 +85,30 @@ class Seen:
     types: Mapping[str, pa.DataType]  # in order
     surveys: Mapping[str, Survey]
     as_text: bool  # a file of text, in which all is text
-    comma: bool  # columns are separated by semicolons, as where the decimal mark is a comma
+    marks: str  # what decimal and thousands marks its numbers may have, see ``Survey.form``
     where: str
+    rows: int = 0
+
+    def form(self, name: str) -> tuple[str, str] | None:
+        """How a column of text writes numbers; None where it is none, or holds texts."""
+        return self.surveys[name].form(self.marks) if name in self.surveys else None
 
 
-def needs_survey(names: Sequence[str], types: Mapping[str, pa.DataType], columns: Columns) -> bool:
+def needs_survey(types: Mapping[str, pa.DataType], columns: Columns) -> bool:
     """Whether values have to be looked at: not where the payload is stored as such."""
-    if columns.features:
+    if columns.features or columns.like is not None:
         return True
-    images = [n for n in names if n == columns.image or (columns.image is None and n.lower() in IMAGE_NAMES)]
-    return kind_in(names) is None and not any(_is_image(types[n]) for n in images)
+    images = [n for n in types if n == columns.image or (columns.image is None and n.lower() in IMAGE_NAMES)]
+    return not _own(types) and not any(_is_image(types[n]) for n in images)
+
+
+def _own(types: Mapping[str, pa.DataType]) -> tuple[str, ...]:
+    """The columns of a payload that is stored as a manifest stores it, by names and types; images have a role."""
+    kind = kind_in(types)
+    if kind is None or kind.pixels:
+        return ()
+    fits = all(kind.holds(types[name]) or is_list(types[name]) for name in kind.columns)
+    return kind.columns if fits else ()
 
 
 def decide(seen: Seen, columns: Columns) -> Roles:
@@ -104,21 +119,19 @@ def decide(seen: Seen, columns: Columns) -> Roles:
     """
     names, where = list(seen.types), seen.where
     label, rivals = _label(names, columns, seen)
-    for what, asked in (("weight", columns.weight), ("group", columns.group)):
-        pick(names, asked, (), what, where)
-    for name in (*columns.keep, *columns.features):
-        pick(names, name, (), "feature" if name in columns.features else "kept column", where)
+    check_asked(names, columns, label, where)
     identity = None
     if columns.id != ROW_NUMBERS or ROW_NUMBERS in names:
-        identity = pick(names, columns.id, ID_NAMES, "id", where)
+        identity = pick([n for n in names if n != label], columns.id, ID_NAMES, "id", where)
     image = _image(names, columns, seen)
-    own = () if columns.features or image is not None else getattr(kind_in(names), "columns", ())
-    group = columns.group or ("group" if "group" in names and "group" not in columns.features else None)
+    own = () if columns.features or image is not None else _own(seen.types)
+    free = {n: t for n, t in seen.types.items() if n != label and n not in columns.features}
+    usual = {role: _there(role, free) for role in ("group", "split", "weight", CLEAN)}
     special: dict[str, Any] = {
-        "id": identity, "group": group if group != label else None,
-        "split": _there("split", names, label), "clean": _there(CLEAN, names, label),
-        "weight": columns.weight or (_there("weight", names, label) if own or image is not None else None),
+        "id": identity, "group": columns.group or usual["group"], "split": usual["split"], "clean": usual[CLEAN],
+        "weight": columns.weight or (usual["weight"] if own or image is not None else None),
     }  # fmt: skip
+    check_kept(special, columns, where)
     taken = {label, image, *own, *(n for n in special.values() if n is not None)}
     rest = [n for n in names if n not in taken or n in columns.features]
     start = Roles(label, _are_names(label, seen), image=image, own=own, kept=columns.keep, **special)
@@ -138,7 +151,7 @@ def _of_features(start: Roles, rest: list[str], rivals: list[str], columns: Colu
         asked = name in columns.features
         judged = Judged(None, _no_feature(name, rivals, seen)) if not asked else None
         if judged is None or not judged.reason:
-            judged = judge(seen.surveys[name], columns.categories, seen.comma, asked)
+            judged = judge(seen.surveys[name], columns.categories, seen.marks, asked)
         notes += judged.notes
         if judged.feature is not None:
             features.append(judged.feature)
@@ -157,8 +170,9 @@ def _of_features(start: Roles, rest: list[str], rivals: list[str], columns: Colu
         fix = f"name it with --image or --features; there are: {', '.join(seen.types)}"
         what = "no payload: neither an image column nor numeric features"
         raise ManifestError(f"{what} ({reasons})" if reasons else what, where=seen.where, fix=fix)
-    if start.weight is None and any(f.column == "weight" for f in features):
-        notes.append("column weight is a feature; pass --weight weight where rows are weighted by it")
+    weight = next((f.column for f in features if f.column.lower() == "weight"), None)
+    if start.weight is None and weight is not None:
+        notes.append(f"column {weight} is a feature; pass --weight {weight} where rows are weighted by it")
     return _with(start, tuple(features), left_out, rivals, notes)
 
 
@@ -171,8 +185,30 @@ def _with(start: Roles, features: tuple[Feature, ...], left_out: Sequence[LeftOu
     return replace(start, features=features, left_out=tuple(left_out), notes=(*also, *notes))
 
 
-def _there(name: str, names: Sequence[str], label: str) -> str | None:
-    return name if name in names and name != label else None
+def _there(role: str, names: Iterable[str]) -> str | None:
+    """The column that is called like a role, in small or capital letters."""
+    return next((name for name in names if name.lower() == role), None)
+
+
+def check_asked(names: Sequence[str], columns: Columns, label: str, where: str) -> None:
+    """Refuse names that are not there, and the label in another role.  Raises ManifestError: there is one."""
+    asked = {"--weight": (columns.weight,), "--group": (columns.group,), "--features": columns.features}
+    asked |= {"--keep-column": columns.keep, "--id": (columns.id if columns.id != ROW_NUMBERS else None,)}
+    for flag, found in asked.items():
+        for name in (n for n in found if n is not None):
+            pick(list(names), name, (), flag.strip("-"), where)
+            if name == label:
+                what, fix = f"{flag} {name} is the label column", f"name another column with {flag}, or with --label"
+                raise ManifestError(what, where=f"{where}, column {name}", fix=fix)
+
+
+def check_kept(special: Mapping[str, str | None], columns: Columns, where: str) -> None:
+    """Refuse to keep a column under a name that a manifest has for something else."""
+    for name in (*columns.keep, *((columns.group,) if columns.group else ())):
+        taken = {"id": "id", "label": None, "split": "split", "weight": "weight", CLEAN: "clean"}
+        if name in PAYLOADS or (name in taken and special.get(taken[name] or "") != name):
+            what = f"a manifest's column {name} holds something else, so that one of that name cannot be kept"
+            raise ManifestError(what, where=f"{where}, column {name}", fix="rename it in the source")
 
 
 def _label(names: list[str], columns: Columns, seen: Seen) -> tuple[str, list[str]]:
@@ -190,8 +226,7 @@ def _label(names: list[str], columns: Columns, seen: Seen) -> tuple[str, list[st
         if any(re.fullmatch(r"[+-]?\d+(\.\d*)?", name.strip()) for name in names):
             fix += " (is the first line a row? then write the names of the columns before it)"
         raise ManifestError("no label column", where=seen.where, fix=fix)
-    texts = [name for name in usual if name in seen.surveys and seen.surveys[name].form(seen.comma) is None
-             and seen.surveys[name].texts]  # fmt: skip
+    texts = [name for name in usual if name in seen.surveys and seen.form(name) is None and seen.surveys[name].texts]
     first = (texts or usual)[0]
     return first, [n for n in usual if n != first]
 
@@ -203,8 +238,7 @@ def _are_names(label: str, seen: Seen) -> bool:
         return True
     if not seen.as_text or survey is None:
         return is_text(kind)
-    plain = survey.form(False) in (("1234.5", False), None) and not survey.markers
-    return survey.texts > 0 and (survey.form(False) is None or not plain)
+    return survey.texts > 0 and survey.form() != (PLAIN, "")
 
 
 def _image(names: list[str], columns: Columns, seen: Seen) -> str | None:
@@ -255,29 +289,3 @@ def _no_feature(name: str, rivals: Sequence[str], seen: Seen) -> str:
     if lowered in _WEIGHTS:
         return f"a weight of rows; --weight {name} takes it as that, --features as a feature"
     return ""
-
-
-def later(seen: Seen, columns: Columns, recipe: Mapping[str, Any], of: str) -> Roles:
-    """The roles that an earlier manifest gave to columns of the same names.
-
-    Raises:
-        ManifestError: a column that it read is not there.
-    """
-    features = tuple(Feature.from_dict(value) for value in recipe["features"])
-    names = list(seen.types)
-    needed = [f.column for f in features] + ([recipe["image"]] if recipe["image"] else []) + list(recipe["own"])
-    label = columns.label or recipe["label"]
-    for name in (*needed, label):
-        if name not in names:
-            fix = f"write it, or read the table without --like; there are: {', '.join(names)}"
-            raise ManifestError(f"no column {name!r}, which {of} has", where=seen.where, fix=fix)
-    asked = {"weight": columns.weight, "group": columns.group}
-    optional: dict[str, Any] = {key: asked.get(key) or (recipe[key] if recipe[key] in names else None) for key in
-                ("weight", "group", "split", "clean")}  # fmt: skip
-    identity = columns.id or recipe["id"]
-    identity = identity if identity in names else None
-    kept = tuple(n for n in (*recipe["kept"], *columns.keep) if n in names)
-    taken = {label, identity, *needed, *kept, *optional.values()}
-    left_out = tuple(LeftOut(f"column {n}", f"{of} did not read it") for n in names if n not in taken)
-    return Roles(label, recipe["names"], identity, recipe["image"], tuple(recipe["own"]), features, kept=kept,
-                 left_out=left_out, notes=(f"columns are read as those of {of}",), **optional)  # fmt: skip

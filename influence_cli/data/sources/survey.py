@@ -1,7 +1,7 @@
 """What a column of a table holds, found out over all of its rows, chunk by chunk.
 
 A column of text is one of numbers where every value is one, but for what is written where a value is missing; numbers
-may have thousands separators, a decimal comma, a currency or a percent sign.
+may have thousands separators, a decimal comma, or all the same currency or percent sign; true and false are 1 and 0.
 """
 
 from __future__ import annotations
@@ -17,27 +17,35 @@ from influence_cli.data.kinds.protocol import is_numbers, is_text
 from influence_cli.data.plain_types import is_list, pc
 
 # written where a number is missing; in a column of text they are texts like others (NA is Namibia, or North America)
-MISSING = ("?", "NA", "N/A", "n/a", "na", "#N/A", "NULL", "Null", "null", "None", "none", "-", "--", ".", "missing")
-PLAIN, THOUSANDS, SPACED, COMMA = "1234.5", "1,234.5", "1 234.5", "1.234,5"
+MISSING = (
+    *("?", "NA", "N/A", "n/a", "na", "N.A.", "<NA>", "#N/A", "NaT", "NULL", "Null", "null", "None", "none", "-", "--"),
+    *(".", "missing"),
+)
+PLAIN, THOUSANDS, SPACED, COMMA, TRUTH = "1234.5", "1,234.5", "1 234.5", "1.234,5", "true"
 UNITS = r"[$€£¥%]"
+EXACT_WHOLE = float(1 << 53)  # the largest whole number up to which float64 holds every one
 _DIGITS = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 _FORMS = {
     PLAIN: rf"^({_DIGITS}|[+-]?([iI][nN][fF]([iI][nN][iI][tT][yY])?|[nN][aA][nN]))$",
-    THOUSANDS: r"^[+-]?\d{1,3}(,\d{3})+(\.\d*)?$",
-    SPACED: r"^[+-]?\d{1,3}([ '\x{a0}\x{202f}]\d{3})+(\.\d*)?$",
-    COMMA: r"^[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+$",
+    THOUSANDS: r"^[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?$",  # 0,123 is a decimal number
+    SPACED: r"^[+-]?[1-9]\d{0,2}([ '\x{a0}\x{202f}]\d{3})+(\.\d*)?$",
+    COMMA: r"^[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+$|^[+-]?[1-9]\d{0,2}(\.\d{3}){2,}$",
+    TRUTH: r"^([tT]rue|[fF]alse|TRUE|FALSE)$",
 }
+NUMBER = _FORMS[PLAIN]
 _PADDED = r"^[+-]?0[0-9]"  # 007 is a name, not the number 7
-_DOTTED = r"^[+-]?\d{1,3}(\.\d{3})+$"  # 1.234, which is 1234 where the decimal mark is a comma
+_DOTTED = r"^[+-]?[1-9]\d{0,2}(\.\d{3})+$"  # 1.234, which is 1234 where the decimal mark is a comma
 _DATE = (
-    r"^\d{4}[-/.]\d{1,2}[-/.]\d{1,2}([ T].*)?$|^\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2})([ T].*)?$"
-    r"|^\d{1,2}[- /]?[A-Za-z]{3,9}[- /,]+\d{2,4}$|^[A-Za-z]{3,9} \d{1,2},? \d{4}$|^\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?$"
+    r"^\d{4}[-/.]\d{1,2}([-/.]\d{1,2}([ T].*)?)?$|^\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2})([ T].*)?$|^\d{1,2}/\d{4}$"
+    r"|^\d{1,2}\.?[- /]?\pL{3,9}\.?[- /,]+\d{2,4}$|^\pL{3,9}\.? (\d{1,2}(st|nd|rd|th)?,? )?\d{4}$"
+    r"|^\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?( ?[aApP]\.?[mM]\.?)?$"
 )
 
 
 def texts_in(values: pa.Array) -> pa.Array:
     """Text without spaces around it; null where nothing is written."""
     trimmed = pc.call_function("utf8_trim_whitespace", [values])
+    trimmed = _replaced(trimmed, "^\u2212", "-")  # as typesetters write minus
     return pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, trimmed.type), trimmed)
 
 
@@ -56,6 +64,10 @@ def as_numbers(texts: pa.Array, form: str, units: bool) -> NDArray[np.float64]:
     """The numbers [n] that texts of one form write; NaN where there is none or a missing value is written."""
     if units:
         texts = without_units(texts)
+    if form == TRUTH:
+        yes = pc.call_function("utf8_lower", [texts])
+        return pc.cast(pc.if_else(pc.equal(yes, "true"), 1.0, pc.if_else(pc.equal(yes, "false"), 0.0, None)),
+                       pa.float64()).to_numpy(zero_copy_only=False)  # fmt: skip
     if form == COMMA:
         texts = _replaced(_replaced(texts, r"\.", ""), ",", ".")
     elif form in (THOUSANDS, SPACED):
@@ -84,18 +96,21 @@ class Survey:
     lists: int = 0
     whole: bool = True  # every number is an integer
     padded: bool = False
+    least: int | None = None  # of integers, exactly
     low: float = math.inf
     high: float = -math.inf
     widths: set[int] = field(default_factory=set)
     values: set[str] = field(default_factory=set)  # different texts, up to ``most`` and one
     markers: set[str] = field(default_factory=set)  # of MISSING, that are written
     other: str | None = None  # a type that is none of these
-    united: int = 0  # different texts with a currency or percent sign
-    bare: int = 0  # ... and without
+    units: set[str] = field(default_factory=set)  # currencies and percent signs of numbers
+    bare: int = 0  # different texts without
+    strange: str = ""  # a text that is no number
     _forms: set[str] = field(default_factory=lambda: set(_FORMS) - {PLAIN})  # that fit every text that is no number
     _odd: bool = False  # some text is no plain number
     _formed: bool = False  # ... nor one with a unit
     _decimal_point: bool = False
+    _pointed: bool = False  # some plain number has a point
     _date: bool = True
 
     def add(self, column: pa.Array) -> None:
@@ -127,6 +142,9 @@ class Survey:
             self.other = "a structure" if pa.types.is_nested(kind) else str(kind)
 
     def _add_numbers(self, column: pa.Array) -> None:
+        if pa.types.is_integer(column.type):
+            found = pc.min_max(column).as_py()
+            self.least = found["min"] if self.least is None else min(self.least, found["min"])
         values = pc.cast(column.drop_null(), pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         there = values[~np.isnan(values)]
         self.missing += len(column) - len(there)
@@ -163,7 +181,8 @@ class Survey:
         if len(numbers):
             self.padded = self.padded or bool(pc.any(matches(numbers, _PADDED)).as_py())
             pointed = numbers.filter(matches(numbers, r"\."))
-            self._decimal_point = self._decimal_point or not bool(pc.all(matches(pointed, _DOTTED)).as_py())
+            self._decimal_point = self._decimal_point or pc.all(matches(pointed, _DOTTED)).as_py() is False
+            self._pointed = self._pointed or len(pointed) > 0
             found = as_numbers(numbers, PLAIN, False)
             self._range(found[~np.isnan(found)])
             self.bare += len(numbers)
@@ -180,33 +199,43 @@ class Survey:
         self._odd = True
         self._date = self._date and bool(pc.all(matches(odd, _DATE)).as_py())
         bare = without_units(odd)
-        united = pc.sum(pc.cast(pc.not_equal(bare, odd), pa.int64())).as_py()
-        self.united, self.bare = self.united + united, self.bare + len(odd) - united
+        with_units = odd.filter(pc.not_equal(bare, odd))
+        self.bare += len(odd) - len(with_units)
+        for sign in "$€£¥%" if len(with_units) else "":
+            if pc.any(matches(with_units, "[$]" if sign == "$" else sign)).as_py():
+                self.units.add(sign)
         plain = matches(bare, _FORMS[PLAIN])
         self._range(as_numbers(bare.filter(plain), PLAIN, False))
         rest = bare.filter(pc.invert(plain))
         self._formed = self._formed or len(rest) > 0
+        self.strange = self.strange or (rest[0].as_py() if len(rest) else "")
         self._forms &= {form for form in self._forms if bool(pc.all(matches(rest, _FORMS[form])).as_py() is not False)}
-        for form in self._forms if len(rest) else ():
+        for form in self._forms - {TRUTH} if len(rest) else ():
             found = as_numbers(rest, form, False)
             self.low, self.high = min(self.low, float(np.nanmin(found))), max(self.high, float(np.nanmax(found)))
 
-    def form(self, comma: bool) -> tuple[str, bool] | None:
-        """How its texts write numbers, and whether with units; None where they are texts.
+    def form(self, marks: str = "") -> tuple[str, str] | None:
+        """How its texts write numbers, and their unit; None where they are texts.
 
-        ``comma``: a comma before three digits is a decimal mark (the columns are separated by semicolons).
+        ``marks``: ";" where columns are separated by semicolons, so that a comma before three digits is a decimal mark;
+        "," where another column of the table has decimal commas for sure, so that a point is none either.
         """
-        units = self.united > 0
-        if self.padded or not self.texts or (units and self.bare > 0):
+        if self.padded or not self.texts or len(self.units) > 1 or (self.units and self.bare > 0):
             return None
-        if not self._odd:
-            return (PLAIN, False) if self.numbers else None
+        unit = next(iter(self.units), "")
         if not self._formed:
-            return PLAIN, units
-        forms = self._forms - ({COMMA} if self._decimal_point else set())
-        order = (COMMA, THOUSANDS, SPACED) if comma else (THOUSANDS, COMMA, SPACED)
+            if marks == "," and self._pointed and not self._decimal_point:
+                return COMMA, unit
+            return (PLAIN, unit) if self.numbers else None
+        forms = self._forms - ({COMMA} if self._decimal_point else set()) - ({TRUTH} if self.numbers else set())
+        order = (COMMA, THOUSANDS, SPACED, TRUTH) if marks else (THOUSANDS, COMMA, SPACED, TRUTH)
         found = next((form for form in order if form in forms), None)
-        return None if found is None else (found, units)
+        return None if found is None else (found, unit)
+
+    @property
+    def decimal_comma(self) -> bool:
+        """Whether its numbers have a decimal comma for sure."""
+        return self._formed and COMMA in self._forms and THOUSANDS not in self._forms and not self._decimal_point
 
     @property
     def odd_numbers(self) -> bool:

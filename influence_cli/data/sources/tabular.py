@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from influence_cli.data.frames import as_table, name_of
 from influence_cli.data.kinds import kind_in
 from influence_cli.data.kinds.protocol import is_text
 from influence_cli.data.plain_types import is_list, pc, plain_table
-from influence_cli.data.request import COLUMNS_KEY, Columns
-from influence_cli.data.sources.features import as_texts, column_of, encoded, numbers_of, with_medians
+from influence_cli.data.request import Columns
+from influence_cli.data.sources.features import EXACT, VECTOR, as_texts, column_of, encoded, numbers_of, with_medians
+from influence_cli.data.sources.later import later, recipe_of
 from influence_cli.data.sources.protocol import (
     LABEL_NAMES,
     LeftOut,
@@ -30,11 +31,10 @@ from influence_cli.data.sources.protocol import (
     pick,
     usual_splits,
 )
-from influence_cli.data.sources.roles import Roles, Seen, decide, later, needs_survey
-from influence_cli.data.sources.survey import PLAIN, Survey, text_of_bytes, texts_in
+from influence_cli.data.sources.roles import Roles, Seen, decide, needs_survey
+from influence_cli.data.sources.survey import EXACT_WHOLE, NUMBER, PLAIN, Survey, matches, text_of_bytes, texts_in
 from influence_cli.data.sources.text_files import open_text, refuse_twins
 from influence_cli.data.splits import split_of
-from influence_cli.data.tables import parquet_files, read_schema
 from influence_cli.errors import ManifestError
 
 CHUNK = 16_384  # rows of a table in memory that are made features at once
@@ -66,7 +66,7 @@ def read_text_table(path: Path, columns: Columns) -> Source:
 
     as_text = path.suffix.lower() in (".csv", ".tsv")
     form = path.suffix.lower().lstrip(".")
-    return table_source(form, chunks, columns, None, str(path.parent), as_text, text.comma, text.taken)
+    return table_source(form, chunks, columns, None, str(path.parent), as_text, text.marks, text.taken)
 
 
 def read_frame(source: Any, columns: Columns) -> Source:
@@ -115,16 +115,16 @@ def table_source(
     classes: tuple[str, ...] | None,
     folder: str,
     as_text: bool = False,
-    comma: bool = False,
+    marks: str = "",
     taken: tuple[str, ...] = (),
     left_out: tuple[LeftOut, ...] = (),
 ) -> Source:
     """The source of a table's chunks: its columns are looked at over all rows, and then read by their roles."""
-    seen = look_at(chunks, columns, as_text, comma)
+    seen = look_at(chunks, columns, as_text, marks)
     if columns.like is None:
         roles = decide(seen, columns)
-        features = with_medians(roles.features, lambda: _trained(chunks, roles))
-        roles = Roles(**{**vars(roles), "features": tuple(features)})
+        features = with_medians(roles.features, seen.rows, lambda: _trained(chunks, roles))
+        roles = replace(roles, features=tuple(features))
     else:
         recipe, classes = recipe_of(columns.like)
         roles = later(seen, columns, recipe, columns.like)
@@ -137,25 +137,11 @@ def table_source(
 
     names = tuple(name for f in roles.features for name in f.names)
     said = (*taken, *roles.said())
+    written = {"weight_form": None if roles.weight is None else seen.form(roles.weight), "marks": seen.marks}
     return Source(
-        form, tables, classes, folder, (*left_out, *roles.left_out), taken=said, columns=roles.as_dict(), names=names,
-        counts=counts,
+        form, tables, classes, folder, (*left_out, *roles.left_out), taken=said, columns=roles.as_dict() | written,
+        names=names, counts=counts,
     )  # fmt: skip
-
-
-def recipe_of(manifest: str) -> tuple[dict[str, Any], tuple[str, ...] | None]:
-    """What the columns of a manifest's source were taken for, and its classes.
-
-    Raises:
-        ManifestError: it does not say.
-    """
-    schema = read_schema(parquet_files(manifest)[0])
-    try:
-        recipe = json.loads((schema.metadata or {})[COLUMNS_KEY])
-    except (KeyError, ValueError) as error:
-        fix = "give a manifest that `influence manifest` made from a table"
-        raise ManifestError("it does not say how its columns were read", where=manifest, fix=fix) from error
-    return recipe, class_names(schema, Columns())
 
 
 def _trained(chunks: Chunks, roles: Roles) -> Iterator[tuple[pa.Table, Any]]:
@@ -167,8 +153,12 @@ def _trained(chunks: Chunks, roles: Roles) -> Iterator[tuple[pa.Table, Any]]:
         yield chunk.table, np.array([s is None or split_of(s) == "train" for s in split], dtype=bool)
 
 
-def look_at(chunks: Chunks, columns: Columns, as_text: bool, comma: bool = False) -> Seen:
-    """What stands in every column; values are looked at where names and types do not decide."""
+def look_at(chunks: Chunks, columns: Columns, as_text: bool, marks: str = "") -> Seen:
+    """What stands in every column; values are looked at where names and types do not decide.
+
+    Raises:
+        ManifestError: there is no row.
+    """
     types: dict[str, pa.DataType] = {}
     surveys: dict[str, Survey] = {}
     where, rows = "", 0
@@ -177,15 +167,19 @@ def look_at(chunks: Chunks, columns: Columns, as_text: bool, comma: bool = False
         for column in chunk.table.schema:
             if column.name not in types or pa.types.is_null(types[column.name]):
                 types[column.name] = column.type
-        if not as_text and not needs_survey(list(types), types, columns):
-            return Seen(types, {}, as_text, comma, where)
+        if not as_text and types and not needs_survey(types, columns):
+            return Seen(types, {}, as_text, marks, where)
         for name in types:
             survey = surveys.get(name) or surveys.setdefault(name, Survey(name, 10 * columns.categories))
             if survey.rows < rows:  # lines of JSON may have it for the first time
                 survey.add(pa.nulls(rows - survey.rows))
             survey.add(column_of(chunk.table, name))
         rows += chunk.table.num_rows
-    return Seen(types, surveys, as_text, comma, where)
+    if not rows:
+        raise ManifestError("the table has no rows", where=where, fix="give a table with a row for each example")
+    if any(survey.decimal_comma for survey in surveys.values()):
+        marks = ","
+    return Seen(types, surveys, as_text, marks, where, rows)
 
 
 def shape_table(
@@ -200,8 +194,8 @@ def shape_table(
     chunk = Chunk(plain_table(table, where), where, first, split, prefix)
     seen = look_at(lambda: iter([chunk]), columns, all(is_text(f.type) for f in chunk.table.schema))
     roles = decide(seen, columns)
-    features = tuple(with_medians(roles.features, lambda: _trained(lambda: iter([chunk]), roles)))
-    return shape(chunk, Roles(**{**vars(roles), "features": features}), seen, Counter())
+    features = tuple(with_medians(roles.features, seen.rows, lambda: _trained(lambda: iter([chunk]), roles)))
+    return shape(chunk, replace(roles, features=features), seen, Counter())
 
 
 def shape(chunk: Chunk, roles: Roles, seen: Seen, counts: Counter[str]) -> pa.Table:
@@ -217,37 +211,53 @@ def shape(chunk: Chunk, roles: Roles, seen: Seen, counts: Counter[str]) -> pa.Ta
         image = of(roles.image)
         out["path" if is_text(image.type) or pa.types.is_null(image.type) else "image"] = image
     elif roles.own:
-        out.update({name: _payload(of(name), name, where) for name in roles.own})
+        out.update({name: _payload(of(name), name, where, counts) for name in roles.own})
     else:
         out["features"] = encoded(roles.features, table)
         for feature in roles.features:
+            if feature.kind == VECTOR:
+                _count_blurred(of(feature.column), feature.column, counts)
+        for feature in roles.features:
             for value in feature.unknown(of(feature.column)):
                 counts[f"column {feature.column}: {value!r} is no category that is known"] += 1
-    out["label"] = _labels(of(roles.label), roles.names, seen, roles.label)
+    out["label"] = _labels(of(roles.label), roles.names, seen, roles.label, where)
     if roles.split is not None:
         out["split"] = usual_splits(_trimmed(of(roles.split)), where)
     elif chunk.split is not None:
         out["split"] = pa.array([chunk.split] * table.num_rows)
     if roles.weight is not None:
         out["weight"] = _weights(of(roles.weight), roles.weight, seen, where)
-    elif any(f.column == "weight" for f in roles.features):  # so that nobody takes it for the rows' weight
+    elif any(f.column.lower() == "weight" for f in roles.features):  # so that nobody takes it for the rows' weight
         out["weight"] = pa.array(np.ones(table.num_rows))
     if roles.clean is not None:
-        out[CLEAN] = _labels(of(roles.clean), roles.names, seen, roles.clean)
+        out[CLEAN] = _labels(of(roles.clean), roles.names, seen, roles.clean, where)
     for name in (roles.group, *roles.kept):
         if name is not None and name not in out:
-            out[name] = _as_meant(of(name), name, seen)
+            out[name] = _as_meant(of(name), name, seen, where)
     return pa.table(out)
 
 
-def _payload(values: pa.Array, name: str, where: str) -> pa.Array:
+def _count_blurred(values: pa.Array, name: str, counts: Counter[str]) -> None:
+    """Count lists with a number that float32 does not hold."""
+    inner = values.flatten()
+    if is_text(inner.type) or pa.types.is_float32(inner.type) or pa.types.is_nested(inner.type):
+        return
+    numbers = pc.cast(inner, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    blurred = int(((np.abs(numbers) > EXACT) & (numbers.astype(np.float32) != numbers)).sum())
+    if blurred:
+        counts[f"column {name}: a number above {EXACT:,.0f} is rounded to float32; subtract an offset"] += blurred
+
+
+def _payload(values: pa.Array, name: str, where: str, counts: Counter[str]) -> pa.Array:
     """A payload's column as a manifest holds it; lists of numbers that are text become numbers."""
     kind = kind_in([name])
+    if is_list(values.type):
+        _count_blurred(values, name, counts)
     if kind is None or kind.holds(values.type) or name not in kind.types or not is_list(values.type):
         return values
     try:
         return pc.cast(values, kind.types[name])
-    except pa.ArrowException as error:
+    except (pa.ArrowException, TypeError) as error:
         what = f"column {name} is {values.type}, not {kind.wanted}"
         raise ManifestError(what, where=f"{where}, column {name}", fix=f"store {kind.wanted}") from error
 
@@ -274,26 +284,27 @@ def _trimmed(values: pa.Array) -> pa.Array:
     return texts_in(values) if is_text(values.type) else values
 
 
-def _labels(values: pa.Array, names: bool, seen: Seen, column: str) -> pa.Array:
-    """Labels as names or as numbers."""
-    if pa.types.is_null(values.type):
+def _labels(values: pa.Array, names: bool, seen: Seen, column: str, where: str) -> pa.Array:
+    """Labels as names or as numbers; a name that says NaN is none.  Raises ManifestError: they are neither."""
+    kind = values.type
+    if pa.types.is_null(kind):
         return pa.nulls(len(values), pa.string() if names else pa.int64())
-    if names:
-        return as_texts(values)
-    if not is_text(values.type):
+    if pa.types.is_nested(kind) or (pa.types.is_binary(kind) and text_of_bytes(values) is None):
+        fix = "give a column of numbers or names"
+        raise ManifestError(f"labels are {kind}, not numbers or text", where=f"{where}, column {column}", fix=fix)
+    if not names and not is_text(kind):
         return values
-    survey = seen.surveys.get(column)
-    plain = survey is not None and survey.form(False) == (PLAIN, False) and not survey.markers
-    if not seen.as_text or not plain:
-        return texts_in(values)
+    texts = as_texts(values)
+    if names or not seen.as_text or seen.surveys[column].form() != (PLAIN, ""):
+        return pc.if_else(matches(texts, "^(nan|NaN|NAN)$"), pa.scalar(None, texts.type), texts)
     numbers = numbers_of(values)
-    return pa.array(numbers, mask=~pc.is_valid(texts_in(values)).to_numpy(zero_copy_only=False))
+    return pa.array(numbers, mask=~matches(pc.fill_null(texts, "?"), NUMBER).to_numpy(zero_copy_only=False))
 
 
 def _weights(values: pa.Array, column: str, seen: Seen, where: str) -> pa.Array:
     """Weights as real numbers; null where there is none.  Raises ManifestError: they are no numbers."""
     survey = seen.surveys.get(column)
-    form = (PLAIN, False) if survey is None or not survey.texts else survey.form(seen.comma)
+    form = (PLAIN, "") if survey is None or not survey.texts else seen.form(column)
     try:
         if form is None:
             raise pa.ArrowInvalid(f"it holds text, such as {min(survey.values) if survey else ''!r}")
@@ -304,13 +315,28 @@ def _weights(values: pa.Array, column: str, seen: Seen, where: str) -> pa.Array:
     return pa.array(numbers, mask=np.isnan(numbers))
 
 
-def _as_meant(values: pa.Array, column: str, seen: Seen) -> pa.Array:
-    """A column that is kept: of a text file whole numbers, real numbers or text, as all of its rows are."""
-    survey = seen.surveys.get(column)
-    if not seen.as_text or survey is None or not is_text(values.type):
+def _as_meant(values: pa.Array, column: str, seen: Seen, where: str) -> pa.Array:
+    """A column that is kept: of a text file whole numbers, real numbers or text, as all of its rows are.
+
+    Raises:
+        ManifestError: it is of a type that no Parquet file holds.
+    """
+    survey, kind = seen.surveys.get(column), values.type
+    odd = (pa.types.is_union(kind), pa.types.is_run_end_encoded(kind), pa.types.is_interval(kind))
+    if any(odd):
+        fix = "turn it into text or numbers"
+        raise ManifestError(
+            f"column {column} is {kind}, which cannot be kept", where=f"{where}, column {column}", fix=fix
+        )
+    if not seen.as_text or survey is None or not is_text(kind):
         return values
-    if survey.form(False) != (PLAIN, False) or survey.markers:
-        return texts_in(values)
-    numbers = numbers_of(values)
-    column_of_numbers = pa.array(numbers, mask=np.isnan(numbers))
-    return pc.cast(column_of_numbers, pa.int64()) if survey.whole else column_of_numbers
+    texts = texts_in(values)
+    if survey.form() != (PLAIN, "") or survey.markers:
+        return texts
+    try:
+        return pc.cast(texts, pa.int64() if survey.whole else pa.float64())
+    except pa.ArrowException:  # 1.0, 1e3, or more digits than 64 bits hold
+        numbers = numbers_of(values)
+        return (
+            texts if max(abs(survey.low), abs(survey.high)) > EXACT_WHOLE else pa.array(numbers, mask=np.isnan(numbers))
+        )

@@ -8,11 +8,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from influence_cli.data.formulas import MARK, as_meant
@@ -32,7 +34,7 @@ class TextTable:
     """A file's rows as tables of one schema, again at every call of ``chunks``."""
 
     chunks: Callable[[], Iterator[pa.Table]]
-    comma: bool = False  # separated by semicolons
+    marks: str = ""  # ";" where columns are separated by semicolons, see ``Survey.form``
     taken: tuple[str, ...] = ()  # how it was read, where that was found out
 
 
@@ -41,10 +43,13 @@ def open_text(path: Path, columns: Columns) -> TextTable:
 
     Raises:
         ManifestError: it cannot be parsed, is not in the encoding, has no rows, or two columns of one name.
+        UsageError: an option is of another form of table.
     """
     suffix = path.suffix.lower()
+    of = {"sheet": EXCEL, "delimiter": (".csv", ".tsv"), "encoding": (".csv", ".tsv", *JSON_LINES, ".json")}
+    refuse_options(columns, [name for name, suffixes in of.items() if suffix not in suffixes], str(path))
     if suffix in JSON_LINES or suffix == ".json":
-        tables = list(_json_tables(path, whole=suffix == ".json"))
+        tables = list(_json_tables(path, suffix == ".json", columns.encoding))
         return TextTable(lambda: iter(tables))
     if suffix in EXCEL:
         return _excel(path, columns)
@@ -56,15 +61,24 @@ def read_text_file(path: Path, columns: Columns) -> pa.Table:
     return pa.concat_tables(open_text(path, columns).chunks())
 
 
+def refuse_options(columns: Columns, names: Sequence[str], where: str) -> None:
+    """Refuse (UsageError) options of text files that say nothing of this source."""
+    for name in names:
+        if getattr(columns, name) is not None:
+            raise UsageError(f"--{name} says nothing of such a source", where=where, fix=f"leave --{name} out")
+
+
 # -- CSV and TSV -------------------------------------------------------------------------------------------------------
 
 
 def csv_form(path: Path, columns: Columns) -> tuple[str, str]:
     """Encoding and delimiter: asked for, or found out.  Raises UsageError: the delimiter is no single character."""
-    encoding = columns.encoding or _encoding(path)
-    delimiter = columns.delimiter or ("\t" if path.suffix.lower() == ".tsv" else _delimiter(path, encoding))
+    encoding = _encoding(path) if columns.encoding is None else columns.encoding
+    delimiter = columns.delimiter
+    if delimiter is None:
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(path, encoding)
     delimiter = {"\\t": "\t", "tab": "\t"}.get(delimiter, delimiter)
-    if len(delimiter) != 1:
+    if len(delimiter.encode()) != 1:
         raise UsageError(f"--delimiter {delimiter!r} is no single character", fix="pass --delimiter ';'")
     return encoding, delimiter
 
@@ -83,7 +97,7 @@ def _csv(path: Path, columns: Columns) -> TextTable:
         taken.append(f"columns are separated by {'tabs' if delimiter == chr(9) else repr(delimiter)}")
     if encoding not in ("utf-8", "utf-8-sig"):
         taken.append(f"the text is {encoding}")
-    return TextTable(read, delimiter == ";", tuple(taken))
+    return TextTable(read, ";" if delimiter == ";" else "", tuple(taken))
 
 
 def _encoding(path: Path) -> str:
@@ -122,6 +136,8 @@ def _refuse_uneven(path: Path, encoding: str, delimiter: str) -> None:
             few = "fewer" if len(row) < width else "more"
             what = f"cannot be parsed: a row has {few} fields than the first line ({len(row)}, not {width})"
             fix = "write every column in every row, in quotes where it holds a separator, or pass --delimiter"
+            if len(row) == width + 1:
+                fix += "; where rows begin with a name of their own, as R writes them, name that column too"
             raise ManifestError(what, where=f"{path}, line {line}", fix=fix)
     if rows < 1:
         raise ManifestError("the file has no rows", where=str(path), fix="give a file with a row for each example")
@@ -141,6 +157,10 @@ def _delimiter(path: Path, encoding: str) -> str:
 def _header(path: Path, encoding: str, delimiter: str) -> list[str]:
     """The names of the columns; those without one are called as pandas calls them.  Refuses one name twice."""
     names = [name.strip() for name in next(_lines(path, encoding, delimiter), (0, []))[1]]
+    if names and re.fullmatch("\ufeff?sep=.?", names[0]):
+        fix = "take the first line out: it names the separator, which is found out"
+        raise ManifestError(f"the first line is {names[0]}", where=str(path), fix=fix)
+    names[:1] = [name.removeprefix("\ufeff").removeprefix("ï»¿") for name in names[:1]]  # where the encoding was given
     names = [name or f"Unnamed: {k}" for k, name in enumerate(names) if name != MARK]
     refuse_twins(names, str(path))
     return names
@@ -217,16 +237,24 @@ def _excel(path: Path, columns: Columns) -> TextTable:
         what = f"cannot make a manifest from it: it is no Excel file that can be read ({error})"
         raise ManifestError(what, where=str(path), fix="save it again, or as CSV") from error
     rows = frame.to_numpy(dtype=object)
+    filled = np.array([[not _is_nothing(v) for v in row] for row in rows], dtype=bool).reshape(rows.shape).sum(axis=1)
+    start = int(np.argmax(filled >= min(2, filled.max(initial=0)))) if len(rows) else 0  # a title has one cell
+    keep = (np.arange(len(rows)) >= start) & (filled > 0)
+    rows, passed = rows[keep], int((~keep).sum())
     if len(rows) < 2:
         fix = "give a sheet with names in its first row and a row for each example"
         raise ManifestError("the file has no rows", where=f"{path}, sheet {sheet}", fix=fix)
     named = [("" if _is_nothing(v) else str(v).strip()) or f"Unnamed: {k}" for k, v in enumerate(rows[0])]
     refuse_twins(named, str(path))
     columns_of = {name: [None if _is_nothing(v) else v for v in rows[1:, k]] for k, name in enumerate(named)}
-    table = pa.table({name: as_column(values) for name, values in columns_of.items()})
+    table = pa.table({name: as_column(values, name, str(path)) for name, values in columns_of.items()})
     others = [s for s in sheets if s != sheet]
-    taken = (f"sheet {sheet} is read, and not {', '.join(others)}; --sheet reads another",) if others else ()
-    return TextTable(lambda: iter([table]), taken=taken)
+    taken = [f"sheet {sheet} is read, and not {', '.join(others)}; --sheet reads another"] if others else []
+    if passed:
+        taken.append(
+            f"{passed} row{'s' if passed > 1 else ''} of the sheet are empty or stand before the names of columns"
+        )
+    return TextTable(lambda: iter([table]), taken=tuple(taken))
 
 
 def _is_nothing(value: Any) -> bool:
@@ -236,28 +264,28 @@ def _is_nothing(value: Any) -> bool:
 # -- JSON --------------------------------------------------------------------------------------------------------------
 
 
-def _json_tables(path: Path, whole: bool) -> Iterator[pa.Table]:
+def _json_tables(path: Path, whole: bool, encoding: str | None) -> Iterator[pa.Table]:
     """Tables of the objects in a file: one a line, or with ``whole`` a list of them.  A value that is missing is null.
 
     Raises:
         ManifestError: a line is no JSON object; names the line.
     """
-    rows = list(_objects(path, whole))
+    rows = list(_objects(path, whole, _encoding(path) if encoding is None else encoding))
     if not rows:
         raise ManifestError("the file has no rows", where=str(path), fix="give a file with a row for each example")
     names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {name: as_column([row.get(name) for row in rows]) for name in names}
+    columns = {name: as_column([row.get(name) for row in rows], name, str(path)) for name in names}
     table = pa.table(columns)
     for first in range(0, len(rows), CHUNK):
         yield table.slice(first, CHUNK)
 
 
-def _objects(path: Path, whole: bool) -> Iterator[dict[str, Any]]:
+def _objects(path: Path, whole: bool, encoding: str) -> Iterator[dict[str, Any]]:
     fix = 'write one object a line, such as {"a": 1, "label": 0}'
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeError as error:
-        raise _not_in(path, "utf-8", error) from error
+        text = path.read_bytes().decode(encoding).removeprefix("\ufeff")
+    except (UnicodeError, LookupError) as error:
+        raise _not_in(path, encoding, error) from error
     except OSError as error:
         raise ManifestError(f"cannot be read ({error.strerror})", where=str(path), fix="check the file") from error
     if whole:
@@ -286,19 +314,28 @@ def _objects(path: Path, whole: bool) -> Iterator[dict[str, Any]]:
         row += 1
 
 
-def as_column(values: Sequence[Any]) -> pa.Array:
-    """Python values as a column: of one type where they are, numbers beside texts as text, other mixtures by name.
+def as_column(values: Sequence[Any], name: str, where: str) -> pa.Array:
+    """Python values as a column: of one type where they are, otherwise as text.
 
     Raises:
-        ManifestError: they are of types that no column has together.
+        ManifestError: lists or objects stand beside other values, or a text is no Unicode; names the row.
     """
+    nested = [isinstance(v, list | dict) for v in values]
+    odd = [k for k, v in enumerate(values) if v is not None and nested[k] != nested[nested.index(True)]] if any(
+        nested) else []  # fmt: skip
+    place = f"{where}, column {name}"
+    if odd:
+        what = f"column {name} holds lists or objects in some rows, and other values in others"
+        raise ManifestError(what, where=f"{where}, row {odd[0]}, column {name}", fix="write all rows alike")
     try:
         return _numeric(values) or pa.array(values, from_pandas=True)
-    except (pa.ArrowException, OverflowError, TypeError, ValueError):
-        plain = (str, int, float, bool, type(None))
-        if all(isinstance(v, plain) for v in values):
-            return pa.array([v if v is None or isinstance(v, str) else str(v) for v in values], pa.string())
-        return pa.array([None if v is None else json.dumps(v, default=str) for v in values], pa.string())
+    except UnicodeEncodeError as error:
+        raise ManifestError("a text is no Unicode (half a surrogate pair)", where=place, fix="repair it") from error
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+        if any(nested):
+            fix = "write lists of numbers, or objects of the same keys"
+            raise ManifestError(f"column {name} cannot be read ({error})", where=place, fix=fix) from error
+        return pa.array([v if v is None or isinstance(v, str) else str(v) for v in values], pa.string())
 
 
 def _numeric(values: Iterable[Any]) -> pa.Array | None:
