@@ -86,9 +86,9 @@ def _means(weights: Floats, values: Floats, rows: NDArray[np.bool_]) -> Floats:
 def differences_on_rows(
     a: Sequence[OnRows], b: Sequence[OnRows], higher: dict[str, bool], random: bool = False, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """By measure the difference of the means over models a and b, its interval and verdict; ``higher`` is better or not.
+    """By measure (``higher``: is that better?) the difference of the means over models a and b, with its interval.
 
-    With ``random`` the models b are random draws of one control, and how far those differ is part of the interval.
+    With ``random`` several models of a side are random draws of one control, and how far those differ is part of it.
     """
     n = len(a[0].labels)
     ones = np.ones((1, n), dtype=np.int64)
@@ -106,7 +106,7 @@ def differences_on_rows(
     for name in (n for n in drawn if n in higher):
         mean = float(np.mean([v[name] for v in at_a]) - np.mean([v[name] for v in at_b]))
         rows = by_row["losses" if name == "loss" else "hits"]
-        controls = np.array([v[name] for v in at_b]) if random else np.array([])
+        controls = [np.array([v[name] for v in side]) for side in (at_a, at_b)] if random else []
         found[name] = difference(mean, float(np.nanstd(np.concatenate(drawn[name]))), rows, controls, higher[name])
     return found
 
@@ -124,14 +124,13 @@ def difference_of_means(a: Floats, b: Floats, higher: bool, random: bool = False
     """
     rows = a.mean(axis=0) - b.mean(axis=0)
     se = float(rows.std() / np.sqrt(len(rows)))
-    return difference(float(rows.mean()), se, rows, b.mean(axis=1) if random else np.array([]), higher)
+    return difference(float(rows.mean()), se, rows, [a.mean(axis=1), b.mean(axis=1)] if random else [], higher)
 
 
-def difference(mean: float, se: float, by_row: Floats, controls: Floats, higher: bool) -> dict[str, Any]:
+def difference(mean: float, se: float, by_row: Floats, controls: Sequence[Floats], higher: bool) -> dict[str, Any]:
     """A difference with its interval from the standard error over rows, and the values of random controls, if any."""
     parts = [(se * se, degrees_of_freedom(by_row, np.ones(len(by_row), dtype=bool)))]
-    if len(controls) > 1:
-        parts.append((float(controls.var(ddof=1)) / len(controls), float(len(controls) - 1)))
+    parts += [(float(c.var(ddof=1)) / len(c), float(len(c) - 1)) for c in controls if len(c) > 1]
     variance = sum(v for v, _ in parts)
     spread = sum(v * v / df for v, df in parts if v > 0.0)
     half = 0.0 if variance == 0.0 else float(student(variance**2 / spread if spread > 0.0 else np.inf)) * variance**0.5
@@ -140,5 +139,5 @@ def difference(mean: float, se: float, by_row: Floats, controls: Floats, higher:
         "half_width": half,
         "n": len(by_row),
         "verdict": verdict(mean, half, higher),
-        "interval_over": ROWS_AND_DRAWS if len(controls) > 1 else ROWS,
+        "interval_over": ROWS_AND_DRAWS if len(parts) > 1 else ROWS,
     }

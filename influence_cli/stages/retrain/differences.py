@@ -74,9 +74,8 @@ class Differences:
 
     def _on_rows(self, a: str, b: str) -> dict[str, dict[str, Any]]:
         if (a, b) not in self._found:
-            random = self.same and bool(self._drawn.get(b))
             sides = self._models(a), self._models(b)
-            self._found[a, b] = differences_on_rows(*sides, METRICS, random, self.run.request.seed)
+            self._found[a, b] = differences_on_rows(*sides, METRICS, self.same, self.run.request.seed)
         return self._found[a, b]
 
     def _models(self, name: str) -> list[OnRows]:

@@ -96,7 +96,7 @@ def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dic
     results = {arm.name: {str(seed): run.train(arm, seed, arm is arms[0]) for seed in seeds} for arm in arms}
     attack = attack_of(request.attack, request.options, run.spec)
     if attack is not None:
-        metrics["attack"] = measure_attacks(run, attack, arms, results)
+        metrics["attack"] = {**measure_attacks(run, attack, arms, results), "asked": request.attack is not None}
     different = Differences.of(run, arms, results)
     metrics["arms"] = {
         a.name: summary_of(a, results[a.name], different.draws.get(a.name, ()), different.same) for a in arms

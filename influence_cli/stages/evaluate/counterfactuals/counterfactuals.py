@@ -18,7 +18,7 @@ from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError, ModelError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.methods.random import uniform_draws
-from influence_cli.model.checkpoints import find_checkpoint
+from influence_cli.model.checkpoints import Checkpoint, find_checkpoint
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import Inputs
 from influence_cli.stages.curate.score_table import ScoreTable, read_scores
@@ -27,7 +27,7 @@ from influence_cli.stages.evaluate.counterfactuals.leave_one_out import LeaveOne
 from influence_cli.stages.evaluate.counterfactuals.pool import Outcome, Pool, Refit
 from influence_cli.stages.evaluate.counterfactuals.refitter import Refitter
 from influence_cli.stages.evaluate.counterfactuals.removal import Removal
-from influence_cli.stages.evaluate.counterfactuals.scores import MEASURED, columns_of, open_scored_run
+from influence_cli.stages.evaluate.counterfactuals.scores import columns_of, open_scored_run
 from influence_cli.stages.evaluate.counterfactuals.subsets import Subsets
 from influence_cli.stages.evaluate.counterfactuals.trainer import open_trainer
 from influence_cli.stages.evaluate.request import CounterfactualRequest
@@ -47,6 +47,7 @@ class _Opened:
     refitter: Refitter
     parts: dict[str, Part]
     brittleness: Brittleness | None
+    checkpoint: Checkpoint | None  # that was scored, or that is asked for
 
     def refits(self) -> dict[str, list[Refit]]:
         """Trainings by part; all rows first, as everything is held against them."""
@@ -131,7 +132,8 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
     parts, brittleness = _parts(request, pool), None
     if request.brittleness is not None:
         brittleness = Brittleness(pool, refitter, *open_scored_run(scores, request, remember), request.brittleness)
-    return _Opened(scores, pool, refitter, parts, brittleness)
+    found = None if checkpoint is None else find_checkpoint(checkpoint)[0]
+    return _Opened(scores, pool, refitter, parts, brittleness, found)
 
 
 def _parts(request: CounterfactualRequest, pool: Pool) -> dict[str, Part]:
@@ -176,19 +178,28 @@ def _test_rows(request: CounterfactualRequest, scores: ScoreTable, model: ModelS
 
 
 def _refit(opened: _Opened, outcome: Outcome | None, listener: Listener) -> dict[str, Any]:
-    """Training on all rows again: does it give the checkpoint's objective?"""
-    several = "score_std" in opened.scores.table.column_names  # members: Phi is the first one's
-    then = None if several else opened.scores.provenance.get("noise", {}).get(MEASURED, {}).get("phi")
-    now = None if outcome is None else outcome.phi
-    if then is not None and now is not None and abs(now - then) > OFF_BY * abs(then):
+    """Training on all rows again: does it give the checkpoint's target loss?
+
+    Both are measured here, in one way and on the same rows: Phi of the table may be of another objective, of other
+    members of an ensemble, or of other target rows.
+    """
+    then = None if opened.checkpoint is None else opened.refitter.of_checkpoint(opened.checkpoint)
+    if then is not None and outcome is not None and _apart(outcome, then):
         listener.warn(
-            f"training on all rows again gives a mean target loss of {now:.4g}, the checkpoint has {then:.4g}: "
-            "was it trained otherwise, or does the loss depend this much on the seed?"
+            f"training on all rows again gives a mean target loss of {outcome.phi:.4g}, the checkpoint has "
+            f"{then.phi:.4g}: was it trained otherwise, or does the loss depend this much on the seed?"
         )
     return {
         "recipe": opened.refitter.trainer.recipe.describe(),
         "model": opened.refitter.trainer.spec.name,
         "deterministic": opened.pool.deterministic,
-        "phi": now,
-        "phi_of_checkpoint": then,
+        "phi": None if outcome is None else outcome.phi,
+        "phi_of_checkpoint": None if then is None else then.phi,
     }
+
+
+def _apart(now: Outcome, then: Outcome) -> bool:
+    """Whether two models' mean target losses differ by more than a share, and by more than rows differ by chance."""
+    change = now.target_loss - then.target_loss
+    error = float(change.std() / np.sqrt(len(change)))
+    return abs(now.phi - then.phi) > max(OFF_BY * abs(then.phi), 2.0 * error)

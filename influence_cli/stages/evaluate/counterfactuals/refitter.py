@@ -29,6 +29,7 @@ from influence_cli.store.shards import key_order
 if TYPE_CHECKING:
     from torch import nn
 
+    from influence_cli.model.checkpoints import Checkpoint
     from influence_cli.model.examples import Examples
     from influence_cli.model.train.recipe import Recipe
 
@@ -95,6 +96,19 @@ class Refitter:
         """The name of a loss of the user's own; nothing for cross-entropy."""
         spec = self.trainer.spec
         return {} if spec.task is None or spec.task.loss is None else {"loss": self._loss.name(spec.num_classes)}
+
+    def of_checkpoint(self, checkpoint: Checkpoint) -> Outcome:
+        """Loss and margin of target and test rows at a checkpoint as it is: what trainings are held against."""
+        from influence_cli.model.build import load_model
+
+        measured = {name: rows.fingerprint() for name, rows in self.measured.items()}
+        model = {"model": self.trainer.spec.as_dict(), "checkpoint": checkpoint.digest, **self._own_loss}
+        name = fingerprint("measured checkpoint", 1, measured=measured, **model)
+        stored = self.folder.read(name)
+        if stored is None:
+            stored = self._measure(load_model(self.trainer.spec, checkpoint))
+            self.folder.write(name, stored, {"model": self.trainer.spec.name, "checkpoint": checkpoint.locator})
+        return self._outcome(stored)
 
     def kept(self, refits: list[Refit]) -> dict[str, int]:
         """How many distinct trainings are asked for, and how many of them are finished."""
