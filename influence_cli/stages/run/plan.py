@@ -13,6 +13,7 @@ import numpy as np
 from influence_cli.stages.run import names
 from influence_cli.stages.run.curvature_plan import Along, Fit, Solve, missing_directions, missing_fits, missing_solves
 from influence_cli.stages.run.gradient_plan import describe_rows
+from influence_cli.stages.run.input_said import input_of
 from influence_cli.stages.run.members import planned_members
 from influence_cli.stages.run.quantities import QUANTITIES, Part
 from influence_cli.stages.run.rates import Rates, known_rates
@@ -151,6 +152,7 @@ def describe_plan(
         "objectives": list(run.objectives),
         "train_rows": len(run.train),
         "target_rows": len(run.target),
+        "input": input_of(run, session),
         "members": planned_members(run),
         "steps": steps,
         "row_gradients": gradients,

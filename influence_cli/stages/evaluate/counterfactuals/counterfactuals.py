@@ -27,7 +27,7 @@ from influence_cli.stages.evaluate.counterfactuals.leave_one_out import LeaveOne
 from influence_cli.stages.evaluate.counterfactuals.pool import Outcome, Pool, Refit
 from influence_cli.stages.evaluate.counterfactuals.refitter import Refitter
 from influence_cli.stages.evaluate.counterfactuals.removal import Removal
-from influence_cli.stages.evaluate.counterfactuals.scores import columns_of, open_scored_run
+from influence_cli.stages.evaluate.counterfactuals.scores import MEASURED, columns_of, open_scored_run
 from influence_cli.stages.evaluate.counterfactuals.subsets import Subsets
 from influence_cli.stages.evaluate.counterfactuals.trainer import open_trainer
 from influence_cli.stages.evaluate.request import CounterfactualRequest
@@ -184,18 +184,39 @@ def _refit(opened: _Opened, outcome: Outcome | None, listener: Listener) -> dict
     members of an ensemble, or of other target rows.
     """
     then = None if opened.checkpoint is None else opened.refitter.of_checkpoint(opened.checkpoint)
-    if then is not None and outcome is not None and _apart(outcome, then):
+    of_table = _phi_of_another(opened)
+    phi = of_table if of_table is not None or then is None else then.phi
+    apart = then is not None and outcome is not None and _apart(outcome, then)
+    if of_table is not None and outcome is not None:
+        apart = abs(outcome.phi - of_table) > OFF_BY * abs(of_table)
+    if apart and outcome is not None:
         listener.warn(
-            f"training on all rows again gives a mean target loss of {outcome.phi:.4g}, the checkpoint has "
-            f"{then.phi:.4g}: was it trained otherwise, or does the loss depend this much on the seed?"
+            f"training on all rows again gives a mean target loss of {outcome.phi:.4g}, the checkpoint"
+            f"{' that was scored' if of_table is not None else ''} has {phi:.4g}: was it trained otherwise, or does "
+            "the loss depend this much on the seed?"
         )
     return {
         "recipe": opened.refitter.trainer.recipe.describe(),
         "model": opened.refitter.trainer.spec.name,
         "deterministic": opened.pool.deterministic,
         "phi": None if outcome is None else outcome.phi,
-        "phi_of_checkpoint": None if then is None else then.phi,
+        "phi_of_checkpoint": phi,
     }
+
+
+def _phi_of_another(opened: _Opened) -> float | None:
+    """The mean target loss at the checkpoint that was scored, where another one stands in its place.
+
+    None where it is the same, or where the table does not say: it was scored at members of an ensemble or on other
+    target rows, or for other objectives alone.
+    """
+    origin, checkpoint = opened.scores.provenance, opened.checkpoint
+    scored = (origin.get("checkpoint") or {}).get("fingerprint")
+    if checkpoint is None or scored in (None, checkpoint.digest) or "score_std" in opened.scores.table.column_names:
+        return None
+    if origin.get("target", {}).get("fingerprint") != opened.refitter.measured["target"].fingerprint():
+        return None
+    return origin.get("noise", {}).get(MEASURED, {}).get("phi")
 
 
 def _apart(now: Outcome, then: Outcome) -> bool:

@@ -101,14 +101,7 @@ class Refitter:
         """Loss and margin of target and test rows at a checkpoint as it is: what trainings are held against."""
         from influence_cli.model.build import load_model
 
-        measured = {name: rows.fingerprint() for name, rows in self.measured.items()}
-        model = {"model": self.trainer.spec.as_dict(), "checkpoint": checkpoint.digest, **self._own_loss}
-        name = fingerprint("measured checkpoint", 1, measured=measured, **model)
-        stored = self.folder.read(name)
-        if stored is None:
-            stored = self._measure(load_model(self.trainer.spec, checkpoint))
-            self.folder.write(name, stored, {"model": self.trainer.spec.name, "checkpoint": checkpoint.locator})
-        return self._outcome(stored)
+        return self._outcome(self._measure(load_model(self.trainer.spec, checkpoint)))
 
     def kept(self, refits: list[Refit]) -> dict[str, int]:
         """How many distinct trainings are asked for, and how many of them are finished."""
