@@ -7,6 +7,8 @@ the rows in hand.
 
 from __future__ import annotations
 
+import sys
+import time
 from dataclasses import replace
 
 from influence_cli.stages.grads.bf16 import measure_agreement
@@ -21,6 +23,7 @@ from influence_cli.stages.grads.row_gradients import fill_gradients
 from influence_cli.stages.run import names
 from influence_cli.stages.run.curvature_plan import missing_directions
 from influence_cli.stages.run.plan import Work, missing_work
+from influence_cli.stages.run.rates import ENOUGH_ROWS, start_key
 from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Session
 
@@ -52,6 +55,7 @@ def _fill(run: Run, session: Session, look: FirstLook) -> tuple[Run, int]:
     work = [_with_readable_directions(run, session, w) for w in missing_work(run, session) if not w.nothing]
     if not work:
         return run, 0
+    cold, started = "torch" not in sys.modules, time.perf_counter()
     work.sort(key=lambda w: w.member != run.plain_member())  # the model itself first: how good it is, is said at once
     from influence_cli.model.decoded import DecodedByKey
 
@@ -62,6 +66,8 @@ def _fill(run: Run, session: Session, look: FirstLook) -> tuple[Run, int]:
     for position, w in enumerate(work):
         called = added_member(run, w.member) or "model"
         at = models.at(w.member, f"member {position + 1} of {len(work)}" if len(work) > 1 else called)
+        if cold and position == 0:  # torch is imported once a process
+            session.store.write_timing(start_key(run, session), time.perf_counter() - started, ENOUGH_ROWS)
         if w.directions:
             measure(run, session, w, at, models, payloads)
         if position == 0 and not run.linear_members():

@@ -5,7 +5,7 @@ Nothing here imports torch: a run whose every row is stored never does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from influence_cli.stages.run.gradient_plan import describe_rows
 from influence_cli.stages.run.input_said import input_of
 from influence_cli.stages.run.members import planned_members
 from influence_cli.stages.run.quantities import QUANTITIES, Part
-from influence_cli.stages.run.rates import Rates, known_rates
+from influence_cli.stages.run.rates import START, Rates, known_rates, start_key
 from influence_cli.stages.run.run import Member, Run
 from influence_cli.stages.run.session import Session
 from influence_cli.store import Keys
@@ -140,11 +140,15 @@ def describe_plan(
     gradients = describe_rows(run, session) if gradients is None else gradients
     n = len(run.payload_keys) if run.members_of else 0
     measured = known_rates(run, session)
-    rates = {**(estimated or {}), **measured}
+    rates = {**known_rates(run, session, enough=False), **(estimated or {}), **measured}
+    sure = all(part.seconds is not None for w in work for part in (*w.fits, *w.solves))
+    work = [_with_estimates(w, rates) for w in work]
     steps = [_step(run, w, position, n, rates) for position, w in enumerate(work)]
     fits, solves = [fit for w in work for fit in w.fits], [solve for w in work for solve in w.solves]
     seconds = [*(s["seconds"] for s in [*steps, *gradients]), *(part.seconds for part in [*fits, *solves])]
-    known = needed_rates(work) <= set(measured) and all(g["seconds_are"] == "measured" for g in gradients)
+    known = sure and needed_rates(work) <= set(measured) and all(g["seconds_are"] == "measured" for g in gradients)
+    start = _start(run, session, work, gradients, rates)
+    seconds.append(start)
     return {
         "schema_version": 1,
         "store": str(session.store.root) if session.runtime.store else "temporary, thrown away at the end",
@@ -159,10 +163,31 @@ def describe_plan(
         "rows_to_compute": sum(s["rows_to_compute"] for s in steps),
         "seconds": None if any(s is None for s in seconds) else round(sum(seconds), 1),
         "seconds_are": "measured" if known else "estimated",
+        "start_seconds": start,
         "bytes": sum(s["bytes"] for s in steps)
         + sum(fit.bytes for fit in fits)
         + sum(g["bytes"] or 0 for g in gradients),
     }
+
+
+def _with_estimates(work: Work, rates: Rates) -> Work:
+    """The work, with seconds of curvature that were never measured from those of a forward pass."""
+    forward = rates.get("outputs")
+    if forward is None:
+        return work
+    fits = (replace(f, seconds=round(forward * f.rows * f.passes, 1)) if f.seconds is None else f for f in work.fits)
+    solves = (
+        replace(s, seconds=round(forward * s.rows * s.passes, 1)) if s.seconds is None else s for s in work.solves
+    )
+    return replace(work, fits=tuple(fits), solves=tuple(solves))
+
+
+def _start(run: Run, session: Session, work: list[Work], gradients: list[dict[str, Any]], rates: Rates) -> float:
+    """Seconds before the first row, where anything is to be run; 0 where they are not known."""
+    if all(w.nothing for w in work) and not any(g["rows_to_compute"] for g in gradients):
+        return 0.0
+    known = session.store.timing(start_key(run, session))
+    return round(rates.get(START, 0.0) if known is None else known, 1)
 
 
 def _step(run: Run, work: Work, position: int, n: int, rates: Rates) -> dict[str, Any]:
