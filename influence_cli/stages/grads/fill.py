@@ -7,7 +7,6 @@ the rows in hand.
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import replace
 
@@ -55,7 +54,6 @@ def _fill(run: Run, session: Session, look: FirstLook) -> tuple[Run, int]:
     work = [_with_readable_directions(run, session, w) for w in missing_work(run, session) if not w.nothing]
     if not work:
         return run, 0
-    cold, started = "torch" not in sys.modules, time.perf_counter()
     work.sort(key=lambda w: w.member != run.plain_member())  # the model itself first: how good it is, is said at once
     from influence_cli.model.decoded import DecodedByKey
 
@@ -66,8 +64,9 @@ def _fill(run: Run, session: Session, look: FirstLook) -> tuple[Run, int]:
     for position, w in enumerate(work):
         called = added_member(run, w.member) or "model"
         at = models.at(w.member, f"member {position + 1} of {len(work)}" if len(work) > 1 else called)
-        if cold and position == 0:  # torch is imported once a process
-            session.store.write_timing(start_key(run, session), time.perf_counter() - started, ENOUGH_ROWS)
+        if session.cold:  # torch is imported once a process
+            session.cold = False
+            session.store.write_timing(start_key(run, session), time.perf_counter() - session.opened, ENOUGH_ROWS)
         if w.directions:
             measure(run, session, w, at, models, payloads)
         if position == 0 and not run.linear_members():

@@ -6,7 +6,6 @@ rows would otherwise be taken for the rows' own cost.  Decoding is timed on some
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -36,7 +35,6 @@ def estimated_rates(run: Run, session: Session, work: list[Work]) -> Rates:
 
     A task of the user's own says nothing of its input: its first rows are decoded in place of zeros.
     """
-    cold, started = "torch" not in sys.modules, time.perf_counter()
     import torch
 
     from influence_cli.engines.engine import Engine
@@ -47,7 +45,7 @@ def estimated_rates(run: Run, session: Session, work: list[Work]) -> Rates:
 
     spec, _ = require_model(run)
     model = build_model(spec).eval()  # its weights do not matter
-    start = time.perf_counter() - started if cold else 0.0
+    start = time.perf_counter() - session.opened if session.cold else 0.0
     point = Point(model, run.spec.params, None, run.spec.precision, session.device)
     x = _inputs(run, spec, point)
     if x is None:

@@ -5,7 +5,7 @@ Nothing here imports torch: a run whose every row is stored never does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -142,10 +142,9 @@ def describe_plan(
     measured = known_rates(run, session)
     rates = {**known_rates(run, session, enough=False), **(estimated or {}), **measured}
     sure = all(part.seconds is not None for w in work for part in (*w.fits, *w.solves))
-    work = [_with_estimates(w, rates) for w in work]
     steps = [_step(run, w, position, n, rates) for position, w in enumerate(work)]
     fits, solves = [fit for w in work for fit in w.fits], [solve for w in work for solve in w.solves]
-    seconds = [*(s["seconds"] for s in [*steps, *gradients]), *(part.seconds for part in [*fits, *solves])]
+    seconds = [*(s["seconds"] for s in [*steps, *gradients]), *(_in_all(part, rates) for part in [*fits, *solves])]
     known = sure and needed_rates(work) <= set(measured) and all(g["seconds_are"] == "measured" for g in gradients)
     start = _start(run, session, work, gradients, rates)
     seconds.append(start)
@@ -170,16 +169,10 @@ def describe_plan(
     }
 
 
-def _with_estimates(work: Work, rates: Rates) -> Work:
-    """The work, with seconds of curvature that were never measured from those of a forward pass."""
+def _in_all(part: Fit | Solve, rates: Rates) -> float | None:
+    """Seconds of a fit or of solves; where they were never timed, from its forward passes over the fit rows."""
     forward = rates.get("outputs")
-    if forward is None:
-        return work
-    fits = (replace(f, seconds=round(forward * f.rows * f.passes, 1)) if f.seconds is None else f for f in work.fits)
-    solves = (
-        replace(s, seconds=round(forward * s.rows * s.passes, 1)) if s.seconds is None else s for s in work.solves
-    )
-    return replace(work, fits=tuple(fits), solves=tuple(solves))
+    return part.seconds if part.seconds is not None or forward is None else forward * part.rows * part.passes
 
 
 def _start(run: Run, session: Session, work: list[Work], gradients: list[dict[str, Any]], rates: Rates) -> float:
