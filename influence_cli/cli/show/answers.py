@@ -59,12 +59,23 @@ def next_of_evaluate(found: Figures, sources: tuple[str, ...], budget: str) -> l
         best = best_foretelling(found)
         if best in (None, RANDOM):
             return ["evaluate", first, "--lds", 2 * found.get("lds", {}).get("subsets_asked", 50)]
-        return ["curate", first, "--by", best, "--budget", budget, "-o", "clean.parquet"]
+        return _act_on(first, str(best), budget)
     if "detection" not in found:
         return ["evaluate", first, "--lds", 100]
     for entry in [found, *found.get("canaries", [])]:
         best = best_column(entry) if entry.get("detection") else None
         if best is not None:
             table, name = found.get("sources", {}).get(best, (first, best))
-            return ["curate", table, "--by", name, "--budget", budget, "-o", "clean.parquet"]
+            return _act_on(table, name, budget)
     return ["evaluate", first, "--lds", 100]
+
+
+def _act_on(table: str, column: str, budget: str) -> list[Any]:
+    """Edits by a column; loss and margin are first scored by, where they only stand beside the scores."""
+    from influence_cli.data.tables import read_table
+
+    names = read_table(table).column_names
+    known = [name for name in (f"score_{column}", column) if name in names and name.startswith("score")]
+    if not known and column in ("loss", "margin"):
+        return ["score", table, "--method", column, "-o", "scores.parquet"]
+    return ["curate", table, "--by", *(known[:1] or [column]), "--budget", budget, "-o", "clean.parquet"]

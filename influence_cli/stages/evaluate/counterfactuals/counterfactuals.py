@@ -132,8 +132,14 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
     parts, brittleness = _parts(request, pool), None
     if request.brittleness is not None:
         brittleness = Brittleness(pool, refitter, *open_scored_run(scores, request, remember), request.brittleness)
-    found = None if checkpoint is None else find_checkpoint(checkpoint)[0]
+    found = find_checkpoint(checkpoint)[0] if checkpoint is not None and _is_of(origin, trainer.spec) else None
     return _Opened(scores, pool, refitter, parts, brittleness, found)
+
+
+def _is_of(origin: dict[str, Any], model: ModelSpec) -> bool:
+    """Whether what is trained is the model that was scored, so that the checkpoint's weights fit it."""
+    then, now = origin.get("model") or {}, model.as_dict()
+    return all(then.get(key, now[key]) == now[key] for key in ("name", "shape", "num_classes"))
 
 
 def _parts(request: CounterfactualRequest, pool: Pool) -> dict[str, Part]:
