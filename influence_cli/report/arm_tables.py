@@ -32,7 +32,7 @@ def arm_tables(result: Figures, brief: bool = False) -> list[TextTable]:
     arms, attack = result.get("arms", {}), result.get("attack")
     measured = [m for m in MEASURES if all(m in arm["mean"] for arm in arms.values())]
     if brief:
-        asked = bool(attack and attack.get("asked"))
+        asked = bool(attack and result.get("attack_asked"))
         attack = attack if asked else None
         measured = [m for m in measured if m in BRIEF and (asked or m not in ATTACKED)]
     if not arms or set(measured) <= {"accuracy", "balanced_accuracy"}:

@@ -6,7 +6,7 @@ come from the test rows, and a control is trained on several random draws, since
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,15 @@ class Differences:
         if self.same:  # no seed says anything, and rows under attack are not kept
             over_seeds |= {"half_width": None, "verdict": "deterministic: not resolved"}
         return over_seeds
+
+    def drawn(self) -> tuple[list[Arm], dict[str, Results]]:
+        """The further random draws as arms of their own, and their results by seed."""
+        seed, arms, results = str(self.run.request.seed), list[Arm](), dict[str, Results]()
+        for name, made in self._drawn.items():
+            for k, (arm, measured) in enumerate(zip(made, self.draws[name], strict=True), 1):
+                arms.append(replace(arm, name=f"{name}: draw {k}"))
+                results[arms[-1].name] = {seed: measured}
+        return arms, results
 
     def values(self, name: str, metric: str) -> Floats:
         """A measure by seed."""

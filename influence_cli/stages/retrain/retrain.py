@@ -94,10 +94,12 @@ def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dic
     }
     seeds = range(request.seed, request.seed + request.seeds)
     results = {arm.name: {str(seed): run.train(arm, seed, arm is arms[0]) for seed in seeds} for arm in arms}
+    different = Differences.of(run, arms, results)
     attack = attack_of(request.attack, request.options, run.spec)
     if attack is not None:
-        metrics["attack"] = {**measure_attacks(run, attack, arms, results), "asked": request.attack is not None}
-    different = Differences.of(run, arms, results)
+        drawn, of_draws = different.drawn()
+        metrics["attack"] = measure_attacks(run, attack, [*arms, *drawn], {**results, **of_draws})
+        metrics["attack_asked"] = request.attack is not None
     metrics["arms"] = {
         a.name: summary_of(a, results[a.name], different.draws.get(a.name, ()), different.same) for a in arms
     }
