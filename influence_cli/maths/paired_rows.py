@@ -68,7 +68,7 @@ class OnRows:
         total: list[Floats] = []
         for c in classes_of(given.shape[1], None):
             among = [self.labels == c, self.labels != c] if by_label else [np.ones(len(given), dtype=bool)]
-            gaps = []
+            gaps: list[Floats] = []
             for rows in among:
                 means = [_means(weights, given[:, c], rows & (self.groups == g)) for g in groups]
                 pairs = [abs(a - b) for k, a in enumerate(means) for b in means[k + 1 :]]
