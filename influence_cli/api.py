@@ -148,6 +148,7 @@ def _names(value: str | list[str] | tuple[str, ...]) -> tuple[str, ...]:
 
 def _open(manifest: Any, given: dict[str, Any]) -> tuple[Run, Session]:
     """A run and its session from options by name; TypeError where one is unknown."""
+    from influence_cli.stages.run.input_said import say_input
     from influence_cli.stages.run.open import open_run
     from influence_cli.stages.run.session import Session
 
@@ -164,7 +165,10 @@ def _open(manifest: Any, given: dict[str, Any]) -> tuple[Run, Session]:
     temporary = {"store": None} if "store" in values and values["store"] is None else {}
     runtime = build_request(Runtime, values, **temporary)
     session = Session.open(runtime, given.get("listener", SILENT))
-    return open_run(inputs, build_request(GradSpec, values), session), session
+    run = open_run(inputs, build_request(GradSpec, values), session)
+    if session.listener is not SILENT:
+        say_input(run, session)
+    return run, session
 
 
 def _with_estimator(manifest: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

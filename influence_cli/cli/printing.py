@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -13,34 +14,86 @@ from influence_cli.cli.console import Terminal, terminal
 from influence_cli.errors import printable
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from influence_cli.report.text_table import TextTable
 
 WIDEST_TEXT = 120  # columns; longer lines are hard to read
+ENDLESS = 10_000  # columns of what is no terminal
+GAP = 2  # columns between two of a table
+SHORT = 28  # a cell up to here is not broken over lines
 Line = Sequence[str]
 
 
 def print_table(
     title: str, header: Sequence[str], rows: Sequence[Sequence[str]], stream: IO[str], left: int = 1
 ) -> None:
-    """A table for people, as wide as it needs to be; the first ``left`` columns are text, the others figures."""
+    """A table for people, no wider than the terminal; the first ``left`` columns are text, the others figures.
+
+    Where there is no room for all columns, the others follow below, each part with the first column.
+    """
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for k, name in enumerate(header):
-        table.add_column(Text(name), justify="left" if k < left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    styled = terminal().styled(stream)
-    width = shutil.get_terminal_size().columns if stream.isatty() else 10_000
+    cells = [[printable(cell) for cell in row] for row in rows]
+    styled, width = terminal().styled(stream), width_of(stream)
     drawn = io.StringIO()  # Rich would end the process where the stream is a closed pipe
     console = Console(file=drawn, no_color=not styled, force_terminal=styled, width=width, highlight=False)
     if title:
         console.print(Text(title, style="bold"))
-    console.print(table)
+    for k, part in enumerate(parts_of(header, cells, width)):
+        console.print(*([""] if k else []), _laid_out([header, *cells], part, width, left), sep="\n")
     stream.write("".join(line.rstrip() + "\n" for line in drawn.getvalue().splitlines()))
     stream.flush()
+
+
+def width_of(stream: IO[str]) -> int:
+    """Columns that there are: of the terminal, or of an exported COLUMNS; elsewhere as many as a table needs."""
+    if stream.isatty() or os.environ.get("COLUMNS", "").isdigit():
+        return shutil.get_terminal_size().columns
+    return ENDLESS
+
+
+def parts_of(header: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """The columns of every part, by number, so that each part fits; the first column is in all of them.
+
+    >>> parts_of(["name", "a", "b"], [["x", "1" * 10, "2" * 10]], 20)
+    [[0, 1], [0, 2]]
+    """
+    need = [_needed([name, *(row[k] for row in cells)]) for k, name in enumerate(header)]
+    parts: list[list[int]] = [[0]]
+    for k in range(1, len(header)):
+        if sum(need[c] + GAP for c in [*parts[-1], k]) - GAP > width and len(parts[-1]) > 1:
+            parts.append([0])
+        parts[-1].append(k)
+    return parts
+
+
+def _needed(texts: Sequence[str]) -> int:
+    """The least columns that a column is legible in: of its longest word, and of whole cells that are short."""
+    words = max(len(word) for text in texts for word in [*text.split(), ""])
+    return max(words, min(SHORT, max(map(len, texts[1:]), default=0)))
+
+
+def _laid_out(lines: Sequence[Sequence[str]], part: list[int], width: int, left: int) -> Table:
+    """Some columns as a table, the longest of them narrower where they do not fit as they are."""
+    from rich.table import Table
+    from rich.text import Text
+
+    header, *rows = ([line[k] for k in part] for line in lines)
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    least = [_needed(column) for column in columns]
+    while sum(widths) + GAP * (len(widths) - 1) > width and (wide := [k for k, w in enumerate(widths) if w > least[k]]):
+        widths[max(wide, key=lambda k: widths[k] - least[k])] -= 1
+    fits = sum(widths) + GAP * (len(widths) - 1) <= width
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for k, (number, name) in enumerate(zip(part, header, strict=True)):
+        justify, fixed = ("left" if number < left else "right"), (widths[k] if fits else None)
+        table.add_column(Text(name), justify=justify, overflow="fold", width=fixed)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def print_text_table(table: TextTable, stream: IO[str], note: Callable[[str], None]) -> None:

@@ -29,16 +29,22 @@ def mean_interval(values: Floats) -> dict[str, float | int | None]:
 
 def paired_difference(a: Floats, b: Floats, higher_is_better: bool) -> dict[str, Any]:
     """Difference a - b over paired seeds with its interval, and a verdict: better, worse, or not resolved."""
-    difference = mean_interval(a - b)
-    half, mean = difference["half_width"], difference["mean"]
+    found = mean_interval(a - b)
+    half, mean = found["half_width"], found["mean"]
     assert mean is not None
-    if half is None:
-        verdict = "one seed: not resolved"
-    elif abs(mean) <= half:
-        verdict = "not resolved"
-    else:
-        verdict = "better" if (mean > 0) == higher_is_better else "worse"
-    return {**difference, "verdict": verdict}
+    said = "one seed: not resolved" if half is None else verdict(mean, half, higher_is_better)
+    return {**found, "verdict": said, "interval_over": "seeds"}
+
+
+def verdict(mean: float, half: float, higher_is_better: bool) -> str:
+    """What an interval says of a difference: better or worse where it leaves out 0, else not resolved.
+
+    >>> verdict(0.2, 0.1, True), verdict(0.2, 0.1, False), verdict(0.0, 0.0, True)
+    ('better', 'worse', 'not resolved')
+    """
+    if abs(mean) <= half:
+        return "not resolved"
+    return "better" if (mean > 0) == higher_is_better else "worse"
 
 
 def non_dominated(x: Floats, y: Floats) -> NDArray[np.bool_]:
@@ -79,13 +85,15 @@ def mean_ellipse(x: Floats, y: Floats, level: float = 0.95) -> tuple[float, floa
     return major, minor, float(np.arctan2(vectors[1, 1], vectors[0, 1]))
 
 
-def quadrant(dx: float, dy: float, half_x: float | None, half_y: float | None) -> str:
-    """Where a point is from the base, by differences and half-widths of their paired intervals.
+def quadrant(dx: float, dy: float, half_x: float | None, half_y: float | None, x: str = "x", y: str = "y") -> str:
+    """Where a point is from the base, by differences of two measures, half-widths of their intervals, and their names.
 
     "not significant" where either interval covers 0, or there is none (one seed).
 
     >>> quadrant(0.1, 0.2, 0.05, 0.05), quadrant(0.1, -0.2, 0.05, 0.05), quadrant(0.1, 0.2, 0.05, 0.3)
     ('improvement', 'trade-off: x up, y down', 'not significant')
+    >>> quadrant(-0.1, 0.2, 0.05, 0.05, "accuracy", "fairness")
+    'trade-off: accuracy down, fairness up'
     """
     if half_x is None or half_y is None or abs(dx) <= half_x or abs(dy) <= half_y:
         return "not significant"
@@ -93,4 +101,4 @@ def quadrant(dx: float, dy: float, half_x: float | None, half_y: float | None) -
         return "improvement"
     if dx < 0 and dy < 0:
         return "deterioration"
-    return "trade-off: x up, y down" if dx > 0 else "trade-off: x down, y up"
+    return f"trade-off: {x} up, {y} down" if dx > 0 else f"trade-off: {x} down, {y} up"

@@ -20,19 +20,27 @@ MEASURES = {  # name in the result -> (what people call it, whether it is a shar
     "majority_share": "predicted as the majority class",
     "positive_rate": "predicted positive",
 }
-BRIEF = ("dp_gap", "attacked_adaptive")  # what a terminal has room for
+ATTACKED = ("attacked_static", "attacked_adaptive")
+BRIEF = ("accuracy", "balanced_accuracy", "dp_gap", "eo_gap", "attacked_adaptive")  # what a terminal has room for
 
 
 def arm_tables(result: Figures, brief: bool = False) -> list[TextTable]:
-    """Every table that a comparison has something to put in; none where only accuracy was measured."""
-    arms = result.get("arms", {})
+    """Every table that a comparison has something to put in; none where only accuracy was measured.
+
+    ``brief`` leaves out what nobody asked for: attacks unless ``--attack`` named one, and all but the chief measures.
+    """
+    arms, attack = result.get("arms", {}), result.get("attack")
     measured = [m for m in MEASURES if all(m in arm["mean"] for arm in arms.values())]
+    if brief:
+        asked = bool(attack and result.get("attack_asked"))
+        attack = attack if asked else None
+        measured = [m for m in measured if m in BRIEF and (asked or m not in ATTACKED)]
     if not arms or set(measured) <= {"accuracy", "balanced_accuracy"}:
         return []
     made = [_measures(result, measured)]
-    if result.get("attack"):
+    if attack:
         made.append(_attack(result))
-    fronts = {k: v for k, v in result.get("pareto", {}).items() if not brief or k in BRIEF}
+    fronts = {k: v for k, v in result.get("pareto", {}).items() if not brief or (k in measured and k != "eo_gap")}
     return made + [_front(axis, front) for axis, front in fronts.items()]
 
 
@@ -48,7 +56,10 @@ def comparison_table(metrics: Figures) -> TextTable:
         rows.append([name, *edited, percent(arm["mean"]["accuracy"]), _gain(metrics, name, arm)])
     seeds = len(next(iter(metrics["arms"].values()))["seeds"])
     over = f"{metrics['test_rows']:,} test rows, {seeds} seed{'s' if seeds > 1 else ''}"
-    note = "difference, paired over seeds: of a curated arm over no edit; in a control's line, of its arm over it"
+    how = "paired over seeds"
+    if metrics.get("intervals_over", "seeds") != "seeds":
+        how = "over test rows, for every seed gives the same model (and over random draws of a control)"
+    note = f"difference, {how}: of a curated arm over no edit; in a control's line, of its arm over it"
     notes = [note] if metrics["comparison"] else []
     return TextTable(f"{over}; accuracy in %, mean and 95 % interval", header, rows, notes)
 
@@ -105,12 +116,17 @@ def _front(axis: str, front: Figures) -> TextTable:
             moved, verdict = [difference(point["difference"][k]) for k in ("accuracy", axis)], point["verdict"]
         best = "a control"
         if point["non_dominated"] is not None:
-            best = f"{'yes' if point['non_dominated'] else 'no'} ({point['non_dominated_share']:.0%})"
+            share = point["non_dominated_share"]
+            best = ("yes" if point["non_dominated"] else "no") + ("" if share is None else f" ({share:.0%})")
         rows.append([name, *moved, verdict, best])
     name = measure(axis)
     header = ["arm", "accuracy over no edit", f"{name} over no edit", "verdict", "non-dominated"]
-    note = "in %; non-dominated on means, and its share of bootstrap draws over seeds"
-    return TextTable(f"accuracy against {name}", header, rows, [f"paired over {front['seeds']} seeds, {note}"])
+    note = (
+        f"paired over {front['seeds']} seeds, in %; non-dominated on means, and its share of bootstrap draws over seeds"
+    )
+    if front.get("same_models"):
+        note = "over test rows, for every seed gives the same model; in %; non-dominated on means"
+    return TextTable(f"accuracy against {name}", header, rows, [note])
 
 
 def _gain(metrics: dict[str, Any], name: str, arm: dict[str, Any]) -> str:

@@ -40,6 +40,7 @@ from influence_cli.store.single_files import FileFolder
 
 __all__ = ["FileFolder", "GradientFolder", "Keys", "ShardFolder", "Store", "fingerprint", "open_store"]
 
+OF_ROWS = " rows"  # after a timing's name: on how many rows it was measured
 FIT_KEYS = "fit_keys"  # the tensor of a factor's file that names the rows it was fitted on
 
 
@@ -152,9 +153,13 @@ class Store:
         """Seconds per row last measured for ``what``."""
         return self._known(TIMINGS).get(what)
 
-    def write_timing(self, what: str, seconds: float) -> None:
-        """Remember a measured rate for the next plan."""
-        self._write_note(self.root / TIMINGS, {**self._known(TIMINGS), what: seconds})
+    def timed_rows(self, what: str) -> float:
+        """How many rows that was measured on; 0 where an earlier version, which did not say, has noted it."""
+        return self._known(TIMINGS).get(f"{what}{OF_ROWS}", 0.0)
+
+    def write_timing(self, what: str, seconds: float, rows: float = 0.0) -> None:
+        """Remember a rate, measured on so many rows, for the next plan."""
+        self._write_note(self.root / TIMINGS, {**self._known(TIMINGS), what: seconds, f"{what}{OF_ROWS}": rows})
 
     def _known(self, file: str) -> dict[str, Any]:
         return read_note(self.root / file, self.listener) or {}

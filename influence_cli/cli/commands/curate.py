@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from influence_cli.cli.console import terminal
 from influence_cli.cli.settings.places import manifest_of_scores, require_source
 from influence_cli.cli.settings.requests import CurateOutputs, ResultOptions
 from influence_cli.cli.settings.settings import Settings
+from influence_cli.cli.show.answers import show_next
 from influence_cli.cli.show.curate import show_edits, show_verdict
 from influence_cli.cli.show.run import show_skipped
 from influence_cli.cli.show.table import note_formulas, print_rows
@@ -44,7 +44,23 @@ def curate(settings: Settings) -> int | None:
         _write(result, outputs, curated, export)
     elif export is not None:
         terminal().note(f"would be: {export.sentence()}")
+    _show_next(result, outputs, curated, source)
     return None
+
+
+def _show_next(result: ResultOptions, outputs: CurateOutputs, curated: Curated, source: str) -> None:
+    """What to run after the edits: training with and without them, or first writing them."""
+    written = result.output if result.output not in (None, "-") and not result.dry_run else None
+    if written is None and (outputs.edits or outputs.export or result.output) and not result.dry_run:
+        return
+    if written is None:
+        by = [] if curated.request.by == ("score",) else [w for b in curated.request.by for w in ("--by", b)]
+        budget = [] if curated.request.budget is None else ["--budget", curated.request.budget]
+        show_next("curate", source, *by, "--action", curated.edits.action, *budget, "-o", "clean.parquet")
+        return
+    model = (curated.scores.provenance.get("model") or {}).get("name", "NAME")
+    against = curated.scores.manifest.source
+    show_next("retrain", written, "--against", against, "--model", model, "--seeds", 3, "-o", "COMPARED")
 
 
 def _check_outputs(result: ResultOptions, outputs: CurateOutputs) -> None:
@@ -81,9 +97,6 @@ def _write(result: ResultOptions, outputs: CurateOutputs, curated: Curated, expo
     if result.output:
         rows = write_curated(curated, result.output)
         out.note(f"{rows:,} train rows written to {result.output}")
-        if sys.stderr.isatty() and result.output != "-":
-            against = curated.scores.manifest.source
-            out.note(f"next: influence retrain {result.output} --against {against} --model NAME --seeds 3 -o RUN")
     if not (result.output or outputs.edits or export):
         print_rows(result, curated.table(), classes=curated.scores.manifest.classes)
 

@@ -27,7 +27,7 @@ def evaluate(settings: Settings) -> None:
     source = require_source(settings, "a score table")
     _check(settings, asked, result)
     if asked.by_retraining:
-        return _by_retraining(settings, result, source)
+        return _by_retraining(settings, result, source, asked.budget)
     if asked.sentinel is not None:
         found = _sentinel(settings, result, asked, source)
     elif result.dry_run:
@@ -46,7 +46,7 @@ def evaluate(settings: Settings) -> None:
         )
         found = evaluate_stage(request, terminal())
     if found is not None:
-        show_evaluation(result, found)
+        show_evaluation(result, found, (source, *settings.more), asked.budget)
     return None
 
 
@@ -89,7 +89,7 @@ def _sentinel(settings: Settings, result: ResultOptions, asked: EvaluateOptions,
     return sentinel(run, session, source, asked.budget, asked.draws, asked.seed)
 
 
-def _by_retraining(settings: Settings, result: ResultOptions, source: str) -> None:
+def _by_retraining(settings: Settings, result: ResultOptions, source: str, budget: str) -> None:
     """Train, measure and show; with --dry-run say how many trainings there are."""
     from influence_cli.data.write_tables import check_suffix
     from influence_cli.stages.evaluate.counterfactuals.counterfactuals import counterfactuals, plan
@@ -118,4 +118,4 @@ def _by_retraining(settings: Settings, result: ResultOptions, source: str) -> No
     if result.dry_run:
         show_trainings(result, plan(request, terminal()))
     else:
-        show_counterfactuals(result, counterfactuals(request, terminal()))
+        show_counterfactuals(result, counterfactuals(request, terminal()), source, budget)

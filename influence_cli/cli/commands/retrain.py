@@ -10,6 +10,7 @@ from influence_cli.cli.printing import print_json, print_text_table
 from influence_cli.cli.settings.places import inputs_of, require_source
 from influence_cli.cli.settings.requests import ResultOptions, RetrainOptions
 from influence_cli.cli.settings.settings import Settings
+from influence_cli.cli.show.answers import next_of_retrain, show_answer, show_next
 from influence_cli.cli.show.results import check_pages, write_pages
 from influence_cli.cli.show.run import show_skipped
 from influence_cli.errors import UsageError
@@ -36,10 +37,34 @@ def retrain(settings: Settings) -> int | None:
         return _show_arms(request, recipe)
     metrics = retrain_stage(request, recipe, terminal())
     _show_comparison(result, metrics)
+    code = None
     if settings.make(RetrainOptions).require_improvement and not improved(metrics):
         terminal().warn("curated does not beat no edit and every control by the paired interval")
-        return 1
-    return None
+        code = 1
+    show_next(*next_of_retrain(metrics, _asked(settings, request)))
+    return code
+
+
+def _asked(settings: Settings, request: RetrainRequest) -> dict[str, Any]:
+    """What of the request the next command may repeat."""
+    edits, manifest = request.edits, request.inputs.manifest
+    command: list[Any] = ["retrain", manifest]
+    for flag, value in (("--against", request.against), ("--scores", edits and edits.scores)):
+        command += [flag, value] if value else []
+    for name, path in request.arms:
+        command += ["--arm", f"{name}={path}"]
+    if edits is not None:
+        command += [word for by in edits.by if by != "score" for word in ("--by", by)]
+        command += ["--action", ",".join(edits.actions), "--budget", ",".join(edits.budgets)]
+        command += ["--rounds", edits.rounds] if edits.rounds > 1 else []
+    command += ["--model", request.inputs.model] if settings.explicit("model") else []
+    return {
+        "output": request.output,
+        "manifest": manifest,
+        "scores": None if edits is None else edits.scores,
+        "manifests": {"curated": manifest, **dict(request.arms)},
+        "command": [*command, "-o", request.output],
+    }
 
 
 def _check(request: RetrainRequest, recipe: Recipe) -> None:
@@ -103,18 +128,23 @@ def _show_arms(request: RetrainRequest, recipe: Recipe) -> None:
 
 
 def _show_comparison(result: ResultOptions, metrics: dict[str, Any]) -> None:
-    """Before and after: accuracy of every arm, and paired differences with no edit and with its control."""
+    """The answer; accuracy of every arm, and differences from no edit and from its control; more with -v."""
     if result.format == "json":
         print_json(metrics)
     from influence_cli.data.row_checks import BadRow
+    from influence_cli.report.answers import answer_of_retrain
     from influence_cli.report.arm_tables import arm_tables, comparison_table
 
     out = terminal()
     show_skipped({source: [BadRow(**b) for b in bad] for source, bad in metrics.get("left_out", {}).items()})
     if not out.quiet:
+        show_answer(answer_of_retrain(metrics))
         _accuracies(metrics)
-        for table in (comparison_table(metrics), *arm_tables(metrics, brief=True)):
+        tables = [comparison_table(metrics)] if metrics["comparison"] or out.verbose else []
+        for table in (*tables, *arm_tables(metrics, brief=not out.verbose)):
             print_text_table(table, sys.stderr, out.note)
+        for caution in metrics.get("cautions", []):
+            out.warn(caution)
     nothing = f"nothing to draw (--scores and groups, or an attack, are needed): {result.plot} not written"
     write_pages(result, metrics, nothing, "What the edits did")
 

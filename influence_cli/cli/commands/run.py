@@ -88,6 +88,7 @@ def _per_target(settings: Settings, result: ResultOptions, asked: ScoreOptions, 
 def _open(settings: Settings, result: ResultOptions) -> tuple[Run, Session]:
     """The run and its session, nothing computed yet; UsageError where the table on the way in is of other content."""
     from influence_cli.data.write_tables import check_suffix
+    from influence_cli.stages.run.input_said import say_input
     from influence_cli.stages.run.open import open_run
     from influence_cli.stages.run.session import Session
 
@@ -98,6 +99,7 @@ def _open(settings: Settings, result: ResultOptions) -> tuple[Run, Session]:
     session = Session.open(runtime_of(settings), terminal(), remember=not result.dry_run)
     run = open_run(inputs_of(settings, manifest), settings.make(GradSpec), session)
     _check_origin(settings, run, origin or {})
+    say_input(run, session)
     return run, session
 
 

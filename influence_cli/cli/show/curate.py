@@ -10,6 +10,7 @@ from influence_cli.cli.printing import cell, print_table
 from influence_cli.cli.settings.requests import ResultOptions
 from influence_cli.cli.show.run import show_noise
 from influence_cli.cli.show.table import print_rows
+from influence_cli.settings import parse_budget
 
 if TYPE_CHECKING:
     from influence_cli.data.manifest import Manifest
@@ -24,7 +25,7 @@ def show_edits(curated: Curated) -> None:
 
     s, classes = summarise(curated), curated.scores.manifest.classes
     out = terminal()
-    out.note(f"{s['action']}: {s['edited']:,} of {s['train_rows']:,} train rows, by column {curated.scores.column}")
+    out.note(f"{s['action']}: {s['edited']:,} of {s['train_rows']:,} train rows, {_why(curated, s)}")
     for note in s["notes"]:
         out.note(f"  {note}")
     if curated.predicted:
@@ -48,6 +49,18 @@ def show_edits(curated: Curated) -> None:
         right = f"; {s['right_after_relabel']:.1%} are right now" if "right_after_relabel" in s else ""
         wrong = f"{s['wrong_share_of_edited']:.1%} of the edited rows were labelled wrong"
         out.note(f"  clean labels say: {wrong} (all rows: {s['wrong_share_of_all']:.1%}){right}")
+
+
+def _why(curated: Curated, s: dict[str, Any]) -> str:
+    """Which rows these are, and why not more."""
+    by = f"by column {curated.scores.column}"
+    if s["action"] == "reweight":
+        return by
+    budget = curated.request.budget or "5%"
+    allowed = parse_budget(budget, s["train_rows"])
+    which = "the lowest" if s["edited"] else "none"
+    short = f", {allowed - s['edited']:,} fewer than that: see below" if s["edited"] < allowed and s["notes"] else ""
+    return f"{by}: {which} that a budget of {budget} allows ({allowed:,}){short}"
 
 
 def _balance(s: dict[str, Any]) -> str:

@@ -28,7 +28,8 @@ def show_plan(result: ResultOptions, run: Run, session: Session) -> None:
     from influence_cli.stages.run.rates import known_rates
 
     work, estimated = missing_work(run, session), {}
-    if not needed_rates(work) <= set(known_rates(run, session)):
+    lacking = any(part.seconds is None for w in work for part in (*w.fits, *w.solves))
+    if lacking or not needed_rates(work) <= set(known_rates(run, session)):
         from influence_cli.stages.run.estimate import estimated_rates
 
         estimated = estimated_rates(run, session, work)
@@ -43,6 +44,9 @@ def show_plan(result: ResultOptions, run: Run, session: Session) -> None:
         costs = [cell(s["forward_passes"]), cell(s["seconds"]), f"{s['bytes']:,}"]
         steps.append([member, *rows, *costs, s["why"]])
     title = f"store: {described['store']}; seconds are {described['seconds_are']}"
+    if described["seconds"]:
+        about = f", {cell(described['start_seconds'])} s of them to start" if described["start_seconds"] else ""
+        title += f", {cell(described['seconds'])} s in all{about}"
     print_table(title, STEPS, steps, sys.stdout)
     for name, m in described["members"].items():
         said = f"{m['decided']} members, as decided before"

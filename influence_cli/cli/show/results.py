@@ -10,16 +10,18 @@ from typing import Any
 from influence_cli.cli.console import terminal
 from influence_cli.cli.printing import print_json, print_table, print_text_table
 from influence_cli.cli.settings.requests import ResultOptions
+from influence_cli.cli.show.answers import next_of_evaluate, show_answer, show_next
 from influence_cli.errors import UsageError
 
 Figures = dict[str, Any]
 
 
-def show_evaluation(result: ResultOptions, found: Figures) -> None:
-    """What a reader of the result alone could miss, and the result."""
-    from influence_cli.report.tables import sentence
+def show_evaluation(result: ResultOptions, found: Figures, sources: tuple[str, ...], budget: str) -> None:
+    """The answer, what a reader of the result alone could miss, the result, and the next command."""
+    from influence_cli.report.answers import answer_of_evaluate
 
     out = terminal()
+    show_answer(answer_of_evaluate(found))
     if "detection" in found and not found["detection"]:
         plant = "" if "canaries" in found else ", or plant canaries with `retrain --canaries 5%`"
         ways = f"name a column with --clean-label, or ids with --known-bad{plant}"
@@ -27,11 +29,11 @@ def show_evaluation(result: ResultOptions, found: Figures) -> None:
     for entry in found.get("canaries", []):
         if entry["best_against_random"] is None:
             out.warn("no score column finds canaries better than chance")
-    if "recompute" in found:
-        out.note(sentence(found))
-        if found["same_checkpoint"]:
-            out.warn("the checkpoint is the one that the table was scored at")
+    if "recompute" in found and found["same_checkpoint"]:
+        out.warn("the checkpoint is the one that the table was scored at")
     put_figures(result, found, out.detail)
+    if (words := next_of_evaluate(found, sources, budget)) is not None:
+        show_next(*words)
 
 
 def put_figures(result: ResultOptions, found: Figures, note: Callable[[str], None]) -> None:
@@ -68,16 +70,22 @@ def show_trainings(result: ResultOptions, described: Figures) -> None:
     print_table("", ["part", "trainings", "kept", "to run"], rows, sys.stdout)
 
 
-def show_counterfactuals(result: ResultOptions, found: Figures) -> None:
-    """The result as a page, a picture, JSON or a table a part; what was run goes to standard error."""
+def show_counterfactuals(result: ResultOptions, found: Figures, source: str, budget: str) -> None:
+    """The result as a page, a picture, JSON or a table a part; the answer and what was run go to standard error."""
+    from influence_cli.report.answers import answer_of_evaluate
     from influence_cli.report.counterfactual_tables import cautions, sentences
 
     out = terminal()
+    show_answer(answer_of_evaluate(found))
     for text in sentences(found):
         out.note(text)
     for text in cautions(found):
         out.warn(text)
     put_figures(result, found, out.note)
+    if found["partial"]:
+        out.note("next: the same command, which goes on from here")
+    elif (words := next_of_evaluate(found, (source,), budget)) is not None:
+        show_next(*words)
 
 
 def check_pages(result: ResultOptions) -> None:

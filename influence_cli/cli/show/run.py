@@ -18,7 +18,8 @@ SHOWN_ROWS = 20  # left out of a manifest, unless with -v
 
 def show_run(run: Run, session: Session, origin: dict[str, Any], done: str) -> None:
     """What was done, how good the model is, and the noise of every direction."""
-    from influence_cli.stages.run.accuracy import train_accuracy, warn_at_chance
+    from influence_cli.stages.grads.first_look import target_accuracy
+    from influence_cli.stages.run.accuracy import train_accuracy, warn_at_chance, warn_of_memory
 
     out = terminal()
     known: dict[str, tuple[float, int]] = {}
@@ -30,6 +31,9 @@ def show_run(run: Run, session: Session, origin: dict[str, Any], done: str) -> N
     if known:
         out.note(", ".join(f"{name} accuracy {a:.1%}" for name, (a, _) in known.items()))
     warn_at_chance(run, session, known)
+    if "target" not in known and (measured := target_accuracy(run, session)) is not None:
+        known["target"] = measured
+    warn_of_memory(run, session, known)
     out.note(done)
     show_noise(origin)
 

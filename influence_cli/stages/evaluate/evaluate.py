@@ -41,6 +41,7 @@ def evaluate(request: EvaluateRequest, listener: Listener = SILENT) -> dict[str,
         "train_rows": len(scores.train),
         "wrong_rows": None,
         "budget_rows": budget,
+        "sources": {name: list(place) for name, place in scores.sources.items()},
         "detection": {},
     }
     if truth is not None:

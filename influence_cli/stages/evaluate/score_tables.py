@@ -50,10 +50,12 @@ class ScoreTables:
     tables: list[NamedTable]
     columns: dict[str, Floats] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, tuple[str, str]] = field(default_factory=dict)  # table and column behind each name
 
     def __post_init__(self) -> None:
         for table, name, shown, values in side_by_side([(t, t.columns()) for t in self.tables]):
             self.columns[shown], self.kinds[shown] = values, table.kind(name)
+            self.sources.setdefault(shown, (table.source, name))
 
 
 def side_by_side(tables: list[tuple[NamedTable, dict[str, Floats]]]) -> list[tuple[NamedTable, str, str, Floats]]:

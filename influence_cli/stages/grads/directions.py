@@ -9,7 +9,7 @@ from influence_cli.stages.grads.group_parts import group_parts
 from influence_cli.stages.grads.member_model import MemberModel, Models
 from influence_cli.stages.run import names
 from influence_cli.stages.run.plan import Work
-from influence_cli.stages.run.rates import pass_key
+from influence_cli.stages.run.rates import pass_key, remember_rate
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 
@@ -49,7 +49,7 @@ def measure(
             measured |= found
             parts |= {name: group_parts(run, name, values[name]) for name in of_groups}
     took = time.perf_counter() - started
-    session.store.write_timing(pass_key(run, session, "target"), took / len(run.target))
+    remember_rate(session, pass_key(run, session, "target"), len(run.target), took)
     for objective, m in measured.items():
         more = parts.get(objective)
         if more is not None and "attacked_accuracy" in m.meta:

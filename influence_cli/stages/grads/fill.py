@@ -7,6 +7,7 @@ the rows in hand.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 from influence_cli.stages.grads.bf16 import measure_agreement
@@ -21,6 +22,7 @@ from influence_cli.stages.grads.row_gradients import fill_gradients
 from influence_cli.stages.run import names
 from influence_cli.stages.run.curvature_plan import missing_directions
 from influence_cli.stages.run.plan import Work, missing_work
+from influence_cli.stages.run.rates import ENOUGH_ROWS, start_key
 from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Session
 
@@ -62,6 +64,9 @@ def _fill(run: Run, session: Session, look: FirstLook) -> tuple[Run, int]:
     for position, w in enumerate(work):
         called = added_member(run, w.member) or "model"
         at = models.at(w.member, f"member {position + 1} of {len(work)}" if len(work) > 1 else called)
+        if session.cold:  # torch is imported once a process
+            session.cold = False
+            session.store.write_timing(start_key(run, session), time.perf_counter() - session.opened, ENOUGH_ROWS)
         if w.directions:
             measure(run, session, w, at, models, payloads)
         if position == 0 and not run.linear_members():

@@ -12,8 +12,9 @@ import numpy as np
 from influence_cli.errors import ModelError, StoreError
 from influence_cli.stages.grads.member_model import Models
 from influence_cli.stages.grads.row_loop import Compute, Parts, Speed, Waits, loop_over
-from influence_cli.stages.run.gradient_plan import RowWork, check_size, rate_key
+from influence_cli.stages.run.gradient_plan import AT_ONCE, RowWork, check_size, rate_key
 from influence_cli.stages.run.quantities import Part
+from influence_cli.stages.run.rates import Stopwatch
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Batch, Session
 from influence_cli.store import Keys
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from influence_cli.engines.row_gradients import RowGradients
-
-AT_ONCE = 1 << 25  # most values that a batch of rows has in memory
 
 
 def gradient_pass(run: Run, session: Session, work: RowWork) -> Run:
@@ -49,8 +48,7 @@ def gradient_pass(run: Run, session: Session, work: RowWork) -> Run:
         run, session, run.target, {part: work.target}, compute, "row gradients, target rows", **given, skip_bad=False
     )
     waiting.finish()
-    seconds = train.seconds + target.seconds
-    session.store.write_timing(rate_key(run, session, request), seconds / max(1, work.rows))
+    Stopwatch([*train.watch.batches, *target.watch.batches]).remember(session, rate_key(run, session, request))
     return run.without(train.bad)
 
 

@@ -18,6 +18,7 @@ from influence_cli.methods.shapes.preconditioned import Preconditioned
 from influence_cli.stages.grads.interim import KeptInterim
 from influence_cli.stages.run import names
 from influence_cli.stages.run.curvature_plan import Along, solver_key
+from influence_cli.stages.run.rates import remember_rate
 from influence_cli.stages.run.run import Member, Run, require_model
 from influence_cli.stages.run.session import Session
 
@@ -61,8 +62,8 @@ def precondition(
                 session.store.directions.write(a.u, tensors, meta)
         costs = method.costs(len(run.fit.rows), curvature.size)
         if not interim.resumed and costs.solve_passes > 0:
-            seconds = (time.perf_counter() - started) / costs.rows
-            session.store.write_timing(solver_key(run, session, name, solve=True), seconds)
+            seconds = time.perf_counter() - started
+            remember_rate(session, solver_key(run, session, name, solve=True), costs.rows, seconds)
 
 
 def fitted_curvature(run: Run, session: Session, name: str, member: Member, model: nn.Module) -> Curvature:
@@ -156,5 +157,5 @@ def _factor(
         session.store.write_factor(factor, fitted.arrays, run.fit.keys, about)
     if not interim.resumed:
         rows = method.costs(len(curvature.rows), curvature.size).rows
-        session.store.write_timing(solver_key(run, session, name), (time.perf_counter() - started) / rows)
+        remember_rate(session, solver_key(run, session, name), rows, time.perf_counter() - started)
     return fitted.arrays

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ from influence_cli.data.manifest import Rows
 from influence_cli.data.row_checks import BadRow
 from influence_cli.stages.grads.shard_writer import ShardWriter, Write
 from influence_cli.stages.run.quantities import QUANTITIES, Part, first_rows
+from influence_cli.stages.run.rates import Stopwatch
 from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Batch, Session
 from influence_cli.store import Keys
@@ -39,11 +40,11 @@ class Looped:
     rows: int
     seconds: float
     bad: list[BadRow]  # rows that turned out not to be decodable, and all others of the same payload
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
     def remember_rate(self, session: Session, key: str) -> Looped:
         """Keep the seconds a row for the next plan, where there were rows."""
-        if self.rows:
-            session.store.write_timing(key, self.seconds / self.rows)
+        self.watch.remember(session, key)
         return self
 
 
@@ -80,6 +81,7 @@ def loop_over(
     skipping = run.inputs.skip_bad if skip_bad is None else skip_bad
     writer, waiting = ShardWriter(session.runtime.shard_rows, write is None), list[tuple[Batch, Parts, Waits]]()
     started = last = time.perf_counter()
+    watch = Stopwatch()
 
     def keep() -> None:
         nonlocal last
@@ -92,6 +94,7 @@ def loop_over(
         progress.advance(len(batch.index))
         speed.took(parts, len(batch.index), time.perf_counter() - last)
         last = time.perf_counter()
+        watch.lap(len(batch.index))
 
     try:
         with session.listener.progress(what, len(needs)) as progress:
@@ -108,7 +111,8 @@ def loop_over(
         writer.flush()
         raise
     writer.flush()
-    return Looped(len(needs), time.perf_counter() - started, bad_rows(run, session, rows, unusable))
+    watch.flushed()
+    return Looped(len(needs), time.perf_counter() - started, bad_rows(run, session, rows, unusable), watch)
 
 
 def _keys_of(rows: Rows, part: Part) -> Keys:

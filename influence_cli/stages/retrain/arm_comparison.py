@@ -6,6 +6,7 @@ report holds accuracy against what else a model's users look at (methods.md 3.6,
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from influence_cli.maths.arms import (
     mean_interval,
     non_dominated,
     non_dominated_share,
-    paired_difference,
     quadrant,
 )
 from influence_cli.maths.fairness import demographic_parity, equalised_odds
@@ -40,23 +40,32 @@ AXES = {  # what accuracy is held against, where measured -> what goes up where 
     **dict.fromkeys(("dp_gap", "dp_gap_soft", "eo_gap"), "fairness"),
     **dict.fromkeys(ATTACKED, "robustness"),
 }
+Between = Callable[[str, str, str], dict[str, Any]]  # (arm, other arm, measure) -> their difference, with its verdict
 CONSTANT = 0.02  # predicted shares this near to 0 or 1 are as good as a constant prediction
 
 
-def summary_of(arm: Arm, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What one arm is: the edits it makes, and its results by seed with their means."""
+def summary_of(
+    arm: Arm, results: dict[str, dict[str, Any]], draws: Sequence[dict[str, Any]] = (), same: bool = False
+) -> dict[str, Any]:
+    """What one arm is: the edits it makes, and its results by seed with their means.
+
+    Where seeds change nothing (``same``) the means are over one of them and the further random ``draws`` of a control.
+    """
+    every = [*list(results.values())[: 1 if same else None], *draws]
     measured = [m for m in (*METRICS, *SHARES) if all(m in r for r in results.values())]
+    values = {m: [r[m] for r in every if m in r] for m in measured}
     return {
         "controls": arm.controls,
         "train_rows": int((arm.weights > 0).sum()),
         "edits": arm.about,
         "seeds": results,
-        "mean": {m: mean_interval(np.array([r[m] for r in results.values()])) for m in measured},
+        **({"draws": list(draws)} if draws else {}),
+        "mean": {m: mean_interval(np.array(v)) for m, v in values.items()},
     }
 
 
-def compare_arms(metrics: dict[str, Any], arms: list[Arm]) -> None:
-    """Paired differences of every curated arm with no edit and with each of its controls."""
+def compare_arms(metrics: dict[str, Any], arms: list[Arm], between: Between) -> None:
+    """Differences of every curated arm from no edit and from each of its controls."""
     made = metrics["arms"]
     if "no edit" not in made:
         return
@@ -66,8 +75,8 @@ def compare_arms(metrics: dict[str, Any], arms: list[Arm]) -> None:
         others = ["no edit", *(c.name for c in arms if c.controls == arm.name)]
         metrics["comparison"][arm.name] = {
             other: {
-                m: paired_difference(_values(made[arm.name], m), _values(made[other], m), higher)
-                for m, higher in METRICS.items()
+                m: between(arm.name, other, m)
+                for m in METRICS
                 if m in made[arm.name]["mean"] and m in made[other]["mean"]
             }
             for other in others
@@ -87,19 +96,20 @@ def improved(metrics: dict[str, Any]) -> bool:
     return all(c["accuracy"]["verdict"] == "better" for c in comparison.values())
 
 
-def pareto(metrics: dict[str, Any], seed: int) -> dict[str, Any]:
+def pareto(metrics: dict[str, Any], seed: int, between: Between, same: bool = False) -> dict[str, Any]:
     """By axis: every arm's point with its verdict relative to no edit, and who is non-dominated how often.
 
-    Empty where no arm is compared with no edit, or nothing but accuracy was measured.
+    Empty where no arm is compared with no edit, or nothing but accuracy was measured.  Where seeds change nothing
+    (``same``) no share is given: there are none to draw.
     """
     arms = metrics["arms"]
     if "no edit" not in arms or len(arms) < 3:
         return {}
     measured = [axis for axis in AXES if all(axis in r for arm in arms.values() for r in arm["seeds"].values())]
-    return {axis: _front(arms, axis, seed) for axis in measured}
+    return {axis: _front(arms, axis, seed, between, same) for axis in measured}
 
 
-def _front(arms: dict[str, Any], axis: str, seed: int) -> dict[str, Any]:
+def _front(arms: dict[str, Any], axis: str, seed: int, between: Between, same: bool) -> dict[str, Any]:
     """One axis against accuracy, turned so that higher is better."""
     sign = 1.0 if METRICS[axis] else -1.0
     x = {name: _values(arm, "accuracy") for name, arm in arms.items()}
@@ -107,7 +117,7 @@ def _front(arms: dict[str, Any], axis: str, seed: int) -> dict[str, Any]:
     candidates = [name for name, arm in arms.items() if arm["controls"] is None]
     xs, ys = np.stack([x[n] for n in candidates]), np.stack([y[n] for n in candidates])
     front = dict(zip(candidates, non_dominated(xs.mean(axis=1), ys.mean(axis=1)).tolist(), strict=True))
-    share = dict(zip(candidates, non_dominated_share(xs, ys, DRAWS, seed).tolist(), strict=True))
+    share = {} if same else dict(zip(candidates, non_dominated_share(xs, ys, DRAWS, seed).tolist(), strict=True))
     points: dict[str, Any] = {}
     for name in arms:
         points[name] = {
@@ -119,12 +129,11 @@ def _front(arms: dict[str, Any], axis: str, seed: int) -> dict[str, Any]:
             "non_dominated_share": share.get(name),
         }
         if name != "no edit":
-            dx = paired_difference(x[name], x["no edit"], True)
-            dy = paired_difference(y[name], y["no edit"], True)
-            verdict = quadrant(dx["mean"], dy["mean"], dx["half_width"], dy["half_width"])
-            points[name]["verdict"] = verdict.replace("x ", "accuracy ").replace("y ", f"{AXES[axis]} ")
-            points[name]["difference"] = {"accuracy": dx, axis: {**dy, "mean": sign * dy["mean"]}}
-    return {"higher_is_better": sign > 0, "seeds": xs.shape[1], "points": points}
+            dx, dy = (between(name, "no edit", measure) for measure in ("accuracy", axis))
+            halves = dx["half_width"], dy["half_width"]
+            points[name]["verdict"] = quadrant(dx["mean"], sign * dy["mean"], *halves, "accuracy", AXES[axis])
+            points[name]["difference"] = {"accuracy": dx, axis: dy}
+    return {"higher_is_better": sign > 0, "seeds": xs.shape[1], "same_models": same, "points": points}
 
 
 def beyond_accuracy(logits: Floats, test: Rows, labels: NDArray[np.int64], column: str = GROUP) -> dict[str, float]:

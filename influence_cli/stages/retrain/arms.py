@@ -8,7 +8,9 @@ a reweight, shuffles the same weights.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ class Arm:
     weights: NDArray[np.float64]  # 0: not trained on
     controls: str | None = None  # the arm this one is the control of
     about: dict[str, Any] = field(default_factory=dict)
+    again: Callable[[int], Arm] | None = None  # of a control: the same with another seed
 
 
 def base_arm(name: str, rows: Rows) -> Arm:
@@ -134,7 +137,18 @@ def control_arms(arm: Arm, base: Rows, proposals: Ints | None, seed: int, left_o
 
     ``proposals`` holds the label that a relabel would give each row [n], -1 for none; None where that is not known.
     """
-    left_out = np.zeros(len(base), dtype=bool) if left_out is None else left_out
+
+    def drawn(place: int, another: int) -> Arm:
+        return control_arms(arm, base, proposals, another, left_out)[place]
+
+    made = _controls(arm, base, proposals, seed, np.zeros(len(base), dtype=bool) if left_out is None else left_out)
+    for place, control in enumerate(made):
+        control.again = partial(drawn, place)
+    return made
+
+
+def _controls(arm: Arm, base: Rows, proposals: Ints | None, seed: int, left_out: Mask) -> list[Arm]:
+    """Those of one seed."""
     trimmed, relabelled, reweighted = edits_of(arm, base, left_out)
     none, made = np.zeros(len(base), dtype=bool), list[Arm]()
     if trimmed.any() or relabelled.any():

@@ -144,7 +144,7 @@ def measure_attacks(
         name = undefended.path.name
         key = fingerprint("attacked", 1, how=facts, base=name, draws=DRAWS, fractions=FRACTIONS, seed=rows.seed)
         static: NDArray[Any] | None = None
-        for arm in arms:
+        for arm in (a for a in arms if seed in results[a.name]):  # further draws of a control have the first alone
             result = results[arm.name][seed]
             if result.get("attack", {}).get("key") != key:
                 if static is None:

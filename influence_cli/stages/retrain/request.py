@@ -112,6 +112,9 @@ class RetrainRequest:
     device: str = "auto"
     edits: EditsRequest | None = None  # arms made from scores
     attack: str | None = option(
-        None, "Attack test rows: linear, pgd, fgsm, none [default: linear models].", (RETRAIN,), after="rounds"
+        None,
+        "Attack test rows: linear, pgd, fgsm, none [default: linear models, shown with -v].",
+        (RETRAIN,),
+        after="rounds",
     )
     options: Options = field(default_factory=dict)

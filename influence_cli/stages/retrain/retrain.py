@@ -18,6 +18,7 @@ from influence_cli.stages.retrain.arm_comparison import cautions_of, compare_arm
 from influence_cli.stages.retrain.arms import Arm
 from influence_cli.stages.retrain.attacked_arms import attack_of, measure_attacks
 from influence_cli.stages.retrain.canaries import plant_in_arms
+from influence_cli.stages.retrain.differences import Differences
 from influence_cli.stages.retrain.opening import (
     base_rows,
     compared_arms,
@@ -93,11 +94,20 @@ def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dic
     }
     seeds = range(request.seed, request.seed + request.seeds)
     results = {arm.name: {str(seed): run.train(arm, seed, arm is arms[0]) for seed in seeds} for arm in arms}
+    different = Differences.of(run, arms, results)
     attack = attack_of(request.attack, request.options, run.spec)
     if attack is not None:
-        metrics["attack"] = measure_attacks(run, attack, arms, results)
-    metrics["arms"] = {arm.name: summary_of(arm, results[arm.name]) for arm in arms}
-    compare_arms(metrics, arms)
+        drawn, of_draws = different.drawn()
+        metrics["attack"] = measure_attacks(run, attack, [*arms, *drawn], {**results, **of_draws})
+        metrics["attack_asked"] = request.attack is not None
+    metrics["arms"] = {
+        a.name: summary_of(a, results[a.name], different.draws.get(a.name, ()), different.same) for a in arms
+    }
+    metrics["intervals_over"] = different.over
+    compare_arms(metrics, arms, different.between)
     metrics["test_classes"] = (np.bincount(run.test.labels) / len(run.test)).tolist()
-    found = {"cautions": cautions_of(metrics), "pareto": pareto(metrics, request.seed)}
+    found = {
+        "cautions": cautions_of(metrics),
+        "pareto": pareto(metrics, request.seed, different.between, different.same),
+    }
     return {**metrics, **{name: value for name, value in found.items() if value}}

@@ -12,6 +12,8 @@ import numpy as np
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import DamagedModel
 from influence_cli.events import Listener
+from influence_cli.maths.labels import softmax
+from influence_cli.maths.paired_rows import OnRows
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.losses import loss_of, quality
 from influence_cli.model.run_folder import CHECKPOINTS, METRICS_FILE, RUN_FILE, RunFolder
@@ -149,6 +151,15 @@ class TrainingRun:
                 measured.update(beyond_accuracy(logits, self.test, labels, self.request.inputs.group))
             out.update({key if name == "test" else f"{name}_{key}": value for key, value in measured.items()})
         return out
+
+    def on_rows(self, arm: Arm, seed: int) -> OnRows:
+        """What a finished training gives each test row."""
+        from influence_cli.model.train.sgd import predict
+
+        logits = predict(self.trained(self.folder(arm, seed)), self.sets["test"], self.device)
+        labels = self.sets["test"].labels
+        losses = loss_of(self.spec.task).losses(logits, labels)
+        return OnRows(softmax(logits), losses, labels, groups_of(self.test, self.request.inputs.group))
 
     def _record(self, seed: int, arm: Arm, folder: RunFolder) -> RunRecord:
         """What a run folder says of a training that is kept in ``folder``."""

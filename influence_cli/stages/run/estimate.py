@@ -1,16 +1,21 @@
-"""Seconds per row where none were ever measured: one small batch of zeros is run, and nothing is remembered."""
+"""Seconds per row where too few rows were ever measured: batches of zeros are run, and nothing is remembered.
+
+A batch grows until it takes long enough to be timed, or is as large as those of a run: what a call costs whatever its
+rows would otherwise be taken for the rows' own cost.  Decoding is timed on some of the rows themselves.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from influence_cli.stages.run.gradient_plan import describe_rows, row_request
+import numpy as np
+
+from influence_cli.stages.run.gradient_plan import AT_ONCE, describe_rows, row_request
 from influence_cli.stages.run.plan import Work
 from influence_cli.stages.run.quantities import QUANTITIES
-from influence_cli.stages.run.rates import Rates
+from influence_cli.stages.run.rates import START, Rates
 from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Session
 
@@ -20,7 +25,9 @@ if TYPE_CHECKING:
     from influence_cli.engines.point import Point
     from influence_cli.model.spec import ModelSpec
 
-ROWS = 8  # rows of the batch that is timed; a full batch is a little faster per row
+ROWS = 8  # rows of the first batch that is timed
+LONG = 0.3  # seconds from which a batch is long enough
+DECODED = 64  # rows that are decoded to be timed
 
 
 def estimated_rates(run: Run, session: Session, work: list[Work]) -> Rates:
@@ -38,41 +45,55 @@ def estimated_rates(run: Run, session: Session, work: list[Work]) -> Rates:
 
     spec, _ = require_model(run)
     model = build_model(spec).eval()  # its weights do not matter
+    start = time.perf_counter() - session.opened if session.cold else 0.0
     point = Point(model, run.spec.params, None, run.spec.precision, session.device)
     x = _inputs(run, spec, point)
     if x is None:
         return {}
     directions = max((len(w.tangents) + len(w.halves) for w in work), default=0)
     zero = {n: torch.zeros_like(p) for n, p in point.selected.items()}
+    engine, most = Engine(point, session.runtime.engine), session.batch_size(spec)
 
-    engine = Engine(point, session.runtime.engine)
-
-    def target() -> None:
+    def target(some: Tensor) -> None:
         selected = {n: p.detach().requires_grad_() for n, p in point.selected.items()}
         with torch.enable_grad(), differentiable_kernels(point.recurrent):
-            pulled([point.logits(x, selected).sum()], list(selected.values()), [None])
+            pulled([point.logits(some, selected).sum()], list(selected.values()), [None])
 
-    def values() -> None:
-        for block in Layers(point, x).of_rows(x, torch.ones_like)[1]:
+    def values(some: Tensor) -> None:
+        for block in Layers(point, some).of_rows(some, torch.ones_like)[1]:
             block.squared_norms()
 
-    n, y = len(x), torch.zeros(len(x), dtype=torch.int64, device=point.device)
+    def own(name: str) -> Callable[[Tensor], object]:
+        of_rows = QUANTITIES[name].of_rows(run, point)
+        return lambda some: of_rows(some, torch.zeros(len(some), dtype=torch.int64, device=point.device))
+
     by_itself = {name for w in work for name in w.passes} - {"forward", "values"}
-    own = {name: _seconds_a_row(partial(QUANTITIES[name].of_rows(run, point), x, y), n) for name in by_itself}
+    found = {name: _seconds_a_row(own(name), x, most) for name in by_itself}
     if any(w.rows_in("values") for w in work):
-        own["values"] = _seconds_a_row(values, n)
-    return {
-        **own,
-        "outputs": _seconds_a_row(lambda: point.outputs(x, []), n),
-        "tangents": _seconds_a_row(lambda: engine.outputs(x, [zero] * directions), n),
-        "target": _seconds_a_row(target, n),
+        found["values"] = _seconds_a_row(values, x, most)
+    found |= {
+        "outputs": _seconds_a_row(lambda some: point.outputs(some, []), x, most),
+        "tangents": _seconds_a_row(lambda some: engine.outputs(some, [zero] * directions), x, most),
+        "target": _seconds_a_row(target, x, most),
     }
+    decoding = _decoding(run, session, spec)
+    return {**{name: rate + decoding for name, rate in found.items()}, START: start}
+
+
+def _decoding(run: Run, session: Session, spec: ModelSpec) -> float:
+    """Seconds to read and decode a row."""
+    index = run.train.index
+    some = run.train.take(np.arange(0, len(index), max(1, len(index) // DECODED))[:DECODED])
+    started = time.perf_counter()
+    for _ in session.rows(spec, some, DECODED, lambda *_: None, keep=False):
+        pass
+    return (time.perf_counter() - started) / max(1, len(some))
 
 
 def planned_gradients(run: Run, session: Session) -> list[dict[str, Any]]:
     """The plan of rows' own gradients (``describe_rows``), with estimates where the store knows too little."""
     planned = describe_rows(run, session)
-    if any(g["values"] is None or g["seconds"] is None for g in planned):
+    if any(g["values"] is None or g["seconds_are"] != "measured" for g in planned):
         planned = describe_rows(run, session, _estimated_gradients(run, session))
     return planned
 
@@ -91,15 +112,29 @@ def _estimated_gradients(run: Run, session: Session) -> dict[str, Any]:
     gradients, x = RowGradients(point, run.row_loss, request.sketch_dim, request.seed), _inputs(run, spec, point)
     if x is None or not gradients.ready(x):
         return {"dim": gradients.dim, "rate": None}
-    y = torch.zeros(len(x), dtype=torch.int64, device=point.device)
-    return {"rate": _seconds_a_row(partial(gradients.of, x, y), len(x)), "dim": gradients.layout()["dim"]}
+
+    def of_rows(some: Tensor) -> None:
+        gradients.of(some, torch.zeros(len(some), dtype=torch.int64, device=point.device))
+
+    most = max(1, min(session.batch_size(spec), AT_ONCE // max(1, gradients.dim)))
+    rate = _seconds_a_row(of_rows, x[:most], most) + _decoding(run, session, spec)
+    return {"rate": rate, "dim": gradients.layout()["dim"]}
 
 
-def _seconds_a_row(work: Callable[[], object], rows: int) -> float:
-    work()  # the first call sets things up
+def _seconds_a_row(work: Callable[[Tensor], object], x: Tensor, most: int) -> float:
+    """Of a batch that takes long enough, of at most as many rows as a run's batches have."""
+    while True:
+        work(x)  # the first call sets things up
+        took = min(_seconds(work, x) for _ in range(2))  # whatever else the machine does adds to it
+        if took >= LONG or len(x) >= most:
+            return took / len(x)
+        x = x.repeat(4, *[1] * (x.ndim - 1))[:most]
+
+
+def _seconds(work: Callable[[Tensor], object], x: Tensor) -> float:
     started = time.perf_counter()
-    work()
-    return (time.perf_counter() - started) / rows
+    work(x)
+    return time.perf_counter() - started
 
 
 def _inputs(run: Run, spec: ModelSpec, point: Point) -> Tensor | None:

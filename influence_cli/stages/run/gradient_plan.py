@@ -13,13 +13,14 @@ import numpy as np
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import UsageError
 from influence_cli.stages.run.members import member_at
-from influence_cli.stages.run.rates import timing_key
+from influence_cli.stages.run.rates import is_measured, timing_key
 from influence_cli.stages.run.run import Member, Run
 from influence_cli.stages.run.session import Session
 from influence_cli.store import GradientFolder, Keys, fingerprint
 from influence_cli.store.shards import unique
 
 GIB = 1 << 30
+AT_ONCE = 1 << 25  # most values that a batch of rows has in memory
 DEFAULT = "sketch"
 
 
@@ -140,8 +141,10 @@ def describe_rows(run: Run, session: Session, estimated: dict[str, Any] | None =
     request = row_request(run, session)
     work, guess = missing_rows(run, session, request), estimated or {}
     dim = guess.get("dim") if work.folder.layout is None else work.folder.layout["dim"]
-    measured = session.store.timing(rate_key(run, session, request))
-    rate = guess.get("rate") if measured is None else measured
+    key = rate_key(run, session, request)
+    known = session.store.timing(key)
+    measured = known if is_measured(session, key) else None
+    rate = guess.get("rate", known) if measured is None else measured
     why = None if dim is None else refused(run, session, work, dim)
     return [
         {

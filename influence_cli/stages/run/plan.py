@@ -13,9 +13,10 @@ import numpy as np
 from influence_cli.stages.run import names
 from influence_cli.stages.run.curvature_plan import Along, Fit, Solve, missing_directions, missing_fits, missing_solves
 from influence_cli.stages.run.gradient_plan import describe_rows
+from influence_cli.stages.run.input_said import input_of
 from influence_cli.stages.run.members import planned_members
 from influence_cli.stages.run.quantities import QUANTITIES, Part
-from influence_cli.stages.run.rates import Rates, known_rates
+from influence_cli.stages.run.rates import START, Rates, known_rates, start_key
 from influence_cli.stages.run.run import Member, Run
 from influence_cli.stages.run.session import Session
 from influence_cli.store import Keys
@@ -139,11 +140,14 @@ def describe_plan(
     gradients = describe_rows(run, session) if gradients is None else gradients
     n = len(run.payload_keys) if run.members_of else 0
     measured = known_rates(run, session)
-    rates = {**(estimated or {}), **measured}
+    rates = {**known_rates(run, session, enough=False), **(estimated or {}), **measured}
+    sure = all(part.seconds is not None for w in work for part in (*w.fits, *w.solves))
     steps = [_step(run, w, position, n, rates) for position, w in enumerate(work)]
     fits, solves = [fit for w in work for fit in w.fits], [solve for w in work for solve in w.solves]
-    seconds = [*(s["seconds"] for s in [*steps, *gradients]), *(part.seconds for part in [*fits, *solves])]
-    known = needed_rates(work) <= set(measured) and all(g["seconds_are"] == "measured" for g in gradients)
+    seconds = [*(s["seconds"] for s in [*steps, *gradients]), *(_in_all(part, rates) for part in [*fits, *solves])]
+    known = sure and needed_rates(work) <= set(measured) and all(g["seconds_are"] == "measured" for g in gradients)
+    start = _start(run, session, work, gradients, rates)
+    seconds.append(start)
     return {
         "schema_version": 1,
         "store": str(session.store.root) if session.runtime.store else "temporary, thrown away at the end",
@@ -151,16 +155,32 @@ def describe_plan(
         "objectives": list(run.objectives),
         "train_rows": len(run.train),
         "target_rows": len(run.target),
+        "input": input_of(run, session),
         "members": planned_members(run),
         "steps": steps,
         "row_gradients": gradients,
         "rows_to_compute": sum(s["rows_to_compute"] for s in steps),
         "seconds": None if any(s is None for s in seconds) else round(sum(seconds), 1),
         "seconds_are": "measured" if known else "estimated",
+        "start_seconds": start,
         "bytes": sum(s["bytes"] for s in steps)
         + sum(fit.bytes for fit in fits)
         + sum(g["bytes"] or 0 for g in gradients),
     }
+
+
+def _in_all(part: Fit | Solve, rates: Rates) -> float | None:
+    """Seconds of a fit or of solves; where they were never timed, from its forward passes over the fit rows."""
+    forward = rates.get("outputs")
+    return part.seconds if part.seconds is not None or forward is None else forward * part.rows * part.passes
+
+
+def _start(run: Run, session: Session, work: list[Work], gradients: list[dict[str, Any]], rates: Rates) -> float:
+    """Seconds before the first row, where anything is to be run; 0 where they are not known."""
+    if all(w.nothing for w in work) and not any(g["rows_to_compute"] for g in gradients):
+        return 0.0
+    known = session.store.timing(start_key(run, session))
+    return round(rates.get(START, 0.0) if known is None else known, 1)
 
 
 def _step(run: Run, work: Work, position: int, n: int, rates: Rates) -> dict[str, Any]:

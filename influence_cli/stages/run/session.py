@@ -6,6 +6,8 @@ Nothing of a session changes a number beyond rounding.  Nothing here imports tor
 from __future__ import annotations
 
 import functools
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -81,6 +83,8 @@ class Session:
     decoded: DecodedByKey | None = None  # decoded rows, while several passes need them
     few: Tensor | None = None  # decoded rows from all over the data, on which a point's derivatives are checked
     said: set[str] = field(default_factory=set)  # accuracies already said to be at chance
+    opened: float = field(default_factory=time.perf_counter)
+    cold: bool = field(default_factory=lambda: "torch" not in sys.modules)  # it is yet to be imported
     _folders: dict[str, ShardFolder] = field(default_factory=dict)
 
     @staticmethod

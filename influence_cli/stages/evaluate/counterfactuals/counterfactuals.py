@@ -20,7 +20,7 @@ from influence_cli.data.tables import shown
 from influence_cli.errors import ManifestError, ModelError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.methods.random import uniform_draws
-from influence_cli.model.checkpoints import find_checkpoint
+from influence_cli.model.checkpoints import Checkpoint, find_checkpoint
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import Inputs
 from influence_cli.stages.curate.score_table import ScoreTable, read_scores
@@ -50,6 +50,7 @@ class _Opened:
     refitter: Refitter
     parts: dict[str, Part]
     brittleness: Brittleness | None
+    checkpoint: Checkpoint | None  # that was scored, or that is asked for
 
     def refits(self) -> dict[str, list[Refit]]:
         """Trainings by part; all rows first, as everything is held against them."""
@@ -134,7 +135,14 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
     parts, brittleness = _parts(request, pool), None
     if request.brittleness is not None:
         brittleness = Brittleness(pool, refitter, *open_scored_run(scores, request, remember), request.brittleness)
-    return _Opened(scores, pool, refitter, parts, brittleness)
+    found = find_checkpoint(checkpoint)[0] if checkpoint is not None and _is_of(origin, trainer.spec) else None
+    return _Opened(scores, pool, refitter, parts, brittleness, found)
+
+
+def _is_of(origin: dict[str, Any], model: ModelSpec) -> bool:
+    """Whether what is trained is the model that was scored, so that the checkpoint's weights fit it."""
+    then, now = origin.get("model") or {}, model.as_dict()
+    return all(then.get(key, now[key]) == now[key] for key in ("name", "shape", "num_classes"))
 
 
 def _parts(request: CounterfactualRequest, pool: Pool) -> dict[str, Part]:
@@ -182,19 +190,49 @@ def _test_rows(request: CounterfactualRequest, scores: ScoreTable, model: ModelS
 
 
 def _refit(opened: _Opened, outcome: Outcome | None, listener: Listener) -> dict[str, Any]:
-    """Training on all rows again: does it give the checkpoint's objective?"""
-    several = "score_std" in opened.scores.table.column_names  # members: Phi is the first one's
-    then = None if several else opened.scores.provenance.get("noise", {}).get(MEASURED, {}).get("phi")
-    now = None if outcome is None else outcome.phi
-    if then is not None and now is not None and abs(now - then) > OFF_BY * abs(then):
+    """Training on all rows again: does it give the checkpoint's target loss?
+
+    Both are measured here, in one way and on the same rows: Phi of the table may be of another objective, of other
+    members of an ensemble, or of other target rows.
+    """
+    then = None if opened.checkpoint is None else opened.refitter.of_checkpoint(opened.checkpoint)
+    of_table = _phi_of_another(opened)
+    phi = of_table if of_table is not None or then is None else then.phi
+    apart = then is not None and outcome is not None and _apart(outcome, then)
+    if of_table is not None and outcome is not None:
+        apart = abs(outcome.phi - of_table) > OFF_BY * abs(of_table)
+    if apart and outcome is not None:
         listener.warn(
-            f"training on all rows again gives a mean target loss of {now:.4g}, the checkpoint has {then:.4g}: "
-            "was it trained otherwise, or does the loss depend this much on the seed?"
+            f"training on all rows again gives a mean target loss of {outcome.phi:.4g}, the checkpoint"
+            f"{' that was scored' if of_table is not None else ''} has {phi:.4g}: was it trained otherwise, or does "
+            "the loss depend this much on the seed?"
         )
     return {
         "recipe": opened.refitter.trainer.recipe.describe(),
         "model": opened.refitter.trainer.spec.name,
         "deterministic": opened.pool.deterministic,
-        "phi": now,
-        "phi_of_checkpoint": then,
+        "phi": None if outcome is None else outcome.phi,
+        "phi_of_checkpoint": phi,
     }
+
+
+def _phi_of_another(opened: _Opened) -> float | None:
+    """The mean target loss at the checkpoint that was scored, where another one stands in its place.
+
+    None where it is the same, or where the table does not say: it was scored at members of an ensemble or on other
+    target rows, or for other objectives alone.
+    """
+    origin, checkpoint = opened.scores.provenance, opened.checkpoint
+    scored = (origin.get("checkpoint") or {}).get("fingerprint")
+    if checkpoint is None or scored in (None, checkpoint.digest) or "score_std" in opened.scores.table.column_names:
+        return None
+    if origin.get("target", {}).get("fingerprint") != opened.refitter.measured["target"].fingerprint():
+        return None
+    return origin.get("noise", {}).get(MEASURED, {}).get("phi")
+
+
+def _apart(now: Outcome, then: Outcome) -> bool:
+    """Whether two models' mean target losses differ by more than a share, and by more than rows differ by chance."""
+    change = now.target_loss - then.target_loss
+    error = float(change.std() / np.sqrt(len(change)))
+    return abs(now.phi - then.phi) > max(OFF_BY * abs(then.phi), 2.0 * error)

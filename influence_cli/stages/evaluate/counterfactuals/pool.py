@@ -41,12 +41,12 @@ class Outcome:
         """The objective: the mean target loss."""
         return float(self.target_loss.mean())
 
-    def metrics(self) -> dict[str, float]:
-        """Mean loss and accuracy of target rows, and of test rows where there are any."""
-        found = {"target_loss": self.phi, "target_accuracy": float((self.target_margin > 0).mean())}
+    def by_row(self) -> dict[str, Floats]:
+        """By metric the rows' values whose mean it is: loss and accuracy of target rows, and of test rows if any."""
+        found = {"target_loss": self.target_loss, "target_accuracy": (self.target_margin > 0).astype(np.float64)}
         if len(self.test_loss):
-            found["test_loss"] = float(self.test_loss.mean())
-            found["test_accuracy"] = float((self.test_margin > 0).mean())
+            found["test_loss"] = self.test_loss
+            found["test_accuracy"] = (self.test_margin > 0).astype(np.float64)
         return found
 
 

@@ -29,6 +29,7 @@ from influence_cli.store.shards import key_order
 if TYPE_CHECKING:
     from torch import nn
 
+    from influence_cli.model.checkpoints import Checkpoint
     from influence_cli.model.examples import Examples
     from influence_cli.model.train.recipe import Recipe
 
@@ -95,6 +96,12 @@ class Refitter:
         """The name of a loss of the user's own; nothing for cross-entropy."""
         spec = self.trainer.spec
         return {} if spec.task is None or spec.task.loss is None else {"loss": self._loss.name(spec.num_classes)}
+
+    def of_checkpoint(self, checkpoint: Checkpoint) -> Outcome:
+        """Loss and margin of target and test rows at a checkpoint as it is: what trainings are held against."""
+        from influence_cli.model.build import load_model
+
+        return self._outcome(self._measure(load_model(self.trainer.spec, checkpoint)))
 
     def kept(self, refits: list[Refit]) -> dict[str, int]:
         """How many distinct trainings are asked for, and how many of them are finished."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
 from influence_cli.maths.arms import mean_interval, paired_difference
+from influence_cli.maths.paired_rows import difference_of_means
 from influence_cli.settings import parse_budget
 from influence_cli.stages.evaluate.counterfactuals.pool import Outcome, Pool, Refit
 
@@ -23,6 +24,7 @@ DRAWS = 5  # random removals of each size; also the fewest seeds of a training t
 HIGHER = {"target_loss": False, "target_accuracy": True, "test_loss": False, "test_accuracy": True}
 Key = tuple[str, str, int]  # what is removed (a control, or "column"), which column, how many rows
 Metrics = dict[str, NDArray[np.float64]]
+ByRow = dict[str, NDArray[np.float64]]  # the values [replicates, rows] whose means the metrics are
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,15 +88,16 @@ class Removal:
 
     def figures(self, outcomes: list[Outcome | None]) -> dict[str, Any]:
         """Loss and accuracy after every removal, and its differences from none, from random and class-matched rows."""
-        pool, measured = self.pool, self._measured(outcomes)
-        whole = measured.get(("nothing", "", 0))
+        pool, (measured, by_row) = self.pool, self._measured(outcomes)
+        nothing: Key = ("nothing", "", 0)
+        whole = measured.get(nothing)
         result: dict[str, Any] = {
             "partial": None in outcomes,
             "rows": pool.rows,
             "removed_rows": self.counts,
             "seeds": len(pool.repeats(DRAWS)),
             "random_draws": len(self.removed["random", "", self.counts[0]]),
-            "intervals": "over random draws; each column is one deterministic fit"
+            "intervals": "over random draws, and over no removal over test rows; each column is one deterministic fit"
             if pool.deterministic
             else "paired over seeds; draw r of the random rows with seed r",
             "nothing": _means(whole),
@@ -105,41 +108,57 @@ class Removal:
         for name, k in itertools.product(pool.columns.all, self.counts):
             sizes = result["columns"].setdefault(name, {})
             here, matched = measured.get(("column", name, k)), measured.get(("class-matched", name, k))
+
+            def differences(other: Key, own: Key = ("column", name, k)) -> dict[str, Any] | None:
+                sides = (measured[own], measured.get(other)), (by_row[own], by_row.get(other))
+                return _differences(*sides)
+
             if here is not None:
                 sizes[str(k)] = {
                     "mean": _means(here),
                     "class_matched": _means(matched),
-                    "over_nothing": _differences(here, whole),
-                    "over_random": _differences(here, measured.get(("random", "", k))),
-                    "over_class_matched": _differences(here, matched),
+                    "over_nothing": differences(nothing),
+                    "over_random": differences(("random", "", k)),
+                    "over_class_matched": differences(("class-matched", name, k)),
                 }
         return result
 
-    def _measured(self, outcomes: list[Outcome | None]) -> dict[Key, Metrics]:
-        """Metrics [replicates] by what was removed, where every replicate is there."""
+    def _measured(self, outcomes: list[Outcome | None]) -> tuple[dict[Key, Metrics], dict[Key, ByRow]]:
+        """Metrics [replicates] by what was removed, where every replicate is there, and the rows' values behind."""
         found: dict[Key, Metrics] = {}
+        by_row: dict[Key, ByRow] = {}
         left = iter(outcomes)
         for key, some in self._planned.items():
-            here = [next(left) for _ in some]
-            whole = [o.metrics() for o in here if o is not None]
+            whole = [o for o in [next(left) for _ in some] if o is not None]
             if len(whole) == len(some):
-                found[key] = {m: np.array([w[m] for w in whole]) for m in whole[0]}
-        return found
+                every = [o.by_row() for o in whole]
+                by_row[key] = {m: np.stack([o[m] for o in every]) for m in every[0]}
+                found[key] = {m: values.mean(axis=1) for m, values in by_row[key].items()}
+        return found, by_row
 
 
 def _means(measured: Metrics | None) -> dict[str, Any] | None:
     return None if measured is None else {name: mean_interval(values) for name, values in measured.items()}
 
 
-def _differences(here: Metrics, there: Metrics | None) -> dict[str, Any] | None:
-    """Paired differences; a single fit is held against every random draw."""
-    if there is None:
+def _differences(metrics: tuple[Metrics, Metrics | None], by_row: tuple[ByRow, ByRow | None]) -> dict[str, Any] | None:
+    """Paired differences over seeds or random draws; a single fit is held against every random draw.
+
+    Where the replicates do not differ, since one deterministic fit is held against another, intervals are over test
+    rows; target rows have made the scores, so that an interval over them would be too sure.
+    """
+    (here, there), (rows_here, rows_there) = metrics, by_row
+    if there is None or rows_there is None:
         return None
     found: dict[str, Any] = {}
     for name, values in here.items():
         size = max(len(values), len(there[name]))
         a, b = (np.resize(v, size) for v in (values, there[name]))
         found[name] = paired_difference(a, b, HIGHER[name])
-        if size == 1:
-            found[name]["verdict"] = "one deterministic fit"
+        if len(values) < size:
+            found[name]["interval_over"] = "random draws"
+        if not found[name]["half_width"] and name.startswith("test"):
+            found[name] = difference_of_means(rows_here[name], rows_there[name], HIGHER[name])
+        elif not found[name]["half_width"]:
+            found[name] |= {"half_width": None, "verdict": "one deterministic fit", "interval_over": None}
     return found

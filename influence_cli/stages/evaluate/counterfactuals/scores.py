@@ -18,6 +18,7 @@ from influence_cli.stages.evaluate.request import CounterfactualRequest
 from influence_cli.stages.run.reopen import reopen, spec_of
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
+from influence_cli.stages.score.combine import RULES
 from influence_cli.stages.score.score import score
 
 Floats = NDArray[np.float64]
@@ -54,6 +55,8 @@ def columns_of(scores: ScoreTable, used: NDArray[np.bool_]) -> ScoreColumns:
         missing = int((~np.isfinite(values[used])).sum())
         if name not in kinds:
             found.left_out[shown] = "its kind, signed or ranking-only, is not recorded"
+        elif shown in RULES and others:
+            found.left_out[shown] = "it combines objectives; what is measured is the mean target loss"
         elif objective is not None:
             found.left_out[shown] = f"its objective is {objective}; what is measured is the mean target loss"
         elif missing:

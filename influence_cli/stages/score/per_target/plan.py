@@ -13,6 +13,7 @@ from influence_cli.stages.run.curvature_plan import Along, missing_fits, missing
 from influence_cli.stages.run.gradient_plan import GIB, describe_rows, row_bytes, row_request
 from influence_cli.stages.run.plan import Work
 from influence_cli.stages.run.quantities import Part
+from influence_cli.stages.run.rates import is_measured
 from influence_cli.stages.run.run import Member, Run
 from influence_cli.stages.run.session import Session
 from influence_cli.stages.score.per_target.against_exact import is_exact
@@ -76,13 +77,13 @@ def _by_directions(run: Run, session: Session, members: tuple[Member, ...], miss
 def _rate(run: Run, session: Session, member: Member, size: int) -> tuple[float | None, bool]:
     """Seconds per train row, direction and member, and whether they were measured; else a small batch is timed."""
     known = session.store.timing(rate_key(run, session))
-    if known is not None:
+    if is_measured(session, rate_key(run, session)):
         return known, True
     from influence_cli.stages.run.estimate import estimated_rates
 
     keys = run.payload_keys[:1]
     rates = estimated_rates(run, session, [Work(member, {Part("tangents", str(k), member): keys for k in range(size)})])
-    return (rates["tangents"] / size if "tangents" in rates else None), False
+    return (rates["tangents"] / size if "tangents" in rates else known), False
 
 
 def _by_products(run: Run, session: Session, missing: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from influence_cli.stages.grads.member_model import MemberModel, Models
 from influence_cli.stages.grads.preconditioning import about_curvature, fitted_curvature
 from influence_cli.stages.grads.row_loop import bad_rows
 from influence_cli.stages.run.curvature_plan import parameter_count
-from influence_cli.stages.run.rates import pass_key
+from influence_cli.stages.run.rates import Stopwatch, pass_key
 from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Batch, Session
 
@@ -64,7 +64,7 @@ def tangent_pass(run: Run, session: Session, name: str, target: Rows, top: int, 
         ManifestError: the loss or the logits of a target row are not finite.
     """
     tangents, size = TangentRun(run, session, name, run.train), block_size(run, session, len(run.members_of[name]))
-    pairs, spent = len(target) * len(run.train), 0.0
+    pairs, watch = len(target) * len(run.train), Stopwatch()
     row_at = {int(row): k for k, row in enumerate(target.index.tolist())}
     with session.listener.progress("train rows for target rows", pairs, "pairs") as progress:
         for batch in session.rows(tangents.model, target, size, keep=False):
@@ -75,10 +75,9 @@ def tangent_pass(run: Run, session: Session, name: str, target: Rows, top: int, 
                 bad.add(rows, scores)
                 found.add(0, rows, scores)
                 progress.advance(scores.size)
-            spent += time.perf_counter() - started
+            watch.add(len(block) * len(tangents.rows) * len(tangents.members), time.perf_counter() - started)
             done(block, found, bad.found, {})
-    pairs = len(target) * len(tangents.rows) * len(tangents.members)
-    session.store.write_timing(rate_key(run, session), spent / max(1, pairs))
+    watch.remember(session, rate_key(run, session))
     return tangents.close()
 
 

@@ -1,0 +1,231 @@
+"""The answer of a result in one line: what is best, whether an edit helped, by how much, and how sure that is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from influence_cli.report.arm_tables import percent
+from influence_cli.report.counterfactual_tables import by_loss, highest_first
+from influence_cli.report.text_table import bracketed, fixed
+
+Figures = dict[str, Any]
+RANDOM = "random"
+
+
+def edited_arms(metrics: Figures) -> list[str]:
+    """The arms of a comparison that hold edits, best first: those better than no edit and every control lead."""
+    arms = metrics["arms"]
+    return sorted(metrics["comparison"], key=lambda n: (-_standing(metrics, n), -arms[n]["mean"]["accuracy"]["mean"]))
+
+
+def helped(metrics: Figures, name: str) -> bool:
+    """Whether an arm is better in accuracy than no edit and every one of its controls."""
+    return _standing(metrics, name) == len(metrics["comparison"][name]) + 1
+
+
+def _standing(metrics: Figures, name: str) -> int:
+    """1 where the arm is better than no edit, and one more for every control that it also beats; else 0."""
+    found = metrics["comparison"][name]
+    if found["no edit"]["accuracy"]["verdict"] != "better":
+        return 0
+    return 1 + sum(c["accuracy"]["verdict"] == "better" for c in found.values())
+
+
+def answer_of_retrain(metrics: Figures) -> str:
+    """Whether the edits helped; of a training alone, how good it is."""
+    if not metrics["comparison"]:
+        name, arm = next(iter(metrics["arms"].items()))
+        rows = f"{metrics['test_rows']:,} test rows, {arm['train_rows']:,} train rows ({name})"
+        return f"test accuracy {percent(arm['mean']['accuracy'])} % on {rows}"
+    names = edited_arms(metrics)
+    name, many = names[0], len(names) > 1
+    found = metrics["comparison"][name]
+    over = found["no edit"]["accuracy"]
+    gain = f"{_points(over)} points of accuracy over no edit"
+    controls = {n: c["accuracy"] for n, c in found.items() if n != "no edit"}
+    if helped(metrics, name):
+        said = f"{name} helped{f', the best of {len(names)} edits' if many else ''}: {gain}"
+        if controls:
+            said += f", {_points(min(controls.values(), key=lambda c: c['mean']))} over its closest random control"
+    elif over["verdict"] == "better":
+        closest = min((c for c in controls.values() if c["verdict"] != "better"), key=lambda c: c["mean"])
+        said = f"{name} is no better than random edits of its size: {gain}, but {_points(closest)} over its control"
+    elif over["verdict"] == "worse":
+        said = f"{'every edit hurt: the least, ' if many else ''}{name}{'' if many else ' hurt'}: {gain}"
+    else:
+        which = f"none of {len(names)} edits is shown to help; the best, {name}" if many else f"{name} is not resolved"
+        said = f"{which}: {gain} ({over['verdict']})"
+    gap = found["no edit"].get("dp_gap")
+    if gap is not None and gap["verdict"] in ("better", "worse"):
+        said += f"; demographic-parity gap {_points(gap)} ({gap['verdict']})"
+    return f"{said}; 95 % intervals over {_over(metrics, [over, *controls.values()])}"
+
+
+def _over(metrics: Figures, differences: list[Figures]) -> str:
+    units = {d.get("interval_over", "seeds") for d in differences}
+    seeds = len(next(iter(metrics["arms"].values()))["seeds"])
+    if units == {"seeds"}:
+        return f"{seeds} seed{'s' if seeds > 1 else ''}"
+    rows = f"{metrics['test_rows']:,} test rows"
+    return f"{rows} and random draws of the controls" if "test rows and random draws" in units else rows
+
+
+def _points(d: Figures) -> str:
+    half = "" if d["half_width"] is None else f" ± {100 * d['half_width']:.2f}"
+    return f"{100 * d['mean']:+.2f}{half}"
+
+
+def answer_of_evaluate(result: Figures) -> str | None:
+    """What a result of ``evaluate`` says, whichever question was asked; None where it says nothing."""
+    if "recompute" in result:
+        from influence_cli.report.tables import sentence
+
+        return sentence(result)
+    if "refit" in result:
+        parts = {"lds": _lds, "removal": _removal, "leave_one_out": _leave_one_out, "brittleness": _brittleness}
+        said = [text for part, say in parts.items() if part in result and (text := say(result[part]))]
+        return "; ".join(said) or None
+    if "comparison" in result:
+        return _against(result)
+    said = [_detection("wrong labels", result)] if result.get("detection") else []
+    said += [_detection("canaries", entry) for entry in result.get("canaries", [])]
+    if "stability" in result:
+        said += _stability(result["stability"])
+    return "; ".join(filter(None, said)) or _order(result)
+
+
+def best_column(result: Figures) -> str | None:
+    """The column that finds the most wrong rows, if any is better than a random one."""
+    columns = result["detection"]
+    known = {n: d for n, d in columns.items() if d["average_precision"] is not None and n != RANDOM}
+    best = max(known, key=lambda n: known[n]["average_precision"], default=None)
+    if best is None or not _beats_random(result, best):
+        return None
+    return best
+
+
+def _beats_random(result: Figures, name: str) -> bool:
+    """By the paired difference where one side of it is the reference; else by the figures themselves."""
+    columns, reference = result["detection"], result["reference"]
+    if RANDOM not in columns or columns[RANDOM]["average_precision"] is None:
+        return True
+    if name == reference and columns[RANDOM].get("difference"):
+        return columns[RANDOM]["difference"]["average_precision"]["verdict"] == "worse"
+    if reference == RANDOM and columns[name].get("difference"):
+        return columns[name]["difference"]["average_precision"]["verdict"] == "better"
+    return columns[name]["average_precision_interval"][0] > columns[RANDOM]["average_precision"]
+
+
+def _detection(what: str, result: Figures) -> str:
+    best = best_column(result)
+    if best is None:
+        return f"no column finds {what} better than chance"
+    d = result["detection"][best]
+    precision = bracketed(d["average_precision"], d["average_precision_interval"])
+    text = f"{best} finds {what} best: average precision {precision}"
+    if d["precision_at_budget"] is not None:
+        text += f", {d['precision_at_budget']:.1%} of the lowest {result['budget_rows']:,} rows are {_called(what)}"
+    if best != result["reference"]:
+        return text
+    near = [
+        name
+        for name, other in result["detection"].items()
+        if (other.get("difference") or {}).get("average_precision", {}).get("verdict") == "not resolved"
+    ]
+    return text + (f"; not told apart from {', '.join(near)}" if near else "")
+
+
+def _called(what: str) -> str:
+    return "wrong" if what == "wrong labels" else what
+
+
+def _order(result: Figures) -> str | None:
+    pairs = [p for p in result.get("order", {}).get("pairs", []) if p["spearman"] is not None]
+    if not pairs:
+        return None
+    least = min(pairs, key=lambda p: p["spearman"])
+    text = f"the columns that agree least are {least['a']} and {least['b']}: Spearman {fixed(least['spearman'])}"
+    return f"which column finds wrong labels is not known; {text}"
+
+
+def _stability(stability: Figures) -> list[str]:
+    known = {n: c for n, c in stability["columns"].items() if c["spearman"] is not None}
+    if not known:
+        return []
+    least = min(known, key=lambda n: known[n]["spearman"])
+    c = known[least]
+    return [
+        f"{least} agrees least between {c['tables']} tables: mean Spearman {fixed(c['spearman'])}, "
+        f"mean Jaccard of the lowest {stability['budget_rows']:,} rows {fixed(c['jaccard'])}"
+    ]
+
+
+def _against(result: Figures) -> str | None:
+    known = {n: c for n, c in result["comparison"].items() if c["spearman"] is not None}
+    if not known:
+        return None
+    least = min(known, key=lambda n: known[n]["spearman"])
+    c = known[least]
+    which = "the column that changed most, " if len(known) > 1 else ""
+    return (
+        f"{which}{least}: Spearman {bracketed(c['spearman'], c['spearman_interval'])}, "
+        f"{c['overlap']:,} of the lowest {result['budget_rows']:,} rows are the same"
+    )
+
+
+def best_foretelling(result: Figures) -> str | None:
+    """The column that foretells retraining best, by the first part that says."""
+    for part, figure in (("lds", "lds"), ("leave_one_out", "spearman")):
+        columns = result.get(part, {}).get("columns", {})
+        if ordered := [n for n in highest_first(columns, figure) if columns[n][figure] is not None]:
+            return ordered[0]
+    return next(iter(by_loss(result["removal"])), None) if "removal" in result else None
+
+
+def _lds(part: Figures) -> str | None:
+    ordered = [n for n in highest_first(part["columns"], "lds") if part["columns"][n]["lds"] is not None]
+    if not ordered:
+        return None
+    c = part["columns"][ordered[0]]
+    if ordered[0] == RANDOM or (c["interval"] is not None and c["interval"][0] <= 0.0):
+        return f"no column is shown to foretell retraining: the highest LDS, of {ordered[0]}, is {_lds_of(c)}"
+    return f"{ordered[0]} foretells retraining best: LDS {_lds_of(c)}"
+
+
+def _lds_of(column: Figures) -> str:
+    return bracketed(column["lds"], column["interval"])
+
+
+def _removal(part: Figures) -> str | None:
+    ordered = by_loss(part)
+    sizes = [k for k in map(str, part["removed_rows"]) if ordered and k in part["columns"][ordered[0]]]
+    if not sizes:
+        return None
+    name, k = ordered[0], sizes[-1]
+    over = part["columns"][name][k]["over_random"]
+    if over is None:
+        return None
+    d = over["target_loss"]
+    half = "" if d["half_width"] is None else f" ± {d['half_width']:.2g}"
+    loss = f"the target loss is {d['mean']:+.2g}{half} over random ones ({d['verdict']})"
+    return f"without the lowest {int(k):,} rows by {name} {loss}"
+
+
+def _leave_one_out(part: Figures) -> str | None:
+    ordered = [n for n in highest_first(part["columns"], "spearman") if part["columns"][n]["spearman"] is not None]
+    if not ordered:
+        return None
+    c = part["columns"][ordered[0]]
+    rows = f"{part['rows']:,} rows left out one at a time"
+    spearman = bracketed(c["spearman"], c["intervals"]["spearman"])
+    return f"{ordered[0]} foretells best what {rows} change: Spearman {spearman}"
+
+
+def _brittleness(part: Figures) -> str | None:
+    known = {n: c for n, c in part["columns"].items() if c["margin_drop"] is not None and n != RANDOM}
+    if not known:
+        return None
+    name = max(known, key=lambda n: known[n]["margin_drop"]["mean"])
+    sizes = part["removed_rows"]
+    flipped = f"{known[name]['flipped'][str(sizes[-1])]:.0%} of {part['queries']} predictions flip"
+    return f"without its {sizes[-1]:,} most helpful rows by {name}, {flipped}"

@@ -1,0 +1,99 @@
+"""What size images are brought to, and whose word that is: said before anything is scored.
+
+A wrong size costs much accuracy and looks like nothing else, so it is never left unsaid.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from influence_cli.model.checkpoints import find_checkpoint
+from influence_cli.model.new_spec import as_text
+from influence_cli.model.spec import is_own, is_plain
+from influence_cli.stages.run.run import Run
+from influence_cli.stages.run.session import Session
+from influence_cli.store import fingerprint
+
+SAMPLE = 64  # images whose own size is looked at
+FAR = 1.5  # times larger or smaller than the images' own size
+
+
+def input_of(run: Run, session: Session) -> dict[str, Any] | None:
+    """The size of the model's input, its origin, and the images' own sizes; None where the input is no image."""
+    if run.model is None or not run.model.payload_kind.pixels:
+        return None
+    channels, height, width = run.model.shape
+    own = _own_sizes(run, session)
+    found: dict[str, Any] = {"size": [height, width], "channels": channels, "from": _origin(run), "images": own}
+    for name in ("mean", "std"):
+        if getattr(run.inputs, name) is not None:
+            found[name] = {"values": list(getattr(run.model, name)), "from": f"--{name}"}
+    if own is not None:
+        ratio = max(height, width) / max(1.0, max(own["median"]))
+        found["far"] = bool(ratio > FAR or ratio < 1.0 / FAR)
+    return found
+
+
+def say_input(run: Run, session: Session) -> None:
+    """One line of it, for whoever listens."""
+    found = input_of(run, session)
+    if found is None:
+        return
+    height, width = found["size"]
+    text = f"input: {height} x {width} pixels, {found['channels']} channels, from {found['from']}"
+    for name in ("mean", "std"):
+        if name in found:
+            text += f"; {name} {as_text(tuple(found[name]['values']))} from --{name}"
+    if found["images"] is not None:
+        text += f"; {_images(found['images'])}"
+        if found["far"]:
+            text += ", far from it: accuracy falls where the model was trained at another size"
+    session.listener.note(text)
+
+
+def _images(own: dict[str, Any]) -> str:
+    (h, w), (low_h, low_w), (high_h, high_w) = own["median"], own["least"], own["most"]
+    if (low_h, low_w) == (high_h, high_w):
+        return f"the images are {h} x {w}"
+    return f"the images are {low_h} x {low_w} to {high_h} x {high_w}"
+
+
+def _origin(run: Run) -> str:
+    """Whose word the size is: the checkpoint's own, a flag's, timm's, or the images'."""
+    assert run.model is not None
+    inputs = run.inputs
+    carried = None if inputs.checkpoint is None else find_checkpoint(inputs.checkpoint)[1]
+    if carried is not None and run.checkpoint is not None:
+        return f"{run.checkpoint.locator}, as it was trained"
+    if inputs.input_size is not None:
+        return "--input-size"
+    if is_plain(run.model.name) or is_own(run.model.name) or run.model.task is not None:
+        return "the images' own size"
+    return f"timm's configuration of {run.model.name}"
+
+
+def _own_sizes(run: Run, session: Session) -> dict[str, Any] | None:
+    """Median, least and most (height, width) of some train images, remembered; None where none can be read."""
+    note = fingerprint("image sizes", 1, rows=run.manifest.fingerprint, sample=SAMPLE)
+    known = session.store.read_model_note(note)
+    if known is None:
+        every = run.train.index
+        rows, kind = every[:: max(1, len(every) // SAMPLE)][:SAMPLE], run.manifest.payload_kind
+        sizes: list[tuple[int, int]] = []
+        for _, payload in run.manifest.payloads(rows):
+            try:
+                sizes.append(tuple(kind.shape(payload)[-2:]))  # type: ignore[arg-type]
+            except Exception:  # a damaged image is named where it is decoded
+                continue
+        if not sizes:
+            return None
+        values = np.array(sizes)
+        known = {
+            "median": np.median(values, axis=0).astype(int).tolist(),
+            "least": values.min(axis=0).tolist(),
+            "most": values.max(axis=0).tolist(),
+        }
+        session.store.write_model_note(note, known)
+    return known

@@ -1,0 +1,82 @@
+"""First lines are answers, last lines the next command, and no table is wider than the terminal.
+
+python -m pytest tests/cli/test_answers.py
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from influence_cli.cli.printing import parts_of
+from tests.cases import call_cli
+
+
+@pytest.mark.parametrize(
+    ("asked", "first", "last"),
+    [
+        ([], "answer: ", "next: influence score"),
+        (["--against", "SCORED"], "answer: ", "next: influence evaluate"),
+        (["--lds", "3", "--model", "linear", "--epochs", "1"], "answer: ", "next: influence "),
+    ],
+)
+def test_evaluate_begins_with_the_answer_and_ends_with_the_next_command(
+    asked: list[str], first: str, last: str, tmp_path: Path, scored: Path
+) -> None:
+    flags = [str(scored) if word == "SCORED" else word for word in asked]
+    ran = call_cli("evaluate", scored, *flags, "--store", tmp_path / "store", "--json", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    lines = [line for line in ran.err.splitlines() if not line.startswith(("warning", "retrain:"))]
+    assert lines[0].startswith(first)
+    assert lines[-1].startswith(last)
+    quiet = call_cli("evaluate", scored, *flags, "--store", tmp_path / "store", "--json", "-q", cwd=tmp_path)
+    assert quiet.err == ""
+
+
+def test_the_next_command_runs(tmp_path: Path, scored: Path) -> None:
+    ran = call_cli("evaluate", scored, "--json", cwd=tmp_path)
+    words = shlex.split(ran.err.splitlines()[-1].removeprefix("next: "))
+    assert words[:2] == ["influence", "score"]  # margin is best, and is no score yet
+    then = call_cli(*words[1:], cwd=tmp_path)
+    assert then.code == 0, then.err
+    again = call_cli("evaluate", "scores.parquet", "--json", cwd=tmp_path)
+    words = shlex.split(again.err.splitlines()[-1].removeprefix("next: "))
+    assert words[:2] == ["influence", "curate"]
+    then = call_cli(*words[1:], cwd=tmp_path)
+    assert then.code == 0, then.err
+    assert then.err.splitlines()[-1].startswith("next: influence retrain clean.parquet --against ")
+
+
+def test_curate_says_how_many_and_why(tmp_path: Path, scored: Path) -> None:
+    ran = call_cli("curate", scored, "--budget", "7", "-n", cwd=tmp_path)
+    assert ran.err.startswith("trim: 7 of ")
+    assert "by column score: the lowest that a budget of 7 allows (7)" in ran.err.splitlines()[0]
+    assert ran.err.splitlines()[-1].startswith("next: influence curate ")
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("command", ["evaluate", "plan", "retrain"])
+def test_no_table_is_wider_than_the_terminal(
+    command: str, width: int, tmp_path: Path, scored: Path, digits: Path
+) -> None:
+    asked: dict[str, list[Any]] = {
+        "evaluate": ["evaluate", scored, "--format", "table"],
+        "plan": ["score", digits, "--method", "random", "-n", "--format", "table"],
+        "retrain": ["retrain", digits, "--scores", scored, "--by", "score_utility", "--budget", "1%,2%,5%",
+                    "--model", "linear", "--epochs", 1, "--seeds", 2, "--attack", "fgsm", "-v", "-o", "RUN"],
+    }  # fmt: skip
+    ran = call_cli(*asked[command], cwd=tmp_path, env={"COLUMNS": str(width)})
+    assert ran.code == 0, ran.err
+    tables = [line for line in (ran.text + ran.err).splitlines() if "   " in line]
+    assert max(map(len, tables), default=0) <= width
+
+
+def test_columns_that_do_not_fit_follow_below() -> None:
+    header, cells = ["arm", *(f"c{k}" for k in range(8))], [["x" * 20, *(["1" * 12] * 8)]]
+    for width in (40, 80, 120):
+        parts = parts_of(header, cells, width)
+        assert [k for part in parts for k in part[1:]] == list(range(1, 9))
+        assert all(part[0] == 0 and 20 + 14 * (len(part) - 1) <= width for part in parts)
