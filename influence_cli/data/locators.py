@@ -30,8 +30,8 @@ Move = Callable[[str], str]
 def written_to(table: pa.Table, output: str | Path) -> pa.Table:
     """The table as it is written to a place: paths in its provenance count from the folder of the file."""
     origin = provenance(table.schema)
-    if not origin or str(output) == "-" or is_stream(output):
-        return table
+    if not origin or NOTE in origin or str(output) == "-" or is_stream(output):
+        return table  # with the note it is as it was read, and its paths count from where it goes
     folder = os.path.dirname(os.path.realpath(output))
     moved = _moved(origin, lambda path: _relative(os.path.abspath(path), folder))
     return with_provenance(table, {**moved, NOTE: TABLE})

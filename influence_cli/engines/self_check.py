@@ -72,14 +72,54 @@ def compare(found: Checked, point: Point, outputs: Outputs, x: Tensor, u: dict[s
     def off(other: Tensor) -> float:
         return float(((s - other)[known].abs() / scale).max())
 
-    if not agree(z.double(), logits, AGREES.get(point.dtype, 0.2), most):
+    agrees = AGREES.get(point.dtype, 0.2)
+    if not agree(z.double(), logits, agrees, most):
         found.loop = float("inf")
         return
     found.repeated = off((v * outputs(x)[1].double()).sum(1))
     cut = -(-len(x) // 2)
-    parts = [outputs(part)[1] for part in (x[:cut], x[cut:]) if len(part)]
-    found.halved = off((v * torch.cat(parts).double()).sum(1))
-    found.loop = off(expected)
+    halves = torch.cat([(w * outputs(part)[1].double()).sum(1) for part, w in _halves(x, v, cut)])
+    # rounding, which depends on the batch size, may take a row over the kink of a ReLU: there it is held against
+    # the derivative at the values that it had
+    places = known.nonzero().flatten()
+    odd = places[((s - expected)[known].abs() / scale) > agrees]
+    expected = _at_kinks(point, x, v, u, s, expected, odd)
+    odd = places[((s - halves)[known].abs() / scale) > REPEATS.get(point.dtype, 0.2)]
+    if len(odd):
+        apart = torch.cat([_within(point, part, w, u) for part, w in _halves(x, v, cut)])
+        right = (halves - apart)[odd].abs() / scale[torch.searchsorted(places, odd)] <= agrees
+        halves[odd[right]] = s[odd[right]]
+    found.halved, found.loop = off(halves), off(expected)
+
+
+def _halves(x: Tensor, v: Tensor, cut: int) -> list[tuple[Tensor, Tensor]]:
+    return [(part, w) for part, w in ((x[:cut], v[:cut]), (x[cut:], v[cut:])) if len(part)]
+
+
+def _at_kinks(
+    point: Point, x: Tensor, v: Tensor, u: dict[str, Tensor], s: Tensor, expected: Tensor, rows: Tensor
+) -> Tensor:
+    """What is expected [b], with the derivatives inside the batch in those of ``rows`` where they are nearer."""
+    if not len(rows):
+        return expected
+    found, inside = expected.clone(), _within(point, x, v, u)
+    nearer = rows[(s - inside)[rows].abs() < (s - expected)[rows].abs()]
+    found[nearer] = inside[nearer]
+    return found
+
+
+def _within(point: Point, x: Tensor, v: Tensor, u: dict[str, Tensor]) -> Tensor:
+    """As ``loop``, with the forward pass of the whole batch: < grad <v_i, z_i>, u > of every row, float64 [b]."""
+    own = point.leaves()
+    along = {n: u[n].flatten().double() for n in own}
+    found: list[Tensor] = []
+    with torch.enable_grad(), differentiable_kernels(point.recurrent):
+        z, parameters = point.logits(x, own), list(own.values())
+        for row, weights in zip(z, v.to(z), strict=True):
+            gradients = torch.autograd.grad((row * weights).sum(), parameters, allow_unused=True, retain_graph=True)
+            terms = [g.flatten().double() @ along[n] for n, g in zip(own, gradients, strict=True) if g is not None]
+            found.append(torch.stack(terms).sum() if terms else v.new_zeros(()))
+    return torch.stack(found).detach()
 
 
 def loop(point: Point, x: Tensor, v: Tensor, u: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,8 @@ def cache(settings: Settings) -> None:
             raise UsageError("whose keys?", fix="influence cache key --keep MANIFEST")
         _show_keys(_kept(asked))
     else:
-        raise UsageError(f"unknown action {action!r}", fix=nearest(action, list(ACTIONS)))
+        fix = f"{nearest(action, list(ACTIONS))}; there are ls, verify, gc or key"
+        raise UsageError(f"unknown action {action!r}", fix=fix)
 
 
 def _kept(asked: StoreOptions) -> list[Manifest]:

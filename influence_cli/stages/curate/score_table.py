@@ -52,6 +52,7 @@ def read_scores(request: CurateRequest) -> ScoreTable:
     for needed in ("id", "row_key"):
         if needed not in table.column_names:
             raise ManifestError(f"no column {needed!r}", where=where, fix="give a table that `score` wrote")
+    keyed_rows(table, where)
     origin = origin_of(table.schema, request.scores)
     then: dict[str, Any] = origin.get("manifest", {})
     asked = (request.maximise,) if request.maximise is not None else request.by

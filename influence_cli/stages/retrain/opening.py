@@ -15,7 +15,7 @@ from influence_cli.data.labels import numbered_as
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError, UsageError
-from influence_cli.events import Listener
+from influence_cli.events import SILENT, Listener
 from influence_cli.model.checkpoints import find_model
 from influence_cli.model.new_spec import new_spec
 from influence_cli.model.spec import ModelSpec, is_own
@@ -70,7 +70,7 @@ def test_part(other: Manifest) -> Rows:
     return other.rows("test") if (other.splits == "test").any() else other.all_rows()
 
 
-def model_to_train(request: RetrainRequest, manifest: Manifest, listener: Listener) -> ModelSpec:
+def model_to_train(request: RetrainRequest, manifest: Manifest, listener: Listener = SILENT) -> ModelSpec:
     """The model to train; what a checkpoint to begin with says of its classes holds for the rows too.
 
     Features of ``linear`` and ``mlp`` are standardised by the train rows, unless they are asked for as they are.

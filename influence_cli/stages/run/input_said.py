@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from influence_cli.model.checkpoints import find_checkpoint
+from influence_cli.model.checkpoints import Checkpoint
+from influence_cli.model.hub_config import read_hub_config
 from influence_cli.model.new_spec import as_text
+from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.spec import is_own, is_plain
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 from influence_cli.store import fingerprint
+from influence_cli.store.sealed import read_weights_metadata
 
 SAMPLE = 64  # images whose own size is looked at
 FAR = 1.5  # times larger or smaller than the images' own size
@@ -64,14 +67,22 @@ def _origin(run: Run) -> str:
     """Whose word the size is: the checkpoint's own, a flag's, timm's, or the images'."""
     assert run.model is not None
     inputs = run.inputs
-    carried = None if inputs.checkpoint is None else find_checkpoint(inputs.checkpoint)[1]
-    if carried is not None and run.checkpoint is not None:
+    if run.checkpoint is not None and run.checkpoint.files and _says_its_model(run.checkpoint):
         return f"{run.checkpoint.locator}, as it was trained"
     if inputs.input_size is not None:
         return "--input-size"
     if is_plain(run.model.name) or is_own(run.model.name) or run.model.task is not None:
         return "the images' own size"
     return f"timm's configuration of {run.model.name}"
+
+
+def _says_its_model(checkpoint: Checkpoint) -> bool:
+    """Whether a run folder, the metadata of the weights or a ``config.json`` of the hub says what the model is."""
+    file, record = checkpoint.files[0], RunFolder.of(checkpoint.locator).read()
+    if record is not None:
+        return True
+    own = read_weights_metadata(file, checkpoint.digest) if file.suffix == ".safetensors" else None
+    return bool((own or {}).get("model")) or read_hub_config(file.parent) is not None
 
 
 def _own_sizes(run: Run, session: Session) -> dict[str, Any] | None:

@@ -55,11 +55,10 @@ def reopen(
         if not is_own(runtime.code) or (runtime.code != named and not another):
             raise code_named_by_data(str(named), source)
         kept["model"] = runtime.code
-    given = {"manifest": manifest, "label": label, "target": target, "checkpoint": checkpoint}
+    given = {"manifest": manifest, "label": label, "target": target, "checkpoint": checkpoint, "class_map": class_map}
     for part in ("manifest", "target"):
         if given[part] is None and kept.get(part) is not None:
             require_found(origin, part, source)
-    given["class_map"] = class_map
     meant = {name: value for name, value in given.items() if value is not None}
     if another and "class_map" in kept and (find_model(str(checkpoint))[1] or {}).get("classes"):
         del kept["class_map"]  # the other checkpoint says its classes itself
@@ -71,11 +70,11 @@ def reopen(
         raise ModelError("the checkpoint has changed since", where=where, fix="run `influence score` again")
     scored_for = origin["target"].get("fingerprint")
     if target is None and scored_for not in (None, run.target_fingerprint):
-        raise UsageError(
+        what, fix = (
             "the target rows have changed since, so its scores are of another question",
-            where=source,
-            fix="run `influence score` again",
+            "run `influence score` again",
         )
+        raise UsageError(what, where=source, fix=fix)
     return run, session
 
 

@@ -141,7 +141,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
         groups.append("b" if g else "a")
     write(feature_table(rows, group=pa.array(groups)).replace_schema_metadata(None), folder / "m.parquet")
     asked = ["--model", "linear", "--epochs", 8, "--weight-decay", "0.01", "-o", "RUN", "-q"]
-    ran = call_cli("retrain", "m.parquet", *asked, cwd=folder)
+    ran = call_cli("retrain", "m.parquet", "--raw-features", *asked, cwd=folder)
     assert ran.code == 0, ran.err
     for method in ("exact", "ip"):
         asked = ["--method", method, "--objective", "fairness", "-o", f"{method}.parquet", "-q"]

@@ -238,7 +238,7 @@ def test_a_task_of_ones_own_has_an_order_too(text_sorted: tuple[Path, Path], tmp
     task = influence_cli.Task(net)
     found = influence_cli.score(str(text_sorted[0]), task=task, store=None, class_map="natural")
     assert same_scores(found, right_scores(tmp_path, "ip"), 1e-5)
-    with pytest.raises(InfluenceError, match="11 outputs, and --class-map names 12"):
+    with pytest.raises(InfluenceError, match="11 outputs, and class_map names 12"):
         influence_cli.score(
             str(write(table_of(TEXT), tmp_path / "t.parquet")), task=task, store=None, class_map=[*TEXT, "more"]
         )
