@@ -446,3 +446,139 @@ def test_excel(tmp_path: Path) -> None:
         made(str(tmp_path / "t.xlsx"), tmp_path, sheet="no")
     with pytest.raises(InfluenceError, match="cannot make a manifest"):
         made(text(tmp_path, "x", "u.xlsx"), tmp_path)
+
+
+def as_first(tmp_path: Path, first: list[Any], then: list[Any], seps: str = ",,", **columns: Any) -> Ingested:
+    """A later column ``a`` read as a first one; both are written twenty times over."""
+    y = [k % 2 for k in range(20 * len(first))]
+    source = csv_of(tmp_path, ["a", "label"], first * 20, y, sep=seps[0])
+    make_manifest(IngestRequest(source, str(tmp_path / "first.parquet"), Columns(), "100/0/0"))
+    later = csv_of(tmp_path, ["a", "label"], then * 20, y, sep=seps[1], name="later.csv")
+    return made(later, tmp_path, like=str(tmp_path / "first.parquet"), **columns)
+
+
+def test_a_later_file_writes_numbers_as_it_likes(tmp_path: Path) -> None:
+    found = as_first(tmp_path, ["0,5", "1,5"], ["0.25", "2.5"], ";,")
+    assert values(found)[:2, 0].tolist() == [0.25, 2.5]
+    assert values(as_first(tmp_path, ["1", "2"], ["", "4"]))[0, 0] == 1.5  # the first file's median, which lacked none
+    assert values(as_first(tmp_path, ["True", "False"], ["false", "true"]))[:2, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "says"),
+    [
+        (["1", "2"], ["1", "abc"], "holds text such as 'abc' where .* has a number"),
+        (["1", "2"], ["1.5", '"1,5"'], "holds text such as"),
+        (["5%", "6%"], ["0.05", "0.06"], "has no unit where .* has %"),
+        (["$5", "$6"], ["5%", "6%"], "has % where .* has"),
+        (["1", "2"], ["2024-01-01", "2024-01-02"], "holds dates or times"),
+    ],
+)
+def test_a_later_column_that_holds_something_else_is_refused(
+    tmp_path: Path, first: list[str], then: list[str], says: str
+) -> None:
+    with pytest.raises(ManifestError, match=says) as caught:
+        as_first(tmp_path, first, then)
+    assert "column a" in caught.value.where
+
+
+@pytest.mark.parametrize("named", [{"id": "no"}, {"weight": "no"}, {"group": "no"}, {"keep": ("no",)}])
+def test_names_that_are_not_there_are_refused_beside_like_too(tmp_path: Path, named: dict[str, Any]) -> None:
+    with pytest.raises(ManifestError, match="no column 'no'"):
+        as_first(tmp_path, ["1", "2"], ["1", "2"], **named)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ([1, 2, 3], ("1", "2", "3")), ([-1, 1], ("-1", "1")), ([0, 2], None), ([90210, 90211], ("90210", "90211")),
+        ([10**9, 10**9 + 1], ("1000000000", "1000000001")), (["1.0", "2.0"], ("1", "2")), (["?", 0, 1], None),
+        (["NA", "EU"], ("EU", "NA")),
+    ],
+)  # fmt: skip
+def test_labels_that_do_not_count_from_0_are_named(tmp_path: Path, labels: list[Any], classes: Any) -> None:
+    written = labels * 10
+    source = csv_of(tmp_path, ["a", "label"], range(len(written)), written)
+    output = str(tmp_path / "m.parquet")
+    found = make_manifest(IngestRequest(source, output, Columns(), "100/0/0", skip_bad=True)).manifest
+    assert found.classes == classes
+    kept = [v for v in written if v != "?"]
+    if classes is not None:
+        assert [classes[k] for k in found.labels] == [str(v).removesuffix(".0") for v in kept]
+    else:
+        assert found.labels.tolist() == kept
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "want"),
+    [
+        (["0,123", "0,456"], ["1,5", "2,5"], [0.123, 0.456]),
+        (["1.299", "899"], ["1,5", "2,5"], [1299, 899]),
+        (["1.299", "899"], ["1.5", "2.5"], [1.299, 899]),
+        (["1.299.000", "2.499"], ["1,5", "2,5"], [1299000, 2499]),
+        (["1,234", "2,345"], ["1.5", "2.5"], [1234, 2345]),
+        (["1,234", "2,345"], ["1,5", "2,5"], [1.234, 2.345]),
+        (["−3", "4"], ["1", "2"], [-3, 4]),
+    ],
+)
+def test_the_decimal_mark_is_that_of_the_whole_table(
+    tmp_path: Path, a: list[str], b: list[str], want: list[float]
+) -> None:
+    source = csv_of(tmp_path, ["a", "b", "label"], a * 20, b * 20, [k % 2 for k in range(40)], sep="\t", name="t.tsv")
+    assert values(made(source, tmp_path))[:2, 0].tolist() == np.float32(want).tolist()
+
+
+def test_currencies_do_not_mix(tmp_path: Path) -> None:
+    found = made(csv_of(tmp_path, ["a", "label"], ["$5", "€5", "5%", "£7"] * 15, Y), tmp_path)
+    assert values(found).shape == (N, 4)
+
+
+@pytest.mark.parametrize("start", [2460000.0, 1234567.01])
+def test_numbers_that_float32_would_blur_count_from_the_least(tmp_path: Path, start: float) -> None:
+    column = np.array([start + k / 100 for k in range(N)])
+    found = made(pa.table({"a": column, "label": Y}), tmp_path)
+    assert np.allclose(values(found)[:, 0], column - column[0], atol=1e-6)
+    exact = made(pa.table({"a": pa.array([1700000000000000000 + k for k in range(N)]), "label": Y}), tmp_path)
+    assert values(exact)[:, 0].tolist() == list(range(N))
+    lists = made(pa.table({"e": [[20000000.0 + k] for k in range(N)], "label": Y}), tmp_path)
+    assert "rounded to float32" in said(lists)
+    np.savez(tmp_path / "x.npz", x=np.arange(2 * N).reshape(N, 2) + 2**40, y=Y)
+    assert "rounded to float32" in said(made(str(tmp_path / "x.npz"), tmp_path))
+    np.savez(tmp_path / "c.npz", x=np.ones((N, 2), complex), y=Y)
+    with pytest.raises(ManifestError, match="neither images nor features"):
+        made(str(tmp_path / "c.npz"), tmp_path)
+
+
+def test_names_that_mean_something_else_are_values_where_they_are_no_payload(tmp_path: Path) -> None:
+    for name in ("features", "path", "image", "file"):
+        found = made(csv_of(tmp_path, [name, "a", "label"], [k % 5 for k in range(N)], X[:, 0], Y), tmp_path)
+        assert names_of(found) == [name, "a"]
+        found = made(csv_of(tmp_path, [name, "a", "label"], ["/home", "/tmp"] * 30, X[:, 0], Y), tmp_path)
+        assert names_of(found) == [name, "a"]
+    found = made(csv_of(tmp_path, ["a", "Split", "label"], X[:, 0], ["Train", "Test"] * 30, Y), tmp_path)
+    assert found.manifest.splits[:2].tolist() == ["train", "test"]
+    for flag in ({"group": "label"}, {"weight": "label"}, {"features": ("label",)}, {"keep": ("label",)}):
+        with pytest.raises(ManifestError, match="is the label column"):
+            made(csv_of(tmp_path, ["a", "label"], X[:, 0], Y), tmp_path, **flag)
+    with pytest.raises(ManifestError, match="a manifest's column weight holds something else"):
+        made(csv_of(tmp_path, ["a", "weight", "label"], X[:, 0], Y, Y), tmp_path, keep=("weight",))
+
+
+def test_an_index_that_is_an_id_is_one(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": X[:, 0], "label": Y}, index=pd.Index([f"p{k}" for k in range(N)], name="id"))
+    assert made(frame, tmp_path).manifest.ids[:2] == ["p0", "p1"]
+    other = made(frame.rename_axis("customer"), tmp_path)
+    assert names_of(other) == ["a"]
+    assert "pandas' index" in said(other)
+    mixed = pd.DataFrame({"a": X[:, 0], "b": pd.Series([1, "x", pd.NA, 2.5] * 15, dtype=object), "label": Y})
+    assert values(made(mixed, tmp_path)).shape == (N, 5)
+
+
+def test_rows_of_json_that_mix_lists_with_values_are_refused_by_row(tmp_path: Path) -> None:
+    rows = [{"a": 1, "c": "x", "label": 0}, {"a": 2, "c": ["z"], "label": 1}]
+    with pytest.raises(ManifestError, match="column c holds lists or objects in some rows"):
+        made(text(tmp_path, "".join(json.dumps(r) + "\n" for r in rows), "t.jsonl"), tmp_path)
+    with pytest.raises(ManifestError, match="no Unicode"):
+        made(text(tmp_path, '{"a": 1, "c": "\\ud800", "label": 0}\n', "t.jsonl"), tmp_path)
+    latin = text(tmp_path, '{"a": 1, "label": "ö"}\n{"a": 2, "label": "ä"}\n', "t.jsonl", encoding="latin-1")
+    assert made(latin, tmp_path, encoding="latin-1").manifest.classes == ("ä", "ö")

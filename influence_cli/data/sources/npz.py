@@ -133,7 +133,9 @@ def _is_values(name: str, columns: Columns) -> bool:
 
 def _blurred(values: NDArray[Any], counts: Counter[str]) -> None:
     """Count numbers that float32 does not hold."""
-    large = values[np.abs(values.astype(np.float64)) > EXACT] if values.dtype.kind in "iuf" else values[:0]
+    if values.dtype.kind not in "iuf":
+        return
+    large = values[np.abs(values.astype(np.float64)) > EXACT]
     blurred = int((large.astype(np.float32).astype(large.dtype) != large).sum())
     if blurred:
         counts[f"a number above {EXACT:,.0f} is rounded to float32; subtract an offset"] += blurred
