@@ -229,10 +229,11 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
 def parse_budget(text: str, n: int, flag: str = "--budget") -> int:
     """'5%' of n rows, rounded down, or a number of rows; UsageError for neither, or outside 0 to n."""
     try:
-        rows = int(float(text[:-1]) / 100 * n + 1e-9) if text.endswith("%") else int(text)
+        share = float(text[:-1]) / 100 if text.endswith("%") else None
+        rows = int(text) if share is None else int(share * n + 1e-9)
     except (ValueError, OverflowError) as error:
         raise UsageError(f"{flag} {text!r} is neither a share nor a count", fix="write 5% or 200") from error
-    if not 0 <= rows <= n:
+    if not 0 <= rows <= n or (share is not None and not 0 <= share <= 1):
         raise UsageError(f"{flag} {text} is outside 0 to {n} rows", fix="write 5% or 200")
     return rows
 

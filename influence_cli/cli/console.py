@@ -24,12 +24,31 @@ class Terminal(Listener):
 
     def __init__(self, quiet: bool = False, verbose: bool = False, color: str = "auto") -> None:
         self.quiet, self.verbose, self.color = quiet, verbose, color
+        self._held: list[str] | None = None
         self.span: tuple[str, int, int, str] | None = None  # what, done, total, unit of the span in progress
 
     def note(self, text: str) -> None:
         """A fact for the summary."""
-        if not self.quiet:
+        if self._held is not None:
+            self._held.append(text)
+        elif not self.quiet:
             self._line(text)
+
+    @contextmanager
+    def answer_first(self) -> Iterator[None]:
+        """Keep facts until ``release``, or until something fails: the answer is said before them."""
+        self._held = []
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Say the facts that were kept."""
+        held, self._held = self._held or [], None
+        for text in held:
+            self.note(text)
 
     def detail(self, text: str) -> None:
         """A fact that only -v shows."""
@@ -40,6 +59,10 @@ class Terminal(Listener):
         """Something to act on."""
         if not self.quiet:
             self._line(f"warning: {text}")
+
+    def say(self, text: str) -> None:
+        """A line at once, whatever waits."""
+        self._line(text)
 
     def _line(self, text: str) -> None:
         write_line(printable(text))

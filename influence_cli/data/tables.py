@@ -29,6 +29,7 @@ from influence_cli.store.lfs import FIX, WHAT, is_pointer
 from influence_cli.store.parquet import read_parquet_batches, read_parquet_schema, read_parquet_table
 
 PROVENANCE_KEY = b"influence"
+SOURCES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".xlsx", ".xls", ".npz")  # which are no manifests themselves
 _TEXT = [("id", pa.string()), ("row_key", pa.string())]  # never to be read as numbers or dates
 
 
@@ -74,7 +75,8 @@ def parquet_files(source: str) -> list[Path]:
     if path.is_dir():
         files = parquet_in(path)
         if not files:
-            raise ManifestError("no Parquet file in the folder", where=source, fix="give a folder of .parquet files")
+            fix = f"give a folder of .parquet files, or make a manifest: influence manifest {source} -o m.parquet"
+            raise ManifestError("no Parquet file in the folder", where=source, fix=fix)
     elif path.exists():
         files = [path]
     else:
@@ -86,6 +88,8 @@ def parquet_files(source: str) -> list[Path]:
             schemas.append(read_parquet_schema(file))
         except DamagedFile as error:
             what, fix = f"not readable as Parquet ({error})", "give a Parquet file (is it truncated, or damaged?)"
+            if file.suffix.lower() in SOURCES:
+                fix = f"make a manifest of it first: influence manifest {file} -o {file.with_suffix('.parquet').name}"
             raise ManifestError(what, where=str(file), fix=fix) from error
     return partitioned(files, path, schemas) if path.is_dir() else files
 

@@ -35,6 +35,8 @@ def answer_of_retrain(metrics: Figures) -> str:
     """Whether the edits helped; of a training alone, how good it is."""
     if not metrics["comparison"]:
         name, arm = next(iter(metrics["arms"].items()))
+        if not metrics["test_rows"]:
+            return f"trained on {arm['train_rows']:,} rows ({name}); there are no test rows to say how good it is"
         rows = f"{metrics['test_rows']:,} test rows, {arm['train_rows']:,} train rows ({name})"
         return f"test accuracy {percent(arm['mean']['accuracy'])} % on {rows}"
     names = edited_arms(metrics)

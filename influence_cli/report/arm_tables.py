@@ -53,7 +53,8 @@ def comparison_table(metrics: Figures) -> TextTable:
         done = [f"{edits[k]:,} {k}" for k in ("trimmed", "relabelled", "reweighted") if edits.get(k)]
         wrong = [edits[k] for k in ("wrong_share_of_trimmed", "wrong_share_of_relabelled") if k in edits]
         edited = [f"{arm['train_rows']:,}", ", ".join(done) or "-", f"{wrong[0]:.1%}" if wrong else "-"]
-        rows.append([name, *edited, percent(arm["mean"]["accuracy"]), _gain(metrics, name, arm)])
+        accuracy = percent(arm["mean"]["accuracy"]) if "accuracy" in arm["mean"] else "-"
+        rows.append([name, *edited, accuracy, _gain(metrics, name, arm)])
     seeds = len(next(iter(metrics["arms"].values()))["seeds"])
     over = f"{metrics['test_rows']:,} test rows, {seeds} seed{'s' if seeds > 1 else ''}"
     how = "paired over seeds"

@@ -35,7 +35,8 @@ def retrain(settings: Settings) -> int | None:
     if result.dry_run:
         _check(request, recipe)
         return _show_arms(request, recipe)
-    metrics = retrain_stage(request, recipe, terminal())
+    with terminal().answer_first():
+        metrics = retrain_stage(request, recipe, terminal())
     _show_comparison(result, metrics)
     code = None
     if settings.make(RetrainOptions).require_improvement and not improved(metrics):
@@ -136,9 +137,9 @@ def _show_comparison(result: ResultOptions, metrics: dict[str, Any]) -> None:
     from influence_cli.report.arm_tables import arm_tables, comparison_table
 
     out = terminal()
+    show_answer(answer_of_retrain(metrics))
     show_skipped({source: [BadRow(**b) for b in bad] for source, bad in metrics.get("left_out", {}).items()})
     if not out.quiet:
-        show_answer(answer_of_retrain(metrics))
         _accuracies(metrics)
         tables = [comparison_table(metrics)] if metrics["comparison"] or out.verbose else []
         for table in (*tables, *arm_tables(metrics, brief=not out.verbose)):
@@ -154,10 +155,12 @@ def _accuracies(metrics: dict[str, Any]) -> None:
     from influence_cli.stages.run.accuracy import at_chance
 
     out = terminal()
-    first = next(iter(next(iter(metrics["arms"].values()))["seeds"].values()))
+    arm = next(iter(metrics["arms"]))
+    first = next(iter(metrics["arms"][arm]["seeds"].values()))
     rates = {k: first[f"{k}_accuracy"] for k in ("train", "target") if f"{k}_accuracy" in first}
-    rates["test"] = first["accuracy"]
+    if "accuracy" in first:
+        rates["test"] = first["accuracy"]
     out.note(", ".join(f"{k} accuracy {v:.1%}" for k, v in rates.items()))
     for name, rate in rates.items():
-        if at_chance(rate, metrics["test_rows"], metrics["num_classes"]):
+        if at_chance(rate, metrics["test_rows"] or metrics["arms"][arm]["train_rows"], metrics["num_classes"]):
             out.warn(f"{name} accuracy is {rate:.1%}, no better than guessing: nothing below means anything")

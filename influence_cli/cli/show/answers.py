@@ -11,9 +11,11 @@ Figures = dict[str, Any]
 
 
 def show_answer(text: str | None) -> None:
-    """The answer, in one line."""
-    if text:
-        terminal().note(f"answer: {text}")
+    """The answer, in one line, and then the facts that waited for it."""
+    out = terminal()
+    if text and not out.quiet:
+        out.say(f"answer: {text}")
+    out.release()
 
 
 def show_next(*words: Any) -> None:

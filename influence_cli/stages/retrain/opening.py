@@ -46,18 +46,22 @@ def base_rows(request: RetrainRequest, manifest: Manifest) -> Rows:
 
 
 def rows_to_test(request: RetrainRequest, manifest: Manifest, spec: ModelSpec, listener: Listener) -> Rows:
-    """The test rows: those of ``--test``, or of split test.
+    """The test rows: those of ``--test``, or of split test; none where there are none and nothing is compared.
 
     Raises:
-        ManifestError: there are none, or no column with the groups that are asked for.
+        ManifestError: there are none and something is compared, or no column with the groups that are asked for.
     """
     if request.test is None:
         rows, where = manifest.rows("test"), f"{manifest.source}, split test"
     else:
         other = numbered_as(open_table(request, request.test, manifest), spec.classes, manifest.source, listener)
         rows, where = test_part(other), other.source
-    if len(rows) == 0:
+    compared = request.against is not None or request.edits is not None or request.attack not in (None, "none")
+    if len(rows) == 0 and (compared or request.test is not None):
         raise ManifestError("no test rows", where=where, fix="set split to test for some rows, or pass --test PATH")
+    if len(rows) == 0:
+        listener.note("there are no test rows, and nothing is compared: accuracy on test rows is not measured")
+        return rows
     columns = rows.manifest.table.column_names
     if request.inputs.group != GROUP and request.inputs.group not in columns:
         fix = f"columns there are: {', '.join(columns)}"

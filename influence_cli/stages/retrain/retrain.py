@@ -64,7 +64,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     sets = {
         name: Examples(rows, spec, listener, f"{name} rows")
         for name, rows in (("train", base), ("test", test), ("target", target))
-        if name != "target" or len(rows)
+        if name == "train" or len(rows)
     }
     run = TrainingRun(request, recipe, spec, base, test, sets, device, listener)
     if edits is not None and edits.rounds > 1:
@@ -95,7 +95,7 @@ def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dic
     seeds = range(request.seed, request.seed + request.seeds)
     results = {arm.name: {str(seed): run.train(arm, seed, arm is arms[0]) for seed in seeds} for arm in arms}
     different = Differences.of(run, arms, results)
-    attack = attack_of(request.attack, request.options, run.spec)
+    attack = attack_of(request.attack, request.options, run.spec) if len(run.test) else None
     if attack is not None:
         drawn, of_draws = different.drawn()
         metrics["attack"] = measure_attacks(run, attack, [*arms, *drawn], {**results, **of_draws})
@@ -105,7 +105,8 @@ def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dic
     }
     metrics["intervals_over"] = different.over
     compare_arms(metrics, arms, different.between)
-    metrics["test_classes"] = (np.bincount(run.test.labels) / len(run.test)).tolist()
+    if len(run.test):
+        metrics["test_classes"] = (np.bincount(run.test.labels) / len(run.test)).tolist()
     found = {
         "cautions": cautions_of(metrics),
         "pareto": pareto(metrics, request.seed, different.between, different.same),
