@@ -122,7 +122,11 @@ def _build(spec: ModelSpec, pretrained: bool) -> nn.Module:
             hidden = [int(n) for n in tail.split(",") if n] if tail else ([] if spec.name == "linear" else [128])
         except ValueError as error:
             raise ModelError(f"cannot read model {spec.name!r}", fix="write mlp:128,128") from error
-        return MLP(math.prod(spec.shape), hidden, spec.num_classes)
+        try:
+            return MLP(math.prod(spec.shape), hidden, spec.num_classes)
+        except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
+            what = f"{spec.name} for input {spec.shape} is too large for the memory"
+            raise ModelError(what, fix="see what the checkpoint says of its model") from error
     if spec.name.startswith(TORCHVISION):
         from torchvision.models import get_model
 

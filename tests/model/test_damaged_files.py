@@ -526,3 +526,9 @@ def test_every_line_of_a_baseline_counts(text: str, says: str, tables: Path, tmp
     ran = call_cli("curate", "s.parquet", "--check", "--baseline", "../b.jsonl", cwd=tmp_path / "t")
     assert ran.code == 2
     assert says in ran.err, ran.err
+
+
+@pytest.mark.parametrize(("name", "shape"), [("mlp:99999999999", (1, 8, 8)), ("mlp:128", (1, 1000000, 1000000))])
+def test_a_model_that_no_memory_holds_is_refused_by_name(name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ModelError, match="too large for the memory"):
+        build_model(ModelSpec(name, 10, "image", shape, (0.5,), (0.5,)))
