@@ -310,6 +310,7 @@ def retrain(manifest: Any, output: str, **options: Any) -> dict[str, Any]:
         for kind in (Recipe, Inputs)
     }
     arms = tuple(dict(options.pop("arms", {})).items())
+    options = {"test_required": False, **options}
     request = RetrainRequest(Inputs(manifest, **split[Inputs]), str(output), arms=arms, **options)
     return stage(request, Recipe(**split[Recipe]), listener)
 

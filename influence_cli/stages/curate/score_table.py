@@ -52,6 +52,7 @@ def read_scores(request: CurateRequest) -> ScoreTable:
     for needed in ("id", "row_key"):
         if needed not in table.column_names:
             raise ManifestError(f"no column {needed!r}", where=where, fix="give a table that `score` wrote")
+    _refuse_pairs(table, where)
     keyed_rows(table, where)
     origin = origin_of(table.schema, request.scores)
     then: dict[str, Any] = origin.get("manifest", {})
@@ -91,11 +92,16 @@ def read_scores(request: CurateRequest) -> ScoreTable:
     return ScoreTable(manifest, train, scored, origin, label, column, table)
 
 
-def in_manifest_order(table: pa.Table, train: Rows, scores: str, manifest: str) -> pa.Table:
-    """A score table in the order of the train rows, or an error that names a row in which they differ."""
+def _refuse_pairs(table: pa.Table, where: str) -> None:
+    """Refuse (ManifestError) a table of --per-target."""
     if "target_row_key" in table.column_names:
         fix = "run `influence score` without --per-target"
-        raise ManifestError("a table with one score a pair of rows, not one a train row", where=scores, fix=fix)
+        raise ManifestError("a table with one score a pair of rows, not one a train row", where=where, fix=fix)
+
+
+def in_manifest_order(table: pa.Table, train: Rows, scores: str, manifest: str) -> pa.Table:
+    """A score table in the order of the train rows, or an error that names a row in which they differ."""
+    _refuse_pairs(table, scores)
     place = keyed_rows(table, scores)
     order: list[int] = []
     for i, key in zip(train.ids, train.row_keys, strict=True):

@@ -57,7 +57,7 @@ def rows_to_test(request: RetrainRequest, manifest: Manifest, spec: ModelSpec, l
         other = numbered_as(open_table(request, request.test, manifest), spec.classes, manifest.source, listener)
         rows, where = test_part(other), other.source
     compared = request.against is not None or request.edits is not None or request.attack not in (None, "none")
-    if len(rows) == 0 and (compared or request.test is not None):
+    if len(rows) == 0 and (request.test_required or compared or request.test is not None):
         raise ManifestError("no test rows", where=where, fix="set split to test for some rows, or pass --test PATH")
     if len(rows) == 0:
         listener.note("there are no test rows, and nothing is compared: accuracy on test rows is not measured")

@@ -101,6 +101,7 @@ class RetrainRequest:
     test: str | None = option(None, "Rows to test on [default: rows with split test].", TRAINS, **PATH)
     init: str | None = option(None, "Checkpoint to start from.", TRAINS, **PATH)
     pretrained: bool = option(False, "Start from timm's pretrained weights (downloads).", TRAINS)
+    test_required: bool = True  # from Python a training that compares nothing needs no test rows
     raw_features: bool = option(False, "Train linear and mlp on features as they are, not standardised.", TRAINS)
     seeds: int = option(1, "Number of seeds for every arm.", TRAINS, least=1, after="augment")
     seed: int = 0
