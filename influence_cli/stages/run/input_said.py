@@ -45,7 +45,7 @@ def say_input(run: Run, session: Session) -> None:
     if found is None:
         return
     height, width = found["size"]
-    text = f"input: {height} x {width} pixels, {found['channels']} channels, from {found['from']}"
+    text = f"input: {height} x {width} pixels, {found['channels']} channel{'s' if found['channels'] > 1 else ''}, from {found['from']}"
     for name in ("mean", "std"):
         if name in found:
             text += f"; {name} {as_text(tuple(found[name]['values']))} from --{name}"

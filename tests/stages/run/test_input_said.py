@@ -33,13 +33,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--checkpoint", "RUN"], "input: 8 x 8 pixels, 1 channels, from RUN, as it was trained; the images are 8 x 8"),
-        (["--checkpoint", "BIG"], "input: 32 x 32 pixels, 1 channels, from BIG"),
-        (["--checkpoint", "w.pt", "--model", "linear"], "input: 8 x 8 pixels, 1 channels, from the images' own size"),
+        (["--checkpoint", "RUN"], "input: 8 x 8 pixels, 1 channel, from RUN, as it was trained; the images are 8 x 8"),
+        (["--checkpoint", "BIG"], "input: 32 x 32 pixels, 1 channel, from BIG"),
+        (["--checkpoint", "w.pt", "--model", "linear"], "input: 8 x 8 pixels, 1 channel, from the images' own size"),
         (["--checkpoint", "w.pt", "--model", "linear", "--mean", "0.4"], "; mean 0.4 from --mean; "),
         (
             ["--checkpoint", "big.pt", "--model", "linear", "--input-size", "32"],
-            "32 x 32 pixels, 1 channels, from --input-size",
+            "32 x 32 pixels, 1 channel, from --input-size",
         ),
         (["--checkpoint", "big.pt", "--model", "linear", "--input-size", "32"], "the images are 8 x 8, far from it"),
     ],
