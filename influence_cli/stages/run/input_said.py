@@ -45,7 +45,8 @@ def say_input(run: Run, session: Session) -> None:
     if found is None:
         return
     height, width = found["size"]
-    text = f"input: {height} x {width} pixels, {found['channels']} channel{'s' if found['channels'] > 1 else ''}, from {found['from']}"
+    channels = "1 channel" if found["channels"] == 1 else f"{found['channels']} channels"
+    text = f"input: {height} x {width} pixels, {channels}, from {found['from']}"
     for name in ("mean", "std"):
         if name in found:
             text += f"; {name} {as_text(tuple(found[name]['values']))} from --{name}"
