@@ -72,6 +72,9 @@ def _walk(path: Path, passed: Passed, above: tuple[tuple[int, int], ...]) -> Fol
     above = (*above, (here.st_dev, here.st_ino))
     folder = Folder(path, [], [])
     for entry in entries:
+        if not _is_text(entry.name):
+            what = f"a name in the folder is no text in UTF-8: {os.fsencode(entry.name)!r}"
+            raise ManifestError(what, where=str(path).encode(errors="replace").decode(), fix="rename it")
         is_folder = os.path.isdir(path / entry.name) if entry.is_symlink() else entry.is_dir()
         if is_hidden(entry.name):
             (passed.folders if is_folder else passed.files)[entry.name] += 1
@@ -84,6 +87,14 @@ def _walk(path: Path, passed: Passed, above: tuple[tuple[int, int], ...]) -> Fol
                 passed.links.append(path / entry.name)
             folder.folders.append(_walk(path / entry.name, passed, above))
     return folder
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _stat(path: Path) -> tuple[int, int]:

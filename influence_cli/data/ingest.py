@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -273,8 +274,8 @@ def _arrays(rows: list[dict[str, Any]], table: pa.Table) -> dict[str, pa.Array]:
 
 
 def content_notes(manifest: Manifest) -> list[str]:
-    """Payloads that stand in several splits, and exact duplicates whose labels disagree."""
-    notes: list[str] = []
+    """Classes without train rows or of nearly one name, payloads in several splits, duplicates with other labels."""
+    notes = _class_notes(manifest)
     for other in ("val", "test"):
         rows, train = manifest.rows(other), manifest.rows("train")
         shared = positions(rows.payload_keys, train.payload_keys) >= 0
@@ -289,6 +290,25 @@ def content_notes(manifest: Manifest) -> list[str]:
     if clashing:
         pairs = ", ".join(f"{manifest.ids[first[k]]} and {manifest.ids[k]}" for k in clashing[:5])
         notes.append(f"{len(clashing)} of these have another label: {pairs}")
+    return notes
+
+
+def _class_notes(manifest: Manifest) -> list[str]:
+    """Classes that only val or test rows have, and names that look alike."""
+    names, notes = manifest.classes or (), list[str]()
+    if not names:
+        return notes
+    train = set(manifest.rows("train").labels.tolist())
+    others = sorted(set(manifest.all_rows().labels.tolist()) - train)
+    if train and others:
+        known = ", ".join(names[k] for k in others[:SHOWN])
+        notes.append(f"no train row is of these classes, which val or test rows have: {known}")
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(unicodedata.normalize("NFKC", name).casefold().strip(), []).append(name)
+    twins = [" and ".join(map(repr, found)) for found in alike.values() if len(found) > 1]
+    if twins:
+        notes.append(f"classes of nearly one name are different classes: {'; '.join(twins[:SHOWN])}")
     return notes
 
 

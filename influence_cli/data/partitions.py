@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
+from influence_cli.data.splits import split_of
 from influence_cli.errors import ManifestError
 
 NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -38,7 +39,7 @@ def partitioned(files: Sequence[Path], base: Path, schemas: Sequence[pa.Schema])
     Raises:
         ManifestError: a name is there twice in a path, or some files lack a column that says what a row is.
     """
-    found = [_named_in(file, base) for file in files]
+    found = _with_splits([_named_in(file, base) for file in files])
     names = dict.fromkeys(name for values in found for name in values)
     types = {name: _type(name, [values.get(name) for values in found]) for name in names}
     if not types:
@@ -70,6 +71,18 @@ def _named_in(file: Path, base: Path) -> dict[str, str | None]:
             raise ManifestError(what, where=str(file), fix="keep one of them")
         values[unquote(name)] = None if text == NULL else unquote(text)
     return values
+
+
+def _with_splits(found: list[dict[str, str | None]]) -> list[dict[str, str | None]]:
+    """The names and values, with a name called split whose values are all those of splits, such as Split or subset."""
+    names = dict.fromkeys(name for values in found for name in values)
+    if "split" in names:
+        return found
+    for name in names:
+        known = {values[name] for values in found if values.get(name) is not None}
+        if known and all(split_of(str(value)) is not None for value in known):
+            return [{("split" if key == name else key): value for key, value in values.items()} for values in found]
+    return found
 
 
 def _type(name: str, values: Sequence[str | None]) -> pa.DataType:

@@ -88,6 +88,9 @@ def parquet_files(source: str) -> list[Path]:
             schemas.append(read_parquet_schema(file))
         except DamagedFile as error:
             what, fix = f"not readable as Parquet ({error})", "give a Parquet file (is it truncated, or damaged?)"
+            if source == "-":
+                fix = "write Parquet into the pipe: influence score ... -o - | influence ... -"
+                raise ManifestError("standard input is not readable as Parquet", where="-", fix=fix) from error
             if file.suffix.lower() in SOURCES:
                 fix = f"make a manifest of it first: influence manifest {file} -o {file.with_suffix('.parquet').name}"
             raise ManifestError(what, where=str(file), fix=fix) from error

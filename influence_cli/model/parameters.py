@@ -42,7 +42,7 @@ def select_parameters(model: nn.Module, selection: str) -> dict[str, Tensor]:
         raise UsageError(f"--params {selection!r} selects parameter {turned[0]!r}, which is complex", fix=fix)
     found = {n: p for n, p in model.named_parameters() if id(p) in tensors and p.is_floating_point()}
     frozen = set(frozen_parameters(model))
-    out = {n: p.detach() for n, p in found.items() if n not in frozen}
+    out = {n: p.detach() for n, p in found.items() if n not in frozen and p.numel()}  # nothing to take a gradient in
     if found and not out:
         some = ", ".join(list(found)[:3]) + (" and others" if len(found) > 3 else "")
         what = f"every parameter that --params {selection!r} selects is frozen (requires_grad is off): {some}"

@@ -244,3 +244,15 @@ NAMES = {
 @pytest.mark.parametrize("name", NAMES)
 def test_the_split_that_a_name_speaks_of(name: str) -> None:
     assert split_in(name) == NAMES[name]
+
+
+def test_a_name_that_is_no_text_is_named_and_classes_that_look_alike_too(tmp_path: Path) -> None:
+    for k, place in enumerate(("train/cat", "train/dog", "val/dog", "test/Cat", "test/dog")):
+        (tmp_path / "f" / place).mkdir(parents=True)
+        (tmp_path / "f" / place / "0.png").write_bytes(picture(k))
+    made = read(tmp_path / "f")
+    assert "no train row is of these classes, which val or test rows have: Cat" in made.notes
+    assert "classes of nearly one name are different classes: 'Cat' and 'cat'" in made.notes
+    os.rename(os.fsencode(tmp_path / "f/train/cat/0.png"), os.fsencode(tmp_path / "f/train/cat") + b"/caf\xe9.png")
+    with pytest.raises(ManifestError, match="no text in UTF-8"):
+        read(tmp_path / "f")

@@ -163,3 +163,16 @@ def test_the_columns_stay_through_an_edit(tmp_path: Path) -> None:
     assert len(curated) == N - 5
     before = {f"r{k}": "ab"[k % 2] for k in range(N)}
     assert all(before[i] == g for i, g in zip(curated["id"].to_pylist(), curated["group"].to_pylist(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["Split", "SPLIT", "subset", "_split", "fold"])
+def test_splits_in_folders_of_any_name_are_splits(name: str, tmp_path: Path) -> None:
+    for k, value in enumerate(("train", "val", "test")):
+        place = tmp_path / "h" / f"{name}={value}"
+        place.mkdir(parents=True)
+        rows = {"id": [f"{value}{n}" for n in range(4)], "features": [[float(k), float(n)] for n in range(4)]}
+        pq.write_table(pa.table({**rows, "label": [0, 1, 0, 1]}), place / "p.parquet")
+    made = make_manifest(IngestRequest(str(tmp_path / "h"), str(tmp_path / "m.parquet"))).manifest
+    assert [i.rstrip("0123456789") for i in made.ids] == made.splits.tolist()
+    with pytest.raises(ManifestError, match="stands in names alone"):
+        open_manifest(tmp_path / "h")

@@ -44,23 +44,29 @@ def curate(settings: Settings) -> int | None:
         _write(result, outputs, curated, export)
     elif export is not None:
         terminal().note(f"would be: {export.sentence()}")
-    _show_next(result, outputs, curated, source)
+    _show_next(settings, result, outputs, curated, source)
     return None
 
 
-def _show_next(result: ResultOptions, outputs: CurateOutputs, curated: Curated, source: str) -> None:
+def _show_next(
+    settings: Settings, result: ResultOptions, outputs: CurateOutputs, curated: Curated, source: str
+) -> None:
     """What to run after the edits: training with and without them, or first writing them."""
     written = result.output if result.output not in (None, "-") and not result.dry_run else None
     if written is None and (outputs.edits or outputs.export or result.output) and not result.dry_run:
         return
     if written is None:
-        by = [] if curated.request.by == ("score",) else [w for b in curated.request.by for w in ("--by", b)]
-        budget = [] if curated.request.budget is None else ["--budget", curated.request.budget]
-        show_next("curate", source, *by, "--action", curated.edits.action, *budget, "-o", "clean.parquet")
+        if source != "-":
+            show_next("curate", source, *settings.repeated(), "-o", "clean.parquet")
         return
     model = (curated.scores.provenance.get("model") or {}).get("name", "NAME")
     against = curated.scores.manifest.source
-    show_next("retrain", written, "--against", against, "--model", model, "--seeds", 3, "-o", "COMPARED")
+    then, label = curated.scores.provenance.get("manifest", {}), curated.scores.label
+    more = [] if label == "label" else ["--label", label]
+    more += ["--group", then["group"]] if then.get("group") not in (None, "group") else []
+    if not len(curated.scores.manifest.rows("test")):
+        more += ["--test", "TEST.parquet"]
+    show_next("retrain", written, "--against", against, "--model", model, *more, "--seeds", 3, "-o", "COMPARED")
 
 
 def _check_outputs(result: ResultOptions, outputs: CurateOutputs) -> None:

@@ -49,22 +49,14 @@ def retrain(settings: Settings) -> int | None:
 def _asked(settings: Settings, request: RetrainRequest) -> dict[str, Any]:
     """What of the request the next command may repeat."""
     edits, manifest = request.edits, request.inputs.manifest
-    command: list[Any] = ["retrain", manifest]
-    for flag, value in (("--against", request.against), ("--scores", edits and edits.scores)):
-        command += [flag, value] if value else []
-    for name, path in request.arms:
-        command += ["--arm", f"{name}={path}"]
-    if edits is not None:
-        command += [word for by in edits.by if by != "score" for word in ("--by", by)]
-        command += ["--action", ",".join(edits.actions), "--budget", ",".join(edits.budgets)]
-        command += ["--rounds", edits.rounds] if edits.rounds > 1 else []
-    command += ["--model", request.inputs.model] if settings.explicit("model") else []
+    label = request.inputs.label
     return {
         "output": request.output,
         "manifest": manifest,
         "scores": None if edits is None else edits.scores,
         "manifests": {"curated": manifest, **dict(request.arms)},
-        "command": [*command, "-o", request.output],
+        "label": [] if label == "label" else ["--label", label],
+        "command": ["retrain", manifest, *settings.repeated("seeds"), "-o", request.output],
     }
 
 

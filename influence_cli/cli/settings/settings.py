@@ -19,6 +19,19 @@ from influence_cli.options import GRADS, RETRAIN, SCORE, Option, build_request
 
 T = TypeVar("T")
 Values = dict[str, Any]  # by the names of options
+_OF_ONE_RUN = (
+    "output",
+    "dry_run",
+    "format",
+    "json",
+    "quiet",
+    "verbose",
+    "debug",
+    "color",
+    "show_settings",
+    "report",
+    "plot",
+)
 _TRUTH = {"1": True, "true": True, "0": False, "false": False, "": False}
 
 
@@ -45,6 +58,17 @@ class Settings:
     def explicit(self, name: str) -> bool:
         """Whether a flag or the environment says so, not a file or a default."""
         return self.origins[name] in ("flag", "environment")
+
+    def repeated(self, *leave_out: str) -> list[str]:
+        """The words of the command line that gave these settings, but for options that are left out."""
+        words: list[str] = []
+        for option in options_of(self.command):
+            if self.origins.get(option.name) != "flag" or option.name in (*leave_out, *_OF_ONE_RUN):
+                continue
+            value = self.values[option.name]
+            for one in value if isinstance(value, list) else [value]:
+                words += [option.flags[0]] if one is True else [option.flags[0], str(one)]
+        return words
 
     def chosen(self, name: str) -> Any:
         """The value that anybody gives; None for the default."""

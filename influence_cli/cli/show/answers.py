@@ -29,7 +29,9 @@ def next_of_retrain(metrics: Figures, asked: Figures) -> list[Any]:
 
     run, manifest = asked["output"], asked["manifest"]
     if not metrics["comparison"]:
-        return ["score", manifest, "--checkpoint", run, "-o", "scores.parquet"]
+        first = next(iter(next(iter(metrics["arms"].values()))["seeds"].values()))
+        target = [] if "target_accuracy" in first else ["--method", "loss"]  # which needs no target rows
+        return ["score", manifest, *asked["label"], "--checkpoint", run, *target, "-o", "scores.parquet"]
     best = edited_arms(metrics)[0]
     about = metrics["arms"][best]["edits"]
     over = metrics["comparison"][best]["no edit"]["accuracy"]
@@ -39,7 +41,7 @@ def next_of_retrain(metrics: Figures, asked: Figures) -> list[Any]:
         return ["curate", asked["scores"], *by, "--action", about["action"], *budget, "-o", "clean.parquet"]
     if helped(metrics, best) and best in asked["manifests"]:
         at = ["--checkpoint", run] if best == "curated" else ["--checkpoint", "RUN"]
-        return ["score", asked["manifests"][best], *at, "-o", "scores.parquet"]
+        return ["score", asked["manifests"][best], *asked["label"], *at, "-o", "scores.parquet"]
     if over["verdict"] == "worse" or metrics.get("intervals_over", "seeds") != "seeds":
         table = asked["scores"] or "SCORES"
         return ["evaluate", table, "--removal", "1%,5%,10%"]

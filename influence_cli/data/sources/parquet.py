@@ -40,7 +40,10 @@ def read_parquet(path: Path, columns: Columns) -> Source:
 
     why = "it stands in names of folders, and --features does not name it"
     left_out = (*(LeftOut(f"column {name}", why) for name in unasked), *_beside(files, path))
-    return table_source("Parquet", chunks, columns, classes, str(folder_of(files[0])), left_out=left_out)
+    named = any(split_of_file(file) is not None for file in files)
+    taken = ("split: from the names of files or folders",) if named else ()
+    place = str(folder_of(files[0]))
+    return table_source("Parquet", chunks, columns, classes, place, taken=taken, left_out=left_out)
 
 
 def _beside(files: Sequence[Path], path: Path) -> list[LeftOut]:

@@ -14,6 +14,7 @@ from influence_cli.stages.run.session import Session
 
 Seen = tuple[NDArray[np.int64], NDArray[np.int64]]  # predicted outputs and labels of rows
 
+FEW = 10  # rows, fewer of which say nothing of a model
 LEAST_ROWS = 20  # that say something of the order of classes
 SHOWN_CLASSES = 20  # named in a message
 NEARLY_ALL, SMALL_LOSS = 0.99, 0.05  # train accuracy from which, and loss up to which, rows are known by heart
@@ -28,7 +29,9 @@ def train_accuracy(run: Run, session: Session) -> float | None:
 
 
 def at_chance(accuracy: float, rows: int, num_classes: int) -> bool:
-    """Whether an accuracy is within two standard errors of guessing (1/C), or below it."""
+    """Whether an accuracy is within two standard errors of guessing (1/C), or below it; a few rows say nothing."""
+    if rows < FEW:
+        return False
     chance = 1.0 / num_classes
     return accuracy <= chance + 2.0 * float(np.sqrt(chance * (1.0 - chance) / rows))
 
