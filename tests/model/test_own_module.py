@@ -19,7 +19,7 @@ import influence_cli
 from influence_cli.errors import ModelError
 from influence_cli.model.own_module import copied
 from influence_cli.model.task import Task
-from tests.cases import column
+from tests.cases import column, examples, feature_table
 
 ROWS, TARGET = 24, 8
 GENERATOR = np.random.default_rng(0)
@@ -177,3 +177,18 @@ def test_a_model_that_draws_is_said_to_be_random() -> None:
     with pytest.raises(ModelError, match="other logits when it is run twice: it is random") as raised:
         influence_cli.score(table(0, ROWS), target=table(ROWS, ROWS + TARGET), task=Task(Noisy()), store=None)
     assert "training=self.training" in raised.value.fix
+
+
+@pytest.mark.parametrize("error", [AssertionError("odd"), KeyError("x"), ZeroDivisionError(), NotImplementedError()])
+def test_whatever_a_forward_raises_is_named_and_no_defect_of_ours(error: Exception) -> None:
+    class Fails(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(5, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise error
+
+    rows = feature_table(examples(20, 10, 0))
+    with pytest.raises(ModelError, match=type(error).__name__):
+        influence_cli.score(rows, task=influence_cli.Task(Fails()), store=None, method="loss")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.errors import ModelError, UsageError
+from influence_cli.errors import InfluenceError, ModelError, UsageError
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.new_spec import new_spec
 from influence_cli.model.spec import ModelSpec
@@ -191,8 +191,11 @@ def probe(
             x = to_input(decoded, spec, point.dtype)
             z, _ = point.outputs(x, [])
             alone, _ = point.outputs(x[:1], [])
-        except (RuntimeError, TypeError, IndexError, ValueError, SystemExit, GeneratorExit) as error:
-            what = str(error) if isinstance(error, Exception) else text_of_error(error)
+        except InfluenceError:
+            raise
+        except (Exception, SystemExit, GeneratorExit) as error:  # whatever code of the user's raises
+            plain = isinstance(error, RuntimeError | TypeError | IndexError | ValueError) and str(error)
+            what = str(error) if plain else text_of_error(error)
             raise ModelError(
                 f"the model {spec.name} fails on inputs of shape {shape_of(decoded)} ({what})",
                 fix="check that the transform gives what the model takes",
