@@ -50,10 +50,10 @@ def _of_pandas(frame: Any) -> pa.Table:
 
 
 def _as_texts(values: Sequence[Any]) -> pa.Array:
-    return pa.array([None if _is_missing(v) else str(v) for v in values], pa.string())
+    return pa.array([None if is_missing(v) else str(v) for v in values], pa.string())
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     """None, NaN, or what pandas has in their place, which cannot be compared."""
     try:
         return value is None or bool(value != value)

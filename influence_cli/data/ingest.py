@@ -117,7 +117,7 @@ def _survey(source: Source) -> tuple[tuple[str, ...] | None, set[str], list[str]
     Labels have names where they are names, or numbers that do not count from 0.
     """
     names, clean, splits, numbers = set[str](), set[str](), set[str](), set[int]()
-    for table in source.tables():
+    for table in (source.narrow or source.tables)():
         names |= _names_in(table, "label")
         if len(numbers) <= MOST_NUMBERS:
             numbers |= _numbers_in(table)

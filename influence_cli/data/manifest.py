@@ -24,7 +24,7 @@ from influence_cli.data.kinds.protocol import Decoded, InputSpec, Kind, Payload
 from influence_cli.data.partitions import folder_of
 from influence_cli.data.payloads import payload_batches, payload_keys, read_payload
 from influence_cli.data.row_checks import SKIPPED, BadRow, RowChecks, checked_columns
-from influence_cli.data.tables import concatenated, read_parquet, read_schema
+from influence_cli.data.tables import concatenated, read_parquet, read_schema, refuse_twins
 from influence_cli.errors import ManifestError
 from influence_cli.store.arrow import array_of, values_of
 from influence_cli.store.file_keys import StoredFileKeys
@@ -241,10 +241,7 @@ def read_manifest(
 
 def _check_columns(schema: pa.Schema, label: str, source: str, files: Sequence[Path]) -> Kind:
     """The payload's kind; refuses schemas that lack a column, have two of one name, or differ between files."""
-    if len(set(schema.names)) < len(schema.names):
-        twice = next(n for n in schema.names if schema.names.count(n) > 1)
-        fix = "rename one of them, or take it out"
-        raise ManifestError(f"two columns are called {twice!r}", where=f"{source}, column {twice}", fix=fix)
+    refuse_twins(schema.names, source)
     kind = kind_in(schema.names)
     if kind is None:
         known = ", ".join(" and ".join(k.columns) for k in KINDS.values() if k.columns)

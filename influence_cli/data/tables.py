@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,16 @@ def check_regular(path: str) -> None:
         raise ManifestError(f"{what} where a file is needed", where=path, fix="give a file, or pipe Parquet into -")
     if is_pointer(where):
         raise ManifestError(WHAT, where=path, fix=FIX)
+
+
+def refuse_twins(names: Sequence[str], where: str) -> None:
+    """Refuse (ManifestError) two columns of one name."""
+    seen = set[str]()
+    for name in names:
+        if name in seen:
+            fix = "rename one of them, or take it out"
+            raise ManifestError(f"two columns are called {name!r}", where=f"{where}, column {name}", fix=fix)
+        seen.add(name)
 
 
 def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:

@@ -17,11 +17,11 @@ from influence_cli.data.frames import as_table, name_of
 from influence_cli.data.kinds import PAYLOADS
 from influence_cli.data.kinds.protocol import is_text
 from influence_cli.data.plain_types import plain_table
+from influence_cli.data.sources.protocol import KEPT
 from influence_cli.errors import ManifestError, ModelError
 from influence_cli.model.task import Task
 
 _LOGISTIC = ("LogisticRegression", "LogisticRegressionCV", "SGDClassifier")
-_BESIDE = ("id", "split", "group", "weight", "clean_label")
 
 
 def is_estimator(model: Any) -> bool:
@@ -98,7 +98,7 @@ def _given(model: Any, source: Any, table: pa.Table, label: str, where: str) -> 
     if names is None and hasattr(model, "steps"):
         names = getattr(model.steps[0][1], "feature_names_in_", None)
     if names is None:
-        beside = (label, *_BESIDE)
+        beside = (label, "id", *KEPT)
         names = [f.name for f in table.schema if f.name not in beside and _is_number(f.type)]
     missing = [str(n) for n in names if str(n) not in table.column_names]
     if missing:

@@ -7,6 +7,7 @@ the row's own; a list of numbers is its numbers.  Large numbers count from the s
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +81,7 @@ class Feature:
 
     def places(self, values: pa.Array) -> NDArray[np.int64]:
         """The place [n] of each row's category; -1 where it is none of them."""
-        texts = pc.if_else(pc.is_valid(as_texts(values)), as_texts(values), NOT_THERE)
+        texts = pc.fill_null(as_texts(values), NOT_THERE)
         found = pc.index_in(texts, pa.array(self.categories, texts.type))
         return pc.if_else(pc.is_valid(found), found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
 
@@ -279,6 +280,14 @@ def with_medians(
 def _median(parts: list[NDArray[np.float64]]) -> float | None:
     numbers = np.concatenate(parts)
     return float(np.median(numbers)) if len(numbers) else None
+
+
+def count_blurred(numbers: NDArray[Any], of: str, counts: Counter[str]) -> None:
+    """Count numbers that float32 does not hold, of a column or nothing."""
+    large = numbers[np.abs(numbers.astype(np.float64)) > EXACT]
+    blurred = int((large.astype(np.float32).astype(large.dtype) != large).sum())
+    if blurred:
+        counts[f"{of}a number above {EXACT:,.0f} is rounded to float32; subtract an offset"] += blurred
 
 
 def column_of(table: pa.Table, name: str) -> pa.Array:

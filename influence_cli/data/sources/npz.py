@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.kinds.image import EMBEDDED
 from influence_cli.data.request import Columns
-from influence_cli.data.sources.features import EXACT
+from influence_cli.data.sources.features import count_blurred
 from influence_cli.data.sources.protocol import LeftOut, Source, one_meaning
 from influence_cli.data.splits import split_of
 from influence_cli.errors import ManifestError, nearest
@@ -46,7 +46,8 @@ def read_npz(path: Path, columns: Columns) -> Source:
             for first in range(0, len(values), _CHUNK):
                 here = slice(first, first + _CHUNK)
                 ids = [f"{split or 'row'}-{first + k}" for k in range(len(values[here]))]
-                _blurred(values[here], counts)
+                if values.dtype.kind in "iuf":
+                    count_blurred(values[here], "", counts)
                 table = {"id": pa.array(ids), **_payload(values[here], str(path)), "label": pa.array(labels[here])}
                 if split is not None:
                     table["split"] = pa.array([split] * len(ids))
@@ -129,16 +130,6 @@ def _rank(name: str) -> int:
 
 def _is_values(name: str, columns: Columns) -> bool:
     return name == columns.image or name in columns.features or _rank(name) < len(_VALUES)
-
-
-def _blurred(values: NDArray[Any], counts: Counter[str]) -> None:
-    """Count numbers that float32 does not hold."""
-    if values.dtype.kind not in "iuf":
-        return
-    large = values[np.abs(values.astype(np.float64)) > EXACT]
-    blurred = int((large.astype(np.float32).astype(large.dtype) != large).sum())
-    if blurred:
-        counts[f"a number above {EXACT:,.0f} is rounded to float32; subtract an offset"] += blurred
 
 
 def _payload(values: NDArray[Any], where: str) -> dict[str, pa.Array]:

@@ -14,9 +14,8 @@ from influence_cli.data.request import Columns
 from influence_cli.data.sources.other_files import files_left_out, passed_by
 from influence_cli.data.sources.protocol import ID_NAMES, KEPT, LABEL_NAMES, LeftOut, Source, one_numbering, pick
 from influence_cli.data.sources.tabular import Chunk, class_names, table_source
-from influence_cli.data.sources.text_files import refuse_twins
 from influence_cli.data.splits import split_of_file
-from influence_cli.data.tables import parquet_files, read_batches, read_schema
+from influence_cli.data.tables import parquet_files, read_batches, read_schema, refuse_twins
 
 
 def read_parquet(path: Path, columns: Columns) -> Source:

@@ -45,6 +45,7 @@ class Source:
     taken: tuple[str, ...] = ()  # what it was taken to mean, in sentences
     columns: Mapping[str, Any] | None = None  # of a table: what each column was taken for, as plain values
     names: tuple[str, ...] = ()  # of the features
+    narrow: Callable[[], Iterator[pa.Table]] | None = None  # the tables without payloads, where these cost time
     counts: Counter[str] = field(default_factory=Counter)  # what is found while rows are read: (sentence, rows)
 
 

@@ -19,7 +19,7 @@ from influence_cli.data.kinds.protocol import is_text
 from influence_cli.data.plain_types import is_list
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.features import Feature, Judged, judge, summary
-from influence_cli.data.sources.protocol import ID_NAMES, IMAGE_NAMES, LABEL_NAMES, LeftOut, pick
+from influence_cli.data.sources.protocol import ID_NAMES, IMAGE_NAMES, KEPT, LABEL_NAMES, LeftOut, pick
 from influence_cli.data.sources.survey import PLAIN, Survey
 from influence_cli.errors import ManifestError
 
@@ -266,11 +266,8 @@ def _are_paths(name: str, seen: Seen) -> bool:
     if survey is None:
         return True
     guesses = [(mimetypes.guess_type(value)[0] or "").startswith("image/") for value in survey.values]
-    others = [s for n, s in seen.surveys.items() if n != name and n.lower() not in (*LABEL_NAMES, *ID_NAMES, *_ASIDE)]
+    others = [s for n, s in seen.surveys.items() if n != name and n.lower() not in (*LABEL_NAMES, *ID_NAMES, *KEPT)]
     return any(guesses) or not any(s.numbers or s.booleans or s.lists for s in others)
-
-
-_ASIDE = ("split", "group", "weight", CLEAN)
 
 
 def _no_feature(name: str, rivals: Sequence[str], seen: Seen) -> str:

@@ -18,12 +18,17 @@ import pyarrow as pa
 
 from influence_cli.data.classes import CLEAN, read_names
 from influence_cli.data.frames import as_table, name_of
-from influence_cli.data.kinds import kind_in
 from influence_cli.data.kinds.protocol import is_text
-from influence_cli.data.plain_types import is_list, pc, plain_table
+from influence_cli.data.plain_types import pc, plain_table
 from influence_cli.data.request import Columns
-from influence_cli.data.sources.features import EXACT, VECTOR, as_texts, column_of, encoded, numbers_of, with_medians
+from influence_cli.data.sources.features import (
+    as_texts,
+    column_of,
+    numbers_of,
+    with_medians,
+)
 from influence_cli.data.sources.later import later, recipe_of
+from influence_cli.data.sources.payload_columns import payload_columns
 from influence_cli.data.sources.protocol import (
     LABEL_NAMES,
     LeftOut,
@@ -33,8 +38,9 @@ from influence_cli.data.sources.protocol import (
 )
 from influence_cli.data.sources.roles import Roles, Seen, decide, needs_survey
 from influence_cli.data.sources.survey import EXACT_WHOLE, NUMBER, PLAIN, Survey, matches, text_of_bytes, texts_in
-from influence_cli.data.sources.text_files import open_text, refuse_twins
+from influence_cli.data.sources.text_files import open_text
 from influence_cli.data.splits import split_of
+from influence_cli.data.tables import refuse_twins
 from influence_cli.errors import ManifestError
 
 CHUNK = 16_384  # rows of a table in memory that are made features at once
@@ -122,9 +128,7 @@ def table_source(
     """The source of a table's chunks: its columns are looked at over all rows, and then read by their roles."""
     seen = look_at(chunks, columns, as_text, marks)
     if columns.like is None:
-        roles = decide(seen, columns)
-        features = with_medians(roles.features, seen.rows, lambda: _trained(chunks, roles))
-        roles = replace(roles, features=tuple(features))
+        roles = _decided(chunks, seen, columns)
     else:
         recipe, classes = recipe_of(columns.like)
         roles = later(seen, columns, recipe, columns.like)
@@ -135,13 +139,23 @@ def table_source(
         for chunk in chunks():
             yield shape(chunk, roles, seen, counts)
 
+    def narrow() -> Iterator[pa.Table]:
+        return (shape(chunk, roles, seen, Counter(), payload=False) for chunk in chunks())
+
     names = tuple(name for f in roles.features for name in f.names)
     said = (*taken, *roles.said())
     written = {"weight_form": None if roles.weight is None else seen.form(roles.weight), "marks": seen.marks}
     return Source(
         form, tables, classes, folder, (*left_out, *roles.left_out), taken=said, columns=roles.as_dict() | written,
-        names=names, counts=counts,
+        names=names, narrow=narrow, counts=counts,
     )  # fmt: skip
+
+
+def _decided(chunks: Chunks, seen: Seen, columns: Columns) -> Roles:
+    """The role of every column, with the medians of its features."""
+    roles = decide(seen, columns)
+    features = with_medians(roles.features, seen.rows, lambda: _trained(chunks, roles))
+    return replace(roles, features=tuple(features))
 
 
 def _trained(chunks: Chunks, roles: Roles) -> Iterator[tuple[pa.Table, Any]]:
@@ -193,13 +207,13 @@ def shape_table(
     refuse_twins(table.column_names, where)
     chunk = Chunk(plain_table(table, where), where, first, split, prefix)
     seen = look_at(lambda: iter([chunk]), columns, all(is_text(f.type) for f in chunk.table.schema))
-    roles = decide(seen, columns)
-    features = tuple(with_medians(roles.features, seen.rows, lambda: _trained(lambda: iter([chunk]), roles)))
-    return shape(chunk, replace(roles, features=features), seen, Counter())
+    return shape(chunk, _decided(lambda: iter([chunk]), seen, columns), seen, Counter())
 
 
-def shape(chunk: Chunk, roles: Roles, seen: Seen, counts: Counter[str]) -> pa.Table:
+def shape(chunk: Chunk, roles: Roles, seen: Seen, counts: Counter[str], payload: bool = True) -> pa.Table:
     """The rows of a chunk with a manifest's column names; ``counts`` gets what is worth saying of values.
+
+    Without ``payload`` all other columns.
 
     Raises:
         ManifestError: a column cannot be what it is taken for.
@@ -207,19 +221,8 @@ def shape(chunk: Chunk, roles: Roles, seen: Seen, counts: Counter[str]) -> pa.Ta
     table, where = chunk.table, chunk.where
     of = lambda name: column_of(table, name)  # noqa: E731
     out: dict[str, Any] = {"id": _ids(chunk, roles)}
-    if roles.image is not None:
-        image = of(roles.image)
-        out["path" if is_text(image.type) or pa.types.is_null(image.type) else "image"] = image
-    elif roles.own:
-        out.update({name: _payload(of(name), name, where, counts) for name in roles.own})
-    else:
-        out["features"] = encoded(roles.features, table)
-        for feature in roles.features:
-            if feature.kind == VECTOR:
-                _count_blurred(of(feature.column), feature.column, counts)
-        for feature in roles.features:
-            for value in feature.unknown(of(feature.column)):
-                counts[f"column {feature.column}: {value!r} is no category that is known"] += 1
+    if payload:
+        out |= payload_columns(table, roles, where, counts)
     out["label"] = _labels(of(roles.label), roles.names, seen, roles.label, where)
     if roles.split is not None:
         out["split"] = usual_splits(_trimmed(of(roles.split)), where)
@@ -235,31 +238,6 @@ def shape(chunk: Chunk, roles: Roles, seen: Seen, counts: Counter[str]) -> pa.Ta
         if name is not None and name not in out:
             out[name] = _as_meant(of(name), name, seen, where)
     return pa.table(out)
-
-
-def _count_blurred(values: pa.Array, name: str, counts: Counter[str]) -> None:
-    """Count lists with a number that float32 does not hold."""
-    inner = values.flatten()
-    if is_text(inner.type) or pa.types.is_float32(inner.type) or pa.types.is_nested(inner.type):
-        return
-    numbers = pc.cast(inner, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    blurred = int(((np.abs(numbers) > EXACT) & (numbers.astype(np.float32) != numbers)).sum())
-    if blurred:
-        counts[f"column {name}: a number above {EXACT:,.0f} is rounded to float32; subtract an offset"] += blurred
-
-
-def _payload(values: pa.Array, name: str, where: str, counts: Counter[str]) -> pa.Array:
-    """A payload's column as a manifest holds it; lists of numbers that are text become numbers."""
-    kind = kind_in([name])
-    if is_list(values.type):
-        _count_blurred(values, name, counts)
-    if kind is None or kind.holds(values.type) or name not in kind.types or not is_list(values.type):
-        return values
-    try:
-        return pc.cast(values, kind.types[name])
-    except (pa.ArrowException, TypeError) as error:
-        what = f"column {name} is {values.type}, not {kind.wanted}"
-        raise ManifestError(what, where=f"{where}, column {name}", fix=f"store {kind.wanted}") from error
 
 
 def _ids(chunk: Chunk, roles: Roles) -> pa.Array:

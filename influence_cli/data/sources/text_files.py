@@ -18,7 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from influence_cli.data.formulas import MARK, as_meant
+from influence_cli.data.frames import is_missing
 from influence_cli.data.request import Columns
+from influence_cli.data.tables import refuse_twins
 from influence_cli.errors import ManifestError, UsageError, nearest
 
 JSON_LINES, EXCEL = (".jsonl", ".ndjson"), (".xlsx", ".xlsm", ".xls", ".ods")
@@ -166,16 +168,6 @@ def _header(path: Path, encoding: str, delimiter: str) -> list[str]:
     return names
 
 
-def refuse_twins(names: Sequence[str], where: str) -> None:
-    """Refuse (ManifestError) two columns of one name."""
-    seen = set[str]()
-    for name in names:
-        if name in seen:
-            fix = "rename one of them, or take it out"
-            raise ManifestError(f"two columns are called {name!r}", where=f"{where}, column {name}", fix=fix)
-        seen.add(name)
-
-
 def _csv_chunks(path: Path, names: list[str], delimiter: str, encoding: str) -> Iterator[pa.Table]:
     import pandas as pd
 
@@ -237,16 +229,16 @@ def _excel(path: Path, columns: Columns) -> TextTable:
         what = f"cannot make a manifest from it: it is no Excel file that can be read ({error})"
         raise ManifestError(what, where=str(path), fix="save it again, or as CSV") from error
     rows = frame.to_numpy(dtype=object)
-    filled = np.array([[not _is_nothing(v) for v in row] for row in rows], dtype=bool).reshape(rows.shape).sum(axis=1)
+    filled = np.array([[not is_missing(v) for v in row] for row in rows], dtype=bool).reshape(rows.shape).sum(axis=1)
     start = int(np.argmax(filled >= min(2, filled.max(initial=0)))) if len(rows) else 0  # a title has one cell
     keep = (np.arange(len(rows)) >= start) & (filled > 0)
     rows, passed = rows[keep], int((~keep).sum())
     if len(rows) < 2:
         fix = "give a sheet with names in its first row and a row for each example"
         raise ManifestError("the file has no rows", where=f"{path}, sheet {sheet}", fix=fix)
-    named = [("" if _is_nothing(v) else str(v).strip()) or f"Unnamed: {k}" for k, v in enumerate(rows[0])]
+    named = [("" if is_missing(v) else str(v).strip()) or f"Unnamed: {k}" for k, v in enumerate(rows[0])]
     refuse_twins(named, str(path))
-    columns_of = {name: [None if _is_nothing(v) else v for v in rows[1:, k]] for k, name in enumerate(named)}
+    columns_of = {name: [None if is_missing(v) else v for v in rows[1:, k]] for k, name in enumerate(named)}
     table = pa.table({name: as_column(values, name, str(path)) for name, values in columns_of.items()})
     others = [s for s in sheets if s != sheet]
     taken = [f"sheet {sheet} is read, and not {', '.join(others)}; --sheet reads another"] if others else []
@@ -255,10 +247,6 @@ def _excel(path: Path, columns: Columns) -> TextTable:
             f"{passed} row{'s' if passed > 1 else ''} of the sheet are empty or stand before the names of columns"
         )
     return TextTable(lambda: iter([table]), taken=tuple(taken))
-
-
-def _is_nothing(value: Any) -> bool:
-    return value is None or value != value
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------
@@ -321,8 +309,7 @@ def as_column(values: Sequence[Any], name: str, where: str) -> pa.Array:
         ManifestError: lists or objects stand beside other values, or a text is no Unicode; names the row.
     """
     nested = [isinstance(v, list | dict) for v in values]
-    odd = [k for k, v in enumerate(values) if v is not None and nested[k] != nested[nested.index(True)]] if any(
-        nested) else []  # fmt: skip
+    odd = [k for k, v in enumerate(values) if v is not None and not nested[k]] if any(nested) else []
     place = f"{where}, column {name}"
     if odd:
         what = f"column {name} holds lists or objects in some rows, and other values in others"

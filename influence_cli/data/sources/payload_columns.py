@@ -1,0 +1,57 @@
+"""The payload of a table's rows, as a manifest holds it: an image, what is stored as such, or features."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pyarrow as pa
+
+from influence_cli.data.kinds import kind_in
+from influence_cli.data.kinds.protocol import is_text
+from influence_cli.data.plain_types import is_list, pc
+from influence_cli.data.sources.features import VECTOR, column_of, count_blurred, encoded
+from influence_cli.data.sources.roles import Roles
+from influence_cli.errors import ManifestError
+
+
+def payload_columns(table: pa.Table, roles: Roles, where: str, counts: Counter[str]) -> dict[str, pa.Array]:
+    """The payload of a table's rows, by a manifest's column names; ``counts`` gets what is worth saying of values.
+
+    Raises:
+        ManifestError: a column cannot be what it is taken for.
+    """
+    of = lambda name: column_of(table, name)  # noqa: E731
+    if roles.image is not None:
+        image = of(roles.image)
+        return {"path" if is_text(image.type) or pa.types.is_null(image.type) else "image": image}
+    if roles.own:
+        return {name: _payload(of(name), name, where, counts) for name in roles.own}
+    for feature in roles.features:
+        if feature.kind == VECTOR:
+            _count_blurred(of(feature.column), feature.column, counts)
+        for value in feature.unknown(of(feature.column)):
+            counts[f"column {feature.column}: {value!r} is no category that is known"] += 1
+    return {"features": encoded(roles.features, table)}
+
+
+def _count_blurred(values: pa.Array, name: str, counts: Counter[str]) -> None:
+    """Count lists with a number that float32 does not hold."""
+    inner = values.flatten()
+    if is_text(inner.type) or pa.types.is_float32(inner.type) or pa.types.is_nested(inner.type):
+        return
+    numbers = pc.cast(inner, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    count_blurred(numbers, f"column {name}: ", counts)
+
+
+def _payload(values: pa.Array, name: str, where: str, counts: Counter[str]) -> pa.Array:
+    """A payload's column as a manifest holds it; lists of numbers that are text become numbers."""
+    kind = kind_in([name])
+    if is_list(values.type):
+        _count_blurred(values, name, counts)
+    if kind is None or kind.holds(values.type) or name not in kind.types or not is_list(values.type):
+        return values
+    try:
+        return pc.cast(values, kind.types[name])
+    except (pa.ArrowException, TypeError) as error:
+        what = f"column {name} is {values.type}, not {kind.wanted}"
+        raise ManifestError(what, where=f"{where}, column {name}", fix=f"store {kind.wanted}") from error
