@@ -27,7 +27,7 @@ from influence_cli.data.sources.features import (
     numbers_of,
     with_medians,
 )
-from influence_cli.data.sources.later import later, recipe_of
+from influence_cli.data.sources.like_earlier import later, recipe_of
 from influence_cli.data.sources.payload_columns import payload_columns
 from influence_cli.data.sources.protocol import (
     LABEL_NAMES,
