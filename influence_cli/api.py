@@ -312,7 +312,7 @@ def retrain(manifest: Any, output: str, **options: Any) -> dict[str, Any]:
     arms = tuple(dict(options.pop("arms", {})).items())
     options = {"test_required": False, **options}
     request = RetrainRequest(Inputs(manifest, **split[Inputs]), str(output), arms=arms, **options)
-    return stage(request, Recipe(**split[Recipe]), listener)
+    return stage(request, Recipe(**split[Recipe], asked=frozenset(split[Recipe])), listener)
 
 
 @_called_from_python

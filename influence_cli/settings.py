@@ -62,7 +62,7 @@ class Inputs:
     checkpoint: str | None = option(
         None, "Run folder of retrain, .safetensors, or .pt.", RUNS_AND_EVALUATE, **PATH, kept="checkpoint.locator"
     )
-    model: str | None = option(None, "timm name, linear, mlp:128,128 or python:PKG.MOD:FACTORY.", MODEL)
+    model: str | None = option(None, "timm name, linear, mlp:128,128, hf:FOLDER or python:PKG.MOD:FACTORY.", MODEL)
     label: str = option("label", "Label column.", WRITING, metavar="COLUMN", kept="manifest.label")
     group: str = option(
         "group", "Column with the groups of fairness.", (MANIFEST, *RUNS_AND_RETRAIN), metavar="COLUMN",
@@ -73,6 +73,10 @@ class Inputs:
     )
     input_size: int | None = option(None, "Height and width of the model's input.", MODEL, least=1)
     num_classes: int | None = option(None, "Number of classes.", MODEL, least=2, after="crop")
+    max_length: int | None = option(
+        None, "Cut texts to so many tokens [default: texts that are longer than the model takes are refused].", MODEL,
+        least=4, after="input_size",
+    )  # fmt: skip
     class_map: Any = option(  # a path, names in order, or numbers by name
         None, "The checkpoint's classes in its order: FILE, natural, text or checkpoint.", MODEL,
         metavar="FILE", path=True,

@@ -114,6 +114,10 @@ def build_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
 def _build(spec: ModelSpec, pretrained: bool) -> nn.Module:
     if spec.task is not None:
         return spec.task.build()
+    if spec.text is not None:
+        from influence_cli.model.transformers_model import build
+
+        return build(spec)
     if is_own(spec.name):  # code is made a task where it is named; a name alone is data
         raise code_named_by_data(spec.name, "")
     if is_plain(spec.name):

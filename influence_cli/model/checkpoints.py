@@ -20,6 +20,7 @@ from influence_cli.errors import DamagedModel, ModelError
 from influence_cli.model.hub_config import read_hub_config
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, is_model
+from influence_cli.model.text_input import placed, spec_values
 from influence_cli.store.files import DamagedFile, file_digest
 from influence_cli.store.lfs import FIX, WHAT, is_pointer
 from influence_cli.store.sealed import read_weights_metadata, tensor_digest
@@ -48,6 +49,14 @@ def find_checkpoint(locator: str) -> tuple[Checkpoint, dict[str, Any] | None]:
     path, carried = Path(locator), None
     if path.is_dir():
         path, carried = _in_folder(path, locator)
+    checkpoint, carried = _verified(path, carried, locator)
+    return checkpoint, placed(carried, RunFolder.of(locator).path)
+
+
+def _verified(
+    path: Path, carried: dict[str, Any] | None, locator: str
+) -> tuple[Checkpoint, dict[str, Any] | None]:
+    """A file of weights by its digest, and the model spec that it carries where its folder says of none."""
     if not path.is_file():  # what would be waited for, such as a pipe, is none either
         what = "the checkpoint is no regular file" if path.exists() else "no such checkpoint"
         raise ModelError(what, where=locator, fix="pass --checkpoint PATH")
@@ -88,7 +97,8 @@ def find_model(locator: str, own_code: bool = False) -> tuple[Checkpoint, dict[s
     """
     checkpoint, carried = find_checkpoint(locator)
     if carried is None and not own_code:
-        carried = read_hub_config(checkpoint.files[0].parent)
+        folder = checkpoint.files[0].parent
+        carried = read_hub_config(folder) or placed(spec_values(folder), folder)
     return checkpoint, carried
 
 

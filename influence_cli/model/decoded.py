@@ -76,9 +76,14 @@ class OddRows(ValueError):
 
 
 def decoded_by_place(
-    batches: Iterable[tuple[NDArray[np.int64], Inputs]], place: Mapping[int, int], in_memory: int = FILE_BYTES
+    batches: Iterable[tuple[NDArray[np.int64], Inputs]],
+    place: Mapping[int, int],
+    in_memory: int = FILE_BYTES,
+    ragged: bool = False,
 ) -> Decoded:
     """Rows [n, ...], row r at ``place[r]``, in memory or in a temporary file; an empty array where no batch comes.
+
+    ``ragged`` rows of several lengths [n, T] are filled up with 0 to the longest.
 
     Raises:
         OddRows: a batch has rows of another shape or type than those before.
@@ -92,6 +97,9 @@ def decoded_by_place(
             into = found.setdefault(name, values)
             if into is values:
                 into = found[name] = _room(values, len(place), in_memory)
+            if ragged and values.shape[1] != into.shape[1]:
+                values, into = _as_long(values, into, len(place), in_memory)
+                found[name] = into
             if values.shape[1:] != into.shape[1:] or values.dtype != into.dtype:
                 raise OddRows(int(index[0]), f"inputs of {values.shape[1:]} and of {into.shape[1:]}")
             into[at] = values
@@ -101,6 +109,19 @@ def decoded_by_place(
 def rows_at(decoded: Decoded, places: NDArray[np.int64] | slice) -> Any:
     """Some of the rows that ``decoded_by_place`` gave."""
     return from_arrays({n: v[places] for n, v in decoded.items()} if isinstance(decoded, dict) else decoded[places])
+
+
+def _as_long(
+    values: NDArray[Any], into: NDArray[Any], rows: int, in_memory: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A batch [b, T] and the rows so far [n, U], both filled up with 0 to the longer of T and U."""
+    more = into.shape[1] - values.shape[1]
+    if more > 0:
+        return np.pad(values, ((0, 0), (0, more))), into
+    longer = _room(values, rows, in_memory)
+    longer[:] = 0
+    longer[:, : into.shape[1]] = into
+    return values, longer
 
 
 def _room(like: NDArray[Any], rows: int, in_memory: int) -> NDArray[Any]:

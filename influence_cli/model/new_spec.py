@@ -10,6 +10,7 @@ from influence_cli.errors import UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.image_input import image_input
 from influence_cli.model.spec import TORCHVISION, ModelSpec, is_own, is_plain
+from influence_cli.model.text_input import CONFIG_FILE, HF, folder_of, placed, spec_values
 from influence_cli.store.keys import fingerprint
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def new_spec(
         raise UsageError("no model", fix="pass --model NAME (a timm name, linear, or mlp:128)")
     classes, kind = manifest.classes, manifest.payload_kind.input_name
     num_classes = inputs.num_classes or (len(classes) if classes else int(manifest.all_rows().labels.max()) + 1)
+    if inputs.model.startswith(HF):
+        return _of_texts(inputs, manifest, num_classes)
     if not manifest.payload_kind.pixels:
         return _of_numbers(inputs, manifest, num_classes)
     if is_plain(inputs.model) or is_own(inputs.model) or from_scratch:
@@ -85,10 +88,32 @@ def _of_numbers(inputs: Inputs, manifest: Manifest, num_classes: int) -> ModelSp
     """The spec of a model that takes payloads as they are."""
     if not (is_plain(inputs.model or "") or is_own(inputs.model)):
         what = f"{inputs.model} takes images, the manifest has {manifest.payload_kind.column}"
-        raise UsageError(what, fix="use linear or mlp:128")
+        fix = "use hf:FOLDER, with a model of transformers" if manifest.payload_kind.ragged else "use linear or mlp:128"
+        raise UsageError(what, fix=fix)
+    if manifest.payload_kind.ragged and is_plain(inputs.model or ""):
+        raise UsageError(f"{inputs.model} takes numbers, the manifest has texts", fix="use hf:FOLDER")
     kind, (_, payload) = manifest.payload_kind, next(manifest.payloads(manifest.all_rows().index[:1]))
     shape = kind.shape(payload)
     return ModelSpec(inputs.model or "", num_classes, kind.input_name, shape, classes=manifest.classes)
+
+
+def _of_texts(inputs: Inputs, manifest: Manifest, num_classes: int) -> ModelSpec:
+    """The spec of a folder of transformers.
+
+    Raises:
+        ModelError: there is none, or it has no tokenizer.
+        UsageError: the manifest has no texts.
+    """
+    kind, folder = manifest.payload_kind, folder_of(inputs.model or "")
+    if not kind.ragged:
+        what = f"{inputs.model} takes texts, the manifest has {kind.column}"
+        raise UsageError(what, fix="name the column of texts: influence manifest SOURCE --text COLUMN -o MANIFEST")
+    values = placed(spec_values(folder, inputs.max_length, kind.input_name, num_classes), folder)
+    if values is None:
+        what = f"{CONFIG_FILE} is not one of transformers: it says no model_type"
+        raise UsageError(what, where=str(folder), fix="give a folder that save_pretrained wrote")
+    own = values["classes"] if inputs.checkpoint is not None else None  # a head that is trained anew has other classes
+    return ModelSpec.from_dict({**values, "classes": own or manifest.classes})
 
 
 def _timm_note(name: str, store: Store | None) -> dict[str, Any]:

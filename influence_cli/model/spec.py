@@ -15,22 +15,24 @@ from influence_cli.data.kinds import KINDS
 from influence_cli.data.kinds.protocol import Kind
 from influence_cli.errors import UsageError
 from influence_cli.model.task import PYTHON
+from influence_cli.model.text_input import TextInput
 
 if TYPE_CHECKING:
     from influence_cli.model.task import Task
 
 
 TORCHVISION = "torchvision:"  # prefix of torchvision's own architectures
+_LATER = ("crop", "code", "order", "text")  # fields that came later, and are left out where they say nothing
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """An architecture and how a payload becomes its input."""
 
-    name: str  # a timm name, "torchvision:NAME", "linear", "mlp:128,128", "python:PACKAGE.MODULE:FACTORY", "task:NAME"
+    name: str  # a timm name, "torchvision:NAME", "linear", "mlp:128,128", "hf:bert", "python:PKG.MOD:FACTORY", "task:NAME"
     num_classes: int
     kind: str  # the name of the payload's, or "task" where a transform of the user's own makes the input
-    shape: tuple[int, ...]  # as the kind lays it out: [channels, height, width] of images, [d] of features
+    shape: tuple[int, ...]  # [channels, height, width] of images, [d] of features, [most tokens] of texts
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     interpolation: str = "bicubic"
@@ -39,6 +41,7 @@ class ModelSpec:
     crop: float | None = None  # None: stretch to the size; else cut the middle, as timm and torchvision evaluate
     code: str | None = None  # of a model of the user's own: what its outputs on a few rows are known by
     order: tuple[int, ...] | None = None  # which output of the weights each class is; None: as they stand
+    text: TextInput | None = None  # of a model of text: its network, and its tokenizer
     task: Task | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -49,15 +52,15 @@ class ModelSpec:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and for fingerprints; what came later is left out where it says nothing."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "task"}
-        return json.loads(
-            json.dumps({k: v for k, v in values.items() if v is not None or k not in ("crop", "code", "order")})
-        )
+        values["text"] = None if self.text is None else self.text.as_dict()
+        return json.loads(json.dumps({k: v for k, v in values.items() if v is not None or k not in _LATER}))
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> ModelSpec:
         """The inverse of ``as_dict``."""
         known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != "task"}
-        return ModelSpec(**known)
+        text = known.pop("text", None)
+        return ModelSpec(**known, text=None if text is None else TextInput.from_dict(text))
 
 
 def is_plain(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from typing import Any
 
 from influence_cli.cli.console import terminal
@@ -22,6 +23,7 @@ from influence_cli.stages.retrain.request import CanaryRequest, EditsRequest, Re
 def retrain(settings: Settings) -> int | None:
     """Train on a manifest; with --against also without the edits, and with random edits of the same size."""
     from influence_cli.stages.retrain.arm_comparison import improved
+    from influence_cli.stages.retrain.opening import as_fine_tuning
     from influence_cli.stages.retrain.retrain import retrain as retrain_stage
 
     result = settings.make(ResultOptions)
@@ -31,7 +33,8 @@ def retrain(settings: Settings) -> int | None:
     check_pages(result)
     inputs = inputs_of(settings, require_source(settings, "a manifest"))
     request = settings.make(RetrainRequest, inputs=inputs, canaries=_canaries(settings), edits=_edits(settings))
-    recipe = settings.make(Recipe)
+    asked = {f.name for f in fields(Recipe) if f.name in settings.origins and settings.chosen(f.name) is not None}
+    request, recipe = as_fine_tuning(request, settings.make(Recipe, asked=frozenset(asked)))
     if result.dry_run:
         _check(request, recipe)
         return _show_arms(request, recipe)

@@ -8,9 +8,11 @@ from influence_cli.data.kinds.features import Features
 from influence_cli.data.kinds.image import Image, ImagePath
 from influence_cli.data.kinds.own_input import DatasetRow, TaskInput
 from influence_cli.data.kinds.protocol import Kind
+from influence_cli.data.kinds.text import Text, TextPair
 
 # of a manifest that has the columns of several, the first is taken
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (Image(), ImagePath(), Features(), TaskInput(), DatasetRow())}
+_ALL = (Image(), ImagePath(), Features(), Text(), TextPair(), TaskInput(), DatasetRow())
+KINDS: dict[str, Kind] = {kind.name: kind for kind in _ALL}
 PAYLOADS = frozenset(column for kind in KINDS.values() for column in kind.columns)  # of any of them
 
 

@@ -48,6 +48,7 @@ class Kind:
     pixels: ClassVar[bool] = False  # decoded to an image, which has a size, channels with a mean and a sd, and a file
     as_it_is: ClassVar[bool] = True  # whether a model takes it without being told how it becomes its input
     scaled: ClassVar[bool] = False  # whether a model may take it less a mean, by a sd, number by number
+    ragged: ClassVar[bool] = False  # rows are of several lengths, and a batch is filled up to the longest
     threads: ClassVar[bool] = True  # whether decoding leaves the interpreter, so that threads pay
     repair: ClassVar[str] = "repair the payload or take the row out"
     bounds: ClassVar[tuple[float, float]] = ANY_NUMBER  # of valid values

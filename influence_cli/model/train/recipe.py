@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from influence_cli.errors import UsageError
@@ -11,8 +11,13 @@ from influence_cli.options import TRAINS, option
 
 LBFGS = "lbfgs"
 AUGMENTATIONS = ("none", "shift", "flip-shift")
-SCHEDULES = ("cosine", "constant", "step")
+SCHEDULES = ("cosine", "linear", "constant", "step")
 OPTIMIZERS = ("sgd", "adamw", LBFGS)
+# of a pretrained transformer (Devlin et al. 2019, section A.3), with the batch and rate in the middle of theirs
+FINE_TUNING: dict[str, Any] = {
+    "epochs": 3, "lr": 3e-5, "batch_size": 32, "optimizer": "adamw", "weight_decay": 0.01, "schedule": "linear",
+    "warmup": 0.1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -25,9 +30,10 @@ class Recipe:
     optimizer: str = option("sgd", "sgd (momentum 0.9), adamw, or lbfgs: linear to its optimum.", TRAINS)
     momentum: float = option(0.9, "Momentum of sgd.", TRAINS, least=0)
     weight_decay: float = option(5e-4, "Weight decay.", TRAINS, least=0)
-    schedule: str = option("cosine", "cosine, constant or step.", TRAINS)
+    schedule: str = option("cosine", "cosine, linear, constant or step.", TRAINS)
     warmup: float = 0.05  # share of the steps over which the rate rises from 0
     augment: str = option("none", "none, shift or flip-shift.", TRAINS)
+    asked: frozenset[str] | None = None  # fields that were chosen: the model decides on the others; None: all were
 
     def __post_init__(self) -> None:
         for flag, value, known in (
@@ -64,6 +70,8 @@ class Recipe:
         done = (step - warm) / max(1, steps - warm)
         if self.schedule == "cosine":
             return self.peak_lr * 0.5 * (1.0 + math.cos(math.pi * done))
+        if self.schedule == "linear":
+            return self.peak_lr * (1.0 - done)
         if self.schedule == "step":
             return self.peak_lr * (1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01)
         return self.peak_lr
@@ -72,4 +80,12 @@ class Recipe:
         """Plain values, for JSON and fingerprints; of ``lbfgs`` only what changes its result."""
         if self.optimizer == LBFGS:
             return {"optimizer": LBFGS, "weight_decay": self.weight_decay}
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "asked"}
+
+    def for_fine_tuning(self) -> Recipe:
+        """The recipe with what is usual for pretrained transformers, where nothing else was asked for."""
+        if self.asked is None:
+            return self
+        same = "optimizer" not in self.asked or self.optimizer == FINE_TUNING["optimizer"]
+        names = FINE_TUNING.keys() if same else {"epochs", "batch_size"}  # rates are the optimizer's
+        return replace(self, **{name: FINE_TUNING[name] for name in names - self.asked})

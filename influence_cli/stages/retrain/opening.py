@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from influence_cli.model.checkpoints import find_model
 from influence_cli.model.new_spec import new_spec
 from influence_cli.model.spec import ModelSpec, is_own
 from influence_cli.model.standardise import can_standardise, standardised
+from influence_cli.model.text_input import HF, start_folder
 from influence_cli.settings import parse_budget
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import GROUP, read_scores
@@ -29,6 +30,9 @@ from influence_cli.stages.run.class_map import named_classes, with_class_order, 
 from influence_cli.stages.run.resolve import known_again, refuse_contradictions
 from influence_cli.stages.run.usable_rows import check_classes
 from influence_cli.store import Store
+
+if TYPE_CHECKING:
+    from influence_cli.model.train.recipe import Recipe
 
 
 def open_table(request: RetrainRequest, source: Any, like: Manifest | None = None) -> Manifest:
@@ -72,6 +76,21 @@ def rows_to_test(request: RetrainRequest, manifest: Manifest, spec: ModelSpec, l
 def test_part(other: Manifest) -> Rows:
     """The rows of a manifest that was given to be tested on: its split test, or all where it has none."""
     return other.rows("test") if (other.splits == "test").any() else other.all_rows()
+
+
+def as_fine_tuning(request: RetrainRequest, recipe: Recipe) -> tuple[RetrainRequest, Recipe]:
+    """A training of a model of transformers as one that begins with its folder's weights, by the recipe of such.
+
+    Raises:
+        ModelError: the folder cannot be used.
+    """
+    name = request.inputs.model
+    start = start_folder(name) if request.init is None else None
+    if start is not None:
+        request = replace(request, init=start)
+    if name is None and request.init is not None:
+        name = (find_model(request.init)[1] or {}).get("name")
+    return request, recipe.for_fine_tuning() if (name or "").startswith(HF) else recipe
 
 
 def model_to_train(request: RetrainRequest, manifest: Manifest, listener: Listener = SILENT) -> ModelSpec:

@@ -20,6 +20,7 @@ from influence_cli.stages.retrain.attacked_arms import attack_of, measure_attack
 from influence_cli.stages.retrain.canaries import plant_in_arms
 from influence_cli.stages.retrain.differences import Differences
 from influence_cli.stages.retrain.opening import (
+    as_fine_tuning,
     base_rows,
     compared_arms,
     model_to_train,
@@ -43,6 +44,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     from influence_cli.model.examples import Examples
     from influence_cli.model.train.convex import check_convex
 
+    request, recipe = as_fine_tuning(request, recipe)
     check_run_folder(request, recipe, listener=listener)
     manifest = open_table(request, request.inputs.manifest)
     base = base_rows(request, manifest)

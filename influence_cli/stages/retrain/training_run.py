@@ -97,6 +97,7 @@ class TrainingRun:
         done = {"seed": seed, "steps": steps, "checkpoints": [asdict(c) for c in checkpoints]}
         result = {**done, **self._measure(model, arm)}
         folder.write_weights(WEIGHTS_FILE, model, {"model": self.spec.as_dict(), "step": steps})
+        self._write_model_files(folder)
         record = self._record(seed, arm, folder)
         folder.write(replace(record, checkpoints=tuple(checkpoints), steps=steps))
         folder.write_measures(result)
@@ -120,10 +121,11 @@ class TrainingRun:
         return load_model(self.spec, find_checkpoint(str(folder.path))[0], dtype)
 
     def _model(self) -> nn.Module:
-        from influence_cli.model.build import build_model, check_input, load_model
+        from influence_cli.model.build import build_model, check_input
+        from influence_cli.model.transformers_model import load_start
 
         if self.request.init is not None:
-            return load_model(self.spec, find_checkpoint(self.request.init)[0])
+            return load_start(self.spec, find_checkpoint(self.request.init)[0], self.listener)
         model = build_model(self.spec, self.request.pretrained)
         check_input(model, self.spec)
         return model
@@ -161,6 +163,13 @@ class TrainingRun:
         losses = loss_of(self.spec.task).losses(logits, labels)
         return OnRows(softmax(logits), losses, labels, groups_of(self.test, self.request.inputs.group))
 
+    def _write_model_files(self, folder: RunFolder) -> None:
+        """Put the configuration and the tokenizer of a model of text beside its weights."""
+        if self.spec.text is not None:
+            from influence_cli.model.transformers_model import write_files
+
+            write_files(self.spec, folder.path)
+
     def _record(self, seed: int, arm: Arm, folder: RunFolder) -> RunRecord:
         """What a run folder says of a training that is kept in ``folder``."""
         return RunRecord(
@@ -180,6 +189,7 @@ class TrainingRun:
         checkpoints = tuple(map(EpochCheckpoint.from_json, first["checkpoints"]))
         record = replace(self._record(seed, main, kept), checkpoints=checkpoints, **notes)
         top.copy_weights(record.weights, kept)
+        self._write_model_files(top)
         top.write(record)
         top.write_metrics(metrics)
 

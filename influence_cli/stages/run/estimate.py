@@ -128,7 +128,7 @@ def _seconds_a_row(work: Callable[[Tensor], object], x: Tensor, most: int) -> fl
         took = min(_seconds(work, x) for _ in range(2))  # whatever else the machine does adds to it
         if took >= LONG or len(x) >= most:
             return took / len(x)
-        x = x.repeat(4, *[1] * (x.ndim - 1))[:most]
+        x = x[torch.arange(min(4 * len(x), most), device=x.device) % len(x)]
 
 
 def _seconds(work: Callable[[Tensor], object], x: Tensor) -> float:
@@ -142,7 +142,7 @@ def _inputs(run: Run, spec: ModelSpec, point: Point) -> Tensor | None:
     from influence_cli.model.examples import batches, blank_input, move, to_input
 
     zeros = blank_input(spec, ROWS, point.dtype)
-    if zeros is not None:
+    if zeros is not None and not spec.payload_kind.ragged:  # how long texts take depends on how long they are
         return zeros.to(point.device)
     first = list(run.manifest.payloads(run.train.index[:ROWS]))
     for _, decoded in batches(run.manifest, [first], spec, 1, on_bad=lambda *_: None):

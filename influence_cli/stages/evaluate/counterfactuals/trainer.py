@@ -16,6 +16,7 @@ from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.run_record import RunRecord
 from influence_cli.model.spec import ModelSpec, is_own
 from influence_cli.model.standardise import can_standardise, standardised
+from influence_cli.model.text_input import placed
 from influence_cli.settings import Inputs
 from influence_cli.stages.evaluate.request import Training
 from influence_cli.stages.run.class_map import named_classes, with_class_order, with_outputs
@@ -49,10 +50,11 @@ class Trainer:
 
     def model(self) -> nn.Module:
         """The model before training; torch's generator decides what is random in it."""
-        from influence_cli.model.build import build_model, load_model
+        from influence_cli.model.build import build_model
+        from influence_cli.model.transformers_model import load_start
 
         if self.init is not None:
-            return load_model(self.spec, self.init)
+            return load_start(self.spec, self.init)
         return build_model(self.spec, self.pretrained)
 
 
@@ -89,7 +91,8 @@ def _spec(run: RunRecord, checkpoint: str | None, manifest: Manifest, training: 
     model = training.model
     if carried is not None and training.overrides.get("model") in (None, carried["name"]):
         named = Inputs(manifest.source, model=model)
-        return known_again(ModelSpec.from_dict(carried), named, checkpoint or "", manifest, store)
+        carried = placed(carried, RunFolder.of(checkpoint).path) if checkpoint is not None else carried
+        return known_again(ModelSpec.from_dict(carried or {}), named, checkpoint or "", manifest, store)
     if model is None:
         what = "nothing says which model to train again"
         fix = "pass --checkpoint RUN (a run folder of `retrain`), or --model NAME and its recipe"
