@@ -19,6 +19,10 @@ class Columns:
         None, "Id column [default: row numbers].", (MANIFEST,), metavar="COLUMN", stored=False, after="group"
     )
     image: str | None = option(None, "Column with images: bytes or paths.", (MANIFEST,), metavar="COLUMN", stored=False)
+    text: tuple[str, ...] = option(
+        (), "Column with texts [default: text or sentence]; twice for pairs.", (MANIFEST,), metavar="COLUMN",
+        stored=False,
+    )  # fmt: skip
     features: tuple[str, ...] = option(
         (), "Feature column [default: numbers and categories].", (MANIFEST,), metavar="COLUMN", stored=False
     )

@@ -53,9 +53,7 @@ def find_checkpoint(locator: str) -> tuple[Checkpoint, dict[str, Any] | None]:
     return checkpoint, placed(carried, RunFolder.of(locator).path)
 
 
-def _verified(
-    path: Path, carried: dict[str, Any] | None, locator: str
-) -> tuple[Checkpoint, dict[str, Any] | None]:
+def _verified(path: Path, carried: dict[str, Any] | None, locator: str) -> tuple[Checkpoint, dict[str, Any] | None]:
     """A file of weights by its digest, and the model spec that it carries where its folder says of none."""
     if not path.is_file():  # what would be waited for, such as a pipe, is none either
         what = "the checkpoint is no regular file" if path.exists() else "no such checkpoint"

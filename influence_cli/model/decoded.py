@@ -111,9 +111,7 @@ def rows_at(decoded: Decoded, places: NDArray[np.int64] | slice) -> Any:
     return from_arrays({n: v[places] for n, v in decoded.items()} if isinstance(decoded, dict) else decoded[places])
 
 
-def _as_long(
-    values: NDArray[Any], into: NDArray[Any], rows: int, in_memory: int
-) -> tuple[NDArray[Any], NDArray[Any]]:
+def _as_long(values: NDArray[Any], into: NDArray[Any], rows: int, in_memory: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """A batch [b, T] and the rows so far [n, U], both filled up with 0 to the longer of T and U."""
     more = into.shape[1] - values.shape[1]
     if more > 0:

@@ -153,9 +153,7 @@ class Examples:
         place = {row: k for k, row in enumerate(rows.index.tolist())}
         with listener.progress(f"decode {what}", len(rows), "rows decoded") as progress:
             try:
-                self.values = decoded_by_place(
-                    self._batches(rows, progress), place, ragged=spec.payload_kind.ragged
-                )
+                self.values = decoded_by_place(self._batches(rows, progress), place, ragged=spec.payload_kind.ragged)
             except OddRows as error:
                 what = f"{error} (from row id={rows.manifest.ids[error.row]} on)"
                 raise ModelError(what, fix=ONE_FORM) from error

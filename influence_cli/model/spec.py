@@ -29,7 +29,7 @@ _LATER = ("crop", "code", "order", "text")  # fields that came later, and are le
 class ModelSpec:
     """An architecture and how a payload becomes its input."""
 
-    name: str  # a timm name, "torchvision:NAME", "linear", "mlp:128,128", "hf:bert", "python:PKG.MOD:FACTORY", "task:NAME"
+    name: str  # a timm name, "torchvision:NAME", "linear", "mlp:128", "hf:bert", "python:PKG.MOD:FACTORY", "task:NAME"
     num_classes: int
     kind: str  # the name of the payload's, or "task" where a transform of the user's own makes the input
     shape: tuple[int, ...]  # [channels, height, width] of images, [d] of features, [most tokens] of texts

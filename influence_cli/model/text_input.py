@@ -53,15 +53,16 @@ class TextInput:
     config: str  # transformers' configuration, as sorted JSON
     tokenizer: str  # the digest of its files
     max_length: int  # tokens
+    longest: int  # tokens that the model takes; texts are cut to fewer, since that was asked for
     padding: int  # the number that fills rows up; a mask hides it
-    cut: bool = False  # whether longer texts are cut, which is asked for, or refused
+    asked: bool = field(default=False, compare=False)  # to cut texts that are longer than the model takes
     folder: Path | None = field(default=None, compare=False)  # where the tokenizer's files are
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and fingerprints."""
         return {
             "config": json.loads(self.config), "tokenizer": self.tokenizer, "max_length": self.max_length,
-            "padding": self.padding, "cut": self.cut,
+            "longest": self.longest, "padding": self.padding,
         }  # fmt: skip
 
     @staticmethod
@@ -70,6 +71,11 @@ class TextInput:
         where = value.get("folder") if folder is None else folder
         about = {**value, "config": json.dumps(value["config"], sort_keys=True)}
         return TextInput(**{**about, "folder": None if where is None else Path(where)})
+
+    @property
+    def cut(self) -> bool:
+        """Whether longer texts are cut, or refused."""
+        return self.asked or self.max_length < self.longest
 
     @property
     def model_type(self) -> str:
@@ -138,12 +144,11 @@ def is_text_input(value: Any) -> bool:
     """Whether a value is a model's text input as JSON keeps it."""
     return (
         isinstance(value, dict)
-        and value.keys() <= {"config", "tokenizer", "max_length", "padding", "cut", "folder"}
+        and value.keys() <= {"config", "tokenizer", "max_length", "longest", "padding", "folder", "asked"}
         and isinstance(value.get("config"), dict)
         and isinstance(value["config"].get("model_type"), str)
         and isinstance(value.get("tokenizer"), str)
-        and all(type(value.get(name)) is int and value[name] >= 0 for name in ("max_length", "padding"))
-        and isinstance(value.get("cut"), bool)
+        and all(type(value.get(name)) is int and value[name] >= 0 for name in ("max_length", "longest", "padding"))
     )
 
 
@@ -199,7 +204,7 @@ def folder_of(name: str) -> Path:
     path = Path(name.removeprefix(HF)).expanduser()
     if not (path / CONFIG_FILE).is_file():
         what = f"{name} is no folder with a {CONFIG_FILE}"
-        fix = "give a folder that save_pretrained wrote; a model of the hub is downloaded once: hf download NAME --local-dir PATH"
+        fix = "give a folder that save_pretrained wrote; one of the hub comes with: hf download NAME --local-dir FOLDER"
         raise ModelError(what, fix=fix)
     return path
 
@@ -261,8 +266,8 @@ def spec_values(
     built = {k: v for k, v in config.items() if k not in _NOT_BUILT}
     length = max_length or longest
     text = {
-        "config": built, "tokenizer": digest, "max_length": length, "padding": config.get("pad_token_id") or 0,
-        "cut": max_length is not None,
+        "config": built, "tokenizer": digest, "max_length": length, "longest": longest,
+        "padding": config.get("pad_token_id") or 0, "asked": max_length is not None,
     }  # fmt: skip
     own = names if names is not None and len(names) == count and not _are_numbered(names) else None
     return {
@@ -305,4 +310,3 @@ def _names(config: dict[str, Any]) -> tuple[str, ...] | None:
 def _are_numbered(names: tuple[str, ...]) -> bool:
     """Whether names are what transformers calls outputs that nobody named."""
     return all(name == f"LABEL_{k}" for k, name in enumerate(names))
-

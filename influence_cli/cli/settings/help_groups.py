@@ -9,7 +9,7 @@ MOST_USED = "Options used most"
 OTHER = "Other options"
 
 COMMON: dict[str, tuple[str, ...]] = {  # by command: what most runs of it name
-    "manifest": ("output", "label", "id", "image", "features", "split"),
+    "manifest": ("output", "label", "id", "image", "text", "features", "split"),
     "grads": ("checkpoint", "model", "target", "method", "objective", "output", "dry_run"),
     "score": ("checkpoint", "model", "target", "method", "objective", "set", "per_target", "output", "dry_run"),
     "curate": ("action", "budget", "by", "output", "edits", "manifest", "dry_run"),
@@ -21,8 +21,9 @@ COMMON: dict[str, tuple[str, ...]] = {  # by command: what most runs of it name
 }
 PURPOSES: dict[str, tuple[str, ...]] = {
     "Rows and columns": (
-        *("manifest", "target", "overlap", "allow_overlap", "fit_rows", "label", "group", "id", "image", "features"),
+        *("manifest", "target", "overlap", "allow_overlap", "fit_rows", "label", "group", "id", "image", "text"),
         *(
+            "features",
             "weight",
             "keep_column",
             "like",
@@ -35,7 +36,18 @@ PURPOSES: dict[str, tuple[str, ...]] = {
             "sheet",
         ),
     ),
-    "Model": ("model", "checkpoint", "class_map", "num_classes", "input_size", "mean", "std", "interpolation", "crop"),
+    "Model": (
+        "model",
+        "checkpoint",
+        "class_map",
+        "num_classes",
+        "input_size",
+        "max_length",
+        "mean",
+        "std",
+        "interpolation",
+        "crop",
+    ),
     "Scores": (
         *("method", "objective", "set", "params", "loss", "precision", "relative", "combine", "rows", "sketch_dim"),
         *("per_member", "per_target", "top"),

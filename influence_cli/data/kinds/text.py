@@ -43,7 +43,11 @@ class Text(Kind):
     def fault(self, payload: Any) -> BadPayload | None:
         """A text has a character that is no space."""
         empty = next((name for name, text in self.as_values(payload).items() if not text.strip()), None)
-        return None if empty is None else BadPayload(f"column {empty}: the text is empty", "write one, or take the row out")
+        return (
+            None
+            if empty is None
+            else BadPayload(f"column {empty}: the text is empty", "write one, or take the row out")
+        )
 
     def raw(self, payload: Any) -> bytes:
         """Its UTF-8."""

@@ -51,6 +51,7 @@ def later(seen: Seen, columns: Columns, recipe: Mapping[str, Any], of: str) -> R
     features = [Feature.from_dict(value) for value in recipe["features"]]
     names, where = list(seen.types), seen.where
     needed = [f.column for f in features] + ([recipe["image"]] if recipe["image"] else []) + list(recipe["own"])
+    needed += recipe.get("text", [])
     label = columns.label or recipe["label"]
     for name in (*needed, label):
         if name not in names:
@@ -70,9 +71,8 @@ def later(seen: Seen, columns: Columns, recipe: Mapping[str, Any], of: str) -> R
     left_out = tuple(LeftOut(f"column {n}", _unread(n, of)) for n in names if n not in taken)
     now = tuple(_as_now(f, seen, of) for f in features)
     notes = (f"columns are read as those of {of}",)
-    own = tuple(recipe["own"])
-    return Roles(label, recipe["names"], image=recipe["image"], own=own, features=now, kept=kept, left_out=left_out,
-                 notes=notes, **optional)  # fmt: skip
+    payload = {"image": recipe["image"], "text": tuple(recipe.get("text", ())), "own": tuple(recipe["own"])}
+    return Roles(label, recipe["names"], features=now, kept=kept, left_out=left_out, notes=notes, **payload, **optional)
 
 
 def _unread(name: str, of: str) -> str:

@@ -11,6 +11,7 @@ from influence_cli.data.kinds.protocol import is_text
 from influence_cli.data.plain_types import is_list, pc
 from influence_cli.data.sources.features import VECTOR, column_of, count_blurred, encoded
 from influence_cli.data.sources.roles import Roles
+from influence_cli.data.sources.text_columns import texts_of_rows
 from influence_cli.errors import ManifestError
 
 
@@ -24,6 +25,8 @@ def payload_columns(table: pa.Table, roles: Roles, where: str, counts: Counter[s
     if roles.image is not None:
         image = of(roles.image)
         return {"path" if is_text(image.type) or pa.types.is_null(image.type) else "image": image}
+    if roles.text:
+        return texts_of_rows(table, roles.text)
     if roles.own:
         return {name: _payload(of(name), name, where, counts) for name in roles.own}
     for feature in roles.features:

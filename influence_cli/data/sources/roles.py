@@ -14,13 +14,14 @@ from typing import Any
 import pyarrow as pa
 
 from influence_cli.data.classes import CLEAN
-from influence_cli.data.kinds import PAYLOADS, kind_in
+from influence_cli.data.kinds import KINDS, PAYLOADS, kind_in
 from influence_cli.data.kinds.protocol import is_text
 from influence_cli.data.plain_types import is_list
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.features import Feature, Judged, judge, summary
 from influence_cli.data.sources.protocol import ID_NAMES, IMAGE_NAMES, KEPT, LABEL_NAMES, LeftOut, pick
 from influence_cli.data.sources.survey import PLAIN, Survey
+from influence_cli.data.sources.text_columns import free_texts, text_columns
 from influence_cli.errors import ManifestError
 
 ROW_NUMBERS = "none"  # as --id: rows are numbered
@@ -30,6 +31,7 @@ _WEIGHTS = ("sample_weight", "sample_weights", "instance_weight", "row_weight", 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")  # of snake_case and CamelCase
 _IDENTIFIERS = ("id", "ids", "uid", "uuid", "guid", "uri", "url", "hash", "md5", "sha1", "sha256")
 _SURE_LABELS = ("label", "labels")
+_NO_COLUMNS = PAYLOADS - {name for kind in KINDS.values() if kind.ragged for name in kind.columns}  # to be kept
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Roles:
     names: bool = False  # labels are names, also where their text is a number
     id: str | None = None
     image: str | None = None
+    text: tuple[str, ...] = ()  # a column of texts, or the two of pairs
     own: tuple[str, ...] = ()  # a payload that is stored as a manifest stores it
     features: tuple[Feature, ...] = ()
     weight: str | None = None
@@ -56,6 +59,10 @@ class Roles:
         yield "id: rows are numbered" if self.id is None else f"id: column {self.id}"
         if self.image is not None:
             yield f"image: column {self.image}"
+        elif self.text:
+            yield (
+                f"text: column {self.text[0]}" if len(self.text) == 1 else f"texts: pairs of {' and '.join(self.text)}"
+            )
         elif self.own:
             yield f"payload: column {' and '.join(self.own)}, as a manifest has it"
         else:
@@ -74,7 +81,7 @@ class Roles:
         """Plain values, for a manifest's metadata."""
         single = ("label", "id", "image", "weight", "group", "split", "clean")
         values: dict[str, Any] = {name: getattr(self, name) for name in single}
-        values |= {"own": list(self.own), "kept": list(self.kept), "names": self.names}
+        values |= {"own": list(self.own), "kept": list(self.kept), "names": self.names, "text": list(self.text)}
         return values | {"features": [f.as_dict() for f in self.features]}
 
 
@@ -96,7 +103,7 @@ class Seen:
 
 def needs_survey(types: Mapping[str, pa.DataType], columns: Columns) -> bool:
     """Whether values have to be looked at: not where the payload is stored as such."""
-    if columns.features or columns.like is not None:
+    if columns.features or columns.text or columns.like is not None:
         return True
     images = [n for n in types if n == columns.image or (columns.image is None and n.lower() in IMAGE_NAMES)]
     return not _own(types) and not any(_is_image(types[n]) for n in images)
@@ -105,7 +112,7 @@ def needs_survey(types: Mapping[str, pa.DataType], columns: Columns) -> bool:
 def _own(types: Mapping[str, pa.DataType]) -> tuple[str, ...]:
     """The columns of a payload that is stored as a manifest stores it, by names and types; images have a role."""
     kind = kind_in(types)
-    if kind is None or kind.pixels:
+    if kind is None or kind.pixels or kind.ragged:
         return ()
     fits = all(kind.holds(types[name]) or is_list(types[name]) for name in kind.columns)
     return kind.columns if fits else ()
@@ -124,19 +131,20 @@ def decide(seen: Seen, columns: Columns) -> Roles:
     if columns.id != ROW_NUMBERS or ROW_NUMBERS in names:
         identity = pick([n for n in names if n != label], columns.id, ID_NAMES, "id", where)
     image = _image(names, columns, seen)
-    own = () if columns.features or image is not None else _own(seen.types)
+    own = () if columns.features or columns.text or image is not None else _own(seen.types)
+    text = () if own or image is not None else text_columns(seen.types, seen.surveys, columns, label, where)
     free = {n: t for n, t in seen.types.items() if n != label and n not in columns.features}
     usual = {role: _there(role, free) for role in ("group", "split", "weight", CLEAN)}
     special: dict[str, Any] = {
         "id": identity, "group": columns.group or usual["group"], "split": usual["split"], "clean": usual[CLEAN],
-        "weight": columns.weight or (usual["weight"] if own or image is not None else None),
+        "weight": columns.weight or (usual["weight"] if own or text or image is not None else None),
     }  # fmt: skip
     check_kept(special, columns, where)
-    taken = {label, image, *own, *(n for n in special.values() if n is not None)}
+    taken = {label, image, *own, *text, *(n for n in special.values() if n is not None)}
     rest = [n for n in names if n not in taken or n in columns.features]
-    start = Roles(label, _are_names(label, seen), image=image, own=own, kept=columns.keep, **special)
-    if own or image is not None:
-        payload = "image" if image is not None else "payload"
+    start = Roles(label, _are_names(label, seen), image=image, text=text, own=own, kept=columns.keep, **special)
+    if own or text or image is not None:
+        payload = "image" if image is not None else "text" if text else "payload"
         reason = f"not needed beside the {payload}; --keep-column keeps it"
         return _with(start, (), [LeftOut(f"column {n}", reason) for n in rest if n not in columns.keep], rivals)
     return _of_features(start, rest, rivals, columns, seen)
@@ -147,6 +155,7 @@ def _of_features(start: Roles, rest: list[str], rivals: list[str], columns: Colu
     features: list[Feature] = []
     left_out: list[LeftOut] = []
     notes: list[str] = []
+    texts = free_texts({n: seen.surveys[n] for n in rest}, seen.types, columns)
     for name in columns.features or rest:
         asked = name in columns.features
         judged = Judged(None, _no_feature(name, rivals, seen)) if not asked else None
@@ -161,13 +170,16 @@ def _of_features(start: Roles, rest: list[str], rivals: list[str], columns: Colu
                 f"column {name} is no feature: {judged.reason}", where=f"{seen.where}, column {name}", fix=fix
             )
         elif name not in columns.keep:
-            left_out.append(LeftOut(f"column {name}", judged.reason))
+            more = f"; --text {name} is for models that read it" if name in texts else ""
+            left_out.append(LeftOut(f"column {name}", judged.reason + more))
     if columns.features:
         away = [n for n in rest if n not in columns.features and n not in columns.keep]
         left_out += [LeftOut(f"column {n}", "not named with --features") for n in away]
     if not features:
         reasons = "; ".join(f"{entry.what}: {entry.reason}" for entry in left_out[:5])
-        fix = f"name it with --image or --features; there are: {', '.join(seen.types)}"
+        fix = f"name it with --image, --text or --features; there are: {', '.join(seen.types)}"
+        for name in texts[:1]:
+            fix = f"pass --text {name} where a model is to read column {name}"
         what = "no payload: neither an image column nor numeric features"
         raise ManifestError(f"{what} ({reasons})" if reasons else what, where=seen.where, fix=fix)
     weight = next((f.column for f in features if f.column.lower() == "weight"), None)
@@ -206,7 +218,7 @@ def check_kept(special: Mapping[str, str | None], columns: Columns, where: str) 
     """Refuse to keep a column under a name that a manifest has for something else."""
     for name in (*columns.keep, *((columns.group,) if columns.group else ())):
         taken = {"id": "id", "label": None, "split": "split", "weight": "weight", CLEAN: "clean"}
-        if name in PAYLOADS or (name in taken and special.get(taken[name] or "") != name):
+        if name in _NO_COLUMNS or (name in taken and special.get(taken[name] or "") != name):
             what = f"a manifest's column {name} holds something else, so that one of that name cannot be kept"
             raise ManifestError(what, where=f"{where}, column {name}", fix="rename it in the source")
 
@@ -243,7 +255,7 @@ def _are_names(label: str, seen: Seen) -> bool:
 
 def _image(names: list[str], columns: Columns, seen: Seen) -> str | None:
     """The column of images: asked for, or of a usual name with bytes or with what look like paths of images."""
-    if columns.features:
+    if columns.features or columns.text:
         return None
     if columns.image is not None:
         return pick(names, columns.image, (), "image", seen.where)

@@ -14,6 +14,7 @@ import numpy as np
 from influence_cli.errors import UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.methods.random import uniform_draws
+from influence_cli.model.text_lengths import text_lengths
 from influence_cli.stages.retrain.arm_comparison import cautions_of, compare_arms, pareto, summary_of
 from influence_cli.stages.retrain.arms import Arm
 from influence_cli.stages.retrain.attacked_arms import attack_of, measure_attacks
@@ -35,6 +36,8 @@ from influence_cli.stages.retrain.training_run import TrainingRun
 from influence_cli.stages.run.usable_rows import left_out_of, usable_now
 
 if TYPE_CHECKING:
+    from influence_cli.data.manifest import Rows
+    from influence_cli.model.spec import ModelSpec
     from influence_cli.model.train.recipe import Recipe
 
 
@@ -50,6 +53,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     base = base_rows(request, manifest)
     spec = model_to_train(request, base.manifest, listener)
     check_model(request, spec.name)  # of a run that stands in the run folder
+    _say_texts(base, spec, listener)
     test = rows_to_test(request, base.manifest, spec, listener)
     check_convex(recipe, spec.name, request.seeds)
     base, test = (usable_now(rows, spec, request.inputs) for rows in (base, test))
@@ -81,6 +85,13 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     }
     run.finish(arms[0], metrics, {**kept, "canaries": planted})
     return metrics
+
+
+def _say_texts(rows: Rows, spec: ModelSpec, listener: Listener) -> None:
+    """How long the texts are, and how many are cut."""
+    found = text_lengths(rows, spec, None)
+    if found is not None and spec.text is not None and (found.over == 0 or spec.text.cut):
+        (listener.warn if found.over else listener.note)(found.said(spec.text.max_length, "train"))
 
 
 def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dict[str, Any]:

@@ -123,6 +123,8 @@ def _estimated_gradients(run: Run, session: Session) -> dict[str, Any]:
 
 def _seconds_a_row(work: Callable[[Tensor], object], x: Tensor, most: int) -> float:
     """Of a batch that takes long enough, of at most as many rows as a run's batches have."""
+    import torch
+
     while True:
         work(x)  # the first call sets things up
         took = min(_seconds(work, x) for _ in range(2))  # whatever else the machine does adds to it

@@ -5,6 +5,7 @@ A wrong size costs much accuracy and looks like nothing else, so it is never lef
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from influence_cli.model.hub_config import read_hub_config
 from influence_cli.model.new_spec import as_text
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.spec import is_own, is_plain
+from influence_cli.model.text_lengths import TextLengths, text_lengths
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 from influence_cli.store import fingerprint
@@ -25,7 +27,12 @@ FAR = 1.5  # times larger or smaller than the images' own size
 
 def input_of(run: Run, session: Session) -> dict[str, Any] | None:
     """The size of the model's input, its origin, and the images' own sizes; None where the input is no image."""
-    if run.model is None or not run.model.payload_kind.pixels:
+    if run.model is None:
+        return None
+    if run.model.text is not None:
+        found = text_lengths(run.train, run.model, session.store)
+        return None if found is None else {"tokens": run.model.text.max_length, "texts": asdict(found)}
+    if not run.model.payload_kind.pixels:
         return None
     channels, height, width = run.model.shape
     own = _own_sizes(run, session)
@@ -43,6 +50,10 @@ def say_input(run: Run, session: Session) -> None:
     """One line of it, for whoever listens."""
     found = input_of(run, session)
     if found is None:
+        return
+    if "texts" in found:
+        lengths = TextLengths(**found["texts"])
+        (session.listener.warn if lengths.over else session.listener.note)(lengths.said(found["tokens"], "train"))
         return
     height, width = found["size"]
     channels = "1 channel" if found["channels"] == 1 else f"{found['channels']} channels"

@@ -9,6 +9,7 @@ from influence_cli.errors import UsageError
 from influence_cli.model.checkpoints import Checkpoint, find_model
 from influence_cli.model.new_spec import as_text, for_each_channel, new_spec
 from influence_cli.model.spec import ModelSpec, code_named_by_data, is_own
+from influence_cli.model.text_input import HF, folder_of, read_config
 from influence_cli.stages.run.class_map import with_class_order, with_outputs
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ def with_own_code(spec: ModelSpec, inputs: Inputs, where: str) -> ModelSpec:
     return replace(spec, task=own_code(spec.name)[0])
 
 
+def with_cut_texts(spec: ModelSpec, inputs: Inputs) -> ModelSpec:
+    """The spec that a checkpoint carries, with leave to cut texts where --max-length gives it."""
+    if spec.text is None or inputs.max_length is None:
+        return spec
+    return replace(spec, text=replace(spec.text, asked=True))
+
+
 def known_again(spec: ModelSpec, inputs: Inputs, where: str, manifest: Manifest, store: Store) -> ModelSpec:
     """The spec that a checkpoint carries, for training: the user's own code is known by what it does now."""
     if not is_own(spec.name):
@@ -53,7 +61,7 @@ def resolve_model(inputs: Inputs, manifest: Manifest, store: Store, precision: s
     own = inputs.task is not None or is_own(inputs.model)
     checkpoint, carried = (None, None) if inputs.checkpoint is None else find_model(inputs.checkpoint, own)
     if carried is not None:
-        spec = ModelSpec.from_dict(carried)
+        spec = with_cut_texts(ModelSpec.from_dict(carried), inputs)
         refuse_contradictions(inputs, spec, inputs.checkpoint or "")
         spec = with_class_order(spec, inputs, manifest, inputs.checkpoint or "", carried=True)
         if is_own(spec.name):
@@ -97,6 +105,7 @@ def refuse_contradictions(inputs: Inputs, spec: ModelSpec, where: str) -> None:
         ("--std", for_each_channel(inputs.std, spec), spec.std if image else None),
         ("--interpolation", inputs.interpolation, spec.interpolation if image else None),
         ("--crop", inputs.crop, spec.crop if image else None),
+        ("--max-length", inputs.max_length, spec.text.max_length if spec.text is not None else None),
     ):
         if asked is not None and asked != there:
             raise UsageError(
@@ -107,5 +116,7 @@ def refuse_contradictions(inputs: Inputs, spec: ModelSpec, where: str) -> None:
 
 
 def _untagged(asked: str | None, there: str) -> str | None:
-    """A model's name; without timm's tag of pretrained weights where it is the one that is there."""
+    """A model's name; without timm's tag of pretrained weights, or as its architecture's, where that is there."""
+    if asked is not None and asked.startswith(HF) and there.startswith(HF):
+        return f"{HF}{(read_config(folder_of(asked)) or {}).get('model_type')}"
     return there if asked is not None and asked.split(".")[0] == there else asked
