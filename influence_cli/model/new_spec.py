@@ -112,6 +112,8 @@ def _of_texts(inputs: Inputs, manifest: Manifest, num_classes: int) -> ModelSpec
     if values is None:
         what = f"{CONFIG_FILE} is not one of transformers: it says no model_type"
         raise UsageError(what, where=str(folder), fix="give a folder that save_pretrained wrote")
+    if inputs.checkpoint is None:  # the model is to be trained on such rows
+        values["text"]["texts"] = len(kind.columns)
     own = values["classes"] if inputs.checkpoint is not None else None  # a head that is trained anew has other classes
     return ModelSpec.from_dict({**values, "classes": own or manifest.classes})
 

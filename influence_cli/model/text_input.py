@@ -55,6 +55,7 @@ class TextInput:
     max_length: int  # tokens
     longest: int  # tokens that the model takes; texts are cut to fewer, since that was asked for
     padding: int  # the number that fills rows up; a mask hides it
+    texts: int | None = None  # of a row that it was trained on: 1, or 2 of pairs; None: nobody says
     asked: bool = field(default=False, compare=False)  # to cut texts that are longer than the model takes
     folder: Path | None = field(default=None, compare=False)  # where the tokenizer's files are
 
@@ -62,7 +63,7 @@ class TextInput:
         """Plain values, for JSON and fingerprints."""
         return {
             "config": json.loads(self.config), "tokenizer": self.tokenizer, "max_length": self.max_length,
-            "longest": self.longest, "padding": self.padding,
+            "longest": self.longest, "padding": self.padding, **({} if self.texts is None else {"texts": self.texts}),
         }  # fmt: skip
 
     @staticmethod
@@ -89,6 +90,9 @@ class TextInput:
             ValueError: there are more than the model takes, and they are not to be cut; or a number is none of the
                 model's.
         """
+        if self.texts not in (None, len(texts)):
+            kinds = {1: "a text", 2: "a pair of texts"}
+            raise ValueError(f"{kinds[len(texts)]} where the model was trained on {kinds[self.texts or 1]} a row")
         found = self._tokenize([texts])
         if len(found["input_ids"][0]) > self.max_length:
             what = f"the text has {len(found['input_ids'][0]):,} tokens where the model takes {self.max_length:,}"
@@ -144,10 +148,11 @@ def is_text_input(value: Any) -> bool:
     """Whether a value is a model's text input as JSON keeps it."""
     return (
         isinstance(value, dict)
-        and value.keys() <= {"config", "tokenizer", "max_length", "longest", "padding", "folder", "asked"}
+        and value.keys() <= {"config", "tokenizer", "max_length", "longest", "padding", "texts", "folder", "asked"}
         and isinstance(value.get("config"), dict)
         and isinstance(value["config"].get("model_type"), str)
         and isinstance(value.get("tokenizer"), str)
+        and value.get("texts") in (None, 1, 2)
         and all(type(value.get(name)) is int and value[name] >= 0 for name in ("max_length", "longest", "padding"))
     )
 

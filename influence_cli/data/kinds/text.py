@@ -72,9 +72,9 @@ class Text(Kind):
 
     def decode(self, payload: Any, spec: InputSpec) -> Decoded:
         """Token numbers and a mask, each [T].  Raises ValueError: more tokens than the model takes."""
-        if spec.text is None or not isinstance(payload, str):
-            raise ValueError(f"the model takes {'pairs of texts' if isinstance(payload, str) else 'texts'}")
-        return spec.text.encoded(payload)
+        if spec.text is None:
+            raise ValueError("texts where the model takes something else")
+        return spec.text.encoded(*((payload,) if isinstance(payload, str) else payload))
 
     def odd(self, values: Sequence[Decoded]) -> int | None:
         """None: rows have as many tokens as they have."""
@@ -123,6 +123,7 @@ class TextPair(Text):
     columns = ("text_a", "text_b")
     types = {"text_a": pa.string(), "text_b": pa.string()}  # noqa: RUF012
     domain = "influence.texts"
+    model_kind = "text"
 
     def stored(self, batch: pa.RecordBatch, folder: Path) -> list[Any]:
         """Both texts; None where one is missing."""
@@ -133,12 +134,6 @@ class TextPair(Text):
         """The first text's length in UTF-8, eight bytes, and both texts."""
         a, b = (text.encode() for text in payload)
         return len(a).to_bytes(8, "little") + a + b
-
-    def decode(self, payload: Any, spec: InputSpec) -> Decoded:
-        """Token numbers and a mask, each [T].  Raises ValueError: more tokens than the model takes."""
-        if spec.text is None or not isinstance(payload, tuple):
-            raise ValueError("the model takes pairs of texts")
-        return spec.text.encoded(*payload)
 
     def as_values(self, payload: Any) -> dict[str, Any]:
         """Both texts, by column."""
