@@ -9,18 +9,16 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-
-pytest.importorskip("transformers", reason="needs the extra text")
-
 import torch
-import transformers
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+transformers: Any = pytest.importorskip("transformers", reason="needs the extra text")
+tokenizers: Any = pytest.importorskip("tokenizers", reason="needs the extra text")
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-WORDS = (
-    "the a cat dog man woman he she his her sees likes hates good bad great awful film movie plot was is very not "
-    "story actor music and in of to with without"
-).split()
+WORDS = tuple(
+    "the a cat dog man woman he she his her sees likes hates good bad great awful film movie plot was is very not story "
+    "actor music and in of to with without".split()
+)
 SIZES: dict[str, dict[str, Any]] = {  # of a small model of each architecture
     "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
     "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
@@ -41,14 +39,17 @@ SIZES: dict[str, dict[str, Any]] = {  # of a small model of each architecture
 }  # fmt: skip
 
 
-def tokenizer(longest: int = 32, side: str = "right") -> Any:
+def tokenizer(longest: int = 32, side: str = "right", types: bool = False) -> Any:
     """A tokenizer of whole words in lower case, with [CLS] and [SEP] around them."""
-    words = Tokenizer(models.WordLevel({w: k for k, w in enumerate([*SPECIAL, *WORDS])}, unk_token="[UNK]"))
-    words.pre_tokenizer, words.normalizer = pre_tokenizers.Whitespace(), normalizers.Lowercase()
-    words.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({w: k for k, w in enumerate([*SPECIAL, *WORDS])}, unk_token="[UNK]")
+    )
+    words.pre_tokenizer, words.normalizer = tokenizers.pre_tokenizers.Whitespace(), tokenizers.normalizers.Lowercase()
+    words.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    given = ["input_ids", "attention_mask", *(["token_type_ids"] if types else [])]
     named = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, model_max_length=longest, padding_side=side, **named
+        tokenizer_object=words, model_max_length=longest, padding_side=side, model_input_names=given, **named
     )
 
 
@@ -64,21 +65,25 @@ def classifier(kind: str = "bert", classes: int = 2, seed: int = 0, **more: Any)
     return model.eval()
 
 
-def saved(folder: Path, kind: str = "bert", classes: int = 2, side: str = "right", **more: Any) -> Path:
+def saved(folder: Path, kind: str = "bert", classes: int = 2, **more: Any) -> Path:
     """The folder with such a classifier and the tokenizer."""
+    tokens = {name: more.pop(name) for name in ("longest", "side", "types") if name in more}
     classifier(kind, classes, **more).save_pretrained(folder)
-    tokenizer(side=side).save_pretrained(folder)
+    tokenizer(**tokens).save_pretrained(folder)
     return folder
 
 
 def sentences(train: int = 60, val: int = 20, test: int = 20, wrong: float = 0.1, seed: int = 0) -> pa.Table:
     """Rows with id, text, label and split: good or great films are of class pos, but for a share of wrong labels."""
-    rng, rows = random.Random(seed), list[tuple[str, str, int, str]]()
-    for k in range(train + val + test):
+    rng, rows, seen = random.Random(seed), list[tuple[str, str, int, str]](), set[str]()
+    while len(rows) < train + val + test:
         label = rng.random() < 0.5
         words = rng.choices(WORDS, k=rng.randint(1, 12))
         words.insert(rng.randrange(len(words) + 1), rng.choice(["good", "great"] if label else ["bad", "awful"]))
-        given = int(label) if rng.random() >= wrong else 1 - int(label)
+        if " ".join(words) in seen:
+            continue
+        seen.add(" ".join(words))
+        k, given = len(rows), int(label) if rng.random() >= wrong else 1 - int(label)
         split = "train" if k < train else "val" if k < train + val else "test"
         rows.append((f"r{k}", " ".join(words), given, split))
     columns = dict(zip(("id", "text", "label", "split"), map(list, zip(*rows, strict=True)), strict=True))

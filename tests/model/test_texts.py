@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from influence_cli.data.kinds import KINDS
-from tests.cases import call_cli, write
-from tests.texts import classifier, saved, sentences, tokenizer
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+import torch
 
 from influence_cli.engines.engine import Engine
 from influence_cli.engines.point import Point
 from influence_cli.model.named_tensors import NamedTensors
 from influence_cli.model.transformers_model import with_plain_call
+from tests.cases import call_cli, run_python, write
+from tests.texts import classifier, saved, sentences, tokenizer, transformers
 
 
 def _rows(rows: int = 12) -> tuple[Any, Any]:
@@ -50,8 +47,10 @@ def test_every_engine_equals_the_loop(kind: str, precision: str, bound: float) -
     for name in ("forward", "layerwise", "double-reverse"):
         engine = Engine(point, name)
         engine.outputs(x, [u])
-        assert engine.checked is not None and engine.checked.rows == 12
-        assert engine.checked.loop < bound and engine.checked.halved < bound
+        assert engine.checked is not None
+        assert engine.checked.rows == 12
+        assert engine.checked.loop < bound
+        assert engine.checked.halved < bound
         if name == "forward":
             assert point.fallback is None  # several directions share a pass
         if name == "layerwise":
@@ -122,16 +121,203 @@ def test_pairs_of_texts_are_joined_by_the_tokenizer(tmp_path: Path) -> None:
     table = sentences().drop_columns("text")
     table = table.append_column("text_a", pa.array(text)).append_column("text_b", pa.array(text[::-1]))
     write(table, tmp_path / "m.parquet")
-    folder = saved(tmp_path / "hf", type_vocab_size=2)
+    folder = saved(tmp_path / "hf", types=True)
     ran = call_cli("score", "m.parquet", "--checkpoint", folder, "--method", "loss", "-o", "s.csv", "-q", cwd=tmp_path)
     assert ran.code == 0, ran.err
     rows = {r["id"]: r for r in table.to_pylist()}
-    model, tokens = classifier(type_vocab_size=2), tokenizer()
+    model, tokens = classifier(), tokenizer(types=True)
     with (tmp_path / "s.csv").open() as handle:
         table = list(csv.DictReader(handle))
     for found in table[:5]:
         row = rows[found["id"]]
-        ids = tokens(row["text_a"], row["text_b"], return_tensors="pt", return_token_type_ids=True)
+        ids = tokens(row["text_a"], row["text_b"], return_tensors="pt")
+        assert ids["token_type_ids"].any()
         with torch.no_grad():
             loss = torch.nn.functional.cross_entropy(model(**ids).logits, torch.tensor([row["label"]]))
         assert -float(found["score"]) == pytest.approx(float(loss), rel=1e-5)
+
+
+# ---- training, and folders ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an encoder without a head, sentences as CSV, their manifest, and a run that was trained on them."""
+    folder = tmp_path_factory.mktemp("film")
+    classifier().base_model.save_pretrained(folder / "encoder")
+    tokenizer().save_pretrained(folder / "encoder")
+    rows = sentences(120, 40, 40).to_pylist()
+    with (folder / "films.csv").open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["id", "stars", "review", "sentiment", "split"])
+        writer.writerows(
+            [r["id"], k % 5, r["text"], ("neg", "pos")[r["label"]], r["split"]] for k, r in enumerate(rows)
+        )
+    made = call_cli("manifest", "films.csv", "--label", "sentiment", "--text", "review", "-o", "m.parquet", cwd=folder)
+    assert made.code == 0, made.err
+    assert "text: column review" in made.err
+    assert "left out: column stars: not needed beside the text" in made.err
+    flags = ["--model", "hf:encoder", "--lr", "0.001", "--epochs", "8", "-o", "RUN"]
+    ran = call_cli("retrain", "m.parquet", *flags, cwd=folder)
+    assert ran.code == 0, ran.err
+    assert "drawn anew, as encoder has none that fit: classifier.bias, classifier.weight" in ran.err
+    return folder
+
+
+def test_fine_tuning_takes_the_usual_recipe_where_none_is_asked_for(film: Path) -> None:
+    record = json.loads((film / "RUN" / "run.json").read_text())
+    assert record["recipe"] == {
+        "epochs": 8, "lr": 0.001, "batch_size": 32, "optimizer": "adamw", "momentum": 0.9, "weight_decay": 0.01,
+        "schedule": "linear", "warmup": 0.1, "augment": "none",
+    }  # fmt: skip
+    planned = call_cli("retrain", "m.parquet", "--model", "hf:encoder", "--optimizer", "sgd", "-o", "X", "-n", cwd=film)
+    recipe = planned.json["recipe"]
+    assert (recipe["epochs"], recipe["batch_size"], recipe["lr"], recipe["schedule"]) == (3, 32, None, "cosine")
+
+
+def test_transformers_loads_the_run_folder_and_gives_the_same_logits(film: Path) -> None:
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(film / "RUN").eval()
+    assert model.config.id2label == {0: "neg", 1: "pos"}
+    tokens = transformers.AutoTokenizer.from_pretrained(film / "RUN")
+    ran = call_cli("score", "m.parquet", "--checkpoint", "RUN", "--method", "loss", "-o", "l.csv", cwd=film)
+    assert ran.code == 0, ran.err
+    assert "texts: 4 to 15 tokens" in ran.err
+    assert "none above 32" in ran.err
+    found = {r["id"]: -float(r["score"]) for r in csv.DictReader((film / "l.csv").read_text().splitlines())}
+    for row in pq.read_table(film / "m.parquet").to_pylist()[:10]:
+        with torch.no_grad():
+            logits = model(**tokens(row["text"], return_tensors="pt")).logits
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor([row["label"]]))
+        assert found[row["id"]] == pytest.approx(float(loss), rel=1e-4, abs=1e-6)
+
+
+def test_a_warm_run_imports_neither_torch_nor_transformers(film: Path) -> None:
+    flags = ["score", "m.parquet", "--checkpoint", "RUN", "-o", "w.parquet"]
+    assert call_cli(*flags, cwd=film).code == 0
+    code = f"""
+import sys
+from influence_cli.cli.main import main
+sys.argv = ["influence", *{flags!r}]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+assert not {{"torch", "transformers"}} & set(sys.modules)
+"""
+    ran = run_python(code, cwd=film)
+    assert ran.code == 0, ran.err
+
+
+def test_the_same_training_twice_and_a_fold_of_the_folder_are_the_same(film: Path, tmp_path: Path) -> None:
+    flags = ["--model", f"hf:{film / 'encoder'}", "--lr", "0.001", "--epochs", "8", "-o", "AGAIN", "-q"]
+    assert call_cli("retrain", film / "m.parquet", *flags, cwd=tmp_path).code == 0
+    first, again = (json.loads((f / "run.json").read_text()) for f in (film / "RUN", tmp_path / "AGAIN"))
+    assert first["trained_on"] == again["trained_on"]
+    assert first["weights"] == again["weights"]
+
+
+def test_edits_go_back_into_the_csv_that_the_texts_came_from(film: Path) -> None:
+    assert call_cli("score", "m.parquet", "--checkpoint", "RUN", "-o", "s.parquet", "-q", cwd=film).code == 0
+    ran = call_cli("curate", "s.parquet", "--action", "trim", "--budget", "5", "--export", "out.csv", "-o", "c.parquet",
+                   cwd=film)  # fmt: skip
+    assert ran.code == 0, ran.err
+    before, after = ((film / name).read_text().splitlines() for name in ("films.csv", "out.csv"))
+    assert len(after) == len(before) - 5
+    assert set(after) < set(before)
+    for form, name in (("jsonl", "out.jsonl"), ("label-studio", "tasks.json"), ("huggingface", "hf")):
+        ran = call_cli("curate", "s.parquet", "--budget", "5", "--export", name, "--export-as", form, cwd=film)
+        assert ran.code == 0, ran.err
+    tasks = json.loads((film / "tasks.json").read_text())
+    assert tasks[0]["data"]["text"] in {r["text"] for r in pq.read_table(film / "m.parquet").to_pylist()}
+
+
+def test_evaluate_trains_again_from_the_same_start(film: Path) -> None:
+    assert call_cli("score", "m.parquet", "--checkpoint", "RUN", "-o", "s.parquet", "-q", cwd=film).code == 0
+    ran = call_cli("evaluate", "s.parquet", "--lds", "4", "--json", cwd=film)
+    assert ran.code == 0, ran.err
+
+
+# ---- what cannot work ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--model", "hf:bert-base-uncased"], ["hf:bert-base-uncased is no folder", "hf download"]),
+        (["--model", "resnet18"], ["takes images, the manifest has text", "hf:FOLDER"]),
+        (["--model", "linear"], ["linear takes numbers", "hf:FOLDER"]),
+        (["--model", "hf:encoder", "--max-length", "64"], ["--max-length 64 is more than the 32 tokens"]),
+        (["--model", "hf:encoder", "--optimizer", "lbfgs", "--weight-decay", "0.1"], ["lbfgs cannot train hf:bert"]),
+    ],
+)
+def test_models_that_do_not_fit_are_refused(flags: list[str], said: list[str], film: Path) -> None:
+    ran = call_cli("retrain", "m.parquet", *flags, "-o", "NO", cwd=film)
+    assert ran.code == 2
+    assert all(text in ran.err for text in said), ran.err
+
+
+def test_long_texts_are_refused_or_cut_by_leave_and_counted(film: Path, tmp_path: Path) -> None:
+    table = pq.read_table(film / "m.parquet")
+    text = table.column("text").to_pylist()
+    text[3], text[7] = "good " * 40, "bad film " * 30
+    write(table.set_column(table.column_names.index("text"), "text", pa.array(text)), tmp_path / "m.parquet")
+    flags = ["m.parquet", "--checkpoint", film / "RUN", "-o", "s.parquet"]
+    ran = call_cli("score", *flags, cwd=tmp_path)
+    assert ran.code == 2
+    assert "the text has 42 tokens where the model takes 32" in ran.err
+    assert "row id=r3, column text" in ran.err
+    assert "--max-length N" in ran.err
+    listed = call_cli("score", *flags, "--skip-bad", cwd=tmp_path)
+    assert listed.code == 0
+    assert len(pq.read_table(tmp_path / "s.parquet")) == 118
+    cut = call_cli("score", *flags, "--max-length", 32, cwd=tmp_path)
+    assert cut.code == 0
+    assert "2 of 120 train rows are cut to 32 tokens" in cut.err
+    assert len(pq.read_table(tmp_path / "s.parquet")) == 120
+    other = call_cli("score", *flags, "--max-length", 16, cwd=tmp_path)
+    assert other.code == 2
+    assert "--max-length 16 contradicts the checkpoint, which was trained with 32" in other.err
+
+
+def test_texts_that_are_none_are_named(tmp_path: Path) -> None:
+    for k, (value, said) in enumerate(
+        [('""', "column text: the text is empty"), ('" "', "column text: the text is empty")]
+    ):
+        (tmp_path / "t.csv").write_text(f"id,text,label\na,a good film,1\nb,{value},0\nc,a bad dog is here,0\n" * 1)
+        ran = call_cli("manifest", "t.csv", "-o", f"m{k}.parquet", cwd=tmp_path)
+        assert ran.code == 2 and said in ran.err and "row id=b" in ran.err, ran.err
+    line = '{"id": "a", "text": "a half \\ud800 of it", "label": 1}\n{"id": "b", "text": "is it not so", "label": 0}\n'
+    (tmp_path / "t.jsonl").write_text(line)
+    ran = call_cli("manifest", "t.jsonl", "-o", "m.parquet", cwd=tmp_path)
+    assert ran.code == 2 and "surrogate" in ran.err, ran.err
+
+
+def test_a_tokenizer_of_another_model_or_none_is_refused(film: Path, tmp_path: Path) -> None:
+    write(sentences(), tmp_path / "m.parquet")
+    small = saved(tmp_path / "small", vocab_size=12)
+    ran = call_cli("score", "m.parquet", "--checkpoint", small, "-o", "s.parquet", cwd=tmp_path)
+    assert ran.code == 2
+    assert "it is another model's" in ran.err
+    bare = tmp_path / "bare"
+    classifier().save_pretrained(bare)
+    ran = call_cli("score", "m.parquet", "--checkpoint", bare, "-o", "s.parquet", cwd=tmp_path)
+    assert ran.code == 2
+    assert "no tokenizer beside config.json" in ran.err
+    changed = tmp_path / "RUN"
+    shutil.copytree(film / "RUN", changed)
+    (changed / "tokenizer.json").write_text((changed / "tokenizer.json").read_text().replace('"good"', '"goood"'))
+    ran = call_cli("score", "m.parquet", "--checkpoint", changed, "--no-store", "-o", "s.parquet", cwd=tmp_path)
+    assert ran.code == 2
+    assert "its files are gone or have changed" in ran.err
+    ran = call_cli("score", "m.parquet", "--checkpoint", film / "encoder", "-o", "s.parquet", cwd=tmp_path)
+    assert ran.code == 2
+    assert "influence retrain" in ran.err
+
+
+def test_pairs_are_not_single_texts(film: Path, tmp_path: Path) -> None:
+    table = sentences()
+    write(table.append_column("text_b", table.column("text")).rename_columns(
+        ["id", "text_a", "label", "split", "text_b"]), tmp_path / "m.parquet")  # fmt: skip
+    ran = call_cli("score", "m.parquet", "--checkpoint", film / "RUN", "-o", "s.parquet", cwd=tmp_path)
+    assert ran.code == 2
+    assert "a pair of texts where the model was trained on a text a row" in ran.err

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from influence_cli.errors import UsageError
+from influence_cli.errors import ModelError, UsageError
 from influence_cli.model.checkpoints import Checkpoint, find_model
 from influence_cli.model.new_spec import as_text, for_each_channel, new_spec
 from influence_cli.model.spec import ModelSpec, code_named_by_data, is_own
-from influence_cli.model.text_input import HF, folder_of, read_config
+from influence_cli.model.text_input import HF, folder_of, has_classifier, read_config
 from influence_cli.stages.run.class_map import with_class_order, with_outputs
 
 if TYPE_CHECKING:
@@ -42,6 +42,14 @@ def with_cut_texts(spec: ModelSpec, inputs: Inputs) -> ModelSpec:
     return replace(spec, text=replace(spec.text, asked=True))
 
 
+def refuse_no_head(spec: ModelSpec, inputs: Inputs) -> None:
+    """Refuse an encoder of texts that classifies nothing (ModelError)."""
+    if spec.text is not None and spec.text.folder is not None and not has_classifier(spec.text.folder):
+        what = "the folder has an encoder, and no classifier on it"
+        fix = f"train one: influence retrain {inputs.manifest} --model {HF}{spec.text.folder} -o RUN"
+        raise ModelError(what, where=str(spec.text.folder), fix=fix)
+
+
 def known_again(spec: ModelSpec, inputs: Inputs, where: str, manifest: Manifest, store: Store) -> ModelSpec:
     """The spec that a checkpoint carries, for training: the user's own code is known by what it does now."""
     if not is_own(spec.name):
@@ -62,6 +70,7 @@ def resolve_model(inputs: Inputs, manifest: Manifest, store: Store, precision: s
     checkpoint, carried = (None, None) if inputs.checkpoint is None else find_model(inputs.checkpoint, own)
     if carried is not None:
         spec = with_cut_texts(ModelSpec.from_dict(carried), inputs)
+        refuse_no_head(spec, inputs)
         refuse_contradictions(inputs, spec, inputs.checkpoint or "")
         spec = with_class_order(spec, inputs, manifest, inputs.checkpoint or "", carried=True)
         if is_own(spec.name):
