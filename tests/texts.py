@@ -15,10 +15,11 @@ transformers: Any = pytest.importorskip("transformers", reason="needs the extra 
 tokenizers: Any = pytest.importorskip("tokenizers", reason="needs the extra text")
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-WORDS = tuple(
-    "the a cat dog man woman he she his her sees likes hates good bad great awful film movie plot was is very not story "
-    "actor music and in of to with without".split()
+_SAID = (
+    "the a cat dog man woman he she his her sees likes hates good bad great awful film movie plot was is very not "
+    "story actor music and in of to with without"
 )
+WORDS = tuple(_SAID.split())
 SIZES: dict[str, dict[str, Any]] = {  # of a small model of each architecture
     "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
     "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
