@@ -105,7 +105,10 @@ def build_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
     Raises:
         ModelError: the name is unknown, or the architecture refuses the input.
     """
-    model = _build(spec, pretrained)
+    return _in_order(_build(spec, pretrained), spec)
+
+
+def _in_order(model: nn.Module, spec: ModelSpec) -> nn.Module:
     if spec.order is not None:
         model.register_forward_hook(OutputOrder(spec.order))
     return model
@@ -114,7 +117,7 @@ def build_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
 def _build(spec: ModelSpec, pretrained: bool) -> nn.Module:
     if spec.task is not None:
         return spec.task.build()
-    if spec.text is not None:
+    if spec.network is not None:
         from influence_cli.model.transformers_model import build
 
         return build(spec)
@@ -175,8 +178,13 @@ def load_model(
     Raises:
         ModelError: the checkpoint does not fit; names tensors, expected and found shapes.
     """
-    model = in_precision(build_model(spec), dtype)
-    model = load_weights(model, checkpoint, spec.name, listener) if checkpoint.files else model.eval()
+    if spec.network is not None:
+        from influence_cli.model.transformers_model import load
+
+        model = in_precision(_in_order(load(spec, checkpoint, listener), spec), dtype)
+    else:
+        model = in_precision(build_model(spec), dtype)
+        model = load_weights(model, checkpoint, spec.name, listener) if checkpoint.files else model.eval()
     check_input(model, spec)
     return model
 

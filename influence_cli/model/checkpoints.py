@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from influence_cli.errors import DamagedModel, ModelError
+from influence_cli.model.hf_folder import spec_values
 from influence_cli.model.hub_config import read_hub_config
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, is_model
-from influence_cli.model.text_input import placed, spec_values
+from influence_cli.model.text_input import placed
 from influence_cli.store.files import DamagedFile, file_digest
 from influence_cli.store.lfs import FIX, WHAT, is_pointer
 from influence_cli.store.sealed import read_weights_metadata, tensor_digest
@@ -96,7 +97,7 @@ def find_model(locator: str, own_code: bool = False) -> tuple[Checkpoint, dict[s
     checkpoint, carried = find_checkpoint(locator)
     if carried is None and not own_code:
         folder = checkpoint.files[0].parent
-        carried = read_hub_config(folder) or placed(spec_values(folder), folder)
+        carried = read_hub_config(folder) or spec_values(folder)
     return checkpoint, carried
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from influence_cli.errors import UsageError
 from influence_cli.events import SILENT, Listener
+from influence_cli.model.hf_folder import CONFIG_FILE, HF, folder_of, spec_values
 from influence_cli.model.image_input import image_input
 from influence_cli.model.spec import TORCHVISION, ModelSpec, is_own, is_plain
-from influence_cli.model.text_input import CONFIG_FILE, HF, folder_of, placed, spec_values
 from influence_cli.store.keys import fingerprint
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def new_spec(
     classes, kind = manifest.classes, manifest.payload_kind.input_name
     num_classes = inputs.num_classes or (len(classes) if classes else int(manifest.all_rows().labels.max()) + 1)
     if inputs.model.startswith(HF):
-        return _of_texts(inputs, manifest, num_classes)
+        return _of_transformers(inputs, manifest, num_classes)
     if not manifest.payload_kind.pixels:
         return _of_numbers(inputs, manifest, num_classes)
     if is_plain(inputs.model) or is_own(inputs.model) or from_scratch:
@@ -97,25 +97,26 @@ def _of_numbers(inputs: Inputs, manifest: Manifest, num_classes: int) -> ModelSp
     return ModelSpec(inputs.model or "", num_classes, kind.input_name, shape, classes=manifest.classes)
 
 
-def _of_texts(inputs: Inputs, manifest: Manifest, num_classes: int) -> ModelSpec:
+def _of_transformers(inputs: Inputs, manifest: Manifest, num_classes: int) -> ModelSpec:
     """The spec of a folder of transformers.
 
     Raises:
-        ModelError: there is none, or it has no tokenizer.
-        UsageError: the manifest has no texts.
+        ModelError: there is none, or it does not say how rows become its input.
+        UsageError: the manifest has rows of another kind.
     """
     kind, folder = manifest.payload_kind, folder_of(inputs.model or "")
-    if not kind.ragged:
-        what = f"{inputs.model} takes texts, the manifest has {kind.column}"
-        raise UsageError(what, fix="name the column of texts: influence manifest SOURCE --text COLUMN -o MANIFEST")
-    values = placed(spec_values(folder, inputs.max_length, kind.input_name, num_classes), folder)
+    values = spec_values(folder, inputs.max_length, num_classes, images=kind.pixels)
     if values is None:
         what = f"{CONFIG_FILE} is not one of transformers: it says no model_type"
         raise UsageError(what, where=str(folder), fix="give a folder that save_pretrained wrote")
-    if inputs.checkpoint is None:  # the model is to be trained on such rows
+    if not (kind.pixels or kind.ragged):
+        what = f"{inputs.model} takes texts or images, the manifest has {kind.column}"
+        raise UsageError(what, fix="name the column of texts: influence manifest SOURCE --text COLUMN -o MANIFEST")
+    if kind.ragged and inputs.checkpoint is None:  # the model is to be trained on such rows
         values["text"]["texts"] = len(kind.columns)
     own = values["classes"] if inputs.checkpoint is not None else None  # a head that is trained anew has other classes
-    return ModelSpec.from_dict({**values, "classes": own or manifest.classes})
+    spec = ModelSpec.from_dict({**values, "classes": own or manifest.classes})
+    return _overridden(inputs, spec) if kind.pixels else spec
 
 
 def _timm_note(name: str, store: Store | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.kinds import is_input
 from influence_cli.data.manifest import Rows
+from influence_cli.model.hf_folder import is_network
 from influence_cli.model.text_input import is_text_input
 from influence_cli.store.sealed import WEIGHTS
 
@@ -20,7 +21,7 @@ WEIGHTS_FILE = "model.safetensors"
 _PLAIN = ("model", "recipe", "seed", "init", "pretrained")  # fields that JSON holds as they are
 MODEL_KEYS = {
     "name", "num_classes", "kind", "shape", "mean", "std", "interpolation", "decoder", "classes", "crop", "code",
-    "order", "text",
+    "order", "network", "text",
 }  # fmt: skip
 
 
@@ -148,6 +149,7 @@ def is_model(value: Any) -> bool:
         and all(isinstance(value[k], str) for k in ("interpolation", "decoder") if k in value)
         and (names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names)))
         and (order is None or (isinstance(order, list) and sorted(order) == list(range(value["num_classes"]))))
+        and (value.get("network") is None or is_network(value["network"]))
         and (value.get("text") is None or is_text_input(value["text"]))
         and value.keys() <= MODEL_KEYS
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 TORCHVISION = "torchvision:"  # prefix of torchvision's own architectures
-_LATER = ("crop", "code", "order", "text")  # fields that came later, and are left out where they say nothing
+_LATER = ("crop", "code", "order", "network", "text")  # fields that came later, and are left out where they say nothing
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class ModelSpec:
     crop: float | None = None  # None: stretch to the size; else cut the middle, as timm and torchvision evaluate
     code: str | None = None  # of a model of the user's own: what its outputs on a few rows are known by
     order: tuple[int, ...] | None = None  # which output of the weights each class is; None: as they stand
-    text: TextInput | None = None  # of a model of text: its network, and its tokenizer
+    network: str | None = None  # of a model of transformers: its configuration, as sorted JSON
+    text: TextInput | None = None  # of a model of text: its tokenizer, and how long texts may be
     task: Task | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -53,13 +54,15 @@ class ModelSpec:
         """Plain values, for JSON and for fingerprints; what came later is left out where it says nothing."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "task"}
         values["text"] = None if self.text is None else self.text.as_dict()
+        values["network"] = None if self.network is None else json.loads(self.network)
         return json.loads(json.dumps({k: v for k, v in values.items() if v is not None or k not in _LATER}))
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> ModelSpec:
         """The inverse of ``as_dict``."""
         known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != "task"}
-        text = known.pop("text", None)
+        text, network = known.pop("text", None), known.pop("network", None)
+        known["network"] = None if network is None else json.dumps(network, sort_keys=True)
         return ModelSpec(**known, text=None if text is None else TextInput.from_dict(text))
 
 

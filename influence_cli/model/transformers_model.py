@@ -1,4 +1,4 @@
-"""Classifiers of transformers as plain modules: called with a dict of tensors, they return logits [n, C].
+"""Classifiers of transformers as plain modules: called with tensors by name, or pixels, they return logits [n, C].
 
 Two hooks make the call and take the logits out, so that parameters keep the names that they have in the files.
 Attention is the eager one, which has forward-mode derivatives, and the cache of keys and values is off.
@@ -7,13 +7,16 @@ Attention is the eager one, which has forward-mode derivatives, and the cache of
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.errors import ModelError
 from influence_cli.events import SILENT, Listener
-from influence_cli.model.text_input import has_classifier, require_transformers, spec_values
+from influence_cli.model.hf_folder import CONFIG_FILE, IMAGES_FILE
+from influence_cli.model.text_input import require_transformers
+from influence_cli.model.weights import read_weights, refuse_not_finite
+from influence_cli.store.files import write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,12 +29,13 @@ SHOWN = 4
 
 
 class ByName:
-    """Before a module's forward: a dict of tensors becomes its named arguments."""
+    """Before a module's forward: a dict of tensors becomes its named arguments, and a tensor its pixels."""
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The arguments with which the forward is called."""
         (inputs,) = args
-        return (), {**inputs, **kwargs}
+        named = inputs if isinstance(inputs, dict) else {"pixel_values": inputs}
+        return (), {**named, **kwargs}
 
 
 class Logits:
@@ -45,8 +49,8 @@ class Logits:
 def configuration(spec: ModelSpec) -> Any:
     """Transformers' configuration of a spec.  Raises ModelError: this version of transformers does not know it."""
     transformers = require_transformers()
-    assert spec.text is not None
-    values = json.loads(spec.text.config)
+    assert spec.network is not None
+    values = json.loads(spec.network)
     kind = values.pop("model_type")
     try:
         config = transformers.AutoConfig.for_model(kind, **values, num_labels=spec.num_classes)
@@ -57,30 +61,31 @@ def configuration(spec: ModelSpec) -> Any:
         config.id2label = dict(enumerate(spec.classes))
         config.label2id = {name: k for k, name in enumerate(spec.classes)}
     config.use_cache = False
-    config.pad_token_id = spec.text.padding
+    if spec.text is not None:
+        config.pad_token_id = spec.text.padding
     config.problem_type = "single_label_classification"
     return config
 
 
-def build(spec: ModelSpec, start: str | None = None, listener: Listener = SILENT) -> nn.Module:
-    """A classifier for a spec: with the weights of folder ``start``, and a new head where these have none.
+def build(spec: ModelSpec) -> nn.Module:
+    """An untrained classifier for a spec.
 
     Raises:
-        ModelError: transformers has no classifier of this architecture, or the weights do not fit.
+        ModelError: transformers has no classifier of this architecture.
     """
+    return with_plain_call(_made(spec, "", lambda kind, config: kind.from_config(config, attn_implementation=EAGER)))
+
+
+def _made(spec: ModelSpec, where: str, make: Callable[[Any, Any], Any]) -> Any:
+    """What ``make`` gives for the class of classifiers and the configuration; its errors are ours."""
     transformers = require_transformers()
     config = configuration(spec)
-    classifier = transformers.AutoModelForSequenceClassification
+    kind = getattr(transformers, f"AutoModelFor{'Image' if spec.text is None else 'Sequence'}Classification")
     try:
-        if start is None:
-            model = classifier.from_config(config, attn_implementation=EAGER)
-        else:
-            model = _started(classifier, config, start, listener)
+        return make(kind, config)
     except (ValueError, TypeError, OSError, RuntimeError, KeyError, ImportError) as error:
-        where = "" if start is None else start
         what = f"transformers cannot build a classifier of {spec.name} ({_short(error)})"
         raise ModelError(what, where=where, fix="give another model, or python:PKG.MOD:FACTORY") from error
-    return with_plain_call(model)
 
 
 def with_plain_call(model: nn.Module) -> nn.Module:
@@ -88,6 +93,21 @@ def with_plain_call(model: nn.Module) -> nn.Module:
     model.register_forward_pre_hook(ByName(), with_kwargs=True)
     model.register_forward_hook(Logits())
     return model.float()
+
+
+def load(spec: ModelSpec, checkpoint: Checkpoint, listener: Listener = SILENT) -> nn.Module:
+    """The classifier with a checkpoint's weights, in evaluation mode.
+
+    Raises:
+        ModelError: the weights do not fit, or are not finite.
+    """
+    model, new, strange = _loaded(spec, checkpoint)
+    if new or strange:
+        lines = [f"{name} expected but missing" for name in new] + [f"{n} found but not expected" for n in strange]
+        shown = "; ".join(lines[:SHOWN]) + (f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else "")
+        fix = "give the folder that the weights are from, with its config.json"
+        raise ModelError(f"the checkpoint does not fit {spec.name}: {shown}", where=checkpoint.locator, fix=fix)
+    return model
 
 
 def load_start(spec: ModelSpec, checkpoint: Checkpoint, listener: Listener = SILENT) -> nn.Module:
@@ -98,58 +118,61 @@ def load_start(spec: ModelSpec, checkpoint: Checkpoint, listener: Listener = SIL
     """
     from influence_cli.model.build import load_model
 
-    if spec.text is not None and Path(checkpoint.locator).is_dir():
-        folder = Path(checkpoint.locator)
-        values = spec_values(folder)
-        if values is not None and not (has_classifier(folder) and values["num_classes"] == spec.num_classes):
-            return build(spec, checkpoint.locator, listener)
-    return load_model(spec, checkpoint)
-
-
-def _started(classifier: Any, config: Any, start: str, listener: Listener) -> nn.Module:
-    model, found = classifier.from_pretrained(
-        start, config=config, attn_implementation=EAGER, local_files_only=True, trust_remote_code=False,
-        output_loading_info=True, ignore_mismatched_sizes=True,
-    )  # fmt: skip
-    new = sorted({*found["missing_keys"], *(str(entry[0]) for entry in found["mismatched_keys"])})
-    if new:
-        more = f" and {len(new) - SHOWN} more" if len(new) > SHOWN else ""
-        listener.note(f"drawn anew, as {start} has none that fit: {', '.join(new[:SHOWN])}{more}")
+    if spec.network is None or not checkpoint.files:
+        return load_model(spec, checkpoint)
+    model, new, _ = _loaded(spec, checkpoint)
     total = len(model.state_dict())
     if len(new) > total / 2:
-        what = f"{len(new)} of the {total} weights of the model are not in the folder, such as {new[0]}"
-        raise ModelError(what, where=start, fix="give the folder of this architecture")
+        what = f"{len(new)} of the {total} weights of {spec.name} are not in the checkpoint, such as {new[0]}"
+        raise ModelError(what, where=checkpoint.locator, fix="give the folder of this architecture")
+    if new:
+        more = f" and {len(new) - SHOWN} more" if len(new) > SHOWN else ""
+        listener.note(f"drawn anew, as {checkpoint.locator} has none that fit: {', '.join(new[:SHOWN])}{more}")
     return model
 
 
-def under_new_names(weights: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
-    """Weights of old files as today's modules name them, without the numbers of positions, which are no weights."""
-    found = dict[str, Any]()
-    for name, value in weights.items():
-        today = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
-        if name not in expected and name.endswith((".position_ids", ".token_type_ids")):
-            continue
-        found[today if name not in expected and today in expected else name] = value
-    return found
+def _loaded(spec: ModelSpec, checkpoint: Checkpoint) -> tuple[nn.Module, list[str], list[str]]:
+    """The classifier, the weights that were drawn anew, and those of the checkpoint that it has no place for.
+
+    Transformers itself takes the weights in: names in files are not always those of modules.
+    """
+    weights = read_weights(checkpoint)
+
+    def make(kind: Any, config: Any) -> Any:
+        named = getattr(require_transformers(), type_of_classifier(spec, config) or "", kind)
+        return named.from_pretrained(
+            None, config=config, state_dict=dict(weights), attn_implementation=EAGER, output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
+
+    model, found = _made(spec, checkpoint.locator, make)
+    new = {*found["missing_keys"], *(str(entry[0]) for entry in found["mismatched_keys"])}
+    refuse_not_finite(model, dict(model.named_parameters()), checkpoint)
+    return with_plain_call(model.eval()), sorted(new), sorted(map(str, found["unexpected_keys"]))
 
 
-def write_files(spec: ModelSpec, folder: Path) -> None:
-    """Write ``config.json`` and the tokenizer beside a checkpoint, so that transformers loads the folder too."""
-    from influence_cli.store.files import write_bytes
+def write_files(spec: ModelSpec, folder: Path, start: str | None) -> None:
+    """Write what transformers wants beside a checkpoint, so that it loads the folder too.
 
-    assert spec.text is not None
+    ``start`` is the folder that the training began with, whose image processor goes along.
+    """
     config = configuration(spec)
-    architecture = type_of_classifier(config)
+    architecture = type_of_classifier(spec, config)
     config.architectures = [architecture] if architecture else None
-    write_bytes(folder / "config.json", config.to_json_string(use_diff=True).encode())
-    spec.text.copy_files(folder)
+    write_bytes(folder / CONFIG_FILE, config.to_json_string(use_diff=True).encode())
+    if spec.text is not None:
+        spec.text.copy_files(folder)
+    elif start is not None and (Path(start) / IMAGES_FILE).is_file():
+        write_bytes(folder / IMAGES_FILE, (Path(start) / IMAGES_FILE).read_bytes())
 
 
-def type_of_classifier(config: Any) -> str | None:
-    """The name of the class of transformers that classifies texts by such a configuration."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as names
+def type_of_classifier(spec: ModelSpec, config: Any) -> str | None:
+    """The name of the class of transformers that classifies by such a configuration."""
+    from transformers.models.auto import modeling_auto as auto
 
-    return names.get(config.model_type)
+    texts, images = (getattr(auto, f"MODEL_FOR_{kind}_CLASSIFICATION_MAPPING_NAMES") for kind in ("SEQUENCE", "IMAGE"))
+    found = (images if spec.text is None else texts).get(config.model_type)
+    return found[0] if isinstance(found, tuple | list) else found
 
 
 def _short(error: Exception) -> str:

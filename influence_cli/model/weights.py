@@ -14,7 +14,6 @@ from influence_cli.errors import DamagedModel, ModelError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.plain_data import plain_data
-from influence_cli.model.text_input import HF
 from influence_cli.model.torch_files import find_state_dict, refused_code
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "classifier.", "ema.")
@@ -132,12 +131,12 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str, listener: 
         ModelError: the checkpoint does not fit; names tensors, expected and found shapes.
     """
     expected = model.state_dict()
-    weights, counts = without_counts(_named_as_model(read_weights(checkpoint), name, expected), expected)
+    weights, counts = without_counts(without_prefix(read_weights(checkpoint), expected), expected)
     weights, folded = with_weight_norm(weights, expected)
     misfit = _misfit(expected, weights, checkpoint, name)
     if misfit is not None:
         raise misfit
-    _refuse_not_finite(model, weights, checkpoint)
+    refuse_not_finite(model, weights, checkpoint)
     model.load_state_dict(weights, strict=False)
     if counts:
         listener.note(f"{counts} values that a profiler left ({', '.join(PROFILERS)}) are no part of the weights")
@@ -146,16 +145,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str, listener: 
     return model.eval()
 
 
-def _named_as_model(weights: dict[str, Tensor], name: str, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under the model's names: as transformers of today has them, without prefixes of wrappers."""
-    if name.startswith(HF):
-        from influence_cli.model.transformers_model import under_new_names
-
-        weights = under_new_names(weights, set(expected))
-    return without_prefix(weights, expected)
-
-
-def _refuse_not_finite(model: nn.Module, weights: dict[str, Tensor], checkpoint: Checkpoint) -> None:
+def refuse_not_finite(model: nn.Module, weights: dict[str, Tensor], checkpoint: Checkpoint) -> None:
     """No parameter is infinite or NaN, and no buffer NaN (masks may hold infinities): every score would be NaN."""
     parameters = {name for name, _ in model.named_parameters()}
     for name, value in weights.items():

@@ -17,10 +17,10 @@ from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.checkpoints import find_model
+from influence_cli.model.hf_folder import HF, start_folder
 from influence_cli.model.new_spec import new_spec
 from influence_cli.model.spec import ModelSpec, is_own
 from influence_cli.model.standardise import can_standardise, standardised
-from influence_cli.model.text_input import HF, start_folder
 from influence_cli.settings import parse_budget
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import GROUP, read_scores

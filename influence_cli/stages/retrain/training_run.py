@@ -164,11 +164,11 @@ class TrainingRun:
         return OnRows(softmax(logits), losses, labels, groups_of(self.test, self.request.inputs.group))
 
     def _write_model_files(self, folder: RunFolder) -> None:
-        """Put the configuration and the tokenizer of a model of text beside its weights."""
-        if self.spec.text is not None:
+        """Put what transformers wants of its models beside the weights."""
+        if self.spec.network is not None:
             from influence_cli.model.transformers_model import write_files
 
-            write_files(self.spec, folder.path)
+            write_files(self.spec, folder.path, self.request.init)
 
     def _record(self, seed: int, arm: Arm, folder: RunFolder) -> RunRecord:
         """What a run folder says of a training that is kept in ``folder``."""

@@ -30,8 +30,8 @@ def input_of(run: Run, session: Session) -> dict[str, Any] | None:
     if run.model is None:
         return None
     if run.model.text is not None:
-        found = text_lengths(run.train, run.model, session.store)
-        return None if found is None else {"tokens": run.model.text.max_length, "texts": asdict(found)}
+        texts = text_lengths(run.train, run.model, session.store)
+        return None if texts is None else {"tokens": run.model.text.max_length, "texts": asdict(texts)}
     if not run.model.payload_kind.pixels:
         return None
     channels, height, width = run.model.shape
@@ -85,6 +85,8 @@ def _origin(run: Run) -> str:
         return "--input-size"
     if is_plain(run.model.name) or is_own(run.model.name) or run.model.task is not None:
         return "the images' own size"
+    if run.model.network is not None:
+        return f"{run.inputs.checkpoint}, as its image processor has it"
     return f"timm's configuration of {run.model.name}"
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.model.checkpoints import Checkpoint, find_model
+from influence_cli.model.hf_folder import HF, folder_of, has_classifier, read_config
 from influence_cli.model.new_spec import as_text, for_each_channel, new_spec
 from influence_cli.model.spec import ModelSpec, code_named_by_data, is_own
-from influence_cli.model.text_input import HF, folder_of, has_classifier, read_config
 from influence_cli.stages.run.class_map import with_class_order, with_outputs
 
 if TYPE_CHECKING:
