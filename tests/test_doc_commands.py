@@ -72,6 +72,7 @@ PREPARED = {  # what stands in the folder when the document begins, beside the d
     ],
     "gate": [TRAINED, SCORED],
     "store": [TRAINED, SCORED],
+    "text": [],
 }
 SET_UP = ("python3 -m venv", ".venv/bin/", "set -euo pipefail")  # lines of a shell that no test repeats
 
@@ -137,6 +138,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepare(name: str, data: Path, here: Path) -> None:
     """Copy the data and run what comes before a document's commands."""
     shutil.copytree(data, here, dirs_exist_ok=True)
+    if name == "text":
+        prepare_texts(here)
     for command in PREPARED[name]:
         run(command, here)
     if name == "start":
@@ -144,6 +147,16 @@ def prepare(name: str, data: Path, here: Path) -> None:
         (here / "influence.toml").write_text('manifest = "train.parquet"\ncheckpoint = "RUN"\n')
     if (here / "PHOTOS").exists():
         torch.save(load_file(here / "PHOTOS" / "model.safetensors"), here / "weights.pth")
+
+
+def prepare_texts(here: Path) -> None:
+    """A table of reviews, and a small encoder with its tokenizer."""
+    from tests.texts import classifier, sentences, tokenizer
+
+    classifier().base_model.save_pretrained(here / "encoder")
+    tokenizer().save_pretrained(here / "encoder")
+    lines = [f'{r["id"]},"{r["text"]}",{("bad", "good")[r["label"]]}\n' for r in sentences(120, 40, 40).to_pylist()]
+    (here / "reviews.csv").write_text("id,review,sentiment\n" + "".join(lines))
 
 
 def prepare_source(source: str, here: Path) -> None:
@@ -207,7 +220,7 @@ def test_the_commands_of_a_document_run(name: str, data: Path, tmp_path: Path) -
     for line in lines_of(DOCUMENTS[name]):
         for command in commands_of(line):
             if command.startswith("influence "):
-                exported = re.search(r"--export (\S+)", command)
+                exported = None if name == "text" else re.search(r"--export (\S+)", command)
                 if exported is not None:
                     prepare_source(SOURCES[exported[1]], tmp_path)
                 run(smaller(command.removeprefix("influence ")), tmp_path)

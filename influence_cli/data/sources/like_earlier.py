@@ -46,8 +46,9 @@ def later(seen: Seen, columns: Columns, recipe: Mapping[str, Any], of: str) -> R
         ManifestError: a column that it read is not there, or holds something else now.
         UsageError: other features are asked for.
     """
-    if columns.features:
-        raise UsageError("--like says which columns are features", fix="leave --features out")
+    for flag, asked_for in (("--features", columns.features), ("--text", columns.text)):
+        if asked_for:
+            raise UsageError(f"--like says which columns are read, and so does {flag}", fix=f"leave {flag} out")
     features = [Feature.from_dict(value) for value in recipe["features"]]
     names, where = list(seen.types), seen.where
     needed = [f.column for f in features] + ([recipe["image"]] if recipe["image"] else []) + list(recipe["own"])

@@ -60,5 +60,6 @@ def _unasked(files: Sequence[Path], columns: Columns) -> list[str]:
     names = read_schema(files[0]).names
     label = pick(names, columns.label, LABEL_NAMES, "label", str(files[0]))
     identity = pick(names, columns.id, ID_NAMES, "id", str(files[0]))
-    asked = {label, identity, columns.image, columns.weight, columns.group, *columns.features, *columns.keep, *KEPT}
+    asked = {label, identity, columns.image, columns.weight, columns.group, *columns.text, *columns.features}
+    asked |= {*columns.keep, *KEPT}
     return [] if columns.like else [name for name in names_in_folders(files) if name not in asked]
