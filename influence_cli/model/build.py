@@ -189,6 +189,19 @@ def load_model(
     return model
 
 
+def start_model(spec: ModelSpec, checkpoint: Checkpoint, listener: Listener = SILENT) -> nn.Module:
+    """The model that a training begins with; one of transformers gets a new head where the checkpoint's does not fit.
+
+    Raises:
+        ModelError: the checkpoint does not fit.
+    """
+    if spec.network is None:
+        return load_model(spec, checkpoint)
+    from influence_cli.model.transformers_model import load_start
+
+    return _in_order(load_start(spec, checkpoint, listener), spec)
+
+
 def check_input(model: nn.Module, spec: ModelSpec) -> None:
     """Run one blank input, in evaluation mode: not every architecture takes every size.  Code of the user's is probed.
 

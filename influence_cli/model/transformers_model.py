@@ -116,10 +116,6 @@ def load_start(spec: ModelSpec, checkpoint: Checkpoint, listener: Listener = SIL
     Raises:
         ModelError: the weights do not fit.
     """
-    from influence_cli.model.build import load_model
-
-    if spec.network is None or not checkpoint.files:
-        return load_model(spec, checkpoint)
     model, new, _ = _loaded(spec, checkpoint)
     total = len(model.state_dict())
     if len(new) > total / 2:

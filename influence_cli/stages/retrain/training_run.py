@@ -121,11 +121,10 @@ class TrainingRun:
         return load_model(self.spec, find_checkpoint(str(folder.path))[0], dtype)
 
     def _model(self) -> nn.Module:
-        from influence_cli.model.build import build_model, check_input
-        from influence_cli.model.transformers_model import load_start
+        from influence_cli.model.build import build_model, check_input, start_model
 
         if self.request.init is not None:
-            return load_start(self.spec, find_checkpoint(self.request.init)[0], self.listener)
+            return start_model(self.spec, find_checkpoint(self.request.init)[0], self.listener)
         model = build_model(self.spec, self.request.pretrained)
         check_input(model, self.spec)
         return model

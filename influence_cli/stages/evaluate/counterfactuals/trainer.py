@@ -50,11 +50,10 @@ class Trainer:
 
     def model(self) -> nn.Module:
         """The model before training; torch's generator decides what is random in it."""
-        from influence_cli.model.build import build_model
-        from influence_cli.model.transformers_model import load_start
+        from influence_cli.model.build import build_model, start_model
 
         if self.init is not None:
-            return load_start(self.spec, self.init)
+            return start_model(self.spec, self.init)
         return build_model(self.spec, self.pretrained)
 
 
