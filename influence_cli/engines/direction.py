@@ -30,7 +30,8 @@ from influence_cli.model.spec import ModelSpec
 
 BUCKETS = 16
 Direction = dict[str, NDArray[Any]]
-Attacked = Callable[[NDArray[np.int64]], Tensor]  # manifest rows to their inputs
+Inputs = Callable[[NDArray[np.int64]], Tensor]  # manifest rows to other inputs than what they decode to
+Attacked = Inputs
 
 
 class RowObjective(Protocol):
@@ -39,6 +40,22 @@ class RowObjective(Protocol):
     def rows(self, logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
         """Terms [m] from logits [m, C], labels [m] and the run's row loss."""
         ...
+
+
+class PairObjective(Protocol):
+    """An objective that is a mean of terms, one a target row with its changed twin."""
+
+    def pairs(self, logits: Tensor, changed: Tensor) -> Tensor:
+        """Terms [m] from logits of rows and of their twins, both [m, C]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Paired:
+    """An objective of pairs with the twins' inputs, which are those of the rows where nothing changes."""
+
+    objective: PairObjective
+    inputs: Inputs
 
 
 @dataclass
@@ -114,11 +131,7 @@ class TargetPass:
             if not all(bool(torch.isfinite(g).all()) for g in gradients):
                 where = _place(self.target, int(index[0]))
                 break
-        return ManifestError(
-            "the gradient of a target row's objective is not finite",
-            where=where,
-            fix="repair the row or take it out; where many are so, the model has no derivative there",
-        )
+        return not_finite_slope(where)
 
 
 @dataclass
@@ -136,6 +149,7 @@ class _Sums:
     value: float = 0.0
     hits: int = 0
     clean_hits: int = 0  # of the rows as they are, where the objective is measured on attacked ones
+    flips: int = 0  # rows whose prediction is not that of their twin
 
     def add(self, gradients: Sequence[Tensor]) -> None:
         """One more batch of the bucket at hand."""
@@ -166,16 +180,21 @@ def bucket_of(keys: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def measure_directions(
-    run: TargetPass, objectives: dict[str, RowObjective], attacked: dict[str, Attacked]
+    run: TargetPass,
+    objectives: dict[str, RowObjective],
+    attacked: dict[str, Attacked],
+    paired: dict[str, Paired] | None = None,
 ) -> dict[str, Measured]:
     """One pass over the target rows for all objectives.
 
-    ``attacked`` gives, for objectives that are measured on other inputs than what the rows decode to, those inputs.
+    ``attacked`` gives, for objectives that are measured on other inputs than what the rows decode to, those inputs;
+    ``paired`` are the objectives of rows and their changed twins.
 
     Raises:
         ManifestError: the objective of a row is not finite.
     """
-    sums = {name: _Sums((run.zeros(), run.zeros())) for name in objectives}
+    paired = paired or {}
+    sums = {name: _Sums((run.zeros(), run.zeros())) for name in (*objectives, *paired)}
     bucket = dict(zip(run.target.index.tolist(), bucket_of(run.target.payload_keys).tolist(), strict=True))
     by_bucket: list[list[int]] = [[] for _ in range(BUCKETS)]
     for row, b in bucket.items():
@@ -190,18 +209,25 @@ def measure_directions(
             also = _add_gradients(run, moved, y, {name: objectives[name]}, sums)
             bad = also if bad is None else bad
             sums[name].clean_hits += int((run.point.outputs(x, [])[0].argmax(1) == y).sum())
+        for name, pair in paired.items():
+            also = _add_pairs(run, x, y, pair.inputs(index), pair, sums[name])
+            bad = also if bad is None else bad
         if bad is not None:
             raise not_finite(run.target, int(index[bad]))
     sizes, measured = np.array([len(rows) for rows in by_bucket]), dict[str, Measured]()
     for name, s in sums.items():
         s.close_bucket()
         if not all(bool(torch.isfinite(g).all()) for half in s.halves for g in half):
+            if name in paired:
+                raise not_finite_slope(str(run.target.manifest.source))
             value = functools.partial(objectives[name].rows, loss=run.loss)
             raise run.without_gradient(value, attacked.get(name))
         measured[name] = _measured(run, s, sizes)
         if name in attacked:
             meta = measured[name].meta
             meta["attacked_accuracy"], meta["accuracy"] = meta["accuracy"], s.clean_hits / meta["m"]
+        if name in paired:
+            measured[name].meta["flips"] = s.flips
     return measured
 
 
@@ -223,6 +249,30 @@ def _add_gradients(
             sums[name].hits += int((logits.argmax(1) == y).sum())
             sums[name].add(gradients)
     return None
+
+
+def _add_pairs(run: TargetPass, x: Tensor, y: Tensor, changed: Tensor, pair: Paired, sums: _Sums) -> int | None:
+    """Add the summed gradient of one batch's terms to the open bucket; the first row whose term is not finite."""
+    with torch.enable_grad(), differentiable_kernels(run.point.recurrent):
+        logits, others = run.point.logits(x, run.own), run.point.logits(changed, run.own)
+        values = pair.objective.pairs(logits, others)
+        if not torch.isfinite(values).all():
+            return int((~torch.isfinite(values)).nonzero()[0])
+        value = values.sum()
+        sums.value += float(value.detach().double())
+        sums.hits += int((logits.argmax(1) == y).sum())
+        sums.flips += int((logits.argmax(1) != others.argmax(1)).sum())
+        sums.add(run.gradients(value))
+    return None
+
+
+def not_finite_slope(where: str) -> ManifestError:
+    """What is wrong where the gradient of a target row's objective is not finite."""
+    return ManifestError(
+        "the gradient of a target row's objective is not finite",
+        where=where,
+        fix="repair the row or take it out; where many are so, the model has no derivative there",
+    )
 
 
 def not_finite(target: Rows, row: int) -> ManifestError:

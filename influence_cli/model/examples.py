@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
@@ -146,8 +146,15 @@ def sent_back(tensor: Tensor) -> Callable[[], NDArray[Any]]:
 class Examples:
     """Decoded rows [n, ...] with ids, labels and weights, in memory or a mapped file."""
 
-    def __init__(self, rows: Rows, spec: ModelSpec, listener: Listener, what: str) -> None:
-        """Decode every row.  Raises ModelError: a task's transform gives inputs of several shapes."""
+    def __init__(
+        self, rows: Rows, spec: ModelSpec, listener: Listener, what: str, instead: Mapping[int, Payload] | None = None
+    ) -> None:
+        """Decode every row, or by its place in the manifest what stands ``instead`` of its payload.
+
+        Raises:
+            ModelError: a task's transform gives inputs of several shapes.
+        """
+        self._instead = instead or {}
         self.ids, self.labels, self.weights, self.spec = rows.ids, rows.labels, rows.weights, spec
         self.inputs: NDArray[np.float64] | None = None  # kept by ``train.convex``
         place = {row: k for k, row in enumerate(rows.index.tolist())}
@@ -159,7 +166,8 @@ class Examples:
                 raise ModelError(what, fix=ONE_FORM) from error
 
     def _batches(self, rows: Rows, progress: Progress) -> Iterator[tuple[NDArray[np.int64], Any]]:
-        for index, decoded in batches(rows.manifest, chunked(rows.manifest.payloads(rows.index), 256), self.spec):
+        payloads = ((row, self._instead.get(row, own)) for row, own in rows.manifest.payloads(rows.index))
+        for index, decoded in batches(rows.manifest, chunked(payloads, 256), self.spec):
             yield index, decoded
             progress.advance(len(index))
 

@@ -15,6 +15,7 @@ OBJECTIVES: dict[str, str] = {
     "equalised-odds": "influence_cli.objectives.group_gaps:EqualisedOdds",
     "eo-loss": "influence_cli.objectives.group_gaps:LossGap",
     "robustness": "influence_cli.objectives.robustness:Robustness",
+    "flip-fairness": "influence_cli.objectives.flip_fairness:FlipFairness",
 }
 
 

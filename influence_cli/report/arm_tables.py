@@ -15,13 +15,23 @@ MEASURES = {  # name in the result -> (what people call it, whether it is a shar
     "dp_gap_soft": "the same, soft",
     "eo_gap": "equalised-odds gap",
     "eo_gap_soft": "the same, soft",
+    "fair_score": "predictions that flip",
+    "fair_score_changed": "the same, of changed texts",
     "attacked_static": "attacked accuracy, static",
     "attacked_adaptive": "attacked accuracy, adaptive",
     "majority_share": "predicted as the majority class",
     "positive_rate": "predicted positive",
 }
 ATTACKED = ("attacked_static", "attacked_adaptive")
-BRIEF = ("accuracy", "balanced_accuracy", "dp_gap", "eo_gap", "attacked_adaptive")  # what a terminal has room for
+FLIPS = ("fair_score", "fair_score_changed")
+BRIEF = (
+    "accuracy",
+    "balanced_accuracy",
+    "dp_gap",
+    "eo_gap",
+    *FLIPS,
+    "attacked_adaptive",
+)  # what a terminal has room for
 
 
 def arm_tables(result: Figures, brief: bool = False) -> list[TextTable]:

@@ -65,7 +65,7 @@ PURPOSES: dict[str, tuple[str, ...]] = {
         *("epochs", "lr", "optimizer", "momentum", "weight_decay", "schedule", "augment", "init", "pretrained"),
         *("raw_features", "test", "keep_checkpoints", "calibration"),
     ),
-    "What is compared": ("seeds", "against", "arm", "scores", "rounds", "attack", "require_improvement"),
+    "What is compared": ("seeds", "against", "arm", "scores", "rounds", "attack", "flips", "require_improvement"),
     "Canaries": ("canaries", "canaries_from", "canary_noise"),
     "Store, seed and speed": (
         *("store", "no_store", "keep", "seed", "device", "batch_size", "workers", "engine", "rows_limit"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from influence_cli.stages.grads.group_parts import group_parts
+from influence_cli.stages.grads.group_parts import group_parts, pair_parts
 from influence_cli.stages.grads.member_model import MemberModel, Models
 from influence_cli.stages.run import names
 from influence_cli.stages.run.plan import Work
@@ -22,28 +22,31 @@ def measure(
     run: Run, session: Session, work: Work, at: MemberModel, models: Models, payloads: dict[int, Payload]
 ) -> None:
     """Measure and store the directions that the work lacks: of means of rows in one pass, then of groups."""
-    from influence_cli.engines.direction import TargetPass, measure_directions
+    from influence_cli.engines.direction import Paired, TargetPass, measure_directions
     from influence_cli.engines.group_direction import Grouped, measure_group_directions
     from influence_cli.stages.grads.attacked_rows import attacked_rows
+    from influence_cli.stages.grads.changed_rows import changed_inputs
 
     assert run.model is not None
     point, size = at.exact, session.batch_size(run.model)
     wanted = {name: run.objectives[name] for name in work.directions}
     of_groups = {n: Grouped(o, run.groups[n].index) for n, o in wanted.items() if "groups" in o.needs}
-    of_rows = {n: o for n, o in wanted.items() if n not in of_groups}
+    paired = {n: Paired(o, changed_inputs(run, n, point, payloads)) for n, o in wanted.items() if "pairs" in o.needs}
+    of_rows = {n: o for n, o in wanted.items() if n not in of_groups and n not in paired}
     attacked: dict[str, Attacked] = {}
     parts: dict[str, dict[str, Any]] = {}
     for name in of_rows:
         if names.attack(run, name) is not None:
             attacked[name], about = attacked_rows(run, session, name, models.final(), payloads)
             parts[name] = {"attack": about}
-    started, passes = time.perf_counter(), (1 if of_rows else 0) + (1 + len(of_groups) if of_groups else 0)
+    started, passes = time.perf_counter(), (1 if of_rows or paired else 0) + (1 + len(of_groups) if of_groups else 0)
     measured: dict[str, Measured] = {}
     with session.listener.progress(f"direction, {at.called}", passes * len(run.target), "target rows") as progress:
         at_point = point, run.model, run.target, payloads, size, session.runtime.workers, progress, session.decoded
         passing = TargetPass(*at_point)
-        if of_rows:
-            measured |= measure_directions(passing, of_rows, attacked)
+        if of_rows or paired:
+            measured |= measure_directions(passing, of_rows, attacked, paired)
+            parts |= {name: pair_parts(run, name, measured[name].meta.pop("flips")) for name in paired}
         if of_groups:
             found, values = measure_group_directions(passing, of_groups)
             measured |= found

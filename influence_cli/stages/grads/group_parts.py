@@ -40,6 +40,12 @@ def group_parts(run: Run, name: str, values: Floats) -> dict[str, Any]:
     return {"column": groups.column, "terms": terms, "tau": objective.tau, "at_parity": at_parity}
 
 
+def pair_parts(run: Run, name: str, flips: int) -> dict[str, Any]:
+    """Of an objective about pairs: rows, those whose text changes, and those whose prediction flips."""
+    changed = run.changed[name]
+    return {"pairs": {"rows": len(run.target), "changed": len(changed), "flips": flips, "source": changed.source}}
+
+
 def _bootstrap(values: Floats, seed: int, place: tuple[int, int]) -> Floats:
     """The means of draws of as many values, with replacement [DRAWS]."""
     generator, m = np.random.default_rng([seed, *place]), len(values)
@@ -77,6 +83,8 @@ def parts_lines(name: str, parts: dict[str, Any]) -> list[str]:
         strength = f"kappa {how['kappa']:g}" if "kappa" in how else f"eps {how['eps']:.4g}"
         accuracy = f"target accuracy under attack {parts['attacked_accuracy']:.1%}"
         return [f"  {how['attack']} attack, {strength}: {accuracy}"]
+    if "pairs" in parts:
+        return [_pairs_line(parts["pairs"])]
     terms = sorted(parts["terms"], key=lambda t: -abs(t["gap"])) if len(parts["terms"]) > 2 else parts["terms"]
     lines: list[str] = []
     for t in terms[:3]:
@@ -88,6 +96,13 @@ def parts_lines(name: str, parts: dict[str, Any]) -> list[str]:
     if len(terms) > 3:
         lines.append(f"  and {len(terms) - 3} more terms with smaller gaps: see provenance")
     return lines
+
+
+def _pairs_line(pairs: dict[str, Any]) -> str:
+    """How often predictions flip with the texts: of all rows (the fair score), and of those that change."""
+    rows, changed, flips = (pairs[name] for name in ("rows", "changed", "flips"))
+    of_changed = f", {flips / changed:.2%} of the {changed:,} whose text changes" if changed else ": no text changes"
+    return f"  predictions flip in {flips / rows:.2%} of {rows:,} target rows{of_changed} ({pairs['source']})"
 
 
 def undecided(entry: dict[str, Any]) -> bool:

@@ -29,15 +29,16 @@ from influence_cli.stages.retrain.arms import Arm
 
 GAPS = ("dp_gap", "dp_gap_soft", "eo_gap", "eo_gap_soft")
 ATTACKED = ("attacked_static", "attacked_adaptive")
+FLIPS = ("fair_score", "fair_score_changed")  # share of flipped predictions: of all rows, of those whose text changes
 METRICS = {  # what is compared, where every arm was measured by it -> whether higher is better
     **{"accuracy": True, "balanced_accuracy": True, "loss": False},
-    **dict.fromkeys(GAPS, False),
+    **dict.fromkeys((*GAPS, *FLIPS), False),
     **dict.fromkeys(ATTACKED, True),
 }
 SHARES = ("majority_share", "positive_rate")  # what is reported beside them: neither more nor less is better
 DRAWS = 1000
 AXES = {  # what accuracy is held against, where measured -> what goes up where it gets better
-    **dict.fromkeys(("dp_gap", "dp_gap_soft", "eo_gap"), "fairness"),
+    **dict.fromkeys(("dp_gap", "dp_gap_soft", "eo_gap", "fair_score"), "fairness"),
     **dict.fromkeys(ATTACKED, "robustness"),
 }
 Between = Callable[[str, str, str], dict[str, Any]]  # (arm, other arm, measure) -> their difference, with its verdict

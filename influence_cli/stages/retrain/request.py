@@ -118,4 +118,8 @@ class RetrainRequest:
         (RETRAIN,),
         after="rounds",
     )
+    flips: str | None = option(
+        None, "Count predictions that flip with changed test texts: words, or a COLUMN of them.", (RETRAIN,),
+        metavar="words|COLUMN",
+    )  # fmt: skip
     options: Options = field(default_factory=dict)

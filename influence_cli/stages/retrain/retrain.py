@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from influence_cli.data.changed_texts import WORDS, changed_texts
 from influence_cli.errors import UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.methods.random import uniform_draws
@@ -32,7 +33,7 @@ from influence_cli.stages.retrain.opening import (
 from influence_cli.stages.retrain.request import RetrainRequest
 from influence_cli.stages.retrain.rounds import iterated_arms
 from influence_cli.stages.retrain.run_place import check_model, check_run_folder
-from influence_cli.stages.retrain.training_run import TrainingRun
+from influence_cli.stages.retrain.training_run import CHANGED, TrainingRun
 from influence_cli.stages.run.usable_rows import left_out_of, usable_now
 
 if TYPE_CHECKING:
@@ -72,7 +73,11 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         for name, rows in (("train", base), ("test", test), ("target", target))
         if name == "train" or len(rows)
     }
-    run = TrainingRun(request, recipe, spec, base, test, sets, device, listener)
+    changed = None if request.flips is None else changed_texts(test, None if request.flips == WORDS else request.flips)
+    if changed is not None:
+        sets[CHANGED] = Examples(test, spec, listener, "changed test rows", changed.twins)
+        listener.note(f"{len(changed):,} of {len(test):,} test texts change ({changed.source})")
+    run = TrainingRun(request, recipe, spec, base, test, sets, device, listener, changed)
     if edits is not None and edits.rounds > 1:
         arms += iterated_arms(run, edits, base)
     if len({arm.name for arm in arms}) < len(arms):

@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from influence_cli.data.changed_texts import Changed
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import DamagedModel
-from influence_cli.events import Listener
+from influence_cli.events import SILENT, Listener
 from influence_cli.maths.labels import softmax
 from influence_cli.maths.paired_rows import OnRows
 from influence_cli.model.checkpoints import find_checkpoint
@@ -20,7 +22,7 @@ from influence_cli.model.run_folder import CHECKPOINTS, METRICS_FILE, RUN_FILE, 
 from influence_cli.model.run_record import WEIGHTS_FILE, EpochCheckpoint, RunRecord
 from influence_cli.model.spec import ModelSpec
 from influence_cli.stages.curate.score_table import groups_of
-from influence_cli.stages.retrain.arm_comparison import GAPS, beyond_accuracy
+from influence_cli.stages.retrain.arm_comparison import FLIPS, GAPS, beyond_accuracy
 from influence_cli.stages.retrain.arms import Arm, arm_fingerprint
 from influence_cli.stages.retrain.request import RetrainRequest
 from influence_cli.store.files import DamagedFile
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from influence_cli.model.train.recipe import Recipe
 
 
+CHANGED = "changed"  # the set of changed twins of the test rows
 MEASURED = 2  # raised whenever more is measured of an arm: what was trained before is measured again
 
 
@@ -49,6 +52,8 @@ class TrainingRun:
     sets: dict[str, Examples]  # decoded: "train", "test", and "target" where there are val rows
     device: torch.device
     listener: Listener
+    changed: Changed | None = None  # twins of test rows, whose input is the set "changed"
+    said_start: bool = False  # what of the first model is drawn anew
 
     def folder(self, arm: Arm, seed: int) -> RunFolder:
         """Where an arm and seed are kept: a run folder of its own."""
@@ -105,7 +110,7 @@ class TrainingRun:
 
     def _measured_again(self, folder: RunFolder, done: dict[str, Any], arm: Arm) -> dict[str, Any]:
         """What was kept of a training, with what is measured by now."""
-        kept = {name: value for name, value in done.items() if name not in GAPS}
+        kept = {name: value for name, value in done.items() if name not in (*GAPS, *FLIPS)}
         result = {**kept, **self._measure(self.trained(folder), arm)}
         folder.write_measures(result)
         return result
@@ -124,14 +129,17 @@ class TrainingRun:
         from influence_cli.model.build import build_model, check_input, start_model
 
         if self.request.init is not None:
-            return start_model(self.spec, find_checkpoint(self.request.init)[0], self.listener)
+            told, self.said_start = SILENT if self.said_start else self.listener, True  # once, not for every arm
+            return start_model(self.spec, find_checkpoint(self.request.init)[0], told)
         model = build_model(self.spec, self.request.pretrained)
         check_input(model, self.spec)
         return model
 
     def _measures(self) -> int | str:
         """What stands for the measures taken: they are others where --group names another column, or other groups."""
-        groups = groups_of(self.test, self.request.inputs.group)
+        groups, twins = groups_of(self.test, self.request.inputs.group), self.changed
+        if twins is not None:
+            return f"{MEASURED} by {twins.digest}" + ("" if groups is None else f" and {self.request.inputs.group}")
         if groups is None:
             return MEASURED
         rows = [[key.tobytes().hex(), group] for key, group in zip(self.test.row_keys, groups.tolist(), strict=True)]
@@ -143,6 +151,8 @@ class TrainingRun:
 
         out: dict[str, Any] = {"measured": self._measures()}
         for name, data in self.sets.items():
+            if name == CHANGED:
+                continue
             logits = predict(model, data, self.device)
             labels, kept = data.labels, np.ones(len(data), dtype=bool)
             if name == "train":
@@ -150,8 +160,21 @@ class TrainingRun:
             measured = quality(logits[kept], labels[kept], loss_of(self.spec.task))
             if name == "test":
                 measured.update(beyond_accuracy(logits, self.test, labels, self.request.inputs.group))
+                measured.update(self._flips(model, logits))
             out.update({key if name == "test" else f"{name}_{key}": value for key, value in measured.items()})
         return out
+
+    def _flips(self, model: nn.Module, logits: NDArray[np.float64]) -> dict[str, float]:
+        """How often the prediction of a test row is not that of its changed twin, if such are looked at."""
+        if self.changed is None:
+            return {}
+        from influence_cli.model.train.sgd import predict
+
+        flipped = logits.argmax(1) != predict(model, self.sets[CHANGED], self.device).argmax(1)
+        found = {"fair_score": float(flipped.mean())}
+        if len(self.changed):
+            found["fair_score_changed"] = float(flipped[np.isin(self.test.index, list(self.changed.twins))].mean())
+        return found
 
     def on_rows(self, arm: Arm, seed: int) -> OnRows:
         """What a finished training gives each test row."""

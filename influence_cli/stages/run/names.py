@@ -11,7 +11,8 @@ from influence_cli.store import fingerprint
 
 def direction(run: Run, member: Member, objective: str, half: bool = False) -> str:
     """Name of q at a member; with ``half`` the mean over the even buckets of target rows alone."""
-    about = described(objective, run.objectives[objective], run.groups.get(objective), attack(run, objective))
+    given = run.groups.get(objective), attack(run, objective), run.changed.get(objective)
+    about = described(objective, run.objectives[objective], *given)
     # revision 1 could be of train rows, where these and the target rows were of one type in memory
     return fingerprint(
         "direction",

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.changed_texts import Changed
 from influence_cli.data.classes import Names, class_name
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ManifestError
@@ -123,7 +124,9 @@ def _label(labels: tuple[int, ...], classes: int, names: Names | None) -> str:
     return f"label not {class_name(names, next(c for c in range(classes) if c not in labels))}"
 
 
-def described(name: str, objective: Any, groups: Groups | None, attack: str | None) -> dict[str, Any]:
+def described(
+    name: str, objective: Any, groups: Groups | None, attack: str | None, changed: Changed | None
+) -> dict[str, Any]:
     """What of an objective decides a direction: its options, the groups of the rows, the inputs that it is taken on."""
     if attack is not None:
         return {"name": name, "attack": attack}
@@ -131,6 +134,9 @@ def described(name: str, objective: Any, groups: Groups | None, attack: str | No
     if groups is not None:
         options.pop("column")
         options["groups"] = groups.digest
+    if changed is not None:
+        options.pop("column")
+        options["changed"] = changed.digest
     return {"name": name, **options}
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from influence_cli.data.changed_texts import changed_texts
 from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError
 from influence_cli.methods import make_methods
@@ -48,6 +49,8 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
         columns = [o.column or inputs.group for o in objectives.values() if "groups" in o.needs]
         target, overlap = target_rows(inputs, manifest, listener, model, store, columns)
         about["groups"] = target_groups(objectives, target, inputs, model, listener)
+        pairs = {name: o for name, o in objectives.items() if "pairs" in o.needs}
+        about["changed"] = {name: changed_texts(target, o.column) for name, o in pairs.items()}
     solvers = {n: s for n, m in methods.items() if (s := solver_of(m, values.get(n), spec)) is not None}
     if solvers and model is not None and checkpoint is not None:
         manifest = usable_now(manifest.rows("train"), model, inputs).manifest  # curvature needs every row

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from influence_cli.data.changed_texts import Changed
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.row_checks import BadRow
 from influence_cli.errors import UsageError
@@ -55,6 +56,7 @@ class Run:
     objectives: dict[str, Any]
     fit: FitSet | None = None  # where a method fits curvature
     groups: dict[str, Groups] = field(default_factory=dict)  # of the target rows, by objective that is about groups
+    changed: dict[str, Changed] = field(default_factory=dict)  # twins of target rows, by objective that is about pairs
     values: dict[str, RowValue] = field(default_factory=dict)  # by method that needs a value of rows' own gradients
     solvers: dict[str, Preconditioned] = field(default_factory=dict)  # by method: itself, or what its value is by
     members_of: dict[str, tuple[Member, ...]] = field(default_factory=dict)  # by method
