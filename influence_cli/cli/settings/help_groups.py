@@ -25,6 +25,7 @@ PURPOSES: dict[str, tuple[str, ...]] = {
         *(
             "weight",
             "keep_column",
+            "drop_column",
             "like",
             "categories",
             "split",

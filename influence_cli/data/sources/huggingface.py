@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from influence_cli.data.plain_types import plain_table
 from influence_cli.data.request import Columns
+from influence_cli.data.sources.chunks import Chunk
 from influence_cli.data.sources.protocol import Source, one_meaning, one_numbering
-from influence_cli.data.sources.tabular import Chunk, described_classes, table_source
+from influence_cli.data.sources.tabular import described_classes, table_source
 from influence_cli.data.splits import split_of
 from influence_cli.data.tables import check_regular
 from influence_cli.errors import ManifestError
