@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from influence_cli.data.frames import as_table, name_of
+from influence_cli.data.frames import NUMBERED, as_table, index_said, name_of
 from influence_cli.data.kinds import PAYLOADS, kind_in
 from influence_cli.data.kinds.own_input import errors_of_own_code
 from influence_cli.data.kinds.protocol import is_text
@@ -77,6 +77,8 @@ def _refuse_named_splits(source: str, files: list[Path]) -> None:
 def _in_memory(source: Any, label: str, skip_bad: bool, like: Manifest | None, listener: Listener) -> Manifest:
     """A manifest of rows in memory; relative paths count from here."""
     table = as_table(source)
+    if table is not None and NUMBERED in index_said(table):
+        listener.warn(index_said(table))
     if table is not None and _is_manifest(table, label):
         table = table.select([n for n in table.column_names if not n.startswith("__index_level_")])
         return read_manifest(name_of(source), [_spooled(table)], label, skip_bad=skip_bad, folder=Path.cwd())

@@ -138,6 +138,9 @@ def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:
         return source if columns is None else source.select(columns)
     if type(source).__module__.startswith("pandas"):
         return read_table(pa.Table.from_pandas(source, preserve_index=False), columns)
+    if not isinstance(source, str | Path):
+        fix = "give a path, an Arrow table or a DataFrame"
+        raise ManifestError(f"a {type(source).__name__} is no table", fix=fix)
     source = str(source)
     suffix = Path(source).suffix
     if suffix not in (".csv", ".jsonl"):
@@ -251,7 +254,9 @@ def concatenated(tables: list[pa.Table], source: str) -> pa.Table:
 
 def shown(source: Any) -> str:
     """What a table is called in messages."""
-    return "the score table" if isinstance(source, pa.Table) else str(source)
+    if isinstance(source, str | Path):
+        return str(source)
+    return "the score table" if isinstance(source, pa.Table) else f"the {type(source).__name__}"
 
 
 def provenance(schema: pa.Schema) -> dict[str, Any]:

@@ -13,20 +13,84 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from influence_cli.data.frames import as_table, name_of
-from influence_cli.data.kinds import PAYLOADS
+from influence_cli.data.frames import NUMBERED, as_table, index_said, is_frame, name_of
+from influence_cli.data.kinds import PAYLOADS, kind_in
 from influence_cli.data.kinds.protocol import is_text
 from influence_cli.data.plain_types import plain_table
 from influence_cli.data.sources.protocol import KEPT
-from influence_cli.errors import ManifestError, ModelError
+from influence_cli.data.tables import provenance, read_table
+from influence_cli.errors import ManifestError, ModelError, UsageError, WrongArgument
+from influence_cli.events import SILENT, Listener
 from influence_cli.model.task import Task
 
+_NAME = "scikit-learn"
 _LOGISTIC = ("LogisticRegression", "LogisticRegressionCV", "SGDClassifier")
 
 
 def is_estimator(model: Any) -> bool:
     """Whether it is a model of scikit-learn's kind."""
     return callable(getattr(model, "predict", None)) and callable(getattr(model, "get_params", None))
+
+
+_SCORED: dict[str, Any] = {}  # by the rows' fingerprint: the models of the last runs of this program
+_MOST = 16
+
+
+def remember(rows: str, model: Any) -> None:
+    """Keep a model at hand for those who ask for its rows again, by the fingerprint of the rows that it scored."""
+    if is_estimator(model):
+        _SCORED.pop(rows, None)
+        _SCORED[rows] = model
+        for old in list(_SCORED)[:-_MOST]:
+            del _SCORED[old]
+
+
+def rows_scored(scores: Any, manifest: Any, model: Any, label: str | None) -> Any:
+    """The manifest of a score table; where a classifier was scored with a frame, its rows as the classifier had them.
+
+    Raises:
+        UsageError: the classifier is not at hand.
+    """
+    if not is_frame(manifest) or scores is None:
+        return manifest
+    origin = provenance(read_table(scores).schema)
+    then: dict[str, Any] = origin.get("manifest") or {}
+    named = str((origin.get("model") or {}).get("name") or "")
+    known = model if is_estimator(model) else _SCORED.get(str(then.get("fingerprint")))
+    table = as_table(manifest)
+    if known is None and _NAME in named and table is not None and kind_in(table.column_names) is None:
+        fix = "pass model=MODEL, the fitted model that was scored"
+        raise UsageError("the rows were scored as a model of scikit-learn takes them", where=name_of(manifest), fix=fix)
+    return manifest if known is None else rows_of(known, manifest, label or then.get("label") or "label")
+
+
+def with_estimator(manifest: Any, given: dict[str, Any], listener: Listener = SILENT) -> tuple[Any, dict[str, Any]]:
+    """Rows and options, with a model of scikit-learn as a task, and its rows as the classifier is given them.
+
+    Raises:
+        WrongArgument: the model is neither a name nor such a model.
+        UsageError: another model, or its checkpoint, is given beside it.
+    """
+    model = given.get("model")
+    if model is None or isinstance(model, str):
+        return manifest, given
+    if isinstance(model, type):
+        raise WrongArgument(
+            f"model is the class {model.__name__}", fix=f"give a fitted one: {model.__name__}().fit(...)"
+        )
+    if not is_estimator(model):
+        fix = "name it, give task=Task(module), or a fitted classifier of scikit-learn"
+        raise WrongArgument(f"the model is a {type(model).__name__}", fix=fix)
+    task = task_of(model)
+    for other in ("checkpoint", "task"):
+        if given.get(other) is not None:
+            what = f"{other} says which model is scored, and model is a fitted {type(model).__name__}"
+            raise UsageError(what, fix=f"leave {other} or model out")
+    label, target = given.get("label") or "label", given.get("target")
+    if not isinstance(label, str):
+        raise WrongArgument(f"label is a {type(label).__name__}", fix="give label as the name of a column")
+    rows = {} if target is None else {"target": rows_of(model, target, label, listener)}
+    return rows_of(model, manifest, label, listener), {**given, **rows, "model": None, "task": task}
 
 
 def task_of(model: Any) -> Task:
@@ -45,7 +109,7 @@ def task_of(model: Any) -> Task:
     module = nn.Linear(weight.shape[1], weight.shape[0])
     state = {"weight": weight, "bias": bias}
     module.load_state_dict({name: from_numpy(np.array(v, np.float32)) for name, v in state.items()})
-    return Task(module, name=f"scikit-learn {type(last).__name__}")
+    return Task(module, name=f"{_NAME} {type(last).__name__}")
 
 
 def _last(model: Any) -> Any:
@@ -67,7 +131,7 @@ def _last(model: Any) -> Any:
     return last
 
 
-def rows_of(model: Any, source: Any, label: str) -> Any:
+def rows_of(model: Any, source: Any, label: str, listener: Listener = SILENT) -> Any:
     """A frame's rows as a table with a manifest's columns: what the classifier is given, and labels by its classes.
 
     Raises:
@@ -78,6 +142,8 @@ def rows_of(model: Any, source: Any, label: str) -> Any:
     if table is None:
         fix = "give a DataFrame or an Arrow table"
         raise ManifestError(f"a {type(source).__name__} holds no rows for a model of scikit-learn", fix=fix)
+    if NUMBERED in index_said(table):
+        listener.warn(index_said(table))
     table = plain_table(table, where)
     if label not in table.column_names:
         fix = f"pass label=COLUMN; columns there are: {', '.join(table.column_names)}"

@@ -83,7 +83,7 @@ def test_classes_beyond_two_and_a_copy_that_lacks_values(tmp_path: Path) -> None
     species = RNG.integers(0, 4, N)
     codes = np.where(np.arange(N) % 5 == 0, np.nan, 10.0 * species)
     rows = pd.DataFrame({"age": AGE, "code": codes, "label": np.array([*"abcd"])[species]})
-    with pytest.raises(ManifestError, match="column code is the label .* each of its 4 values .* in all 160 rows"):
+    with pytest.raises(ManifestError, match=r"column code is the label .* each of its 4 values .* in all 160 rows"):
         made(rows, tmp_path)
 
 

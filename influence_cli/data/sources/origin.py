@@ -81,7 +81,7 @@ def read_origin(schema: pa.Schema) -> Origin | None:
     try:
         value = json.loads((schema.metadata or {})[ORIGIN_KEY])
         columns = value["columns"]
-        lists = {"features": tuple(columns["features"]), "keep": tuple(columns.get("keep", ()))}
+        lists = {name: tuple(columns.get(name, ())) for name in ("features", "keep", "drop")}
         later = {name: columns[name] for name in LATER if name in columns}
         asked = Columns(columns["label"], columns["id"], columns["image"], **lists, **later)
         return Origin(value["form"], value["locator"], asked, bool(value["splits"]), value["digest"])

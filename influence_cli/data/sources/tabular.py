@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from influence_cli.data.classes import CLEAN, read_names
-from influence_cli.data.frames import as_table, name_of
+from influence_cli.data.frames import as_table, index_said, name_of
 from influence_cli.data.kinds.protocol import is_text
 from influence_cli.data.plain_types import pc, plain_table
 from influence_cli.data.request import Columns
@@ -81,7 +81,9 @@ def read_frame(source: Any, columns: Columns) -> Source:
         for first in range(0, max(plain.num_rows, 1), CHUNK):
             yield Chunk(plain.slice(first, CHUNK), where, first)
 
-    return table_source(type(source).__name__, chunks, columns, class_names(table.schema, columns), ".")
+    index = index_said(table) if columns.id is None else ""
+    classes, taken = class_names(table.schema, columns), (index,) if index else ()
+    return table_source(type(source).__name__, chunks, columns, classes, ".", taken=taken)
 
 
 def class_names(schema: pa.Schema, columns: Columns) -> tuple[str, ...] | None:

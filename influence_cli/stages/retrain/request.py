@@ -86,7 +86,7 @@ class RetrainRequest:
 
     inputs: Inputs
     output: str
-    against: str | None = option(
+    against: Any = option(  # a path, or rows in memory
         None, "Manifest before curation; adds arms: no edit and random controls.", (RETRAIN,), **PATH
     )
     arms: tuple[tuple[str, str], ...] = option(
@@ -98,7 +98,7 @@ class RetrainRequest:
         read=named_arm,
         metavar="NAME=PATH",
     )
-    test: str | None = option(None, "Rows to test on [default: rows with split test].", TRAINS, **PATH)
+    test: Any = option(None, "Rows to test on [default: rows with split test].", TRAINS, **PATH)
     init: str | None = option(None, "Checkpoint to start from.", TRAINS, **PATH)
     pretrained: bool = option(False, "Start from timm's pretrained weights (downloads).", TRAINS)
     test_required: bool = True  # from Python a training that compares nothing needs no test rows
