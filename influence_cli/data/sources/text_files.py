@@ -5,8 +5,10 @@ Nothing is guessed of a value here: what stands in a CSV is text.  Large files a
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +22,7 @@ import pyarrow as pa
 from influence_cli.data.formulas import MARK, as_meant
 from influence_cli.data.frames import is_missing
 from influence_cli.data.request import Columns
+from influence_cli.data.sources.comments import comment_lines
 from influence_cli.data.tables import refuse_twins
 from influence_cli.errors import ManifestError, UsageError, nearest
 
@@ -93,7 +96,8 @@ def _csv(path: Path, columns: Columns) -> TextTable:
     if path.stat().st_size <= HELD:
         held = list(read())
         read = lambda: iter(held)  # noqa: E731
-    taken = []
+    comments = comment_lines(path, encoding, delimiter)
+    taken = [f"lines before the names of columns, which begin with #, are comments ({comments})"] if comments else []
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     if delimiter != usual:
         taken.append(f"columns are separated by {'tabs' if delimiter == chr(9) else repr(delimiter)}")
@@ -118,9 +122,10 @@ def _lines(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[int, lis
     """The records that are not empty, each with the number of its last line."""
     limit = csv.field_size_limit(2**31 - 1)
     try:
+        first = comment_lines(path, encoding, delimiter)
         with path.open(encoding=encoding, newline="") as handle:
-            reader = csv.reader(handle, delimiter=delimiter)
-            yield from ((reader.line_num, row) for row in reader if row)
+            reader = csv.reader(itertools.islice(handle, first, None), delimiter=delimiter)
+            yield from ((first + reader.line_num, row) for row in reader if row)
     except (UnicodeError, LookupError) as error:
         raise _not_in(path, encoding, error) from error
     except csv.Error as error:
@@ -173,13 +178,18 @@ def _csv_chunks(path: Path, names: list[str], delimiter: str, encoding: str) -> 
 
     schema = pa.schema([(name, pa.string()) for name in names])
     try:
-        meant = as_meant(path, delimiter)
+        first = comment_lines(path, encoding, delimiter)
+        meant = as_meant(path, delimiter, first)
         source: Any = path if isinstance(meant, Path) else io.BytesIO(meant.read())
+        if first and source is path:
+            source = path.open(encoding=encoding, newline="")
+            for _ in range(first):
+                source.readline()
         chunks = pd.read_csv(
             source, sep=delimiter, header=0, names=names, index_col=False, dtype=str, keep_default_na=False,
             na_values=[], encoding=encoding if isinstance(source, Path) else "utf-8", chunksize=CHUNK, engine="c",
         )  # fmt: skip
-        with chunks:
+        with chunks, source if isinstance(source, io.IOBase) else contextlib.nullcontext():
             for frame in chunks:
                 yield pa.Table.from_pandas(frame, schema, preserve_index=False).replace_schema_metadata(None)
     except (UnicodeError, LookupError) as error:
