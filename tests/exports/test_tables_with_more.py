@@ -54,5 +54,6 @@ def test_excel_is_refused_with_a_form_that_is_written(tmp_path: Path) -> None:
     scores(tmp_path, {"r3": 1})
     refused(*asked("trim", 1), "--export", "out.xlsx", cwd=tmp_path, says="Excel is read, and not written")
     refused(*asked("trim", 1), "--export", "out.xlsx", cwd=tmp_path, says="--export out.csv --export-as csv")
+    refused(*asked("trim", 1), "-o", "out.xlsx", cwd=tmp_path, says="--export out.xlsx writes rows in the form")
     curate(tmp_path, "trim", 1, "--export", "out.csv", "--export-as", "csv")
     assert len(pd.read_csv(tmp_path / "out.csv")) == len(ROWS) - 1
