@@ -15,9 +15,15 @@ from influence_cli.store.shards import positions
 SHOWN = 20  # things that are found in rows, line by line
 
 
-def content_notes(manifest: Manifest) -> list[str]:
-    """Classes without train rows or of nearly one name, payloads in several splits, duplicates with other labels."""
+def content_notes(manifest: Manifest, group: str | None = None) -> list[str]:
+    """Classes without train rows or of nearly one name, payloads in several splits, duplicates with other labels.
+
+    ``group`` is the column of groups.
+    """
     notes = [*_class_notes(manifest), *_weight_notes(manifest)]
+    blank = 0 if group is None else manifest.table.column(group).null_count
+    if blank:
+        notes.append(f"{_rows(blank)} without a value in column {group} {'is' if blank == 1 else 'are'} in no group")
     for other in ("val", "test"):
         rows, train = manifest.rows(other), manifest.rows("train")
         shared = positions(rows.payload_keys, train.payload_keys) >= 0
@@ -71,6 +77,10 @@ def _weight_notes(manifest: Manifest) -> list[str]:
         else []
     )
     return [*notes, "every train row has weight 0"] if len(train) and not train.weights.any() else notes
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
 
 
 def _plain_name(name: str) -> str:

@@ -81,7 +81,7 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
         *conversion.notes,
         *conversion.counted(),
         *conversion.remarked(),
-        *content_notes(manifest),
+        *content_notes(manifest, (source.columns or {}).get("group")),
     ]
     return Ingested(manifest, source.kind, conversion.skipped, notes, list(source.taken), list(source.left_out))
 
@@ -238,10 +238,11 @@ class _Conversion:
             return self.number.of(value)
         except ValueError as error:
             named = (self.source.columns or {}).get({"label": "label"}.get(column, "clean")) or column
-            real = isinstance(value, float) and value % 1 != 0
-            fix = (
-                "give classes: numbers to be predicted (regression) are not supported yet" if real else "repair the row"
-            )
+            fix = "repair the row"
+            if isinstance(value, float) and value % 1 != 0:
+                fix = "give classes: numbers to be predicted (regression) are not supported yet"
+            elif isinstance(value, int | float) and value < 0:
+                fix = "where it is a class, write names; where it stands for a row without a label, leave it out"
             raise BadPayload(f"column {named}: {error}", fix) from error
 
     def _split(self, given: str | None, payload: bytes) -> str:

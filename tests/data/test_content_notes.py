@@ -102,3 +102,31 @@ def test_a_file_with_comments_is_read_as_one_without(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="more fields") as caught:
         made(str(tmp_path / "t.csv"), tmp_path)
     assert caught.value.where.endswith(f"line {N + 3}")
+
+
+def test_rows_without_a_group_are_in_none_and_that_is_said(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"x": X, "label": Y, "sex": [None if k == 3 else "mf"[k % 2] for k in range(N)]})
+    assert "1 row without a value in column sex is in no group" in made(rows, tmp_path, group="sex").notes
+
+
+@pytest.mark.parametrize(
+    ("label", "says", "fix"),
+    [
+        ([k % 3 - 1 for k in range(N)], "-1 is no class number", "where it is a class, write names"),
+        ([k % 3 / 2 for k in range(N)], "0.5 is no class number", "regression"),
+        (pd.to_datetime(["2024-01-01", "2024-02-01"] * (N // 2)), "labels are timestamp", "numbers or names"),
+    ],
+)
+def test_labels_that_are_no_classes(label: Any, says: str, fix: str, tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=says) as caught:
+        made(pd.DataFrame({"x": X, "label": label}), tmp_path)
+    assert fix in caught.value.fix
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json"])
+def test_an_object_with_two_values_of_one_name_is_refused(form: str, tmp_path: Path) -> None:
+    rows = ['{"x": 1, "label": 0}', '{"x": 2, "label": 1, "x": 3}']
+    text = "\n".join(rows) if form == "jsonl" else f"[{', '.join(rows)}]"
+    (tmp_path / f"t.{form}").write_text(text)
+    with pytest.raises(ManifestError, match="two values are called 'x'"):
+        made(str(tmp_path / f"t.{form}"), tmp_path)

@@ -267,7 +267,8 @@ def _labels(values: pa.Array, names: bool, seen: Seen, column: str, where: str) 
     kind = values.type
     if pa.types.is_null(kind):
         return pa.nulls(len(values), pa.string() if names else pa.int64())
-    if pa.types.is_nested(kind) or (pa.types.is_binary(kind) and text_of_bytes(values) is None):
+    odd = pa.types.is_nested(kind) or pa.types.is_temporal(kind)
+    if odd or (pa.types.is_binary(kind) and text_of_bytes(values) is None):
         fix = "give a column of numbers or names"
         raise ManifestError(f"labels are {kind}, not numbers or text", where=f"{where}, column {column}", fix=fix)
     if not names and not is_text(kind):
