@@ -30,7 +30,7 @@ _COUNTERS = ("index", "level_0", "rownames", "row", "rownum", "row_number", "row
 _WEIGHTS = ("sample_weight", "sample_weights", "instance_weight", "row_weight", "sampleweight")
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")  # of snake_case and CamelCase
 _IDENTIFIERS = ("id", "ids", "uid", "uuid", "guid", "uri", "url", "hash", "md5", "sha1", "sha256")
-_LIKE_SPLITS = re.compile(r"(?i)\s*(train|trn|val|vld|test|tst|dev|eval|hold|calib|fold|unlab|unsup)")  # also unknown ones
+_LIKE_SPLITS = re.compile(r"(?i)\s*(train|trn|val|vld|test|tst|dev|eval|hold|calib|fold|unlab|unsup)")
 _SURE_LABELS = ("label", "labels")
 
 
