@@ -14,6 +14,7 @@ from influence_cli.cli.show.answers import next_of_retrain, show_answer, show_ne
 from influence_cli.cli.show.results import check_pages, write_pages
 from influence_cli.cli.show.run import show_skipped
 from influence_cli.errors import UsageError
+from influence_cli.model.spec import is_own
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import GradSpec
 from influence_cli.stages.retrain.request import CanaryRequest, EditsRequest, RetrainRequest
@@ -49,13 +50,28 @@ def retrain(settings: Settings) -> int | None:
 def _asked(settings: Settings, request: RetrainRequest) -> dict[str, Any]:
     """What of the request the next command may repeat."""
     edits, manifest = request.edits, request.inputs.manifest
-    label = request.inputs.label
+    compared = (
+        "against",
+        "arm",
+        "scores",
+        "rounds",
+        "action",
+        "budget",
+        "by",
+        "combine",
+        "seeds",
+        "require_improvement",
+    )
+    code = ["--model", settings.values["model"]] if is_own(settings.values["model"]) else []  # no folder may name it
     return {
         "output": request.output,
         "manifest": manifest,
         "scores": None if edits is None else edits.scores,
         "manifests": {"curated": manifest, **dict(request.arms)},
-        "label": [] if label == "label" else ["--label", label],
+        "against": request.against,
+        "read": [*settings.repeated_of("label", "skip_bad", "overlap", "group"), *code],
+        "edits": settings.repeated_of("combine", "set"),
+        "training": settings.repeated(*compared),
         "command": ["retrain", manifest, *settings.repeated("seeds"), "-o", request.output],
     }
 
