@@ -14,7 +14,6 @@ from influence_cli.cli.show.answers import next_of_retrain, show_answer, show_ne
 from influence_cli.cli.show.results import check_pages, write_pages
 from influence_cli.cli.show.run import show_skipped
 from influence_cli.errors import UsageError
-from influence_cli.model.spec import is_own
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import GradSpec
 from influence_cli.stages.retrain.request import CanaryRequest, EditsRequest, RetrainRequest
@@ -49,6 +48,8 @@ def retrain(settings: Settings) -> int | None:
 
 def _asked(settings: Settings, request: RetrainRequest) -> dict[str, Any]:
     """What of the request the next command may repeat."""
+    from influence_cli.model.spec import is_own
+
     edits, manifest = request.edits, request.inputs.manifest
     compared = (
         "against",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from influence_cli.cli.settings.no_effect import refuse_no_effect
 from influence_cli.cli.settings.requests import all_options, options_of
 from influence_cli.cli.settings.settings_file import SettingsFile, check_option_names, read_file, value_in_file
 from influence_cli.errors import UsageError
@@ -98,6 +99,7 @@ def resolve(command: str, given: Values, source: str | None, carried: Values | N
     for option in options:
         _settle(settings, option, given, carried, file)
     _check_store(settings)
+    refuse_no_effect(settings, {o.name: o.flags[-1] for o in options})
     if settings.source is None and command in (GRADS, SCORE, RETRAIN):
         _find_source(settings, file)
     for table in (file.options, carried.get("options", {})):

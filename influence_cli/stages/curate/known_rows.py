@@ -47,7 +47,7 @@ def reference_rows(scores: ScoreTable, calibration: Counter[str], in_baseline: M
             reference[k] = True
             left[key.hex()] -= 1
     if reference.any():
-        return reference, f"at most {rate:.3g} of clean rows are flagged"
+        return reference, f"at most {100 * rate:.3g}% of clean rows are flagged"
     lost = f": none of the run's {calibration.total():,} calibration rows is there as it was" if calibration else ""
     if in_baseline.any():
         return in_baseline & finite, f"compared with rows of the baseline, so the rate of false flags is unknown{lost}"
