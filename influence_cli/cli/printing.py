@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from influence_cli.report.text_table import TextTable
 
 WIDEST_TEXT = 120  # columns; longer lines are hard to read
-ENDLESS = 10_000  # columns of what is no terminal
+PIPED = 100  # columns of what is no terminal: a log, a file
 GAP = 2  # columns between two of a table
 SHORT = 28  # a cell up to here is not broken over lines
 Line = Sequence[str]
@@ -48,10 +48,10 @@ def print_table(
 
 
 def width_of(stream: IO[str]) -> int:
-    """Columns that there are: of the terminal, or of an exported COLUMNS; elsewhere as many as a table needs."""
+    """Columns that there are: of the terminal, or of an exported COLUMNS; a fixed number elsewhere."""
     if stream.isatty() or os.environ.get("COLUMNS", "").isdigit():
         return shutil.get_terminal_size().columns
-    return ENDLESS
+    return PIPED
 
 
 def parts_of(header: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> list[list[int]]:
