@@ -28,6 +28,7 @@ from influence_cli.errors import ModelError, UsageError
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.stages.curate.score_table import ScoreTable
+from influence_cli.store.lfs import refuse_pointer
 
 Mask = NDArray[np.bool_]
 
@@ -104,6 +105,7 @@ def read_baseline(path: str | None) -> set[str]:
     """Row keys of the accepted rows; every line must be one, and no id may be there twice."""
     if path is None:
         return set()
+    refuse_pointer(path)
     keys: dict[str, str] = {}
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")  # an id may hold other line ends
