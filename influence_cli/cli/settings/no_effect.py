@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from influence_cli.errors import UsageError
 from influence_cli.model.train.recipe import LBFGS, Recipe
 from influence_cli.options import CURATE, EVALUATE, EVERY, GRADS, RETRAIN, SCORE, TRAINS, options_in
-
-if TYPE_CHECKING:
-    from influence_cli.cli.settings.settings import Settings
 
 _RECIPE = tuple(o.name for o in options_in(Recipe))
 _TRUTH = ("clean_label", "known_bad", "reference")  # of detection
@@ -24,6 +21,14 @@ _EDITS = ("action", "budget", "maximise", "subject_to")
 _GATE = ("check", "threshold", "write_baseline")  # any of them: nothing is edited
 _CHECK = "add --check, or leave it out"
 _RETRAINING = ("lds", "removal", "loo", "brittleness")
+
+
+class Settings(Protocol):
+    """What a rule looks at: the values of a command's options, and who gave them."""
+
+    command: str
+    values: dict[str, Any]
+    origins: dict[str, str]
 
 
 @dataclass(frozen=True)
