@@ -102,3 +102,14 @@ def test_a_place_that_is_taken_is_not_proposed(tmp_path: Path, scored: Path) -> 
     (tmp_path / "clean.parquet").write_text("mine")
     ran = call_cli("curate", scored, "-n", cwd=tmp_path)
     assert next_words(ran)[-1] == "clean-2.parquet"
+
+
+def test_the_answer_about_fairness_edits_is_the_gap_between_the_groups(made: Path) -> None:
+    asked = ["--scores", "s.parquet", "--group", "sex", "--budget", "10%", "--seeds", 2, "-o", "FAIR"]
+    ran = call_cli("retrain", "m.parquet", *MODEL, *asked, "--format", "json", cwd=made)
+    assert ran.code == 0, ran.err
+    arm = next(a for a in ran.json["arms"].values() if a["edits"].get("objective") == "fairness")
+    was, now = (100 * a["mean"]["dp_gap"]["mean"] for a in (ran.json["arms"]["no edit"], arm))
+    answer = next(line for line in ran.err.splitlines() if line.startswith("answer: "))
+    assert f"the demographic-parity gap between f and m (column sex): {was:.2f} to {now:.2f} points" in answer
+    assert ran.json["groups"] == {"column": "sex", "names": ["f", "m"]}

@@ -111,6 +111,13 @@ def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dic
     compare_arms(metrics, arms, different.between)
     if len(run.test):
         metrics["test_classes"] = (np.bincount(run.test.labels) / len(run.test)).tolist()
+        columns = run.test.manifest.table.column_names
+        if request.inputs.group in columns:  # whose gaps are measured
+            values = run.test.manifest.table.column(request.inputs.group).take(run.test.index).unique().to_pylist()
+            metrics["groups"] = {
+                "column": request.inputs.group,
+                "names": sorted(str(v) for v in values if v is not None),
+            }
     found = {
         "cautions": cautions_of(metrics),
         "pareto": pareto(metrics, request.seed, different.between, different.same),

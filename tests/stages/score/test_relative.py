@@ -130,7 +130,9 @@ def test_a_zero_gradient_is_neutral_and_a_negative_form_is_no_score() -> None:
     assert np.isnan(found[3:]).all()
 
 
-def test_a_zero_gradient_has_cosine_zero_and_no_relative_score_through_the_whole_path(tmp_path: Path, mlp: Problem) -> None:
+def test_a_zero_gradient_has_cosine_zero_and_no_relative_score_through_the_whole_path(
+    tmp_path: Path, mlp: Problem
+) -> None:
     """With --params of the weight of the first layer alone, a row of zeros has no gradient."""
     features = np.asarray(mlp.payloads).copy()
     rows = np.flatnonzero(mlp.splits == "train")
