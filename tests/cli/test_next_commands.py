@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.cases import Ran, call_cli, examples, feature_table, write
+from tests.cases import Ran, call_cli, examples, feature_table, run_cli, write
 
 MODEL = ["--model", "linear", "--epochs", 3]
 
@@ -41,6 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["retrain", "m.parquet", *MODEL, *recipe, "--group", "sex", "-o", "RUN"],
         ["score", "m.parquet", "--checkpoint", "RUN", "--objective", "fairness", "--group", "sex", "-o", "s.parquet"],
         ["score", "m.parquet", "--checkpoint", "RUN", "-o", "s.csv"],
+        ["score", "m.parquet", "--checkpoint", "RUN", "-o", "u.parquet"],
     ]
     for step in steps:
         ran = call_cli(*step, cwd=folder)
@@ -63,9 +64,9 @@ COMMANDS: dict[str, list[Any]] = {
     "curate, plan": ["curate", "s.csv", "--manifest", "m.parquet", "--budget", 5, "-n"],
     "curate": ["curate", "s.parquet", "-o", "c.parquet"],
     "evaluate": ["evaluate", "s.csv", "--manifest", "m.parquet", "--json"],
-    "evaluate, lds": ["evaluate", "s.parquet", "--lds", 3, "--epochs", 1, "--json"],
-    "evaluate, removal": ["evaluate", "s.parquet", "--removal", "20%", "--json"],
-    "evaluate, partial": ["evaluate", "s.parquet", "--lds", 4, "--seeds", 2, "--max-minutes", 0, "--json"],
+    "evaluate, lds": ["evaluate", "u.parquet", "--lds", 3, "--epochs", 1, "--json"],
+    "evaluate, removal": ["evaluate", "u.parquet", "--removal", "20%", "--json"],
+    "evaluate, partial": ["evaluate", "u.parquet", "--lds", 4, "--seeds", 2, "--max-minutes", 0, "--json"],
 }
 
 
@@ -113,3 +114,17 @@ def test_the_answer_about_fairness_edits_is_the_gap_between_the_groups(made: Pat
     answer = next(line for line in ran.err.splitlines() if line.startswith("answer: "))
     assert f"the demographic-parity gap between f and m (column sex): {was:.2f} to {now:.2f} points" in answer
     assert ran.json["groups"] == {"column": "sex", "names": ["f", "m"]}
+
+
+def test_a_table_that_comes_through_a_pipe_finds_its_manifest(made: Path) -> None:
+    elsewhere = made / "some" / "where"
+    elsewhere.mkdir(parents=True)
+    (made / "sub").mkdir()
+    asked = ["score", "m.parquet", "--checkpoint", "RUN", "-o", "sub/s.parquet"]
+    assert call_cli(*asked, cwd=made).code == 0
+    table = (made / "sub" / "s.parquet").read_bytes()
+    ran = run_cli("curate", "-", "--budget", 5, "-o", "piped.parquet", cwd=made, stdin=table)
+    assert ran.code == 0, ran.err
+    ran = run_cli("curate", "-", "--budget", 5, "-o", "piped.parquet", cwd=elsewhere, stdin=table)
+    assert ran.code == 2
+    assert "fix: pass --manifest PATH" in ran.err

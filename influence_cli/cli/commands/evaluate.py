@@ -130,7 +130,7 @@ def _by_retraining(settings: Settings, result: ResultOptions, source: str, budge
 def _asked(settings: Settings, source: str, budget: str) -> dict[str, Any]:
     """What the next command may repeat: see ``next_of_evaluate``."""
     trained = [*(o.name for o in options_in(Recipe)), *_TRAINED]
-    says = settings.insisted("model") or _has_recipe(settings.insisted("checkpoint"), source)
+    says = _has_recipe(settings.insisted("checkpoint"), source)
     return {
         "budget": budget,
         "read": settings.repeated_of("manifest", "label", "skip_bad"),
@@ -141,11 +141,13 @@ def _asked(settings: Settings, source: str, budget: str) -> dict[str, Any]:
 
 
 def _has_recipe(checkpoint: str | None, source: str) -> bool:
-    """Whether the folder of the scored checkpoint says how it was trained."""
+    """Whether the folder of the scored checkpoint says how it was trained, and the scores are of what is measured."""
     from influence_cli.data.locators import origin_of
     from influence_cli.data.tables import read_table
     from influence_cli.model.run_folder import RunFolder
 
     origin = {} if source == "-" else origin_of(read_table(source, ["id"]).schema, source)
+    if "utility" not in origin.get("spec", {}).get("objectives", ["utility"]):
+        return False
     locator = checkpoint or (origin.get("checkpoint") or {}).get("locator")
     return locator is not None and RunFolder(locator).read() is not None

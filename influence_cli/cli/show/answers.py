@@ -59,7 +59,8 @@ def next_of_retrain(metrics: Figures, asked: Figures) -> list[Any]:
             return ["score", asked["manifests"][best], *score]
         return ["retrain", asked["manifests"][best], *asked["training"], "-o", f"{run}-{best}"]  # RUN has another's
     if over["verdict"] == "worse" or metrics.get("intervals_over", "seeds") != "seeds":
-        if asked["scores"] is None:  # nothing says by which scores the edits were made
+        # nothing says by which scores the edits were made, or they foretell no target loss
+        if asked["scores"] is None or about.get("objective", "utility") != "utility":
             return ["score", asked["against"] or asked["manifest"], *score]
         return ["evaluate", asked["scores"], "--removal", "1%,5%,10%"]
     seeds = len(metrics["arms"][best]["seeds"])
