@@ -24,6 +24,7 @@ from influence_cli.data.outputs import Output, check_outputs, writing
 from influence_cli.data.request import COLUMNS_KEY, IngestRequest
 from influence_cli.data.sources import Source, is_saved, open_source
 from influence_cli.data.sources.origin import origin_metadata
+from influence_cli.data.sources.payload_columns import mostly_unknown
 from influence_cli.data.sources.protocol import LeftOut
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
@@ -83,6 +84,8 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
         *conversion.remarked(),
         *content_notes(manifest, (source.columns or {}).get("group")),
     ]
+    for line in mostly_unknown(source.counts, len(manifest)):
+        listener.warn(line)
     return Ingested(manifest, source.kind, conversion.skipped, notes, list(source.taken), list(source.left_out))
 
 

@@ -5,7 +5,7 @@ Folders of earlier versions say less; what they do not say is None or empty here
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,7 @@ class RunRecord:
     calibration_ids: tuple[str, ...] = ()
     calibration_keys: tuple[str, ...] | None = None  # row keys, in hex
     canaries: PlantedLabels | None = None
+    asked: dict[str, Any] = field(default_factory=dict)  # what was asked of rows and model beside the recipe
     digests: dict[str, str] | None = None  # by file of weights
 
     @property
@@ -113,6 +114,7 @@ class RunRecord:
             calibration_ids=tuple(value.get("calibration_ids", ())),
             calibration_keys=None if keys is None else tuple(keys),
             canaries=PlantedLabels.from_json(value["canaries"]) if value.get("canaries") else None,
+            asked=value.get("asked", {}),
             digests=value.get(WEIGHTS),
         )
 
@@ -121,6 +123,8 @@ class RunRecord:
         value: dict[str, Any] = {"schema_version": 1, **{name: getattr(self, name) for name in _PLAIN}}
         value["checkpoints"] = [asdict(c) for c in self.checkpoints]
         value["trained_on"] = {"rows": self.trained_rows, "arm": self.arm}
+        if self.asked:
+            value["asked"] = self.asked
         if self.steps is not None:
             value["steps"] = self.steps
         if self.calibration is not None:
@@ -162,6 +166,7 @@ def _wrong(value: dict[str, Any]) -> str | None:
         "pretrained": isinstance(value.get("pretrained", False), bool),
         "checkpoints": isinstance(kept, list) and all(map(_is_checkpoint, kept)),
         "trained_on": isinstance(value.get("trained_on", {}), dict),
+        "asked": isinstance(value.get("asked", {}), dict),
         "calibration_ids": _are_texts(value.get("calibration_ids", [])),
         "calibration_keys": keys is None or _are_texts(keys),
         "canaries": bool(listed) and all(isinstance(v, list) and len(v) == len(listed[0]) for v in listed),

@@ -45,7 +45,7 @@ def provenance_of(run: Run, session: Session, stage: str) -> dict[str, Any]:
             "locator": locator_of(run.inputs.manifest),
             "fingerprint": run.manifest.fingerprint,
             "label": run.inputs.label,
-            **({"group": run.inputs.group} if run.groups else {}),
+            **({"group": run.inputs.group} if run.groups or run.inputs.group != "group" else {}),
         },
         "target": {
             "locator": locator_of(run.inputs.target),

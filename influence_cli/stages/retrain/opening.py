@@ -158,6 +158,8 @@ def scored_arms(request: EditsRequest, base: Rows, seed: int) -> list[Arm]:
         asked = CurateRequest(request.scores, manifest=base.manifest, by=by, combine=rule, options=request.options)
         table = read_scores(asked)
         name = table.column if rule is None else rule
+        scored = table.provenance.get("score_is") if name == "score" else name
+        objective = table.provenance.get("objective_of", {}).get(scored)
         for action in request.actions:
             for budget in (None,) if action == "reweight" else request.budgets:
                 rows = parse_budget(budget or "0", len(base))
@@ -165,5 +167,7 @@ def scored_arms(request: EditsRequest, base: Rows, seed: int) -> list[Arm]:
                 called = " ".join(part for part in (name.removeprefix("score_"), action, budget) if part)
                 arm = described(Arm(called, edits.labels, edits.weights), base)
                 arm.about.update(method=name, action=action, budget=budget)
+                if objective is not None:
+                    arm.about["objective"] = objective
                 made += [arm, *control_arms(arm, base, edits.proposal, seed)]
     return made

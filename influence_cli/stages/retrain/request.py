@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from influence_cli.errors import UsageError
-from influence_cli.options import PATH, RETRAIN, TRAINS, comma_list, option, same_option
+from influence_cli.options import PATH, RETRAIN, TRAINS, comma_list, kept_values, option, same_option
 from influence_cli.settings import GradSpec, Inputs, Options, parse_share
 
 NOISES = ("confusion", "uniform")
@@ -119,3 +119,13 @@ class RetrainRequest:
         after="rounds",
     )
     options: Options = field(default_factory=dict)
+
+
+def asked_of(request: RetrainRequest) -> dict[str, Any]:
+    """What ``run.json`` keeps of how rows were read and the model was made, where that is not the default."""
+    inputs = request.inputs
+    asked = {**kept_values(inputs), "group": inputs.group, "skip_bad": inputs.skip_bad}
+    asked |= {"raw_features": request.raw_features, "test": request.test}
+    usual = {"overlap": "refuse", "group": "group"}
+    plain = {k: v for k, v in asked.items() if isinstance(v, str | int | float) and v is not False}
+    return {k: v for k, v in plain.items() if k != "model" and v != usual.get(k)}

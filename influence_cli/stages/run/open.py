@@ -19,7 +19,7 @@ from influence_cli.stages.run.resolve import resolve_model
 from influence_cli.stages.run.row_values import needed_values, solver_of
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
-from influence_cli.stages.run.target import target_rows
+from influence_cli.stages.run.target import given_target, target_rows
 from influence_cli.stages.run.usable_rows import check_classes, usable, usable_now, usable_train_rows
 
 
@@ -48,6 +48,8 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
         columns = [o.column or inputs.group for o in objectives.values() if "groups" in o.needs]
         target, overlap = target_rows(inputs, manifest, listener, model, store, columns)
         about["groups"] = target_groups(objectives, target, inputs, model, listener)
+    elif inputs.target is not None and model is not None:  # nothing is measured on them but accuracy
+        target, _ = given_target(inputs, manifest, listener, model, store)
     solvers = {n: s for n, m in methods.items() if (s := solver_of(m, values.get(n), spec)) is not None}
     if solvers and model is not None and checkpoint is not None:
         manifest = usable_now(manifest.rows("train"), model, inputs).manifest  # curvature needs every row

@@ -46,7 +46,22 @@ def target_rows(
 
     ``columns`` are those with groups that the objectives are about, beside that of ``inputs``.
     """
-    train, known = manifest.rows("train"), None if store is None else store.file_keys()
+    target, where = given_target(inputs, manifest, listener, model, store)
+    train = manifest.rows("train")
+    if inputs.allow_overlap:
+        listener.note("--allow-overlap is called --overlap drop now; --overlap keep leaves such rows in the target")
+    kept, overlap = _apart(target, train, "training", inputs, where, listener)
+    kept, _ = _apart(kept, manifest.rows("test"), "test", inputs, where, listener)  # tests would know the answer
+    if inputs.overlap == "drop" and len(kept) < len(target):
+        _say_how_it_changed(target, kept, dict.fromkeys((*columns, inputs.group)), listener)
+    return kept, overlap
+
+
+def given_target(
+    inputs: Inputs, manifest: Manifest, listener: Listener, model: ModelSpec | None, store: Store | None
+) -> tuple[Rows, str]:
+    """The target rows as they are given, those that ``model`` can use; and where they are."""
+    known = None if store is None else store.file_keys()
     if inputs.target is None:
         target, where = manifest.rows("val"), f"{manifest.source}, split val"
     else:
@@ -58,13 +73,7 @@ def target_rows(
         raise ManifestError("no target rows", where=where, fix="set split to val for some rows, or pass --target PATH")
     if model is not None and store is not None:
         target = usable_target(target, model, inputs, store)
-    if inputs.allow_overlap:
-        listener.note("--allow-overlap is called --overlap drop now; --overlap keep leaves such rows in the target")
-    kept, overlap = _apart(target, train, "training", inputs, where, listener)
-    kept, _ = _apart(kept, manifest.rows("test"), "test", inputs, where, listener)  # tests would know the answer
-    if inputs.overlap == "drop" and len(kept) < len(target):
-        _say_how_it_changed(target, kept, dict.fromkeys((*columns, inputs.group)), listener)
-    return kept, overlap
+    return target, where
 
 
 def _apart(target: Rows, others: Rows, kind: str, inputs: Inputs, where: str, listener: Listener) -> tuple[Rows, Rows]:
