@@ -24,7 +24,7 @@ from influence_cli.methods.shapes.preconditioned import Preconditioned
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import Inputs
-from influence_cli.stages.run.usable_rows import usable_now
+from influence_cli.stages.run.usable_rows import check_alike, usable_now
 from influence_cli.store.keys import digest_of_sorted, fingerprint
 
 COUPLED = ("sgd", "lbfgs")  # optimizers whose weight decay is the gradient of (l2/2) |theta|^2
@@ -108,6 +108,7 @@ def open_fit_set(inputs: Inputs, train: Rows, model: ModelSpec, listener: Listen
         pinned, own = open_manifest(inputs.fit_rows, inputs.label, inputs.skip_bad), train.manifest
         named = own.source if own.classes else "the checkpoint"
         pinned = numbered_as(pinned, own.classes or model.classes, named, listener)
+        check_alike(pinned, own, model)
         rows = usable_now(pinned.rows("train"), model, inputs)
     fit = FitSet.of(rows, inputs.fit_rows)
     if len(fit.rows) == 0:
