@@ -183,7 +183,7 @@ def _with_estimator(manifest: Any, given: dict[str, Any]) -> tuple[Any, dict[str
         raise UsageError(f"the model is a {type(model).__name__}", fix=fix)
     label, target = given.get("label", "label"), given.get("target")
     rows = {} if target is None else {"target": rows_of(model, target, label)}
-    return rows_of(model, manifest, label), {**given, **rows, "model": None, "task": task_of(model)}
+    return rows_of(model, manifest, label, trained=True), {**given, **rows, "model": None, "task": task_of(model)}
 
 
 @_called_from_python

@@ -1,4 +1,4 @@
-"""What the features of a checkpoint are: a manifest of other columns, categories or another order is refused by name."""
+"""The features of a checkpoint: a manifest of other columns, other categories or another order is refused by name."""
 
 from __future__ import annotations
 
