@@ -21,7 +21,8 @@ of its largest eigenvalue cannot be inverted beyond that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -49,12 +50,19 @@ class Exact(Preconditioned):
     """Dense inverse curvature, for up to some thousands of parameters."""
 
     relative: ClassVar[bool] = True
+    l2_by_parameter: ClassVar[bool] = True
 
     mode: str = setting("ggn", "curvature: " + ", ".join(MODES))
     max_parameters: int = setting(5000, "refuse more selected parameters: memory grows with d^2", limit=True)
 
     def __post_init__(self) -> None:
         check_options(self, {"mode": tuple(MODES)}, {"max_parameters": 1})
+
+    def with_l2(self, l2: Mapping[str, float]) -> Preconditioned:
+        """The method with the l2 on each parameter."""
+        options: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        options |= {"l2": max(l2.values()), "by_parameter": tuple(l2.items())}
+        return ExactByParameter(**options)
 
     def fitted(self) -> dict[str, Any]:
         """The dense matrix of one curvature: modes that invert the same matrix share it."""
@@ -173,7 +181,7 @@ class ExactByParameter(Exact):
                 alike = np.full((classes, classes), size / classes)
                 matrix[own, own] += np.kron(alike, np.eye(shape.numel() // classes))
             at += shape.numel()
-        return matrix, np.linalg.eigvalsh(matrix)
+        return matrix, np.linalg.eigvalsh(matrix).astype(np.float64, copy=False)
 
     def objective_gradient_norm(self, curvature: Curvature) -> float:
         """|grad R(theta)| with every parameter's own l2."""

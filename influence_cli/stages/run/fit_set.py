@@ -20,7 +20,6 @@ from influence_cli.data.manifest import Rows
 from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import Listener
-from influence_cli.methods.exact import Exact, ExactByParameter
 from influence_cli.methods.shapes.preconditioned import Preconditioned
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.spec import ModelSpec
@@ -146,18 +145,14 @@ def with_trained_l2(
 
 
 def _with_penalty(method: Preconditioned, name: str, l2: dict[str, float], listener: Listener) -> Preconditioned:
-    """The method with a fitted model's own l2 by parameter, which ``exact`` has as it is."""
+    """The method with a fitted model's own l2 by parameter, which not every method can have as it is."""
     largest = max(l2.values())
     said = ", ".join(f"{value:.3g} on {parameter}" for parameter, value in l2.items())
-    if isinstance(method, Exact):
-        listener.note(f"{name}: the l2 of the fitted model: {said}")
-        options = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
-        return ExactByParameter(**{**options, "l2": largest, "by_parameter": tuple(l2.items())})
-    if len(set(l2.values())) > 1:
+    if len(set(l2.values())) > 1 and not method.l2_by_parameter:
         listener.warn(
             f"{name}: the l2 of the fitted model is {said}, and this method puts {largest:.3g} on every parameter; "
             "method exact has it as it was fitted"
         )
     else:
         listener.note(f"{name}: the l2 of the fitted model: {said}")
-    return dataclasses.replace(method, l2=largest)
+    return method.with_l2(l2)
