@@ -21,8 +21,7 @@ def select_parameters(model: nn.Module, selection: str) -> dict[str, Tensor]:
     """Detached parameters by name, in model order; a tied tensor is listed once, under its first name.
 
     ``last`` is the layer that was seen to make the logits, the classifier as timm names it, or the last linear layer;
-    ``linear`` is every nn.Linear.  Frozen
-    parameters are left out of each.
+    ``linear`` is every nn.Linear.  Frozen parameters are left out of each.
 
     Raises:
         UsageError: the selection is empty.
