@@ -19,7 +19,7 @@ WEIGHTS_FILE = "model.safetensors"
 _PLAIN = ("model", "recipe", "seed", "init", "pretrained")  # fields that JSON holds as they are
 MODEL_KEYS = {
     "name", "num_classes", "kind", "shape", "mean", "std", "interpolation", "decoder", "classes", "crop", "code",
-    "order",
+    "order", "features",
 }  # fmt: skip
 
 
@@ -140,7 +140,6 @@ def is_model(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("shape"), list):
         return False
     numbers = [value[k] for k in ("mean", "std") if k in value]
-    names = value.get("classes")
     order = value.get("order")
     return (
         isinstance(value.get("name"), str)
@@ -149,7 +148,7 @@ def is_model(value: Any) -> bool:
         and all(type(n) is int and n > 0 for n in value["shape"])
         and all(isinstance(some, list) and all(type(v) in (int, float) for v in some) for some in numbers)
         and all(isinstance(value[k], str) for k in ("interpolation", "decoder") if k in value)
-        and (names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names)))
+        and all(value.get(k) is None or _are_texts(value[k]) for k in ("classes", "features"))
         and (order is None or (isinstance(order, list) and sorted(order) == list(range(value["num_classes"]))))
         and value.keys() <= MODEL_KEYS
     )

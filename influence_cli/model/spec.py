@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from influence_cli.model.task import Task
 
 
+_LATER = ("crop", "code", "order", "features")  # fields that came later, left out where they say nothing
 TORCHVISION = "torchvision:"  # prefix of torchvision's own architectures
 
 
@@ -39,6 +40,8 @@ class ModelSpec:
     crop: float | None = None  # None: stretch to the size; else cut the middle, as timm and torchvision evaluate
     code: str | None = None  # of a model of the user's own: what its outputs on a few rows are known by
     order: tuple[int, ...] | None = None  # which output of the weights each class is; None: as they stand
+    features: tuple[str, ...] | None = None  # what each feature is that it was trained on, where the rows said so
+    head: str | None = field(default=None, compare=False, repr=False)  # see ``model.logit_layer``
     task: Task | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -48,10 +51,8 @@ class ModelSpec:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and for fingerprints; what came later is left out where it says nothing."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "task"}
-        return json.loads(
-            json.dumps({k: v for k, v in values.items() if v is not None or k not in ("crop", "code", "order")})
-        )
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("task", "head")}
+        return json.loads(json.dumps({k: v for k, v in values.items() if v is not None or k not in _LATER}))
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> ModelSpec:

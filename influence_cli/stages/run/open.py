@@ -54,7 +54,8 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
     if solvers and model is not None and checkpoint is not None:
         manifest = usable_now(manifest.rows("train"), model, inputs).manifest  # curvature needs every row
         about["fit"] = open_fit_set(inputs, usable_train_rows(manifest), model, listener)
-        solvers = {n: with_trained_l2(s, n, checkpoint.locator, listener) for n, s in solvers.items()}
+        trained = (checkpoint.locator, listener, model.task, about["fit"].weight)
+        solvers = {n: with_trained_l2(s, n, *trained) for n, s in solvers.items()}
         methods = {n: solvers[n] if m.fitted_curvature else m for n, m in methods.items()}
         about["solvers"] = solvers
     run = Run(

@@ -21,7 +21,7 @@ from influence_cli.errors import ManifestError
 from influence_cli.events import Listener
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import Inputs
-from influence_cli.stages.run.usable_rows import usable_target
+from influence_cli.stages.run.usable_rows import check_alike, usable_target
 from influence_cli.store import Store
 
 MAX_OVERLAP = 0.01  # share of target rows that may be training or test rows before the run is refused
@@ -68,6 +68,7 @@ def given_target(
         other = open_manifest(inputs.target, inputs.label, inputs.skip_bad, known, like=manifest)
         classes = manifest.classes or (None if model is None else model.classes)
         other = numbered_as(other, classes, manifest.source if manifest.classes else "the checkpoint", listener)
+        check_alike(other, manifest, model)
         target, where = other.rows("val") if (other.splits == "val").any() else other.all_rows(), other.source
     if len(target) == 0:
         raise ManifestError("no target rows", where=where, fix="set split to val for some rows, or pass --target PATH")

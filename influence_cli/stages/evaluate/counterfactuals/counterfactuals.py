@@ -36,7 +36,7 @@ from influence_cli.stages.evaluate.request import CounterfactualRequest
 from influence_cli.stages.retrain.opening import test_part
 from influence_cli.stages.run.reopen import overlap_of
 from influence_cli.stages.run.target import target_rows
-from influence_cli.stages.run.usable_rows import check_classes, check_labels, usable_now
+from influence_cli.stages.run.usable_rows import check_alike, check_classes, check_labels, usable_now
 from influence_cli.store import Store, open_store
 
 Part = Subsets | Removal | LeaveOneOut
@@ -186,6 +186,7 @@ def _test_rows(request: CounterfactualRequest, scores: ScoreTable, model: ModelS
     test = scores.manifest.rows("test")
     if request.test is not None:
         other = open_manifest(request.test, scores.label, skip_bad)
+        check_alike(other, scores.manifest, model)
         test = test_part(numbered_as(other, model.classes, scores.manifest.source, listener))
     return usable_now(test, model, Inputs(scores.manifest, label=scores.label, skip_bad=skip_bad))
 
