@@ -6,7 +6,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from influence_cli.errors import ModelError
 
@@ -43,7 +43,7 @@ def refuse_wrappers(model: nn.Module) -> None:
 def _refuse_without_values(model: nn.Module) -> None:
     """Refuse a module whose parameters are not there, or are no tensors (ModelError)."""
     for name, value in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(value, UninitializedTensorMixin):
+        if is_lazy(value):
             what = f"the model's {name} is uninitialised: a lazy module has no shape before its first call"
             raise ModelError(what, fix="call the module once on a batch of rows, then give it")
         if value.device.type == "meta":
