@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from influence_cli.api import curate, evaluate, grads, manifest, per_target, plan, retrain, score
-    from influence_cli.errors import InfluenceError
+    from influence_cli.errors import InfluenceError, InfluenceWarning
     from influence_cli.model.task import Task
 
 __all__ = [
     "InfluenceError",
+    "InfluenceWarning",
     "Task",
     "curate",
     "evaluate",
@@ -31,7 +32,11 @@ __all__ = [
     "score",
 ]
 
-_ELSEWHERE = {"InfluenceError": "influence_cli.errors", "Task": "influence_cli.model.task"}
+_ELSEWHERE = {
+    "InfluenceError": "influence_cli.errors",
+    "InfluenceWarning": "influence_cli.errors",
+    "Task": "influence_cli.model.task",
+}
 
 
 def __getattr__(name: str) -> Any:

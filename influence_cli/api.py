@@ -1,7 +1,8 @@
 """The pipeline from Python: functions named as the commands, with the commands' options, that return tables.
 
 Rows are a path, an Arrow table, a pandas or polars DataFrame with a manifest's columns, or a torch Dataset of
-(input, label); a model is a checkpoint, or a ``Task``.  Nothing is printed; errors are ``InfluenceError``.  In the
+(input, label); a model is a checkpoint, or a ``Task``.  Nothing is printed; errors are ``InfluenceError``,
+and warnings ``InfluenceWarning`` where no ``listener`` hears them.  In the
 folder ``sample_data``:
 
 >>> import influence_cli
@@ -47,15 +48,25 @@ A model of one's own, with its own transform, loss and torch Dataset:
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import inspect
+import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, Unpack
 
 from influence_cli.arguments import speak_of_arguments
-from influence_cli.errors import InfluenceError, UsageError, UserCodeError
-from influence_cli.events import SILENT, Listener
-from influence_cli.options import build_request, options_in
+from influence_cli.errors import InfluenceError, UsageError, UserCodeError, WrongArgument
+from influence_cli.events import Listener, Warnings
+from influence_cli.options import (
+    build_request,
+    check_call,
+    checked,
+    options_in,
+    place,
+    refuse_unknown,
+    take,
+)
 from influence_cli.settings import GradSpec, Inputs, Options, Runtime
 
 if TYPE_CHECKING:
@@ -105,6 +116,10 @@ class RunOptions(TypedDict, total=False):
     listener: Listener
 
 
+_TYPES = {
+    "pa": SimpleNamespace(Table=Any),
+    **dict.fromkeys(("Ingested", "Task", "Run", "Session"), Any),
+}  # for checkers
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -121,13 +136,20 @@ def _switches() -> frozenset[str]:
 
 
 def _called_from_python(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, with errors that speak of arguments, not flags.
+    """The function, with errors that speak of arguments, not flags, and warnings as Python's where nobody listens.
 
     Code of the user's that ends the program (a model, a Dataset) is an error like any.
     """
+    takes = inspect.signature(function).parameters.values()
+    listens = any(p.kind is inspect.Parameter.VAR_KEYWORD or p.name == "listener" for p in takes)
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        if listens and kwargs.get("listener") is None:
+            kwargs["listener"] = Warnings(sys._getframe(1), _switches())
+        check_call(function, kwargs, _TYPES)
+        if listens and not callable(getattr(kwargs["listener"], "warn", None)):
+            raise WrongArgument(f"listener is a {type(kwargs['listener']).__name__}", fix="give a Listener")
         try:
             return function(*args, **kwargs)
         except InfluenceError as error:
@@ -142,67 +164,49 @@ def _called_from_python(function: Callable[P, T]) -> Callable[P, T]:
     return called
 
 
-def _names(value: str | list[str] | tuple[str, ...]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
-
-
 def _open(manifest: Any, given: dict[str, Any]) -> tuple[Run, Session]:
-    """A run and its session from options by name; TypeError where one is unknown."""
+    """A run and its session from options by name; WrongArgument where one is unknown or of another type."""
+    from influence_cli.model.scikit import remember, with_estimator
     from influence_cli.stages.run.input_said import say_input
     from influence_cli.stages.run.open import open_run
     from influence_cli.stages.run.session import Session
 
-    manifest, given = _with_estimator(manifest, given)
-    kinds = (Inputs, GradSpec, Runtime)
-    known = {o.name for kind in kinds for o in options_in(kind)} - {"manifest", "set"} | {"options", "task", "listener"}
-    unknown = set(given) - known
-    if unknown:
-        raise TypeError(f"unknown option {sorted(unknown)[0]!r}")
-    values = {**given, "set": given.get("options")}
-    values |= {name: _names(values[name]) for name in ("method", "objective") if name in values}
-    values |= {name: str(values[name]) for name in ("checkpoint", "store") if values.get(name) is not None}
+    listener = given.pop("listener")
+    model = given.get("model")
+    manifest, given = with_estimator(manifest, given, listener)
+    kinds, values = (Inputs, GradSpec, Runtime), dict[str, Any]()
+    named = {"options": (GradSpec, "set"), "task": (Inputs, "task")}
+    for kind in kinds:
+        named |= {name: (kind, name) for name in (o.name for o in options_in(kind)) if name not in ("manifest", "set")}
+    refuse_unknown({name: v for name, v in given.items() if name not in named}, named)
+    for name, value in given.items():
+        kind, option = named[name]
+        values[option] = value if value is None else checked(kind, option, value, name)
     inputs = build_request(Inputs, values, manifest=manifest)
     temporary = {"store": None} if "store" in values and values["store"] is None else {}
     runtime = build_request(Runtime, values, **temporary)
-    session = Session.open(runtime, given.get("listener", SILENT))
+    session = Session.open(runtime, listener)
     run = open_run(inputs, build_request(GradSpec, values), session)
-    if session.listener is not SILENT:
-        say_input(run, session)
+    remember(run.manifest.fingerprint, model)
+    say_input(run, session)
     return run, session
-
-
-def _with_estimator(manifest: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Rows and options, with a model of scikit-learn as a task, and its rows as the classifier is given them."""
-    model = given.get("model")
-    if model is None or isinstance(model, str):
-        return manifest, given
-    from influence_cli.model.scikit import is_estimator, rows_of, task_of
-
-    if not is_estimator(model):
-        fix = "name it, give task=Task(module), or a fitted classifier of scikit-learn"
-        raise UsageError(f"the model is a {type(model).__name__}", fix=fix)
-    label, target = given.get("label", "label"), given.get("target")
-    rows = {} if target is None else {"target": rows_of(model, target, label)}
-    return rows_of(model, manifest, label), {**given, **rows, "model": None, "task": task_of(model)}
 
 
 @_called_from_python
 def manifest(source: Any, output: str, **options: Any) -> Ingested:
     """A checked manifest, written to ``output``, from a folder, a file, an Arrow table or a DataFrame.
 
-    ``options``: ``label``, ``id``, ``image``, ``features``, ``weight``, ``group`` and ``keep`` name columns, ``like``
-    an earlier manifest; ``split`` ("80/10/10"), ``seed``, ``embed`` and ``skip_bad`` as on the command line.  The
-    result holds the manifest, what the source was taken to mean, what was left out, notes, and skipped rows.
+    ``options``: ``label``, ``id``, ``image``, ``features``, ``weight``, ``group``, ``keep`` and ``drop`` name columns,
+    ``like`` an earlier manifest; ``split`` ("80/10/10"), ``seed``, ``embed`` and ``skip_bad`` as on the command line.
+    The result holds the manifest, what the source was taken to mean, what was left out, notes, and skipped rows.
     """
     from influence_cli.data.ingest import make_manifest
-    from influence_cli.data.request import IngestRequest
-    from influence_cli.data.sources import Columns
+    from influence_cli.data.request import Columns, IngestRequest
 
-    listener = options.pop("listener", SILENT)
-    named = {f.name: options.pop(f.name) for f in dataclasses.fields(Columns) if f.name in options}
-    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in named.items()}
-    columns = Columns(**plain)
-    return make_manifest(IngestRequest(source, str(output), columns, **options), listener)
+    listener = options.pop("listener")
+    named, request = take((Columns, IngestRequest), options)
+    request = IngestRequest(source, place("output", output), Columns(**named), **request)
+    return make_manifest(request, listener)
 
 
 @_called_from_python
@@ -254,6 +258,7 @@ def curate(
     scores: Any,
     *,
     manifest: Any = None,
+    model: Any = None,
     action: str = "trim",
     budget: str | int | None = None,
     by: str | list[str] = "score",
@@ -269,25 +274,29 @@ def curate(
 
     Several columns ``by`` are combined, by rank sum unless ``combine`` says otherwise; ``maximise`` an objective
     ``subject_to`` others, such as "fairness>=0", in their place.  With ``output`` the curated manifest is written too.
-    ``manifest`` is needed where the scores are of rows in memory.
+    ``manifest`` is needed where the scores are of rows in memory, and ``model``, the fitted classifier of scikit-learn,
+    where such a one was scored by another program.
     """
     from influence_cli.data.earlier import CURATED
     from influence_cli.data.locators import named_in
     from influence_cli.data.outputs import Output, check_outputs
+    from influence_cli.model.scikit import rows_scored
     from influence_cli.stages.curate.curate import curate as stage
     from influence_cli.stages.curate.request import CurateRequest
     from influence_cli.stages.curate.written_manifest import write_curated
 
-    request = CurateRequest(
-        scores, action=action, budget=None if budget is None else str(budget), manifest=manifest, label=label,
-        by=_names(by), combine=combine, maximise=maximise, subject_to=_names(subject_to), options=options or {},
-        skip_bad=skip_bad,
-    )  # fmt: skip
+    asked: dict[str, Any] = {
+        "action": action, "budget": None if budget is None else str(budget), "by": by, "combine": combine,
+        "maximise": maximise, "subject_to": subject_to, "options": options or {}, "label": label, "skip_bad": skip_bad,
+    }  # fmt: skip
+    (values,) = take((CurateRequest,), asked)
+    output = None if output is None else place("output", output)
+    request = CurateRequest(scores, manifest=rows_scored(scores, manifest, model, label), **values)
     if output is not None:
-        check_outputs([Output("output", str(output), CURATED)], [scores, manifest, *named_in(scores)])
+        check_outputs([Output("output", output, CURATED)], [scores, manifest, *named_in(scores)])
     curated = stage(request)
     if output is not None:
-        write_curated(curated, str(output))
+        write_curated(curated, output)
     return curated.table()
 
 
@@ -304,15 +313,12 @@ def retrain(manifest: Any, output: str, **options: Any) -> dict[str, Any]:
     from influence_cli.stages.retrain.request import RetrainRequest
     from influence_cli.stages.retrain.retrain import retrain as stage
 
-    listener = options.pop("listener", SILENT)
-    split = {
-        kind: {f.name: options.pop(f.name) for f in dataclasses.fields(kind) if f.name in options}
-        for kind in (Recipe, Inputs)
-    }
-    arms = tuple(dict(options.pop("arms", {})).items())
-    options = {"test_required": False, **options}
-    request = RetrainRequest(Inputs(manifest, **split[Inputs]), str(output), arms=arms, **options)
-    return stage(request, Recipe(**split[Recipe], asked=frozenset(split[Recipe])), listener)
+    listener, arms = options.pop("listener"), tuple(dict(options.pop("arms", {})).items())
+    kinds = (Recipe, Inputs, RetrainRequest)
+    recipe, inputs, request = take(kinds, options)
+    request = {"test_required": False, **request, "arms": arms}
+    made = RetrainRequest(Inputs(manifest, **inputs), place("output", output), **request)
+    return stage(made, Recipe(**recipe, asked=frozenset(recipe)), listener)
 
 
 @_called_from_python
@@ -321,12 +327,19 @@ def evaluate(*scores: Any, **options: Any) -> dict[str, Any]:
 
     ``options``: ``manifest``, ``label``, ``budget``, ``clean_column``, ``known_bad``, ``reference``, ``draws``,
     ``seed``, ``stability``, ``checkpoint`` and ``skip_bad``, as on the command line, ``store``, and ``model`` where
-    the tables were scored with a ``python:`` model.
+    the tables were scored with a ``python:`` model, or by another program with one of scikit-learn.
     """
+    from influence_cli.model.scikit import rows_scored
     from influence_cli.stages.evaluate.evaluate import evaluate as stage
     from influence_cli.stages.evaluate.request import EvaluateRequest
 
-    listener = options.pop("listener", SILENT)
+    if not scores:
+        raise UsageError("no score table", fix="give one or more: evaluate(scores)")
+    listener, model = options.pop("listener"), options.pop("model", None)
     options["budget"] = str(options.get("budget") or "5%")
-    runtime = Runtime(options.pop("store", ".influence"), code=options.pop("model", None))
-    return stage(EvaluateRequest(scores, runtime=runtime, **options), listener)
+    store = options.pop("store", ".influence")
+    (values,) = take((EvaluateRequest,), options, "model", "store")
+    named = isinstance(model, str) or model is None
+    runtime = Runtime(checked(Runtime, "store", store), code=model if named else None)
+    rows = rows_scored(scores[0], values.pop("manifest", None), model, values.get("label"))
+    return stage(EvaluateRequest(scores, manifest=rows, **{**values, "runtime": runtime}), listener)

@@ -2,6 +2,7 @@
 
 InfluenceError          exit code 2: the person at the keyboard can fix it
 ├── UsageError          a flag, a setting, a contradiction between stages
+│   └── WrongArgument   an argument from Python that is unknown, or of another type (a TypeError too)
 ├── ManifestError       a table or a payload in it
 ├── ModelError          a checkpoint, an architecture, an output that is not logits
 │   ├── DamagedModel    a run folder or weights that are not as they were written
@@ -37,6 +38,10 @@ class UsageError(InfluenceError):
     """A flag, a setting or a combination of stages that cannot work."""
 
 
+class WrongArgument(UsageError, TypeError):
+    """An argument from Python that is unknown, or of another type than it takes."""
+
+
 class ManifestError(InfluenceError):
     """A manifest, a score table, or a payload that cannot be used."""
 
@@ -59,6 +64,10 @@ class DamagedModel(ModelError):
 
 class StoreError(InfluenceError):
     """A store that cannot be read or written."""
+
+
+class InfluenceWarning(UserWarning):
+    """What a Python program is warned of, where no listener hears it."""
 
 
 def disk_full(error: BaseException) -> bool:

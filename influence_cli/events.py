@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+
+from influence_cli.arguments import as_arguments
+from influence_cli.errors import InfluenceWarning
 
 
 class Progress:
@@ -29,6 +34,25 @@ class Listener:
     def progress(self, what: str, total: int, unit: str = "rows", done: int = 0) -> Iterator[Progress]:
         """A span of work over ``total`` units, ``done`` of which are there already."""
         yield Progress()
+
+
+class Warnings(Listener):
+    """Warnings as Python's own, at the line that called the library, each once."""
+
+    def __init__(self, caller: FrameType, switches: frozenset[str]) -> None:
+        self._caller, self._switches = caller, switches
+        self._line = caller.f_lineno
+        self._said = set[str]()
+
+    def warn(self, text: str) -> None:
+        """Something the user should act on."""
+        if text in self._said:
+            return
+        self._said.add(text)
+        names, file = self._caller.f_globals, self._caller.f_code.co_filename
+        registry = names.setdefault("__warningregistry__", {})
+        said = as_arguments(text, self._switches)
+        warnings.warn_explicit(said, InfluenceWarning, file, self._line, names.get("__name__"), registry)
 
 
 SILENT = Listener()

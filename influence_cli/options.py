@@ -21,10 +21,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
+import numbers
+import os
+import types
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from influence_cli.errors import UsageError, nearest
+from influence_cli.errors import UsageError, WrongArgument, nearest
 
 T = TypeVar("T")
 
@@ -187,3 +192,142 @@ def _plain(value: Any) -> Any:
     if not isinstance(value, tuple):
         return value
     return list(value) if all(isinstance(v, str) for v in value) else ",".join(map(repr, value))
+
+
+# ---- arguments from Python: their names and types are those of the fields of a request ------------------------------
+
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "True or False", dict: "a dict"}
+
+
+def take(kinds: Iterable[type], given: dict[str, Any], *also: str) -> list[dict[str, Any]]:
+    """What ``given`` says of each request's fields, by field, checked; names ``also`` are taken out of it by others.
+
+    A field has the name of its option too.
+
+    Raises:
+        WrongArgument: one is unknown, or of another type than its field.
+        UsageError: a number is below the least that makes sense.
+    """
+    found, known = [], list(also)
+    for kind in kinds:
+        values: dict[str, Any] = {}
+        for name, (field, _) in arguments_of(kind).items():
+            known.append(name)
+            if name in given:
+                values[field] = checked(kind, name, given.pop(name))
+        found.append(values)
+    refuse_unknown(given, known)
+    return found
+
+
+def arguments_of(kind: type) -> dict[str, tuple[str, Any]]:
+    """The names under which fields are given: their own, and those of their options; each with its field and type."""
+    hints = typing.get_type_hints(kind)
+    names = {f.name: f.name for f in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    names |= {o.name: o.field for o in options_in(kind)}
+    return {name: (field, hints[field]) for name, field in names.items()}
+
+
+def checked(kind: type, name: str, value: Any, called: str = "") -> Any:
+    """The value of an argument as its field's type: a path as text, one text as several, numbers as Python's own.
+
+    It is ``called`` otherwise than its field in messages, where that is given.
+    """
+    field, hint = arguments_of(kind)[name]
+    return as_hinted(called or name, value, hint, next((o for o in options_in(kind) if o.field == field), None))
+
+
+def as_hinted(name: str, value: Any, hint: Any, option: Option | None = None) -> Any:
+    """The value of an argument as the type that ``hint`` says.
+
+    Raises:
+        WrongArgument: it is of another type.
+        UsageError: it is a number below the least of the option.
+    """
+    allowed = _arms(hint)
+    for arm in allowed:
+        fits, made = _as_type(value, arm, option is None or option.path)
+        if fits:
+            least = None if option is None else option.least
+            if least is not None and isinstance(made, int | float) and made < least:
+                raise UsageError(f"{name}={made} is below {least:g}", fix=f"give {name}={least:g} or more")
+            return made
+    wanted = " or ".join(_called(arm, option is not None and option.path) for arm in allowed)
+    raise WrongArgument(f"{name} is {_shown(value)}", fix=f"give {name} as {wanted}")
+
+
+def refuse_unknown(given: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Refuse names that no option has.  Raises WrongArgument: there is one."""
+    if given:
+        name = min(given)
+        raise WrongArgument(f"unknown option {name!r}", fix=nearest(name, sorted(set(known))))
+
+
+def check_call(function: Callable[..., Any], given: Mapping[str, Any], classes: Mapping[str, Any]) -> None:
+    """Check the arguments that a function names itself: by name and type; ``classes`` are types that its module lacks.
+
+    Raises:
+        WrongArgument: one is unknown, or of another type.
+    """
+    parameters = inspect.signature(function).parameters
+    hints = typing.get_type_hints(function, localns=dict(classes))
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        refuse_unknown({name: value for name, value in given.items() if name not in parameters}, parameters)
+    for name, value in given.items():
+        if name in parameters and parameters[name].kind is inspect.Parameter.KEYWORD_ONLY:
+            as_hinted(name, value, hints[name])
+
+
+def place(name: str, value: Any) -> str:
+    """A path as text.  Raises WrongArgument: it is none."""
+    if not isinstance(value, str | os.PathLike):
+        raise WrongArgument(f"{name} is {_shown(value)}", fix=f"give {name} as a path")
+    return str(value)
+
+
+def _arms(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _as_type(value: Any, kind: Any, path: bool) -> tuple[bool, Any]:
+    """Whether a value is of a type, and the value as it."""
+    base = typing.get_origin(kind) or kind
+    truth = isinstance(value, bool) or getattr(getattr(value, "dtype", None), "kind", "") == "b"  # numpy's too
+    if base is str:
+        named = isinstance(value, str) or (path and isinstance(value, os.PathLike))
+        return named, str(value) if named else value
+    if base is bool:
+        return truth, bool(value) if truth else value
+    if base in (int, float):
+        number: Any = value
+        fits = isinstance(value, numbers.Integral if base is int else numbers.Real) and not truth
+        return fits, base(number) if fits else value
+    if base is tuple and typing.get_args(kind)[0] is str:
+        if isinstance(value, str):
+            return True, (value,)
+        parts: Any = value
+        fits = isinstance(value, list | tuple) and all(isinstance(v, str) for v in parts)
+        return fits, tuple(parts) if fits else value
+    if base in (dict, list):
+        return isinstance(value, Mapping if base is dict else list | tuple), value
+    return base is not types.NoneType or value is None, value
+
+
+def _called(kind: Any, path: bool) -> str:
+    """What a type is called in messages."""
+    base = typing.get_origin(kind) or kind
+    if base is str and path:
+        return "a path"
+    if base is tuple:
+        return "text or a list of texts"
+    if base is list:
+        return "a list"
+    return "None" if base is types.NoneType else _WORDS.get(base, getattr(base, "__name__", str(base)))
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: short ones as they are written, others by their type."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    text = repr(value) if isinstance(value, str | bool | int | float | list | tuple | types.NoneType) else ""
+    return text if text and len(text) <= 40 else f"a {type(value).__name__}"

@@ -55,7 +55,7 @@ class Inputs:
         None, "Rows the objective is measured on [default: rows with split val].", RUNS_AND_EVALUATE,
         kept="target.locator", **PATH,
     )  # fmt: skip
-    fit_rows: str | None = option(
+    fit_rows: Any = option(
         None, "Pin the rows that curvature is fitted on: train rows of this manifest [default: the manifest's own].",
         RUNS, kept="fit_rows.locator", **PATH,
     )  # fmt: skip

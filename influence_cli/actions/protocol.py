@@ -34,6 +34,7 @@ class Scored:
     weights: Floats
     keys: list[bytes]  # row keys
     groups: Ints | None = None  # sensitive group of every row, -1 where it has none
+    more_groups: tuple[Ints, ...] = ()  # the same by further columns
     best_label: Ints | None = None  # of the highest label-counterfactual score; -1 where null
     best_label_gain: Floats | None = None
     model_label: Ints | None = None  # most probable other label: column other_label

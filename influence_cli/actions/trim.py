@@ -27,7 +27,8 @@ class Trim:
 
     Class guard: no class loses more than max(2 q, q + 0.05) of its rows, where q = k/n, and none falls below
     max(5, a tenth of its size); a blocked row's place goes to the next lowest admissible one.  Where rows have a
-    ``group``, the group guard is the same for groups, and every class that a group has keeps a row in it.
+    ``group``, or the scores were made by another column of groups, the group guard is the same for groups, and every
+    class that a group has keeps a row in it.
     """
 
     only_negative: bool = field(default=False, metadata={"help": "take out rows with a negative score only"})
@@ -88,9 +89,11 @@ class Trim:
             made.append(Limit("class", scored.labels, [math.floor(q * s + 1e-9) for s in sizes.tolist()]))
         elif self.guard:
             made.append(Limit("class", scored.labels, _allowance(sizes, q)))
-        if scored.groups is not None and self.group_guard and (scored.groups >= 0).any():
-            made.append(Limit("group", scored.groups, _allowance(np.bincount(scored.groups[scored.groups >= 0]), q)))
-            cell = np.where(scored.groups >= 0, scored.groups * len(sizes) + scored.labels, -1)
+        for groups in (scored.groups, *scored.more_groups):
+            if groups is None or not self.group_guard or not (groups >= 0).any():
+                continue
+            made.append(Limit("group", groups, _allowance(np.bincount(groups[groups >= 0]), q)))
+            cell = np.where(groups >= 0, groups * len(sizes) + scored.labels, -1)
             most = np.bincount(cell[cell >= 0]) - 1  # every class that a group has keeps one
             made.append(Limit("class in a group", cell.astype(np.int64), most.tolist()))
         return made

@@ -203,4 +203,4 @@ def _show(settings: Settings) -> None:
     rows = [[n.replace("_", "-"), str(v), settings.origins[n]] for n, v in settings.values.items()]
     rows += [[f"{n}.{k}", str(v), "options"] for n, table in settings.options.items() for k, v in table.items()]
     rows.append(["source", str(settings.source), settings.origins.get("MANIFEST", "argument")])
-    print_table("", ["setting", "value", "from"], rows, sys.stdout)
+    print_table("", ["setting", "value", "from"], rows, sys.stdout, whole=True)

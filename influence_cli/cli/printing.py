@@ -19,24 +19,30 @@ if TYPE_CHECKING:
     from influence_cli.report.text_table import TextTable
 
 WIDEST_TEXT = 120  # columns; longer lines are hard to read
-ENDLESS = 10_000  # columns of what is no terminal
+PIPED, ENDLESS = 100, 10_000  # columns of what is no terminal: a log that people read, lines that programs read
 GAP = 2  # columns between two of a table
 SHORT = 28  # a cell up to here is not broken over lines
 Line = Sequence[str]
 
 
 def print_table(
-    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], stream: IO[str], left: int = 1
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    stream: IO[str],
+    left: int = 1,
+    whole: bool = False,
 ) -> None:
     """A table for people, no wider than the terminal; the first ``left`` columns are text, the others figures.
 
-    Where there is no room for all columns, the others follow below, each part with the first column.
+    Where there is no room for all columns, the others follow below, each part with the first column.  ``whole``: in a
+    pipe every row is a line, however long, since programs read it.
     """
     from rich.console import Console
     from rich.text import Text
 
     cells = [[printable(cell) for cell in row] for row in rows]
-    styled, width = terminal().styled(stream), width_of(stream)
+    styled, width = terminal().styled(stream), width_of(stream, ENDLESS if whole else PIPED)
     drawn = io.StringIO()  # Rich would end the process where the stream is a closed pipe
     console = Console(file=drawn, no_color=not styled, force_terminal=styled, width=width, highlight=False)
     if title:
@@ -47,11 +53,11 @@ def print_table(
     stream.flush()
 
 
-def width_of(stream: IO[str]) -> int:
-    """Columns that there are: of the terminal, or of an exported COLUMNS; elsewhere as many as a table needs."""
+def width_of(stream: IO[str], piped: int = PIPED) -> int:
+    """Columns that there are: of the terminal, or of an exported COLUMNS; a fixed number elsewhere."""
     if stream.isatty() or os.environ.get("COLUMNS", "").isdigit():
         return shutil.get_terminal_size().columns
-    return ENDLESS
+    return piped
 
 
 def parts_of(header: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> list[list[int]]:

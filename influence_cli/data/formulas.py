@@ -80,9 +80,11 @@ def without_formulas(table: pa.Table) -> pa.Table:
     return pa.Table.from_arrays([*columns, pa.array(counts, pa.int64())], names=names)
 
 
-def is_marked(path: Path, delimiter: str = ",") -> bool:
-    """Whether a CSV file has the mark."""
+def is_marked(path: Path, delimiter: str = ",", first: int = 0) -> bool:
+    """Whether a CSV file has the mark, among the names of its columns: after ``first`` lines."""
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as handle:
+        for _ in range(first):
+            handle.readline()
         head = handle.read(1 << 20)
     if MARK not in head:  # quick: most have none
         return False
@@ -92,18 +94,22 @@ def is_marked(path: Path, delimiter: str = ",") -> bool:
         return False
 
 
-def as_meant(path: Path, delimiter: str = ",") -> Path | pa.BufferReader:
+def as_meant(path: Path, delimiter: str = ",", first: int = 0) -> Path | pa.BufferReader:
     """A CSV file for a reader: itself, or where it has the mark its rows without the quotes and the mark.
+
+    The ``first`` lines are no rows.
 
     Raises:
         pa.ArrowInvalid: it has the mark and is no CSV in UTF-8.
     """
-    if not is_marked(path, delimiter):
+    if not is_marked(path, delimiter, first):
         return path
     out = io.StringIO(newline="")
     limit = csv.field_size_limit(2**31 - 1)
     try:
         with open(path, encoding="utf-8-sig", newline="") as handle:
+            for _ in range(first):
+                handle.readline()
             rows = csv.reader(handle, delimiter=delimiter)
             header = next(rows)
             mark = header.index(MARK)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from influence_cli.data.classes import CLEAN, Numbering
+from influence_cli.data.content_notes import SHOWN, content_notes
 from influence_cli.data.earlier import MADE, marked
 from influence_cli.data.frames import name_of
 from influence_cli.data.kinds import KINDS, kind_in
@@ -25,14 +24,13 @@ from influence_cli.data.outputs import Output, check_outputs, writing
 from influence_cli.data.request import COLUMNS_KEY, IngestRequest
 from influence_cli.data.sources import Source, is_saved, open_source
 from influence_cli.data.sources.origin import origin_metadata
+from influence_cli.data.sources.payload_columns import mostly_unknown
 from influence_cli.data.sources.protocol import LeftOut
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.keys import canonical_json
 from influence_cli.store.parquet import SealedWriter
-from influence_cli.store.shards import positions
 
-SHOWN = 20  # things that are found in rows, line by line
 MOST_NUMBERS = 10_000  # different labels that are looked at
 
 
@@ -84,8 +82,10 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
         *conversion.notes,
         *conversion.counted(),
         *conversion.remarked(),
-        *content_notes(manifest),
+        *content_notes(manifest, (source.columns or {}).get("group")),
     ]
+    for line in mostly_unknown(source.counts, len(manifest)):
+        listener.warn(line)
     return Ingested(manifest, source.kind, conversion.skipped, notes, list(source.taken), list(source.left_out))
 
 
@@ -221,11 +221,17 @@ class _Conversion:
         self._remarks.update(kind.remarks(payload))
         row["label"] = self._label(row["label"], "label")
         if row["label"] is None:
-            raise BadPayload(f"column {(self.source.columns or {}).get('label') or 'label'} is null")
+            column = (self.source.columns or {}).get("label") or "label"
+            raise BadPayload(f"column {column} is null{'' if self.request.skip_bad else self._unlabelled()}")
         if CLEAN in row:
             row[CLEAN] = self._label(row[CLEAN], CLEAN)
         row["split"] = self._split(row.get("split"), kind.raw(payload))
         return kind.placed(row, payload, self.request.embed, folder, Path(self.request.output).parent)
+
+    def _unlabelled(self) -> str:
+        """How many rows have no label, where several have none."""
+        rows = sum(t.column("label").null_count for t in (self.source.narrow or self.source.tables)())
+        return f" in {rows:,} rows, and this is the first" if rows > 1 else ""
 
     def _label(self, value: Any, column: str) -> int | None:
         """The label of a name or a number; None for null."""
@@ -235,10 +241,11 @@ class _Conversion:
             return self.number.of(value)
         except ValueError as error:
             named = (self.source.columns or {}).get({"label": "label"}.get(column, "clean")) or column
-            real = isinstance(value, float) and value % 1 != 0
-            fix = (
-                "give classes: numbers to be predicted (regression) are not supported yet" if real else "repair the row"
-            )
+            fix = "repair the row"
+            if isinstance(value, float) and value % 1 != 0:
+                fix = "give classes: numbers to be predicted (regression) are not supported yet"
+            elif isinstance(value, int | float) and value < 0:
+                fix = "where it is a class, write names; where it stands for a row without a label, leave it out"
             raise BadPayload(f"column {named}: {error}", fix) from error
 
     def _split(self, given: str | None, payload: bytes) -> str:
@@ -271,45 +278,6 @@ def _arrays(rows: list[dict[str, Any]], table: pa.Table) -> dict[str, pa.Array]:
     kinds |= {name: kind for payload in KINDS.values() for name, kind in payload.types.items()}
     typed = {name: kinds.get(name) or table.schema.field(name).type for name in rows[0]}
     return {name: pa.array([row[name] for row in rows], kind) for name, kind in typed.items()}
-
-
-def content_notes(manifest: Manifest) -> list[str]:
-    """Classes without train rows or of nearly one name, payloads in several splits, duplicates with other labels."""
-    notes = _class_notes(manifest)
-    for other in ("val", "test"):
-        rows, train = manifest.rows(other), manifest.rows("train")
-        shared = positions(rows.payload_keys, train.payload_keys) >= 0
-        if shared.any():
-            ids = [i for i, s in zip(rows.ids, shared.tolist(), strict=True) if s]
-            notes.append(f"{len(ids)} {other} rows are also train rows (same payload): {', '.join(ids[:5])}")
-    first = positions(manifest.payload_keys, manifest.payload_keys)
-    again = np.flatnonzero(first != np.arange(len(first)))
-    clashing = [k for k in again.tolist() if manifest.labels[k] != manifest.labels[first[k]]]
-    if len(again):
-        notes.append(f"{len(again)} rows repeat the payload of an earlier row")
-    if clashing:
-        pairs = ", ".join(f"{manifest.ids[first[k]]} and {manifest.ids[k]}" for k in clashing[:5])
-        notes.append(f"{len(clashing)} of these have another label: {pairs}")
-    return notes
-
-
-def _class_notes(manifest: Manifest) -> list[str]:
-    """Classes that only val or test rows have, and names that look alike."""
-    names, notes = manifest.classes or (), list[str]()
-    if not names:
-        return notes
-    train = set(manifest.rows("train").labels.tolist())
-    others = sorted(set(manifest.all_rows().labels.tolist()) - train)
-    if train and others:
-        known = ", ".join(names[k] for k in others[:SHOWN])
-        notes.append(f"no train row is of these classes, which val or test rows have: {known}")
-    alike: dict[str, list[str]] = {}
-    for name in names:
-        alike.setdefault(unicodedata.normalize("NFKC", name).casefold().strip(), []).append(name)
-    twins = [" and ".join(map(repr, found)) for found in alike.values() if len(found) > 1]
-    if twins:
-        notes.append(f"classes of nearly one name are different classes: {'; '.join(twins[:SHOWN])}")
-    return notes
 
 
 def class_table(manifest: Manifest) -> list[dict[str, Any]]:

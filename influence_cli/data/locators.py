@@ -22,6 +22,7 @@ from influence_cli.errors import InfluenceError, UsageError
 
 PARTS = ("manifest", "target", "fit_rows", "checkpoint")  # of a provenance, which may name a path
 NOTE, TABLE = "paths_count_from", "table"
+GIVEN = "paths_given"  # as seen from the working folder of the command that wrote the file
 FLAGS = {"manifest": "--manifest", "target": "--target", "fit_rows": "--fit-rows", "checkpoint": "--checkpoint"}
 
 Move = Callable[[str], str]
@@ -34,16 +35,18 @@ def written_to(table: pa.Table, output: str | Path) -> pa.Table:
         return table  # with the note it is as it was read, and its paths count from where it goes
     folder = os.path.dirname(os.path.realpath(output))
     moved = _moved(origin, lambda path: _relative(os.path.abspath(path), folder))
-    return with_provenance(table, {**moved, NOTE: TABLE})
+    given = {name: _path(origin, name) for name in PARTS if _path(moved, name) != _path(origin, name)}
+    return with_provenance(table, {**moved, NOTE: TABLE, GIVEN: given})
 
 
 def origin_of(schema: pa.Schema, source: Any) -> dict[str, Any]:
     """The provenance of a table that was read from ``source``, its paths as seen from the working folder."""
     origin = provenance(schema)
     folder = _folder(source)
-    noted = origin.pop(NOTE, None) == TABLE
-    if not origin or folder is None:
-        return origin
+    noted, given = origin.pop(NOTE, None) == TABLE, origin.pop(GIVEN, {})
+    if not origin or folder is None:  # a stream has no folder: paths count from the working folder, as they were given
+        there = {name: path for name, path in given.items() if name in origin and path and os.path.exists(path)}
+        return {**origin, **{name: {**origin[name], "locator": path} for name, path in there.items()}}
     beside = _moved(origin, lambda path: _relative(os.path.normpath(os.path.join(folder, path)), os.getcwd()))
     first, second = (beside, origin) if noted else (origin, beside)
     if _is_it(first, second):

@@ -24,7 +24,7 @@ from influence_cli.data.kinds.protocol import Decoded, InputSpec, Kind, Payload
 from influence_cli.data.partitions import folder_of
 from influence_cli.data.payloads import payload_batches, payload_keys, read_payload
 from influence_cli.data.row_checks import SKIPPED, BadRow, RowChecks, checked_columns
-from influence_cli.data.tables import concatenated, read_parquet, read_schema, refuse_twins
+from influence_cli.data.tables import concatenated, manifest_command, read_parquet, read_schema, refuse_twins
 from influence_cli.errors import ManifestError
 from influence_cli.store.arrow import array_of, values_of
 from influence_cli.store.file_keys import StoredFileKeys
@@ -245,10 +245,12 @@ def _check_columns(schema: pa.Schema, label: str, source: str, files: Sequence[P
     kind = kind_in(schema.names)
     if kind is None:
         known = ", ".join(" and ".join(k.columns) for k in KINDS.values() if k.columns)
-        raise ManifestError("no payload column", where=source, fix=f"a manifest needs one of: {known}")
+        fix = f"a manifest needs one of: {known}; of a table of other columns make one: "
+        raise ManifestError("no payload column", where=source, fix=fix + manifest_command(source, label))
     for needed in ("id", label):
         if needed not in schema.names:
-            fix = f"columns there are: {', '.join(schema.names)}" + ("; pass --label COLUMN" if needed == label else "")
+            more = "pass --label COLUMN" if needed == label else f"number the rows: {manifest_command(source, label)}"
+            fix = f"columns there are: {', '.join(schema.names)}; {more}"
             raise ManifestError(f"no column {needed!r}", where=source, fix=fix)
     for file in files[1:]:
         odd = _differing(schema, read_schema(file))

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from influence_cli.data.frames import as_table, name_of
+from influence_cli.data.frames import NUMBERED, as_table, index_said, name_of
 from influence_cli.data.kinds import PAYLOADS, kind_in
 from influence_cli.data.kinds.own_input import errors_of_own_code
 from influence_cli.data.kinds.protocol import is_text
@@ -24,7 +24,7 @@ from influence_cli.data.plain_types import plain_type
 from influence_cli.data.request import COLUMNS_KEY, Columns, IngestRequest
 from influence_cli.data.row_checks import SKIPPED, RowChecks
 from influence_cli.data.splits import split_of_file
-from influence_cli.data.tables import parquet_files, read_schema, temporary_folder
+from influence_cli.data.tables import manifest_command, parquet_files, read_schema, temporary_folder
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.file_keys import StoredFileKeys
@@ -54,12 +54,12 @@ def open_manifest(
         return source
     if not isinstance(source, str | Path):
         return _in_memory(source, label, skip_bad, like, listener)
-    files = parquet_files(str(source))
-    _refuse_named_splits(str(source), files)
+    files = parquet_files(str(source), label)
+    _refuse_named_splits(str(source), files, label)
     return read_manifest(str(source), files, label, skip_bad=skip_bad, known=known)
 
 
-def _refuse_named_splits(source: str, files: list[Path]) -> None:
+def _refuse_named_splits(source: str, files: list[Path], label: str) -> None:
     """Refuse files whose names or folders alone say which split they are of; ``manifest`` makes it a column.
 
     Taken as they are, test rows would be trained on.
@@ -71,12 +71,14 @@ def _refuse_named_splits(source: str, files: list[Path]) -> None:
         return
     shown = ", ".join(file.relative_to(source).as_posix() for file in list(named.values())[:3])
     what = f"which split its rows are of stands in names alone ({shown}), and in no column"
-    raise ManifestError(what, where=source, fix=f"make a manifest of it: influence manifest {source} -o m.parquet")
+    raise ManifestError(what, where=source, fix=f"make a manifest of it: {manifest_command(source, label)}")
 
 
 def _in_memory(source: Any, label: str, skip_bad: bool, like: Manifest | None, listener: Listener) -> Manifest:
     """A manifest of rows in memory; relative paths count from here."""
     table = as_table(source)
+    if table is not None and NUMBERED in index_said(table):
+        listener.warn(index_said(table))
     if table is not None and _is_manifest(table, label):
         table = table.select([n for n in table.column_names if not n.startswith("__index_level_")])
         return read_manifest(name_of(source), [_spooled(table)], label, skip_bad=skip_bad, folder=Path.cwd())

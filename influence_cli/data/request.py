@@ -32,6 +32,10 @@ class Columns:
         (), "Column that the manifest keeps as it is.", (MANIFEST,), "--keep-column", name="keep_column",
         metavar="COLUMN", stored=False,
     )  # fmt: skip
+    drop: tuple[str, ...] = option(
+        (), "Column that is left out.", (MANIFEST,), "--drop-column", name="drop_column", metavar="COLUMN",
+        stored=False,
+    )  # fmt: skip
     like: str | None = option(
         None, "Read the columns as this manifest's were.", (MANIFEST,), metavar="MANIFEST", stored=False
     )

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.data.kinds.protocol import is_text
+from influence_cli.data.tables import manifest_command
 from influence_cli.errors import ManifestError
 from influence_cli.store.arrow import is_valid, values_of
 
@@ -95,7 +96,7 @@ def _labels(checks: RowChecks, label: str) -> NDArray[np.int64]:
     column = checks.table.column(label)
     if not pa.types.is_integer(column.type):
         where = f"{checks.source}, column {label}"
-        fix = "number the classes from 0 and name them in the schema metadata key 'classes'"
+        fix = f"number the classes, which this does: {manifest_command(checks.source, label)}"
         raise ManifestError(f"labels are {column.type}, not integers", where=where, fix=fix)
     null = ~is_valid(column)
     checks.each(np.flatnonzero(null), label, lambda _: "a label is null", "label it or take it out")

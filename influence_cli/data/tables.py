@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import functools
 import json
+import shlex
 import shutil
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from influence_cli.store.lfs import FIX, WHAT, is_pointer
 from influence_cli.store.parquet import read_parquet_batches, read_parquet_schema, read_parquet_table
 
 PROVENANCE_KEY = b"influence"
-SOURCES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".xlsx", ".xls", ".npz")  # which are no manifests themselves
+SOURCES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".xlsx", ".xlsm", ".xls", ".ods", ".npz")  # no manifests
 _TEXT = [("id", pa.string()), ("row_key", pa.string())]  # never to be read as numbers or dates
 
 
@@ -63,8 +64,23 @@ def _from_stdin() -> bytes:
         raise ManifestError(f"standard input cannot be read ({why})", where="-", fix=fix) from error
 
 
-def parquet_files(source: str) -> list[Path]:
+def manifest_command(source: str, label: str = "label") -> str:
+    """The command that makes a manifest of a source, beside the working folder's other files, ready for a shell."""
+    place = Path(source)
+    if not place.exists():  # standard input, or rows in memory
+        return "influence manifest SOURCE -o manifest.parquet"
+    stem = place.stem if place.suffix.lower() in (*SOURCES, ".parquet") else place.resolve().name or "rows"
+    output = Path(f"{stem}.parquet")
+    if output.exists() or place.suffix == ".parquet":
+        output = Path(f"{stem}-manifest.parquet")
+    named = [] if label == "label" else ["--label", label]
+    return shlex.join(["influence", "manifest", source, *named, "-o", str(output)])
+
+
+def parquet_files(source: str, label: str = "label") -> list[Path]:
     """The Parquet files behind a path, a folder or "-"; readable, or an error that names the file.
+
+    ``label`` is the column that is asked for, for the command that makes a manifest of what is none.
 
     Those of a folder know the columns that stand in the names of folders below it, such as ``split=test``.
 
@@ -75,7 +91,7 @@ def parquet_files(source: str) -> list[Path]:
     if path.is_dir():
         files = parquet_in(path)
         if not files:
-            fix = f"give a folder of .parquet files, or make a manifest: influence manifest {source} -o m.parquet"
+            fix = f"give a folder of .parquet files, or make a manifest: {manifest_command(source, label)}"
             raise ManifestError("no Parquet file in the folder", where=source, fix=fix)
     elif path.exists():
         files = [path]
@@ -92,7 +108,8 @@ def parquet_files(source: str) -> list[Path]:
                 fix = "write Parquet into the pipe: influence score ... -o - | influence ... -"
                 raise ManifestError("standard input is not readable as Parquet", where="-", fix=fix) from error
             if file.suffix.lower() in SOURCES:
-                fix = f"make a manifest of it first: influence manifest {file} -o {file.with_suffix('.parquet').name}"
+                what = f"not readable as Parquet: it is {file.suffix.lower()}, and no manifest yet"
+                fix = f"make a manifest of it first: {manifest_command(str(file), label)}"
             raise ManifestError(what, where=str(file), fix=fix) from error
     return partitioned(files, path, schemas) if path.is_dir() else files
 
@@ -138,6 +155,9 @@ def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:
         return source if columns is None else source.select(columns)
     if type(source).__module__.startswith("pandas"):
         return read_table(pa.Table.from_pandas(source, preserve_index=False), columns)
+    if not isinstance(source, str | Path):
+        fix = "give a path, an Arrow table or a DataFrame"
+        raise ManifestError(f"a {type(source).__name__} is no table", fix=fix)
     source = str(source)
     suffix = Path(source).suffix
     if suffix not in (".csv", ".jsonl"):
@@ -251,7 +271,9 @@ def concatenated(tables: list[pa.Table], source: str) -> pa.Table:
 
 def shown(source: Any) -> str:
     """What a table is called in messages."""
-    return "the score table" if isinstance(source, pa.Table) else str(source)
+    if isinstance(source, str | Path):
+        return str(source)
+    return "the score table" if isinstance(source, pa.Table) else f"the {type(source).__name__}"
 
 
 def provenance(schema: pa.Schema) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,12 @@ def check_suffix(output: str, suffixes: tuple[str, ...] = (".parquet", ".csv", "
     """Refuse an output whose suffix says no form that it can be written in.  Raises UsageError: an unknown suffix."""
     if output != "-" and Path(output).suffix not in suffixes:
         fix = f"use {', '.join(suffixes)}, or - for Parquet"
-        why = "a manifest is Parquet" if suffixes == (".parquet",) else "unknown suffix"
+        why = "unknown suffix"
+        if suffixes == (".parquet",):
+            why, fix = (
+                "a manifest is Parquet",
+                f"{fix}; --export {shlex.quote(output)} writes rows in the form they came in",
+            )
         raise UsageError(f"cannot write {output!r}: {why}", fix=fix)
 
 

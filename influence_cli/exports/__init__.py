@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from influence_cli.data.sources.origin import Origin
+from influence_cli.data.sources.text_files import EXCEL
 from influence_cli.errors import UsageError, nearest
 from influence_cli.exports.protocol import ExportJob, Prepared
 
@@ -35,6 +36,7 @@ FORMS: dict[str, FormInfo] = {
     "huggingface": FormInfo("influence_cli.exports.huggingface:prepare"),
     "label-studio": FormInfo("influence_cli.exports.label_studio:prepare", (".json",)),
     "npz": FormInfo("influence_cli.exports.npz:prepare", (".npz",)),
+    "json": FormInfo("influence_cli.exports.json_lines:prepare_list", (".json",)),
 }
 
 
@@ -50,8 +52,12 @@ def choose_form(asked: str | None, origin: Origin | None, place: str) -> str:
     if asked is not None and asked not in FORMS:
         raise UsageError(f"--export-as {asked!r} is unknown", fix=nearest(asked, list(FORMS)))
     known = origin.form if origin is not None and origin.form in FORMS else None
-    if asked is None and known is not None and by_suffix not in (None, known):
+    fits = known is not None and suffix in FORMS[known].suffixes
+    if asked is None and known is not None and by_suffix is not None and not fits:
         raise UsageError(f"the manifest was made from {known}, and {place!r} is named as {by_suffix}", fix=every)
+    if suffix in EXCEL and asked is None:
+        fix = f"export a table of text: --export {Path(place).with_suffix('.csv')} --export-as csv"
+        raise UsageError(f"cannot export to {place!r}: Excel is read, and not written", fix=fix)
     form = asked or known or by_suffix
     if form is None:
         what = "the manifest does not say what it was made from" if origin is None else "Parquet is what -o writes"

@@ -15,6 +15,7 @@ import numpy as np
 from influence_cli.data.feature_names import names_of
 from influence_cli.data.formulas import MARK, quoted, runs, said, unquoted
 from influence_cli.data.kinds import KINDS
+from influence_cli.data.sources.comments import comment_lines
 from influence_cli.data.sources.text_files import csv_form
 from influence_cli.errors import UsageError
 from influence_cli.exports.matched import MatchedLines, match_lines, spellings, weight_column
@@ -48,7 +49,8 @@ def prepare(job: ExportJob) -> Prepared:
         raise UsageError(what, fix=f"name it {source.suffix}")
     encoding, mark_of_columns = csv_form(source, origin.columns)
     delimiter = mark_of_columns.encode()
-    mark, header, records = _as_meant(*read_records(source, delimiter, encoding), delimiter)
+    first = comment_lines(source, encoding, mark_of_columns)
+    mark, header, records = _as_meant(*read_records(source, delimiter, encoding, first), delimiter)
     lines = match_lines(job, origin, source, len(records), "line")
     notes = list(lines.rows.notes)
     data = _in_encoding(mark + _edited(lines, header, records, notes, delimiter), encoding, str(job.place))
@@ -71,9 +73,12 @@ def _in_encoding(data: bytes, encoding: str, where: str) -> bytes:
 
 
 def read_records(
-    path: Path, delimiter: bytes | None = None, encoding: str = "utf-8"
+    path: Path, delimiter: bytes | None = None, encoding: str = "utf-8", first: int = 0
 ) -> tuple[bytes, Record, list[Record]]:
-    """The byte order mark, header and rows of a CSV or TSV file, in UTF-8; empty lines are no rows."""
+    """What stands before the header (a byte order mark, ``first`` lines), header and rows of a CSV file, in UTF-8.
+
+    Empty lines are no rows.
+    """
     delimiter, data = delimiter or _delimiter(path), path.read_bytes()
     if encoding not in UTF8:
         data = data.decode(encoding).encode()
@@ -82,6 +87,10 @@ def read_records(
     line = re.compile(rb"([^\r\n]*)(\r\n|\r|\n|\Z)")
     records: list[Record] = []
     mark = _BOM if data.startswith(_BOM) else b""
+    for _ in range(first):
+        found = line.match(data, len(mark))
+        assert found is not None
+        mark = data[: found.end()]
     position = len(mark)
     while position < len(data):
         plain = line.match(data, position)

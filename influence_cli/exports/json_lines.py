@@ -1,4 +1,4 @@
-"""JSON lines: the source's own text, object by object, but for what was edited; or new objects from the manifest."""
+"""JSON, lines or a list: the source's own text, object by object, but for what was edited; or new objects."""
 
 from __future__ import annotations
 
@@ -44,29 +44,44 @@ class Record:
 
 def prepare(job: ExportJob) -> Prepared:
     """Check a JSONL export: from the source where the manifest was made from one, otherwise from the manifest."""
-    origin = job.made_from("jsonl")
+    return _prepared(job, "jsonl")
+
+
+def prepare_list(job: ExportJob) -> Prepared:
+    """Check an export of one list of objects, as ``prepare``."""
+    return _prepared(job, "json")
+
+
+def _prepared(job: ExportJob, form: str) -> Prepared:
+    origin = job.made_from(form)
     if origin is None:
-        return _lines((json.dumps(row, ensure_ascii=False, default=str) for row in plain_rows(job, "jsonl")), [])
+        return _lines((json.dumps(row, ensure_ascii=False, default=str) for row in plain_rows(job, form)), [], form)
     source = origin.verified(job.folder)
     records = read_objects(source)
     names = list(dict.fromkeys(n for record in records for n in record.spans))
     lines = match_lines(job, origin, source, len(records), "object")
     moved = [f"relative paths in {lines.image} count from {job.place.parent} now"] if lines.moved else []
-    return _lines(_edited(lines, records, names), [*lines.rows.notes, *moved])
+    return _lines(_edited(lines, records, names), [*lines.rows.notes, *moved], form)
 
 
-def _lines(lines: Iterable[str], notes: list[str]) -> Prepared:
-    ended = [f"{line}\n".encode() for line in lines]
-    return Prepared(lambda place: place.write_bytes(b"".join(ended)), len(ended), notes)
+def _lines(lines: Iterable[str], notes: list[str], form: str) -> Prepared:
+    """A line an object; of a list with commas between, in brackets."""
+    written = list(lines)
+    text = "".join(f"{line}\n" for line in written) if form == "jsonl" else "[\n" + ",\n".join(written) + "\n]\n"
+    return Prepared(lambda place: place.write_bytes(text.encode()), len(written), notes)
 
 
 def read_objects(path: Path) -> list[Record]:
-    """The objects of a JSONL file, each as it is written.  Raises ManifestError: it is not JSON."""
+    """The objects of a file of JSON, lines or a list, each as it is written.  Raises ManifestError: it is not JSON."""
     records: list[Record] = []
     try:
         text = path.read_bytes().decode()
         position = _after_space(text, 0)
+        listed = text.startswith("[", position)
         while position < len(text):
+            if listed and text[position] in "[,]":
+                position = _after_space(text, position + 1)
+                continue
             end, spans = _object(text, position)
             records.append(Record(text[position:end], {n: (a - position, b - position) for n, (a, b) in spans.items()}))
             position = _after_space(text, end)

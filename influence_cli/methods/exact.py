@@ -21,10 +21,12 @@ of its largest eigenvalue cannot be inverted beyond that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.methods.protocol import Columns, Facts, OfBlocks, RowValue
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from influence_cli.curvature.dense import CurvatureKind
     from influence_cli.maths.inverse import DenseInverse
 
+Floats = NDArray[np.float64]
 MODES: dict[str, CurvatureKind] = {
     "ggn": "ggn", "damp": "hessian", "clamp": "hessian", "abs": "hessian", "fisher": "ggn", "emp": "empirical",
 }  # fmt: skip
@@ -47,12 +50,19 @@ class Exact(Preconditioned):
     """Dense inverse curvature, for up to some thousands of parameters."""
 
     relative: ClassVar[bool] = True
+    l2_by_parameter: ClassVar[bool] = True
 
     mode: str = setting("ggn", "curvature: " + ", ".join(MODES))
     max_parameters: int = setting(5000, "refuse more selected parameters: memory grows with d^2", limit=True)
 
     def __post_init__(self) -> None:
         check_options(self, {"mode": tuple(MODES)}, {"max_parameters": 1})
+
+    def with_l2(self, l2: Mapping[str, float]) -> Preconditioned:
+        """The method with the l2 on each parameter."""
+        options: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        options |= {"l2": max(l2.values()), "by_parameter": tuple(l2.items())}
+        return ExactByParameter(**options)
 
     def fitted(self) -> dict[str, Any]:
         """The dense matrix of one curvature: modes that invert the same matrix share it."""
@@ -112,8 +122,7 @@ class Exact(Preconditioned):
         """The inverse; the spectrum of K + l2 I, delta and |grad R(theta)|."""
         from influence_cli.maths import inverse
 
-        fitted, l2 = curvature.factor, self.l2 or 0.0
-        eigenvalues = fitted["eigenvalues"] + l2
+        l2, (matrix, eigenvalues) = self.l2 or 0.0, self._with_l2(curvature)
         taken = inverse.reshaped(eigenvalues, self.mode)
         damping = inverse.default_damping(taken) if self.damping is None else self.damping
         facts = {"mode": self.mode, "l2": l2, "damping": damping, "damping_by_rule": self.damping is None}
@@ -122,9 +131,16 @@ class Exact(Preconditioned):
         if not inverse.is_positive(taken + damping):
             raise self._singular(facts)
         try:
-            return inverse.DenseInverse(inverse.shifted(fitted["matrix"], l2), self.mode, damping), facts
+            return inverse.DenseInverse(matrix, self.mode, damping), facts
         except inverse.NotPositiveDefiniteError as error:
             raise self._singular(facts) from error
+
+    def _with_l2(self, curvature: Curvature) -> tuple[Floats, Floats]:
+        """K + l2 I [d, d] and its eigenvalues [d]."""
+        from influence_cli.maths import inverse
+
+        fitted, l2 = curvature.factor, self.l2 or 0.0
+        return inverse.shifted(fitted["matrix"], l2), fitted["eigenvalues"] + l2
 
     def _singular(self, facts: Facts) -> ModelError:
         smallest, largest = facts["smallest_eigenvalue"], facts["largest_eigenvalue"]
@@ -138,3 +154,36 @@ class Exact(Preconditioned):
             f"{facts['damping']:.3g}; nothing was damped further",
             fix=fix + above,
         )
+
+
+@dataclass(frozen=True)
+class ExactByParameter(Exact):
+    """``exact`` of a softmax model whose l2 differs by parameter, as where none is on the intercept.
+
+    Where a parameter [C, ...] has none, moving it alike for all C classes changes no probability: no gradient lies in
+    those directions, and K is made 1/d of its trace there, so that it can be inverted and no score changes.
+    """
+
+    by_parameter: tuple[tuple[str, float], ...] = ()
+
+    def _l2(self, curvature: Curvature) -> Floats:
+        """The l2 [d] on every parameter."""
+        of = dict(self.by_parameter)
+        return np.concatenate([np.full(shape.numel(), of[name]) for name, shape in curvature.layout.items()])
+
+    def _with_l2(self, curvature: Curvature) -> tuple[Floats, Floats]:
+        fitted, l2, at = curvature.factor, self._l2(curvature), 0
+        matrix = fitted["matrix"] + np.diag(l2)
+        size = max(float(np.trace(fitted["matrix"])) / len(l2), np.finfo(np.float64).tiny)
+        for shape in curvature.layout.values():
+            own, classes = slice(at, at + shape.numel()), shape[0]
+            if not l2[own].any():
+                alike = np.full((classes, classes), size / classes)
+                matrix[own, own] += np.kron(alike, np.eye(shape.numel() // classes))
+            at += shape.numel()
+        return matrix, np.linalg.eigvalsh(matrix).astype(np.float64, copy=False)
+
+    def objective_gradient_norm(self, curvature: Curvature) -> float:
+        """|grad R(theta)| with every parameter's own l2."""
+        fitted = curvature.factor
+        return float(np.linalg.norm(fitted["gradient"] + self._l2(curvature) * fitted["theta"]))

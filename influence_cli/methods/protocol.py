@@ -172,12 +172,15 @@ class Method:
         return False
 
     def divided(self, scores: Floats, values: Floats | None, length: float | None) -> Floats:
-        """Scores [n] over the root of the values [n] of the rows' own gradients and, for the cosine, over |q|."""
+        """Scores [n] over the root of the values [n] of the rows' own gradients and, for the cosine, over |q|.
+
+        Without |q| they are relative scores: 0/0 where a row's own gradient is zero, which is no score (NaN).
+        """
         if values is None:
             return scores
         found = over_own_size(scores, values)
         if length is None:
-            return found
+            return np.where(values == 0.0, np.nan, found)
         return found / length if length > 0 else 0.0 * found
 
     def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:

@@ -13,6 +13,7 @@ from influence_cli.errors import ModelError, disk_full, nearest
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.examples import blank_input
+from influence_cli.model.logit_layer import HEAD
 from influence_cli.model.named_tensors import as_argument
 from influence_cli.model.parameters import in_precision
 from influence_cli.model.spec import TORCHVISION, ModelSpec, code_named_by_data, is_own, is_plain
@@ -109,6 +110,8 @@ def build_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
 
 
 def _in_order(model: nn.Module, spec: ModelSpec) -> nn.Module:
+    if spec.head is not None:
+        setattr(model, HEAD, spec.head)
     if spec.order is not None:
         model.register_forward_hook(OutputOrder(spec.order))
     return model

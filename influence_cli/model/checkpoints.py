@@ -23,7 +23,7 @@ from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, is_model
 from influence_cli.model.text_input import placed
 from influence_cli.store.files import DamagedFile, file_digest
-from influence_cli.store.lfs import FIX, WHAT, is_pointer
+from influence_cli.store.lfs import FIX, WHAT, is_pointer, refuse_pointer
 from influence_cli.store.sealed import read_weights_metadata, tensor_digest
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -135,6 +135,7 @@ def _check_zip(path: Path) -> None:
 
 def _shards(index: Path, locator: str) -> tuple[Path, ...]:
     """The files that an index of sharded safetensors names, in order."""
+    refuse_pointer(index)
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,8 @@ class ImageInput:
             return
         many = self.of_size > (self.grey + self.colour) / self.sizes
         why = f"the most common one ({self.of_size:,} images)" if many else "the one in the middle"
-        text = f"images have {self.sizes:,} sizes, from {_size(self.smallest)} to {_size(self.largest)}"
-        text += f": all are resized to {_size((self.height, self.width))}, {why}; --input-size N gives another"
+        text = f"images have {self.sizes:,} sizes, from {size_text(self.smallest)} to {size_text(self.largest)}"
+        text += f": all are resized to {size_text((self.height, self.width))}, {why}; --input-size N gives another"
         much = max(self._times(self.smallest), self._times(self.largest)) >= MUCH
         (listener.warn if much else listener.note)(text)
 
@@ -105,6 +106,6 @@ def _summary(shapes: Counter[tuple[int, ...]]) -> ImageInput:
     return ImageInput(height, width, grey, colour, len(sizes), sizes[height, width], by_area[0], by_area[-1])
 
 
-def _size(size: tuple[int, int]) -> str:
-    """A size as people write it: width before height."""
+def size_text(size: Sequence[int]) -> str:
+    """A size (height, width) as people write it: width before height."""
     return f"{size[1]} x {size[0]}"

@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from influence_cli.errors import ModelError
 
@@ -36,6 +37,22 @@ def refuse_wrappers(model: nn.Module) -> None:
             which = f"the model's module {name}" if name else "the model"
             what = f"{which} is a {type(module).__name__}, which {found[0]}"
             raise ModelError(what, fix=found[1] or _SCRIPTED)
+    _refuse_without_values(model)
+
+
+def _refuse_without_values(model: nn.Module) -> None:
+    """Refuse a module whose parameters are not there, or are no tensors (ModelError)."""
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(value):
+            what = f"the model's {name} is uninitialised: a lazy module has no shape before its first call"
+            raise ModelError(what, fix="call the module once on a batch of rows, then give it")
+        if value.device.type == "meta":
+            what = f"the model's {name} is on the device meta, which holds no values"
+            raise ModelError(what, fix="make the module on the cpu, and load its weights")
+    for name, module in model.named_modules():
+        if "quantized" in type(module).__module__.split("."):
+            what = f"the model's module {name or 'itself'} is quantised: its weights are integers without gradients"
+            raise ModelError(what, fix="give the model of floats that was quantised")
 
 
 def copied(model: nn.Module) -> nn.Module:

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from influence_cli.errors import UsageError
+from influence_cli.model.logit_layer import HEAD
 
 
 def select_parameters(model: nn.Module, selection: str) -> dict[str, Tensor]:
     """Detached parameters by name, in model order; a tied tensor is listed once, under its first name.
 
-    ``last`` is the classifier as timm names it, otherwise the last linear layer; ``linear`` is every nn.Linear.  Frozen
-    parameters are left out of each.
+    ``last`` is the layer that was seen to make the logits, the classifier as timm names it, or the last linear layer;
+    ``linear`` is every nn.Linear.  Frozen parameters are left out of each.
 
     Raises:
         UsageError: the selection is empty.
@@ -31,7 +32,7 @@ def select_parameters(model: nn.Module, selection: str) -> dict[str, Tensor]:
     elif selection == "linear":
         chosen = {f"{m}.{p}" for m, layer in _linears(model) for p, _ in layer.named_parameters(recurse=False)}
     elif selection == "last":
-        prefix = _classifier(model)
+        prefix = classifier_of(model)
         chosen = {n for n in named if n.startswith(prefix + ".")}
     else:
         chosen = {n for n in named if fnmatch.fnmatchcase(n, selection)}
@@ -84,15 +85,22 @@ def _linears(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
 
-def _classifier(model: nn.Module) -> str:
+def classifier_of(model: nn.Module) -> str:
+    """The name of the layer that ``last`` means.  Raises UsageError: there is none."""
+    found = getattr(model, HEAD, None)  # of a model of the user's own, which has been run
+    if found:
+        return found
+    linears = [name for name, _ in _linears(model)]
+    if not linears:
+        raise UsageError("--params last: the model has no linear layer", fix="pass a glob over parameter names")
+    if found is not None:
+        what = f"--params last: the logits are not made by one linear layer (there are {', '.join(linears[:5])})"
+        raise UsageError(what, fix=f"name the parameters, such as --params '{linears[-1]}.*'")
     get = getattr(model, "get_classifier", None)
     wanted = get() if callable(get) else None
     for name, module in model.named_modules():
         if module is wanted:
             return name
-    linears = [name for name, _ in _linears(model)]
-    if not linears:
-        raise UsageError("--params last: the model has no linear layer", fix="pass a glob over parameter names")
     return linears[-1]
 
 

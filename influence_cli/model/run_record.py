@@ -5,7 +5,7 @@ Folders of earlier versions say less; what they do not say is None or empty here
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ WEIGHTS_FILE = "model.safetensors"
 _PLAIN = ("model", "recipe", "seed", "init", "pretrained")  # fields that JSON holds as they are
 MODEL_KEYS = {
     "name", "num_classes", "kind", "shape", "mean", "std", "interpolation", "decoder", "classes", "crop", "code",
-    "order", "network", "text",
+    "order", "features", "network", "text",
 }  # fmt: skip
 
 
@@ -92,6 +92,7 @@ class RunRecord:
     calibration_ids: tuple[str, ...] = ()
     calibration_keys: tuple[str, ...] | None = None  # row keys, in hex
     canaries: PlantedLabels | None = None
+    asked: dict[str, Any] = field(default_factory=dict)  # what was asked of rows and model beside the recipe
     digests: dict[str, str] | None = None  # by file of weights
 
     @property
@@ -115,6 +116,7 @@ class RunRecord:
             calibration_ids=tuple(value.get("calibration_ids", ())),
             calibration_keys=None if keys is None else tuple(keys),
             canaries=PlantedLabels.from_json(value["canaries"]) if value.get("canaries") else None,
+            asked=value.get("asked", {}),
             digests=value.get(WEIGHTS),
         )
 
@@ -123,6 +125,8 @@ class RunRecord:
         value: dict[str, Any] = {"schema_version": 1, **{name: getattr(self, name) for name in _PLAIN}}
         value["checkpoints"] = [asdict(c) for c in self.checkpoints]
         value["trained_on"] = {"rows": self.trained_rows, "arm": self.arm}
+        if self.asked:
+            value["asked"] = self.asked
         if self.steps is not None:
             value["steps"] = self.steps
         if self.calibration is not None:
@@ -138,7 +142,6 @@ def is_model(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("shape"), list):
         return False
     numbers = [value[k] for k in ("mean", "std") if k in value]
-    names = value.get("classes")
     order = value.get("order")
     return (
         isinstance(value.get("name"), str)
@@ -147,7 +150,7 @@ def is_model(value: Any) -> bool:
         and all(type(n) is int and n > 0 for n in value["shape"])
         and all(isinstance(some, list) and all(type(v) in (int, float) for v in some) for some in numbers)
         and all(isinstance(value[k], str) for k in ("interpolation", "decoder") if k in value)
-        and (names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names)))
+        and all(value.get(k) is None or _are_texts(value[k]) for k in ("classes", "features"))
         and (order is None or (isinstance(order, list) and sorted(order) == list(range(value["num_classes"]))))
         and (value.get("network") is None or is_network(value["network"]))
         and (value.get("text") is None or is_text_input(value["text"]))
@@ -166,6 +169,7 @@ def _wrong(value: dict[str, Any]) -> str | None:
         "pretrained": isinstance(value.get("pretrained", False), bool),
         "checkpoints": isinstance(kept, list) and all(map(_is_checkpoint, kept)),
         "trained_on": isinstance(value.get("trained_on", {}), dict),
+        "asked": isinstance(value.get("asked", {}), dict),
         "calibration_ids": _are_texts(value.get("calibration_ids", [])),
         "calibration_keys": keys is None or _are_texts(keys),
         "canaries": bool(listed) and all(isinstance(v, list) and len(v) == len(listed[0]) for v in listed),

@@ -7,26 +7,91 @@ scikit-learn itself is not imported.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from influence_cli.data.frames import as_table, name_of
-from influence_cli.data.kinds import PAYLOADS
+from influence_cli.data.frames import NUMBERED, as_table, index_said, is_frame, name_of
+from influence_cli.data.kinds import PAYLOADS, kind_in
 from influence_cli.data.kinds.protocol import is_text
 from influence_cli.data.plain_types import plain_table
 from influence_cli.data.sources.protocol import KEPT
-from influence_cli.errors import ManifestError, ModelError
+from influence_cli.data.tables import provenance, read_table
+from influence_cli.errors import ManifestError, ModelError, UsageError, WrongArgument
+from influence_cli.events import SILENT, Listener
 from influence_cli.model.task import Task
 
+_NAME = "scikit-learn"
 _LOGISTIC = ("LogisticRegression", "LogisticRegressionCV", "SGDClassifier")
 
 
 def is_estimator(model: Any) -> bool:
     """Whether it is a model of scikit-learn's kind."""
     return callable(getattr(model, "predict", None)) and callable(getattr(model, "get_params", None))
+
+
+_SCORED: dict[str, Any] = {}  # by the rows' fingerprint: the models of the last runs of this program
+_MOST = 16
+
+
+def remember(rows: str, model: Any) -> None:
+    """Keep a model at hand for those who ask for its rows again, by the fingerprint of the rows that it scored."""
+    if is_estimator(model):
+        _SCORED.pop(rows, None)
+        _SCORED[rows] = model
+        for old in list(_SCORED)[:-_MOST]:
+            del _SCORED[old]
+
+
+def rows_scored(scores: Any, manifest: Any, model: Any, label: str | None) -> Any:
+    """The manifest of a score table; where a classifier was scored with a frame, its rows as the classifier had them.
+
+    Raises:
+        UsageError: the classifier is not at hand.
+    """
+    if not is_frame(manifest) or scores is None:
+        return manifest
+    origin = provenance(read_table(scores).schema)
+    then: dict[str, Any] = origin.get("manifest") or {}
+    named = str((origin.get("model") or {}).get("name") or "")
+    known = model if is_estimator(model) else _SCORED.get(str(then.get("fingerprint")))
+    table = as_table(manifest)
+    if known is None and _NAME in named and table is not None and kind_in(table.column_names) is None:
+        fix = "pass model=MODEL, the fitted model that was scored"
+        raise UsageError("the rows were scored as a model of scikit-learn takes them", where=name_of(manifest), fix=fix)
+    return manifest if known is None else rows_of(known, manifest, label or then.get("label") or "label")
+
+
+def with_estimator(manifest: Any, given: dict[str, Any], listener: Listener = SILENT) -> tuple[Any, dict[str, Any]]:
+    """Rows and options, with a model of scikit-learn as a task, and its rows as the classifier is given them.
+
+    Raises:
+        WrongArgument: the model is neither a name nor such a model.
+        UsageError: another model, or its checkpoint, is given beside it.
+    """
+    model = given.get("model")
+    if model is None or isinstance(model, str):
+        return manifest, given
+    if isinstance(model, type):
+        raise WrongArgument(
+            f"model is the class {model.__name__}", fix=f"give a fitted one: {model.__name__}().fit(...)"
+        )
+    if not is_estimator(model):
+        fix = "name it, give task=Task(module), or a fitted classifier of scikit-learn"
+        raise WrongArgument(f"the model is a {type(model).__name__}", fix=fix)
+    task = task_of(model)
+    for other in ("checkpoint", "task"):
+        if given.get(other) is not None:
+            what = f"{other} says which model is scored, and model is a fitted {type(model).__name__}"
+            raise UsageError(what, fix=f"leave {other} or model out")
+    label, target = given.get("label") or "label", given.get("target")
+    if not isinstance(label, str):
+        raise WrongArgument(f"label is a {type(label).__name__}", fix="give label as the name of a column")
+    rows = {} if target is None else {"target": rows_of(model, target, label, listener)}
+    return rows_of(model, manifest, label, listener, trained=True), {**given, **rows, "model": None, "task": task}
 
 
 def task_of(model: Any) -> Task:
@@ -42,10 +107,48 @@ def task_of(model: Any) -> Task:
     bias = np.broadcast_to(bias, (len(weight),))
     if len(weight) == 1:  # the logit of the second class against the first
         weight, bias = (np.concatenate([-v / 2, v / 2]) for v in (weight, bias))
-    module = nn.Linear(weight.shape[1], weight.shape[0])
-    state = {"weight": weight, "bias": bias}
+    module = nn.Linear(weight.shape[1], weight.shape[0], bias=last.fit_intercept)
+    state = {"weight": weight, "bias": bias} if last.fit_intercept else {"weight": weight}
     module.load_state_dict({name: from_numpy(np.array(v, np.float32)) for name, v in state.items()})
-    return Task(module, name=f"scikit-learn {type(last).__name__}")
+    return FittedTask(module, name=f"{_NAME} {type(last).__name__}", estimator=last)
+
+
+@dataclass(frozen=True, eq=False)
+class FittedTask(Task):
+    """A fitted classifier's module, which knows what the weights were held small by."""
+
+    estimator: Any = None
+
+    def penalty(self, weight: float) -> dict[str, float]:  # type: ignore[override]
+        """The l2 of the mean loss over rows of ``weight`` in all, by parameter.
+
+        scikit-learn minimises C sum_i w_i l_i + |w|^2 / 2, or with SGD the mean of l_i + alpha |w|^2 / 2.  Two classes
+        share one w, of which the module has -w/2 and w/2: half the squared norm, so twice the l2.
+
+        Raises:
+            UsageError: the penalty is no l2.
+        """
+        last, l2 = self.estimator, _l2_of(self.estimator, weight) * (2.0 if len(self.estimator.coef_) == 1 else 1.0)
+        own = l2 / float(last.intercept_scaling) ** 2 if getattr(last, "solver", "") == "liblinear" else 0.0
+        return {"weight": l2, "bias": own} if last.fit_intercept else {"weight": l2}
+
+
+def _l2_of(last: Any, weight: float) -> float:
+    """The l2 on the weights that a classifier was fitted with."""
+    kind, given = type(last).__name__, getattr(last, "penalty", "l2")
+    ratio = getattr(last, "l1_ratio_", getattr(last, "l1_ratio", None))
+    mixed = given == "elasticnet" or given == "deprecated"
+    if given == "l1" or (mixed and ratio is not None and np.any(np.asarray(ratio, np.float64) > 0)):
+        what = f"a {kind} with an l1 penalty has no curvature where a weight is 0, and no influence function"
+        raise UsageError(what, fix="fit it with an l2 penalty, or use method ip; l2=X takes X in place of its penalty")
+    if given is None or given == "none":
+        return 0.0
+    if kind == "SGDClassifier":
+        return float(last.alpha)
+    strengths = np.unique(np.asarray(last.C_ if kind == "LogisticRegressionCV" else last.C, np.float64))
+    if len(strengths) > 1:
+        raise UsageError(f"the {kind} has another C for every class", fix="fit LogisticRegression with one C")
+    return 1.0 / (float(strengths[0]) * weight)
 
 
 def _last(model: Any) -> Any:
@@ -67,8 +170,10 @@ def _last(model: Any) -> Any:
     return last
 
 
-def rows_of(model: Any, source: Any, label: str) -> Any:
+def rows_of(model: Any, source: Any, label: str, listener: Listener = SILENT, trained: bool = False) -> Any:
     """A frame's rows as a table with a manifest's columns: what the classifier is given, and labels by its classes.
+
+    With ``trained`` they are those that it was fitted on, and ``class_weight`` is part of their weights.
 
     Raises:
         ManifestError: it holds no table, lacks a column, or a label is none of the classifier's.
@@ -78,6 +183,8 @@ def rows_of(model: Any, source: Any, label: str) -> Any:
     if table is None:
         fix = "give a DataFrame or an Arrow table"
         raise ManifestError(f"a {type(source).__name__} holds no rows for a model of scikit-learn", fix=fix)
+    if NUMBERED in index_said(table):
+        listener.warn(index_said(table))
     table = plain_table(table, where)
     if label not in table.column_names:
         fix = f"pass label=COLUMN; columns there are: {', '.join(table.column_names)}"
@@ -88,8 +195,27 @@ def rows_of(model: Any, source: Any, label: str) -> Any:
     ids = table.column("id").cast(pa.string()) if "id" in names else pa.array([f"row-{k}" for k in range(len(labels))])
     made = {"id": ids, "features": pa.array(list(values), pa.list_(pa.float32())), label: pa.array(labels)}
     made |= {name: table.column(name) for name in names if name not in {*made, *PAYLOADS}}
+    if trained and _last(model).class_weight is not None:
+        made["weight"] = pa.array(_class_weights(_last(model), made, labels))
     classes = json.dumps([str(c) for c in np.asarray(_last(model).classes_).tolist()])
     return pa.table(made).replace_schema_metadata({"classes": classes})
+
+
+def _class_weights(last: Any, columns: dict[str, Any], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Each row's weight [n]: its own, times that of its class."""
+    given, classes = last.class_weight, np.asarray(last.classes_).tolist()
+    if given == "balanced":
+        fitted = labels
+        if "split" in columns:
+            fitted = labels[np.array([value in (None, "train") for value in columns["split"].to_pylist()])]
+        counts = np.bincount(fitted, minlength=len(classes))
+        each = len(fitted) / (len(classes) * np.maximum(counts, 1))
+    else:
+        each = np.array([float(given.get(c, 1.0)) for c in classes])
+    own = np.ones(len(labels))
+    if "weight" in columns:
+        own = np.array([1.0 if v is None else float(v) for v in columns["weight"].to_pylist()])
+    return own * each[labels]
 
 
 def _given(model: Any, source: Any, table: pa.Table, label: str, where: str) -> NDArray[np.float32]:

@@ -21,8 +21,15 @@ if TYPE_CHECKING:
     from influence_cli.model.task import Task
 
 
+_LATER = (
+    "crop",
+    "code",
+    "order",
+    "features",
+    "network",
+    "text",
+)  # fields that came later, left out where they say nothing
 TORCHVISION = "torchvision:"  # prefix of torchvision's own architectures
-_LATER = ("crop", "code", "order", "network", "text")  # fields that came later, and are left out where they say nothing
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,8 @@ class ModelSpec:
     crop: float | None = None  # None: stretch to the size; else cut the middle, as timm and torchvision evaluate
     code: str | None = None  # of a model of the user's own: what its outputs on a few rows are known by
     order: tuple[int, ...] | None = None  # which output of the weights each class is; None: as they stand
+    features: tuple[str, ...] | None = None  # what each feature is that it was trained on, where the rows said so
+    head: str | None = field(default=None, compare=False, repr=False)  # see ``model.logit_layer``
     network: str | None = None  # of a model of transformers: its configuration, as sorted JSON
     text: TextInput | None = None  # of a model of text: its tokenizer, and how long texts may be
     task: Task | None = field(default=None, compare=False, repr=False)
@@ -52,7 +61,7 @@ class ModelSpec:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and for fingerprints; what came later is left out where it says nothing."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "task"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("task", "head")}
         values["text"] = None if self.text is None else self.text.as_dict()
         values["network"] = None if self.network is None else json.loads(self.network)
         return json.loads(json.dumps({k: v for k, v in values.items() if v is not None or k not in _LATER}))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,7 @@ class Task:
     transform: Callable[[Any], Tensor] | None = None
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
     name: str = ""
+    penalty: ClassVar[Callable[[float], dict[str, float]] | None] = None  # l2 by parameter, for rows of some weight
 
     def build(self) -> nn.Module:
         """A model to work with: made anew, or a copy of the module.  Raises ModelError: it is no module."""

@@ -14,14 +14,14 @@ from influence_cli.errors import DamagedModel, ModelError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.plain_data import plain_data
-from influence_cli.model.torch_files import find_state_dict, refused_code
+from influence_cli.model.torch_files import NESTED, find_state_dict, refused_code
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "classifier.", "ema.")
 PROFILERS = ("total_ops", "total_params")  # last parts of names that thop leaves in a model that it has counted
 SHOWN = 5
 
 
-def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def read_weights(checkpoint: Checkpoint, listener: Listener = SILENT) -> dict[str, Tensor]:
     """The state dict in a checkpoint; torch files are read as data only, never unpickled into code.
 
     Raises:
@@ -43,6 +43,13 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
         held = f"it holds {', '.join(map(str, list(loaded)[:SHOWN]))}" if isinstance(loaded, dict) else "it is no dict"
         what = f"no state dict in the checkpoint: {held}"
         raise ModelError(what, where=checkpoint.locator, fix="save model.state_dict()")
+    taken = found[1][:1]
+    beside = [k for k in NESTED if taken and k != taken[0] and find_state_dict(loaded.get(k), Tensor) is not None]
+    if beside:
+        listener.note(
+            f"the checkpoint holds several weights: {taken[0]} is taken, not {', '.join(beside)} (to take that: "
+            f"torch.save(torch.load({checkpoint.files[0].name!r})[{beside[0]!r}], 'weights.pt'))"
+        )
     return found[0]
 
 
@@ -131,7 +138,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str, listener: 
         ModelError: the checkpoint does not fit; names tensors, expected and found shapes.
     """
     expected = model.state_dict()
-    weights, counts = without_counts(without_prefix(read_weights(checkpoint), expected), expected)
+    weights, counts = without_counts(without_prefix(read_weights(checkpoint, listener), expected), expected)
     weights, folded = with_weight_norm(weights, expected)
     misfit = _misfit(expected, weights, checkpoint, name)
     if misfit is not None:

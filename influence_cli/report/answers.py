@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from influence_cli.report.arm_tables import percent
+from influence_cli.report.arm_tables import MEASURES, percent
 from influence_cli.report.counterfactual_tables import by_loss, highest_first
 from influence_cli.report.text_table import bracketed, fixed
 
 Figures = dict[str, Any]
 RANDOM = "random"
+GAPS = {  # what is measured of test rows -> by the objective that the edits' scores are of
+    **dict.fromkeys(("fairness", "flip-fairness"), "dp_gap"),
+    **dict.fromkeys(("equal-opportunity", "equalised-odds"), "eo_gap"),
+}
+SHOWN = 4  # groups that are named
 
 
 def edited_arms(metrics: Figures) -> list[str]:
@@ -39,6 +44,8 @@ def answer_of_retrain(metrics: Figures) -> str:
             return f"trained on {arm['train_rows']:,} rows ({name}); there are no test rows to say how good it is"
         rows = f"{metrics['test_rows']:,} test rows, {arm['train_rows']:,} train rows ({name})"
         return f"test accuracy {percent(arm['mean']['accuracy'])} % on {rows}"
+    if gaps := _of_groups(metrics):
+        return gaps
     names = edited_arms(metrics)
     name, many = names[0], len(names) > 1
     found = metrics["comparison"][name]
@@ -59,8 +66,36 @@ def answer_of_retrain(metrics: Figures) -> str:
         said = f"{which}: {gain} ({over['verdict']})"
     gap = found["no edit"].get("dp_gap")
     if gap is not None and gap["verdict"] in ("better", "worse"):
-        said += f"; demographic-parity gap {_points(gap)} ({gap['verdict']})"
+        said += f"; {_gap_called(metrics, 'dp_gap')} {_points(gap)} points ({gap['verdict']})"
     return f"{said}; 95 % intervals over {_over(metrics, [over, *controls.values()])}"
+
+
+def _of_groups(metrics: Figures) -> str | None:
+    """What edits by scores about groups did to the gap that the objective is about; None for other edits."""
+    arms, found = metrics["arms"], metrics["comparison"]
+    gaps = {name: GAPS.get(arms[name]["edits"].get("objective")) for name in found}
+    if not all(gap is not None and gap in found[name]["no edit"] for name, gap in gaps.items()):
+        return None
+    name = min(found, key=lambda n: arms[n]["mean"][gaps[n]]["mean"])
+    gap, controls = str(gaps[name]), {n: c for n, c in found[name].items() if n != "no edit"}
+    over, accuracy = found[name]["no edit"][gap], found[name]["no edit"]["accuracy"]
+    was, now = (100 * arms[n]["mean"][gap]["mean"] for n in ("no edit", name))
+    did = {"better": "narrowed", "worse": "widened"}.get(over["verdict"], "is not shown to change")
+    which = f"of {len(found)} edits {name}" if len(found) > 1 else name
+    said = f"{which} {did} {_gap_called(metrics, gap)}: {was:.2f} to {now:.2f} points, {_points(over)} over no edit"
+    said += f" ({over['verdict']})"
+    if controls:
+        closest = max((c[gap] for c in controls.values()), key=lambda c: c["mean"])
+        said += f", {_points(closest)} over its closest random control ({closest['verdict']})"
+    said += f"; accuracy {_points(accuracy)} points ({accuracy['verdict']})"
+    return f"{said}; 95 % intervals over {_over(metrics, [over, *(c[gap] for c in controls.values())])}"
+
+
+def _gap_called(metrics: Figures, gap: str) -> str:
+    """A gap by its groups' names: "the demographic-parity gap between f and m (column sex)"."""
+    groups = metrics.get("groups") or {"column": "group", "names": []}
+    between = f" between {' and '.join(groups['names'])}" if 1 < len(groups["names"]) <= SHOWN else ""
+    return f"the {MEASURES[gap]}{between} (column {groups['column']})"
 
 
 def _over(metrics: Figures, differences: list[Figures]) -> str:

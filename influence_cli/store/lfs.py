@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from influence_cli.errors import UsageError
+
 POINTER = b"version https://git-lfs.github.com/spec/v1"
 WHAT = "it is a Git LFS pointer, not the file itself"
 FIX = "run `git lfs pull` where it was cloned, or download the file"
@@ -25,3 +27,13 @@ def is_pointer(content: bytes | Path | str) -> bool:
             return handle.read(len(POINTER)) == POINTER
     except OSError:
         return False  # whoever reads it says why it cannot be read
+
+
+def refuse_pointer(path: Path | str) -> None:
+    """Refuse a pointer in place of a file of text that is read next.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if is_pointer(path):
+        raise UsageError(WHAT, where=str(path), fix=FIX)

@@ -176,3 +176,31 @@ def test_splits_in_folders_of_any_name_are_splits(name: str, tmp_path: Path) -> 
     assert [i.rstrip("0123456789") for i in made.ids] == made.splits.tolist()
     with pytest.raises(ManifestError, match="stands in names alone"):
         open_manifest(tmp_path / "h")
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "command"),
+    [
+        ("t.csv", "label", "influence manifest t.csv -o t.parquet"),
+        ("my table.tsv", "income", "influence manifest 'my table.tsv' --label income -o 'my table.parquet'"),
+        ("d.npz", "label", "influence manifest d.npz -o d.parquet"),
+        ("plain.parquet", "income", "influence manifest plain.parquet --label income -o plain-manifest.parquet"),
+        ("named.parquet", "label", "influence manifest named.parquet -o named-manifest.parquet"),
+        ("photos", "label", "influence manifest photos -o photos.parquet"),
+        ("taken.csv", "label", "influence manifest taken.csv -o taken-manifest.parquet"),
+    ],
+)
+def test_what_is_no_manifest_names_the_command_that_makes_one(
+    name: str, label: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photos/cat").mkdir(parents=True)
+    Path("taken.parquet").touch()
+    plain = pa.table({"a": [1.0, 2.0], "income": ["x", "y"]})
+    pq.write_table(plain, "plain.parquet")
+    pq.write_table(pa.table({"id": ["a", "b"], "features": [[1.0], [2.0]], "label": ["x", "y"]}), "named.parquet")
+    for text in ("t.csv", "my table.tsv", "d.npz", "taken.csv"):
+        Path(text).write_text("a,income\n1,x\n")
+    with pytest.raises(ManifestError) as caught:
+        open_manifest(name, label)
+    assert caught.value.fix.endswith(command)

@@ -18,6 +18,7 @@ import pytest
 from influence_cli.data.ingest import Ingested, make_manifest
 from influence_cli.data.request import Columns, IngestRequest
 from influence_cli.errors import InfluenceError, ManifestError
+from tests.cases import Heard
 
 RNG = np.random.default_rng(0)
 N = 60
@@ -66,7 +67,7 @@ def test_categories_are_one_number_each_and_missing_numbers_get_the_median(tmp_p
         want[k, 4] = np.median(kept) if k in (7, 9) else k
     assert np.array_equal(values(found), want)
     assert names_of(found) == ["job", "power"]
-    assert "a missing number gets the median of its column: power (30.5)" in said(found)
+    assert "a missing number gets the median of its column: power (median 30.5)" in said(found)
     assert "job (4 categories)" in said(found)
 
 
@@ -582,3 +583,17 @@ def test_rows_of_json_that_mix_lists_with_values_are_refused_by_row(tmp_path: Pa
         made(text(tmp_path, '{"a": 1, "c": "\\ud800", "label": 0}\n', "t.jsonl"), tmp_path)
     latin = text(tmp_path, '{"a": 1, "label": "ö"}\n{"a": 2, "label": "ä"}\n', "t.jsonl", encoding="latin-1")
     assert made(latin, tmp_path, encoding="latin-1").manifest.classes == ("ä", "ö")
+
+
+def test_values_that_an_earlier_manifest_does_not_know_are_a_warning_where_they_are_many(tmp_path: Path) -> None:
+    job = [["admin", "tech", "boss"][k % 3] for k in range(N)]
+    source = csv_of(tmp_path, ["job", "income"], job, [["no", "yes"][y] for y in Y])
+    make_manifest(IngestRequest(source, str(tmp_path / "train.parquet"), Columns(label="income"), "100/0/0"))
+    for count, warned in ((1, False), (4, True)):
+        rows = "".join(f"{'smith' if k < count else 'tech'},yes\n" for k in range(20))
+        heard = Heard()
+        later = text(tmp_path, f"job,income\n{rows}", f"later{count}.csv")
+        columns = Columns(label="income", like=str(tmp_path / "train.parquet"))
+        make_manifest(IngestRequest(later, str(tmp_path / f"m{count}.parquet"), columns, "100/0/0"), heard)
+        said = [line for line in heard.warnings if line.startswith("column job: 4 of 20 rows have a value that the")]
+        assert [("'smith'" in line) for line in said] == ([True] if warned else [])

@@ -192,3 +192,18 @@ def test_whatever_a_forward_raises_is_named_and_no_defect_of_ours(error: Excepti
     rows = feature_table(examples(20, 10, 0))
     with pytest.raises(ModelError, match=type(error).__name__):
         influence_cli.score(rows, task=influence_cli.Task(Fails()), store=None, method="loss")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["uninitialised", "meta", "quantised"])
+def test_a_module_without_values_is_refused(name: str) -> None:
+    from torch.ao.quantization import quantize_dynamic
+
+    made = {
+        "uninitialised": lambda: nn.Sequential(nn.LazyLinear(3)),
+        "meta": lambda: nn.Linear(4, 3, device="meta"),
+        "quantised": lambda: quantize_dynamic(nn.Sequential(nn.Linear(4, 3)), {nn.Linear}, dtype=torch.qint8),
+    }[name]()
+    for model in (made, lambda: made):
+        with pytest.raises(ModelError, match=name):
+            Task(model).build()

@@ -28,6 +28,7 @@ from influence_cli.model.build import build_model, load_model
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.torch_files import read_torch_file
+from influence_cli.model.weights import read_weights
 from influence_cli.settings import GradSpec
 from influence_cli.store.files import file_digest
 from tests.cases import Heard, examples, feature_table, job_of, run_without_torch, write
@@ -272,3 +273,14 @@ def test_weight_norm_is_read_into_a_model_without_it(old: bool, dim: int | None,
     with torch.no_grad():
         assert torch.allclose(found(x), model(x), atol=1e-6)
     assert heard.notes == ["weight norm of the checkpoint is multiplied out, as the model has none: 2 weights"]
+
+
+@pytest.mark.parametrize("other", ["state_dict_ema", "model_ema", "ema"])
+def test_weights_beside_those_that_are_taken_are_said(tmp_path: Path, other: str) -> None:
+    state = nn.Linear(2, 2).state_dict()
+    torch.save({"state_dict": state, other: {k: v + 1 for k, v in state.items()}}, tmp_path / "both.pt")
+    heard = Heard()
+    found = read_weights(find_checkpoint(str(tmp_path / "both.pt"))[0], heard)
+    assert torch.equal(found["weight"], state["weight"])
+    assert "state_dict is taken, not " + other in heard.notes[0]
+    assert f"['{other}']" in heard.notes[0]

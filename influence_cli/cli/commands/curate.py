@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from influence_cli.stages.curate.export import Export
 
 
+TEST = "TEST.parquet"  # stands for the rows to test on where nothing says which
+
+
 def curate(settings: Settings) -> int | None:
     """Trim, relabel or reweight train rows under a budget; or be a gate with --check."""
     from influence_cli.stages.curate.curate import curate as curate_stage
@@ -52,6 +55,9 @@ def _show_next(
     settings: Settings, result: ResultOptions, outputs: CurateOutputs, curated: Curated, source: str
 ) -> None:
     """What to run after the edits: training with and without them, or first writing them."""
+    from influence_cli.cli.show.training_words import UNKNOWN_MODEL, test_words, training_words
+    from influence_cli.stages.curate.score_table import scored_groups
+
     written = result.output if result.output not in (None, "-") and not result.dry_run else None
     if written is None and (outputs.edits or outputs.export or result.output) and not result.dry_run:
         return
@@ -59,14 +65,17 @@ def _show_next(
         if source != "-":
             show_next("curate", source, *settings.repeated(), "-o", "clean.parquet")
         return
-    model = (curated.scores.provenance.get("model") or {}).get("name", "NAME")
-    against = curated.scores.manifest.source
-    then, label = curated.scores.provenance.get("manifest", {}), curated.scores.label
-    more = [] if label == "label" else ["--label", label]
-    more += ["--group", then["group"]] if then.get("group") not in (None, "group") else []
-    if not len(curated.scores.manifest.rows("test")):
-        more += ["--test", "TEST.parquet"]
-    show_next("retrain", written, "--against", against, "--model", model, *more, "--seeds", 3, "-o", "COMPARED")
+    origin, label = curated.scores.provenance, curated.scores.label
+    groups = [column for column in scored_groups(origin) if column in curated.scores.group_columns]
+    words = training_words(origin, groups[0] if groups else None)
+    words += ["--label", label] if label != "label" else []
+    words += ["--skip-bad"] if settings.values["skip_bad"] and "--skip-bad" not in words else []
+    tested = test_words(origin)
+    words += tested
+    if not tested and not len(curated.scores.manifest.rows("test")):
+        words += ["--test", TEST]
+    words = [written, "--against", curated.scores.manifest.source, *words, "--seeds", 3, "-o", "COMPARED"]
+    show_next("retrain", *words, fill_in=tuple(name for name in (UNKNOWN_MODEL, TEST) if name in words))
 
 
 def _check_outputs(result: ResultOptions, outputs: CurateOutputs) -> None:

@@ -16,6 +16,11 @@ from influence_cli.options import options_in
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.evaluate.request import CounterfactualRequest, EvaluateRequest, Training
 
+_TRAINED = (  # options beside the recipe that decide what a training on a part of the rows is
+    "checkpoint", "model", "batch_size", "init", "pretrained", "raw_features", "input_size", "num_classes", "class_map",
+    "target", "test", "seeds", "seed", "store", "no_store", "device",
+)  # fmt: skip
+
 
 def evaluate(settings: Settings) -> None:
     """How far to trust scores: detection of wrong labels, canaries, agreement of methods, seeds and checkpoints."""
@@ -46,7 +51,7 @@ def evaluate(settings: Settings) -> None:
         )
         found = evaluate_stage(request, terminal())
     if found is not None:
-        show_evaluation(result, found, (source, *settings.more), asked.budget)
+        show_evaluation(result, found, (source, *settings.more), _asked(settings, source, asked.budget))
     return None
 
 
@@ -118,4 +123,31 @@ def _by_retraining(settings: Settings, result: ResultOptions, source: str, budge
     if result.dry_run:
         show_trainings(result, plan(request, terminal()))
     else:
-        show_counterfactuals(result, counterfactuals(request, terminal()), source, budget)
+        found = counterfactuals(request, terminal())
+        show_counterfactuals(result, found, source, _asked(settings, source, budget))
+
+
+def _asked(settings: Settings, source: str, budget: str) -> dict[str, Any]:
+    """What the next command may repeat: see ``next_of_evaluate``."""
+    trained = [*(o.name for o in options_in(Recipe)), *_TRAINED]
+    says = _has_recipe(settings.insisted("checkpoint"), source)
+    return {
+        "budget": budget,
+        "read": settings.repeated_of("manifest", "label", "skip_bad"),
+        "trained": settings.repeated_of(*trained),
+        "trains": says,
+        "command": settings.every_word(),
+    }
+
+
+def _has_recipe(checkpoint: str | None, source: str) -> bool:
+    """Whether the folder of the scored checkpoint says how it was trained, and the scores are of what is measured."""
+    from influence_cli.data.locators import origin_of
+    from influence_cli.data.tables import read_table
+    from influence_cli.model.run_folder import RunFolder
+
+    origin = {} if source == "-" else origin_of(read_table(source, ["id"]).schema, source)
+    if "utility" not in origin.get("spec", {}).get("objectives", ["utility"]):
+        return False
+    locator = checkpoint or (origin.get("checkpoint") or {}).get("locator")
+    return locator is not None and RunFolder(locator).read() is not None

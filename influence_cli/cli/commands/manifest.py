@@ -10,11 +10,13 @@ from influence_cli.cli.printing import print_json, print_table
 from influence_cli.cli.settings.places import require_source
 from influence_cli.cli.settings.requests import ResultOptions
 from influence_cli.cli.settings.settings import Settings
+from influence_cli.cli.show.answers import show_next
 from influence_cli.data.request import Columns, IngestRequest
 from influence_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from influence_cli.data.ingest import Ingested
+    from influence_cli.data.manifest import Manifest
 
 
 SHOWN = 40  # columns and files that are left out, line by line
@@ -33,7 +35,20 @@ def manifest(settings: Settings) -> None:
         source=require_source(settings, "an image folder, .csv, .xlsx, .jsonl, .npz, .parquet or saved dataset"),
         columns=settings.make(Columns, label=settings.insisted("label"), group=settings.chosen("group")),
     )
-    _show(result, make_manifest(request, terminal()))
+    ingested = make_manifest(request, terminal())
+    _show(result, ingested)
+    _show_next(settings, result.output, ingested.manifest)
+
+
+def _show_next(settings: Settings, output: str, manifest: Manifest) -> None:
+    """Training on the manifest, by a model that takes its rows."""
+    model = "linear" if manifest.payload_kind.scaled else "resnet18"
+    if output == "-" or not len(manifest.rows("train")):
+        return
+    group = settings.repeated_of("group")
+    test = [] if len(manifest.rows("test")) else ["--test", "TEST.parquet"]
+    words = ["retrain", output, "--model", model, *group, *test, "-o", "RUN"]
+    show_next(*words, fill_in=("TEST.parquet",) if test else ())
 
 
 def _show(result: ResultOptions, ingested: Ingested) -> None:

@@ -51,14 +51,31 @@ def retrain(settings: Settings) -> int | None:
 
 def _asked(settings: Settings, request: RetrainRequest) -> dict[str, Any]:
     """What of the request the next command may repeat."""
+    from influence_cli.model.spec import is_own
+
     edits, manifest = request.edits, request.inputs.manifest
-    label = request.inputs.label
+    compared = (
+        "against",
+        "arm",
+        "scores",
+        "rounds",
+        "action",
+        "budget",
+        "by",
+        "combine",
+        "seeds",
+        "require_improvement",
+    )
+    code = ["--model", settings.values["model"]] if is_own(settings.values["model"]) else []  # no folder may name it
     return {
         "output": request.output,
         "manifest": manifest,
         "scores": None if edits is None else edits.scores,
         "manifests": {"curated": manifest, **dict(request.arms)},
-        "label": [] if label == "label" else ["--label", label],
+        "against": request.against,
+        "read": [*settings.repeated_of("label", "skip_bad", "overlap", "group"), *code],
+        "edits": settings.repeated_of("combine", "set"),
+        "training": settings.repeated(*compared),
         "command": ["retrain", manifest, *settings.repeated("seeds"), "-o", request.output],
     }
 

@@ -12,6 +12,7 @@ from influence_cli.cli.console import terminal
 from influence_cli.cli.settings.places import carried_settings, inputs_of, kind_of, runtime_of
 from influence_cli.cli.settings.requests import ResultOptions, ScoreOptions
 from influence_cli.cli.settings.settings import Settings
+from influence_cli.cli.show.answers import show_next
 from influence_cli.cli.show.plan import show_pairs_plan, show_plan
 from influence_cli.cli.show.run import show_run, show_skipped
 from influence_cli.cli.show.table import put_table, show_pairs
@@ -42,6 +43,8 @@ def grads(settings: Settings) -> None:
     show_run(run, session, provenance(table.schema), filled)
     show_skipped(run.left_out)
     put_table(result, table, kind_of(settings, "output"), sort_by="loss", descending=True, classes=run.classes)
+    if carries_origin(result.output):
+        show_next("score", result.output, "-o", "scores.parquet")
 
 
 def score(settings: Settings) -> None:
@@ -60,6 +63,26 @@ def score(settings: Settings) -> None:
     show_run(run, session, provenance(table.schema), scored)
     show_skipped(run.left_out)
     put_table(result, table, kind_of(settings, "output"), sort_by="score", classes=run.classes)
+    _show_next(settings, result, table.column_names)
+
+
+def carries_origin(output: str | None) -> bool:
+    """Whether a table that is written there says where its numbers come from: a file of Parquet."""
+    return output is not None and output.endswith(".parquet")
+
+
+def _show_next(settings: Settings, result: ResultOptions, columns: list[str]) -> None:
+    """What to run on scores: edits by them, or first writing them."""
+    if settings.source is None or settings.source == "-" or result.output == "-":
+        return
+    if result.output is None:
+        return show_next("score", settings.source, *settings.repeated(), "-o", "scores.parquet")
+    by = next((name for name in columns if name.startswith("score_")), None) if "score" not in columns else None
+    words = [] if by is None else ["--by", by]
+    if not carries_origin(result.output):  # no provenance, which names manifest and label
+        words += ["--manifest", settings.values["manifest"] or settings.source]
+        words += settings.repeated_of("label", "skip_bad")
+    return show_next("curate", result.output, *words, "--budget", "5%", "-o", "clean.parquet")
 
 
 def _per_target(settings: Settings, result: ResultOptions, asked: ScoreOptions, run: Run, session: Session) -> None:

@@ -26,6 +26,7 @@ PURPOSES: dict[str, tuple[str, ...]] = {
             "features",
             "weight",
             "keep_column",
+            "drop_column",
             "like",
             "categories",
             "split",

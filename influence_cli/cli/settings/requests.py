@@ -166,7 +166,8 @@ class ResultOptions:
         if self.format in GATE_FORMATS and command == CURATE and not gate:
             what = f"--format {self.format} is for the verdict of a gate"
             raise UsageError(what, fix=f"add --check, or take one of: {', '.join(known)}")
-        if self.format not in (*known, *(GATE_FORMATS if gate else ())):
+        known = (*known, *(GATE_FORMATS if gate else ()))
+        if self.format not in known:
             raise UsageError(f"--format {self.format!r} is unknown here", fix=nearest(self.format, list(known)))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from influence_cli.cli.settings.no_effect import refuse_no_effect
 from influence_cli.cli.settings.requests import all_options, options_of
 from influence_cli.cli.settings.settings_file import SettingsFile, check_option_names, read_file, value_in_file
 from influence_cli.errors import UsageError
@@ -60,15 +61,24 @@ class Settings:
         return self.origins[name] in ("flag", "environment")
 
     def repeated(self, *leave_out: str) -> list[str]:
-        """The words of the command line that gave these settings, but for options that are left out."""
+        """The words of the command line that gave these settings, but for options of one run and those left out."""
+        every = [option.name for option in options_of(self.command)]
+        return self.repeated_of(*(name for name in every if name not in (*leave_out, *_OF_ONE_RUN)))
+
+    def repeated_of(self, *names: str) -> list[str]:
+        """The words of the command line that gave these options; nothing for those that no flag gave."""
         words: list[str] = []
         for option in options_of(self.command):
-            if self.origins.get(option.name) != "flag" or option.name in (*leave_out, *_OF_ONE_RUN):
+            if option.name not in names or self.origins.get(option.name) != "flag":
                 continue
             value = self.values[option.name]
             for one in value if isinstance(value, list) else [value]:
                 words += [option.flags[0]] if one is True else [option.flags[0], str(one)]
         return words
+
+    def every_word(self) -> list[str]:
+        """All options of the command line, to run the same command again."""
+        return self.repeated_of(*(option.name for option in options_of(self.command)))
 
     def chosen(self, name: str) -> Any:
         """The value that anybody gives; None for the default."""
@@ -89,6 +99,7 @@ def resolve(command: str, given: Values, source: str | None, carried: Values | N
     for option in options:
         _settle(settings, option, given, carried, file)
     _check_store(settings)
+    refuse_no_effect(settings, {o.name: o.flags[-1] for o in options})
     if settings.source is None and command in (GRADS, SCORE, RETRAIN):
         _find_source(settings, file)
     for table in (file.options, carried.get("options", {})):

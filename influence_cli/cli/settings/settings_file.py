@@ -55,6 +55,9 @@ def _load(path: Path) -> dict[str, Any]:
         what = f"the settings file cannot be read ({error.strerror})"
         raise UsageError(what, where=str(path), fix="check --config") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        from influence_cli.store.lfs import refuse_pointer
+
+        refuse_pointer(path)
         fix = "correct it (TOML is text in UTF-8), or pass --isolated"
         raise UsageError(f"the settings file is not TOML ({error})", where=str(path), fix=fix) from error
 

@@ -89,6 +89,8 @@ def show_verdict(result: ResultOptions, verdict: Verdict, manifest: Manifest) ->
     from influence_cli.data.classes import class_name
 
     terminal().note(verdict.sentence())
+    for note in verdict.notes:
+        terminal().note(f"  {note}")
     if result.format == "github":
         for row in verdict.flagged.to_pylist():
             label = "no label" if row["label"] is None else f"label {class_name(manifest.classes, row['label'])}"

@@ -16,7 +16,7 @@ from influence_cli.errors import UsageError
 Figures = dict[str, Any]
 
 
-def show_evaluation(result: ResultOptions, found: Figures, sources: tuple[str, ...], budget: str) -> None:
+def show_evaluation(result: ResultOptions, found: Figures, sources: tuple[str, ...], asked: Figures) -> None:
     """The answer, what a reader of the result alone could miss, the result, and the next command."""
     from influence_cli.report.answers import answer_of_evaluate
 
@@ -32,7 +32,7 @@ def show_evaluation(result: ResultOptions, found: Figures, sources: tuple[str, .
     if "recompute" in found and found["same_checkpoint"]:
         out.warn("the checkpoint is the one that the table was scored at")
     put_figures(result, found, out.detail)
-    if (words := next_of_evaluate(found, sources, budget)) is not None:
+    if (words := next_of_evaluate(found, sources, asked)) is not None:
         show_next(*words)
 
 
@@ -70,7 +70,7 @@ def show_trainings(result: ResultOptions, described: Figures) -> None:
     print_table("", ["part", "trainings", "kept", "to run"], rows, sys.stdout)
 
 
-def show_counterfactuals(result: ResultOptions, found: Figures, source: str, budget: str) -> None:
+def show_counterfactuals(result: ResultOptions, found: Figures, source: str, asked: Figures) -> None:
     """The result as a page, a picture, JSON or a table a part; the answer and what was run go to standard error."""
     from influence_cli.report.answers import answer_of_evaluate
     from influence_cli.report.counterfactual_tables import cautions, sentences
@@ -83,8 +83,9 @@ def show_counterfactuals(result: ResultOptions, found: Figures, source: str, bud
         out.warn(text)
     put_figures(result, found, out.note)
     if found["partial"]:
-        out.note("next: the same command, which goes on from here")
-    elif (words := next_of_evaluate(found, (source,), budget)) is not None:
+        out.note("the next command goes on from here")
+        show_next("evaluate", source, *asked["command"])
+    elif (words := next_of_evaluate(found, (source,), asked)) is not None:
         show_next(*words)
 
 

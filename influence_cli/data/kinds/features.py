@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ class Features(Kind):
     def decode(self, payload: Any, spec: InputSpec) -> Vector:
         """The vector.  Raises ValueError: it has another length than the model takes."""
         if not isinstance(payload, np.ndarray) or payload.shape != spec.shape:
-            raise ValueError(f"{np.shape(payload)} features where the model takes {spec.shape}")
+            what = f"{np.size(payload)} features where the model takes {math.prod(spec.shape)}"
+            raise ValueError(f"{what}; a table of the same columns fits when it is read with --like MANIFEST")
         return payload
 
     def normalised(self, values: Any, spec: InputSpec) -> Any:

@@ -322,7 +322,7 @@ def summary(features: Sequence[Feature]) -> Iterator[str]:
              else f.column for f in features]  # fmt: skip
     shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
     yield f"features: {width:,}, from {len(features):,} columns: {shown}"
-    filled = [f"{f.column} ({f.fill:g})" for f in features if f.fill is not None and f.missing]
+    filled = [f"{f.column} (median {f.fill:g})" for f in features if f.fill is not None and f.missing]
     if filled:
         more = f" and {len(filled) - SHOWN:,} more" if len(filled) > SHOWN else ""
         yield f"a missing number gets the median of its column: {', '.join(filled[:SHOWN])}{more}"

@@ -11,11 +11,13 @@ import pyarrow as pa
 
 from influence_cli.data.plain_types import plain_table
 from influence_cli.data.request import Columns
+from influence_cli.data.sources.chunks import Chunk
 from influence_cli.data.sources.protocol import Source, one_meaning, one_numbering
-from influence_cli.data.sources.tabular import Chunk, described_classes, table_source
+from influence_cli.data.sources.tabular import described_classes, table_source
 from influence_cli.data.splits import split_of
 from influence_cli.data.tables import check_regular
 from influence_cli.errors import ManifestError
+from influence_cli.store.lfs import refuse_pointer
 
 
 def read_saved_dataset(root: Path, columns: Columns) -> Source:
@@ -73,6 +75,7 @@ def dataset_files(root: Path) -> list[Path]:
 def read_description(path: Path) -> dict[str, Any]:
     """One of the dataset's JSON files.  Raises ManifestError: it cannot be read."""
     check_regular(str(path))
+    refuse_pointer(path)
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

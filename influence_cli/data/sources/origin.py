@@ -25,7 +25,8 @@ from influence_cli.store.keys import canonical_json, fingerprint
 ORIGIN_KEY = b"influence.source"
 LATER = ("weight", "group", "like", "categories", "encoding", "delimiter", "sheet")  # columns that came later
 FORMS = {
-    "image folder": "folder", "csv": "csv", "tsv": "csv", "jsonl": "jsonl", "ndjson": "jsonl", "npz": "npz",
+    "image folder": "folder", "csv": "csv", "tsv": "csv", "jsonl": "jsonl", "ndjson": "jsonl", "json": "json",
+    "npz": "npz",
     "Hugging Face dataset": "huggingface", "Parquet": "parquet",
 }  # fmt: skip
 
@@ -34,7 +35,7 @@ FORMS = {
 class Origin:
     """A source as the manifest remembers it."""
 
-    form: str  # folder, csv, jsonl, npz, huggingface or parquet
+    form: str  # folder, csv, jsonl, json, npz, huggingface or parquet
     locator: str  # relative to the manifest's folder
     columns: Columns
     splits: bool  # whether the source itself says which split a row is of
@@ -81,7 +82,7 @@ def read_origin(schema: pa.Schema) -> Origin | None:
     try:
         value = json.loads((schema.metadata or {})[ORIGIN_KEY])
         columns = value["columns"]
-        lists = {name: tuple(columns.get(name, ())) for name in ("text", "features", "keep")}
+        lists = {name: tuple(columns.get(name, ())) for name in ("text", "features", "keep", "drop")}
         later = {name: columns[name] for name in LATER if name in columns}
         asked = Columns(columns["label"], columns["id"], columns["image"], **lists, **later)
         return Origin(value["form"], value["locator"], asked, bool(value["splits"]), value["digest"])

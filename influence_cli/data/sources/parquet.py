@@ -11,9 +11,10 @@ import pyarrow as pa
 from influence_cli.data.folders import walk
 from influence_cli.data.partitions import folder_of, names_in_folders
 from influence_cli.data.request import Columns
+from influence_cli.data.sources.chunks import Chunk
 from influence_cli.data.sources.other_files import files_left_out, passed_by
 from influence_cli.data.sources.protocol import ID_NAMES, KEPT, LABEL_NAMES, LeftOut, Source, one_numbering, pick
-from influence_cli.data.sources.tabular import Chunk, class_names, table_source
+from influence_cli.data.sources.tabular import class_names, table_source
 from influence_cli.data.splits import split_of_file
 from influence_cli.data.tables import parquet_files, read_batches, read_schema, refuse_twins
 
@@ -61,5 +62,5 @@ def _unasked(files: Sequence[Path], columns: Columns) -> list[str]:
     label = pick(names, columns.label, LABEL_NAMES, "label", str(files[0]))
     identity = pick(names, columns.id, ID_NAMES, "id", str(files[0]))
     asked = {label, identity, columns.image, columns.weight, columns.group, *columns.text, *columns.features}
-    asked |= {*columns.keep, *KEPT}
+    asked |= {*columns.keep, *columns.drop, *KEPT}
     return [] if columns.like else [name for name in names_in_folders(files) if name not in asked]

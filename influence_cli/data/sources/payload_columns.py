@@ -14,6 +14,10 @@ from influence_cli.data.sources.roles import Roles
 from influence_cli.data.sources.text_columns import texts_of_rows
 from influence_cli.errors import ManifestError
 
+UNKNOWN = "is no category that is known"  # of an earlier manifest
+MANY = 0.1  # share of the rows with such values, above which a feature says little
+SHOWN = 5  # such values of a column
+
 
 def payload_columns(table: pa.Table, roles: Roles, where: str, counts: Counter[str]) -> dict[str, pa.Array]:
     """The payload of a table's rows, by a manifest's column names; ``counts`` gets what is worth saying of values.
@@ -33,7 +37,7 @@ def payload_columns(table: pa.Table, roles: Roles, where: str, counts: Counter[s
         if feature.kind == VECTOR:
             _count_blurred(of(feature.column), feature.column, counts)
         for value in feature.unknown(of(feature.column)):
-            counts[f"column {feature.column}: {value!r} is no category that is known"] += 1
+            counts[f"column {feature.column}: {value!r} {UNKNOWN}"] += 1
     return {"features": encoded(roles.features, table)}
 
 
@@ -58,3 +62,21 @@ def _payload(values: pa.Array, name: str, where: str, counts: Counter[str]) -> p
     except (pa.ArrowException, TypeError) as error:
         what = f"column {name} is {values.type}, not {kind.wanted}"
         raise ManifestError(what, where=f"{where}, column {name}", fix=f"store {kind.wanted}") from error
+
+
+def mostly_unknown(counts: Counter[str], rows: int) -> list[str]:
+    """A warning for every column whose values are no known categories in many of the rows: its feature says nothing."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for said, number in counts.most_common():
+        if said.startswith("column ") and said.endswith(UNKNOWN):
+            column, _, value = said.removesuffix(f" {UNKNOWN}").removeprefix("column ").partition(": ")
+            found.setdefault(column, []).append((value, number))
+    lines: list[str] = []
+    for column, values in found.items():
+        total = sum(number for _, number in values)
+        if total > MANY * rows:
+            shown = ", ".join(value for value, _ in values[:SHOWN])
+            more = f" and {len(values) - SHOWN:,} more" if len(values) > SHOWN else ""
+            what = f"column {column}: {total:,} of {rows:,} rows have a value that the earlier manifest does not know"
+            lines.append(f"{what} ({shown}{more}); they count as none of its categories")
+    return lines

@@ -92,7 +92,7 @@ def one_numbering(classes: Mapping[str, tuple[str, ...] | None]) -> tuple[str, .
     return names
 
 
-def usual_splits(column: pa.ChunkedArray, where: str) -> pa.Array:
+def usual_splits(column: pa.ChunkedArray, where: str, name: str) -> pa.Array:
     """A split column with its usual spellings (validation, dev, training) as train, val and test.
 
     Raises:
@@ -101,6 +101,6 @@ def usual_splits(column: pa.ChunkedArray, where: str) -> pa.Array:
     values = column.to_pylist()
     for row, value in enumerate(values):
         if not isinstance(value, str) or split_of(value) is None:
-            at = f"{where}, row {row}, column split"
-            raise ManifestError(f"unknown split {value!r}", where=at, fix="use train, val and test")
+            fix = f"use train, val and test, or pass --drop-column {name} to leave the column out"
+            raise ManifestError(f"unknown split {value!r}", where=f"{where}, row {row}, column {name}", fix=fix)
     return pa.array([split_of(v) for v in values], pa.string())

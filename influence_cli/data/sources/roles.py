@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mimetypes
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,6 +31,7 @@ _COUNTERS = ("index", "level_0", "rownames", "row", "rownum", "row_number", "row
 _WEIGHTS = ("sample_weight", "sample_weights", "instance_weight", "row_weight", "sampleweight")
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")  # of snake_case and CamelCase
 _IDENTIFIERS = ("id", "ids", "uid", "uuid", "guid", "uri", "url", "hash", "md5", "sha1", "sha256")
+_LIKE_SPLITS = re.compile(r"(?i)\s*(train|trn|val|vld|test|tst|dev|eval|hold|calib|fold|unlab|unsup)")
 _SURE_LABELS = ("label", "labels")
 _NO_COLUMNS = PAYLOADS - {name for kind in KINDS.values() if kind.ragged for name in kind.columns}  # to be kept
 
@@ -133,8 +135,12 @@ def decide(seen: Seen, columns: Columns) -> Roles:
     image = _image(names, columns, seen)
     own = () if columns.features or columns.text or image is not None else _own(seen.types)
     text = () if own or image is not None else text_columns(seen.types, seen.surveys, columns, label, where)
-    free = {n: t for n, t in seen.types.items() if n != label and n not in columns.features}
+    free = [n for n in names if n != label and n not in columns.features]
     usual = {role: _there(role, free) for role in ("group", "split", "weight", CLEAN)}
+    notes: tuple[str, ...] = ()
+    if usual["split"] is not None and not _says_splits(usual["split"], seen):
+        notes = (f"column {usual['split']} says no splits (train, val, test), and is a column like others",)
+        usual["split"] = None
     special: dict[str, Any] = {
         "id": identity, "group": columns.group or usual["group"], "split": usual["split"], "clean": usual[CLEAN],
         "weight": columns.weight or (usual["weight"] if own or text or image is not None else None),
@@ -142,7 +148,9 @@ def decide(seen: Seen, columns: Columns) -> Roles:
     check_kept(special, columns, where)
     taken = {label, image, *own, *text, *(n for n in special.values() if n is not None)}
     rest = [n for n in names if n not in taken or n in columns.features]
-    start = Roles(label, _are_names(label, seen), image=image, text=text, own=own, kept=columns.keep, **special)
+    start = Roles(
+        label, _are_names(label, seen), image=image, text=text, own=own, kept=columns.keep, notes=notes, **special
+    )
     if own or text or image is not None:
         payload = "image" if image is not None else "text" if text else "payload"
         reason = f"not needed beside the {payload}; --keep-column keeps it"
@@ -182,6 +190,8 @@ def _of_features(start: Roles, rest: list[str], rivals: list[str], columns: Colu
             fix = f"pass --text {name} where a model is to read column {name}"
         what = "no payload: neither an image column nor numeric features"
         raise ManifestError(f"{what} ({reasons})" if reasons else what, where=seen.where, fix=fix)
+    if columns.label is not None:
+        notes += _called_label(features, start.label)
     weight = next((f.column for f in features if f.column.lower() == "weight"), None)
     if start.weight is None and weight is not None:
         notes.append(f"column {weight} is a feature; pass --weight {weight} where rows are weighted by it")
@@ -194,7 +204,22 @@ def _with(start: Roles, features: tuple[Feature, ...], left_out: Sequence[LeftOu
         f"column {name} could be the label too: pass --label {name} if it is, or --label {start.label} to say that "
         f"{start.label} is" for name in rivals
     ]  # fmt: skip
-    return replace(start, features=features, left_out=tuple(left_out), notes=(*also, *notes))
+    return replace(start, features=features, left_out=tuple(left_out), notes=(*start.notes, *also, *notes))
+
+
+def _says_splits(name: str, seen: Seen) -> bool:
+    """Whether a column of that name says splits: some text is called like one, or what it holds was not looked at."""
+    survey = seen.surveys.get(name)
+    return survey is None or any(_LIKE_SPLITS.match(value) for value in survey.values)
+
+
+def _called_label(features: Sequence[Feature], label: str) -> Iterator[str]:
+    """A sentence for each feature whose name says that it is a label, beside one of another name."""
+    for name in (f.column for f in features if f.column.strip().lower() in LABEL_NAMES):
+        yield (
+            f"column {name} is a feature, though it is called as labels are; its values are not those of {label}; "
+            f"--drop-column {shlex.quote(name)} leaves it out"
+        )
 
 
 def _there(role: str, names: Iterable[str]) -> str | None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,18 @@ import numpy as np
 import pyarrow as pa
 
 from influence_cli.data.classes import CLEAN, read_names
-from influence_cli.data.frames import as_table, name_of
+from influence_cli.data.frames import as_table, index_said, name_of
 from influence_cli.data.kinds.protocol import is_text
 from influence_cli.data.plain_types import pc, plain_table
 from influence_cli.data.request import Columns
+from influence_cli.data.sources.chunks import Chunk, Chunks, without_dropped
 from influence_cli.data.sources.features import (
     as_texts,
     column_of,
     numbers_of,
     with_medians,
 )
+from influence_cli.data.sources.label_copies import label_copies, refuse_copies
 from influence_cli.data.sources.like_earlier import later, recipe_of
 from influence_cli.data.sources.payload_columns import payload_columns
 from influence_cli.data.sources.protocol import (
@@ -44,20 +46,6 @@ from influence_cli.data.tables import refuse_twins
 from influence_cli.errors import ManifestError
 
 CHUNK = 16_384  # rows of a table in memory that are made features at once
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Some rows of a table, and where they are from."""
-
-    table: pa.Table
-    where: str
-    first: int = 0  # their first row's number
-    split: str | None = None  # of all, where a file's or folder's name says so
-    prefix: str | None = None  # of ids that are row numbers
-
-
-Chunks = Callable[[], Iterator[Chunk]]
 
 
 def read_text_table(path: Path, columns: Columns) -> Source:
@@ -93,7 +81,9 @@ def read_frame(source: Any, columns: Columns) -> Source:
         for first in range(0, max(plain.num_rows, 1), CHUNK):
             yield Chunk(plain.slice(first, CHUNK), where, first)
 
-    return table_source(type(source).__name__, chunks, columns, class_names(table.schema, columns), ".")
+    index = index_said(table) if columns.id is None else ""
+    classes, taken = class_names(table.schema, columns), (index,) if index else ()
+    return table_source(type(source).__name__, chunks, columns, classes, ".", taken=taken)
 
 
 def class_names(schema: pa.Schema, columns: Columns) -> tuple[str, ...] | None:
@@ -126,7 +116,9 @@ def table_source(
     left_out: tuple[LeftOut, ...] = (),
 ) -> Source:
     """The source of a table's chunks: its columns are looked at over all rows, and then read by their roles."""
+    chunks, dropped = without_dropped(chunks, columns)
     seen = look_at(chunks, columns, as_text, marks)
+    left_out += dropped()
     if columns.like is None:
         roles = _decided(chunks, seen, columns)
     else:
@@ -152,8 +144,13 @@ def table_source(
 
 
 def _decided(chunks: Chunks, seen: Seen, columns: Columns) -> Roles:
-    """The role of every column, with the medians of its features."""
+    """The role of every column, with the medians of its features; one that is the label is refused, unless named."""
     roles = decide(seen, columns)
+    tables = (chunk.table for chunk in chunks())
+    copies = label_copies(tables, roles.label, [f.column for f in roles.features], seen.rows)
+    if len(copies) < len(roles.features):  # otherwise nothing would be left
+        refuse_copies([copy for copy in copies if copy.column not in columns.features], roles.label, seen.where)
+    roles = replace(roles, notes=(*roles.notes, *(copy.said(roles.label) for copy in copies)))
     features = with_medians(roles.features, seen.rows, lambda: _trained(chunks, roles))
     return replace(roles, features=tuple(features))
 
@@ -206,8 +203,11 @@ def shape_table(
     """
     refuse_twins(table.column_names, where)
     chunk = Chunk(plain_table(table, where), where, first, split, prefix)
-    seen = look_at(lambda: iter([chunk]), columns, all(is_text(f.type) for f in chunk.table.schema))
-    return shape(chunk, _decided(lambda: iter([chunk]), seen, columns), seen, Counter())
+    chunks, dropped = without_dropped(lambda: iter([chunk]), columns)
+    seen = look_at(chunks, columns, all(is_text(f.type) for f in chunk.table.schema))
+    dropped()
+    (chunk,) = chunks()
+    return shape(chunk, _decided(chunks, seen, columns), seen, Counter())
 
 
 def shape(chunk: Chunk, roles: Roles, seen: Seen, counts: Counter[str], payload: bool = True) -> pa.Table:
@@ -225,7 +225,7 @@ def shape(chunk: Chunk, roles: Roles, seen: Seen, counts: Counter[str], payload:
         out |= payload_columns(table, roles, where, counts)
     out["label"] = _labels(of(roles.label), roles.names, seen, roles.label, where)
     if roles.split is not None:
-        out["split"] = usual_splits(_trimmed(of(roles.split)), where)
+        out["split"] = usual_splits(_trimmed(of(roles.split)), where, roles.split)
     elif chunk.split is not None:
         out["split"] = pa.array([chunk.split] * table.num_rows)
     if roles.weight is not None:
@@ -267,7 +267,8 @@ def _labels(values: pa.Array, names: bool, seen: Seen, column: str, where: str) 
     kind = values.type
     if pa.types.is_null(kind):
         return pa.nulls(len(values), pa.string() if names else pa.int64())
-    if pa.types.is_nested(kind) or (pa.types.is_binary(kind) and text_of_bytes(values) is None):
+    odd = pa.types.is_nested(kind) or pa.types.is_temporal(kind)
+    if odd or (pa.types.is_binary(kind) and text_of_bytes(values) is None):
         fix = "give a column of numbers or names"
         raise ManifestError(f"labels are {kind}, not numbers or text", where=f"{where}, column {column}", fix=fix)
     if not names and not is_text(kind):

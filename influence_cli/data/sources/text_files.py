@@ -5,11 +5,13 @@ Nothing is guessed of a value here: what stands in a CSV is text.  Large files a
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ import pyarrow as pa
 from influence_cli.data.formulas import MARK, as_meant
 from influence_cli.data.frames import is_missing
 from influence_cli.data.request import Columns
+from influence_cli.data.sources.comments import comment_lines
+from influence_cli.data.sources.mixed_values import as_column
 from influence_cli.data.tables import refuse_twins
 from influence_cli.errors import ManifestError, UsageError, nearest
 
@@ -93,7 +97,8 @@ def _csv(path: Path, columns: Columns) -> TextTable:
     if path.stat().st_size <= HELD:
         held = list(read())
         read = lambda: iter(held)  # noqa: E731
-    taken = []
+    comments = comment_lines(path, encoding, delimiter)
+    taken = [f"lines before the names of columns, which begin with #, are comments ({comments})"] if comments else []
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     if delimiter != usual:
         taken.append(f"columns are separated by {'tabs' if delimiter == chr(9) else repr(delimiter)}")
@@ -118,9 +123,10 @@ def _lines(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[int, lis
     """The records that are not empty, each with the number of its last line."""
     limit = csv.field_size_limit(2**31 - 1)
     try:
+        first = comment_lines(path, encoding, delimiter)
         with path.open(encoding=encoding, newline="") as handle:
-            reader = csv.reader(handle, delimiter=delimiter)
-            yield from ((reader.line_num, row) for row in reader if row)
+            reader = csv.reader(itertools.islice(handle, first, None), delimiter=delimiter)
+            yield from ((first + reader.line_num, row) for row in reader if row)
     except (UnicodeError, LookupError) as error:
         raise _not_in(path, encoding, error) from error
     except csv.Error as error:
@@ -173,13 +179,18 @@ def _csv_chunks(path: Path, names: list[str], delimiter: str, encoding: str) -> 
 
     schema = pa.schema([(name, pa.string()) for name in names])
     try:
-        meant = as_meant(path, delimiter)
+        first = comment_lines(path, encoding, delimiter)
+        meant = as_meant(path, delimiter, first)
         source: Any = path if isinstance(meant, Path) else io.BytesIO(meant.read())
+        if first and source is path:
+            source = path.open(encoding=encoding, newline="")
+            for _ in range(first):
+                source.readline()
         chunks = pd.read_csv(
             source, sep=delimiter, header=0, names=names, index_col=False, dtype=str, keep_default_na=False,
             na_values=[], encoding=encoding if isinstance(source, Path) else "utf-8", chunksize=CHUNK, engine="c",
         )  # fmt: skip
-        with chunks:
+        with chunks, source if isinstance(source, io.IOBase) else contextlib.nullcontext():
             for frame in chunks:
                 yield pa.Table.from_pandas(frame, schema, preserve_index=False).replace_schema_metadata(None)
     except (UnicodeError, LookupError) as error:
@@ -278,14 +289,14 @@ def _objects(path: Path, whole: bool, encoding: str) -> Iterator[dict[str, Any]]
         raise ManifestError(f"cannot be read ({error.strerror})", where=str(path), fix="check the file") from error
     if whole:
         try:
-            value = json.loads(text)
+            value = json.loads(text, object_pairs_hook=_of_pairs)
         except ValueError as error:
             raise ManifestError(f"cannot be parsed ({error})", where=str(path), fix="check the file") from error
         if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
             raise ManifestError("it is no list of objects", where=str(path), fix="write a list of objects, or .jsonl")
         yield from value
         return
-    decoder, position, row = json.JSONDecoder(strict=False), 0, 0
+    decoder, position, row = json.JSONDecoder(strict=False, object_pairs_hook=_of_pairs), 0, 0
     while position < len(text):
         while position < len(text) and text[position] in " \t\r\n":
             position += 1
@@ -302,34 +313,10 @@ def _objects(path: Path, whole: bool, encoding: str) -> Iterator[dict[str, Any]]
         row += 1
 
 
-def as_column(values: Sequence[Any], name: str, where: str) -> pa.Array:
-    """Python values as a column: of one type where they are, otherwise as text.
-
-    Raises:
-        ManifestError: lists or objects stand beside other values, or a text is no Unicode; names the row.
-    """
-    nested = [isinstance(v, list | dict) for v in values]
-    odd = [k for k, v in enumerate(values) if v is not None and not nested[k]] if any(nested) else []
-    place = f"{where}, column {name}"
-    if odd:
-        what = f"column {name} holds lists or objects in some rows, and other values in others"
-        raise ManifestError(what, where=f"{where}, row {odd[0]}, column {name}", fix="write all rows alike")
-    try:
-        return _numeric(values) or pa.array(values, from_pandas=True)
-    except UnicodeEncodeError as error:
-        raise ManifestError("a text is no Unicode (half a surrogate pair)", where=place, fix="repair it") from error
-    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
-        if any(nested):
-            fix = "write lists of numbers, or objects of the same keys"
-            raise ManifestError(f"column {name} cannot be read ({error})", where=place, fix=fix) from error
-        return pa.array([v if v is None or isinstance(v, str) else str(v) for v in values], pa.string())
-
-
-def _numeric(values: Iterable[Any]) -> pa.Array | None:
-    """Integers and real numbers together; Arrow takes them for a mixture."""
-    kinds = {type(v) for v in values if v is not None}
-    if not kinds or not kinds <= {int, float}:
-        return None
-    if kinds == {int}:
-        return pa.array(values)
-    return pa.array([None if v is None else float(v) for v in values], pa.float64())
+def _of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON.  Raises ValueError: two values have one name."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"two values are called {next(n for n in names if names.count(n) > 1)!r}")
+    return value

@@ -85,6 +85,7 @@ class Preconditioned(Linear):
     effect: ClassVar[bool] = True
     fitted_curvature: ClassVar[bool] = True
     with_self_influence: ClassVar[str] = "--method ekfac, or exact where parameters are few"
+    l2_by_parameter: ClassVar[bool] = False  # whether ``with_l2`` keeps each parameter's own
     revision: ClassVar[int] = 1  # of ``precondition``: raise it when its numbers change
 
     damping: float | None = setting(
@@ -93,6 +94,10 @@ class Preconditioned(Linear):
     l2: float | None = setting(
         None, "l2 of the training objective (default: of the run folder, else 0)", unit="mean loss"
     )
+
+    def with_l2(self, l2: Mapping[str, float]) -> Preconditioned:
+        """The method with the l2 on each parameter; the largest on every one, where it has one number for all."""
+        return dataclasses.replace(self, l2=max(l2.values()))
 
     def describe(self) -> dict[str, Any]:
         """Options and revision that change u, for its fingerprint."""

@@ -25,7 +25,7 @@ from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.settings import parse_budget
 from influence_cli.stages.curate.request import CurateRequest
-from influence_cli.stages.curate.score_table import GROUP, ScoreTable, read_scores
+from influence_cli.stages.curate.score_table import ScoreTable, guarded_groups, read_scores, scored_groups
 from influence_cli.store.shards import as_arrow
 
 Ints = NDArray[np.int64]
@@ -107,6 +107,11 @@ def curate(request: CurateRequest) -> Curated:
     if request.subject_to:
         raise UsageError("--subject-to needs an objective to gain", fix="--maximise utility")
     edits = action.propose(scores.scored, budget)
+    gone = [column for column in scored_groups(scores.provenance) if column not in scores.group_columns]
+    if gone and request.action == "trim":
+        edits.notes.append(
+            f"the train rows have no column {gone[0]}, by which they were scored: its groups are unguarded"
+        )
     if request.combine == "minrank" and len(edits.edited):
         worst = scores.scored.score[edits.edited].max()
         edits.notes.append(f"largest worst rank among the edited rows: {worst:,.10g} of {len(scores.train):,}")
@@ -130,12 +135,15 @@ def summarise(curated: Curated) -> dict[str, Any]:
         "score": _scores(curated.scores.scored.score, edited),
         "chi_square": chi_square(train.labels, edited),
     }
-    groups = curated.scores.scored.groups
-    if groups is not None and (groups >= 0).any():
-        names, rows = train.manifest.table.column(GROUP).to_pylist(), train.index.tolist()
+    columns = curated.scores.group_columns
+    for column, groups in zip(columns, guarded_groups(train, columns), strict=True):
+        if not (groups >= 0).any():
+            continue
+        names, rows = train.manifest.table.column(column).to_pylist(), train.index.tolist()
         first = {int(g): rows[k] for g, k in zip(*np.unique(groups, return_index=True), strict=True)}
         parts = _parts(groups, groups, edited, kept)
-        summary["groups"] = {str(names[first[g]]): part for g, part in parts.items() if g >= 0}
+        of = f"{column}=" if len(columns) > 1 else ""
+        summary.setdefault("groups", {}).update({f"{of}{names[first[g]]}": part for g, part in parts.items() if g >= 0})
     clean = clean_labels(train)
     if clean is not None and edited.any():
         wrong = (clean >= 0) & (clean != train.labels)

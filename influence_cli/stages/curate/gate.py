@@ -25,6 +25,8 @@ from influence_cli.stages.curate.score_table import ScoreTable, planted_labels
 from influence_cli.stages.score.noise import describe_noise, is_noise
 from influence_cli.store.shards import as_arrow
 
+FEW = 4  # rows to compare with that may score as low as a flagged one: with fewer, single rows decide
+
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
@@ -36,6 +38,7 @@ class Verdict:
     reference: str
     tripped: bool
     unjudged: int = 0  # new rows that have no score; the first ones of ``flagged``
+    notes: tuple[str, ...] = ()  # what was not looked at, and how coarse the rate is
 
     def sentence(self) -> str:
         """The verdict in a line."""
@@ -64,11 +67,14 @@ def check(scores: ScoreTable, request: GateRequest) -> Verdict:
     new = ~known & (planted_labels(scores.table) < 0)
     judged = new & np.isfinite(scores.scored.score if effect is None else effect)
     unjudged = _unjudged(scores, new & ~judged, accepted | set(calibration))
+    notes = _not_looked_at(scores, accepted)
     if effect is not None:
         assert request.threshold is not None
         harmful = np.flatnonzero(judged & (effect < -request.threshold))
         basis = f"effect below -{request.threshold:g}, in the objective's unit"
-        return _verdict(scores, request, int(judged.sum()), harmful, {"effect": effect[harmful]}, basis, unjudged)
+        return _verdict(
+            scores, request, int(judged.sum()), harmful, {"effect": effect[harmful]}, basis, unjudged, notes
+        )
     rate = parse_share(request.false_flag, "--false-flag")
     reference, basis = reference_rows(scores, calibration, in_baseline, rate)
     p = p_values(scores.scored.score[reference], scores.scored.score[judged])
@@ -78,8 +84,33 @@ def check(scores: ScoreTable, request: GateRequest) -> Verdict:
             f"{int(reference.sum())} rows to compare with cannot resolve a rate of {request.false_flag}",
             fix=f"use at least {int(np.ceil(1 / rate)) - 1} calibration rows, or --false-flag {100 * least:.2g}%",
         )
+    notes += _coarse(int(reference.sum()), rate)
     why = {"p_value": p[p <= rate]}
-    return _verdict(scores, request, int(judged.sum()), np.flatnonzero(judged)[p <= rate], why, basis, unjudged)
+    return _verdict(scores, request, int(judged.sum()), np.flatnonzero(judged)[p <= rate], why, basis, unjudged, notes)
+
+
+def _not_looked_at(scores: ScoreTable, accepted: set[str]) -> tuple[str, ...]:
+    """Rows of other splits than train that the baseline does not hold: nothing is known of them."""
+    rows = {split: scores.manifest.rows(split) for split in ("val", "test")}
+    counts = {s: sum(key.tobytes().hex() not in accepted for key in r.row_keys) for s, r in rows.items()}
+    said = [f"{rows:,} {split}" for split, rows in counts.items() if rows]
+    if not said:
+        return ()
+    how = "to have new rows judged, give them split train in the manifest (a column split, or `manifest --split`)"
+    return (f"not looked at: {' and '.join(said)} rows, since only train rows have scores; {how}",)
+
+
+def _coarse(calibration: int, rate: float) -> tuple[str, ...]:
+    """That few rows to compare with leave the gate blind to all but the lowest scores; nothing where there are many."""
+    below = int(rate * (1 + calibration) + 1e-9) - 1  # as many of them may score as low as a flagged row
+    if below >= FEW:
+        return ()
+    lower = f"all but {below}" if below else "all"
+    enough = int(np.ceil((FEW + 1) / rate)) - 1
+    return (
+        f"few rows to compare with: at {100 * rate:.3g}% a new row is flagged only below {lower} of {calibration:,}; "
+        f"{enough:,} would do (retrain --calibration), or a larger --false-flag",
+    )
 
 
 def _unjudged(scores: ScoreTable, null: NDArray[np.bool_], known: set[str]) -> list[tuple[int, str]]:
@@ -102,6 +133,7 @@ def _verdict(
     why: dict[str, NDArray[np.float64]],
     basis: str,
     unjudged: list[tuple[int, str]],
+    notes: tuple[str, ...],
 ) -> Verdict:
     """The flagged rows, most suspicious first by what they are flagged for, against those allowed.
 
@@ -128,7 +160,9 @@ def _verdict(
     }
     table = pa.table(suspicious).sort_by([(name, "ascending") for name in (*why, "score", "id")])
     tripped = len(flagged) > allowed or len(unjudged) > 0
-    return Verdict(pa.concat_tables([pa.table(first), table]), candidates, allowed, basis, tripped, len(unjudged))
+    return Verdict(
+        pa.concat_tables([pa.table(first), table]), candidates, allowed, basis, tripped, len(unjudged), notes
+    )
 
 
 def _effects(scores: ScoreTable, threshold: float) -> NDArray[np.float64]:

@@ -28,6 +28,7 @@ from influence_cli.errors import ModelError, UsageError
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.stages.curate.score_table import ScoreTable
+from influence_cli.store.lfs import refuse_pointer
 
 Mask = NDArray[np.bool_]
 
@@ -47,7 +48,7 @@ def reference_rows(scores: ScoreTable, calibration: Counter[str], in_baseline: M
             reference[k] = True
             left[key.hex()] -= 1
     if reference.any():
-        return reference, f"at most {rate:.3g} of clean rows are flagged"
+        return reference, f"at most {100 * rate:.3g}% of clean rows are flagged"
     lost = f": none of the run's {calibration.total():,} calibration rows is there as it was" if calibration else ""
     if in_baseline.any():
         return in_baseline & finite, f"compared with rows of the baseline, so the rate of false flags is unknown{lost}"
@@ -104,6 +105,7 @@ def read_baseline(path: str | None) -> set[str]:
     """Row keys of the accepted rows; every line must be one, and no id may be there twice."""
     if path is None:
         return set()
+    refuse_pointer(path)
     keys: dict[str, str] = {}
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")  # an id may hold other line ends

@@ -39,6 +39,7 @@ class ScoreTable:
     label: str
     column: str
     table: pa.Table  # every column, in the order of the train rows
+    group_columns: tuple[str, ...] = ()  # whose groups are guarded: those of ``scored``
 
 
 def read_scores(request: CurateRequest) -> ScoreTable:
@@ -74,6 +75,8 @@ def read_scores(request: CurateRequest) -> ScoreTable:
     _check_classes(origin, manifest, where)
     score, kind, column = _ranking(request, table, by, origin, where)
     first = column in ("score", origin.get("score_is"))
+    columns = group_columns_of(train, origin)
+    groups = guarded_groups(train, columns)
     other = "other" if "other_label" in table.column_names else "model"  # what it was called before
     scored = Scored(
         score=np.where(planted_labels(table) >= 0, np.nan, score),  # the checkpoint learned these rows otherwise
@@ -81,7 +84,8 @@ def read_scores(request: CurateRequest) -> ScoreTable:
         labels=train.labels,
         weights=train.weights,
         keys=[k.tobytes() for k in train.row_keys],
-        groups=groups_of(train),
+        groups=groups[0] if groups else None,
+        more_groups=tuple(groups[1:]),
         best_label=_proposed(table, "best_label", train) if first else None,
         best_label_gain=floats(table, "best_label_gain") if first and "best_label" in table.column_names else None,
         model_label=_proposed(table, f"{other}_label", train),
@@ -89,7 +93,7 @@ def read_scores(request: CurateRequest) -> ScoreTable:
         parity=parity_of(origin, column),
         classes=manifest.classes,
     )
-    return ScoreTable(manifest, train, scored, origin, label, column, table)
+    return ScoreTable(manifest, train, scored, origin, label, column, table, columns)
 
 
 def _refuse_pairs(table: pa.Table, where: str) -> None:
@@ -134,6 +138,24 @@ def groups_of(train: Rows, column: str = GROUP) -> NDArray[np.int64] | None:
         return None
     values = train.manifest.table.column(column).take(pa.array(train.index)).combine_chunks()
     return values.dictionary_encode().indices.cast(pa.int64()).fill_null(-1).to_numpy()
+
+
+def group_columns_of(train: Rows, origin: dict[str, Any]) -> tuple[str, ...]:
+    """The columns of the train rows whose groups are guarded: those that the scores were made by, and ``group``."""
+    there = train.manifest.table.column_names
+    return tuple(c for c in dict.fromkeys((*scored_groups(origin), GROUP)) if c in there)
+
+
+def scored_groups(origin: dict[str, Any]) -> tuple[str, ...]:
+    """The columns of groups that scores were made by, as their provenance says."""
+    options, named = origin.get("spec", {}).get("options", {}), origin.get("manifest", {}).get("group")
+    by = [options.get(name, {}).get("column") for name in origin.get("spec", {}).get("objectives", ())]
+    return tuple(dict.fromkeys(column for column in (*by, named) if column))
+
+
+def guarded_groups(train: Rows, columns: tuple[str, ...]) -> list[NDArray[np.int64]]:
+    """The group of every train row [n] by each column."""
+    return [found for column in columns if (found := groups_of(train, column)) is not None]
 
 
 def _check_classes(origin: dict[str, Any], manifest: Manifest, where: str) -> None:

@@ -18,6 +18,7 @@ from influence_cli.data.labels import clean_labels
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
+from influence_cli.store.lfs import refuse_pointer
 
 Mask = NDArray[np.bool_]
 
@@ -90,6 +91,7 @@ def read_ids(path: str) -> set[str]:
     Raises:
         UsageError: it is none of these.
     """
+    refuse_pointer(path)
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")  # a return in an id stays
         suffix = Path(path).suffix

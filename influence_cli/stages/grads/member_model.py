@@ -67,9 +67,13 @@ class Models:
             dtype = DTYPES["fp32" if precision == "bf16" else precision]
             first = self._loaded is None and note
             told = self.session.listener if first else SILENT
+            from influence_cli.model.parameters import classifier_of
+
             model = load_model(require_model(self.run)[0], checkpoint, dtype, told)
             if first:
                 note_frozen(self.session, model)
+                if self.run.spec.params == "last":
+                    self.session.listener.note(f"--params last: layer {classifier_of(model)}")
             self._loaded = checkpoint.digest, model
         return self._loaded[1]
 

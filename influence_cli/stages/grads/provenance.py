@@ -45,7 +45,7 @@ def provenance_of(run: Run, session: Session, stage: str) -> dict[str, Any]:
             "locator": locator_of(run.inputs.manifest),
             "fingerprint": run.manifest.fingerprint,
             "label": run.inputs.label,
-            **({"group": run.inputs.group} if run.groups else {}),
+            **({"group": run.inputs.group} if run.groups or run.inputs.group != "group" else {}),
         },
         "target": {
             "locator": locator_of(run.inputs.target),
@@ -61,6 +61,7 @@ def provenance_of(run: Run, session: Session, stage: str) -> dict[str, Any]:
         if run.checkpoint is None
         else {"locator": run.checkpoint.locator, "fingerprint": run.checkpoint.digest},
         "model": None if run.model is None else run.model.as_dict(),
+        "last_layer": run.model.head if run.model is not None and run.spec.params == "last" else None,
         "model_flags": kept_values(run.inputs),
         "skip_bad": run.inputs.skip_bad,
         "skipped": [b.id for b in run.manifest.bad[run.manifest.bad_when_read :]],

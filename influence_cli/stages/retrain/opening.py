@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from influence_cli.actions import make_action
 from influence_cli.data.classes import label_called
+from influence_cli.data.feature_names import identity_of
 from influence_cli.data.labels import numbered_as
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.open import open_manifest
@@ -28,7 +29,7 @@ from influence_cli.stages.retrain.arms import Arm, base_arm, control_arms, curat
 from influence_cli.stages.retrain.request import EditsRequest, RetrainRequest
 from influence_cli.stages.run.class_map import named_classes, with_class_order, with_outputs
 from influence_cli.stages.run.resolve import known_again, refuse_contradictions
-from influence_cli.stages.run.usable_rows import check_classes
+from influence_cli.stages.run.usable_rows import check_alike, check_classes
 from influence_cli.store import Store
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def rows_to_test(request: RetrainRequest, manifest: Manifest, spec: ModelSpec, l
         rows, where = manifest.rows("test"), f"{manifest.source}, split test"
     else:
         other = numbered_as(open_table(request, request.test, manifest), spec.classes, manifest.source, listener)
+        check_alike(other, manifest, spec)
         rows, where = test_part(other), other.source
     compared = request.against is not None or request.edits is not None or request.attack not in (None, "none")
     if len(rows) == 0 and (request.test_required or compared or request.test is not None):
@@ -94,10 +96,16 @@ def as_fine_tuning(request: RetrainRequest, recipe: Recipe) -> tuple[RetrainRequ
 
 
 def model_to_train(request: RetrainRequest, manifest: Manifest, listener: Listener = SILENT) -> ModelSpec:
-    """The model to train; what a checkpoint to begin with says of its classes holds for the rows too.
+    """The model to train; what a checkpoint to begin with says of its classes and features holds for the rows too.
 
     Features of ``linear`` and ``mlp`` are standardised by the train rows, unless they are asked for as they are.
     """
+    spec = _to_train(request, manifest, listener)
+    return spec if spec.features is not None else replace(spec, features=identity_of(manifest))
+
+
+def _to_train(request: RetrainRequest, manifest: Manifest, listener: Listener) -> ModelSpec:
+    """The same, without what the features are, where no checkpoint says it."""
     notes = Store(Path(request.output), marked=False)  # of the code of a model of the user's own; in no store
     inputs = named_classes(request.inputs, manifest)
     own = inputs.task is not None or is_own(inputs.model)
@@ -148,6 +156,7 @@ def compared_arms(
     made: list[Arm] = []
     for name, source in (("curated", manifest), *request.arms):
         table = numbered_as(open_table(request, source), base.manifest.classes, base.manifest.source, listener)
+        check_alike(table, base.manifest, spec)
         arm = curated_arm(name, base, table, left_out)
         _check_outputs(arm, base, table, spec)
         made += [arm, *control_arms(arm, base, proposals_of(table, base), request.seed, left_out)]
@@ -177,6 +186,8 @@ def scored_arms(request: EditsRequest, base: Rows, seed: int) -> list[Arm]:
         asked = CurateRequest(request.scores, manifest=base.manifest, by=by, combine=rule, options=request.options)
         table = read_scores(asked)
         name = table.column if rule is None else rule
+        scored = table.provenance.get("score_is") if name == "score" else name
+        objective = table.provenance.get("objective_of", {}).get(scored)
         for action in request.actions:
             for budget in (None,) if action == "reweight" else request.budgets:
                 rows = parse_budget(budget or "0", len(base))
@@ -184,5 +195,7 @@ def scored_arms(request: EditsRequest, base: Rows, seed: int) -> list[Arm]:
                 called = " ".join(part for part in (name.removeprefix("score_"), action, budget) if part)
                 arm = described(Arm(called, edits.labels, edits.weights), base)
                 arm.about.update(method=name, action=action, budget=budget)
+                if objective is not None:
+                    arm.about["objective"] = objective
                 made += [arm, *control_arms(arm, base, edits.proposal, seed)]
     return made

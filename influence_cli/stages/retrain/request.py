@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from influence_cli.errors import UsageError
-from influence_cli.options import PATH, RETRAIN, TRAINS, comma_list, option, same_option
+from influence_cli.options import PATH, RETRAIN, TRAINS, comma_list, kept_values, option, same_option
 from influence_cli.settings import GradSpec, Inputs, Options, parse_share
 
 NOISES = ("confusion", "uniform")
@@ -86,7 +86,7 @@ class RetrainRequest:
 
     inputs: Inputs
     output: str
-    against: str | None = option(
+    against: Any = option(  # a path, or rows in memory
         None, "Manifest before curation; adds arms: no edit and random controls.", (RETRAIN,), **PATH
     )
     arms: tuple[tuple[str, str], ...] = option(
@@ -98,7 +98,7 @@ class RetrainRequest:
         read=named_arm,
         metavar="NAME=PATH",
     )
-    test: str | None = option(None, "Rows to test on [default: rows with split test].", TRAINS, **PATH)
+    test: Any = option(None, "Rows to test on [default: rows with split test].", TRAINS, **PATH)
     init: str | None = option(None, "Checkpoint to start from.", TRAINS, **PATH)
     pretrained: bool = option(False, "Start from timm's pretrained weights (downloads).", TRAINS)
     test_required: bool = True  # from Python a training that compares nothing needs no test rows
@@ -123,3 +123,13 @@ class RetrainRequest:
         metavar="words|COLUMN",
     )  # fmt: skip
     options: Options = field(default_factory=dict)
+
+
+def asked_of(request: RetrainRequest) -> dict[str, Any]:
+    """What ``run.json`` keeps of how rows were read and the model was made, where that is not the default."""
+    inputs = request.inputs
+    asked = {**kept_values(inputs), "group": inputs.group, "skip_bad": inputs.skip_bad}
+    asked |= {"raw_features": request.raw_features, "test": request.test}
+    usual = {"overlap": "refuse", "group": "group"}
+    plain = {k: v for k, v in asked.items() if isinstance(v, str | int | float) and v is not False}
+    return {k: v for k, v in plain.items() if k != "model" and v != usual.get(k)}

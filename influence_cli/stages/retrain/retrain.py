@@ -59,6 +59,10 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     check_convex(recipe, spec.name, request.seeds)
     base, test = (usable_now(rows, spec, request.inputs) for rows in (base, test))
     left_out = uniform_draws(base.ids, request.seed) < request.calibration  # of every arm, for the gate's calibration
+    if left_out.any():
+        kept = int(left_out.sum())
+        said = f"{kept:,} calibration rows are left out of training: the gate can tell a --false-flag"
+        listener.note(f"{said} of {100 / (1 + kept):.2g}% or more")
     edits, arms = request.edits, compared_arms(request, manifest, base, left_out, spec, listener)
     if edits is not None and left_out.any():
         what = f"--calibration and {'--scores' if edits.rounds == 1 else '--rounds'} are two questions"
@@ -125,6 +129,13 @@ def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dic
     compare_arms(metrics, arms, different.between)
     if len(run.test):
         metrics["test_classes"] = (np.bincount(run.test.labels) / len(run.test)).tolist()
+        columns = run.test.manifest.table.column_names
+        if request.inputs.group in columns:  # whose gaps are measured
+            values = run.test.manifest.table.column(request.inputs.group).take(run.test.index).unique().to_pylist()
+            metrics["groups"] = {
+                "column": request.inputs.group,
+                "names": sorted(str(v) for v in values if v is not None),
+            }
     found = {
         "cautions": cautions_of(metrics),
         "pareto": pareto(metrics, request.seed, different.between, different.same),

@@ -22,7 +22,7 @@ from influence_cli.errors import UsageError
 from influence_cli.model.spec import is_own
 from influence_cli.settings import Runtime, parse_budget
 from influence_cli.stages.curate.request import CurateRequest
-from influence_cli.stages.curate.score_table import groups_of, read_scores
+from influence_cli.stages.curate.score_table import guarded_groups, read_scores
 from influence_cli.stages.retrain.arms import Arm, base_arm, control_arms, described
 from influence_cli.stages.retrain.request import EditsRequest
 from influence_cli.stages.retrain.training_run import TrainingRun
@@ -109,7 +109,18 @@ def _scored(
     full[np.searchsorted(base.index, table.train.index)] = table.scored.score  # both ascend
     keys = [k.tobytes() for k in base.row_keys]
     kind, parity = table.scored.kind, table.scored.parity
-    return Scored(full, kind, base.labels, base.weights, keys, groups_of(base), parity=parity), table.provenance
+    groups = guarded_groups(base, table.group_columns)
+    scored = Scored(
+        full,
+        kind,
+        base.labels,
+        base.weights,
+        keys,
+        groups=groups[0] if groups else None,
+        more_groups=tuple(groups[1:]),
+        parity=parity,
+    )
+    return scored, table.provenance
 
 
 def closed(first: dict[str, Any], now: dict[str, Any]) -> str | None:

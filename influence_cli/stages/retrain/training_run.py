@@ -24,7 +24,7 @@ from influence_cli.model.spec import ModelSpec
 from influence_cli.stages.curate.score_table import groups_of
 from influence_cli.stages.retrain.arm_comparison import FLIPS, GAPS, beyond_accuracy
 from influence_cli.stages.retrain.arms import Arm, arm_fingerprint
-from influence_cli.stages.retrain.request import RetrainRequest
+from influence_cli.stages.retrain.request import RetrainRequest, asked_of
 from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import fingerprint
 
@@ -202,6 +202,7 @@ class TrainingRun:
             pretrained=self.request.pretrained,
             trained_rows=int((arm.weights > 0).sum()),
             arm=folder.path.name,
+            asked=asked_of(self.request),
         )
 
     def finish(self, main: Arm, metrics: dict[str, Any], notes: dict[str, Any]) -> None:

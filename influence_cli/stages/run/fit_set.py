@@ -23,8 +23,9 @@ from influence_cli.events import Listener
 from influence_cli.methods.shapes.preconditioned import Preconditioned
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.spec import ModelSpec
+from influence_cli.model.task import Task
 from influence_cli.settings import Inputs
-from influence_cli.stages.run.usable_rows import usable_now
+from influence_cli.stages.run.usable_rows import check_alike, usable_now
 from influence_cli.store.keys import digest_of_sorted, fingerprint
 
 COUPLED = ("sgd", "lbfgs")  # optimizers whose weight decay is the gradient of (l2/2) |theta|^2
@@ -108,6 +109,7 @@ def open_fit_set(inputs: Inputs, train: Rows, model: ModelSpec, listener: Listen
         pinned, own = open_manifest(inputs.fit_rows, inputs.label, inputs.skip_bad), train.manifest
         named = own.source if own.classes else "the checkpoint"
         pinned = numbered_as(pinned, own.classes or model.classes, named, listener)
+        check_alike(pinned, own, model)
         rows = usable_now(pinned.rows("train"), model, inputs)
     fit = FitSet.of(rows, inputs.fit_rows)
     if len(fit.rows) == 0:
@@ -116,14 +118,19 @@ def open_fit_set(inputs: Inputs, train: Rows, model: ModelSpec, listener: Listen
     return fit
 
 
-def with_trained_l2(method: Preconditioned, name: str, locator: str, listener: Listener) -> Preconditioned:
+def with_trained_l2(
+    method: Preconditioned, name: str, locator: str, listener: Listener, task: Task | None = None, weight: float = 1.0
+) -> Preconditioned:
     """The method with the l2 that its checkpoint was trained with, where it was not given one.
 
     SGD's and L-BFGS's weight decay is the gradient of (l2/2) |theta|^2 where the loss is a batch mean; AdamW's
-    is the gradient of nothing, so it counts as 0.
+    is the gradient of nothing, so it counts as 0.  A ``task`` that was fitted elsewhere says its own, for fit rows of
+    that ``weight`` in all.
     """
     if method.l2 is not None:
         return method
+    if task is not None and task.penalty is not None:
+        return _with_penalty(method, name, task.penalty(weight), listener)
     record = RunFolder(locator).read()
     recipe = {} if record is None else record.recipe
     optimizer, decay = recipe.get("optimizer"), recipe.get("weight_decay", 0.0)
@@ -135,3 +142,17 @@ def with_trained_l2(method: Preconditioned, name: str, locator: str, listener: L
             f"objective; curvature has l2 0 (or pass --set {name}.l2=X)"
         )
     return dataclasses.replace(method, l2=0.0)
+
+
+def _with_penalty(method: Preconditioned, name: str, l2: dict[str, float], listener: Listener) -> Preconditioned:
+    """The method with a fitted model's own l2 by parameter, which not every method can have as it is."""
+    largest = max(l2.values())
+    said = ", ".join(f"{value:.3g} on {parameter}" for parameter, value in l2.items())
+    if len(set(l2.values())) > 1 and not method.l2_by_parameter:
+        listener.warn(
+            f"{name}: the l2 of the fitted model is {said}, and this method puts {largest:.3g} on every parameter; "
+            "method exact has it as it was fitted"
+        )
+    else:
+        listener.note(f"{name}: the l2 of the fitted model: {said}")
+    return method.with_l2(l2)

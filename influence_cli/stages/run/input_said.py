@@ -12,6 +12,7 @@ import numpy as np
 
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.hub_config import read_hub_config
+from influence_cli.model.image_input import size_text
 from influence_cli.model.new_spec import as_text
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.spec import is_own, is_plain
@@ -55,9 +56,8 @@ def say_input(run: Run, session: Session) -> None:
         lengths = TextLengths(**found["texts"])
         (session.listener.warn if lengths.over else session.listener.note)(lengths.said(found["tokens"], "train"))
         return
-    height, width = found["size"]
     channels = "1 channel" if found["channels"] == 1 else f"{found['channels']} channels"
-    text = f"input: {height} x {width} pixels, {channels}, from {found['from']}"
+    text = f"input: {size_text(found['size'])} pixels, {channels}, from {found['from']}"
     for name in ("mean", "std"):
         if name in found:
             text += f"; {name} {as_text(tuple(found[name]['values']))} from --{name}"
@@ -69,10 +69,9 @@ def say_input(run: Run, session: Session) -> None:
 
 
 def _images(own: dict[str, Any]) -> str:
-    (h, w), (low_h, low_w), (high_h, high_w) = own["median"], own["least"], own["most"]
-    if (low_h, low_w) == (high_h, high_w):
-        return f"the images are {h} x {w}"
-    return f"the images are {low_h} x {low_w} to {high_h} x {high_w}"
+    if own["least"] == own["most"]:
+        return f"the images are {size_text(own['median'])}"
+    return f"the images are {size_text(own['least'])} to {size_text(own['most'])}"
 
 
 def _origin(run: Run) -> str:

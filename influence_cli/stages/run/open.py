@@ -20,7 +20,7 @@ from influence_cli.stages.run.resolve import resolve_model
 from influence_cli.stages.run.row_values import needed_values, solver_of
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
-from influence_cli.stages.run.target import target_rows
+from influence_cli.stages.run.target import given_target, target_rows
 from influence_cli.stages.run.usable_rows import check_classes, usable, usable_now, usable_train_rows
 
 
@@ -51,11 +51,14 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
         about["groups"] = target_groups(objectives, target, inputs, model, listener)
         pairs = {name: o for name, o in objectives.items() if "pairs" in o.needs}
         about["changed"] = {name: changed_texts(target, o.column) for name, o in pairs.items()}
+    elif inputs.target is not None and model is not None:  # nothing is measured on them but accuracy
+        target, _ = given_target(inputs, manifest, listener, model, store)
     solvers = {n: s for n, m in methods.items() if (s := solver_of(m, values.get(n), spec)) is not None}
     if solvers and model is not None and checkpoint is not None:
         manifest = usable_now(manifest.rows("train"), model, inputs).manifest  # curvature needs every row
         about["fit"] = open_fit_set(inputs, usable_train_rows(manifest), model, listener)
-        solvers = {n: with_trained_l2(s, n, checkpoint.locator, listener) for n, s in solvers.items()}
+        trained = (checkpoint.locator, listener, model.task, about["fit"].weight)
+        solvers = {n: with_trained_l2(s, n, *trained) for n, s in solvers.items()}
         methods = {n: solvers[n] if m.fitted_curvature else m for n, m in methods.items()}
         about["solvers"] = solvers
     run = Run(

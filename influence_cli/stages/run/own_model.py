@@ -130,7 +130,7 @@ def known_by_outputs(
         raise ModelError(
             f"the model gives {classes} logits where {spec.num_classes} classes are asked for", fix="correct one"
         )
-    spec = replace(spec, num_classes=classes)
+    spec = replace(spec, num_classes=classes, head=_head(model, spec, manifest, place))
     for revision in revisions:
         shared = [k for k in revision["outputs"] if k in found]
         if shared and all(_agree(np.array(revision["outputs"][k], dtype=np.float64), found[k]) for k in shared):
@@ -143,6 +143,23 @@ def known_by_outputs(
     code = hashlib.blake2b(canonical_json([name, len(revisions), outputs]).encode(), digest_size=16).hexdigest()
     store.write_task_revisions(name, [*revisions, {"code": code, "outputs": outputs}])
     return replace(spec, code=_code(code, frozen))
+
+
+def _head(model: nn.Module, spec: ModelSpec, manifest: Manifest, rows: dict[str, int]) -> str | None:
+    """The name of the layer that makes the logits, as one row that can be decoded shows it; "" where there is none."""
+    from influence_cli.model.examples import batches, to_input
+    from influence_cli.model.logit_layer import logit_layer
+    from influence_cli.model.named_tensors import as_argument
+
+    payloads = list(manifest.payloads(np.array(sorted(set(rows.values()))[:PROBES], dtype=np.int64)))
+    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    for _, decoded in batches(manifest, [payloads], spec, 1, on_bad=lambda *_: None):
+        if kind is not None and len(decoded):
+            try:
+                return logit_layer(model, as_argument(to_input(decoded[:1], spec, kind))) or ""
+            except (Exception, SystemExit, GeneratorExit):  # code of the user's that cannot be run so
+                return ""
+    return None
 
 
 def _code(code: str, frozen: list[str]) -> str:

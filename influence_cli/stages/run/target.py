@@ -21,7 +21,7 @@ from influence_cli.errors import ManifestError
 from influence_cli.events import Listener
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import Inputs
-from influence_cli.stages.run.usable_rows import usable_target
+from influence_cli.stages.run.usable_rows import check_alike, usable_target
 from influence_cli.store import Store
 
 MAX_OVERLAP = 0.01  # share of target rows that may be training or test rows before the run is refused
@@ -46,18 +46,8 @@ def target_rows(
 
     ``columns`` are those with groups that the objectives are about, beside that of ``inputs``.
     """
-    train, known = manifest.rows("train"), None if store is None else store.file_keys()
-    if inputs.target is None:
-        target, where = manifest.rows("val"), f"{manifest.source}, split val"
-    else:
-        other = open_manifest(inputs.target, inputs.label, inputs.skip_bad, known, like=manifest)
-        classes = manifest.classes or (None if model is None else model.classes)
-        other = numbered_as(other, classes, manifest.source if manifest.classes else "the checkpoint", listener)
-        target, where = other.rows("val") if (other.splits == "val").any() else other.all_rows(), other.source
-    if len(target) == 0:
-        raise ManifestError("no target rows", where=where, fix="set split to val for some rows, or pass --target PATH")
-    if model is not None and store is not None:
-        target = usable_target(target, model, inputs, store)
+    target, where = given_target(inputs, manifest, listener, model, store)
+    train = manifest.rows("train")
     if inputs.allow_overlap:
         listener.note("--allow-overlap is called --overlap drop now; --overlap keep leaves such rows in the target")
     kept, overlap = _apart(target, train, "training", inputs, where, listener)
@@ -65,6 +55,26 @@ def target_rows(
     if inputs.overlap == "drop" and len(kept) < len(target):
         _say_how_it_changed(target, kept, dict.fromkeys((*columns, inputs.group)), listener)
     return kept, overlap
+
+
+def given_target(
+    inputs: Inputs, manifest: Manifest, listener: Listener, model: ModelSpec | None, store: Store | None
+) -> tuple[Rows, str]:
+    """The target rows as they are given, those that ``model`` can use; and where they are."""
+    known = None if store is None else store.file_keys()
+    if inputs.target is None:
+        target, where = manifest.rows("val"), f"{manifest.source}, split val"
+    else:
+        other = open_manifest(inputs.target, inputs.label, inputs.skip_bad, known, like=manifest)
+        classes = manifest.classes or (None if model is None else model.classes)
+        other = numbered_as(other, classes, manifest.source if manifest.classes else "the checkpoint", listener)
+        check_alike(other, manifest, model)
+        target, where = other.rows("val") if (other.splits == "val").any() else other.all_rows(), other.source
+    if len(target) == 0:
+        raise ManifestError("no target rows", where=where, fix="set split to val for some rows, or pass --target PATH")
+    if model is not None and store is not None:
+        target = usable_target(target, model, inputs, store)
+    return target, where
 
 
 def _apart(target: Rows, others: Rows, kind: str, inputs: Inputs, where: str, listener: Listener) -> tuple[Rows, Rows]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from influence_cli.data.classes import label_called, numbers_in
+from influence_cli.data.feature_names import check_features, identity_of
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.row_checks import SKIPPED, BadRow
 from influence_cli.errors import ManifestError
@@ -79,11 +80,12 @@ def check_labels(rows: Rows, num_classes: int, label: str) -> None:
 
 
 def check_classes(manifest: Manifest, model: ModelSpec) -> None:
-    """Refuse a manifest whose labels mean other classes than those of the checkpoint, by name or by number.
+    """Refuse a manifest whose labels mean other classes than those of the checkpoint, or that has other features.
 
     Raises:
         ManifestError: they do.
     """
+    check_features(manifest, model.features, "the checkpoint")
     own, trained = manifest.classes, model.classes
     named = own is not None and trained is not None
     if own is not None and trained is not None and model.order is not None:
@@ -95,6 +97,17 @@ def check_classes(manifest: Manifest, model: ModelSpec) -> None:
             where=manifest.source,
             fix="number the classes as the checkpoint does, or match its outputs by name: --class-map checkpoint",
         )
+
+
+def check_alike(other: Manifest, manifest: Manifest, model: ModelSpec | None) -> None:
+    """Refuse rows beside a manifest whose features are not those of the checkpoint, or of that manifest.
+
+    Raises:
+        ManifestError: they are others.
+    """
+    check_features(other, None if model is None else model.features, "the checkpoint")
+    if other.files != manifest.files:
+        check_features(other, identity_of(manifest), manifest.source)
 
 
 def usable_now(rows: Rows, model: ModelSpec, inputs: Inputs) -> Rows:

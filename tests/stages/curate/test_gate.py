@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def test_flagged_rows_are_those_with_a_small_conformal_p_value(pull_request: Pat
     assert all(np.isclose(r["p_value"], p[r["id"]]) for r in ran.rows)
     assert [r["p_value"] for r in ran.rows] == sorted(r["p_value"] for r in ran.rows)
     assert f"gate tripped: {len(expected)} of 20 new rows flagged, 0 allowed" in ran.err
-    assert "at most 0.3 of clean rows are flagged" in ran.err
+    assert "at most 30% of clean rows are flagged" in ran.err
 
 
 def test_the_gate_is_clean_where_as_many_are_allowed_and_writes_nothing(pull_request: Path) -> None:
@@ -428,3 +429,14 @@ def test_the_gate_trips_for_new_rows_that_were_left_out_when_scored(
     assert ran.code == 1
     assert "of 20 new rows flagged" in ran.err
     assert {r["id"] for r in ran.rows if r["reason"]} == {ids[last - 1], ids[last]}
+
+
+def test_the_gate_says_what_it_did_not_look_at_and_how_coarse_it_is(pull_request: Path) -> None:
+    ran = gate("scores.parquet", "--baseline", "baseline.jsonl", "--false-flag", "3%", cwd=pull_request)
+    assert ran.code in (0, 1), ran.err
+    assert "not looked at: 60 val and 60 test rows, since only train rows have scores" in ran.err
+    few = re.search(r"few rows to compare with: at 3% .* only below all of (\d+); (\d+) would do", ran.err)
+    assert few is not None
+    assert 33 <= int(few[1]) < 66
+    assert int(few[2]) == 166  # (1 + 166) 3 % = 5
+    assert "few rows" not in gate(*FLAGS, cwd=pull_request).err

@@ -74,7 +74,7 @@ def test_an_edit_of_one_row_is_not_resolved(made: Path) -> None:
     assert ran.code == 1
     assert metrics["comparison"]["curated"]["no edit"]["accuracy"]["verdict"] == "not resolved"
     assert ran.err.startswith("answer: curated is not resolved: ")
-    assert ran.err.splitlines()[-1].startswith("next: influence evaluate SCORES --removal")
+    assert ran.err.splitlines()[-1].startswith("next: influence score m.parquet --checkpoint ONE")
 
 
 def test_seeds_that_change_nothing_are_noticed_whatever_the_optimizer(made: Path) -> None:

@@ -36,10 +36,11 @@ from influence_cli.stages.evaluate.request import CounterfactualRequest
 from influence_cli.stages.retrain.opening import test_part
 from influence_cli.stages.run.reopen import overlap_of
 from influence_cli.stages.run.target import target_rows
-from influence_cli.stages.run.usable_rows import check_classes, check_labels, usable_now
+from influence_cli.stages.run.usable_rows import check_alike, check_classes, check_labels, usable_now
 from influence_cli.store import Store, open_store
 
 Part = Subsets | Removal | LeaveOneOut
+WRITTEN = "give a table that `score` wrote"
 OFF_BY = 0.05  # share by which Phi of all rows trained again may differ from the checkpoint's before that is said
 
 
@@ -126,9 +127,9 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
     if refitter.deterministic and request.seeds > 1:
         listener.note("lbfgs is deterministic: one training stands for all --seeds")
     columns = columns_of(scores, used)
-    if not columns.all:
+    if not columns.all or (columns.left_out and columns.none_asked):
         why = "; ".join(f"{name}: {reason}" for name, reason in columns.left_out.items())
-        fix = "give a table that `score` wrote"
+        fix = "score with --objective utility, or with --method loss for loss alone" if columns.all else WRITTEN
         raise UsageError(f"no score column to measure ({why or 'there is none'})", where=request.scores.scores, fix=fix)
     random = uniform_draws(scores.train.ids, request.seed)
     pool = Pool(scores.train, used, columns, random, request.seed, request.seeds, refitter.deterministic)
@@ -185,6 +186,7 @@ def _test_rows(request: CounterfactualRequest, scores: ScoreTable, model: ModelS
     test = scores.manifest.rows("test")
     if request.test is not None:
         other = open_manifest(request.test, scores.label, skip_bad)
+        check_alike(other, scores.manifest, model)
         test = test_part(numbered_as(other, model.classes, scores.manifest.source, listener))
     return usable_now(test, model, Inputs(scores.manifest, label=scores.label, skip_bad=skip_bad))
 

@@ -34,6 +34,12 @@ class ScoreColumns:
     signed: dict[str, Floats] = field(default_factory=dict)  # add up: a sum predicts a change of Phi
     ranking: dict[str, Floats] = field(default_factory=dict)  # order rows and nothing more
     left_out: dict[str, str] = field(default_factory=dict)
+    beside: set[str] = field(default_factory=set)  # loss and margin, which stand beside the scores that were asked for
+
+    @property
+    def none_asked(self) -> bool:
+        """Whether no score column can be measured, be it that loss and margin beside them can."""
+        return self.all.keys() <= self.beside
 
     @property
     def all(self) -> dict[str, Floats]:
@@ -68,6 +74,7 @@ def columns_of(scores: ScoreTable, used: NDArray[np.bool_]) -> ScoreColumns:
             values = sign * floats(table, name)
             if np.isfinite(values[used]).all():
                 found.ranking[name] = values
+                found.beside.add(name)
     return found
 
 
