@@ -26,6 +26,7 @@ SMALLER = {  # what would take too long as it stands
     "--input-size 32": "",  # train.parquet has features
     "--set ip-ensemble.members=10": "--set ip-ensemble.members=2",
     "--seeds 5": "--seeds 2",
+    "--seeds 2 --flips": "--seeds 1 --epochs 1 --flips",
     "--budget 1%,2%,5%": "--budget 10%",
     "--budget 200": "--budget 20",
     "--budget 500": "--budget 20",

@@ -21,14 +21,8 @@ if TYPE_CHECKING:
     from influence_cli.model.task import Task
 
 
-_LATER = (
-    "crop",
-    "code",
-    "order",
-    "features",
-    "network",
-    "text",
-)  # fields that came later, left out where they say nothing
+# left out where they say nothing, since they came later
+_LATER = ("crop", "code", "order", "features", "network", "text")
 TORCHVISION = "torchvision:"  # prefix of torchvision's own architectures
 
 

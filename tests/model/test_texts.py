@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -324,3 +325,14 @@ def test_pairs_are_not_single_texts(film: Path, tmp_path: Path) -> None:
     ran = call_cli("score", "m.parquet", "--checkpoint", film / "RUN", "-o", "s.parquet", cwd=tmp_path)
     assert ran.code == 2
     assert "a pair of texts where the model was trained on a text a row" in ran.err
+
+
+def test_the_next_command_trains_from_the_same_folder(film: Path) -> None:
+    assert call_cli("score", "m.parquet", "--checkpoint", "RUN", "-o", "n.parquet", "-q", cwd=film).code == 0
+    ran = call_cli("curate", "n.parquet", "--budget", "5%", "-o", "cured.parquet", cwd=film)
+    assert ran.code == 0, ran.err
+    (line,) = (line for line in ran.err.splitlines() if line.startswith("next: influence "))
+    assert "--model hf:encoder" in line
+    assert "--lr 0.001" in line
+    ran = call_cli(*shlex.split(line.removeprefix("next: influence ")), "--seeds", "1", "--epochs", "1", cwd=film)
+    assert ran.code == 0, ran.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from influence_cli.model.hf_folder import HF
 from influence_cli.model.train.recipe import LBFGS, Recipe
 from influence_cli.options import RETRAIN, options_in
 from influence_cli.settings import Inputs
@@ -22,14 +23,17 @@ def training_words(origin: dict[str, Any], group: str | None) -> list[Any]:
     locator = (origin.get("checkpoint") or {}).get("locator")
     record = None if locator is None else RunFolder.of(locator).read()
     model = (record and record.model) or origin.get("model") or {}
-    words: list[Any] = ["--model", model.get("name", UNKNOWN_MODEL)]
+    name, init = model.get("name", UNKNOWN_MODEL), None if record is None else record.init
+    if str(name).startswith(HF):  # it begins with the weights of its folder
+        name, init = f"{HF}{init or locator}", None
+    words: list[Any] = ["--model", name]
     group = group or (record and record.asked.get("group"))
     words += ["--group", group] if group not in (None, "group") else []
     if record is None:
         asked = {**(origin.get("model_flags") or {}), "skip_bad": origin.get("skip_bad")}
         return words + _of_inputs({k: v for k, v in asked.items() if k != "class_map"})
-    words += _of_recipe(record.recipe)
-    words += ["--init", record.init] if record.init is not None else []
+    words += _of_recipe(record.recipe, str(model.get("name")).startswith(HF))
+    words += ["--init", init] if init is not None else []
     words += ["--pretrained"] if record.pretrained else []
     words += ["--raw-features"] if record.asked.get("raw_features") else []
     words += ["--calibration", f"{record.calibration:.6%}".rstrip("0%").rstrip(".") + "%"] if record.calibration else []
@@ -48,17 +52,20 @@ def test_words(origin: dict[str, Any]) -> list[Any]:
     return ["--test", path] if isinstance(path, str) and Path(path).exists() else []
 
 
-def _of_recipe(recipe: dict[str, Any]) -> list[Any]:
+def _of_recipe(recipe: dict[str, Any], fine_tuned: bool) -> list[Any]:
     """The options of a recipe as ``run.json`` keeps it; its ``lr`` is the highest of the schedule."""
     words: list[Any] = []
+    optimizer = recipe.get("optimizer", Recipe().optimizer)
+    first, usual = Recipe(asked=frozenset()), Recipe(optimizer=optimizer, asked=frozenset({"optimizer"}))
+    if fine_tuned:
+        first, usual = first.for_fine_tuning(), usual.for_fine_tuning()
     for o in options_in(Recipe):
-        value, default = recipe.get(o.field), o.default
+        value, default = recipe.get(o.field), getattr(first if o.field == "optimizer" else usual, o.field)
         if o.field == "lr":
-            optimizer = recipe.get("optimizer", "sgd")
-            default = value if optimizer == LBFGS else Recipe(optimizer=optimizer).peak_lr
+            default = value if optimizer == LBFGS else usual.peak_lr
         if value is not None and value != default:
             words += [o.flags[0], value]
-    if recipe.get("batch_size") not in (None, Recipe().batch_size):
+    if recipe.get("batch_size") not in (None, usual.batch_size):
         words += ["--batch-size", recipe["batch_size"]]
     return words
 
