@@ -43,7 +43,7 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.maths.iterative import FORGETFUL, Interim
 from influence_cli.model.decoded import Batches, DecodedBatches
 from influence_cli.model.dropout import Dropout
-from influence_cli.model.examples import batches, chunked, from_all_over, move, to_input
+from influence_cli.model.examples import alike, batches, chunked, from_all_over, move, to_input
 from influence_cli.model.named_tensors import mapped
 from influence_cli.model.own_module import copied
 from influence_cli.model.parameters import named_views, select_parameters
@@ -255,7 +255,8 @@ class Curvature:
     def batches(self, what: str) -> Iterator[Batch]:
         """(rows, inputs, labels, weights) of every batch; small data are decoded once and kept."""
         manifest, kept = self.rows.manifest, DecodedBatches()
-        chunks = chunked(manifest.payloads(self.rows.index), self.batch_size)
+        payloads = alike(manifest.payloads(self.rows.index), manifest.payload_kind, self.batch_size)
+        chunks = chunked(payloads, self.batch_size)
         source = self._decoded or batches(manifest, chunks, self.spec, self.workers)
         with self.listener.progress(what, len(self.rows), "fit rows") as progress:
             for index, decoded in source:

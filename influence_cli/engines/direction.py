@@ -23,7 +23,7 @@ from influence_cli.errors import ManifestError
 from influence_cli.events import Progress
 from influence_cli.maths.noise import signal_to_noise
 from influence_cli.model.decoded import DecodedByKey
-from influence_cli.model.examples import batches, chunked, move, to_input
+from influence_cli.model.examples import alike, batches, chunked, move, to_input
 from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.model.parameters import pulled
 from influence_cli.model.spec import ModelSpec
@@ -93,7 +93,9 @@ class TargetPass:
     def batches(self, rows: Iterable[list[int]]) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
         """(rows, inputs, labels) of lists of rows, a batch at a time."""
         labels = torch.from_numpy(self.target.manifest.labels)
-        chunks = ([(k, self.payloads[k]) for k in c] for some in rows for c in chunked(some, self.batch_size))
+        kind, size = self.target.manifest.payload_kind, self.batch_size
+        held = (alike(((k, self.payloads[k]) for k in some), kind, size) for some in rows)
+        chunks = (chunk for some in held for chunk in chunked(some, size))
         for index, decoded in batches(self.target.manifest, chunks, self.spec, self.workers, held=self.held):
             yield index, self.inputs(decoded), move(labels[torch.from_numpy(index)], self.point.device)
             self.progress.advance(len(index))

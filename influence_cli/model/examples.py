@@ -24,6 +24,7 @@ from influence_cli.store.shards import key_order, unique
 
 T = TypeVar("T")
 ONE_FORM = "let the task's transform give inputs of one shape and type"
+WINDOW = 32  # batches among which rows are sorted by length
 FEW = 16  # rows from all over the data, on which whatever is tried is checked
 
 
@@ -118,6 +119,21 @@ def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
     left = iter(items)
     while chunk := list(itertools.islice(left, size)):
         yield chunk
+
+
+def alike(items: Iterable[tuple[int, Payload]], kind: Kind, batch_size: int) -> Iterable[tuple[int, Payload]]:
+    """The same (row, payload), of ragged kinds with rows of like length beside each other, so that less is filled up.
+
+    They are sorted among as many as ``WINDOW`` batches hold, so that memory stays flat.
+    """
+    if not kind.ragged:
+        return items
+    return (item for some in chunked(items, WINDOW * batch_size) for item in sorted(some, key=lambda i: _long(kind, i)))
+
+
+def _long(kind: Kind, item: tuple[int, Payload]) -> tuple[int, int]:
+    """What sorts rows by length; the row's number makes the order one."""
+    return kind.shape(item[1])[0], item[0]
 
 
 def move(rows: Any, device: torch.device) -> Any:

@@ -130,9 +130,13 @@ def _needs(rows: Rows, keyed: Keys, wanted: dict[Part, Keys]) -> dict[int, Parts
 
 def _chunks(rows: Rows, needs: dict[int, Parts], speed: Speed) -> Iterator[list[tuple[int, Payload]]]:
     """Chunks of (row, payload) whose rows lack the same parts."""
+    from influence_cli.model.examples import alike
+
+    kind = rows.manifest.payload_kind
     for segment in speed.segments(np.array(sorted(needs), dtype=np.int64)):
         waiting: dict[Parts, list[tuple[int, Payload]]] = {}
-        for row, payload in rows.manifest.payloads(segment) if len(segment) else ():
+        payloads = rows.manifest.payloads(segment) if len(segment) else ()
+        for row, payload in alike(payloads, kind, speed.size()):
             chunk = waiting.setdefault(needs[row], [])
             chunk.append((row, payload))
             if len(chunk) >= speed.size():
