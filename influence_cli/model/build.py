@@ -100,6 +100,20 @@ class OutputOrder:
         return out.index_select(1, torch.tensor(self.order, device=out.device))
 
 
+class OneLogit:
+    """A forward hook that makes a logit z [n] or [n, 1] of the second of two classes the logits (-z/2, z/2) [n, 2].
+
+    Their cross-entropy is the binary cross-entropy of z, with all its derivatives.
+    """
+
+    def __call__(self, model: nn.Module, args: Any, out: Any) -> Any:
+        """Logits [n, 2]; anything else is refused where logits are asked for."""
+        if not isinstance(out, Tensor) or out.ndim not in (1, 2) or (out.ndim == 2 and out.shape[1] != 1):
+            return out
+        half = out.reshape(-1) / 2
+        return torch.stack([-half, half], 1)
+
+
 def build_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
     """An untrained model (or timm's pretrained one) for a spec, with its logits in the order of the classes.
 
@@ -112,6 +126,8 @@ def build_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
 def _in_order(model: nn.Module, spec: ModelSpec) -> nn.Module:
     if spec.head is not None:
         setattr(model, HEAD, spec.head)
+    if spec.one_logit:
+        model.register_forward_hook(OneLogit())
     if spec.order is not None:
         model.register_forward_hook(OutputOrder(spec.order))
     return model

@@ -21,7 +21,7 @@ WEIGHTS_FILE = "model.safetensors"
 _PLAIN = ("model", "recipe", "seed", "init", "pretrained")  # fields that JSON holds as they are
 MODEL_KEYS = {
     "name", "num_classes", "kind", "shape", "mean", "std", "interpolation", "decoder", "classes", "crop", "code",
-    "order", "features", "network", "text",
+    "order", "features", "one_logit", "network", "text",
 }  # fmt: skip
 
 
@@ -152,6 +152,7 @@ def is_model(value: Any) -> bool:
         and all(isinstance(value[k], str) for k in ("interpolation", "decoder") if k in value)
         and all(value.get(k) is None or _are_texts(value[k]) for k in ("classes", "features"))
         and (order is None or (isinstance(order, list) and sorted(order) == list(range(value["num_classes"]))))
+        and (value.get("one_logit") is None or (value["one_logit"] is True and value["num_classes"] == 2))
         and (value.get("network") is None or is_network(value["network"]))
         and (value.get("text") is None or is_text_input(value["text"]))
         and value.keys() <= MODEL_KEYS

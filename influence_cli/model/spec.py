@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 # left out where they say nothing, since they came later
-_LATER = ("crop", "code", "order", "features", "network", "text")
+_LATER = ("crop", "code", "order", "features", "one_logit", "network", "text")
 TORCHVISION = "torchvision:"  # prefix of torchvision's own architectures
 
 
@@ -44,6 +44,7 @@ class ModelSpec:
     order: tuple[int, ...] | None = None  # which output of the weights each class is; None: as they stand
     features: tuple[str, ...] | None = None  # what each feature is that it was trained on, where the rows said so
     head: str | None = field(default=None, compare=False, repr=False)  # see ``model.logit_layer``
+    one_logit: bool | None = None  # of two classes the model gives the second one's logit alone; None: a logit a class
     network: str | None = None  # of a model of transformers: its configuration, as sorted JSON
     text: TextInput | None = None  # of a model of text: its tokenizer, and how long texts may be
     task: Task | None = field(default=None, compare=False, repr=False)

@@ -7,6 +7,7 @@ rows, the code has changed, and everything that depends on it is computed anew u
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -115,11 +116,14 @@ def known_by_outputs(
     from influence_cli.model.build import load_model
     from influence_cli.model.parameters import frozen_parameters
 
-    name = fingerprint("task", 1, weights=checkpoint.digest, spec=spec.as_dict())
-    revisions = store.task_revisions(name)
     rows = manifest.all_rows()
     keys = [k.tobytes().hex() for k in rows.payload_keys]
     place = dict(zip(reversed(keys), reversed(rows.index.tolist()), strict=True))
+    own_loss = spec.task is not None and spec.task.loss is not None
+    if spec.one_logit is None and not own_loss and spec.num_classes in (0, 2):
+        spec = replace(spec, one_logit=_gives_one_logit(load_model(spec, checkpoint), spec, manifest, place) or None)
+    name = fingerprint("task", 1, weights=checkpoint.digest, spec=spec.as_dict())
+    revisions = store.task_revisions(name)
     known = [k for r in revisions for k in r["outputs"] if k in place]
     wanted = list(dict.fromkeys([*known, *sorted(place)[:PROBES]]))
     model = load_model(spec, checkpoint)
@@ -145,21 +149,43 @@ def known_by_outputs(
     return replace(spec, code=_code(code, frozen))
 
 
-def _head(model: nn.Module, spec: ModelSpec, manifest: Manifest, rows: dict[str, int]) -> str | None:
-    """The name of the layer that makes the logits, as one row that can be decoded shows it; "" where there is none."""
+def _gives_one_logit(model: nn.Module, spec: ModelSpec, manifest: Manifest, rows: dict[str, int]) -> bool:
+    """Whether the model gives one number a row, as two rows show it: the logit of the second of two classes."""
+    import torch
+
+    def shapes(x: Any) -> tuple[int, ...]:
+        with torch.no_grad():
+            return tuple(model(x).shape)
+
+    found = _tried(model, spec, manifest, rows, 2, shapes)
+    return found in ((2,), (2, 1))
+
+
+def _tried(
+    model: nn.Module, spec: ModelSpec, manifest: Manifest, rows: dict[str, int], count: int, what: Callable[[Any], Any]
+) -> Any:
+    """What comes of a few rows as the model's argument; None where none decodes, or code of the user's fails."""
     from influence_cli.model.examples import batches, to_input
-    from influence_cli.model.logit_layer import logit_layer
     from influence_cli.model.named_tensors import as_argument
 
     payloads = list(manifest.payloads(np.array(sorted(set(rows.values()))[:PROBES], dtype=np.int64)))
     kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     for _, decoded in batches(manifest, [payloads], spec, 1, on_bad=lambda *_: None):
-        if kind is not None and len(decoded):
+        if kind is not None and len(decoded) >= count:
             try:
-                return logit_layer(model, as_argument(to_input(decoded[:1], spec, kind))) or ""
-            except (Exception, SystemExit, GeneratorExit):  # code of the user's that cannot be run so
-                return ""
+                return what(as_argument(to_input(decoded[:count], spec, kind)))
+            except (Exception, SystemExit, GeneratorExit):
+                return None
     return None
+
+
+def _head(model: nn.Module, spec: ModelSpec, manifest: Manifest, rows: dict[str, int]) -> str | None:
+    """The name of the layer that makes the logits, as one row that can be decoded shows it; "" where there is none."""
+    from influence_cli.model.logit_layer import logit_layer
+
+    if not any(p.is_floating_point() for p in model.parameters()):
+        return None
+    return _tried(model, spec, manifest, rows, 1, lambda x: logit_layer(model, x)) or ""
 
 
 def _code(code: str, frozen: list[str]) -> str:
