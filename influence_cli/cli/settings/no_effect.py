@@ -71,6 +71,13 @@ RULES = (
     Rule(EVERY, ("config",), _has("isolated"), "names a settings file, and --isolated reads none"),
     Rule((GRADS, SCORE), ("allow_overlap",), _other_than("overlap", "drop"), "means --overlap drop, which contradicts"),
     Rule((SCORE,), ("top",), _lacks("per_target"), "is about pairs of rows", "add --per-target, or leave it out"),
+    Rule(
+        (CURATE,),
+        ("edits", "export"),
+        _has(*_GATE),
+        "contradicts: a gate decides and writes nothing",
+        "leave --edits and --export out, or --check",
+    ),
     Rule((CURATE,), (*_EDITS, *_EXPORTS), _has(*_GATE), "is about edits, and a gate makes none"),
     Rule((CURATE,), ("max_flagged", "baseline"), _lacks("check", "threshold"), "is about the gate", _CHECK),
     Rule((CURATE,), ("false_flag",), _lacks("check"), "is about the gate", _CHECK),

@@ -243,12 +243,13 @@ def probe(
                 f"the model {spec.name} fails on inputs of shape {shape_of(decoded)} ({what})",
                 fix="check that the transform gives what the model takes",
             ) from error
+        # every row is looked at: what is drawn by chance may leave one as it was
+        if not _agree(z.double().numpy(), point.outputs(x, [])[0].double().numpy()) and bool(z.isfinite().all()):
+            raise ModelError(
+                f"the model {spec.name} gives the same rows other logits when it is run twice: it is random",
+                fix="let nothing be drawn by chance in evaluation mode: F.dropout(x, training=self.training)",
+            )
         if not _agree(z[:1].double().numpy(), alone.double().numpy()) and bool(z[:1].isfinite().all()):
-            if not _agree(z.double().numpy(), point.outputs(x, [])[0].double().numpy()):
-                raise ModelError(
-                    f"the model {spec.name} gives the same rows other logits when it is run twice: it is random",
-                    fix="let nothing be drawn by chance in evaluation mode: F.dropout(x, training=self.training)",
-                )
             raise ModelError(
                 f"the model {spec.name} gives row id={manifest.ids[int(index[0])]} other logits alone than in a batch",
                 fix="let no row's output depend on the others of its batch; a score belongs to one row",
