@@ -227,7 +227,8 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         names = {int: "a whole number", float: "a number", bool: "true or false"}
         what = " or ".join([names.get(kind, getattr(kind, "__name__", "?")), *words])
-        raise UsageError(f"{name}={value!r} is not {what}", fix="see: influence methods NAME") from error
+        fix = "see: influence methods NAME, or influence guide objectives"
+        raise UsageError(f"{name}={value!r} is not {what}", fix=fix) from error
 
 
 def parse_budget(text: str, n: int, flag: str = "--budget") -> int:

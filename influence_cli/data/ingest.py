@@ -57,7 +57,8 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
     output = Path(request.output)
     if output.suffix != ".parquet":
         raise UsageError(f"cannot write {request.output!r}: a manifest is Parquet", fix="use .parquet")
-    check_outputs([Output("-o", request.output, MADE)], [] if is_saved(request.source) else [request.source])
+    read = [] if is_saved(request.source) else [request.source]
+    check_outputs([Output("-o", request.output, MADE)], [*read, request.columns.like])
     source = open_source(request.source, request.columns)
     conversion = _Conversion(request, source, shares)
     metadata = origin_metadata(source, request.source, request.columns, bool(conversion.splits), output.parent)

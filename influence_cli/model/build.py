@@ -148,6 +148,8 @@ def _build(spec: ModelSpec, pretrained: bool) -> nn.Module:
             hidden = [int(n) for n in tail.split(",") if n] if tail else ([] if spec.name == "linear" else [128])
         except ValueError as error:
             raise ModelError(f"cannot read model {spec.name!r}", fix="write mlp:128,128") from error
+        if any(n < 1 for n in hidden):
+            raise ModelError(f"{spec.name} has a layer without units", fix="write mlp:128,128")
         try:
             return MLP(math.prod(spec.shape), hidden, spec.num_classes)
         except (RuntimeError, MemoryError, OverflowError, TypeError) as error:

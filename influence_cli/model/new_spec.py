@@ -42,6 +42,8 @@ def new_spec(
         raise UsageError("no model", fix="pass --model NAME (a timm name, linear, or mlp:128)")
     classes, kind = manifest.classes, manifest.payload_kind.input_name
     num_classes = inputs.num_classes or (len(classes) if classes else int(manifest.all_rows().labels.max()) + 1)
+    if not manifest.payload_kind.pixels:
+        _refuse_of_images(inputs, manifest)
     if inputs.model.startswith(HF):
         return _of_transformers(inputs, manifest, num_classes)
     if not manifest.payload_kind.pixels:
@@ -61,6 +63,16 @@ def new_spec(
         note["crop"] = None  # images are stretched to a size that was asked for: small ones are used whole
     about = {"name": inputs.model, "num_classes": num_classes, "kind": kind, "classes": classes}
     return _overridden(inputs, ModelSpec.from_dict({**about, **note}))
+
+
+def _refuse_of_images(inputs: Inputs, manifest: Manifest) -> None:
+    """Refuse options about pixels where there are none (UsageError)."""
+    if is_own(inputs.model):
+        return  # code of one's own may be told how payloads become its input
+    for name in ("input_size", "mean", "std", "interpolation", "crop"):
+        if getattr(inputs, name) is not None:
+            what = f"--{name.replace('_', '-')} is about images, and the rows have {manifest.payload_kind.column}"
+            raise UsageError(what, fix="leave it out")
 
 
 def _overridden(inputs: Inputs, spec: ModelSpec) -> ModelSpec:

@@ -80,6 +80,14 @@ def is_own(name: str | None) -> bool:
     return name is not None and name.startswith(PYTHON)
 
 
+def refuse_pretrained(pretrained: bool, name: str | None, own: bool) -> None:
+    """Refuse --pretrained of a model that timm has no weights for (UsageError)."""
+    if not pretrained or name is None or not (own or is_plain(name) or name.startswith(("hf:", TORCHVISION))):
+        return
+    fix = "leave it out: training begins with the folder's weights" if name.startswith("hf:") else "leave it out"
+    raise UsageError(f"--pretrained is for timm models, and {name} is none", fix=fix)
+
+
 def code_named_by_data(name: str, where: str) -> UsageError:
     """The error for a file that names code: whoever wrote the file must not choose what runs here."""
     what = f"a file names the model {name}, which is code, and only a flag or a setting may name code"

@@ -140,6 +140,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str, listener: 
     expected = model.state_dict()
     weights, counts = without_counts(without_prefix(read_weights(checkpoint, listener), expected), expected)
     weights, folded = with_weight_norm(weights, expected)
+    refuse_other_numbers(expected, weights, checkpoint)
     misfit = _misfit(expected, weights, checkpoint, name)
     if misfit is not None:
         raise misfit
@@ -150,6 +151,25 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str, listener: 
     if folded:
         listener.note(f"weight norm of the checkpoint is multiplied out, as the model has none: {folded} weights")
     return model.eval()
+
+
+def refuse_other_numbers(expected: dict[str, Tensor], weights: dict[str, Tensor], checkpoint: Checkpoint) -> None:
+    """Refuse weights that are quantised, sparse or not there, and integers or complex numbers for real ones."""
+    for name, value in weights.items():
+        wanted = expected.get(name)
+        real = wanted is not None and wanted.is_floating_point() and not value.is_floating_point()
+        if value.is_quantized:
+            held, fix = "is quantised", "give the weights before they were quantised"
+        elif value.device.type == "meta":
+            held, fix = "is on the device meta, which holds no values", "save the model after it is loaded"
+        elif value.layout != torch.strided:
+            held, fix = f"is {str(value.layout).removeprefix('torch.')}", "save it dense: tensor.to_dense()"
+        elif real:
+            kind = str(value.dtype).removeprefix("torch.")
+            held, fix = f"is {kind}, where the model has real numbers", "give the weights before they were converted"
+        else:
+            continue
+        raise ModelError(f"{name} {held}", where=checkpoint.locator, fix=fix)
 
 
 def refuse_not_finite(model: nn.Module, weights: dict[str, Tensor], checkpoint: Checkpoint) -> None:

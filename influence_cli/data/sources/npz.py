@@ -71,9 +71,15 @@ def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
     """Every array of an archive, by name; nothing is unpickled.  Raises ManifestError: it is no archive of arrays."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ManifestError(f"cannot be read ({error})", where=str(path), fix="save it with numpy.savez") from error
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        why = "it holds one array, not several by name" if isinstance(error, TypeError | AttributeError) else error
+        raise ManifestError(f"cannot be read ({why})", where=str(path), fix="save it with numpy.savez") from error
+    odd = next((name for name, a in arrays.items() if not isinstance(a, np.ndarray) or a.ndim == 0), None)
+    if odd is not None:
+        what = f"{odd} is no array with a row for each example"
+        raise ManifestError(what, where=str(path), fix="save arrays alone, with numpy.savez")
+    return arrays
 
 
 def as_column(labels: NDArray[np.generic]) -> NDArray[np.generic]:

@@ -20,7 +20,7 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.model.checkpoints import find_model
 from influence_cli.model.hf_folder import HF, start_folder
 from influence_cli.model.new_spec import new_spec
-from influence_cli.model.spec import ModelSpec, is_own
+from influence_cli.model.spec import ModelSpec, is_own, refuse_pretrained
 from influence_cli.model.standardise import can_standardise, standardised
 from influence_cli.settings import parse_budget
 from influence_cli.stages.curate.request import CurateRequest
@@ -47,6 +47,9 @@ def base_rows(request: RetrainRequest, manifest: Manifest) -> Rows:
     rows = base.rows("train")
     if len(rows) == 0:
         raise ManifestError("no train rows", where=base.source, fix="set column split to train for some rows")
+    if not (rows.weights > 0).any():
+        where, fix = f"{base.source}, column weight", "give some rows a weight above 0"
+        raise ManifestError(f"all {len(rows):,} train rows have weight 0", where=where, fix=fix)
     return rows
 
 
@@ -109,6 +112,7 @@ def _to_train(request: RetrainRequest, manifest: Manifest, listener: Listener) -
     notes = Store(Path(request.output), marked=False)  # of the code of a model of the user's own; in no store
     inputs = named_classes(request.inputs, manifest)
     own = inputs.task is not None or is_own(inputs.model)
+    refuse_pretrained(request.pretrained, inputs.model, own)
     if request.init is not None:
         _, carried = find_model(request.init, own)
         if carried is not None and inputs.model in (None, carried["name"]):

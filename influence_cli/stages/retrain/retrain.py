@@ -55,6 +55,9 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     spec = model_to_train(request, base.manifest, listener)
     check_model(request, spec.name)  # of a run that stands in the run folder
     _say_texts(base, spec, listener)
+    if recipe.augment != "none" and not base.manifest.payload_kind.pixels:
+        what = f"--augment {recipe.augment} moves pixels, and the rows have {base.manifest.payload_kind.column}"
+        raise UsageError(what, fix="leave it out")
     test = rows_to_test(request, base.manifest, spec, listener)
     check_convex(recipe, spec.name, request.seeds)
     base, test = (usable_now(rows, spec, request.inputs) for rows in (base, test))

@@ -134,6 +134,9 @@ def known_by_outputs(
         raise ModelError(
             f"the model gives {classes} logits where {spec.num_classes} classes are asked for", fix="correct one"
         )
+    if not own_loss and _are_probabilities(list(found.values())):
+        what = f"the outputs of {spec.name} are between 0 and 1 and add up to 1 in every row: probabilities, not logits"
+        raise ModelError(what, fix="leave the softmax out of the model, or give a Task with a loss of probabilities")
     spec = replace(spec, num_classes=classes, head=_head(model, spec, manifest, place))
     for revision in revisions:
         shared = [k for k in revision["outputs"] if k in found]
@@ -147,6 +150,13 @@ def known_by_outputs(
     code = hashlib.blake2b(canonical_json([name, len(revisions), outputs]).encode(), digest_size=16).hexdigest()
     store.write_task_revisions(name, [*revisions, {"code": code, "outputs": outputs}])
     return replace(spec, code=_code(code, frozen))
+
+
+def _are_probabilities(rows: list[NDArray[np.float64]]) -> bool:
+    """Whether every one of several rows of outputs is a distribution, which logits are not by chance."""
+    values = np.stack(rows)
+    near = np.isfinite(values).all() and (values >= 0).all() and np.abs(values.sum(axis=1) - 1.0).max() < 1e-4
+    return bool(near and len(values) > 2 and values.shape[1] > 1)
 
 
 def _gives_one_logit(model: nn.Module, spec: ModelSpec, manifest: Manifest, rows: dict[str, int]) -> bool:

@@ -1,0 +1,100 @@
+"""What cannot work is refused before anything is trained or written, with a word that helps.
+
+python -m pytest tests/cli/test_refused_early.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.cases import call_cli, examples, feature_table, train_run, write
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("here")
+    write(feature_table(examples()), folder / "m.parquet")
+    train_run(folder / "m.parquet", folder / "RUN", "linear")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--model", "linear", "--pretrained"], "--pretrained is for timm models, and linear is none"),
+        (["--model", "mlp:8", "--pretrained"], "--pretrained is for timm models, and mlp:8 is none"),
+        (["--model", "mlp:0"], "mlp:0 has a layer without units"),
+        (["--model", "linear", "--augment", "shift"], "--augment shift moves pixels, and the rows have features"),
+        (["--model", "linear", "--crop", "0.9"], "--crop is about images, and the rows have features"),
+        (["--model", "linear", "--mean", "0.5"], "--mean is about images, and the rows have features"),
+        (["--model", "linear", "--require-improvement"], "--require-improvement has nothing to compare with"),
+    ],
+)
+def test_options_that_do_not_fit_the_model_or_the_rows(flags: list[str], said: str, here: Path) -> None:
+    ran = call_cli("retrain", "m.parquet", *flags, "-o", "NEW", cwd=here)
+    assert ran.code == 2
+    assert said in ran.err
+    assert not (here / "NEW" / "run.json").exists()
+
+
+def test_a_training_needs_a_row_of_some_weight(here: Path, tmp_path: Path) -> None:
+    rows = examples()
+    write(feature_table(rows, weight=np.zeros(len(rows))), tmp_path / "m.parquet")
+    ran = call_cli("retrain", "m.parquet", "--model", "linear", "-o", "NEW", cwd=tmp_path)
+    assert ran.code == 2
+    assert "train rows have weight 0" in ran.err
+    assert "column weight" in ran.err
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+@pytest.mark.parametrize("kind", ["int8", "complex", "sparse", "meta"])
+def test_weights_that_are_no_real_numbers(kind: str, here: Path) -> None:
+    weights = load_file(here / "RUN" / "model.safetensors")
+    change = {
+        "int8": lambda w: (10 * w).round().to(torch.int8),
+        "complex": lambda w: w.to(torch.complex64),
+        "sparse": lambda w: w.to_sparse(),
+        "meta": lambda w: w.to("meta"),
+    }[kind]
+    torch.save({name: change(w) for name, w in weights.items()}, here / f"{kind}.pt")
+    ran = call_cli("score", "m.parquet", "--model", "linear", "--checkpoint", f"{kind}.pt", "-o", "s.parquet", cwd=here)
+    assert ran.code == 2
+    wanted = {"int8": "is int8", "complex": "is complex64", "sparse": "is sparse_coo", "meta": "on the device meta"}
+    assert wanted[kind] in ran.err
+
+
+def test_outputs_that_are_probabilities(here: Path) -> None:
+    (here / "soft_net.py").write_text(
+        "from torch import nn\n\ndef make():\n    return nn.Sequential(nn.Linear(3, 3), nn.Softmax(1))\n"
+    )
+    flags = ["--model", "python:soft_net:make", "-o", "s.parquet"]
+    width = len(feature_table(examples()).column("features")[0])
+    (here / "soft_net.py").write_text((here / "soft_net.py").read_text().replace("(3, 3)", f"({width}, 3)"))
+    ran = call_cli("score", "m.parquet", *flags, cwd=here)
+    assert ran.code == 2
+    assert "probabilities, not logits" in ran.err
+
+
+def test_archives_that_hold_no_arrays_of_rows(tmp_path: Path) -> None:
+    (tmp_path / "empty.npz").write_bytes(b"")
+    with (tmp_path / "one.npz").open("wb") as handle:
+        np.save(handle, np.zeros((4, 2)))
+    np.savez(tmp_path / "scalar.npz", features=np.float32(1), label=np.arange(4))
+    for name, said in (("empty", "cannot be read"), ("one", "it holds one array"), ("scalar", "features is no array")):
+        ran = call_cli("manifest", f"{name}.npz", "-o", "m.parquet", cwd=tmp_path)
+        assert ran.code == 2
+        assert said in ran.err
+
+
+def test_a_manifest_does_not_replace_the_one_that_it_is_read_like(tmp_path: Path) -> None:
+    lines = [f"{k},{k % 7},{'ab'[k % 2]}\n" for k in range(30)]
+    (tmp_path / "t.csv").write_text("id,x,label\n" + "".join(lines))
+    assert call_cli("manifest", "t.csv", "-o", "m.parquet", cwd=tmp_path).code == 0
+    ran = call_cli("manifest", "t.csv", "--like", "m.parquet", "-o", "m.parquet", cwd=tmp_path)
+    assert ran.code == 2
+    assert "m.parquet" in ran.err
