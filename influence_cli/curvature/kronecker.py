@@ -116,8 +116,11 @@ class KroneckerFit:
             self._add_squares(index, tape, w)
 
     def sizes(self) -> list[int]:
-        """The sizes of the matrices whose eigenvectors are the bases."""
-        return [len(m) for layer in self._of.values() for m in (layer.moment_a, layer.moment_s)]
+        """The sizes of the matrices whose eigenvectors are the bases: inputs that are always 0 are in none."""
+        for index, tape, _, w in self.curvature.tapes(self.layers, "curvature (ekfac)"):
+            self._add_moments(index, tape, w)
+        moments = [m for layer in self._of.values() for m in (layer.moment_a, layer.moment_s)]
+        return [int((m.diagonal() > 0.0).sum()) for m in moments]
 
     def _layer(self, layout: BlockLayout) -> _Layer:
         assert layout.affine is not None

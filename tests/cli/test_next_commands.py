@@ -5,6 +5,7 @@ python -m pytest tests/cli/test_next_commands.py
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from influence_cli.store.sealed import sealed
 from tests.cases import Ran, call_cli, examples, feature_table, run_cli, write
 
 MODEL = ["--model", "linear", "--epochs", 3]
@@ -90,6 +92,19 @@ def test_a_comparison_is_trained_as_the_scored_run_was(made: Path) -> None:
         "retrain c2.parquet --against m.parquet --model linear --group sex --epochs 3 --lr 0.02 --optimizer adamw "
         "--weight-decay 0.01 --batch-size 32 --raw-features --seeds 3 -o"
     )
+
+
+def test_trainings_that_are_proposed_have_their_seconds_beside_them(made: Path) -> None:
+    path = made / "RUN" / "run.json"
+    before = path.read_text()
+    path.write_text(json.dumps(sealed({**json.loads(before), "seconds": 3.0})))
+    try:
+        ran = call_cli("evaluate", "u.parquet", cwd=made)
+    finally:
+        path.write_text(before)
+    assert "100 subsets take about 150 s to train on, by what the model's own took" in ran.err
+    assert next_words(ran)[-2:] == ["--lds", "100"]
+    assert json.loads(before)["seconds"] > 0.0
 
 
 def test_what_nothing_says_is_named_and_no_next_command(made: Path) -> None:
