@@ -160,5 +160,7 @@ def _seconds_a_subset(settings: Settings, record: RunRecord | None) -> float | N
     """Seconds that trainings on one subset of the rows take, with every seed, by what the model's own took."""
     if record is None or record.seconds is None:
         return None
-    share = parse_share(str(settings.values.get("subset_share") or CounterfactualRequest.subset_share), "--subset-share")
+    share = parse_share(
+        str(settings.values.get("subset_share") or CounterfactualRequest.subset_share), "--subset-share"
+    )
     return record.seconds * share * int(settings.values.get("seeds") or CounterfactualRequest.seeds)

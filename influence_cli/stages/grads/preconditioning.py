@@ -130,7 +130,10 @@ def about_curvature(run: Run, facts: dict[str, Any], curvature: Curvature) -> di
     if len(outside):
         about |= {"unusable_rows": len(outside), "unusable": [outside.ids[k] for k in range(min(5, len(outside)))]}
     if curvature.outside:
-        about |= {"unused_parameters": sum(s.numel() for s in curvature.outside.values()), "unused": [*curvature.outside]}
+        about |= {
+            "unused_parameters": sum(s.numel() for s in curvature.outside.values()),
+            "unused": [*curvature.outside],
+        }
     return {**facts, **about}
 
 

@@ -89,18 +89,35 @@ def _timed(
     most: int,
     before: Callable[[Curvature], object] | None = None,
 ) -> tuple[float, float]:
-    """Seconds a row and pass, of enough rows to take long enough, and what the first call took beyond them."""
-    count, setup = min(ROWS, most), None
+    """Seconds a row and pass in a batch of ``most``, and what the first call took beyond them.
+
+    Two numbers of rows, the larger of which take long enough, tell what a row takes from what a batch does.
+    """
+    sizes, seconds, setup = list[int](), list[float](), None
     while True:
+        count = min(4 * sizes[-1] if sizes else ROWS, most)
         curvature = at(count)
         if before is not None:
             before(curvature)
         first, _ = _seconds(work, curvature)
         took, passes = _seconds(work, curvature)
         setup = max(0.0, first - took) if setup is None else setup
-        if took >= LONG or count >= most:
-            return took / (count * passes), setup
-        count = min(4 * count, most)
+        sizes.append(count)
+        seconds.append(took / passes)
+        if count >= most or (took >= LONG and len(sizes) > 1):
+            return seconds_a_row(sizes, seconds, most), setup
+
+
+def seconds_a_row(sizes: list[int], seconds: list[float], most: int) -> float:
+    """Of a batch of ``most`` rows, from the seconds of two smaller ones, or of one.
+
+    >>> round(seconds_a_row([8, 32], [1.8, 4.2], 100), 3), seconds_a_row([8], [4.0], 8)
+    (0.11, 0.5)
+    """
+    if len(sizes) < 2 or seconds[-1] <= seconds[-2]:  # other work on the machine hides what rows take
+        return seconds[-1] / sizes[-1]
+    row = (seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2])
+    return row + max(0.0, seconds[-1] - row * sizes[-1]) / most
 
 
 def _seconds(work: Callable[[Curvature], float], curvature: Curvature) -> tuple[float, float]:
