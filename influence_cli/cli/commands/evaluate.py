@@ -144,7 +144,7 @@ def _asked(settings: Settings, source: str, budget: str) -> dict[str, Any]:
 
 
 def _recipe_of(checkpoint: str | None, source: str) -> RunRecord | None:
-    """What the folder of the scored checkpoint says of its training; None too where scores are of what none measures."""
+    """What the scored checkpoint's folder says of its training; None too where nothing measures the objectives."""
     from influence_cli.data.locators import origin_of
     from influence_cli.data.tables import read_table
     from influence_cli.model.run_folder import RunFolder
