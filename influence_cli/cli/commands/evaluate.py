@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli.console import terminal
 from influence_cli.cli.settings.places import manifest_of_scores, require_source, runtime_of
@@ -11,12 +11,14 @@ from influence_cli.cli.settings.settings import Settings
 from influence_cli.cli.show.plan import show_plan
 from influence_cli.cli.show.results import check_pages, show_counterfactuals, show_evaluation, show_trainings
 from influence_cli.errors import UsageError
-from influence_cli.model.run_record import RunRecord
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.options import options_in
 from influence_cli.settings import parse_share
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.evaluate.request import CounterfactualRequest, EvaluateRequest, Training
+
+if TYPE_CHECKING:
+    from influence_cli.model.run_record import RunRecord
 
 _TRAINED = (  # options beside the recipe that decide what a training on a part of the rows is
     "checkpoint", "model", "batch_size", "init", "pretrained", "raw_features", "input_size", "num_classes", "class_map",
