@@ -25,7 +25,7 @@ def edited_arms(metrics: Figures) -> list[str]:
 
 def helped(metrics: Figures, name: str) -> bool:
     """Whether an arm is better in accuracy than no edit and every one of its controls."""
-    return _standing(metrics, name) == len(metrics["comparison"][name]) + 1
+    return all(c["accuracy"]["verdict"] == "better" for c in metrics["comparison"][name].values())
 
 
 def _standing(metrics: Figures, name: str) -> int:
