@@ -77,8 +77,9 @@ class PastTyper(Exception):
     """
 
 
-def build_app() -> typer.Typer:
-    """The Typer application with every command."""
+def build_app(called: str | None = None) -> typer.Typer:
+    """The Typer application: with the command that is called alone, since each takes time, or with every command."""
+    commands = [c for c in COMMANDS if c.name == called] or COMMANDS
     app = typer.Typer(
         name="influence",
         help="Find the training rows that hurt a model, fix them, and show whether it helped.",
@@ -89,7 +90,7 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_root)
-    for command in COMMANDS:
+    for command in commands:
         named = {"name": command.name, "cls": GroupedCommand, "help": inspect.getdoc(command.run)}
         app.command(**named, epilog=EPILOG)(_called_by_typer(command))
     return app

@@ -60,7 +60,7 @@ def _dispatch(arguments: list[str]) -> int:
 
     inside: BaseException  # is raised when no other is handled, or it would lose what it came of
     try:
-        result = build_app()(args=arguments, prog_name="influence", standalone_mode=False)
+        result = build_app(next(iter(arguments), None))(args=arguments, prog_name="influence", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else DONE
     except PastTyper as carried:

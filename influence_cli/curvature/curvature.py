@@ -15,7 +15,7 @@ summed is in float64 too, unless ``over`` asks for products in float32.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from influence_cli.data.manifest import Rows
 from influence_cli.engines.engine import Directions
 from influence_cli.engines.layerwise.layers import Layers
 from influence_cli.engines.layerwise.tape import Tape
-from influence_cli.engines.point import DTYPES, Point, usable_rows
+from influence_cli.engines.point import DTYPES, Point, unreached, usable_rows
 from influence_cli.events import SILENT, Listener
 from influence_cli.maths.iterative import FORGETFUL, Interim
 from influence_cli.model.decoded import Batches, DecodedBatches
@@ -69,14 +69,19 @@ class Curvature:
         listener: Listener = SILENT,
         way: Way = "auto",
         precision: str = "fp64",
+        without: Sequence[str] = (),
     ) -> None:
-        """Nothing is computed yet, and the model is copied before it is moved to ``precision``."""
+        """Nothing is computed yet, and the model is copied before it is moved to ``precision``.
+
+        Parameters ``without`` are outside of it, though they are selected (see ``unused``).
+        """
         device = device or torch.device("cpu")
         self.device = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
         self.spec, self.rows, self.batch_size, self.workers = spec, rows, batch_size, workers
         self.listener = listener
         self.way: Way = way
-        self.layout = {n: p.shape for n, p in select_parameters(model, params).items()}
+        self._selected = {n: p.shape for n, p in select_parameters(model, params).items()}
+        self.layout = {n: shape for n, shape in self._selected.items() if n not in without}
         self.sizes = [shape.numel() for shape in self.layout.values()]
         self.weight = float(np.sort(rows.weights).sum())
         self.factor: dict[str, Floats] = {}
@@ -85,7 +90,7 @@ class Curvature:
         self._open = lambda: Point(copied(model), params, dropout, precision, self.device)
         self._at_this_point = functools.partial(
             Curvature, model, spec, params=params, dropout=dropout, device=device, batch_size=batch_size,
-            workers=workers, way=way,
+            workers=workers, way=way, without=without,
         )  # fmt: skip
         self._labels_and_weights = rows.manifest.labels, rows.manifest.weights()
         self._by_rows: dict[tuple[bytes, str], Curvature] = {}
@@ -101,6 +106,24 @@ class Curvature:
         for index, x, _, _ in self.batches("fit rows checked"):
             found += index[~usable_rows(self.point, x).cpu().numpy()].tolist()
         return np.array(sorted(found), dtype=np.int64)
+
+    def unused(self) -> list[str]:
+        """Parameters of the layout that the logits of no row depend on; all rows are looked at where there may be some.
+
+        Nothing is known of a model that cannot be differentiated backwards.
+        """
+        if self._probes is None:
+            return []
+        found = unreached(self.point, to_input(move(self._probes, self.device), self.spec, self.dtype))
+        if found:  # a model may take another way with other rows
+            for _, x, _, _ in self.batches("parameters in use"):
+                found &= unreached(self.point, x)
+        return [n for n in self.layout if n in found]
+
+    @property
+    def outside(self) -> dict[str, torch.Size]:
+        """Selected parameters that are not in the layout, and their shapes."""
+        return {n: shape for n, shape in self._selected.items() if n not in self.layout}
 
     def over(self, rows: Rows, precision: str) -> Curvature:
         """The curvature of other rows at the same point, its products in ``precision``; it reports no progress.
@@ -125,6 +148,7 @@ class Curvature:
         """A copy of the model: no graph is kept of parameters that are not selected."""
         opened = self._open()
         opened.model.requires_grad_(False)
+        opened = opened.less(self.outside)
         if self._probes is not None:
             opened.few = to_input(move(self._probes, self.device), self.spec, self.dtype)
         return opened
@@ -144,9 +168,10 @@ class Curvature:
         return np.concatenate([tensors[n].astype(np.float64).ravel() for n in self.layout])
 
     def by_name(self, vector: Floats) -> dict[str, Floats]:
-        """A vector [d] by parameter name."""
-        parts = np.split(vector, np.cumsum(self.sizes)[:-1])
-        return {n: part.reshape(shape) for (n, shape), part in zip(self.layout.items(), parts, strict=True)}
+        """A vector [d] by parameter name; 0 for selected parameters that are not in the layout."""
+        parts = dict(zip(self.layout, np.split(vector, np.cumsum(self.sizes)[:-1]), strict=True))
+        zero = lambda shape: np.zeros(shape.numel(), dtype=vector.dtype)  # noqa: E731
+        return {n: (parts[n] if n in parts else zero(s)).reshape(s) for n, s in self._selected.items()}
 
     def dense(self, kind: CurvatureKind) -> tuple[Floats, Floats]:
         """The symmetric matrix [d, d] and the gradient [d], in one pass over the fit rows.

@@ -103,6 +103,25 @@ class KroneckerFit:
             f"{k}.{name}": a for k, layer in enumerate(self._of.values()) for name, a in self._eigenbases(layer).items()
         }
 
+    def try_passes(self) -> None:
+        """Both passes, with the identity for every basis: nothing is kept of them."""
+        for index, tape, _, w in self.curvature.tapes(self.layers, "curvature (ekfac)"):
+            self._add_moments(index, tape, w)
+        for layer in self._of.values():
+            sizes = {"a": len(layer.moment_a), "s": len(layer.moment_s)}
+            kind = np.float32 if self.curvature.dtype == torch.float32 else np.float64
+            bases: Arrays = {f"q_{n}": np.eye(size, dtype=kind) for n, size in sizes.items()}
+            self._set_basis(layer, bases | {f"e_{n}": np.ones(size) for n, size in sizes.items()})
+        for index, tape, _, w in self.curvature.tapes(self.layers, "curvature (ekfac)"):
+            self._add_squares(index, tape, w)
+
+    def sizes(self) -> list[int]:
+        """The sizes of the matrices whose eigenvectors are the bases: inputs that are always 0 are in none."""
+        for index, tape, _, w in self.curvature.tapes(self.layers, "curvature (ekfac)"):
+            self._add_moments(index, tape, w)
+        moments = [m for layer in self._of.values() for m in (layer.moment_a, layer.moment_s)]
+        return [int((m.diagonal() > 0.0).sum()) for m in moments]
+
     def _layer(self, layout: BlockLayout) -> _Layer:
         assert layout.affine is not None
         own = layout.sites[0].names

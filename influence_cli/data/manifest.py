@@ -118,7 +118,7 @@ class Manifest:
         try:
             return kind.decode(payload, spec)
         except ValueError as error:
-            fix = f"{kind.repair}, or pass --skip-bad"
+            fix = f"{getattr(error, 'fix', kind.repair)}, or pass --skip-bad"
             raise ManifestError(str(error), where=self.place(row, self.payload_kind.column), fix=fix) from error
 
     @functools.cached_property

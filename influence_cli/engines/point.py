@@ -8,8 +8,9 @@ evaluation mode (in training mode the rows of a batch depend on each other and o
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -136,6 +137,14 @@ class Point:
                 for n, p in self.selected.items()
             }
 
+    def less(self, names: Collection[str]) -> Point:
+        """The same point, in whose selection these parameters are not."""
+        if not names:
+            return self
+        other = copy.copy(self)
+        other.selected, other._prepared = {n: p for n, p in self.selected.items() if n not in names}, None
+        return other
+
     def leaves(self) -> dict[str, Tensor]:
         """The selected parameters as leaves of a graph, to take gradients in."""
         return {n: p.detach().requires_grad_() for n, p in self.selected.items()}
@@ -261,6 +270,20 @@ def usable_rows(point: Point, x: Tensor) -> Tensor:
         else:
             waiting += list(some.tensor_split(2))
     return usable
+
+
+def unreached(point: Point, x: Tensor) -> set[str]:
+    """Names of the selected parameters that logits of ``x`` do not depend on; none where nothing can be known."""
+    own = point.leaves()
+    with torch.enable_grad(), differentiable_kernels(point.recurrent):
+        try:
+            z = point.logits(x, own)
+            found = torch.autograd.grad(z.sum(), list(own.values()), allow_unused=True) if z.requires_grad else ()
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            return set()
+    return {n for n, g in zip(own, found, strict=False) if g is None}
 
 
 def comparable(point: Point, x: Tensor) -> Tensor:

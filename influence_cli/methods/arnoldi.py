@@ -107,6 +107,11 @@ class Arnoldi(ByProducts):
         facts["gradient_norm"] = float(np.linalg.norm(gradient))
         return Factor({**found.arrays(), "gradient": gradient, "theta": curvature.theta}, facts)
 
+    def fit_some(self, curvature: Curvature) -> int:
+        """One product with one vector."""
+        self.solve_some(np.ones((curvature.size, 1)), curvature)
+        return 1
+
     def precondition(self, q: Columns, curvature: Curvature) -> tuple[Columns, Facts]:
         """U (nu + l2 + delta)^-1 U^T q, and how much of q that saw.
 

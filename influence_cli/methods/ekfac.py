@@ -20,6 +20,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from influence_cli.errors import ModelError
 from influence_cli.methods.protocol import Columns, Facts, OfBlocks, RowValue
 from influence_cli.methods.self_lissa import self_influence
@@ -75,6 +78,27 @@ class EKFAC(ByLayers):
         fit = KroneckerFit(self.seen(curvature, self.fit_sample), self.labels, self.draws, self.seed)
         self.check_left_over(fit.others)
         return Factor(fit.arrays(), {"factored": fit.factored, "others": fit.others})
+
+    def fit_some(self, curvature: Curvature) -> int:
+        """Both passes, with bases that cost nothing."""
+        from influence_cli.curvature.kronecker import KroneckerFit
+
+        KroneckerFit(self.seen(curvature, self.fit_sample), self.labels, self.draws, self.seed).try_passes()
+        return 2
+
+    def decomposed(self, curvature: Curvature) -> list[int]:
+        """Two matrices a layer."""
+        from influence_cli.curvature.kronecker import KroneckerFit
+
+        return KroneckerFit(self.seen(curvature, self.fit_sample), self.labels, self.draws, self.seed).sizes()
+
+    def decompose(self, matrix: NDArray[np.float64]) -> None:
+        """Its eigenvectors."""
+        import torch
+
+        from influence_cli.maths.kronecker import eigenbasis
+
+        eigenbasis(torch.from_numpy(matrix))
 
     def precondition(self, q: Columns, curvature: Curvature) -> tuple[Columns, Facts]:
         """Every layer's q in its basis over eigenvalues, l2 and delta.

@@ -51,6 +51,7 @@ class Exact(Preconditioned):
 
     relative: ClassVar[bool] = True
     l2_by_parameter: ClassVar[bool] = True
+    revision: ClassVar[int] = 2  # 1 took unused parameters into the mean that damping is a share of
 
     mode: str = setting("ggn", "curvature: " + ", ".join(MODES))
     max_parameters: int = setting(5000, "refuse more selected parameters: memory grows with d^2", limit=True)
@@ -97,6 +98,22 @@ class Exact(Preconditioned):
         facts["gradient_norm"] = float(np.linalg.norm(gradient))
         arrays = {"matrix": matrix, "eigenvalues": eigenvalues, "gradient": gradient, "theta": curvature.theta}
         return Factor(arrays, facts)
+
+    def fit_some(self, curvature: Curvature) -> int:
+        """The matrix alone."""
+        curvature.dense(MODES[self.mode])
+        return 1
+
+    def decomposed(self, curvature: Curvature) -> list[int]:
+        """The matrix."""
+        return [curvature.size]
+
+    def decompose(self, matrix: Floats) -> None:
+        """Its eigenvalues and its inverse."""
+        from influence_cli.maths.inverse import DenseInverse
+
+        np.linalg.eigvalsh(matrix)
+        DenseInverse(matrix, self.mode, 0.0)
 
     def precondition(self, q: Columns, curvature: Curvature) -> tuple[Columns, Facts]:
         """(K + l2 I + delta I)^-1 q, and the spectrum of K + l2 I, delta, and |grad R(theta)|.

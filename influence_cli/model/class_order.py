@@ -73,8 +73,10 @@ def names_of_outputs(
 ) -> tuple[str, ...] | None:
     """The names of a checkpoint's classes by what ``read_class_map`` gave and by what the checkpoint says itself.
 
+    Given names may call an output otherwise than the checkpoint does, as where it has descriptions of its classes.
+
     Raises:
-        UsageError: the two contradict each other, the checkpoint says none, or it has another number of outputs.
+        UsageError: a name is that of another output in the checkpoint, which says none, or has another number of them.
     """
     if given is None:
         return None
@@ -83,7 +85,9 @@ def names_of_outputs(
             what = f"{FLAG} {CHECKPOINT}: the checkpoint does not say its classes"
             raise UsageError(what, where=where, fix=f"pass {FLAG} FILE with their names in its order")
         return tuple(carried)
-    if carried is not None and tuple(carried) != given:
+    moved = [n for k, n in enumerate(given) if n in (carried or ()) and (carried or ())[k : k + 1] != (n,)]
+    if moved or (carried is not None and len(carried) != len(given)):
+        assert carried is not None
         here, there = (", ".join(some[:SHOWN]) for some in (given, carried))
         what = f"{FLAG} ({here}) contradicts the checkpoint, whose classes are {there}"
         raise UsageError(what, where=where, fix=f"leave {FLAG} out, or pass {FLAG} {CHECKPOINT}")

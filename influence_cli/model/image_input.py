@@ -87,7 +87,10 @@ def _shapes(manifest: Manifest, skip_bad: bool) -> Counter[tuple[int, ...]]:
         except Exception as error:
             if skip_bad:
                 continue  # it is listed where the rows are decoded
-            what, fix = f"the image cannot be decoded ({error})", f"{kind.repair}, or pass --skip-bad"
+            what, fix = (
+                f"the image cannot be decoded ({error})",
+                f"{getattr(error, 'fix', kind.repair)}, or pass --skip-bad",
+            )
             raise ManifestError(what, where=manifest.place(row, kind.column), fix=fix) from error
     if not counts:
         raise ManifestError("no image can be decoded", where=manifest.source, fix="give a manifest of images")

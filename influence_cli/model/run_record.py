@@ -87,6 +87,7 @@ class RunRecord:
     trained_rows: int | None = None
     arm: str | None = None  # the fingerprint of the training
     steps: int | None = None
+    seconds: float | None = None  # that the training took, where it was run
     checkpoints: tuple[EpochCheckpoint, ...] = ()  # in the order of training
     calibration: float | None = None  # the share of the train rows that was left out for calibration
     calibration_ids: tuple[str, ...] = ()
@@ -107,7 +108,7 @@ class RunRecord:
         if wrong is not None:
             raise ValueError(f"no usable {wrong!r}")
         trained_on, keys = value.get("trained_on", {}), value.get("calibration_keys")
-        plain: dict[str, Any] = {name: value.get(name) for name in (*_PLAIN, "steps", "calibration")}
+        plain: dict[str, Any] = {name: value.get(name) for name in (*_PLAIN, "steps", "seconds", "calibration")}
         return cls(
             **plain,
             trained_rows=trained_on.get("rows"),
@@ -129,6 +130,8 @@ class RunRecord:
             value["asked"] = self.asked
         if self.steps is not None:
             value["steps"] = self.steps
+        if self.seconds is not None:
+            value["seconds"] = self.seconds
         if self.calibration is not None:
             ids, keys = list(self.calibration_ids), list(self.calibration_keys or ())
             value |= {"calibration": self.calibration, "calibration_ids": ids, "calibration_keys": keys}

@@ -11,9 +11,12 @@ from influence_cli.model.decode import decode
 from influence_cli.model.spec import ModelSpec, is_plain
 
 
-def can_standardise(spec: ModelSpec) -> bool:
-    """Whether it is a model of ours that takes numbers as they are."""
-    return is_plain(spec.name) and spec.payload_kind.scaled and not spec.mean
+def standardised_by(spec: ModelSpec, rows: Rows, raw: bool) -> ModelSpec:
+    """The spec of a model that is trained on rows from scratch: standardised where it is a model of ours that takes
+    numbers as they are, unless they are asked for ``raw``; else itself.
+    """
+    takes_numbers = is_plain(spec.name) and spec.payload_kind.scaled and not spec.mean
+    return standardised(spec, rows) if takes_numbers and not raw else spec
 
 
 def standardised(spec: ModelSpec, rows: Rows) -> ModelSpec:

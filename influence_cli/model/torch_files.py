@@ -71,6 +71,7 @@ class TorchFile:
     keys: tuple[str, ...] | None  # that lead to the state dict; None where there is none
     code: tuple[str, ...]  # full names of what it asks for that is not plain data
     script: bool  # whether it is a TorchScript program, which holds its code beside its weights
+    module: tuple[Any, ...] = ()  # keys that lead to a whole module, where there is no state dict
 
     def refusal(self, name: str, where: str) -> ModelError | None:
         """Why the file is not read, and how to save its weights without what it holds; None where it can be."""
@@ -78,12 +79,15 @@ class TorchFile:
             what = "the checkpoint is a TorchScript program, which holds code"
             fix = f"save its weights: torch.save(torch.jit.load({name!r}).state_dict(), 'weights.pt')"
             return ModelError(what, where=where, fix=fix)
-        return None if not self.code else refused_code(self.code, self.keys, name, where)
+        return None if not self.code else refused_code(self.code, self.keys, name, where, self.module)
 
 
-def refused_code(code: Sequence[str], keys: tuple[str, ...] | None, name: str, where: str) -> ModelError:
+def refused_code(
+    code: Sequence[str], keys: tuple[str, ...] | None, name: str, where: str, module: tuple[Any, ...] = ()
+) -> ModelError:
     """The error for a file that asks for code, by its names."""
-    inner = ".state_dict()" if keys is None else "".join(f"[{key!r}]" for key in keys)
+    inner = "".join(f"[{key!r}]" for key in (module if keys is None else keys))
+    inner += ".state_dict()" if keys is None else ""
     some = ", ".join(code[:SHOWN]) + (f" and {len(code) - SHOWN} more" if len(code) > SHOWN else "")
     what = f"the checkpoint cannot be read as data: it needs {some}, which is code and is never run"
     fix = "where you trust the file, save its weights alone: "
@@ -101,10 +105,15 @@ class _StandIn:
     def __new__(cls, *_: Any, **__: Any) -> _StandIn:
         return object.__new__(cls)
 
+    is_module = False  # whether it stands for a torch module
+
+    def __setstate__(self, state: Any) -> None:
+        self.is_module = isinstance(state, dict) and {"_parameters", "_modules"} <= state.keys()
+
     def _nothing(self, *_: Any, **__: Any) -> _StandIn:
         return self
 
-    __setstate__ = append = extend = add = __setitem__ = __call__ = _nothing  # type: ignore[assignment]
+    append = extend = add = __setitem__ = __call__ = _nothing  # type: ignore[assignment]
 
 
 class _Reader(pickle.Unpickler):
@@ -189,18 +198,33 @@ def find_state_dict(loaded: Any, tensor: type, depth: int = 0) -> tuple[dict[str
     return None
 
 
+def _find_module(loaded: Any, depth: int = 0) -> tuple[Any, ...] | None:
+    """The keys that lead to a whole module, the usual ones first, three deep; of what is no dict, none."""
+    if isinstance(loaded, _StandIn):
+        return () if loaded.is_module else None
+    if not isinstance(loaded, dict) or depth > 3:
+        return None
+    for key in sorted(loaded, key=lambda k: NESTED.index(k) if k in NESTED else len(NESTED)):
+        inner = _find_module(loaded[key], depth + 1)
+        if inner is not None:
+            return (key, *inner)
+    return None
+
+
 def read_torch_file(path: Path) -> TorchFile | None:
     """What a torch file holds; None where it is none that can be read so, such as one of before torch 1.6."""
     try:
         with zipfile.ZipFile(path) as archive:
             root = _root(archive)
             reader = _Reader(io.BytesIO(archive.read(f"{root}data.pkl")))
-            found, names = find_state_dict(reader.load(), Place), set(archive.namelist())
+            loaded, names = reader.load(), set(archive.namelist())
+            found = find_state_dict(loaded, Place)
+            module = _find_module(loaded) or () if found is None else ()
             code, script = tuple(dict.fromkeys(reader.code)), f"{root}constants.pkl" in names
             digest = None
             if found is not None and not script:
                 digest = _digest(archive, root, found[0], _MOST * path.stat().st_size)
-            return TorchFile(digest, None if found is None else found[1], code, script)
+            return TorchFile(digest, None if found is None else found[1], code, script, module)
     except _UNREADABLE:
         return None
 

@@ -25,7 +25,7 @@ def edited_arms(metrics: Figures) -> list[str]:
 
 def helped(metrics: Figures, name: str) -> bool:
     """Whether an arm is better in accuracy than no edit and every one of its controls."""
-    return _standing(metrics, name) == len(metrics["comparison"][name]) + 1
+    return all(c["accuracy"]["verdict"] == "better" for c in metrics["comparison"][name].values())
 
 
 def _standing(metrics: Figures, name: str) -> int:
@@ -124,11 +124,26 @@ def answer_of_evaluate(result: Figures) -> str | None:
         return "; ".join(said) or None
     if "comparison" in result:
         return _against(result)
-    said = [_detection("wrong labels", result)] if result.get("detection") else []
+    said = [text for entry in result.get("at_checkpoint", []) for text in _gaps_of_model(entry)]
+    said += [_detection("wrong labels", result)] if result.get("detection") else []
     said += [_detection("canaries", entry) for entry in result.get("canaries", [])]
     if "stability" in result:
         said += _stability(result["stability"])
     return "; ".join(filter(None, said)) or _order(result)
+
+
+def _gaps_of_model(entry: Figures) -> list[str]:
+    """The gaps that a table's objectives are about, of the model that was scored."""
+    said: list[str] = []
+    for gap in dict.fromkeys(GAPS[o] for o in entry["objectives"] if o in GAPS):
+        known = [(split, rows) for split, rows in entry["rows"].items() if gap in rows]
+        sizes = ", ".join(
+            f"{100 * rows[gap]:.2f} points on {rows['n']:,} {split} rows (accuracy {100 * rows['accuracy']:.2f} %)"
+            for split, rows in known
+        )
+        if known:
+            said.append(f"of the model that was scored {_gap_called(entry, gap)} is {sizes}")
+    return said
 
 
 def best_column(result: Figures) -> str | None:

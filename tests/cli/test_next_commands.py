@@ -5,6 +5,8 @@ python -m pytest tests/cli/test_next_commands.py
 
 from __future__ import annotations
 
+import io
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.cases import Ran, call_cli, examples, feature_table, run_cli, write
+from influence_cli.data import tables
+from influence_cli.store.sealed import sealed
+from tests.cases import Ran, call_cli, examples, feature_table, write
 
 MODEL = ["--model", "linear", "--epochs", 3]
 
@@ -92,6 +96,19 @@ def test_a_comparison_is_trained_as_the_scored_run_was(made: Path) -> None:
     )
 
 
+def test_trainings_that_are_proposed_have_their_seconds_beside_them(made: Path) -> None:
+    path = made / "RUN" / "run.json"
+    before = path.read_text()
+    path.write_text(json.dumps(sealed({**json.loads(before), "seconds": 3.0})))
+    try:
+        ran = call_cli("evaluate", "u.parquet", cwd=made)
+    finally:
+        path.write_text(before)
+    assert "100 subsets take about 150 s to train on, by what the model's own took" in ran.err
+    assert next_words(ran)[-2:] == ["--lds", "100"]
+    assert json.loads(before)["seconds"] > 0.0
+
+
 def test_what_nothing_says_is_named_and_no_next_command(made: Path) -> None:
     ran = call_cli("curate", "s.csv", "--manifest", "m.parquet", "-o", "c3.parquet", cwd=made)
     assert ran.err.splitlines()[-1].startswith(
@@ -116,15 +133,21 @@ def test_the_answer_about_fairness_edits_is_the_gap_between_the_groups(made: Pat
     assert ran.json["groups"] == {"column": "sex", "names": ["f", "m"]}
 
 
-def test_a_table_that_comes_through_a_pipe_finds_its_manifest(made: Path) -> None:
+def test_a_table_that_comes_through_a_pipe_finds_its_manifest(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def piped(folder: Path) -> Ran:
+        tables._spooled.cache_clear()
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(table)))
+        return call_cli("curate", "-", "--budget", 5, "-o", "piped.parquet", cwd=folder)
+
     elsewhere = made / "some" / "where"
     elsewhere.mkdir(parents=True)
     (made / "sub").mkdir()
     asked = ["score", "m.parquet", "--checkpoint", "RUN", "-o", "sub/s.parquet"]
     assert call_cli(*asked, cwd=made).code == 0
     table = (made / "sub" / "s.parquet").read_bytes()
-    ran = run_cli("curate", "-", "--budget", 5, "-o", "piped.parquet", cwd=made, stdin=table)
+    ran = piped(made)
     assert ran.code == 0, ran.err
-    ran = run_cli("curate", "-", "--budget", 5, "-o", "piped.parquet", cwd=elsewhere, stdin=table)
+    ran = piped(elsewhere)
+    tables._spooled.cache_clear()
     assert ran.code == 2
     assert "fix: pass --manifest PATH" in ran.err

@@ -16,6 +16,9 @@ from tests.cases import call_cli, examples, feature_table, write
 REFUSED = [
     ("score m.parquet --json --format csv", "--format and --json contradict"),
     ("score m.parquet -q -v", "--verbose and --quiet contradict"),
+    ("score m.parquet --store s --no-store", "--store and --no-store contradict"),
+    ("grads m.parquet --store s --no-store", "--store and --no-store contradict"),
+    ("evaluate s.parquet --store s --no-store", "--store and --no-store contradict"),
     ("score m.parquet --isolated --config x.toml", "--config names a settings file"),
     ("score m.parquet --overlap refuse --allow-overlap", "--allow-overlap means --overlap drop"),
     ("grads m.parquet --overlap keep --allow-overlap", "--allow-overlap means --overlap drop"),
@@ -47,6 +50,15 @@ def test_a_flag_without_effect_is_refused(line: str, what: str, tmp_path: Path) 
     ran = call_cli(*line.split(), cwd=tmp_path)
     assert (ran.code, ran.err.splitlines()[0][: len(what) + 7]) == (2, f"error: {what}")
     assert "fix: " in ran.err
+
+
+def test_a_store_that_a_settings_file_takes_away_is_not_ignored_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "influence.toml").write_text("no_store = true\n")
+    write(feature_table(examples()), tmp_path / "m.parquet")
+    ran = call_cli("score", "m.parquet", "--store", "s", cwd=tmp_path)
+    assert (ran.code, "--store and --no-store contradict" in ran.err) == (2, True)
+    (tmp_path / "influence.toml").write_text('store = "kept"\n')  # which a flag overrides
+    assert "contradict" not in call_cli("score", "m.parquet", "--no-store", cwd=tmp_path).err
 
 
 def test_a_settings_file_may_hold_what_one_run_does_not_use(tmp_path: Path) -> None:

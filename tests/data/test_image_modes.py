@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -17,6 +18,7 @@ from influence_cli.data.kinds import KINDS
 from influence_cli.data.open import open_manifest
 from influence_cli.data.request import IngestRequest
 from influence_cli.errors import ManifestError
+from influence_cli.model.examples import batches
 from influence_cli.model.spec import ModelSpec
 from influence_cli.store.keys import payload_key
 
@@ -104,6 +106,27 @@ def test_numbers_of_no_known_range_are_refused_by_name(name: str, tmp_path: Path
     with pytest.raises(ManifestError, match="of no known range") as refused:
         make_manifest(IngestRequest(str(tmp_path / "f"), str(tmp_path / "m.parquet")))
     assert "row id=cat/a.tif" in refused.value.where
+
+
+@pytest.mark.parametrize("name", ["large integers", "negative", "from 0 to 1"])
+def test_the_fix_makes_8_bits_of_them(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "f" / "cat").mkdir(parents=True)
+    (tmp_path / "f" / "cat" / "a.tif").write_bytes(REFUSED[name])
+    with pytest.raises(ManifestError, match="of no known range") as refused:
+        make_manifest(IngestRequest(str(tmp_path / "f"), str(tmp_path / "m.parquet")))
+    table = pa.table({"id": ["a"], "image": [REFUSED[name]], "label": [0]})
+    with pytest.raises(ManifestError, match="of no known range") as later:
+        list(batches(open_manifest(table), [list(open_manifest(table).payloads(np.arange(1)))], GREY))
+    assert later.value.fix == f"{refused.value.fix.removesuffix(', or pass --skip-bad')}, or pass --skip-bad"
+    assert "TIFF" not in refused.value.fix  # which it is already
+    code = refused.value.fix.removeprefix("scale it to 8 bits: ").partition(", with a = ")[0]
+    values = np.asarray(PIL.Image.open(io.BytesIO(REFUSED[name]))).astype(np.float64)
+    low, high = (0, 1) if name == "from 0 to 1" else (-2, 100_000)
+    assert ("LOW" in code) == (name != "from 0 to 1")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"PIL": PIL, "a": values, "LOW": low, "HIGH": high})
+    made = KIND.decode(Path("NAME.png").read_bytes(), GREY)
+    assert np.array_equal(made[0], np.rint(255 * (values - low) / (high - low)))
 
 
 def test_only_images_of_more_than_8_bits_have_other_names_than_before() -> None:

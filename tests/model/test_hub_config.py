@@ -110,6 +110,23 @@ def test_labels_are_the_names_of_the_outputs(tmp_path: Path, some_digits: Path) 
     assert job_of(some_digits, some, None).model.classes is None  # not every output has a name
 
 
+def test_outputs_that_are_called_otherwise_have_a_way_out(tmp_path: Path, some_digits: Path) -> None:
+    own = [f"class {k}" for k in range(10)]
+    folder = hub(tmp_path / "hub", label_names=[f"n{k:02d}" for k in range(10)])
+    with pytest.raises(ManifestError, match="mean other classes") as raised:
+        job_of(some_digits, folder, None)
+    assert "--class-map checkpoint" not in raised.value.fix  # there is nothing to match by
+    assert "--class-map FILE, a JSON list of 10 names in the checkpoint's order" in raised.value.fix
+    other = [*own[3:], *own[:3]]
+    job = job_of(some_digits, folder, None, class_map=other)
+    assert job.model.classes == tuple(own)
+    assert job.model.order == tuple(other.index(name) for name in own)
+    shared = hub(tmp_path / "shared", label_names=[*own[:9], "n09"])
+    assert job_of(some_digits, shared, None, class_map=own).model.order is None
+    with pytest.raises(UsageError, match="contradicts the checkpoint"):
+        job_of(some_digits, shared, None, class_map=other)
+
+
 def test_other_programs_files_are_passed_by_and_broken_ones_are_not(tmp_path: Path, some_digits: Path) -> None:
     folder = hub(tmp_path / "hub")
     for text in ('{"architectures": ["ResNet"]}', "[1]", "no JSON", '{"architecture": "x"}', '{"architecture": 3}'):

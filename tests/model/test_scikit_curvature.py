@@ -13,7 +13,7 @@ import influence_cli
 from influence_cli.errors import UsageError
 from tests.cases import Heard
 
-N, TEST = 2000, 200
+N, TEST = 1000, 200
 
 
 def rows(classes: int, seed: int = 0) -> pd.DataFrame:
@@ -56,7 +56,7 @@ def slope(frame: pd.DataFrame, weight: np.ndarray | None = None, heard: Heard | 
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("c", [0.01, 1.0, 100.0])
 def test_exact_is_what_refits_without_a_row_say(classes: int, c: float) -> None:
-    assert 0.97 < slope(rows(classes), C=c) < 1.03
+    assert 0.98 < slope(rows(classes), C=c) < 1.02
 
 
 WEIGHTS = np.random.default_rng(1).choice([0.5, 1.0, 3.0], N)
@@ -74,7 +74,7 @@ WEIGHTS = np.random.default_rng(1).choice([0.5, 1.0, 3.0], N)
     ],
 )
 def test_what_else_a_fit_was_told_is_in_it(weight: Any, options: dict[str, Any]) -> None:
-    assert 0.97 < slope(rows(2), weight, **options) < 1.03
+    assert 0.98 < slope(rows(2), weight, **options) < 1.02
 
 
 def score(model: Any, heard: Heard | None = None, **options: Any) -> np.ndarray:

@@ -107,6 +107,30 @@ def test_code_is_named_with_how_to_save_without_it(what: str, tmp_path: Path) ->
     assert "torch.load('c.pth', weights_only=False)['state_dict']" in raised.value.fix
 
 
+@pytest.mark.parametrize(
+    ("keys", "hold"),
+    [
+        ("", lambda m: m),
+        ("['model']", lambda m: {"optimizer": torch.optim.SGD(m.parameters(), lr=0.1), "model": m}),
+        ("['my net']", lambda m: {"epoch": 3, "my net": m}),
+        ("['ema']['net']", lambda m: {"ema": {"step": 1, "net": m}, "args": argparse.Namespace(lr=0.1)}),
+        ("[0]", lambda m: {0: m}),
+    ],
+)
+def test_the_fix_for_a_whole_module_leads_to_its_weights(
+    keys: str, hold: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trained()
+    path = saved(tmp_path / "whole.pt", hold(model))
+    with pytest.raises(ModelError, match="cannot be read as data") as raised:
+        loads(path)
+    code = raised.value.fix.removeprefix("where you trust the file, save its weights alone: ")
+    assert code == f"torch.save(torch.load('whole.pt', weights_only=False){keys}.state_dict(), 'weights.pt')"
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"torch": torch})
+    assert loads(tmp_path / "weights.pt").state_dict().keys() == model.state_dict().keys()
+
+
 def test_code_is_named_in_files_of_other_forms_too(tmp_path: Path) -> None:
     state = trained().state_dict()
     with pytest.raises(ModelError, match=r"torch\.nn\.modules\.linear\.Linear") as raised:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli.console import terminal
 from influence_cli.cli.settings.places import manifest_of_scores, require_source, runtime_of
@@ -13,8 +13,12 @@ from influence_cli.cli.show.results import check_pages, show_counterfactuals, sh
 from influence_cli.errors import UsageError
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.options import options_in
+from influence_cli.settings import parse_share
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.evaluate.request import CounterfactualRequest, EvaluateRequest, Training
+
+if TYPE_CHECKING:
+    from influence_cli.model.run_record import RunRecord
 
 _TRAINED = (  # options beside the recipe that decide what a training on a part of the rows is
     "checkpoint", "model", "batch_size", "init", "pretrained", "raw_features", "input_size", "num_classes", "class_map",
@@ -130,24 +134,35 @@ def _by_retraining(settings: Settings, result: ResultOptions, source: str, budge
 def _asked(settings: Settings, source: str, budget: str) -> dict[str, Any]:
     """What the next command may repeat: see ``next_of_evaluate``."""
     trained = [*(o.name for o in options_in(Recipe)), *_TRAINED]
-    says = _has_recipe(settings.insisted("checkpoint"), source)
+    record = _recipe_of(settings.insisted("checkpoint"), source)
     return {
         "budget": budget,
         "read": settings.repeated_of("manifest", "label", "skip_bad"),
         "trained": settings.repeated_of(*trained),
-        "trains": says,
+        "trains": record is not None,
+        "seconds": _seconds_a_subset(settings, record),
         "command": settings.every_word(),
     }
 
 
-def _has_recipe(checkpoint: str | None, source: str) -> bool:
-    """Whether the folder of the scored checkpoint says how it was trained, and the scores are of what is measured."""
+def _recipe_of(checkpoint: str | None, source: str) -> RunRecord | None:
+    """What the scored checkpoint's folder says of its training; None too where nothing measures the objectives."""
     from influence_cli.data.locators import origin_of
     from influence_cli.data.tables import read_table
     from influence_cli.model.run_folder import RunFolder
 
     origin = {} if source == "-" else origin_of(read_table(source, ["id"]).schema, source)
     if "utility" not in origin.get("spec", {}).get("objectives", ["utility"]):
-        return False
+        return None
     locator = checkpoint or (origin.get("checkpoint") or {}).get("locator")
-    return locator is not None and RunFolder(locator).read() is not None
+    return None if locator is None else RunFolder(locator).read()
+
+
+def _seconds_a_subset(settings: Settings, record: RunRecord | None) -> float | None:
+    """Seconds that trainings on one subset of the rows take, with every seed, by what the model's own took."""
+    if record is None or record.seconds is None:
+        return None
+    share = parse_share(
+        str(settings.values.get("subset_share") or CounterfactualRequest.subset_share), "--subset-share"
+    )
+    return record.seconds * share * int(settings.values.get("seeds") or CounterfactualRequest.seeds)

@@ -68,6 +68,10 @@ def _other_than(name: str, *values: str) -> Callable[[Settings], bool]:
 RULES = (
     Rule(EVERY, ("format",), lambda s: _has("json")(s) and s.values["format"] != "json", "and --json contradict"),
     Rule(EVERY, ("verbose",), _has("quiet"), "and --quiet contradict"),
+    Rule(
+        *((GRADS, SCORE, EVALUATE), ("store",), _has("no_store"), "and --no-store contradict"),
+        *("leave one of the two out; no_store may stand in a settings file, or be INFLUENCE_NO_STORE",),
+    ),
     Rule(EVERY, ("config",), _has("isolated"), "names a settings file, and --isolated reads none"),
     Rule((GRADS, SCORE), ("allow_overlap",), _other_than("overlap", "drop"), "means --overlap drop, which contradicts"),
     Rule((SCORE,), ("top",), _lacks("per_target"), "is about pairs of rows", "add --per-target, or leave it out"),

@@ -21,6 +21,15 @@ def show_answer(text: str | None) -> None:
     out.release()
 
 
+def say_seconds(words: list[Any], asked: Figures) -> None:
+    """Before a next command that trains: about how long that takes, where the training of the model was timed."""
+    if "--lds" in words and (seconds := asked.get("seconds")) is not None:
+        count = int(words[words.index("--lds") + 1])
+        took = count * seconds
+        about = f"{took:,.0f}" if took >= 10 else f"{took:.2g}"
+        terminal().note(f"{count} subsets take about {about} s to train on, by what the model's own took")
+
+
 def show_next(*words: Any, fill_in: tuple[str, ...] = ()) -> None:
     """The next command, of its words, which runs as it stands; else the words to ``fill_in`` are named before it."""
     if words[-2] == "-o" and words[-1] in PLACES:

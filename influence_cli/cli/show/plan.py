@@ -46,7 +46,8 @@ def show_plan(result: ResultOptions, run: Run, session: Session) -> None:
     title = f"store: {described['store']}; seconds are {described['seconds_are']}"
     if described["seconds"]:
         about = f", {cell(described['start_seconds'])} s of them to start" if described["start_seconds"] else ""
-        title += f", {cell(described['seconds'])} s in all{about}"
+        sooner = described["seconds_are"] == "estimated" and any(s["solves"] for s in described["steps"])
+        title += f", {'at most ' if sooner else ''}{cell(described['seconds'])} s in all{about}"
     print_table(title, STEPS, steps, sys.stdout)
     for name, m in described["members"].items():
         said = f"{m['decided']} members, as decided before"

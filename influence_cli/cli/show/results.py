@@ -10,7 +10,7 @@ from typing import Any
 from influence_cli.cli.console import terminal
 from influence_cli.cli.printing import print_json, print_table, print_text_table
 from influence_cli.cli.settings.requests import ResultOptions
-from influence_cli.cli.show.answers import next_of_evaluate, show_answer, show_next
+from influence_cli.cli.show.answers import next_of_evaluate, say_seconds, show_answer, show_next
 from influence_cli.errors import UsageError
 
 Figures = dict[str, Any]
@@ -33,6 +33,7 @@ def show_evaluation(result: ResultOptions, found: Figures, sources: tuple[str, .
         out.warn("the checkpoint is the one that the table was scored at")
     put_figures(result, found, out.detail)
     if (words := next_of_evaluate(found, sources, asked)) is not None:
+        say_seconds(words, asked)
         show_next(*words)
 
 
@@ -86,6 +87,7 @@ def show_counterfactuals(result: ResultOptions, found: Figures, source: str, ask
         out.note("the next command goes on from here")
         show_next("evaluate", source, *asked["command"])
     elif (words := next_of_evaluate(found, (source,), asked)) is not None:
+        say_seconds(words, asked)
         show_next(*words)
 
 

@@ -96,7 +96,7 @@ class Image(Kind):
         try:
             self.shape(value, whole=True)
         except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
-            raise BadPayload(f"the image cannot be decoded ({error})", self.repair) from error
+            raise BadPayload(f"the image cannot be decoded ({error})", getattr(error, "fix", self.repair)) from error
         return value
 
     def remarks(self, payload: bytes) -> list[str]:
@@ -126,7 +126,7 @@ class Image(Kind):
             with open_image(payload) as image:
                 pixels = np.asarray(sized(in_8_bits(image).convert("L" if channels == 1 else "RGB"), spec))
         except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
-            raise ValueError(f"the image cannot be decoded ({error})") from error
+            raise BadPayload(f"the image cannot be decoded ({error})", getattr(error, "fix", self.repair)) from error
         return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
     def decoder(self, spec: InputSpec) -> str:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from influence_cli.data.kinds.protocol import BadPayload
+
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
@@ -38,7 +40,7 @@ def in_8_bits(image: PILImage) -> PILImage:
     """An image that Pillow converts to grey or colour as it should; a plain one is itself.
 
     Raises:
-        ValueError: its numbers are of no known range.
+        BadPayload: its numbers are of no known range.
     """
     if image.mode == "P" and "transparency" in image.info:
         return image.convert("RGBA")  # the same colours; Pillow warns of going straight to RGB
@@ -54,8 +56,20 @@ def in_8_bits(image: PILImage) -> PILImage:
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 255) or (image.mode == "F" and 0 < high <= 1):
         kind = "floating-point numbers" if image.mode == "F" else "32-bit integers"
-        raise ValueError(f"its pixels are {kind} from {low:g} to {high:g}, of no known range: store 8 or 16 bits")
+        what = f"its pixels are {kind} from {low:g} to {high:g}, of no known range: store 8 or 16 bits"
+        raise BadPayload(what, _scaled_by(low, high))
     return pillow.fromarray(values.astype(np.uint8))
+
+
+def _scaled_by(low: float, high: float) -> str:
+    """How such an image becomes one of 8 bits."""
+    known = low >= 0 and high <= 1
+    scaled = "255 * a" if known else "255 * (a - LOW) / (HIGH - LOW)"
+    one = "" if known else ", and LOW and HIGH the same for every image"
+    return (
+        f"scale it to 8 bits: PIL.Image.fromarray(({scaled}).round().clip(0, 255).astype('uint8')).save('NAME.png'), "
+        f"with a = numpy.asarray(PIL.Image.open(FILE)){one}"
+    )
 
 
 def _has_16_bits(image: PILImage) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from influence_cli.methods.protocol import Facts
+from influence_cli.methods.protocol import Columns, Facts
 from influence_cli.methods.shapes.preconditioned import PRECISIONS, Costs, Factor, Streamed, check_options
 from influence_cli.settings import setting
 
@@ -37,6 +37,7 @@ class ByProducts(Streamed):
         None, "look at so many of the fit rows, chosen by their keys (default: all)", unit="rows"
     )
 
+    revision: ClassVar[int] = 2  # 1 took unused parameters into the mean that damping is a share of
     share: ClassVar[float] = 1e-3  # of the mean eigenvalue: default delta where the matrix may be singular
 
     def __post_init__(self) -> None:
@@ -70,6 +71,11 @@ class ByProducts(Streamed):
             "gradient_norm": float(np.linalg.norm(gradient)),
         }
         return Factor({"trace": np.array([trace]), "gradient": gradient, "theta": curvature.theta}, facts)
+
+    def solve_some(self, columns: Columns, curvature: Curvature) -> float:
+        """One product with all columns."""
+        self.seen(curvature, self.fit_sample).product(MODES[self.mode], columns)
+        return 1.0
 
     def default_damping(self, curvature: Curvature) -> float:
         """Delta where none was given."""

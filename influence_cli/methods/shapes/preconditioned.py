@@ -131,6 +131,23 @@ class Preconditioned(Linear):
         """What is expensive and the same for every direction."""
         raise NotImplementedError
 
+    def fit_some(self, curvature: Curvature) -> int:
+        """Some of the passes of ``fit`` over a few rows, for a plan to time; says how many, of those in ``costs``."""
+        curvature.factor = self.fit(curvature).arrays
+        return self.costs(len(curvature.rows), curvature.size).fit_passes
+
+    def solve_some(self, columns: Columns, curvature: Curvature) -> float:
+        """The same of ``precondition``, on a curvature that ``fit_some`` has seen."""
+        self.precondition(columns, curvature)
+        return self.costs(len(curvature.rows), curvature.size).solve_passes
+
+    def decomposed(self, curvature: Curvature) -> list[int]:
+        """The sizes n of matrices [n, n] that fitting decomposes, whatever the number of rows."""
+        return []
+
+    def decompose(self, matrix: NDArray[np.float64]) -> None:
+        """What is done to such a matrix, for a plan to time."""
+
     def objective_gradient_norm(self, curvature: Curvature) -> float:
         """|grad R(theta)|, from a factor that holds the data term's gradient and the parameters."""
         fitted = curvature.factor

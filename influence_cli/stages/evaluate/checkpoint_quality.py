@@ -46,9 +46,27 @@ def quality_of(scores: ScoreTables, request: EvaluateRequest, listener: Listener
         except InfluenceError as error:
             listener.note(f"{where}: its model is not measured: {error}")
             continue
-        about = {"checkpoint": origin["checkpoint"]["locator"], "group": column or None, "rows": rows}
-        found.append({"tables": [t.source for t in tables], **about})
+        objectives = [o for t in tables for o in t.provenance["spec"]["objectives"]]
+        found.append(
+            {
+                "tables": [t.source for t in tables],
+                "objectives": list(dict.fromkeys(objectives)),
+                "checkpoint": origin["checkpoint"]["locator"],
+                "group": column or None,
+                "groups": {"column": column, "names": _names_of(run, column)} if column else None,
+                "rows": rows,
+            }
+        )
     return found
+
+
+def _names_of(run: Run, column: str) -> list[str]:
+    """The groups of the target rows."""
+    table = run.target.manifest.table
+    if column not in table.column_names:
+        return []
+    values = table.column(column).take(run.target.index).unique().to_pylist()
+    return sorted(str(v) for v in values if v is not None)
 
 
 def _measured(run: Run, session: Session, column: str) -> dict[str, dict[str, Any]]:

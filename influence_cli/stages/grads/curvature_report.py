@@ -13,6 +13,7 @@ from influence_cli.stages.run.row_values import values_of
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 
+NAMED = 5  # unused parameters that a note names
 # condition numbers above which scores lose most of their digits
 ILL_CONDITIONED = {"bf16": 1e6, "fp32": 1e6, "fp64": 1e12}
 
@@ -37,10 +38,22 @@ def note_curvature(run: Run, session: Session) -> None:
         if not facts:
             continue
         session.listener.note(f"{name}: {curvature_sentence(facts, asdict(run.solvers[name]))}")
-        for text in run.solvers[name].notes(facts):
+        for text in notes_of(run, name, facts):
             session.listener.note(f"{name}: {text}")
         for text in (*_warnings(run, session, name), *condition_warning(run, name, facts)):
             session.listener.warn(f"{name}: {text}")
+
+
+def notes_of(run: Run, name: str, facts: dict[str, Any]) -> list[str]:
+    """What a reader of a method's scores has to know, and which parameters are outside its curvature."""
+    said = list(run.solvers[name].notes(facts))
+    if facts.get("unused"):
+        some = ", ".join(facts["unused"][:NAMED]) + (", ..." if len(facts["unused"]) > NAMED else "")
+        said.append(
+            f"{facts['unused_parameters']:,} selected parameters are unused: no logit depends on them, and they are "
+            f"outside the curvature ({some})"
+        )
+    return said
 
 
 def condition_warning(run: Run, name: str, facts: dict[str, Any]) -> list[str]:

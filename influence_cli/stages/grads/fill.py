@@ -7,6 +7,7 @@ the rows in hand.
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import replace
 
@@ -46,6 +47,9 @@ def fill(run: Run, session: Session) -> tuple[Run, int]:
     note_values(run, session)
     growth.note(run, session)
     run, gradients = fill_gradients(run, session)
+    if session.cold and "torch" in sys.modules:  # which is imported once a process
+        session.cold, took = False, time.perf_counter() - session.opened
+        session.store.write_timing(start_key(run, session), max(0.0, took - session.timed), ENOUGH_ROWS)
     return run, done + gradients
 
 
@@ -64,9 +68,6 @@ def _fill(run: Run, session: Session, look: FirstLook) -> tuple[Run, int]:
     for position, w in enumerate(work):
         called = added_member(run, w.member) or "model"
         at = models.at(w.member, f"member {position + 1} of {len(work)}" if len(work) > 1 else called)
-        if session.cold:  # torch is imported once a process
-            session.cold = False
-            session.store.write_timing(start_key(run, session), time.perf_counter() - session.opened, ENOUGH_ROWS)
         if w.directions:
             measure(run, session, w, at, models, payloads)
         if position == 0 and not run.linear_members():

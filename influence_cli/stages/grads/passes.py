@@ -5,7 +5,7 @@ A pass computes what the parts of its quantities lack, and says which rows turne
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from influence_cli.stages.grads.first_look import FirstLook
@@ -91,13 +91,15 @@ def _value_pass(run: Run, session: Session, work: Work, at: MemberModel) -> Loop
     from influence_cli.engines.row_values import RowValues
 
     lacking = work.in_pass("values")
-    functions = {part: _value_function(run, session, part, work, at) for part, keys in lacking.items() if len(keys)}
+    made_of = {part: _value_function(run, session, part, work, at) for part, keys in lacking.items() if len(keys)}
+    functions = {part: function for part, (function, _) in made_of.items()}
+    point = at.exact.less({name for _, outside in made_of.values() for name in outside})
     made: dict[Parts, RowValues] = {}
 
     def values(parts: Parts, x: Tensor, y: Tensor) -> list[Tensor]:
         if parts not in made:
             quadratic = all(run.values[part.of].quadratic for part in parts)
-            made[parts] = RowValues(at.exact, run.row_loss, [functions[part] for part in parts], quadratic)
+            made[parts] = RowValues(point, run.row_loss, [functions[part] for part in parts], quadratic)
         return [made[parts].of(x, y)]
 
     def by_part(parts: Parts, found: list[Tensor]) -> dict[Part, Arrays]:
@@ -106,13 +108,18 @@ def _value_pass(run: Run, session: Session, work: Work, at: MemberModel) -> Loop
     return _labelled_loop("values", f"row gradients, {at.called}", run, session, work, at.exact, values, by_part)
 
 
-def _value_function(run: Run, session: Session, part: Part, work: Work, at: MemberModel) -> OfBlocks:
-    """What maps the blocks of a batch to one value of each row; what it takes is fitted, and said."""
+def _value_function(
+    run: Run, session: Session, part: Part, work: Work, at: MemberModel
+) -> tuple[OfBlocks, Collection[str]]:
+    """What maps the blocks of a batch to one value of each row; what it takes is fitted, and said.
+
+    And the names of the parameters that the blocks are to be without, since its curvature is.
+    """
     from influence_cli.engines.row_values import sum_over
 
     value, member = run.values[part.of], work.member
     if value.of_block is not None:
-        return sum_over(value.of_block)
+        return sum_over(value.of_block), ()
     for solve in missing_solves(run, session, (), {part.of: work.lacking[part]}):
         seconds = "" if solve.seconds is None else f", about {solve.seconds:,.3g} seconds"
         session.listener.note(
@@ -124,7 +131,7 @@ def _value_function(run: Run, session: Session, part: Part, work: Work, at: Memb
     assert run.fit is not None
     called = names.row_value(run, part.of, member)[0]
     session.store.write_value_facts(called, run.fit.fingerprint, about_curvature(run, facts, curvature))
-    return function
+    return function, curvature.outside
 
 
 def _own_pass(name: str, run: Run, session: Session, work: Work, at: MemberModel) -> Looped:

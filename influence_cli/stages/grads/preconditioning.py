@@ -8,6 +8,7 @@ factor in hand and nothing else; of a computation by steps, such as a solve, tho
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,26 +70,26 @@ def precondition(
 def fitted_curvature(run: Run, session: Session, name: str, member: Member, model: nn.Module) -> Curvature:
     """The curvature at a member with what a method fits on it, from the store or fitted now.
 
-    Fit rows whose logits or derivatives are not finite are outside it, as if they were not there.
+    Fit rows whose logits or derivatives are not finite are outside it, as if they were not there; so are parameters
+    that no logit depends on.
     """
     from influence_cli.curvature.curvature import Curvature
 
     assert run.fit is not None
 
-    def of(rows: Rows) -> Curvature:
+    def of(rows: Rows, without: Sequence[str] = ()) -> Curvature:
         return Curvature(
             model, require_model(run)[0], rows, run.spec.params, member.dropout, session.device,
-            session.batch_size(run.model), session.runtime.workers, session.listener,
+            session.batch_size(run.model), session.runtime.workers, session.listener, without=without,
         )  # fmt: skip
 
     meta = session.store.factors.meta(names.factor(run, name, member))
-    if meta is None:
-        curvature = of(run.fit.rows)
-        rows = _usable_fit_rows(run, name, curvature)
-    else:
-        curvature, rows = of(run.fit.rows), run.fit.less(set(meta["unusable"]))
+    curvature = of(run.fit.rows)
+    rows = _usable_fit_rows(run, name, curvature) if meta is None else run.fit.less(set(meta["unusable"]))
     if len(rows) < len(run.fit.rows):
         curvature = of(rows)
+    if unused := curvature.unused():
+        curvature = of(rows, unused)
     curvature.factor = _factor(run, session, name, run.solvers[name], member, curvature)
     return curvature
 
@@ -128,6 +129,11 @@ def about_curvature(run: Run, facts: dict[str, Any], curvature: Curvature) -> di
     about = {"fit_rows": len(rows), "fit_weight": curvature.weight, "parameters": curvature.size}
     if len(outside):
         about |= {"unusable_rows": len(outside), "unusable": [outside.ids[k] for k in range(min(5, len(outside)))]}
+    if curvature.outside:
+        about |= {
+            "unused_parameters": sum(s.numel() for s in curvature.outside.values()),
+            "unused": [*curvature.outside],
+        }
     return {**facts, **about}
 
 
@@ -136,7 +142,9 @@ def _factor(
 ) -> dict[str, Any]:
     """The arrays of a method's factor, from the store or fitted now."""
     factor = names.factor(run, name, member)
-    stored = session.store.read_factor(factor)
+    meta = session.store.factors.meta(factor)
+    of_these = meta is not None and meta["parameters"] == curvature.size  # earlier versions fitted unused ones too
+    stored = session.store.read_factor(factor) if of_these else None
     if stored is not None:
         return stored
     assert run.fit is not None

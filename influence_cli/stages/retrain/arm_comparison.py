@@ -24,6 +24,7 @@ from influence_cli.maths.arms import (
 )
 from influence_cli.maths.fairness import demographic_parity, equalised_odds
 from influence_cli.maths.labels import softmax
+from influence_cli.report.answers import helped
 from influence_cli.stages.curate.score_table import GROUP, groups_of
 from influence_cli.stages.retrain.arms import Arm
 
@@ -91,10 +92,10 @@ def _values(arm: dict[str, Any], metric: str) -> Floats:
 
 def improved(metrics: dict[str, Any]) -> bool:
     """Whether the first curated arm beats no edit and every control in accuracy, by the paired interval."""
-    comparison = next(iter(metrics["comparison"].values()), None)
-    if comparison is None:
+    first = next(iter(metrics["comparison"]), None)
+    if first is None:
         raise UsageError("nothing to compare with", fix="pass --against MANIFEST, the rows before curation")
-    return all(c["accuracy"]["verdict"] == "better" for c in comparison.values())
+    return helped(metrics, first)
 
 
 def pareto(metrics: dict[str, Any], seed: int, between: Between, same: bool = False) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from influence_cli.model.checkpoints import find_model
 from influence_cli.model.hf_folder import HF, start_folder
 from influence_cli.model.new_spec import new_spec
 from influence_cli.model.spec import ModelSpec, is_own, refuse_pretrained
-from influence_cli.model.standardise import can_standardise, standardised
+from influence_cli.model.standardise import standardised_by
 from influence_cli.settings import parse_budget
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import GROUP, read_scores
@@ -132,11 +132,11 @@ def _to_train(request: RetrainRequest, manifest: Manifest, listener: Listener) -
         return training_spec(inputs, manifest, notes)
     from_scratch = request.init is None and not request.pretrained
     spec = new_spec(with_outputs(inputs), manifest, None, from_scratch, listener)
-    if from_scratch and not request.raw_features and can_standardise(spec):
+    made = standardised_by(spec, manifest.rows("train"), request.raw_features) if from_scratch else spec
+    if made is not spec:
         said = "features are standardised by mean and sd of the train rows (--raw-features takes them as they are)"
         listener.note(said)
-        spec = standardised(spec, manifest.rows("train"))
-    return with_class_order(spec, inputs, manifest, request.init or "")
+    return with_class_order(made, inputs, manifest, request.init or "")
 
 
 def compared_arms(

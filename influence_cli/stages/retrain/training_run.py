@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,7 @@ class TrainingRun:
         data.labels, data.weights = arm.labels, arm.weights
         wanted = {round((k + 1) * self.recipe.rounds / keep) - 1 for k in range(keep)}  # evenly spaced, with the last
         checkpoints: list[EpochCheckpoint] = []
+        ends: list[float] = []
         with self.listener.progress(f"train {arm.name}, seed {seed}", self.recipe.rounds, "epochs") as progress:
 
             def on_epoch(epoch: int, step: int, rate: float) -> None:
@@ -97,6 +99,7 @@ class TrainingRun:
                     folder.write_weights(kept.file, model, about)
                     checkpoints.append(kept)
                 progress.advance(1)
+                ends.append(time.perf_counter())
 
             steps = train(model, data, self.recipe, seed, self.device, on_epoch)
         done = {"seed": seed, "steps": steps, "checkpoints": [asdict(c) for c in checkpoints]}
@@ -104,7 +107,7 @@ class TrainingRun:
         folder.write_weights(WEIGHTS_FILE, model, {"model": self.spec.as_dict(), "step": steps})
         self._write_model_files(folder)
         record = self._record(seed, arm, folder)
-        folder.write(replace(record, checkpoints=tuple(checkpoints), steps=steps))
+        folder.write(replace(record, checkpoints=tuple(checkpoints), steps=steps, seconds=_seconds(ends)))
         folder.write_measures(result)
         return result
 
@@ -210,11 +213,18 @@ class TrainingRun:
         seed, top = self.request.seed, RunFolder(self.request.output)
         kept, first = self.folder(main, seed), metrics["arms"][main.name]["seeds"][str(seed)]
         checkpoints = tuple(map(EpochCheckpoint.from_json, first["checkpoints"]))
-        record = replace(self._record(seed, main, kept), checkpoints=checkpoints, **notes)
+        trained = kept.read()
+        took = None if trained is None else trained.seconds
+        record = replace(self._record(seed, main, kept), checkpoints=checkpoints, seconds=took, **notes)
         top.copy_weights(record.weights, kept)
         self._write_model_files(top)
         top.write(record)
         top.write_metrics(metrics)
+
+
+def _seconds(ends: list[float]) -> float | None:
+    """Seconds of a training whose epochs ended then, without what its first epoch sets up; None of one epoch alone."""
+    return round((ends[-1] - ends[0]) * len(ends) / (len(ends) - 1), 3) if len(ends) > 1 else None
 
 
 def finished_training(folder: RunFolder, keep: int, listener: Listener) -> dict[str, Any] | None:

@@ -96,9 +96,11 @@ def _order_said(run: Run, found: Matching) -> str:
     assert run.model is not None
     classes, order = run.manifest.classes, run.model.order
     outputs = found.outputs if order is None else tuple(order[k] for k in found.outputs)  # as the weights have them
-    named = [str(k) for k in range(len(outputs))] if classes is None else list(classes)[: len(outputs)]
-    word = next((w for w, o in likely_orders(classes).items() if tuple(o)[: len(outputs)] == outputs), None)
-    by_output = [named[k] for k in np.argsort(outputs, kind="stable").tolist()]
+    count = run.model.num_classes
+    named = [str(k) for k in range(count)] if classes is None else list(classes)
+    words = likely_orders(classes) if len(named) == count else {}  # which name every output
+    word = next((w for w, o in words.items() if tuple(o)[: len(outputs)] == outputs), None)
+    by_output = _by_output(named, outputs, count)
     some = json.dumps(by_output[:SHOWN_CLASSES], ensure_ascii=False) + ("..." if len(by_output) > SHOWN_CLASSES else "")
     how = "their order seems to be" if word is None else f"their order seems to be the {word} one:"
     fix = f"pass {FLAG} FILE with the names in the checkpoint's order as a JSON list"
@@ -108,9 +110,27 @@ def _order_said(run: Run, found: Matching) -> str:
         fix = f"leave {FLAG} out"
     return (
         f"the checkpoint's classes seem to stand in another order than the manifest's: {found.as_it_is:.1%} of a "
-        f"class's rows are predicted right as they stand, and {found.by_order:.1%} in another order; {how} {some}; "
-        f"{fix}"
+        f"class's rows are predicted right as they stand, and {found.by_order:.1%} in another order; {how} {some}"
+        f"{_beside(count, named)}; {fix}"
     )
+
+
+def _by_output(named: list[str], outputs: tuple[int, ...], count: int) -> list[str]:
+    """The name of every output: that of the class it is; of others that of a class without rows, or its own number.
+
+    >>> _by_output(["cat", "dog"], (1, 2), 3), _by_output(["cat", "dog", "eel"], (2, 0), 3)
+    (['output 0', 'cat', 'dog'], ['dog', 'eel', 'cat'])
+    """
+    found, rest = dict(zip(outputs, named, strict=False)), iter(named[len(outputs) :])
+    return [found[k] if k in found else next(rest, f"output {k}") for k in range(count)]
+
+
+def _beside(count: int, named: list[str]) -> str:
+    """Where there are more outputs than classes: that their names matter to nobody."""
+    more = count - len(named)
+    if more <= 0:
+        return ""
+    return f" (its {count} outputs are {more} more than the manifest's classes; what those are called does not matter)"
 
 
 def warn_of_memory(run: Run, session: Session, known: dict[str, tuple[float, int]]) -> None:

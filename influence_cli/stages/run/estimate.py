@@ -1,7 +1,8 @@
 """Seconds per row where too few rows were ever measured: batches of zeros are run, and nothing is remembered.
 
 A batch grows until it takes long enough to be timed, or is as large as those of a run: what a call costs whatever its
-rows would otherwise be taken for the rows' own cost.  Decoding is timed on some of the rows themselves.
+rows would otherwise be taken for the rows' own cost.  What the first call takes beyond that sets things up, as every
+run has to, and counts as a part of its start.  Decoding is timed on some of the rows themselves.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from influence_cli.stages.run.estimate_curvature import curvature_rates
 from influence_cli.stages.run.gradient_plan import AT_ONCE, describe_rows, row_request
 from influence_cli.stages.run.plan import Work
 from influence_cli.stages.run.quantities import QUANTITIES
@@ -68,16 +70,18 @@ def estimated_rates(run: Run, session: Session, work: list[Work]) -> Rates:
         return lambda some: of_rows(some, torch.zeros(len(some), dtype=torch.int64, device=point.device))
 
     by_itself = {name for w in work for name in w.passes} - {"forward", "values"}
-    found = {name: _seconds_a_row(own(name), x, most) for name in by_itself}
+    timed = {name: _seconds_a_row(own(name), x, most) for name in by_itself}
+    timed["outputs"] = _seconds_a_row(lambda some: point.outputs(some, []), x, most)
     if any(w.rows_in("values") for w in work):
-        found["values"] = _seconds_a_row(values, x, most)
-    found |= {
-        "outputs": _seconds_a_row(lambda some: point.outputs(some, []), x, most),
-        "tangents": _seconds_a_row(lambda some: engine.outputs(some, [zero] * directions), x, most),
-        "target": _seconds_a_row(target, x, most),
-    }
+        timed["values"] = _seconds_a_row(values, x, most)
+    if directions:
+        timed["tangents"] = _seconds_a_row(lambda some: engine.outputs(some, [zero] * directions), x, most)
+    if any(w.directions for w in work):
+        timed["target"] = _seconds_a_row(target, x, most)
+    curvature, setups = curvature_rates(run, session, model, work)
     decoding = _decoding(run, session, spec)
-    return {**{name: rate + decoding for name, rate in found.items()}, START: start}
+    start += setups + sum(setup for _, setup in timed.values())
+    return {**{name: rate + decoding for name, (rate, _) in timed.items()}, **curvature, START: start}
 
 
 def _decoding(run: Run, session: Session, spec: ModelSpec) -> float:
@@ -117,19 +121,21 @@ def _estimated_gradients(run: Run, session: Session) -> dict[str, Any]:
         gradients.of(some, torch.zeros(len(some), dtype=torch.int64, device=point.device))
 
     most = max(1, min(session.batch_size(spec), AT_ONCE // max(1, gradients.dim)))
-    rate = _seconds_a_row(of_rows, x[:most], most) + _decoding(run, session, spec)
+    rate = _seconds_a_row(of_rows, x[:most], most)[0] + _decoding(run, session, spec)
     return {"rate": rate, "dim": gradients.layout()["dim"]}
 
 
-def _seconds_a_row(work: Callable[[Tensor], object], x: Tensor, most: int) -> float:
-    """Of a batch that takes long enough, of at most as many rows as a run's batches have."""
+def _seconds_a_row(work: Callable[[Tensor], object], x: Tensor, most: int) -> tuple[float, float]:
+    """Of a batch that takes long enough, of at most as many rows as a run's batches have; and of setting things up."""
     import torch
 
+    setup = None
     while True:
-        work(x)  # the first call sets things up
+        first = _seconds(work, x)
         took = min(_seconds(work, x) for _ in range(2))  # whatever else the machine does adds to it
+        setup = max(0.0, first - took) if setup is None else setup
         if took >= LONG or len(x) >= most:
-            return took / len(x)
+            return took / len(x), setup
         x = x[torch.arange(min(4 * len(x), most), device=x.device) % len(x)]
 
 

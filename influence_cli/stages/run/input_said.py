@@ -62,7 +62,7 @@ def say_input(run: Run, session: Session) -> None:
         if name in found:
             text += f"; {name} {as_text(tuple(found[name]['values']))} from --{name}"
     if found["images"] is not None:
-        text += f"; {_images(found['images'])}"
+        text += f"; {_images(found['images'])}{_channels_said(found['images'], found['channels'])}"
         if found["far"]:
             text += ", far from it: accuracy falls where the model was trained at another size"
     session.listener.note(text)
@@ -72,6 +72,17 @@ def _images(own: dict[str, Any]) -> str:
     if own["least"] == own["most"]:
         return f"the images are {size_text(own['median'])}"
     return f"the images are {size_text(own['least'])} to {size_text(own['most'])}"
+
+
+def _channels_said(own: dict[str, Any], channels: int) -> str:
+    """What becomes of images that have other channels than the model's input; "" where none has."""
+    grey, colour = own["grey"], own["colour"]
+    others, kind = (colour, "in colour") if channels == 1 else (grey, "grey")
+    if others == 0:
+        return ""
+    done = "turned into grey" if channels == 1 else "repeated in every channel"
+    which = f", {kind}" if others == grey + colour else f", {others} of {grey + colour} looked at {kind}"
+    return f"{which}: they are {done}, as the model takes {'1 channel' if channels == 1 else f'{channels} channels'}"
 
 
 def _origin(run: Run) -> str:
@@ -99,16 +110,21 @@ def _says_its_model(checkpoint: Checkpoint) -> bool:
 
 
 def _own_sizes(run: Run, session: Session) -> dict[str, Any] | None:
-    """Median, least and most (height, width) of some train images, remembered; None where none can be read."""
-    note = fingerprint("image sizes", 1, rows=run.manifest.fingerprint, sample=SAMPLE)
+    """Median, least and most (height, width) of some train images, how many are grey and in colour, remembered.
+
+    None where none can be read.
+    """
+    note = fingerprint("image sizes", 2, rows=run.manifest.fingerprint, sample=SAMPLE)
     known = session.store.read_model_note(note)
     if known is None:
         every = run.train.index
         rows, kind = every[:: max(1, len(every) // SAMPLE)][:SAMPLE], run.manifest.payload_kind
-        sizes: list[tuple[int, int]] = []
+        sizes, grey = list[tuple[int, int]](), 0
         for _, payload in run.manifest.payloads(rows):
             try:
-                sizes.append(tuple(kind.shape(payload)[-2:]))  # type: ignore[arg-type]
+                channels, *size = kind.shape(payload)
+                sizes.append((size[0], size[1]))
+                grey += channels == 1
             except Exception:  # a damaged image is named where it is decoded
                 continue
         if not sizes:
@@ -118,6 +134,8 @@ def _own_sizes(run: Run, session: Session) -> dict[str, Any] | None:
             "median": np.median(values, axis=0).astype(int).tolist(),
             "least": values.min(axis=0).tolist(),
             "most": values.max(axis=0).tolist(),
+            "grey": grey,
+            "colour": len(sizes) - grey,
         }
         session.store.write_model_note(note, known)
     return known

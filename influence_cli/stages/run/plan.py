@@ -16,7 +16,7 @@ from influence_cli.stages.run.gradient_plan import describe_rows
 from influence_cli.stages.run.input_said import input_of
 from influence_cli.stages.run.members import planned_members
 from influence_cli.stages.run.quantities import QUANTITIES, Part
-from influence_cli.stages.run.rates import START, Rates, known_rates, start_key
+from influence_cli.stages.run.rates import FIT, FIXED, SOLVE, START, Rates, known_rates, start_key
 from influence_cli.stages.run.run import Member, Run
 from influence_cli.stages.run.session import Session
 from influence_cli.store import Keys
@@ -170,9 +170,12 @@ def describe_plan(
 
 
 def _in_all(part: Fit | Solve, rates: Rates) -> float | None:
-    """Seconds of a fit or of solves; where they were never timed, from its forward passes over the fit rows."""
-    forward = rates.get("outputs")
-    return part.seconds if part.seconds is not None or forward is None else forward * part.rows * part.passes
+    """Seconds of a fit or of solves; where they were never timed, from passes that were tried, or forward ones."""
+    tried = rates.get((FIT if isinstance(part, Fit) else SOLVE) + part.method, rates.get("outputs"))
+    if part.seconds is not None or tried is None:
+        return part.seconds
+    fixed = rates.get(FIXED + part.method, 0.0) if isinstance(part, Fit) else 0.0
+    return round(tried * part.rows * part.passes + fixed, 1)
 
 
 def _start(run: Run, session: Session, work: list[Work], gradients: list[dict[str, Any]], rates: Rates) -> float:
@@ -200,8 +203,8 @@ def _step(run: Run, work: Work, position: int, n: int, rates: Rates) -> dict[str
         "directions": len(work.tangents) + len(work.halves),
         "seconds": _seconds(run, work, rates),
         "bytes": sum(len(k) * QUANTITIES[p.quantity].row_bytes(run) for p, k in work.lacking.items()),
-        "fits": [fit.as_dict() for fit in work.fits],
-        "solves": [solve.as_dict() for solve in work.solves],
+        "fits": [{**fit.as_dict(), "seconds": _in_all(fit, rates)} for fit in work.fits],
+        "solves": [{**solve.as_dict(), "seconds": _in_all(solve, rates)} for solve in work.solves],
     }
 
 

@@ -15,7 +15,9 @@ from influence_cli.stages.run.session import Session
 
 Rates = dict[str, float]  # seconds per row, by kind of pass
 ENOUGH_ROWS, ENOUGH_SECONDS = 256, 2.0  # either makes a rate a measured one
-START = "start-up"  # torch, the model and its weights: seconds a run, whatever the rows
+START = "start-up"  # torch, the model and its weights, all that is set up once: seconds a run, whatever the rows
+FIT, SOLVE = "fit ", "solve "  # before the name of a method: seconds a fit row and pass
+FIXED = "fixed "  # before the name of a method: seconds of its fit whatever the rows
 
 
 @dataclass
@@ -46,6 +48,8 @@ class Stopwatch:
         rest = self.batches[1:] or self.batches
         rows, seconds = sum(r for r, _ in rest), sum(s for _, s in rest)
         remember_rate(session, key, rows, seconds, alone=len(self.batches) == 1)
+        if len(self.batches) > 1:
+            session.timed += self.batches[0][0] * seconds / max(1, rows)  # beyond that it set things up
 
 
 def remember_rate(session: Session, key: str, rows: int, seconds: float, alone: bool = False) -> None:
@@ -55,6 +59,7 @@ def remember_rate(session: Session, key: str, rows: int, seconds: float, alone: 
     """
     if rows <= 0:
         return
+    session.timed += 0.0 if alone else seconds
     weight = rows if seconds < ENOUGH_SECONDS else max(rows, ENOUGH_ROWS)
     weight = min(weight, ENOUGH_ROWS - 1) if alone and seconds < ENOUGH_SECONDS else weight
     if session.store.timing(key) is None or weight >= min(session.store.timed_rows(key), ENOUGH_ROWS):

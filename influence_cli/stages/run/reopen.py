@@ -41,14 +41,7 @@ def reopen(
             it names code that ``runtime`` does not.
         ModelError: its checkpoint is not the one that it was scored at, and no other is asked for.
     """
-    if not origin:
-        raise UsageError("the table does not say how it was made", where=source, fix="give one that `score` wrote")
-    then = origin.get("checkpoint")
-    if then is None:
-        raise UsageError("no method of the table needs a model", where=source, fix="score with ip or loss, say")
-    if (origin.get("fit_rows") or {}).get("in_memory"):
-        fix = "score with a manifest's path as --fit-rows"
-        raise UsageError("its curvature was fitted on rows in memory, which are not found again", where=source, fix=fix)
+    _check_origin(origin, source)
     kept = values_kept(Inputs, origin)
     named = kept.get("model") or (origin.get("model") or {}).get("name")
     if is_own(named):
@@ -65,17 +58,25 @@ def reopen(
     inputs = Inputs(**{"manifest": None, **kept, **meant, "overlap": overlap_of(origin)})
     session = Session.open(runtime, listener, remember)
     run = open_run(inputs, spec or spec_of(origin), session)
-    if not another and run.checkpoint is not None and run.checkpoint.digest != then["fingerprint"]:
+    if not another and run.checkpoint is not None and run.checkpoint.digest != origin["checkpoint"]["fingerprint"]:
         where = inputs.checkpoint or ""
         raise ModelError("the checkpoint has changed since", where=where, fix="run `influence score` again")
     scored_for = origin["target"].get("fingerprint")
     if target is None and scored_for not in (None, run.target_fingerprint):
-        what, fix = (
-            "the target rows have changed since, so its scores are of another question",
-            "run `influence score` again",
-        )
-        raise UsageError(what, where=source, fix=fix)
+        what = "the target rows have changed since, so its scores are of another question"
+        raise UsageError(what, where=source, fix="run `influence score` again")
     return run, session
+
+
+def _check_origin(origin: dict[str, Any], source: str) -> None:
+    """Refuse a table whose provenance leads to no run that can be opened again (UsageError)."""
+    if not origin:
+        raise UsageError("the table does not say how it was made", where=source, fix="give one that `score` wrote")
+    if origin.get("checkpoint") is None:
+        raise UsageError("no method of the table needs a model", where=source, fix="score with ip or loss, say")
+    if (origin.get("fit_rows") or {}).get("in_memory"):
+        fix = "score with a manifest's path as --fit-rows"
+        raise UsageError("its curvature was fitted on rows in memory, which are not found again", where=source, fix=fix)
 
 
 def overlap_of(origin: dict[str, Any]) -> str:

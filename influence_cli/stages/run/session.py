@@ -85,6 +85,7 @@ class Session:
     said: set[str] = field(default_factory=set)  # accuracies already said to be at chance
     opened: float = field(default_factory=time.perf_counter)
     cold: bool = field(default_factory=lambda: "torch" not in sys.modules)  # it is yet to be imported
+    timed: float = 0.0  # seconds that are in rates; the others of a run are those of its start
     _folders: dict[str, ShardFolder] = field(default_factory=dict)
 
     @staticmethod

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from influence_cli.data.classes import label_called, numbers_in
+from influence_cli.data.classes import Names, label_called, numbers_in
 from influence_cli.data.feature_names import check_features, identity_of
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.row_checks import SKIPPED, BadRow
@@ -95,8 +95,20 @@ def check_classes(manifest: Manifest, model: ModelSpec) -> None:
         raise ManifestError(
             f"its labels mean other classes ({here}) than those that the checkpoint was trained on ({there})",
             where=manifest.source,
-            fix="number the classes as the checkpoint does, or match its outputs by name: --class-map checkpoint",
+            fix=_fix_of_classes(own, trained),
         )
+
+
+def _fix_of_classes(own: Names | None, trained: Names | None) -> str:
+    """How labels and outputs get to mean the same: by the checkpoint's names where it has the manifest's."""
+    if own and trained and set(own) <= set(trained):
+        return "number the classes as the checkpoint does, or match its outputs by name: --class-map checkpoint"
+    if own and trained:
+        return (
+            "call the classes as the checkpoint does (schema metadata key 'classes'), or its outputs as the manifest "
+            f"does: --class-map FILE, a JSON list of {len(trained)} names in the checkpoint's order"
+        )
+    return "number the classes as the checkpoint does, or name them in the manifest (schema metadata key 'classes')"
 
 
 def check_alike(other: Manifest, manifest: Manifest, model: ModelSpec | None) -> None:

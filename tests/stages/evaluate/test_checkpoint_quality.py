@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
+from influence_cli.report.answers import answer_of_evaluate
 from tests.cases import call_cli
 from tests.stages.curate.test_parity import apart
 
@@ -88,3 +89,25 @@ def test_a_model_that_is_gone_is_noted_and_the_rest_is_said(apart: Path, tmp_pat
     shutil.copytree(apart / "RUN", tmp_path / "MOVED")
     (entry,) = evaluated(tmp_path, "exact.parquet", "--checkpoint", "MOVED")["at_checkpoint"]
     assert entry["rows"]["test"]["n"] == 60
+
+
+def test_the_answer_about_a_table_for_groups_is_the_gap_between_them(scored_for_both: Path) -> None:
+    ran = call_cli("evaluate", "both.parquet", "--json", cwd=scored_for_both)
+    (entry,) = ran.json["at_checkpoint"]
+    assert (entry["objectives"], entry["groups"]) == (
+        ["fairness", "robustness"],
+        {"column": "group", "names": ["a", "b"]},
+    )
+    target, test = (entry["rows"][split] for split in ("target", "test"))
+    answer = next(line for line in ran.err.splitlines() if line.startswith("answer: "))
+    assert answer.startswith(
+        "answer: of the model that was scored the demographic-parity gap between a and b (column group) is "
+        f"{100 * target['dp_gap']:.2f} points on 80 target rows (accuracy {100 * target['accuracy']:.2f} %), "
+        f"{100 * test['dp_gap']:.2f} points on 60 test rows"
+    )
+    entry["objectives"] = ["equalised-odds"]
+    assert f"equalised-odds gap between a and b (column group) is {100 * target['eo_gap']:.2f} points" in str(
+        answer_of_evaluate({"at_checkpoint": [entry]})
+    )
+    entry["objectives"] = ["robustness"]  # which is about no groups
+    assert "gap" not in str(answer_of_evaluate({"at_checkpoint": [entry]}))

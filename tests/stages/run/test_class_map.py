@@ -294,3 +294,25 @@ def test_untrained_networks_are_not_taken_for_another_order() -> None:
         with torch.no_grad():
             wrong += find_matching(net(x).argmax(1).numpy(), labels, 10) is not None
     assert wrong == 0
+
+
+@pytest.mark.parametrize("names", [NATURAL, TEXT, None])
+def test_the_map_that_is_advised_names_every_output_where_there_are_more_than_classes(
+    names: tuple[str, ...] | None, tmp_path: Path
+) -> None:
+    manifest, right = write(table_of(names), tmp_path / "m.parquet"), torch.load(weights(tmp_path / "w.pt"))
+    background = torch.full((1, WIDTH), -0.5)
+    more = {"head.weight": torch.cat([background, right["head.weight"]]), "head.bias": torch.zeros(WIDTH + 1)}
+    torch.save(more, tmp_path / "w.pt")
+    heard, how = Heard(), {"model": "linear", "num_classes": WIDTH + 1}
+    score(job_of(manifest, tmp_path / "w.pt", None, listener=heard, **how))
+    (said,) = [w for w in heard.warnings if "another order" in w]
+    advised = json.loads(said[said.index("[") : said.index("]") + 1])
+    assert advised[1:] == list(NATURAL)
+    assert ("12 outputs are 1 more than the manifest's classes" in said) == (names is not None)
+    assert "--class-map FILE" in said  # a word names the classes alone, which are fewer
+    heard = Heard()
+    table = score(job_of(manifest, tmp_path / "w.pt", None, listener=heard, class_map=advised, **how))
+    assert heard.warnings == []
+    assert np.isfinite(column(table)).all()
+    assert any("train accuracy 100.0%" in note for note in heard.notes)

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from influence_cli.stages.run.accuracy import memorised
-from tests.cases import call_cli, digits_table, examples, feature_table, train_run, write
+from influence_cli.stages.run.input_said import say_input
+from tests.cases import call_cli, digits_table, examples, feature_table, job_of, png, train_run, with_column, write
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,33 @@ def test_the_input_is_said_before_scoring_and_in_the_plan(flags: list[str], said
         assert ran.err.splitlines()[0] == line
     assert ran.json["input"]["size"] in ([8, 8], [32, 32])
     assert call_cli("score", "m.parquet", *flags, "-q", "-o", "s.parquet", cwd=photos).err == ""
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "said"),
+    [
+        (1, "colour", "; the images are 8 x 8, in colour: they are turned into grey, as the model takes 1 channel"),
+        (3, "grey", "; the images are 8 x 8, grey: they are repeated in every channel, as the model takes 3 channels"),
+        (1, "both", ", 30 of 60 looked at in colour: they are turned into grey, as the model takes 1 channel"),
+        (3, "both", ", 30 of 60 looked at grey: they are repeated in every channel, as the model takes 3 channels"),
+        (1, "grey", "; the images are 8 x 8"),
+        (3, "colour", "; the images are 8 x 8"),
+    ],
+)
+def test_images_of_other_channels_than_the_model_takes_are_said(
+    model: int, images: str, said: str, tmp_path: Path
+) -> None:
+    rng, table = np.random.default_rng(0), digits_table(60, 20, 10)
+
+    def of(*shapes: tuple[int, ...]) -> Path:
+        payloads = [png(rng.integers(0, 255, shapes[k % len(shapes)], np.uint8)) for k in range(len(table))]
+        return write(with_column(table, "image", payloads), tmp_path / f"{len(list(tmp_path.iterdir()))}.parquet")
+
+    run = train_run(of((8, 8) if model == 1 else (8, 8, 3)), tmp_path / "RUN", "linear")
+    job = job_of(of(*{"grey": [(8, 8)], "colour": [(8, 8, 3)], "both": [(8, 8), (8, 8, 3)]}[images]), run, None)
+    say_input(job.run, job.session)
+    (line,) = (text for text in job.listener.notes if text.startswith("input: "))
+    assert line.endswith(said)
 
 
 def test_features_have_no_size_to_say(tmp_path: Path) -> None:

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from influence_cli.model.build import build_model
+from influence_cli.settings import GradSpec
+from influence_cli.stages.run import estimate_curvature
+from influence_cli.stages.run.estimate_curvature import curvature_rates
 from influence_cli.stages.run.plan import describe_plan, missing_work
 from influence_cli.stages.run.rates import ENOUGH_ROWS, Stopwatch, is_measured, known_rates, pass_key, remember_rate
 from influence_cli.store import Store
@@ -19,7 +23,7 @@ from tests.cases import call_cli, examples, feature_table, job_of, train_run, wr
 
 @pytest.fixture
 def session(tmp_path: Path) -> Any:
-    return SimpleNamespace(store=Store(tmp_path / "store"))
+    return SimpleNamespace(store=Store(tmp_path / "store"), timed=0.0)
 
 
 def test_the_first_batch_is_apart(session: Any) -> None:
@@ -88,3 +92,45 @@ def test_a_plan_by_target_row_is_near_what_it_takes(tmp_path: Path) -> None:
     planned = call_cli(*asked, "-n", "--json", cwd=tmp_path).json
     assert planned["seconds_are"] == "estimated"
     assert planned["seconds"] < 20  # of a tenth of a second: a call's own cost is not the rows'
+
+
+def test_what_is_set_up_once_is_no_part_of_a_rate(session: Any) -> None:
+    Stopwatch([(256, 5.0), (256, 0.5), (488, 1.0)]).remember(session, "k")
+    assert session.timed == pytest.approx(1000 * 1.5 / 744)  # the other seconds of the first batch are the start's
+    Stopwatch([(100, 3.0)]).remember(session, "a first batch alone")
+    assert session.timed == pytest.approx(1000 * 1.5 / 744)
+
+
+def test_curvature_is_estimated_from_some_of_its_passes_and_what_it_takes_whatever_the_rows(tmp_path: Path) -> None:
+    manifest = write(feature_table(examples(40)), tmp_path / "m.parquet")
+    run = train_run(manifest, tmp_path / "RUN", "mlp:4")
+    methods = ("exact", "cg", "lissa", "arnoldi", "ekfac", "datainf")
+    job = job_of(manifest, run, tmp_path / "store", spec=GradSpec(methods=methods))
+    work = missing_work(job.run, job.session)
+    known = {"tangents": 0.0, "target": 0.0, "fit ekfac": 0.01, "fixed ekfac": 30.0, "solve cg": 0.001, "outputs": 0.0}
+    described = describe_plan(job.run, job.session, work, known)
+    (step,) = described["steps"]
+    fits, solves = ({part["method"]: part for part in step[kind]} for kind in ("fits", "solves"))
+    assert fits["ekfac"]["seconds"] == pytest.approx(40 * 2 * 0.01 + 30.0)
+    assert solves["cg"]["seconds"] == pytest.approx(40 * solves["cg"]["passes"] * 0.001, abs=0.05)
+    assert described["seconds"] == pytest.approx(fits["ekfac"]["seconds"] + solves["cg"]["seconds"], abs=0.1)
+    rates, setups = curvature_rates(job.run, job.session, build_model(job.run.model).eval(), work)
+    assert setups > 0.0
+    assert set(rates) == {
+        *(f"{kind} {name}" for name in fits for kind in ("fit", "fixed")),
+        *(f"solve {name}" for name in ("cg", "lissa", "datainf")),
+    }
+    assert all(rate > 0.0 for rate in rates.values())
+
+
+def test_a_decomposition_grows_with_the_cube_of_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(sizes: list[int]) -> float:
+        taken = iter([0.0, 2.0])
+        monkeypatch.setattr(estimate_curvature.time, "perf_counter", lambda: next(taken))
+        method = SimpleNamespace(decomposed=lambda _: sizes, decompose=lambda _: None)
+        return estimate_curvature._decompositions(cast(Any, method), cast(Any, None))
+
+    assert seconds([512]) == 2.0
+    assert seconds([1024, 512]) == 2.0 * 8 + 2.0
+    assert seconds([10, 20]) == pytest.approx(2.0 + 2.0 / 8)
+    assert seconds([]) == 0.0

@@ -15,7 +15,7 @@ from influence_cli.model.new_spec import new_spec
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.run_record import RunRecord
 from influence_cli.model.spec import ModelSpec, is_own
-from influence_cli.model.standardise import can_standardise, standardised
+from influence_cli.model.standardise import standardised_by
 from influence_cli.model.text_input import placed
 from influence_cli.settings import Inputs
 from influence_cli.stages.evaluate.request import Training
@@ -105,6 +105,6 @@ def _spec(run: RunRecord, checkpoint: str | None, manifest: Manifest, training: 
 
         return training_spec(replace(inputs, mean=(0.5,), std=(0.5,)), manifest, store)  # as from_scratch has it
     spec = new_spec(with_outputs(inputs), manifest, None, from_scratch)
-    if from_scratch and not training.raw_features and can_standardise(spec):
-        spec = standardised(spec, manifest.rows("train"))
+    if from_scratch:
+        spec = standardised_by(spec, manifest.rows("train"), training.raw_features)
     return with_class_order(spec, inputs, manifest, training.init or "")
