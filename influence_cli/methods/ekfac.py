@@ -98,7 +98,7 @@ class EKFAC(ByLayers):
 
         from influence_cli.maths.kronecker import eigenbasis
 
-        eigenbasis(torch.from_numpy(matrix))
+        eigenbasis(torch.as_tensor(matrix))
 
     def precondition(self, q: Columns, curvature: Curvature) -> tuple[Columns, Facts]:
         """Every layer's q in its basis over eigenvalues, l2 and delta.
