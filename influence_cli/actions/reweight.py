@@ -69,7 +69,8 @@ class Reweight:
                 break
             temperature *= 2
         if temperature != self.temperature:
-            notes.append(f"temperature raised to {temperature:g} to keep the effective sample size")
+            kept = f"30 % of the effective sample size ({effective_size(before):,.0f})"
+            notes.append(f"temperature raised to {temperature:g} to keep {kept}")
         return w
 
     def _class_mass(self, w: Floats, labels: np.ndarray, before: Floats) -> Floats:

@@ -206,6 +206,8 @@ def _misfit(
     lines += [f"{k}: expected {tuple(expected[k].shape)}, found {tuple(weights[k].shape)}" for k in other]
     shown = "; ".join(lines[:SHOWN]) + (f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else "")
     fix = "pass the architecture that was trained (--model, --num-classes, --input-size)"
+    if name == "linear" and sorted(k.rpartition(".")[2] for k in weights) == ["bias", "weight"]:
+        fix = "call its weights as the model does: head.weight and head.bias"
     return ModelError(f"the checkpoint does not fit {name}: {shown}", where=checkpoint.locator, fix=fix)
 
 

@@ -144,4 +144,8 @@ def _gain(metrics: dict[str, Any], name: str, arm: dict[str, Any]) -> str:
     """A curated arm's difference from no edit; in a control's line, its arm's difference from it."""
     other = "no edit" if arm["controls"] is None else name
     compared = metrics["comparison"].get(arm["controls"] or name, {}).get(other)
-    return "-" if compared is None else difference(compared["accuracy"])
+    if compared is None:
+        return "-"
+    every = (c["accuracy"].get("interval_over") for of in metrics["comparison"].values() for c in of.values())
+    over = f" (over {compared['accuracy'].get('interval_over')})" if len(set(every)) > 1 else ""
+    return difference(compared["accuracy"]) + over

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -98,3 +99,29 @@ def test_a_manifest_does_not_replace_the_one_that_it_is_read_like(tmp_path: Path
     ran = call_cli("manifest", "t.csv", "--like", "m.parquet", "-o", "m.parquet", cwd=tmp_path)
     assert ran.code == 2
     assert "m.parquet" in ran.err
+
+
+def test_an_archive_says_its_splits(tmp_path: Path) -> None:
+    rng, split = np.random.default_rng(0), np.array(["train"] * 6 + ["validation"] * 2 + ["test"] * 2)
+    np.savez(tmp_path / "s.npz", x=rng.normal(size=(10, 3)), y=np.arange(10) % 2, split=split)
+    ran = call_cli("manifest", "s.npz", "-o", "m.parquet", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert "split: array split" in ran.err
+    found = pq.read_table(tmp_path / "m.parquet").column("split").to_pylist()
+    assert found == ["train"] * 6 + ["val"] * 2 + ["test"] * 2
+
+
+def test_one_class_is_nothing_to_train_on(here: Path, tmp_path: Path) -> None:
+    rows = [row for row in examples() if row.label == 1 or row.split != "train"]
+    write(feature_table(rows), tmp_path / "m.parquet")
+    ran = call_cli("retrain", "m.parquet", "--model", "linear", "-o", "NEW", cwd=tmp_path)
+    assert ran.code == 2
+    assert "every train row has label 1" in ran.err
+
+
+def test_weights_of_a_bare_linear_layer_are_told_their_names(here: Path) -> None:
+    weights = load_file(here / "RUN" / "model.safetensors")
+    torch.save({name.removeprefix("head."): w for name, w in weights.items()}, here / "bare.pt")
+    ran = call_cli("score", "m.parquet", "--model", "linear", "--checkpoint", "bare.pt", "-o", "s.parquet", cwd=here)
+    assert ran.code == 2
+    assert "head.weight and head.bias" in ran.err

@@ -74,6 +74,7 @@ RULES = (
     ),
     Rule(EVERY, ("config",), _has("isolated"), "names a settings file, and --isolated reads none"),
     Rule((GRADS, SCORE), ("allow_overlap",), _other_than("overlap", "drop"), "means --overlap drop, which contradicts"),
+    Rule((GRADS, SCORE), ("sketch_dim",), lambda s: s.values["rows"] != "sketch", "is about --rows sketch"),
     Rule((SCORE,), ("top",), _lacks("per_target"), "is about pairs of rows", "add --per-target, or leave it out"),
     Rule(
         (CURATE,),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from influence_cli.data.kinds.image import EMBEDDED
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.features import count_blurred
-from influence_cli.data.sources.protocol import LeftOut, Source, one_meaning
+from influence_cli.data.sources.protocol import LeftOut, Source, one_meaning, usual_splits
 from influence_cli.data.splits import split_of
 from influence_cli.errors import ManifestError, nearest
 
@@ -34,8 +34,11 @@ def read_npz(path: Path, columns: Columns) -> Source:
     arrays = {name: plain_array(array) for name, array in read_arrays(path).items()}
     parts = pair_names(arrays, columns, str(path))
     used = {name for pair in parts.values() for name in pair}
+    splits = _splits(arrays, parts, used, str(path))
+    used |= {"split"} if splits is not None else set()
     left_out = tuple(LeftOut(f"array {name}", _why_not(name, columns)) for name in arrays if name not in used)
     taken = [f"{split or 'rows'}: values {values}, labels {labels}" for split, (values, labels) in parts.items()]
+    taken += [] if splits is None else ["split: array split"]
 
     counts = Counter[str]()
 
@@ -51,9 +54,21 @@ def read_npz(path: Path, columns: Columns) -> Source:
                 table = {"id": pa.array(ids), **_payload(values[here], str(path)), "label": pa.array(labels[here])}
                 if split is not None:
                     table["split"] = pa.array([split] * len(ids))
+                elif splits is not None:
+                    table["split"] = splits.slice(first, len(ids))
                 yield pa.table(table)
 
     return Source("npz", tables, None, str(path.parent), left_out=left_out, taken=tuple(taken), counts=counts)
+
+
+def _splits(
+    arrays: dict[str, NDArray[np.generic]], parts: dict[str | None, tuple[str, str]], used: set[str], where: str
+) -> pa.Array | None:
+    """The split of every row [n], from an array ``split`` beside one pair of values and labels; None without one."""
+    array = arrays.get("split")
+    if array is None or "split" in used or None not in parts or array.shape != (len(arrays[parts[None][1]]),):
+        return None
+    return usual_splits(pa.chunked_array([pa.array(as_column(array).astype(str).tolist())]), where, "split")
 
 
 def plain_array(array: NDArray[np.generic]) -> NDArray[np.generic]:

@@ -50,6 +50,10 @@ def base_rows(request: RetrainRequest, manifest: Manifest) -> Rows:
     if not (rows.weights > 0).any():
         where, fix = f"{base.source}, column weight", "give some rows a weight above 0"
         raise ManifestError(f"all {len(rows):,} train rows have weight 0", where=where, fix=fix)
+    if len(np.unique(rows.labels)) == 1:
+        named = label_called(base.classes, int(rows.labels[0]))
+        fix = "give train rows of at least two classes"
+        raise ManifestError(f"every train row has {named}", where=f"{base.source}, split train", fix=fix)
     return rows
 
 
