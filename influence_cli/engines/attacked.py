@@ -87,6 +87,8 @@ def _plain(model: nn.Module, spec: ModelSpec, decoded: Tensor) -> Tensor:
     """Rows in the model's precision: pixels in [0, 1], or features."""
     check_evaluation_mode(model)
     fix = "attack images or features, or leave the objective robustness out"
+    if spec.payload_kind.ragged:
+        raise ModelError("texts cannot be attacked by small steps", fix="leave the objective robustness out")
     if isinstance(decoded, NamedTensors):
         raise ModelError("inputs of several tensors cannot be attacked by small steps", fix=fix)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), decoded.dtype)

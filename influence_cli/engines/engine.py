@@ -144,6 +144,8 @@ class Engine:
         fix = "pass --engine auto, which takes the first that works"
         if self.requested == "auto":
             fix = "leave out the parameters at fault with --params"
+            if self.point.dtype == torch.float64:
+                fix += "; of a model that computes in float32 inside, leave out --precision fp64"
         raise ModelError(f"no exact derivative of the model's logits: {'; '.join(reasons)}", fix=fix)
 
     def _finite(self, x: Tensor) -> tuple[Tensor, Tensor]:

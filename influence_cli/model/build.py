@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from influence_cli.errors import ModelError, disk_full, nearest
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.checkpoints import Checkpoint
-from influence_cli.model.examples import blank_input
+from influence_cli.model.examples import blank_input, to_input
 from influence_cli.model.logit_layer import HEAD
-from influence_cli.model.named_tensors import as_argument
+from influence_cli.model.named_tensors import as_argument, from_arrays
 from influence_cli.model.parameters import in_precision
 from influence_cli.model.spec import TORCHVISION, ModelSpec, code_named_by_data, is_own, is_plain
 from influence_cli.model.weights import load_weights
@@ -220,7 +220,9 @@ def start_model(spec: ModelSpec, checkpoint: Checkpoint, listener: Listener = SI
         return load_model(spec, checkpoint)
     from influence_cli.model.transformers_model import load_start
 
-    return _in_order(load_start(spec, checkpoint, listener), spec)
+    model = _in_order(load_start(spec, checkpoint, listener), spec)
+    check_input(model, spec)
+    return model
 
 
 def check_input(model: nn.Module, spec: ModelSpec) -> None:
@@ -235,11 +237,32 @@ def check_input(model: nn.Module, spec: ModelSpec) -> None:
     try:
         with torch.no_grad():
             model.eval()(as_argument(blank_input(spec, 1, kind)))
+        refuse_filling(model, spec)
     except (RuntimeError, ValueError, AssertionError, AttributeError, TypeError) as error:
         what = f"{spec.name} does not take input {spec.shape} ({error})"
-        raise ModelError(what, fix="try another --input-size") from error
+        fix = "give another architecture" if spec.payload_kind.ragged else "try another --input-size"
+        raise ModelError(what, fix=fix) from error
     finally:
         model.train(training)
+
+
+def refuse_filling(model: nn.Module, spec: ModelSpec) -> None:
+    """Refuse a model whose logits of a row depend on how far its batch is filled up: a score belongs to one row.
+
+    Raises:
+        ModelError: they do.
+    """
+    pair = spec.payload_kind.filled(spec)
+    if pair is None:
+        return
+    kind = next(model.parameters()).dtype
+    with torch.no_grad():
+        alone, beside = (model(as_argument(to_input(from_arrays(x), spec, kind)))[:1].double() for x in pair)
+    off = float((alone - beside).abs().max()) / max(float(alone.abs().max()), 1e-6)
+    if not off <= (5e-2 if kind == torch.bfloat16 else 2e-5):
+        what = f"{spec.name} gives a row other logits alone than beside a longer row (by {off:.1e}): no mask hides "
+        fix = "take an architecture that hides filling, such as BERT, RoBERTa, DeBERTa, GPT-2 or Llama"
+        raise ModelError(f"{what}from it what its batch is filled up with", fix=fix)
 
 
 def device_of(name: str) -> torch.device:

@@ -30,6 +30,7 @@ _NOT_BUILT = {
 _OFFSET = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text", "xmod",
            "roberta-prelayernorm", "ibert", "luke", "layoutlm", "esm"}  # fmt: skip
 _LONGEST = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
 _NO_LIMIT = 10**6  # a tokenizer that says more says nothing
 _USUAL = 512  # tokens, of a model that does not say
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -54,7 +55,13 @@ def start_folder(name: str | None) -> str | None:
     if name is None or not name.startswith(HF):
         return None
     folder = folder_of(name)
-    return str(folder) if any((folder / file).is_file() for file in WEIGHT_FILES) else None
+    if any((folder / file).is_file() for file in WEIGHT_FILES):
+        return str(folder)
+    held = sorted(file.name for file in folder.iterdir() if file.suffix in _WEIGHTS)
+    if held:  # they are not to be passed over, and random ones trained in their place
+        what = f"the weights are in a form that influence does not read: {', '.join(held[:3])}"
+        raise ModelError(what, where=str(folder), fix="save them as safetensors: model.save_pretrained(FOLDER)")
+    return None
 
 
 def is_network(value: Any) -> bool:
@@ -82,10 +89,14 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     return config
 
 
+def architectures(folder: Path) -> list[str]:
+    """The names of the classes whose weights a folder has."""
+    return [str(name) for name in (read_config(folder) or {}).get("architectures") or []]
+
+
 def has_classifier(folder: Path) -> bool:
     """Whether the weights of a folder have a head for classes."""
-    names = [str(name) for name in (read_config(folder) or {}).get("architectures") or []]
-    return any(kind in name for name in names for kind in (TEXTS, IMAGES))
+    return any(kind in name for name in architectures(folder) for kind in (TEXTS, IMAGES))
 
 
 def spec_values(
@@ -128,8 +139,9 @@ def _of_texts(config: dict[str, Any], folder: Path, max_length: int | None) -> d
         raise UsageError(what, where=str(folder), fix=f"pass {longest} or less")
     length = max_length or longest
     text = {
-        "tokenizer": digest, "max_length": length, "longest": longest, "padding": config.get("pad_token_id") or 0,
-        "vocabulary": config.get("vocab_size"), "types": config.get("type_vocab_size", 2) > 1,
+        "tokenizer": digest, "max_length": length, "longest": longest, "padding": _padding(config, folder),
+        "vocabulary": config.get("vocab_size"), "types": (config.get("type_vocab_size", 2) or 0) > 1,
+        "end": config.get("eos_token_id") if config.get("is_encoder_decoder") else None,
         "asked": max_length is not None, "folder": str(folder),
     }  # fmt: skip
     return {"kind": "text", "shape": [length], "text": text}
@@ -184,11 +196,33 @@ def _longest(config: dict[str, Any], folder: Path) -> int:
     said = [int(config[name]) for name in _LONGEST if isinstance(config.get(name), int) and config[name] > 0]
     most = min(said, default=_NO_LIMIT)
     if config["model_type"] in _OFFSET and most < _NO_LIMIT:
-        most -= int(config.get("pad_token_id") or 0) + 1
+        most -= max(0, int(config.get("pad_token_id") or 0)) + 1
     length = (_json(folder / "tokenizer_config.json") or {}).get("model_max_length")
     if isinstance(length, int | float) and 0 < length < _NO_LIMIT and math.isfinite(length):
         most = min(most, int(length))
     return most if most < _NO_LIMIT else _USUAL
+
+
+def _padding(config: dict[str, Any], folder: Path) -> int:
+    """The number that rows are filled up with: the model's, else its tokenizer's, else that of its end of text.
+
+    Decoders pool the last token of a row that is not this one, so that it must be no word.
+    """
+    own = config.get("pad_token_id")
+    if type(own) is int and own >= 0:
+        return own
+    token = (_json(folder / "tokenizer_config.json") or {}).get("pad_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    added = (_json(folder / "tokenizer.json") or {}).get("added_tokens")
+    for entry in added if isinstance(added, list) and token is not None else ():
+        if entry.get("content") == token and type(entry.get("id")) is int:
+            return entry["id"]
+    for name in ("eos_token_id", "bos_token_id"):
+        value = config.get(name)
+        value = value[0] if isinstance(value, list) and value else value
+        if type(value) is int and value >= 0:
+            return value
+    return 0
 
 
 def _names(config: dict[str, Any]) -> tuple[str, ...] | None:

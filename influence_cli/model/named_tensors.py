@@ -90,8 +90,16 @@ def shape_of(rows: Any) -> Any:
     return {n: tuple(t.shape) for n, t in rows.tensors.items()} if isinstance(rows, NamedTensors) else tuple(rows.shape)
 
 
+def _as_wide(parts: list[Tensor]) -> list[Tensor]:
+    """Parts [b, T] of several T, filled up with 0 to the longest; others as they are."""
+    if any(part.ndim != 2 for part in parts) or len({part.shape[1] for part in parts}) == 1:
+        return parts
+    longest = max(part.shape[1] for part in parts)
+    return [torch.nn.functional.pad(part, (0, longest - part.shape[1])) for part in parts]
+
+
 def joined(parts: Sequence[Any]) -> Any:
     """The rows of all parts."""
     if isinstance(parts[0], NamedTensors):
-        return NamedTensors({name: torch.cat([p.tensors[name] for p in parts]) for name in parts[0].tensors})
+        return NamedTensors({name: torch.cat(_as_wide([p.tensors[name] for p in parts])) for name in parts[0].tensors})
     return torch.cat(list(parts))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.kinds.protocol import BadPayload
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.store.files import replacing
 from influence_cli.store.lfs import FIX, WHAT, is_pointer
@@ -38,13 +39,14 @@ class TextInput:
     padding: int  # the number that fills rows up; a mask hides it
     vocabulary: int | None = None  # token numbers that the model knows
     types: bool = True  # whether the model tells the two texts of a pair apart by types of tokens
+    end: int | None = None  # the token that every row has to hold once, of models that read and write
     texts: int | None = None  # of a row that it was trained on: 1, or 2 of pairs; None: nobody says
     asked: bool = field(default=False, compare=False)  # to cut texts that are longer than the model takes
     folder: Path | None = field(default=None, compare=False)  # where the tokenizer's files are
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and fingerprints."""
-        names = ("tokenizer", *_NUMBERS, "vocabulary", "types", "texts")
+        names = ("tokenizer", *_NUMBERS, "vocabulary", "types", "end", "texts")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @staticmethod
@@ -71,7 +73,8 @@ class TextInput:
         found = self._tokenize([texts])
         count = len(found["input_ids"][0])
         if count > self.max_length and not self.cut:
-            raise ValueError(f"the text has {count:,} tokens where the model takes {self.max_length:,}")
+            fix = f"shorten it, or pass --max-length {self.max_length} to cut texts to as many tokens"
+            raise BadPayload(f"the text has {count:,} tokens where the model takes {self.max_length:,}", fix)
         if count > self.max_length:
             found = self._tokenize([texts], cut=True)
         return {name: np.asarray(values[0], dtype=np.int32) for name, values in found.items()}
@@ -121,11 +124,12 @@ def is_text_input(value: Any) -> bool:
     """Whether a value is a model's text input as JSON keeps it."""
     return (
         isinstance(value, dict)
-        and value.keys() <= {"tokenizer", *_NUMBERS, "vocabulary", "types", "texts", "folder", "asked"}
+        and value.keys() <= {"tokenizer", *_NUMBERS, "vocabulary", "types", "end", "texts", "folder", "asked"}
         and isinstance(value.get("tokenizer"), str)
         and all(type(value.get(name)) is int and value[name] >= 0 for name in _NUMBERS)
         and isinstance(value.get("vocabulary"), int | None)
         and isinstance(value.get("types", True), bool)
+        and isinstance(value.get("end"), int | None)
         and value.get("texts") in (None, 1, 2)
     )
 

@@ -27,12 +27,15 @@ class TextLengths:
     longest: int
     over: int  # with more than the model is given
 
-    def said(self, limit: int, name: str) -> str:
-        """In one sentence."""
+    def said(self, limit: int, name: str, cut: bool) -> str:
+        """In one sentence; where texts are not ``cut`` those that are too long are refused."""
         own = f"{self.shortest} to {self.longest} tokens (middle one {self.median})"
         if self.over == 0:
             return f"texts: {own}, none above {limit}"
-        return f"texts: {own}; {self.over:,} of {self.rows:,} {name} rows are cut to {limit} tokens"
+        over = f"{self.over:,} of {self.rows:,} {name} rows"
+        return f"texts: {own}; {over} {'are cut to' if cut else 'have more than the'} {limit} tokens" + (
+            "" if cut else " that the model takes"
+        )
 
 
 def text_lengths(rows: Rows, spec: ModelSpec, store: Store | None) -> TextLengths | None:

@@ -83,7 +83,7 @@ def _made(spec: ModelSpec, where: str, make: Callable[[Any, Any], Any]) -> Any:
     kind = getattr(transformers, f"AutoModelFor{'Image' if spec.text is None else 'Sequence'}Classification")
     try:
         return make(kind, config)
-    except (ValueError, TypeError, OSError, RuntimeError, KeyError, ImportError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, KeyError, ImportError, AssertionError, IndexError) as error:
         what = f"transformers cannot build a classifier of {spec.name} ({_short(error)})"
         raise ModelError(what, where=where, fix="give another model, or python:PKG.MOD:FACTORY") from error
 

@@ -20,6 +20,7 @@ import torch
 
 from influence_cli.engines.engine import Engine
 from influence_cli.engines.point import Point
+from influence_cli.model.hf_folder import spec_values
 from influence_cli.model.named_tensors import NamedTensors
 from influence_cli.model.transformers_model import with_plain_call
 from tests.cases import call_cli, run_python, write
@@ -267,7 +268,7 @@ def test_long_texts_are_refused_or_cut_by_leave_and_counted(film: Path, tmp_path
     assert ran.code == 2
     assert "the text has 42 tokens where the model takes 32" in ran.err
     assert "row id=r3, column text" in ran.err
-    assert "--max-length N" in ran.err
+    assert "--max-length 32" in ran.err
     listed = call_cli("score", *flags, "--skip-bad", cwd=tmp_path)
     assert listed.code == 0
     assert len(pq.read_table(tmp_path / "s.parquet")) == 118
@@ -336,3 +337,56 @@ def test_the_next_command_trains_from_the_same_folder(film: Path) -> None:
     assert "--lr 0.001" in line
     ran = call_cli(*shlex.split(line.removeprefix("next: influence ")), "--seeds", "1", "--epochs", "1", cwd=film)
     assert ran.code == 0, ran.err
+
+
+# ---- what the tokenizer and the architecture decide -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["xlnet", "fnet"])
+def test_architectures_in_which_filling_reaches_a_row_are_refused(kind: str, film: Path, tmp_path: Path) -> None:
+    sizes = {
+        "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64},
+        "fnet": {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64},
+    }
+    config = transformers.AutoConfig.for_model(kind, vocab_size=60, num_labels=2, pad_token_id=0, **sizes[kind])
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    model.save_pretrained(tmp_path / "hf")
+    tokenizer().save_pretrained(tmp_path / "hf")
+    for ran in (
+        call_cli("score", film / "m.parquet", "--checkpoint", "hf", "-o", "s.parquet", cwd=tmp_path),
+        call_cli("retrain", film / "m.parquet", "--model", "hf:hf", "-o", "RUN", cwd=tmp_path),
+    ):
+        assert ran.code == 2
+        assert "gives a row other logits alone than beside a longer row" in ran.err
+
+
+def test_a_decoder_without_padding_of_its_own_takes_that_of_its_tokenizer_or_its_end(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "hf", "gpt2", pad_token_id=None)
+    assert spec_values(folder)["text"]["padding"] == 0  # the tokenizer's [PAD]
+    about = json.loads((folder / "tokenizer_config.json").read_text())
+    about.pop("pad_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    assert spec_values(folder)["text"]["padding"] == 3  # the model's end of text, not number 0, which is a word
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": -1}))
+    assert spec_values(folder)["text"]["padding"] == 3
+
+
+def test_weights_in_a_form_that_is_not_read_are_not_trained_anew_in_silence(film: Path, tmp_path: Path) -> None:
+    shutil.copytree(film / "encoder", tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").rename(tmp_path / "hf" / "pytorch_model-00001-of-00001.bin")
+    ran = call_cli("retrain", film / "m.parquet", "--model", "hf:hf", "-o", "RUN", cwd=tmp_path)
+    assert ran.code == 2
+    assert "in a form that influence does not read: pytorch_model-00001-of-00001.bin" in ran.err
+
+
+def test_a_classifier_trained_elsewhere_may_be_given_shorter_texts(film: Path, tmp_path: Path) -> None:
+    saved(tmp_path / "hf")
+    for command in (
+        ["score", film / "m.parquet", "--checkpoint", "hf", "--max-length", 8, "-o", "s.parquet"],
+        ["retrain", film / "m.parquet", "--model", "hf:hf", "--max-length", 8, "--epochs", 1, "-o", "RUN"],
+    ):
+        ran = call_cli(*command, cwd=tmp_path)
+        assert ran.code == 0, ran.err
+        assert "are cut to 8 tokens" in ran.err

@@ -42,7 +42,8 @@ def manifest(settings: Settings) -> None:
 
 def _show_next(settings: Settings, output: str, manifest: Manifest) -> None:
     """Training on the manifest, by a model that takes its rows."""
-    model = "linear" if manifest.payload_kind.scaled else "resnet18"
+    kind = manifest.payload_kind
+    model = "linear" if kind.scaled else "hf:FOLDER" if kind.ragged else "resnet18"
     if output == "-" or not len(manifest.rows("train")):
         return
     group = settings.repeated_of("group")

@@ -156,6 +156,10 @@ class Kind:
         """A model's input of zeros; None where the model does not say what its input is."""
         return np.zeros((rows, *spec.shape), dtype=np.float32)
 
+    def filled(self, spec: InputSpec) -> tuple[Decoded, Decoded] | None:
+        """A row alone [1, ...], and as the first of a batch in which it is filled up; None where rows never are."""
+        return None
+
     def as_numbers(self, decoded: Any, dtype: Any) -> Any:
         """A tensor of decoded values in ``dtype``, in the units in which they are attacked; integers stay."""
         return decoded.to(dtype) if decoded.is_floating_point() else decoded

@@ -89,9 +89,23 @@ class Text(Kind):
         }
 
     def blank(self, spec: InputSpec, rows: int) -> Decoded:
-        """Rows of a few tokens, all the first of the vocabulary."""
-        shape = (rows, min(BLANK_TOKENS, spec.shape[0]))
-        return {TOKENS: np.zeros(shape, dtype=np.int64), MASK: np.ones(shape, dtype=np.int64)}
+        """Rows of a few tokens from all over the vocabulary."""
+        return self._sample(spec, rows, min(BLANK_TOKENS, spec.shape[0]))
+
+    def filled(self, spec: InputSpec) -> tuple[Decoded, Decoded]:
+        """A row alone [1, T], and in a batch [2, U] with a longer one."""
+        long = min(2 * BLANK_TOKENS, spec.shape[0])
+        alone, longer = self._sample(spec, 1, max(2, long // 2)), self._sample(spec, 1, long)
+        rows = [{name: value[0] for name, value in made.items()} for made in (alone, longer)]
+        return alone, self.collate(rows)
+
+    def _sample(self, spec: InputSpec, rows: int, tokens: int) -> dict[str, Any]:
+        """Rows of different tokens, none of which fills up, and the last of which ends a text where that is needed."""
+        some = [k for k in range(tokens + 2) if k not in (spec.text.padding, spec.text.end)][:tokens]
+        ids = np.tile(np.array(some, dtype=np.int64), (rows, 1))
+        if spec.text.end is not None:
+            ids[:, -1] = spec.text.end
+        return {TOKENS: ids, MASK: np.ones_like(ids)}
 
     def to_input(self, decoded: Any, spec: InputSpec, dtype: Any) -> Any:
         """Integers i64 [b, T], cut to the longest row of this batch, with the model's own padding number."""

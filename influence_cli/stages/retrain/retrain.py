@@ -103,7 +103,7 @@ def _say_texts(rows: Rows, spec: ModelSpec, listener: Listener) -> None:
     """How long the texts are, and how many are cut."""
     found = text_lengths(rows, spec, None)
     if found is not None and spec.text is not None and (found.over == 0 or spec.text.cut):
-        (listener.warn if found.over else listener.note)(found.said(spec.text.max_length, "train"))
+        (listener.warn if found.over else listener.note)(found.said(spec.text.max_length, "train", True))
 
 
 def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dict[str, Any]:

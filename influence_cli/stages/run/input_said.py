@@ -32,7 +32,11 @@ def input_of(run: Run, session: Session) -> dict[str, Any] | None:
         return None
     if run.model.text is not None:
         texts = text_lengths(run.train, run.model, session.store)
-        return None if texts is None else {"tokens": run.model.text.max_length, "texts": asdict(texts)}
+        return (
+            None
+            if texts is None
+            else {"tokens": run.model.text.max_length, "cut": run.model.text.cut, "texts": asdict(texts)}
+        )
     if not run.model.payload_kind.pixels:
         return None
     channels, height, width = run.model.shape
@@ -54,7 +58,9 @@ def say_input(run: Run, session: Session) -> None:
         return
     if "texts" in found:
         lengths = TextLengths(**found["texts"])
-        (session.listener.warn if lengths.over else session.listener.note)(lengths.said(found["tokens"], "train"))
+        (session.listener.warn if lengths.over else session.listener.note)(
+            lengths.said(found["tokens"], "train", found["cut"])
+        )
         return
     channels = "1 channel" if found["channels"] == 1 else f"{found['channels']} channels"
     text = f"input: {size_text(found['size'])} pixels, {channels}, from {found['from']}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.model.checkpoints import Checkpoint, find_model
-from influence_cli.model.hf_folder import HF, folder_of, has_classifier, read_config
+from influence_cli.model.hf_folder import HF, architectures, folder_of, has_classifier, read_config
 from influence_cli.model.new_spec import as_text, for_each_channel, new_spec
 from influence_cli.model.spec import ModelSpec, code_named_by_data, is_own
 from influence_cli.stages.run.class_map import with_class_order, with_outputs
@@ -39,13 +39,17 @@ def with_cut_texts(spec: ModelSpec, inputs: Inputs) -> ModelSpec:
     """The spec that a checkpoint carries, with leave to cut texts where --max-length gives it."""
     if spec.text is None or inputs.max_length is None:
         return spec
-    return replace(spec, text=replace(spec.text, asked=True))
+    text = replace(spec.text, asked=True)
+    if text.texts is None and inputs.max_length <= text.longest:  # nobody says how long it was trained on
+        text = replace(text, max_length=inputs.max_length)
+    return replace(spec, text=text, shape=(text.max_length,))
 
 
 def refuse_no_head(spec: ModelSpec, inputs: Inputs) -> None:
     """Refuse an encoder of texts that classifies nothing (ModelError)."""
     if spec.text is not None and spec.text.folder is not None and not has_classifier(spec.text.folder):
-        what = "the folder has an encoder, and no classifier on it"
+        named = ", ".join(architectures(spec.text.folder)) or "no architectures named"
+        what = f"the folder has no classifier on its encoder ({named})"
         fix = f"train one: influence retrain {inputs.manifest} --model {HF}{spec.text.folder} -o RUN"
         raise ModelError(what, where=str(spec.text.folder), fix=fix)
 
