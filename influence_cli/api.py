@@ -95,6 +95,7 @@ class RunOptions(TypedDict, total=False):
     label: str
     group: str
     input_size: int | None
+    max_length: int | None
     num_classes: int | None
     class_map: str | list[str] | dict[str, int] | None
     mean: tuple[float, ...] | None

@@ -16,9 +16,6 @@ from tests.cases import call_cli, examples, feature_table, write
 REFUSED = [
     ("score m.parquet --json --format csv", "--format and --json contradict"),
     ("score m.parquet -q -v", "--verbose and --quiet contradict"),
-    ("score m.parquet --store s --no-store", "--store and --no-store contradict"),
-    ("grads m.parquet --store s --no-store", "--store and --no-store contradict"),
-    ("evaluate s.parquet --store s --no-store", "--store and --no-store contradict"),
     ("score m.parquet --isolated --config x.toml", "--config names a settings file"),
     ("score m.parquet --overlap refuse --allow-overlap", "--allow-overlap means --overlap drop"),
     ("grads m.parquet --overlap keep --allow-overlap", "--allow-overlap means --overlap drop"),

@@ -273,6 +273,7 @@ def test_rates_rise_then_follow_the_schedule(schedule: str, warmup: float) -> No
     expected = {
         "constant": np.ones_like(done),
         "cosine": (1 + np.cos(np.pi * done)) / 2,
+        "linear": 1 - done,
         "step": np.where(done < 0.5, 1.0, np.where(done < 0.75, 0.1, 0.01)),
     }[schedule]
     assert rates[warm:].tolist() == pytest.approx((0.3 * expected).tolist())
@@ -284,7 +285,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"optimizer": "lion"}, {"schedule": "linear"}, {"augment": "mixup"}, {"epochs": 0}, {"batch_size": 1}]
+    "options", [{"optimizer": "lion"}, {"schedule": "sawtooth"}, {"augment": "mixup"}, {"epochs": 0}, {"batch_size": 1}]
 )
 def test_impossible_recipes_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

@@ -56,6 +56,11 @@ def _optimizer(*names: str) -> Callable[[Settings], bool]:
     return lambda s: s.values["optimizer"] in names and (s.command == RETRAIN or s.origins["optimizer"] == "flag")
 
 
+def _stored_nowhere(settings: Settings) -> bool:
+    """Whether anybody but a flag says that nothing is to be kept; of two flags the later thought, not to, holds."""
+    return _has("no_store")(settings) and settings.origins.get("no_store") != "flag"
+
+
 def _writes_baseline_alone(settings: Settings) -> bool:
     return _has("write_baseline")(settings) and not settings.values["check"]
 
@@ -69,7 +74,7 @@ RULES = (
     Rule(EVERY, ("format",), lambda s: _has("json")(s) and s.values["format"] != "json", "and --json contradict"),
     Rule(EVERY, ("verbose",), _has("quiet"), "and --quiet contradict"),
     Rule(
-        *((GRADS, SCORE, EVALUATE), ("store",), _has("no_store"), "and --no-store contradict"),
+        *((GRADS, SCORE, EVALUATE), ("store",), _stored_nowhere, "and --no-store contradict"),
         *("leave one of the two out; no_store may stand in a settings file, or be INFLUENCE_NO_STORE",),
     ),
     Rule(EVERY, ("config",), _has("isolated"), "names a settings file, and --isolated reads none"),
