@@ -28,6 +28,10 @@ SIZES: dict[str, dict[str, Any]] = {  # of a small model of each architecture
         "hidden_size": 32, "embedding_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
         "intermediate_size": 64,
     },
+    "deberta": {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+        "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_relative_positions": 16,
+    },
     "deberta-v2": {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
         "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16,

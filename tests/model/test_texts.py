@@ -390,3 +390,11 @@ def test_a_classifier_trained_elsewhere_may_be_given_shorter_texts(film: Path, t
         ran = call_cli(*command, cwd=tmp_path)
         assert ran.code == 0, ran.err
         assert "are cut to 8 tokens" in ran.err
+
+
+def test_modules_whose_inputs_rows_do_not_lead_give_no_factors_and_are_named(film: Path, tmp_path: Path) -> None:
+    saved(tmp_path / "hf", "deberta")  # it runs a layer on embeddings of distances, which are of no row
+    flags = ["--checkpoint", "hf", "--method", "ekfac", "-o", "s.parquet"]
+    ran = call_cli("score", film / "m.parquet", *flags, cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert "there are no Kronecker factors for deberta.embeddings.word_embeddings.weight" in ran.err
