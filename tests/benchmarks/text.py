@@ -68,11 +68,11 @@ def whole(folder: str, manifest: str, rows: int, rounds: int) -> list[str]:
     table = pq.read_table(manifest)
     splits = table.column("split").to_pylist()
     train = [k for k, s in enumerate(splits) if s == "train"][:rows]
-    val = [k for k, s in enumerate(splits) if s == "val"][: rows // 8]
+    val, test = ([k for k, s in enumerate(splits) if s == split][: rows // 8] for split in ("val", "test"))
     with tempfile.TemporaryDirectory() as name:
         here = Path(name)
         for file, some in (("few", train[: len(train) // 4]), ("all", train)):
-            pq.write_table(table.take(pa.array([*some, *val])), here / f"{file}.parquet")
+            pq.write_table(table.take(pa.array([*some, *val, *test])), here / f"{file}.parquet")
         made, few = str(here / "all.parquet"), str(here / "few.parquet")
         _run("retrain", made, "--model", f"hf:{folder}", "--epochs", "1", "-o", str(here / "RUN"))
         common = ("--checkpoint", str(here / "RUN"), "--no-store", "--overlap", "keep", "-o", str(here / "s.parquet"))
