@@ -202,7 +202,7 @@ def load_model(
     if spec.network is not None:
         from influence_cli.model.transformers_model import load
 
-        model = in_precision(_in_order(load(spec, checkpoint, listener), spec), dtype)
+        model = in_precision(_in_order(load(spec, checkpoint), spec), dtype)
     else:
         model = in_precision(build_model(spec), dtype)
         model = load_weights(model, checkpoint, spec.name, listener) if checkpoint.files else model.eval()

@@ -23,7 +23,7 @@ from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, is_model
 from influence_cli.model.text_input import placed
 from influence_cli.store.files import DamagedFile, file_digest
-from influence_cli.store.lfs import FIX, WHAT, is_pointer, refuse_pointer
+from influence_cli.store.lfs import refuse_pointer
 from influence_cli.store.sealed import read_weights_metadata, tensor_digest
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -60,7 +60,7 @@ def _verified(path: Path, carried: dict[str, Any] | None, locator: str) -> tuple
     if not path.is_file():  # what would be waited for, such as a pipe, is none either
         what = "the checkpoint is no regular file" if path.exists() else "no such checkpoint"
         raise ModelError(what, where=locator, fix="pass --checkpoint PATH")
-    _refuse_pointer(path)
+    refuse_pointer(path, ModelError)
     try:
         if path.name.endswith(INDEX_SUFFIX):
             files = _shards(path, locator)
@@ -102,12 +102,6 @@ def find_model(locator: str, own_code: bool = False) -> tuple[Checkpoint, dict[s
     return checkpoint, carried
 
 
-def _refuse_pointer(path: Path) -> None:
-    """Refuse a file that Git LFS has not downloaded (ModelError)."""
-    if is_pointer(path):
-        raise ModelError(WHAT, where=str(path), fix=FIX)
-
-
 def _in_folder(folder: Path, locator: str) -> tuple[Path, dict[str, Any] | None]:
     record = RunFolder(folder).read()  # where there is none, --model says what it is
     for name in IN_FOLDER:
@@ -146,7 +140,7 @@ def _shards(index: Path, locator: str) -> tuple[Path, ...]:
     if lost is not None:
         raise ModelError(f"a shard is missing: {lost.name}", where=locator, fix="copy it beside the index")
     for file in files:
-        _refuse_pointer(file)
+        refuse_pointer(file, ModelError)
     return files
 
 

@@ -170,19 +170,22 @@ class Examples:
         Raises:
             ModelError: a task's transform gives inputs of several shapes.
         """
-        self._instead = instead or {}
         self.ids, self.labels, self.weights, self.spec = rows.ids, rows.labels, rows.weights, spec
         self.inputs: NDArray[np.float64] | None = None  # kept by ``train.convex``
         place = {row: k for k, row in enumerate(rows.index.tolist())}
         with listener.progress(f"decode {what}", len(rows), "rows decoded") as progress:
             try:
-                self.values = decoded_by_place(self._batches(rows, progress), place, ragged=spec.payload_kind.ragged)
+                self.values = decoded_by_place(
+                    self._batches(rows, progress, instead or {}), place, ragged=spec.payload_kind.ragged
+                )
             except OddRows as error:
                 what = f"{error} (from row id={rows.manifest.ids[error.row]} on)"
                 raise ModelError(what, fix=ONE_FORM) from error
 
-    def _batches(self, rows: Rows, progress: Progress) -> Iterator[tuple[NDArray[np.int64], Any]]:
-        payloads = ((row, self._instead.get(row, own)) for row, own in rows.manifest.payloads(rows.index))
+    def _batches(
+        self, rows: Rows, progress: Progress, instead: Mapping[int, Payload]
+    ) -> Iterator[tuple[NDArray[np.int64], Any]]:
+        payloads = ((row, instead.get(row, own)) for row, own in rows.manifest.payloads(rows.index))
         for index, decoded in batches(rows.manifest, chunked(payloads, 256), self.spec):
             yield index, decoded
             progress.advance(len(index))

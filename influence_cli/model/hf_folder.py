@@ -13,7 +13,7 @@ from typing import Any
 
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.model.text_input import TOKENIZER_FILES, tokenizer_digest
-from influence_cli.store.lfs import FIX, WHAT, is_pointer
+from influence_cli.store.lfs import refuse_pointer
 
 HF = "hf:"  # prefix of a folder of transformers, as a model's name
 CONFIG_FILE, IMAGES_FILE = "config.json", "preprocessor_config.json"
@@ -78,8 +78,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     path = folder / CONFIG_FILE
     if not path.is_file():
         return None
-    if is_pointer(path):
-        raise ModelError(WHAT, where=str(path), fix=FIX)
+    refuse_pointer(path, ModelError)
     config = _json(path)
     if config is None or not is_network(config):
         return None

@@ -13,7 +13,7 @@ from typing import Any
 from influence_cli.errors import ModelError
 from influence_cli.model.run_record import is_model
 from influence_cli.settings import INTERPOLATIONS
-from influence_cli.store.lfs import FIX, WHAT, is_pointer
+from influence_cli.store.lfs import refuse_pointer
 
 CONFIG_FILE = "config.json"
 _BUILT = {"num_classes", "in_chans", "img_size", "drop_rate", "drop_path_rate", "pretrained"}  # arguments of a model
@@ -28,8 +28,7 @@ def read_hub_config(folder: Path) -> dict[str, Any] | None:
     path = folder / CONFIG_FILE
     if not path.is_file():
         return None
-    if is_pointer(path):
-        raise ModelError(WHAT, where=str(path), fix=FIX)
+    refuse_pointer(path, ModelError)
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):

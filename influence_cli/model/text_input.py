@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from influence_cli.data.kinds.protocol import BadPayload
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.store.files import replacing
-from influence_cli.store.lfs import FIX, WHAT, is_pointer
+from influence_cli.store.lfs import refuse_pointer
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
@@ -170,8 +170,7 @@ def tokenizer_digest(folder: Path) -> str | None:
         file = folder / name
         if not file.is_file():
             continue
-        if is_pointer(file):
-            raise ModelError(WHAT, where=str(file), fix=FIX)
+        refuse_pointer(file, ModelError)
         content, some = file.read_bytes(), True
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest() if some else None

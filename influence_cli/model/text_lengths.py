@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influence_cli.data.manifest import Rows
+from influence_cli.events import Listener
 from influence_cli.model.spec import ModelSpec
 from influence_cli.store.keys import digest_of_sorted, fingerprint
 
@@ -36,6 +37,10 @@ class TextLengths:
         return f"texts: {own}; {over} {'are cut to' if cut else 'have more than the'} {limit} tokens" + (
             "" if cut else " that the model takes"
         )
+
+    def say(self, limit: int, name: str, cut: bool, listener: Listener) -> None:
+        """The same, as a warning where some are too long."""
+        (listener.warn if self.over else listener.note)(self.said(limit, name, cut))
 
 
 def text_lengths(rows: Rows, spec: ModelSpec, store: Store | None) -> TextLengths | None:

@@ -95,7 +95,7 @@ def with_plain_call(model: nn.Module) -> nn.Module:
     return model.float()
 
 
-def load(spec: ModelSpec, checkpoint: Checkpoint, listener: Listener = SILENT) -> nn.Module:
+def load(spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:
     """The classifier with a checkpoint's weights, in evaluation mode.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from influence_cli.errors import UsageError
+from influence_cli.errors import InfluenceError, UsageError
 
 POINTER = b"version https://git-lfs.github.com/spec/v1"
 WHAT = "it is a Git LFS pointer, not the file itself"
@@ -29,11 +29,11 @@ def is_pointer(content: bytes | Path | str) -> bool:
         return False  # whoever reads it says why it cannot be read
 
 
-def refuse_pointer(path: Path | str) -> None:
-    """Refuse a pointer in place of a file of text that is read next.
+def refuse_pointer(path: Path | str, error: type[InfluenceError] = UsageError) -> None:
+    """Refuse a pointer in place of a file that is read next.
 
     Raises:
-        UsageError: it is one.
+        InfluenceError: it is one; of the kind ``error``.
     """
     if is_pointer(path):
-        raise UsageError(WHAT, where=str(path), fix=FIX)
+        raise error(WHAT, where=str(path), fix=FIX)

@@ -142,6 +142,20 @@ def test_retrain_counts_flips_of_the_test_rows(film: Path) -> None:
     assert "20 of 40 test texts change (column twin)" in again.err
 
 
+def test_gaps_are_measured_again_where_groups_change_beside_flips(film: Path, tmp_path: Path) -> None:
+    table = pq.read_table(film / "m.parquet")
+    found = []
+    for kind in (2, 3):
+        groups = pa.array([f"g{k % kind}" for k in range(len(table))])
+        write(table.append_column("group", groups), tmp_path / "m.parquet")
+        flags = ["--model", f"hf:{film / 'hf'}", "--epochs", "1", "--flips", "words", "--json", "-o", "RUN"]
+        ran = call_cli("retrain", "m.parquet", *flags, cwd=tmp_path)
+        assert ran.code == 0, ran.err
+        found.append(next(iter(ran.json["arms"].values()))["seeds"]["0"]["dp_gap_soft"])
+        assert ran.json["groups"] == {"column": "group", "names": [f"g{k}" for k in range(kind)]}
+    assert found[0] != found[1]
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -34,12 +34,13 @@ def retrain(settings: Settings) -> int | None:
     inputs = inputs_of(settings, require_source(settings, "a manifest"))
     request = settings.make(RetrainRequest, inputs=inputs, canaries=_canaries(settings), edits=_edits(settings))
     asked = {f.name for f in fields(Recipe) if f.name in settings.origins and settings.chosen(f.name) is not None}
-    request, recipe = as_fine_tuning(request, settings.make(Recipe, asked=frozenset(asked)))
+    recipe = settings.make(Recipe, asked=frozenset(asked))
     compared = request.against is not None or request.edits is not None
     if settings.make(RetrainOptions).require_improvement and not compared:
         fix = "pass --against MANIFEST, the rows before curation, or --scores TABLE"
         raise UsageError("--require-improvement has nothing to compare with", fix=fix)
     if result.dry_run:
+        request, recipe = as_fine_tuning(request, recipe)
         _check(request, recipe)
         return _show_arms(request, recipe)
     with terminal().answer_first():

@@ -30,7 +30,7 @@ class Text(Kind):
     as_it_is = False
     threads = False  # a tokenizer is one object, and no place for several threads
     ragged = True
-    repair = "shorten the text, pass --max-length N to cut texts to N tokens"
+    repair = "give the model rows as it was trained on"
 
     def holds(self, kind: pa.DataType) -> bool:
         """Text."""
@@ -43,11 +43,9 @@ class Text(Kind):
     def fault(self, payload: Any) -> BadPayload | None:
         """A text has a character that is no space."""
         empty = next((name for name, text in self.as_values(payload).items() if not text.strip()), None)
-        return (
-            None
-            if empty is None
-            else BadPayload(f"column {empty}: the text is empty", "write one, or take the row out")
-        )
+        if empty is None:
+            return None
+        return BadPayload(f"column {empty}: the text is empty", "write one, or take the row out")
 
     def raw(self, payload: Any) -> bytes:
         """Its UTF-8."""

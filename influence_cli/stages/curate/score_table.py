@@ -140,6 +140,14 @@ def groups_of(train: Rows, column: str = GROUP) -> NDArray[np.int64] | None:
     return values.dictionary_encode().indices.cast(pa.int64()).fill_null(-1).to_numpy()
 
 
+def group_names(rows: Rows, column: str) -> list[str]:
+    """The groups that rows have in a column, as text; none where there is no such column."""
+    table = rows.manifest.table
+    if column not in table.column_names:
+        return []
+    return sorted(str(v) for v in table.column(column).take(rows.index).unique().to_pylist() if v is not None)
+
+
 def group_columns_of(train: Rows, origin: dict[str, Any]) -> tuple[str, ...]:
     """The columns of the train rows whose groups are guarded: those that the scores were made by, and ``group``."""
     there = train.manifest.table.column_names

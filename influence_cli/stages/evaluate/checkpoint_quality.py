@@ -12,6 +12,7 @@ from typing import Any
 from influence_cli.errors import DamagedModel, InfluenceError
 from influence_cli.events import Listener
 from influence_cli.objectives import OBJECTIVES, load_objective
+from influence_cli.stages.curate.score_table import group_names
 from influence_cli.stages.evaluate.request import EvaluateRequest
 from influence_cli.stages.evaluate.score_tables import NamedTable, ScoreTables
 from influence_cli.stages.retrain.arm_comparison import beyond_accuracy
@@ -53,20 +54,11 @@ def quality_of(scores: ScoreTables, request: EvaluateRequest, listener: Listener
                 "objectives": list(dict.fromkeys(objectives)),
                 "checkpoint": origin["checkpoint"]["locator"],
                 "group": column or None,
-                "groups": {"column": column, "names": _names_of(run, column)} if column else None,
+                "groups": {"column": column, "names": group_names(run.target, column)} if column else None,
                 "rows": rows,
             }
         )
     return found
-
-
-def _names_of(run: Run, column: str) -> list[str]:
-    """The groups of the target rows."""
-    table = run.target.manifest.table
-    if column not in table.column_names:
-        return []
-    values = table.column(column).take(run.target.index).unique().to_pylist()
-    return sorted(str(v) for v in values if v is not None)
 
 
 def _measured(run: Run, session: Session, column: str) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,7 @@ from influence_cli.errors import UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.methods.random import uniform_draws
 from influence_cli.model.text_lengths import text_lengths
+from influence_cli.stages.curate.score_table import group_names
 from influence_cli.stages.retrain.arm_comparison import cautions_of, compare_arms, pareto, summary_of
 from influence_cli.stages.retrain.arms import Arm
 from influence_cli.stages.retrain.attacked_arms import attack_of, measure_attacks
@@ -33,7 +34,7 @@ from influence_cli.stages.retrain.opening import (
 from influence_cli.stages.retrain.request import RetrainRequest
 from influence_cli.stages.retrain.rounds import iterated_arms
 from influence_cli.stages.retrain.run_place import check_model, check_run_folder
-from influence_cli.stages.retrain.training_run import CHANGED, TrainingRun
+from influence_cli.stages.retrain.training_run import TrainingRun
 from influence_cli.stages.run.usable_rows import left_out_of, usable_now
 
 if TYPE_CHECKING:
@@ -80,11 +81,12 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         for name, rows in (("train", base), ("test", test), ("target", target))
         if name == "train" or len(rows)
     }
-    changed = None if request.flips is None else changed_texts(test, None if request.flips == WORDS else request.flips)
-    if changed is not None:
-        sets[CHANGED] = Examples(test, spec, listener, "changed test rows", changed.twins)
+    changed = twins = None
+    if request.flips is not None:
+        changed = changed_texts(test, None if request.flips == WORDS else request.flips)
+        twins = Examples(test, spec, listener, "changed test rows", changed.twins)
         listener.note(f"{len(changed):,} of {len(test):,} test texts change ({changed.source})")
-    run = TrainingRun(request, recipe, spec, base, test, sets, device, listener, changed)
+    run = TrainingRun(request, recipe, spec, base, test, sets, device, listener, changed, twins)
     if edits is not None and edits.rounds > 1:
         arms += iterated_arms(run, edits, base)
     if len({arm.name for arm in arms}) < len(arms):
@@ -103,7 +105,7 @@ def _say_texts(rows: Rows, spec: ModelSpec, listener: Listener) -> None:
     """How long the texts are, and how many are cut."""
     found = text_lengths(rows, spec, None)
     if found is not None and spec.text is not None and (found.over == 0 or spec.text.cut):
-        (listener.warn if found.over else listener.note)(found.said(spec.text.max_length, "train", True))
+        found.say(spec.text.max_length, "train", spec.text.cut, listener)
 
 
 def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dict[str, Any]:
@@ -132,13 +134,9 @@ def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dic
     compare_arms(metrics, arms, different.between)
     if len(run.test):
         metrics["test_classes"] = (np.bincount(run.test.labels) / len(run.test)).tolist()
-        columns = run.test.manifest.table.column_names
-        if request.inputs.group in columns:  # whose gaps are measured
-            values = run.test.manifest.table.column(request.inputs.group).take(run.test.index).unique().to_pylist()
-            metrics["groups"] = {
-                "column": request.inputs.group,
-                "names": sorted(str(v) for v in values if v is not None),
-            }
+        if request.inputs.group in run.test.manifest.table.column_names:  # whose gaps are measured
+            column = request.inputs.group
+            metrics["groups"] = {"column": column, "names": group_names(run.test, column)}
     found = {
         "cautions": cautions_of(metrics),
         "pareto": pareto(metrics, request.seed, different.between, different.same),

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from influence_cli.model.train.recipe import Recipe
 
 
-CHANGED = "changed"  # the set of changed twins of the test rows
 MEASURED = 2  # raised whenever more is measured of an arm: what was trained before is measured again
 
 
@@ -53,7 +52,8 @@ class TrainingRun:
     sets: dict[str, Examples]  # decoded: "train", "test", and "target" where there are val rows
     device: torch.device
     listener: Listener
-    changed: Changed | None = None  # twins of test rows, whose input is the set "changed"
+    changed: Changed | None = None  # twins of test rows
+    twins: Examples | None = None  # the test rows with their twins, decoded
     said_start: bool = False  # what of the first model is drawn anew
 
     def folder(self, arm: Arm, seed: int) -> RunFolder:
@@ -139,14 +139,14 @@ class TrainingRun:
         return model
 
     def _measures(self) -> int | str:
-        """What stands for the measures taken: they are others where --group names another column, or other groups."""
-        groups, twins = groups_of(self.test, self.request.inputs.group), self.changed
-        if twins is not None:
-            return f"{MEASURED} by {twins.digest}" + ("" if groups is None else f" and {self.request.inputs.group}")
-        if groups is None:
-            return MEASURED
-        rows = [[key.tobytes().hex(), group] for key, group in zip(self.test.row_keys, groups.tolist(), strict=True)]
-        return f"{MEASURED} by {fingerprint('groups', 1, rows=rows)}"
+        """What stands for the measures taken: they are others where the groups, or the changed texts, are others."""
+        groups, by = groups_of(self.test, self.request.inputs.group), list[str]()
+        if groups is not None:
+            keys = [key.tobytes().hex() for key in self.test.row_keys]
+            by.append(fingerprint("groups", 1, rows=[list(row) for row in zip(keys, groups.tolist(), strict=True)]))
+        if self.changed is not None:
+            by.append(self.changed.digest)
+        return f"{MEASURED} by {' and '.join(by)}" if by else MEASURED
 
     def _measure(self, model: nn.Module, arm: Arm) -> dict[str, Any]:
         """Train accuracy on the arm's own labels; accuracy, balanced accuracy and loss on target and test rows."""
@@ -154,8 +154,6 @@ class TrainingRun:
 
         out: dict[str, Any] = {"measured": self._measures()}
         for name, data in self.sets.items():
-            if name == CHANGED:
-                continue
             logits = predict(model, data, self.device)
             labels, kept = data.labels, np.ones(len(data), dtype=bool)
             if name == "train":
@@ -169,11 +167,11 @@ class TrainingRun:
 
     def _flips(self, model: nn.Module, logits: NDArray[np.float64]) -> dict[str, float]:
         """How often the prediction of a test row is not that of its changed twin, if such are looked at."""
-        if self.changed is None:
+        if self.changed is None or self.twins is None:
             return {}
         from influence_cli.model.train.sgd import predict
 
-        flipped = logits.argmax(1) != predict(model, self.sets[CHANGED], self.device).argmax(1)
+        flipped = logits.argmax(1) != predict(model, self.twins, self.device).argmax(1)
         found = {"fair_score": float(flipped.mean())}
         if len(self.changed):
             found["fair_score_changed"] = float(flipped[np.isin(self.test.index, list(self.changed.twins))].mean())

@@ -57,10 +57,7 @@ def say_input(run: Run, session: Session) -> None:
     if found is None:
         return
     if "texts" in found:
-        lengths = TextLengths(**found["texts"])
-        (session.listener.warn if lengths.over else session.listener.note)(
-            lengths.said(found["tokens"], "train", found["cut"])
-        )
+        TextLengths(**found["texts"]).say(found["tokens"], "train", found["cut"], session.listener)
         return
     channels = "1 channel" if found["channels"] == 1 else f"{found['channels']} channels"
     text = f"input: {size_text(found['size'])} pixels, {channels}, from {found['from']}"

@@ -120,13 +120,15 @@ def known_by_outputs(
     keys = [k.tobytes().hex() for k in rows.payload_keys]
     place = dict(zip(reversed(keys), reversed(rows.index.tolist()), strict=True))
     own_loss = spec.task is not None and spec.task.loss is not None
-    if spec.one_logit is None and not own_loss and spec.num_classes in (0, 2):
-        spec = replace(spec, one_logit=_gives_one_logit(load_model(spec, checkpoint), spec, manifest, place) or None)
+    model = load_model(spec, checkpoint)
+    may_be_one = spec.one_logit is None and not own_loss and spec.num_classes in (0, 2)
+    if may_be_one and _gives_one_logit(model, spec, manifest, place):
+        spec = replace(spec, one_logit=True)
+        model = load_model(spec, checkpoint)
     name = fingerprint("task", 1, weights=checkpoint.digest, spec=spec.as_dict())
     revisions = store.task_revisions(name)
     known = [k for r in revisions for k in r["outputs"] if k in place]
     wanted = list(dict.fromkeys([*known, *sorted(place)[:PROBES]]))
-    model = load_model(spec, checkpoint)
     frozen = frozen_parameters(model)
     found = probe(model, spec, manifest, {k: place[k] for k in wanted}, precision)
     classes = len(next(iter(found.values())))
