@@ -159,6 +159,11 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert made.code == 0, made.err
     assert "text: column review" in made.err
     assert "left out: column stars: not needed beside the text" in made.err
+    assert "then, with hf:FOLDER filled in: influence retrain m.parquet --model hf:FOLDER" in made.err
+    both = ["--text", "review", "--drop-column", "review", "-o", "x.parquet"]
+    refused = call_cli("manifest", "films.csv", "--label", "sentiment", *both, cwd=folder)
+    assert refused.code == 2
+    assert "column review is asked for, and is to be left out" in refused.err
     flags = ["--model", "hf:encoder", "--lr", "0.001", "--epochs", "8", "-o", "RUN"]
     ran = call_cli("retrain", "m.parquet", *flags, cwd=folder)
     assert ran.code == 0, ran.err

@@ -49,7 +49,7 @@ def _show_next(settings: Settings, output: str, manifest: Manifest) -> None:
     group = settings.repeated_of("group")
     test = [] if len(manifest.rows("test")) else ["--test", "TEST.parquet"]
     words = ["retrain", output, "--model", model, *group, *test, "-o", "RUN"]
-    show_next(*words, fill_in=("TEST.parquet",) if test else ())
+    show_next(*words, fill_in=tuple(word for word in ("hf:FOLDER", "TEST.parquet") if word in words))
 
 
 def _show(result: ResultOptions, ingested: Ingested) -> None:

@@ -44,7 +44,8 @@ def without_dropped(chunks: Chunks, columns: Columns) -> tuple[Chunks, Callable[
 
     if not columns.drop:
         return chunks, lambda: ()
-    asked = (columns.label, columns.id, columns.image, columns.weight, columns.group, *columns.features, *columns.keep)
+    single = (columns.label, columns.id, columns.image, columns.weight, columns.group)
+    asked = {*single, *columns.text, *columns.features, *columns.keep}
     both = next((name for name in columns.drop if name in asked), None)
     if both is not None:
         what = f"column {both} is asked for, and is to be left out with --drop-column"
