@@ -308,7 +308,7 @@ def retrain(manifest: Any, output: str, **options: Any) -> dict[str, Any]:
     ``options``: ``model`` or ``task``, ``label``, ``group``, ``input_size``, ``num_classes``, ``class_map``, ``mean``,
     ``std``, ``skip_bad``; ``against``, ``arms`` (name -> manifest), ``test``, ``init``, ``seeds``, ``seed``,
     ``calibration``, ``keep_checkpoints``, ``pretrained``, ``device``; and the fields of a recipe: ``epochs``, ``lr``,
-    ``batch_size``, ``optimizer``, ``momentum``, ``weight_decay``, ``schedule``, ``augment``.
+    ``batch_size``, ``optimizer``, ``momentum``, ``weight_decay``, ``schedule``, ``augment``, ``amp``.
     """
     from influence_cli.model.train.recipe import Recipe
     from influence_cli.stages.retrain.request import RetrainRequest

@@ -284,8 +284,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         run(Recorder(3, 2), feature_examples(tmp_path), Recipe(epochs=50, lr=1e30, batch_size=8))
 
 
+def test_mixed_precision_trains_float32_weights_nearly_as_float32_does(tmp_path: Path) -> None:
+    data, kept = feature_examples(tmp_path), dict[str, dict[str, Tensor]]()
+    for amp in ("fp32", "bf16"):
+        model = Recorder(3, 2)
+        run(model, data, Recipe(epochs=3, lr=0.1, batch_size=8, amp=amp))
+        kept[amp] = model.state_dict()
+    start = Recorder(3, 2).state_dict()
+    for name, exact in kept["fp32"].items():
+        rounded = kept["bf16"][name]
+        assert rounded.dtype == torch.float32
+        assert 0 < float((rounded - exact).norm()) < 0.02 * float((exact - start[name]).norm())
+    assert "amp" not in Recipe().describe()
+    assert Recipe(amp="bf16").describe()["amp"] == "bf16"
+
+
 @pytest.mark.parametrize(
-    "options", [{"optimizer": "lion"}, {"schedule": "sawtooth"}, {"augment": "mixup"}, {"epochs": 0}, {"batch_size": 1}]
+    "options", [{"amp": "fp16"}, {"amp": "bf16", "optimizer": "lbfgs"}, {"optimizer": "lion"}, {"schedule": "sawtooth"}, {"augment": "mixup"}, {"epochs": 0}, {"batch_size": 1}]
 )
 def test_impossible_recipes_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

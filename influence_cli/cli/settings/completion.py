@@ -52,6 +52,7 @@ VALUES: dict[str, Values] = {  # by the name of an option without choices of its
     "params": _of("all", "linear", "last"),
     "device": _of("auto", "cpu", "cuda", "mps"),
     "optimizer": _of("sgd", "adamw", "lbfgs"),
+    "amp": _of("fp32", "bf16"),
     "schedule": _of("cosine", "linear", "constant", "step"),
     "augment": _of("none", "shift", "flip-shift"),
     "attack": _of("linear", "pgd", "fgsm", "none"),

@@ -63,7 +63,7 @@ PURPOSES: dict[str, tuple[str, ...]] = {
         *("lds", "subset_share", "removal", "loo", "convention", "brittleness", "max_minutes"),
     ),
     "Training": (
-        *("epochs", "lr", "optimizer", "momentum", "weight_decay", "schedule", "augment", "init", "pretrained"),
+        *("epochs", "lr", "optimizer", "momentum", "weight_decay", "schedule", "augment", "amp", "init", "pretrained"),
         *("raw_features", "test", "keep_checkpoints", "calibration"),
     ),
     "What is compared": ("seeds", "against", "arm", "scores", "rounds", "attack", "flips", "require_improvement"),

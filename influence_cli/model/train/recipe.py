@@ -13,6 +13,7 @@ LBFGS = "lbfgs"
 AUGMENTATIONS = ("none", "shift", "flip-shift")
 SCHEDULES = ("cosine", "linear", "constant", "step")
 OPTIMIZERS = ("sgd", "adamw", LBFGS)
+PRECISIONS = ("fp32", "bf16")
 # of a pretrained transformer (Devlin et al. 2019, section A.3), with the highest of its rates: small models need it
 FINE_TUNING: dict[str, Any] = {
     "epochs": 3, "lr": 5e-5, "batch_size": 32, "optimizer": "adamw", "weight_decay": 0.01, "schedule": "linear",
@@ -33,6 +34,7 @@ class Recipe:
     schedule: str = option("cosine", "cosine, linear, constant or step.", TRAINS)
     warmup: float = 0.05  # share of the steps over which the rate rises from 0
     augment: str = option("none", "none, shift or flip-shift.", TRAINS)
+    amp: str = option("fp32", "Precision of training: fp32, or bf16 with weights kept in fp32.", TRAINS)
     asked: frozenset[str] | None = None  # fields that were chosen: the model decides on the others; None: all were
 
     def __post_init__(self) -> None:
@@ -40,6 +42,7 @@ class Recipe:
             ("--optimizer", self.optimizer, OPTIMIZERS),
             ("--schedule", self.schedule, SCHEDULES),
             ("--augment", self.augment, AUGMENTATIONS),
+            ("--amp", self.amp, PRECISIONS),
         ):
             if value not in known:
                 raise UsageError(f"{flag} {value!r} is unknown", fix="one of: " + ", ".join(known))
@@ -49,6 +52,8 @@ class Recipe:
             raise UsageError("--epochs must be at least 1 and the training batch at least 2", fix="raise it")
         if self.optimizer == LBFGS and self.augment != "none":
             raise UsageError("--augment has no meaning with lbfgs, which sees every row as it is", fix="leave it out")
+        if self.optimizer == LBFGS and self.amp != "fp32":
+            raise UsageError("--amp has no meaning with lbfgs, which computes in fp64", fix="leave it out")
 
     @property
     def peak_lr(self) -> float:
@@ -77,10 +82,14 @@ class Recipe:
         return self.peak_lr
 
     def describe(self) -> dict[str, Any]:
-        """Plain values, for JSON and fingerprints; of ``lbfgs`` only what changes its result."""
+        """Plain values, for JSON and fingerprints; of ``lbfgs`` only what changes its result.
+
+        The precision is left out where it is fp32, so that trainings from before there was another keep their names.
+        """
         if self.optimizer == LBFGS:
             return {"optimizer": LBFGS, "weight_decay": self.weight_decay}
-        return {name: value for name, value in asdict(self).items() if name != "asked"}
+        later = {"asked", *(("amp",) if self.amp == "fp32" else ())}
+        return {name: value for name, value in asdict(self).items() if name not in later}
 
     def for_fine_tuning(self) -> Recipe:
         """The recipe with what is usual for pretrained transformers, where nothing else was asked for."""

@@ -97,6 +97,8 @@ def _check_same(request: RetrainRequest, recipe: Recipe, run: RunRecord, listene
     """
     now: dict[str, Any] = {**recipe.describe(), "lr": recipe.peak_lr, "pretrained": request.pretrained}
     then = {**run.recipe, **({} if run.pretrained is None else {"pretrained": run.pretrained})}
+    for values in (now, then):
+        values.setdefault("amp", "fp32")  # as it stands where a recipe says nothing
     now["init"], then["init"] = _place_of(request.init), _place_of(run.init)
     for name in sorted(now.keys() & then.keys()):
         if now[name] != then[name]:
