@@ -148,9 +148,8 @@ def folders(folder: Path) -> list[Path]:
 
 
 def tree(_: str) -> str:
-    """What the modules at the top of the package and its folders are."""
-    entries = [(path.name, first_line(path)) for path in modules(PACKAGE)]
-    entries.append(("guide/", "The handbook, as ``influence guide`` prints it."))
+    """What the folders of the package are."""
+    entries = [("guide/", "The handbook, as ``influence guide`` prints it.")]
     entries += [(f"{folder.name}/", first_line(folder / "__init__.py")) for folder in folders(PACKAGE)]
     around = {
         "tests/": "The tests; oracle.py is the dense float64 reference; benchmarks/ has the scripts and their results.",

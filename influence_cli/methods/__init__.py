@@ -60,6 +60,10 @@ _ROWS = (
         "datainf", "influence_cli.methods.datainf:DataInf", "mean of rank-one inverses by tensor",
         "Kwon et al., arXiv:2310.00902, Eq. 5", "V + 2 x fit rows + T",
     ),
+    MethodInfo(
+        "tracin", "influence_cli.methods.tracin:TracIn", "ip at kept checkpoints, times their learning rates",
+        "Pruthi et al., arXiv:2002.08484", "K (V + T)",
+    ),
     MethodInfo("loss", "influence_cli.methods.loss:Loss", "minus the row's own loss", "-", "forward T"),
     MethodInfo("margin", "influence_cli.methods.margin:Margin", "labelled minus best other logit", "-", "forward T"),
     MethodInfo(

@@ -208,8 +208,12 @@ class Linear(Method):
             raise UsageError(what, fix=f"use {self.with_self_influence}")
         return None
 
+    def summed(self) -> bool:
+        """Whether scores are the weighted sum over members, not their weighted mean."""
+        return False
+
     def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
-        """For each objective the weighted mean over members of ``sum_c p_c (t_c - t_y)``."""
+        """For each objective the weighted mean, or sum, over members of ``sum_c p_c (t_c - t_y)``."""
         return [self._score_for(objective, stored, rows, loss) for objective in stored.objectives]
 
     def _score_for(self, objective: str, stored: Stored, rows: Rows, loss: RowLoss) -> Scores:
@@ -224,8 +228,16 @@ class Linear(Method):
             own.append(self.divided(of_label(by_label, rows.labels), values, length))
             every.append(by_label)
             plain = plain and values is None
-        means = weighted_mean(own, weights), weighted_mean(every, weights) if plain else None
-        return Scores(means[0], objective, np.stack(own), weights, means[1], self.effect and plain)
+        times = sum(weights) if self.summed() else 1.0
+        by_label = times * weighted_mean(every, weights) if plain else None
+        return Scores(
+            times * weighted_mean(own, weights), objective, np.stack(own), weights, by_label, self.effect and plain
+        )
+
+
+def is_summed(method: Method) -> bool:
+    """Whether a method's scores are the weighted sum over members, not their weighted mean."""
+    return isinstance(method, Linear) and method.summed()
 
 
 def weighted_mean(members: list[Floats], weights: Sequence[float]) -> Floats:
@@ -264,13 +276,17 @@ class OutputMethod(Method):
 
 @dataclass(frozen=True)
 class RowMethod(Method):
-    """A ranking-only value of a row's own loss gradient: minus its ``row_value``."""
+    """A ranking-only value of a row's own loss gradient: minus its ``row_value``, summed over members by weight."""
 
     needs: ClassVar[str] = "rows"
     kind: ClassVar[Kind] = "ranking"
 
     def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
-        """Minus the value of each row at the first member."""
-        values = stored.values(stored.members[0])
-        assert values is not None
-        return [Scores(-values)]
+        """Minus the value of each row."""
+        total: Floats | None = None
+        for member in stored.members:
+            values = stored.values(member)
+            assert values is not None
+            total = member.weight * values if total is None else total + member.weight * values
+        assert total is not None
+        return [Scores(-total)]

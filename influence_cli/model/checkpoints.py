@@ -12,11 +12,11 @@ import functools
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from influence_cli.errors import DamagedModel, ModelError
+from influence_cli.errors import DamagedModel, ModelError, UsageError
 from influence_cli.model.hf_folder import HF, spec_values
 from influence_cli.model.hub_config import read_hub_config
 from influence_cli.model.run_folder import RunFolder
@@ -163,6 +163,8 @@ class Trajectory:
     def recorded(self) -> tuple[Recorded, ...]:
         """Checkpoints that ``retrain --keep-checkpoints`` wrote, in order of steps; none for weights without a run.
 
+        Where the final one is one of them, they are those up to it.
+
         Raises:
             DamagedModel: one of them, or what the run folder says of it, cannot be read.
             ModelError: one of them is gone.
@@ -170,4 +172,35 @@ class Trajectory:
         folder = RunFolder.of(self.final.locator)
         record = folder.read()
         kept = () if record is None else record.checkpoints
-        return tuple(Recorded(find_checkpoint(str(folder.path / k.file))[0], k.step, k.lr) for k in kept)
+        found = [Recorded(find_checkpoint(str(folder.path / k.file))[0], k.step, k.lr) for k in kept]
+        last = next((n for n, k in enumerate(found) if k.checkpoint.digest == self.final.digest), len(found))
+        return tuple(found[: last + 1])
+
+    def kept(self, method: str) -> tuple[Recorded, ...]:
+        """The same for a method that needs them.  Raises UsageError: there are none."""
+        if not self.recorded:
+            what = f"{method} needs checkpoints that were kept during training, and there are none"
+            fix = "train with them: `influence retrain ... --keep-checkpoints 5`, the same command where it was retrain"
+            raise UsageError(what, where=self.final.locator, fix=fix)
+        return self.recorded
+
+    def travelled(self, method: str) -> list[float]:
+        """The sum of the learning rates of the steps up to each kept checkpoint from the one before.
+
+        Raises:
+            UsageError: there are no checkpoints, or the run folder does not say how it was trained.
+        """
+        from influence_cli.model.train.recipe import LBFGS, Recipe
+
+        kept, record = self.kept(method), RunFolder.of(self.final.locator).read()
+        known = {f.name for f in fields(Recipe)} - {"asked"}
+        values = {} if record is None else {k: v for k, v in record.recipe.items() if k in known}
+        if record is None or values.get("optimizer") == LBFGS or "schedule" not in values:
+            what = f"{method} needs the learning rate of every step, and the run folder does not say it"
+            raise UsageError(what, where=self.final.locator, fix=f"--set {method}.weights=lr, or train again")
+        recipe, found, before = Recipe(**values), list[float](), 0
+        steps = record.checkpoints[-1].step  # the last one that is kept is the end of training
+        for k in kept:
+            found.append(sum(recipe.rate(step, steps) for step in range(before, k.step)))
+            before = k.step
+        return found

@@ -193,5 +193,7 @@ def _is_checkpoint(value: Any) -> bool:
 
 def _is_recipe(recipe: dict[str, Any]) -> bool:
     kinds: dict[str, Any] = dict.fromkeys(("weight_decay", "lr", "momentum", "warmup"), (int, float))
-    kinds |= dict.fromkeys(("epochs", "batch_size"), int) | dict.fromkeys(("optimizer", "schedule", "augment", "amp"), str)
+    kinds |= dict.fromkeys(("epochs", "batch_size"), int) | dict.fromkeys(
+        ("optimizer", "schedule", "augment", "amp"), str
+    )
     return all(isinstance(recipe[k], kinds[k]) and not isinstance(recipe[k], bool) for k in kinds.keys() & recipe)

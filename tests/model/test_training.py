@@ -300,7 +300,16 @@ def test_mixed_precision_trains_float32_weights_nearly_as_float32_does(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "options", [{"amp": "fp16"}, {"amp": "bf16", "optimizer": "lbfgs"}, {"optimizer": "lion"}, {"schedule": "sawtooth"}, {"augment": "mixup"}, {"epochs": 0}, {"batch_size": 1}]
+    "options",
+    [
+        {"amp": "fp16"},
+        {"amp": "bf16", "optimizer": "lbfgs"},
+        {"optimizer": "lion"},
+        {"schedule": "sawtooth"},
+        {"augment": "mixup"},
+        {"epochs": 0},
+        {"batch_size": 1},
+    ],
 )
 def test_impossible_recipes_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

@@ -90,4 +90,7 @@ def _linear(table: pa.Table, names: list[str], options: Combine, origin: dict[st
         linear(np.stack([floats(table, part[k]) for part in parts]), shares, lengths[:, k]) for k in range(members)
     ]
     weights = origin.get("member_weights", {}).get(names[0])  # only where members weigh differently
-    return np.average(blended, axis=0, weights=weights) if weights else np.mean(blended, axis=0)
+    if not weights:
+        return np.mean(blended, axis=0)
+    times = sum(weights) if names[0] in origin.get("summed_over_members", ()) else 1.0
+    return times * np.average(blended, axis=0, weights=weights)

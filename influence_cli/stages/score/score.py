@@ -16,7 +16,7 @@ from influence_cli.data.classes import class_count
 from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.maths.labels import margin, softmax
-from influence_cli.methods.protocol import Scores
+from influence_cli.methods.protocol import Scores, is_summed
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.stages.grads.curvature_report import effect_weight
 from influence_cli.stages.grads.fill import fill
@@ -136,12 +136,14 @@ def _said_of_columns(run: Run, session: Session, columns: list[Column]) -> dict[
     """By column: its objective, lengths of its direction at its members, and what makes its scores an effect, if so."""
     of = {_column_name(run, c.name): c for c in columns if c.scores.objective in run.objectives}
     method_of = {name: c.name.partition("/")[0] for name, c in of.items()}
-    weights = {n: list(c.scores.weights) for n, c in of.items() if len(set(c.scores.weights)) > 1}
+    summed = [n for n in of if is_summed(run.methods[method_of[n]])]
+    weights = {n: list(c.scores.weights) for n, c in of.items() if len(set(c.scores.weights)) > 1 or n in summed}
     return {
         "objective_of": {name: c.scores.objective for name, c in of.items()},
         "norms": {name: _lengths(run, session, method_of[name], str(c.scores.objective)) for name, c in of.items()},
         "effect_divisors": {n: effect_weight(run, session, method_of[n]) for n, c in of.items() if c.scores.effect},
         **({"member_weights": weights} if weights else {}),
+        **({"summed_over_members": summed} if summed else {}),
     }
 
 

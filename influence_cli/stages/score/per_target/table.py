@@ -23,7 +23,7 @@ from influence_cli.data.manifest import Rows
 from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.maths.top_k import NONE, SIDES, TopK
-from influence_cli.methods.protocol import Linear
+from influence_cli.methods.protocol import Linear, is_summed
 from influence_cli.stages.grads.fill import fill
 from influence_cli.stages.grads.provenance import provenance_of
 from influence_cli.stages.run import names
@@ -161,7 +161,10 @@ def _folder(run: Run, session: Session, name: str, top: int, train: Rows) -> Sha
     if run.spec.rows is not None:
         request = row_request(run, session)
         params, sketch = request.params, None if request.sketch_dim is None else [request.sketch_dim, request.seed]
-    about = {"params": params, "loss": run.loss_name, "top": top, "sketch": sketch}
+    about: dict[str, Any] = {"params": params, "loss": run.loss_name, "top": top, "sketch": sketch}
+    weights = [m.weight for m in members]
+    if set(weights) != {1.0}:
+        about |= {"weights": weights, "summed": is_summed(run.methods[name])}
     named = fingerprint(
         "top-rows", 2, members=[m.name for m in members], method=how, train=digest_in_order(train.row_keys), **about
     )

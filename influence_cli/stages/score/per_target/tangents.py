@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
 from influence_cli.maths.top_k import TopK
+from influence_cli.methods.protocol import is_summed
 from influence_cli.report.curvature import curvature_sentence
 from influence_cli.stages.grads.curvature_report import condition_warning, warnings_of
 from influence_cli.stages.grads.member_model import MemberModel, Models
@@ -111,6 +112,7 @@ class TangentRun:
         self.members = [models.at(member) for member in run.members_of[name]]
         self.engines: list[Engine] = [Engine(m.point, session.runtime.engine, session.listener) for m in self.members]
         self.solver = Solver(run, session, name) if run.methods[name].fitted_curvature else None
+        self.summed = is_summed(run.methods[name])
         self.parts, self.unusable = Parts(session.listener.warn), dict[int, str]()
         first = {
             key.tobytes(): row for key, row in zip(train.payload_keys[::-1], train.index[::-1].tolist(), strict=True)
@@ -145,12 +147,13 @@ class TangentRun:
         return along
 
     def scores(self, along: list[list[Direction]]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-        """(places among the train rows [r], scores [t, r], the mean over members), batch by batch."""
+        """(places among the train rows [r], scores [t, r], the mean or sum over members), batch by batch."""
         import torch
 
         from influence_cli.engines.row_values import row_scores
 
         device, weights = self.session.device, [member.member.weight for member in self.members]
+        times = sum(weights) if self.summed else 1.0
         for batch in self._batches(len(along[0])):
             rows = [self.places[int(row)] for row in batch.index]
             places = np.array([place for some in rows for place in some], dtype=np.int64)
@@ -167,7 +170,7 @@ class TangentRun:
                     more = weight * (scores - first) if more is None else more + weight * (scores - first)
             assert first is not None
             mean = first if more is None else first + more / sum(weights)
-            yield places, mean.cpu().numpy()
+            yield places, times * mean.cpu().numpy()
 
     def _batches(self, directions: int) -> Iterator[Batch]:
         """Every distinct payload."""
