@@ -7,7 +7,7 @@ the model itself computes is tried on a few tokens, and so is that no token's lo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,7 @@ def with_losses(model: Any, spec: ModelSpec) -> nn.Module:
         own = model(**x, use_cache=False).logits
         expected = F.cross_entropy(own[:, :-1].mT, x["input_ids"][:, 1:], reduction="none")
     holder, _, last = name.rpartition(".")
-    head = NextTokenLoss(output.weight, output.bias)
+    head = NextTokenLoss(cast(nn.Parameter, output.weight), cast("nn.Parameter | None", output.bias))
     setattr(model.get_submodule(holder), last, head)
     model.forward = _Forward(model, head)
     with torch.no_grad(), by_token(model):
