@@ -22,15 +22,17 @@ if TYPE_CHECKING:
 
 
 # left out where they say nothing, since they came later
-_LATER = ("crop", "code", "order", "features", "one_logit", "network", "text")
+_LATER = ("crop", "code", "order", "features", "one_logit", "network", "text", "loss", "adapter")
 TORCHVISION = "torchvision:"  # prefix of torchvision's own architectures
+GPT = "gpt"  # and "gpt:LAYERSxWIDTH": a small GPT that is trained from nothing
+NEXT_TOKEN = "next-token"  # the loss of a language model, which is the output that it gives of a row
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """An architecture and how a payload becomes its input."""
 
-    name: str  # a timm name, "torchvision:NAME", "linear", "mlp:128", "hf:bert", "python:PKG.MOD:FACTORY", "task:NAME"
+    name: str  # a timm name, "torchvision:NAME", "linear", "mlp:128", "gpt:4x128", "hf:bert", "python:PKG.MOD:FACTORY"
     num_classes: int
     kind: str  # the name of the payload's, or "task" where a transform of the user's own makes the input
     shape: tuple[int, ...]  # [channels, height, width] of images, [d] of features, [most tokens] of texts
@@ -47,7 +49,14 @@ class ModelSpec:
     one_logit: bool | None = None  # of two classes the model gives the second one's logit alone; None: a logit a class
     network: str | None = None  # of a model of transformers: its configuration, as sorted JSON
     text: TextInput | None = None  # of a model of text: its tokenizer, and how long texts may be
+    adapter: str | None = None  # of LoRA adapters on such a model: what decides on their numbers, as sorted JSON
+    loss: str | None = None  # of a language model NEXT_TOKEN; None: of the labels, or the task's own
     task: Task | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def is_language(self) -> bool:
+        """Whether the model predicts the next tokens of its texts, and no label."""
+        return self.loss == NEXT_TOKEN
 
     @property
     def payload_kind(self) -> Kind:
@@ -58,21 +67,27 @@ class ModelSpec:
         """Plain values, for JSON and for fingerprints; what came later is left out where it says nothing."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("task", "head")}
         values["text"] = None if self.text is None else self.text.as_dict()
-        values["network"] = None if self.network is None else json.loads(self.network)
+        values |= {n: None if values[n] is None else json.loads(values[n]) for n in ("network", "adapter")}
         return json.loads(json.dumps({k: v for k, v in values.items() if v is not None or k not in _LATER}))
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> ModelSpec:
         """The inverse of ``as_dict``."""
         known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != "task"}
-        text, network = known.pop("text", None), known.pop("network", None)
-        known["network"] = None if network is None else json.dumps(network, sort_keys=True)
+        text = known.pop("text", None)
+        for name in ("network", "adapter"):
+            known[name] = None if known.get(name) is None else json.dumps(known[name], sort_keys=True)
         return ModelSpec(**known, text=None if text is None else TextInput.from_dict(text))
 
 
 def is_plain(name: str) -> bool:
     """Whether the architecture is ours (``linear``, ``mlp:...``), not timm's."""
     return name == "linear" or name.startswith("mlp:") or name == "mlp"
+
+
+def is_gpt(name: str | None) -> bool:
+    """Whether a model is a GPT of our own."""
+    return name is not None and name.partition(":")[0] == GPT
 
 
 def is_own(name: str | None) -> bool:
@@ -82,7 +97,8 @@ def is_own(name: str | None) -> bool:
 
 def refuse_pretrained(pretrained: bool, name: str | None, own: bool) -> None:
     """Refuse --pretrained of a model that timm has no weights for (UsageError)."""
-    if not pretrained or name is None or not (own or is_plain(name) or name.startswith(("hf:", TORCHVISION))):
+    ours = name is not None and (own or is_plain(name) or is_gpt(name))
+    if not pretrained or name is None or not (ours or name.startswith(("hf:", TORCHVISION))):
         return
     fix = "leave it out: training begins with the folder's weights" if name.startswith("hf:") else "leave it out"
     raise UsageError(f"--pretrained is for timm models, and {name} is none", fix=fix)
