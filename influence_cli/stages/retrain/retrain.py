@@ -82,6 +82,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         if name == "train" or len(rows)
     }
     changed = twins = None
+    attack_of(request.attack, request.options, spec)  # what cannot be attacked is refused before anything is trained
     if request.flips is not None:
         changed = changed_texts(test, None if request.flips == WORDS else request.flips)
         twins = Examples(test, spec, listener, "changed test rows", changed.twins)
