@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from influence_cli.errors import UsageError
-from influence_cli.options import PATH, RETRAIN, TRAINS, comma_list, kept_values, option, same_option
+from influence_cli.options import EVALUATE, PATH, RETRAIN, TRAINS, comma_list, kept_values, option, same_option
 from influence_cli.settings import GradSpec, Inputs, Options, parse_share
 
 NOISES = ("confusion", "uniform")
@@ -119,7 +119,7 @@ class RetrainRequest:
         after="rounds",
     )
     flips: str | None = option(
-        None, "Count predictions that flip with changed test texts: words, or a COLUMN of them.", (RETRAIN,),
+        None, "Count predictions that flip with changed test texts: words, or a COLUMN of them.", (RETRAIN, EVALUATE),
         metavar="words|COLUMN",
     )  # fmt: skip
     options: Options = field(default_factory=dict)
