@@ -49,7 +49,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     from influence_cli.model.examples import Examples
     from influence_cli.model.train.convex import check_convex
 
-    request, recipe = as_fine_tuning(request, recipe)
+    request, recipe = as_fine_tuning(request, recipe, listener)
     check_run_folder(request, recipe, listener=listener)
     manifest = open_table(request, request.inputs.manifest)
     base = base_rows(request, manifest)
