@@ -9,23 +9,28 @@ With z(x) the logits, k the predicted class, and w_k - w_c the slope of z_k - z_
 ``linear`` makes the margin z_k - z_c of a linear model (1 - kappa) times what it was, so that above 1 it flips the
 prediction, whether that was right or wrong (Chhabra et al. 2024); with two classes it is their rule.  Images are
 attacked as they were decoded, in [0, 1], before mean and sd, and are clipped to that range; features in the model's
-own units.  What a row becomes depends on it, its label, the model and the seed, never on the rows beside it.
+own units; texts by their embeddings (``attacked_texts``).  What a row becomes depends on it, its label, the model and
+the seed, never on the rows beside it.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from influence_cli.data.kinds.protocol import ANY_NUMBER
+from influence_cli.data.kinds.text import CHANGE
+from influence_cli.engines.attacked_texts import attack_texts
 from influence_cli.engines.attacks import Attack
 from influence_cli.engines.point import as_logits, check_evaluation_mode, differentiable_kernels, is_recurrent
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.maths.hashed_draws import hashed_uniform, stream_key
 from influence_cli.model.losses import CROSS_ENTROPY, RowLoss
-from influence_cli.model.named_tensors import NamedTensors
+from influence_cli.model.named_tensors import Inputs, NamedTensors, as_argument, as_rows
 from influence_cli.model.spec import ModelSpec
 from influence_cli.store.keys import Keys
 
@@ -37,15 +42,17 @@ def attack(
     model: nn.Module,
     spec: ModelSpec,
     how: Attack,
-    decoded: Tensor,
+    decoded: Inputs,
     labels: Tensor,
     keys: Keys,
     *,
     seed: int = 0,
     loss: RowLoss = CROSS_ENTROPY,
     names: Sequence[str] | None = None,
-) -> Tensor:
+) -> Any:
     """Attacked rows x' [n, ...], as decoded, in the model's precision; ``attacked_input`` makes the model's input.
+
+    Of texts they are the rows with the change of their embeddings.
 
     ``model`` is in evaluation mode; ``keys`` [n, 16] are the rows' keys, from which pgd draws its starts; ``names``
     are for messages.
@@ -55,8 +62,13 @@ def attack(
             that is not finite.
         UsageError: a row leaves the valid range.
     """
-    x = _plain(model, spec, decoded)
     kind, facts = how.kind(spec), how.describe(spec, seed)
+    check_evaluation_mode(model)
+    if spec.payload_kind.ragged:
+        changed = attack_texts(model, spec, facts, decoded, labels, keys, loss)
+        _check(changed.tensors[CHANGE], kind, ANY_NUMBER, names)
+        return changed
+    x = _plain(model, spec, decoded)
     low, high = spec.payload_kind.bounds
     slope = functools.partial(_slope, model, spec, labels=labels, loss=loss)
     with differentiable_kernels(is_recurrent(model)):  # the kernels that score rows have a backward pass
@@ -71,24 +83,27 @@ def attack(
                 moved = (x + _starts(keys, x, facts["start"], eps)).clamp(low, high)
             for _ in range(facts["steps"]):
                 moved = (x + ((moved - x) + facts["step"] * slope(moved).sign()).clamp(-eps, eps)).clamp(low, high)
+    _check(moved, kind, (low, high), names)
+    return moved.detach()
+
+
+def attacked_input(attacked: Any, spec: ModelSpec) -> Any:
+    """The model's input of what ``attack`` gives: images less the mean, by the sd, as ``to_input`` makes them."""
+    return as_rows(spec.payload_kind.of_attacked(as_argument(attacked), spec))
+
+
+def _check(moved: Tensor, kind: str, bounds: tuple[float, float], names: Sequence[str] | None) -> None:
+    """Raises ModelError: a row is not finite; UsageError: it is out of its bounds."""
+    low, high = bounds
     finite, inside = moved.isfinite().flatten(1).all(1), ((moved >= low) & (moved <= high)).flatten(1).all(1)
     if not bool((finite & inside).all()):
         worst = int(torch.nonzero(~(finite & inside))[0])
         raise _refused(bool(finite[worst]), kind, f"row {worst} of the batch" if names is None else names[worst])
-    return moved.detach()
 
 
-def attacked_input(attacked: Tensor, spec: ModelSpec) -> Tensor:
-    """The model's input of what ``attack`` gives: images less the mean, by the sd, as ``to_input`` makes them."""
-    return spec.payload_kind.of_attacked(attacked, spec)
-
-
-def _plain(model: nn.Module, spec: ModelSpec, decoded: Tensor) -> Tensor:
+def _plain(model: nn.Module, spec: ModelSpec, decoded: Inputs) -> Tensor:
     """Rows in the model's precision: pixels in [0, 1], or features."""
-    check_evaluation_mode(model)
-    fix = "attack images or features, or leave the objective robustness out"
-    if spec.payload_kind.ragged:
-        raise ModelError("texts cannot be attacked by small steps", fix="leave the objective robustness out")
+    fix = "attack images, features or texts, or leave the objective robustness out"
     if isinstance(decoded, NamedTensors):
         raise ModelError("inputs of several tensors cannot be attacked by small steps", fix=fix)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), decoded.dtype)

@@ -18,7 +18,7 @@ from typing import Any
 
 from influence_cli.errors import DamagedModel, ModelError, UsageError
 from influence_cli.model.adapter_folder import ADAPTER_FILE, ADAPTER_WEIGHTS, base_folder, read_adapter
-from influence_cli.model.hf_folder import HF, spec_values
+from influence_cli.model.hf_folder import HF, by_hand, hub_name, spec_values
 from influence_cli.model.hub_config import read_hub_config
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, is_model
@@ -49,6 +49,10 @@ def find_checkpoint(locator: str) -> tuple[Checkpoint, dict[str, Any] | None]:
         ModelError: nothing there, a shard is missing or damaged, an unknown kind of file, or weights or a ``run.json``
             that are not as ``retrain`` wrote them.
     """
+    named = hub_name(locator)
+    if named is not None:
+        what = f"no such checkpoint: {locator} is no folder here, and what is scored is not downloaded"
+        raise ModelError(what, fix=by_hand(named))
     locator = locator.removeprefix(HF)  # as the folder is called where it is a model's name
     path, carried = Path(locator), None
     if (path / ADAPTER_FILE).is_file():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from influence_cli.model.text_input import TOKENIZER_FILES, tokenizer_digest
 from influence_cli.store.lfs import refuse_pointer
 
 HF = "hf:"  # prefix of a folder of transformers, as a model's name
+HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")  # of a model, at a revision
 CONFIG_FILE, IMAGES_FILE = "config.json", "preprocessor_config.json"
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 TEXTS, IMAGES = "ForSequenceClassification", "ForImageClassification"  # how classifiers' classes are called
@@ -37,17 +39,35 @@ _USUAL = 512  # tokens, of a model that does not say
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
+def hub_name(model: str | None) -> str | None:
+    """The name on the hub that "hf:NAME" may mean; None where there is such a file or folder, or no such name."""
+    if model is None or not model.startswith(HF):
+        return None
+    named = model.removeprefix(HF)
+    return None if Path(named).expanduser().exists() or HUB_NAME.fullmatch(named) is None else named
+
+
+def by_hand(named: str) -> str:
+    """How a model comes here without us."""
+    repository, _, revision = named.partition("@")
+    at = f" --revision {revision}" if revision else ""
+    return f"run `hf download {repository}{at} --local-dir FOLDER` where there is a network, and pass {HF}FOLDER"
+
+
 def folder_of(name: str) -> Path:
     """The folder in "hf:PATH".
 
     Raises:
         ModelError: it is no folder here: a name of the hub is not looked for in silence.
     """
-    path = Path(name.removeprefix(HF)).expanduser()
+    path, named = Path(name.removeprefix(HF)).expanduser(), hub_name(name)
     if not (path / CONFIG_FILE).is_file():
         what = f"{name} is no folder with a {CONFIG_FILE}"
-        fix = "give a folder that save_pretrained wrote; one of the hub comes with: hf download NAME --local-dir FOLDER"
-        raise ModelError(what, fix=fix)
+        fix = "give a folder that save_pretrained wrote"
+        if named is not None:
+            what += ", and a name of the hub is downloaded only where --pretrained says so"
+            fix = f"add --pretrained to `influence retrain`, or {by_hand(named)}"
+        raise ModelError(what, where="" if named else str(path), fix=fix)
     return path
 
 

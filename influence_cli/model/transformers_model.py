@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from influence_cli.data.kinds.text import CHANGE
 from influence_cli.errors import ModelError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.hf_folder import CONFIG_FILE, IMAGES_FILE
@@ -30,21 +31,67 @@ EAGER = "eager"
 SHOWN = 4
 
 
+class AddedOnce:
+    """After an embedding's forward: its output with a change added; it is called once, with every token of the rows."""
+
+    def __init__(self) -> None:
+        self.change: Tensor | None = None  # [b, T, d], not added yet
+        self.hook: Any = None
+
+    def __call__(self, module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        """The changed embeddings [b, T, d]."""
+        if self.change is None or self.change.shape != out.shape:
+            raise _embedded_otherwise("its embedding is called twice, or with something else than the tokens of rows")
+        added, self.change = out + self.change, None
+        return added
+
+    def wait(self, model: Any, change: Tensor | None) -> None:
+        """The next call of the model is with this change, and with none of a call that broke off."""
+        if self.hook is not None:
+            self.hook.remove()
+            self.hook = None
+        self.change = change
+        if change is not None:
+            self.hook = model.get_input_embeddings().register_forward_hook(self)
+
+    def check(self) -> None:
+        """Raises ModelError: the model was called without its embedding."""
+        if self.change is not None:
+            raise _embedded_otherwise("its embedding is not called for the tokens of rows")
+
+
+def _embedded_otherwise(why: str) -> ModelError:
+    fix = "leave the objective robustness, or --attack, out"
+    return ModelError(f"embeddings of this model cannot be changed: {why}", fix=fix)
+
+
 class ByName:
-    """Before a module's forward: a dict of tensors becomes its named arguments, and a tensor its pixels."""
+    """Before a module's forward: a dict of tensors becomes its named arguments, and a tensor its pixels.
+
+    What is to be added to embeddings waits for them.
+    """
+
+    def __init__(self, added: AddedOnce) -> None:
+        self.added = added
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The arguments with which the forward is called."""
         (inputs,) = args
-        named = inputs if isinstance(inputs, dict) else {"pixel_values": inputs}
+        named = dict(inputs) if isinstance(inputs, dict) else {"pixel_values": inputs}
+        self.added.wait(model, named.pop(CHANGE, None))
         return (), {**named, **kwargs}
 
 
 class Logits:
     """After a module's forward: the logits alone."""
 
+    def __init__(self, added: AddedOnce) -> None:
+        self.added = added
+
     def __call__(self, model: nn.Module, args: Any, out: Any) -> Tensor:
         """Logits [n, C]."""
+        self.added.check()
+        self.added.wait(model, None)
         return out.logits
 
 
@@ -107,8 +154,9 @@ def with_plain_call(model: nn.Module, spec: ModelSpec | None = None) -> nn.Modul
         from influence_cli.model.causal_lm import with_losses
 
         return with_losses(model, spec)
-    model.register_forward_pre_hook(ByName(), with_kwargs=True)
-    model.register_forward_hook(Logits())
+    added = AddedOnce()
+    model.register_forward_pre_hook(ByName(added), with_kwargs=True)
+    model.register_forward_hook(Logits(added))
     return model.float()
 
 

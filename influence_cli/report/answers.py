@@ -11,7 +11,7 @@ from influence_cli.report.text_table import bracketed, fixed
 Figures = dict[str, Any]
 RANDOM = "random"
 GAPS = {  # what is measured of test rows -> by the objective that the edits' scores are of
-    **dict.fromkeys(("fairness", "flip-fairness"), "dp_gap"),
+    **{"fairness": "dp_gap", "flip-fairness": "fair_score"},
     **dict.fromkeys(("equal-opportunity", "equalised-odds"), "eo_gap"),
 }
 SHOWN = 4  # groups that are named
@@ -87,7 +87,8 @@ def _of_groups(metrics: Figures) -> str | None:
     gap, controls = str(gaps[name]), {n: c for n, c in found[name].items() if n != "no edit"}
     over, accuracy = found[name]["no edit"][gap], found[name]["no edit"]["accuracy"]
     was, now = (100 * arms[n]["mean"][gap]["mean"] for n in ("no edit", name))
-    did = {"better": "narrowed", "worse": "widened"}.get(over["verdict"], "is not shown to change")
+    better, worse = ("lowered", "raised") if gap == "fair_score" else ("narrowed", "widened")
+    did = {"better": better, "worse": worse}.get(over["verdict"], "is not shown to change")
     which = f"of {len(found)} edits {name}" if len(found) > 1 else name
     said = f"{which} {did} {_gap_called(metrics, gap)}: {was:.2f} to {now:.2f} points, {_points(over)} over no edit"
     said += f" ({over['verdict']})"
@@ -100,6 +101,8 @@ def _of_groups(metrics: Figures) -> str | None:
 
 def _gap_called(metrics: Figures, gap: str) -> str:
     """A gap by its groups' names: "the demographic-parity gap between f and m (column sex)"."""
+    if gap == "fair_score":
+        return "the share of predictions that flip with changed texts"
     groups = metrics.get("groups") or {"column": "group", "names": []}
     between = f" between {' and '.join(groups['names'])}" if 1 < len(groups["names"]) <= SHOWN else ""
     return f"the {MEASURES[gap]}{between} (column {groups['column']})"

@@ -34,12 +34,16 @@ def tables_of(result: dict[str, Any]) -> list[TextTable]:
 
 def _at_checkpoint(entry: dict[str, Any]) -> TextTable:
     """What the users of fairness and robustness look at: a column a measure, a row for target and test rows."""
-    first = next(iter(entry["rows"].values()))
-    names = [n for n in MEASURES if n in first]
+    names = [n for n in MEASURES if any(n in m for m in entry["rows"].values())]
     header = ["rows", *(MEASURES[n] for n in names)]
     rows = [[f"{m['n']:,} {split}", *(number(m.get(n)) for n in names)] for split, m in entry["rows"].items()]
     groups = "" if entry["group"] is None else f", groups by {entry['group']}"
-    return TextTable(f"The model that was scored, {entry['checkpoint']}{groups}", header, rows, [])
+    notes: list[str] = []
+    if "flips" in entry:
+        counts = entry["flips"]["changed"].items()
+        changed = ", ".join(f"{count:,} of {entry['rows'][split]['n']:,} {split}" for split, count in counts)
+        notes = [f"texts that change: {changed} rows ({entry['flips']['source']})"]
+    return TextTable(f"The model that was scored, {entry['checkpoint']}{groups}", header, rows, notes)
 
 
 def _detection(title: str, result: dict[str, Any], difference: str) -> TextTable:

@@ -11,7 +11,8 @@
   gradients/<fp>/<shard>        keys u8[n, 16] (row), payload_keys, value [n, p], loss f64[n], norms f64[n, L] of rows
   decisions/<fp>.safetensors    how many members an ensemble has, where its members decided, and what they said
   interims/<fp>.safetensors     the state of a long computation that was stopped; gone once its result is stored
-  attacks/<fp>/<shard>          keys u8[n, 16] (row), input [n, ...], payload_keys: attacked target rows
+  attacks/<fp>/<shard>          keys u8[n, 16] (row), input [n, ...], payload_keys: attacked target rows;
+                                of texts a token each: keys of row and token, input [n, d] its change
   trainings/<fp>.safetensors    each target and test row's loss and margin after training on a subset of the train rows
   models/<fp>.json              what an architecture's name meant (input size, mean, sd) under a timm version
   engines/<member-fp>.json      how a member's derivatives were last taken, and how far they were from the loop

@@ -19,6 +19,8 @@ from influence_cli.objectives.flip_fairness import FlipFairness
 from tests.cases import call_cli, examples, feature_table, train_run, write
 from tests.texts import classifier, saved, sentences, tokenizer
 
+SEED = 5  # of weights with which predictions flip for both kinds of twins
+
 
 @pytest.mark.parametrize(
     ("text", "other"),
@@ -71,7 +73,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = sentences(60, 40, 40)
     twins = [f"very {t}" if k % 2 else None for k, t in enumerate(table.column("text").to_pylist())]
     write(table.append_column("twin", pa.array(twins)), folder / "m.parquet")
-    saved(folder / "hf")
+    saved(folder / "hf", seed=SEED)
     return folder
 
 
@@ -85,7 +87,7 @@ def test_scores_are_products_with_the_gradient_through_both_branches(flags: list
     asked = ["--objective", "flip-fairness", *flags, "--precision", "fp64", "--no-store", "-o", "s.parquet"]
     ran = call_cli("score", "m.parquet", "--checkpoint", "hf", *asked, cwd=film)
     assert ran.code == 0, ran.err
-    model, how = classifier().double(), FlipFairness(surrogate="l2" if flags else "js")
+    model, how = classifier(seed=SEED).double(), FlipFairness(surrogate="l2" if flags else "js")
     parameters = list(model.parameters())
     rows = pq.read_table(film / "m.parquet").to_pylist()
     target = [r for r in rows if r["split"] == "val"]
@@ -140,6 +142,57 @@ def test_retrain_counts_flips_of_the_test_rows(film: Path) -> None:
     again = call_cli("retrain", "m.parquet", *flags, "--flips", "twin", cwd=film)  # measured anew, not trained
     assert again.code == 0, again.err
     assert "20 of 40 test texts change (column twin)" in again.err
+
+
+def test_evaluate_counts_flips_of_the_model_that_was_scored(film: Path) -> None:
+    """As the table was made, or as is asked for; of all rows and of those whose text changes; on the page too."""
+    asked = ["--checkpoint", "hf", "--objective", "flip-fairness", "--set", "flip-fairness.column=twin"]
+    assert call_cli("score", "m.parquet", *asked, "-o", "flips.parquet", cwd=film).code == 0
+    assert call_cli("score", "m.parquet", "--checkpoint", "hf", "-o", "plain.parquet", cwd=film).code == 0
+    model, rows = classifier(seed=SEED), pq.read_table(film / "m.parquet").to_pylist()
+
+    def expected(split: str, twin: Any) -> tuple[float, float]:
+        texts = [(r["text"], twin(r)) for r in rows if r["split"] == split]
+        flipped = np.array([int(_logits(model, a).argmax() != _logits(model, b).argmax()) for a, b in texts])
+        return float(flipped.mean()), float(flipped[[a != b for a, b in texts]].mean())
+
+    questions = (
+        (["flips.parquet", "--report", "page.html"], lambda r: r["twin"] or r["text"]),
+        (["plain.parquet", "--flips", "words"], lambda r: swapped(r["text"])),
+        (["plain.parquet", "--flips", "twin"], lambda r: r["twin"] or r["text"]),
+    )
+    for flags, twin in questions:
+        ran = call_cli("evaluate", *flags, "--json", cwd=film)
+        assert ran.code == 0, ran.err
+        (entry,) = ran.json["at_checkpoint"]
+        for split, name in (("val", "target"), ("test", "test")):
+            found = entry["rows"][name]
+            assert (found["fair_score"], found["fair_score_changed"]) == pytest.approx(expected(split, twin)), flags
+        assert entry["flips"]["changed"]["test"] == sum(twin(r) != r["text"] for r in rows if r["split"] == "test")
+    page = (film / "page.html").read_text()
+    assert "predictions that flip" in page
+    assert "texts that change: 20 of 40 target" in page
+    ran = call_cli("evaluate", "flips.parquet", cwd=film)
+    assert "of the model that was scored the share of predictions that flip with changed texts is" in ran.err
+    ran = call_cli("evaluate", "plain.parquet", "--flips", "twins", cwd=film)
+    assert ran.code == 2
+    assert "no column 'twins' with changed texts" in ran.err
+    ran = call_cli("evaluate", "plain.parquet", "--flips", "words", "--lds", "3", cwd=film)
+    assert ran.code == 2
+    assert "is about the model that was scored" in ran.err
+
+
+def test_the_answer_and_the_page_of_a_comparison_are_about_flips(film: Path) -> None:
+    asked = ["--objective", "flip-fairness", "-o", "edits.parquet"]
+    assert call_cli("score", "m.parquet", "--checkpoint", "hf", *asked, cwd=film).code == 0
+    flags = ["--scores", "edits.parquet", "--by", "score", "--budget", "20%", "--epochs", "1", "--flips", "words"]
+    more = ["--report", "arms.html", "-o", "ARMS"]
+    ran = call_cli("retrain", "m.parquet", "--model", "hf:hf", *flags, *more, cwd=film)
+    assert ran.code == 0, ran.err
+    assert "the share of predictions that flip with changed texts" in ran.err
+    page = (film / "arms.html").read_text()
+    assert "predictions that flip" in page
+    assert "the same, of changed texts" in page
 
 
 def test_gaps_are_measured_again_where_groups_change_beside_flips(film: Path, tmp_path: Path) -> None:

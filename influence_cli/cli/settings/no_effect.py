@@ -113,6 +113,10 @@ RULES = (
         *((EVALUATE,), (*_RECIPE, "init", "pretrained", "raw_features", "test", "seeds", "target", "max_minutes")),
         *(_lacks(*_RETRAINING), "is about trainings", "add --lds, --removal, --loo or --brittleness, or leave it out"),
     ),
+    Rule(
+        *((EVALUATE,), ("flips",), _has(*_RETRAINING, "other_scores", "sentinel")),
+        *("is about the model that was scored, and this question is about another", "ask one question at a time"),
+    ),
     Rule((EVALUATE,), ("convention",), _lacks("loo"), "is about --loo", "add --loo 50, or leave it out"),
     Rule((EVALUATE,), ("subset_share",), _lacks("lds"), "is about --lds", "add --lds 100, or leave it out"),
     Rule(

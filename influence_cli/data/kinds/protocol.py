@@ -53,7 +53,7 @@ class Kind:
     threads: ClassVar[bool] = True  # whether decoding leaves the interpreter, so that threads pay
     repair: ClassVar[str] = "repair the payload or take the row out"
     bounds: ClassVar[tuple[float, float]] = ANY_NUMBER  # of valid values
-    largest_change: ClassVar[float] = 0.1  # of a value under attack, where none is asked for
+    largest_change: ClassVar[float] = 0.1  # of a value under attack, or of a text's embedding over its mean length
 
     # -- in a manifest -------------------------------------------------------------------------------------------------
 

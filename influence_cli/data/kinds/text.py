@@ -16,6 +16,7 @@ import pyarrow as pa
 from influence_cli.data.kinds.protocol import BadPayload, Decoded, InputSpec, Kind, is_text
 
 TOKENS, MASK = "input_ids", "attention_mask"  # what every model of text calls its token numbers, and which count
+CHANGE = "embedding_change"  # of an attacked row: what is added to the embeddings of its tokens [b, T, d]
 BLANK_TOKENS = 8  # of an input that only tries whether a model runs
 
 
@@ -116,6 +117,11 @@ class Text(Kind):
         cut = {name: tensor[:, :longest].long() for name, tensor in decoded.items()}
         cut[TOKENS] = cut[TOKENS].masked_fill(~mask[:, :longest], spec.text.padding)
         return cut
+
+    def of_attacked(self, values: Any, spec: InputSpec) -> Any:
+        """The input of rows with a change of their embeddings [b, T, d], which is cut as they are."""
+        made = self.to_input({name: tensor for name, tensor in values.items() if name != CHANGE}, spec, None)
+        return {**made, CHANGE: values[CHANGE][:, : made[MASK].shape[1]]}
 
     def as_values(self, payload: Any) -> dict[str, Any]:
         """The text."""

@@ -44,6 +44,7 @@ class EvaluateRequest:
     stability: bool = option(
         False, "How far the tables, of several seeds, agree.", (EVALUATE,), stored=False, after="other_scores"
     )
+    flips: str | None = None  # changed texts to look at; default: as the scores were made
     checkpoint: str | None = None  # where the run with canaries is by now; default: where the provenance says
     runtime: Runtime = field(default_factory=Runtime)
     skip_bad: bool = False

@@ -81,6 +81,7 @@ def parts_lines(name: str, parts: dict[str, Any]) -> list[str]:
     if "attack" in parts:
         how = parts["attack"]
         strength = f"kappa {how['kappa']:g}" if "kappa" in how else f"eps {how['eps']:.4g}"
+        strength += f" of {how['changes']}" if "changes" in how else ""
         accuracy = f"target accuracy under attack {parts['attacked_accuracy']:.1%}"
         return [f"  {how['attack']} attack, {strength}: {accuracy}"]
     if "pairs" in parts:

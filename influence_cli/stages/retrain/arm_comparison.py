@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.changed_texts import Changed
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import UsageError
 from influence_cli.maths.arms import (
@@ -44,6 +45,18 @@ AXES = {  # what accuracy is held against, where measured -> what goes up where 
 }
 Between = Callable[[str, str, str], dict[str, Any]]  # (arm, other arm, measure) -> their difference, with its verdict
 CONSTANT = 0.02  # predicted shares this near to 0 or 1 are as good as a constant prediction
+
+
+def flips_of(logits: Floats, of_twins: Floats, rows: Rows, changed: Changed) -> dict[str, float]:
+    """How often the prediction of a row is not that of its changed twin, by logits of both [n, C].
+
+    Of all rows, which is what papers call the fair score, and, where any change, of those whose text does.
+    """
+    flipped = logits.argmax(1) != of_twins.argmax(1)
+    found = {"fair_score": float(flipped.mean())}
+    if len(changed):
+        found["fair_score_changed"] = float(flipped[np.isin(rows.index, list(changed.twins))].mean())
+    return found
 
 
 def summary_of(

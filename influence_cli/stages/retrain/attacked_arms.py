@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 FRACTIONS = (0.05, 0.10, 0.15, 0.20, 0.25)
 DRAWS = 10
 BATCH = 512
+FEWER = 8  # times as few texts, whose activations grow with their tokens
 
 Bools = NDArray[np.bool_]
 
@@ -43,17 +45,19 @@ def attack_of(asked: str | None, options: Options, spec: ModelSpec) -> Attack | 
     """How test rows are attacked; not asked for, only linear models of features are, at the cost of a pass.
 
     Raises:
-        UsageError: an unknown attack.
+        UsageError: an unknown attack, or one that such a model cannot be attacked by.
     """
     from influence_cli.engines.attacks import ATTACKS, Attack
 
-    if asked == "none" or (asked is None and Attack().kind(spec) != "linear"):
+    if asked == "none" or (asked is None and (spec.payload_kind.ragged or Attack().kind(spec) != "linear")):
         return None
     if asked not in (None, *ATTACKS):
         raise UsageError(f"--attack {asked!r} is unknown", fix=nearest(asked, [*ATTACKS, "none"]))
     fields = {f.name for f in dataclasses.fields(Attack)}
     given = {k: v for k, v in options.get("robustness", {}).items() if k in fields}
-    return build_options(Attack, "robustness", {**given, **({} if asked is None else {"attack": asked})})
+    found = build_options(Attack, "robustness", {**given, **({} if asked is None else {"attack": asked})})
+    found.kind(spec)
+    return found
 
 
 def attacked_rows(test: Rows, seed: int) -> NDArray[np.bool_]:
@@ -89,16 +93,20 @@ class AttackedRows:
 
         return predict(model, self.data, self.device).argmax(axis=1) == self.data.labels
 
-    def attacked(self, model: nn.Module) -> NDArray[Any]:
-        """Every row attacked against a model [n, ...], as decoded."""
+    @property
+    def _batches(self) -> Iterator[slice]:
+        size = BATCH // FEWER if self.spec.payload_kind.ragged else BATCH
+        return (slice(first, first + size) for first in range(0, len(self.data), size))
+
+    def attacked(self, model: nn.Module) -> list[Any]:
+        """Every row attacked against a model, as decoded, in batches [b, ...]."""
         import torch
 
         from influence_cli.engines.attacked import attack
 
         model.to(self.device).eval()
-        data, parts = self.data, list[NDArray[Any]]()
-        for first in range(0, len(data), BATCH):
-            here = slice(first, first + BATCH)
+        data, parts = self.data, list[Any]()
+        for here in self._batches:
             moved = attack(
                 model,
                 self.spec,
@@ -110,21 +118,22 @@ class AttackedRows:
                 loss=loss_of(self.spec),
                 names=[f"test row id={i}" for i in data.ids[here]],
             )
-            parts.append(moved.cpu().numpy())
-        return np.concatenate(parts)
+            parts.append(moved.to("cpu"))
+        return parts
 
-    def right(self, model: nn.Module, inputs: NDArray[Any]) -> Bools:
+    def right(self, model: nn.Module, inputs: list[Any]) -> Bools:
         """Whether a model predicts attacked rows right [n]."""
         import torch
 
         from influence_cli.engines.attacked import attacked_input
+        from influence_cli.model.named_tensors import as_argument
 
         dtype = next(p.dtype for p in model.parameters())
         out: list[NDArray[Any]] = []
         with torch.no_grad():
-            for first in range(0, len(inputs), BATCH):
-                x = torch.from_numpy(inputs[first : first + BATCH]).to(self.device, dtype)
-                out.append(model(attacked_input(x, self.spec)).argmax(1).cpu().numpy())
+            for batch in inputs:
+                x = attacked_input(batch.to(self.device, dtype), self.spec)
+                out.append(model(as_argument(x)).argmax(1).cpu().numpy())
         return np.concatenate(out) == self.data.labels
 
     def accuracy(self, model: nn.Module) -> float:
@@ -143,7 +152,7 @@ def measure_attacks(
         undefended = run.folder(base, int(seed))
         name = undefended.path.name
         key = fingerprint("attacked", 1, how=facts, base=name, draws=DRAWS, fractions=FRACTIONS, seed=rows.seed)
-        static: NDArray[Any] | None = None
+        static: list[Any] | None = None
         for arm in (a for a in arms if seed in results[a.name]):  # further draws of a control have the first alone
             result = results[arm.name][seed]
             if result.get("attack", {}).get("key") != key:
@@ -155,7 +164,7 @@ def measure_attacks(
     return {"kind": facts["attack"], "settings": facts, "fractions": list(FRACTIONS), "draws": DRAWS}
 
 
-def _measured(rows: AttackedRows, model: nn.Module, static: NDArray[Any], key: str) -> dict[str, Any]:
+def _measured(rows: AttackedRows, model: nn.Module, static: list[Any], key: str) -> dict[str, Any]:
     clean, labels = rows.clean(model), rows.data.labels
     found: dict[str, Any] = {"attack": {"key": key}}
     for who, inputs in (("static", static), ("adaptive", rows.attacked(model))):

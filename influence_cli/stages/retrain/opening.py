@@ -18,7 +18,8 @@ from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.checkpoints import find_model
-from influence_cli.model.hf_folder import start_folder
+from influence_cli.model.hf_folder import HF, hub_name, start_folder
+from influence_cli.model.hub import download
 from influence_cli.model.new_spec import new_spec
 from influence_cli.model.spec import ModelSpec, is_own, refuse_pretrained
 from influence_cli.model.standardise import standardised_by
@@ -87,16 +88,19 @@ def test_part(other: Manifest) -> Rows:
     return other.rows("test") if (other.splits == "test").any() else other.all_rows()
 
 
-def as_fine_tuning(request: RetrainRequest, recipe: Recipe) -> tuple[RetrainRequest, Recipe]:
+def as_fine_tuning(
+    request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
+) -> tuple[RetrainRequest, Recipe]:
     """A training of a model of transformers as one that begins with its folder's weights, by the recipe of such.
 
     A small GPT has a recipe of its own.
 
     Raises:
-        ModelError: the folder cannot be used.
+        ModelError: the folder cannot be used, or a model of the hub cannot be had.
     """
     from influence_cli.model.train.recipe import usual_recipe
 
+    request = _from_hub(request, listener)
     name = request.inputs.model
     start = start_folder(name) if request.init is None else None
     if start is not None:
@@ -105,6 +109,17 @@ def as_fine_tuning(request: RetrainRequest, recipe: Recipe) -> tuple[RetrainRequ
         name = (find_model(request.init)[1] or {}).get("name")
     usual = usual_recipe(name)
     return request, recipe if usual is None else recipe.with_usual(usual)
+
+
+def _from_hub(request: RetrainRequest, listener: Listener) -> RetrainRequest:
+    """The same with a folder in place of a name on the hub, which is downloaded where --pretrained gives leave."""
+    named = hub_name(request.inputs.model)
+    if named is None or not request.pretrained or request.init is not None:
+        return request
+    base_rows(request, open_table(request, request.inputs.manifest))  # what is wrong with the rows is said before
+    found = download(named, listener)
+    inputs = replace(request.inputs, model=f"{HF}{found.folder}")
+    return replace(request, inputs=inputs, pretrained=False, hub=found.name)
 
 
 def model_to_train(request: RetrainRequest, manifest: Manifest, listener: Listener = SILENT) -> ModelSpec:

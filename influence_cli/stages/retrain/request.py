@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from influence_cli.errors import UsageError
-from influence_cli.options import PATH, RETRAIN, TRAINS, comma_list, kept_values, option, same_option
+from influence_cli.options import EVALUATE, PATH, RETRAIN, TRAINS, comma_list, kept_values, option, same_option
 from influence_cli.settings import GradSpec, Inputs, Options, parse_share
 
 NOISES = ("confusion", "uniform")
@@ -100,7 +100,8 @@ class RetrainRequest:
     )
     test: Any = option(None, "Rows to test on [default: rows with split test].", TRAINS, **PATH)
     init: str | None = option(None, "Checkpoint to start from.", TRAINS, **PATH)
-    pretrained: bool = option(False, "Start from timm's pretrained weights (downloads).", TRAINS)
+    pretrained: bool = option(False, "Start from the pretrained weights of timm or the hub (downloads).", TRAINS)
+    hub: str | None = None  # the model of the hub, at its commit, that was downloaded
     test_required: bool = True  # from Python a training that compares nothing needs no test rows
     raw_features: bool = option(False, "Train linear and mlp on features as they are, not standardised.", TRAINS)
     seeds: int = option(1, "Number of seeds for every arm.", TRAINS, least=1, after="augment")
@@ -119,7 +120,7 @@ class RetrainRequest:
         after="rounds",
     )
     flips: str | None = option(
-        None, "Count predictions that flip with changed test texts: words, or a COLUMN of them.", (RETRAIN,),
+        None, "Count predictions that flip with changed test texts: words, or a COLUMN of them.", (RETRAIN, EVALUATE),
         metavar="words|COLUMN",
     )  # fmt: skip
     options: Options = field(default_factory=dict)
@@ -130,6 +131,7 @@ def asked_of(request: RetrainRequest) -> dict[str, Any]:
     inputs = request.inputs
     asked = {**kept_values(inputs), "group": inputs.group, "skip_bad": inputs.skip_bad}
     asked |= {"raw_features": request.raw_features, "test": request.test}
+    asked |= {"hub": request.hub}
     usual = {"overlap": "refuse", "group": "group"}
     plain = {k: v for k, v in asked.items() if isinstance(v, str | int | float) and v is not False}
     return {k: v for k, v in plain.items() if k != "model" and v != usual.get(k)}

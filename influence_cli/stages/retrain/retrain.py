@@ -51,7 +51,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     from influence_cli.model.examples import Examples
     from influence_cli.model.train.convex import check_convex
 
-    request, recipe = as_fine_tuning(request, recipe)
+    request, recipe = as_fine_tuning(request, recipe, listener)
     check_run_folder(request, recipe, listener=listener)
     manifest = open_table(request, request.inputs.manifest)
     base = base_rows(request, manifest)
@@ -84,6 +84,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         if name == "train" or len(rows)
     }
     changed = twins = None
+    attack_of(request.attack, request.options, spec)  # what cannot be attacked is refused before anything is trained
     if request.flips is not None:
         changed = changed_texts(test, None if request.flips == WORDS else request.flips)
         twins = Examples(test, spec, listener, "changed test rows", changed.twins)

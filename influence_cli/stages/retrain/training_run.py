@@ -23,7 +23,7 @@ from influence_cli.model.run_folder import CHECKPOINTS, METRICS_FILE, RUN_FILE, 
 from influence_cli.model.run_record import WEIGHTS_FILE, EpochCheckpoint, RunRecord
 from influence_cli.model.spec import ModelSpec
 from influence_cli.stages.curate.score_table import groups_of
-from influence_cli.stages.retrain.arm_comparison import FLIPS, GAPS, beyond_accuracy
+from influence_cli.stages.retrain.arm_comparison import FLIPS, GAPS, beyond_accuracy, flips_of
 from influence_cli.stages.retrain.arms import Arm, arm_fingerprint
 from influence_cli.stages.retrain.request import RetrainRequest, asked_of
 from influence_cli.store.files import DamagedFile
@@ -171,11 +171,7 @@ class TrainingRun:
             return {}
         from influence_cli.model.train.sgd import predict
 
-        flipped = logits.argmax(1) != predict(model, self.twins, self.device).argmax(1)
-        found = {"fair_score": float(flipped.mean())}
-        if len(self.changed):
-            found["fair_score_changed"] = float(flipped[np.isin(self.test.index, list(self.changed.twins))].mean())
-        return found
+        return flips_of(logits, predict(model, self.twins, self.device), self.test, self.changed)
 
     def on_rows(self, arm: Arm, seed: int) -> Measured:
         """What a finished training gives each test row."""
