@@ -1,10 +1,10 @@
 """Curvature of the training objective's data term over the fit rows: products and the dense matrix.
 
-With weights w_i, n = sum w_i, logits z_i [C] and their Jacobian J_i [C, d] in the selected parameters, cross-entropy
-l_i, p_i = softmax(z_i), and B_i = diag(p_i) - p_i p_i^T:
+With weights w_i, n = sum w_i, outputs z_i [C] and their Jacobian J_i [C, d] in the selected parameters, the row loss
+l_i, its slope a_i [C] and its Hessian B_i [C, C] in the outputs (``model.losses``):
 
-    gradient    (1/n) sum w_i J_i^T (p_i - e_y)
-    ggn         (1/n) sum w_i J_i^T B_i J_i         (the Fisher of a softmax classifier is the same matrix)
+    gradient    (1/n) sum w_i J_i^T a_i
+    ggn         (1/n) sum w_i J_i^T B_i J_i         (the Fisher is the same matrix)
     hessian     (1/n) sum w_i hess l_i
     empirical   (1/n) sum w_i g_i g_i^T
 
@@ -29,7 +29,6 @@ from influence_cli.curvature.dense import (
     check_rows,
     finite_sum,
     linear_head,
-    residuals,
 )
 from influence_cli.curvature.head import Head, head_of
 from influence_cli.curvature.jacobians import Jacobians, Way
@@ -44,6 +43,7 @@ from influence_cli.maths.iterative import FORGETFUL, Interim
 from influence_cli.model.decoded import Batches, DecodedBatches
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.examples import alike, batches, chunked, from_all_over, move, to_input
+from influence_cli.model.losses import CROSS_ENTROPY, RowLoss
 from influence_cli.model.named_tensors import mapped
 from influence_cli.model.own_module import copied
 from influence_cli.model.parameters import named_views, select_parameters
@@ -70,6 +70,7 @@ class Curvature:
         way: Way = "auto",
         precision: str = "fp64",
         without: Sequence[str] = (),
+        loss: RowLoss = CROSS_ENTROPY,
     ) -> None:
         """Nothing is computed yet, and the model is copied before it is moved to ``precision``.
 
@@ -78,7 +79,7 @@ class Curvature:
         device = device or torch.device("cpu")
         self.device = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
         self.spec, self.rows, self.batch_size, self.workers = spec, rows, batch_size, workers
-        self.listener = listener
+        self.listener, self.loss = listener, loss
         self.way: Way = way
         self._selected = {n: p.shape for n, p in select_parameters(model, params).items()}
         self.layout = {n: shape for n, shape in self._selected.items() if n not in without}
@@ -90,7 +91,7 @@ class Curvature:
         self._open = lambda: Point(copied(model), params, dropout, precision, self.device)
         self._at_this_point = functools.partial(
             Curvature, model, spec, params=params, dropout=dropout, device=device, batch_size=batch_size,
-            workers=workers, way=way, without=without,
+            workers=workers, way=way, without=without, loss=loss,
         )  # fmt: skip
         self._labels_and_weights = rows.manifest.labels, rows.manifest.weights()
         self._by_rows: dict[tuple[bytes, str], Curvature] = {}
@@ -205,7 +206,7 @@ class Curvature:
         """
         if kind == "hessian":
             graph = Graph(self._at, x)
-            z, images = graph.logits.detach(), graph.hessian(y, w, directions)
+            z, images = graph.logits.detach(), graph.hessian(y, w, directions, self.loss)
         else:
             z, images = self._linearised.ggn(x, w, directions)
         for row, image in zip(total, images, strict=True):
@@ -224,12 +225,11 @@ class Curvature:
         for index, x, y, w in self.head_batches("curvature (size)"):
             z, tangents = self._linearised.push(x, directions)
             check_rows(self.rows, index, z)
-            p = z.softmax(dim=1)
-            (image,) = Graph(self._at, x).pull([w[:, None] * residuals(p, y)])
+            at = self.loss.curvature(z)
+            (image,) = Graph(self._at, x).pull([w[:, None] * at.residuals(y)])
             self._add_to(gradient[0], image)
             for k, t in enumerate(tangents):
-                centred = t - (p * t).sum(dim=1, keepdim=True)
-                forms[k] += (w * (p * centred * centred).sum(dim=1)).sum()
+                forms[k] += (w * at.form(t)).sum()
         self._checked = True
         forms, gradient = finite_sum(self.rows, forms / self.weight), finite_sum(self.rows, gradient[0] / self.weight)
         return forms.cpu().numpy(), gradient.cpu().numpy()
@@ -263,7 +263,7 @@ class Curvature:
 
     @functools.cached_property
     def _linearised(self) -> Linearised:
-        return Linearised(self._at)
+        return Linearised(self._at, self.loss)
 
     @functools.cached_property
     def _linear(self) -> LinearHead | None:
@@ -273,7 +273,8 @@ class Curvature:
 
     @functools.cached_property
     def _jacobians(self) -> Jacobians:
-        return Jacobians(self._at, self.layout, self.point.recurrent, self.spec.num_classes, self.way)
+        outputs = self.spec.num_classes
+        return Jacobians(self._at, self.layout, self.point.recurrent, outputs, self.way, self.loss)
 
     # -- rows --------------------------------------------------------------------------------------------------------
 

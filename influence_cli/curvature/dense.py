@@ -3,12 +3,12 @@
 A batch's Jacobians are made some rows at a time, so that memory holds one block of them and the matrix [d, d], never
 all rows' Jacobians.  Of a head that is one linear layer none is made: its Jacobian is the layer's inputs.
 
-For logits z_i = W h_i + b and cross-entropy, with h = [h_i; 1] (or either part alone) and B_i = diag(p_i) - p_i p_i^T,
+For outputs z_i = W h_i + b, with h = [h_i; 1] (or either part alone) and B_i the output curvature of the loss,
 
-    sum_i w_i J_i^T B_i J_i   has the blocks   sum_i w_i B_i[c, k] h h^T   between classes c and k,
+    sum_i w_i J_i^T B_i J_i   has the blocks   sum_i w_i B_i[c, k] h h^T   between outputs c and k,
 
-which are the Hessian's too, since the logits are linear in the parameters.  C (C + 1) / 2 products of [E, b] with
-[b, E] take the place of one of [C E, b C] with [b C, C E].
+which are the Hessian's too, since the outputs are linear in the parameters.  At most C (C + 1) / 2 products of
+[E, b] with [b, E] take the place of one of [C E, b C] with [b C, C E].
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from influence_cli.curvature.jacobians import Jacobians
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ManifestError
+from influence_cli.model.losses.protocol import OutputCurvature
 
 CurvatureKind = Literal["ggn", "hessian", "empirical"]
 
@@ -40,22 +40,23 @@ class LinearHead:
     bias: int | None
     width: int  # D
 
-    def add(self, matrix: Tensor, gradient: Tensor, h: Tensor, p: Tensor, residual: Tensor, w: Tensor) -> None:
+    def add(self, matrix: Tensor, gradient: Tensor, h: Tensor, at: OutputCurvature, y: Tensor, w: Tensor) -> None:
         """Add a batch's sums to ``matrix`` [d, d] and ``gradient`` [d].
 
-        Inputs of the layer h [b, D], probabilities p [b, C], residuals p - e_y [b, C], weights w [b]; all float64.
+        Inputs of the layer h [b, D], the outputs' curvature, labels [b] and weights w [b]; all float64.
         """
         parts = [h] if self.weight is not None else []
         seen = torch.cat([*parts, torch.ones_like(h[:, :1])], dim=1) if self.bias is not None else h
+        residual = at.residuals(y)
         sums = (residual * w[:, None]).T @ seen
-        classes = p.shape[1]
+        classes = residual.shape[1]
         for c in range(classes):
             for place, some in self._places(c):
                 gradient[place] += sums[c, some]
             for k in range(c, classes):
-                of_rows = -p[:, c] * p[:, k]
-                if c == k:
-                    of_rows = of_rows + p[:, c]
+                of_rows = at.entry(c, k)
+                if of_rows is None:
+                    continue
                 block = (seen * (w * of_rows)[:, None]).T @ seen
                 for row, rows in self._places(c):
                     for column, columns in self._places(k):
@@ -106,8 +107,7 @@ class DenseSums:
         if self.kind != "empirical" and linear is not None and x.ndim == 2:
             z = jacobians.logits(x)
             check_rows(self.rows, index, z, x)
-            p = z.softmax(dim=1)
-            linear.add(self.matrix, self.gradient, x, p, residuals(p, y), w)
+            linear.add(self.matrix, self.gradient, x, jacobians.loss.curvature(z), y, w)
         elif self.kind == "hessian":
             hessian, g = jacobians.hessian(x, y, w)
             check_rows(self.rows, index, jacobians.logits(x))
@@ -122,21 +122,15 @@ class DenseSums:
         block = max(1, JACOBIAN_VALUES // max(1, len(self.gradient) * jacobians.classes))
         for some in torch.arange(len(y), device=w.device).split(block):
             jacobian = jacobians.of_rows(x[some])
-            p = jacobians.logits(x[some]).softmax(dim=1)
-            check_rows(self.rows, index[some.cpu().numpy()], p, jacobian)
-            rows = torch.einsum("bc,bcd->bd", residuals(p, y[some]), jacobian)
+            at = jacobians.loss.curvature(jacobians.logits(x[some]))
+            check_rows(self.rows, index[some.cpu().numpy()], at.mean, jacobian)
+            rows = torch.einsum("bc,bcd->bd", at.residuals(y[some]), jacobian)
             self.gradient += w[some] @ rows
-            if self.kind == "ggn":  # K_c = sqrt(p_c) (J_c - sum_k p_k J_k), and sum_c K_c K_c^T = J^T B J
-                mean = torch.einsum("bc,bcd->bd", p, jacobian)
-                rows = ((jacobian - mean[:, None]) * (p.sqrt() * w[some].sqrt()[:, None])[:, :, None]).flatten(0, 1)
+            if self.kind == "ggn":
+                rows = at.rooted(jacobian, w[some]).flatten(0, 1)
                 self.matrix += rows.T @ rows
             else:
                 self.matrix += (rows * w[some][:, None]).T @ rows
-
-
-def residuals(p: Tensor, y: Tensor) -> Tensor:
-    """Gradients of cross-entropy in the logits, p - e_y [b, C]."""
-    return p - F.one_hot(y, p.shape[1])
 
 
 def check_rows(rows: Rows, index: NDArray[np.int64], *values: Tensor) -> None:

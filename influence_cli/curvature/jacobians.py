@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
 from influence_cli.engines.point import Point, differentiable_kernels
+from influence_cli.model.losses import RowLoss
 from influence_cli.model.named_tensors import as_argument
 from influence_cli.model.parameters import named_views
 
@@ -26,9 +26,12 @@ VECTORS = 32  # basis vectors taken through a model at once
 class Jacobians:
     """Of the model of a point, whose d selected parameters are one vector, in the order of ``shapes``."""
 
-    def __init__(self, point: Point, shapes: Mapping[str, torch.Size], recurrent: bool, classes: int, way: Way) -> None:
+    def __init__(
+        self, point: Point, shapes: Mapping[str, torch.Size], recurrent: bool, classes: int, way: Way, loss: RowLoss
+    ) -> None:
         """``way`` takes C backward passes a row (reverse) or d tangents of the batch; auto the cheaper that works."""
         self.point, self.shapes, self.recurrent, self.classes = point, shapes, recurrent, classes
+        self.loss = loss
         self.theta = torch.cat([p.reshape(-1) for p in point.selected.values()])
         self.reverse = way == "reverse" or (way == "auto" and classes <= len(self.theta))
         self.must = way == "reverse"
@@ -56,7 +59,7 @@ class Jacobians:
         """The Hessian [d, d] and the gradient [d] of the batch's loss, summed with weights."""
 
         def loss(theta: Tensor) -> Tensor:
-            return (w * F.cross_entropy(self.logits(x, theta), y, reduction="none")).sum()
+            return (w * self.loss.rows(self.logits(x, theta), y)).sum()
 
         gradient, pull = vjp(grad(loss), self.theta)[:2]
         return self._over(lambda v: pull(v)[0], self._basis()), gradient

@@ -1,7 +1,7 @@
 """Kronecker factors of the Fisher's layers over the fit rows, in two passes.
 
-The Fisher's gradients are of labels that the model itself gives: drawn from its probabilities by row key, fresh ones
-in each pass, or exactly, as the C columns of a root of the output curvature diag(p) - p p^T, a backward pass each.
+The Fisher's gradients are of labels that the model itself gives: drawn from what it predicts by row key, fresh ones in
+each pass, or exactly, as the C columns of a root of the output curvature, a backward pass each.
 ``KroneckerForm`` is what rows' own gradients are in them.
 """
 
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from influence_cli.curvature.dense import check_rows, residuals
+from influence_cli.curvature.dense import check_rows
 from influence_cli.engines.layerwise.blocks import MATERIALISED, Block, BlockLayout
 from influence_cli.engines.layerwise.layers import Layers
 from influence_cli.engines.layerwise.protocol import total
@@ -26,8 +26,6 @@ from influence_cli.maths.kronecker import (
     KroneckerInverse,
     eigenbasis,
     inverse_forms,
-    label_at,
-    output_root,
     rotated_squares,
     second_moment,
 )
@@ -133,15 +131,18 @@ class KroneckerFit:
 
     def _cotangents(self, index: NDArray[np.int64], z: Tensor, stream: int) -> Iterator[tuple[Tensor, float]]:
         """(gradient of the rows' scalars in their logits [b, C], its share) of all that make up the Fisher."""
-        p = z.softmax(dim=1)
+        at = self.curvature.loss.curvature(z)
         if self.labels == "exact":
-            root = output_root(p)
-            yield from ((root[:, :, c], 1.0) for c in range(p.shape[1]))
+            root = at.root()
+            yield from ((root[:, :, c], 1.0) for c in range(root.shape[2]))
             return
         keys = self.curvature.rows.manifest.row_keys[index]
         for draw in range(self.draws):
-            u = torch.from_numpy(keyed_uniform(keys, self.seed, 2 * draw + stream)).to(z.device)
-            yield residuals(p, label_at(p, u)), 1.0 / self.draws
+
+            def uniform(k: int, first: int = 2 * draw + stream) -> Tensor:
+                return torch.from_numpy(keyed_uniform(keys, self.seed, first + 2 * self.draws * k)).to(z.device)
+
+            yield at.drawn(uniform), 1.0 / self.draws
 
     def _blocks(self, index: NDArray[np.int64], tape: Any, stream: int) -> Iterator[tuple[int, float, Any]]:
         """(which cotangent, its share, block) of every block and cotangent."""

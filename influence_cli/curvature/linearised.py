@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from influence_cli.engines.engine import Directions, Engine
 from influence_cli.engines.point import Point, differentiable_kernels
+from influence_cli.model.losses import CROSS_ENTROPY, RowLoss
 from influence_cli.model.parameters import pulled
 
 TANGENT_VALUES = 1 << 26  # most values of the directions [k, d] that share a pass: 256 MiB in float32
@@ -38,11 +38,13 @@ class Graph:
         for c in cotangents:
             yield self._back([self.logits], [c])
 
-    def hessian(self, y: Tensor, w: Tensor, directions: Directions) -> Iterator[dict[str, Tensor]]:
-        """By parameter name, sum_i w_i times the Hessian of row i's cross-entropy, times every direction."""
+    def hessian(
+        self, y: Tensor, w: Tensor, directions: Directions, loss: RowLoss = CROSS_ENTROPY
+    ) -> Iterator[dict[str, Tensor]]:
+        """By parameter name, sum_i w_i times the Hessian of row i's loss, times every direction."""
         with torch.enable_grad(), differentiable_kernels(self.point.recurrent):
-            loss = (w * F.cross_entropy(self.logits, y, reduction="none")).sum()
-            gradient = dict(zip(self.selected, self._gradient(loss), strict=True))
+            total = (w * loss.rows(self.logits, y)).sum()
+            gradient = dict(zip(self.selected, self._gradient(total), strict=True))
         for u in directions:
             yield self._back(list(gradient.values()), [u[n] for n in gradient])
 
@@ -62,9 +64,9 @@ class Graph:
 class Linearised:
     """Products of a point's Jacobians and Hessians, a batch at a time."""
 
-    def __init__(self, point: Point) -> None:
+    def __init__(self, point: Point, loss: RowLoss = CROSS_ENTROPY) -> None:
         """The engine is picked on the first batch."""
-        self.point, self.engine = point, Engine(point)
+        self.point, self.engine, self.loss = point, Engine(point), loss
 
     def push(self, x: Tensor, directions: Directions) -> tuple[Tensor, list[Tensor]]:
         """Logits [b, C], and J u [b, C] for every direction; as many as fit share a pass.
@@ -80,7 +82,7 @@ class Linearised:
         return z, tangents
 
     def ggn(self, x: Tensor, w: Tensor, directions: Directions) -> tuple[Tensor, Iterator[dict[str, Tensor]]]:
-        """Logits [b, C], and by parameter name J^T W B J u for every direction, B_i = diag(p_i) - p_i p_i^T."""
+        """Logits [b, C], and by parameter name J^T W B J u for every direction, B the output curvature."""
         z, tangents = self.push(x, directions)
-        p, v = z.softmax(dim=1), w[:, None]
-        return z, Graph(self.point, x).pull([v * p * (t - (p * t).sum(dim=1, keepdim=True)) for t in tangents])
+        at = self.loss.curvature(z)
+        return z, Graph(self.point, x).pull([at.times(t, w) for t in tangents])

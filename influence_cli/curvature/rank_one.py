@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from influence_cli.curvature.dense import check_rows, residuals
+from influence_cli.curvature.dense import check_rows
 from influence_cli.engines.layerwise.blocks import BlockLayout, Site
 from influence_cli.engines.layerwise.own_forward import OwnForward
+from influence_cli.engines.layerwise.tape import Tape
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
@@ -65,7 +66,7 @@ class RankOneSums:
         """(1/n) sum_i w_i |g_i|^2 of every tensor with a block [L]."""
         total = torch.zeros(len(self.places), dtype=torch.float64, device=self.curvature.device)
         for index, tape, y, w in self.curvature.tapes(self.layers, "curvature (datainf: sizes)"):
-            for k, block in enumerate(tape.pull(residuals(tape.logits.softmax(dim=1), y))):
+            for k, block in enumerate(tape.pull(self._residuals(tape, y))):
                 squared = block.squared_norms()
                 check_rows(self.curvature.rows, index, squared[:, None])
                 total[k] += squared @ w.double()
@@ -78,7 +79,7 @@ class RankOneSums:
         along = [{n: torch.from_numpy(v[n]).to(c.device, c.dtype) for n in c.layout} for v in columns]
         sums = [{n: torch.zeros(s, dtype=torch.float64, device=c.device) for n, s in c.layout.items()} for _ in along]
         for _, tape, y, w in c.tapes(self.layers, "curvature (datainf: sums)"):
-            for block, damping in zip(tape.pull(residuals(tape.logits.softmax(dim=1), y)), dampings, strict=True):
+            for block, damping in zip(tape.pull(self._residuals(tape, y)), dampings, strict=True):
                 squared = block.squared_norms()
                 for v, total in zip(along, sums, strict=True):
                     share = coefficients(block.dots(v), squared, damping) * w
@@ -86,6 +87,9 @@ class RankOneSums:
                         total[name] += part
         flat = [np.concatenate([total[n].cpu().numpy().ravel() for n in c.layout]) for total in sums]
         return np.stack(flat, axis=1) / c.weight
+
+    def _residuals(self, tape: Tape, y: Tensor) -> Tensor:
+        return self.curvature.loss.curvature(tape.logits).residuals(y)
 
 
 def by_tensor(blocks: Iterable[BlockLayout]) -> tuple[BlockLayout, ...]:

@@ -1,7 +1,7 @@
 """(0) The table every stage reads: schema, keys, provenance, "-" in and out.
 
 A manifest is a Parquet file, or a folder of them, with one row per example: ``id`` (unique string), a payload in the
-columns of its kind (``data.kinds``), ``label`` (integer), and optionally ``split`` (train, val, test), ``group``,
+columns of its kind (``data.kinds``), ``label`` (integer; texts may have none), and optionally ``split`` (train, val, test), ``group``,
 ``weight`` and ``clean_label``.  Narrow columns are held in memory; payloads are streamed, and named by the hash of what
 is stored (``store.keys``).
 """
@@ -32,6 +32,9 @@ from influence_cli.store.keys import Keys, digest_of_sorted, fingerprint, row_ke
 from influence_cli.store.shards import positions
 
 
+LABEL = "label"  # the column of labels, unless another is named
+
+
 @dataclass(frozen=True, eq=False)
 class Manifest:
     """A checked manifest: its narrow columns, labels [n] and keys [n, 16], and where the payload is."""
@@ -48,6 +51,7 @@ class Manifest:
     folder: Path  # what relative payload paths count from
     bad: tuple[BadRow, ...] = ()  # rows that are left out: their split is SKIPPED
     bad_when_read: int = 0  # how many of them reading finds again; the others depend on the model
+    labelled: bool = True  # False: texts that are to be predicted themselves, whose labels count as 0
     numbers: Mapping[int, int] | None = None  # what the labels in the files are, where others are numbered otherwise
 
     def __len__(self) -> int:
@@ -202,7 +206,7 @@ class Rows:
 def read_manifest(
     source: str,
     files: Sequence[Path],
-    label: str = "label",
+    label: str = LABEL,
     *,
     skip_bad: bool = False,
     folder: Path | None = None,
@@ -236,7 +240,10 @@ def read_manifest(
         first = f"{source}, row {bad[0].row}, column {bad[0].column}"
         raise ManifestError(f"no usable row: {bad[0].reason}", where=first, fix="repair the rows")
     named = row_keys(keys, labels)
-    return Manifest(source, tuple(files), kind.name, table, labels, splits, keys, named, classes, folder, bad, len(bad))
+    labelled = label in table.column_names
+    return Manifest(
+        source, tuple(files), kind.name, table, labels, splits, keys, named, classes, folder, bad, len(bad), labelled
+    )
 
 
 def _check_columns(schema: pa.Schema, label: str, source: str, files: Sequence[Path]) -> Kind:
@@ -248,7 +255,7 @@ def _check_columns(schema: pa.Schema, label: str, source: str, files: Sequence[P
         fix = f"a manifest needs one of: {known}; of a table of other columns make one: "
         raise ManifestError("no payload column", where=source, fix=fix + manifest_command(source, label))
     for needed in ("id", label):
-        if needed not in schema.names:
+        if needed not in schema.names and not (needed == LABEL and kind.own_target):
             more = "pass --label COLUMN" if needed == label else f"number the rows: {manifest_command(source, label)}"
             fix = f"columns there are: {', '.join(schema.names)}; {more}"
             raise ManifestError(f"no column {needed!r}", where=source, fix=fix)

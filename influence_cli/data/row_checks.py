@@ -66,6 +66,8 @@ class RowChecks:
 def checked_columns(checks: RowChecks, label: str) -> tuple[NDArray[np.int64], NDArray[np.str_]]:
     """Labels [n], -1 in rows that are left out, and splits [n], after a check of ids and weights too.
 
+    Labels are 0 where there is no such column, of rows that need none.
+
     Raises:
         ManifestError: a column is of another type than it has to be, or a row is refused.
     """
@@ -93,6 +95,8 @@ def _check_ids(checks: RowChecks) -> None:
 
 
 def _labels(checks: RowChecks, label: str) -> NDArray[np.int64]:
+    if label not in checks.table.column_names:
+        return np.zeros(checks.table.num_rows, dtype=np.int64)
     column = checks.table.column(label)
     if not pa.types.is_integer(column.type):
         where = f"{checks.source}, column {label}"

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from influence_cli.engines.layerwise.blocks import MATERIALISED, Block
-from influence_cli.engines.layerwise.layers import Layers, loss_slope
+from influence_cli.engines.layerwise.layers import Layers
 from influence_cli.engines.point import Point, differentiable_kernels
 from influence_cli.errors import ModelError
-from influence_cli.model.losses import CrossEntropy, RowLoss
+from influence_cli.model.losses import RowLoss
 from influence_cli.model.parameters import pulled
 
 OfBlock = Callable[[Block], Tensor]  # a block of b rows to its part of their values, float64 [b]
@@ -81,8 +81,8 @@ class RowValues:
 
         def slope(z: Tensor) -> Tensor:
             if sizes is None:
-                return slopes(self.loss, z, labels).to(z.dtype)
-            over, size = slopes_over_size(self.loss, z, labels)
+                return self.loss.slopes(z, labels).to(z.dtype)
+            over, size = self.loss.slopes_over_size(z, labels)
             sizes.append(size)
             return over.to(z.dtype)
 
@@ -100,38 +100,6 @@ class RowValues:
                 fix="select others with --params, such as --params last",
             )
         return layers
-
-
-def slopes(loss: RowLoss, logits: Tensor, labels: Tensor) -> Tensor:
-    """The gradient of each row's loss in its logits, float64 [n, C].
-
-    That of cross-entropy is exact to the last digits at any margin: its own label's entry is minus the sum of the
-    others.  As p_y - 1 in float32 it would be 0 for a row that is predicted with confidence.
-    """
-    if not isinstance(loss, CrossEntropy):
-        return loss_slope(lambda z: loss.rows(z, labels))(logits).double()
-    p = logits.double().softmax(1).scatter(1, labels[:, None], 0.0)
-    return p.scatter(1, labels[:, None], -p.sum(1, keepdim=True))
-
-
-def slopes_over_size(loss: RowLoss, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """``slopes`` over a size of each row, float64 [n, C], and these sizes [n]: powers of two, which round nothing.
-
-    Where the other classes' probabilities are below float64 too, the size is their sum, which may then be 0.
-    """
-    a = slopes(loss, logits, labels)
-    largest = a.abs().amax(1)
-    usual = torch.isfinite(largest) & (largest > 0)
-    exponent = torch.where(usual, torch.frexp(largest).exponent, 0)
-    size = torch.pow(torch.tensor(2.0, dtype=torch.float64, device=a.device), exponent.double())
-    a = a / size[:, None]
-    certain = (largest < torch.finfo(torch.float64).tiny) & (logits.shape[1] > 1)
-    if isinstance(loss, CrossEntropy) and bool(certain.any()):
-        z = logits[certain].double()
-        others = z.scatter(1, labels[certain][:, None], -torch.inf)
-        a[certain] = others.softmax(1).scatter(1, labels[certain][:, None], -1.0)
-        size[certain] = (others.logsumexp(1) - z.logsumexp(1)).exp()
-    return a, size
 
 
 def scaled_back(value: Tensor, size: Tensor) -> Tensor:
@@ -179,7 +147,7 @@ def row_directions(point: Point, x: Tensor, labels: Tensor, loss: RowLoss) -> tu
     with torch.enable_grad(), differentiable_kernels(point.recurrent):
         for row, label in zip(x.split(1), labels.split(1), strict=True):
             z = point.logits(row, selected)
-            a = slopes(loss, z.detach().to(device), label.to(device)).to(z.device, z.dtype)
+            a = loss.slopes(z.detach().to(device), label.to(device)).to(z.device, z.dtype)
             gradients = pulled([z], list(selected.values()), [a])
             logits.append(z.detach())
             directions.append(dict(zip(selected, gradients, strict=True)))
@@ -192,6 +160,6 @@ def row_scores(loss: RowLoss, logits: Tensor, tangents: list[Tensor], of: Tensor
     Several rows may have one payload, and other labels: logits and ``tangents`` [b, C] are of payloads.
     """
     device = torch.device("cpu") if logits.device.type == "mps" else logits.device
-    a = slopes(loss, logits[of].to(device), labels.to(device))
+    a = loss.slopes(logits[of].to(device), labels.to(device))
     t = torch.stack(tangents).to(device)[:, of].double()
     return torch.einsum("rc,trc->tr", a, t)

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
-from influence_cli.maths.labels import of_label
 from influence_cli.model.losses import CROSS_ENTROPY, RowLoss
 
 if TYPE_CHECKING:
@@ -209,7 +208,7 @@ class Linear(Method):
         return None
 
     def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
-        """For each objective the weighted mean over members of ``sum_c p_c (t_c - t_y)``."""
+        """For each objective the weighted mean over members of ``< dl_i / dz_i, t_i >``."""
         return [self._score_for(objective, stored, rows, loss) for objective in stored.objectives]
 
     def _score_for(self, objective: str, stored: Stored, rows: Rows, loss: RowLoss) -> Scores:
@@ -218,13 +217,13 @@ class Linear(Method):
         plain = True
         for member in stored.members:
             with np.errstate(invalid="ignore", over="ignore"):
-                by_label = loss.label_scores(stored.logits(member), stored.tangents(member, objective))
+                mine, by_label = loss.scores(stored.logits(member), stored.tangents(member, objective), rows.labels)
             values = stored.values(member)
             length = stored.length(member, objective) if self.of_unit_direction() else None
-            own.append(self.divided(of_label(by_label, rows.labels), values, length))
-            every.append(by_label)
+            own.append(self.divided(mine, values, length))
+            every += [] if by_label is None else [by_label]
             plain = plain and values is None
-        means = weighted_mean(own, weights), weighted_mean(every, weights) if plain else None
+        means = weighted_mean(own, weights), weighted_mean(every, weights) if plain and every else None
         return Scores(means[0], objective, np.stack(own), weights, means[1], self.effect and plain)
 
 

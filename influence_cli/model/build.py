@@ -16,7 +16,7 @@ from influence_cli.model.examples import blank_input, to_input
 from influence_cli.model.logit_layer import HEAD
 from influence_cli.model.named_tensors import as_argument, from_arrays
 from influence_cli.model.parameters import in_precision
-from influence_cli.model.spec import TORCHVISION, ModelSpec, code_named_by_data, is_own, is_plain
+from influence_cli.model.spec import TORCHVISION, ModelSpec, code_named_by_data, is_gpt, is_own, is_plain
 from influence_cli.model.weights import load_weights
 from influence_cli.settings import INTERPOLATIONS
 
@@ -142,6 +142,10 @@ def _build(spec: ModelSpec, pretrained: bool) -> nn.Module:
         return build(spec)
     if is_own(spec.name):  # code is made a task where it is named; a name alone is data
         raise code_named_by_data(spec.name, "")
+    if is_gpt(spec.name):
+        from influence_cli.model.gpt import of_spec
+
+        return of_spec(spec)
     if is_plain(spec.name):
         _, _, tail = spec.name.partition(":")
         try:

@@ -87,10 +87,11 @@ def _verified(path: Path, carried: dict[str, Any] | None, locator: str) -> tuple
     raise ModelError(f"unknown kind of checkpoint {path.suffix!r}", where=locator, fix="use .safetensors, .pt or .pth")
 
 
-def find_model(locator: str, own_code: bool = False) -> tuple[Checkpoint, dict[str, Any] | None]:
+def find_model(locator: str, own_code: bool = False, language: bool = False) -> tuple[Checkpoint, dict[str, Any] | None]:
     """The same; where weights say nothing of their model, what the hub's ``config.json`` beside them says of it.
 
-    With ``own_code`` the model is the user's, and a ``config.json`` says nothing of that.
+    ``language``: the rows have no labels, so that a folder of transformers is one of a language model.  With
+    ``own_code`` the model is the user's, and a ``config.json`` says nothing of that.
 
     Raises:
         ModelError: as ``find_checkpoint``, and where that file cannot be read.
@@ -98,7 +99,7 @@ def find_model(locator: str, own_code: bool = False) -> tuple[Checkpoint, dict[s
     checkpoint, carried = find_checkpoint(locator)
     if carried is None and not own_code:
         folder = checkpoint.files[0].parent
-        carried = read_hub_config(folder) or spec_values(folder)
+        carried = read_hub_config(folder) or spec_values(folder, language=language)
     return checkpoint, carried
 
 

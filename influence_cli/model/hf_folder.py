@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from influence_cli.errors import ModelError, UsageError
+from influence_cli.model.spec import NEXT_TOKEN
 from influence_cli.model.text_input import TOKENIZER_FILES, tokenizer_digest
 from influence_cli.store.lfs import refuse_pointer
 
@@ -99,11 +100,13 @@ def has_classifier(folder: Path) -> bool:
 
 
 def spec_values(
-    folder: Path, max_length: int | None = None, num_classes: int | None = None, images: bool | None = None
+    folder: Path, max_length: int | None = None, num_classes: int | None = None, images: bool | None = None,
+    language: bool = False,
 ) -> dict[str, Any] | None:
     """The model spec of a folder that transformers wrote, as ``ModelSpec.from_dict`` reads it; None: it is none.
 
-    ``num_classes`` None: as the configuration says.  ``images`` None: by what lies beside it.
+    ``num_classes`` None: as the configuration says.  ``images`` None: by what lies beside it.  ``language``: a model of
+    the texts themselves, which predicts no class.
 
     Raises:
         ModelError: the folder has no tokenizer, or does not say how images become its input.
@@ -112,6 +115,10 @@ def spec_values(
     config = read_config(folder)
     if config is None:
         return None
+    if language:
+        network = {k: v for k, v in config.items() if k not in _NOT_BUILT}
+        about = {"name": f"{HF}{config['model_type']}", "num_classes": 1, "network": network, "loss": NEXT_TOKEN}
+        return {**about, **_of_texts(config, folder, max_length)}
     if images is None:
         named = [str(name) for name in config.get("architectures") or []]
         images = any(IMAGES in name for name in named) or not (

@@ -10,7 +10,7 @@ from influence_cli.errors import UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.hf_folder import CONFIG_FILE, HF, folder_of, spec_values
 from influence_cli.model.image_input import image_input
-from influence_cli.model.spec import TORCHVISION, ModelSpec, is_own, is_plain
+from influence_cli.model.spec import GPT, NEXT_TOKEN, TORCHVISION, ModelSpec, is_gpt, is_own, is_plain
 from influence_cli.store.keys import fingerprint
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def new_spec(
     num_classes = inputs.num_classes or (len(classes) if classes else int(manifest.all_rows().labels.max()) + 1)
     if not manifest.payload_kind.pixels:
         _refuse_of_images(inputs, manifest)
+    if is_gpt(inputs.model):
+        return _of_gpt(inputs, manifest)
     if inputs.model.startswith(HF):
         return _of_transformers(inputs, manifest, num_classes)
     if not manifest.payload_kind.pixels:
@@ -101,12 +103,22 @@ def _of_numbers(inputs: Inputs, manifest: Manifest, num_classes: int) -> ModelSp
     if not (is_plain(inputs.model or "") or is_own(inputs.model)):
         what = f"{inputs.model} takes images, the manifest has {manifest.payload_kind.column}"
         fix = "use hf:FOLDER, with a model of transformers" if manifest.payload_kind.ragged else "use linear or mlp:128"
+        fix = fix if manifest.labelled else f"use hf:FOLDER, with a language model, or {GPT}"
         raise UsageError(what, fix=fix)
     if manifest.payload_kind.ragged and is_plain(inputs.model or ""):
         raise UsageError(f"{inputs.model} takes numbers, the manifest has texts", fix="use hf:FOLDER")
     kind, (_, payload) = manifest.payload_kind, next(manifest.payloads(manifest.all_rows().index[:1]))
     shape = kind.shape(payload)
     return ModelSpec(inputs.model or "", num_classes, kind.input_name, shape, classes=manifest.classes)
+
+
+def _of_gpt(inputs: Inputs, manifest: Manifest) -> ModelSpec:
+    """The spec of a small GPT.  Raises UsageError: the rows are no texts without labels."""
+    if manifest.labelled:
+        raise UsageError(f"{inputs.model} predicts texts, and the rows have labels", where=manifest.source, fix=UNLABELLED)
+    from influence_cli.model.new_language import new_gpt
+
+    return new_gpt(inputs, manifest)
 
 
 def _of_transformers(inputs: Inputs, manifest: Manifest, num_classes: int) -> ModelSpec:
@@ -117,7 +129,8 @@ def _of_transformers(inputs: Inputs, manifest: Manifest, num_classes: int) -> Mo
         UsageError: the manifest has rows of another kind.
     """
     kind, folder = manifest.payload_kind, folder_of(inputs.model or "")
-    values = spec_values(folder, inputs.max_length, num_classes, images=kind.pixels)
+    language = not manifest.labelled
+    values = spec_values(folder, inputs.max_length, num_classes, images=kind.pixels, language=language)
     if values is None:
         what = f"{CONFIG_FILE} is not one of transformers: it says no model_type"
         raise UsageError(what, where=str(folder), fix="give a folder that save_pretrained wrote")
@@ -126,6 +139,8 @@ def _of_transformers(inputs: Inputs, manifest: Manifest, num_classes: int) -> Mo
         raise UsageError(what, fix="name the column of texts: influence manifest SOURCE --text COLUMN -o MANIFEST")
     if kind.ragged and inputs.checkpoint is None:  # the model is to be trained on such rows
         values["text"]["texts"] = len(kind.columns)
+    if language:
+        return ModelSpec.from_dict(values)
     own = values["classes"] if inputs.checkpoint is not None else None  # a head that is trained anew has other classes
     spec = ModelSpec.from_dict({**values, "classes": own or manifest.classes})
     return _overridden(inputs, spec) if kind.pixels else spec

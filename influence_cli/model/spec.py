@@ -22,15 +22,17 @@ if TYPE_CHECKING:
 
 
 # left out where they say nothing, since they came later
-_LATER = ("crop", "code", "order", "features", "one_logit", "network", "text")
+_LATER = ("crop", "code", "order", "features", "one_logit", "network", "text", "loss")
 TORCHVISION = "torchvision:"  # prefix of torchvision's own architectures
+GPT = "gpt"  # and "gpt:LAYERSxWIDTH": a small GPT that is trained from nothing
+NEXT_TOKEN = "next-token"  # the loss of a language model, which is the output that it gives of a row
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """An architecture and how a payload becomes its input."""
 
-    name: str  # a timm name, "torchvision:NAME", "linear", "mlp:128", "hf:bert", "python:PKG.MOD:FACTORY", "task:NAME"
+    name: str  # a timm name, "torchvision:NAME", "linear", "mlp:128", "gpt:4x128", "hf:bert", "python:PKG.MOD:FACTORY"
     num_classes: int
     kind: str  # the name of the payload's, or "task" where a transform of the user's own makes the input
     shape: tuple[int, ...]  # [channels, height, width] of images, [d] of features, [most tokens] of texts
@@ -47,7 +49,13 @@ class ModelSpec:
     one_logit: bool | None = None  # of two classes the model gives the second one's logit alone; None: a logit a class
     network: str | None = None  # of a model of transformers: its configuration, as sorted JSON
     text: TextInput | None = None  # of a model of text: its tokenizer, and how long texts may be
+    loss: str | None = None  # of a language model NEXT_TOKEN; None: of the labels, or the task's own
     task: Task | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def is_language(self) -> bool:
+        """Whether the model predicts the next tokens of its texts, and no label."""
+        return self.loss == NEXT_TOKEN
 
     @property
     def payload_kind(self) -> Kind:
@@ -75,6 +83,11 @@ def is_plain(name: str) -> bool:
     return name == "linear" or name.startswith("mlp:") or name == "mlp"
 
 
+def is_gpt(name: str | None) -> bool:
+    """Whether a model is a GPT of our own."""
+    return name is not None and name.partition(":")[0] == GPT
+
+
 def is_own(name: str | None) -> bool:
     """Whether the architecture is the user's Python code."""
     return name is not None and name.startswith(PYTHON)
@@ -82,7 +95,8 @@ def is_own(name: str | None) -> bool:
 
 def refuse_pretrained(pretrained: bool, name: str | None, own: bool) -> None:
     """Refuse --pretrained of a model that timm has no weights for (UsageError)."""
-    if not pretrained or name is None or not (own or is_plain(name) or name.startswith(("hf:", TORCHVISION))):
+    ours = name is not None and (own or is_plain(name) or is_gpt(name))
+    if not pretrained or name is None or not (ours or name.startswith(("hf:", TORCHVISION))):
         return
     fix = "leave it out: training begins with the folder's weights" if name.startswith("hf:") else "leave it out"
     raise UsageError(f"--pretrained is for timm models, and {name} is none", fix=fix)

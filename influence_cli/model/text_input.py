@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.kinds.protocol import BadPayload
 from influence_cli.errors import ModelError, UsageError
+from influence_cli.model.byte_pairs import BytePairs, Pair, are_merges
 from influence_cli.store.files import replacing
 from influence_cli.store.lfs import refuse_pointer
 
@@ -41,19 +42,22 @@ class TextInput:
     types: bool = True  # whether the model tells the two texts of a pair apart by types of tokens
     end: int | None = None  # the token that every row has to hold once, of models that read and write
     texts: int | None = None  # of a row that it was trained on: 1, or 2 of pairs; None: nobody says
+    merges: tuple[Pair, ...] | None = None  # of a tokenizer of our own: the pairs of bytes that it learned
     asked: bool = field(default=False, compare=False)  # to cut texts that are longer than the model takes
     folder: Path | None = field(default=None, compare=False)  # where the tokenizer's files are
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and fingerprints."""
-        names = ("tokenizer", *_NUMBERS, "vocabulary", "types", "end", "texts")
+        names = ("tokenizer", *_NUMBERS, "vocabulary", "types", "end", "texts", "merges")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> TextInput:
         """The inverse of ``as_dict``; ``folder`` may stand beside its values."""
         where = value.get("folder")
-        return TextInput(**{**value, "folder": None if where is None else Path(where)})
+        merges = value.get("merges")
+        pairs = None if merges is None else tuple((a, b) for a, b in merges)
+        return TextInput(**{**value, "merges": pairs, "folder": None if where is None else Path(where)})
 
     @property
     def cut(self) -> bool:
@@ -85,6 +89,9 @@ class TextInput:
 
     def _tokenize(self, rows: list[tuple[str, ...]], cut: bool = False) -> dict[str, list[list[int]]]:
         """Token numbers, mask and, where the model has any, types, of each row."""
+        if self.merges is not None:
+            ids = [self.pairs.encode(text)[: self.max_length if cut else None] for (text,) in rows]
+            return {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
         made = self.tokens(
             *(list(column) for column in zip(*rows, strict=True)),
             truncation=cut, max_length=self.max_length if cut else None, padding=False, verbose=False,
@@ -92,6 +99,11 @@ class TextInput:
         )  # fmt: skip
         names = ("input_ids", "attention_mask", *(("token_type_ids",) if self.types else ()))
         return {name: made[name] for name in names if name in made}
+
+    @functools.cached_property
+    def pairs(self) -> BytePairs:
+        """The tokenizer, where it is of our own."""
+        return BytePairs(self.merges or ())
 
     @functools.cached_property
     def tokens(self) -> Any:
@@ -124,13 +136,14 @@ def is_text_input(value: Any) -> bool:
     """Whether a value is a model's text input as JSON keeps it."""
     return (
         isinstance(value, dict)
-        and value.keys() <= {"tokenizer", *_NUMBERS, "vocabulary", "types", "end", "texts", "folder", "asked"}
+        and value.keys() <= {"tokenizer", *_NUMBERS, "vocabulary", "types", "end", "texts", "merges", "folder", "asked"}
         and isinstance(value.get("tokenizer"), str)
         and all(type(value.get(name)) is int and value[name] >= 0 for name in _NUMBERS)
         and isinstance(value.get("vocabulary"), int | None)
         and isinstance(value.get("types", True), bool)
         and isinstance(value.get("end"), int | None)
         and value.get("texts") in (None, 1, 2)
+        and (value.get("merges") is None or are_merges(value["merges"]))
     )
 
 

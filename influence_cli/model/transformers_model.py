@@ -1,7 +1,8 @@
-"""Classifiers of transformers as plain modules: called with tensors by name, or pixels, they return logits [n, C].
+"""Models of transformers as plain modules: called with tensors by name, or pixels, classifiers return logits [n, C].
 
 Two hooks make the call and take the logits out, so that parameters keep the names that they have in the files.
-Attention is the eager one, which has forward-mode derivatives, and the cache of keys and values is off.
+Attention is the eager one, which has forward-mode derivatives, and the cache of keys and values is off.  Language models
+return losses (``causal_lm``).
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def configuration(spec: ModelSpec) -> Any:
     values = json.loads(spec.network)
     kind = values.pop("model_type")
     try:
-        config = transformers.AutoConfig.for_model(kind, **values, num_labels=spec.num_classes)
+        classes = {} if spec.is_language else {"num_labels": spec.num_classes}
+        config = transformers.AutoConfig.for_model(kind, **values, **classes)
     except Exception as error:
         what = f"transformers {transformers.__version__} does not build {spec.name} ({_short(error)})"
         raise ModelError(what, fix="install the version that the model needs, or give another model") from error
@@ -63,40 +65,53 @@ def configuration(spec: ModelSpec) -> Any:
     config.use_cache = False
     if spec.text is not None:
         config.pad_token_id = spec.text.padding
-    config.problem_type = "single_label_classification"
+    if not spec.is_language:
+        config.problem_type = "single_label_classification"
     return config
 
 
 def build(spec: ModelSpec) -> nn.Module:
-    """An untrained classifier for a spec.
+    """An untrained model for a spec.
 
     Raises:
-        ModelError: transformers has no classifier of this architecture.
+        ModelError: transformers has no classifier, or no language model, of this architecture.
     """
-    return with_plain_call(_made(spec, "", lambda kind, config: kind.from_config(config, attn_implementation=EAGER)))
+    made = _made(spec, "", lambda kind, config: kind.from_config(config, attn_implementation=EAGER))
+    return with_plain_call(made, spec)
 
 
 def _made(spec: ModelSpec, where: str, make: Callable[[Any, Any], Any]) -> Any:
-    """What ``make`` gives for the class of classifiers and the configuration; its errors are ours."""
+    """What ``make`` gives for the class of models and the configuration; its errors are ours."""
     transformers = require_transformers()
     config = configuration(spec)
-    kind = getattr(transformers, f"AutoModelFor{'Image' if spec.text is None else 'Sequence'}Classification")
+    kind = getattr(transformers, f"AutoModelFor{_purpose(spec)}")
     try:
         return make(kind, config)
     except (ValueError, TypeError, OSError, RuntimeError, KeyError, ImportError, AssertionError, IndexError) as error:
-        what = f"transformers cannot build a classifier of {spec.name} ({_short(error)})"
+        what = f"transformers cannot build a {'language model' if spec.is_language else 'classifier'} of {spec.name} ({_short(error)})"
         raise ModelError(what, where=where, fix="give another model, or python:PKG.MOD:FACTORY") from error
 
 
-def with_plain_call(model: nn.Module) -> nn.Module:
-    """The module, which is called with a dict of tensors and returns logits."""
+def _purpose(spec: ModelSpec) -> str:
+    """What transformers calls models that do what this one does."""
+    if spec.is_language:
+        return "CausalLM"
+    return "ImageClassification" if spec.text is None else "SequenceClassification"
+
+
+def with_plain_call(model: nn.Module, spec: ModelSpec | None = None) -> nn.Module:
+    """The module, which is called with a dict of tensors and returns logits, or what a language model returns."""
+    if spec is not None and spec.is_language:
+        from influence_cli.model.causal_lm import with_losses
+
+        return with_losses(model, spec)
     model.register_forward_pre_hook(ByName(), with_kwargs=True)
     model.register_forward_hook(Logits())
     return model.float()
 
 
 def load(spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:
-    """The classifier with a checkpoint's weights, in evaluation mode.
+    """The model with a checkpoint's weights, in evaluation mode.
 
     Raises:
         ModelError: the weights do not fit, or are not finite.
@@ -135,7 +150,7 @@ def _loaded(spec: ModelSpec, checkpoint: Checkpoint) -> tuple[nn.Module, list[st
     weights = read_weights(checkpoint)
 
     def make(kind: Any, config: Any) -> Any:
-        named = getattr(require_transformers(), type_of_classifier(spec, config) or "", kind)
+        named = getattr(require_transformers(), type_of_model(spec, config) or "", kind)
         return named.from_pretrained(
             None, config=config, state_dict=dict(weights), attn_implementation=EAGER, output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -144,7 +159,7 @@ def _loaded(spec: ModelSpec, checkpoint: Checkpoint) -> tuple[nn.Module, list[st
     model, found = _made(spec, checkpoint.locator, make)
     new = {*found["missing_keys"], *(str(entry[0]) for entry in found["mismatched_keys"])}
     refuse_not_finite(model, dict(model.named_parameters()), checkpoint)
-    return with_plain_call(model.eval()), sorted(new), sorted(map(str, found["unexpected_keys"]))
+    return with_plain_call(model.eval(), spec), sorted(new), sorted(map(str, found["unexpected_keys"]))
 
 
 def write_files(spec: ModelSpec, folder: Path, start: str | None) -> None:
@@ -153,7 +168,7 @@ def write_files(spec: ModelSpec, folder: Path, start: str | None) -> None:
     ``start`` is the folder that the training began with, whose image processor goes along.
     """
     config = configuration(spec)
-    architecture = type_of_classifier(spec, config)
+    architecture = type_of_model(spec, config)
     config.architectures = [architecture] if architecture else None
     write_bytes(folder / CONFIG_FILE, config.to_json_string(use_diff=True).encode())
     if spec.text is not None:
@@ -162,12 +177,12 @@ def write_files(spec: ModelSpec, folder: Path, start: str | None) -> None:
         write_bytes(folder / IMAGES_FILE, (Path(start) / IMAGES_FILE).read_bytes())
 
 
-def type_of_classifier(spec: ModelSpec, config: Any) -> str | None:
-    """The name of the class of transformers that classifies by such a configuration."""
+def type_of_model(spec: ModelSpec, config: Any) -> str | None:
+    """The name of the class of transformers that classifies, or predicts tokens, by such a configuration."""
     from transformers.models.auto import modeling_auto as auto
 
-    texts, images = (getattr(auto, f"MODEL_FOR_{kind}_CLASSIFICATION_MAPPING_NAMES") for kind in ("SEQUENCE", "IMAGE"))
-    found = (images if spec.text is None else texts).get(config.model_type)
+    kind = {"CausalLM": "CAUSAL_LM", "ImageClassification": "IMAGE_CLASSIFICATION"}.get(_purpose(spec), "SEQUENCE_CLASSIFICATION")
+    found = getattr(auto, f"MODEL_FOR_{kind}_MAPPING_NAMES").get(config.model_type)
     return found[0] if isinstance(found, tuple | list) else found
 
 

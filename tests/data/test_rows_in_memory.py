@@ -26,7 +26,7 @@ from influence_cli.errors import UsageError
 from influence_cli.events import SILENT
 from influence_cli.model.decoded import DecodedByKey
 from influence_cli.model.examples import batches
-from influence_cli.model.losses import loss_name
+from influence_cli.model.losses.own import loss_name
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import Runtime
 from influence_cli.stages.run.reopen import reopen

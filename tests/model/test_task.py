@@ -23,7 +23,7 @@ from influence_cli import api
 from influence_cli.errors import InfluenceError, ManifestError, ModelError, UsageError
 from influence_cli.model.build import load_model
 from influence_cli.model.checkpoints import find_checkpoint
-from influence_cli.model.losses import loss_name
+from influence_cli.model.losses.own import loss_name
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.task import Task
 from influence_cli.stages.run.own_model import weights_digest

@@ -30,6 +30,7 @@ class Text(Kind):
     as_it_is = False
     threads = False  # a tokenizer is one object, and no place for several threads
     ragged = True
+    own_target = True
     repair = "give the model rows as it was trained on"
 
     def holds(self, kind: pa.DataType) -> bool:
@@ -72,7 +73,10 @@ class Text(Kind):
         """Token numbers and a mask, each [T].  Raises ValueError: more tokens than the model takes."""
         if spec.text is None:
             raise ValueError("texts where the model takes something else")
-        return spec.text.encoded(*((payload,) if isinstance(payload, str) else payload))
+        found = spec.text.encoded(*((payload,) if isinstance(payload, str) else payload))
+        if spec.is_language and len(found[TOKENS]) < 2:
+            raise BadPayload("the text is one token, after which there is none to predict", "take the row out")
+        return found
 
     def odd(self, values: Sequence[Decoded]) -> int | None:
         """None: rows have as many tokens as they have."""
@@ -136,6 +140,7 @@ class TextPair(Text):
     types = {"text_a": pa.string(), "text_b": pa.string()}  # noqa: RUF012
     domain = "influence.texts"
     model_kind = "text"
+    own_target = False
 
     def stored(self, batch: pa.RecordBatch, folder: Path) -> list[Any]:
         """Both texts; None where one is missing."""

@@ -171,6 +171,23 @@ def _softmax_of(x: Dual, value: Tensor, dim: int) -> Dual:
     return _activation(x, value, lambda t, _, p: aten._softmax_backward_data(t, p, dim, p.dtype))
 
 
+@rule(aten.logsumexp.default)
+def _logsumexp(x: Dual, dim: Any, keepdim: bool = False) -> Dual:
+    """Log of a sum of exponentials: p . x', for p = softmax(x)."""
+    value = aten.logsumexp(x.value, dim, True)
+    p = (x.value - value).exp_() if x.tangents else x.value
+    tangents = tuple((p * t).sum(dim, keepdim) for t in x.tangents)
+    return Dual(value if keepdim else value.squeeze(dim), tangents, overwritable=True)
+
+
+@rule(aten.gather.default)
+def _gather(x: Any, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Any:
+    """Values at some places: x' there."""
+    if not isinstance(x, Dual):
+        return NotImplemented
+    return Dual(x.value.gather(dim, value_of(index)), tuple(t.gather(dim, value_of(index)) for t in x.tangents))
+
+
 @rule(aten.native_layer_norm.default)
 def _layer_norm(x: Any, shape: Any, scale: Any, shift: Any, eps: float) -> Any:
     """LayerNorm: s' h + s h' + b', for scale s, shift b and h the normalised x."""

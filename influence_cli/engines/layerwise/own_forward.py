@@ -33,9 +33,9 @@ class Call:
     b: int
 
     @property
-    def a(self) -> Tensor:
-        """The first argument, [b k, ...]."""
-        return self.leaves[0]
+    def a(self) -> Any:
+        """The argument, [b k, ...]; all of them where a module has several."""
+        return self.leaves[0] if len(self.leaves) == 1 else self.leaves
 
     @property
     def d(self) -> Tensor:

@@ -185,7 +185,7 @@ def _site(model: WatchedModel, module_name: str, fast: bool, own: list[str], nam
     module = model.modules[module_name]
     if fast:
         held = {k: names[id(p)] for k, p in module._parameters.items() if p is not None and id(p) in names}
-        rule = rule_of(module)
+        rule = rule_of(module, {k: model.point.selected[n] for k, n in held.items()})
         assert rule is not None
         return Site(module_name, {k: n for k, n in held.items() if n in own}, rule)
     local = {k: names[id(p)] for k, p in module.named_parameters() if id(p) in names}  # by their first name within it

@@ -2,11 +2,12 @@
 
 embedding       dW_i[k] = sum over t with token_it = k of d_it
 norms           dgamma_i = sum_t d_it * xhat_it,   dbeta_i = sum_t d_it
+next tokens     dW_i = sum_t c_it (p_it - e_it) h_it^T   (c: the gradient of the loss of token t, p: its probabilities)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from influence_cli.engines.layerwise.affine import Affine, Conv
 from influence_cli.engines.layerwise.protocol import Named, Pair, Rule, by_row, total
+from influence_cli.model.next_token import NextTokenLoss, blocks, slopes
 
 
 class Embedding:
@@ -100,7 +102,51 @@ class Norm:
         }
 
 
-RULES: dict[type[nn.Module], Callable[[Any], Rule]] = {
+class NextToken:
+    """Output layers with the cross-entropy of the next token: logits are made for a block of tokens at a time."""
+
+    def __init__(self, module: NextTokenLoss, taken: Named) -> None:
+        """``taken`` are the selected parameters as they are taken: those of a dropped-out member are not the module's."""
+        own = {name: p.detach() for name, p in module.named_parameters()} | taken
+        self.weight, self.bias = own["weight"], own.get("bias")
+
+    def _blocks(self, a: tuple[Tensor, ...], d: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(tokens, hidden states [t, width], gradients of the logits [t, V]) of the tokens of all rows."""
+        hidden, targets, counted = a
+        flat, wanted, along = hidden.flatten(0, 1), targets.flatten(), (d * counted.to(d.dtype)).flatten()
+        for some in blocks(len(wanted), len(self.weight)):
+            yield some, flat[some], slopes(flat[some], self.weight, self.bias, wanted[some], along[some])
+
+    def dots(self, a: tuple[Tensor, ...], d: Tensor, b: int, u: Named) -> Tensor:
+        """<g_i, u> = sum_t c_it (p_it - e_it) . (U_W h_it + U_b), float64 [b]."""
+        found = torch.zeros(d.numel(), dtype=torch.float64, device=d.device)
+        for some, h, slope in self._blocks(a, d):
+            along = F.linear(h, u["weight"], u.get("bias")) if "weight" in u else u["bias"]
+            found[some] = total(along * slope)
+        return found.view(b, -1).sum(1)
+
+    def gradients(self, a: tuple[Tensor, ...], d: Tensor, b: int, names: tuple[str, ...]) -> Named:
+        """Gradients dW [b, V, width] and db [b, V]."""
+        rows = [self.weighted(tuple(t[i : i + 1] for t in a), d[i : i + 1], d.new_ones(1), names) for i in range(b)]
+        return {name: torch.stack([row[name] for row in rows]) for name in names}
+
+    def norms(self, calls: list[Pair], b: int, names: tuple[str, ...]) -> Tensor | None:
+        """None: a row has about as many tokens as the layer is wide."""
+        return None
+
+    def weighted(self, a: tuple[Tensor, ...], d: Tensor, c: Tensor, names: tuple[str, ...]) -> Named:
+        """sum_i c_i dW_i and sum_i c_i db_i."""
+        shapes = {"weight": self.weight.shape, "bias": self.weight.shape[:1]}
+        found = {name: d.new_zeros(shapes[name]) for name in names}
+        for _, h, slope in self._blocks(a, by_row(d, c)):
+            if "weight" in found:
+                found["weight"] += slope.T @ h
+            if "bias" in found:
+                found["bias"] += slope.sum(0)
+        return found
+
+
+RULES: dict[type[nn.Module], Callable[..., Rule]] = {
     nn.Linear: Affine,
     nn.Conv2d: Conv,
     nn.Embedding: Embedding,
@@ -109,11 +155,15 @@ RULES: dict[type[nn.Module], Callable[[Any], Rule]] = {
     nn.BatchNorm1d: Norm,
     nn.BatchNorm2d: Norm,
     nn.BatchNorm3d: Norm,
+    NextTokenLoss: NextToken,
 }
 
 
-def rule_of(module: nn.Module) -> Rule | None:
-    """The fast rule of a module whose forward is that of its torch class; None where it has none."""
+def rule_of(module: nn.Module, taken: Named | None = None) -> Rule | None:
+    """The fast rule of a module whose forward is that of its torch class; None where it has none.
+
+    ``taken`` are its selected parameters as they are taken, by its own names.
+    """
     if getattr(module, "parametrizations", None) is not None:
         return None
     if "weight" not in module._parameters:  # computed from others, as old-style weight norm does
@@ -124,5 +174,5 @@ def rule_of(module: nn.Module) -> Rule | None:
         return None
     for kind, rule in RULES.items():
         if isinstance(module, kind) and type(module).forward is kind.forward:
-            return rule(module)
+            return rule(module, taken or {}) if kind is NextTokenLoss else rule(module)
     return None

@@ -65,7 +65,7 @@ def _measured(run: Run, session: Session, column: str) -> dict[str, dict[str, An
     """By split, how many rows there are and what is measured of them."""
     from influence_cli.model.build import load_model
     from influence_cli.model.examples import Examples
-    from influence_cli.model.losses import loss_of, quality
+    from influence_cli.model.losses import loss_of
     from influence_cli.model.train.sgd import predict
 
     assert run.model is not None
@@ -79,7 +79,7 @@ def _measured(run: Run, session: Session, column: str) -> dict[str, dict[str, An
             continue
         data = Examples(rows, run.model, session.listener, f"{split} rows")
         logits = predict(model, data, device)
-        measured = {**quality(logits, data.labels, loss_of(run.model.task))}
+        measured = {**loss_of(run.model.task).quality(logits, data.labels)}
         measured.update(beyond_accuracy(logits, rows, data.labels, column) if column else {})
         if how is not None:
             attacked = AttackedRows(how, run.model, rows, data, run.spec.seed, device)

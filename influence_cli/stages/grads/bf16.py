@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from influence_cli.maths.labels import of_label
 from influence_cli.maths.noise import spearman
 from influence_cli.stages.grads.member_model import MemberModel, read_direction
 from influence_cli.stages.run import names
@@ -42,8 +41,8 @@ def measure_agreement(run: Run, session: Session, at: MemberModel) -> None:
             z, tangents = p.outputs(batch.on(p), along[p])
             for position, t in enumerate(tangents):
                 with np.errstate(invalid="ignore", over="ignore"):
-                    scores = run.row_loss.label_scores(z.cpu().numpy(), t.cpu().numpy())
-                found[p][position].append(of_label(scores, batch.labels))
+                    scores, _ = run.row_loss.scores(z.cpu().numpy(), t.cpu().numpy(), batch.labels)
+                found[p][position].append(scores)
     for position, objective in enumerate(lacking):
         a, b = (np.concatenate(found[p][position]) for p in (at.exact, at.point))
         usable = np.isfinite(a) & np.isfinite(b)

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
-from influence_cli.maths.labels import of_label
 from influence_cli.maths.stability import CONFIDENCE, Stability, lowest_rows_stability, members_needed
 from influence_cli.stages.run import names
 from influence_cli.stages.run.run import Ensemble, Facts, Member, Run
@@ -80,7 +79,7 @@ class Growth:
             folder = session.tangents(run, names.along(run, name, member, objective))
             tangents = folder.read(rows.payload_keys)["tangent"]
             with np.errstate(invalid="ignore", over="ignore"):
-                self._scores[known] = of_label(run.row_loss.label_scores(logits, tangents), rows.labels)
+                self._scores[known], _ = run.row_loss.scores(logits, tangents, rows.labels)
         return self._scores[known]
 
     def _decide(self, run: Run, session: Session, name: str, ensemble: Ensemble) -> Facts:

@@ -81,6 +81,7 @@ def fitted_curvature(run: Run, session: Session, name: str, member: Member, mode
         return Curvature(
             model, require_model(run)[0], rows, run.spec.params, member.dropout, session.device,
             session.batch_size(run.model), session.runtime.workers, session.listener, without=without,
+            loss=run.row_loss,
         )  # fmt: skip
 
     meta = session.store.factors.meta(names.factor(run, name, member))

@@ -18,7 +18,7 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.maths.labels import softmax
 from influence_cli.maths.paired_rows import OnRows
 from influence_cli.model.checkpoints import find_checkpoint
-from influence_cli.model.losses import loss_of, quality
+from influence_cli.model.losses import loss_of
 from influence_cli.model.run_folder import CHECKPOINTS, METRICS_FILE, RUN_FILE, RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, EpochCheckpoint, RunRecord
 from influence_cli.model.spec import ModelSpec
@@ -158,7 +158,7 @@ class TrainingRun:
             labels, kept = data.labels, np.ones(len(data), dtype=bool)
             if name == "train":
                 labels, kept = arm.labels, arm.weights > 0
-            measured = quality(logits[kept], labels[kept], loss_of(self.spec.task))
+            measured = loss_of(self.spec.task).quality(logits[kept], labels[kept])
             if name == "test":
                 measured.update(beyond_accuracy(logits, self.test, labels, self.request.inputs.group))
                 measured.update(self._flips(model, logits))

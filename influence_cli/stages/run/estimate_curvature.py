@@ -74,7 +74,7 @@ def _curvature(run: Run, session: Session, model: nn.Module, count: int) -> Curv
     rows = run.fit.rows.take(np.arange(count))
     return Curvature(
         model, require_model(run)[0], rows, run.spec.params, None, session.device,
-        session.batch_size(run.model), session.runtime.workers,
+        session.batch_size(run.model), session.runtime.workers, loss=run.row_loss,
     )  # fmt: skip
 
 

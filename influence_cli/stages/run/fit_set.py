@@ -21,6 +21,7 @@ from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import Listener
 from influence_cli.methods.shapes.preconditioned import Preconditioned
+from influence_cli.model.losses import loss_of
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.task import Task
@@ -102,7 +103,7 @@ def open_fit_set(inputs: Inputs, train: Rows, model: ModelSpec, listener: Listen
         ManifestError: none has a positive weight, or a label has no output in the model.
         UsageError: the loss is not cross-entropy.
     """
-    if model.task is not None and model.task.loss is not None:
+    if not loss_of(model.task).curved:
         raise UsageError("curvature is that of cross-entropy, and the task has a loss of its own", fix="use ip")
     rows = train
     if inputs.fit_rows is not None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from influence_cli.maths.labels import of_label
 from influence_cli.maths.noise import spearman
 from influence_cli.stages.grads.bf16 import agreement
 from influence_cli.stages.grads.group_parts import undecided, with_class_names
@@ -76,7 +75,7 @@ def _split_half(run: Run, session: Session, member: Member, objective: str, meta
     share = meta.get("half_share", meta["m_half"] / meta["m"])
     with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite are left out below
         odd = (whole - share * even) / (1.0 - share)
-        of_halves = [of_label(run.row_loss.label_scores(logits, t), labels) for t in (even, odd)]
+        of_halves = [run.row_loss.scores(logits, t, labels)[0] for t in (even, odd)]
     how, own = run.methods[method], None
     if method in run.values:
         own = values_of(run, session, method, member, run.train.row_keys[rows])

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from influence_cli import api
 from influence_cli.data.tables import provenance
-from influence_cli.engines.row_values import slopes, slopes_over_size
 from influence_cli.errors import UsageError
 from influence_cli.methods import METHODS, Linear
 from influence_cli.methods.ekfac import EKFAC
@@ -346,11 +345,10 @@ def test_self_influence_of_such_rows_is_small_and_not_null(tmp_path: Path) -> No
 def test_powers_of_two_round_nothing() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(50, 4) * 5, torch.randint(0, 4, (50,))
-    over, size = slopes_over_size(CROSS_ENTROPY, logits, labels)
-    assert torch.equal(over * size[:, None], slopes(CROSS_ENTROPY, logits, labels))
+    over, size = CROSS_ENTROPY.slopes_over_size(logits, labels)
+    assert torch.equal(over * size[:, None], CROSS_ENTROPY.slopes(logits, labels))
     assert (over.abs().amax(1) < 1).all()
     assert (over.abs().amax(1) >= 0.5).all()
     one = torch.randn(3, 1)
-    assert torch.equal(
-        slopes_over_size(CROSS_ENTROPY, one, torch.zeros(3, dtype=torch.int64))[0], torch.zeros(3, 1).double()
-    )
+    alone = CROSS_ENTROPY.slopes_over_size(one, torch.zeros(3, dtype=torch.int64))[0]
+    assert torch.equal(alone, torch.zeros(3, 1).double())
