@@ -1,9 +1,9 @@
 """(0) The table every stage reads: schema, keys, provenance, "-" in and out.
 
 A manifest is a Parquet file, or a folder of them, with one row per example: ``id`` (unique string), a payload in the
-columns of its kind (``data.kinds``), ``label`` (integer; texts may have none), and optionally ``split`` (train, val, test), ``group``,
-``weight`` and ``clean_label``.  Narrow columns are held in memory; payloads are streamed, and named by the hash of what
-is stored (``store.keys``).
+columns of its kind (``data.kinds``), ``label`` (integer; texts may have none), and optionally ``split`` (train, val,
+test), ``group``, ``weight`` and ``clean_label``.  Narrow columns are held in memory; payloads are streamed, and named
+by the hash of what is stored (``store.keys``).
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from influence_cli.store.arrow import array_of, values_of
 from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.keys import Keys, digest_of_sorted, fingerprint, row_keys
 from influence_cli.store.shards import positions
-
 
 LABEL = "label"  # the column of labels, unless another is named
 

@@ -88,7 +88,7 @@ class TargetPass:
     @functools.cached_property
     def loss(self) -> RowLoss:
         """The run's row loss."""
-        return loss_of(self.spec.task)
+        return loss_of(self.spec)
 
     def batches(self, rows: Iterable[list[int]]) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
         """(rows, inputs, labels) of lists of rows, a batch at a time."""
@@ -137,6 +137,25 @@ class TargetPass:
 
 
 @dataclass
+class Tally:
+    """The headline measure of the rows so far."""
+
+    value: float = 0.0
+    count: float = 0.0
+
+    def add(self, loss: RowLoss, logits: Tensor, labels: Tensor) -> None:
+        """The rows of one more batch."""
+        value, count = loss.headline_parts(logits.detach(), labels)
+        self.value += float(value.double().sum())
+        self.count += float(count.double().sum())
+
+    @property
+    def mean(self) -> float:
+        """The measure of all of them."""
+        return self.value / self.count
+
+
+@dataclass
 class _Sums:
     """Running float64 sums of one objective: rows of even and of odd buckets, and the bucket at hand.
 
@@ -149,8 +168,8 @@ class _Sums:
     bucket: list[Tensor] | None = None
     number: int = 0  # of the bucket at hand
     value: float = 0.0
-    hits: int = 0
-    clean_hits: int = 0  # of the rows as they are, where the objective is measured on attacked ones
+    headline: Tally = field(default_factory=lambda: Tally())
+    clean: Tally = field(default_factory=lambda: Tally())  # of rows as they are, where others, attacked, are measured
     flips: int = 0  # rows whose prediction is not that of their twin
 
     def add(self, gradients: Sequence[Tensor]) -> None:
@@ -210,7 +229,7 @@ def measure_directions(
             moved = inputs(index).to(run.point.device, run.point.dtype)
             also = _add_gradients(run, moved, y, {name: objectives[name]}, sums)
             bad = also if bad is None else bad
-            sums[name].clean_hits += int((run.point.outputs(x, [])[0].argmax(1) == y).sum())
+            sums[name].clean.add(run.loss, run.point.outputs(x, [])[0], y)
         for name, pair in paired.items():
             also = _add_pairs(run, x, y, pair.inputs(index), pair, sums[name])
             bad = also if bad is None else bad
@@ -227,7 +246,7 @@ def measure_directions(
         measured[name] = _measured(run, s, sizes)
         if name in attacked:
             meta = measured[name].meta
-            meta["attacked_accuracy"], meta["accuracy"] = meta["accuracy"], s.clean_hits / meta["m"]
+            meta["attacked_accuracy"], meta["accuracy"] = meta["accuracy"], s.clean.mean
         if name in paired:
             measured[name].meta["flips"] = s.flips
     return measured
@@ -248,7 +267,7 @@ def _add_gradients(
             value = values.sum()
             gradients = run.gradients(value, keep=position + 1 < len(objectives))
             sums[name].value += float(value.detach().double())
-            sums[name].hits += int((logits.argmax(1) == y).sum())
+            sums[name].headline.add(run.loss, logits, y)
             sums[name].add(gradients)
     return None
 
@@ -262,7 +281,7 @@ def _add_pairs(run: TargetPass, x: Tensor, y: Tensor, changed: Tensor, pair: Pai
             return int((~torch.isfinite(values)).nonzero()[0])
         value = values.sum()
         sums.value += float(value.detach().double())
-        sums.hits += int((logits.argmax(1) == y).sum())
+        sums.headline.add(run.loss, logits, y)
         sums.flips += int((logits.argmax(1) != others.argmax(1)).sum())
         sums.add(run.gradients(value))
     return None
@@ -298,7 +317,7 @@ def _measured(run: TargetPass, sums: _Sums, sizes: NDArray[np.int64]) -> Measure
     norm2 = sum(float(g.flatten() @ g.flatten()) for g in total)
     meta = {
         "phi": sums.value / m,
-        "accuracy": sums.hits / m,
+        run.loss.headline.name: sums.headline.mean,
         "m": m,
         "m_half": m_even,
         "snr": signal_to_noise(norm2, sums.norms, sizes),

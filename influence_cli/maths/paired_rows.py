@@ -39,6 +39,15 @@ class OnRows:
     groups: Ints | None = None
 
     @property
+    def size(self) -> int:
+        """The number of rows."""
+        return len(self.labels)
+
+    def by_row(self, measure: str) -> Floats:
+        """What of each row [n] a measure is the mean of, as far as its kurtosis goes."""
+        return self.losses if measure == "loss" else self.hits
+
+    @property
     def hits(self) -> Floats:
         """1 for each row [n] that is predicted right."""
         return (self.probability.argmax(axis=1) == self.labels).astype(np.float64)
@@ -77,6 +86,33 @@ class OnRows:
         return np.mean(total, axis=0)
 
 
+@dataclass(frozen=True, eq=False)
+class OnTexts:
+    """What a language model gives n rows: losses [n], each the sum over a number of tokens [n]."""
+
+    losses: Floats
+    tokens: Floats
+
+    @property
+    def size(self) -> int:
+        """The number of rows."""
+        return len(self.losses)
+
+    def measures(self, counts: NDArray[np.integer]) -> dict[str, Floats]:
+        """Every measure [D] where row i counts ``counts[d, i]`` times."""
+        weights = counts.astype(np.float64)
+        each = (weights @ self.losses) / (weights @ self.tokens)
+        mean = (weights @ self.losses) / weights.sum(axis=1)
+        return {"token_loss": each, "perplexity": np.exp(np.minimum(each, 700.0)), "loss": mean}
+
+    def by_row(self, measure: str) -> Floats:
+        """What of each row [n] a measure is the mean of, as far as its kurtosis goes."""
+        return self.losses
+
+
+Measured = OnRows | OnTexts
+
+
 def _means(weights: Floats, values: Floats, rows: NDArray[np.bool_]) -> Floats:
     """The weighted mean [D] of ``values`` over some rows, with weights [D, n]."""
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -84,13 +120,17 @@ def _means(weights: Floats, values: Floats, rows: NDArray[np.bool_]) -> Floats:
 
 
 def differences_on_rows(
-    a: Sequence[OnRows], b: Sequence[OnRows], higher: dict[str, bool], random: bool = False, seed: int = 0
+    a: Sequence[OnRows | OnTexts],
+    b: Sequence[OnRows | OnTexts],
+    higher: dict[str, bool],
+    random: bool = False,
+    seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """By measure (``higher``: is that better?) the difference of the means over models a and b, with its interval.
 
     With ``random`` several models of a side are random draws of one control, and how far those differ is part of it.
     """
-    n = len(a[0].labels)
+    n = a[0].size
     ones = np.ones((1, n), dtype=np.int64)
     drawn: dict[str, list[Floats]] = {}
     for counts in draws_of(ones[0].astype(bool), DRAWS, seed):
@@ -98,20 +138,16 @@ def differences_on_rows(
         for name in here:
             drawn.setdefault(name, []).append(here[name] - there[name])
     at_a, at_b = ([{m: float(v[0]) for m, v in model.measures(ones).items()} for model in side] for side in (a, b))
-    by_row = {
-        "hits": np.mean([m.hits for m in a], axis=0) - np.mean([m.hits for m in b], axis=0),
-        "losses": np.mean([m.losses for m in a], axis=0) - np.mean([m.losses for m in b], axis=0),
-    }
     found: dict[str, dict[str, Any]] = {}
     for name in (n for n in drawn if n in higher):
         mean = float(np.mean([v[name] for v in at_a]) - np.mean([v[name] for v in at_b]))
-        rows = by_row["losses" if name == "loss" else "hits"]
+        rows = np.mean([m.by_row(name) for m in a], axis=0) - np.mean([m.by_row(name) for m in b], axis=0)
         controls = [np.array([v[name] for v in side]) for side in (at_a, at_b)] if random else []
         found[name] = difference(mean, float(np.nanstd(np.concatenate(drawn[name]))), rows, controls, higher[name])
     return found
 
 
-def _mean_measures(models: Sequence[OnRows], counts: NDArray[np.integer]) -> dict[str, Floats]:
+def _mean_measures(models: Sequence[Measured], counts: NDArray[np.integer]) -> dict[str, Floats]:
     every = [model.measures(counts) for model in models]
     return {name: np.mean([m[name] for m in every], axis=0) for name in every[0]}
 

@@ -6,6 +6,7 @@ pair of its turn.  Pairs do not reach over the borders of words.  Every text has
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -27,7 +28,7 @@ def learn(texts: Iterable[str], size: int) -> tuple[Pair, ...]:
     words = [(_bytes_of(word), count) for word, count in counts.items()]
     totals, places = Counter[Pair](), defaultdict[Pair, set[int]](set)
     for k, (numbers, count) in enumerate(words):
-        for pair in zip(numbers, numbers[1:], strict=False):
+        for pair in itertools.pairwise(numbers):
             totals[pair] += count
             places[pair].add(k)
     merges = list[Pair]()
@@ -41,13 +42,13 @@ def learn(texts: Iterable[str], size: int) -> tuple[Pair, ...]:
             old, count = words[k]
             new = _merged(old, best, number)
             words[k] = new, count
-            for pair in zip(old, old[1:], strict=False):
+            for pair in itertools.pairwise(old):
                 totals[pair] -= count
                 places[pair].discard(k)
-            for pair in zip(new, new[1:], strict=False):
+            for pair in itertools.pairwise(new):
                 totals[pair] += count
                 places[pair].add(k)
-            for pair in {*zip(old, old[1:], strict=False)}:
+            for pair in {*itertools.pairwise(old)}:
                 if totals[pair] <= 0:
                     del totals[pair]
     return tuple(merges)
@@ -99,7 +100,7 @@ class BytePairs:
     def _encoded(self, word: str) -> list[int]:
         numbers, none = _bytes_of(word), len(self.ranks)
         while len(numbers) > 1:
-            best = min(zip(numbers, numbers[1:], strict=False), key=lambda pair: self.ranks.get(pair, none))
+            best = min(itertools.pairwise(numbers), key=lambda pair: self.ranks.get(pair, none))
             if best not in self.ranks:
                 break
             numbers = _merged(numbers, best, FIRST + self.ranks[best])

@@ -7,7 +7,7 @@ the model itself computes is tried on a few tokens, and so is that no token's lo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -49,24 +49,37 @@ def with_losses(model: Any, spec: ModelSpec) -> nn.Module:
     name = next((name for name, module in model.named_modules() if module is output and name), None)
     if not isinstance(output, nn.Linear) or name is None or below is model:
         raise ModelError(f"the logits of {spec.name} are not made by a linear layer on a network", fix=FIX)
-    blank = spec.payload_kind.blank(spec, 2)
-    assert blank is not None
-    x = as_argument(from_arrays(blank))
-    x = {name: value.long() for name, value in x.items()}
-    with torch.no_grad():
-        own = model(**x, use_cache=False).logits
-        expected = F.cross_entropy(own[:, :-1].mT, x["input_ids"][:, 1:], reduction="none")
+    x, expected = _checked_causal(model, output, spec)
     holder, _, last = name.rpartition(".")
-    head = NextTokenLoss(output.weight, output.bias)
+    head = NextTokenLoss(cast(nn.Parameter, output.weight), cast("nn.Parameter | None", output.bias))
     setattr(model.get_submodule(holder), last, head)
     model.forward = _Forward(model, head)
     with torch.no_grad(), by_token(model):
         found = model(x)[:, 1:]
-        ids = x["input_ids"].clone()
-        ids[:, -1] = ids[:, 0]
-        earlier = model({**x, "input_ids": ids})[:, 1:-1]
     if not torch.allclose(found, expected, rtol=CLOSE, atol=CLOSE):
-        raise ModelError(f"{spec.name} changes its logits after the output layer, which is not followed", fix=FIX)
-    if not torch.allclose(found[:, :-1], earlier, rtol=CLOSE, atol=CLOSE):
-        raise ModelError(f"{spec.name} sees the tokens that it is to predict: it is no causal language model", fix=FIX)
+        what = f"{spec.name} does more between its network and its output layer, which is not followed"
+        raise ModelError(what, fix=FIX)
     return model
+
+
+def _checked_causal(model: Any, output: nn.Module, spec: ModelSpec) -> tuple[dict[str, Tensor], Tensor]:
+    """A few tokens and their losses, as the model of transformers itself has them.
+
+    Raises:
+        ModelError: they depend on later tokens, or the logits are not what the ``output`` layer gives.
+    """
+    blank = spec.payload_kind.blank(spec, 2)
+    assert blank is not None
+    x = {name: value.long() for name, value in as_argument(from_arrays(blank)).items()}
+    changed = x["input_ids"].clone()
+    changed[:, -1] = changed[:, 0]
+    given = list[Tensor]()
+    hook = output.register_forward_hook(lambda module, args, out: given.append(out))
+    with torch.no_grad():
+        own, other = (model(**{**x, "input_ids": ids}, use_cache=False).logits for ids in (x["input_ids"], changed))
+    hook.remove()
+    if not torch.allclose(own[:, :-1], other[:, :-1], rtol=CLOSE, atol=CLOSE):
+        raise ModelError(f"{spec.name} sees the tokens that it is to predict: it is no causal language model", fix=FIX)
+    if len(given) != 2 or not torch.equal(given[0].to(own.dtype), own):
+        raise ModelError(f"{spec.name} changes its logits after the output layer, which is not followed", fix=FIX)
+    return x, F.cross_entropy(own[:, :-1].mT, x["input_ids"][:, 1:], reduction="none")

@@ -87,7 +87,9 @@ def _verified(path: Path, carried: dict[str, Any] | None, locator: str) -> tuple
     raise ModelError(f"unknown kind of checkpoint {path.suffix!r}", where=locator, fix="use .safetensors, .pt or .pth")
 
 
-def find_model(locator: str, own_code: bool = False, language: bool = False) -> tuple[Checkpoint, dict[str, Any] | None]:
+def find_model(
+    locator: str, own_code: bool = False, language: bool = False
+) -> tuple[Checkpoint, dict[str, Any] | None]:
     """The same; where weights say nothing of their model, what the hub's ``config.json`` beside them says of it.
 
     ``language``: the rows have no labels, so that a folder of transformers is one of a language model.  With

@@ -7,6 +7,7 @@ embedding and output.  Filling up on the right needs no mask: no token looks at 
 from __future__ import annotations
 
 import re
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,9 @@ def sizes(name: str) -> tuple[int, int]:
         raise ModelError(f"cannot read model {name!r}", fix="write gpt:LAYERSxWIDTH, such as gpt:4x128")
     layers, width = (int(found[1]), int(found[2])) if found[1] else USUAL
     if max(layers, width) > MOST:
-        raise ModelError(f"{name} has more than {MOST} layers or units", fix="write gpt:LAYERSxWIDTH, such as gpt:4x128")
+        raise ModelError(
+            f"{name} has more than {MOST} layers or units", fix="write gpt:LAYERSxWIDTH, such as gpt:4x128"
+        )
     return layers, width
 
 
@@ -79,7 +82,7 @@ class GPT(nn.Module):
         self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.head = NextTokenLoss(self.tokens.weight)
+        self.head = NextTokenLoss(cast(nn.Parameter, self.tokens.weight))
         for name, p in self.named_parameters():
             if p.ndim > 1:  # what adds to the residual stream is smaller the more there are of them
                 into_stream = name.endswith(("out.weight", "down.weight"))
@@ -106,6 +109,6 @@ def of_spec(spec: ModelSpec) -> GPT:
     if spec.text is None or spec.text.vocabulary is None:
         raise ModelError(f"{spec.name} says no tokenizer", fix="give the run folder of `retrain`")
     try:
-        return GPT(spec.text.vocabulary, *spec.shape, *sizes(spec.name))
+        return GPT(spec.text.vocabulary, spec.shape[0], *sizes(spec.name))
     except (RuntimeError, MemoryError, OverflowError) as error:
         raise ModelError(f"{spec.name} is too large for the memory", fix="write fewer layers or units") from error

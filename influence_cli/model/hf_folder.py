@@ -100,7 +100,10 @@ def has_classifier(folder: Path) -> bool:
 
 
 def spec_values(
-    folder: Path, max_length: int | None = None, num_classes: int | None = None, images: bool | None = None,
+    folder: Path,
+    max_length: int | None = None,
+    num_classes: int | None = None,
+    images: bool | None = None,
     language: bool = False,
 ) -> dict[str, Any] | None:
     """The model spec of a folder that transformers wrote, as ``ModelSpec.from_dict`` reads it; None: it is none.

@@ -41,7 +41,9 @@ def new_gpt(inputs: Inputs, manifest: Manifest) -> ModelSpec:
         digest(merges), length, max(longest, length), BEGIN, pairs.size, types=False, texts=1, merges=merges,
         asked=inputs.max_length is not None,
     )  # fmt: skip
-    return ModelSpec(f"gpt:{layers}x{width}", 1, manifest.payload_kind.input_name, (length,), text=text, loss=NEXT_TOKEN)
+    return ModelSpec(
+        f"gpt:{layers}x{width}", 1, manifest.payload_kind.input_name, (length,), text=text, loss=NEXT_TOKEN
+    )
 
 
 def _texts(rows: Rows) -> list[str]:

@@ -10,13 +10,16 @@ from influence_cli.errors import UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.hf_folder import CONFIG_FILE, HF, folder_of, spec_values
 from influence_cli.model.image_input import image_input
-from influence_cli.model.spec import GPT, NEXT_TOKEN, TORCHVISION, ModelSpec, is_gpt, is_own, is_plain
+from influence_cli.model.spec import GPT, TORCHVISION, ModelSpec, is_gpt, is_own, is_plain
 from influence_cli.store.keys import fingerprint
 
 if TYPE_CHECKING:
     from influence_cli.data.manifest import Manifest
     from influence_cli.settings import Inputs
     from influence_cli.store import Store
+
+
+UNLABELLED = "make a manifest without labels: influence manifest SOURCE --task language -o MANIFEST"
 
 
 def as_text(value: Any) -> str:
@@ -115,7 +118,8 @@ def _of_numbers(inputs: Inputs, manifest: Manifest, num_classes: int) -> ModelSp
 def _of_gpt(inputs: Inputs, manifest: Manifest) -> ModelSpec:
     """The spec of a small GPT.  Raises UsageError: the rows are no texts without labels."""
     if manifest.labelled:
-        raise UsageError(f"{inputs.model} predicts texts, and the rows have labels", where=manifest.source, fix=UNLABELLED)
+        what = f"{inputs.model} predicts the texts themselves, and the rows have labels"
+        raise UsageError(what, where=manifest.source, fix=UNLABELLED)
     from influence_cli.model.new_language import new_gpt
 
     return new_gpt(inputs, manifest)

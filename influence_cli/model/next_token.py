@@ -23,11 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 VALUES = 1 << 22  # logits of a block of tokens
-LOSS, TOKENS = 0, 1  # columns of a row's output
 
 
 class NextTokenLoss(nn.Module):
     """Linear output layer and cross-entropy in one; the weight may be that of the embedding."""
+
+    bias: nn.Parameter | None
 
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None) -> None:
         """``weight`` [V, d] and ``bias`` [V] are taken as they are."""

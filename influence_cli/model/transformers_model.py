@@ -1,8 +1,8 @@
 """Models of transformers as plain modules: called with tensors by name, or pixels, classifiers return logits [n, C].
 
 Two hooks make the call and take the logits out, so that parameters keep the names that they have in the files.
-Attention is the eager one, which has forward-mode derivatives, and the cache of keys and values is off.  Language models
-return losses (``causal_lm``).
+Attention is the eager one, which has forward-mode derivatives, and the cache of keys and values is off.  Language
+models return losses (``causal_lm``).
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def _made(spec: ModelSpec, where: str, make: Callable[[Any, Any], Any]) -> Any:
     try:
         return make(kind, config)
     except (ValueError, TypeError, OSError, RuntimeError, KeyError, ImportError, AssertionError, IndexError) as error:
-        what = f"transformers cannot build a {'language model' if spec.is_language else 'classifier'} of {spec.name} ({_short(error)})"
+        made = "language model" if spec.is_language else "classifier"
+        what = f"transformers cannot build a {made} of {spec.name} ({_short(error)})"
         raise ModelError(what, where=where, fix="give another model, or python:PKG.MOD:FACTORY") from error
 
 
@@ -181,7 +182,9 @@ def type_of_model(spec: ModelSpec, config: Any) -> str | None:
     """The name of the class of transformers that classifies, or predicts tokens, by such a configuration."""
     from transformers.models.auto import modeling_auto as auto
 
-    kind = {"CausalLM": "CAUSAL_LM", "ImageClassification": "IMAGE_CLASSIFICATION"}.get(_purpose(spec), "SEQUENCE_CLASSIFICATION")
+    kind = {"CausalLM": "CAUSAL_LM", "ImageClassification": "IMAGE_CLASSIFICATION"}.get(
+        _purpose(spec), "SEQUENCE_CLASSIFICATION"
+    )
     found = getattr(auto, f"MODEL_FOR_{kind}_MAPPING_NAMES").get(config.model_type)
     return found[0] if isinstance(found, tuple | list) else found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from influence_cli.report.arm_tables import MEASURES, percent
+from influence_cli.report.arm_tables import MEASURES, change, headline, shown
 from influence_cli.report.counterfactual_tables import by_loss, highest_first
 from influence_cli.report.text_table import bracketed, fixed
 
@@ -19,46 +19,53 @@ SHOWN = 4  # groups that are named
 
 def edited_arms(metrics: Figures) -> list[str]:
     """The arms of a comparison that hold edits, best first: those better than no edit and every control lead."""
-    arms = metrics["arms"]
-    return sorted(metrics["comparison"], key=lambda n: (-_standing(metrics, n), -arms[n]["mean"]["accuracy"]["mean"]))
+    arms, of = metrics["arms"], headline(metrics)
+    sign = 1 if of["higher"] else -1
+    best = lambda n: (-_standing(metrics, n), -sign * arms[n]["mean"][of["name"]]["mean"])  # noqa: E731
+    return sorted(metrics["comparison"], key=best)
 
 
 def helped(metrics: Figures, name: str) -> bool:
-    """Whether an arm is better in accuracy than no edit and every one of its controls."""
-    return all(c["accuracy"]["verdict"] == "better" for c in metrics["comparison"][name].values())
+    """Whether an arm is better in the headline measure than no edit and every one of its controls."""
+    of = headline(metrics)["name"]
+    return all(c[of]["verdict"] == "better" for c in metrics["comparison"][name].values())
 
 
 def _standing(metrics: Figures, name: str) -> int:
     """1 where the arm is better than no edit, and one more for every control that it also beats; else 0."""
-    found = metrics["comparison"][name]
-    if found["no edit"]["accuracy"]["verdict"] != "better":
+    found, of = metrics["comparison"][name], headline(metrics)["name"]
+    if found["no edit"][of]["verdict"] != "better":
         return 0
-    return 1 + sum(c["accuracy"]["verdict"] == "better" for c in found.values())
+    return 1 + sum(c[of]["verdict"] == "better" for c in found.values())
 
 
 def answer_of_retrain(metrics: Figures) -> str:
     """Whether the edits helped; of a training alone, how good it is."""
+    of = headline(metrics)
     if not metrics["comparison"]:
         name, arm = next(iter(metrics["arms"].items()))
         if not metrics["test_rows"]:
             return f"trained on {arm['train_rows']:,} rows ({name}); there are no test rows to say how good it is"
         rows = f"{metrics['test_rows']:,} test rows, {arm['train_rows']:,} train rows ({name})"
-        return f"test accuracy {percent(arm['mean']['accuracy'])} % on {rows}"
+        known = [f"test {of['called']} {shown(arm['mean'][of['name']], of)}{' %' if of['share'] else ''}"]
+        known += [f"perplexity {arm['mean'][m]['mean']:.4g}" for m in ("perplexity",) if m in arm["mean"]]
+        return f"{', '.join(known)} on {rows}"
     if gaps := _of_groups(metrics):
         return gaps
     names = edited_arms(metrics)
     name, many = names[0], len(names) > 1
     found = metrics["comparison"][name]
-    over = found["no edit"]["accuracy"]
-    gain = f"{_points(over)} points of accuracy over no edit"
-    controls = {n: c["accuracy"] for n, c in found.items() if n != "no edit"}
+    over, sign = found["no edit"][of["name"]], 1 if of["higher"] else -1
+    gain = f"{change(over, of)} {'points of' if of['share'] else 'in'} {of['called']} over no edit"
+    controls = {n: c[of["name"]] for n, c in found.items() if n != "no edit"}
+    nearest = lambda some: min(some, key=lambda c: sign * c["mean"])  # noqa: E731
     if helped(metrics, name):
         said = f"{name} helped{f', the best of {len(names)} edits' if many else ''}: {gain}"
         if controls:
-            said += f", {_points(min(controls.values(), key=lambda c: c['mean']))} over its closest random control"
+            said += f", {change(nearest(controls.values()), of)} over its closest random control"
     elif over["verdict"] == "better":
-        closest = min((c for c in controls.values() if c["verdict"] != "better"), key=lambda c: c["mean"])
-        said = f"{name} is no better than random edits of its size: {gain}, but {_points(closest)} over its control"
+        closest = nearest(c for c in controls.values() if c["verdict"] != "better")
+        said = f"{name} is no better than random edits of its size: {gain}, but {change(closest, of)} over its control"
     elif over["verdict"] == "worse":
         said = f"{'every edit hurt: the least, ' if many else ''}{name}{'' if many else ' hurt'}: {gain}"
     else:

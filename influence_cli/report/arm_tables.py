@@ -7,8 +7,9 @@ from typing import Any
 from influence_cli.report.text_table import TextTable
 
 Figures = dict[str, Any]
+ACCURACY: Figures = {"name": "accuracy", "called": "accuracy", "higher": True, "share": True}
 
-MEASURES = {  # name in the result -> (what people call it, whether it is a share that is shown in %)
+MEASURES = {  # name in the result -> what people call it; all are shares, which are shown in %
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "dp_gap": "demographic-parity gap",
@@ -55,16 +56,17 @@ def arm_tables(result: Figures, brief: bool = False) -> list[TextTable]:
 
 
 def comparison_table(metrics: Figures) -> TextTable:
-    """Accuracy of every arm, and paired differences with no edit and with its control."""
-    header = ["arm", "rows", "edited", "wrong", "accuracy", "difference"]
+    """The headline measure of every arm, and paired differences with no edit and with its control."""
+    of = headline(metrics)
+    header = ["arm", "rows", "edited", "wrong", of["called"], "difference"]
     rows = []
     for name, arm in metrics["arms"].items():
         edits = arm["edits"]
         done = [f"{edits[k]:,} {k}" for k in ("trimmed", "relabelled", "reweighted") if edits.get(k)]
         wrong = [edits[k] for k in ("wrong_share_of_trimmed", "wrong_share_of_relabelled") if k in edits]
         edited = [f"{arm['train_rows']:,}", ", ".join(done) or "-", f"{wrong[0]:.1%}" if wrong else "-"]
-        accuracy = percent(arm["mean"]["accuracy"]) if "accuracy" in arm["mean"] else "-"
-        rows.append([name, *edited, accuracy, _gain(metrics, name, arm)])
+        mean = shown(arm["mean"][of["name"]], of) if of["name"] in arm["mean"] else "-"
+        rows.append([name, *edited, mean, _gain(metrics, name, arm)])
     seeds = len(next(iter(metrics["arms"].values()))["seeds"])
     over = f"{metrics['test_rows']:,} test rows, {seeds} seed{'s' if seeds > 1 else ''}"
     how = "paired over seeds"
@@ -72,7 +74,25 @@ def comparison_table(metrics: Figures) -> TextTable:
         how = "over test rows, for every seed gives the same model (and over random draws of a control)"
     note = f"difference, {how}: of a curated arm over no edit; in a control's line, of its arm over it"
     notes = [note] if metrics["comparison"] else []
-    return TextTable(f"{over}; accuracy in %, mean and 95 % interval", header, rows, notes)
+    unit = " in %" if of["share"] else ""
+    return TextTable(f"{over}; {of['called']}{unit}, mean and 95 % interval", header, rows, notes)
+
+
+def headline(metrics: Figures) -> Figures:
+    """The measure that the arms are compared by: its ``name``, what it is ``called``, and how it is read."""
+    return metrics.get("headline") or ACCURACY
+
+
+def shown(value: Figures, of: Figures) -> str:
+    """A headline's mean with its half-width: in % where it is a share."""
+    if of["share"]:
+        return percent(value)
+    return f"{value['mean']:.4f}" + ("" if value["half_width"] is None else f" ± {value['half_width']:.4f}")
+
+
+def change(value: Figures, of: Figures) -> str:
+    """'+0.39 ± 0.93': a difference in the headline."""
+    return ("+" if value["mean"] >= 0 else "") + shown(value, of)
 
 
 def measure(axis: str) -> str:
@@ -146,6 +166,7 @@ def _gain(metrics: dict[str, Any], name: str, arm: dict[str, Any]) -> str:
     compared = metrics["comparison"].get(arm["controls"] or name, {}).get(other)
     if compared is None:
         return "-"
-    every = (c["accuracy"].get("interval_over") for of in metrics["comparison"].values() for c in of.values())
-    over = f" (over {compared['accuracy'].get('interval_over')})" if len(set(every)) > 1 else ""
-    return difference(compared["accuracy"]) + over
+    of, name = headline(metrics), headline(metrics)["name"]
+    every = (c[name].get("interval_over") for others in metrics["comparison"].values() for c in others.values())
+    over = f" (over {compared[name].get('interval_over')})" if len(set(every)) > 1 else ""
+    return f"{change(compared[name], of)} {compared[name]['verdict']}{over}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from influence_cli.model.hf_folder import HF
-from influence_cli.model.train.recipe import LBFGS, Recipe
+from influence_cli.model.train.recipe import LBFGS, Recipe, usual_recipe
 from influence_cli.options import RETRAIN, options_in
 from influence_cli.settings import Inputs
 
@@ -32,7 +32,7 @@ def training_words(origin: dict[str, Any], group: str | None) -> list[Any]:
     if record is None:
         asked = {**(origin.get("model_flags") or {}), "skip_bad": origin.get("skip_bad")}
         return words + _of_inputs({k: v for k, v in asked.items() if k != "class_map"})
-    words += _of_recipe(record.recipe, str(model.get("name")).startswith(HF))
+    words += _of_recipe(record.recipe, str(model.get("name")))
     words += ["--init", init] if init is not None else []
     words += ["--pretrained"] if record.pretrained else []
     words += ["--raw-features"] if record.asked.get("raw_features") else []
@@ -52,13 +52,14 @@ def test_words(origin: dict[str, Any]) -> list[Any]:
     return ["--test", path] if isinstance(path, str) and Path(path).exists() else []
 
 
-def _of_recipe(recipe: dict[str, Any], fine_tuned: bool) -> list[Any]:
+def _of_recipe(recipe: dict[str, Any], model: str) -> list[Any]:
     """The options of a recipe as ``run.json`` keeps it; its ``lr`` is the highest of the schedule."""
     words: list[Any] = []
     optimizer = recipe.get("optimizer", Recipe().optimizer)
     first, usual = Recipe(asked=frozenset()), Recipe(optimizer=optimizer, asked=frozenset({"optimizer"}))
-    if fine_tuned:
-        first, usual = first.for_fine_tuning(), usual.for_fine_tuning()
+    own = usual_recipe(model)
+    if own is not None:
+        first, usual = first.with_usual(own), usual.with_usual(own)
     for o in options_in(Recipe):
         value, default = recipe.get(o.field), getattr(first if o.field == "optimizer" else usual, o.field)
         if o.field == "lr":

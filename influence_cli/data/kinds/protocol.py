@@ -49,7 +49,7 @@ class Kind:
     as_it_is: ClassVar[bool] = True  # whether a model takes it without being told how it becomes its input
     scaled: ClassVar[bool] = False  # whether a model may take it less a mean, by a sd, number by number
     ragged: ClassVar[bool] = False  # rows are of several lengths, and a batch is filled up to the longest
-    own_target: ClassVar[bool] = False  # whether a model may learn to predict the payload itself, so that a row needs no label
+    own_target: ClassVar[bool] = False  # what a model may learn to predict itself, so that rows need no labels
     threads: ClassVar[bool] = True  # whether decoding leaves the interpreter, so that threads pay
     repair: ClassVar[str] = "repair the payload or take the row out"
     bounds: ClassVar[tuple[float, float]] = ANY_NUMBER  # of valid values

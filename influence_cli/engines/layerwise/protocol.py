@@ -1,33 +1,33 @@
 """What a rule for a module's row gradients offers, and the sums over rows that every rule is made of.
 
-A batch has b rows.  A module is called on T positions a row, with input a and output gradient d; g_i is row i's
-gradient in the module's parameters.  Rows are the leading dimension of a and d, with k entries a row where a model
-folds more (windows, tokens) into it.  Dot products and norms are summed in float64.
+A batch has b rows.  A module is called on T positions a row, with input a (a tuple where it takes several) and output
+gradient d; g_i is row i's gradient in the module's parameters.  Rows are the leading dimension of a and d, with k
+entries a row where a model folds more (windows, tokens) into it.  Dot products and norms are summed in float64.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 Named = dict[str, Tensor]  # by the module's own parameter name
-Pair = tuple[Tensor, Tensor]  # a and d of a call
+Pair = tuple[Any, Tensor]  # a and d of a call
 
 
 class Rule(Protocol):
     """What a kind of module knows of its own parameters' row gradients, for b rows."""
 
-    def dots(self, a: Tensor, d: Tensor, b: int, u: Named) -> Tensor:
+    def dots(self, a: Any, d: Tensor, b: int, u: Named) -> Tensor:
         """<g_i, u> for every row, float64 [b]."""
         ...
 
-    def dots_by_position(self, a: Tensor, d: Tensor, b: int, u: Named) -> Tensor:
+    def dots_by_position(self, a: Any, d: Tensor, b: int, u: Named) -> Tensor:
         """The same sum position by position, float64 [b, T]."""
         ...
 
-    def gradients(self, a: Tensor, d: Tensor, b: int, names: tuple[str, ...]) -> Named:
+    def gradients(self, a: Any, d: Tensor, b: int, names: tuple[str, ...]) -> Named:
         """g_i by parameter name, [b, *shape]."""
         ...
 
@@ -35,7 +35,7 @@ class Rule(Protocol):
         """|g_i|^2 over all calls, float64 [b], where that is cheaper than from ``gradients``; else None."""
         ...
 
-    def weighted(self, a: Tensor, d: Tensor, c: Tensor, names: tuple[str, ...]) -> Named:
+    def weighted(self, a: Any, d: Tensor, c: Tensor, names: tuple[str, ...]) -> Named:
         """sum_i c_i g_i by parameter name, for c [b]."""
         ...
 

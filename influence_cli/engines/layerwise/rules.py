@@ -8,7 +8,6 @@ next tokens     dW_i = sum_t c_it (p_it - e_it) h_it^T   (c: the gradient of the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -120,7 +119,7 @@ class NextToken:
     """Output layers with the cross-entropy of the next token: logits are made for a block of tokens at a time."""
 
     def __init__(self, module: NextTokenLoss, taken: Named) -> None:
-        """``taken`` are the selected parameters as they are taken: those of a dropped-out member are not the module's."""
+        """``taken`` are parameters as they are taken: those of a dropped-out member are not the module's."""
         own = {name: p.detach() for name, p in module.named_parameters()} | taken
         self.weight, self.bias = own["weight"], own.get("bias")
 

@@ -8,15 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from influence_cli.model.losses.cross_entropy import CrossEntropy
+from influence_cli.model.losses.next_token import NextTokens
 from influence_cli.model.losses.own import OwnLoss
 from influence_cli.model.losses.protocol import RowLoss
 
 if TYPE_CHECKING:
-    from influence_cli.model.task import Task
+    from influence_cli.model.spec import ModelSpec
 
 CROSS_ENTROPY: RowLoss = CrossEntropy()
 
 
-def loss_of(task: Task | None) -> RowLoss:
-    """The loss of a run."""
-    return CROSS_ENTROPY if task is None or task.loss is None else OwnLoss(task.loss)
+def loss_of(spec: ModelSpec | None) -> RowLoss:
+    """The loss of a run, whose model is such; None: it has none."""
+    if spec is None:
+        return CROSS_ENTROPY
+    if spec.is_language:
+        return NextTokens()
+    return CROSS_ENTROPY if spec.task is None or spec.task.loss is None else OwnLoss(spec.task.loss)

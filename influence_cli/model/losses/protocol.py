@@ -7,6 +7,7 @@ bends (``curved``) has an output curvature B, from which the Gauss-Newton matrix
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,23 @@ Floats = NDArray[np.float64]
 Outputs = NDArray[np.floating]  # [n, C]
 Labels = NDArray[Any]  # int64 classes [n], or numbers of another kind: those that the loss takes
 Uniform = Callable[[int], "Tensor"]  # the k-th of independent uniform draws in [0, 1) for every row of a batch [b]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The measure that a model is spoken of by: a sum over rows divided by another."""
+
+    name: str  # in ``RowLoss.quality``
+    called: str
+    higher: bool  # whether more is better
+    share: bool  # whether it is shown in %
+
+    def said(self, value: float) -> str:
+        """Its value for people."""
+        return f"{value:.1%}" if self.share else f"{value:.4g}"
+
+
+ACCURACY = Headline("accuracy", "accuracy", higher=True, share=True)
 
 
 class OutputCurvature:
@@ -60,6 +78,7 @@ class RowLoss:
 
     by_class: ClassVar[bool] = False  # whether labels are classes, so that a row has a score with each of them
     curved: ClassVar[bool] = True  # whether it has an output curvature
+    headline: ClassVar[Headline] = ACCURACY
 
     def name(self, outputs: int) -> str:
         """What goes into a fingerprint, for a model with so many outputs."""
@@ -94,6 +113,16 @@ class RowLoss:
     def curvature(self, z: Tensor) -> OutputCurvature:
         """The output curvature of rows with outputs z [b, C]; asked for only where it is ``curved``."""
         raise NotImplementedError
+
+    def headline_parts(self, z: Any, y: Any) -> tuple[Any, Any]:
+        """Values [n] and counts [n] of rows, arrays or tensors as z is: the headline is the ratio of their sums."""
+        hits = z.argmax(1) == y
+        return hits, hits == hits
+
+    def headline_of(self, z: Outputs, y: Labels) -> float:
+        """The headline measure of rows."""
+        value, count = self.headline_parts(z, y)
+        return float(value.astype(np.float64).sum() / count.astype(np.float64).sum())
 
     def quality(self, z: Outputs, y: Labels) -> dict[str, float]:
         """What a model with these outputs is worth, by the name of the measure; ``loss`` is the mean loss."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from influence_cli.errors import UsageError
+from influence_cli.model.spec import is_gpt
 from influence_cli.options import TRAINS, option
 
 LBFGS = "lbfgs"
@@ -18,6 +19,18 @@ FINE_TUNING: dict[str, Any] = {
     "epochs": 3, "lr": 5e-5, "batch_size": 32, "optimizer": "adamw", "weight_decay": 0.01, "schedule": "linear",
     "warmup": 0.1,
 }  # fmt: skip
+# of a small language model that begins with nothing, on a text of a few hundred thousand tokens
+FROM_NOTHING: dict[str, Any] = {
+    "epochs": 8, "lr": 2e-3, "batch_size": 16, "optimizer": "adamw", "weight_decay": 0.1, "schedule": "linear",
+    "warmup": 0.05,
+}  # fmt: skip
+
+
+def usual_recipe(model: str | None) -> dict[str, Any] | None:
+    """What is usual for a model of this name; None: what ``Recipe`` says."""
+    if is_gpt(model):
+        return FROM_NOTHING
+    return FINE_TUNING if (model or "").startswith("hf:") else None
 
 
 @dataclass(frozen=True)
@@ -82,10 +95,10 @@ class Recipe:
             return {"optimizer": LBFGS, "weight_decay": self.weight_decay}
         return {name: value for name, value in asdict(self).items() if name != "asked"}
 
-    def for_fine_tuning(self) -> Recipe:
-        """The recipe with what is usual for pretrained transformers, where nothing else was asked for."""
+    def with_usual(self, usual: dict[str, Any]) -> Recipe:
+        """The recipe with what is ``usual`` for a kind of model, where nothing else was asked for."""
         if self.asked is None:
             return self
-        same = "optimizer" not in self.asked or self.optimizer == FINE_TUNING["optimizer"]
-        names = FINE_TUNING.keys() if same else {"epochs", "batch_size"}  # rates are the optimizer's
-        return replace(self, **{name: FINE_TUNING[name] for name in names - self.asked})
+        same = "optimizer" not in self.asked or self.optimizer == usual["optimizer"]
+        names = usual.keys() if same else {"epochs", "batch_size"}  # rates are the optimizer's
+        return replace(self, **{name: usual[name] for name in names - self.asked})

@@ -26,6 +26,8 @@ from influence_cli.model.named_tensors import as_argument
 from influence_cli.model.train.convex import train_convex
 from influence_cli.model.train.recipe import LBFGS, Recipe
 
+PREDICTED_ROWS, PREDICTED_TOKENS = 512, 8192  # at a time
+
 
 def row_hashes(ids: list[str], seed: int, epoch: int) -> NDArray[np.uint64]:
     """A 64-bit hash of (seed, epoch, id) for every row [n]."""
@@ -106,7 +108,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             logits = model(as_argument(to_input(values.to(device), data.spec, torch.float32)))
-            losses = loss_of(data.spec.task).rows(logits, y.to(device))
+            losses = loss_of(data.spec).rows(logits, y.to(device))
             w = w.to(device)
             loss = (w * losses).sum() / w.sum()
             if not torch.isfinite(loss):
@@ -127,8 +129,9 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), **arguments)
 
 
-def predict(model: nn.Module, data: Examples, device: torch.device, batch_size: int = 512) -> NDArray[np.float64]:
+def predict(model: nn.Module, data: Examples, device: torch.device) -> NDArray[np.float64]:
     """Logits [n, C] in evaluation mode, in the precision of the model's weights."""
+    batch_size = max(1, PREDICTED_TOKENS // data.spec.shape[0]) if data.spec.is_language else PREDICTED_ROWS
     model.to(device).eval()
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     out = []

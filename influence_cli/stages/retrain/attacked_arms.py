@@ -107,7 +107,7 @@ class AttackedRows:
                 torch.from_numpy(data.labels[here]).to(self.device),
                 self.rows.payload_keys[here],
                 seed=self.seed,
-                loss=loss_of(self.spec.task),
+                loss=loss_of(self.spec),
                 names=[f"test row id={i}" for i in data.ids[here]],
             )
             parts.append(moved.cpu().numpy())

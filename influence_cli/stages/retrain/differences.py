@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from influence_cli.maths.arms import Floats, paired_difference
-from influence_cli.maths.paired_rows import SEEDS, OnRows, differences_on_rows
+from influence_cli.maths.paired_rows import SEEDS, Measured, differences_on_rows
 from influence_cli.model.train.recipe import LBFGS
 from influence_cli.stages.retrain.arm_comparison import METRICS
 from influence_cli.stages.retrain.arms import Arm
@@ -33,7 +33,7 @@ class Differences:
     same: bool
     draws: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by control: measures of its further draws
     _drawn: dict[str, list[Arm]] = field(default_factory=dict)
-    _made: dict[str, list[OnRows]] = field(default_factory=dict)
+    _made: dict[str, list[Measured]] = field(default_factory=dict)
     _found: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -87,7 +87,7 @@ class Differences:
             self._found[a, b] = differences_on_rows(*sides, METRICS, self.same, self.run.request.seed)
         return self._found[a, b]
 
-    def _models(self, name: str) -> list[OnRows]:
+    def _models(self, name: str) -> list[Measured]:
         """What the arm's models give the test rows: of its seeds, or of its random draws."""
         if name not in self._made:
             first = str(self.run.request.seed)

@@ -18,7 +18,7 @@ from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.checkpoints import find_model
-from influence_cli.model.hf_folder import HF, start_folder
+from influence_cli.model.hf_folder import start_folder
 from influence_cli.model.new_spec import new_spec
 from influence_cli.model.spec import ModelSpec, is_own, refuse_pretrained
 from influence_cli.model.standardise import standardised_by
@@ -29,7 +29,7 @@ from influence_cli.stages.retrain.arms import Arm, base_arm, control_arms, curat
 from influence_cli.stages.retrain.request import EditsRequest, RetrainRequest
 from influence_cli.stages.run.class_map import named_classes, with_class_order, with_outputs
 from influence_cli.stages.run.resolve import known_again, refuse_contradictions
-from influence_cli.stages.run.usable_rows import check_alike, check_classes
+from influence_cli.stages.run.usable_rows import check_alike, check_classes, check_labelled
 from influence_cli.store import Store
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def base_rows(request: RetrainRequest, manifest: Manifest) -> Rows:
     if not (rows.weights > 0).any():
         where, fix = f"{base.source}, column weight", "give some rows a weight above 0"
         raise ManifestError(f"all {len(rows):,} train rows have weight 0", where=where, fix=fix)
-    if len(np.unique(rows.labels)) == 1:
+    if base.labelled and len(np.unique(rows.labels)) == 1:
         named = label_called(base.classes, int(rows.labels[0]))
         fix = "give train rows of at least two classes"
         raise ManifestError(f"every train row has {named}", where=f"{base.source}, split train", fix=fix)
@@ -90,16 +90,21 @@ def test_part(other: Manifest) -> Rows:
 def as_fine_tuning(request: RetrainRequest, recipe: Recipe) -> tuple[RetrainRequest, Recipe]:
     """A training of a model of transformers as one that begins with its folder's weights, by the recipe of such.
 
+    A small GPT has a recipe of its own.
+
     Raises:
         ModelError: the folder cannot be used.
     """
+    from influence_cli.model.train.recipe import usual_recipe
+
     name = request.inputs.model
     start = start_folder(name) if request.init is None else None
     if start is not None:
         request = replace(request, init=start)
     if name is None and request.init is not None:
         name = (find_model(request.init)[1] or {}).get("name")
-    return request, recipe.for_fine_tuning() if (name or "").startswith(HF) else recipe
+    usual = usual_recipe(name)
+    return request, recipe if usual is None else recipe.with_usual(usual)
 
 
 def model_to_train(request: RetrainRequest, manifest: Manifest, listener: Listener = SILENT) -> ModelSpec:
@@ -108,6 +113,7 @@ def model_to_train(request: RetrainRequest, manifest: Manifest, listener: Listen
     Features of ``linear`` and ``mlp`` are standardised by the train rows, unless they are asked for as they are.
     """
     spec = _to_train(request, manifest, listener)
+    check_labelled(manifest, spec)
     return spec if spec.features is not None else replace(spec, features=identity_of(manifest))
 
 
@@ -118,7 +124,7 @@ def _to_train(request: RetrainRequest, manifest: Manifest, listener: Listener) -
     own = inputs.task is not None or is_own(inputs.model)
     refuse_pretrained(request.pretrained, inputs.model, own)
     if request.init is not None:
-        _, carried = find_model(request.init, own)
+        _, carried = find_model(request.init, own, not manifest.labelled)
         if carried is not None and inputs.model in (None, carried["name"]):
             spec = ModelSpec.from_dict(carried)
             refuse_contradictions(inputs, spec, request.init)

@@ -7,6 +7,7 @@ finished arm and seed is kept under ``RUN/arms/<fingerprint>`` and never trained
 from __future__ import annotations
 
 import itertools
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from influence_cli.data.changed_texts import WORDS, changed_texts
 from influence_cli.errors import UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.methods.random import uniform_draws
+from influence_cli.model.losses import loss_of
 from influence_cli.model.text_lengths import text_lengths
 from influence_cli.stages.curate.score_table import group_names
 from influence_cli.stages.retrain.arm_comparison import cautions_of, compare_arms, pareto, summary_of
@@ -115,6 +117,7 @@ def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dic
         "schema_version": 1,
         "test_rows": len(run.test),
         "num_classes": run.spec.num_classes,
+        "headline": asdict(loss_of(run.spec).headline),
         "arms": {},
         "comparison": {},
         **({"left_out": unusable} if unusable else {}),

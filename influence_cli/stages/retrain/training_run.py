@@ -16,7 +16,7 @@ from influence_cli.data.manifest import Rows
 from influence_cli.errors import DamagedModel
 from influence_cli.events import SILENT, Listener
 from influence_cli.maths.labels import softmax
-from influence_cli.maths.paired_rows import OnRows
+from influence_cli.maths.paired_rows import Measured, OnRows, OnTexts
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.losses import loss_of
 from influence_cli.model.run_folder import CHECKPOINTS, METRICS_FILE, RUN_FILE, RunFolder
@@ -69,7 +69,7 @@ class TrainingRun:
     @functools.cached_property
     def _loss_name(self) -> str:
         """What a loss of the user's own is known by; once a run, and not longer: what it does may change."""
-        return loss_of(self.spec.task).name(self.spec.num_classes)
+        return loss_of(self.spec).name(self.spec.num_classes)
 
     def train(self, arm: Arm, seed: int, main: bool) -> dict[str, Any]:
         """Train one arm with one seed, or return what is kept of it."""
@@ -158,8 +158,8 @@ class TrainingRun:
             labels, kept = data.labels, np.ones(len(data), dtype=bool)
             if name == "train":
                 labels, kept = arm.labels, arm.weights > 0
-            measured = loss_of(self.spec.task).quality(logits[kept], labels[kept])
-            if name == "test":
+            measured = loss_of(self.spec).quality(logits[kept], labels[kept])
+            if name == "test" and loss_of(self.spec).by_class:
                 measured.update(beyond_accuracy(logits, self.test, labels, self.request.inputs.group))
                 measured.update(self._flips(model, logits))
             out.update({key if name == "test" else f"{name}_{key}": value for key, value in measured.items()})
@@ -177,13 +177,16 @@ class TrainingRun:
             found["fair_score_changed"] = float(flipped[np.isin(self.test.index, list(self.changed.twins))].mean())
         return found
 
-    def on_rows(self, arm: Arm, seed: int) -> OnRows:
+    def on_rows(self, arm: Arm, seed: int) -> Measured:
         """What a finished training gives each test row."""
         from influence_cli.model.train.sgd import predict
 
         logits = predict(self.trained(self.folder(arm, seed)), self.sets["test"], self.device)
         labels = self.sets["test"].labels
-        losses = loss_of(self.spec.task).losses(logits, labels)
+        loss = loss_of(self.spec)
+        if not loss.by_class:
+            return OnTexts(*loss.headline_parts(logits, labels))
+        losses = loss.losses(logits, labels)
         return OnRows(softmax(logits), losses, labels, groups_of(self.test, self.request.inputs.group))
 
     def _write_model_files(self, folder: RunFolder) -> None:

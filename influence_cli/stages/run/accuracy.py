@@ -20,12 +20,15 @@ SHOWN_CLASSES = 20  # named in a message
 NEARLY_ALL, SMALL_LOSS = 0.99, 0.05  # train accuracy from which, and loss up to which, rows are known by heart
 
 
-def train_accuracy(run: Run, session: Session) -> float | None:
-    """Share of training rows whose label the checkpoint (or the first member) predicts; None where no model was run."""
+def train_headline(run: Run, session: Session) -> float | None:
+    """The headline measure of the checkpoint (or the first member) on training rows; None where no model was run.
+
+    Of classes it is the accuracy, the share of rows whose label is predicted.
+    """
     if not run.members:
         return None
     logits = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"]
-    return float((logits.argmax(axis=1) == run.train.labels).mean())
+    return run.row_loss.headline_of(logits, run.train.labels)
 
 
 def at_chance(accuracy: float, rows: int, num_classes: int) -> bool:
@@ -42,7 +45,7 @@ def warn_at_chance(run: Run, session: Session, known: dict[str, tuple[float, int
     Where another order of the classes predicts ``seen`` rows far better, that is said in its place; without ``seen``
     the training rows whose logits are stored are looked at.
     """
-    if run.model is None or not known:
+    if run.model is None or not known or not run.row_loss.by_class:
         return
     if min(accuracy for accuracy, _ in known.values()) < GOOD_ENOUGH and "class order" not in session.said:
         matching = _matching(run, _stored(run, session) if seen is None else seen)
@@ -136,6 +139,8 @@ def _beside(count: int, named: list[str]) -> str:
 def warn_of_memory(run: Run, session: Session, known: dict[str, tuple[float, int]]) -> None:
     """Say, once, that the model has learned its train rows by heart, what that does to the scores, and what helps."""
     if "train" not in known or "target" not in known or "memory" in session.said or not run.members:
+        return
+    if not run.row_loss.by_class:
         return
     logits = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"]
     losses = run.row_loss.losses(logits, run.train.labels)

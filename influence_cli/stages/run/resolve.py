@@ -47,11 +47,12 @@ def with_cut_texts(spec: ModelSpec, inputs: Inputs) -> ModelSpec:
 
 def refuse_no_head(spec: ModelSpec, inputs: Inputs) -> None:
     """Refuse an encoder of texts that classifies nothing (ModelError)."""
-    if spec.text is not None and spec.text.folder is not None and not has_classifier(spec.text.folder):
-        named = ", ".join(architectures(spec.text.folder)) or "no architectures named"
+    folder = None if spec.text is None or spec.is_language else spec.text.folder
+    if folder is not None and not has_classifier(folder):
+        named = ", ".join(architectures(folder)) or "no architectures named"
         what = f"the folder has no classifier on its encoder ({named})"
-        fix = f"train one: influence retrain {inputs.manifest} --model {HF}{spec.text.folder} -o RUN"
-        raise ModelError(what, where=str(spec.text.folder), fix=fix)
+        fix = f"train one: influence retrain {inputs.manifest} --model {HF}{folder} -o RUN"
+        raise ModelError(what, where=str(folder), fix=fix)
 
 
 def known_again(spec: ModelSpec, inputs: Inputs, where: str, manifest: Manifest, store: Store) -> ModelSpec:
@@ -71,7 +72,9 @@ def resolve_model(inputs: Inputs, manifest: Manifest, store: Store, precision: s
         ModelError: the checkpoint cannot be used.
     """
     own = inputs.task is not None or is_own(inputs.model)
-    checkpoint, carried = (None, None) if inputs.checkpoint is None else find_model(inputs.checkpoint, own)
+    checkpoint, carried = (
+        (None, None) if inputs.checkpoint is None else find_model(inputs.checkpoint, own, not manifest.labelled)
+    )
     if carried is not None:
         spec = with_cut_texts(ModelSpec.from_dict(carried), inputs)
         refuse_no_head(spec, inputs)

@@ -82,7 +82,7 @@ class Run:
     @functools.cached_property
     def row_loss(self) -> RowLoss:
         """The loss of a row: cross-entropy, or that of the user's own task."""
-        return loss_of(None if self.model is None else self.model.task)
+        return loss_of(self.model)
 
     @functools.cached_property
     def loss_name(self) -> str:

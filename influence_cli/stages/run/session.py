@@ -109,6 +109,7 @@ class Session:
         if self.runtime.batch_size:
             return self.runtime.batch_size
         values = int(np.prod(model.shape)) if model else 1
+        values = values**2 if model and model.is_language else values  # every token looks at every other
         return int(np.clip(INPUT_VALUES // values, 4, LARGEST_BATCH))
 
     def rows(

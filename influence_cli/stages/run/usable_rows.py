@@ -14,7 +14,8 @@ from influence_cli.data.feature_names import check_features, identity_of
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.row_checks import SKIPPED, BadRow
 from influence_cli.errors import ManifestError
-from influence_cli.model.spec import ModelSpec
+from influence_cli.model.new_spec import UNLABELLED
+from influence_cli.model.spec import GPT, ModelSpec
 from influence_cli.settings import Inputs
 from influence_cli.store import Store
 
@@ -82,9 +83,12 @@ def check_labels(rows: Rows, num_classes: int, label: str) -> None:
 def check_classes(manifest: Manifest, model: ModelSpec) -> None:
     """Refuse a manifest whose labels mean other classes than those of the checkpoint, or that has other features.
 
+    A language model takes texts without labels, and no other model does.
+
     Raises:
         ManifestError: they do.
     """
+    check_labelled(manifest, model)
     check_features(manifest, model.features, "the checkpoint")
     own, trained = manifest.classes, model.classes
     named = own is not None and trained is not None
@@ -97,6 +101,20 @@ def check_classes(manifest: Manifest, model: ModelSpec) -> None:
             where=manifest.source,
             fix=_fix_of_classes(own, trained),
         )
+
+
+def check_labelled(manifest: Manifest, model: ModelSpec) -> None:
+    """Refuse labels where a language model predicts the texts themselves, and rows without where a model needs them.
+
+    Raises:
+        ManifestError: it is so.
+    """
+    if model.is_language and manifest.labelled:
+        what = f"{model.name} predicts the texts themselves, and the rows have labels"
+        raise ManifestError(what, where=manifest.source, fix=UNLABELLED)
+    if not (model.is_language or manifest.labelled):
+        fix = f"give texts with labels, or a language model: --model {GPT} or hf:FOLDER"
+        raise ManifestError(f"no column 'label', and {model.name} needs labels", where=manifest.source, fix=fix)
 
 
 def _fix_of_classes(own: Names | None, trained: Names | None) -> str:
@@ -117,6 +135,10 @@ def check_alike(other: Manifest, manifest: Manifest, model: ModelSpec | None) ->
     Raises:
         ManifestError: they are others.
     """
+    if other.labelled != manifest.labelled:
+        has, of = ("labels", "has none") if other.labelled else ("no labels", "has them")
+        what = f"the rows have {has}, and {manifest.source} {of}"
+        raise ManifestError(what, where=other.source, fix="give rows that are alike: both with labels, or both without")
     check_features(other, None if model is None else model.features, "the checkpoint")
     if other.files != manifest.files:
         check_features(other, identity_of(manifest), manifest.source)

@@ -67,7 +67,7 @@ class Refitter:
     @functools.cached_property
     def _loss(self) -> RowLoss:
         """The loss that is trained on and measured: cross-entropy, or that of the user's own task."""
-        return loss_of(self.trainer.spec.task)
+        return loss_of(self.trainer.spec)
 
     def _recipe(self, refit: Refit) -> Recipe:
         """The recipe, with a penalty that makes a mean over fewer rows the sum over the divisor of all."""

@@ -1,0 +1,58 @@
+"""The loss of a language model, which is what it gives of a row: l(z) = z[LOSS], with z [n, 2] of loss and tokens.
+
+The sum over a row's tokens, no mean: a row of twice as many tokens counts twice, in training and in scores.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from influence_cli.model.losses.protocol import Floats, Headline, Labels, Outputs, RowLoss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOSS, TOKENS = 0, 1  # columns of a row's output
+
+
+class NextTokens(RowLoss):
+    """The first of a row's two outputs; labels count for nothing."""
+
+    curved: ClassVar[bool] = False
+    headline: ClassVar[Headline] = Headline("token_loss", "loss per token", higher=False, share=False)
+
+    def name(self, outputs: int) -> str:
+        """``next-token``."""
+        return "next-token"
+
+    def rows(self, z: Tensor, y: Tensor) -> Tensor:
+        """Losses [n], differentiable."""
+        return z[:, LOSS]
+
+    def losses(self, z: Outputs, y: Labels) -> Floats:
+        """Losses [n]."""
+        return z[:, LOSS].astype(np.float64)
+
+    def slopes(self, z: Tensor, y: Tensor) -> Tensor:
+        """1 in the loss, 0 in the number of tokens, which has no derivative."""
+        import torch
+
+        a = torch.zeros(z.shape, dtype=torch.float64, device=z.device)
+        a[:, LOSS] = 1.0
+        return a
+
+    def scores(self, z: Outputs, t: Outputs, y: Labels) -> tuple[Floats, None]:
+        """The tangents of the loss [n]; there is no score with another label."""
+        return t[:, LOSS].astype(np.float64), None
+
+    def headline_parts(self, z: Any, y: Any) -> tuple[Any, Any]:
+        """Losses and numbers of tokens."""
+        return z[:, LOSS], z[:, TOKENS]
+
+    def quality(self, z: Outputs, y: Labels) -> dict[str, float]:
+        """Loss per token (of all rows, in nats), perplexity (its exponential), and mean loss of a row."""
+        losses, tokens = self.losses(z, y), z[:, TOKENS].astype(np.float64)
+        each = float(losses.sum() / tokens.sum())
+        return {"token_loss": each, "perplexity": float(np.exp(min(each, 700.0))), "loss": float(losses.mean())}
