@@ -19,10 +19,13 @@ from influence_cli.engines.engine import Engine
 from influence_cli.engines.layerwise.positions import Positions
 from influence_cli.engines.point import Point
 from influence_cli.errors import ModelError
+from influence_cli.model.causal_lm import with_losses
 from influence_cli.model.gpt import GPT
 from influence_cli.model.losses.protocol import RowLoss
 from influence_cli.model.named_tensors import NamedTensors
 from influence_cli.model.next_token import NextTokenLoss, by_token, row_output
+from influence_cli.model.spec import NEXT_TOKEN, ModelSpec
+from influence_cli.model.text_input import TextInput
 
 VOCABULARY, LENGTHS = 11, (7, 4, 2, 6)
 CPU = torch.device("cpu")
@@ -169,3 +172,23 @@ def test_a_module_that_joins_positions_is_named() -> None:
     (found,) = Positions(less, First()).of(rows(), torch.zeros(4), 7, [u])
     _, (t,) = Engine(less, "forward").outputs(rows(), [{"tokens.weight": u["tokens.weight"]}])
     torch.testing.assert_close(found.sum(1), t[:, 0], rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "bound"), [("gpt2", "fp64", 1e-12), ("gpt2", "fp32", 2e-6), ("llama", "fp32", 2e-6)]
+)
+def test_models_of_transformers_are_split_both_ways(kind: str, precision: str, bound: float) -> None:
+    from tests.texts import SIZES, transformers
+
+    config = transformers.AutoConfig.for_model(kind, vocab_size=VOCABULARY, pad_token_id=0, **SIZES[kind])
+    torch.manual_seed(0)
+    made = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    spec = ModelSpec(f"hf:{kind}", 1, "text", (8,), text=TextInput("", 8, 8, 0), network="{}", loss=NEXT_TOKEN)
+    point, u = point_of(with_losses(made, spec), precision)
+    _, (t,) = Engine(point, "forward").outputs(rows(), [u])
+    with by_token(point.model):
+        _, (by_loss,) = Engine(point.anew(), "forward").outputs(rows(), [u])
+    (by_position,) = Positions(point, First()).of(rows(), torch.zeros(4), 7, [u])
+    for found in (by_loss.double(), by_position):
+        assert ((found.sum(1) - t[:, 0]).abs() <= bound * found.abs().sum(1)).all()
+    assert abs(float(by_loss[1, 2]) - of_one_token(point, u, 1, 2)) <= 20 * bound * float(by_loss.abs().max())

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import influence_cli
 from influence_cli.model.build import load_model
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.spec import ModelSpec
@@ -187,6 +188,17 @@ def test_scores_over_the_rows_own_size_are_split_too(home: Path) -> None:
         assert abs(scores.sum() - by_row(table, "row_score")[row][0]) <= 1e-11 * np.abs(scores).sum()
         ratio = scores[1:] / plain[row][1:]
         np.testing.assert_allclose(ratio, ratio[0], rtol=1e-9)
+
+
+def test_python_gives_the_same_table(home: Path) -> None:
+    table = tokens(home, "--top", 2, "--decomposition", "position")
+    where = {"checkpoint": str(home / "RUN"), "store": str(home / "store")}
+    found = influence_cli.tokens(str(home / "m.parquet"), top=2, decomposition="position", **where)
+    assert found.to_pylist() == table.to_pylist()
+    one = influence_cli.tokens(str(home / "m.parquet"), row_id="r3", **where)
+    assert set(one.column("id").to_pylist()) == {"r3"}
+    with pytest.raises(influence_cli.InfluenceError, match="top=0 is no number of rows"):
+        influence_cli.tokens(str(home / "m.parquet"), top=0, **where)
 
 
 def test_rows_can_be_named(home: Path) -> None:

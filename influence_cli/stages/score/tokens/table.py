@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
 from influence_cli.data.tables import provenance, with_provenance
-from influence_cli.errors import ModelError
+from influence_cli.errors import ModelError, UsageError
 from influence_cli.methods.protocol import weighted_mean
 from influence_cli.stages.run import names
 from influence_cli.stages.run.quantities import QUANTITIES, Part
@@ -62,6 +62,8 @@ def token_scores(run: Run, session: Session, request: TokenRequest, top: int) ->
         ModelError: a module joins positions, or parts do not sum to a row's score.
     """
     check_tokens(run)
+    if top < 1:
+        raise UsageError(f"--top {top} is no number of rows", fix="--top 10")
     scored, run = score(run, session)
     places = chosen_rows(run, values_of(scored.column("score"), np.nan), request, top)
     rows = run.train.take(places)
