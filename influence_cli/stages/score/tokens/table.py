@@ -8,6 +8,7 @@ same question is answered without a model the next time.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
