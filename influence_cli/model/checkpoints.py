@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from influence_cli.errors import DamagedModel, ModelError
+from influence_cli.model.adapter_folder import ADAPTER_FILE, ADAPTER_WEIGHTS, base_folder, read_adapter
 from influence_cli.model.hf_folder import HF, spec_values
 from influence_cli.model.hub_config import read_hub_config
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, is_model
 from influence_cli.model.text_input import placed
 from influence_cli.store.files import DamagedFile, file_digest
+from influence_cli.store.keys import fingerprint
 from influence_cli.store.lfs import refuse_pointer
 from influence_cli.store.sealed import read_weights_metadata, tensor_digest
 
@@ -49,10 +51,34 @@ def find_checkpoint(locator: str) -> tuple[Checkpoint, dict[str, Any] | None]:
     """
     locator = locator.removeprefix(HF)  # as the folder is called where it is a model's name
     path, carried = Path(locator), None
+    if (path / ADAPTER_FILE).is_file():
+        return _with_base(path, locator), None
     if path.is_dir():
         path, carried = _in_folder(path, locator)
     checkpoint, carried = _verified(path, carried, locator)
     return checkpoint, placed(carried, RunFolder.of(locator).path)
+
+
+def _with_base(folder: Path, locator: str) -> Checkpoint:
+    """Adapters and the weights that they are put on, as one checkpoint.
+
+    Raises:
+        ModelError: one of the two is not there, or they are of another form.
+    """
+    read_adapter(folder)
+    base = base_folder(folder)
+    if (base / ADAPTER_FILE).is_file():
+        what = "the base model of the adapters has adapters itself"
+        raise ModelError(what, where=str(base), fix="merge them into it with peft: merge_and_unload()")
+    of_base = find_checkpoint(str(base))[0]
+    weights = folder / ADAPTER_WEIGHTS
+    if not weights.is_file() or of_base.files[0].suffix != ".safetensors":
+        where = folder if not weights.is_file() else base
+        raise ModelError("the weights are not there as safetensors", where=str(where), fix="save them so")
+    own = _verified(weights, None, locator)[0]
+    return Checkpoint(
+        locator, (*own.files, *of_base.files), fingerprint("adapters", 1, own=own.digest, base=of_base.digest)
+    )
 
 
 def _verified(path: Path, carried: dict[str, Any] | None, locator: str) -> tuple[Checkpoint, dict[str, Any] | None]:
@@ -101,7 +127,11 @@ def find_model(
     checkpoint, carried = find_checkpoint(locator)
     if carried is None and not own_code:
         folder = checkpoint.files[0].parent
-        carried = read_hub_config(folder) or spec_values(folder, language=language)
+        adapter = read_adapter(folder)
+        base = folder if adapter is None else base_folder(folder)
+        carried = read_hub_config(base) or spec_values(base, language=language)
+        if carried is not None and adapter is not None:
+            carried = {**carried, "adapter": adapter}
     return checkpoint, carried
 
 

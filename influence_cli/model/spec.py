@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 # left out where they say nothing, since they came later
-_LATER = ("crop", "code", "order", "features", "one_logit", "network", "text", "loss")
+_LATER = ("crop", "code", "order", "features", "one_logit", "network", "text", "loss", "adapter")
 TORCHVISION = "torchvision:"  # prefix of torchvision's own architectures
 GPT = "gpt"  # and "gpt:LAYERSxWIDTH": a small GPT that is trained from nothing
 NEXT_TOKEN = "next-token"  # the loss of a language model, which is the output that it gives of a row
@@ -49,6 +49,7 @@ class ModelSpec:
     one_logit: bool | None = None  # of two classes the model gives the second one's logit alone; None: a logit a class
     network: str | None = None  # of a model of transformers: its configuration, as sorted JSON
     text: TextInput | None = None  # of a model of text: its tokenizer, and how long texts may be
+    adapter: str | None = None  # of LoRA adapters on such a model: what decides on their numbers, as sorted JSON
     loss: str | None = None  # of a language model NEXT_TOKEN; None: of the labels, or the task's own
     task: Task | None = field(default=None, compare=False, repr=False)
 
@@ -66,15 +67,16 @@ class ModelSpec:
         """Plain values, for JSON and for fingerprints; what came later is left out where it says nothing."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("task", "head")}
         values["text"] = None if self.text is None else self.text.as_dict()
-        values["network"] = None if self.network is None else json.loads(self.network)
+        values |= {n: None if values[n] is None else json.loads(values[n]) for n in ("network", "adapter")}
         return json.loads(json.dumps({k: v for k, v in values.items() if v is not None or k not in _LATER}))
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> ModelSpec:
         """The inverse of ``as_dict``."""
         known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != "task"}
-        text, network = known.pop("text", None), known.pop("network", None)
-        known["network"] = None if network is None else json.dumps(network, sort_keys=True)
+        text = known.pop("text", None)
+        for name in ("network", "adapter"):
+            known[name] = None if known.get(name) is None else json.dumps(known[name], sort_keys=True)
         return ModelSpec(**known, text=None if text is None else TextInput.from_dict(text))
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from influence_cli.errors import ModelError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.hf_folder import CONFIG_FILE, IMAGES_FILE
+from influence_cli.model.lora import apart, with_adapters
 from influence_cli.model.text_input import require_transformers
 from influence_cli.model.weights import read_weights, refuse_not_finite
 from influence_cli.store.files import write_bytes
@@ -148,7 +149,7 @@ def _loaded(spec: ModelSpec, checkpoint: Checkpoint) -> tuple[nn.Module, list[st
 
     Transformers itself takes the weights in: names in files are not always those of modules.
     """
-    weights = read_weights(checkpoint)
+    weights, of_adapters = apart(read_weights(checkpoint), spec.adapter is not None)
 
     def make(kind: Any, config: Any) -> Any:
         named = getattr(require_transformers(), type_of_model(spec, config) or "", kind)
@@ -158,7 +159,9 @@ def _loaded(spec: ModelSpec, checkpoint: Checkpoint) -> tuple[nn.Module, list[st
         )  # fmt: skip
 
     model, found = _made(spec, checkpoint.locator, make)
-    new = {*found["missing_keys"], *(str(entry[0]) for entry in found["mismatched_keys"])}
+    new = {*found["missing_keys"], *(str(entry[0]) for entry in found["mismatched_keys"])} - of_adapters.keys()
+    if spec.adapter is not None:
+        with_adapters(model, of_adapters, json.loads(spec.adapter), checkpoint.locator)
     refuse_not_finite(model, dict(model.named_parameters()), checkpoint)
     return with_plain_call(model.eval(), spec), sorted(new), sorted(map(str, found["unexpected_keys"]))
 

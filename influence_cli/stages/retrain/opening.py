@@ -125,6 +125,9 @@ def _to_train(request: RetrainRequest, manifest: Manifest, listener: Listener) -
     refuse_pretrained(request.pretrained, inputs.model, own)
     if request.init is not None:
         _, carried = find_model(request.init, own, not manifest.labelled)
+        if carried is not None and carried.get("adapter") is not None:
+            what, fix = "LoRA adapters are scored here, and trained elsewhere", "give a model without adapters"
+            raise UsageError(what, where=request.init, fix=fix)
         if carried is not None and inputs.model in (None, carried["name"]):
             spec = ModelSpec.from_dict(carried)
             refuse_contradictions(inputs, spec, request.init)

@@ -39,8 +39,10 @@ def usable(rows: Rows, model: ModelSpec, inputs: Inputs, store: Store) -> Manife
     """The rows' manifest, less those whose label the model has no output for, or that are known to be undecodable.
 
     Raises:
-        ManifestError: a label is outside the model's classes, and bad rows are not skipped.
+        ManifestError: a label is outside the model's classes, and bad rows are not skipped; or labels are there where
+            the model takes none, or the other way round.
     """
+    check_labelled(rows.manifest, model)
     if not inputs.skip_bad:
         check_labels(rows, model.num_classes, inputs.label)
         return rows.manifest
