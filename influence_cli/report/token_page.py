@@ -20,6 +20,7 @@ from influence_cli.report.token_pieces import Piece, quoted, visible
 from influence_cli.report.token_rows import HOW, RowTokens, TokenRows, token_rows
 
 TITLE = "Scores by token"
+MOST = 50  # rows of a side on the page
 LEVELS = 8  # of colour, on each side of 0
 SIDES = {
     "helpful": "Most helpful rows",
@@ -46,7 +47,7 @@ def token_page(table: pa.Table, texts: Mapping[str, str], targets: Sequence[tupl
         full=f"{shown.full:.3g}",
         legend=_legend(shown),
         sides=[
-            (heading, [_row(shown, row) for row in shown.of_side(side)])
+            (heading, [_row(shown, row) for row in shown.of_side(side)[:MOST]])
             for side, heading in SIDES.items()
             if shown.of_side(side)
         ],
@@ -68,6 +69,8 @@ def _summary(shown: TokenRows, origin: dict[str, Any], targets: int) -> list[str
         "lowers the target's loss.",
         f"Split {HOW[shown.decomposition]}. The parts of a row sum to its score.",
     ]
+    if any(len(shown.of_side(side)) > MOST for side in SIDES):
+        lines.append(f"The first {MOST} of each side are shown; the table has all.")
     if others:
         lines.append(f"Shown is {shown.method}; the others are in the table.")
     return lines

@@ -28,6 +28,7 @@ from influence_cli.store import Keys, fingerprint
 from influence_cli.store.ragged import ragged
 from influence_cli.store.shards import Arrays, unique
 
+TRIED = 4  # rows on which the engine is checked again: of rows as a whole it was before
 QUANTITY = {LOSS: "tokens", POSITION: "positions"}  # of the store, by decomposition
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def _by_loss(session: Session, at: MemberModel) -> Compute:
     from influence_cli.model.next_token import by_token
 
     point, memory = at.point.anew(), Pieces(session.listener.warn)
+    point.few = None if point.few is None else point.few[:TRIED]
     engine = Engine(point, session.runtime.engine, session.listener)
 
     def compute(x: Any, labels: Any, along: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:
