@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from influence_cli.api import curate, evaluate, grads, manifest, per_target, plan, retrain, score
+    from influence_cli.api import curate, evaluate, grads, manifest, per_target, plan, retrain, score, tokens
     from influence_cli.errors import InfluenceError, InfluenceWarning
     from influence_cli.model.task import Task
 
@@ -30,6 +30,7 @@ __all__ = [
     "plan",
     "retrain",
     "score",
+    "tokens",
 ]
 
 _ELSEWHERE = {

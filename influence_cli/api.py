@@ -255,22 +255,25 @@ def per_target(manifest: Any, *, top: int = 10, **options: Unpack[RunOptions]) -
 
 
 @_called_from_python
+def tokens(
+    manifest: Any, *, top: int = 10, row_id: str | list[str] | tuple[str, ...] = (), decomposition: str = "loss",
+    **options: Unpack[RunOptions],
+) -> pa.Table:  # fmt: skip
+    """Scores by token of the ``top`` most helpful and harmful texts, or of ``row_id``'s, as ``score --tokens``."""
+    from influence_cli.stages.score.tokens.request import TokenRequest
+    from influence_cli.stages.score.tokens.table import token_scores
+
+    asked = TokenRequest(True, decomposition, (row_id,) if isinstance(row_id, str) else tuple(row_id))
+    return token_scores(*_open(manifest, dict(options)), asked, top).table
+
+
+@_called_from_python
 def curate(
-    scores: Any,
-    *,
-    manifest: Any = None,
-    model: Any = None,
-    action: str = "trim",
-    budget: str | int | None = None,
-    by: str | list[str] = "score",
-    combine: str | None = None,
-    maximise: str | None = None,
-    subject_to: str | list[str] | tuple[str, ...] = (),
-    options: Options | None = None,
-    label: str | None = None,
-    skip_bad: bool = False,
-    output: str | None = None,
-) -> pa.Table:
+    scores: Any, *, manifest: Any = None, model: Any = None, action: str = "trim", budget: str | int | None = None,
+    by: str | list[str] = "score", combine: str | None = None, maximise: str | None = None,
+    subject_to: str | list[str] | tuple[str, ...] = (), options: Options | None = None, label: str | None = None,
+    skip_bad: bool = False, output: str | None = None,
+) -> pa.Table:  # fmt: skip
     """The edits of a score table (a path or a table) under a budget, most harmful first.
 
     Several columns ``by`` are combined, by rank sum unless ``combine`` says otherwise; ``maximise`` an objective

@@ -158,6 +158,11 @@ def prepare_texts(here: Path) -> None:
     tokenizer().save_pretrained(here / "encoder")
     lines = [f'{r["id"]},"{r["text"]}",{("bad", "good")[r["label"]]}\n' for r in sentences(120, 40, 40).to_pylist()]
     (here / "reviews.csv").write_text("id,review,sentiment\n" + "".join(lines))
+    rows = sentences(40, 10, 10).to_pylist()
+    speeches = pa.table({name: [r[name] for r in rows] for name in ("id", "text", "split")})
+    speeches = speeches.set_column(0, "id", pa.array([f"s{k}" for k in range(len(rows))]))
+    write(speeches, here / "speeches.parquet")
+    write(speeches.slice(42, 1), here / "question.parquet")
 
 
 def prepare_source(source: str, here: Path) -> None:

@@ -78,6 +78,7 @@ def test_an_argument_of_another_type_is_named_with_what_is_expected(argument: An
         (lambda: influence_cli.curate("s.parquet", actoin="trim"), "unknown option 'actoin'.*\n.*'action'"),  # pyright: ignore
         (lambda: influence_cli.curate("s.parquet", by=3), "by is 3"),  # pyright: ignore
         (lambda: influence_cli.per_target("m.parquet", top="x"), "top is 'x'"),  # pyright: ignore
+        (lambda: influence_cli.tokens("m.parquet", row_id=3), "row_id is 3"),  # pyright: ignore
         (lambda: influence_cli.curate(3), "a int is no table"),
     ],
 )

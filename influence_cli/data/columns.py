@@ -53,6 +53,22 @@ PER_TARGET: Columns = {
     "score": "how far the train row helps this target row alone; positive: it helps",
     "standard_error": "--rows sketch: at most the standard error of score",
 }
+TOKENS: Columns = {
+    **_ID,
+    **_KEY,
+    "side": "helpful, harmful or, of a row that was asked for by its id and has score 0, neither",
+    "rank": "1 for the most helpful, or most harmful, row",
+    "row_score": "the score of the whole row",
+    "position": "number of the token in its row, from 0",
+    "token": "the characters that the token stands for, the whole character of a part of one, or its name where none",
+    "start": "the first of these characters in the row's text, from 0",
+    "end": "the one after the last of them: start where there is none",
+    "loss": "the token's loss in nats, given the tokens before it; null at the first, which has none",
+    "score": "the token's part of row_score: the parts of a row sum to it; null where the token has none",
+    "score_<objective>": "the same under an objective, of the only method",
+    "score_<method>_<objective>": "the same, where there are several methods",
+    "decomposition": "loss: the part of the token's own loss; position: what enters the gradient where it stands",
+}
 EDITS: Columns = {
     **_ID,
     **_KEY,
@@ -82,6 +98,7 @@ TABLES: dict[str, Columns] = {  # by what writes them
     "`grads -o`": GRADS,
     "`score -o`": SCORE,
     "`score --per-target -o`": PER_TARGET,
+    "`score --tokens -o`": TOKENS,
     "`curate --edits`": EDITS,
     "`curate --check`": FLAGGED,
     "`curate --write-baseline`": BASELINE,
@@ -89,7 +106,7 @@ TABLES: dict[str, Columns] = {  # by what writes them
 }
 OF_COMMAND: dict[str, dict[str, Columns]] = {  # what the help of a command tells
     "grads": {"Columns of the table": GRADS},
-    "score": {"Columns of the table": SCORE, "Columns of --per-target": PER_TARGET},
+    "score": {"Columns of the table": SCORE, "Columns of --per-target": PER_TARGET, "Columns of --tokens": TOKENS},
     "curate": {"Columns of --edits": EDITS, "Columns of --check": FLAGGED},
 }
 

@@ -145,6 +145,12 @@ class Point:
         other.selected, other._prepared = {n: p for n, p in self.selected.items() if n not in names}, None
         return other
 
+    def anew(self) -> Point:
+        """The same point, of which nothing has been checked: for a model that is asked for other outputs."""
+        other = copy.copy(self)
+        other._checked, other._prepared, other.fallback = -1, None, None
+        return other
+
     def leaves(self) -> dict[str, Tensor]:
         """The selected parameters as leaves of a graph, to take gradients in."""
         return {n: p.detach().requires_grad_() for n, p in self.selected.items()}

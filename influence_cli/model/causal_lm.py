@@ -7,6 +7,7 @@ the model itself computes is tried on a few tokens, and so is that no token's lo
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, cast
 
 import torch
@@ -27,12 +28,18 @@ class _Forward:
 
     def __init__(self, model: nn.Module, head: NextTokenLoss) -> None:
         self.model, self.head = model, head
+        below: Any = model.base_model
+        self.placed = "position_ids" in inspect.signature(below.forward).parameters
 
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
         """As ``next_token.row_output`` says."""
         below: Any = self.model.base_model
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        hidden = below(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+        # positions row by row: left to itself a network looks them up once for all rows, whose gradients then are not
+        # those of its table of positions
+        places = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+        more = {"position_ids": places} if self.placed else {}
+        hidden = below(input_ids=ids, attention_mask=mask, use_cache=False, **more)[0]
         return row_output(self.head, hidden, ids, mask)
 
 

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 from influence_cli.data.earlier import GENERATOR, PAGE
 from influence_cli.data.outputs import write_output
+from influence_cli.errors import UsageError
 from influence_cli.report.counterfactual_tables import cautions, sentences
 from influence_cli.report.figures import panels_of
 from influence_cli.report.panel import as_svg
 from influence_cli.report.tables import tables_of
 
 
-def page(result: dict[str, Any], title: str = "How far to trust the scores") -> str:
-    """The page of a result of ``evaluate``."""
+def require_jinja() -> None:
+    """Stop (UsageError) before any work where no page can be made: jinja2 is not installed."""
+    if importlib.util.find_spec("jinja2") is None:
+        raise UsageError("a page needs jinja2, which is not installed", fix="pip install 'influence-cli[report]'")
+
+
+def environment() -> Any:
+    """How templates are filled in: every text is escaped, and a name that is missing is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
+    return Environment(
         loader=PackageLoader("influence_cli.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters["sentence"] = _sentence
-    return environment.get_template("page.html.j2").render(
+
+
+def page(result: dict[str, Any], title: str = "How far to trust the scores") -> str:
+    """The page of a result of ``evaluate``."""
+    made = environment()
+    made.filters["sentence"] = _sentence
+    return made.get_template("page.html.j2").render(
         generator=GENERATOR,
         title=title,
         summary=_summary(result),

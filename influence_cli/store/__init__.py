@@ -8,6 +8,8 @@
   tangents/<u-fp>/<shard>       keys u8[n, 16] (payload), tangent [n, C]
   row_values/<fp>/<shard>       keys u8[n, 16] (row), value f64[n], payload_keys: a value of each row's own gradient
   row_values/<fp>/curvature.json   where that is taken with curvature: its fit set, and what is known of it
+  tokens/<u-fp>/<shard>         keys u8[n, 16] (payload), ragged by token: its place in the text, loss and score along u
+  positions/<u-fp>/<shard>      the same with the part of the score that enters at the token's position
   gradients/<fp>/<shard>        keys u8[n, 16] (row), payload_keys, value [n, p], loss f64[n], norms f64[n, L] of rows
   decisions/<fp>.safetensors    how many members an ensemble has, where its members decided, and what they said
   interims/<fp>.safetensors     the state of a long computation that was stopped; gone once its result is stored

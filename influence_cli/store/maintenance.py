@@ -182,8 +182,8 @@ def _collect_fits(root: Path, fits: set[str], listener: Listener) -> int:
             fit = _fit_of(file)
             if fit is None or fit in fits or not layout.NAME.fullmatch(file.stem):
                 continue
-            # tangents along a direction of that name; none is named as a factor
-            removed += _remove_folder(root / "tangents" / file.stem)
+            # what is of rows along a direction of that name; none is named as a factor
+            removed += sum(_remove_folder(root / of / file.stem) for of in layout.OF_DIRECTIONS)
             file.unlink(missing_ok=True)
             removed += 1
     for folder in layout.folders_of(root / "row_values"):

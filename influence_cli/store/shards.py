@@ -1,6 +1,7 @@
 """A folder of immutable shards: rows of one spec, looked up by key, appended in new files.
 
-1. A shard holds ``keys`` u8[n, 16] and one or more value tensors [n, ...]; rows are sorted by key.
+1. A shard holds ``keys`` u8[n, 16] and one or more value tensors [n, ...], or ragged ones (see ``ragged``); rows are
+   sorted by key.
 2. Its name is the BLAKE2b-128 of its sorted keys, so writing the same rows twice writes the same file.
 3. A shard is never rewritten.  Two shards may hold the same row: the lowest name wins.
 4. A damaged shard is named, set aside as ``.damaged-NAME``, and its rows count as missing.
@@ -23,6 +24,7 @@ from influence_cli.store.arrow import values_of
 from influence_cli.store.files import DamagedFile, read_tensors, write_json, write_tensors
 from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted
 from influence_cli.store.layout import SPEC, set_aside, shards_of
+from influence_cli.store.ragged import flattened, unflattened
 
 Arrays = dict[str, NDArray[Any]]
 Claim = Callable[[], None]
@@ -91,7 +93,7 @@ class ShardFolder:
     def _load(self) -> tuple[list[Path], Keys, Arrays]:
         """The intact shards, and all of their rows, lowest name first."""
         if self._loaded is None:
-            found = self._read_each(lambda shard: read_tensors(shard)[0])
+            found = self._read_each(lambda shard: unflattened(read_tensors(shard)[0]))
             parts: dict[str, list[NDArray[Any]]] = {"keys": [np.zeros((0, KEY_BYTES), np.uint8)]}
             for _, tensors in found:
                 for name, array in tensors.items():
@@ -137,7 +139,8 @@ class ShardFolder:
         if not (self.path / SPEC).exists():
             write_json(self.path / SPEC, self.spec)
         path = self.path / f"{digest_of_sorted(sorted_keys)}.safetensors"
-        tensors = {"keys": sorted_keys, **{name: np.asarray(v)[order] for name, v in values.items()}}
+        sorted_values = {name: np.asarray(v)[order] for name, v in values.items()}
+        tensors = {"keys": sorted_keys, **flattened(sorted_values)}
         write_tensors(path, tensors, {**({} if layout is None else {"layout": layout}), "rows": len(keys)})
         self._forget()
         return path

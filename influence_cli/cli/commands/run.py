@@ -6,6 +6,7 @@ A score run is held against the table on the way in: where that was made from ot
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli.console import terminal
@@ -19,6 +20,7 @@ from influence_cli.cli.show.table import put_table, show_pairs
 from influence_cli.errors import UsageError
 from influence_cli.options import SCORE
 from influence_cli.settings import GradSpec
+from influence_cli.stages.score.tokens.request import TokenRequest
 
 if TYPE_CHECKING:
     from influence_cli.stages.run.run import Run
@@ -54,6 +56,9 @@ def score(settings: Settings) -> None:
 
     result, asked = settings.make(ResultOptions), settings.make(ScoreOptions)
     run, session = _open(settings, result)
+    tokens = settings.make(TokenRequest)
+    if tokens.tokens:
+        return _tokens(settings, result, asked, tokens, run, session)
     if asked.per_target:
         return _per_target(settings, result, asked, run, session)
     if result.dry_run:
@@ -106,6 +111,40 @@ def _per_target(settings: Settings, result: ResultOptions, asked: ScoreOptions, 
         show_pairs(table, run.classes)
     else:
         put_table(result, table, kind_of(settings, "output"))
+
+
+def _tokens(
+    settings: Settings, result: ResultOptions, asked: ScoreOptions, tokens: TokenRequest, run: Run, session: Session
+) -> None:
+    """Scores of the tokens of some rows; UsageError for options of other tables."""
+    from influence_cli.cli.show.tokens import show_tokens
+    from influence_cli.data.tables import provenance
+    from influence_cli.report.page import require_jinja
+    from influence_cli.report.token_page import write_token_page
+    from influence_cli.stages.score.tokens.table import describe_tokens, token_scores
+
+    for flag, given in (
+        ("--per-target", asked.per_target), ("--per-member", asked.per_member), ("--combine", asked.combine)
+    ):  # fmt: skip
+        if given:
+            raise UsageError(f"--tokens and {flag} make two different tables", fix=f"leave {flag} out, or --tokens")
+    if result.report:
+        require_jinja()
+    after = describe_tokens(run, session, tokens, asked.top)
+    if result.dry_run:
+        show_plan(result, run, session)
+        return terminal().note(after)
+    found = token_scores(run, session, tokens, asked.top)
+    shown = len(found.texts)
+    show_run(found.run, session, provenance(found.table.schema), f"scores of {shown:,} rows split over their tokens")
+    show_skipped(found.run.left_out)
+    if result.report:
+        write_token_page(found.table, found.texts, found.targets, Path(result.report))
+    for_people = result.format == "table" or (result.format == "auto" and sys.stdout.isatty())
+    if result.output or not for_people:
+        put_table(result, found.table, kind_of(settings, "output"))
+    else:
+        show_tokens(found)
 
 
 def _open(settings: Settings, result: ResultOptions) -> tuple[Run, Session]:

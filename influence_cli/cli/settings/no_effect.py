@@ -80,7 +80,15 @@ RULES = (
     Rule(EVERY, ("config",), _has("isolated"), "names a settings file, and --isolated reads none"),
     Rule((GRADS, SCORE), ("allow_overlap",), _other_than("overlap", "drop"), "means --overlap drop, which contradicts"),
     Rule((GRADS, SCORE), ("sketch_dim",), lambda s: s.values["rows"] != "sketch", "is about --rows sketch"),
-    Rule((SCORE,), ("top",), _lacks("per_target"), "is about pairs of rows", "add --per-target, or leave it out"),
+    Rule(
+        *((SCORE,), ("top",), _lacks("per_target", "tokens"), "is about pairs of rows, or tokens"),
+        "add --per-target or --tokens, or leave it out",
+    ),
+    Rule((SCORE,), ("top",), _has("row_id"), "is about the most helpful and harmful rows, and --row-id names others"),
+    Rule(
+        *((SCORE,), ("decomposition", "row_id", "report"), _lacks("tokens"), "is about tokens"),
+        "add --tokens, or leave it out",
+    ),
     Rule(
         (CURATE,),
         ("edits", "export"),

@@ -123,7 +123,8 @@ def kind_of(settings: Settings, name: str) -> str:
         kinds = {"edits": earlier.EDITS, "write_baseline": earlier.BASELINE, "report": earlier.PAGE}
         return kinds.get(name, earlier.PICTURE)
     if settings.command == SCORE:
-        return earlier.PER_TARGET if settings.values["per_target"] else earlier.SCORES
+        values = settings.values
+        return earlier.PER_TARGET if values["per_target"] else earlier.TOKENS if values["tokens"] else earlier.SCORES
     if settings.command == CURATE:
         return earlier.RESTORED if settings.values["undo"] else earlier.CURATED
     return {MANIFEST: earlier.MADE, GRADS: earlier.GRADS}.get(settings.command, earlier.RESULT)

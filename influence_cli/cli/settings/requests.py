@@ -34,6 +34,7 @@ from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.curate.request import CurateRequest, ExportRequest, GateRequest
 from influence_cli.stages.evaluate.request import CounterfactualRequest, EvaluateRequest
 from influence_cli.stages.retrain.request import CanaryRequest, EditsRequest, RetrainRequest
+from influence_cli.stages.score.tokens.request import TokenRequest
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class ScoreOptions:
 
     per_member: bool = option(False, "Also each member's scores.", (SCORE,), after="relative")
     per_target: bool = option(False, "Most helpful and harmful rows of each target row.", (SCORE,), stored=False)
-    top: int = option(10, "--per-target: rows of each side.", (SCORE,), least=1)
+    top: int = option(10, "--per-target and --tokens: rows of each side.", (SCORE,), least=1)
     combine: str | None = None
 
 
@@ -141,7 +142,7 @@ class ResultOptions:
     """Where a command's result goes, and in which form."""
 
     report: str | None = option(
-        None, "Write a self-contained HTML page.", (EVALUATE, RETRAIN), stored=False, metavar="FILE"
+        None, "Write a self-contained HTML page.", (EVALUATE, RETRAIN, SCORE), stored=False, metavar="FILE"
     )
     plot: str | None = option(None, "Write the figures as one PNG.", (EVALUATE, RETRAIN), stored=False, metavar="FILE")
     output: str | None = option(
@@ -191,7 +192,7 @@ class ProgramOptions:
 
 
 REQUESTS: tuple[type, ...] = (
-    Inputs, GradSpec, Runtime, StoreOptions, Columns, IngestRequest, ScoreOptions,
+    Inputs, GradSpec, Runtime, StoreOptions, Columns, IngestRequest, ScoreOptions, TokenRequest,
     CurateRequest, CurateOutputs, ExportRequest, GateRequest,
     EditsRequest, RetrainRequest, Recipe, CanaryRequest, RetrainOptions,
     CounterfactualRequest, EvaluateRequest, EvaluateOptions, ResultOptions, ProgramOptions,

@@ -39,6 +39,10 @@ class Affine:
         """<g_i, u> = sum_t d_it . (U_W a_it + U_b), float64 [b]."""
         return total((self.apply(a, u) * d).reshape(b, -1))
 
+    def dots_by_position(self, a: Tensor, d: Tensor, b: int, u: Named) -> Tensor:
+        """The summands d_it . (U_W a_it + U_b) of ``dots``, float64 [b, T]."""
+        return (self.apply(a, u) * d).sum(-1, dtype=torch.float64).reshape(b, -1)
+
     def gradients(self, a: Tensor, d: Tensor, b: int, names: tuple[str, ...]) -> Named:
         """Gradients dW [b, *W] and db [b, out]."""
         at, dt = self.positions(a, d, b)
@@ -96,6 +100,10 @@ class Conv(Affine):
         if "weight" in u:
             return self.module._conv_forward(a, u["weight"], u.get("bias"))
         return u["bias"][:, None, None]
+
+    def dots_by_position(self, a: Tensor, d: Tensor, b: int, u: Named) -> Tensor:
+        """The summands of ``dots`` by patch, float64 [b, T]."""
+        return (self.apply(a, u) * d).sum(1, dtype=torch.float64).reshape(b, -1)
 
     def weighted(self, a: Tensor, d: Tensor, c: Tensor, names: tuple[str, ...]) -> Named:
         """sum_i c_i dW_i and sum_i c_i db_i, by one backward convolution."""

@@ -78,18 +78,22 @@ class OwnForward:
         return tuple(t for t, d in zip(tensors, call.gradients, strict=True) if d is not None)
 
     def dots(self, call: Call, u: Named) -> Tensor:
-        """<g_i, u> for every row, float64 [b]; by double reverse where an operator has no forward-mode rule."""
-        function = lambda own: self._outputs(own, call, call.leaves)  # noqa: E731
+        """<g_i, u> for every row, float64 [b]."""
+        pairs = zip(self.tangents(call, u), [d for d in call.gradients if d is not None], strict=True)
+        return torch.stack([total((t * d).reshape(call.b, -1)) for t, d in pairs]).sum(0)
+
+    def tangents(self, call: Call, u: Named, leaves: tuple[Any, ...] | None = None) -> tuple[Tensor, ...]:
+        """Of each output that is used, its derivative along u, the inputs held fixed; with ``leaves`` in their place.
+
+        By double reverse where an operator has no forward-mode rule.
+        """
+        function = lambda own: self._outputs(own, call, call.leaves if leaves is None else leaves)  # noqa: E731
         try:
             with torch.no_grad(), differentiable_kernels(self.recurrent):
-                tangents = jvp(function, (self.own,), ({n: u[n] for n in self.own},))[1]
+                return jvp(function, (self.own,), ({n: u[n] for n in self.own},))[1]
         except (RuntimeError, NotImplementedError):
             with differentiable_kernels(self.recurrent):
-                tangents = double_reverse(function, self.own, u)
-        gradients = [d for d in call.gradients if d is not None]
-        return torch.stack([total((t * d).reshape(call.b, -1)) for t, d in zip(tangents, gradients, strict=True)]).sum(
-            0
-        )
+                return double_reverse(function, self.own, u)
 
     def gradients(self, call: Call) -> Named:
         """g_i by local name, [b, *shape]: all rows at once, or one by one where the module cannot be batched so."""

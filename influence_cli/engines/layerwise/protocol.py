@@ -23,6 +23,10 @@ class Rule(Protocol):
         """<g_i, u> for every row, float64 [b]."""
         ...
 
+    def dots_by_position(self, a: Any, d: Tensor, b: int, u: Named) -> Tensor:
+        """The same sum position by position, float64 [b, T]."""
+        ...
+
     def gradients(self, a: Any, d: Tensor, b: int, names: tuple[str, ...]) -> Named:
         """g_i by parameter name, [b, *shape]."""
         ...

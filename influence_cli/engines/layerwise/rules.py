@@ -34,6 +34,11 @@ class Embedding:
         at, dt = self._flat(a, d, b)
         return total(F.embedding(at, u["weight"]) * dt)
 
+    def dots_by_position(self, a: Tensor, d: Tensor, b: int, u: Named) -> Tensor:
+        """The summands d_it . U[token_it] of ``dots``, float64 [b, T]."""
+        at, dt = self._flat(a, d, b)
+        return (F.embedding(at, u["weight"]) * dt).sum(-1, dtype=torch.float64)
+
     def gradients(self, a: Tensor, d: Tensor, b: int, names: tuple[str, ...]) -> Named:
         """Gradients dW [b, tokens, width]."""
         at, dt = self._flat(a, d, b)
@@ -81,9 +86,18 @@ class Norm:
 
     def dots(self, a: Tensor, d: Tensor, b: int, u: Named) -> Tensor:
         """<g_i, u> = sum_t d_it . (U_gamma * xhat_it + U_beta), float64 [b]."""
+        return total((self._along(a, u) * d).reshape(b, -1))
+
+    def dots_by_position(self, a: Tensor, d: Tensor, b: int, u: Named) -> Tensor:
+        """The summands of ``dots`` by position, float64 [b, T]."""
+        values = self._along(a, u) * d
+        over = tuple(range(values.ndim - self.trailing, values.ndim)) if self.trailing else (1,)
+        return values.sum(over, dtype=torch.float64).reshape(b, -1)
+
+    def _along(self, a: Tensor, u: Named) -> Tensor | float:
+        """U_gamma * xhat_it + U_beta."""
         value = self.xhat(a) * self._spread(u["weight"], a) if "weight" in u else 0.0
-        value = value + self._spread(u["bias"], a) if "bias" in u else value
-        return total((value * d).reshape(b, -1))
+        return value + self._spread(u["bias"], a) if "bias" in u else value
 
     def gradients(self, a: Tensor, d: Tensor, b: int, names: tuple[str, ...]) -> Named:
         """Gradients dgamma and dbeta, [b, *shape]."""
@@ -118,11 +132,15 @@ class NextToken:
 
     def dots(self, a: tuple[Tensor, ...], d: Tensor, b: int, u: Named) -> Tensor:
         """<g_i, u> = sum_t c_it (p_it - e_it) . (U_W h_it + U_b), float64 [b]."""
+        return self.dots_by_position(a, d, b, u).sum(1)
+
+    def dots_by_position(self, a: tuple[Tensor, ...], d: Tensor, b: int, u: Named) -> Tensor:
+        """The summands of ``dots`` by the position that predicts the token, float64 [b, T]."""
         found = torch.zeros(d.numel(), dtype=torch.float64, device=d.device)
         for some, h, slope in self._blocks(a, d):
             along = F.linear(h, u["weight"], u.get("bias")) if "weight" in u else u["bias"]
             found[some] = total(along * slope)
-        return found.view(b, -1).sum(1)
+        return found.view(b, -1)
 
     def gradients(self, a: tuple[Tensor, ...], d: Tensor, b: int, names: tuple[str, ...]) -> Named:
         """Gradients dW [b, V, width] and db [b, V]."""

@@ -97,7 +97,10 @@ def read_scores(request: CurateRequest) -> ScoreTable:
 
 
 def _refuse_pairs(table: pa.Table, where: str) -> None:
-    """Refuse (ManifestError) a table of --per-target."""
+    """Refuse (ManifestError) a table of --per-target or of --tokens."""
+    if {"position", "token"} <= set(table.column_names):
+        fix = "run `influence score` without --tokens"
+        raise ManifestError("a table with a score for every token, not one a train row", where=where, fix=fix)
     if "target_row_key" in table.column_names:
         fix = "run `influence score` without --per-target"
         raise ManifestError("a table with one score a pair of rows, not one a train row", where=where, fix=fix)

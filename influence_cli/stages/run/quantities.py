@@ -165,7 +165,33 @@ class RowGradients(Quantity):
         return []
 
 
-QUANTITIES: dict[str, Quantity] = {q.name: q for q in (Outputs(), Tangents(), RowValues(), RowGradients())}
+class TokenScores(Quantity):
+    """Losses and scores of the tokens of texts along a direction, where a run asks for them (``score.tokens``).
+
+    Ragged by token: where it stands in the text, its number, its loss, and the derivative of that along the direction.
+    """
+
+    name, key, computed_in = "tokens", "payload", "tokens"
+
+    def parts(self, run: Run, member: Member) -> list[Part]:
+        """None at a method's members: they are asked for by themselves, and of few rows."""
+        return []
+
+    def folder(self, run: Run, session: Session, part: Part) -> ShardFolder:
+        """By direction."""
+        about = {"params": run.spec.params, "objectives": list(run.objectives), "direction": part.name}
+        return session.folder(self.name, part.name, about)
+
+
+class PositionScores(TokenScores):
+    """The same, with the part of the row's score that enters at the token's position in place of that derivative."""
+
+    name = "positions"
+
+
+QUANTITIES: dict[str, Quantity] = {
+    q.name: q for q in (Outputs(), Tangents(), RowValues(), RowGradients(), TokenScores(), PositionScores())
+}
 
 
 def register(quantity: Quantity) -> None:

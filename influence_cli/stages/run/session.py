@@ -86,7 +86,7 @@ class Session:
     opened: float = field(default_factory=time.perf_counter)
     cold: bool = field(default_factory=lambda: "torch" not in sys.modules)  # it is yet to be imported
     timed: float = 0.0  # seconds that are in rates; the others of a run are those of its start
-    _folders: dict[str, ShardFolder] = field(default_factory=dict)
+    _folders: dict[tuple[str, str], ShardFolder] = field(default_factory=dict)
 
     @staticmethod
     def open(runtime: Runtime, listener: Listener = SILENT, remember: bool = True) -> Session:
@@ -158,9 +158,9 @@ class Session:
 
     def folder(self, kind: str, name: str, about: dict[str, Any]) -> ShardFolder:
         """The shards of one thing of a kind, which are read once; ``about`` is for people who look into the store."""
-        if name not in self._folders:
-            self._folders[name] = self.store.folder(kind, name, about)
-        return self._folders[name]
+        if (kind, name) not in self._folders:
+            self._folders[kind, name] = self.store.folder(kind, name, about)
+        return self._folders[kind, name]
 
     def about(self, run: Run, member: Member) -> dict[str, Any]:
         """What is said of a member's folders to people who look into the store."""

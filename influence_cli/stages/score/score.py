@@ -62,8 +62,8 @@ def score(run: Run, session: Session, per_member: bool = False, combine: str | N
     _warn_of_nulls(run, session, columns[:1] if combine is None else columns[1:])  # lexi scores candidates alone
     about = {
         **provenance_of(run, session, "score"),
-        "kinds": {_column_name(run, c.name): c.kind for c in columns},
-        "score_is": _column_name(run, columns[0].name),
+        "kinds": {column_name(run, c.name): c.kind for c in columns},
+        "score_is": column_name(run, columns[0].name),
         "kind": columns[0].kind,
         "effect": columns[0].scores.effect,
         **_said_of_columns(run, session, columns),
@@ -81,7 +81,7 @@ def _with_scores(table: pa.Table, run: Run, session: Session, columns: list[Colu
         weight = effect_weight(run, session, columns[0].name.partition("/")[0])
         table = table.append_column("effect", nullable(first.values / weight))
     for c in columns:
-        table = table.append_column(_column_name(run, c.name), nullable(c.scores.values))
+        table = table.append_column(column_name(run, c.name), nullable(c.scores.values))
     table = _append_members(table, first, per_member, columns, run)
     if first.by_label is not None:
         among = first.by_label[:, : class_count(run.manifest.classes, run.train.labels)]
@@ -134,7 +134,7 @@ def _combined(run: Run, session: Session, columns: list[Column], rule: str) -> C
 
 def _said_of_columns(run: Run, session: Session, columns: list[Column]) -> dict[str, Any]:
     """By column: its objective, lengths of its direction at its members, and what makes its scores an effect, if so."""
-    of = {_column_name(run, c.name): c for c in columns if c.scores.objective in run.objectives}
+    of = {column_name(run, c.name): c for c in columns if c.scores.objective in run.objectives}
     method_of = {name: c.name.partition("/")[0] for name, c in of.items()}
     summed = [n for n in of if is_summed(run.methods[method_of[n]])]
     weights = {n: list(c.scores.weights) for n, c in of.items() if len(set(c.scores.weights)) > 1 or n in summed}
@@ -167,7 +167,7 @@ def _note_divided(run: Run, session: Session) -> None:
 def _preconditioned(run: Run) -> dict[str, Any]:
     """By column, the names of q and of u = P q at every member, where a method has a u of its own."""
     return {
-        _column_name(run, f"{name}/{objective}"): [
+        column_name(run, f"{name}/{objective}"): [
             {"q": names.direction(run, member, objective), "u": names.along(run, name, member, objective)}
             for member in run.members_of[name]
         ]
@@ -177,7 +177,7 @@ def _preconditioned(run: Run) -> dict[str, Any]:
     }
 
 
-def _column_name(run: Run, name: str) -> str:
+def column_name(run: Run, name: str) -> str:
     """``method/objective`` as a column: the method is left out where there is only one."""
     method, _, objective = name.partition("/")
     if len(run.methods) == 1:
@@ -203,7 +203,7 @@ def _append_members(table: pa.Table, first: Scores, per_member: bool, columns: l
     if per_member:
         for c in columns:
             for k, values in enumerate(c.scores.by_member if c.scores.by_member is not None else ()):
-                table = table.append_column(f"{_column_name(run, c.name)}_{k}", nullable(values))
+                table = table.append_column(f"{column_name(run, c.name)}_{k}", nullable(values))
     return table
 
 

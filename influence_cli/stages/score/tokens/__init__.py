@@ -1,0 +1,1 @@
+"""Scores of rows split over their tokens."""
