@@ -205,7 +205,7 @@ class Curvature:
         The logits [b, C] are returned.
         """
         if kind == "hessian":
-            graph = Graph(self._at, x)
+            graph = Graph(self.at, x)
             z, images = graph.logits.detach(), graph.hessian(y, w, directions, self.loss)
         else:
             z, images = self._linearised.ggn(x, w, directions)
@@ -226,7 +226,7 @@ class Curvature:
             z, tangents = self._linearised.push(x, directions)
             check_rows(self.rows, index, z)
             at = self.loss.curvature(z)
-            (image,) = Graph(self._at, x).pull([w[:, None] * at.residuals(y)])
+            (image,) = Graph(self.at, x).pull([w[:, None] * at.residuals(y)])
             self._add_to(gradient[0], image)
             for k, t in enumerate(tangents):
                 forms[k] += (w * at.form(t)).sum()
@@ -257,13 +257,13 @@ class Curvature:
         return self.found_head
 
     @property
-    def _at(self) -> Point:
+    def at(self) -> Point:
         """Where logits are a function of the parameters and of what ``head_batches`` yields."""
         return self.point if self.found_head is None else self.found_head.point
 
     @functools.cached_property
     def _linearised(self) -> Linearised:
-        return Linearised(self._at, self.loss)
+        return Linearised(self.at, self.loss)
 
     @functools.cached_property
     def _linear(self) -> LinearHead | None:
@@ -274,7 +274,7 @@ class Curvature:
     @functools.cached_property
     def _jacobians(self) -> Jacobians:
         outputs = self.spec.num_classes
-        return Jacobians(self._at, self.layout, self.point.recurrent, outputs, self.way, self.loss)
+        return Jacobians(self.at, self.layout, self.point.recurrent, outputs, self.way, self.loss)
 
     # -- rows --------------------------------------------------------------------------------------------------------
 

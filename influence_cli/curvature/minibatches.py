@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -37,50 +37,30 @@ def sample_by_keys(rows: Rows, most: int | None) -> Rows:
     return rows.take(np.sort(order_by_keys(rows)[:most]))
 
 
-class Minibatches:
-    """Products with unbiased estimates of a curvature: (N / b) (1/n) sum over b of the N rows of w_i times theirs."""
+class HeldRows:
+    """The fit rows in the order of their keys, decoded once; inputs of the curvature's head where it has one."""
 
-    def __init__(self, curvature: Curvature, kind: CurvatureKind, size: int, seed: int) -> None:
-        """Every row is decoded once and held.
+    def __init__(self, curvature: Curvature, fix: str | None = None) -> None:
+        """Rows that take too much memory are in a temporary file, unless ``fix`` says what to do about them.
 
         Raises:
-            UsageError: they take too much memory.
+            UsageError: they take too much memory, and there is a fix.
         """
-        self.curvature, self.seed = curvature, seed
-        self.kind: CurvatureKind = kind
+        self.curvature, self.fix = curvature, fix
         self.rows = len(curvature.rows)
-        self.size = min(size, self.rows)
-        self.per_epoch = self.rows // self.size
         self._features = False  # whether what is held is the inputs of the curvature's head
         self._decoded = self._held()
         manifest, place = curvature.rows.manifest, curvature.rows.index[order_by_keys(curvature.rows)]
         self._labels = torch.from_numpy(manifest.labels[place])
         self._weights = torch.from_numpy(manifest.weights()[place]).to(curvature.dtype)
-        self._epoch: tuple[int, int] | None = None
-        self._permuted = np.arange(self.rows)
 
-    def product(self, run: int, step: int, columns: Floats, shift: float = 0.0) -> Floats:
-        """The step's estimate plus ``shift`` times every column of [d, k]; one epoch's minibatches share no row.
-
-        ``run`` is which of several independent sequences of minibatches.
-        """
-        epoch, position = divmod(step, self.per_epoch)
-        if self._epoch != (run, epoch) and self.size < self.rows:
-            self._permuted = np.random.default_rng([self.seed, run, epoch]).permutation(self.rows)
-            self._epoch = (run, epoch)
-        chosen = torch.from_numpy(self._permuted[position * self.size : (position + 1) * self.size])
-        c = self.curvature
-        x = self._inputs(self._decoded[chosen])
+    def take(self, places: NDArray[np.int64]) -> tuple[Any, torch.Tensor, torch.Tensor]:
+        """(inputs of the curvature's point ``at``, labels, weights) of some rows."""
+        c, chosen = self.curvature, torch.from_numpy(places)
         y, w = move(self._labels[chosen], c.device), move(self._weights[chosen], c.device)
-        total = c.zeros(columns.shape[1])
-        c.add_product(self.kind, x, y, w, c.directions(columns), total)
-        total *= self.rows / (self.size * c.weight)
-        if shift:
-            for row, column in zip(total, columns.T, strict=True):
-                row.add_(torch.from_numpy(np.ascontiguousarray(column)).to(row.device), alpha=shift)
-        return total.cpu().numpy().T
+        return self._inputs(self._decoded[chosen]), y, w
 
-    def _inputs(self, held: torch.Tensor) -> torch.Tensor:
+    def _inputs(self, held: Any) -> Any:
         """What the curvature's point takes, of some rows that are held."""
         c, there = self.curvature, move(held, self.curvature.device)
         if self._features:
@@ -89,13 +69,14 @@ class Minibatches:
         head = c.head(x)
         return x if head is None else head.inputs(x)
 
-    def _held(self) -> torch.Tensor:
+    def _held(self) -> Any:
         """The rows [N, ...] by key."""
-        rows = self.curvature.rows
+        c, rows = self.curvature, self.curvature.rows
         place = {int(row): k for k, row in enumerate(rows.index[order_by_keys(rows)])}
-        return rows_at(decoded_by_place(self._rows(), place, HELD_BYTES), slice(None))
+        ragged = c.spec.payload_kind.ragged
+        return rows_at(decoded_by_place(self._rows(), place, HELD_BYTES, ragged), slice(None))
 
-    def _rows(self) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
+    def _rows(self) -> Iterator[tuple[NDArray[np.int64], Any]]:
         """Every row once: inputs of the curvature's head where it has kept them or they are small, else as decoded."""
         c = self.curvature
         if c.kept_inputs is not None:
@@ -113,9 +94,46 @@ class Minibatches:
 
     def _check_memory(self, one: int) -> None:
         """Refuse rows of so many bytes each."""
-        if one * self.rows > HELD_BYTES:
+        if one * self.rows > HELD_BYTES and self.fix is not None:
             raise UsageError(
                 f"minibatches need their rows in memory: {self.rows:,} decoded fit rows take "
                 f"{one * self.rows / 1e9:.3g} GB",
-                fix=f"--set lissa.fit_sample={HELD_BYTES // one}, or a smaller --input-size, or cg",
+                fix=self.fix.format(rows=HELD_BYTES // one),
             )
+
+
+class Minibatches(HeldRows):
+    """Products with unbiased estimates of a curvature: (N / b) (1/n) sum over b of the N rows of w_i times theirs."""
+
+    def __init__(self, curvature: Curvature, kind: CurvatureKind, size: int, seed: int) -> None:
+        """Every row is decoded once and held.
+
+        Raises:
+            UsageError: they take too much memory.
+        """
+        super().__init__(curvature, "--set lissa.fit_sample={rows}, or a smaller --input-size, or cg")
+        self.kind: CurvatureKind = kind
+        self.seed = seed
+        self.size = min(size, self.rows)
+        self.per_epoch = self.rows // self.size
+        self._epoch: tuple[int, int] | None = None
+        self._permuted = np.arange(self.rows)
+
+    def product(self, run: int, step: int, columns: Floats, shift: float = 0.0) -> Floats:
+        """The step's estimate plus ``shift`` times every column of [d, k]; one epoch's minibatches share no row.
+
+        ``run`` is which of several independent sequences of minibatches.
+        """
+        epoch, position = divmod(step, self.per_epoch)
+        if self._epoch != (run, epoch) and self.size < self.rows:
+            self._permuted = np.random.default_rng([self.seed, run, epoch]).permutation(self.rows)
+            self._epoch = (run, epoch)
+        x, y, w = self.take(self._permuted[position * self.size : (position + 1) * self.size])
+        c = self.curvature
+        total = c.zeros(columns.shape[1])
+        c.add_product(self.kind, x, y, w, c.directions(columns), total)
+        total *= self.rows / (self.size * c.weight)
+        if shift:
+            for row, column in zip(total, columns.T, strict=True):
+                row.add_(torch.from_numpy(np.ascontiguousarray(column)).to(row.device), alpha=shift)
+        return total.cpu().numpy().T

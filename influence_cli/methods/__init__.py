@@ -64,6 +64,18 @@ _ROWS = (
         "tracin", "influence_cli.methods.tracin:TracIn", "ip at kept checkpoints, times their learning rates",
         "Pruthi et al., arXiv:2002.08484", "K (V + T)",
     ),
+    MethodInfo(
+        "gex", "influence_cli.methods.gex:GEX", "products of loss deviations over members trained further",
+        "Kim, Kim, Yang, NeurIPS 2023", "M x (train 2 epochs + forward V + T)",
+    ),
+    MethodInfo(
+        "gex-ip", "influence_cli.methods.gex_ip:GEXIP", "mean of ip over members trained further",
+        f"{_IP_PAPER}, Eq. 5", "M x (train 2 epochs + V + T)",
+    ),
+    MethodInfo(
+        "bif", "influence_cli.methods.bif:BIF", "covariance of losses over Langevin draws around the checkpoint",
+        "Kreer et al. 2025", "C chains x (steps x batch + draws x forward V + T)",
+    ),
     MethodInfo("loss", "influence_cli.methods.loss:Loss", "minus the row's own loss", "-", "forward T"),
     MethodInfo("margin", "influence_cli.methods.margin:Margin", "labelled minus best other logit", "-", "forward T"),
     MethodInfo(

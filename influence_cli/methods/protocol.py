@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from influence_cli.engines.layerwise.blocks import Block
     from influence_cli.model.checkpoints import Checkpoint, Trajectory
     from influence_cli.model.dropout import Dropout
+    from influence_cli.model.walk import Walk
 
 Kind = Literal["signed", "ranking"]
 Floats = NDArray[np.float64]
@@ -46,6 +47,7 @@ class Place:
     checkpoint: Checkpoint
     dropout: Dropout | None = None
     weight: float = 1.0
+    walk: Walk | None = None  # how training went on from there
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,32 @@ class Member:
     checkpoint: Checkpoint = field(compare=False)
     dropout: Dropout | None = field(compare=False)
     weight: float = field(default=1.0, compare=False)
+    walk: Walk | None = field(default=None, compare=False)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a checkpoint as it is."""
+        return self.dropout is None and self.walk is None
 
     def as_dict(self) -> Facts:
         """Plain values, for people who look into the store."""
-        return {"name": self.name, "dropout": None if self.dropout is None else dataclasses.asdict(self.dropout)}
+        walk = {} if self.walk is None else {"walk": self.walk.describe()}
+        dropout = None if self.dropout is None else dataclasses.asdict(self.dropout)
+        return {"name": self.name, "dropout": dropout, **walk}
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Draws of the parameters around a checkpoint: moments of the losses of n rows over T draws, and Phi at each.
+
+    ``squares`` are sums over draws of (l_i - mean l_i)^2, ``products`` those of (l_i - mean l_i)(Phi - mean Phi).
+    """
+
+    mean: Floats  # [n]
+    squares: Floats  # [n]
+    products: Floats  # [n]
+    phi: Floats  # [T]
+    facts: Facts  # how it was drawn
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +132,14 @@ class Stored(Protocol):
         """|q| at a member; None where the direction is a blend of unit directions."""
         ...
 
+    def phi(self, member: Member, objective: str) -> float:
+        """The objective's value at a member, for methods that ask for it (``phi_at_members``)."""
+        ...
+
+    def chains(self, objective: str) -> list[Chain]:
+        """The chains of draws of a method that needs traces."""
+        ...
+
     def read(self, quantity: str, member: Member) -> dict[str, NDArray[Any]]:
         """The arrays [n, ...] of any other quantity that the method needs."""
         ...
@@ -150,6 +182,9 @@ class Method:
     kind: ClassVar[Kind]
     effect: ClassVar[bool] = False  # whether score/n estimates the rise of Phi on removal
     fitted_curvature: ClassVar[bool] = False  # whether its directions are u = P q with P fitted on the fit rows
+    measures: ClassVar[bool] = False  # whether it is asked for objectives, which are measured on target rows
+    trains: ClassVar[bool] = False  # whether it goes on training, on the fit rows
+    phi_at_members: ClassVar[bool] = False  # whether it needs the objective's value at each of its members
 
     def places(self, trajectory: Trajectory, seed: int, params: str) -> list[Place]:
         """Where its members take gradients, with their weights: one member, the final checkpoint."""
@@ -165,6 +200,9 @@ class Method:
 
     def check_rows(self, rows: int) -> None:
         """Refuse more rows than it can be computed for; any number will do."""
+
+    def check_loss(self, loss: RowLoss) -> None:
+        """Refuse a row loss that it cannot take; any will do."""
 
     def of_unit_direction(self) -> bool:
         """Whether scores are divided by the length of q too."""
@@ -193,6 +231,7 @@ class Linear(Method):
 
     needs: ClassVar[str] = "tangents"
     kind: ClassVar[Kind] = "signed"
+    measures: ClassVar[bool] = True
     relative: ClassVar[bool] = False  # whether it has g_i^T P g_i, by whose root --relative divides
     with_self_influence: ClassVar[str] = "--method ip"  # what to use in place of one that has none
 

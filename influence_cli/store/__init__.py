@@ -73,6 +73,8 @@ class Store:
         self.interims = self._files("interims")  # the states that computations have left
         self.decisions = self._files("decisions", what="decision")
         self.trainings = self._files("trainings", "trained again")
+        self.weights = self._files("weights", "trained again", what="member")  # of members that were trained further
+        self.chains = self._files("chains", what="chain")  # Phi at draws of the parameters, and how they were drawn
 
     def _files(self, kind: str, again: str = "computed again", what: str | None = None) -> FileFolder:
         return FileFolder(self.root / kind, self.listener, self._place.claim, again, what)

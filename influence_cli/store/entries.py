@@ -67,6 +67,8 @@ ABOUT: dict[str, Callable[[Meta], tuple[int | None, str]]] = {  # of one file a 
     "directions": _direction,
     "factors": _factor,
     "decisions": lambda meta: (int(meta["rows"]), f"{meta['method']}, {meta['members']} members"),
+    "weights": lambda meta: (None, f"member {meta['member']} trained further, {meta['steps']} steps"),
+    "chains": lambda meta: (None, str(meta["about"])),
     "interims": lambda _: (None, "a computation that was stopped"),
 }
 

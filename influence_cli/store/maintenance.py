@@ -182,8 +182,10 @@ def _collect_fits(root: Path, fits: set[str], listener: Listener) -> int:
             fit = _fit_of(file)
             if fit is None or fit in fits or not layout.NAME.fullmatch(file.stem):
                 continue
-            # what is of rows along a direction of that name; none is named as a factor
-            removed += sum(_remove_folder(root / of / file.stem) for of in layout.OF_DIRECTIONS)
+            # what is of rows along a direction of that name, and traces of a chain; none is named as a factor
+            made = (*layout.OF_DIRECTIONS, "traces")
+            removed += sum(_remove_folder(root / of / file.stem) for of in made)
+            removed += _remove_outputs(root, file)
             file.unlink(missing_ok=True)
             removed += 1
     for folder in layout.folders_of(root / "row_values"):
@@ -191,6 +193,15 @@ def _collect_fits(root: Path, fits: set[str], listener: Listener) -> int:
         if note is not None and note["fit"] not in fits:
             removed += _remove_folder(folder)
     return removed
+
+
+def _remove_outputs(root: Path, file: Path) -> int:
+    """Remove the outputs of a member whose weights, trained on a fit set, are in a file; returns how many files."""
+    try:
+        named = str(read_metadata(file).get("outputs", ""))
+    except (DamagedFile, FileNotFoundError):
+        return 0
+    return _remove_folder(root / "outputs" / named) if layout.NAME.fullmatch(named) else 0
 
 
 def _remove_folder(folder: Path) -> int:

@@ -10,7 +10,8 @@ Values = Callable[[], Sequence[str]]
 
 
 METHODS = (  # their own table imports pyarrow, which takes too long here
-    *("ip", "ip-ensemble", "exact", "cg", "lissa", "arnoldi", "ekfac", "datainf", "tracin", "loss", "margin"),
+    *("ip", "ip-ensemble", "exact", "cg", "lissa", "arnoldi", "ekfac", "datainf", "tracin"),
+    *("gex", "gex-ip", "bif", "loss", "margin"),
     *("self-tracin", "self-lissa", "random"),
 )
 

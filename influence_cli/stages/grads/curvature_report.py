@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from influence_cli.report.curvature import curvature_sentence
+from influence_cli.stages.grads.further_report import law_facts
 from influence_cli.stages.run import names
 from influence_cli.stages.run.row_values import values_of
 from influence_cli.stages.run.run import Run
@@ -98,6 +99,8 @@ def effect_weight(run: Run, session: Session, name: str) -> float:
     Where the curvature has seen a sample of them, the others are outside where their stored logits are not finite.
     """
     assert run.fit is not None
+    if name in run.samplers:
+        return law_facts(run, session, name)["fit_weight"]
     facts, rows = curvature_report(run, session)[name], run.fit.rows
     if facts.get("product_rows", facts["fit_rows"]) >= facts["fit_rows"]:
         return facts["fit_weight"]

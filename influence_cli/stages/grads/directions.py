@@ -59,6 +59,7 @@ def measure(
             more = {**more, "attacked_accuracy": m.meta.pop("attacked_accuracy")}
         about = {**m.meta, "objective": objective, "halves": m.half is not None}
         about |= {} if more is None else {"parts": more}
+        about |= {"fit": run.fit.fingerprint} if work.member.walk is not None and run.fit is not None else {}
         if m.half is not None and work.halves:
             session.store.directions.write(names.direction(run, work.member, objective, half=True), m.half, about)
         session.store.directions.write(names.direction(run, work.member, objective), m.q, about)

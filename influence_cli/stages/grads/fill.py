@@ -15,6 +15,7 @@ from influence_cli.stages.grads.bf16 import measure_agreement
 from influence_cli.stages.grads.curvature_report import note_curvature, note_values
 from influence_cli.stages.grads.directions import measure
 from influence_cli.stages.grads.first_look import FirstLook, run_target
+from influence_cli.stages.grads.further_report import note_further
 from influence_cli.stages.grads.growth import Growth, added_member, begin
 from influence_cli.stages.grads.member_model import MemberModel, Models
 from influence_cli.stages.grads.passes import run_pass
@@ -45,6 +46,7 @@ def fill(run: Run, session: Session) -> tuple[Run, int]:
     session.decoded = None
     note_curvature(run, session)
     note_values(run, session)
+    note_further(run, session)
     growth.note(run, session)
     run, gradients = fill_gradients(run, session)
     if session.cold and "torch" in sys.modules:  # which is imported once a process
@@ -70,6 +72,10 @@ def _fill(run: Run, session: Session, look: FirstLook) -> tuple[Run, int]:
         at = models.at(w.member, f"member {position + 1} of {len(work)}" if len(work) > 1 else called)
         if w.directions:
             measure(run, session, w, at, models, payloads)
+        if w.phis:
+            from influence_cli.stages.grads.phi_values import measure_phis
+
+            measure_phis(run, session, w.member, w.phis, models)
         if position == 0 and not run.linear_members():
             run_target(run, session, at)
         run, more = _fill_member(run, session, w, at, look)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from influence_cli.events import SILENT
 from influence_cli.model.checkpoints import Checkpoint
+from influence_cli.stages.grads.walked import WalkedWeights
 from influence_cli.stages.run.run import Member, Run, require_model
 from influence_cli.stages.run.session import Session
 
@@ -35,6 +36,7 @@ class Models:
         """Nothing is loaded yet."""
         self.run, self.session = run, session
         self._loaded: tuple[str, nn.Module] | None = None
+        self._walked = WalkedWeights(run, session)
 
     def at(self, member: Member, called: str = "model") -> MemberModel:
         """The model at a member.
@@ -43,7 +45,7 @@ class Models:
             ModelError: its weights do not fit the model.
         """
         model = self._of(member.checkpoint)
-        exact, point = points(self.run, self.session, model, member)
+        exact, point = points(self.run, self.session, model, member, self._trained(member, model))
         return MemberModel(member, model, exact, point, called)
 
     def final(self) -> nn.Module:
@@ -57,6 +59,12 @@ class Models:
 
         precision = "fp32" if self.run.spec.precision == "bf16" else self.run.spec.precision
         return Point(self._of(member.checkpoint, note=False), params, member.dropout, precision, self.session.device)
+
+    def _trained(self, member: Member, model: nn.Module) -> dict[str, torch.Tensor] | None:
+        """The selected parameters of a member that training went on to; None of others."""
+        if member.walk is None:
+            return None
+        return self._walked.of(model, member.checkpoint, member.walk)
 
     def _of(self, checkpoint: Checkpoint, note: bool = True) -> nn.Module:
         from influence_cli.engines.point import DTYPES
@@ -78,20 +86,30 @@ class Models:
         return self._loaded[1]
 
 
-def points(run: Run, session: Session, model: nn.Module, member: Member) -> tuple[Point, Point]:
+def points(
+    run: Run, session: Session, model: nn.Module, member: Member, trained: dict[str, torch.Tensor] | None = None
+) -> tuple[Point, Point]:
     """The member for gradients, and for the pass over rows: one and the same, but with bf16.
 
     A sum of many gradients loses too much in bf16, so directions and curvature are float32 whatever the precision.
+    ``trained`` are the selected parameters of a member that training went on to.
     """
-    from influence_cli.engines.point import Point
+    from influence_cli.engines.point import DTYPES, Point
     from influence_cli.model.examples import from_all_over, move, to_input
     from influence_cli.model.own_module import copied
 
     precision, spec = run.spec.precision, require_model(run)[0]
-    exact = Point(model, run.spec.params, member.dropout, "fp32" if precision == "bf16" else precision, session.device)
+
+    def point_in(of: nn.Module, kind: str) -> Point:
+        selected = None
+        if trained is not None:
+            selected = {n: t.to(session.device, DTYPES[kind]) for n, t in trained.items()}
+        return Point(of, run.spec.params, member.dropout, kind, session.device, selected)
+
+    exact = point_in(model, "fp32" if precision == "bf16" else precision)
     point = exact
     if precision == "bf16":
-        point = Point(copied(model), run.spec.params, member.dropout, "bf16", session.device)
+        point = point_in(copied(model), "bf16")
     if session.few is None:
         session.few = from_all_over(run.train, spec, session.decoded)
     for each in (exact, point):

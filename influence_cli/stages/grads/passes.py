@@ -38,6 +38,10 @@ def run_pass(name: str, run: Run, session: Session, work: Work, at: MemberModel,
     """
     if name == "forward":
         return forward_pass(run, session, work, at, look)
+    if name == "chains":
+        from influence_cli.stages.grads.chains import chain_pass
+
+        return chain_pass(run, session, work, at)
     return _value_pass(run, session, work, at) if name == "values" else _own_pass(name, run, session, work, at)
 
 

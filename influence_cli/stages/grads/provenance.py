@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from influence_cli.options import kept_values
 from influence_cli.stages.grads.curvature_report import curvature_report, negative_values
+from influence_cli.stages.grads.further_report import further_report
 from influence_cli.stages.run.members import decided_members, decided_options
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
@@ -55,6 +56,7 @@ def provenance_of(run: Run, session: Session, stage: str) -> dict[str, Any]:
         "fit_rows": None if run.fit is None else run.fit.as_dict(),
         "curvature": curvature_report(run, session),
         "negative_values": negative_values(run, session),
+        **({"further": further} if (further := further_report(run, session)) else {}),
         "members": decided_members(run),
         "engines": [session.store.engine_note(member.name) for member in run.linear_members()],
         "checkpoint": None

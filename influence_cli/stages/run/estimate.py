@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influence_cli.stages.run.estimate_curvature import curvature_rates
+from influence_cli.stages.run.estimate_further import further_rates
 from influence_cli.stages.run.gradient_plan import AT_ONCE, describe_rows, row_request
-from influence_cli.stages.run.plan import Work
+from influence_cli.stages.run.plan import COSTED_APART, Work
 from influence_cli.stages.run.quantities import QUANTITIES
 from influence_cli.stages.run.rates import START, Rates
 from influence_cli.stages.run.run import Run, require_model
@@ -69,7 +70,7 @@ def estimated_rates(run: Run, session: Session, work: list[Work]) -> Rates:
         of_rows = QUANTITIES[name].of_rows(run, point)
         return lambda some: of_rows(some, torch.zeros(len(some), dtype=torch.int64, device=point.device))
 
-    by_itself = {name for w in work for name in w.passes} - {"forward", "values"}
+    by_itself = {name for w in work for name in w.passes} - {"values", *COSTED_APART}
     timed = {name: _seconds_a_row(own(name), x, most) for name in by_itself}
     timed["outputs"] = _seconds_a_row(lambda some: point.outputs(some, []), x, most)
     if any(w.rows_in("values") for w in work):
@@ -80,6 +81,7 @@ def estimated_rates(run: Run, session: Session, work: list[Work]) -> Rates:
         timed["target"] = _seconds_a_row(target, x, most)
     curvature, setups = curvature_rates(run, session, model, work)
     decoding = _decoding(run, session, spec)
+    curvature |= further_rates(run, session, model, work)
     start += setups + sum(setup for _, setup in timed.values())
     return {**{name: rate + decoding for name, (rate, _) in timed.items()}, **curvature, START: start}
 

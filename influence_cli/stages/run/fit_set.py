@@ -96,14 +96,14 @@ def _counts(keys: NDArray[np.uint8]) -> dict[bytes, int]:
     return counts
 
 
-def open_fit_set(inputs: Inputs, train: Rows, model: ModelSpec, listener: Listener) -> FitSet:
-    """The run's train rows, or those of the manifest that pins them.
+def open_fit_set(inputs: Inputs, train: Rows, model: ModelSpec, listener: Listener, curved: bool = True) -> FitSet:
+    """The run's train rows, or those of the manifest that pins them; ``curved``: for a curvature of the row loss.
 
     Raises:
         ManifestError: none has a positive weight, or a label has no output in the model.
         UsageError: the loss is not cross-entropy.
     """
-    if not loss_of(model).curved:
+    if curved and not loss_of(model).curved:
         raise UsageError("curvature is that of cross-entropy, and the task has a loss of its own", fix="use ip")
     rows = train
     if inputs.fit_rows is not None:

@@ -39,6 +39,7 @@ def member_at(run: Run, runtime: Runtime, place: Place | None = None) -> Member:
     assert run.model is not None
     assert run.checkpoint is not None
     place = place or Place(run.checkpoint)
+    walk = {} if place.walk is None else {"walk": names.walked(run, place.checkpoint.digest, place.walk)}
     name = fingerprint(
         "member",
         1,
@@ -46,8 +47,9 @@ def member_at(run: Run, runtime: Runtime, place: Place | None = None) -> Member:
         model=run.model.as_dict(),
         precision=_precision(run, runtime),
         dropout=None if place.dropout is None else place.dropout.describe(),
+        **walk,
     )
-    return Member(name, place.checkpoint, place.dropout, place.weight)
+    return Member(name, place.checkpoint, place.dropout, place.weight, place.walk)
 
 
 def _precision(run: Run, runtime: Runtime) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from influence_cli.model.walk import Walk
 from influence_cli.stages.run.objective_inputs import attack_name, described
 from influence_cli.stages.run.run import Member, Run
 from influence_cli.store import fingerprint
@@ -72,3 +73,30 @@ def row_value(run: Run, method: str, member: Member) -> tuple[str, dict[str, Any
         about["factor"] = factor(run, method, member)
     # revision 1 could hold values of target rows' inputs under the keys of train rows
     return fingerprint("row-values", 2, member=member.name, **about), about
+
+
+def walked(run: Run, weights: str, walk: Walk) -> str:
+    """Name of the weights that further training on the run's fit set leads to, from a checkpoint's digest."""
+    assert run.fit is not None
+    assert run.model is not None
+    precision = "fp64" if run.spec.precision == "fp64" else "fp32"
+    about = {"model": run.model.as_dict(), "loss": run.loss_name, "precision": precision}
+    return fingerprint("weights", 1, weights=weights, walk=walk.describe(), fit=run.fit.fingerprint, **about)
+
+
+def phi(run: Run, member: Member, objective: str) -> str:
+    """Name of an objective's value at a member, where no gradient of it is taken."""
+    return fingerprint("phi", 1, direction=direction(run, member, objective))
+
+
+def law(run: Run, method: str, member: Member) -> str:
+    """Name of what a method draws from around a member, and by which steps."""
+    assert run.fit is not None
+    about = {"member": member.name, "params": run.spec.params, "loss": run.loss_name, "fit": run.fit.fingerprint}
+    return fingerprint("law", 1, sampling=run.samplers[method].sampling(run.spec.seed), **about)
+
+
+def chain(run: Run, method: str, member: Member, number: int, objective: str) -> str:
+    """Name of one of a method's chains, with the objective whose value is taken at its draws."""
+    about = {"chain": number, "direction": direction(run, member, objective)}
+    return fingerprint("chain", 1, law=law(run, method, member), **about)

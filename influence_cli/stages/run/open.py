@@ -10,6 +10,7 @@ from influence_cli.data.changed_texts import changed_texts
 from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError
 from influence_cli.methods import make_methods
+from influence_cli.model.losses import loss_of
 from influence_cli.objectives import make_objectives
 from influence_cli.settings import GradSpec, Inputs
 from influence_cli.stages.run.class_map import named_classes
@@ -44,7 +45,7 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
         usable_train_rows(manifest)
     target, overlap = manifest.rows("val"), manifest.rows("val").take(np.array([], dtype=np.int64))
     rows_of_target = spec.rows is not None and (inputs.target is not None or len(target) > 0)
-    if rows_of_target or any(m.needs == "tangents" for m in methods.values()):
+    if rows_of_target or any(m.measures for m in methods.values()):
         assert model is not None
         columns = [o.column or inputs.group for o in objectives.values() if "groups" in o.needs]
         target, overlap = target_rows(inputs, manifest, listener, model, store, columns)
@@ -54,9 +55,11 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
     elif inputs.target is not None and model is not None:  # nothing is measured on them but accuracy
         target, _ = given_target(inputs, manifest, listener, model, store)
     solvers = {n: s for n, m in methods.items() if (s := solver_of(m, values.get(n), spec)) is not None}
-    if solvers and model is not None and checkpoint is not None:
+    if (solvers or any(m.trains for m in methods.values())) and model is not None and checkpoint is not None:
+        for method in methods.values():
+            method.check_loss(loss_of(model.task))
         manifest = usable_now(manifest.rows("train"), model, inputs).manifest  # curvature needs every row
-        about["fit"] = open_fit_set(inputs, usable_train_rows(manifest), model, listener)
+        about["fit"] = open_fit_set(inputs, usable_train_rows(manifest), model, listener, curved=bool(solvers))
         trained = (checkpoint.locator, listener, model.task, about["fit"].weight)
         solvers = {n: with_trained_l2(s, n, *trained) for n, s in solvers.items()}
         methods = {n: solvers[n] if m.fitted_curvature else m for n, m in methods.items()}

@@ -5,13 +5,14 @@ Nothing here imports torch: a run whose every row is stored never does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from influence_cli.stages.run import names
 from influence_cli.stages.run.curvature_plan import Along, Fit, Solve, missing_directions, missing_fits, missing_solves
+from influence_cli.stages.run.further_plan import Further, missing_further, missing_phis
 from influence_cli.stages.run.gradient_plan import describe_rows
 from influence_cli.stages.run.input_said import input_of
 from influence_cli.stages.run.members import planned_members
@@ -21,6 +22,8 @@ from influence_cli.stages.run.run import Member, Run
 from influence_cli.stages.run.session import Session
 from influence_cli.store import Keys
 from influence_cli.store.shards import unique
+
+COSTED_APART = ("forward", "chains")  # passes whose seconds are not those of a rate a row
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Work:
     preconditioned: tuple[Along, ...] = ()  # u's to compute
     fits: tuple[Fit, ...] = ()  # factors that they need
     solves: tuple[Solve, ...] = ()  # passes over the fit rows that they take beyond those
+    phis: tuple[str, ...] = ()  # objectives whose value is needed, and no gradient
+    further: tuple[Further, ...] = ()  # training that goes on from the checkpoint, and draws around it
 
     def in_pass(self, name: str) -> dict[Part, Keys]:
         """What one pass over the rows computes: forward, values, or another quantity's own."""
@@ -56,7 +61,7 @@ class Work:
     @property
     def nothing(self) -> bool:
         """Whether the store holds all of it."""
-        return not self.directions and not self.preconditioned and not self.passes
+        return not self.directions and not self.preconditioned and not self.phis and not self.passes
 
     @property
     def tangents(self) -> list[Part]:
@@ -98,7 +103,8 @@ def _missing_at(run: Run, session: Session, member: Member) -> Work:
     lacking_values = [name for name, keys in work.values.items() if len(keys)]
     fits = missing_fits(run, session, member, [*(a.method for a in along), *lacking_values])
     solves = missing_solves(run, session, along, work.values)
-    return Work(member, lacking, tuple(measure), along, fits, solves)
+    work = Work(member, lacking, tuple(measure), along, fits, solves, missing_phis(run, session, member))
+    return work if work.nothing else replace(work, further=missing_further(run, session, member, lacking))
 
 
 def _has_halves(run: Run, session: Session, member: Member, objective: str) -> bool:
@@ -119,7 +125,8 @@ def _lacks_direction(run: Run, session: Session, work: Work, objective: str) -> 
 
 def needed_rates(work: list[Work]) -> set[str]:
     """The kinds of pass that the work holds."""
-    kinds = {"target" for w in work if w.directions} | {name for w in work for name in w.passes if name != "forward"}
+    kinds = {"target" for w in work if w.directions} | {n for w in work for n in w.passes if n not in COSTED_APART}
+    kinds |= {kind for w in work for part in w.further for kind in part.kinds}
     return kinds | {"tangents" if w.tangents else "outputs" for w in work if w.rows}
 
 
@@ -165,6 +172,7 @@ def describe_plan(
         "start_seconds": start,
         "bytes": sum(s["bytes"] for s in steps)
         + sum(fit.bytes for fit in fits)
+        + sum(part.bytes for w in work for part in w.further)
         + sum(g["bytes"] or 0 for g in gradients),
     }
 
@@ -205,6 +213,7 @@ def _step(run: Run, work: Work, position: int, n: int, rates: Rates) -> dict[str
         "bytes": sum(len(k) * QUANTITIES[p.quantity].row_bytes(run) for p, k in work.lacking.items()),
         "fits": [{**fit.as_dict(), "seconds": _in_all(fit, rates)} for fit in work.fits],
         "solves": [{**solve.as_dict(), "seconds": _in_all(solve, rates)} for solve in work.solves],
+        "further": [part.as_dict(rates) for part in work.further],
     }
 
 
@@ -220,14 +229,19 @@ def _seconds(run: Run, work: Work, rates: Rates) -> float | None:
         return None
     rows = work.rows * rates["tangents" if work.tangents else "outputs"] if work.rows else 0.0
     by_row = any(solve.method in work.values for solve in work.solves)  # whose seconds are all of the pass
-    others = [name for name in work.passes if name != "forward" and not (name == "values" and by_row)]
+    others = [name for name in work.passes if name not in COSTED_APART and not (name == "values" and by_row)]
     more = sum(work.rows_in(name) * rates[name] for name in others)
+    more += sum(part.seconds(rates) for part in work.further)
     return round(rows + more + (len(run.target) * rates["target"] if work.directions else 0.0), 1)
 
 
 def _why(work: Work, n: int) -> str:
     if work.nothing:
         return "all stored"
+    if work.further and work.member.walk is not None:
+        return "a member whose weights are not stored: training goes on from the checkpoint"
+    if work.further and work.rows == 0:
+        return "draws that are not stored (fit rows, options of the method or rows not seen before)"
     if work.fits and not work.directions:
         return "curvature to fit: " + work.fits[0].why
     if work.preconditioned and not work.directions:

@@ -155,6 +155,51 @@ class RowValues(Quantity):
         return lacking_values(run, session, part.of, part.member)
 
 
+@dataclass(frozen=True)
+class ChainPart(Part):
+    """Moments of rows' losses over the draws of one chain, with one objective beside them."""
+
+    method: str = ""
+    number: int = 0  # of the chain
+    objective: str = ""
+
+
+def chain_parts(run: Run, method: str, objective: str) -> list[ChainPart]:
+    """The chains of a method, with one objective beside the rows' losses."""
+    (member,), number = run.members_of[method], run.samplers[method].chains
+    return [
+        ChainPart(
+            "traces", names.chain(run, method, member, k, objective), member, f"{method} chain {k + 1}, {objective}",
+            method=method, number=k, objective=objective,
+        )
+        for k in range(number)
+    ]  # fmt: skip
+
+
+class Traces(Quantity):
+    """Moments of rows' losses over draws of the parameters, and of their products with Phi at the draws.
+
+    There is one part for each chain and objective.  Phi at every draw, and how a chain was drawn, are in a file of the
+    same name (``Store.chains``): without it the rows' moments are worth nothing.
+    """
+
+    name, key, computed_in = "traces", "row", "chains"
+
+    def row_bytes(self, run: Run) -> int:
+        """Keys of row and payload, a mean and two sums."""
+        return 2 * KEY_BYTES + 3 * 8
+
+    def parts(self, run: Run, member: Member) -> list[Part]:
+        """One for every chain and objective of every method that draws from around the member."""
+        drawing = [name for name in run.samplers if member in run.members_of[name]]
+        return [part for name in drawing for objective in run.objectives for part in chain_parts(run, name, objective)]
+
+    def lacking(self, run: Run, session: Session, part: Part) -> Keys:
+        """Those that are not stored; all of them where nothing is known of the chain."""
+        known = session.store.chains.meta(part.name) is not None
+        return super().lacking(run, session, part) if known else self.wanted(run, part)
+
+
 class RowGradients(Quantity):
     """Rows' own gradients, of training and target rows, where a run asks for them (``gradient_plan``)."""
 
@@ -189,9 +234,8 @@ class PositionScores(TokenScores):
     name = "positions"
 
 
-QUANTITIES: dict[str, Quantity] = {
-    q.name: q for q in (Outputs(), Tangents(), RowValues(), RowGradients(), TokenScores(), PositionScores())
-}
+EVERY = (Outputs(), Tangents(), RowValues(), Traces(), RowGradients(), TokenScores(), PositionScores())
+QUANTITIES: dict[str, Quantity] = {q.name: q for q in EVERY}
 
 
 def register(quantity: Quantity) -> None:

@@ -16,6 +16,7 @@ from influence_cli.stages.run.session import Session
 Rates = dict[str, float]  # seconds per row, by kind of pass
 ENOUGH_ROWS, ENOUGH_SECONDS = 256, 2.0  # either makes a rate a measured one
 START = "start-up"  # torch, the model and its weights, all that is set up once: seconds a run, whatever the rows
+STEP, LOSS = "further step", "further loss"  # a row's gradient in a step of further training, its loss at other weights
 FIT, SOLVE = "fit ", "solve "  # before the name of a method: seconds a fit row and pass
 FIXED = "fixed "  # before the name of a method: seconds of its fit whatever the rows
 
@@ -93,7 +94,9 @@ def known_rates(run: Run, session: Session, enough: bool = True) -> Rates:
     if run.model is None:
         return {}
     own = [quantity.name for quantity in QUANTITIES.values() if quantity.computed_in == "own"]
-    keys = {kind: pass_key(run, session, kind) for kind in ("outputs", "tangents", "target", "values", *own)}
+    keys = {
+        kind: pass_key(run, session, kind) for kind in ("outputs", "tangents", "target", "values", STEP, LOSS, *own)
+    }
     found = {k: session.store.timing(key) for k, key in keys.items() if not enough or is_measured(session, key)}
     return {kind: rate for kind, rate in found.items() if rate is not None}
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from influence_cli.data.changed_texts import Changed
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.row_checks import BadRow
 from influence_cli.errors import UsageError
+from influence_cli.methods.bif import BIF
 from influence_cli.methods.protocol import Facts, Growth, Member, Method, RowValue
 from influence_cli.methods.shapes.preconditioned import Preconditioned
 from influence_cli.model.checkpoints import Checkpoint
@@ -54,7 +55,7 @@ class Run:
     checkpoint: Checkpoint | None
     methods: dict[str, Method]
     objectives: dict[str, Any]
-    fit: FitSet | None = None  # where a method fits curvature
+    fit: FitSet | None = None  # where a method fits curvature, or goes on training
     groups: dict[str, Groups] = field(default_factory=dict)  # of the target rows, by objective that is about groups
     changed: dict[str, Changed] = field(default_factory=dict)  # twins of target rows, by objective that is about pairs
     values: dict[str, RowValue] = field(default_factory=dict)  # by method that needs a value of rows' own gradients
@@ -110,15 +111,20 @@ class Run:
         manifest = self.manifest.without(bad)
         return replace(self, manifest=manifest, train=usable_train_rows(manifest))
 
+    @functools.cached_property
+    def samplers(self) -> dict[str, BIF]:
+        """By method that draws parameters: itself."""
+        return {name: cast("BIF", method) for name, method in self.methods.items() if method.needs == "traces"}
+
     @property
     def target_fingerprint(self) -> str | None:
         """Name of the target rows; None where no method of the run measures anything on them."""
-        return self.target.fingerprint() if self.linear_members() else None
+        return self.target.fingerprint() if any(m.measures for m in self.methods.values()) else None
 
     def plain_member(self) -> Member:
         """The member whose loss, margin and accuracy are reported: the checkpoint itself where it is one."""
         digest = None if self.checkpoint is None else self.checkpoint.digest
-        plain = (m for m in self.members if m.dropout is None and m.checkpoint.digest == digest)
+        plain = (m for m in self.members if m.plain and m.checkpoint.digest == digest)
         return next(plain, self.members[0])
 
     def linear_members(self) -> list[Member]:

@@ -125,6 +125,9 @@ def _combined(run: Run, session: Session, columns: list[Column], rule: str) -> C
         )
     options = combine_options(run.spec.options)
     if rule == "linear":
+        if run.methods[method].needs != "tangents":
+            what = f"--combine linear blends directions of unit length, and {method} has no directions"
+            raise UsageError(what, fix="--combine ranksum, or --method ip")
         blend = Blend(run, session, method, rule, options.shares(rule, len(mine)))
         (scores,) = run.methods[method].score(blend, run.train, run.row_loss)
         return Column(rule, "signed", replace(scores, effect=False))
@@ -136,11 +139,16 @@ def _said_of_columns(run: Run, session: Session, columns: list[Column]) -> dict[
     """By column: its objective, lengths of its direction at its members, and what makes its scores an effect, if so."""
     of = {column_name(run, c.name): c for c in columns if c.scores.objective in run.objectives}
     method_of = {name: c.name.partition("/")[0] for name, c in of.items()}
+    directed = [name for name in of if run.methods[method_of[name]].needs == "tangents"]
     summed = [n for n in of if is_summed(run.methods[method_of[n]])]
     weights = {n: list(c.scores.weights) for n, c in of.items() if len(set(c.scores.weights)) > 1 or n in summed}
     return {
         "objective_of": {name: c.scores.objective for name, c in of.items()},
-        "norms": {name: _lengths(run, session, method_of[name], str(c.scores.objective)) for name, c in of.items()},
+        "norms": {
+            name: _lengths(run, session, method_of[name], str(c.scores.objective))
+            for name, c in of.items()
+            if name in directed
+        },
         "effect_divisors": {n: effect_weight(run, session, method_of[n]) for n, c in of.items() if c.scores.effect},
         **({"member_weights": weights} if weights else {}),
         **({"summed_over_members": summed} if summed else {}),

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
+from influence_cli.methods.protocol import Chain
 from influence_cli.stages.run import names
-from influence_cli.stages.run.quantities import QUANTITIES
+from influence_cli.stages.run.quantities import QUANTITIES, chain_parts
 from influence_cli.stages.run.row_values import values_of
 from influence_cli.stages.run.run import Member, Run
 from influence_cli.stages.run.session import Session
@@ -61,6 +62,23 @@ class StoredRows:
         meta = self.session.store.directions.meta(names.direction(self.run, member, objective))
         assert meta is not None
         return float(meta["norm"])
+
+    def phi(self, member: Member, objective: str) -> float:
+        """The objective's value at a member."""
+        found = self.session.store.chains.read(names.phi(self.run, member, objective))
+        assert found is not None
+        return float(found["phi"][0])
+
+    def chains(self, objective: str) -> list[Chain]:
+        """The method's chains, with one objective beside the rows' losses."""
+        found: list[Chain] = []
+        for part in chain_parts(self.run, self.method, objective):
+            rows = QUANTITIES[part.quantity].folder(self.run, self.session, part).read(self.run.train.row_keys)
+            kept, meta = self.session.store.chains.read(part.name), self.session.store.chains.meta(part.name)
+            assert kept is not None
+            assert meta is not None
+            found.append(Chain(rows["mean"], rows["squares"], rows["products"], kept["phi"], meta["facts"]))
+        return found
 
     def read(self, quantity: str, member: Member) -> dict[str, NDArray[Any]]:
         """The arrays [n, ...] of another quantity at a member."""

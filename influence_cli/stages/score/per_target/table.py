@@ -84,10 +84,10 @@ def check_per_target(run: Run, top: int) -> str:
 def _check_rows(run: Run, name: str) -> None:
     """Refuse methods whose scores the stored rows do not give."""
     rows, members = run.spec.rows, run.members_of[name]
-    if len(members) > 1 or any(m.dropout is not None or m.checkpoint != run.checkpoint for m in members):
+    if len(members) > 1 or any(not m.plain or m.checkpoint != run.checkpoint for m in members):
         raise UsageError(
             f"--rows {rows} stores gradients at the checkpoint, and {name} takes them where parameters are dropped "
-            "or at other checkpoints",
+            "or trained further, or at other checkpoints",
             fix="leave --rows out, or take --method ip",
         )
     whole = rows == "full" or (rows == "last" and run.spec.params == "last")

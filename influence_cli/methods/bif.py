@@ -1,0 +1,123 @@
+"""Local Bayesian influence: how a row's loss and Phi vary together over draws of the parameters near the checkpoint.
+
+    p(w) ~ exp(-nbeta L(w) - (gamma/2) |w - theta|^2),     L the mean training loss, without its l2
+    s_i = nbeta Cov(l_i(w), Phi(w))       or, with norm=correlation,  Cov / sqrt(Var l_i  Var Phi), in [-1, 1]
+
+Kreer, Wu, Adam, Furman, Hoogland, "Bayesian influence functions for Hessian-free data attribution", 2025, whose
+function, d E[Phi] / d(weight of i) = -Cov, has the other sign.  On a quadratic with much data s_i is the damped
+influence function q^T (H + delta)^-1 g_i with delta = gamma / nbeta, and it tends to that of any loss as nbeta grows.
+
+Draws are those of Langevin dynamics (``maths.langevin``) in C chains from the checkpoint.  Covariances are centred
+within each chain and pooled.  Chains begin at the mode: a short one is under-dispersed, as if damped by 1 / (eps t).
+Covariance is largest where losses are: rows with a large loss lead, and those of nearly no loss have nearly no score.
+What tells whether to believe it (R-hat, effective draws, the local learning coefficient, the share of minibatch noise)
+is said with every score and kept in the table.  Sampling needs a step size, and that the largest eigenvalue of the
+curvature: it is not free of second derivatives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from influence_cli.errors import ModelError, UsageError
+from influence_cli.methods.protocol import Chain, Floats, Kind, Method, Scores, Stored
+from influence_cli.settings import setting
+
+if TYPE_CHECKING:
+    from influence_cli.data.manifest import Rows
+    from influence_cli.model.losses import RowLoss
+
+SAMPLERS, NORMS = ("sgld", "rmsprop"), ("covariance", "correlation")
+FULL_UP_TO, BATCH = 1000, 256  # fit rows up to which a step takes all of them, and rows of a step beyond
+LEAST_DRAWS = 4
+
+
+@dataclass(frozen=True)
+class BIF(Method):
+    """C chains, which are computed and kept one by one; chain k is the same whatever their number."""
+
+    needs: ClassVar[str] = "traces"
+    kind: ClassVar[Kind] = "signed"
+    measures: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
+
+    sampler: str = setting("sgld", "sgld, or rmsprop: steps preconditioned by the size of each gradient entry")
+    nbeta: float | None = setting(None, "inverse temperature times rows (default: n / ln n)")
+    damping: float | None = setting(
+        None, "delta = gamma / nbeta (default: 0.01 of the mean eigenvalue of the curvature)", unit="mean loss"
+    )
+    step: float | None = setting(None, "step size eps (default: 0.1 over the largest eigenvalue, less for minibatches)")
+    chains: int = setting(4, "number of chains")
+    draws: int = setting(500, "draws of each chain, after the burn-in")
+    burn_in: int | None = setting(None, "steps before the first draw (default: 10 / (eps gamma), 200 to 2000)")
+    thin: int = setting(1, "steps from one draw to the next")
+    batch: int | None = setting(None, "rows of a step (default: all up to 1,000 fit rows, else 256)", unit="rows")
+    l2: float = setting(0.0, "l2 that is added to L", unit="mean loss")
+    norm: str = setting("covariance", "covariance, or correlation: rows of small losses count as much as others")
+    seed: int | None = setting(None, "seed of the draws (default: --seed)")
+    force: bool = setting(False, "draw although the noise of minibatches is as large as the law's own spread")
+
+    def __post_init__(self) -> None:
+        for name, known in (("sampler", SAMPLERS), ("norm", NORMS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r} is unknown; use one of {', '.join(known)}")
+        for name in ("nbeta", "step"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} is not positive")
+        for name in ("damping", "l2"):
+            if getattr(self, name) is not None and getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} is negative")
+        for name, least in (("chains", 1), ("draws", LEAST_DRAWS), ("thin", 1), ("batch", 1), ("burn_in", 0)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} is below {least}")
+
+    def check_loss(self, loss: RowLoss) -> None:
+        """Refuse a loss without curvature, whose step and damping nothing can tell (UsageError)."""
+        if not loss.curved and (self.damping is None or self.step is None):
+            what = "bif takes damping and step from the curvature of cross-entropy, and the task has a loss of its own"
+            raise UsageError(what, fix="--set bif.damping=X --set bif.step=X, or --method ip")
+
+    def sampling(self, seed: int) -> dict[str, Any]:
+        """What of the options changes a chain, for its name."""
+        given = {k: v for k, v in asdict(self).items() if k not in ("chains", "norm", "force")}
+        return {"revision": 1, **given, "seed": seed if self.seed is None else self.seed}
+
+    def batch_of(self, rows: int) -> int:
+        """Rows of a step, of so many fit rows."""
+        return min(rows, self.batch or (rows if rows <= FULL_UP_TO else BATCH))
+
+    def steps(self, burn_in: int | None = None) -> int:
+        """Steps of a chain: of as long a burn-in as there may be, where it is not known."""
+        own = self.burn_in if burn_in is None else burn_in
+        return (2000 if own is None else own) + self.draws * self.thin
+
+    def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
+        """For each objective the covariance times nbeta, or the correlation, pooled over chains; float64.
+
+        Raises:
+            ModelError: every chain has left the finite numbers.
+        """
+        found: list[Scores] = []
+        for objective in stored.objectives:
+            chains = [c for c in stored.chains(objective) if c.facts["diverged"] is None]
+            if not chains:
+                what = "bif: no chain has stayed finite"
+                raise ModelError(what, fix="--set bif.step with a smaller step, or --set bif.damping with a larger one")
+            own = np.stack([self._of([chain]) for chain in chains])
+            plain = self.norm == "covariance"
+            found.append(Scores(self._of(chains), objective, own, (1.0,) * len(own), effect=plain))
+        return found
+
+    def _of(self, chains: list[Chain]) -> Floats:
+        """Pooled scores [n] of some chains, each centred at its own means."""
+        products = sum((c.products for c in chains), np.zeros(1))
+        if self.norm == "covariance":
+            return chains[0].facts["nbeta"] * products / sum(len(c.phi) - 1 for c in chains)
+        squares = sum((c.squares for c in chains), np.zeros(1))
+        of_phi = sum(float(((c.phi - c.phi.mean()) ** 2).sum()) for c in chains)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found = products / np.sqrt(squares * of_phi)
+        return np.where(squares * of_phi == 0.0, 0.0 * products, found)
