@@ -87,6 +87,22 @@ _ROWS = (
         "minus the row's self-influence, with inverse curvature",
         "Bejan et al., arXiv:2302.13959", "forward T + 2 x fit rows + norms T",
     ),
+    MethodInfo(
+        "aum", "influence_cli.methods.aum:AUM", "mean margin over the epochs of training",
+        "Pleiss et al., arXiv:2001.10528", "records of training + forward T",
+    ),
+    MethodInfo(
+        "el2n", "influence_cli.methods.el2n:EL2N", "minus the mean error in the first epochs",
+        "Paul et al., arXiv:2107.07075", "records of training + forward T",
+    ),
+    MethodInfo(
+        "forget", "influence_cli.methods.forget:Forget", "minus how often the row was forgotten in training",
+        "Toneva et al., arXiv:1812.05159", "records of training + forward T",
+    ),
+    MethodInfo(
+        "data-maps", "influence_cli.methods.data_maps:DataMaps", "mean probability of the label over epochs",
+        "Swayamdipta et al., arXiv:2009.10795", "records of training + forward T",
+    ),
     MethodInfo("random", "influence_cli.methods.random:Random", "seeded uniform draw, the floor", "-", "none"),
 )  # fmt: skip
 METHODS: dict[str, MethodInfo] = {info.name: info for info in _ROWS}

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from influence_cli.engines.layerwise.blocks import Block
     from influence_cli.model.checkpoints import Checkpoint, Trajectory
     from influence_cli.model.dropout import Dropout
+    from influence_cli.model.training_records import EpochRecords, FoldRecords
     from influence_cli.model.walk import Walk
 
 Kind = Literal["signed", "ranking"]
@@ -96,6 +97,8 @@ class Scores:
     weights: tuple[float, ...] = ()  # of the members
     by_label: Floats | None = None  # [n, C]: the score with each label
     effect: bool = False  # whether values / n estimate the rise of Phi on removal
+    facts: Facts = field(default_factory=dict)  # what else the method found, for provenance
+    no_score: str = ""  # why rows may have none, where that is no trouble: it follows "12 of 400 rows"
 
 
 class Stored(Protocol):
@@ -142,6 +145,14 @@ class Stored(Protocol):
 
     def read(self, quantity: str, member: Member) -> dict[str, NDArray[Any]]:
         """The arrays [n, ...] of any other quantity that the method needs."""
+        ...
+
+    def by_epoch(self, value: str) -> EpochRecords:
+        """What training noted of its rows at every epoch, ``value`` among it."""
+        ...
+
+    def out_of_fold(self) -> FoldRecords:
+        """Logits of train rows by models that were trained without them."""
         ...
 
 

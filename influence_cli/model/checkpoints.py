@@ -21,8 +21,9 @@ from influence_cli.model.adapter_folder import ADAPTER_FILE, ADAPTER_WEIGHTS, ba
 from influence_cli.model.hf_folder import HF, by_hand, hub_name, spec_values
 from influence_cli.model.hub_config import read_hub_config
 from influence_cli.model.run_folder import RunFolder
-from influence_cli.model.run_record import WEIGHTS_FILE, is_model
+from influence_cli.model.run_record import WEIGHTS_FILE, RunRecord, is_model
 from influence_cli.model.text_input import placed
+from influence_cli.model.training_records import EpochRecords, FoldRecords
 from influence_cli.store.files import DamagedFile, file_digest
 from influence_cli.store.keys import fingerprint
 from influence_cli.store.lfs import refuse_pointer
@@ -241,3 +242,50 @@ class Trajectory:
             found.append(sum(recipe.rate(step, steps) for step in range(before, k.step)))
             before = k.step
         return found
+
+    def by_epoch(self, method: str, value: str) -> EpochRecords:
+        """Values of every row at every epoch of the training that ended in the final weights, for a method.
+
+        Raises:
+            UsageError: there are none, none of this ``value``, or the weights are not those that training ended with.
+            DamagedModel: a file of them is not as it was written.
+        """
+        flag = "--record epochs"
+        record = self._training(method, "what training noted of its rows at every epoch", flag)
+        if not record.values:
+            what = f"{method} needs what training noted of its rows at every epoch, and the run folder has none of it"
+            raise UsageError(what, where=self.final.locator, fix=_train_with(flag))
+        found = EpochRecords(RunFolder.of(self.final.locator), record.values)
+        if value not in found.names():
+            what = f"{method} is about labels that are classes, and training noted no {value} of its rows"
+            raise UsageError(what, where=self.final.locator, fix="use --method loss")
+        return found
+
+    def out_of_fold(self, method: str) -> FoldRecords:
+        """Logits of every train row by models that were trained without it, for a method.
+
+        Raises:
+            UsageError: there are none, or the weights are not those that training ended with.
+        """
+        flag = "--folds 5"
+        record = self._training(method, "models that were trained without the row that they judge", flag)
+        if not record.folds:
+            what = f"{method} needs models that were trained without the row that they judge, and there are none"
+            raise UsageError(what, where=self.final.locator, fix=_train_with(flag))
+        return FoldRecords(RunFolder.of(self.final.locator), record.folds)
+
+    def _training(self, method: str, needed: str, flag: str) -> RunRecord:
+        """What the run folder says of the training that ended in the final weights."""
+        record = RunFolder.of(self.final.locator).read()
+        if record is None:
+            what = f"{method} needs {needed}, and these weights have no run folder of `retrain`"
+            raise UsageError(what, where=self.final.locator, fix=_train_with(flag))
+        if (record.digests or {}).get(WEIGHTS_FILE) not in (None, self.final.digest):
+            what = f"{method} is about a whole training, and this checkpoint is not the one that it ended with"
+            raise UsageError(what, where=self.final.locator, fix="pass the run folder itself as --checkpoint")
+        return record
+
+
+def _train_with(flag: str) -> str:
+    """How to have it."""
+    return f"train with it: `influence retrain ... {flag}`, the same command where it was retrain"

@@ -3,6 +3,8 @@
 RUN/run.json                       what was trained (``RunRecord``), with a checksum and the digests of all weights
 RUN/model.safetensors              the weights; they carry their model and digest themselves
 RUN/checkpoints/step-N.safetensors weights that were kept during training
+RUN/epochs/                        values of every row at every epoch of training, whole epochs a file
+RUN/folds/                         logits of every row by a model that was trained without it, a fold a file
 RUN/metrics.json                   what the arms came to
 RUN/arms/<fingerprint>             every finished training, as a run folder of its own; its metrics.json is sealed
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +27,18 @@ from numpy.typing import NDArray
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import DamagedModel
 from influence_cli.model.run_record import WEIGHTS_FILE, RunRecord
-from influence_cli.store.files import METADATA_KEY, DamagedFile, read_header, replacing, write_bytes, write_json
+from influence_cli.store.files import (
+    METADATA_KEY,
+    DamagedFile,
+    file_digest,
+    read_header,
+    read_metadata,
+    read_tensors,
+    replacing,
+    write_bytes,
+    write_json,
+    write_tensors,
+)
 from influence_cli.store.sealed import (
     CHECKSUM,
     WEIGHTS,
@@ -39,7 +53,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 RUN_FILE, METRICS_FILE = "run.json", "metrics.json"
-CHECKPOINTS, ARMS = "checkpoints", "arms"
+CHECKPOINTS, ARMS, EPOCHS, FOLDS = "checkpoints", "arms", "epochs", "folds"
 _OURS = {"schema_version", "model", "recipe", CHECKSUM, WEIGHTS}  # any of these: not another program's run.json
 _METRICS = {"schema_version", "test_rows", "arms", "comparison"}  # keys of every metrics.json at the top
 
@@ -120,8 +134,30 @@ class RunFolder:
         weights = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
         write_bytes(self.path / name, save(weights, weights_metadata(about, serialized_digest(save(weights)))))
 
-    def copy_weights(self, names: list[str], source: RunFolder) -> None:
-        """Copy files of weights from another run folder, each whole or not at all."""
+    def write_arrays(self, name: str, arrays: dict[str, NDArray[Any]], about: dict[str, Any]) -> str:
+        """Write arrays to one file, with what they are ``about``; its digest."""
+        write_tensors(self.path / name, arrays, about)
+        return file_digest(self.path / name)
+
+    def read_arrays(self, name: str, digest: str) -> dict[str, NDArray[Any]]:
+        """The arrays of a file that ``run.json`` names with this digest.
+
+        Raises:
+            DamagedModel: it is not there, or not as it was written.
+        """
+        path = self.path / name
+        try:
+            arrays, _ = read_tensors(path)
+            if file_digest(path) == digest:
+                return arrays
+            why: object = f"it is not the file that {RUN_FILE} names"
+        except (OSError, DamagedFile) as error:
+            why = error
+        fix = "copy the run folder again, or train again"
+        raise DamagedModel(f"{name} is damaged ({why})", where=str(path), fix=fix)
+
+    def copy_files(self, names: Iterable[str], source: RunFolder) -> None:
+        """Copy files from another run folder, each whole or not at all."""
         for name in names:
             with replacing(self.path / name) as temporary:
                 shutil.copyfile(source.path / name, temporary)
@@ -145,7 +181,7 @@ class RunFolder:
         write_json(self.path / METRICS_FILE, metrics)
 
     def wrote(self, name: str) -> bool:
-        """Whether a file of weights says its model as a run's does, by its header, or metrics are as a run's."""
+        """Whether a file says what it is of as a run's does: weights and arrays by their header, or metrics."""
         file = self.path / name
         try:
             if not file.is_file():
@@ -153,6 +189,8 @@ class RunFolder:
             if file.name == METRICS_FILE:
                 metrics = json.loads(file.read_bytes())
                 return metrics.keys() >= _METRICS and isinstance(metrics["arms"], dict)
+            if file.parent.name in (EPOCHS, FOLDS):
+                return "of" in read_metadata(file)
             return "model" in json.loads(read_header(file)["__metadata__"][METADATA_KEY])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, DamagedFile):
             return False

@@ -94,6 +94,9 @@ class RunRecord:
     calibration_ids: tuple[str, ...] = ()
     calibration_keys: tuple[str, ...] | None = None  # row keys, in hex
     canaries: PlantedLabels | None = None
+    epochs: tuple[tuple[int, float], ...] = ()  # steps by the end of each, and the learning rate of the last
+    values: dict[str, str] = field(default_factory=dict)  # files of values of its rows by epoch, with their digests
+    folds: dict[str, str] = field(default_factory=dict)  # files of logits out of fold, with their digests
     asked: dict[str, Any] = field(default_factory=dict)  # what was asked of rows and model beside the recipe
     digests: dict[str, str] | None = None  # by file of weights
 
@@ -118,6 +121,9 @@ class RunRecord:
             calibration_ids=tuple(value.get("calibration_ids", ())),
             calibration_keys=None if keys is None else tuple(keys),
             canaries=PlantedLabels.from_json(value["canaries"]) if value.get("canaries") else None,
+            epochs=tuple((e["step"], e["lr"]) for e in value.get("epochs", ())),
+            values=value.get("epoch_values", {}),
+            folds=value.get("out_of_fold", {}),
             asked=value.get("asked", {}),
             digests=value.get(WEIGHTS),
         )
@@ -127,8 +133,10 @@ class RunRecord:
         value: dict[str, Any] = {"schema_version": 1, **{name: getattr(self, name) for name in _PLAIN}}
         value["checkpoints"] = [asdict(c) for c in self.checkpoints]
         value["trained_on"] = {"rows": self.trained_rows, "arm": self.arm}
-        if self.asked:
-            value["asked"] = self.asked
+        if self.epochs:
+            value["epochs"] = [{"step": step, "lr": rate} for step, rate in self.epochs]
+        files = {"asked": self.asked, "epoch_values": self.values, "out_of_fold": self.folds}
+        value |= {name: found for name, found in files.items() if found}
         if self.steps is not None:
             value["steps"] = self.steps
         if self.seconds is not None:
@@ -176,6 +184,9 @@ def _wrong(value: dict[str, Any]) -> str | None:
         "checkpoints": isinstance(kept, list) and all(map(_is_checkpoint, kept)),
         "trained_on": isinstance(value.get("trained_on", {}), dict),
         "asked": isinstance(value.get("asked", {}), dict),
+        "epochs": _are_epochs(value.get("epochs", [])),
+        "epoch_values": _are_files(value.get("epoch_values", {})),
+        "out_of_fold": _are_files(value.get("out_of_fold", {})),
         "calibration_ids": _are_texts(value.get("calibration_ids", [])),
         "calibration_keys": keys is None or _are_texts(keys),
         "canaries": bool(listed) and all(isinstance(v, list) and len(v) == len(listed[0]) for v in listed),
@@ -186,6 +197,14 @@ def _wrong(value: dict[str, Any]) -> str | None:
 
 def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(v, str) for v in value)
+
+
+def _are_epochs(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(e, dict) and e.keys() >= {"step", "lr"} for e in value)
+
+
+def _are_files(value: Any) -> bool:
+    return isinstance(value, dict) and _are_texts(list(value.values()))
 
 
 def _is_checkpoint(value: Any) -> bool:

@@ -12,7 +12,7 @@ Values = Callable[[], Sequence[str]]
 METHODS = (  # their own table imports pyarrow, which takes too long here
     *("ip", "ip-ensemble", "exact", "cg", "lissa", "arnoldi", "ekfac", "datainf", "tracin"),
     *("gex", "gex-ip", "bif", "loss", "margin"),
-    *("self-tracin", "self-lissa", "random"),
+    *("self-tracin", "self-lissa", "aum", "el2n", "forget", "data-maps", "random"),
 )
 
 
@@ -57,6 +57,7 @@ VALUES: dict[str, Values] = {  # by the name of an option without choices of its
     "schedule": _of("cosine", "linear", "constant", "step"),
     "augment": _of("none", "shift", "flip-shift"),
     "attack": _of("linear", "pgd", "fgsm", "none"),
+    "record": _of("epochs", "none"),
     "canary_noise": _of("confusion", "uniform"),
     "convention": _of("loo", "renorm-loo"),
     "link": _of("symbolic", "hard", "copy"),

@@ -72,6 +72,7 @@ class CrossEntropy(RowLoss):
     """Cross-entropy with hard labels, int64 [n]."""
 
     by_class: ClassVar[bool] = True
+    likelihood: ClassVar[bool] = True
 
     def name(self, outputs: int) -> str:
         """``cross-entropy``, whatever the number of classes."""

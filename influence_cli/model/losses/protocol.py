@@ -79,6 +79,7 @@ class RowLoss:
     by_class: ClassVar[bool] = False  # whether labels are classes, so that a row has a score with each of them
     curved: ClassVar[bool] = True  # whether it has an output curvature
     headline: ClassVar[Headline] = ACCURACY
+    likelihood: ClassVar[bool] = False  # whether it is minus the log of the label's probability
 
     def name(self, outputs: int) -> str:
         """What goes into a fingerprint, for a model with so many outputs."""

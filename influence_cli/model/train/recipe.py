@@ -81,6 +81,11 @@ class Recipe:
         """How often ``on_epoch`` is called: every epoch, or once for a fit to the optimum."""
         return 1 if self.optimizer == LBFGS else self.epochs
 
+    @property
+    def has_epochs(self) -> bool:
+        """Whether rows are passed over again and again, not solved for at once."""
+        return self.optimizer != LBFGS
+
     def rate(self, step: int, steps: int) -> float:
         """Learning rate at ``step`` of ``steps``, in [0, peak]."""
         warm = int(self.warmup * steps)

@@ -24,6 +24,7 @@ from influence_cli.model.examples import Examples, to_input
 from influence_cli.model.losses import loss_of
 from influence_cli.model.named_tensors import as_argument
 from influence_cli.model.train.convex import train_convex
+from influence_cli.model.train.epoch_values import EpochValues
 from influence_cli.model.train.recipe import LBFGS, Recipe
 
 PREDICTED_ROWS, PREDICTED_TOKENS = 512, 8192  # at a time
@@ -70,7 +71,7 @@ def _train_batches(data: Examples, keep: NDArray[np.int64], recipe: Recipe, seed
             continue  # BatchNorm cannot normalise one row; at most one row an epoch is passed over
         rows = keep[chosen]
         pixels = augment(data.at(rows), draws[chosen], recipe.augment)
-        yield pixels, torch.from_numpy(data.labels[rows]), torch.from_numpy(data.weights[rows]).float()
+        yield rows, pixels, torch.from_numpy(data.labels[rows]), torch.from_numpy(data.weights[rows]).float()
 
 
 def train(
@@ -80,8 +81,11 @@ def train(
     seed: int,
     device: torch.device,
     on_epoch: Callable[[int, int, float], None],
+    seen: EpochValues | None = None,
 ) -> int:
     """Train in place; returns the number of steps.  ``on_epoch(epoch, step, rate)`` is called after every epoch.
+
+    ``seen`` is told the logits of every row in every epoch; it changes nothing.
 
     The loss of a batch is sum w l / sum w; rows of weight 0 are left out.  With ``amp`` bf16 the forward and backward
     passes are torch's automatic mixed precision; weights, their updates and the loss stay in float32.
@@ -104,14 +108,14 @@ def train(
     for epoch in range(recipe.epochs):
         torch.manual_seed(seed * 100_003 + epoch)  # dropout inside the model
         rate = 0.0
-        for values, y, w in _train_batches(data, keep, recipe, seed, epoch):
+        for rows, values, y, w in _train_batches(data, keep, recipe, seed, epoch):
             rate = recipe.rate(step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
                 logits = model(as_argument(to_input(values.to(device), data.spec, torch.float32)))
-            losses = loss_of(data.spec).rows(logits.float() if mixed else logits, y.to(device))
-            w = w.to(device)
+            y, w = y.to(device), w.to(device)
+            losses = loss_of(data.spec).rows(logits.float() if mixed else logits, y)
             loss = (w * losses).sum() / w.sum()
             if not torch.isfinite(loss):
                 raise ModelError(f"the training loss is not finite at step {step}", fix="lower --lr")
@@ -119,7 +123,13 @@ def train(
             loss.backward()
             optimizer.step()
             step += 1
+            if seen is not None:
+                seen.batch(rows, logits, y, losses)
+        if seen is not None:
+            seen.epoch()
         on_epoch(epoch, step, rate)
+    if seen is not None:
+        seen.flush()
     model.eval()
     return step
 

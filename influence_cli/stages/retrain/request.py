@@ -10,6 +10,7 @@ from influence_cli.options import EVALUATE, PATH, RETRAIN, TRAINS, comma_list, k
 from influence_cli.settings import GradSpec, Inputs, Options, parse_share
 
 NOISES = ("confusion", "uniform")
+RECORDS = ("epochs", "none")
 
 
 def named_arm(text: str, flag: str = "--arm") -> tuple[str, str]:
@@ -107,6 +108,10 @@ class RetrainRequest:
     seeds: int = option(1, "Number of seeds for every arm.", TRAINS, least=1, after="augment")
     seed: int = 0
     keep_checkpoints: int = option(0, "Checkpoints to keep of the first arm and seed.", (RETRAIN,), least=0)
+    record: tuple[str, ...] = option(
+        (), "Note every row's margin and loss at every epoch of the first arm and seed: epochs or none "
+        "[default: epochs, of what is trained now].", (RETRAIN,), metavar="epochs|none", read=comma_list,
+    )  # fmt: skip
     calibration: float = option(
         0.0, "Share of train rows left out of training, for the gate.", (RETRAIN,), metavar="5%", read=parse_share
     )
@@ -124,6 +129,22 @@ class RetrainRequest:
         metavar="words|COLUMN",
     )  # fmt: skip
     options: Options = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.record if name not in RECORDS]
+        if unknown or ("none" in self.record and len(self.record) > 1):
+            named = ",".join(self.record)
+            raise UsageError(f"--record {named} cannot be read", fix=f"one of: {', '.join(RECORDS)}")
+
+    @property
+    def records_epochs(self) -> bool:
+        """Whether what is trained now is to tell of its rows at every epoch."""
+        return "none" not in self.record
+
+    @property
+    def wants_epochs(self) -> bool:
+        """Whether what was trained without telling of its rows is to be trained again."""
+        return "epochs" in self.record
 
 
 def asked_of(request: RetrainRequest) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         raise UsageError(what, fix="leave it out")
     test = rows_to_test(request, base.manifest, spec, listener)
     check_convex(recipe, spec.name, request.seeds)
+    check_records(request, recipe)
     base, test = (usable_now(rows, spec, request.inputs) for rows in (base, test))
     left_out = uniform_draws(base.ids, request.seed) < request.calibration  # of every arm, for the gate's calibration
     if left_out.any():
@@ -102,6 +103,13 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     }
     run.finish(arms[0], metrics, {**kept, "canaries": planted})
     return metrics
+
+
+def check_records(request: RetrainRequest, recipe: Recipe) -> None:
+    """Refuse (UsageError) to note epochs of a training that has none."""
+    if request.wants_epochs and not recipe.has_epochs:
+        what = f"--record epochs with --optimizer {recipe.optimizer}: it solves for the optimum, and has no epochs"
+        raise UsageError(what, fix="leave --record out, or pass --optimizer sgd")
 
 
 def _say_texts(rows: Rows, spec: ModelSpec, listener: Listener) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from influence_cli.data.outputs import check_no_store, check_writable, is_inside, is_same, is_stream, status_of
 from influence_cli.errors import DamagedModel, UsageError
 from influence_cli.events import SILENT, Listener
-from influence_cli.model.run_folder import ARMS, CHECKPOINTS, METRICS_FILE, RUN_FILE, RunFolder
+from influence_cli.model.run_folder import ARMS, CHECKPOINTS, EPOCHS, FOLDS, METRICS_FILE, RUN_FILE, RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, RunRecord
 from influence_cli.stages.retrain.request import RetrainRequest
 
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 _NOTES = ("models", "tasks")
 _ARM, _TEMPORARY = re.compile(r"[0-9a-f]{32}"), re.compile(r"\..+\.tmp")
-_CHECKPOINT = re.compile(r"step-\d+\.safetensors")
+_INSIDE = {  # folders of files that an arm has and the top has copies of, by what the files are called
+    CHECKPOINTS: re.compile(r"step-\d+\.safetensors"),
+    EPOCHS: re.compile(r"(rows|\d+-\d+)\.safetensors"),
+    FOLDS: re.compile(r"fold-\d+-of-\d+\.safetensors"),
+}
 _ANOTHER = "give a new folder, or move that one away"
 
 
@@ -66,12 +70,13 @@ def check_model(request: RetrainRequest, name: str) -> None:
 
 def _check_content(request: RetrainRequest, recipe: Recipe, place: Path, listener: Listener) -> None:
     """Refuse a folder with other content, a run of another recipe, and one in which a file of the user's would go."""
-    for name in (ARMS, CHECKPOINTS, *_NOTES):
+    for name in (ARMS, *_INSIDE, *_NOTES):
         if (place / name).is_symlink() and not is_inside(Path(os.path.realpath(place / name)), place):
             what = f"{name} in -o {request.output!r} is a link to another place, which would be written to"
             raise UsageError(what, where=str(place / name), fix="give a new folder, or move that link away")
     if not os.path.lexists(place / RUN_FILE):
-        others = [p.name for p in sorted(place.iterdir()) if not (_TEMPORARY.fullmatch(p.name) or _unfinished(p))]
+        inside = sorted(place.iterdir(), key=lambda p: (p.is_dir(), p.name))
+        others = [p.name for p in inside if not (_TEMPORARY.fullmatch(p.name) or _unfinished(p))]
         if others:
             what = f"-o {request.output!r} is there and is no run folder: it holds {others[0]}"
             raise UsageError(what, where=str(place), fix=_ANOTHER)
@@ -80,14 +85,21 @@ def _check_content(request: RetrainRequest, recipe: Recipe, place: Path, listene
     named = request.inputs.model
     if named is not None and request.inputs.task is None and not named.startswith(("python:", "hf:")):
         check_model(request, named)
-    replaced, there = [WEIGHTS_FILE, METRICS_FILE], place / CHECKPOINTS
-    if request.keep_checkpoints and os.path.lexists(there):
-        names = sorted(p.name for p in there.iterdir()) if there.is_dir() else []
-        replaced += [f"{CHECKPOINTS}/{n}" for n in names if _CHECKPOINT.fullmatch(n)] or [CHECKPOINTS]
+    replaced = [WEIGHTS_FILE, METRICS_FILE]
+    for folder, called in _INSIDE.items():
+        if _is_written(folder, request, recipe) and os.path.lexists(place / folder):
+            names = sorted(p.name for p in (place / folder).iterdir()) if (place / folder).is_dir() else []
+            replaced += [f"{folder}/{n}" for n in names if called.fullmatch(n)] or [folder]
     for name in replaced:
         if os.path.lexists(place / name) and not RunFolder(place).wrote(name):
             what = f"{name} in -o {request.output!r} is no earlier output of a run of influence"
             raise UsageError(what, where=str(place / name), fix="give a new folder, or move that file away")
+
+
+def _is_written(folder: str, request: RetrainRequest, recipe: Recipe) -> bool:
+    """Whether a run writes into one of its folders."""
+    asked = {CHECKPOINTS: request.keep_checkpoints, EPOCHS: request.records_epochs and recipe.has_epochs}
+    return bool(asked.get(folder))
 
 
 def _check_same(request: RetrainRequest, recipe: Recipe, run: RunRecord, listener: Listener) -> None:
@@ -128,23 +140,23 @@ def _records(request: RetrainRequest, run: RunRecord) -> dict[str, tuple[Any, An
 
 def _unfinished(path: Path) -> bool:
     """Whether it is what a run leaves that was stopped before its ``run.json`` was written."""
-    if path.name in (WEIGHTS_FILE, CHECKPOINTS):
+    if path.name in (WEIGHTS_FILE, *_INSIDE):
         return _is_copy(path)
     if not path.is_dir() or path.name not in (ARMS, *_NOTES):
         return False
     return path.name != ARMS or all(_ARM.fullmatch(p.name) or _TEMPORARY.fullmatch(p.name) for p in path.iterdir())
 
 
-def _is_copy(path: Path, below: str = "") -> bool:
-    """Whether weights, or all those in a folder, are copies of an arm's, as a run puts them at the top at its end.
+def _is_copy(path: Path, inside: str = "") -> bool:
+    """Whether weights, or all files in a folder, are copies of an arm's, as a run puts them at the top at its end.
 
     Nothing is lost where these are replaced, whatever recipe they are of.
     """
     if path.is_dir():
-        inside = [p for p in path.iterdir() if not _TEMPORARY.fullmatch(p.name)]
-        return path.name == CHECKPOINTS and all(_is_copy(p, f"{CHECKPOINTS}/") for p in inside)
-    root = path.parent.parent if below else path.parent
-    kept = [p for p in root.glob(f"{ARMS}/*/{below}{path.name}") if _ARM.fullmatch(p.relative_to(root).parts[1])]
+        files = [p for p in path.iterdir() if not _TEMPORARY.fullmatch(p.name)]
+        return path.name in _INSIDE and all(_is_copy(p, f"{path.name}/") for p in files)
+    root = path.parent.parent if inside else path.parent
+    kept = [p for p in root.glob(f"{ARMS}/*/{inside}{path.name}") if _ARM.fullmatch(p.relative_to(root).parts[1])]
     same = (p.is_file() and filecmp.cmp(p, path, shallow=False) for p in kept)
     return RunFolder(path.parent).wrote(path.name) and any(same)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +18,16 @@ from influence_cli.maths.labels import softmax
 from influence_cli.maths.paired_rows import Measured, OnRows, OnTexts
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.losses import loss_of
-from influence_cli.model.run_folder import CHECKPOINTS, METRICS_FILE, RUN_FILE, RunFolder
+from influence_cli.model.run_folder import METRICS_FILE, RUN_FILE, RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, EpochCheckpoint, RunRecord
 from influence_cli.model.spec import ModelSpec
 from influence_cli.stages.curate.score_table import groups_of
 from influence_cli.stages.retrain.arm_comparison import FLIPS, GAPS, beyond_accuracy, flips_of
 from influence_cli.stages.retrain.arms import Arm, arm_fingerprint
 from influence_cli.stages.retrain.request import RetrainRequest, asked_of
+from influence_cli.stages.retrain.training_notes import TrainingNotes
 from influence_cli.store.files import DamagedFile
-from influence_cli.store.keys import fingerprint
+from influence_cli.store.keys import Keys, fingerprint, row_keys
 
 if TYPE_CHECKING:
     import torch
@@ -74,11 +74,26 @@ class TrainingRun:
     def train(self, arm: Arm, seed: int, main: bool) -> dict[str, Any]:
         """Train one arm with one seed, or return what is kept of it."""
         folder = self.folder(arm, seed)
-        keep = min(self.request.keep_checkpoints, self.recipe.rounds) if main and seed == self.request.seed else 0
-        done = finished_training(folder, keep, self.listener)
+        first = main and seed == self.request.seed
+        keep = min(self.request.keep_checkpoints, self.recipe.rounds) if first else 0
+        done = finished_training(folder, keep, self.listener, first and self.request.wants_epochs)
         if done is not None:
             self.listener.detail(f"{arm.name}, seed {seed}: already trained")
             return done if done.get("measured") == self._measures() else self._measured_again(folder, done, arm)
+        values = first and self.request.records_epochs
+        model, steps, notes = self.fit(arm, seed, f"train {arm.name}, seed {seed}", folder, keep, values)
+        checkpoints = [asdict(c) for c in notes.checkpoints]
+        result = {"seed": seed, "steps": steps, "checkpoints": checkpoints, **self._measure(model, arm)}
+        folder.write_weights(WEIGHTS_FILE, model, {"model": self.spec.as_dict(), "step": steps})
+        self._write_model_files(folder)
+        folder.write(replace(notes.added_to(self._record(seed, arm, folder)), steps=steps))
+        folder.write_measures(result)
+        return result
+
+    def fit(
+        self, arm: Arm, seed: int, what: str, folder: RunFolder, keep: int = 0, values: bool = False
+    ) -> tuple[nn.Module, int, TrainingNotes]:
+        """A model trained on an arm, its steps, and what was kept on the way in a folder: checkpoints, rows' values."""
         import torch
 
         from influence_cli.model.train.sgd import train
@@ -87,29 +102,20 @@ class TrainingRun:
         model = self._model()
         data = copy.copy(self.sets["train"])
         data.labels, data.weights = arm.labels, arm.weights
-        wanted = {round((k + 1) * self.recipe.rounds / keep) - 1 for k in range(keep)}  # evenly spaced, with the last
-        checkpoints: list[EpochCheckpoint] = []
-        ends: list[float] = []
-        with self.listener.progress(f"train {arm.name}, seed {seed}", self.recipe.rounds, "epochs") as progress:
+        with self.listener.progress(what, self.recipe.rounds, "epochs") as progress:
+            notes = TrainingNotes(folder, model, self.spec, progress)
+            notes.keep_checkpoints(keep, self.recipe.rounds)
+            seen = None
+            if values and self.recipe.has_epochs:
+                seen = notes.keep_values(self._row_keys(arm), arm.weights > 0, loss_of(self.spec.task))
+            steps = train(model, data, self.recipe, seed, self.device, notes.on_epoch, seen)
+        return model, steps, notes
 
-            def on_epoch(epoch: int, step: int, rate: float) -> None:
-                if epoch in wanted:
-                    kept = EpochCheckpoint(f"{CHECKPOINTS}/step-{step:06d}.safetensors", epoch + 1, step, rate)
-                    about = {"model": self.spec.as_dict(), "epoch": kept.epoch, "step": step, "lr": rate}
-                    folder.write_weights(kept.file, model, about)
-                    checkpoints.append(kept)
-                progress.advance(1)
-                ends.append(time.perf_counter())
-
-            steps = train(model, data, self.recipe, seed, self.device, on_epoch)
-        done = {"seed": seed, "steps": steps, "checkpoints": [asdict(c) for c in checkpoints]}
-        result = {**done, **self._measure(model, arm)}
-        folder.write_weights(WEIGHTS_FILE, model, {"model": self.spec.as_dict(), "step": steps})
-        self._write_model_files(folder)
-        record = self._record(seed, arm, folder)
-        folder.write(replace(record, checkpoints=tuple(checkpoints), steps=steps, seconds=_seconds(ends)))
-        folder.write_measures(result)
-        return result
+    def _row_keys(self, arm: Arm) -> Keys:
+        """Keys [n, 16] of the rows under the labels that an arm is trained on."""
+        if np.array_equal(arm.labels, self.base.labels):
+            return self.base.row_keys
+        return row_keys(self.base.payload_keys, arm.labels)
 
     def _measured_again(self, folder: RunFolder, done: dict[str, Any], arm: Arm) -> dict[str, Any]:
         """What was kept of a training, with what is measured by now."""
@@ -211,21 +217,19 @@ class TrainingRun:
         kept, first = self.folder(main, seed), metrics["arms"][main.name]["seeds"][str(seed)]
         checkpoints = tuple(map(EpochCheckpoint.from_json, first["checkpoints"]))
         trained = kept.read()
-        took = None if trained is None else trained.seconds
-        record = replace(self._record(seed, main, kept), checkpoints=checkpoints, seconds=took, **notes)
-        top.copy_weights(record.weights, kept)
+        record = replace(self._record(seed, main, kept), checkpoints=checkpoints, **notes)
+        if trained is not None:
+            record = replace(record, seconds=trained.seconds, epochs=trained.epochs, values=trained.values)
+        top.copy_files([*record.weights, *record.values], kept)
         self._write_model_files(top)
         top.write(record)
         top.write_metrics(metrics)
 
 
-def _seconds(ends: list[float]) -> float | None:
-    """Seconds of a training whose epochs ended then, without what its first epoch sets up; None of one epoch alone."""
-    return round((ends[-1] - ends[0]) * len(ends) / (len(ends) - 1), 3) if len(ends) > 1 else None
-
-
-def finished_training(folder: RunFolder, keep: int, listener: Listener) -> dict[str, Any] | None:
+def finished_training(folder: RunFolder, keep: int, listener: Listener, values: bool = False) -> dict[str, Any] | None:
     """What was measured of a training with at least ``keep`` checkpoints; None where it must be trained.
+
+    With ``values`` one without those of its rows by epoch must be.
 
     Of one whose measures alone are damaged what is left is given, so that it is measured again.
 
@@ -240,6 +244,8 @@ def finished_training(folder: RunFolder, keep: int, listener: Listener) -> dict[
     record: RunRecord | None = None
     try:
         record = _verified(folder)
+        if values and not record.values:
+            return None
         measures = folder.read_measures()
         files = [c["file"] for c in measures["checkpoints"]]
         missing = [name for name in files if not (folder.path / name).exists()]
@@ -271,4 +277,6 @@ def _verified(folder: RunFolder) -> RunRecord:
         if not (folder.path / name).exists():
             raise DamagedModel(f"{name} is not there", where=str(folder.path), fix="train again")
         find_checkpoint(str(folder.path / name))
+    for name, digest in record.values.items():
+        folder.read_arrays(name, digest)
     return record

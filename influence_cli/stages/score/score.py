@@ -59,6 +59,7 @@ def score(run: Run, session: Session, per_member: bool = False, combine: str | N
     if run.members:
         table = _append_model_says(table, run, session)
     table = _append_canaries(table, run, session)
+    _say_no_score(session, columns)
     _warn_of_nulls(run, session, columns[:1] if combine is None else columns[1:])  # lexi scores candidates alone
     about = {
         **provenance_of(run, session, "score"),
@@ -104,10 +105,21 @@ def _append_canaries(table: pa.Table, run: Run, session: Session) -> pa.Table:
 
 def _warn_of_nulls(run: Run, session: Session, meant: list[Column]) -> None:
     """Name rows without a finite score."""
+    meant = [c for c in meant if not c.scores.no_score]
+    if not meant:
+        return
     bad = np.flatnonzero(~np.isfinite(np.stack([c.scores.values for c in meant])).all(axis=0))
     if len(bad):
         named = ", ".join(run.train.ids[k] for k in bad[:5].tolist())
         session.listener.warn(f"{len(bad)} rows have a non-finite score and are null, never ranked: {named}")
+
+
+def _say_no_score(session: Session, columns: list[Column]) -> None:
+    """Count the rows of which some method has no score for a reason of its own."""
+    for reason in dict.fromkeys(c.scores.no_score for c in columns if c.scores.no_score):
+        rows = np.any([~np.isfinite(c.scores.values) for c in columns if c.scores.no_score == reason], axis=0)
+        if rows.any():
+            session.listener.warn(f"{int(rows.sum()):,} of {len(rows):,} rows {reason}: their score is null")
 
 
 def _combined(run: Run, session: Session, columns: list[Column], rule: str) -> Column:
@@ -141,6 +153,7 @@ def _said_of_columns(run: Run, session: Session, columns: list[Column]) -> dict[
     method_of = {name: c.name.partition("/")[0] for name, c in of.items()}
     directed = [name for name in of if run.methods[method_of[name]].needs == "tangents"]
     summed = [n for n in of if is_summed(run.methods[method_of[n]])]
+    facts = {_column_name(run, c.name): c.scores.facts for c in columns if c.scores.facts}
     weights = {n: list(c.scores.weights) for n, c in of.items() if len(set(c.scores.weights)) > 1 or n in summed}
     return {
         "objective_of": {name: c.scores.objective for name, c in of.items()},
@@ -150,6 +163,7 @@ def _said_of_columns(run: Run, session: Session, columns: list[Column]) -> dict[
             if name in directed
         },
         "effect_divisors": {n: effect_weight(run, session, method_of[n]) for n, c in of.items() if c.scores.effect},
+        **({"facts": facts} if facts else {}),
         **({"member_weights": weights} if weights else {}),
         **({"summed_over_members": summed} if summed else {}),
     }

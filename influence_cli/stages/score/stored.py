@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
 from influence_cli.methods.protocol import Chain
+from influence_cli.model.checkpoints import Trajectory
+from influence_cli.model.training_records import EpochRecords, FoldRecords
 from influence_cli.stages.run import names
 from influence_cli.stages.run.quantities import QUANTITIES, chain_parts
 from influence_cli.stages.run.row_values import values_of
@@ -86,6 +88,18 @@ class StoredRows:
         (part,) = kind.parts(self.run, member)
         keys = rows.payload_keys if kind.key == "payload" else rows.row_keys
         return kind.folder(self.run, self.session, part).read(keys)
+
+    def by_epoch(self, value: str) -> EpochRecords:
+        """What training noted of its rows at every epoch, ``value`` among it."""
+        return self._trajectory().by_epoch(self.method, value)
+
+    def out_of_fold(self) -> FoldRecords:
+        """Logits of train rows by models that were trained without them."""
+        return self._trajectory().out_of_fold(self.method)
+
+    def _trajectory(self) -> Trajectory:
+        assert self.run.checkpoint is not None
+        return Trajectory(self.run.checkpoint)
 
 
 @dataclass(frozen=True, eq=False)

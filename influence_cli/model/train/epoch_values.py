@@ -1,0 +1,97 @@
+"""What training itself shows of each row: its margin, loss and error in the pass of every epoch, as it was trained on.
+
+Values are of the logits that the training step computed: before the step, with the augmentation of that epoch, in
+training mode (dropout on, batch statistics in BatchNorm).  No pass is run for them, and no number of training changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from influence_cli.model.losses.protocol import RowLoss
+
+LOGITS_HELD = 4_000_000  # before they are measured: one measurement of many batches costs what one of a batch does
+SHARD_BYTES = 8_000_000  # of values before they are written: an epoch of many rows, many epochs of a few
+Values = dict[str, NDArray[np.float32]]  # by name [epochs, rows]
+
+
+class EpochValues:
+    """Values of the rows at ``keep``, which are those that are trained on, written shard by shard.
+
+    margin       z_y - max_{c != y} z_c
+    loss         the row's loss under the run's row loss, without its weight
+    error        |softmax(z) - e_y|_2 (Paul et al., arXiv:2107.07075)
+    probability  softmax(z)_y, where that is not exp(-loss)
+
+    all in float32.  A loss whose labels are no classes has its loss alone.  Where an epoch passes over a row it is NaN.
+    """
+
+    def __init__(
+        self, keep: NDArray[np.int64], loss: RowLoss, write: Callable[[int, Values], None], size: int = SHARD_BYTES
+    ) -> None:
+        self.place = np.full(int(keep.max(initial=-1)) + 1, -1, dtype=np.int64)
+        self.place[keep] = np.arange(len(keep))
+        of_classes = ("margin", "error") if loss.likelihood else ("margin", "error", "probability")
+        self.names = ("loss", *of_classes) if loss.by_class else ("loss",)
+        self.write, self.size, self.rows = write, size, len(keep)
+        self.held: list[tuple[int, NDArray[np.int64], Tensor, Tensor, Tensor]] = []  # batches by epoch
+        self.logits = 0  # that are held
+        self.now = self.first = 1  # the epoch that goes on, and the first that is not written
+        self.values: Values = {name: np.empty((0, self.rows), dtype=np.float32) for name in self.names}
+
+    def batch(self, rows: NDArray[np.int64], logits: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """The logits [b, C], labels and losses [b] of the rows [b] of a training step."""
+        self.held.append((self.now, rows, logits.detach(), labels, losses.detach()))
+        self.logits += logits.numel()
+        if self.logits >= LOGITS_HELD:
+            self._measure()
+
+    def epoch(self) -> None:
+        """The end of an epoch."""
+        self.now += 1
+        if (self.now - self.first) * self.rows * 4 * len(self.names) >= self.size:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the epochs that are not written yet."""
+        self._measure()
+        done = self.now - self.first
+        if done:
+            self.write(self.first, {name: values[:done] for name, values in self.values.items()})
+            self.values = {name: values[done:] for name, values in self.values.items()}
+            self.first = self.now
+
+    def _measure(self) -> None:
+        """Take the values of what is held, all at once."""
+        if not self.held:
+            return
+        epochs, rows, logits, labels, losses = zip(*self.held, strict=True)
+        self.held, self.logits = [], 0
+        found = [torch.cat(losses).float()]
+        if len(self.names) > 1:
+            found += of_classes(torch.cat(logits).float(), torch.cat(labels))[: len(self.names) - 1]
+        at = np.repeat(epochs, [len(r) for r in rows]) - self.first, self.place[np.concatenate(rows)]
+        missing = max(epochs) - self.first + 1 - len(self.values["loss"])
+        for name, values in zip(self.names, torch.stack(found).cpu().numpy(), strict=True):
+            none = np.full((missing, self.rows), np.nan, dtype=np.float32)
+            self.values[name] = np.concatenate([self.values[name], none])
+            self.values[name][at] = values
+
+
+def of_classes(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Margin, error and probability [n] of logits z [n, C] and labels y [n].
+
+    >>> [v.tolist() for v in of_classes(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))]
+    [[0.0], [0.7071067690849304], [0.5]]
+    """
+    own = z.gather(1, y[:, None])
+    margin = own[:, 0] - z.scatter(1, y[:, None], -torch.inf).amax(1)
+    p = z.softmax(1)
+    others = p.scatter(1, y[:, None], 0.0)
+    error = (others.square().sum(1) + others.sum(1).square()).sqrt()  # 1 - p_y is the sum of the others
+    return margin, error, p.gather(1, y[:, None])[:, 0]
