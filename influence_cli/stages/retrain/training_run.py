@@ -107,7 +107,7 @@ class TrainingRun:
             notes.keep_checkpoints(keep, self.recipe.rounds)
             seen = None
             if values and self.recipe.has_epochs:
-                seen = notes.keep_values(self._row_keys(arm), arm.weights > 0, loss_of(self.spec.task))
+                seen = notes.keep_values(self._row_keys(arm), arm.weights > 0, loss_of(self.spec))
             steps = train(model, data, self.recipe, seed, self.device, notes.on_epoch, seen)
         return model, steps, notes
 

@@ -153,7 +153,7 @@ def _said_of_columns(run: Run, session: Session, columns: list[Column]) -> dict[
     method_of = {name: c.name.partition("/")[0] for name, c in of.items()}
     directed = [name for name in of if run.methods[method_of[name]].needs == "tangents"]
     summed = [n for n in of if is_summed(run.methods[method_of[n]])]
-    facts = {_column_name(run, c.name): c.scores.facts for c in columns if c.scores.facts}
+    facts = {column_name(run, c.name): c.scores.facts for c in columns if c.scores.facts}
     weights = {n: list(c.scores.weights) for n, c in of.items() if len(set(c.scores.weights)) > 1 or n in summed}
     return {
         "objective_of": {name: c.scores.objective for name, c in of.items()},
