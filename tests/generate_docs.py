@@ -215,7 +215,8 @@ def layer_rules(_: str) -> str:
 
     by_rule: dict[Any, list[str]] = {}
     for module, rule in RULES.items():
-        by_rule.setdefault(rule, []).append(f"`nn.{module.__name__}`")
+        torchs = "nn." if module.__module__.startswith("torch.") else ""
+        by_rule.setdefault(rule, []).append(f"`{torchs}{module.__name__}`")
     rows = [[", ".join(names), inspect.getdoc(rule).splitlines()[0]] for rule, names in by_rule.items()]  # type: ignore[union-attr]
     return table(["module", "rule"], rows)
 

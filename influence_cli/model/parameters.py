@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from influence_cli.errors import UsageError
 from influence_cli.model.logit_layer import HEAD
+from influence_cli.model.next_token import NextTokenLoss
 
 
 def select_parameters(model: nn.Module, selection: str) -> dict[str, Tensor]:
@@ -82,7 +83,8 @@ def named_views(vector: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, T
 
 
 def _linears(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    """Linear layers, that of a language model's output among them."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | NextTokenLoss)]
 
 
 def classifier_of(model: nn.Module) -> str:
@@ -96,6 +98,9 @@ def classifier_of(model: nn.Module) -> str:
     if found is not None:
         what = f"--params last: the logits are not made by one linear layer (there are {', '.join(linears[:5])})"
         raise UsageError(what, fix=f"name the parameters, such as --params '{linears[-1]}.*'")
+    output = next((name for name, module in model.named_modules() if isinstance(module, NextTokenLoss)), None)
+    if output is not None:
+        return output
     get = getattr(model, "get_classifier", None)
     wanted = get() if callable(get) else None
     for name, module in model.named_modules():

@@ -18,6 +18,7 @@ from influence_cli.engines.dual.dual import RULES
 from influence_cli.engines.layerwise.rules import RULES as LAYER_RULES
 from influence_cli.engines.layerwise.rules import rule_of
 from influence_cli.engines.point import Point
+from influence_cli.model.next_token import NextTokenLoss
 from tests.generate_docs import ENGINES, PACKAGE, PART, ROOT, generated, named
 
 DUAL, LAYERWISE = ENGINES
@@ -50,9 +51,11 @@ def test_every_rule_in_the_files_is_registered_and_listed() -> None:
 @pytest.mark.parametrize("kind", LAYER_RULES, ids=lambda k: k.__name__)
 def test_modules_in_the_table_have_a_rule_until_their_forward_is_another(kind: type[nn.Module]) -> None:
     sizes = {nn.Conv2d: (4, 4, 1), nn.LayerNorm: (4,), nn.BatchNorm1d: (4,), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (4,)}
+    sizes[NextTokenLoss] = (nn.Parameter(torch.zeros(4, 4)),)
     module = kind(*sizes.get(kind, (4, 4)))
     assert type(rule_of(module)) is LAYER_RULES[kind]
-    assert f"`nn.{kind.__name__}`" in LAYERWISE.read_text()
+    own = "nn." if kind.__module__.startswith("torch.") else ""
+    assert f"`{own}{kind.__name__}`" in LAYERWISE.read_text()
     other = type("Other", (kind,), {"forward": lambda self, x: x})
     assert rule_of(other(*sizes.get(kind, (4, 4)))) is None
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from influence_cli.errors import UsageError
-from influence_cli.model.spec import is_gpt
 from influence_cli.options import TRAINS, option
 
 LBFGS = "lbfgs"
@@ -28,6 +27,8 @@ FROM_NOTHING: dict[str, Any] = {
 
 def usual_recipe(model: str | None) -> dict[str, Any] | None:
     """What is usual for a model of this name; None: what ``Recipe`` says."""
+    from influence_cli.model.spec import is_gpt  # here: the options of a command are known without numpy
+
     if is_gpt(model):
         return FROM_NOTHING
     return FINE_TUNING if (model or "").startswith("hf:") else None
