@@ -79,8 +79,8 @@ def _summary(shown: TokenRows, origin: dict[str, Any], targets: int) -> list[str
 def _legend(shown: TokenRows) -> str:
     return (
         f"The colour of a token is its part of the row's score, in units of the score: full from {plain(shown.full)} "
-        "on either side, the same for all rows. Blue helps the target, orange harms it; the strongest tokens of a row are "
-        "underlined, dotted where they harm. · is a space, ↵ a new line."
+        "on either side, the same for all rows. Blue helps the target, orange harms it; the strongest tokens of a row "
+        "are underlined, dotted where they harm. · is a space, ↵ a new line."
     )
 
 
