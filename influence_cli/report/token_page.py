@@ -17,7 +17,7 @@ from influence_cli.data.outputs import write_output
 from influence_cli.data.tables import provenance
 from influence_cli.report.page import environment
 from influence_cli.report.token_pieces import Piece, quoted, visible
-from influence_cli.report.token_rows import HOW, RowTokens, TokenRows, token_rows
+from influence_cli.report.token_rows import HOW, RowTokens, TokenRows, plain, signed, token_rows
 
 TITLE = "Scores by token"
 MOST = 50  # rows of a side on the page
@@ -44,7 +44,7 @@ def token_page(table: pa.Table, texts: Mapping[str, str], targets: Sequence[tupl
         targets=targets,
         targets_title="Target text" if count == 1 else f"Target: {count:,} texts",
         more_targets=f"and {count - len(targets):,} more target texts" if count > len(targets) else "",
-        full=f"{shown.full:.3g}",
+        full=plain(shown.full),
         legend=_legend(shown),
         sides=[
             (heading, [_row(shown, row) for row in shown.of_side(side)[:MOST]])
@@ -78,9 +78,9 @@ def _summary(shown: TokenRows, origin: dict[str, Any], targets: int) -> list[str
 
 def _legend(shown: TokenRows) -> str:
     return (
-        f"The colour of a token is its part of the row's score, in units of the score: full from {shown.full:.3g} on "
-        "either side, the same for all rows. Blue helps the target, orange harms it; the strongest tokens of a row are "
-        "underlined, dotted where they harm. · is a space, ↵ a new line."
+        f"The colour of a token is its part of the row's score, in units of the score: full from {plain(shown.full)} "
+        "on either side, the same for all rows. Blue helps the target, orange harms it; the strongest tokens of a row "
+        "are underlined, dotted where they harm. · is a space, ↵ a new line."
     )
 
 
@@ -114,4 +114,4 @@ def _piece(shown: TokenRows, piece: Piece, mark: str | None) -> dict[str, Any]:
 
 def _signed(score: float | None) -> str:
     """A score with its sign, and a minus as wide as a plus."""
-    return "-" if score is None else f"{score:+.3g}".replace("-", "−")
+    return "-" if score is None else signed(score).replace("-", "−")

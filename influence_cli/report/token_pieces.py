@@ -41,9 +41,8 @@ class Piece:
 def pieces_of(text: str, tokens: Iterable[Token]) -> list[Piece]:
     """The pieces of a text in order; without those that were added they are the text.
 
-    >>> [p.text for p in pieces_of("a e\u0301", [Token(0, 1, "a", None, None), Token(1, 3, " e", 1.0, 2.0),
-    ...                                        Token(3, 4, "\u0301", 0.5, 1.0)])]
-    ['a', ' é']
+    >>> [(p.text, p.score) for p in pieces_of("日本", [Token(0, 1, "日", 1.0, 2.0), Token(0, 2, "日本", 0.5, 1.0)])]
+    [('日本', 1.5)]
     """
     found: list[Piece] = []
     at = 0

@@ -21,6 +21,24 @@ HOW = {
 }
 
 
+def plain(value: float) -> str:
+    """A score with three digits, and no power of ten where people read it without.
+
+    >>> plain(0.012345), plain(-1843.2), plain(2.5e9)
+    ('0.0123', '-1,843', '2.5e+09')
+    """
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def signed(value: float) -> str:
+    """The same with its sign.
+
+    >>> signed(1843.2), signed(-0.5)
+    ('+1,843', '-0.5')
+    """
+    return f"+{plain(value)}" if value >= 0 else plain(value)
+
+
 @dataclass(frozen=True)
 class RowTokens:
     """One row's score in pieces."""

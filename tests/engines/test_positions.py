@@ -142,7 +142,7 @@ def _loss_with_parameters_by_position(model: Any, p: dict[str, Tensor], ids: Ten
     """The GPT of one block written out, with parameters [T, ...] that position t alone uses at t."""
 
     def linear(x: Tensor, name: str) -> Tensor:
-        return torch.einsum("toi,ti->to", p[f"{name}.weight"], x) + p[f"{name}.bias"]
+        return torch.einsum("tji,ti->tj", p[f"{name}.weight"], x) + p[f"{name}.bias"]
 
     def norm(x: Tensor, name: str) -> Tensor:
         return F.layer_norm(x, x.shape[1:]) * p[f"{name}.weight"] + p[f"{name}.bias"]

@@ -17,7 +17,7 @@ from influence_cli.model.text_input import TextInput, tokenizer_digest
 from influence_cli.model.token_spans import special_names, token_spans
 from tests.texts import tokenizer, tokenizers, transformers
 
-TEXT = "Die Straße  日本 👩‍👩‍👧\n\n\tnaïve  \r\n ende "
+TEXT = "Die Straße  日本 👩‍👩‍👧\n\n\tnaïve  \r\n Ende "
 
 
 def of_pairs(size: int = 300, **more: Any) -> TextInput:

@@ -174,7 +174,7 @@ def test_a_terminal_shows_texts_in_colour_and_names_the_strongest(color: str, mo
     shown = stream.getvalue()
     assert ("\x1b[" in shown) == (color == "always")
     plain = re.sub(r"\x1b\[[\d;]*m", "", shown)
-    assert "helps most: ␣not +0.05" in plain.replace("\n", " ")
+    assert "helps most: “␣not” +0.05" in plain.replace("\n", " ")
     assert "To be,↵" in plain
     assert "⟨U+202E⟩" in plain
     assert "\u202e" not in plain

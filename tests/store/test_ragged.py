@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from influence_cli.store import Store
 from influence_cli.store.files import DamagedFile, read_tensors
+from influence_cli.store.maintenance import collect
 from influence_cli.store.ragged import flattened, ragged, unflattened
 from influence_cli.store.shards import ShardFolder
 
@@ -71,3 +73,14 @@ def test_lengths_that_do_not_fit_are_damage() -> None:
     made = flattened({"score": rows_of(3, 2)})
     with pytest.raises(DamagedFile, match="5 values where its rows have 6"):
         unflattened({**made, "score.lengths": np.array([4, 2])})
+
+
+def test_what_is_of_tokens_goes_with_the_curvature_that_its_direction_was_made_with(tmp_path: Path) -> None:
+    store, names = Store(tmp_path / "store"), {"kept": "a" * 32, "gone": "b" * 32}
+    for fit, name in names.items():
+        store.directions.write(name, {"w": np.ones(2)}, {"fit": fit})
+        for kind in ("tokens", "positions"):
+            store.folder(kind, name).write(keys_of(1), {"score": rows_of(3)})
+    collect(tmp_path / "store", None, fits={"kept"})
+    for kind in ("tokens", "positions"):
+        assert [folder.name for folder in (tmp_path / "store" / kind).iterdir()] == [names["kept"]]

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING
 from influence_cli.cli.console import terminal
 from influence_cli.cli.printing import width_of
 from influence_cli.report.token_pieces import Piece, quoted, visible
-from influence_cli.report.token_rows import HOW, RowTokens, TokenRows, token_rows
+from influence_cli.report.token_rows import HOW, RowTokens, TokenRows, plain, signed, token_rows
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 SHOWN_ROWS, SHOWN_LINES, TARGET_LINES = 3, 12, 6  # of a side, of a row's text, and of a target's
 # From the weakest to the strongest, each with the share of full colour from which it is taken.  Blue and orange are
 # told apart by every kind of colour vision; the letters' own colour makes them legible on any background.
-HELPS = ((0.75, "white on #0072b2"), (0.35, "black on #56a5d8"), (0.1, "black on #b3d5ec"))
-HARMS = ((0.75, "white on #b64f00"), (0.35, "black on #ec9048"), (0.1, "black on #f7cfae"))
+HELPS = ((0.75, "color(231) on color(25)"), (0.35, "color(16) on color(74)"), (0.1, "color(16) on color(153)"))
+HARMS = ((0.75, "color(231) on color(130)"), (0.35, "color(16) on color(215)"), (0.1, "color(16) on color(223)"))
 
 
 def show_tokens(found: TokenScores, stream: IO[str] | None = None) -> None:
@@ -38,7 +38,7 @@ def show_tokens(found: TokenScores, stream: IO[str] | None = None) -> None:
             lines += [Text(""), _head(side, row), *_cut(_coloured(shown, row), SHOWN_LINES), _strongest(row)]
     _draw(lines, stream or sys.stdout)
     out = terminal()
-    out.note(f"split {HOW[shown.decomposition]}; full colour from {shown.full:.3g} on either side")
+    out.note(f"split {HOW[shown.decomposition]}; full colour from {plain(shown.full)} on either side")
     more = sum(max(0, len(rows) - SHOWN_ROWS) for rows in sides.values())
     what = f"{more} more rows, and texts to their end" if more else "texts to their end"
     out.note(f"{what}: as a page with --report FILE, as a table with -o")
@@ -50,7 +50,7 @@ def _head(side: str, row: RowTokens) -> Text:
     loss = "" if row.loss is None else f", {row.loss:.3g} nats a token"
     what = {"helpful": "helps", "harmful": "harms"}.get(side, "does neither")
     return Text(
-        f"{what} {row.rank}: {quoted(row.id)}, score {row.score:+.4g}, {row.tokens:,} tokens{loss}", style="bold"
+        f"{what} {row.rank}: {quoted(row.id)}, score {signed(row.score)}, {row.tokens:,} tokens{loss}", style="bold"
     )
 
 
@@ -84,7 +84,7 @@ def _strongest(row: RowTokens) -> Text:
     from rich.text import Text
 
     def said(pieces: list[Piece]) -> str:
-        return ", ".join(f"{quoted(p.text)} {p.score:+.3g}" for p in pieces)
+        return ", ".join(f"“{quoted(p.text)}” {signed(p.score or 0.0)}" for p in pieces)
 
     parts = [
         f"{what} most: {said(some)}" for sign, what in ((1, "helps"), (-1, "harms")) if (some := row.strongest(sign))

@@ -192,7 +192,7 @@ def test_scores_over_the_rows_own_size_are_split_too(home: Path) -> None:
 
 def test_python_gives_the_same_table(home: Path) -> None:
     table = tokens(home, "--top", 2, "--decomposition", "position")
-    where = {"checkpoint": str(home / "RUN"), "store": str(home / "store")}
+    where: dict[str, Any] = {"checkpoint": str(home / "RUN"), "store": str(home / "store")}
     found = influence_cli.tokens(str(home / "m.parquet"), top=2, decomposition="position", **where)
     assert found.to_pylist() == table.to_pylist()
     one = influence_cli.tokens(str(home / "m.parquet"), row_id="r3", **where)
