@@ -41,6 +41,7 @@ class BIF(Method):
 
     needs: ClassVar[str] = "traces"
     kind: ClassVar[Kind] = "signed"
+    effect: ClassVar[bool] = True  # of the covariance
     measures: ClassVar[bool] = True
     trains: ClassVar[bool] = True
 

@@ -18,6 +18,7 @@ Described = dict[str, Any]
 STEPS = ("member", "target rows", "rows stored", "rows to compute", "passes", "seconds", "bytes", "why")
 FITS = ("method", "rows", "passes", "seconds", "bytes", "why")
 SOLVES = ("method", "directions", "rows", "passes", "seconds")
+FURTHER = ("method", "what", "steps", "gradients", "losses", "seconds", "bytes")
 GRADIENTS = ("rows", "params", "values", "rows_stored", "rows_to_compute", "seconds", "bytes")
 
 
@@ -60,6 +61,8 @@ def show_plan(result: ResultOptions, run: Run, session: Session) -> None:
         cells = [[str(m), name, f"{rows:,}"] for m, name, rows in values]
         print_table("values of rows to compute", ["member", "method", "rows"], cells, sys.stdout)
     _member_table("directions to solve for; passes at most", described["steps"], "solves", SOLVES)
+    title = "further training; gradients of rows in its steps, losses of rows at what they lead to, at most"
+    _member_table(title, described["steps"], "further", FURTHER)
     _gradients(described["row_gradients"])
 
 

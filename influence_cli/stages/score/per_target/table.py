@@ -56,9 +56,9 @@ def check_per_target(run: Run, top: int) -> str:
         raise UsageError(f"--per-target is a table of one method, and these are several: {names}", fix="--method ip")
     (name,) = run.methods
     if run.methods[name].needs != "tangents":
+        has = "looks at all target rows together" if run.methods[name].measures else "is a value of a row alone"
         raise UsageError(
-            f"--per-target needs a score for every pair of a train and a target row, and {name} is a value of a row "
-            "alone",
+            f"--per-target needs a score for every pair of a train and a target row, and {name} {has}",
             fix="--method ip, or another that measures a direction (see: influence methods)",
         )
     if name in run.values:

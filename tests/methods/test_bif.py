@@ -1,0 +1,340 @@
+"""Local Bayesian influence (methods.md T44, T45, T46) against chains written out in float64, and dense influence.
+
+python -m pytest tests/methods/test_bif.py
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from influence_cli.data.open import open_manifest
+from influence_cli.data.tables import provenance
+from influence_cli.errors import ModelError, UsageError
+from influence_cli.maths.langevin import ChainState, Law, advanced, chosen_rows, noise
+from influence_cli.methods.bif import BIF
+from influence_cli.methods.protocol import Chain
+from influence_cli.model.losses import CROSS_ENTROPY
+from influence_cli.stages.grads.further import open_fit_rows
+from influence_cli.stages.grads.member_model import Models
+from influence_cli.stages.grads.phi_values import PhiValues
+from tests.cases import Heard, call_cli
+from tests.opened import Opened, fill, missing_work, score
+from tests.oracle import (
+    Problem,
+    Softmax,
+    column,
+    make_problem,
+    relative_error,
+    write_manifest,
+)
+
+FACTS = {"nbeta": 2.0, "diverged": None}
+NBETA, DELTA, STEP, CHAINS, DRAWS, BURN, THIN = 40.0, 0.3, 0.004, 2, 12, 5, 2
+OPTIONS = {
+    "nbeta": NBETA, "damping": DELTA, "step": STEP, "chains": CHAINS, "draws": DRAWS, "burn_in": BURN, "thin": THIN,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
+    return make_problem(tmp_path_factory.mktemp("bif"), "mlp:5", (3,), classes=3, train=30, val=12)
+
+
+def job(problem: Problem, options: dict | None = None, **more: object) -> Opened:
+    return problem.job(methods=("bif",), options={"bif": {**OPTIONS, **(options or {})}}, **more)
+
+
+def loops(problem: Problem, sampler: str = "sgld", batch: int = 30, l2: float = 0.0, last: bool = False) -> np.ndarray:
+    """Losses of train rows and, last, Phi [C, T, n + 1] at the draws, by autograd and the update as it is written."""
+    (x, y), (xv, yv) = problem.part("train"), problem.part("val")
+    keys = open_manifest(str(problem.manifest)).rows("train").row_keys
+    order = np.array(sorted(range(len(keys)), key=lambda k: keys[k].tobytes()))
+    found = np.zeros((CHAINS, DRAWS, len(x) + 1))
+    for c in range(CHAINS):
+        model = copy.deepcopy(problem.model)
+        own = [p for n, p in model.named_parameters() if not last or n.startswith("head.")]
+        start = torch.nn.utils.parameters_to_vector(own).detach().clone()
+        w, v = start.clone(), torch.zeros_like(start)
+        for t in range(1, BURN + DRAWS * THIN + 1):
+            torch.nn.utils.vector_to_parameters(w, own)
+            chosen = chosen_rows(f"bif:0:{c}", t - 1, len(x), batch)
+            rows = order if chosen is None else order[chosen]
+            loss = F.cross_entropy(model(x[rows]), y[rows])
+            g = torch.cat([p.flatten() for p in torch.autograd.grad(loss, own)]) + l2 * w
+            scale = torch.ones_like(w)
+            if sampler == "rmsprop":
+                v = 0.99 * v + 0.01 * g**2 if t <= BURN else v
+                scale = 1 / ((v / (1 - 0.99 ** min(t, BURN))).sqrt() + 0.1)
+            drift = NBETA * g + DELTA * NBETA * (w - start)
+            w = w - STEP / 2 * scale * drift + (STEP * scale).sqrt() * noise(f"bif:0:{c}", t - 1, w)
+            if t > BURN and (t - BURN) % THIN == 0:
+                torch.nn.utils.vector_to_parameters(w, own)
+                with torch.no_grad():
+                    losses = [F.cross_entropy(model(x), y, reduction="none"), F.cross_entropy(model(xv), yv)[None]]
+                    found[c, (t - BURN) // THIN - 1] = torch.cat(losses).numpy()
+    return found
+
+
+def pooled(draws: np.ndarray, correlation: bool = False) -> np.ndarray:
+    off = draws - draws.mean(1, keepdims=True)  # within each chain
+    products = (off[..., :-1] * off[..., -1:]).sum((0, 1))
+    if correlation:
+        return products / np.sqrt((off[..., :-1] ** 2).sum((0, 1)) * (off[..., -1] ** 2).sum())
+    return NBETA * products / (draws.shape[0] * (draws.shape[1] - 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [
+        ({}, {}),
+        ({"batch": 8}, {"batch": 8}),
+        ({"sampler": "rmsprop", "l2": 0.05}, {"sampler": "rmsprop", "l2": 0.05}),
+        ({"batch": 8, "params": "last"}, {"batch": 8, "last": True}),
+    ],
+)
+def test_scores_are_covariances_over_chains_written_out(problem: Problem, options: dict, how: dict) -> None:
+    params = options.get("params", "all")
+    given = {k: v for k, v in options.items() if k != "params"}
+    table = score(job(problem, given, params=params), per_member=True)
+    draws = loops(problem, **how)
+    assert relative_error(column(table), pooled(draws)) < 1e-9
+    assert relative_error(column(table, "score_utility_1"), pooled(draws[1:])) < 1e-9
+    np.testing.assert_allclose(column(table, "effect"), column(table) / 30, rtol=1e-12)
+    facts = provenance(table.schema)["further"]["bif"]
+    assert facts["gamma"] == pytest.approx(DELTA * NBETA)
+    assert facts["objectives"]["utility"]["draws"] == CHAINS * DRAWS
+
+
+def test_the_correlation_is_of_the_same_draws(problem: Problem, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    fill(job(problem, store=str(tmp_path / "store")))
+    case = job(problem, {"norm": "correlation"}, store=str(tmp_path / "store"))
+    assert all(w.nothing for w in missing_work(case))
+    table = score(case)
+    assert relative_error(column(table), pooled(loops(problem), correlation=True)) < 1e-9
+    assert "effect" not in table.column_names
+
+
+def test_t46_batches_of_rows_change_nothing_and_chains_come_one_by_one(problem: Problem, tmp_path: Path) -> None:
+    straight = column(score(job(problem)))
+    np.testing.assert_allclose(column(score(job(problem, batch_size=7))), straight, rtol=1e-10, atol=1e-13)
+    (tmp_path / "store").mkdir()
+    fill(job(problem, {"chains": 1}, store=str(tmp_path / "store")))
+    more = job(problem, store=str(tmp_path / "store"))
+    assert [f.what for w in missing_work(more) for f in w.further] == ["chain 2"]
+    np.testing.assert_array_equal(column(score(more)), straight)
+    order = np.random.default_rng(1).permutation(len(problem.ids))
+    table = score(job(problem, manifest=problem.permuted(order, "other.parquet")))
+    place = {i: k for k, i in enumerate(table.column("id").to_pylist())}
+    own = [i for i, s in zip(problem.ids, problem.splits, strict=True) if s == "train"]
+    np.testing.assert_allclose(column(table)[[place[i] for i in own]], straight, rtol=1e-9)
+
+
+def test_a_chain_that_was_stopped_goes_on_from_where_it_was(problem: Problem, tmp_path: Path) -> None:
+    straight = column(score(job(problem, {"sampler": "rmsprop"})))
+    (tmp_path / "store").mkdir()
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    case = job(problem, {"sampler": "rmsprop"}, store=str(tmp_path / "store"))
+    case.listener = Heard(stop, BURN + 9, "bif chain 2")
+    with pytest.raises(KeyboardInterrupt):
+        fill(case)
+    again = job(problem, {"sampler": "rmsprop"}, store=str(tmp_path / "store"))
+    heard = again.listener = Heard(None, 0, "bif chain 2")
+    np.testing.assert_array_equal(column(score(again)), straight)
+    assert heard.advances == BURN + DRAWS * THIN - (BURN + 9)
+
+
+def test_new_rows_are_observed_along_the_same_chains(problem: Problem, tmp_path: Path) -> None:
+    """With a pinned fit set; the others keep their moments."""
+    few = [k for k, s in enumerate(problem.splits) if s != "train" or k % 5]
+    payloads = problem.payloads[few]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    labels, splits, ids = problem.labels.numpy()[few], problem.splits[few].tolist(), [problem.ids[k] for k in few]
+    part = write_manifest(tmp_path / "few.parquet", payloads, labels, splits, ids)
+    (tmp_path / "store").mkdir()
+    pinned = {"fit_rows": str(problem.manifest), "store": str(tmp_path / "store")}
+    fill(job(problem, manifest=part, **pinned))
+    case = job(problem, **pinned)
+    lacking = {len(keys) for w in missing_work(case) for keys in w.in_pass("chains").values()}
+    assert lacking == {sum(s == "train" and not k % 5 for k, s in enumerate(problem.splits))}
+    np.testing.assert_allclose(column(score(case)), column(score(job(problem))), rtol=1e-12)
+
+
+def test_t45_with_much_data_it_is_influence_at_the_same_damping(problem: Problem) -> None:
+    """Logistic regression, n 200, 4 chains of 5,000 draws side by side; the limit of large damping is ip."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(250, 5)) * np.array([0.3, 0.6, 1.0, 1.5, 2.0])
+    x, y = torch.from_numpy(x), torch.from_numpy((x @ rng.normal(size=5) + rng.normal(size=250) > 0).astype(np.int64))
+    x, y, xv, yv = x[:200], y[:200], x[200:], y[200:]
+    fit, target = Softmax.of(x, y, 2), Softmax.of(xv, yv, 2)
+    theta = fit.fit(np.ones(200), 0.01)
+    g, q, hessian = fit.gradients(theta), target.gradients(theta).mean(0), fit.hessian(theta, np.ones(200) / 200)
+    inputs = [torch.from_numpy(s.x) for s in (fit, target)]
+    labels = [y.expand(4, -1), yv.expand(4, -1)]
+    start = torch.from_numpy(theta.ravel())
+
+    def losses(w: torch.Tensor, of: int) -> torch.Tensor:
+        z = torch.einsum("kcd,nd->knc", w.view(4, 2, -1), inputs[of])
+        return F.cross_entropy(z.transpose(1, 2), labels[of], reduction="none")
+
+    def gradient(w: torch.Tensor, step: int) -> tuple[float, torch.Tensor]:
+        p = torch.einsum("kcd,nd->knc", w.view(4, 2, -1), inputs[0]).softmax(2) - F.one_hot(y, 2)
+        return 0.0, torch.einsum("knc,nd->kcd", p, inputs[0]).reshape(4, -1) / 200
+
+    def scores(nbeta: float, delta: float, draws: int) -> np.ndarray:
+        top = nbeta * (float(np.linalg.eigvalsh(hessian)[-1]) + delta)
+        law, state = Law(nbeta, nbeta * delta, 0.6 / top), ChainState(0, start.repeat(4, 1))
+        every = np.zeros((4, draws, 201))
+        for t in range(draws + 50):
+            state, _ = advanced(state, law, gradient, start, "t45")
+            if t >= 50:
+                every[:, t - 50, :200], every[:, t - 50, 200] = losses(state.w, 0), losses(state.w, 1).mean(1)
+        chains: list[Chain] = []
+        for chain in every:
+            off = chain - chain.mean(0)
+            of_phi = (off * off[:, -1:]).sum(0)[:-1]
+            chains.append(Chain(chain.mean(0), (off**2).sum(0)[:-1], of_phi, chain[:, -1], FACTS | {"nbeta": nbeta}))
+        stored = SimpleNamespace(objectives=("utility",), chains=lambda _: chains)
+        return BIF().score(stored, open_manifest(str(problem.manifest)).rows("train"), CROSS_ENTROPY)[0].values  # pyright: ignore[reportArgumentType]
+
+    exact = g @ np.linalg.solve(hessian + 0.05 * np.eye(len(hessian)), q)
+    found = scores(1e5, 0.05, 5000)
+    assert spearman(found, exact) > 0.97
+    assert np.polyfit(exact, found, 1)[0] == pytest.approx(1.0, abs=0.2)
+    ip = g @ q
+    assert spearman(ip, exact) < spearman(found, exact) - 0.01
+    assert np.corrcoef(100.0 * scores(1e5, 100.0, 500), ip)[0, 1] > 0.95
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(a.argsort().argsort(), b.argsort().argsort())[0, 1])
+
+
+def test_values_of_objectives_are_those_of_the_target_pass(tmp_path: Path) -> None:
+    """Of means of rows, of groups and of attacked rows; chains of several objectives share the draws."""
+    problem = make_problem(tmp_path, "mlp:5", (3,), classes=2, train=30, val=80)
+    groups = ["a" if k % 3 else "b" for k in range(110)]
+    manifest = write_manifest(
+        tmp_path / "g.parquet", problem.payloads, problem.labels.numpy(), problem.splits.tolist(), problem.ids,
+        group=groups,
+    )  # fmt: skip
+    objectives = ("utility", "fairness", "robustness")
+    more = {"robustness": {"attack": "fgsm"}}
+    case = problem.job(
+        methods=("ip", "bif"), objectives=objectives, options={"bif": OPTIONS, **more}, manifest=manifest
+    )
+    table = score(case)
+    noise_of = provenance(table.schema)["noise"]
+    run, session = case.run, case.session
+    models = Models(run, session)
+    curvature = open_fit_rows(run, session, models.final())
+    values = PhiValues(run, session, curvature, models.final(), objectives).at(curvature.point.selected)
+    assert list(values) == list(objectives)
+    for name in objectives:
+        assert values[name] == pytest.approx(noise_of[name]["phi"], rel=1e-10)
+    alone = problem.job(methods=("bif",), objectives=("fairness",), options={"bif": OPTIONS}, manifest=manifest)
+    np.testing.assert_allclose(column(score(alone)), column(table, "score_bif_fairness"), rtol=1e-9)
+
+
+def test_step_damping_and_temperature_follow_their_rules(problem: Problem) -> None:
+    from tests.oracle import dense_curvature
+
+    x, y = problem.part("train")
+    case = problem.job(methods=("bif",), options={"bif": {"draws": 4, "chains": 1, "burn_in": 0}})
+    heard = case.listener = Heard()
+    facts = provenance(score(case).schema)["further"]["bif"]
+    g = dense_curvature(problem.model, x, y, torch.ones(30, dtype=torch.float64), "ggn")
+    assert facts["nbeta"] == pytest.approx(30 / math.log(30))
+    assert facts["damping"] == pytest.approx(0.01 * np.trace(g) / len(g), rel=1e-9)
+    assert facts["largest_eigenvalue"] == pytest.approx(np.linalg.eigvalsh(g)[-1], rel=0.02)
+    top = facts["nbeta"] * facts["largest_eigenvalue"] + facts["gamma"]
+    assert facts["step"] == pytest.approx(0.1 / top)
+    assert any("R-hat" in text for text in heard.notes)
+    assert any("effective draws, below 100" in text for text in heard.warnings)
+
+
+def test_t44_noise_of_minibatches_is_measured_warned_of_and_refused(problem: Problem) -> None:
+    x, y = problem.part("train")
+    from tests.oracle import flat, row_gradients
+
+    g = torch.stack([flat(v) for v in row_gradients(problem.model, x, y)])
+    largest = float(torch.linalg.eigvalsh(g.T @ g / 30 - torch.outer(g.mean(0), g.mean(0)))[-1])
+    step = 4 * 3 * 0.4 / (NBETA**2 * largest * (1 - 3 / 30))  # rho 0.4 with 3 rows
+    case = job(problem, {"batch": 3, "step": step})
+    heard = case.listener = Heard()
+    facts = provenance(score(case).schema)["further"]["bif"]
+    assert facts["noise_share"] == pytest.approx(0.4, rel=0.02)
+    assert any("noise of minibatches is 0.4" in text for text in heard.warnings)
+    with pytest.raises(UsageError, match="of the law's own spread") as raised:
+        fill(job(problem, {"batch": 3, "step": 3 * step}))
+    assert "bif.force=true" in raised.value.fix
+    fill(job(problem, {"batch": 3, "step": 3 * step, "force": True}))
+    default = provenance(score(job(problem, {"batch": 3, "step": None})).schema)["further"]["bif"]
+    assert default["noise_share"] <= 0.1 + 1e-12
+
+
+def test_t44_an_unstable_step_is_refused(problem: Problem) -> None:
+    with pytest.raises(UsageError, match="is unstable") as raised:
+        fill(job(problem, {"step": 1.0}))
+    assert "bif.step=" in raised.value.fix
+
+
+def test_chains_that_left_the_finite_numbers_are_in_no_score(problem: Problem) -> None:
+    rng, good = np.random.default_rng(0), FACTS
+
+    class Injected:
+        objectives = ("utility",)
+        lost = 1
+
+        def chains(self, objective: str) -> list[Chain]:
+            made = [rng.normal(size=(3, 4)) for _ in range(2)]
+            kept = [Chain(*m, rng.normal(size=6), good) for m in made]
+            self.kept = [c.products for c in kept]
+            return [*kept, Chain(np.full(4, np.nan), *(np.full(4, np.nan),) * 2, rng.normal(size=2), {"diverged": 3})]
+
+    stored = Injected()
+    rows = open_manifest(str(problem.manifest)).rows("train")
+    (found,) = BIF().score(stored, rows, CROSS_ENTROPY)  # pyright: ignore[reportArgumentType]
+    np.testing.assert_allclose(found.values, 2.0 * (stored.kept[0] + stored.kept[1]) / 10)
+    assert found.by_member is not None
+    assert len(found.by_member) == 2
+    stored.chains = lambda objective: [Chain(*(np.zeros(4),) * 3, np.zeros(2), {"diverged": 3})]  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match="no chain has stayed finite"):
+        BIF().score(stored, rows, CROSS_ENTROPY)  # pyright: ignore[reportArgumentType]
+
+
+def test_what_bif_cannot_do_is_refused(problem: Problem) -> None:
+    given = ("score", str(problem.manifest), "--checkpoint", str(problem.checkpoint), "--no-store", "--method", "bif")
+    both = ("--objective", "utility", "--objective", "robustness", "--set", "robustness.attack=fgsm")
+    quick = ("--set", "bif.draws=4", "--set", "bif.chains=1", "--set", "bif.burn_in=0")
+    for more, said in (
+        (("--per-target",), "bif"),
+        (("--relative",), "--relative"),
+        ((*both, *quick, "--combine", "linear"), "bif has no directions"),
+        (("--set", "bif.sampler=hmc"), "sampler 'hmc'"),
+        (("--set", "bif.draws=3"), "draws=3 is below 4"),
+        (("--set", "bif.damping=-1"), "damping=-1.0 is negative"),
+    ):
+        ran = call_cli(*given, *more, "-o", str(problem.folder / "refused.parquet"), cwd=problem.folder)
+        assert ran.code == 2, ran.err
+        assert said in ran.err
+
+
+def test_a_loss_of_the_task_needs_damping_and_step() -> None:
+    from influence_cli.model.losses.own import OwnLoss
+
+    own = OwnLoss(lambda z, y: F.cross_entropy(z, y, reduction="none"))
+    with pytest.raises(UsageError, match="a loss of its own") as raised:
+        BIF().check_loss(own)
+    assert "bif.step=X" in raised.value.fix
+    BIF(damping=0.1, step=0.1).check_loss(own)
