@@ -75,6 +75,14 @@ _ROWS = (
         "minus the row's self-influence, with inverse curvature",
         "Bejan et al., arXiv:2302.13959", "forward T + 2 x fit rows + norms T",
     ),
+    MethodInfo(
+        "knn", "influence_cli.methods.knn:KNN", "minus the share of nearest rows with another label",
+        "Bahri et al., arXiv:2004.12289", "2 x forward T + forward V; n m w",
+    ),
+    MethodInfo(
+        "outlier", "influence_cli.methods.outlier:Outlier", "minus the mean distance to the nearest rows",
+        "Angiulli and Pizzuti 2002; Sun et al., arXiv:2204.06507", "2 x forward T; n^2 w",
+    ),
     MethodInfo("random", "influence_cli.methods.random:Random", "seeded uniform draw, the floor", "-", "none"),
 )  # fmt: skip
 METHODS: dict[str, MethodInfo] = {info.name: info for info in _ROWS}

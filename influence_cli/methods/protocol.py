@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
+from influence_cli.events import Progress
 from influence_cli.model.losses import CROSS_ENTROPY, RowLoss
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ class Scores:
     weights: tuple[float, ...] = ()  # of the members
     by_label: Floats | None = None  # [n, C]: the score with each label
     effect: bool = False  # whether values / n estimate the rise of Phi on removal
+    also: dict[str, NDArray[Any]] = field(default_factory=dict)  # more columns [n]: labels (-1: none) or texts
 
 
 class Stored(Protocol):
@@ -108,8 +111,17 @@ class Stored(Protocol):
         """|q| at a member; None where the direction is a blend of unit directions."""
         ...
 
-    def read(self, quantity: str, member: Member) -> dict[str, NDArray[Any]]:
-        """The arrays [n, ...] of any other quantity that the method needs."""
+    @property
+    def target(self) -> Rows:
+        """The target rows."""
+        ...
+
+    def read(self, quantity: str, member: Member, rows: Rows | None = None) -> dict[str, NDArray[Any]]:
+        """The arrays [n, ...] of any other quantity that the method needs, or those of rows such as the target's."""
+        ...
+
+    def progress(self, what: str, total: int) -> AbstractContextManager[Progress]:
+        """Tell people of work that takes long."""
         ...
 
 
@@ -162,6 +174,17 @@ class Method:
     def row_value(self, relative: bool = False) -> RowValue | None:
         """The value of every row's own gradient that it needs, if any."""
         return None
+
+    def needs_target(self) -> bool:
+        """Whether it takes anything of the target rows."""
+        return self.needs == "tangents"
+
+    def depends_on_others(self) -> bool:
+        """Whether a row's score depends on which other training rows are scored with it."""
+        return False
+
+    def check_run(self, name: str, loss: RowLoss, train: int, target: int) -> None:
+        """Refuse, before any work, a run of so many rows that it cannot score; ``name`` is its own."""
 
     def check_rows(self, rows: int) -> None:
         """Refuse more rows than it can be computed for; any number will do."""

@@ -11,7 +11,7 @@ Values = Callable[[], Sequence[str]]
 
 METHODS = (  # their own table imports pyarrow, which takes too long here
     *("ip", "ip-ensemble", "exact", "cg", "lissa", "arnoldi", "ekfac", "datainf", "tracin", "loss", "margin"),
-    *("self-tracin", "self-lissa", "random"),
+    *("self-tracin", "self-lissa", "knn", "outlier", "random"),
 )
 
 

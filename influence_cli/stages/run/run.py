@@ -113,7 +113,8 @@ class Run:
     @property
     def target_fingerprint(self) -> str | None:
         """Name of the target rows; None where no method of the run measures anything on them."""
-        return self.target.fingerprint() if self.linear_members() else None
+        measured = self.linear_members() or any(m.needs_target() for m in self.methods.values())
+        return self.target.fingerprint() if measured else None
 
     def plain_member(self) -> Member:
         """The member whose loss, margin and accuracy are reported: the checkpoint itself where it is one."""

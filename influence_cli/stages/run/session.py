@@ -155,10 +155,10 @@ class Session:
         about = {"model": run.model.as_dict(), "precision": run.spec.precision, "attack": how}
         return self.folder("attacks", name, about)
 
-    def folder(self, kind: str, name: str, about: dict[str, Any]) -> ShardFolder:
-        """The shards of one thing of a kind, which are read once; ``about`` is for people who look into the store."""
+    def folder(self, kind: str, name: str, about: dict[str, Any], mapped: bool = False) -> ShardFolder:
+        """The shards of one thing of a kind, which are read once, or mapped; ``about`` is for people who look."""
         if name not in self._folders:
-            self._folders[name] = self.store.folder(kind, name, about)
+            self._folders[name] = (self.store.mapped if mapped else self.store.folder)(kind, name, about)
         return self._folders[name]
 
     def about(self, run: Run, member: Member) -> dict[str, Any]:
