@@ -41,6 +41,9 @@ SCORE: Columns = {
     "model_probability": "the model's probability of model_label",
     "other_label": "the most probable class but the row's own: what relabelling by the model proposes",
     "other_probability": "the model's probability of other_label",
+    "knn_label": "--method knn: the label that weighs most among the row's neighbours",
+    "knn_nearest": "--method knn: ids of the three nearest neighbours, nearest first",
+    "outlier_nearest": "--method outlier: the same",
     "canary": "the wrong label that the checkpoint was trained on (retrain --canaries); null in other rows",
 }
 PER_TARGET: Columns = {

@@ -103,6 +103,14 @@ _ROWS = (
         "data-maps", "influence_cli.methods.data_maps:DataMaps", "mean probability of the label over epochs",
         "Swayamdipta et al., arXiv:2009.10795", "records of training + forward T",
     ),
+    MethodInfo(
+        "knn", "influence_cli.methods.knn:KNN", "minus the share of nearest rows with another label",
+        "Bahri et al., arXiv:2004.12289", "2 x forward T + forward V; n m w",
+    ),
+    MethodInfo(
+        "outlier", "influence_cli.methods.outlier:Outlier", "minus the mean distance to the nearest rows",
+        "Angiulli and Pizzuti 2002; Sun et al., arXiv:2204.06507", "2 x forward T; n^2 w",
+    ),
     MethodInfo("random", "influence_cli.methods.random:Random", "seeded uniform draw, the floor", "-", "none"),
 )  # fmt: skip
 METHODS: dict[str, MethodInfo] = {info.name: info for info in _ROWS}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
+from influence_cli.events import Progress
 from influence_cli.model.losses import CROSS_ENTROPY, RowLoss
 
 if TYPE_CHECKING:
@@ -99,6 +101,7 @@ class Scores:
     effect: bool = False  # whether values / n estimate the rise of Phi on removal
     facts: Facts = field(default_factory=dict)  # what else the method found, for provenance
     no_score: str = ""  # why rows may have none, where that is no trouble: it follows "12 of 400 rows"
+    also: dict[str, NDArray[Any]] = field(default_factory=dict)  # more columns [n]: labels (-1: none) or texts
 
 
 class Stored(Protocol):
@@ -143,8 +146,17 @@ class Stored(Protocol):
         """The chains of draws of a method that needs traces."""
         ...
 
-    def read(self, quantity: str, member: Member) -> dict[str, NDArray[Any]]:
-        """The arrays [n, ...] of any other quantity that the method needs."""
+    @property
+    def target(self) -> Rows:
+        """The target rows."""
+        ...
+
+    def read(self, quantity: str, member: Member, rows: Rows | None = None) -> dict[str, NDArray[Any]]:
+        """The arrays [n, ...] of any other quantity that the method needs, or those of rows such as the target's."""
+        ...
+
+    def progress(self, what: str, total: int) -> AbstractContextManager[Progress]:
+        """Tell people of work that takes long."""
         ...
 
     def by_epoch(self, value: str) -> EpochRecords:
@@ -208,6 +220,17 @@ class Method:
     def row_value(self, relative: bool = False) -> RowValue | None:
         """The value of every row's own gradient that it needs, if any."""
         return None
+
+    def needs_target(self) -> bool:
+        """Whether it takes anything of the target rows."""
+        return self.measures
+
+    def depends_on_others(self) -> bool:
+        """Whether a row's score depends on which other training rows are scored with it."""
+        return False
+
+    def check_run(self, name: str, loss: RowLoss, train: int, target: int) -> None:
+        """Refuse, before any work, a run of so many rows that it cannot score; ``name`` is its own."""
 
     def check_rows(self, rows: int) -> None:
         """Refuse more rows than it can be computed for; any number will do."""

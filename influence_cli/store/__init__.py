@@ -6,6 +6,7 @@
   factors/<fp>.safetensors      curvature fitted on a fit set: what it holds is its method's, and the fit set's keys
   outputs/<fp>/<shard>          keys u8[n, 16] (payload), logits [n, C]
   tangents/<u-fp>/<shard>       keys u8[n, 16] (payload), tangent [n, C]
+  features/<fp>/<shard>         keys u8[n, 16] (payload), features [n, w]: inputs of the layer that makes the logits
   row_values/<fp>/<shard>       keys u8[n, 16] (row), value f64[n], payload_keys: a value of each row's own gradient
   row_values/<fp>/curvature.json   where that is taken with curvature: its fit set, and what is known of it
   tokens/<u-fp>/<shard>         keys u8[n, 16] (payload), ragged by token: its place in the text, loss and score along u
@@ -36,6 +37,7 @@ from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.gradients import GradientFolder
 from influence_cli.store.keys import Keys, fingerprint
 from influence_cli.store.layout import FILE_KEYS, TIMINGS, UNDECODABLE, VALUE_NOTE
+from influence_cli.store.mapped import MappedFolder
 from influence_cli.store.notes import read_note, read_revisions, write_note
 from influence_cli.store.place import Place, check_place, store_root
 from influence_cli.store.shards import Arrays, ShardFolder
@@ -82,6 +84,10 @@ class Store:
     def folder(self, kind: str, name: str, about: dict[str, Any] | None = None) -> ShardFolder:
         """The shards of one thing of a kind; ``about`` is for people who look into the store."""
         return ShardFolder(self.root / kind / name, about or {}, self.listener, self._place.claim)
+
+    def mapped(self, kind: str, name: str, about: dict[str, Any] | None = None) -> MappedFolder:
+        """The same, for rows of so many values that they are not all held in memory."""
+        return MappedFolder(self.root / kind / name, about or {}, self.listener, self._place.claim)
 
     def gradients(self, name: str, spec: dict[str, Any] | None = None) -> GradientFolder:
         """Rows' own gradients, whole or sketched, by row key."""

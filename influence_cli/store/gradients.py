@@ -11,76 +11,32 @@ at when its values are first read.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.store.files import DamagedFile, map_tensors
-from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted
-from influence_cli.store.layout import set_aside
-from influence_cli.store.shards import AGAIN, Arrays, ShardFolder, positions, remove_others, unique
+from influence_cli.store.keys import Keys
+from influence_cli.store.mapped import LostRows, MappedFolder
+from influence_cli.store.shards import Arrays, positions, remove_others
 
 SHARD_BYTES = 64 << 20  # most bytes of ``value`` in a shard, but for a single row
 READ = ("value", "loss", "norms")
 
 
-class LostRows(Exception):
-    """Rows that were stored when reading began, and are not there now: their shard is damaged, or gone."""
-
-    def __init__(self, index: NDArray[np.int64]) -> None:
-        super().__init__(f"{len(index)} rows")
-        self.index = index  # positions in the keys that were asked for
-
-
-@dataclass(frozen=True, eq=False)
-class _Index:
-    """Where every row [m] stands: its key, its shard and its place in it."""
-
-    shards: list[Path]
-    keys: Keys
-    shard_of: NDArray[np.int64]
-    place: NDArray[np.int64]
-
-
-class GradientFolder(ShardFolder):
+class GradientFolder(MappedFolder):
     """The row gradients stored under one fingerprint; of a shard only the keys are read at first."""
 
-    _indexed: _Index | None = None
+    checked_first: ClassVar[bool] = False
     _layout: dict[str, Any] | None = None
 
-    @functools.cached_property
-    def _verified(self) -> set[Path]:
-        return set()
-
-    def _index(self) -> _Index:
-        if self._indexed is None:
-            read = self._read_each(self._keys_of)
-            keys = [own for _, own in read]
-            sizes = np.array([len(k) for k in keys], dtype=np.int64)
-            shard_of = np.repeat(np.arange(len(keys), dtype=np.int64), sizes)
-            place = np.arange(sizes.sum(), dtype=np.int64) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-            every = np.concatenate([np.zeros((0, KEY_BYTES), np.uint8), *keys])
-            self._indexed = _Index([shard for shard, _ in read], every, shard_of, place)
-        return self._indexed
-
-    def _keys(self) -> Keys:
-        return self._index().keys
-
-    def _forget(self) -> None:
-        self._indexed = None
-
-    def _keys_of(self, shard: Path) -> Keys:
-        tensors, meta = map_tensors(shard, verify=False)
-        own = np.array(tensors["keys"])
-        if digest_of_sorted(own) != shard.stem or "layout" not in meta:
+    def _look_at(self, meta: dict[str, Any]) -> None:
+        if "layout" not in meta:
             raise DamagedFile("its keys are not those of its name")
         self._layout = meta["layout"]
-        return own
 
     @property
     def layout(self) -> dict[str, Any] | None:
@@ -88,51 +44,9 @@ class GradientFolder(ShardFolder):
         self._index()
         return self._layout
 
-    @property
-    def stored(self) -> Keys:
-        """Keys of the distinct rows that are stored [n, 16]."""
-        keys = self._keys()
-        return keys[unique(keys)]
-
     def blocks(self, keys: Keys, names: tuple[str, ...] = READ) -> Iterator[tuple[NDArray[np.int64], Arrays]]:
-        """(positions in ``keys`` [m], their values by name), a shard at a time; equal keys all have their place.
-
-        Raises:
-            KeyError: a key is not stored (callers fill the folder first).
-            LostRows: at the end, where a shard turned out to be damaged; it was set aside.
-        """
-        stored, where = self._index(), self._places(keys)
-        lost: list[NDArray[np.int64]] = []
-        owner = stored.shard_of[where]
-        order = np.argsort(owner, kind="stable")
-        cuts = np.searchsorted(owner[order], np.arange(len(stored.shards) + 1))
-        for k, shard in enumerate(stored.shards):
-            index = order[cuts[k] : cuts[k + 1]]
-            if len(index) == 0:
-                continue
-            try:
-                tensors = self._read(shard)
-                rows = stored.place[where[index]]
-                values = {name: tensors[name][rows] for name in names}
-            except (DamagedFile, KeyError, FileNotFoundError) as error:
-                self._lose(shard, error)
-                lost.append(index)
-                continue
-            yield index, values
-        if lost:
-            raise LostRows(np.sort(np.concatenate(lost)))
-
-    def _lose(self, shard: Path, error: Exception) -> None:
-        """Set a damaged shard aside; one that another run has taken away is none."""
-        if not isinstance(error, FileNotFoundError):
-            set_aside(shard, error, self.listener, AGAIN)
-        self._forget()
-
-    def _read(self, shard: Path) -> Arrays:
-        """A shard's tensors, mapped; verified once."""
-        tensors, _ = map_tensors(shard, verify=shard not in self._verified)
-        self._verified.add(shard)
-        return tensors
+        """As of any mapped folder, by default with all that a row has."""
+        return super().blocks(keys, names)
 
     def collect(self, keep: Keys | None) -> tuple[int, int]:
         """(rows dropped, shards merged): rows of no payload in ``keep`` go, small shards become large ones.

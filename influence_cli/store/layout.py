@@ -19,7 +19,8 @@ from influence_cli.store.files import open_regular, raw_header
 
 SINGLE = ("directions", "factors", "interims", "decisions", "trainings", "weights", "chains")  # one file a thing
 OF_DIRECTIONS = ("tangents", "tokens", "positions")  # folders that have the name of a direction
-SHARDED = [*OF_DIRECTIONS, "outputs", "row_values", "traces", "top_rows", "attacks", "gradients"]  # one folder a thing
+OF_ROWS = ("outputs", "row_values", "traces", "top_rows", "attacks", "gradients", "features")
+SHARDED = [*OF_DIRECTIONS, *OF_ROWS]  # one folder a thing
 NOTED = ("models", "engines", "tasks")  # one note a thing
 MARKER, TAG = "influence-store", "CACHEDIR.TAG"
 SPEC, VALUE_NOTE, UNDECODABLE, TIMINGS = "spec.json", "curvature.json", "undecodable.json", "timings.json"

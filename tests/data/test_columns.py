@@ -40,6 +40,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory, tabular: Path) -> dict[str,
          "--objective", "robustness", "--combine", "ranksum", "--per-member", "-o", "several.parquet"],
         [*score, "--method", "exact", "-o", "exact.parquet"],
         [*score, "--method", "ip-ensemble", "-o", "members.parquet"],
+        [*score, "--method", "knn", "--set", "knn.k=5", "--method", "outlier", "-o", "neighbours.parquet"],
         [*score, "--per-target", "--rows", "sketch", "--sketch-dim", "8", "-o", "pairs.parquet"],
         ["curate", "loss.parquet", "--action", "relabel", "--budget", "9", "--edits", "edits.parquet",
          "-o", "relabelled.parquet"],
@@ -65,6 +66,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory, tabular: Path) -> dict[str,
         ("several", SCORE),
         ("exact", SCORE),
         ("members", SCORE),
+        ("neighbours", SCORE),
         ("pairs", PER_TARGET),
         ("edits", EDITS),
         ("flagged", FLAGGED),
@@ -77,7 +79,7 @@ def test_every_column_is_described(name: str, columns: dict[str, str], tables: d
 
 
 def test_no_column_is_described_that_no_table_has(tables: dict[str, pa.Table]) -> None:
-    there = {n for name in ("loss", "several", "exact", "members") for n in tables[name].column_names}
+    there = {n for name in ("loss", "several", "exact", "members", "neighbours") for n in tables[name].column_names}
     assert [n for n in SCORE if n != "canary" and not any(pattern_of({n: ""}).fullmatch(t) for t in there)] == []
     assert set(GRADS) == set(tables["grads"].column_names)
     assert set(PER_TARGET) == set(tables["pairs"].column_names)

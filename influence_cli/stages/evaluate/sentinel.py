@@ -10,7 +10,7 @@ import numpy as np
 
 from influence_cli.data.locators import origin_of
 from influence_cli.data.tables import keyed_rows, provenance, read_table
-from influence_cli.errors import ManifestError
+from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import Listener
 from influence_cli.methods.random import uniform_draws
 from influence_cli.model.run_folder import RunFolder
@@ -33,12 +33,19 @@ def sentinel_run(
     """The run of an old table at a new checkpoint, on a seeded sample of the rows that the table still describes.
 
     The sample is ``share`` of those rows, at least 200, or all where there are fewer.
+
+    Raises:
+        UsageError: a method of the table scores a row by the other train rows, which a sample has not.
     """
     table = read_table(old)
     run, session = reopen(
         origin_of(table.schema, old), runtime, listener,
         source=old, manifest=manifest, checkpoint=checkpoint, class_map=class_map, another=True, remember=remember,
     )  # fmt: skip
+    others = [name for name, method in run.methods.items() if method.depends_on_others()]
+    if others:
+        what = f"--sentinel scores a sample of the rows, and {others[0]} holds a row against all train rows"
+        raise UsageError(what, where=old, fix=f"score without it, or with --set {others[0]}.among=target")
     then, planted = keyed_rows(table, old), planted_labels(table)
     usable = np.zeros(len(run.train), dtype=bool)  # as it was scored, and a canary of neither checkpoint
     for k, (name, key) in enumerate(zip(run.train.ids, run.train.row_keys, strict=True)):

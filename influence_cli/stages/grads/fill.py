@@ -24,6 +24,7 @@ from influence_cli.stages.grads.row_gradients import fill_gradients
 from influence_cli.stages.run import names
 from influence_cli.stages.run.curvature_plan import missing_directions
 from influence_cli.stages.run.plan import Work, missing_work
+from influence_cli.stages.run.quantities import QUANTITIES
 from influence_cli.stages.run.rates import ENOUGH_ROWS, start_key
 from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Session
@@ -89,6 +90,8 @@ def _fill(run: Run, session: Session, look: FirstLook) -> tuple[Run, int]:
 
 def _fill_member(run: Run, session: Session, work: Work, at: MemberModel, look: FirstLook) -> tuple[Run, int]:
     """Compute and store what is missing at one member, whose directions are measured."""
+    for quantity in {part.quantity for part, keys in work.lacking.items() if len(keys)}:
+        QUANTITIES[quantity].check(run, at.exact)
     if work.preconditioned:
         precondition(run, session, work.member, work.preconditioned, at.model)
     for name in work.passes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
+from influence_cli.data.manifest import Rows
 from influence_cli.stages.grads.first_look import FirstLook
 from influence_cli.stages.grads.member_model import MemberModel, read_direction
 from influence_cli.stages.grads.preconditioning import about_curvature, fitted_curvature
@@ -19,6 +20,7 @@ from influence_cli.stages.run.quantities import QUANTITIES, Part
 from influence_cli.stages.run.rates import pass_key
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Batch, Session
+from influence_cli.store import Keys
 from influence_cli.store.shards import Arrays
 
 if TYPE_CHECKING:
@@ -176,6 +178,22 @@ def _labelled_loop(
         found = by_part(parts, [first, *others])
         return lambda: found
 
-    speed = Speed(lambda: session.batch_size(run.model))
-    looped = loop_over(run, session, run.train, work.in_pass(name), compute, what, speed)
-    return looped.remember_rate(session, pass_key(run, session, name))
+    speed, key = Speed(lambda: session.batch_size(run.model)), pass_key(run, session, name)
+    done: list[Looped] = []
+    for rows, lacking in _by_rows(run, work.in_pass(name)):
+        own = rows is run.train  # other rows were looked at when the run was opened
+        looped = loop_over(
+            run, session, rows, lacking, compute, what if own else f"{what}: target rows", speed,
+            skip_bad=None if own else False,
+        )  # fmt: skip
+        done.append(looped.remember_rate(session, key))
+    return Looped(sum(d.rows for d in done), sum(d.seconds for d in done), [bad for d in done for bad in d.bad])
+
+
+def _by_rows(run: Run, lacking: dict[Part, Keys]) -> list[tuple[Rows, dict[Part, Keys]]]:
+    """What parts lack, by the rows that they are about."""
+    found: dict[int, tuple[Rows, dict[Part, Keys]]] = {}
+    for part, keys in lacking.items():
+        rows = QUANTITIES[part.quantity].rows(run, part)
+        found.setdefault(id(rows), (rows, {}))[1][part] = keys
+    return list(found.values())

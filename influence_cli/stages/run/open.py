@@ -45,7 +45,7 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
         usable_train_rows(manifest)
     target, overlap = manifest.rows("val"), manifest.rows("val").take(np.array([], dtype=np.int64))
     rows_of_target = spec.rows is not None and (inputs.target is not None or len(target) > 0)
-    if rows_of_target or any(m.measures for m in methods.values()):
+    if rows_of_target or any(m.needs_target() for m in methods.values()):
         assert model is not None
         columns = [o.column or inputs.group for o in objectives.values() if "groups" in o.needs]
         target, overlap = target_rows(inputs, manifest, listener, model, store, columns)
@@ -68,4 +68,6 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
         inputs, spec, manifest, manifest.rows("train"), target, len(overlap), model, checkpoint, methods, objectives,
         values=values, **about,
     )  # fmt: skip
+    for name, method in methods.items():
+        method.check_run(name, run.row_loss, len(run.train), len(run.target))
     return with_members(run, session.runtime, store)

@@ -210,7 +210,7 @@ def _step(run: Run, work: Work, position: int, n: int, rates: Rates) -> dict[str
         "forward_passes": 1 + 2 * len(work.tangents) if work.rows else 0,
         "directions": len(work.tangents) + len(work.halves),
         "seconds": _seconds(run, work, rates),
-        "bytes": sum(len(k) * QUANTITIES[p.quantity].row_bytes(run) for p, k in work.lacking.items()),
+        "bytes": sum(len(k) * QUANTITIES[p.quantity].row_bytes(run) for p, k in work.lacking.items() if len(k)),
         "fits": [{**fit.as_dict(), "seconds": _in_all(fit, rates)} for fit in work.fits],
         "solves": [{**solve.as_dict(), "seconds": _in_all(solve, rates)} for solve in work.solves],
         "further": [part.as_dict(rates) for part in work.further],
@@ -251,7 +251,7 @@ def _why(work: Work, n: int) -> str:
     if work.directions:
         return "the direction's file is missing"
     if work.rows == 0 and not work.preconditioned:
-        return "values of rows' own gradients that the store has not seen"
+        return "values of rows that the store has not seen"
     if work.rows == n:
         return "nothing of these rows is stored"
     return "rows that the store has not seen"

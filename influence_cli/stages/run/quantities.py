@@ -18,7 +18,7 @@ from influence_cli.stages.run.session import Session
 from influence_cli.store import Keys, ShardFolder, fingerprint
 from influence_cli.store.keys import KEY_BYTES
 from influence_cli.store.layout import add_sharded
-from influence_cli.store.shards import unique
+from influence_cli.store.shards import positions, unique
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from influence_cli.engines.point import Point
 
 Key = Literal["payload", "row"]
+OF_TARGET = "features of target rows"
 OfRows = Callable[["Tensor", "Tensor"], "dict[str, Tensor]"]  # inputs and labels of b rows to arrays [b, ...] by name
 
 
@@ -71,13 +72,20 @@ class Quantity:
         """Where a part is stored."""
         return session.folder(self.name, part.name, {**self.about(run), **session.about(run, part.member)})
 
+    def rows(self, run: Run, part: Part) -> Rows:
+        """The rows that a part is about."""
+        return run.train
+
+    def check(self, run: Run, point: Point) -> None:
+        """Refuse, before any row is run, a model that has no such quantity."""
+
     def lacking(self, run: Run, session: Session, part: Part) -> Keys:
-        """Keys [n, 16] of the training rows that a part lacks."""
+        """Keys [n, 16] of its rows that a part lacks."""
         wanted = self.wanted(run, part)
         return wanted[self.folder(run, session, part).missing(wanted)]
 
     def wanted(self, run: Run, part: Part) -> Keys:
-        """Keys [n, 16] of the distinct training rows that a part is to have."""
+        """Keys [n, 16] of the distinct rows that a part is to have."""
         return run.payload_keys if self.key == "payload" else run.row_keys
 
 
@@ -200,6 +208,72 @@ class Traces(Quantity):
         return super().lacking(run, session, part) if known else self.wanted(run, part)
 
 
+class Features(Quantity):
+    """What the layer that makes the logits is given: of training rows, and of target rows that they are held against.
+
+    Parameters that gradients are taken in change nothing of it, nor does bf16: such runs have it in float32.
+    """
+
+    name, key = "features", "payload"
+
+    def about(self, run: Run) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def of_rows(self, run: Run, point: Point) -> OfRows:
+        """One forward pass."""
+        from influence_cli.engines.features import Features as FeaturesOf
+
+        features = FeaturesOf(point)
+        return lambda x, y: {"features": features.of(x)}
+
+    def check(self, run: Run, point: Point) -> None:
+        """Look for the layer on a few rows.
+
+        Raises:
+            ModelError: there is none.
+        """
+        from influence_cli.engines.features import Features as FeaturesOf
+
+        if point.few is not None:
+            FeaturesOf(point).find(point.few)
+
+    def row_bytes(self, run: Run) -> int:
+        """Key and features.
+
+        Raises:
+            ModelError: the model has none.
+        """
+        from influence_cli.engines.features import width_of
+
+        assert run.model is not None
+        return KEY_BYTES + width_of(run.model) * (8 if run.spec.precision == "fp64" else 4)
+
+    def parts(self, run: Run, member: Member) -> list[Part]:
+        """One folder: its training rows, and its target rows where a method asks for them."""
+        found = super().parts(run, member)
+        asking = [m for n, m in run.methods.items() if m.needs == self.name and member in run.members_of.get(n, ())]
+        if any(m.needs_target() for m in asking):
+            found += [Part(self.name, part.name, member, of=OF_TARGET) for part in found]
+        return found
+
+    def folder(self, run: Run, session: Session, part: Part) -> ShardFolder:
+        """Mapped, since a row has many values."""
+        return session.folder(self.name, part.name, session.about(run, part.member), mapped=True)
+
+    def rows(self, run: Run, part: Part) -> Rows:
+        """Training or target rows."""
+        return run.target if part.of == OF_TARGET else run.train
+
+    def wanted(self, run: Run, part: Part) -> Keys:
+        """All; target rows that are training rows are those."""
+        if part.of != OF_TARGET:
+            return run.payload_keys
+        keys = run.target.payload_keys
+        keys = keys[unique(keys)]
+        return keys[positions(keys, run.payload_keys) < 0]
+
+
 class RowGradients(Quantity):
     """Rows' own gradients, of training and target rows, where a run asks for them (``gradient_plan``)."""
 
@@ -234,7 +308,9 @@ class PositionScores(TokenScores):
     name = "positions"
 
 
-EVERY = (Outputs(), Tangents(), RowValues(), Traces(), RowGradients(), TokenScores(), PositionScores())
+EVERY = (
+    Outputs(), Tangents(), RowValues(), Traces(), RowGradients(), Features(), TokenScores(), PositionScores(),
+)  # fmt: skip
 QUANTITIES: dict[str, Quantity] = {q.name: q for q in EVERY}
 
 

@@ -119,7 +119,7 @@ class Run:
     @property
     def target_fingerprint(self) -> str | None:
         """Name of the target rows; None where no method of the run measures anything on them."""
-        return self.target.fingerprint() if any(m.measures for m in self.methods.values()) else None
+        return self.target.fingerprint() if any(m.needs_target() for m in self.methods.values()) else None
 
     def plain_member(self) -> Member:
         """The member whose loss, margin and accuracy are reported: the checkpoint itself where it is one."""

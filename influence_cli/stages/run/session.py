@@ -156,10 +156,10 @@ class Session:
         about = {"model": run.model.as_dict(), "precision": run.spec.precision, "attack": how}
         return self.folder("attacks", name, about)
 
-    def folder(self, kind: str, name: str, about: dict[str, Any]) -> ShardFolder:
-        """The shards of one thing of a kind, which are read once; ``about`` is for people who look into the store."""
+    def folder(self, kind: str, name: str, about: dict[str, Any], mapped: bool = False) -> ShardFolder:
+        """The shards of one thing of a kind, which are read once, or mapped; ``about`` is for people who look."""
         if (kind, name) not in self._folders:
-            self._folders[kind, name] = self.store.folder(kind, name, about)
+            self._folders[kind, name] = (self.store.mapped if mapped else self.store.folder)(kind, name, about)
         return self._folders[kind, name]
 
     def about(self, run: Run, member: Member) -> dict[str, Any]:

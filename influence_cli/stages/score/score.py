@@ -27,7 +27,7 @@ from influence_cli.stages.run.session import Session
 from influence_cli.stages.score.combine import check_rule, combine_options, combined, kind_of
 from influence_cli.stages.score.noise import direction_noise
 from influence_cli.stages.score.stored import Blend, StoredRows
-from influence_cli.store.arrow import array_of
+from influence_cli.store.arrow import array_of, array_of_texts
 
 Floats = NDArray[np.float64]
 
@@ -83,6 +83,11 @@ def _with_scores(table: pa.Table, run: Run, session: Session, columns: list[Colu
         table = table.append_column("effect", nullable(first.values / weight))
     for c in columns:
         table = table.append_column(column_name(run, c.name), nullable(c.scores.values))
+    for c in columns:
+        for name, values in c.scores.also.items():
+            texts = values.dtype.kind == "U"
+            array = array_of_texts(values.tolist()) if texts else array_of(values, null=values < 0)
+            table = table.append_column(f"{c.name}_{name}", array)
     table = _append_members(table, first, per_member, columns, run)
     if first.by_label is not None:
         among = first.by_label[:, : class_count(run.manifest.classes, run.train.labels)]

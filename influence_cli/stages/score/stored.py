@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.manifest import Rows
 from influence_cli.errors import UsageError
+from influence_cli.events import Progress
 from influence_cli.methods.protocol import Chain
 from influence_cli.model.checkpoints import Trajectory
 from influence_cli.model.training_records import EpochRecords, FoldRecords
@@ -82,10 +85,19 @@ class StoredRows:
             found.append(Chain(rows["mean"], rows["squares"], rows["products"], kept["phi"], meta["facts"]))
         return found
 
-    def read(self, quantity: str, member: Member) -> dict[str, NDArray[Any]]:
-        """The arrays [n, ...] of another quantity at a member."""
-        kind, rows = QUANTITIES[quantity], self.run.train
-        (part,) = kind.parts(self.run, member)
+    @property
+    def target(self) -> Rows:
+        """The run's."""
+        return self.run.target
+
+    def progress(self, what: str, total: int) -> AbstractContextManager[Progress]:
+        """By the session's listener."""
+        return self.session.listener.progress(what, total)
+
+    def read(self, quantity: str, member: Member, rows: Rows | None = None) -> dict[str, NDArray[Any]]:
+        """The arrays [n, ...] of another quantity at a member, of the training rows or of others that were filled."""
+        kind, rows = QUANTITIES[quantity], self.run.train if rows is None else rows
+        part = kind.parts(self.run, member)[0]
         keys = rows.payload_keys if kind.key == "payload" else rows.row_keys
         return kind.folder(self.run, self.session, part).read(keys)
 
