@@ -104,6 +104,19 @@ _ROWS = (
         "Swayamdipta et al., arXiv:2009.10795", "records of training + forward T",
     ),
     MethodInfo(
+        "oof-loss", "influence_cli.methods.oof_loss:OutOfFoldLoss", "minus the loss at a model trained without the row",
+        "-", "folds of training + forward T",
+    ),
+    MethodInfo(
+        "oof-margin", "influence_cli.methods.oof_margin:OutOfFoldMargin", "margin at a model trained without the row",
+        "-", "folds of training + forward T",
+    ),
+    MethodInfo(
+        "confident", "influence_cli.methods.confident:Confident",
+        "margin of out-of-fold probabilities, and how many labels are wrong",
+        "Northcutt et al., arXiv:1911.00068", "folds of training + forward T",
+    ),
+    MethodInfo(
         "knn", "influence_cli.methods.knn:KNN", "minus the share of nearest rows with another label",
         "Bahri et al., arXiv:2004.12289", "2 x forward T + forward V; n m w",
     ),

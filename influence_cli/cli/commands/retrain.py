@@ -141,6 +141,8 @@ def _show_arms(request: RetrainRequest, recipe: Recipe) -> None:
         "seeds": [request.seed + s for s in range(request.seeds)],
         "canaries": canaries and {"share": canaries.share, "noise": canaries.kind, "from": canaries.source},
         "recipe": recipe.describe(),
+        "records_epochs": request.records_epochs and recipe.has_epochs,
+        "folds": request.folds,
     }
     print_json(described)
 
@@ -180,6 +182,9 @@ def _headlines(metrics: dict[str, Any]) -> None:
         rates["test"] = first[of["name"]]
     said = (f"{k} {of['called']} {f'{v:.1%}' if of['share'] else f'{v:.4f}'}" for k, v in rates.items())
     out.note(", ".join(said))
+    folds = metrics.get("out_of_fold")
+    if folds is not None and "accuracy" in folds:
+        out.note(f"out of {folds['folds']} folds: accuracy {folds['accuracy']:.1%} on {folds['rows']:,} train rows")
     for name, rate in rates.items() if of["share"] else ():
         if at_chance(rate, metrics["test_rows"] or metrics["arms"][arm]["train_rows"], metrics["num_classes"]):
             out.warn(f"{name} accuracy is {rate:.1%}, no better than guessing: nothing below means anything")
