@@ -28,6 +28,8 @@ from influence_cli.options import (
 )
 
 T = TypeVar("T")
+
+RESOLVED = "resolved"  # of a field's metadata: no option
 Options = dict[str, dict[str, Any]]  # name of a method, objective or action -> its options
 
 PRECISIONS = ("fp32", "fp64", "bf16")
@@ -185,15 +187,28 @@ def parse_numbers(text: str, flag: str) -> tuple[float, ...]:
         raise UsageError(f"{flag} {text!r} cannot be read", fix="write 0.5 or 0.485,0.456,0.406") from error
 
 
-def setting(default: Any, help: str, unit: str | None = None, limit: bool = False) -> Any:
-    """A field of a method, an objective or an attack that is an option of it; a ``limit`` changes no number."""
-    return dataclasses.field(default=default, metadata={"help": help, "unit": unit, "limit": limit})
+def setting(default: Any, help: str, unit: str | None = None, limit: bool = False, later: bool = False) -> Any:
+    """A field of a method, an objective or an attack that is an option of it; a ``limit`` changes no number.
+
+    One that came ``later`` is in no name while it has its default, so that names from before it are the same.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "unit": unit, "limit": limit, "later": later})
+
+
+def resolved(default: Any) -> Any:
+    """A field that is no option: what a run finds for the method, such as another method that it works with."""
+    return dataclasses.field(default=default, metadata={RESOLVED: True})
+
+
+def option_fields(kind: Any) -> list[dataclasses.Field[Any]]:
+    """The fields of a method, an objective or an attack that are options of it."""
+    return [f for f in dataclasses.fields(kind) if f.init and not f.metadata.get(RESOLVED)]
 
 
 def build_options(kind: type[T], name: str, given: dict[str, Any]) -> T:
     """An instance of the dataclass ``kind`` from options given as text or values; UsageError where one does not fit."""
     hints = typing.get_type_hints(kind)
-    known = {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.init}  # pyright: ignore[reportArgumentType]
+    known = {f.name: hints[f.name] for f in option_fields(kind)}
     values: dict[str, Any] = {}
     for key, value in given.items():
         field_name = key.replace("-", "_")

@@ -1,4 +1,4 @@
-"""Training by a loop of its own, for what the package's trainings are held against: plain descent at a constant rate."""
+"""Naive float64 arithmetic that tests of training records and folds are held against, written from the definitions."""
 
 from __future__ import annotations
 

@@ -86,6 +86,8 @@ class Curvature:
         self.sizes = [shape.numel() for shape in self.layout.values()]
         self.weight = float(np.sort(rows.weights).sum())
         self.factor: dict[str, Floats] = {}
+        self.further: list[dict[str, Floats]] = []  # other factors that the method needs
+        self.beside: list[Curvature] = []  # the same rows at other members, where a factor is of several
         self.interim: Interim = FORGETFUL
         self.dtype = DTYPES[precision]
         self._open = lambda: Point(copied(model), params, dropout, precision, self.device)

@@ -1,4 +1,8 @@
-"""Conjugate gradients for a symmetric matrix A [d, d] that is seen through products alone; in float64."""
+"""Conjugate gradients for a symmetric matrix A [d, d] that is seen through products alone; in float64.
+
+A preconditioner M [d, d], symmetric and positive definite, is an approximate inverse of A: the better it is, the fewer
+products with A it takes (Hestenes and Stiefel 1952; Golub and Van Loan, section 11.5).  It moves no solution.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +30,18 @@ class Solved:
 
 
 def conjugate_gradients(
-    product: Product, b: Floats, tolerance: float = 1e-4, most: int = 100, interim: Interim = FORGETFUL
+    product: Product,
+    b: Floats,
+    tolerance: float = 1e-4,
+    most: int = 100,
+    interim: Interim = FORGETFUL,
+    inverse: Product | None = None,
 ) -> Solved:
     """Columns x with |b - A x| <= tolerance |b| for those of b [d, k], by conjugate gradients from x = 0.
 
         alpha = r.r / p.Ap,  x += alpha p,  r -= alpha A p,  p = r' + (r'.r' / r.r) p
 
+    With ``inverse``, products with M, z = M r takes the place of r in the inner products' second factor and in p.
     Columns go through A together and each has its own scalars; one that is done takes part no more.  Every 20
     iterations, and before a column ends, r = b - A x.  A column stops at p.Ap <= 0, where A is not positive definite.
 
@@ -40,14 +50,7 @@ def conjugate_gradients(
     ([1.0, 2.0], [2])
     """
     k, size = b.shape[1], norms(b)
-    s: State = interim.load() or {
-        "x": np.zeros_like(b),
-        "r": b.copy(),
-        "p": b.copy(),
-        "residuals": (size > 0).astype(np.float64),
-        "iterations": np.zeros(k, dtype=np.int64),
-        "negative": np.full(k, np.nan),
-    }
+    s: State = interim.load() or _start(b, size, inverse)
     divisor = np.where(size > 0, size, 1.0)
     while True:
         going = (s["residuals"] > tolerance) & np.isnan(s["negative"]) & (s["iterations"] < most)
@@ -62,8 +65,22 @@ def conjugate_gradients(
         good = curvature > 0
         on, p, ap, curvature = on[good], p[:, good], ap[:, good], curvature[good]
         if len(on):
-            _step(product, b, s, on, (p, ap, curvature), divisor, tolerance, most)
+            _step(product, b, s, on, (p, ap, curvature), divisor, tolerance, most, inverse)
         interim.offer(lambda s=s: s)
+
+
+def _start(b: Floats, size: Floats, inverse: Product | None) -> State:
+    """The state before the first iteration for columns of these norms."""
+    p = b.copy() if inverse is None else inverse(b)
+    return {
+        "x": np.zeros_like(b),
+        "r": b.copy(),
+        "p": p,
+        "residuals": (size > 0).astype(np.float64),
+        "iterations": np.zeros(b.shape[1], dtype=np.int64),
+        "negative": np.full(b.shape[1], np.nan),
+        **({} if inverse is None else {"rz": dots(b, p)}),
+    }
 
 
 def _step(
@@ -75,11 +92,12 @@ def _step(
     divisor: Floats,
     tolerance: float,
     most: int,
+    inverse: Product | None,
 ) -> None:
     """One iteration of the columns ``on``, whose p, A p and p.Ap are ``along``."""
     p, ap, curvature = along
     r = s["r"][:, on]
-    before = dots(r, r)
+    before = dots(r, r) if inverse is None else s["rz"][on]
     alpha = before / curvature
     x, r = s["x"][:, on] + alpha * p, r - alpha * ap
     s["iterations"][on] += 1
@@ -89,6 +107,10 @@ def _step(
     if len(anew):
         r[:, anew] = b[:, on[anew]] - product(x[:, anew])
     s["residuals"][on] = norms(r) / divisor[on]
-    beta = dots(r, r) / before
+    z = r if inverse is None else inverse(r)
+    after = dots(r, z)
+    if inverse is not None:
+        s["rz"][on] = after
+    beta = after / before
     beta[small] = 0.0  # where the residual was only thought to be small, conjugacy is lost: start again from here
-    s["x"][:, on], s["r"][:, on], s["p"][:, on] = x, r, r + beta * p
+    s["x"][:, on], s["r"][:, on], s["p"][:, on] = x, r, z + beta * p

@@ -128,15 +128,17 @@ def _turned(a: Tensor, d: Tensor, q_a: Tensor, q_s: Tensor) -> Tensor:
     return q_s.T @ (d.mT @ a) @ q_a
 
 
-def preconditioned(q: Floats, q_a: NDArray[np.floating], q_s: NDArray[np.floating], shifted: Floats) -> Floats:
-    """Q_S [ (Q_S^T q Q_A) / shifted ] Q_A^T for q [O, I].
+def preconditioned(
+    q: Floats, q_a: NDArray[np.floating], q_s: NDArray[np.floating], shifted: Floats, kind: type = np.float64
+) -> NDArray[Any]:
+    """Q_S [ (Q_S^T q Q_A) / shifted ] Q_A^T for q [O, I], in the precision of ``kind``.
 
     >>> eye = np.eye(2)
     >>> preconditioned(np.array([[2.0, 3.0]]), eye, np.eye(1), np.array([[4.0, 6.0]])).tolist()
     [[0.5, 0.5]]
     """
-    a, s = q_a.astype(np.float64, copy=False), q_s.astype(np.float64, copy=False)
-    return s @ ((s.T @ q @ a) / shifted) @ a.T
+    a, s, q = (x.astype(kind, copy=False) for x in (q_a, q_s, q))
+    return s @ ((s.T @ q @ a) / shifted.astype(kind, copy=False)) @ a.T
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,12 +163,19 @@ class KroneckerInverse:
 
     @classmethod
     def of(
-        cls, factor: dict[str, NDArray[Any]], products: bool, l2: float, damping: float | None, scaled: bool
+        cls,
+        factor: dict[str, NDArray[Any]],
+        products: bool,
+        l2: float,
+        damping: float | None,
+        scaled: bool,
+        or_more: bool = False,
     ) -> KroneckerInverse:
         """From stored bases and eigenvalues: of the rows' squares, or ``products`` of those of the two factors.
 
         Without a ``damping`` a layer's is a tenth of its mean eigenvalue, at least 1e-8 of the largest layer's mean.
-        ``scaled``: other parameters are divided by their mean eigenvalue, damped by the same rule.
+        ``scaled``: other parameters are divided by their mean eigenvalue, damped by the same rule.  ``or_more``: where
+        the rule gives more than ``damping``, it is that.
 
         >>> one = np.ones((1, 1))
         >>> eigen = {"0.q_a": one, "0.q_s": one, "0.e_a": one[0], "0.e_s": one[0], "0.lam": 3.0 * one}
@@ -183,7 +192,10 @@ class KroneckerInverse:
         least = LEAST * max(every, default=0.0)
 
         def damped(mean: float) -> float:
-            return max(SHARE * mean, least) if damping is None else damping
+            by_rule = max(SHARE * mean, least)
+            if damping is None:
+                return by_rule
+            return max(damping, by_rule) if or_more else damping
 
         dampings = [damped(float(lam.mean())) for lam in lams]
         layers: list[Layer] = []
@@ -209,8 +221,11 @@ class KroneckerInverse:
         """The largest of any layer."""
         return max([float(x.shifted.max() / x.shifted.min()) for x in self.layers], default=1.0)
 
-    def apply(self, q: Floats, sizes: list[int]) -> Floats:
-        """P q for every column of [d, k], whose parameters have these sizes in turn."""
+    def apply(self, q: Floats, sizes: list[int], power: float = 1.0, single: bool = False) -> Floats:
+        """P^power q for every column of [d, k], whose parameters have these sizes in turn.
+
+        ``single``: the products are in float32, which is enough for a preconditioner.
+        """
         u, ends = np.zeros_like(q), np.cumsum([0, *sizes])
         for layer in self.layers:
             rows, bias = slice(ends[layer.weight], ends[layer.weight + 1]), layer.bias
@@ -218,13 +233,14 @@ class KroneckerInverse:
                 matrix = q[rows, k].reshape(len(layer.shifted), -1)
                 if bias >= 0:
                     matrix = np.concatenate([matrix, q[ends[bias] : ends[bias + 1], k][:, None]], axis=1)
-                turned = preconditioned(matrix, layer.q_a, layer.q_s, layer.shifted)
+                shifted = layer.shifted if power == 1.0 else layer.shifted**power
+                turned = preconditioned(matrix, layer.q_a, layer.q_s, shifted, np.float32 if single else np.float64)
                 if bias >= 0:
                     u[ends[bias] : ends[bias + 1], k], turned = turned[:, -1], turned[:, :-1]
                 u[rows, k] = turned.ravel()
         for place, value in self.scalars.items():
             some = slice(ends[place], ends[place + 1])
-            u[some] = q[some] / value
+            u[some] = q[some] / (value if power == 1.0 else value**power)
         return u
 
 

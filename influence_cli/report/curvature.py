@@ -43,7 +43,8 @@ def _by_series(f: Facts, options: Facts) -> str:
 
 def _by_iterations(f: Facts, options: Facts) -> str:
     came = "" if f["converged"] else ", NOT CONVERGED"
-    solve = f"{f['iterations']} iterations, residual {f['residual']:.2g} of the direction{came}"
+    by = f" preconditioned by {f['preconditioner']}" if "preconditioner" in f else ""
+    solve = f"{f['iterations']} iterations{by}, residual {f['residual']:.2g} of the direction{came}"
     return f"{_opening(f)}; {solve}; {_stationarity(f)}"
 
 

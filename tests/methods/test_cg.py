@@ -21,7 +21,7 @@ from influence_cli.methods.cg import CG
 from influence_cli.settings import GradSpec
 from tests.cases import Heard
 from tests.methods.test_exact import PENALTY, Logistic
-from tests.opened import score
+from tests.opened import describe_plan, missing_work, score
 from tests.oracle import Problem, column, dense_curvature, make_problem, relative_error
 
 METHOD = ("cg",)
@@ -152,3 +152,38 @@ def test_defaults_are_by_the_precision_of_products() -> None:
     assert CG().ends(1000) == (1e-8, 1000)
     assert CG().ends(1_000_000) == CG(precision="fp32").ends(10) == (1e-4, 100)
     assert CG(tolerance=1e-3, max_iterations=7, precision="fp32").ends(10) == (1e-3, 7)
+
+
+@pytest.mark.parametrize("mode", ["ggn", "hessian"])
+def test_t16_a_preconditioned_solve_equals_exact(mode: str, p1: Logistic) -> None:
+    table = score(job_of(p1.problem, l2=PENALTY, tolerance=1e-10, mode=mode, preconditioner="ekfac"))
+    assert relative_error(column(table), p1.scores()) < 1e-8
+    facts = provenance(table.schema)["curvature"]["cg"]
+    assert facts["converged"] is True
+    assert facts["preconditioner"] == "ekfac"
+
+
+def test_a_preconditioned_solve_takes_fewer_passes_and_shares_ekfacs_factor(tmp_path: Path) -> None:
+    p = make_problem(tmp_path, "mlp:16,12", (10,), classes=5, train=200, val=30)
+    options = {"tolerance": 0.05, "damping": 4e-6}
+    plain = score(p.job(store="one", methods=METHOD, options={"cg": options}))
+    both = {"cg": {**options, "preconditioner": "ekfac"}, "ekfac": {"labels": "exact"}}
+    job = p.job(store="one", methods=("cg", "ekfac"), options=both)
+    helped = score(job)
+    few, many = (provenance(t.schema)["curvature"]["cg"] for t in (helped, plain))
+    assert few["residual"] <= 0.05
+    assert few["iterations"] < 0.7 * many["iterations"]
+    factors = list((p.folder / "one" / "factors").glob("*.safetensors"))
+    assert len(factors) == 2  # the trace, and one of EKFAC for both methods
+    (step,) = describe_plan(new := p.job(store="two", methods=METHOD, options=both), missing_work(new))["steps"]
+    assert [fit["method"] for fit in step["fits"]] == ["cg", "ekfac (of cg)"]
+    assert [solve["method"] for solve in step["solves"]] == ["cg"]
+
+
+def test_without_a_preconditioner_what_is_stored_is_called_as_before_there_was_one() -> None:
+    plain = CG().describe()
+    assert "preconditioner" not in plain
+    assert "by" not in plain
+    assert CG(preconditioner="ekfac").describe()["preconditioner"] == "ekfac"
+    with pytest.raises(UsageError, match="preconditioner"):
+        make_methods(GradSpec(methods=METHOD, options={"cg": {"preconditioner": "kfac"}}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from typing import Any
 
@@ -10,6 +9,7 @@ from influence_cli.cli.printing import cell, print_json, print_table
 from influence_cli.cli.settings.requests import ResultOptions
 from influence_cli.cli.settings.settings import Settings
 from influence_cli.errors import UsageError, nearest
+from influence_cli.settings import option_fields
 
 COLUMNS = ("name", "kind", "needs", "effect", "cost", "paper", "summary")
 
@@ -48,7 +48,7 @@ def _default(value: Any) -> str:
 def _describe(info: Any) -> dict[str, Any]:
     cls = info.load()
     options: list[dict[str, Any]] = []
-    for f in dataclasses.fields(cls):
+    for f in option_fields(cls):
         about = {"unit": f.metadata.get("unit"), "help": f.metadata.get("help", "")}
         options.append({"name": f.name, "type": str(f.type), "default": f.default, **about})
     return {

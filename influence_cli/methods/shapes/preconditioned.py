@@ -10,18 +10,19 @@ over the fit rows.  What is expensive and the same for every direction is its **
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.methods.protocol import Columns, Facts, Linear, OfBlocks
-from influence_cli.settings import setting
+from influence_cli.methods.protocol import Columns, Facts, Linear, Member, OfBlocks
+from influence_cli.settings import option_fields, setting
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
+    from influence_cli.model.checkpoints import Trajectory
 
 PRECISIONS = ("auto", "fp32", "fp64")
 DOUBLE_UP_TO = 100_000  # parameters up to which "auto" is float64
@@ -33,6 +34,15 @@ class Factor:
 
     arrays: dict[str, NDArray[np.float64]]
     facts: Facts
+
+
+@dataclass(frozen=True)
+class FactorAt:
+    """A factor that a direction goes through: what fits it, at which members together, and whose it is."""
+
+    solver: Preconditioned
+    members: tuple[Member, ...]
+    of: str = ""  # the name of the method, where it is another's
 
 
 @dataclass(frozen=True)
@@ -101,8 +111,33 @@ class Preconditioned(Linear):
 
     def describe(self) -> dict[str, Any]:
         """Options and revision that change u, for its fingerprint."""
-        named = [f.name for f in dataclasses.fields(self) if not f.metadata.get("limit")]
+        named = [f for f in option_fields(self) if not f.metadata.get("limit")]
+        named = [f.name for f in named if not (f.metadata.get("later") and getattr(self, f.name) == f.default)]
         return {"revision": self.revision, **{name: getattr(self, name) for name in named}}
+
+    def helper(self) -> str | None:
+        """The name of another method whose factor it works with too, if any; that method's options count."""
+        return None
+
+    def helped_by(self, other: Preconditioned) -> Preconditioned:
+        """The method with the one that ``helper`` names."""
+        raise NotImplementedError
+
+    def on_the_way(self, trajectory: Trajectory) -> Preconditioned:
+        """The method with what it needs to know of how its checkpoint was trained.
+
+        Raises:
+            UsageError: the run folder does not say it.
+        """
+        return self
+
+    def factors_at(self, member: Member, members: Sequence[Member]) -> tuple[FactorAt, ...]:
+        """What ``precondition`` needs at one of its members: its own factor, and then ``curvature.further``."""
+        return (FactorAt(self, (member,)),)
+
+    def query_at(self, member: Member, members: Sequence[Member]) -> Member:
+        """The member at which q is taken that becomes u at one of its members: the same."""
+        return member
 
     def fitted(self) -> dict[str, Any]:
         """What the factor is, for its fingerprint: methods that say the same share it."""
@@ -128,7 +163,7 @@ class Preconditioned(Linear):
         return []
 
     def fit(self, curvature: Curvature) -> Factor:
-        """What is expensive and the same for every direction."""
+        """What is expensive and the same for every direction; ``curvature.beside`` is it at the other members."""
         raise NotImplementedError
 
     def fit_some(self, curvature: Curvature) -> int:
@@ -154,7 +189,10 @@ class Preconditioned(Linear):
         return float(np.linalg.norm(fitted["gradient"] + (self.l2 or 0.0) * fitted["theta"]))
 
     def precondition(self, q: Columns, curvature: Curvature) -> tuple[Columns, Facts]:
-        """Columns u = P q, and what is worth saying of P; ``curvature.factor`` is what ``fit`` returned."""
+        """Columns u = P q, and what is worth saying of P; ``curvature.factor`` is what ``fit`` returned.
+
+        ``curvature.further`` are the other factors of ``factors_at``.
+        """
         raise NotImplementedError
 
     def form(self, curvature: Curvature) -> tuple[OfBlocks, Facts]:

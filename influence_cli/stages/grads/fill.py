@@ -58,7 +58,7 @@ def fill(run: Run, session: Session) -> tuple[Run, int]:
 
 def _fill(run: Run, session: Session, look: FirstLook) -> tuple[Run, int]:
     """Compute and store what is missing at the members that the run has now."""
-    work = [_with_readable_directions(run, session, w) for w in missing_work(run, session) if not w.nothing]
+    work = _with_readable_directions(run, session, missing_work(run, session))
     if not work:
         return run, 0
     work.sort(key=lambda w: w.member != run.plain_member())  # the model itself first: how good it is, is said at once
@@ -102,15 +102,27 @@ def _fill_member(run: Run, session: Session, work: Work, at: MemberModel, look: 
     return run, sum(work.rows_in(name) for name in work.passes)
 
 
-def _with_readable_directions(run: Run, session: Session, work: Work) -> Work:
-    """The work, with directions to make again whose stored tensors turn out to be damaged or gone."""
+def _with_readable_directions(run: Run, session: Session, work: list[Work]) -> list[Work]:
+    """The work that there is, with directions to make again whose stored tensors turn out to be damaged or gone."""
+    read = session.store.directions.read
+    work = [w if w.nothing else _without_unreadable(run, session, w) for w in work]
+    along = [a for w in work for a in w.preconditioned]
+    gone = {a.q: (a.query, a.objective) for a in along if read(a.q) is None}
+    found: list[Work] = []
+    for w in work:
+        again = [objective for at, objective in gone.values() if at == w.member and objective not in w.directions]
+        found.append(replace(w, directions=(*w.directions, *dict.fromkeys(again))))
+    return [w for w in found if not w.nothing]
+
+
+def _without_unreadable(run: Run, session: Session, work: Work) -> Work:
+    """The work at a member, with what is to be made again since directions of its own cannot be read."""
     measure = list(work.directions)
     lacking = [part.name for part, keys in work.lacking.items() if part.quantity == "tangents" and len(keys)]
     unreadable = {name for name in lacking if session.store.directions.read(name) is None}  # and set aside
-    missing = missing_directions(run, session, work.member, work.halves)
     for objective in run.objectives:
         needed = {names.direction(run, work.member, objective, half=h) for h in (False, True)} & unreadable
-        needed |= {a.q for a in missing if a.objective == objective and session.store.directions.read(a.q) is None}
         if objective not in measure and needed:
             measure.append(objective)
+    missing = missing_directions(run, session, work.member, work.halves)
     return replace(work, directions=tuple(measure), preconditioned=missing)

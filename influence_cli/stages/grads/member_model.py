@@ -53,6 +53,10 @@ class Models:
         checkpoint = require_model(self.run)[1]
         return self._of(checkpoint)
 
+    def weights(self, checkpoint: Checkpoint) -> nn.Module:
+        """The model at any checkpoint; nothing is said of it."""
+        return self._of(checkpoint, note=False)
+
     def gradient_point(self, member: Member, params: str) -> Point:
         """A member in full precision with other parameters selected than the run has."""
         from influence_cli.engines.point import Point

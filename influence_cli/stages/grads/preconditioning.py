@@ -15,10 +15,11 @@ import numpy as np
 
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ManifestError
-from influence_cli.methods.shapes.preconditioned import Preconditioned
+from influence_cli.methods.shapes.preconditioned import FactorAt, Preconditioned
 from influence_cli.stages.grads.interim import KeptInterim
+from influence_cli.stages.grads.member_model import Models
 from influence_cli.stages.run import names
-from influence_cli.stages.run.curvature_plan import Along, solver_key
+from influence_cli.stages.run.curvature_plan import Along, fit_key, solve_key
 from influence_cli.stages.run.rates import remember_rate
 from influence_cli.stages.run.run import Member, Run, require_model
 from influence_cli.stages.run.session import Session
@@ -64,38 +65,65 @@ def precondition(
         costs = method.costs(len(run.fit.rows), curvature.size)
         if not interim.resumed and costs.solve_passes > 0:
             seconds = time.perf_counter() - started
-            remember_rate(session, solver_key(run, session, name, solve=True), costs.rows, seconds)
+            remember_rate(session, solve_key(run, session, name), costs.rows, seconds)
 
 
 def fitted_curvature(run: Run, session: Session, name: str, member: Member, model: nn.Module) -> Curvature:
     """The curvature at a member with what a method fits on it, from the store or fitted now.
 
     Fit rows whose logits or derivatives are not finite are outside it, as if they were not there; so are parameters
-    that no logit depends on.
+    that no logit depends on.  Other factors that the method's directions go through are its ``further``.
+    """
+    models = Models(run, session)
+    own, *others = names.factors(run, name, member)
+    curvature = _opened(run, session, own, {member.name: model}, models)
+    curvature.factor = _factor(run, session, own, curvature)
+    for at in others:
+        known = _read_factor(run, session, at, curvature.size)
+        if known is None:
+            like = _opened(run, session, at, {member.name: model}, models, curvature)
+            known = _factor(run, session, at, like)
+        curvature.further.append(known)
+    return curvature
+
+
+def _opened(
+    run: Run, session: Session, at: FactorAt, known: dict[str, nn.Module], models: Models, like: Curvature | None = None
+) -> Curvature:
+    """What a factor is fitted on: the curvature at its first member, with those at the others beside it.
+
+    It is ``like`` itself where that is the same.
     """
     from influence_cli.curvature.curvature import Curvature
 
     assert run.fit is not None
+    weights = [known.get(m.name) or models.weights(m.checkpoint) for m in at.members]
 
-    def of(rows: Rows, without: Sequence[str] = ()) -> Curvature:
-        return Curvature(
-            model, require_model(run)[0], rows, run.spec.params, member.dropout, session.device,
-            session.batch_size(run.model), session.runtime.workers, session.listener, without=without,
-            loss=run.row_loss,
-        )  # fmt: skip
+    def of(rows: Rows, without: Sequence[str] = ()) -> list[Curvature]:
+        return [
+            Curvature(
+                model, require_model(run)[0], rows, run.spec.params, member.dropout, session.device,
+                session.batch_size(run.model), session.runtime.workers, session.listener, without=without,
+                loss=run.row_loss,
+            )
+            for member, model in zip(at.members, weights, strict=True)
+        ]  # fmt: skip
 
-    meta = session.store.factors.meta(names.factor(run, name, member))
-    curvature = of(run.fit.rows)
-    rows = _usable_fit_rows(run, name, curvature) if meta is None else run.fit.less(set(meta["unusable"]))
+    meta = session.store.factors.meta(names.factor_of(run, at))
+    curvatures = of(run.fit.rows)
+    rows = _usable_fit_rows(run, at.solver, curvatures) if meta is None else run.fit.less(set(meta["unusable"]))
+    alone = len(at.members) == 1 and at.members[0].name in known
+    if like is not None and alone and np.array_equal(rows.index, like.rows.index):
+        return like
     if len(rows) < len(run.fit.rows):
-        curvature = of(rows)
-    if unused := curvature.unused():
-        curvature = of(rows, unused)
-    curvature.factor = _factor(run, session, name, run.solvers[name], member, curvature)
-    return curvature
+        curvatures = of(rows)
+    if unused := sorted({name for c in curvatures for name in c.unused()}):
+        curvatures = of(rows, unused)
+    curvatures[0].beside = curvatures[1:]
+    return curvatures[0]
 
 
-def _usable_fit_rows(run: Run, name: str, curvature: Curvature) -> Rows:
+def _usable_fit_rows(run: Run, method: Preconditioned, curvatures: list[Curvature]) -> Rows:
     """The fit rows less those, of what a method sees of them, that are not finite in the precision of scores.
 
     Raises:
@@ -107,11 +135,11 @@ def _usable_fit_rows(run: Run, name: str, curvature: Curvature) -> Rows:
     precision = "fp64" if run.spec.precision == "fp64" else "fp32"  # directions of bf16 runs are float32
     rows, checked = run.fit.rows, set[int]()
     while True:
-        seen = sample_by_keys(rows, run.solvers[name].costs(len(rows), curvature.size).rows)
+        seen = sample_by_keys(rows, method.costs(len(rows), curvatures[0].size).rows)
         new = seen.take(np.array([row not in checked for row in seen.index.tolist()], dtype=bool))
         if len(new) == 0:
             return rows
-        bad = curvature.over(new, precision).unusable()
+        bad = np.unique(np.concatenate([c.over(new, precision).unusable() for c in curvatures]))
         checked |= set(new.index.tolist())
         rows = rows.take(~np.isin(rows.index, bad))
         if len(rows) == 0:
@@ -138,17 +166,21 @@ def about_curvature(run: Run, facts: dict[str, Any], curvature: Curvature) -> di
     return {**facts, **about}
 
 
-def _factor(
-    run: Run, session: Session, name: str, method: Preconditioned, member: Member, curvature: Curvature
-) -> dict[str, Any]:
-    """The arrays of a method's factor, from the store or fitted now."""
-    factor = names.factor(run, name, member)
+def _read_factor(run: Run, session: Session, at: FactorAt, size: int) -> dict[str, Any] | None:
+    """The stored arrays of a factor of so many parameters, or None."""
+    factor = names.factor_of(run, at)
     meta = session.store.factors.meta(factor)
-    of_these = meta is not None and meta["parameters"] == curvature.size  # earlier versions fitted unused ones too
-    stored = session.store.read_factor(factor) if of_these else None
+    of_these = meta is not None and meta["parameters"] == size  # earlier versions fitted unused ones too
+    return session.store.read_factor(factor) if of_these else None
+
+
+def _factor(run: Run, session: Session, at: FactorAt, curvature: Curvature) -> dict[str, Any]:
+    """The arrays of a method's factor, from the store or fitted now."""
+    stored = _read_factor(run, session, at, curvature.size)
     if stored is not None:
         return stored
     assert run.fit is not None
+    method, factor = at.solver, names.factor_of(run, at)
     method.check_size(curvature.size)
     interim, started = KeptInterim(run, session, factor), time.perf_counter()
     with interim.kept(curvature):
@@ -156,7 +188,7 @@ def _factor(
         about = {
             "facts": fitted.facts,
             "fitted": method.fitted(),
-            "spec": names.factor_spec(run, name, member),
+            "spec": names.factor_spec(run, at),
             "fit": run.fit.fingerprint,
             "rows": len(curvature.rows),
             "weight": curvature.weight,
@@ -165,6 +197,6 @@ def _factor(
         }
         session.store.write_factor(factor, fitted.arrays, run.fit.keys, about)
     if not interim.resumed:
-        rows = method.costs(len(curvature.rows), curvature.size).rows
-        remember_rate(session, solver_key(run, session, name), rows, time.perf_counter() - started)
+        rows = method.costs(len(curvature.rows), curvature.size).rows * len(at.members)
+        remember_rate(session, fit_key(run, session, at), rows, time.perf_counter() - started)
     return fitted.arrays

@@ -5,9 +5,10 @@ Nothing here imports torch: a run whose every direction is stored never does.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from influence_cli.methods.shapes.preconditioned import FactorAt, Preconditioned
 from influence_cli.stages.run import names
 from influence_cli.stages.run.rates import pass_key, timing_key
 from influence_cli.stages.run.run import Member, Run, require_model
@@ -24,6 +25,7 @@ class Along:
     half: bool
     q: str
     u: str
+    query: Member  # at which q is taken
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,11 @@ class Fit:
     bytes: int
     seconds: float | None
     why: str
+    solver: Preconditioned
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the plan."""
-        return asdict(self)
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "solver"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ def missing_directions(run: Run, session: Session, member: Member, halves: dict[
                 u = names.along(run, name, member, objective, half)
                 wanted = not half or len(halves.get(u, ())) > 0
                 if wanted and session.store.directions.meta(u) is None:
-                    missing.append(Along(name, objective, half, names.direction(run, member, objective, half), u))
+                    at = names.query(run, name, member)
+                    missing.append(Along(name, objective, half, names.direction(run, at, objective, half), u, at))
     return tuple(missing)
 
 
@@ -79,17 +83,22 @@ def missing_fits(run: Run, session: Session, member: Member, methods: list[str])
     """
     fits: dict[str, Fit] = {}
     for name in (name for name in dict.fromkeys(methods) if name in run.solvers):
-        method, factor = run.solvers[name], names.factor(run, name, member)
-        if factor in fits or session.store.factors.meta(factor) is not None:
-            continue
-        assert run.fit is not None
-        parameters = parameter_count(run, session)
-        method.check_size(parameters)
-        costs = method.costs(len(run.fit.rows), parameters)
-        size, why = costs.factor_bytes + 24 * len(run.fit.rows), _why(run, session, name, member)
-        seconds = _seconds(session, solver_key(run, session, name), costs.rows)
-        fits[factor] = Fit(name, factor, costs.rows, costs.fit_passes, size, seconds, why)
+        for at in names.factors(run, name, member):
+            factor = names.factor_of(run, at)
+            if factor not in fits and session.store.factors.meta(factor) is None:
+                fits[factor] = _missing_fit(run, session, name, at, factor)
     return tuple(fits.values())
+
+
+def _missing_fit(run: Run, session: Session, name: str, at: FactorAt, factor: str) -> Fit:
+    assert run.fit is not None
+    parameters = parameter_count(run, session)
+    at.solver.check_size(parameters)
+    costs, passes = at.solver.costs(len(run.fit.rows), parameters), len(at.members)
+    size, why = costs.factor_bytes + 24 * len(run.fit.rows), _why(run, session, at)
+    seconds = _seconds(session, fit_key(run, session, at), costs.rows * passes)
+    called = f"{at.of} (of {name})" if at.of else name
+    return Fit(called, factor, costs.rows, costs.fit_passes * passes, size, seconds, why, at.solver)
 
 
 def missing_solves(
@@ -105,7 +114,7 @@ def missing_solves(
         costs = run.solvers[name].costs(len(run.fit.rows), parameter_count(run, session))
         if costs.solve_passes > 0:
             count = sum(a.method == name for a in missing)
-            seconds = _seconds(session, solver_key(run, session, name, solve=True), costs.rows)
+            seconds = _seconds(session, solve_key(run, session, name), costs.rows)
             solves.append(Solve(name, count, costs.rows, costs.solve_passes, seconds))
     for name in (name for name, keys in values.items() if len(keys) and name in run.solvers):
         assert run.fit is not None
@@ -121,10 +130,10 @@ def _seconds(session: Session, what: str, rows: int) -> float | None:
     return None if rate is None else round(rate * rows, 1)
 
 
-def _why(run: Run, session: Session, method: str, member: Member) -> str:
+def _why(run: Run, session: Session, at: FactorAt) -> str:
     """Against the nearest stored factor that differs in its fit set alone."""
     assert run.fit is not None
-    spec = names.factor_spec(run, method, member)
+    spec = names.factor_spec(run, at)
     others = [
         session.store.fit_keys(name) for name, meta in session.store.factors.known().items() if meta.get("spec") == spec
     ]
@@ -152,7 +161,11 @@ def parameter_count(run: Run, session: Session, params: str | None = None) -> in
     return int(known["parameters"])
 
 
-def solver_key(run: Run, session: Session, method: str, solve: bool = False) -> str:
-    """Under what name the seconds per fit row of a method's fit, or of its solves, are kept."""
-    named = run.solvers[method].describe() if solve else run.solvers[method].fitted()
-    return timing_key(run, session, f"{f'solve {method}' if solve else 'fit'} {run.spec.params} {named}")
+def fit_key(run: Run, session: Session, at: FactorAt) -> str:
+    """Under what name the seconds per fit row of a fit at one member are kept."""
+    return timing_key(run, session, f"fit {run.spec.params} {at.solver.fitted()}")
+
+
+def solve_key(run: Run, session: Session, method: str) -> str:
+    """The same of a method's solves."""
+    return timing_key(run, session, f"solve {method} {run.spec.params} {run.solvers[method].describe()}")

@@ -39,7 +39,7 @@ def curvature_rates(run: Run, session: Session, model: nn.Module, work: list[Wor
     solves = {solve.method: solve for w in work for solve in w.solves if solve.seconds is None}
     rates, setups = Rates(), 0.0
     for name in dict.fromkeys([*fits, *solves]):
-        method = run.solvers[name]
+        method = fits[name].solver if name in fits else run.solvers[name]
         at = functools.partial(_curvature, run, session, model)
         try:
             fit, setup = _timed(method.fit_some, at, _most(run, session))

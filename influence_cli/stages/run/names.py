@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from influence_cli.methods.shapes.preconditioned import FactorAt
 from influence_cli.model.walk import Walk
 from influence_cli.stages.run.objective_inputs import attack_name, described
 from influence_cli.stages.run.run import Member, Run
@@ -33,25 +34,50 @@ def attack(run: Run, objective: str) -> str | None:
     return attack_name(run.objectives[objective], run.spec, run.model, weights, run.loss_name)
 
 
+def query(run: Run, method: str, member: Member) -> Member:
+    """The member at which q is taken of a method's direction at a member."""
+    if not run.methods[method].fitted_curvature:
+        return member
+    return run.solvers[method].query_at(member, run.members_of[method])
+
+
 def along(run: Run, method: str, member: Member, objective: str, half: bool = False) -> str:
     """Name of the direction that a method's tangents run along: q itself, or u = P q where P is fitted."""
-    q, p = direction(run, member, objective, half), run.methods[method]
+    q, p = direction(run, query(run, method, member), objective, half), run.methods[method]
     if not p.fitted_curvature:
         return q
     named = {"name": method, **run.solvers[method].describe()}
-    return fingerprint("preconditioned", 1, direction=q, method=named, factor=factor(run, method, member))
+    return fingerprint("preconditioned", 1, direction=q, method=named, **factor_names(run, method, member))
+
+
+def factors(run: Run, method: str, member: Member) -> tuple[FactorAt, ...]:
+    """What a method's directions at a member go through; its own factor is the first."""
+    return run.solvers[method].factors_at(member, run.members_of[method])
+
+
+def factor_names(run: Run, method: str, member: Member) -> dict[str, Any]:
+    """What stands for all of these in the name of what is made with them."""
+    own, *further = (factor_of(run, at) for at in factors(run, method, member))
+    return {"factor": own, **({"further": further} if further else {})}
 
 
 def factor(run: Run, method: str, member: Member) -> str:
     """Name of what a method fits at a member on the run's fit set."""
+    return factor_of(run, factors(run, method, member)[0])
+
+
+def factor_of(run: Run, at: FactorAt) -> str:
+    """Name of what is fitted on the run's fit set at a member, or at several together."""
     assert run.fit is not None
-    return fingerprint("factor", 2, spec=factor_spec(run, method, member), fit=run.fit.fingerprint)
+    return fingerprint("factor", 2, spec=factor_spec(run, at), fit=run.fit.fingerprint)
 
 
-def factor_spec(run: Run, method: str, member: Member) -> str:
+def factor_spec(run: Run, at: FactorAt) -> str:
     """Name of all of that but the fit set."""
-    about = {"member": member.name, "params": run.spec.params, "loss": run.spec.loss}
-    return fingerprint("factor-spec", 1, fitted=run.solvers[method].fitted(), **about)
+    first, *others = (member.name for member in at.members)
+    about: dict[str, Any] = {"member": first, "params": run.spec.params, "loss": run.spec.loss}
+    about |= {"beside": others} if others else {}
+    return fingerprint("factor-spec", 1, fitted=at.solver.fitted(), **about)
 
 
 def outputs(member: Member) -> str:
@@ -70,7 +96,7 @@ def row_value(run: Run, method: str, member: Member) -> tuple[str, dict[str, Any
     about: dict[str, Any] = {"params": run.spec.params, "loss": run.loss_name, "value": value.about}
     if value.solver is not None:
         about["value"] = {**value.about, **run.solvers[method].describe()}
-        about["factor"] = factor(run, method, member)
+        about |= factor_names(run, method, member)
     # revision 1 could hold values of target rows' inputs under the keys of train rows
     return fingerprint("row-values", 2, member=member.name, **about), about
 

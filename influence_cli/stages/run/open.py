@@ -10,6 +10,7 @@ from influence_cli.data.changed_texts import changed_texts
 from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError
 from influence_cli.methods import make_methods
+from influence_cli.model.checkpoints import Trajectory
 from influence_cli.model.losses import loss_of
 from influence_cli.objectives import make_objectives
 from influence_cli.settings import GradSpec, Inputs
@@ -18,7 +19,7 @@ from influence_cli.stages.run.fit_set import open_fit_set, with_trained_l2
 from influence_cli.stages.run.members import with_members
 from influence_cli.stages.run.objective_inputs import target_groups
 from influence_cli.stages.run.resolve import resolve_model
-from influence_cli.stages.run.row_values import needed_values, solver_of
+from influence_cli.stages.run.row_values import needed_values, solver_of, with_helper
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 from influence_cli.stages.run.target import given_target, target_rows
@@ -61,7 +62,9 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
         manifest = usable_now(manifest.rows("train"), model, inputs).manifest  # curvature needs every row
         about["fit"] = open_fit_set(inputs, usable_train_rows(manifest), model, listener, curved=bool(solvers))
         trained = (checkpoint.locator, listener, model.task, about["fit"].weight)
-        solvers = {n: with_trained_l2(s, n, *trained) for n, s in solvers.items()}
+        solvers = {n: with_helper(s, spec) for n, s in solvers.items()}
+        way = Trajectory(checkpoint)
+        solvers = {n: with_trained_l2(s, n, *trained).on_the_way(way) for n, s in solvers.items()}
         methods = {n: solvers[n] if m.fitted_curvature else m for n, m in methods.items()}
         about["solvers"] = solvers
     run = Run(

@@ -98,7 +98,8 @@ def _missing_at(run: Run, session: Session, member: Member) -> Work:
         if not part.half or _has_halves(run, session, member, part.of)
     }
     work = Work(member, lacking)
-    measure = [o for o in run.objectives if run.methods_at(member) and _lacks_direction(run, session, work, o)]
+    queried = any(names.query(run, name, member) == member for name in run.methods_at(member))
+    measure = [o for o in run.objectives if queried and _lacks_direction(run, session, work, o)]
     along = missing_directions(run, session, member, work.halves)
     lacking_values = [name for name, keys in work.values.items() if len(keys)]
     fits = missing_fits(run, session, member, [*(a.method for a in along), *lacking_values])

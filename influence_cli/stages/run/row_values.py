@@ -56,6 +56,14 @@ def solver_of(method: Method, value: RowValue | None, spec: GradSpec) -> Precond
     return build_options(METHODS[value.solver].load(), value.solver, given)
 
 
+def with_helper(method: Preconditioned, spec: GradSpec) -> Preconditioned:
+    """The method with the other one whose factor it works with, where there is one."""
+    name = method.helper()
+    if name is None:
+        return method
+    return method.helped_by(build_options(METHODS[name].load(), name, spec.options.get(name, {})))
+
+
 def values_at(run: Run, member: Member) -> list[str]:
     """Methods that need a value of rows at a member, in order."""
     return [name for name in run.values if member in run.members_of[name]]

@@ -195,7 +195,10 @@ def _preconditioned(run: Run) -> dict[str, Any]:
     """By column, the names of q and of u = P q at every member, where a method has a u of its own."""
     return {
         column_name(run, f"{name}/{objective}"): [
-            {"q": names.direction(run, member, objective), "u": names.along(run, name, member, objective)}
+            {
+                "q": names.direction(run, names.query(run, name, member), objective),
+                "u": names.along(run, name, member, objective),
+            }
             for member in run.members_of[name]
         ]
         for name, method in run.methods.items()

@@ -64,7 +64,8 @@ class StoredRows:
 
     def length(self, member: Member, objective: str) -> float | None:
         """|q| at a member."""
-        meta = self.session.store.directions.meta(names.direction(self.run, member, objective))
+        at = names.query(self.run, self.method, member)
+        meta = self.session.store.directions.meta(names.direction(self.run, at, objective))
         assert meta is not None
         return float(meta["norm"])
 

@@ -156,7 +156,7 @@ def _folder(run: Run, session: Session, name: str, top: int, train: Rows) -> Sha
     """
     members, params, how, sketch = run.members_of[name], run.spec.params, None, None
     if run.methods[name].fitted_curvature:
-        factors = [names.factor(run, name, member) for member in members]
+        factors = [f for m in members for f in (names.factor_of(run, at) for at in names.factors(run, name, m))]
         how = {"name": name, **run.solvers[name].describe(), "factors": factors}
     if run.spec.rows is not None:
         request = row_request(run, session)
