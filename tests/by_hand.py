@@ -1,4 +1,4 @@
-"""Naive float64 arithmetic that tests of training records and folds are held against, written from the definitions."""
+"""Training by a loop of its own, which the package's trainings are held against: plain descent at a constant rate."""
 
 from __future__ import annotations
 
