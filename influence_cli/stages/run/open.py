@@ -15,9 +15,9 @@ from influence_cli.model.losses import loss_of
 from influence_cli.objectives import make_objectives
 from influence_cli.settings import GradSpec, Inputs
 from influence_cli.stages.run.class_map import named_classes
-from influence_cli.stages.run.fit_set import open_fit_set, with_trained_l2
+from influence_cli.stages.run.fit_set import open_fit_set, refuse_without_curvature, with_trained_l2
 from influence_cli.stages.run.members import with_members
-from influence_cli.stages.run.objective_inputs import target_groups
+from influence_cli.stages.run.objective_inputs import refuse_of_classes, target_groups
 from influence_cli.stages.run.resolve import resolve_model
 from influence_cli.stages.run.row_values import needed_values, solver_of, with_helper
 from influence_cli.stages.run.run import Run
@@ -41,6 +41,7 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
     model, checkpoint, about = None, None, dict[str, Any]()
     if spec.rows is not None or any(m.needs != "nothing" for m in methods.values()):
         model, checkpoint = resolve_model(inputs, manifest, store, spec.precision)
+        refuse_of_classes(methods, objectives, model)
         manifest = usable(manifest.rows("train"), model, inputs, store)
         check_classes(manifest, model)
         usable_train_rows(manifest)
@@ -59,8 +60,9 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
     if (solvers or any(m.trains for m in methods.values())) and model is not None and checkpoint is not None:
         for method in methods.values():
             method.check_loss(loss_of(model))
+        refuse_without_curvature(solvers, model)
         manifest = usable_now(manifest.rows("train"), model, inputs).manifest  # curvature needs every row
-        about["fit"] = open_fit_set(inputs, usable_train_rows(manifest), model, listener, curved=bool(solvers))
+        about["fit"] = open_fit_set(inputs, usable_train_rows(manifest), model, listener)
         trained = (checkpoint.locator, listener, model.task, about["fit"].weight)
         solvers = {n: with_helper(s, spec) for n, s in solvers.items()}
         way = Trajectory(checkpoint)
