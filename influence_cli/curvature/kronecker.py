@@ -20,6 +20,7 @@ from influence_cli.curvature.dense import check_rows
 from influence_cli.engines.layerwise.blocks import MATERIALISED, Block, BlockLayout
 from influence_cli.engines.layerwise.layers import Layers
 from influence_cli.engines.layerwise.protocol import total
+from influence_cli.engines.layerwise.tape import Tape
 from influence_cli.errors import ModelError
 from influence_cli.maths.hashed_draws import keyed_uniform
 from influence_cli.maths.kronecker import (
@@ -29,6 +30,8 @@ from influence_cli.maths.kronecker import (
     rotated_squares,
     second_moment,
 )
+from influence_cli.model.next_token import drawing
+from influence_cli.store.keys import Keys
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
@@ -77,7 +80,7 @@ class KroneckerFit:
             self._set_basis(layer, {name: bases[f"{k}.{name}"] for name in BASIS})
         if bases:
             self.curvature.interim.offer(lambda: bases)
-        for index, tape, _, w in self.curvature.tapes(self.layers, "curvature (ekfac: eigenvalues)"):
+        for index, tape, _, w in self._tapes("curvature (ekfac: eigenvalues)", SECOND):
             self._add_squares(index, tape, w)
         found: Arrays = {}
         for k, layer in enumerate(self._of.values()):
@@ -95,7 +98,7 @@ class KroneckerFit:
 
     def _bases(self) -> Arrays:
         """The first pass: eigenvectors and eigenvalues of both factors of every layer, by its number."""
-        for index, tape, _, w in self.curvature.tapes(self.layers, "curvature (ekfac: bases)"):
+        for index, tape, _, w in self._tapes("curvature (ekfac: bases)", FIRST):
             self._add_moments(index, tape, w)
         return {
             f"{k}.{name}": a for k, layer in enumerate(self._of.values()) for name, a in self._eigenbases(layer).items()
@@ -103,19 +106,19 @@ class KroneckerFit:
 
     def try_passes(self) -> None:
         """Both passes, with the identity for every basis: nothing is kept of them."""
-        for index, tape, _, w in self.curvature.tapes(self.layers, "curvature (ekfac)"):
+        for index, tape, _, w in self._tapes("curvature (ekfac)", FIRST):
             self._add_moments(index, tape, w)
         for layer in self._of.values():
             sizes = {"a": len(layer.moment_a), "s": len(layer.moment_s)}
             kind = np.float32 if self.curvature.dtype == torch.float32 else np.float64
             bases: Arrays = {f"q_{n}": np.eye(size, dtype=kind) for n, size in sizes.items()}
             self._set_basis(layer, bases | {f"e_{n}": np.ones(size) for n, size in sizes.items()})
-        for index, tape, _, w in self.curvature.tapes(self.layers, "curvature (ekfac)"):
+        for index, tape, _, w in self._tapes("curvature (ekfac)", SECOND):
             self._add_squares(index, tape, w)
 
     def sizes(self) -> list[int]:
         """The sizes of the matrices whose eigenvectors are the bases: inputs that are always 0 are in none."""
-        for index, tape, _, w in self.curvature.tapes(self.layers, "curvature (ekfac)"):
+        for index, tape, _, w in self._tapes("curvature (ekfac)", FIRST):
             self._add_moments(index, tape, w)
         moments = [m for layer in self._of.values() for m in (layer.moment_a, layer.moment_s)]
         return [int((m.diagonal() > 0.0).sum()) for m in moments]
@@ -129,8 +132,33 @@ class KroneckerFit:
         zeros = lambda k: torch.zeros(k, k, dtype=torch.float64, device=self.curvature.device)  # noqa: E731
         return _Layer(layout, weight, bias, zeros(layout.size // tall), zeros(tall))
 
+    def _tapes(self, what: str, stream: int) -> Iterator[tuple[NDArray[np.int64], Tape, Tensor, Tensor]]:
+        """(rows, a forward pass, labels, weights) of every batch, or of every draw where the model gives the labels.
+
+        The next tokens of a language model are drawn within its forward pass, fresh ones in each pass by row key.
+        """
+        c = self.curvature
+        if not c.loss.draws:
+            yield from c.tapes(self.layers, what)
+            return
+        keys = c.rows.manifest.row_keys
+        for index, x, y, w in c.batches(what):
+            for draw in range(self.draws):
+
+                def uniform(tokens: int, own: Keys = keys[index], first: int = 2 * draw + stream) -> Tensor:
+                    every = [keyed_uniform(own, self.seed, first + 2 * self.draws * t) for t in range(tokens)]
+                    return torch.from_numpy(np.stack(every, axis=1))
+
+                with drawing(c.point.model, uniform):
+                    tape = self.layers.forward(x)
+                check_rows(c.rows, index, tape.logits)
+                yield index, tape, y, w / self.draws
+
     def _cotangents(self, index: NDArray[np.int64], z: Tensor, stream: int) -> Iterator[tuple[Tensor, float]]:
         """(gradient of the rows' scalars in their logits [b, C], its share) of all that make up the Fisher."""
+        if self.curvature.loss.draws:  # what was drawn is in the losses already
+            yield self.curvature.loss.slopes(z, torch.zeros(len(z))).to(z), 1.0
+            return
         at = self.curvature.loss.curvature(z)
         if self.labels == "exact":
             root = at.root()
@@ -158,7 +186,11 @@ class KroneckerFit:
                 continue
             for rows, a, d in block.positions():
                 check_rows(self.curvature.rows, index[rows], d)
-                if k == 0:
+                if k == 0 and self.curvature.spec.payload_kind.ragged:
+                    used = (d != 0).any(2)  # what rows are filled up with has no part in their gradients
+                    layer.moment_a += second_moment(a * used[:, :, None], w[rows])
+                    layer.steps += float((w[rows].double()[:, None] * used).sum())
+                elif k == 0:
                     layer.moment_a += second_moment(a, w[rows])
                     layer.steps += float(w[rows].double().sum()) * a.shape[1]
                 layer.moment_s += second_moment(d, w[rows]) * share

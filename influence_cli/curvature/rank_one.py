@@ -89,7 +89,8 @@ class RankOneSums:
         return np.stack(flat, axis=1) / c.weight
 
     def _residuals(self, tape: Tape, y: Tensor) -> Tensor:
-        return self.curvature.loss.curvature(tape.logits).residuals(y)
+        loss = self.curvature.loss
+        return loss.curvature(tape.logits).residuals(y) if loss.curved else loss.slopes(tape.logits, y).to(tape.logits)
 
 
 def by_tensor(blocks: Iterable[BlockLayout]) -> tuple[BlockLayout, ...]:

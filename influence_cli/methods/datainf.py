@@ -22,7 +22,7 @@ import numpy as np
 from influence_cli.errors import ModelError
 from influence_cli.methods.protocol import Columns, Facts
 from influence_cli.methods.shapes.by_layers import OTHER, ByLayers
-from influence_cli.methods.shapes.preconditioned import PRECISIONS, Costs, Factor, check_options
+from influence_cli.methods.shapes.preconditioned import GRADIENTS, PRECISIONS, Costs, Factor, check_options
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
@@ -33,6 +33,7 @@ class DataInf(ByLayers):
     """The mean of inverses, in closed form."""
 
     effect: ClassVar[bool] = False
+    made_of: ClassVar[str] = GRADIENTS
     name: ClassVar[str] = "datainf"
     without_block: ClassVar[str] = "no row gradients"
 

@@ -27,7 +27,7 @@ from influence_cli.errors import ModelError
 from influence_cli.methods.protocol import Columns, Facts, OfBlocks, RowValue
 from influence_cli.methods.self_lissa import self_influence
 from influence_cli.methods.shapes.by_layers import OTHER, ByLayers
-from influence_cli.methods.shapes.preconditioned import PRECISIONS, Costs, Factor, check_options
+from influence_cli.methods.shapes.preconditioned import DRAWS, PRECISIONS, Costs, Factor, check_options
 from influence_cli.settings import setting
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class EKFAC(ByLayers):
 
     relative: ClassVar[bool] = True
     name: ClassVar[str] = "ekfac"
+    made_of: ClassVar[str] = DRAWS
     without_block: ClassVar[str] = "no Kronecker factors"
 
     mode: str = setting("ekfac", "eigenvalues in the Kronecker basis: " + ", ".join(MODES))

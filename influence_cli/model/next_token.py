@@ -15,7 +15,7 @@ known, and backwards they are computed again.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 VALUES = 1 << 22  # logits of a block of tokens
+Uniform = Callable[[int], Tensor]  # so many draws in [0, 1) for every row of a batch [n, T]
 
 
 class NextTokenLoss(nn.Module):
@@ -36,6 +37,7 @@ class NextTokenLoss(nn.Module):
         self.weight = weight
         self.register_parameter("bias", bias)
         self.by_token = False
+        self.uniform: Uniform | None = None
 
     def forward(self, hidden: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
         """Losses [n, T] of targets [n, T], in nats, after hidden states [n, T, d]; 0 where ``counted`` [n, T] is 0."""
@@ -43,14 +45,26 @@ class NextTokenLoss(nn.Module):
         made = losses(flat, self.weight, self.bias, wanted).view(targets.shape)
         return made * counted.to(made.dtype)
 
+    @torch.no_grad()
+    def drawn(self, hidden: Tensor, uniform: Tensor) -> Tensor:
+        """Tokens [n, T] that the model itself gives after hidden states [n, T, d], by draws in [0, 1) [n, T]."""
+        flat, u = hidden.flatten(0, 1), uniform.flatten().to(hidden.device)
+        found = list[Tensor]()
+        for some in blocks(len(u), len(self.weight)):
+            sums = logits_of(flat[some], self.weight, self.bias).double().softmax(1).cumsum(1)
+            wanted = u[some].double()[:, None] * sums[:, -1:]
+            found.append(torch.searchsorted(sums, wanted, right=True).squeeze(1).clamp(max=len(self.weight) - 1))
+        return torch.cat(found).view(uniform.shape) if found else uniform.long()
+
 
 def row_output(head: NextTokenLoss, hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     """What a model returns of rows: losses and numbers of tokens [n, 2], or by token [n, T].
 
     ``hidden`` [n, T, d] is what the head takes; ``ids`` and ``mask`` [n, T] are the model's input.
     """
-    counted = mask[:, 1:]
-    made = head(hidden[:, :-1], ids[:, 1:], counted)
+    counted, before = mask[:, 1:], hidden[:, :-1]
+    targets = ids[:, 1:] if head.uniform is None else head.drawn(before, head.uniform(before.shape[1]))
+    made = head(before, targets, counted)
     if head.by_token:
         return F.pad(made, (1, 0))
     return torch.stack([made.sum(1), counted.sum(1).to(made.dtype)], 1)
@@ -65,6 +79,20 @@ def by_token(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         head.by_token = False
+
+
+@contextlib.contextmanager
+def drawing(model: nn.Module, uniform: Uniform) -> Iterator[None]:
+    """Within, the losses are of tokens that the model itself gives, each after the row's own earlier ones.
+
+    Their gradients have the Fisher for their second moment.
+    """
+    head = head_of(model)
+    head.uniform = uniform
+    try:
+        yield
+    finally:
+        head.uniform = None
 
 
 def head_of(model: nn.Module) -> NextTokenLoss:

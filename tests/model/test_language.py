@@ -15,13 +15,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from influence_cli.curvature.curvature import Curvature
+from influence_cli.data.manifest import read_manifest
 from influence_cli.engines.engine import Engine
 from influence_cli.engines.layerwise.layers import Layers
 from influence_cli.engines.point import Point
+from influence_cli.maths.hashed_draws import keyed_uniform
 from influence_cli.model import next_token
+from influence_cli.model.build import load_model
 from influence_cli.model.byte_pairs import BytePairs, are_merges, learn
 from influence_cli.model.checkpoints import find_model
 from influence_cli.model.dropout import Dropout
+from influence_cli.model.losses import loss_of
 from influence_cli.model.named_tensors import NamedTensors
 from influence_cli.model.next_token import by_token
 from influence_cli.model.spec import ModelSpec
@@ -32,6 +37,7 @@ from tests.languages import (
     floats,
     gpt,
     gradient,
+    plain_logits,
     plain_losses,
     texts,
     token_rows,
@@ -261,8 +267,6 @@ def test_scores_equal_the_loop_by_every_method_that_works(place: Path, tmp_path:
     ran = call_cli(*words, *wanted, "-o", tmp_path / "s.parquet", cwd=place)
     assert ran.code == 0, ran.err
     table = pq.read_table(tmp_path / "s.parquet")
-    from influence_cli.model.build import load_model
-
     checkpoint, carried = find_model(str(place / "RUN"))
     assert carried is not None
     spec = ModelSpec.from_dict(carried)
@@ -336,3 +340,100 @@ def test_models_that_need_labels_refuse_rows_without_and_language_models_rows_wi
     ran = call_cli("retrain", "bare.parquet", "--model", "linear", "-o", "R", cwd=tmp_path)
     assert ran.code == 2
     assert "no column 'label'" in ran.err
+
+
+# -- curvature ---------------------------------------------------------------------------------------------------------
+
+
+def _curvature(place: Path, batch_size: int) -> tuple[Curvature, torch.nn.Module, ModelSpec]:
+    checkpoint, carried = find_model(str(place / "RUN"))
+    assert carried is not None
+    spec = ModelSpec.from_dict(carried)
+    model = load_model(spec, checkpoint, torch.float64)
+    manifest = read_manifest("texts", [place / "texts.parquet"])
+    curvature = Curvature(model, spec, manifest.rows("train"), batch_size=batch_size, loss=loss_of(spec))
+    return curvature, model, spec
+
+
+def _drawn(model: torch.nn.Module, ids: torch.Tensor, key: np.ndarray, seed: int, stream: int) -> torch.Tensor:
+    """Tokens that the model gives after each of a row's own, by the row's draws; no block, no batch."""
+    p = plain_logits(model, ids[:-1]).softmax(1).detach().numpy()  # pyright: ignore[reportArgumentType]
+    u = [float(keyed_uniform(key[None], seed, stream + 2 * t)[0]) for t in range(len(p))]
+    found = [int(np.searchsorted(np.cumsum(row), at, side="right")) for row, at in zip(p, u, strict=True)]
+    return torch.tensor(found)
+
+
+def test_kronecker_factors_are_of_tokens_drawn_from_the_model_and_of_no_filling(place: Path) -> None:
+    from influence_cli.methods.ekfac import EKFAC
+
+    found = []
+    for batch_size in (1, 8):
+        curvature, model, spec = _curvature(place, batch_size)
+        found.append(EKFAC(precision="fp64", seed=3).fit(curvature))
+    one, eight = (f.arrays for f in found)
+    names = list(curvature.layout)
+    texts_of = [r["text"] for r in pq.read_table(place / "texts.parquet").to_pylist() if r["split"] == "train"]
+    rows, keys = encoded(spec, texts_of), curvature.rows.row_keys
+    parameters = dict(model.named_parameters())
+    layers = sorted({key.partition(".")[0] for key in one if key.endswith(".lam")}, key=int)
+    assert len(layers) == 8  # four in each of two blocks
+    for k in layers:
+        q_a, q_s, lam = (one[f"{k}.{name}"] for name in ("q_a", "q_s", "lam"))
+        weight, bias = (names[int(place)] for place in one[f"{k}.place"])
+        expected, moment = np.zeros_like(lam), np.zeros((len(q_a), len(q_a)))
+        for ids, key in zip(rows, keys, strict=True):
+            targets = _drawn(model, ids, key, 3, 1)
+            loss = torch.nn.functional.cross_entropy(plain_logits(model, ids[:-1]), targets, reduction="sum")
+            g = torch.autograd.grad(loss, [parameters[weight], parameters[bias]])
+            whole = torch.cat([g[0], g[1][:, None]], 1).numpy()
+            expected += (q_s.T @ whole @ q_a) ** 2
+            inputs = _inputs_of(model, weight.removesuffix(".weight"), ids[:-1])
+            moment += inputs.T @ inputs
+        np.testing.assert_allclose(lam, expected / len(rows), rtol=1e-9, atol=1e-12 * expected.max())
+        np.testing.assert_allclose(q_a @ np.diag(one[f"{k}.e_a"]) @ q_a.T, moment / len(rows), rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(one[f"{k}.e_a"], eight[f"{k}.e_a"], rtol=1e-8, atol=1e-12)
+        np.testing.assert_allclose(one[f"{k}.e_s"], eight[f"{k}.e_s"], rtol=1e-8, atol=1e-12)
+
+
+def _inputs_of(model: torch.nn.Module, layer: str, ids: torch.Tensor) -> np.ndarray:
+    """What a layer is given at each of a row's tokens, and 1."""
+    given: list[torch.Tensor] = []
+    hook = model.get_submodule(layer).register_forward_pre_hook(lambda _, args: given.append(args[0].detach()))
+    x = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
+    with torch.no_grad():
+        model(x)
+    hook.remove()
+    a = given[0][0]
+    return torch.cat([a, torch.ones(len(a), 1).to(a)], 1).numpy()
+
+
+def test_datainf_is_its_closed_form_over_rows_gradients(place: Path) -> None:
+    from influence_cli.methods.datainf import DataInf
+
+    curvature, model, spec = _curvature(place, 8)
+    method = DataInf(precision="fp64")
+    curvature.factor = method.fit(curvature).arrays
+    q = np.random.default_rng(0).normal(size=(curvature.size, 1))
+    u, facts = method.precondition(q, curvature)
+    texts_of = [r["text"] for r in pq.read_table(place / "texts.parquet").to_pylist() if r["split"] == "train"]
+    rows = torch.stack([gradient(model, plain_losses(model, ids).sum()) for ids in encoded(spec, texts_of)]).numpy()
+    assert facts["others"] == []
+    ends = np.cumsum([0, *curvature.sizes])
+    squares = [np.mean((rows[:, a:b] ** 2).sum(1)) / (b - a) for a, b in itertools.pairwise(ends)]
+    for k, (a, b) in enumerate(itertools.pairwise(ends)):
+        g, delta = rows[:, a:b], max(0.1 * squares[k], 1e-8 * 0.1 * max(squares))
+        c = (g @ q[a:b, 0]) / (delta + (g**2).sum(1))
+        np.testing.assert_allclose(u[a:b, 0], (q[a:b, 0] - (c @ g) / len(g)) / delta, rtol=1e-8, atol=1e-8)
+
+
+def test_methods_that_need_the_curvature_of_outputs_are_refused_in_a_sentence(place: Path, tmp_path: Path) -> None:
+    words = ["score", place / "texts.parquet", "--checkpoint", place / "RUN", "-o", tmp_path / "s.parquet"]
+    for name in ("exact", "cg", "lissa", "arnoldi"):
+        ran = call_cli(*words, "--method", name, cwd=tmp_path)
+        assert ran.code == 2
+        assert "language model's are the losses themselves" in ran.err
+    ran = call_cli(*words, "--method", "ekfac", "--set", "ekfac.labels=exact", cwd=tmp_path)
+    assert ran.code == 2
+    assert "for every token of the vocabulary" in ran.err
+    ran = call_cli(*words, "--method", "ekfac", "--method", "datainf", "--method", "ip-ensemble", cwd=tmp_path)
+    assert ran.code == 0, ran.err

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
 
 PRECISIONS = ("auto", "fp32", "fp64")
+CURVATURE, DRAWS, GRADIENTS = "output curvature", "labels that the model draws", "row gradients"
 DOUBLE_UP_TO = 100_000  # parameters up to which "auto" is float64
 
 
@@ -84,6 +85,7 @@ class Preconditioned(Linear):
 
     effect: ClassVar[bool] = True
     fitted_curvature: ClassVar[bool] = True
+    made_of: ClassVar[str] = CURVATURE  # of the fit rows
     with_self_influence: ClassVar[str] = "--method ekfac, or exact where parameters are few"
     l2_by_parameter: ClassVar[bool] = False  # whether ``with_l2`` keeps each parameter's own
     revision: ClassVar[int] = 1  # of ``precondition``: raise it when its numbers change

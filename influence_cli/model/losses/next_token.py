@@ -21,6 +21,7 @@ class NextTokens(RowLoss):
     """The first of a row's two outputs; labels count for nothing."""
 
     curved: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
     headline: ClassVar[Headline] = Headline("token_loss", "loss per token", higher=False, share=False)
 
     def name(self, outputs: int) -> str:

@@ -78,6 +78,7 @@ class RowLoss:
 
     by_class: ClassVar[bool] = False  # whether labels are classes, so that a row has a score with each of them
     curved: ClassVar[bool] = True  # whether it has an output curvature
+    draws: ClassVar[bool] = False  # whether the model itself can be made to give labels, though B is not known
     headline: ClassVar[Headline] = ACCURACY
 
     def name(self, outputs: int) -> str:

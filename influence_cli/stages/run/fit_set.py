@@ -20,7 +20,7 @@ from influence_cli.data.manifest import Rows
 from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import Listener
-from influence_cli.methods.shapes.preconditioned import Preconditioned
+from influence_cli.methods.shapes.preconditioned import CURVATURE, DRAWS, GRADIENTS, Preconditioned
 from influence_cli.model.losses import loss_of
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.spec import ModelSpec
@@ -96,15 +96,31 @@ def _counts(keys: NDArray[np.uint8]) -> dict[bytes, int]:
     return counts
 
 
+def refuse_without_curvature(solvers: dict[str, Preconditioned], model: ModelSpec) -> None:
+    """Refuse methods whose curvature a model's loss does not have.
+
+    Raises:
+        UsageError: it has none at all, or labels are not drawn from it as the method asks.
+    """
+    loss = loss_of(model)
+    known = {CURVATURE: loss.curved, DRAWS: loss.curved or loss.draws, GRADIENTS: loss.curved or loss.draws}
+    for name, solver in solvers.items():
+        if not known[solver.made_of] and model.is_language:
+            what = f"{name} needs the curvature of outputs, and a language model's are the losses themselves"
+            raise UsageError(what, fix="use ekfac, datainf or ip")
+        if not known[solver.made_of]:
+            raise UsageError("curvature is that of cross-entropy, and the task has a loss of its own", fix="use ip")
+        if loss.draws and getattr(solver, "labels", "sampled") == "exact":
+            what = "ekfac.labels=exact needs a backward pass for every token of the vocabulary at every position"
+            raise UsageError(what, fix="leave it out: tokens are drawn from the model, as often as ekfac.draws says")
+
+
 def open_fit_set(inputs: Inputs, train: Rows, model: ModelSpec, listener: Listener) -> FitSet:
     """The run's train rows, or those of the manifest that pins them.
 
     Raises:
         ManifestError: none has a positive weight, or a label has no output in the model.
-        UsageError: the loss is not cross-entropy.
     """
-    if not loss_of(model).curved:
-        raise UsageError("curvature is that of cross-entropy, and the task has a loss of its own", fix="use ip")
     rows = train
     if inputs.fit_rows is not None:
         pinned, own = open_manifest(inputs.fit_rows, inputs.label, inputs.skip_bad), train.manifest

@@ -13,7 +13,7 @@ from influence_cli.methods import make_methods
 from influence_cli.objectives import make_objectives
 from influence_cli.settings import GradSpec, Inputs
 from influence_cli.stages.run.class_map import named_classes
-from influence_cli.stages.run.fit_set import open_fit_set, with_trained_l2
+from influence_cli.stages.run.fit_set import open_fit_set, refuse_without_curvature, with_trained_l2
 from influence_cli.stages.run.members import with_members
 from influence_cli.stages.run.objective_inputs import target_groups
 from influence_cli.stages.run.resolve import resolve_model
@@ -55,6 +55,7 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
         target, _ = given_target(inputs, manifest, listener, model, store)
     solvers = {n: s for n, m in methods.items() if (s := solver_of(m, values.get(n), spec)) is not None}
     if solvers and model is not None and checkpoint is not None:
+        refuse_without_curvature(solvers, model)
         manifest = usable_now(manifest.rows("train"), model, inputs).manifest  # curvature needs every row
         about["fit"] = open_fit_set(inputs, usable_train_rows(manifest), model, listener)
         trained = (checkpoint.locator, listener, model.task, about["fit"].weight)
