@@ -291,3 +291,29 @@ def test_a_classifier_has_no_tokens(tabular: Path, tabular_run: Path, tmp_path: 
     ran = call_cli("score", tabular, "--checkpoint", tabular_run, "--tokens", "--no-store", cwd=tmp_path)
     assert ran.code == 2
     assert "does not predict them" in ran.err
+
+
+def test_a_module_that_joins_positions_is_refused_before_rows_are_scored(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import influence_cli.model.gpt as gpt
+
+    class Joining(torch.nn.Embedding):
+        """Positions whose numbers are those of the positions before them too."""
+
+        def forward(self, places: Any) -> Any:
+            return super().forward(places).cumsum(1)
+
+    made = gpt.GPT.__init__
+
+    def with_joined(self: Any, vocabulary: int, context: int, layers: int, width: int) -> None:
+        made(self, vocabulary, context, layers, width)
+        self.places.__class__ = Joining
+
+    monkeypatch.setattr(gpt.GPT, "__init__", with_joined)
+    flags = ["--checkpoint", "RUN", "--store", "joined", "--tokens", "--decomposition", "position"]
+    ran = call_cli("score", "m.parquet", *flags, cwd=home)
+    assert ran.code == 2
+    assert "module places (with places.weight) joins positions" in ran.err
+    assert "--decomposition loss" in ran.err
+    assert not (home / "joined" / "tangents").exists()

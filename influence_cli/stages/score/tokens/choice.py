@@ -13,10 +13,16 @@ from influence_cli.stages.run.run import Run
 from influence_cli.stages.score.tokens.request import TokenRequest
 
 Floats = NDArray[np.float64]
+SEARCHED = 1000  # ids among which a like one is looked for
 
 
-def check_tokens(run: Run) -> None:
-    """Refuse (UsageError) a run whose scores have no parts by token, before anything is computed."""
+def check_tokens(run: Run, request: TokenRequest, top: int) -> None:
+    """Refuse (UsageError) what cannot be answered, before anything is computed.
+
+    That is a run whose scores have no parts by token, rows that are not there, and no number of rows.
+    """
+    if top < 1:
+        raise UsageError(f"--top {top} is no number of rows", fix="--top 10")
     if run.model is None or not run.model.is_language:
         what = "--tokens splits the score of a text over its tokens, and this model does not predict them"
         raise UsageError(what, fix="leave --tokens out, or score a language model (see: influence guide text)")
@@ -27,6 +33,7 @@ def check_tokens(run: Run) -> None:
         if type(method).score is not Linear.score:
             what = f"--tokens has parts of products of gradients, and {name} makes its scores in a way of its own"
             raise UsageError(what, fix="--method ip")
+    _by_id(run, request.row_id)
 
 
 def chosen_rows(run: Run, scores: Floats, request: TokenRequest, top: int) -> NDArray[np.int64]:
@@ -57,7 +64,7 @@ def _by_id(run: Run, asked: tuple[str, ...]) -> NDArray[np.int64]:
     for name in asked:
         if name not in place:
             what = f"no train row has the id {name!r}"
-            raise UsageError(what, where=run.manifest.source, fix=nearest(name, list(place)[:1000]))
+            raise UsageError(what, where=run.manifest.source, fix=nearest(name, list(place)[:SEARCHED]))
     return np.array([place[name] for name in dict.fromkeys(asked)], dtype=np.int64)
 
 

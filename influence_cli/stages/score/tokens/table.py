@@ -15,17 +15,18 @@ from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
 from influence_cli.data.tables import provenance, with_provenance
-from influence_cli.errors import ModelError, UsageError
+from influence_cli.errors import ModelError
 from influence_cli.methods.protocol import weighted_mean
 from influence_cli.stages.run import names
+from influence_cli.stages.run.plan import missing_work
 from influence_cli.stages.run.quantities import QUANTITIES, Part
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 from influence_cli.stages.score.score import column_name, score
 from influence_cli.stages.score.stored import StoredRows
 from influence_cli.stages.score.tokens.choice import check_tokens, chosen_rows, described
-from influence_cli.stages.score.tokens.request import LOSS, TokenRequest
-from influence_cli.stages.score.tokens.token_pass import QUANTITY, fill_tokens, text_of, token_names
+from influence_cli.stages.score.tokens.request import LOSS, POSITION, TokenRequest
+from influence_cli.stages.score.tokens.token_pass import QUANTITY, fill_tokens, text_of, token_names, try_positions
 from influence_cli.store.arrow import array_of, array_of_texts, values_of
 from influence_cli.store.ragged import ragged
 from influence_cli.store.shards import Arrays, as_arrow
@@ -62,9 +63,9 @@ def token_scores(run: Run, session: Session, request: TokenRequest, top: int) ->
         UsageError: the run's scores have no parts by token.
         ModelError: a module joins positions, or parts do not sum to a row's score.
     """
-    check_tokens(run)
-    if top < 1:
-        raise UsageError(f"--top {top} is no number of rows", fix="--top 10")
+    check_tokens(run, request, top)
+    if request.decomposition == POSITION and not all(work.nothing for work in missing_work(run, session)):
+        try_positions(run, session)
     scored, run = score(run, session)
     places = chosen_rows(run, values_of(scored.column("score"), np.nan), request, top)
     rows = run.train.take(places)
@@ -76,7 +77,7 @@ def token_scores(run: Run, session: Session, request: TokenRequest, top: int) ->
     ]
     row_scores = {c.name: values_of(scored.column(c.name), np.nan)[places] for c in columns}
     largest = _check_sums(run, rows, columns, row_scores)
-    session.listener.note(f"parts of tokens sum to the rows' scores, to {largest:.1g} of the sum of their sizes")
+    session.listener.note(f"the tokens' parts of a row sum to its score: off by at most {largest:.1g} of their sizes")
     shared = _stored(run, session, rows, request.decomposition)
     table = _table(run, session, rows, columns, row_scores, shared, request)
     about = {**described(request, top), "score_is": columns[0].name, "largest_gap": largest}
@@ -86,7 +87,7 @@ def token_scores(run: Run, session: Session, request: TokenRequest, top: int) ->
 
 def describe_tokens(run: Run, session: Session, request: TokenRequest, top: int) -> str:
     """What comes after the scores, in a sentence: rows are chosen by those."""
-    check_tokens(run)
+    check_tokens(run, request, top)
     if request.row_id:
         return f"then the tokens of {len(request.row_id)} rows, as far as they are not stored"
     return f"then the tokens of up to {2 * top} rows, as far as they are not stored"

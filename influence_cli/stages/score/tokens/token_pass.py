@@ -157,6 +157,19 @@ def _by_position(run: Run, at: MemberModel) -> Compute:
     return compute
 
 
+def try_positions(run: Run, session: Session) -> None:
+    """Refuse (ModelError) a model of which a module joins positions, on two rows, before all are scored."""
+    import torch
+
+    from influence_cli.engines.layerwise.positions import Positions
+
+    point = Models(run, session).at(run.members[0]).exact
+    if point.few is not None:
+        x: Any = point.few[:2]
+        labels = torch.zeros(len(x), dtype=torch.int64, device=point.device)
+        Positions(point, run.row_loss).of(x, labels, x.tensors[MASK].shape[1], [point.selected])
+
+
 def _cut(values: Tensor, lengths: list[int]) -> NDArray[np.object_]:
     """Rows [b, T] to as many tokens as each has."""
     array = values.cpu().numpy()
