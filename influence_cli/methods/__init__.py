@@ -91,6 +91,19 @@ _ROWS = (
         "data-maps", "influence_cli.methods.data_maps:DataMaps", "mean probability of the label over epochs",
         "Swayamdipta et al., arXiv:2009.10795", "records of training + forward T",
     ),
+    MethodInfo(
+        "oof-loss", "influence_cli.methods.oof_loss:OutOfFoldLoss", "minus the loss at a model trained without the row",
+        "-", "folds of training + forward T",
+    ),
+    MethodInfo(
+        "oof-margin", "influence_cli.methods.oof_margin:OutOfFoldMargin", "margin at a model trained without the row",
+        "-", "folds of training + forward T",
+    ),
+    MethodInfo(
+        "confident", "influence_cli.methods.confident:Confident",
+        "margin of out-of-fold probabilities, and how many labels are wrong",
+        "Northcutt et al., arXiv:1911.00068", "folds of training + forward T",
+    ),
     MethodInfo("random", "influence_cli.methods.random:Random", "seeded uniform draw, the floor", "-", "none"),
 )  # fmt: skip
 METHODS: dict[str, MethodInfo] = {info.name: info for info in _ROWS}

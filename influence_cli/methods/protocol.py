@@ -160,6 +160,7 @@ class Method:
     needs: ClassVar[str]
     kind: ClassVar[Kind]
     effect: ClassVar[bool] = False  # whether score/n estimates the rise of Phi on removal
+    of_training: ClassVar[str] = ""  # what `retrain` must have noted of the rows: epochs, or folds
     fitted_curvature: ClassVar[bool] = False  # whether its directions are u = P q with P fitted on the fit rows
 
     def places(self, trajectory: Trajectory, seed: int, params: str) -> list[Place]:

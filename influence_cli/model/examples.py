@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -172,6 +173,7 @@ class Examples:
         """
         self.ids, self.labels, self.weights, self.spec = rows.ids, rows.labels, rows.weights, spec
         self.inputs: NDArray[np.float64] | None = None  # kept by ``train.convex``
+        self.places: NDArray[np.int64] | None = None  # of some rows alone, where they are among those that are decoded
         place = {row: k for k, row in enumerate(rows.index.tolist())}
         with listener.progress(f"decode {what}", len(rows), "rows decoded") as progress:
             try:
@@ -192,7 +194,15 @@ class Examples:
 
     def at(self, places: NDArray[np.int64] | slice) -> Any:
         """The decoded rows at some places."""
-        return rows_at(self.values, places)
+        return rows_at(self.values, places if self.places is None else self.places[places])
+
+    def only(self, places: NDArray[np.int64]) -> Examples:
+        """Those at some places."""
+        some = copy.copy(self)
+        some.places, some.inputs = places if self.places is None else self.places[places], None
+        some.ids = [self.ids[k] for k in places.tolist()]
+        some.labels, some.weights = self.labels[places], self.weights[places]
+        return some
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -156,6 +156,14 @@ class RunFolder:
         fix = "copy the run folder again, or train again"
         raise DamagedModel(f"{name} is damaged ({why})", where=str(path), fix=fix)
 
+    def kept_arrays(self, name: str, about: dict[str, Any]) -> tuple[str, dict[str, NDArray[Any]]] | None:
+        """The digest and arrays of a file that is ``about`` just this; None where there is none that can be used."""
+        try:
+            arrays, found = read_tensors(self.path / name)
+        except (OSError, DamagedFile):
+            return None
+        return (file_digest(self.path / name), arrays) if found == about else None
+
     def copy_files(self, names: Iterable[str], source: RunFolder) -> None:
         """Copy files from another run folder, each whole or not at all."""
         for name in names:

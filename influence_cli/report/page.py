@@ -50,6 +50,7 @@ def _summary(result: dict[str, Any]) -> list[str]:
             )
     elif "detection" in result:
         lines.append("No truth is known, so detection of wrong labels is not measured.")
+    lines += [f"{_sentence(entry['said'])}." for entry in result.get("wrong_labels", [])]
     for entry in result.get("canaries", []):
         best = entry["best_against_random"]
         finds = "No column finds them better than chance." if best is None else f"{best} finds them best."

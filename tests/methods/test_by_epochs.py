@@ -21,15 +21,14 @@ import torch.nn.functional as F
 
 from influence_cli.data.tables import provenance
 from influence_cli.maths.epochs import mean_and_spread, times_forgotten
-from influence_cli.model.build import build_model
 from influence_cli.model.losses import CROSS_ENTROPY
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.train.epoch_values import EpochValues
 from influence_cli.model.train.recipe import Recipe
-from influence_cli.model.train.sgd import augment, epoch_order, row_hashes
 from influence_cli.settings import Inputs
 from influence_cli.stages.retrain.request import RetrainRequest
 from influence_cli.stages.retrain.retrain import retrain
+from tests.by_hand import trained_by_hand
 from tests.cases import call_cli, column, digits_table, examples, feature_table, with_column, write
 
 METHODS = ("aum", "el2n", "forget", "data-maps")
@@ -49,48 +48,6 @@ def refused(folder: Path, *asked: str, says: str, fix: str) -> None:
     assert says in ran.err
     assert fix in ran.err
     assert "before scoring" not in ran.err  # before any work
-
-
-def trained_by_hand(table: pa.Table, spec: ModelSpec, recipe: Recipe, pixels: bool) -> list[dict[str, torch.Tensor]]:
-    """The logits of every row in its batch of every epoch, by a loop of its own: plain descent at a constant rate."""
-    rows = [r for r in table.to_pylist() if r["split"] == "train"]
-    ids = [r["id"] for r in rows]
-    y = torch.tensor([r["label"] for r in rows])
-    if pixels:
-        x = torch.stack([torch.from_numpy(image_of(r["image"])) for r in rows])[:, None]
-    else:
-        x = torch.tensor([r["features"] for r in rows], dtype=torch.float32)
-    torch.manual_seed(0)
-    model = build_model(spec).train()
-    epochs = []
-    for epoch in range(recipe.epochs):
-        logits, draws = {}, row_hashes(ids, 0, epoch)
-        order = epoch_order(ids, 0, epoch)
-        for first in range(0, len(ids), recipe.batch_size):
-            some = order[first : first + recipe.batch_size]
-            if len(some) == 1:
-                continue
-            seen = augment(x[some], draws[some], recipe.augment)
-            if pixels:
-                seen = (seen / 255.0 - spec.mean[0]) / spec.std[0]
-            z = model(seen)
-            logits |= {ids[k]: z[n].detach() for n, k in enumerate(some.tolist())}
-            model.zero_grad()
-            F.cross_entropy(z, y[some]).backward()
-            with torch.no_grad():
-                for p in model.parameters():
-                    assert p.grad is not None
-                    p -= recipe.peak_lr * p.grad
-        epochs.append(logits)
-    return epochs
-
-
-def image_of(encoded: bytes) -> np.ndarray[Any, Any]:
-    import io
-
-    from PIL import Image
-
-    return np.array(Image.open(io.BytesIO(encoded)), dtype=np.float32)
 
 
 def by_loop(epochs: list[dict[str, torch.Tensor]], labels: dict[str, int], first: int) -> dict[str, dict[str, float]]:
@@ -122,7 +79,8 @@ def test_t56_scores_are_those_of_a_training_by_hand(tmp_path: Path, pixels: bool
     asked = Inputs(str(tmp_path / "m.parquet"), model="mlp:6")
     retrain(RetrainRequest(asked, str(tmp_path / "run"), device="cpu", raw_features=True), recipe)
     spec = ModelSpec.from_dict(json.loads((tmp_path / "run" / "run.json").read_bytes())["model"])
-    epochs = trained_by_hand(table, spec, recipe, pixels)
+    rows = [r for r in table.to_pylist() if r["split"] == "train"]
+    _, epochs = trained_by_hand(rows, spec, recipe)
     assert sorted(len(e) for e in epochs) == [39] * 7
     labels = {r["id"]: r["label"] for r in table.to_pylist() if r["split"] == "train"}
     expected = by_loop(epochs, labels, 3)

@@ -141,6 +141,8 @@ def _show_arms(request: RetrainRequest, recipe: Recipe) -> None:
         "seeds": [request.seed + s for s in range(request.seeds)],
         "canaries": canaries and {"share": canaries.share, "noise": canaries.kind, "from": canaries.source},
         "recipe": recipe.describe(),
+        "records_epochs": request.records_epochs and recipe.has_epochs,
+        "folds": request.folds,
     }
     print_json(described)
 
@@ -178,6 +180,9 @@ def _accuracies(metrics: dict[str, Any]) -> None:
     if "accuracy" in first:
         rates["test"] = first["accuracy"]
     out.note(", ".join(f"{k} accuracy {v:.1%}" for k, v in rates.items()))
+    folds = metrics.get("out_of_fold")
+    if folds is not None and "accuracy" in folds:
+        out.note(f"out of {folds['folds']} folds: accuracy {folds['accuracy']:.1%} on {folds['rows']:,} train rows")
     for name, rate in rates.items():
         if at_chance(rate, metrics["test_rows"] or metrics["arms"][arm]["train_rows"], metrics["num_classes"]):
             out.warn(f"{name} accuracy is {rate:.1%}, no better than guessing: nothing below means anything")

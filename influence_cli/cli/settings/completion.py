@@ -11,7 +11,8 @@ Values = Callable[[], Sequence[str]]
 
 METHODS = (  # their own table imports pyarrow, which takes too long here
     *("ip", "ip-ensemble", "exact", "cg", "lissa", "arnoldi", "ekfac", "datainf", "tracin", "loss", "margin"),
-    *("self-tracin", "self-lissa", "aum", "el2n", "forget", "data-maps", "random"),
+    *("self-tracin", "self-lissa", "aum", "el2n", "forget", "data-maps", "oof-loss", "oof-margin", "confident"),
+    "random",
 )
 
 

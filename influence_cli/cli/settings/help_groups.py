@@ -64,7 +64,7 @@ PURPOSES: dict[str, tuple[str, ...]] = {
     ),
     "Training": (
         *("epochs", "lr", "optimizer", "momentum", "weight_decay", "schedule", "augment", "amp", "init", "pretrained"),
-        *("raw_features", "test", "keep_checkpoints", "record", "calibration"),
+        *("raw_features", "test", "keep_checkpoints", "record", "folds", "keep_fold_models", "calibration"),
     ),
     "What is compared": ("seeds", "against", "arm", "scores", "rounds", "attack", "flips", "require_improvement"),
     "Canaries": ("canaries", "canaries_from", "canary_noise"),

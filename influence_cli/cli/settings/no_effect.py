@@ -102,6 +102,7 @@ RULES = (
     Rule((CURATE,), ("write_baseline",), _has("undo"), "accepts rows, and --undo takes edits back"),
     Rule(TRAINS, ("momentum", "schedule", "lr", "epochs"), _optimizer(LBFGS), "has no meaning with --optimizer lbfgs"),
     Rule((RETRAIN,), ("batch_size", "record"), _optimizer(LBFGS), "has no meaning with --optimizer lbfgs"),
+    Rule((RETRAIN,), ("keep_fold_models",), _lacks("folds"), "is about --folds", "add --folds 5, or leave it out"),
     Rule(TRAINS, ("momentum",), _optimizer("adamw"), "is of sgd, and the optimizer is adamw"),
     Rule(TRAINS, ("pretrained",), _has("init"), "and --init are two starts", "give one of the two"),
     Rule((RETRAIN,), ("raw_features",), _has("init"), "has no effect with --init, which says how features are taken"),

@@ -10,6 +10,7 @@ from influence_cli.cli.printing import cell, print_table
 from influence_cli.cli.settings.requests import ResultOptions
 from influence_cli.cli.show.run import show_noise
 from influence_cli.cli.show.table import print_rows
+from influence_cli.report.wrong_labels import estimates_of, wrong_labels_said
 from influence_cli.settings import parse_budget
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def show_edits(curated: Curated) -> None:
     out.note(f"{s['action']}: {s['edited']:,} of {s['train_rows']:,} train rows, {_why(curated, s)}")
     for note in s["notes"]:
         out.note(f"  {note}")
+    for estimate in estimates_of(curated.scores.provenance):
+        out.note(f"  {wrong_labels_said(estimate, classes)}")
     if curated.predicted:
         _predicted(curated.predicted)
     for part in ("classes", "groups"):

@@ -26,6 +26,8 @@ def show_evaluation(result: ResultOptions, found: Figures, sources: tuple[str, .
         plant = "" if "canaries" in found else ", or plant canaries with `retrain --canaries 5%`"
         ways = f"name a column with --clean-label, or ids with --known-bad{plant}"
         out.note(f"no truth is known, so detection is left out: {ways}")
+    for entry in found.get("wrong_labels", []):
+        out.note(entry["said"])
     for entry in found.get("canaries", []):
         if entry["best_against_random"] is None:
             out.warn("no score column finds canaries better than chance")

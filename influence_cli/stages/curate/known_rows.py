@@ -53,6 +53,9 @@ def reference_rows(scores: ScoreTable, calibration: Counter[str], in_baseline: M
     if in_baseline.any():
         return in_baseline & finite, f"compared with rows of the baseline, so the rate of false flags is unknown{lost}"
     fix = "train with `retrain --calibration 5%`, or pass --baseline FILE"
+    if any(calibration[key.hex()] and not finite[k] for k, key in enumerate(scores.scored.keys)):
+        lost = f": none of the run's {calibration.total():,} calibration rows has a score, since none was trained on"
+        fix = "score with a method that needs no training on the row, such as loss or ip"
     raise UsageError(f"the gate has nothing to compare new rows with{lost}", fix=fix)
 
 

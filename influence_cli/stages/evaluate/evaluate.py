@@ -12,6 +12,7 @@ import numpy as np
 from influence_cli.errors import ManifestError
 from influence_cli.events import SILENT, Listener
 from influence_cli.methods.random import uniform_draws
+from influence_cli.report.wrong_labels import estimates_of, wrong_labels_said
 from influence_cli.settings import parse_budget
 from influence_cli.stages.curate.score_table import planted_labels
 from influence_cli.stages.evaluate.canary_detection import canaries_of
@@ -49,11 +50,14 @@ def evaluate(request: EvaluateRequest, listener: Listener = SILENT) -> dict[str,
     if canaries := canaries_of(scores, truth, request, listener):
         result["canaries"] = canaries
     result["order"] = order_consistency(scores, budget, request.runtime, listener)
+    if said := _wrong_labels(scores):
+        result["wrong_labels"] = said
     if request.stability:
         result["stability"] = stability(scores, budget)
     if measured := quality_of(scores, request, listener):
         result["at_checkpoint"] = measured
-    if not (result["detection"] or result.get("canaries") or result.get("at_checkpoint") or len(scores.columns) > 1):
+    said = (result["detection"], *(result.get(part) for part in ("canaries", "at_checkpoint", "wrong_labels")))
+    if not (any(said) or len(scores.columns) > 1):
         what = "no column 'clean_label': detection needs to know the truth"
         fix = "name it with --clean-label COLUMN, pass --known-bad FILE, or train with `retrain --canaries 5%`"
         raise ManifestError(what, where=scores.manifest.source, fix=fix)
@@ -69,6 +73,12 @@ def _truth(request: EvaluateRequest, scores: ScoreTables, listener: Listener) ->
         fix = "name it with --clean-label COLUMN, or pass --known-bad FILE"
         raise ManifestError(what, where=scores.manifest.source, fix=fix)
     return truth
+
+
+def _wrong_labels(scores: ScoreTables) -> list[dict[str, Any]]:
+    """How many labels are wrong by the columns that estimate it, with the names of the classes."""
+    found = [{"table": t.source, **said} for t in scores.tables for said in estimates_of(t.provenance)]
+    return [{**said, "said": wrong_labels_said(said, scores.manifest.classes)} for said in found]
 
 
 def _detection(request: EvaluateRequest, scores: ScoreTables, truth: Truth) -> dict[str, Any]:

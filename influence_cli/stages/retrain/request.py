@@ -111,6 +111,11 @@ class RetrainRequest:
         (), "Note every row's margin and loss at every epoch of the first arm and seed: epochs or none "
         "[default: epochs, of what is trained now].", (RETRAIN,), metavar="epochs|none", read=comma_list,
     )  # fmt: skip
+    folds: int = option(
+        0, "Judge every train row by a model trained without it: so many models, of the first arm and seed.",
+        (RETRAIN,), least=0,
+    )  # fmt: skip
+    keep_fold_models: bool = option(False, "Keep the models of --folds, as arms are kept.", (RETRAIN,))
     calibration: float = option(
         0.0, "Share of train rows left out of training, for the gate.", (RETRAIN,), metavar="5%", read=parse_share
     )
@@ -134,6 +139,8 @@ class RetrainRequest:
         if unknown or ("none" in self.record and len(self.record) > 1):
             named = ",".join(self.record)
             raise UsageError(f"--record {named} cannot be read", fix=f"one of: {', '.join(RECORDS)}")
+        if self.folds == 1:
+            raise UsageError("--folds 1: a row would be judged by a model of no rows", fix="--folds 5")
 
     @property
     def records_epochs(self) -> bool:

@@ -22,6 +22,7 @@ from influence_cli.stages.retrain.arms import Arm
 from influence_cli.stages.retrain.attacked_arms import attack_of, measure_attacks
 from influence_cli.stages.retrain.canaries import plant_in_arms
 from influence_cli.stages.retrain.differences import Differences
+from influence_cli.stages.retrain.folds import check_folds, out_of_fold
 from influence_cli.stages.retrain.opening import (
     as_fine_tuning,
     base_rows,
@@ -32,7 +33,7 @@ from influence_cli.stages.retrain.opening import (
     scored_arms,
 )
 from influence_cli.stages.retrain.request import RetrainRequest
-from influence_cli.stages.retrain.rounds import iterated_arms
+from influence_cli.stages.retrain.rounds import check_rounds, iterated_arms
 from influence_cli.stages.retrain.run_place import check_model, check_run_folder
 from influence_cli.stages.retrain.training_run import TrainingRun
 from influence_cli.stages.run.usable_rows import left_out_of, usable_now
@@ -61,7 +62,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         raise UsageError(what, fix="leave it out")
     test = rows_to_test(request, base.manifest, spec, listener)
     check_convex(recipe, spec.name, request.seeds)
-    check_records(request, recipe)
+    _check_notes(request, recipe, base, listener)
     base, test = (usable_now(rows, spec, request.inputs) for rows in (base, test))
     left_out = uniform_draws(base.ids, request.seed) < request.calibration  # of every arm, for the gate's calibration
     if left_out.any():
@@ -93,17 +94,20 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     if len({arm.name for arm in arms}) < len(arms):
         raise UsageError("two arms have the same name", fix="name each --arm differently, and every column once")
     metrics = _metrics(run, arms, left_out_of(target.manifest, test.manifest))
+    folds = out_of_fold(run, arms[0], metrics)
     kept = {  # of the rows left out: one with another label or payload under its id is none of them
         "calibration": request.calibration,
         "calibration_ids": tuple(itertools.compress(base.ids, left_out)),
         "calibration_keys": tuple(key.tobytes().hex() for key in base.row_keys[left_out]),
     }
-    run.finish(arms[0], metrics, {**kept, "canaries": planted})
+    run.finish(arms[0], metrics, {**kept, "canaries": planted, "folds": folds})
     return metrics
 
 
-def check_records(request: RetrainRequest, recipe: Recipe) -> None:
-    """Refuse (UsageError) to note epochs of a training that has none."""
+def _check_notes(request: RetrainRequest, recipe: Recipe, base: Rows, listener: Listener) -> None:
+    """Refuse (UsageError) what cannot be noted of a training, or what a method takes from one and will not be there."""
+    check_folds(request, base, listener)
+    check_rounds(request.edits, recipe)
     if request.wants_epochs and not recipe.has_epochs:
         what = f"--record epochs with --optimizer {recipe.optimizer}: it solves for the optimum, and has no epochs"
         raise UsageError(what, fix="leave --record out, or pass --optimizer sgd")

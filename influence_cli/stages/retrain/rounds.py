@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from influence_cli.actions.protocol import Scored
 from influence_cli.data.manifest import Rows
 from influence_cli.data.row_checks import SKIPPED
 from influence_cli.errors import UsageError
+from influence_cli.methods import make_methods
 from influence_cli.model.spec import is_own
 from influence_cli.settings import Runtime, parse_budget
 from influence_cli.stages.curate.request import CurateRequest
@@ -30,7 +31,23 @@ from influence_cli.stages.run.open import open_run
 from influence_cli.stages.run.session import Session
 from influence_cli.stages.score.score import score
 
+if TYPE_CHECKING:
+    from influence_cli.model.train.recipe import Recipe
+
 STORE = ".influence"  # of a run folder: what its rounds compute
+
+
+def check_rounds(request: EditsRequest | None, recipe: Recipe) -> None:
+    """Refuse (UsageError) rounds by a method that takes from training what a round does not give."""
+    if request is None or request.rounds == 1:
+        return
+    named, needs = ", ".join(request.spec.methods), {m.of_training for m in make_methods(request.spec).values()}
+    if "folds" in needs:
+        what = f"--rounds by {named} would train the models of --folds anew in every round"
+        raise UsageError(what, fix="score once, and pass --scores TABLE; or --method aum")
+    if "epochs" in needs and not recipe.has_epochs:
+        what = f"--rounds by {named} is about epochs, and --optimizer {recipe.optimizer} has none"
+        raise UsageError(what, fix="pass --optimizer sgd, or --method ip")
 
 
 def iterated_arms(run: TrainingRun, request: EditsRequest, base: Rows) -> list[Arm]:
@@ -56,12 +73,12 @@ def iterated_arms(run: TrainingRun, request: EditsRequest, base: Rows) -> list[A
 
 
 def _in_rounds(run: TrainingRun, request: EditsRequest, base: Rows, name: str, rows: int, rounds: int) -> Arm:
-    trim = make_action("trim", request.options)
+    trim, (method,) = make_action("trim", request.options), make_methods(request.spec).values()
     gone, history, first = np.zeros(len(base), dtype=bool), list[dict[str, Any]](), dict[str, Any]()
     for k in range(rounds):
         arm = base_arm(f"{name}: round {k + 1}" if k else "no edit", base)
         arm.weights[gone] = 0.0
-        run.train(arm, run.request.seed, False)
+        run.train(arm, run.request.seed, False, method.of_training == "epochs")
         scored, origin = _scored(run, request, base, gone, run.folder(arm, run.request.seed).path)
         noise = next(iter(origin["noise"].values()), {})
         first = first or noise

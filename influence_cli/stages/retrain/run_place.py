@@ -99,6 +99,7 @@ def _check_content(request: RetrainRequest, recipe: Recipe, place: Path, listene
 def _is_written(folder: str, request: RetrainRequest, recipe: Recipe) -> bool:
     """Whether a run writes into one of its folders."""
     asked = {CHECKPOINTS: request.keep_checkpoints, EPOCHS: request.records_epochs and recipe.has_epochs}
+    asked[FOLDS] = request.folds
     return bool(asked.get(folder))
 
 

@@ -71,16 +71,16 @@ class TrainingRun:
         """What a loss of the user's own is known by; once a run, and not longer: what it does may change."""
         return loss_of(self.spec.task).name(self.spec.num_classes)
 
-    def train(self, arm: Arm, seed: int, main: bool) -> dict[str, Any]:
-        """Train one arm with one seed, or return what is kept of it."""
+    def train(self, arm: Arm, seed: int, main: bool, values: bool = False) -> dict[str, Any]:
+        """Train one arm with one seed, or return what is kept of it; ``values``: it must tell of its rows' epochs."""
         folder = self.folder(arm, seed)
         first = main and seed == self.request.seed
         keep = min(self.request.keep_checkpoints, self.recipe.rounds) if first else 0
-        done = finished_training(folder, keep, self.listener, first and self.request.wants_epochs)
+        done = finished_training(folder, keep, self.listener, values or (first and self.request.wants_epochs))
         if done is not None:
             self.listener.detail(f"{arm.name}, seed {seed}: already trained")
             return done if done.get("measured") == self._measures() else self._measured_again(folder, done, arm)
-        values = first and self.request.records_epochs
+        values = values or (first and self.request.records_epochs)
         model, steps, notes = self.fit(arm, seed, f"train {arm.name}, seed {seed}", folder, keep, values)
         checkpoints = [asdict(c) for c in notes.checkpoints]
         result = {"seed": seed, "steps": steps, "checkpoints": checkpoints, **self._measure(model, arm)}
@@ -218,10 +218,13 @@ class TrainingRun:
         kept, first = self.folder(main, seed), metrics["arms"][main.name]["seeds"][str(seed)]
         checkpoints = tuple(map(EpochCheckpoint.from_json, first["checkpoints"]))
         trained = kept.read()
+        there = top.read()
+        if not notes.get("folds") and there is not None and there.arm == kept.path.name:
+            notes = {**notes, "folds": there.folds}  # of the same training, asked for earlier
         record = replace(self._record(seed, main, kept), checkpoints=checkpoints, **notes)
         if trained is not None:
             record = replace(record, seconds=trained.seconds, epochs=trained.epochs, values=trained.values)
-        top.copy_files([*record.weights, *record.values], kept)
+        top.copy_files([*record.weights, *record.values, *record.folds], kept)
         self._write_model_files(top)
         top.write(record)
         top.write_metrics(metrics)

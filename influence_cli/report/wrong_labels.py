@@ -1,0 +1,32 @@
+"""How many labels confident learning takes to be wrong, in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def estimates_of(provenance: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the columns of a score table say of the number of wrong labels, with the column's name."""
+    facts: dict[str, dict[str, Any]] = provenance.get("facts", {})
+    return [{"column": name, **said} for name, said in facts.items() if "wrong_labels" in said]
+
+
+def wrong_labels_said(estimate: dict[str, Any], classes: tuple[str, ...] | None = None) -> str:
+    """The estimate with its interval, and the pair of classes that it is of most often.
+
+    >>> wrong_labels_said({"wrong_labels": 9.4, "interval": [7.0, 12.0], "rows": 50, "pairs": []})
+    'confident learning estimates 9 wrong labels of 50 (18.8 %; 95 % interval over rows 7 to 12)'
+    """
+    rows, (low, high) = estimate["rows"], estimate["interval"]
+    wrong = estimate["wrong_labels"]
+    share = f"{100 * wrong / rows:.1f} %" if rows else "-"
+    text = f"confident learning estimates {wrong:,.0f} wrong labels of {rows:,} ({share}; 95 % interval over rows "
+    text += f"{low:,.0f} to {high:,.0f})"
+    if estimate["pairs"]:
+        given, likely, _ = estimate["pairs"][0]
+        text += f", most often {_called(classes, given)} in place of {_called(classes, likely)}"
+    return text
+
+
+def _called(classes: tuple[str, ...] | None, number: int) -> str:
+    return str(number) if classes is None or number >= len(classes) else classes[number]
