@@ -53,7 +53,7 @@ class Confident(OutOfFold):
         """The estimated number of wrong labels with its interval, and between which classes."""
         p = softmax(logits)
         joint = joint_of(p, labels)
-        off = joint.counts - np.diag(joint.counts.diagonal())
+        off = np.where(np.eye(len(joint.counts)) > 0, 0.0, joint.counts)
         likely = likely_classes(p, joint.thresholds)
         largest = np.argsort(-off, axis=None, kind="stable")[:PAIRS]
         pairs = [(*divmod(int(k), len(off)), float(off.flat[k])) for k in largest if off.flat[k] > 0]

@@ -78,12 +78,14 @@ def classes_of(rows: Rows) -> Ints:
     return rows.labels if whole else np.zeros(len(rows), dtype=np.int64)
 
 
-def out_of_fold(run: TrainingRun, arm: Arm) -> tuple[dict[str, str], dict[str, Any]]:
+def out_of_fold(run: TrainingRun, arm: Arm, metrics: dict[str, Any]) -> dict[str, str]:
     """Train the folds' models of an arm's first seed, and keep what they say of the rows that they have not seen.
 
-    Returns the files by name with their digests, and how good the models are on those rows.  A fold that is there
-    already is not trained again.
+    Returns the files by name with their digests, and puts into ``metrics`` how good the models are on those rows.
+    Nothing where no folds are asked for.  A fold that is there already is not trained again.
     """
+    if not run.request.folds:
+        return {}
     count, seed = run.request.folds, run.request.seed
     trained = arm.weights > 0
     fold, folder = dealt(run.base, trained, count, seed), run.folder(arm, seed)
@@ -101,7 +103,9 @@ def out_of_fold(run: TrainingRun, arm: Arm) -> tuple[dict[str, str], dict[str, A
         models += [str(run.folder(part, seed).path)] if run.request.keep_fold_models else []
     assert logits is not None
     measured = loss_of(run.spec.task).quality(logits[trained], arm.labels[trained])
-    return files, {"folds": count, "rows": int(trained.sum()), **measured, **({"models": models} if models else {})}
+    found = {"folds": count, "rows": int(trained.sum()), **measured}
+    metrics["out_of_fold"] = {**found, **({"models": models} if models else {})}
+    return files
 
 
 def _fold(run: TrainingRun, arm: Arm, rows: Ints, folder: RunFolder, name: str) -> tuple[str, NDArray[np.floating]]:

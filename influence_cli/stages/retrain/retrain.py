@@ -64,9 +64,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         raise UsageError(what, fix="leave it out")
     test = rows_to_test(request, base.manifest, spec, listener)
     check_convex(recipe, spec.name, request.seeds)
-    check_records(request, recipe)
-    check_folds(request, base, listener)
-    check_rounds(request.edits, recipe)
+    _check_notes(request, recipe, base, listener)
     base, test = (usable_now(rows, spec, request.inputs) for rows in (base, test))
     left_out = uniform_draws(base.ids, request.seed) < request.calibration  # of every arm, for the gate's calibration
     if left_out.any():
@@ -102,9 +100,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     if len({arm.name for arm in arms}) < len(arms):
         raise UsageError("two arms have the same name", fix="name each --arm differently, and every column once")
     metrics = _metrics(run, arms, left_out_of(target.manifest, test.manifest))
-    folds = dict[str, str]()
-    if request.folds:
-        folds, metrics["out_of_fold"] = out_of_fold(run, arms[0])
+    folds = out_of_fold(run, arms[0], metrics)
     kept = {  # of the rows left out: one with another label or payload under its id is none of them
         "calibration": request.calibration,
         "calibration_ids": tuple(itertools.compress(base.ids, left_out)),
@@ -114,8 +110,10 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     return metrics
 
 
-def check_records(request: RetrainRequest, recipe: Recipe) -> None:
-    """Refuse (UsageError) to note epochs of a training that has none."""
+def _check_notes(request: RetrainRequest, recipe: Recipe, base: Rows, listener: Listener) -> None:
+    """Refuse (UsageError) what cannot be noted of a training, or what a method takes from one and will not be there."""
+    check_folds(request, base, listener)
+    check_rounds(request.edits, recipe)
     if request.wants_epochs and not recipe.has_epochs:
         what = f"--record epochs with --optimizer {recipe.optimizer}: it solves for the optimum, and has no epochs"
         raise UsageError(what, fix="leave --record out, or pass --optimizer sgd")
