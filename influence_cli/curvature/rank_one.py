@@ -89,8 +89,8 @@ class RankOneSums:
         return np.stack(flat, axis=1) / c.weight
 
     def _residuals(self, tape: Tape, y: Tensor) -> Tensor:
-        loss = self.curvature.loss
-        return loss.curvature(tape.logits).residuals(y) if loss.curved else loss.slopes(tape.logits, y).to(tape.logits)
+        loss, z = self.curvature.loss, tape.logits
+        return loss.curvature(z, y).residuals() if loss.curved else loss.slopes(z, y).to(z)
 
 
 def by_tensor(blocks: Iterable[BlockLayout]) -> tuple[BlockLayout, ...]:

@@ -104,6 +104,11 @@ class TargetPass:
         """The model's inputs of decoded rows."""
         return to_input(move(decoded, self.point.device), self.spec, self.point.dtype)
 
+    def hits(self, z: Tensor, y: Tensor) -> float:
+        """How many rows are predicted as they are labelled; NaN where labels are no classes."""
+        found = self.loss.hits(z.detach().cpu().numpy(), y.cpu().numpy())
+        return float("nan") if found is None else float(found.sum())
+
     def gradients(self, value: Tensor, keep: bool = False) -> list[Tensor]:
         """The gradient of a scalar; with ``keep`` another follows from the same forward pass."""
         return pulled([value], list(self.own.values()), [None], keep)
@@ -145,9 +150,9 @@ class Tally:
 
     def add(self, loss: RowLoss, logits: Tensor, labels: Tensor) -> None:
         """The rows of one more batch."""
-        value, count = loss.headline_parts(logits.detach(), labels)
-        self.value += float(value.double().sum())
-        self.count += float(count.double().sum())
+        value, count = loss.headline_parts(logits.detach().cpu().numpy(), labels.cpu().numpy())
+        self.value += float(value.sum())
+        self.count += float(count.sum())
 
     @property
     def mean(self) -> float:
@@ -308,6 +313,11 @@ def not_finite(target: Rows, row: int) -> ManifestError:
 def _place(target: Rows, row: int) -> str:
     manifest = target.manifest
     return f"{manifest.source}, row id={manifest.ids[row]}, column {manifest.payload_kind.column}"
+
+
+def share_of(hits: float, rows: int) -> float | None:
+    """An accuracy; None where there is none."""
+    return None if np.isnan(hits) else hits / rows
 
 
 def _measured(run: TargetPass, sums: _Sums, sizes: NDArray[np.int64]) -> Measured:

@@ -19,7 +19,13 @@ SHOWN_ROWS = 20  # left out of a manifest, unless with -v
 def show_run(run: Run, session: Session, origin: dict[str, Any], done: str) -> None:
     """What was done, how good the model is, and the noise of every direction."""
     from influence_cli.stages.grads.first_look import target_headline
-    from influence_cli.stages.run.accuracy import train_headline, warn_at_chance, warn_of_memory
+    from influence_cli.stages.run.accuracy import (
+        quality_said,
+        train_headline,
+        train_quality,
+        warn_at_chance,
+        warn_of_memory,
+    )
 
     out, headline = terminal(), run.row_loss.headline
     known: dict[str, tuple[float, int]] = {}
@@ -28,6 +34,8 @@ def show_run(run: Run, session: Session, origin: dict[str, Any], done: str) -> N
         known["train"] = (train, len(run.train))
     for entry in origin["noise"].values():
         known["target"] = (entry[headline.name], entry["target_rows"])
+    if quality := train_quality(run, session):
+        out.note(f"train {quality_said(quality)}")
     if known:
         out.note(", ".join(f"{name} {headline.called} {headline.said(a)}" for name, (a, _) in known.items()))
     warn_at_chance(run, session, known)

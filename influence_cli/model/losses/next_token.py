@@ -5,16 +5,18 @@ The sum over a row's tokens, no mean: a row of twice as many tokens counts twice
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from influence_cli.data.label_kinds import NOTHING
 from influence_cli.model.losses.protocol import Floats, Headline, Labels, Outputs, RowLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LOSS, TOKENS = 0, 1  # columns of a row's output
+TOKEN_LOSS = Headline("token_loss", "loss per token", higher=False, share=False)
 
 
 class NextTokens(RowLoss):
@@ -22,7 +24,16 @@ class NextTokens(RowLoss):
 
     curved: ClassVar[bool] = False
     draws: ClassVar[bool] = True
-    headline: ClassVar[Headline] = Headline("token_loss", "loss per token", higher=False, share=False)
+
+    @property
+    def holds(self) -> str:
+        """No labels."""
+        return NOTHING
+
+    @property
+    def headline(self) -> Headline:
+        """The loss per token."""
+        return TOKEN_LOSS
 
     def name(self, outputs: int) -> str:
         """``next-token``."""
@@ -48,9 +59,16 @@ class NextTokens(RowLoss):
         """The tangents of the loss [n]; there is no score with another label."""
         return t[:, LOSS].astype(np.float64), None
 
-    def headline_parts(self, z: Any, y: Any) -> tuple[Any, Any]:
+    def margins(self, z: Outputs, y: Labels) -> Floats:
+        """Nothing that is known [n]."""
+        return np.full(len(z), np.nan)
+
+    def hits(self, z: Outputs, y: Labels) -> None:
+        """None: no prediction is right or wrong."""
+
+    def headline_parts(self, z: Outputs, y: Labels) -> tuple[Floats, Floats]:
         """Losses and numbers of tokens."""
-        return z[:, LOSS], z[:, TOKENS]
+        return z[:, LOSS].astype(np.float64), z[:, TOKENS].astype(np.float64)
 
     def quality(self, z: Outputs, y: Labels) -> dict[str, float]:
         """Loss per token (of all rows, in nats), perplexity (its exponential), and mean loss of a row."""

@@ -120,7 +120,7 @@ def _measured(run: Run, session: Session, column: str, changed: dict[str, Change
         if changed:
             twins = Examples(rows, run.model, session.listener, f"changed {split} rows", changed[split].twins)
             measured.update(flips_of(logits, predict(model, twins, device), rows, changed[split]))
-        if how is not None:
+        if how is not None and loss_of(run.model).by_class:
             attacked = AttackedRows(how, run.model, rows, data, run.spec.seed, device)
             measured["attacked_static"] = attacked.accuracy(model)
         found[split] = {"n": len(rows), **measured}

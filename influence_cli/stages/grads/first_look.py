@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.label_kinds import NUMBERS
 from influence_cli.stages.grads.member_model import MemberModel
 from influence_cli.stages.run import names
-from influence_cli.stages.run.accuracy import warn_at_chance
+from influence_cli.stages.run.accuracy import quality_said, warn_at_chance, warn_of_no_use
 from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Session
 from influence_cli.store import Keys
@@ -28,7 +31,7 @@ class FirstLook:
         self.least = min(SAMPLE_LEAST, len(run.payload_keys)) if run.members_of else 0
         self.wanted: set[int] = set()
         self.outputs: list[NDArray[np.floating]] = []  # of the rows of the sample, and their labels
-        self.of: list[NDArray[np.int64]] = []
+        self.of: list[Any] = []
         self.said = False
 
     def sample(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -65,13 +68,17 @@ class FirstLook:
         headline = self.loss.headline
         if self.seen and len(self.wanted) >= self.least:
             known["train"] = (self.loss.headline_of(outputs, labels), self.seen)
+            if self.loss.holds == NUMBERS:
+                said = quality_said(self.loss.quality(outputs, labels))
+                self.session.listener.note(f"before scoring: train {said} ({self.seen:,} rows)")
+                warn_of_no_use(run, self.session, outputs, labels)
         target = target_headline(run, self.session)
         if target is not None:
             known["target"] = target
         if known:
             parts = [f"{name} {headline.called} {headline.said(a)} ({n:,} rows)" for name, (a, n) in known.items()]
             self.session.listener.note("before scoring: " + ", ".join(parts))
-            seen = (outputs.argmax(axis=1), labels) if self.outputs else None
+            seen = (outputs.argmax(axis=1), labels) if self.outputs and self.loss.by_class else None
             warn_at_chance(run, self.session, known, seen)
 
 
@@ -84,7 +91,9 @@ def target_headline(run: Run, session: Session) -> tuple[float, int] | None:
         meta = session.store.directions.meta(names.direction(run, plain, objective))
         if meta is not None:
             return meta[run.row_loss.headline.name], meta["m"]
-    rows = run.target.take(run.target.labels < run.model.num_classes)
+    rows = run.target
+    if run.row_loss.by_class:
+        rows = rows.take(rows.labels < run.model.num_classes)
     stored = ~session.outputs(run, plain).missing(rows.payload_keys)
     if not stored.any():
         return None

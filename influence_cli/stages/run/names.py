@@ -75,7 +75,7 @@ def factor_of(run: Run, at: FactorAt) -> str:
 def factor_spec(run: Run, at: FactorAt) -> str:
     """Name of all of that but the fit set."""
     first, *others = (member.name for member in at.members)
-    about: dict[str, Any] = {"member": first, "params": run.spec.params, "loss": run.spec.loss}
+    about: dict[str, Any] = {"member": first, "params": run.spec.params, "loss": run.loss_name}
     about |= {"beside": others} if others else {}
     return fingerprint("factor-spec", 1, fitted=at.solver.fitted(), **about)
 
