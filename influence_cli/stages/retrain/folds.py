@@ -102,7 +102,7 @@ def out_of_fold(run: TrainingRun, arm: Arm, metrics: dict[str, Any]) -> dict[str
         logits[rows] = found
         models += [str(run.folder(part, seed).path)] if run.request.keep_fold_models else []
     assert logits is not None
-    measured = loss_of(run.spec.task).quality(logits[trained], arm.labels[trained])
+    measured = loss_of(run.spec).quality(logits[trained], arm.labels[trained])
     found = {"folds": count, "rows": int(trained.sum()), **measured}
     metrics["out_of_fold"] = {**found, **({"models": models} if models else {})}
     return files
@@ -148,7 +148,7 @@ def _hex(keys: NDArray[np.uint8]) -> list[str]:
 def _say_rare(run: TrainingRun, arm: Arm, fold: Ints) -> None:
     """Name the classes of which a fold's model sees no row: it cannot know them, and their rows look wrong."""
     trained, labels = arm.weights > 0, arm.labels
-    if not loss_of(run.spec.task).by_class:
+    if not loss_of(run.spec).by_class:
         return
     rare = [c for c in np.unique(labels[trained]).tolist() if len(np.unique(fold[trained & (labels == c)])) == 1]
     if rare:
