@@ -34,7 +34,7 @@ def describe(run: Run, session: Session, name: str, top: int, missing: int) -> d
         else _by_directions(run, session, members, missing)
     )
     blocks = -(-missing // about["target_rows_a_block"])
-    along = (Along(name, "", False, "", ""),) if missing and run.fit is not None else ()
+    along = (Along(name, "", False, "", "", members[0]),) if missing and run.fit is not None else ()
     fits = [fit for member in members for fit in missing_fits(run, session, member, [a.method for a in along])]
     solves = [replace(s, directions=missing, passes=blocks * s.passes) for s in missing_solves(run, session, along, {})]
     solves = [s if s.seconds is None else replace(s, seconds=round(blocks * s.seconds, 1)) for s in solves]
