@@ -230,6 +230,10 @@ class Method:
         """Whether a row's score depends on which other training rows are scored with it."""
         return False
 
+    def pairs(self, train: int, target: int) -> int:
+        """Of how many pairs of rows ``score`` takes a distance, which a plan counts."""
+        return 0
+
     def check_run(self, name: str, loss: RowLoss, train: int, target: int) -> None:
         """Refuse, before any work, a run of so many rows that it cannot score; ``name`` is its own."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from influence_cli.report import duplicates
 from influence_cli.report.arm_tables import MEASURES, arm_tables, comparison_table
 from influence_cli.report.counterfactual_tables import counterfactual_tables
 from influence_cli.report.text_table import TextTable, bracketed, fixed, number, signed
@@ -13,6 +14,8 @@ _PAIRED = ("auc", "average_precision")
 
 def tables_of(result: dict[str, Any]) -> list[TextTable]:
     """Every table that a result has something to put in."""
+    if "duplicates" in result:
+        return duplicates.tables(result["duplicates"])
     made: list[TextTable] = []
     if result.get("detection"):
         title = f"{result['wrong_rows']:,} of {result['known_rows']:,} train labels are wrong"

@@ -149,7 +149,7 @@ def test_scores_depend_neither_on_batches_nor_on_the_order_of_rows(folder: Path,
         np.testing.assert_allclose([a[i] for i in sorted(a)], [b[i] for i in sorted(a)], rtol=1e-9, atol=1e-13)
 
 
-def test_features_are_computed_once_and_planned(folder: Path) -> None:
+def test_features_are_computed_once_and_planned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By payload: the twin is no row more; appended rows alone are computed, and a warm plan builds no model."""
     store = ("--store", "planned", "--precision", "fp64", "--format", "json")
     given = ("score", "m.parquet", "--checkpoint", "run", "--method", "knn", "--set", "knn.k=5")
@@ -163,6 +163,9 @@ def test_features_are_computed_once_and_planned(folder: Path) -> None:
         {"features": 0, "features of target rows": 0},
         0,
     )
+    assert warm["seconds"] == 0.0
+    monkeypatch.setattr("influence_cli.stages.run.rates.USUAL_PAIR", 1.0)  # second a distance
+    assert call_cli(*given, "-n", *store, cwd=folder).json["seconds"] == 41 * 20
     more = [*ROWS, Example("new", draw_features(991), 1), Example("seen", draw_features(45), 1)]  # r045 is a val row
     write(feature_table(more), folder / "more.parquet")
     appended = ("score", "more.parquet", *given[2:], "--overlap", "keep", "-n", *store)

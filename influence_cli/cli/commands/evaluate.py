@@ -5,11 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli.console import terminal
+from influence_cli.cli.printing import print_json
 from influence_cli.cli.settings.places import manifest_of_scores, require_source, runtime_of
 from influence_cli.cli.settings.requests import EvaluateOptions, ResultOptions, StoreOptions
 from influence_cli.cli.settings.settings import Settings
+from influence_cli.cli.show.answers import show_answer
 from influence_cli.cli.show.plan import show_plan
-from influence_cli.cli.show.results import check_pages, show_counterfactuals, show_evaluation, show_trainings
+from influence_cli.cli.show.results import (
+    check_pages,
+    put_figures,
+    show_counterfactuals,
+    show_evaluation,
+    show_trainings,
+)
 from influence_cli.errors import UsageError
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.options import options_in
@@ -37,6 +45,8 @@ def evaluate(settings: Settings) -> None:
     _check(settings, asked, result)
     if asked.by_retraining:
         return _by_retraining(settings, result, source, asked.budget)
+    if asked.duplicates is not None:
+        return _duplicates(settings, result, asked.duplicates, source)
     if asked.sentinel is not None:
         found = _sentinel(settings, result, asked, source)
     elif result.dry_run:
@@ -61,7 +71,8 @@ def evaluate(settings: Settings) -> None:
 
 def _check(settings: Settings, asked: EvaluateOptions, result: ResultOptions) -> None:
     """Refuse questions that contradict each other and outputs that cannot be written, before any work (UsageError)."""
-    alone = [flag for flag, given in (("--against", asked.other_scores), ("--sentinel", asked.sentinel)) if given]
+    questions = {"--against": asked.other_scores, "--sentinel": asked.sentinel, "--duplicates": asked.duplicates}
+    alone = [flag for flag, given in questions.items() if given]
     also = ["several tables"] if settings.more else [*alone, *(["--stability"] if asked.stability else [])]
     if asked.by_retraining and also:
         raise UsageError(f"{also[0]} and retraining are two questions", fix="ask one at a time, about one table")
@@ -96,6 +107,31 @@ def _sentinel(settings: Settings, result: ResultOptions, asked: EvaluateOptions,
     if result.dry_run:
         return show_plan(result, run, session)
     return sentinel(run, session, source, asked.budget, asked.draws, asked.seed)
+
+
+def _duplicates(settings: Settings, result: ResultOptions, text: str, source: str) -> None:
+    """Groups of near-duplicates and leaks between splits; with --dry-run what it would take."""
+    from influence_cli.report.duplicates import answer
+    from influence_cli.stages.evaluate.duplicates import Limit, describe, duplicates, duplicates_run
+
+    limit, checkpoint = Limit.of(text), settings.insisted("checkpoint")
+    run, session = duplicates_run(
+        source,
+        runtime_of(settings, code=settings.values["model"]),
+        terminal(),
+        manifest=manifest_of_scores(settings)["manifest"],
+        checkpoint=checkpoint,
+        class_map=settings.insisted("class_map"),
+        remember=not result.dry_run,
+    )
+    if result.dry_run:
+        planned = describe(run, session)
+        rows, lacking, pairs = (planned[name] for name in ("rows", "rows_to_compute", "pairs"))
+        said = f"features of {lacking:,} of {rows:,} rows would be computed, and {pairs:,} pairs compared"
+        return print_json(planned) if result.wants_json else terminal().note(said)
+    found = duplicates(run, session, limit)
+    show_answer(answer(found["duplicates"]))
+    return put_figures(result, found, terminal().note)
 
 
 def _by_retraining(settings: Settings, result: ResultOptions, source: str, budget: str) -> None:

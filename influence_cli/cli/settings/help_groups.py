@@ -69,7 +69,7 @@ PURPOSES: dict[str, tuple[str, ...]] = {
     "Gate": ("check", "max_flagged", "false_flag", "threshold", "baseline", "write_baseline"),
     "Export": ("export", "export_as", "link", "url_prefix"),
     "Truth and comparison": (
-        *("clean_label", "known_bad", "reference", "draws", "stability", "other_scores", "sentinel"),
+        *("clean_label", "known_bad", "reference", "draws", "stability", "other_scores", "sentinel", "duplicates"),
     ),
     "Evaluating by retraining": (
         *("lds", "subset_share", "removal", "loo", "convention", "brittleness", "max_minutes"),

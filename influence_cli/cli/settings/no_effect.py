@@ -126,10 +126,17 @@ RULES = (
         *((EVALUATE,), ("flips",), _has(*_RETRAINING, "other_scores", "sentinel")),
         *("is about the model that was scored, and this question is about another", "ask one question at a time"),
     ),
+    Rule(
+        *((EVALUATE,), ("budget", "draws", "seed", "plot"), _has("duplicates")),
+        *(
+            "is about score columns, and --duplicates looks at rows alone",
+            "leave it out, or ask one question at a time",
+        ),
+    ),
     Rule((EVALUATE,), ("convention",), _lacks("loo"), "is about --loo", "add --loo 50, or leave it out"),
     Rule((EVALUATE,), ("subset_share",), _lacks("lds"), "is about --lds", "add --lds 100, or leave it out"),
     Rule(
-        *((EVALUATE,), _TRUTH, _has(*_RETRAINING, "other_scores", "sentinel")),
+        *((EVALUATE,), _TRUTH, _has(*_RETRAINING, "other_scores", "sentinel", "duplicates")),
         *("is about rows known to be wrong, and this question is about none", "ask one question at a time"),
     ),
 )

@@ -112,6 +112,14 @@ class EvaluateOptions:
         metavar="1%",
         after="stability",
     )
+    duplicates: str | None = option(
+        None,
+        "Near-duplicates up to this share of the usual distance to the nearest row (or this distance), and leaks.",
+        (EVALUATE,),
+        stored=False,
+        metavar="10%",
+        after="sentinel",
+    )
     budget: str = "5%"
     draws: int = 1000
     seed: int = 0

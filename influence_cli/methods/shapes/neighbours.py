@@ -54,6 +54,10 @@ class NeighbourMethod(Method):
         """With neighbours among the train rows."""
         return self.among == "train"
 
+    def pairs(self, train: int, target: int) -> int:
+        """Every row with every row that may be its neighbour."""
+        return train * (target if self.needs_target() else train)
+
     def check_run(self, name: str, loss: RowLoss, train: int, target: int) -> None:
         """Refuse (UsageError) where there are fewer rows than neighbours are asked for."""
         rows, what = (target, "target rows") if self.needs_target() else (train - 1, "other train rows")

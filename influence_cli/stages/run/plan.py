@@ -17,7 +17,7 @@ from influence_cli.stages.run.gradient_plan import describe_rows
 from influence_cli.stages.run.input_said import input_of
 from influence_cli.stages.run.members import planned_members
 from influence_cli.stages.run.quantities import QUANTITIES, Part
-from influence_cli.stages.run.rates import FIT, FIXED, SOLVE, START, Rates, known_rates, start_key
+from influence_cli.stages.run.rates import FIT, FIXED, SOLVE, START, Rates, known_rates, seconds_of_pairs, start_key
 from influence_cli.stages.run.run import Member, Run
 from influence_cli.stages.run.session import Session
 from influence_cli.store import Keys
@@ -155,7 +155,7 @@ def describe_plan(
     seconds = [*(s["seconds"] for s in [*steps, *gradients]), *(_in_all(part, rates) for part in [*fits, *solves])]
     known = sure and needed_rates(work) <= set(measured) and all(g["seconds_are"] == "measured" for g in gradients)
     start = _start(run, session, work, gradients, rates)
-    seconds.append(start)
+    seconds += [start, seconds_of_pairs(run, session)]
     return {
         "schema_version": 1,
         "store": str(session.store.root) if session.runtime.store else "temporary, thrown away at the end",

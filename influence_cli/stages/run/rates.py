@@ -18,6 +18,8 @@ ENOUGH_ROWS, ENOUGH_SECONDS = 256, 2.0  # either makes a rate a measured one
 START = "start-up"  # torch, the model and its weights, all that is set up once: seconds a run, whatever the rows
 STEP, LOSS = "further step", "further loss"  # a row's gradient in a step of further training, its loss at other weights
 FIT, SOLVE = "fit ", "solve "  # before the name of a method: seconds a fit row and pass
+PAIRS, MANY_PAIRS = "neighbours: a pair of rows", 1_000_000
+USUAL_PAIR = 2e-7  # seconds, of 512 features on one core
 FIXED = "fixed "  # before the name of a method: seconds of its fit whatever the rows
 
 
@@ -99,6 +101,19 @@ def known_rates(run: Run, session: Session, enough: bool = True) -> Rates:
     }
     found = {k: session.store.timing(key) for k, key in keys.items() if not enough or is_measured(session, key)}
     return {kind: rate for kind, rate in found.items() if rate is not None}
+
+
+def note_pairs(session: Session, pairs: int, seconds: float) -> None:
+    """Keep the seconds that a distance takes, where they are of many."""
+    if pairs >= MANY_PAIRS:
+        session.store.write_timing(PAIRS, seconds / pairs, pairs)
+
+
+def seconds_of_pairs(run: Run, session: Session) -> float:
+    """Seconds of the distances that the run's methods take, by what they took before, or usually take."""
+    pairs = sum(method.pairs(len(run.train), len(run.target)) for method in run.methods.values())
+    known = session.store.timing(PAIRS) if pairs else None
+    return pairs * (USUAL_PAIR if known is None else known)
 
 
 def start_key(run: Run, session: Session) -> str:

@@ -5,6 +5,7 @@ A row's score is arithmetic on what the store holds, by its method's ``score``. 
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from influence_cli.stages.grads.curvature_report import effect_weight
 from influence_cli.stages.grads.fill import fill
 from influence_cli.stages.grads.provenance import base_table, nullable, provenance_of
 from influence_cli.stages.run import names
+from influence_cli.stages.run.rates import note_pairs
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 from influence_cli.stages.score.combine import check_rule, combine_options, combined, kind_of
@@ -218,7 +220,9 @@ def column_name(run: Run, name: str) -> str:
 def _columns(run: Run, session: Session, name: str) -> list[Column]:
     """What a method says of the rows, for each objective or once."""
     method = run.methods[name]
+    started = time.perf_counter()
     found = method.score(StoredRows(run, session, name), run.train, run.row_loss)
+    note_pairs(session, method.pairs(len(run.train), len(run.target)), time.perf_counter() - started)
     return [Column(f"{name}/{s.objective}" if s.objective else name, method.kind, s) for s in found]
 
 
