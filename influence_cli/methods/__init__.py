@@ -64,6 +64,10 @@ _ROWS = (
         "tracin", "influence_cli.methods.tracin:TracIn", "ip at kept checkpoints, times their learning rates",
         "Pruthi et al., arXiv:2002.08484", "K (V + T)",
     ),
+    MethodInfo(
+        "trak", "influence_cli.methods.trak:Trak", "influence in a random projection of margins' gradients",
+        "Park et al., arXiv:2303.14186", "V + fit rows + T; k^2",
+    ),
     MethodInfo("loss", "influence_cli.methods.loss:Loss", "minus the row's own loss", "-", "forward T"),
     MethodInfo("margin", "influence_cli.methods.margin:Margin", "labelled minus best other logit", "-", "forward T"),
     MethodInfo(

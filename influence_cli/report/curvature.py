@@ -59,6 +59,15 @@ def _by_ritz_pairs(f: Facts, options: Facts) -> str:
     )
 
 
+def _by_projection(f: Facts, options: Facts) -> str:
+    of = "all" if f["whole"] else f"{f['projected_columns']:,} projected"
+    return (
+        f"Gram matrix of margins' gradients, {of} of {f['parameters']:,} parameters, over {_rows(f)} in "
+        f"{f['precision']}, rank {f['rank']:,}; ridge {f['ridge']:.3g}{_rule(f)}, condition number "
+        f"{f['condition_number']:.3g}"
+    )
+
+
 def _by_matrix(f: Facts, options: Facts) -> str:
     return (
         f"{f['mode']} of {f['parameters']:,} parameters over {f['fit_rows']:,} fit rows, eigenvalues "
@@ -73,6 +82,7 @@ SENTENCES: dict[str, Callable[[Facts, Facts], str]] = {
     "series_scale": _by_series,
     "iterations": _by_iterations,
     "ritz_residual": _by_ritz_pairs,
+    "projected_columns": _by_projection,
     "condition_number": _by_matrix,
 }
 
