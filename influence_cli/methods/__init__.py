@@ -65,6 +65,10 @@ _ROWS = (
         "Pruthi et al., arXiv:2002.08484", "K (V + T)",
     ),
     MethodInfo(
+        "source", "influence_cli.methods.source:Source", "influence along training, by segments of kept checkpoints",
+        "Bae et al., arXiv:2405.12186", "V + K (2 x fit rows + T); layers' in^2 + out^2 a segment",
+    ),
+    MethodInfo(
         "trak", "influence_cli.methods.trak:Trak", "influence in a random projection of margins' gradients",
         "Park et al., arXiv:2303.14186", "V + fit rows + T; k^2",
     ),

@@ -6,8 +6,9 @@
 f = z_y - log sum_c!=y exp z_c is a row's margin, S [k, d] the sketch that ``--rows sketch`` stores.  Since
 grad l_i = -(1 - p_i) grad f_i, for the mean loss s_i is the mean over target rows v of (1 - p_v) times
 n phi_v^T (Phi^T Phi + n ridge I)^-1 phi_i (1 - p_i), TRAK's own score of row i for the margin of v; for objective
-``target-margin`` it is the mean of these themselves; TRAK's own scale is s / n.  It is no effect of removal, since G leaves out the p (1 - p) of a
-logistic Hessian.  Park et al. 2023 (arXiv:2303.14186), with a default ridge of 1e-6 of the mean eigenvalue.
+``target-margin`` it is the mean of these themselves; TRAK's own scale is s / n.  It is no effect of removal, since G
+leaves out the p (1 - p) of a logistic Hessian.  Park et al. 2023 (arXiv:2303.14186), with a default ridge of 1e-6 of
+the mean eigenvalue.
 
 With ``checkpoints=kept`` scores are the mean over checkpoints that training kept.  The paper trains each of its models
 on another half of the rows, and multiplies two means over models (of phi_v^T G^-1 phi_i, and of 1 - p_i) where here the
