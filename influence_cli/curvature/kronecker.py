@@ -75,34 +75,51 @@ class KroneckerFit:
 
         A run that was stopped after the first pass goes on with the second.
         """
-        bases = self.curvature.interim.load() or self._bases()
+        return fitted_together([self])
+
+    def take(self, bases: Arrays) -> None:
+        """Have the bases of every layer by its number, for the second pass."""
         for k, layer in enumerate(self._of.values()):
             self._set_basis(layer, {name: bases[f"{k}.{name}"] for name in BASIS})
-        if bases:
-            self.curvature.interim.offer(lambda: bases)
+
+    def first_pass(self) -> None:
+        """Sum up the moments of every layer."""
+        for index, tape, y, w in self._tapes("curvature (ekfac: bases)", FIRST):
+            self._add_moments(index, tape, y, w)
+
+    def second_pass(self) -> None:
+        """Sum up squares in the bases."""
         for index, tape, y, w in self._tapes("curvature (ekfac: eigenvalues)", SECOND):
             self._add_squares(index, tape, y, w)
+
+    def bases(self, others: list[KroneckerFit]) -> Arrays:
+        """Eigenvectors and eigenvalues of both factors of every layer, by its number: of the mean with ``others``."""
         found: Arrays = {}
-        for k, layer in enumerate(self._of.values()):
-            lam = (layer.lam / self.curvature.weight).cpu().numpy()
+        for k, (name, layer) in enumerate(self._of.items()):
+            for other in others:
+                its = other._of[name]
+                layer.moment_a += its.moment_a
+                layer.moment_s += its.moment_s
+                layer.steps += its.steps
+                its.moment_a = its.moment_s = torch.empty(0)
+            found |= {f"{k}.{n}": a for n, a in self._eigenbases(layer, 1 + len(others)).items()}
+        return found
+
+    def eigenvalues(self, others: list[KroneckerFit]) -> Arrays:
+        """Eigenvalues of every layer with its bases and place, and the mean of the other parameters' ones."""
+        n, found = self.curvature.weight * (1 + len(others)), Arrays()
+        for k, (name, layer) in enumerate(self._of.items()):
+            lam = (sum((other._of[name].lam for other in others), layer.lam) / n).cpu().numpy()
             place = np.array([layer.weight, layer.bias], dtype=np.float64)
             found |= {f"{k}.{name}": value for name, value in {**layer.basis, "lam": lam, "place": place}.items()}
         place = {n: self.names.index(n) for n in self.others}
         means = dict.fromkeys(place, float("nan"))
         for b in self.layers.blocks:
             if b.name in self._traces:
-                mean = self._traces[b.name] / (self.curvature.weight * b.size)
+                mean = sum((other._traces[b.name] for other in others), self._traces[b.name]) / (n * b.size)
                 means |= dict.fromkeys(b.shapes, mean)
         found["others"] = np.array([[place[n], means[n]] for n in place], dtype=np.float64).reshape(-1, 2)
         return found
-
-    def _bases(self) -> Arrays:
-        """The first pass: eigenvectors and eigenvalues of both factors of every layer, by its number."""
-        for index, tape, y, w in self._tapes("curvature (ekfac: bases)", FIRST):
-            self._add_moments(index, tape, y, w)
-        return {
-            f"{k}.{name}": a for k, layer in enumerate(self._of.values()) for name, a in self._eigenbases(layer).items()
-        }
 
     def try_passes(self) -> None:
         """Both passes, with the identity for every basis: nothing is kept of them."""
@@ -197,9 +214,9 @@ class KroneckerFit:
                     layer.steps += float(w[rows].double().sum()) * a.shape[1]
                 layer.moment_s += second_moment(d, w[rows]) * share
 
-    def _eigenbases(self, layer: _Layer) -> Arrays:
-        """From sums to a basis; the sums are let go of."""
-        n, dtype = self.curvature.weight, self.curvature.dtype
+    def _eigenbases(self, layer: _Layer, fits: int = 1) -> Arrays:
+        """From sums over so many fits to a basis; the sums are let go of."""
+        n, dtype = self.curvature.weight * fits, self.curvature.dtype
         e_a, q_a = eigenbasis(layer.moment_a / n)
         e_s, q_s = eigenbasis(layer.moment_s / max(layer.steps, 1e-300))
         layer.moment_a = layer.moment_s = torch.empty(0)
@@ -219,6 +236,24 @@ class KroneckerFit:
                 continue
             for rows, a, d in block.positions():
                 layer.lam += rotated_squares(a, d, w[rows], *layer.turn) * share
+
+
+def fitted_together(fits: list[KroneckerFit]) -> Arrays:
+    """The factors of several curvatures as one: the mean moments' bases, and in them the mean of the rows' squares."""
+    first, *others = fits
+    interim = first.curvature.interim
+    bases = interim.load()
+    if not bases:
+        for fit in fits:
+            fit.first_pass()
+        bases = first.bases(others)
+    for fit in fits:
+        fit.take(bases)
+    if bases:
+        interim.offer(lambda: bases)
+    for fit in fits:
+        fit.second_pass()
+    return first.eigenvalues(others)
 
 
 class KroneckerForm:

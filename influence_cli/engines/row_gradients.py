@@ -116,22 +116,30 @@ class Projection:
     def _key(self, what: str) -> int:
         return hash_key(self.seed, self.layer.key, what)
 
-    def _add_folded(self, rows: Tensor, values: Tensor) -> None:
+    def fold(self, rows: Tensor) -> tuple[Tensor, list[int]]:
+        """Signs and places of a folded layer, for rows [b, d_block]."""
         if self._signs is None:
             self._signs = (signs(self._key("sign"), (rows.shape[1],), rows.device),)
             self._shifts = shifts(self._key("shift"), -(-rows.shape[1] // self.layer.width), self.layer.width)
         (sign,) = self._signs
         assert sign is not None
-        add_folded(values, rows, sign, self._shifts)
+        return sign.to(rows.device), self._shifts
+
+    def factors(self, a: Tensor, d: Tensor) -> tuple[Tensor | None, Tensor | None, int]:
+        """R_in, R_out and the place of a layer of factors, for inputs [b, T, in] and output gradients [b, T, out]."""
+        if self._signs is None:
+            self._signs = self._factor("in", a, self.layer.s_in), self._factor("out", d, self.layer.s_out)
+            self._shifts = shifts(self._key("shift"), 1, self.layer.width)
+        r_in, r_out = (None if r is None else r.to(a) for r in self._signs)
+        return r_in, r_out, self._shifts[0]
+
+    def _add_folded(self, rows: Tensor, values: Tensor) -> None:
+        add_folded(values, rows, *self.fold(rows))
 
     def _add_factors(self, block: Block, values: Tensor) -> None:
-        layer = self.layer
         for some, a, d in block.positions():
-            if self._signs is None:
-                self._signs = self._factor("in", a, layer.s_in), self._factor("out", d, layer.s_out)
-                self._shifts = shifts(self._key("shift"), 1, layer.width)
-            r_in, r_out = self._signs
-            add_shifted(values[some], factor_sketch(a, d, r_in, r_out, layer.groups), self._shifts[0])
+            r_in, r_out, shift = self.factors(a, d)
+            add_shifted(values[some], factor_sketch(a, d, r_in, r_out, self.layer.groups), shift)
 
     def _factor(self, side: str, values: Tensor, s: int) -> Tensor | None:
         """R [m s, wide] for values [.., wide], with the scale of both; None where the side is kept whole."""

@@ -49,7 +49,7 @@ def conjugate_gradients(
     >>> solved.x.round(12).ravel().tolist(), solved.iterations.tolist()
     ([1.0, 2.0], [2])
     """
-    k, size = b.shape[1], norms(b)
+    size = norms(b)
     s: State = interim.load() or _start(b, size, inverse)
     divisor = np.where(size > 0, size, 1.0)
     while True:

@@ -14,6 +14,7 @@ Parameters of no layer have a mean eigenvalue, or nothing: q is divided by it wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -221,11 +222,24 @@ class KroneckerInverse:
         """The largest of any layer."""
         return max([float(x.shifted.max() / x.shifted.min()) for x in self.layers], default=1.0)
 
-    def apply(self, q: Floats, sizes: list[int], power: float = 1.0, single: bool = False) -> Floats:
-        """P^power q for every column of [d, k], whose parameters have these sizes in turn.
+    @property
+    def largest(self) -> float:
+        """The largest damped eigenvalue; 0 where there is none."""
+        every = [float(layer.shifted.max()) for layer in self.layers] + list(self.scalars.values())
+        return max(every, default=0.0)
+
+    def apply(self, q: Floats, sizes: list[int], single: bool = False) -> Floats:
+        """P q for every column of [d, k], whose parameters have these sizes in turn.
 
         ``single``: the products are in float32, which is enough for a preconditioner.
         """
+        return self._divided(q, sizes, lambda shifted: shifted, single)
+
+    def times(self, q: Floats, sizes: list[int], of: Callable[[Floats], Floats], single: bool = False) -> Floats:
+        """The same with a function of the damped eigenvalues in the place of 1 / eigenvalue."""
+        return self._divided(q, sizes, lambda shifted: _over(of(shifted)), single)
+
+    def _divided(self, q: Floats, sizes: list[int], by: Callable[[Floats], Floats], single: bool) -> Floats:
         u, ends = np.zeros_like(q), np.cumsum([0, *sizes])
         for layer in self.layers:
             rows, bias = slice(ends[layer.weight], ends[layer.weight + 1]), layer.bias
@@ -233,15 +247,21 @@ class KroneckerInverse:
                 matrix = q[rows, k].reshape(len(layer.shifted), -1)
                 if bias >= 0:
                     matrix = np.concatenate([matrix, q[ends[bias] : ends[bias + 1], k][:, None]], axis=1)
-                shifted = layer.shifted if power == 1.0 else layer.shifted**power
-                turned = preconditioned(matrix, layer.q_a, layer.q_s, shifted, np.float32 if single else np.float64)
+                kind = np.float32 if single else np.float64
+                turned = preconditioned(matrix, layer.q_a, layer.q_s, by(layer.shifted), kind)
                 if bias >= 0:
                     u[ends[bias] : ends[bias + 1], k], turned = turned[:, -1], turned[:, :-1]
                 u[rows, k] = turned.ravel()
         for place, value in self.scalars.items():
             some = slice(ends[place], ends[place + 1])
-            u[some] = q[some] / (value if power == 1.0 else value**power)
+            u[some] = q[some] / float(by(np.array(value)))
         return u
+
+
+def _over(values: Floats) -> Floats:
+    """One over values that may be 0."""
+    with np.errstate(divide="ignore"):
+        return 1.0 / values
 
 
 def _eigenvalues(factor: dict[str, NDArray[Any]], k: int, products: bool) -> Floats:

@@ -76,6 +76,14 @@ _ROWS = (
         "bif", "influence_cli.methods.bif:BIF", "covariance of losses over Langevin draws around the checkpoint",
         "Kreer et al. 2025", "C chains x (steps x batch + draws x forward V + T)",
     ),
+    MethodInfo(
+        "source", "influence_cli.methods.source:Source", "influence along training, by segments of kept checkpoints",
+        "Bae et al., arXiv:2405.12186", "V + K (2 x fit rows + T); layers' in^2 + out^2 a segment",
+    ),
+    MethodInfo(
+        "trak", "influence_cli.methods.trak:Trak", "influence in a random projection of margins' gradients",
+        "Park et al., arXiv:2303.14186", "V + fit rows + T; k^2",
+    ),
     MethodInfo("loss", "influence_cli.methods.loss:Loss", "minus the row's own loss", "-", "forward T"),
     MethodInfo("margin", "influence_cli.methods.margin:Margin", "labelled minus best other logit", "-", "forward T"),
     MethodInfo(

@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from influence_cli.errors import DamagedModel, ModelError, UsageError
 from influence_cli.model.adapter_folder import ADAPTER_FILE, ADAPTER_WEIGHTS, base_folder, read_adapter
@@ -28,6 +28,9 @@ from influence_cli.store.files import DamagedFile, file_digest
 from influence_cli.store.keys import fingerprint
 from influence_cli.store.lfs import refuse_pointer
 from influence_cli.store.sealed import read_weights_metadata, tensor_digest
+
+if TYPE_CHECKING:
+    from influence_cli.model.train.recipe import Recipe
 
 INDEX_SUFFIX = ".safetensors.index.json"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
@@ -228,20 +231,32 @@ class Trajectory:
         Raises:
             UsageError: there are no checkpoints, or the run folder does not say how it was trained.
         """
-        from influence_cli.model.train.recipe import LBFGS, Recipe
-
-        kept, record = self.kept(method), RunFolder.of(self.final.locator).read()
-        known = {f.name for f in fields(Recipe)} - {"asked"}
-        values = {} if record is None else {k: v for k, v in record.recipe.items() if k in known}
-        if record is None or values.get("optimizer") == LBFGS or "schedule" not in values:
-            what = f"{method} needs the learning rate of every step, and the run folder does not say it"
-            raise UsageError(what, where=self.final.locator, fix=f"--set {method}.weights=lr, or train again")
-        recipe, found, before = Recipe(**values), list[float](), 0
+        kept, recipe = self.kept(method), self.recipe(method)
+        record = RunFolder.of(self.final.locator).read()
+        assert record is not None
+        found, before = list[float](), 0
         steps = record.checkpoints[-1].step  # the last one that is kept is the end of training
         for k in kept:
             found.append(sum(recipe.rate(step, steps) for step in range(before, k.step)))
             before = k.step
         return found
+
+    def recipe(self, method: str) -> Recipe:
+        """How it was trained, for a method that needs its kept checkpoints.
+
+        Raises:
+            UsageError: there are no checkpoints, or the run folder does not say it.
+        """
+        from influence_cli.model.train.recipe import LBFGS, Recipe
+
+        self.kept(method)
+        record, known = RunFolder.of(self.final.locator).read(), {f.name for f in fields(Recipe)} - {"asked"}
+        values = {} if record is None else {k: v for k, v in record.recipe.items() if k in known}
+        if record is None or values.get("optimizer") == LBFGS or "schedule" not in values:
+            what = f"{method} needs the learning rate of every step, and the run folder does not say it"
+            fix = f"--set {method}.weights=lr, or train again" if method == "tracin" else "train again"
+            raise UsageError(what, where=self.final.locator, fix=fix)
+        return Recipe(**values)
 
     def by_epoch(self, method: str, value: str) -> EpochRecords:
         """Values of every row at every epoch of the training that ended in the final weights, for a method.

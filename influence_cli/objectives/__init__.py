@@ -10,6 +10,7 @@ from influence_cli.settings import GradSpec, build_options
 
 OBJECTIVES: dict[str, str] = {
     "utility": "influence_cli.objectives.utility:Utility",
+    "target-margin": "influence_cli.objectives.target_margin:TargetMargin",
     "fairness": "influence_cli.objectives.group_gaps:Fairness",
     "equal-opportunity": "influence_cli.objectives.group_gaps:EqualOpportunity",
     "equalised-odds": "influence_cli.objectives.group_gaps:EqualisedOdds",

@@ -59,6 +59,29 @@ def _by_ritz_pairs(f: Facts, options: Facts) -> str:
     )
 
 
+def _by_segments(f: Facts, options: Facts) -> str:
+    table = "; ".join(
+        f"segment {s['segment']} of {f['of']}: steps {s['after'] + 1:,} to {s['last']:,}, {s['checkpoints']} "
+        f"checkpoints, rates in all {s['travelled']:.3g}, times the largest eigenvalue "
+        f"{s['travelled'] * s['largest_eigenvalue']:.3g}, "
+        f"{s['share_of_direction']:.1%} of the direction left at the end"
+        for s in f["segments"]
+    )
+    return (
+        f"{f['mode']} of {f['covered']:,} of {f['parameters']:,} parameters over {_rows(f)} in {f['precision']}, "
+        f"{f['labels']} labels, l2 {f['l2']:g}, damping {f['damping']:g}; {table}"
+    )
+
+
+def _by_projection(f: Facts, options: Facts) -> str:
+    of = "all" if f["whole"] else f"{f['projected_columns']:,} projected"
+    return (
+        f"Gram matrix of margins' gradients, {of} of {f['parameters']:,} parameters, over {_rows(f)} in "
+        f"{f['precision']}, rank {f['rank']:,}; ridge {f['ridge']:.3g}{_rule(f)}, condition number "
+        f"{f['condition_number']:.3g}"
+    )
+
+
 def _by_matrix(f: Facts, options: Facts) -> str:
     return (
         f"{f['mode']} of {f['parameters']:,} parameters over {f['fit_rows']:,} fit rows, eigenvalues "
@@ -68,11 +91,13 @@ def _by_matrix(f: Facts, options: Facts) -> str:
 
 
 SENTENCES: dict[str, Callable[[Facts, Facts], str]] = {
+    "segments": _by_segments,
     "layers": _by_layers,
     "tensors": _by_tensors,
     "series_scale": _by_series,
     "iterations": _by_iterations,
     "ritz_residual": _by_ritz_pairs,
+    "projected_columns": _by_projection,
     "condition_number": _by_matrix,
 }
 

@@ -11,7 +11,7 @@ Values = Callable[[], Sequence[str]]
 
 METHODS = (  # their own table imports pyarrow, which takes too long here
     *("ip", "ip-ensemble", "exact", "cg", "lissa", "arnoldi", "ekfac", "datainf", "tracin"),
-    *("gex", "gex-ip", "bif", "loss", "margin"),
+    *("gex", "gex-ip", "bif", "source", "trak", "loss", "margin"),
     *("self-tracin", "self-lissa", "aum", "el2n", "forget", "data-maps", "oof-loss", "oof-margin", "confident"),
     *("knn", "outlier", "random"),
 )

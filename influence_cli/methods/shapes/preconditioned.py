@@ -137,6 +137,10 @@ class Preconditioned(Linear):
         """What ``precondition`` needs at one of its members: its own factor, and then ``curvature.further``."""
         return (FactorAt(self, (member,)),)
 
+    def together(self, facts: list[Facts]) -> Facts:
+        """What is worth saying of all members, from what ``precondition`` said at each: of the first."""
+        return facts[0]
+
     def query_at(self, member: Member, members: Sequence[Member]) -> Member:
         """The member at which q is taken that becomes u at one of its members: the same."""
         return member

@@ -24,10 +24,9 @@ def curvature_report(run: Run, session: Session) -> dict[str, dict[str, Any]]:
     report: dict[str, dict[str, Any]] = {}
     for name, method in run.methods.items():
         if method.fitted_curvature:
-            meta = session.store.directions.meta(
-                names.along(run, name, run.members_of[name][0], next(iter(run.objectives)))
-            )
-            report[name] = {} if meta is None else meta["curvature"]
+            along = [names.along(run, name, m, next(iter(run.objectives))) for m in run.members_of[name]]
+            known = [meta["curvature"] for u in along if (meta := session.store.directions.meta(u)) is not None]
+            report[name] = run.solvers[name].together(known) if known else {}
         elif name in run.solvers:
             report[name] = session.store.value_facts(names.row_value(run, name, run.members_of[name][0])[0]) or {}
     return report

@@ -87,7 +87,13 @@ def pass_of(part: Part) -> str:
 
 def missing_work(run: Run, session: Session) -> list[Work]:
     """What the store lacks, member by member."""
-    return [_missing_at(run, session, member) for member in run.members]
+    found, factors = list[Work](), set[str]()
+    for member in run.members:
+        work = _missing_at(run, session, member)
+        fits = tuple(fit for fit in work.fits if fit.factor not in factors)  # some are of several members
+        factors |= {fit.factor for fit in fits}
+        found.append(work if len(fits) == len(work.fits) else replace(work, fits=fits))
+    return found
 
 
 def _missing_at(run: Run, session: Session, member: Member) -> Work:

@@ -24,6 +24,7 @@ from influence_cli.stages.grads.curvature_report import condition_warning, warni
 from influence_cli.stages.grads.member_model import MemberModel, Models
 from influence_cli.stages.grads.preconditioning import about_curvature, fitted_curvature
 from influence_cli.stages.grads.row_loop import bad_rows
+from influence_cli.stages.run import names
 from influence_cli.stages.run.curvature_plan import parameter_count
 from influence_cli.stages.run.rates import Stopwatch, pass_key
 from influence_cli.stages.run.run import Run, require_model
@@ -107,7 +108,7 @@ class TangentRun:
         from influence_cli.engines.batch_size import Parts
         from influence_cli.engines.engine import Engine
 
-        self.run, self.session, self.train = run, session, train
+        self.run, self.session, self.name, self.train = run, session, name, train
         self.model, models = require_model(run)[0], Models(run, session)
         self.members = [models.at(member) for member in run.members_of[name]]
         self.engines: list[Engine] = [Engine(m.point, session.runtime.engine, session.listener) for m in self.members]
@@ -136,12 +137,20 @@ class TangentRun:
         from influence_cli.engines.row_values import row_directions
 
         along: list[list[Direction]] = []
+        of: dict[str, list[Direction]] = {}  # gradients of the block, by the member at which they are taken
+        queries = {m.member.name: names.query(self.run, self.name, m.member).name for m in self.members}
+        exacts = {m.member.name: m.exact for m in self.members}
         for member in self.members:
-            exact, point = member.exact, member.point
-            logits, found = row_directions(exact, batch.on(exact), batch.labels_on(exact), self.run.row_loss)
-            finite = [bool(torch.isfinite(z).all()) and _finite(g) for z, g in zip(logits, found, strict=True)]
-            if not all(finite):
-                raise not_finite(block, int(block.index[finite.index(False)]))
+            point, query = member.point, queries[member.member.name]
+            if query not in of:
+                exact = exacts[query]
+                logits, gradients = row_directions(exact, batch.on(exact), batch.labels_on(exact), self.run.row_loss)
+                pairs = zip(logits, gradients, strict=True)
+                finite = [bool(torch.isfinite(z).all()) and _finite(g) for z, g in pairs]
+                if not all(finite):
+                    raise not_finite(block, int(block.index[finite.index(False)]))
+                of = {query: gradients}
+            found = of[query]
             found = found if self.solver is None else self.solver.directions(member, found)
             along.append([{n: g.to(point.device, point.dtype) for n, g in u.items()} for u in found])
         return along
