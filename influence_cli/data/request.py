@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from influence_cli.data.label_kinds import TASKS
 from influence_cli.options import MANIFEST, check_choices, option
 
+# the names in ``data.label_kinds``, whose table imports pyarrow, which takes too long for --help
+TASKS = ("classification", "regression", "ordinal", "multi-label", "language")
 COLUMNS_KEY = b"influence.columns"  # of a manifest's schema metadata: what each column of its source was taken for
 
 
@@ -51,8 +52,8 @@ class Columns:
         None, "Sheet of an Excel file [default: the first].", (MANIFEST,), metavar="NAME", stored=False
     )
     task: str | None = option(
-        None, "What labels are: classification, regression, ordinal or multi-label [default: classification].",
-        (MANIFEST,), choices=tuple(TASKS), stored=False, after="group",
+        None, "Task: classification, regression, ordinal, multi-label, or language: no labels.", (MANIFEST,),
+        choices=TASKS, stored=False, after="group",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -250,8 +250,8 @@ def measure_directions(
             raise run.without_gradient(value, attacked.get(name))
         measured[name] = _measured(run, s, sizes)
         if name in attacked:
-            meta = measured[name].meta
-            meta["attacked_accuracy"], meta["accuracy"] = meta["accuracy"], s.clean.mean
+            meta, chief = measured[name].meta, run.loss.headline.name
+            meta[f"attacked_{chief}"], meta[chief] = meta[chief], s.clean.mean
         if name in paired:
             measured[name].meta["flips"] = s.flips
     return measured

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from influence_cli.data.changed_texts import WORDS, changed_texts
+from influence_cli.data.changed_texts import WORDS, Changed, changed_texts
 from influence_cli.errors import UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.methods.random import uniform_draws
@@ -42,6 +42,7 @@ from influence_cli.stages.run.usable_rows import left_out_of, usable_now
 
 if TYPE_CHECKING:
     from influence_cli.data.manifest import Rows
+    from influence_cli.model.examples import Examples
     from influence_cli.model.spec import ModelSpec
     from influence_cli.model.train.recipe import Recipe
 
@@ -85,15 +86,8 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         for name, rows in (("train", base), ("test", test), ("target", target))
         if name == "train" or len(rows)
     }
-    changed = twins = None
     attack_of(request.attack, request.options, spec)  # what cannot be attacked is refused before anything is trained
-    if request.flips is not None and not loss_of(spec).by_class:
-        what = f"--flips counts predicted classes that flip, and the labels are {base.manifest.label_kind.called}"
-        raise UsageError(what, fix="leave it out")
-    if request.flips is not None:
-        changed = changed_texts(test, None if request.flips == WORDS else request.flips)
-        twins = Examples(test, spec, listener, "changed test rows", changed.twins)
-        listener.note(f"{len(changed):,} of {len(test):,} test texts change ({changed.source})")
+    changed, twins = _changed(request, base, test, spec, listener)
     run = TrainingRun(request, recipe, spec, base, test, sets, device, listener, changed, twins)
     if edits is not None and edits.rounds > 1:
         arms += iterated_arms(run, edits, base)
@@ -108,6 +102,26 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     }
     run.finish(arms[0], metrics, {**kept, "canaries": planted, "folds": folds})
     return metrics
+
+
+def _changed(
+    request: RetrainRequest, base: Rows, test: Rows, spec: ModelSpec, listener: Listener
+) -> tuple[Changed, Examples] | tuple[None, None]:
+    """The changed twins of test texts, and these decoded, where flips are counted.
+
+    Raises:
+        UsageError: the labels are no classes, which is what flips.
+    """
+    from influence_cli.model.examples import Examples
+
+    if request.flips is None:
+        return None, None
+    if not loss_of(spec).by_class:
+        what = f"--flips counts predicted classes that flip, and the labels are {base.manifest.label_kind.called}"
+        raise UsageError(what, fix="leave it out")
+    changed = changed_texts(test, None if request.flips == WORDS else request.flips)
+    listener.note(f"{len(changed):,} of {len(test):,} test texts change ({changed.source})")
+    return changed, Examples(test, spec, listener, "changed test rows", changed.twins)
 
 
 def _check_notes(request: RetrainRequest, recipe: Recipe, base: Rows, listener: Listener) -> None:
