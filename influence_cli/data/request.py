@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from influence_cli.options import MANIFEST, option
+from influence_cli.data.label_kinds import TASKS
+from influence_cli.options import MANIFEST, check_choices, option
 
 COLUMNS_KEY = b"influence.columns"  # of a manifest's schema metadata: what each column of its source was taken for
 
@@ -15,9 +16,11 @@ class Columns:
     """Which columns to use; None: the usual names."""
 
     label: str | None = None
-    id: str | None = option(
-        None, "Id column [default: row numbers].", (MANIFEST,), metavar="COLUMN", stored=False, after="group"
-    )
+    task: str | None = option(
+        None, "classification, regression, ordinal, multi-label, or language (no labels) [default: classification].",
+        (MANIFEST,), choices=tuple(TASKS), stored=False, after="group",
+    )  # fmt: skip
+    id: str | None = option(None, "Id column [default: row numbers].", (MANIFEST,), metavar="COLUMN", stored=False)
     image: str | None = option(None, "Column with images: bytes or paths.", (MANIFEST,), metavar="COLUMN", stored=False)
     text: tuple[str, ...] = option(
         (), "Column with texts [default: text or sentence]; twice for pairs.", (MANIFEST,), metavar="COLUMN",
@@ -49,6 +52,9 @@ class Columns:
     sheet: str | None = option(
         None, "Sheet of an Excel file [default: the first].", (MANIFEST,), metavar="NAME", stored=False
     )
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclass(frozen=True)
