@@ -89,7 +89,7 @@ class RankOneSums:
         return np.stack(flat, axis=1) / c.weight
 
     def _residuals(self, tape: Tape, y: Tensor) -> Tensor:
-        return self.curvature.loss.curvature(tape.logits).residuals(y)
+        return self.curvature.loss.curvature(tape.logits, y).residuals()
 
 
 def by_tensor(blocks: Iterable[BlockLayout]) -> tuple[BlockLayout, ...]:

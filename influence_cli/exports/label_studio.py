@@ -19,8 +19,9 @@ import numpy as np
 
 from influence_cli.data.feature_names import features_of, in_words
 from influence_cli.data.kinds.protocol import Payload
+from influence_cli.data.label_kinds import CLASSES
 from influence_cli.data.sources.features import Feature
-from influence_cli.errors import ManifestError
+from influence_cli.errors import ManifestError, UsageError
 from influence_cli.exports.protocol import ExportJob, Prepared, rebase, stored
 
 MODEL_VERSION = "influence"
@@ -29,6 +30,9 @@ MODEL_VERSION = "influence"
 def prepare(job: ExportJob) -> Prepared:
     """Check an export for Label Studio: every edited row as a task, most harmful first."""
     manifest = job.edited.manifest
+    if manifest.label_kind.holds != CLASSES:
+        what = f"tasks for Label Studio are choices between classes, and the labels are {manifest.label_kind.called}"
+        raise UsageError(what, where=manifest.source, fix="pass --export-as csv, jsonl, huggingface or npz")
     edits = job.edits.to_pylist()
     place = {i: k for k, i in enumerate(manifest.ids)}
     wanted = np.zeros(len(manifest), dtype=np.bool_)

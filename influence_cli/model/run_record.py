@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from influence_cli.data.kinds import is_input
 from influence_cli.data.manifest import Rows
 from influence_cli.model.hf_folder import is_network
+from influence_cli.model.losses import is_loss
 from influence_cli.model.text_input import is_text_input
 from influence_cli.store.sealed import WEIGHTS
 
@@ -21,7 +22,7 @@ WEIGHTS_FILE = "model.safetensors"
 _PLAIN = ("model", "recipe", "seed", "init", "pretrained")  # fields that JSON holds as they are
 MODEL_KEYS = {
     "name", "num_classes", "kind", "shape", "mean", "std", "interpolation", "decoder", "classes", "crop", "code",
-    "order", "features", "one_logit", "network", "text",
+    "order", "features", "one_logit", "network", "text", "loss",
 }  # fmt: skip
 
 
@@ -158,6 +159,7 @@ def is_model(value: Any) -> bool:
         and (value.get("one_logit") is None or (value["one_logit"] is True and value["num_classes"] == 2))
         and (value.get("network") is None or is_network(value["network"]))
         and (value.get("text") is None or is_text_input(value["text"]))
+        and (value.get("loss") is None or is_loss(value["loss"]))
         and value.keys() <= MODEL_KEYS
     )
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 # left out where they say nothing, since they came later
-_LATER = ("crop", "code", "order", "features", "one_logit", "network", "text")
+_LATER = ("crop", "code", "order", "features", "one_logit", "network", "text", "loss")
 TORCHVISION = "torchvision:"  # prefix of torchvision's own architectures
 
 
@@ -47,6 +47,7 @@ class ModelSpec:
     one_logit: bool | None = None  # of two classes the model gives the second one's logit alone; None: a logit a class
     network: str | None = None  # of a model of transformers: its configuration, as sorted JSON
     text: TextInput | None = None  # of a model of text: its tokenizer, and how long texts may be
+    loss: str | None = None  # see ``model.losses``; None: cross-entropy, or that of a task whose labels are classes
     task: Task | None = field(default=None, compare=False, repr=False)
 
     @property

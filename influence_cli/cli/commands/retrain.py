@@ -174,10 +174,28 @@ def _accuracies(metrics: dict[str, Any]) -> None:
     out = terminal()
     arm = next(iter(metrics["arms"]))
     first = next(iter(metrics["arms"][arm]["seeds"].values()))
+    if "accuracy" not in first and "train_accuracy" not in first:
+        parts = [part for part in ("train", "target", "test") if _key(part, "loss") in first]
+        out.note("; ".join(_said_of(first, part) for part in parts))
+        return
     rates = {k: first[f"{k}_accuracy"] for k in ("train", "target") if f"{k}_accuracy" in first}
     if "accuracy" in first:
         rates["test"] = first["accuracy"]
     out.note(", ".join(f"{k} accuracy {v:.1%}" for k, v in rates.items()))
-    for name, rate in rates.items():
+    by_class = "train_balanced_accuracy" in first
+    for name, rate in rates.items() if by_class else ():
         if at_chance(rate, metrics["test_rows"] or metrics["arms"][arm]["train_rows"], metrics["num_classes"]):
             out.warn(f"{name} accuracy is {rate:.1%}, no better than guessing: nothing below means anything")
+
+
+def _key(part: str, name: str) -> str:
+    """What a measure of some rows is called in a result: those of test rows have no word before them."""
+    return name if part == "test" else f"{part}_{name}"
+
+
+def _said_of(first: dict[str, Any], part: str) -> str:
+    """The measures of some rows in words."""
+    from influence_cli.data.measures import MEASURES
+    from influence_cli.stages.run.accuracy import quality_said
+
+    return f"{part} {quality_said({m: first[_key(part, m)] for m in MEASURES if _key(part, m) in first})}"

@@ -19,7 +19,13 @@ SHOWN_ROWS = 20  # left out of a manifest, unless with -v
 def show_run(run: Run, session: Session, origin: dict[str, Any], done: str) -> None:
     """What was done, how good the model is, and the noise of every direction."""
     from influence_cli.stages.grads.first_look import target_accuracy
-    from influence_cli.stages.run.accuracy import train_accuracy, warn_at_chance, warn_of_memory
+    from influence_cli.stages.run.accuracy import (
+        quality_said,
+        train_accuracy,
+        train_quality,
+        warn_at_chance,
+        warn_of_memory,
+    )
 
     out = terminal()
     known: dict[str, tuple[float, int]] = {}
@@ -27,7 +33,10 @@ def show_run(run: Run, session: Session, origin: dict[str, Any], done: str) -> N
     if train is not None:
         known["train"] = (train, len(run.train))
     for entry in origin["noise"].values():
-        known["target"] = (entry["accuracy"], entry["target_rows"])
+        if entry["accuracy"] is not None:
+            known["target"] = (entry["accuracy"], entry["target_rows"])
+    if quality := train_quality(run, session):
+        out.note(f"train {quality_said(quality)}")
     if known:
         out.note(", ".join(f"{name} accuracy {a:.1%}" for name, (a, _) in known.items()))
     warn_at_chance(run, session, known)

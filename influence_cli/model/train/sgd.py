@@ -106,7 +106,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             logits = model(as_argument(to_input(values.to(device), data.spec, torch.float32)))
-            losses = loss_of(data.spec.task).rows(logits, y.to(device))
+            losses = loss_of(data.spec).rows(logits, y.to(device))
             w = w.to(device)
             loss = (w * losses).sum() / w.sum()
             if not torch.isfinite(loss):

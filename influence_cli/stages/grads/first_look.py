@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.stages.grads.member_model import MemberModel
 from influence_cli.stages.run import names
-from influence_cli.stages.run.accuracy import warn_at_chance
+from influence_cli.stages.run.accuracy import quality_said, warn_at_chance, warn_of_no_use
 from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Session
 from influence_cli.store import Keys
@@ -23,12 +25,12 @@ class FirstLook:
     """
 
     def __init__(self, run: Run, session: Session) -> None:
-        self.session, self.hits, self.seen = session, 0, 0
+        self.session, self.seen = session, 0
         self.keys, self.labels = run.manifest.payload_keys, run.manifest.labels
         self.least = min(SAMPLE_LEAST, len(run.payload_keys)) if run.members_of else 0
         self.wanted: set[int] = set()
-        self.predicted: list[NDArray[np.int64]] = []  # of the rows of the sample, and their labels
-        self.of: list[NDArray[np.int64]] = []
+        self.outputs: list[NDArray[np.floating]] = []  # of the rows of the sample, and their labels
+        self.of: list[Any] = []
         self.said = False
 
     def sample(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -48,10 +50,8 @@ class FirstLook:
         if self.said:
             return
         chosen = np.array([row in self.wanted for row in rows.tolist()])
-        labels, predicted = self.labels[rows], logits.argmax(axis=1)
-        self.hits += int((predicted == labels)[chosen].sum())
-        self.predicted.append(predicted[chosen])
-        self.of.append(labels[chosen])
+        self.outputs.append(logits[chosen])
+        self.of.append(self.labels[rows][chosen])
         self.seen += int(chosen.sum())
         if self.seen >= len(self.wanted):
             self.say(run)
@@ -62,15 +62,22 @@ class FirstLook:
             return
         self.said = True
         known: dict[str, tuple[float, int]] = {}
+        z, y = (np.concatenate(parts or [np.zeros(0)]) for parts in (self.outputs, self.of))
         if self.seen and len(self.wanted) >= self.least:
-            known["train"] = (self.hits / self.seen, self.seen)
+            hits = run.row_loss.hits(z, y)
+            if hits is not None:
+                known["train"] = (float(hits.mean()), self.seen)
+            else:
+                said = quality_said(run.row_loss.quality(z, y))
+                self.session.listener.note(f"before scoring: train {said} ({self.seen:,} rows)")
+                warn_of_no_use(run, self.session, z, y)
         target = target_accuracy(run, self.session)
         if target is not None:
             known["target"] = target
         if known:
             parts = [f"{name} accuracy {a:.1%} ({n:,} rows)" for name, (a, n) in known.items()]
             self.session.listener.note("before scoring: " + ", ".join(parts))
-            seen = (np.concatenate(self.predicted), np.concatenate(self.of)) if self.predicted else None
+            seen = (z.argmax(axis=1), y.astype(np.int64)) if self.outputs and run.row_loss.by_class else None
             warn_at_chance(run, self.session, known, seen)
 
 
@@ -82,14 +89,16 @@ def target_accuracy(run: Run, session: Session) -> tuple[float, int] | None:
     for objective in run.objectives if plain in run.linear_members() else ():
         meta = session.store.directions.meta(names.direction(run, plain, objective))
         if meta is not None:
-            return meta["accuracy"], meta["m"]
-    rows = run.target.take(run.target.labels < run.model.num_classes)
+            return None if meta["accuracy"] is None else (meta["accuracy"], meta["m"])
+    rows = run.target
+    if run.row_loss.by_class:
+        rows = rows.take(rows.labels < run.model.num_classes)
     stored = ~session.outputs(run, plain).missing(rows.payload_keys)
     if not stored.any():
         return None
     rows = rows.take(stored)
-    hits = session.outputs(run, plain).read(rows.payload_keys)["logits"].argmax(axis=1) == rows.labels
-    return float(hits.mean()), len(rows)
+    hits = run.row_loss.hits(session.outputs(run, plain).read(rows.payload_keys)["logits"], rows.labels)
+    return None if hits is None else (float(hits.mean()), len(rows))
 
 
 def run_target(run: Run, session: Session, at: MemberModel) -> None:

@@ -15,6 +15,7 @@ from influence_cli.data.changed_texts import WORDS, changed_texts
 from influence_cli.errors import UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.methods.random import uniform_draws
+from influence_cli.model.losses import loss_of
 from influence_cli.model.text_lengths import text_lengths
 from influence_cli.stages.curate.score_table import group_names
 from influence_cli.stages.retrain.arm_comparison import cautions_of, compare_arms, pareto, summary_of
@@ -82,6 +83,9 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         if name == "train" or len(rows)
     }
     changed = twins = None
+    if request.flips is not None and not loss_of(spec).by_class:
+        what = f"--flips counts predicted classes that flip, and the labels are {base.manifest.label_kind.called}"
+        raise UsageError(what, fix="leave it out")
     if request.flips is not None:
         changed = changed_texts(test, None if request.flips == WORDS else request.flips)
         twins = Examples(test, spec, listener, "changed test rows", changed.twins)
@@ -122,7 +126,7 @@ def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dic
     seeds = range(request.seed, request.seed + request.seeds)
     results = {arm.name: {str(seed): run.train(arm, seed, arm is arms[0]) for seed in seeds} for arm in arms}
     different = Differences.of(run, arms, results)
-    attack = attack_of(request.attack, request.options, run.spec) if len(run.test) else None
+    attack = attack_of(request.attack, request.options, run.spec) if len(run.test) else None  # of a run of classes
     if attack is not None:
         drawn, of_draws = different.drawn()
         metrics["attack"] = measure_attacks(run, attack, [*arms, *drawn], {**results, **of_draws})
@@ -133,7 +137,8 @@ def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dic
     metrics["intervals_over"] = different.over
     compare_arms(metrics, arms, different.between)
     if len(run.test):
-        metrics["test_classes"] = (np.bincount(run.test.labels) / len(run.test)).tolist()
+        if run.loss.by_class:
+            metrics["test_classes"] = (np.bincount(run.test.labels) / len(run.test)).tolist()
         if request.inputs.group in run.test.manifest.table.column_names:  # whose gaps are measured
             column = request.inputs.group
             metrics["groups"] = {"column": column, "names": group_names(run.test, column)}

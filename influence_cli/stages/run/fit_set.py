@@ -103,7 +103,7 @@ def open_fit_set(inputs: Inputs, train: Rows, model: ModelSpec, listener: Listen
         ManifestError: none has a positive weight, or a label has no output in the model.
         UsageError: the loss is not cross-entropy.
     """
-    if not loss_of(model.task).curved:
+    if not loss_of(model).curved:
         raise UsageError("curvature is that of cross-entropy, and the task has a loss of its own", fix="use ip")
     rows = train
     if inputs.fit_rows is not None:

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from influence_cli.data.changed_texts import Changed
 from influence_cli.data.classes import Names, class_name
-from influence_cli.data.manifest import Rows
-from influence_cli.errors import ManifestError
+from influence_cli.data.manifest import Manifest, Rows
+from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import Listener
+from influence_cli.model.losses import loss_of
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import GradSpec, Inputs
 from influence_cli.store import fingerprint
@@ -32,6 +33,26 @@ class Groups:
     names: tuple[str, ...]
     index: NDArray[np.int64]
     digest: str  # of which row is of which group, in any order
+
+
+def refuse_objectives(objectives: dict[str, Any], manifest: Manifest, model: ModelSpec) -> None:
+    """Refuse objectives about predicted classes where labels are none.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if loss_of(model).by_class:
+        return
+    labels = manifest.label_kind.called
+    for name, objective in objectives.items():
+        if objective.needs & {"groups", "pairs"}:
+            what = f"{name} is about predicted classes, and the labels are {labels}"
+            raise UsageError(what, fix="use --objective utility")
+        if "attack" in objective.needs and objective.kind(model) == "linear":
+            what = (
+                f"the linear attack of {name} moves rows over the boundary of two classes, and the labels are {labels}"
+            )
+            raise UsageError(what, fix=f"pass --set {name}.attack=pgd, which raises the loss")
 
 
 def target_groups(

@@ -82,12 +82,12 @@ class Run:
     @functools.cached_property
     def row_loss(self) -> RowLoss:
         """The loss of a row: cross-entropy, or that of the user's own task."""
-        return loss_of(None if self.model is None else self.model.task)
+        return loss_of(self.model)
 
     @functools.cached_property
     def loss_name(self) -> str:
         """What the loss is called in a fingerprint."""
-        return self.spec.loss if self.model is None else self.row_loss.name(self.model.num_classes)
+        return "cross-entropy" if self.model is None else self.row_loss.name(self.model.num_classes)
 
     @property
     def classes(self) -> tuple[str, ...] | None:

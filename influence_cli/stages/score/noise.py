@@ -48,7 +48,7 @@ def direction_noise(run: Run, session: Session) -> dict[str, dict[str, Any]]:
     return noise
 
 
-def _target_accuracy(run: Run, session: Session, objective: str, meta: dict[str, Any]) -> float:
+def _target_accuracy(run: Run, session: Session, objective: str, meta: dict[str, Any]) -> float | None:
     """Accuracy on the target rows at the checkpoint where a direction was measured there, else at the first member."""
     plain = run.plain_member()
     at_plain = (

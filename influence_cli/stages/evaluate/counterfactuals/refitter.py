@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
 from influence_cli.events import SILENT, Listener
-from influence_cli.maths.labels import margin
 from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.stages.evaluate.counterfactuals.pool import Floats, Outcome, Refit
 from influence_cli.stages.evaluate.counterfactuals.trainer import Trainer
@@ -67,7 +66,7 @@ class Refitter:
     @functools.cached_property
     def _loss(self) -> RowLoss:
         """The loss that is trained on and measured: cross-entropy, or that of the user's own task."""
-        return loss_of(self.trainer.spec.task)
+        return loss_of(self.trainer.spec)
 
     def _recipe(self, refit: Refit) -> Recipe:
         """The recipe, with a penalty that makes a mean over fewer rows the sum over the divisor of all."""
@@ -188,7 +187,7 @@ class Refitter:
                 logits = predict(model, self._examples(name), self.trainer.device)
                 order = _by_key(rows)
                 found[f"{name}_loss"] = self._loss.losses(logits, rows.labels)[order]
-                found[f"{name}_margin"] = margin(logits, rows.labels)[order]
+                found[f"{name}_margin"] = self._loss.margins(logits, rows.labels)[order]
         return found
 
     def _outcome(self, stored: dict[str, NDArray[Any]]) -> Outcome:
@@ -199,7 +198,7 @@ class Refitter:
                 arrays[what] = np.empty(len(rows))
                 if len(rows):
                     arrays[what][_by_key(rows)] = stored[what]
-        return Outcome(**arrays)
+        return Outcome(**arrays, by_class=self._loss.by_class)
 
 
 @functools.lru_cache(maxsize=4)
