@@ -141,6 +141,8 @@ def prepare(name: str, data: Path, here: Path) -> None:
     shutil.copytree(data, here, dirs_exist_ok=True)
     if name == "text":
         prepare_texts(here)
+    if name == "manifest":
+        prepare_labels(here)
     for command in PREPARED[name]:
         run(command, here)
     if name == "start":
@@ -148,6 +150,17 @@ def prepare(name: str, data: Path, here: Path) -> None:
         (here / "influence.toml").write_text('manifest = "train.parquet"\ncheckpoint = "RUN"\n')
     if (here / "PHOTOS").exists():
         torch.save(load_file(here / "PHOTOS" / "model.safetensors"), here / "weights.pth")
+
+
+def prepare_labels(here: Path) -> None:
+    """A table of prices, and one of posts with two labels."""
+    rng = np.random.default_rng(0)
+    rooms, age = rng.integers(1, 9, 80), rng.integers(0, 90, 80)
+    price = 40_000 * rooms - 500 * age + rng.normal(size=80) * 10_000
+    homes = [f"{r},{a},{p:.0f}\n" for r, a, p in zip(rooms, age, price, strict=True)]
+    (here / "homes.csv").write_text("rooms,age,price\n" + "".join(homes))
+    posts = [f"{r},{a},{int(r > 4)},{int(a > 40)}\n" for r, a in zip(rooms, age, strict=True)]
+    (here / "posts.csv").write_text("balls,votes,sport,politics\n" + "".join(posts))
 
 
 def prepare_texts(here: Path) -> None:

@@ -16,11 +16,9 @@ class Columns:
     """Which columns to use; None: the usual names."""
 
     label: str | None = None
-    task: str | None = option(
-        None, "classification, regression, ordinal, multi-label, or language (no labels) [default: classification].",
-        (MANIFEST,), choices=tuple(TASKS), stored=False, after="group",
-    )  # fmt: skip
-    id: str | None = option(None, "Id column [default: row numbers].", (MANIFEST,), metavar="COLUMN", stored=False)
+    id: str | None = option(
+        None, "Id column [default: row numbers].", (MANIFEST,), metavar="COLUMN", stored=False, after="group"
+    )
     image: str | None = option(None, "Column with images: bytes or paths.", (MANIFEST,), metavar="COLUMN", stored=False)
     text: tuple[str, ...] = option(
         (), "Column with texts [default: text or sentence]; twice for pairs.", (MANIFEST,), metavar="COLUMN",
@@ -52,6 +50,10 @@ class Columns:
     sheet: str | None = option(
         None, "Sheet of an Excel file [default: the first].", (MANIFEST,), metavar="NAME", stored=False
     )
+    task: str | None = option(
+        None, "classification, regression, ordinal, multi-label, or language (no labels) [default: classification].",
+        (MANIFEST,), choices=tuple(TASKS), stored=False, after="group",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -58,7 +58,7 @@ def match(job: ExportJob, source: Source, where: str) -> Matched:
     weight: list[float] = []
     for table in source.tables():
         row += [place.get(i, -1) for i in table.column("id").to_pylist()]
-        was += [_number(v, number) for v in table.column("label").to_pylist()] if by_class else [0] * table.num_rows
+        was += [_number(v, number) for v in table.column("label").to_pylist()] if by_class else [-1] * table.num_rows
         weight += _weights(table)
     at = np.array(row, dtype=np.int64)
     found, times = np.unique(at[at >= 0], return_counts=True)
@@ -76,7 +76,7 @@ def match(job: ExportJob, source: Source, where: str) -> Matched:
     return Matched(
         keep=inside & edited.keep[at],
         label_was=np.array(was, dtype=np.int64),
-        label=np.where(inside, edited.labels[at], -1) if by_class else np.zeros(len(at), dtype=np.int64),
+        label=np.where(inside, edited.labels[at], -1) if by_class else np.full(len(at), -1, dtype=np.int64),
         weight_was=np.array(weight),
         weight=np.where(inside, edited.weights[at], 1.0),
         notes=notes,
@@ -153,7 +153,7 @@ def spellings(labels: NDArray[np.int64], written: list[Any], where: str) -> dict
     """
     out: dict[int, Any] = {}
     meant: dict[Any, int] = {}
-    for label, text in zip(labels.tolist(), written, strict=True) if labels.any() else ():
+    for label, text in zip(labels.tolist(), written, strict=True):
         if meant.setdefault(text, label) != label:
             fix = "write it with one row a line, or export as another form"
             raise ManifestError(f"{text!r} is read as two labels: lines and rows differ", where=where, fix=fix)

@@ -140,7 +140,7 @@ def _rows(root: Path, file: Path, columns: Columns) -> pa.Table:
     prefix = file.parent.relative_to(root)
     paths = [None if v is None else (prefix / v).as_posix() for v in table.column(image).cast(pa.string()).to_pylist()]
     table = table.set_column(table.column_names.index(image), image, pa.array(paths, pa.string()))
-    asked = Columns(columns.label, columns.task, columns.id, image)
+    asked = Columns(columns.label, columns.id, image, task=columns.task)
     split = split_in(file.parent.name) if file.parent != root else None
     shaped = shape_table(table, asked, str(file), 0, split)
     if pick(table.column_names, columns.id, ID_NAMES, "id", str(file)) is None:
