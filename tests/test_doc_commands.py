@@ -164,13 +164,16 @@ def prepare_labels(here: Path) -> None:
 
 
 def prepare_texts(here: Path) -> None:
-    """A table of reviews, and a small encoder with its tokenizer."""
+    """A table of reviews, one of speeches without labels, and a small encoder with its tokenizer."""
+    from tests.languages import texts
     from tests.texts import classifier, sentences, tokenizer
 
     classifier().base_model.save_pretrained(here / "encoder")
     tokenizer().save_pretrained(here / "encoder")
     lines = [f'{r["id"]},"{r["text"]}",{("bad", "good")[r["label"]]}\n' for r in sentences(120, 40, 40).to_pylist()]
     (here / "reviews.csv").write_text("id,review,sentiment\n" + "".join(lines))
+    said = [f"{r['id']},{r['text']}\n" for r in texts(40, 10, 10).to_pylist()]
+    (here / "speeches.csv").write_text("id,speech\n" + "".join(said))
 
 
 def prepare_source(source: str, here: Path) -> None:
