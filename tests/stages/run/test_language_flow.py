@@ -89,7 +89,7 @@ def test_removal_speaks_of_losses_alone(place: Path) -> None:
         (("retrain", "texts.parquet", "--model", "gpt:1x16", "--canaries", "10%", "-o", "X"),
          "canaries are rows"),
         (("retrain", "texts.parquet", "--model", "gpt:1x16", "--flips", "words", "-o", "X"), "predicted classes"),
-        (("retrain", "texts.parquet", "--model", "gpt:1x16", "--attack", "fgsm", "-o", "X"), "cannot be attacked"),
+        (("retrain", "texts.parquet", "--model", "gpt:1x16", "--attack", "fgsm", "-o", "X"), "under attack"),
         (("retrain", "texts.parquet", "--model", "gpt:nothing", "-o", "X"), "gpt:LAYERSxWIDTH"),
         (("evaluate", "scores.parquet", "--brittleness", "2"), "predicted classes that flip"),
     ],
