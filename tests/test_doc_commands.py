@@ -164,18 +164,18 @@ def prepare_labels(here: Path) -> None:
 
 
 def prepare_texts(here: Path) -> None:
-    """A table of reviews, and a small encoder with its tokenizer."""
+    """A table of reviews, one of speeches without labels, and a small encoder with its tokenizer."""
+    from tests.languages import texts
     from tests.texts import classifier, sentences, tokenizer
 
     classifier().base_model.save_pretrained(here / "encoder")
     tokenizer().save_pretrained(here / "encoder")
     lines = [f'{r["id"]},"{r["text"]}",{("bad", "good")[r["label"]]}\n' for r in sentences(120, 40, 40).to_pylist()]
     (here / "reviews.csv").write_text("id,review,sentiment\n" + "".join(lines))
-    rows = sentences(40, 10, 10).to_pylist()
-    speeches = pa.table({name: [r[name] for r in rows] for name in ("id", "text", "split")})
-    speeches = speeches.set_column(0, "id", pa.array([f"s{k}" for k in range(len(rows))]))
-    write(speeches, here / "speeches.parquet")
-    write(speeches.slice(42, 1), here / "question.parquet")
+    rows = texts(40, 10, 10).to_pylist()
+    (here / "speeches.csv").write_text("id,speech\n" + "".join(f"s{k},{r['text']}\n" for k, r in enumerate(rows)))
+    question = pa.table({"id": ["q"], "text": [rows[42]["text"]], "split": ["val"]})
+    write(question, here / "question.parquet")
 
 
 def prepare_source(source: str, here: Path) -> None:

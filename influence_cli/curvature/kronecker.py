@@ -176,7 +176,7 @@ class KroneckerFit:
     ) -> Iterator[tuple[Tensor, float]]:
         """(gradient of the rows' scalars in their logits [b, C], its share) of all that make up the Fisher."""
         if self.curvature.loss.draws:  # what was drawn is in the losses already
-            yield self.curvature.loss.slopes(z, torch.zeros(len(z))).to(z), 1.0
+            yield self.curvature.loss.slopes(z, y).to(z), 1.0
             return
         at = self.curvature.loss.curvature(z, y)
         if self.labels == "exact":

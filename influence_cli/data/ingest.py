@@ -21,7 +21,7 @@ from influence_cli.data.earlier import MADE, marked
 from influence_cli.data.frames import name_of
 from influence_cli.data.kinds import KINDS, kind_in
 from influence_cli.data.kinds.protocol import BadPayload, Kind
-from influence_cli.data.label_kinds import CLASSES, DEFAULT, NUMBERS, TASK_KEY
+from influence_cli.data.label_kinds import CLASSES, DEFAULT, NOTHING, NUMBERS, TASK_KEY, TASKS
 from influence_cli.data.label_readers import BadLabel, reader_of
 from influence_cli.data.manifest import Manifest, read_manifest
 from influence_cli.data.outputs import Output, check_outputs, writing
@@ -156,7 +156,8 @@ class _Conversion:
                     self._skip(row["id"], k, bad)
             first += table.num_rows
             if rows:
-                yield pa.table(_arrays(rows, table, self.labels.type)).replace_schema_metadata(metadata)
+                made = pa.table(_arrays(rows, table, self.labels.type)).replace_schema_metadata(metadata)
+                yield made.drop_columns(["label"]) if TASKS[task].holds == NOTHING else made
             listener.detail(f"{len(rows):,} rows converted")
 
     def counted(self) -> list[str]:
@@ -245,9 +246,11 @@ def label_table(manifest: Manifest) -> tuple[str, list[dict[str, Any]]]:
     Of numbers, how many there are in each split, with their mean, standard deviation, least and most.
     """
     splits, labels, names = ("train", "val", "test"), manifest.labels, manifest.classes or ()
+    found = {s: labels[manifest.splits == s] for s in splits}
     if manifest.label_kind.holds == NUMBERS:
-        found = {s: labels[manifest.splits == s] for s in splits}
         return "split", [{"split": s, "rows": len(y), **_spread(y)} for s, y in found.items() if len(y)]
+    if manifest.label_kind.holds == NOTHING:
+        return "split", [{"split": s, "rows": len(y)} for s, y in found.items() if len(y)]
     by_class = manifest.label_kind.holds == CLASSES
     parts, table = manifest.label_kind.parts(labels), list[dict[str, Any]]()
     none = np.zeros(len(labels), dtype=bool)

@@ -20,8 +20,8 @@ from influence_cli.errors import ManifestError, nearest
 from influence_cli.store.arrow import array_of, array_of_texts, is_valid, values_of
 from influence_cli.store.lfs import FIX, WHAT, is_pointer
 
-# what labels are, for whatever takes them
-CLASSES, NUMBERS, SEVERAL, NOTHING = "classes", "numbers", "several", "nothing"
+CLASSES, NUMBERS, SEVERAL = "classes", "numbers", "several"  # what labels are, for whatever takes them
+NOTHING = "nothing"  # there are none: a model learns to predict the payload itself
 TASK_KEY = b"task"  # of a manifest's schema metadata
 Labels = NDArray[Any]
 
@@ -247,7 +247,7 @@ class Several(LabelKind):
 
 
 class Unlabelled(LabelKind):
-    """No labels, of texts that are to be predicted themselves: 0 in every row, int64 [n]."""
+    """No labels: texts whose next tokens are to be predicted.  They count as 0, int64 [n]."""
 
     name: ClassVar[str] = "language"
     holds: ClassVar[str] = NOTHING
@@ -255,29 +255,29 @@ class Unlabelled(LabelKind):
     trained: ClassVar[bool] = False
 
     def read(self, checks: RowChecks, column: str) -> Labels:
-        """Zeros."""
+        """Zeros, whatever columns there are."""
         return np.zeros(checks.table.num_rows, dtype=np.int64)
 
-    def outputs(self, labels: Labels, names: Sequence[str] | None) -> int:
-        """One, which says nothing of the model."""
-        return 1
-
     def stored(self, labels: Labels) -> pa.Array:
-        """Nulls."""
-        return pa.nulls(len(labels), pa.int64())
+        """Zeros, for tables that have a column of labels whatever the task."""
+        return array_of(labels)
+
+    def outputs(self, labels: Labels, names: Sequence[str] | None) -> int:
+        """The loss of a row counts as one."""
+        return 1
 
     def plain(self, label: Any, names: Sequence[str] | None) -> Any:
         """Nothing."""
-        return None
+        return
 
     @property
     def called(self) -> str:
         """What the labels are, in a sentence."""
-        return "none"
+        return f"none (task {self.name})"
 
 
 _ALL: tuple[LabelKind, ...] = (Classes(), Numbers(), Several(), Ranks(), Unlabelled())
-UNLABELLED = Unlabelled.name
+LANGUAGE = Unlabelled.name  # the task of texts that say none and have no labels
 TASKS: dict[str, LabelKind] = {kind.name: kind for kind in _ALL}
 DEFAULT = Classes.name
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from influence_cli.data.classes import CLEAN, Numbering
 from influence_cli.data.kinds.protocol import is_text
-from influence_cli.data.label_kinds import SEVERAL, TASKS
+from influence_cli.data.label_kinds import NOTHING, SEVERAL, TASKS
 from influence_cli.data.plain_types import is_list
 
 Tables = Callable[[], Iterator[pa.Table]]
@@ -45,6 +45,8 @@ def reader_of(task: str, names: Sequence[str] | None, tables: Tables) -> LabelRe
     """The reader of a source's labels; ``names`` are those that the source says itself."""
     if TASKS[task].holds == SEVERAL:
         return _several(task, names, tables)
+    if TASKS[task].holds == NOTHING:
+        return LabelReader(task, None, pa.int64(), lambda _: 0)
     if task != "classification":
         return LabelReader(task, None, pa.float64(), _number)
     found, notes, numbered = _survey(names, tables)

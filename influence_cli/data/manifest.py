@@ -1,9 +1,9 @@
 """(0) The table every stage reads: schema, keys, provenance, "-" in and out.
 
 A manifest is a Parquet file, or a folder of them, with one row per example: ``id`` (unique string), a payload in the
-columns of its kind (``data.kinds``), ``label`` (the number of a class, or as its task says: ``data.label_kinds``; texts
-may have none), and optionally ``split`` (train, val, test), ``group``, ``weight`` and ``clean_label``.  Narrow columns
-are held in memory; payloads are streamed, and named by the hash of what is stored (``store.keys``).
+columns of its kind (``data.kinds``), ``label`` (the number of a class, or as its task says: ``data.label_kinds``), and
+optionally ``split`` (train, val, test), ``group``, ``weight`` and ``clean_label``.  Narrow columns are held in memory;
+payloads are streamed, and named by the hash of what is stored (``store.keys``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,17 @@ from numpy.typing import NDArray
 from influence_cli.data.classes import classes_of_files
 from influence_cli.data.kinds import KINDS, kind_in
 from influence_cli.data.kinds.protocol import Decoded, InputSpec, Kind, Payload
-from influence_cli.data.label_kinds import CLASSES, DEFAULT, NOTHING, TASKS, UNLABELLED, LabelKind, one_task, task_in
+from influence_cli.data.label_kinds import (
+    CLASSES,
+    DEFAULT,
+    LANGUAGE,
+    NOTHING,
+    TASK_KEY,
+    TASKS,
+    LabelKind,
+    one_task,
+    task_in,
+)
 from influence_cli.data.partitions import folder_of
 from influence_cli.data.payloads import payload_batches, payload_keys, read_payload
 from influence_cli.data.row_checks import SKIPPED, BadRow, RowChecks, checked_columns
@@ -63,6 +73,11 @@ class Manifest:
         return KINDS[self.kind]
 
     @property
+    def labelled(self) -> bool:
+        """Whether its rows have labels; others are to be predicted themselves."""
+        return self.label_kind.holds != NOTHING
+
+    @property
     def label_kind(self) -> LabelKind:
         """What its labels are."""
         return TASKS[self.task]
@@ -71,11 +86,6 @@ class Manifest:
     def class_names(self) -> tuple[str, ...] | None:
         """The names of its classes, where labels are classes that have names."""
         return self.classes if self.label_kind.holds == CLASSES else None
-
-    @property
-    def labelled(self) -> bool:
-        """Whether there are labels: texts that are to be predicted themselves have none."""
-        return self.label_kind.holds != NOTHING
 
     @functools.cached_property
     def ids(self) -> list[str]:
@@ -248,9 +258,7 @@ def read_manifest(
     if table.num_rows == 0:
         raise ManifestError("the manifest has no rows", where=source, fix="give a manifest with train rows")
     classes = classes_of_files(files, source)
-    task = one_task({file.name: task_in(read_schema(file), source) for file in files}, source)
-    if label not in table.column_names:
-        task = UNLABELLED
+    task = one_task({file.name: _task(read_schema(file), kind, label, source) for file in files}, source)
     folder = folder_of(files[0]) if folder is None else folder
     checks = RowChecks(source, table, skip_bad)
     labels, splits = checked_columns(checks, lambda found: TASKS[task].read(found, label))
@@ -268,6 +276,20 @@ def read_manifest(
     named = row_keys(keys, labels)
     about = (table, labels, splits, keys, named, classes, folder, bad, len(bad))
     return Manifest(source, tuple(files), kind.name, *about, task=task)
+
+
+def _task(schema: pa.Schema, kind: Kind, label: str, source: str) -> str:
+    """The task that a schema names; where it names none that of language, if texts have no labels.
+
+    Raises:
+        ManifestError: the rows are none of such a task.
+    """
+    said = task_in(schema, source)
+    bare = label not in schema.names and kind.own_target and TASK_KEY not in (schema.metadata or {})
+    if TASKS[said].holds == NOTHING and not kind.own_target:
+        what = f"task {said} is of texts, one a row, and the rows have {kind.column}"
+        raise ManifestError(what, where=source, fix="name the column of texts: influence manifest SOURCE --text COLUMN")
+    return LANGUAGE if bare else said
 
 
 def _check_columns(schema: pa.Schema, label: str, source: str, files: Sequence[Path]) -> Kind:

@@ -52,8 +52,8 @@ class Columns:
         None, "Sheet of an Excel file [default: the first].", (MANIFEST,), metavar="NAME", stored=False
     )
     task: str | None = option(
-        None, "Task: classification, regression, ordinal, multi-label, or language: no labels.", (MANIFEST,),
-        choices=TASKS, stored=False, after="group",
+        None, "classification, regression, ordinal, multi-label, or language (no labels) [default: classification].",
+        (MANIFEST,), choices=TASKS, stored=False, after="group",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -67,8 +67,6 @@ def checked_columns(
 ) -> tuple[NDArray[Any], NDArray[np.str_]]:
     """Labels as ``labels`` reads them, and splits [n], after a check of ids and weights too.
 
-    Labels are 0 where there is no such column, of rows that need none.
-
     Raises:
         ManifestError: a column is of another type than it has to be, or a row is refused.
     """

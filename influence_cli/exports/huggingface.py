@@ -160,7 +160,7 @@ def _features(job: ExportJob) -> dict[str, Any]:
     elif manifest.label_kind.holds == SEVERAL:  # the places of those that are there, as such data sets have them
         of_label = {"names": names, "_type": "ClassLabel"} if names else {"dtype": "int64", "_type": "Value"}
         features[job.label] = {"feature": of_label, "_type": "Sequence"}
-    else:
+    elif manifest.labelled:
         features[job.label] = {"names": names, "_type": "ClassLabel"} if names else of_label
     for name in _others(job):
         kind = _plain(manifest.table.schema.field(name).type)

@@ -28,15 +28,8 @@ MODEL_VERSION = "influence"
 
 
 def prepare(job: ExportJob) -> Prepared:
-    """Check an export for Label Studio: every edited row as a task, most harmful first.
-
-    Raises:
-        UsageError: the rows have no labels.
-    """
+    """Check an export for Label Studio: every edited row as a task, most harmful first."""
     manifest = job.edited.manifest
-    if not manifest.labelled:
-        what = "a task of Label Studio asks for a label, and the rows have none"
-        raise UsageError(what, where=manifest.source, fix="use --export-as csv, jsonl or huggingface")
     if manifest.label_kind.holds != CLASSES:
         what = f"tasks for Label Studio are choices between classes, and the labels are {manifest.label_kind.called}"
         raise UsageError(what, where=manifest.source, fix="pass --export-as csv, jsonl, huggingface or npz")

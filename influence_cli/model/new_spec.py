@@ -139,6 +139,7 @@ def _of_gpt(inputs: Inputs, manifest: Manifest) -> ModelSpec:
         raise UsageError(what, where=manifest.source, fix=UNLABELLED)
     from influence_cli.model.new_language import new_gpt
 
+    loss_in_spec(inputs.loss, manifest.label_kind, own=False)  # another is refused
     return new_gpt(inputs, manifest)
 
 
@@ -161,7 +162,7 @@ def _of_transformers(inputs: Inputs, manifest: Manifest, num_classes: int) -> Mo
     if kind.ragged and inputs.checkpoint is None:  # the model is to be trained on such rows
         values["text"]["texts"] = len(kind.columns)
     if language:
-        return ModelSpec.from_dict(values)
+        return ModelSpec.from_dict({**values, "loss": loss_in_spec(inputs.loss, manifest.label_kind, own=False)})
     own = values["classes"] if inputs.checkpoint is not None else None  # a head that is trained anew has other classes
     loss = loss_in_spec(inputs.loss, manifest.label_kind, own=False)
     spec = ModelSpec.from_dict({**values, "classes": own or manifest.classes, "loss": loss})

@@ -60,7 +60,7 @@ def answer_of_retrain(metrics: Figures) -> str:
     found = metrics["comparison"][name]
     chief, sign = _chief(metrics)
     over = found["no edit"][chief]
-    unit = f"points of {chief}" if CALLED[chief].share else f"of test {chief}"
+    unit = f"points of {chief}" if CALLED[chief].share else f"of test {CALLED[chief].called}"
     gain = f"{signed(over, chief)} {unit} over no edit"
     controls = {n: c[chief] for n, c in found.items() if n != "no edit"}
     if helped(metrics, name):
@@ -86,7 +86,7 @@ def answer_of_retrain(metrics: Figures) -> str:
 
 def _how_good(mean: Figures) -> str:
     """'accuracy 87.45 ± 0.39 %', or 'RMSE 54.12, R2 0.4712' where numbers are predicted."""
-    shown = [headline_of(mean), *(["r2"] if "r2" in mean else [])]
+    shown = [headline_of(mean), *(name for name in ("r2", "perplexity") if name in mean)]
     texts = [f"{CALLED[n].called} {CALLED[n].interval(mean[n]['mean'], mean[n]['half_width'])}" for n in shown]
     return ", ".join(text + " %" * CALLED[n].share for n, text in zip(shown, texts, strict=True))
 

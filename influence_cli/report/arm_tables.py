@@ -10,7 +10,7 @@ from influence_cli.report.text_table import TextTable
 
 Figures = dict[str, Any]
 
-MEASURES = {  # name in the result -> what people call it; all are shares, which are shown in %
+MEASURES = {  # name in the result -> (what people call it, whether it is a share that is shown in %)
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     **{name: CALLED[name].called for name in ("micro_f1", "macro_f1", "exact_match")},
@@ -67,7 +67,14 @@ def comparison_table(metrics: Figures) -> TextTable:
     """
     shown, chief = headline_of(measured_of(metrics)), chief_of(measured_of(metrics))
     called = CALLED[shown].called
-    header = ["arm", "rows", "edited", "wrong", called, "difference" if chief == shown else f"difference of {chief}"]
+    header = [
+        "arm",
+        "rows",
+        "edited",
+        "wrong",
+        called,
+        "difference" if chief == shown else f"difference of {CALLED[chief].called}",
+    ]
     rows = []
     for name, arm in metrics["arms"].items():
         edits = arm["edits"]

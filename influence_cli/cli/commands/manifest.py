@@ -44,6 +44,7 @@ def _show_next(settings: Settings, output: str, manifest: Manifest) -> None:
     """Training on the manifest, by a model that takes its rows."""
     kind = manifest.payload_kind
     model = "linear" if kind.scaled else "hf:FOLDER" if kind.ragged else "resnet18"
+    model = model if manifest.labelled else "gpt"
     if output == "-" or not len(manifest.rows("train")):
         return
     group = settings.repeated_of("group")
@@ -69,7 +70,8 @@ def _show(result: ResultOptions, ingested: Ingested) -> None:
     header = [what, "name", "train", "val", "test"]
     cells = [[str(r["class"]), r["name"], *(f"{r[s]:,}" for s in header[2:])] for r in rows if what != "split"]
     if what == "split":
-        header = ["split", "rows", "mean", "sd", "least", "most"]
+        spread = ("mean", "sd", "least", "most")
+        header = ["split", "rows", *(name for name in spread if rows and name in rows[0])]
         cells = [[r["split"], f"{r['rows']:,}", *(f"{r[k]:.4g}" for k in header[2:])] for r in rows]
     title = f"{len(ingested.manifest):,} rows from {ingested.kind}, written to {result.output}"
     print_table(title, header, cells, sys.stderr)

@@ -148,7 +148,7 @@ def _show_arms(request: RetrainRequest, recipe: Recipe) -> None:
 
 
 def _show_comparison(result: ResultOptions, metrics: dict[str, Any]) -> None:
-    """The answer; how good every arm is, and differences from no edit and from its control; more with -v."""
+    """The answer; accuracy of every arm, and differences from no edit and from its control; more with -v."""
     if result.format == "json":
         print_json(metrics)
     from influence_cli.data.row_checks import BadRow
@@ -159,7 +159,7 @@ def _show_comparison(result: ResultOptions, metrics: dict[str, Any]) -> None:
     show_answer(answer_of_retrain(metrics))
     show_skipped({source: [BadRow(**b) for b in bad] for source, bad in metrics.get("left_out", {}).items()})
     if not out.quiet:
-        _headlines(metrics)
+        _accuracies(metrics)
         tables = [comparison_table(metrics)] if metrics["comparison"] or out.verbose else []
         for table in (*tables, *arm_tables(metrics, brief=not out.verbose)):
             print_text_table(table, sys.stderr, out.note)
@@ -169,8 +169,8 @@ def _show_comparison(result: ResultOptions, metrics: dict[str, Any]) -> None:
     write_pages(result, metrics, nothing, "What the edits did")
 
 
-def _headlines(metrics: dict[str, Any]) -> None:
-    """Train, target and test measure of the first arm and seed, with a warning where an accuracy is at chance."""
+def _accuracies(metrics: dict[str, Any]) -> None:
+    """Train, target and test accuracy of the first arm and seed, with a warning where one is at chance."""
     from influence_cli.stages.run.accuracy import at_chance
 
     out = terminal()

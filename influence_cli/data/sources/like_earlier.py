@@ -60,7 +60,7 @@ def later(seen: Seen, columns: Columns, recipe: Mapping[str, Any], of: str) -> R
     task = recipe.get("task", DEFAULT)
     if columns.task not in (None, task):
         raise UsageError(f"--task {columns.task} contradicts {of}, whose task is {task}", fix="leave --task out")
-    for name in (*needed, label, *labels):
+    for name in (*needed, *([label] if label else []), *labels):
         if name not in names:
             fix = f"write it, or read the table without --like; there are: {', '.join(names)}"
             raise ManifestError(f"no column {name!r}, which {of} has", where=where, fix=fix)

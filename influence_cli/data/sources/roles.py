@@ -18,7 +18,7 @@ import pyarrow as pa
 from influence_cli.data.classes import CLEAN
 from influence_cli.data.kinds import KINDS, PAYLOADS, kind_in
 from influence_cli.data.kinds.protocol import is_text
-from influence_cli.data.label_kinds import DEFAULT, SEVERAL, TASKS
+from influence_cli.data.label_kinds import DEFAULT, NOTHING, SEVERAL, TASKS
 from influence_cli.data.plain_types import is_list
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.features import Feature, Judged, judge, summary
@@ -43,7 +43,7 @@ _NO_COLUMNS = PAYLOADS - {name for kind in KINDS.values() if kind.ragged for nam
 class Roles:
     """Which column is what; features have recipes."""
 
-    label: str
+    label: str  # "" where rows have none
     names: bool = False  # labels are names, also where their text is a number
     labels: tuple[str, ...] = ()  # the columns of several labels a row, where they are more than one
     task: str = DEFAULT
@@ -65,7 +65,7 @@ class Roles:
         task = "" if self.task == DEFAULT else f" (task {self.task})"
         named = ", ".join(self.labels[:SHOWN]) + ", ..." * (len(self.labels) > SHOWN)
         many = f"labels: {len(self.labels)} columns, {named}"
-        yield (many if self.labels else f"label: column {self.label}") + task
+        yield (many if self.labels else f"label: column {self.label}" if self.label else "label: none") + task
         yield "id: rows are numbered" if self.id is None else f"id: column {self.id}"
         if self.image is not None:
             yield f"image: column {self.image}"
@@ -137,8 +137,12 @@ def decide(seen: Seen, columns: Columns) -> Roles:
     """
     names, where = list(seen.types), seen.where
     task = columns.task or DEFAULT
-    labels = label_columns(names, columns, where)
-    label, rivals = (labels[0], []) if labels else _label(names, columns, seen)
+    bare = TASKS[task].holds == NOTHING
+    if bare and columns.label is not None:
+        what, fix = f"--label names labels, and rows of task {task} have none", "leave --label out"
+        raise ManifestError(what, where=where, fix=fix)
+    labels = () if bare else label_columns(names, columns, where)
+    label, rivals = (labels[0], []) if labels else ("", []) if bare else _label(names, columns, seen)
     for one in labels or (label,):
         check_asked(names, columns, one, where)
     identity = None
@@ -157,6 +161,8 @@ def decide(seen: Seen, columns: Columns) -> Roles:
         "id": identity, "group": columns.group or usual["group"], "split": usual["split"], "clean": usual[CLEAN],
         "weight": columns.weight or (usual["weight"] if own or text or image is not None else None),
     }  # fmt: skip
+    if bare:
+        special["clean"] = None  # true labels say nothing of rows without any
     check_kept(special, columns, where)
     taken = {label, *labels, image, *own, *text, *(n for n in special.values() if n is not None)}
     rest = [n for n in names if n not in taken or n in columns.features]

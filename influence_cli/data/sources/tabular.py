@@ -229,7 +229,10 @@ def shape(chunk: Chunk, roles: Roles, seen: Seen, counts: Counter[str], payload:
     out: dict[str, Any] = {"id": _ids(chunk, roles)}
     if payload:
         out |= payload_columns(table, roles, where, counts)
-    out["label"] = _labels_of_task(of, roles, roles.label, seen, where)
+    if roles.label:
+        out["label"] = _labels_of_task(of, roles, roles.label, seen, where)
+    else:  # none, which count as 0
+        out["label"] = pa.array(np.zeros(table.num_rows, dtype=np.int64))
     if roles.split is not None:
         out["split"] = usual_splits(_trimmed(of(roles.split)), where, roles.split)
     elif chunk.split is not None:

@@ -26,6 +26,7 @@ LOSSES: dict[str, Callable[[], RowLoss]] = {
     "squared": SquaredError,
     "huber": Huber,
     "binary": SummedBinary,
+    "next-token": NextTokens,
 }
 OWN = "own"  # of a spec whose Task has a loss: what its labels are stands behind a colon, unless they are classes
 _LIKE = {NUMBERS: SquaredError, SEVERAL: SummedBinary}  # the usual loss of labels that are no classes

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from influence_cli.data.label_kinds import NOTHING
-from influence_cli.model.losses.protocol import Floats, Headline, Labels, Outputs, RowLoss
+from influence_cli.model.losses.protocol import Floats, Labels, Outputs, RowLoss
+from influence_cli.model.spec import NEXT_TOKEN
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LOSS, TOKENS = 0, 1  # columns of a row's output
-TOKEN_LOSS = Headline("token_loss", "loss per token", higher=False, share=False)
 
 
 class NextTokens(RowLoss):
@@ -24,20 +24,16 @@ class NextTokens(RowLoss):
 
     curved: ClassVar[bool] = False
     draws: ClassVar[bool] = True
+    has_margins: ClassVar[bool] = False
 
     @property
     def holds(self) -> str:
-        """No labels."""
+        """Nothing: there are no labels."""
         return NOTHING
-
-    @property
-    def headline(self) -> Headline:
-        """The loss per token."""
-        return TOKEN_LOSS
 
     def name(self, outputs: int) -> str:
         """``next-token``."""
-        return "next-token"
+        return NEXT_TOKEN
 
     def rows(self, z: Tensor, y: Tensor) -> Tensor:
         """Losses [n], differentiable."""
@@ -60,15 +56,12 @@ class NextTokens(RowLoss):
         return t[:, LOSS].astype(np.float64), None
 
     def margins(self, z: Outputs, y: Labels) -> Floats:
-        """Nothing that is known [n]."""
+        """NaN: there is no other label."""
         return np.full(len(z), np.nan)
 
     def hits(self, z: Outputs, y: Labels) -> None:
-        """None: no prediction is right or wrong."""
-
-    def headline_parts(self, z: Outputs, y: Labels) -> tuple[Floats, Floats]:
-        """Losses and numbers of tokens."""
-        return z[:, LOSS].astype(np.float64), z[:, TOKENS].astype(np.float64)
+        """None: no label is predicted."""
+        return
 
     def quality(self, z: Outputs, y: Labels) -> dict[str, float]:
         """Loss per token (of all rows, in nats), perplexity (its exponential), and mean loss of a row."""

@@ -7,13 +7,12 @@ bends (``curved``) has an output curvature B, from which the Gauss-Newton matrix
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.data.label_kinds import CLASSES, NUMBERS
+from influence_cli.data.label_kinds import CLASSES
 from influence_cli.maths.outputs_apart import Parts
 
 if TYPE_CHECKING:
@@ -23,24 +22,6 @@ Floats = NDArray[np.float64]
 Outputs = NDArray[np.floating]  # [n, C]
 Labels = NDArray[Any]  # int64 classes [n], or numbers of another kind: those that the loss takes
 Uniform = Callable[[int], "Tensor"]  # the k-th of independent uniform draws in [0, 1) for every row of a batch [b]
-
-
-@dataclass(frozen=True)
-class Headline:
-    """The measure that a model is spoken of by: a sum over rows divided by another."""
-
-    name: str  # in ``RowLoss.quality``
-    called: str
-    higher: bool  # whether more is better
-    share: bool  # whether it is shown in %
-
-    def said(self, value: float) -> str:
-        """Its value for people."""
-        return f"{value:.1%}" if self.share else f"{value:.4g}"
-
-
-ACCURACY = Headline("accuracy", "accuracy", higher=True, share=True)
-MEAN_LOSS = Headline("loss", "loss", higher=False, share=False)
 
 
 class OutputCurvature:
@@ -83,6 +64,7 @@ class RowLoss:
     curved: ClassVar[bool] = True  # whether it has an output curvature
     draws: ClassVar[bool] = False  # whether the model itself can be made to give labels, though B is not known
     likelihood: ClassVar[bool] = False  # whether it is minus the log of the label's probability
+    has_margins: ClassVar[bool] = True  # whether a row can be said to be near to another prediction
 
     def name(self, outputs: int) -> str:
         """What goes into a fingerprint, for a model with so many outputs."""
@@ -147,22 +129,6 @@ class RowLoss:
     def some_labels(self, values: Floats) -> Labels:
         """Labels [n] such as it takes, from any values [n, C]: a loss of the user's own is known by its values."""
         raise NotImplementedError
-
-    @property
-    def headline(self) -> Headline:
-        """The measure that a model is spoken of by."""
-        return MEAN_LOSS if self.holds == NUMBERS else ACCURACY
-
-    def headline_parts(self, z: Outputs, y: Labels) -> tuple[Floats, Floats]:
-        """Values [n] and counts [n] of rows: the headline is the ratio of their sums."""
-        hits = self.hits(z, y)
-        values = self.losses(z, y) if hits is None else hits.astype(np.float64)
-        return values, np.ones(len(values))
-
-    def headline_of(self, z: Outputs, y: Labels) -> float:
-        """The headline measure of rows."""
-        value, count = self.headline_parts(z, y)
-        return float(value.sum() / count.sum())
 
     def quality(self, z: Outputs, y: Labels) -> dict[str, float]:
         """What a model with these outputs is worth, by the name of the measure; ``loss`` is the mean loss."""

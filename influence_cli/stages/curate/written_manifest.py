@@ -93,7 +93,9 @@ def _edited(curated: Curated, folder: Path, output: str) -> Iterator[tuple[pa.Ta
     schema = moved_origin(read_schema(manifest.files[0]), manifest.folder, folder)
     metadata = written_to(with_provenance(schema.empty_table(), curated.provenance()), output).schema.metadata
     for here, part in _parts(manifest, folder):
-        table = _labelled(part, manifest, curated.scores.label, after.labels[here]) if manifest.labelled else part
+        table = part
+        if manifest.labelled:
+            table = _labelled(part, manifest, curated.scores.label, after.labels[here])
         if edits.action == "reweight":
             table = _set_weights(table, after.weights[here], reweighted[here])
         if edits.proposal is not None:

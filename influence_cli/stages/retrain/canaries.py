@@ -55,9 +55,6 @@ def plant_in_arms(
     asked = request.canaries
     if asked is None:
         return None
-    if not base.manifest.labelled:
-        what = "canaries are wrong labels, and the rows have none"
-        raise UsageError(what, where=base.manifest.source, fix="leave --canaries out")
     if base.manifest.label_kind.holds != CLASSES:
         what = f"canaries are rows with another class, and the labels are {base.manifest.label_kind.called}"
         raise UsageError(what, fix="leave --canaries out; evaluate --lds says how far to trust scores")

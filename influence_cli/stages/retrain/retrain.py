@@ -7,7 +7,6 @@ finished arm and seed is kept under ``RUN/arms/<fingerprint>`` and never trained
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -147,7 +146,6 @@ def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dic
         "schema_version": 1,
         "test_rows": len(run.test),
         "num_classes": run.spec.num_classes,
-        "headline": asdict(loss_of(run.spec).headline),
         "arms": {},
         "comparison": {},
         **({"left_out": unusable} if unusable else {}),

@@ -18,6 +18,7 @@ from influence_cli.maths.labels import softmax
 from influence_cli.maths.paired_rows import Measured, OnRows, OnTexts
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.losses import RowLoss, loss_of
+from influence_cli.model.losses.next_token import TOKENS
 from influence_cli.model.run_folder import METRICS_FILE, RUN_FILE, RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, EpochCheckpoint, RunRecord
 from influence_cli.model.spec import ModelSpec
@@ -190,9 +191,9 @@ class TrainingRun:
 
         logits = predict(self.trained(self.folder(arm, seed)), self.sets["test"], self.device)
         labels = self.sets["test"].labels
-        if self.spec.is_language:
-            return OnTexts(*self.loss.headline_parts(logits, labels))
         losses = self.loss.losses(logits, labels)
+        if self.spec.is_language:
+            return OnTexts(losses, logits[:, TOKENS])
         if not self.loss.by_class:
             return OnRows(None, losses, labels, right=self.loss.hits(logits, labels))
         return OnRows(softmax(logits), losses, labels, groups_of(self.test, self.request.inputs.group))

@@ -24,15 +24,16 @@ SHOWN_CLASSES = 20  # named in a message
 NEARLY_ALL, SMALL_LOSS = 0.99, 0.05  # train accuracy from which, and loss up to which, rows are known by heart
 
 
-def train_headline(run: Run, session: Session) -> float | None:
-    """The headline measure of the checkpoint (or the first member) on training rows; None where no model was run.
+def train_accuracy(run: Run, session: Session) -> float | None:
+    """Share of training rows whose label the checkpoint (or the first member) predicts; None where no model was run.
 
-    Of classes it is the accuracy, the share of rows whose label is predicted.
+    Of several labels a row the share of them; None where a number is predicted.
     """
     if not run.members:
         return None
     logits = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"]
-    return run.row_loss.headline_of(logits, run.train.labels)
+    hits = run.row_loss.hits(logits, run.train.labels)
+    return None if hits is None else float(hits.mean())
 
 
 def train_quality(run: Run, session: Session) -> dict[str, float]:

@@ -36,18 +36,22 @@ class Groups:
     digest: str  # of which row is of which group, in any order
 
 
-def refuse_objectives(methods: Iterable[str], objectives: dict[str, Any], manifest: Manifest, model: ModelSpec) -> None:
-    """Refuse what is about predicted classes where labels are none.
+def refuse_margin(methods: Iterable[str], model: ModelSpec) -> None:
+    """Refuse method margin of a model that predicts no label.  Raises UsageError: it is asked for."""
+    if "margin" in methods and not loss_of(model).has_margins:
+        what = f"margin is that of a label's logit over others, and {model.name} predicts no label"
+        raise UsageError(what, fix="use --method loss")
+
+
+def refuse_objectives(objectives: dict[str, Any], manifest: Manifest, model: ModelSpec) -> None:
+    """Refuse objectives about predicted classes where labels are none.
 
     Raises:
-        UsageError: a method or an objective is.
+        UsageError: there is one.
     """
     if loss_of(model).by_class:
         return
     labels = manifest.label_kind.called
-    if "margin" in methods and not manifest.labelled:
-        what = f"margin is that of a label's logit over others, and {model.name} predicts no label"
-        raise UsageError(what, fix="use --method loss")
     for name, objective in objectives.items():
         if objective.needs & {"groups", "pairs"}:
             what = f"{name} is about predicted classes, and the labels are {labels}"

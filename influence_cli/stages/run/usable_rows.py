@@ -159,10 +159,6 @@ def check_alike(other: Manifest, manifest: Manifest, model: ModelSpec | None) ->
     Raises:
         ManifestError: they are others.
     """
-    if other.labelled != manifest.labelled:
-        has, of = ("labels", "has none") if other.labelled else ("no labels", "has them")
-        what = f"the rows have {has}, and {manifest.source} {of}"
-        raise ManifestError(what, where=other.source, fix="give rows that are alike: both with labels, or both without")
     if other.task != manifest.task and (other.label_kind.holds != manifest.label_kind.holds):
         what = f"its labels are {other.label_kind.called}, those of {manifest.source} {manifest.label_kind.called}"
         raise ManifestError(what, where=other.source, fix="make both manifests with the same --task")

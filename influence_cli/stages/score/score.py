@@ -253,15 +253,14 @@ def _spread(members: Floats, weights: tuple[float, ...]) -> Floats:
 def _append_model_says(table: pa.Table, run: Run, session: Session) -> pa.Table:
     """Loss and margin at the checkpoint (or first member), the model's label, and the most probable other one.
 
-    Of numbers the prediction; of several labels a row the one that the model doubts most; of language models the loss.
+    Of numbers the prediction; of several labels a row the one that the model doubts most.
     """
     logits = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"]
     labels = run.train.labels
     with np.errstate(invalid="ignore", over="ignore"):
         table = table.append_column("loss", nullable(run.row_loss.losses(logits, labels)))
-        if not run.manifest.labelled:
-            return table
-        table = table.append_column("margin", nullable(run.row_loss.margins(logits, labels)))
+        if run.row_loss.has_margins:
+            table = table.append_column("margin", nullable(run.row_loss.margins(logits, labels)))
         if not run.row_loss.by_class:
             for name, values in run.row_loss.says(logits, labels).items():
                 whole = values.dtype.kind == "i"
