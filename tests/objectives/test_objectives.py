@@ -561,3 +561,22 @@ def test_the_command_line_says_phi_and_its_parts(mlp: Problem, tmp_path: Path) -
     options = provenance(pq.read_schema(tmp_path / "t.parquet"))["spec"]["options"]
     assert options["fairness"] == {"column": "sex", "tau": 0.02}
     assert json.dumps(origin)
+
+
+def test_the_favourable_class_may_be_named(mlp: Problem, tmp_path: Path) -> None:
+    """By name or by number it is one objective, under one name in the store."""
+    table = pq.read_table(mlp.manifest)
+    names = json.loads((table.schema.metadata or {}).get(b"classes", b"[]")) or ["no", "yes", "perhaps"]
+    pq.write_table(table.replace_schema_metadata({"classes": json.dumps(names)}), tmp_path / "m.parquet")
+    base = ["score", "m.parquet", "--checkpoint", mlp.checkpoint, "--objective", "fairness", "--store", "store"]
+    found, directions = list[Any](), list[int]()
+    for favourable in (names[0], "0"):
+        ran = call_cli(*base, "--set", f"fairness.favourable={favourable}", "-o", "s.parquet", cwd=tmp_path)
+        assert ran.code == 0, ran.err
+        found.append(pq.read_table(tmp_path / "s.parquet").column("score").to_numpy())
+        directions.append(len(list((tmp_path / "store").glob("directions/*.safetensors"))))
+    assert directions[0] == directions[1] > 0
+    np.testing.assert_array_equal(*found)
+    ran = call_cli(*base, "--set", "fairness.favourable=none at all", "-o", "s.parquet", cwd=tmp_path)
+    assert ran.code == 2
+    assert "fairness.favourable=none at all is no class of the manifest" in ran.err

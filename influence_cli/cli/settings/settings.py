@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from influence_cli.cli.settings.no_effect import refuse_no_effect
 from influence_cli.cli.settings.requests import all_options, options_of
+from influence_cli.cli.settings.set_options import check_methods, check_set
 from influence_cli.cli.settings.settings_file import SettingsFile, check_option_names, read_file, value_in_file
 from influence_cli.errors import UsageError
 from influence_cli.options import GRADS, RETRAIN, SCORE, Option, build_request
@@ -106,6 +107,7 @@ def resolve(command: str, given: Values, source: str | None, carried: Values | N
         for name, values in table.items():
             settings.options[name] = {**settings.options.get(name, {}), **values}
     _apply_set(settings)
+    check_methods(settings)
     return settings
 
 
@@ -156,6 +158,7 @@ def _check_range(option: Option, value: Any) -> None:
 
 def _apply_set(settings: Settings) -> None:
     """Put what ``--set`` says over the options of settings file and provenance."""
+    given: dict[str, str] = {}
     for text in settings.values.get("set", []):
         left, equals, value = text.partition("=")
         name, dot, key = left.rpartition(".")
@@ -169,6 +172,9 @@ def _apply_set(settings: Settings) -> None:
             name = named[0]
         check_option_names([name], f"--set {text}")
         settings.options.setdefault(name, {})[key.replace("-", "_")] = value
+        given.setdefault(name, text)
+    if settings.origins.get("set") == "flag":
+        check_set(settings, given)
 
 
 def _from_text(option: Option, text: str, variable: str) -> Any:
