@@ -7,15 +7,23 @@ for other runs; a flag is meant for this one.
 from __future__ import annotations
 
 import pkgutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from influence_cli.errors import UsageError
 from influence_cli.options import CURATE, RETRAIN
 from influence_cli.settings import build_options
 
 if TYPE_CHECKING:
-    from influence_cli.cli.settings.settings import Settings
     from influence_cli.methods import Method
+
+class Settings(Protocol):
+    """What is looked at: the values of a command's options, who gave them, and options by whose they are."""
+
+    command: str
+    values: dict[str, Any]
+    origins: dict[str, str]
+    options: dict[str, dict[str, Any]]
+
 
 _SCORED = {"method": "--method", "objective": "--objective", "action": "--action"}
 

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 from influence_cli.cli.settings.no_effect import refuse_no_effect
 from influence_cli.cli.settings.requests import all_options, options_of
-from influence_cli.cli.settings.set_options import check_methods, check_set
 from influence_cli.cli.settings.settings_file import SettingsFile, check_option_names, read_file, value_in_file
 from influence_cli.errors import UsageError
 from influence_cli.options import GRADS, RETRAIN, SCORE, Option, build_request
@@ -107,7 +106,10 @@ def resolve(command: str, given: Values, source: str | None, carried: Values | N
         for name, values in table.items():
             settings.options[name] = {**settings.options.get(name, {}), **values}
     _apply_set(settings)
-    check_methods(settings)
+    if any(settings.origins.get(name) == "flag" for name in ("per_member", "fit_rows")):
+        from influence_cli.cli.settings.set_options import check_methods  # which looks at methods
+
+        check_methods(settings)
     return settings
 
 
@@ -174,6 +176,8 @@ def _apply_set(settings: Settings) -> None:
         settings.options.setdefault(name, {})[key.replace("-", "_")] = value
         given.setdefault(name, text)
     if settings.origins.get("set") == "flag":
+        from influence_cli.cli.settings.set_options import check_set
+
         check_set(settings, given)
 
 
