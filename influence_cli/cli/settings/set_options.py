@@ -16,6 +16,7 @@ from influence_cli.settings import build_options
 if TYPE_CHECKING:
     from influence_cli.methods import Method
 
+
 class Settings(Protocol):
     """What is looked at: the values of a command's options, who gave them, and options by whose they are."""
 
