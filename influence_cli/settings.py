@@ -242,6 +242,8 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
             raise ValueError("not a whole number")
         return int(float(value)) if kind is int else kind(value)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
+        if str in allowed and isinstance(value, str):  # a number, or a name
+            return value
         names = {int: "a whole number", float: "a number", bool: "true or false"}
         what = " or ".join([names.get(kind, getattr(kind, "__name__", "?")), *words])
         fix = "see: influence methods NAME, or influence guide objectives"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from influence_cli.engines.layerwise.layers import Layers
 from influence_cli.engines.layerwise.own_forward import double_reverse
-from influence_cli.engines.point import Point, differentiable_kernels
+from influence_cli.engines.point import Point, differentiable_kernels, only_float32
 from influence_cli.engines.self_check import CANNOT, Checked, compare, loop
 from influence_cli.errors import ModelError
 from influence_cli.events import SILENT, Listener
@@ -125,7 +125,7 @@ class Engine:
         some, logits = self._finite(x if self.point.few is None else self.point.few)
         if len(some) == 0:
             some, logits = self._finite(x)
-        reasons: list[str] = []
+        reasons, rounded = list[str](), list[bool]()
         for name in self._order(logits.shape[1]):
             why = "; ".join(reasons) or ("asked for" if self.requested != "auto" else "the cheapest")
             try:
@@ -137,15 +137,16 @@ class Engine:
                 continue
             if failure := found.failure(self.point.dtype):
                 reasons.append(f"{name} {failure}")
+                rounded.append(found.is_rounding())
                 continue
             if reasons:
                 self.listener.warn(f"engine {name}: {why}")
             return found
+        if self.point.dtype == torch.float64 and any(rounded):
+            raise only_float32("; ".join(reasons))
         fix = "pass --engine auto, which takes the first that works"
         if self.requested == "auto":
             fix = "leave out the parameters at fault with --params"
-            if self.point.dtype == torch.float64:
-                fix += "; of a model that computes in float32 inside, leave out --precision fp64"
         raise ModelError(f"no exact derivative of the model's logits: {'; '.join(reasons)}", fix=fix)
 
     def _finite(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,7 +48,7 @@ class GroupObjective(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Grouped:
-    """An objective with the group [m] of every target row."""
+    """An objective with the group [m] of every target row; -1 where a row has none, and is in no cell."""
 
     objective: GroupObjective
     groups: NDArray[np.int64]
@@ -88,6 +88,7 @@ def _values(run: TargetPass, objectives: dict[str, Grouped]) -> tuple[dict[str, 
 
 def cell_sums(values: Floats, groups: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> tuple[Floats, ...]:
     """Sums [G, C, V] of values [m, V] and counts [G, C] of rows over cells (group, label)."""
+    values, groups, labels = values[groups >= 0], groups[groups >= 0], labels[groups >= 0]
     shape = (int(groups.max()) + 1, classes)
     sums, counts = np.zeros((*shape, values.shape[1])), np.zeros(shape)
     np.add.at(sums, (groups, labels), values)
@@ -99,7 +100,7 @@ def _direction(run: TargetPass, grouped: Grouped, values: Floats, accuracy: floa
     """The weighted backward pass, cell by cell and bucket by bucket."""
     labels, groups, objective = run.target.labels, grouped.groups, grouped.objective
     phi, slope = objective.phi(*cell_sums(values, groups, labels, run.spec.num_classes))
-    weights = slope[groups, labels]  # [m, V]
+    weights = slope[groups, labels] * (groups >= 0)[:, None]  # [m, V]
     cells = groups * run.spec.num_classes + labels if objective.by_label else groups
     total, half, variance = run.zeros(), run.zeros(), 0.0
     used = [c for c in np.unique(cells) if np.any(weights[cells == c] != 0.0)]

@@ -28,6 +28,7 @@ from influence_cli.model.named_tensors import as_argument, mapped
 from influence_cli.model.parameters import in_precision, pulled, select_parameters
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
+SINGLE = 1e-5  # of a derivative in float64 that differs by less, and yet differs: what computes has been in float32
 CHECKED = {torch.float32: 1e-2, torch.float64: 1e-8, torch.bfloat16: 0.3}  # two ways to one tangent, of its largest
 
 
@@ -102,6 +103,14 @@ def agree(found: Tensor, expected: Tensor, bound: float, largest: float) -> bool
         return True
     off = torch.where(known, (found - expected).abs(), 0.0).amax(1)
     return bool((off <= bound * sizes.clamp(min=float(some.median())) + 1e-30).all())
+
+
+def only_float32(name: str) -> ModelError:
+    """What is wrong where derivatives in float64 have the rounding of float32."""
+    return ModelError(
+        f"the model computes in float32 inside, so that it has no derivatives in float64 ({name})",
+        fix="leave out --precision fp64; for a method with curvature pass --set METHOD.precision=fp32",
+    )
 
 
 class Point:

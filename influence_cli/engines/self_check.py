@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from influence_cli.engines.point import Point, agree, differentiable_kernels
+from influence_cli.engines.point import SINGLE, Point, agree, differentiable_kernels
 
 AGREES = {torch.float64: 1e-9, torch.float32: 1e-4}  # with the loop, relative to a row's size; of bf16 0.2
 REPEATS = {torch.float64: 1e-10, torch.float32: 1e-5}  # with itself
@@ -36,6 +36,11 @@ class Checked:
         about = {"engine": self.engine, "why": self.why, "rows_checked": self.rows}
         errors = {"loop": self.loop, "repeated": self.repeated, "halved": self.halved}
         return {**about, **errors, "coverage": self.coverage, "uncovered": self.uncovered}
+
+    def is_rounding(self) -> bool:
+        """Whether all that an engine is off by is as small as float32's rounding."""
+        whole = self.coverage is None or self.coverage == 1.0
+        return whole and all(off is None or off < SINGLE for off in (self.loop, self.repeated, self.halved))
 
     def failure(self, dtype: torch.dtype) -> str | None:
         """What is wrong with an engine that ran in this precision; None where nothing is."""

@@ -94,13 +94,15 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     """What ``config.json`` says, where it is transformers'; else None.
 
     Raises:
-        ModelError: it is a pointer of Git LFS, or says of a model that cannot be taken.
+        ModelError: it is a pointer of Git LFS, damaged beside a tokenizer, or says of a model that cannot be taken.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
         return None
     refuse_pointer(path, ModelError)
     config = _json(path)
+    if config is None and tokenizer_digest(folder) is not None:  # else it may be another program's
+        raise ModelError("it is no JSON object, so that it says of no model", where=str(path), fix="copy it again")
     if config is None or not is_network(config):
         return None
     if config.get("quantization_config") is not None:
@@ -162,6 +164,11 @@ def _of_texts(config: dict[str, Any], folder: Path, max_length: int | None) -> d
     if digest is None:
         what = f"no tokenizer beside {CONFIG_FILE} (looked for {', '.join(TOKENIZER_FILES[:2])}, vocab.txt and others)"
         raise ModelError(what, where=str(folder), fix="save it there: tokenizer.save_pretrained(FOLDER)")
+    words = config.get("vocab_size", 1)
+    if words is not None and (type(words) is not int or words < 1):
+        raise ModelError(
+            f"its vocab_size is {words!r}, not a number of tokens", where=str(folder / CONFIG_FILE), fix="copy it again"
+        )
     longest = _longest(config, folder)
     if max_length is not None and max_length > longest:
         what = f"--max-length {max_length} is more than the {longest} tokens that the model takes"

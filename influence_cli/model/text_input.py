@@ -167,13 +167,29 @@ def require_transformers() -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder; code that it names is not run.  Raises ModelError: it cannot be read."""
+    """The tokenizer of a folder; code that it names is not run.
+
+    Raises:
+        ModelError: it cannot be read, or the model's configuration, which its reader looks at, cannot.
+    """
     transformers = require_transformers()
+    how = {"local_files_only": True, "trust_remote_code": False}
     try:
-        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        return transformers.AutoTokenizer.from_pretrained(str(folder), **how)
     except Exception as error:  # whatever a damaged file makes its readers stumble over
-        why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ModelError(f"the tokenizer cannot be read ({why})", where=str(folder), fix="copy it again") from error
+        try:
+            transformers.AutoConfig.from_pretrained(str(folder), **how)
+        except Exception as of_config:  # then the tokenizer's files may be as they should
+            what = f"it says of no model that transformers {transformers.__version__} knows ({_short(of_config)})"
+            fix = "copy it again, or install the version of transformers that the model needs"
+            raise ModelError(what, where=str(folder / "config.json"), fix=fix) from of_config
+        what = f"the tokenizer cannot be read ({_short(error)})"
+        raise ModelError(what, where=str(folder), fix="copy it again") from error
+
+
+def _short(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join((str(error).strip() or type(error).__name__).split())[:200]
 
 
 def tokenizer_digest(folder: Path) -> str | None:

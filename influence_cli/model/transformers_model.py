@@ -75,7 +75,9 @@ class ByName:
         self.added = added
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The arguments with which the forward is called."""
+        """The arguments with which the forward is called; a call that has them by name already stays as it is."""
+        if not args:
+            return args, kwargs
         (inputs,) = args
         named = dict(inputs) if isinstance(inputs, dict) else {"pixel_values": inputs}
         self.added.wait(model, named.pop(CHANGE, None))
@@ -222,7 +224,9 @@ def write_files(spec: ModelSpec, folder: Path, start: str | None) -> None:
     config = configuration(spec)
     architecture = type_of_model(spec, config)
     config.architectures = [architecture] if architecture else None
-    write_bytes(folder / CONFIG_FILE, config.to_json_string(use_diff=True).encode())
+    values = json.loads(config.to_json_string(use_diff=True))
+    values |= {"id2label": config.id2label, "label2id": config.label2id}  # BART's own default is three classes
+    write_bytes(folder / CONFIG_FILE, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
     if spec.text is not None:
         spec.text.copy_files(folder)
     elif start is not None and (Path(start) / IMAGES_FILE).is_file():

@@ -14,12 +14,13 @@ is that of one weighted sum of row values (methods.md 3.2): ``phi`` gives the we
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
-from influence_cli.errors import UsageError
+from influence_cli.errors import UsageError, nearest
 from influence_cli.maths.fairness import AGGREGATES, Floats, classes_of, smooth_gap
 from influence_cli.objectives.protocol import Need
 from influence_cli.settings import setting
@@ -48,8 +49,8 @@ class GroupGap:
     sign: ClassVar[float] = 1.0  # of the gap D that is reported: the second group's mean less the first's, or -1
 
     column: str | None = setting(None, "column with the groups; without one the column that --group names")
-    favourable: int | None = setting(
-        None, "the class that is good to get; without one class 1 of two, the mean over all of more"
+    favourable: int | str | None = setting(
+        None, "the class that is good to get, by name or number; without one class 1 of two, the mean over all of more"
     )
     tau: float = setting(1e-3, "smoothing of the absolute value, and what counts as parity")
     signed: bool = setting(False, "group 1 less group 0, in the order of their names")
@@ -61,13 +62,27 @@ class GroupGap:
         if not self.tau > 0:
             raise ValueError(f"tau is {self.tau:g} and must be positive")
 
+    def of_classes(self, name: str, classes: Sequence[str] | None) -> Self:
+        """The same, with the number of the favourable class where it is named.  Raises UsageError: no class is so."""
+        if not isinstance(self.favourable, str):
+            return self
+        if self.favourable not in (classes or ()):
+            fix = nearest(self.favourable, list(classes)) if classes else "name it by its number: classes have no names"
+            raise UsageError(f"{name}.favourable={self.favourable} is no class of the manifest", fix=fix)
+        return replace(self, favourable=list(classes or ()).index(self.favourable))
+
+    @property
+    def _favourable(self) -> int | None:
+        assert not isinstance(self.favourable, str)  # see ``of_classes``
+        return self.favourable
+
     def check_groups(self, name: str, column: str, groups: tuple[str, ...], classes: int, where: str) -> None:
         """Refuse groups of the target rows, or a number of classes, that the options do not fit.
 
         Raises:
             UsageError: a favourable class that is none, or a signed gap between other than two groups.
         """
-        if self.favourable is not None and not 0 <= self.favourable < classes:
+        if self._favourable is not None and not 0 <= self._favourable < classes:
             fix = f"name one of 0 to {classes - 1}"
             raise UsageError(f"{name}.favourable={self.favourable} is no class of the model", fix=fix)
         if self.signed and len(groups) != 2:
@@ -84,7 +99,7 @@ class GroupGap:
     def terms(self, classes: int) -> list[Term]:
         """The gaps of a model with so many classes."""
         every = tuple(range(classes))
-        return [Term(f"class {c}", every, c) for c in classes_of(classes, self.favourable)]
+        return [Term(f"class {c}", every, c) for c in classes_of(classes, self._favourable)]
 
     def values(self, logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
         """What is averaged of every row [m, C]: its probabilities."""
@@ -124,7 +139,7 @@ class EqualOpportunity(GroupGap):
 
     def terms(self, classes: int) -> list[Term]:
         """The gaps of a model with so many classes."""
-        return [Term(f"class {c}, label {c}", (c,), c) for c in classes_of(classes, self.favourable)]
+        return [Term(f"class {c}, label {c}", (c,), c) for c in classes_of(classes, self._favourable)]
 
 
 @dataclass(frozen=True)
@@ -138,7 +153,7 @@ class EqualisedOdds(GroupGap):
     def terms(self, classes: int) -> list[Term]:
         """The gaps of a model with so many classes, two for each class in turn."""
         out: list[Term] = []
-        for c in classes_of(classes, self.favourable):
+        for c in classes_of(classes, self._favourable):
             others = tuple(k for k in range(classes) if k != c)
             name = f"label {others[0]}" if len(others) == 1 else f"label not {c}"
             out += [Term(f"class {c}, label {c}", (c,), c), Term(f"class {c}, {name}", others, c)]

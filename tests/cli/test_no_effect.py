@@ -34,6 +34,16 @@ REFUSED = [
     ("retrain m.parquet -o RUN --optimizer adamw --momentum 0.5", "--momentum is of sgd"),
     ("retrain m.parquet -o RUN --init x --pretrained", "--pretrained and --init are two starts"),
     ("retrain m.parquet -o RUN --objective fairness", "--objective is about scores made between rounds"),
+    ("score m.parquet --set cg.damping=1", "--set cg.damping=1 has no effect: cg is not asked for"),
+    ("score m.parquet --set fairness.tau=1", "--set fairness.tau=1 has no effect: fairness is not asked for"),
+    ("score m.parquet --set combine.clip=4", "--set combine.clip=4 has no effect: combine is not asked for"),
+    ("score m.parquet --set cg.dampin=1", "cg has no option 'dampin'"),
+    ("score m.parquet --set cg.damping=much", "cg.damping='much' is not a number"),
+    ("curate s.parquet --set relabel.rule=model", "--set relabel.rule=model has no effect: relabel is not asked for"),
+    ("retrain m.parquet -o RUN --set ip.normalise=cosine", "--set ip.normalise=cosine has no effect"),
+    ("score m.parquet --per-member", "--per-member has no effect: ip takes gradients at the checkpoint alone"),
+    ("score m.parquet --fit-rows m.parquet", "--fit-rows has no effect: ip fits no curvature"),
+    ("grads m.parquet --fit-rows m.parquet --method loss", "--fit-rows has no effect: loss fits no curvature"),
     ("evaluate s.parquet --epochs 5", "--epochs is about trainings"),
     ("evaluate s.parquet --loo 5 --subset-share 20%", "--subset-share is about --lds"),
     ("evaluate s.parquet --lds 5 --convention loo", "--convention is about --loo"),
@@ -70,3 +80,23 @@ def test_every_rule_names_options_of_its_commands() -> None:
         for name in rule.names:
             known = [command for command in rule.commands if name in {o.name for o in options_of(command)}]
             assert known, (rule.what, name)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "score m.parquet --method self-lissa --set ekfac.damping=0.1 --fit-rows m.parquet",
+        "score m.parquet --method ip-ensemble --per-member --set members=2",
+        "retrain m.parquet -o RUN --attack fgsm --set robustness.eps=0.2",
+        "curate s.parquet --set trim.guard=false --set combine.clip=4",
+    ],
+)
+def test_what_has_an_effect_is_not_refused_so(line: str, tmp_path: Path) -> None:
+    write(feature_table(examples()), tmp_path / "m.parquet")
+    assert "has no effect" not in call_cli(*line.split(), cwd=tmp_path).err
+
+
+def test_a_settings_file_may_hold_options_of_what_is_not_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "influence.toml").write_text("[method.cg]\ndamping = 1.0\n")
+    write(feature_table(examples()), tmp_path / "m.parquet")
+    assert call_cli("score", "m.parquet", "--method", "random", "-o", "s.parquet", cwd=tmp_path).code == 0

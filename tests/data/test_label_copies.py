@@ -149,3 +149,33 @@ def test_a_column_split_that_says_no_splits_is_a_feature_and_that_is_said(tmp_pa
         made(unknown, tmp_path, label="income")
     assert "--drop-column split" in caught.value.fix
     assert features(made(unknown, tmp_path, label="income", drop=("split",))) == ["age"]
+
+
+# -- columns of numbers that decide the label -----------------------------------------------------------------------
+
+
+def _decided_by(values: Any, tmp_path: Path, labels: Any = INCOME) -> bool:
+    found = made(pd.DataFrame({"age": AGE, "x": values, "income": labels}), tmp_path, label="income")
+    assert features(found) == ["age", "x"]  # it stays
+    sentences = [s for s in found.taken if "alone decides the label" in s]
+    assert not any("column age" in s for s in sentences)
+    return any(s.startswith("column x alone decides the label (column income)") for s in sentences)
+
+
+def test_numbers_that_part_the_classes_are_named_and_stay(tmp_path: Path) -> None:
+    rich = INCOME == ">50K"
+    noise = RNG.normal(size=N)
+    assert _decided_by(np.where(rich, 0.6, 0.4) + 0.05 * RNG.random(N), tmp_path)  # a probability
+    assert _decided_by(-100.0 * rich + noise, tmp_path)
+    species = RNG.integers(0, 4, N)
+    assert _decided_by(100.0 * species + noise, tmp_path, np.array([*"abcd"])[species])
+    assert not _decided_by(1.5 * rich + noise, tmp_path)
+    assert not _decided_by(100.0 * (species == 2) + noise, tmp_path, np.array([*"abcd"])[species])  # one class alone
+    swapped = np.where(rich, 1.0, -1.0) + 0.1 * noise
+    swapped[:4] *= -1
+    assert not _decided_by(swapped, tmp_path)
+
+
+def test_few_rows_decide_nothing(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"x": np.arange(40.0), "label": np.arange(40) >= 20})
+    assert not any("decides" in s for s in made(rows, tmp_path).taken)

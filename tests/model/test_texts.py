@@ -19,12 +19,14 @@ import pytest
 import torch
 
 from influence_cli.engines.engine import Engine
+from influence_cli.engines.layerwise.layers import Layers
 from influence_cli.engines.point import Point
+from influence_cli.errors import ModelError
 from influence_cli.model.hf_folder import spec_values
 from influence_cli.model.named_tensors import NamedTensors
 from influence_cli.model.transformers_model import with_plain_call
 from tests.cases import call_cli, run_python, write
-from tests.texts import classifier, saved, sentences, tokenizer, transformers
+from tests.texts import classifier, saved, sentences, tokenizer, tokenizers, transformers
 
 
 def _rows(rows: int = 12) -> tuple[Any, Any]:
@@ -57,6 +59,20 @@ def test_every_engine_equals_the_loop(kind: str, precision: str, bound: float) -
             assert point.fallback is None  # several directions share a pass
         if name == "layerwise":
             assert engine.checked.coverage == 1.0
+
+
+def test_models_that_compute_in_float32_inside_are_refused_in_float64_with_what_to_ask_for() -> None:
+    ids, mask = _rows(4)
+    x = NamedTensors({"input_ids": ids, "attention_mask": mask})
+    point = Point(with_plain_call(classifier("llama")), "all", None, "fp64", torch.device("cpu"))
+    u = {n: torch.ones_like(p) for n, p in point.selected.items()}
+    said = "(?s)computes in float32 inside.*leave out --precision fp64; .* --set METHOD.precision=fp32"
+    with pytest.raises(ModelError, match=said):
+        Engine(point, "forward").outputs(x, [u])
+    with pytest.raises(ModelError, match=said):
+        Layers(point, x)
+    single = Point(with_plain_call(classifier("llama")), "all", None, "fp32", torch.device("cpu"))
+    assert Layers(single, x).coverage.share == 1.0
 
 
 def test_shared_embeddings_and_layers_are_one_parameter() -> None:
@@ -403,3 +419,78 @@ def test_modules_whose_inputs_rows_do_not_lead_give_no_factors_and_are_named(fil
     ran = call_cli("score", film / "m.parquet", *flags, cwd=tmp_path)
     assert ran.code == 0, ran.err
     assert "there are no Kronecker factors for deberta.embeddings.word_embeddings.weight" in ran.err
+
+
+def _encoder_decoder(kind: str, folder: Path, texts: list[str]) -> None:
+    """A small T5 or BART under a tokenizer of its kind that is trained on some texts."""
+    parts = tokenizers.pre_tokenizers
+    if kind == "t5":
+        words = tokenizers.Tokenizer(tokenizers.models.Unigram())
+        words.pre_tokenizer = parts.Metaspace()
+        special = ["<pad>", "</s>", "<unk>"]
+        words.train_from_iterator(
+            texts, tokenizers.trainers.UnigramTrainer(vocab_size=80, special_tokens=special, unk_token="<unk>")
+        )
+        vocabulary = [(word, p) for word, p in json.loads(words.to_str())["model"]["vocab"]]
+        tokens = transformers.T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=64)
+        sizes = {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 4}
+        ends = {"eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0}
+    else:
+        words = tokenizers.Tokenizer(tokenizers.models.BPE())
+        words.pre_tokenizer = parts.ByteLevel(add_prefix_space=False)
+        special, letters = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"], parts.ByteLevel.alphabet()
+        words.train_from_iterator(
+            texts, tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=letters)
+        )
+        made = json.loads(words.to_str())["model"]
+        pairs = [tuple(pair) for pair in made["merges"]]
+        tokens = transformers.BartTokenizer(vocab=made["vocab"], merges=pairs, model_max_length=64)
+        sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64}
+        sizes |= {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in
+                  (("attention_heads", 4), ("ffn_dim", 32))}  # fmt: skip
+        ends = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+    config = transformers.AutoConfig.for_model(kind, vocab_size=len(tokens), num_labels=2, **sizes, **ends)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn(p.shape))
+    model.save_pretrained(folder)
+    tokens.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_encoders_with_decoders_are_trained_and_scored_with_tokenizers_of_their_own(
+    kind: str, film: Path, tmp_path: Path
+) -> None:
+    rows = pq.read_table(film / "m.parquet").to_pylist()
+    _encoder_decoder(kind, tmp_path / "hf", [r["text"] for r in rows])
+    manifest = film / "m.parquet"
+    ran = call_cli("retrain", manifest, "--model", "hf:hf", "--epochs", "1", "-o", "RUN", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    tokens = transformers.AutoTokenizer.from_pretrained(tmp_path / "RUN")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "RUN", attn_implementation="eager"
+    )
+    model = model.double().eval()
+    parameters = list(model.parameters())
+
+    def gradient(row: dict[str, Any]) -> torch.Tensor:
+        inputs = tokens(row["text"], return_tensors="pt")
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor([row["label"]]))
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return torch.cat([torch.zeros(p.numel()) if g is None else g.flatten() for p, g in
+                          zip(parameters, found, strict=True)])  # fmt: skip
+
+    q = torch.stack([gradient(r) for r in rows if r["split"] == "val"]).mean(0)
+    own = {r["id"]: gradient(r) for r in rows if r["split"] == "train"}
+    asked = ["--method", "ip", "--method", "self-tracin", "-o", "s.parquet"]
+    ran = call_cli("score", manifest, "--checkpoint", "RUN", *asked, cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    table = pq.read_table(tmp_path / "s.parquet")
+    for name, expected in (("ip", lambda g: float(q @ g)), ("self-tracin", lambda g: -float(g @ g))):
+        wanted = np.array([expected(own[i]) for i in table.column("id").to_pylist()])
+        (column,) = (n for n in table.column_names if n in (name, f"score_{name}", f"score_{name}_utility"))
+        found = table.column(column).to_numpy()
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max(), err_msg=name)

@@ -33,10 +33,11 @@ from influence_cli.errors import ManifestError, ModelError, UsageError
 from influence_cli.events import SILENT
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.grads.group_parts import parity_warnings, undecided
+from influence_cli.stages.run.objective_inputs import target_groups
 from influence_cli.stages.run.reopen import reopen
 from influence_cli.stages.score.noise import describe_noise, is_noise
 from influence_cli.store.maintenance import collect, list_entries
-from tests.cases import call_cli, verify
+from tests.cases import Heard, call_cli, verify
 from tests.opened import Opened, describe_plan, direction_noise, fill, missing_work, opened, score
 from tests.oracle import Problem, column, flat, loop_scores, make_problem, relative_error
 
@@ -453,7 +454,7 @@ def refused(
     return str(error.value)
 
 
-def test_small_cells_one_group_one_label_and_null_groups_are_refused(mlp: Problem, tmp_path: Path) -> None:
+def test_small_cells_one_group_one_label_and_no_groups_are_refused(mlp: Problem, tmp_path: Path) -> None:
     def few(groups: list[str], labels: list[int], val: np.ndarray[Any, Any]) -> None:
         cell = [k for k in val if groups[k] == "g1" and labels[k] == 1]
         for k in cell[9:]:
@@ -467,17 +468,37 @@ def test_small_cells_one_group_one_label_and_null_groups_are_refused(mlp: Proble
         for k in val:
             labels[k] = 1
 
-    def null(groups: list[Any], labels: list[int], val: np.ndarray[Any, Any]) -> None:
-        groups[val[3]] = None
+    def none(groups: list[Any], labels: list[int], val: np.ndarray[Any, Any]) -> None:
+        for k in val:
+            groups[k] = None
 
     message = refused(mlp, tmp_path, few, "equal-opportunity")
     assert "9 target rows in the cell (group g1, label 1), and a mean needs at least 10" in message
     assert "--group COLUMN" in message
     assert "every target row is of one group, g0" in refused(mlp, tmp_path, one_group, "fairness")
     assert "the label of every target row is 1" in refused(mlp, tmp_path, one_label, "equalised-odds")
-    message = refused(mlp, tmp_path, null, "fairness")
-    assert "1 of 90 target rows have no group" in message
-    assert f"row id={mlp.ids[np.flatnonzero(mlp.splits == 'val')[3]]}, column group" in message
+    assert "no target row has a group" in refused(mlp, tmp_path, none, "fairness")
+
+
+@pytest.mark.parametrize("objective", ["fairness", "equalised-odds", "eo-loss"])
+def test_rows_without_a_group_are_in_no_gap_and_are_counted(objective: str, mlp: Problem, tmp_path: Path) -> None:
+    """Scores are those of a target without them."""
+    table, without = pq.read_table(mlp.manifest), np.flatnonzero(mlp.splits == "val")[[3, 7, 20]]
+    groups = table["group"].to_pylist()
+    for k in without:
+        groups[k] = None
+    place = table.column_names.index("group")
+    pq.write_table(table.set_column(place, "group", pa.array(groups, pa.string())), tmp_path / "null.parquet")
+    pq.write_table(table.take(np.setdiff1d(np.arange(len(table)), without)), tmp_path / "less.parquet")
+    found, heard = [], Heard()
+    for name in ("null", "less"):
+        job = mlp.job(objectives=(objective,), manifest=tmp_path / f"{name}.parquet")
+        target_groups(job.run.objectives, job.target, job.run.inputs, job.model, heard)
+        found.append(score(job).column("score").to_numpy())
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-6 * np.abs(found[1]).max())
+    assert f"{objective}: 3 of 90 target rows have no group (column group): the gap is that of the others" in (
+        heard.warnings
+    )
 
 
 def test_options_that_cannot_be_are_refused(mlp: Problem, three: Problem) -> None:
@@ -561,3 +582,22 @@ def test_the_command_line_says_phi_and_its_parts(mlp: Problem, tmp_path: Path) -
     options = provenance(pq.read_schema(tmp_path / "t.parquet"))["spec"]["options"]
     assert options["fairness"] == {"column": "sex", "tau": 0.02}
     assert json.dumps(origin)
+
+
+def test_the_favourable_class_may_be_named(mlp: Problem, tmp_path: Path) -> None:
+    """By name or by number it is one objective, under one name in the store."""
+    table = pq.read_table(mlp.manifest)
+    names = json.loads((table.schema.metadata or {}).get(b"classes", b"[]")) or ["no", "yes", "perhaps"]
+    pq.write_table(table.replace_schema_metadata({"classes": json.dumps(names)}), tmp_path / "m.parquet")
+    base = ["score", "m.parquet", "--checkpoint", mlp.checkpoint, "--objective", "fairness", "--store", "store"]
+    found, directions = list[Any](), list[int]()
+    for favourable in (names[0], "0"):
+        ran = call_cli(*base, "--set", f"fairness.favourable={favourable}", "-o", "s.parquet", cwd=tmp_path)
+        assert ran.code == 0, ran.err
+        found.append(pq.read_table(tmp_path / "s.parquet").column("score").to_numpy())
+        directions.append(len(list((tmp_path / "store").glob("directions/*.safetensors"))))
+    assert directions[0] == directions[1] > 0
+    np.testing.assert_array_equal(*found)
+    ran = call_cli(*base, "--set", "fairness.favourable=none at all", "-o", "s.parquet", cwd=tmp_path)
+    assert ran.code == 2
+    assert "fairness.favourable=none at all is no class of the manifest" in ran.err

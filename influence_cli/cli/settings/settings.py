@@ -106,6 +106,10 @@ def resolve(command: str, given: Values, source: str | None, carried: Values | N
         for name, values in table.items():
             settings.options[name] = {**settings.options.get(name, {}), **values}
     _apply_set(settings)
+    if any(settings.origins.get(name) == "flag" for name in ("per_member", "fit_rows")):
+        from influence_cli.cli.settings.set_options import check_methods  # which looks at methods
+
+        check_methods(settings)
     return settings
 
 
@@ -156,6 +160,7 @@ def _check_range(option: Option, value: Any) -> None:
 
 def _apply_set(settings: Settings) -> None:
     """Put what ``--set`` says over the options of settings file and provenance."""
+    given: dict[str, str] = {}
     for text in settings.values.get("set", []):
         left, equals, value = text.partition("=")
         name, dot, key = left.rpartition(".")
@@ -169,6 +174,11 @@ def _apply_set(settings: Settings) -> None:
             name = named[0]
         check_option_names([name], f"--set {text}")
         settings.options.setdefault(name, {})[key.replace("-", "_")] = value
+        given.setdefault(name, text)
+    if settings.origins.get("set") == "flag":
+        from influence_cli.cli.settings.set_options import check_set
+
+        check_set(settings, given)
 
 
 def _from_text(option: Option, text: str, variable: str) -> Any:

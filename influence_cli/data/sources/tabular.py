@@ -30,6 +30,7 @@ from influence_cli.data.sources.features import (
     with_medians,
 )
 from influence_cli.data.sources.label_copies import label_copies, refuse_copies
+from influence_cli.data.sources.label_deciders import label_deciders, said_of_deciders
 from influence_cli.data.sources.label_values import labels_of
 from influence_cli.data.sources.like_earlier import later, recipe_of
 from influence_cli.data.sources.payload_columns import payload_columns
@@ -158,6 +159,9 @@ def _decided(chunks: Chunks, seen: Seen, columns: Columns) -> Roles:
     if len(copies) < len(roles.features):  # otherwise nothing would be left
         refuse_copies([copy for copy in copies if copy.column not in columns.features], roles.label, seen.where)
     roles = replace(roles, notes=(*roles.notes, *(copy.said(roles.label) for copy in copies)))
+    tables = (chunk.table for chunk in chunks())
+    deciding = label_deciders(tables, roles.label, roles.features, {copy.column for copy in copies})
+    roles = replace(roles, notes=(*roles.notes, *said_of_deciders(deciding, roles.label)))
     features = with_medians(roles.features, seen.rows, lambda: _trained(chunks, roles))
     return replace(roles, features=tuple(features))
 

@@ -18,7 +18,7 @@ from influence_cli.engines.layerwise.blocks import BlockLayout, Site
 from influence_cli.engines.layerwise.own_forward import OwnForward
 from influence_cli.engines.layerwise.rules import rule_of
 from influence_cli.engines.layerwise.tape import Tape, WatchedModel
-from influence_cli.engines.point import differentiable_kernels
+from influence_cli.engines.point import SINGLE, differentiable_kernels, only_float32
 from influence_cli.errors import ModelError
 from influence_cli.model.parameters import pulled
 
@@ -219,11 +219,15 @@ def _differing(model: WatchedModel, some: Tensor, tape: Tape) -> list[str]:
                 raise
     tight = 1e-9 if point.dtype == torch.float64 else 1e-3
     largest = max(float(g.abs().max()) for g in expected)
-    wrong: list[str] = []
+    wrong, rounded = list[str](), 0
     for name, g in zip(parameters, expected, strict=True):
         off = float((found.get(name, torch.zeros_like(g)) - g).abs().max())
-        if not off <= tight * float(g.abs().max()) + tight * 1e-3 * largest:
+        size = float(g.abs().max()) + 1e-3 * largest
+        if not off <= tight * size:
             wrong.append(name)
+            rounded += off <= SINGLE * size
+    if point.dtype == torch.float64 and 2 * rounded > len(parameters):
+        raise only_float32(f"{rounded} of {len(parameters)} gradients by layers have its rounding")
     return wrong
 
 
@@ -231,7 +235,10 @@ def _check_rows_apart(model: WatchedModel, x: Tensor, logits: Tensor) -> None:
     with torch.no_grad(), differentiable_kernels(model.point.recurrent):
         alone = model.point.logits(x[:1])
     tight = 1e-9 if model.point.dtype == torch.float64 else 1e-3
-    if not float((alone - logits[:1]).abs().max()) <= tight * max(1.0, float(logits.abs().max())):
+    off, size = float((alone - logits[:1]).abs().max()), max(1.0, float(logits.abs().max()))
+    if model.point.dtype == torch.float64 and tight * size < off <= SINGLE * size:
+        raise only_float32("logits of a row alone have its rounding")
+    if not off <= tight * size:
         raise ModelError("the logits of a row depend on the other rows of its batch", fix="repair the model")
 
 

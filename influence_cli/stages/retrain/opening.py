@@ -26,7 +26,7 @@ from influence_cli.model.spec import ModelSpec, is_own, refuse_pretrained
 from influence_cli.model.standardise import standardised_by
 from influence_cli.settings import parse_budget
 from influence_cli.stages.curate.request import CurateRequest
-from influence_cli.stages.curate.score_table import GROUP, read_scores
+from influence_cli.stages.curate.score_table import GROUP, groups_of, read_scores
 from influence_cli.stages.retrain.arms import Arm, base_arm, control_arms, curated_arm, described, proposals_of, without
 from influence_cli.stages.retrain.request import EditsRequest, RetrainRequest
 from influence_cli.stages.run.class_map import named_classes, with_class_order, with_outputs
@@ -83,6 +83,10 @@ def rows_to_test(request: RetrainRequest, manifest: Manifest, spec: ModelSpec, l
     if request.inputs.group != GROUP and request.inputs.group not in columns:
         fix = f"columns there are: {', '.join(columns)}"
         raise ManifestError(f"no column {request.inputs.group!r} with groups", where=rows.manifest.source, fix=fix)
+    groups = groups_of(rows, request.inputs.group)
+    if groups is not None and (groups >= 0).any() and (groups < 0).any():
+        said = f"{int((groups < 0).sum()):,} of {len(rows):,} test rows have no group (column {request.inputs.group})"
+        listener.warn(f"{said}: gaps are those of the others")
     return rows
 
 

@@ -28,7 +28,7 @@ CELL_LEAST, CELL_SMALL = 10, 30  # rows of a (group, label) cell: fewer is an er
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """The group of every target row: its place [m] among the names, in order of value."""
+    """The group of every target row: its place [m] among the names, in order of value, and -1 where it has none."""
 
     column: str
     names: tuple[str, ...]
@@ -76,6 +76,9 @@ def target_groups(
     for name, objective in objectives.items():
         if "groups" in objective.needs:
             groups = read_groups(target, objective.column or inputs.group)
+            if without := int((groups.index < 0).sum()):
+                said = f"{without:,} of {len(target):,} target rows have no group (column {groups.column})"
+                listener.warn(f"{name}: {said}: the gap is that of the others")
             objective.check_groups(name, groups.column, groups.names, model.num_classes, target.manifest.source)
             check_cells(name, objective, groups, target, model.num_classes, listener)
             found[name] = groups
@@ -86,7 +89,7 @@ def read_groups(rows: Rows, column: str) -> Groups:
     """The groups of rows, from a column of their manifest.
 
     Raises:
-        ManifestError: it is missing, of no fitting type or null somewhere, or holds one group.
+        ManifestError: it is missing, of no fitting type, or holds one group or none.
     """
     table, where = rows.manifest.table, f"{rows.manifest.source}, column {column}"
     if column not in table.column_names:
@@ -98,20 +101,15 @@ def read_groups(rows: Rows, column: str) -> Groups:
     if not (text or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
         raise ManifestError(f"groups are {kind}, not text, integers or true and false", where=where, fix="name groups")
     values = stored.take(pa.array(rows.index)).to_pylist()
-    null = [k for k, v in enumerate(values) if v is None]
-    if null:
-        raise ManifestError(
-            f"{len(null)} of {len(values)} target rows have no group",
-            where=f"{rows.manifest.source}, row id={rows.ids[null[0]]}, column {column}",
-            fix="give them a group of their own, or take them out of the target",
-        )
-    order = sorted(set(values))
+    order = sorted({v for v in values if v is not None})
     if len(order) < 2:
         fix = "give target rows of at least two groups, or pass --group COLUMN"
-        raise ManifestError(f"every target row is of one group, {order[0]}", where=where, fix=fix)
+        what = f"every target row is of one group, {order[0]}" if order else "no target row has a group"
+        raise ManifestError(what, where=where, fix=fix)
     place = {value: k for k, value in enumerate(order)}
-    entries = sorted([key.tobytes().hex(), str(v)] for key, v in zip(rows.row_keys, values, strict=True))
-    index = np.array([place[v] for v in values], dtype=np.int64)
+    pairs = zip(rows.row_keys, values, strict=True)
+    entries = sorted([key.tobytes().hex(), *([] if v is None else [str(v)])] for key, v in pairs)
+    index = np.array([place.get(v, -1) for v in values], dtype=np.int64)
     return Groups(column, tuple(str(v) for v in order), index, fingerprint("groups", 1, rows=entries))
 
 

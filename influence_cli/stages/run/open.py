@@ -37,6 +37,8 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
     manifest = open_manifest(inputs.manifest, inputs.label, inputs.skip_bad, store.file_keys(), listener=listener)
     if len(manifest.rows("train")) == 0:
         raise ManifestError("no train rows", where=manifest.source, fix="set column split to train for some rows")
+    of_groups = {name: o for name, o in objectives.items() if "groups" in o.needs}
+    objectives |= {name: o.of_classes(name, manifest.classes) for name, o in of_groups.items()}
     inputs, values = named_classes(inputs, manifest), needed_values(methods, spec.relative)
     model, checkpoint, about = None, None, dict[str, Any]()
     if spec.rows is not None or any(m.needs != "nothing" for m in methods.values()):

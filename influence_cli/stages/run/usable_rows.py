@@ -147,8 +147,8 @@ def _fix_of_classes(own: Names | None, trained: Names | None) -> str:
         return "number the classes as the checkpoint does, or match its outputs by name: --class-map checkpoint"
     if own and trained:
         return (
-            "call the classes as the checkpoint does (schema metadata key 'classes'), or its outputs as the manifest "
-            f"does: --class-map FILE, a JSON list of {len(trained)} names in the checkpoint's order"
+            f"pass --class-map FILE, a JSON list that calls the checkpoint's {len(trained)} outputs, in their order, "
+            "as the manifest does; or call the classes as the checkpoint does (schema metadata key 'classes')"
         )
     return "number the classes as the checkpoint does, or name them in the manifest (schema metadata key 'classes')"
 
