@@ -21,7 +21,7 @@ from influence_cli.curvature.minibatches import HELD_BYTES, HeldRows
 from influence_cli.data.manifest import Rows
 from influence_cli.engines.engine import Engine
 from influence_cli.maths.hashed_draws import stream_key
-from influence_cli.model.decoded import DecodedByKey
+from influence_cli.model.decoded import IN_MEMORY_BYTES, DecodedByKey
 from influence_cli.model.examples import alike, batches, chunked, move, to_input
 from influence_cli.model.parameters import named_views, pulled
 
@@ -38,6 +38,7 @@ class FitLoss:
         self.curvature = curvature
         self.held = HeldRows(curvature)
         self.rows = self.held.rows
+        self._whole: list[tuple[Any, Tensor, Tensor]] | None = None  # every row as the model takes it, where small
 
     def start(self) -> Tensor:
         """The parameters [d] at the point itself."""
@@ -50,11 +51,9 @@ class FitLoss:
 
     def at(self, flat: Tensor, places: NDArray[np.int64] | None = None) -> tuple[float, Tensor]:
         """The loss at a vector [d] and its gradient [d], from the rows at some places by key, or from all."""
-        chosen = np.arange(self.rows) if places is None else places
-        scale = self.rows / (len(chosen) * self.curvature.weight)
+        scale = self.rows / ((self.rows if places is None else len(places)) * self.curvature.weight)
         value, gradient = 0.0, torch.zeros_like(flat)
-        for first in range(0, len(chosen), self.curvature.batch_size):
-            x, y, w = self.held.take(chosen[first : first + self.curvature.batch_size])
+        for x, y, w in self._every() if places is None else self._some(places):
             with torch.enable_grad():
                 leaf = flat.detach().requires_grad_()
                 z = self.curvature.at.logits(x, self.named(leaf))
@@ -63,6 +62,23 @@ class FitLoss:
             value += float(total.detach()) * scale
             gradient += part * scale
         return value, gradient
+
+    def _some(self, places: NDArray[np.int64]) -> Iterator[tuple[Any, Tensor, Tensor]]:
+        """(inputs, labels, weights) of the rows at some places, a batch at a time."""
+        for first in range(0, len(places), self.curvature.batch_size):
+            yield self.held.take(places[first : first + self.curvature.batch_size])
+
+    def _every(self) -> Iterator[tuple[Any, Tensor, Tensor]]:
+        """The same of all rows; they are kept where they are few enough."""
+        if self._whole is not None:
+            yield from self._whole
+            return
+        kept, size = list[tuple[Any, Tensor, Tensor]](), 0
+        for batch in self._some(np.arange(self.rows)):
+            size += batch[0].nbytes
+            kept += [batch] if size <= IN_MEMORY_BYTES else []
+            yield batch
+        self._whole = kept if size <= IN_MEMORY_BYTES else None
 
     def losses_at(self, flat: Tensor, places: NDArray[np.int64]) -> Floats:
         """Losses [b] of the rows at some places by key."""

@@ -9,8 +9,10 @@ import copy
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,10 +24,12 @@ from influence_cli.maths.langevin import ChainState, Law, advanced, chosen_rows,
 from influence_cli.methods.bif import BIF
 from influence_cli.methods.protocol import Chain
 from influence_cli.model.losses import CROSS_ENTROPY
+from influence_cli.settings import GradSpec
 from influence_cli.stages.grads.further import open_fit_rows
 from influence_cli.stages.grads.member_model import Models
 from influence_cli.stages.grads.phi_values import PhiValues
-from tests.cases import Heard, call_cli
+from influence_cli.stages.score.stored import StoredRows
+from tests.cases import Heard, call_cli, job_of, write
 from tests.opened import Opened, fill, missing_work, score
 from tests.oracle import (
     Problem,
@@ -48,7 +52,7 @@ def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
     return make_problem(tmp_path_factory.mktemp("bif"), "mlp:5", (3,), classes=3, train=30, val=12)
 
 
-def job(problem: Problem, options: dict | None = None, **more: object) -> Opened:
+def job(problem: Problem, options: dict[str, Any] | None = None, **more: Any) -> Opened:
     return problem.job(methods=("bif",), options={"bif": {**OPTIONS, **(options or {})}}, **more)
 
 
@@ -162,7 +166,7 @@ def test_new_rows_are_observed_along_the_same_chains(problem: Problem, tmp_path:
     labels, splits, ids = problem.labels.numpy()[few], problem.splits[few].tolist(), [problem.ids[k] for k in few]
     part = write_manifest(tmp_path / "few.parquet", payloads, labels, splits, ids)
     (tmp_path / "store").mkdir()
-    pinned = {"fit_rows": str(problem.manifest), "store": str(tmp_path / "store")}
+    pinned: dict[str, Any] = {"fit_rows": str(problem.manifest), "store": str(tmp_path / "store")}
     fill(job(problem, manifest=part, **pinned))
     case = job(problem, **pinned)
     lacking = {len(keys) for w in missing_work(case) for keys in w.in_pass("chains").values()}
@@ -289,18 +293,22 @@ def test_t44_an_unstable_step_is_refused(problem: Problem) -> None:
     assert "bif.step=" in raised.value.fix
 
 
+def lost(rows: int) -> Chain:
+    """A chain that left the finite numbers at its third step."""
+    none = np.full(rows, np.nan)
+    return Chain(none, none, none, np.zeros(2), {"diverged": 3})
+
+
 def test_chains_that_left_the_finite_numbers_are_in_no_score(problem: Problem) -> None:
     rng, good = np.random.default_rng(0), FACTS
 
     class Injected:
         objectives = ("utility",)
-        lost = 1
 
         def chains(self, objective: str) -> list[Chain]:
-            made = [rng.normal(size=(3, 4)) for _ in range(2)]
-            kept = [Chain(*m, rng.normal(size=6), good) for m in made]
+            kept = [Chain(*rng.normal(size=(3, 4)), rng.normal(size=6), good) for _ in range(2)]  # pyright: ignore[reportCallIssue]
             self.kept = [c.products for c in kept]
-            return [*kept, Chain(np.full(4, np.nan), *(np.full(4, np.nan),) * 2, rng.normal(size=2), {"diverged": 3})]
+            return [*kept, lost(4)]
 
     stored = Injected()
     rows = open_manifest(str(problem.manifest)).rows("train")
@@ -308,7 +316,7 @@ def test_chains_that_left_the_finite_numbers_are_in_no_score(problem: Problem) -
     np.testing.assert_allclose(found.values, 2.0 * (stored.kept[0] + stored.kept[1]) / 10)
     assert found.by_member is not None
     assert len(found.by_member) == 2
-    stored.chains = lambda objective: [Chain(*(np.zeros(4),) * 3, np.zeros(2), {"diverged": 3})]  # type: ignore[method-assign]
+    stored.chains = lambda objective: [lost(4)]
     with pytest.raises(ModelError, match="no chain has stayed finite"):
         BIF().score(stored, rows, CROSS_ENTROPY)  # pyright: ignore[reportArgumentType]
 
@@ -338,3 +346,28 @@ def test_a_loss_of_the_task_needs_damping_and_step() -> None:
         BIF().check_loss(own)
     assert "bif.step=X" in raised.value.fix
     BIF(damping=0.1, step=0.1).check_loss(own)
+
+
+def test_texts_of_several_lengths_and_their_twins(tmp_path: Path) -> None:
+    """At a step of nearly nothing draws are the checkpoint itself; Phi there is what the target pass measures."""
+    from tests.texts import saved, sentences
+
+    table = sentences(40, 30, 0)
+    twins = [f"very {t}" if k % 2 else None for k, t in enumerate(table.column("text").to_pylist())]
+    manifest = write(table.append_column("twin", pa.array(twins)), tmp_path / "m.parquet")
+    saved(tmp_path / "hf")
+    objectives = ("utility", "flip-fairness")
+    options = {"step": 1e-16, "nbeta": 40.0, "damping": 1.0, "draws": 4, "chains": 1, "burn_in": 1, "batch": 16}
+    given = {"bif": options, "flip-fairness": {"column": "twin"}, "gex": {"rate": 1e-9, "members": 2, "batch": 16}}
+    spec = GradSpec(methods=("bif", "ip", "gex"), objectives=objectives, options=given, precision="fp64")
+    case = job_of(manifest, tmp_path / "hf", None, spec=spec, batch_size=8)
+    scores = score(case)
+    known = provenance(scores.schema)["noise"]
+    stored = StoredRows(case.run, case.session, "bif")
+    for objective in objectives:
+        (chain,) = stored.chains(objective)
+        np.testing.assert_allclose(chain.mean, column(scores, "loss"), rtol=1e-5)
+        np.testing.assert_allclose(chain.phi, known[objective]["phi"], rtol=1e-5)
+        by_member = [StoredRows(case.run, case.session, "gex").phi(m, objective) for m in case.run.members_of["gex"]]
+        np.testing.assert_allclose(by_member, known[objective]["phi"], rtol=1e-5)
+    assert set(provenance(scores.schema)["further"]) == {"bif", "gex"}

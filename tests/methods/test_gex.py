@@ -6,6 +6,7 @@ python -m pytest tests/methods/test_gex.py
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
     return make_problem(tmp_path_factory.mktemp("gex"), "mlp:5", (3,), classes=3, train=30, val=9)
 
 
-def job(problem: Problem, *methods: str, options: dict | None = None, **more: object) -> Opened:
+def job(problem: Problem, *methods: str, options: dict[str, Any] | None = None, **more: Any) -> Opened:
     return problem.job(methods=methods, options={m: {**OPTIONS, **(options or {})} for m in methods}, **more)
 
 

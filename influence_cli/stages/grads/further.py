@@ -8,7 +8,7 @@ import numpy as np
 
 from influence_cli.errors import ManifestError
 from influence_cli.stages.run.run import Run, require_model
-from influence_cli.stages.run.session import Session
+from influence_cli.stages.run.session import INPUT_VALUES, Session
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,6 +16,18 @@ if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
 
 NAMED = 5  # rows that a warning names
+SMALL, MOST_ROWS = 50_000, 4096  # parameters up to which a network is small, and rows that it is run on at once
+
+
+def rows_a_call(run: Run, session: Session, model: nn.Module) -> int:
+    """Rows that the model is run on at once: those of a run's batches, and more where a network is small.
+
+    A small one takes about as long for some thousand rows as for a few, and its steps are many.
+    """
+    usual, (spec, _) = session.batch_size(run.model), require_model(run)
+    if session.runtime.batch_size or sum(p.numel() for p in model.parameters()) > SMALL:
+        return usual
+    return max(usual, min(MOST_ROWS, INPUT_VALUES // int(np.prod(spec.shape))))
 
 
 def open_fit_rows(run: Run, session: Session, model: nn.Module) -> Curvature:
@@ -30,7 +42,7 @@ def open_fit_rows(run: Run, session: Session, model: nn.Module) -> Curvature:
     precision = "fp64" if run.spec.precision == "fp64" else "fp32"
     curvature = Curvature(
         model, require_model(run)[0], run.fit.rows, run.spec.params, None, session.device,
-        session.batch_size(run.model), session.runtime.workers, precision=precision, loss=run.row_loss,
+        rows_a_call(run, session, model), session.runtime.workers, precision=precision, loss=run.row_loss,
     )  # fmt: skip
     bad = curvature.unusable()
     if len(bad) == 0:
