@@ -4,7 +4,8 @@
 
 N(i) are the k nearest other train rows, or with ``among=target`` the k nearest target rows.  No label is looked at.
 Angiulli and Pizzuti 2002; Sun, Ming, Zhu and Li (arXiv:2204.06507) take the features of a trained network, and the k-th
-distance alone.  Ranking only: rows unlike all others come last, which need not be wrong.  Column ``outlier_nearest``
+distance alone.  Ranking only: rows unlike all others come last, which need not be wrong: it finds wrong labels hardly
+better than chance (``tests/benchmarks/results/neighbours.md``).  Column ``outlier_nearest``
 has the ids of the nearest three.
 """
 

@@ -218,10 +218,20 @@ def test_a_target_is_needed_only_for_neighbours_among_it(folder: Path) -> None:
 
 
 def test_curate_trims_by_it_and_refuses_what_needs_a_sign(folder: Path) -> None:
-    scored(folder, "knn", "--set", "knn.k=5")
+    scored(folder, "knn", "--set", "knn.k=5", "--method", "loss")
     cut = ("--budget", "10%", "--set", "trim.guard=false", "--edits", "e.parquet", "-o", "c.parquet")
     ran = call_cli("curate", "s.parquet", "--action", "trim", *cut, cwd=folder)
     assert ran.code == 0, ran.err
+    table = pq.read_table(folder / "s.parquet").to_pylist()
+    row = {r["id"]: r for r in table}
+    edits = pq.read_table(folder / "e.parquet").to_pylist()
+    assert len(edits) == 4
+    for edit in edits:
+        near, says = row[edit["id"]]["knn_nearest"], row[edit["id"]]["knn_label"]
+        assert edit["reason"].endswith(f" by score; nearest rows: {near}; its neighbours say class {says}")
+    ran = call_cli("curate", "s.parquet", "--by", "score_loss", "--action", "trim", *cut, cwd=folder)
+    assert ran.code == 0, ran.err
+    assert "nearest" not in str(pq.read_table(folder / "e.parquet").column("reason").to_pylist())
     ran = call_cli("curate", "s.parquet", "--action", "trim", "--set", "trim.only_negative=true", *cut, cwd=folder)
     assert ran.code == 2
     assert "ranking-only" in ran.err

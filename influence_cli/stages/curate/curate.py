@@ -25,6 +25,7 @@ from influence_cli.data.labels import wrong_labels
 from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.settings import parse_budget
+from influence_cli.stages.curate.neighbours import with_neighbours
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import ScoreTable, guarded_groups, read_scores, scored_groups
 from influence_cli.store.shards import as_arrow
@@ -112,7 +113,7 @@ def curate(request: CurateRequest) -> Curated:
         return Curated(scores, edits, request, predicted)
     if request.subject_to:
         raise UsageError("--subject-to needs an objective to gain", fix="--maximise utility")
-    edits = action.propose(scores.scored, budget)
+    edits = with_neighbours(action.propose(scores.scored, budget), scores)
     gone = [column for column in scored_groups(scores.provenance) if column not in scores.group_columns]
     if gone and request.action == "trim":
         edits.notes.append(
