@@ -146,7 +146,8 @@ def _features(job: ExportJob) -> dict[str, Any]:
     features: dict[str, Any] = {"id": {"dtype": "string", "_type": "Value"}}
     features |= {name: described for name, (_, described) in manifest.payload_kind.embedded_types.items()}
     names = list(manifest.classes or ())
-    features[job.label] = {"names": names, "_type": "ClassLabel"} if names else {"dtype": "int64", "_type": "Value"}
+    if manifest.labelled:
+        features[job.label] = {"names": names, "_type": "ClassLabel"} if names else {"dtype": "int64", "_type": "Value"}
     for name in _others(job):
         kind = _plain(manifest.table.schema.field(name).type)
         features[name] = {"dtype": _DTYPES.get(str(kind), str(kind)), "_type": "Value"}
@@ -169,7 +170,8 @@ def _new_table(job: ExportJob, some: list[tuple[int, Payload | Path | None, str 
     columns = {"id": pa.array([manifest.ids[r] for r in rows], pa.string())}
     for name, (kind, _) in manifest.payload_kind.embedded_types.items():
         columns[name] = pa.array([value[name] for value in values], kind)
-    columns[job.label] = pa.array(edited.labels[rows])
+    if manifest.labelled:
+        columns[job.label] = pa.array(edited.labels[rows])
     for name in _others(job):
         column = manifest.table.column(name).take(pa.array(rows))
         columns[name] = column.cast(_plain(column.type))

@@ -122,7 +122,8 @@ def plain_rows(job: ExportJob, form: str) -> Iterator[dict[str, Any]]:
         if isinstance(value, Path) and name is not None:
             out["path"] = rebase(name, job.folder, job.place.parent)
         label = int(edited.labels[row])
-        out[job.label] = label if manifest.classes is None else edited.class_name(label)
+        if manifest.labelled:
+            out[job.label] = label if manifest.classes is None else edited.class_name(label)
         out.update({other: values[row] for other, values in columns.items()})
         if weighted:
             out["weight"] = float(edited.weights[row])

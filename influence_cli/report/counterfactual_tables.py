@@ -56,9 +56,9 @@ def by_loss(removal: Figures) -> list[str]:
 
 
 def accuracy_of(removal: Figures) -> str:
-    """The accuracy to show: of the test rows where there are any."""
-    nothing = removal["nothing"]
-    return "test_accuracy" if nothing is None or "test_accuracy" in nothing else "target_accuracy"
+    """The accuracy to show: of test rows where there are any; the loss where no prediction is right or wrong."""
+    nothing, known = removal["nothing"], ("test_accuracy", "target_accuracy", "test_loss", "target_loss")
+    return known[0] if nothing is None else next(name for name in known if name in nothing)
 
 
 def _left_out(part: Figures) -> list[str]:

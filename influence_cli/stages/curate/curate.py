@@ -94,6 +94,9 @@ def curate(request: CurateRequest) -> Curated:
     """
     action = make_action(request.action, request.options)
     scores = read_scores(request)
+    if request.action == "relabel" and not scores.manifest.labelled:
+        what = "relabel gives rows another label, and these have none"
+        raise UsageError(what, where=scores.manifest.source, fix="use --action trim or reweight")
     if request.action == "reweight" and request.budget is not None:
         raise UsageError("reweight touches every scored row and takes no budget", fix="leave --budget out")
     budget = parse_budget(request.budget or "5%", len(scores.train))

@@ -92,7 +92,7 @@ def _edited(curated: Curated, folder: Path, output: str) -> Iterator[tuple[pa.Ta
     schema = moved_origin(read_schema(manifest.files[0]), manifest.folder, folder)
     metadata = written_to(with_provenance(schema.empty_table(), curated.provenance()), output).schema.metadata
     for here, part in _parts(manifest, folder):
-        table = _set_column(part, curated.scores.label, after.labels[here])
+        table = _set_column(part, curated.scores.label, after.labels[here]) if manifest.labelled else part
         if edits.action == "reweight":
             table = _set_weights(table, after.weights[here], reweighted[here])
         if edits.proposal is not None:
@@ -131,7 +131,7 @@ def _restored(undoing: Undoing, folder: Path) -> Iterator[pa.Table]:
         return back.take(pa.array([order[k] for k in undoing.before[place]])).cast(schema)
 
     for here, part in _parts(curated, folder):
-        table = _set_column(part, undoing.label, undoing.labels[here])
+        table = _set_column(part, undoing.label, undoing.labels[here]) if curated.labelled else part
         if "weight" in table.column_names:
             table = _set_weights(table, undoing.weights[here], undoing.weights[here] != weights[here])
         table = table.drop_columns([n for n in undoing.added if n in table.column_names])

@@ -54,6 +54,9 @@ def plant_in_arms(
     asked = request.canaries
     if asked is None:
         return None
+    if not base.manifest.labelled:
+        what = "canaries are wrong labels, and the rows have none"
+        raise UsageError(what, where=base.manifest.source, fix="leave --canaries out")
     if request.against is not None or request.edits is not None:
         raise UsageError("canaries would be wrong labels in every arm that is compared", fix="leave out one of the two")
     known = min(classes, class_count(base.manifest.classes, base.labels))  # the model may have outputs for no row

@@ -197,6 +197,9 @@ def scored_arms(request: EditsRequest, base: Rows, seed: int) -> list[Arm]:
         UsageError: the table, a column, an action or a budget cannot be used.
     """
     wanted = [(name,) for name in request.by] + ([request.by] if request.combine is not None else [])
+    if "relabel" in request.actions and not base.manifest.labelled:
+        what = "relabel gives rows another label, and these have none"
+        raise UsageError(what, where=base.manifest.source, fix="use --action trim or reweight")
     made: list[Arm] = []
     for by in wanted:
         rule = request.combine if len(by) > 1 else None

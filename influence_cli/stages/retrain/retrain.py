@@ -84,6 +84,9 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         if name == "train" or len(rows)
     }
     changed = twins = None
+    if request.flips is not None and not loss_of(spec).by_class:
+        what = f"--flips counts predicted classes that flip, and {spec.name} predicts none"
+        raise UsageError(what, fix="leave it out")
     if request.flips is not None:
         changed = changed_texts(test, None if request.flips == WORDS else request.flips)
         twins = Examples(test, spec, listener, "changed test rows", changed.twins)

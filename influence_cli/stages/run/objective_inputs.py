@@ -5,6 +5,7 @@ Nothing here imports torch: a run whose every row is stored never does.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from influence_cli.data.changed_texts import Changed
 from influence_cli.data.classes import Names, class_name
 from influence_cli.data.manifest import Rows
-from influence_cli.errors import ManifestError
+from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import Listener
+from influence_cli.model.losses import loss_of
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import GradSpec, Inputs
 from influence_cli.store import fingerprint
@@ -32,6 +34,23 @@ class Groups:
     names: tuple[str, ...]
     index: NDArray[np.int64]
     digest: str  # of which row is of which group, in any order
+
+
+def refuse_of_classes(methods: Iterable[str], objectives: dict[str, Any], model: ModelSpec) -> None:
+    """Refuse what is about predicted classes where a model predicts none.
+
+    Raises:
+        UsageError: a method or an objective is.
+    """
+    if loss_of(model).by_class:
+        return
+    if "margin" in methods:
+        what = f"margin is that of a label's logit over others, and {model.name} predicts no label"
+        raise UsageError(what, fix="use --method loss")
+    for name, objective in objectives.items():
+        if objective.needs & {"groups", "pairs"}:
+            what = f"{name} is about predicted classes, and {model.name} predicts none"
+            raise UsageError(what, fix="use --objective utility")
 
 
 def target_groups(

@@ -215,11 +215,16 @@ def _spread(members: Floats, weights: tuple[float, ...]) -> Floats:
 
 
 def _append_model_says(table: pa.Table, run: Run, session: Session) -> pa.Table:
-    """Loss and margin at the checkpoint (or first member), the model's label, and the most probable other one."""
+    """Loss and margin at the checkpoint (or first member), the model's label, and the most probable other one.
+
+    Of a model that predicts no class the loss alone.
+    """
     logits = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"]
     labels = run.train.labels
     with np.errstate(invalid="ignore", over="ignore"):
         table = table.append_column("loss", nullable(run.row_loss.losses(logits, labels)))
+        if not run.row_loss.by_class:
+            return table
         table = table.append_column("margin", nullable(margin(logits, labels)))
         probability = softmax(logits)
     classes = class_count(run.manifest.classes, labels)  # a model may have more outputs

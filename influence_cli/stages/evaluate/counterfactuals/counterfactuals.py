@@ -134,6 +134,9 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
     random = uniform_draws(scores.train.ids, request.seed)
     pool = Pool(scores.train, used, columns, random, request.seed, request.seeds, refitter.deterministic)
     parts, brittleness = _parts(request, pool), None
+    if request.brittleness is not None and trainer.spec.is_language:
+        what = "--brittleness is about predicted classes that flip, and a language model predicts none"
+        raise UsageError(what, fix="use --removal 1%,5% or --lds 50")
     if request.brittleness is not None:
         brittleness = Brittleness(pool, refitter, *open_scored_run(scores, request, remember), request.brittleness)
     found = find_checkpoint(checkpoint)[0] if checkpoint is not None and _is_of(origin, trainer.spec) else None

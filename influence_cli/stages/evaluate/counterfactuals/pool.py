@@ -43,11 +43,15 @@ class Outcome:
 
     def by_row(self) -> dict[str, Floats]:
         """By metric the rows' values whose mean it is: loss and accuracy of target rows, and of test rows if any."""
-        found = {"target_loss": self.target_loss, "target_accuracy": (self.target_margin > 0).astype(np.float64)}
+        found = {"target_loss": self.target_loss, "target_accuracy": _right(self.target_margin)}
         if len(self.test_loss):
-            found["test_loss"] = self.test_loss
-            found["test_accuracy"] = (self.test_margin > 0).astype(np.float64)
-        return found
+            found |= {"test_loss": self.test_loss, "test_accuracy": _right(self.test_margin)}
+        return {name: values for name, values in found.items() if not np.isnan(values).all()}
+
+
+def _right(margins: Floats) -> Floats:
+    """1 for each row that is predicted right; NaN where no prediction is right or wrong."""
+    return np.where(np.isnan(margins), np.nan, margins > 0)
 
 
 def phi_of(outcomes: list[Outcome | None]) -> Floats:

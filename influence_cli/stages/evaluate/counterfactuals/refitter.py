@@ -188,7 +188,8 @@ class Refitter:
                 logits = predict(model, self._examples(name), self.trainer.device)
                 order = _by_key(rows)
                 found[f"{name}_loss"] = self._loss.losses(logits, rows.labels)[order]
-                found[f"{name}_margin"] = margin(logits, rows.labels)[order]
+                known = self._loss.by_class  # no prediction is right or wrong where it is none of classes
+                found[f"{name}_margin"] = margin(logits, rows.labels)[order] if known else np.full(len(rows), np.nan)
         return found
 
     def _outcome(self, stored: dict[str, NDArray[Any]]) -> Outcome:
