@@ -160,7 +160,8 @@ def _decided(chunks: Chunks, seen: Seen, columns: Columns) -> Roles:
         refuse_copies([copy for copy in copies if copy.column not in columns.features], roles.label, seen.where)
     roles = replace(roles, notes=(*roles.notes, *(copy.said(roles.label) for copy in copies)))
     tables = (chunk.table for chunk in chunks())
-    deciding = label_deciders(tables, roles.label, roles.features, {copy.column for copy in copies})
+    named = {copy.column for copy in copies}
+    deciding = label_deciders(tables, roles.label, roles.features, named) if by_class else []
     roles = replace(roles, notes=(*roles.notes, *said_of_deciders(deciding, roles.label)))
     features = with_medians(roles.features, seen.rows, lambda: _trained(chunks, roles))
     return replace(roles, features=tuple(features))
