@@ -83,6 +83,7 @@ class Terminal(Listener):
         with self._bar(what, total, unit) if live else contextlib.nullcontext(_Plain(self, what, total, unit)) as bar:
             bar.terminal = self
             yield bar
+            bar.finish()
         self.span = None
 
     @contextmanager
@@ -104,6 +105,9 @@ class Terminal(Listener):
 
 class _Counting(Progress):
     terminal: Terminal | None = None
+
+    def finish(self) -> None:
+        """All is done."""
 
     def advance(self, rows: int) -> None:
         if self.terminal is not None and self.terminal.span is not None:
@@ -133,7 +137,16 @@ class _Plain(_Counting):
         waited = time.monotonic() - self.time
         step = max(1, self.total) * PLAIN_EVERY_SHARE
         passed = self.done // step > self.shown // step and waited >= PLAIN_AT_LEAST_S
-        if self.terminal is not None and (passed or waited >= PLAIN_EVERY_S):
+        if passed or waited >= PLAIN_EVERY_S:
+            self._show()
+
+    def finish(self) -> None:
+        """Where lines were shown, the last one says where it ended."""
+        if 0 < self.shown < self.done:
+            self._show()
+
+    def _show(self) -> None:
+        if self.terminal is not None:
             self.terminal.note(f"{self.what}: {self.done:,} of {self.total:,} {self.unit}")
             self.shown, self.time = self.done, time.monotonic()
 

@@ -57,6 +57,9 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
     """
     shares = _shares(request.split)
     output = Path(request.output)
+    if request.output == "-":
+        what = "a manifest does not go to standard output: later commands read it more than once"
+        raise UsageError(what, fix="pass -o manifest.parquet")
     if output.suffix != ".parquet":
         raise UsageError(f"cannot write {request.output!r}: a manifest is Parquet", fix="use .parquet")
     read = [] if is_saved(request.source) else [request.source]

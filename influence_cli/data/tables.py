@@ -18,6 +18,7 @@ import pyarrow as pa
 from pyarrow import csv
 from pyarrow import json as arrow_json
 
+from influence_cli.data.file_contents import refuse_wrong_suffix
 from influence_cli.data.folders import walk
 from influence_cli.data.formulas import as_meant
 from influence_cli.data.kinds.protocol import is_text
@@ -107,6 +108,7 @@ def parquet_files(source: str, label: str = "label") -> list[Path]:
             if source == "-":
                 fix = "write Parquet into the pipe: influence score ... -o - | influence ... -"
                 raise ManifestError("standard input is not readable as Parquet", where="-", fix=fix) from error
+            refuse_wrong_suffix(file)
             if file.suffix.lower() in SOURCES:
                 what = f"not readable as Parquet: it is {file.suffix.lower()}, and no manifest yet"
                 fix = f"make a manifest of it first: {manifest_command(str(file), label)}"

@@ -508,3 +508,21 @@ def test_require_improvement_exits_1_only_where_it_was_asked(tmp_path: Path, dig
     assert call_cli(*asked, "--require-improvement", cwd=tmp_path).code == 1  # one seed resolves nothing
     metrics = json.loads((tmp_path / "RUN" / "metrics.json").read_text())
     assert set(metrics["arms"]) == {"curated", "no edit", "curated: random trim"}
+
+
+def test_the_last_line_of_progress_in_a_pipe_says_where_it_ended(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    shown = console.Terminal()
+    with shown.progress("train", 10, "epochs") as progress:
+        for _ in range(10):
+            now[0] += 1.0 if now[0] < 6.0 else 0.01
+            progress.advance(1)
+    lines = capsys.readouterr().err.splitlines()
+    assert 1 < len(lines) < 10
+    assert lines[-1] == "train: 10 of 10 epochs"
+    with shown.progress("quick", 3) as progress:
+        progress.advance(3)
+    assert capsys.readouterr().err == ""

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from influence_cli.data.file_contents import refuse_wrong_suffix
 from influence_cli.data.label_kinds import DEFAULT
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.huggingface import read_saved_dataset
@@ -38,11 +39,17 @@ def open_source(source: Any, columns: Columns) -> Source:
     if not isinstance(source, str | Path):
         return read_frame(source, columns)
     path, where = str(source), Path(source)
+    if path == "-":
+        what = "standard input is no source: a manifest says where its rows are, and later commands look there"
+        raise ManifestError(
+            what, where=path, fix="write it to a file first: ... > rows.csv; influence manifest rows.csv"
+        )
     if not where.exists():
         raise ManifestError("no such file or folder", where=path, fix="check the path")
     folder = where.is_dir()
     if not folder:
         check_regular(path)
+        refuse_wrong_suffix(where)
     if not folder and where.suffix.lower() == ".npz":
         return read_npz(where, columns)
     if not folder and where.suffix.lower() in TEXT_TABLES:

@@ -46,7 +46,7 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
         refuse_margin(methods, model)
         manifest = usable(manifest.rows("train"), model, inputs, store)
         check_classes(manifest, model)
-        refuse_objectives(methods, objectives, manifest, model)
+        refuse_objectives(objectives, manifest, model)
         usable_train_rows(manifest)
     target, overlap = manifest.rows("val"), manifest.rows("val").take(np.array([], dtype=np.int64))
     rows_of_target = spec.rows is not None and (inputs.target is not None or len(target) > 0)
