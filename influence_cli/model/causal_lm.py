@@ -80,7 +80,7 @@ def _checked_causal(model: Any, output: nn.Module, spec: ModelSpec) -> tuple[dic
     x = {name: value.long() for name, value in as_argument(from_arrays(blank)).items()}
     changed = x["input_ids"].clone()
     changed[:, -1] = changed[:, 0]
-    given = list[Tensor]()
+    given = list[Any]()
     hook = output.register_forward_hook(lambda module, args, out: given.append(out))
     with torch.no_grad():
         own, other = (model(**{**x, "input_ids": ids}, use_cache=False).logits for ids in (x["input_ids"], changed))

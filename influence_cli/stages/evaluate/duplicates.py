@@ -127,7 +127,7 @@ def duplicates(run: Run, session: Session, limit: Limit) -> dict[str, Any]:
             apart = nearest(features, features, 1, METRIC, own=own, done=progress.advance).distances[:, 0]
             apart = apart[np.isfinite(apart)]
             middle = float(np.median(apart)) if len(apart) else 0.0
-        most = float(limit.distance if middle is None else (limit.share or 0.0) * middle)
+        most = float(limit.distance or 0.0) if middle is None else (limit.share or 0.0) * middle
         linked, closest = Linked(len(keys)), np.full(len(keys), np.inf)
         for i, j, distance in pairs_within(features, most, METRIC, done=progress.advance):
             linked.add(i, j)
