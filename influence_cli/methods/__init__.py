@@ -83,6 +83,10 @@ _ROWS = (
         "minus the row's self-influence, with inverse curvature",
         "Bejan et al., arXiv:2302.13959", "forward T + 2 x fit rows + norms T",
     ),
+    MethodInfo(
+        "head-vm", "influence_cli.methods.head_vm:HeadVM", "minus a row's cost to the last layer tuned on target rows",
+        "-", "forward V/2 + forward T; head^2",
+    ),
     MethodInfo("random", "influence_cli.methods.random:Random", "seeded uniform draw, the floor", "-", "none"),
 )  # fmt: skip
 METHODS: dict[str, MethodInfo] = {info.name: info for info in _ROWS}

@@ -149,6 +149,7 @@ class Method:
     needs: ClassVar[str]
     kind: ClassVar[Kind]
     effect: ClassVar[bool] = False  # whether score/n estimates the rise of Phi on removal
+    looks_at_target: ClassVar[bool] = False  # whether it needs the target rows though it has no directions
     fitted_curvature: ClassVar[bool] = False  # whether its directions are u = P q with P fitted on the fit rows
 
     def places(self, trajectory: Trajectory, seed: int, params: str) -> list[Place]:

@@ -18,7 +18,7 @@ from influence_cli.events import Listener
 from influence_cli.store.files import open_regular, raw_header
 
 SINGLE = ("directions", "factors", "interims", "decisions", "trainings")  # one file a thing
-SHARDED = ["outputs", "tangents", "row_values", "top_rows", "attacks", "gradients"]  # one folder a thing
+SHARDED = ["outputs", "tangents", "row_values", "top_rows", "attacks", "gradients", "tuned_head"]  # one folder a thing
 NOTED = ("models", "engines", "tasks")  # one note a thing
 MARKER, TAG = "influence-store", "CACHEDIR.TAG"
 SPEC, VALUE_NOTE, UNDECODABLE, TIMINGS = "spec.json", "curvature.json", "undecodable.json", "timings.json"

@@ -5,6 +5,7 @@ python -m pytest tests/methods/test_source.py
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,7 @@ def unrolled(travelled: float, rate: float) -> list[float]:
     for segments, kept in ((1, 0), (3, 0), (3, 2), (6, 1)):
         s, at = np.zeros(n), basis.T @ q
         ends = np.linspace(0, steps, segments + 1).round().astype(int)
-        for a, b in reversed(list(zip(ends[:-1], ends[1:], strict=True))):
+        for a, b in reversed(list(itertools.pairwise(ends))):
             chosen = range(a, b) if kept == 0 else [a + round((b - a) * (k + 1) / kept) for k in range(kept)]
             t = rate * (b - a)
             s += np.mean([g[k] for k in chosen], axis=0) @ (basis @ (gathered(sigma, t) * at))

@@ -11,7 +11,7 @@ Values = Callable[[], Sequence[str]]
 
 METHODS = (  # their own table imports pyarrow, which takes too long here
     *("ip", "ip-ensemble", "exact", "cg", "lissa", "arnoldi", "ekfac", "datainf", "tracin", "source"),
-    *("trak", "loss", "margin", "self-tracin", "self-lissa", "random"),
+    *("trak", "loss", "margin", "self-tracin", "self-lissa", "head-vm", "random"),
 )
 
 

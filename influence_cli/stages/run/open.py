@@ -45,7 +45,7 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
         usable_train_rows(manifest)
     target, overlap = manifest.rows("val"), manifest.rows("val").take(np.array([], dtype=np.int64))
     rows_of_target = spec.rows is not None and (inputs.target is not None or len(target) > 0)
-    if rows_of_target or any(m.needs == "tangents" for m in methods.values()):
+    if rows_of_target or any(m.needs == "tangents" or m.looks_at_target for m in methods.values()):
         assert model is not None
         columns = [o.column or inputs.group for o in objectives.values() if "groups" in o.needs]
         target, overlap = target_rows(inputs, manifest, listener, model, store, columns)

@@ -113,7 +113,8 @@ class Run:
     @property
     def target_fingerprint(self) -> str | None:
         """Name of the target rows; None where no method of the run measures anything on them."""
-        return self.target.fingerprint() if self.linear_members() else None
+        looked_at = self.linear_members() or any(method.looks_at_target for method in self.methods.values())
+        return self.target.fingerprint() if looked_at else None
 
     def plain_member(self) -> Member:
         """The member whose loss, margin and accuracy are reported: the checkpoint itself where it is one."""
