@@ -15,7 +15,8 @@ from influence_cli.maths.iterative import FORGETFUL, Floats, Interim, relative_n
 Product = Callable[[Floats], Floats]  # columns V [d, k] to A V
 
 SMALL = 1e-6  # of the largest Ritz value by size: what is at or below counts as zero
-BLOCK = 16  # basis vectors that are taken to float64 at once
+BLOCK = 16  # basis vectors that are taken to float64 at once, at most
+BLOCK_VALUES = 1 << 24  # and their values
 
 
 @dataclass(frozen=True)
@@ -133,13 +134,18 @@ class RitzPairs:
 
 def _project(basis: NDArray[Any], columns: Floats) -> Floats:
     """W Q [m, k] for rows W [m, d], in float64 though they be in float32."""
-    blocks = range(0, len(basis), BLOCK)
-    return np.concatenate([basis[first : first + BLOCK].astype(np.float64) @ columns for first in blocks])
+    return np.concatenate([basis[some].astype(np.float64) @ columns for some in _blocks(basis)])
 
 
 def _expand(basis: NDArray[Any], weights: Floats) -> Floats:
     """W^T A [d, k] for rows W [m, d] and A [m, k]."""
     total = np.zeros((basis.shape[1], weights.shape[1]))
-    for first in range(0, len(basis), BLOCK):
-        total += basis[first : first + BLOCK].astype(np.float64).T @ weights[first : first + BLOCK]
+    for some in _blocks(basis):
+        total += basis[some].astype(np.float64).T @ weights[some]
     return total
+
+
+def _blocks(basis: NDArray[Any]) -> list[slice]:
+    """Some rows after another."""
+    size = max(1, min(BLOCK, BLOCK_VALUES // basis.shape[1]))
+    return [slice(first, first + size) for first in range(0, len(basis), size)]

@@ -132,6 +132,10 @@ _ROWS = (
         "outlier", "influence_cli.methods.outlier:Outlier", "minus the mean distance to the nearest rows",
         "Angiulli and Pizzuti 2002; Sun et al., arXiv:2204.06507", "2 x forward T; n^2 w",
     ),
+    MethodInfo(
+        "head-vm", "influence_cli.methods.head_vm:HeadVM", "minus a row's cost to the last layer tuned on target rows",
+        "-", "forward V/2 + forward T; head^2",
+    ),
     MethodInfo("random", "influence_cli.methods.random:Random", "seeded uniform draw, the floor", "-", "none"),
 )  # fmt: skip
 METHODS: dict[str, MethodInfo] = {info.name: info for info in _ROWS}

@@ -80,7 +80,7 @@ class Arnoldi(ByProducts):
                 f"arnoldi would hold {k} vectors of {parameters:,} parameters, {size / 1e9:.3g} GB, and "
                 f"max_gigabytes is {self.max_gigabytes:g}",
                 fix=f"--set arnoldi.k={max(1, fewer)}, select fewer parameters (--params last), or raise "
-                "arnoldi.max_gigabytes: writing the basis takes twice its size",
+                "arnoldi.max_gigabytes",
             )
 
     def fit(self, curvature: Curvature) -> Factor:

@@ -3,10 +3,10 @@
     s_i = sum_l < gbar_il, F_l q_l >,    F_l = (1 - exp(-T_l H_l)) H_l^-1,    q_(l-1) = exp(-T_l H_l) q_l
 
 from the last segment back, where q_L = grad Phi: gbar_il is the mean of row i's gradients at the segment's checkpoints,
-T_l the sum of the rates of its steps, over 1 - momentum. H_l is EKFAC's matrix with the training's l2: input and output
-moments are the mean over the segment's checkpoints, and so are the eigenvalues in their common bases. Phi is measured
-at the last checkpoint alone. Bae, Lin, Lorraine and Grosse 2024 (arXiv:2405.12186), with their 3 segments of 2
-checkpoints (``retrain --keep-checkpoints 6``), here at the middle and at the end of each; delta is 0, since where T
+T_l the sum of the rates of its steps, over 1 - momentum.  H_l is EKFAC's matrix with the training's l2: input and
+output moments are the mean over the segment's checkpoints, and so are the eigenvalues in their common bases.  Phi is
+measured at the last checkpoint alone.  Bae, Lin, Lorraine and Grosse 2024 (arXiv:2405.12186), with their 3 segments of
+2 checkpoints (``retrain --keep-checkpoints 6``), here at the middle and at the end of each; delta is 0, since where T
 sigma is small F is T, as if damped by 1/T.
 
 Training need not have converged.  effect = s / n estimates the change of Phi when the row is left out of training.

@@ -24,6 +24,7 @@ from influence_cli.store.keys import canonical_json
 METADATA_KEY = "influence"  # exactly one: safetensors orders several keys randomly
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.EFBIG)  # the user's to put right
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1", "BOOL": "|b1"}
+LARGE = 1 << 26  # bytes of tensors from which a file is written without a copy of them in memory
 _HEADER_BYTES = 100_000_000  # no header is longer
 _UNREADABLE = (KeyError, ValueError, TypeError)  # what entries of a header that are none lead to
 
@@ -152,7 +153,33 @@ def write_tensors(path: Path, tensors: dict[str, NDArray[Any]], meta: dict[str, 
     """Write safetensors with ``meta`` under one metadata key, with checksums of it and of the whole."""
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     text = canonical_json({"checksum": _checksum(arrays, meta), "meta": meta, "meta_checksum": _checksum({}, meta)})
-    write_bytes(path, save(arrays, metadata={METADATA_KEY: text}))
+    if sum(array.nbytes for array in arrays.values()) < LARGE:
+        write_bytes(path, save(arrays, metadata={METADATA_KEY: text}))
+        return
+    with replacing(path) as temporary, temporary.open("wb") as handle:
+        handle.write(_header_of(arrays, text))
+        for name in _file_order(arrays):
+            handle.write(arrays[name].reshape(-1).view(np.uint8).data)  # no copy, which ``save`` makes two of
+
+
+def _file_order(arrays: dict[str, NDArray[Any]]) -> list[str]:
+    """The names as safetensors lays them out: those of the widest dtype first, so that every one is aligned."""
+    return sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+
+
+def _header_of(arrays: dict[str, NDArray[Any]], text: str) -> bytes:
+    """The header of safetensors with that metadata, and the eight bytes that say how long it is."""
+    called = {spelt: name for name, spelt in _DTYPES.items()}
+    entries: dict[str, Any] = {"__metadata__": {METADATA_KEY: text}}
+    start = 0
+    for name in _file_order(arrays):
+        array = arrays[name]
+        offsets = [start, start + array.nbytes]
+        entries[name] = {"dtype": called[array.dtype.str], "shape": list(array.shape), "data_offsets": offsets}
+        start = offsets[1]
+    raw = json.dumps(entries).encode()
+    raw += b" " * (-len(raw) % 8)
+    return struct.pack("<Q", len(raw)) + raw
 
 
 def parsed_header(raw: bytes) -> tuple[dict[str, Any], int]:

@@ -19,7 +19,7 @@ from influence_cli.store.files import open_regular, raw_header
 
 SINGLE = ("directions", "factors", "interims", "decisions", "trainings", "weights", "chains")  # one file a thing
 OF_DIRECTIONS = ("tangents", "tokens", "positions")  # folders that have the name of a direction
-OF_ROWS = ("outputs", "row_values", "traces", "top_rows", "attacks", "gradients", "features")
+OF_ROWS = ("outputs", "row_values", "traces", "top_rows", "attacks", "gradients", "features", "tuned_head")
 SHARDED = [*OF_DIRECTIONS, *OF_ROWS]  # one folder a thing
 NOTED = ("models", "engines", "tasks")  # one note a thing
 MARKER, TAG = "influence-store", "CACHEDIR.TAG"

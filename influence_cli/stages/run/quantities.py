@@ -7,7 +7,7 @@ new quantity is one class and one row (``register``); methods take it by naming 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from influence_cli.data.manifest import Rows
@@ -308,9 +308,42 @@ class PositionScores(TokenScores):
     name = "positions"
 
 
+class TunedHead(Quantity):
+    """A value of each row's gradient in the last layer, tuned on half of the target rows (``curvature.tuned_head``)."""
+
+    name, key = "tuned_head", "row"
+
+    def about(self, run: Run) -> dict[str, Any]:
+        """The target rows, and how the layer is tuned."""
+        method = next(m for m in run.methods.values() if m.needs == self.name)
+        return {"target": run.target.fingerprint(), "loss": run.loss_name, **asdict(method)}
+
+    def of_rows(self, run: Run, point: Point) -> OfRows:
+        """The layer is tuned with the first rows."""
+        made: list[Any] = []
+
+        def values(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+            if not made:
+                from influence_cli.curvature import tuned_head
+
+                assert run.model is not None
+                about = self.about(run)
+                made.append(
+                    tuned_head.TunedHead(point, run.model, run.target, run.row_loss, about["seed"], about["l2"], len(y))
+                )
+            return {"value": made[0].values(x, y)}
+
+        return values
+
+    def row_bytes(self, run: Run) -> int:
+        """Keys of row and payload, and the value."""
+        return ROW_VALUE_BYTES
+
+
 EVERY = (
-    Outputs(), Tangents(), RowValues(), Traces(), RowGradients(), Features(), TokenScores(), PositionScores(),
-)  # fmt: skip
+    *(Outputs(), Tangents(), RowValues(), Traces(), RowGradients(), Features(), TunedHead()),
+    *(TokenScores(), PositionScores()),
+)
 QUANTITIES: dict[str, Quantity] = {q.name: q for q in EVERY}
 
 
