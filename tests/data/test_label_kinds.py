@@ -163,13 +163,13 @@ def test_a_regression_goes_from_its_csv_through_edits_back_to_it(tmp_path: Path)
     linear = "--model linear --optimizer lbfgs --weight-decay 0.001"
     assert "test RMSE 0." in into(f"retrain m.parquet {linear}", "RUN")
     assert "train RMSE" in into("score m.parquet --checkpoint RUN --method exact --method loss", "s.parquet")
-    said = into("curate s.parquet --budget 5 --edits e.csv --export clean.csv", "c.parquet")
+    said = into("curate s.parquet --budget 5 --edits e.parquet --export clean.csv", "c.parquet")
     assert "class" not in said
     kept, before = ((tmp_path / name).read_text().splitlines() for name in ("clean.csv", "rows.csv"))
     assert len(kept) == len(before) - 5
     assert [line for line in before if line in set(kept)] == kept
     assert "of test loss over no edit" in into(f"retrain c.parquet --against m.parquet {linear}", "BOTH")
-    into("curate e.csv --undo --manifest c.parquet", "back.parquet")
+    into("curate e.parquet --undo --manifest c.parquet", "back.parquet")
     assert pq.read_table(tmp_path / "back.parquet").equals(pq.read_table(tmp_path / "m.parquet"))
     refused = call_cli("curate", "s.parquet", "--action", "relabel", "-o", "r.parquet", cwd=tmp_path)
     assert refused.code == 2
