@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from influence_cli.data import request
 from influence_cli.data.ingest import make_manifest
 from influence_cli.data.label_kinds import TASKS
 from influence_cli.data.labels import wrong_labels
@@ -138,6 +139,10 @@ def test_true_numbers_and_lists_tell_which_labels_are_wrong(tmp_path: Path) -> N
     assert found is not None
     assert np.flatnonzero(found[0]).tolist() == [9]
     assert np.flatnonzero(~found[1]).tolist() == [10]
+
+
+def test_every_task_can_be_asked_for() -> None:
+    assert set(request.TASKS) == set(TASKS)
 
 
 def test_tables_show_labels_as_people_read_them() -> None:

@@ -196,6 +196,6 @@ def _key(part: str, name: str) -> str:
 def _said_of(first: dict[str, Any], part: str) -> str:
     """The measures of some rows in words."""
     from influence_cli.data.measures import MEASURES
-    from influence_cli.stages.run.accuracy import quality_said
+    from influence_cli.stages.run.number_quality import quality_said
 
     return f"{part} {quality_said({m: first[_key(part, m)] for m in MEASURES if _key(part, m) in first})}"
