@@ -80,9 +80,9 @@ class SquaredError(RowLoss):
         """
         r = _errors(z, y)
         around = float(((y - y.mean()) ** 2).mean())
-        found = {"rmse": float(np.sqrt((r**2).mean())), "mae": float(np.abs(r).mean())}
         explained = {} if around == 0.0 else {"r2": 1.0 - float((r**2).mean()) / around}
-        return {**found, **explained, "loss": float(self.losses(z, y).mean())}
+        found = {"rmse": float(np.sqrt((r**2).mean())), "mae": float(np.abs(r).mean()), **explained}
+        return {**found, "loss": float(self.losses(z, y).mean())}
 
 
 class Huber(SquaredError):
