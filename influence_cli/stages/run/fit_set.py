@@ -101,10 +101,11 @@ def open_fit_set(inputs: Inputs, train: Rows, model: ModelSpec, listener: Listen
 
     Raises:
         ManifestError: none has a positive weight, or a label has no output in the model.
-        UsageError: the loss is not cross-entropy.
+        UsageError: the loss has no output curvature.
     """
     if not loss_of(model).curved:
-        raise UsageError("curvature is that of cross-entropy, and the task has a loss of its own", fix="use ip")
+        what = "curvature is that of a loss of ours (--loss), and the task has a loss of its own"
+        raise UsageError(what, fix="use ip")
     rows = train
     if inputs.fit_rows is not None:
         pinned, own = open_manifest(inputs.fit_rows, inputs.label, inputs.skip_bad), train.manifest
