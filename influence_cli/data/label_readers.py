@@ -133,7 +133,9 @@ def _named_numbers(numbers: set[int]) -> tuple[str, ...] | None:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number; of a text that is none, what it says."""
+    """A finite number, or the text of one."""
+    if isinstance(value, str):  # of a column in which some text is no number
+        value = _of_text(value.strip())
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -141,6 +143,14 @@ def _number(value: Any) -> float | None:
     if math.isinf(value):
         raise BadLabel(f"{value!r} is not finite")
     return float(value) + 0.0
+
+
+def _of_text(text: str) -> float | str | None:
+    """The number that a text writes; the text itself where it writes none."""
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return text
 
 
 # ---- several labels a row -------------------------------------------------------------------------------------------
@@ -160,7 +170,8 @@ def _several(task: str, names: Sequence[str] | None, tables: Tables) -> LabelRea
         widths = {len(v) for v in lists if v is not None}
         flags = {v for value in lists for v in value or () if v not in (0, 1) and str(v).lower() not in (*_YES, *_NO)}
         wide = next(iter(widths)) if len(widths) == 1 else 0
-        if (wide > 1 or wide == len(names or ())) and not flags:
+        columns = names is not None and wide == len(names) and all(isinstance(v, str) for v in flags)
+        if (columns and not flags & set(names or ())) or (wide > 1 and not flags):
             return LabelReader(task, tuple(names or map(str, range(wide))), kind, lambda v: _flags(v, wide))
         every = {v for value in lists for v in value or () if v is not None}
         found = tuple(names or (str(v) for v in sorted(every, key=lambda v: (isinstance(v, str), v))))

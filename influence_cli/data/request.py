@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from influence_cli.data.label_kinds import TASKS
 from influence_cli.options import MANIFEST, check_choices, option
 
+TASKS = ("classification", "regression", "ordinal", "multi-label", "language")  # see ``data.label_kinds``, which is slow to import
 COLUMNS_KEY = b"influence.columns"  # of a manifest's schema metadata: what each column of its source was taken for
 
 
@@ -52,7 +52,7 @@ class Columns:
     )
     task: str | None = option(
         None, "classification, regression, ordinal, multi-label, or language (no labels) [default: classification].",
-        (MANIFEST,), choices=tuple(TASKS), stored=False, after="group",
+        (MANIFEST,), choices=TASKS, stored=False, after="group",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

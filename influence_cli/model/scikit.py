@@ -157,7 +157,9 @@ def _last(model: Any) -> Any:
     kind, fix = type(last).__name__, "give a fitted LogisticRegression, a pipeline that ends in one, or task=Task(...)"
     if kind not in _LOGISTIC:
         numbers = getattr(last, "_estimator_type", "") == "regressor" or kind in ("LinearRegression", "Ridge", "Lasso")
-        why = "it predicts numbers, and rows are scored by classes" if numbers else "its loss is no cross-entropy"
+        why = "of scikit-learn's models classifiers are taken" if numbers else "its loss is no cross-entropy"
+        if numbers:
+            fix = "give its weights as task=Task(model=torch.nn.Linear(...)), on a manifest of task regression"
         raise ModelError(f"a {kind} cannot be scored: {why}", fix=fix)
     if not hasattr(last, "coef_"):
         raise ModelError(f"the {kind} is not fitted", fix="call its fit")

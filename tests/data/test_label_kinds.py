@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from influence_cli.data import request
 from influence_cli.data.ingest import make_manifest
 from influence_cli.data.label_kinds import TASKS
 from influence_cli.data.labels import wrong_labels
@@ -140,6 +141,10 @@ def test_true_numbers_and_lists_tell_which_labels_are_wrong(tmp_path: Path) -> N
     assert np.flatnonzero(~found[1]).tolist() == [10]
 
 
+def test_every_task_can_be_asked_for() -> None:
+    assert set(request.TASKS) == set(TASKS)
+
+
 def test_tables_show_labels_as_people_read_them() -> None:
     assert TASKS["multi-label"].shown(FLAGS[:2].astype(np.int8), NAMES).to_pylist() == [
         ";".join(present(row)) for row in FLAGS[:2]
@@ -163,13 +168,13 @@ def test_a_regression_goes_from_its_csv_through_edits_back_to_it(tmp_path: Path)
     linear = "--model linear --optimizer lbfgs --weight-decay 0.001"
     assert "test RMSE 0." in into(f"retrain m.parquet {linear}", "RUN")
     assert "train RMSE" in into("score m.parquet --checkpoint RUN --method exact --method loss", "s.parquet")
-    said = into("curate s.parquet --budget 5 --edits e.csv --export clean.csv", "c.parquet")
+    said = into("curate s.parquet --budget 5 --edits e.parquet --export clean.csv", "c.parquet")
     assert "class" not in said
     kept, before = ((tmp_path / name).read_text().splitlines() for name in ("clean.csv", "rows.csv"))
     assert len(kept) == len(before) - 5
     assert [line for line in before if line in set(kept)] == kept
     assert "of test loss over no edit" in into(f"retrain c.parquet --against m.parquet {linear}", "BOTH")
-    into("curate e.csv --undo --manifest c.parquet", "back.parquet")
+    into("curate e.parquet --undo --manifest c.parquet", "back.parquet")
     assert pq.read_table(tmp_path / "back.parquet").equals(pq.read_table(tmp_path / "m.parquet"))
     refused = call_cli("curate", "s.parquet", "--action", "relabel", "-o", "r.parquet", cwd=tmp_path)
     assert refused.code == 2

@@ -145,7 +145,10 @@ def test_methods_equal_the_dense_reference(case: Case) -> None:
     assert relative_error(-column(found, "score_self-tracin"), (g * g).sum(1)) < 1e-11
     own = np.einsum("nd,de,ne->n", g, np.linalg.inv(whole), g)
     assert relative_error(-column(found, "score_self-lissa"), own) < 1e-9
-    losses = [float(PLAIN[case.loss](case.model(x[None])[0], y)) for x, y in zip(case.x[:TRAIN], case.y, strict=False)]
+    losses = [
+        float(PLAIN[case.loss](case.model(x[None])[0].detach(), y))
+        for x, y in zip(case.x[:TRAIN], case.y, strict=False)
+    ]
     assert relative_error(column(found, "loss"), np.array(losses)) < 1e-12
     assert "best_label" not in found.column_names
     assert "model_label" not in found.column_names

@@ -177,6 +177,9 @@ def _accuracies(metrics: dict[str, Any]) -> None:
     if "accuracy" not in first and "train_accuracy" not in first:
         parts = [part for part in ("train", "target", "test") if _key(part, "loss") in first]
         out.note("; ".join(_said_of(first, part) for part in parts))
+        if first.get("train_r2", 1.0) <= 0.0:
+            what = f"train R2 is {first['train_r2']:.2f}, no better than the mean of the labels"
+            out.warn(f"{what}: nothing below means anything; train longer, with another --lr, or scale the labels")
         return
     rates = {k: first[f"{k}_accuracy"] for k in ("train", "target") if f"{k}_accuracy" in first}
     if "accuracy" in first:
@@ -196,6 +199,6 @@ def _key(part: str, name: str) -> str:
 def _said_of(first: dict[str, Any], part: str) -> str:
     """The measures of some rows in words."""
     from influence_cli.data.measures import MEASURES
-    from influence_cli.stages.run.accuracy import quality_said
+    from influence_cli.stages.run.number_quality import quality_said
 
     return f"{part} {quality_said({m: first[_key(part, m)] for m in MEASURES if _key(part, m) in first})}"

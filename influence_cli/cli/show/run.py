@@ -19,13 +19,8 @@ SHOWN_ROWS = 20  # left out of a manifest, unless with -v
 def show_run(run: Run, session: Session, origin: dict[str, Any], done: str) -> None:
     """What was done, how good the model is, and the noise of every direction."""
     from influence_cli.stages.grads.first_look import target_accuracy
-    from influence_cli.stages.run.accuracy import (
-        quality_said,
-        train_accuracy,
-        train_quality,
-        warn_at_chance,
-        warn_of_memory,
-    )
+    from influence_cli.stages.run.accuracy import train_accuracy, warn_at_chance, warn_of_memory
+    from influence_cli.stages.run.number_quality import quality_said, train_quality
 
     out = terminal()
     known: dict[str, tuple[float, int]] = {}

@@ -12,9 +12,9 @@ from influence_cli.data.folders import walk
 from influence_cli.data.partitions import folder_of, names_in_folders
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.chunks import Chunk
+from influence_cli.data.sources.label_columns import label_columns
 from influence_cli.data.sources.other_files import files_left_out, passed_by
 from influence_cli.data.sources.protocol import ID_NAMES, KEPT, LABEL_NAMES, LeftOut, Source, one_numbering, pick
-from influence_cli.data.sources.roles import label_columns
 from influence_cli.data.sources.tabular import class_names, table_source
 from influence_cli.data.splits import split_of_file
 from influence_cli.data.tables import parquet_files, read_batches, read_schema, refuse_twins

@@ -5,7 +5,6 @@ Names decide first, then what stands in the columns over all rows.  Everything i
 
 from __future__ import annotations
 
-import fnmatch
 import mimetypes
 import re
 import shlex
@@ -18,14 +17,15 @@ import pyarrow as pa
 from influence_cli.data.classes import CLEAN
 from influence_cli.data.kinds import KINDS, PAYLOADS, kind_in
 from influence_cli.data.kinds.protocol import is_text
-from influence_cli.data.label_kinds import DEFAULT, NOTHING, SEVERAL, TASKS
+from influence_cli.data.label_kinds import DEFAULT, NOTHING, TASKS
 from influence_cli.data.plain_types import is_list
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.features import Feature, Judged, judge, summary
+from influence_cli.data.sources.label_columns import label_columns
 from influence_cli.data.sources.protocol import ID_NAMES, IMAGE_NAMES, KEPT, LABEL_NAMES, LeftOut, pick
 from influence_cli.data.sources.survey import PLAIN, Survey
 from influence_cli.data.sources.text_columns import free_texts, text_columns
-from influence_cli.errors import ManifestError, nearest
+from influence_cli.errors import ManifestError
 
 ROW_NUMBERS = "none"  # as --id: rows are numbered
 _INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+(_level_\d+)?|\s*")  # pandas' index, and no name at all
@@ -252,28 +252,6 @@ def _called_label(features: Sequence[Feature], label: str) -> Iterator[str]:
 def _there(role: str, names: Iterable[str]) -> str | None:
     """The column that is called like a role, in small or capital letters."""
     return next((name for name in names if name.lower() == role), None)
-
-
-def label_columns(names: Sequence[str], columns: Columns, where: str) -> tuple[str, ...]:
-    """The columns of several labels that --label names, with commas between or by a pattern; none where it names one.
-
-    Raises:
-        ManifestError: one is not there, or several are named where a row has one label.
-    """
-    asked = columns.label
-    if asked is None or asked in names:
-        return ()
-    found: dict[str, None] = {}
-    for part in (p.strip() for p in asked.split(",") if p.strip()):
-        fitting = [part] if part in names else [n for n in names if fnmatch.fnmatchcase(n, part)]
-        if not fitting:
-            raise ManifestError(f"no column {part!r} for the label", where=where, fix=nearest(part, list(names)))
-        found |= dict.fromkeys(fitting)
-    if TASKS[columns.task or DEFAULT].holds != SEVERAL:
-        what = f"--label {asked} names {len(found)} columns, and a row has one label"
-        fix = "name one, or pass --task multi-label where rows have several labels"
-        raise ManifestError(what, where=where, fix=fix)
-    return tuple(found)
 
 
 def check_asked(names: Sequence[str], columns: Columns, label: str, where: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ import pyarrow as pa
 from influence_cli.data.classes import CLEAN, read_names
 from influence_cli.data.frames import as_table, index_said, name_of
 from influence_cli.data.kinds.protocol import is_text
-from influence_cli.data.label_kinds import CLASSES, DEFAULT, NUMBERS, SEVERAL, TASKS
-from influence_cli.data.plain_types import is_list, pc, plain_table
+from influence_cli.data.label_kinds import CLASSES, DEFAULT, SEVERAL, TASKS
+from influence_cli.data.plain_types import pc, plain_table
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.chunks import Chunk, Chunks, without_dropped
 from influence_cli.data.sources.features import (
@@ -30,6 +30,7 @@ from influence_cli.data.sources.features import (
     with_medians,
 )
 from influence_cli.data.sources.label_copies import label_copies, refuse_copies
+from influence_cli.data.sources.label_values import labels_of
 from influence_cli.data.sources.like_earlier import later, recipe_of
 from influence_cli.data.sources.payload_columns import payload_columns
 from influence_cli.data.sources.protocol import (
@@ -40,7 +41,7 @@ from influence_cli.data.sources.protocol import (
     usual_splits,
 )
 from influence_cli.data.sources.roles import Roles, Seen, decide, needs_survey
-from influence_cli.data.sources.survey import EXACT_WHOLE, NUMBER, PLAIN, Survey, matches, text_of_bytes, texts_in
+from influence_cli.data.sources.survey import EXACT_WHOLE, PLAIN, Survey, text_of_bytes, texts_in
 from influence_cli.data.sources.text_files import open_text
 from influence_cli.data.splits import split_of
 from influence_cli.data.tables import refuse_twins
@@ -230,7 +231,7 @@ def shape(chunk: Chunk, roles: Roles, seen: Seen, counts: Counter[str], payload:
     if payload:
         out |= payload_columns(table, roles, where, counts)
     if roles.label:
-        out["label"] = _labels_of_task(of, roles, roles.label, seen, where)
+        out["label"] = labels_of(of, roles, roles.label, seen, where)
     else:  # none, which count as 0
         out["label"] = pa.array(np.zeros(table.num_rows, dtype=np.int64))
     if roles.split is not None:
@@ -242,7 +243,7 @@ def shape(chunk: Chunk, roles: Roles, seen: Seen, counts: Counter[str], payload:
     elif any(f.column.lower() == "weight" for f in roles.features):  # so that nobody takes it for the rows' weight
         out["weight"] = pa.array(np.ones(table.num_rows))
     if roles.clean is not None:
-        out[CLEAN] = _labels_of_task(of, replace(roles, labels=()), roles.clean, seen, where)
+        out[CLEAN] = labels_of(of, replace(roles, labels=()), roles.clean, seen, where)
     for name in (roles.group, *roles.kept):
         if name is not None and name not in out:
             out[name] = _as_meant(of(name), name, seen, where)
@@ -269,64 +270,6 @@ def _ids(chunk: Chunk, roles: Roles) -> pa.Array:
 
 def _trimmed(values: pa.Array) -> pa.Array:
     return texts_in(values) if is_text(values.type) else values
-
-
-def _labels(values: pa.Array, names: bool, seen: Seen, column: str, where: str) -> pa.Array:
-    """Labels as names or as numbers; a name that says NaN is none.  Raises ManifestError: they are neither."""
-    kind = values.type
-    if pa.types.is_null(kind):
-        return pa.nulls(len(values), pa.string() if names else pa.int64())
-    odd = pa.types.is_nested(kind) or pa.types.is_temporal(kind)
-    if odd or (pa.types.is_binary(kind) and text_of_bytes(values) is None):
-        fix = "give a column of numbers or names"
-        raise ManifestError(f"labels are {kind}, not numbers or text", where=f"{where}, column {column}", fix=fix)
-    if not names and not is_text(kind):
-        return values
-    texts = as_texts(values)
-    if names or not seen.as_text or seen.surveys[column].form() != (PLAIN, ""):
-        return pc.if_else(matches(texts, "^(nan|NaN|NAN)$"), pa.scalar(None, texts.type), texts)
-    numbers = numbers_of(values)
-    return pa.array(numbers, mask=~matches(pc.fill_null(texts, "?"), NUMBER).to_numpy(zero_copy_only=False))
-
-
-def _labels_of_task(of: Callable[[str], pa.Array], roles: Roles, column: str, seen: Seen, where: str) -> pa.Array:
-    """Labels as the reader of their task takes them: names or numbers, numbers, or lists or texts of several.
-
-    Raises:
-        ManifestError: a column is of a type that no such label has.
-    """
-    holds = TASKS[roles.task].holds
-    if holds == CLASSES:
-        return _labels(of(column), roles.names, seen, column, where)
-    if roles.labels:
-        columns = [_flags(of(name), name, seen).to_pylist() for name in roles.labels]
-        return pa.array([[None if v is None else str(v) for v in row] for row in zip(*columns, strict=True)])
-    values = of(column)
-    numeric = (
-        seen.as_text and column in seen.surveys and seen.surveys[column].texts > 0 and seen.form(column) is not None
-    )
-    if holds == SEVERAL and not numeric and (is_list(values.type) or is_text(values.type)):
-        return values
-    if holds == NUMBERS and not (pa.types.is_nested(values.type) or pa.types.is_temporal(values.type)):
-        return _flags(values, column, seen)
-    if pa.types.is_null(values.type):
-        return values
-    needed = "numbers" if holds == NUMBERS else "lists or texts"
-    what = f"labels are {'numbers' if numeric else values.type}, and task {roles.task} needs {needed}"
-    fix = "name another column with --label"
-    if holds == SEVERAL:
-        fix = "name a column for each label: --label A --label B, or --label 'topic_*'"
-    raise ManifestError(what, where=f"{where}, column {column}", fix=fix)
-
-
-def _flags(values: pa.Array, column: str, seen: Seen) -> pa.Array:
-    """A column of numbers as numbers, in whatever form a file of text writes them; as it is where it has others."""
-    form = seen.form(column) if seen.as_text or is_text(values.type) else (PLAIN, "")
-    if form is None or not is_text(values.type):
-        return values
-    numbers = numbers_of(values, *form)
-    written = pc.fill_null(matches(texts_in(values), "(?i)^[+-]?inf"), False).to_numpy(zero_copy_only=False)
-    return pa.array(numbers, mask=np.isnan(numbers) & ~written)
 
 
 def _weights(values: pa.Array, column: str, seen: Seen, where: str) -> pa.Array:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.label_kinds import SEVERAL
 from influence_cli.maths.outputs_apart import Parts, logistic
+from influence_cli.model.losses.diagonal import DiagonalCurvature
 from influence_cli.model.losses.protocol import (
     Floats,
     Labels,
@@ -21,7 +22,6 @@ from influence_cli.model.losses.protocol import (
     Uniform,
     over_power_of_two,
 )
-from influence_cli.model.losses.squared import DiagonalCurvature
 
 if TYPE_CHECKING:
     from torch import Tensor

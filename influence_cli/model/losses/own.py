@@ -117,5 +117,4 @@ def loss_name(loss: Loss, outputs: int, like: RowLoss | None = None) -> str:
 
         y = own.like.some_labels(rng.normal(size=z.shape))
         values, slopes = own.losses(z, y), own.slopes(torch.from_numpy(z), torch.from_numpy(y)).numpy()
-    rounded = [f"{v:.5g}" for v in (*values.tolist(), *slopes.ravel().tolist())]
-    return fingerprint("loss", 1, values=rounded)
+    return fingerprint("loss", 1, values=[f"{v:.5g}" for v in (*values.tolist(), *slopes.ravel().tolist())])

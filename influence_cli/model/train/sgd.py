@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from influence_cli.data.label_kinds import NUMBERS
 from influence_cli.errors import ModelError
 from influence_cli.model.examples import Examples, to_input
 from influence_cli.model.losses import loss_of
@@ -96,6 +97,8 @@ def train(
         on_epoch(0, steps, recipe.peak_lr)
         return steps
     keep = np.flatnonzero(data.weights > 0)
+    row_loss = loss_of(data.spec)
+    scaled = row_loss.holds == NUMBERS
     model.to(device).train()
     optimizer = _optimizer(model, recipe)
     per_epoch = math.ceil(len(keep) / recipe.batch_size) - (len(keep) % recipe.batch_size == 1 < len(keep))
@@ -108,11 +111,12 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             logits = model(as_argument(to_input(values.to(device), data.spec, torch.float32)))
-            losses = loss_of(data.spec).rows(logits, y.to(device))
+            losses = row_loss.rows(logits, y.to(device))
             w = w.to(device)
             loss = (w * losses).sum() / w.sum()
             if not torch.isfinite(loss):
-                raise ModelError(f"the training loss is not finite at step {step}", fix="lower --lr")
+                fix = "lower --lr" + scaled * ", or scale the labels: numbers of mean 0 and sd 1 are easiest to learn"
+                raise ModelError(f"the training loss is not finite at step {step}", fix=fix)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

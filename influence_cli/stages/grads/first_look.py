@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from influence_cli.stages.grads.member_model import MemberModel
 from influence_cli.stages.run import names
-from influence_cli.stages.run.accuracy import quality_said, warn_at_chance, warn_of_no_use
+from influence_cli.stages.run.accuracy import warn_at_chance
+from influence_cli.stages.run.number_quality import quality_said, warn_of_no_use
 from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Session
 from influence_cli.store import Keys

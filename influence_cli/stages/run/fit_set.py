@@ -109,7 +109,8 @@ def refuse_without_curvature(solvers: dict[str, Preconditioned], model: ModelSpe
             what = f"{name} needs the curvature of outputs, and a language model's are the losses themselves"
             raise UsageError(what, fix="use ekfac, datainf or ip")
         if not known[solver.made_of]:
-            raise UsageError("curvature is that of cross-entropy, and the task has a loss of its own", fix="use ip")
+            what = "curvature is that of a loss of ours (--loss), and the task has a loss of its own"
+            raise UsageError(what, fix="use ip")
         if loss.draws and getattr(solver, "labels", "sampled") == "exact":
             what = "ekfac.labels=exact needs a backward pass for every token of the vocabulary at every position"
             raise UsageError(what, fix="leave it out: tokens are drawn from the model, as often as ekfac.draws says")

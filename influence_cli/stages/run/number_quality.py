@@ -1,0 +1,46 @@
+"""How good predictions of numbers are, in words, and whether they are of any use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.data.measures import MEASURES
+from influence_cli.stages.run.accuracy import FEW
+from influence_cli.stages.run.run import Run
+from influence_cli.stages.run.session import Session
+
+
+def train_quality(run: Run, session: Session) -> dict[str, float]:
+    """How good predictions of numbers are on the training rows, by measure; nothing where accuracy says it."""
+    if not run.members or run.model is None:
+        return {}
+    z, y = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"], run.train.labels
+    usable = np.isfinite(z).all(axis=1)
+    if run.row_loss.hits(z[:1], y[:1]) is not None or not usable.any():
+        return {}
+    return run.row_loss.quality(z[usable], y[usable])
+
+
+def quality_said(measures: Mapping[str, float]) -> str:
+    """Measures in words.
+
+    >>> quality_said({"rmse": 53.4123, "r2": 0.51, "loss": 1426.4})
+    'RMSE 53.41, R2 0.51, loss 1426'
+    """
+    return ", ".join(f"{MEASURES[name].called} {MEASURES[name].text(value)}" for name, value in measures.items())
+
+
+def warn_of_no_use(run: Run, session: Session, z: NDArray[np.floating], y: NDArray[Any]) -> None:
+    """Say, once, that predictions of numbers explain nothing of them, as those of another model's weights would."""
+    explained = run.row_loss.quality(z, y).get("r2")
+    if explained is None or explained > 0.0 or len(y) < FEW or "no use" in session.said:
+        return
+    session.said.add("no use")
+    session.listener.warn(
+        f"the model predicts its train rows no better than their mean would (R2 {explained:.2f}): are these the "
+        "weights, and the features as the model was trained with?"
+    )
