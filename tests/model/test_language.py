@@ -357,7 +357,7 @@ def _curvature(place: Path, batch_size: int) -> tuple[Curvature, torch.nn.Module
 
 def _drawn(model: torch.nn.Module, ids: torch.Tensor, key: np.ndarray, seed: int, stream: int) -> torch.Tensor:
     """Tokens that the model gives after each of a row's own, by the row's draws; no block, no batch."""
-    p = plain_logits(model, ids[:-1]).softmax(1).detach().numpy()  # pyright: ignore[reportArgumentType]
+    p = plain_logits(model, ids[:-1]).softmax(1).detach().numpy()
     u = [float(keyed_uniform(key[None], seed, stream + 2 * t)[0]) for t in range(len(p))]
     found = [int(np.searchsorted(np.cumsum(row), at, side="right")) for row, at in zip(p, u, strict=True)]
     return torch.tensor(found)

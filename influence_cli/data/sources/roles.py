@@ -158,11 +158,9 @@ def decide(seen: Seen, columns: Columns) -> Roles:
         notes = (f"column {usual['split']} says no splits (train, val, test), and is a column like others",)
         usual["split"] = None
     special: dict[str, Any] = {
-        "id": identity, "group": columns.group or usual["group"], "split": usual["split"], "clean": usual[CLEAN],
+        "id": identity, "group": columns.group or usual["group"], "split": usual["split"], "clean": None if bare else usual[CLEAN],
         "weight": columns.weight or (usual["weight"] if own or text or image is not None else None),
     }  # fmt: skip
-    if bare:
-        special["clean"] = None  # true labels say nothing of rows without any
     check_kept(special, columns, where)
     taken = {label, *labels, image, *own, *text, *(n for n in special.values() if n is not None)}
     rest = [n for n in names if n not in taken or n in columns.features]
