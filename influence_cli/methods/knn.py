@@ -4,7 +4,7 @@
 
 N(i) are the k nearest target rows, or with ``among=train`` the k nearest other train rows, whose own labels may be
 wrong.  w_ij is 1 / d_ij with d the distance (where some are 0, these count alone), or 1 with ``weights=uniform``.
-Cover and Hart 1967; for wrong labels Bahri, Jiang and Gupta (arXiv:2004.12289), who take the features of a trained
+Bahri, Jiang and Gupta (arXiv:2004.12289) find wrong labels so, and take the features of a trained
 network too.  Ranking only.  Column ``knn_label`` is the label that weighs most among the neighbours (the lowest number
 where several do), ``knn_nearest`` has the ids of the nearest three.
 """
