@@ -158,7 +158,8 @@ def decide(seen: Seen, columns: Columns) -> Roles:
         notes = (f"column {usual['split']} says no splits (train, val, test), and is a column like others",)
         usual["split"] = None
     special: dict[str, Any] = {
-        "id": identity, "group": columns.group or usual["group"], "split": usual["split"], "clean": None if bare else usual[CLEAN],
+        "id": identity, "group": columns.group or usual["group"], "split": usual["split"],
+        "clean": None if bare else usual[CLEAN],
         "weight": columns.weight or (usual["weight"] if own or text or image is not None else None),
     }  # fmt: skip
     check_kept(special, columns, where)
