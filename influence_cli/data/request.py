@@ -7,7 +7,8 @@ from typing import Any
 
 from influence_cli.options import MANIFEST, check_choices, option
 
-TASKS = ("classification", "regression", "ordinal", "multi-label", "language")  # ``data.label_kinds`` is slow to import
+# as ``data.label_kinds`` has them, which is slow to import
+TASKS = ("classification", "regression", "ordinal", "multi-label", "language")
 COLUMNS_KEY = b"influence.columns"  # of a manifest's schema metadata: what each column of its source was taken for
 
 
