@@ -135,12 +135,11 @@ def decide(seen: Seen, columns: Columns) -> Roles:
     Raises:
         ManifestError: a name that was asked for is not there, there is no label column, or nothing for a payload.
     """
-    names, where = list(seen.types), seen.where
-    task = columns.task or DEFAULT
+    names, where, task = list(seen.types), seen.where, columns.task or DEFAULT
     bare = TASKS[task].holds == NOTHING
     if bare and columns.label is not None:
-        what, fix = f"--label names labels, and rows of task {task} have none", "leave --label out"
-        raise ManifestError(what, where=where, fix=fix)
+        what = f"--label names labels, and rows of task {task} have none"
+        raise ManifestError(what, where=where, fix="leave --label out")
     labels = () if bare else label_columns(names, columns, where)
     label, rivals = (labels[0], []) if labels else ("", []) if bare else _label(names, columns, seen)
     for one in labels or (label,):
@@ -159,8 +158,8 @@ def decide(seen: Seen, columns: Columns) -> Roles:
         usual["split"] = None
     special: dict[str, Any] = {
         "id": identity, "group": columns.group or usual["group"], "split": usual["split"],
-        "clean": None if bare else usual[CLEAN],
         "weight": columns.weight or (usual["weight"] if own or text or image is not None else None),
+        "clean": None if bare else usual[CLEAN],
     }  # fmt: skip
     check_kept(special, columns, where)
     taken = {label, *labels, image, *own, *text, *(n for n in special.values() if n is not None)}
