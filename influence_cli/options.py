@@ -70,6 +70,7 @@ class Option:
     read: Callable[[str, str], Any] | None = None  # (text, flag) -> the field's value
     kept: str | None = None  # where provenance holds it; default: in the request's own part, by the field's name
     after: str | None = None  # the option it is shown after; default: the field before
+    joined: tuple[str, ...] = ()  # commands in which it may be given several times: its values, with commas between
     kind: type = object  # str, int, float, bool or list (of strings, repeatable); default: the field's, as text
 
     field: str = ""

@@ -31,7 +31,6 @@ T = TypeVar("T")
 Options = dict[str, dict[str, Any]]  # name of a method, objective or action -> its options
 
 PRECISIONS = ("fp32", "fp64", "bf16")
-LOSSES = ("cross-entropy",)
 ENGINES = ("auto", "forward", "layerwise", "double-reverse")
 ROWS = ("full", "last", "sketch")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -63,7 +62,7 @@ class Inputs:
         None, "Run folder of retrain, .safetensors, or .pt.", RUNS_AND_EVALUATE, **PATH, kept="checkpoint.locator"
     )
     model: str | None = option(None, "timm name, linear, mlp:128,128, hf:FOLDER or python:PKG.MOD:FACTORY.", MODEL)
-    label: str = option("label", "Label column.", WRITING, metavar="COLUMN", kept="manifest.label")
+    label: str = option("label", "Label column.", WRITING, metavar="COLUMN", kept="manifest.label", joined=(MANIFEST,))
     group: str = option(
         "group", "Column with the groups of fairness.", (MANIFEST, *RUNS_AND_RETRAIN), metavar="COLUMN",
         kept="manifest.group",
@@ -73,6 +72,10 @@ class Inputs:
     )
     input_size: int | None = option(None, "Height and width of the model's input.", MODEL, least=1)
     num_classes: int | None = option(None, "Number of classes.", MODEL, least=2, after="crop")
+    loss: str | None = option(
+        None, "Row loss: cross-entropy, squared, huber:DELTA or binary [default: by the labels' task].", MODEL,
+        after="params",
+    )  # fmt: skip
     max_length: int | None = option(
         None, "Cut texts to so many tokens [default: texts that are longer than the model takes are refused].", MODEL,
         least=4, after="input_size",
@@ -132,7 +135,6 @@ class GradSpec:
         metavar="NAME.KEY=VALUE",
     )  # fmt: skip
     params: str = option("all", "Parameters to take gradients in: all, linear, last or a glob.", RUNS_AND_RETRAIN)
-    loss: str = option("cross-entropy", "Row loss.", RUNS, choices=LOSSES)
     precision: str = option("fp32", "fp32, fp64 or bf16.", RUNS_AND_RETRAIN, choices=PRECISIONS)
     seed: int = option(0, "Seed of every random draw.", WRITING, least=0, after="allow_overlap")
     relative: bool = option(False, "Scores over the root of self-influence (RelatIF).", RUNS)

@@ -43,7 +43,7 @@ def gpt(vocabulary: int = 40, context: int = 16, layers: int = 2, width: int = 3
     return model
 
 
-def token_rows(rows: int = 12, vocabulary: int = 40, first: int = 1) -> NamedTensors:
+def token_rows(rows: int = 12, vocabulary: int = 40, first: int = 1) -> Any:
     """Token numbers and a mask of rows with 3 to 14 tokens, filled up on the right."""
     generator = torch.Generator().manual_seed(1)
     lengths = 3 + torch.arange(rows) * 5 % 12
@@ -58,7 +58,7 @@ def direction(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n: torch.randn(p.shape, generator=of[n], dtype=torch.float64).to(p) for n, p in parameters.items()}
 
 
-def plain_logits(model: GPT, ids: Tensor) -> Tensor:
+def plain_logits(model: Any, ids: Tensor) -> Tensor:
     """Logits [T, V] of one row, written out: no block of tokens, no mask, attention as a matrix."""
     h = model.tokens.weight[ids] + model.places.weight[: len(ids)]
     hidden = torch.ones(len(ids), len(ids), dtype=torch.bool).triu(1)
@@ -75,7 +75,7 @@ def plain_logits(model: GPT, ids: Tensor) -> Tensor:
     return model.norm(h) @ model.tokens.weight.T
 
 
-def plain_losses(model: GPT, ids: Tensor) -> Tensor:
+def plain_losses(model: Any, ids: Tensor) -> Tensor:
     """Losses [T - 1] of the tokens after the first."""
     return F.cross_entropy(plain_logits(model, ids[:-1]), ids[1:], reduction="none")
 

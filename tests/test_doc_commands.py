@@ -141,6 +141,8 @@ def prepare(name: str, data: Path, here: Path) -> None:
     shutil.copytree(data, here, dirs_exist_ok=True)
     if name == "text":
         prepare_texts(here)
+    if name == "manifest":
+        prepare_labels(here)
     for command in PREPARED[name]:
         run(command, here)
     if name == "start":
@@ -150,19 +152,29 @@ def prepare(name: str, data: Path, here: Path) -> None:
         torch.save(load_file(here / "PHOTOS" / "model.safetensors"), here / "weights.pth")
 
 
+def prepare_labels(here: Path) -> None:
+    """A table of prices, and one of posts with two labels."""
+    rng = np.random.default_rng(0)
+    rooms, age = rng.integers(1, 9, 80), rng.integers(0, 90, 80)
+    price = 40_000 * rooms - 500 * age + rng.normal(size=80) * 10_000
+    homes = [f"{r},{a},{p:.0f}\n" for r, a, p in zip(rooms, age, price, strict=True)]
+    (here / "homes.csv").write_text("rooms,age,price\n" + "".join(homes))
+    posts = [f"{r},{a},{int(r > 4)},{int(a > 40)}\n" for r, a in zip(rooms, age, strict=True)]
+    (here / "posts.csv").write_text("balls,votes,sport,politics\n" + "".join(posts))
+
+
 def prepare_texts(here: Path) -> None:
-    """A table of reviews, and a small encoder with its tokenizer."""
+    """A table of reviews, one of speeches without labels, and a small encoder with its tokenizer."""
+    from tests.languages import texts
     from tests.texts import classifier, sentences, tokenizer
 
     classifier().base_model.save_pretrained(here / "encoder")
     tokenizer().save_pretrained(here / "encoder")
     lines = [f'{r["id"]},"{r["text"]}",{("bad", "good")[r["label"]]}\n' for r in sentences(120, 40, 40).to_pylist()]
     (here / "reviews.csv").write_text("id,review,sentiment\n" + "".join(lines))
-    rows = sentences(40, 10, 10).to_pylist()
-    speeches = pa.table({name: [r[name] for r in rows] for name in ("id", "text", "split")})
-    speeches = speeches.set_column(0, "id", pa.array([f"s{k}" for k in range(len(rows))]))
-    write(speeches, here / "speeches.parquet")
-    write(speeches.slice(42, 1), here / "question.parquet")
+    said = [f"{r['id']},{r['text']}\n" for r in texts(40, 10, 10).to_pylist()]
+    (here / "speeches.csv").write_text("id,speech\n" + "".join(said))
+    (here / "question.csv").write_text("id,speech\nq,the old man sang of rain\n")
 
 
 def prepare_source(source: str, here: Path) -> None:

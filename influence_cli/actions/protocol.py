@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ class Scored:
 
     score: Floats
     kind: str  # "signed" or "ranking"
-    labels: Ints
+    labels: Any  # int64 classes [n], or as the task of the rows has them
     weights: Floats
     keys: list[bytes]  # row keys
     groups: Ints | None = None  # sensitive group of every row, -1 where it has none
@@ -41,6 +42,12 @@ class Scored:
     model_probability: Floats | None = None
     parity: Parity | None = None  # where the scores are about groups
     classes: tuple[str, ...] | None = None  # their names, for reasons
+    parts: Ints | None = None  # whose sizes edits are to keep; None: the labels, which are classes
+
+    @property
+    def strata(self) -> Ints:
+        """The class of every row [n], or one number for all where labels are no classes."""
+        return self.labels if self.parts is None else self.parts
 
     def ascending(self) -> Ints:
         """Rows from the most harmful on, ties by row key; rows without a score are left out."""
@@ -53,7 +60,7 @@ class Edits:
     """What happens to each row [n]: its new label and weight; ``reason`` is empty where nothing does."""
 
     action: str
-    labels: Ints
+    labels: Any
     weights: Floats
     reason: list[str]
     notes: list[str] = field(default_factory=list)

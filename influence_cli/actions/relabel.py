@@ -36,6 +36,9 @@ class Relabel:
 
     def propose(self, scored: Scored, budget: int) -> Edits:
         """Edits for up to ``budget`` rows."""
+        if scored.parts is not None:
+            what = "relabel gives rows another class, and these labels are no classes"
+            raise UsageError(what, fix="pass --action trim or --action reweight")
         proposal, admissible, why = self._proposals(scored)
         n = len(scored.labels)
         sizes = np.bincount(scored.labels, minlength=1).tolist()

@@ -34,7 +34,7 @@ class Reweight:
         finite = np.isfinite(scored.score)
         notes: list[str] = []
         weights = scored.weights.copy()
-        weights[finite] = self._weights(scored.score[finite], scored.labels[finite], scored.weights[finite], notes)
+        weights[finite] = self._weights(scored.score[finite], scored.strata[finite], scored.weights[finite], notes)
         weights = self._at_parity(scored, weights, notes)
         factor = np.divide(weights, scored.weights, out=np.ones(len(weights)), where=scored.weights > 0)
         reason = [f"weight factor {f:.3g}" if ok else "" for f, ok in zip(factor, finite, strict=True)]

@@ -83,17 +83,17 @@ class Trim:
     def limits(self, scored: Scored, budget: int) -> list[Limit]:
         """What every class, every group, and every class within a group may lose."""
         q = budget / len(scored.labels)
-        sizes = np.bincount(scored.labels, minlength=1)
+        sizes = np.bincount(scored.strata, minlength=1)
         made: list[Limit] = []
         if self.per_class:
-            made.append(Limit("class", scored.labels, [math.floor(q * s + 1e-9) for s in sizes.tolist()]))
+            made.append(Limit("class", scored.strata, [math.floor(q * s + 1e-9) for s in sizes.tolist()]))
         elif self.guard:
-            made.append(Limit("class", scored.labels, _allowance(sizes, q)))
+            made.append(Limit("class", scored.strata, _allowance(sizes, q)))
         for groups in (scored.groups, *scored.more_groups):
             if groups is None or not self.group_guard or not (groups >= 0).any():
                 continue
             made.append(Limit("group", groups, _allowance(np.bincount(groups[groups >= 0]), q)))
-            cell = np.where(groups >= 0, groups * len(sizes) + scored.labels, -1)
+            cell = np.where(groups >= 0, groups * len(sizes) + scored.strata, -1)
             most = np.bincount(cell[cell >= 0]) - 1  # every class that a group has keeps one
             made.append(Limit("class in a group", cell.astype(np.int64), most.tolist()))
         return made

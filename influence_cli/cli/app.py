@@ -24,7 +24,7 @@ from influence_cli.cli.settings.completion import Values, offered
 from influence_cli.cli.settings.completion import methods as method_names
 from influence_cli.cli.settings.help_groups import grouped_options
 from influence_cli.cli.settings.places import carried_settings, check_written
-from influence_cli.cli.settings.requests import ProgramOptions
+from influence_cli.cli.settings.requests import ProgramOptions, options_of
 from influence_cli.cli.settings.settings import Settings, resolve
 from influence_cli.data.columns import OF_COMMAND
 from influence_cli.options import SCORE, Option, build_request
@@ -151,7 +151,8 @@ def _called_by_typer(command: Command) -> Callable[..., Any]:
     types: dict[str, Any] = {"source": Annotated[kind | None, argument]}
     for heading, options in grouped_options(command.name):
         for o in options:
-            types[o.name] = Annotated[(list[str] if o.kind is list else o.kind) | None, _shown(o, heading)]
+            several = o.kind is list or command.name in o.joined
+            types[o.name] = Annotated[(list[str] if several else o.kind) | None, _shown(o, heading)]
     parameters = [
         inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=types[n]) for n in types
     ]
@@ -184,6 +185,9 @@ def _argument(command: str) -> Callable[..., list[str]] | None:
 
 def _run(command: Command, given: dict[str, Any]) -> int | None:
     """Resolve the settings of a command and run it, or show them."""
+    for o in options_of(command.name):
+        if command.name in o.joined and given.get(o.name):
+            given[o.name] = ",".join(given[o.name])
     named = given.pop("source", None)
     several: list[str] = named if isinstance(named, list) else [] if named is None else [named]
     source = several[0] if several else None

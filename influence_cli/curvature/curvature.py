@@ -208,7 +208,7 @@ class Curvature:
             graph = Graph(self._at, x)
             z, images = graph.logits.detach(), graph.hessian(y, w, directions, self.loss)
         else:
-            z, images = self._linearised.ggn(x, w, directions)
+            z, images = self._linearised.ggn(x, y, w, directions)
         for row, image in zip(total, images, strict=True):
             self._add_to(row, image)
         return z
@@ -225,8 +225,8 @@ class Curvature:
         for index, x, y, w in self.head_batches("curvature (size)"):
             z, tangents = self._linearised.push(x, directions)
             check_rows(self.rows, index, z)
-            at = self.loss.curvature(z)
-            (image,) = Graph(self._at, x).pull([w[:, None] * at.residuals(y)])
+            at = self.loss.curvature(z, y)
+            (image,) = Graph(self._at, x).pull([w[:, None] * at.residuals()])
             self._add_to(gradient[0], image)
             for k, t in enumerate(tangents):
                 forms[k] += (w * at.form(t)).sum()

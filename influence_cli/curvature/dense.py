@@ -40,14 +40,14 @@ class LinearHead:
     bias: int | None
     width: int  # D
 
-    def add(self, matrix: Tensor, gradient: Tensor, h: Tensor, at: OutputCurvature, y: Tensor, w: Tensor) -> None:
+    def add(self, matrix: Tensor, gradient: Tensor, h: Tensor, at: OutputCurvature, w: Tensor) -> None:
         """Add a batch's sums to ``matrix`` [d, d] and ``gradient`` [d].
 
-        Inputs of the layer h [b, D], the outputs' curvature, labels [b] and weights w [b]; all float64.
+        Inputs of the layer h [b, D], the outputs' curvature, and weights w [b]; all float64.
         """
         parts = [h] if self.weight is not None else []
         seen = torch.cat([*parts, torch.ones_like(h[:, :1])], dim=1) if self.bias is not None else h
-        residual = at.residuals(y)
+        residual = at.residuals()
         sums = (residual * w[:, None]).T @ seen
         classes = residual.shape[1]
         for c in range(classes):
@@ -107,7 +107,7 @@ class DenseSums:
         if self.kind != "empirical" and linear is not None and x.ndim == 2:
             z = jacobians.logits(x)
             check_rows(self.rows, index, z, x)
-            linear.add(self.matrix, self.gradient, x, jacobians.loss.curvature(z), y, w)
+            linear.add(self.matrix, self.gradient, x, jacobians.loss.curvature(z, y), w)
         elif self.kind == "hessian":
             hessian, g = jacobians.hessian(x, y, w)
             check_rows(self.rows, index, jacobians.logits(x))
@@ -122,9 +122,9 @@ class DenseSums:
         block = max(1, JACOBIAN_VALUES // max(1, len(self.gradient) * jacobians.classes))
         for some in torch.arange(len(y), device=w.device).split(block):
             jacobian = jacobians.of_rows(x[some])
-            at = jacobians.loss.curvature(jacobians.logits(x[some]))
-            check_rows(self.rows, index[some.cpu().numpy()], at.mean, jacobian)
-            rows = torch.einsum("bc,bcd->bd", at.residuals(y[some]), jacobian)
+            at = jacobians.loss.curvature(jacobians.logits(x[some]), y[some])
+            check_rows(self.rows, index[some.cpu().numpy()], at.of, jacobian)
+            rows = torch.einsum("bc,bcd->bd", at.residuals(), jacobian)
             self.gradient += w[some] @ rows
             if self.kind == "ggn":
                 rows = at.rooted(jacobian, w[some]).flatten(0, 1)

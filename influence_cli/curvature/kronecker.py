@@ -80,8 +80,8 @@ class KroneckerFit:
             self._set_basis(layer, {name: bases[f"{k}.{name}"] for name in BASIS})
         if bases:
             self.curvature.interim.offer(lambda: bases)
-        for index, tape, _, w in self._tapes("curvature (ekfac: eigenvalues)", SECOND):
-            self._add_squares(index, tape, w)
+        for index, tape, y, w in self._tapes("curvature (ekfac: eigenvalues)", SECOND):
+            self._add_squares(index, tape, y, w)
         found: Arrays = {}
         for k, layer in enumerate(self._of.values()):
             lam = (layer.lam / self.curvature.weight).cpu().numpy()
@@ -98,28 +98,28 @@ class KroneckerFit:
 
     def _bases(self) -> Arrays:
         """The first pass: eigenvectors and eigenvalues of both factors of every layer, by its number."""
-        for index, tape, _, w in self._tapes("curvature (ekfac: bases)", FIRST):
-            self._add_moments(index, tape, w)
+        for index, tape, y, w in self._tapes("curvature (ekfac: bases)", FIRST):
+            self._add_moments(index, tape, y, w)
         return {
             f"{k}.{name}": a for k, layer in enumerate(self._of.values()) for name, a in self._eigenbases(layer).items()
         }
 
     def try_passes(self) -> None:
         """Both passes, with the identity for every basis: nothing is kept of them."""
-        for index, tape, _, w in self._tapes("curvature (ekfac)", FIRST):
-            self._add_moments(index, tape, w)
+        for index, tape, y, w in self._tapes("curvature (ekfac)", FIRST):
+            self._add_moments(index, tape, y, w)
         for layer in self._of.values():
             sizes = {"a": len(layer.moment_a), "s": len(layer.moment_s)}
             kind = np.float32 if self.curvature.dtype == torch.float32 else np.float64
             bases: Arrays = {f"q_{n}": np.eye(size, dtype=kind) for n, size in sizes.items()}
             self._set_basis(layer, bases | {f"e_{n}": np.ones(size) for n, size in sizes.items()})
-        for index, tape, _, w in self._tapes("curvature (ekfac)", SECOND):
-            self._add_squares(index, tape, w)
+        for index, tape, y, w in self._tapes("curvature (ekfac)", SECOND):
+            self._add_squares(index, tape, y, w)
 
     def sizes(self) -> list[int]:
         """The sizes of the matrices whose eigenvectors are the bases: inputs that are always 0 are in none."""
-        for index, tape, _, w in self._tapes("curvature (ekfac)", FIRST):
-            self._add_moments(index, tape, w)
+        for index, tape, y, w in self._tapes("curvature (ekfac)", FIRST):
+            self._add_moments(index, tape, y, w)
         moments = [m for layer in self._of.values() for m in (layer.moment_a, layer.moment_s)]
         return [int((m.diagonal() > 0.0).sum()) for m in moments]
 
@@ -154,12 +154,14 @@ class KroneckerFit:
                 check_rows(c.rows, index, tape.logits)
                 yield index, tape, y, w / self.draws
 
-    def _cotangents(self, index: NDArray[np.int64], z: Tensor, stream: int) -> Iterator[tuple[Tensor, float]]:
+    def _cotangents(
+        self, index: NDArray[np.int64], z: Tensor, y: Tensor, stream: int
+    ) -> Iterator[tuple[Tensor, float]]:
         """(gradient of the rows' scalars in their logits [b, C], its share) of all that make up the Fisher."""
         if self.curvature.loss.draws:  # what was drawn is in the losses already
-            yield self.curvature.loss.slopes(z, torch.zeros(len(z))).to(z), 1.0
+            yield self.curvature.loss.slopes(z, y).to(z), 1.0
             return
-        at = self.curvature.loss.curvature(z)
+        at = self.curvature.loss.curvature(z, y)
         if self.labels == "exact":
             root = at.root()
             yield from ((root[:, :, c], 1.0) for c in range(root.shape[2]))
@@ -172,15 +174,15 @@ class KroneckerFit:
 
             yield at.drawn(uniform), 1.0 / self.draws
 
-    def _blocks(self, index: NDArray[np.int64], tape: Any, stream: int) -> Iterator[tuple[int, float, Any]]:
+    def _blocks(self, index: NDArray[np.int64], tape: Any, y: Tensor, stream: int) -> Iterator[tuple[int, float, Any]]:
         """(which cotangent, its share, block) of every block and cotangent."""
-        every = list(self._cotangents(index, tape.logits, stream))
+        every = list(self._cotangents(index, tape.logits, y, stream))
         for k, (cotangent, share) in enumerate(every):
             for block in tape.pull(cotangent, keep=k + 1 < len(every)):
                 yield k, share, block
 
-    def _add_moments(self, index: NDArray[np.int64], tape: Any, w: Tensor) -> None:
-        for k, share, block in self._blocks(index, tape, FIRST):
+    def _add_moments(self, index: NDArray[np.int64], tape: Any, y: Tensor, w: Tensor) -> None:
+        for k, share, block in self._blocks(index, tape, y, FIRST):
             layer = self._of.get(block.name)
             if layer is None:
                 continue
@@ -209,8 +211,8 @@ class KroneckerFit:
         layer.turn = torch.from_numpy(basis["q_a"]).to(device), torch.from_numpy(basis["q_s"]).to(device)
         layer.lam = torch.zeros(len(basis["e_s"]), len(basis["e_a"]), dtype=torch.float64, device=device)
 
-    def _add_squares(self, index: NDArray[np.int64], tape: Any, w: Tensor) -> None:
-        for _, share, block in self._blocks(index, tape, SECOND):
+    def _add_squares(self, index: NDArray[np.int64], tape: Any, y: Tensor, w: Tensor) -> None:
+        for _, share, block in self._blocks(index, tape, y, SECOND):
             layer = self._of.get(block.name)
             if layer is None:
                 self._traces[block.name] += share * float((block.squared_norms() * w.double()).sum())

@@ -81,8 +81,10 @@ class Linearised:
             tangents = [*tangents, *self.engine.outputs(x, directions[first : first + most])[1]]
         return z, tangents
 
-    def ggn(self, x: Tensor, w: Tensor, directions: Directions) -> tuple[Tensor, Iterator[dict[str, Tensor]]]:
+    def ggn(
+        self, x: Tensor, y: Tensor, w: Tensor, directions: Directions
+    ) -> tuple[Tensor, Iterator[dict[str, Tensor]]]:
         """Logits [b, C], and by parameter name J^T W B J u for every direction, B the output curvature."""
         z, tangents = self.push(x, directions)
-        at = self.loss.curvature(z)
+        at = self.loss.curvature(z, y)
         return z, Graph(self.point, x).pull([at.times(t, w) for t in tangents])

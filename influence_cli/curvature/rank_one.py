@@ -90,7 +90,9 @@ class RankOneSums:
 
     def _residuals(self, tape: Tape, y: Tensor) -> Tensor:
         loss = self.curvature.loss
-        return loss.curvature(tape.logits).residuals(y) if loss.curved else loss.slopes(tape.logits, y).to(tape.logits)
+        return (
+            loss.curvature(tape.logits, y).residuals() if loss.curved else loss.slopes(tape.logits, y).to(tape.logits)
+        )
 
 
 def by_tensor(blocks: Iterable[BlockLayout]) -> tuple[BlockLayout, ...]:

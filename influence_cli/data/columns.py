@@ -12,7 +12,7 @@ Columns = dict[str, str]
 
 _ID: Columns = {"id": "the row's id in the manifest"}
 _KEY: Columns = {"row_key": "name of the row's payload and label: it changes when one of them does"}
-_LABEL: Columns = {"label": "number of the row's class, as in the manifest"}
+_LABEL: Columns = {"label": "the row's class, number (regression), or labels with ; between (multi-label)"}
 _ROW: Columns = {**_ID, **_KEY, **_LABEL}
 
 GRADS: Columns = {
@@ -37,6 +37,9 @@ SCORE: Columns = {
     "best_label_gain": "by how much the row would score higher with best_label; 0 where that is its own",
     "loss": "the row's loss at the checkpoint",
     "margin": "logit of the row's label less the highest other one: negative where the model says another",
+    "prediction": "task regression or ordinal: the number that the model predicts",
+    "doubted_label": "task multi-label: number of the label whose signed logit is least: what the model doubts most",
+    "doubted_probability": "the model's probability of what the row says of doubted_label",
     "model_label": "the label that the model gives the row: its most probable class",
     "model_probability": "the model's probability of model_label",
     "other_label": "the most probable class but the row's own: what relabelling by the model proposes",

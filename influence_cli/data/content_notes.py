@@ -8,6 +8,7 @@ import unicodedata
 import numpy as np
 
 from influence_cli.data.classes import class_called, class_name
+from influence_cli.data.label_kinds import CLASSES
 from influence_cli.data.manifest import Manifest
 from influence_cli.data.sources.survey import MISSING
 from influence_cli.store.shards import positions
@@ -32,7 +33,8 @@ def content_notes(manifest: Manifest, group: str | None = None) -> list[str]:
             notes.append(f"{len(ids)} {other} rows are also train rows (same payload): {', '.join(ids[:5])}")
     first = positions(manifest.payload_keys, manifest.payload_keys)
     again = np.flatnonzero(first != np.arange(len(first)))
-    clashing = [k for k in again.tolist() if manifest.labels[k] != manifest.labels[first[k]]]
+    differ = manifest.label_kind.differ(manifest.labels, manifest.labels[first]) if len(first) else again
+    clashing = [k for k in again.tolist() if differ[k]]
     if len(again):
         notes.append(f"{len(again)} rows repeat the payload of an earlier row")
     if clashing:
@@ -44,6 +46,8 @@ def content_notes(manifest: Manifest, group: str | None = None) -> list[str]:
 def _class_notes(manifest: Manifest) -> list[str]:
     """Classes that only val or test rows have, or all train rows, and names that say little or look alike."""
     names, notes = manifest.classes or (), list[str]()
+    if manifest.label_kind.holds != CLASSES:
+        return []
     train = set(manifest.rows("train").labels.tolist())
     others = sorted(set(manifest.all_rows().labels.tolist()) - train)
     if train and others:

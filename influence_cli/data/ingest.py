@@ -11,14 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from influence_cli.data.classes import CLEAN, Numbering
+from influence_cli.data.classes import CLEAN
 from influence_cli.data.content_notes import SHOWN, content_notes
 from influence_cli.data.earlier import MADE, marked
 from influence_cli.data.frames import name_of
 from influence_cli.data.kinds import KINDS, kind_in
-from influence_cli.data.kinds.protocol import BadPayload, Kind, is_text
+from influence_cli.data.kinds.protocol import BadPayload, Kind
+from influence_cli.data.label_kinds import CLASSES, DEFAULT, NOTHING, NUMBERS, TASK_KEY, TASKS
+from influence_cli.data.label_readers import BadLabel, reader_of
 from influence_cli.data.manifest import Manifest, read_manifest
 from influence_cli.data.outputs import Output, check_outputs, writing
 from influence_cli.data.request import COLUMNS_KEY, IngestRequest
@@ -30,8 +34,6 @@ from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.keys import canonical_json
 from influence_cli.store.parquet import SealedWriter
-
-MOST_NUMBERS = 10_000  # different labels that are looked at
 
 
 @dataclass
@@ -62,7 +64,7 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
     source = open_source(request.source, request.columns)
     conversion = _Conversion(request, source, shares)
     metadata = origin_metadata(source, request.source, request.columns, bool(conversion.splits), output.parent)
-    metadata |= columns_metadata(source, conversion.numbered)
+    metadata |= columns_metadata(source, conversion.labels.numbered)
     with writing(output, MADE) as temporary, pa.OSFile(str(temporary), "wb") as sink:
         with contextlib.ExitStack() as stack:
             writer: SealedWriter | None = None
@@ -112,55 +114,13 @@ def _shares(text: str) -> tuple[float, float]:
     return parts[0] / sum(parts), (parts[0] + parts[1]) / sum(parts)
 
 
-def _survey(source: Source) -> tuple[tuple[str, ...] | None, set[str], list[str], int | None]:
-    """Class names, the splits that the source has, a note of classes without a label, and how many labels are numbers.
-
-    Labels have names where they are names, or numbers that do not count from 0.
-    """
-    names, clean, splits, numbers = set[str](), set[str](), set[str](), set[int]()
+def _splits_of(source: Source) -> set[str]:
+    """The splits that a source has."""
+    found = set[str]()
     for table in (source.narrow or source.tables)():
-        names |= _names_in(table, "label")
-        if len(numbers) <= MOST_NUMBERS:
-            numbers |= _numbers_in(table)
-        clean |= _names_in(table, CLEAN) - {""}
         if "split" in table.column_names:
-            splits.update(table.column("split").to_pylist())
-    if source.classes:
-        return source.classes, splits, [], None
-    if not names:
-        classes = _named_numbers(numbers)
-        return classes, splits, [], None if classes or not numbers else max(numbers) + 1
-    only = ", ".join(sorted(clean - names)[:10])
-    notes = [f"column {CLEAN} has classes that no label has, and they are classes too: {only}"] if only else []
-    return tuple(sorted(names | clean)), splits, notes, None
-
-
-def _names_in(table: pa.Table, column: str) -> set[str]:
-    """The names in a column of text; none where it is of another type, or not there."""
-    if column not in table.column_names or not is_text(table.schema.field(column).type):
-        return set()
-    return set(table.column(column).drop_null().to_pylist())
-
-
-def _numbers_in(table: pa.Table) -> set[int]:
-    """The whole numbers in the column of labels."""
-    column = table.column("label")
-    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        return set()
-    values = column.unique().drop_null()[: MOST_NUMBERS + 1].to_pylist()
-    return {int(v) for v in values if v == v and abs(v) != float("inf") and v % 1 == 0}
-
-
-def _named_numbers(numbers: set[int]) -> tuple[str, ...] | None:
-    """Names of classes whose numbers are no class numbers from 0 (1 and 2, -1 and 1, codes); None for those that are.
-
-    With 0 among them some class may only lack rows; a negative number beside others is a row without a label.
-    """
-    signs = numbers == {-1, 1}
-    codes = len(numbers) > 1 and min(numbers) >= 0 and max(numbers) >= max(100, 10 * len(numbers))
-    if not numbers or len(numbers) > MOST_NUMBERS or not (signs or codes or min(numbers) > 0):
-        return None
-    return tuple(str(n) for n in sorted(numbers))
+            found.update(table.column("split").to_pylist())
+    return found
 
 
 class _Conversion:
@@ -168,8 +128,9 @@ class _Conversion:
 
     def __init__(self, request: IngestRequest, source: Source, shares: tuple[float, float]) -> None:
         self.request, self.source, self.shares = request, source, shares
-        self.classes, self.splits, self.notes, self.numbered = _survey(source)
-        self.number = Numbering(self.classes, source.classes is not None)
+        self.splits = _splits_of(source)
+        self.labels = reader_of(source.task, source.classes, source.narrow or source.tables)
+        self.notes = list(self.labels.notes)
         self.skipped: list[tuple[str, str]] = []
         self._seen: set[str] = set()
         self._remarks: Counter[str] = Counter()
@@ -181,7 +142,9 @@ class _Conversion:
 
     def tables(self, listener: Listener) -> Iterator[pa.Table]:
         """The source's tables as manifest tables."""
-        metadata = {"classes": json.dumps(list(self.classes), ensure_ascii=False)} if self.classes else {}
+        names, task = self.labels.names, self.labels.task
+        metadata = {"classes": json.dumps(list(names), ensure_ascii=False)} if names else {}
+        metadata |= {} if task == DEFAULT else {TASK_KEY.decode(): task}
         first = 0
         for table in self.source.tables():
             kind, rows = kind_in(table.column_names), list[dict[str, Any]]()
@@ -193,7 +156,8 @@ class _Conversion:
                     self._skip(row["id"], k, bad)
             first += table.num_rows
             if rows:
-                yield pa.table(_arrays(rows, table)).replace_schema_metadata(metadata)
+                made = pa.table(_arrays(rows, table, self.labels.type)).replace_schema_metadata(metadata)
+                yield made.drop_columns(["label"]) if TASKS[task].holds == NOTHING else made
             listener.detail(f"{len(rows):,} rows converted")
 
     def counted(self) -> list[str]:
@@ -234,20 +198,15 @@ class _Conversion:
         rows = sum(t.column("label").null_count for t in (self.source.narrow or self.source.tables)())
         return f" in {rows:,} rows, and this is the first" if rows > 1 else ""
 
-    def _label(self, value: Any, column: str) -> int | None:
-        """The label of a name or a number; None for null."""
-        if value is None or (column == CLEAN and (value == "" or value != value)):
+    def _label(self, value: Any, column: str) -> Any:
+        """The label of what stands in a column; None for null."""
+        if column == CLEAN and (value == "" or value != value):
             return None
         try:
-            return self.number.of(value)
-        except ValueError as error:
+            return self.labels.of(value)
+        except BadLabel as error:
             named = (self.source.columns or {}).get({"label": "label"}.get(column, "clean")) or column
-            fix = "repair the row"
-            if isinstance(value, float) and value % 1 != 0:
-                fix = "give classes: numbers to be predicted (regression) are not supported yet"
-            elif isinstance(value, int | float) and value < 0:
-                fix = "where it is a class, write names; where it stands for a row without a label, leave it out"
-            raise BadPayload(f"column {named}: {error}", fix) from error
+            raise BadPayload(f"column {named}: {error}", error.fix) from error
 
     def _split(self, given: str | None, payload: bytes) -> str:
         """The split of a row: its own, or drawn from (seed, payload), so that equal payloads fall into the same one."""
@@ -274,18 +233,34 @@ class _Conversion:
         self.skipped.append((f"row {row}" if name is None else str(name), str(bad)))
 
 
-def _arrays(rows: list[dict[str, Any]], table: pa.Table) -> dict[str, pa.Array]:
-    kinds = {"id": pa.string(), "label": pa.int64(), "split": pa.string(), "weight": pa.float64(), CLEAN: pa.int64()}
+def _arrays(rows: list[dict[str, Any]], table: pa.Table, label: pa.DataType) -> dict[str, pa.Array]:
+    kinds = {"id": pa.string(), "label": label, "split": pa.string(), "weight": pa.float64(), CLEAN: label}
     kinds |= {name: kind for payload in KINDS.values() for name, kind in payload.types.items()}
     typed = {name: kinds.get(name) or table.schema.field(name).type for name in rows[0]}
     return {name: pa.array([row[name] for row in rows], kind) for name, kind in typed.items()}
 
 
-def class_table(manifest: Manifest) -> list[dict[str, Any]]:
-    """Rows of each class in each split."""
-    names = manifest.classes or ()
-    table: list[dict[str, Any]] = []
-    for c in range(max(int(manifest.labels.max()) + 1, len(names))):
-        counts = {s: int(((manifest.labels == c) & (manifest.splits == s)).sum()) for s in ("train", "val", "test")}
+def label_table(manifest: Manifest) -> tuple[str, list[dict[str, Any]]]:
+    """What the rows of a table are, and the table: rows of each class, or with each label, in each split.
+
+    Of numbers, how many there are in each split, with their mean, standard deviation, least and most.
+    """
+    splits, labels, names = ("train", "val", "test"), manifest.labels, manifest.classes or ()
+    found = {s: labels[manifest.splits == s] for s in splits}
+    if manifest.label_kind.holds == NUMBERS:
+        return "split", [{"split": s, "rows": len(y), **_spread(y)} for s, y in found.items() if len(y)]
+    if manifest.label_kind.holds == NOTHING:
+        return "split", [{"split": s, "rows": len(y)} for s, y in found.items() if len(y)]
+    by_class = manifest.label_kind.holds == CLASSES
+    parts, table = manifest.label_kind.parts(labels), list[dict[str, Any]]()
+    none = np.zeros(len(labels), dtype=bool)
+    for c in range(max(max(parts) + 1, len(names))):
+        here = parts.get(c, none)
+        counts = {s: int((here & (manifest.splits == s)).sum()) for s in splits}
         table.append({"class": c, "name": names[c] if c < len(names) else str(c), **counts})
-    return table
+    return "class" if by_class else "label", table
+
+
+def _spread(values: NDArray[np.float64]) -> dict[str, float]:
+    figures = {"mean": values.mean(), "sd": values.std(), "least": values.min(), "most": values.max()}
+    return {name: float(value) for name, value in figures.items()}

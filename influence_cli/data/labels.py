@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from influence_cli.data.classes import CLEAN, Names, class_count, numbers_in
 from influence_cli.data.kinds.protocol import is_text
+from influence_cli.data.label_kinds import CLASSES
 from influence_cli.data.manifest import Manifest, Rows
+from influence_cli.data.row_checks import RowChecks
 from influence_cli.errors import ManifestError, nearest
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.keys import row_keys
@@ -25,6 +27,8 @@ def numbered_as(manifest: Manifest, classes: Names | None, of: str, listener: Li
         ManifestError: it has a class, or a row a label, that is none of them.
     """
     of = "the training rows" if of == manifest.source else of  # rows in memory are called by their type
+    if manifest.label_kind.holds != CLASSES:
+        return _named_alike(manifest, classes, of)
     numbers = numbers_in(manifest.classes, classes, manifest.source, of)
     if numbers is None:
         known = classes is not None and manifest.classes not in (None, tuple(classes))
@@ -44,14 +48,47 @@ def numbered_as(manifest: Manifest, classes: Names | None, of: str, listener: Li
     return replace(manifest, labels=found, row_keys=keys, classes=names, numbers=numbers)
 
 
+def _named_alike(manifest: Manifest, names: Names | None, of: str) -> Manifest:
+    """The manifest itself, whose labels have no numbers.  Raises ManifestError: they have other names, or an order."""
+    own = manifest.classes
+    if own is None or names is None or tuple(own) == tuple(names):
+        return manifest
+    here, there = (", ".join(some[:10]) for some in (own, names))
+    fix = "write the labels of both in one order: influence manifest SOURCE --like MANIFEST"
+    raise ManifestError(f"its labels ({here}) are not those of {of} ({there})", where=manifest.source, fix=fix)
+
+
 def clean_labels(rows: Rows, column: str = CLEAN) -> NDArray[np.int64] | None:
-    """True labels [n] of rows, -1 where unknown; None where there is no such column.
+    """True classes [n] of rows, -1 where unknown; None where there is no such column.
 
     Raises:
         ManifestError: one is no class.
     """
     there = column in rows.manifest.table.column_names
     return column_labels(rows.manifest, column)[rows.index] if there else None
+
+
+def wrong_labels(
+    rows: Rows, labels: NDArray[Any] | None = None, column: str = CLEAN
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+    """Which rows [n] have another label than the true one, and of which that is known; None without such a column.
+
+    ``labels`` stand for the rows' own, where given.
+
+    Raises:
+        ManifestError: a true label is none of the manifest's task.
+    """
+    manifest = rows.manifest
+    if column not in manifest.table.column_names:
+        return None
+    true = clean_labels(rows, column) if manifest.label_kind.holds == CLASSES else None
+    if true is not None:
+        known = true >= 0
+    else:
+        checks = RowChecks(manifest.source, manifest.table, skip=True)  # a row without one is not known
+        true = manifest.label_kind.read(checks, column)[rows.index]
+        known = ~np.isin(rows.index, list(checks.bad))
+    return known & manifest.label_kind.differ(true, rows.labels if labels is None else labels), known
 
 
 def column_labels(manifest: Manifest, column: str) -> NDArray[np.int64]:

@@ -1,9 +1,9 @@
 """(0) The table every stage reads: schema, keys, provenance, "-" in and out.
 
 A manifest is a Parquet file, or a folder of them, with one row per example: ``id`` (unique string), a payload in the
-columns of its kind (``data.kinds``), ``label`` (integer; texts may have none), and optionally ``split`` (train, val,
-test), ``group``, ``weight`` and ``clean_label``.  Narrow columns are held in memory; payloads are streamed, and named
-by the hash of what is stored (``store.keys``).
+columns of its kind (``data.kinds``), ``label`` (the number of a class, or as its task says: ``data.label_kinds``), and
+optionally ``split`` (train, val, test), ``group``, ``weight`` and ``clean_label``.  Narrow columns are held in memory;
+payloads are streamed, and named by the hash of what is stored (``store.keys``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,17 @@ from numpy.typing import NDArray
 from influence_cli.data.classes import classes_of_files
 from influence_cli.data.kinds import KINDS, kind_in
 from influence_cli.data.kinds.protocol import Decoded, InputSpec, Kind, Payload
+from influence_cli.data.label_kinds import (
+    CLASSES,
+    DEFAULT,
+    LANGUAGE,
+    NOTHING,
+    TASK_KEY,
+    TASKS,
+    LabelKind,
+    one_task,
+    task_in,
+)
 from influence_cli.data.partitions import folder_of
 from influence_cli.data.payloads import payload_batches, payload_keys, read_payload
 from influence_cli.data.row_checks import SKIPPED, BadRow, RowChecks, checked_columns
@@ -42,7 +53,7 @@ class Manifest:
     files: tuple[Path, ...]
     kind: str  # the name of its payload's
     table: pa.Table  # every column but the payload
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]  # int64 classes [n], or as the task has them
     splits: NDArray[np.str_]
     payload_keys: Keys
     row_keys: Keys
@@ -50,8 +61,8 @@ class Manifest:
     folder: Path  # what relative payload paths count from
     bad: tuple[BadRow, ...] = ()  # rows that are left out: their split is SKIPPED
     bad_when_read: int = 0  # how many of them reading finds again; the others depend on the model
-    labelled: bool = True  # False: texts that are to be predicted themselves, whose labels count as 0
     numbers: Mapping[int, int] | None = None  # what the labels in the files are, where others are numbered otherwise
+    task: str = DEFAULT
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,6 +71,21 @@ class Manifest:
     def payload_kind(self) -> Kind:
         """What its payloads are."""
         return KINDS[self.kind]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its rows have labels; others are to be predicted themselves."""
+        return self.label_kind.holds != NOTHING
+
+    @property
+    def label_kind(self) -> LabelKind:
+        """What its labels are."""
+        return TASKS[self.task]
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The names of its classes, where labels are classes that have names."""
+        return self.classes if self.label_kind.holds == CLASSES else None
 
     @functools.cached_property
     def ids(self) -> list[str]:
@@ -160,9 +186,14 @@ class Rows:
         return [ids[i] for i in self.index.tolist()]
 
     @functools.cached_property
-    def labels(self) -> NDArray[np.int64]:
-        """Labels [n]."""
+    def labels(self) -> NDArray[Any]:
+        """Labels [n], or [n, L]."""
         return self.manifest.labels[self.index]
+
+    @functools.cached_property
+    def strata(self) -> NDArray[np.int64]:
+        """The class of every row [n], or one number for all where labels are no classes."""
+        return self.manifest.label_kind.strata(self.labels)
 
     @functools.cached_property
     def payload_keys(self) -> Keys:
@@ -218,7 +249,7 @@ def read_manifest(
 
     Raises:
         ManifestError: a column is missing or of the wrong type; an id is null or twice there, a label is null or
-            negative, a split is unknown, a weight is negative, a payload is empty, unreadable, not finite or of
+            none of its task, a split is unknown, a weight is negative, a payload is empty, unreadable, not finite or of
             another length (unless bad rows are skipped); or no row is left.
     """
     schema = read_schema(files[0])
@@ -227,9 +258,10 @@ def read_manifest(
     if table.num_rows == 0:
         raise ManifestError("the manifest has no rows", where=source, fix="give a manifest with train rows")
     classes = classes_of_files(files, source)
+    task = one_task({file.name: _task(read_schema(file), kind, label, source) for file in files}, source)
     folder = folder_of(files[0]) if folder is None else folder
     checks = RowChecks(source, table, skip_bad)
-    labels, splits = checked_columns(checks, label)
+    labels, splits = checked_columns(checks, lambda found: TASKS[task].read(found, label))
     keys = payload_keys(files, kind, folder, checks, known)
     if len(keys) != table.num_rows:
         what = f"column {kind.column} has {len(keys)} values for {table.num_rows} rows: the file is damaged"
@@ -238,11 +270,26 @@ def read_manifest(
     if len(bad) == table.num_rows:
         first = f"{source}, row {bad[0].row}, column {bad[0].column}"
         raise ManifestError(f"no usable row: {bad[0].reason}", where=first, fix="repair the rows")
+    if classes is not None and labels.ndim == 2 and labels.shape[1] != len(classes):
+        what = f"{len(classes)} names for {labels.shape[1]} labels a row"
+        raise ManifestError(what, where=f"{source}, classes", fix="name every label once, in order")
     named = row_keys(keys, labels)
-    labelled = label in table.column_names
-    return Manifest(
-        source, tuple(files), kind.name, table, labels, splits, keys, named, classes, folder, bad, len(bad), labelled
-    )
+    about = (table, labels, splits, keys, named, classes, folder, bad, len(bad))
+    return Manifest(source, tuple(files), kind.name, *about, task=task)
+
+
+def _task(schema: pa.Schema, kind: Kind, label: str, source: str) -> str:
+    """The task that a schema names; where it names none that of language, if texts have no labels.
+
+    Raises:
+        ManifestError: the rows are none of such a task.
+    """
+    said = task_in(schema, source)
+    bare = label not in schema.names and kind.own_target and TASK_KEY not in (schema.metadata or {})
+    if TASKS[said].holds == NOTHING and not kind.own_target:
+        what = f"task {said} is of texts, one a row, and the rows have {kind.column}"
+        raise ManifestError(what, where=source, fix="name the column of texts: influence manifest SOURCE --text COLUMN")
+    return LANGUAGE if bare else said
 
 
 def _check_columns(schema: pa.Schema, label: str, source: str, files: Sequence[Path]) -> Kind:

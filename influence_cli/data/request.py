@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from influence_cli.options import MANIFEST, option
+from influence_cli.data.label_kinds import TASKS
+from influence_cli.options import MANIFEST, check_choices, option
 
 COLUMNS_KEY = b"influence.columns"  # of a manifest's schema metadata: what each column of its source was taken for
 
@@ -49,6 +50,13 @@ class Columns:
     sheet: str | None = option(
         None, "Sheet of an Excel file [default: the first].", (MANIFEST,), metavar="NAME", stored=False
     )
+    task: str | None = option(
+        None, "classification, regression, ordinal, multi-label, or language (no labels) [default: classification].",
+        (MANIFEST,), choices=tuple(TASKS), stored=False, after="group",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclass(frozen=True)

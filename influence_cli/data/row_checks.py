@@ -11,9 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.data.kinds.protocol import is_text
-from influence_cli.data.tables import manifest_command
 from influence_cli.errors import ManifestError
-from influence_cli.store.arrow import is_valid, values_of
+from influence_cli.store.arrow import values_of
 
 SPLITS = ("train", "val", "test")
 SKIPPED = "skipped"  # the split of a row that is left out
@@ -63,19 +62,19 @@ class RowChecks:
             self.fail(row, column, what(row), fix)
 
 
-def checked_columns(checks: RowChecks, label: str) -> tuple[NDArray[np.int64], NDArray[np.str_]]:
-    """Labels [n], -1 in rows that are left out, and splits [n], after a check of ids and weights too.
-
-    Labels are 0 where there is no such column, of rows that need none.
+def checked_columns(
+    checks: RowChecks, labels: Callable[[RowChecks], NDArray[Any]]
+) -> tuple[NDArray[Any], NDArray[np.str_]]:
+    """Labels as ``labels`` reads them, and splits [n], after a check of ids and weights too.
 
     Raises:
         ManifestError: a column is of another type than it has to be, or a row is refused.
     """
     _check_ids(checks)
-    labels = _labels(checks, label)
+    read = labels(checks)
     splits = _splits(checks)
     _check_weights(checks)
-    return labels, splits
+    return read, splits
 
 
 def _check_ids(checks: RowChecks) -> None:
@@ -92,22 +91,6 @@ def _check_ids(checks: RowChecks) -> None:
             checks.fail(row, "id", "an id is there twice", "make ids unique")
         else:
             seen.add(value)
-
-
-def _labels(checks: RowChecks, label: str) -> NDArray[np.int64]:
-    if label not in checks.table.column_names:
-        return np.zeros(checks.table.num_rows, dtype=np.int64)
-    column = checks.table.column(label)
-    if not pa.types.is_integer(column.type):
-        where = f"{checks.source}, column {label}"
-        fix = f"number the classes, which this does: {manifest_command(checks.source, label)}"
-        raise ManifestError(f"labels are {column.type}, not integers", where=where, fix=fix)
-    null = ~is_valid(column)
-    checks.each(np.flatnonzero(null), label, lambda _: "a label is null", "label it or take it out")
-    labels = values_of(column.cast(pa.int64(), safe=False), -1)
-    negative = np.flatnonzero((labels < 0) & ~null)
-    checks.each(negative, label, lambda row: f"a label is negative ({labels[row]})", "number the classes from 0")
-    return np.maximum(labels, -1)
 
 
 def _splits(checks: RowChecks) -> NDArray[np.str_]:

@@ -104,6 +104,11 @@ class TargetPass:
         """The model's inputs of decoded rows."""
         return to_input(move(decoded, self.point.device), self.spec, self.point.dtype)
 
+    def hits(self, z: Tensor, y: Tensor) -> float:
+        """How many rows are predicted as they are labelled; NaN where labels are no classes."""
+        found = self.loss.hits(z.detach().cpu().numpy(), y.cpu().numpy())
+        return float("nan") if found is None else float(found.sum())
+
     def gradients(self, value: Tensor, keep: bool = False) -> list[Tensor]:
         """The gradient of a scalar; with ``keep`` another follows from the same forward pass."""
         return pulled([value], list(self.own.values()), [None], keep)
@@ -137,25 +142,6 @@ class TargetPass:
 
 
 @dataclass
-class Tally:
-    """The headline measure of the rows so far."""
-
-    value: float = 0.0
-    count: float = 0.0
-
-    def add(self, loss: RowLoss, logits: Tensor, labels: Tensor) -> None:
-        """The rows of one more batch."""
-        value, count = loss.headline_parts(logits.detach(), labels)
-        self.value += float(value.double().sum())
-        self.count += float(count.double().sum())
-
-    @property
-    def mean(self) -> float:
-        """The measure of all of them."""
-        return self.value / self.count
-
-
-@dataclass
 class _Sums:
     """Running float64 sums of one objective: rows of even and of odd buckets, and the bucket at hand.
 
@@ -168,8 +154,8 @@ class _Sums:
     bucket: list[Tensor] | None = None
     number: int = 0  # of the bucket at hand
     value: float = 0.0
-    headline: Tally = field(default_factory=lambda: Tally())
-    clean: Tally = field(default_factory=lambda: Tally())  # of rows as they are, where others, attacked, are measured
+    hits: float = 0  # rows that are predicted as they are labelled; not a number where no prediction is right or wrong
+    clean_hits: float = 0  # of the rows as they are, where the objective is measured on attacked ones
     flips: int = 0  # rows whose prediction is not that of their twin
 
     def add(self, gradients: Sequence[Tensor]) -> None:
@@ -229,7 +215,7 @@ def measure_directions(
             moved = inputs(index).to(run.point.device, run.point.dtype)
             also = _add_gradients(run, moved, y, {name: objectives[name]}, sums)
             bad = also if bad is None else bad
-            sums[name].clean.add(run.loss, run.point.outputs(x, [])[0], y)
+            sums[name].clean_hits += run.hits(run.point.outputs(x, [])[0], y)
         for name, pair in paired.items():
             also = _add_pairs(run, x, y, pair.inputs(index), pair, sums[name])
             bad = also if bad is None else bad
@@ -246,7 +232,7 @@ def measure_directions(
         measured[name] = _measured(run, s, sizes)
         if name in attacked:
             meta = measured[name].meta
-            meta["attacked_accuracy"], meta["accuracy"] = meta["accuracy"], s.clean.mean
+            meta["attacked_accuracy"], meta["accuracy"] = meta["accuracy"], share_of(s.clean_hits, meta["m"])
         if name in paired:
             measured[name].meta["flips"] = s.flips
     return measured
@@ -267,7 +253,7 @@ def _add_gradients(
             value = values.sum()
             gradients = run.gradients(value, keep=position + 1 < len(objectives))
             sums[name].value += float(value.detach().double())
-            sums[name].headline.add(run.loss, logits, y)
+            sums[name].hits += run.hits(logits, y)
             sums[name].add(gradients)
     return None
 
@@ -281,7 +267,7 @@ def _add_pairs(run: TargetPass, x: Tensor, y: Tensor, changed: Tensor, pair: Pai
             return int((~torch.isfinite(values)).nonzero()[0])
         value = values.sum()
         sums.value += float(value.detach().double())
-        sums.headline.add(run.loss, logits, y)
+        sums.hits += run.hits(logits, y)
         sums.flips += int((logits.argmax(1) != others.argmax(1)).sum())
         sums.add(run.gradients(value))
     return None
@@ -310,6 +296,11 @@ def _place(target: Rows, row: int) -> str:
     return f"{manifest.source}, row id={manifest.ids[row]}, column {manifest.payload_kind.column}"
 
 
+def share_of(hits: float, rows: int) -> float | None:
+    """An accuracy; None where there is none."""
+    return None if np.isnan(hits) else hits / rows
+
+
 def _measured(run: TargetPass, sums: _Sums, sizes: NDArray[np.int64]) -> Measured:
     m, m_even = int(sizes.sum()), int(sizes[::2].sum())
     even, odd = sums.halves
@@ -317,7 +308,7 @@ def _measured(run: TargetPass, sums: _Sums, sizes: NDArray[np.int64]) -> Measure
     norm2 = sum(float(g.flatten() @ g.flatten()) for g in total)
     meta = {
         "phi": sums.value / m,
-        run.loss.headline.name: sums.headline.mean,
+        "accuracy": share_of(sums.hits, m),
         "m": m,
         "m_half": m_even,
         "snr": signal_to_noise(norm2, sums.norms, sizes),

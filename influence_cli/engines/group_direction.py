@@ -71,11 +71,11 @@ def _values(run: TargetPass, objectives: dict[str, Grouped]) -> tuple[dict[str, 
     """Every objective's row values in the target's order, and the accuracy."""
     place = {row: k for k, row in enumerate(run.target.index.tolist())}
     found: dict[str, list[Floats]] = {name: [np.zeros(0)] * len(place) for name in objectives}
-    hits = 0
+    hits = 0.0
     for index, x, y in run.batches([run.target.index.tolist()]):
         with torch.no_grad(), differentiable_kernels(run.point.recurrent):
             logits = run.point.logits(x)
-            hits += int((logits.argmax(1) == y).sum())
+            hits += run.hits(logits, y)
             for name, grouped in objectives.items():
                 rows = grouped.objective.values(logits, y, run.loss).double().cpu().numpy()
                 bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))

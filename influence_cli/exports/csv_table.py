@@ -207,7 +207,9 @@ def _table(job: ExportJob, rows: list[dict[str, object]]) -> list[list[object]]:
     for row in rows:
         lines.append([])
         for name, value in row.items():
-            lines[-1] += value if name in kinds and isinstance(value, list) else ["" if value is None else value]
+            if name not in kinds and isinstance(value, list):
+                value = ";".join(map(str, value))  # several labels
+            lines[-1] += value if isinstance(value, list) else ["" if value is None else value]
     return lines
 
 

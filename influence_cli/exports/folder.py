@@ -15,6 +15,7 @@ import numpy as np
 
 from influence_cli.data.kinds.image import image_of
 from influence_cli.data.kinds.protocol import Payload
+from influence_cli.data.label_kinds import CLASSES
 from influence_cli.data.payloads import read_payload
 from influence_cli.data.sources.other_files import EXTENSIONS
 from influence_cli.errors import ManifestError, UsageError, nearest
@@ -51,6 +52,9 @@ def prepare(job: ExportJob) -> Prepared:
 def _class_folders(job: ExportJob) -> dict[int, str]:
     """The folder of every class that is named or used; numbers are padded, so that their order is the classes'."""
     edited = job.edited
+    if edited.manifest.label_kind.holds != CLASSES:
+        what = f"an image folder has a folder a class, and the labels are {edited.manifest.label_kind.called}"
+        raise UsageError(what, where=edited.manifest.source, fix="pass --export-as csv, jsonl, huggingface or npz")
     named = len(edited.manifest.classes or ())
     used = max(int(edited.labels.max()) + 1, named)
     folders = {c: edited.class_name(c) if c < named else str(c).zfill(len(str(used - 1))) for c in range(used)}

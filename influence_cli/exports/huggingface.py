@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from influence_cli.actions.protocol import PROPOSAL
 from influence_cli.data.kinds.protocol import Payload
+from influence_cli.data.label_kinds import CLASSES, SEVERAL
 from influence_cli.data.payloads import read_payload
 from influence_cli.data.row_checks import SPLITS
 from influence_cli.data.sources import open_source
@@ -62,8 +64,10 @@ def _write_again(job: ExportJob, origin: Origin, source: Path, matched: Matched,
             for table in read_stream(file):
                 here = slice(first, first + table.num_rows)
                 first = here.stop
-                label = pick(table.column_names, origin.columns.label, LABEL_NAMES, "label", str(folder))
-                yield _edited(job, table, str(label), matched, here, weighted)
+                label = None  # labels that are no classes are never edited
+                if job.edited.manifest.label_kind.holds == CLASSES:
+                    label = pick(table.column_names, origin.columns.label, LABEL_NAMES, "label", str(folder))
+                yield _edited(job, table, label, matched, here, weighted)
 
     for folder in parts.values():
         info = {k: v for k, v in read_description(folder / "dataset_info.json").items() if k not in _SIZES}
@@ -75,13 +79,16 @@ def _write_again(job: ExportJob, origin: Origin, source: Path, matched: Matched,
         _write_json(place / "dataset_dict.json", {"splits": [folder.name for folder in parts.values()]})
 
 
-def _edited(job: ExportJob, table: pa.Table, label: str, matched: Matched, here: slice, weighted: bool) -> pa.Table:
-    position, kind = table.column_names.index(label), table.schema.field(label).type
-    labels = table.column(label).to_pylist()
-    for k in np.flatnonzero(matched.relabelled[here]).tolist():
-        new = int(matched.label[here][k])
-        labels[k] = job.edited.class_name(new) if isinstance(labels[k], str) else new
-    table = table.set_column(position, table.schema.field(label), pa.array(labels, kind))
+def _edited(
+    job: ExportJob, table: pa.Table, label: str | None, matched: Matched, here: slice, weighted: bool
+) -> pa.Table:
+    if label is not None:
+        position, kind = table.column_names.index(label), table.schema.field(label).type
+        labels = table.column(label).to_pylist()
+        for k in np.flatnonzero(matched.relabelled[here]).tolist():
+            new = int(matched.label[here][k])
+            labels[k] = job.edited.class_name(new) if isinstance(labels[k], str) else new
+        table = table.set_column(position, table.schema.field(label), pa.array(labels, kind))
     if weighted:
         names, weights = table.column_names, pa.array(matched.weight[here])
         if "weight" in names:
@@ -146,12 +153,25 @@ def _features(job: ExportJob) -> dict[str, Any]:
     features: dict[str, Any] = {"id": {"dtype": "string", "_type": "Value"}}
     features |= {name: described for name, (_, described) in manifest.payload_kind.embedded_types.items()}
     names = list(manifest.classes or ())
-    if manifest.labelled:
-        features[job.label] = {"names": names, "_type": "ClassLabel"} if names else {"dtype": "int64", "_type": "Value"}
+    plain = "int64" if manifest.label_kind.holds == CLASSES else "float64"
+    of_label: dict[str, Any] = {"dtype": plain, "_type": "Value"}
+    if manifest.label_kind.holds == SEVERAL:  # the places of those that are there, as such data sets have them
+        of_label = {"names": names, "_type": "ClassLabel"} if names else {"dtype": "int64", "_type": "Value"}
+        features[job.label] = {"feature": of_label, "_type": "Sequence"}
+    elif manifest.labelled:
+        features[job.label] = {"names": names, "_type": "ClassLabel"} if names else of_label
     for name in _others(job):
         kind = _plain(manifest.table.schema.field(name).type)
         features[name] = {"dtype": _DTYPES.get(str(kind), str(kind)), "_type": "Value"}
     return {**features, "weight": _WEIGHT} if _weighted(job) else features
+
+
+def _labels(job: ExportJob, labels: NDArray[Any]) -> pa.Array:
+    """Labels as a column: of several a row the places of those that are there."""
+    kind = job.edited.manifest.label_kind
+    if kind.holds != SEVERAL:
+        return kind.stored(labels)
+    return pa.array([np.flatnonzero(row).tolist() for row in labels], pa.list_(pa.int64()))
 
 
 def _new_tables(job: ExportJob, split: str) -> Iterator[pa.Table]:
@@ -171,7 +191,7 @@ def _new_table(job: ExportJob, some: list[tuple[int, Payload | Path | None, str 
     for name, (kind, _) in manifest.payload_kind.embedded_types.items():
         columns[name] = pa.array([value[name] for value in values], kind)
     if manifest.labelled:
-        columns[job.label] = pa.array(edited.labels[rows])
+        columns[job.label] = _labels(job, edited.labels[rows])
     for name in _others(job):
         column = manifest.table.column(name).take(pa.array(rows))
         columns[name] = column.cast(_plain(column.type))

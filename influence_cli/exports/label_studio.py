@@ -19,6 +19,7 @@ import numpy as np
 
 from influence_cli.data.feature_names import features_of, in_words
 from influence_cli.data.kinds.protocol import Payload
+from influence_cli.data.label_kinds import CLASSES
 from influence_cli.data.sources.features import Feature
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.exports.protocol import ExportJob, Prepared, rebase, stored
@@ -27,15 +28,11 @@ MODEL_VERSION = "influence"
 
 
 def prepare(job: ExportJob) -> Prepared:
-    """Check an export for Label Studio: every edited row as a task, most harmful first.
-
-    Raises:
-        UsageError: the rows have no labels.
-    """
+    """Check an export for Label Studio: every edited row as a task, most harmful first."""
     manifest = job.edited.manifest
-    if not manifest.labelled:
-        what = "a task of Label Studio asks for a label, and the rows have none"
-        raise UsageError(what, where=manifest.source, fix="use --export-as csv, jsonl or huggingface")
+    if manifest.label_kind.holds != CLASSES:
+        what = f"tasks for Label Studio are choices between classes, and the labels are {manifest.label_kind.called}"
+        raise UsageError(what, where=manifest.source, fix="pass --export-as csv, jsonl, huggingface or npz")
     edits = job.edits.to_pylist()
     place = {i: k for k, i in enumerate(manifest.ids)}
     wanted = np.zeros(len(manifest), dtype=np.bool_)

@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.data.classes import Numbering
+from influence_cli.data.label_kinds import CLASSES
 from influence_cli.data.sources import Source, open_source
 from influence_cli.data.sources.origin import Origin
 from influence_cli.data.sources.survey import COMMA
@@ -50,13 +51,14 @@ def match(job: ExportJob, source: Source, where: str) -> Matched:
     """
     edited = job.edited
     place = {i: k for k, i in enumerate(edited.manifest.ids)}
+    by_class = edited.manifest.label_kind.holds == CLASSES  # other labels are never edited
     number = Numbering(edited.manifest.classes, source.classes is not None)
     row: list[int] = []
     was: list[int] = []
     weight: list[float] = []
     for table in source.tables():
         row += [place.get(i, -1) for i in table.column("id").to_pylist()]
-        was += [_number(v, number) for v in table.column("label").to_pylist()]
+        was += [_number(v, number) for v in table.column("label").to_pylist()] if by_class else [-1] * table.num_rows
         weight += _weights(table)
     at = np.array(row, dtype=np.int64)
     found, times = np.unique(at[at >= 0], return_counts=True)
@@ -74,7 +76,7 @@ def match(job: ExportJob, source: Source, where: str) -> Matched:
     return Matched(
         keep=inside & edited.keep[at],
         label_was=np.array(was, dtype=np.int64),
-        label=np.where(inside, edited.labels[at], -1),
+        label=np.where(inside, edited.labels[at], -1) if by_class else np.full(len(at), -1, dtype=np.int64),
         weight_was=np.array(weight),
         weight=np.where(inside, edited.weights[at], 1.0),
         notes=notes,

@@ -108,7 +108,7 @@ def plain_rows(job: ExportJob, form: str) -> Iterator[dict[str, Any]]:
     table = manifest.table
     others = [n for n in table.column_names if n not in ("id", "weight", job.label, PROPOSAL)]
     columns = {n: table.column(n).to_pylist() for n in others}
-    if manifest.classes is not None and CLEAN in columns and job.label != CLEAN:  # names, as the labels are
+    if manifest.class_names is not None and CLEAN in columns and job.label != CLEAN:  # names, as the labels are
         clean = column_labels(manifest, CLEAN).tolist()
         columns[CLEAN] = [None if k < 0 else edited.class_name(k) for k in clean]
     weighted = "weight" in table.column_names or bool((edited.weights != 1).any())
@@ -121,9 +121,8 @@ def plain_rows(job: ExportJob, form: str) -> Iterator[dict[str, Any]]:
         out: dict[str, Any] = {"id": manifest.ids[row], **held}
         if isinstance(value, Path) and name is not None:
             out["path"] = rebase(name, job.folder, job.place.parent)
-        label = int(edited.labels[row])
         if manifest.labelled:
-            out[job.label] = label if manifest.classes is None else edited.class_name(label)
+            out[job.label] = manifest.label_kind.plain(edited.labels[row], manifest.classes)
         out.update({other: values[row] for other, values in columns.items()})
         if weighted:
             out["weight"] = float(edited.weights[row])

@@ -31,12 +31,16 @@ ROWS, ROWS_AND_DRAWS, SEEDS = "test rows", "test rows and random draws", "seeds"
 
 @dataclass(frozen=True, eq=False)
 class OnRows:
-    """What a model gives n rows: probabilities [n, C] and losses [n], with their labels and groups (-1: in none)."""
+    """What a model gives n rows: probabilities [n, C] and losses [n], with their labels and groups (-1: in none).
 
-    probability: Floats
+    There are no probabilities where labels are no classes; how much of each is predicted is then given, or nothing.
+    """
+
+    probability: Floats | None
     losses: Floats
-    labels: Ints
+    labels: NDArray[Any]
     groups: Ints | None = None
+    right: Floats | None = None
 
     @property
     def size(self) -> int:
@@ -49,12 +53,18 @@ class OnRows:
 
     @property
     def hits(self) -> Floats:
-        """1 for each row [n] that is predicted right."""
+        """1 for each row [n] that is predicted right; NaN where no prediction is right or wrong."""
+        if self.probability is None:
+            return np.full(len(self.losses), np.nan) if self.right is None else self.right
         return (self.probability.argmax(axis=1) == self.labels).astype(np.float64)
 
     def measures(self, counts: NDArray[np.integer]) -> dict[str, Floats]:
         """Every measure [D] where row i counts ``counts[d, i]`` times; NaN where a class or group has no row."""
         weights, hits = counts.astype(np.float64), self.hits
+        if self.probability is None:
+            every = np.ones(len(hits), dtype=bool)
+            found = {"loss": _means(weights, self.losses, every)}
+            return found if self.right is None else {"accuracy": _means(weights, hits, every), **found}
         recalls = [_means(weights, hits, self.labels == c) for c in np.unique(self.labels)]
         every = np.ones(len(hits), dtype=bool)
         found = {

@@ -114,6 +114,11 @@ class OneLogit:
         return torch.stack([-half, half], 1)
 
 
+def as_column(model: nn.Module, args: Any, out: Any) -> Any:
+    """A forward hook that makes predictions [n] outputs [n, 1]; anything else stays."""
+    return out[:, None] if isinstance(out, Tensor) and out.ndim == 1 else out
+
+
 def build_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
     """An untrained model (or timm's pretrained one) for a spec, with its logits in the order of the classes.
 
@@ -128,6 +133,8 @@ def _in_order(model: nn.Module, spec: ModelSpec) -> nn.Module:
         setattr(model, HEAD, spec.head)
     if spec.one_logit:
         model.register_forward_hook(OneLogit())
+    if spec.num_classes == 1:
+        model.register_forward_hook(as_column)
     if spec.order is not None:
         model.register_forward_hook(OutputOrder(spec.order))
     return model

@@ -6,10 +6,12 @@ import importlib.metadata
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from influence_cli.data.label_kinds import CLASSES
 from influence_cli.errors import UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.hf_folder import CONFIG_FILE, HF, folder_of, spec_values
 from influence_cli.model.image_input import image_input
+from influence_cli.model.losses import loss_in_spec
 from influence_cli.model.spec import GPT, TORCHVISION, ModelSpec, is_gpt, is_own, is_plain
 from influence_cli.store.keys import fingerprint
 
@@ -44,7 +46,7 @@ def new_spec(
     if inputs.model is None:
         raise UsageError("no model", fix="pass --model NAME (a timm name, linear, or mlp:128)")
     classes, kind = manifest.classes, manifest.payload_kind.input_name
-    num_classes = inputs.num_classes or (len(classes) if classes else int(manifest.all_rows().labels.max()) + 1)
+    num_classes = outputs_of(inputs, manifest)
     if not manifest.payload_kind.pixels:
         _refuse_of_images(inputs, manifest)
     if is_gpt(inputs.model):
@@ -66,8 +68,22 @@ def new_spec(
     if inputs.input_size:
         note["shape"] = [note["shape"][0], inputs.input_size, inputs.input_size]
         note["crop"] = None  # images are stretched to a size that was asked for: small ones are used whole
-    about = {"name": inputs.model, "num_classes": num_classes, "kind": kind, "classes": classes}
+    loss = loss_in_spec(inputs.loss, manifest.label_kind, own=False)
+    about = {"name": inputs.model, "num_classes": num_classes, "kind": kind, "classes": classes, "loss": loss}
     return _overridden(inputs, ModelSpec.from_dict({**about, **note}))
+
+
+def outputs_of(inputs: Inputs, manifest: Manifest) -> int:
+    """How many outputs a model of these rows has: a class each, the prediction of a number, or a label each.
+
+    Raises:
+        UsageError: --num-classes is given where labels are no classes.
+    """
+    labels = manifest.label_kind
+    if inputs.num_classes is not None and labels.holds != CLASSES:
+        what = f"--num-classes is about classes, and the labels are {labels.called}"
+        raise UsageError(what, fix="leave it out")
+    return inputs.num_classes or labels.outputs(manifest.all_rows().labels, manifest.classes)
 
 
 def _refuse_of_images(inputs: Inputs, manifest: Manifest) -> None:
@@ -112,7 +128,8 @@ def _of_numbers(inputs: Inputs, manifest: Manifest, num_classes: int) -> ModelSp
         raise UsageError(f"{inputs.model} takes numbers, the manifest has texts", fix="use hf:FOLDER")
     kind, (_, payload) = manifest.payload_kind, next(manifest.payloads(manifest.all_rows().index[:1]))
     shape = kind.shape(payload)
-    return ModelSpec(inputs.model or "", num_classes, kind.input_name, shape, classes=manifest.classes)
+    loss = loss_in_spec(inputs.loss, manifest.label_kind, own=False)
+    return ModelSpec(inputs.model or "", num_classes, kind.input_name, shape, classes=manifest.classes, loss=loss)
 
 
 def _of_gpt(inputs: Inputs, manifest: Manifest) -> ModelSpec:
@@ -122,6 +139,7 @@ def _of_gpt(inputs: Inputs, manifest: Manifest) -> ModelSpec:
         raise UsageError(what, where=manifest.source, fix=UNLABELLED)
     from influence_cli.model.new_language import new_gpt
 
+    loss_in_spec(inputs.loss, manifest.label_kind, own=False)  # another is refused
     return new_gpt(inputs, manifest)
 
 
@@ -144,9 +162,10 @@ def _of_transformers(inputs: Inputs, manifest: Manifest, num_classes: int) -> Mo
     if kind.ragged and inputs.checkpoint is None:  # the model is to be trained on such rows
         values["text"]["texts"] = len(kind.columns)
     if language:
-        return ModelSpec.from_dict(values)
+        return ModelSpec.from_dict({**values, "loss": loss_in_spec(inputs.loss, manifest.label_kind, own=False)})
     own = values["classes"] if inputs.checkpoint is not None else None  # a head that is trained anew has other classes
-    spec = ModelSpec.from_dict({**values, "classes": own or manifest.classes})
+    loss = loss_in_spec(inputs.loss, manifest.label_kind, own=False)
+    spec = ModelSpec.from_dict({**values, "classes": own or manifest.classes, "loss": loss})
     return _overridden(inputs, spec) if kind.pixels else spec
 
 

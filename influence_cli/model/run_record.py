@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from influence_cli.data.kinds import is_input
 from influence_cli.data.manifest import Rows
 from influence_cli.model.hf_folder import is_network
-from influence_cli.model.spec import NEXT_TOKEN
+from influence_cli.model.losses import is_loss
 from influence_cli.model.text_input import is_text_input
 from influence_cli.store.sealed import WEIGHTS
 
@@ -159,7 +159,7 @@ def is_model(value: Any) -> bool:
         and (value.get("one_logit") is None or (value["one_logit"] is True and value["num_classes"] == 2))
         and (value.get("network") is None or is_network(value["network"]))
         and (value.get("text") is None or is_text_input(value["text"]))
-        and value.get("loss") in (None, NEXT_TOKEN)
+        and (value.get("loss") is None or is_loss(value["loss"]))
         and value.keys() <= MODEL_KEYS
     )
 

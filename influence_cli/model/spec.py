@@ -50,7 +50,7 @@ class ModelSpec:
     network: str | None = None  # of a model of transformers: its configuration, as sorted JSON
     text: TextInput | None = None  # of a model of text: its tokenizer, and how long texts may be
     adapter: str | None = None  # of LoRA adapters on such a model: what decides on their numbers, as sorted JSON
-    loss: str | None = None  # of a language model NEXT_TOKEN; None: of the labels, or the task's own
+    loss: str | None = None  # see ``model.losses``; None: cross-entropy, or that of a task whose labels are classes
     task: Task | None = field(default=None, compare=False, repr=False)
 
     @property

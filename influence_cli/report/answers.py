@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from influence_cli.report.arm_tables import MEASURES, change, headline, shown
+from influence_cli.data.measures import MEASURES as CALLED
+from influence_cli.data.measures import chief_of, headline_of
+from influence_cli.report.arm_tables import MEASURES, measured_of, signed
 from influence_cli.report.counterfactual_tables import by_loss, highest_first
 from influence_cli.report.text_table import bracketed, fixed
 
@@ -19,53 +21,58 @@ SHOWN = 4  # groups that are named
 
 def edited_arms(metrics: Figures) -> list[str]:
     """The arms of a comparison that hold edits, best first: those better than no edit and every control lead."""
-    arms, of = metrics["arms"], headline(metrics)
-    sign = 1 if of["higher"] else -1
-    best = lambda n: (-_standing(metrics, n), -sign * arms[n]["mean"][of["name"]]["mean"])  # noqa: E731
-    return sorted(metrics["comparison"], key=best)
+    arms, (chief, sign) = metrics["arms"], _chief(metrics)
+    return sorted(metrics["comparison"], key=lambda n: (-_standing(metrics, n), -sign * arms[n]["mean"][chief]["mean"]))
+
+
+def _chief(metrics: Figures) -> tuple[str, float]:
+    """The measure that decides between arms, and 1 where more of it is better, else -1."""
+    chief = chief_of(measured_of(metrics))
+    return chief, 1.0 if CALLED[chief].higher else -1.0
 
 
 def helped(metrics: Figures, name: str) -> bool:
-    """Whether an arm is better in the headline measure than no edit and every one of its controls."""
-    of = headline(metrics)["name"]
-    return all(c[of]["verdict"] == "better" for c in metrics["comparison"][name].values())
+    """Whether an arm is better in accuracy, or else in loss, than no edit and every one of its controls."""
+    chief, _ = _chief(metrics)
+    return all(c[chief]["verdict"] == "better" for c in metrics["comparison"][name].values())
 
 
 def _standing(metrics: Figures, name: str) -> int:
     """1 where the arm is better than no edit, and one more for every control that it also beats; else 0."""
-    found, of = metrics["comparison"][name], headline(metrics)["name"]
-    if found["no edit"][of]["verdict"] != "better":
+    found, (chief, _) = metrics["comparison"][name], _chief(metrics)
+    if found["no edit"][chief]["verdict"] != "better":
         return 0
-    return 1 + sum(c[of]["verdict"] == "better" for c in found.values())
+    return 1 + sum(c[chief]["verdict"] == "better" for c in found.values())
 
 
 def answer_of_retrain(metrics: Figures) -> str:
     """Whether the edits helped; of a training alone, how good it is."""
-    of = headline(metrics)
     if not metrics["comparison"]:
         name, arm = next(iter(metrics["arms"].items()))
         if not metrics["test_rows"]:
             return f"trained on {arm['train_rows']:,} rows ({name}); there are no test rows to say how good it is"
         rows = f"{metrics['test_rows']:,} test rows, {arm['train_rows']:,} train rows ({name})"
-        known = [f"test {of['called']} {shown(arm['mean'][of['name']], of)}{' %' if of['share'] else ''}"]
-        known += [f"perplexity {arm['mean'][m]['mean']:.4g}" for m in ("perplexity",) if m in arm["mean"]]
-        return f"{', '.join(known)} on {rows}"
+        return f"test {_how_good(arm['mean'])} on {rows}"
     if gaps := _of_groups(metrics):
         return gaps
     names = edited_arms(metrics)
     name, many = names[0], len(names) > 1
     found = metrics["comparison"][name]
-    over, sign = found["no edit"][of["name"]], 1 if of["higher"] else -1
-    gain = f"{change(over, of)} {'points of' if of['share'] else 'in'} {of['called']} over no edit"
-    controls = {n: c[of["name"]] for n, c in found.items() if n != "no edit"}
-    nearest = lambda some: min(some, key=lambda c: sign * c["mean"])  # noqa: E731
+    chief, sign = _chief(metrics)
+    over = found["no edit"][chief]
+    unit = f"points of {chief}" if CALLED[chief].share else f"of test {CALLED[chief].called}"
+    gain = f"{signed(over, chief)} {unit} over no edit"
+    controls = {n: c[chief] for n, c in found.items() if n != "no edit"}
     if helped(metrics, name):
         said = f"{name} helped{f', the best of {len(names)} edits' if many else ''}: {gain}"
         if controls:
-            said += f", {change(nearest(controls.values()), of)} over its closest random control"
+            closest = min(controls.values(), key=lambda c: sign * c["mean"])
+            said += f", {signed(closest, chief)} over its closest random control"
     elif over["verdict"] == "better":
-        closest = nearest(c for c in controls.values() if c["verdict"] != "better")
-        said = f"{name} is no better than random edits of its size: {gain}, but {change(closest, of)} over its control"
+        closest = min((c for c in controls.values() if c["verdict"] != "better"), key=lambda c: sign * c["mean"])
+        said = (
+            f"{name} is no better than random edits of its size: {gain}, but {signed(closest, chief)} over its control"
+        )
     elif over["verdict"] == "worse":
         said = f"{'every edit hurt: the least, ' if many else ''}{name}{'' if many else ' hurt'}: {gain}"
     else:
@@ -75,6 +82,13 @@ def answer_of_retrain(metrics: Figures) -> str:
     if gap is not None and gap["verdict"] in ("better", "worse"):
         said += f"; {_gap_called(metrics, 'dp_gap')} {_points(gap)} points ({gap['verdict']})"
     return f"{said}; 95 % intervals over {_over(metrics, [over, *controls.values()])}"
+
+
+def _how_good(mean: Figures) -> str:
+    """'accuracy 87.45 ± 0.39 %', or 'RMSE 54.12, R2 0.4712' where numbers are predicted."""
+    shown = [headline_of(mean), *(name for name in ("r2", "perplexity") if name in mean)]
+    texts = [f"{CALLED[n].called} {CALLED[n].interval(mean[n]['mean'], mean[n]['half_width'])}" for n in shown]
+    return ", ".join(text + " %" * CALLED[n].share for n, text in zip(shown, texts, strict=True))
 
 
 def _of_groups(metrics: Figures) -> str | None:

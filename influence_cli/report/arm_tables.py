@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from influence_cli.data.measures import MEASURES as CALLED
+from influence_cli.data.measures import chief_of, headline_of
 from influence_cli.report.text_table import TextTable
 
 Figures = dict[str, Any]
-ACCURACY: Figures = {"name": "accuracy", "called": "accuracy", "higher": True, "share": True}
 
-MEASURES = {  # name in the result -> what people call it; all are shares, which are shown in %
+MEASURES = {  # name in the result -> (what people call it, whether it is a share that is shown in %)
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
+    **{name: CALLED[name].called for name in ("micro_f1", "macro_f1", "exact_match")},
     "dp_gap": "demographic-parity gap",
     "dp_gap_soft": "the same, soft",
     "eo_gap": "equalised-odds gap",
@@ -28,6 +30,9 @@ FLIPS = ("fair_score", "fair_score_changed")
 BRIEF = (
     "accuracy",
     "balanced_accuracy",
+    "micro_f1",
+    "macro_f1",
+    "exact_match",
     "dp_gap",
     "eo_gap",
     *FLIPS,
@@ -56,17 +61,29 @@ def arm_tables(result: Figures, brief: bool = False) -> list[TextTable]:
 
 
 def comparison_table(metrics: Figures) -> TextTable:
-    """The headline measure of every arm, and paired differences with no edit and with its control."""
-    of = headline(metrics)
-    header = ["arm", "rows", "edited", "wrong", of["called"], "difference"]
+    """Accuracy of every arm, and paired differences with no edit and with its control.
+
+    Where numbers are predicted the error, and differences of the loss.
+    """
+    shown, chief = headline_of(measured_of(metrics)), chief_of(measured_of(metrics))
+    called = CALLED[shown].called
+    header = [
+        "arm",
+        "rows",
+        "edited",
+        "wrong",
+        called,
+        "difference" if chief == shown else f"difference of {CALLED[chief].called}",
+    ]
     rows = []
     for name, arm in metrics["arms"].items():
         edits = arm["edits"]
         done = [f"{edits[k]:,} {k}" for k in ("trimmed", "relabelled", "reweighted") if edits.get(k)]
         wrong = [edits[k] for k in ("wrong_share_of_trimmed", "wrong_share_of_relabelled") if k in edits]
         edited = [f"{arm['train_rows']:,}", ", ".join(done) or "-", f"{wrong[0]:.1%}" if wrong else "-"]
-        mean = shown(arm["mean"][of["name"]], of) if of["name"] in arm["mean"] else "-"
-        rows.append([name, *edited, mean, _gain(metrics, name, arm)])
+        mean = arm["mean"].get(shown)
+        good = "-" if mean is None else CALLED[shown].interval(mean["mean"], mean["half_width"])
+        rows.append([name, *edited, good, _gain(metrics, name, arm, chief)])
     seeds = len(next(iter(metrics["arms"].values()))["seeds"])
     over = f"{metrics['test_rows']:,} test rows, {seeds} seed{'s' if seeds > 1 else ''}"
     how = "paired over seeds"
@@ -74,25 +91,13 @@ def comparison_table(metrics: Figures) -> TextTable:
         how = "over test rows, for every seed gives the same model (and over random draws of a control)"
     note = f"difference, {how}: of a curated arm over no edit; in a control's line, of its arm over it"
     notes = [note] if metrics["comparison"] else []
-    unit = " in %" if of["share"] else ""
-    return TextTable(f"{over}; {of['called']}{unit}, mean and 95 % interval", header, rows, notes)
+    unit = " in %" if CALLED[shown].share else ""
+    return TextTable(f"{over}; {called}{unit}, mean and 95 % interval", header, rows, notes)
 
 
-def headline(metrics: Figures) -> Figures:
-    """The measure that the arms are compared by: its ``name``, what it is ``called``, and how it is read."""
-    return metrics.get("headline") or ACCURACY
-
-
-def shown(value: Figures, of: Figures) -> str:
-    """A headline's mean with its half-width: in % where it is a share."""
-    if of["share"]:
-        return percent(value)
-    return f"{value['mean']:.4f}" + ("" if value["half_width"] is None else f" ± {value['half_width']:.4f}")
-
-
-def change(value: Figures, of: Figures) -> str:
-    """'+0.39 ± 0.93': a difference in the headline."""
-    return ("+" if value["mean"] >= 0 else "") + shown(value, of)
+def measured_of(metrics: Figures) -> set[str]:
+    """What the arms of a comparison were measured by."""
+    return set(next(iter(metrics["arms"].values()))["mean"]) if metrics["arms"] else set()
 
 
 def measure(axis: str) -> str:
@@ -106,9 +111,14 @@ def percent(value: Figures) -> str:
     return f"{100 * value['mean']:.2f}{half}"
 
 
-def difference(value: Figures) -> str:
+def difference(value: Figures, measure: str = "accuracy") -> str:
     """'+0.39 ± 0.93 not resolved'."""
-    return f"{'+' if value['mean'] >= 0 else ''}{percent(value)} {value['verdict']}"
+    return f"{signed(value, measure)} {value['verdict']}"
+
+
+def signed(value: Figures, measure: str) -> str:
+    """'+0.39 ± 0.93' of a difference in a measure."""
+    return ("+" if value["mean"] >= 0 else "") + CALLED[measure].interval(value["mean"], value["half_width"])
 
 
 def _measures(result: Figures, measured: list[str]) -> TextTable:
@@ -160,13 +170,12 @@ def _front(axis: str, front: Figures) -> TextTable:
     return TextTable(f"accuracy against {name}", header, rows, [note])
 
 
-def _gain(metrics: dict[str, Any], name: str, arm: dict[str, Any]) -> str:
+def _gain(metrics: dict[str, Any], name: str, arm: dict[str, Any], chief: str) -> str:
     """A curated arm's difference from no edit; in a control's line, its arm's difference from it."""
     other = "no edit" if arm["controls"] is None else name
     compared = metrics["comparison"].get(arm["controls"] or name, {}).get(other)
     if compared is None:
         return "-"
-    of, name = headline(metrics), headline(metrics)["name"]
-    every = (c[name].get("interval_over") for others in metrics["comparison"].values() for c in others.values())
-    over = f" (over {compared[name].get('interval_over')})" if len(set(every)) > 1 else ""
-    return f"{change(compared[name], of)} {compared[name]['verdict']}{over}"
+    every = (c[chief].get("interval_over") for of in metrics["comparison"].values() for c in of.values())
+    over = f" (over {compared[chief].get('interval_over')})" if len(set(every)) > 1 else ""
+    return difference(compared[chief], chief) + over

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from influence_cli.report.counterfactual_tables import accuracy_of, by_loss, highest_first
+from influence_cli.report.counterfactual_tables import beside_loss, by_loss, highest_first
 from influence_cli.report.panel import (
     COLOURS,
     GREY,
@@ -119,10 +119,14 @@ def _lds_scatter(part: Figures, drawn: list[str], colours: Colours, axes: Axes) 
 def _removal_panels(part: Figures, colours: Colours) -> list[Panel]:
     ordered = by_loss(part)
     matched = [n for n in ordered if any(f["class_matched"] for f in part["columns"][n].values())][:MOST_SMALL]
-    metrics = ("target_loss", "mean target loss"), (accuracy_of(part), accuracy_of(part).replace("_", " "))
+    other = beside_loss(part)
+    metrics = {
+        "target_loss": "mean target loss",
+        **({other: other.replace("_", " ")} if other != "target_loss" else {}),
+    }
     together: list[Panel] = []
     apart: list[Panel] = []
-    for metric, what in metrics if ordered else ():
+    for metric, what in sorted(metrics.items(), key=lambda m: m[0] != "target_loss") if ordered else ():
         title = _titled(f"Training without the rows of lowest score: {what}", part)
         together.append(Panel(title, partial(_removal_curves, part, ordered[:MOST_CURVES], metric, what, colours)))
         if matched:

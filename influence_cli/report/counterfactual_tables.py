@@ -55,10 +55,16 @@ def by_loss(removal: Figures) -> list[str]:
     return sorted(measured, key=lambda n: (measured[n][shared[-1]]["mean"]["target_loss"]["mean"], n))
 
 
-def accuracy_of(removal: Figures) -> str:
-    """The accuracy to show: of test rows where there are any; the loss where no prediction is right or wrong."""
-    nothing, known = removal["nothing"], ("test_accuracy", "target_accuracy", "test_loss", "target_loss")
-    return known[0] if nothing is None else next(name for name in known if name in nothing)
+def beside_loss(removal: Figures) -> str:
+    """What to show beside the target loss: the accuracy of the test rows, where there are any; else of the target.
+
+    Where labels are no classes, the loss of the test rows.
+    """
+    nothing = removal["nothing"]
+    if nothing is None or "test_accuracy" in nothing:
+        return "test_accuracy"
+    known = ("target_accuracy", "test_loss", "target_loss")
+    return next(name for name in known if name in nothing)
 
 
 def _left_out(part: Figures) -> list[str]:
@@ -109,7 +115,7 @@ def _over(part: Figures, name: str, other: str | None) -> str:
 
 def _removal(part: Figures, result: Figures) -> TextTable:
     """A line for every column and size; differences are of the column's rows from its control's."""
-    accuracy = accuracy_of(part)
+    accuracy = beside_loss(part)
     header = ["removed", "rows", "target loss", "over random", "over class-matched", accuracy.replace("_", " ")]
     rows: list[list[str]] = []
     if part["nothing"] is not None:

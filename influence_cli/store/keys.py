@@ -29,9 +29,14 @@ def row_key(payload: bytes, label: int | None) -> bytes:
     return hashlib.blake2b(payload + tail, digest_size=KEY_BYTES, person=b"influence.row").digest()
 
 
-def row_keys(payloads: Keys, labels: NDArray[np.int64]) -> Keys:
-    """Row keys [n, 16] of payload keys [n, 16] and labels [n]."""
-    return stack([row_key(p.tobytes(), int(y)) for p, y in zip(payloads, labels, strict=True)])
+def row_keys(payloads: Keys, labels: NDArray[Any]) -> Keys:
+    """Row keys [n, 16] of payload keys [n, 16] and labels: classes int64 [n], numbers float64 [n], or int8 [n, L]."""
+    if labels.ndim == 1 and labels.dtype.kind in "iu":
+        return stack([row_key(p.tobytes(), int(y)) for p, y in zip(payloads, labels, strict=True)])
+    head = b"number" if labels.ndim == 1 else b"labels"  # the bits of a number are those of some class too
+    tails = [head + y.tobytes() for y in np.ascontiguousarray(labels, "<f8" if labels.ndim == 1 else "i1")]
+    named = (p.tobytes() + tail for p, tail in zip(payloads, tails, strict=True))
+    return stack([hashlib.blake2b(row, digest_size=KEY_BYTES, person=b"influence.row").digest() for row in named])
 
 
 def stack(keys: list[bytes]) -> Keys:

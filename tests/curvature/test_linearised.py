@@ -319,7 +319,7 @@ def test_parameters_that_logits_do_not_reach_have_zeros() -> None:
     point = Point(Idle().double().eval().requires_grad_(False), "all", None, "fp64", torch.device("cpu"))
     u = {n: torch.randn_like(p) for n, p in point.selected.items()}
     (image,) = Graph(point, x).hessian(y, w, [u])
-    z, images = Linearised(point).ggn(x, w, [u])
+    z, images = Linearised(point).ggn(x, y, w, [u])
     (also,) = images
     assert z.shape == (4, 3)
     for found in (image, also):

@@ -357,7 +357,7 @@ def _curvature(place: Path, batch_size: int) -> tuple[Curvature, torch.nn.Module
 
 def _drawn(model: torch.nn.Module, ids: torch.Tensor, key: np.ndarray, seed: int, stream: int) -> torch.Tensor:
     """Tokens that the model gives after each of a row's own, by the row's draws; no block, no batch."""
-    p = plain_logits(model, ids[:-1]).softmax(1).detach().numpy()  # pyright: ignore[reportArgumentType]
+    p = plain_logits(model, ids[:-1]).softmax(1).detach().numpy()
     u = [float(keyed_uniform(key[None], seed, stream + 2 * t)[0]) for t in range(len(p))]
     found = [int(np.searchsorted(np.cumsum(row), at, side="right")) for row, at in zip(p, u, strict=True)]
     return torch.tensor(found)
@@ -437,3 +437,27 @@ def test_methods_that_need_the_curvature_of_outputs_are_refused_in_a_sentence(pl
     assert "for every token of the vocabulary" in ran.err
     ran = call_cli(*words, "--method", "ekfac", "--method", "datainf", "--method", "ip-ensemble", cwd=tmp_path)
     assert ran.code == 0, ran.err
+
+
+# -- a table of texts --------------------------------------------------------------------------------------------------
+
+
+def test_a_table_of_texts_becomes_a_manifest_without_labels_of_task_language(tmp_path: Path) -> None:
+    rows = texts(20, 4, 4).to_pylist()
+    lines = ["name,body,mood", *(f"{r['id']},{r['text']},{k % 2}" for k, r in enumerate(rows))]
+    (tmp_path / "notes.csv").write_text("\n".join(lines) + "\n")
+    words = ["manifest", "notes.csv", "--task", "language", "--text", "body", "--id", "name"]
+    ran = call_cli(*words, "--split", "60/20/20", "-o", "m.parquet", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert "label: none (task language)" in ran.err
+    assert "column mood" in ran.err  # it is left out, and said so
+    table = pq.read_table(tmp_path / "m.parquet")
+    assert table.column_names == ["id", "text", "split"]
+    assert dict(zip(table.column("id").to_pylist(), table.column("text").to_pylist(), strict=True)) == {
+        r["id"]: r["text"] for r in rows
+    }
+    ran = call_cli("retrain", "m.parquet", "--model", "gpt:1x16", "--epochs", 1, "-o", "RUN", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    ran = call_cli(*words, "--label", "mood", "-o", "n.parquet", cwd=tmp_path)
+    assert ran.code == 2
+    assert "have none" in ran.err

@@ -44,6 +44,7 @@ def _show_next(settings: Settings, output: str, manifest: Manifest) -> None:
     """Training on the manifest, by a model that takes its rows."""
     kind = manifest.payload_kind
     model = "linear" if kind.scaled else "hf:FOLDER" if kind.ragged else "resnet18"
+    model = model if manifest.labelled else "gpt"
     if output == "-" or not len(manifest.rows("train")):
         return
     group = settings.repeated_of("group")
@@ -54,20 +55,26 @@ def _show_next(settings: Settings, output: str, manifest: Manifest) -> None:
 
 def _show(result: ResultOptions, ingested: Ingested) -> None:
     """Rows of each class and split, notes, and what was skipped."""
-    from influence_cli.data.ingest import class_table
+    from influence_cli.data.ingest import label_table
 
-    rows = class_table(ingested.manifest)
+    what, rows = label_table(ingested.manifest)
     if result.format == "json":
         skipped = [{"id": i, "reason": reason} for i, reason in ingested.skipped]
         left_out = [{"what": entry.what, "reason": entry.reason} for entry in ingested.left_out]
         found = {"taken": ingested.taken, "left_out": left_out, "notes": ingested.notes, "skipped": skipped}
-        print_json({"schema_version": 1, "classes": rows, **found})
+        named = {"class": "classes", "label": "labels", "split": "splits"}[what]
+        print_json({"schema_version": 1, "task": ingested.manifest.task, named: rows, **found})
     out = terminal()
     if out.quiet:
         return
-    cells = [[str(r["class"]), r["name"], *(f"{r[s]:,}" for s in ("train", "val", "test"))] for r in rows]
+    header = [what, "name", "train", "val", "test"]
+    cells = [[str(r["class"]), r["name"], *(f"{r[s]:,}" for s in header[2:])] for r in rows if what != "split"]
+    if what == "split":
+        spread = ("mean", "sd", "least", "most")
+        header = ["split", "rows", *(name for name in spread if rows and name in rows[0])]
+        cells = [[r["split"], f"{r['rows']:,}", *(f"{r[k]:.4g}" for k in header[2:])] for r in rows]
     title = f"{len(ingested.manifest):,} rows from {ingested.kind}, written to {result.output}"
-    print_table(title, ["class", "name", "train", "val", "test"], cells, sys.stderr)
+    print_table(title, header, cells, sys.stderr)
     for sentence in ingested.taken:
         out.note(sentence)
     said = 0

@@ -146,7 +146,7 @@ def _show_arms(request: RetrainRequest, recipe: Recipe) -> None:
 
 
 def _show_comparison(result: ResultOptions, metrics: dict[str, Any]) -> None:
-    """The answer; how good every arm is, and differences from no edit and from its control; more with -v."""
+    """The answer; accuracy of every arm, and differences from no edit and from its control; more with -v."""
     if result.format == "json":
         print_json(metrics)
     from influence_cli.data.row_checks import BadRow
@@ -157,7 +157,7 @@ def _show_comparison(result: ResultOptions, metrics: dict[str, Any]) -> None:
     show_answer(answer_of_retrain(metrics))
     show_skipped({source: [BadRow(**b) for b in bad] for source, bad in metrics.get("left_out", {}).items()})
     if not out.quiet:
-        _headlines(metrics)
+        _accuracies(metrics)
         tables = [comparison_table(metrics)] if metrics["comparison"] or out.verbose else []
         for table in (*tables, *arm_tables(metrics, brief=not out.verbose)):
             print_text_table(table, sys.stderr, out.note)
@@ -167,19 +167,35 @@ def _show_comparison(result: ResultOptions, metrics: dict[str, Any]) -> None:
     write_pages(result, metrics, nothing, "What the edits did")
 
 
-def _headlines(metrics: dict[str, Any]) -> None:
-    """Train, target and test measure of the first arm and seed, with a warning where an accuracy is at chance."""
-    from influence_cli.report.arm_tables import headline
+def _accuracies(metrics: dict[str, Any]) -> None:
+    """Train, target and test accuracy of the first arm and seed, with a warning where one is at chance."""
     from influence_cli.stages.run.accuracy import at_chance
 
-    out, of = terminal(), headline(metrics)
+    out = terminal()
     arm = next(iter(metrics["arms"]))
     first = next(iter(metrics["arms"][arm]["seeds"].values()))
-    rates = {k: first[f"{k}_{of['name']}"] for k in ("train", "target") if f"{k}_{of['name']}" in first}
-    if of["name"] in first:
-        rates["test"] = first[of["name"]]
-    said = (f"{k} {of['called']} {f'{v:.1%}' if of['share'] else f'{v:.4f}'}" for k, v in rates.items())
-    out.note(", ".join(said))
-    for name, rate in rates.items() if of["share"] else ():
+    if "accuracy" not in first and "train_accuracy" not in first:
+        parts = [part for part in ("train", "target", "test") if _key(part, "loss") in first]
+        out.note("; ".join(_said_of(first, part) for part in parts))
+        return
+    rates = {k: first[f"{k}_accuracy"] for k in ("train", "target") if f"{k}_accuracy" in first}
+    if "accuracy" in first:
+        rates["test"] = first["accuracy"]
+    out.note(", ".join(f"{k} accuracy {v:.1%}" for k, v in rates.items()))
+    by_class = "train_balanced_accuracy" in first
+    for name, rate in rates.items() if by_class else ():
         if at_chance(rate, metrics["test_rows"] or metrics["arms"][arm]["train_rows"], metrics["num_classes"]):
             out.warn(f"{name} accuracy is {rate:.1%}, no better than guessing: nothing below means anything")
+
+
+def _key(part: str, name: str) -> str:
+    """What a measure of some rows is called in a result: those of test rows have no word before them."""
+    return name if part == "test" else f"{part}_{name}"
+
+
+def _said_of(first: dict[str, Any], part: str) -> str:
+    """The measures of some rows in words."""
+    from influence_cli.data.measures import MEASURES
+    from influence_cli.stages.run.accuracy import quality_said
+
+    return f"{part} {quality_said({m: first[_key(part, m)] for m in MEASURES if _key(part, m) in first})}"

@@ -9,7 +9,7 @@ MOST_USED = "Options used most"
 OTHER = "Other options"
 
 COMMON: dict[str, tuple[str, ...]] = {  # by command: what most runs of it name
-    "manifest": ("output", "label", "id", "image", "text", "features", "split"),
+    "manifest": ("output", "label", "task", "id", "image", "text", "features", "split"),
     "grads": ("checkpoint", "model", "target", "method", "objective", "output", "dry_run"),
     "score": ("checkpoint", "model", "target", "method", "objective", "set", "per_target", "output", "dry_run"),
     "curate": ("action", "budget", "by", "output", "edits", "manifest", "dry_run"),
@@ -21,7 +21,19 @@ COMMON: dict[str, tuple[str, ...]] = {  # by command: what most runs of it name
 }
 PURPOSES: dict[str, tuple[str, ...]] = {
     "Rows and columns": (
-        *("manifest", "target", "overlap", "allow_overlap", "fit_rows", "label", "group", "id", "image", "text"),
+        *(
+            "manifest",
+            "target",
+            "overlap",
+            "allow_overlap",
+            "fit_rows",
+            "label",
+            "task",
+            "group",
+            "id",
+            "image",
+            "text",
+        ),
         *(
             "features",
             "weight",

@@ -47,20 +47,19 @@ def _free(name: str) -> str:
 
 def next_of_retrain(metrics: Figures, asked: Figures) -> list[Any]:
     """After a training: score with it; after a comparison: act on it, or get more seeds to tell."""
+    from influence_cli.data.measures import chief_of
     from influence_cli.report.answers import edited_arms, helped
-    from influence_cli.report.arm_tables import headline
+    from influence_cli.report.arm_tables import measured_of
 
     run = asked["output"]
     first = next(iter(next(iter(metrics["arms"].values()))["seeds"].values()))
-    target = (
-        [] if any(name.startswith("target_") for name in first) else ["--method", "loss"]
-    )  # which needs no target rows
+    target = [] if "target_loss" in first else ["--method", "loss"]  # which needs no target rows
     score = ["--checkpoint", run, *asked["read"], *target, "-o", "scores.parquet"]
     if not metrics["comparison"]:
         return ["score", asked["manifest"], *score]
     best = edited_arms(metrics)[0]
     about = metrics["arms"][best]["edits"]
-    over = metrics["comparison"][best]["no edit"][headline(metrics)["name"]]
+    over = metrics["comparison"][best]["no edit"][chief_of(measured_of(metrics))]
     if helped(metrics, best) and "method" in about and asked["scores"] is not None:
         budget = ["--budget", about["budget"]] if about["budget"] else []
         by = [] if about["method"] in ("score", None) else ["--by", about["method"]]

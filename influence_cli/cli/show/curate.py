@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 def show_edits(curated: Curated) -> None:
     """Counts, class balance, notes, and precision where clean labels are known."""
     from influence_cli.data.classes import class_name
+    from influence_cli.data.label_kinds import CLASSES
     from influence_cli.stages.curate.curate import summarise
 
     s, classes = summarise(curated), curated.scores.manifest.classes
@@ -30,9 +31,10 @@ def show_edits(curated: Curated) -> None:
         out.note(f"  {note}")
     if curated.predicted:
         _predicted(curated.predicted)
+    by_class = curated.scores.manifest.label_kind.holds == CLASSES
     for part in ("classes", "groups"):
-        if part in s:
-            name, called = ("class", classes) if part == "classes" else ("group", None)
+        if s.get(part):
+            name, called = ("class" if by_class else "label", classes) if part == "classes" else ("group", None)
             counts = (
                 f"{class_name(called, c) if isinstance(c, int) else c}: {v['edited']}/{v['rows']}, {v['after']} after"
                 for c, v in s[part].items()
@@ -93,7 +95,8 @@ def show_verdict(result: ResultOptions, verdict: Verdict, manifest: Manifest) ->
         terminal().note(f"  {note}")
     if result.format == "github":
         for row in verdict.flagged.to_pylist():
-            label = "no label" if row["label"] is None else f"label {class_name(manifest.classes, row['label'])}"
+            named = class_name(manifest.classes, row["label"]) if isinstance(row["label"], int) else row["label"]
+            label = "no label" if row["label"] is None else f"label {named}"
             text = f"row {row['id']} ({label}): {row['reason'] or _suspicion(row)}"
             sys.stdout.write(github_command("warning", text, file=manifest.source, title="influence"))
         if verdict.tripped:

@@ -1,4 +1,4 @@
-"""What a run did: how good the model is, the noise of every direction, and the rows that were left out."""
+"""What a run did: accuracies, the noise of every direction, and the rows that were left out."""
 
 from __future__ import annotations
 
@@ -18,20 +18,29 @@ SHOWN_ROWS = 20  # left out of a manifest, unless with -v
 
 def show_run(run: Run, session: Session, origin: dict[str, Any], done: str) -> None:
     """What was done, how good the model is, and the noise of every direction."""
-    from influence_cli.stages.grads.first_look import target_headline
-    from influence_cli.stages.run.accuracy import train_headline, warn_at_chance, warn_of_memory
+    from influence_cli.stages.grads.first_look import target_accuracy
+    from influence_cli.stages.run.accuracy import (
+        quality_said,
+        train_accuracy,
+        train_quality,
+        warn_at_chance,
+        warn_of_memory,
+    )
 
-    out, headline = terminal(), run.row_loss.headline
+    out = terminal()
     known: dict[str, tuple[float, int]] = {}
-    train = train_headline(run, session)
+    train = train_accuracy(run, session)
     if train is not None:
         known["train"] = (train, len(run.train))
     for entry in origin["noise"].values():
-        known["target"] = (entry[headline.name], entry["target_rows"])
+        if entry["accuracy"] is not None:
+            known["target"] = (entry["accuracy"], entry["target_rows"])
+    if quality := train_quality(run, session):
+        out.note(f"train {quality_said(quality)}")
     if known:
-        out.note(", ".join(f"{name} {headline.called} {headline.said(a)}" for name, (a, _) in known.items()))
+        out.note(", ".join(f"{name} accuracy {a:.1%}" for name, (a, _) in known.items()))
     warn_at_chance(run, session, known)
-    if "target" not in known and (measured := target_headline(run, session)) is not None:
+    if "target" not in known and (measured := target_accuracy(run, session)) is not None:
         known["target"] = measured
     warn_of_memory(run, session, known)
     out.note(done)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from influence_cli.data.classes import Names
 
-LABELS = ("label", "label_was", "best_label", "model_label", "other_label", "canary", "target_label")  # class numbers
+LABELS = (  # class numbers
+    *("label", "label_was", "best_label", "model_label", "other_label", "canary", "target_label", "doubted_label"),
+)
 STRONGEST = 20  # rows of a table on a terminal
 SHOWN_TARGETS, SHOWN_ROWS = 5, 3  # of a table of pairs on a terminal: target rows, and rows of each side
 

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from influence_cli.data.label_kinds import DEFAULT
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.huggingface import read_saved_dataset
 from influence_cli.data.sources.image_folder import metadata_files, read_image_folder, read_metadata_folder
@@ -53,6 +54,9 @@ def open_source(source: Any, columns: Columns) -> Source:
         return read_parquet(where, columns)
     if folder:
         described = metadata_files(where)
+        if not described and columns.task not in (None, DEFAULT):
+            what = f"the labels of an image folder are its folders, which are classes, and the task is {columns.task}"
+            raise ManifestError(what, where=path, fix="write labels beside the images: a metadata.csv with file_name")
         return read_metadata_folder(where, described, columns) if described else read_image_folder(where)
     fix = "give an image folder, .csv, .xlsx, .jsonl, .npz, .parquet, or a saved Hugging Face dataset"
     raise ManifestError(f"cannot make a manifest from {where.suffix or 'this'}", where=path, fix=fix)

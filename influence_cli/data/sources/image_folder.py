@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from influence_cli.data.folders import is_hidden, walk
+from influence_cli.data.label_kinds import DEFAULT
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.class_folders import ClassFolder, layout_of, split_in
 from influence_cli.data.sources.other_files import few, files_left_out, folders_behind_links, is_read, passed_by
@@ -124,7 +125,8 @@ def read_metadata_folder(root: Path, files: list[Path], columns: Columns) -> Sou
     named = {root / os.path.normpath(path) for table in read for path in _paths(table) if path} | set(files)
     others = files_left_out((f for f in whole.everything() if f not in named), root, "no line of the metadata names it")
     about = (*passed_by(passed, root), *others)
-    return Source("image folder with metadata", lambda: iter(read), None, str(root), about)
+    task = columns.task or DEFAULT
+    return Source("image folder with metadata", lambda: iter(read), None, str(root), about, task=task)
 
 
 def _paths(table: pa.Table) -> list[str | None]:
@@ -138,7 +140,7 @@ def _rows(root: Path, file: Path, columns: Columns) -> pa.Table:
     prefix = file.parent.relative_to(root)
     paths = [None if v is None else (prefix / v).as_posix() for v in table.column(image).cast(pa.string()).to_pylist()]
     table = table.set_column(table.column_names.index(image), image, pa.array(paths, pa.string()))
-    asked = Columns(columns.label, columns.id, image, ())
+    asked = Columns(columns.label, columns.id, image, task=columns.task)
     split = split_in(file.parent.name) if file.parent != root else None
     shaped = shape_table(table, asked, str(file), 0, split)
     if pick(table.column_names, columns.id, ID_NAMES, "id", str(file)) is None:

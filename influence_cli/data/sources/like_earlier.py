@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from influence_cli.data.classes import read_names
+from influence_cli.data.label_kinds import DEFAULT
 from influence_cli.data.request import COLUMNS_KEY, Columns
 from influence_cli.data.sources.features import CATEGORY, NUMBER, VECTOR, Feature, judge
 from influence_cli.data.sources.protocol import LeftOut
@@ -53,8 +54,13 @@ def later(seen: Seen, columns: Columns, recipe: Mapping[str, Any], of: str) -> R
     names, where = list(seen.types), seen.where
     needed = [f.column for f in features] + ([recipe["image"]] if recipe["image"] else []) + list(recipe["own"])
     needed += recipe.get("text", [])
-    label = columns.label or recipe["label"]
-    for name in (*needed, label):
+    label, labels = columns.label or recipe["label"], tuple(recipe.get("labels", ()))
+    if labels and columns.label is not None:
+        raise UsageError("--like says which columns are labels, and so does --label", fix="leave --label out")
+    task = recipe.get("task", DEFAULT)
+    if columns.task not in (None, task):
+        raise UsageError(f"--task {columns.task} contradicts {of}, whose task is {task}", fix="leave --task out")
+    for name in (*needed, *([label] if label else []), *labels):
         if name not in names:
             fix = f"write it, or read the table without --like; there are: {', '.join(names)}"
             raise ManifestError(f"no column {name!r}, which {of} has", where=where, fix=fix)
@@ -68,12 +74,13 @@ def later(seen: Seen, columns: Columns, recipe: Mapping[str, Any], of: str) -> R
     optional["id"] = identity if identity in names else None
     check_kept(optional, columns, where)
     kept = tuple(dict.fromkeys(n for n in (*recipe["kept"], *columns.keep) if n in names))
-    taken = {label, *needed, *kept, *optional.values()}
+    taken = {label, *labels, *needed, *kept, *optional.values()}
     left_out = tuple(LeftOut(f"column {n}", _unread(n, of)) for n in names if n not in taken)
     now = tuple(_as_now(f, seen, of) for f in features)
     notes = (f"columns are read as those of {of}",)
     payload = {"image": recipe["image"], "text": tuple(recipe.get("text", ())), "own": tuple(recipe["own"])}
-    return Roles(label, recipe["names"], features=now, kept=kept, left_out=left_out, notes=notes, **payload, **optional)
+    found = {"features": now, "kept": kept, "left_out": left_out, "notes": notes}
+    return Roles(label, recipe["names"], labels, task, **found, **payload, **optional)
 
 
 def _unread(name: str, of: str) -> str:

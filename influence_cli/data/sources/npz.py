@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.data.kinds.image import EMBEDDED
+from influence_cli.data.label_kinds import DEFAULT, SEVERAL, TASKS
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.features import count_blurred
 from influence_cli.data.sources.protocol import LeftOut, Source, one_meaning, usual_splits
@@ -31,7 +32,8 @@ def read_npz(path: Path, columns: Columns) -> Source:
     Raises:
         ManifestError: no pair of values and labels, other lengths, or values that are neither images nor features.
     """
-    arrays = {name: plain_array(array) for name, array in read_arrays(path).items()}
+    several = TASKS[columns.task or DEFAULT].holds == SEVERAL
+    arrays = {name: array if several else plain_array(array) for name, array in read_arrays(path).items()}
     parts = pair_names(arrays, columns, str(path))
     used = {name for pair in parts.values() for name in pair}
     splits = _splits(arrays, parts, used, str(path))
@@ -51,14 +53,20 @@ def read_npz(path: Path, columns: Columns) -> Source:
                 ids = [f"{split or 'row'}-{first + k}" for k in range(len(values[here]))]
                 if values.dtype.kind in "iuf":
                     count_blurred(values[here], "", counts)
-                table = {"id": pa.array(ids), **_payload(values[here], str(path)), "label": pa.array(labels[here])}
+                table = {"id": pa.array(ids), **_payload(values[here], str(path)), "label": _column(labels[here])}
                 if split is not None:
                     table["split"] = pa.array([split] * len(ids))
                 elif splits is not None:
                     table["split"] = splits.slice(first, len(ids))
                 yield pa.table(table)
 
-    return Source("npz", tables, None, str(path.parent), left_out=left_out, taken=tuple(taken), counts=counts)
+    about: dict[str, Any] = {"left_out": left_out, "taken": tuple(taken), "counts": counts}
+    return Source("npz", tables, None, str(path.parent), task=columns.task or DEFAULT, **about)
+
+
+def _column(labels: NDArray[np.generic]) -> pa.Array:
+    """Labels [n], or [n, L] as lists."""
+    return pa.array(labels.tolist() if labels.ndim == 2 else labels)
 
 
 def _splits(
@@ -135,11 +143,12 @@ def pair_names(
     if not values or set(values) != set(labels):
         fix = f"name arrays x and y, or train_images and train_labels; there are: {', '.join(arrays)}"
         raise ManifestError("no pair of values and labels", where=where, fix=fix)
+    several = TASKS[columns.task or DEFAULT].holds == SEVERAL
     for split, name in values.items():
         array, column = arrays[name], as_column(arrays[labels[split]])
-        if len(array) != len(column) or column.ndim != 1:
+        if len(array) != len(column) or column.ndim != (2 if several else 1):
             what = f"{len(array)} values and labels of shape {column.shape}"
-            raise ManifestError(what, where=where, fix="one label a row")
+            raise ManifestError(what, where=where, fix="one label a row" + (", a 0 or 1 for each" if several else ""))
     return {split: (values[split], labels[split]) for split in values}
 
 

@@ -23,7 +23,7 @@ from influence_cli.store.files import file_digest
 from influence_cli.store.keys import canonical_json, fingerprint
 
 ORIGIN_KEY = b"influence.source"
-LATER = ("weight", "group", "like", "categories", "encoding", "delimiter", "sheet")  # columns that came later
+LATER = ("task", "weight", "group", "like", "categories", "encoding", "delimiter", "sheet")  # columns that came later
 FORMS = {
     "image folder": "folder", "csv": "csv", "tsv": "csv", "jsonl": "jsonl", "ndjson": "jsonl", "json": "json",
     "npz": "npz",

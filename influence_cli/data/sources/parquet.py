@@ -14,6 +14,7 @@ from influence_cli.data.request import Columns
 from influence_cli.data.sources.chunks import Chunk
 from influence_cli.data.sources.other_files import files_left_out, passed_by
 from influence_cli.data.sources.protocol import ID_NAMES, KEPT, LABEL_NAMES, LeftOut, Source, one_numbering, pick
+from influence_cli.data.sources.roles import label_columns
 from influence_cli.data.sources.tabular import class_names, table_source
 from influence_cli.data.splits import split_of_file
 from influence_cli.data.tables import parquet_files, read_batches, read_schema, refuse_twins
@@ -59,8 +60,9 @@ def _beside(files: Sequence[Path], path: Path) -> list[LeftOut]:
 def _unasked(files: Sequence[Path], columns: Columns) -> list[str]:
     """Columns that stand in names of folders, and are no label, id, split or other column of a manifest."""
     names = read_schema(files[0]).names
-    label = pick(names, columns.label, LABEL_NAMES, "label", str(files[0]))
+    labels = label_columns(names, columns, str(files[0])) if columns.like is None else ()
+    label = labels[0] if labels else pick(names, columns.label, LABEL_NAMES, "label", str(files[0]))
     identity = pick(names, columns.id, ID_NAMES, "id", str(files[0]))
-    asked = {label, identity, columns.image, columns.weight, columns.group, *columns.text, *columns.features}
+    asked = {label, *labels, identity, columns.image, columns.weight, columns.group, *columns.text, *columns.features}
     asked |= {*columns.keep, *columns.drop, *KEPT}
     return [] if columns.like else [name for name in names_in_folders(files) if name not in asked]

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from influence_cli.data.frames import IDS
+from influence_cli.data.label_kinds import DEFAULT
 from influence_cli.data.splits import split_of
 from influence_cli.errors import ManifestError, nearest
 
@@ -47,6 +48,7 @@ class Source:
     names: tuple[str, ...] = ()  # of the features
     narrow: Callable[[], Iterator[pa.Table]] | None = None  # the tables without payloads, where these cost time
     counts: Counter[str] = field(default_factory=Counter)  # what is found while rows are read: (sentence, rows)
+    task: str = DEFAULT  # what its labels are
 
 
 def pick(names: list[str], asked: str | None, usual: tuple[str, ...], what: str, where: str) -> str | None:

@@ -5,6 +5,7 @@ Names decide first, then what stands in the columns over all rows.  Everything i
 
 from __future__ import annotations
 
+import fnmatch
 import mimetypes
 import re
 import shlex
@@ -17,13 +18,14 @@ import pyarrow as pa
 from influence_cli.data.classes import CLEAN
 from influence_cli.data.kinds import KINDS, PAYLOADS, kind_in
 from influence_cli.data.kinds.protocol import is_text
+from influence_cli.data.label_kinds import DEFAULT, NOTHING, SEVERAL, TASKS
 from influence_cli.data.plain_types import is_list
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.features import Feature, Judged, judge, summary
 from influence_cli.data.sources.protocol import ID_NAMES, IMAGE_NAMES, KEPT, LABEL_NAMES, LeftOut, pick
 from influence_cli.data.sources.survey import PLAIN, Survey
 from influence_cli.data.sources.text_columns import free_texts, text_columns
-from influence_cli.errors import ManifestError
+from influence_cli.errors import ManifestError, nearest
 
 ROW_NUMBERS = "none"  # as --id: rows are numbered
 _INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+(_level_\d+)?|\s*")  # pandas' index, and no name at all
@@ -32,6 +34,7 @@ _WEIGHTS = ("sample_weight", "sample_weights", "instance_weight", "row_weight", 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")  # of snake_case and CamelCase
 _IDENTIFIERS = ("id", "ids", "uid", "uuid", "guid", "uri", "url", "hash", "md5", "sha1", "sha256")
 _LIKE_SPLITS = re.compile(r"(?i)\s*(train|trn|val|vld|test|tst|dev|eval|hold|calib|fold|unlab|unsup)")
+SHOWN = 10  # columns of labels that are named
 _SURE_LABELS = ("label", "labels")
 _NO_COLUMNS = PAYLOADS - {name for kind in KINDS.values() if kind.ragged for name in kind.columns}  # to be kept
 
@@ -40,8 +43,10 @@ _NO_COLUMNS = PAYLOADS - {name for kind in KINDS.values() if kind.ragged for nam
 class Roles:
     """Which column is what; features have recipes."""
 
-    label: str
+    label: str  # "" where rows have none
     names: bool = False  # labels are names, also where their text is a number
+    labels: tuple[str, ...] = ()  # the columns of several labels a row, where they are more than one
+    task: str = DEFAULT
     id: str | None = None
     image: str | None = None
     text: tuple[str, ...] = ()  # a column of texts, or the two of pairs
@@ -57,7 +62,10 @@ class Roles:
 
     def said(self) -> Iterator[str]:
         """What was taken, in sentences."""
-        yield f"label: column {self.label}"
+        task = "" if self.task == DEFAULT else f" (task {self.task})"
+        named = ", ".join(self.labels[:SHOWN]) + ", ..." * (len(self.labels) > SHOWN)
+        many = f"labels: {len(self.labels)} columns, {named}"
+        yield (many if self.labels else f"label: column {self.label}" if self.label else "label: none") + task
         yield "id: rows are numbered" if self.id is None else f"id: column {self.id}"
         if self.image is not None:
             yield f"image: column {self.image}"
@@ -84,6 +92,7 @@ class Roles:
         single = ("label", "id", "image", "weight", "group", "split", "clean")
         values: dict[str, Any] = {name: getattr(self, name) for name in single}
         values |= {"own": list(self.own), "kept": list(self.kept), "names": self.names, "text": list(self.text)}
+        values |= {} if self.task == DEFAULT else {"task": self.task, "labels": list(self.labels)}
         return values | {"features": [f.as_dict() for f in self.features]}
 
 
@@ -127,15 +136,22 @@ def decide(seen: Seen, columns: Columns) -> Roles:
         ManifestError: a name that was asked for is not there, there is no label column, or nothing for a payload.
     """
     names, where = list(seen.types), seen.where
-    label, rivals = _label(names, columns, seen)
-    check_asked(names, columns, label, where)
+    task = columns.task or DEFAULT
+    bare = TASKS[task].holds == NOTHING
+    if bare and columns.label is not None:
+        what, fix = f"--label names labels, and rows of task {task} have none", "leave --label out"
+        raise ManifestError(what, where=where, fix=fix)
+    labels = () if bare else label_columns(names, columns, where)
+    label, rivals = (labels[0], []) if labels else ("", []) if bare else _label(names, columns, seen)
+    for one in labels or (label,):
+        check_asked(names, columns, one, where)
     identity = None
     if columns.id != ROW_NUMBERS or ROW_NUMBERS in names:
-        identity = pick([n for n in names if n != label], columns.id, ID_NAMES, "id", where)
+        identity = pick([n for n in names if n != label and n not in labels], columns.id, ID_NAMES, "id", where)
     image = _image(names, columns, seen)
     own = () if columns.features or columns.text or image is not None else _own(seen.types)
     text = () if own or image is not None else text_columns(seen.types, seen.surveys, columns, label, where)
-    free = [n for n in names if n != label and n not in columns.features]
+    free = [n for n in names if n != label and n not in labels and n not in columns.features]
     usual = {role: _there(role, free) for role in ("group", "split", "weight", CLEAN)}
     notes: tuple[str, ...] = ()
     if usual["split"] is not None and not _says_splits(usual["split"], seen):
@@ -145,11 +161,22 @@ def decide(seen: Seen, columns: Columns) -> Roles:
         "id": identity, "group": columns.group or usual["group"], "split": usual["split"], "clean": usual[CLEAN],
         "weight": columns.weight or (usual["weight"] if own or text or image is not None else None),
     }  # fmt: skip
+    if bare:
+        special["clean"] = None  # true labels say nothing of rows without any
     check_kept(special, columns, where)
-    taken = {label, image, *own, *text, *(n for n in special.values() if n is not None)}
+    taken = {label, *labels, image, *own, *text, *(n for n in special.values() if n is not None)}
     rest = [n for n in names if n not in taken or n in columns.features]
     start = Roles(
-        label, _are_names(label, seen), image=image, text=text, own=own, kept=columns.keep, notes=notes, **special
+        label,
+        task == DEFAULT and _are_names(label, seen),
+        labels if len(labels) > 1 else (),
+        task,
+        image=image,
+        text=text,
+        own=own,
+        kept=columns.keep,
+        notes=notes,
+        **special,
     )
     if own or text or image is not None:
         payload = "image" if image is not None else "text" if text else "payload"
@@ -225,6 +252,28 @@ def _called_label(features: Sequence[Feature], label: str) -> Iterator[str]:
 def _there(role: str, names: Iterable[str]) -> str | None:
     """The column that is called like a role, in small or capital letters."""
     return next((name for name in names if name.lower() == role), None)
+
+
+def label_columns(names: Sequence[str], columns: Columns, where: str) -> tuple[str, ...]:
+    """The columns of several labels that --label names, with commas between or by a pattern; none where it names one.
+
+    Raises:
+        ManifestError: one is not there, or several are named where a row has one label.
+    """
+    asked = columns.label
+    if asked is None or asked in names:
+        return ()
+    found: dict[str, None] = {}
+    for part in (p.strip() for p in asked.split(",") if p.strip()):
+        fitting = [part] if part in names else [n for n in names if fnmatch.fnmatchcase(n, part)]
+        if not fitting:
+            raise ManifestError(f"no column {part!r} for the label", where=where, fix=nearest(part, list(names)))
+        found |= dict.fromkeys(fitting)
+    if TASKS[columns.task or DEFAULT].holds != SEVERAL:
+        what = f"--label {asked} names {len(found)} columns, and a row has one label"
+        fix = "name one, or pass --task multi-label where rows have several labels"
+        raise ManifestError(what, where=where, fix=fix)
+    return tuple(found)
 
 
 def check_asked(names: Sequence[str], columns: Columns, label: str, where: str) -> None:

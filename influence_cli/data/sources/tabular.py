@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import pyarrow as pa
 from influence_cli.data.classes import CLEAN, read_names
 from influence_cli.data.frames import as_table, index_said, name_of
 from influence_cli.data.kinds.protocol import is_text
-from influence_cli.data.plain_types import pc, plain_table
+from influence_cli.data.label_kinds import CLASSES, DEFAULT, NUMBERS, SEVERAL, TASKS
+from influence_cli.data.plain_types import is_list, pc, plain_table
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.chunks import Chunk, Chunks, without_dropped
 from influence_cli.data.sources.features import (
@@ -99,8 +100,11 @@ def class_names(schema: pa.Schema, columns: Columns) -> tuple[str, ...] | None:
 def described_classes(description: dict[str, Any], columns: Columns, where: str) -> tuple[str, ...] | None:
     """The names of the classes in Hugging Face's description of a table, where its labels are numbers with names."""
     features = description.get("features") or {}
-    label = pick(list(features), columns.label, LABEL_NAMES, "label", where)
-    names = None if label is None else features[label].get("names")
+    several = TASKS[columns.task or DEFAULT].holds == SEVERAL and columns.label not in (None, *features)
+    label = None if several else pick(list(features), columns.label, LABEL_NAMES, "label", where)
+    about = {} if label is None else features[label]
+    about = about[0] if isinstance(about, list) and about else about  # a list of one: as older versions write lists
+    names = about.get("names") or (about.get("feature") or {}).get("names") if isinstance(about, dict) else None
     return tuple(names) if names else None
 
 
@@ -138,8 +142,8 @@ def table_source(
     said = (*taken, *roles.said())
     written = {"weight_form": None if roles.weight is None else seen.form(roles.weight), "marks": seen.marks}
     return Source(
-        form, tables, classes, folder, (*left_out, *roles.left_out), taken=said, columns=roles.as_dict() | written,
-        names=names, narrow=narrow, counts=counts,
+        form, tables, roles.labels or classes, folder, (*left_out, *roles.left_out), taken=said,
+        columns=roles.as_dict() | written, names=names, narrow=narrow, counts=counts, task=roles.task,
     )  # fmt: skip
 
 
@@ -147,7 +151,9 @@ def _decided(chunks: Chunks, seen: Seen, columns: Columns) -> Roles:
     """The role of every column, with the medians of its features; one that is the label is refused, unless named."""
     roles = decide(seen, columns)
     tables = (chunk.table for chunk in chunks())
-    copies = label_copies(tables, roles.label, [f.column for f in roles.features], seen.rows)
+    features = [f.column for f in roles.features]
+    by_class = TASKS[roles.task].holds == CLASSES
+    copies = label_copies(tables, roles.label, features, seen.rows) if by_class else []
     if len(copies) < len(roles.features):  # otherwise nothing would be left
         refuse_copies([copy for copy in copies if copy.column not in columns.features], roles.label, seen.where)
     roles = replace(roles, notes=(*roles.notes, *(copy.said(roles.label) for copy in copies)))
@@ -223,7 +229,10 @@ def shape(chunk: Chunk, roles: Roles, seen: Seen, counts: Counter[str], payload:
     out: dict[str, Any] = {"id": _ids(chunk, roles)}
     if payload:
         out |= payload_columns(table, roles, where, counts)
-    out["label"] = _labels(of(roles.label), roles.names, seen, roles.label, where)
+    if roles.label:
+        out["label"] = _labels_of_task(of, roles, roles.label, seen, where)
+    else:  # none, which count as 0
+        out["label"] = pa.array(np.zeros(table.num_rows, dtype=np.int64))
     if roles.split is not None:
         out["split"] = usual_splits(_trimmed(of(roles.split)), where, roles.split)
     elif chunk.split is not None:
@@ -233,7 +242,7 @@ def shape(chunk: Chunk, roles: Roles, seen: Seen, counts: Counter[str], payload:
     elif any(f.column.lower() == "weight" for f in roles.features):  # so that nobody takes it for the rows' weight
         out["weight"] = pa.array(np.ones(table.num_rows))
     if roles.clean is not None:
-        out[CLEAN] = _labels(of(roles.clean), roles.names, seen, roles.clean, where)
+        out[CLEAN] = _labels_of_task(of, replace(roles, labels=()), roles.clean, seen, where)
     for name in (roles.group, *roles.kept):
         if name is not None and name not in out:
             out[name] = _as_meant(of(name), name, seen, where)
@@ -278,6 +287,46 @@ def _labels(values: pa.Array, names: bool, seen: Seen, column: str, where: str) 
         return pc.if_else(matches(texts, "^(nan|NaN|NAN)$"), pa.scalar(None, texts.type), texts)
     numbers = numbers_of(values)
     return pa.array(numbers, mask=~matches(pc.fill_null(texts, "?"), NUMBER).to_numpy(zero_copy_only=False))
+
+
+def _labels_of_task(of: Callable[[str], pa.Array], roles: Roles, column: str, seen: Seen, where: str) -> pa.Array:
+    """Labels as the reader of their task takes them: names or numbers, numbers, or lists or texts of several.
+
+    Raises:
+        ManifestError: a column is of a type that no such label has.
+    """
+    holds = TASKS[roles.task].holds
+    if holds == CLASSES:
+        return _labels(of(column), roles.names, seen, column, where)
+    if roles.labels:
+        columns = [_flags(of(name), name, seen).to_pylist() for name in roles.labels]
+        return pa.array([[None if v is None else str(v) for v in row] for row in zip(*columns, strict=True)])
+    values = of(column)
+    numeric = (
+        seen.as_text and column in seen.surveys and seen.surveys[column].texts > 0 and seen.form(column) is not None
+    )
+    if holds == SEVERAL and not numeric and (is_list(values.type) or is_text(values.type)):
+        return values
+    if holds == NUMBERS and not (pa.types.is_nested(values.type) or pa.types.is_temporal(values.type)):
+        return _flags(values, column, seen)
+    if pa.types.is_null(values.type):
+        return values
+    needed = "numbers" if holds == NUMBERS else "lists or texts"
+    what = f"labels are {'numbers' if numeric else values.type}, and task {roles.task} needs {needed}"
+    fix = "name another column with --label"
+    if holds == SEVERAL:
+        fix = "name a column for each label: --label A --label B, or --label 'topic_*'"
+    raise ManifestError(what, where=f"{where}, column {column}", fix=fix)
+
+
+def _flags(values: pa.Array, column: str, seen: Seen) -> pa.Array:
+    """A column of numbers as numbers, in whatever form a file of text writes them; as it is where it has others."""
+    form = seen.form(column) if seen.as_text or is_text(values.type) else (PLAIN, "")
+    if form is None or not is_text(values.type):
+        return values
+    numbers = numbers_of(values, *form)
+    written = pc.fill_null(matches(texts_in(values), "(?i)^[+-]?inf"), False).to_numpy(zero_copy_only=False)
+    return pa.array(numbers, mask=np.isnan(numbers) & ~written)
 
 
 def _weights(values: pa.Array, column: str, seen: Seen, where: str) -> pa.Array:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.maths.labels import cross_entropy, label_scores, of_label
+from influence_cli.maths.labels import cross_entropy, label_scores, margin, of_label
 from influence_cli.model.losses.protocol import (
     Floats,
     Labels,
@@ -23,55 +23,56 @@ if TYPE_CHECKING:
 
 
 class SoftmaxCurvature(OutputCurvature):
-    """B of probabilities p [b, C]."""
+    """B of probabilities p [b, C], and labels y [b]."""
 
-    def __init__(self, p: Tensor) -> None:
-        self.mean = p
+    def __init__(self, p: Tensor, y: Tensor) -> None:
+        self.of, self.y = p, y
 
-    def residuals(self, y: Tensor) -> Tensor:
-        """P - e_y."""
+    def residuals(self) -> Tensor:
+        """The gradients p - e_y."""
+        return self._against(self.y)
+
+    def _against(self, y: Tensor) -> Tensor:
         import torch.nn.functional as F
 
-        return self.mean - F.one_hot(y, self.mean.shape[1])
+        return self.of - F.one_hot(y, self.of.shape[1])
 
     def times(self, t: Tensor, w: Tensor) -> Tensor:
-        """W p (t - p . t)."""
-        return w[:, None] * self.mean * (t - (self.mean * t).sum(dim=1, keepdim=True))
+        """The product w p (t - p . t), row by row."""
+        return w[:, None] * self.of * (t - (self.of * t).sum(dim=1, keepdim=True))
 
     def form(self, t: Tensor) -> Tensor:
         """The variance of t under p."""
-        centred = t - (self.mean * t).sum(dim=1, keepdim=True)
-        return (self.mean * centred * centred).sum(dim=1)
+        centred = t - (self.of * t).sum(dim=1, keepdim=True)
+        return (self.of * centred * centred).sum(dim=1)
 
     def entry(self, c: int, k: int) -> Tensor | None:
         """-p_c p_k, and p_c more on the diagonal."""
-        of_rows = -self.mean[:, c] * self.mean[:, k]
-        return of_rows + self.mean[:, c] if c == k else of_rows
+        of_rows = -self.of[:, c] * self.of[:, k]
+        return of_rows + self.of[:, c] if c == k else of_rows
 
     def rooted(self, jacobian: Tensor, w: Tensor) -> Tensor:
         """K_c = sqrt(w p_c) (J_c - sum_k p_k J_k)."""
         import torch
 
-        mean = torch.einsum("bc,bcd->bd", self.mean, jacobian)
-        return (jacobian - mean[:, None]) * (self.mean.sqrt() * w.sqrt()[:, None])[:, :, None]
+        mean = torch.einsum("bc,bcd->bd", self.of, jacobian)
+        return (jacobian - mean[:, None]) * (self.of.sqrt() * w.sqrt()[:, None])[:, :, None]
 
     def root(self) -> Tensor:
         """diag(sqrt p) - p sqrt(p)^T."""
         from influence_cli.maths.kronecker import output_root
 
-        return output_root(self.mean)
+        return output_root(self.of)
 
     def drawn(self, uniform: Uniform) -> Tensor:
-        """P - e_y of labels y that are drawn from p."""
+        """The same of labels y that are drawn from p."""
         from influence_cli.maths.kronecker import label_at
 
-        return self.residuals(label_at(self.mean, uniform(0)))
+        return self._against(label_at(self.of, uniform(0)))
 
 
 class CrossEntropy(RowLoss):
     """Cross-entropy with hard labels, int64 [n]."""
-
-    by_class: ClassVar[bool] = True
 
     def name(self, outputs: int) -> str:
         """``cross-entropy``, whatever the number of classes."""
@@ -88,7 +89,7 @@ class CrossEntropy(RowLoss):
         return cross_entropy(z, y)
 
     def slopes(self, z: Tensor, y: Tensor) -> Tensor:
-        """P - e_y, exact to the last digits at any margin: its own label's entry is minus the sum of the others.
+        """The gradient p - e_y, exact at any margin: its own label's entry is minus the sum of the others.
 
         As p_y - 1 in float32 it would be 0 for a row that is predicted with confidence.
         """
@@ -117,9 +118,17 @@ class CrossEntropy(RowLoss):
         every = label_scores(z, t)
         return of_label(every, y), every
 
-    def curvature(self, z: Tensor) -> SoftmaxCurvature:
-        """diag(p) - p p^T."""
-        return SoftmaxCurvature(z.softmax(dim=1))
+    def margins(self, z: Outputs, y: Labels) -> Floats:
+        """The labelled class's logit minus the best other one [n]."""
+        return margin(z, y)
+
+    def hits(self, z: Outputs, y: Labels) -> Floats | None:
+        """1 where the label's logit is the highest [n]."""
+        return (z.argmax(axis=1) == y).astype(np.float64)
+
+    def curvature(self, z: Tensor, y: Tensor) -> OutputCurvature:
+        """B = diag(p) - p p^T."""
+        return SoftmaxCurvature(z.softmax(dim=1), y)
 
     def quality(self, z: Outputs, y: Labels) -> dict[str, float]:
         """Accuracy, balanced accuracy (mean recall of the classes present) and mean loss."""

@@ -5,11 +5,13 @@ The sum over a row's tokens, no mean: a row of twice as many tokens counts twice
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from influence_cli.model.losses.protocol import Floats, Headline, Labels, Outputs, RowLoss
+from influence_cli.data.label_kinds import NOTHING
+from influence_cli.model.losses.protocol import Floats, Labels, Outputs, RowLoss
+from influence_cli.model.spec import NEXT_TOKEN
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,11 +24,16 @@ class NextTokens(RowLoss):
 
     curved: ClassVar[bool] = False
     draws: ClassVar[bool] = True
-    headline: ClassVar[Headline] = Headline("token_loss", "loss per token", higher=False, share=False)
+    has_margins: ClassVar[bool] = False
+
+    @property
+    def holds(self) -> str:
+        """Nothing: there are no labels."""
+        return NOTHING
 
     def name(self, outputs: int) -> str:
         """``next-token``."""
-        return "next-token"
+        return NEXT_TOKEN
 
     def rows(self, z: Tensor, y: Tensor) -> Tensor:
         """Losses [n], differentiable."""
@@ -48,9 +55,13 @@ class NextTokens(RowLoss):
         """The tangents of the loss [n]; there is no score with another label."""
         return t[:, LOSS].astype(np.float64), None
 
-    def headline_parts(self, z: Any, y: Any) -> tuple[Any, Any]:
-        """Losses and numbers of tokens."""
-        return z[:, LOSS], z[:, TOKENS]
+    def margins(self, z: Outputs, y: Labels) -> Floats:
+        """NaN: there is no other label."""
+        return np.full(len(z), np.nan)
+
+    def hits(self, z: Outputs, y: Labels) -> None:
+        """None: no label is predicted."""
+        return
 
     def quality(self, z: Outputs, y: Labels) -> dict[str, float]:
         """Loss per token (of all rows, in nats), perplexity (its exponential), and mean loss of a row."""

@@ -7,11 +7,13 @@ bends (``curved``) has an output curvature B, from which the Gauss-Newton matrix
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from influence_cli.data.label_kinds import CLASSES
+from influence_cli.maths.outputs_apart import Parts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,29 +24,12 @@ Labels = NDArray[Any]  # int64 classes [n], or numbers of another kind: those th
 Uniform = Callable[[int], "Tensor"]  # the k-th of independent uniform draws in [0, 1) for every row of a batch [b]
 
 
-@dataclass(frozen=True)
-class Headline:
-    """The measure that a model is spoken of by: a sum over rows divided by another."""
-
-    name: str  # in ``RowLoss.quality``
-    called: str
-    higher: bool  # whether more is better
-    share: bool  # whether it is shown in %
-
-    def said(self, value: float) -> str:
-        """Its value for people."""
-        return f"{value:.1%}" if self.share else f"{value:.4g}"
-
-
-ACCURACY = Headline("accuracy", "accuracy", higher=True, share=True)
-
-
 class OutputCurvature:
-    """The Hessian B [b, C, C] of rows' losses in their outputs, and draws of labels that the model itself gives."""
+    """Derivatives of rows' losses in their outputs: the gradients [b, C], and the positive Hessian B [b, C, C]."""
 
-    mean: Tensor  # [b, C]: the label that the model expects, as the numbers that ``residuals`` are about
+    of: Tensor  # [b, C]: what B is made of; not finite where the row cannot be used
 
-    def residuals(self, y: Tensor) -> Tensor:
+    def residuals(self) -> Tensor:
         """The gradients [b, C] of the losses in the outputs, in the dtype of the outputs."""
         raise NotImplementedError
 
@@ -69,21 +54,30 @@ class OutputCurvature:
         raise NotImplementedError
 
     def drawn(self, uniform: Uniform) -> Tensor:
-        """The residuals [b, C] of labels that are drawn from what the model gives: their covariance is B."""
+        """Random gradients [b, C] of mean 0 and covariance B, as of labels that are drawn from what the model gives."""
         raise NotImplementedError
 
 
 class RowLoss:
     """One loss; what it does unless it says otherwise."""
 
-    by_class: ClassVar[bool] = False  # whether labels are classes, so that a row has a score with each of them
     curved: ClassVar[bool] = True  # whether it has an output curvature
     draws: ClassVar[bool] = False  # whether the model itself can be made to give labels, though B is not known
-    headline: ClassVar[Headline] = ACCURACY
+    has_margins: ClassVar[bool] = True  # whether a row can be said to be near to another prediction
 
     def name(self, outputs: int) -> str:
         """What goes into a fingerprint, for a model with so many outputs."""
         raise NotImplementedError
+
+    @property
+    def holds(self) -> str:
+        """What its labels are: classes, numbers or several (see ``data.label_kinds``)."""
+        return CLASSES
+
+    @property
+    def by_class(self) -> bool:
+        """Whether labels are classes, so that a row has a score with each of them."""
+        return self.holds == CLASSES
 
     def rows(self, z: Tensor, y: Tensor) -> Tensor:
         """Losses [n], differentiable."""
@@ -111,19 +105,29 @@ class RowLoss:
         a = self.slopes(torch.from_numpy(np.asarray(z)), torch.from_numpy(np.asarray(y)))
         return (a.numpy() * t.astype(np.float64)).sum(axis=1), None
 
-    def curvature(self, z: Tensor) -> OutputCurvature:
+    def margins(self, z: Outputs, y: Labels) -> Floats:
+        """How far each row is from being predicted otherwise [n]: the higher the safer, in float64."""
+        raise NotImplementedError
+
+    def says(self, z: Outputs, y: Labels) -> dict[str, NDArray[Any]]:
+        """What the model says of each row, by column of a score table, where labels are no classes."""
+        return {}
+
+    def hits(self, z: Outputs, y: Labels) -> Floats | None:
+        """How much of each label is predicted [n], between 0 and 1; None where labels are no classes."""
+        raise NotImplementedError
+
+    def curvature(self, z: Tensor, y: Tensor) -> OutputCurvature:
         """The output curvature of rows with outputs z [b, C]; asked for only where it is ``curved``."""
         raise NotImplementedError
 
-    def headline_parts(self, z: Any, y: Any) -> tuple[Any, Any]:
-        """Values [n] and counts [n] of rows, arrays or tensors as z is: the headline is the ratio of their sums."""
-        hits = z.argmax(1) == y
-        return hits, hits == hits
+    def apart(self) -> Parts | None:
+        """The loss of one output where a row's is their sum, for fits of linear models; None for cross-entropy."""
+        return None
 
-    def headline_of(self, z: Outputs, y: Labels) -> float:
-        """The headline measure of rows."""
-        value, count = self.headline_parts(z, y)
-        return float(value.astype(np.float64).sum() / count.astype(np.float64).sum())
+    def some_labels(self, values: Floats) -> Labels:
+        """Labels [n] such as it takes, from any values [n, C]: a loss of the user's own is known by its values."""
+        raise NotImplementedError
 
     def quality(self, z: Outputs, y: Labels) -> dict[str, float]:
         """What a model with these outputs is worth, by the name of the measure; ``loss`` is the mean loss."""

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from influence_cli.errors import ModelError, UsageError
+from influence_cli.maths.outputs_apart import Apart, fit_apart
 from influence_cli.maths.softmax_regression import TOLERANCE, Regression, fit
 from influence_cli.model.class_order import reordered
 from influence_cli.model.examples import Examples, to_input
+from influence_cli.model.losses import loss_of
 from influence_cli.model.train.recipe import LBFGS, Recipe
 
 
@@ -46,10 +48,16 @@ def train_convex(model: nn.Module, data: Examples, recipe: Recipe) -> int:
     check_convex(recipe, data.spec.name)
     keep = np.flatnonzero(data.weights > 0)
     x = inputs_with_bias(data)[keep]
-    labels = reordered(data.labels[keep], data.spec.order)
-    problem = Regression(x, labels, data.weights[keep], data.spec.num_classes, recipe.weight_decay)
     model.double()
-    found = fit(problem, parameters_of(model))
+    parts = loss_of(data.spec).apart()
+    if parts is None:
+        labels = reordered(data.labels[keep], data.spec.order)
+        problem = Regression(x, labels, data.weights[keep], data.spec.num_classes, recipe.weight_decay)
+        found = fit(problem, parameters_of(model))
+    else:
+        labels = data.labels[keep].reshape(len(keep), -1).astype(np.float64)
+        apart = Apart(x, labels, data.weights[keep], parts, recipe.weight_decay)
+        found = fit_apart(apart, parameters_of(model))
     if not found.converged:
         what = f"lbfgs stopped at a gradient norm of {found.gradient_norm:.2g}, above {TOLERANCE:g}"
         raise ModelError(what, fix="standardise the features, or raise --weight-decay")

@@ -10,6 +10,7 @@ which is Pearson's statistic of the table (edited or not) x class.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from influence_cli.actions import make_action
 from influence_cli.actions.edited import Edited, apply_edits
 from influence_cli.actions.protocol import PROPOSAL, Edits
 from influence_cli.data.classes import Names, class_called
-from influence_cli.data.labels import clean_labels
+from influence_cli.data.labels import wrong_labels
 from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.settings import parse_budget
@@ -29,6 +30,7 @@ from influence_cli.stages.curate.score_table import ScoreTable, guarded_groups, 
 from influence_cli.store.shards import as_arrow
 
 Ints = NDArray[np.int64]
+Masks = dict[int, NDArray[np.bool_]]
 MOST_OF_EDITS, MINORITY = 0.5, 0.25  # more of the edits than this from a class of less than that is worth a warning
 
 
@@ -45,12 +47,13 @@ class Curated:
         """One row per edit, most harmful first: what the row was, what it is, its score, and why."""
         scored, edits = self.scores.scored, self.edits
         order = np.array([i for i in scored.ascending().tolist() if edits.reason[i]], dtype=np.int64)
+        labelled = partial(self.scores.manifest.label_kind.shown, names=self.scores.manifest.classes)
         columns = {
             "id": pa.array([self.scores.train.ids[i] for i in order]),
             "row_key": as_arrow(self.scores.train.row_keys[order]),
             "action": pa.array([edits.action] * len(order)),
-            "label_was": pa.array(scored.labels[order]),
-            "label": pa.array(edits.labels[order]),
+            "label_was": labelled(scored.labels[order]),
+            "label": labelled(edits.labels[order]),
             "weight_was": pa.array(scored.weights[order]),
             "weight": pa.array(edits.weights[order]),
             "score": pa.array(scored.score[order]),
@@ -127,7 +130,8 @@ def summarise(curated: Curated) -> dict[str, Any]:
     edited = np.zeros(len(train), dtype=bool)
     edited[edits.edited] = True
     kept = (edits.weights > 0) | (train.weights <= 0)
-    classes = _parts(train.labels, edits.labels, edited, kept)
+    labelled = train.manifest.label_kind
+    classes = _parts(labelled.parts(train.labels), labelled.parts(edits.labels), edited, kept)
     summary: dict[str, Any] = {
         "action": edits.action,
         "train_rows": len(train),
@@ -136,7 +140,7 @@ def summarise(curated: Curated) -> dict[str, Any]:
         "warnings": _lopsided(classes, int(edited.sum()), len(train), train.manifest.classes),
         "classes": classes,
         "score": _scores(curated.scores.scored.score, edited),
-        "chi_square": chi_square(train.labels, edited),
+        "chi_square": chi_square(train.strata, edited),
     }
     columns = curated.scores.group_columns
     for column, groups in zip(columns, guarded_groups(train, columns), strict=True):
@@ -144,16 +148,19 @@ def summarise(curated: Curated) -> dict[str, Any]:
             continue
         names, rows = train.manifest.table.column(column).to_pylist(), train.index.tolist()
         first = {int(g): rows[k] for g, k in zip(*np.unique(groups, return_index=True), strict=True)}
-        parts = _parts(groups, groups, edited, kept)
+        by_group = {int(g): groups == g for g in np.unique(groups)}
+        parts = _parts(by_group, by_group, edited, kept)
         of = f"{column}=" if len(columns) > 1 else ""
         summary.setdefault("groups", {}).update({f"{of}{names[first[g]]}": part for g, part in parts.items() if g >= 0})
-    clean = clean_labels(train)
-    if clean is not None and edited.any():
-        wrong = (clean >= 0) & (clean != train.labels)
+    truth = wrong_labels(train)
+    if truth is not None and edited.any():
+        wrong, known = truth
         summary["wrong_share_of_edited"] = float(wrong[edited].mean())
         summary["wrong_share_of_all"] = float(wrong.mean())
         if edits.action == "relabel":
-            summary["right_after_relabel"] = float((edits.labels == clean)[edited].mean())
+            after = wrong_labels(train, edits.labels)
+            assert after is not None
+            summary["right_after_relabel"] = float((known & ~after[0])[edited].mean())
     return summary
 
 
@@ -172,15 +179,18 @@ def chi_square(labels: Ints, edited: NDArray[np.bool_]) -> dict[str, float] | No
     return {"statistic": statistic, "degrees": free, "p_value": float(stats.chi2.sf(statistic, free))}
 
 
-def _parts(before: Ints, after: Ints, edited: NDArray[np.bool_], kept: NDArray[np.bool_]) -> dict[int, dict[str, int]]:
-    """By class or group: its rows, how many of them are edited, and its rows after the edits."""
+def _parts(
+    before: Masks, after: Masks, edited: NDArray[np.bool_], kept: NDArray[np.bool_]
+) -> dict[int, dict[str, int]]:
+    """By class, label or group: its rows, how many of them are edited, and its rows after the edits."""
+    none = np.zeros(len(edited), dtype=bool)
     return {
-        int(c): {
-            "rows": int((before == c).sum()),
-            "edited": int(edited[before == c].sum()),
-            "after": int((kept & (after == c)).sum()),
+        c: {
+            "rows": int(before.get(c, none).sum()),
+            "edited": int(edited[before.get(c, none)].sum()),
+            "after": int((kept & after.get(c, none)).sum()),
         }
-        for c in np.unique(np.concatenate([before, after]))
+        for c in sorted({*before, *after})
     }
 
 
@@ -192,6 +202,8 @@ def _scores(score: NDArray[np.float64], edited: NDArray[np.bool_]) -> dict[str, 
 
 def _lopsided(classes: dict[int, dict[str, int]], edited: int, rows: int, names: Names | None) -> list[str]:
     """A warning where most edits are of one small class."""
+    if not classes:
+        return []
     label, worst = max(classes.items(), key=lambda kv: kv[1]["edited"])
     if edited and worst["edited"] > MOST_OF_EDITS * edited and worst["rows"] < MINORITY * rows:
         share, size = worst["edited"] / edited, worst["rows"] / rows

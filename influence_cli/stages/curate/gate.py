@@ -10,6 +10,7 @@ it needs no calibration rows, says nothing of a rate, and is only for methods th
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,10 +143,11 @@ def _verdict(
     """
     candidates = judged + len(unjudged)
     allowed = parse_budget(request.max_flagged, candidates, "--max-flagged")
+    shown = functools.partial(scores.manifest.label_kind.shown, names=scores.manifest.classes)
     suspicious = {
         "id": pa.array([scores.train.ids[i] for i in flagged], pa.string()),
         "row_key": as_arrow(scores.train.row_keys[flagged]),
-        "label": pa.array(scores.train.labels[flagged]),
+        "label": shown(scores.train.labels[flagged]),
         "score": pa.array(scores.scored.score[flagged]),
         **{name: pa.array(values) for name, values in why.items()},
         "reason": pa.nulls(len(flagged), pa.string()),
@@ -154,7 +156,7 @@ def _verdict(
     first = {
         "id": pa.array([manifest.ids[k] for k in rows], pa.string()),
         "row_key": as_arrow(manifest.row_keys[rows]),
-        "label": pa.array(manifest.labels[rows], mask=manifest.labels[rows] < 0),
+        "label": shown(manifest.labels[rows]),
         **{name: pa.nulls(len(rows), pa.float64()) for name in ("score", *why)},
         "reason": pa.array([f"cannot be judged: {reason}" for _, reason in unjudged], pa.string()),
     }

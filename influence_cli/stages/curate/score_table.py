@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from influence_cli.actions.protocol import Parity, Scored
 from influence_cli.data.classes import class_count
+from influence_cli.data.label_kinds import CLASSES
 from influence_cli.data.locators import origin_of, require_found
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.open import open_manifest
@@ -91,7 +92,8 @@ def read_scores(request: CurateRequest) -> ScoreTable:
         model_label=_proposed(table, f"{other}_label", train),
         model_probability=floats(table, f"{other}_probability") if f"{other}_label" in table.column_names else None,
         parity=parity_of(origin, column),
-        classes=manifest.classes,
+        classes=manifest.class_names,
+        parts=None if manifest.label_kind.holds == CLASSES else train.strata,
     )
     return ScoreTable(manifest, train, scored, origin, label, column, table, columns)
 
@@ -186,6 +188,8 @@ def _not_as_scored(what: str, manifest: str, scores: str) -> ManifestError:
 
 def _proposed(table: pa.Table, name: str, train: Rows) -> NDArray[np.int64] | None:
     """A column of proposed labels [n], -1 for none: a model may have more outputs than the data have classes."""
+    if train.manifest.label_kind.holds != CLASSES:
+        return None
     labels, classes = _labels(table, name), class_count(train.manifest.classes, train.labels)
     return None if labels is None else np.where(labels < classes, labels, -1)
 

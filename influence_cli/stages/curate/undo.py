@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.label_kinds import CLASSES
 from influence_cli.data.locators import origin_of
 from influence_cli.data.manifest import Manifest
 from influence_cli.data.open import open_manifest
@@ -33,7 +34,7 @@ class Undoing:
     original: Manifest | None  # None where no row was trimmed and it is not found
     label: str
     added: tuple[str, ...]  # columns that the edits added
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     weights: NDArray[np.float64]
     before: dict[int, list[int]]  # position in the curated manifest -> rows of the original that come before it
     restored: int
@@ -56,20 +57,25 @@ def plan_undo(edits: Any, curated: str, label: str | None = None) -> Undoing:
     place = {i: k for k, i in enumerate(manifest.ids)}
     labels, weights, gone = manifest.labels.copy(), manifest.weights().copy(), dict[str, bytes]()
     keys = {name: key for name, (_, key) in keyed_rows(table, where).items()}
-    for row in _edit_rows(table, where):
+    by_class = manifest.label_kind.holds == CLASSES
+    shown = manifest.label_kind.shown(labels, manifest.classes)
+    kind, shown = shown.type, shown.to_pylist()
+    for row in _edit_rows(table, kind, where):
         k = place.get(row["id"])
         if k is None and row["weight"] == 0:
             gone[row["id"]] = keys[row["id"]]
             continue
-        as_edited = k is not None and (labels[k], manifest.splits[k]) == (row["label"], "train")
+        as_edited = k is not None and (shown[k], manifest.splits[k]) == (row["label"], "train")
         if k is None or not as_edited or not np.isclose(weights[k], row["weight"], rtol=1e-6, atol=0):
             what = "is not in it" if k is None else "has changed since it was edited"
             fix = "give the manifest that `curate -o` wrote with these edits"
             raise ManifestError(f"row id={row['id']} of the edits {what}", where=f"{curated}, against {where}", fix=fix)
-        if row_key(manifest.payload_keys[k].tobytes(), row["label_was"]) != keys[row["id"]]:
+        if _key_before(manifest, k, row) != keys[row["id"]]:
             what, fix = "label_was is not the label that the row had", "give the edits as `curate --edits` wrote them"
             raise ManifestError(what, where=f"{where}, row id={row['id']}, column label_was", fix=fix)
-        labels[k], weights[k] = row["label_was"], row["weight_was"]
+        weights[k] = row["weight_was"]
+        if by_class:
+            labels[k] = row["label_was"]
     original = _original(origin, label, required=bool(gone), where=where)
     if original is not None and original.classes != manifest.classes and original.classes and manifest.classes:
         fix = "number the classes of both alike"
@@ -79,15 +85,24 @@ def plan_undo(edits: Any, curated: str, label: str | None = None) -> Undoing:
     return Undoing(manifest, original, label, added, labels, weights, before, table.num_rows)
 
 
-def _edit_rows(table: pa.Table, where: str) -> list[dict[str, Any]]:
+def _key_before(manifest: Manifest, k: int, row: dict[str, Any]) -> bytes:
+    """The key of a row with the label that an edit says it had; labels that are no classes are never edited."""
+    if manifest.label_kind.holds != CLASSES:
+        return manifest.row_keys[k].tobytes() if row["label_was"] == row["label"] else b""
+    return row_key(manifest.payload_keys[k].tobytes(), row["label_was"])
+
+
+def _edit_rows(table: pa.Table, kind: pa.DataType, where: str) -> list[dict[str, Any]]:
     """The edits as plain values, each with the numbers that it needs.
 
     Raises:
         ManifestError: a number is missing, or is none.
     """
     columns: dict[str, list[Any]] = {"id": table.column("id").to_pylist()}
-    for name, kind in (("label_was", pa.int64()), ("label", pa.int64()), ("weight_was", None), ("weight", None)):
-        columns[name] = numbers(table, name, kind).to_pylist()
+    for name, wanted in (("label_was", kind), ("label", kind), ("weight_was", None), ("weight", None)):
+        text = wanted is not None and pa.types.is_string(wanted)
+        column = table.column(name).cast(kind) if text else numbers(table, name, wanted)
+        columns[name] = column.to_pylist()
         lost = [i for i, v, w in zip(columns["id"], columns[name], table.column("action").to_pylist(), strict=True)
                 if v is None and not (name == "label" and w == "trim")]  # fmt: skip
         if lost:

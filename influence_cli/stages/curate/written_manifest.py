@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from influence_cli.actions.edited import rebased
 from influence_cli.actions.protocol import PROPOSAL
 from influence_cli.data.earlier import CURATED, RESTORED, marked
+from influence_cli.data.label_kinds import CLASSES
 from influence_cli.data.locators import written_to
 from influence_cli.data.manifest import Manifest
 from influence_cli.data.outputs import Output, check_outputs, writing
@@ -92,12 +93,19 @@ def _edited(curated: Curated, folder: Path, output: str) -> Iterator[tuple[pa.Ta
     schema = moved_origin(read_schema(manifest.files[0]), manifest.folder, folder)
     metadata = written_to(with_provenance(schema.empty_table(), curated.provenance()), output).schema.metadata
     for here, part in _parts(manifest, folder):
-        table = _set_column(part, curated.scores.label, after.labels[here]) if manifest.labelled else part
+        table = part
+        if manifest.labelled:
+            table = _labelled(part, manifest, curated.scores.label, after.labels[here])
         if edits.action == "reweight":
             table = _set_weights(table, after.weights[here], reweighted[here])
         if edits.proposal is not None:
             table = _set_column(table, PROPOSAL, proposal[here], null=proposal[here] < 0)
         yield table.filter(pa.array(after.keep[here])).replace_schema_metadata(metadata), int(train[here].sum())
+
+
+def _labelled(table: pa.Table, manifest: Manifest, name: str, labels: NDArray[Any]) -> pa.Table:
+    """The table with a manifest's labels; those that are no classes stay as they are, since no edit changes them."""
+    return _set_column(table, name, labels) if manifest.label_kind.holds == CLASSES else table
 
 
 def _set_column(table: pa.Table, name: str, values: NDArray[Any], null: NDArray[np.bool_] | None = None) -> pa.Table:
@@ -131,7 +139,7 @@ def _restored(undoing: Undoing, folder: Path) -> Iterator[pa.Table]:
         return back.take(pa.array([order[k] for k in undoing.before[place]])).cast(schema)
 
     for here, part in _parts(curated, folder):
-        table = _set_column(part, undoing.label, undoing.labels[here]) if curated.labelled else part
+        table = _labelled(part, curated, undoing.label, undoing.labels[here]) if curated.labelled else part
         if "weight" in table.column_names:
             table = _set_weights(table, undoing.weights[here], undoing.weights[here] != weights[here])
         table = table.drop_columns([n for n in undoing.added if n in table.column_names])

@@ -81,7 +81,7 @@ def _measured(run: Run, session: Session, column: str) -> dict[str, dict[str, An
         logits = predict(model, data, device)
         measured = {**loss_of(run.model).quality(logits, data.labels)}
         measured.update(beyond_accuracy(logits, rows, data.labels, column) if column else {})
-        if how is not None:
+        if how is not None and loss_of(run.model).by_class:
             attacked = AttackedRows(how, run.model, rows, data, run.spec.seed, device)
             measured["attacked_static"] = attacked.accuracy(model)
         found[split] = {"n": len(rows), **measured}

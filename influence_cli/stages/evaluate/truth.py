@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.data.formulas import MARK, unquoted
-from influence_cli.data.labels import clean_labels
+from influence_cli.data.labels import wrong_labels
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
@@ -44,11 +44,8 @@ def truth_of_column(rows: Rows, column: str) -> Truth | None:
     Raises:
         ManifestError: it says that no row is wrong, or that every row is.
     """
-    clean = clean_labels(rows, column)
-    if clean is None:
-        return None
-    known = clean >= 0
-    return _two_kinds(Truth(known & (clean != rows.labels), known, f"{rows.manifest.source}, column {column}"))
+    found = wrong_labels(rows, column=column)
+    return None if found is None else _two_kinds(Truth(*found, f"{rows.manifest.source}, column {column}"))
 
 
 def truth_of_list(rows: Rows, path: str, listener: Listener = SILENT) -> Truth:

@@ -1,13 +1,15 @@
-"""Is this the model that was trained?  How good it is on target and some training rows, said before any scoring."""
+"""Is this the model that was trained?  Its accuracy on target and some training rows, said before any scoring."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.stages.grads.member_model import MemberModel
 from influence_cli.stages.run import names
-from influence_cli.stages.run.accuracy import warn_at_chance
+from influence_cli.stages.run.accuracy import quality_said, warn_at_chance, warn_of_no_use
 from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Session
 from influence_cli.store import Keys
@@ -19,16 +21,16 @@ SAMPLE_SHARE, SAMPLE_LEAST, SAMPLE_MOST = 0.1, 200, 1000  # training rows that a
 class FirstLook:
     """Runs a sample of the training rows before the others, and says how good the model is once they are through.
 
-    A few new rows say nothing of the model: where fewer are run than a sample has, only the target's measure is said.
+    A few new rows say nothing of the model: where fewer are run than a sample has, only the target's accuracy is said.
     """
 
     def __init__(self, run: Run, session: Session) -> None:
-        self.session, self.seen, self.loss = session, 0, run.row_loss
+        self.session, self.seen = session, 0
         self.keys, self.labels = run.manifest.payload_keys, run.manifest.labels
         self.least = min(SAMPLE_LEAST, len(run.payload_keys)) if run.members_of else 0
         self.wanted: set[int] = set()
         self.outputs: list[NDArray[np.floating]] = []  # of the rows of the sample, and their labels
-        self.of: list[NDArray[np.int64]] = []
+        self.of: list[Any] = []
         self.said = False
 
     def sample(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -44,7 +46,7 @@ class FirstLook:
         return rows[first], rows[~first]
 
     def count(self, run: Run, rows: NDArray[np.int64], logits: NDArray[np.floating]) -> None:
-        """Count the rows of a batch that belong to the sample; says how good the model is once all of it was seen."""
+        """Count the rows of a batch that belong to the sample; says the accuracy once all of it was seen."""
         if self.said:
             return
         chosen = np.array([row in self.wanted for row in rows.tolist()])
@@ -60,37 +62,43 @@ class FirstLook:
             return
         self.said = True
         known: dict[str, tuple[float, int]] = {}
-        outputs = np.concatenate(self.outputs) if self.outputs else np.zeros((0, 1))
-        labels = np.concatenate(self.of) if self.of else np.zeros(0, dtype=np.int64)
-        headline = self.loss.headline
+        z, y = (np.concatenate(parts or [np.zeros(0)]) for parts in (self.outputs, self.of))
         if self.seen and len(self.wanted) >= self.least:
-            known["train"] = (self.loss.headline_of(outputs, labels), self.seen)
-        target = target_headline(run, self.session)
+            hits = run.row_loss.hits(z, y)
+            if hits is not None:
+                known["train"] = (float(hits.mean()), self.seen)
+            else:
+                said = quality_said(run.row_loss.quality(z, y))
+                self.session.listener.note(f"before scoring: train {said} ({self.seen:,} rows)")
+                warn_of_no_use(run, self.session, z, y)
+        target = target_accuracy(run, self.session)
         if target is not None:
             known["target"] = target
         if known:
-            parts = [f"{name} {headline.called} {headline.said(a)} ({n:,} rows)" for name, (a, n) in known.items()]
+            parts = [f"{name} accuracy {a:.1%} ({n:,} rows)" for name, (a, n) in known.items()]
             self.session.listener.note("before scoring: " + ", ".join(parts))
-            seen = (outputs.argmax(axis=1), labels) if self.outputs else None
+            seen = (z.argmax(axis=1), y.astype(np.int64)) if self.outputs and run.row_loss.by_class else None
             warn_at_chance(run, self.session, known, seen)
 
 
-def target_headline(run: Run, session: Session) -> tuple[float, int] | None:
-    """Measure and number of the target rows: where their direction was measured, else from their stored logits."""
+def target_accuracy(run: Run, session: Session) -> tuple[float, int] | None:
+    """Accuracy and number of the target rows: where their direction was measured, else from their stored logits."""
     if run.model is None:
         return None
     plain = run.plain_member()
     for objective in run.objectives if plain in run.linear_members() else ():
         meta = session.store.directions.meta(names.direction(run, plain, objective))
         if meta is not None:
-            return meta[run.row_loss.headline.name], meta["m"]
-    rows = run.target.take(run.target.labels < run.model.num_classes)
+            return None if meta["accuracy"] is None else (meta["accuracy"], meta["m"])
+    rows = run.target
+    if run.row_loss.by_class:
+        rows = rows.take(rows.labels < run.model.num_classes)
     stored = ~session.outputs(run, plain).missing(rows.payload_keys)
     if not stored.any():
         return None
     rows = rows.take(stored)
-    logits = session.outputs(run, plain).read(rows.payload_keys)["logits"]
-    return run.row_loss.headline_of(logits, rows.labels), len(rows)
+    hits = run.row_loss.hits(session.outputs(run, plain).read(rows.payload_keys)["logits"], rows.labels)
+    return None if hits is None else (float(hits.mean()), len(rows))
 
 
 def run_target(run: Run, session: Session, at: MemberModel) -> None:

@@ -31,7 +31,7 @@ def base_table(run: Run) -> pa.Table:
         {
             "id": array_of_texts(run.train.ids),
             "row_key": as_arrow(run.train.row_keys),
-            "label": array_of(run.train.labels),
+            "label": run.manifest.label_kind.shown(run.train.labels, run.classes),
         }
     )
 

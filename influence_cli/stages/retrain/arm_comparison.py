@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
+from influence_cli.data.measures import MEASURES
 from influence_cli.errors import UsageError
 from influence_cli.maths.arms import (
     Floats,
@@ -32,7 +33,7 @@ GAPS = ("dp_gap", "dp_gap_soft", "eo_gap", "eo_gap_soft")
 ATTACKED = ("attacked_static", "attacked_adaptive")
 FLIPS = ("fair_score", "fair_score_changed")  # share of flipped predictions: of all rows, of those whose text changes
 METRICS = {  # what is compared, where every arm was measured by it -> whether higher is better
-    **{"accuracy": True, "balanced_accuracy": True, "token_loss": False, "perplexity": False, "loss": False},
+    **{name: measure.higher for name, measure in MEASURES.items()},
     **dict.fromkeys((*GAPS, *FLIPS), False),
     **dict.fromkeys(ATTACKED, True),
 }
@@ -91,7 +92,7 @@ def _values(arm: dict[str, Any], metric: str) -> Floats:
 
 
 def improved(metrics: dict[str, Any]) -> bool:
-    """Whether the first curated arm beats no edit and every control in the headline measure, by the paired interval."""
+    """Whether the first curated arm beats no edit and every control in accuracy, or else in loss."""
     first = next(iter(metrics["comparison"]), None)
     if first is None:
         raise UsageError("nothing to compare with", fix="pass --against MANIFEST, the rows before curation")

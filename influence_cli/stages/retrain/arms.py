@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from influence_cli.actions.protocol import PROPOSAL
 from influence_cli.data.classes import class_count
-from influence_cli.data.labels import clean_labels
+from influence_cli.data.label_kinds import CLASSES
+from influence_cli.data.labels import wrong_labels
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.errors import UsageError
 from influence_cli.store.keys import fingerprint
@@ -32,7 +33,7 @@ class Arm:
     """A training set as edits of the base rows: which are kept, with which labels and weights [n]."""
 
     name: str
-    labels: Ints
+    labels: NDArray[Any]
     weights: NDArray[np.float64]  # 0: not trained on
     controls: str | None = None  # the arm this one is the control of
     about: dict[str, Any] = field(default_factory=dict)
@@ -90,23 +91,25 @@ def edits_of(arm: Arm, base: Rows, left_out: Mask | None = None) -> tuple[Mask, 
     """Which rows [n] are trimmed, relabelled and reweighted, rows left out for calibration aside."""
     trained = base.weights > 0 if left_out is None else (base.weights > 0) & ~left_out
     trimmed = (arm.weights == 0) & trained
-    relabelled = (arm.labels != base.labels) & trained & ~trimmed
+    relabelled = base.manifest.label_kind.differ(arm.labels, base.labels) & trained & ~trimmed
     reweighted = (arm.weights != base.weights) & trained & ~trimmed
     return trimmed, relabelled, reweighted
 
 
-def against_truth(base: Rows, trimmed: Mask, relabelled: Mask, labels: Ints) -> dict[str, Any]:
+def against_truth(base: Rows, trimmed: Mask, relabelled: Mask, labels: NDArray[Any]) -> dict[str, Any]:
     """Where clean labels are known: how many edited rows were wrong, and how many relabels put it right."""
-    clean = clean_labels(base)
-    if clean is None:
+    truth = wrong_labels(base)
+    if truth is None:
         return {}
-    wrong = (clean >= 0) & (clean != base.labels)
+    wrong, known = truth
     about: dict[str, Any] = {"wrong_share_of_all": float(wrong.mean())}
     if trimmed.any():
         about["wrong_share_of_trimmed"] = float(wrong[trimmed].mean())
     if relabelled.any():
         about["wrong_share_of_relabelled"] = float(wrong[relabelled].mean())
-        about["right_after_relabel"] = float((labels == clean)[relabelled].mean())
+        after = wrong_labels(base, labels)
+        assert after is not None
+        about["right_after_relabel"] = float((known & ~after[0])[relabelled].mean())
     return about
 
 
@@ -126,7 +129,7 @@ def arm_fingerprint(
     """
     kept = np.flatnonzero(arm.weights > 0)
     keys = base.payload_keys
-    rows = sorted([base.ids[k], keys[k].tobytes().hex(), int(arm.labels[k]), float(arm.weights[k])] for k in kept)
+    rows = sorted([base.ids[k], keys[k].tobytes().hex(), arm.labels[k].tolist(), float(arm.weights[k])] for k in kept)
     return fingerprint(
         "training", 1, rows=rows, measured=[r.fingerprint() for r in measured], recipe=recipe, model=model, seed=seed
     )
@@ -171,7 +174,7 @@ def _controls(arm: Arm, base: Rows, proposals: Ints | None, seed: int, left_out:
 def proposals_of(curated: Manifest, base: Rows) -> Ints | None:
     """The label that a curated manifest would give every row [n], -1 for none; None where it does not say."""
     column = curated.column(PROPOSAL)
-    if column is None:
+    if column is None or curated.label_kind.holds != CLASSES:
         return None
     by_id = {i: -1 if v is None or v != v else int(v) for i, v in zip(curated.ids, column.tolist(), strict=True)}
     classes = class_count(base.manifest.classes, base.labels)
@@ -184,18 +187,18 @@ def _shuffled(arm: Arm, base: Rows, fixed: Mask, seed: int) -> NDArray[np.float6
     """The arm's weights shuffled among the rows of each class, so that its mass stays; ``fixed`` rows keep theirs."""
     weights = arm.weights.copy()
     order = draw_order(base.ids, seed, "weights")
-    for c in np.unique(base.labels):
-        rows = (base.labels == c) & ~fixed
+    for c in np.unique(base.strata):
+        rows = (base.strata == c) & ~fixed
         weights[rows] = arm.weights[order[rows[order]]]
     return weights
 
 
 def _random_rows(base: Rows, like: Mask, seed: int, what: str, among: Mask) -> Mask:
     """As many rows of every class as ``like`` has, drawn by a hash of (seed, id) among some of those in use."""
-    left = {int(c): int(n) for c, n in zip(*np.unique(base.labels[like], return_counts=True), strict=True)}
+    left = {int(c): int(n) for c, n in zip(*np.unique(base.strata[like], return_counts=True), strict=True)}
     chosen = np.zeros(len(base), dtype=bool)
     for k in draw_order(base.ids, seed, what).tolist():
-        c = int(base.labels[k])
+        c = int(base.strata[k])
         if left.get(c, 0) > 0 and base.weights[k] > 0 and among[k]:
             chosen[k] = True
             left[c] -= 1

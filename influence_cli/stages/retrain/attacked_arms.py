@@ -47,8 +47,12 @@ def attack_of(asked: str | None, options: Options, spec: ModelSpec) -> Attack | 
     """
     from influence_cli.engines.attacks import ATTACKS, Attack
 
-    if asked == "none" or (asked is None and Attack().kind(spec) != "linear"):
+    by_class = loss_of(spec).by_class
+    if asked == "none" or (asked is None and (Attack().kind(spec) != "linear" or not by_class)):
         return None
+    if not by_class:
+        what = "accuracy under attack is of predicted classes, and these labels are none"
+        raise UsageError(what, fix="leave --attack out; --objective robustness scores by the attacked loss")
     if asked not in (None, *ATTACKS):
         raise UsageError(f"--attack {asked!r} is unknown", fix=nearest(asked, [*ATTACKS, "none"]))
     fields = {f.name for f in dataclasses.fields(Attack)}

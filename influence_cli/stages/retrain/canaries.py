@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.data.classes import class_count
+from influence_cli.data.label_kinds import CLASSES
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import Listener
@@ -54,9 +55,9 @@ def plant_in_arms(
     asked = request.canaries
     if asked is None:
         return None
-    if not base.manifest.labelled:
-        what = "canaries are wrong labels, and the rows have none"
-        raise UsageError(what, where=base.manifest.source, fix="leave --canaries out")
+    if base.manifest.label_kind.holds != CLASSES:
+        what = f"canaries are rows with another class, and the labels are {base.manifest.label_kind.called}"
+        raise UsageError(what, fix="leave --canaries out; evaluate --lds says how far to trust scores")
     if request.against is not None or request.edits is not None:
         raise UsageError("canaries would be wrong labels in every arm that is compared", fix="leave out one of the two")
     known = min(classes, class_count(base.manifest.classes, base.labels))  # the model may have outputs for no row

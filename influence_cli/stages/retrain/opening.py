@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from influence_cli.actions import make_action
 from influence_cli.data.classes import label_called
 from influence_cli.data.feature_names import identity_of
+from influence_cli.data.label_kinds import CLASSES
 from influence_cli.data.labels import numbered_as
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.open import open_manifest
@@ -50,9 +51,11 @@ def base_rows(request: RetrainRequest, manifest: Manifest) -> Rows:
     if not (rows.weights > 0).any():
         where, fix = f"{base.source}, column weight", "give some rows a weight above 0"
         raise ManifestError(f"all {len(rows):,} train rows have weight 0", where=where, fix=fix)
-    if base.labelled and len(np.unique(rows.labels)) == 1:
-        named = label_called(base.classes, int(rows.labels[0]))
-        fix = "give train rows of at least two classes"
+    labels = base.label_kind
+    if labels.trained and not labels.differ(rows.labels, rows.labels[:1]).any():
+        by_class = labels.holds == CLASSES
+        named = label_called(base.classes, int(rows.labels[0])) if by_class else f"label {rows.labels[0].tolist()}"
+        fix = f"give train rows of at least two {'classes' if by_class else 'labels'}"
         raise ManifestError(f"every train row has {named}", where=f"{base.source}, split train", fix=fix)
     return rows
 
@@ -182,6 +185,8 @@ def compared_arms(
 
 def _check_outputs(arm: Arm, base: Rows, table: Manifest, spec: ModelSpec) -> None:
     """Refuse a curated manifest that gives a row a label which the model has no output for."""
+    if table.label_kind.holds != CLASSES:
+        return
     outside = np.flatnonzero(arm.labels >= spec.num_classes)
     if len(outside):
         row = int(outside[0])

@@ -7,7 +7,6 @@ finished arm and seed is kept under ``RUN/arms/<fingerprint>`` and never trained
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,7 +84,7 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
     }
     changed = twins = None
     if request.flips is not None and not loss_of(spec).by_class:
-        what = f"--flips counts predicted classes that flip, and {spec.name} predicts none"
+        what = f"--flips counts predicted classes that flip, and the labels are {base.manifest.label_kind.called}"
         raise UsageError(what, fix="leave it out")
     if request.flips is not None:
         changed = changed_texts(test, None if request.flips == WORDS else request.flips)
@@ -120,7 +119,6 @@ def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dic
         "schema_version": 1,
         "test_rows": len(run.test),
         "num_classes": run.spec.num_classes,
-        "headline": asdict(loss_of(run.spec).headline),
         "arms": {},
         "comparison": {},
         **({"left_out": unusable} if unusable else {}),
@@ -128,7 +126,7 @@ def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dic
     seeds = range(request.seed, request.seed + request.seeds)
     results = {arm.name: {str(seed): run.train(arm, seed, arm is arms[0]) for seed in seeds} for arm in arms}
     different = Differences.of(run, arms, results)
-    attack = attack_of(request.attack, request.options, run.spec) if len(run.test) else None
+    attack = attack_of(request.attack, request.options, run.spec) if len(run.test) else None  # of a run of classes
     if attack is not None:
         drawn, of_draws = different.drawn()
         metrics["attack"] = measure_attacks(run, attack, [*arms, *drawn], {**results, **of_draws})
@@ -139,7 +137,8 @@ def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dic
     metrics["intervals_over"] = different.over
     compare_arms(metrics, arms, different.between)
     if len(run.test):
-        metrics["test_classes"] = (np.bincount(run.test.labels) / len(run.test)).tolist()
+        if run.loss.by_class:
+            metrics["test_classes"] = (np.bincount(run.test.labels) / len(run.test)).tolist()
         if request.inputs.group in run.test.manifest.table.column_names:  # whose gaps are measured
             column = request.inputs.group
             metrics["groups"] = {"column": column, "names": group_names(run.test, column)}

@@ -119,6 +119,7 @@ def _scored(
         groups=groups[0] if groups else None,
         more_groups=tuple(groups[1:]),
         parity=parity,
+        parts=table.scored.parts if table.scored.parts is None else base.strata,
     )
     return scored, table.provenance
 

@@ -18,7 +18,8 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.maths.labels import softmax
 from influence_cli.maths.paired_rows import Measured, OnRows, OnTexts
 from influence_cli.model.checkpoints import find_checkpoint
-from influence_cli.model.losses import loss_of
+from influence_cli.model.losses import RowLoss, loss_of
+from influence_cli.model.losses.next_token import TOKENS
 from influence_cli.model.run_folder import CHECKPOINTS, METRICS_FILE, RUN_FILE, RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, EpochCheckpoint, RunRecord
 from influence_cli.model.spec import ModelSpec
@@ -67,9 +68,14 @@ class TrainingRun:
         return RunFolder(self.request.output).arm(name)
 
     @functools.cached_property
+    def loss(self) -> RowLoss:
+        """What is trained on and measured."""
+        return loss_of(self.spec)
+
+    @functools.cached_property
     def _loss_name(self) -> str:
         """What a loss of the user's own is known by; once a run, and not longer: what it does may change."""
-        return loss_of(self.spec).name(self.spec.num_classes)
+        return self.loss.name(self.spec.num_classes)
 
     def train(self, arm: Arm, seed: int, main: bool) -> dict[str, Any]:
         """Train one arm with one seed, or return what is kept of it."""
@@ -158,8 +164,8 @@ class TrainingRun:
             labels, kept = data.labels, np.ones(len(data), dtype=bool)
             if name == "train":
                 labels, kept = arm.labels, arm.weights > 0
-            measured = loss_of(self.spec).quality(logits[kept], labels[kept])
-            if name == "test" and loss_of(self.spec).by_class:
+            measured = self.loss.quality(logits[kept], labels[kept])
+            if name == "test" and self.loss.by_class:
                 measured.update(beyond_accuracy(logits, self.test, labels, self.request.inputs.group))
                 measured.update(self._flips(model, logits))
             out.update({key if name == "test" else f"{name}_{key}": value for key, value in measured.items()})
@@ -183,10 +189,11 @@ class TrainingRun:
 
         logits = predict(self.trained(self.folder(arm, seed)), self.sets["test"], self.device)
         labels = self.sets["test"].labels
-        loss = loss_of(self.spec)
-        if not loss.by_class:
-            return OnTexts(*loss.headline_parts(logits, labels))
-        losses = loss.losses(logits, labels)
+        losses = self.loss.losses(logits, labels)
+        if self.spec.is_language:
+            return OnTexts(losses, logits[:, TOKENS])
+        if not self.loss.by_class:
+            return OnRows(None, losses, labels, right=self.loss.hits(logits, labels))
         return OnRows(softmax(logits), losses, labels, groups_of(self.test, self.request.inputs.group))
 
     def _write_model_files(self, folder: RunFolder) -> None:

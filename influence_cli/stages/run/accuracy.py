@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.measures import MEASURES
 from influence_cli.maths.class_matching import GOOD_ENOUGH, Matching, find_matching
 from influence_cli.model.class_order import FLAG, NATURAL, TEXT, sorted_names
 from influence_cli.stages.run.run import Run
@@ -20,15 +23,48 @@ SHOWN_CLASSES = 20  # named in a message
 NEARLY_ALL, SMALL_LOSS = 0.99, 0.05  # train accuracy from which, and loss up to which, rows are known by heart
 
 
-def train_headline(run: Run, session: Session) -> float | None:
-    """The headline measure of the checkpoint (or the first member) on training rows; None where no model was run.
+def train_accuracy(run: Run, session: Session) -> float | None:
+    """Share of training rows whose label the checkpoint (or the first member) predicts; None where no model was run.
 
-    Of classes it is the accuracy, the share of rows whose label is predicted.
+    Of several labels a row the share of them; None where a number is predicted.
     """
     if not run.members:
         return None
     logits = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"]
-    return run.row_loss.headline_of(logits, run.train.labels)
+    hits = run.row_loss.hits(logits, run.train.labels)
+    return None if hits is None else float(hits.mean())
+
+
+def train_quality(run: Run, session: Session) -> dict[str, float]:
+    """How good predictions of numbers are on the training rows, by measure; nothing where accuracy says it."""
+    if not run.members or run.model is None:
+        return {}
+    z, y = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"], run.train.labels
+    usable = np.isfinite(z).all(axis=1)
+    if run.row_loss.hits(z[:1], y[:1]) is not None or not usable.any():
+        return {}
+    return run.row_loss.quality(z[usable], y[usable])
+
+
+def quality_said(measures: Mapping[str, float]) -> str:
+    """Measures in words.
+
+    >>> quality_said({"rmse": 53.4123, "r2": 0.51, "loss": 1426.4})
+    'RMSE 53.41, R2 0.51, loss 1426'
+    """
+    return ", ".join(f"{MEASURES[name].called} {MEASURES[name].text(value)}" for name, value in measures.items())
+
+
+def warn_of_no_use(run: Run, session: Session, z: NDArray[np.floating], y: NDArray[Any]) -> None:
+    """Say, once, that predictions of numbers explain nothing of them, as those of another model's weights would."""
+    explained = run.row_loss.quality(z, y).get("r2")
+    if explained is None or explained > 0.0 or len(y) < FEW or "no use" in session.said:
+        return
+    session.said.add("no use")
+    session.listener.warn(
+        f"the model predicts its train rows no better than their mean would (R2 {explained:.2f}): are these the "
+        "weights, and the features as the model was trained with?"
+    )
 
 
 def at_chance(accuracy: float, rows: int, num_classes: int) -> bool:
@@ -138,9 +174,9 @@ def _beside(count: int, named: list[str]) -> str:
 
 def warn_of_memory(run: Run, session: Session, known: dict[str, tuple[float, int]]) -> None:
     """Say, once, that the model has learned its train rows by heart, what that does to the scores, and what helps."""
-    if "train" not in known or "target" not in known or "memory" in session.said or not run.members:
-        return
     if not run.row_loss.by_class:
+        return
+    if "train" not in known or "target" not in known or "memory" in session.said or not run.members:
         return
     logits = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"]
     losses = run.row_loss.losses(logits, run.train.labels)

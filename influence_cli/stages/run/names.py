@@ -49,7 +49,7 @@ def factor(run: Run, method: str, member: Member) -> str:
 
 def factor_spec(run: Run, method: str, member: Member) -> str:
     """Name of all of that but the fit set."""
-    about = {"member": member.name, "params": run.spec.params, "loss": run.spec.loss}
+    about = {"member": member.name, "params": run.spec.params, "loss": run.loss_name}
     return fingerprint("factor-spec", 1, fitted=run.solvers[method].fitted(), **about)
 
 

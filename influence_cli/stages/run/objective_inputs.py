@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.changed_texts import Changed
 from influence_cli.data.classes import Names, class_name
-from influence_cli.data.manifest import Rows
+from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import Listener
 from influence_cli.model.losses import loss_of
@@ -36,21 +36,31 @@ class Groups:
     digest: str  # of which row is of which group, in any order
 
 
-def refuse_of_classes(methods: Iterable[str], objectives: dict[str, Any], model: ModelSpec) -> None:
-    """Refuse what is about predicted classes where a model predicts none.
+def refuse_margin(methods: Iterable[str], model: ModelSpec) -> None:
+    """Refuse method margin of a model that predicts no label.  Raises UsageError: it is asked for."""
+    if "margin" in methods and not loss_of(model).has_margins:
+        what = f"margin is that of a label's logit over others, and {model.name} predicts no label"
+        raise UsageError(what, fix="use --method loss")
+
+
+def refuse_objectives(objectives: dict[str, Any], manifest: Manifest, model: ModelSpec) -> None:
+    """Refuse objectives about predicted classes where labels are none.
 
     Raises:
-        UsageError: a method or an objective is.
+        UsageError: there is one.
     """
     if loss_of(model).by_class:
         return
-    if "margin" in methods:
-        what = f"margin is that of a label's logit over others, and {model.name} predicts no label"
-        raise UsageError(what, fix="use --method loss")
+    labels = manifest.label_kind.called
     for name, objective in objectives.items():
         if objective.needs & {"groups", "pairs"}:
-            what = f"{name} is about predicted classes, and {model.name} predicts none"
+            what = f"{name} is about predicted classes, and the labels are {labels}"
             raise UsageError(what, fix="use --objective utility")
+        if "attack" in objective.needs and objective.kind(model) == "linear":
+            what = (
+                f"the linear attack of {name} moves rows over the boundary of two classes, and the labels are {labels}"
+            )
+            raise UsageError(what, fix=f"pass --set {name}.attack=pgd, which raises the loss")
 
 
 def target_groups(

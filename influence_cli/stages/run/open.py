@@ -15,7 +15,7 @@ from influence_cli.settings import GradSpec, Inputs
 from influence_cli.stages.run.class_map import named_classes
 from influence_cli.stages.run.fit_set import open_fit_set, refuse_without_curvature, with_trained_l2
 from influence_cli.stages.run.members import with_members
-from influence_cli.stages.run.objective_inputs import refuse_of_classes, target_groups
+from influence_cli.stages.run.objective_inputs import refuse_margin, refuse_objectives, target_groups
 from influence_cli.stages.run.resolve import resolve_model
 from influence_cli.stages.run.row_values import needed_values, solver_of
 from influence_cli.stages.run.run import Run
@@ -39,9 +39,10 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
     model, checkpoint, about = None, None, dict[str, Any]()
     if spec.rows is not None or any(m.needs != "nothing" for m in methods.values()):
         model, checkpoint = resolve_model(inputs, manifest, store, spec.precision)
-        refuse_of_classes(methods, objectives, model)
+        refuse_margin(methods, model)
         manifest = usable(manifest.rows("train"), model, inputs, store)
         check_classes(manifest, model)
+        refuse_objectives(objectives, manifest, model)
         usable_train_rows(manifest)
     target, overlap = manifest.rows("val"), manifest.rows("val").take(np.array([], dtype=np.int64))
     rows_of_target = spec.rows is not None and (inputs.target is not None or len(target) > 0)

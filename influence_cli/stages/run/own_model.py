@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.label_kinds import CLASSES
 from influence_cli.errors import InfluenceError, ModelError, UsageError
 from influence_cli.model.checkpoints import Checkpoint
-from influence_cli.model.new_spec import new_spec
+from influence_cli.model.losses import loss_in_spec
+from influence_cli.model.new_spec import new_spec, outputs_of
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.task import Task, checked_task, own_code, text_of_error
 from influence_cli.stages.run.class_map import with_class_order, with_outputs
@@ -52,8 +54,11 @@ def task_spec(inputs: Inputs, manifest: Manifest, store: Store | None) -> ModelS
     task, plain = (checked_task(inputs.task), False) if inputs.task is not None else own_code(inputs.model or "")
     if not plain:
         name = inputs.model or f"task:{task.name or _name_of(task)}"
-        classes = inputs.num_classes or (len(manifest.classes) if manifest.classes else 0)
-        return ModelSpec(name, classes, "task", (), classes=manifest.classes, task=task)
+        outputs = inputs.num_classes or (len(manifest.classes) if manifest.classes else 0)
+        if manifest.label_kind.holds != CLASSES:
+            outputs = outputs_of(inputs, manifest)
+        loss = loss_in_spec(inputs.loss, manifest.label_kind, own=task.loss is not None)
+        return ModelSpec(name, outputs, "task", (), classes=manifest.classes, loss=loss, task=task)
     if not manifest.payload_kind.as_it_is and (inputs.mean is None or inputs.std is None):
         fix = "pass --mean and --std, or return an influence_cli.Task with a transform"
         raise UsageError(f"{inputs.model} does not say how images become its input", fix=fix)
@@ -121,7 +126,7 @@ def known_by_outputs(
     place = dict(zip(reversed(keys), reversed(rows.index.tolist()), strict=True))
     own_loss = spec.task is not None and spec.task.loss is not None
     model = load_model(spec, checkpoint)
-    may_be_one = spec.one_logit is None and not own_loss and spec.num_classes in (0, 2)
+    may_be_one = spec.one_logit is None and spec.loss is None and not own_loss and spec.num_classes in (0, 2)
     if may_be_one and _gives_one_logit(model, spec, manifest, place):
         spec = replace(spec, one_logit=True)
         model = load_model(spec, checkpoint)
@@ -134,7 +139,7 @@ def known_by_outputs(
     classes = len(next(iter(found.values())))
     if spec.num_classes not in (0, classes):
         raise ModelError(
-            f"the model gives {classes} logits where {spec.num_classes} classes are asked for", fix="correct one"
+            f"the model gives {classes} outputs a row where {spec.num_classes} are asked for", fix="correct one"
         )
     if not own_loss and _are_probabilities(list(found.values())):
         what = f"the outputs of {spec.name} are between 0 and 1 and add up to 1 in every row: probabilities, not logits"

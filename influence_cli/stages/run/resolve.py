@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.model.checkpoints import Checkpoint, find_model
 from influence_cli.model.hf_folder import HF, architectures, folder_of, has_classifier, read_config
+from influence_cli.model.losses import named_loss
 from influence_cli.model.new_spec import as_text, for_each_channel, new_spec
 from influence_cli.model.spec import ModelSpec, code_named_by_data, is_own
 from influence_cli.stages.run.class_map import with_class_order, with_outputs
@@ -122,6 +123,7 @@ def refuse_contradictions(inputs: Inputs, spec: ModelSpec, where: str) -> None:
         ("--interpolation", inputs.interpolation, spec.interpolation if image else None),
         ("--crop", inputs.crop, spec.crop if image else None),
         ("--max-length", inputs.max_length, spec.text.max_length if spec.text is not None else None),
+        ("--loss", _loss_called(inputs.loss), spec.loss or "cross-entropy"),
     ):
         if asked is not None and asked != there:
             raise UsageError(
@@ -129,6 +131,11 @@ def refuse_contradictions(inputs: Inputs, spec: ModelSpec, where: str) -> None:
                 where=where,
                 fix=f"leave {flag} out",
             )
+
+
+def _loss_called(asked: str | None) -> str | None:
+    """The name of a loss as specs have it."""
+    return None if asked is None else named_loss(asked).name(1)
 
 
 def _untagged(asked: str | None, there: str) -> str | None:

@@ -87,7 +87,7 @@ class Run:
     @functools.cached_property
     def loss_name(self) -> str:
         """What the loss is called in a fingerprint."""
-        return self.spec.loss if self.model is None else self.row_loss.name(self.model.num_classes)
+        return "cross-entropy" if self.model is None else self.row_loss.name(self.model.num_classes)
 
     @property
     def classes(self) -> tuple[str, ...] | None:

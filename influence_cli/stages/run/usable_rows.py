@@ -11,9 +11,11 @@ import numpy as np
 
 from influence_cli.data.classes import Names, label_called, numbers_in
 from influence_cli.data.feature_names import check_features, identity_of
+from influence_cli.data.label_kinds import CLASSES
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.row_checks import SKIPPED, BadRow
 from influence_cli.errors import ManifestError
+from influence_cli.model.losses import loss_of
 from influence_cli.model.new_spec import UNLABELLED
 from influence_cli.model.spec import GPT, ModelSpec
 from influence_cli.settings import Inputs
@@ -58,6 +60,8 @@ def usable(rows: Rows, model: ModelSpec, inputs: Inputs, store: Store) -> Manife
 
 def outside(rows: Rows, num_classes: int, label: str) -> list[BadRow]:
     """The rows whose label a model of so many classes has no output for."""
+    if rows.manifest.label_kind.holds != CLASSES:
+        return []
     why, names = f"is outside the model's {num_classes} classes", rows.manifest.classes
     return [
         BadRow(int(rows.index[k]), rows.ids[k], label, f"{label_called(names, int(rows.labels[k]))} {why}")
@@ -72,7 +76,7 @@ def check_labels(rows: Rows, num_classes: int, label: str) -> None:
         ManifestError: one is outside; names its row.
     """
     labels = rows.labels
-    if len(labels) and labels.max() >= num_classes:
+    if rows.manifest.label_kind.holds == CLASSES and len(labels) and labels.max() >= num_classes:
         worst = int(np.argmax(labels >= num_classes))
         named = label_called(rows.manifest.classes, int(labels[worst]))
         raise ManifestError(
@@ -92,6 +96,7 @@ def check_classes(manifest: Manifest, model: ModelSpec) -> None:
     """
     check_labelled(manifest, model)
     check_features(manifest, model.features, "the checkpoint")
+    check_task(manifest, model)
     own, trained = manifest.classes, model.classes
     named = own is not None and trained is not None
     if own is not None and trained is not None and model.order is not None:
@@ -119,6 +124,23 @@ def check_labelled(manifest: Manifest, model: ModelSpec) -> None:
         raise ManifestError(f"no column 'label', and {model.name} needs labels", where=manifest.source, fix=fix)
 
 
+def check_task(manifest: Manifest, model: ModelSpec) -> None:
+    """Refuse labels that are none of the model's loss, or not as many as its outputs.
+
+    Raises:
+        ManifestError: they are not.
+    """
+    loss, labels = loss_of(model), manifest.label_kind
+    if loss.holds != labels.holds:
+        what = f"its labels are {labels.called}, and the checkpoint's loss is {loss.name(model.num_classes)}"
+        fix = "use a checkpoint of such labels, or make the manifest with its task: influence manifest SOURCE --task"
+        raise ManifestError(what, where=manifest.source, fix=fix)
+    outputs = labels.outputs(manifest.labels, None) if manifest.labels.ndim == 2 else model.num_classes
+    if outputs != model.num_classes:
+        what = f"its rows have {outputs} labels each, and the checkpoint has {model.num_classes} outputs"
+        raise ManifestError(what, where=manifest.source, fix="use a checkpoint of the same labels")
+
+
 def _fix_of_classes(own: Names | None, trained: Names | None) -> str:
     """How labels and outputs get to mean the same: by the checkpoint's names where it has the manifest's."""
     if own and trained and set(own) <= set(trained):
@@ -137,10 +159,9 @@ def check_alike(other: Manifest, manifest: Manifest, model: ModelSpec | None) ->
     Raises:
         ManifestError: they are others.
     """
-    if other.labelled != manifest.labelled:
-        has, of = ("labels", "has none") if other.labelled else ("no labels", "has them")
-        what = f"the rows have {has}, and {manifest.source} {of}"
-        raise ManifestError(what, where=other.source, fix="give rows that are alike: both with labels, or both without")
+    if other.task != manifest.task and (other.label_kind.holds != manifest.label_kind.holds):
+        what = f"its labels are {other.label_kind.called}, those of {manifest.source} {manifest.label_kind.called}"
+        raise ManifestError(what, where=other.source, fix="make both manifests with the same --task")
     check_features(other, None if model is None else model.features, "the checkpoint")
     if other.files != manifest.files:
         check_features(other, identity_of(manifest), manifest.source)

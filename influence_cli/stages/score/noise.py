@@ -36,7 +36,7 @@ def direction_noise(run: Run, session: Session) -> dict[str, dict[str, Any]]:
         reliability = _split_half(run, session, member, objective, meta) if meta["halves"] else None
         noise[objective] = {
             "phi": meta["phi"],
-            run.row_loss.headline.name: _target_headline(run, session, objective, meta),
+            "accuracy": _target_accuracy(run, session, objective, meta),
             "target_rows": meta["m"],
             "snr": meta["snr"],
             "reliability": reliability,
@@ -48,13 +48,13 @@ def direction_noise(run: Run, session: Session) -> dict[str, dict[str, Any]]:
     return noise
 
 
-def _target_headline(run: Run, session: Session, objective: str, meta: dict[str, Any]) -> float:
-    """The measure on target rows at the checkpoint where a direction was measured there, else at the first member."""
+def _target_accuracy(run: Run, session: Session, objective: str, meta: dict[str, Any]) -> float | None:
+    """Accuracy on the target rows at the checkpoint where a direction was measured there, else at the first member."""
     plain = run.plain_member()
     at_plain = (
         session.store.directions.meta(names.direction(run, plain, objective)) if plain in run.linear_members() else None
     )
-    return (at_plain or meta)[run.row_loss.headline.name]
+    return (at_plain or meta)["accuracy"]
 
 
 def _split_half(run: Run, session: Session, member: Member, objective: str, meta: dict[str, Any]) -> float | None:

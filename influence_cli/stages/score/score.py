@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from influence_cli.data.classes import class_count
 from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
-from influence_cli.maths.labels import margin, softmax
+from influence_cli.maths.labels import softmax
 from influence_cli.methods.protocol import Scores
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.stages.grads.curvature_report import effect_weight
@@ -217,15 +217,19 @@ def _spread(members: Floats, weights: tuple[float, ...]) -> Floats:
 def _append_model_says(table: pa.Table, run: Run, session: Session) -> pa.Table:
     """Loss and margin at the checkpoint (or first member), the model's label, and the most probable other one.
 
-    Of a model that predicts no class the loss alone.
+    Of numbers the prediction; of several labels a row the one that the model doubts most.
     """
     logits = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"]
     labels = run.train.labels
     with np.errstate(invalid="ignore", over="ignore"):
         table = table.append_column("loss", nullable(run.row_loss.losses(logits, labels)))
+        if run.row_loss.has_margins:
+            table = table.append_column("margin", nullable(run.row_loss.margins(logits, labels)))
         if not run.row_loss.by_class:
+            for name, values in run.row_loss.says(logits, labels).items():
+                whole = values.dtype.kind == "i"
+                table = table.append_column(name, array_of(values, values < 0) if whole else nullable(values))
             return table
-        table = table.append_column("margin", nullable(margin(logits, labels)))
         probability = softmax(logits)
     classes = class_count(run.manifest.classes, labels)  # a model may have more outputs
     table = _append_label(table, "model", probability[:, :classes])

@@ -47,7 +47,7 @@ def test_edits_leave_texts_without_labels_and_can_be_undone_compared_and_exporte
     ran = call_cli(*words, "--seeds", 2, "--json", "-o", "ARMS", cwd=place)
     assert ran.code == 0, ran.err
     metrics = json.loads(ran.text)
-    assert "in loss per token over no edit" in ran.err
+    assert "of test loss per token over no edit" in ran.err
     difference = metrics["comparison"]["curated"]["no edit"]["token_loss"]
     means = [metrics["arms"][name]["mean"]["token_loss"]["mean"] for name in ("curated", "no edit")]
     assert difference["mean"] == pytest.approx(means[0] - means[1])
@@ -83,12 +83,13 @@ def test_removal_speaks_of_losses_alone(place: Path) -> None:
          "texts cannot be attacked"),
         (("curate", "scores.parquet", "--action", "relabel", "-o", "x.parquet"), "and these have none"),
         (("curate", "scores.parquet", "--export", "x.json", "--export-as", "label-studio", "-o", "x.parquet"),
-         "asks for a label"),
+         "choices between classes"),
         (("retrain", "texts.parquet", "--scores", "scores.parquet", "--action", "relabel", "--model", "gpt:1x16",
           "-o", "X"), "and these have none"),
-        (("retrain", "texts.parquet", "--model", "gpt:1x16", "--canaries", "10%", "-o", "X"), "wrong labels"),
+        (("retrain", "texts.parquet", "--model", "gpt:1x16", "--canaries", "10%", "-o", "X"),
+         "canaries are rows"),
         (("retrain", "texts.parquet", "--model", "gpt:1x16", "--flips", "words", "-o", "X"), "predicted classes"),
-        (("retrain", "texts.parquet", "--model", "gpt:1x16", "--attack", "fgsm", "-o", "X"), "cannot be attacked"),
+        (("retrain", "texts.parquet", "--model", "gpt:1x16", "--attack", "fgsm", "-o", "X"), "under attack"),
         (("retrain", "texts.parquet", "--model", "gpt:nothing", "-o", "X"), "gpt:LAYERSxWIDTH"),
         (("evaluate", "scores.parquet", "--brittleness", "2"), "predicted classes that flip"),
     ],

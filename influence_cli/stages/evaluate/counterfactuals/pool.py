@@ -35,6 +35,7 @@ class Outcome:
     target_margin: Floats
     test_loss: Floats
     test_margin: Floats
+    by_class: bool = True  # whether a margin above 0 is a right prediction
 
     @property
     def phi(self) -> float:
@@ -42,16 +43,15 @@ class Outcome:
         return float(self.target_loss.mean())
 
     def by_row(self) -> dict[str, Floats]:
-        """By metric the rows' values whose mean it is: loss and accuracy of target rows, and of test rows if any."""
-        found = {"target_loss": self.target_loss, "target_accuracy": _right(self.target_margin)}
+        """By metric the rows' values whose mean it is: loss and accuracy of target rows, and of test rows if any.
+
+        There is no accuracy where labels are no classes.
+        """
+        found = {"target_loss": self.target_loss, "target_accuracy": (self.target_margin > 0).astype(np.float64)}
         if len(self.test_loss):
-            found |= {"test_loss": self.test_loss, "test_accuracy": _right(self.test_margin)}
-        return {name: values for name, values in found.items() if not np.isnan(values).all()}
-
-
-def _right(margins: Floats) -> Floats:
-    """1 for each row that is predicted right; NaN where no prediction is right or wrong."""
-    return np.where(np.isnan(margins), np.nan, margins > 0)
+            found["test_loss"] = self.test_loss
+            found["test_accuracy"] = (self.test_margin > 0).astype(np.float64)
+        return {name: v for name, v in found.items() if self.by_class or name.endswith("_loss")}
 
 
 def phi_of(outcomes: list[Outcome | None]) -> Floats:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
 from influence_cli.events import SILENT, Listener
-from influence_cli.maths.labels import margin
 from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.stages.evaluate.counterfactuals.pool import Floats, Outcome, Refit
 from influence_cli.stages.evaluate.counterfactuals.trainer import Trainer
@@ -188,8 +187,7 @@ class Refitter:
                 logits = predict(model, self._examples(name), self.trainer.device)
                 order = _by_key(rows)
                 found[f"{name}_loss"] = self._loss.losses(logits, rows.labels)[order]
-                known = self._loss.by_class  # no prediction is right or wrong where it is none of classes
-                found[f"{name}_margin"] = margin(logits, rows.labels)[order] if known else np.full(len(rows), np.nan)
+                found[f"{name}_margin"] = self._loss.margins(logits, rows.labels)[order]
         return found
 
     def _outcome(self, stored: dict[str, NDArray[Any]]) -> Outcome:
@@ -200,7 +198,7 @@ class Refitter:
                 arrays[what] = np.empty(len(rows))
                 if len(rows):
                     arrays[what][_by_key(rows)] = stored[what]
-        return Outcome(**arrays)
+        return Outcome(**arrays, by_class=self._loss.by_class)
 
 
 @functools.lru_cache(maxsize=4)

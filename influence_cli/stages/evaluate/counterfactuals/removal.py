@@ -66,7 +66,7 @@ class Removal:
 
     def _same_classes(self, order: NDArray[np.int64], like: NDArray[np.int64]) -> NDArray[np.int64]:
         """The first rows of a random order that have as many of every class as ``like``."""
-        labels = self.pool.train.labels
+        labels = self.pool.train.strata
         wanted = zip(*np.unique(labels[like], return_counts=True), strict=True)
         return np.concatenate([order[labels[order] == c][:count] for c, count in wanted])
 

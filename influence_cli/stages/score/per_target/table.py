@@ -183,15 +183,16 @@ def _table(target: Rows, train: Rows, stored: dict[str, NDArray[Any]]) -> pa.Tab
     there = stored["places"] != NONE
     v, side, rank = np.nonzero(there)
     row = stored["places"][there]
+    shown, names = train.manifest.label_kind.shown, train.manifest.classes
     columns = {
         "target_id": pa.array(target.ids, pa.string()).take(pa.array(v)),
         "target_row_key": as_arrow(target.row_keys[v]),
-        "target_label": pa.array(target.labels[v]),
+        "target_label": shown(target.labels[v], names),
         "rank": pa.array(rank + 1),
         "side": pa.array(SIDES, pa.string()).take(pa.array(side)),
         "id": pa.array(train.ids, pa.string()).take(pa.array(row)),
         "row_key": as_arrow(train.row_keys[row]),
-        "label": pa.array(train.labels[row]),
+        "label": shown(train.labels[row], names),
         "score": pa.array(stored["scores"][there]),
     }
     if "errors" in stored:

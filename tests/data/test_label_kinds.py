@@ -1,0 +1,178 @@
+"""Labels of each task from sources to a manifest, through edits and back into the source's form.
+
+Behavioural: columns, lists, texts and arrays give the same labels; a label of the wrong type names column and row;
+edits of a regression go back into its CSV line by line, and are undone.
+
+    python -m pytest tests/data/test_label_kinds.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from influence_cli.data.ingest import make_manifest
+from influence_cli.data.label_kinds import TASKS
+from influence_cli.data.labels import wrong_labels
+from influence_cli.data.open import open_manifest
+from influence_cli.data.request import Columns, IngestRequest
+from influence_cli.errors import ManifestError
+from influence_cli.store.keys import row_key, row_keys
+from tests.cases import call_cli
+
+NAMES = ("blue", "green", "red")
+FLAGS = np.random.default_rng(5).integers(0, 2, (12, 3))
+VALUES = np.random.default_rng(6).normal(size=(12, 2)).round(3)
+
+
+def made(folder: Path, source: Any, **columns: Any) -> Any:
+    request = IngestRequest(source, str(folder / "m.parquet"), Columns(**columns), split="100/0/0")
+    return make_manifest(request).manifest
+
+
+def csv(folder: Path, header: str, *columns: Any) -> str:
+    path = folder / "rows.csv"
+    rows = zip(VALUES[:, 0], VALUES[:, 1], *columns, strict=True)
+    path.write_text(f"a,b,{header}\n" + "".join(",".join(map(str, row)) + "\n" for row in rows))
+    return str(path)
+
+
+def present(row: Any, names: Any = NAMES) -> list[Any]:
+    return [name for name, there in zip(names, row, strict=True) if there]
+
+
+@pytest.mark.parametrize("form", ["columns", "pattern", "text", "lists of names", "lists of flags", "npz", "described"])
+def test_several_labels_are_the_same_from_every_source(form: str, tmp_path: Path) -> None:
+    several: dict[str, Any] = {"task": "multi-label"}
+    if form in ("columns", "pattern"):
+        asked = "is_blue,is_green,is_red" if form == "columns" else "is_*"
+        source: Any = csv(tmp_path, "is_blue,is_green,is_red", *FLAGS.T)
+        found = made(tmp_path, source, label=asked, **several)
+        assert found.classes == ("is_blue", "is_green", "is_red")
+    elif form == "text":
+        source = csv(tmp_path, "tags", ["; ".join(present(row)) for row in FLAGS])
+        found = made(tmp_path, source, label="tags", **several)
+        assert found.classes == NAMES
+    elif form == "npz":
+        np.savez(tmp_path / "rows.npz", x=VALUES, y=FLAGS)
+        found = made(tmp_path, str(tmp_path / "rows.npz"), **several)
+        assert found.classes == ("0", "1", "2")
+    else:
+        write = {"lists of names": present, "described": lambda row: present(row, range(3))}.get(form, list)
+        values = [write(row) for row in FLAGS.tolist()]
+        table = pa.table({"a": VALUES[:, 0], "b": VALUES[:, 1], "tags": pa.array(values)})
+        if form == "described":
+            about = {"tags": {"feature": {"names": list(NAMES), "_type": "ClassLabel"}, "_type": "Sequence"}}
+            table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": about}})})
+        found = made(tmp_path, table, label="tags", **several)
+        assert found.classes == (("0", "1", "2") if form == "lists of flags" else NAMES)
+    assert found.task == "multi-label"
+    assert found.labels.dtype == np.int8
+    assert np.array_equal(found.labels, FLAGS)
+
+
+def test_numbers_are_read_as_they_are_written(tmp_path: Path) -> None:
+    y = np.array([1.5, -2.0, 0.0, 3e3, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.25])
+    found = made(tmp_path, csv(tmp_path, "y", y), task="regression")
+    assert found.labels.tolist() == y.tolist()
+    assert pq.read_schema(tmp_path / "m.parquet").metadata[b"task"] == b"regression"
+    (tmp_path / "comma.csv").write_text("a;y\n1;1,5\n2;2,25\n3;-3,0\n")
+    assert made(tmp_path, str(tmp_path / "comma.csv"), task="ordinal").labels.tolist() == [1.5, 2.25, -3.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "task", "what"),
+    [
+        ([*range(11), "high"], "regression", "column y: 'high' is no number"),
+        ([*range(11), ""], "regression", "column y is null"),
+        ([*range(11), "inf"], "regression", "column y: inf is not finite"),
+        ([*range(11), 2.5], None, r"column y: 2.5 is no class number"),
+    ],
+)
+def test_a_label_of_the_wrong_type_names_column_and_row(values: Any, task: Any, what: str, tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=what) as caught:
+        made(tmp_path, csv(tmp_path, "y", values), task=task)
+    assert "row id=row-11" in str(caught.value.where)
+
+
+def test_columns_that_are_none_of_the_task_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="names 2 columns, and a row has one label"):
+        made(tmp_path, csv(tmp_path, "u,v", *FLAGS.T[:2]), label="u,v")
+    with pytest.raises(ManifestError, match="needs lists or texts"):
+        made(tmp_path, csv(tmp_path, "u,v", *FLAGS.T[:2]), label="u", task="multi-label")
+    with pytest.raises(ManifestError, match="neither 0 nor 1"):
+        made(tmp_path, csv(tmp_path, "u,v", FLAGS[:, 0] * 2, FLAGS[:, 1]), label="u,v", task="multi-label")
+    bad = pa.table({"id": ["a", "b"], "features": [[1.0], [2.0]], "label": ["x", "y"]})
+    pq.write_table(bad.replace_schema_metadata({"task": "regression"}), tmp_path / "bad.parquet")
+    with pytest.raises(ManifestError, match="labels are string, and task regression needs numbers"):
+        open_manifest(str(tmp_path / "bad.parquet"))
+    worse = pa.table({"id": ["a", "b"], "features": [[1.0], [2.0]], "label": [1.0, float("inf")]})
+    pq.write_table(worse.replace_schema_metadata({"task": "regression"}), tmp_path / "bad.parquet")
+    with pytest.raises(ManifestError, match="a label is inf, not finite"):
+        open_manifest(str(tmp_path / "bad.parquet"))
+    assert [b.id for b in open_manifest(str(tmp_path / "bad.parquet"), skip_bad=True).bad] == ["b"]
+
+
+def test_row_keys_of_classes_stay_and_no_other_label_has_theirs() -> None:
+    payloads = np.arange(48, dtype=np.uint8).reshape(3, 16)
+    classes = row_keys(payloads, np.array([0, 1, 2]))
+    assert classes[1].tobytes() == row_key(payloads[1].tobytes(), 1)
+    numbers = row_keys(payloads, np.array([0.0, 1.0, 2.0]))
+    several = row_keys(payloads, np.zeros((3, 8), dtype=np.int8))
+    every = {k.tobytes() for keys in (classes, numbers, several) for k in keys}
+    assert len(every) == 9
+    assert not np.array_equal(several, row_keys(payloads, np.eye(3, 8, dtype=np.int8)))
+
+
+def test_true_numbers_and_lists_tell_which_labels_are_wrong(tmp_path: Path) -> None:
+    y = np.arange(12.0)
+    true = [*y[:9], y[9] + 1, None, y[11]]
+    table = pa.table({"a": VALUES[:, 0], "y": y, "clean_label": pa.array(true)})
+    found = wrong_labels(made(tmp_path, table, label="y", task="regression").all_rows())
+    assert found is not None
+    assert np.flatnonzero(found[0]).tolist() == [9]
+    assert np.flatnonzero(~found[1]).tolist() == [10]
+
+
+def test_tables_show_labels_as_people_read_them() -> None:
+    assert TASKS["multi-label"].shown(FLAGS[:2].astype(np.int8), NAMES).to_pylist() == [
+        ";".join(present(row)) for row in FLAGS[:2]
+    ]
+    assert TASKS["regression"].shown(np.array([1.5, np.nan]), None).to_pylist() == [1.5, None]
+
+
+def test_a_regression_goes_from_its_csv_through_edits_back_to_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(80, 2)).round(4)
+    lines = [f"{a},{b},{2 * a - b + 0.1 * e:.3f}" for (a, b), e in zip(x, rng.normal(size=80), strict=True)]
+    (tmp_path / "rows.csv").write_text("a,b,y\n" + "\n".join(lines) + "\n")
+
+    def into(command: str, output: str) -> str:
+        ran = call_cli(*command.split(), "-o", output, cwd=tmp_path)
+        assert ran.code == 0, ran.err
+        return ran.err
+
+    said = into("manifest rows.csv --label y --task regression", "m.parquet")
+    assert "label: column y (task regression)" in said
+    linear = "--model linear --optimizer lbfgs --weight-decay 0.001"
+    assert "test RMSE 0." in into(f"retrain m.parquet {linear}", "RUN")
+    assert "train RMSE" in into("score m.parquet --checkpoint RUN --method exact --method loss", "s.parquet")
+    said = into("curate s.parquet --budget 5 --edits e.csv --export clean.csv", "c.parquet")
+    assert "class" not in said
+    kept, before = ((tmp_path / name).read_text().splitlines() for name in ("clean.csv", "rows.csv"))
+    assert len(kept) == len(before) - 5
+    assert [line for line in before if line in set(kept)] == kept
+    assert "of test loss over no edit" in into(f"retrain c.parquet --against m.parquet {linear}", "BOTH")
+    into("curate e.csv --undo --manifest c.parquet", "back.parquet")
+    assert pq.read_table(tmp_path / "back.parquet").equals(pq.read_table(tmp_path / "m.parquet"))
+    refused = call_cli("curate", "s.parquet", "--action", "relabel", "-o", "r.parquet", cwd=tmp_path)
+    assert refused.code == 2
+    assert "these labels are no classes" in refused.err
+    refused = call_cli(*f"retrain m.parquet {linear} --canaries 5% -o C".split(), cwd=tmp_path)
+    assert (refused.code, "canaries are rows with another class" in refused.err) == (2, True)
