@@ -13,7 +13,7 @@ Wang et al. 2025 (arXiv:2507.14740), ASTRA, precondition a Neumann series in thi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from influence_cli.methods.shapes.by_products import ByProducts
 from influence_cli.methods.shapes.preconditioned import FactorAt, Preconditioned, check_options
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from influence_cli.curvature.curvature import Curvature
     from influence_cli.maths.kronecker import KroneckerInverse
-    from influence_cli.methods.ekfac import EKFAC
     from influence_cli.methods.protocol import Member
 
 PRECONDITIONERS = ("none", "ekfac")
@@ -62,7 +61,7 @@ class WithEKFAC(ByProducts):
 
     @property
     def _mode(self) -> str:
-        return cast("EKFAC", self.by).mode
+        return "ekfac" if self.by is None else str(self.by.describe()["mode"])
 
     def inverse(self, curvature: Curvature, damping: float) -> KroneckerInverse | None:
         """M, where there is one."""
