@@ -138,10 +138,8 @@ def preconditioned(
     >>> preconditioned(np.array([[2.0, 3.0]]), eye, np.eye(1), np.array([[4.0, 6.0]])).tolist()
     [[0.5, 0.5]]
     """
-    a: NDArray[Any]
-    s: NDArray[Any]
-    a, s, q = (x.astype(kind, copy=False) for x in (q_a, q_s, q))
-    return s @ ((s.T @ q @ a) / shifted.astype(kind, copy=False)) @ a.T
+    a, s = np.asarray(q_a, dtype=kind), np.asarray(q_s, dtype=kind)
+    return s @ ((s.T @ np.asarray(q, dtype=kind) @ a) / np.asarray(shifted, dtype=kind)) @ a.T
 
 
 @dataclass(frozen=True, eq=False)
