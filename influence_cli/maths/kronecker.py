@@ -138,8 +138,9 @@ def preconditioned(
     >>> preconditioned(np.array([[2.0, 3.0]]), eye, np.eye(1), np.array([[4.0, 6.0]])).tolist()
     [[0.5, 0.5]]
     """
-    a, s = np.asarray(q_a, dtype=kind), np.asarray(q_s, dtype=kind)
-    return s @ ((s.T @ np.asarray(q, dtype=kind) @ a) / np.asarray(shifted, dtype=kind)) @ a.T
+    parts: list[NDArray[Any]] = [x.astype(kind, copy=False) for x in (q_a, q_s, q, shifted)]  # pyright: ignore[reportUnknownMemberType]
+    a, s, middle, divisor = parts
+    return s @ ((s.T @ middle @ a) / divisor) @ a.T
 
 
 @dataclass(frozen=True, eq=False)
