@@ -9,7 +9,6 @@ A part stands between ``<!-- generated: NAME ARGUMENT -->`` and ``<!-- end of ge
 from __future__ import annotations
 
 import ast
-import dataclasses
 import importlib
 import inspect
 import re
@@ -27,6 +26,7 @@ from influence_cli.data.columns import TABLES
 from influence_cli.methods import METHODS
 from influence_cli.objectives import OBJECTIVES
 from influence_cli.options import Option
+from influence_cli.settings import option_fields
 from influence_cli.stages.score.combine import Combine
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +68,7 @@ def papers(_: str) -> str:
 def options_of(name: str, cls: type[Any]) -> str:
     """The options of a method, objective or action, as ``--set`` takes them; nothing where it has none."""
     entries = []
-    for f in dataclasses.fields(cls):
+    for f in option_fields(cls):
         value = str(f.default).lower() if isinstance(f.default, bool) else f.default
         default = "" if value in (None, "") else f" [default: {value}]"
         unit = f" (unit: {f.metadata['unit']})" if f.metadata.get("unit") else ""

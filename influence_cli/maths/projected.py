@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.errors import ModelError
-
 Floats = NDArray[np.float64]
 
 RIDGE = 1e-6  # of the mean eigenvalue: the default
 SMALL = 1e-12  # of the largest eigenvalue: below, one is rounding
+
+
+class SingularError(Exception):
+    """What is to be inverted has no inverse."""
 
 
 def default_ridge(gram: Floats) -> float:
@@ -31,16 +33,13 @@ def solved(gram: Floats, ridge: float, columns: Floats) -> tuple[Floats, dict[st
     [[1.0], [1.0]]
 
     Raises:
-        ModelError: what is inverted is singular.
+        SingularError: what is inverted has an eigenvalue that is rounding beside the largest.
     """
     values, vectors = np.linalg.eigh(gram)
     top = float(values[-1])
     damped = np.maximum(values, 0.0) + ridge
     if not damped[0] > SMALL * damped[-1]:
-        raise ModelError(
-            f"the Gram matrix of {len(gram):,} projected gradients is singular, and the ridge is {ridge:.3g}",
-            fix="leave trak.damping out for the default ridge, or --set trak.dim=K with a smaller K",
-        )
+        raise SingularError
     rank = int((values > SMALL * top).sum())
     facts = {"rank": rank, "condition_number": float(damped[-1] / damped[0])}
     return vectors @ ((vectors.T @ columns) / damped[:, None]), facts

@@ -23,7 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from influence_cli.errors import UsageError
+from influence_cli.errors import ModelError, UsageError
 from influence_cli.methods.protocol import Columns, Facts, Place
 from influence_cli.methods.shapes.preconditioned import PRECISIONS, Costs, Factor, Streamed, check_options
 from influence_cli.settings import resolved, setting
@@ -93,12 +93,18 @@ class Trak(Streamed):
         Raises:
             ModelError: G is singular, and there is no ridge.
         """
-        from influence_cli.maths.projected import default_ridge, solved
+        from influence_cli.maths.projected import SingularError, default_ridge, solved
 
         gram = curvature.factor["gram"]
         sketch = self._sketch(curvature)
         ridge = default_ridge(gram) if self.damping is None else self.damping
-        inside, spectrum = solved(gram, ridge, sketch.into(q))
+        try:
+            inside, spectrum = solved(gram, ridge, sketch.into(q))
+        except SingularError as error:
+            raise ModelError(
+                f"the Gram matrix of {len(gram):,} projected gradients is singular, and the ridge is {ridge:.3g}",
+                fix="leave trak.damping out for the default ridge, or --set trak.dim=K with a smaller K",
+            ) from error
         return sketch.out_of(inside), {
             "projected_columns": len(gram),
             **spectrum,
