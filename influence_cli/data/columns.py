@@ -40,7 +40,7 @@ SCORE: Columns = {
     "model_label": "the label that the model gives the row: its most probable class",
     "model_probability": "the model's probability of model_label",
     "other_label": "the most probable class but the row's own: what relabelling by the model proposes",
-    "other_probability": "the model's probability of other_label",
+    "other_probability": "the model's probability of other_label; of both where score is out of fold, that model's",
     "canary": "the wrong label that the checkpoint was trained on (retrain --canaries); null in other rows",
 }
 PER_TARGET: Columns = {
