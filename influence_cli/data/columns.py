@@ -43,7 +43,7 @@ SCORE: Columns = {
     "model_label": "the label that the model gives the row: its most probable class",
     "model_probability": "the model's probability of model_label",
     "other_label": "the most probable class but the row's own: what relabelling by the model proposes",
-    "other_probability": "the model's probability of other_label",
+    "other_probability": "the model's probability of other_label; of both where score is out of fold, that model's",
     "knn_label": "--method knn: the label that weighs most among the row's neighbours",
     "knn_nearest": "--method knn: ids of the three nearest neighbours, nearest first",
     "outlier_nearest": "--method outlier: the same",

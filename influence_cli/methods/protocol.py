@@ -100,6 +100,7 @@ class Scores:
     by_label: Floats | None = None  # [n, C]: the score with each label
     effect: bool = False  # whether values / n estimate the rise of Phi on removal
     facts: Facts = field(default_factory=dict)  # what else the method found, for provenance
+    logits: Floats | None = None  # [n, C]: of models that have not seen the rows, better to relabel by than the model's
     no_score: str = ""  # why rows may have none, where that is no trouble: it follows "12 of 400 rows"
     also: dict[str, NDArray[Any]] = field(default_factory=dict)  # more columns [n]: labels (-1: none) or texts
 

@@ -289,6 +289,24 @@ class Trajectory:
             raise UsageError(what, where=self.final.locator, fix=_train_with(flag))
         return FoldRecords(RunFolder.of(self.final.locator), record.folds)
 
+    def moments(self, method: str) -> list[dict[str, Any]]:
+        """The optimizer's state [...] by KIND.PARAMETER at every kept checkpoint, for a method that needs it.
+
+        Kinds are exp_avg and exp_avg_sq of adamw, and momentum_buffer of sgd.
+
+        Raises:
+            UsageError: no checkpoint was kept, or not with its state.
+            DamagedModel: a file is not as it was written.
+        """
+        kept, folder = self.kept(method), RunFolder.of(self.final.locator)
+        record = folder.read()
+        files = {} if record is None else {Path(n).stem.removeprefix("step-"): n for n in record.moments}
+        if record is None or any(f"{k.step:06d}" not in files for k in kept):
+            what = f"{method} needs the state of the optimizer at kept checkpoints, and the run folder has none"
+            raise UsageError(what, where=self.final.locator, fix=_train_with("--keep-checkpoints 6 --record moments"))
+        names = [files[f"{k.step:06d}"] for k in kept]
+        return [folder.read_arrays(name, record.moments[name]) for name in names]
+
     def _training(self, method: str, needed: str, flag: str) -> RunRecord:
         """What the run folder says of the training that ended in the final weights."""
         record = RunFolder.of(self.final.locator).read()

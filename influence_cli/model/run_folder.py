@@ -4,6 +4,7 @@ RUN/run.json                       what was trained (``RunRecord``), with a chec
 RUN/model.safetensors              the weights; they carry their model and digest themselves
 RUN/checkpoints/step-N.safetensors weights that were kept during training
 RUN/epochs/                        values of every row at every epoch of training, whole epochs a file
+RUN/moments/step-N.safetensors     the optimizer's state at the checkpoint after N steps
 RUN/folds/                         logits of every row by a model that was trained without it, a fold a file
 RUN/metrics.json                   what the arms came to
 RUN/arms/<fingerprint>             every finished training, as a run folder of its own; its metrics.json is sealed
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 RUN_FILE, METRICS_FILE = "run.json", "metrics.json"
-CHECKPOINTS, ARMS, EPOCHS, FOLDS = "checkpoints", "arms", "epochs", "folds"
+CHECKPOINTS, ARMS, EPOCHS, FOLDS, MOMENTS = "checkpoints", "arms", "epochs", "folds", "moments"
 _OURS = {"schema_version", "model", "recipe", CHECKSUM, WEIGHTS}  # any of these: not another program's run.json
 _METRICS = {"schema_version", "test_rows", "arms", "comparison"}  # keys of every metrics.json at the top
 
@@ -197,7 +198,7 @@ class RunFolder:
             if file.name == METRICS_FILE:
                 metrics = json.loads(file.read_bytes())
                 return metrics.keys() >= _METRICS and isinstance(metrics["arms"], dict)
-            if file.parent.name in (EPOCHS, FOLDS):
+            if file.parent.name in (EPOCHS, FOLDS, MOMENTS):
                 return "of" in read_metadata(file)
             return "model" in json.loads(read_header(file)["__metadata__"][METADATA_KEY])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, DamagedFile):

@@ -96,6 +96,7 @@ class RunRecord:
     canaries: PlantedLabels | None = None
     epochs: tuple[tuple[int, float], ...] = ()  # steps by the end of each, and the learning rate of the last
     values: dict[str, str] = field(default_factory=dict)  # files of values of its rows by epoch, with their digests
+    moments: dict[str, str] = field(default_factory=dict)  # files of the optimizer's state, with their digests
     folds: dict[str, str] = field(default_factory=dict)  # files of logits out of fold, with their digests
     asked: dict[str, Any] = field(default_factory=dict)  # what was asked of rows and model beside the recipe
     digests: dict[str, str] | None = None  # by file of weights
@@ -123,6 +124,7 @@ class RunRecord:
             canaries=PlantedLabels.from_json(value["canaries"]) if value.get("canaries") else None,
             epochs=tuple((e["step"], e["lr"]) for e in value.get("epochs", ())),
             values=value.get("epoch_values", {}),
+            moments=value.get("moments", {}),
             folds=value.get("out_of_fold", {}),
             asked=value.get("asked", {}),
             digests=value.get(WEIGHTS),
@@ -136,6 +138,7 @@ class RunRecord:
         if self.epochs:
             value["epochs"] = [{"step": step, "lr": rate} for step, rate in self.epochs]
         files = {"asked": self.asked, "epoch_values": self.values, "out_of_fold": self.folds}
+        files |= {"moments": self.moments}
         value |= {name: found for name, found in files.items() if found}
         if self.steps is not None:
             value["steps"] = self.steps
@@ -186,6 +189,7 @@ def _wrong(value: dict[str, Any]) -> str | None:
         "asked": isinstance(value.get("asked", {}), dict),
         "epochs": _are_epochs(value.get("epochs", [])),
         "epoch_values": _are_files(value.get("epoch_values", {})),
+        "moments": _are_files(value.get("moments", {})),
         "out_of_fold": _are_files(value.get("out_of_fold", {})),
         "calibration_ids": _are_texts(value.get("calibration_ids", [])),
         "calibration_keys": keys is None or _are_texts(keys),

@@ -17,7 +17,7 @@ from influence_cli.model.run_folder import EPOCHS, RunFolder
 from influence_cli.store import Keys
 
 ROWS_FILE = f"{EPOCHS}/rows.safetensors"
-ROWS_OF, FOLD_OF = "rows of a training", "rows of a fold"  # what such files say that they are
+ROWS_OF, FOLD_OF, MOMENTS_OF = "rows of a training", "rows of a fold", "moments"  # what such files say that they are
 Floats = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
 

@@ -245,3 +245,21 @@ def test_the_number_of_wrong_labels_is_said_in_a_line(here: Path) -> None:
     ran = call_cli("evaluate", "u.parquet", "--json", cwd=here)
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["wrong_labels"][0]["wrong_labels"] == pytest.approx(said["wrong_labels"])
+
+
+def test_labels_are_proposed_out_of_fold(here: Path) -> None:
+    """Where the score is out of fold; a model that has seen a row would propose less of another label."""
+    table, found = scored(here, "--method", "oof-margin", "--method", "loss"), folds_of(here)
+    rows = open_manifest(str(here / "m.parquet"), "label").rows("train")
+    for key, y, row in zip(rows.payload_keys, rows.labels.tolist(), table.to_pylist(), strict=True):
+        z = found[key.tobytes()][1].astype(np.float64)
+        p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+        p[y] = -1.0
+        assert row["other_label"] == p.argmax()
+        assert row["other_probability"] == pytest.approx(p.max(), rel=1e-12)
+    assert provenance(table.schema)["other_label_is"] == "out of fold"
+    ran = call_cli("curate", "s.parquet", "--action", "relabel", "--budget", "3", "--edits", "e.csv", cwd=here)
+    assert ran.code == 0, ran.err
+    other = scored(here, "--method", "loss", "--method", "oof-margin")
+    assert other.column("other_probability").to_pylist() != table.column("other_probability").to_pylist()
+    assert "other_label_is" not in provenance(other.schema)

@@ -59,7 +59,7 @@ VALUES: dict[str, Values] = {  # by the name of an option without choices of its
     "schedule": _of("cosine", "linear", "constant", "step"),
     "augment": _of("none", "shift", "flip-shift"),
     "attack": _of("linear", "pgd", "fgsm", "none"),
-    "record": _of("epochs", "none"),
+    "record": _of("epochs", "moments", "none"),
     "canary_noise": _of("confusion", "uniform"),
     "convention": _of("loo", "renorm-loo"),
     "link": _of("symbolic", "hard", "copy"),
@@ -68,7 +68,7 @@ VALUES: dict[str, Values] = {  # by the name of an option without choices of its
     "group": _of("group"),
     "split": _of("80/10/10"),
 }
-MANY = ("action",)  # of these a value may name several, with commas
+MANY = ("action", "record")  # of these a value may name several, with commas
 
 
 def offered(option: Option, typed: str) -> list[str]:

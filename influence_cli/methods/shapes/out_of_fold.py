@@ -53,4 +53,4 @@ class OutOfFold(Method):
         values = np.full(len(logits), np.nan)
         values[known] = self.of_logits(logits[known], labels[known], loss)
         facts: dict[str, Any] = {"rows": int(known.sum()), **self.facts(logits[known], labels[known], stored.seed)}
-        return [Scores(values, facts=facts, no_score=NO_FOLD)]
+        return [Scores(values, facts=facts, logits=logits, no_score=NO_FOLD)]

@@ -89,9 +89,12 @@ def of_classes(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     >>> [v.tolist() for v in of_classes(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))]
     [[0.0], [0.7071067690849304], [0.5]]
     """
-    own = z.gather(1, y[:, None])
-    margin = own[:, 0] - z.scatter(1, y[:, None], -torch.inf).amax(1)
-    p = z.softmax(1)
-    others = p.scatter(1, y[:, None], 0.0)
-    error = (others.square().sum(1) + others.sum(1).square()).sqrt()  # 1 - p_y is the sum of the others
-    return margin, error, p.gather(1, y[:, None])[:, 0]
+    z, y = z.t().contiguous(), y[None]  # sums over the first axis are the faster ones where there are few classes
+    own = z.gather(0, y)[0]
+    others = z.scatter(0, y, -torch.inf)
+    best = others.amax(0)
+    most = torch.maximum(best, own)
+    rest, own_part = (others - most).exp_(), (own - most).exp_()
+    total = rest.sum(0)
+    error = (rest.square().sum(0) + total.square()).sqrt() / (total + own_part)  # 1 - p_y is the sum of the others
+    return own - best, error, own_part / (total + own_part)

@@ -83,10 +83,11 @@ def train(
     device: torch.device,
     on_epoch: Callable[[int, int, float], None],
     seen: EpochValues | None = None,
+    on_start: Callable[[torch.optim.Optimizer], None] | None = None,
 ) -> int:
     """Train in place; returns the number of steps.  ``on_epoch(epoch, step, rate)`` is called after every epoch.
 
-    ``seen`` is told the logits of every row in every epoch; it changes nothing.
+    ``seen`` is told the logits of every row in every epoch, and ``on_start`` the optimizer; they change nothing.
 
     The loss of a batch is sum w l / sum w; rows of weight 0 are left out.  With ``amp`` bf16 the forward and backward
     passes are torch's automatic mixed precision; weights, their updates and the loss stay in float32.
@@ -94,9 +95,7 @@ def train(
     Raises:
         ModelError: the loss stopped being finite, ``lbfgs`` did not reach the optimum, or there is nothing to train.
     """
-    if not any(p.requires_grad for p in model.parameters()):
-        what = "no parameter of the model is to be trained: requires_grad is off for all"
-        raise ModelError(what, fix="call requires_grad_(True) on those that training is to move")
+    _check_trainable(model)
     if recipe.optimizer == LBFGS:
         steps = train_convex(model, data, recipe)
         on_epoch(0, steps, recipe.peak_lr)
@@ -106,6 +105,8 @@ def train(
     scaled = row_loss.holds == NUMBERS
     model.to(device).train()
     optimizer = _optimizer(model, recipe)
+    if on_start is not None:
+        on_start(optimizer)
     per_epoch = math.ceil(len(keep) / recipe.batch_size) - (len(keep) % recipe.batch_size == 1 < len(keep))
     steps, step, mixed = per_epoch * recipe.epochs, 0, recipe.amp == "bf16"
     for epoch in range(recipe.epochs):
@@ -136,6 +137,13 @@ def train(
         seen.flush()
     model.eval()
     return step
+
+
+def _check_trainable(model: nn.Module) -> None:
+    """Refuse (ModelError) a model that training would leave as it is."""
+    if not any(p.requires_grad for p in model.parameters()):
+        what = "no parameter of the model is to be trained: requires_grad is off for all"
+        raise ModelError(what, fix="call requires_grad_(True) on those that training is to move")
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

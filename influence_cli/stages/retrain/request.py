@@ -10,7 +10,7 @@ from influence_cli.options import EVALUATE, PATH, RETRAIN, TRAINS, comma_list, k
 from influence_cli.settings import GradSpec, Inputs, Options, parse_share
 
 NOISES = ("confusion", "uniform")
-RECORDS = ("epochs", "none")
+RECORDS = ("epochs", "moments", "none")
 
 
 def named_arm(text: str, flag: str = "--arm") -> tuple[str, str]:
@@ -109,8 +109,8 @@ class RetrainRequest:
     seed: int = 0
     keep_checkpoints: int = option(0, "Checkpoints to keep of the first arm and seed.", (RETRAIN,), least=0)
     record: tuple[str, ...] = option(
-        (), "Note every row's margin and loss at every epoch of the first arm and seed: epochs or none "
-        "[default: epochs, of what is trained now].", (RETRAIN,), metavar="epochs|none", read=comma_list,
+        (), "What the first arm and seed note: epochs (every row's margin and loss in each), moments (the optimizer's "
+        "at kept checkpoints) or none [default: epochs, of what is trained now].", (RETRAIN,), read=comma_list,
     )  # fmt: skip
     folds: int = option(
         0, "Judge every train row by a model trained without it: so many models, of the first arm and seed.",
@@ -152,6 +152,11 @@ class RetrainRequest:
     def wants_epochs(self) -> bool:
         """Whether what was trained without telling of its rows is to be trained again."""
         return "epochs" in self.record
+
+    @property
+    def wants_moments(self) -> bool:
+        """Whether the state of the optimizer is to be kept beside checkpoints."""
+        return "moments" in self.record
 
 
 def asked_of(request: RetrainRequest) -> dict[str, Any]:

@@ -127,9 +127,12 @@ def _check_notes(request: RetrainRequest, recipe: Recipe, base: Rows, listener: 
     """Refuse (UsageError) what cannot be noted of a training, or what a method takes from one and will not be there."""
     check_folds(request, base, listener)
     check_rounds(request.edits, recipe)
-    if request.wants_epochs and not recipe.has_epochs:
-        what = f"--record epochs with --optimizer {recipe.optimizer}: it solves for the optimum, and has no epochs"
-        raise UsageError(what, fix="leave --record out, or pass --optimizer sgd")
+    if (request.wants_epochs or request.wants_moments) and not recipe.has_epochs:
+        what = f"--record {','.join(request.record)} with --optimizer {recipe.optimizer}: it solves for the optimum"
+        raise UsageError(f"{what}, and has no epochs", fix="leave --record out, or pass --optimizer sgd")
+    if request.wants_moments and not request.keep_checkpoints:
+        what = "--record moments keeps the optimizer's state beside kept checkpoints, and none is kept"
+        raise UsageError(what, fix="add --keep-checkpoints 6")
 
 
 def _say_texts(rows: Rows, spec: ModelSpec, listener: Listener) -> None:

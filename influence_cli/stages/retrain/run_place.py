@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from influence_cli.data.outputs import check_no_store, check_writable, is_inside, is_same, is_stream, status_of
 from influence_cli.errors import DamagedModel, UsageError
 from influence_cli.events import SILENT, Listener
-from influence_cli.model.run_folder import ARMS, CHECKPOINTS, EPOCHS, FOLDS, METRICS_FILE, RUN_FILE, RunFolder
+from influence_cli.model.run_folder import ARMS, CHECKPOINTS, EPOCHS, FOLDS, METRICS_FILE, MOMENTS, RUN_FILE, RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, RunRecord
 from influence_cli.stages.retrain.request import RetrainRequest
 
@@ -26,6 +26,7 @@ _NOTES = ("models", "tasks")
 _ARM, _TEMPORARY = re.compile(r"[0-9a-f]{32}"), re.compile(r"\..+\.tmp")
 _INSIDE = {  # folders of files that an arm has and the top has copies of, by what the files are called
     CHECKPOINTS: re.compile(r"step-\d+\.safetensors"),
+    MOMENTS: re.compile(r"step-\d+\.safetensors"),
     EPOCHS: re.compile(r"(rows|\d+-\d+)\.safetensors"),
     FOLDS: re.compile(r"fold-\d+-of-\d+\.safetensors"),
 }
@@ -99,7 +100,7 @@ def _check_content(request: RetrainRequest, recipe: Recipe, place: Path, listene
 def _is_written(folder: str, request: RetrainRequest, recipe: Recipe) -> bool:
     """Whether a run writes into one of its folders."""
     asked = {CHECKPOINTS: request.keep_checkpoints, EPOCHS: request.records_epochs and recipe.has_epochs}
-    asked[FOLDS] = request.folds
+    asked |= {FOLDS: request.folds, MOMENTS: request.wants_moments}
     return bool(asked.get(folder))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,9 @@ class TrainingRun:
         folder = self.folder(arm, seed)
         first = main and seed == self.request.seed
         keep = min(self.request.keep_checkpoints, self.recipe.rounds) if first else 0
-        done = finished_training(folder, keep, self.listener, values or (first and self.request.wants_epochs))
+        asked = {"values"} if values or (first and self.request.wants_epochs) else set[str]()
+        asked |= {"moments"} if first and self.request.wants_moments else set[str]()
+        done = finished_training(folder, keep, self.listener, asked)
         if done is not None:
             self.listener.detail(f"{arm.name}, seed {seed}: already trained")
             return done if done.get("measured") == self._measures() else self._measured_again(folder, done, arm)
@@ -114,7 +117,8 @@ class TrainingRun:
             seen = None
             if values and self.recipe.has_epochs:
                 seen = notes.keep_values(self._row_keys(arm), arm.weights > 0, loss_of(self.spec))
-            steps = train(model, data, self.recipe, seed, self.device, notes.on_epoch, seen)
+            watch = notes.keep_moments if keep and self.request.wants_moments else None
+            steps = train(model, data, self.recipe, seed, self.device, notes.on_epoch, seen, watch)
         return model, steps, notes
 
     def _row_keys(self, arm: Arm) -> Keys:
@@ -229,17 +233,20 @@ class TrainingRun:
             notes = {**notes, "folds": there.folds}  # of the same training, asked for earlier
         record = replace(self._record(seed, main, kept), checkpoints=checkpoints, **notes)
         if trained is not None:
-            record = replace(record, seconds=trained.seconds, epochs=trained.epochs, values=trained.values)
-        top.copy_files([*record.weights, *record.values, *record.folds], kept)
+            noted: dict[str, Any] = {"values": trained.values, "moments": trained.moments, "epochs": trained.epochs}
+            record = replace(record, seconds=trained.seconds, **noted)
+        top.copy_files([*record.weights, *record.values, *record.moments, *record.folds], kept)
         self._write_model_files(top)
         top.write(record)
         top.write_metrics(metrics)
 
 
-def finished_training(folder: RunFolder, keep: int, listener: Listener, values: bool = False) -> dict[str, Any] | None:
+def finished_training(
+    folder: RunFolder, keep: int, listener: Listener, asked: Collection[str] = ()
+) -> dict[str, Any] | None:
     """What was measured of a training with at least ``keep`` checkpoints; None where it must be trained.
 
-    With ``values`` one without those of its rows by epoch must be.
+    One that lacks something of its record that is ``asked`` for must be.
 
     Of one whose measures alone are damaged what is left is given, so that it is measured again.
 
@@ -254,7 +261,7 @@ def finished_training(folder: RunFolder, keep: int, listener: Listener, values: 
     record: RunRecord | None = None
     try:
         record = _verified(folder)
-        if values and not record.values:
+        if not all(getattr(record, name) for name in asked):
             return None
         measures = folder.read_measures()
         files = [c["file"] for c in measures["checkpoints"]]
@@ -287,6 +294,6 @@ def _verified(folder: RunFolder) -> RunRecord:
         if not (folder.path / name).exists():
             raise DamagedModel(f"{name} is not there", where=str(folder.path), fix="train again")
         find_checkpoint(str(folder.path / name))
-    for name, digest in record.values.items():
+    for name, digest in {**record.values, **record.moments}.items():
         folder.read_arrays(name, digest)
     return record

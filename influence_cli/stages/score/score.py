@@ -59,7 +59,7 @@ def score(run: Run, session: Session, per_member: bool = False, combine: str | N
     _note_divided(run, session)
     table = _with_scores(base_table(run), run, session, columns, per_member)
     if run.members:
-        table = _append_model_says(table, run, session)
+        table = _append_model_says(table, run, session, columns[0].scores.logits)
     table = _append_canaries(table, run, session)
     _say_no_score(session, columns)
     _warn_of_nulls(run, session, columns[:1] if combine is None else columns[1:])  # lexi scores candidates alone
@@ -68,6 +68,7 @@ def score(run: Run, session: Session, per_member: bool = False, combine: str | N
         "kinds": {column_name(run, c.name): c.kind for c in columns},
         "score_is": column_name(run, columns[0].name),
         "kind": columns[0].kind,
+        **({} if columns[0].scores.logits is None else {"other_label_is": "out of fold"}),
         "effect": columns[0].scores.effect,
         **_said_of_columns(run, session, columns),
         "preconditioned": _preconditioned(run),
@@ -250,10 +251,11 @@ def _spread(members: Floats, weights: tuple[float, ...]) -> Floats:
     return np.sqrt(variance * len(members) / (len(members) - 1))
 
 
-def _append_model_says(table: pa.Table, run: Run, session: Session) -> pa.Table:
+def _append_model_says(table: pa.Table, run: Run, session: Session, unseen: Floats | None) -> pa.Table:
     """Loss and margin at the checkpoint (or first member), the model's label, and the most probable other one.
 
-    Of numbers the prediction; of several labels a row the one that the model doubts most.
+    Of numbers the prediction; of several labels a row the one that the model doubts most.  The other label is that of
+    logits [n, C] ``unseen`` by training, where there are such.
     """
     logits = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"]
     labels = run.train.labels
@@ -267,10 +269,11 @@ def _append_model_says(table: pa.Table, run: Run, session: Session) -> pa.Table:
                 table = table.append_column(name, array_of(values, values < 0) if whole else nullable(values))
             return table
         probability = softmax(logits)
+        others = probability if unseen is None else softmax(unseen)
     classes = class_count(run.manifest.classes, labels)  # a model may have more outputs
     table = _append_label(table, "model", probability[:, :classes])
-    np.put_along_axis(probability, labels[:, None], -1.0, axis=1)
-    return _append_label(table, "other", probability[:, :classes])
+    np.put_along_axis(others, labels[:, None], -1.0, axis=1)
+    return _append_label(table, "other", others[:, :classes])
 
 
 def _append_label(table: pa.Table, name: str, among: Floats) -> pa.Table:
