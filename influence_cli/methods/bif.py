@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from influence_cli.errors import ModelError, UsageError
-from influence_cli.methods.protocol import Chain, Floats, Kind, Method, Scores, Stored
+from influence_cli.methods.protocol import Floats, Kind, Method, Scores
+from influence_cli.methods.stored import Chain, Stored
 from influence_cli.settings import setting
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from influence_cli.methods.protocol import Kind, Place, Scores, Stored
+from influence_cli.methods.protocol import Kind, Scores
 from influence_cli.methods.shapes.further_training import FurtherTraining
+from influence_cli.methods.stored import Place, Stored
 from influence_cli.settings import setting
 
 if TYPE_CHECKING:

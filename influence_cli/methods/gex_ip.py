@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from influence_cli.methods.protocol import Linear, Place
+from influence_cli.methods.protocol import Linear
 from influence_cli.methods.shapes.further_training import FurtherTraining
+from influence_cli.methods.stored import Place
 
 if TYPE_CHECKING:
     from influence_cli.model.checkpoints import Trajectory

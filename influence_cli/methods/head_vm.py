@@ -21,7 +21,7 @@ from influence_cli.settings import setting
 
 if TYPE_CHECKING:
     from influence_cli.data.manifest import Rows
-    from influence_cli.methods.protocol import Stored
+    from influence_cli.methods.stored import Stored
     from influence_cli.model.losses import RowLoss
 
 

@@ -17,7 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from influence_cli.methods.protocol import Growth, Linear, Place
+from influence_cli.methods.protocol import Growth, Linear
+from influence_cli.methods.stored import Place
 from influence_cli.model.checkpoints import Trajectory
 from influence_cli.model.dropout import Dropout, member_rate
 from influence_cli.settings import setting

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from influence_cli.methods.protocol import Floats, Kind, Method, Scores, Stored
+from influence_cli.methods.protocol import Floats, Kind, Method, Scores
+from influence_cli.methods.stored import Stored
 
 if TYPE_CHECKING:
     from influence_cli.data.manifest import Rows

@@ -14,7 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from influence_cli.methods.protocol import Place, RowMethod, RowValue
+from influence_cli.methods.protocol import RowMethod, RowValue
+from influence_cli.methods.stored import Place
 from influence_cli.settings import setting
 
 if TYPE_CHECKING:

@@ -24,9 +24,10 @@ import numpy as np
 
 from influence_cli.errors import UsageError
 from influence_cli.methods.ekfac import EKFAC
-from influence_cli.methods.protocol import Columns, Facts, Member, Place, RowValue
+from influence_cli.methods.protocol import Columns, Facts, RowValue
 from influence_cli.methods.protocol import Linear as LinearMethod
 from influence_cli.methods.shapes.preconditioned import Factor, FactorAt
+from influence_cli.methods.stored import Member, Place
 from influence_cli.settings import resolved, setting
 
 if TYPE_CHECKING:

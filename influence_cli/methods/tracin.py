@@ -15,7 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from influence_cli.methods.protocol import Linear, Place
+from influence_cli.methods.protocol import Linear
+from influence_cli.methods.stored import Place
 from influence_cli.settings import setting
 
 if TYPE_CHECKING:

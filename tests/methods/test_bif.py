@@ -22,7 +22,7 @@ from influence_cli.data.tables import provenance
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.maths.langevin import ChainState, Law, advanced, chosen_rows, noise
 from influence_cli.methods.bif import BIF
-from influence_cli.methods.protocol import Chain
+from influence_cli.methods.stored import Chain
 from influence_cli.model.losses import CROSS_ENTROPY
 from influence_cli.settings import GradSpec
 from influence_cli.stages.grads.further import open_fit_rows

@@ -18,7 +18,7 @@ from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance
 from influence_cli.errors import UsageError
 from influence_cli.methods.gex import GEX
-from influence_cli.methods.protocol import Member
+from influence_cli.methods.stored import Member
 from influence_cli.model.losses import CROSS_ENTROPY
 from influence_cli.store.maintenance import collect, list_entries
 from tests.cases import Heard, call_cli

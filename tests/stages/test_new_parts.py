@@ -19,7 +19,8 @@ import pytest
 from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance
 from influence_cli.methods import METHODS, MethodInfo
-from influence_cli.methods.protocol import Kind, Linear, Method, Place, Scores, Stored
+from influence_cli.methods.protocol import Kind, Linear, Method, Scores
+from influence_cli.methods.stored import Place, Stored
 from influence_cli.stages.curate.combining import combine_columns
 from influence_cli.stages.run.quantities import QUANTITIES, OfRows, Quantity, register
 from influence_cli.stages.score.combine import combine_options

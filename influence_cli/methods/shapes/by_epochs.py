@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from influence_cli.methods.protocol import Floats, Kind, Method, Place, Scores, Stored
+from influence_cli.methods.protocol import Floats, Kind, Method, Scores
+from influence_cli.methods.stored import Place, Stored
 
 if TYPE_CHECKING:
     from influence_cli.data.manifest import Rows

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from influence_cli.errors import UsageError
-from influence_cli.methods.protocol import Method, Place
+from influence_cli.methods.protocol import Method
+from influence_cli.methods.stored import Place
 from influence_cli.settings import setting
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
 from influence_cli.maths.neighbours import METRICS, NONE, Nearest, nearest
-from influence_cli.methods.protocol import Floats, Kind, Method, Scores, Stored
+from influence_cli.methods.protocol import Floats, Kind, Method, Scores
+from influence_cli.methods.stored import Stored
 from influence_cli.settings import setting
 from influence_cli.store.shards import key_order
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from influence_cli.methods.protocol import Facts, Floats, Kind, Labels, Method, Place, Scores, Stored
+from influence_cli.methods.protocol import Facts, Floats, Kind, Labels, Method, Scores
+from influence_cli.methods.stored import Place, Stored
 
 if TYPE_CHECKING:
     from influence_cli.data.manifest import Rows

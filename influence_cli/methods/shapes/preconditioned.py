@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.methods.protocol import Columns, Facts, Linear, Member, OfBlocks
+from influence_cli.methods.protocol import Columns, Facts, Linear, OfBlocks
+from influence_cli.methods.stored import Member
 from influence_cli.settings import option_fields, setting
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from influence_cli.curvature.curvature import Curvature
     from influence_cli.maths.kronecker import KroneckerInverse
-    from influence_cli.methods.protocol import Member
+    from influence_cli.methods.stored import Member
 
 PRECONDITIONERS = ("none", "ekfac")
 

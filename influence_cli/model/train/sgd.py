@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from influence_cli.data.label_kinds import NUMBERS
 from influence_cli.errors import ModelError
 from influence_cli.model.examples import Examples, to_input
-from influence_cli.model.losses import loss_of
+from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.model.named_tensors import as_argument
 from influence_cli.model.train.convex import train_convex
 from influence_cli.model.train.epoch_values import EpochValues
@@ -102,7 +102,6 @@ def train(
         return steps
     keep = np.flatnonzero(data.weights > 0)
     row_loss = loss_of(data.spec)
-    scaled = row_loss.holds == NUMBERS
     model.to(device).train()
     optimizer = _optimizer(model, recipe)
     if on_start is not None:
@@ -114,16 +113,13 @@ def train(
         rate = 0.0
         for rows, values, y, w in _train_batches(data, keep, recipe, seed, epoch):
             rate = recipe.rate(step, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            _set_rate(optimizer, rate)
             with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
                 logits = model(as_argument(to_input(values.to(device), data.spec, torch.float32)))
             y, w = y.to(device), w.to(device)
             losses = row_loss.rows(logits.float() if mixed else logits, y)
             loss = (w * losses).sum() / w.sum()
-            if not torch.isfinite(loss):
-                fix = "lower --lr" + scaled * ", or scale the labels: numbers of mean 0 and sd 1 are easiest to learn"
-                raise ModelError(f"the training loss is not finite at step {step}", fix=fix)
+            _check_finite(loss, step, row_loss)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -137,6 +133,19 @@ def train(
         seen.flush()
     model.eval()
     return step
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _check_finite(loss: Tensor, step: int, of: RowLoss) -> None:
+    """Refuse (ModelError) a loss that is not finite."""
+    if torch.isfinite(loss):
+        return
+    scale = ", or scale the labels: numbers of mean 0 and sd 1 are easiest to learn" if of.holds == NUMBERS else ""
+    raise ModelError(f"the training loss is not finite at step {step}", fix="lower --lr" + scale)
 
 
 def _check_trainable(model: nn.Module) -> None:

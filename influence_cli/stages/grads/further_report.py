@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from influence_cli.maths.draws import effective_draws, split_rhat
-from influence_cli.methods.protocol import Member
+from influence_cli.methods.stored import Member
 from influence_cli.stages.run import names
 from influence_cli.stages.run.quantities import chain_parts
 from influence_cli.stages.run.run import Run

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influence_cli.errors import ModelError
-from influence_cli.methods.protocol import Place
+from influence_cli.methods.stored import Place
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.walk import Walk
 from influence_cli.stages.grads.further import open_fit_rows

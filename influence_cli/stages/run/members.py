@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from influence_cli.methods.protocol import Place
+from influence_cli.methods.stored import Place
 from influence_cli.model.checkpoints import Trajectory
 from influence_cli.settings import Options, Runtime
 from influence_cli.stages.run import names

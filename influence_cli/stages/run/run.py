@@ -16,8 +16,9 @@ from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.row_checks import BadRow
 from influence_cli.errors import UsageError
 from influence_cli.methods.bif import BIF
-from influence_cli.methods.protocol import Facts, Growth, Member, Method, RowValue
+from influence_cli.methods.protocol import Facts, Growth, Method, RowValue
 from influence_cli.methods.shapes.preconditioned import Preconditioned
+from influence_cli.methods.stored import Member
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.model.spec import ModelSpec

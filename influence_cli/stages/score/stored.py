@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import UsageError
 from influence_cli.events import Progress
-from influence_cli.methods.protocol import Chain
+from influence_cli.methods.stored import Chain
 from influence_cli.model.checkpoints import Trajectory
 from influence_cli.model.training_records import EpochRecords, FoldRecords
 from influence_cli.stages.run import names
