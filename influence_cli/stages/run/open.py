@@ -57,7 +57,7 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
     solvers = {n: s for n, m in methods.items() if (s := solver_of(m, values.get(n), spec)) is not None}
     if (solvers or any(m.trains for m in methods.values())) and model is not None and checkpoint is not None:
         for method in methods.values():
-            method.check_loss(loss_of(model.task))
+            method.check_run(loss_of(model.task), spec.precision)
         manifest = usable_now(manifest.rows("train"), model, inputs).manifest  # curvature needs every row
         about["fit"] = open_fit_set(inputs, usable_train_rows(manifest), model, listener, curved=bool(solvers))
         trained = (checkpoint.locator, listener, model.task, about["fit"].weight)
