@@ -60,6 +60,7 @@ class BIF(Method):
     l2: float = setting(0.0, "l2 that is added to L", unit="mean loss")
     norm: str = setting("covariance", "covariance, or correlation: rows of small losses count as much as others")
     seed: int | None = setting(None, "seed of the draws (default: --seed)")
+    only: int | None = setting(None, "draw this chain alone, from 1 on: for several processes on one store", limit=True)
     force: bool = setting(False, "draw although the noise of minibatches is as large as the law's own spread")
 
     def __post_init__(self) -> None:
@@ -72,11 +73,23 @@ class BIF(Method):
         for name in ("damping", "l2"):
             if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} is negative")
-        for name, least in (("chains", 1), ("draws", LEAST_DRAWS), ("thin", 1), ("batch", 1), ("burn_in", 0)):
+        for name, least in (
+            ("chains", 1),
+            ("draws", LEAST_DRAWS),
+            ("thin", 1),
+            ("batch", 1),
+            ("burn_in", 0),
+            ("only", 1),
+        ):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} is below {least}")
 
-    def check_loss(self, loss: RowLoss) -> None:
+    @property
+    def numbers(self) -> range:
+        """The chains that are drawn, from 0 on."""
+        return range(self.chains) if self.only is None else range(self.only - 1, self.only)
+
+    def check_loss(self, loss: RowLoss, precision: str) -> None:
         """Refuse a loss without curvature, whose step and damping nothing can tell (UsageError)."""
         if not loss.curved and (self.damping is None or self.step is None):
             what = "bif takes damping and step from the curvature of cross-entropy, and the task has a loss of its own"
@@ -84,7 +97,7 @@ class BIF(Method):
 
     def sampling(self, seed: int) -> dict[str, Any]:
         """What of the options changes a chain, for its name."""
-        given = {k: v for k, v in asdict(self).items() if k not in ("chains", "norm", "force")}
+        given = {k: v for k, v in asdict(self).items() if k not in ("chains", "only", "norm", "force")}
         return {"revision": 1, **given, "seed": seed if self.seed is None else self.seed}
 
     def batch_of(self, rows: int) -> int:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from influence_cli.errors import UsageError
 from influence_cli.methods.protocol import Kind, Scores
 from influence_cli.methods.shapes.further_training import FurtherTraining
 from influence_cli.methods.stored import Place, Stored
@@ -51,6 +52,12 @@ class GEX(FurtherTraining):
     def places(self, trajectory: Trajectory, seed: int, params: str) -> list[Place]:
         """The checkpoint, whose losses may be the centre, and the members."""
         return [Place(trajectory.final), *self.further(trajectory, seed, params)]
+
+    def check_loss(self, loss: RowLoss, precision: str) -> None:
+        """Refuse bf16, which rounds away what losses deviate by (UsageError)."""
+        if precision == "bf16":
+            what = "gex multiplies small differences of losses, which bf16 rounds away"
+            raise UsageError(what, fix="--precision fp32, or --method gex-ip")
 
     def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
         """For each objective the mean over members of products of deviations, float64."""

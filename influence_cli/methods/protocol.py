@@ -123,8 +123,8 @@ class Method:
     def check_rows(self, rows: int) -> None:
         """Refuse more rows than it can be computed for; any number will do."""
 
-    def check_loss(self, loss: RowLoss) -> None:
-        """Refuse a row loss that it cannot take; any will do."""
+    def check_loss(self, loss: RowLoss, precision: str) -> None:
+        """Refuse a row loss or a precision that it cannot take; any will do."""
 
     def of_unit_direction(self) -> bool:
         """Whether scores are divided by the length of q too."""

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance
 from influence_cli.errors import ModelError, UsageError
-from influence_cli.maths.langevin import ChainState, Law, advanced, chosen_rows, noise
+from influence_cli.maths.langevin import ChainState, Gradient, Law, advanced, chosen_rows, noise
 from influence_cli.methods.bif import BIF
 from influence_cli.methods.stored import Chain
 from influence_cli.model.losses import CROSS_ENTROPY
@@ -321,6 +321,29 @@ def test_chains_that_left_the_finite_numbers_are_in_no_score(problem: Problem) -
         BIF().score(stored, rows, CROSS_ENTROPY)  # pyright: ignore[reportArgumentType]
 
 
+def test_a_chain_that_diverges_is_stored_said_and_left_out(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost_in_the_second(state: ChainState, law: Law, gradient: Gradient, centre: torch.Tensor, stream: str) -> Any:
+        state, loss = advanced(state, law, gradient, centre, stream)
+        return state, (float("nan") if stream == "bif:0:1" else loss)
+
+    monkeypatch.setattr("influence_cli.stages.grads.chains.advanced", lost_in_the_second)
+    case = job(problem)
+    heard = case.listener = Heard()
+    found = column(score(case))
+    assert any("1 chains have left the finite numbers" in text for text in heard.warnings)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(found, column(score(job(problem, {"chains": 1}))))
+
+
+def test_chains_are_drawn_by_several_processes(problem: Problem, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    for only in (2, 1):
+        fill(job(problem, {"only": only}, store=str(tmp_path / "store")))
+    case = job(problem, store=str(tmp_path / "store"))
+    assert all(w.nothing for w in missing_work(case))
+    np.testing.assert_array_equal(column(score(case)), column(score(job(problem))))
+
+
 def test_what_bif_cannot_do_is_refused(problem: Problem) -> None:
     given = ("score", str(problem.manifest), "--checkpoint", str(problem.checkpoint), "--no-store", "--method", "bif")
     both = ("--objective", "utility", "--objective", "robustness", "--set", "robustness.attack=fgsm")
@@ -343,9 +366,9 @@ def test_a_loss_of_the_task_needs_damping_and_step() -> None:
 
     own = OwnLoss(lambda z, y: F.cross_entropy(z, y, reduction="none"))
     with pytest.raises(UsageError, match="a loss of its own") as raised:
-        BIF().check_loss(own)
+        BIF().check_run(own, "fp32")
     assert "bif.step=X" in raised.value.fix
-    BIF(damping=0.1, step=0.1).check_loss(own)
+    BIF(damping=0.1, step=0.1).check_run(own, "fp32")
 
 
 def test_texts_of_several_lengths_and_their_twins(tmp_path: Path) -> None:

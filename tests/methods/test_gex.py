@@ -22,7 +22,7 @@ from influence_cli.methods.stored import Member
 from influence_cli.model.losses import CROSS_ENTROPY
 from influence_cli.store.maintenance import collect, list_entries
 from tests.cases import Heard, call_cli
-from tests.opened import Opened, fill, missing_work, score
+from tests.opened import Opened, fill, missing_work, per_target, score
 from tests.oracle import (
     Problem,
     column,
@@ -112,6 +112,10 @@ def test_gex_ip_is_the_mean_of_ip_over_the_same_members(problem: Problem, tmp_pa
     assert relative_error(column(table, "score_gex-ip_utility"), expected) < 1e-9
     entries = [e for e in list_entries(tmp_path / "store") if e.kind == "weights"]
     assert len(entries) == MEMBERS  # shared by both
+    pairs = per_target(job(problem, "gex-ip", store=str(tmp_path / "store")), 30).to_pylist()
+    ids = table.column("id").to_pylist()
+    summed = [sum(p["score"] for p in pairs if p["id"] == i) / len(xv) for i in ids]
+    assert relative_error(np.array(summed), expected) < 1e-8
     assert column(table, "score_gex_utility").std() > 0
 
 
@@ -211,6 +215,7 @@ def test_what_gex_cannot_do_is_refused(problem: Problem) -> None:
     for more, said in (
         (("--per-target",), "gex"),
         (("--relative",), "--relative"),
+        (("--precision", "bf16"), "bf16 rounds away"),
         (("--set", "gex.centre=median"), "centre 'median'"),
         (("--set", "gex.members=1"), "members=1 is below 2"),
     ):

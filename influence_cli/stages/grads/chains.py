@@ -90,7 +90,7 @@ class ChainRunner:
                 begun = time.perf_counter()
                 state, loss = advanced(state, self.law, gradient, start, stream)
                 self.spent[STEP] += time.perf_counter() - begun
-                if not np.isfinite(loss):
+                if not np.isfinite(loss) or not bool(state.w.isfinite().all()):
                     diverged = state.step
                     break
                 after = state.step - self.law.burn_in

@@ -62,7 +62,7 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
     solvers = {n: s for n, m in methods.items() if (s := solver_of(m, values.get(n), spec)) is not None}
     if (solvers or any(m.trains for m in methods.values())) and model is not None and checkpoint is not None:
         for method in methods.values():
-            method.check_loss(loss_of(model))
+            method.check_loss(loss_of(model), spec.precision)
         refuse_without_curvature(solvers, model)
         manifest = usable_now(manifest.rows("train"), model, inputs).manifest  # curvature needs every row
         about["fit"] = open_fit_set(inputs, usable_train_rows(manifest), model, listener)

@@ -113,13 +113,13 @@ class ChainPart(Part):
 
 def chain_parts(run: Run, method: str, objective: str) -> list[ChainPart]:
     """The chains of a method, with one objective beside the rows' losses."""
-    (member,), number = run.members_of[method], run.samplers[method].chains
+    (member,) = run.members_of[method]
     return [
         ChainPart(
             "traces", names.chain(run, method, member, k, objective), member, f"{method} chain {k + 1}, {objective}",
             method=method, number=k, objective=objective,
         )
-        for k in range(number)
+        for k in run.samplers[method].numbers
     ]  # fmt: skip
 
 
