@@ -53,7 +53,7 @@ from tests.oracle import (
 )
 
 CPU = torch.device("cpu")
-EFFECT = ("exact", "cg", "lissa", "arnoldi", "ekfac")  # methods whose score / n estimates the rise of Phi on removal
+EFFECT = ("exact", "cg", "lissa", "arnoldi", "ekfac", "source")  # whose score / n estimates the rise of Phi on removal
 ENSEMBLE = ("ip-ensemble",)
 
 
