@@ -56,9 +56,9 @@ def joint_of(p: Floats, labels: Ints, times: Floats | None = None) -> Joint:
 
     A class none of whose rows counts for anything is taken to be right.
 
-    >>> p = np.array([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8], [0.1, 0.9], [0.2, 0.8]])
+    >>> p = np.array([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8], [0.1, 0.9], [0.1, 0.9]])
     >>> joint_of(p, np.array([0, 0, 1, 1, 0])).counts.tolist()
-    [[1.5, 1.5], [0.0, 2.0]]
+    [[2.0, 1.0], [0.0, 2.0]]
     """
     times, classes = np.ones(len(p)) if times is None else times, p.shape[1]
     t = thresholds(p, labels, times)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from influence_cli.methods.protocol import Kind, Method, Scores
+from influence_cli.methods.protocol import RowMethod, Scores
 from influence_cli.settings import setting
 
 if TYPE_CHECKING:
@@ -26,11 +26,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class HeadVM(Method):
+class HeadVM(RowMethod):
     """A value of each row, from one forward pass."""
 
     needs: ClassVar[str] = "tuned_head"
-    kind: ClassVar[Kind] = "ranking"
 
     l2: float = setting(1e-3, "penalty of the tuned layer", "mean loss")
     seed: int = setting(0, "of the half of the target rows that it is tuned on")

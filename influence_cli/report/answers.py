@@ -33,7 +33,7 @@ def _chief(metrics: Figures) -> tuple[str, float]:
 
 def helped(metrics: Figures, name: str) -> bool:
     """Whether an arm is better in accuracy, or else in loss, than no edit and every one of its controls."""
-    chief, _ = _chief(metrics)
+    chief = chief_of(next(iter(metrics["comparison"][name].values())))
     return all(c[chief]["verdict"] == "better" for c in metrics["comparison"][name].values())
 
 

@@ -193,7 +193,7 @@ READ = {
     "a manifest, read as a source": ["manifest", "i.parquet", "-o", "i.parquet"],
     "a curated manifest": ["curate", "s.parquet", "--manifest", "c.parquet", "-o", "c.parquet"],
     "a target": [*SCORE[:2], "--target", "old.parquet", "--checkpoint", "run", "-o", "old.parquet"],
-    "fit rows": [*SCORE[:2], "--fit-rows", "old.parquet", "--checkpoint", "run", "-o", "old.parquet"],
+    "fit rows": [*SCORE[:2], "--method", "ekfac", "--fit-rows", "old.parquet", "--checkpoint", "run", "-o", "old.parquet"],
     "a table that is compared": ["evaluate", "s.parquet", "--against", "found.json", "-o", "found.json"],
     "ids that are wrong": ["evaluate", "s.parquet", "--known-bad", "found.json", "-o", "found.json"],
     "a baseline": ["curate", "s.parquet", "--check", "--baseline", "b.jsonl", "--write-baseline", "b.jsonl"],

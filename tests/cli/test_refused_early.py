@@ -86,7 +86,7 @@ def test_archives_that_hold_no_arrays_of_rows(tmp_path: Path) -> None:
     with (tmp_path / "one.npz").open("wb") as handle:
         np.save(handle, np.zeros((4, 2)))
     np.savez(tmp_path / "scalar.npz", features=np.float32(1), label=np.arange(4))
-    for name, said in (("empty", "cannot be read"), ("one", "it holds one array"), ("scalar", "features is no array")):
+    for name, said in (("empty", "cannot be read"), ("one", "holds one array"), ("scalar", "features is no array")):
         ran = call_cli("manifest", f"{name}.npz", "-o", "m.parquet", cwd=tmp_path)
         assert ran.code == 2
         assert said in ran.err

@@ -67,6 +67,8 @@ def tables(tmp_path_factory: pytest.TempPathFactory, tabular: Path) -> dict[str,
         ("exact", SCORE),
         ("members", SCORE),
         ("neighbours", SCORE),
+        ("number", SCORE),
+        ("labels", SCORE),
         ("pairs", PER_TARGET),
         ("edits", EDITS),
         ("flagged", FLAGGED),
@@ -79,7 +81,8 @@ def test_every_column_is_described(name: str, columns: dict[str, str], tables: d
 
 
 def test_no_column_is_described_that_no_table_has(tables: dict[str, pa.Table]) -> None:
-    there = {n for name in ("loss", "several", "exact", "members", "neighbours") for n in tables[name].column_names}
+    shown = ("loss", "several", "exact", "members", "neighbours", "number", "labels")
+    there = {n for name in shown for n in tables[name].column_names}
     assert [n for n in SCORE if n != "canary" and not any(pattern_of({n: ""}).fullmatch(t) for t in there)] == []
     assert set(GRADS) == set(tables["grads"].column_names)
     assert set(PER_TARGET) == set(tables["pairs"].column_names)

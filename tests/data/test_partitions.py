@@ -183,7 +183,7 @@ def test_splits_in_folders_of_any_name_are_splits(name: str, tmp_path: Path) -> 
     [
         ("t.csv", "label", "influence manifest t.csv -o t.parquet"),
         ("my table.tsv", "income", "influence manifest 'my table.tsv' --label income -o 'my table.parquet'"),
-        ("d.npz", "label", "influence manifest d.npz -o d.parquet"),
+        ("d.npz", "label", "rename it to d.csv"),  # which it is
         ("plain.parquet", "income", "influence manifest plain.parquet --label income -o plain-manifest.parquet"),
         ("named.parquet", "label", "influence manifest named.parquet -o named-manifest.parquet"),
         ("photos", "label", "influence manifest photos -o photos.parquet"),

@@ -88,5 +88,5 @@ def test_a_model_of_one_logit_is_trained_and_scored_from_the_shell(tmp_path: Pat
 def test_one_logit_is_not_enough_for_three_classes(tmp_path: Path) -> None:
     table = rows()
     table = table.set_column(2, "label", pa.array(np.arange(40) % 3))
-    with pytest.raises(influence_cli.InfluenceError, match="logits where 3 classes"):
+    with pytest.raises(influence_cli.InfluenceError, match="1 outputs a row where 3 are asked for"):
         influence_cli.score(table, task=influence_cli.Task(Binary(False)), num_classes=3, store=None)

@@ -416,7 +416,10 @@ def test_a_classifier_trained_elsewhere_may_be_given_shorter_texts(film: Path, t
 def test_modules_whose_inputs_rows_do_not_lead_give_no_factors_and_are_named(film: Path, tmp_path: Path) -> None:
     saved(tmp_path / "hf", "deberta")  # it runs a layer on embeddings of distances, which are of no row
     flags = ["--checkpoint", "hf", "--method", "ekfac", "-o", "s.parquet"]
-    ran = call_cli("score", film / "m.parquet", *flags, cwd=tmp_path)
+    refused = call_cli("score", film / "m.parquet", *flags, cwd=tmp_path)  # and its norms compute in float32
+    assert refused.code == 2
+    assert "--set METHOD.precision=fp32" in refused.err
+    ran = call_cli("score", film / "m.parquet", *flags, "--set", "ekfac.precision=fp32", cwd=tmp_path)
     assert ran.code == 0, ran.err
     assert "there are no Kronecker factors for deberta.embeddings.word_embeddings.weight" in ran.err
 

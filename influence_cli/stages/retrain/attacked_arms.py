@@ -49,8 +49,10 @@ def attack_of(asked: str | None, options: Options, spec: ModelSpec) -> Attack | 
     """
     from influence_cli.engines.attacks import ATTACKS, Attack
 
-    by_class, linear = loss_of(spec).by_class, Attack().kind(spec) == "linear"
-    if asked == "none" or (asked is None and (spec.payload_kind.ragged or not linear or not by_class)):
+    by_class = loss_of(spec).by_class
+    if asked == "none" or (asked is None and (spec.payload_kind.ragged or not by_class)):
+        return None
+    if asked is None and Attack().kind(spec) != "linear":
         return None
     if not by_class:
         what = "accuracy under attack is of predicted classes, and these labels are none"

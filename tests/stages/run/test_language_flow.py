@@ -80,7 +80,7 @@ def test_removal_speaks_of_losses_alone(place: Path) -> None:
         (("score", "texts.parquet", "--checkpoint", "RUN", "--objective", "fairness", "-o", "x.parquet"),
          "is about predicted classes"),
         (("score", "texts.parquet", "--checkpoint", "RUN", "--objective", "robustness", "-o", "x.parquet"),
-         "texts cannot be attacked"),
+         "does not say where its embedding is"),
         (("curate", "scores.parquet", "--action", "relabel", "-o", "x.parquet"), "and these have none"),
         (("curate", "scores.parquet", "--export", "x.json", "--export-as", "label-studio", "-o", "x.parquet"),
          "choices between classes"),

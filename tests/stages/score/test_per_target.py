@@ -247,7 +247,9 @@ def mean_by_row(table: pa.Table, scored: pa.Table) -> NDArray[np.float64]:
     return np.array(list(total.values())) / targets
 
 
-PRECONDITIONED = [name for name in METHODS if issubclass(METHODS[name].load(), Preconditioned)]
+PRECONDITIONED = [  # source needs kept checkpoints: its pairs are held in its own tests
+    name for name in METHODS if issubclass(METHODS[name].load(), Preconditioned) and name != "source"
+]
 
 
 @pytest.mark.parametrize("method", PRECONDITIONED)

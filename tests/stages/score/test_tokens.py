@@ -260,7 +260,7 @@ def test_lost_parts_of_the_store_are_made_again(home: Path) -> None:
         (["--tokens", "--method", "loss"], "loss is a value of a row as a whole"),
         (["--tokens", "--method", "self-tracin"], "self-tracin is a value of a row as a whole"),
         (["--tokens", "--per-target"], "two different tables"),
-        (["--tokens", "--per-member"], "two different tables"),
+        (["--tokens", "--per-member", "--method", "ip-ensemble"], "two different tables"),
         (["--tokens", "--row-id", "r99"], "no train row has the id 'r99'"),
         (["--tokens", "--row-id", "r1", "--top", "3"], "--row-id names others"),
         (["--tokens", "--decomposition", "layer"], "'layer' is unknown"),
