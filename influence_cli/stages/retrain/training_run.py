@@ -110,7 +110,8 @@ class TrainingRun:
             notes.keep_checkpoints(keep, self.recipe.rounds)
             seen = None
             if values and self.recipe.has_epochs:
-                seen = notes.keep_values(self._row_keys(arm), arm.weights > 0, loss_of(self.spec.task))
+                kept, loss = arm.weights > 0, loss_of(self.spec.task)
+                seen = notes.keep_values(self._row_keys(arm), arm.labels, kept, loss)
             watch = notes.keep_moments if keep and self.request.wants_moments else None
             steps = train(model, data, self.recipe, seed, self.device, notes.on_epoch, seen, watch)
         return model, steps, notes
