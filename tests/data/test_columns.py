@@ -27,6 +27,21 @@ from tests.cases import call_cli, train_run
 from tests.generate_docs import GUIDE
 
 
+def of_no_classes(folder: Path) -> None:
+    """Score tables of a number to be predicted, and of two labels a row."""
+    lines = [f"{k % 7},{k % 5},{k % 7 + 0.5 * (k % 3)},{k % 2},{int(k % 5 > 2)}" for k in range(60)]
+    (folder / "rows.csv").write_text("\n".join(["a,b,y,u,v", *lines]) + "\n")
+    for name, labels in (("number", ["--label", "y", "--task", "regression", "--drop-column", "u", "--drop-column", "v"]),
+                         ("labels", ["--label", "u", "--label", "v", "--task", "multi-label", "--drop-column", "y"])):  # fmt: skip
+        for asked in (
+            ["manifest", "rows.csv", *labels, "-o", f"{name}-rows.parquet"],
+            ["retrain", f"{name}-rows.parquet", "--model", "linear", "--optimizer", "lbfgs", "-o", f"{name}-run"],
+            ["score", f"{name}-rows.parquet", "--checkpoint", f"{name}-run", "-o", f"{name}.parquet"],
+        ):
+            ran = call_cli(*asked, cwd=folder)
+            assert ran.code == 0, ran.err
+
+
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory, tabular: Path) -> dict[str, pa.Table]:
     """A table of every kind, with every column that an option adds."""
@@ -49,6 +64,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory, tabular: Path) -> dict[str,
     ):  # fmt: skip
         ran = call_cli(*asked, cwd=folder)
         assert ran.code == 0, ran.err
+    of_no_classes(folder)
     found = {path.stem: pq.read_table(path) for path in folder.glob("*.parquet")}
     gate = ["curate", "loss.parquet", "--check", "--false-flag", "30%", "--format", "json"]
     found["flagged"] = pa.Table.from_pylist(call_cli(*gate, cwd=folder).json["rows"])

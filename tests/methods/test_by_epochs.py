@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from influence_cli.data.tables import provenance
 from influence_cli.maths.epochs import mean_and_spread, times_forgotten
 from influence_cli.model.losses import CROSS_ENTROPY
+from influence_cli.model.losses.own import OwnLoss
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.train.epoch_values import EpochValues
 from influence_cli.model.train.recipe import Recipe
@@ -104,11 +105,11 @@ def test_t56_values_of_an_epoch_are_exact_wherever_shards_end() -> None:
     for size in (1, 1 << 20):
         written = files.setdefault(size, [])
         keep = np.array([0, 2, 3, 5, 8])
-        seen = EpochValues(keep, CROSS_ENTROPY, lambda first, v, w=written: w.append((first, v)), size)
+        seen = EpochValues(keep, y, CROSS_ENTROPY, lambda first, v, w=written: w.append((first, v)), size)
         for epoch in range(5):
             for some in np.array_split(np.random.default_rng(epoch).permutation(keep), 2):
                 logits, labels = torch.from_numpy(z[epoch, some]), torch.from_numpy(y[some])
-                seen.batch(some, logits, labels, F.cross_entropy(logits, labels, reduction="none"))
+                seen.batch(some, logits, F.cross_entropy(logits, labels, reduction="none"))
             seen.epoch()
         seen.flush()
     assert [first for first, _ in files[1]] == [1, 2, 3, 4, 5]
@@ -124,6 +125,20 @@ def test_t56_values_of_an_epoch_are_exact_wherever_shards_end() -> None:
             assert whole["margin"][epoch, n] == pytest.approx(row[y[k]] - others.max(), rel=1e-6)
             assert whole["loss"][epoch, n] == pytest.approx(-math.log(p[y[k]]), rel=1e-5, abs=1e-7)
             assert whole["error"][epoch, n] == pytest.approx(np.linalg.norm(p - np.eye(4)[y[k]]), rel=1e-6)
+
+
+def test_a_loss_of_the_users_own_has_its_probability_beside_it() -> None:
+    """Which is not exp(-loss) then."""
+    z, y = torch.randn(6, 3, generator=torch.manual_seed(0)), np.array([0, 1, 2, 0, 1, 2])
+    written: list[dict[str, Any]] = []
+    own = OwnLoss(lambda logits, labels: 3.0 * F.cross_entropy(logits, labels, reduction="none"))
+    seen = EpochValues(np.arange(6), y, own, lambda first, values: written.append(values))
+    seen.batch(np.arange(6), z, own.rows(z, torch.from_numpy(y)))
+    seen.epoch()
+    seen.flush()
+    p = z.double().softmax(1)[torch.arange(6), torch.from_numpy(y)].numpy()
+    np.testing.assert_allclose(written[0]["probability"][0], p, rtol=1e-6)
+    np.testing.assert_allclose(written[0]["loss"][0], -3.0 * np.log(p), rtol=1e-6)
 
 
 def test_statistics_over_epochs_are_numpys() -> None:

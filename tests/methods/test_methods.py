@@ -26,8 +26,8 @@ from influence_cli.errors import UsageError
 from influence_cli.maths.hashed_draws import drop, keep_mask
 from influence_cli.methods import METHODS, make_methods
 from influence_cli.methods.ip_ensemble import IPEnsemble
-from influence_cli.methods.protocol import Linear, OutputMethod, RowMethod
-from influence_cli.methods.random import Random, uniform_draws
+from influence_cli.methods.protocol import Method
+from influence_cli.methods.random import uniform_draws
 from influence_cli.model.build import build_model, load_model
 from influence_cli.model.checkpoints import Checkpoint, Trajectory
 from influence_cli.model.dropout import Dropout, member_rate, splitmix64
@@ -53,7 +53,15 @@ from tests.oracle import (
 )
 
 CPU = torch.device("cpu")
-EFFECT = ("exact", "cg", "lissa", "arnoldi", "ekfac", "source")  # whose score / n estimates the rise of Phi on removal
+EFFECT = (
+    "exact",
+    "cg",
+    "lissa",
+    "arnoldi",
+    "ekfac",
+    "source",
+    "bif",
+)  # whose score / n estimates the rise of Phi on removal
 ENSEMBLE = ("ip-ensemble",)
 
 

@@ -116,7 +116,10 @@ def test_outputs_that_are_called_otherwise_have_a_way_out(tmp_path: Path, some_d
     with pytest.raises(ManifestError, match="mean other classes") as raised:
         job_of(some_digits, folder, None)
     assert "--class-map checkpoint" not in raised.value.fix  # there is nothing to match by
-    assert "--class-map FILE, a JSON list that calls the checkpoint's 10 outputs, in their order, as the manifest does" in raised.value.fix
+    assert (
+        "--class-map FILE, a JSON list that calls the checkpoint's 10 outputs, in their order, as the manifest does"
+        in raised.value.fix
+    )
     other = [*own[3:], *own[:3]]
     job = job_of(some_digits, folder, None, class_map=other)
     assert job.model.classes == tuple(own)

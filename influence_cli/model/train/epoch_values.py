@@ -23,6 +23,8 @@ Values = dict[str, NDArray[np.float32]]  # by name [epochs, rows]
 class EpochValues:
     """Values of the rows at ``keep``, which are those that are trained on, written shard by shard.
 
+    With labels [n] of all rows, and
+
     margin       z_y - max_{c != y} z_c
     loss         the row's loss under the run's row loss, without its weight
     error        |softmax(z) - e_y|_2 (Paul et al., arXiv:2107.07075)
@@ -32,21 +34,27 @@ class EpochValues:
     """
 
     def __init__(
-        self, keep: NDArray[np.int64], loss: RowLoss, write: Callable[[int, Values], None], size: int = SHARD_BYTES
+        self,
+        keep: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        loss: RowLoss,
+        write: Callable[[int, Values], None],
+        size: int = SHARD_BYTES,
     ) -> None:
+        self.labels, self.loss = labels, loss
         self.place = np.full(int(keep.max(initial=-1)) + 1, -1, dtype=np.int64)
         self.place[keep] = np.arange(len(keep))
         of_classes = ("margin", "error") if loss.likelihood else ("margin", "error", "probability")
         self.names = ("loss", *of_classes) if loss.by_class else ("loss",)
         self.write, self.size, self.rows = write, size, len(keep)
-        self.held: list[tuple[int, NDArray[np.int64], Tensor, Tensor, Tensor]] = []  # batches by epoch
+        self.held: list[tuple[int, NDArray[np.int64], Tensor, Tensor | None]] = []  # batches by epoch
         self.logits = 0  # that are held
         self.now = self.first = 1  # the epoch that goes on, and the first that is not written
         self.values: Values = {name: np.empty((0, self.rows), dtype=np.float32) for name in self.names}
 
-    def batch(self, rows: NDArray[np.int64], logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """The logits [b, C], labels and losses [b] of the rows [b] of a training step."""
-        self.held.append((self.now, rows, logits.detach(), labels, losses.detach()))
+    def batch(self, rows: NDArray[np.int64], logits: Tensor, losses: Tensor) -> None:
+        """The logits [b, C] and losses [b] of the rows [b] of a training step."""
+        self.held.append((self.now, rows, logits.detach(), None if self.loss.likelihood else losses.detach()))
         self.logits += logits.numel()
         if self.logits >= LOGITS_HELD:
             self._measure()
@@ -70,12 +78,15 @@ class EpochValues:
         """Take the values of what is held, all at once."""
         if not self.held:
             return
-        epochs, rows, logits, labels, losses = zip(*self.held, strict=True)
+        epochs, rows, logits, losses = zip(*self.held, strict=True)
         self.held, self.logits = [], 0
-        found = [torch.cat(losses).float()]
-        if len(self.names) > 1:
-            found += of_classes(torch.cat(logits).float(), torch.cat(labels))[: len(self.names) - 1]
-        at = np.repeat(epochs, [len(r) for r in rows]) - self.first, self.place[np.concatenate(rows)]
+        every = np.concatenate(rows)
+        found = [] if self.loss.likelihood else [torch.cat(losses).float()]
+        if self.loss.by_class:
+            z = torch.cat(logits).float()
+            loss, *others = of_classes(z, torch.from_numpy(self.labels[every]).to(z.device))
+            found = [*(found or [loss]), *others][: len(self.names)]
+        at = np.repeat(epochs, [len(r) for r in rows]) - self.first, self.place[every]
         missing = max(epochs) - self.first + 1 - len(self.values["loss"])
         for name, values in zip(self.names, torch.stack(found).cpu().numpy(), strict=True):
             none = np.full((missing, self.rows), np.nan, dtype=np.float32)
@@ -83,11 +94,11 @@ class EpochValues:
             self.values[name][at] = values
 
 
-def of_classes(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Margin, error and probability [n] of logits z [n, C] and labels y [n].
+def of_classes(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cross-entropy, margin, error and probability [n] of logits z [n, C] and labels y [n].
 
-    >>> [v.tolist() for v in of_classes(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))]
-    [[0.0], [0.7071067690849304], [0.5]]
+    >>> [round(float(v), 4) for v in of_classes(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))]
+    [0.6931, 0.0, 0.7071, 0.5]
     """
     z, y = z.t().contiguous(), y[None]  # sums over the first axis are the faster ones where there are few classes
     own = z.gather(0, y)[0]
@@ -96,5 +107,6 @@ def of_classes(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     most = torch.maximum(best, own)
     rest, own_part = (others - most).exp_(), (own - most).exp_()
     total = rest.sum(0)
+    loss = torch.where(own >= best, total.log1p(), (most - own) + (total + own_part).log())
     error = (rest.square().sum(0) + total.square()).sqrt() / (total + own_part)  # 1 - p_y is the sum of the others
-    return own - best, error, own_part / (total + own_part)
+    return loss, own - best, error, own_part / (total + own_part)

@@ -125,7 +125,7 @@ def train(
             optimizer.step()
             step += 1
             if seen is not None:
-                seen.batch(rows, logits, y, losses)
+                seen.batch(rows, logits, losses)
         if seen is not None:
             seen.epoch()
         on_epoch(epoch, step, rate)

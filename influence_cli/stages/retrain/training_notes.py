@@ -41,7 +41,7 @@ class TrainingNotes:
         """Keep so many of the epochs' weights, evenly spaced, with the last."""
         self.wanted = {round((k + 1) * epochs / count) - 1 for k in range(count)}
 
-    def keep_values(self, keys: Keys, kept: NDArray[np.bool_], loss: RowLoss) -> EpochValues:
+    def keep_values(self, keys: Keys, labels: NDArray[np.int64], kept: NDArray[np.bool_], loss: RowLoss) -> EpochValues:
         """Where training is to tell of its rows: those that are ``kept`` [n], under their row keys [n, 16].
 
         The keys are of the labels that are trained on.
@@ -50,7 +50,7 @@ class TrainingNotes:
 
         trained = {"row_keys": np.ascontiguousarray(keys[kept])}
         self.files[ROWS_FILE] = self.folder.write_arrays(ROWS_FILE, trained, {"of": ROWS_OF})
-        return EpochValues(np.flatnonzero(kept), loss, self._write_values)
+        return EpochValues(np.flatnonzero(kept), labels, loss, self._write_values)
 
     def _write_values(self, first: int, values: Values) -> None:
         last = first + len(next(iter(values.values()))) - 1

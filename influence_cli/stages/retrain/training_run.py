@@ -116,7 +116,7 @@ class TrainingRun:
             notes.keep_checkpoints(keep, self.recipe.rounds)
             seen = None
             if values and self.recipe.has_epochs:
-                seen = notes.keep_values(self._row_keys(arm), arm.weights > 0, loss_of(self.spec))
+                seen = notes.keep_values(self._row_keys(arm), arm.labels, arm.weights > 0, self.loss)
             watch = notes.keep_moments if keep and self.request.wants_moments else None
             steps = train(model, data, self.recipe, seed, self.device, notes.on_epoch, seen, watch)
         return model, steps, notes

@@ -202,7 +202,9 @@ def test_a_blend_of_directions_is_over_the_norm_too(mlp: Problem) -> None:
 
 def test_methods_without_self_influence_are_refused_with_one_that_has_it(mlp: Problem) -> None:
     linear = [name for name, info in METHODS.items() if issubclass(info.load(), Linear)]
-    instead = dict.fromkeys(linear, "--method ekfac") | dict.fromkeys(("ip-ensemble", "gex-ip", "tracin"), "--method ip")
+    instead = dict.fromkeys(linear, "--method ekfac") | dict.fromkeys(
+        ("ip-ensemble", "gex-ip", "tracin"), "--method ip"
+    )
     for name in set(linear) - {"ip", "exact", "ekfac"}:
         with pytest.raises(UsageError, match=f"{name}: --relative needs") as refused:
             scored(mlp, name)
