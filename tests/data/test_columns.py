@@ -31,8 +31,9 @@ def of_no_classes(folder: Path) -> None:
     """Score tables of a number to be predicted, and of two labels a row."""
     lines = [f"{k % 7},{k % 5},{k % 7 + 0.5 * (k % 3)},{k % 2},{int(k % 5 > 2)}" for k in range(60)]
     (folder / "rows.csv").write_text("\n".join(["a,b,y,u,v", *lines]) + "\n")
-    for name, labels in (("number", ["--label", "y", "--task", "regression", "--drop-column", "u", "--drop-column", "v"]),
-                         ("labels", ["--label", "u", "--label", "v", "--task", "multi-label", "--drop-column", "y"])):  # fmt: skip
+    number = ["--label", "y", "--task", "regression", "--drop-column", "u", "--drop-column", "v"]
+    several = ["--label", "u", "--label", "v", "--task", "multi-label", "--drop-column", "y"]
+    for name, labels in (("number", number), ("labels", several)):
         for asked in (
             ["manifest", "rows.csv", *labels, "-o", f"{name}-rows.parquet"],
             ["retrain", f"{name}-rows.parquet", "--model", "linear", "--optimizer", "lbfgs", "-o", f"{name}-run"],
