@@ -86,7 +86,9 @@ def fit_apart(problem: Apart, start: Floats | None = None) -> Fit:
 def _one(problem: Apart, theta: Floats, c: int) -> tuple[Floats, float, int]:
     """The optimum of one output, the norm of the gradient left there, and the steps."""
     value, gradient, bend = problem.value(theta, c)
-    norm = float(np.linalg.norm(gradient))
+    # labels have a unit, and so has the gradient: what counts is its share of that at 0, where this is above 1
+    unit = max(1.0, float(np.linalg.norm(problem.value(np.zeros_like(theta), c)[1])))
+    norm = float(np.linalg.norm(gradient)) / unit
     for step in range(STEPS):
         if norm <= AIM:
             return theta, norm, step
@@ -97,7 +99,7 @@ def _one(problem: Apart, theta: Floats, c: int) -> tuple[Floats, float, int]:
         if found is None:
             return theta, norm, step
         new, new_value, new_gradient, new_bend = found
-        new_norm = float(np.linalg.norm(new_gradient))
+        new_norm = float(np.linalg.norm(new_gradient)) / unit
         if norm <= TOLERANCE and new_norm > 0.5 * norm:  # rounding: no step is of use any more
             return theta, norm, step
         theta, value, gradient, bend, norm = new, new_value, new_gradient, new_bend, new_norm

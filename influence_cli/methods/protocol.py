@@ -49,6 +49,7 @@ class Scores:
     logits: Floats | None = None  # [n, C]: of models that have not seen the rows, better to relabel by than the model's
     no_score: str = ""  # why rows may have none, where that is no trouble: it follows "12 of 400 rows"
     also: dict[str, NDArray[Any]] = field(default_factory=dict)  # more columns [n]: labels (-1: none) or texts
+    times: float = 1.0  # values are so many times the mean over members: where they are a sum, the weights' sum
 
 
 @dataclass(frozen=True)
@@ -190,9 +191,8 @@ class Linear(Method):
             plain = plain and values is None
         times = sum(weights) if self.summed() else 1.0
         by_label = times * weighted_mean(every, weights) if plain and every else None
-        return Scores(
-            times * weighted_mean(own, weights), objective, np.stack(own), weights, by_label, self.effect and plain
-        )
+        mean = times * weighted_mean(own, weights)
+        return Scores(mean, objective, np.stack(own), weights, by_label, self.effect and plain, times=times)
 
 
 def is_summed(method: Method) -> bool:

@@ -137,7 +137,20 @@ def _in_order(model: nn.Module, spec: ModelSpec) -> nn.Module:
         model.register_forward_hook(as_column)
     if spec.order is not None:
         model.register_forward_hook(OutputOrder(spec.order))
+    _give_all_gradients(model)
     return model
+
+
+def _give_all_gradients(model: nn.Module) -> None:
+    """Let embeddings whose weights another layer has too forget their padding index; logits stay.
+
+    Backward mode drops the embedding's share of that row's gradient and forward mode does not: with the other layer's
+    share in the direction, they would differ.
+    """
+    used = [id(p) for _, p in model.named_parameters(remove_duplicate=False)]
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and used.count(id(module.weight)) > 1:
+            module.padding_idx = None
 
 
 def _build(spec: ModelSpec, pretrained: bool) -> nn.Module:

@@ -13,4 +13,4 @@ from __future__ import annotations
 
 from typing import Literal
 
-Need = Literal["rows", "groups", "attack", "pairs"]
+Need = Literal["rows", "groups", "attack", "pairs", "classes"]

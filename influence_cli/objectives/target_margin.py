@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class TargetMargin:
     """Log-odds of the target rows' labels."""
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"rows"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"rows", "classes"})
 
     def rows(self, logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
         """Each target row's term [m] of the mean Phi, from logits [m, C] and labels [m]."""

@@ -254,6 +254,8 @@ def test_what_only_classes_have_is_refused(tmp_path: Path) -> None:
     for objective in ("fairness", "eo-loss"):
         with pytest.raises(UsageError, match="about predicted classes, and the labels are numbers"):
             case.scores("ip", objectives=(objective,))
+    with pytest.raises(UsageError, match="about predicted classes, and the labels are numbers"):
+        case.scores("ip", objectives=("target-margin",))
     with pytest.raises(UsageError, match="linear attack"):
         case.scores("ip", objectives=("robustness",))
     found = case.scores("ip", objectives=("robustness",), options={"robustness": {"attack": "fgsm"}})

@@ -33,6 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source")
     write(feature_table(examples(val=30)), folder / "m.parquet")
     train(folder, "run", "linear", Recipe(6, 0.2, 16, momentum=MOMENTUM, weight_decay=DECAY), 6)
+    train(folder, "curved", "mlp:5", Recipe(6, 0.2, 16, momentum=MOMENTUM, weight_decay=DECAY), 6)
     train(folder, "adam", "linear", Recipe(2, 0.01, 16, optimizer="adamw"), 2)
     return folder
 
@@ -132,6 +133,20 @@ def test_pairs_and_blends_go_the_same_way(folder: Path) -> None:
     np.testing.assert_allclose(column(table), expected, rtol=1e-8, atol=1e-12)
     both = ("--objective", "utility", "--objective", "target-margin", "--combine", "linear")
     assert np.isfinite(column(scored(folder, *WIDE, *both))).all()
+
+
+@pytest.mark.parametrize("segments", [1, 3])
+def test_rows_are_taken_at_every_checkpoint_of_a_segment_where_the_model_is_no_line(
+    segments: int, folder: Path
+) -> None:
+    asked = (*WIDE, "--set", f"source.segments={segments}")
+    pairs = scored(folder, *asked, "--per-target", "--top", "40", checkpoint="curved")
+    sums: dict[str, float] = {}
+    for row in pairs.to_pylist():
+        sums[row["id"]] = sums.get(row["id"], 0.0) + row["score"] / 30
+    table = scored(folder, *asked, checkpoint="curved")
+    expected = [sums.get(i, 0.0) for i in table.column("id").to_pylist()]
+    np.testing.assert_allclose(column(table), expected, rtol=1e-8, atol=1e-12)
 
 
 def test_what_it_cannot_follow_is_refused_with_the_way_out(folder: Path) -> None:

@@ -99,13 +99,20 @@ def test_it_is_the_sum_over_checkpoints_of_products_times_rates(folder: Path, we
         between = sum(rate_at(t, int(checkpoints[-1]["step"])) for t in range(before, steps))
         rates.append({"lr": rate_at(steps - 1, int(checkpoints[-1]["step"])), "lr*steps": between, "uniform": 0.25})
         before = steps
-    expected = np.zeros(40)
+    expected, members = np.zeros(40), []
     for c, rate in zip(checkpoints, rates, strict=True):
         g = gradients(folder / "run" / str(c["file"]), spec, *data(folder, "train"))
         q = gradients(folder / "run" / str(c["file"]), spec, *data(folder, "val")).mean(0)
-        expected += rate[weights] * (g @ q).numpy()
-    found = column(scored(folder, "tracin", "--set", f"tracin.weights={weights}"))
-    assert relative_error(found, expected) < 1e-9
+        members.append((g @ q).numpy())
+        expected += rate[weights] * members[-1]
+    table = scored(folder, "tracin", "--set", f"tracin.weights={weights}")
+    assert relative_error(column(table), expected) < 1e-9
+    mean = expected / sum(rate[weights] for rate in rates)
+    variance = sum(rate[weights] * (m - mean) ** 2 for rate, m in zip(rates, members, strict=True)) / sum(
+        rate[weights] for rate in rates
+    )
+    spread = sum(rate[weights] for rate in rates) * np.sqrt(variance * 4 / 3)  # in the unit of the sum
+    np.testing.assert_allclose(column(table, "score_std"), spread, rtol=1e-6)
 
 
 def test_t32_one_checkpoint_at_rate_one_is_ip(folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -85,6 +86,38 @@ def test_losses_are_transformers_own_and_every_engine_equals_the_loop(
     assert (spec.name, spec.loss, spec.num_classes) == (f"hf:{kind}", "next-token", 1)
     tied = "lm_head.weight" not in point.selected
     assert tied == (kind == "gpt2")  # one tensor where embedding and output layer are one
+
+
+def test_the_padding_token_in_a_text_counts_as_any_other_where_weights_are_tied(tmp_path: Path) -> None:
+    """Torch's backward mode leaves the embedding's share of its gradient out, and forward mode does not."""
+    rows = texts(24, 4, 0).to_pylist()
+    rows[13]["text"] = "[PAD] " * 8 + "cat"
+    write(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    saved(tmp_path / "llama", "llama", tie_word_embeddings=True)
+    found = {}
+    for engine in ("forward", "layerwise", "double-reverse"):
+        given = ("score", "t.parquet", "--checkpoint", "llama", "--engine", engine, "--batch-size", 4)
+        ran = call_cli(*given, "--no-store", "-o", "s.parquet", cwd=tmp_path)
+        assert ran.code == 0, ran.err
+        assert "loop" not in ran.err
+        found[engine] = floats(pq.read_table(tmp_path / "s.parquet"))
+    scale = np.abs(found["forward"]).max()
+    for engine in ("layerwise", "double-reverse"):
+        np.testing.assert_allclose(found[engine], found["forward"], rtol=0, atol=2e-5 * scale)
+
+
+def test_a_folder_is_attacked_evaluated_and_has_no_flips(tmp_path: Path) -> None:
+    saved(tmp_path / "gpt2", "gpt2")
+    write(texts(12, 4, 4), tmp_path / "t.parquet")
+    given = ("score", "t.parquet", "--checkpoint", "gpt2", "--objective", "utility", "-o", "s.parquet")
+    ran = call_cli(*given, "--objective", "robustness", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert "pgd attack" in ran.err
+    ran = call_cli("evaluate", "s.parquet", "--lds", 4, "--epochs", 1, cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    ran = call_cli("evaluate", "s.parquet", "--flips", "words", cwd=tmp_path)
+    assert ran.code == 2
+    assert "--flips counts predicted classes that change, and hf:gpt2 predicts none" in ran.err
 
 
 def test_a_model_is_trained_on_and_loads_in_transformers_as_what_it_was(tmp_path: Path) -> None:

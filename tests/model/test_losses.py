@@ -159,6 +159,12 @@ def test_linear_fits_are_optima() -> None:
         assert best.converged
         assert risk(best.theta.ravel()) <= found.fun + 1e-10
         assert np.allclose(best.theta.ravel(), found.x, atol=1e-4)
+    squares = named_loss("squared").apart()
+    assert squares is not None
+    small = fit_apart(Apart(x, numbers, w, squares, 0.05))
+    large = fit_apart(Apart(x, 1e9 * numbers, w, squares, 0.05))  # rounding of the gradient has the labels' unit
+    assert large.converged
+    assert np.allclose(large.theta, 1e9 * small.theta, rtol=1e-9)
     assert logistic(np.array([1000.0]), np.array([1.0]))[0][0] == 0.0
 
 

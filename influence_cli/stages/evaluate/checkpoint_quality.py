@@ -13,6 +13,7 @@ from influence_cli.data.changed_texts import WORDS, Changed, changed_texts
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import DamagedModel, InfluenceError, UsageError
 from influence_cli.events import Listener
+from influence_cli.model.losses import loss_of
 from influence_cli.objectives import OBJECTIVES, load_objective
 from influence_cli.stages.curate.score_table import group_names
 from influence_cli.stages.evaluate.request import EvaluateRequest
@@ -47,6 +48,9 @@ def quality_of(scores: ScoreTables, request: EvaluateRequest, listener: Listener
         places = {"source": where, "manifest": request.manifest, "checkpoint": request.checkpoint}
         try:
             run, session = reopen(origin, request.runtime, listener, remember=False, **places)
+            if flips and run.model is not None and not loss_of(run.model).by_class:
+                what = f"--flips counts predicted classes that change, and {run.model.name} predicts none"
+                raise UsageError(what, where=where, fix="leave --flips out")
             changed = _changed(run, flips, listener) if flips else {}
             rows = _measured(run, session, column, changed)
         except DamagedModel:
@@ -104,7 +108,6 @@ def _measured(run: Run, session: Session, column: str, changed: dict[str, Change
     """By split, how many rows there are and what is measured of them."""
     from influence_cli.model.build import load_model
     from influence_cli.model.examples import Examples
-    from influence_cli.model.losses import loss_of
     from influence_cli.model.train.sgd import predict
 
     assert run.model is not None

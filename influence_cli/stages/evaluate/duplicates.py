@@ -182,6 +182,9 @@ def _groups(
     splits = [s for s in every[0].manifest.splits[every[0].index].tolist()]
     splits += [TARGET] * (len(ids) - len(splits))
     labels = [label for rows in every for label in rows.labels.tolist()]
+    told = [
+        0 if isinstance(v, float) else tuple(v) if isinstance(v, list) else v for v in labels
+    ]  # numbers always differ
     linked = np.flatnonzero(np.bincount(lowest, minlength=len(lowest))[lowest] > 1)
     linked = linked[np.argsort(lowest[linked], kind="stable")]
     found: list[dict[str, Any]] = []
@@ -191,7 +194,7 @@ def _groups(
             {
                 "leak": len({splits[k] for k in rows}) > 1,
                 "same_payload": len({keys[k].tobytes() for k in rows}) == 1,
-                "labels": len({labels[k] for k in rows}),
+                "labels": len({told[k] for k in rows}),
                 "rows": [
                     {"id": ids[k], "split": splits[k], "label": labels[k], "distance": float(closest[k])} for k in rows
                 ],

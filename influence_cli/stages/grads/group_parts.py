@@ -82,8 +82,9 @@ def parts_lines(name: str, parts: dict[str, Any]) -> list[str]:
         how = parts["attack"]
         strength = f"kappa {how['kappa']:g}" if "kappa" in how else f"eps {how['eps']:.4g}"
         strength += f" of {how['changes']}" if "changes" in how else ""
-        accuracy = f"target accuracy under attack {parts['attacked_accuracy']:.1%}"
-        return [f"  {how['attack']} attack, {strength}: {accuracy}"]
+        known = parts["attacked_accuracy"]  # none where numbers are predicted
+        accuracy = "" if known is None else f": target accuracy under attack {known:.1%}"
+        return [f"  {how['attack']} attack, {strength}{accuracy}"]
     if "pairs" in parts:
         return [_pairs_line(parts["pairs"])]
     terms = sorted(parts["terms"], key=lambda t: -abs(t["gap"])) if len(parts["terms"]) > 2 else parts["terms"]

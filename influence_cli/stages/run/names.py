@@ -46,7 +46,9 @@ def along(run: Run, method: str, member: Member, objective: str, half: bool = Fa
     q, p = direction(run, query(run, method, member), objective, half), run.methods[method]
     if not p.fitted_curvature:
         return q
-    named = {"name": method, **run.solvers[method].describe()}
+    named: dict[str, Any] = {"name": method, **run.solvers[method].describe()}
+    if query(run, method, member) != member:  # the same u, along which other weights have other tangents
+        named["at"] = member.name
     return fingerprint("preconditioned", 1, direction=q, method=named, **factor_names(run, method, member))
 
 

@@ -53,7 +53,7 @@ def refuse_objectives(objectives: dict[str, Any], manifest: Manifest, model: Mod
         return
     labels = manifest.label_kind.called
     for name, objective in objectives.items():
-        if objective.needs & {"groups", "pairs"}:
+        if objective.needs & {"groups", "pairs", "classes"}:
             what = f"{name} is about predicted classes, and the labels are {labels}"
             raise UsageError(what, fix="use --objective utility")
         if "attack" in objective.needs and objective.kind(model) == "linear":

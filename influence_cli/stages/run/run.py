@@ -138,8 +138,12 @@ class Run:
         return [n for n, ms in self.members_of.items() if self.methods[n].needs == "tangents" and member in ms]
 
     def half_member(self) -> Member | None:
-        """The member at which the two halves of the target are compared: the first (members are nearly alike)."""
-        return next(iter(self.linear_members()), None)
+        """The member at which the two halves of the target are compared: the checkpoint itself, else the first."""
+        method = self.half_method()
+        if method is None:
+            return None
+        plain, members = self.plain_member(), self.members_of[method]
+        return plain if plain in members else members[0]
 
     def half_method(self) -> str | None:
         """The method whose scores are compared: the first with directions, which is ``score``'s own if it has any."""

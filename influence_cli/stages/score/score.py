@@ -231,7 +231,7 @@ def _append_members(table: pa.Table, first: Scores, per_member: bool, columns: l
     """Spread over the first column's members, and with ``per_member`` every member's score."""
     if first.by_member is not None and len(first.by_member) > 1:
         with np.errstate(invalid="ignore"):
-            table = table.append_column("score_std", nullable(_spread(first.by_member, first.weights)))
+            table = table.append_column("score_std", nullable(first.times * _spread(first.by_member, first.weights)))
         positive = np.average(first.by_member > 0, axis=0, weights=first.weights)
         positive[~np.isfinite(first.by_member).all(axis=0)] = np.nan
         table = table.append_column("agreement", nullable(np.maximum(positive, 1.0 - positive)))

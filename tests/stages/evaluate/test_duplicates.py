@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -164,6 +165,19 @@ def test_what_cannot_be_asked_exits_2(folder: Path, words: tuple[str, ...], said
     ran = asked(folder, *words)
     assert ran.code == 2
     assert said in ran.err
+
+
+def test_rows_with_numbers_for_labels_have_groups_too(tmp_path: Path) -> None:
+    table = feature_table([replace(e, label=0) for e in ROWS])
+    numbers = table.set_column(table.column_names.index("label"), "label", pa.array(np.linspace(0, 1, len(ROWS))))
+    write(numbers.replace_schema_metadata({"task": "regression"}), tmp_path / "m.parquet")
+    train_run(tmp_path / "m.parquet", tmp_path / "run", "mlp:16", raw_features=True)
+    ran = call_cli("score", "m.parquet", "--checkpoint", "run", "--method", "loss", "-o", "s.parquet", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    ran = call_cli("evaluate", "s.parquet", "--duplicates", "5%", "--json", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    found = ran.json["duplicates"]["groups"]
+    assert any({r["id"] for r in g["rows"]} >= {"copy-5"} for g in found)
 
 
 def test_a_limit_is_read_as_it_is_written() -> None:

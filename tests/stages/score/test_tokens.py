@@ -181,6 +181,14 @@ def test_members_and_several_methods_have_a_column_each_that_sums_to_theirs(home
     assert table.column("score").equals(table.column("score_ip_utility"))
 
 
+def test_sums_over_checkpoints_are_split_too(home: Path) -> None:
+    given = ("--model", "gpt:1x16", "--epochs", 2, "--optimizer", "sgd", "--lr", 0.01, "--keep-checkpoints", 2)
+    assert call_cli("retrain", "m.parquet", *given, "-o", "KEPT", "-q", cwd=home).code == 0
+    table = tokens(home, "--checkpoint", "KEPT", "--method", "tracin", "--precision", "fp64", output="t4.parquet")
+    for row, scores in by_row(table).items():
+        assert abs(scores.sum() - by_row(table, "row_score")[row][0]) <= 1e-11 * np.abs(scores).sum()
+
+
 def test_scores_over_the_rows_own_size_are_split_too(home: Path) -> None:
     table = tokens(home, "--relative", "--precision", "fp64", output="t3.parquet")
     plain = by_row(tokens(home, "--precision", "fp64", "--top", 50))

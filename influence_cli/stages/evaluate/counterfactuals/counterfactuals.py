@@ -21,6 +21,7 @@ from influence_cli.errors import ManifestError, ModelError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.methods.random import uniform_draws
 from influence_cli.model.checkpoints import Checkpoint, find_checkpoint
+from influence_cli.model.losses import loss_of
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import Inputs
 from influence_cli.stages.curate.score_table import ScoreTable, read_scores
@@ -134,8 +135,8 @@ def _open(request: CounterfactualRequest, listener: Listener, remember: bool = T
     random = uniform_draws(scores.train.ids, request.seed)
     pool = Pool(scores.train, used, columns, random, request.seed, request.seeds, refitter.deterministic)
     parts, brittleness = _parts(request, pool), None
-    if request.brittleness is not None and trainer.spec.is_language:
-        what = "--brittleness is about predicted classes that flip, and a language model predicts none"
+    if request.brittleness is not None and not loss_of(trainer.spec).by_class:
+        what = f"--brittleness is about predicted classes that flip, and {trainer.spec.name} predicts none"
         raise UsageError(what, fix="use --removal 1%,5% or --lds 50")
     if request.brittleness is not None:
         brittleness = Brittleness(pool, refitter, *open_scored_run(scores, request, remember), request.brittleness)

@@ -86,7 +86,7 @@ def open_trainer(checkpoint: str | None, manifest: Manifest, training: Training,
 def _spec(run: RunRecord, checkpoint: str | None, manifest: Manifest, training: Training, store: Store) -> ModelSpec:
     carried = run.model or None
     if carried is None and checkpoint is not None:
-        carried = find_model(checkpoint, is_own(training.model))[1]
+        carried = find_model(checkpoint, is_own(training.model), not manifest.labelled)[1]
     model = training.model
     if carried is not None and training.overrides.get("model") in (None, carried["name"]):
         named = Inputs(manifest.source, model=model)

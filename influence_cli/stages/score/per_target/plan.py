@@ -34,7 +34,7 @@ def describe(run: Run, session: Session, name: str, top: int, missing: int) -> d
         else _by_directions(run, session, members, missing)
     )
     blocks = -(-missing // about["target_rows_a_block"])
-    along = (Along(name, "", False, "", "", run.members_of[name][0]),) if missing and run.fit is not None else ()
+    along = (Along(name, "", False, "", "", run.members_of[name][0]),) if missing and name in run.solvers else ()
     every_fit = [fit for member in members for fit in missing_fits(run, session, member, [a.method for a in along])]
     fits = list({fit.factor: fit for fit in every_fit}.values())  # some are of several members
     solves = [replace(s, directions=missing, passes=blocks * s.passes) for s in missing_solves(run, session, along, {})]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from influence_cli.data.manifest import Rows
 from influence_cli.data.tables import provenance, with_provenance
 from influence_cli.errors import ModelError
-from influence_cli.methods.protocol import weighted_mean
+from influence_cli.methods.protocol import is_summed, weighted_mean
 from influence_cli.stages.run import names
 from influence_cli.stages.run.plan import missing_work
 from influence_cli.stages.run.quantities import QUANTITIES, Part
@@ -107,7 +107,7 @@ def _read(run: Run, session: Session, rows: Rows, direction: str, decomposition:
 
 
 def _column(run: Run, session: Session, rows: Rows, method: str, objective: str, decomposition: str) -> _Column:
-    """A method's scores of tokens: the mean over members, each over the size that rows are divided by, if they are."""
+    """A method's scores of tokens: their mean or sum over members, each over the size that rows are divided by."""
     stored, how = StoredRows(run, session, method), run.methods[method]
     place = {key.tobytes(): k for k, key in enumerate(run.train.row_keys)}
     own = [place[key.tobytes()] for key in rows.row_keys]
@@ -123,7 +123,8 @@ def _column(run: Run, session: Session, rows: Rows, method: str, objective: str,
             divided.append(how.divided(scores.astype(np.float64), value, length))
         members.append(ragged(divided))
         weights.append(member.weight)
-    mean = ragged(weighted_mean([m[k] for m in members], weights) for k in range(len(rows)))
+    times = sum(weights) if is_summed(how) else 1.0
+    mean = ragged(times * weighted_mean([m[k] for m in members], weights) for k in range(len(rows)))
     return _Column(column_name(run, f"{method}/{objective}"), mean)
 
 
