@@ -181,3 +181,18 @@ def test_a_regression_goes_from_its_csv_through_edits_back_to_it(tmp_path: Path)
     assert "these labels are no classes" in refused.err
     refused = call_cli(*f"retrain m.parquet {linear} --canaries 5% -o C".split(), cwd=tmp_path)
     assert (refused.code, "canaries are rows with another class" in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize("bad", [None, "k.A.", "true", "1'234", "5 €"])
+@pytest.mark.parametrize("labels", [("1.234", "2.500"), ("1,5", "2,25"), ("1.234,5", "007")])
+def test_a_bad_label_changes_no_other(bad: str | None, labels: tuple[str, str], tmp_path: Path) -> None:
+    lines = [f"0,12{k};{labels[k % 2]}" for k in range(8)] + ([f"0,5;{bad}"] if bad else [])
+    (tmp_path / "rows.csv").write_text("x;y\n" + "\n".join(lines) + "\n")
+    asked = IngestRequest(
+        str(tmp_path / "rows.csv"), str(tmp_path / "m.parquet"), Columns(task="regression"), skip_bad=True
+    )
+    found = make_manifest(asked)
+    want = {"1.234": 1234.0, "2.500": 2500.0, "1,5": 1.5, "2,25": 2.25, "1.234,5": 1234.5, "007": 7.0}
+    assert sorted(set(found.manifest.all_rows().labels.tolist())) == sorted(want[v] for v in labels)
+    assert "column y: 1,5 is read as 1.5, and 1.234 as 1234" in found.taken
+    assert len(found.skipped) == (bad is not None)
