@@ -24,9 +24,10 @@ _YES, _NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
 class BadLabel(ValueError):
     """What is wrong with a label, and what to do."""
 
-    def __init__(self, what: str, fix: str = "repair the row") -> None:
+    def __init__(self, what: str, fix: str = "repair the row", at: int | None = None) -> None:
         super().__init__(what)
         self.fix = fix
+        self.at = at  # which one of several labels it is
 
 
 @dataclass
@@ -168,7 +169,9 @@ def _several(task: str, names: Sequence[str] | None, tables: Tables) -> LabelRea
             texts.update(str(v) for v in column.unique().to_pylist() if v is not None)
     if lists:
         widths = {len(v) for v in lists if v is not None}
-        flags = {v for value in lists for v in value or () if v not in (0, 1) and str(v).lower() not in (*_YES, *_NO)}
+        flags = {
+            v for value in lists for v in value or () if v not in (None, 0, 1) and str(v).lower() not in (*_YES, *_NO)
+        }
         wide = next(iter(widths)) if len(widths) == 1 else 0
         columns = names is not None and wide == len(names) and all(isinstance(v, str) for v in flags)
         if (columns and not flags & set(names or ())) or (wide > 1 and not flags):
@@ -193,15 +196,16 @@ def _several(task: str, names: Sequence[str] | None, tables: Tables) -> LabelRea
 
 def _flags(values: Sequence[Any] | None, wide: int) -> list[int] | None:
     """0 or 1 for each label."""
-    if values is None or any(v is None or v != v for v in values):
+    if values is None:
         return None
     if len(values) != wide:
         raise BadLabel(f"{len(values)} labels where other rows have {wide}")
     found: list[int] = []
-    for v in values:
-        text = str(v).strip().lower()
+    for at, v in enumerate(values):
+        text = "" if v is None or v != v else str(v).strip().lower()
         if text not in (*_YES, *_NO) or text == "":
-            raise BadLabel(f"{v!r} is neither 0 nor 1", "write 1 where the label is there, else 0")
+            what = f"{v!r} is" if text else "a value is missing, which is"
+            raise BadLabel(f"{what} neither 0 nor 1", "write 1 where the label is there, else 0", at)
         found.append(int(text in _YES))
     return found
 

@@ -196,3 +196,20 @@ def test_a_bad_label_changes_no_other(bad: str | None, labels: tuple[str, str], 
     assert sorted(set(found.manifest.all_rows().labels.tolist())) == sorted(want[v] for v in labels)
     assert "column y: 1,5 is read as 1.5, and 1.234 as 1234" in found.taken
     assert len(found.skipped) == (bad is not None)
+
+
+@pytest.mark.parametrize("form", ["csv", "frame"])
+def test_an_empty_cell_among_columns_of_labels_is_a_bad_row(form: str, tmp_path: Path) -> None:
+    values = [[*map(float, column)] for column in FLAGS.T]
+    values[1][7] = float("nan") if form == "frame" else ""  # type: ignore[call-overload]
+    columns = dict(zip(("t1", "t2", "t3"), values, strict=True))
+    source: Any = csv(tmp_path, "t1,t2,t3", *values)
+    if form == "frame":
+        source = pa.table({"a": VALUES[:, 0], "b": VALUES[:, 1], **columns})
+    asked: dict[str, Any] = {"label": "t*", "task": "multi-label"}
+    with pytest.raises(ManifestError, match="column t2: a value is missing, which is neither 0 nor 1") as caught:
+        made(tmp_path, source, **asked)
+    assert "row id=row-7" in str(caught.value.where)
+    found = make_manifest(IngestRequest(source, str(tmp_path / "m.parquet"), Columns(**asked), skip_bad=True))
+    assert [name for name, _ in found.skipped] == ["row-7"]
+    assert np.array_equal(found.manifest.labels, np.delete(FLAGS, 7, axis=0))

@@ -27,7 +27,7 @@ def labels_of(of: Callable[[str], pa.Array], roles: Roles, column: str, seen: Se
         return _labels(of(column), roles.names, seen, column, where)
     if roles.labels:
         columns = [_flags(of(name), name, seen).to_pylist() for name in roles.labels]
-        return pa.array([[None if v is None else str(v) for v in row] for row in zip(*columns, strict=True)])
+        return pa.array([[None if v is None or v != v else str(v) for v in row] for row in zip(*columns, strict=True)])
     values = of(column)
     numeric = (
         seen.as_text and column in seen.surveys and seen.surveys[column].texts > 0 and seen.form(column) is not None
