@@ -189,7 +189,7 @@ def _several(task: str, names: Sequence[str] | None, tables: Tables) -> LabelRea
     note = f"labels stand in one text, with {delimiter!r} between; no text is none of the {len(found)} labels"
 
     def of(value: Any) -> list[int] | None:
-        return _there(split("" if value is None else value), place, len(found))
+        return None if value is None else _there(split(value), place, len(found))
 
     return LabelReader(task, found, kind, of, notes=[note])
 

@@ -213,3 +213,28 @@ def test_an_empty_cell_among_columns_of_labels_is_a_bad_row(form: str, tmp_path:
     found = make_manifest(IngestRequest(source, str(tmp_path / "m.parquet"), Columns(**asked), skip_bad=True))
     assert [name for name, _ in found.skipped] == ["row-7"]
     assert np.array_equal(found.manifest.labels, np.delete(FLAGS, 7, axis=0))
+
+
+@pytest.mark.parametrize("form", ["jsonl", "frame", "parquet", "csv"])
+def test_a_null_label_is_no_row_without_labels(form: str, tmp_path: Path) -> None:
+    tags = ["x;y", "", None, "y"] * 3
+    table = pa.table({"a": VALUES[:, 0], "b": VALUES[:, 1], "tags": tags})
+    source: Any = table
+    if form == "jsonl":
+        source = str(tmp_path / "rows.jsonl")
+        Path(source).write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    elif form == "parquet":
+        source = str(tmp_path / "rows.parquet")
+        pq.write_table(table, source)
+    elif form == "csv":
+        source = csv(tmp_path, "tags", [tag or "" for tag in tags])
+        assert made(tmp_path, source, label="tags", task="multi-label").labels.tolist() == [
+            *[[1, 1], [0, 0], [0, 0], [0, 1]] * 3
+        ]
+        return
+    asked = Columns(label="tags", task="multi-label")
+    with pytest.raises(ManifestError, match="column tags is null in 3 rows"):
+        make_manifest(IngestRequest(source, str(tmp_path / "m.parquet"), asked))
+    found = make_manifest(IngestRequest(source, str(tmp_path / "m.parquet"), asked, skip_bad=True))
+    assert [name for name, _ in found.skipped] == ["row-2", "row-6", "row-10"]
+    assert found.manifest.labels.tolist() == [[1, 1], [0, 0], [0, 1]] * 3

@@ -15,6 +15,8 @@ from influence_cli.data.sources.roles import Roles, Seen
 from influence_cli.data.sources.survey import MISSING, NUMBER, PLAIN, matches, text_of_bytes, texts_in
 from influence_cli.errors import ManifestError
 
+_SHEETS = (".xlsx", ".xlsm", ".xls", ".xlsb", ".ods")  # in which, as in a CSV, an empty text is an empty cell
+
 
 def labels_of(of: Callable[[str], pa.Array], roles: Roles, column: str, seen: Seen, where: str) -> pa.Array:
     """Labels as the reader of their task takes them: names or numbers, numbers, or lists or texts of several.
@@ -29,6 +31,9 @@ def labels_of(of: Callable[[str], pa.Array], roles: Roles, column: str, seen: Se
         columns = [_flags(of(name), name, seen).to_pylist() for name in roles.labels]
         return pa.array([[None if v is None or v != v else str(v) for v in row] for row in zip(*columns, strict=True)])
     values = of(column)
+    cells = seen.as_text or where.lower().endswith(_SHEETS)
+    if holds == SEVERAL and cells and (pa.types.is_null(values.type) or is_text(values.type)):
+        values = pc.fill_null(pc.cast(values, pa.string()), "")  # an empty cell says that there is none
     numeric = (
         seen.as_text and column in seen.surveys and seen.surveys[column].texts > 0 and seen.form(column) is not None
     )
