@@ -238,3 +238,30 @@ def test_a_null_label_is_no_row_without_labels(form: str, tmp_path: Path) -> Non
     found = make_manifest(IngestRequest(source, str(tmp_path / "m.parquet"), asked, skip_bad=True))
     assert [name for name, _ in found.skipped] == ["row-2", "row-6", "row-10"]
     assert found.manifest.labels.tolist() == [[1, 1], [0, 0], [0, 1]] * 3
+
+
+@pytest.mark.parametrize("write", [str, json.dumps, np.array])
+@pytest.mark.parametrize("flags", [False, True])
+def test_lists_that_are_written_as_text_are_lists(write: Any, flags: bool, tmp_path: Path) -> None:
+    lists = [row if flags else present(row) for row in FLAGS.tolist()]
+    table = pa.table({"a": VALUES[:, 0], "b": VALUES[:, 1], "tags": [str(write(row)) for row in lists]})
+    if write is np.array:
+        with pytest.raises(ManifestError, match="is no list with commas") as caught:
+            made(tmp_path, table, label="tags", task="multi-label")
+        assert "write labels with ; between" in caught.value.fix
+        return
+    found = made(tmp_path, table, label="tags", task="multi-label")
+    assert found.classes == (("0", "1", "2") if flags else NAMES)
+    assert np.array_equal(found.labels, FLAGS)
+
+
+def test_a_text_that_is_no_list_among_lists_is_a_bad_row(tmp_path: Path) -> None:
+    tags = [str(present(row)) for row in FLAGS[:-1]] + ["k.A."]
+    request = IngestRequest(
+        csv(tmp_path, "tags", [f'"{t}"' for t in tags]), str(tmp_path / "m.parquet"),
+        Columns(label="tags", task="multi-label"), skip_bad=True,
+    )  # fmt: skip
+    found = make_manifest(request)
+    assert [name for name, _ in found.skipped] == ["row-11"]
+    assert found.manifest.classes == NAMES
+    assert np.array_equal(found.manifest.labels, FLAGS[:-1])
