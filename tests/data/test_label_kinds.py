@@ -265,3 +265,34 @@ def test_a_text_that_is_no_list_among_lists_is_a_bad_row(tmp_path: Path) -> None
     assert [name for name, _ in found.skipped] == ["row-11"]
     assert found.manifest.classes == NAMES
     assert np.array_equal(found.manifest.labels, FLAGS[:-1])
+
+
+@pytest.mark.parametrize("form", ["csv", "frame"])
+@pytest.mark.parametrize("copy", ["same", "codes"])
+@pytest.mark.parametrize("task", ["regression", "ordinal"])
+def test_a_column_of_the_numbers_to_predict_is_refused(form: str, copy: str, task: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    y = rng.normal(size=60).round(3) if copy == "same" else rng.integers(0, 4, 60).astype(float)
+    table = {"a": rng.normal(size=60).round(3), "b": y if copy == "same" else 7 - 2 * y, "y": y}
+    source: Any = pa.table(table)
+    if form == "csv":
+        source = str(tmp_path / "rows.csv")
+        lines = [",".join(map(str, row)) for row in zip(*table.values(), strict=True)]
+        Path(source).write_text("a,b,y\n" + "\n".join(lines) + "\n")
+    with pytest.raises(ManifestError, match=r"column b is the label \(column y\)") as caught:
+        made(tmp_path, source, task=task)
+    assert "--drop-column b" in caught.value.fix
+    assert made(tmp_path, source, task=task, drop=("b",)).labels.tolist() == y.tolist()
+    assert made(tmp_path, source, task=task, features=("a", "b")).labels.tolist() == y.tolist()
+
+
+@pytest.mark.parametrize("copy", ["flag", "joined"])
+def test_a_column_that_says_several_labels_is_refused(copy: str, tmp_path: Path) -> None:
+    flags = np.random.default_rng(4).integers(0, 2, (60, 2))
+    again = flags[:, 1] if copy == "flag" else [";".join(present(row, ("u", "v"))) for row in flags]
+    table = pa.table({"a": np.arange(60) * 7 % 11, "b": again, "t1": flags[:, 0], "t2": flags[:, 1]})
+    of = "t2" if copy == "flag" else "t1, t2"
+    with pytest.raises(ManifestError, match=rf"column b is the label \(column {of}\)"):
+        made(tmp_path, table, label="t1,t2", task="multi-label")
+    found = made(tmp_path, table, label="t1,t2", task="multi-label", drop=("b",))
+    assert np.array_equal(found.labels, flags)
