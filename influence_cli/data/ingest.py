@@ -203,12 +203,15 @@ class _Conversion:
 
     def _label(self, value: Any, column: str) -> Any:
         """The label of what stands in a column; None for null."""
-        if column == CLEAN and (value == "" or value != value):
+        if column == CLEAN and (value == "" or value != value or (isinstance(value, list) and None in value)):
             return None
         try:
             return self.labels.of(value)
         except BadLabel as error:
-            named = (self.source.columns or {}).get({"label": "label"}.get(column, "clean")) or column
+            said = self.source.columns or {}
+            named = said.get({"label": "label"}.get(column, "clean")) or column
+            if error.at is not None and column == "label" and said.get("labels"):
+                named = said["labels"][error.at]
             raise BadPayload(f"column {named}: {error}", error.fix) from error
 
     def _split(self, given: str | None, payload: bytes) -> str:

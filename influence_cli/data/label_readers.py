@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -18,15 +20,19 @@ Tables = Callable[[], Iterator[pa.Table]]
 MOST_NUMBERS = 10_000  # different labels that are looked at
 MANY = 20  # different numbers, from which on they are looked at as quantities
 DELIMITERS = (";", "|", ",")  # between labels in a text
+_PART = r"""(?:'[^'\n]*'|"[^"\n]*"|[+-]?\d+\.?\d*|True|False)"""
+_LIST = rf"\[\s*{_PART}(?:(?:\s*,\s*|\s+){_PART})*\s*,?\s*\]"  # a text that is a list
+_COMMAS = rf"\[\s*{_PART}(?:\s*,\s*{_PART})*\s*,?\s*\]"  # NumPy writes none: Python would join its texts
 _YES, _NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
 
 
 class BadLabel(ValueError):
     """What is wrong with a label, and what to do."""
 
-    def __init__(self, what: str, fix: str = "repair the row") -> None:
+    def __init__(self, what: str, fix: str = "repair the row", at: int | None = None) -> None:
         super().__init__(what)
         self.fix = fix
+        self.at = at  # which one of several labels it is
 
 
 @dataclass
@@ -159,7 +165,7 @@ def _of_text(text: str) -> float | str | None:
 def _several(task: str, names: Sequence[str] | None, tables: Tables) -> LabelReader:
     """Labels that stand as 0 and 1 in lists, as lists of what is there, or as texts with delimiters."""
     kind = pa.list_(pa.int8())
-    lists, texts, found = list[Any](), set[str](), None
+    lists, texts = list[Any](), set[str]()
     for table in tables():
         column = table.column("label")
         if is_list(column.type):
@@ -167,18 +173,11 @@ def _several(task: str, names: Sequence[str] | None, tables: Tables) -> LabelRea
         else:
             texts.update(str(v) for v in column.unique().to_pylist() if v is not None)
     if lists:
-        widths = {len(v) for v in lists if v is not None}
-        flags = {v for value in lists for v in value or () if v not in (0, 1) and str(v).lower() not in (*_YES, *_NO)}
-        wide = next(iter(widths)) if len(widths) == 1 else 0
-        columns = names is not None and wide == len(names) and all(isinstance(v, str) for v in flags)
-        if (columns and not flags & set(names or ())) or (wide > 1 and not flags):
-            return LabelReader(task, tuple(names or map(str, range(wide))), kind, lambda v: _flags(v, wide))
-        every = {v for value in lists for v in value or () if v is not None}
-        found = tuple(names or (str(v) for v in sorted(every, key=lambda v: (isinstance(v, str), v))))
-        by_name = {int(v): k for k, v in enumerate(found) if v.isdecimal()}
-        numbers = {k: k for k, _ in enumerate(names)} if names else by_name
-        place = {name: k for k, name in enumerate(found)} | numbers
-        return LabelReader(task, found, kind, lambda v: _there(v, place, len(found)))
+        return _of_lists(task, names, lists)
+    if any(looks_listed(text) for text in texts):
+        reader = _of_lists(task, names, [found for text in sorted(texts) if (found := _listed_or_none(text))])
+        note = "labels stand in lists that are written as text"
+        return replace(reader, of=lambda v: reader.of(_listed(v)), notes=[note])
     delimiter = next((d for d in DELIMITERS if any(d in text for text in texts)), ";")
     split = lambda text: [part.strip() for part in str(text).split(delimiter) if part.strip()]  # noqa: E731
     found = tuple(names or sorted({part for text in texts for part in split(text)}))
@@ -186,22 +185,70 @@ def _several(task: str, names: Sequence[str] | None, tables: Tables) -> LabelRea
     note = f"labels stand in one text, with {delimiter!r} between; no text is none of the {len(found)} labels"
 
     def of(value: Any) -> list[int] | None:
-        return _there(split("" if value is None else value), place, len(found))
+        return None if value is None else _there(split(value), place, len(found))
 
     return LabelReader(task, found, kind, of, notes=[note])
 
 
+def _of_lists(task: str, names: Sequence[str] | None, lists: Sequence[Any]) -> LabelReader:
+    """Labels that stand in lists: 0 and 1 for each label, or what is there."""
+    kind = pa.list_(pa.int8())
+    widths = {len(v) for v in lists if v is not None}
+    flags = {v for value in lists for v in value or () if v not in (None, 0, 1) and str(v).lower() not in (*_YES, *_NO)}
+    wide = next(iter(widths)) if len(widths) == 1 else 0
+    columns = names is not None and wide == len(names) and all(isinstance(v, str) for v in flags)
+    if (columns and not flags & set(names or ())) or (wide > 1 and not flags):
+        return LabelReader(task, tuple(names or map(str, range(wide))), kind, lambda v: _flags(v, wide))
+    every = {v for value in lists for v in value or () if v is not None}
+    found = tuple(names or (str(v) for v in sorted(every, key=lambda v: (isinstance(v, str), v))))
+    by_name = {int(v): k for k, v in enumerate(found) if v.isdecimal()}
+    numbers = {k: k for k, _ in enumerate(names)} if names else by_name
+    place = {name: k for k, name in enumerate(found)} | numbers
+    return LabelReader(task, found, kind, lambda v: _there(v, place, len(found)))
+
+
+def looks_listed(text: str) -> bool:
+    """Whether a text is a list as Python, JSON or NumPy write it: ['sport', 'art'] or [1 0]; [a] is a name."""
+    return re.fullmatch(_LIST, text.strip()) is not None
+
+
+def _listed(value: Any) -> Any:
+    """The list that a text writes; others, and null, as they are."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if not text:
+        return None
+    try:
+        joined = looks_listed(text) and not re.fullmatch(_COMMAS, text)
+        found = None if joined else ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(v, str | int | float) for v in found):
+        fix = "write labels with ; between (sport;art), or as a list with commas: ['sport', 'art'] or [1, 0]"
+        raise BadLabel(f"{value!r} is no list with commas, as other rows have", fix)
+    return found
+
+
+def _listed_or_none(text: str) -> Any:
+    try:
+        return _listed(text)
+    except BadLabel:
+        return None
+
+
 def _flags(values: Sequence[Any] | None, wide: int) -> list[int] | None:
     """0 or 1 for each label."""
-    if values is None or any(v is None or v != v for v in values):
+    if values is None:
         return None
     if len(values) != wide:
         raise BadLabel(f"{len(values)} labels where other rows have {wide}")
     found: list[int] = []
-    for v in values:
-        text = str(v).strip().lower()
+    for at, v in enumerate(values):
+        text = "" if v is None or v != v else str(v).strip().lower()
         if text not in (*_YES, *_NO) or text == "":
-            raise BadLabel(f"{v!r} is neither 0 nor 1", "write 1 where the label is there, else 0")
+            what = f"{v!r} is" if text else "a value is missing, which is"
+            raise BadLabel(f"{what} neither 0 nor 1", "write 1 where the label is there, else 0", at)
         found.append(int(text in _YES))
     return found
 

@@ -181,3 +181,118 @@ def test_a_regression_goes_from_its_csv_through_edits_back_to_it(tmp_path: Path)
     assert "these labels are no classes" in refused.err
     refused = call_cli(*f"retrain m.parquet {linear} --canaries 5% -o C".split(), cwd=tmp_path)
     assert (refused.code, "canaries are rows with another class" in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize("bad", [None, "k.A.", "true", "1'234", "5 €"])
+@pytest.mark.parametrize("labels", [("1.234", "2.500"), ("1,5", "2,25"), ("1.234,5", "007")])
+def test_a_bad_label_changes_no_other(bad: str | None, labels: tuple[str, str], tmp_path: Path) -> None:
+    lines = [f"0,12{k};{labels[k % 2]}" for k in range(8)] + ([f"0,5;{bad}"] if bad else [])
+    (tmp_path / "rows.csv").write_text("x;y\n" + "\n".join(lines) + "\n")
+    asked = IngestRequest(
+        str(tmp_path / "rows.csv"), str(tmp_path / "m.parquet"), Columns(task="regression"), skip_bad=True
+    )
+    found = make_manifest(asked)
+    want = {"1.234": 1234.0, "2.500": 2500.0, "1,5": 1.5, "2,25": 2.25, "1.234,5": 1234.5, "007": 7.0}
+    assert sorted(set(found.manifest.all_rows().labels.tolist())) == sorted(want[v] for v in labels)
+    assert "column y: 1,5 is read as 1.5, and 1.234 as 1234" in found.taken
+    assert len(found.skipped) == (bad is not None)
+
+
+@pytest.mark.parametrize("form", ["csv", "frame"])
+def test_an_empty_cell_among_columns_of_labels_is_a_bad_row(form: str, tmp_path: Path) -> None:
+    values = [[*map(float, column)] for column in FLAGS.T]
+    values[1][7] = float("nan") if form == "frame" else ""  # type: ignore[call-overload]
+    columns = dict(zip(("t1", "t2", "t3"), values, strict=True))
+    source: Any = csv(tmp_path, "t1,t2,t3", *values)
+    if form == "frame":
+        source = pa.table({"a": VALUES[:, 0], "b": VALUES[:, 1], **columns})
+    asked: dict[str, Any] = {"label": "t*", "task": "multi-label"}
+    with pytest.raises(ManifestError, match="column t2: a value is missing, which is neither 0 nor 1") as caught:
+        made(tmp_path, source, **asked)
+    assert "row id=row-7" in str(caught.value.where)
+    found = make_manifest(IngestRequest(source, str(tmp_path / "m.parquet"), Columns(**asked), skip_bad=True))
+    assert [name for name, _ in found.skipped] == ["row-7"]
+    assert np.array_equal(found.manifest.labels, np.delete(FLAGS, 7, axis=0))
+
+
+@pytest.mark.parametrize("form", ["jsonl", "frame", "parquet", "csv"])
+def test_a_null_label_is_no_row_without_labels(form: str, tmp_path: Path) -> None:
+    tags = ["x;y", "", None, "y"] * 3
+    table = pa.table({"a": VALUES[:, 0], "b": VALUES[:, 1], "tags": tags})
+    source: Any = table
+    if form == "jsonl":
+        source = str(tmp_path / "rows.jsonl")
+        Path(source).write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    elif form == "parquet":
+        source = str(tmp_path / "rows.parquet")
+        pq.write_table(table, source)
+    elif form == "csv":
+        source = csv(tmp_path, "tags", [tag or "" for tag in tags])
+        assert made(tmp_path, source, label="tags", task="multi-label").labels.tolist() == [
+            *[[1, 1], [0, 0], [0, 0], [0, 1]] * 3
+        ]
+        return
+    asked = Columns(label="tags", task="multi-label")
+    with pytest.raises(ManifestError, match="column tags is null in 3 rows"):
+        make_manifest(IngestRequest(source, str(tmp_path / "m.parquet"), asked))
+    found = make_manifest(IngestRequest(source, str(tmp_path / "m.parquet"), asked, skip_bad=True))
+    assert [name for name, _ in found.skipped] == ["row-2", "row-6", "row-10"]
+    assert found.manifest.labels.tolist() == [[1, 1], [0, 0], [0, 1]] * 3
+
+
+@pytest.mark.parametrize("write", [str, json.dumps, np.array])
+@pytest.mark.parametrize("flags", [False, True])
+def test_lists_that_are_written_as_text_are_lists(write: Any, flags: bool, tmp_path: Path) -> None:
+    lists = [row if flags else present(row) for row in FLAGS.tolist()]
+    table = pa.table({"a": VALUES[:, 0], "b": VALUES[:, 1], "tags": [str(write(row)) for row in lists]})
+    if write is np.array:
+        with pytest.raises(ManifestError, match="is no list with commas") as caught:
+            made(tmp_path, table, label="tags", task="multi-label")
+        assert "write labels with ; between" in caught.value.fix
+        return
+    found = made(tmp_path, table, label="tags", task="multi-label")
+    assert found.classes == (("0", "1", "2") if flags else NAMES)
+    assert np.array_equal(found.labels, FLAGS)
+
+
+def test_a_text_that_is_no_list_among_lists_is_a_bad_row(tmp_path: Path) -> None:
+    tags = [str(present(row)) for row in FLAGS[:-1]] + ["k.A."]
+    request = IngestRequest(
+        csv(tmp_path, "tags", [f'"{t}"' for t in tags]), str(tmp_path / "m.parquet"),
+        Columns(label="tags", task="multi-label"), skip_bad=True,
+    )  # fmt: skip
+    found = make_manifest(request)
+    assert [name for name, _ in found.skipped] == ["row-11"]
+    assert found.manifest.classes == NAMES
+    assert np.array_equal(found.manifest.labels, FLAGS[:-1])
+
+
+@pytest.mark.parametrize("form", ["csv", "frame"])
+@pytest.mark.parametrize("copy", ["same", "codes"])
+@pytest.mark.parametrize("task", ["regression", "ordinal"])
+def test_a_column_of_the_numbers_to_predict_is_refused(form: str, copy: str, task: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    y = rng.normal(size=60).round(3) if copy == "same" else rng.integers(0, 4, 60).astype(float)
+    table = {"a": rng.normal(size=60).round(3), "b": y if copy == "same" else 7 - 2 * y, "y": y}
+    source: Any = pa.table(table)
+    if form == "csv":
+        source = str(tmp_path / "rows.csv")
+        lines = [",".join(map(str, row)) for row in zip(*table.values(), strict=True)]
+        Path(source).write_text("a,b,y\n" + "\n".join(lines) + "\n")
+    with pytest.raises(ManifestError, match=r"column b is the label \(column y\)") as caught:
+        made(tmp_path, source, task=task)
+    assert "--drop-column b" in caught.value.fix
+    assert made(tmp_path, source, task=task, drop=("b",)).labels.tolist() == y.tolist()
+    assert made(tmp_path, source, task=task, features=("a", "b")).labels.tolist() == y.tolist()
+
+
+@pytest.mark.parametrize("copy", ["flag", "joined"])
+def test_a_column_that_says_several_labels_is_refused(copy: str, tmp_path: Path) -> None:
+    flags = np.random.default_rng(4).integers(0, 2, (60, 2))
+    again = flags[:, 1] if copy == "flag" else [";".join(present(row, ("u", "v"))) for row in flags]
+    table = pa.table({"a": np.arange(60) * 7 % 11, "b": again, "t1": flags[:, 0], "t2": flags[:, 1]})
+    of = "t2" if copy == "flag" else "t1, t2"
+    with pytest.raises(ManifestError, match=rf"column b is the label \(column {of}\)"):
+        made(tmp_path, table, label="t1,t2", task="multi-label")
+    found = made(tmp_path, table, label="t1,t2", task="multi-label", drop=("b",))
+    assert np.array_equal(found.labels, flags)

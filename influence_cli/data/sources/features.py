@@ -200,11 +200,7 @@ def _vector(column: Survey) -> Judged:
 
 
 def _number(column: Survey, form: str, unit: str) -> Judged:
-    notes, missing = [], bool(column.missing or column.markers)
-    if form in _READ:
-        notes.append(f"column {column.name}: {_READ[form]}")
-    if unit:
-        notes.append(f"column {column.name}: numbers are read without their {unit}")
+    notes, missing = said_of_form(column.name, form, unit), bool(column.missing or column.markers)
     if column.texts and column.whole and EXACT_WHOLE < max(abs(column.low), abs(column.high)) < np.inf:
         return Judged(
             None, f"its whole numbers are too long to be exact (above {EXACT_WHOLE:,.0f}), as identifiers are"
@@ -223,6 +219,12 @@ _READ = {
     COMMA: "1,5 is read as 1.5, and 1.234 as 1234", THOUSANDS: "1,234 is read as 1234",
     SPACED: "1 234 is read as 1234", TRUTH: "true is read as 1, and false as 0",
 }  # fmt: skip
+
+
+def said_of_form(column: str, form: str, unit: str) -> list[str]:
+    """How a column's numbers are read, in sentences; none for plain ones."""
+    read = [f"column {column}: {_READ[form]}"] if form in _READ else []
+    return [*read, f"column {column}: numbers are read without their {unit}"] if unit else read
 
 
 def origin_of(column: Survey) -> float:

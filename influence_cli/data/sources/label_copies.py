@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from influence_cli.errors import ManifestError
 SAME = 0.99  # share of rows, and of each label's on average, above which a column is the label: predictions of it are
 CHANCE_BITS = 10.0  # that a column agrees by chance is less likely than 2 to the minus this, over all columns
 MOST_LABELS = 1_000  # more are no classes
+FEWEST_NUMBERS = 6  # different ones, that another column has in the same rows by no chance
 
 Pairs = Counter[tuple[str, str]]  # how many rows have a value and a label
 
@@ -34,11 +35,14 @@ class LabelCopy:
     values: int
     same: int
     rows: int
+    equal: bool = False  # its numbers are those of the label
 
     def said(self, label: str) -> str:
         """What it is, in a sentence."""
         share = math.floor(1000 * self.same / self.rows) / 10  # 99.96 % is not 100 %
         where = f"all {self.rows:,} rows" if self.same == self.rows else f"{share:.1f} % of rows"
+        if self.equal:
+            return f"column {self.column} is the label (column {label}): the same number stands in {where}"
         return (
             f"column {self.column} is the label (column {label}) under another name: "
             f"each of its {self.values} values stands for one label in {where}"
@@ -62,15 +66,47 @@ def label_copies(tables: Iterable[pa.Table], label: str, columns: Iterable[str],
     return [copy for name, found in pairs.items() if (copy := _copy(name, found, width)) is not None]
 
 
-def refuse_copies(copies: Sequence[LabelCopy], label: str, where: str) -> None:
-    """Refuse columns that are the label.  Raises ManifestError: there is one."""
+def number_copies(
+    tables: Iterable[Mapping[str, NDArray[np.float64]]], label: str, columns: Iterable[str], rows: int
+) -> list[LabelCopy]:
+    """The columns whose numbers are the label's, of ``rows`` rows in all; tables give each column's numbers [n].
+
+    They are also the same in rows that have another label than the commonest: many labels are mostly 0.
+    """
+    parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in columns}  # [n, 2], label and column
+    unlike = Counter[str]()
+    for table in tables:
+        for name in list(parts):
+            pair = np.stack([table[label], table[name]], axis=1)
+            pair = pair[np.isfinite(pair).all(axis=1)]
+            unlike[name] += int((pair[:, 0] != pair[:, 1]).sum())
+            parts[name].append(pair)
+            if unlike[name] > (1 - SAME) * rows:
+                del parts[name]
+        if not parts:
+            return []
+    found: list[LabelCopy] = []
+    for name, pairs in parts.items():
+        both = np.concatenate(pairs)
+        labels, counts = np.unique(both[:, 0], return_counts=True)
+        if len(labels) < FEWEST_NUMBERS:
+            continue
+        same = both[:, 0] == both[:, 1]
+        rare = both[:, 0] != labels[counts.argmax()]
+        if min(same.mean(), same[rare].mean()) > SAME:
+            found.append(LabelCopy(name, len(labels), int(same.sum()), len(both), equal=True))
+    return found
+
+
+def refuse_copies(copies: Sequence[tuple[str, LabelCopy]], where: str) -> None:
+    """Refuse columns that are the label, each with the label that it is.  Raises ManifestError: there is one."""
     if not copies:
         return
-    names = [copy.column for copy in copies]
+    names = [copy.column for _, copy in copies]
     flags = " ".join(f"--drop-column {shlex.quote(name)}" for name in names)
     it, they, noun = ("it", "it is", "column") if len(names) == 1 else ("them", "they are", "columns")
     fix = f"pass {flags} to leave {it} out; where {they} known before the label is, name all features with --features"
-    what = "; ".join(copy.said(label) for copy in copies)
+    what = "; ".join(copy.said(label) for label, copy in copies)
     raise ManifestError(what, where=f"{where}, {noun} {', '.join(names)}", fix=fix)
 
 

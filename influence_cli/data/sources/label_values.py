@@ -10,10 +10,12 @@ import pyarrow as pa
 from influence_cli.data.kinds.protocol import is_text
 from influence_cli.data.label_kinds import CLASSES, NUMBERS, SEVERAL, TASKS
 from influence_cli.data.plain_types import is_list, pc
-from influence_cli.data.sources.features import as_texts, numbers_of
+from influence_cli.data.sources.features import as_texts, numbers_of, said_of_form
 from influence_cli.data.sources.roles import Roles, Seen
-from influence_cli.data.sources.survey import NUMBER, PLAIN, matches, text_of_bytes, texts_in
+from influence_cli.data.sources.survey import MISSING, NUMBER, PLAIN, matches, text_of_bytes, texts_in
 from influence_cli.errors import ManifestError
+
+_SHEETS = (".xlsx", ".xlsm", ".xls", ".xlsb", ".ods")  # in which, as in a CSV, an empty text is an empty cell
 
 
 def labels_of(of: Callable[[str], pa.Array], roles: Roles, column: str, seen: Seen, where: str) -> pa.Array:
@@ -27,8 +29,11 @@ def labels_of(of: Callable[[str], pa.Array], roles: Roles, column: str, seen: Se
         return _labels(of(column), roles.names, seen, column, where)
     if roles.labels:
         columns = [_flags(of(name), name, seen).to_pylist() for name in roles.labels]
-        return pa.array([[None if v is None else str(v) for v in row] for row in zip(*columns, strict=True)])
+        return pa.array([[None if v is None or v != v else str(v) for v in row] for row in zip(*columns, strict=True)])
     values = of(column)
+    cells = seen.as_text or where.lower().endswith(_SHEETS)
+    if holds == SEVERAL and cells and (pa.types.is_null(values.type) or is_text(values.type)):
+        values = pc.fill_null(pc.cast(values, pa.string()), "")  # an empty cell says that there is none
     numeric = (
         seen.as_text and column in seen.surveys and seen.surveys[column].texts > 0 and seen.form(column) is not None
     )
@@ -65,10 +70,29 @@ def _labels(values: pa.Array, names: bool, seen: Seen, column: str, where: str) 
 
 
 def _flags(values: pa.Array, column: str, seen: Seen) -> pa.Array:
-    """A column of numbers as numbers, in whatever form a file of text writes them; as it is where it has others."""
-    form = seen.form(column) if seen.as_text or is_text(values.type) else (PLAIN, "")
-    if form is None or not is_text(values.type):
+    """A column of numbers as numbers, in whatever form a file of text writes them.
+
+    Where it holds other texts too, they stay, and numbers are plain text: a bad label changes no other.
+    """
+    survey = seen.surveys.get(column)
+    if survey is None or not is_text(values.type):
         return values
-    numbers = numbers_of(values, *form)
-    written = pc.fill_null(matches(texts_in(values), "(?i)^[+-]?inf"), False).to_numpy(zero_copy_only=False)
-    return pa.array(numbers, mask=np.isnan(numbers) & ~written)
+    texts = texts_in(values)
+    numbers = survey.numbers_in(texts, seen.marks)
+    infinite = pc.fill_null(matches(texts, "(?i)^[+-]?inf"), False).to_numpy(zero_copy_only=False)
+    none = np.isnan(numbers) & ~infinite
+    form = survey.form(seen.marks)
+    if form is not None and form == survey.number_form(seen.marks):
+        return pa.array(numbers, mask=none)
+    missing = pc.or_kleene(pc.is_in(texts, pa.array(MISSING, texts.type)), matches(texts, "(?i)^[+-]?nan$"))
+    texts = pc.if_else(missing, pa.scalar(None, texts.type), texts)
+    return pa.array([t if n else repr(v) for t, v, n in zip(texts.to_pylist(), numbers.tolist(), none, strict=True)])
+
+
+def said_of_numbers(roles: Roles, seen: Seen) -> list[str]:
+    """A sentence on how labels that are numbers are read, where they are no plain ones."""
+    survey = seen.surveys.get(roles.label)
+    if TASKS[roles.task].holds != NUMBERS or survey is None or not survey.texts:
+        return []
+    form, unit = survey.number_form(seen.marks) or (PLAIN, "")
+    return said_of_form(roles.label, form, unit)

@@ -7,6 +7,7 @@ may have thousands separators, a decimal comma, or all the same currency or perc
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -107,6 +108,8 @@ class Survey:
     bare: int = 0  # different texts without
     strange: str = ""  # a text that is no number
     _forms: set[str] = field(default_factory=lambda: set(_FORMS) - {PLAIN})  # that fit every text that is no number
+    _written: Counter[str] = field(default_factory=Counter)  # how many texts that are no plain numbers are such ones
+    _signs: set[str] = field(default_factory=set)  # units of texts that are numbers; "" for none
     _odd: bool = False  # some text is no plain number
     _formed: bool = False  # ... nor one with a unit
     _decimal_point: bool = False
@@ -187,12 +190,14 @@ class Survey:
             self._range(found[~np.isnan(found)])
             self.bare += len(numbers)
             self._date = False
+            self._signs.add("")
         odd = different.filter(pc.invert(plain))
         marker = pc.is_in(odd, pa.array(MISSING, odd.type))
         self.markers.update(odd.filter(marker).to_pylist())
         odd = odd.filter(pc.invert(marker))
         if len(odd):
             self._add_odd(odd)
+            self._add_written(odd)
 
     def _add_odd(self, odd: pa.Array) -> None:
         """Different texts that are neither plain numbers nor stand for a missing one."""
@@ -213,6 +218,40 @@ class Survey:
         for form in self._forms - {TRUTH} if len(rest) else ():
             found = as_numbers(rest, form, False)
             self.low, self.high = min(self.low, float(np.nanmin(found))), max(self.high, float(np.nanmax(found)))
+
+    def _add_written(self, odd: pa.Array) -> None:
+        """What different texts, none of them a plain number, say of how numbers are written."""
+        bare = without_units(odd)
+        plain = matches(bare, _FORMS[PLAIN])
+        fits = {form: matches(bare, _FORMS[form]) for form in (THOUSANDS, SPACED, COMMA)}
+        other = pc.or_(pc.or_(fits[THOUSANDS], fits[SPACED]), fits[COMMA])
+        self._written.update({form: fit.true_count for form, fit in fits.items()})
+        for text in odd.filter(pc.or_(plain, other)).to_pylist() if len(self._signs) < 2 else ():
+            self._signs.add(next((sign for sign in "$€£¥%" if sign in text), ""))
+
+    def number_form(self, marks: str = "") -> tuple[str, str] | None:
+        """How those of its texts that are numbers write them, whatever the others say; None where none is one."""
+        if not self._signs:
+            return self.form(marks)
+        unit = "" if "" in self._signs else min(self._signs)
+        if marks == "," and self._pointed and not self._decimal_point:
+            return COMMA, unit
+        forms = self._most_written - ({COMMA} if self._decimal_point else set())
+        order = (COMMA, THOUSANDS, SPACED) if marks else (THOUSANDS, COMMA, SPACED)
+        return next((form for form in order if form in forms), PLAIN), unit
+
+    @property
+    def _most_written(self) -> set[str]:
+        """The forms that most of its numbers have, of those that are no plain ones."""
+        most = max(self._written.values(), default=0)
+        return {form for form, count in self._written.items() if count == most > 0}
+
+    def numbers_in(self, texts: pa.Array, marks: str = "") -> NDArray[np.float64]:
+        """The numbers [n] that texts of the column write in its form of numbers; NaN where a text is in none."""
+        form = self.number_form(marks) or (PLAIN, "")
+        bare = without_units(texts) if form[1] else texts
+        fits = pc.or_(matches(bare, _FORMS[PLAIN]), matches(bare, _FORMS[form[0]]))
+        return as_numbers(pc.if_else(fits, texts, pa.scalar(None, texts.type)), form[0], bool(form[1]))
 
     def form(self, marks: str = "") -> tuple[str, str] | None:
         """How its texts write numbers, and their unit; None where they are texts.
@@ -236,6 +275,11 @@ class Survey:
     def decimal_comma(self) -> bool:
         """Whether its numbers have a decimal comma for sure."""
         return self._formed and COMMA in self._forms and THOUSANDS not in self._forms and not self._decimal_point
+
+    @property
+    def comma_numbers(self) -> bool:
+        """Whether those of its texts that are numbers have a decimal comma for sure."""
+        return self._most_written == {COMMA} and not self._decimal_point
 
     @property
     def odd_numbers(self) -> bool:

@@ -19,19 +19,20 @@ import pyarrow as pa
 from influence_cli.data.classes import CLEAN, read_names
 from influence_cli.data.frames import as_table, index_said, name_of
 from influence_cli.data.kinds.protocol import is_text
-from influence_cli.data.label_kinds import CLASSES, DEFAULT, SEVERAL, TASKS
+from influence_cli.data.label_kinds import CLASSES, DEFAULT, NUMBERS, SEVERAL, TASKS
 from influence_cli.data.plain_types import pc, plain_table
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.chunks import Chunk, Chunks, without_dropped
+from influence_cli.data.sources.copies_by_task import copies_of
 from influence_cli.data.sources.features import (
     as_texts,
     column_of,
     numbers_of,
     with_medians,
 )
-from influence_cli.data.sources.label_copies import label_copies, refuse_copies
+from influence_cli.data.sources.label_copies import refuse_copies
 from influence_cli.data.sources.label_deciders import label_deciders, said_of_deciders
-from influence_cli.data.sources.label_values import labels_of
+from influence_cli.data.sources.label_values import labels_of, said_of_numbers
 from influence_cli.data.sources.like_earlier import later, recipe_of
 from influence_cli.data.sources.payload_columns import payload_columns
 from influence_cli.data.sources.protocol import (
@@ -130,6 +131,7 @@ def table_source(
     else:
         recipe, classes = recipe_of(columns.like)
         roles = later(seen, columns, recipe, columns.like)
+    roles = replace(roles, notes=(*roles.notes, *said_of_numbers(roles, seen)))
     counts = Counter[str]()
 
     def tables() -> Iterator[pa.Table]:
@@ -152,15 +154,13 @@ def table_source(
 def _decided(chunks: Chunks, seen: Seen, columns: Columns) -> Roles:
     """The role of every column, with the medians of its features; one that is the label is refused, unless named."""
     roles = decide(seen, columns)
-    tables = (chunk.table for chunk in chunks())
-    features = [f.column for f in roles.features]
     by_class = TASKS[roles.task].holds == CLASSES
-    copies = label_copies(tables, roles.label, features, seen.rows) if by_class else []
+    copies = copies_of(chunks, roles, seen)
     if len(copies) < len(roles.features):  # otherwise nothing would be left
-        refuse_copies([copy for copy in copies if copy.column not in columns.features], roles.label, seen.where)
-    roles = replace(roles, notes=(*roles.notes, *(copy.said(roles.label) for copy in copies)))
+        refuse_copies([(of, copy) for of, copy in copies if copy.column not in columns.features], seen.where)
+    roles = replace(roles, notes=(*roles.notes, *(copy.said(of) for of, copy in copies)))
     tables = (chunk.table for chunk in chunks())
-    named = {copy.column for copy in copies}
+    named = {copy.column for _, copy in copies}
     deciding = label_deciders(tables, roles.label, roles.features, named) if by_class else []
     roles = replace(roles, notes=(*roles.notes, *said_of_deciders(deciding, roles.label)))
     features = with_medians(roles.features, seen.rows, lambda: _trained(chunks, roles))
@@ -200,7 +200,9 @@ def look_at(chunks: Chunks, columns: Columns, as_text: bool, marks: str = "") ->
         rows += chunk.table.num_rows
     if not rows:
         raise ManifestError("the table has no rows", where=where, fix="give a table with a row for each example")
-    if any(survey.decimal_comma for survey in surveys.values()):
+    numbers = TASKS[columns.task or DEFAULT].holds == NUMBERS
+    labels = [s for name, s in surveys.items() if name == columns.label or (name.lower() in LABEL_NAMES and numbers)]
+    if any(s.decimal_comma for s in surveys.values()) or (numbers and any(s.comma_numbers for s in labels)):
         marks = ","
     return Seen(types, surveys, as_text, marks, where, rows)
 
