@@ -74,7 +74,7 @@ PREPARED = {  # what stands in the folder when the document begins, beside the d
     "gate": [TRAINED, SCORED],
     "store": [TRAINED, SCORED],
     "text": [],
-    "methods": [],
+    "methods": [TRAINED],
 }
 SET_UP = ("python3 -m venv", ".venv/bin/", "set -euo pipefail")  # lines of a shell that no test repeats
 

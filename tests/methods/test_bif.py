@@ -366,9 +366,9 @@ def test_a_loss_of_the_task_needs_damping_and_step() -> None:
 
     own = OwnLoss(lambda z, y: F.cross_entropy(z, y, reduction="none"))
     with pytest.raises(UsageError, match="a loss of its own") as raised:
-        BIF().check_run(own, "fp32")
+        BIF().check_loss(own, "fp32")
     assert "bif.step=X" in raised.value.fix
-    BIF(damping=0.1, step=0.1).check_run(own, "fp32")
+    BIF(damping=0.1, step=0.1).check_loss(own, "fp32")
 
 
 def test_texts_of_several_lengths_and_their_twins(tmp_path: Path) -> None:

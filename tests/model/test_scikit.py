@@ -87,7 +87,7 @@ def test_a_model_that_was_fitted_on_arrays_takes_the_columns_of_numbers() -> Non
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        (LinearRegression(), "predicts numbers"),
+        (LinearRegression(), "classifiers are taken"),
         (RandomForestClassifier(n_estimators=2), "no cross-entropy"),
         (SGDClassifier(), "loss 'hinge'"),
         (LogisticRegression(), "not fitted"),
