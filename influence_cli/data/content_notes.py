@@ -33,8 +33,8 @@ def content_notes(manifest: Manifest, group: str | None = None) -> list[str]:
             notes.append(f"{len(ids)} {other} rows are also train rows (same payload): {', '.join(ids[:5])}")
     first = positions(manifest.payload_keys, manifest.payload_keys)
     again = np.flatnonzero(first != np.arange(len(first)))
-    differ = manifest.label_kind.differ(manifest.labels, manifest.labels[first]) if len(first) else again
-    clashing = [k for k in again.tolist() if differ[k]]
+    differ = manifest.label_kind.differ(manifest.labels, manifest.labels[first])
+    clashing = again[differ[again]].tolist()
     if len(again):
         notes.append(f"{len(again)} rows repeat the payload of an earlier row")
     if clashing:

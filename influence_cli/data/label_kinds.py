@@ -70,10 +70,6 @@ class LabelKind:
         """One label as a plain value, for lines of text: by name where it has one."""
         raise NotImplementedError
 
-    def refuse_others(self, what: str, fix: str) -> None:
-        """Refuse what only classes have.  Raises ManifestError: labels are none."""
-        raise ManifestError(f"{what}, and the labels are {self.called}", fix=fix)
-
     @property
     def called(self) -> str:
         """What the labels are, in a sentence."""

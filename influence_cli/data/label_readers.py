@@ -83,6 +83,8 @@ def _survey(names: Sequence[str] | None, tables: Tables) -> tuple[tuple[str, ...
 
     Labels have names where they are names, or numbers that do not count from 0.
     """
+    if names:
+        return tuple(names), [], None
     found, clean, numbers, rows = set[str](), set[str](), set[int](), 0
     for table in tables():
         rows += table.num_rows
@@ -90,8 +92,6 @@ def _survey(names: Sequence[str] | None, tables: Tables) -> tuple[tuple[str, ...
         if len(numbers) <= MOST_NUMBERS:
             numbers |= _numbers_in(table)
         clean |= _names_in(table, CLEAN) - {""}
-    if names:
-        return tuple(names), [], None
     notes: list[str] = []
     if len(numbers) >= MANY and 10 * len(numbers) > rows:
         notes.append(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from influence_cli.actions.protocol import PROPOSAL
 from influence_cli.data.kinds.protocol import Payload
-from influence_cli.data.label_kinds import CLASSES, SEVERAL
+from influence_cli.data.label_kinds import CLASSES, NUMBERS, SEVERAL
 from influence_cli.data.payloads import read_payload
 from influence_cli.data.row_checks import SPLITS
 from influence_cli.data.sources import open_source
@@ -153,15 +153,12 @@ def _features(job: ExportJob) -> dict[str, Any]:
     features: dict[str, Any] = {"id": {"dtype": "string", "_type": "Value"}}
     features |= {name: described for name, (_, described) in manifest.payload_kind.embedded_types.items()}
     names = list(manifest.classes or ())
-    plain = "int64" if manifest.label_kind.holds == CLASSES else "float64"
-    of_label: dict[str, Any] = {"dtype": plain, "_type": "Value"}
-    if not manifest.labelled:
-        pass
-    elif manifest.label_kind.holds == SEVERAL:  # the places of those that are there, as such data sets have them
-        of_label = {"names": names, "_type": "ClassLabel"} if names else {"dtype": "int64", "_type": "Value"}
-        features[job.label] = {"feature": of_label, "_type": "Sequence"}
-    elif manifest.labelled:
-        features[job.label] = {"names": names, "_type": "ClassLabel"} if names else of_label
+    plain = "float64" if manifest.label_kind.holds == NUMBERS else "int64"
+    of_label: dict[str, Any] = {"names": names, "_type": "ClassLabel"} if names else {"dtype": plain, "_type": "Value"}
+    if manifest.label_kind.holds == SEVERAL:  # the places of those that are there, as such data sets have them
+        of_label = {"feature": of_label, "_type": "Sequence"}
+    if manifest.labelled:
+        features[job.label] = of_label
     for name in _others(job):
         kind = _plain(manifest.table.schema.field(name).type)
         features[name] = {"dtype": _DTYPES.get(str(kind), str(kind)), "_type": "Value"}

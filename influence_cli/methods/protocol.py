@@ -189,7 +189,7 @@ class Linear(Method):
             own.append(self.divided(mine, values, length))
             every += [] if by_label is None else [by_label]
             plain = plain and values is None
-        times = sum(weights) if self.summed() else 1.0
+        times = times_the_mean(self, weights)
         by_label = times * weighted_mean(every, weights) if plain and every else None
         mean = times * weighted_mean(own, weights)
         return Scores(mean, objective, np.stack(own), weights, by_label, self.effect and plain, times=times)
@@ -198,6 +198,11 @@ class Linear(Method):
 def is_summed(method: Method) -> bool:
     """Whether a method's scores are the weighted sum over members, not their weighted mean."""
     return isinstance(method, Linear) and method.summed()
+
+
+def times_the_mean(method: Method, weights: Sequence[float]) -> float:
+    """How many times their weighted mean over members a method's scores are: 1, or the sum of weights where summed."""
+    return sum(weights) if is_summed(method) else 1.0
 
 
 def weighted_mean(members: list[Floats], weights: Sequence[float]) -> Floats:

@@ -201,6 +201,16 @@ class Trajectory:
     final: Checkpoint
 
     @functools.cached_property
+    def folder(self) -> RunFolder:
+        """The run folder of the final weights, if they are in one."""
+        return RunFolder.of(self.final.locator)
+
+    @functools.cached_property
+    def record(self) -> RunRecord | None:
+        """What it says of the training; None where it says nothing."""
+        return self.folder.read()
+
+    @functools.cached_property
     def recorded(self) -> tuple[Recorded, ...]:
         """Checkpoints that ``retrain --keep-checkpoints`` wrote, in order of steps; none for weights without a run.
 
@@ -210,10 +220,8 @@ class Trajectory:
             DamagedModel: one of them, or what the run folder says of it, cannot be read.
             ModelError: one of them is gone.
         """
-        folder = RunFolder.of(self.final.locator)
-        record = folder.read()
-        kept = () if record is None else record.checkpoints
-        found = [Recorded(find_checkpoint(str(folder.path / k.file))[0], k.step, k.lr) for k in kept]
+        kept = () if self.record is None else self.record.checkpoints
+        found = [Recorded(find_checkpoint(str(self.folder.path / k.file))[0], k.step, k.lr) for k in kept]
         last = next((n for n, k in enumerate(found) if k.checkpoint.digest == self.final.digest), len(found))
         return tuple(found[: last + 1])
 
@@ -232,10 +240,9 @@ class Trajectory:
             UsageError: there are no checkpoints, or the run folder does not say how it was trained.
         """
         kept, recipe = self.kept(method), self.recipe(method)
-        record = RunFolder.of(self.final.locator).read()
-        assert record is not None
+        assert self.record is not None
         found, before = list[float](), 0
-        steps = record.checkpoints[-1].step  # the last one that is kept is the end of training
+        steps = self.record.checkpoints[-1].step  # the last one that is kept is the end of training
         for k in kept:
             found.append(sum(recipe.rate(step, steps) for step in range(before, k.step)))
             before = k.step
@@ -250,7 +257,7 @@ class Trajectory:
         from influence_cli.model.train.recipe import LBFGS, Recipe
 
         self.kept(method)
-        record, known = RunFolder.of(self.final.locator).read(), {f.name for f in fields(Recipe)} - {"asked"}
+        record, known = self.record, {f.name for f in fields(Recipe)} - {"asked"}
         values = {} if record is None else {k: v for k, v in record.recipe.items() if k in known}
         if record is None or values.get("optimizer") == LBFGS or "schedule" not in values:
             what = f"{method} needs the learning rate of every step, and the run folder does not say it"
@@ -270,7 +277,7 @@ class Trajectory:
         if not record.values:
             what = f"{method} needs what training noted of its rows at every epoch, and the run folder has none of it"
             raise UsageError(what, where=self.final.locator, fix=_train_with(flag))
-        found = EpochRecords(RunFolder.of(self.final.locator), record.values)
+        found = EpochRecords(self.folder, record.values)
         if value not in found.names():
             what = f"{method} is about labels that are classes, and training noted no {value} of its rows"
             raise UsageError(what, where=self.final.locator, fix="use --method loss")
@@ -287,7 +294,7 @@ class Trajectory:
         if not record.folds:
             what = f"{method} needs models that were trained without the row that they judge, and there are none"
             raise UsageError(what, where=self.final.locator, fix=_train_with(flag))
-        return FoldRecords(RunFolder.of(self.final.locator), record.folds)
+        return FoldRecords(self.folder, record.folds)
 
     def moments(self, method: str) -> list[dict[str, Any]]:
         """The optimizer's state [...] by KIND.PARAMETER at every kept checkpoint, for a method that needs it.
@@ -298,18 +305,17 @@ class Trajectory:
             UsageError: no checkpoint was kept, or not with its state.
             DamagedModel: a file is not as it was written.
         """
-        kept, folder = self.kept(method), RunFolder.of(self.final.locator)
-        record = folder.read()
+        kept, record = self.kept(method), self.record
         files = {} if record is None else {Path(n).stem.removeprefix("step-"): n for n in record.moments}
         if record is None or any(f"{k.step:06d}" not in files for k in kept):
             what = f"{method} needs the state of the optimizer at kept checkpoints, and the run folder has none"
             raise UsageError(what, where=self.final.locator, fix=_train_with("--keep-checkpoints 6 --record moments"))
         names = [files[f"{k.step:06d}"] for k in kept]
-        return [folder.read_arrays(name, record.moments[name]) for name in names]
+        return [self.folder.read_arrays(name, record.moments[name]) for name in names]
 
     def _training(self, method: str, needed: str, flag: str) -> RunRecord:
         """What the run folder says of the training that ended in the final weights."""
-        record = RunFolder.of(self.final.locator).read()
+        record = self.record
         if record is None:
             what = f"{method} needs {needed}, and these weights have no run folder of `retrain`"
             raise UsageError(what, where=self.final.locator, fix=_train_with(flag))

@@ -42,7 +42,8 @@ def download(named: str, listener: Listener = SILENT) -> HubModel:
     repository, revision = found["name"], found["revision"]
     offline = huggingface_hub.constants.HF_HUB_OFFLINE
     place = "the cache, since HF_HUB_OFFLINE is set," if offline else huggingface_hub.constants.ENDPOINT
-    listener.note(f"getting {repository}, revision {revision or 'main'}, from {place} into {_cache()}")
+    cache = huggingface_hub.constants.HF_HUB_CACHE
+    listener.note(f"getting {repository}, revision {revision or 'main'}, from {place} into {cache}")
 
     def get(*patterns: str) -> Path:
         try:
@@ -59,12 +60,6 @@ def download(named: str, listener: Listener = SILENT) -> HubModel:
     commit = folder.name if COMMIT.fullmatch(folder.name) else revision
     listener.note(f"{repository} is revision {commit}, in {folder}")
     return HubModel(folder, f"{repository}@{commit}")
-
-
-def _cache() -> str:
-    from huggingface_hub import constants
-
-    return str(constants.HF_HUB_CACHE)
 
 
 def _not_had(named: str, error: Exception, offline: bool) -> ModelError:

@@ -161,10 +161,10 @@ def _of_transformers(inputs: Inputs, manifest: Manifest, num_classes: int) -> Mo
         raise UsageError(what, fix="name the column of texts: influence manifest SOURCE --text COLUMN -o MANIFEST")
     if kind.ragged and inputs.checkpoint is None:  # the model is to be trained on such rows
         values["text"]["texts"] = len(kind.columns)
-    if language:
-        return ModelSpec.from_dict({**values, "loss": loss_in_spec(inputs.loss, manifest.label_kind, own=False)})
-    own = values["classes"] if inputs.checkpoint is not None else None  # a head that is trained anew has other classes
     loss = loss_in_spec(inputs.loss, manifest.label_kind, own=False)
+    if language:
+        return ModelSpec.from_dict({**values, "loss": loss})
+    own = values["classes"] if inputs.checkpoint is not None else None  # a head that is trained anew has other classes
     spec = ModelSpec.from_dict({**values, "classes": own or manifest.classes, "loss": loss})
     return _overridden(inputs, spec) if kind.pixels else spec
 

@@ -180,14 +180,14 @@ def load_tokenizer(folder: Path) -> Any:
         try:
             transformers.AutoConfig.from_pretrained(str(folder), **how)
         except Exception as of_config:  # then the tokenizer's files may be as they should
-            what = f"it says of no model that transformers {transformers.__version__} knows ({_short(of_config)})"
+            what = f"it says of no model that transformers {transformers.__version__} knows ({short(of_config)})"
             fix = "copy it again, or install the version of transformers that the model needs"
             raise ModelError(what, where=str(folder / "config.json"), fix=fix) from of_config
-        what = f"the tokenizer cannot be read ({_short(error)})"
+        what = f"the tokenizer cannot be read ({short(error)})"
         raise ModelError(what, where=str(folder), fix="copy it again") from error
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
     """What an error says, on one line."""
     return " ".join((str(error).strip() or type(error).__name__).split())[:200]
 

@@ -17,7 +17,7 @@ from influence_cli.errors import ModelError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.hf_folder import CONFIG_FILE, IMAGES_FILE
 from influence_cli.model.lora import apart, with_adapters
-from influence_cli.model.text_input import require_transformers
+from influence_cli.model.text_input import require_transformers, short
 from influence_cli.model.weights import read_weights, refuse_not_finite
 from influence_cli.store.files import write_bytes
 
@@ -107,7 +107,7 @@ def configuration(spec: ModelSpec) -> Any:
         classes = {} if spec.is_language else {"num_labels": spec.num_classes}
         config = transformers.AutoConfig.for_model(kind, **values, **classes)
     except Exception as error:
-        what = f"transformers {transformers.__version__} does not build {spec.name} ({_short(error)})"
+        what = f"transformers {transformers.__version__} does not build {spec.name} ({short(error)})"
         raise ModelError(what, fix="install the version that the model needs, or give another model") from error
     if spec.classes and len(spec.classes) == spec.num_classes:
         config.id2label = dict(enumerate(spec.classes))
@@ -139,7 +139,7 @@ def _made(spec: ModelSpec, where: str, make: Callable[[Any, Any], Any]) -> Any:
         return make(kind, config)
     except (ValueError, TypeError, OSError, RuntimeError, KeyError, ImportError, AssertionError, IndexError) as error:
         made = "language model" if spec.is_language else "classifier"
-        what = f"transformers cannot build a {made} of {spec.name} ({_short(error)})"
+        what = f"transformers cannot build a {made} of {spec.name} ({short(error)})"
         raise ModelError(what, where=where, fix="give another model, or python:PKG.MOD:FACTORY") from error
 
 
@@ -242,7 +242,3 @@ def type_of_model(spec: ModelSpec, config: Any) -> str | None:
     )
     found = getattr(auto, f"MODEL_FOR_{kind}_MAPPING_NAMES").get(config.model_type)
     return found[0] if isinstance(found, tuple | list) else found
-
-
-def _short(error: Exception) -> str:
-    return " ".join((str(error).strip() or type(error).__name__).split())[:200]

@@ -95,6 +95,17 @@ def of_one_token(point: Point, u: dict[str, Tensor], row: int, token: int) -> fl
     return sum(float((g * u[n]).sum()) for n, g in zip(own, found, strict=True) if g is not None)
 
 
+def parts_that_sum(point: Point, u: dict[str, Tensor], bound: float) -> tuple[Tensor, Tensor]:
+    """The rows' parts by loss and by position [n, T], held against the score that they sum to."""
+    _, (t,) = Engine(point, "forward").outputs(rows(), [u])
+    with by_token(point.model):
+        _, (by_loss,) = Engine(point.anew(), "forward").outputs(rows(), [u])
+    (by_position,) = Positions(point, First()).of(rows(), torch.zeros(4), 7, [u])
+    for found in (by_loss.double(), by_position):
+        assert ((found.sum(1) - t[:, 0]).abs() <= bound * found.abs().sum(1)).all()
+    return by_loss, by_position
+
+
 @pytest.mark.parametrize(("precision", "bound"), [("fp64", 1e-12), ("fp32", 2e-5)])
 @pytest.mark.parametrize("engine", ["forward", "layerwise", "double-reverse"])
 def test_by_loss_is_the_gradient_of_one_tokens_loss(engine: str, precision: str, bound: float) -> None:
@@ -113,12 +124,8 @@ def test_by_loss_is_the_gradient_of_one_tokens_loss(engine: str, precision: str,
 @pytest.mark.parametrize(("precision", "bound"), [("fp64", 1e-12), ("fp32", 1e-6)])
 def test_parts_by_loss_and_by_position_sum_to_the_score_of_the_row(precision: str, bound: float) -> None:
     point, u = gpt(precision)
-    _, (t,) = Engine(point, "forward").outputs(rows(), [u])
-    with by_token(point.model):
-        _, (by_loss,) = Engine(point.anew(), "forward").outputs(rows(), [u])
-    (by_position,) = Positions(point, First()).of(rows(), torch.zeros(4), 7, [u])
+    by_loss, by_position = parts_that_sum(point, u, bound)
     for found in (by_loss.double(), by_position):
-        assert ((found.sum(1) - t[:, 0]).abs() <= bound * found.abs().sum(1)).all()
         for row, length in enumerate(LENGTHS):
             assert float(found[row, length:].abs().sum()) == 0.0
     assert not torch.allclose(by_loss.double(), by_position, rtol=0.1)  # they are two questions
@@ -185,10 +192,5 @@ def test_models_of_transformers_are_split_both_ways(kind: str, precision: str, b
     made = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     spec = ModelSpec(f"hf:{kind}", 1, "text", (8,), text=TextInput("", 8, 8, 0), network="{}", loss=NEXT_TOKEN)
     point, u = point_of(with_losses(made, spec), precision)
-    _, (t,) = Engine(point, "forward").outputs(rows(), [u])
-    with by_token(point.model):
-        _, (by_loss,) = Engine(point.anew(), "forward").outputs(rows(), [u])
-    (by_position,) = Positions(point, First()).of(rows(), torch.zeros(4), 7, [u])
-    for found in (by_loss.double(), by_position):
-        assert ((found.sum(1) - t[:, 0]).abs() <= bound * found.abs().sum(1)).all()
+    by_loss, _ = parts_that_sum(point, u, bound)
     assert abs(float(by_loss[1, 2]) - of_one_token(point, u, 1, 2)) <= 20 * bound * float(by_loss.abs().max())

@@ -196,20 +196,23 @@ class Survey:
         self.markers.update(odd.filter(marker).to_pylist())
         odd = odd.filter(pc.invert(marker))
         if len(odd):
-            self._add_odd(odd)
-            self._add_written(odd)
+            bare = without_units(odd)
+            plain = matches(bare, _FORMS[PLAIN])
+            self._add_odd(odd, bare, plain)
+            self._add_written(odd, bare, plain)
 
-    def _add_odd(self, odd: pa.Array) -> None:
-        """Different texts that are neither plain numbers nor stand for a missing one."""
+    def _add_odd(self, odd: pa.Array, bare: pa.Array, plain: pa.Array) -> None:
+        """Different texts that are neither plain numbers nor stand for a missing one.
+
+        ``bare`` are the same without units, and ``plain`` says which of these are plain numbers.
+        """
         self._odd = True
         self._date = self._date and bool(pc.all(matches(odd, _DATE)).as_py())
-        bare = without_units(odd)
         with_units = odd.filter(pc.not_equal(bare, odd))
         self.bare += len(odd) - len(with_units)
         for sign in "$€£¥%" if len(with_units) else "":
             if pc.any(matches(with_units, "[$]" if sign == "$" else sign)).as_py():
                 self.units.add(sign)
-        plain = matches(bare, _FORMS[PLAIN])
         self._range(as_numbers(bare.filter(plain), PLAIN, False))
         rest = bare.filter(pc.invert(plain))
         self._formed = self._formed or len(rest) > 0
@@ -219,10 +222,8 @@ class Survey:
             found = as_numbers(rest, form, False)
             self.low, self.high = min(self.low, float(np.nanmin(found))), max(self.high, float(np.nanmax(found)))
 
-    def _add_written(self, odd: pa.Array) -> None:
-        """What different texts, none of them a plain number, say of how numbers are written."""
-        bare = without_units(odd)
-        plain = matches(bare, _FORMS[PLAIN])
+    def _add_written(self, odd: pa.Array, bare: pa.Array, plain: pa.Array) -> None:
+        """What the same texts say of how numbers are written."""
         fits = {form: matches(bare, _FORMS[form]) for form in (THOUSANDS, SPACED, COMMA)}
         other = pc.or_(pc.or_(fits[THOUSANDS], fits[SPACED]), fits[COMMA])
         self._written.update({form: fit.true_count for form, fit in fits.items()})

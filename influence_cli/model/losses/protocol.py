@@ -72,7 +72,7 @@ class RowLoss:
 
     @property
     def holds(self) -> str:
-        """What its labels are: classes, numbers or several (see ``data.label_kinds``)."""
+        """What its labels are: classes, numbers, several or nothing (see ``data.label_kinds``)."""
         return CLASSES
 
     @property
@@ -115,7 +115,7 @@ class RowLoss:
         return {}
 
     def hits(self, z: Outputs, y: Labels) -> Floats | None:
-        """How much of each label is predicted [n], between 0 and 1; None where labels are no classes."""
+        """How much of each label is predicted [n], between 0 and 1; None where no prediction is right or wrong."""
         raise NotImplementedError
 
     def curvature(self, z: Tensor, y: Tensor) -> OutputCurvature:
@@ -123,7 +123,7 @@ class RowLoss:
         raise NotImplementedError
 
     def apart(self) -> Parts | None:
-        """The loss of one output where a row's is their sum, for fits of linear models; None for cross-entropy."""
+        """The loss of one output where a row's is their sum, for fits of linear models; None where it is none."""
         return None
 
     def some_labels(self, values: Floats) -> Labels:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
 from influence_cli.maths.top_k import TopK
-from influence_cli.methods.protocol import is_summed
+from influence_cli.methods.protocol import times_the_mean
 from influence_cli.report.curvature import curvature_sentence
 from influence_cli.stages.grads.curvature_report import condition_warning, warnings_of
 from influence_cli.stages.grads.member_model import MemberModel, Models
@@ -113,7 +113,6 @@ class TangentRun:
         self.members = [models.at(member) for member in run.members_of[name]]
         self.engines: list[Engine] = [Engine(m.point, session.runtime.engine, session.listener) for m in self.members]
         self.solver = Solver(run, session, name) if run.methods[name].fitted_curvature else None
-        self.summed = is_summed(run.methods[name])
         self.parts, self.unusable = Parts(session.listener.warn), dict[int, str]()
         first = {
             key.tobytes(): row for key, row in zip(train.payload_keys[::-1], train.index[::-1].tolist(), strict=True)
@@ -162,7 +161,7 @@ class TangentRun:
         from influence_cli.engines.row_values import row_scores
 
         device, weights = self.session.device, [member.member.weight for member in self.members]
-        times = sum(weights) if self.summed else 1.0
+        times = times_the_mean(self.run.methods[self.name], weights)
         for batch in self._batches(len(along[0])):
             rows = [self.places[int(row)] for row in batch.index]
             places = np.array([place for some in rows for place in some], dtype=np.int64)

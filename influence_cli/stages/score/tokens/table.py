@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from influence_cli.data.manifest import Rows
 from influence_cli.data.tables import provenance, with_provenance
 from influence_cli.errors import ModelError
-from influence_cli.methods.protocol import is_summed, weighted_mean
+from influence_cli.methods.protocol import times_the_mean, weighted_mean
 from influence_cli.stages.run import names
 from influence_cli.stages.run.plan import missing_work
 from influence_cli.stages.run.quantities import QUANTITIES, Part
@@ -123,7 +123,7 @@ def _column(run: Run, session: Session, rows: Rows, method: str, objective: str,
             divided.append(how.divided(scores.astype(np.float64), value, length))
         members.append(ragged(divided))
         weights.append(member.weight)
-    times = sum(weights) if is_summed(how) else 1.0
+    times = times_the_mean(how, weights)
     mean = ragged(times * weighted_mean([m[k] for m in members], weights) for k in range(len(rows)))
     return _Column(column_name(run, f"{method}/{objective}"), mean)
 
