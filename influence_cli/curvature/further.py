@@ -95,14 +95,12 @@ class FitLoss:
         engine, layout = Engine(self.curvature.at), self.curvature.layout
         mean = self.at(start, places)[1].double()
         v = torch.from_numpy(np.random.default_rng(stream_key(b"noise", "start")).standard_normal(len(start))).to(mean)
-        largest = 0.0
+        largest, zeros = 0.0, {n: torch.zeros_like(p) for n, p in self.curvature.point.selected.items()}
         for _ in range(ITERATIONS):
             v = v / v.norm().clamp(min=torch.finfo(torch.float64).tiny)
             image = -mean * (mean @ v)
             direction = named_views(v.to(start.dtype), layout)
-            zeros = {n: torch.zeros_like(p) for n, p in self.curvature.point.selected.items()}
-            for first in range(0, len(places), self.curvature.batch_size):
-                x, y, w = self.held.take(places[first : first + self.curvature.batch_size])
+            for x, y, w in self._some(places):
                 z, (t,) = engine.outputs(x, [{**zeros, **direction}])
                 slopes = self.curvature.loss.slopes(z, y)
                 times = (w.double() * self.rows / self.curvature.weight) ** 2 * (slopes * t.double()).sum(1)

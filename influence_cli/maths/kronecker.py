@@ -236,20 +236,20 @@ class KroneckerInverse:
         """
         return self._divided(q, sizes, lambda shifted: shifted, single)
 
-    def times(self, q: Floats, sizes: list[int], of: Callable[[Floats], Floats], single: bool = False) -> Floats:
+    def times(self, q: Floats, sizes: list[int], of: Callable[[Floats], Floats]) -> Floats:
         """The same with a function of the damped eigenvalues in the place of 1 / eigenvalue."""
-        return self._divided(q, sizes, lambda shifted: _over(of(shifted)), single)
+        return self._divided(q, sizes, lambda shifted: _over(of(shifted)), False)
 
     def _divided(self, q: Floats, sizes: list[int], by: Callable[[Floats], Floats], single: bool) -> Floats:
-        u, ends = np.zeros_like(q), np.cumsum([0, *sizes])
+        u, ends, kind = np.zeros_like(q), np.cumsum([0, *sizes]), np.float32 if single else np.float64
         for layer in self.layers:
+            divisor = by(layer.shifted)
             rows, bias = slice(ends[layer.weight], ends[layer.weight + 1]), layer.bias
             for k in range(q.shape[1]):
                 matrix = q[rows, k].reshape(len(layer.shifted), -1)
                 if bias >= 0:
                     matrix = np.concatenate([matrix, q[ends[bias] : ends[bias + 1], k][:, None]], axis=1)
-                kind = np.float32 if single else np.float64
-                turned = preconditioned(matrix, layer.q_a, layer.q_s, by(layer.shifted), kind)
+                turned = preconditioned(matrix, layer.q_a, layer.q_s, divisor, kind)
                 if bias >= 0:
                     u[ends[bias] : ends[bias + 1], k], turned = turned[:, -1], turned[:, :-1]
                 u[rows, k] = turned.ravel()

@@ -41,8 +41,9 @@ class Nearest:
 class _Measured:
     """Vectors [n, d] as distances are taken of them: as they are, or over their lengths."""
 
-    def __init__(self, vectors: Vectors, metric: str, zeros: bool) -> None:
-        self.vectors, self.cosine, self.zeros = vectors, metric == "cosine", zeros
+    def __init__(self, vectors: Vectors, metric: str) -> None:
+        self.vectors, self.cosine = vectors, metric == "cosine"
+        self.zeros = False  # whether some of these, or of those that they are held against, are of length 0
         self.lengths = _lengths(vectors)
         self.usable = np.isfinite(self.lengths)
         if self.cosine:
@@ -79,9 +80,10 @@ def _blocks(count: int, size: int) -> Iterator[slice]:
 def _measured(a: Vectors, b: Vectors, metric: str) -> tuple[_Measured, _Measured]:
     if metric not in METRICS:
         raise ValueError(f"metric {metric!r} is unknown; use one of {', '.join(METRICS)}")
-    zeros = metric == "cosine" and any(bool((_lengths(x) == 0.0).any()) for x in (a, b))
-    first = _Measured(a, metric, zeros)
-    return first, first if b is a else _Measured(b, metric, zeros)
+    first = _Measured(a, metric)
+    second = first if b is a else _Measured(b, metric)
+    first.zeros = second.zeros = first.cosine and any(bool((m.lengths == 0.0).any()) for m in (first, second))
+    return first, second
 
 
 def _rough(a: _Measured, own: slice, others: slice, b: _Measured, taken: Floats) -> Floats:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.maths.softmax_regression import AIM, STEPS, TOLERANCE, Fit
+from influence_cli.maths.softmax_regression import AIM, STEPS, TOLERANCE, Fit, descend
 
 Floats = NDArray[np.float64]
 Parts = Callable[[Floats, Floats], tuple[Floats, Floats, Floats]]  # z, y [n] to losses, slopes and curvatures [n]
@@ -95,7 +95,8 @@ def _one(problem: Apart, theta: Floats, c: int) -> tuple[Floats, float, int]:
         hessian = problem.x.T @ (problem.x * bend[:, None])
         hessian[np.diag_indices(len(theta))] += problem.decay
         direction = np.linalg.solve(hessian, -gradient).astype(np.float64)
-        found = _descend(problem, theta, value, direction, float(gradient @ direction), c)
+        slope = float(gradient @ direction)
+        found = descend(lambda new: problem.value(new, c), theta, value, direction, slope)
         if found is None:
             return theta, norm, step
         new, new_value, new_gradient, new_bend = found
@@ -104,18 +105,3 @@ def _one(problem: Apart, theta: Floats, c: int) -> tuple[Floats, float, int]:
             return theta, norm, step
         theta, value, gradient, bend, norm = new, new_value, new_gradient, new_bend, new_norm
     return theta, norm, STEPS
-
-
-def _descend(
-    problem: Apart, theta: Floats, value: float, direction: Floats, slope: float, c: int
-) -> tuple[Floats, float, Floats, Floats] | None:
-    """The first of the steps 1, 1/2, 1/4, ... that lowers R enough, to rounding; None where none does."""
-    rounding = 4.0 * np.finfo(np.float64).eps * max(1.0, abs(value))
-    length = 1.0
-    for _ in range(40):
-        new = theta + length * direction
-        r, gradient, bend = problem.value(new, c)
-        if r <= value + 1e-4 * length * slope + rounding:
-            return new, r, gradient, bend
-        length *= 0.5
-    return None

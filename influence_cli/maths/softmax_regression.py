@@ -10,6 +10,7 @@ decay = 1 / (n C); for two classes it has one vector beta = theta_1 - theta_0, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,7 +114,7 @@ def fit(problem: Regression, start: Floats | None = None) -> Fit:
             return Fit(theta, norm, step)
         direction = _newton(problem, p, gradient)
         slope = float((gradient * direction).sum())
-        found = _descend(problem, theta, value, direction, slope)
+        found = descend(problem.value, theta, value, direction, slope)
         if found is None:
             return Fit(theta, norm, step)
         new, new_value, new_gradient, new_p = found
@@ -151,16 +152,23 @@ def solved_by_products(problem: Regression, p: Floats, b: Floats, exactness: flo
     return x.reshape(b.shape)
 
 
-def _descend(
-    problem: Regression, theta: Floats, value: float, direction: Floats, slope: float
+def descend(
+    value_at: Callable[[Floats], tuple[float, Floats, Floats]],
+    theta: Floats,
+    value: float,
+    direction: Floats,
+    slope: float,
 ) -> tuple[Floats, float, Floats, Floats] | None:
-    """The first of the steps 1, 1/2, 1/4, ... that lowers R enough, to rounding; None where none does."""
+    """The first of the steps 1, 1/2, 1/4, ... that lowers R enough, to rounding; None where none does.
+
+    ``value_at`` gives R, its gradient, and what its Hessian is made of.
+    """
     rounding = 4.0 * np.finfo(np.float64).eps * max(1.0, abs(value))
     length = 1.0
     for _ in range(40):
         new = theta + length * direction
-        r, gradient, p = problem.value(new)
+        r, gradient, bend = value_at(new)
         if r <= value + 1e-4 * length * slope + rounding:
-            return new, r, gradient, p
+            return new, r, gradient, bend
         length *= 0.5
     return None

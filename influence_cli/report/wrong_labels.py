@@ -23,10 +23,8 @@ def wrong_labels_said(estimate: dict[str, Any], classes: tuple[str, ...] | None 
     text = f"confident learning estimates {wrong:,.0f} wrong labels of {rows:,} ({share}; 95 % interval over rows "
     text += f"{low:,.0f} to {high:,.0f})"
     if estimate["pairs"]:
+        from influence_cli.data.classes import class_name  # at start-up nobody needs Arrow, which comes with it
+
         given, likely, _ = estimate["pairs"][0]
-        text += f", most often {_called(classes, given)} in place of {_called(classes, likely)}"
+        text += f", most often {class_name(classes, given)} in place of {class_name(classes, likely)}"
     return text
-
-
-def _called(classes: tuple[str, ...] | None, number: int) -> str:
-    return str(number) if classes is None or number >= len(classes) else classes[number]

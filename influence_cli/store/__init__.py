@@ -9,6 +9,10 @@
   features/<fp>/<shard>         keys u8[n, 16] (payload), features [n, w]: inputs of the layer that makes the logits
   row_values/<fp>/<shard>       keys u8[n, 16] (row), value f64[n], payload_keys: a value of each row's own gradient
   row_values/<fp>/curvature.json   where that is taken with curvature: its fit set, and what is known of it
+  tuned_head/<fp>/<shard>       keys u8[n, 16] (row), value, payload_keys: of gradients in a last layer tuned on targets
+  weights/<fp>.safetensors      selected parameters of a member that was trained further, by name
+  chains/<fp>.safetensors       Phi at the draws of a chain, and how it was drawn; or Phi at a member
+  traces/<fp>/<shard>           keys u8[n, 16] (row), payload_keys, moments of rows' losses over the draws of a chain
   tokens/<u-fp>/<shard>         keys u8[n, 16] (payload), ragged by token: its place in the text, loss and score along u
   positions/<u-fp>/<shard>      the same with the part of the score that enters at the token's position
   gradients/<fp>/<shard>        keys u8[n, 16] (row), payload_keys, value [n, p], loss f64[n], norms f64[n, L] of rows

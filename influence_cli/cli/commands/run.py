@@ -5,7 +5,6 @@ A score run is held against the table on the way in: where that was made from ot
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,8 +105,7 @@ def _per_target(settings: Settings, result: ResultOptions, asked: ScoreOptions, 
         f"{len(run.train):,} train rows by {next(iter(run.methods))}; positive: the row helps that target row"
     )
     show_skipped(run.left_out)
-    for_people = result.format == "table" or (result.format == "auto" and sys.stdout.isatty())
-    if for_people and not result.output:
+    if result.for_people and not result.output:
         show_pairs(table, run.classes)
     else:
         put_table(result, table, kind_of(settings, "output"))
@@ -140,8 +138,7 @@ def _tokens(
     show_skipped(found.run.left_out)
     if result.report:
         write_token_page(found.table, found.texts, found.targets, Path(result.report))
-    for_people = result.format == "table" or (result.format == "auto" and sys.stdout.isatty())
-    if result.output or not for_people:
+    if result.output or not result.for_people:
         put_table(result, found.table, kind_of(settings, "output"))
     else:
         show_tokens(found)

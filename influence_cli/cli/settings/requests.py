@@ -169,6 +169,11 @@ class ResultOptions:
         """Whether the result is JSON: asked for, or because nobody reads it on a terminal."""
         return self.format == "json" or (self.format == "auto" and not sys.stdout.isatty())
 
+    @property
+    def for_people(self) -> bool:
+        """Whether the result is a table on a terminal: asked for, or because somebody reads it there."""
+        return self.format == "table" or (self.format == "auto" and sys.stdout.isatty())
+
     def check_format(self, command: str, gate: bool = False) -> None:
         """Refuse a format that the command has not, before any work (UsageError); ``gate`` has some of its own."""
         known = FORMATS[command]

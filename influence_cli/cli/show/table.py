@@ -51,7 +51,7 @@ def print_rows(
     from influence_cli.data.write_tables import as_csv, as_jsonl, rows_of, write_all
 
     how = result.format
-    if how == "table" or (how == "auto" and sys.stdout.isatty()):
+    if result.for_people:
         _print_strongest(table, sort_by, descending, classes)
     elif how == "json":
         print_json({"schema_version": 1, "rows": rows_of(table)})

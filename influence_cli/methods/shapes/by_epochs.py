@@ -29,7 +29,7 @@ class ByEpochs(Method):
     needs: ClassVar[str] = "outputs"  # of the last model, for the columns beside the score
     kind: ClassVar[Kind] = "ranking"
     of_training: ClassVar[str] = "epochs"
-    value: ClassVar[str] = "margin"  # what it takes of every epoch: margin, loss or error
+    value: ClassVar[str] = "margin"  # what it takes of every epoch: margin, loss, error or probability
     name: ClassVar[str]
 
     def places(self, trajectory: Trajectory, seed: int, params: str) -> list[Place]:

@@ -38,7 +38,9 @@ def text_inputs(
     decoded: dict[int, Any] = {row: manifest.decoded(row, payloads[row], spec) for row in run.target.index.tolist()}
     lengths = {row: int(value[MASK].sum()) for row, value in decoded.items()}
     tokens = [_token_keys(key, lengths[row]) for key, row in zip(keys, run.target.index.tolist(), strict=True)]
-    missing = [int(k) for k in unique(keys) if folder.missing(tokens[k]).any()]
+    cuts = np.cumsum([len(some) for some in tokens])[:-1]
+    lacking = np.split(folder.missing(np.concatenate(tokens)), cuts)
+    missing = [int(k) for k in unique(keys) if lacking[k].any()]
     for rows, moved in made(run, session, name, model, payloads, missing):
         counts = [lengths[row] for row in rows.index.tolist()]
         values = [change[:count].numpy() for change, count in zip(moved.tensors[CHANGE], counts, strict=True)]
@@ -46,7 +48,7 @@ def text_inputs(
         whose = np.repeat(rows.payload_keys, counts, axis=0)
         folder.write(ours, {"input": np.concatenate(values), "payload_keys": whose})
     stored = folder.read(np.concatenate(tokens))["input"]
-    changes = dict(zip(decoded, np.split(stored, np.cumsum([len(some) for some in tokens])[:-1]), strict=True))
+    changes = dict(zip(decoded, np.split(stored, cuts), strict=True))
 
     def inputs(rows: NDArray[np.int64]) -> Tensor:
         some = rows.tolist()

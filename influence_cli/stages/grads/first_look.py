@@ -69,9 +69,9 @@ class FirstLook:
             if hits is not None:
                 known["train"] = (float(hits.mean()), self.seen)
             else:
-                said = quality_said(run.row_loss.quality(z, y))
-                self.session.listener.note(f"before scoring: train {said} ({self.seen:,} rows)")
-                warn_of_no_use(run, self.session, z, y)
+                measures = run.row_loss.quality(z, y)
+                self.session.listener.note(f"before scoring: train {quality_said(measures)} ({self.seen:,} rows)")
+                warn_of_no_use(self.session, measures, len(y))
         target = target_accuracy(run, self.session)
         if target is not None:
             known["target"] = target

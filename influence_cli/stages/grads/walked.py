@@ -59,8 +59,8 @@ class WalkedWeights:
         """From the nearest member before it that is stored, or from the checkpoint."""
         from influence_cli.engines.point import differentiable_kernels
 
-        before, lacking = walk, [walk]
-        while (previous := before.before) is not None and self._stored(checkpoint, previous) is None:
+        before, lacking, known = walk, [walk], None
+        while (previous := before.before) is not None and (known := self._stored(checkpoint, previous)) is None:
             lacking.insert(0, previous)
             before = previous
         if checkpoint.digest not in self._opened:
@@ -70,14 +70,13 @@ class WalkedWeights:
         fit = self._opened[checkpoint.digest]
         start = fit.start()
         with differentiable_kernels(fit.curvature.point.recurrent):
-            w = start if before.before is None else self._flat(fit, self._stored(checkpoint, before.before))
+            w = start if known is None else self._flat(fit, known)
             for each in lacking:
                 w = self._trained(fit, checkpoint, each, w, start)
 
-    def _flat(self, fit: FitLoss, parameters: dict[str, Tensor] | None) -> Tensor:
+    def _flat(self, fit: FitLoss, parameters: dict[str, Tensor]) -> Tensor:
         import torch
 
-        assert parameters is not None
         c = fit.curvature
         return torch.cat([parameters[n].reshape(-1) for n in c.layout]).to(c.device, c.dtype)
 

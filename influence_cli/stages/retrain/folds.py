@@ -20,7 +20,7 @@ from influence_cli.model.training_records import FOLD_OF
 from influence_cli.stages.retrain.arms import Arm
 from influence_cli.stages.retrain.training_run import TrainingRun
 from influence_cli.store.keys import fingerprint
-from influence_cli.store.shards import unique
+from influence_cli.store.shards import positions, unique
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,15 +43,14 @@ def dealt(rows: Rows, trained: NDArray[np.bool_], folds: int, seed: int) -> Ints
     """
     keys = rows.payload_keys
     first = unique(keys)
-    number = {keys[k].tobytes(): n for n, k in enumerate(first.tolist())}
-    payload = np.array([number[key.tobytes()] for key in keys], dtype=np.int64)
+    payload = positions(keys, keys[first])
     used = np.zeros(len(first), dtype=bool)
     np.logical_or.at(used, payload, trained)
     if used.sum() < folds:
         what = f"--folds {folds} of {int(used.sum())} distinct train rows"
         raise UsageError(what, fix=f"--folds {max(2, int(used.sum()))} or fewer")
     label = np.full(len(first), np.iinfo(np.int64).max)
-    np.minimum.at(label, payload, classes_of(rows))
+    np.minimum.at(label, payload, rows.strata)
     salt = f"{seed}:fold".encode()
     draw = [hashlib.blake2b(keys[k].tobytes(), digest_size=16, key=salt).digest() for k in first.tolist()]
     order = sorted(range(len(first)), key=lambda p: (not used[p], label[p], draw[p]))
@@ -70,12 +69,6 @@ def check_folds(request: RetrainRequest, base: Rows, listener: Listener) -> None
             f"--folds from --init {request.init}: where that was trained on these rows, no model is without them, and "
             "what is out of fold is not"
         )
-
-
-def classes_of(rows: Rows) -> Ints:
-    """What folds are to hold as much of each: the labels, where these are classes."""
-    whole = np.issubdtype(rows.labels.dtype, np.integer) and rows.labels.ndim == 1
-    return rows.labels if whole else np.zeros(len(rows), dtype=np.int64)
 
 
 def out_of_fold(run: TrainingRun, arm: Arm, metrics: dict[str, Any]) -> dict[str, str]:
@@ -112,10 +105,9 @@ def _fold(run: TrainingRun, arm: Arm, rows: Ints, folder: RunFolder, name: str) 
     """Digest of a fold's file, and logits of its rows in the order that they stand in; trained where it is not kept."""
     keys, seed = run.base.payload_keys[rows], run.request.seed
     ours = run.folder(arm, seed)
-    first = np.sort(unique(keys))
+    first = unique(keys)
     about = {"of": FOLD_OF, "training": ours.path.name, "rows": fingerprint("fold", 1, keys=_hex(keys[first]))}
-    place = {key.tobytes(): n for n, key in enumerate(keys[first])}
-    at = [place[key.tobytes()] for key in keys]
+    at = positions(keys, keys[first])
     kept = folder.kept_arrays(name, about)
     if kept is not None and (not run.request.keep_fold_models or ours.read() is not None):
         digest, arrays = kept

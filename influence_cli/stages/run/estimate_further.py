@@ -43,11 +43,12 @@ def further_rates(run: Run, session: Session, model: nn.Module, work: list[Work]
         )  # fmt: skip
         fit = FitLoss(curvature)
         start, every = fit.start(), np.arange(fit.rows)
+        ways = {STEP: lambda: fit.at(start), LOSS: lambda: fit.losses_at(start, every)}
         with differentiable_kernels(curvature.point.recurrent):
-            found = {STEP: _seconds(lambda: fit.at(start)), LOSS: _seconds(lambda: fit.losses_at(start, every))}
+            found = {kind: _seconds(ways[kind]) for kind in kinds}
     except InfluenceError:
         return Rates()
-    return {kind: seconds / fit.rows for kind, seconds in found.items() if kind in kinds}
+    return {kind: seconds / fit.rows for kind, seconds in found.items()}
 
 
 def _seconds(work: Callable[[], object]) -> float:

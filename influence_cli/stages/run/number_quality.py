@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from influence_cli.data.measures import MEASURES
 from influence_cli.stages.run.accuracy import FEW
@@ -34,10 +32,10 @@ def quality_said(measures: Mapping[str, float]) -> str:
     return ", ".join(f"{MEASURES[name].called} {MEASURES[name].text(value)}" for name, value in measures.items())
 
 
-def warn_of_no_use(run: Run, session: Session, z: NDArray[np.floating], y: NDArray[Any]) -> None:
+def warn_of_no_use(session: Session, measures: Mapping[str, float], rows: int) -> None:
     """Say, once, that predictions of numbers explain nothing of them, as those of another model's weights would."""
-    explained = run.row_loss.quality(z, y).get("r2")
-    if explained is None or explained > 0.0 or len(y) < FEW or "no use" in session.said:
+    explained = measures.get("r2")
+    if explained is None or explained > 0.0 or rows < FEW or "no use" in session.said:
         return
     session.said.add("no use")
     session.listener.warn(

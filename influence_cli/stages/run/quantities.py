@@ -153,7 +153,7 @@ class Features(Quantity):
     Parameters that gradients are taken in change nothing of it, nor does bf16: such runs have it in float32.
     """
 
-    name, key = "features", "payload"
+    name, key, mapped = "features", "payload", True
 
     def about(self, run: Run) -> dict[str, Any]:
         """Nothing."""
@@ -195,10 +195,6 @@ class Features(Quantity):
         if any(m.needs_target() for m in asking):
             found += [Part(self.name, part.name, member, of=OF_TARGET) for part in found]
         return found
-
-    def folder(self, run: Run, session: Session, part: Part) -> ShardFolder:
-        """Mapped, since a row has many values."""
-        return session.folder(self.name, part.name, session.about(run, part.member), mapped=True)
 
     def rows(self, run: Run, part: Part) -> Rows:
         """Training or target rows."""

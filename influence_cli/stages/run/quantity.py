@@ -38,6 +38,7 @@ class Quantity:
     name: ClassVar[str]
     key: ClassVar[Key]  # payload: the same for every label
     revision: ClassVar[int] = 1  # raise it when its numbers change
+    mapped: ClassVar[bool] = False  # whether a row has so many values that they are not all held in memory
     computed_in: ClassVar[str] = "own"  # the pass that computes it, see ``stages.grads.fill``
 
     def about(self, run: Run) -> dict[str, Any]:
@@ -61,7 +62,9 @@ class Quantity:
 
     def folder(self, run: Run, session: Session, part: Part) -> ShardFolder:
         """Where a part is stored."""
-        return session.folder(self.name, part.name, {**self.about(run), **session.about(run, part.member)})
+        return session.folder(
+            self.name, part.name, {**self.about(run), **session.about(run, part.member)}, mapped=self.mapped
+        )
 
     def rows(self, run: Run, part: Part) -> Rows:
         """The rows that a part is about."""

@@ -29,7 +29,7 @@ from influence_cli.stages.score.tokens.request import LOSS, POSITION, TokenReque
 from influence_cli.stages.score.tokens.token_pass import QUANTITY, fill_tokens, text_of, token_names, try_positions
 from influence_cli.store.arrow import array_of, array_of_texts, values_of
 from influence_cli.store.ragged import ragged
-from influence_cli.store.shards import Arrays, as_arrow
+from influence_cli.store.shards import Arrays, as_arrow, positions
 
 Floats = NDArray[np.float64]
 SUMS = {"fp64": 1e-8, "fp32": 1e-4, "bf16": 0.2}  # how far parts may sum to another score, of the sum of their sizes
@@ -109,8 +109,7 @@ def _read(run: Run, session: Session, rows: Rows, direction: str, decomposition:
 def _column(run: Run, session: Session, rows: Rows, method: str, objective: str, decomposition: str) -> _Column:
     """A method's scores of tokens: their mean or sum over members, each over the size that rows are divided by."""
     stored, how = StoredRows(run, session, method), run.methods[method]
-    place = {key.tobytes(): k for k, key in enumerate(run.train.row_keys)}
-    own = [place[key.tobytes()] for key in rows.row_keys]
+    own = positions(rows.row_keys, run.train.row_keys)
     members, weights = list[NDArray[np.object_]](), list[float]()
     for member in stored.members:
         found = _read(run, session, rows, names.along(run, method, member, objective), decomposition)["score"]
