@@ -205,9 +205,9 @@ class Trajectory:
         """The run folder of the final weights, if they are in one."""
         return RunFolder.of(self.final.locator)
 
-    @functools.cached_property
+    @property
     def record(self) -> RunRecord | None:
-        """What it says of the training; None where it says nothing."""
+        """What it says of the training, read anew since a training may add to it; None where it says nothing."""
         return self.folder.read()
 
     @functools.cached_property
