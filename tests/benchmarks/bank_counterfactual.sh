@@ -7,8 +7,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
 data=${DATA:-$here/../shared/data/bank/manifest.parquet}
 [ -f "$data" ] || { echo "skipped: no $data (the data set is not part of the repository)" >&2; exit 0; }
-. "$here/.ci/setup"
-setup ""
+command -v influence > /dev/null || { . "$here/.ci/setup"; setup ""; }
 mkdir -p "$1" && cd "$1" && cp "$data" bank.parquet
 export OMP_NUM_THREADS=1
 

@@ -10,8 +10,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
 data=${DATA:-$here/../shared/data/bank/manifest.parquet}
 [ -f "$data" ] || { echo "skipped: no $data (the data set is not part of the repository)" >&2; exit 0; }
-. "$here/.ci/setup"
-setup ""
+command -v influence > /dev/null || { . "$here/.ci/setup"; setup ""; }
 mkdir -p "$1"
 export OMP_NUM_THREADS=1
 "$VENV/bin/python" "$here/tests/benchmarks/bank_fairness.py" "$data" "$1" 5 "${GROUP:-group_married}"

@@ -6,8 +6,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
 data=${DATA:-$here/../shared/data/cifar10n-small/manifest.parquet}
-. "$here/.ci/setup"
-setup "[report]"
+command -v influence > /dev/null || { . "$here/.ci/setup"; setup "[report]"; }
 mkdir -p "$1" && cd "$1"
 
 measure() { # manifest, name, options of retrain

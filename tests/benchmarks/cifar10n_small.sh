@@ -5,8 +5,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
 data=${DATA:-$here/../shared/data/cifar10n-small/manifest.parquet}
 [ -f "$data" ] || { echo "skipped: no $data (the data set is not redistributable)" >&2; exit 0; }
-. "$here/.ci/setup"
-setup ""
+command -v influence > /dev/null || { . "$here/.ci/setup"; setup ""; }
 mkdir -p "$1" && cd "$1" && cp "$data" train.parquet
 
 influence retrain train.parquet --model resnet18 --epochs 12 --augment flip-shift -o RUN

@@ -5,8 +5,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
 data=${DATA:-$here/../shared/data}
 [ -d "$data" ] || { echo "skipped: no $data (the data sets are not redistributable)" >&2; exit 0; }
-. "$here/.ci/setup"
-setup ""
+command -v influence > /dev/null || { . "$here/.ci/setup"; setup ""; }
 mkdir -p "$1" && cd "$1"
 methods=(aum el2n forget data-maps confident oof-loss oof-margin ip self-tracin loss)
 

@@ -5,8 +5,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
 data=${DATA:-$here/../shared/data/tinyshakespeare/manifest.parquet}
 [ -f "$data" ] || { echo "skipped: no $data" >&2; exit 0; }
-. "$here/.ci/setup"
-setup ""
+command -v influence > /dev/null || { . "$here/.ci/setup"; setup ""; }
 mkdir -p "$1" && cd "$1" && cp "$data" train.parquet
 model=${MODEL:-gpt:2x64}
 
@@ -15,8 +14,8 @@ influence score train.parquet --checkpoint RUN --method ip --method loss -o scor
 python - <<'PY'
 import pyarrow.parquet as pq
 rows = pq.read_table("train.parquet")
-test = [k for k, split in enumerate(rows.column("split").to_pylist()) if split == "test"]
-pq.write_table(rows.take(test[:1]).set_column(1, "split", [["val"]]), "one.parquet")
+target = [k for k, split in enumerate(rows.column("split").to_pylist()) if split == "val"]
+pq.write_table(rows.take(target[:1]), "one.parquet")
 PY
 influence score train.parquet --checkpoint RUN --target one.parquet --method ip -o one-speech.parquet
 influence curate scores.parquet --budget 5% -o clean.parquet
