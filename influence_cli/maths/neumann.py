@@ -64,10 +64,12 @@ def neumann(
     tail: float = 0.0,
     state: State | None = None,
     offer: Callable[[State], None] = lambda _: None,
+    slack: float = 1.0,
 ) -> Floats:
     """The columns u / c for those of b [d, k]; u is u_J, J = ``depth``, or the mean over the last share ``tail``.
 
-    ``product`` maps (j, V) to A_j V, in an array of its own, which is written over.
+    ``product`` maps (j, V) to A_j V, in an array of its own, which is written over.  Where A_j is symmetric in another
+    inner product alone, ``slack`` is by how much Euclidean norms may differ from its own.
 
     >>> neumann(lambda j, v: 2.0 * v, np.ones((1, 1)), 4.0, 1, 0.0).tolist()
     [[0.375]]
@@ -87,7 +89,7 @@ def neumann(
         after += u
         after += b
         u = after
-        if not bool((norms(u) <= size * largest_possible(scale, floor, j + 1) * (1.0 + 1e-6)).all()):
+        if not bool((norms(u) <= size * slack * largest_possible(scale, floor, j + 1) * (1.0 + 1e-6)).all()):
             raise DivergedError(f"after {j + 1} of {depth} steps")
         if j + 1 >= start:
             total = total + u

@@ -11,6 +11,9 @@ Liang 2017 (arXiv:1703.04730), section 3.
 The default c is 1.1 times the largest eigenvalue that 20 power iterations find on each of 10 minibatches; the default
 delta is 0 where l2 is above 1e-8 of tr K + l2, else 1e-2 of the mean eigenvalue of K + l2 I.  Other libraries write
 u <- q + (1 - d) u - K u / c, whose fixed point has the damping d c: ``dampen`` is that d.
+
+``preconditioner=ekfac``: the series is that of A M, M EKFAC's inverse of A (``methods.shapes.with_ekfac``).  The fixed
+point is the same; eigenvalues of A M lie near 1, and c and the default J are by those.
 """
 
 from __future__ import annotations
@@ -25,8 +28,9 @@ from influence_cli.errors import ModelError
 from influence_cli.maths import series_mean
 from influence_cli.maths.iterative import relative_norms
 from influence_cli.methods.protocol import Columns, Facts, OfBlocks
-from influence_cli.methods.shapes.by_products import MODES, ByProducts
+from influence_cli.methods.shapes.by_products import MODES
 from influence_cli.methods.shapes.preconditioned import Costs, check_options
+from influence_cli.methods.shapes.with_ekfac import WithEKFAC
 from influence_cli.settings import setting
 
 if TYPE_CHECKING:
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class LiSSA(ByProducts):
+class LiSSA(WithEKFAC):
     """Inverse curvature by a stochastic Neumann series."""
 
     dampen: float | None = setting(None, "delta in the form of other libraries, d: delta = d c", "share of c")
@@ -52,6 +56,8 @@ class LiSSA(ByProducts):
         super().__post_init__()
         if self.damping is not None and self.dampen is not None:
             raise ValueError("damping and dampen are two forms of one number; give one")
+        if self.preconditioner != "none" and self.dampen is not None:
+            raise ValueError("dampen is a share of the plain series' c; with a preconditioner give damping")
         if self.dampen is not None and not 0 <= self.dampen < 1:
             raise ValueError(f"dampen={self.dampen} is not in [0, 1)")
         if self.series_scale is None and self.dampen is not None and self.dampen * series_mean.SCALE_MARGIN >= 1:
@@ -63,7 +69,7 @@ class LiSSA(ByProducts):
     def costs(self, rows: int, parameters: int) -> Costs:
         """The series, the scale, and a pass for the residual; with the default depth, at its largest."""
         plain = super().costs(rows, parameters)
-        series, scale = self._rules(plain.rows, None).passes_at_most()
+        series, scale = self._rules(plain.rows, None, None).passes_at_most()
         return replace(plain, solve_passes=round(series + scale + 1, 1), form_passes=series)
 
     def precondition(self, q: Columns, curvature: Curvature) -> tuple[Columns, Facts]:
@@ -76,9 +82,10 @@ class LiSSA(ByProducts):
         batches, rules = self._opened(curvature)
         with self._errors_explained():
             u, series, retried = series_mean.solve(batches.product, q, rules, curvature.interim, counting)
-        image = batches.curvature.product(MODES[self.mode], u) + series.shift * u
+        shift = series.shift if rules.m is None else rules.m.shift
+        image = batches.curvature.product(MODES[self.mode], u) + shift * u
         residual = float(relative_norms(q - image, q).max())
-        return u, {**self._facts(curvature, batches, series, retried), "residual": residual}
+        return u, {**self._facts(curvature, batches, rules, series, retried), "residual": residual}
 
     def form(self, curvature: Curvature) -> tuple[OfBlocks, Facts]:
         """g_i^T u_i with the result u_i of a series for every row; c is the same for all, and never raised.
@@ -90,19 +97,21 @@ class LiSSA(ByProducts):
 
         batches, rules = self._opened(curvature)
         with self._errors_explained():
-            series = rules.series(*rules.scale_and_damping(batches.product, curvature.size))
+            product = rules.product(batches.product)
+            series = rules.series(*rules.scale_and_damping(product, curvature.size))
 
         def forms(g: Columns) -> Columns:
             with self._errors_explained():
-                return series_mean.forms(batches.product, g, series)
+                return (g * rules.result(series_mean.alone(product, g, series))).sum(axis=0)
 
-        return DenseForm(list(curvature.layout), forms), self._facts(curvature, batches, series)
+        return DenseForm(list(curvature.layout), forms), self._facts(curvature, batches, rules, series)
 
     def warnings(self, facts: Facts) -> list[str]:
         """That the result is far from the inverse."""
         residual = facts.get("residual", 0.0)
+        by = facts.get("preconditioner", "ip")
         said = f"the series is far from the inverse: its residual is {residual:.3g} of the direction; what is of "
-        said += "little curvature is scored as ip scores it (raise --set lissa.depth or lissa.damping)"
+        said += f"little curvature is scored as {by} scores it (raise --set lissa.depth or lissa.damping)"
         return [] if residual <= 0.5 else [said]
 
     def notes(self, facts: Facts) -> list[str]:
@@ -117,20 +126,39 @@ class LiSSA(ByProducts):
             said += f": no more than l2 and damping ({given:.3g})"
         return [said]
 
-    def _rules(self, rows: int, damping: float | None) -> series_mean.Rules:
+    def _rules(self, rows: int, damping: float | None, m: series_mean.Preconditioner | None) -> series_mean.Rules:
         given = (self.dampen or 0.0, self.series_scale, self.depth, self.repeats, self.tail, self.seed)
-        return series_mean.Rules(rows, self.batch, self.l2 or 0.0, damping, *given)
+        l2, damping = (self.l2 or 0.0, damping) if m is None else (0.0, m.floor)
+        return series_mean.Rules(rows, self.batch, l2, damping, *given, m)
 
     def _opened(self, curvature: Curvature) -> tuple[Minibatches, series_mean.Rules]:
         from influence_cli.curvature.minibatches import Minibatches
 
         damping = self.default_damping(curvature) if self.damping is None and self.dampen is None else self.damping
         batches = Minibatches(self.seen(curvature, self.fit_sample), MODES[self.mode], self.batch, self.seed)
-        return batches, self._rules(batches.rows, damping)
+        return batches, self._rules(batches.rows, damping, self._m(curvature, damping))
 
-    def _facts(self, curvature: Curvature, batches: Minibatches, s: series_mean.Series, retried: bool = False) -> Facts:
-        seen = self.facts_of(curvature, s.damping, self.damping is None and self.dampen is None)
-        return {**seen, **s.facts(), "batch": batches.size, "implied_damping": s.scale / s.depth, "retried": retried}
+    def _m(self, curvature: Curvature, damping: float | None) -> series_mean.Preconditioner | None:
+        """EKFAC's inverse, where it is asked for; where its eigenvectors are those of A, A M has (h + s) / (h + t)."""
+        m = None if damping is None else self.inverse(curvature, damping)
+        if m is None or damping is None:
+            return None
+        shift, apply = (
+            (self.l2 or 0.0) + damping,
+            partial(m.apply, sizes=curvature.sizes, single=self.single(curvature.size)),
+        )
+        slowest = shift / ((self.l2 or 0.0) + max(m.dampings))
+        return series_mean.Preconditioner(apply, shift, shift / m.largest, slowest, m.largest / m.smallest)
+
+    def _facts(
+        self, curvature: Curvature, batches: Minibatches, rules: series_mean.Rules, s: series_mean.Series,
+        retried: bool = False,
+    ) -> Facts:  # fmt: skip
+        """What is worth saying; truncation acts like c / J more damping, of M^-1 where there is one."""
+        m, by_rule = rules.m, self.damping is None and self.dampen is None
+        own = {"implied_damping": s.scale / s.depth} if m is None else {"preconditioner": self.preconditioner}
+        seen = self.facts_of(curvature, s.damping if m is None else m.shift - (self.l2 or 0.0), by_rule)
+        return {**seen, **s.facts(), "batch": batches.size, **own, "retried": retried}
 
     @contextmanager
     def _errors_explained(self) -> Generator[None]:

@@ -35,8 +35,9 @@ def _by_series(f: Facts, options: Facts) -> str:
     residual = f.get("residual")
     left = "" if residual is None else f"; residual over all of these rows {residual:.2g} of the direction"
     again = ", after the series diverged at a tenth of it" if f["retried"] else ""
+    by = f" preconditioned by {f['preconditioner']}" if "preconditioner" in f else ""
     return (
-        f"{_opening(f)}; c {f['series_scale']:.3g}{again}, {f['repeats']} x {f['depth']:,} batches of {f['batch']}"
+        f"{_opening(f)}; c {f['series_scale']:.3g}{again}, {f['repeats']} x {f['depth']:,} batches of {f['batch']}{by}"
         f"{left}; {_stationarity(f)}"
     )
 

@@ -5,7 +5,9 @@ python -m pytest tests/methods/test_lissa.py
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,9 @@ from influence_cli.curvature.minibatches import Minibatches, order_by_keys
 from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance
 from influence_cli.errors import ModelError, UsageError
+from influence_cli.maths.iterative import FORGETFUL
 from influence_cli.maths.neumann import DivergedError, largest_eigenvalue, neumann
+from influence_cli.maths.series_mean import Preconditioner, Rules, solve
 from influence_cli.methods import make_methods
 from influence_cli.methods.lissa import LiSSA
 from influence_cli.settings import GradSpec
@@ -268,3 +272,72 @@ def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         make_methods(GradSpec(methods=METHOD, options={"lissa": options}))
     assert LiSSA(dampen=0.95, series_scale=1.0).dampen == 0.95
+
+
+# -- through EKFAC -------------------------------------------------------------------------------------------------
+
+
+def preconditioner(m: np.ndarray, a: np.ndarray, slowest: float = 0.5) -> Preconditioner:
+    e = np.linalg.eigvalsh(m)
+    floor = float(np.linalg.eigvalsh(a).min() * e.min())
+    return Preconditioner(lambda v: m @ v, 0.0, floor, slowest, float(e.max() / e.min()))
+
+
+def rules(m: Preconditioner | None, **given: Any) -> Rules:
+    damping = 0.0 if m is None else m.floor
+    named = {"scale": None, "depth": None, "repeats": 1, "tail": 0.0, **given}
+    return Rules(30, 30, 0.0, damping, 0.0, seed=0, m=m, **named)
+
+
+def test_a_preconditioned_series_converges_to_the_solve_in_far_fewer_steps() -> None:
+    a, b = matrix_of(SPECTRUM), columns(30, 2)
+    e, v = np.linalg.eigh(a)
+    root = (v / np.sqrt(e)) @ v.T
+    m = preconditioner(root @ matrix_of(np.linspace(0.5, 1.5, 30)) @ root, a)  # A M has these eigenvalues
+
+    def product(run: int, step: int, v: np.ndarray, shift: float) -> np.ndarray:
+        return a @ v + shift * v
+
+    exact = np.linalg.solve(a, b)
+    u, series, retried = solve(
+        product, b, rules(m, depth=60), FORGETFUL, lambda _: nullcontext(SimpleNamespace(advance=id))
+    )
+    assert relative_error(u, exact) < 1e-6
+    assert not retried
+    assert series.scale == pytest.approx(1.1 * 1.5, rel=0.05)
+    plain, *_ = solve(product, b, rules(None, depth=60), FORGETFUL, lambda _: nullcontext(SimpleNamespace(advance=id)))
+    assert relative_error(plain, exact) > 0.5
+
+
+def test_a_preconditioned_series_at_too_small_a_scale_is_found_out() -> None:
+    a, b = matrix_of(SPECTRUM), columns(30, 1)
+    m = preconditioner(np.linalg.inv(a + 0.1 * np.eye(30)), a)
+    with pytest.raises(DivergedError, match="ten times"):
+        solve(
+            lambda run, step, v, shift: a @ v + shift * v, b, rules(m, scale=0.01, depth=5000), FORGETFUL,
+            lambda _: nullcontext(SimpleNamespace(advance=id)),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["ggn", "hessian"])
+def test_a_preconditioned_series_equals_exact(mode: str, p1: Logistic) -> None:
+    table = scored(p1, batch=1000, mode=mode, preconditioner="ekfac", tail=0.0, depth=400)
+    assert relative_error(column(table), p1.scores()) < 1e-6
+    facts = provenance(table.schema)["curvature"]["lissa"]
+    assert facts["preconditioner"] == "ekfac"
+    assert facts["damping"] == 0.0
+    assert facts["residual"] < 1e-6
+
+
+def test_self_influence_goes_through_the_same_series(p1: Logistic) -> None:
+    options = {"lissa": {"l2": p1.penalty, "batch": 1000, "tail": 0.0, "depth": 400, "preconditioner": "ekfac"}}
+    job = p1.problem.job(methods=("self-lissa",), options={**options, "self-lissa": {"solve": "lissa"}})
+    dense = {"self-lissa": {"solve": "dense", "l2": p1.penalty}}
+    expected = column(score(p1.problem.job(methods=("self-lissa",), options=dense)))
+    assert relative_error(column(score(job)), expected) < 1e-5
+
+
+def test_without_a_preconditioner_a_series_is_called_as_before_there_was_one() -> None:
+    assert "preconditioner" not in LiSSA().describe()
+    with pytest.raises(ValueError, match="dampen"):
+        LiSSA(dampen=0.1, preconditioner="ekfac")

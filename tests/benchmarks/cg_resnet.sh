@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Conjugate gradients on all parameters of a resnet18 with 1,000 fit rows, plain and preconditioned by EKFAC (results/curvature.md).
+#   bash tests/benchmarks/cg_resnet.sh OUT [RUN]     RUN: a run folder of resnet18 on CIFAR-10N; an hour on one core
+set -euo pipefail
+here=$(cd "$(dirname "$0")/../.." && pwd)
+data=${DATA:-$here/../shared/data/cifar10n-small/manifest.parquet}
+[ -f "$data" ] || { echo "skipped: no $data (the data set is not redistributable)" >&2; exit 0; }
+command -v influence > /dev/null || { . "$here/.ci/setup"; setup ""; }
+mkdir -p "$1" && run=${2:+$(cd "$2" && pwd)} && cd "$1" && cp -f "$data" train.parquet
+[ -n "$run" ] || { influence retrain train.parquet --model resnet18 --epochs 12 --augment flip-shift -o RUN; run=RUN; }
+
+# each alone on a store of its own: seconds of the clock and of the processor, iterations and residual
+for method in ${METHODS:-ekfac cg-ekfac lissa-ekfac cg lissa}; do
+  set=()
+  case $method in *-ekfac) set=(--set "${method%-ekfac}.preconditioner=ekfac") ;; esac
+  case $method in cg*) set+=(--set cg.tolerance=0.05 --set cg.max_iterations=300) ;; esac
+  name=${method%-ekfac}
+  /usr/bin/env time -f "$method: %e s, processor %U s, %M kB" influence score train.parquet --checkpoint "$run" \
+    --method "$name" --set "$name.fit_sample=1000" "${set[@]}" --store "store-$method" -o "$method.parquet" \
+    2>&1 | tee "$method.log"
+done
+influence evaluate ekfac.parquet cg.parquet cg-ekfac.parquet lissa.parquet lissa-ekfac.parquet --budget 5% --format table
