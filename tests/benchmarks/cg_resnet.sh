@@ -10,13 +10,22 @@ mkdir -p "$1" && run=${2:+$(cd "$2" && pwd)} && cd "$1" && cp -f "$data" train.p
 [ -n "$run" ] || { influence retrain train.parquet --model resnet18 --epochs 12 --augment flip-shift -o RUN; run=RUN; }
 
 # each alone on a store of its own: seconds of the clock and of the processor, iterations and residual
-for method in ${METHODS:-ekfac cg-ekfac lissa-ekfac cg lissa}; do
+read -ra methods <<< "${METHODS:-ekfac cg-ekfac lissa-ekfac cg lissa}"
+for method in "${methods[@]}"; do
   set=()
-  case $method in *-ekfac) set=(--set "${method%-ekfac}.preconditioner=ekfac") ;; esac
+  case $method in *-ekfac) set=(--set "${method%-ekfac}.preconditioner=ekfac" --set ekfac.fit_sample=1000) ;; esac
   case $method in cg*) set+=(--set cg.tolerance=0.05 --set cg.max_iterations=300) ;; esac
   name=${method%-ekfac}
   /usr/bin/env time -f "$method: %e s, processor %U s, %M kB" influence score train.parquet --checkpoint "$run" \
     --method "$name" --set "$name.fit_sample=1000" "${set[@]}" --store "store-$method" -o "$method.parquet" \
     2>&1 | tee "$method.log"
 done
-influence evaluate ekfac.parquet cg.parquet cg-ekfac.parquet lissa.parquet lissa-ekfac.parquet --budget 5% --format table
+python - "${methods[@]}" <<'PY'
+import json, sys
+import pyarrow.parquet as pq
+for name in sys.argv[1:]:
+    origin = json.loads(pq.read_schema(f"{name}.parquet").metadata[b"influence"])
+    facts = origin["curvature"][name.removesuffix("-ekfac")]
+    print(name, {k: facts[k] for k in ("iterations", "depth", "repeats", "series_scale", "damping", "residual") if k in facts})
+PY
+influence evaluate "${methods[@]/%/.parquet}" --budget 5% --format table
