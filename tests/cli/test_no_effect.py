@@ -86,6 +86,9 @@ def test_every_rule_names_options_of_its_commands() -> None:
     "line",
     [
         "score m.parquet --method self-lissa --set ekfac.damping=0.1 --fit-rows m.parquet",
+        "score m.parquet --method cg --set cg.preconditioner=ekfac --set ekfac.fit_sample=9",
+        "score m.parquet --method self-lissa --set self-lissa.solve=lissa --set lissa.preconditioner=ekfac "
+        "--set ekfac.fit_sample=9",
         "score m.parquet --method ip-ensemble --per-member --set members=2",
         "retrain m.parquet -o RUN --attack fgsm --set robustness.eps=0.2",
         "curate s.parquet --set trim.guard=false --set combine.clip=4",

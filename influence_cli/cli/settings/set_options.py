@@ -7,7 +7,7 @@ for other runs; a flag is meant for this one.
 from __future__ import annotations
 
 import pkgutil
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from influence_cli.errors import UsageError
 from influence_cli.options import CURATE, RETRAIN
@@ -15,6 +15,7 @@ from influence_cli.settings import build_options
 
 if TYPE_CHECKING:
     from influence_cli.methods import Method
+    from influence_cli.methods.shapes.preconditioned import Preconditioned
 
 
 class Settings(Protocol):
@@ -79,16 +80,18 @@ def _listed(value: Any) -> list[str]:
 
 
 def _solvers(settings: Settings, methods: list[str]) -> set[str]:
-    """The methods with curvature that values of rows are taken with."""
+    """The methods with curvature that values of rows are taken with, or whose factors these or others work with."""
     found: set[str] = set()
-    for method in _made(settings, methods):
+    made = _made(settings, methods)
+    for method in made:
         try:
             value = method.row_value(bool(settings.values.get("relative")) and method.needs == "tangents")
         except UsageError:
             continue  # said where values are asked for
         if value is not None and value.solver is not None:
             found.add(value.solver)
-    return found
+    fitted = [m for m in (*made, *_made(settings, sorted(found))) if m.fitted_curvature]
+    return found | {name for m in fitted if (name := cast("Preconditioned", m).helper()) is not None}
 
 
 def _made(settings: Settings, methods: list[str]) -> list[Method]:
