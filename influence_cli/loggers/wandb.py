@@ -1,8 +1,8 @@
 """Weights & Biases: a run for the result, and a run for every training, all of one group.
 
 Where it logs to is its own business: WANDB_MODE=offline, WANDB_PROJECT, WANDB_DIR and the like.  A training has the
-same id each time, so that one which an earlier comparison has logged is written over, not logged twice.  Neither code,
-nor the command line, nor what stands on the terminal is sent.
+same id each time, so that one which an earlier comparison has logged is not logged twice.  Neither code, nor the
+command line, nor what stands on the terminal is sent.
 """
 
 from __future__ import annotations
@@ -62,9 +62,18 @@ class WandbLogger:
                 run.log_artifact(artifact)
             place = run.url or run.dir
         for training in logged.trainings:
-            with self._run(training.name, group, "training", training.parameters, training.key) as one:
-                one.summary.update(training.metrics)
+            if self._is_here(training.key):
+                continue
+            with self._run(training.name, group, "training", {}, training.key) as one:
+                if not one.resumed:  # what an earlier comparison has said of it stays
+                    one.config.update(training.parameters)
+                    one.summary.update(training.metrics)
         return str(place)
+
+    def _is_here(self, key: str) -> bool:
+        """Whether a run of this id is kept in the local folder, and waits to be sent."""
+        place = Path(os.environ.get("WANDB_DIR") or ".") / "wandb"
+        return self._mode() in ("offline", "dryrun") and any(place.glob(f"offline-run-*-{key}"))
 
     def _run(self, name: str, group: str, kind: str, config: dict[str, Any], key: str | None = None) -> Any:
         """A run of its own, beside any that is active; it is marked as failed where it is left by an error."""
