@@ -97,7 +97,8 @@ class TrainingRun:
         asked = {"values"} if values or (first and self.request.wants_epochs) else set[str]()
         asked |= {"moments"} if first and self.request.wants_moments else set[str]()
         done = finished_training(folder, keep, self.listener, asked)
-        self.trainings.append(Training(arm.name, seed, folder.path.name, done is not None))
+        name, now = folder.path.name, {t.folder for t in self.trainings if not t.reused}
+        self.trainings.append(Training(arm.name, seed, name, done is not None and name not in now))
         if done is not None:
             self.listener.detail(f"{arm.name}, seed {seed}: already trained")
             return done if done.get("measured") == self._measures() else self._measured_again(folder, done, arm)
