@@ -56,7 +56,7 @@ class TensorBoardLogger:
         """Events of its own, with its parameters for the hparams view, unless they are there."""
         from torch.utils.tensorboard.summary import hparams
 
-        folder = self._folder / "trainings" / _file_name(training.arm) / f"seed {training.seed} {training.key[:8]}"
+        folder = self._folder / "arms" / _file_name(training.arm) / f"seed {training.seed} {training.key[:8]}"
         done = folder / "logged"
         if done.exists():
             return

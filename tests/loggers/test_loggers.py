@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
 import json
 import os
@@ -16,7 +17,7 @@ import influence_cli
 from influence_cli import loggers
 from influence_cli.errors import InfluenceWarning, UsageError
 from influence_cli.events import SILENT
-from influence_cli.loggers import LOGGERS, LoggerInfo, log_to, open_loggers
+from influence_cli.loggers import LOGGERS, LoggerInfo, log_to, open_loggers, results
 from influence_cli.loggers.protocol import Logged, LoggedTraining
 from influence_cli.loggers.results import as_csv, flat_numbers, plain_parameters, safe_names
 from influence_cli.report.text_table import TextTable
@@ -236,6 +237,10 @@ def test_addresses_are_logged_without_what_opens_them() -> None:
     }
 
 
+def test_the_example_of_flat_numbers_is_right() -> None:
+    assert doctest.testmod(results).failed == 0
+
+
 def test_no_name_stands_for_two_metrics() -> None:
     assert safe_names({"a:b": 1, "a;b": 2, "a/b": 3}) == {"a_b": 1, "a_b 2": 2, "a/b": 3}
 
@@ -347,18 +352,18 @@ def test_tensorboard_has_events_of_the_result_and_of_every_training(
 
     told("tensorboard", monkeypatch, tmp_path, "events")
     place = tmp_path / "events"
-    trainings = sorted((place / "trainings").glob("*/*/events.out.*"))
+    trainings = sorted((place / "arms").glob("*/*/events.out.*"))
     assert [path.parent.name.split()[1] for path in trainings] == ["0", "1"]
     for k, path in enumerate(trainings):
         events = EventAccumulator(str(path.parent)).Reload()
         assert [event.value for event in events.Scalars("accuracy")] == [0.5 + k / 4]
-    results = sorted(place.glob("retrain RUN *"))
-    assert len(results) == 2
-    events = EventAccumulator(str(results[0])).Reload()
+    told_twice = sorted(place.glob("retrain RUN *"))
+    assert len(told_twice) == 2
+    events = EventAccumulator(str(told_twice[0])).Reload()
     assert events.Scalars("arms/a: <c>/accuracy/mean")[0].value == 0.625
     assert events.Tags()["images"] == ["figures.png"]
     text = events.Tensors("tables/01-arms/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "&lt;script>" in text
     assert "a\\|b" in text
-    assert (results[0] / "page.html").read_bytes() == b"<p>page</p>"
-    assert os.listdir(place / "trainings") == ["a_b_ _c_"]
+    assert (told_twice[0] / "page.html").read_bytes() == b"<p>page</p>"
+    assert os.listdir(place / "arms") == ["a_b_ _c_"]

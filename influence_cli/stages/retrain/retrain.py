@@ -49,10 +49,7 @@ if TYPE_CHECKING:
 def retrain(
     request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT, trained: list[Training] | None = None
 ) -> dict[str, Any]:
-    """Train every arm over every seed, write the run folder, and return its metrics.
-
-    The list ``trained`` is filled with the trainings that these are made of.
-    """
+    """Train every arm over every seed, write the run folder, return its metrics; ``trained`` gets the trainings."""
     from influence_cli.model.build import device_of
     from influence_cli.model.examples import Examples
     from influence_cli.model.train.convex import check_convex
