@@ -310,19 +310,19 @@ def retrain(manifest: Any, output: str, **options: Any) -> dict[str, Any]:
 
     ``options``: ``model`` or ``task``, ``label``, ``group``, ``input_size``, ``num_classes``, ``class_map``, ``mean``,
     ``std``, ``skip_bad``; ``against``, ``arms`` (name -> manifest), ``test``, ``init``, ``seeds``, ``seed``,
-    ``calibration``, ``keep_checkpoints``, ``pretrained``, ``device``; and the fields of a recipe: ``epochs``, ``lr``,
+    ``calibration``, ``keep_checkpoints``, ``pretrained``, ``device``, ``log``; and a recipe's ``epochs``, ``lr``,
     ``batch_size``, ``optimizer``, ``momentum``, ``weight_decay``, ``schedule``, ``augment``, ``amp``.
     """
     from influence_cli.model.train.recipe import Recipe
+    from influence_cli.stages.retrain.logged import retrain_and_log as stage
     from influence_cli.stages.retrain.request import RetrainRequest
-    from influence_cli.stages.retrain.retrain import retrain as stage
 
-    listener, arms = options.pop("listener"), tuple(dict(options.pop("arms", {})).items())
-    kinds = (Recipe, Inputs, RetrainRequest)
-    recipe, inputs, request = take(kinds, options)
+    listener, log = options.pop("listener"), options.pop("log", ())
+    arms = tuple(dict(options.pop("arms", {})).items())
+    recipe, inputs, request = take((Recipe, Inputs, RetrainRequest), options, "log")
     request = {"test_required": False, **request, "arms": arms}
     made = RetrainRequest(Inputs(manifest, **inputs), place("output", output), **request)
-    return stage(made, Recipe(**recipe, asked=frozenset(recipe)), listener)
+    return stage(made, Recipe(**recipe, asked=frozenset(recipe)), listener, log)
 
 
 @_called_from_python
@@ -330,20 +330,20 @@ def evaluate(*scores: Any, **options: Any) -> dict[str, Any]:
     """How far to trust one or more score tables (paths or tables) of the same rows.
 
     ``options``: ``manifest``, ``label``, ``budget``, ``clean_column``, ``known_bad``, ``reference``, ``draws``,
-    ``seed``, ``stability``, ``checkpoint`` and ``skip_bad``, as on the command line, ``store``, and ``model`` where
+    ``seed``, ``stability``, ``checkpoint``, ``log`` and ``skip_bad`` as for the command, ``store``, and ``model`` where
     the tables were scored with a ``python:`` model, or by another program with one of scikit-learn.
     """
     from influence_cli.model.scikit import rows_scored
-    from influence_cli.stages.evaluate.evaluate import evaluate as stage
+    from influence_cli.stages.evaluate.logged import evaluate_and_log as stage
     from influence_cli.stages.evaluate.request import EvaluateRequest
 
     if not scores:
         raise UsageError("no score table", fix="give one or more: evaluate(scores)")
     listener, model = options.pop("listener"), options.pop("model", None)
     options["budget"] = str(options.get("budget") or "5%")
-    store = options.pop("store", ".influence")
-    (values,) = take((EvaluateRequest,), options, "model", "store")
+    store, log = options.pop("store", ".influence"), options.pop("log", ())
+    (values,) = take((EvaluateRequest,), options, "model", "store", "log")
     named = isinstance(model, str) or model is None
     runtime = Runtime(checked(Runtime, "store", store), code=model if named else None)
     rows = rows_scored(scores[0], values.pop("manifest", None), model, values.get("label"))
-    return stage(EvaluateRequest(scores, manifest=rows, **{**values, "runtime": runtime}), listener)
+    return stage(EvaluateRequest(scores, manifest=rows, **{**values, "runtime": runtime}), listener, log)

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "influence_cli"
 ROOMS = (
     *("errors", "arguments", "events", "maths", "store", "options", "settings"),
     *("data", "model", "engines", "curvature"),
-    *("objectives", "methods", "actions", "exports", "report"),
+    *("objectives", "methods", "actions", "exports", "report", "loggers"),
     *("stages/run", "stages/grads", "stages/score", "stages/curate", "stages/retrain", "stages/evaluate"),
     *(
         "api",

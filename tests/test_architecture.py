@@ -23,7 +23,12 @@ NEVER = (  # who must never import whom: what the order of rooms is for
     *((low, "stages/run") for low in ("exports", "actions")),
     ("cli/show", "cli/commands"),
 )
-WHOLE = ("test_architecture.py", "test_doc_commands.py", "test_docs.py")  # of tests/: about all of the repository
+WHOLE = (
+    "test_architecture.py",
+    "test_doc_commands.py",
+    "test_docs.py",
+    "test_ready_to_use.py",
+)  # of tests/: about all of the repository
 BESIDE = ("benchmarks", "peers")  # folders of tests/ that hold the package against a clock and against libraries
 
 

@@ -37,6 +37,8 @@ SMALLER = {  # what would take too long as it stands
     "--brittleness 50": "--brittleness 1",
     "--calibration 5%": "--calibration 50%",  # of 120 rows, so that a rate of a few per cent can be told
     "--false-flag 1%": "--false-flag 5%",
+    "--log tensorboard:events": "",  # needs an extra; tests/loggers has it
+    "--log tensorboard": "",
 }
 DECIDING = ("--check", "--require-improvement")  # flags of commands that may exit 1
 SOURCES = {  # what an export of the guide is made from, and what makes that from photos/

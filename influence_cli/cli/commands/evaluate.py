@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 from influence_cli.cli.console import terminal
 from influence_cli.cli.printing import print_json
 from influence_cli.cli.settings.places import manifest_of_scores, require_source, runtime_of
-from influence_cli.cli.settings.requests import EvaluateOptions, ResultOptions, StoreOptions
+from influence_cli.cli.settings.requests import EvaluateOptions, ProgramOptions, ResultOptions, StoreOptions
 from influence_cli.cli.settings.settings import Settings
 from influence_cli.cli.show.answers import show_answer
 from influence_cli.cli.show.plan import show_plan
 from influence_cli.cli.show.results import (
     check_pages,
+    pages_written,
     put_figures,
+    say_failures,
     show_counterfactuals,
     show_evaluation,
     show_trainings,
@@ -36,13 +38,27 @@ _TRAINED = (  # options beside the recipe that decide what a training on a part 
 
 def evaluate(settings: Settings) -> None:
     """How far to trust scores: detection of wrong labels, canaries, agreement of methods, seeds and checkpoints."""
-    from influence_cli.stages.evaluate.comparison import compare
-    from influence_cli.stages.evaluate.evaluate import evaluate as evaluate_stage
+    from influence_cli.loggers import log_to, open_loggers
+    from influence_cli.loggers.results import logged_evaluation, plain_parameters
 
     result, asked = settings.make(ResultOptions), settings.make(EvaluateOptions)
     result.check_format("evaluate")
     source = require_source(settings, "a score table")
     _check(settings, asked, result)
+    loggers = open_loggers(result.log, None, not result.dry_run)
+    found = _answer(settings, result, asked, source)
+    if found is not None and loggers:
+        scores = {"scores": (source, *settings.more)}
+        parameters = plain_parameters({**scores, **settings.decisive(ResultOptions, ProgramOptions)})
+        logged = logged_evaluation(source, parameters, found, pages_written(result))
+        say_failures(log_to(loggers, logged, terminal()), "trainings are kept")
+
+
+def _answer(settings: Settings, result: ResultOptions, asked: EvaluateOptions, source: str) -> dict[str, Any] | None:
+    """Answer the question that is asked and show the answer; None where a plan is shown instead."""
+    from influence_cli.stages.evaluate.comparison import compare
+    from influence_cli.stages.evaluate.evaluate import evaluate as evaluate_stage
+
     if asked.by_retraining:
         return _by_retraining(settings, result, source, asked.budget)
     if asked.duplicates is not None:
@@ -51,7 +67,8 @@ def evaluate(settings: Settings) -> None:
         found = _sentinel(settings, result, asked, source)
     elif result.dry_run:
         tables = ", ".join((source, *settings.more))
-        return terminal().note(f"every score column of {tables} would be measured; nothing is written")
+        terminal().note(f"every score column of {tables} would be measured; nothing is written")
+        return None
     elif asked.other_scores is not None:
         found = compare(source, asked.other_scores, asked.budget, asked.draws, asked.seed)
     else:
@@ -66,7 +83,7 @@ def evaluate(settings: Settings) -> None:
         found = evaluate_stage(request, terminal())
     if found is not None:
         show_evaluation(result, found, (source, *settings.more), _asked(settings, source, asked.budget))
-    return None
+    return found
 
 
 def _check(settings: Settings, asked: EvaluateOptions, result: ResultOptions) -> None:
@@ -109,7 +126,7 @@ def _sentinel(settings: Settings, result: ResultOptions, asked: EvaluateOptions,
     return sentinel(run, session, source, asked.budget, asked.draws, asked.seed)
 
 
-def _duplicates(settings: Settings, result: ResultOptions, text: str, source: str) -> None:
+def _duplicates(settings: Settings, result: ResultOptions, text: str, source: str) -> dict[str, Any] | None:
     """Groups of near-duplicates and leaks between splits; with --dry-run what it would take."""
     from influence_cli.report.duplicates import answer
     from influence_cli.stages.evaluate.duplicates import Limit, describe, duplicates, duplicates_run
@@ -128,13 +145,15 @@ def _duplicates(settings: Settings, result: ResultOptions, text: str, source: st
         planned = describe(run, session)
         rows, lacking, pairs = (planned[name] for name in ("rows", "rows_to_compute", "pairs"))
         said = f"features of {lacking:,} of {rows:,} rows would be computed, and {pairs:,} pairs compared"
-        return print_json(planned) if result.wants_json else terminal().note(said)
+        print_json(planned) if result.wants_json else terminal().note(said)
+        return None
     found = duplicates(run, session, limit)
     show_answer(answer(found["duplicates"]))
-    return put_figures(result, found, terminal().note)
+    put_figures(result, found, terminal().note)
+    return found
 
 
-def _by_retraining(settings: Settings, result: ResultOptions, source: str, budget: str) -> None:
+def _by_retraining(settings: Settings, result: ResultOptions, source: str, budget: str) -> dict[str, Any] | None:
     """Train, measure and show; with --dry-run say how many trainings there are."""
     from influence_cli.data.write_tables import check_suffix
     from influence_cli.stages.evaluate.counterfactuals.counterfactuals import counterfactuals, plan
@@ -162,9 +181,10 @@ def _by_retraining(settings: Settings, result: ResultOptions, source: str, budge
     )
     if result.dry_run:
         show_trainings(result, plan(request, terminal()))
-    else:
-        found = counterfactuals(request, terminal())
-        show_counterfactuals(result, found, source, _asked(settings, source, budget))
+        return None
+    found = counterfactuals(request, terminal())
+    show_counterfactuals(result, found, source, _asked(settings, source, budget))
+    return found
 
 
 def _asked(settings: Settings, source: str, budget: str) -> dict[str, Any]:

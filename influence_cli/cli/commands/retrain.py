@@ -12,7 +12,7 @@ from influence_cli.cli.settings.places import inputs_of, require_source
 from influence_cli.cli.settings.requests import ResultOptions, RetrainOptions
 from influence_cli.cli.settings.settings import Settings
 from influence_cli.cli.show.answers import next_of_retrain, show_answer, show_next
-from influence_cli.cli.show.results import check_pages, write_pages
+from influence_cli.cli.show.results import check_pages, pages_written, say_failures, write_pages
 from influence_cli.cli.show.run import show_skipped
 from influence_cli.errors import UsageError
 from influence_cli.model.train.recipe import Recipe
@@ -23,6 +23,7 @@ from influence_cli.stages.retrain.request import CanaryRequest, EditsRequest, Re
 def retrain(settings: Settings) -> int | None:
     """Train on a manifest; with --against also without the edits, and with random edits of the same size."""
     from influence_cli.stages.retrain.arm_comparison import improved
+    from influence_cli.stages.retrain.logged import log_retrain, run_loggers
     from influence_cli.stages.retrain.opening import as_fine_tuning
     from influence_cli.stages.retrain.retrain import retrain as retrain_stage
 
@@ -39,18 +40,21 @@ def retrain(settings: Settings) -> int | None:
     if settings.make(RetrainOptions).require_improvement and not compared:
         fix = "pass --against MANIFEST, the rows before curation, or --scores TABLE"
         raise UsageError("--require-improvement has nothing to compare with", fix=fix)
+    loggers, trained = run_loggers(result.log, request.output, not result.dry_run), list[Any]()
     if result.dry_run:
         request, recipe = as_fine_tuning(request, recipe)
         _check(request, recipe)
         return _show_arms(request, recipe)
     with terminal().answer_first():
-        metrics = retrain_stage(request, recipe, terminal())
+        metrics = retrain_stage(request, recipe, terminal(), trained)
     _show_comparison(result, metrics)
     code = None
     if settings.make(RetrainOptions).require_improvement and not improved(metrics):
         terminal().warn("curated does not beat no edit and every control by the paired interval")
         code = 1
     show_next(*next_of_retrain(metrics, _asked(settings, request)))
+    failures = log_retrain(loggers, request, metrics, trained, terminal(), pages_written(result))
+    say_failures(failures, "it trains nothing anew", code)
     return code
 
 

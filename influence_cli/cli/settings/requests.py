@@ -25,6 +25,7 @@ from influence_cli.options import (
     SCORE,
     SHOWING,
     STAGES,
+    TRAINS,
     WRITING,
     Option,
     in_order,
@@ -153,6 +154,9 @@ class ResultOptions:
         None, "Write a self-contained HTML page.", (EVALUATE, RETRAIN, SCORE), stored=False, metavar="FILE"
     )
     plot: str | None = option(None, "Write the figures as one PNG.", (EVALUATE, RETRAIN), stored=False, metavar="FILE")
+    log: tuple[str, ...] = option(
+        (), "Log the result to mlflow, wandb or tensorboard[:FOLDER] too.", TRAINS, metavar="TRACKER"
+    )
     output: str | None = option(
         None, "Write the result here (- for standard output).", WRITING, "-o", "--output", stored=False, **PATH
     )

@@ -16,7 +16,7 @@ from influence_cli.cli.settings.no_effect import refuse_no_effect
 from influence_cli.cli.settings.requests import all_options, options_of
 from influence_cli.cli.settings.settings_file import SettingsFile, check_option_names, read_file, value_in_file
 from influence_cli.errors import UsageError
-from influence_cli.options import GRADS, RETRAIN, SCORE, Option, build_request
+from influence_cli.options import GRADS, RETRAIN, SCORE, Option, build_request, options_in
 
 T = TypeVar("T")
 Values = dict[str, Any]  # by the names of options
@@ -32,6 +32,7 @@ _OF_ONE_RUN = (
     "show_settings",
     "report",
     "plot",
+    "log",
 )
 _TRUTH = {"1": True, "true": True, "0": False, "false": False, "": False}
 
@@ -79,6 +80,11 @@ class Settings:
     def every_word(self) -> list[str]:
         """All options of the command line, to run the same command again."""
         return self.repeated_of(*(option.name for option in options_of(self.command)))
+
+    def decisive(self, *apart: type) -> Values:
+        """The values of all options that are not at their default, but for those of the requests ``apart``."""
+        left_out = {option.name for request in apart for option in options_in(request)}
+        return {name: v for name, v in self.values.items() if name not in left_out and self.origins[name] != "default"}
 
     def chosen(self, name: str) -> Any:
         """The value that anybody gives; None for the default."""

@@ -120,3 +120,20 @@ def write_pages(result: ResultOptions, figures: Figures, nothing: str | None, *t
             return
         write_plot(figures, Path(result.plot))
         out.note(f"figures written to {result.plot}")
+
+
+def pages_written(result: ResultOptions) -> list[str]:
+    """The page and the picture that were asked for and written."""
+    return [path for path in (result.report, result.plot) if path and Path(path).is_file()]
+
+
+def say_failures(failures: list[str], again: str, code: int | None = None) -> None:
+    """Say that trackers were not told, once all else is shown: an error, or a warning where ``code`` is 1 anyhow.
+
+    Raises:
+        UsageError: a tracker failed, and the result is no reason to exit with a code of its own.
+    """
+    for k, failure in enumerate(failures, 1):
+        if code is None and k == len(failures):
+            raise UsageError(failure, fix=f"the result is written; to log it, run the same command again: {again}")
+        terminal().warn(failure)

@@ -36,7 +36,7 @@ from influence_cli.stages.retrain.opening import (
 from influence_cli.stages.retrain.request import RetrainRequest
 from influence_cli.stages.retrain.rounds import check_rounds, iterated_arms
 from influence_cli.stages.retrain.run_place import check_model, check_run_folder
-from influence_cli.stages.retrain.training_run import TrainingRun
+from influence_cli.stages.retrain.training_run import Training, TrainingRun
 from influence_cli.stages.run.usable_rows import left_out_of, usable_now
 
 if TYPE_CHECKING:
@@ -46,8 +46,10 @@ if TYPE_CHECKING:
     from influence_cli.model.train.recipe import Recipe
 
 
-def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT) -> dict[str, Any]:
-    """Train every arm over every seed, write the run folder, and return its metrics."""
+def retrain(
+    request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT, trained: list[Training] | None = None
+) -> dict[str, Any]:
+    """Train every arm over every seed, write the run folder, return its metrics; ``trained`` gets the trainings."""
     from influence_cli.model.build import device_of
     from influence_cli.model.examples import Examples
     from influence_cli.model.train.convex import check_convex
@@ -100,6 +102,8 @@ def retrain(request: RetrainRequest, recipe: Recipe, listener: Listener = SILENT
         "calibration_keys": tuple(key.tobytes().hex() for key in base.row_keys[left_out]),
     }
     run.finish(arms[0], metrics, {**kept, "canaries": planted, "folds": folds})
+    if trained is not None:
+        trained += run.trainings
     return metrics
 
 

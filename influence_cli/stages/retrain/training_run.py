@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +42,16 @@ if TYPE_CHECKING:
 MEASURED = 2  # raised whenever more is measured of an arm: what was trained before is measured again
 
 
+@dataclass(frozen=True)
+class Training:
+    """A training that a result is made of; ``folder`` is its name below ``arms/``."""
+
+    arm: str
+    seed: int
+    folder: str
+    reused: bool  # finished by an earlier run
+
+
 @dataclass
 class TrainingRun:
     """One ``retrain``: its rows, model, recipe and device, and where every arm and seed is kept."""
@@ -57,6 +67,7 @@ class TrainingRun:
     changed: Changed | None = None  # twins of test rows
     twins: Examples | None = None  # the test rows with their twins, decoded
     said_start: bool = False  # what of the first model is drawn anew
+    trainings: list[Training] = field(default_factory=list)  # in order; one that is asked for again is named again
 
     def folder(self, arm: Arm, seed: int) -> RunFolder:
         """Where an arm and seed are kept: a run folder of its own."""
@@ -86,6 +97,8 @@ class TrainingRun:
         asked = {"values"} if values or (first and self.request.wants_epochs) else set[str]()
         asked |= {"moments"} if first and self.request.wants_moments else set[str]()
         done = finished_training(folder, keep, self.listener, asked)
+        name, now = folder.path.name, {t.folder for t in self.trainings if not t.reused}
+        self.trainings.append(Training(arm.name, seed, name, done is not None and name not in now))
         if done is not None:
             self.listener.detail(f"{arm.name}, seed {seed}: already trained")
             return done if done.get("measured") == self._measures() else self._measured_again(folder, done, arm)
