@@ -67,6 +67,9 @@ def _show_next(
     written = result.output if result.output not in (None, "-") and not result.dry_run else None
     if written is None and (outputs.edits or outputs.export or result.output) and not result.dry_run:
         return
+    if result.report and written is None and not result.dry_run:
+        terminal().note(f"then, with what the page saved: {review_commands(settings, source).apply}")
+        return
     if written is None:
         if source != "-":
             show_next("curate", source, *settings.repeated(), "-o", "clean.parquet")

@@ -3,7 +3,7 @@
 // Everything that comes from data is set as text: no string is ever read as HTML.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const CARDS = 48;  // on a page
+const CARDS = 60;  // on a page
 const KEY = "influence-review-" + data.fingerprint;
 const rows = data.rows;
 const at = (name) => document.getElementById(name);
