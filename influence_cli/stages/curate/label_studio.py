@@ -23,7 +23,9 @@ class Task:
         """Raises UsageError: it is no task, names no row, or cannot be understood."""
         self.where = f"{where}, task {number}"
         if not isinstance(value, dict) or not isinstance(value.get("annotations"), list):
-            raise UsageError("no task with its annotations", where=self.where, fix=f"{AGAIN} (JSON-MIN leaves them out)")
+            raise UsageError(
+                "no task with its annotations", where=self.where, fix=f"{AGAIN} (JSON-MIN leaves them out)"
+            )
         meta = value.get("meta")
         meta = meta if isinstance(meta, dict) else {}
         self.id, self.row_key, self.was = (meta.get(name) for name in ("id", "row_key", "label_was"))

@@ -65,7 +65,7 @@ class ExportRequest:
     )
     form: str | None = option(
         None,
-        "folder, csv, jsonl, json, huggingface, label-studio or npz [default: as they came].",
+        "folder, csv, jsonl, json, huggingface, npz, label-studio, fiftyone or spotlight [default: as they came].",
         (CURATE,),
         name="export_as",
         metavar="FORM",
