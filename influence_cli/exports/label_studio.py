@@ -3,9 +3,9 @@
 The labelling interface that fits has one Choices tag named ``label`` that points to an object tag with the name of
 the data key: ``<Image name="image" value="$image"/>`` for images, and the key ``features`` for features.  The label
 that was is the annotation, the proposed one the prediction; a trim proposes none.  Choices are the classes, and
-``drop`` where people may take a row out: ``curate --decisions`` reads the export.  Label Studio refuses prediction scores outside 0 to 1, so
-a prediction's score is the row's rank among the scored rows (0: the most harmful, and first when tasks are sorted by
-it), and the score itself is in ``meta``.
+``drop`` where people may take a row out: ``curate --decisions`` reads what Label Studio exports.  It refuses prediction
+scores outside 0 to 1, so a prediction's score is the row's rank among the scored rows (0: the most harmful, and first
+when tasks are sorted by it), and the score itself is in ``meta``.
 """
 
 from __future__ import annotations

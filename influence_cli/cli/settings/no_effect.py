@@ -92,9 +92,7 @@ RULES = (
     Rule((SCORE,), ("report",), _has("per_target"), "shows rows, and --per-target makes pairs of rows"),
     Rule((CURATE,), ("report", "decisions"), _has(*_GATE), "is about edits, and a gate makes none"),
     Rule((CURATE,), ("report", "decisions"), _has("undo"), "is about new edits, and --undo takes old ones back"),
-    Rule(
-        (CURATE,), (*_EDITS, "combine"), _has("decisions"), "chooses rows by scores, and --decisions names them"
-    ),
+    Rule((CURATE,), (*_EDITS, "combine"), _has("decisions"), "chooses rows by scores, and --decisions names them"),
     Rule(
         (CURATE,),
         ("edits", "export"),
