@@ -86,7 +86,8 @@ def _write_review(settings: Settings, result: ResultOptions, table: pa.Table) ->
 
     by = () if "score" in table.column_names else (next(n for n in table.column_names if n.startswith("score_")),)
     request = build_request(CurateRequest, settings.values, scores=table, by=by or ("score",), manifest=None)
-    commands = review_commands(settings, result.output if carries_origin(result.output) else "scores.parquet")
+    scores = result.output if result.output is not None and carries_origin(result.output) else "scores.parquet"
+    commands = review_commands(settings, scores)
     write_review(review_of_scores(read_scores(request), commands), Path(str(result.report)))
     terminal().note(f"page written to {result.report}")
 

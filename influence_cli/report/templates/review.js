@@ -4,6 +4,7 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const CARDS = 60;  // on a page
+const AT_ONCE = 8;  // cards that are made before the page is painted; the others follow frame by frame
 const KEY = "influence-review-" + data.fingerprint;
 const rows = data.rows;
 const at = (name) => document.getElementById(name);
@@ -13,6 +14,7 @@ const history = [];  // [place, what was decided before]
 let shown = rows.map((_, k) => k);
 let now = 0;  // place among the rows that are shown
 let first = -1;  // place of the first card on the page
+let waiting = [];  // rows of the page whose cards are not made yet
 
 // Control characters, and those that turn the direction of text, as signs.
 const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]/g;
@@ -243,12 +245,18 @@ function mark(place) {
   if (card) card.classList.add("now");
 }
 
+function more(count) {
+  at("cards").append(...waiting.splice(0, count).map(cardOf));
+  if (waiting.length) requestAnimationFrame(() => setTimeout(more, 0, AT_ONCE));
+}
+
 function draw() {
   const start = Math.floor(now / CARDS) * CARDS;
   if (start === first) return;
   first = start;
-  const page = shown.slice(first, first + CARDS);
-  at("cards").replaceChildren(...page.map(cardOf));
+  waiting = shown.slice(first, first + CARDS);
+  at("cards").replaceChildren();
+  more(AT_ONCE);
   const pages = Math.max(1, Math.ceil(shown.length / CARDS));
   for (const nav of document.querySelectorAll(".pager")) {
     nav.querySelector(".at").textContent = `page ${first / CARDS + 1} of ${pages}`;
@@ -262,6 +270,7 @@ function go(place) {
   if (place < 0 || place >= shown.length) return;
   mark(place);
   draw();
+  if (!at("row-" + shown[now])) more(CARDS);
   const card = at("row-" + shown[now]);
   card.focus({preventScroll: true});
   card.scrollIntoView({block: "nearest"});
@@ -275,13 +284,22 @@ const ORDERS = {
   id: (a, b) => rows[a].id.localeCompare(rows[b].id),
 };
 
+const sorted = new Map();  // all rows in an order, once it is asked for
+
+function inOrder(name) {
+  if (!sorted.has(name)) sorted.set(name, [...rows.keys()].sort((a, b) => ORDERS[name](a, b) || a - b));
+  return sorted.get(name);
+}
+
 function filter() {
-  const label = at("by-label").value, proposed = at("by-proposed").value, search = at("search").value.toLowerCase();
-  const open = at("undecided").checked, slices = [...document.querySelectorAll("select[data-slice]")];
-  shown = [...rows.keys()].filter((k) => (!label || "=" + rows[k].label === label) &&
-    (!proposed || "=" + rows[k].proposed === proposed) && (!search || rowText[k].includes(search)) &&
-    (!open || !decided.has(k)) && slices.every((s) => !s.value || "=" + (rows[k].slices || {})[s.dataset.slice] === s.value));
-  shown.sort((a, b) => ORDERS[at("sort").value](a, b) || a - b);
+  // the value of a choice is the text with = before it, so that an empty text is not the choice of all
+  const chosen = (select) => (select.value ? select.value.slice(1) : undefined);
+  const label = chosen(at("by-label")), proposed = chosen(at("by-proposed")), open = at("undecided").checked;
+  const search = at("search").value.toLowerCase();
+  const slices = [...document.querySelectorAll("select[data-slice]")].filter((s) => s.value);
+  shown = inOrder(at("sort").value).filter((k) => (label === undefined || rows[k].label === label) &&
+    (proposed === undefined || rows[k].proposed === proposed) && (!search || rowText[k].includes(search)) &&
+    (!open || !decided.has(k)) && slices.every((s) => (rows[k].slices || {})[s.dataset.slice] === chosen(s)));
   at("count").textContent = shown.length === rows.length ? `${rows.length.toLocaleString("en")} rows shown` :
     `${shown.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rows shown`;
   now = 0;

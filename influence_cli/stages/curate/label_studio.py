@@ -28,9 +28,10 @@ class Task:
             )
         meta = value.get("meta")
         meta = meta if isinstance(meta, dict) else {}
-        self.id, self.row_key, self.was = (meta.get(name) for name in ("id", "row_key", "label_was"))
-        if not isinstance(self.id, str) or not KEY_TEXT.fullmatch(str(self.row_key)):
+        name, key, self.was = (meta.get(part) for part in ("id", "row_key", "label_was"))
+        if not isinstance(name, str) or not isinstance(key, str) or not KEY_TEXT.fullmatch(key):
             raise UsageError("its meta names no row by id and row_key", where=self.where, fix=AGAIN)
+        self.id, self.row_key = name, key
         self.where += f", row id={self.id}"
         self.left_out: Counter[str] = Counter()
         found = {choice for one in value["annotations"] if (choice := self._choice(one)) is not None}

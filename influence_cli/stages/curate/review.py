@@ -213,7 +213,7 @@ def _by_class(scores: ScoreTable, flagged: np.ndarray) -> list[Counted]:
 def _counted(texts: Sequence[str | None], flagged: np.ndarray) -> list[Counted]:
     """Rows and flagged rows [n] of every text, the most rows first."""
     rows = Counter("none" if text is None else text for text in texts)
-    some = Counter("none" if texts[i] is None else texts[i] for i in np.flatnonzero(flagged))
+    some = Counter("none" if texts[i] is None else texts[i] for i in np.flatnonzero(flagged).tolist())
     return [(text, count, some[text]) for text, count in rows.most_common()]
 
 
