@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+KEEP, DROP, RELABEL = "keep", "drop", "relabel"  # what can be decided of a row
 Counted = tuple[str, int, int]  # a name, its rows, and how many of them are flagged
 
 

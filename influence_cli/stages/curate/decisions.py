@@ -17,9 +17,9 @@ from influence_cli.data.classes import class_called, class_name
 from influence_cli.data.label_kinds import CLASSES
 from influence_cli.data.tables import KEY_TEXT
 from influence_cli.errors import UsageError, nearest
+from influence_cli.report.review.rows import DROP, KEEP, RELABEL
 from influence_cli.stages.curate.label_studio import DROP as DROP_CHOICE
 from influence_cli.stages.curate.label_studio import read_tasks
-from influence_cli.stages.curate.review import DROP, KEEP, RELABEL
 from influence_cli.stages.curate.score_table import ScoreTable
 
 EACH = (KEEP, DROP, RELABEL)

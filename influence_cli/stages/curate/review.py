@@ -18,7 +18,7 @@ import numpy as np
 from influence_cli.actions.protocol import Edits, Ints
 from influence_cli.data.classes import class_name
 from influence_cli.data.label_kinds import CLASSES
-from influence_cli.report.review.rows import Counted, Review, ReviewRow, Why, together
+from influence_cli.report.review.rows import DROP, KEEP, RELABEL, Counted, Review, ReviewRow, Why, together
 from influence_cli.stages.curate.combining import floats
 from influence_cli.stages.curate.curate import Curated, summarise
 from influence_cli.stages.curate.score_table import ScoreTable, proposed_labels
@@ -28,7 +28,6 @@ from influence_cli.store.keys import fingerprint
 MOST_ROWS = 10_000  # on a page
 MOST_BYTES = 24 << 20  # of pictures on a page
 LOWEST = 200  # rows of a page about scores alone
-KEEP, DROP, RELABEL = "keep", "drop", "relabel"
 
 
 @dataclass(frozen=True)
