@@ -274,7 +274,7 @@ def curate(
     subject_to: str | list[str] | tuple[str, ...] = (), options: Options | None = None, label: str | None = None,
     skip_bad: bool = False, decisions: str | None = None, output: str | None = None,
 ) -> pa.Table:  # fmt: skip
-    """The edits of a score table (a path or a table) under a budget, most harmful first, or those of a file of ``decisions``.
+    """The edits of a score table (a path or a table) under a budget, most harmful first; or those that a file says.
 
     Several columns ``by`` are combined, by rank sum unless ``combine`` says otherwise; ``maximise`` an objective
     ``subject_to`` others, such as "fairness>=0", in their place.  With ``output`` the curated manifest is written too.
