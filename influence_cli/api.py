@@ -272,9 +272,9 @@ def curate(
     scores: Any, *, manifest: Any = None, model: Any = None, action: str = "trim", budget: str | int | None = None,
     by: str | list[str] = "score", combine: str | None = None, maximise: str | None = None,
     subject_to: str | list[str] | tuple[str, ...] = (), options: Options | None = None, label: str | None = None,
-    skip_bad: bool = False, output: str | None = None,
+    skip_bad: bool = False, decisions: str | None = None, output: str | None = None,
 ) -> pa.Table:  # fmt: skip
-    """The edits of a score table (a path or a table) under a budget, most harmful first.
+    """The edits of a score table (a path or a table) under a budget, most harmful first; or those that a file says.
 
     Several columns ``by`` are combined, by rank sum unless ``combine`` says otherwise; ``maximise`` an objective
     ``subject_to`` others, such as "fairness>=0", in their place.  With ``output`` the curated manifest is written too.
@@ -290,8 +290,9 @@ def curate(
     from influence_cli.stages.curate.written_manifest import write_curated
 
     asked: dict[str, Any] = {
-        "action": action, "budget": None if budget is None else str(budget), "by": by, "combine": combine,
-        "maximise": maximise, "subject_to": subject_to, "options": options or {}, "label": label, "skip_bad": skip_bad,
+        "action": action, "budget": None if budget is None else str(budget), "by": by, "decisions": decisions,
+        "combine": combine, "maximise": maximise, "subject_to": subject_to, "options": options or {}, "label": label,
+        "skip_bad": skip_bad,
     }  # fmt: skip
     (values,) = take((CurateRequest,), asked)
     output = None if output is None else place("output", output)

@@ -48,6 +48,8 @@ SOURCES = {  # what an export of the guide is made from, and what makes that fro
     "dataset-clean": "dataset",
     "clean.npz": "data.npz",
     "tasks.json": "photos/",
+    "looked-at": "photos/",
+    "looked-at.parquet": "photos/",
 }
 LINEAR = "retrain train.parquet --model linear --optimizer lbfgs -o RUN"
 TRAINED = "retrain train.parquet --model mlp:4 -o RUN"
@@ -132,6 +134,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         (here / name).write_text("age,job,sex,income\n" + "".join(lines))
     (here / "bad.csv").write_text("id\n" + "".join(f"{r.id}\n" for r in rows[:12]))
+    (here / "decisions.json").write_text('{"decisions": []}')  # what a person saves between two commands
     for row in digits_table(40, 12, 12).to_pylist():
         place = here / "photos" / row["split"] / str(row["label"]) / f"{row['id']}.png"
         place.parent.mkdir(parents=True, exist_ok=True)

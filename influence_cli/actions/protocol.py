@@ -65,6 +65,11 @@ class Edits:
     reason: list[str]
     notes: list[str] = field(default_factory=list)
     proposal: Ints | None = None  # relabel: the label proposed for each row, admissible or not; -1 for none
+    actions: list[str] | None = None  # what happens to each row [n], where not the same happens to all
+
+    def action_of(self, row: int) -> str:
+        """What happens to a row that is edited."""
+        return self.action if self.actions is None else self.actions[row]
 
     @property
     def edited(self) -> Ints:

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import functools
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -32,6 +33,7 @@ from influence_cli.store.parquet import read_parquet_batches, read_parquet_schem
 
 PROVENANCE_KEY = b"influence"
 SOURCES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".xlsx", ".xlsm", ".xls", ".ods", ".npz")  # no manifests
+KEY_TEXT = re.compile(r"[0-9a-fA-F]{32}")  # a row key as text
 _TEXT = [("id", pa.string()), ("row_key", pa.string())]  # never to be read as numbers or dates
 
 

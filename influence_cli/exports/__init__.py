@@ -22,6 +22,7 @@ class FormInfo:
 
     target: str
     suffixes: tuple[str, ...] = ()
+    named_by_suffix: bool = True  # False: only where it is asked for by name
 
     @property
     def folder(self) -> bool:
@@ -37,6 +38,8 @@ FORMS: dict[str, FormInfo] = {
     "label-studio": FormInfo("influence_cli.exports.label_studio:prepare", (".json",)),
     "npz": FormInfo("influence_cli.exports.npz:prepare", (".npz",)),
     "json": FormInfo("influence_cli.exports.json_lines:prepare_list", (".json",)),
+    "fiftyone": FormInfo("influence_cli.exports.fiftyone:prepare"),
+    "spotlight": FormInfo("influence_cli.exports.spotlight:prepare", (".parquet",), named_by_suffix=False),
 }
 
 
@@ -48,7 +51,7 @@ def choose_form(asked: str | None, origin: Origin | None, place: str) -> str:
     """
     every = f"pass --export-as {'|'.join(FORMS)}"
     suffix = Path(place).suffix.lower()
-    by_suffix = next((name for name, form in FORMS.items() if suffix in form.suffixes), None)
+    by_suffix = next((name for name, form in FORMS.items() if suffix in form.suffixes and form.named_by_suffix), None)
     if asked is not None and asked not in FORMS:
         raise UsageError(f"--export-as {asked!r} is unknown", fix=nearest(asked, list(FORMS)))
     known = origin.form if origin is not None and origin.form in FORMS else None

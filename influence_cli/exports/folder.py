@@ -161,10 +161,10 @@ def _file_name(row_id: str, value: Payload | Path | None, name: str | None, wher
     suffix = PurePosixPath(safe).suffix
     if suffix.lower() in EXTENSIONS:
         return _cut(safe[: -len(suffix)], suffix)
-    return _cut(safe, _sniffed(value, where))
+    return _cut(safe, sniffed(value, where))
 
 
-def _sniffed(value: Payload | Path | None, where: str) -> str:
+def sniffed(value: Payload | Path | None, where: str) -> str:
     """The suffix of an image's format."""
     with image_of(read_payload(value, lambda: where), where) as image:
         kind = image.format or "PNG"

@@ -2,9 +2,10 @@
 
 The labelling interface that fits has one Choices tag named ``label`` that points to an object tag with the name of
 the data key: ``<Image name="image" value="$image"/>`` for images, and the key ``features`` for features.  The label
-that was is the annotation, the proposed one the prediction.  Label Studio refuses prediction scores outside 0 to 1, so
-a prediction's score is the row's rank among the scored rows (0: the most harmful, and first when tasks are sorted by
-it), and the score itself is in ``meta``.
+that was is the annotation, the proposed one the prediction; a trim proposes none.  Choices are the classes, and
+``drop`` where people may take a row out: ``curate --decisions`` reads what Label Studio exports.  It refuses prediction
+scores outside 0 to 1, so a prediction's score is the row's rank among the scored rows (0: the most harmful, and first
+when tasks are sorted by it), and the score itself is in ``meta``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from influence_cli.data.kinds.protocol import Payload
 from influence_cli.data.label_kinds import CLASSES
 from influence_cli.data.sources.features import Feature
 from influence_cli.errors import ManifestError, UsageError
-from influence_cli.exports.protocol import ExportJob, Prepared, rebase, stored
+from influence_cli.exports.protocol import ExportJob, Prepared, edited_rows, key_text, proposed_label, rebase
 
 MODEL_VERSION = "influence"
 
@@ -33,13 +34,11 @@ def prepare(job: ExportJob) -> Prepared:
     if manifest.label_kind.holds != CLASSES:
         what = f"tasks for Label Studio are choices between classes, and the labels are {manifest.label_kind.called}"
         raise UsageError(what, where=manifest.source, fix="pass --export-as csv, jsonl, huggingface or npz")
-    edits = job.edits.to_pylist()
-    place = {i: k for k, i in enumerate(manifest.ids)}
-    wanted = np.zeros(len(manifest), dtype=np.bool_)
-    wanted[[place[e["id"]] for e in edits]] = True
     columns = features_of(manifest)
-    data = {row: _data(job, value, name, row, columns) for row, value, name in stored(job, wanted)}
-    tasks = [_task(job, k, edit, data[place[edit["id"]]]) for k, edit in enumerate(edits)]
+    tasks = [
+        _task(job, k, edit, _data(job, value, name, row, columns))
+        for k, (edit, row, value, name) in enumerate(edited_rows(job))
+    ]
     text = json.dumps(tasks, ensure_ascii=False, indent=1, allow_nan=False).encode() + b"\n"
     notes = [] if tasks else ["no row is edited, so there is no task"]
     return Prepared(lambda where: where.write_bytes(text), len(tasks), notes)
@@ -47,15 +46,16 @@ def prepare(job: ExportJob) -> Prepared:
 
 def _task(job: ExportJob, number: int, edit: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     """One row: what it is, why it is here, the label it has, and the label it should have."""
-    was, proposed = (job.edited.class_name(int(edit[k])) for k in ("label_was", "label"))
+    was, proposed = job.edited.class_name(int(edit["label_was"])), proposed_label(job, edit)
     to_name = next(iter(data))
-    key = edit["row_key"] if isinstance(edit["row_key"], str) else bytes(edit["row_key"]).hex()
-    choice = {**_choice(f"proposed-{number}", to_name, proposed), "meta": {"text": [edit["reason"]]}}
-    prediction: dict[str, Any] = {"model_version": MODEL_VERSION, "result": [choice]}
+    prediction: dict[str, Any] = {"model_version": MODEL_VERSION, "result": []}
+    if proposed is not None:
+        choice = _choice(f"proposed-{number}", to_name, proposed)
+        prediction["result"].append({**choice, "meta": {"text": [edit["reason"]]}})
     if edit["id"] in job.ranks:
         prediction["score"] = job.ranks[edit["id"]]
     meta = {k: edit[k] for k in ("id", "action", "score", "reason", "weight_was", "weight")}
-    meta |= {"row_key": key, "label_was": was, "label": proposed}
+    meta |= {"row_key": key_text(edit), "label_was": was, "label": proposed or was}
     return {
         "data": data,
         "meta": {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in meta.items()},

@@ -74,6 +74,28 @@ def stored(
         yield from zip((first + here).tolist(), kind.stored(chosen, job.folder), kind.paths(chosen), strict=True)
 
 
+def edited_rows(job: ExportJob) -> Iterator[tuple[dict[str, Any], int, Payload | Path | None, str | None]]:
+    """(edit, row, payload, path) of every edited row, most harmful first, as ``stored`` says the last three."""
+    manifest, edits = job.edited.manifest, job.edits.to_pylist()
+    place = {i: k for k, i in enumerate(manifest.ids)}
+    wanted = np.zeros(len(manifest), dtype=np.bool_)
+    wanted[[place[e["id"]] for e in edits]] = True
+    found = {row: (value, name) for row, value, name in stored(job, wanted)}
+    for edit in edits:
+        row = place[edit["id"]]
+        yield edit, row, *found[row]
+
+
+def key_text(edit: dict[str, Any]) -> str:
+    """The row key of an edit in hex."""
+    return edit["row_key"] if isinstance(edit["row_key"], str) else bytes(edit["row_key"]).hex()
+
+
+def proposed_label(job: ExportJob, edit: dict[str, Any]) -> str | None:
+    """The name of the label that an edit gives its row; None where it gives no other, as a trim."""
+    return None if edit["label"] in (None, edit["label_was"]) else job.edited.class_name(int(edit["label"]))
+
+
 def same_images(job: ExportJob, folder: Path) -> None:
     """Check that images that were embedded are still those that the source names, which the export names again.
 

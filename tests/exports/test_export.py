@@ -631,8 +631,8 @@ def test_label_studio_tasks_hold_the_label_that_was_and_the_one_proposed(tmp_pat
     curate(tmp_path, "trim", 1, "--export", "t/trim.json", "--export-as", "label-studio", *prefix)
     (task,) = json.loads((tmp_path / "t" / "trim.json").read_text())
     assert task["data"]["image"] == "/data/local-files/?d=photos/train/cat/%D0%B6-%C3%A9-3.PNG"
-    assert task["predictions"][0]["result"][0]["value"] == task["annotations"][0]["result"][0]["value"]
-    assert task["predictions"][0]["result"][0]["meta"] == {"text": ["rank 1 of 24 by score"]}
+    assert task["predictions"] == [{"model_version": "influence", "result": [], "score": 0.0}]  # a trim proposes none
+    assert task["meta"]["reason"] == "rank 1 of 24 by score"
 
 
 def test_label_studio_tasks_of_features_and_of_embedded_images(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from influence_cli.cli.console import terminal
-from influence_cli.cli.settings.places import manifest_of_scores, require_source
+from influence_cli.cli.settings.places import manifest_of_scores, require_source, review_commands
 from influence_cli.cli.settings.requests import CurateOutputs, ResultOptions
 from influence_cli.cli.settings.settings import Settings
 from influence_cli.cli.show.answers import show_next
@@ -35,6 +35,10 @@ def curate(settings: Settings) -> int | None:
     _check_outputs(result, outputs)
     if outputs.undo:
         return _undo(settings, result, outputs)
+    if result.report:
+        from influence_cli.report.page import require_jinja
+
+        require_jinja()
     source = require_source(settings, "a score table")
     request = settings.make(CurateRequest, scores=source, **manifest_of_scores(settings))
     if outputs.gate:
@@ -42,6 +46,8 @@ def curate(settings: Settings) -> int | None:
     curated = curate_stage(request)
     show_edits(curated)
     show_skipped(curated.scores.manifest.left_out)
+    if result.report and not result.dry_run:
+        _write_report(settings, result.report, curated, source)
     export = None if outputs.export is None else prepare_export(curated, settings.make(ExportRequest))
     if not result.dry_run:
         _write(result, outputs, curated, export)
@@ -61,6 +67,9 @@ def _show_next(
     written = result.output if result.output not in (None, "-") and not result.dry_run else None
     if written is None and (outputs.edits or outputs.export or result.output) and not result.dry_run:
         return
+    if result.report and written is None and not result.dry_run:
+        terminal().note(f"then, with what the page saved: {review_commands(settings, source).apply}")
+        return
     if written is None:
         if source != "-":
             show_next("curate", source, *settings.repeated(), "-o", "clean.parquet")
@@ -78,12 +87,23 @@ def _show_next(
     show_next("retrain", *words, fill_in=tuple(name for name in (UNKNOWN_MODEL, TEST) if name in words))
 
 
+def _write_report(settings: Settings, path: str, curated: Curated, source: str) -> None:
+    """The page on which a person decides of each edit."""
+    from influence_cli.report.review.page import write_review
+    from influence_cli.stages.curate.review import review_of_edits
+
+    write_review(review_of_edits(curated, review_commands(settings, source)), Path(path))
+    terminal().note(f"page written to {path}")
+
+
 def _check_outputs(result: ResultOptions, outputs: CurateOutputs) -> None:
     """Refuse outputs that contradict each other, or that cannot be written, before any work (UsageError)."""
     from influence_cli.data.outputs import is_same
     from influence_cli.data.write_tables import check_suffix
 
-    places = (("-o", result.output), ("--edits", outputs.edits), ("--export", outputs.export))
+    places = (
+        *(("-o", result.output), ("--edits", outputs.edits), ("--export", outputs.export), ("--report", result.report)),
+    )
     if outputs.gate and any(path for _, path in places):
         raise UsageError("a gate decides and writes nothing", fix="leave -o, --edits and --export out, or --check")
     for (one, a), (other, b) in itertools.combinations(places, 2):

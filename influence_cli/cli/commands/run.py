@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli.console import terminal
-from influence_cli.cli.settings.places import carried_settings, inputs_of, kind_of, runtime_of
+from influence_cli.cli.settings.places import carried_settings, inputs_of, kind_of, review_commands, runtime_of
 from influence_cli.cli.settings.requests import ResultOptions, ScoreOptions
 from influence_cli.cli.settings.settings import Settings
 from influence_cli.cli.show.answers import show_next
@@ -17,11 +17,13 @@ from influence_cli.cli.show.plan import show_pairs_plan, show_plan
 from influence_cli.cli.show.run import show_run, show_skipped
 from influence_cli.cli.show.table import put_table, show_pairs
 from influence_cli.errors import UsageError
-from influence_cli.options import SCORE
+from influence_cli.options import SCORE, build_request
 from influence_cli.settings import GradSpec
 from influence_cli.stages.score.tokens.request import TokenRequest
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from influence_cli.stages.run.run import Run
     from influence_cli.stages.run.session import Session
 
@@ -51,6 +53,7 @@ def grads(settings: Settings) -> None:
 def score(settings: Settings) -> None:
     """One score per train row, positive where the row helps; runs what is missing of grads."""
     from influence_cli.data.tables import provenance
+    from influence_cli.report.page import require_jinja
     from influence_cli.stages.score.score import score as score_stage
 
     result, asked = settings.make(ResultOptions), settings.make(ScoreOptions)
@@ -62,12 +65,31 @@ def score(settings: Settings) -> None:
         return _per_target(settings, result, asked, run, session)
     if result.dry_run:
         return show_plan(result, run, session)
+    if result.report:
+        require_jinja()
     table, run = score_stage(run, session, asked.per_member, asked.combine)
     scored = f"{len(run.train):,} train rows scored by {', '.join(run.methods)}; positive: the row helps"
     show_run(run, session, provenance(table.schema), scored)
     show_skipped(run.left_out)
     put_table(result, table, kind_of(settings, "output"), sort_by="score", classes=run.classes)
+    if result.report:
+        _write_review(settings, result, table)
     _show_next(settings, result, table.column_names)
+
+
+def _write_review(settings: Settings, result: ResultOptions, table: pa.Table) -> None:
+    """The page of the lowest rows, as they are, since nothing is edited yet."""
+    from influence_cli.report.review.page import write_review
+    from influence_cli.stages.curate.request import CurateRequest
+    from influence_cli.stages.curate.review import review_of_scores
+    from influence_cli.stages.curate.score_table import read_scores
+
+    by = () if "score" in table.column_names else (next(n for n in table.column_names if n.startswith("score_")),)
+    request = build_request(CurateRequest, settings.values, scores=table, by=by or ("score",), manifest=None)
+    scores = result.output if result.output is not None and carries_origin(result.output) else "scores.parquet"
+    commands = review_commands(settings, scores)
+    write_review(review_of_scores(read_scores(request), commands), Path(str(result.report)))
+    terminal().note(f"page written to {result.report}")
 
 
 def carries_origin(output: str | None) -> bool:

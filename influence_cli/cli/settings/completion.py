@@ -48,7 +48,7 @@ VALUES: dict[str, Values] = {  # by the name of an option without choices of its
     "objective": _objectives,
     "action": _actions,
     "set": _with_options,
-    "export_as": _of("folder", "csv", "jsonl", "huggingface", "label-studio", "npz", "json"),
+    "export_as": _of("folder", "csv", "jsonl", "huggingface", "label-studio", "npz", "json", "fiftyone", "spotlight"),
     "model": _of("linear", "mlp:128", "mlp:128,128", "resnet18", "resnet50", "vit_tiny_patch16_224", "hf:", "python:"),
     "loss": _of("cross-entropy", "squared", "huber:1.0", "binary"),
     "combine": _of("ranksum", "zsum", "minrank", "lexi", "linear"),

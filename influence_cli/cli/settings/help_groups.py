@@ -12,7 +12,7 @@ COMMON: dict[str, tuple[str, ...]] = {  # by command: what most runs of it name
     "manifest": ("output", "label", "task", "id", "image", "text", "features", "split"),
     "grads": ("checkpoint", "model", "target", "method", "objective", "output", "dry_run"),
     "score": ("checkpoint", "model", "target", "method", "objective", "set", "per_target", "output", "dry_run"),
-    "curate": ("action", "budget", "by", "output", "edits", "manifest", "dry_run"),
+    "curate": ("action", "budget", "by", "output", "edits", "report", "decisions", "manifest", "dry_run"),
     "retrain": (
         *("model", "output", "epochs", "lr", "seeds", "against", "scores", "action", "budget", "test", "report"),
         "dry_run",
@@ -65,7 +65,7 @@ PURPOSES: dict[str, tuple[str, ...]] = {
         *("method", "objective", "set", "params", "loss", "precision", "relative", "combine", "rows", "sketch_dim"),
         *("per_member", "per_target", "tokens", "decomposition", "row_id", "top"),
     ),
-    "Edits": ("action", "budget", "by", "maximise", "subject_to", "edits", "undo"),
+    "Edits": ("action", "budget", "by", "maximise", "subject_to", "edits", "decisions", "undo"),
     "Gate": ("check", "max_flagged", "false_flag", "threshold", "baseline", "write_baseline"),
     "Export": ("export", "export_as", "link", "url_prefix"),
     "Truth and comparison": (

@@ -86,9 +86,13 @@ RULES = (
     ),
     Rule((SCORE,), ("top",), _has("row_id"), "is about the most helpful and harmful rows, and --row-id names others"),
     Rule(
-        *((SCORE,), ("decomposition", "row_id", "report"), _lacks("tokens"), "is about tokens"),
+        *((SCORE,), ("decomposition", "row_id"), _lacks("tokens"), "is about tokens"),
         "add --tokens, or leave it out",
     ),
+    Rule((SCORE,), ("report",), _has("per_target"), "shows rows, and --per-target makes pairs of rows"),
+    Rule((CURATE,), ("report", "decisions"), _has(*_GATE), "is about edits, and a gate makes none"),
+    Rule((CURATE,), ("report", "decisions"), _has("undo"), "is about new edits, and --undo takes old ones back"),
+    Rule((CURATE,), (*_EDITS, "combine"), _has("decisions"), "chooses rows by scores, and --decisions names them"),
     Rule(
         (CURATE,),
         ("edits", "export"),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli.settings.requests import StoreOptions, options_of
 from influence_cli.cli.settings.settings import Settings
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.options import CURATE, EVALUATE, GRADS, MANIFEST, RETRAIN, SCORE, options_in, values_kept
 from influence_cli.settings import GradSpec, Inputs, Runtime
+
+if TYPE_CHECKING:
+    from influence_cli.stages.curate.review import Commands
 
 WRITTEN = ("output", "edits", "write_baseline", "report", "plot")
 WEIGHTS = ("checkpoint", "init", "canaries_from")  # of their folders no table is read
@@ -72,6 +76,16 @@ def carried_settings(source: str) -> dict[str, Any] | None:
         carried.update({o.name: kept[o.field] for o in options_in(kind) if o.field in kept})
     carried["options"] = carried.pop("set", {})
     return carried
+
+
+def review_commands(settings: Settings, scores: str) -> Commands:
+    """The command that is running, and the one that applies what is decided on its page to the rows of ``scores``."""
+    from influence_cli.stages.curate.review import Commands
+
+    made = ["influence", settings.command, *([settings.source] if settings.source else []), *settings.every_word()]
+    read = settings.repeated_of("label", "skip_bad", *(["manifest"] if settings.command == CURATE else []))
+    apply = ["influence", "curate", scores, *read, "--decisions", "decisions.json", "-o", "decided.parquet"]
+    return Commands(shlex.join(map(str, made)), shlex.join(map(str, apply)))
 
 
 def check_written(settings: Settings) -> None:

@@ -151,7 +151,7 @@ class ResultOptions:
     """Where a command's result goes, and in which form."""
 
     report: str | None = option(
-        None, "Write a self-contained HTML page.", (EVALUATE, RETRAIN, SCORE), stored=False, metavar="FILE"
+        None, "Write a self-contained HTML page.", (EVALUATE, RETRAIN, SCORE, CURATE), stored=False, metavar="FILE"
     )
     plot: str | None = option(None, "Write the figures as one PNG.", (EVALUATE, RETRAIN), stored=False, metavar="FILE")
     log: tuple[str, ...] = option(

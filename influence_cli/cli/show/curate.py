@@ -58,6 +58,8 @@ def show_edits(curated: Curated) -> None:
 
 def _why(curated: Curated, s: dict[str, Any]) -> str:
     """Which rows these are, and why not more."""
+    if curated.request.decisions is not None:
+        return f"as {curated.request.decisions} says"
     by = f"by column {curated.scores.column}"
     if s["action"] == "reweight":
         return by

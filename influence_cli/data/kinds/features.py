@@ -96,6 +96,14 @@ class Features(Kind):
         """A list of numbers."""
         return {"features": payload.tolist()}
 
+    def card(self, payload: Vector, where: str) -> dict[str, Any]:
+        """Nothing: its numbers are shown beside those of other rows."""
+        return {}
+
+    def compared(self, payload: Vector) -> Vector:
+        """The vector."""
+        return payload
+
     def value_name(self, column: str, position: int) -> str:
         """``feature_0`` and so on."""
         return f"feature_{position}"

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.kinds.image_pixels import in_8_bits, is_deep, is_grey, may_be_deep, remarks_of
 from influence_cli.data.kinds.protocol import BadPayload, InputSpec, Kind, is_text, read_file
+from influence_cli.data.kinds.thumbnail import thumbnail
 from influence_cli.errors import ManifestError
 from influence_cli.store.keys import payload_key
 from influence_cli.store.lfs import FIX, WHAT, is_pointer
@@ -158,6 +159,12 @@ class Image(Kind):
         with image_of(payload, where) as opened:
             kind = pillow.MIME.get(opened.format or "", "image/png")
         return {"image": f"data:{kind};base64,{base64.b64encode(payload).decode()}"}
+
+    def card(self, payload: bytes, where: str) -> dict[str, Any]:
+        """The image made small, and the size that it has."""
+        with image_of(payload, where) as image:
+            width, height = image.size
+            return {"picture": thumbnail(image), "size": [width, height]}
 
     def as_arrays(self, payload: bytes, where: str) -> NDArray[np.uint8]:
         """Pixels [H, W] or [H, W, 3]."""

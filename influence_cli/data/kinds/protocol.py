@@ -25,6 +25,7 @@ Decoded = NDArray[Any] | dict[str, NDArray[Any]]
 InputSpec = Any  # what a model says of its input: shape, mean, std, interpolation, crop, decoder and task
 ANY_NUMBER = (-math.inf, math.inf)
 LARGEST_FILE = 1 << 30  # bytes of one payload: more than any image that is decoded
+SHOWN = 1500  # characters of a text on a page of many
 
 
 class BadPayload(ValueError):
@@ -197,6 +198,15 @@ class Kind:
         """What a person who labels it is shown, by name of the column."""
         return self.as_values(payload) or {}
 
+    def card(self, payload: Payload, where: str) -> dict[str, Any]:
+        """How a page shows one of many rows: ``picture``, a small data URI, or ``texts`` by column, each cut short."""
+        parts = (self.as_values(payload) or {}).items()
+        return {"texts": {name: shortened(part) for name, part in parts}}
+
+    def compared(self, payload: Payload) -> NDArray[Any] | None:
+        """Its numbers [d], where each means something beside those of other rows; None where none does."""
+        return None
+
     def as_arrays(self, payload: Payload, where: str) -> Decoded:
         """A payload as an array, or as arrays by name; a vector is its own."""
         return payload
@@ -210,6 +220,16 @@ class Kind:
         """Columns of a table that can be moved: Arrow's type, and how Hugging Face describes it."""
         numbers = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
         return {name: (kind, numbers) for name, kind in self.types.items()}
+
+
+def shortened(value: Any, most: int = SHOWN) -> str:
+    """A value as text of at most so many characters, and how many more there are.
+
+    >>> shortened("a text", 4), shortened([0.5, 1.0])
+    ('a te ... (2 more characters)', '0.5, 1.0')
+    """
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= most else f"{text[:most]} ... ({len(text) - most:,} more characters)"
 
 
 def read_file(path: Path) -> bytes:

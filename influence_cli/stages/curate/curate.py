@@ -47,12 +47,14 @@ class Curated:
     def table(self) -> pa.Table:
         """One row per edit, most harmful first: what the row was, what it is, its score, and why."""
         scored, edits = self.scores.scored, self.edits
-        order = np.array([i for i in scored.ascending().tolist() if edits.reason[i]], dtype=np.int64)
+        ascending = scored.ascending().tolist()  # people may have decided on rows without a score: they come last
+        unscored = np.flatnonzero(~np.isfinite(scored.score)).tolist()
+        order = np.array([i for i in (*ascending, *unscored) if edits.reason[i]], dtype=np.int64)
         labelled = partial(self.scores.manifest.label_kind.shown, names=self.scores.manifest.classes)
         columns = {
             "id": pa.array([self.scores.train.ids[i] for i in order]),
             "row_key": as_arrow(self.scores.train.row_keys[order]),
-            "action": pa.array([edits.action] * len(order)),
+            "action": pa.array([edits.action_of(i) for i in order.tolist()], pa.string()),
             "label_was": labelled(scored.labels[order]),
             "label": labelled(edits.labels[order]),
             "weight_was": pa.array(scored.weights[order]),
@@ -98,6 +100,10 @@ def curate(request: CurateRequest) -> Curated:
     """
     action = make_action(request.action, request.options)
     scores = read_scores(request)
+    if request.decisions is not None:
+        from influence_cli.stages.curate.decisions import decided_edits
+
+        return Curated(scores, decided_edits(request.decisions, scores), request)
     if request.action == "relabel" and not scores.manifest.labelled:
         what = "relabel gives rows another label, and these have none"
         raise UsageError(what, where=scores.manifest.source, fix="use --action trim or reweight")

@@ -31,7 +31,7 @@ class Export:
 
     def sentence(self) -> str:
         """What is written where."""
-        unit = "tasks" if self.form == "label-studio" else "rows"
+        unit = {"label-studio": "tasks", "fiftyone": "samples"}.get(self.form, "rows")
         return f"{self.prepared.rows:,} {unit} exported as {self.form} to {self.path}"
 
     def write(self) -> None:

@@ -36,6 +36,10 @@ class CurateRequest:
         None, "Trim the rows that gain most of this objective ...", (CURATE,), metavar="OBJECTIVE"
     )
     subject_to: tuple[str, ...] = option((), "... and lose nothing of this one.", (CURATE,), metavar="'OBJECTIVE>=0'")
+    decisions: str | None = option(
+        None, "Apply what was decided of rows: a file that the page of --report saved, or a Label Studio export.",
+        (CURATE,), **PATH, stored=False, after="edits",
+    )  # fmt: skip
     options: Options = field(default_factory=dict)
     skip_bad: bool = False
 
@@ -61,7 +65,7 @@ class ExportRequest:
     )
     form: str | None = option(
         None,
-        "folder, csv, jsonl, json, huggingface, label-studio or npz [default: as they came].",
+        "folder, csv, jsonl, json, huggingface, npz, label-studio, fiftyone or spotlight [default: as they came].",
         (CURATE,),
         name="export_as",
         metavar="FORM",

@@ -87,9 +87,9 @@ def read_scores(request: CurateRequest) -> ScoreTable:
         keys=[k.tobytes() for k in train.row_keys],
         groups=groups[0] if groups else None,
         more_groups=tuple(groups[1:]),
-        best_label=_proposed(table, "best_label", train) if first else None,
+        best_label=proposed_labels(table, "best_label", train) if first else None,
         best_label_gain=floats(table, "best_label_gain") if first and "best_label" in table.column_names else None,
-        model_label=_proposed(table, f"{other}_label", train),
+        model_label=proposed_labels(table, f"{other}_label", train),
         model_probability=floats(table, f"{other}_probability") if f"{other}_label" in table.column_names else None,
         parity=parity_of(origin, column),
         classes=manifest.class_names,
@@ -186,7 +186,7 @@ def _not_as_scored(what: str, manifest: str, scores: str) -> ManifestError:
     return ManifestError(what, where=f"{manifest}, against {scores}", fix="run `influence score` again")
 
 
-def _proposed(table: pa.Table, name: str, train: Rows) -> NDArray[np.int64] | None:
+def proposed_labels(table: pa.Table, name: str, train: Rows) -> NDArray[np.int64] | None:
     """A column of proposed labels [n], -1 for none: a model may have more outputs than the data have classes."""
     if train.manifest.label_kind.holds != CLASSES:
         return None
