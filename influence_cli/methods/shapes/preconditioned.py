@@ -58,34 +58,6 @@ class Costs:
     form_passes: float = 0.0  # of ``form`` over those rows, for every row by itself
 
 
-def check_options(
-    method: Preconditioned,
-    choices: Mapping[str, tuple[str, ...]],
-    least: Mapping[str, int],
-    positive: tuple[str, ...] = (),
-) -> None:
-    """Refuse options that are none of their choices, negative, not positive or below the least.
-
-    Raises:
-        ValueError: says which, and what it may be.
-    """
-    for name, known in choices.items():
-        if getattr(method, name) not in known:
-            raise ValueError(f"{name} {getattr(method, name)!r} is unknown; use one of {', '.join(known)}")
-    for name in ("damping", "l2"):
-        value = getattr(method, name)
-        if value is not None and value < 0:
-            raise ValueError(f"{name}={value} is negative")
-    for name, smallest in least.items():
-        value = getattr(method, name)
-        if value is not None and value < smallest:
-            raise ValueError(f"{name}={value} is below {smallest}")
-    for name in positive:
-        value = getattr(method, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"{name}={value} is not positive")
-
-
 @dataclass(frozen=True)
 class Preconditioned(Linear):
     """A linear method with ``u = P q``; it estimates an effect, since P has the scale of an inverse Hessian.
