@@ -70,6 +70,7 @@ class Preconditioned(Linear):
     fitted_curvature: ClassVar[bool] = True
     made_of: ClassVar[str] = CURVATURE  # of the fit rows
     with_self_influence: ClassVar[str] = "--method ekfac, or exact where parameters are few"
+    decay_apart: ClassVar[bool] = False  # whether it takes AdamW's weight decay, which is no l2, as what it is
     l2_by_parameter: ClassVar[bool] = False  # whether ``with_l2`` keeps each parameter's own
     revision: ClassVar[int] = 1  # of ``precondition``: raise it when its numbers change
 
