@@ -78,7 +78,8 @@ class BIF(Method):
     def check_loss(self, loss: RowLoss, precision: str) -> None:
         """Refuse a loss without curvature, whose step and damping nothing can tell (UsageError)."""
         if not loss.curved and (self.damping is None or self.step is None):
-            what = "bif takes damping and step from the curvature of cross-entropy, and the task has a loss of its own"
+            what = "bif takes damping and step from the curvature in the outputs, and neither a language model nor a "
+            what += "task with a loss of its own has one"
             raise UsageError(what, fix="--set bif.damping=X --set bif.step=X, or --method ip")
 
     def sampling(self, seed: int) -> dict[str, Any]:
