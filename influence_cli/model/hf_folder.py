@@ -171,7 +171,8 @@ def _of_texts(config: dict[str, Any], folder: Path, max_length: int | None) -> d
         )
     longest = _longest(config, folder)
     if max_length is not None and max_length > longest:
-        longest = raised_length(folder, max_length)
+        what = f"--max-length {max_length} is more than the {longest} tokens that the model and its tokenizer take"
+        raise UsageError(what, where=str(folder), fix=f"pass {longest} or less")
     length = max_length or longest
     text = {
         "tokenizer": digest, "max_length": length, "longest": longest, "padding": _padding(config, folder),
@@ -226,31 +227,12 @@ def _json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def raised_length(folder: Path, max_length: int) -> int:
-    """A --max-length above what the tokenizer beside the model stops at: the model itself may take more.
-
-    Raises:
-        UsageError: it takes fewer.
-    """
-    most = _most(read_config(folder) or {})
-    if max_length > most:
-        what = f"--max-length {max_length} is more than the {most} tokens that the model takes"
-        raise UsageError(what, where=str(folder), fix=f"pass {most} or less")
-    return max_length
-
-
-def _most(config: dict[str, Any]) -> int:
-    """The tokens that a model has positions for, as its configuration says."""
+def _longest(config: dict[str, Any], folder: Path) -> int:
+    """The most tokens that a model takes, as its configuration and its tokenizer say."""
     said = [int(config[name]) for name in _LONGEST if isinstance(config.get(name), int) and config[name] > 0]
     most = min(said, default=_NO_LIMIT)
-    if config.get("model_type") in _OFFSET and most < _NO_LIMIT:
+    if config["model_type"] in _OFFSET and most < _NO_LIMIT:
         most -= max(0, int(config.get("pad_token_id") or 0)) + 1
-    return most
-
-
-def _longest(config: dict[str, Any], folder: Path) -> int:
-    """The most tokens that a model is given unless --max-length says more: its own limit, or its tokenizer's."""
-    most = _most(config)
     length = (_json(folder / "tokenizer_config.json") or {}).get("model_max_length")
     if isinstance(length, int | float) and 0 < length < _NO_LIMIT and math.isfinite(length):
         most = min(most, int(length))

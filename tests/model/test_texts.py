@@ -421,18 +421,6 @@ def test_a_classifier_trained_elsewhere_may_be_given_shorter_texts(film: Path, t
         assert "are cut to 8 tokens" in ran.err
 
 
-def test_the_tokenizers_limit_may_be_raised_up_to_that_of_the_model(film: Path, tmp_path: Path) -> None:
-    saved(tmp_path / "hf", longest=6, max_position_embeddings=40)
-    words = ["score", film / "m.parquet", "--checkpoint", "hf", "-o", "s.parquet", "--no-store"]
-    assert "6 tokens" in call_cli(*words, cwd=tmp_path).err
-    ran = call_cli(*words, "--max-length", 40, cwd=tmp_path)
-    assert ran.code == 0, ran.err
-    assert "none above 40" in ran.err
-    ran = call_cli(*words, "--max-length", 41, cwd=tmp_path)
-    assert ran.code == 2
-    assert "--max-length 41 is more than the 40 tokens that the model takes" in ran.err
-
-
 def test_modules_whose_inputs_rows_do_not_lead_give_no_factors_and_are_named(film: Path, tmp_path: Path) -> None:
     saved(tmp_path / "hf", "deberta")  # it runs a layer on embeddings of distances, which are of no row
     flags = ["--checkpoint", "hf", "--method", "ekfac", "-o", "s.parquet"]

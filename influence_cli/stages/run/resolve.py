@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.model.checkpoints import Checkpoint, find_model
-from influence_cli.model.hf_folder import HF, architectures, folder_of, has_classifier, raised_length, read_config
+from influence_cli.model.hf_folder import HF, architectures, folder_of, has_classifier, read_config
 from influence_cli.model.losses import named_loss
 from influence_cli.model.new_spec import as_text, for_each_channel, new_spec
 from influence_cli.model.spec import ModelSpec, code_named_by_data, is_own
@@ -41,12 +41,8 @@ def with_cut_texts(spec: ModelSpec, inputs: Inputs) -> ModelSpec:
     if spec.text is None or inputs.max_length is None:
         return spec
     text = replace(spec.text, asked=True)
-    if text.texts is None:  # nobody says how long it was trained on
-        longest = text.longest
-        if inputs.max_length > longest and text.folder is not None:
-            longest = raised_length(text.folder, inputs.max_length)
-        if inputs.max_length <= longest:
-            text = replace(text, max_length=inputs.max_length, longest=longest)
+    if text.texts is None and inputs.max_length <= text.longest:  # nobody says how long it was trained on
+        text = replace(text, max_length=inputs.max_length)
     return replace(spec, text=text, shape=(text.max_length,))
 
 
