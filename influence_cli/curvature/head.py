@@ -89,14 +89,18 @@ class Head:
         return all(agree(a.double(), b.double(), bound, most) for a, b in pairs)
 
 
-def head_of(point: Point, x: Tensor) -> Head | None:
-    """The one module behind whose inputs all selected parameters lie, as inputs ``x`` show it; None where none is."""
+def head_of(point: Point, x: Tensor, whole: bool = False) -> Head | None:
+    """The one module behind whose inputs all selected parameters lie, as inputs ``x`` show it; None where none is.
+
+    A module that has all parameters of the model is one only where ``whole`` says so: little is saved by it.
+    """
     owners = [name.split(".")[:-1] for name in point.selected]
     shared = 0
     while all(len(o) > shared and o[shared] == owners[0][shared] for o in owners):
         shared += 1
     path = ".".join(owners[0][:shared])
-    if not path or all(name.startswith(path + ".") for name, _ in point.model.named_parameters()):
+    alone = all(name.startswith(path + ".") for name, _ in point.model.named_parameters())
+    if not path or (alone and not whole):
         return None  # nothing that is worth doing once comes before it
     try:
         head = Head(point, path)

@@ -23,6 +23,7 @@ from influence_cli.store.lfs import FIX, WHAT, is_pointer
 CLASSES, NUMBERS, SEVERAL = "classes", "numbers", "several"  # what labels are, for whatever takes them
 NOTHING = "nothing"  # there are none: a model learns to predict the payload itself
 TASK_KEY = b"task"  # of a manifest's schema metadata
+LARGEST = 1e150  # of a label that is a number: its square, and sums of such, are still numbers
 Labels = NDArray[Any]
 
 
@@ -141,7 +142,10 @@ class Numbers(LabelKind):
         labels = values_of(stored.cast(pa.float64(), safe=False), np.nan).astype(np.float64)
         odd = np.flatnonzero(~np.isfinite(labels) & ~null)
         checks.each(odd, column, lambda row: f"a label is {labels[row]}, not finite", "label it or take it out")
-        return np.where(np.isfinite(labels), labels, np.nan) + 0.0  # one zero: -0.0 is the same label
+        large = np.abs(labels) > LARGEST
+        what = lambda row: f"a label is {labels[row]:g}, too large to be squared"  # noqa: E731
+        checks.each(np.flatnonzero(large & np.isfinite(labels)), column, what, "mend it, or take it out")
+        return np.where(np.isfinite(labels) & ~large, labels, np.nan) + 0.0  # one zero: -0.0 is the same label
 
     def stored(self, labels: Labels) -> pa.Array:
         """Real numbers."""

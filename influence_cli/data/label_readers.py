@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from influence_cli.data.classes import CLEAN, Numbering
 from influence_cli.data.kinds.protocol import is_text
-from influence_cli.data.label_kinds import NOTHING, SEVERAL, TASKS
+from influence_cli.data.label_kinds import LARGEST, NOTHING, SEVERAL, TASKS
 from influence_cli.data.plain_types import is_list
 
 Tables = Callable[[], Iterator[pa.Table]]
@@ -148,6 +148,8 @@ def _number(value: Any) -> float | None:
         raise BadLabel(f"{value!r} is no number", "write a number, or name another column with --label")
     if math.isinf(value):
         raise BadLabel(f"{value!r} is not finite")
+    if abs(value) > LARGEST:
+        raise BadLabel(f"{value!r} is too large to be squared", "mend it, or take the row out")
     return float(value) + 0.0
 
 

@@ -41,6 +41,13 @@ class Engine:
         self._layers: Layers | None = None
         self._doubted_rows_left = CHECKED
 
+    def how(self) -> str:
+        """What was run, for ``-v``."""
+        if self.checked is None or self.checked.engine == "forward":
+            return self.point.how()
+        cost = {"layerwise": "a backward pass for each output", "double-reverse": "two backward passes a direction"}
+        return f"{self.checked.engine} engine: {cost[self.checked.engine]}"
+
     def outputs(self, x: Tensor, directions: Directions) -> tuple[Tensor, list[Tensor]]:
         """Logits [b, C], and for each direction the logits' tangent [b, C].
 

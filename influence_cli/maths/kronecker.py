@@ -234,16 +234,16 @@ class KroneckerInverse:
 
         ``single``: the products are in float32, which is enough for a preconditioner.
         """
-        return self._divided(q, sizes, lambda shifted: shifted, single)
+        return self._divided(q, sizes, lambda shifted, _: shifted, single)
 
-    def times(self, q: Floats, sizes: list[int], of: Callable[[Floats], Floats]) -> Floats:
-        """The same with a function of the damped eigenvalues in the place of 1 / eigenvalue."""
-        return self._divided(q, sizes, lambda shifted: _over(of(shifted)), False)
+    def times(self, q: Floats, sizes: list[int], of: Callable[[Floats, list[int]], Floats]) -> Floats:
+        """The same with a function of a layer's damped eigenvalues and the places of its parameters, for 1 / them."""
+        return self._divided(q, sizes, lambda shifted, places: _over(of(shifted, places)), False)
 
-    def _divided(self, q: Floats, sizes: list[int], by: Callable[[Floats], Floats], single: bool) -> Floats:
+    def _divided(self, q: Floats, sizes: list[int], by: Callable[[Floats, list[int]], Floats], single: bool) -> Floats:
         u, ends, kind = np.zeros_like(q), np.cumsum([0, *sizes]), np.float32 if single else np.float64
         for layer in self.layers:
-            divisor = by(layer.shifted)
+            divisor = by(layer.shifted, [p for p in (layer.weight, layer.bias) if p >= 0])
             rows, bias = slice(ends[layer.weight], ends[layer.weight + 1]), layer.bias
             for k in range(q.shape[1]):
                 matrix = q[rows, k].reshape(len(layer.shifted), -1)
@@ -255,7 +255,7 @@ class KroneckerInverse:
                 u[rows, k] = turned.ravel()
         for place, value in self.scalars.items():
             some = slice(ends[place], ends[place + 1])
-            u[some] = q[some] / float(by(np.array(value)))
+            u[some] = q[some] / float(by(np.array(value), [place]))
         return u
 
 

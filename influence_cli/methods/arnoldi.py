@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influence_cli.errors import ModelError, UsageError
+from influence_cli.methods.checks import check_options
 from influence_cli.methods.protocol import Columns, Facts
 from influence_cli.methods.shapes.by_products import MODES, ByProducts
-from influence_cli.methods.shapes.preconditioned import Costs, Factor, check_options
+from influence_cli.methods.shapes.preconditioned import Costs, Factor
 from influence_cli.settings import setting
 
 if TYPE_CHECKING:

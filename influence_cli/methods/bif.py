@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from influence_cli.errors import ModelError, UsageError
+from influence_cli.methods.checks import check_options
 from influence_cli.methods.protocol import Floats, Kind, Method, Scores
 from influence_cli.methods.stored import Chain, Stored
 from influence_cli.settings import setting
@@ -64,25 +65,10 @@ class BIF(Method):
     force: bool = setting(False, "draw although the noise of minibatches is as large as the law's own spread")
 
     def __post_init__(self) -> None:
-        for name, known in (("sampler", SAMPLERS), ("norm", NORMS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r} is unknown; use one of {', '.join(known)}")
-        for name in ("nbeta", "step"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} is not positive")
-        for name in ("damping", "l2"):
-            if getattr(self, name) is not None and getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} is negative")
-        for name, least in (
-            ("chains", 1),
-            ("draws", LEAST_DRAWS),
-            ("thin", 1),
-            ("batch", 1),
-            ("burn_in", 0),
-            ("only", 1),
-        ):
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} is below {least}")
+        least = {"chains": 1, "draws": LEAST_DRAWS, "thin": 1, "batch": 1, "burn_in": 0, "only": 1, "seed": 0}
+        check_options(self, {"sampler": SAMPLERS, "norm": NORMS}, least, ("nbeta", "step"))
+        if self.only is not None and self.only > self.chains:
+            raise ValueError(f"only={self.only} is above the number of chains, {self.chains}")
 
     @property
     def numbers(self) -> range:
@@ -92,7 +78,8 @@ class BIF(Method):
     def check_loss(self, loss: RowLoss, precision: str) -> None:
         """Refuse a loss without curvature, whose step and damping nothing can tell (UsageError)."""
         if not loss.curved and (self.damping is None or self.step is None):
-            what = "bif takes damping and step from the curvature of cross-entropy, and the task has a loss of its own"
+            what = "bif takes damping and step from the curvature in the outputs, and neither a language model nor a "
+            what += "task with a loss of its own has one"
             raise UsageError(what, fix="--set bif.damping=X --set bif.step=X, or --method ip")
 
     def sampling(self, seed: int) -> dict[str, Any]:

@@ -28,9 +28,10 @@ import numpy as np
 
 from influence_cli.errors import ModelError
 from influence_cli.maths.conjugate_gradients import RECOMPUTE, Solved, conjugate_gradients
+from influence_cli.methods.checks import check_options
 from influence_cli.methods.protocol import Columns, Facts
 from influence_cli.methods.shapes.by_products import MODES
-from influence_cli.methods.shapes.preconditioned import Costs, check_options
+from influence_cli.methods.shapes.preconditioned import Costs
 from influence_cli.methods.shapes.with_ekfac import WithEKFAC
 from influence_cli.settings import setting
 

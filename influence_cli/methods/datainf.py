@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from influence_cli.errors import ModelError
+from influence_cli.methods.checks import check_options
 from influence_cli.methods.protocol import Columns, Facts
 from influence_cli.methods.shapes.by_layers import OTHER, ByLayers
-from influence_cli.methods.shapes.preconditioned import GRADIENTS, PRECISIONS, Costs, Factor, check_options
+from influence_cli.methods.shapes.preconditioned import GRADIENTS, PRECISIONS, Costs, Factor
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature

@@ -24,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.errors import ModelError
+from influence_cli.methods.checks import check_options
 from influence_cli.methods.protocol import Columns, Facts, OfBlocks, RowValue
 from influence_cli.methods.self_lissa import self_influence
 from influence_cli.methods.shapes.by_layers import OTHER, ByLayers
-from influence_cli.methods.shapes.preconditioned import DRAWS, PRECISIONS, Costs, Factor, check_options
+from influence_cli.methods.shapes.preconditioned import DRAWS, PRECISIONS, Costs, Factor
 from influence_cli.settings import setting
 
 if TYPE_CHECKING:

@@ -29,9 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.errors import ModelError, UsageError
+from influence_cli.methods.checks import check_options
 from influence_cli.methods.protocol import Columns, Facts, OfBlocks, RowValue
 from influence_cli.methods.self_lissa import self_influence
-from influence_cli.methods.shapes.preconditioned import Costs, Factor, Preconditioned, check_options
+from influence_cli.methods.shapes.preconditioned import Costs, Factor, Preconditioned
 from influence_cli.settings import setting
 
 if TYPE_CHECKING:

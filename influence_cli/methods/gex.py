@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from influence_cli.errors import UsageError
+from influence_cli.methods.checks import check_options
 from influence_cli.methods.protocol import Kind, Scores
 from influence_cli.methods.shapes.further_training import FurtherTraining
 from influence_cli.methods.stored import Place, Stored
@@ -46,8 +47,7 @@ class GEX(FurtherTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.centre not in CENTRES:
-            raise ValueError(f"centre {self.centre!r} is unknown; use one of {', '.join(CENTRES)}")
+        check_options(self, {"centre": CENTRES}, {})
 
     def places(self, trajectory: Trajectory, seed: int, params: str) -> list[Place]:
         """The checkpoint, whose losses may be the centre, and the members."""

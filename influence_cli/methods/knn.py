@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
 from influence_cli.maths.neighbours import NONE, Nearest
+from influence_cli.methods.checks import check_options
 from influence_cli.methods.protocol import Floats
 from influence_cli.methods.shapes.neighbours import NeighbourMethod
 from influence_cli.settings import setting
@@ -37,8 +38,7 @@ class KNN(NeighbourMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.weights not in WEIGHTS:
-            raise ValueError(f"weights {self.weights!r} is unknown; use one of {', '.join(WEIGHTS)}")
+        check_options(self, {"weights": WEIGHTS}, {})
 
     def check_run(self, name: str, loss: RowLoss, train: int, target: int) -> None:
         """Refuse (UsageError) labels that are no classes, and fewer rows than neighbours are asked for."""

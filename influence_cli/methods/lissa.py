@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, ClassVar
 from influence_cli.errors import ModelError
 from influence_cli.maths import series_mean
 from influence_cli.maths.iterative import relative_norms
+from influence_cli.methods.checks import check_options
 from influence_cli.methods.protocol import Columns, Facts, OfBlocks
 from influence_cli.methods.shapes.by_products import MODES
-from influence_cli.methods.shapes.preconditioned import Costs, check_options
+from influence_cli.methods.shapes.preconditioned import Costs
 from influence_cli.methods.shapes.with_ekfac import WithEKFAC
 from influence_cli.settings import setting
 

@@ -48,6 +48,7 @@ class Scores:
     facts: Facts = field(default_factory=dict)  # what else the method found, for provenance
     logits: Floats | None = None  # [n, C]: of models that have not seen the rows, better to relabel by than the model's
     no_score: str = ""  # why rows may have none, where that is no trouble: it follows "12 of 400 rows"
+    excused: NDArray[np.bool_] | None = None  # the rows [n] of which that is so; None: all that have none
     also: dict[str, NDArray[Any]] = field(default_factory=dict)  # more columns [n]: labels (-1: none) or texts
     times: float = 1.0  # values are so many times the mean over members: where they are a sum, the weights' sum
 

@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from influence_cli.errors import ModelError, UsageError
+from influence_cli.methods.checks import check_options
 from influence_cli.methods.protocol import Columns, Facts
-from influence_cli.methods.shapes.preconditioned import PRECISIONS, Costs, Factor, Streamed, check_options
+from influence_cli.methods.shapes.preconditioned import PRECISIONS, Costs, Factor, Streamed
 from influence_cli.methods.stored import Place
 from influence_cli.settings import resolved, setting
 

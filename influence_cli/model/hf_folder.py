@@ -171,7 +171,7 @@ def _of_texts(config: dict[str, Any], folder: Path, max_length: int | None) -> d
         )
     longest = _longest(config, folder)
     if max_length is not None and max_length > longest:
-        what = f"--max-length {max_length} is more than the {longest} tokens that the model takes"
+        what = f"--max-length {max_length} is more than the {longest} tokens that the model and its tokenizer take"
         raise UsageError(what, where=str(folder), fix=f"pass {longest} or less")
     length = max_length or longest
     text = {

@@ -100,8 +100,10 @@ def refuse_pretrained(pretrained: bool, name: str | None, own: bool) -> None:
     ours = name is not None and (own or is_plain(name) or is_gpt(name))
     if not pretrained or name is None or not (ours or name.startswith(("hf:", TORCHVISION))):
         return
-    fix = "leave it out: training begins with the folder's weights" if name.startswith("hf:") else "leave it out"
-    raise UsageError(f"--pretrained is for timm models, and {name} is none", fix=fix)
+    if name.startswith("hf:"):
+        what = f"--pretrained downloads weights by their name, and {name} is a folder that is here"
+        raise UsageError(what, fix="leave it out: training begins with the folder's weights")
+    raise UsageError(f"--pretrained is for timm models and names of the hub, and {name} is neither", fix="leave it out")
 
 
 def code_named_by_data(name: str, where: str) -> UsageError:

@@ -113,9 +113,7 @@ class TextInput:
             ModelError: its files are gone or have changed, or it is another model's.
         """
         if self.folder is None or tokenizer_digest(self.folder) != self.tokenizer:
-            where = "" if self.folder is None else str(self.folder)
-            what = "the tokenizer is not the one that the model was made with: its files are gone or have changed"
-            raise ModelError(what, where=where, fix="copy the folder again, with its tokenizer")
+            raise other_tokenizer(self.folder)
         tokenizer = load_tokenizer(self.folder)
         count = 1 + max(tokenizer.get_vocab().values(), default=-1)
         if self.vocabulary is not None and count > self.vocabulary:
@@ -147,10 +145,25 @@ def is_text_input(value: Any) -> bool:
     )
 
 
+def other_tokenizer(folder: Path | None) -> ModelError:
+    """The error of a folder whose tokenizer is not the model's."""
+    what = "the tokenizer is not the one that the model was made with: its files are gone or have changed"
+    return ModelError(
+        what, where="" if folder is None else str(folder), fix="copy the folder again, with its tokenizer"
+    )
+
+
 def placed(carried: dict[str, Any] | None, folder: Path) -> dict[str, Any] | None:
-    """What a checkpoint carries of its model, with the folder of its tokenizer."""
+    """What a checkpoint carries of its model, with the folder of its tokenizer.
+
+    Raises:
+        ModelError: a tokenizer lies there that is not the model's: what is stored of it would be of other tokens.
+    """
     if carried is None or carried.get("text") is None:
         return carried
+    there = None if carried["text"].get("merges") is not None else tokenizer_digest(folder)
+    if there is not None and there != carried["text"]["tokenizer"]:
+        raise other_tokenizer(folder)
     return {**carried, "text": {**carried["text"], "folder": str(folder)}}
 
 

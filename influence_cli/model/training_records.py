@@ -6,6 +6,7 @@ out of fold are known by payload key: a label is no part of them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -79,12 +80,23 @@ class FoldRecords:
         Raises:
             DamagedModel: a file is not as it was written.
         """
-        parts = [self.folder.read_arrays(name, digest) for name, digest in sorted(self.files.items())]
-        known = np.concatenate([part["payload_keys"] for part in parts])
-        logits = np.concatenate([part["logits"] for part in parts]).astype(np.float64)
-        place = {key.tobytes(): k for k, key in enumerate(known)}
-        at = np.array([place.get(key.tobytes(), -1) for key in keys], dtype=np.int64)
+        logits = np.concatenate([part["logits"] for part in self._parts]).astype(np.float64)
+        at = self._places(keys)
         return np.where((at >= 0)[:, None], logits[at], np.nan)
+
+    def among(self, keys: Keys) -> NDArray[np.bool_]:
+        """Which rows with these payload keys are in a fold [n]."""
+        return self._places(keys) >= 0
+
+    @functools.cached_property
+    def _parts(self) -> list[Arrays]:
+        return [self.folder.read_arrays(name, digest) for name, digest in sorted(self.files.items())]
+
+    def _places(self, keys: Keys) -> NDArray[np.int64]:
+        """Where the rows stand in the files, one after another; -1 of those that do not."""
+        known = np.concatenate([part["payload_keys"] for part in self._parts])
+        place = {key.tobytes(): k for k, key in enumerate(known)}
+        return np.array([place.get(key.tobytes(), -1) for key in keys], dtype=np.int64)
 
 
 def onto(values: Floats, known: Keys, keys: Keys) -> Floats:

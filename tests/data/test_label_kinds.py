@@ -93,6 +93,7 @@ def test_numbers_are_read_as_they_are_written(tmp_path: Path) -> None:
         ([*range(11), "high"], "regression", "column y: 'high' is no number"),
         ([*range(11), ""], "regression", "column y is null"),
         ([*range(11), "inf"], "regression", "column y: inf is not finite"),
+        ([*range(11), "-1e200"], "regression", r"column y: -1e\+200 is too large to be squared"),
         ([*range(11), 2.5], None, r"column y: 2.5 is no class number"),
     ],
 )
@@ -118,6 +119,11 @@ def test_columns_that_are_none_of_the_task_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="a label is inf, not finite"):
         open_manifest(str(tmp_path / "bad.parquet"))
     assert [b.id for b in open_manifest(str(tmp_path / "bad.parquet"), skip_bad=True).bad] == ["b"]
+    large = pa.table({"id": ["a", "b"], "features": [[1.0], [2.0]], "label": [1e149, 1e151]})
+    pq.write_table(large.replace_schema_metadata({"task": "regression"}), tmp_path / "bad.parquet")
+    with pytest.raises(ManifestError, match="too large to be squared") as caught:
+        open_manifest(str(tmp_path / "bad.parquet"))
+    assert "row id=b" in str(caught.value.where)
 
 
 def test_row_keys_of_classes_stay_and_no_other_label_has_theirs() -> None:

@@ -16,7 +16,7 @@ from torch.func import functional_call, vmap
 
 from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance
-from influence_cli.errors import UsageError
+from influence_cli.errors import ModelError, UsageError
 from influence_cli.methods.gex import GEX
 from influence_cli.methods.stored import Member
 from influence_cli.model.losses import CROSS_ENTROPY
@@ -230,3 +230,19 @@ def test_a_loss_that_leaves_the_finite_numbers_is_refused(problem: Problem) -> N
 
     with pytest.raises(ModelError, match="not finite at step"):
         score(job(problem, "gex", options={"rate": 1e200}))
+
+
+@pytest.mark.parametrize("name", ["gex", "gex-ip"])
+def test_members_that_diverge_are_warned_of_or_refused_by_the_rate_to_lower(name: str, problem: Problem) -> None:
+    case = job(problem, name, options={"rate": 30.0})
+    case.listener = Heard()
+    score(case)
+    assert any(f"{name}: 3 of 3 members have left the checkpoint" in w for w in case.listener.warnings)
+    assert any(f"--set {name}.rate=3" in w for w in case.listener.warnings)
+    quiet = job(problem, name)
+    quiet.listener = Heard()
+    score(quiet)
+    assert not any("left the checkpoint" in w for w in quiet.listener.warnings)
+    with pytest.raises(ModelError, match="the loss of member 1 is not finite") as caught:
+        score(job(problem, name, options={"rate": 1e300}))
+    assert f"--set {name}.rate=1e+299" in str(caught.value.fix)

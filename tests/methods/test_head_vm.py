@@ -65,3 +65,18 @@ def test_what_it_cannot_do_is_refused(mlp: Problem, tmp_path: Path) -> None:
     ran = call_cli("score", str(mlp.manifest), *where, "--method", "head-vm", "--per-target", cwd=tmp_path)
     assert ran.code == 2
     assert "head-vm is a value of a row" in " ".join(ran.err.split())
+
+
+def test_a_linear_model_is_its_own_last_layer(tmp_path: Path) -> None:
+    problem = make_problem(tmp_path, "linear", (3,), classes=3, train=20, val=40)
+    job = problem.job(methods=METHOD, options={"head-vm": {"l2": 0.02}})
+    found = column(score(job))
+    chosen = tuning_rows(job.target, 0)
+    (x, y), (xv, yv) = problem.part("train"), problem.part("val")
+    ids = {name: k for k, name in enumerate(i for i, s in zip(problem.ids, problem.splits, strict=True) if s == "val")}
+    half = [ids[name] for name in chosen.ids]
+    tuned = Softmax.of(xv[half], yv[half], 3)
+    theta = tuned.fit(np.ones(len(half)), 0.02)
+    h = tuned.hessian(theta, np.ones(len(half))) / len(half) + 0.02 * np.eye(theta.size)
+    g = Softmax.of(x, y, 3).gradients(theta)
+    assert relative_error(found, -np.einsum("ij,ij->i", g, np.linalg.solve(h, g.T).T)) < 1e-8

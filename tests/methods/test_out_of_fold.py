@@ -263,3 +263,22 @@ def test_labels_are_proposed_out_of_fold(here: Path) -> None:
     other = scored(here, "--method", "loss", "--method", "oof-margin")
     assert other.column("other_probability").to_pylist() != table.column("other_probability").to_pylist()
     assert "other_label_is" not in provenance(other.schema)
+
+
+def test_logits_of_a_fold_that_diverged_are_no_excuse(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside another method too: rows that are in no fold are told from rows whose logits are no numbers."""
+    from influence_cli.model.training_records import FoldRecords
+
+    words = ("score", "m.parquet", "--checkpoint", "run", "--store", "store", "-o", "n.parquet")
+    plain = FoldRecords.logits
+    monkeypatch.setattr(FoldRecords, "logits", lambda *given: np.nan * plain(*given))
+    ran = call_cli(*words, "--method", "oof-loss", cwd=here)
+    assert "no row has a score" in ran.err
+    ran = call_cli(*words, "--method", "loss", "--method", "oof-margin", cwd=here)
+    assert "oof-margin: no row has a score" in ran.err
+    monkeypatch.setattr(
+        FoldRecords, "logits", lambda *given: np.where(np.arange(len(given[1]))[:, None] < 2, np.nan, plain(*given))
+    )
+    ran = call_cli(*words, "--method", "oof-margin", cwd=here)
+    assert "2 rows have a non-finite score and are null, never ranked: " in ran.err
+    assert "no row has a score" not in ran.err

@@ -335,6 +335,14 @@ def test_a_tokenizer_of_another_model_or_none_is_refused(film: Path, tmp_path: P
     ran = call_cli("score", "m.parquet", "--checkpoint", changed, "--no-store", "-o", "s.parquet", cwd=tmp_path)
     assert ran.code == 2
     assert "its files are gone or have changed" in ran.err
+    whole = tmp_path / "WHOLE"
+    shutil.copytree(film / "RUN", whole)
+    words = ("score", film / "m.parquet", "--checkpoint", whole, "--store", "store", "-o", "s.parquet")
+    assert call_cli(*words, cwd=tmp_path).code == 0
+    shutil.copy(changed / "tokenizer.json", whole / "tokenizer.json")
+    ran = call_cli(*words, cwd=tmp_path)  # nothing is left to compute, and what is stored is of other tokens
+    assert ran.code == 2
+    assert "its files are gone or have changed" in ran.err
     ran = call_cli("score", "m.parquet", "--checkpoint", film / "encoder", "-o", "s.parquet", cwd=tmp_path)
     assert ran.code == 2
     assert "influence retrain" in ran.err

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from influence_cli.methods.protocol import Floats, Kind, Method, Scores
 from influence_cli.methods.stored import Place, Stored
 
@@ -57,4 +59,5 @@ class ByEpochs(Method):
 
         values = self.of_epochs(counted())
         facts = {"epochs": len(seen), "rows": len(values)}
-        return [Scores(records.onto(values, rows.row_keys), facts=facts, no_score=NOT_TRAINED_ON)]
+        new = np.isnan(records.onto(np.ones(len(values)), rows.row_keys))
+        return [Scores(records.onto(values, rows.row_keys), facts=facts, no_score=NOT_TRAINED_ON, excused=new)]

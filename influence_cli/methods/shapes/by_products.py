@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from influence_cli.methods.checks import check_options
 from influence_cli.methods.protocol import Columns, Facts
-from influence_cli.methods.shapes.preconditioned import PRECISIONS, Costs, Factor, Streamed, check_options
+from influence_cli.methods.shapes.preconditioned import PRECISIONS, Costs, Factor, Streamed
 from influence_cli.settings import setting
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from influence_cli.errors import UsageError
+from influence_cli.methods.checks import check_options
 from influence_cli.methods.protocol import Method
 from influence_cli.methods.stored import Place
 from influence_cli.settings import setting
@@ -44,16 +45,9 @@ class FurtherTraining(Method):
     seed: int | None = setting(None, "seed of the order of rows (default: --seed)")
 
     def __post_init__(self) -> None:
-        for name, least in (("members", 2), ("batch", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} is below {least}")
-        for name in ("epochs", "rate"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} is not positive")
+        check_options(self, {}, {"members": 2, "batch": 1, "seed": 0}, ("epochs", "rate"))
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum={self.momentum} is not in [0, 1)")
-        if self.l2 is not None and self.l2 < 0:
-            raise ValueError(f"l2={self.l2} is negative")
 
     def further(self, trajectory: Trajectory, seed: int, params: str) -> list[Place]:
         """The members that training goes on to.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
 from influence_cli.maths.neighbours import METRICS, NONE, Nearest, nearest
+from influence_cli.methods.checks import check_options
 from influence_cli.methods.protocol import Floats, Kind, Method, Scores
 from influence_cli.methods.stored import Stored
 from influence_cli.settings import setting
@@ -41,11 +42,7 @@ class NeighbourMethod(Method):
     metric: str = setting("cosine", "distance of features: cosine (1 - cos), euclidean")
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k={self.k} is not positive")
-        for name, value, known in (("among", self.among, AMONG), ("metric", self.metric, METRICS)):
-            if value not in known:
-                raise ValueError(f"{name} {value!r} is unknown; use one of {', '.join(known)}")
+        check_options(self, {"among": AMONG, "metric": METRICS}, {}, ("k",))
 
     def needs_target(self) -> bool:
         """For neighbours among them."""

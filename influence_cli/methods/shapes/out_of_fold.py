@@ -49,9 +49,11 @@ class OutOfFold(Method):
 
     def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
         """Scores of the rows that are in a fold."""
-        logits, labels = stored.out_of_fold().logits(rows.payload_keys), rows.labels
+        records = stored.out_of_fold()
+        logits, labels = records.logits(rows.payload_keys), rows.labels
         known = np.isfinite(logits).all(axis=1)
         values = np.full(len(logits), np.nan)
         values[known] = self.of_logits(logits[known], labels[known], loss)
         facts: dict[str, Any] = {"rows": int(known.sum()), **self.facts(logits[known], labels[known], stored.seed)}
-        return [Scores(values, facts=facts, logits=logits, no_score=NO_FOLD)]
+        new = ~records.among(rows.payload_keys)
+        return [Scores(values, facts=facts, logits=logits, no_score=NO_FOLD, excused=new)]

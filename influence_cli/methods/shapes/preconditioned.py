@@ -58,34 +58,6 @@ class Costs:
     form_passes: float = 0.0  # of ``form`` over those rows, for every row by itself
 
 
-def check_options(
-    method: Preconditioned,
-    choices: Mapping[str, tuple[str, ...]],
-    least: Mapping[str, int],
-    positive: tuple[str, ...] = (),
-) -> None:
-    """Refuse options that are none of their choices, negative, not positive or below the least.
-
-    Raises:
-        ValueError: says which, and what it may be.
-    """
-    for name, known in choices.items():
-        if getattr(method, name) not in known:
-            raise ValueError(f"{name} {getattr(method, name)!r} is unknown; use one of {', '.join(known)}")
-    for name in ("damping", "l2"):
-        value = getattr(method, name)
-        if value is not None and value < 0:
-            raise ValueError(f"{name}={value} is negative")
-    for name, smallest in least.items():
-        value = getattr(method, name)
-        if value is not None and value < smallest:
-            raise ValueError(f"{name}={value} is below {smallest}")
-    for name in positive:
-        value = getattr(method, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"{name}={value} is not positive")
-
-
 @dataclass(frozen=True)
 class Preconditioned(Linear):
     """A linear method with ``u = P q``; it estimates an effect, since P has the scale of an inverse Hessian.
@@ -98,6 +70,7 @@ class Preconditioned(Linear):
     fitted_curvature: ClassVar[bool] = True
     made_of: ClassVar[str] = CURVATURE  # of the fit rows
     with_self_influence: ClassVar[str] = "--method ekfac, or exact where parameters are few"
+    decay_apart: ClassVar[bool] = False  # whether it takes AdamW's weight decay, which is no l2, as what it is
     l2_by_parameter: ClassVar[bool] = False  # whether ``with_l2`` keeps each parameter's own
     revision: ClassVar[int] = 1  # of ``precondition``: raise it when its numbers change
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from influence_cli.methods.checks import check_options
 from influence_cli.methods.shapes.by_products import ByProducts
-from influence_cli.methods.shapes.preconditioned import FactorAt, Preconditioned, check_options
+from influence_cli.methods.shapes.preconditioned import FactorAt, Preconditioned
 from influence_cli.settings import resolved, setting
 
 if TYPE_CHECKING:

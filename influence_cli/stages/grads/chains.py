@@ -72,6 +72,11 @@ class ChainRunner:
         self.law, self.facts = law_of(run, session, name, at.member, self.fit)
         self.spent = {STEP: 0.0, LOSS: 0.0}
 
+    @property
+    def observed(self) -> int:
+        """How many losses are taken at every draw: one a row."""
+        return len(self.place)
+
     def run_chain(self, number: int, interim: KeptInterim) -> tuple[Taken, dict[str, Any]]:
         """One chain from the checkpoint, or from where a run before this one left it; and what it found."""
         stream, start = f"{self.name}:{self.seed}:{number}", self.fit.start()
@@ -104,15 +109,15 @@ class ChainRunner:
 
     def _with_draw(self, taken: Taken, w: Tensor, watched: NDArray[np.int64], loss: float) -> Taken:
         parameters = self.fit.named(w)
-        losses = self._losses(parameters)
+        losses = self.losses(parameters)
         phi = np.array(list(self.phi.at(parameters).values()))
         taken.phi.append(phi)
         taken.watched.append(self.fit.losses_at(w, watched))
         taken.batch_loss.append(loss)
         return Taken(taken.moments.with_draw(losses, phi), taken.phi, taken.watched, taken.batch_loss)
 
-    def _losses(self, parameters: dict[str, Tensor]) -> Floats:
-        """Losses [n] of the train rows."""
+    def losses(self, parameters: dict[str, Tensor]) -> Floats:
+        """Losses [n] of the train rows, float64."""
         found = np.empty(len(self.place))
         with torch.no_grad():
             for index, x, y in self.rows:
@@ -123,7 +128,7 @@ class ChainRunner:
     def _resumed(self, kept: State | None, start: Tensor) -> tuple[ChainState, Taken]:
         count = len(self.phi.plain) + len(self.phi.groups) + len(self.phi.pairs) + len(self.phi.attacked)
         if kept is None:
-            return ChainState(0, start), Taken(CoMoments.none(len(self.place), count), [], [], [])
+            return ChainState(0, start), Taken(CoMoments.none(self.observed, count), [], [], [])
         w = torch.from_numpy(kept["w"]).to(start)
         v = torch.from_numpy(kept["v"]).to(start) if "v" in kept else None
         moments = CoMoments(int(kept["draws"][0]), kept["mean"], kept["squares"], kept["others"], kept["products"])

@@ -14,6 +14,7 @@ from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 
 RHAT, DRAWS, NOISE = 1.1, 100.0, 0.1  # R-hat and noise above, and effective draws below, which chains are doubted
+TIMES_LOSS, FAR = 2.0, 0.1  # of the checkpoint's loss and of its length: members beyond both have diverged
 Facts = dict[str, Any]
 
 
@@ -55,6 +56,7 @@ def _drift(run: Run, session: Session, members: list[Member]) -> Facts:
         "momentum": walk.momentum,
         "relative_distance": far,
         "train_loss": [meta["train_loss"] for meta in metas],
+        "start_loss": metas[0].get("start_loss"),
     }
 
 
@@ -98,6 +100,13 @@ def note_further(run: Run, session: Session) -> None:
             continue
         if name not in run.samplers:
             session.listener.note(f"{name}: {_drift_sentence(facts)}")
+            lost = _diverging(facts)
+            if lost:
+                session.listener.warn(
+                    f"{name}: {lost} of {facts['members']} members have left the checkpoint for a training loss of up "
+                    f"to {max(facts['train_loss']):.3g}, where its own is {facts['start_loss']:.3g}: scores are of "
+                    f"other models; pass --set {name}.rate={facts['rate'] / 10:.2g}"
+                )
             continue
         session.listener.note(f"{name}: {_law_sentence(facts)}")
         for text in _law_warnings(facts, run.samplers[name].steps(facts["burn_in"])):
@@ -118,6 +127,14 @@ def _drift_sentence(f: Facts) -> str:
         f"are {moved} of the parameters' length away from the checkpoint, training loss {losses[0]:.4g} and "
         f"{losses[-1]:.4g}"
     )
+
+
+def _diverging(f: Facts) -> int:
+    """How many members are far away, at more than twice the checkpoint's loss; 0 where that was not noted."""
+    if f["start_loss"] is None:
+        return 0
+    pairs = zip(f["train_loss"], f["relative_distance"], strict=True)
+    return sum(loss > TIMES_LOSS * f["start_loss"] and (far is None or far > FAR) for loss, far in pairs)
 
 
 def _law_sentence(f: Facts) -> str:

@@ -63,6 +63,7 @@ def forward_pass(run: Run, session: Session, work: Work, at: MemberModel, look: 
     directions = {part: read_direction(session, part.name, point) for part in along}
     engine, memory = Engine(point, session.runtime.engine, session.listener), Pieces(session.listener.warn)
     size, accelerated = session.batch_size(run.model), point.device.type != "cpu"
+    looking = at.member == run.plain_member()  # what other members predict says nothing of the model
     measured = accelerated and not session.runtime.batch_size
     pace = Pace(size, size * (LARGEST_ON_ACCELERATOR if measured else 1))
 
@@ -74,7 +75,8 @@ def forward_pass(run: Run, session: Session, work: Work, at: MemberModel, look: 
 
         def found() -> dict[Part, Arrays]:
             values = arrive()
-            look.count(run, batch.index, values[0])
+            if looking:
+                look.count(run, batch.index, values[0])
             by_part = {part: {"tangent": t} for part, t in zip(wanted, values[1:], strict=True)}
             return {part: by_part.get(part, {"logits": values[0]}) for part in parts}
 
@@ -84,9 +86,10 @@ def forward_pass(run: Run, session: Session, work: Work, at: MemberModel, look: 
         pace.took(parts, rows, seconds)
         pace.stop_at(memory.most)
 
-    speed = Speed(lambda: pace.rows, took, 2 if accelerated else 1, look.sample)
+    in_order = look.sample if looking else lambda rows: (rows,)
+    speed = Speed(lambda: pace.rows, took, 2 if accelerated else 1, in_order)
     looped = loop_over(run, session, run.train, lacking, compute, f"training rows, {at.called}", speed)
-    session.listener.detail(f"{at.called}: {point.how()}")
+    session.listener.detail(f"{at.called}: {engine.how()}")
     if engine.checked is not None:
         session.store.write_engine_note(at.member.name, engine.checked.as_dict())
     return looped.remember_rate(session, pass_key(run, session, "tangents" if work.tangents else "outputs"))

@@ -94,15 +94,23 @@ class WalkedWeights:
                     order = np.random.default_rng([walk.seed, walk.member, epoch]).permutation(fit.rows)
                 loss, gradient = fit.at(w, order[position * size : (position + 1) * size])
                 if not np.isfinite(loss):
-                    what = f"the loss of member {walk.member + 1} is not finite at step {step}"
-                    raise ModelError(what, where=checkpoint.locator, fix="--set NAME.rate=X with a smaller rate")
+                    raise self._diverged(checkpoint, walk, f"at step {step}")
                 velocity = walk.momentum * velocity + gradient + walk.l2 * w
                 w = w - walk.rate_at(step, steps) * velocity
                 progress.advance(1)
+        if not np.isfinite(fit.at(w)[0]):
+            raise self._diverged(checkpoint, walk, "after its last step")
         rows = steps * size
         remember_rate(self.session, pass_key(self.run, self.session, STEP), rows, time.perf_counter() - started)
         self._store(fit, checkpoint, walk, w, start, steps)
         return w
+
+    def _diverged(self, checkpoint: Checkpoint, walk: Walk, when: str) -> ModelError:
+        """The error of a member whose loss is no number."""
+        walking = [n for n, ms in self.run.members_of.items() if any(m.walk is not None for m in ms)]
+        rate = ", ".join(f"--set {name}.rate={walk.rate / 10:.2g}" for name in walking)
+        what = f"further training diverges: the loss of member {walk.member + 1} is not finite {when}"
+        return ModelError(what, where=checkpoint.locator, fix=f"a smaller rate: {rate}")
 
     def _store(self, fit: FitLoss, checkpoint: Checkpoint, walk: Walk, w: Tensor, start: Tensor, steps: int) -> None:
         assert self.run.fit is not None
@@ -110,6 +118,7 @@ class WalkedWeights:
             "member": walk.member + 1,
             "steps": steps,
             "train_loss": fit.at(w)[0],
+            "start_loss": fit.at(start)[0],
             "distance": float((w - start).norm()),
             "size": float(start.norm()),
             "fit": self.run.fit.fingerprint,

@@ -154,7 +154,7 @@ def with_trained_l2(
     optimizer, decay = recipe.get("optimizer"), recipe.get("weight_decay", 0.0)
     if optimizer in COUPLED:
         return dataclasses.replace(method, l2=float(decay))
-    if optimizer is not None and decay:
+    if optimizer is not None and decay and not method.decay_apart:
         listener.warn(
             f"{name}: the checkpoint was trained by {optimizer}, whose weight decay {decay:g} is no term of the "
             f"objective; curvature has l2 0 (or pass --set {name}.l2=X)"

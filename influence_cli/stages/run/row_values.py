@@ -33,7 +33,9 @@ def needed_values(methods: dict[str, Method], relative: bool) -> dict[str, RowVa
     linear = [name for name, method in methods.items() if method.needs == "tangents"]
     if relative and not linear:
         raise UsageError(
-            f"--relative divides scores of signed methods, and {', '.join(methods)} gives none", fix="use --method ip"
+            "--relative divides scores of signed methods that are inner products with a row's gradient by its size, "
+            f"and {', '.join(methods)} gives none",
+            fix="use --method ip",
         )
     found: dict[str, RowValue] = {}
     for name, method in methods.items():

@@ -62,7 +62,7 @@ def score(run: Run, session: Session, per_member: bool = False, combine: str | N
         table = _append_model_says(table, run, session, columns[0].scores.logits)
     table = _append_canaries(table, run, session)
     _say_no_score(session, columns)
-    _warn_of_nulls(run, session, columns[:1] if combine is None else columns[1:])  # lexi scores candidates alone
+    _warn_of_nulls(run, session, columns if combine is None else columns[1:])  # lexi scores candidates alone
     about = {
         **provenance_of(run, session, "score"),
         "kinds": {column_name(run, c.name): c.kind for c in columns},
@@ -111,21 +111,35 @@ def _append_canaries(table: pa.Table, run: Run, session: Session) -> pa.Table:
     return table.append_column("canary", array_of(planted, null=planted < 0))
 
 
-def _warn_of_nulls(run: Run, session: Session, meant: list[Column]) -> None:
-    """Name rows without a finite score."""
-    meant = [c for c in meant if not c.scores.no_score]
-    if not meant:
-        return
-    bad = np.flatnonzero(~np.isfinite(np.stack([c.scores.values for c in meant])).all(axis=0))
-    if len(bad):
+def _warn_of_nulls(run: Run, session: Session, columns: list[Column]) -> None:
+    """Name the rows of which a method has no score and nothing excuses it; once where several lack the same rows."""
+    said = set[bytes]()
+    for method in dict.fromkeys(c.name.partition("/")[0] for c in columns):
+        mine = [c.scores for c in columns if c.name.partition("/")[0] == method]
+        lacking = np.any([~np.isfinite(s.values) & ~_excused(s) for s in mine], axis=0)
+        bad = np.flatnonzero(lacking)
+        if len(bad) == 0 or lacking.tobytes() in said:
+            continue
+        said.add(lacking.tobytes())
         named = ", ".join(run.train.ids[k] for k in bad[:5].tolist())
-        session.listener.warn(f"{len(bad)} rows have a non-finite score and are null, never ranked: {named}")
+        by = "" if len(run.methods) == 1 else f"{method}: "
+        text = f"{by}{len(bad)} rows have a non-finite score and are null, never ranked: {named}"
+        if len(bad) == len(run.train):
+            text = f"{by}no row has a score: what the scores are made of is not finite (has training diverged?)"
+        session.listener.warn(text)
+
+
+def _excused(scores: Scores) -> NDArray[np.bool_]:
+    """Of which rows [n] the method says why they have no score."""
+    if not scores.no_score:
+        return np.zeros(len(scores.values), dtype=bool)
+    return ~np.isfinite(scores.values) if scores.excused is None else scores.excused
 
 
 def _say_no_score(session: Session, columns: list[Column]) -> None:
     """Count the rows of which some method has no score for a reason of its own."""
     for reason in dict.fromkeys(c.scores.no_score for c in columns if c.scores.no_score):
-        rows = np.any([~np.isfinite(c.scores.values) for c in columns if c.scores.no_score == reason], axis=0)
+        rows = np.any([_excused(c.scores) for c in columns if c.scores.no_score == reason], axis=0)
         if rows.any():
             session.listener.warn(f"{int(rows.sum()):,} of {len(rows):,} rows {reason}: their score is null")
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from influence_cli.errors import UsageError, nearest
 from influence_cli.methods.protocol import Linear
 from influence_cli.stages.run.run import Run
-from influence_cli.stages.score.tokens.request import TokenRequest
+from influence_cli.stages.score.tokens.request import POSITION, TokenRequest
 
 Floats = NDArray[np.float64]
 SEARCHED = 1000  # ids among which a like one is looked for
@@ -27,6 +27,9 @@ def check_tokens(run: Run, request: TokenRequest, top: int) -> None:
         what = "--tokens splits the score of a text over its tokens, and this model does not predict them"
         raise UsageError(what, fix="leave --tokens out, or score a language model (see: influence guide text)")
     for name, method in run.methods.items():
+        if name in run.samplers:
+            _check_sampler(run, name, request)
+            continue
         if method.needs != "tangents":
             what = f"--tokens splits scores along a direction, and {name} is a value of a row as a whole"
             raise UsageError(what, fix="--method ip, or another that measures a direction (see: influence methods)")
@@ -34,6 +37,16 @@ def check_tokens(run: Run, request: TokenRequest, top: int) -> None:
             what = f"--tokens has parts of products of gradients, and {name} makes its scores in a way of its own"
             raise UsageError(what, fix="--method ip")
     _by_id(run, request.row_id)
+
+
+def _check_sampler(run: Run, name: str, request: TokenRequest) -> None:
+    """Refuse (UsageError) parts that do not sum to a row's score, or that there are none of."""
+    if request.decomposition == POSITION:
+        what = f"--decomposition position follows a direction into the model, and {name} has none"
+        raise UsageError(what, fix="--decomposition loss")
+    if run.samplers[name].norm != "covariance":
+        what = "--tokens has parts that sum to a row's score, and correlations of tokens do not"
+        raise UsageError(what, fix=f"--set {name}.norm=covariance")
 
 
 def chosen_rows(run: Run, scores: Floats, request: TokenRequest, top: int) -> NDArray[np.int64]:

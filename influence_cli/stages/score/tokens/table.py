@@ -17,7 +17,6 @@ from influence_cli.data.manifest import Rows
 from influence_cli.data.tables import provenance, with_provenance
 from influence_cli.errors import ModelError
 from influence_cli.methods.protocol import times_the_mean, weighted_mean
-from influence_cli.stages.run import names
 from influence_cli.stages.run.plan import missing_work
 from influence_cli.stages.run.quantities import QUANTITIES, Part
 from influence_cli.stages.run.run import Run
@@ -26,7 +25,14 @@ from influence_cli.stages.score.score import column_name, score
 from influence_cli.stages.score.stored import StoredRows
 from influence_cli.stages.score.tokens.choice import check_tokens, chosen_rows, described
 from influence_cli.stages.score.tokens.request import LOSS, POSITION, TokenRequest
-from influence_cli.stages.score.tokens.token_pass import QUANTITY, fill_tokens, text_of, token_names, try_positions
+from influence_cli.stages.score.tokens.token_pass import (
+    QUANTITY,
+    fill_tokens,
+    part_name,
+    text_of,
+    token_names,
+    try_positions,
+)
 from influence_cli.store.arrow import array_of, array_of_texts, values_of
 from influence_cli.store.ragged import ragged
 from influence_cli.store.shards import Arrays, as_arrow, positions
@@ -88,9 +94,9 @@ def token_scores(run: Run, session: Session, request: TokenRequest, top: int) ->
 def describe_tokens(run: Run, session: Session, request: TokenRequest, top: int) -> str:
     """What comes after the scores, in a sentence: rows are chosen by those."""
     check_tokens(run, request, top)
-    if request.row_id:
-        return f"then the tokens of {len(request.row_id)} rows, as far as they are not stored"
-    return f"then the tokens of up to {2 * top} rows, as far as they are not stored"
+    again = f", for which the chains of {', '.join(run.samplers)} are drawn again" if run.samplers else ""
+    rows = str(len(request.row_id)) if request.row_id else f"up to {2 * top}"
+    return f"then the tokens of {rows} rows, as far as they are not stored{again}"
 
 
 def _stored(run: Run, session: Session, rows: Rows, decomposition: str) -> Arrays:
@@ -98,7 +104,7 @@ def _stored(run: Run, session: Session, rows: Rows, decomposition: str) -> Array
     method, objective = next(iter(run.methods)), next(iter(run.objectives))
     members = run.members_of[method]
     member = next((m for m in members if m == run.plain_member()), members[0])
-    return _read(run, session, rows, names.along(run, method, member, objective), decomposition)
+    return _read(run, session, rows, part_name(run, method, member, objective), decomposition)
 
 
 def _read(run: Run, session: Session, rows: Rows, direction: str, decomposition: str) -> Arrays:
@@ -112,7 +118,7 @@ def _column(run: Run, session: Session, rows: Rows, method: str, objective: str,
     own = positions(rows.row_keys, run.train.row_keys)
     members, weights = list[NDArray[np.object_]](), list[float]()
     for member in stored.members:
-        found = _read(run, session, rows, names.along(run, method, member, objective), decomposition)["score"]
+        found = _read(run, session, rows, part_name(run, method, member, objective), decomposition)["score"]
         values, length = stored.values(member), None
         if how.of_unit_direction():
             length = stored.length(member, objective)

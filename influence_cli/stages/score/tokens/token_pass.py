@@ -20,13 +20,13 @@ from influence_cli.stages.grads.fill import fill
 from influence_cli.stages.grads.member_model import MemberModel, Models, read_direction
 from influence_cli.stages.grads.row_loop import Parts, Speed, Waits, loop_over
 from influence_cli.stages.run import names
-from influence_cli.stages.run.quantities import QUANTITIES, Part
+from influence_cli.stages.run.quantities import QUANTITIES, Part, chain_parts
 from influence_cli.stages.run.run import Member, Run, require_model
 from influence_cli.stages.run.session import Batch, Session
 from influence_cli.stages.score.tokens.request import LOSS, POSITION
 from influence_cli.store import Keys, fingerprint
 from influence_cli.store.ragged import ragged
-from influence_cli.store.shards import Arrays, unique
+from influence_cli.store.shards import Arrays, positions, unique
 
 TRIED = 4  # rows on which the engine is checked again: of rows as a whole it was before
 QUANTITY = {LOSS: "tokens", POSITION: "positions"}  # of the store, by decomposition
@@ -45,9 +45,18 @@ def parts_of(run: Run, decomposition: str) -> dict[Member, list[Part]]:
     for method, members in run.members_of.items():
         for member in members:
             for objective in run.objectives:
-                name = names.along(run, method, member, objective)
-                found.setdefault(member, {})[name] = Part(QUANTITY[decomposition], name, member)
+                name = part_name(run, method, member, objective)
+                found.setdefault(member, {})[name] = Part(
+                    QUANTITY[decomposition], name, member, of=method if method in run.samplers else ""
+                )
     return {member: list(parts.values()) for member, parts in found.items()}
+
+
+def part_name(run: Run, method: str, member: Member, objective: str) -> str:
+    """What the scores of tokens are stored under: a direction, or all the chains of a sampler."""
+    if method not in run.samplers:
+        return names.along(run, method, member, objective)
+    return fingerprint("token chains", 1, chains=[part.name for part in chain_parts(run, method, objective)])
 
 
 def lacking(run: Run, session: Session, rows: Rows, decomposition: str) -> dict[Member, dict[Part, Keys]]:
@@ -87,7 +96,7 @@ def fill_tokens(run: Run, session: Session, rows: Rows, decomposition: str) -> i
     missing = lacking(run, session, rows, decomposition)
     if not missing:
         return 0
-    names_of_parts = [part.name for parts in missing.values() for part in parts]
+    names_of_parts = [part.name for parts in missing.values() for part in parts if not part.of]
     if any(session.store.directions.read(name) is None for name in names_of_parts):
         fill(run, session)  # its file was damaged or is gone
     text = require_model(run)[0].text
@@ -96,7 +105,11 @@ def fill_tokens(run: Run, session: Session, rows: Rows, decomposition: str) -> i
     models, done = Models(run, session), 0
     for k, (member, parts) in enumerate(missing.items()):
         at = models.at(member, f"member {k + 1} of {len(missing)}" if len(missing) > 1 else "model")
-        done += _at_member(run, session, rows, parts, at, decomposition)
+        along = {part: keys for part, keys in parts.items() if not part.of}
+        done += _at_member(run, session, rows, along, at, decomposition) if along else 0
+        for method in dict.fromkeys(part.of for part in parts if part.of):
+            drawn = {part: keys for part, keys in parts.items() if part.of == method}
+            done += _by_chains(run, session, rows, method, drawn, at)
     session.forget_folders()
     return done
 
@@ -122,6 +135,32 @@ def _at_member(
 
     speed = Speed(lambda: session.batch_size(run.model))
     return loop_over(run, session, rows, missing, compute, f"tokens, {at.called}", speed).rows
+
+
+def _by_chains(run: Run, session: Session, rows: Rows, method: str, missing: dict[Part, Keys], at: MemberModel) -> int:
+    """Scores by a sampler, of whose rows some lack them, and the losses of tokens at the checkpoint itself."""
+    from influence_cli.model.next_token import by_token
+    from influence_cli.stages.score.tokens.token_chains import scores_of_tokens
+
+    every = np.concatenate(list(missing.values()))
+    some = rows.take(np.flatnonzero(positions(rows.payload_keys, every) >= 0))
+    some = some.take(np.sort(unique(some.payload_keys)))
+    found, plain = scores_of_tokens(run, session, at, method, some), at.exact.anew()
+    place = {row: k for k, row in enumerate(some.index.tolist())}
+    objective_of = {part_name(run, method, part.member, o): o for part in missing for o in run.objectives}
+
+    def compute(batch: Batch, parts: Parts) -> Waits:
+        x: Any = batch.on(plain)
+        with by_token(plain.model):
+            losses = plain.outputs(x, [])[0]
+        lengths = x.tensors[MASK].sum(1).tolist()
+        shared = {**_places(run, batch, x.tensors, lengths), "loss": _cut(losses, lengths)}
+        scores = {p: ragged(found[objective_of[p.name]][place[row]] for row in batch.index.tolist()) for p in parts}
+        arrays: dict[Part, Arrays] = {part: {**shared, "score": values} for part, values in scores.items()}
+        return lambda: arrays
+
+    speed = Speed(lambda: session.batch_size(run.model))
+    return loop_over(run, session, some, missing, compute, f"tokens, {method}", speed).rows
 
 
 def _by_loss(session: Session, at: MemberModel) -> Compute:
