@@ -13,6 +13,7 @@ from influence_cli.cli.show.answers import show_answer
 from influence_cli.cli.show.plan import show_plan
 from influence_cli.cli.show.results import (
     check_pages,
+    origin_of_scores,
     put_figures,
     show_counterfactuals,
     show_evaluation,
@@ -65,7 +66,9 @@ def evaluate(settings: Settings) -> None:
         )
         found = evaluate_stage(request, terminal())
     if found is not None:
-        show_evaluation(result, found, (source, *settings.more), _asked(settings, source, asked.budget))
+        sources = (source, *settings.more)
+        origin = origin_of_scores(result, settings.command_line(), sources)
+        show_evaluation(result, found, sources, _asked(settings, source, asked.budget), origin)
     return None
 
 
@@ -131,7 +134,8 @@ def _duplicates(settings: Settings, result: ResultOptions, text: str, source: st
         return print_json(planned) if result.wants_json else terminal().note(said)
     found = duplicates(run, session, limit)
     show_answer(answer(found["duplicates"]))
-    return put_figures(result, found, terminal().note)
+    origin = origin_of_scores(result, settings.command_line(), (source,))
+    return put_figures(result, found, terminal().note, origin)
 
 
 def _by_retraining(settings: Settings, result: ResultOptions, source: str, budget: str) -> None:
@@ -164,7 +168,8 @@ def _by_retraining(settings: Settings, result: ResultOptions, source: str, budge
         show_trainings(result, plan(request, terminal()))
     else:
         found = counterfactuals(request, terminal())
-        show_counterfactuals(result, found, source, _asked(settings, source, budget))
+        origin = origin_of_scores(result, settings.command_line(), (source,))
+        show_counterfactuals(result, found, source, _asked(settings, source, budget), origin)
 
 
 def _asked(settings: Settings, source: str, budget: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli.console import terminal
 from influence_cli.cli.printing import print_json, print_text_table
@@ -18,6 +18,9 @@ from influence_cli.errors import UsageError
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import GradSpec
 from influence_cli.stages.retrain.request import CanaryRequest, EditsRequest, RetrainRequest
+
+if TYPE_CHECKING:
+    from influence_cli.report.origin import Origin
 
 
 def retrain(settings: Settings) -> int | None:
@@ -45,7 +48,7 @@ def retrain(settings: Settings) -> int | None:
         return _show_arms(request, recipe)
     with terminal().answer_first():
         metrics = retrain_stage(request, recipe, terminal())
-    _show_comparison(result, metrics)
+    _show_comparison(result, metrics, _origin(settings, result, request))
     code = None
     if settings.make(RetrainOptions).require_improvement and not improved(metrics):
         terminal().warn("curated does not beat no edit and every control by the paired interval")
@@ -147,7 +150,26 @@ def _show_arms(request: RetrainRequest, recipe: Recipe) -> None:
     print_json(described)
 
 
-def _show_comparison(result: ResultOptions, metrics: dict[str, Any]) -> None:
+def _origin(settings: Settings, result: ResultOptions, request: RetrainRequest) -> Origin | None:
+    """Where the page comes from; None where none is asked for."""
+    if not result.report:
+        return None
+    from influence_cli.data.open import open_manifest
+    from influence_cli.model.checkpoints import find_checkpoint
+    from influence_cli.report.origin import Origin
+
+    label, skip_bad = request.inputs.label, request.inputs.skip_bad
+    named = [("Manifest", request.inputs.manifest), ("Compared with", request.against)]
+    inputs: list[tuple[str, str, str | None]] = [
+        (what, str(path), open_manifest(path, label, skip_bad).fingerprint) for what, path in named if path is not None
+    ]
+    if request.edits is not None and request.edits.scores is not None:
+        inputs.append(("Scores", str(request.edits.scores), None))
+    inputs.append(("Checkpoint", request.output, find_checkpoint(request.output)[0].digest))
+    return Origin.now(settings.command_line(), inputs)
+
+
+def _show_comparison(result: ResultOptions, metrics: dict[str, Any], origin: Origin | None) -> None:
     """The answer; accuracy of every arm, and differences from no edit and from its control; more with -v."""
     if result.format == "json":
         print_json(metrics)
@@ -165,8 +187,8 @@ def _show_comparison(result: ResultOptions, metrics: dict[str, Any]) -> None:
             print_text_table(table, sys.stderr, out.note)
         for caution in metrics.get("cautions", []):
             out.warn(caution)
-    nothing = f"nothing to draw (--scores and groups, or an attack, are needed): {result.plot} not written"
-    write_pages(result, metrics, nothing, "What the edits did")
+    nothing = f"nothing to draw (a single arm was trained): {result.plot} not written"
+    write_pages(result, metrics, nothing, origin)
 
 
 def _accuracies(metrics: dict[str, Any]) -> None:

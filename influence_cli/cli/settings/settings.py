@@ -8,6 +8,7 @@ A key at its top applies to every command that has it; ``[score]`` to that comma
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,6 +80,11 @@ class Settings:
     def every_word(self) -> list[str]:
         """All options of the command line, to run the same command again."""
         return self.repeated_of(*(option.name for option in options_of(self.command)))
+
+    def command_line(self) -> str:
+        """The command as it can be run again, by what stands on the command line."""
+        words = ["influence", self.command, *filter(None, (self.source, *self.more)), *self.every_word()]
+        return shlex.join(str(word) for word in words)
 
     def chosen(self, name: str) -> Any:
         """The value that anybody gives; None for the default."""
