@@ -72,7 +72,7 @@ def drawn(panel: Panel, number: int) -> Drawn:
     if panel.many:
         height = small_height(panel.many, MANY)
     sink = io.BytesIO()
-    with mpl.rc_context({**STYLE, **_ON_PAGE}), warnings.catch_warnings():
+    with mpl.rc_context(dict[Any, Any]({**STYLE, **_ON_PAGE})), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a letter that the font lacks
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
