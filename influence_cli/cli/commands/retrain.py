@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from influence_cli.cli.settings.settings import Settings
 from influence_cli.cli.show.answers import next_of_retrain, show_answer, show_next
 from influence_cli.cli.show.results import check_pages, write_pages
 from influence_cli.cli.show.run import show_skipped
-from influence_cli.errors import UsageError
+from influence_cli.errors import InfluenceError, UsageError
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import GradSpec
 from influence_cli.stages.retrain.request import CanaryRequest, EditsRequest, RetrainRequest
@@ -158,14 +159,22 @@ def _origin(settings: Settings, result: ResultOptions, request: RetrainRequest) 
     from influence_cli.model.checkpoints import find_checkpoint
     from influence_cli.report.origin import Origin
 
+    def of(what: str, path: object, read: Callable[[], str]) -> tuple[str, str, str | None]:
+        try:
+            return what, str(path), read()
+        except InfluenceError:  # read from standard input, or moved since: the page is made all the same
+            return what, str(path), None
+
     label, skip_bad = request.inputs.label, request.inputs.skip_bad
     named = [("Manifest", request.inputs.manifest), ("Compared with", request.against)]
-    inputs: list[tuple[str, str, str | None]] = [
-        (what, str(path), open_manifest(path, label, skip_bad).fingerprint) for what, path in named if path is not None
+    inputs = [
+        of(what, path, lambda path=path: open_manifest(path, label, skip_bad).fingerprint)
+        for what, path in named
+        if path is not None
     ]
     if request.edits is not None and request.edits.scores is not None:
         inputs.append(("Scores", str(request.edits.scores), None))
-    inputs.append(("Checkpoint", request.output, find_checkpoint(request.output)[0].digest))
+    inputs.append(of("Checkpoint", request.output, lambda: find_checkpoint(request.output)[0].digest))
     return Origin.now(settings.command_line(), inputs)
 
 
