@@ -8,7 +8,7 @@ from influence_cli.data.measures import MEASURES as CALLED
 from influence_cli.data.measures import chief_of, headline_of
 from influence_cli.report.arm_tables import MEASURES, measured_of, signed
 from influence_cli.report.counterfactual_tables import by_loss, highest_first
-from influence_cli.report.text_table import bracketed, fixed
+from influence_cli.report.text_table import bracketed, fixed, percent, points, share
 
 Figures = dict[str, Any]
 RANDOM = "random"
@@ -81,14 +81,14 @@ def answer_of_retrain(metrics: Figures) -> str:
     gap = found["no edit"].get("dp_gap")
     if gap is not None and gap["verdict"] in ("better", "worse"):
         said += f"; {_gap_called(metrics, 'dp_gap')} {_points(gap)} points ({gap['verdict']})"
-    return f"{said}; 95 % intervals over {_over(metrics, [over, *controls.values()])}"
+    return f"{said}; 95% intervals over {_over(metrics, [over, *controls.values()])}"
 
 
 def _how_good(mean: Figures) -> str:
     """'accuracy 87.45 ± 0.39 %', or 'RMSE 54.12, R2 0.4712' where numbers are predicted."""
     shown = [headline_of(mean), *(name for name in ("r2", "perplexity") if name in mean)]
     texts = [f"{CALLED[n].called} {CALLED[n].interval(mean[n]['mean'], mean[n]['half_width'])}" for n in shown]
-    return ", ".join(text + " %" * CALLED[n].share for n, text in zip(shown, texts, strict=True))
+    return ", ".join(text + "%" * CALLED[n].share for n, text in zip(shown, texts, strict=True))
 
 
 def _of_groups(metrics: Figures) -> str | None:
@@ -110,7 +110,7 @@ def _of_groups(metrics: Figures) -> str | None:
         closest = max((c[gap] for c in controls.values()), key=lambda c: c["mean"])
         said += f", {_points(closest)} over its closest random control ({closest['verdict']})"
     said += f"; accuracy {_points(accuracy)} points ({accuracy['verdict']})"
-    return f"{said}; 95 % intervals over {_over(metrics, [over, *(c[gap] for c in controls.values())])}"
+    return f"{said}; 95% intervals over {_over(metrics, [over, *(c[gap] for c in controls.values())])}"
 
 
 def _gap_called(metrics: Figures, gap: str) -> str:
@@ -132,8 +132,7 @@ def _over(metrics: Figures, differences: list[Figures]) -> str:
 
 
 def _points(d: Figures) -> str:
-    half = "" if d["half_width"] is None else f" ± {100 * d['half_width']:.2f}"
-    return f"{100 * d['mean']:+.2f}{half}"
+    return points(d["mean"], d["half_width"])
 
 
 def answer_of_evaluate(result: Figures) -> str | None:
@@ -162,7 +161,7 @@ def _gaps_of_model(entry: Figures) -> list[str]:
     for gap in dict.fromkeys(GAPS[o] for o in entry["objectives"] if o in GAPS):
         known = [(split, rows) for split, rows in entry["rows"].items() if gap in rows]
         sizes = ", ".join(
-            f"{100 * rows[gap]:.2f} points on {rows['n']:,} {split} rows (accuracy {100 * rows['accuracy']:.2f} %)"
+            f"{percent(rows[gap], None)} points on {rows['n']:,} {split} rows (accuracy {share(rows['accuracy'], 2)})"
             for split, rows in known
         )
         if known:
@@ -200,7 +199,7 @@ def _detection(what: str, result: Figures) -> str:
     precision = bracketed(d["average_precision"], d["average_precision_interval"])
     text = f"{best} finds {what} best: average precision {precision}"
     if d["precision_at_budget"] is not None:
-        text += f", {d['precision_at_budget']:.1%} of the lowest {result['budget_rows']:,} rows are {_called(what)}"
+        text += f", {share(d['precision_at_budget'])} of the lowest {result['budget_rows']:,} rows are {_called(what)}"
     if best != result["reference"]:
         return text
     near = [
@@ -303,5 +302,5 @@ def _brittleness(part: Figures) -> str | None:
         return None
     name = max(known, key=lambda n: known[n]["margin_drop"]["mean"])
     sizes = part["removed_rows"]
-    flipped = f"{known[name]['flipped'][str(sizes[-1])]:.0%} of {part['queries']} predictions flip"
+    flipped = f"{share(known[name]['flipped'][str(sizes[-1])], 0)} of {part['queries']} predictions flip"
     return f"without its {sizes[-1]:,} most helpful rows by {name}, {flipped}"

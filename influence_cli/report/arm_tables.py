@@ -6,7 +6,8 @@ from typing import Any
 
 from influence_cli.data.measures import MEASURES as CALLED
 from influence_cli.data.measures import chief_of, headline_of
-from influence_cli.report.text_table import TextTable
+from influence_cli.report.text_table import Judged, TextTable, share
+from influence_cli.report.text_table import percent as percent_of
 
 Figures = dict[str, Any]
 
@@ -15,11 +16,11 @@ MEASURES = {  # name in the result -> (what people call it, whether it is a shar
     "balanced_accuracy": "balanced accuracy",
     **{name: CALLED[name].called for name in ("micro_f1", "macro_f1", "exact_match")},
     "dp_gap": "demographic-parity gap",
-    "dp_gap_soft": "the same, soft",
+    "dp_gap_soft": "demographic-parity gap, soft",
     "eo_gap": "equalised-odds gap",
-    "eo_gap_soft": "the same, soft",
+    "eo_gap_soft": "equalised-odds gap, soft",
     "fair_score": "predictions that flip",
-    "fair_score_changed": "the same, of changed texts",
+    "fair_score_changed": "predictions that flip, of changed texts",
     "attacked_static": "attacked accuracy, static",
     "attacked_adaptive": "attacked accuracy, adaptive",
     "majority_share": "predicted as the majority class",
@@ -80,7 +81,7 @@ def comparison_table(metrics: Figures) -> TextTable:
         edits = arm["edits"]
         done = [f"{edits[k]:,} {k}" for k in ("trimmed", "relabelled", "reweighted") if edits.get(k)]
         wrong = [edits[k] for k in ("wrong_share_of_trimmed", "wrong_share_of_relabelled") if k in edits]
-        edited = [f"{arm['train_rows']:,}", ", ".join(done) or "-", f"{wrong[0]:.1%}" if wrong else "-"]
+        edited = [f"{arm['train_rows']:,}", ", ".join(done) or "-", share(wrong[0]) if wrong else "-"]
         mean = arm["mean"].get(shown)
         good = "-" if mean is None else CALLED[shown].interval(mean["mean"], mean["half_width"])
         rows.append([name, *edited, good, _gain(metrics, name, arm, chief)])
@@ -92,7 +93,7 @@ def comparison_table(metrics: Figures) -> TextTable:
     note = f"difference, {how}: of a curated arm over no edit; in a control's line, of its arm over it"
     notes = [note] if metrics["comparison"] else []
     unit = " in %" if CALLED[shown].share else ""
-    return TextTable(f"{over}; {called}{unit}, mean and 95 % interval", header, rows, notes)
+    return TextTable(f"{over}; {called}{unit}, mean and 95% interval", header, rows, notes, 5)
 
 
 def measured_of(metrics: Figures) -> set[str]:
@@ -102,18 +103,17 @@ def measured_of(metrics: Figures) -> set[str]:
 
 def measure(axis: str) -> str:
     """What people call a measure, where it stands alone."""
-    return MEASURES[axis] if axis != "dp_gap_soft" else "demographic-parity gap, soft"
+    return MEASURES[axis]
 
 
 def percent(value: Figures) -> str:
     """'87.45 ± 0.39' of a mean share with its half-width."""
-    half = "" if value["half_width"] is None else f" ± {100 * value['half_width']:.2f}"
-    return f"{100 * value['mean']:.2f}{half}"
+    return percent_of(value["mean"], value["half_width"])
 
 
 def difference(value: Figures, measure: str = "accuracy") -> str:
     """'+0.39 ± 0.93 not resolved'."""
-    return f"{signed(value, measure)} {value['verdict']}"
+    return Judged(signed(value, measure), value["verdict"])
 
 
 def signed(value: Figures, measure: str) -> str:
@@ -125,15 +125,15 @@ def _measures(result: Figures, measured: list[str]) -> TextTable:
     rows = [[name, *(percent(arm["mean"][m]) for m in measured)] for name, arm in result["arms"].items()]
     notes = [*result.get("cautions", [])]
     if result.get("test_classes"):
-        best = f"{max(result['test_classes']):.2%} of the test rows"
+        best = f"{share(max(result['test_classes']), 2)} of the test rows"
         notes.insert(0, f"predicting the majority class alone would be right on {best}")
-    title = f"what the arms' users look at, on {result['test_rows']:,} test rows, in %, mean and 95 % interval"
+    title = f"what the arms' users look at, on {result['test_rows']:,} test rows, in %, mean and 95% interval"
     return TextTable(title, ["arm", *(MEASURES[m] for m in measured)], rows, notes)
 
 
 def _attack(result: Figures) -> TextTable:
     attack = result["attack"]
-    shares = (f"{who}, {share:.0%}" for who in ("static", "adaptive") for share in attack["fractions"])
+    shares = (f"{who}, {share(part, 0)}" for who in ("static", "adaptive") for part in attack["fractions"])
     rows = []
     for name, arm in result["arms"].items():
         cells = [percent(arm["mean"]["accuracy"])]
@@ -157,8 +157,8 @@ def _front(axis: str, front: Figures) -> TextTable:
             moved, verdict = [difference(point["difference"][k]) for k in ("accuracy", axis)], point["verdict"]
         best = "a control"
         if point["non_dominated"] is not None:
-            share = point["non_dominated_share"]
-            best = ("yes" if point["non_dominated"] else "no") + ("" if share is None else f" ({share:.0%})")
+            drawn = point["non_dominated_share"]
+            best = ("yes" if point["non_dominated"] else "no") + ("" if drawn is None else f" ({share(drawn, 0)})")
         rows.append([name, *moved, verdict, best])
     name = measure(axis)
     header = ["arm", "accuracy over no edit", f"{name} over no edit", "verdict", "non-dominated"]
@@ -167,7 +167,7 @@ def _front(axis: str, front: Figures) -> TextTable:
     )
     if front.get("same_models"):
         note = "over test rows, for every seed gives the same model; in %; non-dominated on means"
-    return TextTable(f"accuracy against {name}", header, rows, [note])
+    return TextTable(f"accuracy against {name}", header, rows, [note], 3)
 
 
 def _gain(metrics: dict[str, Any], name: str, arm: dict[str, Any], chief: str) -> str:
@@ -178,4 +178,4 @@ def _gain(metrics: dict[str, Any], name: str, arm: dict[str, Any], chief: str) -
         return "-"
     every = (c[chief].get("interval_over") for of in metrics["comparison"].values() for c in of.values())
     over = f" (over {compared[chief].get('interval_over')})" if len(set(every)) > 1 else ""
-    return difference(compared[chief], chief) + over
+    return Judged(signed(compared[chief], chief), f"{compared[chief]['verdict']}{over}")

@@ -75,14 +75,14 @@ def _lds_panels(part: Figures, deterministic: bool, colours: Colours) -> list[Pa
     known = [n for n in highest_first(columns, "lds") if columns[n]["lds"] is not None]
     if not known:
         return []
-    title = _titled("Linear datamodeling score, 95 % intervals", part, ("subsets", "subsets_asked", " subsets"))
+    title = _titled("Linear datamodeling score, 95% intervals", part, ("subsets", "subsets_asked", " subsets"))
     draw = partial(_lds_intervals, part, known, deterministic, colours)
-    made = [Panel(title, draw, height=max(2.4, 1.1 + 0.3 * len(known)))]
+    made = [Panel(title, draw, height=max(2.4, 1.1 + 0.3 * len(known)), tall=True)]
     drawn = [n for n in known if n != RANDOM][:MOST_SMALL]
     if drawn:
         title = _titled("Target loss after training on a subset, predicted and measured", part)
         draw = partial(_lds_scatter, part, drawn, colours)
-        made.append(Panel(title, draw, height=small_height(len(drawn)), many=True))
+        made.append(Panel(title, draw, height=small_height(len(drawn)), many=len(drawn)))
     return made
 
 
@@ -132,7 +132,7 @@ def _removal_panels(part: Figures, colours: Colours) -> list[Panel]:
         if matched:
             title = _titled(f"Against random rows and rows of the same classes: {what}", part)
             draw = partial(_removal_multiples, part, matched, metric, what, colours)
-            apart.append(Panel(title, draw, height=small_height(len(matched)), many=True))
+            apart.append(Panel(title, draw, height=small_height(len(matched)), many=len(matched)))
     return together + apart
 
 
@@ -167,7 +167,7 @@ def _removal_curves(part: Figures, drawn: list[str], metric: str, what: str, col
     axes.set(xlabel="share of the train rows removed", ylabel=what)
     axes.xaxis.set_major_formatter(_percent)
     lines = [(short(n), colours[n], "-") for n in drawn]
-    legend(axes, [*lines, (f"random rows, {part['random_draws']} draws, 95 %", GREY, "--")])
+    legend(axes, [*lines, (f"random rows, {part['random_draws']} draws, 95%", GREY, "--")])
 
 
 def _removal_multiples(part: Figures, drawn: list[str], metric: str, what: str, colours: Colours, axes: Axes) -> None:
@@ -195,7 +195,7 @@ def _leave_one_out_panels(part: Figures, colours: Colours) -> list[Panel]:
         return []
     title = _titled("Leaving one row out: change of the target loss", part, ("rows", "rows_asked", ""))
     draw = partial(_leave_one_out, part, drawn, colours)
-    return [Panel(title, draw, height=small_height(len(drawn)), many=True)]
+    return [Panel(title, draw, height=small_height(len(drawn)), many=len(drawn))]
 
 
 def _leave_one_out(part: Figures, drawn: list[str], colours: Colours, axes: Axes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from influence_cli.report.text_table import TextTable, bracketed, number
+from influence_cli.report.text_table import Judged, TextTable, bracketed, number, share
 
 Figures = dict[str, Any]
 
@@ -96,7 +96,7 @@ def _lds(part: Figures, result: Figures) -> TextTable:
         if part["ceiling"] is not None:
             ceiling = f"{part['ceiling']:.3f} (reliability {part['reliability']:.3f})"
         notes.append(f"noise ceiling {ceiling}")
-    return TextTable(title, ["score", "LDS", "over the next"], rows, notes + _left_out(part))
+    return TextTable(title, ["score", "LDS", "over the next"], rows, notes + _left_out(part), 2)
 
 
 def _over(part: Figures, name: str, other: str | None) -> str:
@@ -110,7 +110,7 @@ def _over(part: Figures, name: str, other: str | None) -> str:
         return "-"
     bounds = sorted(sign * b for b in found["interval"])
     resolved = "better" if bounds[0] > 0 else "not resolved"
-    return f"{sign * found['difference']:+.3f} [{bounds[0]:+.3f}, {bounds[1]:+.3f}] {resolved}"
+    return Judged(f"{sign * found['difference']:+.3f} [{bounds[0]:+.3f}, {bounds[1]:+.3f}]", resolved)
 
 
 def _removal(part: Figures, result: Figures) -> TextTable:
@@ -128,8 +128,8 @@ def _removal(part: Figures, result: Figures) -> TextTable:
         if part["random"][k] is not None:
             random = part["random"][k]
             rows.append(["random", k, _mean(random["target_loss"]), "-", "-", _mean(random[accuracy])])
-    title = f"removal: {part['random_draws']} random draws; 95 % intervals {part['intervals']}{_partial(part)}"
-    return TextTable(title, header, rows, _left_out(part))
+    title = f"removal: {part['random_draws']} random draws; 95% intervals {part['intervals']}{_partial(part)}"
+    return TextTable(title, header, rows, _left_out(part), 3)
 
 
 def _mean(m: Figures) -> str:
@@ -141,7 +141,7 @@ def _difference(d: Figures | None) -> str:
     if d is None:
         return "-"
     half = "" if d["half_width"] is None else f" ± {d['half_width']:.2g}"
-    return f"{d['mean']:+.2g}{half} {d['verdict']}"
+    return Judged(f"{d['mean']:+.2g}{half}", d["verdict"])
 
 
 def _leave_one_out(part: Figures, result: Figures) -> TextTable:
@@ -149,7 +149,7 @@ def _leave_one_out(part: Figures, result: Figures) -> TextTable:
     for name in highest_first(part["columns"], "spearman"):
         c = part["columns"][name]
         pearson, spearman = (bracketed(c[figure], c["intervals"][figure]) for figure in ("pearson", "spearman"))
-        signs = "-" if c["sign"] is None else f"{c['sign']:.1%} of {c['sign_rows']}"
+        signs = "-" if c["sign"] is None else f"{share(c['sign'])} of {c['sign_rows']}"
         slope = bracketed(c["slope"], c["intervals"]["slope"], "{:.4g}")
         rows.append([name, pearson, spearman, signs, slope, number(c["offset"])])
     divisor = "divisor kept" if part["convention"] == "loo" else "divided by the rows left"
@@ -167,7 +167,7 @@ def _brittleness(part: Figures, result: Figures) -> TextTable:
     shown = [k for k in sizes if k in (sizes[-1], *sizes[-2::-2])]  # every other one fits a line
     rows: list[list[str]] = []
     for name, c in part["columns"].items():
-        flipped = [f"{c['flipped'][str(k)]:.0%}" if c["flipped"] else "-" for k in shown]
+        flipped = [share(c["flipped"][str(k)], 0) if c["flipped"] else "-" for k in shown]
         drop = "-" if c["margin_drop"] is None else _mean(c["margin_drop"])
         rows.append([name, *flipped, number(c["median"]), drop, _difference(c.get("over_random"))])
     title = (
@@ -175,4 +175,4 @@ def _brittleness(part: Figures, result: Figures) -> TextTable:
         f"rows of each{_partial(part)}"
     )
     header = ["score", *(f"k={k:,}" for k in shown), "median k", "margin drop at most k", "over random"]
-    return TextTable(title, header, rows)
+    return TextTable(title, header, rows, verdict=len(header) - 1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from influence_cli.data.earlier import PICTURE
 from influence_cli.data.outputs import write_output
 from influence_cli.errors import UsageError
+from influence_cli.report.arm_figures import arm_panels
 from influence_cli.report.counterfactual_figures import counterfactual_panels
 from influence_cli.report.panel import (
     COLOURS,
@@ -47,12 +48,21 @@ def panels_of(result: Figures) -> list[Panel]:
     if len(names) > 1:
         size = 2.6 + 0.46 * len(names)
         draw = lambda axes: _heat_map(axes, result["order"])  # noqa: E731
-        made.append(Panel("Agreement of the columns: Spearman's correlation", draw, size + 0.8, size))
+        made.append(
+            Panel(
+                "Agreement of the columns: Spearman's correlation",
+                draw,
+                size + 0.8,
+                size,
+                least_width=2.0 + 0.44 * len(names),
+                tall=True,
+            )
+        )
     if "stability" in result and result["stability"]["columns"]:
         made.append(_stability_panel(result["stability"]["columns"]))
     if result.get("comparison") and "arms" not in result:
         made.append(_comparison_panel(result))
-    return made + counterfactual_panels(result) + pareto_panels(result)
+    return made + counterfactual_panels(result) + arm_panels(result) + pareto_panels(result)
 
 
 def _colours(result: Figures) -> Colours:
@@ -75,9 +85,10 @@ def _detection_panels(result: Figures, what: str, colours: Colours) -> list[Pane
         Panel(f"{title}precision and recall", lambda axes: _precision_recall(axes, known, drawn, base, colours)),
         Panel(f"{title}ROC", lambda axes: _roc(axes, [(n, known[n], "", colours[n], "-") for n in drawn])),
         Panel(
-            f"{title}average precision, 95 % intervals",
+            f"{title}average precision, 95% intervals",
             lambda axes: _intervals(axes, known, order, base, colours),
             height=dots_height(len(order)),
+            tall=True,
         ),
     ]
 
@@ -132,7 +143,7 @@ def _heat_map(axes: Axes, order: Figures) -> None:
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             text = "-" if math.isnan(value) else f"{value:.2f}"
-            colour = "white" if abs(value) > 0.6 else "black"
+            colour = "#fefefe" if abs(value) > 0.6 else "#111111"  # the cells are light and dark on every page
             axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8, color=colour)
     shown = [short(n) for n in names]
     middles = [k + 0.5 for k in range(len(names))]
@@ -147,7 +158,7 @@ def _stability_panel(columns: Figures) -> Panel:
     least = min([0.0, *(value - 0.02 for values in known.values() for value in values)])
     rows: list[Dots] = [(name, values, None, COLOURS[0]) for name, values in known.items()]
     draw = lambda axes: named_dots(axes, rows, least, "Spearman's correlation, a dot a pair", 0.7)  # noqa: E731
-    return Panel("Agreement between the tables", draw, height=dots_height(len(rows)))
+    return Panel("Agreement between the tables", draw, height=dots_height(len(rows)), tall=True)
 
 
 def _comparison_panel(result: Figures) -> Panel:
@@ -157,13 +168,13 @@ def _comparison_panel(result: Figures) -> Panel:
     bound = result.get("bounds", {}).get("spearman_low")
 
     def draw(axes: Axes) -> None:
-        named_dots(axes, rows, least, "Spearman's correlation, 95 % interval")
+        named_dots(axes, rows, least, "Spearman's correlation, 95% interval")
         if bound is not None:
             axes.axvline(bound, color=COLOURS[1], ls="--", lw=1.2)
             place = (bound - 0.01, len(rows) - 0.45)
             axes.annotate(f"bound {bound:g}", place, color=COLOURS[1], fontsize=8, va="top", ha="right")
 
-    return Panel("Old scores against new", draw, height=dots_height(len(rows)))
+    return Panel("Old scores against new", draw, height=dots_height(len(rows)), tall=True)
 
 
 def write_plot(result: Figures, path: Path) -> None:

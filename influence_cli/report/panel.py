@@ -24,9 +24,11 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 GREY = "#888888"
 MOST_CURVES = 10  # more cannot be told apart; the best are drawn
 MOST_ACROSS = 3  # small axes in a row of a panel
+NARROW = 4.5  # inches: no room for more than two in a row
+SMALLEST = 8.0  # points of the smallest text: 10.7 px on a page
 LONGEST = 30  # characters of a name
 RANDOM = "random"
-_STYLE: dict[str, Any] = {
+STYLE: dict[str, Any] = {
     "text.parse_math": False,  # a column's name is no formula
     "svg.hashsalt": "influence",  # the same result, the same bytes
     "font.size": 9.0,
@@ -42,13 +44,18 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Panel:
-    """A titled picture; ``width`` and ``height`` in inches; ``many`` where it draws on ``multiples`` of its axes."""
+    """A titled picture; ``width`` and ``height`` in inches; ``many``: how many ``multiples`` of its axes it draws on.
+
+    ``least_width`` is that of the whole on a page where its content decides it, and ``tall`` keeps its height there.
+    """
 
     title: str
     draw: Callable[[Axes], None]
     width: float = 5.2
     height: float = 4.2
-    many: bool = False
+    many: int = 0
+    least_width: float = 0.0
+    tall: bool = False
 
 
 def require_matplotlib() -> None:
@@ -90,28 +97,29 @@ def multiples(axes: Axes, count: int, xlabel: str, ylabel: str) -> list[Axes]:
     """So many small axes in place of ``axes``, y shared, under its title and with labels for all."""
     figure, title = axes.figure, axes.get_title(loc="left")
     axes.remove()
-    figure.suptitle(title, x=0.02, ha="left", fontsize=_STYLE["axes.titlesize"], fontweight="bold")
-    figure.supxlabel(xlabel, fontsize=_STYLE["font.size"])
-    figure.supylabel(ylabel, fontsize=_STYLE["font.size"])
-    across = across_of(count)
+    if title:
+        figure.suptitle(title, x=0.02, ha="left", fontsize=STYLE["axes.titlesize"], fontweight="bold")
+    figure.supxlabel(xlabel, fontsize=STYLE["font.size"])
+    figure.supylabel(ylabel, fontsize=STYLE["font.size"])
+    across = across_of(count, MOST_ACROSS if figure.bbox.width / figure.dpi > NARROW else 2)
     made: list[Axes] = []
     for k in range(count):
         small = figure.add_subplot(math.ceil(count / across), across, k + 1, sharey=made[0] if made else None)
-        small.tick_params(labelsize=7, labelleft=k % across == 0)
-        small.xaxis.get_offset_text().set_fontsize(7)
+        small.tick_params(labelsize=SMALLEST, labelleft=k % across == 0)
+        small.xaxis.get_offset_text().set_fontsize(SMALLEST)
         small.yaxis.set_major_formatter(lambda value, _: f"{value:.6g}")  # no power of ten where the name stands
         made.append(small)
     return made
 
 
-def across_of(count: int) -> int:
-    """How many small axes stand in a row."""
-    return 2 if count == 4 else min(count, MOST_ACROSS)
+def across_of(count: int, most: int = MOST_ACROSS) -> int:
+    """How many small axes stand in a row, of at most so many."""
+    return min(2, most) if count == 4 else min(count, most)
 
 
-def small_height(count: int) -> float:
-    """The height of a panel of so many small axes, in inches."""
-    rows = math.ceil(count / across_of(count))
+def small_height(count: int, most: int = MOST_ACROSS) -> float:
+    """The height of a panel of so many small axes, at most ``most`` in a row, in inches."""
+    rows = math.ceil(count / across_of(count, most))
     return 0.9 + (2.6 if rows == 1 else 1.9 * rows)
 
 
@@ -142,15 +150,9 @@ def rendered(panels: list[Panel], across: int, kind: str) -> bytes:
     import matplotlib as mpl
 
     sink = io.BytesIO()
-    with mpl.rc_context(dict[Any, Any](_STYLE)), warnings.catch_warnings():
+    with mpl.rc_context(dict[Any, Any](STYLE)), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a letter that the font lacks
         figure = _figure(panels, across)
         empty = dict.fromkeys(("Creator", "Date", "Format", "Type")) if kind == "svg" else {"Software": GENERATOR}
         figure.savefig(sink, format=kind, metadata=empty, dpi=130)
     return sink.getvalue()
-
-
-def as_svg(panel: Panel) -> str:
-    """One panel as an SVG element, to stand in a page."""
-    text = rendered([panel], 1, "svg").decode()
-    return text[text.index("<svg") :]

@@ -42,7 +42,7 @@ def _panel(axis: str, front: Figures, colours: dict[str, str]) -> Panel:
                 _point(axes, points[name], px, py, colour, ellipse=name == names[-1])
                 if len(names) > 1:
                     budget, offset = name.rsplit(" ", 1)[-1], "offset points"
-                    axes.annotate(budget, (px, py), (4, 4), textcoords=offset, fontsize=7, color=colour)
+                    axes.annotate(budget, (px, py), (4, 4), textcoords=offset, fontsize=8, color=colour)
         for name, point in points.items():
             if point["controls"] is not None:
                 axes.plot(100 * point["accuracy"]["mean"], 100 * point[axis]["mean"], ".", color=GREY, ms=4, alpha=0.7)

@@ -7,7 +7,7 @@ from typing import Any
 from influence_cli.report import duplicates
 from influence_cli.report.arm_tables import MEASURES, arm_tables, comparison_table
 from influence_cli.report.counterfactual_tables import counterfactual_tables
-from influence_cli.report.text_table import TextTable, bracketed, fixed, number, signed
+from influence_cli.report.text_table import Judged, TextTable, bracketed, fixed, number, share, signed
 
 _PAIRED = ("auc", "average_precision")
 
@@ -55,17 +55,18 @@ def _detection(title: str, result: dict[str, Any], difference: str) -> TextTable
     for name, d in sorted(result["detection"].items(), key=lambda kv: -(kv[1]["average_precision"] or 0.0)):
         auc, ap = (bracketed(d[figure], d.get(f"{figure}_interval")) for figure in _PAIRED)
         rows.append([name, auc, ap, number(d["precision_at_budget"]), number(d["recall_at_budget"]), _verdict(d)])
-    notes = [f"last column: {difference}, paired, with its verdict; intervals: {result['intervals']}"]
+    notes = [f"{at_budget[-1]}: {difference}, paired, with its verdict; intervals: {result['intervals']}"]
     if result.get("canary_rows"):
         notes.append(f"{result['canary_rows']:,} canaries, whose labels the checkpoint did not learn, are left out")
-    return TextTable(title, ["score", "AUC", "average precision", *at_budget], rows, notes)
+    return TextTable(title, ["score", "AUC", "average precision", *at_budget], rows, notes, 5)
 
 
 def _verdict(d: dict[str, Any]) -> str:
     if d.get("difference") is None:
         return "-"
     ap = d["difference"]["average_precision"]
-    return f"{signed(ap['difference'])} [{signed(ap['interval'][0])}, {signed(ap['interval'][1])}] {ap['verdict']}"
+    low, high = map(signed, ap["interval"])
+    return Judged(f"{signed(ap['difference'])} [{low}, {high}]", ap["verdict"])
 
 
 def _canaries(entry: dict[str, Any]) -> list[TextTable]:
@@ -83,7 +84,7 @@ def _canaries(entry: dict[str, Any]) -> list[TextTable]:
     ]
     header = ["score", *(f"{what}: {side}" for what in ("AUC", "AP") for side in sides)]
     notes = [
-        f"average precision (AP) of all three at {rate:.1%} to find; the gap is that of canaries less that of rows "
+        f"average precision (AP) of all three at {share(rate)} to find; the gap is that of canaries less that of rows "
         "that are really wrong, which count against canaries in the first and are left out in the second"
     ]
     return [table, TextTable("canaries beside rows that are really wrong", header, rows, notes)]

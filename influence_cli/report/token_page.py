@@ -15,11 +15,12 @@ import pyarrow as pa
 from influence_cli.data.earlier import GENERATOR, PAGE
 from influence_cli.data.outputs import write_output
 from influence_cli.data.tables import provenance
+from influence_cli.report.origin import Origin, inputs_of
 from influence_cli.report.page import environment
 from influence_cli.report.token_pieces import Piece, quoted, visible
 from influence_cli.report.token_rows import HOW, RowTokens, TokenRows, plain, signed, token_rows
 
-TITLE = "Scores by token"
+TITLE = "Which tokens of the train rows help the target, and which harm it?"
 MOST = 50  # rows of a side on the page
 LEVELS = 8  # of colour, on each side of 0
 SIDES = {
@@ -30,33 +31,54 @@ SIDES = {
 SIGNS = ((1, "helps most"), (-1, "harms most"))
 
 
-def token_page(table: pa.Table, texts: Mapping[str, str], targets: Sequence[tuple[str, str]]) -> str:
+def token_page(
+    table: pa.Table, texts: Mapping[str, str], targets: Sequence[tuple[str, str]], made_by: Origin | None = None
+) -> str:
     """The page of a table of ``score --tokens``, with texts by id and the first target rows' (id, text)."""
     shown, origin = token_rows(table, texts), provenance(table.schema)
     count = int(origin.get("target", {}).get("rows", len(targets)))
     made = environment()
     made.filters |= {"visible": visible, "quoted": quoted}
+    sides = [
+        (heading, [_row(shown, row) for row in shown.of_side(side)[:MOST]])
+        for side, heading in SIDES.items()
+        if shown.of_side(side)
+    ]
+    targets_title = "Target text" if count == 1 else f"Target: {count:,} texts"
     return made.get_template("tokens.html.j2").render(
         generator=GENERATOR,
         title=TITLE,
+        answer=_answer(shown),
+        contents=[("target", targets_title), *((f"side{k}", heading) for k, (heading, _) in enumerate(sides, 1))],
+        origin=made_by,
         levels=LEVELS,
         summary=_summary(shown, origin, count),
         targets=targets,
-        targets_title="Target text" if count == 1 else f"Target: {count:,} texts",
+        targets_title=targets_title,
         more_targets=f"and {count - len(targets):,} more target texts" if count > len(targets) else "",
         full=plain(shown.full),
         legend=_legend(shown),
-        sides=[
-            (heading, [_row(shown, row) for row in shown.of_side(side)[:MOST]])
-            for side, heading in SIDES.items()
-            if shown.of_side(side)
-        ],
+        sides=sides,
     )
 
 
-def write_token_page(table: pa.Table, texts: Mapping[str, str], targets: Sequence[tuple[str, str]], path: Path) -> None:
-    """Write the page whole or not at all."""
-    write_output(path, PAGE, token_page(table, texts, targets).encode())
+def write_token_page(
+    table: pa.Table, texts: Mapping[str, str], targets: Sequence[tuple[str, str]], path: Path, command: str = ""
+) -> None:
+    """Write the page whole or not at all; ``command`` made it."""
+    made_by = Origin.now(command, inputs_of(provenance(table.schema)))
+    write_output(path, PAGE, token_page(table, texts, targets, made_by).encode())
+
+
+def _answer(shown: TokenRows) -> str | None:
+    """The token that helps most, and the one that harms most, of all rows."""
+    scored = [(p.score, p, row) for row in shown.rows for p in row.pieces if p.score is not None]
+    said: list[str] = []
+    for (sign, what), best in zip(SIGNS, (max, min), strict=True):
+        score, piece, row = best(scored, key=lambda s: s[0], default=(0.0, None, None))
+        if piece is not None and row is not None and sign * score > 0:
+            said.append(f"“{quoted(piece.text)}” of {quoted(row.id)} {what} ({_signed(score)})")
+    return "; ".join(said) or None
 
 
 def _summary(shown: TokenRows, origin: dict[str, Any], targets: int) -> list[str]:

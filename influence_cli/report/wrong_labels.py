@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from influence_cli.report.text_table import share
+
 
 def estimates_of(provenance: dict[str, Any]) -> list[dict[str, Any]]:
     """What the columns of a score table say of the number of wrong labels, with the column's name."""
@@ -15,12 +17,12 @@ def wrong_labels_said(estimate: dict[str, Any], classes: tuple[str, ...] | None 
     """The estimate with its interval, and the pair of classes that it is of most often.
 
     >>> wrong_labels_said({"wrong_labels": 9.4, "interval": [7.0, 12.0], "rows": 50, "pairs": []})
-    'confident learning estimates 9 wrong labels of 50 (18.8 %; 95 % interval over rows 7 to 12)'
+    'confident learning estimates 9 wrong labels of 50 (18.8%; 95% interval over rows 7 to 12)'
     """
     rows, (low, high) = estimate["rows"], estimate["interval"]
     wrong = estimate["wrong_labels"]
-    share = f"{100 * wrong / rows:.1f} %" if rows else "-"
-    text = f"confident learning estimates {wrong:,.0f} wrong labels of {rows:,} ({share}; 95 % interval over rows "
+    part = share(wrong / rows) if rows else "-"
+    text = f"confident learning estimates {wrong:,.0f} wrong labels of {rows:,} ({part}; 95% interval over rows "
     text += f"{low:,.0f} to {high:,.0f})"
     if estimate["pairs"]:
         from influence_cli.data.classes import class_name  # at start-up nobody needs Arrow, which comes with it

@@ -93,7 +93,7 @@ def test_a_folder_is_fine_tuned_and_loads_again(tmp_path: Path) -> None:
     flags = ["--model", "hf:hf", "--epochs", "4", "--lr", "0.01", "-o", "RUN"]
     ran = call_cli("retrain", "m.parquet", *flags, cwd=tmp_path)
     assert ran.code == 0, ran.err
-    assert "test accuracy 100.00 %" in ran.err
+    assert "test accuracy 100.00%" in ran.err
     again = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "RUN")
     assert again.config.id2label == {0: "dark", 1: "bright"}
     assert transformers.AutoImageProcessor.from_pretrained(tmp_path / "RUN").size["height"] == 16

@@ -22,9 +22,10 @@ from influence_cli.report.figures import panels_of, write_plot
 from influence_cli.report.page import page
 from influence_cli.report.panel import Panel
 from influence_cli.report.tables import tables_of
+from influence_cli.report.titles import title_of
 from influence_cli.stages.evaluate.counterfactuals.leave_one_out import _noise
 from tests.cases import call_cli
-from tests.report.test_report import HOSTILE, Elements
+from tests.report.test_report import HOSTILE, Elements, holds_every_row
 from tests.stages.evaluate.test_counterfactuals import scored_by_exact
 
 PARTS = ["--lds", 12, "--removal", "5%,10%", "--loo", 6, "--brittleness", 3]
@@ -206,14 +207,17 @@ def test_a_column_has_one_colour_and_its_method_the_same(result: dict[str, Any])
 
 def test_page_and_picture_are_whole_and_hold_every_table_and_panel(here: Path, result: dict[str, Any]) -> None:
     text = (here / "r.html").read_text()
-    assert text == page(result)
+    body, foot = text.split("<footer>")
+    assert (
+        body == page(result, title_of(result, "manifest.parquet")).split("</body>")[0]
+    )  # the foot says when, and from what
+    assert "influence evaluate scores.parquet --lds 12" in foot
     assert text.rstrip().endswith("</html>")
     tables = tables_of(result)
     assert [t.title.split(":")[0] for t in tables] == ["LDS", "removal", "leave-one-out", "brittleness"]
     for table in tables:
         assert table.rows
-        for row in table.rows:
-            assert all(f"<td>{cell}</td>" in text for cell in row)
+    assert holds_every_row(text, result)
     assert text.count("<svg") == len(panels_of(result)) == 8
     assert "deterministic" in text
     assert 'class="caution"' not in text
@@ -270,7 +274,7 @@ def test_a_partial_part_says_so_above_its_table_and_on_its_figure(result: dict[s
         del column["20"]  # not trained yet
     result["removal"]["random"]["20"] = None
     titles = [p.title for p in panels_of(result)]
-    assert "Linear datamodeling score, 95 % intervals (partial, 12 of 40 subsets)" in titles
+    assert "Linear datamodeling score, 95% intervals (partial, 12 of 40 subsets)" in titles
     assert sum("(partial" in t for t in titles) == 6
     (axes,) = panel_of(result, "Training without the rows of lowest score: mean")
     assert {tuple(x) for x, _ in lines_of(axes)} == {(0.0, 0.05)}

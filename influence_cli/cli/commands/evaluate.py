@@ -13,6 +13,7 @@ from influence_cli.cli.show.answers import show_answer
 from influence_cli.cli.show.plan import show_plan
 from influence_cli.cli.show.results import (
     check_pages,
+    origin_of_scores,
     pages_written,
     put_figures,
     say_failures,
@@ -82,7 +83,9 @@ def _answer(settings: Settings, result: ResultOptions, asked: EvaluateOptions, s
         )
         found = evaluate_stage(request, terminal())
     if found is not None:
-        show_evaluation(result, found, (source, *settings.more), _asked(settings, source, asked.budget))
+        sources = (source, *settings.more)
+        origin = origin_of_scores(result, settings.command_line(), sources)
+        show_evaluation(result, found, sources, _asked(settings, source, asked.budget), origin)
     return found
 
 
@@ -149,7 +152,7 @@ def _duplicates(settings: Settings, result: ResultOptions, text: str, source: st
         return None
     found = duplicates(run, session, limit)
     show_answer(answer(found["duplicates"]))
-    put_figures(result, found, terminal().note)
+    put_figures(result, found, terminal().note, origin_of_scores(result, settings.command_line(), (source,)))
     return found
 
 
@@ -183,7 +186,8 @@ def _by_retraining(settings: Settings, result: ResultOptions, source: str, budge
         show_trainings(result, plan(request, terminal()))
         return None
     found = counterfactuals(request, terminal())
-    show_counterfactuals(result, found, source, _asked(settings, source, budget))
+    origin = origin_of_scores(result, settings.command_line(), (source,))
+    show_counterfactuals(result, found, source, _asked(settings, source, budget), origin)
     return found
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli.console import terminal
 from influence_cli.cli.printing import print_json, print_text_table
@@ -14,10 +15,13 @@ from influence_cli.cli.settings.settings import Settings
 from influence_cli.cli.show.answers import next_of_retrain, show_answer, show_next
 from influence_cli.cli.show.results import check_pages, pages_written, say_failures, write_pages
 from influence_cli.cli.show.run import show_skipped
-from influence_cli.errors import UsageError
+from influence_cli.errors import InfluenceError, UsageError
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import GradSpec
 from influence_cli.stages.retrain.request import CanaryRequest, EditsRequest, RetrainRequest
+
+if TYPE_CHECKING:
+    from influence_cli.report.origin import Origin
 
 
 def retrain(settings: Settings) -> int | None:
@@ -47,7 +51,7 @@ def retrain(settings: Settings) -> int | None:
         return _show_arms(request, recipe)
     with terminal().answer_first():
         metrics = retrain_stage(request, recipe, terminal(), trained)
-    _show_comparison(result, metrics)
+    _show_comparison(result, metrics, _origin(settings, result, request))
     code = None
     if settings.make(RetrainOptions).require_improvement and not improved(metrics):
         terminal().warn("curated does not beat no edit and every control by the paired interval")
@@ -151,7 +155,34 @@ def _show_arms(request: RetrainRequest, recipe: Recipe) -> None:
     print_json(described)
 
 
-def _show_comparison(result: ResultOptions, metrics: dict[str, Any]) -> None:
+def _origin(settings: Settings, result: ResultOptions, request: RetrainRequest) -> Origin | None:
+    """Where the page comes from; None where none is asked for."""
+    if not result.report:
+        return None
+    from influence_cli.data.open import open_manifest
+    from influence_cli.model.checkpoints import find_checkpoint
+    from influence_cli.report.origin import Origin
+
+    def of(what: str, path: object, read: Callable[[], str]) -> tuple[str, str, str | None]:
+        try:
+            return what, str(path), read()
+        except InfluenceError:  # read from standard input, or moved since: the page is made all the same
+            return what, str(path), None
+
+    label, skip_bad = request.inputs.label, request.inputs.skip_bad
+    named = [("Manifest", request.inputs.manifest), ("Compared with", request.against)]
+    inputs = [
+        of(what, path, lambda path=path: open_manifest(path, label, skip_bad).fingerprint)
+        for what, path in named
+        if path is not None
+    ]
+    if request.edits is not None and request.edits.scores is not None:
+        inputs.append(("Scores", str(request.edits.scores), None))
+    inputs.append(of("Checkpoint", request.output, lambda: find_checkpoint(request.output)[0].digest))
+    return Origin.now(settings.command_line(), inputs)
+
+
+def _show_comparison(result: ResultOptions, metrics: dict[str, Any], origin: Origin | None) -> None:
     """The answer; accuracy of every arm, and differences from no edit and from its control; more with -v."""
     if result.format == "json":
         print_json(metrics)
@@ -169,8 +200,8 @@ def _show_comparison(result: ResultOptions, metrics: dict[str, Any]) -> None:
             print_text_table(table, sys.stderr, out.note)
         for caution in metrics.get("cautions", []):
             out.warn(caution)
-    nothing = f"nothing to draw (--scores and groups, or an attack, are needed): {result.plot} not written"
-    write_pages(result, metrics, nothing, "What the edits did")
+    nothing = f"nothing to draw (a single arm was trained): {result.plot} not written"
+    write_pages(result, metrics, nothing, origin)
 
 
 def _accuracies(metrics: dict[str, Any]) -> None:

@@ -159,7 +159,7 @@ def _tokens(
     show_run(found.run, session, provenance(found.table.schema), f"scores of {shown:,} rows split over their tokens")
     show_skipped(found.run.left_out)
     if result.report:
-        write_token_page(found.table, found.texts, found.targets, Path(result.report))
+        write_token_page(found.table, found.texts, found.targets, Path(result.report), settings.command_line())
     if result.output or not result.for_people:
         put_table(result, found.table, kind_of(settings, "output"))
     else:

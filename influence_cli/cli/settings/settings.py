@@ -8,6 +8,7 @@ A key at its top applies to every command that has it; ``[score]`` to that comma
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,6 +86,11 @@ class Settings:
         """The values of all options that are not at their default, but for those of the requests ``apart``."""
         left_out = {option.name for request in apart for option in options_in(request)}
         return {name: v for name, v in self.values.items() if name not in left_out and self.origins[name] != "default"}
+
+    def command_line(self) -> str:
+        """The command as it can be run again, by what stands on the command line."""
+        words = ["influence", self.command, *filter(None, (self.source, *self.more)), *self.every_word()]
+        return shlex.join(str(word) for word in words)
 
     def chosen(self, name: str) -> Any:
         """The value that anybody gives; None for the default."""

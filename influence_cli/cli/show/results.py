@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli.console import terminal
 from influence_cli.cli.printing import print_json, print_table, print_text_table
@@ -13,10 +13,15 @@ from influence_cli.cli.settings.requests import ResultOptions
 from influence_cli.cli.show.answers import next_of_evaluate, say_seconds, show_answer, show_next
 from influence_cli.errors import UsageError
 
+if TYPE_CHECKING:
+    from influence_cli.report.origin import Origin
+
 Figures = dict[str, Any]
 
 
-def show_evaluation(result: ResultOptions, found: Figures, sources: tuple[str, ...], asked: Figures) -> None:
+def show_evaluation(
+    result: ResultOptions, found: Figures, sources: tuple[str, ...], asked: Figures, origin: Origin | None = None
+) -> None:
     """The answer, what a reader of the result alone could miss, the result, and the next command."""
     from influence_cli.report.answers import answer_of_evaluate
 
@@ -33,16 +38,18 @@ def show_evaluation(result: ResultOptions, found: Figures, sources: tuple[str, .
             out.warn("no score column finds canaries better than chance")
     if "recompute" in found and found["same_checkpoint"]:
         out.warn("the checkpoint is the one that the table was scored at")
-    put_figures(result, found, out.detail)
+    put_figures(result, found, out.detail, origin)
     if (words := next_of_evaluate(found, sources, asked)) is not None:
         say_seconds(words, asked)
         show_next(*words)
 
 
-def put_figures(result: ResultOptions, found: Figures, note: Callable[[str], None]) -> None:
+def put_figures(
+    result: ResultOptions, found: Figures, note: Callable[[str], None], origin: Origin | None = None
+) -> None:
     """Figures to wherever they are asked for; ``note`` takes the notes of tables."""
     nothing = f"there is nothing to draw yet: {result.plot} is not written" if found.get("partial") else None
-    write_pages(result, found, nothing)
+    write_pages(result, found, nothing, origin)
     if result.output not in (None, "-"):
         from influence_cli.data.earlier import RESULT
         from influence_cli.data.outputs import write_output
@@ -73,7 +80,9 @@ def show_trainings(result: ResultOptions, described: Figures) -> None:
     print_table("", ["part", "trainings", "kept", "to run"], rows, sys.stdout)
 
 
-def show_counterfactuals(result: ResultOptions, found: Figures, source: str, asked: Figures) -> None:
+def show_counterfactuals(
+    result: ResultOptions, found: Figures, source: str, asked: Figures, origin: Origin | None = None
+) -> None:
     """The result as a page, a picture, JSON or a table a part; the answer and what was run go to standard error."""
     from influence_cli.report.answers import answer_of_evaluate
     from influence_cli.report.counterfactual_tables import cautions, sentences
@@ -84,7 +93,7 @@ def show_counterfactuals(result: ResultOptions, found: Figures, source: str, ask
         out.note(text)
     for text in cautions(found):
         out.warn(text)
-    put_figures(result, found, out.note)
+    put_figures(result, found, out.note, origin)
     if found["partial"]:
         out.note("the next command goes on from here")
         show_next("evaluate", source, *asked["command"])
@@ -104,13 +113,29 @@ def check_pages(result: ResultOptions) -> None:
         require_matplotlib()
 
 
-def write_pages(result: ResultOptions, figures: Figures, nothing: str | None, *title: str) -> None:
+def origin_of_scores(result: ResultOptions, command: str, sources: tuple[str, ...]) -> Origin | None:
+    """Where a page about score tables comes from; None where no page is asked for."""
+    if not result.report:
+        return None
+    from influence_cli.data.locators import origin_of
+    from influence_cli.data.tables import read_table
+    from influence_cli.report.origin import Origin, inputs_of
+
+    inputs: list[tuple[str, str, str | None]] = []
+    for source in sources:
+        inputs.append(("Scores", source, None))
+        if source != "-":  # it is read by now
+            inputs += inputs_of(origin_of(read_table(source, ["id"]).schema, source))
+    return Origin.now(command, list(dict.fromkeys(inputs)))
+
+
+def write_pages(result: ResultOptions, figures: Figures, nothing: str | None, origin: Origin | None = None) -> None:
     """Write what is asked for; ``nothing`` is the warning where there is nothing to draw, None draws all the same."""
     out = terminal()
     if result.report:
         from influence_cli.report.page import write_page
 
-        write_page(figures, Path(result.report), *title)
+        write_page(figures, Path(result.report), origin)
         out.note(f"report written to {result.report}")
     if result.plot:
         from influence_cli.report.figures import panels_of, write_plot

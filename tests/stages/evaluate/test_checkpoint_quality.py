@@ -102,7 +102,7 @@ def test_the_answer_about_a_table_for_groups_is_the_gap_between_them(scored_for_
     answer = next(line for line in ran.err.splitlines() if line.startswith("answer: "))
     assert answer.startswith(
         "answer: of the model that was scored the demographic-parity gap between a and b (column group) is "
-        f"{100 * target['dp_gap']:.2f} points on 80 target rows (accuracy {100 * target['accuracy']:.2f} %), "
+        f"{100 * target['dp_gap']:.2f} points on 80 target rows (accuracy {100 * target['accuracy']:.2f}%), "
         f"{100 * test['dp_gap']:.2f} points on 60 test rows"
     )
     entry["objectives"] = ["equalised-odds"]
