@@ -40,8 +40,7 @@ def chance_of_more(allowed: int, rows: int, calibration: int, rate: float) -> fl
         return 0.0
     a, b = float(k), float(calibration + 1 - k)
     below = sum(
-        math.exp(_log_choose(rows, j) + _log_beta(j + a, rows - j + b) - _log_beta(a, b))
-        for j in range(allowed + 1)
+        math.exp(_log_choose(rows, j) + _log_beta(j + a, rows - j + b) - _log_beta(a, b)) for j in range(allowed + 1)
     )
     return min(max(0.0, 1.0 - below), 1.0)
 

@@ -128,8 +128,8 @@ def report(results: dict[str, list[dict[str, Any]]], command: str, seconds: floa
         f"| recorded | commit {commit.strip()}, {time.strftime('%Y-%m-%d')} |",
         f"| machine | {platform.machine()}, one thread, {seconds / 60:.0f} minutes |",
         "| needs | the data sets of `../shared/data`, which are not part of the repository |", "",
-        f"A pull request has {ROWS} new rows: in one {WRONG} of them are labelled wrong, in the other none. The gate is "
-        f"`--against main.parquet --false-flag {RATE} --max-flagged {ALLOWED}`; the method is the one of "
+        f"A pull request has {ROWS} new rows: in one {WRONG} of them are labelled wrong, in the other none. "
+        f"The gate is `--against main.parquet --false-flag {RATE} --max-flagged {ALLOWED}`; the method is the one of "
         f"{', '.join(METHODS)} that finds canaries best. Exits are 1 for tripped, 0 for clean.", "",
     ]  # fmt: skip
     for name, found in results.items():

@@ -104,7 +104,10 @@ RULES = (
         (CURATE,), ("threshold",), _writes_baseline_alone, "is about the gate, which only writes its baseline", _CHECK
     ),
     Rule(
-        (CURATE,), ("false_flag", "fdr"), _has("threshold"), "is a rate among calibration rows, and --threshold needs none"
+        (CURATE,),
+        ("false_flag", "fdr"),
+        _has("threshold"),
+        "is a rate among calibration rows, and --threshold needs none",
     ),
     Rule((CURATE,), ("false_flag",), _has("fdr"), "and --fdr are two rates", "give one of the two"),
     Rule((CURATE,), _EXPORTS, _lacks("export"), "is about an export", "add --export PATH, or leave it out"),

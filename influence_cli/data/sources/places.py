@@ -33,7 +33,9 @@ _BETWEEN = re.compile(r"[\s,\[\ufeff]*")  # what stands before an object, in lin
 
 @dataclass(frozen=True)
 class Place:
-    """The file that a row stands in, as seen from the working folder, and its line there; None where that is unknown.
+    """The file that a row stands in, as seen from the working folder, and its line there.
+
+    Both are None where they are unknown: nothing says what a manifest of one's own was made from.
 
     ``image`` is the path of its image, where it is a file.
     """
@@ -44,17 +46,16 @@ class Place:
 
 
 def places_of(manifest: Manifest, rows: Sequence[int]) -> tuple[list[Place], str | None]:
-    """The place of each of some rows of a manifest, by number; and why none has a line, where lines are to be expected.
+    """The place of some rows of a manifest, by number; and why none has a line, where lines are to be expected.
 
-    A row of a text file stands in the file, one of an image folder in its image; others in their image where it is a file,
-    or in the manifest.
+    A row of a text file stands in that file; others in the file of their image, or in what the manifest was made from.
     """
     if not rows or not manifest.files or not os.path.exists(manifest.source):
         return [Place() for _ in rows], None
     origin = read_origin(read_schema(manifest.files[0]))
     images = _images(manifest, rows, origin)
     if origin is None:
-        return [Place(images.get(row) or manifest.source, image=images.get(row)) for row in rows], None
+        return [Place(images.get(row), image=images.get(row)) for row in rows], None
     source = origin.path(manifest.folder)
     if origin.form == "folder":
         return [Place(images.get(row) or str(source), image=images.get(row)) for row in rows], None
@@ -64,7 +65,7 @@ def places_of(manifest: Manifest, rows: Sequence[int]) -> tuple[list[Place], str
             lines = _lines_by_id(origin, origin.verified(manifest.folder), manifest.folder)
         except ManifestError as error:
             why = f"lines of {source} are not given: {error.what}"
-    file = str(source) if source.exists() else manifest.source
+    file = str(source) if source.exists() else None
     return [Place(file, lines.get(manifest.ids[row]), images.get(row)) for row in rows], why
 
 
@@ -79,7 +80,7 @@ def _lines_by_id(origin: Origin, source: Path, folder: Path) -> dict[str, int]:
 
 
 def csv_lines(path: Path, columns: Columns) -> list[int]:
-    """The line that each row of a CSV begins in, from 1: quoted fields may go over several lines, empty ones are none."""
+    """The line that each row of a CSV begins in, from 1: one with quotes may go over several."""
     encoding, delimiter = csv_form(path, columns)
     first = comment_lines(path, encoding, delimiter)
     lines: list[int] = []
@@ -122,7 +123,9 @@ def _images(manifest: Manifest, rows: Sequence[int], origin: Origin | None) -> d
         here = wanted[(wanted >= first) & (wanted < first + len(batch))]
         if len(here):
             paths = manifest.payload_kind.paths(batch.take(pa.array(here - first)))
-            found |= {row: place for row, path in zip(here.tolist(), paths, strict=True) if (place := _file(path, beside))}
+            found |= {
+                row: place for row, path in zip(here.tolist(), paths, strict=True) if (place := _file(path, beside))
+            }
     return found
 
 

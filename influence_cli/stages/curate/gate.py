@@ -160,7 +160,9 @@ def _chance_of_clean(rule: Rule, rows: int, allowed: int | None) -> tuple[float 
         middle = (low + high) // 2
         seldom = chance_of_more(middle, rows, rule.compared_with, rule.value) <= SELDOM
         low, high = (low, middle) if seldom else (middle, high)
-    what = f"{rows:,} clean new rows would trip this gate {100 * chance:.0f}% of the time, since {allowed:,} flagged rows"
+    what = (
+        f"{rows:,} clean new rows would trip this gate {100 * chance:.0f}% of the time, since {allowed:,} flagged rows"
+    )
     return chance, (f"{what} are allowed: --max-flagged {high} makes that at most {100 * SELDOM:.0f}%",)
 
 

@@ -52,7 +52,10 @@ class GateRequest:
     )
     false_flag: str = option("1%", "Probability that a clean new row is flagged.", (CURATE,))
     fdr: str | None = option(
-        None, "In its place: the share of flagged rows that may be clean (Benjamini-Hochberg).", (CURATE,), metavar="10%"
+        None,
+        "In its place: the share of flagged rows that may be clean (Benjamini-Hochberg).",
+        (CURATE,),
+        metavar="10%",
     )
     threshold: float | None = option(
         None, "Flag new rows whose effect is below minus this, in the objective's unit.", (CURATE,)

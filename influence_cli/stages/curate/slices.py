@@ -1,4 +1,4 @@
-"""Limits of the gate by slice: for every value of a manifest column the new rows, the flagged ones, and those allowed."""
+"""Limits of the gate by slice: for every value of a column the new rows, the flagged ones, and those allowed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NONE = "(none)"  # the slice of rows without a value
 
 @dataclass(frozen=True)
 class Slice:
-    """The new rows with one value in one column; ``limit`` is what was asked for, ``allowed`` the rows that it makes."""
+    """The new rows with one value in one column; ``limit`` is what was asked for, ``allowed`` that many rows."""
 
     column: str
     value: str
@@ -36,7 +36,9 @@ class Slice:
 
     def sentence(self) -> str:
         """The slice in a line."""
-        return f"{self.column}={self.value}: {self.flagged:,} of {self.rows:,} new rows flagged, {self.allowed:,} allowed"
+        return (
+            f"{self.column}={self.value}: {self.flagged:,} of {self.rows:,} new rows flagged, {self.allowed:,} allowed"
+        )
 
 
 def check_limits(scores: ScoreTable, asked: Sequence[str]) -> dict[str, str]:
@@ -75,7 +77,7 @@ def slices_of(
 ) -> tuple[Slice, ...]:
     """The slices of new rows, ``candidates`` by number in the manifest, those that are over their limit first.
 
-    Rows that cannot be judged count as rows of their slice, and as none that is flagged: the gate trips for them anyway.
+    Rows that cannot be judged count as rows of their slice and are not flagged: the gate trips for them anyway.
     """
     found: list[Slice] = []
     for column, limit in limits.items():

@@ -22,8 +22,8 @@ SHOWN = 5  # slices in a sentence
 class Rule:
     """What a row is flagged for: a p-value (``by`` false-flag or fdr) or an effect (``by`` threshold).
 
-    ``value`` is the rate, or the threshold in the objective's unit.  ``rate_known`` says whether the rate of false flags
-    holds; ``compared_with`` is the number of rows that p-values come from.
+    ``value`` is the rate, or the threshold in the objective's unit.  ``rate_known`` says whether the rate holds;
+    ``compared_with`` is the number of rows that p-values come from.
     """
 
     by: str
