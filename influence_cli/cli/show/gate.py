@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli.console import terminal
@@ -116,12 +117,19 @@ def next_steps(verdict: Verdict, settings: Settings) -> list[dict[str, str]]:
     where = f" in {files[0]}" if len(files) == 1 else ""
     again = "make the manifest again, " if where and files[0] != verdict.source else ""
     fix = f"fix them: correct the labels or take the rows out{where}, {again}score again and run this gate again"
-    steps.append(_step(fix, "score", source, *asked, "-o", source))
+    scored = [*settings.repeated_of("label", "skip_bad"), "--manifest", verdict.source, "-o", _beside(source)]
+    steps.append(_step(fix, "score", source, *scored))
     if not verdict.unjudged:
         accept = [*asked, "--write-baseline", settings.values["baseline"] or BASELINE]
         added = "" if settings.values["baseline"] else f", then add --baseline {BASELINE} to the gate"
         steps.append(_step(f"accept every row as it is{added}", "curate", source, *accept))
     return steps
+
+
+def _beside(source: str) -> str:
+    """A place for new scores beside the old ones, which are read to make them."""
+    path = Path("scores.parquet" if source == "-" else source)
+    return str(path.with_name(f"{path.stem}-fixed.parquet"))
 
 
 def _step(what: str, *words: Any) -> dict[str, str]:
