@@ -160,7 +160,7 @@ def test_slices_of_the_label_are_called_by_their_class(branch: Path) -> None:
     ("limit", "what"),
     [
         ("source", "no column with a limit"),
-        ("sorce=2%", "did you mean 'source'?"),
+        ("source1=2%", "did you mean 'source'?"),
         ("source=two", "neither a share nor a count"),
         ("source=200%", "outside 0 to"),
     ],
