@@ -89,8 +89,13 @@ EDITS: Columns = {
 FLAGGED: Columns = {
     **_ROW,
     "score": "the row's score; null where it has none",
-    "p_value": "--false-flag: share of calibration rows (and the row) that score as low",
+    "p_value": "--false-flag, --fdr: share of calibration rows (and the row) that score as low",
     "effect": "--threshold: by how much Phi rises when the row is taken out",
+    "proposed_label": "best_label, or else the model's label where it is the more probable; null where it is the own",
+    "proposed_probability": "the model's probability of proposed_label, where it is the model's",
+    "file": "what the row stands in: what the manifest was made from, or its image; null where nothing says",
+    "line": "the line of the file that the row begins in, from 1: a CSV's or JSON's that has not changed since",
+    "image": "the path of the row's image, where it is a file",
     "reason": "why a row cannot be judged; null for one that is flagged for its score",
 }
 BASELINE: Columns = {**_ID, **_KEY}

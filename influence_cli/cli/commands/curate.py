@@ -11,7 +11,8 @@ from influence_cli.cli.settings.places import manifest_of_scores, require_source
 from influence_cli.cli.settings.requests import CurateOutputs, ResultOptions
 from influence_cli.cli.settings.settings import Settings
 from influence_cli.cli.show.answers import show_next
-from influence_cli.cli.show.curate import show_edits, show_verdict
+from influence_cli.cli.show.curate import show_edits
+from influence_cli.cli.show.gate import show_verdict
 from influence_cli.cli.show.run import show_skipped
 from influence_cli.cli.show.table import note_formulas, print_rows
 from influence_cli.errors import UsageError
@@ -139,7 +140,7 @@ def _write(result: ResultOptions, outputs: CurateOutputs, curated: Curated, expo
 def _judge(settings: Settings, result: ResultOptions, outputs: CurateOutputs, request: CurateRequest) -> int | None:
     """Write the baseline where one is asked for, then judge the rows: 1 where too many are suspicious."""
     from influence_cli.stages.curate.gate import check
-    from influence_cli.stages.curate.known_rows import write_baseline
+    from influence_cli.stages.curate.known_rows import said_of_rates, write_baseline
     from influence_cli.stages.curate.score_table import read_scores
 
     scores, place = read_scores(request), outputs.write_baseline
@@ -147,10 +148,13 @@ def _judge(settings: Settings, result: ResultOptions, outputs: CurateOutputs, re
         terminal().note(f"{len(scores.train):,} rows would be accepted in {place}")
     elif place:
         terminal().note(f"{write_baseline(scores, place):,} rows accepted in {place}")
+    if place:
+        known, said = said_of_rates(scores)
+        (terminal().note if known else terminal().warn)(said)
     if place and not outputs.check:
         return None
     verdict = check(scores, settings.make(GateRequest))
-    show_verdict(result, verdict, scores.manifest)
+    show_verdict(result, verdict, settings)
     return 1 if verdict.tripped else 0
 
 

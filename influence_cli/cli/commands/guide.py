@@ -15,13 +15,17 @@ TOPICS = (
     *("start", "manifest", "tables", "text", "methods", "objectives", "trust", "retraining"),
     *("gate", "ci", "store", "python", "limits", "contributing"),
 )
+SCHEMAS = ("gate.schema.json",)  # of what commands print as JSON
 
 
 def guide(settings: Settings) -> None:
     """The handbook: a TOPIC, or without one what topics there are."""
     topic = settings.source
+    if topic in SCHEMAS:
+        sys.stdout.write(files("influence_cli").joinpath("guide", topic).read_text(encoding="utf-8"))
+        return
     if topic is not None and topic not in TOPICS:
-        raise UsageError(f"the guide has no topic {topic!r}", fix=nearest(topic, list(TOPICS)))
+        raise UsageError(f"the guide has no topic {topic!r}", fix=nearest(topic, [*TOPICS, *SCHEMAS]))
     print_markdown(index() if topic is None else text_of(topic), terminal(), sys.stdout)
 
 
@@ -38,4 +42,7 @@ def about(topic: str) -> str:
 def index() -> str:
     """The Markdown of the list of topics."""
     lines = [f"- `{topic}`: {about(topic)}" for topic in TOPICS]
-    return "\n".join(["# The guide to influence", "", *lines, "", "Read one with `influence guide TOPIC`.", ""])
+    schemas = f"`influence guide {SCHEMAS[0]}` prints the JSON Schema of what `curate --check --format json` prints."
+    return "\n".join(
+        ["# The guide to influence", "", *lines, "", "Read one with `influence guide TOPIC`.", schemas, ""]
+    )

@@ -66,7 +66,10 @@ PURPOSES: dict[str, tuple[str, ...]] = {
         *("per_member", "per_target", "tokens", "decomposition", "row_id", "top"),
     ),
     "Edits": ("action", "budget", "by", "maximise", "subject_to", "edits", "decisions", "undo"),
-    "Gate": ("check", "max_flagged", "false_flag", "threshold", "baseline", "write_baseline"),
+    "Gate": (
+        *("check", "max_flagged", "max_flagged_per", "false_flag", "fdr", "threshold", "baseline"),
+        *("accepted_manifest", "write_baseline"),
+    ),
     "Export": ("export", "export_as", "link", "url_prefix"),
     "Truth and comparison": (
         *("clean_label", "known_bad", "reference", "draws", "stability", "other_scores", "sentinel", "duplicates"),

@@ -19,6 +19,7 @@ _SCORING = ("method", "objective", "params", "precision")
 _EXPORTS = ("export_as", "link", "url_prefix")
 _EDITS = ("action", "budget", "maximise", "subject_to")
 _GATE = ("check", "threshold", "write_baseline")  # any of them: nothing is edited
+_JUDGING = ("max_flagged", "max_flagged_per", "baseline", "accepted_manifest")
 _CHECK = "add --check, or leave it out"
 _RETRAINING = ("lds", "removal", "loo", "brittleness")
 
@@ -101,12 +102,18 @@ RULES = (
         "leave --edits and --export out, or --check",
     ),
     Rule((CURATE,), (*_EDITS, *_EXPORTS), _has(*_GATE), "is about edits, and a gate makes none"),
-    Rule((CURATE,), ("max_flagged", "baseline"), _lacks("check", "threshold"), "is about the gate", _CHECK),
-    Rule((CURATE,), ("false_flag",), _lacks("check"), "is about the gate", _CHECK),
+    Rule((CURATE,), _JUDGING, _lacks("check", "threshold"), "is about the gate", _CHECK),
+    Rule((CURATE,), ("false_flag", "fdr"), _lacks("check"), "is about the gate", _CHECK),
     Rule(
         (CURATE,), ("threshold",), _writes_baseline_alone, "is about the gate, which only writes its baseline", _CHECK
     ),
-    Rule((CURATE,), ("false_flag",), _has("threshold"), "is a rate among calibration rows, and --threshold needs none"),
+    Rule(
+        (CURATE,),
+        ("false_flag", "fdr"),
+        _has("threshold"),
+        "is a rate among calibration rows, and --threshold needs none",
+    ),
+    Rule((CURATE,), ("false_flag",), _has("fdr"), "and --fdr are two rates", "give one of the two"),
     Rule((CURATE,), _EXPORTS, _lacks("export"), "is about an export", "add --export PATH, or leave it out"),
     Rule((CURATE,), ("link",), _other_than("export_as", "folder"), "is about images of an exported folder"),
     Rule((CURATE,), ("url_prefix",), _other_than("export_as", "label-studio"), "is about --export-as label-studio"),

@@ -31,6 +31,7 @@ from influence_cli.options import (
     in_order,
     option,
 )
+from influence_cli.report.gate import FORMATS as FORMATS_OF_VERDICTS
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.curate.request import CurateRequest, ExportRequest, GateRequest
 from influence_cli.stages.evaluate.request import CounterfactualRequest, EvaluateRequest
@@ -139,7 +140,7 @@ class EvaluateOptions:
 
 
 _TABLE, _FIGURES = ("auto", "table", "json", "jsonl", "csv"), ("auto", "table", "json")
-GATE_FORMATS = ("github",)  # of curate --check alone
+GATE_FORMATS = tuple(FORMATS_OF_VERDICTS)  # of curate --check alone
 FORMATS: dict[str, tuple[str, ...]] = {  # by command: a table of rows is printed in more of them than figures are
     **dict.fromkeys((GRADS, SCORE, CURATE), _TABLE),
     **dict.fromkeys((MANIFEST, RETRAIN, EVALUATE, METHODS, CACHE), _FIGURES),

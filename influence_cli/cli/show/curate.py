@@ -1,4 +1,4 @@
-"""What ``curate`` did: counts, balance and predicted totals of edits, or the rows that the gate flagged."""
+"""What ``curate`` did: counts, balance and predicted totals of edits."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli.console import terminal
 from influence_cli.cli.printing import cell, print_table
-from influence_cli.cli.settings.requests import ResultOptions
 from influence_cli.cli.show.run import show_noise
-from influence_cli.cli.show.table import print_rows
 from influence_cli.report.wrong_labels import estimates_of, wrong_labels_said
 from influence_cli.settings import parse_budget
 
 if TYPE_CHECKING:
-    from influence_cli.data.manifest import Manifest
     from influence_cli.stages.curate.curate import Curated
-    from influence_cli.stages.curate.gate import Verdict
 
 
 def show_edits(curated: Curated) -> None:
@@ -89,48 +85,3 @@ def _predicted(objectives: list[dict[str, Any]]) -> None:
         gains = [f"{o['gain']:+.4g}", f"{o['gain_without_constraints']:+.4g}"]
         rows.append([o["column"], cell(o["phi"]), cell(o["phi_after"]), least, *gains])
     print_table("predicted to first order; positive: Phi falls", header, rows, sys.stderr)
-
-
-def show_verdict(result: ResultOptions, verdict: Verdict, manifest: Manifest) -> None:
-    """The flagged rows on standard output, the verdict on standard error."""
-    from influence_cli.data.classes import class_name
-
-    terminal().note(verdict.sentence())
-    for note in verdict.notes:
-        terminal().note(f"  {note}")
-    if result.format == "github":
-        for row in verdict.flagged.to_pylist():
-            named = class_name(manifest.classes, row["label"]) if isinstance(row["label"], int) else row["label"]
-            label = "no label" if row["label"] is None else f"label {named}"
-            text = f"row {row['id']} ({label}): {row['reason'] or _suspicion(row)}"
-            sys.stdout.write(github_command("warning", text, file=manifest.source, title="influence"))
-        if verdict.tripped:
-            sys.stdout.write(github_command("error", verdict.sentence(), title="influence"))
-        sys.stdout.flush()
-        return
-    print_rows(result, verdict.flagged, classes=manifest.classes)
-
-
-def _suspicion(row: dict[str, Any]) -> str:
-    """What a row is flagged for."""
-    why = f"effect {row['effect']:.3g}" if "effect" in row else f"p-value {row['p_value']:.3g}"
-    return f"score {row['score']:.3g}, {why}"
-
-
-def github_command(name: str, message: str, **properties: str) -> str:
-    r"""A workflow command as GitHub's runner reads it: data can end neither the line nor a property.
-
-    The runner decodes %25, %0D and %0A in a message, and %3A and %2C in a property as well, nothing else.
-
-    >>> github_command("warning", "100% sure: a, b", file="a,b.parquet")
-    '::warning file=a%2Cb.parquet::100%25 sure: a, b\n'
-    """
-    line_ends = (("%", "%25"), ("\r", "%0D"), ("\n", "%0A"))
-    given = (f"{key}={_escaped(value, (*line_ends, (':', '%3A'), (',', '%2C')))}" for key, value in properties.items())
-    return f"::{name} {','.join(given)}::{_escaped(message, line_ends)}\n"
-
-
-def _escaped(text: str, codes: tuple[tuple[str, str], ...]) -> str:
-    for plain, code in codes:
-        text = text.replace(plain, code)
-    return text

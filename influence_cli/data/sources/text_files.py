@@ -89,6 +89,11 @@ def csv_form(path: Path, columns: Columns) -> tuple[str, str]:
     return encoding, delimiter
 
 
+def text_encoding(path: Path, columns: Columns) -> str:
+    """Encoding of a file of JSON: asked for, or found out."""
+    return _encoding(path) if columns.encoding is None else columns.encoding
+
+
 def _csv(path: Path, columns: Columns) -> TextTable:
     encoding, delimiter = csv_form(path, columns)
     names = _header(path, encoding, delimiter)

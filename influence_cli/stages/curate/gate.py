@@ -1,7 +1,9 @@
 """The gate: are there more suspicious new rows than allowed?  It decides and writes nothing.
 
-New rows are compared with calibration rows (see ``calibration``); a row is flagged where its p-value is at most the
-rate of false flags that is asked for.  A new row without a score cannot be judged, and the gate trips for it.
+New rows are compared with calibration rows (see ``known_rows``).  With a **rate of false flags** q a row is flagged
+where its p-value is at most q, so that a clean row is flagged with probability at most q.  With a **false discovery
+rate** the rows flagged are those of the Benjamini-Hochberg rule (``maths.false_discoveries``), so that at most that
+share of them is clean on average.  A new row without a score cannot be judged, and the gate trips for it.
 
 With a **threshold** X, in the objective's own unit, the rows flagged are the new rows whose ``effect`` is below -X:
 removing such a row (of weight 1) is predicted to lower Phi by more than X.  That compares a row with nothing but X, so
@@ -10,88 +12,162 @@ it needs no calibration rows, says nothing of a rate, and is only for methods th
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
+import math
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
-from influence_cli.settings import parse_budget, parse_share
+from influence_cli.maths.false_discoveries import benjamini_hochberg, chance_of_more
+from influence_cli.settings import parse_share
 from influence_cli.stages.curate.combining import floats
-from influence_cli.stages.curate.known_rows import calibration_keys, p_values, read_baseline, reference_rows
+from influence_cli.stages.curate.known_rows import STEADY, accepted_keys, calibration_keys, p_values, reference_rows
 from influence_cli.stages.curate.request import GateRequest
 from influence_cli.stages.curate.score_table import ScoreTable, planted_labels
+from influence_cli.stages.curate.slices import check_limits, rows_allowed, slices_of
+from influence_cli.stages.curate.verdict import Rule, Verdict, flagged_table
 from influence_cli.stages.score.noise import describe_noise, is_noise
-from influence_cli.store.shards import as_arrow
 
-FEW = 4  # rows to compare with that may score as low as a flagged one: with fewer, single rows decide
+OFTEN, SELDOM = 0.10, 0.05  # how often clean rows trip a gate: more than the first is worth a note, the second is fine
+FALSE_FLAG, FDR, THRESHOLD = "false-flag", "fdr", "threshold"
 
-
-@dataclass(frozen=True, eq=False)
-class Verdict:
-    """The flagged rows and those that cannot be judged, and whether there are too many."""
-
-    flagged: pa.Table
-    candidates: int
-    allowed: int
-    reference: str
-    tripped: bool
-    unjudged: int = 0  # new rows that have no score; the first ones of ``flagged``
-    notes: tuple[str, ...] = ()  # what was not looked at, and how coarse the rate is
-
-    def sentence(self) -> str:
-        """The verdict in a line."""
-        what = "tripped" if self.tripped else "clean"
-        unjudged = f"; {self.unjudged} cannot be judged: repair them or take them out" if self.unjudged else ""
-        return (
-            f"gate {what}: {self.flagged.num_rows - self.unjudged} of {self.candidates} new rows flagged, "
-            f"{self.allowed} allowed ({self.reference}){unjudged}"
-        )
+Flagged = tuple[NDArray[np.bool_], dict[str, NDArray[np.float64]], Rule, tuple[str, ...]]
 
 
 def check(scores: ScoreTable, request: GateRequest) -> Verdict:
     """Compare new rows with calibration rows.
 
     Raises:
-        UsageError: a threshold without an effect or below 0, a direction that is noise, nothing to compare with, or
-            too few calibration rows for the rate that is asked for.
+        UsageError: a threshold without an effect or below 0, a direction that is noise, nothing to compare with, too
+            few calibration rows for the rate that is asked for, or a limit that cannot be read.
+        ManifestError: the manifest that new rows are held against cannot be used.
     """
     effect = None if request.threshold is None else _effects(scores, request.threshold)
     _refuse_noise(scores)
-    accepted = read_baseline(request.baseline)
+    limits = check_limits(scores, request.max_flagged_per)
+    accepted, notes = accepted_keys(scores, request.baseline, request.against)
     calibration = calibration_keys(scores, effect is not None)
     keys = [k.hex() for k in scores.scored.keys]
-    in_baseline = np.array([k in accepted for k in keys])
-    known = in_baseline | np.array([k in calibration for k in keys])  # canaries too, but for the label planted there
+    is_accepted = np.array([k in accepted for k in keys])
+    known = is_accepted | np.array([k in calibration for k in keys])  # canaries too, but for the label planted there
     new = ~known & (planted_labels(scores.table) < 0)
     judged = new & np.isfinite(scores.scored.score if effect is None else effect)
     unjudged = _unjudged(scores, new & ~judged, accepted | set(calibration))
-    notes = _not_looked_at(scores, accepted)
+    notes += _not_looked_at(scores, accepted)
     if effect is not None:
-        assert request.threshold is not None
-        harmful = np.flatnonzero(judged & (effect < -request.threshold))
-        basis = f"effect below -{request.threshold:g}, in the objective's unit"
-        return _verdict(
-            scores, request, int(judged.sum()), harmful, {"effect": effect[harmful]}, basis, unjudged, notes
-        )
-    rate = parse_share(request.false_flag, "--false-flag")
-    reference, basis = reference_rows(scores, calibration, in_baseline, rate)
-    p = p_values(scores.scored.score[reference], scores.scored.score[judged])
-    least = 1.0 / (1 + int(reference.sum()))
+        flagged, why, rule, more = _by_effect(effect[judged], float(request.threshold or 0.0))
+    else:
+        reference, unknown = reference_rows(scores, calibration, is_accepted)
+        flagged, why, rule, more = _by_p_value(request, scores.scored.score, reference, judged, unknown)
+    hit = np.flatnonzero(judged)[flagged]
+    table, no_lines = flagged_table(scores, hit, {name: values[flagged] for name, values in why.items()}, unjudged)
+    candidates = [*scores.train.index[judged].tolist(), *(row for row, _ in unjudged)]
+    allowed = None
+    if request.max_flagged is not None or not limits:
+        allowed = rows_allowed(request.max_flagged or "0", len(candidates), "--max-flagged")
+    slices = slices_of(scores, limits, candidates, scores.train.index[hit].tolist())
+    over = allowed is not None and len(hit) > allowed
+    chance, often = _chance_of_clean(rule, int(judged.sum()), allowed)
+    return Verdict(
+        table,
+        len(candidates),
+        allowed,
+        rule,
+        tripped=over or len(unjudged) > 0 or any(part.over for part in slices),
+        unjudged=len(unjudged),
+        slices=slices,
+        clean_trips=chance,
+        notes=(*notes, *more, *often, *([no_lines] if no_lines else [])),
+        classes=scores.manifest.class_names,
+        source=scores.manifest.source,
+    )
+
+
+def _by_effect(effect: NDArray[np.float64], threshold: float) -> Flagged:
+    """Which of the effects [m] of judged rows are below minus the threshold."""
+    basis = f"effect below -{threshold:g}, in the objective's unit"
+    return effect < -threshold, {"effect": effect}, Rule(THRESHOLD, threshold, basis), ()
+
+
+def _by_p_value(
+    request: GateRequest,
+    score: NDArray[np.float64],
+    reference: NDArray[np.bool_],
+    judged: NDArray[np.bool_],
+    unknown: str | None,
+) -> Flagged:
+    """Which of the m judged rows are flagged for their p-value, and how coarse that is.
+
+    ``unknown`` says why the rate of false flags is unknown, where it is.
+
+    Raises:
+        UsageError: no row could be flagged, with so few rows to compare with.
+    """
+    by = FALSE_FLAG if request.fdr is None else FDR
+    text = request.false_flag if request.fdr is None else request.fdr
+    rate, count, rows = parse_share(text, f"--{by}"), int(reference.sum()), int(judged.sum())
+    least = 1.0 / (1 + count)
     if least > rate:
         raise UsageError(
-            f"{int(reference.sum())} rows to compare with cannot resolve a rate of {request.false_flag}",
-            fix=f"use at least {int(np.ceil(1 / rate)) - 1} calibration rows, or --false-flag {100 * least:.2g}%",
+            f"{count} rows to compare with cannot resolve a rate of {text}",
+            fix=f"use at least {int(np.ceil(1 / rate)) - 1} calibration rows, or --{by} {100 * least:.2g}%",
         )
-    notes += _coarse(int(reference.sum()), rate)
-    why = {"p_value": p[p <= rate]}
-    return _verdict(scores, request, int(judged.sum()), np.flatnonzero(judged)[p <= rate], why, basis, unjudged, notes)
+    p = p_values(score[reference], score[judged])
+    promise = f"at most {100 * rate:.3g}% of clean rows are flagged"
+    if by == FDR:
+        promise = f"on average at most {100 * rate:.3g}% of the flagged rows are clean"
+    rule = Rule(by, rate, unknown or promise, unknown is None, count)
+    if by == FDR:
+        return benjamini_hochberg(p, rate), {"p_value": p}, rule, _coarse_fdr(count, rate, rows)
+    return p <= rate, {"p_value": p}, rule, _coarse(count, rate)
+
+
+def _coarse(calibration: int, rate: float) -> tuple[str, ...]:
+    """That few rows to compare with leave the gate blind to all but the lowest scores; nothing where there are many."""
+    below = int(rate * (1 + calibration) + 1e-9) - 1  # as many of them may score as low as a flagged row
+    if below >= STEADY - 1:
+        return ()
+    lower = f"all but {below}" if below else "all"
+    enough = int(np.ceil(STEADY / rate)) - 1
+    return (
+        f"few rows to compare with: at {100 * rate:.3g}% a new row is flagged only below {lower} of {calibration:,}; "
+        f"{enough:,} would do (retrain --calibration), or a larger --false-flag",
+    )
+
+
+def _coarse_fdr(calibration: int, rate: float, rows: int) -> tuple[str, ...]:
+    """That few rows to compare with leave the gate blind to single bad rows among many new ones."""
+    together = math.ceil(rows / (rate * (calibration + 1)) - 1e-9)  # rows of the least p-value that are flagged at all
+    if together <= 1:
+        return ()
+    enough = math.ceil(rows / rate - 1e-9) - 1
+    return (
+        f"few rows to compare with: at --fdr {100 * rate:.3g}% none of {rows:,} new rows is flagged unless at least "
+        f"{together:,} of them score very low, such as below all of {calibration:,}; to flag a single one takes "
+        f"{enough:,} (retrain --calibration), or use --false-flag",
+    )
+
+
+def _chance_of_clean(rule: Rule, rows: int, allowed: int | None) -> tuple[float | None, tuple[str, ...]]:
+    """The chance that as many clean rows trip the gate; and a note where that is often, with what makes it seldom."""
+    if rule.by != FALSE_FLAG or not rule.rate_known or allowed is None:
+        return None, ()
+    chance = chance_of_more(allowed, rows, rule.compared_with, rule.value)
+    if chance <= OFTEN:
+        return chance, ()
+    low, high = allowed, rows  # the chance falls as more are allowed
+    while high - low > 1:
+        middle = (low + high) // 2
+        seldom = chance_of_more(middle, rows, rule.compared_with, rule.value) <= SELDOM
+        low, high = (low, middle) if seldom else (middle, high)
+    what = (
+        f"{rows:,} clean new rows would trip this gate {100 * chance:.0f}% of the time, since {allowed:,} flagged rows"
+    )
+    return chance, (f"{what} are allowed: --max-flagged {high} makes that at most {100 * SELDOM:.0f}%",)
 
 
 def _not_looked_at(scores: ScoreTable, accepted: set[str]) -> tuple[str, ...]:
-    """Rows of other splits than train that the baseline does not hold: nothing is known of them."""
+    """Rows of other splits than train that are not accepted: nothing is known of them."""
     rows = {split: scores.manifest.rows(split) for split in ("val", "test")}
     counts = {s: sum(key.tobytes().hex() not in accepted for key in r.row_keys) for s, r in rows.items()}
     said = [f"{rows:,} {split}" for split, rows in counts.items() if rows]
@@ -99,19 +175,6 @@ def _not_looked_at(scores: ScoreTable, accepted: set[str]) -> tuple[str, ...]:
         return ()
     how = "to have new rows judged, give them split train in the manifest (a column split, or `manifest --split`)"
     return (f"not looked at: {' and '.join(said)} rows, since only train rows have scores; {how}",)
-
-
-def _coarse(calibration: int, rate: float) -> tuple[str, ...]:
-    """That few rows to compare with leave the gate blind to all but the lowest scores; nothing where there are many."""
-    below = int(rate * (1 + calibration) + 1e-9) - 1  # as many of them may score as low as a flagged row
-    if below >= FEW:
-        return ()
-    lower = f"all but {below}" if below else "all"
-    enough = int(np.ceil((FEW + 1) / rate)) - 1
-    return (
-        f"few rows to compare with: at {100 * rate:.3g}% a new row is flagged only below {lower} of {calibration:,}; "
-        f"{enough:,} would do (retrain --calibration), or a larger --false-flag",
-    )
 
 
 def _unjudged(scores: ScoreTable, null: NDArray[np.bool_], known: set[str]) -> list[tuple[int, str]]:
@@ -124,47 +187,6 @@ def _unjudged(scores: ScoreTable, null: NDArray[np.bool_], known: set[str]) -> l
         if not target and manifest.row_keys[bad.row].tobytes().hex() not in known:
             found.append((bad.row, f"column {bad.column}: {bad.reason}"))
     return found
-
-
-def _verdict(
-    scores: ScoreTable,
-    request: GateRequest,
-    judged: int,
-    flagged: NDArray[np.int64],
-    why: dict[str, NDArray[np.float64]],
-    basis: str,
-    unjudged: list[tuple[int, str]],
-    notes: tuple[str, ...],
-) -> Verdict:
-    """The flagged rows, most suspicious first by what they are flagged for, against those allowed.
-
-    Rows that cannot be judged go before, and the gate trips for any of them: it calls nothing clean that it has not
-    seen.
-    """
-    candidates = judged + len(unjudged)
-    allowed = parse_budget(request.max_flagged, candidates, "--max-flagged")
-    shown = functools.partial(scores.manifest.label_kind.shown, names=scores.manifest.classes)
-    suspicious = {
-        "id": pa.array([scores.train.ids[i] for i in flagged], pa.string()),
-        "row_key": as_arrow(scores.train.row_keys[flagged]),
-        "label": shown(scores.train.labels[flagged]),
-        "score": pa.array(scores.scored.score[flagged]),
-        **{name: pa.array(values) for name, values in why.items()},
-        "reason": pa.nulls(len(flagged), pa.string()),
-    }
-    rows, manifest = np.array([row for row, _ in unjudged], dtype=np.int64), scores.manifest
-    first = {
-        "id": pa.array([manifest.ids[k] for k in rows], pa.string()),
-        "row_key": as_arrow(manifest.row_keys[rows]),
-        "label": shown(manifest.labels[rows]),
-        **{name: pa.nulls(len(rows), pa.float64()) for name in ("score", *why)},
-        "reason": pa.array([f"cannot be judged: {reason}" for _, reason in unjudged], pa.string()),
-    }
-    table = pa.table(suspicious).sort_by([(name, "ascending") for name in (*why, "score", "id")])
-    tripped = len(flagged) > allowed or len(unjudged) > 0
-    return Verdict(
-        pa.concat_tables([pa.table(first), table]), candidates, allowed, basis, tripped, len(unjudged), notes
-    )
 
 
 def _effects(scores: ScoreTable, threshold: float) -> NDArray[np.float64]:

@@ -7,13 +7,15 @@ c_1..c_m the conformal p-value of a new row of score s is
 
 and a clean row is flagged with probability at most q when rows with p <= q are (Bates et al. 2023,
 arXiv:2104.08279).  Without calibration rows the accepted rows of the baseline stand in, and the rate is unknown.
-Calibration rows and accepted rows are known by row key: one whose label or payload was changed is a new row.  The
-baseline is a file with the row key of every row that was accepted, one a line.
+Calibration rows and accepted rows are known by row key: one whose label or payload was changed is a new row.  Accepted
+rows are those of the baseline, a file with the row key of every row that was accepted, one a line, and those of the
+manifest that new rows are held against.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -23,40 +25,69 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.data.earlier import BASELINE
+from influence_cli.data.labels import numbered_as
+from influence_cli.data.open import open_manifest
 from influence_cli.data.outputs import Output, check_outputs, write_output
-from influence_cli.errors import ModelError, UsageError
+from influence_cli.errors import InfluenceError, ManifestError, ModelError, UsageError
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.stages.curate.score_table import ScoreTable
 from influence_cli.store.lfs import refuse_pointer
 
 Mask = NDArray[np.bool_]
+STEADY = 5  # calibration rows that have to score as low as a row, so that no single one of them decides
 
 
-def reference_rows(scores: ScoreTable, calibration: Counter[str], in_baseline: Mask, rate: float) -> tuple[Mask, str]:
-    """Which rows [n] new ones are compared with, and what that says of the rate.
+def reference_rows(scores: ScoreTable, calibration: Counter[str], accepted: Mask) -> tuple[Mask, str | None]:
+    """Which rows [n] new ones are compared with; and why the rate is unknown, where accepted rows stand in.
 
     A calibration row counts as often as it was left out of training: copies of it add nothing.
 
     Raises:
         UsageError: there are none.
     """
-    finite, left = np.isfinite(scores.scored.score), calibration.copy()
-    reference = np.zeros(len(scores.train), dtype=bool)
-    for k, key in enumerate(scores.scored.keys):
-        if finite[k] and left[key.hex()] > 0:
-            reference[k] = True
-            left[key.hex()] -= 1
+    reference, finite = calibration_rows(scores, calibration), np.isfinite(scores.scored.score)
     if reference.any():
-        return reference, f"at most {100 * rate:.3g}% of clean rows are flagged"
+        return reference, None
     lost = f": none of the run's {calibration.total():,} calibration rows is there as it was" if calibration else ""
-    if in_baseline.any():
-        return in_baseline & finite, f"compared with rows of the baseline, so the rate of false flags is unknown{lost}"
-    fix = "train with `retrain --calibration 5%`, or pass --baseline FILE"
+    if accepted.any():
+        return accepted & finite, f"compared with accepted rows, so the rate of false flags is unknown{lost}"
+    fix = "train with `retrain --calibration 5%`, or pass --baseline FILE or --against MANIFEST"
     if any(calibration[key.hex()] and not finite[k] for k, key in enumerate(scores.scored.keys)):
         lost = f": none of the run's {calibration.total():,} calibration rows has a score, since none was trained on"
         fix = "score with a method that needs no training on the row, such as loss or ip"
     raise UsageError(f"the gate has nothing to compare new rows with{lost}", fix=fix)
+
+
+def calibration_rows(scores: ScoreTable, calibration: Counter[str]) -> Mask:
+    """Which train rows [n] are calibration rows with a score, each as often as it was left out of training."""
+    finite, left = np.isfinite(scores.scored.score), calibration.copy()
+    found = np.zeros(len(scores.train), dtype=bool)
+    for k, key in enumerate(scores.scored.keys):
+        if finite[k] and left[key.hex()] > 0:
+            found[k] = True
+            left[key.hex()] -= 1
+    return found
+
+
+def said_of_rates(scores: ScoreTable) -> tuple[bool, str]:
+    """Whether a gate with these scores knows its rate of false flags; and which rates it can tell, in a sentence."""
+    try:
+        count = int(calibration_rows(scores, calibration_keys(scores, unused=False)).sum())
+    except InfluenceError as error:
+        return False, f"a gate with these scores would be refused: {error.what} ({error.fix})"
+    if not count:
+        what = "no calibration row of the run has a score, so a gate would not know its rate of false flags"
+        return False, f"{what}: train with `retrain --calibration 5%`, and score with a method such as loss or ip"
+    least, steady = 100 / (count + 1), 100 * STEADY / (count + 1)
+    many = f"; from {_rounded_up(steady)}% on no single row decides" if steady < 100 else ""
+    return True, f"{count:,} calibration rows: a gate can tell a --false-flag of {_rounded_up(least)}% or more{many}"
+
+
+def _rounded_up(percent: float) -> str:
+    """A percentage with two digits that is not below it."""
+    step = 10.0 ** (math.floor(math.log10(percent)) - 1)
+    return f"{math.ceil(percent / step - 1e-9) * step:.3g}"
 
 
 def p_values(calibration: NDArray[np.float64], new: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -102,6 +133,31 @@ def write_baseline(scores: ScoreTable, path: str) -> int:
     check_outputs([Output("--write-baseline", path, BASELINE)], scores.manifest.files)
     write_output(path, BASELINE, ("\n".join(lines) + "\n").encode())
     return len(lines)
+
+
+def accepted_keys(scores: ScoreTable, baseline: str | None, against: Any) -> tuple[set[str], tuple[str, ...]]:
+    """Row keys of the rows of the baseline and of the manifest ``against``, and what is to be said of them."""
+    keys, notes = read_baseline(baseline), ()
+    if against is not None:
+        rows, bad = _keys_of(against, scores)
+        keys |= rows
+        notes = (f"{bad:,} rows of {against} cannot be used, and accept nothing",) if bad else ()
+    return keys, notes
+
+
+def _keys_of(against: Any, scores: ScoreTable) -> tuple[set[str], int]:
+    """Row keys of a manifest, its labels numbered as those that were scored; and how many of its rows are unusable.
+
+    Raises:
+        ManifestError: it cannot be read, its labels are of another task, or it has a class that is unknown here.
+    """
+    here = scores.manifest
+    other = open_manifest(against, scores.label, skip_bad=True)
+    if other.task != here.task:
+        what = f"its task is {other.task}, and that of {here.source} is {here.task}"
+        raise ManifestError(what, where=other.source, fix="give --against a manifest of the same task")
+    other = numbered_as(other, here.classes, here.source)
+    return {key.tobytes().hex() for key in other.all_rows().row_keys}, len(other.bad)
 
 
 def read_baseline(path: str | None) -> set[str]:

@@ -48,12 +48,33 @@ class CurateRequest:
 class GateRequest:
     """When the gate trips."""
 
-    max_flagged: str = option("0", "Flagged new rows that are still accepted: 3% or 10.", (CURATE,))
+    max_flagged: str | None = option(  # None: 0, or no limit where slices have limits
+        None, "Flagged new rows that are still accepted: 3% or 10 [default: 0].", (CURATE,)
+    )
+    max_flagged_per: tuple[str, ...] = option(
+        (), "The same for every value of a manifest column, such as source=2%.", (CURATE,), metavar="COLUMN=LIMIT"
+    )
     false_flag: str = option("1%", "Probability that a clean new row is flagged.", (CURATE,))
+    fdr: str | None = option(
+        None,
+        "In its place: the share of flagged rows that may be clean (Benjamini-Hochberg).",
+        (CURATE,),
+        metavar="10%",
+    )
     threshold: float | None = option(
         None, "Flag new rows whose effect is below minus this, in the objective's unit.", (CURATE,)
     )
     baseline: str | None = option(None, "Accepted rows, by row key (JSONL).", (CURATE,), **PATH)
+    against: Any = option(
+        None,
+        "Rows of this manifest are accepted as they are: only others are judged.",
+        (CURATE,),
+        "--against",
+        name="accepted_manifest",
+        path=True,
+        metavar="MANIFEST",
+        stored=False,
+    )
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def test_the_gate_is_clean_where_as_many_are_allowed_and_writes_nothing(pull_req
     assert gate(*FLAGS, "--max-flagged", str(flagged - 1), cwd=pull_request).code == 1
     assert gate(*FLAGS, "--max-flagged", "100%", cwd=pull_request).code == 0
     assert "gate clean" in gate(*FLAGS, "--max-flagged", "100%", cwd=pull_request).err
-    assert gate(*FLAGS, "--max-flagged", "21", cwd=pull_request).code == 2  # more than there are
+    assert gate(*FLAGS, "--max-flagged", "21", cwd=pull_request).code == 0  # more than there are: a small pull request
     assert sorted(p.name for p in pull_request.iterdir()) == before
 
 
