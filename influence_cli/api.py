@@ -57,7 +57,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, Unpack
 
 from influence_cli.arguments import speak_of_arguments
 from influence_cli.errors import InfluenceError, UsageError, UserCodeError, WrongArgument
-from influence_cli.events import Listener, Warnings
+from influence_cli.events import SILENT, Listener, Warnings
 from influence_cli.options import (
     build_request,
     check_call,
@@ -271,20 +271,27 @@ def tokens(
 def curate(
     scores: Any, *, manifest: Any = None, model: Any = None, action: str = "trim", budget: str | int | None = None,
     by: str | list[str] = "score", combine: str | None = None, maximise: str | None = None,
-    subject_to: str | list[str] | tuple[str, ...] = (), options: Options | None = None, label: str | None = None,
-    skip_bad: bool = False, output: str | None = None,
+    subject_to: str | list[str] | tuple[str, ...] = (), target_recall: str | float | None = None,
+    max_false: str | float | None = None, bins: str | None = None, review_budget: str | int | None = None,
+    options: Options | None = None, label: str | None = None, skip_bad: bool = False, output: str | None = None,
+    seed: int = 0, store: str | None = ".influence", device: str = "auto", listener: Listener | None = None,
 ) -> pa.Table:  # fmt: skip
     """The edits of a score table (a path or a table) under a budget, most harmful first.
 
     Several columns ``by`` are combined, by rank sum unless ``combine`` says otherwise; ``maximise`` an objective
     ``subject_to`` others, such as "fairness>=0", in their place.  With ``output`` the curated manifest is written too.
+    ``target_recall`` and ``max_false`` cut where canaries say (``retrain --canaries``), and ``by="auto"`` acts on the
+    column that finds canaries best; ``seed``, ``store`` and ``device`` are of these.  ``bins`` is where every row's bin
+    is written, ``review_budget`` how many rows are marked there for review.
     ``manifest`` is needed where the scores are of rows in memory, and ``model``, the fitted classifier of scikit-learn,
     where such a one was scored by another program.
     """
-    from influence_cli.data.earlier import CURATED
+    from influence_cli.data.earlier import BINS, CURATED
     from influence_cli.data.locators import named_in
     from influence_cli.data.outputs import Output, check_outputs
+    from influence_cli.data.write_tables import check_suffix, write_table
     from influence_cli.model.scikit import rows_scored
+    from influence_cli.stages.curate.bins import needs_canaries
     from influence_cli.stages.curate.curate import curate as stage
     from influence_cli.stages.curate.request import CurateRequest
     from influence_cli.stages.curate.written_manifest import write_curated
@@ -292,16 +299,34 @@ def curate(
     asked: dict[str, Any] = {
         "action": action, "budget": None if budget is None else str(budget), "by": by, "combine": combine,
         "maximise": maximise, "subject_to": subject_to, "options": options or {}, "label": label, "skip_bad": skip_bad,
+        "target_recall": _text(target_recall), "max_false": _text(max_false), "bins": bins,
+        "review_budget": _text(review_budget),
     }  # fmt: skip
     (values,) = take((CurateRequest,), asked)
     output = None if output is None else place("output", output)
     request = CurateRequest(scores, manifest=rows_scored(scores, manifest, model, label), **values)
-    if output is not None:
-        check_outputs([Output("output", output, CURATED)], [scores, manifest, *named_in(scores)])
+    places = (("output", output, CURATED), ("bins", request.bins, BINS))
+    if request.bins is not None:
+        check_suffix(request.bins, (".parquet", ".csv", ".jsonl"))
+    written = [Output(name, path, kind) for name, path, kind in places if path is not None]
+    if written:
+        check_outputs(written, [scores, manifest, *named_in(scores)])
+    if request.asks_canaries or needs_canaries(request):
+        from influence_cli.stages.evaluate.canary_cut import with_canaries
+
+        runtime = Runtime(checked(Runtime, "store", store), checked(Runtime, "device", device))
+        request = with_canaries(request, runtime, seed, listener or SILENT)
     curated = stage(request)
     if output is not None:
         write_curated(curated, output)
+    if request.bins is not None and curated.bins is not None:
+        write_table(curated.bins.table(curated.scores), request.bins, BINS)
     return curated.table()
+
+
+def _text(value: str | float | None) -> str | None:
+    """A share or a number of rows as the text that its flag takes."""
+    return None if value is None else str(value)
 
 
 @_called_from_python

@@ -10,9 +10,10 @@ among ten).  So r is a mixture, and so is f:
 
 The number of wrong rows is p n.  Since Q >= 0, p <= f / R at every t of every column: the most that canaries allow.
 Of these bounds the one is taken that is least with Wilson's lower bound in place of r and the upper in place of f (the
-least itself is what chance made least; Garg et al. 2021, "Mixture proportion estimation and PU learning").  It is the
-number itself where some column's lowest rows are nearly all wrong (irreducibility: Blanchard, Lee and Scott 2010,
-"Semi-supervised novelty detection"), and too large where none has such rows.  A bound rests on a fifth of the canaries.  Of the k(t) = n f(t) rows at or below t
+least itself is what chance made least; Garg et al. 2021, "Mixture proportion estimation and PU learning"), and that a
+fifth of the canaries, or 20, are found by.  It is the number itself where some column's lowest rows are nearly all
+wrong (irreducibility: Blanchard, Lee and Scott 2010, "Semi-supervised novelty detection"), and too large where none
+has such rows.  Of the k(t) = n f(t) rows at or below t then
 
     V(t) = 1 - p n R(t) / k(t)                         are fine
 
@@ -185,7 +186,8 @@ class Estimates:
 
     def probabilities(self) -> tuple[Floats, Floats, Floats, Floats]:
         """The rows' scores without repeats [U], ascending; the probability that a row of such a score is wrong; and
-        its interval's ends."""
+        its interval's ends.
+        """
         scores, rows = np.unique(self.column.rows, return_counts=True)
         place = np.minimum(np.searchsorted(scores, self.column.canaries, side="left"), len(scores) - 1)
         value = self._slopes(rows, np.bincount(place, minlength=len(scores)), self.wrong)

@@ -12,7 +12,7 @@ from influence_cli.errors import ManifestError, UsageError
 from influence_cli.options import CURATE, EVALUATE, GRADS, MANIFEST, RETRAIN, SCORE, options_in, values_kept
 from influence_cli.settings import GradSpec, Inputs, Runtime
 
-WRITTEN = ("output", "edits", "write_baseline", "report", "plot")
+WRITTEN = ("output", "edits", "bins", "write_baseline", "report", "plot")
 WEIGHTS = ("checkpoint", "init", "canaries_from")  # of their folders no table is read
 OTHER = (*WRITTEN, "export", "store")  # paths that name no input
 TABLES = ("other_scores", "scores")  # as the positional arguments, they may name more that is read
@@ -120,7 +120,12 @@ def kind_of(settings: Settings, name: str) -> str:
     from influence_cli.data import earlier
 
     if name != "output":
-        kinds = {"edits": earlier.EDITS, "write_baseline": earlier.BASELINE, "report": earlier.PAGE}
+        kinds = {
+            "edits": earlier.EDITS,
+            "bins": earlier.BINS,
+            "write_baseline": earlier.BASELINE,
+            "report": earlier.PAGE,
+        }
         return kinds.get(name, earlier.PICTURE)
     if settings.command == SCORE:
         values = settings.values
