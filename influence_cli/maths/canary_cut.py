@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -200,7 +201,7 @@ class Estimates:
         low, high = np.quantile(drawn, _TAILS, axis=0)
         return scores, value, np.minimum(low, value), np.maximum(high, value)
 
-    def _slopes(self, rows: Ints, canaries: NDArray[np.floating], wrong: float) -> Floats:
+    def _slopes(self, rows: Ints, canaries: NDArray[Any], wrong: float) -> Floats:
         """The slope of p n R against the number of rows, at every score [U], never rising."""
         from scipy.optimize import isotonic_regression
 

@@ -35,7 +35,7 @@ PLANT = "influence retrain MANIFEST --canaries 5% -o RUN, then score with --chec
 
 
 @dataclass(frozen=True, eq=False)
-class _Measured:
+class Measured:
     """The columns that can be acted on [n] by name, as they are and with the planted labels; and the canaries [n]."""
 
     scores: ScoreTable
@@ -50,6 +50,12 @@ class _Measured:
         found = np.where(np.isfinite(self.planted[name]), self.planted[name], np.inf)[self.canary]
         others = self.own[name][~self.canary_rows]
         return Column.of(found, others[np.isfinite(others)])
+
+    def told(self, name: str) -> Estimates:
+        """What canaries say of a column; how many rows are wrong is told by all of them."""
+        planted = planted_labels(self.scores.table)[self.canary]
+        same = same_label(self.scores.train.labels[self.canary], planted)
+        return estimate({n: self.usable(n) for n in self.own}, name, same)
 
     @property
     def canary_rows(self) -> NDArray[np.bool_]:
@@ -70,12 +76,9 @@ def with_canaries(
     _check(request)
     target = None if request.target_recall is None else parse_share(request.target_recall, "--target-recall")
     most = None if request.max_false is None else parse_share(request.max_false, "--max-false")
-    measured = _measured(request, runtime, listener, checkpoint)
+    measured = measure(request, runtime, listener, checkpoint)
     name, why = _choose(measured, request, seed)
-    columns = {n: measured.usable(n) for n in measured.own}
-    planted = planted_labels(measured.scores.table)
-    same = same_label(measured.scores.train.labels[measured.canary], planted[measured.canary])
-    told = estimate(columns, name, same)
+    told = measured.told(name)
     at = _threshold(told, target, most, measured.where)
     return replace(request, by=(name,), cut=_cut(told, name, why, at, request, len(measured.scores.train)))
 
@@ -92,8 +95,15 @@ def _check(request: CurateRequest) -> None:
         raise UsageError(f"reweight touches every scored row, and {asked} cuts", fix="use --action trim or relabel")
 
 
-def _measured(request: CurateRequest, runtime: Runtime, listener: Listener, checkpoint: str | None) -> _Measured:
-    """The table's columns and its canaries' scores."""
+def measure(
+    request: CurateRequest, runtime: Runtime, listener: Listener = SILENT, checkpoint: str | None = None
+) -> Measured:
+    """The columns of a score table that can be acted on, and its canaries' scores.
+
+    Raises:
+        UsageError: the table has no canaries, or too few.
+        InfluenceError: the run behind the table cannot be opened again.
+    """
     where = shown(request.scores)
     first = replace(request, by=("score",)) if request.by == (AUTO,) else request
     scores = read_scores(first)
@@ -109,10 +119,10 @@ def _measured(request: CurateRequest, runtime: Runtime, listener: Listener, chec
         what = f"{int(canary.sum())} canaries are too few to say anything of a cut: at least {FEW} are needed"
         raise UsageError(what, where=where, fix="retrain with a larger --canaries, and score again")
     own = {n: floats(scores.table, n) for n in names}
-    return _Measured(scores, where, own, {n: anew[n.removeprefix("score_")] for n in names}, canary, trained)
+    return Measured(scores, where, own, {n: anew[n.removeprefix("score_")] for n in names}, canary, trained)
 
 
-def _choose(measured: _Measured, request: CurateRequest, seed: int) -> tuple[str, str]:
+def _choose(measured: Measured, request: CurateRequest, seed: int) -> tuple[str, str]:
     """The column to act on, and why: the one asked for, or the one that finds canaries best."""
     auto = request.by == (AUTO,)
     column = measured.scores.column
