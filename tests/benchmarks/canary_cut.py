@@ -103,7 +103,8 @@ def prepare(name: str, data: Path, seed: int) -> None:
     pq.write_table(table, "m.parquet")
     influence("retrain", "m.parquet", *setting.train, "--seed", seed, "--canaries", "5%", "-o", "RUN")
     methods = [word for method in setting.methods for word in ("--method", method)]
-    influence("score", "m.parquet", "--checkpoint", "RUN", *methods, "--per-member", "-o", "s.parquet")
+    each = ["--per-member"] if "ip-ensemble" in setting.methods else []
+    influence("score", "m.parquet", "--checkpoint", "RUN", *methods, *each, "-o", "s.parquet")
 
 
 def of_seed(name: str, seed: int, out: Rows) -> None:

@@ -175,7 +175,7 @@ def _expected_gain(mean: Floats, error: Floats) -> Floats:
     """E[max(-s, 0)] for s normal about the mean [n]: what knowing the score gains over leaving the row alone."""
     from scipy.special import ndtr
 
-    z = np.divide(mean, error, out=np.sign(mean) * 1e300, where=error > 0)
+    z = np.divide(mean, error, out=np.sign(mean) * 1e100, where=error > 0)
     density = np.exp(-np.minimum(z**2 / 2, 700.0)) / np.sqrt(2 * np.pi)
     return np.maximum(error * density - mean * ndtr(-z), 0.0)
 

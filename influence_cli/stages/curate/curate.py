@@ -101,6 +101,8 @@ def curate(request: CurateRequest) -> Curated:
         InfluenceError: the table, the action or the budget cannot work.
     """
     action = make_action(request.action, request.options)
+    if request.asks_canaries and request.cut is None:
+        raise UsageError("canaries have not been asked yet", fix="influence_cli.curate, or `influence curate`")
     scores = read_scores(request)
     if request.action == "relabel" and not scores.manifest.labelled:
         what = "relabel gives rows another label, and these have none"
@@ -111,6 +113,8 @@ def curate(request: CurateRequest) -> Curated:
     if request.maximise is not None:
         from influence_cli.stages.curate.constrained import constrained_trim
 
+        if request.bins is not None:
+            raise UsageError("--maximise chooses rows by a sum, and --bins row by row", fix="leave one of the two out")
         if request.combine is not None or request.by != ("score",):
             raise UsageError("--maximise names the column to act on", fix="leave --by and --combine out")
         edits, predicted = constrained_trim(request, scores, action, budget)
@@ -137,8 +141,6 @@ def curate(request: CurateRequest) -> Curated:
 
 def _rows_to_touch(request: CurateRequest, scores: ScoreTable) -> int:
     """Most rows to edit: what canaries say, or the budget, or the fewer of the two where both are given."""
-    if request.asks_canaries and request.cut is None:
-        raise UsageError("canaries have not been asked yet", fix="influence_cli.curate, or `influence curate`")
     if request.cut is not None and request.budget is None and np.isfinite(request.cut.threshold):
         return request.cut.rows
     budget = parse_budget(request.budget or "5%", len(scores.train))

@@ -110,6 +110,8 @@ def measure(
     planted = planted_labels(scores.table)
     if not (planted >= 0).any():
         what = f"the table has no canaries (column {CANARY}): nothing tells how many wrong labels a cut finds"
+        if not request.asks_canaries:
+            what = f"column {scores.column} has neither members nor canaries: nothing tells how sure its scores are"
         raise UsageError(what, where=where, fix=PLANT)
     table = NamedTable(where, "table", scores.table, scores.provenance)
     anew, trained = planted_scores([table], scores.train, request.manifest, checkpoint, runtime, listener)
