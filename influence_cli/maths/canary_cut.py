@@ -221,12 +221,13 @@ def _fine(column: Column, at: Floats, found: Floats, wrong: float, same: float) 
     return np.where(taken > 0, np.clip(share, 0.0, 1.0), np.nan)
 
 
-def estimate(columns: dict[str, Column], name: str, same: float) -> Estimates:
-    """What canaries say of a column; the number of wrong rows is told by all of them."""
-    every, canaries = list(columns.values()), len(columns[name].canaries)
-    rng = np.random.default_rng(_SEED)
-    counts = rng.multinomial(canaries, np.full(canaries, 1 / canaries), DRAWS)
-    return Estimates(columns[name], float(most_wrong(every, same)[0]), same, counts, most_wrong(every, same, counts))
+def estimates(columns: dict[str, Column], same: float) -> dict[str, Estimates]:
+    """What canaries say of each column; the number of wrong rows is told by all of them together."""
+    every = list(columns.values())
+    canaries = len(every[0].canaries)
+    counts = np.random.default_rng(_SEED).multinomial(canaries, np.full(canaries, 1 / canaries), DRAWS)
+    wrong, drawn = float(most_wrong(every, same)[0]), most_wrong(every, same, counts)
+    return {name: Estimates(column, wrong, same, counts, drawn) for name, column in columns.items()}
 
 
 def cut_for_recall(told: Estimates, target: float) -> float | None:

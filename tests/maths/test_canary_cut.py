@@ -16,7 +16,7 @@ from influence_cli.maths.canary_cut import (
     Estimates,
     cut_for_fine,
     cut_for_recall,
-    estimate,
+    estimates,
     most_wrong,
     recall_of,
     same_label,
@@ -53,7 +53,7 @@ def test_the_mixture_is_undone(wrong: float, same: float) -> None:
 @pytest.mark.parametrize(("wrong", "same"), [(0.1, 0.1), (0.1, 1.0), (0.25, 1.0), (0.3, 0.2)])
 def test_number_recall_and_share_are_those_of_the_truth(wrong: float, same: float) -> None:
     column, scores, is_wrong = drawn(wrong, same, apart=4.0)
-    told = estimate({"a": column}, "a", same)
+    told = estimates({"a": column}, same)["a"]
     low, high = told.wrong_interval()
     assert told.wrong_rows == pytest.approx(is_wrong.sum(), rel=0.12)
     assert low <= is_wrong.sum() * 1.05
@@ -133,7 +133,7 @@ def test_the_cut_for_a_share_is_the_last_row_within_it_by_brute_force() -> None:
 
 def test_probabilities_fall_with_the_score_and_are_calibrated() -> None:
     column, scores, is_wrong = drawn(0.2, 1.0, apart=2.5)
-    at, value, low, high = estimate({"a": column}, "a", 1.0).probabilities()
+    at, value, low, high = estimates({"a": column}, 1.0)["a"].probabilities()
     assert np.all(np.diff(value) <= 1e-12)
     assert np.all((low <= value) & (value <= high))
     of_row = value[np.searchsorted(at, scores)]

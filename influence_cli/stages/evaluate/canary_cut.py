@@ -7,6 +7,7 @@ finds them better than random does (average precision, paired bootstrap, Holm's 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from influence_cli.data.tables import shown
 from influence_cli.errors import UsageError
 from influence_cli.events import SILENT, Listener
-from influence_cli.maths.canary_cut import Column, Estimates, cut_for_fine, cut_for_recall, estimate, same_label
+from influence_cli.maths.canary_cut import Column, Estimates, cut_for_fine, cut_for_recall, estimates, same_label
 from influence_cli.methods.random import uniform_draws
 from influence_cli.settings import Runtime, parse_budget, parse_share
 from influence_cli.stages.curate.canary_cut import CanaryCut
@@ -51,11 +52,12 @@ class Measured:
         others = self.own[name][~self.canary_rows]
         return Column.of(found, others[np.isfinite(others)])
 
-    def told(self, name: str) -> Estimates:
-        """What canaries say of a column; how many rows are wrong is told by all of them."""
+    @functools.cached_property
+    def told(self) -> dict[str, Estimates]:
+        """What canaries say of each column."""
         planted = planted_labels(self.scores.table)[self.canary]
         same = same_label(self.scores.train.labels[self.canary], planted)
-        return estimate({n: self.usable(n) for n in self.own}, name, same)
+        return estimates({name: self.usable(name) for name in self.own}, same)
 
     @property
     def canary_rows(self) -> NDArray[np.bool_]:
@@ -78,7 +80,7 @@ def with_canaries(
     most = None if request.max_false is None else parse_share(request.max_false, "--max-false")
     measured = measure(request, runtime, listener, checkpoint)
     name, why = _choose(measured, request, seed)
-    told = measured.told(name)
+    told = measured.told[name]
     at = _threshold(told, target, most, measured.where)
     return replace(request, by=(name,), cut=_cut(told, name, why, at, request, len(measured.scores.train)))
 
