@@ -286,47 +286,21 @@ def curate(
     ``manifest`` is needed where the scores are of rows in memory, and ``model``, the fitted classifier of scikit-learn,
     where such a one was scored by another program.
     """
-    from influence_cli.data.earlier import BINS, CURATED
-    from influence_cli.data.locators import named_in
-    from influence_cli.data.outputs import Output, check_outputs
-    from influence_cli.data.write_tables import check_suffix, write_table
     from influence_cli.model.scikit import rows_scored
-    from influence_cli.stages.curate.bins import needs_canaries
-    from influence_cli.stages.curate.curate import curate as stage
     from influence_cli.stages.curate.request import CurateRequest
-    from influence_cli.stages.curate.written_manifest import write_curated
+    from influence_cli.stages.evaluate.written_edits import curate_and_write
 
+    numbers = {"budget": budget, "target_recall": target_recall, "max_false": max_false, "review_budget": review_budget}
     asked: dict[str, Any] = {
-        "action": action, "budget": None if budget is None else str(budget), "by": by, "combine": combine,
-        "maximise": maximise, "subject_to": subject_to, "options": options or {}, "label": label, "skip_bad": skip_bad,
-        "target_recall": _text(target_recall), "max_false": _text(max_false), "bins": bins,
-        "review_budget": _text(review_budget),
+        "action": action, "by": by, "combine": combine, "maximise": maximise, "subject_to": subject_to, "bins": bins,
+        "options": options or {}, "label": label, "skip_bad": skip_bad,
+        **{name: None if value is None else str(value) for name, value in numbers.items()},
     }  # fmt: skip
     (values,) = take((CurateRequest,), asked)
     output = None if output is None else place("output", output)
     request = CurateRequest(scores, manifest=rows_scored(scores, manifest, model, label), **values)
-    places = (("output", output, CURATED), ("bins", request.bins, BINS))
-    if request.bins is not None:
-        check_suffix(request.bins, (".parquet", ".csv", ".jsonl"))
-    written = [Output(name, path, kind) for name, path, kind in places if path is not None]
-    if written:
-        check_outputs(written, [scores, manifest, *named_in(scores)])
-    if request.asks_canaries or needs_canaries(request):
-        from influence_cli.stages.evaluate.canary_cut import with_canaries
-
-        runtime = Runtime(checked(Runtime, "store", store), checked(Runtime, "device", device))
-        request = with_canaries(request, runtime, seed, listener or SILENT)
-    curated = stage(request)
-    if output is not None:
-        write_curated(curated, output)
-    if request.bins is not None and curated.bins is not None:
-        write_table(curated.bins.table(curated.scores), request.bins, BINS)
-    return curated.table()
-
-
-def _text(value: str | float | None) -> str | None:
-    """A share or a number of rows as the text that its flag takes."""
-    return None if value is None else str(value)
+    runtime = Runtime(checked(Runtime, "store", store), checked(Runtime, "device", device))
+    return curate_and_write(request, runtime, seed, listener or SILENT, output).table()
 
 
 @_called_from_python
