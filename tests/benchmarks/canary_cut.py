@@ -3,9 +3,9 @@
 Labels of the digits and of bank are flipped anew for every seed (10 % of the train rows), 5 % are canaries; CIFAR-10N
 has its human labels and one seed.
 
-    python -m tests.benchmarks.canary_cut OUT [--data ../shared/data] [--seeds 5] [--only digits,bank,cifar10n]
+    python tests/benchmarks/canary_cut.py OUT [--data ../shared/data] [--seeds 5] [--only digits,bank,cifar10n]
 
-writes results/canary_cut.md beside this file.  Two minutes for digits and bank on one core, ten more for CIFAR-10N.
+writes results/canary_cut.md beside this file.  A few minutes for digits and bank on one core, ten more for CIFAR-10N.
 """
 
 from __future__ import annotations
@@ -254,9 +254,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", default=",".join(SETTINGS))
     asked = parser.parse_args()
+    sys.path[0] = str(HERE.parents[1])  # beside this file stand modules with names that others import
     out, started = Rows(), time.monotonic()
     data = asked.data.resolve()
-    command = f"python -m tests.benchmarks.canary_cut OUT --seeds {asked.seeds} --only {asked.only}"
+    command = f"python tests/benchmarks/canary_cut.py OUT --seeds {asked.seeds} --only {asked.only}"
     for name in asked.only.split(","):
         if not (data / SETTINGS[name].manifest / "manifest.parquet").is_file():
             print(f"skipped: no {SETTINGS[name].manifest} in {asked.data}", file=sys.stderr)

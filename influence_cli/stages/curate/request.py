@@ -7,7 +7,6 @@ from typing import Any
 
 from influence_cli.options import CURATE, EVALUATE, PATH, RETRAIN, SCORE, option
 from influence_cli.settings import Options
-from influence_cli.stages.curate.canary_cut import CanaryCut
 
 AUTO = "auto"  # --by: the column that finds canaries best
 
@@ -61,7 +60,7 @@ class CurateRequest:
     )
     options: Options = field(default_factory=dict)
     skip_bad: bool = False
-    cut: CanaryCut | None = None  # what canaries say of the column, once they are asked
+    cut: Any = None  # a ``CanaryCut``: what canaries say of the column, once they are asked
 
     @property
     def asks_canaries(self) -> bool:
