@@ -57,7 +57,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, Unpack
 
 from influence_cli.arguments import speak_of_arguments
 from influence_cli.errors import InfluenceError, UsageError, UserCodeError, WrongArgument
-from influence_cli.events import Listener, Warnings
+from influence_cli.events import SILENT, Listener, Warnings
 from influence_cli.options import (
     build_request,
     check_call,
@@ -271,38 +271,37 @@ def tokens(
 def curate(
     scores: Any, *, manifest: Any = None, model: Any = None, action: str = "trim", budget: str | int | None = None,
     by: str | list[str] = "score", combine: str | None = None, maximise: str | None = None,
-    subject_to: str | list[str] | tuple[str, ...] = (), options: Options | None = None, label: str | None = None,
-    skip_bad: bool = False, decisions: str | None = None, output: str | None = None,
+    subject_to: str | list[str] | tuple[str, ...] = (), target_recall: str | float | None = None,
+    max_false: str | float | None = None, bins: str | None = None, review_budget: str | int | None = None,
+    decisions: str | None = None, options: Options | None = None, label: str | None = None, skip_bad: bool = False,
+    output: str | None = None, seed: int = 0, store: str | None = ".influence", device: str = "auto",
+    listener: Listener | None = None,
 ) -> pa.Table:  # fmt: skip
     """The edits of a score table (a path or a table) under a budget, most harmful first; or those that a file says.
 
     Several columns ``by`` are combined, by rank sum unless ``combine`` says otherwise; ``maximise`` an objective
     ``subject_to`` others, such as "fairness>=0", in their place.  With ``output`` the curated manifest is written too.
+    ``target_recall`` and ``max_false`` cut where canaries say (``retrain --canaries``), and ``by="auto"`` acts on the
+    column that finds canaries best; ``seed``, ``store`` and ``device`` are of these.  ``bins`` is where every row's bin
+    is written, ``review_budget`` how many rows are marked there for review.
     ``manifest`` is needed where the scores are of rows in memory, and ``model``, the fitted classifier of scikit-learn,
     where such a one was scored by another program.
     """
-    from influence_cli.data.earlier import CURATED
-    from influence_cli.data.locators import named_in
-    from influence_cli.data.outputs import Output, check_outputs
     from influence_cli.model.scikit import rows_scored
-    from influence_cli.stages.curate.curate import curate as stage
     from influence_cli.stages.curate.request import CurateRequest
-    from influence_cli.stages.curate.written_manifest import write_curated
+    from influence_cli.stages.evaluate.written_edits import curate_and_write
 
+    numbers = {"budget": budget, "target_recall": target_recall, "max_false": max_false, "review_budget": review_budget}
     asked: dict[str, Any] = {
-        "action": action, "budget": None if budget is None else str(budget), "by": by, "decisions": decisions,
-        "combine": combine, "maximise": maximise, "subject_to": subject_to, "options": options or {}, "label": label,
-        "skip_bad": skip_bad,
+        "action": action, "by": by, "combine": combine, "maximise": maximise, "subject_to": subject_to, "bins": bins,
+        "decisions": decisions, "options": options or {}, "label": label, "skip_bad": skip_bad,
+        **{name: None if value is None else str(value) for name, value in numbers.items()},
     }  # fmt: skip
     (values,) = take((CurateRequest,), asked)
     output = None if output is None else place("output", output)
     request = CurateRequest(scores, manifest=rows_scored(scores, manifest, model, label), **values)
-    if output is not None:
-        check_outputs([Output("output", output, CURATED)], [scores, manifest, *named_in(scores)])
-    curated = stage(request)
-    if output is not None:
-        write_curated(curated, output)
-    return curated.table()
+    runtime = Runtime(checked(Runtime, "store", store), checked(Runtime, "device", device))
+    return curate_and_write(request, runtime, seed, listener or SILENT, output).table()
 
 
 @_called_from_python

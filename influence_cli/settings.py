@@ -161,9 +161,9 @@ class Runtime:
     """How fast and where; never a number beyond rounding."""
 
     store: str | None = option(  # None: a temporary store, thrown away
-        ".influence", "Where results are remembered.", (*RUNS_AND_EVALUATE, CACHE), **PATH
+        ".influence", "Where results are remembered.", (*RUNS_AND_EVALUATE, CURATE, CACHE), **PATH
     )
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps (speed only).", MODEL)
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps (speed only).", (*MODEL, CURATE))
     batch_size: int | None = option(
         None, "Rows a batch (scoring: speed only; training: part of the recipe).", MODEL, least=1
     )

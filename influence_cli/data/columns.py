@@ -86,6 +86,16 @@ EDITS: Columns = {
     "score": "what the row was edited for",
     "reason": "why, in words, with the names of classes",
 }
+BINS: Columns = {
+    **_ROW,
+    "score": "what the row was put into its bin by",
+    "low": "lower end of the 95 % interval: of the score (members), or of the probability that the label is wrong",
+    "high": "its upper end",
+    "bin": "act (it is edited), review, abstain or keep",
+    "reason": "why, in words",
+    "review_value": "what a review is expected to gain over leaving the row alone; null for a row to act on",
+    "review": "--review-budget: the row's place among those whose review is worth most, from 1; null for the others",
+}
 FLAGGED: Columns = {
     **_ROW,
     "score": "the row's score; null where it has none",
@@ -111,6 +121,7 @@ TABLES: dict[str, Columns] = {  # by what writes them
     "`score --per-target -o`": PER_TARGET,
     "`score --tokens -o`": TOKENS,
     "`curate --edits`": EDITS,
+    "`curate --bins`": BINS,
     "`curate --check`": FLAGGED,
     "`curate --write-baseline`": BASELINE,
     "`curate -o` and `--export`, beside the manifest's own": ADDED,
@@ -118,7 +129,7 @@ TABLES: dict[str, Columns] = {  # by what writes them
 OF_COMMAND: dict[str, dict[str, Columns]] = {  # what the help of a command tells
     "grads": {"Columns of the table": GRADS},
     "score": {"Columns of the table": SCORE, "Columns of --per-target": PER_TARGET, "Columns of --tokens": TOKENS},
-    "curate": {"Columns of --edits": EDITS, "Columns of --check": FLAGGED},
+    "curate": {"Columns of --edits": EDITS, "Columns of --bins": BINS, "Columns of --check": FLAGGED},
 }
 
 

@@ -24,13 +24,15 @@ GRADS, SCORES, PER_TARGET, EDITS = "grads table", "score table", "per-target tab
 CURATED, MADE, RESTORED = "curated manifest", "ingested manifest", "restored manifest"
 BASELINE, PAGE, PICTURE, RESULT = "baseline", "report", "picture", "result of evaluate"
 TOKENS = "table of tokens"
+BINS = "table of bins"
 
 GENERATOR = "influence"  # what a page and a picture say made them
 MADE_KEY = b"influence.made"  # of a manifest's first field: its schema metadata are the data's own
 _SOURCE_KEY = b"influence.source"
-_BY_STAGE = {"grads": GRADS, "score": SCORES, "per-target": PER_TARGET, "tokens": TOKENS}
+_BY_STAGE = {"grads": GRADS, "score": SCORES, "per-target": PER_TARGET, "tokens": TOKENS, "bins": BINS}
 _EDITS = ("id", "row_key", "action", "label_was", "label", "weight_was", "weight", "score", "reason")
 _TOKENS = ("id", "row_key", "side", "rank", "row_score", "position", "token")  # and further ones
+_BINS = ("id", "row_key", "label", "score", "low", "high", "bin", "reason", "review_value", "review")
 _SCORE = pattern_of(SCORE)
 _KEY = re.compile(r"[0-9a-f]{32}")
 _BEFORE_MARKS = b"""<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src"""
@@ -101,6 +103,8 @@ def _kind_of_table(names: Sequence[str], first: dict[str, Any] | None) -> str | 
         return BASELINE
     if names == _EDITS:
         return EDITS
+    if names == _BINS:
+        return BINS
     if names[: len(_TOKENS)] == _TOKENS:
         return TOKENS
     if names[:2] == ("target_id", "target_row_key"):

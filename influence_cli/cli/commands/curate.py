@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from influence_cli.cli.console import terminal
-from influence_cli.cli.settings.places import manifest_of_scores, require_source, review_commands
+from influence_cli.cli.settings.places import manifest_of_scores, require_source, review_commands, runtime_of
 from influence_cli.cli.settings.requests import CurateOutputs, ResultOptions
 from influence_cli.cli.settings.settings import Settings
 from influence_cli.cli.show.answers import show_next
@@ -33,7 +33,7 @@ def curate(settings: Settings) -> int | None:
 
     result, outputs = settings.make(ResultOptions), settings.make(CurateOutputs)
     result.check_format("curate", outputs.check)
-    _check_outputs(result, outputs)
+    _check_outputs(result, outputs, settings.values["bins"])
     if outputs.undo:
         return _undo(settings, result, outputs)
     if result.report:
@@ -42,6 +42,7 @@ def curate(settings: Settings) -> int | None:
         require_jinja()
     source = require_source(settings, "a score table")
     request = settings.make(CurateRequest, scores=source, **manifest_of_scores(settings))
+    request = _with_canaries(settings, request)
     if outputs.gate:
         return _judge(settings, result, outputs, request)
     curated = curate_stage(request)
@@ -52,10 +53,22 @@ def curate(settings: Settings) -> int | None:
     export = None if outputs.export is None else prepare_export(curated, settings.make(ExportRequest))
     if not result.dry_run:
         _write(result, outputs, curated, export)
+        _write_bins(curated)
     elif export is not None:
         terminal().note(f"would be: {export.sentence()}")
     _show_next(settings, result, outputs, curated, source)
     return None
+
+
+def _with_canaries(settings: Settings, request: CurateRequest) -> CurateRequest:
+    """The request with what canaries say, where they are asked: only then a model is looked at."""
+    from influence_cli.stages.curate.bins import needs_canaries
+
+    if not (request.asks_canaries or needs_canaries(request)):
+        return request
+    from influence_cli.stages.evaluate.canary_cut import with_canaries
+
+    return with_canaries(request, runtime_of(settings), settings.values["seed"], terminal())
 
 
 def _show_next(
@@ -97,20 +110,22 @@ def _write_report(settings: Settings, path: str, curated: Curated, source: str) 
     terminal().note(f"page written to {path}")
 
 
-def _check_outputs(result: ResultOptions, outputs: CurateOutputs) -> None:
+def _check_outputs(result: ResultOptions, outputs: CurateOutputs, bins: str | None) -> None:
     """Refuse outputs that contradict each other, or that cannot be written, before any work (UsageError)."""
     from influence_cli.data.outputs import is_same
     from influence_cli.data.write_tables import check_suffix
 
     places = (
-        *(("-o", result.output), ("--edits", outputs.edits), ("--export", outputs.export), ("--report", result.report)),
+        *(("-o", result.output), ("--edits", outputs.edits), ("--bins", bins), ("--export", outputs.export)),
+        ("--report", result.report),
     )
     if outputs.gate and any(path for _, path in places):
         raise UsageError("a gate decides and writes nothing", fix="leave -o, --edits and --export out, or --check")
     for (one, a), (other, b) in itertools.combinations(places, 2):
         if a is not None and b is not None and (a == b or (b != "-" and is_same(Path(a), Path(b)))):
             raise UsageError(f"{one} and {other} are both {a!r}", fix="give each a place of its own")
-    for path, suffixes in ((result.output, (".parquet",)), (outputs.edits, (".parquet", ".csv", ".jsonl"))):
+    tables = (".parquet", ".csv", ".jsonl")
+    for path, suffixes in ((result.output, (".parquet",)), (outputs.edits, tables), (bins, tables)):
         if path:
             check_suffix(path, suffixes)
 
@@ -133,8 +148,21 @@ def _write(result: ResultOptions, outputs: CurateOutputs, curated: Curated, expo
     if result.output:
         rows = write_curated(curated, result.output)
         out.note(f"{rows:,} train rows written to {result.output}")
-    if not (result.output or outputs.edits or export):
+    if not (result.output or outputs.edits or export or curated.request.bins):
         print_rows(result, curated.table(), classes=curated.scores.manifest.classes)
+
+
+def _write_bins(curated: Curated) -> None:
+    """The table of bins, where one is asked for."""
+    from influence_cli.data.earlier import BINS
+    from influence_cli.data.write_tables import write_table
+
+    place = curated.request.bins
+    if place is not None and curated.bins is not None:
+        table = curated.bins.table(curated.scores)
+        note_formulas(table, place)
+        write_table(table, place, BINS)
+        terminal().note(f"the bins of {table.num_rows:,} rows written to {place}")
 
 
 def _judge(settings: Settings, result: ResultOptions, outputs: CurateOutputs, request: CurateRequest) -> int | None:

@@ -65,7 +65,10 @@ PURPOSES: dict[str, tuple[str, ...]] = {
         *("method", "objective", "set", "params", "loss", "precision", "relative", "combine", "rows", "sketch_dim"),
         *("per_member", "per_target", "tokens", "decomposition", "row_id", "top"),
     ),
-    "Edits": ("action", "budget", "by", "maximise", "subject_to", "edits", "decisions", "undo"),
+    "Edits": (
+        *("action", "budget", "by", "target_recall", "max_false", "bins", "review_budget", "maximise", "subject_to"),
+        *("edits", "decisions", "undo"),
+    ),
     "Gate": (
         *("check", "max_flagged", "max_flagged_per", "false_flag", "fdr", "threshold", "baseline"),
         *("accepted_manifest", "write_baseline"),

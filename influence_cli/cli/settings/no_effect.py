@@ -17,7 +17,8 @@ _RECIPE = tuple(o.name for o in options_in(Recipe))
 _TRUTH = ("clean_label", "known_bad", "reference")  # of detection
 _SCORING = ("method", "objective", "params", "precision")
 _EXPORTS = ("export_as", "link", "url_prefix")
-_EDITS = ("action", "budget", "maximise", "subject_to")
+_CANARIES = ("target_recall", "max_false")
+_EDITS = ("action", "budget", "maximise", "subject_to", *_CANARIES, "bins", "review_budget")
 _GATE = ("check", "threshold", "write_baseline")  # any of them: nothing is edited
 _JUDGING = ("max_flagged", "max_flagged_per", "baseline", "accepted_manifest")
 _CHECK = "add --check, or leave it out"
@@ -64,6 +65,11 @@ def _stored_nowhere(settings: Settings) -> bool:
 
 def _writes_baseline_alone(settings: Settings) -> bool:
     return _has("write_baseline")(settings) and not settings.values["check"]
+
+
+def _needs_no_model(settings: Settings) -> bool:
+    """Whether ``curate`` reads a table alone."""
+    return _lacks(*_CANARIES, "bins")(settings) and settings.values["by"] != ["auto"]
 
 
 def _other_than(name: str, *values: str) -> Callable[[Settings], bool]:
@@ -114,6 +120,11 @@ RULES = (
         "is a rate among calibration rows, and --threshold needs none",
     ),
     Rule((CURATE,), ("false_flag",), _has("fdr"), "and --fdr are two rates", "give one of the two"),
+    Rule((CURATE,), ("review_budget",), _lacks("bins"), "is about bins", "add --bins FILE, or leave it out"),
+    Rule(
+        *((CURATE,), ("store", "no_store", "device"), _needs_no_model, "is about canaries, and they are not asked"),
+        "add --target-recall 90%, --max-false 10% or --by auto, or leave it out",
+    ),
     Rule((CURATE,), _EXPORTS, _lacks("export"), "is about an export", "add --export PATH, or leave it out"),
     Rule((CURATE,), ("link",), _other_than("export_as", "folder"), "is about images of an exported folder"),
     Rule((CURATE,), ("url_prefix",), _other_than("export_as", "label-studio"), "is about --export-as label-studio"),

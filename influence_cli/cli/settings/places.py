@@ -16,7 +16,7 @@ from influence_cli.settings import GradSpec, Inputs, Runtime
 if TYPE_CHECKING:
     from influence_cli.stages.curate.review import Commands
 
-WRITTEN = ("output", "edits", "write_baseline", "report", "plot")
+WRITTEN = ("output", "edits", "bins", "write_baseline", "report", "plot")
 WEIGHTS = ("checkpoint", "init", "canaries_from")  # of their folders no table is read
 OTHER = (*WRITTEN, "export", "store")  # paths that name no input
 TABLES = ("other_scores", "scores")  # as the positional arguments, they may name more that is read
@@ -134,7 +134,12 @@ def kind_of(settings: Settings, name: str) -> str:
     from influence_cli.data import earlier
 
     if name != "output":
-        kinds = {"edits": earlier.EDITS, "write_baseline": earlier.BASELINE, "report": earlier.PAGE}
+        kinds = {
+            "edits": earlier.EDITS,
+            "bins": earlier.BINS,
+            "write_baseline": earlier.BASELINE,
+            "report": earlier.PAGE,
+        }
         return kinds.get(name, earlier.PICTURE)
     if settings.command == SCORE:
         values = settings.values

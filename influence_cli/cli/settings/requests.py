@@ -57,7 +57,7 @@ class StoreOptions:
     keep: tuple[str, ...] = option(
         (), "gc: drop rows of no such manifest.", (CACHE,), metavar="MANIFEST", stored=False, after="store"
     )
-    no_store: bool = option(False, "Use a temporary store and throw it away.", RUNS_AND_EVALUATE)
+    no_store: bool = option(False, "Use a temporary store and throw it away.", (*RUNS_AND_EVALUATE, CURATE))
     skip_bad: bool = False
 
     @property

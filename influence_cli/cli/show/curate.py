@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli.console import terminal
 from influence_cli.cli.printing import cell, print_table
+from influence_cli.cli.show.canary_cut import show_cut
 from influence_cli.cli.show.run import show_noise
 from influence_cli.report.wrong_labels import estimates_of, wrong_labels_said
 from influence_cli.settings import parse_budget
@@ -26,6 +28,7 @@ def show_edits(curated: Curated) -> None:
     out.note(f"{s['action']}: {s['edited']:,} of {s['train_rows']:,} train rows, {_why(curated, s)}")
     for note in s["notes"]:
         out.note(f"  {note}")
+    show_cut(curated)
     for estimate in estimates_of(curated.scores.provenance):
         out.note(f"  {wrong_labels_said(estimate, classes)}")
     if curated.predicted:
@@ -59,9 +62,13 @@ def _why(curated: Curated, s: dict[str, Any]) -> str:
     by = f"by column {curated.scores.column}"
     if s["action"] == "reweight":
         return by
-    budget = curated.request.budget or "5%"
+    budget, cut, which = curated.request.budget or "5%", curated.request.cut, "the lowest" if s["edited"] else "none"
+    if curated.bins is not None:
+        return f"{by}: those to act on"
+    if cut is not None and math.isfinite(cut.threshold) and cut.capped is None:
+        short = f", {cut.rows - s['edited']:,} fewer than that: see below" if s["edited"] < cut.rows else ""
+        return f"{by}: {which} that canaries allow ({cut.rows:,}){short}"
     allowed = parse_budget(budget, s["train_rows"])
-    which = "the lowest" if s["edited"] else "none"
     short = f", {allowed - s['edited']:,} fewer than that: see below" if s["edited"] < allowed and s["notes"] else ""
     return f"{by}: {which} that a budget of {budget} allows ({allowed:,}){short}"
 

@@ -9,7 +9,7 @@ which is Pearson's statistic of the table (edited or not) x class.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from influence_cli.actions import make_action
 from influence_cli.actions.edited import Edited, apply_edits
-from influence_cli.actions.protocol import PROPOSAL, Edits
+from influence_cli.actions.protocol import PROPOSAL, Edits, Scored
 from influence_cli.data.classes import Names, class_called
 from influence_cli.data.labels import wrong_labels
 from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.settings import parse_budget
+from influence_cli.stages.curate.bins import ACT, Bins, binned
 from influence_cli.stages.curate.neighbours import with_neighbours
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import ScoreTable, guarded_groups, read_scores, scored_groups
@@ -43,6 +44,7 @@ class Curated:
     edits: Edits
     request: CurateRequest
     predicted: list[dict[str, Any]] = field(default_factory=list)  # by objective, where one is maximised
+    bins: Bins | None = None
 
     def table(self) -> pa.Table:
         """One row per edit, most harmful first: what the row was, what it is, its score, and why."""
@@ -85,6 +87,8 @@ class Curated:
                 "budget": self.request.budget,
                 "by": self.scores.column,
                 **({"predicted": self.predicted} if self.predicted else {}),
+                **({"canaries": self.request.cut.as_dict()} if self.request.cut is not None else {}),
+                **({"bins": self.bins.counts()} if self.bins is not None else {}),
                 "options": self.request.options.get(self.request.action, {}),
                 "edited": len(self.edits.edited),
                 "added_columns": self.added_columns,
@@ -99,6 +103,8 @@ def curate(request: CurateRequest) -> Curated:
         InfluenceError: the table, the action or the budget cannot work.
     """
     action = make_action(request.action, request.options)
+    if request.asks_canaries and request.cut is None:
+        raise UsageError("canaries have not been asked yet", fix="influence_cli.curate, or `influence curate`")
     scores = read_scores(request)
     if request.decisions is not None:
         from influence_cli.stages.curate.decisions import decided_edits
@@ -109,17 +115,25 @@ def curate(request: CurateRequest) -> Curated:
         raise UsageError(what, where=scores.manifest.source, fix="use --action trim or reweight")
     if request.action == "reweight" and request.budget is not None:
         raise UsageError("reweight touches every scored row and takes no budget", fix="leave --budget out")
-    budget = parse_budget(request.budget or "5%", len(scores.train))
+    budget = _rows_to_touch(request, scores)
     if request.maximise is not None:
         from influence_cli.stages.curate.constrained import constrained_trim
 
+        if request.bins is not None:
+            raise UsageError("--maximise chooses rows by a sum, and --bins row by row", fix="leave one of the two out")
         if request.combine is not None or request.by != ("score",):
             raise UsageError("--maximise names the column to act on", fix="leave --by and --combine out")
         edits, predicted = constrained_trim(request, scores, action, budget)
         return Curated(scores, edits, request, predicted)
     if request.subject_to:
         raise UsageError("--subject-to needs an objective to gain", fix="--maximise utility")
-    edits = with_neighbours(action.propose(scores.scored, budget), scores)
+    scored, bins = _as_cut(request, scores, budget)
+    most = budget if bins is None else min(budget, int(np.isfinite(scored.score).sum()))
+    edits = with_neighbours(action.propose(scored, most), scores)
+    if bins is not None:
+        edits = replace(
+            edits, reason=[f"{r}; {b}" if r else "" for r, b in zip(edits.reason, bins.reasons, strict=True)]
+        )
     gone = [column for column in scored_groups(scores.provenance) if column not in scores.group_columns]
     if gone and request.action == "trim":
         edits.notes.append(
@@ -128,7 +142,36 @@ def curate(request: CurateRequest) -> Curated:
     if request.combine == "minrank" and len(edits.edited):
         worst = scores.scored.score[edits.edited].max()
         edits.notes.append(f"largest worst rank among the edited rows: {worst:,.10g} of {len(scores.train):,}")
-    return Curated(scores, edits, request)
+    return Curated(scores, edits, request, bins=bins)
+
+
+def _rows_to_touch(request: CurateRequest, scores: ScoreTable) -> int:
+    """Most rows to edit: what canaries say, or the budget, or the fewer of the two where both are given."""
+    if request.cut is not None and request.budget is None and np.isfinite(request.cut.threshold):
+        return request.cut.rows
+    budget = parse_budget(request.budget or "5%", len(scores.train))
+    return budget if request.cut is None else min(budget, request.cut.rows)
+
+
+def _as_cut(request: CurateRequest, scores: ScoreTable, budget: int) -> tuple[Scored, Bins | None]:
+    """The rows that may be edited: those beyond the cut of canaries, and in the bin to act on where bins are asked for.
+
+    A row that a guard passes over is not replaced by one on this side of the cut.
+    """
+    score = scores.scored.score
+    if request.cut is not None:
+        score = np.where(score <= request.cut.threshold, score, np.nan)
+    if request.bins is None:
+        return replace(scores.scored, score=score), None
+    if request.action == "reweight":
+        raise UsageError(
+            "reweight touches every scored row, and --bins edits those that are sure", fix="trim or relabel"
+        )
+    order = replace(scores.scored, score=score).ascending()[:budget]
+    beyond = np.zeros(len(score), dtype=bool)
+    beyond[order] = True
+    bins = binned(scores, request, beyond, float(score[order[-1]]) if len(order) else -np.inf)
+    return replace(scores.scored, score=np.where(bins.names == ACT, score, np.nan)), bins
 
 
 def summarise(curated: Curated) -> dict[str, Any]:

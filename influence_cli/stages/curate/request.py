@@ -8,6 +8,8 @@ from typing import Any
 from influence_cli.options import CURATE, EVALUATE, PATH, RETRAIN, SCORE, option
 from influence_cli.settings import Options
 
+AUTO = "auto"  # --by: the column that finds canaries best
+
 
 @dataclass(frozen=True)
 class CurateRequest:
@@ -22,7 +24,7 @@ class CurateRequest:
     label: str | None = None
     by: tuple[str, ...] = option(
         ("score",),
-        "Score column to act on; several: curate combines them, retrain compares them.",
+        "Score column to act on; several: curate combines them, retrain compares them; auto: canaries choose (curate).",
         (CURATE, RETRAIN),
         metavar="COLUMN",
     )
@@ -40,8 +42,34 @@ class CurateRequest:
         None, "Apply what was decided of rows: a file that the page of --report saved, or a Label Studio export.",
         (CURATE,), **PATH, stored=False, after="edits",
     )  # fmt: skip
+    target_recall: str | None = option(
+        None,
+        "Cut where so large a share of the wrong labels is found, as canaries say (retrain --canaries).",
+        (CURATE,),
+        metavar="90%",
+        after="budget",
+    )
+    max_false: str | None = option(
+        None, "Cut where at most this share of the rows cut is fine, as canaries say.", (CURATE,), metavar="10%"
+    )
+    bins: str | None = option(
+        None,
+        "Edit only rows that are sure to be harmful; write every row's bin here: act, review, abstain or keep.",
+        (CURATE,),
+        **PATH,
+        after="subject_to",
+    )
+    review_budget: str | None = option(
+        None, "--bins: mark so many rows whose review is worth most.", (CURATE,), metavar="200"
+    )
     options: Options = field(default_factory=dict)
     skip_bad: bool = False
+    cut: Any = None  # a ``CanaryCut``: what canaries say of the column, once they are asked
+
+    @property
+    def asks_canaries(self) -> bool:
+        """Whether what is asked for needs canaries, whatever the table holds."""
+        return self.target_recall is not None or self.max_false is not None or self.by == (AUTO,)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from influence_cli.events import Listener
 from influence_cli.maths.ranking import Ladder, found
 from influence_cli.methods.random import uniform_draws
 from influence_cli.model.run_folder import RunFolder
-from influence_cli.settings import parse_budget
+from influence_cli.settings import Runtime, parse_budget
 from influence_cli.stages.curate.score_table import planted_labels
 from influence_cli.stages.evaluate.detection import RANDOM, detect
 from influence_cli.stages.evaluate.request import EvaluateRequest
@@ -50,14 +50,11 @@ def canaries_of(
 def _of_planting(
     scores: ScoreTables, tables: list[NamedTable], truth: Truth | None, request: EvaluateRequest, listener: Listener
 ) -> dict[str, Any]:
-    planted, scored = planted_labels(tables[0].table), list[tuple[NamedTable, dict[str, Floats]]]()
-    for table in tables:  # their columns, anew, with the planted labels
-        where = {"source": table.source, "manifest": request.manifest, "checkpoint": request.checkpoint}
-        run, session = reopen(table.provenance, request.runtime, listener, **where)
-        scored.append((table, score_columns(score(with_planted(run, planted), session)[0])))
-    columns = {shown: values for _, _, shown, values in side_by_side(scored)}
+    planted = planted_labels(tables[0].table)
+    columns, trained = planted_scores(
+        tables, scores.train, request.manifest, request.checkpoint, request.runtime, listener
+    )
     columns[RANDOM] = uniform_draws(scores.train.ids, request.seed)
-    trained = _trained_on(scores.train, request.checkpoint or tables[0].provenance["checkpoint"]["locator"])
     canaries = Truth((planted >= 0) & trained, trained, "canaries")
     rows = parse_budget(request.budget, int(trained.sum()))
     result = detect(columns, canaries, rows, request.draws, request.seed, RANDOM)
@@ -79,6 +76,24 @@ def _of_planting(
     if real is not None and real.wrong.any() and (real.known & ~real.wrong).any():
         entry["against_truth"] = _against_truth(tables, columns, canaries, real)
     return entry
+
+
+def planted_scores(
+    tables: list[NamedTable], train: Rows, manifest: Any, checkpoint: str | None, runtime: Runtime, listener: Listener
+) -> tuple[dict[str, Floats], NDArray[np.bool_]]:
+    """The columns of tables [n] by the names they are shown under, scored anew with the planted labels in place of the
+    rows' own; and which rows [n] were trained on.
+
+    Raises:
+        InfluenceError: the run behind a table cannot be opened again.
+    """
+    planted, scored = planted_labels(tables[0].table), list[tuple[NamedTable, dict[str, Floats]]]()
+    for table in tables:
+        where = {"source": table.source, "manifest": manifest, "checkpoint": checkpoint}
+        run, session = reopen(table.provenance, runtime, listener, **where)
+        scored.append((table, score_columns(score(with_planted(run, planted), session)[0])))
+    columns = {shown: values for _, _, shown, values in side_by_side(scored)}
+    return columns, _trained_on(train, checkpoint or tables[0].provenance["checkpoint"]["locator"])
 
 
 def _trained_on(train: Rows, checkpoint: str) -> NDArray[np.bool_]:

@@ -1,0 +1,43 @@
+"""What canaries say of a cut, and how many rows are in each bin, in lines for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from influence_cli.cli.console import terminal
+
+if TYPE_CHECKING:
+    from influence_cli.stages.curate.canary_cut import CanaryCut, Interval
+    from influence_cli.stages.curate.curate import Curated
+
+CAUTION = "as far as planted labels are as hard to find as real ones; labels that people confuse are harder"
+
+
+def show_cut(curated: Curated) -> None:
+    """What canaries expect of the rows beyond the cut, and the bins, where there are such."""
+    cut, bins, out = curated.request.cut, curated.bins, terminal()
+    if cut is not None:
+        for line in cut_lines(cut):
+            out.note(f"  {line}")
+    if bins is not None:
+        counts = ", ".join(f"{rows:,} {name}" for name, rows in bins.counts().items())
+        out.note(f"  bins, by 95 % intervals of {bins.about}: {counts}; only the first are edited")
+        if marked := int((bins.place > 0).sum()):
+            out.note(f"  {marked:,} rows are marked for review, those first where it is worth most")
+
+
+def cut_lines(cut: CanaryCut) -> list[str]:
+    """What canaries say of a cut."""
+    lines = [] if cut.why == "asked for" else [f"column {cut.column} {cut.why}"]
+    if cut.capped is not None:
+        lines.append(f"--budget {cut.capped} takes fewer rows than were asked for: {cut.rows:,}")
+    recall = f"{cut.rows:,} rows beyond the cut hold {_share(cut.recall, cut.recall_interval)} of the wrong labels"
+    fine = "" if cut.fine is None or cut.fine_interval is None else f", {_share(cut.fine, cut.fine_interval)} are fine"
+    low, high = cut.wrong_interval
+    wrong = f"{cut.wrong_rows:,.0f} labels ({low:,.0f} to {high:,.0f}) are wrong"
+    return [*lines, f"{cut.canaries:,} canaries expect: {recall}{fine}; {wrong}", f"  {CAUTION}"]
+
+
+def _share(value: float, interval: Interval) -> str:
+    low, high = interval
+    return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
