@@ -51,6 +51,7 @@ class Source(EKFAC):
     """EKFAC's eigenvalues through the filter of a segment."""
 
     relative: ClassVar[bool] = False
+    symmetric: ClassVar[bool] = False  # a product of the filters of several segments
     name: ClassVar[str] = "source"
 
     damping: float | None = setting(0.0, "delta, added to every eigenvalue", unit="mean loss")

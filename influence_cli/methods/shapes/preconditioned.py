@@ -99,6 +99,7 @@ class Preconditioned(Linear):
     made_of: ClassVar[str] = CURVATURE  # of the fit rows
     with_self_influence: ClassVar[str] = "--method ekfac, or exact where parameters are few"
     l2_by_parameter: ClassVar[bool] = False  # whether ``with_l2`` keeps each parameter's own
+    symmetric: ClassVar[bool] = True  # whether <g, P h> = <P g, h>, to what P is known
     revision: ClassVar[int] = 1  # of ``precondition``: raise it when its numbers change
 
     damping: float | None = setting(
