@@ -2,9 +2,10 @@
 
     < g_i, g_t > = sum over layers of  sum_pq (a_ip . a_tq)(d_ip . d_tq)
 
-with inputs a (of a convolution, patches) and output gradients d at positions p and q; no gradient is made whole.  With few positions that is far cheaper than the product of
-the layer's two row gradients; where it is not, these are made and multiplied, layer by layer.  A held row costs one
-forward and one backward pass, another row the same whatever the number of held rows, and a pair the products alone.
+with inputs a (of a convolution, patches) and output gradients d at positions p and q; no gradient is made whole.  With
+few positions that is far cheaper than the product of the layer's two row gradients; where it is not, these are made and
+multiplied, layer by layer.  A held row costs one forward and one backward pass, another row the same whatever the
+number of held rows, and a pair the products alone.
 """
 
 from __future__ import annotations
