@@ -103,7 +103,7 @@ def _kind_of_table(names: Sequence[str], first: dict[str, Any] | None) -> str | 
         return EDITS
     if names[: len(_TOKENS)] == _TOKENS:
         return TOKENS
-    if {"hurts", "helped_by", "duplicates_in_all"} <= set(names):
+    if names[:3] == ("id", "row_key", "label") and names[-1] == "reasons":
         return REASONS
     if names[:2] == ("target_id", "target_row_key"):
         return PER_TARGET

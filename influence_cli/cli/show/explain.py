@@ -53,6 +53,7 @@ def put_reasons(result: ResultOptions, found: Explained) -> None:
 def _show(row: Row, found: Explained) -> None:
     """One row's reasons as tables, on standard output."""
     print_table(f"row {row['id']}", ["", "value"], _facts(row), sys.stdout, left=2)
+    why: Row = row["reasons"]
     target = ["target row", "label", "predicted", "loss", "part of the score"]
 
     def of_target(part: Row) -> list[str]:
@@ -67,16 +68,16 @@ def _show(row: Row, found: Explained) -> None:
         how = "exact" if one["exact"] else "near"
         return [one["id"], _called(one, "label"), one["split"], how, cell(one["similarity"])]
 
-    _list("target rows whose loss it raises most", target, row["hurts"], of_target)
-    _list("target rows whose loss it lowers most", target, row["helps"], of_target)
+    _list("target rows whose loss it raises most", target, why["hurts"], of_target)
+    _list("target rows whose loss it lowers most", target, why["helps"], of_target)
     ranking = found.origin.get("kind") == "ranking"
     _list("nearest train rows of its own label" if ranking else "nearest train rows that help", near,
-          row["helped_by"], of_near)  # fmt: skip
-    _list("nearest train rows of another label", near, row["other_label"], of_near)
+          why["helped_by"], of_near)  # fmt: skip
+    _list("nearest train rows of another label", near, why["other_label"], of_near)
     limit = "" if found.found.limit is None else f", near ones up to 1 - cos {found.found.limit:.3g}"
-    more = row["duplicates_in_all"] - len(row["duplicates"])
+    more = why["duplicates_in_all"] - len(why["duplicates"])
     limit += f" ({more:,} more with a larger --top)" if more > 0 else ""
-    _list(f"duplicates{limit}", ["row", "label", "split", "kind", "similarity"], row["duplicates"], of_twin)
+    _list(f"duplicates{limit}", ["row", "label", "split", "kind", "similarity"], why["duplicates"], of_twin)
 
 
 def _list(title: str, header: list[str], rows: list[Row], line: Callable[[Row], list[str]]) -> None:

@@ -58,7 +58,7 @@ def explain(run: Run, session: Session, asked: tuple[str, ...], top: int) -> Exp
         }
         row |= {} if own is None else {"label_probability": own[j]}
         row |= {"score_is": origin["score_is"], "rank": rank[k], "of": finite}
-        rows.append(_named(run, {**row, **asdict(found.rows[run.train.ids[k]])}))
+        rows.append(_named(run, {**row, "reasons": asdict(found.rows[run.train.ids[k]])}))
     return Explained(rows, run, found, origin)
 
 

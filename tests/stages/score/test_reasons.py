@@ -129,8 +129,10 @@ def test_the_command_explains_rows_from_a_table_of_scores(digits: Path, digits_r
         assert row["of"] == 200
         assert row["rank"] == 1 + sum(r["score"] < row["score"] for r in table.values())
         assert row["label_name"] == f"class {row['label']}"
-        assert len(row["hurts"]) == len(row["helped_by"]) == len(row["other_label"]) == 2
-        assert row["hurts"][0]["predicted_name"].startswith("class ")
+        why = row["reasons"]
+        assert len(why["hurts"]) == len(why["helped_by"]) == len(why["other_label"]) == 2
+        assert why["hurts"][0]["predicted_name"].startswith("class ")
+        assert isinstance(row["other_label"], int)
     people = call_cli("score", scored, "--explain", "d0003", "--format", "table", "--store", filled_store, cwd=tmp_path)
     assert people.code == 0, people.err
     for said in ("row d0003", "lowest of 200", "whose loss it raises most", "nearest train rows that help"):
