@@ -128,8 +128,8 @@ def find_reasons(
     try:
         near, limit, features = _near_side(run, session, scores, places, top, ranking, missing)
     except (InfluenceError, OSError, RuntimeError) as error:
-        missing.append(f"no rows near by are listed: {_said(error)}")
-        near, limit, features = {k: Reasons() for k in places.tolist()}, None, None
+        missing.append(f"no rows near by are listed, and exact duplicates alone: {_said(error)}")
+        near, limit, features = _exact_alone(run, scores, places, top, ranking), None, None
     found: dict[str, Reasons] = {}
     for name, k in zip(rows.ids, places.tolist(), strict=True):
         hurts, helps = parts.get(k, ([], []))
@@ -265,6 +265,12 @@ def _near_side(
     return found, limit, train[places]
 
 
+def _exact_alone(run: Run, scores: Floats, places: NDArray[np.int64], top: int, ranking: bool) -> dict[int, Reasons]:
+    """By place the rows of the same payload, where there are no features."""
+    near, unknown = _Near(run, scores, ranking), np.full(len(run.train) + len(run.target), np.nan)
+    return {k: Reasons([], [], [], [], *near.duplicates(k, unknown, 0.0, top)) for k in places.tolist()}
+
+
 class _Near:
     """The train rows of a run, then its target rows, as they are near to one train row."""
 
@@ -302,7 +308,9 @@ class _Near:
             of, at = (0, j) if j < len(self.train) else (1, j - len(self.train))
             rows = (self.train, self.target)[of]
             found.append(
-                Duplicate(rows.ids[at], ("train", TARGET)[of], self.labels[of][at], _number(cosines[j]), bool(exact[j]))
+                Duplicate(
+                    rows.ids[at], ("train", TARGET)[of], self.labels[of][at], _number(float(cosines[j])), bool(exact[j])
+                )
             )
         return found, len(places)
 

@@ -18,7 +18,7 @@ import pytest
 from influence_cli.data.tables import provenance
 from influence_cli.errors import ModelError
 from influence_cli.settings import GradSpec, Runtime
-from influence_cli.stages.score import target_parts
+from influence_cli.stages.score import reasons, target_parts
 from influence_cli.stages.score.nearby import duplicate_groups
 from influence_cli.stages.score.reasons import find_reasons, reasons_of
 from influence_cli.stages.score.target_parts import parts_by_target
@@ -96,14 +96,14 @@ def test_reasons_name_the_rows_that_say_why(twins: Opened) -> None:
     assert ("leak", "target", True) in [(d.id, d.split, d.exact) for d in found.rows["r002"].duplicates]
     labels = dict(zip(ids, twins.run.train.labels.tolist(), strict=True))
     for k, name in zip(places.tolist(), ("r001", "r002", "twin"), strict=True):
-        reasons = found.rows[name]
-        assert [p.value for p in reasons.hurts] == sorted(p.value for p in reasons.hurts)
-        assert all(p.value < 0 for p in reasons.hurts)
-        assert all(p.value > 0 for p in reasons.helps)
-        assert all(n.score is not None and n.score > 0 and n.id != name for n in reasons.helped_by)
-        assert len(reasons.other_label) == 4
-        assert all(n.label != labels[ids[k]] for n in reasons.other_label)
-        near = [n.similarity for n in reasons.helped_by]
+        why = found.rows[name]
+        assert [p.value for p in why.hurts] == sorted(p.value for p in why.hurts)
+        assert all(p.value < 0 for p in why.hurts)
+        assert all(p.value > 0 for p in why.helps)
+        assert all(n.score is not None and n.score > 0 and n.id != name for n in why.helped_by)
+        assert len(why.other_label) == 4
+        assert all(n.label != labels[ids[k]] for n in why.other_label)
+        near = [n.similarity for n in why.helped_by]
         assert near == sorted(near, reverse=True)
 
 
@@ -159,9 +159,22 @@ def test_a_ranking_has_no_target_rows_and_says_so(digits: Path, digits_run: Path
     scores = column(score(job))
     found = find_reasons(job.run, job.session, scores, "score_loss", SOME, 3)
     assert found.missing == ("no target rows are listed: loss is a value of the row itself and looks at none",)
-    for reasons, k in zip(found.rows.values(), SOME.tolist(), strict=True):
-        assert reasons.hurts == []
-        assert {n.label for n in reasons.helped_by} == {int(job.run.train.labels[k])}
+    for why, k in zip(found.rows.values(), SOME.tolist(), strict=True):
+        assert why.hurts == []
+        assert {n.label for n in why.helped_by} == {int(job.run.train.labels[k])}
+
+
+def test_rows_of_one_payload_are_found_without_features(twins: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise ModelError("the model has no penultimate features")
+
+    monkeypatch.setattr(reasons, "fill_features", refused)
+    ids = twins.run.train.ids
+    found = find_reasons(twins.run, twins.session, column(score(twins)), "score_utility", np.array([1]), 3)
+    assert found.limit is None
+    assert "no penultimate features" in found.missing[0]
+    assert [(d.id, d.exact, d.similarity) for d in found.rows[ids[1]].duplicates] == [("twin", True, None)]
+    assert len(found.rows[ids[1]].hurts) == 3
 
 
 def test_a_page_gets_a_sentence_where_the_run_is_gone(scored: Path, filled_store: Path) -> None:
