@@ -23,8 +23,7 @@ from influence_cli.errors import InfluenceError
 GRADS, SCORES, PER_TARGET, EDITS = "grads table", "score table", "per-target table", "table of edits"
 CURATED, MADE, RESTORED = "curated manifest", "ingested manifest", "restored manifest"
 BASELINE, PAGE, PICTURE, RESULT = "baseline", "report", "picture", "result of evaluate"
-TOKENS = "table of tokens"
-BINS = "table of bins"
+TOKENS, BINS, REASONS = "table of tokens", "table of bins", "reasons of rows"
 
 GENERATOR = "influence"  # what a page and a picture say made them
 MADE_KEY = b"influence.made"  # of a manifest's first field: its schema metadata are the data's own
@@ -107,6 +106,8 @@ def _kind_of_table(names: Sequence[str], first: dict[str, Any] | None) -> str | 
         return BINS
     if names[: len(_TOKENS)] == _TOKENS:
         return TOKENS
+    if names[:3] == ("id", "row_key", "label") and names[-1] == "reasons":
+        return REASONS
     if names[:2] == ("target_id", "target_row_key"):
         return PER_TARGET
     if names in (("id", "row_key", "payload_key", "label"), ("id", "row_key", "payload_key", "label", "loss")):

@@ -52,6 +52,7 @@ class LiSSA(WithEKFAC):
     seed: int = setting(0, "of minibatches and power iterations")
 
     share: ClassVar[float] = 1e-2
+    symmetric: ClassVar[bool] = False  # minibatches come in an order
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -93,6 +93,7 @@ class Source(EKFAC):
 
     relative: ClassVar[bool] = False
     decay_apart: ClassVar[bool] = True
+    symmetric: ClassVar[bool] = False  # a product of the filters of several segments
     name: ClassVar[str] = "source"
 
     damping: float | None = setting(0.0, "delta, added to every eigenvalue", unit="mean loss")

@@ -19,6 +19,7 @@ from influence_cli.cli.show.table import put_table, show_pairs
 from influence_cli.errors import UsageError
 from influence_cli.options import SCORE, build_request
 from influence_cli.settings import GradSpec
+from influence_cli.stages.score.explain_request import ExplainRequest
 from influence_cli.stages.score.tokens.request import TokenRequest
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ def score(settings: Settings) -> None:
     result, asked = settings.make(ResultOptions), settings.make(ScoreOptions)
     run, session = _open(settings, result)
     tokens = settings.make(TokenRequest)
+    explained = settings.make(ExplainRequest)
+    if explained.explain:
+        return _explain(settings, result, asked, explained, run, session)
     if tokens.tokens:
         return _tokens(settings, result, asked, tokens, run, session)
     if asked.per_target:
@@ -131,6 +135,29 @@ def _per_target(settings: Settings, result: ResultOptions, asked: ScoreOptions, 
         show_pairs(table, run.classes)
     else:
         put_table(result, table, kind_of(settings, "output"))
+
+
+def _explain(
+    settings: Settings, result: ResultOptions, asked: ScoreOptions, request: ExplainRequest, run: Run, session: Session
+) -> None:
+    """Reasons of some rows; UsageError for options of other tables, and for a form without room for lists."""
+    from influence_cli.cli.show.explain import check_form, put_reasons
+    from influence_cli.stages.score.explain import describe_explain, explain
+
+    for flag, given in (
+        ("--per-target", asked.per_target), ("--per-member", asked.per_member), ("--combine", asked.combine),
+        ("--tokens", settings.values["tokens"]),
+    ):  # fmt: skip
+        if given:
+            raise UsageError(f"--explain and {flag} make two different tables", fix=f"leave {flag} out, or --explain")
+    check_form(result)
+    after = describe_explain(run, request.explain)
+    if result.dry_run:
+        show_plan(result, run, session)
+        return terminal().note(after)
+    found = explain(run, session, request.explain, asked.top)
+    show_skipped(found.run.left_out)
+    put_reasons(result, found)
 
 
 def _tokens(

@@ -63,7 +63,7 @@ PURPOSES: dict[str, tuple[str, ...]] = {
     ),
     "Scores": (
         *("method", "objective", "set", "params", "loss", "precision", "relative", "combine", "rows", "sketch_dim"),
-        *("per_member", "per_target", "tokens", "decomposition", "row_id", "top"),
+        *("per_member", "per_target", "explain", "tokens", "decomposition", "row_id", "top"),
     ),
     "Edits": (
         *("action", "budget", "by", "target_recall", "max_false", "bins", "review_budget", "maximise", "subject_to"),

@@ -88,8 +88,8 @@ RULES = (
     Rule((GRADS, SCORE), ("allow_overlap",), _other_than("overlap", "drop"), "means --overlap drop, which contradicts"),
     Rule((GRADS, SCORE), ("sketch_dim",), lambda s: s.values["rows"] != "sketch", "is about --rows sketch"),
     Rule(
-        *((SCORE,), ("top",), _lacks("per_target", "tokens"), "is about pairs of rows, or tokens"),
-        "add --per-target or --tokens, or leave it out",
+        *((SCORE,), ("top",), _lacks("per_target", "tokens", "explain"), "is about pairs of rows, or tokens"),
+        "add --per-target, --tokens or --explain ID, or leave it out",
     ),
     Rule((SCORE,), ("top",), _has("row_id"), "is about the most helpful and harmful rows, and --row-id names others"),
     Rule(

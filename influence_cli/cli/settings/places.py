@@ -143,6 +143,8 @@ def kind_of(settings: Settings, name: str) -> str:
         return kinds.get(name, earlier.PICTURE)
     if settings.command == SCORE:
         values = settings.values
+        if values["explain"]:
+            return earlier.REASONS
         return earlier.PER_TARGET if values["per_target"] else earlier.TOKENS if values["tokens"] else earlier.SCORES
     if settings.command == CURATE:
         return earlier.RESTORED if settings.values["undo"] else earlier.CURATED

@@ -36,6 +36,7 @@ from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.curate.request import CurateRequest, ExportRequest, GateRequest
 from influence_cli.stages.evaluate.request import CounterfactualRequest, EvaluateRequest
 from influence_cli.stages.retrain.request import CanaryRequest, EditsRequest, RetrainRequest
+from influence_cli.stages.score.explain_request import ExplainRequest
 from influence_cli.stages.score.tokens.request import TokenRequest
 
 
@@ -45,7 +46,7 @@ class ScoreOptions:
 
     per_member: bool = option(False, "Also each member's scores.", (SCORE,), after="relative")
     per_target: bool = option(False, "Most helpful and harmful rows of each target row.", (SCORE,), stored=False)
-    top: int = option(10, "--per-target and --tokens: rows of each side.", (SCORE,), least=1)
+    top: int = option(10, "--per-target, --tokens and --explain: rows of each side.", (SCORE,), least=1)
     combine: str | None = None
 
 
@@ -210,7 +211,7 @@ class ProgramOptions:
 
 
 REQUESTS: tuple[type, ...] = (
-    Inputs, GradSpec, Runtime, StoreOptions, Columns, IngestRequest, ScoreOptions, TokenRequest,
+    Inputs, GradSpec, Runtime, StoreOptions, Columns, IngestRequest, ScoreOptions, ExplainRequest, TokenRequest,
     CurateRequest, CurateOutputs, ExportRequest, GateRequest,
     EditsRequest, RetrainRequest, Recipe, CanaryRequest, RetrainOptions,
     CounterfactualRequest, EvaluateRequest, EvaluateOptions, ResultOptions, ProgramOptions,

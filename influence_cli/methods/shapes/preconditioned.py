@@ -72,6 +72,7 @@ class Preconditioned(Linear):
     with_self_influence: ClassVar[str] = "--method ekfac, or exact where parameters are few"
     decay_apart: ClassVar[bool] = False  # whether it takes AdamW's weight decay, which is no l2, as what it is
     l2_by_parameter: ClassVar[bool] = False  # whether ``with_l2`` keeps each parameter's own
+    symmetric: ClassVar[bool] = True  # whether <g, P h> = <P g, h>, to what P is known
     revision: ClassVar[int] = 1  # of ``precondition``: raise it when its numbers change
 
     damping: float | None = setting(

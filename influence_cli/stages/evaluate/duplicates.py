@@ -17,16 +17,13 @@ from numpy.typing import NDArray
 
 from influence_cli.data.locators import origin_of
 from influence_cli.data.manifest import Rows
-from influence_cli.data.row_checks import SKIPPED
 from influence_cli.data.tables import read_table
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import Listener
 from influence_cli.maths.linked import Linked
 from influence_cli.maths.neighbours import nearest, pairs_within
-from influence_cli.methods.outlier import Outlier
 from influence_cli.settings import Runtime
-from influence_cli.stages.run.members import member_at
-from influence_cli.stages.run.plan import Work
+from influence_cli.stages.grads.features import features_work, fill_features, run_of_features
 from influence_cli.stages.run.quantities import QUANTITIES
 from influence_cli.stages.run.reopen import reopen
 from influence_cli.stages.run.run import Run
@@ -76,22 +73,9 @@ def duplicates_run(
         checkpoint=checkpoint, class_map=class_map, another=checkpoint is not None, remember=remember,
     )  # fmt: skip
     another = run.target.manifest.files != run.manifest.files and len(run.target) > 0
-    asks = Outlier(k=1, among="target" if another else "train")
-    return replace(
-        run,
-        train=run.manifest.all_rows(),
-        target=run.target if another else run.target.take(np.zeros(0, dtype=np.int64)),
-        methods={"outlier": asks},
-        members_of={"outlier": (member_at(run, session.runtime),)},
-        ensembles={},
-        values={},
-    ), session
-
-
-def features_work(run: Run, session: Session) -> Work:
-    """What the store lacks of the rows' features."""
-    quantity, (member,) = QUANTITIES["features"], run.members
-    return Work(member, {part: quantity.lacking(run, session, part) for part in quantity.parts(run, member)})
+    target = run.target if another else run.target.take(np.zeros(0, dtype=np.int64))
+    asking = run_of_features(run, session, target=another)
+    return replace(asking, train=run.manifest.all_rows(), target=target), session
 
 
 def describe(run: Run, session: Session) -> dict[str, Any]:
@@ -112,7 +96,7 @@ def duplicates(run: Run, session: Session, limit: Limit) -> dict[str, Any]:
         ModelError: the model has no penultimate features.
         ManifestError: there are fewer than two rows.
     """
-    run = _filled(run, session)
+    run = fill_features(run, session)
     member, quantity = run.members[0], QUANTITIES["features"]
     folder = quantity.folder(run, session, quantity.parts(run, member)[0])
     every = [run.train, *([run.target] if len(run.target) else [])]
@@ -151,27 +135,6 @@ def duplicates(run: Run, session: Session, limit: Limit) -> dict[str, Any]:
             "groups_with_several_labels": sum(g["labels"] > 1 for g in groups),
         },
     }
-
-
-def _filled(run: Run, session: Session) -> Run:
-    """The run without rows that turned out not to decode, the features of all others stored."""
-    work = features_work(run, session)
-    if work.nothing:
-        return run
-    from influence_cli.stages.grads.first_look import FirstLook
-    from influence_cli.stages.grads.member_model import Models
-    from influence_cli.stages.grads.passes import run_pass
-
-    at = Models(run, session).at(work.member)
-    QUANTITIES["features"].check(run, at.exact)
-    bad = run_pass("features", run, session, work, at, FirstLook(run, session)).bad
-    session.forget_folders()
-    if not bad:
-        return run
-    session.listener.warn(f"{len(bad):,} rows cannot be decoded and are compared with none")
-    manifest = run.manifest.without(bad)
-    left = run.train.index[manifest.splits[run.train.index] != SKIPPED]
-    return replace(run, manifest=manifest, train=Rows(manifest, left))
 
 
 def _groups(
