@@ -43,7 +43,7 @@ def render(document: Document, root: str | None = None) -> str:
 
 def _case(suite: ET.Element, kind: str, name: str, **more: str) -> ET.Element:
     given = {key: _legal(value) for key, value in more.items()}
-    return ET.SubElement(suite, "testcase", classname=kind, name=_legal(name), time="0", **given)
+    return ET.SubElement(suite, "testcase", {"classname": kind, "name": _legal(name), "time": "0", **given})
 
 
 def _failure(case: ET.Element, message: str, text: str) -> None:
