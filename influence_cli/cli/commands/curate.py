@@ -49,7 +49,7 @@ def curate(settings: Settings) -> int | None:
     show_edits(curated)
     show_skipped(curated.scores.manifest.left_out)
     if result.report and not result.dry_run:
-        _write_report(settings, result.report, curated, source)
+        _write_report(settings, result, curated, source)
     export = None if outputs.export is None else prepare_export(curated, settings.make(ExportRequest))
     if not result.dry_run:
         _write(result, outputs, curated, export)
@@ -101,13 +101,16 @@ def _show_next(
     show_next("retrain", *words, fill_in=tuple(name for name in (UNKNOWN_MODEL, TEST) if name in words))
 
 
-def _write_report(settings: Settings, path: str, curated: Curated, source: str) -> None:
+def _write_report(settings: Settings, result: ResultOptions, curated: Curated, source: str) -> None:
     """The page on which a person decides of each edit."""
     from influence_cli.report.review.page import write_review
-    from influence_cli.stages.curate.review import review_of_edits
+    from influence_cli.stages.curate.review import edited_rows, review_of_edits
+    from influence_cli.stages.curate.why import why_of
 
-    write_review(review_of_edits(curated, review_commands(settings, source)), Path(path))
-    terminal().note(f"page written to {path}")
+    ids, runtime = edited_rows(curated)[: result.reasons], runtime_of(settings)
+    why = why_of(curated.scores, ids, curated.request, runtime, terminal())
+    write_review(review_of_edits(curated, review_commands(settings, source), why), Path(str(result.report)))
+    terminal().note(f"page written to {result.report}")
 
 
 def _check_outputs(result: ResultOptions, outputs: CurateOutputs, bins: str | None) -> None:

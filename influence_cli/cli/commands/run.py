@@ -85,14 +85,17 @@ def _write_review(settings: Settings, result: ResultOptions, table: pa.Table) ->
     """The page of the lowest rows, as they are, since nothing is edited yet."""
     from influence_cli.report.review.page import write_review
     from influence_cli.stages.curate.request import CurateRequest
-    from influence_cli.stages.curate.review import review_of_scores
+    from influence_cli.stages.curate.review import lowest_rows, review_of_scores
     from influence_cli.stages.curate.score_table import read_scores
+    from influence_cli.stages.curate.why import why_of
 
     by = () if "score" in table.column_names else (next(n for n in table.column_names if n.startswith("score_")),)
     request = build_request(CurateRequest, settings.values, scores=table, by=by or ("score",), manifest=None)
     scores = result.output if result.output is not None and carries_origin(result.output) else "scores.parquet"
     commands = review_commands(settings, scores)
-    write_review(review_of_scores(read_scores(request), commands), Path(str(result.report)))
+    read = read_scores(request)
+    why = why_of(read, lowest_rows(read)[: result.reasons], request, runtime_of(settings), terminal())
+    write_review(review_of_scores(read, commands, why), Path(str(result.report)))
     terminal().note(f"page written to {result.report}")
 
 

@@ -89,7 +89,7 @@ PURPOSES: dict[str, tuple[str, ...]] = {
     "Store, seed and speed": (
         *("store", "no_store", "keep", "seed", "device", "batch_size", "workers", "engine", "rows_limit"),
     ),
-    "Result": ("output", "report", "plot", "log", "format", "json", "dry_run"),
+    "Result": ("output", "report", "reasons", "plot", "log", "format", "json", "dry_run"),
     OTHER: (),
     "Settings and messages": ("config", "isolated", "show_settings", "quiet", "verbose", "debug", "color"),
 }

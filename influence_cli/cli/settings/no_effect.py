@@ -69,7 +69,7 @@ def _writes_baseline_alone(settings: Settings) -> bool:
 
 def _needs_no_model(settings: Settings) -> bool:
     """Whether ``curate`` reads a table alone."""
-    return _lacks(*_CANARIES, "bins")(settings) and settings.values["by"] != ["auto"]
+    return _lacks(*_CANARIES, "bins", "report")(settings) and settings.values["by"] != ["auto"]
 
 
 def _other_than(name: str, *values: str) -> Callable[[Settings], bool]:
@@ -97,6 +97,7 @@ RULES = (
         "add --tokens, or leave it out",
     ),
     Rule((SCORE,), ("report",), _has("per_target"), "shows rows, and --per-target makes pairs of rows"),
+    Rule((SCORE, CURATE), ("reasons",), _lacks("report"), "is about a page", "add --report FILE, or leave it out"),
     Rule((CURATE,), ("report", "decisions"), _has(*_GATE), "is about edits, and a gate makes none"),
     Rule((CURATE,), ("report", "decisions"), _has("undo"), "is about new edits, and --undo takes old ones back"),
     Rule((CURATE,), (*_EDITS, "combine"), _has("decisions"), "chooses rows by scores, and --decisions names them"),
@@ -122,8 +123,8 @@ RULES = (
     Rule((CURATE,), ("false_flag",), _has("fdr"), "and --fdr are two rates", "give one of the two"),
     Rule((CURATE,), ("review_budget",), _lacks("bins"), "is about bins", "add --bins FILE, or leave it out"),
     Rule(
-        *((CURATE,), ("store", "no_store", "device"), _needs_no_model, "is about canaries, and they are not asked"),
-        "add --target-recall 90%, --max-false 10% or --by auto, or leave it out",
+        *((CURATE,), ("store", "no_store", "device"), _needs_no_model, "is about a model, and none is run"),
+        "add --report FILE, --target-recall 90%, --max-false 10% or --by auto, or leave it out",
     ),
     Rule((CURATE,), _EXPORTS, _lacks("export"), "is about an export", "add --export PATH, or leave it out"),
     Rule((CURATE,), ("link",), _other_than("export_as", "folder"), "is about images of an exported folder"),

@@ -155,6 +155,9 @@ class ResultOptions:
     report: str | None = option(
         None, "Write a self-contained HTML page.", (EVALUATE, RETRAIN, SCORE, CURATE), stored=False, metavar="FILE"
     )
+    reasons: int = option(
+        100, "--report: rows whose reasons the page shows; 0: of none, so that no model runs.", (SCORE, CURATE)
+    )
     plot: str | None = option(None, "Write the figures as one PNG.", (EVALUATE, RETRAIN), stored=False, metavar="FILE")
     log: tuple[str, ...] = option(
         (), "Log the result to mlflow, wandb or tensorboard[:FOLDER] too.", TRAINS, metavar="TRACKER"

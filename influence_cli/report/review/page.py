@@ -74,6 +74,7 @@ def _data(review: Review) -> dict[str, Any]:
         "decisions": list(review.decisions),
         "column": review.column,
         "rows": [row.as_dict() for row in review.rows],
+        "others": review.others,
     }
 
 

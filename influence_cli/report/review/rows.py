@@ -19,7 +19,14 @@ class Why:
 
     hurts: Sequence[tuple[str, str, float]] = ()  # target rows: id, label, how far the row helps it (below 0: hurts)
     helped_by: Sequence[tuple[str, str, float]] = ()  # nearest helpful train rows: id, label, similarity
-    duplicates: Sequence[str] = ()  # ids of near-duplicates among the train rows
+    other_label: Sequence[tuple[str, str, float]] = ()  # nearest train rows of another label: id, label, similarity
+    duplicates: Sequence[str] = ()  # ids of near-duplicates among the rows of the page
+    more_duplicates: Sequence[tuple[str, str, str]] = ()  # of all train and target rows: id, split, label
+
+    def named(self) -> list[str]:
+        """The ids of the rows that it names."""
+        lists = (self.hurts, self.helped_by, self.other_label, self.more_duplicates)
+        return [entry[0] for some in lists for entry in some]
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,10 @@ class ReviewRow:
     def as_dict(self) -> dict[str, Any]:
         """The row as JSON has it, with short names; what is not there is left out."""
         why = {
-            "hurts": [[name, label, value] for name, label, value in self.why.hurts],
-            "helped": [[name, label, value] for name, label, value in self.why.helped_by],
+            "hurts": [list(entry) for entry in self.why.hurts],
+            "helped": [list(entry) for entry in self.why.helped_by],
+            "other": [list(entry) for entry in self.why.other_label],
+            "alike": [list(entry) for entry in self.why.more_duplicates],
         }
         found = {
             "id": self.id, "key": self.row_key, "label": self.label, "number": self.number, "score": self.score,
@@ -85,6 +94,7 @@ class Review:
     column: str
     decisions: Sequence[str]  # keep, drop, relabel
     classes: Sequence[str] | None = None  # names that a row can be given
+    others: dict[str, dict[str, Any]] = field(default_factory=dict)  # cards of rows that reasons name, by id
     by_class: Sequence[Counted] = ()
     by_slice: dict[str, Sequence[Counted]] = field(default_factory=dict)
     pairs: Sequence[tuple[str, str, int]] = ()  # label, proposed label, rows

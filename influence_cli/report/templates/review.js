@@ -132,11 +132,24 @@ function save() {
 
 // ---- cards ----------------------------------------------------------------------------------------------------------
 
+function pictureOf(row, id) {
+  const image = make("img", Math.max(...row.size) <= 48 ? "tiny" : "");
+  image.src = row.picture;
+  image.alt = visible("picture of " + id);
+  image.loading = "lazy";
+  return image;
+}
+
 function listed(title, entries, say) {
   const box = make("details");
   box.open = true;
-  const list = make("ul");
-  for (const entry of entries) add(list, make("li", "", say(entry)));
+  const seen = entries.every(([id]) => (data.others[id] || {}).picture), list = make("ul", seen ? "rows pictures" : "rows");
+  for (const entry of entries) {
+    const [id, label, value] = say(entry), other = data.others[id] || {}, about = make("div");
+    add(about, make("span", "", label), seen ? null : make("span", "", ", " + id), make("span", "faint", " " + value));
+    for (const words of Object.values(other.texts || {})) add(about, make("p", "faint quote", words));
+    add(list, add(make("li"), other.picture ? pictureOf(other, id) : null, about));
+  }
   return add(box, make("summary", "", title), list);
 }
 
@@ -193,13 +206,7 @@ function cardOf(k) {
   if (d) card.classList.add("is-" + d.decision);
   if (shown[now] === k) card.classList.add("now");
   const head = make("header"), about = make("div");
-  if (row.picture) {
-    const image = make("img", Math.max(...row.size) <= 48 ? "tiny" : "");
-    image.src = row.picture;
-    image.alt = visible("picture of " + row.id);
-    image.loading = "lazy";
-    add(head, image);
-  }
+  if (row.picture) add(head, pictureOf(row, row.id));
   const title = make("h3");
   add(title, add(make("bdi"), visible(row.label)));
   if (row.proposed !== undefined) add(title, " → ", make("bdi", "to", row.proposed));
@@ -221,8 +228,12 @@ function cardOf(k) {
   if (row.values) add(card, valuesOf(row));
   if (row.reason) add(card, make("p", "", row.reason));
   const why = row.why || {};
-  if (why.hurts) add(card, listed("Target rows it hurts most", why.hurts, ([id, label, v]) => `${id} (${label}): ${figure(v)}`));
-  if (why.helped) add(card, listed("Nearest rows that help", why.helped, ([id, label, v]) => `${id} (${label}), similarity ${figure(v)}`));
+  const said = ([id, label, v]) => [id, label, figure(v)];
+  if (why.hurts) add(card, listed("Target rows it hurts most", why.hurts, said));
+  const same = why.other && JSON.stringify(why.other) === JSON.stringify(why.helped);
+  if (why.other) add(card, listed(same ? "Nearest rows of another label, which help" : "Nearest rows of another label", why.other, said));
+  if (why.helped && !same) add(card, listed("Nearest rows that help", why.helped, said));
+  if (why.alike) add(card, listed("Its duplicates", why.alike, ([id, split, label]) => [id, label, split]));
   if (row.copies) {
     const names = row.copies.slice(0, 5).map(([id]) => id).join(", ");
     const more = row.copies.length > 5 ? ` and ${row.copies.length - 5} more` : "";

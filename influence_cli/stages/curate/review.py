@@ -38,13 +38,30 @@ class Commands:
     apply: str
 
 
-def review_of_edits(curated: Curated, commands: Commands, why: Mapping[str, Why] | None = None) -> Review:
+Reasons = tuple[Mapping[str, Why], Sequence[str]]  # by id of a row, and sentences on what is not known
+NO_REASONS: Reasons = ({}, ())
+
+
+def edited_rows(curated: Curated) -> list[str]:
+    """The ids of the edited rows in the order of the page: the most harmful first."""
+    return [curated.scores.train.ids[i] for i in _edited(curated).tolist()]
+
+
+def lowest_rows(scores: ScoreTable) -> list[str]:
+    """The ids of the rows of a page about scores alone, in its order."""
+    return [scores.train.ids[i] for i in scores.scored.ascending()[:LOWEST].tolist()]
+
+
+def _edited(curated: Curated) -> Ints:
+    chosen = np.zeros(len(curated.scores.train), dtype=bool)
+    chosen[curated.edits.edited] = True
+    return np.array([i for i in curated.scores.scored.ascending().tolist() if chosen[i]], dtype=np.int64)
+
+
+def review_of_edits(curated: Curated, commands: Commands, why: Reasons = NO_REASONS) -> Review:
     """What a page shows of edits: those rows, the most harmful first."""
-    scores, edits = curated.scores, curated.edits
-    edited = np.zeros(len(scores.train), dtype=bool)
-    edited[edits.edited] = True
-    order = np.array([i for i in scores.scored.ascending().tolist() if edited[i]], dtype=np.int64)
-    summary, n, name = summarise(curated), len(edited), Path(scores.manifest.source).name
+    scores, edits, order = curated.scores, curated.edits, _edited(curated)
+    summary, n, name = summarise(curated), len(scores.train), Path(scores.manifest.source).name
     done = {"trim": "taken out", "relabel": "given another label", "reweight": "given another weight"}
     share = f"{len(order):,} of {n:,} train rows ({100 * len(order) / n:.1f} %)"
     answer = f"{share} would be {done.get(edits.action, 'edited')}, by column {scores.column}."
@@ -61,21 +78,21 @@ def review_of_edits(curated: Curated, commands: Commands, why: Mapping[str, Why]
             f"and {100 * summary['wrong_share_of_all']:.1f} % of all rows."
         )
     cut = float(scores.scored.score[order].max()) if lowest else None
-    return _review(scores, order, edits, (title, answer, notes, commands), cut, why or {})
+    return _review(scores, order, edits, (title, answer, notes, commands), cut, why)
 
 
-def review_of_scores(scores: ScoreTable, commands: Commands, why: Mapping[str, Why] | None = None) -> Review:
+def review_of_scores(scores: ScoreTable, commands: Commands, why: Reasons = NO_REASONS) -> Review:
     """What a page shows of scores alone: the lowest rows, of which nothing is proposed to be edited."""
     order, n = scores.scored.ascending()[:LOWEST], len(scores.train)
     title = f"Which of the {n:,} train rows of {Path(scores.manifest.source).name} score lowest?"
     answer = f"The {len(order):,} lowest by column {scores.column} are shown; nothing is edited."
     cut = float(scores.scored.score[order[-1]]) if len(order) else None
-    return _review(scores, order, None, (title, answer, [], commands), cut, why or {})
+    return _review(scores, order, None, (title, answer, [], commands), cut, why)
 
 
 def _review(
     scores: ScoreTable, order: Ints, edits: Edits | None, said: tuple[str, str, list[str], Commands],
-    cut: float | None, why: Mapping[str, Why],
+    cut: float | None, why: Reasons,
 ) -> Review:  # fmt: skip
     title, answer, notes, commands = said
     flagged = np.zeros(len(scores.train), dtype=bool)
@@ -85,8 +102,11 @@ def _review(
         not_shown.append(
             f"The {len(shown):,} lowest rows are shown; the other {len(order) - len(shown):,} are in the tables."
         )
-    made = _Rows(scores, edits, why)
+    made = _Rows(scores, edits, why[0])
     rows = made.rows(shown)
+    if why[0] and len(why[0]) < len(shown):
+        not_shown.append(f"The first {len(why[0]):,} rows have reasons (--reasons).")
+    not_shown += why[1]
     if made.without_picture:
         not_shown.append(
             f"The first {len(shown) - made.without_picture:,} rows have pictures: the page holds "
@@ -102,7 +122,7 @@ def _review(
         fingerprint=_fingerprint(scores, shown, edits), rows=together_rows, scores=scores.scored.score,
         flagged=flagged, cut=cut, column=scores.column,
         decisions=(KEEP, DROP, RELABEL) if by_class else (KEEP, DROP),
-        classes=made.class_names if by_class else None, by_class=_by_class(scores, flagged),
+        classes=made.class_names if by_class else None, others=made.others(rows), by_class=_by_class(scores, flagged),
         by_slice={c: _counted(_texts(scores, c), flagged) for c in scores.group_columns},
         pairs=[(a, b or "", k) for (a, b), k in pairs.most_common()],
         notes=[line[:1].upper() + line[1:] for line in notes], not_shown=not_shown, facts=_facts(scores),
@@ -114,7 +134,7 @@ class _Rows:
 
     def __init__(self, scores: ScoreTable, edits: Edits | None, why: Mapping[str, Why]) -> None:
         self.scores, self.edits, self.why = scores, edits, why
-        self.without_picture = 0
+        self.without_picture, self.left = 0, MOST_BYTES
         manifest, names = scores.manifest, scores.table.column_names
         self.by_class = manifest.label_kind.holds == CLASSES
         self.class_names: list[str] = []
@@ -187,13 +207,31 @@ class _Rows:
             i = place[row]
             values = [] if usual is None else usual.of_row(kind.compared(payload), int(train.strata[i]))
             cards[i] = kind.card(payload, manifest.place(row, kind.column)), values
-        left = MOST_BYTES
         for i in order.tolist():
-            left -= len(cards[i][0].get("picture", ""))
-            if left < 0 and "picture" in cards[i][0]:
-                del cards[i][0]["picture"]
-                self.without_picture += 1
+            self.without_picture += not self._fits(cards[i][0])
         return cards
+
+    def others(self, rows: Sequence[ReviewRow]) -> dict[str, dict[str, Any]]:
+        """What is shown of rows that reasons name, by id, of whatever split; those of other manifests are not known."""
+        manifest, named = self.scores.manifest, dict.fromkeys(i for row in rows for i in row.why.named())
+        place = {i: k for k, i in enumerate(manifest.ids) if i in named}
+        index = np.array(sorted(place.values()), dtype=np.int64)
+        cards = {
+            manifest.ids[row]: manifest.payload_kind.card(payload, manifest.place(row, manifest.payload_kind.column))
+            for row, payload in (manifest.payloads(index) if len(index) else ())
+        }
+        for i in named:
+            if i in cards:
+                self._fits(cards[i])
+        return {i: card for i, card in cards.items() if card}
+
+    def _fits(self, card: dict[str, Any]) -> bool:
+        """Whether the page still holds the card's picture, which is taken off it where not."""
+        self.left -= len(card.get("picture", ""))
+        if self.left >= 0 or "picture" not in card:
+            return True
+        del card["picture"]
+        return False
 
 
 def _texts(scores: ScoreTable, column: str) -> list[str | None]:

@@ -69,8 +69,10 @@ class Opened:
         return page
 
     def ids(self) -> list[str]:
-        """The rows that are shown."""
-        return self.page.locator(".card .id").all_inner_texts()
+        """The rows that are shown, once their cards are all made."""
+        while self.page.evaluate("waiting.length"):
+            self.page.wait_for_timeout(10)
+        return self.page.locator(".card .id").all_text_contents()
 
     def said(self) -> str:
         return self.page.inner_text("#said")
@@ -142,7 +144,7 @@ def test_another_label_is_chosen_from_the_list(browser: Any, tmp_path: Path) -> 
         {"id": "r000", "row_key": f"{0:032x}", "decision": "relabel", "label": 1, "label_name": "dog"}
     ]
     plain = Opened(browser, tmp_path / "plain.html", review(lone, decisions=("keep", "drop"), classes=None))
-    assert plain.page.locator("#row-0 button").all_inner_texts() == ["keep", "drop"]
+    assert plain.page.locator("#row-0 button").all_text_contents() == ["keep", "drop"]
 
 
 def test_hostile_text_changes_nothing_and_nothing_is_fetched(browser: Any, tmp_path: Path) -> None:
@@ -155,8 +157,8 @@ def test_hostile_text_changes_nothing_and_nothing_is_fetched(browser: Any, tmp_p
     opened = Opened(browser, tmp_path / "page.html", review([bad, row(1)], notes=[HOSTILE], not_shown=[HOSTILE]))
     assert opened.page.evaluate("window.hit") is None
     assert opened.page.locator(".card img, script").count() == 2  # the data and the script of the page
-    assert "<img src=http://127.0.0.1:9/x" in opened.page.inner_text("#row-0 .id")
-    assert "⟨U+0000⟩" in opened.page.inner_text("#row-0 .id")
+    assert "<img src=http://127.0.0.1:9/x" in opened.page.text_content("#row-0 .id")
+    assert "⟨U+0000⟩" in opened.page.text_content("#row-0 .id")
     assert "⟨U+0000⟩" in opened.page.inner_text("h1")
     opened.page.keyboard.press("d")
     assert [d["id"] for d in opened.saved()["decisions"]] == [HOSTILE, HOSTILE + "2"]

@@ -204,7 +204,7 @@ def test_rows_stand_beside_what_is_usual_for_their_label(folder: Path) -> None:
     alone = {"trim": {"guard": False, "group_guard": False}}
     request = CurateRequest(str(folder / "s.parquet"), "trim", "3", str(folder / "m.parquet"), options=alone)
     curated = curate(request)
-    page = review_of_edits(curated, Commands("made", "apply"), {"r000": Why(hurts=[("t", "x", -1.0)])})
+    page = review_of_edits(curated, Commands("made", "apply"), ({"r000": Why(hurts=[("t", "x", -1.0)])}, ["Said."]))
     first = page.rows[0]
     own = np.array(
         [v for v, e in zip(values, examples(), strict=True) if (e.split, e.label) == ("train", first.number)]
@@ -214,6 +214,7 @@ def test_rows_stand_beside_what_is_usual_for_their_label(folder: Path) -> None:
     assert (first.values[0].value, first.values[0].usual) == ("99", f"{low:.4g} to {high:.4g}")
     assert [v.odd for v in first.values] == sorted((v.odd for v in first.values), reverse=True)
     assert first.why.hurts == [("t", "x", -1.0)]
+    assert page.not_shown[-2:] == ["The first 1 rows have reasons (--reasons).", "Said."]
     assert (first.rank, first.score, first.slices) == (1, -1.0, {"group": "a"})
     assert first.proposed == f"class {(first.number + 1) % 3}"  # type: ignore[operator]
     assert first.gain == f"2.5 higher with {first.proposed}"

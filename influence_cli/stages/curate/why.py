@@ -1,0 +1,63 @@
+"""Why rows of a review page score as they do, from the run that scored them, opened again.
+
+Only what a page asks for is computed: the reasons of its first rows, with the model that the score table names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from influence_cli.data.classes import Names, class_name
+from influence_cli.events import Listener
+from influence_cli.report.review.rows import Why
+from influence_cli.settings import Runtime
+from influence_cli.stages.curate.request import CurateRequest
+from influence_cli.stages.curate.score_table import ScoreTable
+
+TOP = 3  # rows of each list
+
+
+def why_of(
+    scores: ScoreTable, ids: Sequence[str], request: CurateRequest, runtime: Runtime, listener: Listener
+) -> tuple[dict[str, Why], list[str]]:
+    """By id why these train rows score as they do, and sentences on what is not known; never an error of the run."""
+    if not ids:
+        return {}, []
+    if scores.column not in scores.table.column_names:
+        return {}, [f"No reasons are shown: {scores.column} is made of several columns."]
+    from influence_cli.stages.score.reasons import reasons_of
+
+    source = request.scores if isinstance(request.scores, str) else "the score table"
+    found = reasons_of(
+        scores.table, scores.provenance, ids, runtime, listener,
+        source=source, column=scores.column, manifest=request.manifest, label=request.label, top=TOP,
+    )  # fmt: skip
+    alike: Mapping[str, list[str]] = {i: group for group in found.groups for i in group}
+    names = scores.manifest.classes
+    made = {
+        i: Why(
+            hurts=[(t.id, _label(t.label, names), t.value) for t in reasons.hurts],
+            helped_by=[(n.id, _label(n.label, names), n.similarity) for n in reasons.helped_by],
+            other_label=[(n.id, _label(n.label, names), n.similarity) for n in reasons.other_label],
+            duplicates=[other for other in alike.get(i, ()) if other != i],
+            more_duplicates=[(d.id, d.split, _label(d.label, names)) for d in reasons.duplicates],
+        )
+        for i, reasons in found.rows.items()
+    }
+    shown = ["With target rows stand their parts of the score, with near rows the cosine of their features."]
+    said = [line[:1].upper() + line[1:].rstrip(".") + "." for line in found.missing]
+    if found.limit is not None:
+        said.append(f"Duplicates are rows with the same content, or features up to 1 - cos = {found.limit:.2g} away.")
+    return made, (shown if any(why.named() for why in made.values()) else []) + said
+
+
+def _label(label: Any, names: Names | None) -> str:
+    """A label, as tables of ``score`` show it, as people read it."""
+    if label is None:
+        return "no label"
+    if isinstance(label, int):
+        return class_name(names, label)
+    if isinstance(label, list):
+        return ", ".join(map(str, label)) or "no label"
+    return f"{label:.6g}" if isinstance(label, float) else str(label)
