@@ -1,6 +1,6 @@
 """The gate on pull requests of 300 rows: 60 of them labelled wrong, or all of them clean; over seeds.
 
-    python -m tests.benchmarks.gate OUT [--data ../shared/data] [--only bank] [--seeds 10]
+    python tests/benchmarks/gate.py OUT [--data ../shared/data] [--only bank] [--seeds 10]
 
 Bank with logistic regression and an MLP takes about ten minutes on one core; cifar10n-small (test_resnet, 16 pixels
 wide) a few minutes a seed.  For every seed 600 train rows are held back from ``main``; a model is trained on the rest
@@ -17,6 +17,7 @@ import json
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for what tests share
 
 from tests.cases import Ran, call_cli
 
@@ -129,7 +132,7 @@ def report(results: dict[str, list[dict[str, Any]]]) -> str:
     seconds = np.mean([f["seconds"] for found in results.values() for f in found if "seconds" in f])
     lines = [
         "# The gate on pull requests of 300 rows", "", "| what | |", "|---|---|",
-        "| command | `python -m tests.benchmarks.gate OUT` |",
+        "| command | `python tests/benchmarks/gate.py OUT` |",
         f"| recorded | commit {commit.strip()}, {time.strftime('%Y-%m-%d')} |",
         f"| machine | {platform.machine()}, one thread of two busy cores, {seconds:.0f} s a seed |",
         "| needs | the data sets of `../shared/data`, which are not part of the repository |", "",
