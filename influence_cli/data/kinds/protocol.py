@@ -225,8 +225,8 @@ class Kind:
 def shortened(value: Any, most: int = SHOWN) -> str:
     """A value as text of at most so many characters, and how many more there are.
 
-    >>> shortened("a text", 4), shortened([0.5, 1.0])
-    ('a te ... (2 more characters)', '0.5, 1.0')
+    >>> shortened("a text", 3), shortened([0.5, 1.0])
+    ('a t ... (3 more characters)', '0.5, 1.0')
     """
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= most else f"{text[:most]} ... ({len(text) - most:,} more characters)"
