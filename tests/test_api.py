@@ -80,6 +80,8 @@ def test_every_option_of_grads_and_score_that_is_not_about_output_is_there() -> 
         "decomposition",
         "row_id",
         "report",
+        "reasons",
+        "explain",
     }  # said otherwise, or an argument of score
     flags = {o.name for command in (GRADS, SCORE) for o in options_of(command)} - shown - ours
     assert flags <= set(api.RunOptions.__annotations__)

@@ -40,6 +40,7 @@ SMALLER = {  # what would take too long as it stands
     "--log tensorboard:events": "",  # needs an extra; tests/loggers has it
     "--log tensorboard": "",
 }
+SMALLER_IN = {"trust": {"--model resnet18 --canaries 5%": "--model linear --epochs 60 --canaries 25%"}}  # a cut is told
 DECIDING = ("--check", "--require-improvement")  # flags of commands that may exit 1
 SOURCES = {  # what an export of the guide is made from, and what makes that from photos/
     "photos-clean": "photos/",
@@ -62,7 +63,10 @@ PREPARED = {  # what stands in the folder when the document begins, beside the d
     "manifest": [*PHOTOS, "score made.parquet --checkpoint PHOTOS -o all.parquet"],
     "objectives": [LINEAR, f"score train.parquet --checkpoint RUN --method exact {OBJECTIVES} -o scores.parquet"],
     "trust": [
-        *(TRAINED, "retrain train.parquet --model mlp:4 --seed 1 -o OLD_RUN"),
+        *(
+            "retrain train.parquet --model linear --epochs 60 -o RUN",
+            "retrain train.parquet --model mlp:4 --seed 1 -o OLD_RUN",
+        ),
         *("retrain train.parquet --model mlp:4 --epochs 3 -o NEW_RUN", SCORED),
         "score train.parquet --checkpoint RUN --method ip -o ip.parquet",
         "score train.parquet --checkpoint RUN --method loss -o loss.parquet",
@@ -75,7 +79,7 @@ PREPARED = {  # what stands in the folder when the document begins, beside the d
         "score train.parquet --checkpoint FIRST --method ip --method loss -o scores.parquet",
         "curate scores.parquet --budget 5% -o clean.parquet",
     ],
-    "gate": [TRAINED, SCORED],
+    "gate": [TRAINED, SCORED.replace("--method ip ", "--method ip-ensemble --set ip-ensemble.members=3 ")],
     "store": [TRAINED, SCORED],
     "text": [],
     "methods": [TRAINED],
@@ -99,9 +103,9 @@ def commands_of(line: str) -> list[str]:
     return commands
 
 
-def smaller(command: str) -> str:
-    """The command on less data, with a smaller model, for a shorter time."""
-    for text, less in SMALLER.items():
+def smaller(command: str, name: str = "") -> str:
+    """The command of a document on less data, with a smaller model, for a shorter time."""
+    for text, less in {**SMALLER_IN.get(name, {}), **SMALLER}.items():
         command = re.sub(rf"{re.escape(text)}(?![\w%,])", less, command)
     return command
 
@@ -247,4 +251,4 @@ def test_the_commands_of_a_document_run(name: str, data: Path, tmp_path: Path) -
                 exported = None if name == "text" else re.search(r"--export (\S+)", command)
                 if exported is not None and not exported[1].startswith("homes"):  # made two lines before
                     prepare_source(SOURCES[exported[1]], tmp_path)
-                run(smaller(command.removeprefix("influence ")), tmp_path)
+                run(smaller(command.removeprefix("influence "), name), tmp_path)

@@ -108,7 +108,7 @@ def test_a_shell_is_offered_the_names_there_are_and_waits_for_nothing_slow(tmp_p
         "influence retrain --model mlp": ["mlp:128", "mlp:128,128"],
         "influence score --format ": list(FORMATS["score"]),
         "influence evaluate --format ": list(FORMATS["evaluate"]),
-        "influence curate --format g": ["github"],
+        "influence curate --format g": ["github", "gitlab"],
         "influence score --overlap ": ["refuse", "keep", "drop"],
         "influence score --precision fp": ["fp32", "fp64"],
         "influence score --set ek": ["ekfac."],

@@ -27,8 +27,14 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--model", "linear", "--pretrained"], "--pretrained is for timm models, and linear is none"),
-        (["--model", "mlp:8", "--pretrained"], "--pretrained is for timm models, and mlp:8 is none"),
+        (
+            ["--model", "linear", "--pretrained"],
+            "--pretrained is for timm models and names of the hub, and linear is neither",
+        ),
+        (
+            ["--model", "mlp:8", "--pretrained"],
+            "--pretrained is for timm models and names of the hub, and mlp:8 is neither",
+        ),
         (["--model", "mlp:0"], "mlp:0 has a layer without units"),
         (["--model", "linear", "--augment", "shift"], "--augment shift moves pixels, and the rows have features"),
         (["--model", "linear", "--crop", "0.9"], "--crop is about images, and the rows have features"),

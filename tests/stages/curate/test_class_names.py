@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from influence_cli.cli.show.curate import github_command
+from influence_cli.report.gate.github import command
 from tests.cases import call_cli, examples, feature_table, with_column, write
 
 NAMES = ("cat", "dog", "snow owl")
@@ -95,7 +95,7 @@ def test_messages_of_the_gate_name_the_class_and_read_as_they_are(place: Path) -
     ],
 )
 def test_a_message_is_escaped_as_github_reads_it(message: str, written: str) -> None:
-    assert github_command("warning", message, title="a:b,c") == f"::warning title=a%3Ab%2Cc::{written}\n"
+    assert command("warning", message, title="a:b,c") == f"::warning title=a%3Ab%2Cc::{written}\n"
 
 
 def test_terms_and_cells_of_groups_name_the_class(place: Path) -> None:

@@ -273,7 +273,6 @@ def test_lost_parts_of_the_store_are_made_again(home: Path) -> None:
         (["--tokens", "--row-id", "r1", "--top", "3"], "--row-id names others"),
         (["--tokens", "--decomposition", "layer"], "'layer' is unknown"),
         (["--decomposition", "position"], "is about tokens"),
-        (["--report", "x.html"], "is about tokens"),
         (["--row-id", "r1"], "is about tokens"),
         (["--top", "3"], "or tokens"),
     ],
