@@ -129,7 +129,7 @@ def report(results: dict[str, list[dict[str, Any]]]) -> str:
     seconds = np.mean([f["seconds"] for found in results.values() for f in found if "seconds" in f])
     lines = [
         "# The gate on pull requests of 300 rows", "", "| what | |", "|---|---|",
-        "| command | `python -m tests.benchmarks.gate OUT` |",
+        "| command | `python tests/benchmarks/gate.py OUT`, with the repository on `PYTHONPATH` |",
         f"| recorded | commit {commit.strip()}, {time.strftime('%Y-%m-%d')} |",
         f"| machine | {platform.machine()}, one thread of two busy cores, {seconds:.0f} s a seed |",
         "| needs | the data sets of `../shared/data`, which are not part of the repository |", "",
@@ -147,7 +147,8 @@ def report(results: dict[str, list[dict[str, Any]]]) -> str:
             f"- tripped on {wrong} of {len(found)} bad pull requests, clean on {clean} of {len(found)} clean ones",
             f"- of the {WRONG} wrong rows, {mean:.1f} on average and {least} at least are among the first {FIRST}",
             f"- clean rows flagged: {flagged}",
-            f"- rows computed for a pull request: {', '.join(map(str, computed))}", "",
+            f"- rows computed for a pull request: {', '.join(map(str, computed))}; copies of accepted rows are not judged",
+            "",
             "| seed | method | calibration rows | bad: exit | flagged | of them wrong | wrong in the first 75 "
             "| clean: exit | flagged |", "|---" * 9 + "|",
         ]  # fmt: skip

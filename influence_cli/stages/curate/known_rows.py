@@ -188,7 +188,9 @@ def read_baseline(path: str | None) -> set[str]:
                     raise ValueError(f"line {number}: id={name} is there twice")
                 keys[name] = key
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"the baseline cannot be read ({error})", where=path, fix="use --write-baseline") from error
+        what = error.strerror or error if isinstance(error, OSError) else error
+        fix = "name a file that `influence curate SCORES --write-baseline FILE` made"
+        raise UsageError(f"the baseline cannot be read ({what})", where=path, fix=fix) from error
     return set(keys.values())
 
 
