@@ -147,7 +147,7 @@ def report(results: dict[str, list[dict[str, Any]]]) -> str:
             f"- tripped on {wrong} of {len(found)} bad pull requests, clean on {clean} of {len(found)} clean ones",
             f"- of the {WRONG} wrong rows, {mean:.1f} on average and {least} at least are among the first {FIRST}",
             f"- clean rows flagged: {flagged}",
-            f"- rows computed for a pull request: {', '.join(map(str, computed))}; copies of accepted rows are not judged",
+            f"- rows computed for a pull request: {', '.join(map(str, computed))}; copies of old rows are not judged",
             "",
             "| seed | method | calibration rows | bad: exit | flagged | of them wrong | wrong in the first 75 "
             "| clean: exit | flagged |", "|---" * 9 + "|",
