@@ -109,7 +109,7 @@ def next_steps(verdict: Verdict, settings: Settings) -> list[dict[str, str]]:
     source, ids = str(settings.source), verdict.flagged.column("id").to_pylist()
     asked = settings.repeated_of("manifest", "label", "skip_bad")
     steps: list[dict[str, str]] = []
-    judged = [i for i in ids[verdict.unjudged :] if not i.startswith("-")]
+    judged = [i for i in ids[verdict.unjudged :] if not i.startswith("-") and i.isprintable()]  # to be pasted
     if judged and any(option.name == "explain" for option in options_of(SCORE)):
         named = [word for i in judged[:EXPLAINED] for word in ("--explain", i)]
         steps.append(_step("look at them", "score", source, *asked, *named))

@@ -53,7 +53,7 @@ def check(scores: ScoreTable, request: GateRequest) -> Verdict:
     new = ~known & (planted_labels(scores.table) < 0)
     judged = new & np.isfinite(scores.scored.score if effect is None else effect)
     unjudged = _unjudged(scores, new & ~judged, accepted | set(calibration))
-    notes += _not_looked_at(scores, accepted)
+    notes += _not_looked_at(scores, accepted, request.against is not None)
     if effect is not None:
         flagged, why, rule, more = _by_effect(effect[judged], float(request.threshold or 0.0))
     else:
@@ -166,15 +166,19 @@ def _chance_of_clean(rule: Rule, rows: int, allowed: int | None) -> tuple[float 
     return chance, (f"{what} are allowed: --max-flagged {high} makes that at most {100 * SELDOM:.0f}%",)
 
 
-def _not_looked_at(scores: ScoreTable, accepted: set[str]) -> tuple[str, ...]:
-    """Rows of other splits than train that are not accepted: nothing is known of them."""
+def _not_looked_at(scores: ScoreTable, accepted: set[str], told_apart: bool) -> tuple[str, ...]:
+    """Rows of other splits than train that are not accepted: nothing is known of them.
+
+    ``told_apart`` says that they are new: a manifest was given, while a baseline holds train rows alone.
+    """
     rows = {split: scores.manifest.rows(split) for split in ("val", "test")}
     counts = {s: sum(key.tobytes().hex() not in accepted for key in r.row_keys) for s, r in rows.items()}
     said = [f"{rows:,} {split}" for split, rows in counts.items() if rows]
     if not said:
         return ()
     how = "to have new rows judged, give them split train in the manifest (a column split, or `manifest --split`)"
-    return (f"not looked at: {' and '.join(said)} rows, since only train rows have scores; {how}",)
+    which = "" if told_apart else ", old and new (with --against MANIFEST only new ones are counted)"
+    return (f"not looked at: {' and '.join(said)} rows, since only train rows have scores{which}; {how}",)
 
 
 def _unjudged(scores: ScoreTable, null: NDArray[np.bool_], known: set[str]) -> list[tuple[int, str]]:

@@ -50,13 +50,26 @@ def reference_rows(scores: ScoreTable, calibration: Counter[str], accepted: Mask
     if reference.any():
         return reference, None
     lost = f": none of the run's {calibration.total():,} calibration rows is there as it was" if calibration else ""
+    gone = _checkpoint_gone(scores)
+    if gone is not None:
+        lost = f": {gone}, which was scored, is not there, and so its calibration rows are not known"
     if accepted.any():
         return accepted & finite, f"compared with accepted rows, so the rate of false flags is unknown{lost}"
     fix = "train with `retrain --calibration 5%`, or pass --baseline FILE or --against MANIFEST"
+    if gone is not None:
+        fix = f"run the gate where {gone} is, or {fix}"
     if any(calibration[key.hex()] and not finite[k] for k, key in enumerate(scores.scored.keys)):
         lost = f": none of the run's {calibration.total():,} calibration rows has a score, since none was trained on"
         fix = "score with a method that needs no training on the row, such as loss or ip"
     raise UsageError(f"the gate has nothing to compare new rows with{lost}", fix=fix)
+
+
+def _checkpoint_gone(scores: ScoreTable) -> str | None:
+    """The checkpoint that was scored, where its path leads to nothing from here."""
+    locator = (scores.provenance.get("checkpoint") or {}).get("locator")
+    if not isinstance(locator, str) or "://" in locator or Path(locator).exists():
+        return None
+    return locator
 
 
 def calibration_rows(scores: ScoreTable, calibration: Counter[str]) -> Mask:
@@ -175,7 +188,9 @@ def read_baseline(path: str | None) -> set[str]:
                     raise ValueError(f"line {number}: id={name} is there twice")
                 keys[name] = key
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"the baseline cannot be read ({error})", where=path, fix="use --write-baseline") from error
+        what = error.strerror or error if isinstance(error, OSError) else error
+        fix = "name a file that `influence curate SCORES --write-baseline FILE` made"
+        raise UsageError(f"the baseline cannot be read ({what})", where=path, fix=fix) from error
     return set(keys.values())
 
 

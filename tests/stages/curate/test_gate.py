@@ -434,7 +434,7 @@ def test_the_gate_trips_for_new_rows_that_were_left_out_when_scored(
 def test_the_gate_says_what_it_did_not_look_at_and_how_coarse_it_is(pull_request: Path) -> None:
     ran = gate("scores.parquet", "--baseline", "baseline.jsonl", "--false-flag", "3%", cwd=pull_request)
     assert ran.code in (0, 1), ran.err
-    assert "not looked at: 60 val and 60 test rows, since only train rows have scores" in ran.err
+    assert "not looked at: 60 val and 60 test rows, since only train rows have scores, old and new (with" in ran.err
     few = re.search(r"few rows to compare with: at 3% .* only below all of (\d+); (\d+) would do", ran.err)
     assert few is not None
     assert 33 <= int(few[1]) < 66

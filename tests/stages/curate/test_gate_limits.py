@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,31 @@ def test_a_trip_names_rows_their_lines_labels_and_what_to_do(csv_branch: Path) -
     assert call_cli("curate", *asked, cwd=csv_branch).code == 0
     (csv_branch / "rows.csv").write_text("\n".join(lines) + "\n")
     assert call_cli("manifest", "rows.csv", "-o", "rows.parquet", cwd=csv_branch).code == 0
+
+
+def test_a_gate_away_from_the_run_says_that_its_calibration_rows_are_not_known(
+    csv_branch: Path, tmp_path: Path
+) -> None:
+    for name in ("rows.parquet", "main.parquet", "scores.parquet"):
+        shutil.copy(csv_branch / name, tmp_path / name)
+    lost = "RUN, which was scored, is not there, and so its calibration rows are not known"
+    assert f"the rate of false flags is unknown: {lost}" in gate(*AGAINST, cwd=tmp_path).err
+    alone = gate(cwd=tmp_path)
+    assert alone.code == 2
+    assert lost in alone.err
+    assert "fix: run the gate where RUN is" in alone.err
+
+
+def test_an_id_that_cannot_be_pasted_is_in_no_command(csv_branch: Path, tmp_path: Path) -> None:
+    shutil.copytree(csv_branch, tmp_path, dirs_exist_ok=True)
+    for name in ("rows.parquet", "scores.parquet"):
+        table = pq.read_table(tmp_path / name)
+        ids = [{"r88": "r\n88", "r89": "--help"}.get(i, i) for i in table.column("id").to_pylist()]
+        write(with_column(table, "id", pa.array(ids)), tmp_path / name)
+    ran = gate(*AGAINST, "--manifest", "rows.parquet", "--format", "json", cwd=tmp_path)
+    assert ran.code == 1, ran.err
+    assert "r\n88" in {row["id"] for row in ran.json["rows"]}
+    assert all("88" not in step["command"] and "--help" not in step["command"] for step in ran.json["next"])
 
 
 @pytest.mark.parametrize("form", ["github", "junit", "sarif", "gitlab", "table"])
