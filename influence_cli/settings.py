@@ -269,5 +269,6 @@ def parse_share(text: str, flag: str) -> float:
     except ValueError as error:
         raise UsageError(f"{flag} {text!r} is no share", fix="write 5%") from error
     if not 0 < value < 1:
-        raise UsageError(f"{flag} {text} is not between 0 and 100%", fix="write 5%")
+        meant = text if 1 < value < 100 and not text.endswith("%") else 5  # 90 for 90%
+        raise UsageError(f"{flag} {text} is not between 0 and 100%", fix=f"write {meant}%")
     return value

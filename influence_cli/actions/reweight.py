@@ -69,7 +69,7 @@ class Reweight:
                 break
             temperature *= 2
         if temperature != self.temperature:
-            kept = f"30 % of the effective sample size ({effective_size(before):,.0f})"
+            kept = f"30% of the effective sample size ({effective_size(before):,.0f})"
             notes.append(f"temperature raised to {temperature:g} to keep {kept}")
         return w
 

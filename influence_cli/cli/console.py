@@ -15,12 +15,12 @@ from influence_cli.cli.streams import write_line
 from influence_cli.errors import printable
 from influence_cli.events import Listener, Progress
 
-PLAIN_EVERY_S, PLAIN_EVERY_SHARE = 30.0, 0.1  # a line each 10 % or 30 s...
+PLAIN_EVERY_S, PLAIN_EVERY_SHARE = 30.0, 0.1  # a line each 10% or 30 s...
 PLAIN_AT_LEAST_S = 2.0  # ... but none for work that is over at once
 
 
 class Terminal(Listener):
-    """Renders a stage's events: a bar on a terminal, elsewhere a line each 10 % or 30 s, at most one in 2 s."""
+    """Renders a stage's events: a bar on a terminal, elsewhere a line each 10% or 30 s, at most one in 2 s."""
 
     def __init__(self, quiet: bool = False, verbose: bool = False, color: str = "auto") -> None:
         self.quiet, self.verbose, self.color = quiet, verbose, color

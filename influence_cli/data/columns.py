@@ -89,7 +89,7 @@ EDITS: Columns = {
 BINS: Columns = {
     **_ROW,
     "score": "what the row was put into its bin by",
-    "low": "lower end of the 95 % interval: of the score (members), or of the probability that the label is wrong",
+    "low": "lower end of the 95% interval: of the score (members), or of the probability that the label is wrong",
     "high": "its upper end",
     "bin": "act (it is edited), review, abstain or keep",
     "reason": "why, in words",

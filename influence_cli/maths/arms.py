@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 
 def mean_interval(values: Floats) -> dict[str, float | int | None]:
-    """Mean and the half-width of its 95 % t interval over n values; the half-width is None for one value.
+    """Mean and the half-width of its 95% t interval over n values; the half-width is None for one value.
 
     >>> mean_interval(np.array([1.0, 3.0]))["mean"]
     2.0

@@ -1,15 +1,15 @@
 """Intervals and verdicts from a bootstrap over rows that keeps the number of rows of each kind.
 
 The percentile interval of the draws is not used: near the ends of the scale it covers far too little (AUC 0.998 with
-30 wrong of 200 rows: 76 % of the time in place of 95 %), and for average precision, which repeated rows push up, it
-is off-centre (88 % for a random ranking).  In its place, with the standard deviation se of the draws,
+30 wrong of 200 rows: 76% of the time in place of 95%), and for average precision, which repeated rows push up, it
+is off-centre (88% for a random ranking).  In its place, with the standard deviation se of the draws,
 
     logit(v) +- t_df se / (v (1 - v))       for a figure v,         and        d +- t_df se       for a difference d
 
-where t_df is Student's 97.5 % point.  Where a figure rests on a few rows (an AUC near 1 rests on the clean rows that
+where t_df is Student's 97.5% point.  Where a figure rests on a few rows (an AUC near 1 rests on the clean rows that
 are ranked high), se is itself uncertain; df, Satterthwaite's with the kurtosis of the rows' influence values, says
-how much.  On binormal scores, AUC 0.5 to 0.998 and 30 to 500 wrong rows, that covers 94 to 98 % (99 % at AUC 0.998
-with 30 wrong rows); with the normal 1.96 in place of t_df it would be 90 to 97 %.
+how much.  On binormal scores, AUC 0.5 to 0.998 and 30 to 500 wrong rows, that covers 94 to 98% (99% at AUC 0.998
+with 30 wrong rows); with the normal 1.96 in place of t_df it would be 90 to 97%.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def degrees_of_freedom(influence: Floats, strata: NDArray[np.bool_]) -> float:
 
 
 def student(df: float) -> float:
-    """The two-sided 95 % point of Student's t; the normal one for infinitely many degrees of freedom.
+    """The two-sided 95% point of Student's t; the normal one for infinitely many degrees of freedom.
 
     >>> round(student(float("inf")), 3), round(student(10.0), 3)
     (1.96, 2.228)
@@ -125,7 +125,7 @@ def two_sided(difference: float, se: float, df: float) -> float:
 
 
 def holm(p: Floats) -> Floats:
-    """Holm's adjusted p-values [k]: reject those at most 0.05, and the chance of one false rejection is at most 5 %.
+    """Holm's adjusted p-values [k]: reject those at most 0.05, and the chance of one false rejection is at most 5%.
 
     >>> holm(np.array([0.01, 0.04, 0.03])).tolist()
     [0.03, 0.06, 0.06]

@@ -22,7 +22,7 @@ least concave majorant: isotonic regression).
 
 All of it assumes that planted labels are as hard to find as real ones.  People confuse what is alike, which is harder:
 then recall is smaller than said, as is the number of wrong rows, and the share that is fine is larger or smaller.
-Intervals are of the draw of canaries: Clopper and Pearson's for r, with p held, and for all else the 2.5 % and 97.5 %
+Intervals are of the draw of canaries: Clopper and Pearson's for r, with p held, and for all else the 2.5% and 97.5%
 points of a bootstrap over canaries in which p is estimated anew.
 """
 
@@ -118,7 +118,7 @@ def most_wrong(columns: Sequence[Column], same: float, counts: Ints | None = Non
 
 
 def _wilson(share: Floats, trials: Ints | int, side: int) -> Floats:
-    """An end of Wilson's 95 % interval of a share among so many: the lower for side -1, the upper for 1."""
+    """An end of Wilson's 95% interval of a share among so many: the lower for side -1, the upper for 1."""
     z2 = 1.96**2
     half = np.sqrt(z2 * (share * (1 - share) / trials + z2 / (4 * trials**2)))
     return (share + z2 / (2 * trials) + side * half) / (1 + z2 / trials)

@@ -73,7 +73,7 @@ def joint_of(p: Floats, labels: Ints, times: Floats | None = None) -> Joint:
 
 
 def wrong_interval(p: Floats, labels: Ints, draws: int, seed: int) -> tuple[float, float]:
-    """A 95 % interval of the number of wrong labels: percentiles over bootstrap draws of rows.
+    """A 95% interval of the number of wrong labels: percentiles over bootstrap draws of rows.
 
     Thresholds and joint are taken anew in every draw; the models behind p are not trained anew.
     """

@@ -34,7 +34,7 @@ def pearson(a: Floats, b: Floats) -> float | None:
 def linear_datamodeling(phi: Floats, predicted: dict[str, Floats], seed: int, draws: int = BOOTSTRAP) -> dict[str, Any]:
     """LDS of every column: Spearman over M subsets of its prediction [M] with the measured Phi [M].
 
-    Intervals are 95 %, from a bootstrap over subsets with the same draws for every column, so that the difference of
+    Intervals are 95%, from a bootstrap over subsets with the same draws for every column, so that the difference of
     two columns is paired.  Park et al., arXiv:2303.14186, Definition 2.3.
     """
     columns: dict[str, dict[str, Any]] = {n: {"lds": spearman(p, phi), "interval": None} for n, p in predicted.items()}
@@ -82,8 +82,8 @@ def correlation_interval(value: float | None, drawn: Floats, n: int) -> list[flo
     """tanh(atanh v +- t se / (1 - v^2)): the interval above on Fisher's scale, so that it ends within -1 and 1.
 
     Percentiles of the draws are not used: repeated rows are ties, which pull a rank correlation near 1 down (0.994
-    over 100 subsets: they cover it 76 % of the time, this 98 %; for 0 to 0.95 and 20 to 100 subsets this covers 94 to
-    99 %).
+    over 100 subsets: they cover it 76% of the time, this 98%; for 0 to 0.95 and 20 to 100 subsets this covers 94 to
+    99%).
     """
     bounds = symmetric_interval(value, drawn, n)
     if value is None or bounds is None or abs(value) >= 1.0:
@@ -145,7 +145,7 @@ def agreement(predicted: Floats, measured: Floats, above: float = 0.0) -> dict[s
 
 
 def agreement_intervals(predicted: Floats, measured: Floats, seed: int) -> dict[str, list[float] | None]:
-    """95 % intervals of ``pearson``, ``spearman`` and ``slope``, from a bootstrap over rows."""
+    """95% intervals of ``pearson``, ``spearman`` and ``slope``, from a bootstrap over rows."""
     n = len(measured)
     if n < FEWEST:
         return dict.fromkeys(("pearson", "spearman", "slope"))

@@ -29,7 +29,7 @@ class Stability:
     """Jaccard similarity of the lowest rows with those of endlessly many members: expected, and its lower bound."""
 
     expected: float
-    lower: float  # exceeded with 95 % confidence
+    lower: float  # exceeded with 95% confidence
 
 
 def lowest_rows_stability(members: NDArray[np.float64], share: float, draws: int = DRAWS) -> Stability:

@@ -57,7 +57,7 @@ class Scores:
 class Growth:
     """When an ensemble has enough members: its lowest rows are, in all likelihood, those of endlessly many members.
 
-    ``share`` of the rows are the lowest; ``stability`` is the Jaccard similarity that its set is to have, with 95 %
+    ``share`` of the rows are the lowest; ``stability`` is the Jaccard similarity that its set is to have, with 95%
     confidence, with the set of an ensemble without end.
     """
 

@@ -85,7 +85,7 @@ def answer_of_retrain(metrics: Figures) -> str:
 
 
 def _how_good(mean: Figures) -> str:
-    """'accuracy 87.45 ± 0.39 %', or 'RMSE 54.12, R2 0.4712' where numbers are predicted."""
+    """'accuracy 87.45 ± 0.39%', or 'RMSE 54.12, R2 0.4712' where numbers are predicted."""
     shown = [headline_of(mean), *(name for name in ("r2", "perplexity") if name in mean)]
     texts = [f"{CALLED[n].called} {CALLED[n].interval(mean[n]['mean'], mean[n]['half_width'])}" for n in shown]
     return ", ".join(text + "%" * CALLED[n].share for n, text in zip(shown, texts, strict=True))

@@ -77,7 +77,7 @@ def _legend(axes: Axes, drawn: dict[str, list[str]], labels: dict[str, str]) -> 
 
 
 def _point(axes: Axes, point: Figures, x: float, y: float, colour: str, ellipse: bool) -> None:
-    """A mean; with the 95 % ellipse over seeds for the largest budget of a method."""
+    """A mean; with the 95% ellipse over seeds for the largest budget of a method."""
     filled = colour if point["non_dominated"] else "white"
     axes.plot([x], [y], "o", ms=6, mfc=filled, mec=colour, mew=1.4)
     if ellipse:

@@ -91,7 +91,7 @@ def test_a_prediction_that_nearly_always_agrees_is_refused_and_a_worse_one_is_no
     truth = RNG.integers(0, 3, 2000)
     rows = pd.DataFrame({"x": RNG.normal(size=2000), "predicted": truth, "label": truth})
     rows.loc[[3, 500, 900], "predicted"] = (truth[[3, 500, 900]] + 1) % 3
-    with pytest.raises(ManifestError, match=r"predicted is the label .* in 99\.8 % of rows"):
+    with pytest.raises(ManifestError, match=r"predicted is the label .* in 99\.8% of rows"):
         made(rows, tmp_path)
     rows.loc[:99, "predicted"] = (truth[:100] + 1) % 3
     assert features(made(rows, tmp_path)) == ["x", "predicted"]

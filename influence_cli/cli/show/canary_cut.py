@@ -21,7 +21,7 @@ def show_cut(curated: Curated) -> None:
             out.note(f"  {line}")
     if bins is not None:
         counts = ", ".join(f"{rows:,} {name}" for name, rows in bins.counts().items())
-        out.note(f"  bins, by 95 % intervals of {bins.about}: {counts}; only the first are edited")
+        out.note(f"  bins, by 95% intervals of {bins.about}: {counts}; only the first are edited")
         if marked := int((bins.place > 0).sum()):
             out.note(f"  {marked:,} rows are marked for review, those first where it is worth most")
 
@@ -40,4 +40,4 @@ def cut_lines(cut: CanaryCut) -> list[str]:
 
 def _share(value: float, interval: Interval) -> str:
     low, high = interval
-    return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{100 * value:.1f}% ({100 * low:.1f} to {100 * high:.1f})"

@@ -39,8 +39,8 @@ class LabelCopy:
 
     def said(self, label: str) -> str:
         """What it is, in a sentence."""
-        share = math.floor(1000 * self.same / self.rows) / 10  # 99.96 % is not 100 %
-        where = f"all {self.rows:,} rows" if self.same == self.rows else f"{share:.1f} % of rows"
+        share = math.floor(1000 * self.same / self.rows) / 10  # 99.96% is not 100%
+        where = f"all {self.rows:,} rows" if self.same == self.rows else f"{share:.1f}% of rows"
         if self.equal:
             return f"column {self.column} is the label (column {label}): the same number stands in {where}"
         return (

@@ -55,7 +55,7 @@ class ByLayers(Streamed):
         covered, every = facts["covered"], facts["parameters"]
         what = {"identity": "have the identity over the mean eigenvalue", "zero": "count as zero"}[facts["other"]]
         return [
-            f"{covered:,} of {every:,} selected parameters ({100 * covered / every:.4g} %) are covered; there are "
+            f"{covered:,} of {every:,} selected parameters ({100 * covered / every:.4g}%) are covered; there are "
             f"{self.without_block} for {_named(facts['others'])}, which {what} (other={facts['other']})"
         ]
 

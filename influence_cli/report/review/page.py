@@ -85,7 +85,7 @@ def _hash(text: str) -> str:
 
 def _share(counted: Counted) -> str:
     _, rows, flagged = counted
-    return f"{100 * flagged / rows:.1f} %" if rows else "-"
+    return f"{100 * flagged / rows:.1f}%" if rows else "-"
 
 
 def _date() -> str:

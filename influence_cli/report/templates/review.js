@@ -213,7 +213,7 @@ function cardOf(k) {
   add(about, title, make("p", "id", row.id));
   const facts = [`score ${figure(row.score)}, rank ${row.rank.toLocaleString("en")}`];
   if (row.gain) facts.push(row.gain);
-  if (row.agreement !== undefined) facts.push(`${(100 * row.agreement).toFixed(0)} % of members agree on the sign`);
+  if (row.agreement !== undefined) facts.push(`${(100 * row.agreement).toFixed(0)}% of members agree on the sign`);
   for (const [name, value] of Object.entries(row.slices || {})) facts.push(`${name} ${value}`);
   add(about, make("p", "faint", facts.join(" · ")));
   add(card, add(head, about));

@@ -1,14 +1,14 @@
 """Every train row in a bin: act on it, have it reviewed, abstain, or keep it; and which reviews are worth most.
 
 The cut is the score of the last row that the budget, or canaries, allow.  By the members of a method, whose scores
-s_1 .. s_M are taken for independent draws, a row's score has Student's 95 % interval [low, high] about their mean:
+s_1 .. s_M are taken for independent draws, a row's score has Student's 95% interval [low, high] about their mean:
 
     act      high < 0 and high < cut    surely harmful, and surely beyond the cut
     review   low <= cut, else           the interval reaches the cut, or members leave the sign open beyond it
     abstain  low <= 0 <= high, else     nothing says whether the row helps or harms
     keep     all others                 surely on this side of the cut
 
-By canaries a row has a probability that its label is wrong, with a 95 % interval (``maths.canary_cut``):
+By canaries a row has a probability that its label is wrong, with a 95% interval (``maths.canary_cut``):
 
     act      low > 1/2, beyond the cut          editing does more good than harm
     abstain  high < 1/2                         editing would do more harm

@@ -63,7 +63,7 @@ def review_of_edits(curated: Curated, commands: Commands, why: Reasons = NO_REAS
     scores, edits, order = curated.scores, curated.edits, _edited(curated)
     summary, n, name = summarise(curated), len(scores.train), Path(scores.manifest.source).name
     done = {"trim": "taken out", "relabel": "given another label", "reweight": "given another weight"}
-    share = f"{len(order):,} of {n:,} train rows ({100 * len(order) / n:.1f} %)"
+    share = f"{len(order):,} of {n:,} train rows ({100 * len(order) / n:.1f}%)"
     answer = f"{share} would be {done.get(edits.action, 'edited')}, by column {scores.column}."
     lowest = edits.action == "trim" and len(order) > 0
     if lowest:
@@ -74,8 +74,8 @@ def review_of_edits(curated: Curated, commands: Commands, why: Reasons = NO_REAS
     notes = [*summary["notes"], *summary["warnings"]]
     if "wrong_share_of_edited" in summary:
         notes.append(
-            f"Clean labels say: {100 * summary['wrong_share_of_edited']:.1f} % of these rows are labelled wrong, "
-            f"and {100 * summary['wrong_share_of_all']:.1f} % of all rows."
+            f"Clean labels say: {100 * summary['wrong_share_of_edited']:.1f}% of these rows are labelled wrong, "
+            f"and {100 * summary['wrong_share_of_all']:.1f}% of all rows."
         )
     cut = float(scores.scored.score[order].max()) if lowest else None
     return _review(scores, order, edits, (title, answer, notes, commands), cut, why)

@@ -79,7 +79,7 @@ def _category(feature: Feature, own: NDArray[np.float32], mean: NDArray[np.float
         return [(1.0, Value(feature.column, "none that is known", "", True))]
     k = int(there[0])
     share = float(mean[k])
-    usual = f"{100 * share:.0f} % have it" if share >= 0.01 else "under 1 % have it"
+    usual = f"{100 * share:.0f}% have it" if share >= 0.01 else "under 1% have it"
     return [(1.0 - share if share < RARE else 0.0, Value(feature.column, feature.categories[k], usual, share < RARE))]
 
 

@@ -30,7 +30,7 @@ SOURCES = {  # figures that are reported -> those of ``_RankedRows`` that they a
     "recall_at_wrong": "at_wrong",
 }
 COMPARED = ("auc", "average_precision", "recall_at_budget", "recall_at_wrong")
-INTERVALS = "95 %, stratified bootstrap over rows, logit scale, Student's t; differences paired, verdicts after Holm"
+INTERVALS = "95%, stratified bootstrap over rows, logit scale, Student's t; differences paired, verdicts after Holm"
 
 
 @dataclass(eq=False)

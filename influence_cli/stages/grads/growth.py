@@ -120,7 +120,7 @@ class Growth:
                 needed = members_needed(decided["members"], decided["lower"], decided["stability"])
                 session.listener.warn(
                     f"{name}: the maximum of {decided['members']} members was reached before the lowest "
-                    f"{100 * decided['share']:g} % of the rows were stable to {decided['stability']:g}; about "
+                    f"{100 * decided['share']:g}% of the rows were stable to {decided['stability']:g}; about "
                     f"{needed:,} would be needed: pass --set {name}.max_members=N, or a lower "
                     f"--set {name}.stability=X"
                 )
@@ -134,9 +134,9 @@ def _distinct(run: Run) -> Rows:
 
 def _sentence(decided: Facts) -> str:
     return (
-        f"{decided['members']} members, decided on {decided['rows']:,} rows; the lowest {100 * decided['share']:g} % "
+        f"{decided['members']} members, decided on {decided['rows']:,} rows; the lowest {100 * decided['share']:g}% "
         f"have an expected Jaccard similarity of {decided['expected']:.3f} with those of endlessly many members, at "
-        f"least {decided['lower']:.3f} with {100 * CONFIDENCE:.0f} % confidence"
+        f"least {decided['lower']:.3f} with {100 * CONFIDENCE:.0f}% confidence"
     )
 
 

@@ -78,7 +78,7 @@ def given_target(
 
 
 def _apart(target: Rows, others: Rows, kind: str, inputs: Inputs, where: str, listener: Listener) -> tuple[Rows, Rows]:
-    """Target rows that stay, and those that are left out as some of ``others``: more than 1 % needs a decision.
+    """Target rows that stay, and those that are left out as some of ``others``: more than 1% needs a decision.
 
     Raises:
         ManifestError: too many are, or all are left out.

@@ -81,7 +81,7 @@ def test_what_is_decided_on_the_page_is_applied_and_taken_back(tmp_path: Path) -
         page.goto((folder / "p.html").as_uri())
         assert page.locator(".card img").count() == 12
         assert "0.75" not in page.inner_text("#row-0")
-        assert "75 % of members agree" in page.inner_text("#row-0")
+        assert "75% of members agree" in page.inner_text("#row-0")
         for key in KEYS:
             page.keyboard.press(key)
         with page.expect_download() as found:

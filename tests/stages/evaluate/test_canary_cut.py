@@ -84,7 +84,7 @@ def test_the_edits_are_the_rows_below_the_cut(there: Path) -> None:
     assert ran.code == 0, ran.err
     edits = pa.csv.read_csv("e.csv")
     assert sorted(edits.column("id").to_pylist()) == sorted(np.array(table.column("id").to_pylist())[below].tolist())
-    assert f"50 canaries expect: {cut.rows} rows beyond the cut hold {100 * cut.recall:.1f} %" in ran.err
+    assert f"50 canaries expect: {cut.rows} rows beyond the cut hold {100 * cut.recall:.1f}%" in ran.err
     edited = influence_cli.curate(
         "s.parquet", by="loss", target_recall=0.8, options={"trim": {"guard": False}}, store=".influence"
     )

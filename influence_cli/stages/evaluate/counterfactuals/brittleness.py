@@ -1,7 +1,7 @@
 """Brittleness: how few of a target row's most helpful rows must go before its correct prediction flips?
 
 For each of a number of target rows that are predicted correctly, the k rows of highest score *for that row alone* are
-removed, for k in 1, 2, 4, ... up to 5 % of the rows, and the model is trained again.  The smallest k that flips the
+removed, for k in 1, 2, 4, ... up to 5% of the rows, and the model is trained again.  The smallest k that flips the
 prediction in most seeds is found by bisection, which takes for granted that a prediction that flips stays flipped
 when more is removed.  The control removes as many random rows.  After Ilyas et al.,
 arXiv:2202.00622.
@@ -71,11 +71,11 @@ class Brittleness:
 
     def __post_init__(self) -> None:
         if self.grid == []:
-            raise UsageError(f"--brittleness removes up to 5 % of {self.pool.rows} rows: none", fix="give more rows")
+            raise UsageError(f"--brittleness removes up to 5% of {self.pool.rows} rows: none", fix="give more rows")
 
     @functools.cached_property
     def grid(self) -> list[int]:
-        """Sizes to remove: powers of two, and 5 % of the rows in use."""
+        """Sizes to remove: powers of two, and 5% of the rows in use."""
         largest = int(LARGEST_SHARE * self.pool.rows + 1e-9)
         return sorted({largest, *(2**e for e in range(largest.bit_length()))} - {0}) if largest else []
 

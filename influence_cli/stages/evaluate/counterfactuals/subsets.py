@@ -72,7 +72,7 @@ class Subsets:
             "phi_sd": float(means.std(ddof=1)) if len(whole) > 1 else None,
             "reliability": known,
             "ceiling": None if known is None else known**0.5,
-            "chance": 1.96 / (len(whole) - 1) ** 0.5 if len(whole) > 1 else None,  # 95 % of unrelated columns
+            "chance": 1.96 / (len(whole) - 1) ** 0.5 if len(whole) > 1 else None,  # 95% of unrelated columns
             "measured": means.tolist(),  # Phi by subset, as ``predicted``, which leaves out what all subsets share
             **found,
             "left_out": {**left_out, **pool.columns.left_out},
