@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from influence_cli.model.build import load_model
 from influence_cli.model.checkpoints import find_checkpoint
-from influence_cli.model.spec import ModelSpec
 from influence_cli.model.train.recipe import Recipe
 from tests.cases import column, examples, feature_table, write
 from tests.methods.test_tracin import data, kept, scored, train
