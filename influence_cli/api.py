@@ -198,7 +198,8 @@ def manifest(source: Any, output: str, **options: Any) -> Ingested:
     """A checked manifest, written to ``output``, from a folder, a file, an Arrow table or a DataFrame.
 
     ``options``: ``label``, ``id``, ``image``, ``features``, ``weight``, ``group``, ``keep`` and ``drop`` name columns,
-    ``like`` an earlier manifest; ``split`` ("80/10/10"), ``seed``, ``embed`` and ``skip_bad`` as on the command line.
+    ``like`` an earlier manifest; ``task`` what labels are ("regression"); ``split`` ("80/10/10"), ``seed``, ``embed``
+    and ``skip_bad`` as on the command line.
     The result holds the manifest, what the source was taken to mean, what was left out, notes, and skipped rows.
     """
     from influence_cli.data.ingest import make_manifest

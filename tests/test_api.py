@@ -204,3 +204,12 @@ def test_a_listener_hears_what_the_command_line_would_say(tmp_path: Path, tabula
     influence_cli.grads(tabular, checkpoint=tabular_run, store=None, listener=heard)
     assert any(note.startswith("before scoring: train accuracy") for note in heard.notes)
     assert any(what.startswith("training rows") for what, _ in heard.spans)
+
+
+def test_a_manifest_of_numbers_names_its_task(tmp_path: Path) -> None:
+    table = pa.table({"x": np.arange(60.0), "price": np.arange(60.0) / 7})
+    made = influence_cli.manifest(table, str(tmp_path / "m.parquet"), label="price", task="regression")
+    assert made.manifest.task == "regression"
+    with pytest.raises(ManifestError, match="no class number") as raised:
+        influence_cli.manifest(table, str(tmp_path / "m.parquet"), label="price")
+    assert "task='regression'" in str(raised.value)
