@@ -21,7 +21,9 @@ def show_cut(curated: Curated) -> None:
             out.note(f"  {line}")
     if bins is not None:
         counts = ", ".join(f"{rows:,} {name}" for name, rows in bins.counts().items())
-        out.note(f"  bins, by 95% intervals of {bins.about}: {counts}; only the first are edited")
+        out.note(f"  bins, by 95% intervals of {bins.about}: {counts}; only those to act on are edited")
+        if outside := int((bins.names == "").sum()):
+            out.note(f"  {outside:,} rows are in no bin: canaries, and rows without a score")
         if marked := int((bins.place > 0).sum()):
             out.note(f"  {marked:,} rows are marked for review, those first where it is worth most")
 
