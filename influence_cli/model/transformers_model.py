@@ -97,6 +97,9 @@ class Logits:
         return out.logits
 
 
+_PROBLEMS = {None: "single_label_classification", "binary": "multi_label_classification"}  # by a spec's loss
+
+
 def configuration(spec: ModelSpec) -> Any:
     """Transformers' configuration of a spec.  Raises ModelError: this version of transformers does not know it."""
     transformers = require_transformers()
@@ -116,7 +119,7 @@ def configuration(spec: ModelSpec) -> Any:
     if spec.text is not None:
         config.pad_token_id = spec.text.padding
     if not spec.is_language:
-        config.problem_type = "single_label_classification"
+        config.problem_type = _PROBLEMS.get(spec.loss, "regression")
     return config
 
 
