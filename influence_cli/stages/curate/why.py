@@ -5,17 +5,35 @@ Only what a page asks for is computed: the reasons of its first rows, with the m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from influence_cli.data.classes import Names, class_name
-from influence_cli.events import Listener
+from influence_cli.events import Listener, Progress
 from influence_cli.report.review.rows import Why
 from influence_cli.settings import Runtime
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import ScoreTable
 
 TOP = 3  # rows of each list
+
+
+class _WithoutNotes(Listener):
+    """Hears warnings and how far it is: facts of the run were said when it scored."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+
+    def warn(self, text: str) -> None:
+        """Something the user should act on."""
+        self.listener.warn(text)
+
+    @contextmanager
+    def progress(self, what: str, total: int, unit: str = "rows", done: int = 0) -> Iterator[Progress]:
+        """A span of work."""
+        with self.listener.progress(what, total, unit, done) as progress:
+            yield progress
 
 
 def why_of(
@@ -30,7 +48,7 @@ def why_of(
 
     source = request.scores if isinstance(request.scores, str) else "the score table"
     found = reasons_of(
-        scores.table, scores.provenance, ids, runtime, listener,
+        scores.table, scores.provenance, ids, runtime, _WithoutNotes(listener),
         source=source, column=scores.column, manifest=request.manifest, label=request.label, top=TOP,
     )  # fmt: skip
     alike: Mapping[str, list[str]] = {i: group for group in found.groups for i in group}
