@@ -21,6 +21,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+if __name__ != "__main__":  # of a script beside this one: torch looks for a package of this name, and does without
+    raise ImportError("tests/benchmarks/cuda.py is a script")
+
 # this file's own folder is no place to import from: torch imports a package that is called cuda as well
 sys.path[0] = str(Path(__file__).parent / "on_cuda")
 
