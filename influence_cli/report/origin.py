@@ -11,6 +11,12 @@ from typing import Any
 SHOWN = 16  # characters of a fingerprint
 
 
+def made_at(form: str) -> str:
+    """The time of a page in UTC, in this form of ``strftime``: now, or at SOURCE_DATE_EPOCH (seconds)."""
+    given = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return time.strftime(form, time.gmtime(int(given) if given.isdigit() else None))
+
+
 @dataclass(frozen=True)
 class Origin:
     """The command that made a page, what it read (what, place, fingerprint or None), the version and the time."""
@@ -23,10 +29,8 @@ class Origin:
     @classmethod
     def now(cls, command: str, inputs: list[tuple[str, str, str | None]]) -> Origin:
         """Made now, or at SOURCE_DATE_EPOCH (seconds), which makes the same page byte for byte."""
-        given = os.environ.get("SOURCE_DATE_EPOCH", "")
-        moment = time.gmtime(int(given) if given.isdigit() else None)
         version = importlib.metadata.version("influence-cli")
-        return cls(command, tuple(inputs), version, time.strftime("%Y-%m-%d %H:%M UTC", moment))
+        return cls(command, tuple(inputs), version, made_at("%Y-%m-%d %H:%M UTC"))
 
     def facts(self) -> list[tuple[str, str]]:
         """(what, text) for each line of a page's foot."""

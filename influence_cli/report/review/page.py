@@ -7,19 +7,19 @@ nothing else.  Rows are JSON in which nothing can end the element that holds it;
 from __future__ import annotations
 
 import base64
-import datetime
 import hashlib
 import importlib.resources
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from influence_cli.data.earlier import GENERATOR, PAGE
 from influence_cli.data.outputs import write_output
+from influence_cli.report.origin import made_at
 from influence_cli.report.page import environment
 from influence_cli.report.review.histogram import HEIGHT, WIDTH, histogram
 from influence_cli.report.review.rows import Counted, Review
+from influence_cli.report.text_table import share
 from influence_cli.report.token_pieces import visible
 
 MOST_PAIRS = 40  # lines of the table of labels and proposed labels
@@ -31,7 +31,8 @@ def review_page(review: Review) -> str:
     made = environment()
     made.filters |= {"visible": visible, "share": _share}
     folder = importlib.resources.files("influence_cli.report") / "templates"
-    script, style = ((folder / f"review.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+    texts = ((folder / name).read_text(encoding="utf-8") for name in ("review.css", "review_cards.js", "review.js"))
+    style, script = next(texts), "".join(['"use strict";\n', *texts])
     return made.get_template("review.html.j2").render(
         generator=GENERATOR,
         review=review,
@@ -47,7 +48,7 @@ def review_page(review: Review) -> str:
         + [(f"slice {column}", f"By {column}", counts) for column, counts in review.by_slice.items()],
         pairs=review.pairs[:MOST_PAIRS],
         more_pairs=len(review.pairs) - MOST_PAIRS,
-        date=_date(),
+        date=made_at("%Y-%m-%d"),
     )
 
 
@@ -85,11 +86,4 @@ def _hash(text: str) -> str:
 
 def _share(counted: Counted) -> str:
     _, rows, flagged = counted
-    return f"{100 * flagged / rows:.1f}%" if rows else "-"
-
-
-def _date() -> str:
-    """Today, or the day of SOURCE_DATE_EPOCH, with which the same review gives the same bytes."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
-    at = datetime.datetime.fromtimestamp(int(epoch), datetime.UTC) if epoch.isdigit() else datetime.datetime.now()
-    return at.date().isoformat()
+    return share(flagged / rows) if rows else "-"
