@@ -26,7 +26,7 @@ from influence_cli.data.tables import _spooled
 from influence_cli.events import SILENT, Listener, Progress
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.settings import GradSpec, Inputs, Runtime
-from influence_cli.stages.retrain.request import RetrainRequest
+from influence_cli.stages.retrain.request import CanaryRequest, RetrainRequest
 from influence_cli.stages.retrain.retrain import retrain
 from influence_cli.store.maintenance import examine
 from tests.opened import Opened, opened
@@ -181,6 +181,15 @@ def train_run(manifest: Path, folder: Path, model: str = "mlp:16", seed: int = 0
     asked = RetrainRequest(Inputs(str(manifest), model=model), str(folder), seed=seed, device="cpu", **request)
     retrain(asked, QUICK)
     return folder
+
+
+def score_with_canaries(here: Path, train: int, val: int, *asked: str) -> Path:
+    """A folder with digits m, a run of theirs of which a tenth are canaries, and a table s of scores as asked for."""
+    write(digits_table(train=train, val=val, test=40), here / "m.parquet")
+    train_run(here / "m.parquet", here / "run", canaries=CanaryRequest(0.1, None, None))
+    ran = call_cli("score", "m.parquet", "--checkpoint", "run", *asked, "-o", "s.parquet", cwd=here)
+    assert ran.code == 0, ran.err
+    return here
 
 
 def job_of(

@@ -21,19 +21,14 @@ from influence_cli.stages.curate.bins import _expected_gain
 from influence_cli.stages.curate.canary_cut import CanaryCut
 from influence_cli.stages.curate.curate import curate
 from influence_cli.stages.curate.request import CurateRequest
-from influence_cli.stages.retrain.request import CanaryRequest
-from tests.cases import call_cli, digits_table, train_run, write
+from tests.cases import call_cli, score_with_canaries
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Manifest m of 300 train rows, its run with canaries; table s by five members, each with its scores, and loss."""
-    here = tmp_path_factory.mktemp("bins")
-    write(digits_table(train=300, val=80, test=40), here / "m.parquet")
-    train_run(here / "m.parquet", here / "run", canaries=CanaryRequest(0.1, None, None))
-    asked = ["score", "m.parquet", "--checkpoint", "run", "--method", "ip-ensemble", "--method", "loss", "--per-member"]
-    assert call_cli(*asked, "-o", "s.parquet", cwd=here).code == 0
-    return here
+    asked = ("--method", "ip-ensemble", "--method", "loss", "--per-member")
+    return score_with_canaries(tmp_path_factory.mktemp("bins"), 300, 80, *asked)
 
 
 @pytest.fixture

@@ -21,19 +21,14 @@ from influence_cli.errors import UsageError
 from influence_cli.settings import Runtime
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.evaluate.canary_cut import measure, with_canaries
-from influence_cli.stages.retrain.request import CanaryRequest
-from tests.cases import call_cli, digits_table, train_run, with_column, write
+from tests.cases import call_cli, score_with_canaries, with_column, write
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Manifest m of 500 train rows, its run with 50 canaries, and a table s of three methods."""
-    here = tmp_path_factory.mktemp("cut")
-    write(digits_table(train=500, val=100, test=40), here / "m.parquet")
-    train_run(here / "m.parquet", here / "run", canaries=CanaryRequest(0.1, None, None))
-    asked = ["score", "m.parquet", "--checkpoint", "run", "--method", "ip", "--method", "loss", "--method", "random"]
-    assert call_cli(*asked, "-o", "s.parquet", cwd=here).code == 0
-    return here
+    asked = ("--method", "ip", "--method", "loss", "--method", "random")
+    return score_with_canaries(tmp_path_factory.mktemp("cut"), 500, 100, *asked)
 
 
 @pytest.fixture
