@@ -174,10 +174,8 @@ class _Sums:
     def close_bucket(self) -> None:
         """Nothing more comes of the bucket at hand."""
         for sum_, g in zip(self.halves[self.number % 2], self.bucket or (), strict=False):
-            exact = g.double()
-            flat = exact.flatten()
-            self.norms[self.number] += float(flat @ flat)
-            sum_ += exact
+            self.norms[self.number] += float(torch.linalg.vector_norm(g, dtype=torch.float64)) ** 2
+            sum_ += g  # in float64, as the sum is
         self.bucket = None
 
 

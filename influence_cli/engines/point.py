@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from influence_cli.engines.batch_size import out_of_memory
 from influence_cli.engines.dual.dual import NotShared, leaf, tangents_of, value_of
 from influence_cli.engines.dual.folding import folds
+from influence_cli.engines.freed_memory import keep_freed_memory
 from influence_cli.errors import ModelError
 from influence_cli.maths.hashed_draws import drop
 from influence_cli.model.dropout import Dropout
@@ -130,6 +131,7 @@ class Point:
         With ``selected``, these parameters are taken as they are, whatever ``params`` and dropout say.
         """
         check_evaluation_mode(model)
+        keep_freed_memory()
         self.device, self.dtype = device, DTYPES[precision]
         self.model = in_precision(model.to(device=device), self.dtype)
         self.recurrent = is_recurrent(model)

@@ -13,6 +13,7 @@ from influence_cli.engines.point import SINGLE, Point, agree, differentiable_ker
 
 AGREES = {torch.float64: 1e-9, torch.float32: 1e-4}  # with the loop, relative to a row's size; of bf16 0.2
 REPEATS = {torch.float64: 1e-10, torch.float32: 1e-5}  # with itself
+ROW = 4096  # products that are summed before they are added up in float64
 CANNOT = (RuntimeError, NotImplementedError, TypeError, AttributeError)  # an operator without the rule an engine needs
 
 Outputs = Callable[[Tensor], tuple[Tensor, Tensor]]  # rows to logits [b, C] and their tangent along one direction
@@ -116,13 +117,12 @@ def _at_kinks(
 def _within(point: Point, x: Tensor, v: Tensor, u: dict[str, Tensor]) -> Tensor:
     """As ``loop``, with the forward pass of the whole batch: < grad <v_i, z_i>, u > of every row, float64 [b]."""
     own = point.leaves()
-    along = {n: u[n].flatten().double() for n in own}
     found: list[Tensor] = []
     with torch.enable_grad(), differentiable_kernels(point.recurrent):
         z, parameters = point.logits(x, own), list(own.values())
         for row, weights in zip(z, v.to(z), strict=True):
             gradients = torch.autograd.grad((row * weights).sum(), parameters, allow_unused=True, retain_graph=True)
-            terms = [g.flatten().double() @ along[n] for n, g in zip(own, gradients, strict=True) if g is not None]
+            terms = [_dot(g, u[n]) for n, g in zip(own, gradients, strict=True) if g is not None]
             found.append(torch.stack(terms).sum() if terms else v.new_zeros(()))
     return torch.stack(found).detach()
 
@@ -134,7 +134,6 @@ def loop(point: Point, x: Tensor, v: Tensor, u: dict[str, Tensor]) -> tuple[Tens
         RuntimeError: no row's logits depend on any selected parameter.
     """
     own = point.leaves()
-    along = {n: u[n].flatten().double() for n in own}
     found: list[Tensor] = []
     logits: list[Tensor] = []
     reached = False
@@ -143,10 +142,24 @@ def loop(point: Point, x: Tensor, v: Tensor, u: dict[str, Tensor]) -> tuple[Tens
             z = point.logits(row, own)
             value, parameters = (z * weights).sum(), list(own.values())
             gradients = torch.autograd.grad(value, parameters, allow_unused=True) if z.requires_grad else ()
-            terms = [g.flatten().double() @ along[n] for n, g in zip(own, gradients) if g is not None]  # noqa: B905
+            terms = [_dot(g, u[n]) for n, g in zip(own, gradients) if g is not None]  # noqa: B905
             found.append(torch.stack(terms).sum() if terms else v.new_zeros(()))
             logits.append(z.detach().double())
             reached |= bool(terms)
     if not reached:
         raise RuntimeError("no logit depends on any selected parameter")
     return torch.stack(found), torch.cat(logits)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product of two tensors, summed in float64 [].
+
+    Products of float32 are summed by rows of at most 4,096 in float32 first: copies in float64 would take longer than
+    the backward pass that they check, and what is checked is allowed a thousand times the difference.
+    """
+    a, b = a.flatten(), b.flatten()
+    if a.dtype != torch.float32 or len(a) <= ROW:
+        return a.double() @ b.double()
+    whole = len(a) - len(a) % ROW
+    rows = torch.linalg.vecdot(a[:whole].view(-1, ROW), b[:whole].view(-1, ROW))
+    return rows.double().sum() + a[whole:].double() @ b[whole:].double()

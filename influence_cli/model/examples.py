@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
@@ -25,6 +25,7 @@ from influence_cli.store.shards import key_order, unique
 
 T = TypeVar("T")
 ONE_FORM = "let the task's transform give inputs of one shape and type"
+FEWEST, FILLED = 8, 0.1  # of a ragged batch: parts of a full one that it has at least, and share that is filling
 WINDOW = 32  # batches among which rows are sorted by length
 FEW = 16  # rows from all over the data, on which whatever is tried is checked
 
@@ -130,6 +131,17 @@ def alike(items: Iterable[tuple[int, Payload]], kind: Kind, batch_size: int) -> 
     if not kind.ragged:
         return items
     return (item for some in chunked(items, WINDOW * batch_size) for item in sorted(some, key=lambda i: _long(kind, i)))
+
+
+def wasteful(chunk: Sequence[tuple[int, Payload]], more: tuple[int, Payload], kind: Kind, batch_size: int) -> bool:
+    """Whether ``more``, the next in length, is better left to another batch than to have all of ``chunk`` filled up.
+
+    A batch has at least one of ``FEWEST`` parts of ``batch_size``, since many small ones cost more than some filling.
+    """
+    if not kind.ragged or len(chunk) < batch_size / FEWEST:
+        return False
+    middle = kind.shape(chunk[len(chunk) // 2][1])[0]
+    return kind.shape(more[1])[0] > (1 + FILLED) * middle
 
 
 def _long(kind: Kind, item: tuple[int, Payload]) -> tuple[int, int]:

@@ -130,7 +130,7 @@ def _needs(rows: Rows, keyed: Keys, wanted: dict[Part, Keys]) -> dict[int, Parts
 
 def _chunks(rows: Rows, needs: dict[int, Parts], speed: Speed) -> Iterator[list[tuple[int, Payload]]]:
     """Chunks of (row, payload) whose rows lack the same parts."""
-    from influence_cli.model.examples import alike
+    from influence_cli.model.examples import alike, wasteful
 
     kind = rows.manifest.payload_kind
     for segment in speed.segments(np.array(sorted(needs), dtype=np.int64)):
@@ -138,6 +138,9 @@ def _chunks(rows: Rows, needs: dict[int, Parts], speed: Speed) -> Iterator[list[
         payloads = rows.manifest.payloads(segment) if len(segment) else ()
         for row, payload in alike(payloads, kind, speed.size()):
             chunk = waiting.setdefault(needs[row], [])
+            if wasteful(chunk, (row, payload), kind, speed.size()):
+                yield chunk
+                chunk = waiting[needs[row]] = []
             chunk.append((row, payload))
             if len(chunk) >= speed.size():
                 yield waiting.pop(needs[row])
