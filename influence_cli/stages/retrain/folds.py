@@ -6,14 +6,13 @@ trained as the arm is, with its edits, recipe and seed; it judges rows as they a
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.data.classes import label_called
-from influence_cli.errors import UsageError
+from influence_cli.data.folds import dealt
 from influence_cli.model.losses import loss_of
 from influence_cli.model.run_folder import FOLDS, RunFolder
 from influence_cli.model.training_records import FOLD_OF
@@ -30,33 +29,6 @@ if TYPE_CHECKING:
     from influence_cli.stages.retrain.request import RetrainRequest
 
 Ints = NDArray[np.int64]
-
-
-def dealt(rows: Rows, trained: NDArray[np.bool_], folds: int, seed: int) -> Ints:
-    """The fold of each row [n], from 0 on: one for all rows of a payload, with as much of each class as can be.
-
-    Payloads are dealt out in an order that hashes of (seed, payload) give, class after class, those that are trained on
-    first, so that the others change nothing for them.
-
-    Raises:
-        UsageError: there are fewer distinct payloads to train on than folds.
-    """
-    keys = rows.payload_keys
-    first = unique(keys)
-    payload = positions(keys, keys[first])
-    used = np.zeros(len(first), dtype=bool)
-    np.logical_or.at(used, payload, trained)
-    if used.sum() < folds:
-        what = f"--folds {folds} of {int(used.sum())} distinct train rows"
-        raise UsageError(what, fix=f"--folds {max(2, int(used.sum()))} or fewer")
-    label = np.full(len(first), np.iinfo(np.int64).max)
-    np.minimum.at(label, payload, rows.strata)
-    salt = f"{seed}:fold".encode()
-    draw = [hashlib.blake2b(keys[k].tobytes(), digest_size=16, key=salt).digest() for k in first.tolist()]
-    order = sorted(range(len(first)), key=lambda p: (not used[p], label[p], draw[p]))
-    fold = np.empty(len(first), dtype=np.int64)
-    fold[order] = np.arange(len(first)) % folds
-    return fold[payload]
 
 
 def check_folds(request: RetrainRequest, base: Rows, listener: Listener) -> None:
