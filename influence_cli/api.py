@@ -214,10 +214,12 @@ def manifest(source: Any, output: str, **options: Any) -> Ingested:
 @_called_from_python
 def plan(manifest: Any, **options: Unpack[RunOptions]) -> dict[str, Any]:
     """What ``grads`` or ``score`` would compute and why: rows stored and rows to compute, passes, seconds, bytes."""
+    from influence_cli.stages.run.backbone_run import with_features_plan
     from influence_cli.stages.run.plan import describe_plan, missing_work
 
     run, session = _open(manifest, dict(options))
-    return describe_plan(run, session, missing_work(run, session))
+    described = describe_plan(run, session, missing_work(run, session))
+    return with_features_plan(described, run, session, estimate=False)
 
 
 @_called_from_python

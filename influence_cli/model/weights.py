@@ -131,8 +131,12 @@ def _pairs(weights: dict[str, Tensor]) -> Iterable[tuple[str, str, tuple[str, st
             yield name, other, (f"{start}{plain}_g", f"{start}{plain}_v"), new, f"{start}{plain}"
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str, listener: Listener = SILENT) -> nn.Module:
+def load_weights(
+    model: nn.Module, checkpoint: Checkpoint, name: str, listener: Listener = SILENT, without: str | None = None
+) -> nn.Module:
     """The model with a checkpoint's weights, in evaluation mode; what is left out or made of others is said.
+
+    Tensors whose names begin with ``without`` stay as the model has them.
 
     Raises:
         ModelError: the checkpoint does not fit; names tensors, expected and found shapes.
@@ -140,6 +144,9 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str, listener: 
     expected = model.state_dict()
     weights, counts = without_counts(without_prefix(read_weights(checkpoint, listener), expected), expected)
     weights, folded = with_weight_norm(weights, expected)
+    if without is not None:
+        kept = {k: v for k, v in expected.items() if k.startswith(without)}
+        weights = {k: v for k, v in weights.items() if not k.startswith(without)} | kept
     refuse_other_numbers(expected, weights, checkpoint)
     misfit = _misfit(expected, weights, checkpoint, name)
     if misfit is not None:

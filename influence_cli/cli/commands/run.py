@@ -39,7 +39,7 @@ def grads(settings: Settings) -> None:
     run, session = _open(settings, result)
     if result.dry_run:
         return show_plan(result, run, session)
-    if run.model is None:
+    if run.model is None and run.backbone is None:
         raise UsageError("these methods need no model, so there is nothing to compute", fix="ask for another --method")
     run, rows = fill(run, session)
     table = grads_table(run, session)

@@ -52,6 +52,9 @@ PURPOSES: dict[str, tuple[str, ...]] = {
     "Model": (
         "model",
         "checkpoint",
+        "features_model",
+        "features_checkpoint",
+        "features_size",
         "class_map",
         "num_classes",
         "input_size",

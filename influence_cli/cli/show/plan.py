@@ -24,6 +24,7 @@ GRADIENTS = ("rows", "params", "values", "rows_stored", "rows_to_compute", "seco
 
 def show_plan(result: ResultOptions, run: Run, session: Session) -> None:
     """What would run: as JSON in a pipe or when asked, as tables for people."""
+    from influence_cli.stages.run.backbone_run import with_features_plan
     from influence_cli.stages.run.estimate import planned_gradients
     from influence_cli.stages.run.plan import describe_plan, missing_work, needed_rates
     from influence_cli.stages.run.rates import known_rates
@@ -35,12 +36,14 @@ def show_plan(result: ResultOptions, run: Run, session: Session) -> None:
 
         estimated = estimated_rates(run, session, work)
     described = describe_plan(run, session, work, estimated, planned_gradients(run, session))
+    described = with_features_plan(described, run, session, estimate=True)
     if result.wants_json:
         print_json(described)
         return
     steps: list[list[str]] = []
     for s in described["steps"]:
         member = str(s["member"]) if s["dropout"] is None else f"{s['member']} (dropout {s['dropout']:.4f})"
+        member += f" (features of {s['features']})" if "features" in s else ""
         rows = [cell(s["target_rows_to_pass"]), f"{s['rows_stored']:,}", f"{s['rows_to_compute']:,}"]
         costs = [cell(s["forward_passes"]), cell(s["seconds"]), f"{s['bytes']:,}"]
         steps.append([member, *rows, *costs, s["why"]])

@@ -23,7 +23,8 @@ from influence_cli.events import Listener
 from influence_cli.maths.linked import Linked
 from influence_cli.maths.neighbours import nearest, pairs_within
 from influence_cli.settings import Runtime
-from influence_cli.stages.grads.features import features_work, fill_features, run_of_features
+from influence_cli.stages.grads.features import fill_features, run_of_features
+from influence_cli.stages.run.backbone_run import features_work
 from influence_cli.stages.run.quantities import QUANTITIES
 from influence_cli.stages.run.reopen import reopen
 from influence_cli.stages.run.run import Run

@@ -14,6 +14,7 @@ from dataclasses import replace
 from influence_cli.stages.grads.bf16 import measure_agreement
 from influence_cli.stages.grads.curvature_report import note_curvature, note_values
 from influence_cli.stages.grads.directions import measure
+from influence_cli.stages.grads.features import fill_backbone
 from influence_cli.stages.grads.first_look import FirstLook, run_target
 from influence_cli.stages.grads.further_report import note_further
 from influence_cli.stages.grads.growth import Growth, added_member, begin
@@ -22,6 +23,7 @@ from influence_cli.stages.grads.passes import run_pass
 from influence_cli.stages.grads.preconditioning import precondition
 from influence_cli.stages.grads.row_gradients import fill_gradients
 from influence_cli.stages.run import names
+from influence_cli.stages.run.backbone_run import features_run
 from influence_cli.stages.run.curvature_plan import missing_directions
 from influence_cli.stages.run.plan import Work, missing_work
 from influence_cli.stages.run.quantities import QUANTITIES
@@ -49,11 +51,13 @@ def fill(run: Run, session: Session) -> tuple[Run, int]:
     note_values(run, session)
     note_further(run, session)
     growth.note(run, session)
+    run, of_backbone = fill_backbone(run, session)
     run, gradients = fill_gradients(run, session)
     if session.cold and "torch" in sys.modules:  # which is imported once a process
         session.cold, took = False, time.perf_counter() - session.opened
-        session.store.write_timing(start_key(run, session), max(0.0, took - session.timed), ENOUGH_ROWS)
-    return run, done + gradients
+        timed = features_run(run, session.runtime) if run.model is None and run.backbone is not None else run
+        session.store.write_timing(start_key(timed, session), max(0.0, took - session.timed), ENOUGH_ROWS)
+    return run, done + of_backbone + gradients
 
 
 def _fill(run: Run, session: Session, look: FirstLook) -> tuple[Run, int]:

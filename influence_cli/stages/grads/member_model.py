@@ -73,6 +73,7 @@ class Models:
     def _of(self, checkpoint: Checkpoint, note: bool = True) -> nn.Module:
         from influence_cli.engines.point import DTYPES
         from influence_cli.model.build import load_model
+        from influence_cli.model.headless import load_headless
 
         if self._loaded is None or self._loaded[0] != checkpoint.digest:
             precision = self.run.spec.precision
@@ -81,7 +82,8 @@ class Models:
             told = self.session.listener if first else SILENT
             from influence_cli.model.parameters import classifier_of
 
-            model = load_model(require_model(self.run)[0], checkpoint, dtype, told)
+            load = load_headless if self.run.headless else load_model
+            model = load(require_model(self.run)[0], checkpoint, dtype, told)
             if first:
                 note_frozen(self.session, model)
                 if self.run.spec.params == "last":

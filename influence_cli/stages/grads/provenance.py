@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from influence_cli.options import kept_values
 from influence_cli.stages.grads.curvature_report import curvature_report, negative_values
 from influence_cli.stages.grads.further_report import further_report
+from influence_cli.stages.run.backbone import Backbone
 from influence_cli.stages.run.members import decided_members, decided_options
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
@@ -64,11 +65,18 @@ def provenance_of(run: Run, session: Session, stage: str) -> dict[str, Any]:
         else {"locator": run.checkpoint.locator, "fingerprint": run.checkpoint.digest},
         "model": None if run.model is None else run.model.as_dict(),
         "last_layer": run.model.head if run.model is not None and run.spec.params == "last" else None,
+        **({} if run.backbone is None else {"features": _features(run.backbone)}),
         "model_flags": kept_values(run.inputs),
         "skip_bad": run.inputs.skip_bad,
         "skipped": [b.id for b in run.manifest.bad[run.manifest.bad_when_read :]],
         "spec": _spec(run),
     }
+
+
+def _features(backbone: Backbone) -> dict[str, Any]:
+    """The model that ``--features`` named."""
+    checkpoint = backbone.checkpoint
+    return {"locator": checkpoint.locator, "fingerprint": checkpoint.digest, "model": backbone.model.as_dict()}
 
 
 def _spec(run: Run) -> dict[str, Any]:

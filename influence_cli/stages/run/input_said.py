@@ -17,6 +17,7 @@ from influence_cli.model.new_spec import as_text
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.spec import is_own, is_plain
 from influence_cli.model.text_lengths import TextLengths, text_lengths
+from influence_cli.stages.run.backbone import Backbone
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 from influence_cli.store import fingerprint
@@ -52,7 +53,9 @@ def input_of(run: Run, session: Session) -> dict[str, Any] | None:
 
 
 def say_input(run: Run, session: Session) -> None:
-    """One line of it, for whoever listens."""
+    """One line of it, for whoever listens; and of the model that ``--features`` names."""
+    if run.backbone is not None:
+        session.listener.note(_backbone_said(run.backbone))
     found = input_of(run, session)
     if found is None:
         return
@@ -69,6 +72,13 @@ def say_input(run: Run, session: Session) -> None:
         if found["far"]:
             text += ", far from it: accuracy falls where the model was trained at another size"
     session.listener.note(text)
+
+
+def _backbone_said(backbone: Backbone) -> str:
+    """Whose features rows are compared by, and of which input."""
+    spec = backbone.model
+    size = f", input {size_text(spec.shape[1:])} pixels" if spec.payload_kind.pixels else ""
+    return f"features: of {spec.name}, weights {backbone.checkpoint.locator}{size}"
 
 
 def _images(own: dict[str, Any]) -> str:

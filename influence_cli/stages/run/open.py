@@ -14,6 +14,7 @@ from influence_cli.model.checkpoints import Trajectory
 from influence_cli.model.losses import loss_of
 from influence_cli.objectives import make_objectives
 from influence_cli.settings import GradSpec, Inputs
+from influence_cli.stages.run.backbone import resolve_backbone, rows_as
 from influence_cli.stages.run.class_map import named_classes
 from influence_cli.stages.run.fit_set import open_fit_set, refuse_without_curvature, with_trained_l2
 from influence_cli.stages.run.members import with_members
@@ -41,20 +42,27 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
     objectives |= {name: o.of_classes(name, manifest.classes) for name, o in of_groups.items()}
     inputs, values = named_classes(inputs, manifest), needed_values(methods, spec.relative)
     model, checkpoint, about = None, None, dict[str, Any]()
-    if spec.rows is not None or any(m.needs != "nothing" for m in methods.values()):
+    backbone = resolve_backbone(inputs, manifest, store)
+    apart = ("nothing", "features") if backbone is not None and inputs.checkpoint is None else ("nothing",)
+    if spec.rows is not None or any(m.needs not in apart for m in methods.values()):
         model, checkpoint = resolve_model(inputs, manifest, store, spec.precision)
         refuse_margin(methods, model)
         manifest = usable(manifest.rows("train"), model, inputs, store)
         check_classes(manifest, model)
         refuse_objectives(objectives, manifest, model)
         usable_train_rows(manifest)
+    elif backbone is not None:
+        about["rows_as"] = rows_as(backbone, inputs, manifest)
+        manifest = usable(manifest.rows("train"), about["rows_as"], inputs, store)
+        usable_train_rows(manifest)
+    takes = model or about.get("rows_as")
     target, overlap = manifest.rows("val"), manifest.rows("val").take(np.array([], dtype=np.int64))
     rows_of_target = spec.rows is not None and (inputs.target is not None or len(target) > 0)
     if rows_of_target or any(m.needs_target() for m in methods.values()):
-        assert model is not None
+        assert takes is not None
         columns = [o.column or inputs.group for o in objectives.values() if "groups" in o.needs]
-        target, overlap = target_rows(inputs, manifest, listener, model, store, columns)
-        about["groups"] = target_groups(objectives, target, inputs, model, listener)
+        target, overlap = target_rows(inputs, manifest, listener, takes, store, columns)
+        about["groups"] = target_groups(objectives, target, inputs, takes, listener)
         pairs = {name: o for name, o in objectives.items() if "pairs" in o.needs}
         about["changed"] = {name: changed_texts(target, o.column) for name, o in pairs.items()}
     elif inputs.target is not None and model is not None:  # nothing is measured on them but accuracy
@@ -74,7 +82,7 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
         about["solvers"] = solvers
     run = Run(
         inputs, spec, manifest, manifest.rows("train"), target, len(overlap), model, checkpoint, methods, objectives,
-        values=values, **about,
+        values=values, backbone=backbone, **about,
     )  # fmt: skip
     for name, method in methods.items():
         method.check_run(name, run.row_loss, len(run.train), len(run.target))

@@ -190,6 +190,8 @@ class Features(Quantity):
 
     def parts(self, run: Run, member: Member) -> list[Part]:
         """One folder: its training rows, and its target rows where a method asks for them."""
+        if run.backbone is not None:  # they are of another model than the member's (``backbone_run``)
+            return []
         found = super().parts(run, member)
         asking = [m for n, m in run.methods.items() if m.needs == self.name and member in run.members_of.get(n, ())]
         if any(m.needs_target() for m in asking):

@@ -23,6 +23,7 @@ from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import GradSpec, Inputs
+from influence_cli.stages.run.backbone import Backbone
 from influence_cli.stages.run.fit_set import FitSet
 from influence_cli.stages.run.objective_inputs import Groups
 from influence_cli.stages.run.usable_rows import bad_rows_of, usable_train_rows
@@ -63,6 +64,9 @@ class Run:
     solvers: dict[str, Preconditioned] = field(default_factory=dict)  # by method: itself, or what its value is by
     members_of: dict[str, tuple[Member, ...]] = field(default_factory=dict)  # by method
     ensembles: dict[str, Ensemble] = field(default_factory=dict)  # by method whose members decide how many there are
+    backbone: Backbone | None = None  # whose features methods look at, where it is another model than the run's
+    headless: bool = False  # whether the checkpoint may be of another last layer, which is not looked at
+    rows_as: ModelSpec | None = None  # what takes the rows with their labels, where no model is scored
 
     @property
     def members(self) -> list[Member]:
@@ -84,7 +88,7 @@ class Run:
     @functools.cached_property
     def row_loss(self) -> RowLoss:
         """The loss of a row: cross-entropy, or that of the user's own task."""
-        return loss_of(self.model)
+        return loss_of(self.rows_as or self.model)
 
     @functools.cached_property
     def loss_name(self) -> str:

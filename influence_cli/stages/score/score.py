@@ -23,6 +23,7 @@ from influence_cli.stages.grads.curvature_report import effect_weight
 from influence_cli.stages.grads.fill import fill
 from influence_cli.stages.grads.provenance import base_table, nullable, provenance_of
 from influence_cli.stages.run import names
+from influence_cli.stages.run.backbone_run import NAME, features_run
 from influence_cli.stages.run.rates import note_pairs
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
@@ -60,6 +61,8 @@ def score(run: Run, session: Session, per_member: bool = False, combine: str | N
     table = _with_scores(base_table(run), run, session, columns, per_member)
     if run.members:
         table = _append_model_says(table, run, session, columns[0].scores.logits)
+    elif columns[0].scores.logits is not None and run.row_loss.by_class:
+        table = _append_other(table, run, softmax(columns[0].scores.logits))
     table = _append_canaries(table, run, session)
     _say_no_score(session, columns)
     _warn_of_nulls(run, session, columns if combine is None else columns[1:])  # lexi scores candidates alone
@@ -236,7 +239,8 @@ def _columns(run: Run, session: Session, name: str) -> list[Column]:
     """What a method says of the rows, for each objective or once."""
     method = run.methods[name]
     started = time.perf_counter()
-    found = method.score(StoredRows(run, session, name), run.train, run.row_loss)
+    at = features_run(run, session.runtime) if run.backbone is not None and method.needs == NAME else run
+    found = method.score(StoredRows(at, session, name), run.train, run.row_loss)
     note_pairs(session, method.pairs(len(run.train), len(run.target)), time.perf_counter() - started)
     return [Column(f"{name}/{s.objective}" if s.objective else name, method.kind, s) for s in found]
 
@@ -286,8 +290,13 @@ def _append_model_says(table: pa.Table, run: Run, session: Session, unseen: Floa
         others = probability if unseen is None else softmax(unseen)
     classes = class_count(run.manifest.classes, labels)  # a model may have more outputs
     table = _append_label(table, "model", probability[:, :classes])
-    np.put_along_axis(others, labels[:, None], -1.0, axis=1)
-    return _append_label(table, "other", others[:, :classes])
+    return _append_other(table, run, others)
+
+
+def _append_other(table: pa.Table, run: Run, others: Floats) -> pa.Table:
+    """The most probable label that is not the row's own, of probabilities [n, C]."""
+    np.put_along_axis(others, run.train.labels[:, None], -1.0, axis=1)
+    return _append_label(table, "other", others[:, : class_count(run.manifest.classes, run.train.labels)])
 
 
 def _append_label(table: pa.Table, name: str, among: Floats) -> pa.Table:
