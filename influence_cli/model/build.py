@@ -16,7 +16,7 @@ from influence_cli.model.examples import blank_input, to_input
 from influence_cli.model.logit_layer import HEAD
 from influence_cli.model.named_tensors import as_argument, from_arrays
 from influence_cli.model.parameters import in_precision
-from influence_cli.model.spec import TORCHVISION, ModelSpec, code_named_by_data, is_gpt, is_own, is_plain
+from influence_cli.model.spec import ENCODER, TORCHVISION, ModelSpec, code_named_by_data, is_gpt, is_own, is_plain
 from influence_cli.model.weights import load_weights
 from influence_cli.settings import INTERPOLATIONS
 
@@ -156,6 +156,10 @@ def _give_all_gradients(model: nn.Module) -> None:
 def _build(spec: ModelSpec, pretrained: bool) -> nn.Module:
     if spec.task is not None:
         return spec.task.build()
+    if spec.name.startswith(ENCODER):
+        from influence_cli.model.encoder import build_encoder
+
+        return build_encoder(spec)
     if spec.network is not None:
         from influence_cli.model.transformers_model import build
 

@@ -13,7 +13,7 @@ from influence_cli.model.examples import blank_input
 from influence_cli.model.logit_layer import logit_layer
 from influence_cli.model.named_tensors import as_argument
 from influence_cli.model.parameters import in_precision
-from influence_cli.model.spec import ModelSpec
+from influence_cli.model.spec import ENCODER, ModelSpec
 from influence_cli.model.weights import load_weights
 
 
@@ -25,6 +25,12 @@ def load_headless(
     Raises:
         ModelError: no linear layer alone makes the logits, or the other weights do not fit.
     """
+    if spec.name.startswith(ENCODER):
+        from influence_cli.model.encoder import load_encoder
+
+        model = load_encoder(spec, checkpoint, dtype)
+        check_input(model, spec)
+        return model
     model = in_precision(build_model(spec), dtype).eval()
     check_input(model, spec)
     blank = blank_input(spec, 2, next(model.parameters()).dtype)

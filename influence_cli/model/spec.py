@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # left out where they say nothing, since they came later
 _LATER = ("crop", "code", "order", "features", "one_logit", "network", "text", "loss", "adapter")
 TORCHVISION = "torchvision:"  # prefix of torchvision's own architectures
+ENCODER = "encoder:"  # prefix of encoders of transformers of which only the features are wanted
 GPT = "gpt"  # and "gpt:LAYERSxWIDTH": a small GPT that is trained from nothing
 NEXT_TOKEN = "next-token"  # the loss of a language model, which is the output that it gives of a row
 

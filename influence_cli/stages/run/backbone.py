@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from influence_cli.errors import UsageError
 from influence_cli.model.checkpoints import Checkpoint, find_checkpoint, find_model
-from influence_cli.model.hf_folder import HF, folder_of
+from influence_cli.model.hf_folder import HF, folder_of, has_classifier, is_network, read_config
 from influence_cli.model.losses import loss_in_spec
 from influence_cli.model.new_spec import new_spec, outputs_of
-from influence_cli.model.spec import ModelSpec, is_own
+from influence_cli.model.spec import ENCODER, ModelSpec, is_own
+from influence_cli.stages.run.resolve import with_cut_texts
 
 if TYPE_CHECKING:
     from influence_cli.data.manifest import Manifest
@@ -44,25 +45,30 @@ def resolve_backbone(inputs: Inputs, manifest: Manifest, store: Store) -> Backbo
         what = "--features takes no code, since nothing says when what it gives has changed"
         raise UsageError(what, fix="pass it as --model with --checkpoint, and leave --features out")
     file = inputs.features_checkpoint
-    found = _carried(named, manifest) if file is None else _named(inputs, named, file, manifest, store)
+    found = _carried(inputs, named) if file is None else _named(inputs, named, file, manifest, store)
     _refuse_other_payloads(named, found.model, manifest)
     return Backbone(_of_size(found.model, inputs.features_size), found.checkpoint, found.headless)
 
 
-def _carried(named: str, manifest: Manifest) -> Backbone:
+def _carried(inputs: Inputs, named: str) -> Backbone:
     """A checkpoint that says its model: a run folder, a folder of transformers or of the hub."""
     if not named.startswith(HF) and not Path(named).exists():
         what = f"--features {named} is no file or folder here, and a name alone has no weights: none are downloaded"
         raise UsageError(what, fix=f"pass --features {named} --features-checkpoint FILE, or --features FOLDER")
     if named.startswith(HF):
         folder_of(named)  # which says how to have one that is not here
-    checkpoint, carried = find_model(named, language=not manifest.labelled)
+    checkpoint, carried = find_model(named)
     if carried is None:
         what = "the weights do not say of which model they are"
         raise UsageError(what, where=named, fix=f"pass --features NAME --features-checkpoint {named}")
     spec = ModelSpec.from_dict(carried)
     if is_own(spec.name):
         raise UsageError("--features takes no model that is code", where=named, fix="name another model")
+    spec = with_cut_texts(spec, inputs)
+    folder = Path(named.removeprefix(HF)).expanduser()
+    if spec.network is not None and is_network(read_config(folder)) and not has_classifier(folder):
+        encoder = replace(as_encoder(spec), name=ENCODER + spec.name.removeprefix(HF))
+        return Backbone(encoder, checkpoint, headless=True)
     return Backbone(spec, checkpoint, headless=False)
 
 

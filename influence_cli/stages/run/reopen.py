@@ -72,7 +72,7 @@ def _check_origin(origin: dict[str, Any], source: str) -> None:
     """Refuse a table whose provenance leads to no run that can be opened again (UsageError)."""
     if not origin:
         raise UsageError("the table does not say how it was made", where=source, fix="give one that `score` wrote")
-    if origin.get("checkpoint") is None:
+    if origin.get("checkpoint") is None and origin.get("features") is None:
         raise UsageError("no method of the table needs a model", where=source, fix="score with ip or loss, say")
     if (origin.get("fit_rows") or {}).get("in_memory"):
         fix = "score with a manifest's path as --fit-rows"
