@@ -26,6 +26,7 @@ class MethodInfo:
         return pkgutil.resolve_name(self.target)
 
 
+AUTO = "auto"  # decided by what a run is about: ``methods.auto.chosen``
 _IP_PAPER = "Yang et al., arXiv:2405.17490"
 _KOH_LIANG = "Koh and Liang, arXiv:1703.04730"
 _ROWS = (
@@ -145,6 +146,11 @@ _ROWS = (
         "head-vm", "influence_cli.methods.head_vm:HeadVM", "minus a row's cost to the last layer tuned on target rows",
         "-", "forward V/2 + forward T; head^2",
     ),
+    MethodInfo(
+        AUTO, "influence_cli.methods.auto:Auto",
+        "how sure a label is right, by features; a method of effects for other objectives",
+        "-", "2 x forward T + forward V; n w^2 + n^2",
+    ),
     MethodInfo("random", "influence_cli.methods.random:Random", "seeded uniform draw, the floor", "-", "none"),
 )  # fmt: skip
 METHODS: dict[str, MethodInfo] = {info.name: info for info in _ROWS}
@@ -164,4 +170,4 @@ def make_methods(spec: GradSpec) -> dict[str, Method]:
     return made
 
 
-__all__ = ["METHODS", "Linear", "Method", "MethodInfo", "make_methods"]
+__all__ = ["AUTO", "METHODS", "Linear", "Method", "MethodInfo", "make_methods"]

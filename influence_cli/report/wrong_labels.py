@@ -1,4 +1,4 @@
-"""How many labels confident learning takes to be wrong, in one line."""
+"""How many labels a method takes to be wrong, in one line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def wrong_labels_said(estimate: dict[str, Any], classes: tuple[str, ...] | None 
     rows, (low, high) = estimate["rows"], estimate["interval"]
     wrong = estimate["wrong_labels"]
     part = share(wrong / rows) if rows else "-"
-    text = f"confident learning estimates {wrong:,.0f} wrong labels of {rows:,} ({part}; 95% interval over rows "
+    text = f"{estimate.get('by', 'confident learning')} estimates {wrong:,.0f} wrong labels of {rows:,} ({part}; 95% interval over rows "
     text += f"{low:,.0f} to {high:,.0f})"
     if estimate["pairs"]:
         from influence_cli.data.classes import class_name  # at start-up nobody needs Arrow, which comes with it

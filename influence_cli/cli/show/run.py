@@ -39,6 +39,8 @@ def show_run(run: Run, session: Session, origin: dict[str, Any], done: str) -> N
         known["target"] = measured
     warn_of_memory(run, session, known)
     out.note(done)
+    for line in origin.get("auto", {}).get("why", ()):
+        out.note(line)
     show_noise(origin)
 
 

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from influence_cli.data.changed_texts import changed_texts
+from influence_cli.data.manifest import Manifest
 from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError
-from influence_cli.methods import make_methods
+from influence_cli.methods import AUTO, make_methods
+from influence_cli.methods.protocol import Method
 from influence_cli.model.checkpoints import Trajectory
 from influence_cli.model.losses import loss_of
 from influence_cli.objectives import make_objectives
@@ -38,6 +40,7 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
     manifest = open_manifest(inputs.manifest, inputs.label, inputs.skip_bad, store.file_keys(), listener=listener)
     if len(manifest.rows("train")) == 0:
         raise ManifestError("no train rows", where=manifest.source, fix="set column split to train for some rows")
+    methods = _chosen(methods, inputs, spec, manifest)
     of_groups = {name: o for name, o in objectives.items() if "groups" in o.needs}
     objectives |= {name: o.of_classes(name, manifest.classes) for name, o in of_groups.items()}
     inputs, values = named_classes(inputs, manifest), needed_values(methods, spec.relative)
@@ -87,3 +90,13 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
     for name, method in methods.items():
         method.check_run(name, run.row_loss, len(run.train), len(run.target))
     return with_members(run, session.runtime, store)
+
+
+def _chosen(methods: dict[str, Method], inputs: Inputs, spec: GradSpec, manifest: Manifest) -> dict[str, Method]:
+    """The methods, with what ``auto`` is for these rows and objectives in its place."""
+    if AUTO not in methods:
+        return methods
+    from influence_cli.methods.auto import chosen
+
+    target = inputs.target is not None or len(manifest.rows("val")) > 0
+    return {**methods, AUTO: chosen(methods[AUTO], spec.objectives, manifest.labelled, target, spec.params)}

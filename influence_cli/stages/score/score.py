@@ -27,6 +27,7 @@ from influence_cli.stages.run.backbone_run import NAME, features_run
 from influence_cli.stages.run.rates import note_pairs
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
+from influence_cli.stages.score.choice import choice
 from influence_cli.stages.score.combine import check_rule, combine_options, combined, kind_of
 from influence_cli.stages.score.noise import direction_noise
 from influence_cli.stages.score.stored import Blend, StoredRows
@@ -66,6 +67,7 @@ def score(run: Run, session: Session, per_member: bool = False, combine: str | N
     table = _append_canaries(table, run, session)
     _say_no_score(session, columns)
     _warn_of_nulls(run, session, columns if combine is None else columns[1:])  # lexi scores candidates alone
+    said, noise = _said_of_columns(run, session, columns), direction_noise(run, session)
     about = {
         **provenance_of(run, session, "score"),
         "kinds": {column_name(run, c.name): c.kind for c in columns},
@@ -73,9 +75,10 @@ def score(run: Run, session: Session, per_member: bool = False, combine: str | N
         "kind": columns[0].kind,
         **({} if columns[0].scores.logits is None else {"other_label_is": "out of fold"}),
         "effect": columns[0].scores.effect,
-        **_said_of_columns(run, session, columns),
+        **said,
+        **choice(run, said.get("facts", {}), noise),
         "preconditioned": _preconditioned(run),
-        "noise": direction_noise(run, session),
+        "noise": noise,
     }
     return with_provenance(table, about), run
 

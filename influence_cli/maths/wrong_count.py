@@ -1,0 +1,84 @@
+"""How many labels are wrong, from what a probe that never saw them makes of them, with an interval.
+
+w_i = 1 - Q_i(y_i) says how likely the label of row i is wrong (``maths.corrected_probe``).  Its mean over the rows is a
+mixture: p times its mean over wrong labels, and 1 - p times that over right ones.  Target rows, whose labels are right,
+show both: the second as they are, the first with each label that is not theirs, as often as T has it:
+
+    p = (mean w - right) / (wrong - right),   right = mean_v w_v(y_v),   wrong = mean_v sum_k T[y_v, k] w_v(k) / (1 - T[y_v, y_v])
+
+Without target rows p is the mean of w, which takes the probabilities at their word.  Mistakes that people make are
+harder to see than labels drawn by T, since they make them where rows are hard: then p is too small.  The interval is
+that of a bootstrap over rows and target rows; T and the probabilities are held.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.maths.corrected_probe import confusion, posterior
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+DRAWS = 400
+SEED = 20_261_129  # of the bootstrap: an answer is the same whenever it is given
+
+
+@dataclass(frozen=True, eq=False)
+class WrongLabels:
+    """How likely each label is wrong [n]; how many are, with a 95% interval; and whether wrong ones can be told at all.
+
+    ``apart`` is the interval of ``wrong - right``, by how much more likely wrong labels are taken to be wrong; None
+    without target rows.
+    """
+
+    each: Floats
+    count: float
+    interval: tuple[float, float]
+    apart: tuple[float, float] | None
+    matrix: Floats  # T [C, C]
+
+    @property
+    def tells(self) -> bool:
+        """Whether wrong labels are told from right ones better than by chance, as far as that is known."""
+        return self.apart is None or self.apart[0] > 0
+
+
+def wrong_labels(p: Floats, labels: Ints, target: Floats, target_labels: Ints) -> WrongLabels:
+    """From probabilities of truths [n, C] and [m, C] that know no label of their row, and labels [n] and [m].
+
+    >>> p = np.array([[0.99, 0.01]] * 9 + [[0.01, 0.99]] * 9)
+    >>> found = wrong_labels(p, np.array([0] * 8 + [1] * 10), p, np.array([0] * 9 + [1] * 9))
+    >>> round(found.count, 2), found.tells
+    (1.0, True)
+    """
+    matrix, n, m = confusion(p, labels), len(labels), len(target_labels)
+    each = 1.0 - posterior(p, labels, matrix)[np.arange(n), labels]
+    rng = np.random.default_rng(SEED)
+    of_rows = np.array([each[rng.integers(0, n, n)].mean() for _ in range(DRAWS)])
+    if not m:
+        return WrongLabels(each, float(each.sum()), _interval(of_rows * n), None, matrix)
+    every = np.stack([1.0 - posterior(target, np.full(m, k), matrix)[:, k] for k in range(p.shape[1])], axis=1)
+    others = matrix.copy()
+    np.fill_diagonal(others, 0.0)
+    others /= others.sum(axis=1, keepdims=True)
+    right, wrong = every[np.arange(m), target_labels], (others[target_labels] * every).sum(axis=1)
+    drawn = [rng.integers(0, m, m) for _ in range(DRAWS)]
+    of_right, of_wrong = (np.array([values[d].mean() for d in drawn]) for values in (right, wrong))
+    apart = _interval(of_wrong - of_right)
+    value = _share(each.mean(), right.mean(), wrong.mean())
+    return WrongLabels(each, float(value * n), _interval(n * _share(of_rows, of_right, of_wrong)), apart, matrix)
+
+
+def _share(mean: Floats | float, right: Floats | float, wrong: Floats | float) -> Floats:
+    """p, between 0 and 1; 0 where wrong labels look no more wrong than right ones."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = (np.asarray(mean) - right) / (np.asarray(wrong) - right)
+    return np.where(np.asarray(wrong) > right, np.clip(found, 0.0, 1.0), 0.0)
+
+
+def _interval(drawn: Floats) -> tuple[float, float]:
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,164 @@
+"""Auto: how sure it is that a label is right, as far as features tell and target rows help; ranking only.
+
+    s_i = (log-odds of P_i(y_i) + log-odds of Q_i(y_i)) / 2
+
+P_i are class probabilities by a probe and neighbours on penultimate features, learned from labels that may be wrong and
+from target rows, without any label of row i's fold; Q_i weighs them by which labels are mistaken for which
+(``maths.corrected_probe``).  It needs one forward pass of the features and a fit; another model's features are better
+where its own has learned its wrong labels: ``--features``.
+
+This is for utility, where rows do harm by a wrong label.  For other objectives, and for language models, auto is a
+method that estimates what a row does to the objective: ``ekfac`` with ``--params last``, whose curvature costs little
+there, and else ``ip``.
+
+Labels of target rows are taken to be right.  Target rows that are train rows too are left out.  Weights of rows change
+nothing.  Columns ``other_label`` and ``other_probability`` of the table are those of P.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.data.classes import class_count
+from influence_cli.data.folds import dealt
+from influence_cli.errors import UsageError
+from influence_cli.maths.corrected_probe import FLOOR, CorrectedProbe, standardised
+from influence_cli.maths.corrected_probe import Rows as Fitted
+from influence_cli.maths.wrong_count import WrongLabels, wrong_labels
+from influence_cli.methods.checks import check_options
+from influence_cli.methods.ekfac import EKFAC
+from influence_cli.methods.ip import IP
+from influence_cli.methods.protocol import Facts, Floats, Kind, Method, Scores
+from influence_cli.methods.shapes.by_probe import refuse_wide
+from influence_cli.settings import resolved, setting
+from influence_cli.store.shards import positions
+
+if TYPE_CHECKING:
+    from influence_cli.data.manifest import Rows
+    from influence_cli.methods.stored import Stored
+    from influence_cli.model.losses import RowLoss
+
+NAME = "auto"
+UTILITY = "utility"
+PAIRS = 20
+FEW_TARGET = 20  # target rows below which they say next to nothing
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Auto(Method):
+    """Suspicious labels come last."""
+
+    needs: ClassVar[str] = "features"
+    kind: ClassVar[Kind] = "ranking"
+
+    folds: int = setting(5, "folds of the rows that are fitted on")
+    neighbours: int = setting(50, "nearest rows that count", "rows")
+    seed: int = setting(0, "of the folds")
+    with_target: bool = resolved(False)
+
+    def __post_init__(self) -> None:
+        check_options(self, {}, {"folds": 3, "seed": 0}, ("neighbours",))
+
+    def needs_target(self) -> bool:
+        """Where there are any."""
+        return self.with_target
+
+    def depends_on_others(self) -> bool:
+        """Yes: they are what the probe is fitted on."""
+        return True
+
+    def pairs(self, train: int, target: int) -> int:
+        """Every row with every other."""
+        return train * (train + target * self.with_target)
+
+    def check_run(self, name: str, loss: RowLoss, train: int, target: int) -> None:
+        """Refuse (UsageError) labels that are no classes, and fewer rows than folds."""
+        if not loss.by_class:
+            what = "auto judges labels that are classes, one a row, and these are not"
+            raise UsageError(what, fix="use --method probe, which judges numbers and several labels a row too")
+        if train < 2 * self.folds:
+            raise UsageError(f"{name}.folds={self.folds} of {train} train rows", fix="give more train rows")
+
+    def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
+        """How sure each label is right, with the estimated number of wrong labels and why this score was taken."""
+        (member,) = stored.members
+        features = stored.read("features", member)["features"]
+        refuse_wide(features, NAME)
+        known = np.isfinite(features).all(axis=1)
+        target, of_target = self._target(stored, rows, features.shape[1])
+        classes = max(class_count(r.manifest.classes, r.labels) for r in (rows, target))
+        scale = features[known]
+        fit = Fitted(standardised(scale, scale), rows.labels[known], dealt(rows, known, self.folds, self.seed)[known])
+        held = Fitted(standardised(of_target, scale), target.labels, _folds_of(target, self.folds, self.seed))
+        with stored.progress("auto: folds", len(fit.y)) as progress:
+            probe = CorrectedProbe(fit, held, classes, self.folds, self.neighbours, progress.advance)
+            p, of_held = probe.probabilities()
+        found = wrong_labels(p, fit.y, of_held, held.y)
+        values, logits = np.full(len(rows), np.nan), np.full((len(rows), classes), np.nan)
+        values[known] = (_log_odds(p[np.arange(len(fit.y)), fit.y]) + _log_odds(1.0 - found.each)) / 2.0
+        logits[known] = np.log(p + FLOOR)
+        return [Scores(values, facts=_facts(p, fit, of_held, held, found), logits=logits)]
+
+    def _target(self, stored: Stored, rows: Rows, width: int) -> tuple[Rows, Floats]:
+        """The target rows that are no train rows and have features, and these [m, d]; none where they are few."""
+        (member,), none = stored.members, rows.take(np.array([], dtype=np.int64))
+        if not self.with_target:
+            return none, np.empty((0, width))
+        apart = stored.target.take(np.flatnonzero(positions(stored.target.payload_keys, rows.payload_keys) < 0))
+        features = stored.read("features", member, apart)["features"].astype(np.float64)
+        usable = np.flatnonzero(np.isfinite(features).all(axis=1))
+        if len(usable) < FEW_TARGET:
+            return none, np.empty((0, width))
+        return apart.take(usable), features[usable]
+
+
+def chosen(method: Method, objectives: Sequence[str], labelled: bool, target: bool, params: str) -> Method:
+    """What ``--method auto`` is for a run: itself for wrong labels, or a method for what rows do to an objective.
+
+    Raises:
+        UsageError: it has options that the method it becomes has not.
+    """
+    if not isinstance(method, Auto):
+        return method
+    if labelled and tuple(objectives) == (UTILITY,):
+        return replace(method, with_target=target)
+    if method != Auto():
+        what = f"options of auto are about wrong labels, and it is about {', '.join(objectives)} here"
+        raise UsageError(what, fix="leave --set auto.... out, or name the method: --method ip")
+    return EKFAC() if params == "last" else IP()
+
+
+def _folds_of(rows: Rows, folds: int, seed: int) -> Ints:
+    return dealt(rows, np.ones(len(rows), dtype=bool), folds, seed) if len(rows) else np.empty(0, dtype=np.int64)
+
+
+def _log_odds(p: Floats) -> Floats:
+    return np.log(p + FLOOR) - np.log(1.0 - p + FLOOR)
+
+
+def _facts(p: Floats, fit: Fitted, of_held: Floats, held: Fitted, found: WrongLabels) -> Facts:
+    """The number of wrong labels with its interval, between which classes, and three lines of why."""
+    likely, n = p.argmax(axis=1), len(fit.y)
+    cells = np.zeros((p.shape[1], p.shape[1]))
+    np.add.at(cells, (fit.y, likely), found.each)
+    np.fill_diagonal(cells, 0.0)
+    largest = np.argsort(-cells, axis=None, kind="stable")[:PAIRS]
+    pairs = [(*divmod(int(k), len(cells)), float(cells.flat[k])) for k in largest if cells.flat[k] > 0]
+    low, high = found.interval
+    facts: Facts = {
+        "by": NAME, "rows": n, "wrong_labels": found.count, "interval": [low, high], "pairs": pairs,
+        "counted": int((likely != fit.y).sum()), "target_rows": len(held.y), "tells": found.tells,
+        "agrees": float((likely == fit.y).mean()), "most_frequent": float(np.bincount(fit.y).max() / n),
+    }  # fmt: skip
+    if len(held.y):
+        facts["target_accuracy"] = float((of_held.argmax(axis=1) == held.y).mean())
+    else:  # nothing tells but the labels themselves: they have to be predicted better than by the largest class
+        error = 1.96 * np.sqrt(facts["agrees"] * (1 - facts["agrees"]) / n)
+        facts["tells"] = bool(facts["agrees"] - error > facts["most_frequent"])
+    return facts
