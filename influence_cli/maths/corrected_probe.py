@@ -79,7 +79,7 @@ def target_weight(rows: int, target: int) -> float:
 
 @dataclass(frozen=True, eq=False)
 class CorrectedProbe:
-    """The rows, the target rows (none is fine), how many classes there are, the folds, and how many neighbours count."""
+    """The rows, the target rows (none is fine), the numbers of classes and of folds, and how many neighbours count."""
 
     rows: Rows
     target: Rows

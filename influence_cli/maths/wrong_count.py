@@ -4,7 +4,8 @@ w_i = 1 - Q_i(y_i) says how likely the label of row i is wrong (``maths.correcte
 mixture: p times its mean over wrong labels, and 1 - p times that over right ones.  Target rows, whose labels are right,
 show both: the second as they are, the first with each label that is not theirs, as often as T has it:
 
-    p = (mean w - right) / (wrong - right),   right = mean_v w_v(y_v),   wrong = mean_v sum_k T[y_v, k] w_v(k) / (1 - T[y_v, y_v])
+    p = (mean w - right) / (wrong - right)
+    right = mean_v w_v(y_v),   wrong = mean_v sum_{k != y_v} T[y_v, k] w_v(k) / (1 - T[y_v, y_v])
 
 Without target rows p is the mean of w, which takes the probabilities at their word.  Mistakes that people make are
 harder to see than labels drawn by T, since they make them where rows are hard: then p is too small.  The interval is

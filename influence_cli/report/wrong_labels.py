@@ -22,7 +22,8 @@ def wrong_labels_said(estimate: dict[str, Any], classes: tuple[str, ...] | None 
     rows, (low, high) = estimate["rows"], estimate["interval"]
     wrong = estimate["wrong_labels"]
     part = share(wrong / rows) if rows else "-"
-    text = f"{estimate.get('by', 'confident learning')} estimates {wrong:,.0f} wrong labels of {rows:,} ({part}; 95% interval over rows "
+    by = estimate.get("by", "confident learning")
+    text = f"{by} estimates {wrong:,.0f} wrong labels of {rows:,} ({part}; 95% interval over rows "
     text += f"{low:,.0f} to {high:,.0f})"
     if estimate["pairs"]:
         from influence_cli.data.classes import class_name  # at start-up nobody needs Arrow, which comes with it

@@ -12,6 +12,7 @@ from influence_cli.cli.show.canary_cut import show_cut
 from influence_cli.cli.show.run import show_noise
 from influence_cli.report.wrong_labels import estimates_of, wrong_labels_said
 from influence_cli.settings import parse_budget
+from influence_cli.stages.curate.auto_budget import said
 
 if TYPE_CHECKING:
     from influence_cli.stages.curate.curate import Curated
@@ -28,6 +29,8 @@ def show_edits(curated: Curated) -> None:
     out.note(f"{s['action']}: {s['edited']:,} of {s['train_rows']:,} train rows, {_why(curated, s)}")
     for note in s["notes"]:
         out.note(f"  {note}")
+    if curated.estimated:
+        out.note(f"  {said(curated.estimated)}")
     show_cut(curated)
     for estimate in estimates_of(curated.scores.provenance):
         out.note(f"  {wrong_labels_said(estimate, classes)}")

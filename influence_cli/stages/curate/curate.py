@@ -25,6 +25,7 @@ from influence_cli.data.labels import wrong_labels
 from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.settings import parse_budget
+from influence_cli.stages.curate.auto_budget import with_rows
 from influence_cli.stages.curate.bins import ACT, Bins, binned
 from influence_cli.stages.curate.neighbours import with_neighbours
 from influence_cli.stages.curate.request import CurateRequest
@@ -45,6 +46,7 @@ class Curated:
     request: CurateRequest
     predicted: list[dict[str, Any]] = field(default_factory=list)  # by objective, where one is maximised
     bins: Bins | None = None
+    estimated: dict[str, Any] = field(default_factory=dict)  # the number of wrong labels that ``--budget auto`` takes
 
     def table(self) -> pa.Table:
         """One row per edit, most harmful first: what the row was, what it is, its score, and why."""
@@ -88,6 +90,7 @@ class Curated:
                 "by": self.scores.column,
                 **({"predicted": self.predicted} if self.predicted else {}),
                 **({"canaries": self.request.cut.as_dict()} if self.request.cut is not None else {}),
+                **({"estimated": self.estimated} if self.estimated else {}),
                 **({"bins": self.bins.counts()} if self.bins is not None else {}),
                 "options": self.request.options.get(self.request.action, {}),
                 "edited": len(self.edits.edited),
@@ -115,6 +118,7 @@ def curate(request: CurateRequest) -> Curated:
         raise UsageError(what, where=scores.manifest.source, fix="use --action trim or reweight")
     if request.action == "reweight" and request.budget is not None:
         raise UsageError("reweight touches every scored row and takes no budget", fix="leave --budget out")
+    request, estimated = with_rows(request, scores)
     budget = _rows_to_touch(request, scores)
     if request.maximise is not None:
         from influence_cli.stages.curate.constrained import constrained_trim
@@ -124,7 +128,7 @@ def curate(request: CurateRequest) -> Curated:
         if request.combine is not None or request.by != ("score",):
             raise UsageError("--maximise names the column to act on", fix="leave --by and --combine out")
         edits, predicted = constrained_trim(request, scores, action, budget)
-        return Curated(scores, edits, request, predicted)
+        return Curated(scores, edits, request, predicted, estimated=estimated)
     if request.subject_to:
         raise UsageError("--subject-to needs an objective to gain", fix="--maximise utility")
     scored, bins = _as_cut(request, scores, budget)
@@ -142,7 +146,7 @@ def curate(request: CurateRequest) -> Curated:
     if request.combine == "minrank" and len(edits.edited):
         worst = scores.scored.score[edits.edited].max()
         edits.notes.append(f"largest worst rank among the edited rows: {worst:,.10g} of {len(scores.train):,}")
-    return Curated(scores, edits, request, bins=bins)
+    return Curated(scores, edits, request, bins=bins, estimated=estimated)
 
 
 def _rows_to_touch(request: CurateRequest, scores: ScoreTable) -> int:

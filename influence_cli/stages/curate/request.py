@@ -18,7 +18,9 @@ class CurateRequest:
     scores: Any  # a path, "-", or a table in memory
     action: str = option("trim", "trim, relabel or reweight (retrain: several, with commas).", (CURATE, RETRAIN))
     budget: str | None = option(
-        None, "Most rows to touch: 5% or 200 (retrain: 1%,2%) [default: 5%].", (CURATE, EVALUATE, RETRAIN)
+        None,
+        "Most rows to touch: 5%, 200, or auto (curate): the estimated wrong labels; retrain: 1%,2% [default: 5%].",
+        (CURATE, EVALUATE, RETRAIN),
     )
     manifest: Any = None  # default: where the provenance says
     label: str | None = None

@@ -137,7 +137,7 @@ def _choose(measured: Measured, request: CurateRequest, seed: int) -> tuple[str,
     looked_at = {n: measured.planted[n] for n in (measured.own if auto else (column,))}
     looked_at[RANDOM] = uniform_draws(measured.scores.train.ids, seed)
     truth = Truth(measured.canary, measured.trained, "canaries")
-    rows = parse_budget(request.budget or "5%", int(measured.trained.sum()))
+    rows = parse_budget(_given(request) or "5%", int(measured.trained.sum()))
     found = detect(looked_at, truth, rows, DRAWS, seed, RANDOM)["columns"]
     better = {n: found[n]["average_precision"] for n in looked_at if _beats(found[n])}
     if not better:
@@ -167,6 +167,11 @@ def _why(best: str, figures: dict[str, Any], columns: dict[str, Floats], truth: 
     low, high = sorted(-end for end in difference["interval"])
     resolved = "" if difference["verdict"] == "worse" else ", not resolved"
     return f"{text}; {-difference['difference']:+.3f} ({low:+.3f} to {high:+.3f}) against {second}{resolved}"
+
+
+def _given(request: CurateRequest) -> str | None:
+    """The budget that is given as a number; None for none, and for the one that canaries are to give."""
+    return None if request.budget == AUTO else request.budget
 
 
 def _threshold(told: Estimates, target: float | None, most: float | None, where: str) -> float:
@@ -201,7 +206,8 @@ def _cut(told: Estimates, name: str, why: str, at: float, request: CurateRequest
     rows, cut = told.column.rows, np.isfinite(at)
     taken = int(told.column.taken(at))
     capped = None
-    budget = None if request.budget is None and cut else parse_budget(request.budget or "5%", train)
+    given = str(min(round(told.wrong_rows), train)) if request.budget == AUTO else request.budget
+    budget = None if given is None and cut else parse_budget(given or "5%", train)
     if budget is not None and budget < taken:
         capped, taken = (request.budget if cut else None), budget
         at = float(rows[budget - 1]) if budget else -np.inf

@@ -1,0 +1,64 @@
+"""``--budget auto``: as many rows as labels are estimated to be wrong, by canaries or a column of the score table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from influence_cli.errors import UsageError
+from influence_cli.report.wrong_labels import estimates_of
+from influence_cli.stages.curate.request import AUTO, CurateRequest
+from influence_cli.stages.curate.score_table import ScoreTable
+
+Told = dict[str, Any]
+SCORE = "influence score MANIFEST --checkpoint RUN --method auto"
+
+
+def with_rows(request: CurateRequest, scores: ScoreTable) -> tuple[CurateRequest, Told]:
+    """The request with a number of rows for a budget of ``auto``, and what is estimated: rows, interval, by.
+
+    Canaries tell where they have been asked; else the column that is acted on, where it estimates the number; else the
+    first column of the table that does.
+
+    Raises:
+        UsageError: nothing of the table estimates the number, or what does tells wrong labels no better than chance.
+    """
+    if request.budget != AUTO:
+        return request, {}
+    if request.action == "reweight":
+        raise UsageError("reweight touches every scored row and takes no budget", fix="leave --budget out")
+    told = _of_canaries(request) or _of_columns(scores)
+    rows = min(round(told["rows"]), len(scores.train))
+    return replace(request, budget=str(rows)), {**told, "rows": rows}
+
+
+def said(told: Told) -> str:
+    """One line for people.
+
+    >>> said({"rows": 108, "interval": [91.2, 130.6], "by": "score_auto"})
+    '--budget auto: 108 rows, the number of wrong labels that score_auto estimates (95% interval 91 to 131)'
+    """
+    low, high = told["interval"]
+    return (
+        f"--budget auto: {told['rows']:,} rows, the number of wrong labels that {told['by']} estimates "
+        f"(95% interval {low:,.0f} to {high:,.0f})"
+    )
+
+
+def _of_canaries(request: CurateRequest) -> Told | None:
+    cut = request.cut
+    return None if cut is None else {"rows": cut.wrong_rows, "interval": list(cut.wrong_interval), "by": "canaries"}
+
+
+def _of_columns(scores: ScoreTable) -> Told:
+    found = estimates_of(scores.provenance)
+    acted_on = scores.column if scores.column != "score" else scores.provenance.get("score_is")
+    found.sort(key=lambda estimate: estimate["column"] != acted_on)
+    if not found:
+        what = "--budget auto takes the estimated number of wrong labels, and no column of the table estimates it"
+        raise UsageError(what, where=scores.manifest.source, fix=f"{SCORE}; or give a number: --budget 5%")
+    told = next((estimate for estimate in found if estimate.get("tells", True)), None)
+    if told is None:
+        what = f"{found[0]['column']} tells wrong labels no better than chance: nothing says how many rows to act on"
+        raise UsageError(what, where=scores.manifest.source, fix="score with --features MODEL, or give --budget 5%")
+    return {"rows": told["wrong_labels"], "interval": told["interval"], "by": told["column"]}
