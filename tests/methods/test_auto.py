@@ -1,0 +1,196 @@
+"""``--method auto`` and ``curate --budget auto``: right values, what it becomes for other questions, what it refuses.
+
+python -m pytest tests/methods/test_auto.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from influence_cli.data.folds import dealt
+from influence_cli.data.open import open_manifest
+from influence_cli.data.tables import provenance
+from influence_cli.maths.corrected_probe import CorrectedProbe, Rows, standardised
+from influence_cli.maths.wrong_count import wrong_labels
+from influence_cli.methods.auto import Auto, chosen
+from influence_cli.methods.ekfac import EKFAC
+from influence_cli.methods.ip import IP
+from influence_cli.settings import GradSpec
+from influence_cli.stages.score.stored import StoredRows
+from tests.cases import (
+    call_cli,
+    column,
+    digits_table,
+    examples,
+    feature_table,
+    job_of,
+    score_with_canaries,
+    train_run,
+    with_column,
+    write,
+)
+from tests.opened import fill
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits of which 45 of 300 have a wrong label, a linear model of theirs, and a table s of two methods."""
+    here = tmp_path_factory.mktemp("auto")
+    write(digits_table(train=300, val=90, test=30), here / "m.parquet")
+    train_run(here / "m.parquet", here / "run", "linear")
+    ran = call_cli(*SCORE, "--method", "auto", "--method", "loss", "-o", "s.parquet", cwd=here)
+    assert ran.code == 0, ran.err
+    (here / "said.txt").write_text(ran.err)
+    return here
+
+
+SCORE = ("score", "m.parquet", "--checkpoint", "run")
+
+
+def wrong(table: pa.Table, here: Path) -> np.ndarray:
+    rows = {r["id"]: r["label"] != r["clean_label"] for r in pq.read_table(here / "m.parquet").to_pylist()}
+    return np.array([rows[i] for i in table.column("id").to_pylist()])
+
+
+def test_scores_are_the_log_odds_of_the_equation_on_the_models_features(digits: Path) -> None:
+    manifest = open_manifest(str(digits / "m.parquet"), "label")
+    train, val = manifest.rows("train"), manifest.rows("val")
+    found = pq.read_table(digits / "s.parquet")
+    job = job_of(digits / "m.parquet", digits / "run", digits / ".influence", spec=GradSpec(methods=("auto",)))
+    fill(job)
+    read = StoredRows(job.run, job.session, "auto")
+    x, v = (read.read("features", read.members[0], r)["features"] for r in (train, val))
+    every = np.ones(len(train), dtype=bool), np.ones(len(val), dtype=bool)
+    rows = Rows(standardised(x, x), train.labels, dealt(train, every[0], 5, 0))
+    held = Rows(standardised(v, x), val.labels, dealt(val, every[1], 5, 0))
+    p, of_held = CorrectedProbe(rows, held, 10, 5).probabilities()
+    said = wrong_labels(p, rows.y, of_held, held.y)
+    own = p[np.arange(300), rows.y]
+    wanted = (np.log(own / (1 - own)) + np.log((1 - said.each) / said.each)) / 2
+    assert column(found, "score_auto") == pytest.approx(wanted, rel=1e-4)  # floors of 1e-12 aside
+    facts = provenance(found.schema)["facts"]["score_auto"]
+    assert facts["wrong_labels"] == pytest.approx(said.count)
+    assert facts["interval"][0] <= 45 <= facts["interval"][1]
+
+
+def test_it_finds_wrong_labels_better_than_the_loss_and_says_why(digits: Path) -> None:
+    found = pq.read_table(digits / "s.parquet")
+    bad = wrong(found, digits)
+    hits = {n: bad[np.argsort(column(found, f"score_{n}"))[:45]].mean() for n in ("auto", "loss")}
+    assert hits["auto"] >= 0.85
+    assert hits["auto"] >= hits["loss"]
+    said = provenance(found.schema)["auto"]
+    assert (said["method"], said["trusted"], len(said["why"])) == ("auto", True, 3)
+    assert all(line in (digits / "said.txt").read_text() for line in said["why"])
+    assert "90 target rows help it" in said["why"][0]
+
+
+def test_a_rows_score_does_not_hang_on_batches_and_its_other_label_is_out_of_fold(digits: Path) -> None:
+    more = ("--method", "auto", "--batch-size", 7, "--no-store", "-o", "b.parquet")
+    assert call_cli(*SCORE, *more, cwd=digits).code == 0
+    found, first = pq.read_table(digits / "b.parquet"), pq.read_table(digits / "s.parquet")
+    assert column(found) == pytest.approx(column(first, "score_auto"), rel=1e-3, abs=1e-3)
+    clean = {r["id"]: r["clean_label"] for r in pq.read_table(digits / "m.parquet").to_pylist()}
+    bad, other = wrong(found, digits), found.column("other_label").to_pylist()
+    right = [clean[i] == k for i, k, b in zip(found.column("id").to_pylist(), other, bad, strict=True) if b]
+    assert np.mean(right) > 0.8
+
+
+def test_the_budget_is_the_estimated_number_of_wrong_labels(digits: Path) -> None:
+    count = round(provenance(pq.read_schema(digits / "s.parquet"))["facts"]["score_auto"]["wrong_labels"])
+    ran = call_cli("curate", "s.parquet", "--by", "auto_none", "--budget", "auto", cwd=digits)
+    assert ran.code == 2
+    ran = call_cli(
+        "curate", "s.parquet", "--by", "score_auto", "--set", "trim.guard=false", "--budget", "auto",
+        "--edits", "e.parquet", cwd=digits,
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    edits = pq.read_table(digits / "e.parquet")
+    assert edits.num_rows == count
+    assert f"--budget auto: {count} rows, the number of wrong labels that score_auto estimates" in ran.err
+    assert provenance(edits.schema)["action"]["estimated"]["rows"] == count
+
+
+def test_a_budget_is_refused_where_nothing_tells_how_many(digits: Path) -> None:
+    assert call_cli(*SCORE, "--method", "loss", "-o", "l.parquet", cwd=digits).code == 0
+    ran = call_cli("curate", "l.parquet", "--budget", "auto", cwd=digits)
+    assert ran.code == 2
+    assert "no column of the table estimates it" in ran.err
+    table = pq.read_table(digits / "m.parquet")
+    labels, split = table.column("label").to_numpy(), np.array(table.column("split").to_pylist())
+    rng = np.random.default_rng(0)
+    mixed = np.where(split == "train", rng.integers(0, 10, len(labels)), rng.permutation(labels))
+    write(with_column(table, "label", mixed), digits / "mixed.parquet")
+    words = ("score", "mixed.parquet", "--checkpoint", "run", "--method", "auto", "-o", "x.parquet")
+    assert call_cli(*words, cwd=digits).code == 0
+    assert provenance(pq.read_schema(digits / "x.parquet"))["auto"]["trusted"] is False
+    ran = call_cli("curate", "x.parquet", "--budget", "auto", cwd=digits)
+    assert ran.code == 2
+    assert "tells wrong labels no better than chance" in ran.err
+    ran = call_cli("curate", "s.parquet", "--by", "score_auto", "--action", "reweight", "--budget", "auto", cwd=digits)
+    assert ran.code == 2
+    assert "takes no budget" in ran.err
+
+
+def test_canaries_give_the_budget_where_they_are_asked(tmp_path: Path) -> None:
+    here = score_with_canaries(tmp_path, 300, 60, "--method", "auto", "--method", "loss")
+    ran = call_cli("curate", "s.parquet", "--by", "auto", "--budget", "auto", "-n", "--json", cwd=here)
+    assert ran.code == 0, ran.err
+    assert "the number of wrong labels that canaries estimates" in ran.err
+
+
+def test_without_target_rows_the_labels_alone_tell(tmp_path: Path) -> None:
+    table = digits_table(train=300, val=0, test=30)
+    write(table, tmp_path / "m.parquet")
+    train_run(tmp_path / "m.parquet", tmp_path / "run", "linear")
+    assert call_cli(*SCORE, "--method", "auto", "-o", "s.parquet", cwd=tmp_path).code == 0
+    found = pq.read_table(tmp_path / "s.parquet")
+    assert wrong(found, tmp_path)[np.argsort(column(found))[:45]].mean() >= 0.7
+    said = provenance(found.schema)["auto"]
+    assert said["trusted"]
+    assert "no target rows help it" in said["why"][0]
+
+
+def test_other_objectives_get_a_method_of_effects(tmp_path: Path) -> None:
+    rows = examples(60, 40, 10)
+    table = feature_table(rows, group=pa.array([k % 2 for k in range(len(rows))]))
+    write(table.set_column(2, "label", pa.array([min(r.label, 1) for r in rows])), tmp_path / "m.parquet")
+    train_run(tmp_path / "m.parquet", tmp_path / "run", "mlp:6")
+    asked = (*SCORE, "--objective", "fairness")
+    for params, method in (("all", "ip"), ("last", "ekfac")):
+        for name in ("auto", method):
+            ran = call_cli(*asked, "--params", params, "--method", name, "-o", f"{name}.parquet", cwd=tmp_path)
+            assert ran.code == 0, ran.err
+        a, b = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("auto", method))
+        assert column(a, "score_fairness") == pytest.approx(column(b, "score_fairness"), rel=1e-9)
+        said = provenance(a.schema)["auto"]
+        assert said["method"] == method
+        assert f"auto takes {method}, which estimates what a row does to fairness" in said["why"][0]
+    ran = call_cli(*asked, "--method", "auto", "--set", "auto.folds=4", cwd=tmp_path)
+    assert ran.code == 2
+    assert "options of auto are about wrong labels" in ran.err
+
+
+def test_what_it_is_for_rows_without_labels_and_for_several_objectives() -> None:
+    auto = Auto()
+    assert isinstance(chosen(auto, ("utility",), False, True, "all"), IP)
+    assert isinstance(chosen(auto, ("utility", "fairness"), True, True, "last"), EKFAC)
+    assert chosen(auto, ("utility",), True, True, "all") == Auto(with_target=True)
+    assert chosen(IP(), ("utility",), True, True, "all") == IP()
+
+
+def test_labels_that_are_numbers_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    rows = examples(40, 12, 6)
+    table = feature_table(rows).set_column(2, "label", pa.array([r.features[0] for r in rows], pa.float64()))
+    write(table.replace_schema_metadata({"task": "regression"}), tmp_path / "m.parquet")
+    train_run(tmp_path / "m.parquet", tmp_path / "run", "linear")
+    ran = call_cli(*SCORE, "--method", "auto", cwd=tmp_path)
+    assert ran.code == 2
+    assert "auto judges labels that are classes" in ran.err
+    assert "--method probe" in ran.err
+    assert "Traceback" not in ran.err
