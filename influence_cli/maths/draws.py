@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,3 +88,15 @@ def effective_draws(chains: Floats) -> float:
     pairs = pairs[: int(negative[0])] if len(negative) else pairs
     time = max(2.0 * float(np.minimum.accumulate(pairs).sum()) - 1.0, 1.0 / np.log10(count * length))
     return float(count * length / time)
+
+
+def rows_for(share: float, batch: int, rows: int, wanted: float) -> int:
+    """How many rows a step bring the noise of minibatches from ``share`` with ``batch`` to ``wanted``.
+
+    It falls as (1 - b / n) / b.
+
+    >>> rows_for(0.4, 10, 110, 0.1), rows_for(0.4, 110, 110, 0.1)
+    (32, 110)
+    """
+    each = wanted / share * (1.0 / batch - 1.0 / rows)
+    return min(rows, math.ceil(1.0 / (each + 1.0 / rows)))

@@ -95,14 +95,35 @@ def noise_share(step: float, nbeta: float, largest_noise: float, batch: int, row
     return step * nbeta**2 * largest_noise * (1.0 - batch / rows) / (4.0 * batch)
 
 
-def largest_step(curvature: float, nbeta: float, largest_noise: float, batch: int, rows: int, share: float) -> float:
-    """The step at which eps lambda_max(A) is ``share``, or a smaller one at which rho is no more than that.
+def largest_step(
+    curvature: float, nbeta: float, largest_noise: float, batch: int, rows: int, share: float, noise: float = 0.1
+) -> float:
+    """The step at which eps lambda_max(A) is ``share``, or a smaller one at which rho is no more than ``noise``.
 
     >>> largest_step(10.0, 5.0, 0.0, 8, 8, 0.1), round(largest_step(10.0, 5.0, 80.0, 1, 100, 0.1), 6)
     (0.01, 0.000202)
     """
     rho = noise_share(1.0, nbeta, largest_noise, batch, rows)
-    return share / curvature if rho <= 0 else min(share / curvature, share / rho)
+    return share / curvature if rho <= 0 else min(share / curvature, noise / rho)
+
+
+def nbeta_near(
+    rows: float, spread: float, start_loss: float, rise: float, most: float = math.inf
+) -> tuple[float, float]:
+    """Choose nbeta: n / ln n, less where minibatches allow only ``most``; and by how much the loss of draws rises then.
+
+    On a quadratic the loss rises by d_eff / (2 nbeta), d_eff = sum_k h_k / (h_k + delta) <= tr H / delta, ``spread``.
+    Where that bound is above ``rise`` of the loss to begin with, nbeta is what brings it there.
+
+    >>> nbeta_near(1000.0, 10.0, 1.0, 0.1), nbeta_near(1000.0, 100.0, 1.0, 0.1, 50.0)
+    ((144.76482730108395, 0.034538776394910684), (500.0, 0.1))
+    >>> nbeta_near(1000.0, 10.0, 1.0, 0.1, 60.0)
+    (60.0, 0.08333333333333333)
+    """
+    usual = min(rows / math.log(rows) if rows > math.e else rows, most)
+    least = spread / (2.0 * rise * start_loss) if start_loss > 0 else 0.0
+    nbeta = max(usual, least)
+    return nbeta, spread / (2.0 * nbeta)
 
 
 def burn_in_of(step: float, gamma: float, least: int = 200, most: int = 2000) -> tuple[int, float]:

@@ -9,6 +9,9 @@ influence function q^T (H + delta)^-1 g_i with delta = gamma / nbeta, and it ten
 
 Draws are those of Langevin dynamics (``maths.langevin``) in C chains from the checkpoint.  Covariances are centred
 within each chain and pooled.  Chains begin at the mode: a short one is under-dispersed, as if damped by 1 / (eps t).
+What is not given follows from the model (``stages.grads.chain_law``): a step that is stable and a damping at which a
+chain forgets where it was within a hundred steps, both by the largest eigenvalue of the curvature, and an nbeta at
+which draws stay near the checkpoint.
 Covariance is largest where losses are: rows with a large loss lead, and those of nearly no loss have nearly no score.
 What tells whether to believe it (R-hat, effective draws, the local learning coefficient, the share of minibatch noise)
 is said with every score and kept in the table.  Sampling needs a step size, and that the largest eigenvalue of the
@@ -17,6 +20,7 @@ curvature: it is not free of second derivatives.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
     from influence_cli.model.losses import RowLoss
 
 SAMPLERS, NORMS = ("sgld", "rmsprop"), ("covariance", "correlation")
-FULL_UP_TO, BATCH = 1000, 256  # fit rows up to which a step takes all of them, and rows of a step beyond
+FULL_UP_TO, BATCH, TEXTS = 1000, 256, 16  # fit rows up to which a step takes all, rows of a step beyond, and texts
 LEAST_DRAWS = 4
 
 
@@ -48,16 +52,20 @@ class BIF(Method):
     trains: ClassVar[bool] = True
 
     sampler: str = setting("sgld", "sgld, or rmsprop: steps preconditioned by the size of each gradient entry")
-    nbeta: float | None = setting(None, "inverse temperature times rows (default: n / ln n)")
-    damping: float | None = setting(
-        None, "delta = gamma / nbeta (default: 0.01 of the mean eigenvalue of the curvature)", unit="mean loss"
+    nbeta: float | None = setting(
+        None, "inverse temperature times rows (default: n / ln n; more where draws would leave the checkpoint)"
     )
-    step: float | None = setting(None, "step size eps (default: 0.1 over the largest eigenvalue, less for minibatches)")
+    damping: float | None = setting(
+        None, "delta = gamma / nbeta (default: 0.05 of the largest eigenvalue of the curvature)", unit="mean loss"
+    )
+    step: float | None = setting(None, "step size eps (default: 0.5 over the largest eigenvalue, less for minibatches)")
     chains: int = setting(4, "number of chains")
     draws: int = setting(500, "draws of each chain, after the burn-in")
     burn_in: int | None = setting(None, "steps before the first draw (default: 10 / (eps gamma), 200 to 2000)")
-    thin: int = setting(1, "steps from one draw to the next")
-    batch: int | None = setting(None, "rows of a step (default: all up to 1,000 fit rows, else 256)", unit="rows")
+    thin: int = setting(8, "steps from one draw to the next")
+    batch: int | None = setting(
+        None, "rows of a step (default: all up to 1,000 fit rows, else 256; 16 texts of a language model)", unit="rows"
+    )
     l2: float = setting(0.0, "l2 that is added to L", unit="mean loss")
     norm: str = setting("covariance", "covariance, or correlation: rows of small losses count as much as others")
     seed: int | None = setting(None, "seed of the draws (default: --seed)")
@@ -77,19 +85,19 @@ class BIF(Method):
 
     def check_loss(self, loss: RowLoss, precision: str) -> None:
         """Refuse a loss without curvature, whose step and damping nothing can tell (UsageError)."""
-        if not loss.curved and (self.damping is None or self.step is None):
-            what = "bif takes damping and step from the curvature in the outputs, and neither a language model nor a "
-            what += "task with a loss of its own has one"
+        if not loss.curved and not loss.draws and (self.damping is None or self.step is None):
+            what = "bif takes damping and step from the curvature, and of a task with a loss of its own none is known"
             raise UsageError(what, fix="--set bif.damping=X --set bif.step=X, or --method ip")
 
     def sampling(self, seed: int) -> dict[str, Any]:
         """What of the options changes a chain, for its name."""
         given = {k: v for k, v in asdict(self).items() if k not in ("chains", "only", "norm", "force")}
-        return {"revision": 1, **given, "seed": seed if self.seed is None else self.seed}
+        by_rule = None in (self.nbeta, self.damping, self.step, self.batch)
+        return {"revision": 2 if by_rule else 1, **given, "seed": seed if self.seed is None else self.seed}
 
-    def batch_of(self, rows: int) -> int:
-        """Rows of a step, of so many fit rows."""
-        return min(rows, self.batch or (rows if rows <= FULL_UP_TO else BATCH))
+    def batch_of(self, rows: int, texts: bool) -> int:
+        """Rows of a step, of so many fit rows, which are ``texts`` where a language model learns them."""
+        return min(rows, self.batch or (TEXTS if texts else rows if rows <= FULL_UP_TO else BATCH))
 
     def steps(self, burn_in: int | None = None) -> int:
         """Steps of a chain: of as long a burn-in as there may be, where it is not known."""
@@ -106,8 +114,7 @@ class BIF(Method):
         for objective in stored.objectives:
             chains = [c for c in stored.chains(objective) if c.facts["diverged"] is None]
             if not chains:
-                what = "bif: no chain has stayed finite"
-                raise ModelError(what, fix="--set bif.step with a smaller step, or --set bif.damping with a larger one")
+                raise ModelError("bif: no chain has stayed finite", fix=smaller_step(stored.chains(objective)[0].facts))
             own = np.stack([self._of([chain]) for chain in chains])
             plain = self.norm == "covariance"
             found.append(Scores(self._of(chains), objective, own, (1.0,) * len(own), effect=plain))
@@ -123,3 +130,8 @@ class BIF(Method):
         with np.errstate(invalid="ignore", divide="ignore"):
             found = products / np.sqrt(squares * of_phi)
         return np.where(squares * of_phi == 0.0, 0.0 * products, found)
+
+
+def smaller_step(facts: Mapping[str, Any], name: str = "bif") -> str:
+    """What to say of chains that diverge: a tenth of the step that is in their facts."""
+    return f"--set {name}.step={facts['step'] / 10:.2g} (it was {facts['step']:.3g})"

@@ -95,6 +95,8 @@ def test_every_rule_names_options_of_its_commands() -> None:
         "score m.parquet --method self-lissa --set self-lissa.solve=lissa --set lissa.preconditioner=ekfac "
         "--set ekfac.fit_sample=9",
         "score m.parquet --method ip-ensemble --per-member --set members=2",
+        "score m.parquet --method bif --per-member --fit-rows m.parquet",
+        "score m.parquet --method gex --per-member --fit-rows m.parquet",
         "retrain m.parquet -o RUN --attack fgsm --set robustness.eps=0.2",
         "curate s.parquet --set trim.guard=false --set combine.clip=4",
     ],

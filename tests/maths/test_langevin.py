@@ -5,6 +5,8 @@ python -m pytest tests/maths/test_langevin.py
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -19,9 +21,12 @@ from influence_cli.maths.langevin import (
     burn_in_of,
     chosen_rows,
     largest_step,
+    nbeta_near,
     noise,
     noise_share,
 )
+from influence_cli.methods.bif import BIF
+from influence_cli.stages.grads.chain_law import DAMPING, SHARE
 
 EIGENVALUES = torch.tensor([0.3, 0.5, 0.8, 1.0], dtype=torch.float64)
 
@@ -140,6 +145,39 @@ def test_a_step_is_chosen_by_curvature_or_by_noise() -> None:
     assert step < 0.01
     assert noise_share(step, 50.0, 3.0, 8, 80) == pytest.approx(0.1)
     assert burn_in_of(0.01, 1.0) == (1000, 1000.0)
+
+
+def test_chains_by_the_default_rule_forget_where_they_were_in_any_direction() -> None:
+    """Eigenvalues from 1 to none at all: the default chains are worth 100 draws, and have the law's own spread."""
+    h, largest = torch.tensor([1.0, 0.1, 0.01, 0.0], dtype=torch.float64), 1.0
+    nbeta, damping = 20.0, DAMPING * largest
+    gamma = nbeta * damping
+    step = largest_step(nbeta * largest + gamma, nbeta, 0.0, 8, 8, SHARE)
+    burn_in, wanted = burn_in_of(step, gamma)
+    assert burn_in == math.ceil(wanted) == 420
+    law, method, centre = Law(nbeta, gamma, step, burn_in=burn_in), BIF(), torch.zeros(4, dtype=torch.float64)
+    state, drawn_at = ChainState(0, torch.zeros(method.chains, 4, dtype=torch.float64)), []
+    for t in range(1, burn_in + method.draws * method.thin + 1):
+        state, _ = advanced(state, law, lambda w, _: (0.0, h * w), centre, "test")
+        if t > burn_in and (t - burn_in) % method.thin == 0:
+            drawn_at.append(state.w)
+    draws = torch.stack(drawn_at).numpy()  # [T, C, d]
+    for k in range(4):
+        assert split_rhat(draws[..., k].T) < 1.1
+        assert effective_draws(draws[..., k].T) > 80  # about 95 in the flat direction
+    spread = draws.var(axis=(0, 1))
+    a = nbeta * h.numpy() + gamma
+    np.testing.assert_allclose(spread, 1 / (a - step * a**2 / 4), rtol=0.35)
+    assert spread[0] * a[0] == pytest.approx(1.14, abs=0.12)
+
+
+def test_nbeta_is_what_keeps_the_loss_near() -> None:
+    assert nbeta_near(1000, 10.0, 1.0, 0.05) == (1000 / math.log(1000), 10.0 / (2 * 1000 / math.log(1000)))
+    nbeta, rise = nbeta_near(1000, 100.0, 0.2, 0.05)
+    assert (nbeta, rise) == (pytest.approx(5000), pytest.approx(0.01))
+    assert nbeta_near(1000, 10.0, 1.0, 0.05, most=110.0)[0] == 110.0  # minibatches are too noisy for more
+    assert nbeta_near(1000, 10.0, 1.0, 0.05, most=50.0)[0] == pytest.approx(100.0)  # the step is smaller then
+    assert nbeta_near(1000, 10.0, 0.0, 0.05)[0] == 1000 / math.log(1000)
 
 
 def test_t46_chains_differ_and_are_the_same_again() -> None:

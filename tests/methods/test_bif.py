@@ -251,20 +251,51 @@ def test_values_of_objectives_are_those_of_the_target_pass(tmp_path: Path) -> No
 
 
 def test_step_damping_and_temperature_follow_their_rules(problem: Problem) -> None:
+    """Damping and step by the largest eigenvalue, nbeta by how far the loss may rise; what is given stays."""
     from tests.oracle import dense_curvature
 
     x, y = problem.part("train")
-    case = problem.job(methods=("bif",), options={"bif": {"draws": 4, "chains": 1, "burn_in": 0}})
+    g = dense_curvature(problem.model, x, y, torch.ones(30, dtype=torch.float64), "ggn")
+    largest, start = np.linalg.eigvalsh(g)[-1], F.cross_entropy(problem.model(x), y).item()
+
+    def facts(**options: Any) -> dict[str, Any]:
+        case = problem.job(methods=("bif",), options={"bif": {"draws": 4, "chains": 1, "burn_in": 0, **options}})
+        case.listener = heard
+        return provenance(score(case).schema)["further"]["bif"]
+
+    heard = Heard()
+    found = facts()
+    assert found["largest_eigenvalue"] == pytest.approx(largest, rel=0.02)
+    assert found["damping"] == pytest.approx(0.05 * found["largest_eigenvalue"])
+    spread = np.trace(g) / found["damping"]
+    assert found["nbeta"] == pytest.approx(spread / (2 * 0.05 * start), rel=1e-6)  # n / ln n is 8.8
+    assert found["most_rise"] == pytest.approx(0.05 * start, rel=1e-6)
+    top = found["nbeta"] * found["largest_eigenvalue"] + found["gamma"]
+    assert found["step"] == pytest.approx(0.5 / top)
+    assert found["thin"] == 8
+    for said in ("R-hat", "nbeta 375.5 by the default rule", "training loss"):
+        assert any(said in text for text in heard.notes)
+    said = next(text for text in heard.warnings if "effective draws, below 100" in text)
+    assert "--set bif.thin=" in said
+    near = facts(damping=1e3)
+    assert near["nbeta"] == pytest.approx(30 / math.log(30))
+    given = facts(nbeta=40.0, damping=0.3)
+    assert (given["nbeta"], given["gamma"]) == (40.0, 12.0)
+    assert given["step"] == pytest.approx(0.5 / (40.0 * given["largest_eigenvalue"] + 12.0))
+    free = facts(burn_in=None)
+    assert free["burn_in"] == math.ceil(10 / (free["step"] * free["gamma"])) == 420
+
+
+def test_draws_that_leave_the_checkpoint_are_warned_of_with_the_number_to_set(problem: Problem) -> None:
+    case = problem.job(methods=("bif",), options={"bif": {"nbeta": 1.0, "draws": 20, "chains": 2, "burn_in": 400}})
     heard = case.listener = Heard()
     facts = provenance(score(case).schema)["further"]["bif"]
-    g = dense_curvature(problem.model, x, y, torch.ones(30, dtype=torch.float64), "ggn")
-    assert facts["nbeta"] == pytest.approx(30 / math.log(30))
-    assert facts["damping"] == pytest.approx(0.01 * np.trace(g) / len(g), rel=1e-9)
-    assert facts["largest_eigenvalue"] == pytest.approx(np.linalg.eigvalsh(g)[-1], rel=0.02)
-    top = facts["nbeta"] * facts["largest_eigenvalue"] + facts["gamma"]
-    assert facts["step"] == pytest.approx(0.1 / top)
-    assert any("R-hat" in text for text in heard.notes)
-    assert any("effective draws, below 100" in text for text in heard.warnings)
+    of = facts["objectives"]["utility"]
+    assert of["mean_loss"] > 1.5 * facts["start_loss"]
+    said = next(text for text in heard.warnings if "draws are far from the checkpoint" in text)
+    assert float(said.split("--set bif.nbeta=")[1]) == pytest.approx(
+        of["learning_coefficient"] / (0.1 * facts["start_loss"]), rel=0.05
+    )
 
 
 def test_t44_noise_of_minibatches_is_measured_warned_of_and_refused(problem: Problem) -> None:
@@ -296,7 +327,7 @@ def test_t44_an_unstable_step_is_refused(problem: Problem) -> None:
 def lost(rows: int) -> Chain:
     """A chain that left the finite numbers at its third step."""
     none = np.full(rows, np.nan)
-    return Chain(none, none, none, np.zeros(2), {"diverged": 3})
+    return Chain(none, none, none, np.zeros(2), {"diverged": 3, "step": 0.5})
 
 
 def test_chains_that_left_the_finite_numbers_are_in_no_score(problem: Problem) -> None:
@@ -317,8 +348,9 @@ def test_chains_that_left_the_finite_numbers_are_in_no_score(problem: Problem) -
     assert found.by_member is not None
     assert len(found.by_member) == 2
     stored.chains = lambda objective: [lost(4)]
-    with pytest.raises(ModelError, match="no chain has stayed finite"):
+    with pytest.raises(ModelError, match="no chain has stayed finite") as raised:
         BIF().score(stored, rows, CROSS_ENTROPY)  # pyright: ignore[reportArgumentType]
+    assert raised.value.fix == "--set bif.step=0.05 (it was 0.5)"
 
 
 def test_a_chain_that_diverges_is_stored_said_and_left_out(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:

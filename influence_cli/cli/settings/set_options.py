@@ -111,11 +111,13 @@ def check_methods(settings: Settings) -> None:
         return
     names = _listed(settings.values["method"])
     made, called = _made(settings, names), ", ".join(names)
-    alone = all(type(method).places is Method.places for method in made)
+    further = any(method.trains for method in made)  # which has members or chains, and is on the fit rows
+    alone = not further and all(type(method).places is Method.places for method in made)
     if "per_member" in given and alone and not settings.values.get("per_target"):
         what = f"--per-member has no effect: {called} takes gradients at the checkpoint alone"
         raise UsageError(what, fix="add --method ip-ensemble, or leave it out")
-    if "fit_rows" in given and not any(m.fitted_curvature for m in made) and not _solvers(settings, names):
+    fitted = further or any(m.fitted_curvature for m in made)
+    if "fit_rows" in given and not fitted and not _solvers(settings, names):
         what = f"--fit-rows has no effect: {called} fits no curvature"
         raise UsageError(what, fix="add --method ekfac, or leave it out")
 

@@ -1,24 +1,42 @@
-"""What a sampler draws from, and by which steps: chosen from the curvature and the noise of minibatches, and stored."""
+"""What a sampler draws from, and by which steps: chosen from the curvature and the noise of minibatches, and stored.
+
+With lambda the largest eigenvalue of the curvature H of the mean loss, what is not given is
+
+    damping    delta = 0.05 lambda
+    nbeta      n / ln n; less where minibatches are noisy, more where tr H / (2 delta nbeta), by which the loss of draws
+               rises at most, would be above 0.05 of the loss at the checkpoint
+    step       eps = 0.5 / (nbeta (lambda + l2) + gamma), gamma = delta nbeta; less where rho would be above 0.1
+
+Then eps gamma is 0.024, so that a chain forgets where it was within 2 / (eps gamma) = 84 steps, also along directions
+without any curvature, and the covariance along the steepest one is 14 % too large.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from influence_cli.curvature.minibatches import sample_by_keys
 from influence_cli.errors import UsageError
-from influence_cli.maths.langevin import STABLE, Law, burn_in_of, largest_step, noise_share
+from influence_cli.maths.draws import rows_for
+from influence_cli.maths.langevin import STABLE, Law, burn_in_of, largest_step, nbeta_near, noise_share
 from influence_cli.stages.run import names
+from influence_cli.stages.run.further_plan import TEXTS_SEEN
 from influence_cli.stages.run.run import Member, Run
 from influence_cli.stages.run.session import Session
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
     from influence_cli.curvature.further import FitLoss
+    from influence_cli.events import Progress
+    from influence_cli.methods.bif import BIF
 
-SHARE = 0.1  # eps times the largest eigenvalue, and rho, at most, where the step is ours to choose
-DAMPING = 0.01  # of the mean eigenvalue
+SHARE, NOISE = 0.5, 0.1  # eps times the largest eigenvalue, and rho, at most, where the step is ours to choose
+DAMPING = 0.05  # of the largest eigenvalue
+RISE = 0.05  # of the loss at the checkpoint: by how much draws may raise it, where nbeta is ours to choose
 ITERATIONS = 20  # of power iterations
 EXACT_TRACE, PROBES = 128, 8  # parameters up to which the trace is exact, and random signs beyond
 NOISE_ROWS = 1000  # most fit rows on which the noise of minibatches is measured
@@ -45,60 +63,89 @@ def law_of(run: Run, session: Session, name: str, member: Member, fit: FitLoss) 
 
 
 def _chosen(run: Run, session: Session, name: str, fit: FitLoss) -> dict[str, Any]:
-    method, curvature = run.samplers[name], fit.curvature
-    n = curvature.weight
-    nbeta = (n / math.log(n) if n > math.e else n) if method.nbeta is None else method.nbeta
-    mean, largest = None, None
-    if run.row_loss.curved:
+    method, curvature, texts = run.samplers[name], fit.curvature, run.row_loss.draws
+    n, batch, start_loss = curvature.weight, method.batch_of(fit.rows, texts), fit.at(fit.start())[0]
+    size = _Size(None, None)
+    if run.row_loss.curved or texts:
         with session.listener.progress(f"{name}: size of the curvature", ITERATIONS + 1, "passes") as progress:
-            mean = _mean_eigenvalue(curvature)
-            progress.advance(1)
-            largest = _largest_eigenvalue(curvature)
-            progress.advance(ITERATIONS)
+            size = _measured(curvature, texts, progress)
+    noise = fit.largest_noise(TEXTS_SEEN if texts else NOISE_ROWS) if batch < fit.rows else 0.0
     damping = method.damping
     if damping is None:
-        assert mean is not None
-        damping = DAMPING * mean
-    gamma, batch = damping * nbeta, method.batch_of(fit.rows)
-    top = None if largest is None else nbeta * (largest + method.l2) + gamma
-    noise = fit.largest_noise(NOISE_ROWS) if batch < fit.rows else 0.0
+        assert size.largest is not None
+        damping = DAMPING * size.largest
+    nbeta, rise = _nbeta(method, size, damping, noise, batch, fit, start_loss)
+    gamma = damping * nbeta
+    top = None if size.largest is None else nbeta * (size.largest + method.l2) + gamma
     scale = Law(nbeta, gamma, 1.0, method.sampler == "rmsprop").largest_scale
     if method.step is None:
         assert top is not None
-        step = largest_step(top, nbeta, noise, batch, fit.rows, SHARE) / scale
+        step = largest_step(top, nbeta, noise, batch, fit.rows, SHARE, NOISE) / scale
     else:
         step = method.step
     burn_in, wanted = burn_in_of(step * scale, gamma) if method.burn_in is None else (method.burn_in, None)
     return {
-        "sampler": method.sampler, "nbeta": nbeta, "damping": damping, "damping_by_rule": method.damping is None,
-        "gamma": gamma, "l2": method.l2, "step": step, "step_by_rule": method.step is None,
-        "mean_eigenvalue": mean, "largest_eigenvalue": largest,
-        "step_times_largest": None if top is None else step * scale * top,
+        "sampler": method.sampler, "nbeta": nbeta, "nbeta_by_rule": method.nbeta is None, "damping": damping,
+        "damping_by_rule": method.damping is None, "gamma": gamma, "l2": method.l2, "step": step,
+        "step_by_rule": method.step is None, "mean_eigenvalue": size.mean, "largest_eigenvalue": size.largest,
+        "step_times_largest": None if top is None else step * scale * top, "most_rise": rise,
         "noise_share": noise_share(step * scale, nbeta, noise, batch, fit.rows),
         "batch": batch, "burn_in": burn_in, "burn_in_wanted": None if wanted in (None, math.inf) else wanted,
         "burn_in_capped": wanted is not None and wanted > burn_in, "thin": method.thin,
-        "fit_rows": fit.rows, "fit_weight": n, "parameters": curvature.size, "start_loss": fit.at(fit.start())[0],
+        "fit_rows": fit.rows, "fit_weight": n, "parameters": curvature.size, "start_loss": start_loss,
     }  # fmt: skip
 
 
-def _in_precision(curvature: Curvature) -> Curvature:
-    return curvature.over(curvature.rows, "fp64" if curvature.size <= DOUBLE_UP_TO else "fp32")
+@dataclass(frozen=True)
+class _Size:
+    """The mean and the largest eigenvalue of the curvature of the mean loss; None where it is not known."""
+
+    mean: float | None
+    largest: float | None
 
 
-def _mean_eigenvalue(curvature: Curvature) -> float:
-    """Tr G / d over the fit rows."""
-    d = curvature.size
+def _nbeta(
+    method: BIF, size: _Size, damping: float, noise: float, batch: int, fit: FitLoss, start_loss: float
+) -> tuple[float, float | None]:
+    """nbeta, and by how much draws raise the training loss at most, where it is known."""
+    n, spread = fit.curvature.weight, 0.0
+    if size.mean is not None and damping > 0:
+        spread = max(0.0, size.mean * fit.curvature.size / damping)
+    if method.nbeta is not None:
+        return method.nbeta, spread / (2.0 * method.nbeta) if spread else None
+    most = math.inf  # at which minibatches need no smaller step
+    if noise > 0 and size.largest is not None:
+        step = SHARE / (size.largest + method.l2 + damping)  # times nbeta
+        most = NOISE / noise_share(step, 1.0, noise, batch, fit.rows)
+    nbeta, rise = nbeta_near(n, spread, start_loss, RISE, most)
+    return nbeta, rise if spread else None
+
+
+def _measured(curvature: Curvature, texts: bool, progress: Progress) -> _Size:
+    """Of the Gauss-Newton matrix over all fit rows; of a language model, the Hessian over some texts."""
+    some = sample_by_keys(curvature.rows, TEXTS_SEEN if texts else None)
+    at = curvature.over(some, "fp64" if curvature.size <= DOUBLE_UP_TO and not texts else "fp32")
+    mean = _mean_eigenvalue(at, texts)
+    progress.advance(1)
+    largest = _largest_eigenvalue(at, texts)
+    progress.advance(ITERATIONS)
+    return _Size(mean, largest)
+
+
+def _mean_eigenvalue(at: Curvature, texts: bool) -> float:
+    """The trace over d: exact of few parameters, else by random signs; it may be negative of a Hessian."""
+    d = at.size
     exact = d <= EXACT_TRACE
     probes = np.eye(d) if exact else np.random.default_rng(0).choice([-1.0, 1.0], (d, PROBES))
-    forms = _in_precision(curvature).quadratic(probes)[0]
+    forms = (probes * at.product("hessian", probes)).sum(0) if texts else at.quadratic(probes)[0]
     return float(forms.sum() if exact else forms.mean()) / d
 
 
-def _largest_eigenvalue(curvature: Curvature) -> float:
-    """lambda_max of G over the fit rows, by power iterations: a little below it."""
-    at, v, largest = _in_precision(curvature), np.random.default_rng(1).standard_normal((curvature.size, 1)), 0.0
+def _largest_eigenvalue(at: Curvature, texts: bool) -> float:
+    """lambda_max over the fit rows, by power iterations: a little below it."""
+    v, largest = np.random.default_rng(1).standard_normal((at.size, 1)), 0.0
     for _ in range(ITERATIONS):
-        v = at.product("ggn", v / max(float(np.linalg.norm(v)), np.finfo(np.float64).tiny))
+        v = at.product("hessian" if texts else "ggn", v / max(float(np.linalg.norm(v)), np.finfo(np.float64).tiny))
         largest = float(np.linalg.norm(v))
     return largest
 
@@ -114,7 +161,8 @@ def _check(facts: dict[str, Any], force: bool, name: str) -> None:
             fix=f"--set {name}.step={smaller:.2g}, or leave it out",
         )
     if rho >= 1.0 and not force:
+        smaller, more = facts["step"] * NOISE / rho, rows_for(rho, facts["batch"], facts["fit_rows"], NOISE)
         raise UsageError(
             f"{name}: the noise of minibatches of {facts['batch']} rows is {rho:.3g} of the law's own spread",
-            fix=f"--set {name}.batch with more rows, --set {name}.step with a smaller step, or --set {name}.force=true",
+            fix=f"--set {name}.step={smaller:.2g}, --set {name}.batch={more}, or --set {name}.force=true",
         )

@@ -80,7 +80,7 @@ class ChainRunner:
     def run_chain(self, number: int, interim: KeptInterim) -> tuple[Taken, dict[str, Any]]:
         """One chain from the checkpoint, or from where a run before this one left it; and what it found."""
         stream, start = f"{self.name}:{self.seed}:{number}", self.fit.start()
-        size = self.method.batch_of(self.fit.rows)
+        size = self.facts["batch"]
         state, taken = self._resumed(interim.load(), start)
         watched = np.arange(min(WATCHED, self.fit.rows))
         steps, diverged = self.method.steps(self.law.burn_in), None
@@ -203,7 +203,7 @@ def _store(
 def _remember(run: Run, session: Session, runner: ChainRunner, rows: int) -> None:
     """Seconds a row, for the next plan."""
     steps, draws = runner.method.steps(runner.law.burn_in), runner.method.draws
-    counts = {STEP: steps * runner.method.batch_of(runner.fit.rows), LOSS: draws * (rows + len(run.target))}
+    counts = {STEP: steps * runner.facts["batch"], LOSS: draws * (rows + len(run.target))}
     for kind, count in counts.items():
         remember_rate(session, pass_key(run, session, kind), count, runner.spent[kind])
         runner.spent[kind] = 0.0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from influence_cli.maths.draws import effective_draws, split_rhat
+from influence_cli.maths.draws import effective_draws, rows_for, split_rhat
+from influence_cli.methods.bif import smaller_step
 from influence_cli.methods.stored import Member
 from influence_cli.stages.run import names
 from influence_cli.stages.run.quantities import chain_parts
@@ -14,6 +16,7 @@ from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 
 RHAT, DRAWS, NOISE = 1.1, 100.0, 0.1  # R-hat and noise above, and effective draws below, which chains are doubted
+AWAY, NEAR = 0.5, 0.1  # of the checkpoint's loss: a rise from which draws are far from it, and one that is near
 TIMES_LOSS, FAR = 2.0, 0.1  # of the checkpoint's loss and of its length: members beyond both have diverged
 Facts = dict[str, Any]
 
@@ -88,6 +91,7 @@ def _chains(run: Run, session: Session, name: str, objective: str) -> Facts:
         "worst_rhat": max(split_rhat(x) for x in [phi, *by_row]),
         "effective_draws": effective_draws(phi),
         "least_effective_draws": min(effective_draws(x) for x in [phi, *by_row]),
+        "mean_loss": float(mean_loss.mean()),
         "learning_coefficient": nbeta * (float(mean_loss.mean()) - start),
         "learning_coefficient_by_chain": [nbeta * (float(x) - start) for x in mean_loss],
     }
@@ -109,12 +113,12 @@ def note_further(run: Run, session: Session) -> None:
                 )
             continue
         session.listener.note(f"{name}: {_law_sentence(facts)}")
-        for text in _law_warnings(facts, run.samplers[name].steps(facts["burn_in"])):
+        for text in _law_warnings(facts, run.samplers[name].steps(facts["burn_in"]), name):
             session.listener.warn(f"{name}: {text}")
         for objective, of in facts["objectives"].items():
             if of.get("chains"):
                 session.listener.note(f"{name}, {objective}: {_chains_sentence(of)}")
-            for text in _chain_warnings(of):
+            for text in _chain_warnings(of, facts, name):
                 session.listener.warn(f"{name}, {objective}: {text}")
 
 
@@ -138,13 +142,14 @@ def _diverging(f: Facts) -> int:
 
 
 def _law_sentence(f: Facts) -> str:
-    rule = " by the default rule" if f["damping_by_rule"] else ""
+    by = {key: " by the default rule" if f.get(f"{key}_by_rule") else "" for key in ("nbeta", "damping", "step")}
     top = "" if f["largest_eigenvalue"] is None else f", largest eigenvalue {f['largest_eigenvalue']:.3g}"
     times = "" if f["step_times_largest"] is None else f" ({f['step_times_largest']:.2g} over the largest curvature)"
     return (
-        f"{f['sampler']} of {f['parameters']:,} parameters over {f['fit_rows']:,} fit rows, nbeta {f['nbeta']:.4g}, "
-        f"gamma {f['gamma']:.3g}, damping {f['damping']:.3g}{rule}{top}; step {f['step']:.3g}{times}, batches of "
-        f"{f['batch']} (noise {f['noise_share']:.2g} of the law's spread), {f['burn_in']:,} steps of burn-in"
+        f"{f['sampler']} of {f['parameters']:,} parameters over {f['fit_rows']:,} fit rows, nbeta "
+        f"{f['nbeta']:.4g}{by['nbeta']}, gamma {f['gamma']:.3g}, damping {f['damping']:.3g}{by['damping']}{top}; step "
+        f"{f['step']:.3g}{by['step']}{times}, batches of {f['batch']} (noise {f['noise_share']:.2g} of the law's "
+        f"spread), {f['burn_in']:,} steps of burn-in, a draw every {f['thin']}"
     )
 
 
@@ -152,41 +157,64 @@ def _chains_sentence(f: Facts) -> str:
     return (
         f"{f['chains']} chains, {f['draws']:,} draws; R-hat {f['rhat']:.3f} of Phi and up to {f['worst_rhat']:.3f} of "
         f"row losses; {f['effective_draws']:,.0f} effective draws of Phi, at least "
-        f"{f['least_effective_draws']:,.0f} of row losses; local learning coefficient {f['learning_coefficient']:.3g}"
+        f"{f['least_effective_draws']:,.0f} of row losses; training loss {f['mean_loss']:.4g} over the draws, local "
+        f"learning coefficient {f['learning_coefficient']:.3g}"
     )
 
 
-def _law_warnings(f: Facts, steps: int) -> list[str]:
+def _law_warnings(f: Facts, steps: int, name: str) -> list[str]:
     said: list[str] = []
     if f["noise_share"] > NOISE:
+        more = rows_for(f["noise_share"], f["batch"], f["fit_rows"], NOISE)
         said.append(
             f"the noise of minibatches is {f['noise_share']:.2g} of the law's own spread, above {NOISE:g}: scores are "
-            "too large in noisy directions; give more rows a step (batch) or a smaller step"
+            f"too large in noisy directions; --set {name}.batch={more}, or "
+            f"--set {name}.step={f['step'] * NOISE / f['noise_share']:.2g}"
         )
     if f["step_times_largest"] is None:
         said.append("whether the step is stable is not known of a loss of the task's own")
-    implied = 1.0 / (f["step"] * steps * f["nbeta"]) * (0.1 if f["sampler"] == "rmsprop" else 1.0)
+    scale = 0.1 if f["sampler"] == "rmsprop" else 1.0
+    implied = scale / (f["step"] * steps * f["nbeta"])
     if f["burn_in_capped"]:
+        mixing = scale * 10.0 / (f["step"] * f["nbeta"] * f["burn_in"])
         said.append(
             f"the burn-in is cut to {f['burn_in']:,} steps: chains of {steps:,} steps are as if damped by "
-            f"{implied:.2g} more, beside damping {f['damping']:.2g}; a larger damping or step would mix"
+            f"{implied:.2g} more, beside damping {f['damping']:.2g}; --set {name}.damping={mixing:.2g} would mix in "
+            "them, or leave damping and step out"
         )
     return said
 
 
-def _chain_warnings(f: Facts) -> list[str]:
+def _chain_warnings(f: Facts, law: Facts, name: str) -> list[str]:
+    """What keeps one from trusting chains, each with the option that would change it."""
     said: list[str] = []
     if f.get("diverged"):
-        said.append(f"{f['diverged']} chains have left the finite numbers and are in no score: lower the step")
+        what = f"{f['diverged']} chains have left the finite numbers and are in no score"
+        said.append(f"{what}: {smaller_step(law, name)}")
     if not f.get("chains"):
         return said
+    enough = f["least_effective_draws"] >= DRAWS
+    longer = math.ceil(law["thin"] * min(20.0, max(2.0, DRAWS / max(f["least_effective_draws"], 1.0))))
     if not f["worst_rhat"] < RHAT:
-        said.append(f"R-hat is {f['worst_rhat']:.3f}, above {RHAT:g}: the chains disagree; draw more, or thin them")
-    if not f["least_effective_draws"] >= DRAWS:
-        said.append(f"only {f['least_effective_draws']:,.0f} effective draws, below {DRAWS:g}: scores are noise")
+        said.append(
+            f"R-hat is {f['worst_rhat']:.3f}, above {RHAT:g}: the chains disagree; --set {name}.thin={longer}, or "
+            f"--set {name}.damping={4.0 * law['damping']:.2g}"
+        )
+    if not enough:
+        said.append(
+            f"only {f['least_effective_draws']:,.0f} effective draws, below {DRAWS:g}: scores are mostly noise; "
+            f"--set {name}.thin={longer}, or more draws"
+        )
     if f["learning_coefficient"] < 0:
         said.append(
             f"the local learning coefficient is negative ({f['learning_coefficient']:.3g}): chains find lower losses "
-            "than the checkpoint's, which is no minimum; take a larger damping, or train it longer"
+            f"than the checkpoint's, which is no minimum; --set {name}.damping={4.0 * law['damping']:.2g}, or train it "
+            "longer"
+        )
+    elif f["mean_loss"] > (1.0 + AWAY) * law["start_loss"] > 0:
+        near = f["learning_coefficient"] / (NEAR * law["start_loss"])
+        said.append(
+            f"draws are far from the checkpoint: their training loss is {f['mean_loss']:.3g}, its own "
+            f"{law['start_loss']:.3g}; scores are of other models; --set {name}.nbeta={near:.2g}"
         )
     return said

@@ -23,6 +23,7 @@ from influence_cli.store.shards import unique
 if TYPE_CHECKING:
     from influence_cli.model.walk import Walk
 
+TEXTS_SEEN = 64  # fit rows of a language model whose curvature is measured: they are many tokens
 SETTING_UP = 60  # passes over the fit rows that choosing a step size takes, about, in forward and backward passes
 
 
@@ -96,9 +97,10 @@ def _chains(run: Run, session: Session, lacking: Mapping[Part, Keys]) -> list[Fu
         known = session.store.chains.meta(names.law(run, name, run.members_of[name][0]))
         steps = method.steps(None if known is None else known["burn_in"])
         rows = len(unique(np.concatenate(keys)))
-        gradients = steps * method.batch_of(fit)
+        texts = run.row_loss.draws
+        gradients = steps * method.batch_of(fit, texts)
         if known is None and name not in set_up:
-            gradients += SETTING_UP * fit
+            gradients += SETTING_UP * (min(fit, TEXTS_SEEN) if texts else fit)
             set_up.add(name)
         observed = method.draws * (rows + len(run.target))
         size = objectives[name, number] * 8 * 12 * method.draws

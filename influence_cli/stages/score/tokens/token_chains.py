@@ -17,6 +17,7 @@ from influence_cli.data.kinds.text import MASK
 from influence_cli.data.manifest import Rows
 from influence_cli.engines.point import differentiable_kernels
 from influence_cli.errors import ModelError
+from influence_cli.methods.bif import smaller_step
 from influence_cli.model.next_token import by_token
 from influence_cli.stages.grads.chains import ChainRunner
 from influence_cli.stages.grads.interim import KeptInterim
@@ -82,6 +83,6 @@ def scores_of_tokens(run: Run, session: Session, at: MemberModel, method: str, r
             products += taken.moments.products
             freedom += taken.moments.draws - 1
     if freedom == 0:
-        raise ModelError(f"{method}: no chain has stayed finite", fix=f"--set {method}.step with a smaller step")
+        raise ModelError(f"{method}: no chain has stayed finite", fix=smaller_step(chains.facts, method))
     scores: Any = chains.law.nbeta * products / freedom
     return {o: np.split(scores[j], chains.first[1:-1]) for j, o in enumerate(objectives)}
