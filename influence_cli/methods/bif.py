@@ -56,7 +56,9 @@ class BIF(Method):
         None, "inverse temperature times rows (default: n / ln n; more where draws would leave the checkpoint)"
     )
     damping: float | None = setting(
-        None, "delta = gamma / nbeta (default: 0.05 of the largest eigenvalue of the curvature)", unit="mean loss"
+        None,
+        "delta = gamma / nbeta (default: 0.05 of the curvature's largest eigenvalue; 0.15 for texts)",
+        unit="mean loss",
     )
     step: float | None = setting(None, "step size eps (default: 0.5 over the largest eigenvalue, less for minibatches)")
     chains: int = setting(4, "number of chains")

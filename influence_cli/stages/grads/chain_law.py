@@ -2,13 +2,14 @@
 
 With lambda the largest eigenvalue of the curvature H of the mean loss, what is not given is
 
-    damping    delta = 0.05 lambda
+    damping    delta = 0.05 lambda; 0.15 lambda of a language model, of which a step takes few rows: what chains that
+               mix cost goes with 1 / delta^2 there, since more nbeta is needed for less delta
     nbeta      n / ln n; less where minibatches are noisy, more where tr H / (2 delta nbeta), by which the loss of draws
                rises at most, would be above 0.05 of the loss at the checkpoint
     step       eps = 0.5 / (nbeta (lambda + l2) + gamma), gamma = delta nbeta; less where rho would be above 0.1
 
-Then eps gamma is 0.024, so that a chain forgets where it was within 2 / (eps gamma) = 84 steps, also along directions
-without any curvature, and the covariance along the steepest one is 14 % too large.
+Then eps gamma is 0.024 (0.065), so that a chain forgets where it was within 2 / (eps gamma) = 84 (31) steps, also along
+directions without any curvature, and the covariance along the steepest one is 14 % too large.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from influence_cli.methods.bif import BIF
 
 SHARE, NOISE = 0.5, 0.1  # eps times the largest eigenvalue, and rho, at most, where the step is ours to choose
-DAMPING = 0.05  # of the largest eigenvalue
+DAMPING, OF_TEXTS = 0.05, 0.15  # of the largest eigenvalue, and where steps are of few rows of many tokens
 RISE = 0.05  # of the loss at the checkpoint: by how much draws may raise it, where nbeta is ours to choose
 ITERATIONS = 20  # of power iterations
 EXACT_TRACE, PROBES = 128, 8  # parameters up to which the trace is exact, and random signs beyond
@@ -73,7 +74,7 @@ def _chosen(run: Run, session: Session, name: str, fit: FitLoss) -> dict[str, An
     damping = method.damping
     if damping is None:
         assert size.largest is not None
-        damping = DAMPING * size.largest
+        damping = (OF_TEXTS if texts else DAMPING) * size.largest
     nbeta, rise = _nbeta(method, size, damping, noise, batch, fit, start_loss)
     gamma = damping * nbeta
     top = None if size.largest is None else nbeta * (size.largest + method.l2) + gamma
