@@ -7,9 +7,10 @@ runs in a process of its own and is warm before it is timed:
 once on an empty store, and once on a store that an `ip` run has filled (its direction and logits are there; passes
 along directions of its own are not).  Both are given as multiples of `ip` on an empty store, and the first also in
 seconds of the processor, which other work on the machine changes less.  Peak memory is that of
-the process, with torch and the model in it; disk is what the empty store holds afterwards.  AUC, average precision and
-precision at 5 % are against the labels that are really wrong.  A method that takes longer than ``--limit``, or that
-refuses so many parameters, is said to; one that fails otherwise is printed with the reason, and the exit status is 1.
+the process, with torch and the model in it; disk is what the empty store holds afterwards.  AUC and average precision,
+with 95 % intervals over rows, and precision at 5 % are against the labels that are really wrong.  A method that takes
+longer than ``--limit``, or that refuses so many parameters, is said to; one that fails otherwise is printed with the
+reason, and the exit status is 1.
 The second run has what the first left of the limit, and its column stays empty where that is not enough.
 With ``--out`` what was measured stays in that folder, and the same command goes on from it.
 """
@@ -42,6 +43,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {  # where the defaults are refu
 REFERENCES = ("exact", "ekfac")
 VARIANTS: dict[str, tuple[str, dict[str, Any], bool]] = {  # name of a line: method, its options, --relative
     "cg, 1,000 fit rows": ("cg", {"fit_sample": 1000}, False),
+    "cg through ekfac": ("cg", {"preconditioner": "ekfac"}, False),
     "ip, cosine": ("ip", {"normalise": "cosine"}, False),
     "ip --relative": ("ip", {}, True),
     "ekfac --relative": ("ekfac", {}, True),
@@ -79,6 +81,8 @@ def measure(job: dict[str, Any]) -> None:
     disk = sum(f.stat().st_size for f in Path(job["empty"]).rglob("*") if f.is_file()) / 2**20
     found = {"cold": cold, "cpu": processor, "peak": peak_memory(), "disk": disk}
     keep(Path(job["result"]), found)
+    if job["once"]:
+        return
     started = time.perf_counter()
     influence_cli.score(job["manifest"], store=job["filled"], **how)
     keep(Path(job["result"]), {**found, "after": time.perf_counter() - started})
@@ -118,7 +122,7 @@ class Bench:
         self.checkpoint = asked.checkpoint or self._train()
 
     def _train(self) -> str:
-        """Weights as ``cifar10n_small.sh`` trains them."""
+        """Weights as ``cifar10n_small.sh`` trains them, with what methods of trajectories and folds need."""
         import influence_cli
 
         say(f"training {self.asked.model} for {self.asked.epochs} epochs")
@@ -126,7 +130,7 @@ class Bench:
         if (self.folder / "RUN" / "metrics.json").exists():
             return run
         how = {"model": self.asked.model, "epochs": self.asked.epochs, "augment": "flip-shift"}
-        influence_cli.retrain(str(self.manifest), run, **how)
+        influence_cli.retrain(str(self.manifest), run, keep_checkpoints=4, folds=5, **how)
         return run
 
     def run(self, name: str, params: str, filled: Path | None) -> dict[str, Any]:
@@ -150,7 +154,7 @@ class Bench:
         job = {
             "manifest": str(self.manifest), "few": str(self.few), "checkpoint": self.checkpoint, "method": method,
             "how": how, "threads": self.asked.threads, "empty": str(empty), "filled": str(full if filled else empty),
-            "scores": str(place / "scores.parquet"), "result": str(place / "result.json"),
+            "scores": str(place / "scores.parquet"), "result": str(place / "result.json"), "once": self.asked.once,
         }  # fmt: skip
         count = str(self.asked.threads)
         env = {**os.environ, "OMP_NUM_THREADS": count, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -183,11 +187,12 @@ def detection(bench: Bench, path: Path) -> list[str]:
     import influence_cli
 
     name = influence_cli_score_name(path)
-    result = influence_cli.evaluate(str(path), manifest=str(bench.manifest), budget="5%", draws=20)
+    result = influence_cli.evaluate(str(path), manifest=str(bench.manifest), budget="5%", draws=200)
     found = (result.get("detection") or {}).get(name)
     if found is None:
         return ["", "", ""]
-    return [shown(found[key]) for key in ("auc", "average_precision", "precision_at_budget")]
+    ends = {key: " to ".join(map(shown, found[f"{key}_interval"])) for key in ("auc", "average_precision")}
+    return [*(f"{shown(found[key])} ({ends[key]})" for key in ends), shown(found["precision_at_budget"])]
 
 
 def influence_cli_score_name(path: Path) -> str:
@@ -284,6 +289,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--params", nargs="+", default=["last", "all"])
     parser.add_argument("--methods", nargs="+", help="default: every method")
     parser.add_argument("--limit", type=float, default=1200.0, help="seconds that a method may take")
+    parser.add_argument("--once", action="store_true", help="not on the store that ip has filled, which saves half")
     parser.add_argument("--out", type=Path, help="a folder that keeps what was measured")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")

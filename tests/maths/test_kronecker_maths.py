@@ -147,6 +147,31 @@ def test_eigenvectors_of_moments_with_dead_inputs(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(torch.linalg, "eigh", failing)
 
 
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_dead_inputs_and_their_eigenvectors_are_in_no_product(steps: int) -> None:
+    """The numbers are those of the whole matrices; what is not a number among the dead reaches nothing."""
+    torch.manual_seed(6)
+    a, d = (torch.randn(9, steps, k, dtype=torch.float64) for k in (6, 4))
+    w, shares = torch.rand(9, dtype=torch.float64) + 0.5, torch.rand(4, 6, dtype=torch.float64) + 0.1
+    dead = [1, 4]
+    a[:, :, dead] = 0.0
+    moment = kronecker.second_moment(a, w)
+    assert relative_error(moment.flatten().numpy(), torch.einsum("b,bti,btj->ij", w, a, a).flatten().numpy()) < 1e-14
+    (_, q_a), (_, q_s) = eigenbasis(moment), eigenbasis(kronecker.second_moment(d, w))
+    g = torch.einsum("bto,bti->boi", d, a)
+    turned = q_s.T @ g @ q_a
+    q = g[0].numpy()
+    inverse = (q_s @ (turned[0] * shares) @ q_a.T).numpy()
+    squares, forms = torch.einsum("boi,b->oi", turned.square(), w), (turned.square() * shares).sum((1, 2))
+    poisoned = q_a.clone()
+    poisoned[dead] = q_a[dead].masked_fill(q_a[dead] != 0.0, float("nan"))
+    assert poisoned.isnan().any()
+    assert relative_error(rotated_squares(a, d, w, poisoned, q_s).numpy().ravel(), squares.numpy().ravel()) < 1e-13
+    assert relative_error(kronecker.inverse_forms(a, d, poisoned, q_s, shares).numpy(), forms.numpy()) < 1e-13
+    found = preconditioned(q, poisoned.numpy(), q_s.numpy(), 1.0 / shares.numpy())
+    assert relative_error(found.ravel(), inverse.ravel()) < 1e-13
+
+
 # -- DataInf -------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,318 @@
+"""EKFAC scores of the same rows and weights by us and by other libraries, timed by turns (results/curvature.md).
+
+    python tests/benchmarks/curvature_peers.py --checkpoint RUN [--kronfluence PYTHON --pydvl PYTHON --dattri PYTHON]
+
+RUN is a run folder of an image model on CIFAR-10N, PYTHON an interpreter in which that library, torch, timm and
+safetensors are installed; a library without one is left out.  Two comparisons: over all convolutions and the last
+layer, which kronfluence alone can do, and over the last layer, since pyDVL and dattri have Kronecker factors of linear
+layers alone.  Every library runs in a process of its own, warm, on decoded rows in memory, at the batch size given; we
+start from the Parquet file and an empty store each time, and our checks of the model count.  A run is all of it:
+factors, the target's gradient, and a score for every train row (the mean over target rows).  Damping and labels are
+set alike as far as they can be: no l2; over all layers a tenth of a layer's mean eigenvalue (both defaults), over the
+last one ``DAMPING`` in all four.  Times are seconds of the processor, so that other work on the machine counts little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+DATA = HERE.parents[2] / "shared/data/cifar10n-small/manifest.parquet"
+DAMPING = 1e-3
+LAST = "fc"  # of a timm resnet
+Scores = Callable[[], Any]  # -> scores [rows]
+
+
+# ---- in a process of its own -----------------------------------------------------------------------------------------
+
+
+def ours(folder: Path, asked: argparse.Namespace) -> Scores:
+    """The whole of ``score``."""
+    import influence_cli
+
+    options = {"ekfac": {"l2": 0.0, **({"damping": DAMPING} if asked.params == "last" else {})}}
+
+    def scores() -> Any:
+        with tempfile.TemporaryDirectory() as store:
+            table = influence_cli.score(
+                str(folder / "rows.parquet"), checkpoint=asked.checkpoint, method="ekfac", options=options,
+                params=asked.params, store=store, batch_size=asked.batch, device="cpu",
+            )  # fmt: skip
+        return table.column("score").to_numpy()
+
+    return scores
+
+
+def kronfluence(folder: Path, asked: argparse.Namespace) -> Scores:
+    """Gradients of the target rows aggregated before the pass over the rows."""
+    import torch
+    import torch.nn.functional as F
+    from kronfluence.analyzer import Analyzer, prepare_model
+    from kronfluence.arguments import FactorArguments, ScoreArguments
+    from kronfluence.task import Task
+    from torch.utils.data import TensorDataset
+
+    class Classify(Task):
+        def compute_train_loss(self, batch: Any, model: Any, sample: bool = False) -> Any:
+            logits = model(batch[0])
+            labels = torch.multinomial(logits.detach().softmax(1), 1).flatten() if sample else batch[1]
+            return F.cross_entropy(logits, labels, reduction="sum")
+
+        def compute_measurement(self, batch: Any, model: Any) -> Any:
+            return F.cross_entropy(model(batch[0]), batch[1], reduction="sum")
+
+        def get_influence_tracked_modules(self) -> Any:
+            return [LAST] if asked.params == "last" else None
+
+    model, rows = opened(folder)
+    task, place = Classify(), tempfile.mkdtemp()
+    analyzer = Analyzer(
+        "peer", prepare_model(model, task), task, cpu=True, output_dir=place, disable_tqdm=True, disable_model_save=True
+    )
+    train, target = TensorDataset(rows["x"], rows["y"]), TensorDataset(rows["target_x"], rows["target_y"])
+    how = ScoreArguments(aggregate_query_gradients=True, damping_factor=DAMPING if asked.params == "last" else None)
+
+    def scores() -> Any:
+        analyzer.fit_all_factors(
+            "f", train, per_device_batch_size=asked.batch, factor_args=FactorArguments(strategy="ekfac"),
+            overwrite_output_dir=True,
+        )  # fmt: skip
+        analyzer.compute_pairwise_scores(
+            "s", "f", target, train, per_device_query_batch_size=asked.batch, per_device_train_batch_size=asked.batch,
+            score_args=how, overwrite_output_dir=True,
+        )  # fmt: skip
+        return analyzer.load_pairwise_scores("s")["all_modules"][0].numpy()
+
+    return scores
+
+
+def pydvl(folder: Path, asked: argparse.Namespace) -> Scores:
+    """Linear layers alone: the others are no parameters to it; a score for every pair, whose mean is taken."""
+    from pydvl.influence.torch import EkfacInfluence
+    from torch.utils.data import DataLoader, TensorDataset
+
+    model, rows = opened(folder)
+    for name, p in model.named_parameters():
+        p.requires_grad_(name.startswith(f"{LAST}."))
+    train, target = TensorDataset(rows["x"], rows["y"]), TensorDataset(rows["target_x"], rows["target_y"])
+
+    def scores() -> Any:
+        fitted = EkfacInfluence(model, update_diagonal=True, hessian_regularization=DAMPING)
+        fitted.fit(DataLoader(train, batch_size=asked.batch))
+        factors = [fitted.influence_factors(*some).detach() for some in DataLoader(target, batch_size=asked.batch)]
+        mean = sum(len(f) * f.mean(0, keepdim=True) for f in factors) / len(target)
+        parts = [
+            fitted.influences_from_factors(mean, *some, mode="up") for some in DataLoader(train, batch_size=asked.batch)
+        ]
+        return np.concatenate([part.detach().numpy()[0] for part in parts])
+
+    return scores
+
+
+def dattri(folder: Path, asked: argparse.Namespace) -> Scores:
+    """Linear layers alone; a score for every pair, whose mean is taken; all target rows in one batch, its fastest."""
+    import torch
+    import torch.nn.functional as F
+    from dattri.algorithm.influence_function import IFAttributorEKFAC
+    from dattri.task import AttributionTask
+    from torch.func import functional_call
+    from torch.utils.data import DataLoader, TensorDataset
+
+    model, rows = opened(folder)
+
+    def loss(params: Any, data: Any) -> Any:
+        x, y = data
+        x, y = (x[None], y[None]) if x.ndim == 3 else (x, y)
+        return F.cross_entropy(functional_call(model, params, (x,)), y)
+
+    task = AttributionTask(loss_func=loss, model=model, checkpoints=[model.state_dict()])
+    train, target = TensorDataset(rows["x"], rows["y"]), TensorDataset(rows["target_x"], rows["target_y"])
+
+    def scores() -> Any:
+        attributor = IFAttributorEKFAC(task, module_name=[LAST], device="cpu", damping=DAMPING)
+        every = DataLoader(train, batch_size=asked.batch)
+        attributor.cache(every)
+        with torch.no_grad():
+            return attributor.attribute(every, DataLoader(target, batch_size=len(target))).mean(1).numpy()
+
+    return scores
+
+
+LIBRARIES = {"ours": ours, "kronfluence": kronfluence, "pydvl": pydvl, "dattri": dattri}
+
+
+def opened(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The model in evaluation mode, and the decoded rows."""
+    import timm
+    import torch
+    from safetensors.torch import load_file
+
+    about = json.loads((folder / "model.json").read_text())
+    model = timm.create_model(about["name"], num_classes=about["num_classes"])
+    model.load_state_dict(load_file(folder / "weights.safetensors"))
+    return model.eval(), {name: torch.from_numpy(array) for name, array in np.load(folder / "rows.npz").items()}
+
+
+def answer(asked: argparse.Namespace) -> None:
+    """Run once for every line of standard input: seconds of the processor and of the clock, and the file of scores."""
+    import torch
+
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(asked.threads)
+    answers = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        scores = LIBRARIES[asked.library](asked.folder, asked)
+        for _ in sys.stdin:
+            started, processor = time.perf_counter(), time.process_time()
+            try:
+                found = np.asarray(scores(), dtype=np.float64)
+            except Exception as error:
+                said: dict[str, Any] = {"error": f"{type(error).__name__}: {error}"}
+            else:
+                took = {"cpu": time.process_time() - processor, "wall": time.perf_counter() - started}
+                np.save(asked.folder / f"{asked.library}.npy", found)
+                said = took
+            print(json.dumps(said), file=answers, flush=True)
+
+
+# ---- by turns --------------------------------------------------------------------------------------------------------
+
+
+class Library:
+    """One of them in its process; what it says of its own runs is kept."""
+
+    def __init__(self, name: str, python: str, folder: Path, params: str, asked: argparse.Namespace) -> None:
+        self.name, self.log = name, folder / f"{name}.log"
+        command = [
+            python, str(HERE / "curvature_peers.py"), "--library", name, "--folder", str(folder), "--params", params,
+            "--checkpoint", str(asked.checkpoint), "--batch", str(asked.batch), "--threads", str(asked.threads),
+        ]  # fmt: skip
+        env = {**os.environ, "OMP_NUM_THREADS": str(asked.threads)}
+        if name == "ours":  # what this process imports it imports too, whatever it was started by
+            env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log.open("w"), text=True, env=env
+        )
+
+    def run(self) -> float:
+        """Seconds of the processor of one run.
+
+        Raises:
+            SystemExit: it failed; says how.
+        """
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        said = json.loads(line) if line else {"error": self.log.read_text()[-2000:]}
+        if "error" in said:
+            raise SystemExit(f"{self.name}: {said['error']}")
+        return said["cpu"]
+
+    def close(self) -> None:
+        """End it."""
+        self.process.communicate("")
+
+
+def prepare(folder: Path, asked: argparse.Namespace) -> None:
+    """The rows of the comparison as Parquet and decoded, and the weights, in ``folder``."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    about = json.loads((Path(asked.checkpoint) / "run.json").read_text())["model"]
+    (folder / "model.json").write_text(json.dumps(about))
+    shutil.copy(Path(asked.checkpoint) / "model.safetensors", folder / "weights.safetensors")
+    table = pq.read_table(asked.data)
+    split = np.array(table.column("split").to_pylist())
+    parts = [np.flatnonzero(split == s)[:n] for s, n in (("train", asked.rows), ("val", asked.targets))]
+    pq.write_table(table.take(pa.array(np.concatenate(parts))), folder / "rows.parquet")
+    arrays: dict[str, Any] = {}
+    for name, part in zip(("", "target_"), parts, strict=True):
+        some = table.take(pa.array(part))
+        images = [Image.open(io.BytesIO(image["bytes"])).convert("RGB") for image in some.column("image").to_pylist()]
+        values = (np.stack([np.asarray(i) for i in images]).astype(np.float32) / 255 - about["mean"]) / about["std"]
+        arrays |= {f"{name}x": values.astype(np.float32).transpose(0, 3, 1, 2).copy()}
+        arrays |= {f"{name}y": some.column("label").to_numpy().astype(np.int64)}
+    np.savez(folder / "rows.npz", **arrays)
+
+
+def compare(params: str, asked: argparse.Namespace) -> list[str]:
+    """Lines of the table of one comparison."""
+    from alternating import Ratio, alternate
+    from scipy import stats
+
+    pythons = {"ours": sys.executable, "kronfluence": asked.kronfluence}
+    if params == "last":
+        pythons |= {"pydvl": asked.pydvl, "dattri": asked.dattri}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        prepare(folder, asked)
+        every = [Library(name, python, folder, params, asked) for name, python in pythons.items() if python]
+        times = alternate([library.run for library in every], asked.rounds)
+        for library in every:
+            library.close()
+        scores = {library.name: np.load(folder / f"{library.name}.npy") for library in every}
+    lines = []
+    for library, taken in zip(every[1:], times[1:], strict=True):
+        ratio = Ratio(taken, times[0])
+        rank = stats.spearmanr(scores["ours"], scores[library.name]).statistic
+        lines.append(
+            f"| {library.name}, `--params {params}` | {np.median(taken):.3g} | {np.median(times[0]):.3g} "
+            f"| {ratio.median:.3g} ({min(ratio.every):.3g} to {max(ratio.every):.3g}) | {rank:+.3f} |"
+        )
+    return lines
+
+
+def main() -> int:
+    """Print the table; or answer, in a library's own process."""
+    asked = arguments()
+    if asked.library:
+        answer(asked)
+        return 0
+    if not asked.data.exists():
+        print(f"skipped: no {asked.data} (the data set is not redistributable)", file=sys.stderr)
+        return 0
+    lines = [line for params in asked.params.split(",") for line in compare(params, asked)]
+    print("| library | its CPU seconds | ours | its / ours (least to greatest) | Spearman of the scores |")
+    print("|---|---|---|---|---|")
+    print("\n".join(lines))
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help="a run folder of an image model with a last layer `fc`")
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--params", default="all,last")
+    parser.add_argument("--rows", type=int, default=1000, help="train rows")
+    parser.add_argument("--targets", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=250)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    for name in list(LIBRARIES)[1:]:
+        parser.add_argument(f"--{name}", help="an interpreter that has it", metavar="PYTHON")
+    parser.add_argument("--library", choices=LIBRARIES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

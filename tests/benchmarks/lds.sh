@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# How well scores predict what retraining on half of the rows does, on a network of two layers (results/curvature.md).
+#   bash tests/benchmarks/lds.sh OUT     400 trainings of a small network, some minutes; run again, it goes on
+set -euo pipefail
+here=$(cd "$(dirname "$0")/../.." && pwd)
+data=${DATA:-$here/../shared/data/digits-noisy/manifest.parquet}
+[ -f "$data" ] || { echo "skipped: no $data (the data set is not redistributable)" >&2; exit 0; }
+command -v influence > /dev/null || { . "$here/.ci/setup"; setup ""; }
+mkdir -p "$1" && cd "$1" && cp -f "$data" train.parquet
+[ -f RUN/run.json ] || influence retrain train.parquet --model mlp:32 --epochs 60 -o RUN
+
+# every solve to its end, so that nothing but the curvature tells them apart
+methods=(loss ip exact ekfac cg cg-ekfac lissa lissa-ekfac)
+for method in "${methods[@]}"; do
+  name=${method%-ekfac} set=()
+  case $method in *-ekfac) set=(--set "$name.preconditioner=ekfac") ;; esac
+  case $method in cg*) set+=(--set cg.tolerance=1e-4) ;; esac
+  [ -f "$method.parquet" ] ||
+    influence score train.parquet --checkpoint RUN --method "$name" "${set[@]}" -o "$method.parquet" 2>&1 | tee "$method.log"
+done
+for method in "${methods[@]}"; do  # the first trains, the others find its trainings in the store
+  influence evaluate "$method.parquet" --checkpoint RUN --lds "${SUBSETS:-100}" --seeds "${SEEDS:-4}" --format table \
+    > "$method.lds" 2>> lds.log
+  echo "== $method"
+  cat "$method.lds"
+done
