@@ -27,6 +27,7 @@ T = TypeVar("T")
 ONE_FORM = "let the task's transform give inputs of one shape and type"
 FEWEST, FILLED = 8, 0.1  # of a ragged batch: parts of a full one that it has at least, and share that is filling
 WINDOW = 32  # batches among which rows are sorted by length
+ASYNCHRONOUS = ("cuda",)  # devices that copy while the host goes on, from memory and into memory that is pinned
 FEW = 16  # rows from all over the data, on which whatever is tried is checked
 
 
@@ -151,14 +152,14 @@ def _long(kind: Kind, item: tuple[int, Payload]) -> tuple[int, int]:
 
 def move(rows: Any, device: torch.device) -> Any:
     """Rows on ``device``, through pinned memory and without waiting where there is an accelerator."""
-    if device.type == "cuda":
+    if device.type in ASYNCHRONOUS:
         return mapped(lambda t: t.pin_memory().to(device, non_blocking=True), rows)
     return rows.to(device)
 
 
 def sent_back(tensor: Tensor) -> Callable[[], NDArray[Any]]:
     """Start copying a result to the host, and a function that waits for it: a GPU goes on with the next batch."""
-    if tensor.device.type != "cuda":
+    if tensor.device.type not in ASYNCHRONOUS:
         return tensor.cpu().numpy
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     host.copy_(tensor, non_blocking=True)
