@@ -175,11 +175,19 @@ class Event:
     query = mock.Mock(return_value=False)
 
 
+class _Module(backend_registration._DummyBackendModule if AVAILABLE else object):
+    """What torch asks a device about mixed precision."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        """As CUDA."""
+        return [torch.float16, torch.bfloat16]
+
+
 @contextlib.contextmanager
 def pretended() -> Iterator[torch.device]:
     """The device, for as long as the context lasts; it is treated as the package treats CUDA."""
     if not hasattr(torch, NAME):
-        backend_registration._setup_privateuseone_for_python_backend(NAME)
+        backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(.., device=..) makes its tensor here, then moves it
         torch.__future__.set_swap_module_params_on_conversion(True)  # parameters become ours, tied ones stay tied
     one_thread = torch.autograd.set_multithreading_enabled(False)  # no thread of autograd's knows the device
