@@ -84,9 +84,10 @@ class Parts:
                 if size <= 1:
                     fix = "pass --device cpu, or take gradients in fewer parameters (--params last)"
                     raise ModelError("memory runs out on a single row", fix=fix) from None
-                self._halve(size)
+            else:
+                done += size
                 continue
-            done += size
+            self._halve(size)  # out of the handler, in which the error still holds what did not fit
         return made[0] if len(made) == 1 else _joined(made)
 
     def _halve(self, size: int) -> None:
