@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,11 @@ def _means(arm: dict[str, Any]) -> dict[str, float]:
     edits = arm.get("edits") or {}
     extra = {n: edits[n] for n in ("wrong_share_of_trimmed",) if edits.get(n) is not None}
     return {**means, **extra, "edited": sum(edits.get(e, 0) for e in ("trimmed", "relabelled", "reweighted"))}
+
+
+def words(flag: str, values: Iterable[Any]) -> list[Any]:
+    """A flag before each of the values: --method ip --method loss."""
+    return [word for value in values for word in (flag, value)]
 
 
 def control_of(arms: dict[str, Any], name: str) -> str:

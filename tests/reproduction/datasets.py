@@ -47,3 +47,94 @@ def blobs(path: Path, seed: int, sizes: tuple[int, int, int] = (150, 100, 100), 
     labels[wrong] = 1 - labels[wrong]
     group = (rng.random(len(y)) < np.where(y == 1, 0.75, 0.25)).astype(np.int64)
     return write(path, x, y, labels, sizes, group=group)
+
+
+def moons(path: Path, seed: int, clustered: bool) -> Path:
+    """Two moons with noise 0.2: 200 train rows, of which 10 a class are flipped, 100 target and 100 test rows.
+
+    Flips are of rows at random, or ``clustered``: the ten rows of a class that lie nearest to one of them.
+    """
+    from sklearn.datasets import make_moons
+
+    x, y = make_moons(400, noise=0.2, random_state=seed)
+    rng, labels = np.random.default_rng(seed), y.copy()
+    for c in (0, 1):
+        of_class = np.flatnonzero(y[:200] == c)
+        near = np.linalg.norm(x[of_class] - x[rng.choice(of_class)], axis=1).argsort()
+        labels[of_class[near[:10]] if clustered else rng.choice(of_class, 10, replace=False)] = 1 - c
+    return write(path, x, y, labels, (200, 100, 100))
+
+
+def digits(path: Path, seed: int, noise: float) -> Path:
+    """Scanned digits of 8x8 pixels in [0, 1]: 1,000 train rows, a share with a random other label; 297 target, 500 test."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(x))
+    x, y = x[order] / 16.0, y[order]
+    labels, wrong = y.copy(), rng.choice(1000, round(1000 * noise), replace=False)
+    labels[wrong] = (labels[wrong] + rng.integers(1, 10, len(wrong))) % 10
+    return write(path, x, y, labels, (1000, 297, 500))
+
+
+def logistic(path: Path, seed: int, sizes: tuple[int, int, int]) -> Path:
+    """Ten features of deviations 3 to 0.3, and labels drawn from a logistic model of them."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(sum(sizes), 10)) * np.geomspace(3, 0.3, 10)
+    y = (rng.random(len(x)) < 1 / (1 + np.exp(-x @ rng.normal(size=10)))).astype(np.int64)
+    return write(path, x, y, y, sizes)
+
+
+def rare_class(path: Path, seed: int) -> Path:
+    """Rows as many as the bank data have, 51 features, 12.7 % of class 1: what stands in for it where it is absent."""
+    from sklearn.datasets import make_classification
+
+    x, y = make_classification(
+        30488, 51, n_informative=12, n_redundant=8, weights=[0.873], class_sep=0.7, flip_y=0.03, random_state=seed
+    )
+    return write(path, x, y, y, (18292, 6098, 6098))
+
+
+def bank_split(path: Path, seed: int) -> Path:
+    """The bank data with train, target and test rows drawn anew in their sizes; columns that nothing uses are left out."""
+    table = pq.read_table(SHARED / "bank" / "manifest.parquet", columns=["id", "features", "label", "split"])
+    splits = np.array(table["split"].to_pylist())[np.random.default_rng(seed).permutation(table.num_rows)]
+    at = table.column_names.index("split")
+    pq.write_table(table.set_column(at, "split", pa.array(splits.tolist())).replace_schema_metadata(None), path)
+    return path
+
+
+WORDS = (
+    "the a was is very and in of to with without film movie plot story actor music man woman he she his her good great "
+    "bad awful likes sees"
+).split()
+
+
+def biased_sentences(path: Path, seed: int) -> Path:
+    """Sentences on films, of class 1 where a good word is in them: 400 train, 200 target and 200 test rows.
+
+    Each names a man or a woman.  In 40 % of the train rows that name a woman with a good word the label is 0.
+    """
+    rng, rows = np.random.default_rng(seed), dict[str, tuple[str, int, int, str]]()
+    while len(rows) < 800:
+        split = "train" if len(rows) < 400 else "val" if len(rows) < 600 else "test"
+        woman, good = rng.random() < 0.5, rng.random() < 0.5
+        words = list(rng.choice(["the", "film", "plot", "was", "very", "and", "music", "actor", "story", "of"], 6))
+        who, said = (["woman", "she"] if woman else ["man", "he"]), (["good", "great"] if good else ["bad", "awful"])
+        for word in (str(rng.choice(who)), str(rng.choice(said))):
+            words.insert(int(rng.integers(0, len(words) + 1)), word)
+        wrong = split == "train" and woman and good and rng.random() < 0.4
+        rows.setdefault(" ".join(map(str, words)), (f"r{len(rows):04d}", int(good and not wrong), int(good), split))
+    named = dict(zip(("id", "label", "clean_label", "split"), map(list, zip(*rows.values(), strict=True)), strict=True))
+    pq.write_table(pa.table({**named, "text": list(rows)}), path)
+    return path
+
+
+def characters(path: Path, length: int) -> Path:
+    """Shakespeare in rows of so many characters: 120 train, 30 target and 30 test rows."""
+    text = (SHARED / "tinyshakespeare" / "input.txt").read_text()
+    rows = [text[k * length : (k + 1) * length] for k in range(180)]
+    splits = ["train"] * 120 + ["val"] * 30 + ["test"] * 30
+    pq.write_table(pa.table({"id": [f"r{k:03d}" for k in range(180)], "text": rows, "split": splits}), path)
+    return path

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from influence_cli.maths.arms import mean_interval, paired_difference
+from tests.reproduction.commands import control_of
 from tests.reproduction.parts import experiment
 
 BLUE, ORANGE, GREY, RED, GREEN = "#0072b2", "#d55e00", "#8a8a8a", "#cc3311", "#009e73"
@@ -53,6 +54,25 @@ def difference(
     found = paired_difference(np.asarray(a, dtype=float), np.asarray(b, dtype=float), higher)
     half = "" if found["half_width"] is None else f" ± {scale * found['half_width']:.{digits}f}"
     return f"{scale * found['mean']:+.{digits}f}{half} {found['verdict']}"
+
+
+def edits_table(
+    of: Sequence[dict[str, Any]], named: dict[str, str], measures: dict[str, bool], first: str = "trim by"
+) -> str:
+    """A line for every edit and measure (name -> higher is better): the arm, over no edit, and over its random control.
+
+    ``of`` has the arms of every seed, ``named`` the name of an arm by what it is called in the table.
+    """
+    rows = []
+    for called, arm in named.items():
+        for measure, higher in measures.items():
+            values = [arms[arm][measure] for arms in of]
+            base = [arms["no edit"][measure] for arms in of]
+            random = [arms[control_of(arms, arm)][measure] for arms in of]
+            rows.append((called, *([measure] if len(measures) > 1 else []), mean(values, 100),
+                         difference(values, base, higher), difference(values, random, higher)))  # fmt: skip
+    columns = ["measure"] if len(measures) > 1 else []
+    return table((first, *columns, "test, %", "over no edit, points", "over a random edit of its size, points"), rows)
 
 
 def write_page(name: str, found: dict[str, Any], sizes: dict[str, Any], results: Path, quick: bool) -> Path:
