@@ -58,15 +58,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, Unpack
 from influence_cli.arguments import speak_of_arguments
 from influence_cli.errors import InfluenceError, UsageError, UserCodeError, WrongArgument
 from influence_cli.events import SILENT, Listener, Warnings
-from influence_cli.options import (
-    build_request,
-    check_call,
-    checked,
-    options_in,
-    place,
-    refuse_unknown,
-    take,
-)
+from influence_cli.options import build_request, check_call, checked, options_in, place, refuse_unknown, take
 from influence_cli.settings import GradSpec, Inputs, Options, Runtime
 
 if TYPE_CHECKING:
@@ -85,6 +77,9 @@ class RunOptions(TypedDict, total=False):
     task: Task | None
     model: Any  # a name, or a fitted linear classifier of scikit-learn
     target: Any
+    features_model: str | None
+    features_checkpoint: str | None
+    features_size: int | None
     method: str | list[str]
     objective: str | list[str]
     options: Options
@@ -176,7 +171,7 @@ def _open(manifest: Any, given: dict[str, Any]) -> tuple[Run, Session]:
     model = given.get("model")
     manifest, given = with_estimator(manifest, given, listener)
     kinds, values = (Inputs, GradSpec, Runtime), dict[str, Any]()
-    named = {"options": (GradSpec, "set"), "task": (Inputs, "task")}
+    named = {"options": (GradSpec, "set"), "task": (Inputs, "task"), "features": (Inputs, "features_model")}
     for kind in kinds:
         named |= {name: (kind, name) for name in (o.name for o in options_in(kind)) if name not in ("manifest", "set")}
     refuse_unknown({name: v for name, v in given.items() if name not in named}, named)

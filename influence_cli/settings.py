@@ -66,15 +66,15 @@ class Inputs:
     model: str | None = option(None, "timm name, linear, mlp:128,128, hf:FOLDER or python:PKG.MOD:FACTORY.", MODEL)
     features: str | None = option(
         None, "Frozen model whose features knn, outlier and probes compare rows by: a run folder or checkpoint, "
-        "hf:FOLDER, or a timm name [default: the model that is scored].", RUNS_AND_EVALUATE, "--features",
+        "hf:FOLDER, or a timm name [default: the model that is scored].", RUNS, "--features",
         name="features_model", metavar="MODEL",
     )  # fmt: skip
     features_checkpoint: str | None = option(
-        None, "Weights of --features, where that is a timm name; its last layer is not looked at.", RUNS_AND_EVALUATE,
+        None, "Weights of --features, where that is a timm name; its last layer is not looked at.", RUNS,
         metavar="FILE", path=True,
     )  # fmt: skip
     features_size: int | None = option(
-        None, "Height and width to which images are stretched for --features [default: its own].", RUNS_AND_EVALUATE,
+        None, "Height and width to which images are stretched for --features [default: its own].", RUNS,
         least=1,
     )  # fmt: skip
     label: str = option("label", "Label column.", WRITING, metavar="COLUMN", kept="manifest.label", joined=(MANIFEST,))

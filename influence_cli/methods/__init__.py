@@ -134,12 +134,13 @@ _ROWS = (
         "Angiulli and Pizzuti 2002; Sun et al., arXiv:2204.06507", "2 x forward T; n^2 w",
     ),
     MethodInfo(
-        "probe", "influence_cli.methods.probe:Probe", "margin by a linear probe fitted without the row",
+        "probe", "influence_cli.methods.probe:Probe",
+        "likelihood of the label to a linear probe fitted without the row",
         "Alain and Bengio, arXiv:1610.01644", "2 x forward T; n w^2",
     ),
     MethodInfo(
         "target-probe", "influence_cli.methods.target_probe:TargetProbe",
-        "margin by a linear probe fitted on target rows",
+        "likelihood of the label to a linear probe fitted on target rows",
         "Alain and Bengio, arXiv:1610.01644", "2 x forward T + forward V; m w^2",
     ),
     MethodInfo(

@@ -1,4 +1,4 @@
-"""Probe: the margin of a row's label by a linear probe that was fitted without the row; ranking only.
+"""Probe: how likely a row's label is to a linear probe that was fitted without the row; ranking only.
 
 Rows are dealt into K folds by payload, class by class.  The probe of a fold is fitted on the train rows of all others
 (``methods.shapes.by_probe`` has its equation), at the strength of least squared error on the next fold for a probe
@@ -20,7 +20,7 @@ from influence_cli.data.classes import class_count
 from influence_cli.data.folds import dealt
 from influence_cli.maths.linear_probe import Sums, predicted, scaled, squared_errors, sums
 from influence_cli.methods.protocol import Floats, Scores
-from influence_cli.methods.shapes.by_probe import ByProbe, judged, refuse_wide, targets_of
+from influence_cli.methods.shapes.by_probe import ByProbe, refuse_wide, targets_of
 
 if TYPE_CHECKING:
     from influence_cli.data.manifest import Rows
@@ -37,7 +37,7 @@ class Probe(ByProbe):
         return True
 
     def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
-        """The out-of-fold margin of each row, or minus its squared error.
+        """The log-likelihood of each row's label, or minus its squared error.
 
         Raises:
             UsageError: there are fewer distinct payloads than folds, or features are too wide.
@@ -52,7 +52,7 @@ class Probe(ByProbe):
         given, chosen = self._out_of_fold(features, targets, np.where(fitted, weights, 0.0), fold, stored)
         facts = {"rows": int(known.sum()), "strengths": chosen}
         held_out = (given, rows.labels, np.where(fitted, weights, 0.0))
-        return [judged(given, rows.labels, loss, held_out, targets[fitted].sum(axis=0), facts)]
+        return [self.judged(given, rows.labels, loss, held_out, targets[fitted].sum(axis=0), facts)]
 
     def _out_of_fold(
         self, features: NDArray[np.floating], targets: Floats, weights: Floats, fold: NDArray[np.int64], stored: Stored

@@ -1,4 +1,4 @@
-"""Target probe: the margin of a row's label by a linear probe that was fitted on the target rows; ranking only.
+"""Target probe: how likely a row's label is to a linear probe that was fitted on the target rows; ranking only.
 
 ``methods.shapes.by_probe`` has its equation.  Target rows that are train rows too are left out of the fit.  The
 strength is that of least squared error over K folds of the fit's rows, each by a probe that was fitted on the others.
@@ -20,7 +20,7 @@ from influence_cli.data.folds import dealt
 from influence_cli.errors import UsageError
 from influence_cli.maths.linear_probe import predicted, scaled, squared_errors, sums
 from influence_cli.methods.protocol import Scores
-from influence_cli.methods.shapes.by_probe import ByProbe, judged, refuse_wide, targets_of
+from influence_cli.methods.shapes.by_probe import ByProbe, refuse_wide, targets_of
 from influence_cli.store.shards import positions
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class TargetProbe(ByProbe):
         return True
 
     def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
-        """The margin of each row, or minus its squared error.
+        """The log-likelihood of each row's label, or minus its squared error.
 
         Raises:
             UsageError: too few target rows are no train rows, or features are too wide.
@@ -69,7 +69,7 @@ class TargetProbe(ByProbe):
         given = predicted(own, [total.solved(best)], scale)[0]
         given[~np.isfinite(own).all(axis=1)] = np.nan
         facts = {"rows": len(fit), "left_out_as_train_rows": overlap, "strength": best}
-        return [judged(given, rows.labels, loss, (held_out, fit.labels, weights), targets.sum(axis=0), facts)]
+        return [self.judged(given, rows.labels, loss, (held_out, fit.labels, weights), targets.sum(axis=0), facts)]
 
 
 def _apart(target: Rows, train: Rows) -> tuple[Rows, int]:

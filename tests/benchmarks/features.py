@@ -12,9 +12,9 @@ Each set of labels is one ``influence score``: the first computes the features, 
 from __future__ import annotations
 
 import argparse
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +43,15 @@ def renamed(weights: Path, folder: Path) -> Path:
 
 
 def scored(folder: Path, labels: str, target: Path, weights: Path, size: int, options: list[str]) -> tuple[Path, float]:
-    """The score table of one set of labels, and the seconds of its command."""
-    out, started = folder / f"{labels}.parquet", time.perf_counter()
+    """The score table of one set of labels, and the CPU seconds of its command."""
+    out, started = folder / f"{labels}.parquet", resource.getrusage(resource.RUSAGE_CHILDREN)
     words = ["score", folder / "train.parquet", "--target", target, "--label", f"label_{labels}", "--isolated"]
     words += [word for method in METHODS for word in ("--method", method)]
     words += ["--features", MODEL, "--features-checkpoint", weights, "--features-size", str(size), *options]
     command = [sys.executable, "-m", "influence_cli", *words, "--store", folder / "store", "-o", out]
     subprocess.run([str(word) for word in command], check=True, stdout=sys.stderr)
-    return out, time.perf_counter() - started
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return out, ended.ru_utime + ended.ru_stime - started.ru_utime - started.ru_stime
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
@@ -76,7 +77,7 @@ def main() -> None:
     pq.write_table(pq.read_table(asked.data / "train.parquet").slice(0, asked.rows), folder / "train.parquet")
     weights = asked.weights if asked.weights.suffix == ".safetensors" else renamed(asked.weights, folder)
     options = [word for option in asked.options for word in ("--set", option)]
-    print("| labels | wrong | score | AUC | average precision | seconds of the command |\n|---|---|---|---|---|---|")
+    print("| labels | wrong | score | AUC | average precision | CPU seconds |\n|---|---|---|---|---|---|")
     for labels in asked.labels:
         table, seconds = scored(folder, labels, asked.data / "val.parquet", weights, asked.size, options)
         found = pq.read_table(table)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli.console import terminal
 from influence_cli.cli.settings.places import carried_settings, inputs_of, kind_of, review_commands, runtime_of
-from influence_cli.cli.settings.requests import ResultOptions, ScoreOptions
+from influence_cli.cli.settings.requests import ResultOptions, ScoreOptions, all_options
 from influence_cli.cli.settings.settings import Settings
 from influence_cli.cli.show.answers import show_next
 from influence_cli.cli.show.plan import show_pairs_plan, show_plan
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from influence_cli.stages.run.run import Run
     from influence_cli.stages.run.session import Session
+
+CALLED = {"fit_rows": "fit rows have", "features_model": "weights of --features have"}
 
 
 def grads(settings: Settings) -> None:
@@ -240,6 +242,7 @@ def _check_origin(settings: Settings, run: Run, origin: dict[str, Any]) -> None:
         "target": run.target_fingerprint,
         "checkpoint": None if run.checkpoint is None else run.checkpoint.digest,
         "fit_rows": None if run.fit is None else run.fit.fingerprint,
+        "features_model": None if run.backbone is None else run.backbone.checkpoint.digest,
     }
     for name, now in found.items():
         # a fit set that nothing pins is the manifest's: who means another manifest means its fit set
@@ -247,7 +250,7 @@ def _check_origin(settings: Settings, run: Run, origin: dict[str, Any]) -> None:
         then = (origin.get(name) or {}).get("fingerprint")
         if then is not None and now is not None and then != now and not any(map(settings.explicit, flags)):
             raise UsageError(
-                f"the {'fit rows have' if name == 'fit_rows' else f'{name} has'} changed since the stage before",
+                f"the {CALLED.get(name, f'{name} has')} changed since the stage before",
                 where=str(settings.values.get(name) or settings.values["manifest"] or settings.source),
-                fix=f"run `influence grads` again, or pass --{name.replace('_', '-')} to say that you mean it",
+                fix=f"run `influence grads` again, or pass {all_options()[name].flags[-1]} to say that you mean it",
             )

@@ -87,7 +87,7 @@ RULES = (
     Rule(EVERY, ("config",), _has("isolated"), "names a settings file, and --isolated reads none"),
     Rule((GRADS, SCORE), ("allow_overlap",), _other_than("overlap", "drop"), "means --overlap drop, which contradicts"),
     Rule(
-        *((GRADS, SCORE, EVALUATE), ("features_checkpoint", "features_size"), _lacks("features_model")),
+        *((GRADS, SCORE), ("features_checkpoint", "features_size"), _lacks("features_model")),
         *("is about another model than the one that is scored", "add --features MODEL, or leave it out"),
     ),
     Rule((GRADS, SCORE), ("sketch_dim",), lambda s: s.values["rows"] != "sketch", "is about --rows sketch"),

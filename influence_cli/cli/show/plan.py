@@ -43,7 +43,7 @@ def show_plan(result: ResultOptions, run: Run, session: Session) -> None:
     steps: list[list[str]] = []
     for s in described["steps"]:
         member = str(s["member"]) if s["dropout"] is None else f"{s['member']} (dropout {s['dropout']:.4f})"
-        member += f" (features of {s['features']})" if "features" in s else ""
+        member += f" (features of {s['features']})" if s.get("features") else ""
         rows = [cell(s["target_rows_to_pass"]), f"{s['rows_stored']:,}", f"{s['rows_to_compute']:,}"]
         costs = [cell(s["forward_passes"]), cell(s["seconds"]), f"{s['bytes']:,}"]
         steps.append([member, *rows, *costs, s["why"]])

@@ -22,6 +22,11 @@ def kind_in(columns: Iterable[str]) -> Kind | None:
     return next((kind for kind in KINDS.values() if kind.columns and there.issuperset(kind.columns)), None)
 
 
+def same_input(name: str, kind: Kind) -> bool:
+    """Whether a model that calls its input so takes rows of a kind."""
+    return name == kind.input_name
+
+
 def is_input(name: object) -> bool:
     """Whether a model can call its input so."""
     return any(kind.name == kind.input_name == name for kind in KINDS.values())

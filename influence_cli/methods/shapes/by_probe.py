@@ -3,11 +3,11 @@
 The probe is a ridge regression of class indicators on standardised features, float64, in closed form; rows count by
 their weights.  With z [C] what it gives for a row:
 
-    s_i = beta (z_i[y] - max_{c != y} z_i[c])
+    s_i = log softmax(beta z_i)[y],   or with value=margin   beta (z_i[y] - max_{c != y} z_i[c])
 
-beta > 0 makes beta z logits: it is the one of greatest likelihood of labels that the probe has not seen.  It changes no
-ranking.  Where labels are numbers, or several a row, s_i is minus the mean squared error of z.  The strength is chosen
-among ``linear_probe.STRENGTHS`` by squared error on rows that the probe has not seen, unless it is given.
+beta > 0 makes beta z logits: it is the one of greatest likelihood of labels that the probe has not seen.  Where labels
+are numbers, or several a row, s_i is minus the mean squared error of z.  The strength is chosen among
+``linear_probe.STRENGTHS`` by squared error on rows that the probe has not seen, unless it is given.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.label_kinds import NOTHING
 from influence_cli.errors import UsageError
-from influence_cli.maths.labels import margin
+from influence_cli.maths.labels import cross_entropy, margin
 from influence_cli.maths.linear_probe import STRENGTHS, indicators, likeliest_scale
 from influence_cli.methods.checks import check_options
 from influence_cli.methods.protocol import Facts, Floats, Kind, Method, Scores
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from influence_cli.model.losses import RowLoss
 
 WIDEST = 16_384  # features of a row: two matrices of so many squared are held, in float64
+VALUES = ("likelihood", "margin")
 NO_CLASS = "are of a class that no row of the fit has"
 
 
@@ -44,10 +45,11 @@ class ByProbe(Method):
     strength: float | Literal["auto"] = setting(
         "auto", "ridge penalty beside the mean squared error; auto: chosen on held-out rows"
     )
+    value: str = setting("likelihood", "of a row: likelihood (log of its label's probability), margin")
     seed: int = setting(0, "of the folds")
 
     def __post_init__(self) -> None:
-        check_options(self, {}, {"folds": 3, "seed": 0})
+        check_options(self, {"value": VALUES}, {"folds": 3, "seed": 0})
         if self.strength != "auto" and not self.strength > 0:
             raise ValueError(f"strength={self.strength} is not positive")
 
@@ -66,6 +68,28 @@ class ByProbe(Method):
             fix = f"give more {what} rows" if rows < 3 else f"pass --set {name}.folds={rows}"
             raise UsageError(f"{name}.folds={self.folds} of {rows} {what} rows", fix=fix)
 
+    def judged(
+        self, given: Floats, labels: NDArray[Any], loss: RowLoss, held_out: tuple[Floats, NDArray[Any], Floats],
+        fitted: Floats, facts: Facts,
+    ) -> Scores:  # fmt: skip
+        """The scores of rows for which the probe gives [n, m], NaN where it gives nothing.
+
+        ``held_out``: what it gives for rows that it has not seen, their labels and weights, of which beta is the
+        likeliest.  ``fitted`` [m]: how much of each target there is among the rows of the fit.
+        """
+        if not loss.by_class:
+            wanted = labels[:, None] if labels.ndim == 1 else labels
+            return Scores(-((given - wanted) ** 2).mean(axis=1), facts=facts)
+        beta = likeliest_scale(*held_out)
+        logits, values = beta * given, np.full(len(given), np.nan)
+        known = np.isfinite(given).all(axis=1)
+        unknown = fitted[labels] == 0.0
+        scored = known & ~unknown
+        z, y = logits[scored], labels[scored]
+        values[scored] = margin(z, y) if self.value == "margin" else -cross_entropy(z, y)
+        said = {"facts": {**facts, "beta": beta}, "no_score": NO_CLASS, "excused": known & unknown}
+        return Scores(values, logits=logits, **said)
+
 
 def refuse_wide(features: NDArray[Any], name: str) -> None:
     """Refuse (UsageError) features [n, d] of which a dense matrix d x d is too large."""
@@ -79,26 +103,3 @@ def targets_of(labels: NDArray[Any], loss: RowLoss, classes: int) -> Floats:
     if loss.by_class:
         return indicators(labels, classes)
     return (labels[:, None] if labels.ndim == 1 else labels).astype(np.float64)
-
-
-def judged(
-    given: Floats, labels: NDArray[Any], loss: RowLoss, held_out: tuple[Floats, NDArray[Any], Floats], fitted: Floats,
-    facts: Facts,
-) -> Scores:  # fmt: skip
-    """The scores of rows for which the probe gives [n, m], NaN where it gives nothing.
-
-    ``held_out``: what it gives for rows that it has not seen, their labels and weights, of which beta is the likeliest.
-    ``fitted`` [m]: how much of each target there is among the rows of the fit.
-    """
-    if not loss.by_class:
-        wanted = labels[:, None] if labels.ndim == 1 else labels
-        return Scores(-((given - wanted) ** 2).mean(axis=1), facts=facts)
-    beta = likeliest_scale(*held_out)
-    logits, values = beta * given, np.full(len(given), np.nan)
-    known = np.isfinite(given).all(axis=1)
-    unknown = fitted[labels] == 0.0
-    scored = known & ~unknown
-    values[scored] = margin(logits[scored], labels[scored])
-    return Scores(
-        values, facts={**facts, "beta": beta}, logits=logits, no_score=NO_CLASS, excused=known & unknown
-    )  # fmt: skip

@@ -65,7 +65,7 @@ def provenance_of(run: Run, session: Session, stage: str) -> dict[str, Any]:
         else {"locator": run.checkpoint.locator, "fingerprint": run.checkpoint.digest},
         "model": None if run.model is None else run.model.as_dict(),
         "last_layer": run.model.head if run.model is not None and run.spec.params == "last" else None,
-        **({} if run.backbone is None else {"features": _features(run.backbone)}),
+        **({} if run.backbone is None else {"features_model": _features(run.backbone)}),
         "model_flags": kept_values(run.inputs),
         "skip_bad": run.inputs.skip_bad,
         "skipped": [b.id for b in run.manifest.bad[run.manifest.bad_when_read :]],

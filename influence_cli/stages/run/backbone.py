@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from influence_cli.data.kinds import same_input
 from influence_cli.errors import UsageError
 from influence_cli.model.checkpoints import Checkpoint, find_checkpoint, find_model
 from influence_cli.model.hf_folder import HF, folder_of, has_classifier, is_network, read_config
@@ -102,8 +103,7 @@ def _of_size(spec: ModelSpec, size: int | None) -> ModelSpec:
 
 def _refuse_other_payloads(named: str, spec: ModelSpec, manifest: Manifest) -> None:
     """Refuse a model of texts for images, and the like (UsageError)."""
-    wanted = manifest.payload_kind.input_name
-    if spec.kind != wanted:
+    if not same_input(spec.kind, manifest.payload_kind):
         what = f"--features {named} takes {spec.kind}, and the rows have {manifest.payload_kind.column}"
         raise UsageError(what, where=manifest.source, fix="name a model of such rows, or leave --features out")
 

@@ -61,6 +61,10 @@ def reopen(
     if not another and run.checkpoint is not None and run.checkpoint.digest != origin["checkpoint"]["fingerprint"]:
         where = inputs.checkpoint or ""
         raise ModelError("the checkpoint has changed since", where=where, fix="run `influence score` again")
+    features = (origin.get("features_model") or {}).get("fingerprint")
+    if run.backbone is not None and features not in (None, run.backbone.checkpoint.digest):
+        what = "the weights of --features have changed since"
+        raise ModelError(what, where=str(inputs.features), fix="run `influence score` again")
     scored_for = origin["target"].get("fingerprint")
     if target is None and scored_for not in (None, run.target_fingerprint):
         what = "the target rows have changed since, so its scores are of another question"
@@ -72,7 +76,7 @@ def _check_origin(origin: dict[str, Any], source: str) -> None:
     """Refuse a table whose provenance leads to no run that can be opened again (UsageError)."""
     if not origin:
         raise UsageError("the table does not say how it was made", where=source, fix="give one that `score` wrote")
-    if origin.get("checkpoint") is None and origin.get("features") is None:
+    if origin.get("checkpoint") is None and origin.get("features_model") is None:
         raise UsageError("no method of the table needs a model", where=source, fix="score with ip or loss, say")
     if (origin.get("fit_rows") or {}).get("in_memory"):
         fix = "score with a manifest's path as --fit-rows"
