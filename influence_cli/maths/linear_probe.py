@@ -12,6 +12,7 @@ B = sum w x y^T: those of folds add up, and a fit that leaves rows out is their 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,19 @@ def scaled(features: Features) -> Scale:
 
 
 @dataclass(frozen=True, eq=False)
+class Examples:
+    """Rows that are fitted on, or judged: features [n, d], targets [n, m] and weights [n]."""
+
+    features: Features
+    targets: Floats
+    weights: Floats
+
+    def at(self, rows: NDArray[np.int64]) -> Examples:
+        """Some of them, by their places."""
+        return Examples(self.features[rows], self.targets[rows], self.weights[rows])
+
+
+@dataclass(frozen=True, eq=False)
 class Sums:
     """What a fit needs of some rows: A [d + 1, d + 1] and B [d + 1, m]; the last entry of A is the sum of weights."""
 
@@ -81,17 +95,22 @@ class Sums:
         return cho_solve(cho_factor(a, lower=True, overwrite_a=True, check_finite=False), self.b, check_finite=False)
 
 
-def sums(features: Features, targets: Floats, weights: Floats, scale: Scale) -> Sums:
-    """The sums over rows with features [n, d], targets [n, m] and weights [n]."""
-    width = features.shape[1] + 1
-    a, b = np.zeros((width, width)), np.zeros((width, targets.shape[1]))
-    for at in range(0, len(features), BLOCK):
+def sums(rows: Examples, scale: Scale) -> Sums:
+    """The sums over rows."""
+    width = rows.features.shape[1] + 1
+    a, b = np.zeros((width, width)), np.zeros((width, rows.targets.shape[1]))
+    for at in range(0, len(rows.features), BLOCK):
         some = slice(at, at + BLOCK)
-        x, root = scale.of(features[some]), np.sqrt(weights[some])[:, None]
+        x, root = scale.of(rows.features[some]), np.sqrt(rows.weights[some])[:, None]
         x *= root
         a += x.T @ x
-        b += x.T @ (root * targets[some])
+        b += x.T @ (root * rows.targets[some])
     return Sums(a, b)
+
+
+def added(parts: Sequence[Sums]) -> Sums:
+    """The sums over the rows of all parts, of which there is one at least."""
+    return functools.reduce(lambda one, other: one + other, parts)
 
 
 def predicted(features: Features, probes: Sequence[Floats], scale: Scale) -> list[Floats]:
@@ -104,11 +123,10 @@ def predicted(features: Features, probes: Sequence[Floats], scale: Scale) -> lis
     return found
 
 
-def squared_errors(features: Features, targets: Floats, weights: Floats, fitted: Sums, scale: Scale,
-                   strengths: Sequence[float]) -> Floats:  # fmt: skip
+def squared_errors(rows: Examples, fitted: Sums, scale: Scale, strengths: Sequence[float]) -> Floats:
     """For each strength the sum of w |theta^T x - y|^2 over rows that are not among those ``fitted``."""
-    found = predicted(features, [fitted.solved(s) for s in strengths], scale)
-    return np.array([float(weights @ ((z - targets) ** 2).sum(axis=1)) for z in found])
+    found = predicted(rows.features, [fitted.solved(s) for s in strengths], scale)
+    return np.array([float(rows.weights @ ((z - rows.targets) ** 2).sum(axis=1)) for z in found])
 
 
 def indicators(labels: NDArray[np.int64], classes: int) -> Floats:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.classes import class_count
 from influence_cli.data.folds import dealt
-from influence_cli.maths.linear_probe import Sums, predicted, scaled, squared_errors, sums
+from influence_cli.maths.linear_probe import Examples, Sums, added, predicted, scaled, squared_errors, sums
 from influence_cli.methods.protocol import Floats, Scores
 from influence_cli.methods.shapes.by_probe import ByProbe, refuse_wide, targets_of
 
@@ -48,43 +48,30 @@ class Probe(ByProbe):
         known = np.isfinite(features).all(axis=1)
         fitted = known & (weights > 0)
         fold = np.where(known, dealt(rows, fitted, self.folds, self.seed, "--set probe.folds="), -1)
-        targets = targets_of(rows.labels, loss, class_count(rows.manifest.classes, rows.labels) if loss.by_class else 0)
-        given, chosen = self._out_of_fold(features, targets, np.where(fitted, weights, 0.0), fold, stored)
+        classes = class_count(rows.manifest.classes, rows.labels) if loss.by_class else 0
+        examples = Examples(features, targets_of(rows.labels, loss, classes), np.where(fitted, weights, 0.0))
+        given, chosen = self._out_of_fold(examples, fold, stored)
         facts = {"rows": int(known.sum()), "strengths": chosen}
-        held_out = (given, rows.labels, np.where(fitted, weights, 0.0))
-        return [self.judged(given, rows.labels, loss, held_out, targets[fitted].sum(axis=0), facts)]
+        held_out = (given, rows.labels, examples.weights)
+        return [self.judged(given, rows.labels, loss, held_out, examples.targets[fitted].sum(axis=0), facts)]
 
     def _out_of_fold(
-        self, features: NDArray[np.floating], targets: Floats, weights: Floats, fold: NDArray[np.int64], stored: Stored
-    ) -> tuple[Floats, list[float]]:
+        self, examples: Examples, fold: NDArray[np.int64], stored: Stored
+    ) -> tuple[Floats, list[float]]:  # fmt: skip
         """What the probe of its fold gives for each row [n, m], NaN in fold -1; and the strength of each fold."""
         own = [np.flatnonzero(fold == k) for k in range(self.folds)]
-        scale, given, chosen = scaled(features[fold >= 0]), np.full(targets.shape, np.nan), list[float]()
+        scale, given = scaled(examples.features[fold >= 0]), np.full(examples.targets.shape, np.nan)
+        chosen, parts = list[float](), list[Sums]()
         with stored.progress("probe: folds", 2 * self.folds) as progress:
-            parts = list[Sums]()
             for rows in own:
-                parts.append(sums(features[rows], targets[rows], weights[rows], scale))
+                parts.append(sums(examples.at(rows), scale))
                 progress.advance(1)
             for k, rows in enumerate(own):
                 following = (k + 1) % self.folds
                 others = [part for j, part in enumerate(parts) if j not in (k, following)]
-                best = self._chosen(features, targets, weights, own[following], _added(others), scale)
-                probe = _added([*others, parts[following]]).solved(best)
-                given[rows] = predicted(features[rows], [probe], scale)[0]
-                chosen.append(best)
+                errors = squared_errors(examples.at(own[following]), added(others), scale, self.strengths)
+                chosen.append(self.strengths[int(np.argmin(errors))])
+                probe = added([*others, parts[following]]).solved(chosen[-1])
+                given[rows] = predicted(examples.features[rows], [probe], scale)[0]
                 progress.advance(1)
         return given, chosen
-
-    def _chosen(self, features, targets, weights, rows, fitted, scale) -> float:
-        """The strength of least squared error on some rows."""
-        if len(self.strengths) == 1:
-            return self.strengths[0]
-        errors = squared_errors(features[rows], targets[rows], weights[rows], fitted, scale, self.strengths)
-        return self.strengths[int(np.argmin(errors))]
-
-
-def _added(parts: list[Sums]) -> Sums:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total

@@ -18,7 +18,7 @@ import numpy as np
 from influence_cli.data.classes import class_count
 from influence_cli.data.folds import dealt
 from influence_cli.errors import UsageError
-from influence_cli.maths.linear_probe import predicted, scaled, squared_errors, sums
+from influence_cli.maths.linear_probe import Examples, added, predicted, scaled, squared_errors, sums
 from influence_cli.methods.protocol import Scores
 from influence_cli.methods.shapes.by_probe import ByProbe, refuse_wide, targets_of
 from influence_cli.store.shards import positions
@@ -52,24 +52,22 @@ class TargetProbe(ByProbe):
         fit, features = fit.take(np.flatnonzero(known)), features[known]
         fold = dealt(fit, np.ones(len(fit), dtype=bool), self.folds, self.seed, "--set target-probe.folds=")
         classes = max(class_count(r.manifest.classes, r.labels) for r in (rows, fit)) if loss.by_class else 0
-        targets, weights, scale = targets_of(fit.labels, loss, classes), fit.weights, scaled(features)
-        parts = [sums(features[some], targets[some], weights[some], scale) for some in _folds(fold, self.folds)]
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        errors = np.zeros(len(self.strengths))
-        for some, part in zip(_folds(fold, self.folds), parts, strict=True):
-            errors += squared_errors(
-                features[some], targets[some], weights[some], total - part, scale, self.strengths
-            )  # fmt: skip
+        examples, scale = Examples(features, targets_of(fit.labels, loss, classes), fit.weights), scaled(features)
+        places = [np.flatnonzero(fold == k) for k in range(self.folds)]
+        folds = [examples.at(some) for some in places]
+        parts = [sums(some, scale) for some in folds]
+        total = added(parts)
+        without = [total - part for part in parts]
+        errors = sum(squared_errors(f, w, scale, self.strengths) for f, w in zip(folds, without, strict=True))
         best = self.strengths[int(np.argmin(errors))]
-        held_out = np.empty(targets.shape)
-        for some, part in zip(_folds(fold, self.folds), parts, strict=True):
-            held_out[some] = predicted(features[some], [(total - part).solved(best)], scale)[0]
+        held_out = np.empty(examples.targets.shape)
+        for at, some, rest in zip(places, folds, without, strict=True):
+            held_out[at] = predicted(some.features, [rest.solved(best)], scale)[0]
         given = predicted(own, [total.solved(best)], scale)[0]
         given[~np.isfinite(own).all(axis=1)] = np.nan
         facts = {"rows": len(fit), "left_out_as_train_rows": overlap, "strength": best}
-        return [self.judged(given, rows.labels, loss, (held_out, fit.labels, weights), targets.sum(axis=0), facts)]
+        known_by = (held_out, fit.labels, fit.weights)
+        return [self.judged(given, rows.labels, loss, known_by, examples.targets.sum(axis=0), facts)]
 
 
 def _apart(target: Rows, train: Rows) -> tuple[Rows, int]:
@@ -83,7 +81,3 @@ def _apart(target: Rows, train: Rows) -> tuple[Rows, int]:
         what = f"target-probe is fitted on target rows that are no train rows, and all {len(target)} are train rows"
         raise UsageError(what, fix="pass --target PATH with other rows, or use --method probe")
     return target.take(np.flatnonzero(apart)), int((~apart).sum())
-
-
-def _folds(fold: np.ndarray, folds: int) -> list[np.ndarray]:
-    return [np.flatnonzero(fold == k) for k in range(folds)]

@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 
 from influence_cli.maths import linear_probe
 from influence_cli.maths.labels import cross_entropy
-from influence_cli.maths.linear_probe import likeliest_scale, predicted, scaled, squared_errors, sums
+from influence_cli.maths.linear_probe import Examples, likeliest_scale, predicted, scaled, squared_errors, sums
 
 RNG = np.random.default_rng(0)
 N, D, M = 60, 7, 3
@@ -43,7 +43,7 @@ def standardised() -> np.ndarray:
 @pytest.mark.parametrize("strength", [1e-3, 0.3, 10.0])
 def test_a_probe_is_the_weighted_ridge_regression(blocks: None, strength: float) -> None:
     scale = scaled(F)
-    probe = sums(F, Y, W, scale).solved(strength)
+    probe = sums(Examples(F, Y, W), scale).solved(strength)
     inner, intercept = by_least_squares(standardised(), Y, W, strength)
     np.testing.assert_allclose(probe[:-1], inner, rtol=1e-8, atol=1e-12)
     np.testing.assert_allclose(probe[-1], intercept, rtol=1e-8, atol=1e-12)
@@ -53,10 +53,10 @@ def test_a_probe_is_the_weighted_ridge_regression(blocks: None, strength: float)
 
 def test_a_fit_without_some_rows_is_a_difference_of_sums(blocks: None) -> None:
     scale, out = scaled(F), np.arange(N) < 20
-    less = sums(F, Y, W, scale) - sums(F[out], Y[out], W[out], scale)
+    less = sums(Examples(F, Y, W), scale) - sums(Examples(F[out], Y[out], W[out]), scale)
     inner, intercept = by_least_squares(standardised()[~out], Y[~out], W[~out], 0.1)
     np.testing.assert_allclose(less.solved(0.1), np.vstack([inner, intercept]), rtol=1e-8, atol=1e-11)
-    errors = squared_errors(F[out], Y[out], W[out], less, scale, [0.1, 5.0])
+    errors = squared_errors(Examples(F[out], Y[out], W[out]), less, scale, [0.1, 5.0])
     residuals = Y[out] - standardised()[out] @ inner - intercept
     assert errors[0] == pytest.approx((W[out] * (residuals**2).sum(axis=1)).sum(), rel=1e-8)
     assert errors[1] != pytest.approx(errors[0], rel=1e-3)
@@ -64,7 +64,7 @@ def test_a_fit_without_some_rows_is_a_difference_of_sums(blocks: None) -> None:
 
 def test_more_features_than_rows_and_constant_ones_have_a_probe() -> None:
     f = np.hstack([F[:4], np.full((4, 2), 7.0, np.float32)])
-    probe = sums(f, Y[:4], np.ones(4), scaled(f)).solved(0.5)
+    probe = sums(Examples(f, Y[:4], np.ones(4)), scaled(f)).solved(0.5)
     assert np.isfinite(probe).all()
     np.testing.assert_array_equal(probe[D : D + 2], 0.0)
 

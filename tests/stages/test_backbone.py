@@ -70,11 +70,12 @@ def by_timm(folder: Path, run: Any, rows: Any) -> NDArray[Any]:
     """What timm's own model gives to its classifier, whose outputs are those of other classes."""
     from safetensors.torch import load_file
 
-    model = timm.create_model(BACKBONE, num_classes=OUTPUTS).eval()
+    model: Any = timm.create_model(BACKBONE, num_classes=OUTPUTS).eval()
     model.load_state_dict(load_file(folder / "w.safetensors"))
-    config, spec = timm.get_pretrained_cfg(BACKBONE), run.backbone.model
+    config: Any = timm.get_pretrained_cfg(BACKBONE)
+    spec = run.backbone.model
     assert (spec.mean, spec.std, spec.shape) == (config.mean, config.std, (3, SIZE, SIZE))
-    pixels = [decode(payload, spec) for _, payload in rows.manifest.payloads(rows.index)]
+    pixels: list[Any] = [decode(payload, spec) for _, payload in rows.manifest.payloads(rows.index)]
     with torch.no_grad():
         x = to_input(torch.from_numpy(np.stack(pixels)), spec, torch.float32)
         return model.forward_head(model.forward_features(x), pre_logits=True).numpy()
@@ -83,6 +84,7 @@ def by_timm(folder: Path, run: Any, rows: Any) -> NDArray[Any]:
 def test_neighbours_are_those_by_the_features_of_that_model(folder: Path) -> None:
     run, session = opened(folder, asked(folder), "knn")
     table, run = score(run, session)
+    assert run.backbone is not None
     own, target = by_timm(folder, run, run.train), by_timm(folder, run, run.target)
     np.testing.assert_allclose(stored(run, session, run.train), own, rtol=1e-4, atol=1e-5)
     places = nearest(own, target, 5).places
@@ -121,7 +123,8 @@ def test_only_growth_is_computed_and_planned(folder: Path) -> None:
     (step,) = plan["steps"]
     assert step["row_values_to_compute"] == {"features": 30, "features of target rows": 12}
     assert (step["features"], plan["rows_to_compute"], plan["seconds"] > 0) == (BACKBONE, 42, True)
-    width = timm.create_model(BACKBONE).num_features
+    model: Any = timm.create_model(BACKBONE)
+    width = model.num_features
     assert plan["bytes"] == 42 * (16 + 4 * width)
     assert call_cli("score", "fewer.parquet", *words, cwd=folder).code == 0
     assert planned("m.parquet")["steps"][0]["row_values_to_compute"]["features"] == 10

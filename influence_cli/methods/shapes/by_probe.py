@@ -87,8 +87,8 @@ class ByProbe(Method):
         scored = known & ~unknown
         z, y = logits[scored], labels[scored]
         values[scored] = margin(z, y) if self.value == "margin" else -cross_entropy(z, y)
-        said = {"facts": {**facts, "beta": beta}, "no_score": NO_CLASS, "excused": known & unknown}
-        return Scores(values, logits=logits, **said)
+        facts = {**facts, "beta": beta}
+        return Scores(values, logits=logits, facts=facts, no_score=NO_CLASS, excused=known & unknown)
 
 
 def refuse_wide(features: NDArray[Any], name: str) -> None:
