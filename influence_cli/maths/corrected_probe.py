@@ -119,12 +119,14 @@ class CorrectedProbe:
         truths = np.zeros_like(scores)
         truths[rest] = posterior(probabilities, labels, confusion(probabilities, labels))
         theta = ridge.on_truths(f, truths)
-        a, b = _scale(self.rows.x[rest] @ theta, truths[rest])
-        near = self._neighbours(np.concatenate([x, held.x]), rest, truths)
-        parts = np.log(softmax(a * (np.concatenate([x, held.x]) @ theta) + b) + FLOOR), np.log(near)
-        powers = _exponents(*(part[len(x) :] for part in parts), held.y)
-        found = softmax(powers[0] * parts[0] + powers[1] * parts[1])
-        return found[: len(x)], found[len(x) :]
+        a, b = _scale((self.rows.x @ theta)[rest], truths[rest])
+        x = np.concatenate([x, held.x])
+        own = np.log(softmax(a * (x @ theta) + b) + FLOOR)
+        near = np.log(self._neighbours(x, rest, truths))
+        of_held = slice(len(x) - len(held.y), None)
+        powers = _exponents(own[of_held], near[of_held], held.y)
+        found = softmax(powers[0] * own + powers[1] * near)
+        return found[: of_held.start], found[of_held]
 
     def _neighbours(self, x: Floats, rest: Ints, truths: Floats) -> Floats:
         """The mean of the truths of the nearest rows that are not of the fold; half a row of any class is added."""
@@ -163,12 +165,13 @@ class _Ridge:
         return own.x.T @ (wanted - share) + self.weight * of_target
 
     def _solve(self, without: tuple[int, ...], sides: list[Floats]) -> Floats:
-        from scipy.linalg import cho_factor, cho_solve
+        from scipy.linalg import solve
 
         used = [g for g in range(self.probe.folds) if g not in without]
         gram = np.sum([self.grams[g] for g in used], axis=0)
         gram[np.diag_indices(len(gram))] += RIDGE * max(float(np.trace(gram)) / len(gram), FLOOR)
-        return cho_solve(cho_factor(gram, overwrite_a=True), np.sum([sides[g] for g in used], axis=0))
+        wanted = np.sum([sides[g] for g in used], axis=0)
+        return np.asarray(solve(gram, wanted, assume_a="pos", overwrite_a=True), dtype=np.float64)
 
 
 def _one_hot(labels: Ints, classes: int) -> Floats:
@@ -213,7 +216,8 @@ def _exponents(own: Floats, near: Floats, labels: Ints) -> Floats:
         z = powers[0] * own + powers[1] * near
         return float((logsumexp(z, axis=1) - z[at_label]).sum()) + HOLD / 2 * float(((powers - 1.0) ** 2).sum())
 
-    return minimize(loss, np.ones(2), method="L-BFGS-B", bounds=[(0.0, None)] * 2).x
+    found = minimize(loss, np.ones(2), method="L-BFGS-B", bounds=[(0.0, None)] * 2)
+    return np.asarray(found.x, dtype=np.float64)
 
 
 def confusion(probabilities: Floats, labels: Ints) -> Floats:

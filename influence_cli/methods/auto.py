@@ -86,13 +86,19 @@ class Auto(Method):
             raise UsageError(f"{name}.folds={self.folds} of {train} train rows", fix="give more train rows")
 
     def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
-        """How sure each label is right, with the estimated number of wrong labels and why this score was taken."""
+        """How sure each label is right, with the estimated number of wrong labels.
+
+        Raises:
+            UsageError: there is one class, there are fewer payloads than folds, or features are too wide.
+        """
         (member,) = stored.members
         features = stored.read("features", member)["features"]
         refuse_wide(features, NAME)
-        known = np.isfinite(features).all(axis=1)
+        known = np.asarray(np.isfinite(features).all(axis=1))
         target, of_target = self._target(stored, rows, features.shape[1])
         classes = max(class_count(r.manifest.classes, r.labels) for r in (rows, target))
+        if classes < 2:
+            raise UsageError("auto tells classes apart, and there is one", fix="use --method outlier")
         scale = features[known]
         fit = Fitted(standardised(scale, scale), rows.labels[known], dealt(rows, known, self.folds, self.seed)[known])
         held = Fitted(standardised(of_target, scale), target.labels, _folds_of(target, self.folds, self.seed))
@@ -111,11 +117,12 @@ class Auto(Method):
         if not self.with_target:
             return none, np.empty((0, width))
         apart = stored.target.take(np.flatnonzero(positions(stored.target.payload_keys, rows.payload_keys) < 0))
-        features = stored.read("features", member, apart)["features"].astype(np.float64)
+        features: Floats = stored.read("features", member, apart)["features"].astype(np.float64)
         usable = np.flatnonzero(np.isfinite(features).all(axis=1))
         if len(usable) < FEW_TARGET:
             return none, np.empty((0, width))
-        return apart.take(usable), features[usable]
+        kept: Floats = features[usable]
+        return apart.take(usable), kept
 
 
 def chosen(method: Method, objectives: Sequence[str], labelled: bool, target: bool, params: str) -> Method:
@@ -149,7 +156,7 @@ def _facts(p: Floats, fit: Fitted, of_held: Floats, held: Fitted, found: WrongLa
     np.add.at(cells, (fit.y, likely), found.each)
     np.fill_diagonal(cells, 0.0)
     largest = np.argsort(-cells, axis=None, kind="stable")[:PAIRS]
-    pairs = [(*divmod(int(k), len(cells)), float(cells.flat[k])) for k in largest if cells.flat[k] > 0]
+    pairs = [(*divmod(int(k), len(cells)), float(cells.ravel()[k])) for k in largest if cells.ravel()[k] > 0]
     low, high = found.interval
     facts: Facts = {
         "by": NAME, "rows": n, "wrong_labels": found.count, "interval": [low, high], "pairs": pairs,

@@ -51,7 +51,7 @@ def features(data: Path, split: str, size: int, weights: Path, out: Path) -> np.
     import torch
     from PIL import Image
 
-    model = timm.create_model("tf_efficientnet_lite0", num_classes=1000).eval()
+    model: Any = timm.create_model("tf_efficientnet_lite0", num_classes=1000).eval()
     state = torch.load(weights, weights_only=True)
     model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
     pictures = [r["bytes"] for r in pq.read_table(data / f"{split}.parquet", columns=["image"])["image"].to_pylist()]
@@ -100,7 +100,7 @@ def influence(*words: Any, here: Path) -> str:
     if ran.code:
         raise SystemExit(f"{words}: {ran.code}\n{ran.err}")
     print(ran.err[-600:], flush=True)
-    return ran.out
+    return ran.text
 
 
 def study(name: str, noise: str, out: Path) -> None:
