@@ -113,7 +113,7 @@ def study(name: str, noise: str, out: Path) -> None:
         asked = [word for method in METHODS for word in ("--method", method)]
         influence("score", m, "--checkpoint", f"RUN-{name}", *asked, "-o", f"{tag}-scores.parquet", here=out)
     if not (out / f"{tag}.json").exists():
-        words = ("evaluate", f"{tag}-scores.parquet", "--reference", "score_auto", "--json")
+        words = ("evaluate", f"{tag}-scores.parquet", "--reference", "auto", "--json")
         (out / f"{tag}.json").write_text(influence(*words, here=out))
     if noise == "clean" and not (out / f"{tag}-trims.json").exists():
         trims(tag, m, out)
