@@ -104,7 +104,7 @@ def influence(*words: Any, here: Path) -> str:
 
 
 def study(name: str, noise: str, out: Path) -> None:
-    """Scores, detection and, for clean target rows, trims of one label set."""
+    """Scores and detection of one label set, with target rows of one kind."""
     tag, m = f"{name}-{noise}", f"{name}-{noise}.parquet"
     if not (out / f"RUN-{name}").exists():
         kept = ["--folds", 5, "--record", "epochs"]
@@ -115,12 +115,12 @@ def study(name: str, noise: str, out: Path) -> None:
     if not (out / f"{tag}.json").exists():
         words = ("evaluate", f"{tag}-scores.parquet", "--reference", "auto", "--json")
         (out / f"{tag}.json").write_text(influence(*words, here=out))
-    if noise == "clean" and not (out / f"{tag}-trims.json").exists():
-        trims(tag, m, out)
 
 
 def trims(tag: str, m: str, out: Path) -> None:
     """Test accuracy after each trim, over seeds, written to ``TAG-trims.json``."""
+    if (out / f"{tag}-trims.json").exists():
+        return
     arms = {f"{method} 5%": (method, "5%") for method in TRIMS} | {"auto, --budget auto": ("auto", "auto")}
     others = list(arms)[1:]
     for number, (method, budget) in enumerate(arms.values()):
@@ -191,7 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for noise in ("clean", "noisy"):
         for name in reversed(SETS):
             study(name, noise, out)
-            (out / "report.md").write_text(report(out))
+    for name in reversed(SETS):
+        trims(f"{name}-clean", f"{name}-clean.parquet", out)
+    (out / "report.md").write_text(report(out))
 
 
 if __name__ == "__main__":
