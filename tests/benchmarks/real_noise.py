@@ -165,14 +165,25 @@ def report(out: Path) -> str:
 
 def trim_table(found: dict[str, Any]) -> list[str]:
     """Test accuracy of every arm, and its paired differences from no edit and from its control."""
-    names = {"curated": found["arms"][0]} | {f"arm{k}": arm for k, arm in enumerate(found["arms"]) if k}
-    lines = ["| arm | test accuracy, % | against | difference |", "|---|---|---|---|"]
-    for arm, runs in found["metrics"]["arms"].items():
-        values = [100 * run["test_accuracy"] for run in runs.values()]
-        lines.append(f"| {names.get(arm, arm)} | {np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} (sd) | | |")
-    for entry in found["metrics"]["comparison"]:
-        lines.append(f"| {json.dumps(entry)} | | | |")
+    arms, comparison = found["metrics"]["arms"], found["metrics"]["comparison"]
+    lines = [
+        "| trim | rows | wrong | test accuracy, % | over no edit | over its random trim |",
+        "|---|---|---|---|---|---|",
+    ]
+    accuracy = arms["no edit"]["mean"]["accuracy"]
+    lines.append(f"| no edit | 0 | - | {_percent(accuracy)} | - | - |")
+    for number, name in enumerate(found["arms"]):
+        key = f"arm{number}" if number else "curated"
+        edits, accuracy = arms[key]["edits"], arms[key]["mean"]["accuracy"]
+        over = [comparison[key][other]["accuracy"] for other in ("no edit", f"{key}: random trim")]
+        shown = [f"{100 * d['mean']:+.2f} ± {100 * d['half_width']:.2f} {d['verdict']}" for d in over]
+        wrong = f"{100 * edits['wrong_share_of_trimmed']:.1f} %"
+        lines.append(f"| {name} | {edits['trimmed']:,} | {wrong} | {_percent(accuracy)} | {shown[0]} | {shown[1]} |")
     return lines
+
+
+def _percent(value: dict[str, float]) -> str:
+    return f"{100 * value['mean']:.2f} ± {100 * value['half_width']:.2f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,7 +12,6 @@ from influence_cli.cli.show.canary_cut import show_cut
 from influence_cli.cli.show.run import show_noise
 from influence_cli.report.wrong_labels import estimates_of, wrong_labels_said
 from influence_cli.settings import parse_budget
-from influence_cli.stages.curate.auto_budget import said
 
 if TYPE_CHECKING:
     from influence_cli.stages.curate.curate import Curated
@@ -30,6 +29,8 @@ def show_edits(curated: Curated) -> None:
     for note in s["notes"]:
         out.note(f"  {note}")
     if curated.estimated:
+        from influence_cli.stages.curate.auto_budget import said
+
         out.note(f"  {said(curated.estimated)}")
     show_cut(curated)
     for estimate in estimates_of(curated.scores.provenance):

@@ -35,8 +35,7 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
     Raises:
         InfluenceError: something in them cannot work.
     """
-    methods, objectives = make_methods(spec), make_objectives(spec)
-    store, listener = session.store, session.listener
+    methods, objectives, store, listener = make_methods(spec), make_objectives(spec), session.store, session.listener
     manifest = open_manifest(inputs.manifest, inputs.label, inputs.skip_bad, store.file_keys(), listener=listener)
     if len(manifest.rows("train")) == 0:
         raise ManifestError("no train rows", where=manifest.source, fix="set column split to train for some rows")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from influence_cli.methods import AUTO, METHODS
-from influence_cli.methods.auto import Auto
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.score.noise import describe_noise, is_noise
 
@@ -18,8 +17,8 @@ def choice(run: Run, facts: dict[str, dict[str, Any]], noise: dict[str, dict[str
     method = run.methods.get(AUTO)
     if method is None:
         return {}
-    if isinstance(method, Auto):
-        said = next(found for found in facts.values() if found.get("by") == AUTO)
+    said = next((found for found in facts.values() if found.get("by") == AUTO), None)
+    if said is not None:
         return {"auto": {"method": AUTO, "trusted": said["tells"], "why": _of_labels(run, said)}}
     name = next(n for n, info in METHODS.items() if n != AUTO and info.load() is type(method))
     bad = [objective for objective, entry in noise.items() if is_noise(entry)]
