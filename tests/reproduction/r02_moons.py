@@ -110,9 +110,7 @@ damping and on how its curvature is made positive, so that one curve of it says 
 
 def draw(figure: Any, groups: dict[str, list[Any]]) -> None:
     """AUC by damping, a panel for every kind of flips."""
-    for axes, (g, of) in zip(
-        figure.subplots(1, len(groups), sharey=True, squeeze=False)[0], groups.items(), strict=True
-    ):
+    for axes, (g, of) in zip(figure.subplots(1, len(groups), sharey=True, squeeze=False)[0], groups.items(), strict=True):
         for mode, colour in zip(MODES, (BLUE, GREEN, ORANGE), strict=True):
             axes.plot(DAMPINGS, [np.mean([f["auc"][f"{mode} {d:g}"] for f in of]) for d in DAMPINGS], "o-",
                       color=colour, label=f"exact, {mode}")  # fmt: skip

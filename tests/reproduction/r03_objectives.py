@@ -150,9 +150,7 @@ points. Finite differences are of Phi written anew in NumPy, along the gradients
 trimmed model. Fairness trims by `exact` stop where the gap is predicted to be closed; `ip` estimates no effect and takes
 the whole budget.
 """
-    return Page(
-        body, lambda figure: draw(figure, of[0]), "Seed 0: ip against exact under the two objectives.", (7, 3.4)
-    )
+    return Page(body, lambda figure: draw(figure, of[0]), "Seed 0: ip against exact under the two objectives.", (7, 3.4))
 
 
 def draw(figure: Any, f: dict[str, Any]) -> None:

@@ -48,7 +48,9 @@ def measure(run: Commands, noise: int, seed: int) -> dict[str, Any]:
     methods = (*SIGNED, *RANKING)
     scores = run.scores("m.parquet", "--checkpoint", "RUN", *words("--method", methods), "--seed", seed)
     by = words("--by", [f"score_{column(m)}" for m in methods])
-    arms = run.arms("m.parquet", *recipe, "--scores", "scores.parquet", *by, "--budget", f"5%,{noise}%", "-o", "RUN")
+    arms = run.arms(
+        "m.parquet", *recipe, "--scores", "scores.parquet", *by, "--budget", f"5%,{noise}%", "-o", "RUN"
+    )
     rows = pq.read_table(run.folder / "m.parquet").slice(0, 1000)
     wrong = np.not_equal(rows["label"].to_numpy(), rows["clean_label"].to_numpy())
     return {
@@ -100,9 +102,7 @@ w more; the SD of its first line is not given):
 def draw(figure: Any, groups: dict[int, list[Any]]) -> None:
     """AUC by method, a panel for every share of wrong labels."""
     methods = (*SIGNED, *RANKING)[::-1]
-    for axes, (n, of) in zip(
-        figure.subplots(1, len(groups), sharey=True, squeeze=False)[0], groups.items(), strict=True
-    ):
+    for axes, (n, of) in zip(figure.subplots(1, len(groups), sharey=True, squeeze=False)[0], groups.items(), strict=True):
         colours = [BLUE if m in PAPERS else ORANGE for m in methods]
         axes.barh(methods, [np.mean([f["auc"][m] for f in of]) for m in methods], color=colours)
         axes.axvline(0.5, color=GREY, linewidth=1)

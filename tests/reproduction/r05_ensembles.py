@@ -29,7 +29,9 @@ THREE = ("ip-ensemble_utility", "loss", "random")
 
 def parts(sizes: dict[str, Any]) -> list[Part]:
     """A part a seed."""
-    return [Part("R5", f"seed {s}", measure, {"noise": sizes["noise"], "seed": s}) for s in range(sizes["seeds"])]
+    return [
+        Part("R5", f"seed {s}", measure, {"noise": sizes["noise"], "seed": s}) for s in range(sizes["seeds"])
+    ]
 
 
 def measure(run: Commands, noise: int, seed: int) -> dict[str, Any]:
@@ -42,9 +44,7 @@ def measure(run: Commands, noise: int, seed: int) -> dict[str, Any]:
     asked = ("m.parquet", "--checkpoint", "RUN", "--seed", seed)
     scores = run.scores(*asked, *words("--method", ("ip", "ip-ensemble", "loss", "random")))
     by = words("--by", [f"score_{c}" for c in ("ip_utility", *THREE)])
-    rates = run.arms(
-        "m.parquet", *recipe, "--scores", "scores.parquet", *by, "--budget", ",".join(BUDGETS), "-o", "RUN"
-    )
+    rates = run.arms("m.parquet", *recipe, "--scores", "scores.parquet", *by, "--budget", ",".join(BUDGETS), "-o", "RUN")
     ensembles = []
     for members, p_max in MEMBERS:
         options = ("--set", f"ip-ensemble.members={members}", "--set", f"ip-ensemble.p_max={p_max}")
@@ -83,9 +83,7 @@ def page(found: dict[str, Any], sizes: dict[str, Any]) -> Page:
         four.append((members, p_max, mean([x["spearman"] for x in e]), mean([x["auc"] for x in e], digits=3),
                      mean(values, 100), difference(values, base), difference(values, random),
                      TABLE4[members, p_max]))  # fmt: skip
-    same = any(
-        f["ensembles"][a]["scores"] == f["ensembles"][b]["scores"] for f in of for a, b in ((1, 5), (1, 6), (5, 6))
-    )
+    same = any(f["ensembles"][a]["scores"] == f["ensembles"][b]["scores"] for f in of for a, b in ((1, 5), (1, 6), (5, 6)))
     removal = table(("removed, %", "by", "test accuracy, %", "over no edit", "over random rows", "paper"), three)
     ensembles = table(("members", "p_max", "Spearman with `ip`", "AUC of wrong labels", "test accuracy, %",
                        "over no edit", "over random rows", "paper"), four)  # fmt: skip
@@ -124,9 +122,7 @@ def draw(figure: Any, of: list[Any]) -> None:
     left.set(xlabel="rows removed, %", ylabel="accuracy over no edit, points")
     left.legend(fontsize=8)
     names = [f"K {k}, {p:g}" for k, p in MEMBERS]
-    right.barh(
-        names[::-1], [np.mean([f["ensembles"][k]["auc"] for f in of]) for k in range(len(MEMBERS))][::-1], color=BLUE
-    )
+    right.barh(names[::-1], [np.mean([f["ensembles"][k]["auc"] for f in of]) for k in range(len(MEMBERS))][::-1], color=BLUE)
     right.axvline(np.mean([f["ip_auc"] for f in of]), color=ORANGE, label="ip")
     right.set(xlabel="AUC", xlim=(0.4, 1))
     right.legend(fontsize=8)
