@@ -6,7 +6,7 @@ training mode (dropout on, batch statistics in BatchNorm).  No pass is run for t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from influence_cli.model.losses.protocol import RowLoss
 
-LOGITS_HELD = 4_000_000  # before they are measured: one measurement of many batches costs what one of a batch does
+LOGITS_HELD = 4_000_000  # on a device before they are measured: one measurement of many batches costs what one does
+CACHED = 1 << 16  # the same in memory: what a processor's cache holds is measured twice as fast
 SHARD_BYTES = 8_000_000  # of values before they are written: an epoch of many rows, many epochs of a few
 Values = dict[str, NDArray[np.float32]]  # by name [epochs, rows]
 
@@ -50,13 +51,13 @@ class EpochValues:
         self.held: list[tuple[int, NDArray[np.int64], Tensor, Tensor | None]] = []  # batches by epoch
         self.logits = 0  # that are held
         self.now = self.first = 1  # the epoch that goes on, and the first that is not written
-        self.values: Values = {name: np.empty((0, self.rows), dtype=np.float32) for name in self.names}
+        self.values = np.empty((len(self.names), 0, self.rows), dtype=np.float32)  # with room for more epochs
 
     def batch(self, rows: NDArray[np.int64], logits: Tensor, losses: Tensor) -> None:
         """The logits [b, C] and losses [b] of the rows [b] of a training step."""
         self.held.append((self.now, rows, logits.detach(), None if self.loss.likelihood else losses.detach()))
         self.logits += logits.numel()
-        if self.logits >= LOGITS_HELD:
+        if self.logits >= (CACHED if logits.is_cpu else LOGITS_HELD):
             self._measure()
 
     def epoch(self) -> None:
@@ -70,8 +71,8 @@ class EpochValues:
         self._measure()
         done = self.now - self.first
         if done:
-            self.write(self.first, {name: values[:done] for name, values in self.values.items()})
-            self.values = {name: values[done:] for name, values in self.values.items()}
+            self.write(self.first, {name: self.values[k, :done] for k, name in enumerate(self.names)})
+            self.values = np.empty((len(self.names), 0, self.rows), dtype=np.float32)
             self.first = self.now
 
     def _measure(self) -> None:
@@ -80,18 +81,31 @@ class EpochValues:
             return
         epochs, rows, logits, losses = zip(*self.held, strict=True)
         self.held, self.logits = [], 0
+        self._make_room(epochs[-1] - self.first + 1)
         every = np.concatenate(rows)
-        found = [] if self.loss.likelihood else [torch.cat(losses).float()]
+        starts = np.repeat((np.array(epochs) - self.first) * self.rows, [len(r) for r in rows])
+        at = starts + self.place[every]
+        for values, found in zip(self.values, self._values_of(every, logits, losses), strict=True):
+            values.reshape(-1)[at] = found
+
+    def _values_of(
+        self, rows: NDArray[np.int64], logits: Sequence[Tensor], losses: Sequence[Tensor | None]
+    ) -> NDArray[np.float32]:
+        """Every value [names, n] of rows [n] in some batches."""
+        given = [part for part in losses if part is not None]
+        found = [torch.cat(given).float()] if given else []
         if self.loss.by_class:
-            z = torch.cat(logits).float()
-            loss, *others = of_classes(z, torch.from_numpy(self.labels[every]).to(z.device))
+            z = torch.cat(list(logits)).float()
+            loss, *others = of_classes(z, torch.from_numpy(self.labels[rows]).to(z.device))
             found = [*(found or [loss]), *others][: len(self.names)]
-        at = np.repeat(epochs, [len(r) for r in rows]) - self.first, self.place[every]
-        missing = max(epochs) - self.first + 1 - len(self.values["loss"])
-        for name, values in zip(self.names, torch.stack(found).cpu().numpy(), strict=True):
-            none = np.full((missing, self.rows), np.nan, dtype=np.float32)
-            self.values[name] = np.concatenate([self.values[name], none])
-            self.values[name][at] = values
+        return torch.stack(found).cpu().numpy()
+
+    def _make_room(self, epochs: int) -> None:
+        """Room for so many epochs at least, twice as much as there was: NaN where nothing is measured yet."""
+        room = self.values.shape[1]
+        if epochs > room:
+            more = np.full((len(self.names), max(epochs, 2 * room) - room, self.rows), np.nan, dtype=np.float32)
+            self.values = np.concatenate([self.values, more], axis=1)
 
 
 def of_classes(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
