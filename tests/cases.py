@@ -316,3 +316,23 @@ def verify(root: Path, listener: Listener = SILENT) -> tuple[int, list[str]]:
     """Look at every file of a store: (files with tensors, names of the damaged)."""
     found = examine(root, listener)
     return found.files, found.damaged
+
+
+def at_once(*works: Callable[[], Any]) -> None:
+    """Run every one in a process of its own, side by side; all of them come to their end (forked: torch is loaded)."""
+    import multiprocessing
+
+    import torch
+
+    def alone(work: Callable[[], Any]) -> None:
+        torch.set_num_threads(1)  # a forked process has no other threads
+        work()
+
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=alone, args=(work,)) for work in works]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0] * len(works)

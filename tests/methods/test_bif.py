@@ -6,6 +6,7 @@ python -m pytest tests/methods/test_bif.py
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,8 @@ from influence_cli.stages.grads.further import open_fit_rows
 from influence_cli.stages.grads.member_model import Models
 from influence_cli.stages.grads.phi_values import PhiValues
 from influence_cli.stages.score.stored import StoredRows
-from tests.cases import Heard, call_cli, job_of, write
+from influence_cli.store.maintenance import examine
+from tests.cases import Heard, at_once, call_cli, job_of, write
 from tests.opened import Opened, fill, missing_work, score
 from tests.oracle import (
     Problem,
@@ -374,6 +376,22 @@ def test_chains_are_drawn_by_several_processes(problem: Problem, tmp_path: Path)
     case = job(problem, store=str(tmp_path / "store"))
     assert all(w.nothing for w in missing_work(case))
     np.testing.assert_array_equal(column(score(case)), column(score(job(problem))))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_processes_that_run_at_once_share_a_store(problem: Problem, tmp_path: Path) -> None:
+    """Chains that are asked for one by one are drawn once; those that two draw at once are whole, and the same."""
+    straight, store = column(score(job(problem))), str(tmp_path / "store")
+    (tmp_path / "store").mkdir()
+    at_once(*(functools.partial(fill, job(problem, {"only": k}, store=store)) for k in (1, 2)))
+    case = job(problem, store=store)
+    assert all(w.nothing for w in missing_work(case))
+    np.testing.assert_array_equal(column(score(case)), straight)
+    (tmp_path / "other").mkdir()
+    both = [functools.partial(fill, job(problem, store=str(tmp_path / "other"))) for _ in range(2)]
+    at_once(*both)
+    np.testing.assert_array_equal(column(score(job(problem, store=str(tmp_path / "other")))), straight)
+    assert examine(tmp_path / "other").damaged == []
 
 
 def test_what_bif_cannot_do_is_refused(problem: Problem) -> None:

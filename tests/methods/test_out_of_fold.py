@@ -5,6 +5,7 @@ python -m pytest tests/methods/test_out_of_fold.py
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
@@ -30,7 +31,7 @@ from influence_cli.stages.retrain.folds import dealt
 from influence_cli.stages.retrain.request import RetrainRequest
 from influence_cli.stages.retrain.retrain import retrain
 from tests.by_hand import inputs_of, trained_by_hand
-from tests.cases import Heard, call_cli, column, examples, feature_table, with_column, write
+from tests.cases import Heard, at_once, call_cli, column, examples, feature_table, with_column, write
 from tests.methods.test_by_epochs import refused, scored
 
 METHODS = ("oof-loss", "oof-margin", "confident")
@@ -187,6 +188,16 @@ def test_folds_go_on_where_they_stopped_and_models_may_be_kept(here: Path, monke
         "folds/fold-1-of-2.safetensors",
         "folds/fold-2-of-2.safetensors",
     ]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_two_processes_on_one_run_folder_leave_the_folds_of_one(here: Path) -> None:
+    at_once(*(functools.partial(trained, here, "at-once", calibration=0.2) for _ in range(2)))
+    whole = {f.name: f.read_bytes() for f in (here / "run" / "folds").iterdir()}
+    assert {f.name: f.read_bytes() for f in (here / "at-once" / "folds").iterdir()} == whole
+    heard = Heard()
+    trained(here, "at-once", heard, calibration=0.2)
+    assert not [what for what, _ in heard.spans if what.startswith("train ")]
 
 
 def test_what_cannot_be_is_refused_with_the_flag(here: Path) -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from influence_cli.data.tables import provenance
 from influence_cli.model.build import load_model
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.spec import ModelSpec
@@ -107,3 +108,36 @@ def test_beside_another_method_and_what_has_no_parts_is_refused(home: Path) -> N
     assert "--set bif.norm=covariance" in said
     said = scored(home, "--tokens", "--decomposition", "position", code=2)
     assert "--decomposition loss" in said
+
+
+def test_what_is_not_given_follows_from_the_hessian_of_a_language_model(home: Path) -> None:
+    """16 texts, so that all are looked at: its largest eigenvalue by power iterations in plain autograd, and its trace."""
+    few = [word for option in ("draws=4", "chains=1", "burn_in=0", "thin=1") for word in ("--set", f"bif.{option}")]
+    words = ("score", "m.parquet", "--checkpoint", "RUN", "--method", "bif", *few, "--store", "rule", "-o", "r.parquet")
+    ran = call_cli(*words, cwd=home)
+    assert ran.code == 0, ran.err
+    facts = provenance(pq.read_schema(home / "r.parquet"))["further"]["bif"]
+    checkpoint, carried = find_checkpoint(str(home / "RUN"))
+    spec = ModelSpec.from_dict(carried or {})
+    model: Any = load_model(spec, checkpoint, torch.float64).eval().requires_grad_(True)
+    table = pq.read_table(home / "m.parquet").to_pylist()
+    rows = encoded(spec, [r["text"] for r in table if r["split"] == "train"])
+    own = list(model.parameters())
+    loss = torch.stack([plain_losses(model, ids).sum() for ids in rows]).mean()
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, own, create_graph=True)])
+
+    def product(v: torch.Tensor) -> torch.Tensor:
+        return torch.cat([g.flatten() for g in torch.autograd.grad(gradient @ v, own, retain_graph=True)])
+
+    v = torch.ones_like(gradient).detach()
+    for _ in range(60):
+        v = product(v / v.norm())
+    largest = float(v.norm())
+    assert facts["largest_eigenvalue"] == pytest.approx(largest, rel=0.02)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (len(v), 8))
+    probes = [float(torch.from_numpy(z) @ product(torch.from_numpy(z))) for z in signs.T]
+    assert facts["mean_eigenvalue"] * len(v) == pytest.approx(np.mean(probes), rel=1e-3)
+    assert facts["damping"] == pytest.approx(0.15 * facts["largest_eigenvalue"])
+    top = facts["nbeta"] * facts["largest_eigenvalue"] + facts["gamma"]
+    assert facts["step"] == pytest.approx(0.5 / top)
+    assert (facts["batch"], facts["start_loss"]) == (16, pytest.approx(loss.item(), rel=1e-5))
