@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # How well scores predict what retraining on half of the rows does, on a network of two layers (results/curvature.md).
-#   bash tests/benchmarks/lds.sh OUT     400 trainings of a small network, some minutes; run again, it goes on
+#   bash tests/benchmarks/lds.sh OUT     400 trainings of a small network, ten minutes; run again, it goes on
 set -euo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
 data=${DATA:-$here/../shared/data/digits-noisy/manifest.parquet}
@@ -10,7 +10,7 @@ mkdir -p "$1" && cd "$1" && cp -f "$data" train.parquet
 [ -f RUN/run.json ] || influence retrain train.parquet --model mlp:32 --epochs 60 -o RUN
 
 # every solve to its end, so that nothing but the curvature tells them apart
-methods=(loss ip exact ekfac cg cg-ekfac lissa lissa-ekfac)
+methods=(ip exact ekfac cg cg-ekfac lissa lissa-ekfac)
 for method in "${methods[@]}"; do
   name=${method%-ekfac} set=()
   case $method in *-ekfac) set=(--set "$name.preconditioner=ekfac") ;; esac
