@@ -55,20 +55,8 @@ def label_at(p: Tensor, u: Tensor) -> Tensor:
 
 
 def second_moment(values: Tensor, w: Tensor) -> Tensor:
-    """sum_i w_i sum_t v_it v_it^T of values [b, T, I]; those that are 0 in every row, such as padding, cost nothing.
-
-    >>> second_moment(torch.tensor([[[2.0, 0.0, 1.0]]]), torch.tensor([3.0])).tolist()
-    [[12.0, 0.0, 6.0], [0.0, 0.0, 0.0], [6.0, 0.0, 3.0]]
-    """
-    flat = values.flatten(0, 1)
-    live = (flat != 0).any(dim=0)
-    some = flat if bool(live.all()) else flat[:, live]
-    moment = (some.view(*values.shape[:2], -1) * w[:, None, None]).flatten(0, 1).T @ some
-    if some is flat:
-        return moment
-    whole = moment.new_zeros(len(live), len(live))
-    whole[torch.outer(live, live)] = moment.flatten()
-    return whole
+    """sum_i w_i sum_t v_it v_it^T of values [b, T, I]."""
+    return (values * w[:, None, None]).flatten(0, 1).T @ values.flatten(0, 1)
 
 
 def eigenbasis(moment: Tensor) -> tuple[Tensor, Tensor]:
