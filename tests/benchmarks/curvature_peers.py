@@ -5,8 +5,10 @@
 RUN is a run folder of an image model on CIFAR-10N, PYTHON an interpreter in which that library, torch, timm and
 safetensors are installed; a library without one is left out.  Two comparisons: over all convolutions and the last
 layer, which kronfluence alone can do, and over the last layer, since pyDVL and dattri have Kronecker factors of linear
-layers alone.  Every library runs in a process of its own, warm, on decoded rows in memory, at the batch size given; we
-start from the Parquet file and an empty store each time, and our checks of the model count.  A run is all of it:
+layers alone: there all three are given a linear model on the features before that layer, one forward pass that is part
+of their time, as dattri on the whole model takes 15 GB for 100 rows.  Every library runs in a process of its own, warm,
+on decoded rows in memory, at the batch size given; we start from the Parquet file and an empty store each time, and our
+checks of the model count.  A run is all of it:
 factors, the target's gradient, and a score for every train row (the mean over target rows).  Damping and labels are
 set alike as far as they can be: no l2; over all layers a tenth of a layer's mean eigenvalue (both defaults), over the
 last one ``DAMPING`` in all four.  Times are seconds of the processor, so that other work on the machine counts little.
@@ -65,7 +67,6 @@ def kronfluence(folder: Path, asked: argparse.Namespace) -> Scores:
     from kronfluence.analyzer import Analyzer, prepare_model
     from kronfluence.arguments import FactorArguments, ScoreArguments
     from kronfluence.task import Task
-    from torch.utils.data import TensorDataset
 
     class Classify(Task):
         def compute_train_loss(self, batch: Any, model: Any, sample: bool = False) -> Any:
@@ -76,18 +77,15 @@ def kronfluence(folder: Path, asked: argparse.Namespace) -> Scores:
         def compute_measurement(self, batch: Any, model: Any) -> Any:
             return F.cross_entropy(model(batch[0]), batch[1], reduction="sum")
 
-        def get_influence_tracked_modules(self) -> Any:
-            return [LAST] if asked.params == "last" else None
-
-    model, rows = opened(folder)
+    model, sets = opened(folder, asked)
     task, place = Classify(), tempfile.mkdtemp()
     analyzer = Analyzer(
         "peer", prepare_model(model, task), task, cpu=True, output_dir=place, disable_tqdm=True, disable_model_save=True
     )
-    train, target = TensorDataset(rows["x"], rows["y"]), TensorDataset(rows["target_x"], rows["target_y"])
     how = ScoreArguments(aggregate_query_gradients=True, damping_factor=DAMPING if asked.params == "last" else None)
 
     def scores() -> Any:
+        train, target = sets()
         analyzer.fit_all_factors(
             "f", train, per_device_batch_size=asked.batch, factor_args=FactorArguments(strategy="ekfac"),
             overwrite_output_dir=True,
@@ -104,14 +102,12 @@ def kronfluence(folder: Path, asked: argparse.Namespace) -> Scores:
 def pydvl(folder: Path, asked: argparse.Namespace) -> Scores:
     """Linear layers alone: the others are no parameters to it; a score for every pair, whose mean is taken."""
     from pydvl.influence.torch import EkfacInfluence
-    from torch.utils.data import DataLoader, TensorDataset
+    from torch.utils.data import DataLoader
 
-    model, rows = opened(folder)
-    for name, p in model.named_parameters():
-        p.requires_grad_(name.startswith(f"{LAST}."))
-    train, target = TensorDataset(rows["x"], rows["y"]), TensorDataset(rows["target_x"], rows["target_y"])
+    model, sets = opened(folder, asked)
 
     def scores() -> Any:
+        train, target = sets()
         fitted = EkfacInfluence(model, update_diagonal=True, hessian_regularization=DAMPING)
         fitted.fit(DataLoader(train, batch_size=asked.batch))
         factors = [fitted.influence_factors(*some).detach() for some in DataLoader(target, batch_size=asked.batch)]
@@ -131,19 +127,20 @@ def dattri(folder: Path, asked: argparse.Namespace) -> Scores:
     from dattri.algorithm.influence_function import IFAttributorEKFAC
     from dattri.task import AttributionTask
     from torch.func import functional_call
-    from torch.utils.data import DataLoader, TensorDataset
+    from torch.utils.data import DataLoader
 
-    model, rows = opened(folder)
+    model, sets = opened(folder, asked)
 
     def loss(params: Any, data: Any) -> Any:
         x, y = data
-        x, y = (x[None], y[None]) if x.ndim == 3 else (x, y)
+        x, y = (x[None], y[None]) if x.ndim == 1 else (x, y)
         return F.cross_entropy(functional_call(model, params, (x,)), y)
 
     task = AttributionTask(loss_func=loss, model=model, checkpoints=[model.state_dict()])
-    train, target = TensorDataset(rows["x"], rows["y"]), TensorDataset(rows["target_x"], rows["target_y"])
 
     def scores() -> Any:
+        train, target = sets()
+        train.tensors[0].requires_grad_(True)  # it hooks gradients of the layer's output, which needs something to flow
         attributor = IFAttributorEKFAC(task, module_name=[LAST], device="cpu", damping=DAMPING)
         every = DataLoader(train, batch_size=asked.batch)
         attributor.cache(every)
@@ -156,16 +153,31 @@ def dattri(folder: Path, asked: argparse.Namespace) -> Scores:
 LIBRARIES = {"ours": ours, "kronfluence": kronfluence, "pydvl": pydvl, "dattri": dattri}
 
 
-def opened(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """The model in evaluation mode, and the decoded rows."""
+def opened(folder: Path, asked: argparse.Namespace) -> tuple[Any, Callable[[], tuple[Any, Any]]]:
+    """The model in evaluation mode or its last layer, and what gives the train and target rows as inputs of it."""
     import timm
     import torch
     from safetensors.torch import load_file
+    from torch.utils.data import TensorDataset
 
     about = json.loads((folder / "model.json").read_text())
     model = timm.create_model(about["name"], num_classes=about["num_classes"])
     model.load_state_dict(load_file(folder / "weights.safetensors"))
-    return model.eval(), {name: torch.from_numpy(array) for name, array in np.load(folder / "rows.npz").items()}
+    model.eval()
+    rows = {name: torch.from_numpy(array) for name, array in np.load(folder / "rows.npz").items()}
+
+    def features(x: Any) -> Any:
+        with torch.no_grad():
+            found = [model.forward_head(model.forward_features(b), pre_logits=True) for b in x.split(asked.batch)]
+        return torch.cat(found)
+
+    def sets() -> tuple[Any, Any]:
+        inputs = features if asked.params == "last" else lambda x: x
+        return tuple(TensorDataset(inputs(rows[f"{part}x"]), rows[f"{part}y"]) for part in ("", "target_"))
+
+    head = torch.nn.Sequential()
+    head.add_module(LAST, model.get_submodule(LAST))
+    return (head if asked.params == "last" else model), sets
 
 
 def answer(asked: argparse.Namespace) -> None:

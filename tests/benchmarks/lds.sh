@@ -9,11 +9,15 @@ command -v influence > /dev/null || { . "$here/.ci/setup"; setup ""; }
 mkdir -p "$1" && cd "$1" && cp -f "$data" train.parquet
 [ -f RUN/run.json ] || influence retrain train.parquet --model mlp:32 --epochs 60 -o RUN
 
-# every solve to its end, so that nothing but the curvature tells them apart
-methods=(ip exact ekfac cg cg-ekfac lissa lissa-ekfac)
+# every solve to its end, so that nothing but the curvature and its damping (-0.005: so much) tells them apart
+read -ra methods <<< "${METHODS:-ip exact ekfac cg cg-ekfac cg-0.005 cg-0.05 lissa lissa-ekfac}"
 for method in "${methods[@]}"; do
-  name=${method%-ekfac} set=()
-  case $method in *-ekfac) set=(--set "$name.preconditioner=ekfac") ;; esac
+  name=${method%%-*} set=()
+  case $method in
+    ekfac) ;;
+    *-ekfac) set=(--set "$name.preconditioner=ekfac") ;;
+    *-0.*) set=(--set "$name.damping=${method#*-}") ;;
+  esac
   case $method in cg*) set+=(--set cg.tolerance=1e-4) ;; esac
   [ -f "$method.parquet" ] ||
     influence score train.parquet --checkpoint RUN --method "$name" "${set[@]}" -o "$method.parquet" 2>&1 | tee "$method.log"
