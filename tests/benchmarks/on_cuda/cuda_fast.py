@@ -3,39 +3,56 @@
 from __future__ import annotations
 
 import copy
+import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from cuda_setup import Asked, Line, image_model, labels, manifest, seconds, text_model, text_rows
+from cuda_setup import (
+    Asked,
+    Check,
+    Line,
+    image_model,
+    labels,
+    manifest,
+    relative,
+    seconds,
+    text_model,
+    text_rows,
+)
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.utils.flop_counter import FlopCounterMode
 
 import influence_cli
+from influence_cli.data.manifest import read_manifest
 from influence_cli.engines.point import Point, differentiable_kernels
-from influence_cli.model.examples import move, sent_back
+from influence_cli.model.examples import batches, chunked, move, sent_back
 from influence_cli.model.named_tensors import as_argument, mapped
+from influence_cli.model.spec import ModelSpec
 
 BATCHES = (256, 512, 1024, 2048, 4096)
 
 
-def fast_checks(asked: Asked) -> list[tuple[str, Callable[[], Iterator[Line]]]]:
-    """Every check by its name."""
-    small = asked.size(32, 32)
+def fast_checks(asked: Asked) -> list[Check]:
+    """Every check: its place in the order of worth, its name, and what runs it."""
+    small, rows = asked.of("resnet34", "test_resnet"), asked.size(50_000, 64)
     return [
-        ("fast: the machine", lambda: _machine(asked)),
-        ("fast resnet34, 50,000 rows of 32x32", lambda: _images(asked, "resnet34", small, asked.size(50_000, 256))),
+        (3, "fast: the machine", lambda: _machine(asked)),
         (
-            "fast vit_small at 224, 5,000 rows",
-            lambda: _images(asked, _vit(asked), asked.size(224, 32), asked.size(5_000, 32)),
+            3,
+            "fast resnet34, 50,000 rows of 32x32",
+            lambda: _images(asked, asked.of("resnet34", "test_resnet"), small, rows),
         ),
-        ("fast encoder at length 128, 20,000 rows", lambda: _texts(asked, asked.size(20_000, 32))),
-        ("fast: score from Parquet", lambda: _whole(asked)),
+        (5, "fast: score from Parquet", lambda: _whole(asked)),
+        (6, "fast vit_small at 224", lambda: _images(asked, _vit(asked), asked.size(224, 32), asked.size(5_000, 16))),
+        (6, "fast encoder at length 128", lambda: _texts(asked, asked.size(20_000, 32))),
     ]
 
 
@@ -128,21 +145,6 @@ class Passed:
         return self.batch
 
 
-def _busy(asked: Asked, run: Callable[[], Any]) -> float | None:
-    """The share of a run's time in which a kernel ran."""
-    if asked.device.type != "cuda":
-        return None
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA]) as found:
-        asked.wait()
-        started = time.perf_counter()
-        run()
-        asked.wait()
-        took = time.perf_counter() - started
-    return sum(e.self_device_time_total for e in found.key_averages()) / 1e6 / took
-
-
 def _operations(passed: Passed) -> float:
     """Operations of a forward pass, a row."""
     x, _ = next(passed.batches(min(8, len(passed.rows))))
@@ -151,26 +153,75 @@ def _operations(passed: Passed) -> float:
     return counter.get_total_flops() / len(x)
 
 
+def _kernels(asked: Asked, run: Callable[[], Any]) -> tuple[str, str]:
+    """The share of a run's time in which a kernel ran, and the kernels that took most of it."""
+    if asked.device.type != "cuda":
+        return "busy: not measured here", ""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        asked.wait()
+        started = time.perf_counter()
+        run()
+        asked.wait()
+        took = time.perf_counter() - started
+    kernels = [e for e in found.key_averages() if e.self_device_time_total > 0]
+    spent = sum(e.self_device_time_total for e in kernels)
+    most = sorted(kernels, key=lambda e: -e.self_device_time_total)[:5]
+    named = "; ".join(f"{e.self_device_time_total / spent:.0%} {' '.join(e.key.split())[:60]}" for e in most)
+    return f"busy {spent / 1e6 / took:.0%}", f"{sum(e.count for e in kernels):,} kernels: {named}".replace("|", "/")
+
+
+def _against(asked: Asked, run: Callable[[], Any], ours: float) -> str:
+    """How many times ours another way takes; in words where it does not fit."""
+    try:
+        return f"{seconds(asked, run, 2) / ours:.2f}"
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return "out of memory"
+
+
 def _timed(asked: Asked, model: nn.Module, rows: Any, to_input: Any, members: tuple[int, ...]) -> Iterator[Line]:
     rates = _rates(asked)
     for precision in ("fp32", "bf16"):
         passed = Passed(asked, model, rows, to_input, precision)
+        started = time.perf_counter()
+        passed.scores(min(256, len(rows)))
+        asked.wait()
+        first = time.perf_counter() - started
         batch = passed.fastest_batch()
-        part = min(len(rows), asked.size(8 * batch, 64))
-        ratio = seconds(asked, lambda p=passed, c=part: p.scores(c)) / seconds(
-            asked, lambda p=passed, c=part: p.inference(c)
-        )
-        theirs = seconds(asked, lambda p=passed, c=part: p.by_jvp(c), 2) / seconds(
-            asked, lambda p=passed, c=part: p.scores(c), 2
-        )
-        busy = _busy(asked, lambda p=passed, c=part: p.scores(c))
-        took = seconds(asked, passed.scores, 2)
         floor = 3 * _operations(passed) * len(rows) / rates[precision]
-        said = f"busy {busy:.0%}" if busy is not None else "busy: not measured here"
-        how = f"{len(rows):,} rows, batch {batch}; floor {floor:.2f} s (3 forward passes at the machine's rate)"
+        how = f"{len(rows):,} decoded rows, batch {batch}; floor {floor:.2f} s (3 forward passes at the machine's rate)"
         for k in members:
-            yield Line(f"{precision}, K = {k}", f"{k * took:.2f} s, {len(rows) / took:,.0f} rows/s a member", how)
-        yield Line(precision, f"tangents / inference {ratio:.2f}; torch's jvp / ours {theirs:.2f}; {said}", "")
+            started = time.perf_counter()
+            for _ in range(k):
+                passed.scores()
+            asked.wait()
+            took = time.perf_counter() - started
+            yield Line(f"{precision}, K = {k}", f"{took:.2f} s, {k * len(rows) / took:,.0f} rows/s a member", how)
+        yield Line(f"{precision}, set up once", f"{first:.2f} s", "the first batch: kernels are loaded and checked")
+        part = min(len(rows), asked.size(4 * batch, 32))
+        ours = seconds(asked, lambda p=passed, c=part: p.scores(c))
+        ratio = ours / seconds(asked, lambda p=passed, c=part: p.inference(c))
+        theirs = _against(asked, lambda p=passed, c=part: p.by_jvp(c), ours)
+        busy, kernels = _kernels(asked, lambda p=passed, c=part: p.scores(c))
+        yield Line(precision, f"tangents / inference {ratio:.2f}; torch's jvp / ours {theirs}; {busy}", kernels)
+        yield from _in_order(asked, passed, part, ours, precision)
+
+
+def _in_order(asked: Asked, passed: Passed, part: int, ours: float, precision: str) -> Iterator[Line]:
+    """Whether weights and inputs in channels-last order would be faster."""
+    if not isinstance(passed.rows, Tensor) or not any(isinstance(m, nn.Conv2d) for m in passed.point.model.modules()):
+        return
+    before, to_input = passed.scores(part), passed.to_input
+    other = Passed(
+        asked, passed.point.model.to(memory_format=torch.channels_last), passed.rows,
+        lambda x, dtype: to_input(x, dtype).contiguous(memory_format=torch.channels_last), precision,
+    )  # fmt: skip
+    other.batch = passed.batch
+    off = relative(other.scores(part), before)
+    took = seconds(asked, lambda: other.scores(part))
+    yield Line(f"{precision}, channels last", f"{took / ours:.2f} of the time", f"scores differ by {off:.0e}")
 
 
 def _images(asked: Asked, name: str, side: int, count: int) -> Iterator[Line]:
@@ -190,20 +241,32 @@ def _texts(asked: Asked, count: int) -> Iterator[Line]:
 
 
 def _whole(asked: Asked) -> Iterator[Line]:
-    """`ip` and an ensemble of five from Parquet with PNGs to the table, decoding included."""
-    with tempfile.TemporaryDirectory() as name:
-        folder, n = Path(name), asked.size(50_000, 64)
+    """`ip` and an ensemble of five from Parquet with PNGs to the table, decoding included; and decoding apart."""
+    model, cores = asked.of("resnet34", "test_resnet"), len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="train accuracy")
+        folder, n = Path(name), asked.size(50_000, 32)
         source = manifest(folder / "rows.parquet", n, asked.size(1_000, 8), 32)
-        save_file(image_model("resnet34", 32).state_dict(), folder / "w.safetensors")
+        for workers in sorted({1, 2, min(8, cores), cores}):
+            started = time.perf_counter()
+            rows = _decoded(source, workers)
+            took = time.perf_counter() - started
+            yield Line(f"decoding alone, {workers} threads", f"{took:.2f} s", f"{rows:,} PNGs of 32x32")
+        save_file(image_model(model, 32).state_dict(), folder / "w.safetensors")
         for method in ("ip", "ip-ensemble"):
-            for workers in (2, 8):
-                started = time.perf_counter()
-                influence_cli.score(
-                    source, checkpoint=str(folder / "w.safetensors"), model="resnet34", input_size=32, num_classes=10,
-                    mean=(0.5,), std=(0.25,), device=str(asked.device), method=method, workers=workers,
-                    store=str(folder / f"{method}-{workers}"),
-                )  # fmt: skip
-                took = time.perf_counter() - started
-                yield Line(
-                    f"{method}, {workers} threads", f"{took:.1f} s", f"{n:,} PNGs of 32x32, resnet34, cold store"
-                )
+            started = time.perf_counter()
+            influence_cli.score(
+                source, checkpoint=str(folder / "w.safetensors"), model=model, input_size=32, num_classes=10,
+                mean=(0.5,), std=(0.25,), device=str(asked.device), method=method, workers=min(8, cores),
+                store=str(folder / method), options={"ip-ensemble": {"members": 5}},
+            )  # fmt: skip
+            took = time.perf_counter() - started
+            yield Line(f"{method}, {min(8, cores)} threads", f"{took:.1f} s", f"{n:,} PNGs, {model}, cold store")
+
+
+def _decoded(source: str, workers: int) -> int:
+    """Rows of a manifest, decoded as the row loop decodes them."""
+    rows = read_manifest(source, [Path(source)])
+    spec = ModelSpec("resnet34", 10, "image", (3, 32, 32), (0.5,), (0.25,))
+    chunks = chunked(rows.payloads(np.arange(len(rows.ids))), 256)
+    return sum(len(index) for index, _ in batches(rows, chunks, spec, workers))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,10 @@ class Asked:
         """A count of rows, or the small one."""
         return tiny if self.tiny else whole
 
+    def of(self, whole: str, tiny: str) -> str:
+        """The name of a model, or of a small one."""
+        return tiny if self.tiny else whole
+
     def wait(self) -> None:
         """Let an accelerator finish."""
         if self.device.type == "cuda":
@@ -53,6 +57,9 @@ class Line:
         """As Markdown."""
         verdict = {None: "", True: "pass: ", False: "FAILED: "}[self.passed]
         return f"| {check}{f': {self.part}' if self.part else ''} | {verdict}{self.came_to} | {self.how} |"
+
+
+Check = tuple[int, str, Callable[[], Iterator[Line]]]  # its place in the order, its name, and what runs it
 
 
 def at_most(part: str, error: float, bound: float, how: str = "") -> Line:
