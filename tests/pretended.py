@@ -175,8 +175,30 @@ class Event:
     query = mock.Mock(return_value=False)
 
 
-class _Module(backend_registration._DummyBackendModule if AVAILABLE else object):
-    """What torch asks a device about mixed precision."""
+class _Module:
+    """What torch asks a device."""
+
+    def is_initialized(self) -> bool:
+        """Nothing has to be set up."""
+        return True
+
+    def is_available(self) -> bool:
+        """It is there."""
+        return True
+
+    def device_count(self) -> int:
+        """There is one."""
+        return 1
+
+    def current_device(self) -> int:
+        """The only one."""
+        return 0
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+    def manual_seed_all(self, seed: int) -> None:
+        """Nothing is drawn on it."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         """As CUDA."""
