@@ -66,7 +66,7 @@ def moons(path: Path, seed: int, clustered: bool) -> Path:
 
 
 def digits(path: Path, seed: int, noise: float) -> Path:
-    """Scanned digits of 8x8 pixels in [0, 1]: 1,000 train rows, a share with a random other label; 297 target, 500 test."""
+    """Scanned digits, 64 values in [0, 1]: 1,000 train rows, a share of them mislabelled, 297 target, 500 test."""
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
@@ -97,7 +97,7 @@ def rare_class(path: Path, seed: int) -> Path:
 
 
 def bank_split(path: Path, seed: int) -> Path:
-    """The bank data with train, target and test rows drawn anew in their sizes; columns that nothing uses are left out."""
+    """The bank data with train, target and test rows drawn anew in their sizes, without columns that nothing uses."""
     table = pq.read_table(SHARED / "bank" / "manifest.parquet", columns=["id", "features", "label", "split"])
     splits = np.array(table["split"].to_pylist())[np.random.default_rng(seed).permutation(table.num_rows)]
     at = table.column_names.index("split")
@@ -105,10 +105,11 @@ def bank_split(path: Path, seed: int) -> Path:
     return path
 
 
-WORDS = (
-    "the a was is very and in of to with without film movie plot story actor music man woman he she his her good great "
-    "bad awful likes sees"
-).split()
+_SAID = (
+    "the a was is very and in of to with without film movie plot story actor music man woman he she his her "
+    "good great bad awful likes sees"
+)
+WORDS = tuple(_SAID.split())
 
 
 def biased_sentences(path: Path, seed: int) -> Path:

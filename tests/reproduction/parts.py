@@ -1,7 +1,8 @@
-"""Parts of experiments: each is run once, and what it found is kept as JSON until it is asked for with other settings."""
+"""Parts of experiments: each is run once, and what it found is kept as JSON while its settings are the same."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import inspect
@@ -9,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -57,8 +59,9 @@ class Part:
 
     @property
     def key(self) -> str:
-        """Known by its name, its settings and the text of its function."""
-        asked = [self.experiment, self.name, self.settings, inspect.getsource(self.measure)]
+        """Known by its name, its settings and its function, whatever the layout of the code."""
+        code = ast.dump(ast.parse(textwrap.dedent(inspect.getsource(self.measure))))
+        asked = [self.experiment, self.name, self.settings, code]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
     def folder(self, work: Path) -> Path:

@@ -1,4 +1,4 @@
-"""R1: inner products against influence functions where both are exact, logistic regression on two blobs (Figure 1 A-C)."""
+"""R1: inner products against influence functions, logistic regression on two blobs (Figure 1 A to C)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.reproduction.parts import Part
 
 TITLE = "ip and exact influence on a linear problem"
 PAPER = "Yang et al., arXiv:2405.17490, Figure 1 A to C (no numbers; an earlier version: 0.66 degrees from q to u)"
+CAPTION = "Seed 0: the train rows with their flips; ip against exact."
 ROWS, FLIPPED = 150, 10
 METHODS = ("ip", "exact", "loss", "random")
 # scikit-learn's C = 1: l2 of 1/n on w is 2/n on the two rows of weights whose difference is w
@@ -103,7 +104,7 @@ Ranks of the two agree, as the paper's Figure 1 shows for its linear case. The d
 {degrees:.0f} degrees on average, not by less than one, so that agreement is no matter of q and u being nearly parallel.
 Plain loss, which the paper's figure leaves out, finds the flips as well.
 """
-    return Page(body, lambda figure: draw(figure, of[0]), "Seed 0: the train rows with their flips; ip against exact.")
+    return Page(body, lambda figure: draw(figure, of[0]), CAPTION)
 
 
 def draw(figure: Any, f: dict[str, Any]) -> None:

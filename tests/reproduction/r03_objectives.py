@@ -147,10 +147,13 @@ points. Finite differences are of Phi written anew in NumPy, along the gradients
 {trims}
 
 `attacked_static` is against attacks made for the model without edits, `attacked_adaptive` against attacks made for the
-trimmed model. Fairness trims by `exact` stop where the gap is predicted to be closed; `ip` estimates no effect and takes
+trimmed model. Fairness trims by `exact` stop where the gap is predicted to be closed; `ip` estimates no effect and
+takes
 the whole budget.
 """
-    return Page(body, lambda figure: draw(figure, of[0]), "Seed 0: ip against exact under the two objectives.", (7, 3.4))
+    return Page(
+        body, lambda figure: draw(figure, of[0]), "Seed 0: ip against exact under the two objectives.", (7, 3.4)
+    )
 
 
 def draw(figure: Any, f: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from tests.reproduction.parts import Part
 
 TITLE = "trims by every method, under 9, 17 and 40 % wrong labels"
 PAPER = "Yang et al., arXiv:2405.17490, Table 1 (ResNet-34 on CIFAR-10N; here an MLP on digits)"
+CAPTION = "AUC of wrong labels by method, mean over seeds; in orange what the paper's table has no line for."
 RECIPE = ("--model", "mlp:64,64", "--raw-features", "--epochs", 30, "--lr", 0.1, "--keep-checkpoints", 6)
 SIGNED = ("ip", "ip-ensemble", "tracin", "source", "lissa", "ekfac", "datainf", "gex")
 RANKING = ("self-tracin", "self-lissa", "loss", "margin", "aum", "random")
@@ -35,8 +36,8 @@ def parts(sizes: dict[str, Any]) -> list[Part]:
     """A part for every share of wrong labels and seed."""
     return [
         Part("R4", f"noise {n}%, seed {s}", measure, {"noise": n, "seed": s})
-        for n in sizes["noise"]
         for s in range(sizes["seeds"])
+        for n in sizes["noise"]
     ]
 
 
@@ -48,9 +49,7 @@ def measure(run: Commands, noise: int, seed: int) -> dict[str, Any]:
     methods = (*SIGNED, *RANKING)
     scores = run.scores("m.parquet", "--checkpoint", "RUN", *words("--method", methods), "--seed", seed)
     by = words("--by", [f"score_{column(m)}" for m in methods])
-    arms = run.arms(
-        "m.parquet", *recipe, "--scores", "scores.parquet", *by, "--budget", f"5%,{noise}%", "-o", "RUN"
-    )
+    arms = run.arms("m.parquet", *recipe, "--scores", "scores.parquet", *by, "--budget", f"5%,{noise}%", "-o", "RUN")
     rows = pq.read_table(run.folder / "m.parquet").slice(0, 1000)
     wrong = np.not_equal(rows["label"].to_numpy(), rows["clean_label"].to_numpy())
     return {
@@ -83,26 +82,29 @@ def page(found: dict[str, Any], sizes: dict[str, Any]) -> Page:
     paper = table(("method", "accuracy in the paper, CIFAR-10N a / r / w"), list(PAPERS.items()))
     body = f"""
 Digits, 1,000 train rows of which a share has a random other label, 297 target rows with right labels, 500 test rows;
-`mlp:64,64`, SGD with rate 0.1, 30 epochs. Every seed draws data, trains, scores and trains again; intervals are 95 % over
+`mlp:64,64`, SGD with rate 0.1, 30 epochs. Every seed draws data, trains, scores and trains again; intervals are 95 %
+over
 {sizes["seeds"]} seeds, differences are paired. No correction for the number of methods is made: of 14 methods a few are
 "better" by chance. Accuracy without edits: {base} %.
 
 {detection}
 
 {chr(10).join(t + chr(10) for t in tables)}
-What the paper has, on other data, without random rows and without loss (5 % trimmed, its SDs are .1 to .5, of TracIn and
+What the paper has, on other data, without random rows and without loss (5 % trimmed, its SDs are .1 to .5, of TracIn
+and
 w more; the SD of its first line is not given):
 
 {paper}
 """
-    return Page(body, lambda figure: draw(figure, groups), "AUC of wrong labels by method, mean over seeds; in orange what "
-                "the paper's table has no line for.", (9, 4.2))  # fmt: skip
+    return Page(body, lambda figure: draw(figure, groups), CAPTION, (9, 4.2))
 
 
 def draw(figure: Any, groups: dict[int, list[Any]]) -> None:
     """AUC by method, a panel for every share of wrong labels."""
     methods = (*SIGNED, *RANKING)[::-1]
-    for axes, (n, of) in zip(figure.subplots(1, len(groups), sharey=True, squeeze=False)[0], groups.items(), strict=True):
+    for axes, (n, of) in zip(
+        figure.subplots(1, len(groups), sharey=True, squeeze=False)[0], groups.items(), strict=True
+    ):
         colours = [BLUE if m in PAPERS else ORANGE for m in methods]
         axes.barh(methods, [np.mean([f["auc"][m] for f in of]) for m in methods], color=colours)
         axes.axvline(0.5, color=GREY, linewidth=1)

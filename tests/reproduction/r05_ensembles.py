@@ -17,6 +17,9 @@ from tests.reproduction.r04_noisy_labels import RECIPE
 
 TITLE = "removal rates, and members and rates of ip-ensemble"
 PAPER = "Yang et al., arXiv:2405.17490, Tables 3 and 4 (CIFAR-10N; here an MLP on digits)"
+CAPTION = (
+    "Left: accuracy over no edit by rows removed. Right: AUC of wrong labels by members and rate. Means over seeds."
+)
 BUDGETS = ("2.5%", "5%", "7.5%", "10%")
 MEMBERS = ((1, 0.01), (5, 0.01), (10, 0.01), (15, 0.01), (20, 0.01), (5, 0.1), (5, 0.5))  # K, p_max
 TABLE3 = {"2.5%": "92.29 ± .16", "5%": "92.26 ± .19", "7.5%": "92.50 ± .13", "10%": "92.37 ± .15"}
@@ -29,9 +32,7 @@ THREE = ("ip-ensemble_utility", "loss", "random")
 
 def parts(sizes: dict[str, Any]) -> list[Part]:
     """A part a seed."""
-    return [
-        Part("R5", f"seed {s}", measure, {"noise": sizes["noise"], "seed": s}) for s in range(sizes["seeds"])
-    ]
+    return [Part("R5", f"seed {s}", measure, {"noise": sizes["noise"], "seed": s}) for s in range(sizes["seeds"])]
 
 
 def measure(run: Commands, noise: int, seed: int) -> dict[str, Any]:
@@ -44,7 +45,9 @@ def measure(run: Commands, noise: int, seed: int) -> dict[str, Any]:
     asked = ("m.parquet", "--checkpoint", "RUN", "--seed", seed)
     scores = run.scores(*asked, *words("--method", ("ip", "ip-ensemble", "loss", "random")))
     by = words("--by", [f"score_{c}" for c in ("ip_utility", *THREE)])
-    rates = run.arms("m.parquet", *recipe, "--scores", "scores.parquet", *by, "--budget", ",".join(BUDGETS), "-o", "RUN")
+    rates = run.arms(
+        "m.parquet", *recipe, "--scores", "scores.parquet", *by, "--budget", ",".join(BUDGETS), "-o", "RUN"
+    )
     ensembles = []
     for members, p_max in MEMBERS:
         options = ("--set", f"ip-ensemble.members={members}", "--set", f"ip-ensemble.p_max={p_max}")
@@ -83,12 +86,15 @@ def page(found: dict[str, Any], sizes: dict[str, Any]) -> Page:
         four.append((members, p_max, mean([x["spearman"] for x in e]), mean([x["auc"] for x in e], digits=3),
                      mean(values, 100), difference(values, base), difference(values, random),
                      TABLE4[members, p_max]))  # fmt: skip
-    same = any(f["ensembles"][a]["scores"] == f["ensembles"][b]["scores"] for f in of for a, b in ((1, 5), (1, 6), (5, 6)))
+    same = any(
+        f["ensembles"][a]["scores"] == f["ensembles"][b]["scores"] for f in of for a, b in ((1, 5), (1, 6), (5, 6))
+    )
     removal = table(("removed, %", "by", "test accuracy, %", "over no edit", "over random rows", "paper"), three)
     ensembles = table(("members", "p_max", "Spearman with `ip`", "AUC of wrong labels", "test accuracy, %",
                        "over no edit", "over random rows", "paper"), four)  # fmt: skip
     body = f"""
-The model and data of R4 with {sizes["noise"]} % wrong labels. Intervals are 95 % over {sizes["seeds"]} seeds; the AUC of
+The model and data of R4 with {sizes["noise"]} % wrong labels. Intervals are 95 % over {sizes["seeds"]} seeds; the
+AUC of
 plain `ip` is {mean([f["ip_auc"] for f in of], digits=3)}. The paper's columns are of CIFAR-10N-a, where the base has
 91.62.
 
@@ -100,12 +106,14 @@ Table 4, members and rates, 5 % removed:
 
 {ensembles}
 
-The paper prints the same digits and deviations for the rates .01, .1 and .5 with 5 members. Here the scores of the three
-rates are {"the same in some seed" if same else "different in every seed"}, and so are their ranks: three different draws
-of masks cannot give one line. One member here is one dropped copy; the paper's line for one member is that of plain `ip`.
+The paper prints the same digits and deviations for the rates .01, .1 and .5 with 5 members. Here the scores of the
+three
+rates are {"the same in some seed" if same else "different in every seed"}, and so are their ranks: three different
+draws
+of masks cannot give one line. One member here is one dropped copy; the paper's line for one member is that of plain
+`ip`.
 """
-    return Page(body, lambda figure: draw(figure, of), "Left: accuracy over no edit by rows removed. Right: AUC of wrong "
-                "labels by members and rate. Means over seeds.", (8, 3.4))  # fmt: skip
+    return Page(body, lambda figure: draw(figure, of), CAPTION, (8, 3.4))
 
 
 def draw(figure: Any, of: list[Any]) -> None:
@@ -122,7 +130,9 @@ def draw(figure: Any, of: list[Any]) -> None:
     left.set(xlabel="rows removed, %", ylabel="accuracy over no edit, points")
     left.legend(fontsize=8)
     names = [f"K {k}, {p:g}" for k, p in MEMBERS]
-    right.barh(names[::-1], [np.mean([f["ensembles"][k]["auc"] for f in of]) for k in range(len(MEMBERS))][::-1], color=BLUE)
+    right.barh(
+        names[::-1], [np.mean([f["ensembles"][k]["auc"] for f in of]) for k in range(len(MEMBERS))][::-1], color=BLUE
+    )
     right.axvline(np.mean([f["ip_auc"] for f in of]), color=ORANGE, label="ip")
     right.set(xlabel="AUC", xlim=(0.4, 1))
     right.legend(fontsize=8)

@@ -14,6 +14,10 @@ from tests.reproduction.parts import Part
 
 TITLE = "joint trims for utility and fairness on texts"
 PAPER = "Yang et al., arXiv:2405.17490, Figure 3 (RoBERTa on GLUE, a scatter without numbers; here planted bias)"
+CAPTION = (
+    "Test accuracy and flips of joint trims, mean over seeds; the cross is the model without edits, grey "
+    "dots are random trims."
+)
 METHODS = ("ip", "ip-ensemble", "ekfac", "datainf")
 COLOURS = dict(zip((*METHODS, "loss", "no edit"), (BLUE, GREEN, RED, "#cc79a7", ORANGE, "black"), strict=True))
 RECIPE = ("--model", "hf:bert", "--epochs", 6, "--lr", 0.002, "--flips", "words")
@@ -92,8 +96,10 @@ def page(found: dict[str, Any], sizes: dict[str, Any]) -> Page:
          for m in METHODS],
     )  # fmt: skip
     body = f"""
-400 sentences on films; the class is whether a good word is in them, and 40 % of the train sentences that name a woman and
-have a good word are labelled as if they had a bad one. A BERT of two layers, width 64. `fair_score` is the share of test
+400 sentences on films; the class is whether a good word is in them, and 40 % of the train sentences that name a
+woman and
+have a good word are labelled as if they had a bad one. A BERT of two layers, width 64. `fair_score` is the share of
+test
 sentences whose prediction flips where words for men and women are swapped, so lower is better. `ranksum` is the joint
 ranking. Intervals are 95 % over {len(of)} seeds, differences in points.
 
@@ -104,8 +110,7 @@ ranking. Intervals are 95 % over {len(of)} seeds, differences in points.
 The paper says that most methods improve both and that its ensemble does on all three tasks; it shows neither random
 trims nor loss.
 """
-    return Page(body, lambda figure: draw(figure, of), "Test accuracy and flips of joint trims, mean over seeds; the cross "
-                "is the model without edits, grey dots are random trims.", (6, 4))  # fmt: skip
+    return Page(body, lambda figure: draw(figure, of), CAPTION, (6, 4))
 
 
 def joint(arms: dict[str, Any], method: str) -> str:

@@ -13,6 +13,10 @@ from tests.reproduction.parts import Part
 
 TITLE = "edits against attacks on logistic regression"
 PAPER = "Yang et al., arXiv:2405.17490, Figure 4 and Table 2 (Bank, CelebA, Jigsaw)"
+CAPTION = (
+    "Attacked test accuracy after trims of 5 %, mean over splits: attacks made before the edit (static) "
+    "and for the edited model (adaptive)."
+)
 LINEAR = ("--model", "linear", "--raw-features", "--optimizer", "lbfgs", "--weight-decay", 1e-3)
 SIGNED, RANKING = ("exact", "ip", "ip-ensemble", "ekfac", "datainf"), ("self-tracin", "loss", "random")
 CHANGED = ("ip", "exact")  # whose relabels and weights are tried too
@@ -36,8 +40,8 @@ def parts(sizes: dict[str, Any]) -> list[Part]:
     known = ("bank", "generated") if (SHARED / "bank" / "manifest.parquet").exists() else ("generated",)
     return [
         Part("R8", f"{data}, split {s}", measure, {"data": data, "split": s})
-        for data in known
         for s in range(sizes["splits"])
+        for data in known
     ]
 
 
@@ -82,15 +86,16 @@ def page(found: dict[str, Any], sizes: dict[str, Any]) -> Page:
                          [(c, mean([a[n]["positive_rate"] for a in arms], 100)) for c, n in named.items()])  # fmt: skip
         identity = 100 * max(f["identity"] for f in of)
         tables.append(
-            f"## {data.capitalize()}\n\n{facts}\n\nAttacked accuracy without edits is acc - f (2 acc - 1) for a share f of "
-            f"attacked rows, within {identity:.2f} points.\n\n{edits}\n\n{positive}"
+            f"## {data.capitalize()}\n\n{facts}\n\nAttacked accuracy without edits is acc - f (2 acc - 1) for a "
+            f"share f of attacked rows, within {identity:.2f} points.\n\n{edits}\n\n{positive}"
         )
     parted = "\n\n".join(tables)
     body = f"""
 Logistic regression at its optimum (l2 0.001, with intercept), 18,292 / 6,098 / 6,098 rows, scores under `robustness`:
 attacked *validation* rows, kappa 1.3. Test rows are seen by the measures alone. `attacked_static` is the mean accuracy
 where 5 to 25 % of the test rows are attacked against the model without edits, `attacked_adaptive` against the edited
-model. {sizes["splits"]} splits (bank) or draws (generated); splits share rows, so that intervals of bank are too narrow.
+model. {sizes["splits"]} splits (bank) or draws (generated); splits share rows, so that intervals of bank are too
+narrow.
 Differences in points; all edits are of 5 % of the rows, weights of all of them.
 
 {parted}
@@ -103,15 +108,16 @@ Post-attack accuracy is understood: it follows from accuracy alone. The paper's 
 accuracy and near the share of the majority class; a gain against static attacks here goes with none against attacks
 that are made for the edited model, so that the columns must be read together.
 """
-    return Page(body, lambda figure: draw(figure, groups), "Attacked test accuracy after trims of 5 %, mean over splits: "
-                "attacks made before the edit (static) and for the edited model (adaptive).", (9, 3.6))  # fmt: skip
+    return Page(body, lambda figure: draw(figure, groups), CAPTION, (9, 3.6))
 
 
 def draw(figure: Any, groups: dict[str, list[Any]]) -> None:
     """Static and adaptive accuracy by method, a panel for every data set."""
     methods = (*SIGNED, *RANKING)[::-1]
     at = np.arange(len(methods))
-    for axes, (data, of) in zip(figure.subplots(1, len(groups), sharey=True, squeeze=False)[0], groups.items(), strict=True):
+    for axes, (data, of) in zip(
+        figure.subplots(1, len(groups), sharey=True, squeeze=False)[0], groups.items(), strict=True
+    ):
         for shift, measured, colour in ((0.2, "attacked_static", BLUE), (-0.2, "attacked_adaptive", ORANGE)):
             heights = [100 * np.mean([f["arms"][f"{column(m)} trim 5%"][measured] for f in of]) for m in methods]
             axes.barh(at + shift, heights, height=0.38, color=colour, label=measured.removeprefix("attacked_"))

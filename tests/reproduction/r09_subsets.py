@@ -1,4 +1,4 @@
-"""R9: do scores foretell what training on random halves does?  The linear datamodeling score (no table in the paper)."""
+"""R9: do scores foretell training on random halves?  The linear datamodeling score (no table in the paper)."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def page(found: dict[str, Any], sizes: dict[str, Any]) -> Page:
                       + table(("method", "LDS", "95 % interval over subsets", "earlier reference"), rows))  # fmt: skip
     parted = "\n\n".join(tables)
     body = f"""
-The target loss after training on a random half of the rows, against minus the sum of the scores of that half: Spearman's
+The target loss after training on a random half of the rows, against minus the sum of the scores of that half:
+Spearman's
 correlation over halves. Logistic regression has ten features of deviations 3 to 0.3; digits are those of R4 with 20 %
 wrong labels. Methods that only rank (`loss`, `self-tracin`, ...) predict no sum and have no line. The earlier reference
 is of 100 halves of another draw of 400 rows.

@@ -16,7 +16,20 @@ from tests.reproduction.parts import Part
 
 TITLE = "what methods cost"
 PAPER = "Yang et al., arXiv:2405.17490, Table 6 (ResNet-34; no unit, without gradients, which take 61 + 4 s)"
-METHODS = ("ip", "ip-ensemble", "tracin", "lissa", "ekfac", "datainf", "self-tracin", "self-lissa", "source", "gex", "loss")
+CAPTION = "Processor seconds by method, with and without the passes that all share."
+METHODS = (
+    "ip",
+    "ip-ensemble",
+    "tracin",
+    "lissa",
+    "ekfac",
+    "datainf",
+    "self-tracin",
+    "self-lissa",
+    "source",
+    "gex",
+    "loss",
+)
 PAPERS = {
     "ip": ".03", "ip-ensemble": ".03 a member", "tracin": ".03 a checkpoint", "gex": ".03 a member", "lissa": "7.67",
     "ekfac": "22.54", "datainf": "11.50", "self-tracin": ".15", "self-lissa": "14.57", "source": "23.98",
@@ -26,9 +39,7 @@ PROBLEMS = ("digits", "logistic")
 
 def parts(sizes: dict[str, Any]) -> list[Part]:
     """A part a problem; nothing else runs beside them."""
-    return [
-        Part("R10", p, measure, {"problem": p, "repeats": sizes["repeats"]}, alone=True) for p in PROBLEMS
-    ]
+    return [Part("R10", p, measure, {"problem": p, "repeats": sizes["repeats"]}, alone=True) for p in PROBLEMS]
 
 
 def measure(run: Commands, problem: str, repeats: int) -> dict[str, Any]:
@@ -50,7 +61,18 @@ def measure(run: Commands, problem: str, repeats: int) -> dict[str, Any]:
                 if filled:
                     shutil.copytree(run.folder / "with-ip", run.folder / "timed")
                 began, cpu = time.perf_counter(), time.process_time()
-                run("score", "m.parquet", "--checkpoint", "RUN", "--method", method, "--store", "timed", "-o", "s.parquet")
+                run(
+                    "score",
+                    "m.parquet",
+                    "--checkpoint",
+                    "RUN",
+                    "--method",
+                    method,
+                    "--store",
+                    "timed",
+                    "-o",
+                    "s.parquet",
+                )
                 measured[name].append(time.perf_counter() - began)
                 measured[f"{name} cpu"].append(time.process_time() - cpu)
         out["seconds"][method] = {name: statistics.median(values) for name, values in measured.items()}
@@ -73,7 +95,8 @@ def page(found: dict[str, Any], sizes: dict[str, Any]) -> Page:
              "all, by the clock, s", "paper, CIFAR-10N, without gradients"), rows))  # fmt: skip
     parted = "\n\n".join(tables)
     body = f"""
-Seconds of `influence score` on one thread, median of {sizes["repeats"]}, in a process that is warm. *All* is from an empty
+Seconds of `influence score` on one thread, median of {sizes["repeats"]}, in a process that is warm. *All* is from an
+empty
 store; *beyond the shared passes* from one that holds what a run of `ip` leaves: outputs, the direction q and tangents
 along it. For `ip` that is reading the store and writing the table, which every method does. Digits: 1,000 train rows,
 `mlp:64,64`; logistic: 5,000 train rows, 10 features.
@@ -83,8 +106,7 @@ along it. For `ip` that is reading the store and writing the table, which every 
 The paper counts no gradients; with them, by its own figures (61 + 4 s), its factors shrink to (65 + t) / 65: 1.12 for
 LiSSA and 1.35 for EKFAC.
 """
-    return Page(body, lambda figure: draw(figure, found), "Processor seconds by method, with and without the passes that "
-                "all share.", (9, 3.6))  # fmt: skip
+    return Page(body, lambda figure: draw(figure, found), CAPTION, (9, 3.6))
 
 
 def draw(figure: Any, found: dict[str, Any]) -> None:

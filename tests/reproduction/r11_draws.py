@@ -1,4 +1,4 @@
-"""R11: scores by draws of the parameters, against what they tend to (local Bayesian influence; no table in the paper)."""
+"""R11: scores by draws of the parameters, against what they tend to (no table in the paper)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tests.reproduction.parts import Part
 
 TITLE = "scores by draws, and what they tend to"
 PAPER = "no table of Yang et al.; Kreer et al. 2025 (4 chains of 500 draws)"
+CAPTION = "Seed 0: scores by draws against exact influence of the same damping, at a low and a high nbeta."
 DAMPING = 0.03
 NBETAS = (100.0, 1000.0, 10000.0, 100000.0)
 FAR = 1000.0  # a damping far above the curvature
@@ -55,15 +56,15 @@ def measure(run: Commands, seed: int, draws: int) -> dict[str, Any]:
         drawn = bif(run, asked, draws, nbeta, DAMPING, thin=4)
         scores = drawn["utility"]
         slope = float(scores @ exact / (exact @ exact))
-        limits[str(nbeta)] = {"spearman": float(spearmanr(scores, exact)[0]), "pearson": float(pearsonr(scores, exact)[0]),
-                              "slope": slope, "scores": scores.tolist(), **facts(drawn)}  # fmt: skip
+        agreement = {"spearman": float(spearmanr(scores, exact)[0]), "pearson": float(pearsonr(scores, exact)[0])}
+        limits[str(nbeta)] = {**agreement, "slope": slope, "scores": scores.tolist(), **facts(drawn)}
     far = bif(run, asked, draws, NBETAS[-1], FAR, thin=4)["utility"] * FAR
     to_ip = {"spearman": float(spearmanr(far, ip)[0]), "slope": float(far @ ip / (ip @ ip))}
     return {"limits": limits, "ip": to_ip, "exact": exact.tolist(), "ip_against_exact": float(spearmanr(ip, exact)[0])}
 
 
 def language(run: Commands, draws: int, length: int) -> dict[str, Any]:
-    """A language model of one layer: what its draws say of themselves, and agreement with ip, ekfac and a second half."""
+    """A language model of one layer: what its draws say of themselves, and agreement with ip, ekfac and other draws."""
     characters(run.folder / "m.parquet", length)
     run("retrain", "m.parquet", "--model", "gpt:1x32", "--epochs", 20, "-o", "RUN")
     asked = ("m.parquet", "--checkpoint", "RUN")
@@ -77,22 +78,18 @@ def language(run: Commands, draws: int, length: int) -> dict[str, Any]:
 def page(found: dict[str, Any], sizes: dict[str, Any]) -> Page:
     """The limits, and the language model."""
     of = [f for f in found.values() if "limits" in f]
+    shown = (("spearman", 3), ("pearson", 3), ("slope", 2), ("rhat", 2), ("effective", 0))
     limits = table(
         ("nbeta", "Spearman with `exact`", "Pearson", "slope on `exact`", "worst R-hat", "effective draws of Phi"),
-        [
-            (f"{nbeta:,.0f}", *(spread([f["limits"][str(nbeta)][n] for f in of], d)
-                                for n, d in (("spearman", 3), ("pearson", 3), ("slope", 2), ("rhat", 2), ("effective", 0))))
-            for nbeta in NBETAS
-        ],
-    )  # fmt: skip
+        [(f"{b:,.0f}", *(spread([f["limits"][str(b)][n] for f in of], d) for n, d in shown)) for b in NBETAS],
+    )
     text = "The language model is left out: its text is not here."
     for f in found.values():
         if "language" in f:
-            text = table(
-                ("`gpt:1x32`, 120 rows", "Spearman"),
-                [("another seed of the draws", f"{f['again']:.2f}"),
-                 *((f"`{m}`", f"{v:.2f}") for m, v in f["against"].items())],
-            ) + f"\n\n{f['draws']:,} draws, worst R-hat {f['rhat']:.2f}, {f['effective']:.0f} effective draws of Phi."  # fmt: skip
+            rows = [("another seed of the draws", f"{f['again']:.2f}")]
+            rows += [(f"`{m}`", f"{v:.2f}") for m, v in f["against"].items()]
+            said = f"{f['draws']:,} draws, worst R-hat {f['rhat']:.2f}, {f['effective']:.0f} effective draws of Phi."
+            text = table(("`gpt:1x32`, 120 rows", "Spearman"), rows) + f"\n\n{said}"
     body = f"""
 Logistic regression, 300 rows, 10 features, 4 chains of {sizes["draws"]} draws (every fourth step). `exact` has the same
 damping, {DAMPING:g}, and no l2; {len(of)} seeds, mean (least to largest). For comparison, Spearman of `ip` with that
@@ -107,8 +104,7 @@ A language model of one layer on rows of {sizes["characters"]} characters, nbeta
 
 {text}
 """
-    return Page(body, lambda figure: draw(figure, of[0]), "Seed 0: scores by draws against exact influence of the same "
-                "damping, at a low and a high nbeta.", (7, 3.4))  # fmt: skip
+    return Page(body, lambda figure: draw(figure, of[0]), CAPTION, (7, 3.4))
 
 
 def draw(figure: Any, f: dict[str, Any]) -> None:
