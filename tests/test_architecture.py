@@ -29,7 +29,7 @@ WHOLE = (
     "test_docs.py",
     "test_ready_to_use.py",
 )  # of tests/: about all of the repository
-BESIDE = ("benchmarks", "peers", "reproduction")  # folders of tests/ that hold the package against a clock, libraries and a paper
+BESIDE = ("benchmarks", "peers", "reproduction")  # what holds the package against a clock, libraries and a paper
 
 
 NAMED = [  # modules that a file names in a string

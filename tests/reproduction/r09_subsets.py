@@ -77,11 +77,10 @@ is of 100 halves of another draw of 400 rows.
 
 {parted}
 
-`random` is the floor. At the optimum of a convex problem exact influence foretells retraining almost perfectly and `ip`
-clearly less well.
+`random` is the floor, and how far it is from 0 is what chance does.
 """
     return Page(body, lambda figure: draw(figure, list(found.values())), "Measured target loss of a half against what "
-                "scores predict, standardised.", (8, 3.4))  # fmt: skip
+                "scores predict, standardised.", (8, 3.8))  # fmt: skip
 
 
 def draw(figure: Any, of: list[Any]) -> None:
@@ -94,7 +93,7 @@ def draw(figure: Any, of: list[Any]) -> None:
             label = f"{name.removesuffix('_utility')}, {f['columns'][name]['lds']:.2f}"
             axes.scatter(standard(predicted), standard(np.array(f["measured"])), s=10, color=colour, label=label)
         axes.set(title=f["problem"], xlabel="predicted, standardised", ylabel="measured, standardised")
-        axes.legend(fontsize=8, title="LDS", title_fontsize=8)
+        axes.legend(fontsize=8, title="LDS", title_fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3)
 
 
 def standard(values: Any) -> Any:
