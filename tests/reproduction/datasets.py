@@ -40,7 +40,8 @@ def blobs(path: Path, seed: int, sizes: tuple[int, int, int] = (150, 100, 100), 
     """
     from sklearn.datasets import make_blobs
 
-    x, y = make_blobs(sum(sizes), centers=[(-2, -2), (2, 2)], cluster_std=1.0, random_state=seed)[:2]
+    made: Any = make_blobs(sum(sizes), centers=[(-2, -2), (2, 2)], cluster_std=1.0, random_state=seed)
+    x, y = made[:2]
     rng = np.random.default_rng(seed)
     labels = y.copy()
     wrong = rng.choice(sizes[0], flipped, replace=False)
@@ -56,7 +57,8 @@ def moons(path: Path, seed: int, clustered: bool) -> Path:
     """
     from sklearn.datasets import make_moons
 
-    x, y = make_moons(400, noise=0.2, random_state=seed)
+    made: Any = make_moons(400, noise=0.2, random_state=seed)
+    x, y = made
     rng, labels = np.random.default_rng(seed), y.copy()
     for c in (0, 1):
         of_class = np.flatnonzero(y[:200] == c)
@@ -69,7 +71,8 @@ def digits(path: Path, seed: int, noise: float) -> Path:
     """Scanned digits, 64 values in [0, 1]: 1,000 train rows, a share of them mislabelled, 297 target, 500 test."""
     from sklearn.datasets import load_digits
 
-    x, y = load_digits(return_X_y=True)
+    made: Any = load_digits(return_X_y=True)
+    x, y = made
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(x))
     x, y = x[order] / 16.0, y[order]
@@ -90,9 +93,10 @@ def rare_class(path: Path, seed: int) -> Path:
     """Rows as many as the bank data have, 51 features, 12.7 % of class 1: what stands in for it where it is absent."""
     from sklearn.datasets import make_classification
 
-    x, y = make_classification(
+    made: Any = make_classification(
         30488, 51, n_informative=12, n_redundant=8, weights=[0.873], class_sep=0.7, flip_y=0.03, random_state=seed
     )
+    x, y = made
     return write(path, x, y, y, (18292, 6098, 6098))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def write_page(name: str, found: dict[str, Any], sizes: dict[str, Any], results:
             ],
         ),
         "",
-        page.body.strip(),
+        wrapped(page.body.strip()),
         "",
         f"![{page.figure}]({name}.png)",
         "",
@@ -116,6 +117,15 @@ def write_page(name: str, found: dict[str, Any], sizes: dict[str, Any], results:
     return results / f"{name}.md"
 
 
+def wrapped(body: str) -> str:
+    """The body with its paragraphs filled to 118 columns; tables and headings stay as they are."""
+    blocks = body.split("\n\n")
+    return "\n\n".join(
+        b if b.startswith(("|", "#")) else textwrap.fill(b.replace("\n", " "), 118, break_on_hyphens=False)
+        for b in blocks
+    )
+
+
 def shown(value: Any) -> str:
     """A size as text."""
     return " / ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
@@ -128,7 +138,7 @@ def draw(page: Page, path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    look = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+    look: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
     with mpl.rc_context(look):
         figure = pyplot.figure(figsize=page.size, layout="constrained")
         page.draw(figure)

@@ -103,8 +103,8 @@ Trims of 20 of 200 rows, test accuracy:
 
 {trims}
 
-Loss, which the paper's figure leaves out, finds flips best. How well an influence function finds them depends on its
-damping and on how its curvature is made positive, so that one curve of it says little about influence functions.
+How well an influence function finds flips depends on its damping and on how its curvature is made positive, so that
+one curve of it says little about influence functions. The paper's figure has no line for loss.
 """
     return Page(body, lambda figure: draw(figure, groups), CAPTION, (9, 3.4))
 

@@ -19,7 +19,9 @@ CAPTION = (
     "dots are random trims."
 )
 METHODS = ("ip", "ip-ensemble", "ekfac", "datainf")
-COLOURS = dict(zip((*METHODS, "loss", "no edit"), (BLUE, GREEN, RED, "#cc79a7", ORANGE, "black"), strict=True))
+COLOURS: dict[str, str] = dict(
+    zip((*METHODS, "loss", "no edit"), (BLUE, GREEN, RED, "#cc79a7", ORANGE, "black"), strict=True)
+)
 RECIPE = ("--model", "hf:bert", "--epochs", 6, "--lr", 0.002, "--flips", "words")
 MEASURES = {"accuracy": True, "fair_score": False}
 
@@ -53,7 +55,7 @@ def encoder(run: Commands, seed: int) -> None:
     )  # fmt: skip
     tokens.save_pretrained(run.folder / "bert")
     torch.manual_seed(seed)
-    config = transformers.BertConfig(
+    config = transformers.BertConfig(  # pyright: ignore[reportCallIssue]
         vocab_size=len(special) + len(WORDS), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=128, max_position_embeddings=32, num_labels=2, pad_token_id=0,
     )  # fmt: skip
