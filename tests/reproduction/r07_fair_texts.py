@@ -55,9 +55,9 @@ def encoder(run: Commands, seed: int) -> None:
     )  # fmt: skip
     tokens.save_pretrained(run.folder / "bert")
     torch.manual_seed(seed)
-    config = transformers.BertConfig(  # pyright: ignore[reportCallIssue]
+    config = transformers.BertConfig(
         vocab_size=len(special) + len(WORDS), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=128, max_position_embeddings=32, num_labels=2, pad_token_id=0,
+        intermediate_size=128, max_position_embeddings=32, pad_token_id=0, num_labels=2,  # pyright: ignore[reportCallIssue]
     )  # fmt: skip
     transformers.BertForSequenceClassification(config).save_pretrained(run.folder / "bert")
 

@@ -92,8 +92,8 @@ def page(found: dict[str, Any], sizes: dict[str, Any]) -> Page:
             text = table(("`gpt:1x32`, 120 rows", "Spearman"), rows) + f"\n\n{said}"
     body = f"""
 Logistic regression, 300 rows, 10 features, 4 chains of {sizes["draws"]} draws (every {THIN}th step). `exact` has the
-same damping, {DAMPING:g}, and no l2; {len(of)} seeds, mean (least to largest). For comparison, Spearman of `ip` with that
-`exact`: {spread([f["ip_against_exact"] for f in of])}.
+same damping, {DAMPING:g}, and no l2; {len(of)} seeds, mean (least to largest). For comparison, Spearman of `ip` with
+that `exact`: {spread([f["ip_against_exact"] for f in of])}.
 
 {limits}
 
