@@ -52,7 +52,7 @@ def attack_texts(
         change = radius * _starts(keys, lengths, own.shape[2], facts["start"]).to(own)
     with differentiable_kernels(is_recurrent(model)):
         for _ in range(steps):
-            slope = _slope(model, inputs, change, labels, loss) * lengths[:, :, None]
+            slope = embedding_slopes(model, inputs, change, labels, loss) * lengths[:, :, None]
             change = _onto_ball(change + (step * mean)[:, None, None] * _directions(slope), radius)
     return NamedTensors({**inputs.tensors, CHANGE: change.detach()})
 
@@ -69,7 +69,7 @@ def embedding_of(model: nn.Module, spec: ModelSpec) -> nn.Module:
     return found
 
 
-def _slope(model: nn.Module, inputs: NamedTensors, change: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
+def embedding_slopes(model: nn.Module, inputs: NamedTensors, change: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
     """The gradient of every row's loss in the change of its embeddings [b, T, d]."""
     with torch.enable_grad():
         at = change.detach().requires_grad_()

@@ -19,6 +19,7 @@ from influence_cli.report.origin import made_at
 from influence_cli.report.page import environment
 from influence_cli.report.review.histogram import HEIGHT, WIDTH, histogram
 from influence_cli.report.review.rows import Counted, Review
+from influence_cli.report.review.shades import LEVELS
 from influence_cli.report.text_table import share
 from influence_cli.report.token_pieces import visible
 
@@ -31,8 +32,12 @@ def review_page(review: Review) -> str:
     made = environment()
     made.filters |= {"visible": visible, "share": _share}
     folder = importlib.resources.files("influence_cli.report") / "templates"
-    texts = ((folder / name).read_text(encoding="utf-8") for name in ("review.css", "review_cards.js", "review.js"))
-    style, script = next(texts), "".join(['"use strict";\n', *texts])
+
+    def joined(*names: str) -> str:
+        return "".join((folder / name).read_text(encoding="utf-8") for name in names)
+
+    style = joined("colours.css", "review.css", *(["shades.css"] if review.scale is not None else []))
+    script = '"use strict";\n' + joined("review_cards.js", "review.js")
     return made.get_template("review.html.j2").render(
         generator=GENERATOR,
         review=review,
@@ -43,6 +48,7 @@ def review_page(review: Review) -> str:
         data=as_json(_data(review)),
         drawn=histogram(review.scores, review.flagged, review.cut),
         width=WIDTH,
+        levels=LEVELS,
         height=HEIGHT,
         tables=[("class", "By class", review.by_class)]
         + [(f"slice {column}", f"By {column}", counts) for column, counts in review.by_slice.items()],

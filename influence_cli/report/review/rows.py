@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.report.review.shades import RowTokens, Scale
+
 KEEP, DROP, RELABEL = "keep", "drop", "relabel"  # what can be decided of a row
 Counted = tuple[str, int, int]  # a name, its rows, and how many of them are flagged
 
@@ -22,6 +24,7 @@ class Why:
     other_label: Sequence[tuple[str, str, float]] = ()  # nearest train rows of another label: id, label, similarity
     duplicates: Sequence[str] = ()  # ids of near-duplicates among the rows of the page
     more_duplicates: Sequence[tuple[str, str, str]] = ()  # of all train and target rows: id, split, label
+    tokens: RowTokens | None = None  # of a text, with the numbers that they are shaded by
 
     def named(self) -> list[str]:
         """The ids of the rows that it names."""
@@ -57,6 +60,7 @@ class ReviewRow:
     slices: dict[str, str] = field(default_factory=dict)  # by column of groups
     card: dict[str, Any] = field(default_factory=dict)  # what ``Kind.card`` says
     values: Sequence[Value] = ()
+    shades: dict[str, Any] = field(default_factory=dict)  # by column of text what ``shades.shaded`` says
     why: Why = field(default_factory=Why)
     copies: Sequence[tuple[str, str]] = ()  # (id, row key) of rows that are shown with it, and decided with it
 
@@ -72,7 +76,7 @@ class ReviewRow:
             "id": self.id, "key": self.row_key, "label": self.label, "number": self.number, "score": self.score,
             "rank": self.rank, "reason": self.reason, "proposed": self.proposed, "to": self.proposed_number,
             "gain": self.gain, "agreement": self.agreement, "slices": self.slices, **self.card,
-            "values": [[v.name, v.value, v.usual, v.odd] for v in self.values],
+            "shades": self.shades, "values": [[v.name, v.value, v.usual, v.odd] for v in self.values],
             "why": {name: some for name, some in why.items() if some}, "copies": [list(pair) for pair in self.copies],
         }  # fmt: skip
         return {name: value for name, value in found.items() if value not in (None, "", [], {})}
@@ -98,6 +102,7 @@ class Review:
     by_class: Sequence[Counted] = ()
     by_slice: dict[str, Sequence[Counted]] = field(default_factory=dict)
     pairs: Sequence[tuple[str, str, int]] = ()  # label, proposed label, rows
+    scale: Scale | None = None  # of the tokens' colours
     notes: Sequence[str] = ()
     not_shown: Sequence[str] = ()
     facts: Sequence[tuple[str, str]] = ()  # what the page was made from

@@ -21,6 +21,28 @@ function listed(title, entries, say) {
   return add(box, make("summary", "", title), list);
 }
 
+// A text, its tokens in colours where numbers of them are known; the strongest are named below it, for those who see
+// or print no colours.
+function textOf(name, text, shades) {
+  const box = shades ? make("div", "text") : make("div", "text", text), said = [];
+  box.dir = "auto";
+  box.tabIndex = 0;
+  box.setAttribute("role", "group");
+  box.setAttribute("aria-label", shades ? name + ", tokens in colours" : name);
+  if (!shades) return [box];
+  for (const [words, names, title] of shades.pieces) {
+    const piece = names || title ? make(names.includes("added") ? "bdi" : "span", names, words) : visible(words);
+    if (title) piece.title = title;
+    box.append(piece);
+  }
+  for (const [what, tokens] of shades.named) {
+    const line = make("p", "named", what + ": ");
+    tokens.forEach(([words, value], k) => add(line, k ? ", " : null, make("code", "", words), " " + value));
+    said.push(line);
+  }
+  return [box, ...said];
+}
+
 function valuesOf(row) {
   const table = make("table");
   const head = make("tr");
@@ -85,14 +107,7 @@ function cardOf(k) {
   for (const [name, value] of Object.entries(row.slices || {})) facts.push(`${name} ${value}`);
   add(about, make("p", "faint", facts.join(" · ")));
   add(card, add(head, about));
-  for (const [name, text] of Object.entries(row.texts || {})) {
-    const box = make("div", "text", text);
-    box.dir = "auto";
-    box.tabIndex = 0;
-    box.setAttribute("role", "group");
-    box.setAttribute("aria-label", name);
-    add(card, box);
-  }
+  for (const [name, text] of Object.entries(row.texts || {})) add(card, ...textOf(name, text, (row.shades || {})[name]));
   if (row.values) add(card, valuesOf(row));
   if (row.reason) add(card, make("p", "", row.reason));
   const why = row.why || {};

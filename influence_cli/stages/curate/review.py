@@ -19,6 +19,7 @@ from influence_cli.actions.protocol import Edits, Ints
 from influence_cli.data.classes import class_name
 from influence_cli.data.label_kinds import CLASSES
 from influence_cli.report.review.rows import DROP, KEEP, RELABEL, Counted, Review, ReviewRow, Why, together
+from influence_cli.report.review.shades import scale_of, shaded
 from influence_cli.stages.curate.combining import floats
 from influence_cli.stages.curate.curate import Curated, summarise
 from influence_cli.stages.curate.score_table import ScoreTable, proposed_labels
@@ -124,7 +125,7 @@ def _review(
         decisions=(KEEP, DROP, RELABEL) if by_class else (KEEP, DROP),
         classes=made.class_names if by_class else None, others=made.others(rows), by_class=_by_class(scores, flagged),
         by_slice={c: _counted(_texts(scores, c), flagged) for c in scores.group_columns},
-        pairs=[(a, b or "", k) for (a, b), k in pairs.most_common()],
+        pairs=[(a, b or "", k) for (a, b), k in pairs.most_common()], scale=made.scale,
         notes=[line[:1].upper() + line[1:] for line in notes], not_shown=not_shown, facts=_facts(scores),
     )  # fmt: skip
 
@@ -148,6 +149,7 @@ class _Rows:
         self.probability = floats(scores.table, "other_probability") if "other_probability" in names else None
         self.agreement = floats(scores.table, "agreement") if "agreement" in names else None
         self.slices = {column: _texts(scores, column) for column in scores.group_columns}
+        self.scale = scale_of(one.tokens for one in why.values() if one.tokens is not None)
 
     def rows(self, order: Ints) -> list[ReviewRow]:
         """Rows of the train rows at ``order``, in that order."""
@@ -156,7 +158,7 @@ class _Rows:
         ascending = scored.ascending()
         rank[ascending] = np.arange(1, len(ascending) + 1)
         usual = UsualValues.of(train)
-        cards = self._cards(order, usual)
+        cards, shades = self._cards(order, usual)
         made: list[ReviewRow] = []
         for i in order.tolist():
             number, gain = self._proposal(i)
@@ -169,7 +171,7 @@ class _Rows:
                 proposed=None if number is None else class_name(manifest.classes, number), proposed_number=number,
                 gain=gain, agreement=agreement if agreement is not None and np.isfinite(agreement) else None,
                 slices={column: text for column, texts in self.slices.items() if (text := texts[i]) is not None},
-                card=card, values=values, why=self.why.get(train.ids[i], Why()),
+                card=card, values=values, shades=shades.get(i, {}), why=self.why.get(train.ids[i], Why()),
             ))  # fmt: skip
         return made
 
@@ -198,18 +200,32 @@ class _Rows:
             return found, f"the model gives {class_name(self.scores.manifest.classes, found)} {self.probability[i]:.2f}"
         return found, ""
 
-    def _cards(self, order: Ints, usual: UsualValues | None) -> dict[int, tuple[dict[str, Any], Sequence[Any]]]:
-        """What is shown of the payload of each train row at ``order``; pictures up to ``MOST_BYTES``, in that order."""
+    def _cards(
+        self, order: Ints, usual: UsualValues | None
+    ) -> tuple[dict[int, tuple[dict[str, Any], Sequence[Any]]], dict[int, dict[str, Any]]]:
+        """What is shown of the payload of each train row at ``order``; and the shades of texts, where known.
+
+        Pictures are shown up to ``MOST_BYTES``, in that order.
+        """
         train, manifest = self.scores.train, self.scores.manifest
         place = {int(train.index[i]): i for i in order.tolist()}
         kind, cards = manifest.payload_kind, dict[int, tuple[dict[str, Any], Sequence[Any]]]()
+        shades = dict[int, dict[str, Any]]()
         for row, payload in manifest.payloads(train.index[order]):
             i = place[row]
             values = [] if usual is None else usual.of_row(kind.compared(payload), int(train.strata[i]))
             cards[i] = kind.card(payload, manifest.place(row, kind.column)), values
+            shades[i] = self._shades(train.ids[i], kind.as_values(payload) or {})
         for i in order.tolist():
             self.without_picture += not self._fits(cards[i][0])
-        return cards
+        return cards, shades
+
+    def _shades(self, row: str, texts: Mapping[str, Any]) -> dict[str, Any]:
+        """The texts of a row by column, their tokens in colours; nothing where their numbers are not known."""
+        tokens = self.why[row].tokens if row in self.why else None
+        if tokens is None or self.scale is None:
+            return {}
+        return {column: shaded(texts[column], some, self.scale) for column, some in tokens.columns.items()}
 
     def others(self, rows: Sequence[ReviewRow]) -> dict[str, dict[str, Any]]:
         """What is shown of rows that reasons name, by id, of whatever split; those of other manifests are not known."""

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from influence_cli.data.classes import Names, class_name
 from influence_cli.events import Listener, Progress
 from influence_cli.report.review.rows import Why
+from influence_cli.report.review.shades import RowTokens
+from influence_cli.report.token_pieces import Token
 from influence_cli.settings import Runtime
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import ScoreTable
+
+if TYPE_CHECKING:
+    from influence_cli.stages.score.tokens.shading import Shading
 
 TOP = 3  # rows of each list
 
@@ -60,6 +65,7 @@ def why_of(
             other_label=[(n.id, _label(n.label, names), n.similarity) for n in reasons.other_label],
             duplicates=[other for other in alike.get(i, ()) if other != i],
             more_duplicates=[(d.id, d.split, _label(d.label, names)) for d in reasons.duplicates],
+            tokens=_tokens(found.shading, i),
         )
         for i, reasons in found.rows.items()
     }
@@ -68,6 +74,16 @@ def why_of(
     if found.limit is not None:
         said.append(f"Duplicates are rows with the same content, or features up to 1 - cos = {found.limit:.2g} away.")
     return made, (shown if any(why.named() for why in made.values()) else []) + said
+
+
+def _tokens(shading: Shading | None, row: str) -> RowTokens | None:
+    """The tokens of a row with the numbers that a page shades them by."""
+    if shading is None or row not in shading.rows:
+        return None
+    by_column = shading.rows[row].items()
+    return RowTokens(
+        shading.what, {c: [Token(t.start, t.end, t.name, t.value, None) for t in some] for c, some in by_column}
+    )
 
 
 def _label(label: Any, names: Names | None) -> str:

@@ -1,13 +1,14 @@
 """Why a train row has its score, in rows that a person can look at.
 
-The target rows whose loss it raises most and lowers most, with their parts of the score (``target_parts``), and what is
-near to it by penultimate features (``nearby``): rows that help, rows of another label, and duplicates.
+The target rows whose loss it raises most and lowers most, with their parts of the score (``target_parts``), what is
+near to it by penultimate features (``nearby``): rows that help, rows of another label, and duplicates; and for a page
+of texts, what their tokens are shaded by (``tokens.shading``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from influence_cli.stages.score.nearby import duplicate_groups, most_similar, ne
 from influence_cli.stages.score.score import column_name
 from influence_cli.stages.score.stored import StoredRows
 from influence_cli.stages.score.target_parts import parts_by_target, why_no_parts
+from influence_cli.stages.score.tokens.shading import Shading, shading_of
 from influence_cli.store.arrow import values_of
 
 Floats = NDArray[np.float64]
@@ -92,6 +94,7 @@ class FoundReasons:
     groups: list[list[str]] = field(default_factory=list)
     limit: float | None = None  # largest 1 - cos of near-duplicates; None: exact ones alone
     missing: tuple[str, ...] = ()
+    shading: Shading | None = None  # of a page of texts
 
 
 def reasons_of(
@@ -111,7 +114,17 @@ def reasons_of(
     own = np.array([scores.get(i, np.nan) for i in run.train.ids], dtype=np.float64)
     place = {i: k for k, i in enumerate(run.train.ids)}
     places = np.array([place[i] for i in ids if i in place], dtype=np.int64)
-    return find_reasons(run, session, own, name, places, top)
+    return _with_shading(find_reasons(run, session, own, name, places, top), run, session, own, name, places)
+
+
+def _with_shading(
+    found: FoundReasons, run: Run, session: Session, scores: Floats, column: str, places: NDArray[np.int64]
+) -> FoundReasons:
+    """The same with what the tokens of texts are shaded by, or a sentence on why there is nothing."""
+    try:
+        return replace(found, shading=shading_of(run, session, *_method_of(run, column), places, scores))
+    except (InfluenceError, OSError, RuntimeError) as error:
+        return replace(found, missing=(*found.missing, f"no tokens are shaded: {_said(error)}"))
 
 
 def find_reasons(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import pytest
 from influence_cli.report.review.histogram import BINS, HEIGHT, histogram
 from influence_cli.report.review.page import as_json, review_page
 from influence_cli.report.review.rows import Review, ReviewRow, Value, Why, together
+from influence_cli.report.review.shades import RowTokens, scale_of, shaded
+from influence_cli.report.token_pieces import Token
 from tests.browser import chromium
 
 HOSTILE = "</script><script>window.hit=1</script><img src=http://127.0.0.1:9/x onerror=window.hit=2>\"'&\0\u2028\u202e"
@@ -167,6 +170,62 @@ def test_hostile_text_changes_nothing_and_nothing_is_fetched(browser: Any, tmp_p
     opened.page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=window.hit=3>')")
     assert opened.page.evaluate("fetch('http://127.0.0.1:9').then(() => 'sent', () => 'refused')") == "refused"
     assert opened.page.evaluate("window.hit") is None
+
+
+TEXT = f"no good {HOSTILE}"
+TOKENS = [Token(0, 0, "[CLS]", 0.1, None), Token(0, 2, "no", -2.0, None), Token(3, 7, "good", 1.0, None)]
+
+
+def with_tokens(what: str = "gradient") -> Review:
+    """A page of two rows, the tokens of one of which have numbers: 2 is the size of the full colour."""
+    tokens = RowTokens(what, {"text": TOKENS})
+    scale = scale_of([tokens])
+    assert scale is not None
+    scale = replace(scale, full=2.0)
+    shades = {"text": shaded(TEXT, TOKENS, scale)}
+    return review([row(0, card={"texts": {"text": TEXT}}, shades=shades), row(1)], scale=scale)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_tokens_are_shaded_by_their_numbers_and_named(browser: Any, tmp_path: Path, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    opened = Opened(browser, tmp_path / "page.html", with_tokens(), color_scheme=scheme)
+    page = opened.page
+    pieces = page.locator("#row-0 .text > *")
+    assert [(p.text_content(), p.get_attribute("title")) for p in pieces.all()[:3]] == [
+        ("[CLS]", "+0.1"), ("no", "−2"), ("good", "+1"),
+    ]  # fmt: skip
+    assert [p.get_attribute("class") for p in pieces.all()[:3]] == ["added", "n8 low", "p4 top"]
+    colours = [p.evaluate("e => getComputedStyle(e).backgroundColor") for p in pieces.all()[1:3]]
+    most = {"light": 0.62, "dark": 0.65}[scheme]
+    assert colours[0].startswith("rgba(")
+    assert float(colours[0].rstrip(")").split(",")[-1]) == pytest.approx(most, abs=0.01)
+    assert float(colours[1].rstrip(")").split(",")[-1]) == pytest.approx(most / 2, abs=0.01)
+    assert page.locator("#row-0 .named").all_text_contents() == [
+        "speaks for the label: good +1",
+        "speaks against it: no −2",
+    ]
+    assert page.locator("#row-1 .named").count() == 0
+    assert page.text_content("#row-1 .text") == "text 1"
+    assert "⟨U+0000⟩" in page.text_content("#row-0 .text")
+    assert "by gradient times embedding" in page.inner_text("main")
+    assert page.locator(".legend .scale i").count() == 17
+    found = axe.Axe().run(page)
+    assert [v["id"] for v in found.response["violations"] if v["impact"] in ("serious", "critical")] == []
+    assert (page.evaluate("window.hit"), opened.requests, opened.problems) == (None, [opened.url], [])
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_pieces_of_a_long_text_are_cut_as_a_card_is() -> None:
+    scale = scale_of([RowTokens("loss", {"text": [Token(0, 1, "a", -3.0, None)]})])
+    assert scale is not None
+    words = [Token(4 * k, 4 * k + 3, "abc", -1.0, None) for k in range(500)]
+    made = shaded("abc " * 500, words, scale)
+    assert made["pieces"][-1] == [" ... (500 more characters)", "", ""]
+    assert sum(len(p[0]) for p in made["pieces"][:-1]) == 1500
+    assert [what for what, _ in made["named"]] == ["least expected"]
+    assert scale_of([RowTokens("loss", {"text": [Token(0, 1, "a", 0.0, None)]})]) is None
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

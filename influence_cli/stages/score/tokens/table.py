@@ -53,7 +53,7 @@ class TokenScores:
 
 
 @dataclass(frozen=True)
-class _Column:
+class TokenColumn:
     """One method's scores of tokens under one objective."""
 
     name: str
@@ -77,14 +77,14 @@ def token_scores(run: Run, session: Session, request: TokenRequest, top: int) ->
     rows = run.train.take(places)
     fill_tokens(run, session, run.train.take(np.sort(places)), request.decomposition)
     columns = [
-        _column(run, session, rows, method, objective, request.decomposition)
+        column_of_tokens(run, session, rows, method, objective, request.decomposition)
         for method in run.methods
         for objective in run.objectives
     ]
     row_scores = {c.name: values_of(scored.column(c.name), np.nan)[places] for c in columns}
-    largest = _check_sums(run, rows, columns, row_scores)
+    largest = check_sums(run, rows, columns, row_scores)
     session.listener.note(f"the tokens' parts of a row sum to its score: off by at most {largest:.1g} of their sizes")
-    shared = _stored(run, session, rows, request.decomposition)
+    shared = stored_tokens(run, session, rows, request.decomposition)
     table = _table(run, session, rows, columns, row_scores, shared, request)
     about = {**described(request, top), "score_is": columns[0].name, "largest_gap": largest}
     said = {**provenance(scored.schema), "stage": "tokens", "tokens": about}
@@ -99,7 +99,7 @@ def describe_tokens(run: Run, session: Session, request: TokenRequest, top: int)
     return f"then the tokens of {rows} rows, as far as they are not stored{again}"
 
 
-def _stored(run: Run, session: Session, rows: Rows, decomposition: str) -> Arrays:
+def stored_tokens(run: Run, session: Session, rows: Rows, decomposition: str) -> Arrays:
     """What is stored of the rows' tokens where the first method begins; of the checkpoint itself if known."""
     method, objective = next(iter(run.methods)), next(iter(run.objectives))
     members = run.members_of[method]
@@ -112,7 +112,9 @@ def _read(run: Run, session: Session, rows: Rows, direction: str, decomposition:
     return QUANTITIES[part.quantity].folder(run, session, part).read(rows.payload_keys)
 
 
-def _column(run: Run, session: Session, rows: Rows, method: str, objective: str, decomposition: str) -> _Column:
+def column_of_tokens(
+    run: Run, session: Session, rows: Rows, method: str, objective: str, decomposition: str
+) -> TokenColumn:
     """A method's scores of tokens: their mean or sum over members, each over the size that rows are divided by."""
     stored, how = StoredRows(run, session, method), run.methods[method]
     own = positions(rows.row_keys, run.train.row_keys)
@@ -130,10 +132,10 @@ def _column(run: Run, session: Session, rows: Rows, method: str, objective: str,
         weights.append(member.weight)
     times = times_the_mean(how, weights)
     mean = ragged(times * weighted_mean([m[k] for m in members], weights) for k in range(len(rows)))
-    return _Column(column_name(run, f"{method}/{objective}"), mean)
+    return TokenColumn(column_name(run, f"{method}/{objective}"), mean)
 
 
-def _check_sums(run: Run, rows: Rows, columns: list[_Column], scores: dict[str, Floats]) -> float:
+def check_sums(run: Run, rows: Rows, columns: list[TokenColumn], scores: dict[str, Floats]) -> float:
     """How far the parts of a row sum to another score than its own, at most, of the sum of their sizes.
 
     Raises:
@@ -153,7 +155,7 @@ def _check_sums(run: Run, rows: Rows, columns: list[_Column], scores: dict[str, 
 
 
 def _table(
-    run: Run, session: Session, rows: Rows, columns: list[_Column], scores: dict[str, Floats], shared: Arrays,
+    run: Run, session: Session, rows: Rows, columns: list[TokenColumn], scores: dict[str, Floats], shared: Arrays,
     request: TokenRequest,
 ) -> pa.Table:  # fmt: skip
     """One row for every token of every row, in the order of the rows."""
@@ -173,7 +175,7 @@ def _table(
         "rank": array_of(rank[of].astype(np.int64)),
         "row_score": array_of(first[of]),
         "position": array_of(position),
-        "token": array_of_texts(_token_texts(run, session, rows, shared)),
+        "token": array_of_texts(token_texts(run, session, rows, shared)),
         "start": array_of(np.concatenate(list(shared["start"])).astype(np.int64)),
         "end": array_of(np.concatenate(list(shared["end"])).astype(np.int64)),
         "loss": array_of(np.concatenate(list(shared["loss"])).astype(np.float64), null=position == 0),
@@ -185,7 +187,7 @@ def _table(
     return pa.table(table)
 
 
-def _token_texts(run: Run, session: Session, rows: Rows, shared: Arrays) -> list[str]:
+def token_texts(run: Run, session: Session, rows: Rows, shared: Arrays) -> list[str]:
     """The characters of every token; the name of one that stands for none."""
     texts, called = _texts(rows), token_names(run, session) or {}
     found = list[str]()
