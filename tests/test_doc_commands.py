@@ -24,6 +24,9 @@ SMALLER = {  # what would take too long as it stands
     "--model resnet18": "--model mlp:4",
     "--input-size 64": "--input-size 8",  # photos are of 8x8 pixels
     "--input-size 32": "",  # train.parquet has features
+    "--features tf_efficientnet_lite0": "--features RUN",  # whose weights are not here
+    "--features-checkpoint lite0.safetensors": "",
+    "--features-size 128": "",
     "--set ip-ensemble.members=10": "--set ip-ensemble.members=2",
     "--seeds 5": "--seeds 2",
     "--seeds 2 --flips": "--seeds 1 --epochs 1 --flips",

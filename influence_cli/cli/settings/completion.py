@@ -13,7 +13,7 @@ METHODS = (  # their own table imports pyarrow, which takes too long here
     *("ip", "ip-ensemble", "exact", "cg", "lissa", "arnoldi", "ekfac", "datainf", "tracin"),
     *("gex", "gex-ip", "bif", "source", "trak", "loss", "margin"),
     *("self-tracin", "self-lissa", "aum", "el2n", "forget", "data-maps", "oof-loss", "oof-margin", "confident"),
-    *("knn", "outlier", "head-vm", "random"),
+    *("auto", "knn", "outlier", "probe", "target-probe", "head-vm", "random"),
 )
 
 
@@ -50,6 +50,7 @@ VALUES: dict[str, Values] = {  # by the name of an option without choices of its
     "set": _with_options,
     "export_as": _of("folder", "csv", "jsonl", "huggingface", "label-studio", "npz", "json", "fiftyone", "spotlight"),
     "model": _of("linear", "mlp:128", "mlp:128,128", "resnet18", "resnet50", "vit_tiny_patch16_224", "hf:", "python:"),
+    "features_model": _of("resnet18", "tf_efficientnet_lite0", "hf:"),
     "loss": _of("cross-entropy", "squared", "huber:1.0", "binary"),
     "combine": _of("ranksum", "zsum", "minrank", "lexi", "linear"),
     "params": _of("all", "linear", "last"),

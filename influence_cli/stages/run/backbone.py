@@ -14,6 +14,7 @@ from influence_cli.model.losses import loss_in_spec
 from influence_cli.model.new_spec import new_spec, outputs_of
 from influence_cli.model.spec import ENCODER, ModelSpec, is_own
 from influence_cli.stages.run.resolve import with_cut_texts
+from influence_cli.stages.run.usable_rows import usable, usable_train_rows
 
 if TYPE_CHECKING:
     from influence_cli.data.manifest import Manifest
@@ -108,7 +109,16 @@ def _refuse_other_payloads(named: str, spec: ModelSpec, manifest: Manifest) -> N
         raise UsageError(what, where=manifest.source, fix="name a model of such rows, or leave --features out")
 
 
-def rows_as(backbone: Backbone, inputs: Inputs, manifest: Manifest) -> ModelSpec:
-    """A spec that takes the rows with their labels, where no model is scored: it says which rows can be used."""
+def for_features(
+    backbone: Backbone, inputs: Inputs, manifest: Manifest, store: Store
+) -> tuple[ModelSpec, Manifest]:  # fmt: skip
+    """Where no model is scored: a spec that takes the rows with their labels, and the manifest less what it cannot use.
+
+    Raises:
+        ManifestError: a label has no class (and bad rows are not skipped), or no training row is left.
+    """
     outputs, loss = outputs_of(inputs, manifest), loss_in_spec(inputs.loss, manifest.label_kind, own=False)
-    return replace(backbone.model, num_classes=outputs, classes=manifest.classes, loss=loss, order=None)
+    spec = replace(backbone.model, num_classes=outputs, classes=manifest.classes, loss=loss, order=None)
+    manifest = usable(manifest.rows("train"), spec, inputs, store)
+    usable_train_rows(manifest)
+    return spec, manifest

@@ -16,7 +16,7 @@ from influence_cli.model.checkpoints import Trajectory
 from influence_cli.model.losses import loss_of
 from influence_cli.objectives import make_objectives
 from influence_cli.settings import GradSpec, Inputs
-from influence_cli.stages.run.backbone import resolve_backbone, rows_as
+from influence_cli.stages.run.backbone import for_features, resolve_backbone
 from influence_cli.stages.run.class_map import named_classes
 from influence_cli.stages.run.fit_set import open_fit_set, refuse_without_curvature, with_trained_l2
 from influence_cli.stages.run.members import with_members
@@ -54,9 +54,7 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
         refuse_objectives(objectives, manifest, model)
         usable_train_rows(manifest)
     elif backbone is not None:
-        about["rows_as"] = rows_as(backbone, inputs, manifest)
-        manifest = usable(manifest.rows("train"), about["rows_as"], inputs, store)
-        usable_train_rows(manifest)
+        about["rows_as"], manifest = for_features(backbone, inputs, manifest, store)
     takes = model or about.get("rows_as")
     target, overlap = manifest.rows("val"), manifest.rows("val").take(np.array([], dtype=np.int64))
     rows_of_target = spec.rows is not None and (inputs.target is not None or len(target) > 0)
