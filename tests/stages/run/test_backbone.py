@@ -2,7 +2,7 @@
 
 References: the features of timm's or transformers' own forward pass, and scores at the same model as a checkpoint.
 
-    python -m pytest tests/stages/test_backbone.py
+    python -m pytest tests/stages/run/test_backbone.py
 """
 
 from __future__ import annotations
