@@ -161,7 +161,7 @@ def opened(folder: Path, asked: argparse.Namespace) -> tuple[Any, Callable[[], t
     from torch.utils.data import TensorDataset
 
     about = json.loads((folder / "model.json").read_text())
-    model = timm.create_model(about["name"], num_classes=about["num_classes"])
+    model: Any = timm.create_model(about["name"], num_classes=about["num_classes"])
     model.load_state_dict(load_file(folder / "weights.safetensors"))
     model.eval()
     rows = {name: torch.from_numpy(array) for name, array in np.load(folder / "rows.npz").items()}
@@ -173,7 +173,8 @@ def opened(folder: Path, asked: argparse.Namespace) -> tuple[Any, Callable[[], t
 
     def sets() -> tuple[Any, Any]:
         inputs = features if asked.params == "last" else lambda x: x
-        return tuple(TensorDataset(inputs(rows[f"{part}x"]), rows[f"{part}y"]) for part in ("", "target_"))
+        train, target = (TensorDataset(inputs(rows[f"{part}x"]), rows[f"{part}y"]) for part in ("", "target_"))
+        return train, target
 
     head = torch.nn.Sequential()
     head.add_module(LAST, model.get_submodule(LAST))
@@ -232,7 +233,7 @@ class Library:
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
-        said = json.loads(line) if line else {"error": self.log.read_text()[-2000:]}
+        said: dict[str, Any] = json.loads(line) if line else {"error": self.log.read_text()[-2000:]}
         if "error" in said:
             raise SystemExit(f"{self.name}: {said['error']}")
         return said["cpu"]
