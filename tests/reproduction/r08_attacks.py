@@ -112,8 +112,8 @@ Differences in points; all edits are of 5 % of the rows, weights of all of them.
 
 Post-attack accuracy follows from accuracy alone, here as in the paper (its post-attack lines are what the same formula
 gives for its attack). The paper's defended accuracy on Bank is above its clean accuracy and near the share of the
-majority class, and it measures attacks made for the model without edits alone: `attacked_static`. What is left where the
-attacker sees the edited model is `attacked_adaptive`.
+majority class, and it measures attacks made for the model without edits alone: `attacked_static`. What is left where
+the attacker sees the edited model is `attacked_adaptive`.
 """
     return Page(body, lambda figure: draw(figure, groups), CAPTION, (9, 3.6))
 
