@@ -200,6 +200,16 @@ def test_the_action_passes_a_mistake_on_and_says_no_verdict(repository: Path, pr
     assert "error: " in ran.out
 
 
+def test_the_action_takes_a_rate_of_false_discoveries_and_limits_by_slice(repository: Path, programs: Path) -> None:
+    ran = act(repository, programs, fdr="50%", max_flagged="", max_flagged_per="split=100%\nid=100%\n")
+    assert (ran.code, ran.outputs["gate"]["verdict"]) == (0, "clean"), ran.out
+    ran = act(repository, programs, fdr="nonsense")
+    assert (ran.code, "--fdr" in ran.out) == (2, True)
+    ran = act(repository, programs, max_flagged="", max_flagged_per="split=0%")
+    assert (ran.code, ran.outputs["gate"]["verdict"]) == (1, "tripped"), ran.out
+    assert "split" in ran.out
+
+
 def test_no_input_of_the_action_is_text_of_a_command(repository: Path, programs: Path) -> None:
     action = yaml.safe_load(ACTION.read_text())
     assert all("${{" not in step.get("run", "") for step in action["runs"]["steps"])
@@ -239,6 +249,14 @@ def test_the_job_leaves_its_reports_whatever_the_verdict(
     reports = made["artifacts"]["reports"]
     assert json.loads((repository / reports["codequality"]).read_text())
     assert "<testsuite" in (repository / reports["junit"]).read_text()
+
+
+def test_the_job_takes_a_rate_of_false_discoveries_and_limits_by_slice(repository: Path, programs: Path) -> None:
+    ran = job(repository, programs, GATE_FDR="nonsense")
+    assert (ran.returncode, "--fdr" in ran.stderr) == (2, True)
+    ran = job(repository, programs, GATE_MAX_FLAGGED="", GATE_MAX_FLAGGED_PER="split=0%")
+    assert ran.returncode == 1, ran.stderr
+    assert "split" in ran.stdout + ran.stderr
 
 
 def test_the_job_passes_a_mistake_on(repository: Path, programs: Path) -> None:

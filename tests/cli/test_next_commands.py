@@ -120,6 +120,7 @@ def test_a_place_that_is_taken_is_not_proposed(tmp_path: Path, scored: Path) -> 
     (tmp_path / "clean.parquet").write_text("mine")
     ran = call_cli("curate", scored, "-n", cwd=tmp_path)
     assert next_words(ran)[-1] == "clean-2.parquet"
+    assert next_words(call_cli("curate", scored, "-n", "-o", "mine.parquet", cwd=tmp_path))[-1] == "mine.parquet"
 
 
 def test_the_answer_about_fairness_edits_is_the_gap_between_the_groups(made: Path) -> None:

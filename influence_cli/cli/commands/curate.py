@@ -86,7 +86,8 @@ def _show_next(
         return
     if written is None:
         if source != "-":
-            show_next("curate", source, *settings.repeated(), "-o", "clean.parquet")
+            place = result.output if result.output not in (None, "-") else "clean.parquet"
+            show_next("curate", source, *settings.repeated(), "-o", place)
         return
     origin, label = curated.scores.provenance, curated.scores.label
     groups = [column for column in scored_groups(origin) if column in curated.scores.group_columns]

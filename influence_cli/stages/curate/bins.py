@@ -14,6 +14,9 @@ By canaries a row has a probability that its label is wrong, with a 95% interval
     abstain  high < 1/2                         editing would do more harm
     review   all others                         canaries do not tell, or the budget is spent
 
+Where a recall is asked for (``--target-recall``) no row beyond the cut is in abstain: the recall is that of the rows
+beyond it, acted on or reviewed.
+
 Only rows to act on are edited; the others stay as they are unless a person decides otherwise.  A review is worth what
 it is expected to gain over leaving the row alone (value of information, Howard 1966): E[max(-s, 0)] with s normal about
 the mean of the members, which is large where a row is both uncertain and of consequence; or, by canaries, the
@@ -138,6 +141,8 @@ def binned(scores: ScoreTable, request: CurateRequest, beyond: Mask, last: float
         gain = scores.scored.best_label_gain
         value = probability * (1.0 if gain is None else gain)
         act, abstain = beyond & (low > EVEN), high < EVEN
+        if request.target_recall is not None:
+            abstain &= ~beyond
         named = _named(has_score, {ACT: act, ABSTAIN: abstain, REVIEW: has_score})
         told = [
             f"wrong with probability {p:.2f} ({a:.2f} to {b:.2f})"
@@ -185,7 +190,7 @@ def _why(last: float, by_canaries: bool) -> dict[str, str]:
     if by_canaries:
         return {
             ACT: "beyond the cut and more likely wrong than not",
-            REVIEW: "canaries do not tell, or it is not beyond the cut",
+            REVIEW: "canaries do not tell, it is not beyond the cut, or it is and the recall needs it",
             ABSTAIN: "more likely right than not",
         }
     return {

@@ -149,6 +149,23 @@ def test_bins_by_canaries_are_about_even_odds(there: Path) -> None:
     assert {of[i] for i in canary} == {""}
 
 
+def test_a_recall_that_is_asked_for_leaves_no_row_beyond_the_cut_alone(there: Path) -> None:
+    table = pq.read_table("s.parquet")
+    free = table.filter(table.column("canary").is_null()).sort_by("score_loss")
+    scores, order = sorted(set(free.column("score_loss").to_pylist())), free.column("id").to_pylist()
+    probability = [0.9] * 10 + [0.5] * 10 + [0.1] * (len(scores) - 20)
+    found = []
+    for rows in (15, 40):
+        cut = cut_of(scores, probability, 0.2, free.column("score_loss")[rows - 1].as_py(), rows)
+        asked = {"by": ("score_loss",), "bins": "x", "target_recall": "0.5", "options": {"trim": {"guard": False}}}
+        bins = curate(CurateRequest("s.parquet", cut=cut, **asked))
+        assert bins.bins is not None
+        of = dict(zip(bins.scores.train.ids, bins.bins.names.tolist(), strict=True))
+        found.append([of[i] for i in order])
+    assert found[0] == ["act"] * 10 + ["review"] * 10 + ["abstain"] * (len(order) - 20)
+    assert found[1] == ["act"] * 10 + ["review"] * 30 + ["abstain"] * (len(order) - 40)
+
+
 def test_a_column_without_members_is_told_by_canaries_or_refused(there: Path) -> None:
     ran = call_cli("curate", "s.parquet", "--by", "loss", "--bins", "b.parquet", "--budget", "20%", cwd=there)
     assert ran.code == 0, ran.err
