@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from influence_cli.cli.console import terminal
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from influence_cli.stages.curate.canary_cut import CanaryCut, Interval
     from influence_cli.stages.curate.curate import Curated
 
+TOLERABLE = 0.1  # half of the interval of a recall that is still told well
 CAUTION = "as far as planted labels are as hard to find as real ones; labels that people confuse are harder"
 
 
@@ -37,7 +39,19 @@ def cut_lines(cut: CanaryCut) -> list[str]:
     fine = "" if cut.fine is None or cut.fine_interval is None else f", {_share(cut.fine, cut.fine_interval)} are fine"
     low, high = cut.wrong_interval
     wrong = f"{cut.wrong_rows:,.0f} labels ({low:,.0f} to {high:,.0f}) are wrong"
-    return [*lines, f"{cut.canaries:,} canaries expect: {recall}{fine}; {wrong}", f"  {CAUTION}"]
+    return [*lines, f"{cut.canaries:,} canaries expect: {recall}{fine}; {wrong}", f"  {CAUTION}", *_too_few(cut)]
+
+
+def _too_few(cut: CanaryCut) -> list[str]:
+    """That the recall is not told well, and by about how many canaries it would be: errors fall with their root."""
+    half = (cut.recall_interval[1] - cut.recall_interval[0]) / 2
+    if half <= TOLERABLE:
+        return []
+    enough = math.ceil(cut.canaries * (half / TOLERABLE) ** 2)
+    return [
+        f"  so few canaries tell the recall to within {100 * half:.0f} points, about {enough:,} would to within "
+        f"{100 * TOLERABLE:.0f}: retrain with a larger --canaries"
+    ]
 
 
 def _share(value: float, interval: Interval) -> str:

@@ -84,7 +84,7 @@ def shaded(text: str, tokens: Sequence[Token], scale: Scale) -> dict[str, Any]:
     strongest = {sign: _strongest(pieces, sign) for sign in (1, -1)}
     marks = {id(p): "top" for p in strongest[1]} | {id(p): "low" for p in strongest[-1]}
     said = ((1, scale.meaning.above), (-1, scale.meaning.below))
-    named = [[what, [[quoted(p.text), _signed(p)] for p in strongest[sign]]] for sign, what in said if what]
+    named = [[what, [[quoted(p.text.strip()), _signed(p)] for p in strongest[sign]]] for sign, what in said if what]
     return {
         "pieces": [[p.text, _classes(p, scale, marks.get(id(p), "")), _title(p)] for p in _cut_short(pieces)],
         "named": [entry for entry in named if entry[1]],

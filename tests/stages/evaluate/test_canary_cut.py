@@ -6,6 +6,7 @@ python -m pytest tests/stages/evaluate/test_canary_cut.py
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import influence_cli
+from influence_cli.cli.show.canary_cut import cut_lines
 from influence_cli.data.tables import PROVENANCE_KEY
 from influence_cli.errors import UsageError
 from influence_cli.settings import Runtime
@@ -80,6 +82,9 @@ def test_the_edits_are_the_rows_below_the_cut(there: Path) -> None:
     edits = pa.csv.read_csv("e.csv")
     assert sorted(edits.column("id").to_pylist()) == sorted(np.array(table.column("id").to_pylist())[below].tolist())
     assert f"50 canaries expect: {cut.rows} rows beyond the cut hold {100 * cut.recall:.1f}%" in ran.err
+    wide, narrow = (cut_lines(replace(cut, recall_interval=ends)) for ends in ((0.5, 0.9), (0.7, 0.89)))
+    assert "tell the recall to within 20 points, about 200 would to within 10: retrain" in wide[-1]
+    assert not any("so few" in line for line in narrow)
     edited = influence_cli.curate(
         "s.parquet", by="loss", target_recall=0.8, options={"trim": {"guard": False}}, store=".influence"
     )
