@@ -80,6 +80,7 @@ def _data(review: Review) -> dict[str, Any]:
         "classes": None if review.classes is None else list(review.classes),
         "decisions": list(review.decisions),
         "column": review.column,
+        "manifest": review.manifest,
         "rows": [row.as_dict() for row in review.rows],
         "others": review.others,
     }

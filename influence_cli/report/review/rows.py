@@ -97,6 +97,7 @@ class Review:
     cut: float | None  # the largest score that is flagged, where those below it are
     column: str
     decisions: Sequence[str]  # keep, drop, relabel
+    manifest: str = ""  # the fingerprint of the rows' manifest
     classes: Sequence[str] | None = None  # names that a row can be given
     others: dict[str, dict[str, Any]] = field(default_factory=dict)  # cards of rows that reasons name, by id
     by_class: Sequence[Counted] = ()

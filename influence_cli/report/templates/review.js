@@ -120,7 +120,7 @@ function save() {
       made.push(entry);
     }
   }
-  const about = {schema_version: 1, made_by: "influence", table: data.fingerprint, column: data.column,
+  const about = {schema_version: 1, made_by: "influence", table: data.fingerprint, column: data.column, manifest: data.manifest,
     rows: total, undecided: total - made.length, decisions: made};
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([JSON.stringify(about, null, 1) + "\n"], {type: "application/json"}));

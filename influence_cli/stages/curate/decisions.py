@@ -97,7 +97,19 @@ def _read(path: str, scores: ScoreTable) -> tuple[list[Decision], list[str]]:
         return _of_tasks(value, path, scores)
     if not isinstance(value, dict) or not isinstance(value.get("decisions"), list):
         raise UsageError("no list of decisions", where=path, fix=SAVE)
-    return [_decision(k, entry, path, scores) for k, entry in enumerate(value["decisions"], 1)], []
+    decisions = [_decision(k, entry, path, scores) for k, entry in enumerate(value["decisions"], 1)]
+    return decisions, _made_of_another(value, scores)
+
+
+def _made_of_another(value: dict[str, Any], scores: ScoreTable) -> list[str]:
+    """What to know where the page was made of another manifest: each row is known by its id and row key."""
+    manifest, own = value.get("manifest"), scores.manifest.fingerprint
+    if not isinstance(manifest, str) or manifest in ("", own):
+        return []
+    return [
+        f"decided on a page of another manifest ({manifest[:12]}, and this one is {own[:12]}): the rows that were "
+        "decided on are here by their ids, with the same content and labels"
+    ]
 
 
 def _decision(number: int, entry: Any, path: str, scores: ScoreTable) -> Decision:

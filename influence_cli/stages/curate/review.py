@@ -114,14 +114,19 @@ def _review(
             f"{MOST_BYTES >> 20} MiB of them."
         )
     together_rows = together(rows, [scores.train.payload_keys[i].tobytes() for i in shown])
-    if len(together_rows) < len(rows):
-        not_shown.append(f"{len(rows) - len(together_rows):,} rows are shown with a row that they are duplicates of.")
+    if copies := len(rows) - len(together_rows):
+        some = (
+            "1 row is shown with the row that it is a duplicate"
+            if copies == 1
+            else (f"{copies:,} rows are shown with a row that they are duplicates")
+        )
+        not_shown.append(f"{some} of.")
     pairs = Counter((row.label, row.proposed) for row in rows if row.proposed is not None)
     by_class = scores.manifest.label_kind.holds == CLASSES
     return Review(
         title=title, answer=answer, command=commands.made, apply=commands.apply,
         fingerprint=_fingerprint(scores, shown, edits), rows=together_rows, scores=scores.scored.score,
-        flagged=flagged, cut=cut, column=scores.column,
+        flagged=flagged, cut=cut, column=scores.column, manifest=scores.manifest.fingerprint,
         decisions=(KEEP, DROP, RELABEL) if by_class else (KEEP, DROP),
         classes=made.class_names if by_class else None, others=made.others(rows), by_class=_by_class(scores, flagged),
         by_slice={c: _counted(_texts(scores, c), flagged) for c in scores.group_columns},

@@ -239,3 +239,14 @@ def test_the_same_page_has_the_same_bytes_and_says_how_it_was_made(folder: Path)
     ok(*CURATE, "--report", "a.html", "-q", cwd=folder)  # an earlier page is replaced
     ran = call_cli(*CURATE, "--report", "m.parquet", cwd=folder)
     assert (ran.code, "is read by this run" in ran.err) == (2, True)
+
+
+def test_decisions_of_another_manifest_are_taken_with_a_word(folder: Path) -> None:
+    own = open_manifest(str(folder / "m.parquet")).fingerprint
+    about = {"decisions": [decision(folder, 1, "drop")]}
+    for named, said in ((own, False), ("f" * 32, True)):
+        ran, edits = applied(folder, {**about, "manifest": named})
+        assert len(edits) == 1
+        assert (f"another manifest (ffffffffffff, and this one is {own[:12]})" in " ".join(ran.err.split())) == said
+        for name in ("c.parquet", "e.parquet"):
+            (folder / name).unlink()
