@@ -13,7 +13,7 @@ METHODS = (  # their own table imports pyarrow, which takes too long here
     *("ip", "ip-ensemble", "exact", "cg", "lissa", "arnoldi", "ekfac", "datainf", "tracin"),
     *("gex", "gex-ip", "bif", "source", "trak", "loss", "margin"),
     *("self-tracin", "self-lissa", "aum", "el2n", "forget", "data-maps", "oof-loss", "oof-margin", "confident"),
-    *("auto", "knn", "outlier", "probe", "target-probe", "head-vm", "random"),
+    *("knn", "outlier", "probe", "target-probe", "head-vm", "auto", "random"),
 )
 
 
