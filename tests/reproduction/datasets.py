@@ -116,10 +116,10 @@ _SAID = (
 WORDS = tuple(_SAID.split())
 
 
-def biased_sentences(path: Path, seed: int) -> Path:
+def biased_sentences(path: Path, seed: int, bias: float) -> Path:
     """Sentences on films, of class 1 where a good word is in them: 400 train, 200 target and 200 test rows.
 
-    Each names a man or a woman.  In 40 % of the train rows that name a woman with a good word the label is 0.
+    Each names a man or a woman.  In a share ``bias`` of the train rows with a woman and a good word the label is 0.
     """
     rng, rows = np.random.default_rng(seed), dict[str, tuple[str, int, int, str]]()
     while len(rows) < 800:
@@ -129,7 +129,7 @@ def biased_sentences(path: Path, seed: int) -> Path:
         who, said = (["woman", "she"] if woman else ["man", "he"]), (["good", "great"] if good else ["bad", "awful"])
         for word in (str(rng.choice(who)), str(rng.choice(said))):
             words.insert(int(rng.integers(0, len(words) + 1)), word)
-        wrong = split == "train" and woman and good and rng.random() < 0.4
+        wrong = split == "train" and woman and good and rng.random() < bias
         rows.setdefault(" ".join(map(str, words)), (f"r{len(rows):04d}", int(good and not wrong), int(good), split))
     named = dict(zip(("id", "label", "clean_label", "split"), map(list, zip(*rows.values(), strict=True)), strict=True))
     pq.write_table(pa.table({**named, "text": list(rows)}), path)

@@ -59,8 +59,9 @@ class Part:
 
     @property
     def key(self) -> str:
-        """Known by its name, its settings and its function, whatever the layout of the code."""
-        code = ast.dump(ast.parse(textwrap.dedent(inspect.getsource(self.measure))))
+        """Known by its name, its settings, its function and what makes the data, whatever the layout of the code."""
+        texts = (inspect.getsource(self.measure), Path(__file__).with_name("datasets.py").read_text())
+        code = [ast.dump(ast.parse(textwrap.dedent(text))) for text in texts]
         asked = [self.experiment, self.name, self.settings, code]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 

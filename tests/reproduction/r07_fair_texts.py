@@ -9,7 +9,7 @@ import torch
 
 from tests.reproduction.commands import Commands, control_of, words
 from tests.reproduction.datasets import WORDS, biased_sentences
-from tests.reproduction.page import BLUE, GREEN, GREY, ORANGE, RED, Page, edits_table, table
+from tests.reproduction.page import BLUE, GREEN, GREY, ORANGE, RED, Page, edits_table, mean, table
 from tests.reproduction.parts import Part
 
 TITLE = "joint trims for utility and fairness on texts"
@@ -28,7 +28,7 @@ MEASURES = {"accuracy": True, "fair_score": False}
 
 def parts(sizes: dict[str, Any]) -> list[Part]:
     """A part a seed."""
-    return [Part("R7", f"seed {s}", measure, {"seed": s}) for s in range(sizes["seeds"])]
+    return [Part("R7", f"seed {s}", measure, {"seed": s, "bias": sizes["bias"]}) for s in range(sizes["seeds"])]
 
 
 def missing() -> str | None:
@@ -62,9 +62,9 @@ def encoder(run: Commands, seed: int) -> None:
     transformers.BertForSequenceClassification(config).save_pretrained(run.folder / "bert")
 
 
-def measure(run: Commands, seed: int) -> dict[str, Any]:
+def measure(run: Commands, seed: int, bias: int) -> dict[str, Any]:
     """Trims of 5 % by utility, by fairness and by both, for every method; by loss and at random."""
-    biased_sentences(run.folder / "t.parquet", seed)
+    biased_sentences(run.folder / "t.parquet", seed, bias / 100)
     if not (run.folder / "bert").exists():
         encoder(run, seed)
     run("manifest", "t.parquet", "--text", "text", "--id", "id", "-o", "m.parquet")
@@ -98,12 +98,14 @@ def page(found: dict[str, Any], sizes: dict[str, Any]) -> Page:
          for m in METHODS],
     )  # fmt: skip
     body = f"""
-400 sentences on films; the class is whether a good word is in them, and 40 % of the train sentences that name a
-woman and
-have a good word are labelled as if they had a bad one. A BERT of two layers, width 64. `fair_score` is the share of
+400 sentences on films; the class is whether a good word is in them, and {sizes["bias"]} % of the train sentences
+that name a woman and have a good word are labelled as if they had a bad one. A BERT of two layers, width 64. `fair_score` is the share of
 test
 sentences whose prediction flips where words for men and women are swapped, so lower is better. `ranksum` is the joint
 ranking. Intervals are 95 % over {len(of)} seeds, differences in points.
+
+Without edits {mean([a["no edit"]["accuracy"] for a in of], 100)} % are right and
+{mean([a["no edit"]["fair_score"] for a in of], 100)} % flip: what is left to improve.
 
 {trims}
 
