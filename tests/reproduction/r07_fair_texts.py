@@ -99,7 +99,8 @@ def page(found: dict[str, Any], sizes: dict[str, Any]) -> Page:
     )  # fmt: skip
     body = f"""
 400 sentences on films; the class is whether a good word is in them, and {sizes["bias"]} % of the train sentences
-that name a woman and have a good word are labelled as if they had a bad one. A BERT of two layers, width 64. `fair_score` is the share of
+that name a woman and have a good word are labelled as if they had a bad one. A
+BERT of two layers, width 64. `fair_score` is the share of
 test
 sentences whose prediction flips where words for men and women are swapped, so lower is better. `ranksum` is the joint
 ranking. Intervals are 95 % over {len(of)} seeds, differences in points.
