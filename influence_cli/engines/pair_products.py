@@ -2,10 +2,11 @@
 
     < g_i, g_t > = sum over layers of  sum_pq (a_ip . a_tq)(d_ip . d_tq)
 
-with inputs a (of a convolution, patches) and output gradients d at positions p and q; no gradient is made whole.  With
-few positions that is far cheaper than the product of the layer's two row gradients; where it is not, these are made and
-multiplied, layer by layer.  A held row costs one forward and one backward pass, another row the same whatever the
-number of held rows, and a pair the products alone.
+with inputs a (of a convolution, patches) and output gradients d at positions p and q; no gradient is made whole.  Of an
+embedding, positions of the same token meet: sum_pq [token_ip = token_tq] (d_ip . d_tq).  With few positions that is far
+cheaper than the product of the layer's two row gradients; where it is not, these are made and multiplied, layer by
+layer.  A held row costs one forward and one backward pass, another row the same whatever the number of held rows, and a
+pair the products alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from influence_cli.engines.row_values import RowValues
 from influence_cli.errors import ModelError
 from influence_cli.model.losses import RowLoss
 
-LARGEST = 1 << 20  # most parameters of a block that is no linear layer or convolution: its row gradients are made
+LARGEST = 1 << 20  # most parameters of a block of another kind than layers and embeddings: its row gradients are made
 PAIR_VALUES = 1 << 24  # most products of positions that are made at once
 
 
@@ -49,6 +50,31 @@ class _Factors:
             some = slice(first, first + step)
             both = _gram(self.a, a[some]) * _gram(self.d, d[some])
             parts.append(both.sum((1, 3), dtype=torch.float64))
+        return torch.cat(parts, 1)
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """An embedding's part of b rows as tokens [b, T] and output gradients d [b, T, O] by position."""
+
+    at: Tensor
+    d: Tensor
+
+    @property
+    def values(self) -> int:
+        return self.at.numel() + self.d.numel()
+
+    def products(self, other: Block) -> Tensor:
+        """With the rows of another batch: float64 [held, b]."""
+        found = other.tokens()
+        assert found is not None
+        at, d = found
+        step = max(1, PAIR_VALUES // max(1, self.at.numel() * at.shape[1]))
+        parts = list[Tensor]()
+        for first in range(0, len(at), step):
+            some = slice(first, first + step)
+            same = self.at[:, :, None, None] == at[some][None, None]
+            parts.append((_gram(self.d, d[some]) * same).sum((1, 3), dtype=torch.float64))
         return torch.cat(parts, 1)
 
 
@@ -82,7 +108,7 @@ class PairProducts:
     def __init__(self, point: Point, loss: RowLoss) -> None:
         """Nothing is held yet."""
         self._rows = RowValues(point, loss, ())
-        self._held: list[list[_Factors | _Whole]] = []  # by batch that was held, and by block
+        self._held: list[list[_Factors | _Tokens | _Whole]] = []  # by batch that was held, and by block
 
     @property
     def values(self) -> int:
@@ -100,7 +126,7 @@ class PairProducts:
             raise ModelError("the logits of no row are finite", fix="check the checkpoint and the inputs")
         assert self._rows.layers is not None
         for layout in self._rows.layers.blocks:
-            if layout.affine is None and layout.size > LARGEST:
+            if layout.affine is None and layout.embedding is None and layout.size > LARGEST:
                 what = f"the row gradients of {layout.name} ({layout.size:,} parameters) are too large to be made"
                 raise ModelError(what, fix="select others with --params")
         _, blocks = self._rows.blocks(x, labels)
@@ -125,8 +151,13 @@ class PairProducts:
         return products
 
 
-def _part(block: Block) -> _Factors | _Whole:
-    """The cheaper of the two."""
+def _part(block: Block) -> _Factors | _Tokens | _Whole:
+    """The cheapest that the block has."""
+    tokens = block.tokens()
+    if tokens is not None and (
+        tokens[0].shape[1] ** 2 < block.layout.size // tokens[1].shape[2] or block.layout.size > LARGEST
+    ):
+        return _Tokens(*tokens)
     places = _positions(block)
     if places is not None and places * places * _width(block.layout) < block.layout.size:
         found = block.homogeneous()

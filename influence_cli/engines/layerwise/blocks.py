@@ -16,6 +16,7 @@ from torch import Tensor
 from influence_cli.engines.layerwise.affine import Affine
 from influence_cli.engines.layerwise.own_forward import Call, OwnForward
 from influence_cli.engines.layerwise.protocol import Named, Rule, total
+from influence_cli.engines.layerwise.rules import Embedding
 
 MATERIALISED = 1 << 24  # most values of row gradients that are made at once for a norm
 POSITIONS = 1 << 25  # most values of inputs by position that are made at once
@@ -71,6 +72,12 @@ class BlockLayout:
         rule = self.sites[0].rule if len(self.sites) == 1 else None
         whole = isinstance(rule, Affine) and "weight" in self.sites[0].names
         return rule if isinstance(rule, Affine) and whole and rule.groups == 1 else None
+
+    @property
+    def embedding(self) -> Embedding | None:
+        """The rule of a block that is one embedding; else None."""
+        rule = self.sites[0].rule if len(self.sites) == 1 else None
+        return rule if isinstance(rule, Embedding) else None
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,21 @@ class Block:
         if "bias" in self.layout.sites[0].names:
             a = torch.cat([a, a.new_ones(*a.shape[:2], 1)], 2)
         return a, d
+
+    def tokens(self) -> tuple[Tensor, Tensor] | None:
+        """(tokens [b, T], d [b, T, width]) of an embedding, else None: d_t is added to the gradient of token t's row.
+
+        Several calls are further positions.
+        """
+        rule = self.layout.embedding
+        if rule is None:
+            return None
+        parts = [rule.positions(call.a, call.d, call.b) for _, call in self.calls]
+        if not parts:
+            nothing = torch.zeros(self.b, 0, dtype=torch.int64, device=self.like.device)
+            return nothing, self.like.new_zeros(self.b, 0, rule.shape[1])
+        at, d = (torch.cat(some, 1) for some in zip(*parts, strict=True))
+        return at, d
 
     def positions(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """(rows, a~ [r, T, I], d [r, T, O]) of an affine block, as many rows at a time as memory holds."""

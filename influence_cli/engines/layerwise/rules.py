@@ -24,24 +24,25 @@ class Embedding:
     def __init__(self, module: nn.Embedding) -> None:
         self.shape, self.padding = module.weight.shape, module.padding_idx
 
-    def _flat(self, a: Tensor, d: Tensor, b: int) -> tuple[Tensor, Tensor]:
+    def positions(self, a: Tensor, d: Tensor, b: int) -> tuple[Tensor, Tensor]:
+        """Tokens [b, T] and gradients d [b, T, width], 0 at the padding index."""
         if self.padding is not None:
             d = d * (a != self.padding).unsqueeze(-1)
         return a.reshape(b, -1), d.reshape(b, -1, d.shape[-1])
 
     def dots(self, a: Tensor, d: Tensor, b: int, u: Named) -> Tensor:
         """<g_i, u> = sum_t d_it . U[token_it], float64 [b]."""
-        at, dt = self._flat(a, d, b)
+        at, dt = self.positions(a, d, b)
         return total(F.embedding(at, u["weight"]) * dt)
 
     def dots_by_position(self, a: Tensor, d: Tensor, b: int, u: Named) -> Tensor:
         """The summands d_it . U[token_it] of ``dots``, float64 [b, T]."""
-        at, dt = self._flat(a, d, b)
+        at, dt = self.positions(a, d, b)
         return (F.embedding(at, u["weight"]) * dt).sum(-1, dtype=torch.float64)
 
     def gradients(self, a: Tensor, d: Tensor, b: int, names: tuple[str, ...]) -> Named:
         """Gradients dW [b, tokens, width]."""
-        at, dt = self._flat(a, d, b)
+        at, dt = self.positions(a, d, b)
         table = dt.new_zeros(b, *self.shape)
         return {"weight": table.scatter_add_(1, at.unsqueeze(-1).expand_as(dt), dt)}
 
@@ -49,12 +50,12 @@ class Embedding:
         """Sum over t, t' of the same token of d_t . d_t', of one call where T^2 is below the size of the table."""
         if len(calls) > 1 or (calls[0][0].numel() // b) ** 2 >= self.shape.numel():
             return None
-        at, dt = self._flat(*calls[0], b)
+        at, dt = self.positions(*calls[0], b)
         return total((dt @ dt.mT) * (at[:, :, None] == at[:, None, :]))
 
     def weighted(self, a: Tensor, d: Tensor, c: Tensor, names: tuple[str, ...]) -> Named:
         """sum_i c_i dW_i."""
-        at, dt = self._flat(a, by_row(d, c), len(c))
+        at, dt = self.positions(a, by_row(d, c), len(c))
         return {"weight": dt.new_zeros(self.shape).index_add_(0, at.flatten(), dt.flatten(0, 1))}
 
 
