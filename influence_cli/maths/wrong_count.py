@@ -7,9 +7,13 @@ show both: the second as they are, the first with each label that is not theirs,
     p = (mean w - right) / (wrong - right)
     right = mean_v w_v(y_v),   wrong = mean_v sum_{k != y_v} T[y_v, k] w_v(k) / (1 - T[y_v, y_v])
 
+Target rows may be of another class mix than the rows: means over v weigh each class as often as it is among the rows,
+which is the mean of Q_i(class), divided by how often it is among the target rows.
+
 Without target rows p is the mean of w, which takes the probabilities at their word.  Mistakes that people make are
 harder to see than labels drawn by T, since they make them where rows are hard: then p is too small.  The interval is
-that of a bootstrap over rows and target rows; T and the probabilities are held.
+that of a bootstrap over rows and target rows; T, the probabilities and the weights are held.  Rows are drawn by the
+rank of their w, so that their order changes nothing.
 """
 
 from __future__ import annotations
@@ -56,9 +60,10 @@ def wrong_labels(p: Floats, labels: Ints, target: Floats, target_labels: Ints) -
     (1.0, True)
     """
     matrix, n, m = confusion(p, labels), len(labels), len(target_labels)
-    each = 1.0 - posterior(p, labels, matrix)[np.arange(n), labels]
-    rng = np.random.default_rng(SEED)
-    of_rows = np.array([each[rng.integers(0, n, n)].mean() for _ in range(DRAWS)])
+    truths = posterior(p, labels, matrix)
+    each = 1.0 - truths[np.arange(n), labels]
+    rng, ranked = np.random.default_rng(SEED), np.sort(each)
+    of_rows = np.array([ranked[rng.integers(0, n, n)].mean() for _ in range(DRAWS)])
     if not m:
         return WrongLabels(each, float(each.sum()), _interval(of_rows * n), None, matrix)
     every = np.stack([1.0 - posterior(target, np.full(m, k), matrix)[:, k] for k in range(p.shape[1])], axis=1)
@@ -66,11 +71,17 @@ def wrong_labels(p: Floats, labels: Ints, target: Floats, target_labels: Ints) -
     np.fill_diagonal(others, 0.0)
     others /= others.sum(axis=1, keepdims=True)
     right, wrong = every[np.arange(m), target_labels], (others[target_labels] * every).sum(axis=1)
-    drawn = [rng.integers(0, m, m) for _ in range(DRAWS)]
-    of_right, of_wrong = (np.array([values[d].mean() for d in drawn]) for values in (right, wrong))
+    weights = (truths.mean(axis=0) * m / np.maximum(np.bincount(target_labels, minlength=p.shape[1]), 1))[target_labels]
+    by_rank = np.lexsort((wrong, right))
+    drawn = [by_rank[rng.integers(0, m, m)] for _ in range(DRAWS)]
+    of_right, of_wrong = (np.array([_mean(v[d], weights[d]) for d in drawn]) for v in (right, wrong))
     apart = _interval(of_wrong - of_right)
-    value = _share(each.mean(), right.mean(), wrong.mean())
+    value = _share(each.mean(), _mean(right, weights), _mean(wrong, weights))
     return WrongLabels(each, float(value * n), _interval(n * _share(of_rows, of_right, of_wrong)), apart, matrix)
+
+
+def _mean(values: Floats, weights: Floats) -> float:
+    return float((weights * values).sum() / weights.sum())
 
 
 def _share(mean: Floats | float, right: Floats | float, wrong: Floats | float) -> Floats:

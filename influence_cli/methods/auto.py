@@ -36,7 +36,7 @@ from influence_cli.methods.ip import IP
 from influence_cli.methods.protocol import Facts, Floats, Kind, Method, Scores
 from influence_cli.methods.shapes.by_probe import refuse_wide
 from influence_cli.settings import resolved, setting
-from influence_cli.store.shards import positions
+from influence_cli.store.shards import positions, unique
 
 if TYPE_CHECKING:
     from influence_cli.data.manifest import Rows
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 NAME = "auto"
 UTILITY = "utility"
 PAIRS = 20
-FEW_TARGET = 20  # target rows below which they say next to nothing
+FEW_TARGET = 20  # distinct target rows below which they say next to nothing
 Ints = NDArray[np.int64]
 
 
@@ -83,7 +83,9 @@ class Auto(Method):
             what = "auto judges labels that are classes, one a row, and these are not"
             raise UsageError(what, fix="use --method probe, which judges numbers and several labels a row too")
         if train < 2 * self.folds:
-            raise UsageError(f"{name}.folds={self.folds} of {train} train rows", fix="give more train rows")
+            what = f"{name}.folds={self.folds} needs {2 * self.folds} train rows, and there are {train}"
+            few = "give more train rows"
+            raise UsageError(what, fix=few if train < 6 else f"pass --set {name}.folds={train // 2}, or {few}")
 
     def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
         """How sure each label is right, with the estimated number of wrong labels.
@@ -96,11 +98,12 @@ class Auto(Method):
         refuse_wide(features, NAME)
         known = np.asarray(np.isfinite(features).all(axis=1))
         target, of_target = self._target(stored, rows, features.shape[1])
+        if len(np.unique(np.concatenate([rows.labels, target.labels]))) < 2:
+            raise UsageError("auto tells classes apart, and all rows are of one", fix="use --method outlier")
         classes = max(class_count(r.manifest.classes, r.labels) for r in (rows, target))
-        if classes < 2:
-            raise UsageError("auto tells classes apart, and there is one", fix="use --method outlier")
         scale = features[known]
-        fit = Fitted(standardised(scale, scale), rows.labels[known], dealt(rows, known, self.folds, self.seed)[known])
+        fold = dealt(rows, known, self.folds, self.seed, f"--set {NAME}.folds=")
+        fit = Fitted(standardised(scale, scale), rows.labels[known], fold[known])
         held = Fitted(standardised(of_target, scale), target.labels, _folds_of(target, self.folds, self.seed))
         with stored.progress("auto: folds", len(fit.y)) as progress:
             probe = CorrectedProbe(fit, held, classes, self.folds, self.neighbours, progress.advance)
@@ -119,7 +122,7 @@ class Auto(Method):
         apart = stored.target.take(np.flatnonzero(positions(stored.target.payload_keys, rows.payload_keys) < 0))
         features: Floats = stored.read("features", member, apart)["features"].astype(np.float64)
         usable = np.flatnonzero(np.isfinite(features).all(axis=1))
-        if len(usable) < FEW_TARGET:
+        if len(unique(apart.payload_keys[usable])) < max(FEW_TARGET, self.folds):
             return none, np.empty((0, width))
         kept: Floats = features[usable]
         return apart.take(usable), kept

@@ -194,3 +194,64 @@ def test_labels_that_are_numbers_are_refused_with_the_way_out(tmp_path: Path) ->
     assert "auto judges labels that are classes" in ran.err
     assert "--method probe" in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_the_number_of_wrong_labels_allows_for_the_class_mix_of_the_target() -> None:
+    rng = np.random.default_rng(0)
+
+    def drawn(truth: np.ndarray) -> np.ndarray:
+        """P of rows whose x is normal around 0 or 2.5, where a tenth of the rows is of class 1."""
+        x = 2.5 * truth + rng.normal(size=len(truth))
+        joint = np.stack([0.9 * np.exp(-(x**2) / 2), 0.1 * np.exp(-((x - 2.5) ** 2) / 2)], axis=1)
+        return joint / joint.sum(axis=1, keepdims=True)
+
+    truth = np.repeat([0, 1], [3600, 400])
+    labels = np.where(rng.random(len(truth)) < 0.1, 1 - truth, truth)
+    p, wrong_rows = drawn(truth), int((labels != truth).sum())
+    counts = []
+    for many in (900, 500, 100):  # target rows of class 0, of 1000
+        held = np.repeat([0, 1], [many, 1000 - many])
+        counts.append(wrong_labels(p, labels, drawn(held), held).count)
+    assert counts == pytest.approx([wrong_rows] * 3, rel=0.15)
+
+
+def test_the_interval_does_not_hang_on_the_order_of_rows() -> None:
+    rng = np.random.default_rng(1)
+    p, held = (rng.dirichlet([1.0, 1.0, 4.0], n) for n in (200, 60))
+    y, held_y = (q.argmax(axis=1) for q in (p, held))
+    y[:20] = 0
+    a, b = rng.permutation(200), rng.permutation(60)
+    first, second = wrong_labels(p, y, held, held_y), wrong_labels(p[a], y[a], held[b], held_y[b])
+    assert second.interval == pytest.approx(first.interval)
+    assert second.apart == pytest.approx(first.apart)
+    none = np.empty((0, 3)), np.empty(0, dtype=np.int64)
+    assert wrong_labels(p[a], y[a], *none).interval == pytest.approx(wrong_labels(p, y, *none).interval)
+
+
+def test_one_class_few_rows_and_few_payloads_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    rows = examples(40, 30, 6)
+    table = feature_table(rows).set_column(2, "label", pa.array([min(r.label, 1) for r in rows]))
+    write(table, tmp_path / "m.parquet")
+    train_run(tmp_path / "m.parquet", tmp_path / "run", "mlp:6")
+    write(with_column(table, "label", np.ones(len(rows), dtype=np.int64)), tmp_path / "one.parquet")
+    split = np.array(table.column("split").to_pylist())
+    train, val = np.flatnonzero(split == "train"), np.flatnonzero(split == "val")
+    write(table.take([*train[:8], *val]), tmp_path / "few.parquet")
+    repeated = np.array(range(len(rows)))
+    repeated[train] = train[np.arange(40) % 4]
+    write(table.take(repeated).set_column(0, "id", table.column("id")), tmp_path / "same.parquet")
+    repeated = np.array(range(len(rows)))
+    repeated[val] = val[np.arange(30) % 3]
+    write(table.take(repeated).set_column(0, "id", table.column("id")), tmp_path / "target.parquet")
+    for name, said in (
+        ("one", "all rows are of one"),
+        ("few", "fix: pass --set auto.folds=4, or give more train rows"),
+        ("same", "--set auto.folds=5 of 4 distinct train rows"),
+    ):
+        ran = call_cli("score", f"{name}.parquet", "--checkpoint", "run", "--method", "auto", cwd=tmp_path)
+        assert ran.code == 2, ran.err
+        assert said in ran.err
+    words = ("score", "target.parquet", "--checkpoint", "run", "--method", "auto", "-o", "t.parquet")
+    ran = call_cli(*words, cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert "no target rows help it" in ran.err
