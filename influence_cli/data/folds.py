@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from influence_cli.data.manifest import Rows
 
 Ints = NDArray[np.int64]
+FEWEST = 3  # folds that every command takes
 
 
 def dealt(rows: Rows, trained: NDArray[np.bool_], folds: int, seed: int, flag: str = "--folds ") -> Ints:
@@ -32,8 +33,12 @@ def dealt(rows: Rows, trained: NDArray[np.bool_], folds: int, seed: int, flag: s
     used = np.zeros(len(first), dtype=bool)
     np.logical_or.at(used, payload, trained)
     if used.sum() < folds:
-        what = f"{flag}{folds} of {int(used.sum())} distinct train rows"
-        raise UsageError(what, fix=f"{flag}{max(2, int(used.sum()))} or fewer")
+        some = int(used.sum())
+        more = "give more rows that differ, of a weight above 0"
+        raise UsageError(
+            f"{flag}{folds} of {some} distinct rows with a weight above 0",
+            fix=more if some < FEWEST else f"pass {flag}{some} or fewer, or {more}",
+        )
     label = np.full(len(first), np.iinfo(np.int64).max)
     np.minimum.at(label, payload, rows.strata)
     salt = f"{seed}:fold".encode()

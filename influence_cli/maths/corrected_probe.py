@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.maths.labels import softmax
+from influence_cli.maths.linear_probe import ROUNDING
 from influence_cli.maths.neighbours import nearest
 
 Floats = NDArray[np.float64]
@@ -64,7 +65,7 @@ def standardised(x: NDArray[np.floating], by: NDArray[np.floating]) -> Floats:
     roots = np.sign(by) * np.sqrt(np.abs(by.astype(np.float64)))
     mean, deviation = roots.mean(axis=0), roots.std(axis=0)
     own = np.sign(x) * np.sqrt(np.abs(x.astype(np.float64)))
-    varies = deviation > 1e-9 * np.maximum(1.0, np.abs(mean))
+    varies = deviation > np.maximum(1e-9, ROUNDING * np.abs(mean))
     return np.where(varies, own - mean, 0.0) / np.where(varies, deviation, 1.0)
 
 

@@ -23,12 +23,13 @@ Floats = NDArray[np.float64]
 Features = NDArray[np.floating]
 
 STRENGTHS = tuple(10.0 ** (k / 2) for k in range(-7, 4))  # 0.0003 to 30: those that are tried
+ROUNDING = 1e-6  # of a feature's mean: no sd, but float32 that is added up in another order from batch to batch
 BLOCK = 4096  # rows that are in float64 at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """Mean and sd [d] of features; 1 in place of an sd of 0, so that a constant feature becomes 0."""
+    """Mean and sd [d] of features; 1 in place of one that is rounding, so that a constant feature is all but 0."""
 
     mean: Floats
     sd: Floats
@@ -56,7 +57,7 @@ def scaled(features: Features) -> Scale:
     for at in range(0, n, BLOCK):
         squares += ((features[at : at + BLOCK] - mean) ** 2).sum(axis=0)
     sd = np.sqrt(squares / n)
-    return Scale(mean, np.where(sd > 1e-12 * np.maximum(1.0, np.abs(mean)), sd, 1.0))
+    return Scale(mean, np.where(sd > np.maximum(1e-12, ROUNDING * np.abs(mean)), sd, 1.0))
 
 
 @dataclass(frozen=True, eq=False)

@@ -150,6 +150,8 @@ def load_weights(
     refuse_other_numbers(expected, weights, checkpoint)
     misfit = _misfit(expected, weights, checkpoint, name)
     if misfit is not None:
+        if without is not None:
+            misfit.fix = "name the model that the weights are of: --features NAME"
         raise misfit
     refuse_not_finite(model, weights, checkpoint)
     model.load_state_dict(weights, strict=False)

@@ -113,8 +113,10 @@ def test_the_number_is_the_mixture_of_what_right_and_wrong_target_labels_look_li
         joint = np.array(prob) * said.matrix[:, label]
         return float(1 - joint[label] / joint.sum())
 
-    right = (doubted([0.7, 0.3], 0) + doubted([0.3, 0.7], 1)) / 2
-    wrong = (doubted([0.7, 0.3], 1) + doubted([0.3, 0.7], 0)) / 2
+    of_1 = np.mean([doubted(q, y) if y == 0 else 1 - doubted(q, y) for q, y in zip(p.tolist(), labels, strict=True)])
+    mix = 1 - of_1, of_1  # how often each class is among the rows; the target has as many of both
+    right = mix[0] * doubted([0.7, 0.3], 0) + mix[1] * doubted([0.3, 0.7], 1)
+    wrong = mix[0] * doubted([0.7, 0.3], 1) + mix[1] * doubted([0.3, 0.7], 0)
     mean = np.mean([doubted(row.tolist(), y) for row, y in zip(p, labels.tolist(), strict=True)])
     assert said.count == pytest.approx(8 * (mean - right) / (wrong - right), rel=1e-6)
     alone = wrong_labels(p, labels, held[:0], of_held[:0])

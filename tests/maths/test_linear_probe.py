@@ -5,11 +5,13 @@ python -m pytest tests/maths/test_linear_probe.py
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from influence_cli.maths import linear_probe
+from influence_cli.maths import corrected_probe, linear_probe
 from influence_cli.maths.labels import cross_entropy
 from influence_cli.maths.linear_probe import Examples, likeliest_scale, predicted, scaled, squared_errors, sums
 
@@ -67,6 +69,16 @@ def test_more_features_than_rows_and_constant_ones_have_a_probe() -> None:
     probe = sums(Examples(f, Y[:4], np.ones(4)), scaled(f)).solved(0.5)
     assert np.isfinite(probe).all()
     np.testing.assert_array_equal(probe[D : D + 2], 0.0)
+
+
+@pytest.mark.parametrize("of", [lambda f: scaled(f).of(f), lambda f: corrected_probe.standardised(f, f)])
+def test_a_constant_with_rounding_is_no_feature(of: Callable[[np.ndarray], np.ndarray]) -> None:
+    f = F.copy()
+    f[:, 0] = np.float32(7.3)
+    f[::5, 0] = np.nextafter(np.float32(7.3), np.float32(8.0))  # as another batch adds it up
+    f[:, 1] *= np.float32(1e-5)
+    assert np.abs(of(f)[:, 0]).max() < 1e-5
+    assert of(f)[:, 1].std() == pytest.approx(1.0)
 
 
 def test_the_scale_is_the_likeliest() -> None:

@@ -121,6 +121,10 @@ def test_a_budget_is_refused_where_nothing_tells_how_many(digits: Path) -> None:
     ran = call_cli("curate", "l.parquet", "--budget", "auto", cwd=digits)
     assert ran.code == 2
     assert "no column of the table estimates it" in ran.err
+    assert call_cli(*SCORE, "--method", "auto", "-o", "s.csv", cwd=digits).code == 0
+    ran = call_cli("curate", "s.csv", "--manifest", "m.parquet", "--budget", "auto", cwd=digits)
+    assert ran.code == 2
+    assert "in: s.csv\nfix: score with -o scores.parquet" in ran.err
     table = pq.read_table(digits / "m.parquet")
     labels, split = table.column("label").to_numpy(), np.array(table.column("split").to_pylist())
     rng = np.random.default_rng(0)
@@ -246,7 +250,7 @@ def test_one_class_few_rows_and_few_payloads_are_refused_with_the_way_out(tmp_pa
     for name, said in (
         ("one", "all rows are of one"),
         ("few", "fix: pass --set auto.folds=4, or give more train rows"),
-        ("same", "--set auto.folds=5 of 4 distinct train rows"),
+        ("same", "--set auto.folds=5 of 4 distinct rows"),
     ):
         ran = call_cli("score", f"{name}.parquet", "--checkpoint", "run", "--method", "auto", cwd=tmp_path)
         assert ran.code == 2, ran.err

@@ -88,7 +88,7 @@ def test_equal_payloads_share_a_fold_and_classes_are_dealt_out(here: Path) -> No
     np.testing.assert_array_equal(dealt(rows.take(order), used[order], 4, 0), fold[order])
     np.testing.assert_array_equal(dealt(rows.take(np.flatnonzero(used)), used[used], 4, 0), fold[used])
     assert (dealt(rows, used, 4, 1) != fold).any()
-    with pytest.raises(UsageError, match="--folds 41 of 40 distinct train rows"):
+    with pytest.raises(UsageError, match="--folds 41 of 40 distinct rows"):
         dealt(rows, np.ones(len(rows), dtype=bool), 41, 0)
 
 
@@ -209,7 +209,7 @@ def test_what_cannot_be_is_refused_with_the_flag(here: Path) -> None:
     asked = ("retrain", "m.parquet", "--model", "mlp:4", "--epochs", "1", "-o", "no")
     for flags, says in (
         (("--folds", "1"), "--folds 1"),
-        (("--folds", "99"), "--folds 99 of 40 distinct train rows"),
+        (("--folds", "99"), "--folds 99 of 40 distinct rows"),
         (("--keep-fold-models",), "--keep-fold-models is about --folds"),
         (("--rounds", "2", "--method", "oof-loss"), "would train the models of --folds anew in every round"),
     ):

@@ -187,7 +187,7 @@ def test_other_labels_have_minus_the_mean_squared_error(tmp_path: Path, task: st
         ("probe", {"value": "x"}, "value 'x' is unknown; use one of likelihood, margin"),
         ("probe", {"seed": -1}, "seed=-1 is below 0"),
         ("probe", {"folds": 62}, "probe.folds=62 of 61 train rows"),
-        ("probe", {"folds": 61}, "--set probe.folds=61 of 60 distinct train rows"),
+        ("probe", {"folds": 61}, "--set probe.folds=61 of 60 distinct rows"),
         ("target-probe", {"folds": 31}, "target-probe.folds=31 of 30 target rows"),
     ],
 )

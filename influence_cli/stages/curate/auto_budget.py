@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from influence_cli.data.tables import shown
 from influence_cli.errors import UsageError
 from influence_cli.report.wrong_labels import estimates_of
 from influence_cli.stages.curate.request import AUTO, CurateRequest
@@ -27,7 +28,7 @@ def with_rows(request: CurateRequest, scores: ScoreTable) -> tuple[CurateRequest
         return request, {}
     if request.action == "reweight":
         raise UsageError("reweight touches every scored row and takes no budget", fix="leave --budget out")
-    told = _of_canaries(request) or _of_columns(scores)
+    told = _of_canaries(request) or _of_columns(scores, shown(request.scores))
     rows = min(round(told["rows"]), len(scores.train))
     return replace(request, budget=str(rows)), {**told, "rows": rows}
 
@@ -50,15 +51,16 @@ def _of_canaries(request: CurateRequest) -> Told | None:
     return None if cut is None else {"rows": cut.wrong_rows, "interval": list(cut.wrong_interval), "by": "canaries"}
 
 
-def _of_columns(scores: ScoreTable) -> Told:
+def _of_columns(scores: ScoreTable, where: str) -> Told:
     found = estimates_of(scores.provenance)
     acted_on = scores.column if scores.column != "score" else scores.provenance.get("score_is")
     found.sort(key=lambda estimate: estimate["column"] != acted_on)
     if not found:
         what = "--budget auto takes the estimated number of wrong labels, and no column of the table estimates it"
-        raise UsageError(what, where=scores.manifest.source, fix=f"{SCORE}; or give a number: --budget 5%")
+        fix = SCORE if scores.provenance else "score with -o scores.parquet: other tables keep columns, and no estimate"
+        raise UsageError(what, where=where, fix=f"{fix}; or give a number: --budget 5%")
     told = next((estimate for estimate in found if estimate.get("tells", True)), None)
     if told is None:
         what = f"{found[0]['column']} tells wrong labels no better than chance: nothing says how many rows to act on"
-        raise UsageError(what, where=scores.manifest.source, fix="score with --features MODEL, or give --budget 5%")
+        raise UsageError(what, where=where, fix="score with --features MODEL, or give --budget 5%")
     return {"rows": told["wrong_labels"], "interval": told["interval"], "by": told["column"]}

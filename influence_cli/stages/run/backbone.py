@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from influence_cli.data.kinds import same_input
-from influence_cli.errors import UsageError
+from influence_cli.errors import ModelError, UsageError
 from influence_cli.model.checkpoints import Checkpoint, find_checkpoint, find_model
 from influence_cli.model.hf_folder import HF, folder_of, has_classifier, is_network, read_config
 from influence_cli.model.losses import loss_in_spec
@@ -82,6 +82,8 @@ def _named(inputs: Inputs, named: str, file: str, manifest: Manifest, store: Sto
     if not manifest.payload_kind.pixels:
         what = f"--features {named} takes images, and the rows have {manifest.payload_kind.column}"
         raise UsageError(what, where=manifest.source, fix="pass --features hf:FOLDER, an encoder of such rows")
+    if not Path(file).exists():
+        raise ModelError("no such checkpoint", where=file, fix="pass --features-checkpoint FILE")
     about = replace(inputs, model=named, checkpoint=file, input_size=inputs.features_size, class_map=None, loss=None,
                     num_classes=None, mean=None, std=None, interpolation=None, crop=None)  # fmt: skip
     spec = new_spec(about, manifest, store)

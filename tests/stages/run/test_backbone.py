@@ -217,6 +217,22 @@ def test_what_cannot_be_compared_by_is_refused(
     assert found.value.fix
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "fix"),
+    [
+        (BACKBONE, "gone.safetensors", "pass --features-checkpoint FILE"),
+        (BACKBONE, "run/model.safetensors", "name the model that the weights are of: --features NAME"),
+    ],
+)
+def test_weights_that_are_not_there_or_do_not_fit_name_the_option_to_mend(
+    folder: Path, name: str, file: str, fix: str
+) -> None:
+    words = ("--method", "probe", "--features", name, "--features-checkpoint", file, "--features-size", str(SIZE))
+    ran = call_cli("score", "m.parquet", *words, cwd=folder)
+    assert ran.code == 2
+    assert f"fix: {fix}" in ran.err
+
+
 def test_its_options_alone_have_no_effect(folder: Path) -> None:
     for flag, value in (("--features-size", "64"), ("--features-checkpoint", "w.safetensors")):
         ran = call_cli("score", "m.parquet", "--checkpoint", "run", flag, value, cwd=folder)
