@@ -97,7 +97,7 @@ class Auto(Method):
         features = stored.read("features", member)["features"]
         refuse_wide(features, NAME)
         known = np.asarray(np.isfinite(features).all(axis=1))
-        target, of_target = self._target(stored, rows, features.shape[1])
+        target, of_target, given = self._target(stored, rows, features.shape[1])
         if len(np.unique(np.concatenate([rows.labels, target.labels]))) < 2:
             raise UsageError("auto tells classes apart, and all rows are of one", fix="use --method outlier")
         classes = max(class_count(r.manifest.classes, r.labels) for r in (rows, target))
@@ -112,20 +112,22 @@ class Auto(Method):
         values, logits = np.full(len(rows), np.nan), np.full((len(rows), classes), np.nan)
         values[known] = (_log_odds(p[np.arange(len(fit.y)), fit.y]) + _log_odds(1.0 - found.each)) / 2.0
         logits[known] = np.log(p + FLOOR)
-        return [Scores(values, facts=_facts(p, fit, of_held, held, found), logits=logits)]
+        facts = {**_facts(p, fit, of_held, held, found), "target_given": given}
+        return [Scores(values, facts=facts, logits=logits)]
 
-    def _target(self, stored: Stored, rows: Rows, width: int) -> tuple[Rows, Floats]:
-        """The target rows that are no train rows and have features, and these [m, d]; none where they are few."""
+    def _target(self, stored: Stored, rows: Rows, width: int) -> tuple[Rows, Floats, int]:
+        """The target rows that are no train rows, their features [m, d], and how many differ; no rows where few do."""
         (member,), none = stored.members, rows.take(np.array([], dtype=np.int64))
         if not self.with_target:
-            return none, np.empty((0, width))
+            return none, np.empty((0, width)), 0
         apart = stored.target.take(np.flatnonzero(positions(stored.target.payload_keys, rows.payload_keys) < 0))
         features: Floats = stored.read("features", member, apart)["features"].astype(np.float64)
         usable = np.flatnonzero(np.isfinite(features).all(axis=1))
-        if len(unique(apart.payload_keys[usable])) < max(FEW_TARGET, self.folds):
-            return none, np.empty((0, width))
+        distinct = len(unique(apart.payload_keys[usable]))
+        if distinct < max(FEW_TARGET, self.folds):
+            return none, np.empty((0, width)), distinct
         kept: Floats = features[usable]
-        return apart.take(usable), kept
+        return apart.take(usable), kept, distinct
 
 
 def chosen(method: Method, objectives: Sequence[str], labelled: bool, target: bool, params: str) -> Method:
@@ -164,6 +166,7 @@ def _facts(p: Floats, fit: Fitted, of_held: Floats, held: Fitted, found: WrongLa
     facts: Facts = {
         "by": NAME, "rows": n, "wrong_labels": found.count, "interval": [low, high], "pairs": pairs,
         "counted": int((likely != fit.y).sum()), "target_rows": len(held.y), "tells": found.tells,
+        "absent": int((~np.isin(fit.y, held.y)).sum()) if len(held.y) else 0,
         "agrees": float((likely == fit.y).mean()), "most_frequent": float(np.bincount(fit.y).max() / n),
     }  # fmt: skip
     if len(held.y):

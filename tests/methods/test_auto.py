@@ -258,4 +258,14 @@ def test_one_class_few_rows_and_few_payloads_are_refused_with_the_way_out(tmp_pa
     words = ("score", "target.parquet", "--checkpoint", "run", "--method", "auto", "-o", "t.parquet")
     ran = call_cli(*words, cwd=tmp_path)
     assert ran.code == 0, ran.err
-    assert "no target rows help it" in ran.err
+    assert "no target rows help it: 3 that are no train rows are too few" in ran.err
+
+
+def test_it_says_of_how_many_rows_the_target_has_not_the_class(digits: Path) -> None:
+    table = pq.read_table(digits / "m.parquet")
+    label, split = table.column("label").to_numpy(), np.array(table.column("split").to_pylist())
+    write(table.filter(pa.array((split != "val") | (label > 1))), digits / "absent.parquet")
+    words = ("--checkpoint", "run", "--method", "auto", "-o", "a.parquet")
+    ran = call_cli("score", "absent.parquet", *words, cwd=digits)
+    many = int(((split == "train") & (label <= 1)).sum())
+    assert f"target rows help it, none of them of the class of {many} train rows" in ran.err

@@ -12,7 +12,7 @@ from influence_cli.model.checkpoints import Checkpoint, find_checkpoint, find_mo
 from influence_cli.model.hf_folder import HF, folder_of, has_classifier, is_network, read_config
 from influence_cli.model.losses import loss_in_spec
 from influence_cli.model.new_spec import new_spec, outputs_of
-from influence_cli.model.spec import ENCODER, ModelSpec, is_own
+from influence_cli.model.spec import ENCODER, ModelSpec, is_own, is_plain
 from influence_cli.stages.run.resolve import with_cut_texts
 from influence_cli.stages.run.usable_rows import usable, usable_train_rows
 
@@ -101,6 +101,9 @@ def _of_size(spec: ModelSpec, size: int | None) -> ModelSpec:
         return spec
     if not spec.payload_kind.pixels:
         raise UsageError("--features-size is about images", fix="leave it out")
+    if is_plain(spec.name):
+        what = f"{spec.name} takes images of one size alone, {spec.shape[1]} x {spec.shape[2]}"
+        raise UsageError(what, fix="leave --features-size out")
     return replace(spec, shape=(spec.shape[0], size, size), crop=None)
 
 

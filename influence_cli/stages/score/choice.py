@@ -27,7 +27,11 @@ def choice(run: Run, facts: dict[str, dict[str, Any]], noise: dict[str, dict[str
 
 def _of_labels(run: Run, said: dict[str, Any]) -> list[str]:
     whose = f"features of {run.inputs.features}" if run.backbone is not None else "the model's own features"
-    helped = "no target rows help it" if not said["target_rows"] else f"{said['target_rows']:,} target rows help it"
+    helped = f"{said['target_rows']:,} target rows help it" if said["target_rows"] else "no target rows help it"
+    if said["absent"]:
+        helped += f", none of them of the class of {said['absent']:,} train rows"
+    elif not said["target_rows"] and said["target_given"]:
+        helped += f": {said['target_given']:,} that are no train rows are too few"
     seen = f"they agree with {said['agrees']:.1%} of the labels"
     if said["target_rows"]:
         seen += f" and are right on {said['target_accuracy']:.1%} of the target rows"

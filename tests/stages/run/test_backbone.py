@@ -233,6 +233,14 @@ def test_weights_that_are_not_there_or_do_not_fit_name_the_option_to_mend(
     assert f"fix: {fix}" in ran.err
 
 
+def test_a_model_of_one_size_takes_no_other(tmp_path: Path) -> None:
+    write(digits_table(train=40, val=10, test=10), tmp_path / "m.parquet")
+    train_run(tmp_path / "m.parquet", tmp_path / "run", "mlp:8")
+    ran = call_cli("score", "m.parquet", "--method", "probe", "--features", "run", "--features-size", 16, cwd=tmp_path)
+    assert ran.code == 2
+    assert "mlp:8 takes images of one size alone, 8 x 8\nfix: leave --features-size out" in ran.err
+
+
 def test_its_options_alone_have_no_effect(folder: Path) -> None:
     for flag, value in (("--features-size", "64"), ("--features-checkpoint", "w.safetensors")):
         ran = call_cli("score", "m.parquet", "--checkpoint", "run", flag, value, cwd=folder)
