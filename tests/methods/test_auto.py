@@ -219,6 +219,16 @@ def test_the_number_of_wrong_labels_allows_for_the_class_mix_of_the_target() -> 
     assert counts == pytest.approx([wrong_rows] * 3, rel=0.15)
 
 
+def test_features_that_know_nothing_tell_nothing_whatever_the_shares_of_classes() -> None:
+    rng, told = np.random.default_rng(2), 0
+    for _ in range(40):
+        near = np.exp(rng.normal(0.0, 0.02, (800, 2))) * [0.86, 0.14]  # as often as the classes are, and noise
+        p = near / near.sum(axis=1, keepdims=True)
+        y, held = ((rng.random(n) < 0.14).astype(np.int64) for n in (600, 200))
+        told += wrong_labels(p[:600], y, p[600:], held).tells
+    assert told <= 4  # by chance one of 40
+
+
 def test_the_interval_does_not_hang_on_the_order_of_rows() -> None:
     rng = np.random.default_rng(1)
     p, held = (rng.dirichlet([1.0, 1.0, 4.0], n) for n in (200, 60))
