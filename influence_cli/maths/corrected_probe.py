@@ -226,7 +226,7 @@ def confusion(probabilities: Floats, labels: Ints) -> Floats:
 
     >>> sure = np.array([[1.0, 0.0]] * 3 + [[0.0, 1.0]])
     >>> confusion(sure, np.array([0, 0, 1, 1])).round(2).tolist()
-    [[0.66, 0.34], [0.01, 0.99]]
+    [[0.67, 0.33], [0.01, 0.99]]
     """
     classes = probabilities.shape[1]
     wanted = _one_hot(labels, classes)

@@ -115,8 +115,8 @@ def nbeta_near(
     On a quadratic the loss rises by d_eff / (2 nbeta), d_eff = sum_k h_k / (h_k + delta) <= tr H / delta, ``spread``.
     Where that bound is above ``rise`` of the loss to begin with, nbeta is what brings it there.
 
-    >>> nbeta_near(1000.0, 10.0, 1.0, 0.1), nbeta_near(1000.0, 100.0, 1.0, 0.1, 50.0)
-    ((144.76482730108395, 0.034538776394910684), (500.0, 0.1))
+    >>> [round(v, 6) for v in nbeta_near(1000.0, 10.0, 1.0, 0.1)], nbeta_near(1000.0, 100.0, 1.0, 0.1, 50.0)
+    ([144.764827, 0.034539], (500.0, 0.1))
     >>> nbeta_near(1000.0, 10.0, 1.0, 0.1, 60.0)
     (60.0, 0.08333333333333333)
     """
