@@ -152,7 +152,7 @@ def tree(_: str) -> str:
     entries = [("guide/", "The handbook, as ``influence guide`` prints it.")]
     entries += [(f"{folder.name}/", first_line(folder / "__init__.py")) for folder in folders(PACKAGE)]
     around = {
-        "tests/": "The tests; oracle.py is the dense float64 reference; benchmarks/ has the scripts and their results.",
+        "tests/": "The tests; oracle.py is the dense float64 reference; benchmarks/ and reproduction/ have results.",
         "sample_data/": "Digits with planted wrong labels, the script that made them, a checkpoint, influence.toml.",
     }
     lines = ["influence_cli/", *(f"  {name:<14}{text}" for name, text in entries)]
