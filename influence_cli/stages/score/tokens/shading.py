@@ -67,7 +67,7 @@ def shading_of(
     if method is None or objective is None or not _has_parts(run, method):
         return Shading(TOKEN_LOSSES, _losses(run, session, rows))
     finite = places[np.isfinite(scores[places])]
-    return Shading(SCORE_PARTS, _parts(run, session, method, objective, run.train.take(finite), scores[finite]))
+    return Shading(SCORE_PARTS, _parts(run, session, method, objective, finite, scores[finite]))
 
 
 def _has_parts(run: Run, method: str) -> bool:
@@ -76,14 +76,15 @@ def _has_parts(run: Run, method: str) -> bool:
 
 
 def _parts(
-    run: Run, session: Session, method: str, objective: str, rows: Rows, scores: Floats
+    run: Run, session: Session, method: str, objective: str, places: NDArray[np.int64], scores: Floats
 ) -> dict[str, dict[str, list[TokenValue]]]:
-    """Each token's part of its row's score."""
+    """Each token's part of its row's score, of the train rows at some places."""
     of = replace(
         run, methods={method: run.methods[method]}, members_of={method: run.members_of[method]},
         objectives={objective: run.objectives[objective]},
     )  # fmt: skip
-    fill_tokens(of, session, of.train.take(np.sort(rows_at(of.train, rows))), LOSS)
+    rows = of.train.take(places)
+    fill_tokens(of, session, of.train.take(np.sort(places)), LOSS)
     column = column_of_tokens(of, session, rows, method, objective, LOSS)
     check_sums(of, rows, [column], {column.name: scores})
     shared = stored_tokens(of, session, rows, LOSS)
@@ -94,12 +95,6 @@ def _parts(
         tokens = zip(start.tolist(), end.tolist(), values.tolist(), strict=True)
         found[name] = {text: [TokenValue(a, b, next(called), v) for a, b, v in tokens]}
     return found
-
-
-def rows_at(train: Rows, some: Rows) -> NDArray[np.int64]:
-    """The places among the train rows of some of them."""
-    place = {int(row): k for k, row in enumerate(train.index.tolist())}
-    return np.array([place[row] for row in some.index.tolist()], dtype=np.int64)
 
 
 def _slopes(run: Run, session: Session, rows: Rows) -> dict[str, dict[str, list[TokenValue]]]:
