@@ -11,7 +11,7 @@ FULL: dict[str, dict[str, Any]] = {
     "R4": {"seeds": 5, "noise": [9, 17, 40]},
     "R5": {"seeds": 5, "noise": 17},
     "R6": {"seeds": 3, "noise": 17},
-    "R7": {"seeds": 5, "bias": 40},
+    "R7": {"seeds": 5, "bias": 60},
     "R8": {"splits": 3},
     "R9": {"rows": 400, "subsets": 100, "digits subsets": 50},
     "R10": {"repeats": 3},
