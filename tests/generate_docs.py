@@ -32,6 +32,7 @@ from influence_cli.stages.score.combine import Combine
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "influence_cli"
 GUIDE = PACKAGE / "guide"
+RESULTS = tuple(ROOT / "tests" / name / "results" for name in ("benchmarks", "reproduction"))
 ENGINES = tuple(PACKAGE / "engines" / name / "README.md" for name in ("dual", "layerwise"))
 FILES = (ROOT / "README.md", *(GUIDE / f"{topic}.md" for topic in TOPICS))
 PART = re.compile(r"(<!-- generated: (\S+)(?: (\S+))? -->\n).*?(<!-- end of generated -->)", re.DOTALL)
@@ -220,7 +221,34 @@ def layer_rules(_: str) -> str:
     return table(["module", "rule"], rows)
 
 
+def result(argument: str) -> str:
+    """A table of a file of results, all lines of it or some, and the command that wrote it.
+
+    ``NAME#HEADING/2:first,second_line``: the second table under the heading that begins so, and its lines that begin
+    with these cells (``_`` for a space).
+    """
+    where, _, wanted = argument.partition(":")
+    where, _, number = where.partition("/")
+    name, _, heading = where.partition("#")
+    path = next(p for folder in RESULTS if (p := folder / f"{name}.md").exists())
+    sections = re.split(r"(?m)^##+ ", path.read_text())
+    under = heading.replace("_", " ")
+    (section,) = [s for s in sections[1:] if s.startswith(under)] if heading else sections[:1]
+    tables = [t for t in re.findall(r"(?m)(?:^\|.*\n)+", section + "\n") if not t.startswith("| what |")]
+    header, rule, *lines = tables[int(number or 1) - 1].splitlines()
+    if wanted:
+        cells = [cell.replace("_", " ") for cell in wanted.split(",")]
+        by_cell = [[line for line in lines if line.split(" | ")[0].strip("| `") == cell] for cell in cells]
+        assert all(by_cell), f"{argument}: {path.name} has not all of these lines"
+        lines = [line for some in by_cell for line in some]
+    (command,) = re.findall(r"(?m)^\| command \| (.*?) \|$", path.read_text())
+    shown = "Some of its lines" if wanted else "All of it"
+    said = f"{shown}: {command} wrote it to `{path.relative_to(ROOT)}`."
+    return "\n".join([header, rule, *lines, "", *textwrap.wrap(said, 120, break_on_hyphens=False)]) + "\n"
+
+
 PARTS: dict[str, Callable[[str], str]] = {
+    "result": result,
     "methods": methods,
     "papers": papers,
     "method-options": method_options,

@@ -124,6 +124,27 @@ def test_every_result_names_the_script_that_made_it_and_stands_in_readme(path: P
     assert f"({path.relative_to(ROOT)})" in README
 
 
+DECIMALS = re.compile(r"(?<![\w.])\d*\.\d+")
+
+
+def unfounded(claim: str, source: str) -> list[str]:
+    """The numbers with decimals of a claim that no number of its source is, to as many decimals."""
+    known = {float(number) for number in DECIMALS.findall(source)}
+    return [n for n in DECIMALS.findall(claim) if float(n) not in {round(v, len(n.partition(".")[2])) for v in known}]
+
+
+def test_figures_of_readme_are_those_of_the_results_beside_them() -> None:
+    section = README[README.index("## Results") :].partition("\n## ")[0]
+    rows = [line.strip("|").split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 9
+    for _, claim, links in rows:
+        source = "\n".join((ROOT / path).read_text() for path in re.findall(r"\((tests/[\w/.]+\.md)\)", links))
+        assert not unfounded(claim, source), claim
+    found = README[README.index("what we found") :].partition("\n## ")[0]
+    assert len(DECIMALS.findall(found)) >= 5
+    assert not unfounded(found, (GUIDE / "found.md").read_text())
+
+
 # ---- the guide ----------------------------------------------------------------------------------------------------
 
 
