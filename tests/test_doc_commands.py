@@ -28,6 +28,7 @@ SMALLER = {  # what would take too long as it stands
     "--features-checkpoint lite0.safetensors": "",
     "--features-size 128": "",
     "--set ip-ensemble.members=10": "--set ip-ensemble.members=2",
+    "--seeds 10": "--seeds 2",
     "--seeds 5": "--seeds 2",
     "--seeds 2 --flips": "--seeds 1 --epochs 1 --flips",
     "--budget 1%,2%,5%": "--budget 10%",
@@ -74,8 +75,8 @@ PREPARED = {  # what stands in the folder when the document begins, beside the d
         "score train.parquet --checkpoint RUN --method ip -o ip.parquet",
         "score train.parquet --checkpoint RUN --method loss -o loss.parquet",
         *(f"score train.parquet --checkpoint OLD_RUN -o seed{k}.parquet --seed {k}" for k in range(3)),
-        "score train.parquet --checkpoint OLD_RUN -o old.parquet",
-        "score train.parquet --checkpoint NEW_RUN -o new.parquet",
+        "score train.parquet --checkpoint OLD_RUN --method ip -o old.parquet",
+        "score train.parquet --checkpoint NEW_RUN --method ip -o new.parquet",
     ],
     "retraining": [
         "retrain train.parquet --model mlp:4 -o FIRST",
