@@ -160,7 +160,7 @@ def _called_from_python(function: Callable[P, T]) -> Callable[P, T]:
     return called
 
 
-def _open(manifest: Any, given: dict[str, Any]) -> tuple[Run, Session]:
+def _open(manifest: Any, given: dict[str, Any], effects: str = "") -> tuple[Run, Session]:
     """A run and its session from options by name; WrongArgument where one is unknown or of another type."""
     from influence_cli.model.scikit import remember, with_estimator
     from influence_cli.stages.run.input_said import say_input
@@ -182,7 +182,7 @@ def _open(manifest: Any, given: dict[str, Any]) -> tuple[Run, Session]:
     temporary = {"store": None} if "store" in values and values["store"] is None else {}
     runtime = build_request(Runtime, values, **temporary)
     session = Session.open(runtime, listener)
-    run = open_run(inputs, build_request(GradSpec, values), session)
+    run = open_run(inputs, build_request(GradSpec, values), session, effects)
     remember(run.manifest.fingerprint, model)
     say_input(run, session)
     return run, session
@@ -209,10 +209,11 @@ def manifest(source: Any, output: str, **options: Any) -> Ingested:
 @_called_from_python
 def plan(manifest: Any, **options: Unpack[RunOptions]) -> dict[str, Any]:
     """What ``grads`` or ``score`` would compute and why: rows stored and rows to compute, passes, seconds, bytes."""
-    from influence_cli.stages.run.backbone_run import with_features_plan
+    from influence_cli.stages.run.backbone_run import with_features_plan, with_features_there
     from influence_cli.stages.run.plan import describe_plan, missing_work
 
     run, session = _open(manifest, dict(options))
+    run = with_features_there(run, session)
     described = describe_plan(run, session, missing_work(run, session))
     return with_features_plan(described, run, session, estimate=False)
 
@@ -247,9 +248,9 @@ def per_target(manifest: Any, *, top: int = 10, **options: Unpack[RunOptions]) -
 
     A row per pair: target_id, target_row_key, target_label, rank, side, id, row_key, label and score.
     """
-    from influence_cli.stages.score.per_target.table import per_target as stage
+    from influence_cli.stages.score.per_target import table
 
-    return stage(*_open(manifest, dict(options)), top)[0]
+    return table.per_target(*_open(manifest, dict(options), effects=table.PAIRS), top)[0]
 
 
 @_called_from_python

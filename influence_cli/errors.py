@@ -6,6 +6,7 @@ InfluenceError          exit code 2: the person at the keyboard can fix it
 ├── ManifestError       a table or a payload in it
 ├── ModelError          a checkpoint, an architecture, an output that is not logits
 │   ├── DamagedModel    a run folder or weights that are not as they were written
+│   ├── NoFeatures      a model whose rows have no features that a method can look at
 │   ├── NoDerivative    a model that one way to its derivatives cannot take (a RuntimeError too)
 │   └── UserCodeError   code of the user's own that ends the program
 └── StoreError          a store that cannot be read or written
@@ -52,6 +53,10 @@ class ModelError(InfluenceError):
 
 class NoDerivative(ModelError, RuntimeError):
     """A model that one way to its derivatives cannot take; where there are others, they are tried."""
+
+
+class NoFeatures(ModelError):
+    """A model whose rows have no features that a method can look at."""
 
 
 class UserCodeError(ModelError):

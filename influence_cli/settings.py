@@ -142,7 +142,7 @@ class GradSpec:
     kept_in: ClassVar[str] = "spec"
 
     methods: tuple[str, ...] = option(
-        ("ip",), "Scoring method; see influence methods.", RUNS_AND_RETRAIN, name="method", after="model"
+        ("auto",), "Scoring method; see influence methods.", RUNS_AND_RETRAIN, name="method", after="model"
     )
     objectives: tuple[str, ...] = option(("utility",), "What the scores are about.", RUNS_AND_RETRAIN, name="objective")
     options: Options = option(

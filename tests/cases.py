@@ -187,7 +187,7 @@ def score_with_canaries(here: Path, train: int, val: int, *asked: str) -> Path:
     """A folder with digits m, a run of theirs of which a tenth are canaries, and a table s of scores as asked for."""
     write(digits_table(train=train, val=val, test=40), here / "m.parquet")
     train_run(here / "m.parquet", here / "run", canaries=CanaryRequest(0.1, None, None))
-    ran = call_cli("score", "m.parquet", "--checkpoint", "run", *asked, "-o", "s.parquet", cwd=here)
+    ran = call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", "run", *asked, "-o", "s.parquet", cwd=here)
     assert ran.code == 0, ran.err
     return here
 
@@ -207,7 +207,7 @@ def job_of(
     """A job on the processor; ``store`` None is a temporary one."""
     asked = Inputs(str(manifest), checkpoint=str(run), **inputs)
     runtime = Runtime(str(store) if store else None, "cpu", batch_size, workers, shard_rows)
-    return opened(asked, spec or GradSpec(), runtime, listener or Heard())
+    return opened(asked, spec or GradSpec(("ip",)), runtime, listener or Heard())
 
 
 def column(table: pa.Table, name: str = "score") -> NDArray[np.float64]:

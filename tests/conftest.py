@@ -56,7 +56,9 @@ def tabular_run(shared: Path, tabular: Path) -> Path:
 def filled_store(shared: Path, digits: Path, digits_run: Path) -> Path:
     """A store that holds all of an ``ip`` run on ``digits``: to copy, or to read warm."""
     store = shared / "filled-store"
-    ran = call_cli("grads", digits, "--checkpoint", digits_run, "--store", store, "-o", "g.parquet", cwd=shared)
+    ran = call_cli(
+        "grads", "--method", "ip", digits, "--checkpoint", digits_run, "--store", store, "-o", "g.parquet", cwd=shared
+    )
     assert ran.code == 0, ran.err
     return store
 
@@ -65,6 +67,8 @@ def filled_store(shared: Path, digits: Path, digits_run: Path) -> Path:
 def scored(shared: Path, digits: Path, digits_run: Path, filled_store: Path) -> Path:
     """Score table of ``digits`` by ip."""
     out = shared / "scored.parquet"
-    ran = call_cli("score", digits, "--checkpoint", digits_run, "--store", filled_store, "-o", out, cwd=shared)
+    ran = call_cli(
+        "score", "--method", "ip", digits, "--checkpoint", digits_run, "--store", filled_store, "-o", out, cwd=shared
+    )
     assert ran.code == 0, ran.err
     return out

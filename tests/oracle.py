@@ -349,7 +349,7 @@ class Problem:
             store = f"store-{len(list(self.folder.glob('store-*')))}"
             (self.folder / store).mkdir()
         where = Inputs(str(manifest or self.manifest), checkpoint=str(self.checkpoint), **inputs)
-        spec = GradSpec(**{"precision": "fp64", **settings})
+        spec = GradSpec(**{"methods": ("ip",), "precision": "fp64", **settings})
         return opened(where, spec, Runtime(str(self.folder / store), device="cpu", **runtime))
 
 

@@ -104,9 +104,21 @@ def test_functions_and_commands_give_the_same_tables(tmp_path: Path, digits: Pat
         function = getattr(influence_cli, stage)
         made = function(digits, checkpoint=digits_run, method=["ip", "loss"], store=str(tmp_path / "store"))
         assert made.equals(pq.read_table(tmp_path / f"{stage}.parquet"))
-    scores = influence_cli.score(digits, checkpoint=digits_run, store=str(tmp_path / "store"))
+    scores = influence_cli.score(digits, method="ip", checkpoint=digits_run, store=str(tmp_path / "store"))
     edits = influence_cli.curate(scores, action="relabel", budget=12, output=str(tmp_path / "api.parquet"))
-    call_cli("score", digits, "--checkpoint", digits_run, "--store", "store", "-o", "s.parquet", cwd=tmp_path)
+    call_cli(
+        "score",
+        "--method",
+        "ip",
+        digits,
+        "--checkpoint",
+        digits_run,
+        "--store",
+        "store",
+        "-o",
+        "s.parquet",
+        cwd=tmp_path,
+    )
     asked = ("s.parquet", "--action", "relabel", "--budget", "12", "-o", "cli.parquet", "--edits", "e.parquet")
     assert call_cli("curate", *asked, cwd=tmp_path).code == 0
     assert edits.equals(pq.read_table(tmp_path / "e.parquet"))
@@ -132,17 +144,17 @@ def test_rows_in_memory_have_the_scores_and_the_keys_of_the_file(
     kind: str, tmp_path: Path, tabular: Path, tabular_run: Path
 ) -> None:
     rows, store = frames()[kind], str(tmp_path / "store")
-    expected = influence_cli.score(tabular, checkpoint=tabular_run, store=store)
-    assert influence_cli.plan(rows, checkpoint=tabular_run, store=store)["rows_to_compute"] == 0
-    found = influence_cli.score(rows, checkpoint=tabular_run, store=store)
+    expected = influence_cli.score(tabular, method="ip", checkpoint=tabular_run, store=store)
+    assert influence_cli.plan(rows, method="ip", checkpoint=tabular_run, store=store)["rows_to_compute"] == 0
+    found = influence_cli.score(rows, method="ip", checkpoint=tabular_run, store=store)
     assert found.select(["id", "row_key", "score"]).equals(expected.select(["id", "row_key", "score"]))
-    target = influence_cli.score(rows, target=rows, checkpoint=tabular_run, store=store)
+    target = influence_cli.score(rows, method="ip", target=rows, checkpoint=tabular_run, store=store)
     assert target.column("score").equals(expected.column("score"))
 
 
 def test_scores_of_rows_in_memory_are_curated_with_the_rows_at_hand(tmp_path: Path, tabular_run: Path) -> None:
     table = feature_table(examples())
-    scores = influence_cli.score(table, checkpoint=tabular_run, store=None)
+    scores = influence_cli.score(table, method="ip", checkpoint=tabular_run, store=None)
     with pytest.raises(UsageError, match="does not say where its manifest is"):
         influence_cli.curate(scores)
     influence_cli.curate(scores, manifest=table, budget=4, output=str(tmp_path / "c.parquet"))
@@ -180,8 +192,8 @@ def test_paths_in_a_table_in_memory_count_from_the_working_folder(
         (tmp_path / f"{k}.png").write_bytes(image)
     table = rows.drop_columns(["image"]).append_column("path", pa.array([f"{k}.png" for k in range(40)]))
     run = train_run(write(digits_table(), tmp_path / "d.parquet"), tmp_path / "run")
-    by_path = influence_cli.score(table, checkpoint=run, store=None)
-    by_bytes = influence_cli.score(rows, checkpoint=run, store=None)
+    by_path = influence_cli.score(table, method="ip", checkpoint=run, store=None)
+    by_bytes = influence_cli.score(rows, method="ip", checkpoint=run, store=None)
     assert np.array_equal(column(by_path), column(by_bytes))
 
 
@@ -190,18 +202,18 @@ def test_paths_in_a_table_in_memory_count_from_the_working_folder(
 
 def test_mistakes_are_errors_of_the_library(tmp_path: Path, tabular: Path, tabular_run: Path) -> None:
     with pytest.raises(TypeError, match="unknown option 'metod'"):
-        influence_cli.score(tabular, metod="ip")  # type: ignore[call-arg]
+        influence_cli.score(tabular, method="ip", metod="ip")  # type: ignore[call-arg]
     with pytest.raises(InfluenceError, match="unknown method"):
         influence_cli.score(tabular, checkpoint=tabular_run, method="ipp")
     with pytest.raises(InfluenceError, match="no checkpoint"):
-        influence_cli.score(tabular)
+        influence_cli.score(tabular, method="ip")
     with pytest.raises(InfluenceError, match="no such file"):
-        influence_cli.grads(tmp_path / "absent.parquet", checkpoint=tabular_run)
+        influence_cli.grads(tmp_path / "absent.parquet", method="ip", checkpoint=tabular_run)
 
 
 def test_a_listener_hears_what_the_command_line_would_say(tmp_path: Path, tabular: Path, tabular_run: Path) -> None:
     heard = Heard()
-    influence_cli.grads(tabular, checkpoint=tabular_run, store=None, listener=heard)
+    influence_cli.grads(tabular, method="ip", checkpoint=tabular_run, store=None, listener=heard)
     assert any(note.startswith("before scoring: train accuracy") for note in heard.notes)
     assert any(what.startswith("training rows") for what, _ in heard.spans)
 

@@ -36,7 +36,7 @@ def fitted() -> Any:
 
 def scored(rows: Any = ROWS, **more: Any) -> pa.Table:
     asked = {"target": rows[TRAIN:], "model": fitted(), "label": "bought", "store": None, "overlap": "keep", **more}
-    return influence_cli.score(rows[:TRAIN], **asked)
+    return influence_cli.score(rows[:TRAIN], **{"method": "ip", **asked})
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,9 @@ def test_an_error_names_a_frame_by_its_type() -> None:
 def test_warnings_reach_python_where_nobody_listens_once_and_at_the_callers_line() -> None:
     again = pd.concat([ROWS[: TRAIN // 2], ROWS[: TRAIN // 2], ROWS[TRAIN:]])
     with pytest.warns(InfluenceWarning, match="pandas' index repeats, or lacks a value: rows are numbered") as heard:
-        influence_cli.score(again, target=ROWS[TRAIN:], model=fitted(), label="bought", store=None, overlap="keep")
+        influence_cli.score(
+            again, method="ip", target=ROWS[TRAIN:], model=fitted(), label="bought", store=None, overlap="keep"
+        )
     assert {w.filename for w in heard} == {__file__}
     assert len([w for w in heard if "repeats" in str(w.message)]) == 1
     listener = Heard()

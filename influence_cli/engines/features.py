@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from influence_cli.engines.batch_size import out_of_memory
 from influence_cli.engines.point import Point, differentiable_kernels
-from influence_cli.errors import ModelError
+from influence_cli.errors import NoFeatures
 from influence_cli.model.build import build_model
 from influence_cli.model.examples import blank_input
 from influence_cli.model.logit_layer import HEAD, logit_layer
@@ -33,7 +33,7 @@ class Features:
         """The name of the layer, as inputs [b, ...] show it.
 
         Raises:
-            ModelError: no linear layer makes the logits, or it is given no vector a row.
+            NoFeatures: no linear layer makes the logits, or it is given no vector a row.
         """
         if self.layer is None:
             some = x[:ROWS] if self.point.few is None else self.point.few[:ROWS]
@@ -45,7 +45,7 @@ class Features:
                     raise
                 found = None  # a model that cannot be looked into
             if found is None:
-                raise ModelError(NO_LAYER, fix=INSTEAD)
+                raise NoFeatures(NO_LAYER, fix=INSTEAD)
             self.layer = found
             self._inputs(some)
         return self.layer
@@ -54,7 +54,7 @@ class Features:
         """Features [b, d] of inputs [b, ...], in the precision of the point.
 
         Raises:
-            ModelError: the model has none.
+            NoFeatures: the model has none.
         """
         self.find(x)
         return self._inputs(x)
@@ -73,7 +73,7 @@ class Features:
         if not isinstance(given, Tensor) or given.ndim != 2 or len(given) != len(x):
             shape = f"{list(given.shape)} for {len(x)} rows" if isinstance(given, Tensor) else f"{len(calls)} calls"
             what = f"layer {self.layer} makes the logits, and is given no one vector a row ({shape})"
-            raise ModelError(what, fix=INSTEAD)
+            raise NoFeatures(what, fix=INSTEAD)
         return given.detach()
 
 
@@ -81,7 +81,7 @@ def width_of(spec: ModelSpec) -> int:
     """How many features a row has, for a plan: the model is built, and its weights do not matter.
 
     Raises:
-        ModelError: the model has none.
+        NoFeatures: the model has none.
     """
     model = build_model(spec).eval()
     name = getattr(model, HEAD, None)  # of a model of the user's own, which has been run
@@ -90,5 +90,5 @@ def width_of(spec: ModelSpec) -> int:
         name = None if x is None else logit_layer(model, as_argument(x))
     layer = model.get_submodule(name) if name else None
     if not isinstance(layer, nn.Linear):
-        raise ModelError(NO_LAYER, fix=INSTEAD)
+        raise NoFeatures(NO_LAYER, fix=INSTEAD)
     return layer.in_features

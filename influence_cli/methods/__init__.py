@@ -149,7 +149,7 @@ _ROWS = (
     ),
     MethodInfo(
         AUTO, "influence_cli.methods.auto:Auto",
-        "how sure a label is right, by features; a method of effects for other objectives",
+        "the default: how sure a label is right, by features; a method of effects for other questions",
         "-", "2 x forward T + forward V; n w^2 + n^2",
     ),
     MethodInfo("random", "influence_cli.methods.random:Random", "seeded uniform draw, the floor", "-", "none"),

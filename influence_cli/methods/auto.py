@@ -7,9 +7,10 @@ from target rows, without any label of row i's fold; Q_i weighs them by which la
 (``maths.corrected_probe``).  It needs one forward pass of the features and a fit; another model's features are better
 where its own has learned its wrong labels: ``--features``.
 
-This is for utility, where rows do harm by a wrong label.  For other objectives, and for language models, auto is a
-method that estimates what a row does to the objective: ``ekfac`` with ``--params last``, whose curvature costs little
-there, and else ``ip``.
+This is for utility, where rows do harm by a wrong label.  For all else auto is a method that estimates what a row does
+to the objective (``chosen``): for other objectives and for language models ``ekfac`` with ``--params last``, whose
+curvature costs little there, and else ``ip``; ``ip`` too where labels are no classes, all rows are of one class or too
+few, or the model has no features, and where scores of pairs of rows are asked for.
 
 Labels of target rows are taken to be right.  Target rows that are train rows too are left out.  Weights of rows change
 nothing.  Columns ``other_label`` and ``other_probability`` of the table are those of P.
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.classes import class_count
 from influence_cli.data.folds import dealt
+from influence_cli.data.label_kinds import CLASSES, NOTHING, SEVERAL
 from influence_cli.errors import UsageError
 from influence_cli.maths.corrected_probe import FLOOR, CorrectedProbe, standardised
 from influence_cli.maths.corrected_probe import Rows as Fitted
@@ -35,7 +37,7 @@ from influence_cli.methods.ekfac import EKFAC
 from influence_cli.methods.ip import IP
 from influence_cli.methods.protocol import Facts, Floats, Kind, Method, Scores
 from influence_cli.methods.shapes.by_probe import refuse_wide
-from influence_cli.settings import resolved, setting
+from influence_cli.settings import Options, build_options, resolved, setting
 from influence_cli.store.shards import positions, unique
 
 if TYPE_CHECKING:
@@ -77,6 +79,10 @@ class Auto(Method):
         """Every row with every other."""
         return train * (train + target * self.with_target)
 
+    def check_width(self, name: str, width: int) -> None:
+        """Refuse (NoFeatures) features that are too many."""
+        refuse_wide(width, name)
+
     def check_run(self, name: str, loss: RowLoss, train: int, target: int) -> None:
         """Refuse (UsageError) labels that are no classes, and fewer rows than folds."""
         if not loss.by_class:
@@ -95,7 +101,7 @@ class Auto(Method):
         """
         (member,) = stored.members
         features = stored.read("features", member)["features"]
-        refuse_wide(features, NAME)
+        refuse_wide(features.shape[1], NAME)
         known = np.asarray(np.isfinite(features).all(axis=1))
         target, of_target, given = self._target(stored, rows, features.shape[1])
         if len(np.unique(np.concatenate([rows.labels, target.labels]))) < 2:
@@ -130,20 +136,54 @@ class Auto(Method):
         return apart.take(usable), kept, distinct
 
 
-def chosen(method: Method, objectives: Sequence[str], labelled: bool, target: bool, params: str) -> Method:
-    """What ``--method auto`` is for a run: itself for wrong labels, or a method for what rows do to an objective.
+@dataclass(frozen=True)
+class Question:
+    """What a run asks, as far as it decides what ``auto`` is for it."""
+
+    objectives: Sequence[str]
+    params: str
+    holds: str  # what labels are: see ``data.label_kinds``
+    classes: int  # that rows are of
+    train: int  # rows
+    target: bool  # whether there are target rows
+    effects: str = ""  # why only a method of effects answers, where that is for another reason than these
+
+    def why_effects(self, folds: int) -> str:
+        """Why a method of effects is the one to take; nothing where labels can be judged, or no target says effects."""
+        if tuple(self.objectives) != (UTILITY,):
+            return "a wrong label is another question"
+        if self.holds == NOTHING:
+            return "there are no labels to be wrong"
+        if self.effects or not self.target:
+            return self.effects
+        if self.holds != CLASSES:
+            are = "several a row" if self.holds == SEVERAL else "numbers"
+            return f"labels are {are}, and it judges classes (--method probe judges these)"
+        if self.classes < 2:
+            return "all rows are of one class, and it tells classes apart"
+        few = self.train < 2 * folds
+        return f"{self.train} train rows are too few to judge each by the others" if few else ""
+
+
+def chosen(method: Method, question: Question, options: Options) -> tuple[Method, str]:
+    """What ``--method auto`` is for a run: itself for wrong labels, or a method for what rows do, and why that.
+
+    ``options`` are those of the run, by method: the method that it becomes has its own.
 
     Raises:
-        UsageError: it has options that the method it becomes has not.
+        UsageError: auto has options, and the method it becomes has not.
     """
     if not isinstance(method, Auto):
-        return method
-    if labelled and tuple(objectives) == (UTILITY,):
-        return replace(method, with_target=target)
+        return method, ""
+    why = question.why_effects(method.folds)
+    if not why:
+        return replace(method, with_target=question.target), ""
     if method != Auto():
-        what = f"options of auto are about wrong labels, and it is about {', '.join(objectives)} here"
+        what = f"options of auto are about wrong labels, and it is about {', '.join(question.objectives)} here: {why}"
         raise UsageError(what, fix="leave --set auto.... out, or name the method: --method ip")
-    return EKFAC() if params == "last" else IP()
+    solves = question.params == "last" and (tuple(question.objectives) != (UTILITY,) or question.holds == NOTHING)
+    kind, name = (EKFAC, "ekfac") if solves else (IP, "ip")
+    return build_options(kind, name, options.get(name, {})), why
 
 
 def _folds_of(rows: Rows, folds: int, seed: int) -> Ints:

@@ -44,7 +44,7 @@ class Probe(ByProbe):
         """
         (member,) = stored.members
         features, weights = stored.read("features", member)["features"], rows.weights
-        refuse_wide(features, "probe")
+        refuse_wide(features.shape[1], "probe")
         known = np.isfinite(features).all(axis=1)
         fitted = known & (weights > 0)
         fold = np.where(known, dealt(rows, fitted, self.folds, self.seed, "--set probe.folds="), -1)

@@ -122,6 +122,9 @@ class Method:
     def check_run(self, name: str, loss: RowLoss, train: int, target: int) -> None:
         """Refuse, before any work, a run of so many rows that it cannot score; ``name`` is its own."""
 
+    def check_width(self, name: str, width: int) -> None:
+        """Refuse, before any row is run, so many features of a row that it cannot work with them."""
+
     def check_rows(self, rows: int) -> None:
         """Refuse more rows than it can be computed for; any number will do."""
 

@@ -45,7 +45,7 @@ class TargetProbe(ByProbe):
         """
         (member,) = stored.members
         own = stored.read("features", member)["features"]
-        refuse_wide(own, "target-probe")
+        refuse_wide(own.shape[1], "target-probe")
         fit, overlap = _apart(stored.target, rows)
         features = stored.read("features", member, fit)["features"]
         known = np.isfinite(features).all(axis=1) & (fit.weights > 0)

@@ -337,7 +337,8 @@ def fully_cached(bench: Bench) -> Result:
     out = bench.folder / "cached.parquet"
     how = bench.options()
     flags = [
-        "score", bench.manifest(n), "--isolated", "--store", str(store), "-o", str(out), "--allow-overlap", "-q",
+        "score", bench.manifest(n), "--method", "ip", "--isolated", "--store", str(store), "-o", str(out),
+        "--allow-overlap", "-q",
         *("--checkpoint", how["checkpoint"], "--model", how["model"], "--input-size", str(SIDE)),
         *("--num-classes", str(CLASSES), "--device", how["device"], "--workers", str(how["workers"])),
         *("--mean", ",".join(map(repr, MEAN)), "--std", ",".join(map(repr, STD))),

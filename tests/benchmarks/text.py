@@ -75,7 +75,17 @@ def whole(folder: str, manifest: str, rows: int, rounds: int) -> list[str]:
             pq.write_table(table.take(pa.array([*some, *val, *test])), here / f"{file}.parquet")
         made, few = str(here / "all.parquet"), str(here / "few.parquet")
         _run("retrain", made, "--model", f"hf:{folder}", "--epochs", "1", "-o", str(here / "RUN"))
-        common = ("--checkpoint", str(here / "RUN"), "--no-store", "--overlap", "keep", "-o", str(here / "s.parquet"))
+        common = (
+            "--checkpoint",
+            str(here / "RUN"),
+            "--method",
+            "ip",
+            "--no-store",
+            "--overlap",
+            "keep",
+            "-o",
+            str(here / "s.parquet"),
+        )
         _, low = _run("score", few, *common)
         scored, trained = [], []
         for k in range(rounds):

@@ -51,7 +51,7 @@ def test_help_imports_nothing_slow_and_states_the_exit_codes(tmp_path: Path) -> 
 
 
 def test_help_and_version_exit_0_from_a_shell(tmp_path: Path) -> None:
-    ran = run_cli("score", "-h", cwd=tmp_path, env={"GITHUB_ACTIONS": "true"})
+    ran = run_cli("score", "--method", "ip", "-h", cwd=tmp_path, env={"GITHUB_ACTIONS": "true"})
     assert ran.code == 0
     assert "--per-member" in ran.text
     assert "\x1b" not in ran.text + ran.err
@@ -63,7 +63,18 @@ def test_version_exits_0(tmp_path: Path) -> None:
 
 
 def test_a_warm_score_imports_no_torch(tmp_path: Path, digits: Path, digits_run: Path, filled_store: Path) -> None:
-    asked = ["score", digits, "--checkpoint", digits_run, "--store", filled_store, "-o", "scores.parquet"]
+    asked = [
+        "score",
+        "--method",
+        "ip",
+        digits,
+        "--checkpoint",
+        digits_run,
+        "--store",
+        filled_store,
+        "-o",
+        "scores.parquet",
+    ]
     ran = run_python(WITHOUT_TORCH, *asked, cwd=tmp_path)
     assert (ran.code, ran.err.splitlines()[-1]) == (0, "no torch")
 
@@ -75,7 +86,18 @@ def test_a_score_after_relabelling_in_place_imports_no_torch(
     labels = table.column("label").to_numpy().copy()
     labels[:100] = (labels[:100] + 1) % 10
     changed = write(with_column(table, "label", labels), tmp_path / "relabelled.parquet")
-    asked = ["score", changed, "--checkpoint", digits_run, "--store", filled_store, "-o", "scores.parquet"]
+    asked = [
+        "score",
+        "--method",
+        "ip",
+        changed,
+        "--checkpoint",
+        digits_run,
+        "--store",
+        filled_store,
+        "-o",
+        "scores.parquet",
+    ]
     ran = run_python(WITHOUT_TORCH, *asked, cwd=tmp_path)
     assert (ran.code, ran.err.splitlines()[-1]) == (0, "no torch")
     assert pq.read_table(tmp_path / "scores.parquet").column("label").to_pylist() == labels[:200].tolist()
@@ -87,30 +109,38 @@ def test_a_score_after_relabelling_in_place_imports_no_torch(
 @pytest.mark.parametrize(
     ("asked", "what", "fix"),
     [
-        (["score", "M", "--bugdet", "3"], "No such option", ""),
+        (["score", "--method", "ip", "M", "--bugdet", "3"], "No such option", ""),
         (["scores", "M"], "No such command", ""),
         (["score", "M", "--method", "ip-ensmble"], "unknown method 'ip-ensmble'", "'ip-ensemble'"),
-        (["score", "M", "--objective", "utilty"], "unknown objective 'utilty'", "'utility'"),
+        (["score", "--method", "ip", "M", "--objective", "utilty"], "unknown objective 'utilty'", "'utility'"),
         (["score", "M", "--method", "ip-ensemble", "--set", "membres=3"], "no option 'membres'", "'members'"),
-        (["score", "M", "--set", "ip.members=3"], "ip has no option 'members'", "normalise"),
+        (["score", "--method", "ip", "M", "--set", "ip.members=3"], "ip has no option 'members'", "normalise"),
         (["score", "M", "--method", "loss", "--set", "loss.members=3"], "loss has no option 'members'", "no options"),
-        (["score", "M", "--set", "ip-ensmble.members=3"], "ip-ensmble", "'ip-ensemble'"),
-        (["score", "M", "--set", "members"], "cannot be read", "--set ip-ensemble.members=10"),
+        (["score", "--method", "ip", "M", "--set", "ip-ensmble.members=3"], "ip-ensmble", "'ip-ensemble'"),
+        (["score", "--method", "ip", "M", "--set", "members"], "cannot be read", "--set ip-ensemble.members=10"),
         (["score", "M", "--method", "ip", "--method", "loss", "--set", "x=1"], "does not say whose", "--set"),
-        (["score", "M", "--format", "jsonn"], "--format 'jsonn'", "'json'"),
-        (["score", "M", "--format", "github"], "--format 'github'", ""),
-        (["score", "M", "--precision", "fp23"], "--precision 'fp23'", "'fp32'"),
-        (["score", "M", "--params", "layer9.*"], "selects no parameter", "names look like"),
-        (["score", "M", "--no-store", "--device", "gpu"], "device 'gpu' is not available", "--device cpu"),
-        (["score", "M", "--color", "often"], "--color 'often'", "never"),
-        (["score", "M", "--model", "mlp:99"], "contradicts the checkpoint", "leave --model out"),
-        (["score", "M", "--num-classes", "3"], "contradicts the checkpoint", "leave --num-classes out"),
-        (["score", "M", "--checkpoint", "gone"], "no such checkpoint", "--checkpoint PATH"),
-        (["score", "M", "--checkpoint", "M"], "unknown kind of checkpoint", ".safetensors"),
-        (["score", "M", "--label", "lable"], "no column 'lable'", "--label COLUMN"),
+        (["score", "--method", "ip", "M", "--format", "jsonn"], "--format 'jsonn'", "'json'"),
+        (["score", "--method", "ip", "M", "--format", "github"], "--format 'github'", ""),
+        (["score", "--method", "ip", "M", "--precision", "fp23"], "--precision 'fp23'", "'fp32'"),
+        (["score", "--method", "ip", "M", "--params", "layer9.*"], "selects no parameter", "names look like"),
+        (
+            ["score", "--method", "ip", "M", "--no-store", "--device", "gpu"],
+            "device 'gpu' is not available",
+            "--device cpu",
+        ),
+        (["score", "--method", "ip", "M", "--color", "often"], "--color 'often'", "never"),
+        (["score", "--method", "ip", "M", "--model", "mlp:99"], "contradicts the checkpoint", "leave --model out"),
+        (
+            ["score", "--method", "ip", "M", "--num-classes", "3"],
+            "contradicts the checkpoint",
+            "leave --num-classes out",
+        ),
+        (["score", "--method", "ip", "M", "--checkpoint", "gone"], "no such checkpoint", "--checkpoint PATH"),
+        (["score", "--method", "ip", "M", "--checkpoint", "M"], "unknown kind of checkpoint", ".safetensors"),
+        (["score", "--method", "ip", "M", "--label", "lable"], "no column 'lable'", "--label COLUMN"),
         (["score", "gone.parquet"], "no such file", "check the path"),
-        (["score", "M", "-o", "scores.xlsx"], "unknown suffix", ".parquet, .csv, .jsonl"),
-        (["score", "M", "-o", "folder.parquet"], "it is a folder", "file name"),
+        (["score", "--method", "ip", "M", "-o", "scores.xlsx"], "unknown suffix", ".parquet, .csv, .jsonl"),
+        (["score", "--method", "ip", "M", "-o", "folder.parquet"], "it is a folder", "file name"),
         (["curate", "S", "--action", "trimm"], "unknown action 'trimm'", "'trim'"),
         (["curate", "S", "--by", "score_utilty"], "no score column", "'score_utility'"),
         (["curate", "S", "--budget", "many"], "--budget 'many'", "5% or 200"),
@@ -157,10 +187,10 @@ def test_what_the_user_can_fix_exits_2_and_says_how(
 @pytest.mark.parametrize(
     "asked",
     [
-        ["score", "--batch-size", "-1"],
-        ["score", "--batch-size", "0"],
-        ["score", "--batch-size", "many"],
-        ["score", "--seed", "x"],
+        ["score", "--method", "ip", "--batch-size", "-1"],
+        ["score", "--method", "ip", "--batch-size", "0"],
+        ["score", "--method", "ip", "--batch-size", "many"],
+        ["score", "--method", "ip", "--seed", "x"],
         ["score", "--seed", str(10**30), "--method", "random"],
         ["score", "--method", "ip-ensemble", "--set", "members=0"],
         ["score", "--method", "ip-ensemble", "--set", "members=inf"],
@@ -242,7 +272,18 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(
     (tmp_path / "there.parquet").mkdir()
     (tmp_path / "file").write_text("mine")
     asked: dict[str, list[Any]] = {
-        "score": ["score", digits, "--checkpoint", digits_run, "--store", "store", "-o", "there.parquet"],
+        "score": [
+            "score",
+            "--method",
+            "ip",
+            digits,
+            "--checkpoint",
+            digits_run,
+            "--store",
+            "store",
+            "-o",
+            "there.parquet",
+        ],
         "curate": ["curate", scored, "--edits", "edits.parquet", "-o", "there.parquet"],
         "edits": ["curate", scored, "--edits", "edits.xlsx", "-o", "clean.parquet"],
         "retrain": ["retrain", digits, "--model", "mlp:4", "--epochs", "1", "-o", "file", "-v"],
@@ -260,7 +301,7 @@ def test_csv_and_jsonl_hold_the_same_rows_as_parquet_and_can_be_curated(
     tables = {}
     for suffix in ("parquet", "csv", "jsonl"):
         asked = [digits, "--checkpoint", digits_run, "--store", filled_store, "-o", f"scores.{suffix}"]
-        assert call_cli("score", *asked, cwd=tmp_path).out == b""
+        assert call_cli("score", "--method", "ip", *asked, cwd=tmp_path).out == b""
         name = f"edits-{suffix}.jsonl"
         flags = ["--manifest", digits, "--budget", "10", "--edits", name]
         ran = call_cli("curate", f"scores.{suffix}", *flags, cwd=tmp_path)
@@ -337,7 +378,7 @@ def test_evaluate_reports_detection_and_honours_its_output_flags(tmp_path: Path,
 
 
 def test_a_dry_run_says_what_is_missing_and_writes_no_store(tmp_path: Path, digits: Path, digits_run: Path) -> None:
-    asked = ["score", digits, "--checkpoint", digits_run]
+    asked = ["score", "--method", "ip", digits, "--checkpoint", digits_run]
     plan = call_cli(*asked, "--dry-run", cwd=tmp_path).json
     assert (plan["schema_version"], plan["rows_to_compute"], plan["train_rows"]) == (1, 200, 200)
     assert plan["steps"][0]["target_rows_to_pass"] == plan["target_rows"] == 60
@@ -352,7 +393,9 @@ def test_a_dry_run_says_what_is_missing_and_writes_no_store(tmp_path: Path, digi
 
 
 def test_a_dry_run_with_no_store_says_that_nothing_is_kept(tmp_path: Path, digits: Path, digits_run: Path) -> None:
-    plan = call_cli("score", digits, "--checkpoint", digits_run, "--no-store", "-n", cwd=tmp_path).json
+    plan = call_cli(
+        "score", "--method", "ip", digits, "--checkpoint", digits_run, "--no-store", "-n", cwd=tmp_path
+    ).json
     assert "temporary" in plan["store"]
     assert plan["rows_to_compute"] == 200
 
@@ -365,7 +408,7 @@ def test_a_dry_run_of_a_timm_model_writes_no_store(
     save_file({"w": np.zeros(1, np.float32)}, tmp_path / "bare.safetensors")
     config = {"shape": [3, 8, 8], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
     monkeypatch.setattr("influence_cli.model.build.timm_config", lambda name: dict(config))
-    asked = ["score", digits, "--checkpoint", "bare.safetensors", "--model", "resnet18", "-n"]
+    asked = ["score", "--method", "ip", digits, "--checkpoint", "bare.safetensors", "--model", "resnet18", "-n"]
     ran = call_cli(*asked, cwd=tmp_path)
     assert ran.code == 0, ran.err
     assert [p.name for p in tmp_path.iterdir()] == ["bare.safetensors"]
@@ -445,7 +488,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, what: str, at: int) -> None:
 def test_ctrl_c_exits_130_says_what_was_kept_and_keeps_it(
     tmp_path: Path, digits: Path, digits_run: Path, scored: Path
 ) -> None:
-    asked = ["score", digits, "--checkpoint", digits_run, "--batch-size", "30"]
+    asked = ["score", "--method", "ip", digits, "--checkpoint", digits_run, "--batch-size", "30"]
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, "training rows", at=3)
         ran = call_cli(*asked, "-o", "scores.parquet", cwd=tmp_path)
@@ -462,7 +505,7 @@ def test_ctrl_c_exits_130_says_what_was_kept_and_keeps_it(
 def test_ctrl_c_in_a_pass_that_keeps_nothing_claims_nothing(
     span: str, tmp_path: Path, digits: Path, digits_run: Path
 ) -> None:
-    score = ["score", digits, "--checkpoint", digits_run, "--batch-size", "10"]
+    score = ["score", "--method", "ip", digits, "--checkpoint", digits_run, "--batch-size", "10"]
     train = ["retrain", digits, "--model", "mlp:4", "--epochs", "1", "-o", "RUN"]
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, span, at=1)

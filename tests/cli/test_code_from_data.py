@@ -50,8 +50,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = ["retrain", "m.parquet", *said, "--epochs", "4", "--batch-size", "16", "--canaries", "20%", "-o", "run"]
     for asked in (
         run,
-        ["grads", "m.parquet", "--checkpoint", "run", *said, "-o", "g.parquet"],
-        ["score", "m.parquet", "--checkpoint", "run", *said, "-o", "s.parquet"],
+        ["grads", "--method", "ip", "m.parquet", "--checkpoint", "run", *said, "-o", "g.parquet"],
+        ["score", "--method", "ip", "m.parquet", "--checkpoint", "run", *said, "-o", "s.parquet"],
     ):
         ran = call_cli(*asked, cwd=here)
         assert ran.code == 0, ran.err
@@ -74,8 +74,17 @@ SCORE = ["score", "m.parquet", "--checkpoint", "run", "--method", "loss"]
 COMMANDS: dict[str, list[str]] = {
     "run.json": [*SCORE, "-o", "o.parquet"],
     "run.json, a plan": [*SCORE, "-n"],
-    "run.json, grads": ["grads", "m.parquet", "--checkpoint", "run", "-o", "o.parquet"],
-    "the weights' metadata": ["score", "m.parquet", "--checkpoint", "run/model.safetensors", "-o", "o.parquet"],
+    "run.json, grads": ["grads", "--method", "ip", "m.parquet", "--checkpoint", "run", "-o", "o.parquet"],
+    "the weights' metadata": [
+        "score",
+        "--method",
+        "ip",
+        "m.parquet",
+        "--checkpoint",
+        "run/model.safetensors",
+        "-o",
+        "o.parquet",
+    ],
     "the provenance of grads": ["score", "g.parquet", "-o", "o.parquet"],
     "the provenance of grads, other weights": ["score", "g.parquet", "--checkpoint", "bare.safetensors"],
     "training on": ["retrain", "m.parquet", "--init", "run", "--epochs", "1", "-o", "on"],
@@ -113,7 +122,9 @@ def test_a_setting_names_code_too(where: str, folder: Path) -> None:
 
 
 def test_the_score_after_a_pipe_names_the_code_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = call_cli("grads", "m.parquet", "--checkpoint", "run", "--model", NAME, "-o", "-", cwd=folder)
+    first = call_cli(
+        "grads", "--method", "ip", "m.parquet", "--checkpoint", "run", "--model", NAME, "-o", "-", cwd=folder
+    )
     for more, code in (([], 2), (["--model", NAME], 0)):
         _spooled.cache_clear()
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(first.out)))
@@ -159,7 +170,7 @@ def influence_cli_tensor(values: Any) -> Any:
 
 def test_rounds_of_ones_own_code_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    edits = EditsRequest(None, ("10%",), ("trim",), ("score",), None, {}, 2, GradSpec())
+    edits = EditsRequest(None, ("10%",), ("trim",), ("score",), None, {}, 2, GradSpec(("ip",)))
     asked = RetrainRequest(Inputs("m.parquet", model=NAME), "rounds", device="cpu", edits=edits)
     assert "no edit" in retrain(asked, QUICK)["arms"]
 

@@ -183,7 +183,7 @@ class Rows(torch.utils.data.Dataset[Any]):
 
 def test_a_dataset_and_a_task_that_leave_are_errors_in_python_too() -> None:
     with pytest.raises(ManifestError, match=r"row 2 cannot be read \(SystemExit: 0"):
-        influence_cli.score(Rows(), task=influence_cli.Task(nn.Linear(2, 2)), store=None)
+        influence_cli.score(Rows(), method="ip", task=influence_cli.Task(nn.Linear(2, 2)), store=None)
     layer = nn.Linear(2, 2)
     layer.register_forward_hook(lambda *_: sys.exit(0))
     leaving = influence_cli.Task(nn.Linear(2, 2), loss=lambda *_: sys.exit(0))
@@ -191,7 +191,7 @@ def test_a_dataset_and_a_task_that_leave_are_errors_in_python_too() -> None:
         with pytest.raises(ModelError, match="SystemExit: 0"):
             influence_cli.score([(torch.zeros(2), 0)] * 3, task=task, store=None, method="loss")
     with pytest.raises(ModelError, match="SystemExit"):
-        influence_cli.score([(torch.zeros(2), 0)] * 3, task=influence_cli.Task(sys.exit), store=None)
+        influence_cli.score([(torch.zeros(2), 0)] * 3, method="ip", task=influence_cli.Task(sys.exit), store=None)
 
     class Late(nn.Linear):
         calls = 0
@@ -207,7 +207,7 @@ def test_a_dataset_and_a_task_that_leave_are_errors_in_python_too() -> None:
     rows, others = ([(torch.full((2,), k / 10), k % 2) for k in some] for some in (range(40), range(40, 44)))
     for source, task in ((rows, influence_cli.Task(Late(2, 2))), (Endless(), influence_cli.Task(nn.Linear(2, 2)))):
         with pytest.raises(ModelError, match="the program was ended from inside"):
-            influence_cli.score(source, target=others, task=task, store=None, batch_size=4)
+            influence_cli.score(source, method="ip", target=others, task=task, store=None, batch_size=4)
 
 
 # ---- what the machine does ---------------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ def test_a_standard_error_that_breaks_loses_the_message_alone(monkeypatch: pytes
 
 
 def test_both_ways_to_start_give_the_same_code(tmp_path: Path) -> None:
-    assert run_cli("score", "gone.parquet", cwd=tmp_path).code == 2
+    assert run_cli("score", "--method", "ip", "gone.parquet", cwd=tmp_path).code == 2
     with pytest.raises(SystemExit) as ended:
         main(["score", "gone.parquet"])
     assert ended.value.code == 2

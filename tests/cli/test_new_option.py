@@ -64,7 +64,7 @@ def test_a_field_of_a_request_is_an_option_from_its_flag_to_the_written_table(
 ) -> None:
     asked = ("score", digits, "--method", "random")
     kind = add_field(request_kind, option(3, HELP, RUNS, least=1))
-    said = " ".join(call_cli("score", "--help", cwd=tmp_path).text.split())
+    said = " ".join(call_cli("score", "--method", "ip", "--help", cwd=tmp_path).text.split())
     assert f"--extra-looks N {HELP} [default: 3]" in said
     assert "--extra-looks" not in call_cli("curate", "--help", cwd=tmp_path).text
 

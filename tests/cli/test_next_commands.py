@@ -43,9 +43,22 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = ["--optimizer", "adamw", "--weight-decay", 0.01, "--lr", 0.02, "--batch-size", 32, "--raw-features"]
     steps: list[list[Any]] = [
         ["retrain", "m.parquet", *MODEL, *recipe, "--group", "sex", "-o", "RUN"],
-        ["score", "m.parquet", "--checkpoint", "RUN", "--objective", "fairness", "--group", "sex", "-o", "s.parquet"],
-        ["score", "m.parquet", "--checkpoint", "RUN", "-o", "s.csv"],
-        ["score", "m.parquet", "--checkpoint", "RUN", "-o", "u.parquet"],
+        [
+            "score",
+            "--method",
+            "ip",
+            "m.parquet",
+            "--checkpoint",
+            "RUN",
+            "--objective",
+            "fairness",
+            "--group",
+            "sex",
+            "-o",
+            "s.parquet",
+        ],
+        ["score", "--method", "ip", "m.parquet", "--checkpoint", "RUN", "-o", "s.csv"],
+        ["score", "--method", "ip", "m.parquet", "--checkpoint", "RUN", "-o", "u.parquet"],
     ]
     for step in steps:
         ran = call_cli(*step, cwd=folder)
@@ -61,10 +74,10 @@ COMMANDS: dict[str, list[Any]] = {
         *["--against", "m.parquet", "-o", "SAME"],
     ],
     "retrain, scores": ["retrain", "m.parquet", *MODEL, "--scores", "s.parquet", "--seeds", 2, "-o", "BY_SCORES"],
-    "grads": ["grads", "m.parquet", "--checkpoint", "RUN", "-o", "g.parquet"],
+    "grads": ["grads", "--method", "ip", "m.parquet", "--checkpoint", "RUN", "-o", "g.parquet"],
     "score": ["score", "m.parquet", "--checkpoint", "RUN", "--method", "ip", "--method", "loss", "-o", "two.parquet"],
     "score, printed": ["score", "m.parquet", "--checkpoint", "RUN", "--method", "loss"],
-    "score, CSV": ["score", "m.parquet", "--checkpoint", "RUN", "-o", "again.csv"],
+    "score, CSV": ["score", "--method", "ip", "m.parquet", "--checkpoint", "RUN", "-o", "again.csv"],
     "curate, plan": ["curate", "s.csv", "--manifest", "m.parquet", "--budget", 5, "-n"],
     "curate": ["curate", "s.parquet", "-o", "c.parquet"],
     "evaluate": ["evaluate", "s.csv", "--manifest", "m.parquet", "--json"],
@@ -143,7 +156,7 @@ def test_a_table_that_comes_through_a_pipe_finds_its_manifest(made: Path, monkey
     elsewhere = made / "some" / "where"
     elsewhere.mkdir(parents=True)
     (made / "sub").mkdir()
-    asked = ["score", "m.parquet", "--checkpoint", "RUN", "-o", "sub/s.parquet"]
+    asked = ["score", "--method", "ip", "m.parquet", "--checkpoint", "RUN", "-o", "sub/s.parquet"]
     assert call_cli(*asked, cwd=made).code == 0
     table = (made / "sub" / "s.parquet").read_bytes()
     ran = piped(made)

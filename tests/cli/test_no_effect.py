@@ -46,8 +46,8 @@ REFUSED = [
     ("score m.parquet --set cg.damping=much", "cg.damping='much' is not a number"),
     ("curate s.parquet --set relabel.rule=model", "--set relabel.rule=model has no effect: relabel is not asked for"),
     ("retrain m.parquet -o RUN --set ip.normalise=cosine", "--set ip.normalise=cosine has no effect"),
-    ("score m.parquet --per-member", "--per-member has no effect: ip takes gradients at the checkpoint alone"),
-    ("score m.parquet --fit-rows m.parquet", "--fit-rows has no effect: ip fits no curvature"),
+    ("score m.parquet --per-member", "--per-member has no effect: auto has no members beside the checkpoint"),
+    ("score m.parquet --fit-rows m.parquet", "--fit-rows has no effect: auto fits no curvature"),
     ("grads m.parquet --fit-rows m.parquet --method loss", "--fit-rows has no effect: loss fits no curvature"),
     ("evaluate s.parquet --epochs 5", "--epochs is about trainings"),
     ("evaluate s.parquet --loo 5 --subset-share 20%", "--subset-share is about --lds"),
@@ -67,10 +67,10 @@ def test_a_flag_without_effect_is_refused(line: str, what: str, tmp_path: Path) 
 def test_a_store_that_a_settings_file_takes_away_is_not_ignored_in_silence(tmp_path: Path) -> None:
     (tmp_path / "influence.toml").write_text("no_store = true\n")
     write(feature_table(examples()), tmp_path / "m.parquet")
-    ran = call_cli("score", "m.parquet", "--store", "s", cwd=tmp_path)
+    ran = call_cli("score", "--method", "ip", "m.parquet", "--store", "s", cwd=tmp_path)
     assert (ran.code, "--store and --no-store contradict" in ran.err) == (2, True)
     (tmp_path / "influence.toml").write_text('store = "kept"\n')  # which a flag overrides
-    assert "contradict" not in call_cli("score", "m.parquet", "--no-store", cwd=tmp_path).err
+    assert "contradict" not in call_cli("score", "--method", "ip", "m.parquet", "--no-store", cwd=tmp_path).err
 
 
 def test_a_settings_file_may_hold_what_one_run_does_not_use(tmp_path: Path) -> None:

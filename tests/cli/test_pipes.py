@@ -34,7 +34,7 @@ def test_score_to_stdout_with_v_is_parquet_and_notes_go_to_stderr(
     tmp_path: Path, digits: Path, digits_run: Path, filled_store: Path, scored: Path
 ) -> None:
     asked = [digits, "--checkpoint", digits_run, "--store", filled_store]
-    ran = run_cli("score", *asked, "-v", "-o", "-", cwd=tmp_path)
+    ran = run_cli("score", "--method", "ip", *asked, "-v", "-o", "-", cwd=tmp_path)
     assert ran.code == 0, ran.err
     assert ran.table.equals(pq.read_table(scored))
     assert "200 train rows scored by ip" in ran.err
@@ -59,7 +59,7 @@ def test_with_an_output_file_stdout_is_empty_and_q_says_nothing(
 
 
 def test_q_still_says_what_went_wrong(tmp_path: Path) -> None:
-    ran = call_cli("score", "gone.parquet", "-q", cwd=tmp_path)
+    ran = call_cli("score", "--method", "ip", "gone.parquet", "-q", cwd=tmp_path)
     assert ran.code == 2
     assert ran.err.splitlines()[0] == "error: no such file"
 
@@ -68,7 +68,7 @@ def test_progress_in_a_pipe_is_a_line_each_tenth(
     tmp_path: Path, digits: Path, digits_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("influence_cli.cli.console.PLAIN_AT_LEAST_S", 0.0)
-    asked = ["score", digits, "--checkpoint", digits_run, "--batch-size", "5", "-o", "s.parquet"]
+    asked = ["score", "--method", "ip", digits, "--checkpoint", digits_run, "--batch-size", "5", "-o", "s.parquet"]
     ran = call_cli(*asked, cwd=tmp_path)
     lines = [line for line in ran.err.splitlines() if line.startswith("training rows")]
     assert 8 <= len(lines) <= 11  # one each 10 %
@@ -102,7 +102,7 @@ def test_escape_codes_only_where_asked_for(
 def test_data_and_errors_never_hold_escape_codes(
     env: dict[str, str], tmp_path: Path, digits: Path, digits_run: Path
 ) -> None:
-    asked = ["score", digits, "--checkpoint", digits_run, "--store", "store", "-v"]
+    asked = ["score", "--method", "ip", digits, "--checkpoint", digits_run, "--store", "store", "-v"]
     ran = call_cli(*asked, cwd=tmp_path, env=env)
     assert b"\x1b" not in ran.out
     assert "\x1b" not in ran.err
@@ -116,7 +116,7 @@ def test_an_id_cannot_write_a_line_of_its_own_into_a_log(where: str, tmp_path: P
     hostile = "x\n::error::forged\r\x1b[31m"
     rows = [Example(f"t{k}", draw_features(k), k % 3, "train" if k < 5 else "val") for k in range(8)]
     write(feature_table([*rows, Example(hostile, draw_features(0), 0, "val")]), tmp_path / "m.parquet")
-    asked = ["score", "m.parquet", "--checkpoint", tabular_run, "-o", "s.parquet"]
+    asked = ["score", "--method", "ip", "m.parquet", "--checkpoint", tabular_run, "-o", "s.parquet"]
     if where == "warning":
         ran = call_cli(*asked, "--allow-overlap", cwd=tmp_path)
     else:
@@ -213,7 +213,7 @@ def test_a_pipeline_equals_its_stagesone_by_one(tmp_path: Path, digits: Path, di
 def test_a_manifest_from_stdin_is_scored_like_the_file(
     tmp_path: Path, digits: Path, digits_run: Path, filled_store: Path, scored: Path
 ) -> None:
-    asked = ["score", "-", "--checkpoint", digits_run, "--store", filled_store, "-o", "s.parquet"]
+    asked = ["score", "--method", "ip", "-", "--checkpoint", digits_run, "--store", filled_store, "-o", "s.parquet"]
     ran = run_cli(*asked, cwd=tmp_path, stdin=digits.read_bytes())
     assert ran.code == 0, ran.err
     ours = pq.read_table(tmp_path / "s.parquet")
@@ -255,7 +255,7 @@ def test_a_stdin_that_cannot_be_read_is_what_is_named(tmp_path: Path, monkeypatc
 def filled(tmp_path: Path, digits_run: Path) -> Path:
     """A folder with a manifest of its own, its run folder and what ``grads`` wrote for them."""
     write(digits_table(), tmp_path / "m.parquet")
-    asked = ["grads", "m.parquet", "--checkpoint", digits_run, "-o", "g.parquet"]
+    asked = ["grads", "--method", "ip", "m.parquet", "--checkpoint", digits_run, "-o", "g.parquet"]
     assert call_cli(*asked, cwd=tmp_path).code == 0
     return tmp_path
 
@@ -290,7 +290,7 @@ def test_target_rows_changed_between_grads_and_score_exit_2_unless_it_is_meant(f
 
 def test_a_checkpoint_changed_between_grads_and_score_exits_2_unless_it_is_meant(tmp_path: Path, digits: Path) -> None:
     train_run(digits, tmp_path / "RUN", "mlp:4")
-    asked = ["grads", digits, "--checkpoint", "RUN", "-o", "g.parquet"]
+    asked = ["grads", "--method", "ip", digits, "--checkpoint", "RUN", "-o", "g.parquet"]
     assert call_cli(*asked, cwd=tmp_path).code == 0
     train_run(digits, tmp_path / "RUN", "mlp:4", seed=1)
     ran = call_cli("score", "g.parquet", cwd=tmp_path)

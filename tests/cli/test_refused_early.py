@@ -69,7 +69,19 @@ def test_weights_that_are_no_real_numbers(kind: str, here: Path) -> None:
         "meta": lambda w: w.to("meta"),
     }[kind]
     torch.save({name: change(w) for name, w in weights.items()}, here / f"{kind}.pt")
-    ran = call_cli("score", "m.parquet", "--model", "linear", "--checkpoint", f"{kind}.pt", "-o", "s.parquet", cwd=here)
+    ran = call_cli(
+        "score",
+        "--method",
+        "ip",
+        "m.parquet",
+        "--model",
+        "linear",
+        "--checkpoint",
+        f"{kind}.pt",
+        "-o",
+        "s.parquet",
+        cwd=here,
+    )
     assert ran.code == 2
     wanted = {"int8": "is int8", "complex": "is complex64", "sparse": "is sparse_coo", "meta": "on the device meta"}
     assert wanted[kind] in ran.err
@@ -82,7 +94,7 @@ def test_outputs_that_are_probabilities(here: Path) -> None:
     flags = ["--model", "python:soft_net:make", "-o", "s.parquet"]
     width = len(feature_table(examples()).column("features")[0])
     (here / "soft_net.py").write_text((here / "soft_net.py").read_text().replace("(3, 3)", f"({width}, 3)"))
-    ran = call_cli("score", "m.parquet", *flags, cwd=here)
+    ran = call_cli("score", "--method", "ip", "m.parquet", *flags, cwd=here)
     assert ran.code == 2
     assert "probabilities, not logits" in ran.err
 
@@ -128,6 +140,18 @@ def test_one_class_is_nothing_to_train_on(here: Path, tmp_path: Path) -> None:
 def test_weights_of_a_bare_linear_layer_are_told_their_names(here: Path) -> None:
     weights = load_file(here / "RUN" / "model.safetensors")
     torch.save({name.removeprefix("head."): w for name, w in weights.items()}, here / "bare.pt")
-    ran = call_cli("score", "m.parquet", "--model", "linear", "--checkpoint", "bare.pt", "-o", "s.parquet", cwd=here)
+    ran = call_cli(
+        "score",
+        "--method",
+        "ip",
+        "m.parquet",
+        "--model",
+        "linear",
+        "--checkpoint",
+        "bare.pt",
+        "-o",
+        "s.parquet",
+        cwd=here,
+    )
     assert ran.code == 2
     assert "head.weight and head.bias" in ran.err

@@ -68,7 +68,7 @@ def test_lists_and_switches_from_the_environment(here: Path, monkeypatch: pytest
     assert (settings.values["method"], settings.values["no_store"]) == (["ip", "loss"], True)
     monkeypatch.setenv("INFLUENCE_NO_STORE", "perhaps")
     write(digits_table(train=5, val=0, test=0), here / "m.parquet")
-    ran = call_cli("score", "m.parquet", cwd=here, env={"INFLUENCE_NO_STORE": "perhaps"})
+    ran = call_cli("score", "--method", "ip", "m.parquet", cwd=here, env={"INFLUENCE_NO_STORE": "perhaps"})
     assert ran.code == 2
     assert "INFLUENCE_NO_STORE='perhaps'" in ran.err
 
@@ -96,7 +96,7 @@ def test_relative_paths_count_from_the_settings_file(here: Path, digits_run: Pat
     (here / "influence.toml").write_text('manifest = "data/m.parquet"\ncheckpoint = "run"\nstore = "memo"\n')
     deep = here / "a" / "b"
     deep.mkdir(parents=True)
-    ran = call_cli("score", "-o", "scores.parquet", cwd=deep)
+    ran = call_cli("score", "--method", "ip", "-o", "scores.parquet", cwd=deep)
     assert ran.code == 0, ran.err
     assert (here / "memo").is_dir()
     assert [p.name for p in deep.iterdir()] == ["scores.parquet"]  # paths of flags count from where one stands
@@ -147,7 +147,7 @@ def test_isolated_reads_no_file_and_config_reads_another(here: Path) -> None:
     assert shown(here)["seed"][0] == "1"
     assert shown(here, "--isolated")["seed"] == ("0", "default")
     assert shown(here, "--config", "other.toml")["seed"] == ("2", "other.toml")
-    gone = call_cli("score", "m.parquet", "--config", "gone.toml", cwd=here)
+    gone = call_cli("score", "--method", "ip", "m.parquet", "--config", "gone.toml", cwd=here)
     assert gone.code == 2
     assert "gone.toml" in gone.err
 

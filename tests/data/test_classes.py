@@ -65,7 +65,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def score(here: Path, target: Any, **options: Any) -> pa.Table:
     """Scores of the train rows at the run."""
     rows = options.pop("rows_of", str(here / "train.parquet"))
-    return influence_cli.score(rows, target=target, **{"checkpoint": str(here / "run"), "store": None, **options})
+    return influence_cli.score(
+        rows, target=target, **{"method": "ip", "checkpoint": str(here / "run"), "store": None, **options}
+    )
 
 
 class Held(torch.utils.data.Dataset):
@@ -112,11 +114,13 @@ def test_datasets_are_numbered_by_their_classes(here: Path) -> None:
     torch.manual_seed(0)
     task, train = influence_cli.Task(nn.Linear(6, 5)), Held(pq.read_table(here / "train.parquet"))
     val, mixed = (Held(pq.read_table(here / f"{name}.parquet")) for name in ("val", "val-mixed"))
-    found = [column(influence_cli.score(train, target=t, task=task, store=None)).tolist() for t in (val, mixed)]
+    found = [
+        column(influence_cli.score(train, method="ip", target=t, task=task, store=None)).tolist() for t in (val, mixed)
+    ]
     assert found[0] == found[1]
     val.classes = {"a": 0}  # type: ignore[assignment]
     with pytest.raises(ManifestError, match="its classes are a dict, not a list"):
-        influence_cli.score(train, target=val, task=task, store=None)
+        influence_cli.score(train, method="ip", target=val, task=task, store=None)
 
 
 def test_fit_rows_are_numbered_by_name(here: Path) -> None:
@@ -150,7 +154,7 @@ def test_a_class_that_is_not_known_is_refused_by_name(here: Path, tmp_path: Path
     train, val = str(here / "train.parquet"), str(here / "val.parquet")
     run = ("--checkpoint", here / "run", "--store", "s", "-o", "s.parquet")
     for asked in (
-        ("score", train, "--target", odd, *run),
+        ("score", "--method", "ip", train, "--target", odd, *run),
         ("score", train, "--target", val, "--fit-rows", odd, "--method", "exact", *run),
         ("retrain", train, "--test", odd, "--model", "linear", "-o", "new"),
         ("retrain", odd, "--against", train, "--test", val, "--model", "linear", "-o", "new"),
@@ -226,7 +230,7 @@ def test_proposed_labels_are_classes_of_the_data_whatever_the_model_has(names: t
     task = influence_cli.Task(nn.Linear(6, 40))
     if names is not None:
         train, val, task = (*(called(t, (*NAMES, "f")) for t in (train, val)), influence_cli.Task(nn.Linear(6, 6)))
-    table = influence_cli.score(train, target=val, task=task, store=None)
+    table = influence_cli.score(train, method="ip", target=val, task=task, store=None)
     most = 3 if names is None else 6
     for name in ("best_label", "model_label", "other_label"):
         assert max(table[name].to_pylist()) < most
@@ -355,7 +359,7 @@ def test_exports_write_clean_labels_as_names(here: Path, tmp_path: Path) -> None
     true = named_rows(30, 1, "t")["label"].to_pylist()
     write(named_rows(30, 1, "t", clean_label=true), tmp_path / "m.parquet")
     ran = call_cli(
-        *("score", "m.parquet", "--target", here / "val.parquet", "--checkpoint", here / "run"),
+        *("score", "--method", "ip", "m.parquet", "--target", here / "val.parquet", "--checkpoint", here / "run"),
         *("--store", "s", "-o", "s.parquet"), cwd=tmp_path,
     )  # fmt: skip
     assert ran.code == 0, ran.err

@@ -37,7 +37,7 @@ def of_no_classes(folder: Path) -> None:
         for asked in (
             ["manifest", "rows.csv", *labels, "-o", f"{name}-rows.parquet"],
             ["retrain", f"{name}-rows.parquet", "--model", "linear", "--optimizer", "lbfgs", "-o", f"{name}-run"],
-            ["score", f"{name}-rows.parquet", "--checkpoint", f"{name}-run", "-o", f"{name}.parquet"],
+            ["score", "--method", "ip", f"{name}-rows.parquet", "--checkpoint", f"{name}-run", "-o", f"{name}.parquet"],
         ):
             ran = call_cli(*asked, cwd=folder)
             assert ran.code == 0, ran.err
@@ -50,7 +50,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory, tabular: Path) -> dict[str,
     train_run(tabular, folder / "run", "mlp:4", calibration=0.2)
     score = ["score", tabular, "--checkpoint", "run"]
     for asked in (
-        ["grads", tabular, "--checkpoint", "run", "-o", "grads.parquet"],
+        ["grads", "--method", "ip", tabular, "--checkpoint", "run", "-o", "grads.parquet"],
         [*score, "--method", "loss", "-o", "loss.parquet"],
         [*score, "--method", "ip-ensemble", "--method", "exact", "--method", "random", "--objective", "utility",
          "--objective", "robustness", "--combine", "ranksum", "--per-member", "-o", "several.parquet"],

@@ -57,7 +57,9 @@ def test_an_image_of_a_folder_or_of_a_column(tmp_path: Path) -> None:
     table = digits_table(6, 2, 0)
     images = [POINTER, *table.column("image").to_pylist()[1:]]
     write(table.set_column(table.column_names.index("image"), "image", [images]), tmp_path / "p.parquet")
-    ran = call_cli("score", "p.parquet", "--model", "mlp:4", "--checkpoint", "absent.pt", cwd=tmp_path)
+    ran = call_cli(
+        "score", "--method", "ip", "p.parquet", "--model", "mlp:4", "--checkpoint", "absent.pt", cwd=tmp_path
+    )
     assert ran.code == 2
     assert "Git LFS pointer" in ran.err
     assert "row id=d0000" in ran.err

@@ -114,7 +114,7 @@ def test_an_older_table_is_read_from_where_it_was_made_and_beside_its_data(proje
     (project / "out" / "s.parquet").rename(project / "s.parquet")
     elsewhere = project.parent / "elsewhere"
     elsewhere.mkdir()
-    ran = call_cli("score", "../project/s.parquet", "-o", "t.parquet", cwd=elsewhere)
+    ran = call_cli("score", "--method", "ip", "../project/s.parquet", "-o", "t.parquet", cwd=elsewhere)
     assert ran.code == 0, ran.err
 
 

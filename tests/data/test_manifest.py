@@ -330,7 +330,7 @@ def test_stages_may_differ_in_whether_they_measure_on_the_target(tmp_path: Path,
 
 def test_more_overlap_is_refused_unless_it_is_accepted(tmp_path: Path, tabular_run: Path) -> None:
     write(feature_table(overlapping(2, 100)), tmp_path / "m.parquet")
-    asked = ["score", "m.parquet", "--checkpoint", tabular_run, "-o", "s.parquet"]
+    asked = ["score", "--method", "ip", "m.parquet", "--checkpoint", tabular_run, "-o", "s.parquet"]
     ran = call_cli(*asked, cwd=tmp_path)
     assert ran.code == 2
     for part in ("2 of 100 target rows are training rows", "both0, both1", "--allow-overlap"):
@@ -347,7 +347,9 @@ def test_no_target_rows_and_none_of_their_own(tmp_path: Path, tabular_run: Path)
         ([r for r in overlapping(0, 5) if r.split == "val"], "no train rows"),
     ):
         write(feature_table(rows), tmp_path / "m.parquet")
-        ran = call_cli("score", "m.parquet", "--checkpoint", tabular_run, "--allow-overlap", cwd=tmp_path)
+        ran = call_cli(
+            "score", "--method", "ip", "m.parquet", "--checkpoint", tabular_run, "--allow-overlap", cwd=tmp_path
+        )
         assert ran.code == 2
         assert said in ran.err
         assert "fix: " in ran.err
@@ -386,7 +388,7 @@ def test_a_label_outside_the_models_classes_names_the_row(split: str, tmp_path: 
     worst = next(k for k, r in enumerate(rows) if r.split == split) + 1
     rows[worst] = Example(rows[worst].id, rows[worst].features, 3, split)
     write(feature_table(rows), tmp_path / "m.parquet")
-    ran = call_cli("score", "m.parquet", "--checkpoint", tabular_run, cwd=tmp_path)
+    ran = call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", tabular_run, cwd=tmp_path)
     assert ran.code == 2
     assert "label 3 is outside the model's 3 classes" in ran.err
     assert f"m.parquet, row id={rows[worst].id}, column label" in ran.err
@@ -400,7 +402,7 @@ def test_classes_in_another_order_than_the_checkpoints_are_refused(tmp_path: Pat
     swapped = json.dumps(["class 1", "class 0", "class 2"])
     table = feature_table(examples()).replace_schema_metadata({"classes": swapped})
     write(table, tmp_path / "m.parquet")
-    ran = call_cli("score", "m.parquet", "--checkpoint", tabular_run, cwd=tmp_path)
+    ran = call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", tabular_run, cwd=tmp_path)
     assert ran.code == 2, "labels mean other classes than those the checkpoint was trained on"
     assert "classes" in ran.err
 
@@ -428,7 +430,7 @@ def test_features_of_another_width_name_their_row(tmp_path: Path, tabular_run: P
     rows = table.column("features").to_pylist()
     rows[4] = rows[4][:3]
     write(with_column(table, "features", pa.array(rows, pa.list_(pa.float32()))), tmp_path / "m.parquet")
-    ran = call_cli("score", "m.parquet", "--checkpoint", tabular_run, cwd=tmp_path)
+    ran = call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", tabular_run, cwd=tmp_path)
     assert ran.code == 2
     assert "row id=r004, column features" in ran.err
 
@@ -437,7 +439,9 @@ def test_another_kind_of_payload_than_the_model_takes_exits_2(
     tmp_path: Path, digits: Path, tabular: Path, digits_run: Path, tabular_run: Path
 ) -> None:
     for manifest, run in ((digits, tabular_run), (tabular, digits_run)):
-        ran = call_cli("score", manifest, "--checkpoint", run, "--store", "s", "--allow-overlap", cwd=tmp_path)
+        ran = call_cli(
+            "score", "--method", "ip", manifest, "--checkpoint", run, "--store", "s", "--allow-overlap", cwd=tmp_path
+        )
         assert ran.code == 2, ran.err
         assert "fix: " in ran.err
 

@@ -142,7 +142,8 @@ def by_hand(split: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def column(folder: Path, name: str, *arguments: Any, model: str = MODEL) -> NDArray[np.float64]:
-    run(folder, "score", "m.parquet", "--model", model, "-o", "s.parquet", *arguments)
+    method = () if "--method" in arguments else ("--method", "ip")
+    run(folder, "score", "m.parquet", "--model", model, "-o", "s.parquet", *method, *arguments)
     return pq.read_table(folder / "s.parquet").column(name).to_numpy()
 
 
@@ -163,11 +164,11 @@ def test_a_row_whose_second_column_is_not_usable_is_named(folder: Path) -> None:
     rows = table().to_pylist()
     rows[2]["right"] = [1.0, float("inf"), 0.0]
     write(pa.Table.from_pylist(rows), folder / "bad.parquet")
-    ran = call_cli("score", "bad.parquet", "--model", MODEL, "-o", "t.parquet", cwd=folder)
+    ran = call_cli("score", "--method", "ip", "bad.parquet", "--model", MODEL, "-o", "t.parquet", cwd=folder)
     assert (ran.code, "row id=r2, column left, right" in ran.err) == (2, True)
     rows[2]["right"] = [1.0, 2.0]
     write(pa.Table.from_pylist(rows), folder / "bad.parquet")
-    ran = call_cli("score", "bad.parquet", "--model", MODEL, "-o", "t.parquet", cwd=folder)
+    ran = call_cli("score", "--method", "ip", "bad.parquet", "--model", MODEL, "-o", "t.parquet", cwd=folder)
     assert (ran.code, "row id=r2, column right" in ran.err) == (2, True)
 
 

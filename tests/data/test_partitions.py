@@ -156,7 +156,7 @@ def test_the_columns_stay_through_an_edit(tmp_path: Path) -> None:
     source = divided(tmp_path / "h", rows(split=SPLIT, group=["a", "b"] * 20), "group")
     model = ("--model", "linear", "--epochs", "2", "-o", "run")
     assert call_cli("retrain", source, *model, cwd=tmp_path).code == 0
-    assert call_cli("score", source, "--checkpoint", "run", "-o", "s.parquet", cwd=tmp_path).code == 0
+    assert call_cli("score", "--method", "ip", source, "--checkpoint", "run", "-o", "s.parquet", cwd=tmp_path).code == 0
     ran = call_cli("curate", "s.parquet", "--action", "trim", "--budget", "5", "-o", "c.parquet", cwd=tmp_path)
     assert ran.code == 0, ran.err
     curated = pq.read_table(tmp_path / "c.parquet")

@@ -216,15 +216,15 @@ def test_columns_of_categories_are_read_as_they_are(kind: pa.DataType, net: nn.M
     shades = pa.DictionaryArray.from_arrays(pa.array([k % 2 for k in range(24)], pa.int8()), pa.array(["a", "b"], kind))
     table, target = table_of(x, y, "a", shade=shades), table_of(tx, ty, "b")
     task = influence_cli.Task(net)
-    expected = influence_cli.score(table_of(x, y, "a"), target=target, task=task, store=None)
+    expected = influence_cli.score(table_of(x, y, "a"), method="ip", target=target, task=task, store=None)
     for rows in (table, table.to_pandas()):
-        found = influence_cli.score(rows, target=target, task=task, store=None)
+        found = influence_cli.score(rows, method="ip", target=target, task=task, store=None)
         assert found.column("score").equals(expected.column("score"))
 
 
 def test_tables_of_scores_may_be_frames(net: nn.Module) -> None:
     manifest, target = table_of(*TRAIN, "a"), table_of(*TARGET, "b")
-    scores = influence_cli.score(manifest, target=target, task=influence_cli.Task(net), store=None)
+    scores = influence_cli.score(manifest, method="ip", target=target, task=influence_cli.Task(net), store=None)
     found, expected = (
         influence_cli.curate(table, manifest=manifest, budget="3") for table in (scores.to_pandas(), scores)
     )

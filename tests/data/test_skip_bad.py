@@ -71,7 +71,8 @@ def without(rows: set[int]) -> pa.Table:
 
 
 def score_cli(folder: Path, run: Path, *more: Any, manifest: str = "m.parquet") -> Ran:
-    return call_cli("score", manifest, "--checkpoint", run, "-o", "s.parquet", *more, cwd=folder)
+    method = () if "--method" in more else ("--method", "ip")
+    return call_cli("score", manifest, "--checkpoint", run, "-o", "s.parquet", *method, *more, cwd=folder)
 
 
 @pytest.mark.parametrize("case", list(BAD))
@@ -102,11 +103,13 @@ def test_all_of_them_at_once_and_again_from_the_store_without_torch(tmp_path: Pa
     first = score_cli(tmp_path, digits_run, "--skip-bad")
     assert first.code == 0, first.err
     assert f"{len(BAD)} rows of m.parquet cannot be used and were left out" in first.err
-    plan = call_cli("score", "m.parquet", "--checkpoint", digits_run, "--skip-bad", "-n", cwd=tmp_path)
+    plan = call_cli(
+        "score", "--method", "ip", "m.parquet", "--checkpoint", digits_run, "--skip-bad", "-n", cwd=tmp_path
+    )
     assert plan.json["rows_to_compute"] == 0
     before = (tmp_path / "s.parquet").read_bytes()
     code = "import sys; from influence_cli.cli.main import run; code = run(sys.argv[1:]); print('torch' in sys.modules)"
-    asked = ["score", "m.parquet", "--checkpoint", digits_run, "--skip-bad", "-o", "s.parquet"]
+    asked = ["score", "--method", "ip", "m.parquet", "--checkpoint", digits_run, "--skip-bad", "-o", "s.parquet"]
     ran = run_python(code, *asked, cwd=tmp_path, env={"PYTHONPATH": str(Path(__file__).parents[2])})
     assert ran.text.strip() == "False", ran.err
     assert (tmp_path / "s.parquet").read_bytes() == before
@@ -141,7 +144,18 @@ def test_later_stages_leave_out_the_same_rows(tmp_path: Path, digits_run: Path) 
     evaluated = call_cli("evaluate", "s.parquet", "--json", cwd=tmp_path)
     assert evaluated.json["train_rows"] == len(scored)
     assert "rows of m.parquet cannot be used and were left out" in evaluated.err
-    piped = call_cli("grads", "m.parquet", "--checkpoint", digits_run, "--skip-bad", "-o", "g.parquet", cwd=tmp_path)
+    piped = call_cli(
+        "grads",
+        "--method",
+        "ip",
+        "m.parquet",
+        "--checkpoint",
+        digits_run,
+        "--skip-bad",
+        "-o",
+        "g.parquet",
+        cwd=tmp_path,
+    )
     assert piped.code == 0, piped.err
     again = call_cli("score", "g.parquet", "-o", "t.parquet", cwd=tmp_path)  # the table says that bad rows are skipped
     assert again.code == 0, again.err
@@ -220,7 +234,7 @@ def test_a_manifest_without_a_usable_row_is_an_error(tmp_path: Path, digits_run:
 def test_the_list_goes_to_standard_error(tmp_path: Path, digits_run: Path) -> None:
     write(spoiled("not an image"), tmp_path / "m.parquet")
     ran = run_cli(
-        "score", "m.parquet", "--checkpoint", digits_run, "--skip-bad", cwd=tmp_path,
+        "score", "--method", "ip", "m.parquet", "--checkpoint", digits_run, "--skip-bad", cwd=tmp_path,
         env={"PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
     assert ran.code == 0

@@ -182,7 +182,7 @@ def test_q_is_the_slope_of_phi_whose_embeddings_are_those_of_theta_and_the_chang
     kind: str, engine: str, film: Path, tmp_path: Path
 ) -> None:
     how = {"robustness": {"random_start": False, "steps": 3}}
-    spec = GradSpec(objectives=("robustness",), options=how, precision="fp64")
+    spec = GradSpec(("ip",), objectives=("robustness",), options=how, precision="fp64")
     inputs = Inputs(str(film / "m.parquet"), checkpoint=str(film / kind))
     case = opened(inputs, spec, Runtime(store=str(tmp_path / "store"), engine=engine, device="cpu"))
     table = score(case)
@@ -275,7 +275,17 @@ def test_retrain_and_evaluate_attack_test_texts_alike(film: Path) -> None:
     assert 0 <= first["attacked_static"] <= first["accuracy"]
     assert ran.json["attack"]["settings"]["changes"] == "embeddings"
     ran = call_cli(
-        "score", "m.parquet", "--checkpoint", "RUN", "--objective", "robustness", "-o", "r.parquet", cwd=film
+        "score",
+        "--method",
+        "ip",
+        "m.parquet",
+        "--checkpoint",
+        "RUN",
+        "--objective",
+        "robustness",
+        "-o",
+        "r.parquet",
+        cwd=film,
     )
     assert ran.code == 0, ran.err
     ran = call_cli("evaluate", "r.parquet", "--json", cwd=film)
@@ -286,7 +296,7 @@ def test_retrain_and_evaluate_attack_test_texts_alike(film: Path) -> None:
 
 def test_refusals_come_before_any_work(film: Path, tmp_path: Path) -> None:
     asked = ["--objective", "robustness", "--set", "robustness.attack=linear", "-o", "x.parquet"]
-    ran = call_cli("score", "m.parquet", "--checkpoint", "bert", *asked, cwd=film)
+    ran = call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", "bert", *asked, cwd=film)
     assert ran.code == 2
     assert "robustness.attack=pgd" in ran.err
     flags = ["--model", "hf:bert", "--attack", "linear", "-o", tmp_path / "RUN"]

@@ -158,6 +158,8 @@ def test_a_warm_run_checks_nothing_and_says_what_was_found(
 def test_an_unknown_engine_is_a_usage_error(tmp_path: Path, digits: Path, digits_run: Path) -> None:
     with pytest.raises(UsageError, match="--engine 'ghost'"):
         Runtime(engine="ghost")
-    ran = call_cli("score", digits, "--checkpoint", digits_run, "--engine", "ghost", "--no-store", cwd=tmp_path)
+    ran = call_cli(
+        "score", "--method", "ip", digits, "--checkpoint", digits_run, "--engine", "ghost", "--no-store", cwd=tmp_path
+    )
     assert ran.code == 2
     assert "--engine 'ghost' is unknown" in ran.err

@@ -215,7 +215,7 @@ def table(x: Tensor, y: Tensor, prefix: str) -> pa.Table:
 
 
 def run(model: nn.Module, x: Tensor, y: Tensor, precision: str = "fp64", **asked: Any) -> pa.Table:
-    asked = {"store": None, "precision": precision, **asked}
+    asked = {"store": None, "method": "ip", "precision": precision, **asked}
     task = influence_cli.Task(model)
     return influence_cli.score(
         table(x[:TRAIN], y[:TRAIN], "t"), target=table(x[TRAIN:], y[TRAIN:], "v"), task=task, **asked

@@ -5,6 +5,7 @@ python -m pytest tests/methods/test_auto.py
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from influence_cli.data.folds import dealt
+from influence_cli.data.label_kinds import CLASSES, NOTHING, NUMBERS, SEVERAL
 from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance
 from influence_cli.maths.corrected_probe import CorrectedProbe, Rows, standardised
 from influence_cli.maths.wrong_count import wrong_labels
-from influence_cli.methods.auto import Auto, chosen
+from influence_cli.methods.auto import Auto, Question, chosen
 from influence_cli.methods.ekfac import EKFAC
 from influence_cli.methods.ip import IP
 from influence_cli.settings import GradSpec
@@ -181,18 +183,39 @@ def test_other_objectives_get_a_method_of_effects(tmp_path: Path) -> None:
 
 
 def test_what_it_is_for_rows_without_labels_and_for_several_objectives() -> None:
-    auto = Auto()
-    assert isinstance(chosen(auto, ("utility",), False, True, "all"), IP)
-    assert isinstance(chosen(auto, ("utility", "fairness"), True, True, "last"), EKFAC)
-    assert chosen(auto, ("utility",), True, True, "all") == Auto(with_target=True)
-    assert chosen(IP(), ("utility",), True, True, "all") == IP()
+    auto, labels = Auto(), Question(("utility",), "all", CLASSES, 10, 300, True)
+    for question, method in (
+        (replace(labels, holds=NOTHING), IP()),
+        (replace(labels, holds=NOTHING, params="last"), EKFAC()),
+        (replace(labels, objectives=("utility", "fairness"), params="last"), EKFAC()),
+        (replace(labels, effects="pairs are asked for", params="last"), IP()),
+        (replace(labels, holds=NUMBERS), IP()),
+        (replace(labels, holds=SEVERAL), IP()),
+        (replace(labels, classes=1), IP()),
+        (replace(labels, train=9), IP()),
+        (replace(labels, train=10), Auto(with_target=True)),
+        (replace(labels, params="last"), Auto(with_target=True)),
+    ):
+        found, because = chosen(auto, question, {})
+        assert found == method
+        assert bool(because) == (found != Auto(with_target=True))
+    assert chosen(auto, replace(labels, holds=NUMBERS, target=False), {}) == (Auto(), "")  # which says what is lacking
+    assert chosen(IP(), labels, {}) == (IP(), "")
+    assert chosen(auto, replace(labels, classes=1), {"ip": {"normalise": "cosine"}})[0] == IP(normalise="cosine")
 
 
-def test_labels_that_are_numbers_are_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_labels_that_are_numbers_get_effects_and_without_target_rows_the_way_out(tmp_path: Path) -> None:
     rows = examples(40, 12, 6)
     table = feature_table(rows).set_column(2, "label", pa.array([r.features[0] for r in rows], pa.float64()))
     write(table.replace_schema_metadata({"task": "regression"}), tmp_path / "m.parquet")
     train_run(tmp_path / "m.parquet", tmp_path / "run", "linear")
+    ran = call_cli(*SCORE, "-o", "s.parquet", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    said = provenance(pq.read_schema(tmp_path / "s.parquet"))["auto"]
+    assert said["method"] == "ip"
+    assert "labels are numbers, and it judges classes (--method probe judges these)" in said["why"][0]
+    table = pq.read_table(tmp_path / "m.parquet")
+    write(table.filter(pa.compute.not_equal(table["split"], "val")), tmp_path / "m.parquet")
     ran = call_cli(*SCORE, "--method", "auto", cwd=tmp_path)
     assert ran.code == 2
     assert "auto judges labels that are classes" in ran.err
@@ -242,7 +265,7 @@ def test_the_interval_does_not_hang_on_the_order_of_rows() -> None:
     assert wrong_labels(p[a], y[a], *none).interval == pytest.approx(wrong_labels(p, y, *none).interval)
 
 
-def test_one_class_few_rows_and_few_payloads_are_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_one_class_few_rows_and_few_payloads_get_effects_or_the_way_out(tmp_path: Path) -> None:
     rows = examples(40, 30, 6)
     table = feature_table(rows).set_column(2, "label", pa.array([min(r.label, 1) for r in rows]))
     write(table, tmp_path / "m.parquet")
@@ -257,13 +280,17 @@ def test_one_class_few_rows_and_few_payloads_are_refused_with_the_way_out(tmp_pa
     repeated = np.array(range(len(rows)))
     repeated[val] = val[np.arange(30) % 3]
     write(table.take(repeated).set_column(0, "id", table.column("id")), tmp_path / "target.parquet")
-    for name, said in (
-        ("one", "all rows are of one"),
-        ("few", "fix: pass --set auto.folds=4, or give more train rows"),
-        ("same", "--set auto.folds=5 of 4 distinct rows"),
+    write(with_column(table, "label", np.ones(len(rows), dtype=np.int64)).take(train), tmp_path / "one-alone.parquet")
+    write(table.take(train[:8]), tmp_path / "few-alone.parquet")
+    for name, code, said in (
+        ("one-alone", 2, "all rows are of one"),
+        ("one", 0, "auto takes ip, which estimates what a row does to utility: all rows are of one class"),
+        ("few-alone", 2, "fix: pass --set auto.folds=4, or give more train rows"),
+        ("few", 0, "utility: 8 train rows are too few to judge each by the others"),
+        ("same", 2, "--set auto.folds=5 of 4 distinct rows"),
     ):
         ran = call_cli("score", f"{name}.parquet", "--checkpoint", "run", "--method", "auto", cwd=tmp_path)
-        assert ran.code == 2, ran.err
+        assert ran.code == code, ran.err
         assert said in ran.err
     words = ("score", "target.parquet", "--checkpoint", "run", "--method", "auto", "-o", "t.parquet")
     ran = call_cli(*words, cwd=tmp_path)

@@ -96,7 +96,7 @@ def test_the_padding_token_in_a_text_counts_as_any_other_where_weights_are_tied(
     saved(tmp_path / "llama", "llama", tie_word_embeddings=True)
     found = {}
     for engine in ("forward", "layerwise", "double-reverse"):
-        given = ("score", "t.parquet", "--checkpoint", "llama", "--engine", engine, "--batch-size", 4)
+        given = ("score", "--method", "ip", "t.parquet", "--checkpoint", "llama", "--engine", engine, "--batch-size", 4)
         ran = call_cli(*given, "--no-store", "-o", "s.parquet", cwd=tmp_path)
         assert ran.code == 0, ran.err
         assert "loop" not in ran.err
@@ -109,7 +109,18 @@ def test_the_padding_token_in_a_text_counts_as_any_other_where_weights_are_tied(
 def test_a_folder_is_attacked_evaluated_and_has_no_flips(tmp_path: Path) -> None:
     saved(tmp_path / "gpt2", "gpt2")
     write(texts(12, 4, 4), tmp_path / "t.parquet")
-    given = ("score", "t.parquet", "--checkpoint", "gpt2", "--objective", "utility", "-o", "s.parquet")
+    given = (
+        "score",
+        "--method",
+        "ip",
+        "t.parquet",
+        "--checkpoint",
+        "gpt2",
+        "--objective",
+        "utility",
+        "-o",
+        "s.parquet",
+    )
     ran = call_cli(*given, "--objective", "robustness", cwd=tmp_path)
     assert ran.code == 0, ran.err
     assert "pgd attack" in ran.err
@@ -130,7 +141,7 @@ def test_a_model_is_trained_on_and_loads_in_transformers_as_what_it_was(tmp_path
     _, point = opened(tmp_path / "RUN")
     x = token_rows(vocabulary=len(WORDS), first=len(SPECIAL))
     torch.testing.assert_close(point.outputs(x, [])[0][:, 0], expected_losses(again, x).sum(1), rtol=1e-5, atol=1e-5)
-    ran = call_cli("score", "t.parquet", "--checkpoint", "RUN", "-o", "s.parquet", cwd=tmp_path)
+    ran = call_cli("score", "--method", "ip", "t.parquet", "--checkpoint", "RUN", "-o", "s.parquet", cwd=tmp_path)
     assert ran.code == 0, ran.err
     assert np.isfinite(floats(pq.read_table(tmp_path / "s.parquet"))).all()
 
@@ -143,7 +154,7 @@ def test_what_is_no_plain_causal_model_is_refused(kind: str, said: str, tmp_path
     sizes = {"num_key_value_heads": 2, "head_dim": 8, **SIZES["bert"]}
     saved(tmp_path / "lm", kind, **(sizes if kind == "gemma2" else {})) if kind in SIZES else _saved(tmp_path, sizes)
     write(texts(8, 2, 2), tmp_path / "t.parquet")
-    ran = call_cli("score", "t.parquet", "--checkpoint", "hf:lm", "-o", "s.parquet", cwd=tmp_path)
+    ran = call_cli("score", "--method", "ip", "t.parquet", "--checkpoint", "hf:lm", "-o", "s.parquet", cwd=tmp_path)
     assert ran.code == 2
     assert said in ran.err
 
@@ -218,7 +229,7 @@ def test_adapters_give_what_the_merged_weights_give_and_are_all_that_is_scored(
 def test_adapters_are_scored_from_the_command_line_and_known_by_both_files(tmp_path: Path) -> None:
     folder = adapters(tmp_path, "gpt2", GPT2, {"r": 4, "lora_alpha": 8, "fan_in_fan_out": True})
     write(texts(12, 4, 4), tmp_path / "t.parquet")
-    ran = call_cli("score", "t.parquet", "--checkpoint", "adapters", "-o", "s.parquet", cwd=tmp_path)
+    ran = call_cli("score", "--method", "ip", "t.parquet", "--checkpoint", "adapters", "-o", "s.parquet", cwd=tmp_path)
     assert ran.code == 0, ran.err
     assert "frozen" in ran.err
     before = find_model(str(folder), language=True)[0].digest
@@ -244,7 +255,7 @@ def test_adapters_that_are_not_followed_are_refused(change: dict[str, Any], said
     config = {"r": 4, "lora_alpha": 8, "fan_in_fan_out": True, **change}
     adapters(tmp_path, "gpt2", GPT2, config)
     write(texts(8, 2, 2), tmp_path / "t.parquet")
-    ran = call_cli("score", "t.parquet", "--checkpoint", "adapters", "-o", "s.parquet", cwd=tmp_path)
+    ran = call_cli("score", "--method", "ip", "t.parquet", "--checkpoint", "adapters", "-o", "s.parquet", cwd=tmp_path)
     assert ran.code == 2
     assert said in ran.err
     assert "fix:" in ran.err

@@ -160,7 +160,9 @@ def test_retrain_writes_a_run_folder_at_the_optimum(tmp_path: Path, tabular: Pat
     assert w.grad is not None
     assert bias.grad is not None
     assert float((w.grad**2).sum() + (bias.grad**2).sum()) ** 0.5 < 1e-10
-    scored = call_cli("score", tabular, "--checkpoint", "a", "--precision", "fp64", "-o", "s.parquet", cwd=tmp_path)
+    scored = call_cli(
+        "score", "--method", "ip", tabular, "--checkpoint", "a", "--precision", "fp64", "-o", "s.parquet", cwd=tmp_path
+    )
     assert scored.code == 0, scored.err
 
 

@@ -498,7 +498,7 @@ def test_ids_keys_and_scores_that_are_none_are_refused(tables: Path, tmp_path: P
         ("row_key", pa.nulls(n, pa.string()), "a row key is null"),
         ("row_key", pa.array(["0g"] * n), "no row key"),
         ("row_key", pa.array(range(n)), "no row key"),
-        ("score", pa.array(["high"] * n), "column score"),
+        ("score", "--method", "ip", pa.array(["high"] * n), "column score"),
     ):
         other = table.set_column(table.column_names.index(name), name, values)
         asked = ["curate", written(other, tmp_path / "d.parquet"), "--budget", "3", "--edits", "x.csv"]

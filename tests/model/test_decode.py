@@ -106,11 +106,11 @@ def test_other_preprocessing_of_the_same_weights_is_computed_anew_and_going_back
     base = (*base, "--interpolation", "bilinear", "--input-size", "16", "--crop", "0.9")
 
     def to_compute(*more: str) -> int:
-        ran = call_cli("score", "m.parquet", *base, *more, "-n", cwd=tmp_path)
+        ran = call_cli("score", "--method", "ip", "m.parquet", *base, *more, "-n", cwd=tmp_path)
         assert ran.code == 0, ran.err
         return ran.json["rows_to_compute"]
 
-    assert call_cli("score", "m.parquet", *base, "-o", "s.parquet", cwd=tmp_path).code == 0
+    assert call_cli("score", "--method", "ip", "m.parquet", *base, "-o", "s.parquet", cwd=tmp_path).code == 0
     assert to_compute() == 0
     assert [to_compute(*change) for change in CHANGES] == [20] * len(CHANGES)
 
@@ -119,10 +119,14 @@ def test_a_checkpoint_that_says_its_preprocessing_cannot_be_contradicted(
     tmp_path: Path, digits: Path, digits_run: Path
 ) -> None:
     for flag, value in CHANGES:
-        ran = call_cli("score", digits, "--checkpoint", digits_run, flag, value, "--no-store", cwd=tmp_path)
+        ran = call_cli(
+            "score", "--method", "ip", digits, "--checkpoint", digits_run, flag, value, "--no-store", cwd=tmp_path
+        )
         assert ran.code == 2
         assert f"{flag} {value} contradicts the checkpoint" in ran.err
-    same = call_cli("score", digits, "--checkpoint", digits_run, "--mean", "0.5", "--no-store", cwd=tmp_path)
+    same = call_cli(
+        "score", "--method", "ip", digits, "--checkpoint", digits_run, "--mean", "0.5", "--no-store", cwd=tmp_path
+    )
     assert same.code == 0, same.err
 
 
@@ -130,7 +134,7 @@ def test_preprocessing_travels_with_the_table(tmp_path: Path, digits: Path, digi
     weights = digits_run / "model.safetensors"
     torch.save(load_file(weights), tmp_path / "w.pt")
     asked = ("--model", "mlp:16", "--checkpoint", "w.pt", "--mean", "0.45", "--std", "0.3")
-    first = call_cli("grads", digits, *asked, "-o", "g.parquet", cwd=tmp_path)
+    first = call_cli("grads", "--method", "ip", digits, *asked, "-o", "g.parquet", cwd=tmp_path)
     assert first.code == 0, first.err
     assert call_cli("score", "g.parquet", "-o", "s.parquet", cwd=tmp_path).code == 0
     direct = api.score(digits, model="mlp:16", checkpoint=tmp_path / "w.pt", mean=(0.45,), std=(0.3,), store=None)
@@ -145,7 +149,7 @@ def test_a_size_that_an_architecture_does_not_take_is_yours_to_fix(tmp_path: Pat
     assert "does not take input (1, 8, 8)" in ran.err
     assert "--input-size" in ran.err
     torch.save({}, tmp_path / "w.pt")
-    assert call_cli("score", "m.parquet", *model, "--checkpoint", "w.pt", cwd=tmp_path).code == 2
+    assert call_cli("score", "--method", "ip", "m.parquet", *model, "--checkpoint", "w.pt", cwd=tmp_path).code == 2
 
 
 def test_a_palette_with_transparency_has_its_colours_and_no_warning() -> None:

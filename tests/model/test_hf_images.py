@@ -110,10 +110,10 @@ def test_a_processor_that_says_something_else_is_refused(tmp_path: Path) -> None
     about = json.loads(path.read_text())
     for changed, said in (({"rescale_factor": 1.0}, "does not make"), ({"size": {"longest_edge": 9}}, "'height'")):
         path.write_text(json.dumps({**about, **changed}))
-        ran = call_cli("score", "m.parquet", "--checkpoint", "hf", "-o", "s.csv", cwd=tmp_path)
+        ran = call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", "hf", "-o", "s.csv", cwd=tmp_path)
         assert ran.code == 2
         assert said in ran.err
     path.unlink()
-    ran = call_cli("score", "m.parquet", "--checkpoint", "hf", "-o", "s.csv", cwd=tmp_path)
+    ran = call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", "hf", "-o", "s.csv", cwd=tmp_path)
     assert ran.code == 2
     assert "no preprocessor_config.json" in ran.err

@@ -82,7 +82,9 @@ def test_without_leave_nothing_is_asked_and_a_folder_wins(
     ran = call_cli(*TRAIN, tmp_path / "RUN", "--model", "hf:theirs", "--pretrained", cwd=film)
     assert ran.code == 2
     assert "training begins with the folder's weights" in ran.err
-    ran = call_cli("score", "m.parquet", "--checkpoint", "hf:someone/small@v1", "-o", "s.parquet", cwd=film)
+    ran = call_cli(
+        "score", "--method", "ip", "m.parquet", "--checkpoint", "hf:someone/small@v1", "-o", "s.parquet", cwd=film
+    )
     assert ran.code == 2
     assert "hf download someone/small --revision v1 --local-dir FOLDER" in ran.err
     ran = call_cli(*TRAIN[:1], "gone.parquet", *TRAIN[2:], tmp_path / "RUN", "--model", "hf:someone/small",

@@ -287,7 +287,7 @@ def test_scores_equal_the_loop_by_every_method_that_works(place: Path, tmp_path:
 
 
 def test_a_second_run_reads_the_store_and_runs_nothing(place: Path, tmp_path: Path) -> None:
-    words = ["score", place / "texts.parquet", "--checkpoint", place / "RUN", "--store", "st", "-o"]
+    words = ["score", "--method", "ip", place / "texts.parquet", "--checkpoint", place / "RUN", "--store", "st", "-o"]
     assert call_cli(*words, "a.parquet", cwd=tmp_path).code == 0
     import influence_cli.model.build as build
 
@@ -307,6 +307,8 @@ def test_texts_that_are_too_long_are_refused_or_cut_where_that_was_asked_for(pla
     write(long, tmp_path / "long.parquet")
     words = [
         "score",
+        "--method",
+        "ip",
         place / "texts.parquet",
         "--checkpoint",
         place / "RUN",
@@ -330,7 +332,7 @@ def test_models_that_need_labels_refuse_rows_without_and_language_models_rows_wi
     write(labelled, tmp_path / "labelled.parquet")
     for words in (
         ("retrain", "labelled.parquet", "--model", "gpt:1x16", "-o", "R"),
-        ("score", "labelled.parquet", "--checkpoint", place / "RUN", "-o", "s.parquet"),
+        ("score", "--method", "ip", "labelled.parquet", "--checkpoint", place / "RUN", "-o", "s.parquet"),
     ):
         ran = call_cli(*words, cwd=tmp_path)
         assert ran.code == 2

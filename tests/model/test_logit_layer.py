@@ -70,7 +70,7 @@ def score(model: nn.Module, heard: Heard, params: str) -> np.ndarray:
     frame = pd.DataFrame(rng.normal(size=(30, 4)), columns=list("abcd")).assign(label=np.arange(30) % 3)
     how: dict[str, Any] = {"store": None, "method": "ip", "device": "cpu", "listener": heard}
     task = influence_cli.Task(model, transform=torch.from_numpy)
-    table = influence_cli.score(frame[:20], target=frame[20:], task=task, params=params, **how)
+    table = influence_cli.score(frame[:20], target=frame[20:], task=task, params=params, **{"method": "ip", **how})
     return table.column("score").to_numpy()
 
 

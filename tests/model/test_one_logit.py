@@ -80,8 +80,8 @@ def test_a_model_of_one_logit_is_trained_and_scored_from_the_shell(tmp_path: Pat
     ran = call_cli("retrain", "m.parquet", "--model", "python:binary_net:make", "--test", "m.parquet", "--epochs", "20",
                    "--overlap", "keep", "-o", "RUN", cwd=tmp_path)  # fmt: skip
     assert ran.code == 0, ran.err
-    ran = call_cli("score", "m.parquet", "--model", "python:binary_net:make", "--checkpoint", "RUN", "-o", "s.csv",
-                   cwd=tmp_path)  # fmt: skip
+    ran = call_cli("score", "--method", "ip", "m.parquet", "--model", "python:binary_net:make", "--checkpoint", "RUN",
+                   "-o", "s.csv", cwd=tmp_path)  # fmt: skip
     assert ran.code == 0, ran.err
 
 
@@ -89,4 +89,4 @@ def test_one_logit_is_not_enough_for_three_classes(tmp_path: Path) -> None:
     table = rows()
     table = table.set_column(2, "label", pa.array(np.arange(40) % 3))
     with pytest.raises(influence_cli.InfluenceError, match="1 outputs a row where 3 are asked for"):
-        influence_cli.score(table, task=influence_cli.Task(Binary(False)), num_classes=3, store=None)
+        influence_cli.score(table, method="ip", task=influence_cli.Task(Binary(False)), num_classes=3, store=None)

@@ -175,7 +175,9 @@ def test_a_model_that_draws_is_said_to_be_random() -> None:
             return self.net(F.dropout(x))
 
     with pytest.raises(ModelError, match="other logits when it is run twice: it is random") as raised:
-        influence_cli.score(table(0, ROWS), target=table(ROWS, ROWS + TARGET), task=Task(Noisy()), store=None)
+        influence_cli.score(
+            table(0, ROWS), method="ip", target=table(ROWS, ROWS + TARGET), task=Task(Noisy()), store=None
+        )
     assert "training=self.training" in raised.value.fix
 
 

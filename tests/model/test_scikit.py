@@ -49,7 +49,7 @@ def scores_of(model: Any, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def score(frame: Any, **options: Any) -> np.ndarray:
     options = {"store": None, "label": "bought", "method": "ip", **options}
     target = options.pop("target", frame[TRAIN:])
-    return influence_cli.score(frame[:TRAIN], target=target, **options).column("score").to_numpy()
+    return influence_cli.score(frame[:TRAIN], target=target, **{"method": "ip", **options}).column("score").to_numpy()
 
 
 def test_a_logistic_regression_and_its_frame_are_scored_as_they_are() -> None:

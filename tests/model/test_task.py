@@ -459,18 +459,20 @@ def test_a_python_factory_trains_scores_and_compares(project: Path) -> None:
     trained = call_cli("retrain", "m.parquet", "--model", name, "--epochs", "8", "-o", "run", cwd=project)
     assert trained.code == 0, trained.err
     named = ("m.parquet", "--checkpoint", "run", "--model", name)
-    scored = call_cli("score", *named, "-o", "s.parquet", cwd=project)
+    scored = call_cli("score", "--method", "ip", *named, "-o", "s.parquet", cwd=project)
     assert scored.code == 0, scored.err
-    planned = call_cli("score", *named, "--no-store", "-n", "--json", cwd=project)
+    planned = call_cli("score", "--method", "ip", *named, "--no-store", "-n", "--json", cwd=project)
     assert planned.json["rows_to_compute"] == 200
     assert planned.json["seconds"] is not None
     weights = ("--model", name, "--checkpoint", "run/model.safetensors", "--isolated")
-    again = call_cli("score", "m.parquet", *weights, "-o", "t.parquet", cwd=project)
+    again = call_cli("score", "--method", "ip", "m.parquet", *weights, "-o", "t.parquet", cwd=project)
     assert again.code == 0, again.err
     plain = ("--model", "python:own_code_of_a_test:net", "--mean", "0.5", "--std", "0.5")
     state = safetensors.torch.load_file(project / "run" / "model.safetensors")
     torch.save(state, project / "w.pt")
-    third = call_cli("score", "m.parquet", *plain, "--checkpoint", "w.pt", "-o", "u.parquet", cwd=project)
+    third = call_cli(
+        "score", "--method", "ip", "m.parquet", *plain, "--checkpoint", "w.pt", "-o", "u.parquet", cwd=project
+    )
     assert third.code == 0, third.err
     first, second, last = (column(pq.read_table(project / f"{n}.parquet")) for n in "stu")
     assert np.array_equal(first, second)
@@ -492,7 +494,7 @@ def test_a_python_factory_trains_scores_and_compares(project: Path) -> None:
 )
 def test_factories_that_cannot_work_are_exit_2(project: Path, name: str, more: tuple[str, ...], says: str) -> None:
     torch.save({}, project / "w.pt")
-    ran = call_cli("score", "m.parquet", "--model", name, "--checkpoint", "w.pt", *more, cwd=project)
+    ran = call_cli("score", "--method", "ip", "m.parquet", "--model", name, "--checkpoint", "w.pt", *more, cwd=project)
     assert ran.code == 2
     assert says in ran.err
 
@@ -500,7 +502,9 @@ def test_factories_that_cannot_work_are_exit_2(project: Path, name: str, more: t
 def test_counterfactuals_measure_the_tasks_own_loss_and_know_changed_code(project: Path) -> None:
     name = "python:own_code_of_a_test:lossy"
     assert call_cli("retrain", "m.parquet", "--model", name, "--epochs", "2", "-o", "run", cwd=project).code == 0
-    scored = call_cli("score", "m.parquet", "--checkpoint", "run", "--model", name, "-o", "s.parquet", cwd=project)
+    scored = call_cli(
+        "score", "--method", "ip", "m.parquet", "--checkpoint", "run", "--model", name, "-o", "s.parquet", cwd=project
+    )
     assert scored.code == 0, scored.err
     asked = ("evaluate", "s.parquet", "--lds", "3", "--json", "--model", name)
     before = {p: p.stat().st_mtime_ns for p in (project / ".influence").rglob("*")}

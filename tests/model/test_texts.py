@@ -101,7 +101,7 @@ def test_a_row_has_one_score_whatever_batch_it_is_in_and_on_whichever_side_the_t
         folder = saved(tmp_path / side, kind, side=side)
         for batch in (1, 32):
             flags = ["--precision", "fp64", "--batch-size", batch, "--no-store", "-o", "s.parquet", "-q"]
-            ran = call_cli("score", "m.parquet", "--checkpoint", folder, *flags, cwd=tmp_path)
+            ran = call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", folder, *flags, cwd=tmp_path)
             assert ran.code == 0, ran.err
             found.append(score_of(tmp_path / "s.parquet"))
     for other in found[1:]:
@@ -116,7 +116,12 @@ def score_of(path: Path) -> Any:
 def test_scores_are_inner_products_of_gradients_with_transformers_own_inputs(tmp_path: Path) -> None:
     folder, table = saved(tmp_path / "hf"), sentences()
     write(table, tmp_path / "m.parquet")
-    assert call_cli("score", "m.parquet", "--checkpoint", folder, "-o", "s.parquet", "-q", cwd=tmp_path).code == 0
+    assert (
+        call_cli(
+            "score", "--method", "ip", "m.parquet", "--checkpoint", folder, "-o", "s.parquet", "-q", cwd=tmp_path
+        ).code
+        == 0
+    )
     tokens, model = tokenizer(), classifier().double()
 
     def gradient(row: dict[str, Any]) -> Any:
@@ -215,7 +220,7 @@ def test_transformers_loads_the_run_folder_and_gives_the_same_logits(film: Path)
 
 
 def test_a_warm_run_imports_neither_torch_nor_transformers(film: Path) -> None:
-    flags = ["score", "m.parquet", "--checkpoint", "RUN", "-o", "w.parquet"]
+    flags = ["score", "--method", "ip", "m.parquet", "--checkpoint", "RUN", "-o", "w.parquet"]
     assert call_cli(*flags, cwd=film).code == 0
     code = f"""
 import sys
@@ -240,7 +245,10 @@ def test_the_same_training_twice_and_a_fold_of_the_folder_are_the_same(film: Pat
 
 
 def test_edits_go_back_into_the_csv_that_the_texts_came_from(film: Path) -> None:
-    assert call_cli("score", "m.parquet", "--checkpoint", "RUN", "-o", "s.parquet", "-q", cwd=film).code == 0
+    assert (
+        call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", "RUN", "-o", "s.parquet", "-q", cwd=film).code
+        == 0
+    )
     ran = call_cli("curate", "s.parquet", "--action", "trim", "--budget", "5", "--export", "out.csv", "-o", "c.parquet",
                    cwd=film)  # fmt: skip
     assert ran.code == 0, ran.err
@@ -255,7 +263,10 @@ def test_edits_go_back_into_the_csv_that_the_texts_came_from(film: Path) -> None
 
 
 def test_evaluate_trains_again_from_the_same_start(film: Path) -> None:
-    assert call_cli("score", "m.parquet", "--checkpoint", "RUN", "-o", "s.parquet", "-q", cwd=film).code == 0
+    assert (
+        call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", "RUN", "-o", "s.parquet", "-q", cwd=film).code
+        == 0
+    )
     ran = call_cli("evaluate", "s.parquet", "--lds", "4", "--json", cwd=film)
     assert ran.code == 0, ran.err
 
@@ -285,19 +296,19 @@ def test_long_texts_are_refused_or_cut_by_leave_and_counted(film: Path, tmp_path
     text[3], text[7] = "good " * 40, "bad film " * 30
     write(table.set_column(table.column_names.index("text"), "text", pa.array(text)), tmp_path / "m.parquet")
     flags = ["m.parquet", "--checkpoint", film / "RUN", "-o", "s.parquet"]
-    ran = call_cli("score", *flags, cwd=tmp_path)
+    ran = call_cli("score", "--method", "ip", *flags, cwd=tmp_path)
     assert ran.code == 2
     assert "the text has 42 tokens where the model takes 32" in ran.err
     assert "row id=r3, column text" in ran.err
     assert "--max-length 32" in ran.err
-    listed = call_cli("score", *flags, "--skip-bad", cwd=tmp_path)
+    listed = call_cli("score", "--method", "ip", *flags, "--skip-bad", cwd=tmp_path)
     assert listed.code == 0
     assert len(pq.read_table(tmp_path / "s.parquet")) == 118
-    cut = call_cli("score", *flags, "--max-length", 32, cwd=tmp_path)
+    cut = call_cli("score", "--method", "ip", *flags, "--max-length", 32, cwd=tmp_path)
     assert cut.code == 0
     assert "2 of 120 train rows are cut to 32 tokens" in cut.err
     assert len(pq.read_table(tmp_path / "s.parquet")) == 120
-    other = call_cli("score", *flags, "--max-length", 16, cwd=tmp_path)
+    other = call_cli("score", "--method", "ip", *flags, "--max-length", 16, cwd=tmp_path)
     assert other.code == 2
     assert "--max-length 16 contradicts the checkpoint, which was trained with 32" in other.err
 
@@ -321,29 +332,44 @@ def test_texts_that_are_none_are_named(tmp_path: Path) -> None:
 def test_a_tokenizer_of_another_model_or_none_is_refused(film: Path, tmp_path: Path) -> None:
     write(sentences(), tmp_path / "m.parquet")
     small = saved(tmp_path / "small", vocab_size=12)
-    ran = call_cli("score", "m.parquet", "--checkpoint", small, "-o", "s.parquet", cwd=tmp_path)
+    ran = call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", small, "-o", "s.parquet", cwd=tmp_path)
     assert ran.code == 2
     assert "it is another model's" in ran.err
     bare = tmp_path / "bare"
     classifier().save_pretrained(bare)
-    ran = call_cli("score", "m.parquet", "--checkpoint", bare, "-o", "s.parquet", cwd=tmp_path)
+    ran = call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", bare, "-o", "s.parquet", cwd=tmp_path)
     assert ran.code == 2
     assert "no tokenizer beside config.json" in ran.err
     changed = tmp_path / "RUN"
     shutil.copytree(film / "RUN", changed)
     (changed / "tokenizer.json").write_text((changed / "tokenizer.json").read_text().replace('"good"', '"goood"'))
-    ran = call_cli("score", "m.parquet", "--checkpoint", changed, "--no-store", "-o", "s.parquet", cwd=tmp_path)
+    ran = call_cli(
+        "score", "--method", "ip", "m.parquet", "--checkpoint", changed, "--no-store", "-o", "s.parquet", cwd=tmp_path
+    )
     assert ran.code == 2
     assert "its files are gone or have changed" in ran.err
     whole = tmp_path / "WHOLE"
     shutil.copytree(film / "RUN", whole)
-    words = ("score", film / "m.parquet", "--checkpoint", whole, "--store", "store", "-o", "s.parquet")
+    words = (
+        "score",
+        "--method",
+        "ip",
+        film / "m.parquet",
+        "--checkpoint",
+        whole,
+        "--store",
+        "store",
+        "-o",
+        "s.parquet",
+    )
     assert call_cli(*words, cwd=tmp_path).code == 0
     shutil.copy(changed / "tokenizer.json", whole / "tokenizer.json")
     ran = call_cli(*words, cwd=tmp_path)  # nothing is left to compute, and what is stored is of other tokens
     assert ran.code == 2
     assert "its files are gone or have changed" in ran.err
-    ran = call_cli("score", "m.parquet", "--checkpoint", film / "encoder", "-o", "s.parquet", cwd=tmp_path)
+    ran = call_cli(
+        "score", "--method", "ip", "m.parquet", "--checkpoint", film / "encoder", "-o", "s.parquet", cwd=tmp_path
+    )
     assert ran.code == 2
     assert "influence retrain" in ran.err
 
@@ -352,13 +378,18 @@ def test_pairs_are_not_single_texts(film: Path, tmp_path: Path) -> None:
     table = sentences()
     write(table.append_column("text_b", table.column("text")).rename_columns(
         ["id", "text_a", "label", "split", "text_b"]), tmp_path / "m.parquet")  # fmt: skip
-    ran = call_cli("score", "m.parquet", "--checkpoint", film / "RUN", "-o", "s.parquet", cwd=tmp_path)
+    ran = call_cli(
+        "score", "--method", "ip", "m.parquet", "--checkpoint", film / "RUN", "-o", "s.parquet", cwd=tmp_path
+    )
     assert ran.code == 2
     assert "a pair of texts where the model was trained on a text a row" in ran.err
 
 
 def test_the_next_command_trains_from_the_same_folder(film: Path) -> None:
-    assert call_cli("score", "m.parquet", "--checkpoint", "RUN", "-o", "n.parquet", "-q", cwd=film).code == 0
+    assert (
+        call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", "RUN", "-o", "n.parquet", "-q", cwd=film).code
+        == 0
+    )
     ran = call_cli("curate", "n.parquet", "--budget", "5%", "-o", "cured.parquet", cwd=film)
     assert ran.code == 0, ran.err
     (line,) = (line for line in ran.err.splitlines() if line.startswith("next: influence "))
@@ -383,7 +414,7 @@ def test_architectures_in_which_filling_reaches_a_row_are_refused(kind: str, fil
     model.save_pretrained(tmp_path / "hf")
     tokenizer().save_pretrained(tmp_path / "hf")
     for ran in (
-        call_cli("score", film / "m.parquet", "--checkpoint", "hf", "-o", "s.parquet", cwd=tmp_path),
+        call_cli("score", "--method", "ip", film / "m.parquet", "--checkpoint", "hf", "-o", "s.parquet", cwd=tmp_path),
         call_cli("retrain", film / "m.parquet", "--model", "hf:hf", "-o", "RUN", cwd=tmp_path),
     ):
         assert ran.code == 2
@@ -413,7 +444,7 @@ def test_weights_in_a_form_that_is_not_read_are_not_trained_anew_in_silence(film
 def test_a_classifier_trained_elsewhere_may_be_given_shorter_texts(film: Path, tmp_path: Path) -> None:
     saved(tmp_path / "hf")
     for command in (
-        ["score", film / "m.parquet", "--checkpoint", "hf", "--max-length", 8, "-o", "s.parquet"],
+        ["score", "--method", "ip", film / "m.parquet", "--checkpoint", "hf", "--max-length", 8, "-o", "s.parquet"],
         ["retrain", film / "m.parquet", "--model", "hf:hf", "--max-length", 8, "--epochs", 1, "-o", "RUN"],
     ):
         ran = call_cli(*command, cwd=tmp_path)

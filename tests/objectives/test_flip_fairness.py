@@ -85,7 +85,7 @@ def _logits(model: Any, text: str) -> Any:
 @pytest.mark.parametrize("flags", [[], ["--set", "flip-fairness.column=twin", "--set", "flip-fairness.surrogate=l2"]])
 def test_scores_are_products_with_the_gradient_through_both_branches(flags: list[str], film: Path) -> None:
     asked = ["--objective", "flip-fairness", *flags, "--precision", "fp64", "--no-store", "-o", "s.parquet"]
-    ran = call_cli("score", "m.parquet", "--checkpoint", "hf", *asked, cwd=film)
+    ran = call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", "hf", *asked, cwd=film)
     assert ran.code == 0, ran.err
     model, how = classifier(seed=SEED).double(), FlipFairness(surrogate="l2" if flags else "js")
     parameters = list(model.parameters())
@@ -118,7 +118,7 @@ def test_scores_are_products_with_the_gradient_through_both_branches(flags: list
 
 
 def test_other_twins_make_another_direction(film: Path) -> None:
-    plain = ["score", "m.parquet", "--checkpoint", "hf", "--objective", "flip-fairness"]
+    plain = ["score", "--method", "ip", "m.parquet", "--checkpoint", "hf", "--objective", "flip-fairness"]
     assert call_cli(*plain, "-o", "a.parquet", cwd=film).code == 0
     asked = ["--set", "flip-fairness.column=twin"]
     assert call_cli(*plain, *asked, "-o", "b.parquet", cwd=film).code == 0
@@ -147,8 +147,11 @@ def test_retrain_counts_flips_of_the_test_rows(film: Path) -> None:
 def test_evaluate_counts_flips_of_the_model_that_was_scored(film: Path) -> None:
     """As the table was made, or as is asked for; of all rows and of those whose text changes; on the page too."""
     asked = ["--checkpoint", "hf", "--objective", "flip-fairness", "--set", "flip-fairness.column=twin"]
-    assert call_cli("score", "m.parquet", *asked, "-o", "flips.parquet", cwd=film).code == 0
-    assert call_cli("score", "m.parquet", "--checkpoint", "hf", "-o", "plain.parquet", cwd=film).code == 0
+    assert call_cli("score", "--method", "ip", "m.parquet", *asked, "-o", "flips.parquet", cwd=film).code == 0
+    assert (
+        call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", "hf", "-o", "plain.parquet", cwd=film).code
+        == 0
+    )
     model, rows = classifier(seed=SEED), pq.read_table(film / "m.parquet").to_pylist()
 
     def expected(split: str, twin: Any) -> tuple[float, float]:
@@ -184,7 +187,7 @@ def test_evaluate_counts_flips_of_the_model_that_was_scored(film: Path) -> None:
 
 def test_the_answer_and_the_page_of_a_comparison_are_about_flips(film: Path) -> None:
     asked = ["--objective", "flip-fairness", "-o", "edits.parquet"]
-    assert call_cli("score", "m.parquet", "--checkpoint", "hf", *asked, cwd=film).code == 0
+    assert call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", "hf", *asked, cwd=film).code == 0
     flags = ["--scores", "edits.parquet", "--by", "score", "--budget", "20%", "--epochs", "1", "--flips", "words"]
     more = ["--report", "arms.html", "-o", "ARMS"]
     ran = call_cli("retrain", "m.parquet", "--model", "hf:hf", *flags, *more, cwd=film)
@@ -219,7 +222,7 @@ def test_gaps_are_measured_again_where_groups_change_beside_flips(film: Path, tm
 )
 def test_what_cannot_be_changed_is_refused(flags: list[str], said: list[str], film: Path) -> None:
     asked = ["--objective", "flip-fairness", *flags, "-o", "s.parquet"]
-    ran = call_cli("score", "m.parquet", "--checkpoint", "hf", *asked, cwd=film)
+    ran = call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", "hf", *asked, cwd=film)
     assert ran.code == 2
     assert all(text in ran.err for text in said), ran.err
 
@@ -227,7 +230,7 @@ def test_what_cannot_be_changed_is_refused(flags: list[str], said: list[str], fi
 def test_rows_without_texts_have_no_twins(tmp_path: Path) -> None:
     write(feature_table(examples()), tmp_path / "m.parquet")
     train_run(tmp_path / "m.parquet", tmp_path / "RUN")
-    ran = call_cli("score", "m.parquet", "--checkpoint", "RUN", "--objective", "flip-fairness", "-o", "s.parquet",
-                   cwd=tmp_path)  # fmt: skip
+    ran = call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", "RUN", "--objective", "flip-fairness",
+                   "-o", "s.parquet", cwd=tmp_path)  # fmt: skip
     assert ran.code == 2
     assert "changed texts are of texts, and the rows have features" in ran.err

@@ -356,7 +356,7 @@ def test_a_score_table_is_replayed_with_its_groups(mlp: Problem, tmp_path: Path)
     pq.write_table(table.append_column("sex", table.column("group")).drop_columns(["group"]), tmp_path / "m.parquet")
     inputs = Inputs(str(tmp_path / "m.parquet"), checkpoint=str(mlp.checkpoint), group="sex")
     runtime = Runtime(str(tmp_path / "store"), device="cpu")
-    job = opened(inputs, GradSpec(objectives=("fairness",)), runtime)
+    job = opened(inputs, GradSpec(("ip",), objectives=("fairness",)), runtime)
     again = Opened(*reopen(provenance(score(job).schema), runtime, SILENT, source="the table"))
     member = job.members[0]
     assert again.direction(member, "fairness") == job.direction(member, "fairness")
@@ -560,10 +560,22 @@ def test_the_command_line_says_phi_and_its_parts(mlp: Problem, tmp_path: Path) -
         table.rename_columns(["sex" if n == "group" else n for n in table.column_names]), tmp_path / "m.parquet"
     )
     base = ("m.parquet", "--checkpoint", mlp.checkpoint, "--objective", "fairness", "--objective", "robustness")
-    ran = call_cli("score", *base, cwd=tmp_path)
+    ran = call_cli("score", "--method", "ip", *base, cwd=tmp_path)
     assert ran.code == 2
     assert "pass --group COLUMN" in ran.err
-    ran = call_cli("score", *base, "--group", "sex", "--set", "robustness.attack=fgsm", "-o", "s.parquet", cwd=tmp_path)
+    ran = call_cli(
+        "score",
+        "--method",
+        "ip",
+        *base,
+        "--group",
+        "sex",
+        "--set",
+        "robustness.attack=fgsm",
+        "-o",
+        "s.parquet",
+        cwd=tmp_path,
+    )
     assert ran.code == 0, ran.err
     assert "class 1: D " in ran.err
     assert "mean by sex: g0" in ran.err
@@ -572,12 +584,12 @@ def test_the_command_line_says_phi_and_its_parts(mlp: Problem, tmp_path: Path) -
     origin = provenance(pq.read_schema(tmp_path / "s.parquet"))
     assert origin["manifest"]["group"] == "sex"
     assert origin["noise"]["robustness"]["parts"]["attack"]["eps"] == 0.1
-    piped = call_cli("grads", *base, "--set", "fairness.column=sex", "-o", "g.parquet", cwd=tmp_path)
+    piped = call_cli("grads", "--method", "ip", *base, "--set", "fairness.column=sex", "-o", "g.parquet", cwd=tmp_path)
     assert piped.code == 0, piped.err
     again = call_cli("score", "g.parquet", "-o", "again.parquet", cwd=tmp_path)
     assert again.code == 0, again.err
     (tmp_path / "influence.toml").write_text('[objective.fairness]\ncolumn = "sex"\ntau = 0.02\n')
-    told = call_cli("score", *base, "-o", "t.parquet", cwd=tmp_path)
+    told = call_cli("score", "--method", "ip", *base, "-o", "t.parquet", cwd=tmp_path)
     assert told.code == 0, told.err
     options = provenance(pq.read_schema(tmp_path / "t.parquet"))["spec"]["options"]
     assert options["fairness"] == {"column": "sex", "tau": 0.02}
@@ -589,7 +601,18 @@ def test_the_favourable_class_may_be_named(mlp: Problem, tmp_path: Path) -> None
     table = pq.read_table(mlp.manifest)
     names = json.loads((table.schema.metadata or {}).get(b"classes", b"[]")) or ["no", "yes", "perhaps"]
     pq.write_table(table.replace_schema_metadata({"classes": json.dumps(names)}), tmp_path / "m.parquet")
-    base = ["score", "m.parquet", "--checkpoint", mlp.checkpoint, "--objective", "fairness", "--store", "store"]
+    base = [
+        "score",
+        "--method",
+        "ip",
+        "m.parquet",
+        "--checkpoint",
+        mlp.checkpoint,
+        "--objective",
+        "fairness",
+        "--store",
+        "store",
+    ]
     found, directions = list[Any](), list[int]()
     for favourable in (names[0], "0"):
         ran = call_cli(*base, "--set", f"fairness.favourable={favourable}", "-o", "s.parquet", cwd=tmp_path)

@@ -158,7 +158,7 @@ def test_a_warm_score_reads_no_file_and_gc_forgets_files_that_are_gone(folder: P
     write(table, folder / "m.parquet")
     trained = call_cli("retrain", "m.parquet", "--model", "linear", "--epochs", "1", "-o", "run", cwd=folder)
     assert trained.code == 0, trained.err
-    asked = ("score", "m.parquet", "--checkpoint", "run", "--store", "store")
+    asked = ("score", "--method", "ip", "m.parquet", "--checkpoint", "run", "--store", "store")
     cold = call_cli(*asked, "-o", "a.parquet", cwd=folder)
     assert cold.code == 0, cold.err
     with pytest.MonkeyPatch.context() as patch:

@@ -252,14 +252,18 @@ def test_a_folder_that_is_no_store_is_refused_before_anything_is_done(
     before = everything(tmp_path)
     run = ("--checkpoint", tabular_run, "-o", "out.parquet")
     asked = [("cache", action) for action in ("ls", "verify", "gc")]
-    asked += [("grads", tabular, *run), ("score", tabular, *run), ("score", tabular, *run, "-n")]
+    asked += [
+        ("grads", "--method", "ip", tabular, *run),
+        ("score", "--method", "ip", tabular, *run),
+        ("score", "--method", "ip", tabular, *run, "-n"),
+    ]
     for command in asked:
         ran = call_cli(*command, "--store", "place", cwd=tmp_path)
         assert ran.code == 2, (command, ran.err)
         assert "place" in ran.err
         assert "--store PATH" in ran.err
     with pytest.raises(StoreError):
-        influence_cli.score(str(tabular), checkpoint=str(tabular_run), store=str(root))
+        influence_cli.score(str(tabular), method="ip", checkpoint=str(tabular_run), store=str(root))
     assert everything(tmp_path) == before
 
 
@@ -392,8 +396,10 @@ def test_an_empty_name_is_no_store(how: str, tmp_path: Path, tabular: Path) -> N
 def test_an_empty_name_is_no_store_in_python(tmp_path: Path, tabular: Path, tabular_run: Path) -> None:
     for store in ("", "  "):
         with pytest.raises(UsageError, match="empty name"):
-            influence_cli.plan(str(tabular), checkpoint=str(tabular_run), store=store)
-    assert influence_cli.plan(str(tabular), checkpoint=str(tabular_run), store=None)["store"].startswith("temporary")
+            influence_cli.plan(str(tabular), method="ip", checkpoint=str(tabular_run), store=store)
+    assert influence_cli.plan(str(tabular), method="ip", checkpoint=str(tabular_run), store=None)["store"].startswith(
+        "temporary"
+    )
 
 
 def test_evaluate_refuses_a_folder_that_is_no_store(tmp_path: Path, tabular: Path, tabular_run: Path) -> None:

@@ -165,7 +165,19 @@ def test_gc_forgets_files_that_are_gone_and_undecodable_payloads_of_no_kept_mani
     now, place = time.time_ns, tmp_path / "store"
     later = lambda: now() + 10_000_000_000  # noqa: E731 - the files are old enough to be remembered
     with mock.patch("influence_cli.store.file_keys.time.time_ns", later):
-        asked = ("score", "m.parquet", "--checkpoint", digits_run, "--skip-bad", "--store", place, "-o", "s.parquet")
+        asked = (
+            "score",
+            "--method",
+            "ip",
+            "m.parquet",
+            "--checkpoint",
+            digits_run,
+            "--skip-bad",
+            "--store",
+            place,
+            "-o",
+            "s.parquet",
+        )
         assert call_cli(*asked, cwd=tmp_path).code == 0
     assert len(StoredFileKeys(place / "payload-files.parquet")._load()) == 80
     before = (tmp_path / "s.parquet").read_bytes()

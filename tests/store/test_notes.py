@@ -150,7 +150,7 @@ def test_notes_of_engines_and_of_undecodable_payloads_are_checked(tmp_path: Path
     images = rows.column("image").to_pylist()
     images[3] = images[3][:60]
     write(rows.set_column(rows.column_names.index("image"), "image", pa.array(images)), tmp_path / "m.parquet")
-    asked = ("score", "m.parquet", "--checkpoint", digits_run, "--skip-bad", "--store", "s")
+    asked = ("score", "--method", "ip", "m.parquet", "--checkpoint", digits_run, "--skip-bad", "--store", "s")
     assert call_cli(*asked, "-o", "a.parquet", cwd=tmp_path).code == 0
     undecodable, timings = tmp_path / "s" / "undecodable.json", tmp_path / "s" / "timings.json"
     (engine,) = (tmp_path / "s" / "engines").glob("*.json")

@@ -424,7 +424,7 @@ def test_a_place_that_cannot_be_written_is_a_store_error(tmp_path: Path, monkeyp
 
 def test_a_store_that_is_a_file_exits_2(tmp_path: Path, tabular: Path, tabular_run: Path) -> None:
     (tmp_path / "store").write_text("not a folder")
-    ran = call_cli("score", tabular, "--checkpoint", tabular_run, "--store", "store", cwd=tmp_path)
+    ran = call_cli("score", "--method", "ip", tabular, "--checkpoint", tabular_run, "--store", "store", cwd=tmp_path)
     assert ran.code == 2, ran.err
     assert "fix: " in ran.err
 
@@ -454,7 +454,7 @@ def test_a_damaged_checkpoint_exits_2_and_is_named(
     weights = tmp_path / "RUN" / "model.safetensors"
     damage(weights)
     asked = "RUN" if with_run_file else "RUN/model.safetensors"
-    ran = call_cli("score", tabular, "--checkpoint", asked, cwd=tmp_path)
+    ran = call_cli("score", "--method", "ip", tabular, "--checkpoint", asked, cwd=tmp_path)
     assert ran.code == 2, ran.err
     assert asked in ran.err
     assert "fix: " in ran.err

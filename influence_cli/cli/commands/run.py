@@ -57,10 +57,11 @@ def score(settings: Settings) -> None:
     """One score per train row, positive where the row helps; runs what is missing of grads."""
     from influence_cli.data.tables import provenance
     from influence_cli.report.page import require_jinja
+    from influence_cli.stages.run.auto_method import called
     from influence_cli.stages.score.score import score as score_stage
 
     result, asked = settings.make(ResultOptions), settings.make(ScoreOptions)
-    run, session = _open(settings, result)
+    run, session = _open(settings, result, asked.per_target)
     tokens = settings.make(TokenRequest)
     explained = settings.make(ExplainRequest)
     if explained.explain:
@@ -74,13 +75,13 @@ def score(settings: Settings) -> None:
     if result.report:
         require_jinja()
     table, run = score_stage(run, session, asked.per_member, asked.combine)
-    scored = f"{len(run.train):,} train rows scored by {', '.join(run.methods)}; positive: the row helps"
+    scored = f"{len(run.train):,} train rows scored by {called(run)}; positive: the row helps"
     show_run(run, session, provenance(table.schema), scored)
     show_skipped(run.left_out)
     put_table(result, table, kind_of(settings, "output"), sort_by="score", classes=run.classes)
     if result.report:
         _write_review(settings, result, table)
-    _show_next(settings, result, table.column_names)
+    _show_next(settings, result, table)
 
 
 def _write_review(settings: Settings, result: ResultOptions, table: pa.Table) -> None:
@@ -106,34 +107,42 @@ def carries_origin(output: str | None) -> bool:
     return output is not None and output.endswith(".parquet")
 
 
-def _show_next(settings: Settings, result: ResultOptions, columns: list[str]) -> None:
-    """What to run on scores: edits by them, or first writing them."""
+def _show_next(settings: Settings, result: ResultOptions, table: pa.Table) -> None:
+    """What to run on scores: edits by them, of as many rows as are estimated to be wrong, or first writing them."""
+    from influence_cli.data.tables import provenance
+    from influence_cli.methods import AUTO
+
     if settings.source is None or settings.source == "-" or result.output == "-":
         return
     if result.output is None:
         return show_next("score", settings.source, *settings.repeated(), "-o", "scores.parquet")
+    columns, origin = table.column_names, provenance(table.schema)
     by = next((name for name in columns if name.startswith("score_")), None) if "score" not in columns else None
+    estimated = carries_origin(result.output) and origin.get("score_is") == f"score_{AUTO}" and origin[AUTO]["trusted"]
     words = [] if by is None else ["--by", by]
     if not carries_origin(result.output):  # no provenance, which names manifest and label
         words += ["--manifest", settings.values["manifest"] or settings.source]
         words += settings.repeated_of("label", "skip_bad")
-    return show_next("curate", result.output, *words, "--budget", "5%", "-o", "clean.parquet")
+    return show_next("curate", result.output, *words, "--budget", AUTO if estimated else "5%", "-o", "clean.parquet")
 
 
 def _per_target(settings: Settings, result: ResultOptions, asked: ScoreOptions, run: Run, session: Session) -> None:
     """For each target row its most helpful and harmful train rows; UsageError for options of one score a row."""
+    from influence_cli.stages.run.auto_method import called, effects_said
     from influence_cli.stages.score.per_target.table import describe_per_target, per_target
 
     for flag, given in (("--per-member", asked.per_member), ("--combine", asked.combine)):
         if given:
             what = f"{flag} is about one score a row, and --per-target has one a pair"
             raise UsageError(what, fix=f"leave {flag} out")
+    for line in effects_said(run):
+        terminal().note(line)
     if result.dry_run:
         return show_pairs_plan(result, describe_per_target(run, session, asked.top))
     table, run = per_target(run, session, asked.top)
     terminal().note(
         f"{len(run.target):,} target rows: up to {asked.top} most helpful and {asked.top} most harmful of "
-        f"{len(run.train):,} train rows by {next(iter(run.methods))}; positive: the row helps that target row"
+        f"{len(run.train):,} train rows by {called(run)}; positive: the row helps that target row"
     )
     show_skipped(run.left_out)
     if result.for_people and not result.output:
@@ -173,6 +182,7 @@ def _tokens(
     from influence_cli.data.tables import provenance
     from influence_cli.report.page import require_jinja
     from influence_cli.report.token_page import write_token_page
+    from influence_cli.stages.run.auto_method import effects_said
     from influence_cli.stages.score.tokens.table import describe_tokens, token_scores
 
     for flag, given in (
@@ -188,6 +198,8 @@ def _tokens(
         return terminal().note(after)
     found = token_scores(run, session, tokens, asked.top)
     shown = len(found.texts)
+    for line in effects_said(found.run):
+        terminal().note(line)
     show_run(found.run, session, provenance(found.table.schema), f"scores of {shown:,} rows split over their tokens")
     show_skipped(found.run.left_out)
     if result.report:
@@ -198,19 +210,25 @@ def _tokens(
         show_tokens(found)
 
 
-def _open(settings: Settings, result: ResultOptions) -> tuple[Run, Session]:
-    """The run and its session, nothing computed yet; UsageError where the table on the way in is of other content."""
+def _open(settings: Settings, result: ResultOptions, pairs: bool = False) -> tuple[Run, Session]:
+    """The run and its session, nothing computed yet; ``pairs``: scores are of pairs of a target and a train row.
+
+    Raises:
+        UsageError: the table on the way in is of other content.
+    """
     from influence_cli.data.write_tables import check_suffix
     from influence_cli.stages.run.input_said import say_input
     from influence_cli.stages.run.open import open_run
     from influence_cli.stages.run.session import Session
+    from influence_cli.stages.score.per_target.table import PAIRS
 
     result.check_format(settings.command)
     if result.output:
         check_suffix(result.output)
     manifest, origin = _manifest(settings)
     session = Session.open(runtime_of(settings), terminal(), remember=not result.dry_run)
-    run = open_run(inputs_of(settings, manifest), settings.make(GradSpec), session)
+    effects = PAIRS if pairs else ""
+    run = open_run(inputs_of(settings, manifest), settings.make(GradSpec), session, effects)
     _check_origin(settings, run, origin or {})
     say_input(run, session)
     return run, session

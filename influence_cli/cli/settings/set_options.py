@@ -114,7 +114,7 @@ def check_methods(settings: Settings) -> None:
     further = any(method.trains for method in made)  # which has members or chains, and is on the fit rows
     alone = not further and all(type(method).places is Method.places for method in made)
     if "per_member" in given and alone and not settings.values.get("per_target"):
-        what = f"--per-member has no effect: {called} takes gradients at the checkpoint alone"
+        what = f"--per-member has no effect: {called} has no members beside the checkpoint"
         raise UsageError(what, fix="add --method ip-ensemble, or leave it out")
     fitted = further or any(m.fitted_curvature for m in made)
     if "fit_rows" in given and not fitted and not _solvers(settings, names):

@@ -24,11 +24,12 @@ GRADIENTS = ("rows", "params", "values", "rows_stored", "rows_to_compute", "seco
 
 def show_plan(result: ResultOptions, run: Run, session: Session) -> None:
     """What would run: as JSON in a pipe or when asked, as tables for people."""
-    from influence_cli.stages.run.backbone_run import with_features_plan
+    from influence_cli.stages.run.backbone_run import with_features_plan, with_features_there
     from influence_cli.stages.run.estimate import planned_gradients
     from influence_cli.stages.run.plan import describe_plan, missing_work, needed_rates
     from influence_cli.stages.run.rates import known_rates
 
+    run = with_features_there(run, session)
     work, estimated = missing_work(run, session), {}
     lacking = any(part.seconds is None for w in work for part in (*w.fits, *w.solves))
     if lacking or not needed_rates(work) <= set(known_rates(run, session)):
@@ -40,6 +41,8 @@ def show_plan(result: ResultOptions, run: Run, session: Session) -> None:
     if result.wants_json:
         print_json(described)
         return
+    for line in described.get("auto", {}).get("why", ()):
+        terminal().note(line)
     steps: list[list[str]] = []
     for s in described["steps"]:
         member = str(s["member"]) if s["dropout"] is None else f"{s['member']} (dropout {s['dropout']:.4f})"

@@ -39,8 +39,14 @@ def show_run(run: Run, session: Session, origin: dict[str, Any], done: str) -> N
         known["target"] = measured
     warn_of_memory(run, session, known)
     out.note(done)
-    for line in origin.get("auto", {}).get("why", ()):
+    auto = origin.get("auto", {})
+    for line in auto.get("why", ()):
         out.note(line)
+    if auto.get("method") == "auto" and not auto["trusted"]:
+        out.warn(
+            "auto tells wrong labels no better than chance here: score with --features MODEL, or with --method loss or "
+            "ip, and let `influence evaluate` say which to trust"
+        )
     show_noise(origin)
 
 

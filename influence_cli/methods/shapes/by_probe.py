@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.data.label_kinds import NOTHING
-from influence_cli.errors import UsageError
+from influence_cli.errors import NoFeatures, UsageError
 from influence_cli.maths.labels import cross_entropy, margin
 from influence_cli.maths.linear_probe import STRENGTHS, indicators, likeliest_scale
 from influence_cli.methods.checks import check_options
@@ -68,6 +68,10 @@ class ByProbe(Method):
             fix = f"give more {what} rows" if rows < 3 else f"pass --set {name}.folds={rows}"
             raise UsageError(f"{name}.folds={self.folds} of {rows} {what} rows", fix=fix)
 
+    def check_width(self, name: str, width: int) -> None:
+        """Refuse (NoFeatures) features that are too many."""
+        refuse_wide(width, name)
+
     def judged(
         self, given: Floats, labels: NDArray[Any], loss: RowLoss, held_out: tuple[Floats, NDArray[Any], Floats],
         fitted: Floats, facts: Facts,
@@ -91,11 +95,11 @@ class ByProbe(Method):
         return Scores(values, logits=logits, facts=facts, no_score=NO_CLASS, excused=known & unknown)
 
 
-def refuse_wide(features: NDArray[Any], name: str) -> None:
-    """Refuse (UsageError) features [n, d] of which a dense matrix d x d is too large."""
-    if features.shape[1] > WIDEST:
-        what = f"{name} holds a matrix of {features.shape[1]:,} features squared (at most {WIDEST:,})"
-        raise UsageError(what, fix="use --method knn, or another model: --features MODEL")
+def refuse_wide(width: int, name: str) -> None:
+    """Refuse (NoFeatures) so many features of a row that a dense matrix of them squared is too large."""
+    if width > WIDEST:
+        what = f"{name} holds a matrix of {width:,} features squared (at most {WIDEST:,})"
+        raise NoFeatures(what, fix="use --method knn, or another model: --features MODEL")
 
 
 def targets_of(labels: NDArray[Any], loss: RowLoss, classes: int) -> Floats:

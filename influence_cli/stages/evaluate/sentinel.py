@@ -45,7 +45,8 @@ def sentinel_run(
     others = [name for name, method in run.methods.items() if method.depends_on_others()]
     if others:
         what = f"--sentinel scores a sample of the rows, and {others[0]} holds a row against all train rows"
-        raise UsageError(what, where=old, fix=f"score without it, or with --set {others[0]}.among=target")
+        instead = f"--set {others[0]}.among=target" if hasattr(run.methods[others[0]], "among") else "--method ip"
+        raise UsageError(what, where=old, fix=f"score without it, or with {instead}")
     then, planted = keyed_rows(table, old), planted_labels(table)
     usable = np.zeros(len(run.train), dtype=bool)  # as it was scored, and a canary of neither checkpoint
     for k, (name, key) in enumerate(zip(run.train.ids, run.train.row_keys, strict=True)):

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 
+from influence_cli.errors import NoFeatures
 from influence_cli.stages.grads.bf16 import measure_agreement
 from influence_cli.stages.grads.curvature_report import note_curvature, note_values
 from influence_cli.stages.grads.directions import measure
@@ -23,7 +24,7 @@ from influence_cli.stages.grads.passes import run_pass
 from influence_cli.stages.grads.preconditioning import precondition
 from influence_cli.stages.grads.row_gradients import fill_gradients
 from influence_cli.stages.run import names
-from influence_cli.stages.run.backbone_run import features_run
+from influence_cli.stages.run.backbone_run import features_run, with_effects
 from influence_cli.stages.run.curvature_plan import missing_directions
 from influence_cli.stages.run.plan import Work, missing_work
 from influence_cli.stages.run.quantities import QUANTITIES
@@ -36,8 +37,16 @@ def fill(run: Run, session: Session) -> tuple[Run, int]:
     """Compute and store what is missing.
 
     Returns the run as it is then, without training rows that turned out to be unusable and with as many members as its
-    ensembles have decided on, and the number of training rows that were run through the model.
+    ensembles have decided on, and the number of training rows that were run through the model.  Where the model
+    turns out to have no features for ``auto``, that is a method of effects from there on.
     """
+    try:
+        return _filled(run, session)
+    except NoFeatures as error:
+        return _filled(with_effects(run, session, error), session)
+
+
+def _filled(run: Run, session: Session) -> tuple[Run, int]:
     look, growth = FirstLook(run, session), Growth()
     run, done = _fill(begin(run), session, look)
     while True:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from influence_cli.errors import NoFeatures
+from influence_cli.methods import AUTO
 from influence_cli.settings import Runtime
 from influence_cli.stages.run.members import member_at
+from influence_cli.stages.run.open import open_run
 from influence_cli.stages.run.plan import Work, describe_plan
 from influence_cli.stages.run.quantities import QUANTITIES
 from influence_cli.stages.run.rates import known_rates, seconds_of_pairs
@@ -46,6 +49,37 @@ def features_work(run: Run, session: Session) -> Work:
     """What the store lacks of the features of a run that needs them, at its one member."""
     quantity, (member,) = QUANTITIES[NAME], run.members
     return Work(member, {part: quantity.lacking(run, session, part) for part in quantity.parts(run, member)})
+
+
+def with_effects(run: Run, session: Session, error: NoFeatures) -> Run:
+    """The run with a method of effects in place of ``auto``, whose model has no features for it.
+
+    Raises:
+        NoFeatures: the error, where they were asked for by name, or there are no target rows to say effects on.
+    """
+    needing = [name for name, method in run.methods.items() if method.needs == NAME]
+    if needing != [AUTO] or run.backbone is not None or run.spec.options.get(AUTO) or not len(run.target):
+        raise error
+    session.decoded = None
+    return open_run(run.inputs, run.spec, session, error.what)
+
+
+def with_features_there(run: Run, session: Session) -> Run:
+    """The run as it turns out once its model was looked at: without features for ``auto`` that is of effects.
+
+    Raises:
+        NoFeatures: other methods need them too, or they are asked for by name.
+    """
+    if run.backbone is not None or not any(method.needs == NAME for method in run.methods.values()):
+        return run
+    work = features_work(run, session)
+    if all(len(keys) == 0 for keys in work.lacking.values()):
+        return run
+    try:
+        QUANTITIES[NAME].row_bytes(run)
+    except NoFeatures as error:
+        return with_effects(run, session, error)
+    return run
 
 
 def with_features_plan(described: dict[str, Any], run: Run, session: Session, estimate: bool) -> dict[str, Any]:

@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 
 from influence_cli.data.changed_texts import changed_texts
-from influence_cli.data.manifest import Manifest
 from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError
-from influence_cli.methods import AUTO, make_methods
-from influence_cli.methods.protocol import Method
+from influence_cli.methods import make_methods
 from influence_cli.model.checkpoints import Trajectory
 from influence_cli.model.losses import loss_of
 from influence_cli.objectives import make_objectives
 from influence_cli.settings import GradSpec, Inputs
+from influence_cli.stages.run.auto_method import with_auto
 from influence_cli.stages.run.backbone import for_features, resolve_backbone
 from influence_cli.stages.run.class_map import named_classes
 from influence_cli.stages.run.fit_set import open_fit_set, refuse_without_curvature, with_trained_l2
@@ -29,8 +28,8 @@ from influence_cli.stages.run.target import given_target, target_rows
 from influence_cli.stages.run.usable_rows import check_classes, usable, usable_now, usable_train_rows
 
 
-def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
-    """Read manifest, target, checkpoint and settings, and check that they fit.
+def open_run(inputs: Inputs, spec: GradSpec, session: Session, effects: str = "") -> Run:
+    """Manifest, target, checkpoint and settings as a run; ``effects``: why ``auto`` has to be of effects, if it has.
 
     Raises:
         InfluenceError: something in them cannot work.
@@ -39,7 +38,7 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
     manifest = open_manifest(inputs.manifest, inputs.label, inputs.skip_bad, store.file_keys(), listener=listener)
     if len(manifest.rows("train")) == 0:
         raise ManifestError("no train rows", where=manifest.source, fix="set column split to train for some rows")
-    methods = _chosen(methods, inputs, spec, manifest)
+    asked, (methods, because) = methods, with_auto(methods, inputs, spec, manifest, effects)
     of_groups = {name: o for name, o in objectives.items() if "groups" in o.needs}
     objectives |= {name: o.of_classes(name, manifest.classes) for name, o in of_groups.items()}
     inputs, values = named_classes(inputs, manifest), needed_values(methods, spec.relative)
@@ -48,6 +47,8 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
     apart = ("nothing", "features") if backbone is not None and inputs.checkpoint is None else ("nothing",)
     if spec.rows is not None or any(m.needs not in apart for m in methods.values()):
         model, checkpoint = resolve_model(inputs, manifest, store, spec.precision)
+        methods, because = with_auto(asked, inputs, spec, manifest, effects, model)
+        values = needed_values(methods, spec.relative)
         refuse_margin(methods, model)
         manifest = usable(manifest.rows("train"), model, inputs, store)
         check_classes(manifest, model)
@@ -82,18 +83,8 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session) -> Run:
         about["solvers"] = solvers
     run = Run(
         inputs, spec, manifest, manifest.rows("train"), target, len(overlap), model, checkpoint, methods, objectives,
-        values=values, backbone=backbone, **about,
+        values=values, backbone=backbone, auto_because=because, **about,
     )  # fmt: skip
     for name, method in methods.items():
         method.check_run(name, run.row_loss, len(run.train), len(run.target))
     return with_members(run, session.runtime, store)
-
-
-def _chosen(methods: dict[str, Method], inputs: Inputs, spec: GradSpec, manifest: Manifest) -> dict[str, Method]:
-    """The methods, with what ``auto`` is for these rows and objectives in its place."""
-    if AUTO not in methods:
-        return methods
-    from influence_cli.methods.auto import chosen
-
-    target = inputs.target is not None or len(manifest.rows("val")) > 0
-    return {**methods, AUTO: chosen(methods[AUTO], spec.objectives, manifest.labelled, target, spec.params)}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from influence_cli.stages.run import names
+from influence_cli.stages.run.auto_method import planned
 from influence_cli.stages.run.curvature_plan import Along, Fit, Solve, missing_directions, missing_fits, missing_solves
 from influence_cli.stages.run.further_plan import Further, missing_further, missing_phis
 from influence_cli.stages.run.gradient_plan import describe_rows
@@ -166,6 +167,7 @@ def describe_plan(
         "schema_version": 1,
         "store": str(session.store.root) if session.runtime.store else "temporary, thrown away at the end",
         "methods": list(run.methods),
+        **planned(run),
         "objectives": list(run.objectives),
         "train_rows": len(run.train),
         "target_rows": len(run.target),

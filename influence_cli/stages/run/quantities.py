@@ -170,23 +170,31 @@ class Features(Quantity):
         """Look for the layer on a few rows.
 
         Raises:
-            ModelError: there is none.
+            NoFeatures: there is none, or a method cannot work with so many features as it has.
         """
+        from influence_cli.engines.features import ROWS
         from influence_cli.engines.features import Features as FeaturesOf
 
         if point.few is not None:
-            FeaturesOf(point).find(point.few)
+            self._check_width(run, FeaturesOf(point).of(point.few[:ROWS]).shape[1])
 
     def row_bytes(self, run: Run) -> int:
         """Key and features.
 
         Raises:
-            ModelError: the model has none.
+            NoFeatures: the model has none, or a method cannot work with so many.
         """
         from influence_cli.engines.features import width_of
 
         assert run.model is not None
-        return KEY_BYTES + width_of(run.model) * (8 if run.spec.precision == "fp64" else 4)
+        width = width_of(run.model)
+        self._check_width(run, width)
+        return KEY_BYTES + width * (8 if run.spec.precision == "fp64" else 4)
+
+    def _check_width(self, run: Run, width: int) -> None:
+        for name, method in run.methods.items():
+            if method.needs == self.name:
+                method.check_width(name, width)
 
     def parts(self, run: Run, member: Member) -> list[Part]:
         """One folder: its training rows, and its target rows where a method asks for them."""

@@ -7,6 +7,7 @@ from typing import Any
 from influence_cli.data.locators import require_found
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import Listener
+from influence_cli.methods import AUTO
 from influence_cli.model.checkpoints import find_model
 from influence_cli.model.spec import code_named_by_data, is_own
 from influence_cli.options import values_kept
@@ -57,7 +58,7 @@ def reopen(
         del kept["class_map"]  # the other checkpoint says its classes itself
     inputs = Inputs(**{"manifest": None, **kept, **meant, "overlap": overlap_of(origin)})
     session = Session.open(runtime, listener, remember)
-    run = open_run(inputs, spec or spec_of(origin), session)
+    run = open_run(inputs, spec or spec_of(origin), session, _why_effects(origin))
     if not another and run.checkpoint is not None and run.checkpoint.digest != origin["checkpoint"]["fingerprint"]:
         where = inputs.checkpoint or ""
         raise ModelError("the checkpoint has changed since", where=where, fix="run `influence score` again")
@@ -81,6 +82,12 @@ def _check_origin(origin: dict[str, Any], source: str) -> None:
     if (origin.get("fit_rows") or {}).get("in_memory"):
         fix = "score with a manifest's path as --fit-rows"
         raise UsageError("its curvature was fitted on rows in memory, which are not found again", where=source, fix=fix)
+
+
+def _why_effects(origin: dict[str, Any]) -> str:
+    """Why ``auto`` was a method of effects when the table was made, so that it is again; nothing where it was not."""
+    told = origin.get("auto") or {}
+    return str(told.get("because") or "its table was made so") if told.get("method", AUTO) != AUTO else ""
 
 
 def overlap_of(origin: dict[str, Any]) -> str:

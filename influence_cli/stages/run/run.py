@@ -67,6 +67,7 @@ class Run:
     backbone: Backbone | None = None  # whose features methods look at, where it is another model than the run's
     headless: bool = False  # whether the checkpoint may be of another last layer, which is not looked at
     rows_as: ModelSpec | None = None  # what takes the rows with their labels, where no model is scored
+    auto_because: str = ""  # why ``auto`` is a method of effects here, where it is one
 
     @property
     def members(self) -> list[Member]:

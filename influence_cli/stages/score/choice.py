@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from influence_cli.methods import AUTO, METHODS
+from influence_cli.stages.run.auto_method import auto_is, features_of, taken
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.score.noise import describe_noise, is_noise
 
@@ -12,21 +13,22 @@ from influence_cli.stages.score.noise import describe_noise, is_noise
 def choice(run: Run, facts: dict[str, dict[str, Any]], noise: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """For provenance: ``method``, the method that auto is here, ``trusted``, and the lines ``why``; empty without auto.
 
+    Where it is a method of effects, ``because`` is the reason for that.
+
     ``facts`` are those of the score columns by name, ``noise`` that of the directions by objective.
     """
-    method = run.methods.get(AUTO)
-    if method is None:
+    name = auto_is(run)
+    if name is None:
         return {}
     said = next((found for found in facts.values() if found.get("by") == AUTO), None)
     if said is not None:
         return {"auto": {"method": AUTO, "trusted": said["tells"], "why": _of_labels(run, said)}}
-    name = next(n for n, info in METHODS.items() if n != AUTO and info.load() is type(method))
     bad = [objective for objective, entry in noise.items() if is_noise(entry)]
-    return {"auto": {"method": name, "trusted": not bad, "why": _of_effects(run, name, noise, bad)}}
+    why = _of_effects(run, name, noise, bad)
+    return {"auto": {"method": name, "trusted": not bad, "because": run.auto_because, "why": why}}
 
 
 def _of_labels(run: Run, said: dict[str, Any]) -> list[str]:
-    whose = f"features of {run.inputs.features}" if run.backbone is not None else "the model's own features"
     helped = f"{said['target_rows']:,} target rows help it" if said["target_rows"] else "no target rows help it"
     if said["absent"]:
         helped += f", none of them of the class of {said['absent']:,} train rows"
@@ -37,6 +39,7 @@ def _of_labels(run: Run, said: dict[str, Any]) -> list[str]:
         seen += f" and are right on {said['target_accuracy']:.1%} of the target rows"
     told = "wrong labels are told from right ones" if said["tells"] else "it tells wrong labels no better than chance"
     low, high = said["interval"]
+    whose = features_of(run)
     return [
         f"auto trusts a probe and neighbours on {whose}, none of which saw the label of a row it judges; {helped}",
         f"{seen}; {told}: about {said['wrong_labels']:,.0f} of {said['rows']:,} are wrong ({low:,.0f} to {high:,.0f})",
@@ -45,11 +48,10 @@ def _of_labels(run: Run, said: dict[str, Any]) -> list[str]:
 
 
 def _of_effects(run: Run, name: str, noise: dict[str, dict[str, Any]], bad: list[str]) -> list[str]:
-    about = ", ".join(run.objectives)
     line = "; ".join(f"{objective}: {describe_noise(entry)}" for objective, entry in noise.items())
     verdict = f"the direction of {', '.join(bad)} is noise: do not edit by it" if bad else "the directions are reliable"
     return [
-        f"auto takes {name}, which estimates what a row does to {about}: a wrong label is another question",
+        taken(run),
         f"{verdict} ({line})",
         f"cost: {METHODS[name].cost}, in passes over target rows (V) and train rows (T)",
     ]

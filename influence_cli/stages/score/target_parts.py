@@ -41,7 +41,7 @@ def why_no_parts(run: Run, method: str, objective: str | None) -> str | None:
     if how.needs != "tangents":
         if not how.needs_target():
             return f"no target rows are listed: {method} is a value of the row itself and looks at none"
-        return f"no target rows are listed: {method} looks at all of them together"
+        return f"no target rows are listed: {method} looks at all of them together (--method ip tells them apart)"
     if type(how).score is not Linear.score:
         return f"no target rows are listed: {method} makes its scores in a way of its own"
     if objective != OBJECTIVE:

@@ -171,7 +171,7 @@ def weighted(tmp_path: Path, digits_run: Path) -> Path:
     table = digits_table(train=60, val=10, test=10)
     weights = [0.5 + k % 3 for k in range(80)]
     write(with_column(table, "weight", pa.array(weights)), tmp_path / "m.parquet")
-    asked = ["score", "m.parquet", "--checkpoint", digits_run, "-o", "s.parquet", "-q"]
+    asked = ["score", "--method", "ip", "m.parquet", "--checkpoint", digits_run, "-o", "s.parquet", "-q"]
     assert call_cli(*asked, cwd=tmp_path).code == 0
     return tmp_path
 
@@ -193,7 +193,7 @@ def test_edits_of_a_trim_name_every_row_that_is_gone(weighted: Path, digits_run:
     weights = table.column("weight").to_pylist()
     weights[0] = 0.0  # left out by its owner
     write(with_column(table, "weight", pa.array(weights)), weighted / "m.parquet")
-    again = ["score", "m.parquet", "--checkpoint", digits_run, "-o", "s.parquet"]
+    again = ["score", "--method", "ip", "m.parquet", "--checkpoint", digits_run, "-o", "s.parquet"]
     assert call_cli(*again, cwd=weighted).code == 0
     for action in ("trim", "relabel"):
         asked = ["s.parquet", "--action", action, "-o", "c.parquet", "--edits", "e.parquet"]
@@ -276,7 +276,7 @@ def test_a_manifest_changed_after_scoring_exits_2_and_writes_nothing(
 ) -> None:
     rows = examples()
     write(feature_table(rows), tmp_path / "m.parquet")
-    asked = ["score", "m.parquet", "--checkpoint", tabular_run, "-o", "s.parquet"]
+    asked = ["score", "--method", "ip", "m.parquet", "--checkpoint", tabular_run, "-o", "s.parquet"]
     assert call_cli(*asked, cwd=tmp_path).code == 0
     one = rows[3]
     if change == "relabelled":
@@ -304,7 +304,7 @@ def test_a_manifest_changed_after_scoring_exits_2_and_writes_nothing(
 def test_rows_in_another_order_are_the_same_manifest(tmp_path: Path, tabular_run: Path) -> None:
     rows = examples()
     write(feature_table(rows), tmp_path / "m.parquet")
-    asked = ["score", "m.parquet", "--checkpoint", tabular_run, "-o", "s.parquet"]
+    asked = ["score", "--method", "ip", "m.parquet", "--checkpoint", tabular_run, "-o", "s.parquet"]
     assert call_cli(*asked, cwd=tmp_path).code == 0
     before = curate("s.parquet", "--budget", "7", cwd=tmp_path).rows
     write(feature_table(rows[::-1]), tmp_path / "m.parquet")

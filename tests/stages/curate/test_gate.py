@@ -151,7 +151,7 @@ def with_noise(scores: Path, out: Path, **changes: float | None) -> Path:
 def test_a_direction_that_is_noise_is_refused_and_a_good_one_is_not(
     tmp_path: Path, digits: Path, calibrated_run: Path
 ) -> None:
-    asked = ["score", digits, "--checkpoint", calibrated_run, "-o", "s.parquet"]
+    asked = ["score", "--method", "ip", digits, "--checkpoint", calibrated_run, "-o", "s.parquet"]
     assert call_cli(*asked, cwd=tmp_path).code == 0
     for changes in ({"snr": 1.1, "reliability": 0.9}, {"snr": 30.0, "reliability": 0.1}):
         with_noise(tmp_path / "s.parquet", tmp_path / "noisy.parquet", **changes)

@@ -39,7 +39,7 @@ def folder(tmp_path: Path, digits_run: Path) -> Path:
     table = table.take(pa.array(order))
     write(table.slice(0, 50), tmp_path / "m" / "0.parquet")
     write(table.slice(50), tmp_path / "m" / "1.parquet")
-    ok("score", "m", "--checkpoint", digits_run, "-o", "s.parquet", "-q", cwd=tmp_path)
+    ok("score", "--method", "ip", "m", "--checkpoint", digits_run, "-o", "s.parquet", "-q", cwd=tmp_path)
     return tmp_path
 
 

@@ -35,7 +35,7 @@ def test_the_page_has_the_reasons_that_explain_says(folder: Path) -> None:
     assert ran.code == 0, ran.err
     data = rows_of(folder / "r.html")
     ids = [row["id"] for row in data["rows"]]
-    told = call_cli("score", "m.parquet", "--checkpoint", "s", "--explain", ids[0], cwd=folder)
+    told = call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", "s", "--explain", ids[0], cwd=folder)
     assert told.code == 2  # no such checkpoint: the run of the table is what counts
     ran = call_cli("score", "s.parquet", "--explain", ",".join(ids), "--top", "3", "--json", cwd=folder)
     assert ran.code == 0, ran.err
@@ -70,7 +70,12 @@ def test_so_many_rows_as_asked_have_reasons_and_without_any_no_model_is_looked_a
 def test_a_model_that_is_gone_leaves_the_page_with_a_sentence(folder: Path, tabular_run: Path) -> None:
     moved = folder / "run"
     shutil.copytree(tabular_run, moved)
-    assert call_cli("score", "m.parquet", "--checkpoint", "run", "-o", "t.parquet", "-q", cwd=folder).code == 0
+    assert (
+        call_cli(
+            "score", "--method", "ip", "m.parquet", "--checkpoint", "run", "-o", "t.parquet", "-q", cwd=folder
+        ).code
+        == 0
+    )
     shutil.rmtree(moved)
     ran = call_cli("curate", "t.parquet", "--budget", "3", "--report", "r.html", "-q", cwd=folder)
     assert ran.code == 0, ran.err

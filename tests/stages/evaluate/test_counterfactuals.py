@@ -613,7 +613,9 @@ def test_a_row_without_weight_is_never_trained_on_and_weights_count(convex: Path
 
 
 def test_calibration_rows_stay_out(tmp_path: Path, digits: Path, calibrated_run: Path) -> None:
-    scored = call_cli("score", digits, "--checkpoint", calibrated_run, "-o", "s.parquet", cwd=tmp_path)
+    scored = call_cli(
+        "score", "--method", "ip", digits, "--checkpoint", calibrated_run, "-o", "s.parquet", cwd=tmp_path
+    )
     assert scored.code == 0, scored.err
     with count_trainings() as trainings:
         ran = call_cli("evaluate", "s.parquet", "--lds", 3, "--seeds", 2, "--epochs", 1, cwd=tmp_path)
@@ -747,7 +749,9 @@ def test_all_rows_trained_again_are_held_against_the_utility_whatever_else_was_s
     convex: Path, tmp_path: Path
 ) -> None:
     objectives = ["--objective", "robustness", "--objective", "utility", "--checkpoint", "run", "--precision", "fp64"]
-    scored = call_cli("score", "manifest.parquet", *objectives, "-o", tmp_path / "two.parquet", cwd=convex)
+    scored = call_cli(
+        "score", "--method", "ip", "manifest.parquet", *objectives, "-o", tmp_path / "two.parquet", cwd=convex
+    )
     assert scored.code == 0, scored.err
     rows = open_manifest(convex / "manifest.parquet")
     val = rows.rows("val")
@@ -788,7 +792,7 @@ def test_on_a_part_of_bank_exact_predicts_best_and_its_slope_is_one(tmp_path: Pa
     asked = ["--model", "linear", "--raw-features", "--optimizer", "lbfgs", "--weight-decay", DECAY, "--test", BANK]
     assert call_cli("retrain", "manifest.parquet", *asked, "-o", "run", cwd=tmp_path).code == 0
     scoring = ["--checkpoint", "run", "--precision", "fp64", "--allow-overlap", "-o", "plain.parquet"]
-    ran = call_cli("score", "manifest.parquet", *scoring, cwd=tmp_path)
+    ran = call_cli("score", "--method", "ip", "manifest.parquet", *scoring, cwd=tmp_path)
     assert ran.code == 0, ran.err
     exact = exact_scores(tmp_path / "manifest.parquet", tmp_path / "run")
     with_scores(tmp_path / "plain.parquet", tmp_path / "scores.parquet", exact=exact)

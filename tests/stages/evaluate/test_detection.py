@@ -253,7 +253,12 @@ def test_rows_of_unknown_truth_are_left_out(tmp_path: Path) -> None:
 
 def test_without_truth_it_says_what_it_can_and_that_detection_is_missing(tmp_path: Path, digits_run: Path) -> None:
     write(digits_table(train=40, val=20, test=5).drop_columns(["clean_label"]), tmp_path / "m.parquet")
-    assert call_cli("score", "m.parquet", "--checkpoint", digits_run, "-o", "s.parquet", cwd=tmp_path).code == 0
+    assert (
+        call_cli(
+            "score", "--method", "ip", "m.parquet", "--checkpoint", digits_run, "-o", "s.parquet", cwd=tmp_path
+        ).code
+        == 0
+    )
     ran = evaluate("s.parquet", cwd=tmp_path)
     assert (ran.json["detection"], ran.json["wrong_rows"]) == ({}, None)
     assert len(ran.json["order"]["pairs"]) == 3

@@ -120,7 +120,18 @@ def test_leaks_come_first_and_are_told_by_splits(folder: Path) -> None:
 
 def test_rows_of_another_target_are_compared_too(folder: Path) -> None:
     write(feature_table([near(3, "far-away", "val", 0), *examples()[48:]]), folder / "t.parquet")
-    given = ("score", "m.parquet", "--checkpoint", "run", "--target", "t.parquet", "--precision", "fp64")
+    given = (
+        "score",
+        "--method",
+        "ip",
+        "m.parquet",
+        "--checkpoint",
+        "run",
+        "--target",
+        "t.parquet",
+        "--precision",
+        "fp64",
+    )
     ran = call_cli(*given, "--store", "store", "-o", "other.parquet", cwd=folder)
     assert ran.code == 0, ran.err
     ran = call_cli("evaluate", "other.parquet", "--duplicates", "1%", "--store", "store", "--json", cwd=folder)

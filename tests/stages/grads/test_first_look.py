@@ -105,12 +105,12 @@ def test_a_model_that_guesses_is_loud_before_scoring_and_once(tmp_path: Path, di
     torch.manual_seed(3)
     torch.save(build_model(ModelSpec("mlp:16", 10, "image", (1, 8, 8))).state_dict(), tmp_path / "w.pt")
     asked = ("--model", "mlp:16", "--checkpoint", "w.pt", "--store", "store")
-    ran = call_cli("score", digits, *asked, "-o", "s.parquet", cwd=tmp_path)
+    ran = call_cli("score", "--method", "ip", digits, *asked, "-o", "s.parquet", cwd=tmp_path)
     assert ran.code == 0, ran.err
     loud = [line for line in ran.err.splitlines() if "no better than guessing among 10 classes" in line]
     assert [line.split()[1] for line in loud] == ["train", "target"]
     assert ran.err.index("no better than guessing") < ran.err.index("train rows scored")
-    warm = call_cli("score", digits, *asked, "-o", "t.parquet", cwd=tmp_path)
+    warm = call_cli("score", "--method", "ip", digits, *asked, "-o", "t.parquet", cwd=tmp_path)
     assert warm.err.count("no better than guessing") == 2
     assert pq.read_table(tmp_path / "s.parquet").equals(pq.read_table(tmp_path / "t.parquet"))
 

@@ -479,7 +479,18 @@ def test_the_commands_store_rows_say_so_and_import_no_torch_when_warm(
 
 
 def test_a_dry_run_says_what_will_be_refused(tmp_path: Path, tabular: Path, tabular_run: Path) -> None:
-    asked = ["grads", tabular, "--checkpoint", tabular_run, "--rows", "full", "--rows-limit", "0.000001"]
+    asked = [
+        "grads",
+        "--method",
+        "ip",
+        tabular,
+        "--checkpoint",
+        tabular_run,
+        "--rows",
+        "full",
+        "--rows-limit",
+        "0.000001",
+    ]
     ran = call_cli(*asked, "--dry-run", cwd=tmp_path)
     assert ran.code == 0, ran.err
     assert "--rows last" in ran.json["row_gradients"][0]["refused"]
@@ -493,7 +504,7 @@ def test_a_dry_run_says_what_will_be_refused(tmp_path: Path, tabular: Path, tabu
 
 def test_a_table_of_grads_carries_what_rows_it_stored(tmp_path: Path, tabular: Path, tabular_run: Path) -> None:
     asked = ["--checkpoint", tabular_run, "--rows", "sketch", "--sketch-dim", "20"]
-    assert call_cli("grads", tabular, *asked, "-o", "g.parquet", cwd=tmp_path).code == 0
+    assert call_cli("grads", "--method", "ip", tabular, *asked, "-o", "g.parquet", cwd=tmp_path).code == 0
     spec = provenance(pq.read_schema(tmp_path / "g.parquet"))["spec"]
     assert (spec["rows"], spec["sketch_dim"]) == ("sketch", 20)
     ran = call_cli("score", "g.parquet", "-n", cwd=tmp_path)

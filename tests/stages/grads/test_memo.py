@@ -224,16 +224,16 @@ def test_the_same_target_rows_in_another_order_and_place_are_no_news(bench: Benc
 @pytest.mark.parametrize(
     ("first", "then", "computed"),
     [
-        (GradSpec(), GradSpec(precision="fp64"), N),
-        (GradSpec(), GradSpec(params="last"), N),
-        (GradSpec(), GradSpec(("ip-ensemble",)), 5 * N),
+        (GradSpec(("ip",)), GradSpec(("ip",), precision="fp64"), N),
+        (GradSpec(("ip",)), GradSpec(("ip",), params="last"), N),
+        (GradSpec(("ip",)), GradSpec(("ip-ensemble",)), 5 * N),
         (GradSpec(("ip-ensemble",)), GradSpec(("ip-ensemble",), seed=1), 5 * N),
         (GradSpec(("ip-ensemble",)), GradSpec(("ip-ensemble",), options={"ip-ensemble": {"p_max": 0.2}}), 5 * N),
         (GradSpec(("ip-ensemble",)), GradSpec(("ip-ensemble",), options={"ip-ensemble": {"members": 7}}), 2 * N),
         (GradSpec(("ip-ensemble",)), GradSpec(("ip-ensemble",), options={"ip-ensemble": {"members": 2}}), 0),
-        (GradSpec(), GradSpec(("ip-ensemble",), options={"ip-ensemble": {"p_max": 0.0}}), 0),
-        (GradSpec(), GradSpec(seed=1), 0),
-        (GradSpec(), GradSpec(("ip", "loss", "margin", "random")), 0),
+        (GradSpec(("ip",)), GradSpec(("ip-ensemble",), options={"ip-ensemble": {"p_max": 0.0}}), 0),
+        (GradSpec(("ip",)), GradSpec(("ip",), seed=1), 0),
+        (GradSpec(("ip",)), GradSpec(("ip", "loss", "margin", "random")), 0),
         (GradSpec(("loss",)), GradSpec(("ip",)), N),
     ],
     ids=[

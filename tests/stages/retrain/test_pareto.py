@@ -269,7 +269,7 @@ def test_a_trim_in_rounds_scores_between_trims(tmp_path: Path, grouped: Path) ->
     assert history[0]["phi"] == once["edits"]["rounds"][0]["phi"] != history[1]["phi"]
 
     def lowest(manifest: str, run: str, k: int) -> list[str]:
-        asked = ["score", manifest, "--checkpoint", run, "-o", "by-hand.parquet", "-q"]
+        asked = ["score", "--method", "ip", manifest, "--checkpoint", run, "-o", "by-hand.parquet", "-q"]
         assert call_cli(*asked, cwd=tmp_path).code == 0
         ran = call_cli(
             "curate", "by-hand.parquet", "--budget", k, "--set", "guard=false", "--set", "group_guard=false",

@@ -33,7 +33,9 @@ def test_a_training_alone_needs_no_test_rows(folder: Path) -> None:
     assert 0 <= arm["seeds"]["0"]["train_accuracy"] <= 1
     assert "there are no test rows to say how good it is" in answer_of_retrain(metrics)
     assert comparison_table(metrics).rows[0][-2:] == ["-", "-"]
-    assert call_cli("score", "m.parquet", "--checkpoint", "run", "-o", "s.parquet", cwd=folder).code == 0
+    assert (
+        call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", "run", "-o", "s.parquet", cwd=folder).code == 0
+    )
     assert pq.read_table(folder / "s.parquet").num_rows > 0
 
 

@@ -243,7 +243,7 @@ def test_a_model_of_one_size_takes_no_other(tmp_path: Path) -> None:
 
 def test_its_options_alone_have_no_effect(folder: Path) -> None:
     for flag, value in (("--features-size", "64"), ("--features-checkpoint", "w.safetensors")):
-        ran = call_cli("score", "m.parquet", "--checkpoint", "run", flag, value, cwd=folder)
+        ran = call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", "run", flag, value, cwd=folder)
         assert (ran.code, f"{flag} is about another model" in ran.err) == (2, True)
 
 

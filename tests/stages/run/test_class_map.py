@@ -91,7 +91,7 @@ def test_outputs_are_matched_by_name_and_scores_are_those_of_one_order(
     heard = Heard()
     job = job_of(*text_sorted, None, model="linear", class_map=given, spec=GradSpec(methods), listener=heard)
     found, expected = score(job), right_scores(tmp_path, *methods)
-    for name in [n for n in expected.column_names if n.startswith(("score", "loss", "margin"))]:
+    for name in [n for n in expected.column_names if n.startswith(("score", "--method", "ip", "loss", "margin"))]:
         a, b = column(found, name), column(expected, name)
         assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max(), name
     best = [TEXT[k] for k in found.column("model_label").to_pylist()]
@@ -185,9 +185,9 @@ def test_the_order_is_part_of_what_results_are_stored_under(text_sorted: tuple[P
     store = tmp_path / "store"
 
     def to_compute(**more: Any) -> int:
-        return influence_cli.plan(str(manifest), checkpoint=checkpoint, model="linear", store=str(store), **more)[
-            "rows_to_compute"
-        ]
+        return influence_cli.plan(
+            str(manifest), checkpoint=checkpoint, model="linear", store=str(store), **{"method": "ip", **more}
+        )["rows_to_compute"]
 
     score(job_of(manifest, checkpoint, store, model="linear", class_map="natural"))
     (tmp_path / "n.json").write_text(json.dumps(list(NATURAL)))
@@ -221,8 +221,8 @@ def test_a_table_finds_its_order_again_where_the_file_is_gone(text_sorted: tuple
     manifest, checkpoint = text_sorted
     (tmp_path / "n.json").write_text(json.dumps(list(NATURAL)))
     flags = ["--model", "linear", "--checkpoint", checkpoint, "--class-map", "n.json", "--isolated"]
-    assert call_cli("score", manifest, *flags, "-o", "s.parquet", cwd=tmp_path).code == 0
-    assert call_cli("grads", manifest, *flags, "-o", "g.parquet", cwd=tmp_path).code == 0
+    assert call_cli("score", "--method", "ip", manifest, *flags, "-o", "s.parquet", cwd=tmp_path).code == 0
+    assert call_cli("grads", "--method", "ip", manifest, *flags, "-o", "g.parquet", cwd=tmp_path).code == 0
     (tmp_path / "n.json").unlink()
     ran = call_cli("score", "g.parquet", "-o", "t.parquet", "--isolated", "-n", cwd=tmp_path)
     assert ran.code == 0, ran.err
@@ -236,11 +236,15 @@ def test_a_task_of_ones_own_has_an_order_too(text_sorted: tuple[Path, Path], tmp
     state = torch.load(text_sorted[1])
     net.load_state_dict({"weight": state["head.weight"], "bias": state["head.bias"]})
     task = influence_cli.Task(net)
-    found = influence_cli.score(str(text_sorted[0]), task=task, store=None, class_map="natural")
+    found = influence_cli.score(str(text_sorted[0]), method="ip", task=task, store=None, class_map="natural")
     assert same_scores(found, right_scores(tmp_path, "ip"), 1e-5)
     with pytest.raises(InfluenceError, match="11 outputs, and class_map names 12"):
         influence_cli.score(
-            str(write(table_of(TEXT), tmp_path / "t.parquet")), task=task, store=None, class_map=[*TEXT, "more"]
+            str(write(table_of(TEXT), tmp_path / "t.parquet")),
+            method="ip",
+            task=task,
+            store=None,
+            class_map=[*TEXT, "more"],
         )
 
 

@@ -53,8 +53,19 @@ def test_a_manifest_of_other_features_is_refused_by_name(place: Path, name: str)
     frame, said = OTHERS[name]
     assert manifest(frame, place, name).code == 0
     for command in (
-        ("score", f"{name}.parquet", "--checkpoint", "run"),
-        ("score", "first.parquet", "--target", f"{name}.parquet", "--checkpoint", "run", "--overlap", "keep"),
+        ("score", "--method", "ip", f"{name}.parquet", "--checkpoint", "run"),
+        (
+            "score",
+            "--method",
+            "ip",
+            "first.parquet",
+            "--target",
+            f"{name}.parquet",
+            "--checkpoint",
+            "run",
+            "--overlap",
+            "keep",
+        ),
         ("score", "first.parquet", "--fit-rows", f"{name}.parquet", "--checkpoint", "run", "--method", "exact"),
         ("retrain", f"{name}.parquet", "--init", "run", "-o", "again", "--epochs", "1"),
         ("retrain", "first.parquet", "--test", f"{name}.parquet", "--model", "linear", "-o", "again", "--epochs", "1"),
@@ -67,7 +78,10 @@ def test_a_manifest_of_other_features_is_refused_by_name(place: Path, name: str)
 def test_a_later_table_that_is_read_like_the_first_is_scored(place: Path) -> None:
     later = people(("nurse", "clerk", "pilot"), 2)[["job", "label", "pay", "age"]]
     assert manifest(later, place, "later", "--like", "first.parquet").code == 0
-    assert call_cli("score", "later.parquet", "--checkpoint", "run", "--device", "cpu", cwd=place).code == 0
+    assert (
+        call_cli("score", "--method", "ip", "later.parquet", "--checkpoint", "run", "--device", "cpu", cwd=place).code
+        == 0
+    )
     again = ("retrain", "later.parquet", "--init", "run", "-o", "on", "--epochs", "1", "--device", "cpu")
     assert call_cli(*again, cwd=place).code == 0
     kept = json.loads((place / "on" / "run.json").read_bytes())["model"]["features"]
@@ -76,11 +90,13 @@ def test_a_later_table_that_is_read_like_the_first_is_scored(place: Path) -> Non
 
 def test_from_python_too(place: Path) -> None:
     with pytest.raises(ManifestError, match="it has job=pilot"):
-        influence_cli.score(OTHERS["vocabulary"][0], checkpoint=str(place / "run"), store=None, device="cpu")
+        influence_cli.score(
+            OTHERS["vocabulary"][0], method="ip", checkpoint=str(place / "run"), store=None, device="cpu"
+        )
 
 
 def test_weights_that_say_no_names_are_held_by_count_alone(place: Path) -> None:
     save_file(load_file(place / "run" / "model.safetensors"), place / "bare.safetensors")
     assert manifest(OTHERS["order"][0], place, "order").code == 0
     bare = ("--checkpoint", "bare.safetensors", "--model", "linear", "--device", "cpu")
-    assert call_cli("score", "order.parquet", *bare, cwd=place).code == 0
+    assert call_cli("score", "--method", "ip", "order.parquet", *bare, cwd=place).code == 0

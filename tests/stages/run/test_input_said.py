@@ -86,7 +86,7 @@ def test_images_of_other_channels_than_the_model_takes_are_said(
 def test_features_have_no_size_to_say(tmp_path: Path) -> None:
     write(feature_table(examples()), tmp_path / "m.parquet")
     train_run(tmp_path / "m.parquet", tmp_path / "RUN")
-    ran = call_cli("score", "m.parquet", "--checkpoint", "RUN", "-n", "--json", cwd=tmp_path)
+    ran = call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", "RUN", "-n", "--json", cwd=tmp_path)
     assert "input:" not in ran.err
     assert ran.json["input"] is None
 

@@ -19,7 +19,9 @@ from tests.languages import texts, trained
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("flow")
     trained(write(texts(), folder / "texts.parquet"), folder / "RUN")
-    ran = call_cli("score", "texts.parquet", "--checkpoint", "RUN", "-o", "scores.parquet", cwd=folder)
+    ran = call_cli(
+        "score", "--method", "ip", "texts.parquet", "--checkpoint", "RUN", "-o", "scores.parquet", cwd=folder
+    )
     assert ran.code == 0, ran.err
     return folder
 

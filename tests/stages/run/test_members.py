@@ -260,7 +260,7 @@ def test_without_dropout_the_fewest_members_are_ip_in_one_pass(bench: Bench) -> 
     job = bench.job(spec=spec(p_max=0.0))
     assert fill(job) == N
     assert len(job.members_of["ip-ensemble"]) == 3
-    assert np.array_equal(column(score(job)), column(score(bench.job(store=None, spec=GradSpec()))))
+    assert np.array_equal(column(score(job)), column(score(bench.job(store=None, spec=GradSpec(("ip",))))))
 
 
 def test_provenance_carries_the_number_to_another_store(bench: Bench, tabular: Path) -> None:

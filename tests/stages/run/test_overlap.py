@@ -97,7 +97,7 @@ def test_a_drop_that_moves_no_share_gives_no_second_warning(tmp_path: Path, run:
 
 def test_the_older_name_drops_as_before_and_says_its_new_one(tmp_path: Path, run: Path) -> None:
     manifest(rows_with_overlap(), tmp_path / "m.parquet")
-    asked = ["score", "m.parquet", "--checkpoint", run, "--no-store"]
+    asked = ["score", "--method", "ip", "m.parquet", "--checkpoint", run, "--no-store"]
     older = call_cli(*asked, "--allow-overlap", "-o", "a.parquet", cwd=tmp_path)
     newer = call_cli(*asked, "--overlap", "drop", "-o", "b.parquet", cwd=tmp_path)
     assert (older.code, newer.code) == (0, 0), older.err + newer.err
@@ -105,7 +105,7 @@ def test_the_older_name_drops_as_before_and_says_its_new_one(tmp_path: Path, run
     assert "--allow-overlap" not in newer.err
     a, b = (pq.read_table(tmp_path / name) for name in ("a.parquet", "b.parquet"))
     assert a.equals(b)
-    assert "--allow-overlap" not in call_cli("score", "--help", cwd=tmp_path).text
+    assert "--allow-overlap" not in call_cli("score", "--method", "ip", "--help", cwd=tmp_path).text
     with pytest.raises(UsageError, match="--overlap keep keeps them"):
         Inputs("m.parquet", overlap="keep", allow_overlap=True)
 
@@ -116,7 +116,7 @@ def test_what_was_decided_goes_with_the_table(tmp_path: Path, run: Path) -> None
     for k, (flags, env) in enumerate([(["--overlap", "keep"], {}), ([], {"INFLUENCE_OVERLAP": "keep"}), ([], {})]):
         if k == 2:
             (tmp_path / "influence.toml").write_text('overlap = "keep"\n')
-        asked = ["score", "m.parquet", "--checkpoint", run, *flags, "-o", f"s{k}.parquet"]
+        asked = ["score", "--method", "ip", "m.parquet", "--checkpoint", run, *flags, "-o", f"s{k}.parquet"]
         ran = call_cli(*asked, cwd=tmp_path, env=env)
         assert ran.code == 0, ran.err
         origin = provenance(pq.read_schema(tmp_path / f"s{k}.parquet"))
@@ -128,7 +128,7 @@ def test_what_was_decided_goes_with_the_table(tmp_path: Path, run: Path) -> None
     lds = ["evaluate", "s0.parquet", "--lds", 3, "--optimizer", "lbfgs"]
     told = call_cli(*lds, "--format", "json", cwd=tmp_path)
     assert told.json["target_rows"] == 40, told.err
-    table = influence_cli.score(tmp_path / "m.parquet", checkpoint=run, overlap="keep", store=None)
+    table = influence_cli.score(tmp_path / "m.parquet", method="ip", checkpoint=run, overlap="keep", store=None)
     assert np.array_equal(column(table), column(pq.read_table(tmp_path / "s0.parquet")))
 
 
@@ -142,5 +142,5 @@ def test_rounds_of_trims_take_it_too(tmp_path: Path) -> None:
 
 def test_another_word_is_refused(tmp_path: Path, run: Path) -> None:
     manifest(rows_with_overlap(), tmp_path / "m.parquet")
-    ran = call_cli("score", "m.parquet", "--checkpoint", run, "--overlap", "kep", cwd=tmp_path)
+    ran = call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", run, "--overlap", "kep", cwd=tmp_path)
     assert (ran.code, "did you mean 'keep'" in ran.err) == (2, True)

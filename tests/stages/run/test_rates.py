@@ -88,7 +88,7 @@ def test_a_start_that_was_measured_is_in_the_total(tmp_path: Path) -> None:
 def test_a_plan_by_target_row_is_near_what_it_takes(tmp_path: Path) -> None:
     write(feature_table(examples(300, 40, 10)), tmp_path / "m.parquet")
     train_run(tmp_path / "m.parquet", tmp_path / "RUN")
-    asked = ["score", "m.parquet", "--checkpoint", "RUN", "--per-target"]
+    asked = ["score", "--method", "ip", "m.parquet", "--checkpoint", "RUN", "--per-target"]
     planned = call_cli(*asked, "-n", "--json", cwd=tmp_path).json
     assert planned["seconds_are"] == "estimated"
     assert planned["seconds"] < 20  # of a tenth of a second: a call's own cost is not the rows'

@@ -190,7 +190,7 @@ def test_no_gain_takes_no_row() -> None:
 def many(tmp_path_factory: pytest.TempPathFactory, digits: Path, digits_run: Path) -> Path:
     """A folder with a score table by ip, and a second objective's column beside the first, of known length."""
     folder = tmp_path_factory.mktemp("many")
-    asked = ["score", digits, "--checkpoint", digits_run, "-o", "one.parquet", "--precision", "fp64"]
+    asked = ["score", "--method", "ip", digits, "--checkpoint", digits_run, "-o", "one.parquet", "--precision", "fp64"]
     assert call_cli(*asked, cwd=folder).code == 0
     table = pq.read_table(folder / "one.parquet")
     origin = provenance(table.schema)
@@ -335,8 +335,8 @@ def test_score_combines_objectives_as_curate_does(tmp_path: Path, digits: Path, 
         for rule in ("linear", "ranksum"):
             ran = call_cli(*asked, "--combine", rule, "-o", f"{rule}.parquet", cwd=tmp_path)
             assert ran.code == 0, ran.err
-        one = call_cli("score", digits, "--checkpoint", digits_run, "--combine", "ranksum", "-o", "x.parquet",
-                       cwd=tmp_path)  # fmt: skip
+        one = call_cli("score", "--method", "ip", digits, "--checkpoint", digits_run, "--combine", "ranksum",
+                       "-o", "x.parquet", cwd=tmp_path)  # fmt: skip
     assert one.code == 2
     assert "two objectives" in one.err
     for rule in ("linear", "ranksum"):

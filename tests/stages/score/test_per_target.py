@@ -501,16 +501,16 @@ def test_blocks_of_a_product_that_were_finished_are_kept(
     tmp_path: Path, tabular_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(per_target_product, "BLOCK_ROWS", 5)
-    cold = run(examples(), tmp_path / "cold", tabular_run, spec=GradSpec(rows="full"), shard_rows=10)
+    cold = run(examples(), tmp_path / "cold", tabular_run, spec=GradSpec(("ip",), rows="full"), shard_rows=10)
 
     def stop() -> None:
         raise KeyboardInterrupt
 
     stopped = Heard(stop, stop_at=6, stop_in="train rows for")  # at 4 shards a block, in the second block
     with pytest.raises(KeyboardInterrupt):
-        run(examples(), tmp_path, tabular_run, stopped, spec=GradSpec(rows="full"), shard_rows=10)
+        run(examples(), tmp_path, tabular_run, stopped, spec=GradSpec(("ip",), rows="full"), shard_rows=10)
     heard = Heard()
-    continued = run(examples(), tmp_path, tabular_run, heard, spec=GradSpec(rows="full"), shard_rows=10)
+    continued = run(examples(), tmp_path, tabular_run, heard, spec=GradSpec(("ip",), rows="full"), shard_rows=10)
     assert continued.equals(cold)
     assert passed(heard) == 40 * 7
 
@@ -730,9 +730,9 @@ def test_the_plan_of_stored_rows_names_what_is_computed_first(tmp_path: Path, di
     assert after["values_a_row"] == plan["values_a_row"]
     assert after["seconds"] is not None
     refused = (digits, "--checkpoint", digits_run, "--no-store", "--per-target", "--rows", "full", "--rows-limit", "0")
-    ran = call_cli("score", *refused, "--dry-run", "--format", "table", cwd=tmp_path)
+    ran = call_cli("score", "--method", "ip", *refused, "--dry-run", "--format", "table", cwd=tmp_path)
     assert (ran.code, "will be refused" in ran.err) == (0, True)
-    assert call_cli("score", *refused, cwd=tmp_path).code == 2
+    assert call_cli("score", "--method", "ip", *refused, cwd=tmp_path).code == 2
 
 
 def test_many_target_rows_are_told_of_stored_gradients(mlp: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -758,7 +758,7 @@ def test_images_that_cannot_be_decoded_are_left_out(tmp_path: Path, digits_run: 
     expected = pairs_of(per_target(job_of(rest, digits_run, tmp_path / "rest"), 4))
     for rows in (None, "full"):
         heard = Heard()
-        spec = GradSpec(rows=rows)
+        spec = GradSpec(("ip",), rows=rows)
         job = job_of(broken, digits_run, tmp_path / f"store-{rows}", listener=heard, spec=spec, skip_bad=True)
         table = per_target(job, 4)
         assert_same(pairs_of(table), expected, 1e-5)

@@ -54,7 +54,7 @@ def test_parts_by_target_row_sum_to_the_score(
 def test_parts_are_those_of_the_table_by_target_row_by_layers_and_by_directions(
     tabular: Path, tabular_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = job_of(tabular, tabular_run, None, spec=GradSpec(precision="fp64"))
+    job = job_of(tabular, tabular_run, None, spec=GradSpec(("ip",), precision="fp64"))
     table = per_target(job, 40).to_pylist()
     target, train = job.run.target.ids, job.run.train.ids
     rows = job.run.train.take(SOME)
@@ -119,8 +119,8 @@ def test_groups_of_duplicates_link_chains_of_features_and_equal_payloads() -> No
 
 def test_the_command_explains_rows_from_a_table_of_scores(digits: Path, digits_run: Path, filled_store: Path,
                                                           scored: Path, tmp_path: Path) -> None:  # fmt: skip
-    ran = call_cli("score", scored, "--explain", "d0003,d0007", "--top", 2, "--json", "--store", filled_store,
-                   "-q", cwd=tmp_path)  # fmt: skip
+    ran = call_cli("score", "--method", "ip", scored, "--explain", "d0003,d0007", "--top", 2, "--json",
+                   "--store", filled_store, "-q", cwd=tmp_path)  # fmt: skip
     assert ran.code == 0, ran.err
     table = {r["id"]: r for r in pq.read_table(scored).to_pylist()}
     assert [row["id"] for row in ran.json["rows"]] == ["d0003", "d0007"]
@@ -133,11 +133,25 @@ def test_the_command_explains_rows_from_a_table_of_scores(digits: Path, digits_r
         assert len(why["hurts"]) == len(why["helped_by"]) == len(why["other_label"]) == 2
         assert why["hurts"][0]["predicted_name"].startswith("class ")
         assert isinstance(row["other_label"], int)
-    people = call_cli("score", scored, "--explain", "d0003", "--format", "table", "--store", filled_store, cwd=tmp_path)
+    people = call_cli(
+        "score",
+        "--method",
+        "ip",
+        scored,
+        "--explain",
+        "d0003",
+        "--format",
+        "table",
+        "--store",
+        filled_store,
+        cwd=tmp_path,
+    )
     assert people.code == 0, people.err
     for said in ("row d0003", "lowest of 200", "whose loss it raises most", "nearest train rows that help"):
         assert said in people.text
-    lines = call_cli("score", scored, "--explain", "d0003", "--store", filled_store, "-q", cwd=tmp_path)
+    lines = call_cli(
+        "score", "--method", "ip", scored, "--explain", "d0003", "--store", filled_store, "-q", cwd=tmp_path
+    )
     assert json.loads(lines.out)["id"] == "d0003"
 
 

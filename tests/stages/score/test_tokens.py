@@ -289,13 +289,17 @@ def test_a_table_of_tokens_is_no_table_of_scores(home: Path) -> None:
     for command in (["curate", "t.parquet", "--budget", "1", "-o", "c.parquet"], ["evaluate", "t.parquet"]):
         ran = call_cli(*command, cwd=home)
         assert (ran.code, "a score for every token" in ran.err) == (2, True), ran.err
-    ran = call_cli("score", "m.parquet", "--checkpoint", "RUN", "--store", "store", "-o", "t.parquet", cwd=home)
+    ran = call_cli(
+        "score", "--method", "ip", "m.parquet", "--checkpoint", "RUN", "--store", "store", "-o", "t.parquet", cwd=home
+    )
     assert ran.code == 2
     assert "it is a table of tokens" in ran.err
 
 
 def test_a_classifier_has_no_tokens(tabular: Path, tabular_run: Path, tmp_path: Path) -> None:
-    ran = call_cli("score", tabular, "--checkpoint", tabular_run, "--tokens", "--no-store", cwd=tmp_path)
+    ran = call_cli(
+        "score", "--method", "ip", tabular, "--checkpoint", tabular_run, "--tokens", "--no-store", cwd=tmp_path
+    )
     assert ran.code == 2
     assert "does not predict them" in ran.err
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
 from influence_cli.events import SILENT
-from influence_cli.methods import METHODS
+from influence_cli.methods import AUTO, METHODS
 from influence_cli.settings import Runtime
 from influence_cli.stages.curate.combining import floats, score_column_names
 from influence_cli.stages.curate.score_table import ScoreTable
@@ -87,7 +87,8 @@ def open_scored_run(scores: ScoreTable, request: CounterfactualRequest, remember
         UsageError: there is none.
     """
     asked = scores.provenance.get("spec", {}).get("methods", ())
-    methods = tuple(m for m in asked if m in METHODS and METHODS[m].load().needs == "tangents")
+    was = {AUTO: (scores.provenance.get("auto") or {}).get("method", AUTO)}  # auto may have been one that can
+    methods = tuple(m for m in asked if m in METHODS and METHODS[was.get(m, m)].load().needs == "tangents")
     if not methods:
         what = "brittleness needs scores for single target rows, and no method of the table has them"
         raise UsageError(what, fix="score with --method ip")

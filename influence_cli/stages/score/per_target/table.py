@@ -39,6 +39,7 @@ from influence_cli.store.keys import digest_in_order
 from influence_cli.store.shards import as_arrow, unique
 
 TOP = 10  # rows of each side
+PAIRS = "scores of pairs of a target and a train row are asked for"  # why ``auto`` is a method of effects
 OBJECTIVE = "utility"  # the objective whose term of a target row is its own loss
 
 
