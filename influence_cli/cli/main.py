@@ -6,11 +6,14 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from influence_cli.cli import streams
 from influence_cli.errors import InfluenceError, disk_full, printable
+from influence_cli.processes import lead
+from influence_cli.processes.group import PeerLost
+from influence_cli.processes.seat import Seat, divides, seat
 
 DONE, FIXABLE, BROKEN, INTERRUPTED, CLOSED_PIPE = 0, 2, 3, 130, 141  # 1 is returned by the gate itself
 
@@ -31,9 +34,37 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run the command line; returns its exit code."""
-    try:
+    """Run the command line; returns its exit code.  Under ``torchrun`` the first process does, and others help it."""
+    place = seat()
+    divided = place is not None and divides(arguments)
+    if place is not None and place.rank > 0:
+        return _help_out(arguments, place) if divided else DONE
+    with_others = place if divided else None
+    return _shown(arguments, lambda: _led(arguments, with_others))
+
+
+def _led(arguments: list[str], place: Seat | None) -> int:
+    with lead.leading(place):
         return _dispatch(arguments)
+
+
+def _help_out(arguments: list[str], place: Seat) -> int:
+    """Do what the first process hands out; it says what there is to say, but for errors that it cannot know of."""
+
+    def follow() -> int:
+        try:
+            lead.follow(place)
+        except PeerLost:
+            return BROKEN
+        return DONE
+
+    return _shown(arguments, follow)
+
+
+def _shown(arguments: list[str], command: Callable[[], int]) -> int:
+    """The exit code of a command, what went wrong in it shown."""
+    try:
+        return command()
     except KeyboardInterrupt:
         from influence_cli.cli.console import terminal
 
@@ -150,6 +181,9 @@ def _describe(error: BaseException) -> str:
         what, fix = "standard output cannot be written", "pass -o FILE, or open standard output for writing"
     elif isinstance(error, MemoryError) or "out of memory" in _text(error).lower():
         what, fix = f"out of memory ({_text(error)})", "pass a smaller --batch-size; the same command continues"
+    elif isinstance(error, PeerLost):
+        what = "another process of this run is gone; what was finished is kept"
+        fix = "run the same command again, or let torchrun do so: --max-restarts 3"
     elif not isinstance(error, Exception):
         what, where = f"the program was ended from inside ({what}); nothing is finished", _place(error)
         fix = "let your own code return or raise an error; --debug shows how it came there"

@@ -27,6 +27,7 @@ from influence_cli.model.examples import alike, batches, chunked, move, to_input
 from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.model.parameters import pulled
 from influence_cli.model.spec import ModelSpec
+from influence_cli.processes.group import Group
 
 BUCKETS = 16
 Direction = dict[str, NDArray[Any]]
@@ -178,6 +179,15 @@ class _Sums:
             sum_ += g  # in float64, as the sum is
         self.bucket = None
 
+    def add_up(self, shared: Group, device: torch.device) -> None:
+        """Have the sums over the buckets of all processes."""
+        counts = [self.value, self.hits, self.clean_hits, float(self.flips)]
+        scalars = torch.from_numpy(np.concatenate([self.norms, counts])).to(device)
+        shared.add_up([scalars, *self.halves[0], *self.halves[1]])
+        found = scalars.cpu().numpy()
+        self.norms, (self.value, self.hits, self.clean_hits) = found[:BUCKETS], found[BUCKETS : BUCKETS + 3].tolist()
+        self.flips = int(found[-1])
+
 
 def bucket_of(keys: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Bucket 0..15 of each payload key [m, 16]: a property of the row, not of its place."""
@@ -189,8 +199,11 @@ def measure_directions(
     objectives: dict[str, RowObjective],
     attacked: dict[str, Attacked],
     paired: dict[str, Paired] | None = None,
+    shared: Group | None = None,
 ) -> dict[str, Measured]:
     """One pass over the target rows for all objectives.
+
+    Of several processes (``shared``) each has some of the buckets, and all of them the sums.
 
     ``attacked`` gives, for objectives that are measured on other inputs than what the rows decode to, those inputs;
     ``paired`` are the objectives of rows and their changed twins.
@@ -205,7 +218,8 @@ def measure_directions(
     for row, b in bucket.items():
         by_bucket[b].append(row)
     plain = {name: o for name, o in objectives.items() if name not in attacked}
-    for index, x, y in run.batches(by_bucket):
+    own = by_bucket if shared is None else by_bucket[shared.rank :: shared.size]
+    for index, x, y in run.batches(own):
         for s in sums.values():
             s.enter_bucket(bucket[int(index[0])])
         bad = _add_gradients(run, x, y, plain, sums)
@@ -222,6 +236,8 @@ def measure_directions(
     sizes, measured = np.array([len(rows) for rows in by_bucket]), dict[str, Measured]()
     for name, s in sums.items():
         s.close_bucket()
+        if shared is not None:
+            s.add_up(shared, run.point.device)
         if not all(bool(torch.isfinite(g).all()) for half in s.halves for g in half):
             if name in paired:
                 raise not_finite_slope(str(run.target.manifest.source))

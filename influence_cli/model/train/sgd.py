@@ -24,9 +24,11 @@ from influence_cli.errors import ModelError
 from influence_cli.model.examples import Examples, to_input
 from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.model.named_tensors import as_argument
+from influence_cli.model.train.among import Among
 from influence_cli.model.train.convex import train_convex
 from influence_cli.model.train.epoch_values import EpochValues
 from influence_cli.model.train.recipe import LBFGS, Recipe
+from influence_cli.processes.group import Group
 
 PREDICTED_ROWS, PREDICTED_TOKENS = 512, 8192  # at a time
 
@@ -62,7 +64,9 @@ def augment(pixels: Any, draws: NDArray[np.uint64], how: str) -> Any:
                   ys[:, None, :, None], xs[:, None, None, :]]  # fmt: skip
 
 
-def _train_batches(data: Examples, keep: NDArray[np.int64], recipe: Recipe, seed: int, epoch: int) -> Iterator[Any]:
+def _train_batches(
+    data: Examples, keep: NDArray[np.int64], recipe: Recipe, seed: int, epoch: int, among: Among | None
+) -> Iterator[Any]:
     ids = [data.ids[i] for i in keep.tolist()]
     draws = row_hashes(ids, seed, epoch)
     order = epoch_order(ids, seed, epoch)
@@ -70,9 +74,12 @@ def _train_batches(data: Examples, keep: NDArray[np.int64], recipe: Recipe, seed
         chosen = order[first : first + recipe.batch_size]
         if len(chosen) == 1 and len(order) > 1:
             continue  # BatchNorm cannot normalise one row; at most one row an epoch is passed over
-        rows = keep[chosen]
-        pixels = augment(data.at(rows), draws[chosen], recipe.augment)
-        yield rows, pixels, torch.from_numpy(data.labels[rows]), torch.from_numpy(data.weights[rows]).float()
+        every = keep[chosen]
+        own = chosen if among is None else among.own(chosen)
+        rows = keep[own]
+        pixels = augment(data.at(rows), draws[own], recipe.augment)
+        y, w = torch.from_numpy(data.labels[rows]), torch.from_numpy(data.weights[rows]).float()
+        yield rows, pixels, y, w, (len(every), float(data.weights[every].sum()))
 
 
 def train(
@@ -84,8 +91,11 @@ def train(
     on_epoch: Callable[[int, int, float], None],
     seen: EpochValues | None = None,
     on_start: Callable[[torch.optim.Optimizer], None] | None = None,
+    group: Group | None = None,
 ) -> int:
     """Train in place; returns the number of steps.  ``on_epoch(epoch, step, rate)`` is called after every epoch.
+
+    Every process of a ``group`` does it, with its share of each batch (``train.among``).
 
     ``seen`` is told the logits of every row in every epoch, and ``on_start`` the optimizer; they change nothing.
 
@@ -103,23 +113,31 @@ def train(
     keep = np.flatnonzero(data.weights > 0)
     row_loss = loss_of(data.spec)
     model.to(device).train()
+    among = None
+    if group is not None:
+        some = as_argument(to_input(data.at(keep[:2]).to(device), data.spec, torch.float32))
+        among = Among(group, model, device, some)
+    network = model if among is None else among.model
     optimizer = _optimizer(model, recipe)
     if on_start is not None:
         on_start(optimizer)
     per_epoch = math.ceil(len(keep) / recipe.batch_size) - (len(keep) % recipe.batch_size == 1 < len(keep))
     steps, step, mixed = per_epoch * recipe.epochs, 0, recipe.amp == "bf16"
     for epoch in range(recipe.epochs):
-        torch.manual_seed(seed * 100_003 + epoch)  # dropout inside the model
+        dropped = seed * 100_003 + epoch  # dropout inside the model
+        torch.manual_seed(dropped if among is None else among.seed(dropped))
         rate = 0.0
-        for rows, values, y, w in _train_batches(data, keep, recipe, seed, epoch):
+        for rows, values, y, w, whole in _train_batches(data, keep, recipe, seed, epoch, among):
             rate = recipe.rate(step, steps)
             _set_rate(optimizer, rate)
             with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-                logits = model(as_argument(to_input(values.to(device), data.spec, torch.float32)))
+                logits = network(as_argument(to_input(values.to(device), data.spec, torch.float32)))
             y, w = y.to(device), w.to(device)
             losses = row_loss.rows(logits.float() if mixed else logits, y)
-            loss = (w * losses).sum() / w.sum()
-            _check_finite(loss, step, row_loss)
+            loss = of_batch = (w * losses).sum() / w.sum()
+            if among is not None:
+                loss, of_batch = among.loss(losses, w, *whole)
+            _check_finite(of_batch, step, row_loss)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -157,8 +158,11 @@ def chain_pass(run: Run, session: Session, work: Work, at: MemberModel) -> Loope
         if isinstance(part, ChainPart) and len(keys):
             wanted.setdefault((part.method, part.number), {})[part] = keys
     runners: dict[tuple[str, bytes, tuple[str, ...]], ChainRunner] = {}
-    done = 0
-    for (name, number), parts in wanted.items():
+    done, every_chain = 0, list(wanted.items())
+    own: Iterable[int] = range(len(every_chain))
+    if session.sharing and session.group is not None:
+        own = session.group.units(len(every_chain))
+    for (name, number), parts in (every_chain[k] for k in own):
         every = np.concatenate(list(parts.values()))
         chosen = np.flatnonzero(positions(run.train.row_keys, every) >= 0)
         first = np.array(sorted(first_rows(run.train.take(chosen), run.train.row_keys[chosen]).values()))
@@ -173,10 +177,18 @@ def chain_pass(run: Run, session: Session, work: Work, at: MemberModel) -> Loope
             taken, facts = runner.run_chain(number, interim)
             for part, keys in parts.items():
                 _store(run, session, part, keys, rows, list(objectives).index(part.objective), taken, facts)
-        if not interim.resumed:
+        if not interim.resumed and (not session.sharing or session.group is None or session.group.rank == 0):
             _remember(run, session, runner, len(rows))
         done += len(rows)
     return Looped(done, 0.0, [])
+
+
+def choose_laws(run: Run, session: Session, work: Work, at: MemberModel) -> None:
+    """Choose, where it is not stored, what chains draw from: once, before several processes run them."""
+    asked = {part.method for part in work.in_pass("chains") if isinstance(part, ChainPart)}
+    lacking = [n for n in sorted(asked) if session.store.chains.meta(names.law(run, n, at.member)) is None]
+    for name in lacking:
+        law_of(run, session, name, at.member, FitLoss(open_fit_rows(run, session, at.model)))
 
 
 def _store(

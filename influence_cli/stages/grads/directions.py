@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from influence_cli.events import Progress
+from influence_cli.processes.group import Group
 from influence_cli.stages.grads.group_parts import group_parts, pair_parts
 from influence_cli.stages.grads.member_model import MemberModel, Models
+from influence_cli.stages.grads.same_run import RunJob, helpers
 from influence_cli.stages.run import names
 from influence_cli.stages.run.plan import Work
 from influence_cli.stages.run.rates import pass_key, remember_rate
@@ -16,6 +19,28 @@ from influence_cli.stages.run.session import Session
 if TYPE_CHECKING:
     from influence_cli.data.manifest import Payload
     from influence_cli.engines.direction import Attacked, Measured
+
+
+class DirectionJob(RunJob):
+    """The target pass of objectives that are means over rows: each process has some of the buckets."""
+
+    def __init__(self, run: Run, session: Session, at: MemberModel, objectives: tuple[str, ...]) -> None:
+        super().__init__(run, session, at.member, at.called)
+        self.objectives = objectives
+
+    def of_run(self, group: Group, run: Run, session: Session, at: MemberModel) -> Any:
+        """The sums of all, of which the leader returns what was measured."""
+        from influence_cli.engines.direction import TargetPass, measure_directions
+
+        assert run.model is not None
+        passing = self.here[3] if group.rank == 0 else None
+        if passing is None:
+            payloads = dict(run.target.manifest.payloads(run.target.index))
+            size, workers = session.batch_size(run.model), session.runtime.workers
+            passing = TargetPass(at.exact, run.model, run.target, payloads, size, workers, Progress(), session.decoded)
+        wanted = {name: run.objectives[name] for name in self.objectives}
+        found = measure_directions(passing, wanted, {}, shared=group)
+        return found if group.rank == 0 else None
 
 
 def measure(
@@ -45,7 +70,13 @@ def measure(
         at_point = point, run.model, run.target, payloads, size, session.runtime.workers, progress, session.decoded
         passing = TargetPass(*at_point)
         if of_rows or paired:
-            measured |= measure_directions(passing, of_rows, attacked, paired)
+            group = None if attacked or paired or len(run.target) < 2 * size else helpers(run, session)
+            if group is None:
+                measured |= measure_directions(passing, of_rows, attacked, paired)
+            else:
+                job = DirectionJob(run, session, at, tuple(of_rows))
+                job.here = run, session, at, passing
+                measured |= group.share(job)[0]
             parts |= {name: pair_parts(run, name, measured[name].meta.pop("flips")) for name in paired}
         if of_groups:
             found, values = measure_group_directions(passing, of_groups)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +19,10 @@ from influence_cli.stages.run.session import Session
 from influence_cli.store import Keys
 from influence_cli.store.shards import key_order, unique
 
+if TYPE_CHECKING:
+    from influence_cli.processes.group import Group
+    from influence_cli.stages.grads.row_loop import Speed
+
 SAMPLE_SHARE, SAMPLE_LEAST, SAMPLE_MOST = 0.1, 200, 1000  # training rows that are run first
 
 
@@ -26,7 +33,7 @@ class FirstLook:
     """
 
     def __init__(self, run: Run, session: Session) -> None:
-        self.session, self.seen = session, 0
+        self.run, self.session, self.seen = run, session, 0
         self.keys, self.labels = run.manifest.payload_keys, run.manifest.labels
         self.least = min(SAMPLE_LEAST, len(run.payload_keys)) if run.members_of else 0
         self.wanted: set[int] = set()
@@ -46,15 +53,36 @@ class FirstLook:
         self.wanted = set(rows[first].tolist())
         return rows[first], rows[~first]
 
-    def count(self, run: Run, rows: NDArray[np.int64], logits: NDArray[np.floating]) -> None:
-        """Count the rows of a batch that belong to the sample; says the accuracy once all of it was seen."""
+    def apart(self, speed: Speed, group: Group) -> Iterator[Speed]:
+        """The same loop in two, so that several processes have all of the sample before the first says how good it is.
+
+        What each has seen of the sample is put together once its loop is over.
+        """
+        parts = functools.lru_cache(maxsize=None)(lambda rows: self.sample(np.frombuffer(rows, dtype=np.int64)))
+        yield replace(speed, segments=lambda rows: parts(rows.tobytes())[:1])
+        found = group.exchange((self.outputs, self.of, self.seen))
+        if group.rank == 0 and not self.said:
+            self.outputs, self.of = ([part for one in found for part in one[k]] for k in (0, 1))
+            self.seen = sum(one[2] for one in found)
+            if self.seen:
+                self.say(self.run)
+        self.said = self.said or group.rank > 0
+        yield replace(speed, segments=lambda rows: parts(rows.tobytes())[1:])
+
+    def count(
+        self, run: Run, rows: NDArray[np.int64], logits: NDArray[np.floating], shared: Group | None = None
+    ) -> None:
+        """Count the rows of a batch that belong to the sample; says the accuracy once all of it was seen.
+
+        Of several processes none has seen all of it (``apart``).
+        """
         if self.said:
             return
         chosen = np.array([row in self.wanted for row in rows.tolist()])
         self.outputs.append(logits[chosen])
         self.of.append(self.labels[rows][chosen])
         self.seen += int(chosen.sum())
-        if self.seen >= len(self.wanted):
+        if self.seen >= len(self.wanted) and shared is None:
             self.say(run)
 
     def say(self, run: Run) -> None:

@@ -5,13 +5,17 @@ A row whose label has changed is a row that was not seen; every full shard is wr
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from influence_cli.data.row_checks import BadRow
 from influence_cli.errors import ModelError, StoreError
+from influence_cli.processes.group import Group, Job
 from influence_cli.stages.grads.member_model import Models
 from influence_cli.stages.grads.row_loop import Compute, Parts, Speed, Waits, loop_over
+from influence_cli.stages.grads.same_run import SameRun, helpers, in_job
 from influence_cli.stages.run.gradient_plan import AT_ONCE, RowWork, check_size, rate_key
 from influence_cli.stages.run.quantities import Part
 from influence_cli.stages.run.rates import Stopwatch
@@ -33,10 +37,45 @@ def gradient_pass(run: Run, session: Session, work: RowWork) -> Run:
         UsageError: they are more bytes than the run's limit.
         ModelError: no layer gives the gradient of a selected parameter, or no row has finite logits.
     """
+    group = helpers(run, session)
+    if group is None:
+        return run.without(_pass(run, session, work, Models(run, session)))
+    job = GradientJob(run, session, work)
+    job.here = run, session, Models(run, session)
+    bad = {b.row: b for some in group.share(job) for b in some}
+    return run.without([bad[row] for row in sorted(bad)])
+
+
+class GradientJob(Job):
+    """The pass, whose units the processes take by turn."""
+
+    def __init__(self, run: Run, session: Session, work: RowWork) -> None:
+        self.same, self.request, self.train, self.target = (
+            SameRun.of(run, session),
+            work.request,
+            work.train,
+            work.target,
+        )
+        self.wanted = work.wanted
+
+    def part(self, group: Group) -> list[BadRow]:
+        """The units of this process; the rows that it cannot use."""
+        if group.rank == 0:
+            run, session, models = self.here
+        else:
+            opened = self.same.open(group)
+            run, session, models = opened.run, opened.session, opened.models
+        with in_job(session):
+            folder = self.request.folder(run, session)
+            work = RowWork(self.request, folder, self.train, self.target, self.wanted)
+            return _pass(run, session, work, models)
+
+
+def _pass(run: Run, session: Session, work: RowWork, models: Models) -> list[BadRow]:
     from influence_cli.engines.row_gradients import RowGradients
 
     request = work.request
-    point = Models(run, session).gradient_point(request.member, request.params)
+    point = models.gradient_point(request.member, request.params)
     gradients = RowGradients(point, run.row_loss, request.sketch_dim, request.seed)
     check_size(run, session, work, gradients.dim)
     part, waiting = Part("gradients", request.name(run), request.member), _Waiting(run, work, gradients)
@@ -48,8 +87,9 @@ def gradient_pass(run: Run, session: Session, work: RowWork) -> Run:
         run, session, run.target, {part: work.target}, compute, "row gradients, target rows", **given, skip_bad=False
     )
     waiting.finish()
-    Stopwatch([*train.watch.batches, *target.watch.batches]).remember(session, rate_key(run, session, request))
-    return run.without(train.bad)
+    watch = Stopwatch([*train.watch.batches, *target.watch.batches])
+    replace(train, watch=watch).remember_rate(session, rate_key(run, session, request))
+    return train.bad
 
 
 def _compute(run: Run, session: Session, gradients: RowGradients, part: Part, waiting: _Waiting) -> Compute:

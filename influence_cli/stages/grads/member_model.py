@@ -38,6 +38,10 @@ class Models:
         self._loaded: tuple[str, nn.Module] | None = None
         self._walked = WalkedWeights(run, session)
 
+    def share_weights(self, others: Models) -> None:
+        """Have the weights that others have loaded."""
+        self._loaded = self._loaded or others._loaded
+
     def at(self, member: Member, called: str = "model") -> MemberModel:
         """The model at a member.
 

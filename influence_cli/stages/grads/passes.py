@@ -6,13 +6,16 @@ A pass computes what the parts of its quantities lack, and says which rows turne
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from influence_cli.data.manifest import Rows
+from influence_cli.processes.group import Group
 from influence_cli.stages.grads.first_look import FirstLook
 from influence_cli.stages.grads.member_model import MemberModel, read_direction
 from influence_cli.stages.grads.preconditioning import about_curvature, fitted_curvature
 from influence_cli.stages.grads.row_loop import Looped, Parts, Speed, Waits, loop_over
+from influence_cli.stages.grads.same_run import RunJob, helpers
 from influence_cli.stages.run import names
 from influence_cli.stages.run.curvature_plan import missing_solves
 from influence_cli.stages.run.plan import Work
@@ -38,6 +41,15 @@ def run_pass(name: str, run: Run, session: Session, work: Work, at: MemberModel,
     Raises:
         ManifestError: a row cannot be decoded, and bad rows are not skipped.
     """
+    group = helpers(run, session)
+    if group is not None:
+        if name == "chains":
+            from influence_cli.stages.grads.chains import choose_laws
+
+            choose_laws(run, session, work, at)
+        job = PassJob(name, run, session, work, at)
+        job.here = run, session, at, look
+        return joined(group.share(job))
     if name == "forward":
         return forward_pass(run, session, work, at, look)
     if name == "chains":
@@ -45,6 +57,25 @@ def run_pass(name: str, run: Run, session: Session, work: Work, at: MemberModel,
 
         return chain_pass(run, session, work, at)
     return _value_pass(run, session, work, at) if name == "values" else _own_pass(name, run, session, work, at)
+
+
+class PassJob(RunJob):
+    """A pass over the training rows, whose units the processes take by turn."""
+
+    def __init__(self, name: str, run: Run, session: Session, work: Work, at: MemberModel) -> None:
+        super().__init__(run, session, at.member, at.called)
+        self.name, self.work = name, work
+
+    def of_run(self, group: Group, run: Run, session: Session, at: MemberModel) -> Looped:
+        """The part of this process."""
+        look = self.here[3] if group.rank == 0 else FirstLook(run, session)
+        return run_pass(self.name, run, session, self.work, at, look)
+
+
+def joined(found: list[Looped]) -> Looped:
+    """What several processes have done of one pass."""
+    bad = {b.row: b for one in found for b in one.bad}
+    return replace(found[0], rows=max(one.rows for one in found), bad=[bad[row] for row in sorted(bad)])
 
 
 def forward_pass(run: Run, session: Session, work: Work, at: MemberModel, look: FirstLook) -> Looped:
@@ -64,6 +95,7 @@ def forward_pass(run: Run, session: Session, work: Work, at: MemberModel, look: 
     engine, memory = Engine(point, session.runtime.engine, session.listener), Pieces(session.listener.warn)
     size, accelerated = session.batch_size(run.model), point.device.type != "cpu"
     looking = at.member == run.plain_member()  # what other members predict says nothing of the model
+    shared = session.group if session.sharing else None
     measured = accelerated and not session.runtime.batch_size
     pace = Pace(size, size * (LARGEST_ON_ACCELERATOR if measured else 1))
 
@@ -76,7 +108,7 @@ def forward_pass(run: Run, session: Session, work: Work, at: MemberModel, look: 
         def found() -> dict[Part, Arrays]:
             values = arrive()
             if looking:
-                look.count(run, batch.index, values[0])
+                look.count(run, batch.index, values[0], shared)
             by_part = {part: {"tangent": t} for part, t in zip(wanted, values[1:], strict=True)}
             return {part: by_part.get(part, {"logits": values[0]}) for part in parts}
 
@@ -86,9 +118,11 @@ def forward_pass(run: Run, session: Session, work: Work, at: MemberModel, look: 
         pace.took(parts, rows, seconds)
         pace.stop_at(memory.most)
 
-    in_order = look.sample if looking else lambda rows: (rows,)
-    speed = Speed(lambda: pace.rows, took, 2 if accelerated else 1, in_order)
-    looped = loop_over(run, session, run.train, lacking, compute, f"training rows, {at.called}", speed)
+    speed = Speed(lambda: pace.rows, took, 2 if accelerated else 1, look.sample if looking else lambda rows: (rows,))
+    parts = look.apart(speed, shared) if looking and shared is not None else (speed,)
+    what = f"training rows, {at.called}"
+    every = [loop_over(run, session, run.train, lacking, compute, what, part) for part in parts]
+    looped = replace(every[-1], bad=[bad for one in every for bad in one.bad])
     session.listener.detail(f"{at.called}: {engine.how()}")
     if engine.checked is not None:
         session.store.write_engine_note(at.member.name, engine.checked.as_dict())

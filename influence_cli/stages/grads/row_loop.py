@@ -26,6 +26,9 @@ from influence_cli.store.shards import Arrays, positions
 
 if TYPE_CHECKING:
     from influence_cli.data.manifest import Payload
+    from influence_cli.processes.group import Group
+
+UNITS = 64  # at least, that the rows of a loop are divided into
 
 Parts = tuple[Part, ...]
 Waits = Callable[[], dict[Part, Arrays]]  # arrays [b, ...] of each part, once they have arrived
@@ -43,8 +46,9 @@ class Looped:
     watch: Stopwatch = field(default_factory=Stopwatch)
 
     def remember_rate(self, session: Session, key: str) -> Looped:
-        """Keep the seconds a row for the next plan, where there were rows."""
-        self.watch.remember(session, key)
+        """Keep the seconds a row for the next plan, where there were rows: of several processes those of the first."""
+        if not session.sharing or session.group is None or session.group.rank == 0:
+            self.watch.remember(session, key)
         return self
 
 
@@ -79,7 +83,9 @@ def loop_over(
     key_of = {row: keyed[k] for row, k in first_rows(rows, keyed).items() if row in needs}
     unusable: dict[int, str] = {}
     skipping = run.inputs.skip_bad if skip_bad is None else skip_bad
-    writer, waiting = ShardWriter(session.runtime.shard_rows, write is None), list[tuple[Batch, Parts, Waits]]()
+    divided = Divided.of(session, len(needs), speed.size()) if session.sharing else None
+    shard_rows = session.runtime.shard_rows if divided is None else divided.unit
+    writer, waiting = ShardWriter(shard_rows, write is None), list[tuple[Batch, Parts, Waits]]()
     started = last = time.perf_counter()
     watch = Stopwatch()
 
@@ -91,14 +97,14 @@ def loop_over(
             quantity = QUANTITIES[part.quantity]
             more = {} if quantity.key == "payload" else {"payload_keys": batch.payload_keys}
             writer.add(part, write or quantity.folder(run, session, part).write, keys, {**found, **more})
-        progress.advance(len(batch.index))
+        progress.advance(len(batch.index) + (0 if divided is None else divided.elsewhere()))
         speed.took(parts, len(batch.index), time.perf_counter() - last)
         last = time.perf_counter()
         watch.lap(len(batch.index))
 
     try:
         with session.listener.progress(what, len(needs)) as progress:
-            chunks = _chunks(rows, needs, speed)
+            chunks = _chunks(rows, needs, speed, divided)
             listen = unusable.__setitem__ if skipping else None
             for batch in session.rows(require_model(run)[0], rows, chunks, listen):
                 parts = needs[int(batch.index[0])]
@@ -107,6 +113,8 @@ def loop_over(
                     keep()
             while waiting:
                 keep()
+            if divided is not None:
+                progress.advance(divided.elsewhere())
     except KeyboardInterrupt:
         writer.flush()
         raise
@@ -128,14 +136,69 @@ def _needs(rows: Rows, keyed: Keys, wanted: dict[Part, Keys]) -> dict[int, Parts
     return {row: parts for row, parts in found.items() if parts}
 
 
-def _chunks(rows: Rows, needs: dict[int, Parts], speed: Speed) -> Iterator[list[tuple[int, Payload]]]:
+@dataclass(eq=False)
+class Divided:
+    """The rows of a loop by units, each of which one of several processes runs.
+
+    Units depend on the number of rows alone, so that shards are the same however many processes there are.
+    """
+
+    group: Group
+    unit: int  # rows
+    passed: int = 0  # rows that others run, as far as this process knows
+    told: int = 0  # how many of them were counted
+
+    @staticmethod
+    def of(session: Session, rows: int, batch: int) -> Divided:
+        """Units as large as a shard is to be, smaller where there would be few of them, but no less than a batch."""
+        assert session.group is not None
+        return Divided(session.group, max(1, min(session.runtime.shard_rows, max(batch, -(-rows // UNITS)))))
+
+    def elsewhere(self) -> int:
+        """Rows that others run, and were not counted yet."""
+        new, self.told = self.passed - self.told, self.passed
+        return new
+
+    def own(self, payloads: Iterable[tuple[int, Payload]], count: int) -> Iterator[list[tuple[int, Payload]]]:
+        """The payloads of the units, of ``count`` rows, that this process takes; all are read, and others' let go."""
+        units = self.group.units(-(-count // self.unit))
+        mine = next(units, None)
+        held: list[tuple[int, Payload]] = []
+        for k, one in enumerate(payloads):
+            if held and k // self.unit != mine:
+                yield held
+                mine, held = next(units, None), []
+                self.passed += (count if mine is None else mine * self.unit) - k
+            if mine is None:
+                return
+            if k // self.unit == mine:
+                held.append(one)
+        if held:
+            yield held
+            next(units, None)  # none is left
+
+
+def _pieces(
+    rows: Rows, segments: Iterable[NDArray[np.int64]], divided: Divided | None
+) -> Iterator[Iterable[tuple[int, Payload]]]:
+    """(row, payload) of rows in order, in pieces that are run one after another."""
+    for segment in segments:
+        payloads = rows.manifest.payloads(segment) if len(segment) else ()
+        if divided is None:
+            yield payloads
+        else:
+            yield from divided.own(payloads, len(segment))
+
+
+def _chunks(
+    rows: Rows, needs: dict[int, Parts], speed: Speed, divided: Divided | None = None
+) -> Iterator[list[tuple[int, Payload]]]:
     """Chunks of (row, payload) whose rows lack the same parts."""
     from influence_cli.model.examples import alike, wasteful
 
-    kind = rows.manifest.payload_kind
-    for segment in speed.segments(np.array(sorted(needs), dtype=np.int64)):
+    kind, segments = rows.manifest.payload_kind, speed.segments(np.array(sorted(needs), dtype=np.int64))
+    for payloads in _pieces(rows, segments, divided):
         waiting: dict[Parts, list[tuple[int, Payload]]] = {}
-        payloads = rows.manifest.payloads(segment) if len(segment) else ()
         for row, payload in alike(payloads, kind, speed.size()):
             chunk = waiting.setdefault(needs[row], [])
             if wasteful(chunk, (row, payload), kind, speed.size()):

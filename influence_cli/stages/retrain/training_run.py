@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
@@ -23,10 +22,13 @@ from influence_cli.model.losses.next_token import TOKENS
 from influence_cli.model.run_folder import METRICS_FILE, RUN_FILE, RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, EpochCheckpoint, RunRecord
 from influence_cli.model.spec import ModelSpec
+from influence_cli.processes.group import Group
+from influence_cli.processes.lead import current
 from influence_cli.stages.curate.score_table import groups_of
 from influence_cli.stages.retrain.arm_comparison import FLIPS, GAPS, beyond_accuracy, flips_of
 from influence_cli.stages.retrain.arms import Arm, arm_fingerprint
 from influence_cli.stages.retrain.request import RetrainRequest, asked_of
+from influence_cli.stages.retrain.together import helpers, labelled, train_together
 from influence_cli.stages.retrain.training_notes import TrainingNotes
 from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import Keys, fingerprint, row_keys
@@ -66,6 +68,8 @@ class TrainingRun:
     listener: Listener
     changed: Changed | None = None  # twins of test rows
     twins: Examples | None = None  # the test rows with their twins, decoded
+    group: Group | None = field(default_factory=current)  # the processes that train together
+    said_norm: bool = False  # what BatchNorm sees of a batch
     said_start: bool = False  # what of the first model is drawn anew
     trainings: list[Training] = field(default_factory=list)  # in order; one that is asked for again is named again
 
@@ -118,12 +122,9 @@ class TrainingRun:
         """A model trained on an arm, its steps, and what was kept on the way in a folder: checkpoints, rows' values."""
         import torch
 
-        from influence_cli.model.train.sgd import train
-
         torch.manual_seed(seed)
         model = self._model()
-        data = copy.copy(self.sets["train"])
-        data.labels, data.weights = arm.labels, arm.weights
+        data = labelled(self.sets["train"], arm.labels, arm.weights)
         with self.listener.progress(what, self.recipe.rounds, "epochs") as progress:
             notes = TrainingNotes(folder, model, self.spec, progress)
             notes.keep_checkpoints(keep, self.recipe.rounds)
@@ -131,8 +132,25 @@ class TrainingRun:
             if values and self.recipe.has_epochs:
                 seen = notes.keep_values(self._row_keys(arm), arm.labels, arm.weights > 0, self.loss)
             watch = notes.keep_moments if keep and self.request.wants_moments else None
-            steps = train(model, data, self.recipe, seed, self.device, notes.on_epoch, seen, watch)
+            steps = self._train(model, data, seed, notes.on_epoch, seen, watch)
         return model, steps, notes
+
+    def _train(self, model: nn.Module, data: Examples, seed: int, *told: Any) -> int:
+        """Train in place, by all processes of the run where there are several; returns the number of steps."""
+        from influence_cli.model.train.among import has_batch_norm
+        from influence_cli.model.train.sgd import train
+
+        group = helpers(self.request, self.recipe, self.group)
+        if group is None:
+            return train(model, data, self.recipe, seed, self.device, *told)
+        if has_batch_norm(model) and not self.said_norm:
+            self.said_norm = True
+            self.listener.note(
+                f"BatchNorm sees the rows of one process, {self.recipe.batch_size // group.size} of "
+                f"{self.recipe.batch_size} in a batch; running statistics are those of the first"
+            )
+        run = (self.request, self.recipe, seed, self.base.ids)
+        return train_together(group, *run, model, data, self.device, *told)
 
     def _row_keys(self, arm: Arm) -> Keys:
         """Keys [n, 16] of the rows under the labels that an arm is trained on."""

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.spec import ModelSpec
+from influence_cli.processes.group import Group
+from influence_cli.processes.lead import current
 from influence_cli.settings import Runtime
 from influence_cli.stages.run import names
 from influence_cli.stages.run.run import Member, Run
@@ -82,6 +84,8 @@ class Session:
     listener: Listener = SILENT
     decoded: DecodedByKey | None = None  # decoded rows, while several passes need them
     few: Tensor | None = None  # decoded rows from all over the data, on which a point's derivatives are checked
+    group: Group | None = None  # the processes that it can be divided among
+    sharing: bool = False  # whether they are at work in what is done now
     said: set[str] = field(default_factory=set)  # accuracies already said to be at chance
     opened: float = field(default_factory=time.perf_counter)
     cold: bool = field(default_factory=lambda: "torch" not in sys.modules)  # it is yet to be imported
@@ -95,7 +99,7 @@ class Session:
         Raises:
             InfluenceError: the store cannot be used.
         """
-        return Session(open_store(runtime.store, listener, remember), runtime, listener)
+        return Session(open_store(runtime.store, listener, remember), runtime, listener, group=current())
 
     @functools.cached_property
     def device(self) -> torch.device:

@@ -7,7 +7,7 @@ a run that was stopped continues, and evaluations share what they have in common
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import Inputs
 from influence_cli.stages.curate.score_table import ScoreTable, read_scores
 from influence_cli.stages.evaluate.counterfactuals.brittleness import Brittleness
+from influence_cli.stages.evaluate.counterfactuals.by_processes import divide
 from influence_cli.stages.evaluate.counterfactuals.leave_one_out import LeaveOneOut
 from influence_cli.stages.evaluate.counterfactuals.pool import Outcome, Pool, Refit
 from influence_cli.stages.evaluate.counterfactuals.refitter import Refitter
@@ -69,6 +70,7 @@ def counterfactuals(request: CounterfactualRequest, listener: Listener = SILENT)
     """
     opened = _open(request, listener)
     refits, refitter = opened.refits(), opened.refitter
+    divide(refitter, request, _refitter)
     refitter.stop_after(request.minutes)
     outcomes = refitter.run([a for some in refits.values() for a in some])
     left = iter(outcomes)
@@ -89,6 +91,11 @@ def counterfactuals(request: CounterfactualRequest, listener: Listener = SILENT)
         "partial": None in outcomes or any(f["partial"] for f in figures.values()),
         **figures,
     }
+
+
+def _refitter(request: CounterfactualRequest) -> Refitter:
+    """What trains, in another process than the first."""
+    return _open(replace(request, brittleness=None), SILENT, remember=False).refitter
 
 
 def plan(request: CounterfactualRequest, listener: Listener = SILENT) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import copy
 import functools
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
-from influence_cli.events import SILENT, Listener
+from influence_cli.events import SILENT, Listener, Progress
 from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.stages.evaluate.counterfactuals.pool import Floats, Outcome, Refit
 from influence_cli.stages.evaluate.counterfactuals.trainer import Trainer
@@ -46,6 +47,7 @@ class Refitter:
     wanted: set[str] = field(default_factory=set)  # names of trainings: asked for ...
     done: set[str] = field(default_factory=set)  # ... and there now
     trained: int = 0  # how many were run by this object
+    divide: Callable[[list[Refit], float | None, Progress], int] | None = None  # trains some by several processes
     _deadline: float | None = None
     _sets: dict[str, Examples] = field(default_factory=dict)
 
@@ -121,21 +123,33 @@ class Refitter:
         distinct = dict(zip(names, refits, strict=True))  # in order of first use
         stored = {name: found for name in distinct if (found := self.folder.read(name)) is not None}
         outcomes = {name: self._outcome(found) for name, found in stored.items()}
+        lacking = [name for name in distinct if name not in outcomes]
         with self.listener.progress("retrain", len(distinct), "trainings", len(outcomes)) as progress:
-            for name, one in distinct.items():
-                if name in outcomes:
-                    continue
+            if self.divide is not None and len(lacking) > 1:
+                self.trained += self.divide([distinct[name] for name in lacking], self._left(), progress)
+                stored = {name: found for name in lacking if (found := self.folder.read(name)) is not None}
+                outcomes |= {name: self._outcome(found) for name, found in stored.items()}
+                lacking = []
+            for name in lacking:
                 if self.time_is_over():
                     break
-                measured = self._measure(self._fit(one))
-                about = {"model": self.trainer.spec.name, "rows": int(one.kept.sum()), "seed": one.seed}
-                self.folder.write(name, measured, about)
-                outcomes[name] = self._outcome(measured)
-                self.trained += 1
+                outcomes[name] = self._outcome(self.train_one(distinct[name]))
                 progress.advance(1)
         self.wanted.update(distinct)
         self.done.update(outcomes)
         return [outcomes.get(name) for name in names]
+
+    def train_one(self, refit: Refit) -> dict[str, NDArray[Any]]:
+        """Train, measure and keep one."""
+        measured = self._measure(self._fit(refit))
+        about = {"model": self.trainer.spec.name, "rows": int(refit.kept.sum()), "seed": refit.seed}
+        self.folder.write(self.name(refit), measured, about)
+        self.trained += 1
+        return measured
+
+    def _left(self) -> float | None:
+        """Minutes until nothing more is to be started."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic()) / 60.0
 
     def _fit(self, refit: Refit) -> nn.Module:
         import torch

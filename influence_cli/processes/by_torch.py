@@ -1,0 +1,80 @@
+"""Processes that ``torchrun`` has started, and how they reach each other: gloo, and nccl between accelerators."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Generator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from influence_cli.processes.group import Group, Job, PeerLost
+from influence_cli.processes.seat import Seat
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LONGEST_DAYS = 30  # that a process waits for another, which may be busy alone
+
+
+class TorchGroup(Group):
+    """Processes that ``torchrun`` has started: gloo between processors, nccl between accelerators of their own."""
+
+    def __init__(self, seat: Seat) -> None:
+        import torch
+        import torch.distributed as dist
+        from torch.distributed.rendezvous import rendezvous
+
+        super().__init__(*seat)
+        longest = timedelta(days=LONGEST_DAYS)
+        self._dist = dist
+        with _told():
+            self._store, rank, size = next(iter(rendezvous("env://")))
+            self._store.set_timeout(longest)
+            alone = torch.cuda.is_available() and torch.cuda.device_count() >= int(
+                os.environ.get("LOCAL_WORLD_SIZE", seat.size)
+            )
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if alone else "gloo", timeout=longest, rank=rank, world_size=size,
+                store=dist.PrefixStore("influence", self._store),
+            )  # fmt: skip
+
+    def _gather(self, value: Any) -> list[Any]:
+        found: list[Any] = [None] * self.size
+        with _told():
+            self._dist.all_gather_object(found, value)
+        return found
+
+    def _handed(self, job: Job | None) -> Job | None:
+        held: list[Any] = [job]
+        with _told():
+            self._dist.broadcast_object_list(held, src=0)
+        return held[0]
+
+    def _add_up(self, tensors: list[Tensor]) -> None:
+        with _told():
+            for tensor in tensors:
+                self._dist.all_reduce(tensor)
+
+    def _next(self, name: str) -> int:
+        return self._store.add(f"influence/{name}", 1) - 1
+
+    def _mark(self, name: str) -> None:
+        self._store.set(f"influence/{name}", "1")
+
+    def _marked(self, name: str) -> bool:
+        return self._store.check([f"influence/{name}"])
+
+    def leave(self) -> None:
+        """Let go of what connects this process to the others."""
+        with contextlib.suppress(RuntimeError):
+            self._dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _told() -> Generator[None]:
+    """Whatever goes wrong between processes is that one of them is lost."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLost(str(error)) from error

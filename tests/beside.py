@@ -1,0 +1,99 @@
+"""Processes of a run played by threads, so that what is divided can be tested without starting any."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from influence_cli.processes.group import Group, Job, PeerLost
+
+
+class Meeting:
+    """Where threads meet; a thread that is gone breaks it."""
+
+    def __init__(self, size: int) -> None:
+        self.barrier = threading.Barrier(size, timeout=60)
+        self.lock = threading.Lock()
+        self.given: list[Any] = [None] * size
+        self.counted, self.marks = Counter[str](), set[str]()
+
+    def all(self, rank: int, value: Any) -> list[Any]:
+        """What every thread gives."""
+        try:
+            self.given[rank] = value
+            self.barrier.wait()
+            found = list(self.given)
+            self.barrier.wait()
+            return found
+        except threading.BrokenBarrierError as error:
+            raise PeerLost(str(error)) from error
+
+
+class ThreadGroup(Group):
+    """One of several threads; what they give each other is pickled, as between processes."""
+
+    def __init__(self, rank: int, meeting: Meeting) -> None:
+        super().__init__(rank, len(meeting.given), rank)
+        self.meeting = meeting
+        self.taken: list[int] = []  # units of this thread
+
+    def _gather(self, value: Any) -> list[Any]:
+        return [pickle.loads(v) for v in self.meeting.all(self.rank, pickle.dumps(value))]
+
+    def _handed(self, job: Job | None) -> Job | None:
+        return pickle.loads(self.meeting.all(self.rank, pickle.dumps(job))[0])
+
+    def _add_up(self, tensors: list[Tensor]) -> None:
+        for tensor in tensors:
+            every = self.meeting.all(self.rank, tensor.clone())
+            tensor.copy_(torch.stack(every).sum(0))
+
+    def _next(self, name: str) -> int:
+        with self.meeting.lock:
+            self.meeting.counted[name] += 1
+            k = self.meeting.counted[name] - 1
+        self.taken.append(k)
+        return k
+
+    def _mark(self, name: str) -> None:
+        self.meeting.marks.add(name)
+
+    def _marked(self, name: str) -> bool:
+        return name in self.meeting.marks
+
+
+def together(size: int, lead: Callable[[ThreadGroup], Any]) -> tuple[Any, list[ThreadGroup]]:
+    """What ``lead`` returns of the first of so many threads, which the others help; and all of them."""
+    meeting = Meeting(size)
+    groups = [ThreadGroup(rank, meeting) for rank in range(size)]
+    failed: list[BaseException] = []
+
+    def follow(group: ThreadGroup) -> None:
+        try:
+            group.serve()
+        except BaseException as error:
+            failed.append(error)
+            meeting.barrier.abort()
+
+    threads = [threading.Thread(target=follow, args=(group,)) for group in groups[1:]]
+    for thread in threads:
+        thread.start()
+    try:
+        found = lead(groups[0])
+    except BaseException:
+        if not meeting.barrier.broken:
+            groups[0].end()
+        raise
+    else:
+        groups[0].end()
+    finally:
+        for thread in threads:
+            thread.join(60)
+    assert failed == []
+    return found, groups

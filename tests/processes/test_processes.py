@@ -1,0 +1,219 @@
+"""Several processes come to the scores of one; threads play them, but where torchrun itself is what is tested."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from influence_cli.errors import ManifestError
+from influence_cli.model.train.recipe import Recipe
+from influence_cli.processes.group import Group, Job
+from influence_cli.processes.seat import Seat, divides, seat
+from influence_cli.settings import GradSpec, Inputs, Runtime
+from influence_cli.stages.curate.request import CurateRequest
+from influence_cli.stages.evaluate.counterfactuals import by_processes
+from influence_cli.stages.evaluate.counterfactuals.counterfactuals import counterfactuals
+from influence_cli.stages.evaluate.request import CounterfactualRequest, Training
+from influence_cli.stages.grads import passes
+from influence_cli.stages.retrain.request import RetrainRequest
+from influence_cli.stages.retrain.retrain import retrain
+from influence_cli.stages.run.open import open_run
+from influence_cli.stages.run.session import Session
+from influence_cli.stages.score.score import score
+from tests.beside import ThreadGroup, together
+from tests.cases import Heard, digits_table, environment, write
+
+
+class Adds(Job):
+    """Every process adds up its units, or fails at one of them."""
+
+    def __init__(self, count: int, bad: int = -1) -> None:
+        self.count, self.bad = count, bad
+
+    def part(self, group: Group) -> list[int]:
+        own: list[int] = []
+        for k in group.units(self.count):
+            if k == self.bad:
+                raise ManifestError("a row cannot be used", where=f"row {k}", fix="take it out")
+            own.append(k)
+        return own
+
+
+def test_every_unit_is_done_once_and_by_whoever_is_free() -> None:
+    found, _ = together(3, lambda group: [group.share(Adds(20)), group.share(Adds(7))])
+    assert [sorted(k for part in of_job for k in part) for of_job in found] == [list(range(20)), list(range(7))]
+
+
+def test_an_error_in_any_process_is_the_leaders_and_the_others_wait_for_more() -> None:
+    def lead(group: ThreadGroup) -> list[Any]:
+        with pytest.raises(ManifestError, match="a row cannot be used") as caught:
+            group.share(Adds(500, bad=11))
+        assert (caught.value.where, caught.value.fix) == ("row 11", "take it out")
+        return group.share(Adds(5))
+
+    found, _ = together(3, lead)
+    assert sorted(k for part in found for k in part) == list(range(5))
+
+
+def test_who_a_process_is_comes_from_torchrun_and_each_comes_to_the_same_answer() -> None:
+    there = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
+    assert seat(there) == Seat(1, 4, 1)
+    assert seat({**there, "WORLD_SIZE": "1"}) is None
+    assert seat({}) is None
+    assert divides(["score", "train.parquet", "-o", "s.parquet"])
+    for alone in (["curate", "s.parquet"], ["score", "train.parquet", "-n"], ["score", "--help"], []):
+        assert not divides(alone)
+
+
+def scores_of(
+    manifest: Path, run: Path, store: Path, group: Group | None, methods: tuple[str, ...], **spec: Any
+) -> tuple[pa.Table, Heard]:
+    """Scores by a run whose work is divided among the processes of a group."""
+    heard = Heard()
+    session = Session.open(Runtime(store=str(store), batch_size=16), heard)
+    session.group = group
+    opened = open_run(
+        Inputs(str(manifest), checkpoint=str(run), skip_bad=True), GradSpec(methods=methods, **spec), session
+    )
+    return score(opened, session)[0], heard
+
+
+def apart(a: pa.Table, b: pa.Table) -> float:
+    """The largest difference of a score, as a share of the largest score."""
+    assert a.column("id").equals(b.column("id"))
+    columns = [name for name in a.column_names if name.startswith("score")]
+    assert columns
+    pairs = [(a.column(name).to_numpy(), b.column(name).to_numpy()) for name in columns]
+    return max(float(np.abs(x - y).max() / np.abs(x).max()) for x, y in pairs)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_processes_come_to_the_scores_of_one_and_say_what_it_says(
+    size: int, digits: Path, digits_run: Path, tmp_path: Path
+) -> None:
+    methods = ("ip", "self-tracin", "trak")
+    alone, heard = scores_of(digits, digits_run, tmp_path / "alone", None, methods)
+    (shared, also), groups = together(
+        size, lambda group: scores_of(digits, digits_run, tmp_path / "shared", group, methods)
+    )
+    assert apart(alone, shared) <= 1e-6
+    assert also.notes == heard.notes
+    assert also.warnings == heard.warnings
+    assert all(len(group.taken) > group.jobs for group in groups[:2])  # more than one look a job: some found a unit
+
+
+def test_what_is_stored_is_not_computed_again_by_another_number_of_processes(
+    digits: Path, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, _ = scores_of(digits, digits_run, tmp_path / "s", None, ("ip",))
+    monkeypatch.setattr(passes, "loop_over", lambda *_, **__: pytest.fail("a row was run again"))
+    (again, _), groups = together(3, lambda group: scores_of(digits, digits_run, tmp_path / "s", group, ("ip",)))
+    assert apart(alone, again) == 0.0
+    assert groups[0].jobs == 0
+
+
+def test_rows_that_cannot_be_decoded_are_told_whoever_finds_them(digits_run: Path, tmp_path: Path) -> None:
+    table = digits_table()
+    images = table.column("image").to_pylist()
+    for k in (3, 150):
+        images[k] = b"no image"
+    field = table.schema.field("image")
+    broken = write(
+        table.set_column(table.schema.get_field_index("image"), field, pa.array(images, field.type)),
+        tmp_path / "b.parquet",
+    )
+    alone, _ = scores_of(broken, digits_run, tmp_path / "alone", None, ("ip",))
+    (shared, _), _ = together(2, lambda group: scores_of(broken, digits_run, tmp_path / "shared", group, ("ip",)))
+    assert apart(alone, shared) <= 1e-6
+    assert len(shared) == len(table.filter(pa.compute.equal(table.column("split"), "train"))) - 2
+
+
+def test_chains_are_run_by_turn(digits: Path, digits_run: Path, tmp_path: Path) -> None:
+    options = {"bif": {"chains": 2, "draws": 4, "burn_in": 2, "damping": 0.5, "step": 2e-5, "nbeta": 10.0}}
+    alone, _ = scores_of(digits, digits_run, tmp_path / "alone", None, ("bif",), options=options, params="last")
+    (shared, _), groups = together(
+        2,
+        lambda g: scores_of(digits, digits_run, tmp_path / "shared", g, ("bif",), options=options, params="last"),
+    )
+    assert apart(alone, shared) <= 1e-6
+    assert all(group.taken for group in groups)
+
+
+def test_trainings_of_evaluate_are_run_by_turn_and_kept_by_whoever_runs_them(
+    scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convex = Training({"model": "linear", "optimizer": "lbfgs", "weight_decay": 0.05}, {})
+
+    def measured(store: str, group: Group | None) -> dict[str, Any]:
+        monkeypatch.setattr(by_processes, "current", lambda: group)
+        return counterfactuals(
+            CounterfactualRequest(CurateRequest(str(scored)), convex, lds=4, store=str(tmp_path / store))
+        )
+
+    alone = measured("alone", None)
+    shared, groups = together(2, lambda group: measured("shared", group))
+    assert (shared["trainings_run_now"], shared["trainings_done"]) == (5, 5)
+    assert np.allclose(shared["lds"]["measured"], alone["lds"]["measured"], rtol=1e-9)
+    assert all(len(group.taken) > 1 for group in groups)
+    assert measured("shared", None)["trainings_run_now"] == 0
+
+
+def torchrun(size: int, *arguments: Any, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A command by so many processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+    return subprocess.run(
+        [*command, "-m", "influence_cli", *map(str, arguments)], cwd=cwd, env=environment(), capture_output=True,
+        text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def test_torchrun_scores_as_one_process_does_and_says_everything_once(
+    digits: Path, digits_run: Path, scored: Path, tmp_path: Path
+) -> None:
+    options = ("--checkpoint", digits_run, "--store", "s", "--batch-size", "16", "-o", "s.parquet")
+    ran = torchrun(2, "score", digits, *options, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert apart(pq.read_table(scored), pq.read_table(tmp_path / "s.parquet")) <= 1e-6
+    assert ran.stdout == ""
+    assert ran.stderr.count("200 train rows scored by ip") == 1
+
+
+def test_torchrun_trains_as_one_process_does(digits: Path, tmp_path: Path) -> None:
+    recipe = Recipe(epochs=3, lr=0.1, batch_size=32)
+    asked = RetrainRequest(
+        Inputs(str(digits), model="mlp:16"), str(tmp_path / "alone"), device="cpu", record=("epochs",)
+    )
+    alone = retrain(asked, recipe)
+    options = (
+        "--model",
+        "mlp:16",
+        "--epochs",
+        3,
+        "--lr",
+        0.1,
+        "--batch-size",
+        32,
+        "--record",
+        "epochs",
+        "-o",
+        "shared",
+    )
+    ran = torchrun(2, "retrain", digits, *options, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "Warning" not in ran.stderr
+    shared = json.loads((tmp_path / "shared" / "metrics.json").read_text())
+    for name, value in alone["arms"]["all rows"]["seeds"]["0"].items():
+        if isinstance(value, float):
+            assert shared["arms"]["all rows"]["seeds"]["0"][name] == pytest.approx(value, rel=1e-5)
+    (values,) = sorted((tmp_path / "alone" / "epochs").glob("0*.safetensors"))
+    for name, of_rows in load_file(values).items():
+        assert np.allclose(load_file(tmp_path / "shared" / "epochs" / values.name)[name], of_rows, atol=1e-4), name
