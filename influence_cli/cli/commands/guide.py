@@ -13,7 +13,7 @@ from influence_cli.errors import UsageError, nearest
 # in the order in which they are best read
 TOPICS = (
     *("start", "found", "manifest", "tables", "text", "methods", "objectives", "trust", "retraining"),
-    *("gate", "ci", "store", "python", "limits", "contributing"),
+    *("gate", "ci", "store", "processes", "python", "limits", "contributing"),
 )
 SCHEMAS = ("gate.schema.json",)  # of what commands print as JSON
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from influence_cli.cli.console import terminal
 from influence_cli.cli.printing import cell, print_json, print_table
 from influence_cli.cli.settings.requests import ResultOptions
+from influence_cli.processes.seat import count
 
 if TYPE_CHECKING:
     from influence_cli.stages.run.run import Run
@@ -37,7 +38,7 @@ def show_plan(result: ResultOptions, run: Run, session: Session) -> None:
 
         estimated = estimated_rates(run, session, work)
     described = describe_plan(run, session, work, estimated, planned_gradients(run, session))
-    described = with_features_plan(described, run, session, estimate=True)
+    described = {**with_features_plan(described, run, session, estimate=True), "processes": count()}
     if result.wants_json:
         print_json(described)
         return
@@ -55,6 +56,8 @@ def show_plan(result: ResultOptions, run: Run, session: Session) -> None:
         about = f", {cell(described['start_seconds'])} s of them to start" if described["start_seconds"] else ""
         sooner = described["seconds_are"] == "estimated" and any(s["solves"] for s in described["steps"])
         title += f", {'at most ' if sooner else ''}{cell(described['seconds'])} s in all{about}"
+    if described["processes"] > 1:
+        title += f"; {described['processes']} processes divide the rows, seconds are those of one alone"
     print_table(title, STEPS, steps, sys.stdout)
     for name, m in described["members"].items():
         said = f"{m['decided']} members, as decided before"
