@@ -49,9 +49,10 @@ class Among:
         self.group.mean(batch)
         return own, batch
 
-    def seed(self, seed: int) -> int:
-        """What dropout is drawn by: another for each process, and for the first that of one process alone."""
-        return seed + 1_000_000_007 * self.group.rank
+    @property
+    def apart(self) -> int:
+        """What the seed of dropout is raised by: another for each process, and none for the first."""
+        return 1_000_000_007 * self.group.rank
 
     def _shared(self, rows: int) -> bool:
         return rows >= LEAST * self.group.size

@@ -95,9 +95,8 @@ def train(
 ) -> int:
     """Train in place; returns the number of steps.  ``on_epoch(epoch, step, rate)`` is called after every epoch.
 
-    Every process of a ``group`` does it, with its share of each batch (``train.among``).
-
-    ``seen`` is told the logits of every row in every epoch, and ``on_start`` the optimizer; they change nothing.
+    ``seen`` is told the logits of every row in every epoch, and ``on_start`` the optimizer; they change nothing.  Every
+    process of a ``group`` has its share of each batch.
 
     The loss of a batch is sum w l / sum w; rows of weight 0 are left out.  With ``amp`` bf16 the forward and backward
     passes are torch's automatic mixed precision; weights, their updates and the loss stay in float32.
@@ -110,22 +109,16 @@ def train(
         steps = train_convex(model, data, recipe)
         on_epoch(0, steps, recipe.peak_lr)
         return steps
-    keep = np.flatnonzero(data.weights > 0)
-    row_loss = loss_of(data.spec)
+    keep, row_loss = np.flatnonzero(data.weights > 0), loss_of(data.spec)
     model.to(device).train()
-    among = None
-    if group is not None:
-        some = as_argument(to_input(data.at(keep[:2]).to(device), data.spec, torch.float32))
-        among = Among(group, model, device, some)
+    among = _among(group, model, data, keep[:2], device)
     network = model if among is None else among.model
     optimizer = _optimizer(model, recipe)
     if on_start is not None:
         on_start(optimizer)
-    per_epoch = math.ceil(len(keep) / recipe.batch_size) - (len(keep) % recipe.batch_size == 1 < len(keep))
-    steps, step, mixed = per_epoch * recipe.epochs, 0, recipe.amp == "bf16"
+    steps, step, mixed = _steps_an_epoch(len(keep), recipe) * recipe.epochs, 0, recipe.amp == "bf16"
     for epoch in range(recipe.epochs):
-        dropped = seed * 100_003 + epoch  # dropout inside the model
-        torch.manual_seed(dropped if among is None else among.seed(dropped))
+        torch.manual_seed(seed * 100_003 + epoch + (0 if among is None else among.apart))  # dropout inside the model
         rate = 0.0
         for rows, values, y, w, whole in _train_batches(data, keep, recipe, seed, epoch, among):
             rate = recipe.rate(step, steps)
@@ -134,9 +127,7 @@ def train(
                 logits = network(as_argument(to_input(values.to(device), data.spec, torch.float32)))
             y, w = y.to(device), w.to(device)
             losses = row_loss.rows(logits.float() if mixed else logits, y)
-            loss = of_batch = (w * losses).sum() / w.sum()
-            if among is not None:
-                loss, of_batch = among.loss(losses, w, *whole)
+            loss, of_batch = _mean_loss(losses, w) if among is None else among.loss(losses, w, *whole)
             _check_finite(of_batch, step, row_loss)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -151,6 +142,26 @@ def train(
         seen.flush()
     model.eval()
     return step
+
+
+def _steps_an_epoch(rows: int, recipe: Recipe) -> int:
+    """Batches of so many rows; one of a single row is passed over."""
+    return math.ceil(rows / recipe.batch_size) - (rows % recipe.batch_size == 1 < rows)
+
+
+def _among(
+    group: Group | None, model: nn.Module, data: Examples, few: NDArray[np.int64], device: torch.device
+) -> Among | None:
+    """The place of this process among those that train together; None where it is alone."""
+    if group is None:
+        return None
+    return Among(group, model, device, as_argument(to_input(data.at(few).to(device), data.spec, torch.float32)))
+
+
+def _mean_loss(losses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss that gradients are taken of, and that of the batch: the same."""
+    loss = (weights * losses).sum() / weights.sum()
+    return loss, loss
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
