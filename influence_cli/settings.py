@@ -230,14 +230,20 @@ def build_options(kind: type[T], name: str, given: dict[str, Any]) -> T:
         if field_name not in known:
             fix = nearest(key, list(known)) if known else "it has no options"
             raise UsageError(f"{name} has no option {key!r}", fix=fix)
-        values[field_name] = _convert(value, known[field_name], f"{name}.{key}")
+        values[field_name] = _convert(value, known[field_name], f"{name}.{key}", _usual(kind, field_name))
     try:
         return kind(**values)
     except ValueError as error:
         raise UsageError(f"{name}: {error}", fix=f"see: influence methods {name}") from error
 
 
-def _convert(value: Any, hint: Any, name: str) -> Any:
+def _usual(kind: type, field_name: str) -> Any:
+    """The default of an option; None where there is none to name."""
+    (default,) = (f.default for f in option_fields(kind) if f.name == field_name)
+    return None if default is MISSING else default
+
+
+def _convert(value: Any, hint: Any, name: str, usual: Any) -> Any:
     arms = typing.get_args(hint)
     words = [word for arm in arms if typing.get_origin(arm) is typing.Literal for word in typing.get_args(arm)]
     if value in words:
@@ -260,6 +266,8 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         names = {int: "a whole number", float: "a number", bool: "true or false"}
         what = " or ".join([names.get(kind, getattr(kind, "__name__", "?")), *words])
         fix = "see: influence methods NAME, or influence guide objectives"
+        if usual is not None:
+            fix = f"pass --set {name}={str(usual).lower() if kind is bool else usual}, the default, or another"
         raise UsageError(f"{name}={value!r} is not {what}", fix=fix) from error
 
 
@@ -269,7 +277,10 @@ def parse_budget(text: str, n: int, flag: str = "--budget") -> int:
         share = float(text[:-1]) / 100 if text.endswith("%") else None
         rows = int(text) if share is None else int(share * n + 1e-9)
     except (ValueError, OverflowError) as error:
-        raise UsageError(f"{flag} {text!r} is neither a share nor a count", fix="write 5% or 200") from error
+        fix = "write 5% or 200"
+        if text.strip().lower() == "auto":
+            fix += "; `influence curate --budget auto`, in small letters, takes the estimated number of wrong labels"
+        raise UsageError(f"{flag} {text!r} is neither a share nor a count", fix=fix) from error
     if not 0 <= rows <= n or (share is not None and not 0 <= share <= 1):
         raise UsageError(f"{flag} {text} is outside 0 to {n} rows", fix="write 5% or 200")
     return rows

@@ -22,7 +22,7 @@ from influence_cli.errors import UsageError
 
 @dataclass(frozen=True)
 class Relabel:
-    """At most ceil(q n_c) rows leave any class, where q = budget/n."""
+    """At most ceil(q n_c) rows leave any class, where q = budget/n, and one at least stays."""
 
     rule: str = field(default="auto", metadata={"help": "influence, model, or auto: influence for signed scores"})
     guard: bool = field(default=True, metadata={"help": "limit what any class may lose to the budget's share"})
@@ -42,7 +42,7 @@ class Relabel:
         proposal, admissible, why = self._proposals(scored)
         n = len(scored.labels)
         sizes = np.bincount(scored.labels, minlength=1).tolist()
-        allowed = [math.ceil(budget / n * s - 1e-9) if self.guard else s for s in sizes]
+        allowed = [min(math.ceil(budget / n * s - 1e-9), s - 1) if self.guard else s for s in sizes]
         labels, reason = scored.labels.copy(), [""] * n
         done, blocked, notes = 0, 0, list[str]()
         gap = closing(scored, self.parity, self._gain(scored), notes)

@@ -71,6 +71,17 @@ class LabelKind:
         """One label as a plain value, for lines of text: by name where it has one."""
         raise NotImplementedError
 
+    def told(self, label: Any, names: Sequence[str] | None) -> str:
+        """One label as people read it, given as it is or as ``shown``; None where there is none."""
+        if isinstance(label, str):  # several, as a table shows them
+            return ", ".join(label.split(";")) or "no label"
+        plain = None if label is None else self.plain(label, names)
+        if plain is None or plain == []:
+            return "no label"
+        if isinstance(plain, list):
+            return ", ".join(map(str, plain))
+        return f"{plain:.6g}" if isinstance(plain, float) else str(plain)
+
     @property
     def called(self) -> str:
         """What the labels are, in a sentence."""

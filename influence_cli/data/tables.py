@@ -180,6 +180,13 @@ def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:
         raise ManifestError(f"not readable ({error})", where=source, fix="give the table of a stage") from error
 
 
+def schema_of(source: Any) -> pa.Schema:
+    """The schema of what ``read_table`` reads; of Parquet no value is read."""
+    if isinstance(source, str | Path) and Path(source).suffix not in (".csv", ".jsonl"):
+        return read_schema(parquet_files(str(source))[0])
+    return read_table(source).schema
+
+
 def read_schema(file: Path) -> pa.Schema:
     """The schema of a Parquet file, with the types that columns are read as.  Raises ManifestError: it is damaged."""
     with _damage_named(file):

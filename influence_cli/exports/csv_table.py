@@ -15,6 +15,8 @@ import numpy as np
 from influence_cli.data.feature_names import names_of
 from influence_cli.data.formulas import MARK, quoted, runs, said, unquoted
 from influence_cli.data.kinds import KINDS
+from influence_cli.data.label_readers import DELIMITERS, looks_listed
+from influence_cli.data.manifest import Manifest
 from influence_cli.data.sources.comments import comment_lines
 from influence_cli.data.sources.text_files import csv_form
 from influence_cli.errors import UsageError
@@ -199,6 +201,7 @@ def _quoted(text: str, delimiter: bytes) -> bytes:
 def _table(job: ExportJob, rows: list[dict[str, object]]) -> list[list[object]]:
     """The lines of a CSV, header first, with one column a feature, by name; missing values are empty."""
     kinds = {column: kind for kind in KINDS.values() for column in kind.columns}
+    several = _several_as_text(job.edited.manifest)
     lines: list[list[object]] = [[]]
     for name, value in rows[0].items() if rows else ():
         wide = len(value) if name in kinds and isinstance(value, list) else None
@@ -208,9 +211,31 @@ def _table(job: ExportJob, rows: list[dict[str, object]]) -> list[list[object]]:
         lines.append([])
         for name, value in row.items():
             if name not in kinds and isinstance(value, list):
-                value = ";".join(map(str, value))  # several labels
+                value = several(value)
             lines[-1] += value if isinstance(value, list) else ["" if value is None else value]
     return lines
+
+
+def _several_as_text(manifest: Manifest) -> Callable[[list[Any]], str]:
+    """How several labels of a row stand in one field, so that ``influence manifest`` reads the same ones again.
+
+    With semicolons between; as a list where a name holds what stands between labels, or labels are 0 and 1 alone.
+
+    Raises:
+        UsageError: no text stands for one of the names, which the function that is given back says.
+    """
+    names = manifest.classes
+    if names is not None and all(name.strip() == name and not any(d in name for d in DELIMITERS) for name in names):
+        return ";".join
+
+    def listed(value: list[Any]) -> str:
+        text = str(value)
+        if value and not looks_listed(text):
+            what = f"no text of a table stands for the labels {text}: a name holds both quotes, or a line's end"
+            raise UsageError(what, where=manifest.source, fix="export as .jsonl, which holds lists")
+        return text
+
+    return listed
 
 
 def _new_table(lines: list[list[object]], delimiter: bytes) -> bytes:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.classes import class_count
 from influence_cli.data.folds import dealt
-from influence_cli.maths.linear_probe import Examples, Sums, added, predicted, scaled, squared_errors, sums
+from influence_cli.maths.linear_probe import Examples, added, predicted, scaled, squared_errors, sums
 from influence_cli.methods.protocol import Floats, Scores
 from influence_cli.methods.shapes.by_probe import ByProbe, refuse_wide, targets_of
 
@@ -61,11 +61,9 @@ class Probe(ByProbe):
         """What the probe of its fold gives for each row [n, m], NaN in fold -1; and the strength of each fold."""
         own = [np.flatnonzero(fold == k) for k in range(self.folds)]
         scale, given = scaled(examples.features[fold >= 0]), np.full(examples.targets.shape, np.nan)
-        chosen, parts = list[float](), list[Sums]()
-        with stored.progress("probe: folds", 2 * self.folds) as progress:
-            for rows in own:
-                parts.append(sums(examples.at(rows), scale))
-                progress.advance(1)
+        chosen = list[float]()
+        with stored.progress("probe: folds", sum(map(len, own))) as progress:
+            parts = [sums(examples.at(rows), scale) for rows in own]
             for k, rows in enumerate(own):
                 following = (k + 1) % self.folds
                 others = [part for j, part in enumerate(parts) if j not in (k, following)]
@@ -73,5 +71,5 @@ class Probe(ByProbe):
                 chosen.append(self.strengths[int(np.argmin(errors))])
                 probe = added([*others, parts[following]]).solved(chosen[-1])
                 given[rows] = predicted(examples.features[rows], [probe], scale)[0]
-                progress.advance(1)
+                progress.advance(len(rows))
         return given, chosen

@@ -209,6 +209,29 @@ class Examples:
         """The decoded rows at some places."""
         return rows_at(self.values, places if self.places is None else self.places[places])
 
+    def _lengths(self) -> NDArray[np.int64]:
+        """How long each row of a ragged kind is."""
+        every = self.spec.payload_kind.lengths(self.values)
+        return every if self.places is None else every[self.places]
+
+    def batches(self, rows: int, tokens: int | None = None) -> Iterator[NDArray[np.int64]]:
+        """Places of all rows, up to so many at a time, and of texts up to so many ``tokens``; one row at least.
+
+        Rows of ragged kinds come by their length, so that little of a batch is filled up; others in their order.
+        """
+        order = np.arange(len(self), dtype=np.int64)
+        if not self.spec.payload_kind.ragged:
+            yield from (order[first : first + rows] for first in range(0, len(self), rows))
+            return
+        lengths = self._lengths()
+        order, first = np.argsort(lengths, kind="stable"), 0
+        for end, long in enumerate(lengths[order].tolist()):
+            more = end + 1 - first  # rows, all of which are filled up to this one's length
+            if more > 1 and (more > rows or (tokens is not None and more * long > tokens)):
+                yield order[first:end]
+                first = end
+        yield order[first:]
+
     def only(self, places: NDArray[np.int64]) -> Examples:
         """Those at some places."""
         some = copy.copy(self)

@@ -36,6 +36,7 @@ from influence_cli.store.files import (
     read_metadata,
     read_tensors,
     replacing,
+    tensor_names,
     write_bytes,
     write_json,
     write_tensors,
@@ -156,6 +157,19 @@ class RunFolder:
             why = error
         fix = "copy the run folder again, or train again"
         raise DamagedModel(f"{name} is damaged ({why})", where=str(path), fix=fix)
+
+    def names_in(self, name: str) -> set[str]:
+        """The names of the arrays of a file that is there whole, whose values are not looked at.
+
+        Raises:
+            DamagedModel: it is not there, is no such file, or is cut short.
+        """
+        path = self.path / name
+        try:
+            return tensor_names(path)
+        except (OSError, DamagedFile) as error:
+            fix = "copy the run folder again, or train again"
+            raise DamagedModel(f"{name} is damaged ({error})", where=str(path), fix=fix) from error
 
     def kept_arrays(self, name: str, about: dict[str, Any]) -> tuple[str, dict[str, NDArray[Any]]] | None:
         """The digest and arrays of a file that is ``about`` just this; None where there is none that can be used."""

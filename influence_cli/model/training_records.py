@@ -30,6 +30,7 @@ class EpochRecords:
     folder: RunFolder
     files: dict[str, str]  # by name their digest
 
+    @functools.cached_property
     def keys(self) -> Keys:
         """Row keys [m, 16] of the rows, under the labels that were trained on; equal rows stand there each."""
         return self.folder.read_arrays(ROWS_FILE, self.files[ROWS_FILE])["row_keys"]
@@ -55,8 +56,13 @@ class EpochRecords:
                 yield from np.exp(-shard["loss"].astype(np.float64))
 
     def names(self) -> set[str]:
-        """The values that there are, after every file was looked at."""
-        found = set.intersection(*(set(shard) for shard in self.shards()))
+        """The values that there are, by what every file says that it holds: its numbers are read and checked later.
+
+        Raises:
+            DamagedModel: a file is not there, or does not begin as one.
+        """
+        names = sorted(self.files.keys() - {ROWS_FILE})
+        found = set.intersection(*(self.folder.names_in(name) for name in names))
         return found | {"probability"} if "margin" in found else found
 
     def onto(self, values: Floats, keys: Keys) -> Floats:
@@ -64,7 +70,7 @@ class EpochRecords:
 
         Rows that were trained on more than once have the mean of theirs.
         """
-        return onto(values, self.keys(), keys)
+        return onto(values, self.keys, keys)
 
 
 @dataclass(frozen=True)

@@ -276,6 +276,21 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return own["meta"]
 
 
+def tensor_names(path: Path) -> set[str]:
+    """The names of a file's tensors, by its header; DamagedFile where the file is shorter or longer than that says."""
+    with open_regular(path) as handle:
+        header, start = parsed_header(raw_header(handle))
+        size = handle.seek(0, os.SEEK_END)
+    try:
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        whole = size == start + max(ends, default=0)
+    except _UNREADABLE as error:
+        raise DamagedFile(f"unreadable header ({error})") from error
+    if not whole:
+        raise DamagedFile(f"it has {size} bytes, and its header says {start + max(ends, default=0)}")
+    return header.keys() - {"__metadata__"}
+
+
 def read_tensor(path: Path, name: str) -> NDArray[Any]:
     """One tensor, read without the others and so without its checksum; DamagedFile where it is not there whole."""
     with open_regular(path) as handle:

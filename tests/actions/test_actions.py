@@ -291,8 +291,9 @@ def test_model_rule_needs_a_probable_other_label(least: float, expected: list[in
 def test_auto_is_influence_where_there_is_a_best_label_and_else_the_model() -> None:
     columns = {"model_label": [2], "model_probability": [0.9]}
     both = scored([-1.0], best_label=[1], best_label_gain=[3.0], **columns)
-    assert Relabel().propose(both, 1).labels.tolist() == [1]
-    assert Relabel().propose(scored([-1.0], kind="ranking", **columns), 1).labels.tolist() == [2]
+    assert Relabel(guard=False).propose(both, 1).labels.tolist() == [1]
+    alone = scored([-1.0], kind="ranking", **columns)
+    assert Relabel(guard=False).propose(alone, 1).labels.tolist() == [2]
 
 
 @pytest.mark.parametrize(("budget", "of_zero", "of_one"), [(10, 3, 7), (20, 5, 15), (1, 1, 0)])
@@ -307,6 +308,19 @@ def test_no_class_loses_more_than_the_budgets_share(budget: int, of_zero: int, o
     assert edited(edits)[:of_zero] == list(range(of_zero))
     free = Relabel(guard=False).propose(rows, budget)
     assert edited(free) == list(range(budget))
+
+
+@pytest.mark.parametrize("budget", [1, 4, 40])
+def test_relabel_leaves_a_row_in_every_class(budget: int) -> None:
+    """A class of one row keeps it, however low it scores, and one of two at least one of them."""
+    labels = np.repeat([0, 1, 2], [1, 2, 37])
+    rows = relabelling(-100.0 + np.arange(40), np.full(40, 3), np.full(40, 500.0), labels)
+    edits = Relabel().propose(rows, budget)
+    after = np.bincount(np.where(edits.labels == labels, labels, 3))
+    assert (after[0], after[1] >= 1, after[2] >= 1) == (1, True, True)
+    assert any("the class guard passed over" in note for note in edits.notes)
+    assert len(edits.edited) == {1: 1, 4: 4, 40: 37}[budget]
+    assert 0 in Relabel(guard=False).propose(rows, budget).edited
 
 
 def test_relabel_reports_the_drift_of_class_shares() -> None:
@@ -472,3 +486,10 @@ def test_budgets_are_floored_shares_or_counts(text: str, n: int, expected: int) 
 def test_impossible_budgets_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--budget"):
         parse_budget(text, 100)
+
+
+@pytest.mark.parametrize("text", ["AUTO", "auto", " Auto"])
+def test_a_budget_of_auto_where_there_is_none_says_where_it_is(text: str) -> None:
+    with pytest.raises(UsageError, match="neither a share nor a count") as caught:
+        parse_budget(text, 100)
+    assert "influence curate --budget auto" in caught.value.fix

@@ -292,6 +292,82 @@ def test_a_column_of_the_numbers_to_predict_is_refused(form: str, copy: str, tas
     assert made(tmp_path, source, task=task, features=("a", "b")).labels.tolist() == y.tolist()
 
 
+@pytest.mark.parametrize("task", [None, "regression"])
+def test_true_and_false_are_the_same_labels_from_text_and_from_parquet(task: str | None, tmp_path: Path) -> None:
+    truth = [bool(k % 3) for k in range(12)]
+    text = csv(tmp_path, "y", truth)
+    pq.write_table(pa.table({"a": VALUES[:, 0], "b": VALUES[:, 1], "y": truth}), tmp_path / "rows.parquet")
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"a": a, "b": b, "y": y}) + "\n" for (a, b), y in zip(VALUES, truth, strict=True))
+    )
+    for source in (text, str(tmp_path / "rows.parquet"), str(tmp_path / "rows.jsonl")):
+        found = made(tmp_path, source, task=task)
+        assert found.classes == (None if task else ("False", "True"))
+        assert found.labels.tolist() == [float(y) if task else int(y) for y in truth]
+        ran = call_cli(
+            "manifest", source, *(("--task", task) if task else ()), "-o", tmp_path / "n.parquet", cwd=tmp_path
+        )
+        assert ("true is read as 1, and false as 0" in ran.err) == bool(task)
+
+
+@pytest.mark.parametrize(
+    ("names", "written"),
+    [
+        (("blue", "green", "red"), "blue;red"),
+        (("a; b", "green", "red"), "['a; b', 'red']"),
+        (("green", "it's a,b", "x|y"), "['green', 'x|y']"),
+    ],
+)
+def test_several_labels_in_a_csv_are_read_again_as_they_were(
+    names: tuple[str, ...], written: str, tmp_path: Path
+) -> None:
+    """Whatever stands in their names: a semicolon, a comma, a bar or a quote."""
+    labels = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1, 1]] * 3)
+    table = pa.table({"a": VALUES[:, 0], "b": VALUES[:, 1], "tags": [present(row, names) for row in labels]})
+    manifest = made(tmp_path, table, label="tags", task="multi-label")
+    assert manifest.classes == names
+    keys = pa.array([key.tobytes() for key in manifest.row_keys])
+    pq.write_table(pa.table({"id": manifest.ids, "row_key": keys, "score": np.arange(12.0)}), tmp_path / "s.parquet")
+    asked = ("curate", "s.parquet", "--manifest", "m.parquet", "--budget", "0", "--export", "o.csv")
+    ran = call_cli(*asked, "--export-as", "csv", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert written in (tmp_path / "o.csv").read_text().splitlines()[1].replace('""', '"')
+    again = made(tmp_path, str(tmp_path / "o.csv"), label="label", task="multi-label")
+    assert again.classes == names
+    assert np.array_equal(again.labels, labels)
+
+
+def test_a_name_that_no_text_of_a_list_holds_is_refused(tmp_path: Path) -> None:
+    names = ('it\'s; "x"', "y")
+    table = pa.table({"a": VALUES[:, 0], "tags": [present(row, names) for row in FLAGS[:, :2]]})
+    manifest = made(tmp_path, table, label="tags", task="multi-label")
+    keys = pa.array([key.tobytes() for key in manifest.row_keys])
+    pq.write_table(pa.table({"id": manifest.ids, "row_key": keys, "score": np.arange(12.0)}), tmp_path / "s.parquet")
+    asked = ("curate", "s.parquet", "--manifest", "m.parquet", "--budget", "0", "--export")
+    ran = call_cli(*asked, "o.csv", "--export-as", "csv", cwd=tmp_path)
+    assert (ran.code, "no text of a table stands for the labels" in ran.err) == (2, True), ran.err
+    assert not (tmp_path / "o.csv").exists()
+    assert call_cli(*asked, "o.jsonl", "--export-as", "jsonl", cwd=tmp_path).code == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "names", "told"),
+    [
+        ("classification", 1, ("cat", "dog"), "dog"),
+        ("classification", 1, None, "1"),
+        ("regression", 0.1 + 0.2, None, "0.3"),
+        ("multi-label", np.array([1, 0, 1]), ("a", "b", "c"), "a, c"),
+        ("multi-label", "a;c", ("a", "b", "c"), "a, c"),
+        ("multi-label", "", ("a", "b", "c"), "no label"),
+        ("multi-label", np.array([0, 0]), ("a", "b"), "no label"),
+        ("language", 0, None, "no label"),
+        ("classification", None, ("cat", "dog"), "no label"),
+    ],
+)
+def test_a_label_is_told_alike_on_every_page(task: str, label: Any, names: Any, told: str) -> None:
+    assert TASKS[task].told(label, names) == told
+
+
 @pytest.mark.parametrize("copy", ["flag", "joined"])
 def test_a_column_that_says_several_labels_is_refused(copy: str, tmp_path: Path) -> None:
     flags = np.random.default_rng(4).integers(0, 2, (60, 2))

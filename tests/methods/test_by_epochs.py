@@ -23,6 +23,7 @@ from influence_cli.data.tables import provenance
 from influence_cli.maths.epochs import mean_and_spread, times_forgotten
 from influence_cli.model.losses import CROSS_ENTROPY
 from influence_cli.model.losses.own import OwnLoss
+from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.train.epoch_values import EpochValues
 from influence_cli.model.train.recipe import Recipe
@@ -223,6 +224,27 @@ def test_what_was_not_noted_is_refused_with_the_flag_that_notes_it(here: Path) -
     ran = call_cli(*RETRAIN[:2], "--model", "linear", "--optimizer", "lbfgs", "-o", "convex", cwd=here)
     assert ran.code == 0, ran.err
     refused(here, "--checkpoint", "convex", "--method", "aum", says="has none of it", fix="--record epochs")
+
+
+def test_values_are_read_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    own = RunFolder.read_arrays
+
+    def counted(self: RunFolder, name: str, digest: str) -> Any:
+        read.append(name)
+        return own(self, name, digest)
+
+    monkeypatch.setattr(RunFolder, "read_arrays", counted)
+    scored(here, "--method", "aum")
+    assert sorted(read) == sorted(f"epochs/{path.name}" for path in (here / "run" / "epochs").iterdir())
+
+
+def test_a_file_that_is_cut_short_is_refused_before_any_pass(here: Path) -> None:
+    shutil.copytree(here / "run", here / "short")
+    (file,) = (here / "short" / "epochs").glob("0*")
+    file.write_bytes(file.read_bytes()[:-8])
+    ran = call_cli("score", "m.parquet", "--checkpoint", "short", "--method", "aum", "-n", cwd=here)
+    assert (ran.code, "is damaged (it has" in ran.err) == (2, True), ran.err
 
 
 def test_damaged_records_are_no_scores_and_are_made_again(here: Path) -> None:

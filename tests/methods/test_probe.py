@@ -197,5 +197,12 @@ def test_what_no_probe_can_be_fitted_on_is_refused(folder: Path, method: str, op
     assert found.value.fix
 
 
+def test_progress_counts_rows(folder: Path) -> None:
+    heard = Heard(stop_in="probe", stop_at=99)
+    scored(folder, "probe", listener=heard)
+    assert ("probe: folds", len(TRAIN)) in heard.spans
+    assert heard.advances == FOLDS
+
+
 def test_the_seed_deals_other_folds(folder: Path) -> None:
     assert np.abs(column(scored(folder, "probe", seed=1)) - column(scored(folder, "probe"))).max() > 1e-6

@@ -18,14 +18,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from influence_cli.data.open import open_manifest
 from influence_cli.engines.engine import Engine
 from influence_cli.engines.layerwise.layers import Layers
 from influence_cli.engines.point import Point
 from influence_cli.errors import ModelError
+from influence_cli.model.build import load_model
+from influence_cli.model.checkpoints import find_checkpoint
+from influence_cli.model.examples import Examples, to_input
 from influence_cli.model.hf_folder import spec_values
 from influence_cli.model.named_tensors import NamedTensors
+from influence_cli.model.spec import ModelSpec
+from influence_cli.model.train.sgd import predict
 from influence_cli.model.transformers_model import with_plain_call
-from tests.cases import call_cli, run_python, write
+from tests.cases import Heard, call_cli, run_python, write
 from tests.texts import classifier, saved, sentences, tokenizer, tokenizers, transformers
 
 
@@ -217,6 +223,36 @@ def test_transformers_loads_the_run_folder_and_gives_the_same_logits(film: Path)
             logits = model(**tokens(row["text"], return_tensors="pt")).logits
         loss = torch.nn.functional.cross_entropy(logits, torch.tensor([row["label"]]))
         assert found[row["id"]] == pytest.approx(float(loss), rel=1e-4, abs=1e-6)
+
+
+def test_predictions_of_texts_are_in_order_and_fill_up_next_to_nothing(
+    film: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, carried = find_checkpoint(str(film / "RUN"))
+    assert carried is not None
+    spec, device = ModelSpec.from_dict(carried), torch.device("cpu")
+    model = load_model(spec, checkpoint)
+    data = Examples(open_manifest(str(film / "m.parquet"), "label").rows("train"), spec, Heard(), "rows")
+    some = np.arange(40, 10, -1)
+    alone = np.concatenate([predict(model, data.only(some[k : k + 1]), device) for k in range(len(some))])
+    np.testing.assert_allclose(predict(model, data.only(some), device), alone, rtol=1e-4, atol=1e-6)
+    masks: list[Any] = []
+
+    def kept(values: Any, spec: Any, dtype: Any) -> Any:
+        made = to_input(values, spec, dtype)
+        masks.append(made.tensors["attention_mask"])
+        return made
+
+    monkeypatch.setattr("influence_cli.model.train.sgd.to_input", kept)
+    monkeypatch.setattr("influence_cli.model.train.sgd.PREDICTED_ROWS", 7)
+    np.testing.assert_allclose(predict(model, data, device)[some], alone, rtol=1e-4, atol=1e-6)
+    assert max(map(len, masks)) == 7
+    assert sum(mask.numel() for mask in masks) < 1.1 * sum(int(mask.sum()) for mask in masks)
+    lengths = data.values["attention_mask"].sum(axis=1)
+    parts = list(data.batches(512, 64))
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(data)))
+    assert all(len(part) == 1 or len(part) * lengths[part].max() <= 64 for part in parts)
+    assert len(parts) < 1.2 * lengths.sum() / 64 + 2
 
 
 def test_a_warm_run_imports_neither_torch_nor_transformers(film: Path) -> None:

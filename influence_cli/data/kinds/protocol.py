@@ -144,6 +144,10 @@ class Kind:
         forms = [form_of(value) for value in values]
         return next((k for k, form in enumerate(forms) if form != forms[0]), None)
 
+    def lengths(self, decoded: Decoded) -> NDArray[np.int64]:
+        """How long each of the rows of a batch [b, T] of a ragged kind is, of what is filled up [b]."""
+        raise NotImplementedError
+
     def collate(self, values: Sequence[Decoded]) -> Decoded:
         """One batch [b, ...] of rows of one form.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from influence_cli.data.kinds.protocol import BadPayload, Decoded, InputSpec, Kind, is_text
 
@@ -82,6 +83,10 @@ class Text(Kind):
     def odd(self, values: Sequence[Decoded]) -> int | None:
         """None: rows have as many tokens as they have."""
         return None
+
+    def lengths(self, decoded: Any) -> NDArray[np.int64]:
+        """Tokens."""
+        return decoded[MASK].sum(axis=1, dtype=np.int64)
 
     def collate(self, values: Sequence[Any]) -> Decoded:
         """Each array [b, T] for the longest row's T, others filled with 0 on the right; the mask says where."""

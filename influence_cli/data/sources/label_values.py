@@ -12,7 +12,7 @@ from influence_cli.data.label_kinds import CLASSES, NUMBERS, SEVERAL, TASKS
 from influence_cli.data.plain_types import is_list, pc
 from influence_cli.data.sources.features import as_texts, numbers_of, said_of_form
 from influence_cli.data.sources.roles import Roles, Seen
-from influence_cli.data.sources.survey import MISSING, NUMBER, PLAIN, matches, text_of_bytes, texts_in
+from influence_cli.data.sources.survey import MISSING, NUMBER, PLAIN, TRUTH, matches, text_of_bytes, texts_in
 from influence_cli.errors import ManifestError
 
 _SHEETS = (".xlsx", ".xlsm", ".xls", ".xlsb", ".ods")  # in which, as in a CSV, an empty text is an empty cell
@@ -39,6 +39,8 @@ def labels_of(of: Callable[[str], pa.Array], roles: Roles, column: str, seen: Se
     )
     if holds == SEVERAL and not numeric and (is_list(values.type) or is_text(values.type)):
         return values
+    if holds == NUMBERS and pa.types.is_boolean(values.type):
+        return pc.cast(pc.cast(values, pa.int8()), pa.float64())  # as in a file of text
     if holds == NUMBERS and not (pa.types.is_nested(values.type) or pa.types.is_temporal(values.type)):
         return _flags(values, column, seen)
     if pa.types.is_null(values.type):
@@ -91,8 +93,12 @@ def _flags(values: pa.Array, column: str, seen: Seen) -> pa.Array:
 
 def said_of_numbers(roles: Roles, seen: Seen) -> list[str]:
     """A sentence on how labels that are numbers are read, where they are no plain ones."""
+    if TASKS[roles.task].holds != NUMBERS:
+        return []
+    if pa.types.is_boolean(seen.types[roles.label]):
+        return said_of_form(roles.label, TRUTH, "")
     survey = seen.surveys.get(roles.label)
-    if TASKS[roles.task].holds != NUMBERS or survey is None or not survey.texts:
+    if survey is None or not survey.texts:
         return []
     form, unit = survey.number_form(seen.marks) or (PLAIN, "")
     return said_of_form(roles.label, form, unit)

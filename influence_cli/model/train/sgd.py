@@ -195,12 +195,15 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 def predict(model: nn.Module, data: Examples, device: torch.device) -> NDArray[np.float64]:
     """Logits [n, C] in evaluation mode, in the precision of the model's weights."""
-    batch_size = max(1, PREDICTED_TOKENS // data.spec.shape[0]) if data.spec.is_language else PREDICTED_ROWS
+    tokens = PREDICTED_TOKENS if data.spec.is_language else None
     model.to(device).eval()
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    out = []
+    places, out = list(data.batches(PREDICTED_ROWS, tokens)), list[NDArray[np.float64]]()
     with torch.no_grad():
-        for first in range(0, len(data), batch_size):
-            values = to_input(data.at(slice(first, first + batch_size)).to(device), data.spec, dtype)
+        for at in places:
+            values = to_input(data.at(at).to(device), data.spec, dtype)
             out.append(model(as_argument(values)).double().cpu().numpy())
-    return np.concatenate(out)
+    found, order = np.concatenate(out), np.concatenate(places)
+    logits = np.empty_like(found)
+    logits[order] = found
+    return logits

@@ -25,18 +25,21 @@ probability that the label is wrong times what another label gains (``best_label
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from influence_cli.data.tables import with_provenance
+from influence_cli.data.tables import provenance, schema_of, shown, with_provenance
 from influence_cli.errors import UsageError
 from influence_cli.settings import parse_budget
-from influence_cli.stages.curate.combining import floats
+from influence_cli.stages.curate.combining import column_named, floats
 from influence_cli.stages.curate.request import CurateRequest
-from influence_cli.stages.curate.score_table import ScoreTable, read_scores
+from influence_cli.stages.curate.score_table import ScoreTable
 from influence_cli.store.shards import as_arrow
 
 Floats = NDArray[np.float64]
@@ -95,28 +98,21 @@ class Bins:
 
 def members_of(scores: ScoreTable) -> Members | None:
     """What the members of the column acted on say, from their own columns or from ``score_std``; None without any."""
-    first = scores.provenance.get("score_is")
-    name = first if scores.column == "score" else scores.column
+    name, columns, count = _members_in(scores.column, scores.table.column_names, scores.provenance)
+    if count < 2:
+        return None
     weights = np.asarray(scores.provenance.get("member_weights", {}).get(name) or (), dtype=np.float64)
     times = float(weights.sum()) if name in scores.provenance.get("summed_over_members", ()) else 1.0
-    there, parts = scores.table.column_names, list[Floats]()
-    while f"{name}_{len(parts)}" in there:
-        parts.append(floats(scores.table, f"{name}_{len(parts)}"))
-    mean, count = scores.scored.score, len(parts)
-    if count > 1:
-        of = np.stack(parts)
+    mean = scores.scored.score
+    if len(columns) > 1:
+        of = np.stack([floats(scores.table, column) for column in columns])
         shares = weights / weights.sum() if len(weights) == count else np.full(count, 1 / count)
         spread = times * np.sqrt(shares @ (of - shares @ of) ** 2 * count / (count - 1))
         positive = shares @ (of > 0)
         agreement = np.maximum(positive, 1 - positive)
-    elif name == first and "score_std" in there:
-        count = len(weights) or len(scores.provenance.get("norms", {}).get(name) or ())
-        if count < 2:
-            return None
+    else:
         shares = weights / weights.sum() if len(weights) else np.full(count, 1 / count)
         spread, agreement = floats(scores.table, "score_std"), floats(scores.table, "agreement")
-    else:
-        return None
     from scipy import stats
 
     error = spread * np.sqrt((shares**2).sum())
@@ -124,9 +120,30 @@ def members_of(scores: ScoreTable) -> Members | None:
     return Members(mean - half, mean + half, error, agreement)
 
 
+def _members_in(column: str, there: Sequence[str], origin: dict[str, Any]) -> tuple[str | None, list[str], int]:
+    """What a column of a score table is called in its provenance, its members' columns, and how many members it has.
+
+    Their columns are there with --per-member; else ``score_std`` holds their spread, of the first column alone.
+    """
+    first = origin.get("score_is")
+    name = first if column == "score" else column
+    columns = list(itertools.takewhile(there.__contains__, (f"{name}_{k}" for k in itertools.count())))
+    count = len(columns)
+    if count < 2 and name == first and "score_std" in there:
+        count = len(origin.get("member_weights", {}).get(name) or origin.get("norms", {}).get(name) or ())
+    return name, columns, count
+
+
 def needs_canaries(request: CurateRequest) -> bool:
-    """Whether bins are to be told by canaries: the column has no members."""
-    return request.bins is not None and members_of(read_scores(request)) is None
+    """Whether bins are to be told by canaries: the column has no members, as the names of the table's columns say."""
+    if request.bins is None:
+        return False
+    asked = request.by if request.maximise is None else (request.maximise,)
+    if len(asked) > 1 or request.combine is not None:
+        return True
+    schema = schema_of(request.scores)
+    column = column_named(asked[0], schema.empty_table(), shown(request.scores))
+    return _members_in(column, schema.names, provenance(schema))[2] < 2
 
 
 def binned(scores: ScoreTable, request: CurateRequest, beyond: Mask, last: float) -> Bins:

@@ -191,7 +191,10 @@ def summarise(curated: Curated) -> dict[str, Any]:
         "train_rows": len(train),
         "edited": int(edited.sum()),
         "notes": list(edits.notes),
-        "warnings": _lopsided(classes, int(edited.sum()), len(train), train.manifest.classes),
+        "warnings": [
+            *_lopsided(classes, int(edited.sum()), len(train), train.manifest.classes),
+            *_emptied(classes, train.manifest.classes),
+        ],
         "classes": classes,
         "score": _scores(curated.scores.scored.score, edited),
         "chi_square": chi_square(train.strata, edited),
@@ -263,3 +266,9 @@ def _lopsided(classes: dict[int, dict[str, int]], edited: int, rows: int, names:
         share, size = worst["edited"] / edited, worst["rows"] / rows
         return [f"{share:.0%} of the edits are of {class_called(names, label)}, a minority ({size:.1%} of the rows)"]
     return []
+
+
+def _emptied(classes: dict[int, dict[str, int]], names: Names | None) -> list[str]:
+    """A warning where a class, or a label of several, has lost its last row: a model trained on the rest lacks it."""
+    gone = [class_called(names, c) for c, part in classes.items() if part["edited"] and not part["after"]]
+    return [f"no row of {', '.join(gone)} is left"] if gone else []

@@ -183,12 +183,7 @@ class _Rows:
     def label(self, label: Any) -> str:
         """A label as people read it."""
         manifest = self.scores.manifest
-        if not manifest.labelled:
-            return "no label"
-        plain = manifest.label_kind.plain(label, manifest.classes)
-        if isinstance(plain, list):
-            return ", ".join(map(str, plain)) or "no label"
-        return f"{plain:g}" if isinstance(plain, float) else str(plain)
+        return manifest.label_kind.told(label if manifest.labelled else None, manifest.classes)
 
     def _proposal(self, i: int) -> tuple[int | None, str]:
         """The label proposed for a train row, and what speaks for it."""

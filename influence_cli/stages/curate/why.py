@@ -5,11 +5,11 @@ Only what a page asks for is computed: the reasons of its first rows, with the m
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from influence_cli.data.classes import Names, class_name
 from influence_cli.events import Listener, Progress
 from influence_cli.report.review.rows import Why
 from influence_cli.report.review.shades import RowTokens
@@ -57,14 +57,14 @@ def why_of(
         source=source, column=scores.column, manifest=request.manifest, label=request.label, top=TOP,
     )  # fmt: skip
     alike: Mapping[str, list[str]] = {i: group for group in found.groups for i in group}
-    names = scores.manifest.classes
+    told = functools.partial(scores.manifest.label_kind.told, names=scores.manifest.classes)
     made = {
         i: Why(
-            hurts=[(t.id, _label(t.label, names), t.value) for t in reasons.hurts],
-            helped_by=[(n.id, _label(n.label, names), n.similarity) for n in reasons.helped_by],
-            other_label=[(n.id, _label(n.label, names), n.similarity) for n in reasons.other_label],
+            hurts=[(t.id, told(t.label), t.value) for t in reasons.hurts],
+            helped_by=[(n.id, told(n.label), n.similarity) for n in reasons.helped_by],
+            other_label=[(n.id, told(n.label), n.similarity) for n in reasons.other_label],
             duplicates=[other for other in alike.get(i, ()) if other != i],
-            more_duplicates=[(d.id, d.split, _label(d.label, names)) for d in reasons.duplicates],
+            more_duplicates=[(d.id, d.split, told(d.label)) for d in reasons.duplicates],
             tokens=_tokens(found.shading, i),
         )
         for i, reasons in found.rows.items()
@@ -84,14 +84,3 @@ def _tokens(shading: Shading | None, row: str) -> RowTokens | None:
     return RowTokens(
         shading.what, {c: [Token(t.start, t.end, t.name, t.value, None) for t in some] for c, some in by_column}
     )
-
-
-def _label(label: Any, names: Names | None) -> str:
-    """A label, as tables of ``score`` show it, as people read it."""
-    if label is None:
-        return "no label"
-    if isinstance(label, int):
-        return class_name(names, label)
-    if isinstance(label, list):
-        return ", ".join(map(str, label)) or "no label"
-    return f"{label:.6g}" if isinstance(label, float) else str(label)

@@ -68,13 +68,21 @@ def duplicates_run(
     old: str, runtime: Runtime, listener: Listener, *, manifest: Any = None, checkpoint: str | None = None,
     class_map: Any = None, remember: bool = True,
 ) -> tuple[Run, Session]:  # fmt: skip
-    """The run of a score table, opened again, whose rows are all of its manifest's, and those of another target."""
+    """The run of a score table, opened again, whose rows are all of its manifest's, and those of another target.
+
+    A row of that target which the manifest holds as a val or test row, under the same id, is one row and not its copy.
+    """
     run, session = reopen(
         origin_of(read_table(old, ["id"]).schema, old), runtime, listener, source=old, manifest=manifest,
         checkpoint=checkpoint, class_map=class_map, another=checkpoint is not None, remember=remember,
     )  # fmt: skip
-    another = run.target.manifest.files != run.manifest.files and len(run.target) > 0
-    target = run.target if another else run.target.take(np.zeros(0, dtype=np.int64))
+    target, measured = run.target, np.flatnonzero(run.manifest.splits != "train")
+    held = {(run.manifest.ids[k], run.manifest.payload_keys[k].tobytes()) for k in measured.tolist()}
+    keys = zip(target.ids, target.payload_keys, strict=True)
+    elsewhere = [k for k, (i, key) in enumerate(keys) if (i, key.tobytes()) not in held]
+    if target.manifest.files == run.manifest.files:
+        elsewhere = []
+    target, another = target.take(np.array(elsewhere, dtype=np.int64)), bool(elsewhere)
     asking = run_of_features(run, session, target=another)
     return replace(asking, train=run.manifest.all_rows(), target=target), session
 

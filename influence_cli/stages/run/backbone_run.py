@@ -105,7 +105,7 @@ def with_features_plan(described: dict[str, Any], run: Run, session: Session, es
     return {
         **described,
         "rows_to_compute": described["rows_to_compute"] + sum(work.rows_in(name) for name in work.passes),
-        "seconds": None if own is None or added is None else round(own + added - pairs, 1),
+        "seconds": None if own is None or added is None else max(0.0, round(own + added - pairs, 1)),
         "seconds_are": "measured" if both == {"measured"} else "estimated",
         "start_seconds": max(described["start_seconds"], more["start_seconds"]),
         "bytes": described["bytes"] + more["bytes"],

@@ -5,6 +5,7 @@ python -m pytest tests/stages/curate/test_bins.py
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from scipy import integrate, stats
 
 import influence_cli
 from influence_cli.errors import UsageError
-from influence_cli.stages.curate.bins import _expected_gain
+from influence_cli.stages.curate.bins import _expected_gain, members_of, needs_canaries
 from influence_cli.stages.curate.canary_cut import CanaryCut
 from influence_cli.stages.curate.curate import curate
 from influence_cli.stages.curate.request import CurateRequest
+from influence_cli.stages.curate.score_table import read_scores
 from tests.cases import call_cli, score_with_canaries
 
 
@@ -176,6 +178,18 @@ def test_a_column_without_members_is_told_by_canaries_or_refused(there: Path) ->
     ran = call_cli("curate", "none.parquet", "--by", "loss", "--bins", "c.parquet", cwd=there)
     assert ran.code == 2
     assert "neither members nor canaries" in ran.err
+
+
+@pytest.mark.parametrize("by", ["score", "loss"])
+def test_whether_canaries_are_asked_is_known_without_the_manifest(
+    there: Path, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = CurateRequest("s.parquet", by=(by,), bins="b.parquet")
+    expected = members_of(read_scores(request)) is None
+    monkeypatch.setattr("influence_cli.stages.curate.score_table.open_manifest", lambda *_: pytest.fail("opened"))
+    assert needs_canaries(request) == expected == (by == "loss")
+    assert needs_canaries(replace(request, by=("score", "loss")))
+    assert not needs_canaries(replace(request, bins=None))
 
 
 def refused(asked: dict[str, Any], said: str) -> None:

@@ -153,6 +153,16 @@ def test_a_manifest_is_never_curated_over_itself(tmp_path: Path, digits: Path) -
     assert again.code == 2  # the manifest is no longer the one that was scored
 
 
+def test_a_class_without_rows_after_the_edits_is_named(tmp_path: Path) -> None:
+    rows = [Example(f"r{k}", (float(k), 1.0), int(k == 0)) for k in range(8)]
+    manifest = open_manifest(str(write(feature_table(rows), tmp_path / "m.parquet")), "label")
+    keys = pa.array([key.tobytes() for key in manifest.row_keys])
+    pq.write_table(pa.table({"id": manifest.ids, "row_key": keys, "score": np.arange(8.0)}), tmp_path / "s.parquet")
+    asked = ("s.parquet", "--manifest", "m.parquet", "--budget", "1", "--set", "trim.guard=false", "-n")
+    assert "warning: no row of class 1 is left" in curate(*asked, cwd=tmp_path).err
+    assert "is left" not in curate(*asked[:-3], "-n", cwd=tmp_path).err
+
+
 def test_a_budget_of_nothing_edits_nothing(tmp_path: Path, digits: Path, scored: Path) -> None:
     for action in ("trim", "relabel"):
         asked = [scored, "--action", action, "--budget", "0", "-o", "c.parquet", "--edits", "e.jsonl"]

@@ -142,6 +142,20 @@ def test_rows_of_another_target_are_compared_too(folder: Path) -> None:
     assert found["leaks_between"]["target and train"] == 1
 
 
+def test_a_target_row_that_is_a_val_row_too_is_one_row(folder: Path) -> None:
+    """Under the same id; a copy of a train row that has an id of its own is a leak between the two."""
+    val = [row for row in ROWS if row.split == "val"]
+    write(feature_table([*val, near(3, "far-away", "val", 0), replace(ROWS[4], split="val")]), folder / "v.parquet")
+    given = ("score", "m.parquet", "--checkpoint", "run", "--target", "v.parquet", "--precision", "fp64")
+    ran = call_cli(*given, "--overlap", "keep", "--method", "loss", "--store", "store", "-o", "o.parquet", cwd=folder)
+    assert ran.code == 0, ran.err
+    found = asked(folder, "1%", "--json").json["duplicates"]
+    more = call_cli("evaluate", "o.parquet", "--duplicates", "1%", "--store", "store", "--json", cwd=folder)
+    more = more.json["duplicates"]
+    assert more["rows"] == found["rows"] + 2
+    assert more["leaks_between"] == {**found["leaks_between"], "target and train": 2}
+
+
 def test_features_are_stored_and_the_plan_says_what_lacks(folder: Path) -> None:
     fresh = ("--store", "fresh", "--json")
     given = ("evaluate", "s.parquet", "--duplicates", "5%")

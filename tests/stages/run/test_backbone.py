@@ -137,6 +137,27 @@ def test_only_growth_is_computed_and_planned(folder: Path) -> None:
     assert (warm["rows_to_compute"], warm["bytes"], warm["start_seconds"]) == (0, 0, 0.0)
 
 
+def test_gc_keeps_features_of_the_manifests_it_is_given_and_no_others(folder: Path) -> None:
+    words = ("--checkpoint", "run", "--features", BACKBONE, "--features-checkpoint", "w.safetensors")
+    words = (*words, "--features-size", "32", "--method", "probe", "--isolated", "--store", "kept", "--format", "json")
+    assert call_cli("score", "m.parquet", *words, "-o", "s.parquet", cwd=folder).code == 0
+    assert call_cli("score", "fewer.parquet", *words, "-o", "f.parquet", cwd=folder).code == 0
+
+    def after_gc(manifest: str, dropped: int, lacks: int) -> None:
+        gone = call_cli("cache", "gc", "--keep", manifest, "--store", "kept", "--format", "json", cwd=folder)
+        assert gone.json["rows_dropped"] == dropped
+        plan = call_cli("score", "m.parquet", *words, "-n", cwd=folder).json
+        assert plan["steps"][-1]["row_values_to_compute"]["features"] == lacks
+        assert str(plan["seconds"]) != "-0.0"
+
+    after_gc("m.parquet", 0, 0)
+    assert call_cli("score", "m.parquet", *words, "-o", "again.parquet", cwd=folder).code == 0
+    assert pq.read_table(folder / "again.parquet").equals(pq.read_table(folder / "s.parquet"))
+    after_gc("fewer.parquet", 10 + 10, 10)  # outputs of the model that is scored, and features
+    assert call_cli("score", "fewer.parquet", *words, "-o", "again.parquet", cwd=folder).code == 0
+    assert pq.read_table(folder / "again.parquet").equals(pq.read_table(folder / "f.parquet"))
+
+
 def test_the_model_that_is_scored_keeps_its_scores(folder: Path) -> None:
     """Beside methods that look at features of another model."""
     base = ("score", "m.parquet", "--checkpoint", "run", "--params", "last", *PLAIN[:3], "-o", "s.parquet")

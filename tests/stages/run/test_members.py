@@ -336,6 +336,12 @@ def test_a_decision_of_another_run_made_meanwhile_stands(bench: Bench) -> None:
     assert len(job.members_of["ip-ensemble"]) == 11
 
 
+def test_a_value_of_the_wrong_type_is_refused_with_the_usual_one() -> None:
+    with pytest.raises(UsageError, match=r"auto\.neighbours='x' is not a whole number") as caught:
+        make_methods(GradSpec(("auto",), options={"auto": {"neighbours": "x"}}))
+    assert "--set auto.neighbours=50" in caught.value.fix
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
