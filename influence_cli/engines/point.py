@@ -33,9 +33,19 @@ SINGLE = 1e-5  # of a derivative in float64 that differs by less, and yet differ
 CHECKED = {torch.float32: 1e-2, torch.float64: 1e-8, torch.bfloat16: 0.3}  # two ways to one tangent, of its largest
 
 
+_within: list[bool] = []  # of each ``differentiable_kernels`` that is entered, whether it is about recurrent layers too
+
+
 @contextlib.contextmanager
 def differentiable_kernels(recurrent: bool = False) -> Iterator[None]:
-    """Kernels that have a forward-mode rule: fused attention and fused RNNs have none."""
+    """Kernels that have a forward-mode rule: fused attention and fused RNNs have none.
+
+    Within another such block nothing is left to do, and it costs next to nothing.
+    """
+    if _within and (_within[-1] or not recurrent):
+        yield
+        return
+    _within.append(recurrent)
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     precision = torch.get_float32_matmul_precision()
@@ -61,6 +71,7 @@ def differentiable_kernels(recurrent: bool = False) -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.allow_tf32 = cudnn_tf32
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(reduced)
+        _within.pop()
 
 
 def is_recurrent(model: nn.Module) -> bool:

@@ -5,6 +5,8 @@ python -m pytest tests/curvature/test_head.py
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,18 @@ def seen() -> Any:
     return lambda: Body.rows
 
 
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Net]:
+    """The net of a class of models, by which the dense matrix is known once it has been made."""
+
+    @functools.cache
+    def made(model: type[nn.Module], width: int) -> Net:
+        torch.manual_seed(5)
+        return _net(tmp_path_factory.mktemp(model.__name__), model(), width)
+
+    return made
+
+
 HEADS = {  # model, its inputs, --params, the prefix of the selected names, the path of the head
     "last": (Residual, 16, "last", "head.", "head"),
     "weight alone": (Residual, 16, "head.weight", "head.weight", "head"),
@@ -123,10 +137,9 @@ HEADS = {  # model, its inputs, --params, the prefix of the selected names, the 
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_products_and_the_matrix_are_those_of_the_whole_model(name: str, tmp_path: Path) -> None:
+def test_products_and_the_matrix_are_those_of_the_whole_model(name: str, nets: Callable[..., Net]) -> None:
     model, width, params, prefix, path = HEADS[name]
-    torch.manual_seed(5)
-    net = _net(tmp_path, model(), width)
+    net = nets(model, width)
     for kind in KINDS:
         dense = _block(net, kind, prefix)
         curvature = net.curvature(params=params, batch_size=4)

@@ -267,7 +267,9 @@ def test_t15_proximal_bregman_response(tmp_path: Path) -> None:
         theta = start
         for _ in range(6):
             gradient = torch.autograd.functional.jacobian(objective, theta)
-            theta = theta - torch.linalg.solve(torch.autograd.functional.hessian(objective, theta), gradient)
+            theta = theta - torch.linalg.solve(
+                torch.autograd.functional.hessian(objective, theta, vectorize=True), gradient
+            )
         assert torch.autograd.functional.jacobian(objective, theta).abs().max() < 1e-12
         return theta
 

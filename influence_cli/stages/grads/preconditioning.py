@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influence_cli.data.manifest import Rows
+from influence_cli.engines.point import differentiable_kernels
 from influence_cli.errors import ManifestError
 from influence_cli.methods.shapes.preconditioned import FactorAt, Preconditioned
 from influence_cli.stages.grads.interim import KeptInterim
@@ -48,7 +49,7 @@ def precondition(
         curvature = fitted_curvature(run, session, name, member, model)
         columns = np.stack([curvature.flat(q) for _, q in wanted]).T  # each lies in one piece
         interim, started = KeptInterim(run, session, *(a.u for a, _ in wanted)), time.perf_counter()
-        with interim.kept(curvature):
+        with interim.kept(curvature), differentiable_kernels(curvature.point.recurrent):  # once for all products
             preconditioned, facts = method.precondition(columns, curvature)
             about = about_curvature(run, facts, curvature)
             dtype = next(iter(wanted[0][1].values())).dtype
