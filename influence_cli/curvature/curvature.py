@@ -206,7 +206,7 @@ class Curvature:
 
         The logits [b, C] are returned.
         """
-        if kind == "hessian":
+        if kind == "hessian" and not self._linearised.closed(x):
             graph = Graph(self.at, x)
             z, images = graph.logits.detach(), graph.hessian(y, w, directions, self.loss)
         else:
@@ -265,7 +265,8 @@ class Curvature:
 
     @functools.cached_property
     def _linearised(self) -> Linearised:
-        return Linearised(self.at, self.loss)
+        linear = None if self.found_head is None or self._linear is None else self.found_head.path
+        return Linearised(self.at, self.loss, linear)
 
     @functools.cached_property
     def _linear(self) -> LinearHead | None:

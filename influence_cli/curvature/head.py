@@ -89,10 +89,11 @@ class Head:
         return all(agree(a.double(), b.double(), bound, most) for a, b in pairs)
 
 
-def head_of(point: Point, x: Tensor, whole: bool = False) -> Head | None:
+def head_of(point: Point, x: Tensor) -> Head | None:
     """The one module behind whose inputs all selected parameters lie, as inputs ``x`` show it; None where none is.
 
-    A module that has all parameters of the model is one only where ``whole`` says so: little is saved by it.
+    A module that has all parameters of the model is one only where it is a linear layer, whose curvature has a closed
+    form: otherwise nothing is saved by it.
     """
     owners = [name.split(".")[:-1] for name in point.selected]
     shared = 0
@@ -100,7 +101,7 @@ def head_of(point: Point, x: Tensor, whole: bool = False) -> Head | None:
         shared += 1
     path = ".".join(owners[0][:shared])
     alone = all(name.startswith(path + ".") for name, _ in point.model.named_parameters())
-    if not path or (alone and not whole):
+    if not path or (alone and type(point.model.get_submodule(path)) is not nn.Linear):
         return None  # nothing that is worth doing once comes before it
     try:
         head = Head(point, path)

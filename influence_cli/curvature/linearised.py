@@ -4,7 +4,8 @@
     J^T C   one forward pass that is kept, and a backward pass for each of k cotangents [b, C]
     H V     one forward and one backward pass that are kept, and a pass back through both for each of k directions
 
-so that k columns never pay k times for what does not depend on them.
+so that k columns never pay k times for what does not depend on them.  Where the logits are a linear layer's, W h + b,
+all of it has a closed form: J u = U h + c, and J^T v = (v h^T, v).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from influence_cli.engines.engine import Directions, Engine
@@ -64,9 +66,17 @@ class Graph:
 class Linearised:
     """Products of a point's Jacobians and Hessians, a batch at a time."""
 
-    def __init__(self, point: Point, loss: RowLoss = CROSS_ENTROPY) -> None:
-        """The engine is picked on the first batch."""
+    def __init__(self, point: Point, loss: RowLoss = CROSS_ENTROPY, linear: str | None = None) -> None:
+        """The engine is picked on the first batch; none is needed where the point's model is the layer ``linear``."""
         self.point, self.engine, self.loss = point, Engine(point), loss
+        self._layer = None
+        if linear is not None and point.dtype != torch.bfloat16:  # whose sums the engine has in float32
+            own = {**dict(point.model.named_parameters()), **point.selected}
+            self._layer = f"{linear}.weight", f"{linear}.bias", own
+
+    def closed(self, x: Tensor) -> bool:
+        """Whether products with inputs ``x`` have a closed form."""
+        return self._layer is not None and x.ndim == 2
 
     def push(self, x: Tensor, directions: Directions) -> tuple[Tensor, list[Tensor]]:
         """Logits [b, C], and J u [b, C] for every direction; as many as fit share a pass.
@@ -74,6 +84,8 @@ class Linearised:
         Raises:
             ModelError: no engine can take these derivatives.
         """
+        if self.closed(x):
+            return self._push_by_layer(x, directions)
         size = sum(p.numel() for p in self.point.selected.values())
         most = max(1, min(TANGENTS, TANGENT_VALUES // max(1, size)))
         z, tangents = self.engine.outputs(x, directions[:most])
@@ -87,4 +99,20 @@ class Linearised:
         """Logits [b, C], and by parameter name J^T W B J u for every direction, B the output curvature."""
         z, tangents = self.push(x, directions)
         at = self.loss.curvature(z, y)
+        if self.closed(x):
+            return z, self._pull_by_layer(x, [at.times(t, w) for t in tangents])
         return z, Graph(self.point, x).pull([at.times(t, w) for t in tangents])
+
+    @torch.no_grad()
+    def _push_by_layer(self, h: Tensor, directions: Directions) -> tuple[Tensor, list[Tensor]]:
+        assert self._layer is not None
+        weight, bias, own = self._layer
+        z = F.linear(h, own[weight], own.get(bias))
+        nothing = torch.zeros_like(own[weight])
+        return z, [F.linear(h, u.get(weight, nothing), u.get(bias)) for u in directions]
+
+    def _pull_by_layer(self, h: Tensor, cotangents: list[Tensor]) -> Iterator[dict[str, Tensor]]:
+        assert self._layer is not None
+        weight = self._layer[0]
+        for v in cotangents:
+            yield {name: v.T @ h if name == weight else v.sum(0) for name in self.point.selected}

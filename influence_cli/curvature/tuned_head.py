@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from influence_cli.curvature.curvature import Curvature
-from influence_cli.curvature.head import head_of
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.maths.hashed_draws import keyed_uniform
 from influence_cli.maths.labels import softmax
@@ -65,9 +64,6 @@ class TunedHead:
         )
         batches = [(h, y) for _, h, y, _ in self.curvature.head_batches("head-vm (target rows)")]
         head = self.curvature.found_head
-        if head is None:  # a linear model is its head
-            head = head_of(self.curvature.at, batches[0][0], whole=True)
-            batches = batches if head is None else [(head.inputs(x), y) for x, y in batches]
         if head is None or type(head.module) is not torch.nn.Linear or batches[0][0].dim() != 2:
             raise ModelError("the model does not end in one linear layer, which head-vm tunes", fix="use self-lissa")
         self.head, self.bias = head, head.module.bias is not None

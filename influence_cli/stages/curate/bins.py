@@ -139,7 +139,7 @@ def needs_canaries(request: CurateRequest) -> bool:
     if request.bins is None:
         return False
     asked = request.by if request.maximise is None else (request.maximise,)
-    if len(asked) > 1 or request.combine is not None:
+    if len(asked) != 1 or request.combine is not None:
         return True
     schema = schema_of(request.scores)
     column = column_named(asked[0], schema.empty_table(), shown(request.scores))

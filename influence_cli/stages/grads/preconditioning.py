@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influence_cli.data.manifest import Rows
-from influence_cli.engines.point import differentiable_kernels
 from influence_cli.errors import ManifestError
 from influence_cli.methods.shapes.preconditioned import FactorAt, Preconditioned
 from influence_cli.stages.grads.interim import KeptInterim
@@ -39,6 +38,8 @@ def precondition(
     model: nn.Module,
 ) -> None:
     """Fit the factors that are not stored, and compute and store every missing u whose q is."""
+    from influence_cli.engines.point import differentiable_kernels
+
     assert run.fit is not None
     for name in dict.fromkeys(a.method for a in missing):
         method = run.solvers[name]
