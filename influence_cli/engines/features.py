@@ -88,7 +88,7 @@ def width_of(spec: ModelSpec) -> int:
     if name is None:
         x = blank_input(spec, ROWS, torch.float32)
         name = None if x is None else logit_layer(model, as_argument(x))
-    layer = model.get_submodule(name) if name else None
+    layer = model.get_submodule(name) if name else model  # which may be that layer itself
     if not isinstance(layer, nn.Linear):
         raise NoFeatures(NO_LAYER, fix=INSTEAD)
     return layer.in_features

@@ -103,6 +103,8 @@ def test_a_model_without_features_is_scored_by_ip_and_its_table_opens_again(tmp_
     torch.manual_seed(0)
     write(feature_table(examples()), tmp_path / "m.parquet")
     task, asked = influence_cli.Task(Sum()), {"store": str(tmp_path / "store")}
+    one = influence_cli.Task(nn.Linear(5, 3))  # which is the layer that makes its logits
+    assert influence_cli.plan(str(tmp_path / "m.parquet"), task=one, store=None)["auto"]["method"] == "auto"
     plan = influence_cli.plan(str(tmp_path / "m.parquet"), task=task, **asked)
     assert plan["auto"]["method"] == "ip"
     found = influence_cli.score(str(tmp_path / "m.parquet"), task=task, **asked)
