@@ -10,7 +10,7 @@ where its own has learned its wrong labels: ``--features``.
 This is for utility, where rows do harm by a wrong label.  For all else auto is a method that estimates what a row does
 to the objective (``chosen``): for other objectives and for language models ``ekfac`` with ``--params last``, whose
 curvature costs little there, and else ``ip``; ``ip`` too where labels are no classes, all rows are of one class or too
-few, or the model has no features, and where scores of pairs of rows are asked for.
+few or many, or the model has no features, and where scores of pairs of rows are asked for.
 
 Labels of target rows are taken to be right.  Target rows that are train rows too are left out.  Weights of rows change
 nothing.  Columns ``other_label`` and ``other_probability`` of the table are those of P.
@@ -62,10 +62,13 @@ class Auto(Method):
     folds: int = setting(5, "folds of the rows that are fitted on")
     neighbours: int = setting(50, "nearest rows that count", "rows")
     seed: int = setting(0, "of the folds")
+    max_rows: int = setting(
+        100_000, "train rows that are held against each other; more get effects", "rows", limit=True
+    )
     with_target: bool = resolved(False)
 
     def __post_init__(self) -> None:
-        check_options(self, {}, {"folds": 3, "seed": 0}, ("neighbours",))
+        check_options(self, {}, {"folds": 3, "seed": 0}, ("neighbours", "max_rows"))
 
     def needs_target(self) -> bool:
         """Where there are any."""
@@ -143,12 +146,12 @@ class Question:
     objectives: Sequence[str]
     params: str
     holds: str  # what labels are: see ``data.label_kinds``
-    classes: int  # that rows are of
+    classes: int  # that rows are of, as far as it matters: 1, or more
     train: int  # rows
     target: bool  # whether there are target rows
     effects: str = ""  # why only a method of effects answers, where that is for another reason than these
 
-    def why_effects(self, folds: int) -> str:
+    def why_effects(self, folds: int, most: int) -> str:
         """Why a method of effects is the one to take; nothing where labels can be judged, or no target says effects."""
         if tuple(self.objectives) != (UTILITY,):
             return "a wrong label is another question"
@@ -161,6 +164,10 @@ class Question:
             return f"labels are {are}, and it judges classes (--method probe judges these)"
         if self.classes < 2:
             return "all rows are of one class, and it tells classes apart"
+        if self.train > most:
+            return (
+                f"{self.train:,} train rows are more than it holds against each other (at most {most:,}: auto.max_rows)"
+            )
         few = self.train < 2 * folds
         return f"{self.train} train rows are too few to judge each by the others" if few else ""
 
@@ -175,10 +182,10 @@ def chosen(method: Method, question: Question, options: Options) -> tuple[Method
     """
     if not isinstance(method, Auto):
         return method, ""
-    why = question.why_effects(method.folds)
+    why = question.why_effects(method.folds, method.max_rows)
     if not why:
         return replace(method, with_target=question.target), ""
-    if method != Auto():
+    if replace(method, max_rows=Auto().max_rows) != Auto():
         what = f"options of auto are about wrong labels, and it is about {', '.join(question.objectives)} here: {why}"
         raise UsageError(what, fix="leave --set auto.... out, or name the method: --method ip")
     solves = question.params == "last" and (tuple(question.objectives) != (UTILITY,) or question.holds == NOTHING)

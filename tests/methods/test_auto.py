@@ -193,6 +193,7 @@ def test_what_it_is_for_rows_without_labels_and_for_several_objectives() -> None
         (replace(labels, holds=SEVERAL), IP()),
         (replace(labels, classes=1), IP()),
         (replace(labels, train=9), IP()),
+        (replace(labels, train=100_001), IP()),
         (replace(labels, train=10), Auto(with_target=True)),
         (replace(labels, params="last"), Auto(with_target=True)),
     ):
@@ -200,6 +201,8 @@ def test_what_it_is_for_rows_without_labels_and_for_several_objectives() -> None
         assert found == method
         assert bool(because) == (found != Auto(with_target=True))
     assert chosen(auto, replace(labels, holds=NUMBERS, target=False), {}) == (Auto(), "")  # which says what is lacking
+    assert chosen(Auto(max_rows=100_001), replace(labels, train=100_001), {})[1] == ""
+    assert chosen(Auto(max_rows=100), labels, {})[0] == IP()
     assert chosen(IP(), labels, {}) == (IP(), "")
     assert chosen(auto, replace(labels, classes=1), {"ip": {"normalise": "cosine"}})[0] == IP(normalise="cosine")
 

@@ -40,7 +40,8 @@ def with_auto(
     kind, train, val = manifest.label_kind, manifest.rows("train").labels, manifest.rows("val").labels
     classes = 2
     if kind.holds == CLASSES and inputs.target is None:  # of other target rows they are not known yet
-        classes = len(np.unique(np.concatenate([train, val])))
+        every = np.concatenate([train, val])
+        classes = 1 if (every == every[0]).all() else 2
     question = Question(
         spec.objectives, spec.params, kind.holds if model is None else loss_of(model).holds, classes, len(train),
         inputs.target is not None or len(val) > 0, effects or (OWN_SIZE if spec.relative else ""),
