@@ -16,7 +16,8 @@ from torch import Tensor
 from influence_cli.model.losses.protocol import RowLoss
 
 LOGITS_HELD = 4_000_000  # on a device before they are measured: one measurement of many batches costs what one does
-CACHED = 1 << 16  # the same in memory: what a processor's cache holds is measured twice as fast
+IN_MEMORY = 1 << 19  # the same in memory: beginning to measure, in the midst of training, costs what 5,000 rows do
+AT_ONCE = 1 << 14  # of these so many at a time, which a processor's cache holds
 SHARD_BYTES = 8_000_000  # of values before they are written: an epoch of many rows, many epochs of a few
 Values = dict[str, NDArray[np.float32]]  # by name [epochs, rows]
 
@@ -47,17 +48,20 @@ class EpochValues:
         self.place[keep] = np.arange(len(keep))
         of_classes = ("margin", "error") if loss.likelihood else ("margin", "error", "probability")
         self.names = ("loss", *of_classes) if loss.by_class else ("loss",)
+        self.given = not loss.likelihood  # whether the loss is not to be had from the logits
         self.write, self.size, self.rows = write, size, len(keep)
         self.held: list[tuple[int, NDArray[np.int64], Tensor, Tensor | None]] = []  # batches by epoch
-        self.logits = 0  # that are held
+        self.logits, self.most = 0, LOGITS_HELD  # that are held, and may be
         self.now = self.first = 1  # the epoch that goes on, and the first that is not written
         self.values = np.empty((len(self.names), 0, self.rows), dtype=np.float32)  # with room for more epochs
 
     def batch(self, rows: NDArray[np.int64], logits: Tensor, losses: Tensor) -> None:
         """The logits [b, C] and losses [b] of the rows [b] of a training step."""
-        self.held.append((self.now, rows, logits.detach(), None if self.loss.likelihood else losses.detach()))
+        if not self.held:
+            self.most = IN_MEMORY if logits.is_cpu else LOGITS_HELD
+        self.held.append((self.now, rows, logits.detach(), losses.detach() if self.given else None))
         self.logits += logits.numel()
-        if self.logits >= (CACHED if logits.is_cpu else LOGITS_HELD):
+        if self.logits >= self.most:
             self._measure()
 
     def epoch(self) -> None:
@@ -96,7 +100,10 @@ class EpochValues:
         found = [torch.cat(given).float()] if given else []
         if self.loss.by_class:
             z = torch.cat(list(logits)).float()
-            loss, *others = of_classes(z, torch.from_numpy(self.labels[rows]).to(z.device))
+            y = torch.from_numpy(self.labels[rows]).to(z.device)
+            step = max(1, AT_ONCE // z.shape[1]) if z.is_cpu else len(z)
+            parts = [torch.stack(of_classes(*some)) for some in zip(z.split(step), y.split(step), strict=True)]
+            loss, *others = torch.cat(parts, dim=1)
             found = [*(found or [loss]), *others][: len(self.names)]
         return torch.stack(found).cpu().numpy()
 
