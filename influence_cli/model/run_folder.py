@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import DamagedModel
 from influence_cli.model.run_record import WEIGHTS_FILE, RunRecord
+from influence_cli.store.claims import Claims
 from influence_cli.store.files import (
     METADATA_KEY,
     DamagedFile,
@@ -77,6 +78,10 @@ class RunFolder:
     def arm(self, name: str) -> RunFolder:
         """The folder of one finished training, by its fingerprint."""
         return RunFolder(self.path / ARMS / name)
+
+    def claims(self) -> Claims:
+        """Which training a process is at: a hidden file below ``arms/`` for each, which is there while it goes on."""
+        return Claims(lambda name: self.path / ARMS / f".{name}.claim.tmp")
 
     def read(self) -> RunRecord | None:
         """What ``run.json`` says, verified; None where there is none, or it is another program's.

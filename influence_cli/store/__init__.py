@@ -21,6 +21,7 @@
   attacks/<fp>/<shard>          keys u8[n, 16] (row), input [n, ...], payload_keys: attacked target rows;
                                 of texts a token each: keys of row and token, input [n, d] its change
   trainings/<fp>.safetensors    each target and test row's loss and margin after training on a subset of the train rows
+  claims/<fp>.lock              while a process is at a chain or a member, so that others take the next one
   models/<fp>.json              what an architecture's name meant (input size, mean, sd) under a timm version
   engines/<member-fp>.json      how a member's derivatives were last taken, and how far they were from the loop
   tasks/<fp>.json               outputs on a few rows by which a model of the user's own is known
@@ -37,10 +38,11 @@ from pathlib import Path
 from typing import Any
 
 from influence_cli.events import SILENT, Listener
+from influence_cli.store.claims import Claims
 from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.gradients import GradientFolder
 from influence_cli.store.keys import Keys, fingerprint
-from influence_cli.store.layout import FILE_KEYS, TIMINGS, UNDECODABLE, VALUE_NOTE
+from influence_cli.store.layout import CLAIM, CLAIMED, FILE_KEYS, TIMINGS, UNDECODABLE, VALUE_NOTE
 from influence_cli.store.mapped import MappedFolder
 from influence_cli.store.notes import read_note, read_revisions, write_note
 from influence_cli.store.place import Place, check_place, store_root
@@ -81,6 +83,7 @@ class Store:
         self.trainings = self._files("trainings", "trained again")
         self.weights = self._files("weights", "trained again", what="member")  # of members that were trained further
         self.chains = self._files("chains", what="chain")  # Phi at draws of the parameters, and how they were drawn
+        self.claims = Claims(lambda name: self.root / CLAIMED / f"{name}{CLAIM}", self._place.claim)
 
     def _files(self, kind: str, again: str = "computed again", what: str | None = None) -> FileFolder:
         return FileFolder(self.root / kind, self.listener, self._place.claim, again, what)

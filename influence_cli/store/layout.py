@@ -22,6 +22,7 @@ OF_DIRECTIONS = ("tangents", "tokens", "positions")  # folders that have the nam
 OF_ROWS = ("outputs", "row_values", "traces", "top_rows", "attacks", "gradients", "features", "tuned_head")
 SHARDED = [*OF_DIRECTIONS, *OF_ROWS]  # one folder a thing
 NOTED = ("models", "engines", "tasks")  # one note a thing
+CLAIMED, CLAIM = "claims", ".lock"  # one empty file a claim, which is there while it is held
 MARKER, TAG = "influence-store", "CACHEDIR.TAG"
 SPEC, VALUE_NOTE, UNDECODABLE, TIMINGS = "spec.json", "curvature.json", "undecodable.json", "timings.json"
 FILE_KEYS = "payload-files.parquet"
@@ -47,7 +48,7 @@ def of_place(parts: Parts) -> bool:
     if len(parts) == 1:
         return True
     if len(parts) == 2:
-        return parts[0] in SINGLE + NOTED
+        return parts[0] in (*SINGLE, *NOTED, CLAIMED)
     return len(parts) == 3 and parts[0] in SHARDED and NAME.fullmatch(parts[1]) is not None
 
 
@@ -60,6 +61,8 @@ def fits(parts: Parts) -> bool:
         return name in (MARKER, TAG, UNDECODABLE, TIMINGS, FILE_KEYS)
     if not of_place(parts):
         return False
+    if parts[0] == CLAIMED:
+        return name == f"{stem}{CLAIM}" and hashed
     if parts[0] in NOTED:
         return hashed and suffix == "json"
     return (hashed and suffix == "safetensors") or (parts[0] in SHARDED and name in (SPEC, VALUE_NOTE))
@@ -173,6 +176,13 @@ def folders_of(path: Path, links: bool = False) -> list[Path]:
 def singles_of(folder: Path) -> list[Path]:
     """The files in the folder of a kind, where that is no link."""
     return [] if folder.is_symlink() else files_of(folder)
+
+
+def claims_of(folder: Path) -> list[Path]:
+    """The files of claims in their folder, where that is no link."""
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if fits((CLAIMED, p.name)) and p.is_file() and not p.is_symlink())
 
 
 def bytes_of(file: Path) -> int:

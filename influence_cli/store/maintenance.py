@@ -139,7 +139,8 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT, fits: se
 
 def _collect_rubbish(root: Path) -> int:
     """Remove what was set aside, and what runs have left a day ago; returns the number of files."""
-    removed = 0
+    claims = [f.stem for f in layout.claims_of(root / layout.CLAIMED)]
+    removed = Store(root).claims.drop_unheld(claims)
     for file in layout.singles_of(root / "interims"):
         if _age(file) > SPARE_SECONDS and _fit_of(file) is not None and layout.NAME.fullmatch(file.stem):
             file.unlink(missing_ok=True)

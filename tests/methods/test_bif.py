@@ -26,6 +26,7 @@ from influence_cli.methods.bif import BIF
 from influence_cli.methods.stored import Chain
 from influence_cli.model.losses import CROSS_ENTROPY
 from influence_cli.settings import GradSpec
+from influence_cli.stages.grads.chains import ChainRunner
 from influence_cli.stages.grads.further import open_fit_rows
 from influence_cli.stages.grads.member_model import Models
 from influence_cli.stages.grads.phi_values import PhiValues
@@ -379,8 +380,13 @@ def test_chains_are_drawn_by_several_processes(problem: Problem, tmp_path: Path)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork")
-def test_processes_that_run_at_once_share_a_store(problem: Problem, tmp_path: Path) -> None:
-    """Chains that are asked for one by one are drawn once; those that two draw at once are whole, and the same."""
+def test_processes_that_run_at_once_share_a_store(
+    problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each chain is drawn by one process, whether they are asked for one by one or all by both, and they are the same.
+
+    What several processes have done is in a file, a word each.
+    """
     straight, store = column(score(job(problem))), str(tmp_path / "store")
     (tmp_path / "store").mkdir()
     at_once(*(functools.partial(fill, job(problem, {"only": k}, store=store)) for k in (1, 2)))
@@ -388,8 +394,17 @@ def test_processes_that_run_at_once_share_a_store(problem: Problem, tmp_path: Pa
     assert all(w.nothing for w in missing_work(case))
     np.testing.assert_array_equal(column(score(case)), straight)
     (tmp_path / "other").mkdir()
+    drawn, real = tmp_path / "drawn", ChainRunner.run_chain
+
+    def noted(self: Any, number: int, interim: Any) -> Any:
+        with drawn.open("a") as file:
+            file.write(f"{number} ")
+        return real(self, number, interim)
+
+    monkeypatch.setattr(ChainRunner, "run_chain", noted)
     both = [functools.partial(fill, job(problem, store=str(tmp_path / "other"))) for _ in range(2)]
     at_once(*both)
+    assert sorted(drawn.read_text().split()) == ["0", "1"]
     np.testing.assert_array_equal(column(score(job(problem, store=str(tmp_path / "other")))), straight)
     assert examine(tmp_path / "other").damaged == []
 

@@ -30,6 +30,7 @@ from influence_cli.settings import Inputs
 from influence_cli.stages.retrain.folds import dealt
 from influence_cli.stages.retrain.request import RetrainRequest
 from influence_cli.stages.retrain.retrain import retrain
+from influence_cli.stages.retrain.training_run import TrainingRun
 from tests.by_hand import inputs_of, trained_by_hand
 from tests.cases import Heard, at_once, call_cli, column, examples, feature_table, with_column, write
 from tests.methods.test_by_epochs import refused, scored
@@ -191,10 +192,20 @@ def test_folds_go_on_where_they_stopped_and_models_may_be_kept(here: Path, monke
 
 
 @pytest.mark.filterwarnings("ignore:.*fork")
-def test_two_processes_on_one_run_folder_leave_the_folds_of_one(here: Path) -> None:
+def test_two_processes_on_one_run_folder_share_its_trainings(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained_by, real = here / "trained-by", TrainingRun.fit
+
+    def noted(self: Any, arm: Any, *how: Any) -> Any:
+        with trained_by.open("a") as file:
+            file.write(f"{arm.name}\n")
+        return real(self, arm, *how)
+
+    monkeypatch.setattr(TrainingRun, "fit", noted)
     at_once(*(functools.partial(trained, here, "at-once", calibration=0.2) for _ in range(2)))
     whole = {f.name: f.read_bytes() for f in (here / "run" / "folds").iterdir()}
     assert {f.name: f.read_bytes() for f in (here / "at-once" / "folds").iterdir()} == whole
+    folds = [f"all rows, fold {k} of 3" for k in (1, 2, 3)]
+    assert sorted(trained_by.read_text().splitlines()) == ["all rows", *folds]  # each once
     heard = Heard()
     trained(here, "at-once", heard, calibration=0.2)
     assert not [what for what, _ in heard.spans if what.startswith("train ")]

@@ -53,14 +53,20 @@ def law_of(run: Run, session: Session, name: str, member: Member, fit: FitLoss) 
     method, called = run.samplers[name], names.law(run, name, member)
     stored = session.store.chains.meta(called)
     if stored is None:
-        facts = _chosen(run, session, name, fit)
-        assert run.fit is not None
-        about = {"about": f"what {name} draws from", "fit": run.fit.fingerprint, "burn_in": facts["burn_in"]}
-        stored = session.store.chains.write(called, {"step": np.array([facts["step"]])}, {**about, "facts": facts})
+        with session.store.claims.wait(called):  # another process may be choosing it
+            stored = session.store.chains.meta(called) or _stored_choice(run, session, name, called, fit)
     facts = dict(stored["facts"])
     law = Law(facts["nbeta"], facts["gamma"], facts["step"], facts["sampler"] == "rmsprop", facts["burn_in"])
     _check(facts, method.force, name)
     return law, facts
+
+
+def _stored_choice(run: Run, session: Session, name: str, called: str, fit: FitLoss) -> dict[str, Any]:
+    """What is stored of the law, once it is chosen and written."""
+    facts = _chosen(run, session, name, fit)
+    assert run.fit is not None
+    about = {"about": f"what {name} draws from", "fit": run.fit.fingerprint, "burn_in": facts["burn_in"]}
+    return session.store.chains.write(called, {"step": np.array([facts["step"]])}, {**about, "facts": facts})
 
 
 def _chosen(run: Run, session: Session, name: str, fit: FitLoss) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ from influence_cli.stages.run.rates import LOSS, STEP, pass_key, remember_rate
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 from influence_cli.store import Keys
-from influence_cli.store.keys import digest_of_sorted
+from influence_cli.store.keys import digest_of_sorted, fingerprint
 from influence_cli.store.shards import MERGE_ROWS, positions
 
 if TYPE_CHECKING:
@@ -157,21 +157,41 @@ def chain_pass(run: Run, session: Session, work: Work, at: MemberModel) -> Loope
     for part, keys in work.in_pass("chains").items():
         if isinstance(part, ChainPart) and len(keys):
             wanted.setdefault((part.method, part.number), {})[part] = keys
-    runners: dict[tuple[str, bytes, tuple[str, ...]], ChainRunner] = {}
-    done, every_chain = 0, list(wanted.items())
-    own: Iterable[int] = range(len(every_chain))
-    if session.sharing and session.group is not None:
-        own = session.group.units(len(every_chain))
-    for (name, number), parts in (every_chain[k] for k in own):
+    chains = _Chains(run, session, at)
+    works = [
+        (fingerprint("chain", 1, of=sorted(part.name for part in parts)), functools.partial(chains.draw, *key, parts))
+        for key, parts in wanted.items()
+    ]
+    own: Iterable[list[tuple[str, Callable[[], None]]]] = [works]
+    if session.sharing and session.group is not None:  # whoever is free takes the next
+        own = ([works[k]] for k in session.group.units(len(works)))
+    for some in own:
+        session.store.claims.share(some, lambda: session.listener.note("waiting for chains that another process draws"))
+    return Looped(chains.done, 0.0, [])
+
+
+class _Chains:
+    """Draws chains at a member, each unless another process has stored it meanwhile."""
+
+    def __init__(self, run: Run, session: Session, at: MemberModel) -> None:
+        self.run, self.session, self.at, self.done = run, session, at, 0
+        self.runners: dict[tuple[str, bytes, tuple[str, ...]], ChainRunner] = {}
+
+    def draw(self, name: str, number: int, parts: dict[ChainPart, Keys]) -> None:
+        """One chain, with the moments of the rows that lacked them when the work was planned."""
+        run, session = self.run, self.session
+        session.forget_folders()
+        if not any(len(QUANTITIES[part.quantity].lacking(run, session, part)) for part in parts):
+            return
         every = np.concatenate(list(parts.values()))
         chosen = np.flatnonzero(positions(run.train.row_keys, every) >= 0)
         first = np.array(sorted(first_rows(run.train.take(chosen), run.train.row_keys[chosen]).values()))
         rows = run.train.take(chosen[first])
         objectives = tuple(part.objective for part in parts)
         shared = name, rows.index.tobytes(), objectives
-        if shared not in runners:
-            runners[shared] = ChainRunner(run, session, at, name, rows, list(objectives))
-        runner = runners[shared]
+        if shared not in self.runners:
+            self.runners[shared] = ChainRunner(run, session, self.at, name, rows, list(objectives))
+        runner = self.runners[shared]
         interim = KeptInterim(run, session, *(part.name for part in parts), digest_of_sorted(rows.row_keys))
         with interim.kept(runner.curvature), differentiable_kernels(runner.curvature.point.recurrent):
             taken, facts = runner.run_chain(number, interim)
@@ -179,8 +199,7 @@ def chain_pass(run: Run, session: Session, work: Work, at: MemberModel) -> Loope
                 _store(run, session, part, keys, rows, list(objectives).index(part.objective), taken, facts)
         if not interim.resumed and (not session.sharing or session.group is None or session.group.rank == 0):
             _remember(run, session, runner, len(rows))
-        done += len(rows)
-    return Looped(done, 0.0, [])
+        self.done += len(rows)
 
 
 def choose_laws(run: Run, session: Session, work: Work, at: MemberModel) -> None:

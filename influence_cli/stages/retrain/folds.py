@@ -6,6 +6,7 @@ trained as the arm is, with its edits, recipe and seed; it judges rows as they a
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,10 +58,18 @@ def out_of_fold(run: TrainingRun, arm: Arm, metrics: dict[str, Any]) -> dict[str
     _say_rare(run, arm, fold)
     files, models = dict[str, str](), list[str]()
     logits: NDArray[np.floating] | None = None
-    for k in range(count):
-        part = Arm(f"{arm.name}, fold {k + 1} of {count}", arm.labels, np.where(fold == k, 0.0, arm.weights))
-        rows = np.flatnonzero(fold == k)
-        name = f"{FOLDS}/fold-{k + 1}-of-{count}.safetensors"
+    parts = [
+        Arm(f"{arm.name}, fold {k + 1} of {count}", arm.labels, np.where(fold == k, 0.0, arm.weights))
+        for k in range(count)
+    ]
+    every = [np.flatnonzero(fold == k) for k in range(count)]
+    named = [f"{FOLDS}/fold-{k + 1}-of-{count}.safetensors" for k in range(count)]
+
+    def work(k: int) -> None:
+        _fold(run, parts[k], every[k], folder, named[k])
+
+    run.share([(run.folder(parts[k], seed).path.name, functools.partial(work, k)) for k in range(count)])
+    for part, rows, name in zip(parts, every, named, strict=True):
         digest, found = _fold(run, part, rows, folder, name)
         files[name] = digest
         logits = np.full((len(fold), found.shape[1]), np.nan) if logits is None else logits

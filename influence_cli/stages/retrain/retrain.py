@@ -158,6 +158,7 @@ def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dic
         **({"left_out": unusable} if unusable else {}),
     }
     seeds = range(request.seed, request.seed + request.seeds)
+    run.train_shared([(arm, seed, arm is arms[0]) for arm in arms for seed in seeds])
     results = {arm.name: {str(seed): run.train(arm, seed, arm is arms[0]) for seed in seeds} for arm in arms}
     different = Differences.of(run, arms, results)
     attack = attack_of(request.attack, request.options, run.spec) if len(run.test) else None  # of a run of classes

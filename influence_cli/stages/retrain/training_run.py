@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,7 @@ class TrainingRun:
     said_norm: bool = False  # what BatchNorm sees of a batch
     said_start: bool = False  # what of the first model is drawn anew
     trainings: list[Training] = field(default_factory=list)  # in order; one that is asked for again is named again
+    _new: set[str] = field(default_factory=set)  # folders of what this run has trained itself
 
     def folder(self, arm: Arm, seed: int) -> RunFolder:
         """Where an arm and seed are kept: a run folder of its own."""
@@ -96,17 +97,46 @@ class TrainingRun:
     def train(self, arm: Arm, seed: int, main: bool, values: bool = False) -> dict[str, Any]:
         """Train one arm with one seed, or return what is kept of it; ``values``: it must tell of its rows' epochs."""
         folder = self.folder(arm, seed)
-        first = main and seed == self.request.seed
-        keep = min(self.request.keep_checkpoints, self.recipe.rounds) if first else 0
-        asked = {"values"} if values or (first and self.request.wants_epochs) else set[str]()
-        asked |= {"moments"} if first and self.request.wants_moments else set[str]()
-        done = finished_training(folder, keep, self.listener, asked)
-        name, now = folder.path.name, {t.folder for t in self.trainings if not t.reused}
-        self.trainings.append(Training(arm.name, seed, name, done is not None and name not in now))
+        done, name = self._finished(arm, seed, main, values), folder.path.name
+        self.trainings.append(Training(arm.name, seed, name, done is not None and name not in self._new))
         if done is not None:
             self.listener.detail(f"{arm.name}, seed {seed}: already trained")
             return done if done.get("measured") == self._measures() else self._measured_again(folder, done, arm)
-        values = values or (first and self.request.records_epochs)
+        return self._train_arm(arm, seed, main, values)
+
+    def train_shared(self, jobs: list[tuple[Arm, int, bool]]) -> None:
+        """Train each of (arm, seed, whether it is the main arm) that is not kept, beside other processes that do so.
+
+        ``train`` finds them then.
+        """
+
+        def work(arm: Arm, seed: int, main: bool) -> None:
+            if self._finished(arm, seed, main) is None:
+                self._train_arm(arm, seed, main)
+
+        self.share([(self.folder(job[0], job[1]).path.name, functools.partial(work, *job)) for job in jobs])
+
+    def share(self, works: list[tuple[str, Callable[[], None]]]) -> None:
+        """Do named works that other processes may be at, each once; one has to look whether it is left to do."""
+        waiting = "waiting for a training that another process is at"
+        RunFolder(self.request.output).claims().share(works, lambda: self.listener.note(waiting))
+
+    def _keep(self, seed: int, main: bool) -> int:
+        """How many checkpoints are kept: of the main arm's first seed."""
+        return min(self.request.keep_checkpoints, self.recipe.rounds) if main and seed == self.request.seed else 0
+
+    def _finished(self, arm: Arm, seed: int, main: bool, values: bool = False) -> dict[str, Any] | None:
+        """What is kept of a training with all that is asked of it; None where it has to be trained."""
+        first = main and seed == self.request.seed
+        asked = {"values"} if values or (first and self.request.wants_epochs) else set[str]()
+        asked |= {"moments"} if first and self.request.wants_moments else set[str]()
+        return finished_training(self.folder(arm, seed), self._keep(seed, main), self.listener, asked)
+
+    def _train_arm(self, arm: Arm, seed: int, main: bool, values: bool = False) -> dict[str, Any]:
+        """Train an arm with a seed, whatever is kept of it, and keep it."""
+        folder, keep = self.folder(arm, seed), self._keep(seed, main)
+        self._new.add(folder.path.name)
+        values = values or (main and seed == self.request.seed and self.request.records_epochs)
         model, steps, notes = self.fit(arm, seed, f"train {arm.name}, seed {seed}", folder, keep, values)
         checkpoints = [asdict(c) for c in notes.checkpoints]
         result = {"seed": seed, "steps": steps, "checkpoints": checkpoints, **self._measure(model, arm)}
