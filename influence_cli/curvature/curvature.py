@@ -30,7 +30,7 @@ from influence_cli.curvature.dense import (
     finite_sum,
     linear_head,
 )
-from influence_cli.curvature.head import Head, head_of
+from influence_cli.curvature.head import Head, HeadInputs, head_of
 from influence_cli.curvature.jacobians import Jacobians, Way
 from influence_cli.curvature.linearised import Graph, Linearised
 from influence_cli.data.manifest import Rows
@@ -103,12 +103,26 @@ class Curvature:
         self._looked_for_head = False
         self.kept_inputs: Batches | None = None  # the head's inputs of all rows, where a pass has kept them
 
-    def unusable(self) -> NDArray[np.int64]:
-        """Manifest rows whose logits or derivatives are not finite in this precision: they are to be in no sum."""
+    def unusable(self, others: bool = False) -> NDArray[np.int64]:
+        """Manifest rows whose logits or derivatives are not finite in this precision: they are to be in no sum.
+
+        What lies before the head is run once: its inputs are kept for the passes that follow, and with ``others`` what
+        was decoded too, for those in another precision.
+        """
         found: list[int] = []
-        for index, x, _, _ in self.batches("fit rows checked"):
-            found += index[~usable_rows(self.point, x).cpu().numpy()].tolist()
+        for index, x, _, _ in self.head_batches("fit rows checked", others):
+            found += index[~usable_rows(self.at, x).cpu().numpy()].tolist()
         return np.array(sorted(found), dtype=np.int64)
+
+    def head_inputs(self) -> HeadInputs | None:
+        """The inputs of the head by payload key; None where there is no head, or a pass has not kept them."""
+        if self.found_head is None or not self.kept_inputs:
+            return None
+        if len({h.shape[1:] for _, h in self.kept_inputs}) > 1:  # texts that are filled up to several lengths
+            return None
+        keys = self.rows.manifest.payload_keys
+        rows = {keys[row].tobytes(): (h, k) for index, h in self.kept_inputs for k, row in enumerate(index.tolist())}
+        return HeadInputs(self.found_head, rows)
 
     def unused(self) -> list[str]:
         """Parameters of the layout that the logits of no row depend on; all rows are looked at where there may be some.
@@ -294,8 +308,11 @@ class Curvature:
                 progress.advance(len(index))
         self._decoded = kept.all()
 
-    def head_batches(self, what: str) -> Iterator[Batch]:
-        """``batches``, with the inputs of the ``head`` in the place of the model's; these too are kept where small."""
+    def head_batches(self, what: str, keep_decoded: bool = False) -> Iterator[Batch]:
+        """``batches``, with the inputs of the ``head`` in the place of the model's; these too are kept where small.
+
+        What was decoded is let go of then, unless it is to be kept too.
+        """
         if self.kept_inputs is not None:
             with self.listener.progress(what, len(self.rows), "fit rows") as progress:
                 for index, h in self.kept_inputs:
@@ -310,11 +327,13 @@ class Curvature:
                 kept.add(index, h)
             yield index, h, y, w
         self.kept_inputs = kept.all() if head is not None else None
-        if self.kept_inputs is not None:
+        if self.kept_inputs is not None and not keep_decoded:
             self._decoded = None
 
     def layers(self) -> Layers:
         """The blocks of what ``tapes`` runs, the model or its head; planned on the first batch."""
+        if self.kept_inputs:
+            return Layers(self.at, self.kept_inputs[0][1])
         first = self.over(self.rows.take(np.arange(min(self.batch_size, len(self.rows)))), "fp64")
         _, x, _, _ = next(first.batches("layers"))
         x = mapped(lambda t: t.to(self.dtype) if t.is_floating_point() else t, x)  # integers are looked up

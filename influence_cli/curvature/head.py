@@ -8,6 +8,8 @@ logits and tangents on a few rows must be those of the whole model.
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from influence_cli.engines.point import Point, agree, differentiable_kernels
 from influence_cli.engines.self_check import AGREES, CANNOT
+from influence_cli.store.keys import Keys
 
 ROWS = 4  # that it is tried on
 
@@ -48,6 +51,13 @@ class Head:
         self.module = point.model.get_submodule(path)
         precision = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16"}[point.dtype]
         self.point = Point(ModuleAlone(path, self.module), "all", None, precision, point.device, point.selected)
+
+    def moved(self, selected: dict[str, Tensor]) -> Head:
+        """The same module with other values of the parameters that lie behind its inputs."""
+        other = copy.copy(self)
+        other.point = self.point.anew()
+        other.point.selected = selected
+        return other
 
     def inputs(self, x: Tensor) -> Tensor:
         """What the module is given for inputs [b, ...] of the model."""
@@ -87,6 +97,23 @@ class Head:
         bound, most = AGREES.get(self.whole.dtype, 0.2), torch.finfo(self.whole.dtype).max
         pairs = zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True)
         return all(agree(a.double(), b.double(), bound, most) for a, b in pairs)
+
+
+@dataclass(eq=False)
+class HeadInputs:
+    """Inputs of a head that a pass over rows has kept: by payload key the batch that a row was in, and its place."""
+
+    head: Head
+    rows: dict[bytes, tuple[Tensor, int]]
+
+    def of_all(self, keys: Keys) -> bool:
+        """Whether there is one for each of these payload keys [n, 16]."""
+        return all(key.tobytes() in self.rows for key in keys)
+
+    def take(self, keys: Keys) -> Tensor:
+        """Those of payload keys [b, 16], all of which there are."""
+        found = [self.rows[key.tobytes()] for key in keys]
+        return torch.stack([batch[place] for batch, place in found])
 
 
 def head_of(point: Point, x: Tensor) -> Head | None:

@@ -55,7 +55,7 @@ def _filled(run: Run, session: Session) -> tuple[Run, int]:
             break
         run, more = _fill(run, session, look)
         done += more
-    session.decoded = None
+    session.decoded = session.head_inputs = None
     note_curvature(run, session)
     note_values(run, session)
     note_further(run, session)

@@ -5,23 +5,27 @@ A pass computes what the parts of its quantities lack, and says which rows turne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import functools
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from influence_cli.data.manifest import Rows
+from influence_cli.model.spec import ModelSpec
 from influence_cli.processes.group import Group
 from influence_cli.stages.grads.first_look import FirstLook
 from influence_cli.stages.grads.member_model import MemberModel, read_direction
 from influence_cli.stages.grads.preconditioning import about_curvature, fitted_curvature
-from influence_cli.stages.grads.row_loop import Looped, Parts, Speed, Waits, loop_over
+from influence_cli.stages.grads.row_loop import Chunks, Looped, Parts, Speed, Waits, loop_over
 from influence_cli.stages.grads.same_run import RunJob, helpers
 from influence_cli.stages.run import names
 from influence_cli.stages.run.curvature_plan import missing_solves
 from influence_cli.stages.run.plan import Work
 from influence_cli.stages.run.quantities import QUANTITIES, Part
 from influence_cli.stages.run.rates import pass_key
-from influence_cli.stages.run.run import Run
+from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Batch, Session
 from influence_cli.store import Keys
 from influence_cli.store.shards import Arrays
@@ -29,6 +33,7 @@ from influence_cli.store.shards import Arrays
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from influence_cli.curvature.head import HeadInputs
     from influence_cli.engines.point import Point
     from influence_cli.methods.protocol import OfBlocks
 
@@ -87,9 +92,11 @@ def forward_pass(run: Run, session: Session, work: Work, at: MemberModel, look: 
     from influence_cli.engines.engine import Engine
     from influence_cli.model.examples import sent_back
 
-    point, lacking = at.point, work.in_pass("forward")
+    lacking = work.in_pass("forward")
     # a target too small to be halved has no half direction
     lacking = {p: k for p, k in lacking.items() if not p.half or session.store.directions.meta(p.name) is not None}
+    held = _head_inputs(session, at, lacking)
+    point = at.point if held is None else held.head.point
     along = [part for part, keys in lacking.items() if part.quantity == "tangents" and len(keys)]
     directions = {part: read_direction(session, part.name, point) for part in along}
     engine, memory = Engine(point, session.runtime.engine, session.listener), Pieces(session.listener.warn)
@@ -102,7 +109,8 @@ def forward_pass(run: Run, session: Session, work: Work, at: MemberModel, look: 
     def compute(batch: Batch, parts: Parts) -> Waits:
         wanted = [part for part in parts if part in directions]
         u = [directions[part] for part in wanted]
-        z, tangents = memory.run(lambda some: engine.outputs(some, u), batch.on(point))
+        x = batch.on(point) if held is None else batch.decoded
+        z, tangents = memory.run(lambda some: engine.outputs(some, u), x)
         arrive = sent_back(torch.stack([z, *tangents]))
 
         def found() -> dict[Part, Arrays]:
@@ -120,13 +128,38 @@ def forward_pass(run: Run, session: Session, work: Work, at: MemberModel, look: 
 
     speed = Speed(lambda: pace.rows, took, 2 if accelerated else 1, look.sample if looking else lambda rows: (rows,))
     parts = look.apart(speed, shared) if looking and shared is not None else (speed,)
-    what = f"training rows, {at.called}"
-    every = [loop_over(run, session, run.train, lacking, compute, what, part) for part in parts]
+    source = None if held is None else functools.partial(_from_head, held, require_model(run)[0])
+    about = run, session, run.train, lacking, compute, f"training rows, {at.called}"
+    every = [loop_over(*about, part, source=source) for part in parts]
     looped = replace(every[-1], bad=[bad for one in every for bad in one.bad])
     session.listener.detail(f"{at.called}: {engine.how()}")
     if engine.checked is not None:
         session.store.write_engine_note(at.member.name, engine.checked.as_dict())
+    if held is not None:  # rows cost more than that where the whole model is run
+        return looped
     return looped.remember_rate(session, pass_key(run, session, "tangents" if work.tangents else "outputs"))
+
+
+def _head_inputs(session: Session, at: MemberModel, lacking: dict[Part, Keys]) -> HeadInputs | None:
+    """What a pass at the member has kept of its head's inputs, where it is enough for all that lacks something.
+
+    Logits and tangents are functions of them: what lies before the head need not be run again.  Where training goes on
+    the head alone moves, and its inputs are those at the checkpoint.
+    """
+    if session.head_inputs is None or session.head_inputs[0] != names.before_head(at.member):
+        return None
+    held = session.head_inputs[1]
+    alike = held.head.point.dtype == at.point.dtype and held.head.point.device == at.point.device
+    if not alike or not all(held.of_all(keys) for keys in lacking.values()):
+        return None
+    return held if at.member.walk is None else replace(held, head=held.head.moved(at.point.selected))
+
+
+def _from_head(held: HeadInputs, model: ModelSpec, rows: Rows, chunks: Chunks) -> Iterator[Batch]:
+    """Batches of a head's inputs in the place of decoded rows."""
+    for chunk in chunks:
+        index = np.array([row for row, _ in chunk], dtype=np.int64)
+        yield Batch(index, held.take(rows.manifest.payload_keys[index]), rows.manifest, model)
 
 
 def _value_pass(run: Run, session: Session, work: Work, at: MemberModel) -> Looped:

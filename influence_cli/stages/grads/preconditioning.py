@@ -15,7 +15,7 @@ import numpy as np
 
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ManifestError
-from influence_cli.methods.shapes.preconditioned import FactorAt, Preconditioned
+from influence_cli.methods.shapes.preconditioned import FactorAt
 from influence_cli.stages.grads.interim import KeptInterim
 from influence_cli.stages.grads.member_model import Models
 from influence_cli.stages.run import names
@@ -113,7 +113,7 @@ def _opened(
 
     meta = session.store.factors.meta(names.factor_of(run, at))
     curvatures = of(run.fit.rows)
-    rows = _usable_fit_rows(run, at.solver, curvatures) if meta is None else run.fit.less(set(meta["unusable"]))
+    rows = _usable_fit_rows(run, session, at, curvatures) if meta is None else run.fit.less(set(meta["unusable"]))
     alone = len(at.members) == 1 and at.members[0].name in known
     if like is not None and alone and np.array_equal(rows.index, like.rows.index):
         return like
@@ -125,8 +125,10 @@ def _opened(
     return curvatures[0]
 
 
-def _usable_fit_rows(run: Run, method: Preconditioned, curvatures: list[Curvature]) -> Rows:
+def _usable_fit_rows(run: Run, session: Session, at: FactorAt, curvatures: list[Curvature]) -> Rows:
     """The fit rows less those, of what a method sees of them, that are not finite in the precision of scores.
+
+    What lies before the head of a model is run for that, and its inputs are there for the scores of these rows.
 
     Raises:
         ManifestError: none is left.
@@ -137,11 +139,15 @@ def _usable_fit_rows(run: Run, method: Preconditioned, curvatures: list[Curvatur
     precision = "fp64" if run.spec.precision == "fp64" else "fp32"  # directions of bf16 runs are float32
     rows, checked = run.fit.rows, set[int]()
     while True:
-        seen = sample_by_keys(rows, method.costs(len(rows), curvatures[0].size).rows)
+        seen = sample_by_keys(rows, at.solver.costs(len(rows), curvatures[0].size).rows)
         new = seen.take(np.array([row not in checked for row in seen.index.tolist()], dtype=bool))
         if len(new) == 0:
             return rows
-        bad = np.unique(np.concatenate([c.over(new, precision).unusable() for c in curvatures]))
+        checking = [c.over(new, precision) for c in curvatures]
+        bad = np.unique(np.concatenate([c.unusable(others=True) for c in checking]))
+        if len(checking) == 1 and not checked:
+            found = checking[0].head_inputs()
+            session.head_inputs = None if found is None else (names.before_head(at.members[0]), found)
         checked |= set(new.index.tolist())
         rows = rows.take(~np.isin(rows.index, bad))
         if len(rows) == 0:

@@ -34,6 +34,8 @@ Parts = tuple[Part, ...]
 Waits = Callable[[], dict[Part, Arrays]]  # arrays [b, ...] of each part, once they have arrived
 Compute = Callable[[Batch, Parts], Waits]
 Segments = Callable[[NDArray[np.int64]], Iterable[NDArray[np.int64]]]
+Chunks = Iterable[list[tuple[int, "Payload"]]]
+Source = Callable[[Rows, Chunks], Iterable[Batch]]  # what stands in the place of decoded rows
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,12 @@ class Speed:
 
 def loop_over(
     run: Run, session: Session, rows: Rows, lacking: dict[Part, Keys], compute: Compute, what: str, speed: Speed,
-    write: Write | None = None, skip_bad: bool | None = None,
+    write: Write | None = None, skip_bad: bool | None = None, source: Source | None = None,
 ) -> Looped:  # fmt: skip
     """Compute and store, for rows of one manifest, what each part lacks of them (keys [n, 16]).
 
     ``write`` stores a shard, of no more rows than a shard is to have; without it each part is stored in its folder.
+    A ``source`` gives the batches in the place of decoding them.
 
     Raises:
         ManifestError: a row cannot be decoded, and bad rows are not skipped.
@@ -106,7 +109,8 @@ def loop_over(
         with session.listener.progress(what, len(needs)) as progress:
             chunks = _chunks(rows, needs, speed, divided)
             listen = unusable.__setitem__ if skipping else None
-            for batch in session.rows(require_model(run)[0], rows, chunks, listen):
+            model = require_model(run)[0]
+            for batch in session.rows(model, rows, chunks, listen) if source is None else source(rows, chunks):
                 parts = needs[int(batch.index[0])]
                 waiting.append((batch, parts, compute(batch, parts)))
                 if len(waiting) >= speed.at_once:

@@ -66,13 +66,21 @@ class WalkedWeights:
         if checkpoint.digest not in self._opened:
             from influence_cli.curvature.further import FitLoss
 
-            self._opened[checkpoint.digest] = FitLoss(open_fit_rows(self.run, self.session, model))
+            opened = open_fit_rows(self.run, self.session, model)
+            self._opened[checkpoint.digest] = FitLoss(opened)
+            held = opened.head_inputs()
+            self.session.head_inputs = None if held is None else (checkpoint.digest, held)
         fit = self._opened[checkpoint.digest]
         start = fit.start()
         with differentiable_kernels(fit.curvature.point.recurrent):
             w = start if known is None else self._flat(fit, known)
             for each in lacking:
-                w = self._trained(fit, checkpoint, each, w, start)
+                with self.session.store.claims.wait(names.walked(self.run, checkpoint.digest, each), self._say_waiting):
+                    known = self._stored(checkpoint, each)  # by another process, meanwhile
+                    w = self._flat(fit, known) if known else self._trained(fit, checkpoint, each, w, start)
+
+    def _say_waiting(self) -> None:
+        self.session.listener.note("waiting for a member that another process trains")
 
     def _flat(self, fit: FitLoss, parameters: dict[str, Tensor]) -> Tensor:
         import torch

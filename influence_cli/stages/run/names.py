@@ -82,6 +82,11 @@ def factor_spec(run: Run, at: FactorAt) -> str:
     return fingerprint("factor-spec", 1, fitted=at.solver.fitted(), **about)
 
 
+def before_head(member: Member) -> str:
+    """What stands for the model before the layers that are selected: members that training goes on to share it."""
+    return member.name if member.walk is None else member.checkpoint.digest
+
+
 def outputs(member: Member) -> str:
     """Name of a member's logits."""
     # revision 1, the member's own name, could hold outputs of target rows under the keys of train rows

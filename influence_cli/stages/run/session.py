@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from influence_cli.curvature.head import HeadInputs
     from influence_cli.data.manifest import Payload
     from influence_cli.engines.point import Point
     from influence_cli.model.decoded import DecodedByKey
@@ -83,6 +84,7 @@ class Session:
     runtime: Runtime
     listener: Listener = SILENT
     decoded: DecodedByKey | None = None  # decoded rows, while several passes need them
+    head_inputs: tuple[str, HeadInputs] | None = None  # what a pass kept, and whose it is (``names.before_head``)
     few: Tensor | None = None  # decoded rows from all over the data, on which a point's derivatives are checked
     group: Group | None = None  # the processes that it can be divided among
     sharing: bool = False  # whether they are at work in what is done now
