@@ -267,6 +267,56 @@ def prepare(folder: Path, asked: argparse.Namespace) -> None:
     np.savez(folder / "rows.npz", **arrays)
 
 
+def written_out(folder: Path) -> dict[str, tuple[str, Any]]:
+    """By library, what it computes of the last layer as its source has it, and these scores, in numpy and float64."""
+    argv = ["--checkpoint", "", "--params", "last", "--folder", str(folder)]
+    train, target = opened(folder, arguments(argv))[1]()
+    state = {k: v.double().numpy() for k, v in _weights(folder).items()}
+    w = np.hstack([state[f"{LAST}.weight"], state[f"{LAST}.bias"][:, None]])
+
+    def part(rows: Any) -> tuple[Any, Any, Any]:
+        """Inputs with a one [n, I], probabilities and gradients in the logits [n, O]."""
+        a = np.hstack([rows.tensors[0].double().numpy(), np.ones((len(rows), 1))])
+        z = a @ w.T
+        p = np.exp(z - z.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        return a, p, p - np.eye(len(w))[rows.tensors[1].numpy()]
+
+    (a, p, g), (a_target, _, g_target) = part(train), part(target)
+    q = g_target.T @ a_target / len(a_target)
+    q_a = np.linalg.eigh(a.T @ a / len(a))[1]
+
+    def bases(s: Any) -> Any:
+        return np.linalg.eigh(s.T @ s / len(a))[1]
+
+    def scores(direction: Any) -> Any:
+        return np.einsum("no,oi,ni->n", g, direction, a)
+
+    root = np.sqrt(p)
+    s = root - p * root.sum(1, keepdims=True)  # the gradient of sum_c sqrt(p_c) log p_c, p_c held in the root
+    q_s = bases(s)
+    lam = ((s @ q_s) ** 2).T @ ((a @ q_a) ** 2) / len(a)
+    of_pydvl = scores(q_s @ ((q_s.T @ q @ q_a) / (lam + DAMPING)) @ q_a.T)
+    q_s = bases(g)
+    lam = ((g @ q_s.T) ** 2).T @ ((a @ q_a.T) ** 2) / len(a)  # columns of eigenvectors taken for rows
+    cut = np.concatenate([q[:, :-1].ravel(), q[:, -1]]).reshape(q.shape)  # weights, then biases, cut into rows anew
+    u = (q_s.T @ ((q_s @ cut @ q_a.T) / (lam + DAMPING)) @ q_a).ravel()
+    rows = np.hstack([(g[:, :, None] * a[:, None, :-1]).reshape(len(a), -1), g])
+    return {
+        "pydvl": ("its Fisher is of one gradient a row, of sum_c sqrt(p_c) log p_c", of_pydvl),
+        "dattri": (
+            "eigenvectors transposed, weights and biases cut into rows anew, given labels",
+            rows @ u,
+        ),
+    }
+
+
+def _weights(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "weights.safetensors")
+
+
 def compare(params: str, asked: argparse.Namespace) -> list[str]:
     """Lines of the table of one comparison."""
     from alternating import Ratio, alternate
@@ -283,6 +333,11 @@ def compare(params: str, asked: argparse.Namespace) -> list[str]:
         for library in every:
             library.close()
         scores = {library.name: np.load(folder / f"{library.name}.npy") for library in every}
+        if params == "last":
+            for name, (what, expected) in written_out(folder).items():
+                if name in scores:
+                    rank = stats.spearmanr(scores[name], expected).statistic
+                    print(f"{name}: {what}; Spearman of its scores with that written out: {rank:.4f}")
     lines = []
     for library, taken in zip(every[1:], times[1:], strict=True):
         ratio = Ratio(taken, times[0])
@@ -310,7 +365,7 @@ def main() -> int:
     return 0
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="a run folder of an image model with a last layer `fc`")
@@ -325,7 +380,7 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(f"--{name}", help="an interpreter that has it", metavar="PYTHON")
     parser.add_argument("--library", choices=LIBRARIES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 if __name__ == "__main__":
