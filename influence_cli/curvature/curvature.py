@@ -106,8 +106,7 @@ class Curvature:
     def unusable(self, others: bool = False) -> NDArray[np.int64]:
         """Manifest rows whose logits or derivatives are not finite in this precision: they are to be in no sum.
 
-        What lies before the head is run once: its inputs are kept for the passes that follow, and with ``others`` what
-        was decoded too, for those in another precision.
+        The head's inputs are kept for passes that follow; with ``others`` what was decoded too, for other precisions.
         """
         found: list[int] = []
         for index, x, _, _ in self.head_batches("fit rows checked", others):
@@ -116,13 +115,7 @@ class Curvature:
 
     def head_inputs(self) -> HeadInputs | None:
         """The inputs of the head by payload key; None where there is no head, or a pass has not kept them."""
-        if self.found_head is None or not self.kept_inputs:
-            return None
-        if len({h.shape[1:] for _, h in self.kept_inputs}) > 1:  # texts that are filled up to several lengths
-            return None
-        keys = self.rows.manifest.payload_keys
-        rows = {keys[row].tobytes(): (h, k) for index, h in self.kept_inputs for k, row in enumerate(index.tolist())}
-        return HeadInputs(self.found_head, rows)
+        return HeadInputs.of(self.found_head, self.kept_inputs or [], self.rows.manifest.payload_keys)
 
     def unused(self) -> list[str]:
         """Parameters of the layout that the logits of no row depend on; all rows are looked at where there may be some.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from influence_cli.engines.point import Point, agree, differentiable_kernels
 from influence_cli.engines.self_check import AGREES, CANNOT
+from influence_cli.model.decoded import Batches
 from influence_cli.store.keys import Keys
 
 ROWS = 4  # that it is tried on
@@ -105,6 +106,14 @@ class HeadInputs:
 
     head: Head
     rows: dict[bytes, tuple[Tensor, int]]
+
+    @staticmethod
+    def of(head: Head | None, batches: Batches, payload_keys: Keys) -> HeadInputs | None:
+        """Those of batches of a manifest with these keys; None without a head, or of texts of several lengths."""
+        if head is None or len({h.shape[1:] for _, h in batches}) != 1:
+            return None
+        rows = {payload_keys[row].tobytes(): (h, k) for index, h in batches for k, row in enumerate(index.tolist())}
+        return HeadInputs(head, rows)
 
     def of_all(self, keys: Keys) -> bool:
         """Whether there is one for each of these payload keys [n, 16]."""
