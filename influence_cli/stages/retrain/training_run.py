@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 
 from influence_cli.data.changed_texts import Changed
 from influence_cli.data.manifest import Rows
-from influence_cli.errors import DamagedModel
 from influence_cli.events import SILENT, Listener
 from influence_cli.maths.labels import softmax
 from influence_cli.maths.paired_rows import Measured, OnRows, OnTexts
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.model.losses.next_token import TOKENS
-from influence_cli.model.run_folder import METRICS_FILE, RUN_FILE, RunFolder
+from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, EpochCheckpoint, RunRecord
 from influence_cli.model.spec import ModelSpec
 from influence_cli.processes.group import Group
@@ -27,10 +26,10 @@ from influence_cli.processes.lead import current
 from influence_cli.stages.curate.score_table import groups_of
 from influence_cli.stages.retrain.arm_comparison import FLIPS, GAPS, beyond_accuracy, flips_of
 from influence_cli.stages.retrain.arms import Arm, arm_fingerprint
+from influence_cli.stages.retrain.finished import finished_training
 from influence_cli.stages.retrain.request import RetrainRequest, asked_of
 from influence_cli.stages.retrain.together import helpers, labelled, train_together
 from influence_cli.stages.retrain.training_notes import TrainingNotes
-from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import Keys, fingerprint, row_keys
 
 if TYPE_CHECKING:
@@ -300,61 +299,3 @@ class TrainingRun:
         self._write_model_files(top)
         top.write(record)
         top.write_metrics(metrics)
-
-
-def finished_training(
-    folder: RunFolder, keep: int, listener: Listener, asked: Collection[str] = ()
-) -> dict[str, Any] | None:
-    """What was measured of a training with at least ``keep`` checkpoints; None where it must be trained.
-
-    One that lacks something of its record that is ``asked`` for must be.
-
-    Of one whose measures alone are damaged what is left is given, so that it is measured again.
-
-    Raises:
-        DamagedModel: a folder stands where a file is to be, so that it cannot be trained again either.
-    """
-    for name in (RUN_FILE, WEIGHTS_FILE, METRICS_FILE):
-        if (folder.path / name).is_dir():
-            raise DamagedModel(f"{name} is a folder", where=str(folder.path / name), fix="move it away")
-    if not (folder.path / METRICS_FILE).exists() or not (folder.path / WEIGHTS_FILE).exists():
-        return None  # cut off before it was finished
-    record: RunRecord | None = None
-    try:
-        record = _verified(folder)
-        if not all(getattr(record, name) for name in asked):
-            return None
-        measures = folder.read_measures()
-        files = [c["file"] for c in measures["checkpoints"]]
-        missing = [name for name in files if not (folder.path / name).exists()]
-        if missing:
-            raise DamagedFile(f"{missing[0]} is missing")
-    except DamagedModel as error:
-        listener.warn(f"{error.where}: {error.what}; it is trained again")
-        return None
-    except (OSError, DamagedFile, KeyError, TypeError) as error:
-        known = record is not None and record.steps is not None and len(record.checkpoints) >= keep
-        what = "measured" if known and isinstance(error, OSError | DamagedFile) else "trained"
-        listener.warn(f"{folder.path / METRICS_FILE} is damaged ({error}); it is {what} again")
-        if record is None or what == "trained":
-            return None
-        return {name: record.as_json()[name] for name in ("seed", "steps", "checkpoints")}
-    return measures if len(files) >= keep else None
-
-
-def _verified(folder: RunFolder) -> RunRecord:
-    """The record of a training, all of whose weights are as it says.
-
-    Raises:
-        DamagedModel: they are not.
-    """
-    record = folder.read()
-    if record is None:
-        raise DamagedModel(f"{RUN_FILE} is not there", where=str(folder.path), fix="train again")
-    for name in record.digests if record.digests is not None else (WEIGHTS_FILE,):
-        if not (folder.path / name).exists():
-            raise DamagedModel(f"{name} is not there", where=str(folder.path), fix="train again")
-        find_checkpoint(str(folder.path / name))
-    for name, digest in {**record.values, **record.moments}.items():
-        folder.read_arrays(name, digest)
-    return record
