@@ -109,8 +109,7 @@ def loop_over(
         with session.listener.progress(what, len(needs)) as progress:
             chunks = _chunks(rows, needs, speed, divided)
             listen = unusable.__setitem__ if skipping else None
-            model = require_model(run)[0]
-            for batch in session.rows(model, rows, chunks, listen) if source is None else source(rows, chunks):
+            for batch in source(rows, chunks) if source else session.rows(require_model(run)[0], rows, chunks, listen):
                 parts = needs[int(batch.index[0])]
                 waiting.append((batch, parts, compute(batch, parts)))
                 if len(waiting) >= speed.at_once:
