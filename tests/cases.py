@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -91,11 +92,17 @@ def named(table: pa.Table, classes: int) -> pa.Table:
     return table.replace_schema_metadata({"classes": names, "made-by": "tests"})
 
 
-def digits_table(train: int = 200, val: int = 60, test: int = 60, flipped: float = 0.15) -> pa.Table:
-    """Hand-written digits as 8x8 PNGs; a share of the train labels is wrong and ``clean_label`` knows which."""
+@functools.cache
+def _digits() -> tuple[NDArray[Any], NDArray[Any]]:
+    """scikit-learn's digits, which it reads from text every time; nothing writes into them."""
     from sklearn.datasets import load_digits
 
-    pixels, clean = load_digits(return_X_y=True)
+    return load_digits(return_X_y=True)
+
+
+def digits_table(train: int = 200, val: int = 60, test: int = 60, flipped: float = 0.15) -> pa.Table:
+    """Hand-written digits as 8x8 PNGs; a share of the train labels is wrong and ``clean_label`` knows which."""
+    pixels, clean = _digits()
     n = train + val + test
     pixels, clean = pixels[:n].reshape(n, 8, 8) * 15, clean[:n].astype(np.int64)
     rng = np.random.default_rng(7)

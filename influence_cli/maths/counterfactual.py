@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.maths.bootstrap import student
-from influence_cli.maths.noise import spearman
+from influence_cli.maths.noise import spearman, spearman_of_draws
 
 Floats = NDArray[np.float64]
 
@@ -43,8 +43,8 @@ def linear_datamodeling(phi: Floats, predicted: dict[str, Floats], seed: int, dr
     if m < FEWEST:
         return result
     rng = np.random.default_rng(seed)
-    chosen = [rng.integers(0, m, m) for _ in range(draws)]
-    drawn = {n: np.array([_or_nan(spearman(p[c], phi[c])) for c in chosen]) for n, p in predicted.items()}
+    chosen = np.stack([rng.integers(0, m, m) for _ in range(draws)])
+    drawn = {n: spearman_of_draws(p, phi, chosen) for n, p in predicted.items()}
     for name, values in drawn.items():
         columns[name]["interval"] = correlation_interval(columns[name]["lds"], values, m)
     for a, b in itertools.combinations(predicted, 2):

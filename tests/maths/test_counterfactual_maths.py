@@ -23,6 +23,7 @@ from influence_cli.maths.counterfactual import (
     reliability,
     symmetric_interval,
 )
+from influence_cli.maths.noise import spearman, spearman_of_draws
 
 Floats = NDArray[np.float64]
 
@@ -138,6 +139,19 @@ def test_intervals_at_the_default_number_of_subsets_cover_what_they_say() -> Non
         low, high = linear_datamodeling(y, {"x": x}, repeat, draws=120)["columns"]["x"]["interval"]
         hits.append(low <= 6.0 / np.pi * np.arcsin(rho / 2.0) <= high)
     assert np.mean(hits) == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_rank_correlations_of_draws_are_those_of_each_draw_to_the_bit(ties: bool) -> None:
+    rng = np.random.default_rng(2)
+    a, b = rng.integers(0, 4, (2, 17)).astype(float) if ties else rng.normal(size=(2, 17))
+    chosen = rng.integers(0, 17, (200, 17))
+    chosen[3] = 5  # one row again and again has no ranks
+    expected = [spearman(a[c], b[c]) for c in chosen]
+    found = spearman_of_draws(a, b, chosen).tolist()
+    assert [None if np.isnan(v) else v for v in found] == expected
+    assert expected[3] is None
+    assert np.isnan(spearman_of_draws(a[:2], b[:2], np.array([[0, 1]]))).all()
 
 
 def test_agreement_intervals_cover_the_estimates_and_are_seeded() -> None:
