@@ -22,6 +22,7 @@ _EDITS = ("action", "budget", "maximise", "subject_to", *_CANARIES, "bins", "rev
 _GATE = ("check", "threshold", "write_baseline")  # any of them: nothing is edited
 _JUDGING = ("max_flagged", "max_flagged_per", "baseline", "accepted_manifest")
 _CHECK = "add --check, or leave it out"
+OF_METHODS = ("per_member", "fit_rows", "features_model")  # which have an effect with some methods alone (set_options)
 _RETRAINING = ("lds", "removal", "loo", "brittleness")
 
 

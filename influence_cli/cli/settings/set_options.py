@@ -1,4 +1,4 @@
-"""Flags that methods, objectives and actions give a meaning: ``--set``, ``--per-member`` and ``--fit-rows``.
+"""Flags that methods, objectives and actions give a meaning: ``--set``, ``--per-member`` and others.
 
 What ``--set`` gives is known to what it names, of its type, and asked for.  What a settings file holds for others is
 for other runs; a flag is meant for this one.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import pkgutil
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from influence_cli.cli.settings.no_effect import OF_METHODS
 from influence_cli.errors import UsageError
 from influence_cli.options import CURATE, RETRAIN
 from influence_cli.settings import build_options
@@ -103,10 +104,10 @@ def _made(settings: Settings, methods: list[str]) -> list[Method]:
 
 
 def check_methods(settings: Settings) -> None:
-    """Refuse flags about members and about the fit rows where no method has any (UsageError)."""
+    """Refuse flags about members, fit rows and another model's features where no method has any (UsageError)."""
     from influence_cli.methods import Method
 
-    given = [n for n in ("per_member", "fit_rows") if settings.origins.get(n) == "flag" and settings.values[n]]
+    given = [n for n in OF_METHODS if settings.origins.get(n) == "flag" and settings.values[n]]
     if not given:
         return
     names = _listed(settings.values["method"])
@@ -120,6 +121,19 @@ def check_methods(settings: Settings) -> None:
     if "fit_rows" in given and not fitted and not _solvers(settings, names):
         what = f"--fit-rows has no effect: {called} fits no curvature"
         raise UsageError(what, fix="add --method ekfac, or leave it out")
+    if "features_model" in given and not _look_at_features(settings, made):
+        what = f"--features has no effect: {called} looks at no features"
+        raise UsageError(what, fix="add --method auto, or leave it out")
+
+
+def _look_at_features(settings: Settings, made: list[Method]) -> bool:
+    """Whether a method, or reasons for scores, compare rows by features; ``auto`` does so for utility alone."""
+    from influence_cli.methods.auto import Auto, chosen
+
+    objectives = _listed(settings.values["objective"])
+    became = [chosen(m, objectives, labelled=True, target=True, params="all") if m == Auto() else m for m in made]
+    reasons = any(settings.values.get(name) for name in ("report", "explain"))
+    return reasons or any(method.needs == "features" for method in became)
 
 
 def _flag(name: str, settings: Settings) -> str | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from influence_cli.cli.settings.no_effect import refuse_no_effect
+from influence_cli.cli.settings.no_effect import OF_METHODS, refuse_no_effect
 from influence_cli.cli.settings.requests import all_options, options_of
 from influence_cli.cli.settings.settings_file import SettingsFile, check_option_names, read_file, value_in_file
 from influence_cli.errors import UsageError
@@ -118,7 +118,7 @@ def resolve(command: str, given: Values, source: str | None, carried: Values | N
         for name, values in table.items():
             settings.options[name] = {**settings.options.get(name, {}), **values}
     _apply_set(settings)
-    if any(settings.origins.get(name) == "flag" for name in ("per_member", "fit_rows")):
+    if any(settings.origins.get(name) == "flag" for name in OF_METHODS):
         from influence_cli.cli.settings.set_options import check_methods  # which looks at methods
 
         check_methods(settings)
