@@ -79,7 +79,7 @@ class RunOptions(TypedDict, total=False):
     target: Any
     features_model: str | None
     features_checkpoint: str | None
-    features_size: int | None
+    features_size: int | tuple[int, ...] | None
     method: str | list[str]
     objective: str | list[str]
     options: Options

@@ -73,9 +73,9 @@ class Inputs:
         None, "Weights of --features, where that is a timm name; its last layer is not looked at.", RUNS,
         metavar="FILE", path=True,
     )  # fmt: skip
-    features_size: int | None = option(
-        None, "Height and width to which images are stretched for --features [default: its own].", RUNS,
-        least=1,
+    features_size: Any = option(  # tuple[int, ...] | None, once made
+        None, "Height and width to which images are stretched for --features [default: its own]; at several sizes, "
+        "each half of the one before or so, features stand side by side.", RUNS, metavar="N[,N]",
     )  # fmt: skip
     label: str = option("label", "Label column.", WRITING, metavar="COLUMN", kept="manifest.label", joined=(MANIFEST,))
     group: str = option(
@@ -124,6 +124,8 @@ class Inputs:
                 numbers = parse_numbers(value, f"--{name}") if isinstance(value, str) else tuple(value)
                 object.__setattr__(self, name, numbers)
         check_choices(self)
+        if self.features_size is not None:
+            object.__setattr__(self, "features_size", parse_sizes(self.features_size, "--features-size"))
         if self.allow_overlap:
             if self.overlap == "keep":
                 what = "--allow-overlap drops target rows that are train rows, and --overlap keep keeps them"
@@ -200,6 +202,22 @@ def parse_numbers(text: str, flag: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(f"{flag} {text!r} cannot be read", fix="write 0.5 or 0.485,0.456,0.406") from error
+
+
+def parse_sizes(given: Any, flag: str) -> tuple[int, ...]:
+    """Sizes as text, numbers or a number, largest first; UsageError where they are none, or one stands twice.
+
+    >>> parse_sizes("128,224", "--features-size"), parse_sizes(96, "--features-size")
+    ((224, 128), (96,))
+    """
+    parts = given.split(",") if isinstance(given, str) else given if isinstance(given, list | tuple) else [given]
+    try:
+        sizes = tuple(sorted((int(part) for part in parts), reverse=True))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{flag} {given!r} cannot be read", fix="write 224 or 224,128") from error
+    if len(set(sizes)) < max(1, len(sizes)) or min(sizes) < 1:
+        raise UsageError(f"{flag} {given!r} are not different sizes from 1 on", fix="write 224 or 224,128")
+    return sizes
 
 
 def setting(default: Any, help: str, unit: str | None = None, limit: bool = False, later: bool = False) -> Any:

@@ -26,7 +26,7 @@ SMALLER = {  # what would take too long as it stands
     "--input-size 32": "",  # train.parquet has features
     "--features tf_efficientnet_lite0": "--features RUN",  # whose weights are not here
     "--features-checkpoint lite0.safetensors": "",
-    "--features-size 128": "",
+    "--features-size 224,128": "",
     "--set ip-ensemble.members=10": "--set ip-ensemble.members=2",
     "--seeds 10": "--seeds 2",
     "--seeds 5": "--seeds 2",

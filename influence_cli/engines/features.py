@@ -1,7 +1,13 @@
-"""Penultimate features: what a model gives to the linear layer that makes its logits, one vector a row."""
+"""Penultimate features: what a model gives to the linear layer that makes its logits, one vector a row.
+
+Of images more may be asked, side by side with them: the means of the last maps before them, in the same pass, since a
+network that was trained for other classes tells these apart less well at its end than shortly before; and all of it at
+further sizes, since of small pictures that are enlarged a network sees other things at other sizes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +15,7 @@ from torch import Tensor, nn
 
 from influence_cli.engines.batch_size import out_of_memory
 from influence_cli.engines.point import Point, differentiable_kernels
-from influence_cli.errors import NoFeatures
+from influence_cli.errors import ModelError, NoFeatures
 from influence_cli.model.build import build_model
 from influence_cli.model.examples import blank_input
 from influence_cli.model.logit_layer import HEAD, logit_layer
@@ -24,10 +30,11 @@ INSTEAD = "score with a method that looks at logits, such as loss or margin"
 class Features:
     """The inputs of the layer that makes a model's logits, which is found by running a few rows."""
 
-    def __init__(self, point: Point) -> None:
-        """Nothing is run yet."""
-        self.point = point
+    def __init__(self, point: Point, smaller: tuple[int, ...] = (), maps: int = 0) -> None:
+        """Nothing is run yet; ``smaller`` are further heights and widths of images, ``maps`` how many maps count."""
+        self.point, self.smaller, self.maps = point, smaller, maps
         self.layer: str | None = None
+        self.earlier: list[str] = []  # the modules whose outputs are these maps
 
     def find(self, x: Any) -> str:
         """The name of the layer, as inputs [b, ...] show it.
@@ -47,48 +54,117 @@ class Features:
             if found is None:
                 raise NoFeatures(NO_LAYER, fix=INSTEAD)
             self.layer = found
-            self._inputs(some)
+            if self.maps:
+                self.earlier = last_maps(self.point.model, found, self.maps, lambda: self.point.logits(some))
+            self._at_all_sizes(some)
         return self.layer
 
     def of(self, x: Any) -> Tensor:
-        """Features [b, d] of inputs [b, ...], in the precision of the point.
+        """Features [b, d] of inputs [b, ...], in the precision of the point; those of smaller sizes stand last.
 
         Raises:
             NoFeatures: the model has none.
+            ModelError: it takes no images of another size.
         """
         self.find(x)
-        return self._inputs(x)
+        return self._at_all_sizes(x)
+
+    def _at_all_sizes(self, x: Any) -> Tensor:
+        found = [self._inputs(x)]
+        for size in self.smaller:
+            try:
+                found.append(self._inputs(shrunk(x, size)))
+            except (RuntimeError, AssertionError) as error:
+                if isinstance(error, RuntimeError) and out_of_memory(error):
+                    raise
+                what = f"the model takes no images of {size} x {size} beside its own size"
+                raise ModelError(what, fix="give one size: --features-size N") from error
+        return torch.cat(found, dim=1)
 
     def _inputs(self, x: Any) -> Tensor:
         assert self.layer is not None
         calls: list[tuple[Any, ...]] = []
-        module = self.point.model.get_submodule(self.layer)
-        hook = module.register_forward_pre_hook(lambda _, args: calls.append(args))
+        means: dict[str, Tensor] = {}
+        module, get = self.point.model.get_submodule(self.layer), self.point.model.get_submodule
+        hooks = [module.register_forward_pre_hook(lambda _, args: calls.append(args))]
+        for name in self.earlier:
+            hooks.append(
+                get(name).register_forward_hook(lambda *call, n=name: means.__setitem__(n, call[2].mean((2, 3))))
+            )
         try:
             with torch.no_grad(), differentiable_kernels(self.point.recurrent):
                 self.point.logits(x)
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         given = calls[0][0] if len(calls) == 1 and len(calls[0]) == 1 else None
         if not isinstance(given, Tensor) or given.ndim != 2 or len(given) != len(x):
             shape = f"{list(given.shape)} for {len(x)} rows" if isinstance(given, Tensor) else f"{len(calls)} calls"
             what = f"layer {self.layer} makes the logits, and is given no one vector a row ({shape})"
             raise NoFeatures(what, fix=INSTEAD)
-        return given.detach()
+        return torch.cat([given, *(means[name] for name in self.earlier)], dim=1).detach()
 
 
-def width_of(spec: ModelSpec) -> int:
-    """How many features a row has, for a plan: the model is built, and its weights do not matter.
+def last_maps(model: nn.Module, layer: str, count: int, run: Callable[[], Any]) -> list[str]:
+    """The last modules of sequences, outermost first, that give maps [b, c, h, w], each called once; latest last.
+
+    ``run`` runs the model.  Left out are maps whose means are no more than the features that ``layer`` is given.
+    """
+    sequences = (nn.Sequential, nn.ModuleList)
+    items = {f"{n}.{k}".lstrip("."): m for n, s in model.named_modules() if isinstance(s, sequences)
+             for k, m in s.named_children()}  # fmt: skip
+    seen: list[tuple[str, Any]] = []
+    given: list[Any] = []
+    hooks = [m.register_forward_hook(lambda *call, n=n: seen.append((n, call[2]))) for n, m in items.items()]
+    hooks.append(model.get_submodule(layer).register_forward_pre_hook(lambda _, args: given.append(args[0])))
+    try:
+        with torch.no_grad(), differentiable_kernels():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    called = [name for name, _ in seen]
+    maps = {n: o.mean((2, 3)) for n, o in seen if isinstance(o, Tensor) and o.ndim == 4 and called.count(n) == 1}
+    outermost = [n for n in maps if not any(n.startswith(f"{other}.") for other in maps)]
+    apart = [n for n in outermost if maps[n].shape != given[0].shape or not torch.allclose(maps[n], given[0], 1e-4)]
+    return apart[-count:]
+
+
+def shrunk(x: Tensor, size: int) -> Tensor:
+    """Images [b, c, h, w] at a smaller height and width, without aliasing.
+
+    >>> shrunk(torch.ones(1, 3, 8, 8), 4).shape
+    torch.Size([1, 3, 4, 4])
+    """
+    return nn.functional.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False)
+
+
+def width_of(spec: ModelSpec, maps: int = 0) -> int:
+    """How many features a row has at one size, for a plan: the model is built, and its weights do not matter.
 
     Raises:
         NoFeatures: the model has none.
     """
     model = build_model(spec).eval()
     name = getattr(model, HEAD, None)  # of a model of the user's own, which has been run
+    x = blank_input(spec, ROWS, torch.float32) if name is None or maps else None
     if name is None:
-        x = blank_input(spec, ROWS, torch.float32)
         name = None if x is None else logit_layer(model, as_argument(x))
     layer = model.get_submodule(name) if name else model  # which may be that layer itself
     if not isinstance(layer, nn.Linear):
         raise NoFeatures(NO_LAYER, fix=INSTEAD)
-    return layer.in_features
+    width, widths = layer.in_features, list[int]()
+    if maps and name and x is not None:
+        random = torch.Generator().manual_seed(0)
+        drawn = torch.rand(x.shape, generator=random)  # of a blank input, and at untrained weights, maps may be alike
+        for tensor in model.parameters():
+            nn.init.normal_(tensor, std=0.1, generator=random)
+        hooks = [
+            model.get_submodule(n).register_forward_hook(lambda *call: widths.append(call[2].shape[1]))
+            for n in last_maps(model, name, maps, lambda: model(drawn))
+        ]
+        with torch.no_grad():
+            model(drawn)
+        for hook in hooks:
+            hook.remove()
+    return width + sum(widths)

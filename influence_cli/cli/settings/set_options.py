@@ -128,12 +128,11 @@ def check_methods(settings: Settings) -> None:
 
 def _look_at_features(settings: Settings, made: list[Method]) -> bool:
     """Whether a method, or reasons for scores, compare rows by features; ``auto`` does so for utility alone."""
-    from influence_cli.methods.auto import Auto, chosen
+    from influence_cli.methods.auto import UTILITY, Auto
 
-    objectives = _listed(settings.values["objective"])
-    became = [chosen(m, objectives, labelled=True, target=True, params="all") if m == Auto() else m for m in made]
+    wrong_labels = _listed(settings.values["objective"]) == [UTILITY]
     reasons = any(settings.values.get(name) for name in ("report", "explain"))
-    return reasons or any(method.needs == "features" for method in became)
+    return reasons or any(m.needs == "features" and (wrong_labels or not isinstance(m, Auto)) for m in made)
 
 
 def _flag(name: str, settings: Settings) -> str | None:

@@ -21,16 +21,26 @@ if TYPE_CHECKING:
     from influence_cli.settings import Inputs
     from influence_cli.store import Store
 
+MAPS = 2  # of the last maps of a network of images that are among its features
 OUTPUTS = 2  # of a model whose last layer is not looked at: the same for every data set, so that its name is too
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen model, and the weights of all but its last layer; ``headless``: these may be of another last layer."""
+    """A frozen model, and the weights of all but its last layer; ``headless``: these may be of another last layer.
+
+    ``smaller``: further heights and widths at which features of images are taken.
+    """
 
     model: ModelSpec
     checkpoint: Checkpoint
     headless: bool
+    smaller: tuple[int, ...] = ()
+
+    @property
+    def maps(self) -> int:
+        """How many of its last maps are looked at; a model of ours has none."""
+        return MAPS if self.model.payload_kind.pixels and not is_plain(self.model.name) else 0
 
 
 def resolve_backbone(inputs: Inputs, manifest: Manifest, store: Store) -> Backbone | None:
@@ -49,7 +59,9 @@ def resolve_backbone(inputs: Inputs, manifest: Manifest, store: Store) -> Backbo
     file = inputs.features_checkpoint
     found = _carried(inputs, named) if file is None else _named(inputs, named, file, manifest, store)
     _refuse_other_payloads(named, found.model, manifest)
-    return Backbone(_of_size(found.model, inputs.features_size), found.checkpoint, found.headless)
+    if inputs.features_size is None:
+        return found
+    return replace(found, model=_of_sizes(found.model, inputs.features_size), smaller=inputs.features_size[1:])
 
 
 def _carried(inputs: Inputs, named: str) -> Backbone:
@@ -84,8 +96,9 @@ def _named(inputs: Inputs, named: str, file: str, manifest: Manifest, store: Sto
         raise UsageError(what, where=manifest.source, fix="pass --features hf:FOLDER, an encoder of such rows")
     if not Path(file).exists():
         raise ModelError("no such checkpoint", where=file, fix="pass --features-checkpoint FILE")
-    about = replace(inputs, model=named, checkpoint=file, input_size=inputs.features_size, class_map=None, loss=None,
-                    num_classes=None, mean=None, std=None, interpolation=None, crop=None)  # fmt: skip
+    about = replace(inputs, model=named, checkpoint=file, input_size=(inputs.features_size or (None,))[0],
+                    class_map=None, loss=None, num_classes=None, mean=None, std=None, interpolation=None,
+                    crop=None)  # fmt: skip
     spec = new_spec(about, manifest, store)
     return Backbone(as_encoder(spec), find_checkpoint(file)[0], headless=True)
 
@@ -95,9 +108,10 @@ def as_encoder(spec: ModelSpec) -> ModelSpec:
     return replace(spec, num_classes=OUTPUTS, classes=None, loss=None, order=None, one_logit=None)
 
 
-def _of_size(spec: ModelSpec, size: int | None) -> ModelSpec:
-    """The spec with input of a size that was asked for, to which images are stretched."""
-    if size is None or spec.shape[1:] == (size, size):
+def _of_sizes(spec: ModelSpec, sizes: tuple[int, ...]) -> ModelSpec:
+    """The spec with input of the largest size that was asked for, to which images are stretched."""
+    size = sizes[0]
+    if sizes == spec.shape[1:2] == spec.shape[2:]:
         return spec
     if not spec.payload_kind.pixels:
         raise UsageError("--features-size is about images", fix="leave it out")

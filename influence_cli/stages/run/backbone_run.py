@@ -27,8 +27,8 @@ def at_backbone(run: Run) -> Run:
     nothing: dict[str, Any] = {name: {} for name in of_members}
     return replace(
         run, model=run.backbone.model, checkpoint=run.backbone.checkpoint, headless=run.backbone.headless,
-        backbone=None, rows_as=run.rows_as or run.model, fit=None,
-        spec=replace(run.spec, params="all", rows=None), **nothing,
+        smaller=run.backbone.smaller, maps=run.backbone.maps, backbone=None, rows_as=run.rows_as or run.model,
+        fit=None, spec=replace(run.spec, params="all", rows=None), **nothing,
     )  # fmt: skip
 
 

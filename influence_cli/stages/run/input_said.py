@@ -77,7 +77,8 @@ def say_input(run: Run, session: Session) -> None:
 def _backbone_said(backbone: Backbone) -> str:
     """Whose features rows are compared by, and of which input."""
     spec = backbone.model
-    size = f", input {size_text(spec.shape[1:])} pixels" if spec.payload_kind.pixels else ""
+    sizes = [spec.shape[1:], *((size, size) for size in backbone.smaller)]
+    size = f", input {' and '.join(map(size_text, sizes))} pixels" if spec.payload_kind.pixels else ""
     return f"features: of {spec.name}, weights {backbone.checkpoint.locator}{size}"
 
 

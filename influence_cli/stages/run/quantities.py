@@ -150,20 +150,22 @@ class Traces(Quantity):
 class Features(Quantity):
     """What the layer that makes the logits is given: of training rows, and of target rows that they are held against.
 
+    Of images at another model than the one that is scored, the means of its last maps stand beside it.
+
     Parameters that gradients are taken in change nothing of it, nor does bf16: such runs have it in float32.
     """
 
     name, key, mapped = "features", "payload", True
 
     def about(self, run: Run) -> dict[str, Any]:
-        """Nothing."""
-        return {}
+        """What is taken beside the features that make the logits: sizes, and earlier maps."""
+        return {k: v for k, v in (("smaller", list(run.smaller)), ("maps", run.maps)) if v}
 
     def of_rows(self, run: Run, point: Point) -> OfRows:
-        """One forward pass."""
+        """One forward pass for each size."""
         from influence_cli.engines.features import Features as FeaturesOf
 
-        features = FeaturesOf(point)
+        features = FeaturesOf(point, run.smaller, run.maps)
         return lambda x, y: {"features": features.of(x)}
 
     def check(self, run: Run, point: Point) -> None:
@@ -176,7 +178,7 @@ class Features(Quantity):
         from influence_cli.engines.features import Features as FeaturesOf
 
         if point.few is not None:
-            self._check_width(run, FeaturesOf(point).of(point.few[:ROWS]).shape[1])
+            self._check_width(run, FeaturesOf(point, run.smaller, run.maps).of(point.few[:ROWS]).shape[1])
 
     def row_bytes(self, run: Run) -> int:
         """Key and features.
@@ -187,7 +189,7 @@ class Features(Quantity):
         from influence_cli.engines.features import width_of
 
         assert run.model is not None
-        width = width_of(run.model)
+        width = (1 + len(run.smaller)) * width_of(run.model, run.maps)
         self._check_width(run, width)
         return KEY_BYTES + width * (8 if run.spec.precision == "fp64" else 4)
 

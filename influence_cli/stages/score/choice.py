@@ -43,8 +43,14 @@ def _of_labels(run: Run, said: dict[str, Any]) -> list[str]:
     return [
         f"auto trusts a probe and neighbours on {whose}, none of which saw the label of a row it judges; {helped}",
         f"{seen}; {told}: about {said['wrong_labels']:,.0f} of {said['rows']:,} are wrong ({low:,.0f} to {high:,.0f})",
-        "cost: one forward pass for outputs, one for features, and a closed-form fit; no gradients",
+        f"cost: one forward pass for outputs, one for features{_sizes(run)}, and a closed-form fit; no gradients",
     ]
+
+
+def _sizes(run: Run) -> str:
+    if run.backbone is None or not run.backbone.smaller:
+        return ""
+    return f" at each of {1 + len(run.backbone.smaller)} sizes"
 
 
 def _of_effects(run: Run, name: str, noise: dict[str, dict[str, Any]], bad: list[str]) -> list[str]:

@@ -55,8 +55,8 @@ def asked(folder: Path, **more: Any) -> Inputs:
     return Inputs(**{"manifest": str(folder / "m.parquet"), **given, **more})
 
 
-def opened(folder: Path, inputs: Inputs, *methods: str) -> tuple[Any, Session]:
-    session = Session.open(Runtime(str(folder / "store"), "cpu"), Heard())
+def opened(folder: Path, inputs: Inputs, *methods: str, store: str = "store") -> tuple[Any, Session]:
+    session = Session.open(Runtime(str(folder / store), "cpu"), Heard())
     return open_run(inputs, GradSpec(methods, options={"knn": {"k": 5}} if "knn" in methods else {}), session), session
 
 
@@ -67,7 +67,7 @@ def stored(run: Any, session: Session, rows: Any) -> NDArray[Any]:
 
 
 def by_timm(folder: Path, run: Any, rows: Any) -> NDArray[Any]:
-    """What timm's own model gives to its classifier, whose outputs are those of other classes."""
+    """What timm's own model gives to its classifier, whose outputs are those of other classes, and its last blocks."""
     from safetensors.torch import load_file
 
     model: Any = timm.create_model(BACKBONE, num_classes=OUTPUTS).eval()
@@ -78,11 +78,18 @@ def by_timm(folder: Path, run: Any, rows: Any) -> NDArray[Any]:
     pixels: list[Any] = [decode(payload, spec) for _, payload in rows.manifest.payloads(rows.index)]
     with torch.no_grad():
         x = to_input(torch.from_numpy(np.stack(pixels)), spec, torch.float32)
-        return model.forward_head(model.forward_features(x), pre_logits=True).numpy()
+        found = list[Any]()
+        for size in (SIZE, *run.backbone.smaller):
+            x = torch.nn.functional.interpolate(x, size=(size, size), mode="bicubic", antialias=True)
+            last, maps = model.forward_head(model.forward_features(x), pre_logits=True), model.bn1(model.conv_stem(x))
+            means = [(maps := block(maps)).mean((2, 3)) for block in model.blocks]
+            found += [last, *means[-2:]]
+        return torch.cat(found, dim=1).numpy()
 
 
-def test_neighbours_are_those_by_the_features_of_that_model(folder: Path) -> None:
-    run, session = opened(folder, asked(folder), "knn")
+@pytest.mark.parametrize("sizes", [SIZE, f"16,{SIZE}"])
+def test_neighbours_are_those_by_the_features_of_that_model(folder: Path, sizes: Any) -> None:
+    run, session = opened(folder, asked(folder, features_size=sizes), "knn", store=f"store of {sizes}")
     table, run = score(run, session)
     assert run.backbone is not None
     own, target = by_timm(folder, run, run.train), by_timm(folder, run, run.target)
@@ -124,7 +131,7 @@ def test_only_growth_is_computed_and_planned(folder: Path) -> None:
     assert step["row_values_to_compute"] == {"features": 30, "features of target rows": 12}
     assert (step["features"], plan["rows_to_compute"], plan["seconds"] is not None) == (BACKBONE, 42, True)
     model: Any = timm.create_model(BACKBONE)
-    width = model.num_features
+    width = model.num_features + sum(block[-1].conv_pwl.out_channels for block in model.blocks[-2:])
     assert plan["bytes"] == 42 * (16 + 4 * width)
     assert call_cli("score", "fewer.parquet", *words, cwd=folder).code == 0
     assert planned("m.parquet")["steps"][0]["row_values_to_compute"]["features"] == 10
@@ -260,6 +267,13 @@ def test_a_model_of_one_size_takes_no_other(tmp_path: Path) -> None:
     ran = call_cli("score", "m.parquet", "--method", "probe", "--features", "run", "--features-size", 16, cwd=tmp_path)
     assert ran.code == 2
     assert "mlp:8 takes images of one size alone, 8 x 8\nfix: leave --features-size out" in ran.err
+
+
+@pytest.mark.parametrize("sizes", ["32,32", "0", "much", ""])
+def test_sizes_that_are_none_are_refused(folder: Path, sizes: str) -> None:
+    with pytest.raises(UsageError, match="--features-size") as found:
+        asked(folder, features_size=sizes)
+    assert found.value.fix == "write 224 or 224,128"
 
 
 def test_its_options_alone_have_no_effect(folder: Path) -> None:
