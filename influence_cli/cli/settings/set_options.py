@@ -28,6 +28,7 @@ class Settings(Protocol):
     options: dict[str, dict[str, Any]]
 
 
+OF_FEATURES = "features"  # the quantity that such methods need
 _SCORED = {"method": "--method", "objective": "--objective", "action": "--action"}
 
 
@@ -132,7 +133,7 @@ def _look_at_features(settings: Settings, made: list[Method]) -> bool:
 
     wrong_labels = _listed(settings.values["objective"]) == [UTILITY]
     reasons = any(settings.values.get(name) for name in ("report", "explain"))
-    return reasons or any(m.needs == "features" and (wrong_labels or not isinstance(m, Auto)) for m in made)
+    return reasons or any(m.needs == OF_FEATURES and (wrong_labels or not isinstance(m, Auto)) for m in made)
 
 
 def _flag(name: str, settings: Settings) -> str | None:
