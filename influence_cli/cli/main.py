@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -16,21 +17,56 @@ from influence_cli.processes.group import PeerLost
 from influence_cli.processes.seat import Seat, divides, seat
 
 DONE, FIXABLE, BROKEN, INTERRUPTED, CLOSED_PIPE = 0, 2, 3, 130, 141  # 1 is returned by the gate itself
+ENDING = ("SIGTERM", "SIGHUP")  # the code is then 128 and the signal's number, as a shell says it
+
+
+class Stopped(BaseException):
+    """A signal that asks the process to end: what is open is closed, and temporary files go, as with Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.number = number
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     streams.prepare()
+    ours = _end_in_order() if seat() is None else []  # one of several may wait for another in C, where none is heard
     code = BROKEN
     try:
         with _exits_are_ours(for_good=arguments is None):
             code = run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:  # once more, while the first was told
         code = INTERRUPTED
+    except Stopped as stopped:  # before there was anything to tell, or while it was told
+        code = 128 + stopped.number
     except BaseException as error:  # it cannot even be described
         streams.write_line(f"error: {type(error).__name__}")
+    for number in ours if arguments is not None else ():  # called from a program, whose signals they are
+        signal.signal(number, signal.SIG_DFL)
     streams.let_go()
     sys.exit(code)
+
+
+def _end_in_order() -> list[int]:
+    """Let the signals that end a process be raised, once: by default no temporary file of the user's data would go.
+
+    One that is ignored (nohup) or has a handler stays as it is, and a second one ends the process at once.  Returns
+    those that are raised.
+    """
+
+    def stop(number: int, _: Any) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)
+        raise Stopped(number)
+
+    numbers = [int(getattr(signal, name)) for name in ENDING if hasattr(signal, name)]
+    ours: list[int] = []
+    for number in numbers:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, stop)
+                ours.append(number)
+    return ours
 
 
 def run(arguments: list[str]) -> int:
@@ -65,13 +101,13 @@ def _shown(arguments: list[str], command: Callable[[], int]) -> int:
     """The exit code of a command, what went wrong in it shown."""
     try:
         return command()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped) as error:
         from influence_cli.cli.console import terminal
 
         span = terminal().span
         rows = f"{span[1]:,} of {span[2]:,} rows kept" if span is not None and span[3] == "rows" else None
         streams.write_line(f"interrupted: {rows or 'what was finished is kept'}; run the same command to continue")
-        return INTERRUPTED
+        return 128 + error.number if isinstance(error, Stopped) else INTERRUPTED
     except BaseException as error:  # SystemExit too: code of the user's must not say that this is done
         if isinstance(error, BrokenPipeError) and streams.is_unread():  # else a pipe of the user's own code
             streams.drop_stdout()

@@ -7,7 +7,6 @@ the other are numbers too, which then name them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from influence_cli.data.partitions import folder_of
 from influence_cli.data.tables import read_schema
 from influence_cli.errors import ManifestError, nearest
+from influence_cli.store.keys import parse_json
 from influence_cli.store.lfs import FIX, WHAT, is_pointer
 
 Names = Sequence[str]
@@ -31,7 +31,7 @@ def read_names(stored: bytes, where: str) -> tuple[str, ...]:
     if is_pointer(stored):
         raise ManifestError(WHAT, where=where, fix=FIX)
     try:
-        names = json.loads(stored)
+        names = parse_json(stored)
     except ValueError:
         names = None
     if not isinstance(names, list):

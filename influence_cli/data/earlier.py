@@ -7,7 +7,6 @@ are known by exactly the columns that are written, with a row key in the first r
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from influence_cli.data.columns import SCORE, pattern_of
 from influence_cli.data.formulas import MARK
 from influence_cli.data.tables import provenance, read_schema
 from influence_cli.errors import InfluenceError
+from influence_cli.store.keys import parse_json
 
 GRADS, SCORES, PER_TARGET, EDITS = "grads table", "score table", "per-target table", "table of edits"
 CURATED, MADE, RESTORED = "curated manifest", "ingested manifest", "restored manifest"
@@ -85,9 +85,9 @@ def _kind_of_json(path: Path) -> str | None:
     with open(path, encoding="utf-8") as handle:
         line = handle.readline()
         try:
-            first = json.loads(line)
+            first = parse_json(line)
         except ValueError:
-            first, result = None, json.loads(line + handle.read())
+            first, result = None, parse_json(line + handle.read())
             ours = isinstance(result, dict) and "schema_version" in result and "arms" not in result
             return RESULT if ours and _RESULTS & set(result) else None
     return _kind_of_table(list(first), first) if isinstance(first, dict) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from influence_cli.data.request import COLUMNS_KEY
 from influence_cli.data.sources.features import CATEGORY, Feature
 from influence_cli.data.tables import read_schema
 from influence_cli.errors import ManifestError
+from influence_cli.store.keys import parse_json
 
 SHOWN = 5  # names in a message
 
@@ -19,8 +19,8 @@ def features_of(manifest: Manifest) -> list[Feature]:
     """The columns that became its features; none where it does not say."""
     metadata = (read_schema(manifest.files[0]).metadata or {}) if manifest.files else {}
     try:
-        return [Feature.from_dict(value) for value in json.loads(metadata[COLUMNS_KEY])["features"]]
-    except (KeyError, ValueError, TypeError):
+        return [Feature.from_dict(value) for value in parse_json(metadata[COLUMNS_KEY])["features"]]
+    except (KeyError, ValueError, TypeError, AttributeError):
         return []
 
 

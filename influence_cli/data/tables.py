@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import json
 import re
 import shlex
 import shutil
@@ -27,7 +26,7 @@ from influence_cli.data.partitions import own_columns, partitioned, schema_with_
 from influence_cli.data.plain_types import plain_batch, plain_schema, plain_table
 from influence_cli.errors import ManifestError
 from influence_cli.store.files import DamagedFile
-from influence_cli.store.keys import KEY_BYTES, canonical_json
+from influence_cli.store.keys import KEY_BYTES, canonical_json, parse_json
 from influence_cli.store.lfs import FIX, WHAT, is_pointer
 from influence_cli.store.parquet import read_parquet_batches, read_parquet_schema, read_parquet_table
 
@@ -290,7 +289,7 @@ def shown(source: Any) -> str:
 def provenance(schema: pa.Schema) -> dict[str, Any]:
     """The provenance a stage wrote into a table, or an empty dict."""
     try:
-        value = json.loads((schema.metadata or {}).get(PROVENANCE_KEY, b"{}"))
+        value = parse_json((schema.metadata or {}).get(PROVENANCE_KEY, b"{}"))
     except ValueError:
         return {}
     ours = isinstance(value, dict) and all(isinstance(value.get(k), dict) for k in ("manifest", "target", "spec"))

@@ -9,7 +9,6 @@ bytes.  Nothing here imports torch.
 from __future__ import annotations
 
 import functools
-import json
 import zipfile
 import zlib
 from dataclasses import dataclass, fields
@@ -25,7 +24,7 @@ from influence_cli.model.run_record import WEIGHTS_FILE, RunRecord, is_model
 from influence_cli.model.text_input import placed
 from influence_cli.model.training_records import EpochRecords, FoldRecords
 from influence_cli.store.files import DamagedFile, file_digest
-from influence_cli.store.keys import fingerprint
+from influence_cli.store.keys import fingerprint, parse_json
 from influence_cli.store.lfs import refuse_pointer
 from influence_cli.store.sealed import read_weights_metadata, tensor_digest
 
@@ -173,9 +172,14 @@ def _shards(index: Path, locator: str) -> tuple[Path, ...]:
     """The files that an index of sharded safetensors names, in order."""
     refuse_pointer(index)
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(parse_json(index.read_text())["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"the index cannot be read ({error})", where=str(index), fix="copy it again") from error
+    strange = next((name for name in names if not isinstance(name, str) or Path(name).name != name), None)
+    if strange is not None:  # a file of somewhere else is no part of these weights
+        raise ModelError(
+            f"the index names {strange!r}, which is no file beside it", where=str(index), fix="copy it again"
+        )
     files = tuple(index.parent / name for name in names)
     lost = next((file for file in files if not file.exists()), None)
     if lost is not None:

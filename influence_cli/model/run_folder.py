@@ -42,6 +42,7 @@ from influence_cli.store.files import (
     write_json,
     write_tensors,
 )
+from influence_cli.store.layout import OF
 from influence_cli.store.sealed import (
     CHECKSUM,
     WEIGHTS,
@@ -198,11 +199,13 @@ class RunFolder:
             DamagedFile: it is not as it was written.
         """
         measures = parsed_object((self.path / METRICS_FILE).read_bytes())
-        return {k: v for k, v in measures.items() if k != CHECKSUM}
+        if measures.get(OF, self.path.name) != self.path.name:
+            raise DamagedFile(f"it is of {measures[OF]}")
+        return {k: v for k, v in measures.items() if k not in (CHECKSUM, OF)}
 
     def write_measures(self, measures: dict[str, Any]) -> None:
-        """Write what was measured of one training, with a checksum."""
-        write_sealed_json(self.path / METRICS_FILE, measures)
+        """Write what was measured of one training, with its name and a checksum."""
+        write_sealed_json(self.path / METRICS_FILE, {**measures, OF: self.path.name})
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write what all arms came to."""

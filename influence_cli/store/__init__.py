@@ -134,11 +134,11 @@ class Store:
     def value_facts(self, name: str) -> dict[str, Any] | None:
         """What was noted of the curvature that values are taken with, for provenance."""
         note = read_note(self.root / "row_values" / name / VALUE_NOTE, self.listener)
-        return None if note is None else note["curvature"]
+        return None if note is None or note.get("of", name) != name else note["curvature"]  # another's is noted again
 
     def write_value_facts(self, name: str, fit: str, facts: dict[str, Any]) -> None:
         """Note it beside the values, with the name of the fit set: they go with it."""
-        self._write_note(self.root / "row_values" / name / VALUE_NOTE, {"fit": fit, "curvature": facts})
+        self._write_note(self.root / "row_values" / name / VALUE_NOTE, {"of": name, "fit": fit, "curvature": facts})
 
     def read_model_note(self, name: str) -> dict[str, Any] | None:
         """What was resolved for an architecture's name."""

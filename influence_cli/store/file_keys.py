@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from influence_cli.errors import StoreError
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.files import METADATA_KEY, DamagedFile, open_regular, replacing
-from influence_cli.store.keys import KEY_BYTES
+from influence_cli.store.keys import KEY_BYTES, parse_json
 from influence_cli.store.layout import set_aside
 
 RACY_NS = 2_000_000_000
@@ -58,7 +58,7 @@ def read_keys(path: Path) -> Known | None:
         columns = table.to_pydict()
         stamps = zip(*(columns[n] for n in _STAMP), strict=True)
         known = {p: (stamp, key) for p, stamp, key in zip(columns["path"], stamps, columns["key"], strict=True)}
-        about = None if said is None else json.loads(said)
+        about = None if said is None else parse_json(said)
         if about not in (None, *({"checksum": _checksum(known), **more} for more in ({}, {"revision": _REVISION}))):
             raise DamagedFile("checksum differs")
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, OverflowError) as error:

@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import struct
 from collections.abc import Generator
 from pathlib import Path
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from influence_cli.errors import StoreError, disk_full
-from influence_cli.store.keys import canonical_json
+from influence_cli.store.keys import canonical_json, parse_json
 
 METADATA_KEY = "influence"  # exactly one: safetensors orders several keys randomly
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.EFBIG)  # the user's to put right
@@ -40,7 +41,7 @@ def open_regular(path: Path) -> BinaryIO:
         FileNotFoundError: there is none.
         StoreError: what is there is no regular file.
     """
-    if os.path.exists(path) and not os.path.isfile(path):
+    if not stat.S_ISREG(os.stat(path).st_mode):  # asked once: another run may take the file away between two questions
         raise StoreError("what is there is no regular file", where=str(path), fix="move it away")
     return open(path, "rb")
 
@@ -213,7 +214,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def _own_metadata(header: dict[str, Any]) -> dict[str, Any]:
     try:
-        own: Any = json.loads(header["__metadata__"][METADATA_KEY])
+        own: Any = parse_json(header["__metadata__"][METADATA_KEY])
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFile("no influence metadata") from error
     if not isinstance(own, dict):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,14 @@ def digest_in_order(keys: Keys) -> str:
     """Hex name of a sequence of keys [n, 16]: another where the rows stand in another order."""
     joined = np.ascontiguousarray(keys).tobytes()
     return hashlib.blake2b(joined, digest_size=KEY_BYTES, person=b"influence.order").hexdigest()
+
+
+def parse_json(raw: bytes | str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The value of a JSON text that may be anybody's; ValueError for all that is none, too deep nesting included."""
+    try:
+        return json.loads(raw, object_pairs_hook=pairs)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def canonical_json(value: Any) -> str:

@@ -12,10 +12,11 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from influence_cli.errors import StoreError
 from influence_cli.events import Listener
-from influence_cli.store.files import open_regular, raw_header
+from influence_cli.store.files import DamagedFile, open_regular, raw_header
 
 SINGLE = ("directions", "factors", "interims", "decisions", "trainings", "weights", "chains")  # one file a thing
 OF_DIRECTIONS = ("tangents", "tokens", "positions")  # folders that have the name of a direction
@@ -34,6 +35,8 @@ DAMAGED = ".damaged-"  # before the name of what was set aside, with a number wh
 SET_ASIDE = re.compile(r"^\.damaged-(\d+-)?")
 METADATA = (b'\\"checksum\\":', b'\\"meta\\":', b'\\"meta_checksum\\":')  # as they stand in a header: JSON in JSON
 
+OF = "of"  # key of a file's metadata: the thing that it is of, so that an intact file in another's place is no number
+
 Parts = Sequence[str]  # a path below the root
 
 
@@ -41,6 +44,19 @@ def add_sharded(kind: str) -> None:
     """Look after the folders of one more kind, whose shards are named by the keys of their rows."""
     if kind not in SHARDED:
         SHARDED.append(kind)
+
+
+def thing_of(path: Path) -> str:
+    """KIND/NAME of the thing that a file of tensors is of, by where it lies: of one file, or of shards."""
+    if path.parent.name in SINGLE:
+        return f"{path.parent.name}/{path.stem}"
+    return f"{path.parent.parent.name}/{path.parent.name}"
+
+
+def refuse_moved(path: Path, meta: dict[str, Any]) -> None:
+    """Refuse (DamagedFile) the file of another thing, which its metadata name; one of an earlier version names none."""
+    if meta.get(OF, thing_of(path)) != thing_of(path):
+        raise DamagedFile(f"it is a file of {meta[OF]}")
 
 
 def of_place(parts: Parts) -> bool:

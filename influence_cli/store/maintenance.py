@@ -67,7 +67,7 @@ def examine(root: Path, listener: Listener = SILENT) -> Found:
 
 def _read(file: Path) -> None:
     if file.suffix == ".safetensors":
-        read_tensors(file)
+        layout.refuse_moved(file, read_tensors(file)[1])
     elif file.name == layout.FILE_KEYS:
         read_keys(file)
     else:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from influence_cli.errors import StoreError
 from influence_cli.store.files import DamagedFile, map_tensors
 from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted
-from influence_cli.store.layout import set_aside
+from influence_cli.store.layout import refuse_moved, set_aside
 from influence_cli.store.shards import AGAIN, Arrays, ShardFolder, unique
 
 FILE_BYTES = 1 << 30  # values that are read at once beyond this are in a temporary file
@@ -72,6 +72,7 @@ class MappedFolder(ShardFolder):
 
     def _keys_of(self, shard: Path) -> Keys:
         tensors, meta = map_tensors(shard, verify=self.checked_first)
+        refuse_moved(shard, meta)
         own = np.array(tensors["keys"])
         if digest_of_sorted(own) != shard.stem:
             raise DamagedFile("its keys are not those of its name")

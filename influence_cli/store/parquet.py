@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from influence_cli.store.arrow import is_valid, values_of
 from influence_cli.store.files import DamagedFile
+from influence_cli.store.keys import parse_json
 
 SEAL = b"influence.checksum"
 BULKY = {"image", "features"}  # payloads: page checksums alone, since their keys are computed from them anyway
@@ -133,7 +134,7 @@ def _seal(file: Path, reader: pq.ParquetFile) -> dict[str, Any] | None:
     with open(file, "rb") as handle:
         handle.seek(-8, os.SEEK_END)
         footer = handle.tell() - int.from_bytes(handle.read(4), "little")
-    seal = json.loads(metadata[SEAL])
+    seal = parse_json(metadata[SEAL])
     if seal["bytes"] != footer:
         return None
     names = [name for name, _, _ in seal["columns"]]

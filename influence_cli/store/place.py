@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from influence_cli.errors import StoreError, UsageError
+from influence_cli.errors import StoreError, UsageError, disk_full
 from influence_cli.store import layout
 from influence_cli.store.files import open_regular
 
@@ -128,9 +128,15 @@ class Place:
         if not is_marked(self.root):
             check_place(self.root)
             _put(self.root / layout.MARKER, MARKER_TEXT)
-        if not os.path.lexists(self.root / layout.TAG):
+        if _is_begun(self.root / layout.TAG, TAG_TEXT):
             _put(self.root / layout.TAG, TAG_TEXT)
         self._done = True
+
+
+def _is_begun(path: Path, text: bytes) -> bool:
+    """Whether a short file is not there, or holds less than ``text``: the disk was full when it was written."""
+    found = b"" if not os.path.lexists(path) else _beginning(path)
+    return found is not None and len(found) < len(text) and text.startswith(found)
 
 
 def _put(path: Path, text: bytes) -> None:
@@ -144,6 +150,6 @@ def _put(path: Path, text: bytes) -> None:
         finally:
             os.close(handle)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
+        if disk_full(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise StoreError(f"cannot write {path}: {error.strerror}", fix="pick a writable place") from error

@@ -5,7 +5,8 @@
 2. Its name is the BLAKE2b-128 of its sorted keys, so writing the same rows twice writes the same file.
 3. A shard is never rewritten.  Two shards may hold the same row: the lowest name wins.
 4. A damaged shard is named, set aside as ``.damaged-NAME``, and its rows count as missing.
-5. ``spec.json`` is for people; nothing reads it to decide anything.
+5. It says of which folder it is: shards of two folders may have one name, and an intact one of another is damage.
+6. ``spec.json`` is for people; nothing reads it to decide anything.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.store.arrow import values_of
 from influence_cli.store.files import DamagedFile, read_tensors, write_json, write_tensors
 from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted
-from influence_cli.store.layout import SPEC, set_aside, shards_of
+from influence_cli.store.layout import OF, SPEC, refuse_moved, set_aside, shards_of, thing_of
 from influence_cli.store.ragged import flattened, unflattened
 
 Arrays = dict[str, NDArray[Any]]
@@ -93,7 +94,7 @@ class ShardFolder:
     def _load(self) -> tuple[list[Path], Keys, Arrays]:
         """The intact shards, and all of their rows, lowest name first."""
         if self._loaded is None:
-            found = self._read_each(lambda shard: unflattened(read_tensors(shard)[0]))
+            found = self._read_each(_tensors_of)
             parts: dict[str, list[NDArray[Any]]] = {"keys": [np.zeros((0, KEY_BYTES), np.uint8)]}
             for _, tensors in found:
                 for name, array in tensors.items():
@@ -141,7 +142,8 @@ class ShardFolder:
         path = self.path / f"{digest_of_sorted(sorted_keys)}.safetensors"
         sorted_values = {name: np.asarray(v)[order] for name, v in values.items()}
         tensors = {"keys": sorted_keys, **flattened(sorted_values)}
-        write_tensors(path, tensors, {**({} if layout is None else {"layout": layout}), "rows": len(keys)})
+        about = {} if layout is None else {"layout": layout}
+        write_tensors(path, tensors, {**about, "rows": len(keys), OF: thing_of(path)})
         self._forget()
         return path
 
@@ -162,6 +164,12 @@ class ShardFolder:
             rows = chosen[start : start + MERGE_ROWS]
             written.add(self.write(keys[rows], {name: array[rows] for name, array in values.items()}))
         return int((first & ~wanted).sum()), remove_others(old, written)
+
+
+def _tensors_of(shard: Path) -> Arrays:
+    tensors, meta = read_tensors(shard)
+    refuse_moved(shard, meta)
+    return unflattened(tensors)
 
 
 def remove_others(old: list[Path], written: set[Path]) -> int:

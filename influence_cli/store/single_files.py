@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from influence_cli.events import Listener
 from influence_cli.store.files import DamagedFile, read_metadata, read_tensor, read_tensors, write_tensors
-from influence_cli.store.layout import files_of, set_aside
+from influence_cli.store.layout import OF, files_of, refuse_moved, set_aside, thing_of
 from influence_cli.store.shards import Arrays, Claim
 
 Value = TypeVar("Value")
@@ -22,7 +22,8 @@ Value = TypeVar("Value")
 class FileFolder:
     """The files of one kind by fingerprint.  Reading verifies checksums; writing needs no lock.
 
-    With ``what`` its files say their own name, and another's file, copied to that name, is damage.
+    Files say what they are of, and another's file, copied to that name, is damage; with ``what`` they said their name
+    in every version.
     """
 
     def __init__(
@@ -36,7 +37,9 @@ class FileFolder:
     def _intact(self, name: str, read: Callable[[Path], Value]) -> Value | None:
         path = self._file(name)
         try:
-            if self._what is not None and read_metadata(path).get("name") != name:
+            meta = read_metadata(path)
+            refuse_moved(path, meta)
+            if self._what is not None and meta.get("name") != name:
                 raise DamagedFile(f"it is another {self._what}'s file")
             return read(path)
         except FileNotFoundError:
@@ -60,7 +63,7 @@ class FileFolder:
 
     def meta(self, name: str) -> dict[str, Any] | None:
         """The metadata alone, or None where there is no intact file."""
-        return self._intact(name, read_metadata)
+        return self._intact(name, lambda path: {k: v for k, v in read_metadata(path).items() if k != OF})
 
     def read_one(self, name: str, tensor: str) -> NDArray[Any] | None:
         """One tensor, or None where it cannot be read; the file stays where it is."""
@@ -73,7 +76,7 @@ class FileFolder:
         """Write a file whole; returns its metadata."""
         self._claim()
         meta = meta if self._what is None else {**meta, "name": name}
-        write_tensors(self._file(name), tensors, meta)
+        write_tensors(self._file(name), tensors, {**meta, OF: thing_of(self._file(name))})
         return meta
 
     def drop(self, name: str) -> None:

@@ -83,7 +83,7 @@ def test_a_shard_byte_by_byte(tmp_path: Path) -> None:
     assert set(header) == {"__metadata__", "keys", "logits"}
     own = json.loads(header["__metadata__"]["influence"])
     assert header["__metadata__"]["influence"] == canonical_json(own)
-    assert own["meta"] == {"rows": 3}
+    assert own["meta"] == {"rows": 3, "of": f"{tmp_path.parent.name}/{tmp_path.name}"}
     assert set(own) == {"meta", "checksum", "meta_checksum"}
     assert json.loads((tmp_path / "spec.json").read_text()) == {"about": "people"}
 
@@ -91,11 +91,13 @@ def test_a_shard_byte_by_byte(tmp_path: Path) -> None:
 def test_the_same_rows_in_any_order_write_the_same_bytes(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(4, 3))
     order = np.array([2, 0, 3, 1])
-    ShardFolder(tmp_path / "a", {}).write(keys_of(9, 8, 7, 6), {"tangent": values, "extra": values[:, 0]})
-    ShardFolder(tmp_path / "b", {}).write(
+    ShardFolder(tmp_path / "a" / "kind" / "name", {}).write(
+        keys_of(9, 8, 7, 6), {"tangent": values, "extra": values[:, 0]}
+    )
+    ShardFolder(tmp_path / "b" / "kind" / "name", {}).write(
         keys_of(9, 8, 7, 6)[order], {"extra": values[order, 0], "tangent": values[order]}
     )
-    (a,), (b,) = ((tmp_path / name).glob("*.safetensors") for name in "ab")
+    (a,), (b,) = ((tmp_path / name).rglob("*.safetensors") for name in "ab")
     assert a.name == b.name
     assert a.read_bytes() == b.read_bytes()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,10 @@ from influence_cli.data.sources.tabular import described_classes, table_source
 from influence_cli.data.splits import split_of
 from influence_cli.data.tables import check_regular
 from influence_cli.errors import ManifestError
+from influence_cli.store.keys import parse_json
 from influence_cli.store.lfs import refuse_pointer
+
+SAVE_AGAIN = "save the dataset again"
 
 
 def read_saved_dataset(root: Path, columns: Columns) -> Source:
@@ -50,7 +52,7 @@ def split_folders(root: Path) -> dict[str | None, Path]:
     index = root / "dataset_dict.json"
     if not index.exists():
         return {None: root}
-    named = read_description(index)["splits"]
+    named = _list_in(index, "splits", str)
     unknown = [n for n in named if split_of(n) is None]
     if unknown:
         raise ManifestError(f"unknown split {unknown[0]!r}", where=str(index), fix="use train, validation, test")
@@ -60,7 +62,20 @@ def split_folders(root: Path) -> dict[str | None, Path]:
 
 def data_files(folder: Path) -> list[Path]:
     """The Arrow files of one split, in order."""
-    return [folder / file["filename"] for file in read_description(folder / "state.json")["_data_files"]]
+    place = folder / "state.json"
+    names = [file.get("filename") for file in _list_in(place, "_data_files", dict)]
+    strange = next((name for name in names if not isinstance(name, str) or Path(name).name != name), None)
+    if strange is not None or None in names:  # a file of somewhere else is no part of this dataset
+        raise ManifestError(f"it names {strange!r}, which is no file beside it", where=str(place), fix=SAVE_AGAIN)
+    return [folder / name for name in names]
+
+
+def _list_in(path: Path, key: str, kind: type[Any]) -> list[Any]:
+    """A list of values of one type in a description.  Raises ManifestError: there is none."""
+    found = read_description(path).get(key)
+    if not isinstance(found, list) or not all(isinstance(value, kind) for value in found):
+        raise ManifestError(f"cannot be read (no list called {key!r})", where=str(path), fix=SAVE_AGAIN)
+    return found
 
 
 def dataset_files(root: Path) -> list[Path]:
@@ -77,9 +92,13 @@ def read_description(path: Path) -> dict[str, Any]:
     check_regular(str(path))
     refuse_pointer(path)
     try:
-        return json.loads(path.read_text())
+        described = parse_json(path.read_text())
+        if isinstance(described, dict):
+            return described
+        why: object = "it is no JSON object"
     except (OSError, ValueError) as error:
-        raise ManifestError(f"cannot be read ({error})", where=str(path), fix="save the dataset again") from error
+        why = error
+    raise ManifestError(f"cannot be read ({why})", where=str(path), fix=SAVE_AGAIN)
 
 
 def read_stream(path: Path) -> Iterator[pa.Table]:

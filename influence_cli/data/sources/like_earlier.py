@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from influence_cli.data.sources.roles import Roles, Seen, check_asked, check_kep
 from influence_cli.data.sources.survey import Survey
 from influence_cli.data.tables import parquet_files, read_schema
 from influence_cli.errors import ManifestError, UsageError
+from influence_cli.store.keys import parse_json
 
 _WEIGHTS = ("weight", "sample_weight")
 
@@ -28,7 +28,7 @@ def recipe_of(manifest: str) -> tuple[dict[str, Any], tuple[str, ...] | None]:
     """
     metadata = read_schema(parquet_files(manifest)[0]).metadata or {}
     try:
-        recipe = json.loads(metadata[COLUMNS_KEY])
+        recipe = parse_json(metadata[COLUMNS_KEY])
         for key in ("label", "features", "own", "kept", "names"):
             recipe[key]
     except (KeyError, ValueError, TypeError) as error:

@@ -7,7 +7,6 @@ row k of the source is still the row that the manifest was made from.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from influence_cli.data.sources.protocol import Source
 from influence_cli.data.tables import parquet_files
 from influence_cli.errors import ManifestError
 from influence_cli.store.files import file_digest
-from influence_cli.store.keys import canonical_json, fingerprint
+from influence_cli.store.keys import canonical_json, fingerprint, parse_json
 
 ORIGIN_KEY = b"influence.source"
 LATER = ("task", "weight", "group", "like", "categories", "encoding", "delimiter", "sheet")  # columns that came later
@@ -80,13 +79,13 @@ def origin_metadata(source: Source, path: str, columns: Columns, splits: bool, f
 def read_origin(schema: pa.Schema) -> Origin | None:
     """Where a manifest came from, or None where it does not say."""
     try:
-        value = json.loads((schema.metadata or {})[ORIGIN_KEY])
+        value = parse_json((schema.metadata or {})[ORIGIN_KEY])
         columns = value["columns"]
         lists = {name: tuple(columns.get(name, ())) for name in ("text", "features", "keep", "drop")}
         later = {name: columns[name] for name in LATER if name in columns}
         asked = Columns(columns["label"], columns["id"], columns["image"], **lists, **later)
         return Origin(value["form"], value["locator"], asked, bool(value["splits"]), value["digest"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -6,7 +6,6 @@ are as they are written, and labels whose digits are names are names.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -48,6 +47,7 @@ from influence_cli.data.sources.text_files import open_text
 from influence_cli.data.splits import split_of
 from influence_cli.data.tables import refuse_twins
 from influence_cli.errors import ManifestError
+from influence_cli.store.keys import parse_json
 
 CHUNK = 16_384  # rows of a table in memory that are made features at once
 
@@ -96,19 +96,25 @@ def class_names(schema: pa.Schema, columns: Columns) -> tuple[str, ...] | None:
     if b"classes" in metadata:
         return read_names(metadata[b"classes"], "the schema")
     if b"huggingface" in metadata:
-        return described_classes(json.loads(metadata[b"huggingface"]).get("info", {}), columns, "schema")
+        try:
+            described = parse_json(metadata[b"huggingface"])["info"]
+        except (ValueError, TypeError, KeyError):
+            return None  # it is not what datasets writes
+        return described_classes(described, columns, "schema") if isinstance(described, dict) else None
     return None
 
 
 def described_classes(description: dict[str, Any], columns: Columns, where: str) -> tuple[str, ...] | None:
     """The names of the classes in Hugging Face's description of a table, where its labels are numbers with names."""
-    features = description.get("features") or {}
+    features = description.get("features")
+    if not isinstance(features, dict):
+        return None
     several = TASKS[columns.task or DEFAULT].holds == SEVERAL and columns.label not in (None, *features)
     label = None if several else pick(list(features), columns.label, LABEL_NAMES, "label", where)
     about = {} if label is None else features[label]
     about = about[0] if isinstance(about, list) and about else about  # a list of one: as older versions write lists
     names = about.get("names") or (about.get("feature") or {}).get("names") if isinstance(about, dict) else None
-    return tuple(names) if names else None
+    return tuple(map(str, names)) if names and isinstance(names, list) else None
 
 
 def table_source(

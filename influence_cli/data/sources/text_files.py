@@ -26,6 +26,7 @@ from influence_cli.data.sources.comments import comment_lines
 from influence_cli.data.sources.mixed_values import as_column
 from influence_cli.data.tables import refuse_twins
 from influence_cli.errors import ManifestError, UsageError, nearest
+from influence_cli.store.keys import parse_json
 
 JSON_LINES, EXCEL = (".jsonl", ".ndjson"), (".xlsx", ".xlsm", ".xls", ".ods")
 TEXT_TABLES = (".csv", ".tsv", *JSON_LINES, ".json", *EXCEL)
@@ -294,7 +295,7 @@ def _objects(path: Path, whole: bool, encoding: str) -> Iterator[dict[str, Any]]
         raise ManifestError(f"cannot be read ({error.strerror})", where=str(path), fix="check the file") from error
     if whole:
         try:
-            value = json.loads(text, object_pairs_hook=_of_pairs)
+            value = parse_json(text, _of_pairs)
         except ValueError as error:
             raise ManifestError(f"cannot be parsed ({error})", where=str(path), fix="check the file") from error
         if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from influence_cli.data.labels import wrong_labels
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
+from influence_cli.store.keys import parse_json
 from influence_cli.store.lfs import refuse_pointer
 
 Mask = NDArray[np.bool_]
@@ -98,7 +98,7 @@ def read_ids(path: str) -> set[str]:
                 raise ValueError("no column id")
             return {unquoted(row["id"]) if MARK in row else row["id"] for row in rows}
         if suffix in (".json", ".jsonl"):
-            values = json.loads(text) if suffix == ".json" else [json.loads(s) for s in text.splitlines() if s.strip()]
+            values = parse_json(text) if suffix == ".json" else [parse_json(s) for s in text.splitlines() if s.strip()]
             return {_id_of(v) for v in values}
         return {line.strip() for line in text.splitlines() if line.strip()}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -57,7 +57,7 @@ def missing_phis(run: Run, session: Session, member: Member) -> tuple[str, ...]:
     """Objectives whose value at a member is needed and not stored."""
     if not any(run.methods[n].phi_at_members and member in ms for n, ms in run.members_of.items()):
         return ()
-    return tuple(o for o in run.objectives if session.store.chains.meta(names.phi(run, member, o)) is None)
+    return tuple(o for o in run.objectives if session.store.chains.read(names.phi(run, member, o)) is None)
 
 
 def missing_further(run: Run, session: Session, member: Member, lacking: Mapping[Part, Keys]) -> tuple[Further, ...]:

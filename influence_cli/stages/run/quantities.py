@@ -143,7 +143,7 @@ class Traces(Quantity):
 
     def lacking(self, run: Run, session: Session, part: Part) -> Keys:
         """Those that are not stored; all of them where nothing is known of the chain."""
-        known = session.store.chains.meta(part.name) is not None
+        known = session.store.chains.read(part.name) is not None  # with its values: damaged ones are drawn again
         return super().lacking(run, session, part) if known else self.wanted(run, part)
 
 
