@@ -29,7 +29,12 @@ WHOLE = (
     "test_docs.py",
     "test_ready_to_use.py",
 )  # of tests/: about all of the repository
-BESIDE = ("benchmarks", "peers", "reproduction")  # what holds the package against a clock, libraries and a paper
+BESIDE = (
+    "benchmarks",
+    "hardening",
+    "peers",
+    "reproduction",
+)  # what holds it against a clock, faults, libraries, a paper
 
 
 NAMED = [  # modules that a file names in a string

@@ -6,6 +6,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
+MOST_MEMBERS = 10_000  # each is a pass of its own, and stands in every plan
+
+
+def refuse_many(name: str, count: int | None) -> None:
+    """Refuse (ValueError) more members than any run could have: they would be listed until memory is gone."""
+    if count is not None and count > MOST_MEMBERS:
+        raise ValueError(f"{name}={count} is above {MOST_MEMBERS}")
+
+
 def check_options(
     method: Any,
     choices: Mapping[str, tuple[str, ...]],
@@ -29,6 +38,8 @@ def check_options(
         value = getattr(method, name)
         if value is not None and value < smallest:
             raise ValueError(f"{name}={value} is below {smallest}")
+    for name in ("members", "chains"):
+        refuse_many(name, getattr(method, name, None))
     for name in positive:
         value = getattr(method, name)
         if value is not None and not value > 0:

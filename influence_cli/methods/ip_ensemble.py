@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from influence_cli.methods.checks import refuse_many
 from influence_cli.methods.protocol import Growth, Linear
 from influence_cli.methods.stored import Place
 from influence_cli.model.checkpoints import Trajectory
@@ -43,6 +44,8 @@ class IPEnsemble(Linear):
     def __post_init__(self) -> None:
         if self.members != "auto" and self.members < 1:
             raise ValueError(f"members={self.members} is below 1")
+        refuse_many("max_members", self.max_members)
+        refuse_many("members", None if self.members == "auto" else self.members)
         if self.max_members < LEAST_MEMBERS:
             raise ValueError(f"max_members={self.max_members} is below {LEAST_MEMBERS}")
         for name in ("share", "stability"):

@@ -60,7 +60,11 @@ def test_bad_input_is_refused_in_our_words(kind: str) -> None:
     survived(tally, 2)
 
 
-FOUND = {"sources": ("source deep.json",)}  # what had to be mended
+FOUND = {  # what had to be mended
+    "sources": ("source deep.json", "source bomb.npz"),
+    "manifests": ("group list, trained",),
+    "settings": ("--set ip-ensemble.members=1000000000", "--set gex.members=1000000000"),
+}
 
 
 @pytest.mark.parametrize("kind", FOUND)

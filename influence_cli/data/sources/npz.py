@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import zipfile
 from collections import Counter
@@ -90,9 +91,14 @@ def _why_not(name: str, columns: Columns) -> str:
     return "its name is none of values or labels; --features or --label takes it"
 
 
+NPY = b"\x93NUMPY"  # how an array in an archive begins
+READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
 def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
     """Every array of an archive, by name; nothing is unpickled.  Raises ManifestError: it is no archive of arrays."""
     try:
+        _refuse_false_sizes(path)
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
@@ -103,6 +109,24 @@ def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
         what = f"{odd} is no array with a row for each example"
         raise ManifestError(what, where=str(path), fix="save arrays alone, with numpy.savez")
     return arrays
+
+
+def _refuse_false_sizes(path: Path) -> None:
+    """Refuse (ValueError) an array that says it has more values than its bytes hold: memory is taken by what it says."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as handle:
+                if handle.read(len(NPY)) != NPY:
+                    continue
+                handle.seek(0)
+                header = READ_HEADER.get(np.lib.format.read_magic(handle))
+                if header is None:
+                    continue
+                shape, _, dtype = header(handle)
+                if not dtype.hasobject and math.prod(shape) * dtype.itemsize > entry.file_size:
+                    raise ValueError(f"{entry.filename} says it is {shape}, and holds {entry.file_size:,} bytes")
 
 
 def as_column(labels: NDArray[np.generic]) -> NDArray[np.generic]:

@@ -142,6 +142,9 @@ def groups_of(train: Rows, column: str = GROUP) -> NDArray[np.int64] | None:
     if column not in train.manifest.table.column_names:
         return None
     values = train.manifest.table.column(column).take(pa.array(train.index)).combine_chunks()
+    if pa.types.is_nested(values.type):
+        what, where = f"groups are {values.type}", f"{train.manifest.source}, column {column}"
+        raise ManifestError(what, where=where, fix="give every row one group, as text or a number")
     return values.dictionary_encode().indices.cast(pa.int64()).fill_null(-1).to_numpy()
 
 
