@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-
 MOST_MEMBERS = 10_000  # each is a pass of its own, and stands in every plan
 
 

@@ -116,7 +116,7 @@ def _verified(path: Path, carried: dict[str, Any] | None, locator: str) -> tuple
             digest = None if found is None else found.digest
             return Checkpoint(locator, (path,), digest or file_digest(path)), carried
     except DamagedFile as error:
-        raise DamagedModel(f"the checkpoint is damaged ({error})", where=locator, fix="copy it again") from error
+        raise DamagedModel(f"the checkpoint is damaged ({error})", where=str(path), fix="copy it again") from error
     raise ModelError(f"unknown kind of checkpoint {path.suffix!r}", where=locator, fix="use .safetensors, .pt or .pth")
 
 
