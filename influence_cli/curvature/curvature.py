@@ -8,14 +8,15 @@ l_i, its slope a_i [C] and its Hessian B_i [C, C] in the outputs (``model.losses
     hessian     (1/n) sum w_i hess l_i
     empirical   (1/n) sum w_i g_i g_i^T
 
-Rows are streamed.  Sums over batches are in float64 and depend on the batch size in rounding alone; what is
-summed is in float64 too, unless ``over`` asks for products in float32.
+Rows are streamed; of several processes each has some of the batches (``divided``).  Sums over batches are in float64
+and depend on the batch size in rounding alone; what is summed is in float64 too, unless ``over`` asks for products in
+float32.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -24,7 +25,6 @@ from torch import Tensor, nn
 
 from influence_cli.curvature.dense import (
     CurvatureKind,
-    DenseSums,
     LinearHead,
     check_rows,
     finite_sum,
@@ -32,9 +32,9 @@ from influence_cli.curvature.dense import (
 )
 from influence_cli.curvature.head import Head, HeadInputs, head_of
 from influence_cli.curvature.jacobians import Jacobians, Way
-from influence_cli.curvature.linearised import Graph, Linearised
+from influence_cli.curvature.linearised import Linearised
+from influence_cli.curvature.row_sums import RowSums
 from influence_cli.data.manifest import Rows
-from influence_cli.engines.engine import Directions
 from influence_cli.engines.layerwise.layers import Layers
 from influence_cli.engines.layerwise.tape import Tape
 from influence_cli.engines.point import DTYPES, Point, unreached, usable_rows
@@ -46,14 +46,15 @@ from influence_cli.model.examples import alike, batches, chunked, from_all_over,
 from influence_cli.model.losses import CROSS_ENTROPY, RowLoss
 from influence_cli.model.named_tensors import mapped
 from influence_cli.model.own_module import copied
-from influence_cli.model.parameters import named_views, select_parameters
+from influence_cli.model.parameters import select_parameters
 from influence_cli.model.spec import ModelSpec
 
 Floats = NDArray[np.float64]
 Batch = tuple[NDArray[np.int64], Tensor, Tensor, Tensor]
+SumsOf = Callable[["Curvature"], list[Tensor]]  # picklable, where it is divided
 
 
-class Curvature:
+class Curvature(RowSums):
     """What a method sees of the fit rows at one member; ``factor`` is what it fitted, or found fitted."""
 
     def __init__(
@@ -89,7 +90,9 @@ class Curvature:
         self.further: list[dict[str, Floats]] = []  # other factors that the method needs
         self.beside: list[Curvature] = []  # the same rows at other members, where a factor is of several
         self.interim: Interim = FORGETFUL
-        self.dtype = DTYPES[precision]
+        self.divided: Callable[[Curvature, SumsOf], list[Tensor]] | None = None  # how several processes sum up
+        self.precision, self.dtype = precision, DTYPES[precision]
+        self._own: Curvature | None = None
         self._open = lambda: Point(copied(model), params, dropout, precision, self.device)
         self._at_this_point = functools.partial(
             Curvature, model, spec, params=params, dropout=dropout, device=device, batch_size=batch_size,
@@ -145,8 +148,22 @@ class Curvature:
             made = self._by_rows[key] = self._at_this_point(rows, precision=precision)
             same = [c for (of, _), c in self._by_rows.items() if of == key[0] and c._decoded is not None]
             made._decoded = same[0]._decoded if same else None
+            made.divided = self.divided
             made.__dict__["_probes"] = self._probes  # read once: those of a part of the rows are no better
         return self._by_rows[key]
+
+    def sums(self, of: SumsOf) -> list[Tensor]:
+        """What ``of`` sums up over the fit rows, here or by several processes."""
+        return of(self) if self.divided is None else self.divided(self, of)
+
+    def part(self, rank: int, size: int) -> Curvature:
+        """The same over every ``size``-th batch, from that of ``rank`` on: sums are of their rows alone."""
+        if self._own is None:
+            batch = np.arange(len(self.rows)) // self.batch_size
+            self._own = self._at_this_point(self.rows.take(batch % size == rank), precision=self.precision)
+            self._own.listener = self.listener
+            self._own.__dict__["_probes"] = self._probes
+        return self._own
 
     @property
     def size(self) -> int:
@@ -189,38 +206,15 @@ class Curvature:
         Raises:
             ManifestError: a row's logits or their derivatives are not finite; names it.
         """
-        sums = DenseSums(kind, self.rows, self.size, self.device)
-        for index, x, y, w in self.head_batches(f"curvature ({kind})"):
-            sums.add(self._jacobians, self._linear, index, x, y, w)
-        matrix = finite_sum(self.rows, (sums.matrix + sums.matrix.T) / (2.0 * self.weight))
-        return matrix.cpu().numpy(), (sums.gradient / self.weight).cpu().numpy()
+        matrix, gradient = self.sums(functools.partial(RowSums.dense_sums, kind=kind))
+        matrix = finite_sum(self.rows, (matrix + matrix.T) / (2.0 * self.weight))
+        return matrix.cpu().numpy(), (gradient / self.weight).cpu().numpy()
 
     def product(self, kind: CurvatureKind, columns: Floats) -> Floats:
         """G v or H v for every column of [d, k], in one pass over the fit rows that they share."""
-        directions, total = self.directions(columns), self.zeros(columns.shape[1])
-        for index, x, y, w in self.head_batches(f"curvature ({kind} product)"):
-            z = self.add_product(kind, x, y, w, directions, total)
-            if not self._checked:
-                check_rows(self.rows, index, z)
-        self._checked = True
+        (total,) = self.sums(functools.partial(RowSums.product_sums, kind=kind, columns=columns))
         total /= self.weight
         return finite_sum(self.rows, total).cpu().numpy().T
-
-    def add_product(
-        self, kind: CurvatureKind, x: Tensor, y: Tensor, w: Tensor, directions: Directions, total: Tensor
-    ) -> Tensor:
-        """Add the sum over a batch's rows of w_i times their curvature, times every direction, to a row of [k, d] each.
-
-        The logits [b, C] are returned.
-        """
-        if kind == "hessian" and not self._linearised.closed(x):
-            graph = Graph(self.at, x)
-            z, images = graph.logits.detach(), graph.hessian(y, w, directions, self.loss)
-        else:
-            z, images = self._linearised.ggn(x, y, w, directions)
-        for row, image in zip(total, images, strict=True):
-            self._add_to(row, image)
-        return z
 
     def quadratic(self, columns: Floats) -> tuple[Floats, Floats]:
         """v^T G v for every column of [d, k], and the gradient [d], in one pass over the fit rows.
@@ -228,34 +222,9 @@ class Curvature:
         Raises:
             ManifestError: a row's logits are not finite; names it.
         """
-        directions = self.directions(columns)
-        forms = torch.zeros(len(directions), dtype=torch.float64, device=self.device)
-        gradient = self.zeros(1)
-        for index, x, y, w in self.head_batches("curvature (size)"):
-            z, tangents = self._linearised.push(x, directions)
-            check_rows(self.rows, index, z)
-            at = self.loss.curvature(z, y)
-            (image,) = Graph(self.at, x).pull([w[:, None] * at.residuals()])
-            self._add_to(gradient[0], image)
-            for k, t in enumerate(tangents):
-                forms[k] += (w * at.form(t)).sum()
-        self._checked = True
+        forms, gradient = self.sums(functools.partial(RowSums.quadratic_sums, columns=columns))
         forms, gradient = finite_sum(self.rows, forms / self.weight), finite_sum(self.rows, gradient[0] / self.weight)
         return forms.cpu().numpy(), gradient.cpu().numpy()
-
-    def directions(self, columns: Floats) -> Directions:
-        """Every column of [d, k] by parameter name, in the precision of products."""
-        flat = (torch.from_numpy(np.ascontiguousarray(column)) for column in columns.T)
-        return [named_views(v.to(self.device, self.dtype), self.layout) for v in flat]
-
-    def zeros(self, count: int) -> Tensor:
-        """Sums to begin with, a row [d] a column, in float64."""
-        return torch.zeros(count, self.size, dtype=torch.float64, device=self.device)
-
-    def _add_to(self, row: Tensor, image: dict[str, Tensor]) -> None:
-        """Add an image by parameter name to sums [d]."""
-        for part, of_it in zip(named_views(row, self.layout).values(), image.values(), strict=True):
-            part += of_it
 
     # -- one batch ---------------------------------------------------------------------------------------------------
 

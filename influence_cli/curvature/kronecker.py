@@ -7,6 +7,7 @@ each pass, or exactly, as the C columns of a root of the output curvature, a bac
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,7 @@ class KroneckerFit:
         inside = {n for layer in self._of.values() for n in layer.layout.shapes}
         self.factored = [n for n in self.names if n in inside]  # parameters in layers that are
         self.others = [n for n in self.names if n not in inside]
+        self._given: Arrays = {}  # the bases
         self._traces = {b.name: 0.0 for b in self.layers.blocks if b.affine is None}
 
     def arrays(self) -> Arrays:
@@ -79,16 +81,38 @@ class KroneckerFit:
 
     def take(self, bases: Arrays) -> None:
         """Have the bases of every layer by its number, for the second pass."""
+        self._given = bases
         for k, layer in enumerate(self._of.values()):
             self._set_basis(layer, {name: bases[f"{k}.{name}"] for name in BASIS})
 
     def first_pass(self) -> None:
         """Sum up the moments of every layer."""
-        for index, tape, y, w in self._tapes("curvature (ekfac: bases)", FIRST):
-            self._add_moments(index, tape, y, w)
+        if self.curvature.divided is None:
+            self._sum_moments()
+            return
+        steps, *found = self.curvature.sums(functools.partial(_moments, **self._how))
+        for layer, count, a, s in zip(self._of.values(), steps.tolist(), found[::2], found[1::2], strict=True):
+            layer.steps, layer.moment_a, layer.moment_s = count, a, s
 
     def second_pass(self) -> None:
         """Sum up squares in the bases."""
+        if self.curvature.divided is None:
+            self._sum_squares()
+            return
+        traces, *found = self.curvature.sums(functools.partial(_squares, **self._how, bases=self._given))
+        self._traces = dict(zip(self._traces, traces.tolist(), strict=True))
+        for layer, lam in zip(self._of.values(), found, strict=True):
+            layer.lam = lam
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"labels": self.labels, "draws": self.draws, "seed": self.seed}
+
+    def _sum_moments(self) -> None:
+        for index, tape, y, w in self._tapes("curvature (ekfac: bases)", FIRST):
+            self._add_moments(index, tape, y, w)
+
+    def _sum_squares(self) -> None:
         for index, tape, y, w in self._tapes("curvature (ekfac: eigenvalues)", SECOND):
             self._add_squares(index, tape, y, w)
 
@@ -236,6 +260,24 @@ class KroneckerFit:
                 continue
             for rows, a, d in block.positions():
                 layer.lam += rotated_squares(a, d, w[rows], *layer.turn) * share
+
+
+def _moments(curvature: Curvature, labels: str, draws: int, seed: int) -> list[Tensor]:
+    """Sums of the first pass over a curvature's rows: steps [L], and both moments of every layer."""
+    fit = KroneckerFit(curvature, labels, draws, seed)
+    fit._sum_moments()
+    layers = list(fit._of.values())
+    steps = torch.tensor([layer.steps for layer in layers], dtype=torch.float64, device=curvature.device)
+    return [steps, *(moment for layer in layers for moment in (layer.moment_a, layer.moment_s))]
+
+
+def _squares(curvature: Curvature, labels: str, draws: int, seed: int, bases: Arrays) -> list[Tensor]:
+    """Sums of the second pass: traces of the blocks that are no layers, and the squares of every layer."""
+    fit = KroneckerFit(curvature, labels, draws, seed)
+    fit.take(bases)
+    fit._sum_squares()
+    traces = torch.tensor(list(fit._traces.values()), dtype=torch.float64, device=curvature.device)
+    return [traces, *(layer.lam for layer in fit._of.values())]
 
 
 def fitted_together(fits: list[KroneckerFit]) -> Arrays:

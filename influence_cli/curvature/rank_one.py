@@ -11,6 +11,7 @@ by Sherman and Morrison.  Kwon et al. 2024 (arXiv:2310.00902), Eq. 5.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -64,16 +65,28 @@ class RankOneSums:
 
     def mean_squares(self) -> Floats:
         """(1/n) sum_i w_i |g_i|^2 of every tensor with a block [L]."""
+        c = self.curvature
+        total = self.squares() if c.divided is None else c.sums(_squares)[0]
+        return (total / self.curvature.weight).cpu().numpy()
+
+    def squares(self) -> Tensor:
+        """The sum of w_i |g_i|^2 over the rows [L]."""
         total = torch.zeros(len(self.places), dtype=torch.float64, device=self.curvature.device)
         for index, tape, y, w in self.curvature.tapes(self.layers, "curvature (datainf: sizes)"):
             for k, block in enumerate(tape.pull(self._residuals(tape, y))):
                 squared = block.squared_norms()
                 check_rows(self.curvature.rows, index, squared[:, None])
                 total[k] += squared @ w.double()
-        return (total / self.curvature.weight).cpu().numpy()
+        return total
 
     def corrections(self, q: Floats, dampings: list[float]) -> Floats:
         """(1/n) sum_i w_i c_i g_i [d, k] for every column of q [d, k] and every tensor's lambda; 0 without a block."""
+        c, of = self.curvature, functools.partial(_corrected, q=q, dampings=dampings)
+        totals = self.corrected(q, dampings) if c.divided is None else c.sums(of)
+        return np.stack([total.cpu().numpy() for total in totals], axis=1) / c.weight
+
+    def corrected(self, q: Floats, dampings: list[float]) -> list[Tensor]:
+        """The sum of w_i c_i g_i over the rows [d] for every column of q [d, k]."""
         c = self.curvature
         columns = [c.by_name(q[:, j]) for j in range(q.shape[1])]
         along = [{n: torch.from_numpy(v[n]).to(c.device, c.dtype) for n in c.layout} for v in columns]
@@ -85,12 +98,19 @@ class RankOneSums:
                     share = coefficients(block.dots(v), squared, damping) * w
                     for name, part in block.weighted_sum(share).items():
                         total[name] += part
-        flat = [np.concatenate([total[n].cpu().numpy().ravel() for n in c.layout]) for total in sums]
-        return np.stack(flat, axis=1) / c.weight
+        return [torch.cat([total[n].reshape(-1) for n in c.layout]) for total in sums]
 
     def _residuals(self, tape: Tape, y: Tensor) -> Tensor:
         loss, z = self.curvature.loss, tape.logits
         return loss.curvature(z, y).residuals() if loss.curved else loss.slopes(z, y).to(z)
+
+
+def _squares(curvature: Curvature) -> list[Tensor]:
+    return [RankOneSums(curvature).squares()]
+
+
+def _corrected(curvature: Curvature, q: Floats, dampings: list[float]) -> list[Tensor]:
+    return RankOneSums(curvature).corrected(q, dampings)
 
 
 def by_tensor(blocks: Iterable[BlockLayout]) -> tuple[BlockLayout, ...]:

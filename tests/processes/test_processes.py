@@ -137,6 +137,27 @@ def test_rows_that_cannot_be_decoded_are_told_whoever_finds_them(digits_run: Pat
     assert len(shared) == len(table.filter(pa.compute.equal(table.column("split"), "train"))) - 2
 
 
+def test_curvature_is_summed_up_by_all_and_the_same(digits: Path, digits_run: Path, tmp_path: Path) -> None:
+    methods = ("exact", "ekfac", "datainf", "self-lissa")
+    options = {"exact": {"damping": 0.1}}
+    alone, heard = scores_of(digits, digits_run, tmp_path / "alone", None, methods, options=options, params="last")
+    (shared, also), _ = together(
+        3, lambda g: scores_of(digits, digits_run, tmp_path / "shared", g, methods, options=options, params="last")
+    )
+    assert apart(alone, shared) <= 1e-6
+    assert also.notes == heard.notes
+
+
+def test_products_with_curvature_are_summed_up_by_all(digits: Path, digits_run: Path, tmp_path: Path) -> None:
+    options = {"cg": {"damping": 1.0}}
+    alone, _ = scores_of(digits, digits_run, tmp_path / "alone", None, ("cg",), options=options, params="last")
+    (shared, _), groups = together(
+        2, lambda g: scores_of(digits, digits_run, tmp_path / "shared", g, ("cg",), options=options, params="last")
+    )
+    assert apart(alone, shared) <= 1e-6
+    assert groups[0].jobs > 5  # products
+
+
 def test_chains_are_run_by_turn(digits: Path, digits_run: Path, tmp_path: Path) -> None:
     options = {"bif": {"chains": 2, "draws": 4, "burn_in": 2, "damping": 0.5, "step": 2e-5, "nbeta": 10.0}}
     alone, _ = scores_of(digits, digits_run, tmp_path / "alone", None, ("bif",), options=options, params="last")

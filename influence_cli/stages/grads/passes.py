@@ -48,10 +48,7 @@ def run_pass(name: str, run: Run, session: Session, work: Work, at: MemberModel,
     """
     group = helpers(run, session)
     if group is not None:
-        if name == "chains":
-            from influence_cli.stages.grads.chains import choose_laws
-
-            choose_laws(run, session, work, at)
+        _prepare(name, run, session, work, at)
         job = PassJob(name, run, session, work, at)
         job.here = run, session, at, look
         return joined(group.share(job))
@@ -75,6 +72,18 @@ class PassJob(RunJob):
         """The part of this process."""
         look = self.here[3] if group.rank == 0 else FirstLook(run, session)
         return run_pass(self.name, run, session, self.work, at, look)
+
+
+def _prepare(name: str, run: Run, session: Session, work: Work, at: MemberModel) -> None:
+    """Have stored, before several processes run a pass, what each of them would else come to by itself."""
+    if name == "chains":
+        from influence_cli.stages.grads.chains import choose_laws
+
+        choose_laws(run, session, work, at)
+    if name == "values":
+        for part, keys in work.in_pass(name).items():
+            if len(keys) and run.values[part.of].of_block is None:
+                fitted_curvature(run, session, part.of, work.member, at.model)
 
 
 def joined(found: list[Looped]) -> Looped:

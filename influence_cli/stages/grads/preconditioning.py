@@ -16,8 +16,10 @@ import numpy as np
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import ManifestError
 from influence_cli.methods.shapes.preconditioned import FactorAt
+from influence_cli.stages.grads.divided_sums import DividedSums
 from influence_cli.stages.grads.interim import KeptInterim
 from influence_cli.stages.grads.member_model import Models
+from influence_cli.stages.grads.same_run import helpers
 from influence_cli.stages.run import names
 from influence_cli.stages.run.curvature_plan import Along, fit_key, solve_key
 from influence_cli.stages.run.rates import remember_rate
@@ -101,8 +103,10 @@ def _opened(
     assert run.fit is not None
     weights = [known.get(m.name) or models.weights(m.checkpoint) for m in at.members]
 
+    group = helpers(run, session)
+
     def of(rows: Rows, without: Sequence[str] = ()) -> list[Curvature]:
-        return [
+        made = [
             Curvature(
                 model, require_model(run)[0], rows, run.spec.params, member.dropout, session.device,
                 session.batch_size(run.model), session.runtime.workers, session.listener, without=without,
@@ -110,6 +114,9 @@ def _opened(
             )
             for member, model in zip(at.members, weights, strict=True)
         ]  # fmt: skip
+        for member, curvature in zip(at.members, made, strict=True):
+            curvature.divided = None if group is None else DividedSums(group, run, session, member)
+        return made
 
     meta = session.store.factors.meta(names.factor_of(run, at))
     curvatures = of(run.fit.rows)
