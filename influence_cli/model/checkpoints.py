@@ -283,6 +283,8 @@ class Trajectory:
             raise UsageError(what, where=self.final.locator, fix=_train_with(flag))
         found = EpochRecords(self.folder, record.values)
         if value not in found.names():
+            for _ in found.shards():  # each as it was written: another file in its place is named first
+                pass
             what = f"{method} is about labels that are classes, and training noted no {value} of its rows"
             raise UsageError(what, where=self.final.locator, fix="use --method loss")
         return found

@@ -112,7 +112,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
 
 
 def _refuse_false_sizes(path: Path) -> None:
-    """Refuse (ValueError) an array that says it has more values than its bytes hold: memory is taken for what it says."""
+    """Refuse (ValueError) an array that says it has more values than its bytes hold: memory is taken by its word."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
