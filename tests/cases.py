@@ -194,7 +194,7 @@ def score_with_canaries(here: Path, train: int, val: int, *asked: str) -> Path:
     """A folder with digits m, a run of theirs of which a tenth are canaries, and a table s of scores as asked for."""
     write(digits_table(train=train, val=val, test=40), here / "m.parquet")
     train_run(here / "m.parquet", here / "run", canaries=CanaryRequest(0.1, None, None))
-    ran = call_cli("score", "--method", "ip", "m.parquet", "--checkpoint", "run", *asked, "-o", "s.parquet", cwd=here)
+    ran = call_cli("score", "m.parquet", "--checkpoint", "run", *asked, "-o", "s.parquet", cwd=here)
     assert ran.code == 0, ran.err
     return here
 
