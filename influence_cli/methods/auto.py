@@ -13,8 +13,9 @@ to the objective (``chosen``): for other objectives and for language models ``ek
 curvature costs little there, and else ``ip``; ``ip`` too where labels are no classes, all rows are of one class or too
 few or many, or the model has no features, and where scores of pairs of rows are asked for.
 
-Labels of target rows are taken to be right.  Target rows that are train rows too are left out.  Weights of rows change
-nothing.  Columns ``other_label`` and ``other_probability`` of the table are those of P.
+Labels of target rows are taken to be right.  Target rows that are train rows too are left out, and so are those of
+classes that no train row has, which labels of train rows cannot foretell.  Weights of rows change nothing.  Columns
+``other_label`` and ``other_probability`` of the table are those of P.
 """
 
 from __future__ import annotations
@@ -109,9 +110,9 @@ class Auto(Method):
         features = stored.read("features", member)["features"]
         refuse_wide(features.shape[1], NAME)
         known = np.asarray(np.isfinite(features).all(axis=1))
-        target, of_target, given = self._target(stored, rows, features.shape[1])
-        if len(np.unique(np.concatenate([rows.labels, target.labels]))) < 2:
-            raise UsageError("auto tells classes apart, and all rows are of one", fix="use --method outlier")
+        target, of_target, left_out = self._target(stored, rows, features.shape[1])
+        if len(np.unique(rows.labels)) < 2:
+            raise UsageError("auto tells classes apart, and all train rows are of one", fix="use --method outlier")
         classes = max(class_count(r.manifest.classes, r.labels) for r in (rows, target))
         fold = dealt(rows, known, self.folds, self.seed, f"--set {NAME}.folds=")
         own, theirs = kernel_features(features[known], of_target, _landmarks(rows.payload_keys[known]))
@@ -124,22 +125,27 @@ class Auto(Method):
         values, logits = np.full(len(rows), np.nan), np.full((len(rows), classes), np.nan)
         values[known] = (_log_odds(p[np.arange(len(fit.y)), fit.y]) + _log_odds(1.0 - found.each)) / 2.0
         logits[known] = np.log(p + FLOOR)
-        facts = {**_facts(p, fit, of_held, held, found), "target_given": given}
+        facts = {**_facts(p, fit, of_held, held, found), **left_out}
         return [Scores(values, facts=facts, logits=logits)]
 
-    def _target(self, stored: Stored, rows: Rows, width: int) -> tuple[Rows, Floats, int]:
-        """The target rows that are no train rows, their features [m, d], and how many differ; no rows where few do."""
+    def _target(self, stored: Stored, rows: Rows, width: int) -> tuple[Rows, Floats, Facts]:
+        """The target rows that are no train rows but of their classes, with features [m, d]; none where few differ.
+
+        The facts say how many of them differ, and how many are of other classes.
+        """
         (member,), none = stored.members, rows.take(np.array([], dtype=np.int64))
         if not self.with_target:
-            return none, np.empty((0, width)), 0
+            return none, np.empty((0, width)), {"target_given": 0, "target_of_other_classes": 0}
         apart = stored.target.take(np.flatnonzero(positions(stored.target.payload_keys, rows.payload_keys) < 0))
         features: Floats = stored.read("features", member, apart)["features"].astype(np.float64)
-        usable = np.flatnonzero(np.isfinite(features).all(axis=1))
+        known, finite = np.isin(apart.labels, rows.labels), np.isfinite(features).all(axis=1)
+        usable = np.flatnonzero(known & finite)
         distinct = len(unique(apart.payload_keys[usable]))
+        left_out: Facts = {"target_given": distinct, "target_of_other_classes": int((~known).sum())}
         if distinct < max(FEW_TARGET, self.folds):
-            return none, np.empty((0, width)), distinct
+            return none, np.empty((0, width)), left_out
         kept: Floats = features[usable]
-        return apart.take(usable), kept, distinct
+        return apart.take(usable), kept, left_out
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,7 @@ class Question:
             are = "several a row" if self.holds == SEVERAL else "numbers"
             return f"labels are {are}, and it judges classes (--method probe judges these)"
         if self.classes < 2:
-            return "all rows are of one class, and it tells classes apart"
+            return "all train rows are of one class, and it tells classes apart"
         if self.train > most:
             return (
                 f"{self.train:,} train rows are more than it holds against each other (at most {most:,}: auto.max_rows)"
@@ -190,7 +196,7 @@ def chosen(method: Method, question: Question, options: Options) -> tuple[Method
         return replace(method, with_target=question.target), ""
     if replace(method, max_rows=Auto().max_rows) != Auto():
         what = f"options of auto are about wrong labels, and it is about {', '.join(question.objectives)} here: {why}"
-        raise UsageError(what, fix="leave --set auto.... out, or name the method: --method ip")
+        raise UsageError(what, fix="leave --set auto.... or [method.auto] out, or name the method: --method ip")
     solves = question.params == "last" and (tuple(question.objectives) != (UTILITY,) or question.holds == NOTHING)
     kind, name = (EKFAC, "ekfac") if solves else (IP, "ip")
     return build_options(kind, name, options.get(name, {})), why

@@ -291,8 +291,8 @@ def test_one_class_few_rows_and_few_payloads_get_effects_or_the_way_out(tmp_path
     write(with_column(table, "label", np.ones(len(rows), dtype=np.int64)).take(train), tmp_path / "one-alone.parquet")
     write(table.take(train[:8]), tmp_path / "few-alone.parquet")
     for name, code, said in (
-        ("one-alone", 2, "all rows are of one"),
-        ("one", 0, "auto takes ip, which estimates what a row does to utility: all rows are of one class"),
+        ("one-alone", 2, "all train rows are of one"),
+        ("one", 0, "auto takes ip, which estimates what a row does to utility: all train rows are of one class"),
         ("few-alone", 2, "fix: pass --set auto.folds=4, or give more train rows"),
         ("few", 0, "utility: 8 train rows are too few to judge each by the others"),
         ("same", 2, "--set auto.folds=5 of 4 distinct rows"),
@@ -314,3 +314,30 @@ def test_it_says_of_how_many_rows_the_target_has_not_the_class(digits: Path) -> 
     ran = call_cli("score", "absent.parquet", *words, cwd=digits)
     many = int(((split == "train") & (label <= 1)).sum())
     assert f"target rows help it, none of them of the class of {many} train rows" in ran.err
+
+
+def test_target_rows_of_classes_that_no_train_row_has_are_left_out_with_a_word(digits: Path) -> None:
+    table = pq.read_table(digits / "m.parquet")
+    label, split = table.column("label").to_numpy(), np.array(table.column("split").to_pylist())
+    unseen = (split == "val") & (label > 5)
+    kept = (split != "train") | (label <= 5)
+    write(table.filter(pa.array(kept)), digits / "unseen.parquet")
+    write(table.filter(pa.array(kept & ~unseen)), digits / "seen.parquet")
+    said, found = {}, {}
+    for name in ("unseen", "seen"):
+        ran = call_cli("score", f"{name}.parquet", "--checkpoint", "run", "-o", "u.parquet", cwd=digits)
+        assert ran.code == 0, ran.err
+        said[name], found[name] = ran.err, column(pq.read_table(digits / "u.parquet"))
+    many = int(unseen.sum())
+    assert f"target rows help it; {many} of classes that no train row has are left out" in said["unseen"]
+    assert "left out" not in said["seen"]
+    assert found["unseen"] == pytest.approx(found["seen"], rel=1e-5)
+
+
+def test_a_budget_of_a_table_of_effects_is_refused_with_the_reason(digits: Path) -> None:
+    words = (*SCORE, "--objective", "robustness", "-o", "effects.parquet")
+    assert call_cli(*words, cwd=digits).code == 0
+    ran = call_cli("curate", "effects.parquet", "--budget", "auto", cwd=digits)
+    assert ran.code == 2
+    assert "auto took ip there, since a wrong label is another question" in ran.err
+    assert "fix: give a number" in ran.err

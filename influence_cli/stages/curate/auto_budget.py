@@ -57,6 +57,10 @@ def _of_columns(scores: ScoreTable, where: str) -> Told:
     found.sort(key=lambda estimate: estimate["column"] != acted_on)
     if not found:
         what = "--budget auto takes the estimated number of wrong labels, and no column of the table estimates it"
+        auto = scores.provenance.get("auto", {})
+        if "because" in auto:
+            what += f": auto took {auto['method']} there, since {auto['because']}"
+            raise UsageError(what, where=where, fix="give a number: --budget 5%")
         fix = SCORE if scores.provenance else "score with -o scores.parquet: other tables keep columns, and no estimate"
         raise UsageError(what, where=where, fix=f"{fix}; or give a number: --budget 5%")
     told = next((estimate for estimate in found if estimate.get("tells", True)), None)

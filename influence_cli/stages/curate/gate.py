@@ -21,7 +21,14 @@ from influence_cli.errors import UsageError
 from influence_cli.maths.false_discoveries import benjamini_hochberg, chance_of_more
 from influence_cli.settings import parse_share
 from influence_cli.stages.curate.combining import floats
-from influence_cli.stages.curate.known_rows import STEADY, accepted_keys, calibration_keys, p_values, reference_rows
+from influence_cli.stages.curate.known_rows import (
+    STEADY,
+    accepted_keys,
+    calibration_keys,
+    p_values,
+    reference_rows,
+    rounded_up,
+)
 from influence_cli.stages.curate.request import GateRequest
 from influence_cli.stages.curate.score_table import ScoreTable, planted_labels
 from influence_cli.stages.curate.slices import check_limits, rows_allowed, slices_of
@@ -110,7 +117,7 @@ def _by_p_value(
     if least > rate:
         raise UsageError(
             f"{count} rows to compare with cannot resolve a rate of {text}",
-            fix=f"use at least {int(np.ceil(1 / rate)) - 1} calibration rows, or --{by} {100 * least:.2g}%",
+            fix=f"use at least {int(np.ceil(1 / rate)) - 1} calibration rows, or --{by} {rounded_up(100 * least)}%",
         )
     p = p_values(score[reference], score[judged])
     promise = f"at most {100 * rate:.3g}% of clean rows are flagged"

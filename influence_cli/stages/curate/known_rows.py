@@ -93,11 +93,11 @@ def said_of_rates(scores: ScoreTable) -> tuple[bool, str]:
         what = "no calibration row of the run has a score, so a gate would not know its rate of false flags"
         return False, f"{what}: train with `retrain --calibration 5%`, and score with a method such as loss or ip"
     least, steady = 100 / (count + 1), 100 * STEADY / (count + 1)
-    many = f"; from {_rounded_up(steady)}% on no single row decides" if steady < 100 else ""
-    return True, f"{count:,} calibration rows: a gate can tell a --false-flag of {_rounded_up(least)}% or more{many}"
+    many = f"; from {rounded_up(steady)}% on no single row decides" if steady < 100 else ""
+    return True, f"{count:,} calibration rows: a gate can tell a --false-flag of {rounded_up(least)}% or more{many}"
 
 
-def _rounded_up(percent: float) -> str:
+def rounded_up(percent: float) -> str:
     """A percentage with two digits that is not below it."""
     step = 10.0 ** (math.floor(math.log10(percent)) - 1)
     return f"{math.ceil(percent / step - 1e-9) * step:.3g}"

@@ -17,6 +17,7 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.methods.random import uniform_draws
 from influence_cli.model.losses import loss_of
 from influence_cli.model.text_lengths import text_lengths
+from influence_cli.stages.curate.known_rows import rounded_up
 from influence_cli.stages.curate.score_table import group_names
 from influence_cli.stages.retrain.arm_comparison import cautions_of, compare_arms, pareto, summary_of
 from influence_cli.stages.retrain.arms import Arm
@@ -72,7 +73,7 @@ def retrain(
     if left_out.any():
         kept = int(left_out.sum())
         said = f"{kept:,} calibration rows are left out of training: the gate can tell a --false-flag"
-        listener.note(f"{said} of {100 / (1 + kept):.2g}% or more")
+        listener.note(f"{said} of {rounded_up(100 / (1 + kept))}% or more")
     edits, arms = request.edits, compared_arms(request, manifest, base, left_out, spec, listener)
     if edits is not None and left_out.any():
         what = f"--calibration and {'--scores' if edits.rounds == 1 else '--rounds'} are two questions"

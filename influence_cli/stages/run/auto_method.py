@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, cast
 
-import numpy as np
-
 from influence_cli.data.label_kinds import CLASSES
 from influence_cli.data.manifest import Manifest
 from influence_cli.errors import UsageError
@@ -38,10 +36,7 @@ def with_auto(
     from influence_cli.methods.auto import Question, chosen
 
     kind, train, val = manifest.label_kind, manifest.rows("train").labels, manifest.rows("val").labels
-    classes = 2
-    if kind.holds == CLASSES and inputs.target is None:  # of other target rows they are not known yet
-        every = np.concatenate([train, val])
-        classes = 1 if (every == every[0]).all() else 2
+    classes = 1 if kind.holds == CLASSES and (train == train[:1]).all() else 2
     question = Question(
         spec.objectives, spec.params, kind.holds if model is None else loss_of(model).holds, classes, len(train),
         inputs.target is not None or len(val) > 0, effects or (OWN_SIZE if spec.relative else ""),

@@ -34,6 +34,8 @@ def _of_labels(run: Run, said: dict[str, Any]) -> list[str]:
         helped += f", none of them of the class of {said['absent']:,} train rows"
     elif not said["target_rows"] and said["target_given"]:
         helped += f": {said['target_given']:,} that are no train rows are too few"
+    if said["target_of_other_classes"]:
+        helped += f"; {said['target_of_other_classes']:,} of classes that no train row has are left out"
     seen = f"they agree with {said['agrees']:.1%} of the labels"
     if said["target_rows"]:
         seen += f" and are right on {said['target_accuracy']:.1%} of the target rows"

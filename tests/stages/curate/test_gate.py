@@ -138,6 +138,9 @@ def test_too_few_calibration_rows_for_the_rate_exit_2_and_say_how_many(pull_requ
     assert ran.code == 2
     assert "cannot resolve a rate of 0.5%" in ran.err
     assert "at least 199 calibration rows" in ran.err
+    rate = ran.err.rsplit("--false-flag ", 1)[1].strip()
+    proposed = gate("scores.parquet", "--baseline", "baseline.jsonl", "--false-flag", rate, cwd=pull_request)
+    assert "cannot resolve" not in proposed.err
 
 
 def with_noise(scores: Path, out: Path, **changes: float | None) -> Path:
