@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
+from influence_cli.store.keys import Keys, words_of
 
+BLOCK = 8192  # rows whose places are Python's numbers at once
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -33,7 +37,7 @@ class Scored:
     kind: str  # "signed" or "ranking"
     labels: Any  # int64 classes [n], or as the task of the rows has them
     weights: Floats
-    keys: list[bytes]  # row keys
+    keys: Keys  # of the rows [n, 16]
     groups: Ints | None = None  # sensitive group of every row, -1 where it has none
     more_groups: tuple[Ints, ...] = ()  # the same by further columns
     best_label: Ints | None = None  # of the highest label-counterfactual score; -1 where null
@@ -51,8 +55,17 @@ class Scored:
 
     def ascending(self) -> Ints:
         """Rows from the most harmful on, ties by row key; rows without a score are left out."""
-        finite = np.flatnonzero(np.isfinite(self.score)).tolist()
-        return np.array(sorted(finite, key=lambda i: (self.score[i], self.keys[i])), dtype=np.int64)
+        return self._ascending
+
+    @functools.cached_property
+    def _ascending(self) -> Ints:
+        finite = np.flatnonzero(np.isfinite(self.score))
+        score = self.score[finite]
+        order = np.argsort(score)
+        ordered = score[order]
+        if bool((ordered[1:] == ordered[:-1]).any()):
+            order = np.lexsort((*reversed(words_of(self.keys[finite])), score))
+        return finite[order].astype(np.int64, copy=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +84,16 @@ class Edits:
         """What happens to a row that is edited."""
         return self.action if self.actions is None else self.actions[row]
 
-    @property
+    @functools.cached_property
     def edited(self) -> Ints:
         """Positions of the edited rows."""
         return np.array([i for i, r in enumerate(self.reason) if r], dtype=np.int64)
+
+
+def each(rows: Ints) -> Iterator[int]:
+    """The places of rows in order, for loops that seldom come to the end of them."""
+    for first in range(0, len(rows), BLOCK):
+        yield from rows[first : first + BLOCK].tolist()
 
 
 def require_signed(scored: Scored, what: str) -> None:

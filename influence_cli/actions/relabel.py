@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.actions.parity import HELP, check_parity, closing
-from influence_cli.actions.protocol import Edits, Floats, Ints, Scored, require_signed
+from influence_cli.actions.protocol import Edits, Floats, Ints, Scored, each, require_signed
 from influence_cli.data.classes import class_called, class_name
 from influence_cli.errors import UsageError
 
@@ -46,7 +46,7 @@ class Relabel:
         labels, reason = scored.labels.copy(), [""] * n
         done, blocked, notes = 0, 0, list[str]()
         gap = closing(scored, self.parity, self._gain(scored), notes)
-        for i in scored.ascending().tolist():
+        for i in each(scored.ascending()):
             if done == budget or gap.done:
                 break
             c = int(scored.labels[i])

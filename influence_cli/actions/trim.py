@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.actions.parity import HELP, check_parity, closing
-from influence_cli.actions.protocol import Edits, Ints, Scored, require_signed
+from influence_cli.actions.protocol import Edits, Ints, Scored, each, require_signed
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class Trim:
         taken, notes = list[int](), list[str]()
         gap = closing(scored, self.parity, -scored.weights * scored.score, notes)
         blocked = dict.fromkeys((limit.name for limit in limits), 0)
-        for i in scored.ascending().tolist():
+        for i in each(scored.ascending()):
             if len(taken) == budget or gap.done or (self.only_negative and scored.score[i] >= 0):
                 break
             parts = [int(limit.part[i]) for limit in limits]
@@ -73,7 +73,8 @@ class Trim:
     def take(self, scored: Scored, taken: list[int], notes: list[str], reason: dict[int, str] | None = None) -> Edits:
         """The edits that take out these rows, with the rank of each by score as its reason."""
         n = len(scored.labels)
-        rank = {i: k + 1 for k, i in enumerate(scored.ascending().tolist())}
+        order, rank = scored.ascending(), np.zeros(n, dtype=np.int64)
+        rank[order] = np.arange(1, len(order) + 1)
         weights, reasons = scored.weights.copy(), [""] * n
         for i in taken:
             weights[i] = 0.0

@@ -38,7 +38,7 @@ def content_notes(manifest: Manifest, group: str | None = None) -> list[str]:
     if len(again):
         notes.append(f"{len(again)} rows repeat the payload of an earlier row")
     if clashing:
-        pairs = ", ".join(f"{manifest.ids[first[k]]} and {manifest.ids[k]}" for k in clashing[:5])
+        pairs = ", ".join(f"{manifest.ids[int(first[k])]} and {manifest.ids[k]}" for k in clashing[:5])
         notes.append(f"{len(clashing)} of these have another label: {pairs}")
     return notes
 

@@ -19,8 +19,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.data.classes import classes_of_files
+from influence_cli.data.ids import Ids
 from influence_cli.data.kinds import KINDS, kind_in
-from influence_cli.data.kinds.protocol import Decoded, InputSpec, Kind, Payload
+from influence_cli.data.kinds.protocol import Decoded, InputSpec, Kind, Payload, is_text
 from influence_cli.data.label_kinds import (
     CLASSES,
     DEFAULT,
@@ -35,11 +36,13 @@ from influence_cli.data.label_kinds import (
 from influence_cli.data.partitions import folder_of
 from influence_cli.data.payloads import payload_batches, payload_keys, read_payload
 from influence_cli.data.row_checks import SKIPPED, BadRow, RowChecks, checked_columns
-from influence_cli.data.tables import concatenated, manifest_command, read_parquet, read_schema, refuse_twins
+from influence_cli.data.row_names import digest_of_ids, named_rows
+from influence_cli.data.tables import concatenated, differing, manifest_command, read_parquet, read_schema, refuse_twins
 from influence_cli.errors import ManifestError
 from influence_cli.store.arrow import array_of, values_of
 from influence_cli.store.file_keys import StoredFileKeys
-from influence_cli.store.keys import Keys, digest_of_sorted, fingerprint, row_keys
+from influence_cli.store.keys import Keys, digest_of_sorted, row_keys
+from influence_cli.store.manifest_keys import LEAST_ROWS, ReadBefore, digest_of_parts, digest_of_texts
 from influence_cli.store.shards import positions
 
 LABEL = "label"  # the column of labels, unless another is named
@@ -88,9 +91,9 @@ class Manifest:
         return self.classes if self.label_kind.holds == CLASSES else None
 
     @functools.cached_property
-    def ids(self) -> list[str]:
+    def ids(self) -> Ids:
         """Row ids, in order."""
-        return self.table.column("id").to_pylist()
+        return Ids(self.table.column("id"))
 
     def place(self, row: int, column: str | None = None) -> str:
         """'FILE, row id=ID, column NAME', for errors."""
@@ -119,7 +122,7 @@ class Manifest:
 
     def without_ids(self, ids: Sequence[str], why: str) -> Manifest:
         """The manifest without the rows of these ids, where they are not left out already."""
-        gone = set(ids)
+        gone = set[str](ids)
         if not gone:
             return self
         rows = [k for k, i in enumerate(self.ids) if i in gone and self.splits[k] != SKIPPED]
@@ -153,8 +156,8 @@ class Manifest:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Name of the content that stages agree on: ids, rows and splits, in any order (weights change no score)."""
-        rows = zip(self.ids, self.row_keys, self.splits.tolist(), strict=True)
-        return fingerprint("manifest", 1, rows=sorted([i, k.tobytes().hex(), s] for i, k, s in rows if s != SKIPPED))
+        used = np.flatnonzero(self.splits != SKIPPED)
+        return named_rows(self.ids.take(used), self.row_keys[used], self.splits[used])
 
     def weights(self) -> NDArray[np.float64]:
         """Row weights [n]; 1 where there is no ``weight`` column."""
@@ -180,10 +183,9 @@ class Rows:
         return len(self.index)
 
     @functools.cached_property
-    def ids(self) -> list[str]:
+    def ids(self) -> Ids:
         """Row ids."""
-        ids = self.manifest.ids
-        return [ids[i] for i in self.index.tolist()]
+        return self.manifest.ids.take(self.index)
 
     @functools.cached_property
     def labels(self) -> NDArray[Any]:
@@ -198,12 +200,21 @@ class Rows:
     @functools.cached_property
     def payload_keys(self) -> Keys:
         """Payload keys [n, 16]."""
-        return self.manifest.payload_keys[self.index]
+        return self._of(self.manifest.payload_keys)
 
     @functools.cached_property
     def row_keys(self) -> Keys:
         """Row keys [n, 16]."""
-        return self.manifest.row_keys[self.index]
+        return self._of(self.manifest.row_keys)
+
+    def _of(self, values: Keys) -> Keys:
+        """The values of these rows; those of the manifest themselves where they are all of its rows."""
+        return values if self._every else values[self.index]
+
+    @functools.cached_property
+    def _every(self) -> bool:
+        n = len(self.manifest)
+        return len(self.index) == n and bool((self.index == np.arange(n)).all())
 
     @functools.cached_property
     def weights(self) -> NDArray[np.float64]:
@@ -260,22 +271,37 @@ def read_manifest(
     classes = classes_of_files(files, source)
     task = one_task({file.name: _task(read_schema(file), kind, label, source) for file in files}, source)
     folder = folder_of(files[0]) if folder is None else folder
+    if table.column("id").num_chunks > 1 and is_text(table.schema.field("id").type):  # in one piece, and once in memory
+        place = table.column_names.index("id")
+        table = table.set_column(place, table.schema.field("id"), table.column("id").combine_chunks())
     checks = RowChecks(source, table, skip_bad)
-    labels, splits = checked_columns(checks, lambda found: TASKS[task].read(found, label))
-    keys = payload_keys(files, kind, folder, checks, known)
+    memo = None if known is None else known.manifests
+    before, ids = (None if memo is None else memo.find(files, kind.name)), digest_of_ids(table)
+    ids_checked = before is not None and before.ids == ids
+    labels, splits = checked_columns(checks, lambda found: TASKS[task].read(found, label), ids_checked)
+    good = len(checks.bad)
+    keys = payload_keys(files, kind, folder, checks, known) if before is None else before.payload_keys
+    embedded = len(checks.bad) == good and not kind.by_path(schema)
     if len(keys) != table.num_rows:
         what = f"column {kind.column} has {len(keys)} values for {table.num_rows} rows: the file is damaged"
         raise ManifestError(what, where=source, fix="write it again")
-    bad = checks.left_out(splits)
+    splits, bad = checks.left_out(splits)
     if len(bad) == table.num_rows:
         first = f"{source}, row {bad[0].row}, column {bad[0].column}"
         raise ManifestError(f"no usable row: {bad[0].reason}", where=first, fix="repair the rows")
     if classes is not None and labels.ndim == 2 and labels.shape[1] != len(classes):
         what = f"{len(classes)} names for {labels.shape[1]} labels a row"
         raise ManifestError(what, where=f"{source}, classes", fix="name every label once, in order")
-    named = row_keys(keys, labels)
+    rows = None if memo is None else digest_of_parts(ids, keys, str(labels.dtype), labels, digest_of_texts(splits))
+    known_rows = before is not None and before.rows == rows
+    named = before.row_keys if before is not None and known_rows else row_keys(keys, labels)
     about = (table, labels, splits, keys, named, classes, folder, bad, len(bad))
-    return Manifest(source, tuple(files), kind.name, *about, task=task)
+    manifest = Manifest(source, tuple(files), kind.name, *about, task=task)
+    if before is not None and known_rows:
+        manifest.__dict__["fingerprint"] = before.fingerprint
+    elif memo is not None and embedded and len(manifest) >= LEAST_ROWS:
+        memo.put(files, kind.name, ReadBefore(keys, named, ids, str(rows), manifest.fingerprint))
+    return manifest
 
 
 def _task(schema: pa.Schema, kind: Kind, label: str, source: str) -> str:
@@ -306,7 +332,7 @@ def _check_columns(schema: pa.Schema, label: str, source: str, files: Sequence[P
             fix = f"columns there are: {', '.join(schema.names)}; {more}"
             raise ManifestError(f"no column {needed!r}", where=source, fix=fix)
     for file in files[1:]:
-        odd = _differing(schema, read_schema(file))
+        odd = differing(schema, read_schema(file))
         if odd:
             fix = "write all files with one schema"
             raise ManifestError(f"the files have different columns ({odd})", where=f"{source}: {file.name}", fix=fix)
@@ -316,13 +342,6 @@ def _check_columns(schema: pa.Schema, label: str, source: str, files: Sequence[P
             what = f"column {column} is {found}, not {kind.wanted}"
             raise ManifestError(what, where=f"{source}, column {column}", fix=f"store {kind.wanted}")
     return kind
-
-
-def _differing(schema: pa.Schema, other: pa.Schema) -> str:
-    """The columns that are missing from one of two schemas, or have another type."""
-    here, there = (dict(zip(s.names, s.types, strict=True)) for s in (schema, other))
-    odd = [n for n in here.keys() | there.keys() if here.get(n) != there.get(n)]
-    return ", ".join(sorted(odd, key=lambda n: (n in here and n in there, n)))
 
 
 def without_overlap(target: Rows, train: Rows) -> tuple[Rows, Rows]:

@@ -172,7 +172,7 @@ def read_dataset(dataset: Any, skip_bad: bool = False) -> DatasetManifest:
             what, fix = f"row {row} is not the same when it is read again", "turn random augmentation off"
             raise ManifestError(what, where=source, fix=f"{fix}: a score belongs to one input")
     splits = np.full(n, "train", dtype=f"<U{len(SKIPPED)}")
-    bad = checks.left_out(splits)
+    splits, bad = checks.left_out(splits)
     table = pa.table({"id": pa.array(ids), "label": pa.array(labels)})
     stacked = stack(keys)
     classes, named = _class_names(dataset, source), row_keys(stacked, labels)

@@ -16,7 +16,7 @@ from influence_cli.data.row_checks import RowChecks
 from influence_cli.data.tables import read_batches
 from influence_cli.errors import ManifestError
 from influence_cli.store.file_keys import StoredFileKeys
-from influence_cli.store.keys import KEY_BYTES, Keys, stack
+from influence_cli.store.keys import KEY_BYTES, Keys, keys_of_rows, stack
 from influence_cli.store.lfs import FIX, WHAT, is_pointer
 
 
@@ -24,7 +24,7 @@ def payload_batches(files: Sequence[Path], kind: Kind) -> Iterator[tuple[int, pa
     """(first row, the payload's columns) of each record batch, in file order."""
     first = 0
     for file in files:
-        for batch in read_batches(file, 1024, list(kind.columns)):
+        for batch in read_batches(file, kind.batch_rows, list(kind.columns)):
             yield first, batch
             first += batch.num_rows
 
@@ -54,18 +54,24 @@ def payload_keys(
     Raises:
         ManifestError: a payload is empty, unreadable, or has a feature that is not finite (unless rows are skipped).
     """
-    keys: list[bytes] = []
-    widths: list[dict[str, int]] = []
+    keys: list[Keys] = [stack([])]
+    widths: dict[str, list[NDArray[np.int64]]] = {column: [] for column in kind.columns}
     for first, batch in payload_batches(files, kind):
-        for offset, stored in enumerate(kind.stored(batch, folder)):
-            key, width = _key(stored, first + offset, kind, checks, known)
-            keys.append(key)
-            widths.append(width)
-    for column in kind.columns:
-        _check_widths(checks, np.array([width.get(column, -1) for width in widths], dtype=np.int64), column)
+        together = kind.raw_rows(batch)
+        if together is None:
+            pairs = [_key(s, first + k, kind, checks, known) for k, s in enumerate(kind.stored(batch, folder))]
+            keys.append(stack([key for key, _ in pairs]))
+            for column, found in widths.items():
+                found.append(np.array([width.get(column, -1) for _, width in pairs], dtype=np.int64))
+        else:
+            keys.append(keys_of_rows(kind.domain.encode(), together))
+            for found in widths.values():
+                found.append(np.full(len(together), together.shape[1], dtype=np.int64))
+    for column, found in widths.items():
+        _check_widths(checks, np.concatenate(found or [np.zeros(0, np.int64)]), column)
     if known is not None:
         known.save()
-    return stack(keys)
+    return np.concatenate(keys)
 
 
 def _key(

@@ -10,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.ids import Ids, distinct
 from influence_cli.data.kinds.protocol import is_text
 from influence_cli.errors import ManifestError
 from influence_cli.store.arrow import values_of
 
 SPLITS = ("train", "val", "test")
 SKIPPED = "skipped"  # the split of a row that is left out
+_SPLIT = f"<U{len(SKIPPED)}"
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,13 @@ class RowChecks:
             raise ManifestError(what, where=self.place(row, column), fix=f"{fix}, or pass --skip-bad")
         self.bad.setdefault(row, BadRow(row, self.name(row), column, what))
 
-    def left_out(self, splits: NDArray[np.str_]) -> tuple[BadRow, ...]:
-        """The rows that are left out, in order; in ``splits`` [n] they are ``SKIPPED`` from now on."""
+    def left_out(self, splits: NDArray[np.str_]) -> tuple[NDArray[np.str_], tuple[BadRow, ...]]:
+        """The splits [n] in which rows that are left out are ``SKIPPED``, and these rows in order."""
+        if not self.bad:
+            return splits, ()
+        splits = splits.copy()
         splits[list(self.bad)] = SKIPPED
-        return tuple(self.bad[row] for row in sorted(self.bad))
+        return splits, tuple(self.bad[row] for row in sorted(self.bad))
 
     def each(self, rows: NDArray[Any], column: str, what: Callable[[int], str], fix: str) -> None:
         """Refuse every one of ``rows``."""
@@ -63,14 +68,17 @@ class RowChecks:
 
 
 def checked_columns(
-    checks: RowChecks, labels: Callable[[RowChecks], NDArray[Any]]
+    checks: RowChecks, labels: Callable[[RowChecks], NDArray[Any]], ids_checked: bool = False
 ) -> tuple[NDArray[Any], NDArray[np.str_]]:
     """Labels as ``labels`` reads them, and splits [n], after a check of ids and weights too.
+
+    With ``ids_checked`` the ids are known to be texts of which none stands twice.
 
     Raises:
         ManifestError: a column is of another type than it has to be, or a row is refused.
     """
-    _check_ids(checks)
+    if not ids_checked:
+        _check_ids(checks)
     read = labels(checks)
     splits = _splits(checks)
     _check_weights(checks)
@@ -83,6 +91,8 @@ def _check_ids(checks: RowChecks) -> None:
     if not is_text(ids.type):
         where = f"{checks.source}, column id"
         raise ManifestError(f"ids are {ids.type}, not strings", where=where, fix="cast them to string")
+    if ids.null_count == 0 and distinct(Ids(ids)):
+        return
     seen: set[str] = set()
     for row, value in enumerate(ids.to_pylist()):
         if value is None:
@@ -96,12 +106,16 @@ def _check_ids(checks: RowChecks) -> None:
 def _splits(checks: RowChecks) -> NDArray[np.str_]:
     """Every row is a train row where there is no such column."""
     if "split" not in checks.table.column_names:
-        return np.full(checks.table.num_rows, "train", dtype=f"<U{len(SKIPPED)}")
-    values = checks.table.column("split").to_pylist()
-    for row, value in enumerate(values):
-        if value not in SPLITS:
-            checks.fail(row, "split", f"unknown split {value!r}", f"use one of {', '.join(SPLITS)}")
-    return np.array([v if v in SPLITS else SKIPPED for v in values], dtype=f"<U{len(SKIPPED)}")
+        return np.broadcast_to(np.array("train", dtype=_SPLIT), (checks.table.num_rows,))
+    column = checks.table.column("split")
+    coded = column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    values = [*(coded.chunk(0).dictionary.to_pylist() if coded.num_chunks else ()), None]
+    codes = np.concatenate([np.zeros(0, np.int64), *(values_of(c.indices, len(values) - 1) for c in coded.chunks)])
+    codes = codes.astype(np.int64)
+    unknown = np.flatnonzero(np.array([v not in SPLITS for v in values])[codes])
+    fix = f"use one of {', '.join(SPLITS)}"
+    checks.each(unknown, "split", lambda row: f"unknown split {values[codes[row]]!r}", fix)
+    return np.array([v if v in SPLITS else SKIPPED for v in values], dtype=_SPLIT)[codes]
 
 
 def _check_weights(checks: RowChecks) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 from pyarrow import json as arrow_json
@@ -21,12 +22,13 @@ from pyarrow import json as arrow_json
 from influence_cli.data.file_contents import refuse_wrong_suffix
 from influence_cli.data.folders import walk
 from influence_cli.data.formulas import as_meant
+from influence_cli.data.ids import Ids, distinct
 from influence_cli.data.kinds.protocol import is_text
 from influence_cli.data.partitions import own_columns, partitioned, schema_with_folders, with_folders
 from influence_cli.data.plain_types import plain_batch, plain_schema, plain_table
 from influence_cli.errors import ManifestError
 from influence_cli.store.files import DamagedFile
-from influence_cli.store.keys import KEY_BYTES, canonical_json, parse_json
+from influence_cli.store.keys import KEY_BYTES, Keys, canonical_json, parse_json, stack
 from influence_cli.store.lfs import FIX, WHAT, is_pointer
 from influence_cli.store.parquet import read_parquet_batches, read_parquet_schema, read_parquet_table
 
@@ -148,6 +150,13 @@ def refuse_twins(names: Sequence[str], where: str) -> None:
         seen.add(name)
 
 
+def differing(schema: pa.Schema, other: pa.Schema) -> str:
+    """The columns that are missing from one of two schemas, or have another type."""
+    here, there = (dict(zip(s.names, s.types, strict=True)) for s in (schema, other))
+    odd = [n for n in here.keys() | there.keys() if here.get(n) != there.get(n)]
+    return ", ".join(sorted(odd, key=lambda n: (n in here and n in there, n)))
+
+
 def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:
     """A table with its schema metadata; .csv and .jsonl are read by suffix; a table in memory is itself.
 
@@ -214,6 +223,28 @@ def _damage_named(file: Path) -> Generator[None]:
     except DamagedFile as error:
         what = f"damaged Parquet ({str(error).strip()})"
         raise ManifestError(what, where=str(file), fix="write the file again") from error
+
+
+def row_keys_of(table: pa.Table, where: str, ids_checked: bool = False) -> Keys:
+    """The row keys [n, 16] of a stage's table, whose ids are each there once; ``ids_checked``: as is known.
+
+    Raises:
+        ManifestError: as ``keyed_rows`` does.
+    """
+    ids, keys = (table.column(n) if table.column_names.count(n) == 1 else None for n in ("id", "row_key"))
+    plain = ids is not None and is_text(ids.type) and ids.null_count == 0
+    if ids is not None and plain and keys is not None and keys.type == pa.binary(KEY_BYTES) and keys.null_count == 0:
+        once = ids_checked or distinct(Ids(ids))
+        parts = [_fixed(chunk) for chunk in keys.chunks] if once else []
+        if once:
+            return parts[0] if len(parts) == 1 else np.concatenate([stack([]), *parts])
+    return stack([key for _, key in keyed_rows(table, where).values()])  # or the error that says what is wrong
+
+
+def _fixed(chunk: pa.Array) -> Keys:
+    """Keys [n, 16] of a column of them without null, as Arrow holds them."""
+    raw = np.frombuffer(chunk.buffers()[1] or b"", np.uint8)
+    return raw[chunk.offset * KEY_BYTES : (chunk.offset + len(chunk)) * KEY_BYTES].reshape(-1, KEY_BYTES)
 
 
 def keyed_rows(table: pa.Table, where: str) -> dict[str, tuple[int, bytes]]:

@@ -11,10 +11,38 @@ Logits and tangents are cached without the label, so the score with every label 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+BLOCK = 65_536  # rows whose values in between are in memory at once
+FEW = 8  # columns below which numpy adds them up one after another, in whatever layout
+
+
+def by_blocks(of_rows: Callable[..., Floats], *arrays: NDArray[Any]) -> Floats:
+    """A function of rows [n, ...] whose every row is its own, a block of rows at a time."""
+    n = len(arrays[0])
+    if n <= BLOCK:
+        return of_rows(*arrays)
+    first = of_rows(*(array[:BLOCK] for array in arrays))
+    found = np.empty((n, *first.shape[1:]), first.dtype)
+    found[:BLOCK] = first
+    for start in range(BLOCK, n, BLOCK):
+        found[start : start + BLOCK] = of_rows(*(array[start : start + BLOCK] for array in arrays))
+    return found
+
+
+def _max(z: Floats) -> Floats:
+    """The largest of each row [n]."""
+    return np.ascontiguousarray(z.T).max(axis=0) if z.shape[1] < FEW else z.max(axis=1)
+
+
+def _sum(z: Floats) -> Floats:
+    """The sum of each row [n]; of few columns by whole columns, which is quick and gives the same bits."""
+    return np.ascontiguousarray(z.T).sum(axis=0) if z.shape[1] < FEW else z.sum(axis=1)
 
 
 def softmax(logits: NDArray[np.floating]) -> Floats:
@@ -23,9 +51,13 @@ def softmax(logits: NDArray[np.floating]) -> Floats:
     >>> softmax(np.array([[0.0, 0.0]]))
     array([[0.5, 0.5]])
     """
+    return by_blocks(_softmax, logits)
+
+
+def _softmax(logits: NDArray[np.floating]) -> Floats:
     z = logits.astype(np.float64)
-    e = np.exp(z - z.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
+    e = np.exp(z - _max(z)[:, None])
+    return e / _sum(e)[:, None]
 
 
 def cross_entropy(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> Floats:
@@ -34,10 +66,14 @@ def cross_entropy(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> Fl
     >>> bool(np.isclose(cross_entropy(np.array([[0.0, 0.0]]), np.array([1]))[0], np.log(2)))
     True
     """
+    return by_blocks(_cross_entropy, logits, labels)
+
+
+def _cross_entropy(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> Floats:
     z = logits.astype(np.float64)
     gaps = z - np.take_along_axis(z, labels[:, None], axis=1)
-    top = gaps.max(axis=1)
-    return top + np.log(np.exp(gaps - top[:, None]).sum(axis=1))
+    top = _max(gaps)
+    return top + np.log(_sum(np.exp(gaps - top[:, None])))
 
 
 def margin(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> Floats:
@@ -46,11 +82,14 @@ def margin(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> Floats:
     >>> margin(np.array([[3.0, 1.0, 2.0]]), np.array([1])).tolist()
     [-2.0]
     """
+    return by_blocks(_margin, logits, labels)
+
+
+def _margin(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> Floats:
     z = logits.astype(np.float64)
     own = np.take_along_axis(z, labels[:, None], axis=1)[:, 0]
-    others = z.copy()
-    np.put_along_axis(others, labels[:, None], -np.inf, axis=1)
-    return own - others.max(axis=1)
+    np.put_along_axis(z, labels[:, None], -np.inf, axis=1)
+    return own - _max(z)
 
 
 def label_scores(logits: NDArray[np.floating], tangents: NDArray[np.floating]) -> Floats:
@@ -65,10 +104,14 @@ def label_scores(logits: NDArray[np.floating], tangents: NDArray[np.floating]) -
     >>> bool(np.isclose(s[0, 1], np.exp(-100.0), rtol=1e-12))
     True
     """
-    p = softmax(logits)
+    return by_blocks(_label_scores, logits, tangents)
+
+
+def _label_scores(logits: NDArray[np.floating], tangents: NDArray[np.floating]) -> Floats:
+    p = _softmax(logits)
     t = tangents.astype(np.float64)
     gaps = t - np.take_along_axis(t, p.argmax(axis=1)[:, None], axis=1)
-    return (p * gaps).sum(axis=1, keepdims=True) - gaps
+    return _sum(p * gaps)[:, None] - gaps
 
 
 def of_label(scores: Floats, labels: NDArray[np.int64]) -> Floats:

@@ -196,7 +196,8 @@ class Linear(Method):
         times = times_the_mean(self, weights)
         by_label = times * weighted_mean(every, weights) if plain and every else None
         mean = times * weighted_mean(own, weights)
-        return Scores(mean, objective, np.stack(own), weights, by_label, self.effect and plain, times=times)
+        members = own[0][None] if len(own) == 1 else np.stack(own)
+        return Scores(mean, objective, members, weights, by_label, self.effect and plain, times=times)
 
 
 def is_summed(method: Method) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -28,7 +29,7 @@ class Random(Method):
         return [Scores(uniform_draws(rows.ids, stored.seed))]
 
 
-def uniform_draws(ids: list[str], seed: int) -> Floats:
+def uniform_draws(ids: Sequence[str], seed: int) -> Floats:
     """Uniform draws [n] on [0, 1) from (seed, id)."""
     salt = seed.to_bytes(8, "little", signed=True)
     drawn = [hashlib.blake2b(i.encode(), digest_size=8, key=salt).digest() for i in ids]

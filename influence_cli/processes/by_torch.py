@@ -36,7 +36,7 @@ class TorchGroup(Group):
             )
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if alone else "gloo", timeout=longest, rank=rank, world_size=size,
-                store=dist.PrefixStore("influence", self._store),
+                store=dist.PrefixStore("influence", self._store),  # pyright: ignore[reportPrivateImportUsage]
             )  # fmt: skip
 
     def _gather(self, value: Any) -> list[Any]:

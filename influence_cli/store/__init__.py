@@ -25,6 +25,7 @@
   models/<fp>.json              what an architecture's name meant (input size, mean, sd) under a timm version
   engines/<member-fp>.json      how a member's derivatives were last taken, and how far they were from the loop
   tasks/<fp>.json               outputs on a few rows by which a model of the user's own is known
+  manifests/<fp>.safetensors    payload and row keys u8[n, 16] of manifests, for those that have not changed since
   payload-files.parquet         payload keys of files, for those that have not changed since
   undecodable.json              payloads that could not be decoded, and why: left out at once with --skip-bad
   timings.json                  measured seconds per row, for the plan; never read to decide anything
@@ -42,11 +43,12 @@ from influence_cli.store.claims import Claims
 from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.gradients import GradientFolder
 from influence_cli.store.keys import Keys, fingerprint
-from influence_cli.store.layout import CLAIM, CLAIMED, FILE_KEYS, TIMINGS, UNDECODABLE, VALUE_NOTE
+from influence_cli.store.layout import CLAIM, CLAIMED, FILE_KEYS, MANIFESTS, TIMINGS, UNDECODABLE, VALUE_NOTE
+from influence_cli.store.manifest_keys import ManifestKeys
 from influence_cli.store.mapped import MappedFolder
 from influence_cli.store.notes import read_note, read_revisions, write_note
 from influence_cli.store.place import Place, check_place, store_root
-from influence_cli.store.shards import Arrays, ShardFolder
+from influence_cli.store.shards import Arrays, ShardFolder, Sought
 from influence_cli.store.single_files import FileFolder
 
 __all__ = ["FileFolder", "GradientFolder", "Keys", "ShardFolder", "Store", "fingerprint", "open_store"]
@@ -76,6 +78,7 @@ class Store:
     def __init__(self, root: Path, listener: Listener = SILENT, remember: bool = True, marked: bool = True) -> None:
         self.root, self.listener, self.remember = root, listener, remember
         self._place = Place(root, marked)
+        self._sought = Sought()
         self.directions = self._files("directions")  # with what is known of each: the value of Phi, its noise
         self.factors = self._files("factors", what="factor")
         self.interims = self._files("interims")  # the states that computations have left
@@ -90,7 +93,7 @@ class Store:
 
     def folder(self, kind: str, name: str, about: dict[str, Any] | None = None) -> ShardFolder:
         """The shards of one thing of a kind; ``about`` is for people who look into the store."""
-        return ShardFolder(self.root / kind / name, about or {}, self.listener, self._place.claim)
+        return ShardFolder(self.root / kind / name, about or {}, self.listener, self._place.claim, self._sought)
 
     def mapped(self, kind: str, name: str, about: dict[str, Any] | None = None) -> MappedFolder:
         """The same, for rows of so many values that they are not all held in memory."""
@@ -102,7 +105,8 @@ class Store:
 
     def file_keys(self) -> StoredFileKeys:
         """Payload keys of files known from earlier runs."""
-        return StoredFileKeys(self.root / FILE_KEYS, self.remember, self.listener, self._place.claim)
+        about = (self.remember, self.listener, self._place.claim)
+        return StoredFileKeys(self.root / FILE_KEYS, *about, ManifestKeys(self.root / MANIFESTS, *about))
 
     def read_factor(self, name: str) -> Arrays | None:
         """A fitted curvature's tensors, less its fit set's keys; None where it is not stored intact."""

@@ -21,6 +21,11 @@ def array_of(values: NDArray[Any], null: NDArray[np.bool_] | None = None) -> pa.
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [valid, data])
 
 
+def mask_of(values: NDArray[np.bool_]) -> pa.Array:
+    """Truth values [n] as an Arrow array."""
+    return pa.Array.from_buffers(pa.bool_(), len(values), [None, pa.py_buffer(np.packbits(values, bitorder="little"))])
+
+
 def array_of_texts(texts: Sequence[str]) -> pa.Array:
     """Texts [n] as an Arrow array."""
     raw = [text.encode() for text in texts]

@@ -11,7 +11,7 @@ from typing import Any
 
 from influence_cli.errors import StoreError
 from influence_cli.store.files import DamagedFile, open_regular, read_metadata
-from influence_cli.store.layout import SHARDED, SPEC, bytes_of, files_of, folders_of, shards_of
+from influence_cli.store.layout import MANIFESTS, SHARDED, SPEC, bytes_of, files_of, folders_of, shards_of
 from influence_cli.store.place import check_place
 
 Meta = dict[str, Any]
@@ -70,6 +70,7 @@ ABOUT: dict[str, Callable[[Meta], tuple[int | None, str]]] = {  # of one file a 
     "weights": lambda meta: (None, f"member {meta['member']} trained further, {meta['steps']} steps"),
     "chains": lambda meta: (None, str(meta["about"])),
     "interims": lambda _: (None, "a computation that was stopped"),
+    MANIFESTS: lambda meta: (int(meta["rows_read"]), f"keys of {', '.join(meta['files'])}"),
 }
 
 

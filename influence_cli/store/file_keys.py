@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -74,11 +75,16 @@ def _checksum(known: Known) -> str:
 
 
 class StoredFileKeys:
-    """Payload keys by absolute path, kept in one Parquet file with a checksum; a damaged file is set aside."""
+    """Payload keys by absolute path, kept in one Parquet file with a checksum; a damaged file is set aside.
+
+    Beside them, where a store has them, is what is known of whole ``manifests``.
+    """
 
     def __init__(
-        self, path: Path, remember: bool = True, listener: Listener = SILENT, claim: Callable[[], None] = lambda: None
-    ) -> None:
+        self, path: Path, remember: bool = True, listener: Listener = SILENT, claim: Callable[[], None] = lambda: None,
+        manifests: Any = None,
+    ) -> None:  # fmt: skip
+        self.manifests = manifests  # ``ManifestKeys``, whose module imports this one
         self.path, self.remember, self.listener, self._claim = path, remember, listener, claim
         self._known: Known | None = None
         self._before: dict[str, Stamp | None] = {}  # stamps of unknown files, taken before they are read

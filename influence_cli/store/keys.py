@@ -9,19 +9,44 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 KEY_BYTES = 16
+BLOCK = 65_536  # rows of which the bytes are copied at once
 Keys = NDArray[np.uint8]  # [n, 16]
 
 
 def payload_key(kind: str, payload: bytes) -> bytes:
     """16 bytes that name a stored payload: the encoded bytes, never the decoded pixels."""
     return hashlib.blake2b(payload, digest_size=KEY_BYTES, person=kind.encode()[:16]).digest()
+
+
+def keys_of_rows(person: bytes, rows: NDArray[Any]) -> Keys:
+    """Keys [n, 16] of rows of one length, by the bytes of an array [n, ...]: those that ``payload_key`` would give.
+
+    Half of the time that one call a row takes goes into reading its arguments, so a hash that has begun is copied.
+    """
+    raw = np.ascontiguousarray(rows).reshape(len(rows), -1).view(np.uint8)
+    began = hashlib.blake2b(digest_size=KEY_BYTES, person=person)
+    found = np.empty((len(raw), KEY_BYTES), np.uint8)
+    for first in range(0, len(raw), BLOCK):
+        block = raw[first : first + BLOCK]
+        digests = b"".join(_digests(began, block.tobytes(), raw.shape[1]))
+        found[first : first + BLOCK] = np.frombuffer(digests, np.uint8).reshape(len(block), KEY_BYTES)
+    return found
+
+
+def _digests(began: Any, raw: bytes, width: int) -> Iterator[bytes]:
+    """The digest of every ``width`` bytes."""
+    copy = began.copy
+    for at in range(0, len(raw), width):
+        one = copy()
+        one.update(raw[at : at + width])
+        yield one.digest()
 
 
 def row_key(payload: bytes, label: int | None) -> bytes:
@@ -32,12 +57,12 @@ def row_key(payload: bytes, label: int | None) -> bytes:
 
 def row_keys(payloads: Keys, labels: NDArray[Any]) -> Keys:
     """Row keys [n, 16] of payload keys [n, 16] and labels: classes int64 [n], numbers float64 [n], or int8 [n, L]."""
-    if labels.ndim == 1 and labels.dtype.kind in "iu":
-        return stack([row_key(p.tobytes(), int(y)) for p, y in zip(payloads, labels, strict=True)])
-    head = b"number" if labels.ndim == 1 else b"labels"  # the bits of a number are those of some class too
-    tails = [head + y.tobytes() for y in np.ascontiguousarray(labels, "<f8" if labels.ndim == 1 else "i1")]
-    named = (p.tobytes() + tail for p, tail in zip(payloads, tails, strict=True))
-    return stack([hashlib.blake2b(row, digest_size=KEY_BYTES, person=b"influence.row").digest() for row in named])
+    n, classes = len(labels), labels.ndim == 1 and labels.dtype.kind in "iu"
+    head = b"" if classes else b"number" if labels.ndim == 1 else b"labels"  # a number's bits are some class's too
+    kind = "<i8" if classes else "<f8" if labels.ndim == 1 else "i1"
+    tails = np.ascontiguousarray(labels, kind).reshape(n, -1).view(np.uint8)
+    heads = np.broadcast_to(np.frombuffer(head, np.uint8), (n, len(head)))
+    return keys_of_rows(b"influence.row", np.concatenate([payloads, heads, tails], axis=1))
 
 
 def stack(keys: list[bytes]) -> Keys:
@@ -45,10 +70,56 @@ def stack(keys: list[bytes]) -> Keys:
     return np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, KEY_BYTES)
 
 
+def hex_of(keys: Keys) -> list[str]:
+    """Each of keys [n, 16] as hexadecimal digits."""
+    digits, width = np.ascontiguousarray(keys).tobytes().hex(), 2 * keys.shape[1]
+    return [digits[at : at + width] for at in range(0, len(digits), width)]
+
+
 def digest_of_sorted(keys: Keys) -> str:
     """Hex name of a multiset of keys [n, 16]: the same in whatever order the rows stand."""
-    joined = b"".join(sorted(k.tobytes() for k in keys))
-    return hashlib.blake2b(joined, digest_size=KEY_BYTES, person=b"influence.set").hexdigest()
+    joined = np.ascontiguousarray(keys[key_order(keys)])
+    return hashlib.blake2b(joined.data, digest_size=KEY_BYTES, person=b"influence.set").hexdigest()
+
+
+def key_order(keys: Keys) -> NDArray[np.int64]:
+    """Indices that sort keys [n, w] as byte strings, equal ones as they stand: no row's place in a file decides."""
+    order = _distinct_order(keys)
+    if order is None:
+        order = np.lexsort(tuple(reversed(words_of(keys)))).astype(np.int64, copy=False)
+    return order
+
+
+def words_of(keys: Keys) -> list[NDArray[np.uint64]]:
+    """Keys [n, w] as numbers [n], the first of which weighs most: their order is that of the keys' bytes."""
+    return [_word(keys, at) for at in range(0, keys.shape[1], 8)]
+
+
+def unique(keys: Keys) -> NDArray[np.int64]:
+    """Indices of the first occurrence of every distinct key, in order."""
+    if _distinct_order(keys) is not None:
+        return np.arange(len(keys), dtype=np.int64)
+    order = key_order(keys)
+    ordered = keys[order]
+    new = np.ones(len(keys), dtype=bool)
+    new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)  # equal keys stand as they stood: the first of them first
+    return np.sort(order[new])
+
+
+def _distinct_order(keys: Keys) -> NDArray[np.int64] | None:
+    """``key_order`` of keys whose first eight bytes differ, as those of hashes do; None where some are equal."""
+    first = _word(keys, 0)
+    order = np.argsort(first)
+    ordered = first[order]
+    return None if bool((ordered[1:] == ordered[:-1]).any()) else order.astype(np.int64, copy=False)
+
+
+def _word(keys: Keys, at: int) -> NDArray[np.uint64]:
+    """Eight bytes of every key as a number [n]; big-endian numbers are in the order of their bytes."""
+    part = keys[:, at : at + 8]
+    filled = np.zeros((len(keys), 8), np.uint8)
+    filled[:, : part.shape[1]] = part
+    return filled.view(">u8")[:, 0].byteswap(inplace=True).view(np.uint64)
 
 
 def digest_in_order(keys: Keys) -> str:
@@ -76,5 +147,12 @@ def fingerprint(kind: str, revision: int, **content: Any) -> str:
     ``revision`` is the revision of the algorithm behind ``kind``: raise it when the numbers change, never
     with the version of the tool.
     """
-    text = canonical_json({"kind": kind, "revision": revision, **content})
-    return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES, person=b"influence.fp").hexdigest()
+    return fingerprint_of_text([canonical_json({"kind": kind, "revision": revision, **content}).encode()])
+
+
+def fingerprint_of_text(parts: Iterable[bytes]) -> str:
+    """``fingerprint`` of content whose canonical JSON is written part by part, where all of it at once is too large."""
+    digest = hashlib.blake2b(digest_size=KEY_BYTES, person=b"influence.fp")
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

@@ -18,7 +18,10 @@ from influence_cli.errors import StoreError
 from influence_cli.events import Listener
 from influence_cli.store.files import DamagedFile, open_regular, raw_header
 
-SINGLE = ("directions", "factors", "interims", "decisions", "trainings", "weights", "chains")  # one file a thing
+MANIFESTS = "manifests"
+SINGLE = (  # one file a thing
+    *("directions", "factors", "interims", "decisions", "trainings", "weights", "chains", MANIFESTS),
+)
 OF_DIRECTIONS = ("tangents", "tokens", "positions")  # folders that have the name of a direction
 OF_ROWS = ("outputs", "row_values", "traces", "top_rows", "attacks", "gradients", "features", "tuned_head")
 SHARDED = [*OF_DIRECTIONS, *OF_ROWS]  # one folder a thing

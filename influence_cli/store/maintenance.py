@@ -121,6 +121,7 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT, fits: se
     files = known.file_keys()
     files_forgotten = files.drop_stale()
     files.save()
+    manifests_forgotten = files.manifests.drop_stale() if files.manifests is not None else 0
     dropped = merged = 0
     for kind in layout.SHARDED:
         for path in layout.folders_of(root / kind):
@@ -131,6 +132,7 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT, fits: se
         "rows_dropped": dropped,
         "shards_merged": merged,
         "payload_files_forgotten": files_forgotten,
+        "manifests_forgotten": manifests_forgotten,
         "undecodable_forgotten": notes_dropped,
         "bytes_freed": before - _size(root),
         "left_alone": _left_alone(root, listener),

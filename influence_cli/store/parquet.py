@@ -27,6 +27,9 @@ from influence_cli.store.keys import parse_json
 
 SEAL = b"influence.checksum"
 BULKY = {"image", "features"}  # payloads: page checksums alone, since their keys are computed from them anyway
+BLOCK = 65_536  # rows that a digest takes at once
+GROUP_ROWS = 65_536  # rows of a group: those that wait in memory while they are written
+STREAMED_BYTES = 1 << 20  # of a column that are read at once, where rows are streamed
 _ARROW = b"ARROW:schema"
 _SMALL = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
 UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, TypeError)
@@ -54,7 +57,9 @@ class _ColumnDigest:
 
     def update(self, column: pa.ChunkedArray) -> None:
         for chunk in column.chunks if self.taken else ():
-            self._update(chunk.dictionary_decode() if pa.types.is_dictionary(chunk.type) else chunk)
+            for first in range(0, len(chunk), BLOCK):  # a copy of a whole column is as large as the column
+                part = chunk.slice(first, BLOCK)
+                self._update(part.dictionary_decode() if pa.types.is_dictionary(part.type) else part)
 
     def _update(self, chunk: Any) -> None:
         valid, lengths, values = self.parts
@@ -76,6 +81,13 @@ class _ColumnDigest:
         return [name, str(self.kind), digest] if self.taken else [name, None, None]
 
 
+def column_digest(name: str, column: pa.ChunkedArray) -> str:
+    """Digest of a column's values, whatever the chunks they come in."""
+    digest = _ColumnDigest(name, column.type)
+    digest.update(column)
+    return json.dumps(digest.entry(name))
+
+
 def _metadata_digest(metadata: dict[bytes, bytes] | None) -> str:
     rest = sorted((k.hex(), v.hex()) for k, v in (metadata or {}).items() if k not in (SEAL, _ARROW))
     return hashlib.blake2b(json.dumps(rest).encode(), digest_size=16).hexdigest()
@@ -88,11 +100,12 @@ class SealedWriter:
         self.sink, self.schema = sink, plain_schema(schema)
         self.digests = [_ColumnDigest(field.name, field.type) for field in self.schema]
         self.rows = 0
-        self.writer = pq.ParquetWriter(sink, self.schema, write_page_checksum=True)
+        often: Any = _repeated(self.schema)
+        self.writer = pq.ParquetWriter(sink, self.schema, write_page_checksum=True, use_dictionary=often)
 
     def write_table(self, table: pa.Table) -> None:
         """Append the rows of a table of the writer's columns."""
-        self.writer.write_table(table)
+        self.writer.write_table(table, row_group_size=GROUP_ROWS)
         self.rows += table.num_rows
         for digest, column in zip(self.digests, table.columns, strict=True):
             digest.update(column)
@@ -106,6 +119,12 @@ class SealedWriter:
         self.writer.close()
 
 
+def _repeated(schema: pa.Schema) -> list[str]:
+    """The columns whose values stand many times, which alone are worth a dictionary: not scores, keys and payloads."""
+    kinds = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_string, pa.types.is_dictionary)
+    return [f.name for f in schema if f.name not in ("id", *BULKY) and any(is_kind(f.type) for is_kind in kinds)]
+
+
 def write_sealed(table: pa.Table, sink: Any) -> None:
     """Write a table as one Parquet file to an open Arrow file or stream."""
     writer = SealedWriter(sink, table.schema)
@@ -113,11 +132,16 @@ def write_sealed(table: pa.Table, sink: Any) -> None:
     writer.close()
 
 
+def _reader(handle: Any, streamed: bool) -> pq.ParquetFile:
+    """A reader that verifies page checksums; ``streamed`` it holds some pages of a column, not all of a row group's."""
+    return pq.ParquetFile(handle, page_checksum_verification=True, buffer_size=STREAMED_BYTES if streamed else 0)
+
+
 @contextlib.contextmanager
-def _opened(file: Path) -> Generator[tuple[pq.ParquetFile, dict[str, Any] | None]]:
+def _opened(file: Path, streamed: bool = False) -> Generator[tuple[pq.ParquetFile, dict[str, Any] | None]]:
     """A Parquet file and its seal, by path: a colon starts no URI; DamagedFile where reading fails, now or later."""
     try:
-        with pa.OSFile(str(file)) as handle, pq.ParquetFile(handle, page_checksum_verification=True) as reader:
+        with pa.OSFile(str(file)) as handle, _reader(handle, streamed) as reader:
             yield reader, _seal(file, reader)
     except UNREADABLE as error:
         raise DamagedFile(str(error).strip() or type(error).__name__) from error
@@ -152,8 +176,8 @@ def read_parquet_schema(file: Path) -> pa.Schema:
 
 def read_parquet_table(file: Path, columns: list[str] | None = None) -> pa.Table:
     """The rows, some columns or all; DamagedFile where they cannot be read, or are not as they were written."""
-    with _opened(file) as (reader, seal):
-        table = reader.read(columns=columns)
+    with _opened(file, streamed=True) as (reader, seal):
+        table = reader.read(columns=columns, use_threads=False)
         table.validate(full=True)
         _check_values(table, () if seal is None else seal["columns"])
         return table.replace_schema_metadata(plain_schema(table.schema).metadata)
@@ -173,6 +197,20 @@ def _check_values(table: pa.Table, entries: Iterable[list[str | None]]) -> None:
 
 def read_parquet_batches(file: Path, size: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The rows in batches of at most ``size``; DamagedFile where a page cannot be read, or is not as it was written."""
-    with _opened(file) as (reader, _):
-        for batch in reader.iter_batches(batch_size=size, columns=columns):
-            yield batch.replace_schema_metadata(plain_schema(batch.schema).metadata)
+    with _opened(file, streamed=True) as (reader, _):
+        for groups in _groups_together(reader):
+            for batch in reader.iter_batches(batch_size=size, row_groups=groups, columns=columns):
+                yield batch.replace_schema_metadata(plain_schema(batch.schema).metadata)
+
+
+def _groups_together(reader: pq.ParquetFile) -> Iterator[list[int]]:
+    """The row groups in order, small ones together: the reader holds what it read of all that it is asked for."""
+    together, rows = list[int](), 0
+    for group in range(reader.num_row_groups):
+        together.append(group)
+        rows += reader.metadata.row_group(group).num_rows
+        if rows >= GROUP_ROWS:
+            yield together
+            together, rows = [], 0
+    if together:
+        yield together

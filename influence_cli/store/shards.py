@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.arrow import values_of
 from influence_cli.store.files import DamagedFile, read_tensors, write_json, write_tensors
-from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted
+from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted, key_order, unique
 from influence_cli.store.layout import OF, SPEC, refuse_moved, set_aside, shards_of, thing_of
 from influence_cli.store.ragged import flattened, unflattened
 
@@ -32,6 +32,9 @@ Claim = Callable[[], None]
 Read = TypeVar("Read")
 AGAIN = "its rows are computed again"
 MERGE_ROWS = 16_384  # shards are merged up to this many rows
+BUCKET_ROWS = 65_536  # keys that are sought among at once
+FEW = 16  # times fewer keys than they are sought among: then these are sought among the few
+LOOKUPS = 2  # that are remembered
 TRIES = 5  # how often a folder is read again because another run has merged shards meanwhile
 
 
@@ -43,29 +46,74 @@ def as_arrow(keys: Keys) -> pa.Array:
 
 def positions(keys: Keys, among: Keys) -> NDArray[np.int64]:
     """For each of ``keys`` [n, 16] the first index of it ``among`` [m, 16], or -1; hashed, exact."""
-    if len(among) == 0:
+    if len(among) == 0 or len(keys) == 0:
+        return np.full(len(keys), -1, dtype=np.int64)
+    if len(keys) * FEW < len(among):  # a table of the many would be in memory for the sake of a few
+        distinct = keys[unique(keys)]
+        there = index_in(among, distinct)
+        hits = np.flatnonzero(there >= 0)[::-1]
+        first = np.full(len(distinct), -1, dtype=np.int64)
+        first[there[hits]] = hits  # of several the last that is written, which is the first that there is
+        return first[index_in(keys, distinct)]
+    if len(among) <= 2 * BUCKET_ROWS:
+        return index_in(keys, among)
+    found = np.full(len(keys), -1, dtype=np.int64)
+    for here, there in zip(_buckets(keys, len(among)), _buckets(among, len(among)), strict=True):
+        inside = index_in(keys[here], among[there])
+        found[here] = np.where(inside < 0, -1, there[inside] if len(there) else -1)
+    return found
+
+
+def _buckets(keys: Keys, rows: int) -> Iterator[NDArray[np.int64]]:
+    """The places of keys [n, 16] by their first bits, in as many buckets as leave few of so many ``rows`` in each."""
+    bits = min(8, int(rows // BUCKET_ROWS).bit_length())
+    prefix = keys[:, 0] >> np.uint8(8 - bits)
+    for bucket in range(1 << bits):
+        yield np.flatnonzero(prefix == bucket)
+
+
+def index_in(keys: Keys, among: Keys) -> NDArray[np.int64]:
+    """``positions``, by one table of all that are sought among."""
+    if len(among) == 0 or len(keys) == 0:
         return np.full(len(keys), -1, dtype=np.int64)
     found = pc.call_function("index_in", [as_arrow(keys)], pc.SetLookupOptions(as_arrow(among)))
     return values_of(found, -1).astype(np.int64)
 
 
-def key_order(keys: Keys) -> NDArray[np.int64]:
-    """Indices that sort keys [n, w] as byte strings: an order that no row's place in a file decides."""
-    return np.lexsort(tuple(keys[:, c] for c in range(keys.shape[1] - 1, -1, -1))).astype(np.int64)
+class Sought:
+    """Where keys were found, for folders of one store that are asked one after another.
 
+    A run asks for the same array of keys to see what is missing, and once for each of its columns; and folders that
+    were filled together hold the same keys in the same order.
+    """
 
-def unique(keys: Keys) -> NDArray[np.int64]:
-    """Indices of the first occurrence of every distinct key, in order."""
-    return np.flatnonzero(positions(keys, keys) == np.arange(len(keys)))
+    def __init__(self) -> None:
+        self._known: list[tuple[Keys, Keys, NDArray[np.int64]]] = []  # the last ones: sought, among, where
+
+    def places(self, keys: Keys, among: Keys) -> NDArray[np.int64]:
+        """``positions``, looked up once."""
+        for sought, stored, where in self._known:
+            if sought is keys and (stored is among or np.array_equal(stored, among)):
+                return where
+        found = positions(keys, among)
+        if len(keys) * FEW >= len(among):  # few keys are found at once
+            self._known = [*self._known, (keys, among, found)][-LOOKUPS:]
+        return found
+
+    def shared(self, among: Keys) -> Keys:
+        """The same keys, or those of another folder in their place, so that they are in memory once."""
+        return next((stored for _, stored, _ in self._known if np.array_equal(stored, among)), among)
 
 
 class ShardFolder:
     """The rows stored under one fingerprint.  Reading verifies checksums; writing needs no lock."""
 
     def __init__(
-        self, path: Path, spec: dict[str, Any], listener: Listener = SILENT, claim: Claim = lambda: None
-    ) -> None:
+        self, path: Path, spec: dict[str, Any], listener: Listener = SILENT, claim: Claim = lambda: None,
+        sought: Sought | None = None,
+    ) -> None:  # fmt: skip
         self.path, self.spec, self.listener, self._claim = path, spec, listener, claim
+        self._sought = sought or Sought()
         self._loaded: tuple[list[Path], Keys, Arrays] | None = None
 
     def _shards(self) -> list[Path]:
@@ -96,11 +144,12 @@ class ShardFolder:
         if self._loaded is None:
             found = self._read_each(_tensors_of)
             parts: dict[str, list[NDArray[Any]]] = {"keys": [np.zeros((0, KEY_BYTES), np.uint8)]}
-            for _, tensors in found:
-                for name, array in tensors.items():
-                    parts.setdefault(name, []).append(array)
-            arrays = {name: np.concatenate(some) for name, some in parts.items()}
-            self._loaded = [shard for shard, _ in found], arrays.pop("keys"), arrays
+            shards = [shard for shard, _ in found]
+            while found:  # a shard's bytes go as soon as its last array is one of the whole
+                for name, array in found.pop(0)[1].items():
+                    parts.setdefault(name, []).append(array.copy() if len(shards) > 1 else array)
+            arrays = {name: np.concatenate(parts.pop(name)) for name in list(parts)}
+            self._loaded = shards, self._sought.shared(arrays.pop("keys")), arrays
         return self._loaded
 
     def _keys(self) -> Keys:
@@ -112,11 +161,11 @@ class ShardFolder:
 
     def missing(self, keys: Keys) -> NDArray[np.bool_]:
         """True for each of ``keys`` [n, 16] that no intact shard holds."""
-        return positions(keys, self._keys()) < 0
+        return self._sought.places(keys, self._keys()) < 0
 
     def _places(self, keys: Keys) -> NDArray[np.int64]:
         """Where each of ``keys`` [n, 16] stands among all rows; KeyError where one is not stored (fill it first)."""
-        where = positions(keys, self._keys())
+        where = self._sought.places(keys, self._keys())
         if len(where) and where.min() < 0:
             raise KeyError(f"{int((where < 0).sum())} rows are not in {self.path}")
         return where

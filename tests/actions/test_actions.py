@@ -26,6 +26,7 @@ from influence_cli.actions.reweight import Reweight
 from influence_cli.actions.trim import Trim
 from influence_cli.errors import UsageError
 from influence_cli.settings import parse_budget
+from influence_cli.store.keys import stack
 
 quick = settings(database=None, deadline=None, derandomize=True, max_examples=60)
 nan = float("nan")
@@ -46,7 +47,7 @@ def scored(
         kind,
         np.zeros(n, dtype=np.int64) if labels is None else np.asarray(labels, dtype=np.int64),
         np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64),
-        [k.to_bytes(16, "big") for k in range(n)] if keys is None else keys,
+        stack([k.to_bytes(16, "big") for k in range(n)] if keys is None else keys),
         **{name: np.asarray(values) for name, values in proposals.items()},
     )
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from influence_cli.cli.console import terminal
 from influence_cli.cli.settings.places import manifest_of_scores, require_source, review_commands, runtime_of
-from influence_cli.cli.settings.requests import CurateOutputs, ResultOptions
+from influence_cli.cli.settings.requests import CurateOutputs, ResultOptions, StoreOptions
 from influence_cli.cli.settings.settings import Settings
 from influence_cli.cli.show.answers import show_next
 from influence_cli.cli.show.curate import show_edits
@@ -21,6 +22,7 @@ from influence_cli.stages.curate.request import CurateRequest, ExportRequest, Ga
 if TYPE_CHECKING:
     from influence_cli.stages.curate.curate import Curated
     from influence_cli.stages.curate.export import Export
+    from influence_cli.store.file_keys import StoredFileKeys
 
 
 TEST = "TEST.parquet"  # stands for the rows to test on where nothing says which
@@ -42,7 +44,7 @@ def curate(settings: Settings) -> int | None:
         require_jinja()
     source = require_source(settings, "a score table")
     request = settings.make(CurateRequest, scores=source, **manifest_of_scores(settings))
-    request = _with_canaries(settings, request)
+    request = _with_canaries(settings, replace(request, known=_remembered(settings)))
     if outputs.gate:
         return _judge(settings, result, outputs, request)
     curated = curate_stage(request)
@@ -69,6 +71,15 @@ def _with_canaries(settings: Settings, request: CurateRequest) -> CurateRequest:
     from influence_cli.stages.evaluate.canary_cut import with_canaries
 
     return with_canaries(request, runtime_of(settings), settings.values["seed"], terminal())
+
+
+def _remembered(settings: Settings) -> StoredFileKeys | None:
+    """What the run's store knows of manifests and payload files that have not changed; nothing is written to it."""
+    from influence_cli.store import Store
+    from influence_cli.store.place import is_marked
+
+    place = settings.make(StoreOptions).place
+    return None if place is None or not is_marked(Path(place)) else Store(Path(place), remember=False).file_keys()
 
 
 def _show_next(

@@ -128,7 +128,7 @@ RULES = (
     Rule((CURATE,), ("false_flag",), _has("fdr"), "and --fdr are two rates", "give one of the two"),
     Rule((CURATE,), ("review_budget",), _lacks("bins"), "is about bins", "add --bins FILE, or leave it out"),
     Rule(
-        *((CURATE,), ("store", "no_store", "device"), _needs_no_model, "is about a model, and none is run"),
+        *((CURATE,), ("device",), _needs_no_model, "is about a model, and none is run"),
         "add --report FILE, --target-recall 90%, --max-false 10% or --by auto, or leave it out",
     ),
     Rule((CURATE,), _EXPORTS, _lacks("export"), "is about an export", "add --export PATH, or leave it out"),

@@ -46,11 +46,11 @@ def runtime_of(settings: Settings, **more: Any) -> Runtime:
 
 def manifest_of_scores(settings: Settings) -> dict[str, str | None]:
     """Manifest and label of a score table: its provenance says, unless a flag does, or it says nothing."""
-    from influence_cli.data.tables import provenance, read_table
+    from influence_cli.data.tables import provenance, schema_of
 
     named, source = settings.explicit("manifest"), settings.source
     if not named and source is not None:  # where the table says nothing the settings file may
-        named = "manifest" not in provenance(read_table(source, ["id"]).schema)
+        named = "manifest" not in provenance(schema_of(source))
     return {"manifest": settings.values["manifest"] if named else None, "label": settings.insisted("label")}
 
 

@@ -26,6 +26,7 @@ class Features(Kind):
     domain = "influence.feat"
     scaled = True
     threads = False  # numbers are there already
+    batch_rows = 4096
 
     def stored(self, batch: pa.RecordBatch, folder: Path) -> list[Any]:
         """Vectors f32."""
@@ -43,6 +44,11 @@ class Features(Kind):
     def raw(self, payload: Vector) -> bytes:
         """The values, little-endian."""
         return payload.astype("<f4").tobytes()
+
+    def raw_rows(self, batch: pa.RecordBatch) -> NDArray[Any] | None:
+        """The values, where all are finite and rows are of one length."""
+        stacked = _stacked(batch.column("features"))
+        return stacked.astype("<f4", copy=False) if stacked is not None and bool(np.isfinite(stacked).all()) else None
 
     def from_source(self, row: Mapping[str, Any], folder: Path) -> Vector:
         """The vector of a list that lacks nothing.  Raises BadPayload: a value is missing or not finite."""
@@ -111,10 +117,17 @@ class Features(Kind):
 
 def vectors(column: pa.Array) -> list[Vector | None]:
     """Vectors f32 of a column; rows of one buffer where none is null and all are as long, which is quick."""
+    stacked = _stacked(column)
+    if stacked is not None:
+        return list(stacked)
+    return [None if v is None else np.asarray(v, dtype=np.float32) for v in column.to_pylist()]
+
+
+def _stacked(column: pa.Array) -> NDArray[np.float32] | None:
+    """The vectors of a column as one array [n, d]; None where one is null or of another length."""
     lengths = column.value_lengths() if not pa.types.is_fixed_size_list(column.type) else None
     values = column.flatten()  # leaves null rows out
     even = lengths is None or (len(lengths) > 0 and lengths.null_count == 0 and len(lengths.unique()) == 1)
-    if len(column) and column.null_count == 0 and values.null_count == 0 and even:
-        stacked = values_of(values, 0.0).astype(np.float32, copy=False)
-        return list(stacked.reshape(len(column), -1))
-    return [None if v is None else np.asarray(v, dtype=np.float32) for v in column.to_pylist()]
+    if not len(column) or column.null_count or values.null_count or not even:
+        return None
+    return values_of(values, 0.0).astype(np.float32, copy=False).reshape(len(column), -1)

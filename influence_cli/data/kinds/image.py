@@ -59,6 +59,11 @@ class Image(Kind):
         values = column.to_pylist()
         return [_bytes_or_path(v, folder) for v in values] if pa.types.is_struct(column.type) else values
 
+    def by_path(self, schema: pa.Schema) -> bool:
+        """Where there is a column or a field of paths."""
+        kind = schema.field(self.columns[0]).type
+        return not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
     def paths(self, batch: pa.RecordBatch) -> list[str | None]:
         """The paths in the struct."""
         column = batch.column("image")

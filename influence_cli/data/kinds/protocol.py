@@ -52,6 +52,7 @@ class Kind:
     ragged: ClassVar[bool] = False  # rows are of several lengths, and a batch is filled up to the longest
     own_target: ClassVar[bool] = False  # what a model may learn to predict itself, so that rows need no labels
     threads: ClassVar[bool] = True  # whether decoding leaves the interpreter, so that threads pay
+    batch_rows: ClassVar[int] = 1024  # rows that are read at once
     repair: ClassVar[str] = "repair the payload or take the row out"
     bounds: ClassVar[tuple[float, float]] = ANY_NUMBER  # of valid values
     largest_change: ClassVar[float] = 0.1  # of a value under attack, or of a text's embedding over its mean length
@@ -80,6 +81,10 @@ class Kind:
         """The paths that are stored with the payloads of a batch."""
         return [None] * len(batch)
 
+    def by_path(self, schema: pa.Schema) -> bool:
+        """Whether rows may name files by path, which change without the manifest."""
+        return False
+
     def fault(self, payload: Payload) -> BadPayload | None:
         """Why a payload cannot be used; None where it can."""
         return None
@@ -91,6 +96,13 @@ class Kind:
     def raw(self, payload: Payload) -> bytes:
         """The bytes that a payload is named by; encoded bytes are their own."""
         return payload
+
+    def raw_rows(self, batch: pa.RecordBatch) -> NDArray[Any] | None:
+        """The payloads of a batch as an array [n, w] whose rows are their ``raw`` bytes, of w numbers each.
+
+        None where a row cannot be used or is of another length, and where rows have to be looked at one by one.
+        """
+        return None
 
     def key(self, payload: Payload) -> bytes:
         """16 bytes that name a payload by its content."""

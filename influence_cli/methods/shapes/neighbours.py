@@ -7,6 +7,7 @@ of the same payload is a neighbour like any, and the row itself is none.  Weight
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -85,7 +86,7 @@ class NeighbourMethod(Method):
         raise NotImplementedError
 
 
-def _named(found: Nearest, ids: list[str]) -> NDArray[np.str_]:
+def _named(found: Nearest, ids: Sequence[str]) -> NDArray[np.str_]:
     """The ids of the nearest few of each row; an empty text where it has none."""
     near: list[list[int]] = found.places[:, :SHOWN].tolist()
     return np.array([BETWEEN.join(ids[place] for place in some if place != NONE) for some in near], dtype=np.str_)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,14 +33,14 @@ from influence_cli.processes.group import Group
 PREDICTED_ROWS, PREDICTED_TOKENS = 512, 8192  # at a time
 
 
-def row_hashes(ids: list[str], seed: int, epoch: int) -> NDArray[np.uint64]:
+def row_hashes(ids: Sequence[str], seed: int, epoch: int) -> NDArray[np.uint64]:
     """A 64-bit hash of (seed, epoch, id) for every row [n]."""
     salt = f"{seed}:{epoch}".encode()
     digests = [hashlib.blake2b(i.encode(), digest_size=8, key=salt).digest() for i in ids]
     return np.frombuffer(b"".join(digests), dtype="<u8")
 
 
-def epoch_order(ids: list[str], seed: int, epoch: int) -> NDArray[np.int64]:
+def epoch_order(ids: Sequence[str], seed: int, epoch: int) -> NDArray[np.int64]:
     """Order of the rows in an epoch: by hash, so that the order of any subset is that of the whole."""
     return np.lexsort((np.array(ids), row_hashes(ids, seed, epoch))).astype(np.int64)
 

@@ -40,6 +40,7 @@ from influence_cli.settings import parse_budget
 from influence_cli.stages.curate.combining import column_named, floats
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import ScoreTable
+from influence_cli.store.keys import hex_of
 from influence_cli.store.shards import as_arrow
 
 Floats = NDArray[np.float64]
@@ -225,7 +226,7 @@ def _places(scores: ScoreTable, request: CurateRequest, value: Floats) -> NDArra
         return place
     budget = parse_budget(request.review_budget, len(value), "--review-budget")
     candidates = np.flatnonzero(np.isfinite(value) & (value > 0)).tolist()
-    score, keys = scores.scored.score, scores.scored.keys
+    score, keys = scores.scored.score, hex_of(scores.scored.keys)
     chosen = sorted(candidates, key=lambda i: (-value[i], score[i], keys[i]))[:budget]
     place[chosen] = np.arange(1, len(chosen) + 1)
     return place

@@ -12,6 +12,7 @@ from influence_cli.data.tables import numbers
 from influence_cli.errors import UsageError, nearest
 from influence_cli.maths.combine import linear
 from influence_cli.stages.score.combine import NEED_SIGN, Combine, check_rule, combined
+from influence_cli.store.arrow import values_of
 
 DEFAULT_RULE = "ranksum"
 
@@ -40,7 +41,7 @@ def column_named(name: str, table: pa.Table, where: str) -> str:
 
 def floats(table: pa.Table, name: str) -> Floats:
     """A column as float64, nan where it is null."""
-    return numbers(table, name).fill_null(float("nan")).to_numpy()
+    return values_of(numbers(table, name), float("nan"))
 
 
 def combine_columns(

@@ -34,6 +34,7 @@ from influence_cli.stages.curate.score_table import ScoreTable, planted_labels
 from influence_cli.stages.curate.slices import check_limits, rows_allowed, slices_of
 from influence_cli.stages.curate.verdict import Rule, Verdict, flagged_table
 from influence_cli.stages.score.noise import describe_noise, is_noise
+from influence_cli.store.keys import hex_of
 
 OFTEN, SELDOM = 0.10, 0.05  # how often clean rows trip a gate: more than the first is worth a note, the second is fine
 FALSE_FLAG, FDR, THRESHOLD = "false-flag", "fdr", "threshold"
@@ -54,7 +55,7 @@ def check(scores: ScoreTable, request: GateRequest) -> Verdict:
     limits = check_limits(scores, request.max_flagged_per)
     accepted, notes = accepted_keys(scores, request.baseline, request.against)
     calibration = calibration_keys(scores, effect is not None)
-    keys = [k.hex() for k in scores.scored.keys]
+    keys = hex_of(scores.scored.keys)
     is_accepted = np.array([k in accepted for k in keys])
     known = is_accepted | np.array([k in calibration for k in keys])  # canaries too, but for the label planted there
     new = ~known & (planted_labels(scores.table) < 0)

@@ -32,6 +32,7 @@ from influence_cli.errors import InfluenceError, ManifestError, ModelError, Usag
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.stages.curate.score_table import ScoreTable
+from influence_cli.store.keys import hex_of
 from influence_cli.store.lfs import refuse_pointer
 
 Mask = NDArray[np.bool_]
@@ -58,7 +59,7 @@ def reference_rows(scores: ScoreTable, calibration: Counter[str], accepted: Mask
     fix = "train with `retrain --calibration 5%`, or pass --baseline FILE or --against MANIFEST"
     if gone is not None:
         fix = f"run the gate where {gone} is, or {fix}"
-    if any(calibration[key.hex()] and not finite[k] for k, key in enumerate(scores.scored.keys)):
+    if any(calibration[key] and not finite[k] for k, key in enumerate(hex_of(scores.scored.keys))):
         lost = f": none of the run's {calibration.total():,} calibration rows has a score, since none was trained on"
         fix = "score with a method that needs no training on the row, such as loss or ip"
     raise UsageError(f"the gate has nothing to compare new rows with{lost}", fix=fix)
@@ -76,10 +77,10 @@ def calibration_rows(scores: ScoreTable, calibration: Counter[str]) -> Mask:
     """Which train rows [n] are calibration rows with a score, each as often as it was left out of training."""
     finite, left = np.isfinite(scores.scored.score), calibration.copy()
     found = np.zeros(len(scores.train), dtype=bool)
-    for k, key in enumerate(scores.scored.keys):
-        if finite[k] and left[key.hex()] > 0:
+    for k, key in enumerate(hex_of(scores.scored.keys)):
+        if finite[k] and left[key] > 0:
             found[k] = True
-            left[key.hex()] -= 1
+            left[key] -= 1
     return found
 
 
@@ -140,8 +141,8 @@ def calibration_keys(scores: ScoreTable, unused: bool) -> Counter[str]:
 def write_baseline(scores: ScoreTable, path: str) -> int:
     """Accept every train row as it is, by row key: an edited row comes back to the gate."""
     lines = [
-        json.dumps({"id": i, "row_key": k.hex()}, ensure_ascii=False)
-        for i, k in sorted(zip(scores.train.ids, scores.scored.keys, strict=True))
+        json.dumps({"id": i, "row_key": k}, ensure_ascii=False)
+        for i, k in sorted(zip(scores.train.ids, hex_of(scores.scored.keys), strict=True))
     ]
     check_outputs([Output("--write-baseline", path, BASELINE)], scores.manifest.files)
     write_output(path, BASELINE, ("\n".join(lines) + "\n").encode())
@@ -170,7 +171,7 @@ def _keys_of(against: Any, scores: ScoreTable) -> tuple[set[str], int]:
         what = f"its task is {other.task}, and that of {here.source} is {here.task}"
         raise ManifestError(what, where=other.source, fix="give --against a manifest of the same task")
     other = numbered_as(other, here.classes, here.source)
-    return {key.tobytes().hex() for key in other.all_rows().row_keys}, len(other.bad)
+    return set(hex_of(other.all_rows().row_keys)), len(other.bad)
 
 
 def read_baseline(path: str | None) -> set[str]:

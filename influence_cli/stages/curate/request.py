@@ -66,6 +66,7 @@ class CurateRequest:
     )
     options: Options = field(default_factory=dict)
     skip_bad: bool = False
+    known: Any = None  # keys of payloads that a store remembers: ``StoredFileKeys``
     cut: Any = None  # a ``CanaryCut``: what canaries say of the column, once they are asked
 
     @property

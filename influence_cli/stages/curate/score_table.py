@@ -12,16 +12,18 @@ from numpy.typing import NDArray
 
 from influence_cli.actions.protocol import Parity, Scored
 from influence_cli.data.classes import class_count
+from influence_cli.data.ids import Ids, places_of
 from influence_cli.data.label_kinds import CLASSES
 from influence_cli.data.locators import origin_of, require_found
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.open import open_manifest
-from influence_cli.data.tables import keyed_rows, numbers, read_table, shown
+from influence_cli.data.tables import keyed_rows, numbers, read_table, row_keys_of, shown
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.maths.fairness import TEMPERATURE
 from influence_cli.stages.curate.combining import DEFAULT_RULE, column_named, combine_columns, floats
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.score.combine import combine_options, kind_of
+from influence_cli.store.arrow import array_of, values_of
 
 GROUP = "group"  # column of a manifest: the sensitive group of a row
 
@@ -55,7 +57,6 @@ def read_scores(request: CurateRequest) -> ScoreTable:
         if needed not in table.column_names:
             raise ManifestError(f"no column {needed!r}", where=where, fix="give a table that `score` wrote")
     _refuse_pairs(table, where)
-    keyed_rows(table, where)
     origin = origin_of(table.schema, request.scores)
     then: dict[str, Any] = origin.get("manifest", {})
     asked = (request.maximise,) if request.maximise is not None else request.by
@@ -64,7 +65,8 @@ def read_scores(request: CurateRequest) -> ScoreTable:
     if isinstance(locator, str) and locator == "-":
         raise UsageError("the manifest cannot be read from standard input", fix="pass --manifest PATH")
     label = request.label or then.get("label") or "label"
-    manifest = open_manifest(locator, label, request.skip_bad or bool(origin.get("skip_bad")))
+    row_keys_of(table, where, ids_checked=True)  # once they are compared with the manifest's
+    manifest = open_manifest(locator, label, request.skip_bad or bool(origin.get("skip_bad")), request.known)
     if manifest.fingerprint == then.get("fingerprint"):
         manifest = manifest.without_ids(origin.get("skipped", []), "left out when it was scored")
     train = manifest.rows("train")
@@ -84,7 +86,7 @@ def read_scores(request: CurateRequest) -> ScoreTable:
         kind=kind,
         labels=train.labels,
         weights=train.weights,
-        keys=[k.tobytes() for k in train.row_keys],
+        keys=train.row_keys,
         groups=groups[0] if groups else None,
         more_groups=tuple(groups[1:]),
         best_label=proposed_labels(table, "best_label", train) if first else None,
@@ -111,18 +113,28 @@ def _refuse_pairs(table: pa.Table, where: str) -> None:
 def in_manifest_order(table: pa.Table, train: Rows, scores: str, manifest: str) -> pa.Table:
     """A score table in the order of the train rows, or an error that names a row in which they differ."""
     _refuse_pairs(table, scores)
+    ids = Ids(table.column("id"))
+    same = ids == train.ids
+    keys = row_keys_of(table, scores, ids_checked=same)
+    if same and np.array_equal(keys, train.row_keys):
+        return table
+    if len(ids) == len(train):
+        order = places_of(train.ids, ids)
+        if (order >= 0).all() and np.array_equal(keys[order], train.row_keys):
+            return table.take(array_of(order))
+    raise _difference(table, train, scores, manifest)
+
+
+def _difference(table: pa.Table, train: Rows, scores: str, manifest: str) -> ManifestError:
+    """An error that names a row in which the table and the train rows differ."""
     place = keyed_rows(table, scores)
-    order: list[int] = []
     for i, key in zip(train.ids, train.row_keys, strict=True):
-        k, then = place.get(i, (-1, None))
+        _, then = place.get(i, (-1, None))
         if then != key.tobytes():
             what = "is not in the score table" if then is None else "has changed since it was scored"
-            raise _not_as_scored(f"train row id={i} {what}", manifest, scores)
-        order.append(k)
-    if len(order) < len(place):
-        gone = min(set(place) - set(train.ids))
-        raise _not_as_scored(f"scored row id={gone} is no train row any more", manifest, scores)
-    return table.take(pa.array(order, pa.int64()))
+            return _not_as_scored(f"train row id={i} {what}", manifest, scores)
+    gone = min(set(place) - set(train.ids))
+    return _not_as_scored(f"scored row id={gone} is no train row any more", manifest, scores)
 
 
 def _ranking(
@@ -141,11 +153,11 @@ def groups_of(train: Rows, column: str = GROUP) -> NDArray[np.int64] | None:
     """A number for the sensitive group of every row [n], -1 where it is null; None where there is no such column."""
     if column not in train.manifest.table.column_names:
         return None
-    values = train.manifest.table.column(column).take(pa.array(train.index)).combine_chunks()
+    values = train.manifest.table.column(column).take(array_of(train.index)).combine_chunks()
     if pa.types.is_nested(values.type):
         what, where = f"groups are {values.type}", f"{train.manifest.source}, column {column}"
         raise ManifestError(what, where=where, fix="give every row one group, as text or a number")
-    return values.dictionary_encode().indices.cast(pa.int64()).fill_null(-1).to_numpy()
+    return values_of(values.dictionary_encode().indices.cast(pa.int64()), -1)
 
 
 def group_names(rows: Rows, column: str) -> list[str]:
@@ -206,7 +218,7 @@ def planted_labels(table: pa.Table) -> NDArray[np.int64]:
 def _labels(table: pa.Table, name: str) -> NDArray[np.int64] | None:
     if name not in table.column_names:
         return None
-    return numbers(table, name, pa.int64()).fill_null(-1).to_numpy()
+    return values_of(numbers(table, name, pa.int64()), -1)
 
 
 def parity_of(origin: dict[str, Any], column: str) -> Parity | None:

@@ -23,6 +23,7 @@ from influence_cli.data.tables import PROVENANCE_KEY, read_batches, read_schema,
 from influence_cli.errors import UsageError
 from influence_cli.stages.curate.curate import Curated
 from influence_cli.stages.curate.undo import Undoing
+from influence_cli.store.arrow import array_of, is_valid, mask_of
 from influence_cli.store.parquet import SealedWriter
 
 BATCH = 8192
@@ -85,13 +86,15 @@ def _parts(manifest: Manifest, folder: Path) -> Iterator[tuple[slice, pa.Table]]
 def _edited(curated: Curated, folder: Path, output: str) -> Iterator[tuple[pa.Table, int]]:
     """The manifest after its edits, part by part, with the number of train rows in each."""
     manifest, edits, after = curated.scores.manifest, curated.edits, curated.after()
-    proposal = np.full(len(manifest), -1, dtype=np.int64)
+    proposal = np.full(len(manifest) if edits.proposal is not None else 0, -1, dtype=np.int64)
     if edits.proposal is not None:
         proposal[curated.scores.train.index] = edits.proposal
     train = after.keep & (manifest.splits == "train")
-    reweighted = after.weights != manifest.weights()
+    reweighted = after.weights != manifest.weights() if edits.action == "reweight" else after.keep
     schema = moved_origin(read_schema(manifest.files[0]), manifest.folder, folder)
-    metadata = written_to(with_provenance(schema.empty_table(), curated.provenance()), output).schema.metadata
+    metadata = written_to(
+        with_provenance(pa.Table.from_batches([], schema), curated.provenance()), output
+    ).schema.metadata
     for here, part in _parts(manifest, folder):
         table = part
         if manifest.labelled:
@@ -100,7 +103,7 @@ def _edited(curated: Curated, folder: Path, output: str) -> Iterator[tuple[pa.Ta
             table = _set_weights(table, after.weights[here], reweighted[here])
         if edits.proposal is not None:
             table = _set_column(table, PROPOSAL, proposal[here], null=proposal[here] < 0)
-        yield table.filter(pa.array(after.keep[here])).replace_schema_metadata(metadata), int(train[here].sum())
+        yield table.filter(mask_of(after.keep[here])).replace_schema_metadata(metadata), int(train[here].sum())
 
 
 def _labelled(table: pa.Table, manifest: Manifest, name: str, labels: NDArray[Any]) -> pa.Table:
@@ -110,7 +113,7 @@ def _labelled(table: pa.Table, manifest: Manifest, name: str, labels: NDArray[An
 
 def _set_column(table: pa.Table, name: str, values: NDArray[Any], null: NDArray[np.bool_] | None = None) -> pa.Table:
     """The table with a column's values replaced, in its type, or with the column appended."""
-    array = pa.array(values, mask=null)
+    array = array_of(values, null)
     if name in table.column_names:
         position = table.column_names.index(name)
         return table.set_column(position, name, array.cast(table.schema.field(name).type))
@@ -120,10 +123,10 @@ def _set_column(table: pa.Table, name: str, values: NDArray[Any], null: NDArray[
 def _set_weights(table: pa.Table, weights: NDArray[np.float64], changed: NDArray[np.bool_]) -> pa.Table:
     """The table with new weights as doubles; what was null and is not edited stays null."""
     if "weight" not in table.column_names:
-        return table.append_column("weight", pa.array(weights))
-    null = table.column("weight").is_null().to_numpy() & ~changed
+        return table.append_column("weight", array_of(weights))
+    null = ~is_valid(table.column("weight")) & ~changed
     kind = table.schema.field("weight").type
-    values = pa.array(weights, mask=null).cast(kind if pa.types.is_floating(kind) else pa.float64())
+    values = array_of(weights, null).cast(kind if pa.types.is_floating(kind) else pa.float64())
     return table.set_column(table.column_names.index("weight"), "weight", values)
 
 
@@ -164,7 +167,7 @@ def _trimmed_rows(undoing: Undoing, wanted: NDArray[np.int64], folder: Path) -> 
     for here, part in _parts(undoing.original, folder):
         inside = wanted[(wanted >= here.start) & (wanted < here.stop)] - here.start
         if len(inside):
-            parts.append(part.take(pa.array(inside)))
+            parts.append(part.take(array_of(inside)))
     return pa.concat_tables(parts)
 
 

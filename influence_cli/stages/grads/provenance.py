@@ -16,7 +16,7 @@ from influence_cli.stages.run.backbone import Backbone
 from influence_cli.stages.run.members import decided_members, decided_options
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
-from influence_cli.store.arrow import array_of, array_of_texts
+from influence_cli.store.arrow import array_of
 from influence_cli.store.keys import KEY_BYTES
 from influence_cli.store.shards import as_arrow
 
@@ -31,7 +31,7 @@ def base_table(run: Run) -> pa.Table:
     assert run.train.row_keys.shape[1] == KEY_BYTES
     return pa.table(
         {
-            "id": array_of_texts(run.train.ids),
+            "id": run.train.ids.column,
             "row_key": as_arrow(run.train.row_keys),
             "label": run.manifest.label_kind.shown(run.train.labels, run.classes),
         }

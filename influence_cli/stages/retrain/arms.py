@@ -8,7 +8,7 @@ a reweight, shuffles the same weights.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -113,7 +113,7 @@ def against_truth(base: Rows, trimmed: Mask, relabelled: Mask, labels: NDArray[A
     return about
 
 
-def draw_order(ids: list[str], seed: int, what: str) -> Ints:
+def draw_order(ids: Sequence[str], seed: int, what: str) -> Ints:
     """The rows [n] in a random order of their own for every (seed, what), by a hash of each id."""
     salt = f"{seed}:{what}".encode()
     keys = [hashlib.blake2b(i.encode(), digest_size=16, key=salt).digest() for i in ids]

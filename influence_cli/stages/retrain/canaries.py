@@ -16,6 +16,7 @@ canaries, and makes detection look slightly worse than it is.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -180,7 +181,7 @@ def _by_class(sizes: Ints, share: float) -> Ints:
     return counts
 
 
-def _hashed(ids: list[str], seed: int, what: str) -> Floats:
+def _hashed(ids: Sequence[str], seed: int, what: str) -> Floats:
     """Uniform draws on [0, 1) from (seed, what, id) [n]; not the draws of the method ``random``."""
     salt = f"{seed}:{what}".encode()
     digests = [hashlib.blake2b(i.encode(), digest_size=8, key=salt).digest() for i in ids]

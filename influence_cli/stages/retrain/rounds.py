@@ -124,7 +124,6 @@ def _scored(
     table = read_scores(CurateRequest(scored, manifest=manifest))
     full = np.full(len(base), np.nan)
     full[np.searchsorted(base.index, table.train.index)] = table.scored.score  # both ascend
-    keys = [k.tobytes() for k in base.row_keys]
     kind, parity = table.scored.kind, table.scored.parity
     groups = guarded_groups(base, table.group_columns)
     scored = Scored(
@@ -132,7 +131,7 @@ def _scored(
         kind,
         base.labels,
         base.weights,
-        keys,
+        base.row_keys,
         groups=groups[0] if groups else None,
         more_groups=tuple(groups[1:]),
         parity=parity,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,7 +32,7 @@ PLACE = "training"  # among what a process has opened
 class OpenTraining(Job):
     """Have the rows and the model that are trained on in every process."""
 
-    def __init__(self, request: RetrainRequest, recipe: Recipe, ids: list[str]) -> None:
+    def __init__(self, request: RetrainRequest, recipe: Recipe, ids: Sequence[str]) -> None:
         self.request, self.recipe, self.ids = request, recipe, ids
 
     def part(self, group: Group) -> None:
@@ -97,7 +98,7 @@ def helpers(request: RetrainRequest, recipe: Recipe, group: Group | None) -> Gro
 
 
 def train_together(
-    group: Group, request: RetrainRequest, recipe: Recipe, seed: int, ids: list[str],
+    group: Group, request: RetrainRequest, recipe: Recipe, seed: int, ids: Sequence[str],
     model: nn.Module, data: Examples, device: torch.device, on_epoch: Any, seen: EpochValues | None, watch: Any,
 ) -> int:  # fmt: skip
     """Train a model in place by all processes; returns the number of steps."""

@@ -79,14 +79,12 @@ class Run:
     @functools.cached_property
     def payload_keys(self) -> Keys:
         """Distinct payload keys of the training rows [n', 16], in order."""
-        keys = self.train.payload_keys
-        return keys[unique(keys)]
+        return _distinct(self.train.payload_keys)
 
     @functools.cached_property
     def row_keys(self) -> Keys:
         """Distinct row keys of the training rows [n', 16], in order."""
-        keys = self.train.row_keys
-        return keys[unique(keys)]
+        return _distinct(self.train.row_keys)
 
     @functools.cached_property
     def row_loss(self) -> RowLoss:
@@ -160,6 +158,12 @@ class Run:
         """Up to 500 distinct training payloads, chosen by their keys: stable as rows come and go."""
         keys = self.payload_keys
         return keys[key_order(keys)[:HALF_SAMPLE]]
+
+
+def _distinct(keys: Keys) -> Keys:
+    """The first of equal keys [n, 16], in order; the same array where none is there twice."""
+    first = unique(keys)
+    return keys if len(first) == len(keys) else keys[first]
 
 
 def require_model(run: Run) -> tuple[ModelSpec, Checkpoint]:

@@ -13,7 +13,7 @@ from influence_cli.stages.run import names
 from influence_cli.stages.run.row_values import values_of
 from influence_cli.stages.run.run import Member, Run
 from influence_cli.stages.run.session import Session
-from influence_cli.store.shards import unique
+from influence_cli.store.shards import positions
 
 NOISE_SNR, NOISE_RELIABILITY = 3.0, 0.5  # below either, a direction is called noise
 
@@ -59,9 +59,7 @@ def _target_accuracy(run: Run, session: Session, objective: str, meta: dict[str,
 
 def _split_half(run: Run, session: Session, member: Member, objective: str, meta: dict[str, Any]) -> float | None:
     keys = run.half_sample()
-    first_row = unique(run.train.payload_keys)
-    by_key = {run.train.payload_keys[i].tobytes(): i for i in first_row}
-    rows = [by_key[k.tobytes()] for k in keys]
+    rows = positions(keys, run.train.payload_keys)
     labels = run.train.labels[rows]
     logits = session.outputs(run, member).read(keys)["logits"]
     method = run.half_method()

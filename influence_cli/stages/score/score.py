@@ -60,6 +60,7 @@ def score(run: Run, session: Session, per_member: bool = False, combine: str | N
         columns.insert(0, _combined(run, session, columns, combine))
     _note_divided(run, session)
     table = _with_scores(base_table(run), run, session, columns, per_member)
+    columns = [replace(c, scores=replace(c.scores, by_label=None, by_member=None)) for c in columns]  # as large as all
     if run.members:
         table = _append_model_says(table, run, session, columns[0].scores.logits)
     elif columns[0].scores.logits is not None and run.row_loss.by_class:
@@ -86,12 +87,14 @@ def score(run: Run, session: Session, per_member: bool = False, combine: str | N
 def _with_scores(table: pa.Table, run: Run, session: Session, columns: list[Column], per_member: bool) -> pa.Table:
     """The columns of scores, and what the first of them says of members and of other labels."""
     first = columns[0].scores
-    table = table.append_column("score", nullable(first.values))
+    own = nullable(first.values)
+    table = table.append_column("score", own)
     if first.effect:
         weight = effect_weight(run, session, columns[0].name.partition("/")[0])
         table = table.append_column("effect", nullable(first.values / weight))
     for c in columns:
-        table = table.append_column(column_name(run, c.name), nullable(c.scores.values))
+        values = own if c.scores is first else nullable(c.scores.values)
+        table = table.append_column(column_name(run, c.name), values)
     for c in columns:
         for name, values in c.scores.also.items():
             texts = values.dtype.kind == "U"

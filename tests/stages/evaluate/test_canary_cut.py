@@ -172,7 +172,7 @@ def test_without_canaries_or_with_few_there_is_no_cut(there: Path, tmp_path: Pat
     ("flags", "said"),
     [
         (["--check", "--target-recall", "50%"], "--target-recall is about edits"),
-        (["--store", "elsewhere"], "--store is about a model, and none is run"),
+        (["--device", "cpu"], "--device is about a model, and none is run"),
         (["--review-budget", "20"], "--review-budget is about bins"),
         (["--undo", "--bins", "b.csv"], "--bins is about new edits"),
     ],
