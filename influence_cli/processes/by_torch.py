@@ -29,14 +29,17 @@ class TorchGroup(Group):
         longest = timedelta(days=LONGEST_DAYS)
         self._dist = dist
         with _told():
-            self._store, rank, size = next(iter(rendezvous("env://")))
-            self._store.set_timeout(longest)
+            shared, rank, size = next(iter(rendezvous("env://")))
+            shared.set_timeout(longest)
+            # the store outlives a restart: addresses and counts of the processes before would be taken for those of now
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            self._store = dist.PrefixStore(f"influence/{attempt}", shared)  # pyright: ignore[reportPrivateImportUsage]
             alone = torch.cuda.is_available() and torch.cuda.device_count() >= int(
                 os.environ.get("LOCAL_WORLD_SIZE", seat.size)
             )
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if alone else "gloo", timeout=longest, rank=rank, world_size=size,
-                store=dist.PrefixStore("influence", self._store),  # pyright: ignore[reportPrivateImportUsage]
+                store=dist.PrefixStore("group", self._store),  # pyright: ignore[reportPrivateImportUsage]
             )  # fmt: skip
 
     def _gather(self, value: Any) -> list[Any]:
@@ -57,13 +60,13 @@ class TorchGroup(Group):
                 self._dist.all_reduce(tensor)
 
     def _next(self, name: str) -> int:
-        return self._store.add(f"influence/{name}", 1) - 1
+        return self._store.add(name, 1) - 1
 
     def _mark(self, name: str) -> None:
-        self._store.set(f"influence/{name}", "1")
+        self._store.set(name, "1")
 
     def _marked(self, name: str) -> bool:
-        return self._store.check([f"influence/{name}"])
+        return self._store.check([name])
 
     def leave(self) -> None:
         """Let go of what connects this process to the others."""
