@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from influence_cli.store.arrow import array_of, values_of
 
 BLOCK = 65_536  # ids that are Python's at once
+MOST = 1 << 31  # bytes that a column of plain texts holds
 
 
 def places_of(ids: Ids, among: Ids) -> NDArray[np.int64]:
@@ -38,6 +39,8 @@ class Ids(Sequence[str]):
         self.column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
         if isinstance(self.column, pa.ChunkedArray):  # no chunk, or more text than one array holds
             self.column = pa.concat_arrays([chunk.cast(pa.large_string()) for chunk in column.chunks] or [pa.array([])])
+        if pa.types.is_large_string(self.column.type) and self.column.nbytes < MOST:
+            self.column = self.column.cast(pa.string())  # as files have it, so that rows in memory are the same rows
 
     def __len__(self) -> int:
         return len(self.column)
@@ -57,7 +60,8 @@ class Ids(Sequence[str]):
 
     def __eq__(self, other: Any) -> bool:
         if isinstance(other, Ids):
-            return self.column.equals(other.column)
+            same = self.column.type == other.column.type
+            return self.column.equals(other.column if same else other.column.cast(self.column.type))
         return isinstance(other, Sequence) and list(self) == list(other)
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]

@@ -190,7 +190,7 @@ def test_no_dropout_equals_ip_bit_for_bit(members: int, precision: str, mlp: Pro
     plain = score(mlp.job(store="shared-" + precision, precision=precision))
     options = {"ip-ensemble": {"p_max": 0.0, "members": members}}
     dropped = score(mlp.job(store="shared-" + precision, precision=precision, methods=ENSEMBLE, options=options))
-    for name in ("score", "--method", "ip", "best_label", "best_label_gain"):
+    for name in ("score", "best_label", "best_label_gain"):
         assert column(dropped, name).tolist() == column(plain, name).tolist()
 
 
@@ -282,7 +282,7 @@ def test_row_without_finite_logits_has_no_loss_in_the_table_of_grads(tmp_path: P
 def test_masks_do_not_depend_on_batch_size_and_are_reproducible(batch_size: int, mlp: Problem) -> None:
     options = {"members": 3, "p_max": 0.5}
     first, again = ensemble(mlp, True, **options), ensemble(mlp, True, **options)
-    for name in ("score", "--method", "ip", "score_utility_0", "score_utility_1", "score_utility_2"):
+    for name in ("score", "score_utility_0", "score_utility_1", "score_utility_2"):
         assert column(first, name).tolist() == column(again, name).tolist()
     job = mlp.job(methods=ENSEMBLE, options={"ip-ensemble": options}, batch_size=batch_size)
     assert relative_error(column(score(job), "score"), column(first, "score")) < 1e-12

@@ -137,7 +137,9 @@ def test_preprocessing_travels_with_the_table(tmp_path: Path, digits: Path, digi
     first = call_cli("grads", "--method", "ip", digits, *asked, "-o", "g.parquet", cwd=tmp_path)
     assert first.code == 0, first.err
     assert call_cli("score", "g.parquet", "-o", "s.parquet", cwd=tmp_path).code == 0
-    direct = api.score(digits, model="mlp:16", checkpoint=tmp_path / "w.pt", mean=(0.45,), std=(0.3,), store=None)
+    direct = api.score(
+        digits, model="mlp:16", checkpoint=tmp_path / "w.pt", mean=(0.45,), std=(0.3,), method="ip", store=None
+    )
     assert np.allclose(column(pq.read_table(tmp_path / "s.parquet")), column(direct), rtol=1e-6)
 
 

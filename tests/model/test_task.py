@@ -82,7 +82,8 @@ def oracle(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> np.nda
 
 
 def scores_of(task: Task, store: Path, rows: Any = None, **more: Any) -> np.ndarray:
-    return column(api.score(digits_table() if rows is None else rows, task=task, store=str(store), **more))
+    how = {"method": "ip", **more}
+    return column(api.score(digits_table() if rows is None else rows, task=task, store=str(store), **how))
 
 
 def close(a: np.ndarray, b: np.ndarray, rounding: float = 2e-6) -> bool:
@@ -95,7 +96,7 @@ def close(a: np.ndarray, b: np.ndarray, rounding: float = 2e-6) -> bool:
 def test_transform_and_model_give_the_scores_of_the_built_in_path(
     tmp_path: Path, digits: Path, digits_run: Path, model: nn.Module
 ) -> None:
-    built_in = column(api.score(digits, checkpoint=digits_run, store=None))
+    built_in = column(api.score(digits, checkpoint=digits_run, method="ip", store=None))
     assert np.array_equal(scores_of(Task(model, pixels), tmp_path), built_in)
     assert np.array_equal(scores_of(Task(lambda: model, pixels), tmp_path), built_in)
 
@@ -124,7 +125,7 @@ def test_an_own_loss_gives_the_best_label_and_the_loss_column(tmp_path: Path, mo
     k = int(gain[:200].argmax())
     relabelled[k]["label"] = int(best[k])
     moved = pa.Table.from_pylist(relabelled, schema=digits_table().schema)
-    assert api.plan(moved, task=task, store=str(tmp_path))["rows_to_compute"] == 0
+    assert api.plan(moved, task=task, store=str(tmp_path), method="ip")["rows_to_compute"] == 0
     after = scores_of(task, tmp_path, moved)
     assert after[k] == pytest.approx(column(table)[k] + gain[k], rel=1e-5)
 
@@ -180,7 +181,7 @@ def test_integer_inputs_reach_the_model_as_they_are(tmp_path: Path) -> None:
 
 def test_changed_code_computes_everything_and_going_back_nothing(tmp_path: Path, model: nn.Module) -> None:
     def to_compute(task: Task) -> int:
-        return api.plan(digits_table(), task=task, store=str(tmp_path))["rows_to_compute"]
+        return api.plan(digits_table(), task=task, store=str(tmp_path), method="ip")["rows_to_compute"]
 
     brighter = Task(model, lambda b: pixels(b) * 1.02)
     first = scores_of(Task(model, pixels), tmp_path)
@@ -188,7 +189,7 @@ def test_changed_code_computes_everything_and_going_back_nothing(tmp_path: Path,
     assert to_compute(brighter) == 200
     other = scores_of(brighter, tmp_path)
     assert not close(other, first)
-    assert close(other, column(api.score(digits_table(), task=brighter, store=None)))
+    assert close(other, column(api.score(digits_table(), task=brighter, method="ip", store=None)))
     assert to_compute(Task(model, pixels)) == to_compute(brighter) == 0
     assert np.array_equal(scores_of(Task(model, pixels), tmp_path), first)
 
@@ -214,7 +215,7 @@ def test_changed_architecture_and_changed_loss_are_never_mistaken(tmp_path: Path
     warm = {name: scores_of(task, tmp_path) for name, task in tasks.items()}
     again = {name: scores_of(task, tmp_path) for name, task in tasks.items()}
     for name, task in tasks.items():
-        cold = column(api.score(digits_table(), task=task, store=None))
+        cold = column(api.score(digits_table(), task=task, method="ip", store=None))
         assert close(warm[name], cold), name
         assert np.array_equal(warm[name], again[name]), name
     assert close(warm["half"], 0.25 * warm["plain"])
@@ -225,18 +226,18 @@ def test_other_weights_are_new_and_the_digest_is_that_of_the_file(tmp_path: Path
     assert weights_digest(model) == find_checkpoint(str(tmp_path / "w.safetensors"))[0].digest
     scores_of(Task(model, pixels), tmp_path / "s")
     blank = Task(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), pixels)
-    assert api.plan(digits_table(), task=blank, store=str(tmp_path / "s"))["rows_to_compute"] == 200
+    assert api.plan(digits_table(), task=blank, store=str(tmp_path / "s"), method="ip")["rows_to_compute"] == 200
 
 
 def test_appended_rows_are_the_only_ones_computed_and_old_probes_may_go(tmp_path: Path, model: nn.Module) -> None:
     task, rows = Task(model, pixels), digits_table(train=200)
     few = rows.slice(40, 280)
-    assert api.plan(few, task=task, store=str(tmp_path))["rows_to_compute"] == 160
+    assert api.plan(few, task=task, store=str(tmp_path), method="ip")["rows_to_compute"] == 160
     scores_of(task, tmp_path, few)
-    assert api.plan(rows, task=task, store=str(tmp_path))["rows_to_compute"] == 40
+    assert api.plan(rows, task=task, store=str(tmp_path), method="ip")["rows_to_compute"] == 40
     scores_of(task, tmp_path, rows)
     other = rows.slice(0, 320).take([*range(40), *range(200, 320)])
-    assert api.plan(other, task=task, store=str(tmp_path))["rows_to_compute"] == 0
+    assert api.plan(other, task=task, store=str(tmp_path), method="ip")["rows_to_compute"] == 0
 
 
 class Overflowing(nn.Module):
@@ -256,7 +257,7 @@ def test_rows_whose_logits_are_not_finite_are_null_and_the_task_is_known_again(t
     task = Task(Overflowing())
     scores = scores_of(task, tmp_path, train, target=target)
     assert np.isnan(scores).tolist() == [k > 5 for k in range(10)]
-    assert api.plan(train, target=target, task=task, store=str(tmp_path))["rows_to_compute"] == 0
+    assert api.plan(train, target=target, task=task, store=str(tmp_path), method="ip")["rows_to_compute"] == 0
 
 
 def test_a_loss_is_named_by_what_it_does() -> None:
@@ -299,7 +300,7 @@ def test_a_dataset_relabelled_in_place_computes_nothing(tmp_path: Path, model: n
     train, task = Digits("train"), Task(model)
     before = scores_of(task, tmp_path, train, target=Digits("val"))
     train.rows[3]["label"] = (train.rows[3]["label"] + 1) % 10
-    assert api.plan(train, target=Digits("val"), task=task, store=str(tmp_path))["rows_to_compute"] == 0
+    assert api.plan(train, target=Digits("val"), task=task, store=str(tmp_path), method="ip")["rows_to_compute"] == 0
     after = scores_of(task, tmp_path, train, target=Digits("val"))
     assert np.flatnonzero(after != before).tolist() == [3]
 

@@ -200,7 +200,7 @@ def torchrun(size: int, *arguments: Any, cwd: Path) -> subprocess.CompletedProce
 def test_torchrun_scores_as_one_process_does_and_says_everything_once(
     digits: Path, digits_run: Path, scored: Path, tmp_path: Path
 ) -> None:
-    options = ("--checkpoint", digits_run, "--store", "s", "--batch-size", "16", "-o", "s.parquet")
+    options = ("--checkpoint", digits_run, "--method", "ip", "--store", "s", "--batch-size", "16", "-o", "s.parquet")
     ran = torchrun(2, "score", digits, *options, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert apart(pq.read_table(scored), pq.read_table(tmp_path / "s.parquet")) <= 1e-6

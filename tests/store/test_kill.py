@@ -186,7 +186,7 @@ def test_a_run_that_is_killed_at_any_moment_is_continued_by_the_same_command(
             scored = call_cli(*score, "--store", store, "-o", table, cwd=tmp_path)
             assert scored.code == 0, scored.err
         found = pq.read_table(table)
-        for name in ("score", "--method", "ip", "score_ip_utility", "score_ip-ensemble_utility"):
+        for name in ("score", "score_ip_utility", "score_ip-ensemble_utility"):
             a, b = column(found, name), column(expected, name)
             assert np.abs(a - b).max() <= 1e-6 * np.abs(b).max()
         plan = call_cli(*score, "--store", store, "-n", cwd=tmp_path)

@@ -99,7 +99,8 @@ class TrainingRun:
         done, name = self._finished(arm, seed, main, values), folder.path.name
         self.trainings.append(Training(arm.name, seed, name, done is not None and name not in self._new))
         if done is not None:
-            self.listener.detail(f"{arm.name}, seed {seed}: already trained")
+            if name not in self._new:
+                self.listener.detail(f"{arm.name}, seed {seed}: already trained")
             return done if done.get("measured") == self._measures() else self._measured_again(folder, done, arm)
         return self._train_arm(arm, seed, main, values)
 
@@ -110,8 +111,11 @@ class TrainingRun:
         """
 
         def work(arm: Arm, seed: int, main: bool) -> None:
-            if self._finished(arm, seed, main) is None:
+            done = self._finished(arm, seed, main)
+            if done is None:
                 self._train_arm(arm, seed, main)
+            elif done.get("measured") != self._measures():
+                self._measured_again(self.folder(arm, seed), done, arm)
 
         self.share([(self.folder(job[0], job[1]).path.name, functools.partial(work, *job)) for job in jobs])
 

@@ -82,6 +82,11 @@ def auto_is(run: Run) -> str | None:
     return None if method is None else next(n for n, info in METHODS.items() if info.load() is type(method))
 
 
+def method_is(run: Run, name: str) -> str:
+    """The method that a name stands for in a run."""
+    return (auto_is(run) or name) if name == AUTO else name
+
+
 def called(run: Run) -> str:
     """The names of a run's methods, with what auto is."""
     is_now = auto_is(run)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from influence_cli.maths.top_k import inner_products
+from influence_cli.stages.run.auto_method import method_is
 from influence_cli.stages.run.curvature_plan import Along, missing_fits, missing_solves, parameter_count
 from influence_cli.stages.run.gradient_plan import GIB, describe_rows, row_bytes, row_request
 from influence_cli.stages.run.plan import Work
@@ -44,7 +45,7 @@ def describe(run: Run, session: Session, name: str, top: int, missing: int) -> d
     return {
         "schema_version": 1,
         "store": str(session.store.root) if session.runtime.store else "temporary, thrown away at the end",
-        "method": name,
+        "method": method_is(run, name),
         "rows": run.spec.rows,
         "exact": is_exact(run),
         "top": top,

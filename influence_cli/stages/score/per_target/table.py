@@ -27,6 +27,7 @@ from influence_cli.methods.protocol import Linear, is_summed
 from influence_cli.stages.grads.fill import fill
 from influence_cli.stages.grads.provenance import provenance_of
 from influence_cli.stages.run import names
+from influence_cli.stages.run.auto_method import method_is
 from influence_cli.stages.run.gradient_plan import row_request
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
@@ -120,7 +121,12 @@ def per_target(run: Run, session: Session, top: int = TOP) -> tuple[pa.Table, Ru
     _warn(run, session, train, stored["bad"], stored["places"])
     table = _table(target, train, stored)
     bad = int(stored["bad"][:, 0].max(initial=0))
-    about = {"method": name, "top": top, **_rows_said(run, session, name, table), "non_finite_rows": bad}
+    about = {
+        "method": method_is(run, name),
+        "top": top,
+        **_rows_said(run, session, name, table),
+        "non_finite_rows": bad,
+    }
     said = {**provenance_of(run, session, "per-target"), "kind": "signed", "per_target": about}
     return with_provenance(table, said), run
 
