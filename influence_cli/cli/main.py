@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import os
@@ -28,6 +29,9 @@ class Stopped(BaseException):
         self.number = number
 
 
+_LEAVE = os._exit  # before code of the user's is refused it
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     streams.prepare()
@@ -45,7 +49,22 @@ def main(arguments: list[str] | None = None) -> None:
     for number in ours if arguments is not None else ():  # called from a program, whose signals they are
         signal.signal(number, signal.SIG_DFL)
     streams.let_go()
+    if arguments is None and seat() is not None:
+        _end_now(code)
     sys.exit(code)
+
+
+def _end_now(code: int) -> NoReturn:
+    """End one of several processes once what is registered for its end has run.
+
+    Python is not taken down: a thread of torch that then lets go of what it was handed would abort the process.
+    """
+    with contextlib.suppress(BaseException):  # it does not choose the code
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    _LEAVE(code)
 
 
 def _end_in_order() -> list[int]:

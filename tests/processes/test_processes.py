@@ -87,6 +87,11 @@ def scores_of(
     return score(opened, session)[0], heard
 
 
+def not_of_time(notes: list[str]) -> list[str]:
+    """Notes but for the engine's: which it is may be told by seconds."""
+    return [note for note in notes if " engine: " not in note]
+
+
 def apart(a: pa.Table, b: pa.Table) -> float:
     """The largest difference of a score, as a share of the largest score."""
     assert a.column("id").equals(b.column("id"))
@@ -106,7 +111,7 @@ def test_processes_come_to_the_scores_of_one_and_say_what_it_says(
         size, lambda group: scores_of(digits, digits_run, tmp_path / "shared", group, methods)
     )
     assert apart(alone, shared) <= 1e-6
-    assert also.notes == heard.notes
+    assert not_of_time(also.notes) == not_of_time(heard.notes)
     assert also.warnings == heard.warnings
     assert all(len(group.taken) > group.jobs for group in groups[:2])  # more than one look a job: some found a unit
 
@@ -145,7 +150,7 @@ def test_curvature_is_summed_up_by_all_and_the_same(digits: Path, digits_run: Pa
         3, lambda g: scores_of(digits, digits_run, tmp_path / "shared", g, methods, options=options, params="last")
     )
     assert apart(alone, shared) <= 1e-6
-    assert also.notes == heard.notes
+    assert not_of_time(also.notes) == not_of_time(heard.notes)
 
 
 def test_products_with_curvature_are_summed_up_by_all(digits: Path, digits_run: Path, tmp_path: Path) -> None:
