@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
 from influence_cli.engines.point import Point, differentiable_kernels
+from influence_cli.maths.forward_mode import FORWARD_MODE
 from influence_cli.model.losses import RowLoss
 from influence_cli.model.named_tensors import as_argument
 from influence_cli.model.parameters import named_views
@@ -52,7 +53,8 @@ class Jacobians:
                     raise
                 self._batched = False
         along = functools.partial(self.logits, x)
-        columns = self._over(lambda v: jvp(along, (self.theta,), (v,))[1], self._basis())
+        with FORWARD_MODE:
+            columns = self._over(lambda v: jvp(along, (self.theta,), (v,))[1], self._basis())
         return columns.permute(1, 2, 0)
 
     def hessian(self, x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

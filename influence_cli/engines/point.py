@@ -23,6 +23,7 @@ from influence_cli.engines.dual.dual import NotShared, leaf, tangents_of, value_
 from influence_cli.engines.dual.folding import folds
 from influence_cli.engines.freed_memory import keep_freed_memory
 from influence_cli.errors import ModelError
+from influence_cli.maths.forward_mode import FORWARD_MODE
 from influence_cli.maths.hashed_draws import drop
 from influence_cli.model.dropout import Dropout
 from influence_cli.model.named_tensors import as_argument, mapped
@@ -243,7 +244,8 @@ class Point:
             return self.logits(x), []
         z, tangents = None, []
         for u in directions:
-            z, t = jvp(lambda p: self.logits(x, p), (self.selected,), (u,))[:2]
+            with FORWARD_MODE:
+                z, t = jvp(lambda p: self.logits(x, p), (self.selected,), (u,))[:2]
             tangents.append(t)
         assert z is not None
         return z, tangents

@@ -9,6 +9,7 @@ follow a model, and memory that runs out.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -368,6 +369,22 @@ def test_directions_may_change_between_batches() -> None:
     assert torch.allclose(one, both[0], rtol=1e-12)
     assert torch.allclose(other, both[1], rtol=1e-12)
     assert not torch.allclose(one, other)
+
+
+def test_threads_do_not_end_each_others_forward_mode() -> None:
+    """Torch keeps the level of its forward mode in a global, which every thread of a process shares."""
+
+    def passes(_: int) -> tuple[float, str | None]:
+        model, x = _made("writes into a buffer")
+        point = Point(model, "all", None, "fp64", CPU)
+        us = _directions(point, 2)
+        return max(_worst(point.outputs(x, us), point.one_by_one(x, us)) for _ in range(60)), point.fallback
+
+    alone = passes(0)
+    with ThreadPoolExecutor(6) as pool:
+        for worst, fallback in pool.map(passes, range(6)):
+            assert worst < 1e-12
+            assert fallback == alone[1]
 
 
 # -- memory --------------------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ import torch.autograd.forward_ad as forward
 from torch import Tensor
 from torch.overrides import enable_reentrant_dispatch
 
+from influence_cli.maths.forward_mode import FORWARD_MODE
+
 aten = torch.ops.aten
 Rule = Callable[..., Any]
 RULES: dict[Any, Rule] = {}
@@ -249,7 +251,7 @@ def _by_torch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], active: 
     tangents: list[Any] = []
     with enable_reentrant_dispatch():
         for k in range(len(active[0].tangents)):
-            with forward.dual_level():
+            with FORWARD_MODE, forward.dual_level():
 
                 def pick(a: Any, k: int = k) -> Any:
                     if not isinstance(a, Dual):

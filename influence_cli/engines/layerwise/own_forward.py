@@ -19,6 +19,7 @@ from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 
 from influence_cli.engines.layerwise.protocol import Named, by_row, total
 from influence_cli.engines.point import differentiable_kernels
+from influence_cli.maths.forward_mode import FORWARD_MODE
 from influence_cli.model.parameters import pulled
 
 
@@ -89,7 +90,7 @@ class OwnForward:
         """
         function = lambda own: self._outputs(own, call, call.leaves if leaves is None else leaves)  # noqa: E731
         try:
-            with torch.no_grad(), differentiable_kernels(self.recurrent):
+            with torch.no_grad(), differentiable_kernels(self.recurrent), FORWARD_MODE:
                 return jvp(function, (self.own,), ({n: u[n] for n in self.own},))[1]
         except (RuntimeError, NotImplementedError):
             with differentiable_kernels(self.recurrent):
