@@ -1,9 +1,8 @@
 """The pipeline from Python: functions named as the commands, with the commands' options, that return tables.
 
 Rows are a path, an Arrow table, a pandas or polars DataFrame with a manifest's columns, or a torch Dataset of
-(input, label); a model is a checkpoint, or a ``Task``.  Nothing is printed; errors are ``InfluenceError``,
-and warnings ``InfluenceWarning`` where no ``listener`` hears them.  In the
-folder ``sample_data``:
+(input, label); a model is a checkpoint, or a ``Task``.  Nothing is printed; errors are ``InfluenceError``, and warnings
+``InfluenceWarning`` where no ``listener`` hears them.  In the folder ``sample_data``:
 
 >>> import influence_cli
 >>> scores = influence_cli.score("manifest.parquet", checkpoint="run", method=["ip", "loss"])
@@ -59,7 +58,7 @@ from influence_cli.arguments import speak_of_arguments
 from influence_cli.errors import InfluenceError, UsageError, UserCodeError, WrongArgument
 from influence_cli.events import SILENT, Listener, Warnings
 from influence_cli.options import build_request, check_call, checked, options_in, place, refuse_unknown, take
-from influence_cli.settings import GradSpec, Inputs, Options, Runtime
+from influence_cli.settings import GradSpec, Inputs, Limits, Options, Runtime
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -109,6 +108,8 @@ class RunOptions(TypedDict, total=False):
     rows: str | None
     sketch_dim: int
     rows_limit: float
+    max_minutes: float | None
+    max_disk: float | None
     listener: Listener
 
 
@@ -166,11 +167,12 @@ def _open(manifest: Any, given: dict[str, Any], effects: str = "") -> tuple[Run,
     from influence_cli.stages.run.input_said import say_input
     from influence_cli.stages.run.open import open_run
     from influence_cli.stages.run.session import Session
+    from influence_cli.stages.run.within_limits import within_limits
 
     listener = given.pop("listener")
     model = given.get("model")
     manifest, given = with_estimator(manifest, given, listener)
-    kinds, values = (Inputs, GradSpec, Runtime), dict[str, Any]()
+    kinds, values = (Inputs, GradSpec, Runtime, Limits), dict[str, Any]()
     named = {"options": (GradSpec, "set"), "task": (Inputs, "task"), "features": (Inputs, "features_model")}
     for kind in kinds:
         named |= {name: (kind, name) for name in (o.name for o in options_in(kind)) if name not in ("manifest", "set")}
@@ -180,12 +182,12 @@ def _open(manifest: Any, given: dict[str, Any], effects: str = "") -> tuple[Run,
         values[option] = value if value is None else checked(kind, option, value, name)
     inputs = build_request(Inputs, values, manifest=manifest)
     temporary = {"store": None} if "store" in values and values["store"] is None else {}
-    runtime = build_request(Runtime, values, **temporary)
-    session = Session.open(runtime, listener)
+    session = Session.open(build_request(Runtime, values, **temporary), listener)
     run = open_run(inputs, build_request(GradSpec, values), session, effects)
     remember(run.manifest.fingerprint, model)
     say_input(run, session)
-    return run, session
+    insisted = frozenset({"params", "precision"} & values.keys())
+    return within_limits(run, session, build_request(Limits, values), insisted, effects), session
 
 
 @_called_from_python

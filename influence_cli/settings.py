@@ -196,6 +196,26 @@ class Runtime:
         check_choices(self)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How long a run may take and how much it may store, by its plan; ``stages.run.within_limits`` gives things up."""
+
+    kept_in: ClassVar[str] = "limits"
+
+    max_minutes: float | None = option(
+        None, "grads, score: give up precision, parameters or rows until the plan takes no longer, and say so. "
+        "evaluate: start no training after this; run again to go on.", RUNS_AND_EVALUATE, least=0, after="rows_limit",
+    )  # fmt: skip
+    max_disk: float | None = option(
+        None, "The same for GiB that the run adds to the store.", RUNS, least=0, metavar="GIB"
+    )
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a limit."""
+        return self.max_minutes is not None or self.max_disk is not None
+
+
 def parse_numbers(text: str, flag: str) -> tuple[float, ...]:
     """'0.5,0.5,0.5' as numbers; UsageError where it cannot be read."""
     try:

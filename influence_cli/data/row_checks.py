@@ -17,6 +17,7 @@ from influence_cli.store.arrow import values_of
 
 SPLITS = ("train", "val", "test")
 SKIPPED = "skipped"  # the split of a row that is left out
+LATER = "later"  # that of a train row which a run with limits does not come to
 _SPLIT = f"<U{len(SKIPPED)}"
 
 

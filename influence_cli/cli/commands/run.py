@@ -5,6 +5,7 @@ A score run is held against the table on the way in: where that was made from ot
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from influence_cli.cli.show.run import show_run, show_skipped
 from influence_cli.cli.show.table import put_table, show_pairs
 from influence_cli.errors import UsageError
 from influence_cli.options import SCORE, build_request
-from influence_cli.settings import GradSpec
+from influence_cli.settings import GradSpec, Limits
 from influence_cli.stages.score.explain_request import ExplainRequest
 from influence_cli.stages.score.tokens.request import TokenRequest
 
@@ -220,6 +221,7 @@ def _open(settings: Settings, result: ResultOptions, pairs: bool = False) -> tup
     from influence_cli.stages.run.input_said import say_input
     from influence_cli.stages.run.open import open_run
     from influence_cli.stages.run.session import Session
+    from influence_cli.stages.run.within_limits import within_limits
     from influence_cli.stages.score.per_target.table import PAIRS
 
     result.check_format(settings.command)
@@ -231,7 +233,10 @@ def _open(settings: Settings, result: ResultOptions, pairs: bool = False) -> tup
     run = open_run(inputs_of(settings, manifest), settings.make(GradSpec), session, effects)
     _check_origin(settings, run, origin or {})
     say_input(run, session)
-    return run, session
+    insisted = frozenset(name for name in ("params", "precision") if settings.explicit(name))
+    run = within_limits(run, session, settings.make(Limits), insisted, effects)
+    before = [entry for entry in (origin or {}).get("given_up", ()) if entry["what"] != "rows"]  # which may go on
+    return replace(run, given_up=(*before, *run.given_up)), session
 
 
 def _manifest(settings: Settings) -> tuple[str, dict[str, Any] | None]:

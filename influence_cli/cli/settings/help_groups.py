@@ -81,7 +81,7 @@ PURPOSES: dict[str, tuple[str, ...]] = {
         *("clean_label", "known_bad", "reference", "draws", "stability", "other_scores", "sentinel", "duplicates"),
     ),
     "Evaluating by retraining": (
-        *("lds", "subset_share", "removal", "loo", "convention", "brittleness", "max_minutes"),
+        *("lds", "subset_share", "removal", "loo", "convention", "brittleness"),
     ),
     "Training": (
         *("epochs", "lr", "optimizer", "momentum", "weight_decay", "schedule", "augment", "amp", "init", "pretrained"),
@@ -91,6 +91,7 @@ PURPOSES: dict[str, tuple[str, ...]] = {
     "Canaries": ("canaries", "canaries_from", "canary_noise"),
     "Store, seed and speed": (
         *("store", "no_store", "keep", "seed", "device", "batch_size", "workers", "engine", "rows_limit"),
+        *("max_minutes", "max_disk"),
     ),
     "Result": ("output", "report", "reasons", "plot", "log", "format", "json", "dry_run"),
     OTHER: (),

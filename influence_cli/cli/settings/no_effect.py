@@ -101,6 +101,10 @@ RULES = (
         *((SCORE,), ("decomposition", "row_id"), _lacks("tokens"), "is about tokens"),
         "add --tokens, or leave it out",
     ),
+    Rule(
+        *((SCORE,), ("max_minutes", "max_disk"), _has("per_target", "explain", "tokens")),
+        "is about one score a row, and these tables are about pairs of rows, or tokens",
+    ),
     Rule((SCORE,), ("report",), _has("per_target"), "shows rows, and --per-target makes pairs of rows"),
     Rule((SCORE, CURATE), ("reasons",), _lacks("report"), "is about a page", "add --report FILE, or leave it out"),
     Rule((CURATE,), ("report", "decisions"), _has(*_GATE), "is about edits, and a gate makes none"),

@@ -11,7 +11,7 @@ from influence_cli.cli.settings.requests import StoreOptions, options_of
 from influence_cli.cli.settings.settings import Settings
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.options import CURATE, EVALUATE, GRADS, MANIFEST, RETRAIN, SCORE, options_in, values_kept
-from influence_cli.settings import GradSpec, Inputs, Runtime
+from influence_cli.settings import GradSpec, Inputs, Limits, Runtime
 
 if TYPE_CHECKING:
     from influence_cli.stages.curate.review import Commands
@@ -71,7 +71,7 @@ def carried_settings(source: str) -> dict[str, Any] | None:
             raise ManifestError("its provenance cannot be read", where=source, fix="run `influence grads` again")
         return None
     carried: dict[str, Any] = {"origin": origin}
-    for kind in (Inputs, GradSpec):
+    for kind in (Inputs, GradSpec, Limits):
         kept = values_kept(kind, origin)
         carried.update({o.name: kept[o.field] for o in options_in(kind) if o.field in kept})
     carried["options"] = carried.pop("set", {})

@@ -32,7 +32,7 @@ from influence_cli.options import (
     option,
 )
 from influence_cli.report.gate import FORMATS as FORMATS_OF_VERDICTS
-from influence_cli.settings import GradSpec, Inputs, Runtime
+from influence_cli.settings import GradSpec, Inputs, Limits, Runtime
 from influence_cli.stages.curate.request import CurateRequest, ExportRequest, GateRequest
 from influence_cli.stages.evaluate.request import CounterfactualRequest, EvaluateRequest
 from influence_cli.stages.retrain.request import CanaryRequest, EditsRequest, RetrainRequest
@@ -214,7 +214,7 @@ class ProgramOptions:
 
 
 REQUESTS: tuple[type, ...] = (
-    Inputs, GradSpec, Runtime, StoreOptions, Columns, IngestRequest, ScoreOptions, ExplainRequest, TokenRequest,
+    Inputs, GradSpec, Runtime, Limits, StoreOptions, Columns, IngestRequest, ScoreOptions, ExplainRequest, TokenRequest,
     CurateRequest, CurateOutputs, ExportRequest, GateRequest,
     EditsRequest, RetrainRequest, Recipe, CanaryRequest, RetrainOptions,
     CounterfactualRequest, EvaluateRequest, EvaluateOptions, ResultOptions, ProgramOptions,

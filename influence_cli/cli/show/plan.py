@@ -25,20 +25,9 @@ GRADIENTS = ("rows", "params", "values", "rows_stored", "rows_to_compute", "seco
 
 def show_plan(result: ResultOptions, run: Run, session: Session) -> None:
     """What would run: as JSON in a pipe or when asked, as tables for people."""
-    from influence_cli.stages.run.backbone_run import with_features_plan, with_features_there
-    from influence_cli.stages.run.estimate import planned_gradients
-    from influence_cli.stages.run.plan import describe_plan, missing_work, needed_rates
-    from influence_cli.stages.run.rates import known_rates
+    from influence_cli.stages.run.whole_plan import whole_plan
 
-    run = with_features_there(run, session)
-    work, estimated = missing_work(run, session), {}
-    lacking = any(part.seconds is None for w in work for part in (*w.fits, *w.solves))
-    if lacking or not needed_rates(work) <= set(known_rates(run, session)):
-        from influence_cli.stages.run.estimate import estimated_rates
-
-        estimated = estimated_rates(run, session, work)
-    described = describe_plan(run, session, work, estimated, planned_gradients(run, session))
-    described = {**with_features_plan(described, run, session, estimate=True), "processes": count()}
+    described = {**whole_plan(run, session)[1], "processes": count()}
     if result.wants_json:
         print_json(described)
         return

@@ -94,9 +94,7 @@ class CounterfactualRequest:
     )
     seeds: int = 1
     seed: int = 0
-    minutes: float | None = option(
-        None, "Start no training after this; run again to go on.", (EVALUATE,), name="max_minutes", least=0
-    )
+    max_minutes: float | None = None
     checkpoint: str | None = None
     target: str | None = None
     test: str | None = None

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from influence_cli.data.manifest import Rows
+from influence_cli.data.row_checks import LATER
 from influence_cli.options import kept_values
 from influence_cli.stages.grads.curvature_report import curvature_report, negative_values
 from influence_cli.stages.grads.further_report import further_report
@@ -26,16 +28,32 @@ def nullable(values: NDArray[np.float64]) -> pa.Array:
     return array_of(values, null=~np.isfinite(values))
 
 
-def base_table(run: Run) -> pa.Table:
-    """The columns that every stage's table begins with: id, row_key, label."""
-    assert run.train.row_keys.shape[1] == KEY_BYTES
+def base_table(run: Run, rows: Rows | None = None) -> pa.Table:
+    """The columns that every stage's table begins with (id, row_key, label), of the train rows or of others."""
+    rows = run.train if rows is None else rows
+    assert rows.row_keys.shape[1] == KEY_BYTES
     return pa.table(
         {
-            "id": run.train.ids.column,
-            "row_key": as_arrow(run.train.row_keys),
-            "label": run.manifest.label_kind.shown(run.train.labels, run.classes),
+            "id": rows.ids.column,
+            "row_key": as_arrow(rows.row_keys),
+            "label": run.manifest.label_kind.shown(rows.labels, run.classes),
         }
     )
+
+
+def with_later_rows(table: pa.Table, run: Run) -> pa.Table:
+    """A table of the train rows with those that limits have left for later, of which nothing but the row is known."""
+    splits = run.manifest.splits
+    if not (splits == LATER).any():
+        return table
+    rows = Rows(run.manifest, np.flatnonzero((splits == LATER) | (splits == "train")))
+    taken = splits[rows.index] == "train"
+    places = array_of(np.cumsum(taken) - 1, null=~taken)
+    known = {**{name: base_table(run, rows).column(name) for name in ("id", "row_key", "label")}}
+    if "payload_key" in table.column_names:
+        known["payload_key"] = pa.chunked_array([as_arrow(rows.payload_keys)])
+    columns = [known[name] if name in known else table.column(name).take(places) for name in table.column_names]
+    return pa.table(dict(zip(table.column_names, columns, strict=True)))
 
 
 def provenance_of(run: Run, session: Session, stage: str) -> dict[str, Any]:
@@ -67,6 +85,8 @@ def provenance_of(run: Run, session: Session, stage: str) -> dict[str, Any]:
         "last_layer": run.model.head if run.model is not None and run.spec.params == "last" else None,
         **({} if run.backbone is None else {"features_model": _features(run.backbone)}),
         "model_flags": kept_values(run.inputs),
+        **({} if run.limits is None else {"limits": run.limits}),
+        **({"given_up": list(run.given_up)} if run.given_up else {}),
         "skip_bad": run.inputs.skip_bad,
         "skipped": [b.id for b in run.manifest.bad[run.manifest.bad_when_read :]],
         "spec": _spec(run),

@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from influence_cli.data.row_checks import BadRow
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_cli.data.row_checks import LATER, BadRow
 from influence_cli.errors import UsageError
 from influence_cli.events import SILENT
 from influence_cli.processes.group import Group, Job
@@ -19,6 +22,7 @@ from influence_cli.stages.run.backbone_run import features_run
 from influence_cli.stages.run.open import open_run
 from influence_cli.stages.run.run import Member, Run, require_model
 from influence_cli.stages.run.session import Session
+from influence_cli.stages.run.within_limits import with_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,6 +53,7 @@ class SameRun:
     of_features: bool  # whether it is the part that is about the features of another model
     rows: int
     digest: int
+    kept: NDArray[np.int64] | None  # places of the train rows that limits have left
 
     @staticmethod
     def of(run: Run, session: Session) -> SameRun:
@@ -56,7 +61,8 @@ class SameRun:
         runtime = replace(session.runtime, store=str(session.store.root.absolute()))
         of_features = run.backbone is None and run.inputs.features is not None
         bad, members = tuple(run.manifest.bad), dict(run.members_of)
-        return SameRun(run.inputs, run.spec, runtime, bad, members, of_features, len(run.train), _digest(run))
+        kept = run.train.index if (run.manifest.splits == LATER).any() else None
+        return SameRun(run.inputs, run.spec, runtime, bad, members, of_features, len(run.train), _digest(run), kept)
 
     def open(self, group: Group) -> Opened:
         """The run here, and its session, on which nobody is told anything.
@@ -73,6 +79,8 @@ class SameRun:
             known = group.opened[PLACE] = Opened(settings, run, session, Models(run, session))
         run, seen = known.run, {(b.row, b.id) for b in known.run.manifest.bad}
         run = run.without([b for b in self.bad if (b.row, b.id) not in seen])
+        if self.kept is not None:
+            run = with_rows(run, self.kept)
         if self.of_features:
             run = features_run(run, known.session.runtime)
         run = replace(run, members_of=dict(self.members_of))

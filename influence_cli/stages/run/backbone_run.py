@@ -82,10 +82,12 @@ def with_features_there(run: Run, session: Session) -> Run:
     return run
 
 
-def with_features_plan(described: dict[str, Any], run: Run, session: Session, estimate: bool) -> dict[str, Any]:
+def with_features_plan(
+    described: dict[str, Any], run: Run, session: Session, estimate: bool, tried: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """A run's plan (``describe_plan``), with what the model that ``--features`` names has to do in it.
 
-    ``estimate``: where no rate is known batches are run for one.
+    ``estimate``: where no rate is known batches are run for one; ``tried`` keeps it for plans of fewer rows.
     """
     if run.backbone is None:
         return described
@@ -94,7 +96,10 @@ def with_features_plan(described: dict[str, Any], run: Run, session: Session, es
     if estimate and not work.nothing and NAME not in known_rates(at, aside):
         from influence_cli.stages.run.estimate import estimated_rates
 
-        estimated = estimated_rates(at, aside, [work])
+        tried = {} if tried is None else tried
+        if NAME not in tried:
+            tried[NAME] = estimated_rates(at, aside, [work])
+        estimated = tried[NAME]
     more = describe_plan(at, aside, [work], estimated, [])
     steps = described["steps"]
     for step in more["steps"]:

@@ -171,6 +171,7 @@ def describe_plan(
         "objectives": list(run.objectives),
         "train_rows": len(run.train),
         "target_rows": len(run.target),
+        **({} if run.limits is None else {"limits": run.limits, "given_up": list(run.given_up)}),
         "input": input_of(run, session),
         "members": planned_members(run),
         "steps": steps,

@@ -70,6 +70,8 @@ class Run:
     headless: bool = False  # whether the checkpoint may be of another last layer, which is not looked at
     rows_as: ModelSpec | None = None  # what takes the rows with their labels, where no model is scored
     auto_because: str = ""  # why ``auto`` is a method of effects here, where it is one
+    limits: dict[str, Any] | None = None  # that the plan was fitted into, where there are any
+    given_up: tuple[dict[str, Any], ...] = ()  # for them: what, as it was asked for, and as it was taken
 
     @property
     def members(self) -> list[Member]:

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from influence_cli.data.tables import with_provenance
-from influence_cli.stages.grads.provenance import base_table, nullable, provenance_of
+from influence_cli.stages.grads.provenance import base_table, nullable, provenance_of, with_later_rows
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 from influence_cli.stages.score.noise import direction_noise
@@ -22,4 +22,5 @@ def grads_table(run: Run, session: Session) -> pa.Table:
         with np.errstate(invalid="ignore", over="ignore"):
             loss = run.row_loss.losses(logits, run.train.labels)
         table = table.append_column("loss", nullable(loss))
+    table = with_later_rows(table, run)
     return with_provenance(table, {**provenance_of(run, session, "grads"), "noise": direction_noise(run, session)})

@@ -21,7 +21,7 @@ from influence_cli.methods.protocol import Scores, is_summed
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.stages.grads.curvature_report import effect_weight
 from influence_cli.stages.grads.fill import fill
-from influence_cli.stages.grads.provenance import base_table, nullable, provenance_of
+from influence_cli.stages.grads.provenance import base_table, nullable, provenance_of, with_later_rows
 from influence_cli.stages.run import names
 from influence_cli.stages.run.backbone_run import NAME, features_run
 from influence_cli.stages.run.rates import note_pairs
@@ -65,7 +65,7 @@ def score(run: Run, session: Session, per_member: bool = False, combine: str | N
         table = _append_model_says(table, run, session, columns[0].scores.logits)
     elif columns[0].scores.logits is not None and run.row_loss.by_class:
         table = _append_other(table, run, softmax(columns[0].scores.logits))
-    table = _append_canaries(table, run, session)
+    table = with_later_rows(_append_canaries(table, run, session), run)
     _say_no_score(session, columns)
     _warn_of_nulls(run, session, columns if combine is None else columns[1:])  # lexi scores candidates alone
     said, noise = _said_of_columns(run, session, columns), direction_noise(run, session)

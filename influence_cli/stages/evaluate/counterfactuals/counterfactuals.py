@@ -71,7 +71,7 @@ def counterfactuals(request: CounterfactualRequest, listener: Listener = SILENT)
     opened = _open(request, listener)
     refits, refitter = opened.refits(), opened.refitter
     divide(refitter, request, _refitter)
-    refitter.stop_after(request.minutes)
+    refitter.stop_after(request.max_minutes)
     outcomes = refitter.run([a for some in refits.values() for a in some])
     left = iter(outcomes)
     by_part = {name: [next(left) for _ in some] for name, some in refits.items()}
