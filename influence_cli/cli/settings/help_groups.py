@@ -80,9 +80,7 @@ PURPOSES: dict[str, tuple[str, ...]] = {
     "Truth and comparison": (
         *("clean_label", "known_bad", "reference", "draws", "stability", "other_scores", "sentinel", "duplicates"),
     ),
-    "Evaluating by retraining": (
-        *("lds", "subset_share", "removal", "loo", "convention", "brittleness"),
-    ),
+    "Evaluating by retraining": (*("lds", "subset_share", "removal", "loo", "convention", "brittleness"),),
     "Training": (
         *("epochs", "lr", "optimizer", "momentum", "weight_decay", "schedule", "augment", "amp", "init", "pretrained"),
         *("raw_features", "test", "keep_checkpoints", "record", "folds", "keep_fold_models", "calibration"),

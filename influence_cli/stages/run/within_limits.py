@@ -1,9 +1,10 @@
 """A run whose plan fits into limits on its time and on what it stores, and what was given up for that.
 
-Three things are given up, in this order, each where it makes the plan cheaper: precision (fp64, fp32, bf16), parameters
-(the last layer's alone), and rows.  What is asked for by a flag stays.  Rows are taken in the order of their keys; those
-that are stored cost nothing, so that the same command goes further every time.  Rows that are left for later are in the
-table without a score.  The limits are about the plan: a run does not stop where it takes longer than was planned.
+Three things are given up, in this order, each where it makes the plan cheaper: precision (fp64, fp32, bf16),
+parameters (the last layer's alone), and rows.  What is asked for by a flag stays.  Rows are taken in the order of their
+keys; those that are stored cost nothing, so that the same command goes further every time.  Rows that are left for
+later are in the table without a score.  The limits are about the plan: a run does not stop where it takes
+longer than was planned.
 """
 
 from __future__ import annotations
@@ -176,7 +177,9 @@ def _nothing_fits(least: _Choice, limits: Limits) -> UsageError:
         wanted.append(f"--max-minutes {_up(least.minutes or 0.0)}")
     if _times(least.gib, limits.max_disk) > 1:
         wanted.append(f"--max-disk {_up(least.gib)}")
-    what = f"even {rows} at --params {spec.params} --precision {spec.precision} are planned to take more than the limits"
+    what = (
+        f"even {rows} at --params {spec.params} --precision {spec.precision} are planned to take more than the limits"
+    )
     return UsageError(what, fix=f"the least that would do: {' '.join(wanted)}")
 
 

@@ -37,7 +37,18 @@ def test_rows_that_do_not_fit_are_left_for_later_and_the_same_command_goes_on(
     digits: Path, digits_run: Path, scored: Path, tmp_path: Path
 ) -> None:
     most = planned(tmp_path, digits, digits_run) * 0.6 / GIB
-    asked = ("score", digits, "--checkpoint", digits_run, "--method", "ip", "--store", "s", "--max-disk", f"{most:.12f}")
+    asked = (
+        "score",
+        digits,
+        "--checkpoint",
+        digits_run,
+        "--method",
+        "ip",
+        "--store",
+        "s",
+        "--max-disk",
+        f"{most:.12f}",
+    )
     first = call_cli(*asked, "-o", "first.parquet", cwd=tmp_path)
     assert first.code == 0, first.err
     assert re.search(r"given up for --max-disk .*: \d+ of 200 train rows are taken", first.err)
@@ -51,9 +62,13 @@ def test_rows_that_do_not_fit_are_left_for_later_and_the_same_command_goes_on(
     assert told["given_up"] == [{"what": "rows", "asked": 200, "taken": int(taken.sum())}]
     assert told["limits"] == {"max_minutes": None, "max_disk": float(f"{most:.12f}")}
 
-    edits = call_cli("curate", "first.parquet", "--budget", "5", "--edits", "e.parquet", "-o", "c.parquet", cwd=tmp_path)
+    edits = call_cli(
+        "curate", "first.parquet", "--budget", "5", "--edits", "e.parquet", "-o", "c.parquet", cwd=tmp_path
+    )
     assert edits.code == 0, edits.err
-    assert pq.read_table(tmp_path / "c.parquet").num_rows == pq.read_table(digits).num_rows - 5  # no unscored row is lost
+    assert (
+        pq.read_table(tmp_path / "c.parquet").num_rows == pq.read_table(digits).num_rows - 5
+    )  # no unscored row is lost
 
     again = call_cli(*asked, "-o", "again.parquet", cwd=tmp_path)
     assert "given up" not in again.err
