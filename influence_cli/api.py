@@ -55,9 +55,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, Unpack
 
 from influence_cli.arguments import speak_of_arguments
+from influence_cli.data.outside import allowing_outside
 from influence_cli.errors import InfluenceError, UsageError, UserCodeError, WrongArgument
 from influence_cli.events import SILENT, Listener, Warnings
-from influence_cli.options import build_request, check_call, checked, options_in, place, refuse_unknown, take
+from influence_cli.options import as_hinted, build_request, check_call, checked, options_in, place, refuse_unknown, take
 from influence_cli.settings import GradSpec, Inputs, Limits, Options, Runtime
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class RunOptions(TypedDict, total=False):
     overlap: str
     allow_overlap: bool  # the older name of overlap="drop"
     skip_bad: bool
+    allow_outside: bool
     fit_rows: str | None
     store: str | None  # None: a temporary store
     device: str
@@ -113,10 +115,8 @@ class RunOptions(TypedDict, total=False):
     listener: Listener
 
 
-_TYPES = {
-    "pa": SimpleNamespace(Table=Any),
-    **dict.fromkeys(("Ingested", "Task", "Run", "Session"), Any),
-}  # for checkers
+# for checkers
+_TYPES = {"pa": SimpleNamespace(Table=Any), **dict.fromkeys(("Ingested", "Task", "Run", "Session"), Any)}
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -142,13 +142,15 @@ def _called_from_python(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        outside = as_hinted("allow_outside", kwargs.pop("allow_outside", False), bool)
         if listens and kwargs.get("listener") is None:
             kwargs["listener"] = Warnings(sys._getframe(1), _switches())
         check_call(function, kwargs, _TYPES)
         if listens and not callable(getattr(kwargs["listener"], "warn", None)):
             raise WrongArgument(f"listener is a {type(kwargs['listener']).__name__}", fix="give a Listener")
         try:
-            return function(*args, **kwargs)
+            with allowing_outside(outside):
+                return function(*args, **kwargs)
         except InfluenceError as error:
             speak_of_arguments(error, _switches())
             raise

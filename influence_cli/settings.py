@@ -85,6 +85,9 @@ class Inputs:
     skip_bad: bool = option(
         False, "List rows that cannot be used and go on.", (*WRITING, CACHE), stored=False, kept="skip_bad"
     )
+    allow_outside: bool = option(
+        False, "Rows may name files outside of their manifest's or source's folder.", (*WRITING, CACHE), kept=NOWHERE
+    )
     input_size: int | None = option(None, "Height and width of the model's input.", MODEL, least=1)
     num_classes: int | None = option(None, "Number of classes.", MODEL, least=2, after="crop")
     loss: str | None = option(

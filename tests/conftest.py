@@ -7,13 +7,22 @@ They are made once a process, of which ``tests/run.sh`` starts one a core.  Test
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch and NumPy come: tensors are small, and processes share the cores
 
 import pytest
 
+from influence_cli.data.outside import allowing_outside
 from tests.cases import call_cli, digits_table, examples, feature_table, train_run, write
+
+
+@pytest.fixture
+def outside() -> Iterator[None]:
+    """Rows may name files outside of their manifest's folder, as with ``--allow-outside``."""
+    with allowing_outside(True):
+        yield
 
 
 @pytest.fixture(scope="session")

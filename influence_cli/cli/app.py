@@ -27,6 +27,7 @@ from influence_cli.cli.settings.places import carried_settings, check_written
 from influence_cli.cli.settings.requests import ProgramOptions, options_of
 from influence_cli.cli.settings.settings import Settings, resolve
 from influence_cli.data.columns import OF_COMMAND
+from influence_cli.data.outside import allowing_outside
 from influence_cli.options import SCORE, Option, build_request
 
 EPILOG = (
@@ -199,8 +200,9 @@ def _run(command: Command, given: dict[str, Any]) -> int | None:
     settings.more = tuple(several[1:])
     if program.show_settings:
         return _show(settings)
-    check_written(settings)
-    return command.run(settings)
+    with allowing_outside(bool(settings.values.get("allow_outside"))):
+        check_written(settings)
+        return command.run(settings)
 
 
 def _show(settings: Settings) -> None:

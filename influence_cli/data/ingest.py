@@ -25,6 +25,7 @@ from influence_cli.data.label_kinds import CLASSES, DEFAULT, NOTHING, NUMBERS, T
 from influence_cli.data.label_readers import BadLabel, reader_of
 from influence_cli.data.manifest import Manifest, read_manifest
 from influence_cli.data.outputs import Output, check_outputs, writing
+from influence_cli.data.outside import Inside, allowing_outside
 from influence_cli.data.request import COLUMNS_KEY, IngestRequest
 from influence_cli.data.sources import Source, is_saved, open_source
 from influence_cli.data.sources.origin import origin_metadata
@@ -46,6 +47,7 @@ class Ingested:
     notes: list[str] = field(default_factory=list)
     taken: list[str] = field(default_factory=list)  # what the source was taken to mean, in sentences
     left_out: list[LeftOut] = field(default_factory=list)  # columns, files and folders that no row is made from
+    elsewhere: bool = False  # whether it names files outside of its folder, which has to be allowed when it is read
 
 
 def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingested:
@@ -78,9 +80,11 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
                 writer.write_table(table)
         if writer is None:
             raise ManifestError("no usable row", where=_named(request.source), fix="see what was skipped")
-        # every check of a manifest, before it gets its name
-        read_manifest(_named(request.source), [temporary], folder=output.parent)
-    manifest = read_manifest(request.output, [output])
+        # every check of a manifest, before it gets its name; where its files lie was looked at in the source
+        with allowing_outside(True):
+            read_manifest(_named(request.source), [temporary], folder=output.parent)
+    with allowing_outside(True):
+        manifest = read_manifest(request.output, [output])
     left_out = [f"left out: {entry.what}: {entry.reason}" for entry in source.left_out]
     notes = [
         *left_out,
@@ -92,7 +96,8 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
     ]
     for line in mostly_unknown(source.counts, len(manifest)):
         listener.warn(line)
-    return Ingested(manifest, source.kind, conversion.skipped, notes, list(source.taken), list(source.left_out))
+    said = (notes, list(source.taken), list(source.left_out))
+    return Ingested(manifest, source.kind, conversion.skipped, *said, conversion.elsewhere > 0)
 
 
 def columns_metadata(source: Source, numbered: int | None) -> dict[bytes, bytes]:
@@ -131,6 +136,8 @@ class _Conversion:
 
     def __init__(self, request: IngestRequest, source: Source, shares: tuple[float, float]) -> None:
         self.request, self.source, self.shares = request, source, shares
+        self.inside, self.near = Inside(Path(source.folder)), Inside(Path(request.output).parent)
+        self.in_memory, self.elsewhere = not isinstance(request.source, str | Path), 0
         self.splits = _splits_of(source)
         self.labels = reader_of(source.task, source.classes, source.narrow or source.tables)
         self.notes = list(self.labels.notes)
@@ -180,6 +187,10 @@ class _Conversion:
         self._seen.add(row["id"])
         folder = Path(self.source.folder)
         try:
+            file = kind.file_named(row, folder)
+            outside = None if file is None or self.in_memory else self.inside.fault(file)
+            if outside is not None:
+                raise outside
             payload = kind.from_source(row, folder)
         except BadPayload as bad:
             if bad.position is None or bad.position >= len(self.source.names):
@@ -194,7 +205,10 @@ class _Conversion:
         if CLEAN in row:
             row[CLEAN] = self._label(row[CLEAN], CLEAN)
         row["split"] = self._split(row.get("split"), kind.raw(payload))
-        return kind.placed(row, payload, self.request.embed, folder, Path(self.request.output).parent)
+        made = kind.placed(row, payload, self.request.embed, folder, Path(self.request.output).parent)
+        by_path = file is not None and isinstance(made.get(kind.columns[0]), str)
+        self.elsewhere += by_path and not self.near.holds(file)
+        return made
 
     def _unlabelled(self) -> str:
         """How many rows have no label, where several have none."""
@@ -229,6 +243,9 @@ class _Conversion:
     def remarked(self) -> list[str]:
         """What payloads are read otherwise than people may think, and how many."""
         parts = [(number, *remark.partition(": ")) for remark, number in sorted(self._remarks.items())]
+        if self.elsewhere:
+            how = "pass --allow-outside to what reads it, or make it with --embed or in their folder"
+            parts.append((self.elsewhere, "files outside of the manifest's folder", "", how))
         return [f"{what} ({number:,} row{'' if number == 1 else 's'}): {how}" for number, what, _, how in parts]
 
     def _skip(self, name: str | None, row: int, bad: BadPayload) -> None:

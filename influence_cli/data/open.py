@@ -19,6 +19,7 @@ from influence_cli.data.kinds import PAYLOADS, kind_in
 from influence_cli.data.kinds.own_input import errors_of_own_code
 from influence_cli.data.kinds.protocol import is_text
 from influence_cli.data.manifest import Manifest, read_manifest
+from influence_cli.data.outside import allowing_outside
 from influence_cli.data.partitions import names_in_folders
 from influence_cli.data.plain_types import plain_type
 from influence_cli.data.request import COLUMNS_KEY, Columns, IngestRequest
@@ -53,7 +54,8 @@ def open_manifest(
     if isinstance(source, Manifest):
         return source
     if not isinstance(source, str | Path):
-        return _in_memory(source, label, skip_bad, like, listener)
+        with allowing_outside(True):  # a program of the user's has read them
+            return _in_memory(source, label, skip_bad, like, listener)
     files = parquet_files(str(source), label)
     _refuse_named_splits(str(source), files, label)
     return read_manifest(str(source), files, label, skip_bad=skip_bad, known=known)

@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.data.kinds.protocol import BadPayload, Kind, Payload, read_file
+from influence_cli.data.outside import Inside
 from influence_cli.data.row_checks import RowChecks
 from influence_cli.data.tables import read_batches
 from influence_cli.errors import ManifestError
@@ -52,14 +53,16 @@ def payload_keys(
     """Payload keys [n, 16], by streaming every payload once; zeros for rows that are left out.
 
     Raises:
-        ManifestError: a payload is empty, unreadable, or has a feature that is not finite (unless rows are skipped).
+        ManifestError: a payload is empty, unreadable, in a file that may not be read (see ``outside``), or has a
+            feature that is not finite (unless rows are skipped).
     """
+    inside = Inside(folder)
     keys: list[Keys] = [stack([])]
     widths: dict[str, list[NDArray[np.int64]]] = {column: [] for column in kind.columns}
     for first, batch in payload_batches(files, kind):
         together = kind.raw_rows(batch)
         if together is None:
-            pairs = [_key(s, first + k, kind, checks, known) for k, s in enumerate(kind.stored(batch, folder))]
+            pairs = [_key(s, first + k, kind, checks, inside, known) for k, s in enumerate(kind.stored(batch, folder))]
             keys.append(stack([key for key, _ in pairs]))
             for column, found in widths.items():
                 found.append(np.array([width.get(column, -1) for _, width in pairs], dtype=np.int64))
@@ -75,9 +78,13 @@ def payload_keys(
 
 
 def _key(
-    stored: Any, row: int, kind: Kind, checks: RowChecks, known: StoredFileKeys | None
+    stored: Any, row: int, kind: Kind, checks: RowChecks, inside: Inside, known: StoredFileKeys | None
 ) -> tuple[bytes, dict[str, int]]:
     """A payload's key, and how many numbers each of its columns holds; zeros for a row that is left out."""
+    outside = inside.fault(stored) if isinstance(stored, Path) else None
+    if outside is not None:
+        checks.fail(row, kind.column, str(outside), outside.fix)
+        return bytes(KEY_BYTES), {}
     found = known.find(stored) if known is not None and isinstance(stored, Path) else None
     if found is not None:
         return found, {}

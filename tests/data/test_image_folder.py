@@ -206,6 +206,7 @@ def test_a_folder_without_a_readable_image_says_what_is_there(tmp_path: Path) ->
     assert "or give the .csv file where it names the images" in refused.value.fix
 
 
+@pytest.mark.usefixtures("outside")
 def test_links_are_followed_and_circles_are_not(tmp_path: Path) -> None:
     root = tree(tmp_path / "f", "cat", "dog")
     tree(tmp_path / "else", "x", images=3)

@@ -129,6 +129,7 @@ IRREGULAR: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.usefixtures("outside")
 @pytest.mark.parametrize("what", IRREGULAR)
 def test_a_payload_is_a_regular_file(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

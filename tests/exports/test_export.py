@@ -105,6 +105,7 @@ def photos(root: Path, splits: tuple[str, ...] = ("train", "validation", "test")
 # ---- image folders ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("outside")
 @pytest.mark.parametrize("link", ["symbolic", "hard", "copy"])
 def test_a_folder_comes_back_as_a_folder_and_loses_no_file(tmp_path: Path, link: str) -> None:
     before = files(photos(tmp_path))
@@ -140,6 +141,7 @@ def test_links_still_lead_to_the_images_where_the_folder_is_reached_by_a_link(tm
     assert files(tmp_path / "far" / "away" / "out") == files(tmp_path / "photos")
 
 
+@pytest.mark.usefixtures("outside")
 @pytest.mark.parametrize("splits", [(), ("train", "test", "test"), ("train", "dev", "eval")])
 def test_folder_manifest_curate_folder_and_again_keeps_ids(tmp_path: Path, splits: tuple[str, ...]) -> None:
     """Also where val rows were drawn by us: they go back into the folder that they came from."""
@@ -314,6 +316,7 @@ def test_embedded_images_that_changed_on_disk_are_refused(tmp_path: Path, name: 
     refused(*export, cwd=tmp_path, says="2.png is not there any more")
 
 
+@pytest.mark.usefixtures("outside")
 @pytest.mark.parametrize("end", ["\r\n", "\n"])
 def test_csv_rows_are_the_sources_own_bytes_but_for_the_label(tmp_path: Path, end: str) -> None:
     source = csv_source(tmp_path, end)
@@ -339,6 +342,7 @@ def test_csv_rows_are_the_sources_own_bytes_but_for_the_label(tmp_path: Path, en
     assert (tmp_path / "data" / "trimmed.csv").read_bytes() == end.encode().join(left) + last
 
 
+@pytest.mark.usefixtures("outside")
 def test_csv_in_another_folder_still_finds_its_images(tmp_path: Path) -> None:
     source = csv_source(tmp_path)
     flags = ["--label", "kind", "--id", "ref", "--split", "100/0/0", "--skip-bad"]
@@ -606,6 +610,7 @@ def test_features_go_into_every_form_that_holds_them(tmp_path: Path, form: str) 
 # ---- Label Studio -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("outside")
 def test_label_studio_tasks_hold_the_label_that_was_and_the_one_proposed(tmp_path: Path) -> None:
     photos(tmp_path)
     run("manifest", "photos", "-o", "in/m.parquet", cwd=tmp_path)

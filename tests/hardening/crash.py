@@ -38,6 +38,8 @@ SMALL_SHARDS = 8  # rows a shard, so that there are several
 KINDS = ("killed", "disk full", "disk broken", "interrupted")
 TEMPORARY = re.compile(r"\..+\.\d+\.[0-9a-f]+\.tmp(/.*)?")
 OF_THIS_RUN = ("seconds", "checksum", "trainings_run_now")  # keys that say how long it took, and what was there
+ROW = re.compile(r"st/(outputs|tangents|row_values|gradients)/\w+ \w+")  # in a shard, by its key
+ONCE_MORE: dict[str, Any] = {}
 COMMANDS: dict[str, tuple[Callable[[], Path], tuple[str, ...]]] = {
     "manifest": (scene.bare, ("manifest", "source.csv", "-o", "made.parquet")),
     "grads": (scene.bare, ("grads", *scene.ABOUT, *scene.METHODS[:-2], "-o", "g.parquet")),
@@ -171,7 +173,8 @@ def snapshot(place: Path) -> dict[str, Any]:
     for path in sorted(place.rglob("*")):
         name = str(path.relative_to(place))
         hidden = any(part.startswith(".") for part in path.relative_to(place).parts)
-        if hidden or not path.is_file() or path.name in (TIMINGS, FILE_KEYS, "spec.json"):
+        measured = path.name == TIMINGS or path.parent.name == "engines"  # engines are chosen by how long they take
+        if hidden or not path.is_file() or measured or path.name in (FILE_KEYS, "spec.json"):
             continue
         if path.suffix == ".safetensors" and name.startswith("st/") and len(path.relative_to(place).parts) == 4:
             folder = "/".join(name.split("/")[:3])
@@ -192,17 +195,25 @@ def _content(path: Path) -> Any:
         return {
             n: c.to_pylist() for n, c in zip(*(lambda t: (t.column_names, t.columns))(pq.read_table(path)), strict=True)
         }
-    if path.suffix in (".html", ".png") or path.name == "metrics.json" or path.parent.name == "engines":
-        return "there"  # they say when they were made, how long it took, or how the last rows were run
+    if path.suffix in (".html", ".png") or path.name == "metrics.json":
+        return "there"  # they say when they were made, or how long it took
     if path.name in ("run.json", "v.json"):
         return {k: v for k, v in json.loads(path.read_bytes()).items() if k not in OF_THIS_RUN}
     return digest(path)
 
 
 def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
-    """What differs between two snapshots, in a few words; None where nothing does."""
-    if found.keys() != wanted.keys():
-        return f"other files or rows: {sorted(found.keys() ^ wanted.keys())[:3]}"
+    """What differs between two snapshots, in a few words; None where nothing does.
+
+    The store may hold more rows than are wanted: a run that goes on may come to some in another way than one that was
+    not stopped.  What they are is under ``ONCE_MORE``, where they have to be the same every time.
+    """
+    more = {name for name in found.keys() - wanted.keys() if ROW.fullmatch(name)}
+    if found.keys() - more != wanted.keys():
+        return f"other files or rows: {sorted((found.keys() - more) ^ wanted.keys())[:3]}"
+    for name in more:
+        if not _same(found[name], ONCE_MORE.setdefault(name, found[name])):
+            return f"{name}, which is not wanted, differs from an earlier time"
     for name, value in wanted.items():
         if not _same(found[name], value):
             return f"{name} differs"

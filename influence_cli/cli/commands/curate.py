@@ -104,6 +104,7 @@ def _show_next(
     groups = [column for column in scored_groups(origin) if column in curated.scores.group_columns]
     words = training_words(origin, groups[0] if groups else None)
     words += ["--label", label] if label != "label" else []
+    words += settings.repeated_of("allow_outside")
     words += ["--skip-bad"] if settings.values["skip_bad"] and "--skip-bad" not in words else []
     tested = test_words(origin)
     words += tested

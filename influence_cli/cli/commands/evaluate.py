@@ -197,7 +197,7 @@ def _asked(settings: Settings, source: str, budget: str) -> dict[str, Any]:
     record = _recipe_of(settings.insisted("checkpoint"), source)
     return {
         "budget": budget,
-        "read": settings.repeated_of("manifest", "label", "skip_bad"),
+        "read": settings.repeated_of("manifest", "label", "skip_bad", "allow_outside"),
         "trained": settings.repeated_of(*trained),
         "trains": record is not None,
         "seconds": _seconds_a_subset(settings, record),

@@ -37,10 +37,10 @@ def manifest(settings: Settings) -> None:
     )
     ingested = make_manifest(request, terminal())
     _show(result, ingested)
-    _show_next(settings, result.output, ingested.manifest)
+    _show_next(settings, result.output, ingested.manifest, ["--allow-outside"] if ingested.elsewhere else [])
 
 
-def _show_next(settings: Settings, output: str, manifest: Manifest) -> None:
+def _show_next(settings: Settings, output: str, manifest: Manifest, read: list[str]) -> None:
     """Training on the manifest, by a model that takes its rows."""
     kind = manifest.payload_kind
     model = "linear" if kind.scaled else "hf:FOLDER" if kind.ragged else "resnet18"
@@ -49,7 +49,7 @@ def _show_next(settings: Settings, output: str, manifest: Manifest) -> None:
         return
     group = settings.repeated_of("group")
     test = [] if len(manifest.rows("test")) else ["--test", "TEST.parquet"]
-    words = ["retrain", output, "--model", model, *group, *test, "-o", "RUN"]
+    words = ["retrain", output, "--model", model, *group, *read, *test, "-o", "RUN"]
     show_next(*words, fill_in=tuple(word for word in ("hf:FOLDER", "TEST.parquet") if word in words))
 
 

@@ -86,7 +86,7 @@ def _asked(settings: Settings, request: RetrainRequest) -> dict[str, Any]:
         "scores": None if edits is None else edits.scores,
         "manifests": {"curated": manifest, **dict(request.arms)},
         "against": request.against,
-        "read": [*settings.repeated_of("label", "skip_bad", "overlap", "group"), *code],
+        "read": [*settings.repeated_of("label", "skip_bad", "allow_outside", "overlap", "group"), *code],
         "edits": settings.repeated_of("combine", "set"),
         "training": settings.repeated(*compared),
         "command": ["retrain", manifest, *settings.repeated("seeds"), "-o", request.output],

@@ -123,7 +123,7 @@ def _show_next(settings: Settings, result: ResultOptions, table: pa.Table) -> No
     words = [] if by is None else ["--by", by]
     if not carries_origin(result.output):  # no provenance, which names manifest and label
         words += ["--manifest", settings.values["manifest"] or settings.source]
-        words += settings.repeated_of("label", "skip_bad")
+        words += settings.repeated_of("label", "skip_bad", "allow_outside")
     return show_next("curate", result.output, *words, "--budget", AUTO if estimated else "5%", "-o", "clean.parquet")
 
 

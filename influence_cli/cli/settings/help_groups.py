@@ -44,6 +44,7 @@ PURPOSES: dict[str, tuple[str, ...]] = {
             "split",
             "embed",
             "skip_bad",
+            "allow_outside",
             "encoding",
             "delimiter",
             "sheet",

@@ -83,7 +83,9 @@ def review_commands(settings: Settings, scores: str) -> Commands:
     from influence_cli.stages.curate.review import Commands
 
     made = ["influence", settings.command, *([settings.source] if settings.source else []), *settings.every_word()]
-    read = settings.repeated_of("label", "skip_bad", *(["manifest"] if settings.command == CURATE else []))
+    read = settings.repeated_of(
+        "label", "skip_bad", "allow_outside", *(["manifest"] if settings.command == CURATE else [])
+    )
     apply = ["influence", "curate", scores, *read, "--decisions", "decisions.json", "-o", "decided.parquet"]
     return Commands(shlex.join(map(str, made)), shlex.join(map(str, apply)))
 

@@ -107,7 +107,7 @@ def next_steps(verdict: Verdict, settings: Settings) -> list[dict[str, str]]:
     if not verdict.tripped:
         return []
     source, ids = str(settings.source), verdict.flagged.column("id").to_pylist()
-    asked = settings.repeated_of("manifest", "label", "skip_bad")
+    asked = settings.repeated_of("manifest", "label", "skip_bad", "allow_outside")
     steps: list[dict[str, str]] = []
     judged = [i for i in ids[verdict.unjudged :] if not i.startswith("-") and i.isprintable()]  # to be pasted
     if judged and any(option.name == "explain" for option in options_of(SCORE)):
@@ -117,7 +117,13 @@ def next_steps(verdict: Verdict, settings: Settings) -> list[dict[str, str]]:
     where = f" in {files[0]}" if len(files) == 1 else ""
     again = "make the manifest again, " if where and files[0] != verdict.source else ""
     fix = f"fix them: correct the labels or take the rows out{where}, {again}score again and run this gate again"
-    scored = [*settings.repeated_of("label", "skip_bad"), "--manifest", verdict.source, "-o", _beside(source)]
+    scored = [
+        *settings.repeated_of("label", "skip_bad", "allow_outside"),
+        "--manifest",
+        verdict.source,
+        "-o",
+        _beside(source),
+    ]
     steps.append(_step(fix, "score", source, *scored))
     if not verdict.unjudged:
         accept = [*asked, "--write-baseline", settings.values["baseline"] or BASELINE]

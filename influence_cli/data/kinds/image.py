@@ -85,11 +85,14 @@ class Image(Kind):
         """
         return payload_key(DEEP if _is_deep(payload) else self.domain, payload)
 
+    def file_named(self, row: Mapping[str, Any], folder: Path) -> Path | None:
+        """The file of an image that is not in the row itself."""
+        value = _of_source(row[self.columns[0]])
+        return folder / value if isinstance(value, str) and value else None
+
     def from_source(self, row: Mapping[str, Any], folder: Path) -> bytes:
         """The bytes of an image that decodes.  Raises BadPayload: it is missing, cannot be read or does not decode."""
-        value = row[self.columns[0]]
-        if isinstance(value, dict):
-            value = value.get("bytes") or value.get("path")
+        value = _of_source(row[self.columns[0]])
         if not value:
             raise BadPayload("the image is missing")
         if isinstance(value, str):
@@ -219,6 +222,11 @@ class ImagePath(Image):
             return super().placed(row, payload, embed, folder, output)
         row["path"] = os.path.relpath(folder / row["path"], output)
         return row
+
+
+def _of_source(value: Any) -> Any:
+    """An image's bytes, or its path, of what a source holds."""
+    return value.get("bytes") or value.get("path") if isinstance(value, dict) else value
 
 
 def _bytes_or_path(value: dict[str, Any] | None, folder: Path) -> bytes | Path | None:

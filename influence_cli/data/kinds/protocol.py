@@ -114,6 +114,10 @@ class Kind:
 
     # -- from a source -------------------------------------------------------------------------------------------------
 
+    def file_named(self, row: Mapping[str, Any], folder: Path) -> Path | None:
+        """The file that a source's row of plain values names in place of a payload; None where it names none."""
+        return None
+
     def from_source(self, row: Mapping[str, Any], folder: Path) -> Payload:
         """The payload of a source's row of plain values, read and checked.  Raises BadPayload: it cannot be used."""
         columns = {name: pa.array([row[name]], self.types[name]) for name in self.columns}

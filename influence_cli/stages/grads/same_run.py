@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.outside import allowing_outside, outside_allowed
 from influence_cli.data.row_checks import LATER, BadRow
 from influence_cli.errors import UsageError
 from influence_cli.events import SILENT
@@ -54,6 +55,7 @@ class SameRun:
     rows: int
     digest: int
     kept: NDArray[np.int64] | None  # places of the train rows that limits have left
+    outside: bool  # whether rows may name files outside of their manifest's folder
 
     @staticmethod
     def of(run: Run, session: Session) -> SameRun:
@@ -62,7 +64,8 @@ class SameRun:
         of_features = run.backbone is None and run.inputs.features is not None
         bad, members = tuple(run.manifest.bad), dict(run.members_of)
         kept = run.train.index if (run.manifest.splits == LATER).any() else None
-        return SameRun(run.inputs, run.spec, runtime, bad, members, of_features, len(run.train), _digest(run), kept)
+        told = (bad, members, of_features, len(run.train), _digest(run), kept, outside_allowed())
+        return SameRun(run.inputs, run.spec, runtime, *told)
 
     def open(self, group: Group) -> Opened:
         """The run here, and its session, on which nobody is told anything.
@@ -75,7 +78,8 @@ class SameRun:
         if known is None or known.settings != settings:
             session = Session.open(_here(self.runtime, group), SILENT, remember=False)
             session.group = group
-            run = open_run(self.inputs, self.spec, session)
+            with allowing_outside(self.outside):
+                run = open_run(self.inputs, self.spec, session)
             known = group.opened[PLACE] = Opened(settings, run, session, Models(run, session))
         run, seen = known.run, {(b.row, b.id) for b in known.run.manifest.bad}
         run = run.without([b for b in self.bad if (b.row, b.id) not in seen])

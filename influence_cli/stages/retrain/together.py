@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.outside import allowing_outside, outside_allowed
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import SILENT
 from influence_cli.processes.group import Group, Job
@@ -33,7 +34,7 @@ class OpenTraining(Job):
     """Have the rows and the model that are trained on in every process."""
 
     def __init__(self, request: RetrainRequest, recipe: Recipe, ids: Sequence[str]) -> None:
-        self.request, self.recipe, self.ids = request, recipe, ids
+        self.request, self.recipe, self.ids, self.outside = request, recipe, ids, outside_allowed()
 
     def part(self, group: Group) -> None:
         """Open them, but where the leader has.
@@ -46,7 +47,8 @@ class OpenTraining(Job):
         from influence_cli.model.examples import Examples
 
         request, _ = as_fine_tuning(self.request, self.recipe, SILENT)
-        base = base_rows(request, open_table(request, request.inputs.manifest))
+        with allowing_outside(self.outside):
+            base = base_rows(request, open_table(request, request.inputs.manifest))
         spec = model_to_train(request, base.manifest, SILENT)
         base = usable_now(base, spec, request.inputs)
         if base.ids != self.ids:

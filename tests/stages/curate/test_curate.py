@@ -382,6 +382,7 @@ def test_rows_without_a_score_are_never_edited(tmp_path: Path, digits: Path, sco
 # ---- payloads by path ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("outside")
 @pytest.mark.parametrize("shape", ["path", "struct", "mixed"])
 def test_relative_paths_still_lead_to_the_payload_from_where_the_copy_is(shape: str, tmp_path: Path) -> None:
     table = digits_table(train=20, val=4, test=4)
@@ -416,6 +417,7 @@ def test_relative_paths_still_lead_to_the_payload_from_where_the_copy_is(shape: 
     assert beside.equals(kept)
 
 
+@pytest.mark.usefixtures("outside")
 def test_absolute_paths_stay(tmp_path: Path) -> None:
     table = digits_table(train=10, val=0, test=0)
     paths = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from influence_cli.data.outside import allowing_outside, outside_allowed
 from influence_cli.events import Progress
 from influence_cli.processes.group import Group, Job
 from influence_cli.processes.lead import current
@@ -21,6 +22,7 @@ class Trainings(Job):
 
     def __init__(self, request: CounterfactualRequest, open: Open, refits: list[Refit], minutes: float | None) -> None:
         self.request, self.open, self.refits, self.minutes = request, open, refits, minutes
+        self.outside = outside_allowed()
 
     def part(self, group: Group) -> int:
         """Run those of this process; returns how many."""
@@ -31,7 +33,8 @@ class Trainings(Job):
             refitter = group.opened[PLACE][1]
         else:
             training = replace(self.request.training, device=group.device(self.request.training.device))
-            refitter = self.open(replace(self.request, training=training))
+            with allowing_outside(self.outside):
+                refitter = self.open(replace(self.request, training=training))
             group.opened[PLACE] = self.request, refitter
         refitter.stop_after(self.minutes)
         done, last = 0, -1
