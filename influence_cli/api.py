@@ -115,7 +115,6 @@ class RunOptions(TypedDict, total=False):
     listener: Listener
 
 
-# for checkers
 _TYPES = {"pa": SimpleNamespace(Table=Any), **dict.fromkeys(("Ingested", "Task", "Run", "Session"), Any)}
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -171,8 +170,7 @@ def _open(manifest: Any, given: dict[str, Any], effects: str = "") -> tuple[Run,
     from influence_cli.stages.run.session import Session
     from influence_cli.stages.run.within_limits import within_limits
 
-    listener = given.pop("listener")
-    model = given.get("model")
+    listener, model = given.pop("listener"), given.get("model")
     manifest, given = with_estimator(manifest, given, listener)
     kinds, values = (Inputs, GradSpec, Runtime, Limits), dict[str, Any]()
     named = {"options": (GradSpec, "set"), "task": (Inputs, "task"), "features": (Inputs, "features_model")}
