@@ -99,10 +99,10 @@ def test_other_preprocessing_of_the_same_weights_is_computed_anew_and_going_back
     tmp_path: Path, digits: Path
 ) -> None:
     torch.manual_seed(0)
-    model = timm.create_model("resnet18", num_classes=10, in_chans=3)
+    model = timm.create_model("test_resnet", num_classes=10, in_chans=3)
     torch.save(model.state_dict(), tmp_path / "w.pt")
     write(digits_table(train=20, val=10, test=0), tmp_path / "m.parquet")
-    base = ("--model", "resnet18", "--checkpoint", "w.pt", "--mean", "0.5", "--std", "0.5")
+    base = ("--model", "test_resnet", "--checkpoint", "w.pt", "--mean", "0.5", "--std", "0.5")
     base = (*base, "--interpolation", "bilinear", "--input-size", "16", "--crop", "0.9")
 
     def to_compute(*more: str) -> int:
