@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from influence_cli.errors import ManifestError, UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.keys import canonical_json
 from influence_cli.store.parquet import SealedWriter
+from influence_cli.store.remote import is_remote, local
 
 
 @dataclass
@@ -58,19 +59,21 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
         UsageError: shares of splits that cannot be read.
     """
     shares = _shares(request.split)
-    output = Path(request.output)
+    suffix, folder = Path(request.output).suffix, Path(request.output).parent
+    if is_remote(request.output):  # from which no path leads to images here
+        request, folder = replace(request, embed=True), Path.cwd()
     if request.output == "-":
         what = "a manifest does not go to standard output: later commands read it more than once"
         raise UsageError(what, fix="pass -o manifest.parquet")
-    if output.suffix != ".parquet":
+    if suffix != ".parquet":
         raise UsageError(f"cannot write {request.output!r}: a manifest is Parquet", fix="use .parquet")
     read = [] if is_saved(request.source) else [request.source]
     check_outputs([Output("-o", request.output, MADE)], [*read, request.columns.like])
-    source = open_source(request.source, request.columns)
+    source = open_source(local(request.source) if is_remote(request.source) else request.source, request.columns)
     conversion = _Conversion(request, source, shares)
-    metadata = origin_metadata(source, request.source, request.columns, bool(conversion.splits), output.parent)
+    metadata = origin_metadata(source, request.source, request.columns, bool(conversion.splits), folder)
     metadata |= columns_metadata(source, conversion.labels.numbered)
-    with writing(output, MADE) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+    with writing(request.output, MADE) as temporary, pa.OSFile(str(temporary), "wb") as sink:
         with contextlib.ExitStack() as stack:
             writer: SealedWriter | None = None
             for table in conversion.tables(listener):
@@ -82,9 +85,9 @@ def make_manifest(request: IngestRequest, listener: Listener = SILENT) -> Ingest
             raise ManifestError("no usable row", where=_named(request.source), fix="see what was skipped")
         # every check of a manifest, before it gets its name; where its files lie was looked at in the source
         with allowing_outside(True):
-            read_manifest(_named(request.source), [temporary], folder=output.parent)
+            read_manifest(_named(request.source), [temporary], folder=folder)
     with allowing_outside(True):
-        manifest = read_manifest(request.output, [output])
+        manifest = read_manifest(request.output, [local(request.output)])
     left_out = [f"left out: {entry.what}: {entry.reason}" for entry in source.left_out]
     notes = [
         *left_out,

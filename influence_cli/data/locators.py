@@ -19,6 +19,7 @@ from influence_cli.data.open import open_manifest
 from influence_cli.data.outputs import is_stream
 from influence_cli.data.tables import parquet_files, provenance, read_schema, with_provenance
 from influence_cli.errors import InfluenceError, UsageError
+from influence_cli.store.remote import is_remote
 
 PARTS = ("manifest", "target", "fit_rows", "checkpoint")  # of a provenance, which may name a path
 NOTE, TABLE = "paths_count_from", "table"
@@ -31,6 +32,8 @@ Move = Callable[[str], str]
 def written_to(table: pa.Table, output: str | Path) -> pa.Table:
     """The table as it is written to a place: paths in its provenance count from the folder of the file."""
     origin = provenance(table.schema)
+    if origin and is_remote(output):
+        return with_provenance(table, _moved(origin, os.path.abspath))  # no path counts from an address
     if not origin or NOTE in origin or str(output) == "-" or is_stream(output):
         return table  # with the note it is as it was read, and its paths count from where it goes
     folder = os.path.dirname(os.path.realpath(output))

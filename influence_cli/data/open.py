@@ -31,6 +31,7 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.keys import KEY_BYTES, row_keys, stack
 from influence_cli.store.parquet import write_sealed
+from influence_cli.store.remote import is_remote, local
 
 
 def open_manifest(
@@ -58,6 +59,8 @@ def open_manifest(
             return _in_memory(source, label, skip_bad, like, listener)
     files = parquet_files(str(source), label)
     _refuse_named_splits(str(source), files, label)
+    if is_remote(source):
+        known = None  # of copies, which are gone when the command ends, nothing is remembered
     return read_manifest(str(source), files, label, skip_bad=skip_bad, known=known)
 
 
@@ -71,7 +74,7 @@ def _refuse_named_splits(source: str, files: list[Path], label: str) -> None:
         named = {str(file.parent): file for file in files}
     elif len(named) < 2 or "split" in read_schema(files[0]).names:
         return
-    shown = ", ".join(file.relative_to(source).as_posix() for file in list(named.values())[:3])
+    shown = ", ".join(file.relative_to(local(source)).as_posix() for file in list(named.values())[:3])
     what = f"which split its rows are of stands in names alone ({shown}), and in no column"
     raise ManifestError(what, where=source, fix=f"make a manifest of it: {manifest_command(source, label)}")
 

@@ -23,6 +23,7 @@ from influence_cli.data.tables import parquet_in
 from influence_cli.errors import UsageError, disk_full
 from influence_cli.store.files import replacing
 from influence_cli.store.place import is_marked
+from influence_cli.store.remote import check_putting, fetched, is_remote, put
 
 _DESCRIPTORS = re.compile(r"/dev/fd|/proc/[^/]+(/task/[^/]+)?/fd")
 _ANOTHER = "give another name, or move that file away"
@@ -52,8 +53,10 @@ def check_outputs(outputs: Iterable[Output], reads: Iterable[Any] = (), store: A
         UsageError: an output would replace what is read or what is no earlier output of its kind, two are one, one
             would be inside of the store, or it cannot be written.
     """
-    checked = [o for o in outputs if o.path != "-"]
-    read = [Path(r) for r in reads if isinstance(r, str | Path) and str(r) not in ("", "-")]
+    given, sources = [o for o in outputs if o.path != "-"], [r for r in reads if isinstance(r, str | Path)]
+    _check_addresses([o for o in given if is_remote(o.path)], [str(r) for r in sources if is_remote(r)])
+    checked = [o for o in given if not is_remote(o.path)]
+    read = [Path(r) for r in sources if str(r) not in ("", "-") and not is_remote(r)]
     for k, output in enumerate(checked):
         status_of(output.flag, output.path)
         for other in checked[:k]:
@@ -67,6 +70,29 @@ def check_outputs(outputs: Iterable[Output], reads: Iterable[Any] = (), store: A
         check_no_store(output.flag, output.path, store)
     for output in checked:
         check_writable(output.flag, output.path, probe)
+
+
+def _check_addresses(outputs: Sequence[Output], reads: Sequence[str]) -> None:
+    """Refuse an address that is read, that is given twice, or at which no earlier output of the kind is."""
+    seen = set[str]()
+    for output in outputs:
+        if output.path in seen:
+            raise UsageError(f"two outputs have the same name: {output.path!r}", fix="give each a place of its own")
+        seen.add(output.path)
+        for read in reads:
+            if output.path == read or output.path.startswith(read.rstrip("/") + "/"):
+                what = f"{output.flag} {output.path!r} is read by this run, or would become a part of what it reads"
+                raise UsageError(what, where=read, fix=_ANOTHER)
+        _check_address(output)
+
+
+def _check_address(output: Output) -> None:
+    """Refuse what stands at an address already, unless it may be replaced."""
+    if check_putting(output.path):
+        found = kind_of(fetched(output.path))
+        if found != output.kind:
+            what = f"{output.flag} {output.path!r} is there and is no earlier {output.kind} of influence"
+            raise UsageError(what + (f" (it is a {found})" if found else ""), where=output.path, fix=_ANOTHER)
 
 
 def check_no_store(flag: str, path: str, store: Any = None) -> None:
@@ -216,6 +242,13 @@ def writing(path: str | Path, kind: str) -> Generator[Path]:
         UsageError: something stands there that is no earlier output of this kind.
     """
     output = Output("the output", str(path), kind)
+    if is_remote(path):
+        _check_address(output)
+        with tempfile.TemporaryDirectory(prefix="influence-output-") as folder:
+            temporary = Path(folder) / "output"
+            yield temporary
+            put(temporary, str(path))
+        return
     _check_place(output)
     if not is_stream(path):
         with replacing(output.place) as temporary:

@@ -31,6 +31,7 @@ from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import KEY_BYTES, Keys, canonical_json, parse_json, stack
 from influence_cli.store.lfs import FIX, WHAT, is_pointer
 from influence_cli.store.parquet import read_parquet_batches, read_parquet_schema, read_parquet_table
+from influence_cli.store.remote import called, is_remote, local
 
 PROVENANCE_KEY = b"influence"
 SOURCES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".xlsx", ".xlsm", ".xls", ".ods", ".npz")  # no manifests
@@ -71,7 +72,7 @@ def _from_stdin() -> bytes:
 def manifest_command(source: str, label: str = "label") -> str:
     """The command that makes a manifest of a source, beside the working folder's other files, ready for a shell."""
     place = Path(source)
-    if not place.exists():  # standard input, or rows in memory
+    if is_remote(source) or not place.exists():  # standard input, rows in memory, or an address
         return "influence manifest SOURCE -o manifest.parquet"
     stem = place.stem if place.suffix.lower() in (*SOURCES, ".parquet") else place.resolve().name or "rows"
     output = Path(f"{stem}.parquet")
@@ -91,7 +92,7 @@ def parquet_files(source: str, label: str = "label") -> list[Path]:
     Raises:
         ManifestError: nothing is there, or it is not Parquet.
     """
-    path = _spooled() if source == "-" else Path(source)
+    path = _spooled() if source == "-" else local(source)
     if path.is_dir():
         files = parquet_in(path)
         if not files:
@@ -115,7 +116,7 @@ def parquet_files(source: str, label: str = "label") -> list[Path]:
             if file.suffix.lower() in SOURCES:
                 what = f"not readable as Parquet: it is {file.suffix.lower()}, and no manifest yet"
                 fix = f"make a manifest of it first: {manifest_command(str(file), label)}"
-            raise ManifestError(what, where=str(file), fix=fix) from error
+            raise ManifestError(what, where=called(file), fix=fix) from error
     return partitioned(files, path, schemas) if path.is_dir() else files
 
 
@@ -174,14 +175,15 @@ def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:
     suffix = Path(source).suffix
     if suffix not in (".csv", ".jsonl"):
         return concatenated([read_parquet(file, columns) for file in parquet_files(source)], source)
-    check_regular(source)
+    file = local(source)
+    check_regular(str(file))
     try:
         if suffix == ".csv":
             texts = csv.ConvertOptions(column_types=dict(_TEXT))
-            table = csv.read_csv(as_meant(Path(source)), convert_options=texts)
+            table = csv.read_csv(as_meant(file), convert_options=texts)
         else:
             options = arrow_json.ParseOptions(explicit_schema=pa.schema(_TEXT))
-            table = arrow_json.read_json(source, parse_options=options)
+            table = arrow_json.read_json(str(file), parse_options=options)
         table.validate(full=True)  # text is UTF-8
         return table
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -222,7 +224,7 @@ def _damage_named(file: Path) -> Generator[None]:
         yield
     except DamagedFile as error:
         what = f"damaged Parquet ({str(error).strip()})"
-        raise ManifestError(what, where=str(file), fix="write the file again") from error
+        raise ManifestError(what, where=called(file), fix="write the file again") from error
 
 
 def row_keys_of(table: pa.Table, where: str, ids_checked: bool = False) -> Keys:

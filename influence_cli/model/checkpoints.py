@@ -26,6 +26,7 @@ from influence_cli.model.training_records import EpochRecords, FoldRecords
 from influence_cli.store.files import DamagedFile, file_digest
 from influence_cli.store.keys import fingerprint, parse_json
 from influence_cli.store.lfs import refuse_pointer
+from influence_cli.store.remote import is_remote, local
 from influence_cli.store.sealed import read_weights_metadata, tensor_digest
 
 if TYPE_CHECKING:
@@ -52,12 +53,13 @@ def find_checkpoint(locator: str) -> tuple[Checkpoint, dict[str, Any] | None]:
         ModelError: nothing there, a shard is missing or damaged, an unknown kind of file, or weights or a ``run.json``
             that are not as ``retrain`` wrote them.
     """
-    named = hub_name(locator)
+    named = None if is_remote(locator) else hub_name(locator)
     if named is not None:
         what = f"no such checkpoint: {locator} is no folder here, and what is scored is not downloaded"
         raise ModelError(what, fix=by_hand(named))
-    locator = locator.removeprefix(HF)  # as the folder is called where it is a model's name
-    path, carried = Path(locator), None
+    if not is_remote(locator):
+        locator = locator.removeprefix(HF)  # as the folder is called where it is a model's name
+    path, carried = local(locator), None
     if (path / ADAPTER_FILE).is_file():
         return _with_base(path, locator), None
     if path.is_dir():

@@ -43,6 +43,7 @@ from influence_cli.store.files import (
     write_tensors,
 )
 from influence_cli.store.layout import OF
+from influence_cli.store.remote import local
 from influence_cli.store.sealed import (
     CHECKSUM,
     WEIGHTS,
@@ -71,7 +72,7 @@ class RunFolder:
     @classmethod
     def of(cls, locator: str | Path) -> RunFolder:
         """The folder whose ``run.json`` speaks of a checkpoint: itself, or where its file or its checkpoints lie."""
-        path = Path(locator)
+        path = local(str(locator))
         if path.is_dir():
             return cls(path)
         return cls(path.parent.parent if path.parent.name == CHECKPOINTS else path.parent)

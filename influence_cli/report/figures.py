@@ -177,7 +177,7 @@ def _comparison_panel(result: Figures) -> Panel:
     return Panel("Old scores against new", draw, height=dots_height(len(rows)), tall=True)
 
 
-def write_plot(result: Figures, path: Path) -> None:
+def write_plot(result: Figures, path: str | Path) -> None:
     """All panels of a result in one PNG, two in a row; UsageError where there is nothing to draw."""
     panels = panels_of(result)
     if not panels:

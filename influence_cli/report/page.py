@@ -74,7 +74,7 @@ def page(result: dict[str, Any], title: str | None = None, origin: Origin | None
     )
 
 
-def write_page(result: dict[str, Any], path: Path, origin: Origin | None = None) -> None:
+def write_page(result: dict[str, Any], path: str | Path, origin: Origin | None = None) -> None:
     """Write the page whole or not at all."""
     write_output(path, PAGE, page(result, origin=origin).encode())
 

@@ -63,7 +63,7 @@ def token_page(
 
 
 def write_token_page(
-    table: pa.Table, texts: Mapping[str, str], targets: Sequence[tuple[str, str]], path: Path, command: str = ""
+    table: pa.Table, texts: Mapping[str, str], targets: Sequence[tuple[str, str]], path: str | Path, command: str = ""
 ) -> None:
     """Write the page whole or not at all; ``command`` made it."""
     made_by = Origin.now(command, inputs_of(provenance(table.schema)))

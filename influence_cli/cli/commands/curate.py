@@ -122,7 +122,7 @@ def _write_report(settings: Settings, result: ResultOptions, curated: Curated, s
 
     ids, runtime = edited_rows(curated)[: result.reasons], runtime_of(settings)
     why = why_of(curated.scores, ids, curated.request, runtime, terminal())
-    write_review(review_of_edits(curated, review_commands(settings, source), why), Path(str(result.report)))
+    write_review(review_of_edits(curated, review_commands(settings, source), why), str(result.report))
     terminal().note(f"page written to {result.report}")
 
 

@@ -6,7 +6,6 @@ A score run is held against the table on the way in: where that was made from ot
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli.console import terminal
@@ -99,7 +98,7 @@ def _write_review(settings: Settings, result: ResultOptions, table: pa.Table) ->
     commands = review_commands(settings, scores)
     read = read_scores(request)
     why = why_of(read, lowest_rows(read)[: result.reasons], request, runtime_of(settings), terminal())
-    write_review(review_of_scores(read, commands, why), Path(str(result.report)))
+    write_review(review_of_scores(read, commands, why), str(result.report))
     terminal().note(f"page written to {result.report}")
 
 
@@ -204,7 +203,7 @@ def _tokens(
     show_run(found.run, session, provenance(found.table.schema), f"scores of {shown:,} rows split over their tokens")
     show_skipped(found.run.left_out)
     if result.report:
-        write_token_page(found.table, found.texts, found.targets, Path(result.report), settings.command_line())
+        write_token_page(found.table, found.texts, found.targets, result.report, settings.command_line())
     if result.output or not result.for_people:
         put_table(result, found.table, kind_of(settings, "output"))
     else:

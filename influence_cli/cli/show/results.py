@@ -135,7 +135,7 @@ def write_pages(result: ResultOptions, figures: Figures, nothing: str | None, or
     if result.report:
         from influence_cli.report.page import write_page
 
-        write_page(figures, Path(result.report), origin)
+        write_page(figures, result.report, origin)
         out.note(f"report written to {result.report}")
     if result.plot:
         from influence_cli.report.figures import panels_of, write_plot
@@ -143,7 +143,7 @@ def write_pages(result: ResultOptions, figures: Figures, nothing: str | None, or
         if nothing is not None and not panels_of(figures):
             out.warn(nothing)
             return
-        write_plot(figures, Path(result.plot))
+        write_plot(figures, result.plot)
         out.note(f"figures written to {result.plot}")
 
 

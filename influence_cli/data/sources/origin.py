@@ -20,6 +20,7 @@ from influence_cli.data.tables import parquet_files
 from influence_cli.errors import ManifestError
 from influence_cli.store.files import file_digest
 from influence_cli.store.keys import canonical_json, fingerprint, parse_json
+from influence_cli.store.remote import is_remote, local
 
 ORIGIN_KEY = b"influence.source"
 LATER = ("task", "weight", "group", "like", "categories", "encoding", "delimiter", "sheet")  # columns that came later
@@ -42,7 +43,7 @@ class Origin:
 
     def path(self, folder: Path) -> Path:
         """The source as seen from here; ``folder`` is the manifest's."""
-        return Path(os.path.relpath(folder / self.locator))
+        return local(self.locator) if is_remote(self.locator) else Path(os.path.relpath(folder / self.locator))
 
     def columns_in(self, folder: Path) -> Columns:
         """Which columns to use; the manifest that they were read like, as seen from here."""
@@ -71,8 +72,8 @@ def origin_metadata(source: Source, path: str, columns: Columns, splits: bool, f
     if form is None:
         return {}
     if columns.like is not None:
-        columns = dataclasses.replace(columns, like=_relative(Path(columns.like), folder))
-    origin = Origin(form, _relative(Path(path), folder), columns, splits, content_digest(Path(path), form))
+        columns = dataclasses.replace(columns, like=_relative(columns.like, folder))
+    origin = Origin(form, _relative(path, folder), columns, splits, content_digest(local(path), form))
     return {ORIGIN_KEY: canonical_json(dataclasses.asdict(origin)).encode()}
 
 
@@ -94,12 +95,14 @@ def moved_origin(schema: pa.Schema, old: Path, new: Path) -> pa.Schema:
     origin = read_origin(schema)
     if origin is None or old.resolve() == new.resolve():
         return schema
+    if is_remote(origin.locator):
+        return schema
     there = dataclasses.replace(origin, locator=_relative(old / origin.locator, new))
     return schema.with_metadata({**schema.metadata, ORIGIN_KEY: canonical_json(dataclasses.asdict(there)).encode()})
 
 
-def _relative(path: Path, folder: Path) -> str:
-    return Path(os.path.relpath(path, folder)).as_posix()
+def _relative(path: str | Path, folder: Path) -> str:
+    return path if isinstance(path, str) and is_remote(path) else Path(os.path.relpath(path, folder)).as_posix()
 
 
 def content_digest(path: Path, form: str) -> str | None:

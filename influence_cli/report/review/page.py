@@ -58,7 +58,7 @@ def review_page(review: Review) -> str:
     )
 
 
-def write_review(review: Review, path: Path) -> None:
+def write_review(review: Review, path: str | Path) -> None:
     """Write the page whole or not at all."""
     write_output(path, PAGE, review_page(review).encode())
 

@@ -18,6 +18,7 @@ from influence_cli.exports.protocol import ExportJob, Prepared
 from influence_cli.stages.curate.curate import Curated
 from influence_cli.stages.curate.request import ExportRequest
 from influence_cli.store.files import replacing, replacing_folder
+from influence_cli.store.remote import refuse_address
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,7 @@ def prepare_export(curated: Curated, request: ExportRequest) -> Export:
         raise UsageError("the rows of a Dataset cannot be exported", fix="take the edits, by row number")
     origin = read_origin(read_schema(manifest.files[0]))
     form = choose_form(request.form, origin, request.path)
+    refuse_address(request.path, "an export (--export)")
     status_of("--export", request.path)
     place = Path(os.path.abspath(request.path))
     _check_free(place, request.path)

@@ -34,6 +34,7 @@ from influence_cli.model.run_folder import RunFolder
 from influence_cli.stages.curate.score_table import ScoreTable
 from influence_cli.store.keys import hex_of
 from influence_cli.store.lfs import refuse_pointer
+from influence_cli.store.remote import local
 
 Mask = NDArray[np.bool_]
 STEADY = 5  # calibration rows that have to score as low as a row, so that no single one of them decides
@@ -178,10 +179,11 @@ def read_baseline(path: str | None) -> set[str]:
     """Row keys of the accepted rows; every line must be one, and no id may be there twice."""
     if path is None:
         return set()
-    refuse_pointer(path)
+    file = local(path)
+    refuse_pointer(file)
     keys: dict[str, str] = {}
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")  # an id may hold other line ends
+        lines = file.read_text(encoding="utf-8").split("\n")  # an id may hold other line ends
         for number, line in enumerate(lines, 1):
             if line.strip():
                 name, key = _accepted(line, number)

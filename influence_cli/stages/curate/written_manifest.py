@@ -25,6 +25,7 @@ from influence_cli.stages.curate.curate import Curated
 from influence_cli.stages.curate.undo import Undoing
 from influence_cli.store.arrow import array_of, is_valid, mask_of
 from influence_cli.store.parquet import SealedWriter
+from influence_cli.store.remote import is_remote
 
 BATCH = 8192
 
@@ -38,24 +39,24 @@ def write_curated(curated: Curated, output: str) -> int:
         raise UsageError("the rows of a Dataset cannot be written as a manifest", fix="take the edits, by row number")
     if output == "-":
         return _write(_edited(curated, Path.cwd(), output), pa.PythonFile(sys.stdout.buffer, mode="w"))
-    path = Path(output)
+    path, folder = Path(output), Path.cwd() if is_remote(output) else Path(output).parent
     if path.suffix != ".parquet":
         fix = "use .parquet, or - for standard output"
         raise UsageError(f"cannot write {output!r}: a manifest is Parquet", fix=fix)
     check_outputs([Output("-o", output, CURATED)], [*curated.scores.manifest.files, curated.request.scores])
-    with writing(path, CURATED) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-        return _write(_edited(curated, path.parent, output), sink)
+    with writing(output, CURATED) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+        return _write(_edited(curated, folder, output), sink)
 
 
 def write_restored(undoing: Undoing, output: str) -> int:
     """Stream the manifest as it was to a Parquet file; returns its number of rows."""
-    path = Path(output)
+    path, folder = Path(output), Path.cwd() if is_remote(output) else Path(output).parent
     if path.suffix != ".parquet":
         raise UsageError(f"cannot write {output!r}: a manifest is Parquet", fix="use .parquet")
     original = [] if undoing.original is None else undoing.original.files
     check_outputs([Output("-o", output, RESTORED)], [*undoing.curated.files, *original])
-    with writing(path, RESTORED) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-        return _write(((table, table.num_rows) for table in _restored(undoing, path.parent)), sink)
+    with writing(output, RESTORED) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+        return _write(((table, table.num_rows) for table in _restored(undoing, folder)), sink)
 
 
 def _write(tables: Iterable[tuple[pa.Table, int]], sink: Any) -> int:

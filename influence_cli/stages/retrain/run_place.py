@@ -18,6 +18,7 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.model.run_folder import ARMS, CHECKPOINTS, EPOCHS, FOLDS, METRICS_FILE, MOMENTS, RUN_FILE, RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, RunRecord
 from influence_cli.stages.retrain.request import RetrainRequest
+from influence_cli.store.remote import refuse_address
 
 if TYPE_CHECKING:
     from influence_cli.model.train.recipe import Recipe
@@ -41,6 +42,7 @@ def check_run_folder(request: RetrainRequest, recipe: Recipe, probe: bool = True
             a place that cannot be written.
     """
     output = request.output
+    refuse_address(output, "a run (-o)")
     status_of("-o", output)
     place = Path(os.path.realpath(output))
     if is_stream(output) or (place.exists() and not place.is_dir()):

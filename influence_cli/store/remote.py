@@ -1,0 +1,338 @@
+"""Files at addresses: ``s3://BUCKET/KEY``, ``gs://BUCKET/KEY`` and ``hf://datasets/OWNER/NAME/FILE``.
+
+What is read is fetched once a command into a temporary folder, whole, part by part, so that a connection that drops
+costs the part in hand; what is written is made here and put whole.  An object of S3 appears when its last part has
+arrived, and not at all where one has not.  Addresses hold no credentials: those come from where the services' own
+libraries look for them, which is the environment.  An address of a folder stands for all files below it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from influence_cli.errors import UsageError, disk_full
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileInfo, FileSystem
+
+T = TypeVar("T")
+
+SCHEMES = ("s3", "gs", "hf")
+SECRETS = (
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
+    "GOOGLE_APPLICATION_CREDENTIALS",
+)
+PART = 1 << 23  # bytes that are asked for at once
+TRIES = 5  # of a part, or of a file that is put, before it is given up
+PAUSE = 0.2  # seconds before the second try; twice as long before each further one
+SETTLED = 2.0  # seconds after which an object of the same size and time is the same: times have whole seconds
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_FIX = {
+    "s3": "check the address, AWS_REGION or AWS_ENDPOINT_URL, and the credentials in the environment",
+    "gs": "check the address and the credentials in the environment (GOOGLE_APPLICATION_CREDENTIALS)",
+    "hf": "check the address, HF_ENDPOINT and HF_TOKEN in the environment, and that HF_HUB_OFFLINE is not set",
+}
+
+
+def is_remote(place: Any) -> bool:
+    """Whether a place is an address and no path.
+
+    >>> is_remote("s3://bucket/train.parquet"), is_remote("train.parquet"), is_remote(3)
+    (True, False, False)
+    """
+    return isinstance(place, str) and _ADDRESS.match(place) is not None
+
+
+@dataclass(frozen=True)
+class _Address:
+    """An address in its parts, and the file system that it is in."""
+
+    place: str
+    scheme: str
+    path: str  # within the file system
+
+    @property
+    def system(self) -> FileSystem:
+        return _file_system(self.scheme, self.path.partition("/")[0])
+
+
+def _parsed(place: str) -> _Address:
+    """The parts of an address.
+
+    Raises:
+        UsageError: it is of another service, is incomplete, or holds credentials; these are not repeated.
+    """
+    scheme = place.partition("://")[0].lower()
+    if scheme not in SCHEMES:
+        raise UsageError(
+            f"addresses of {scheme}:// are not known", fix=f"give a path, or one of {', '.join(SCHEMES)}://"
+        )
+    parts = urlsplit(place)
+    if "@" in parts.netloc or ":" in parts.netloc or parts.query:
+        what = f"a {scheme}:// address with credentials, a port or a query in it"
+        fix = "give BUCKET and KEY alone; credentials and AWS_ENDPOINT_URL belong into the environment"
+        raise UsageError(what, fix=fix)
+    path = place.partition("://")[2].strip("/")
+    least = {"s3": 2, "gs": 2, "hf": 3}[scheme]
+    if len(path.split("/")) < least or (scheme == "hf" and not path.startswith("datasets/")):
+        form = "hf://datasets/OWNER/NAME/FILE" if scheme == "hf" else f"{scheme}://BUCKET/KEY"
+        raise UsageError(f"{place!r} is no whole address", fix=f"write {form}")
+    return _Address(place, scheme, path)
+
+
+@functools.cache
+def _file_system(scheme: str, bucket: str) -> FileSystem:
+    from pyarrow import fs
+
+    if scheme == "gs":
+        return fs.GcsFileSystem()
+    if scheme == "hf":
+        from huggingface_hub import HfFileSystem
+
+        return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem(skip_instance_cache=True)))
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    retry: Any = fs.AwsStandardS3RetryStrategy(max_attempts=TRIES)
+    how: dict[str, Any] = {"retry_strategy": retry, "background_writes": False}  # which hold copies of what they write
+    if endpoint:
+        parts = urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}")
+        how |= {"endpoint_override": parts.netloc, "scheme": parts.scheme, "region": region or "us-east-1"}
+    else:
+        how |= {"region": region or fs.resolve_s3_region(bucket)}
+    return fs.S3FileSystem(**how)
+
+
+def without_secrets(text: str) -> str:
+    """A text in which no credential of the environment stands."""
+    for name in SECRETS:
+        value = os.environ.get(name)
+        if value:
+            text = text.replace(value, "***")
+    return text
+
+
+def _refusal(what: str, address: _Address, error: BaseException) -> UsageError:
+    why = without_secrets(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+    return UsageError(f"{what} ({why})", where=address.place, fix=_FIX[address.scheme])
+
+
+def _tried(work: Callable[[], T]) -> T:
+    """What the work gives; where it fails, again after a while, a few times."""
+    pause = PAUSE
+    for left in reversed(range(TRIES)):
+        try:
+            return work()
+        except Exception as error:
+            if left == 0 or isinstance(error, FileNotFoundError | UsageError) or disk_full(error):
+                raise
+            time.sleep(pause)
+            pause *= 2
+    raise AssertionError
+
+
+def refuse_address(place: Any, what: str) -> None:
+    """Refuse an address in place of a folder.  Raises UsageError: it is one."""
+    if is_remote(place):
+        _parsed(str(place))
+        raise UsageError(f"{what} is a folder on this machine, and no address", where=place, fix="give a path")
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Object:
+    """A file at an address: its place in the file system, and by what it is known to be the same."""
+
+    path: str
+    size: int
+    modified: float | None
+
+    @staticmethod
+    def of(info: FileInfo) -> _Object:
+        return _Object(info.path, info.size, None if info.mtime is None else info.mtime.timestamp())
+
+
+@dataclass
+class _Copy:
+    """What was fetched of an address, and when it was asked for."""
+
+    objects: tuple[_Object, ...]
+    root: Path
+    at: float
+
+    def current(self, objects: tuple[_Object, ...]) -> bool:
+        """Whether it is still the same, as far as sizes and times tell."""
+        return objects == self.objects and all(o.modified is None or self.at - o.modified > SETTLED for o in objects)
+
+
+_copies: dict[str, _Copy] = {}
+_places: dict[str, str] = {}  # local roots, and the addresses that they are copies of
+
+
+@functools.cache
+def _folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="influence-fetched-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def fetched(place: str) -> Path:
+    """A copy on this machine of the file, or of all files below the folder, at an address.
+
+    Raises:
+        UsageError: there is nothing, or it cannot be read.
+    """
+    address, asked = _parsed(place), time.time()
+    try:
+        objects, folder = _tried(lambda: _listed(address))
+    except Exception as error:
+        raise _refusal("cannot look for it", address, error) from error
+    if not objects:
+        raise UsageError("no such file or folder", where=place, fix=_FIX[address.scheme])
+    known = _copies.get(place)
+    if known is not None and known.current(objects):
+        return known.root
+    root = _root(address)
+    for item in objects:
+        target = root / item.path[len(address.path) :].strip("/") if folder else root
+        try:
+            _fetch(address, item, target)
+        except Exception as error:
+            if disk_full(error):
+                raise
+            raise _refusal("cannot read all of it", address, error) from error
+    _copies[place] = _Copy(objects, root, asked)
+    return root
+
+
+def _root(address: _Address) -> Path:
+    """Where a copy is kept: the same place for the same address, under the name that it has there."""
+    named = hashlib.blake2b(address.place.encode(), digest_size=8).hexdigest()
+    root = _folder() / named / address.path.rpartition("/")[2]
+    root.parent.mkdir(exist_ok=True)
+    _places[str(root)] = address.place
+    return root
+
+
+def _listed(address: _Address) -> tuple[tuple[_Object, ...], bool]:
+    """The files at an address, by name, and whether it is a folder."""
+    from pyarrow.fs import FileSelector, FileType
+
+    info = address.system.get_file_info(address.path)
+    if info.type == FileType.File:
+        return (_Object.of(info),), False
+    if info.type == FileType.NotFound:
+        return (), False
+    found = address.system.get_file_info(FileSelector(address.path, recursive=True))
+    return tuple(sorted((_Object.of(i) for i in found if i.type == FileType.File), key=lambda o: o.path)), True
+
+
+def _fetch(address: _Address, item: _Object, target: Path) -> None:
+    """Copy a file part by part; it gets its name when it is whole."""
+    if not target.resolve().is_relative_to(_folder().resolve()):
+        raise UsageError("a name at the address leads out of its folder", where=address.place, fix="rename it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    with open(temporary, "wb") as sink:
+        for start in range(0, item.size, PART):
+            size = min(PART, item.size - start)
+            sink.write(_tried(functools.partial(_part, address, item, start, size)))
+    os.replace(temporary, target)
+
+
+def _part(address: _Address, item: _Object, start: int, size: int) -> bytes:
+    with address.system.open_input_file(item.path) as source:
+        found = source.read_at(size, start)
+    if len(found) != size:
+        raise OSError(f"{len(found)} of {size} bytes have arrived")
+    return found
+
+
+def local(place: str) -> Path:
+    """A place on this machine: a path, or the copy of what is at an address."""
+    return fetched(place) if is_remote(place) else Path(place)
+
+
+def called(path: Path | str) -> str:
+    """What a file is called in messages: by its address, where it is the copy of one."""
+    text = str(path)
+    for root, place in _places.items():
+        if text == root:
+            return place
+        if text.startswith(root + os.sep):
+            return f"{place.rstrip('/')}/{text[len(root) + 1 :]}"
+    return text
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+def check_putting(place: str) -> bool:
+    """Whether a file is at an address that is to be written.
+
+    Raises:
+        UsageError: it is a folder, or nothing can be put there.
+    """
+    from pyarrow.fs import FileType
+
+    address = _parsed(place)
+    if address.scheme == "hf":
+        what = "nothing is written to hf:// addresses"
+        raise UsageError(what, where=place, fix="write a file here, and upload it: huggingface-cli upload")
+    try:
+        info = _tried(lambda: address.system.get_file_info(address.path))
+        bucket = _tried(lambda: address.system.get_file_info(address.path.partition("/")[0]))
+    except Exception as error:
+        raise _refusal("cannot look for it", address, error) from error
+    if bucket.type == FileType.NotFound:
+        raise UsageError("there is no such bucket", where=place, fix=_FIX[address.scheme])
+    if place.endswith("/") or info.type == FileType.Directory:
+        raise UsageError(f"cannot write {place!r}: it names a folder", fix="give a file name")
+    return info.type == FileType.File and info.size > 0
+
+
+def put(source: Path, place: str) -> None:
+    """Write a file to an address, whole or not at all, and keep the copy at hand.
+
+    Raises:
+        UsageError: it cannot be written; says where the file is kept.
+    """
+    address = _parsed(place)
+    try:
+        _tried(lambda: _put(source, address))
+    except Exception as error:
+        kept = Path(tempfile.mkdtemp(prefix="influence-unwritten-")) / source.name
+        shutil.copyfile(source, kept)
+        refusal = _refusal("cannot write it", address, error)
+        raise UsageError(refusal.what, where=place, fix=f"{refusal.fix}; what was to be written is {kept}") from error
+    root = _root(address)
+    shutil.copyfile(source, root)
+    _copies.pop(place, None)
+
+
+def _put(source: Path, address: _Address) -> None:
+    """One write of the whole file: a stream that is left early would be closed, and what it holds become an object."""
+    import pyarrow as pa
+
+    size = source.stat().st_size
+    with pa.memory_map(str(source)) as mapped:
+        data = mapped.read_buffer() if size else pa.py_buffer(b"")
+        stream = address.system.open_output_stream(address.path)
+        stream.write(data)
+        stream.close()
+    found = address.system.get_file_info(address.path).size
+    if found != size:
+        raise OSError(f"{found} of {size} bytes have arrived")

@@ -1,0 +1,194 @@
+"""Addresses: the pipeline from and to an S3 server, connections that drop, and no credential anywhere.
+
+python -m pytest tests/store/test_remote.py
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from influence_cli.data.tables import provenance
+from influence_cli.errors import UsageError
+from influence_cli.store import remote
+from influence_cli.store.remote import fetched, put
+from tests.cases import call_cli, column, environment, run_cli
+from tests.served import BUCKET, KEY, SECRET, Cutting, everything_below, hub_server, s3_environment, s3_server
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture
+def here(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """This process, as one that may ask the server."""
+    with asking(endpoint, monkeypatch):
+        yield endpoint
+
+
+def asking(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> mock._patch_dict:
+    monkeypatch.setattr(remote, "_copies", {})
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    remote._file_system.cache_clear()
+    return mock.patch.dict(os.environ, s3_environment(endpoint))
+
+
+def address(name: str) -> str:
+    return f"s3://{BUCKET}/{name}"
+
+
+def test_the_pipeline_from_and_to_the_server_says_what_it_says_here_and_keeps_no_credential(
+    here: str, digits: Path, digits_run: Path, scored: Path, tmp_path: Path
+) -> None:
+    raw = tmp_path / "rows.csv"
+    raw.write_text("a,b,label\n" + "".join(f"{k % 7},{k % 5},{('no', 'yes')[k % 2]}\n" for k in range(60)))
+    for path, name in ((raw, "raw/rows.csv"), (digits, "digits.parquet")):
+        put(path, address(name))
+    for path, data in everything_below(digits_run):
+        (copy := tmp_path / "copy").write_bytes(data)
+        put(copy, address(f"RUN/{path.relative_to(digits_run)}"))
+    work = tmp_path / "work"
+    work.mkdir()
+    env = environment(s3_environment(here))
+    commands = [
+        ("manifest", address("raw/rows.csv"), "-o", address("rows.parquet")),
+        ("score", address("digits.parquet"), "--checkpoint", address("RUN"), "--method", "ip",
+         "-o", address("s.parquet")),
+        ("curate", address("s.parquet"), "--budget", "5%", "--edits", address("e.csv"), "-o", address("clean.parquet"),
+         "--report", address("page.html")),
+    ]  # fmt: skip
+    said = [call_cli(*command, cwd=work, env=env) for command in commands]
+    assert [ran.code for ran in said] == [0, 0, 0], [ran.err for ran in said]
+    made = {
+        name: fetched(address(name)) for name in ("rows.parquet", "s.parquet", "e.csv", "clean.parquet", "page.html")
+    }
+    table = pq.read_table(made["s.parquet"])
+    assert np.allclose(column(table), column(pq.read_table(scored)), rtol=0, atol=1e-6 * np.abs(column(table)).max())
+    told = provenance(table.schema)
+    assert (told["manifest"]["locator"], told["checkpoint"]["locator"]) == (address("digits.parquet"), address("RUN"))
+    assert pq.read_table(made["rows.parquet"]).num_rows == 60
+    assert pq.read_table(made["clean.parquet"]).num_rows == 310
+    secrets = (KEY.encode(), SECRET.encode())
+    for path, data in everything_below(work, *(path.parent for path in made.values())):
+        assert not any(secret in data for secret in secrets), path
+    assert not any(s.decode() in ran.text + ran.err for ran in said for s in secrets)
+
+    again = call_cli(*commands[1], cwd=work, env=env)  # an earlier output of its kind is replaced, nothing else is
+    other = call_cli(*commands[1][:-1], address("raw/rows.csv"), cwd=work, env=env)
+    assert (again.code, other.code) == (0, 2)
+    assert "raw/rows.csv" in other.err
+
+
+def test_a_connection_that_drops_is_made_again_and_costs_the_part_in_hand(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = np.random.default_rng(0).bytes(900_000)
+    (file := tmp_path / "large").write_bytes(data)
+    monkeypatch.setattr(remote, "PART", 1 << 18)
+    with asking(endpoint, monkeypatch):
+        put(file, address("large"))
+    proxy = Cutting(endpoint, cuts=2, after=100_000)
+    try:
+        with asking(proxy.endpoint, monkeypatch):
+            assert fetched(address("large")).read_bytes() == data
+        assert proxy.cut == 2
+    finally:
+        proxy.close()
+        remote._file_system.cache_clear()
+
+
+def test_a_server_that_is_gone_is_an_error_that_says_what_to_do_and_leaves_nothing_half_written(
+    here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file := tmp_path / "f").write_bytes(b"x" * 1000)
+    monkeypatch.setattr(remote, "TRIES", 2)
+
+    def cut(*_: object) -> None:
+        raise OSError(f"connection dropped while {SECRET} was sent")
+
+    monkeypatch.setattr(remote, "_put", cut)
+    with pytest.raises(UsageError, match=r"cannot write it .connection dropped while \*\*\* was sent") as caught:
+        put(file, address("gone"))
+    kept = Path(caught.value.fix.rpartition(" ")[2])
+    assert kept.read_bytes() == b"x" * 1000
+    kept.unlink()
+    with pytest.raises(UsageError, match="no such file"):
+        fetched(address("gone"))
+
+
+def test_a_folder_is_all_files_below_it_and_what_has_changed_is_fetched_again(here: str, tmp_path: Path) -> None:
+    for name in ("a.txt", "deep/b.txt"):
+        (file := tmp_path / "f").write_text(name)
+        put(file, address(f"folder/{name}"))
+    root = fetched(address("folder"))
+    assert {str(p.relative_to(root)) for p, _ in everything_below(root)} == {"a.txt", "deep/b.txt"}
+    file.write_text("A.txt")
+    put(file, address("folder/a.txt"))
+    assert (fetched(address("folder")) / "a.txt").read_text() == "A.txt"
+    assert remote.called(root / "deep" / "b.txt") == address("folder/deep/b.txt")
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        (f"s3://{KEY}:{SECRET}@{BUCKET}/x", "with credentials"),
+        (f"s3://{BUCKET}/x?token={SECRET}", "a query"),
+        ("ftp://host/x", "ftp:// are not known"),
+        ("s3://bucket", "no whole address"),
+        ("hf://models/x/y", "no whole address"),
+    ],
+)
+def test_addresses_that_cannot_be_meant_are_refused_and_not_repeated_where_they_hold_secrets(
+    place: str, says: str
+) -> None:
+    with pytest.raises(UsageError, match=says) as caught:
+        fetched(place)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (("score", "{digits}", "--method", "random", "-o", "s3://no-such-bucket/s.parquet"), "no such bucket"),
+        (
+            ("score", "{digits}", "--method", "random", "-o", "hf://datasets/a/b/s.parquet"),
+            "nothing is written to hf://",
+        ),
+        (("score", "{digits}", "--method", "random", "--store", "s3://data/store", "-o", "s.parquet"), "no address"),
+        (("retrain", "{digits}", "--model", "linear", "-o", "s3://data/RUN"), "no address"),
+        (("score", f"s3://{KEY}:{SECRET}@data/x.parquet", "--method", "random"), "with credentials"),
+        (("score", "s3://data/absent.parquet", "--method", "random"), "no such file"),
+    ],
+)
+def test_what_no_address_can_be_is_refused_before_any_work(
+    command: tuple[str, ...], says: str, here: str, digits: Path, tmp_path: Path
+) -> None:
+    ran = call_cli(*(part.format(digits=digits) for part in command), cwd=tmp_path, env=s3_environment(here))
+    assert (ran.code, says in ran.err, SECRET in ran.err) == (2, True, False), ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_set_of_the_hub_is_read_by_its_protocol(digits: Path, tmp_path: Path) -> None:
+    token = "hf_a-token-that-stands-in-no-file"
+    with hub_server("someone/digits", {"train.parquet": digits.read_bytes(), "README.md": b"# digits"}) as at:
+        env = {
+            "HF_ENDPOINT": at, "HF_HUB_OFFLINE": "0", "HF_TOKEN": token, "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1",
+        }  # fmt: skip
+        named = "hf://datasets/someone/digits/train.parquet"
+        ran = run_cli("score", named, "--method", "random", "-o", "s.parquet", cwd=tmp_path, env=env)
+        absent = run_cli("score", f"{named}x", "--method", "random", cwd=tmp_path, env=env)
+    assert ran.code == 0, ran.err
+    table = pq.read_table(tmp_path / "s.parquet")
+    assert (table.num_rows, provenance(table.schema)["manifest"]["locator"]) == (200, named)
+    assert (absent.code, "no such file" in absent.err) == (2, True), absent.err
+    assert not any(token.encode() in data for _, data in everything_below(tmp_path))
