@@ -18,7 +18,6 @@ Two free cores take about 20 minutes for features at 224 and 128 pixels and an h
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for what tests share
 
+from tests.benchmarks.features import MODEL, renamed
 from tests.cases import call_cli
 
 SETS, NOISE = ("aggre", "random1", "worse"), ("clean", "noisy")
@@ -38,45 +38,41 @@ METHODS = (
     *("auto", "probe", "target-probe", "knn", "aum", "oof-margin", "confident", "loss", "margin"),
     *("el2n", "self-tracin", "ip", "ip-ensemble", "ekfac", "datainf"),
 )
+BY_FEATURES = ("auto", "probe", "target-probe", "knn")
 TRIMS = ("auto", "probe", "loss", "ip")
 CLASSES, SEEDS = 10, 3
 TRAIN = ["--model", "linear", "--epochs", "15"]
 
 
-def features(data: Path, split: str, sizes: Sequence[int], weights: Path, out: Path) -> np.ndarray:
-    """Features [n, 1792 a size] of a split's pictures, from OUT where they are there."""
-    place = out / f"features_{split}_{'_'.join(map(str, sizes))}.npy"
-    if place.exists():
-        return np.load(place)
-    import timm
-    import torch
-    from PIL import Image
-
-    from influence_cli.engines.features import Features
-    from influence_cli.engines.point import Point
-    from influence_cli.stages.run.backbone import MAPS
-
-    model: Any = timm.create_model("tf_efficientnet_lite0", num_classes=1000).eval()
-    state = torch.load(weights, weights_only=True)
-    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
-    largest, *smaller = sorted(sizes, reverse=True)
-    network = Features(Point(model, "all", None, "fp32", torch.device("cpu")), tuple(smaller), MAPS)
-    pictures = [r["bytes"] for r in pq.read_table(data / f"{split}.parquet", columns=["image"])["image"].to_pylist()]
-    found = list[np.ndarray]()
-    for first in range(0, len(pictures), 10):
-        some = [Image.open(io.BytesIO(p)).convert("RGB") for p in pictures[first : first + 10]]
-        x = np.stack([np.asarray(p.resize((largest, largest), Image.Resampling.BICUBIC)) for p in some])
-        found.append(network.of(torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1.0).numpy())
-    np.save(place, np.concatenate(found))
-    return np.load(place)
+def pictures(arguments: argparse.Namespace) -> dict[str, pa.Table]:
+    """The rows of every split, the train rows those of ``--rows``."""
+    first, last = (int(k) for k in arguments.rows.split(":"))
+    tables = {s: pq.read_table(arguments.data / "cifar10n" / f"{s}.parquet") for s in ("train", "val", "test")}
+    return {**tables, "train": tables["train"].slice(first, last - first)}
 
 
-def manifests(arguments: argparse.Namespace, out: Path) -> None:
-    """``SET-TARGET.parquet`` in OUT: train rows with a set's labels, target and test rows."""
-    data, (first, last) = arguments.data / "cifar10n", (int(k) for k in arguments.rows.split(":"))
-    tables = {s: pq.read_table(data / f"{s}.parquet") for s in ("train", "val", "test")}
-    x = {s: features(data, s, arguments.sizes, arguments.weights, out) for s in tables}
-    tables["train"], x["train"] = tables["train"].slice(first, last - first), x["train"][first:last]
+def features(tables: dict[str, pa.Table], asked: list[str], out: Path) -> dict[str, np.ndarray]:
+    """Features [n, 1792 a size] of the pictures of every split: ``influence score`` computes what OUT/store lacks."""
+    from influence_cli.data.open import open_manifest
+    from influence_cli.store.shards import ShardFolder
+
+    of_all = [t.select(["id", "image"]).append_column("label", t["clean_label"]) for t in tables.values()]
+    pq.write_table(pa.concat_tables(of_all), out / "pictures.parquet")
+    quick = ["--set", "probe.strength=1", "--set", "probe.folds=2"]
+    influence(
+        "score", "pictures.parquet", "--method", "probe", *quick, *asked, "-o", "pictures-scores.parquet", here=out
+    )
+    (folder,) = (out / "store" / "features").iterdir()
+    keys = open_manifest(str(out / "pictures.parquet"), "label").payload_keys
+    found = ShardFolder(folder, {}).read(keys)["features"]
+    sizes = np.cumsum([len(t) for t in tables.values()])
+    return dict(zip(tables, np.split(found, sizes[:-1]), strict=True))
+
+
+def manifests(arguments: argparse.Namespace, asked: list[str], out: Path) -> None:
+    """In OUT ``SET-TARGET.parquet``, features of train, target and test rows, and ``images-SET-TARGET.parquet``."""
+    tables = pictures(arguments)
+    x = features(tables, asked, out)
     for name in arguments.sets:
         given, clean = (tables["train"][c].to_numpy() for c in (f"label_{name}", "clean_label"))
         for noise in (part for part in arguments.parts if part in NOISE):
@@ -86,17 +82,24 @@ def manifests(arguments: argparse.Namespace, out: Path) -> None:
             if noise == "noisy":  # as wrong as the train rows, class by class
                 rng = np.random.default_rng(0)
                 labels["val"] = np.array([rng.choice(given[clean == k]) for k in truth["val"]])
-            parts = [
-                pa.table(
-                    {
-                        "id": tables[s]["id"], "split": [s] * len(labels[s]), "label": labels[s],
-                        "clean_label": truth[s],
-                        "features": pa.FixedSizeListArray.from_arrays(pa.array(x[s].ravel()), x[s].shape[1]),
-                    }
-                )
+            about = {
+                s: {"id": tables[s]["id"], "split": [s] * len(labels[s]), "label": labels[s], "clean_label": truth[s]}
                 for s in tables
-            ]  # fmt: skip
-            pq.write_table(pa.concat_tables(parts), out / f"{name}-{noise}.parquet")
+            }
+            of_features = {s: pa.FixedSizeListArray.from_arrays(pa.array(v.ravel()), v.shape[1]) for s, v in x.items()}
+            rows = [pa.table({**about[s], "features": of_features[s]}) for s in tables]
+            pq.write_table(pa.concat_tables(rows), out / f"{name}-{noise}.parquet")
+            images = [pa.table({**about[s], "image": tables[s]["image"]}) for s in ("train", "val")]
+            pq.write_table(pa.concat_tables(images), out / f"images-{name}-{noise}.parquet")
+
+
+def features_words(arguments: argparse.Namespace, out: Path) -> list[str]:
+    """The options of ``score`` for features, whose weights are in OUT under the names that timm has for them."""
+    if not (out / "weights.safetensors").exists():
+        renamed(arguments.weights, out)
+    sizes = ",".join(str(k) for k in arguments.sizes)
+    named = ["--features", MODEL, "--features-checkpoint", "weights.safetensors", "--features-size", sizes]
+    return [*named, "--store", "store"]
 
 
 def influence(*words: Any, here: Path) -> str:
@@ -108,18 +111,38 @@ def influence(*words: Any, here: Path) -> str:
     return ran.text
 
 
-def study(name: str, noise: str, out: Path) -> None:
+def study(name: str, noise: str, asked: list[str], out: Path) -> None:
     """Scores and detection of one label set, with target rows of one kind."""
     tag, m = f"{name}-{noise}", f"{name}-{noise}.parquet"
     if not (out / f"RUN-{name}").exists():
         kept = ["--folds", 5, "--record", "epochs"]
         influence("retrain", m, *TRAIN, *kept, "-o", f"RUN-{name}", here=out)
+    if not (out / "RAW").exists():  # whose penultimate features are the manifest's own, as they are
+        influence("retrain", m, "--model", "linear", "--epochs", 1, "--raw-features", "-o", "RAW", here=out)
     if not (out / f"{tag}-scores.parquet").exists():
-        asked = [word for method in METHODS for word in ("--method", method)]
-        influence("score", m, "--checkpoint", f"RUN-{name}", *asked, "-o", f"{tag}-scores.parquet", here=out)
+        every = [word for method in METHODS for word in ("--method", method)]
+        words = ("--checkpoint", f"RUN-{name}", "--features", "RAW", *every, "-o", f"{tag}-scores.parquet")
+        influence("score", m, *words, here=out)
+    if not (out / f"images-{tag}-scores.parquet").exists():
+        every = [word for method in BY_FEATURES for word in ("--method", method)]
+        influence("score", f"images-{m}", *every, *asked, "-o", f"images-{tag}-scores.parquet", here=out)
+    same_scores(out / f"images-{tag}-scores.parquet", out / f"{tag}-scores.parquet")
     if not (out / f"{tag}.json").exists():
         words = ("evaluate", f"{tag}-scores.parquet", "--reference", "auto", "--json")
         (out / f"{tag}.json").write_text(influence(*words, here=out))
+
+
+def same_scores(images: Path, features: Path) -> None:
+    """Hold the scores of images against those of their features, row by row: they are to be the same to rounding."""
+    one, other = pq.read_table(images), pq.read_table(features)
+    place = {key: k for k, key in enumerate(other["id"].to_pylist())}
+    at = [place[key] for key in one["id"].to_pylist()]
+    for method in BY_FEATURES:
+        name = next(c for c in one.column_names if c.startswith(f"score_{method}"))
+        mine, theirs = one[name].to_numpy(), other[name].to_numpy()[at]
+        apart = float(np.abs(mine - theirs).max() / theirs.std())
+        print(f"{images.name}: {method} is that of the features, to {apart:.1e} of its deviation", flush=True)
+        assert apart < 1e-3, method
 
 
 def trims(tag: str, m: str, out: Path) -> None:
@@ -205,11 +228,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     out = asked.out.resolve()
     noises = [part for part in asked.parts if part in NOISE]
+    words = features_words(asked, out)
     if not all((out / f"{name}-{noise}.parquet").exists() for name in asked.sets for noise in noises):
-        manifests(asked, out)
+        manifests(asked, words, out)
     for noise in noises:
         for name in asked.sets:
-            study(name, noise, out)
+            study(name, noise, words, out)
     if "trims" in asked.parts:
         for name in asked.sets:
             trims(f"{name}-clean", f"{name}-clean.parquet", out)

@@ -16,7 +16,7 @@ import pytest
 from influence_cli.data.folds import dealt
 from influence_cli.data.label_kinds import CLASSES, NOTHING, NUMBERS, SEVERAL
 from influence_cli.data.open import open_manifest
-from influence_cli.data.tables import provenance
+from influence_cli.data.tables import provenance, with_provenance
 from influence_cli.maths.corrected_probe import CorrectedProbe, Rows
 from influence_cli.maths.kernel_features import kernel_features
 from influence_cli.maths.wrong_count import wrong_labels
@@ -121,6 +121,17 @@ def test_the_budget_is_the_estimated_number_of_wrong_labels(digits: Path) -> Non
     assert edits.num_rows == count
     assert f"--budget auto: {count} rows, the number of wrong labels that score_auto estimates" in ran.err
     assert provenance(edits.schema)["action"]["estimated"]["rows"] == count
+
+
+def test_a_budget_is_refused_where_there_may_be_no_wrong_label(digits: Path) -> None:
+    found = pq.read_table(digits / "s.parquet")
+    origin = provenance(found.schema)
+    origin["facts"]["score_auto"]["interval"] = [0.4, 9.0]
+    write(with_provenance(found, origin), digits / "none.parquet")
+    ran = call_cli("curate", "none.parquet", "--budget", "auto", cwd=digits)
+    assert ran.code == 2
+    assert "its 95% interval reaches 0: there may be none (0 to 9)\nin: none.parquet" in ran.err
+    assert call_cli("curate", "none.parquet", "--budget", "9", cwd=digits).code == 0
 
 
 def test_a_budget_is_refused_where_nothing_tells_how_many(digits: Path) -> None:

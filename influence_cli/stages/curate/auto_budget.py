@@ -22,13 +22,18 @@ def with_rows(request: CurateRequest, scores: ScoreTable) -> tuple[CurateRequest
     first column of the table that does.
 
     Raises:
-        UsageError: nothing of the table estimates the number, or what does tells wrong labels no better than chance.
+        UsageError: nothing of the table estimates the number, or what does tells wrong labels no better than chance or
+            has an interval that reaches 0.
     """
     if request.budget != AUTO:
         return request, {}
     if request.action == "reweight":
         raise UsageError("reweight touches every scored row and takes no budget", fix="leave --budget out")
     told = _of_canaries(request) or _of_columns(scores, shown(request.scores))
+    if told["interval"][0] < 0.5:  # to the nearest row
+        what = f"{told['by']} estimates {told['rows']:,.0f} wrong labels, and its 95% interval reaches 0: "
+        what += f"there may be none (0 to {told['interval'][1]:,.0f})"
+        raise UsageError(what, where=shown(request.scores), fix="look at the lowest rows, or give a number: --budget 5%")
     rows = min(round(told["rows"]), len(scores.train))
     return replace(request, budget=str(rows)), {**told, "rows": rows}
 
