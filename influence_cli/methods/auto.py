@@ -1,12 +1,15 @@
 """Auto: how sure it is that a label is right, as far as features tell and target rows help; ranking only.
 
-    s_i = (log-odds of P_i(y_i) + log-odds of Q_i(y_i)) / 2
+    s_i = (log-odds of P_i(y_i) + log-odds of Q_i(y_i)) / 2 + v_i
 
 P_i are class probabilities by a probe and neighbours on penultimate features, learned from labels that may be wrong and
 from target rows, without any label of row i's fold; Q_i weighs them by which labels are mistaken for which
 (``maths.corrected_probe``).  The probe is linear in features of a kernel (``maths.kernel_features``).  It needs one
 forward pass of the features, two with ``--features-size 224,128``, and a fit; another model's features are better where
 its own has learned its wrong labels: ``--features``.
+
+v_i is what the scored model says itself: on its way, where training noted its rows at every epoch, and at its end, as
+far as it has not learned its labels by heart (``maths.own_view``).  It is 0 where ``--features`` names another model.
 
 This is for utility, where rows do harm by a wrong label.  For all else auto is a method that estimates what a row does
 to the objective (``chosen``): for other objectives and for language models ``ekfac`` with ``--params last``, whose
@@ -33,7 +36,10 @@ from influence_cli.data.label_kinds import CLASSES, NOTHING, SEVERAL
 from influence_cli.errors import UsageError
 from influence_cli.maths.corrected_probe import FLOOR, CorrectedProbe
 from influence_cli.maths.corrected_probe import Rows as Fitted
+from influence_cli.maths.epochs import mean_over_epochs
 from influence_cli.maths.kernel_features import LANDMARKS, kernel_features
+from influence_cli.maths.labels import softmax
+from influence_cli.maths.own_view import final_weight, log_odds, noted
 from influence_cli.maths.wrong_count import WrongLabels, wrong_labels
 from influence_cli.methods.checks import check_options
 from influence_cli.methods.ekfac import EKFAC
@@ -123,10 +129,12 @@ class Auto(Method):
             p, of_held = probe.probabilities()
         found = wrong_labels(p, fit.y, of_held, held.y)
         values, logits = np.full(len(rows), np.nan), np.full((len(rows), classes), np.nan)
-        values[known] = (_log_odds(p[np.arange(len(fit.y)), fit.y]) + _log_odds(1.0 - found.each)) / 2.0
         logits[known] = np.log(p + FLOOR)
         facts = {**_facts(p, fit, of_held, held, found), **left_out}
-        return [Scores(values, facts=facts, logits=logits)]
+        own, more = _own_view(stored, rows, known, facts["agrees"])
+        out_of_fold = (_log_odds(p[np.arange(len(fit.y)), fit.y]) + _log_odds(1.0 - found.each)) / 2.0
+        values[known] = out_of_fold + own[known]
+        return [Scores(values, facts={**facts, **more}, logits=logits)]
 
     def _target(self, stored: Stored, rows: Rows, width: int) -> tuple[Rows, Floats, Facts]:
         """The target rows that are no train rows but of their classes, with features [m, d]; none where few differ.
@@ -200,6 +208,27 @@ def chosen(method: Method, question: Question, options: Options) -> tuple[Method
     solves = question.params == "last" and (tuple(question.objectives) != (UTILITY,) or question.holds == NOTHING)
     kind, name = (EKFAC, "ekfac") if solves else (IP, "ip")
     return build_options(kind, name, options.get(name, {})), why
+
+
+def _own_view(stored: Stored, rows: Rows, known: NDArray[np.bool_], agrees: float) -> tuple[Floats, Facts]:
+    """What the scored model says of the labels of the rows [n], where the features are its own; 0 where they are not.
+
+    The facts are the number of epochs that training noted, what it counts at its end, and how many labels it fits.
+    """
+    view, logits = np.zeros(len(rows)), stored.own_logits()
+    if logits is None:
+        return view, {"epochs": 0, "final_weight": None, "fits": None}
+    p = softmax(logits.astype(np.float64))
+    fits = float((p[known].argmax(axis=1) == rows.labels[known]).mean())
+    weight = final_weight(fits, agrees)
+    view += weight * log_odds(p[np.arange(len(rows)), rows.labels])
+    records, epochs = stored.own_epochs("probability"), 0
+    if records is not None:
+        every = list(records.each("probability"))
+        on_the_way = noted(records.onto(mean_over_epochs(every), rows.row_keys))
+        if on_the_way is not None:
+            view, epochs = view + on_the_way, len(every)
+    return view, {"epochs": epochs, "final_weight": weight, "fits": fits}
 
 
 def _landmarks(keys: Keys) -> Ints:

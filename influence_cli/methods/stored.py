@@ -130,6 +130,14 @@ class Stored(Protocol):
         """What training noted of its rows at every epoch, ``value`` among it."""
         ...
 
+    def own_logits(self) -> Logits | None:
+        """Logits [n, C] of the model whose features they are, where that is the one that is scored; else None."""
+        ...
+
+    def own_epochs(self, value: str) -> EpochRecords | None:
+        """What its training noted of its rows at every epoch, ``value`` among it; None where there is none."""
+        ...
+
     def out_of_fold(self) -> FoldRecords:
         """Logits of train rows by models that were trained without them."""
         ...

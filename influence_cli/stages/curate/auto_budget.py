@@ -33,7 +33,9 @@ def with_rows(request: CurateRequest, scores: ScoreTable) -> tuple[CurateRequest
     if told["interval"][0] < 0.5:  # to the nearest row
         what = f"{told['by']} estimates {told['rows']:,.0f} wrong labels, and its 95% interval reaches 0: "
         what += f"there may be none (0 to {told['interval'][1]:,.0f})"
-        raise UsageError(what, where=shown(request.scores), fix="look at the lowest rows, or give a number: --budget 5%")
+        raise UsageError(
+            what, where=shown(request.scores), fix="look at the lowest rows, or give a number: --budget 5%"
+        )
     rows = min(round(told["rows"]), len(scores.train))
     return replace(request, budget=str(rows)), {**told, "rows": rows}
 

@@ -43,10 +43,24 @@ def _of_labels(run: Run, said: dict[str, Any]) -> list[str]:
     low, high = said["interval"]
     whose = features_of(run)
     return [
-        f"auto trusts a probe and neighbours on {whose}, none of which saw the label of a row it judges; {helped}",
+        f"auto trusts a probe and neighbours on {whose}, none of which saw the label of a row it judges; {helped}"
+        f"{_own(said)}",
         f"{seen}; {told}: about {said['wrong_labels']:,.0f} of {said['rows']:,} are wrong ({low:,.0f} to {high:,.0f})",
         f"cost: one forward pass for outputs, one for features{_sizes(run)}, and a closed-form fit; no gradients",
     ]
+
+
+def _own(said: dict[str, Any]) -> str:
+    """What the scored model itself says beside them, and why it does not where it does not."""
+    weight = said["final_weight"]
+    if weight is None:
+        return ""
+    by_heart = f"it fits {said['fits']:.1%} of the labels, of which they foretell {said['agrees']:.1%}"
+    parts = [f"what {said['epochs']} epochs of training noted"] if said["epochs"] else []
+    if weight > 0:
+        parts.append("the model's last probabilities" + (f", at {weight:.0%} since {by_heart}" if weight < 1 else ""))
+    text = f"; beside them {' and '.join(parts)}" if parts else ""
+    return text if weight > 0 else f"{text}; the model's last probabilities do not count: {by_heart}"
 
 
 def _sizes(run: Run) -> str:

@@ -245,8 +245,9 @@ def _columns(run: Run, session: Session, name: str) -> list[Column]:
     """What a method says of the rows, for each objective or once."""
     method = run.methods[name]
     started = time.perf_counter()
-    at = features_run(run, session.runtime) if run.backbone is not None and method.needs == NAME else run
-    found = method.score(StoredRows(at, session, name), run.train, run.row_loss)
+    another = run.backbone is not None and method.needs == NAME
+    at = features_run(run, session.runtime) if another else run
+    found = method.score(StoredRows(at, session, name, of_another=another), run.train, run.row_loss)
     note_pairs(session, method.pairs(len(run.train), len(run.target)), time.perf_counter() - started)
     return [Column(f"{name}/{s.objective}" if s.objective else name, method.kind, s) for s in found]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class StoredRows:
     run: Run
     session: Session
     method: str
+    of_another: bool = field(default=False, kw_only=True)  # whether features are of another model than the scored one
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -105,6 +106,19 @@ class StoredRows:
     def by_epoch(self, value: str) -> EpochRecords:
         """What training noted of its rows at every epoch, ``value`` among it."""
         return self._trajectory().by_epoch(self.method, value)
+
+    def own_logits(self) -> NDArray[np.floating] | None:
+        """Logits [n, C] of the model whose features they are, where that is the one that is scored; else None."""
+        return None if self.of_another else self.logits(self.run.plain_member())
+
+    def own_epochs(self, value: str) -> EpochRecords | None:
+        """What its training noted of its rows at every epoch, ``value`` among it; None where there is none."""
+        if self.of_another or self.run.checkpoint is None:
+            return None
+        try:
+            return self.by_epoch(value)
+        except UsageError:  # no run folder, none of its last weights, or nothing noted
+            return None
 
     def out_of_fold(self) -> FoldRecords:
         """Logits of train rows by models that were trained without them."""
