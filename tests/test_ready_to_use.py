@@ -273,6 +273,7 @@ def test_the_job_passes_a_mistake_on(repository: Path, programs: Path) -> None:
     [
         ("vendor.github-actions", ACTION),
         ("vendor.github-workflows", ROOT / ".github" / "workflows" / "ci.yml"),
+        ("vendor.github-workflows", ROOT / ".github" / "workflows" / "audit.yml"),
         ("vendor.gitlab-ci", JOB),
     ],
 )

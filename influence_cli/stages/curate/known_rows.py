@@ -35,6 +35,7 @@ from influence_cli.stages.curate.score_table import ScoreTable
 from influence_cli.store.keys import hex_of
 from influence_cli.store.lfs import refuse_pointer
 from influence_cli.store.remote import local
+from influence_cli.store.sealed import CHECKSUM, checksum_of, sealed
 
 Mask = NDArray[np.bool_]
 STEADY = 5  # calibration rows that have to score as low as a row, so that no single one of them decides
@@ -142,7 +143,7 @@ def calibration_keys(scores: ScoreTable, unused: bool) -> Counter[str]:
 def write_baseline(scores: ScoreTable, path: str) -> int:
     """Accept every train row as it is, by row key: an edited row comes back to the gate."""
     lines = [
-        json.dumps({"id": i, "row_key": k}, ensure_ascii=False)
+        json.dumps(sealed({"id": i, "row_key": k}), ensure_ascii=False)
         for i, k in sorted(zip(scores.train.ids, hex_of(scores.scored.keys), strict=True))
     ]
     check_outputs([Output("--write-baseline", path, BASELINE)], scores.manifest.files)
@@ -192,15 +193,17 @@ def read_baseline(path: str | None) -> set[str]:
                 keys[name] = key
     except (OSError, ValueError, RecursionError) as error:
         what = error.strerror or error if isinstance(error, OSError) else error
-        fix = "name a file that `influence curate SCORES --write-baseline FILE` made"
+        fix = "name a file that `influence curate SCORES --write-baseline FILE` made, as it made it"
         raise UsageError(f"the baseline cannot be read ({what})", where=path, fix=fix) from error
     return set(keys.values())
 
 
 def _accepted(line: str, number: int) -> tuple[str, str]:
-    """The id and row key in a line of a baseline."""
+    """The id and row key in a line of a baseline; a line without a checksum is one of before there were any."""
     value = json.loads(line)
     name, key = (value.get("id"), value.get("row_key")) if isinstance(value, dict) else (None, None)
     if not isinstance(name, str) or not isinstance(key, str) or not re.fullmatch("[0-9a-f]{32}", key):
         raise ValueError(f'line {number} is no {{"id": ..., "row_key": 32 hex digits}}')
+    if CHECKSUM in value and value[CHECKSUM] != checksum_of(value):
+        raise ValueError(f"line {number}, id={name}, is not as it was written: its checksum differs")
     return name, key

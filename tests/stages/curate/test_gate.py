@@ -16,9 +16,10 @@ import pytest
 
 from influence_cli.errors import UsageError
 from influence_cli.stages.curate.gate import check
-from influence_cli.stages.curate.known_rows import p_values
+from influence_cli.stages.curate.known_rows import p_values, read_baseline
 from influence_cli.stages.curate.request import CurateRequest, GateRequest
 from influence_cli.stages.curate.score_table import read_scores
+from influence_cli.store.sealed import sealed
 from tests.cases import Ran, call_cli, digits_table, train_run, with_column, write
 
 
@@ -178,8 +179,28 @@ def test_a_threshold_exits_2_for_methods_that_estimate_no_effect(tmp_path: Path,
 def test_a_baseline_is_sorted_and_exactly_the_train_rows(pull_request: Path) -> None:
     lines = [json.loads(line) for line in (pull_request / "baseline.jsonl").read_text().splitlines()]
     rows = pq.read_table(pull_request / "accepted.parquet").to_pylist()
-    assert lines == sorted(({"id": r["id"], "row_key": r["row_key"].hex()} for r in rows), key=lambda v: v["id"])
+    wanted = sorted(({"id": r["id"], "row_key": r["row_key"].hex()} for r in rows), key=lambda v: v["id"])
+    assert lines == [sealed(line) for line in wanted]
     assert len(lines) == 200
+
+
+def test_every_damaged_byte_of_a_baseline_is_named_or_changes_nothing(tmp_path: Path) -> None:
+    written = [sealed({"id": f"r{k}", "row_key": f"{k:032x}"}) for k in (7, 8)]
+    raw = "".join(json.dumps(line) + "\n" for line in written).encode()
+    whole, path = {line["row_key"] for line in written}, tmp_path / "b.jsonl"
+    path.write_bytes(raw)
+    assert read_baseline(str(path)) == whole
+    refused = 0
+    for at in range(len(raw)):
+        for bit in range(8):
+            path.write_bytes(raw[:at] + bytes([raw[at] ^ 1 << bit]) + raw[at + 1 :])
+            try:
+                assert read_baseline(str(path)) == whole
+            except UsageError as error:
+                refused += "b.jsonl" in str(error)
+    assert refused > 0.9 * 8 * len(raw)  # what is left is white space, and the name of the checksum
+    path.write_text("".join(json.dumps({k: line[k] for k in ("id", "row_key")}) + "\n" for line in written))
+    assert read_baseline(str(path)) == whole  # of before lines had one
 
 
 @pytest.mark.parametrize("text", ["not json\n", '{"id": "a"}\n', "[1]\n", "3\n"])
