@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from influence_cli.cli.main import run
 from influence_cli.store.files import read_tensors
-from influence_cli.store.layout import FILE_KEYS, TIMINGS
+from influence_cli.store.layout import CLAIM, FILE_KEYS, TIMINGS
 from influence_cli.store.maintenance import examine
 from influence_cli.store.ragged import unflattened
 from tests.hardening import scene
@@ -168,13 +168,16 @@ def armed(arguments: tuple[str, ...], cwd: Path, at: int, kind: str, seen: Path)
 
 
 def snapshot(place: Path) -> dict[str, Any]:
-    """All that a command leaves, by path: tensors by row, tables by column, all else by its bytes."""
+    """All that a command leaves, by path: tensors by row, tables by column, all else by its bytes.
+
+    A claim of a process that was killed is free, and its file goes with the temporary ones.
+    """
     found: dict[str, Any] = {}
     for path in sorted(place.rglob("*")):
         name = str(path.relative_to(place))
         hidden = any(part.startswith(".") for part in path.relative_to(place).parts)
         measured = path.name == TIMINGS or path.parent.name == "engines"  # engines are chosen by how long they take
-        if hidden or not path.is_file() or measured or path.name in (FILE_KEYS, "spec.json"):
+        if hidden or not path.is_file() or measured or path.suffix == CLAIM or path.name in (FILE_KEYS, "spec.json"):
             continue
         if path.suffix == ".safetensors" and name.startswith("st/") and len(path.relative_to(place).parts) == 4:
             folder = "/".join(name.split("/")[:3])
@@ -311,7 +314,7 @@ def _litter(place: Path) -> str | None:
         gc = cli("cache", "gc", "--store", "st", cwd=place)
         if gc.code != 0:
             return f"cache gc: {gc.how}"
-        if kept := temporary_files(place / "st"):
+        if kept := [*temporary_files(place / "st"), *(place / "st").rglob(f"*{CLAIM}")]:
             return f"cache gc leaves {kept[0]}"
     strange = [p for p in place.rglob(".*") if not TEMPORARY.fullmatch(p.name) and p.name != ".influence"]
     return f"{strange[0]} is left" if strange else None
