@@ -6,6 +6,8 @@ import zipfile
 from pathlib import Path
 
 from influence_cli.errors import ManifestError
+from influence_cli.store.files import DamagedFile
+from influence_cli.store.zips import damage_told
 
 TEXTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 GROUPS = ((".parquet",), (".xlsx", ".xlsm"), (".xls",), (".npz",), (".npy",), TEXTS)
@@ -45,10 +47,10 @@ def suffix_of_content(path: Path) -> str | None:
         if head.startswith(b"\xd0\xcf\x11\xe0"):
             return ".xls"
         if head.startswith(b"PK\x03\x04"):
-            with zipfile.ZipFile(path) as archive:
+            with damage_told(), zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
             return ".xlsx" if any(n.startswith("xl/") for n in names) else ".npz" if _are_arrays(names) else None
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, DamagedFile):
         return None
     return _of_text(head)
 

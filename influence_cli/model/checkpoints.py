@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import zipfile
-import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from influence_cli.store.keys import fingerprint, parse_json
 from influence_cli.store.lfs import refuse_pointer
 from influence_cli.store.remote import is_remote, local
 from influence_cli.store.sealed import read_weights_metadata, tensor_digest
+from influence_cli.store.zips import damage_told, is_zip
 
 if TYPE_CHECKING:
     from influence_cli.model.train.recipe import Recipe
@@ -159,13 +159,10 @@ def _check_zip(path: Path) -> None:
     Raises:
         DamagedFile: a part of the file is not what was written.
     """
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise DamagedFile(str(error)) from error
+    with damage_told(), zipfile.ZipFile(path) as archive:
+        bad = archive.testzip()
     if bad is not None:
         raise DamagedFile(f"the checksum of {bad} differs")
 

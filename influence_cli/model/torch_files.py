@@ -21,7 +21,9 @@ import numpy as np
 
 from influence_cli.errors import ModelError
 from influence_cli.model.plain_data import PLAIN
+from influence_cli.store.files import DamagedFile
 from influence_cli.store.sealed import digest_of_entries, tensor_entry
+from influence_cli.store.zips import damage_told
 
 # where training scripts put the state dict, best first; EMA weights only where there is nothing else
 NESTED = ("state_dict", "model_state_dict", "model", "net", "params", "state_dict_ema", "model_ema", "ema")
@@ -43,8 +45,9 @@ SHOWN = 5  # names in a message
 _UNITS = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}  # numbers of so many bytes, which are only copied
 _MOST = 4  # times the file's size that its tensors may have in all: views may repeat values without end
 _UNREADABLE = (
-    pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, TypeError, IndexError,
-    AttributeError, NotImplementedError, RecursionError, MemoryError, OverflowError, ImportError, RuntimeError,
+    DamagedFile, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, TypeError,
+    IndexError, AttributeError, NotImplementedError, RecursionError, MemoryError, OverflowError, ImportError,
+    RuntimeError,
 )  # fmt: skip
 
 
@@ -214,7 +217,7 @@ def _find_module(loaded: Any, depth: int = 0) -> tuple[Any, ...] | None:
 def read_torch_file(path: Path) -> TorchFile | None:
     """What a torch file holds; None where it is none that can be read so, such as one of before torch 1.6."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with damage_told(), zipfile.ZipFile(path) as archive:
             root = _root(archive)
             reader = _Reader(io.BytesIO(archive.read(f"{root}data.pkl")))
             loaded, names = reader.load(), set(archive.namelist())

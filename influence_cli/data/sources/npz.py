@@ -22,6 +22,8 @@ from influence_cli.data.sources.features import count_blurred
 from influence_cli.data.sources.protocol import LeftOut, Source, one_meaning, usual_splits
 from influence_cli.data.splits import split_of
 from influence_cli.errors import ManifestError, nearest
+from influence_cli.store.files import DamagedFile
+from influence_cli.store.zips import damage_told
 
 _VALUES, _LABELS = ("x", "images", "image", "features", "data"), ("y", "labels", "label", "targets")
 _CHUNK = 2048
@@ -98,10 +100,11 @@ READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.forma
 def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
     """Every array of an archive, by name; nothing is unpickled.  Raises ManifestError: it is no archive of arrays."""
     try:
-        _refuse_false_sizes(path)
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        with damage_told():
+            _refuse_false_sizes(path)
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+    except (OSError, DamagedFile, TypeError, AttributeError) as error:
         why = "it holds one array, not several by name" if isinstance(error, TypeError | AttributeError) else error
         raise ManifestError(f"cannot be read ({why})", where=str(path), fix="save it with numpy.savez") from error
     odd = next((name for name, a in arrays.items() if not isinstance(a, np.ndarray) or a.ndim == 0), None)

@@ -320,8 +320,11 @@ def _objects(path: Path, whole: bool, encoding: str) -> Iterator[dict[str, Any]]
 
 
 def _of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON.  Raises ValueError: two values have one name."""
+    """An object of JSON.  Raises ValueError: two values have one name, or a name is no text that can be written."""
     value = dict(pairs)
+    odd = next((name for name in value if not name.isascii() and name != name.encode(errors="replace").decode()), None)
+    if odd is not None:
+        raise ValueError(f"the name {odd!r} holds half a character")
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"two values are called {next(n for n in names if names.count(n) > 1)!r}")
