@@ -1,16 +1,16 @@
 """What a model says of the labels that it was trained with, to stand beside a view that has not seen them.
 
-    v_i = log-odds of the mean over epochs of p_ie  +  w log-odds of p_i
+    v_i = w (log-odds of the mean over epochs of p_ie + log-odds of p_i)
 
 p_ie is the probability of row i's label in its training pass of epoch e (Swayamdipta et al. 2020, arXiv:2009.10795),
-where training noted it, and p_i that by the final model.  Such a model has seen the labels: what it says at its end is
-worth nothing where it has learned them by heart.  So w falls with the share h of the labels that a view out of fold
-disagrees with which the model has fitted all the same:
+where training noted it, and p_i that by the final model.  Such a model has seen the labels, and is worth less the more
+of them it has learned by heart.  So w falls with the share h of the labels that a view out of fold disagrees with which
+the model has fitted all the same:
 
     h = (share of the labels that it predicts - share that is predicted out of fold) / (1 - the latter)
     w = max(0, 1 - 4 h),  1 where h < 0
 
-What it said on the way there stays.  Log-odds need no scale: a model that is unsure of everything adds little.
+Log-odds need no scale: a model that is unsure of everything adds little.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def log_odds(p: Floats) -> Floats:
     return np.log(held) - np.log1p(-held)
 
 
-def final_weight(fits: float, agrees: float) -> float:
+def weight_of(fits: float, agrees: float) -> float:
     """The w of a model that predicts a share of the labels, where a view out of fold predicts another share of them.
 
-    >>> final_weight(0.9, 0.9), final_weight(0.75, 0.5), final_weight(0.9375, 0.75)
-    (1.0, 0.0, 0.0)
+    >>> weight_of(0.9, 0.9), weight_of(0.78125, 0.75), weight_of(0.9375, 0.75)
+    (1.0, 0.5, 0.0)
     """
     learned = (fits - agrees) / max(1.0 - agrees, SUREST)
     return float(np.clip(1.0 - FALL * learned, 0.0, 1.0))

@@ -8,8 +8,9 @@ from target rows, without any label of row i's fold; Q_i weighs them by which la
 forward pass of the features, two with ``--features-size 224,128``, and a fit; another model's features are better where
 its own has learned its wrong labels: ``--features``.
 
-v_i is what the scored model says itself: on its way, where training noted its rows at every epoch, and at its end, as
-far as it has not learned its labels by heart (``maths.own_view``).  It is 0 where ``--features`` names another model.
+v_i is what the scored model says itself, at its end and, where training noted its rows at every epoch, on its way; it
+counts as far as the model has not learned its labels by heart (``maths.own_view``).  It is 0 where ``--features`` names
+another model.
 
 This is for utility, where rows do harm by a wrong label.  For all else auto is a method that estimates what a row does
 to the objective (``chosen``): for other objectives and for language models ``ekfac`` with ``--params last``, whose
@@ -39,7 +40,7 @@ from influence_cli.maths.corrected_probe import Rows as Fitted
 from influence_cli.maths.epochs import mean_over_epochs
 from influence_cli.maths.kernel_features import LANDMARKS, kernel_features
 from influence_cli.maths.labels import softmax
-from influence_cli.maths.own_view import final_weight, log_odds, noted
+from influence_cli.maths.own_view import log_odds, noted, weight_of
 from influence_cli.maths.wrong_count import WrongLabels, wrong_labels
 from influence_cli.methods.checks import check_options
 from influence_cli.methods.ekfac import EKFAC
@@ -213,22 +214,23 @@ def chosen(method: Method, question: Question, options: Options) -> tuple[Method
 def _own_view(stored: Stored, rows: Rows, known: NDArray[np.bool_], agrees: float) -> tuple[Floats, Facts]:
     """What the scored model says of the labels of the rows [n], where the features are its own; 0 where they are not.
 
-    The facts are the number of epochs that training noted, what it counts at its end, and how many labels it fits.
+    The facts are how much it counts, how many epochs training noted of it, and how many of the labels it fits.
     """
-    view, logits = np.zeros(len(rows)), stored.own_logits()
+    nothing, logits = np.zeros(len(rows)), stored.own_logits()
     if logits is None:
-        return view, {"epochs": 0, "final_weight": None, "fits": None}
+        return nothing, {"own_weight": None, "epochs": 0, "fits": None}
     p = softmax(logits.astype(np.float64))
     fits = float((p[known].argmax(axis=1) == rows.labels[known]).mean())
-    weight = final_weight(fits, agrees)
-    view += weight * log_odds(p[np.arange(len(rows)), rows.labels])
-    records, epochs = stored.own_epochs("probability"), 0
+    weight, epochs = weight_of(fits, agrees), 0
+    if not weight:
+        return nothing, {"own_weight": 0.0, "epochs": 0, "fits": fits}
+    view, records = log_odds(p[np.arange(len(rows)), rows.labels]), stored.own_epochs("probability")
     if records is not None:
         every = list(records.each("probability"))
         on_the_way = noted(records.onto(mean_over_epochs(every), rows.row_keys))
         if on_the_way is not None:
             view, epochs = view + on_the_way, len(every)
-    return view, {"epochs": epochs, "final_weight": weight, "fits": fits}
+    return weight * view, {"own_weight": weight, "epochs": epochs, "fits": fits}
 
 
 def _landmarks(keys: Keys) -> Ints:

@@ -86,12 +86,12 @@ def test_scores_are_the_log_odds_of_the_equation_on_the_models_features(digits: 
     alone = column(pq.read_table(digits / "alone.parquet"), "score_auto")
     assert alone == pytest.approx(wanted, rel=1e-4)  # floors of 1e-12 aside
     facts = provenance(found.schema)["facts"]["score_auto"]
-    assert (facts["epochs"], 0.0 < facts["final_weight"] < 1.0) == (EPOCHS, True)  # so that all parts count
+    assert (facts["epochs"], 0.0 < facts["own_weight"] < 1.0) == (EPOCHS, True)  # so that all parts count
     noted, last = column(found, "score_data-maps"), np.exp(column(found, "score_loss"))
     share = (p.argmax(axis=1) == rows.y).mean()
-    assert facts["final_weight"] == pytest.approx(1 - 4 * (facts["fits"] - share) / (1 - share))
-    view = np.log(noted / (1 - noted)) + facts["final_weight"] * np.log(last / (1 - last))
-    assert column(found, "score_auto") == pytest.approx(wanted + view, rel=1e-3, abs=1e-3)
+    assert facts["own_weight"] == pytest.approx(1 - 4 * (facts["fits"] - share) / (1 - share))
+    view = np.log(noted / (1 - noted)) + np.log(last / (1 - last))
+    assert column(found, "score_auto") == pytest.approx(wanted + facts["own_weight"] * view, rel=1e-3, abs=1e-3)
     assert facts["wrong_labels"] == pytest.approx(said.count)
     assert facts["interval"][0] <= 45 <= facts["interval"][1]
 
@@ -111,9 +111,8 @@ def test_it_finds_wrong_labels_better_than_the_loss_and_says_why(digits: Path) -
 def test_what_the_model_says_itself_counts_as_far_as_it_was_noted_and_is_not_learned_by_heart(digits: Path) -> None:
     rows = pq.read_table(digits / "m.parquet")
     train = np.array(rows.column("split").to_pylist()) == "train"
-    found = pq.read_table(digits / "s.parquet")
-    said = provenance(found.schema)["auto"]["why"][0]
-    assert "beside them what 12 epochs of training noted and the model's last probabilities, at " in said
+    said = provenance(pq.read_schema(digits / "s.parquet"))["auto"]["why"][0]
+    assert "beside them the model's own probabilities, also those of 12 epochs of training, at " in said
     # other labels than those it was trained with, of three rows in four: nothing was noted of most rows
     labels = rows.column("label").to_numpy().copy()
     labels[train & (np.arange(len(rows)) % 4 > 0)] += 1
@@ -122,7 +121,7 @@ def test_what_the_model_says_itself_counts_as_far_as_it_was_noted_and_is_not_lea
     ran = call_cli(*words, "-o", "o.parquet", cwd=digits)
     assert ran.code == 0, ran.err
     facts = provenance(pq.read_schema(digits / "o.parquet"))["facts"]["score_auto"]
-    assert facts["epochs"] == 0
+    assert (facts["own_weight"], facts["epochs"]) == (1.0, 0)
     assert "epochs of training" not in ran.err
     # a model that knows every label by heart
     long = ("--model", "mlp:64", "--epochs", 80, "--lr", 0.2, "--batch-size", 32, "-o", "long")
@@ -130,9 +129,9 @@ def test_what_the_model_says_itself_counts_as_far_as_it_was_noted_and_is_not_lea
     ran = call_cli("score", "m.parquet", "--checkpoint", "long", "--method", "auto", "-o", "h.parquet", cwd=digits)
     assert ran.code == 0, ran.err
     facts = provenance(pq.read_schema(digits / "h.parquet"))["facts"]["score_auto"]
-    assert facts["final_weight"] == 0.0
+    assert facts["own_weight"] == 0.0
     assert facts["fits"] > 0.95
-    assert f"the model's last probabilities do not count: it fits {facts['fits']:.1%} of the labels" in ran.err
+    assert f"the model's own probabilities do not count: it fits {facts['fits']:.1%} of the labels" in ran.err
 
 
 def test_a_rows_score_does_not_hang_on_batches_and_its_other_label_is_out_of_fold(digits: Path) -> None:

@@ -52,15 +52,15 @@ def _of_labels(run: Run, said: dict[str, Any]) -> list[str]:
 
 def _own(said: dict[str, Any]) -> str:
     """What the scored model itself says beside them, and why it does not where it does not."""
-    weight = said["final_weight"]
+    weight = said["own_weight"]
     if weight is None:
         return ""
     by_heart = f"it fits {said['fits']:.1%} of the labels, of which they foretell {said['agrees']:.1%}"
-    parts = [f"what {said['epochs']} epochs of training noted"] if said["epochs"] else []
-    if weight > 0:
-        parts.append("the model's last probabilities" + (f", at {weight:.0%} since {by_heart}" if weight < 1 else ""))
-    text = f"; beside them {' and '.join(parts)}" if parts else ""
-    return text if weight > 0 else f"{text}; the model's last probabilities do not count: {by_heart}"
+    if not weight:
+        return f"; the model's own probabilities do not count: {by_heart}"
+    text = "; beside them the model's own probabilities"
+    text += f", also those of {said['epochs']} epochs of training" if said["epochs"] else ""
+    return text + (f", at {weight:.0%} since {by_heart}" if weight < 1 else "")
 
 
 def _sizes(run: Run) -> str:
