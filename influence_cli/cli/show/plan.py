@@ -45,6 +45,11 @@ def show_plan(result: ResultOptions, run: Run, session: Session) -> None:
         about = f", {cell(described['start_seconds'])} s of them to start" if described["start_seconds"] else ""
         sooner = described["seconds_are"] == "estimated" and any(s["solves"] for s in described["steps"])
         title += f", {'at most ' if sooner else ''}{cell(described['seconds'])} s in all{about}"
+    memory = described["memory"]
+    if memory["host_bytes"] is not None:
+        title += f"; memory about {memory['host_bytes'] / 2**30:.1f} GiB at most"
+        if memory["accelerator_bytes"]:
+            title += f", {memory['accelerator_bytes'] / 2**30:.1f} on {session.device}"
     if described["processes"] > 1:
         title += f"; {described['processes']} processes divide the rows, seconds are those of one alone"
     print_table(title, STEPS, steps, sys.stdout)

@@ -23,6 +23,7 @@ from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Session
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from influence_cli.engines.point import Point
@@ -149,12 +150,23 @@ def _seconds(work: Callable[[Tensor], object], x: Tensor) -> float:
 
 def _inputs(run: Run, spec: ModelSpec, point: Point) -> Tensor | None:
     """The batch that is timed; None where no row of a task can be decoded."""
-    from influence_cli.model.examples import batches, blank_input, move, to_input
+    from influence_cli.model.examples import move
 
-    zeros = blank_input(spec, ROWS, point.dtype)
+    x = sample_input(run, spec, point.dtype)
+    return None if x is None else move(x, point.device)
+
+
+def sample_input(run: Run, spec: ModelSpec, dtype: torch.dtype) -> Any:
+    """Input of at most 8 rows, on the host: zeros, or the first rows where how long they are, or a task, matters.
+
+    None where none of them can be decoded.
+    """
+    from influence_cli.model.examples import batches, blank_input, to_input
+
+    zeros = blank_input(spec, ROWS, dtype)
     if zeros is not None and not spec.payload_kind.ragged:  # how long texts take depends on how long they are
-        return zeros.to(point.device)
+        return zeros
     first = list(run.manifest.payloads(run.train.index[:ROWS]))
     for _, decoded in batches(run.manifest, [first], spec, 1, on_bad=lambda *_: None):
-        return to_input(move(decoded, point.device), spec, point.dtype)
+        return to_input(decoded, spec, dtype)
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from influence_cli.stages.run.backbone_run import with_features_plan, with_features_there
+from influence_cli.stages.run.memory import peak_memory
 from influence_cli.stages.run.plan import describe_plan, missing_work, needed_rates
 from influence_cli.stages.run.rates import Rates, known_rates
 from influence_cli.stages.run.run import Run
@@ -27,4 +28,5 @@ def whole_plan(run: Run, session: Session, tried: Tried | None = None) -> tuple[
 
         estimated = tried["own"] = estimated_rates(run, session, work)
     described = describe_plan(run, session, work, estimated, planned_gradients(run, session))
-    return run, with_features_plan(described, run, session, estimate=True, tried=tried)
+    described = with_features_plan(described, run, session, estimate=True, tried=tried)
+    return run, {**described, "memory": peak_memory(run, session, work, tried)}

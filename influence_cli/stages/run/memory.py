@@ -1,0 +1,79 @@
+"""The most memory that a run takes at once, for its plan: what its tensors take on a row, and measured constants.
+
+The constants are of ``tests/benchmarks/capacity.py``, whose table says how far from them real runs were.  What is on
+an accelerator was not measured: it is the same part of the same sum.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from influence_cli.stages.run.curvature_plan import parameter_count
+from influence_cli.stages.run.plan import Work
+from influence_cli.stages.run.run import Run
+from influence_cli.stages.run.session import Session
+
+if TYPE_CHECKING:
+    from influence_cli.engines.activations import Activations
+
+MB = 1 << 20
+PROGRAM = 750 * MB  # Python with torch and timm
+WITHOUT_TORCH = 200 * MB  # a run whose every row is stored
+WEIGHTS = 14.0  # times the parameters: the model, directions, and rows of gradients that derivatives are checked with
+LIVE = 6.0  # times the largest tensor of a batch, for its value and for each tangent of it
+BACKWARD = 1.3  # times the tensors that a backward pass over a batch of target rows keeps
+ROW = 450  # bytes of a manifest's row: keys, id, label, place in the store
+FACTORS = 3.0  # times the bytes of a factor, while it is fitted
+BUCKETS = 16  # of target rows, which share no batch
+
+
+def peak_memory(run: Run, session: Session, work: list[Work], tried: dict[str, Any]) -> dict[str, int | None]:
+    """Bytes on the host and on the accelerator; None where the model says nothing of its rows.
+
+    ``tried`` keeps what was found for plans of fewer of the same rows.
+    """
+    rows = ROW * (len(run.manifest) + (0 if run.target.manifest is run.manifest else len(run.target.manifest)))
+    if all(w.nothing for w in work) or run.model is None:
+        return {"host_bytes": WITHOUT_TORCH + rows, "accelerator_bytes": 0}
+    if "activations" not in tried:
+        tried["activations"] = _activations(run)
+    found: Activations | None = tried["activations"]
+    if found is None:
+        return {"host_bytes": None, "accelerator_bytes": None}
+    of_model = int(_weights(run, session) + _batch(run, session, work, found) + _factors(work))
+    if session.device.type == "cpu":
+        return {"host_bytes": PROGRAM + rows + of_model, "accelerator_bytes": 0}
+    return {"host_bytes": PROGRAM + rows, "accelerator_bytes": of_model}
+
+
+def _activations(run: Run) -> Activations | None:
+    from influence_cli.engines.activations import activations
+    from influence_cli.model.build import build_model
+    from influence_cli.stages.run.estimate import ROWS, sample_input
+
+    assert run.model is not None
+    model = build_model(run.model).eval()
+    x = sample_input(run, run.model, next(model.parameters()).dtype)
+    return None if x is None else activations(model, x, min(ROWS, len(x)))
+
+
+def _weights(run: Run, session: Session) -> float:
+    return WEIGHTS * parameter_count(run, session, "all") * _value(run)
+
+
+def _value(run: Run) -> int:
+    return 8 if run.spec.precision == "fp64" else 4
+
+
+def _batch(run: Run, session: Session, work: list[Work], found: Activations) -> float:
+    """Of the larger of a batch of train rows with tangents, and one of target rows with what its backward keeps."""
+    size, scale = session.batch_size(run.model), _value(run) / 4
+    tangents = max((len(w.tangents) + len(w.halves) for w in work), default=0)
+    forward = LIVE * (1 + tangents) * found.largest * min(size, len(run.train))
+    of_target = min(size, -(-len(run.target) // BUCKETS)) if any(w.directions for w in work) else 0
+    of_fit = min(size, len(run.train)) if any(w.fits or w.solves or w.further for w in work) else 0
+    return scale * max(forward, BACKWARD * found.saved * max(of_target, of_fit))
+
+
+def _factors(work: list[Work]) -> float:
+    return FACTORS * max((fit.bytes for w in work for fit in w.fits), default=0)

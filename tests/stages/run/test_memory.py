@@ -1,0 +1,74 @@
+"""The memory that a plan says is, within a factor of 2, what the run then takes at most.
+
+python -m pytest tests/stages/run/test_memory.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from influence_cli.engines.activations import activations
+from influence_cli.stages.run.memory import PROGRAM, WITHOUT_TORCH
+from tests.cases import call_cli, digits_table, environment, write
+
+FACTOR = 2.0  # which the guide states, too
+
+
+def most_memory(command: list[str], cwd: Path) -> int:
+    """Bytes that a process holds at its peak, as the system counts them."""
+    quiet = [(os.POSIX_SPAWN_OPEN, k, os.devnull, os.O_WRONLY, 0) for k in (1, 2)]
+    pid = os.posix_spawn(
+        sys.executable, [sys.executable, "-m", "influence_cli", *command], environment(), file_actions=quiet
+    )
+    _, status, usage = os.wait4(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    return usage.ru_maxrss * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system counts memory in other units")
+@pytest.mark.parametrize("model", ["mlp:16", "resnet18"])
+def test_real_runs_take_what_was_planned(model: str, digits: Path, digits_run: Path, tmp_path: Path) -> None:
+    asked: list[Any] = ["score", digits, "--checkpoint", digits_run, "--method", "ip"]
+    if model != "mlp:16":
+        manifest = write(digits_table(train=60, val=20, test=4), tmp_path / "m.parquet")
+        save_file(timm.create_model(model, num_classes=10).state_dict(), tmp_path / "w.safetensors")
+        sizes = ("--input-size", 32, "--num-classes", 10)
+        asked = [
+            "score",
+            manifest,
+            "--model",
+            model,
+            "--checkpoint",
+            tmp_path / "w.safetensors",
+            *sizes,
+            "--method",
+            "ip",
+        ]
+    asked += ["--store", tmp_path / "store"]
+    planned = call_cli(*asked, "-n", "--json", cwd=tmp_path)
+    assert planned.code == 0, planned.err
+    memory = json.loads(planned.text)["memory"]
+    assert memory["accelerator_bytes"] == 0
+    taken = most_memory([str(a) for a in (*asked, "-o", tmp_path / "s.parquet")], tmp_path)
+    assert taken / FACTOR <= memory["host_bytes"] <= taken * FACTOR
+    stored = json.loads(call_cli(*asked, "-n", "--json", cwd=tmp_path).text)["memory"]
+    assert WITHOUT_TORCH <= stored["host_bytes"] < PROGRAM
+
+
+def test_what_a_forward_pass_keeps_is_counted_a_row_and_the_models_own_tensors_are_not() -> None:
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
+    found = activations(model, torch.zeros(4, 3), 4)
+    assert found.saved == (3 + 5) * 4  # its input, and what tanh gives, which the last layer is given
+    assert found.largest == 5 * 4
+    assert np.isclose(activations(model, torch.zeros(8, 3), 8).saved, found.saved)
