@@ -5,8 +5,8 @@
 
 Measured: CPU seconds and peak memory a row (score of features at a linear model, of two numbers of rows), forward
 passes that a pass with tangents costs (interleaved with forward passes), seconds to decode an image, and how far the
-memory that ``-n`` says is from real peaks.  Estimated, since no GPU was measured: hours, from the floating-point operations of
-a forward pass, that ratio, and the share of an H100's arithmetic that convolutions and matrix products reach.
+memory that ``-n`` says is from real peaks.  Estimated, since no GPU was measured: hours, from the floating-point
+operations of a forward pass, that ratio, and the share of an H100's arithmetic that is reached.
 """
 
 from __future__ import annotations
