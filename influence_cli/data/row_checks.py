@@ -109,7 +109,11 @@ def _splits(checks: RowChecks) -> NDArray[np.str_]:
     if "split" not in checks.table.column_names:
         return np.broadcast_to(np.array("train", dtype=_SPLIT), (checks.table.num_rows,))
     column = checks.table.column("split")
-    coded = column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    try:
+        coded = column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    except pa.ArrowNotImplementedError as error:  # of lists, structs and the like
+        where = f"{checks.source}, column split"
+        raise ManifestError(f"splits are {column.type}, not strings", where=where, fix="cast them to string") from error
     values = [*(coded.chunk(0).dictionary.to_pylist() if coded.num_chunks else ()), None]
     codes = np.concatenate([np.zeros(0, np.int64), *(values_of(c.indices, len(values) - 1) for c in coded.chunks)])
     codes = codes.astype(np.int64)

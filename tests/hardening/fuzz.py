@@ -87,7 +87,9 @@ def _guided(tried: Tried, seconds: float) -> None:
                 os._exit(int(bool(tried.defects)))
             tried(data)
 
-        atheris.Setup([sys.argv[0], corpus, "-max_len=20000", "-verbosity=0", "-rss_limit_mb=0", "-timeout=0"], one)
+        atheris.Setup(
+            [sys.argv[0], corpus, "-max_len=20000", "-verbosity=0", "-rss_limit_mb=0", "-timeout=100000"], one
+        )
         atheris.Fuzz()
 
 

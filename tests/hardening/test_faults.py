@@ -62,8 +62,8 @@ def test_bad_input_is_refused_in_our_words(kind: str) -> None:
 
 FOUND = {  # what had to be mended
     "sources": ("source deep.json", "source bomb.npz"),
-    "manifests": ("group list, trained",),
-    "settings": ("--set ip-ensemble.members=1000000000", "--set gex.members=1000000000"),
+    "manifests": ("group list, trained", "features empty", "features empty, trained", "split list"),
+    "settings": ("TOML deep", "--set ip-ensemble.members=1000000000", "--set gex.members=1000000000"),
 }
 
 

@@ -54,7 +54,7 @@ def _load(path: Path) -> dict[str, Any]:
     except OSError as error:
         what = f"the settings file cannot be read ({error.strerror})"
         raise UsageError(what, where=str(path), fix="check --config") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         from influence_cli.store.lfs import refuse_pointer
 
         refuse_pointer(path)

@@ -33,7 +33,9 @@ class Features(Kind):
         return vectors(batch.column("features"))
 
     def fault(self, payload: Vector) -> BadPayload | None:
-        """Values are finite."""
+        """Values are finite, and there are some."""
+        if not len(payload):
+            return BadPayload("the row has no feature", "fill it in or take the row out")
         bad = not np.isfinite(payload).all()
         return BadPayload("a feature is not finite", "impute it or take the row out") if bad else None
 
@@ -46,9 +48,10 @@ class Features(Kind):
         return payload.astype("<f4").tobytes()
 
     def raw_rows(self, batch: pa.RecordBatch) -> NDArray[Any] | None:
-        """The values, where all are finite and rows are of one length."""
+        """The values, where there are some, all are finite and rows are of one length."""
         stacked = _stacked(batch.column("features"))
-        return stacked.astype("<f4", copy=False) if stacked is not None and bool(np.isfinite(stacked).all()) else None
+        usable = stacked is not None and stacked.size and bool(np.isfinite(stacked).all())
+        return stacked.astype("<f4", copy=False) if usable else None
 
     def from_source(self, row: Mapping[str, Any], folder: Path) -> Vector:
         """The vector of a list that lacks nothing.  Raises BadPayload: a value is missing or not finite."""
@@ -56,6 +59,8 @@ class Features(Kind):
         if values is None:
             raise BadPayload("column features: a value is missing or not finite")
         vector = np.array([np.nan if v is None else v for v in values], np.float32)
+        if not len(vector):
+            raise BadPayload("column features: the row has no feature", "fill it in or take the row out")
         bad = np.flatnonzero(~np.isfinite(vector))
         if len(bad):
             raise BadPayload("column features: a value is missing or not finite", position=int(bad[0]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import tokenize
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -104,7 +105,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
             _refuse_false_sizes(path)
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-    except (OSError, DamagedFile, TypeError, AttributeError) as error:
+    except (OSError, DamagedFile, TypeError, AttributeError, tokenize.TokenError) as error:
         why = "it holds one array, not several by name" if isinstance(error, TypeError | AttributeError) else error
         raise ManifestError(f"cannot be read ({why})", where=str(path), fix="save it with numpy.savez") from error
     odd = next((name for name, a in arrays.items() if not isinstance(a, np.ndarray) or a.ndim == 0), None)
