@@ -193,10 +193,8 @@ class Question:
 def chosen(method: Method, question: Question, options: Options) -> tuple[Method, str]:
     """What ``--method auto`` is for a run: itself for wrong labels, or a method for what rows do, and why that.
 
-    ``options`` are those of the run, by method: the method that it becomes has its own.
-
-    Raises:
-        UsageError: auto has options, and the method it becomes has not.
+    ``options`` are those of the run, by method: the method that it becomes has its own, and those of auto then change
+    nothing, which the reason says (a flag for them is refused earlier where that can be seen: ``cli.settings``).
     """
     if not isinstance(method, Auto):
         return method, ""
@@ -204,8 +202,7 @@ def chosen(method: Method, question: Question, options: Options) -> tuple[Method
     if not why:
         return replace(method, with_target=question.target), ""
     if replace(method, max_rows=Auto().max_rows) != Auto():
-        what = f"options of auto are about wrong labels, and it is about {', '.join(question.objectives)} here: {why}"
-        raise UsageError(what, fix="leave --set auto.... or [method.auto] out, or name the method: --method ip")
+        why += "; options of auto are about wrong labels, and change nothing here"
     solves = question.params == "last" and (tuple(question.objectives) != (UTILITY,) or question.holds == NOTHING)
     kind, name = (EKFAC, "ekfac") if solves else (IP, "ip")
     return build_options(kind, name, options.get(name, {})), why

@@ -232,7 +232,11 @@ def test_other_objectives_get_a_method_of_effects(tmp_path: Path) -> None:
         assert f"auto takes {method}, which estimates what a row does to fairness" in said["why"][0]
     ran = call_cli(*asked, "--method", "auto", "--set", "auto.folds=4", cwd=tmp_path)
     assert ran.code == 2
-    assert "options of auto are about wrong labels" in ran.err
+    assert "--set auto.folds=4 has no effect: options of auto are about wrong labels" in ran.err
+    (tmp_path / "influence.toml").write_text("[method.auto]\nfolds = 4\n")  # which is for other runs too
+    ran = call_cli(*asked, "--method", "auto", "-o", "b.parquet", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert "options of auto are about wrong labels, and change nothing here" in ran.err
 
 
 def test_what_it_is_for_rows_without_labels_and_for_several_objectives() -> None:

@@ -46,6 +46,9 @@ def check_set(settings: Settings, given: dict[str, str]) -> None:
             flag = _flag(name, settings)
             what = f"--set {text} has no effect: {name} is not asked for"
             raise UsageError(what, fix=f"add {flag}, or leave it out" if flag else "leave it out")
+        if name == "auto" and (about := _of_effects(settings)):
+            what = f"--set {text} has no effect: options of auto are about wrong labels, and it is about {about} here"
+            raise UsageError(what, fix="leave it out, or name the method: --method ip")
 
 
 def _kind(name: str) -> type[Any]:
@@ -75,6 +78,16 @@ def _in_use(settings: Settings) -> set[str]:
     if settings.command in (CURATE, RETRAIN) or values.get("combine") is not None:
         used.add("combine")
     return used
+
+
+def _of_effects(settings: Settings) -> str:
+    """What ``auto`` estimates effects on, where what is asked says so and not what the rows are; else nothing."""
+    from influence_cli.methods.auto import UTILITY
+
+    objectives = _listed(settings.values.get("objective"))
+    if objectives and objectives != [UTILITY]:
+        return ", ".join(objectives)
+    return next((f"{n.replace('_', ' ')} scores" for n in ("relative", "per_target") if settings.values.get(n)), "")
 
 
 def _listed(value: Any) -> list[str]:

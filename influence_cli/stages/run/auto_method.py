@@ -27,9 +27,6 @@ def with_auto(
     """The methods, with what ``auto`` is for these rows and objectives in its place, and why where it is of effects.
 
     ``effects`` is another reason for that, if there is one.
-
-    Raises:
-        UsageError: auto has options, and the method that it becomes has not.
     """
     if AUTO not in methods:
         return methods, ""
