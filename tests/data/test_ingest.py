@@ -223,6 +223,13 @@ def test_bad_rows_are_refused_by_name_or_listed(tmp_path: Path, case: str) -> No
         assert says.split()[-1] in made.skipped[0][1]
 
 
+def test_texts_without_labels_are_told_of_their_task(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    with pytest.raises(ManifestError, match="no label column") as caught:
+        ingest(tmp_path / "t.jsonl", tmp_path, split="100/0/0")
+    assert "--task language" in (caught.value.fix or "")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [

@@ -287,6 +287,8 @@ def _label(names: list[str], columns: Columns, seen: Seen) -> tuple[str, list[st
         fix = f"name it with --label; there are: {', '.join(names)}"
         if any(re.fullmatch(r"[+-]?\d+(\.\d*)?", name.strip()) for name in names):
             fix += " (is the first line a row? then write the names of the columns before it)"
+        if any(name.lower() == "text" for name in names):
+            fix += "; texts without labels, for a language model, take --task language"
         raise ManifestError("no label column", where=seen.where, fix=fix)
     texts = [name for name in usual if name in seen.surveys and seen.form(name) is None and seen.surveys[name].texts]
     first = (texts or usual)[0]
