@@ -275,20 +275,17 @@ def check_kept(special: Mapping[str, str | None], columns: Columns, where: str) 
 
 def _label(names: list[str], columns: Columns, seen: Seen) -> tuple[str, list[str]]:
     """The label column, and others that could be it; of several usual names one of text comes first."""
-    if columns.label is not None:
-        asked = pick(names, columns.label, (), "label", seen.where)
-        assert asked is not None
+    if columns.label is not None and (asked := pick(names, columns.label, (), "label", seen.where)) is not None:
         return asked, []
     usual = [name for u in LABEL_NAMES for name in names if name.lower() == u]
     sure = [name for name in usual if name.lower() in _SURE_LABELS]
     if sure:
         return sure[0], [n for n in usual if n != sure[0] and n.lower() != "y"]  # beside a label, y is a coordinate
     if not usual:
-        fix = f"name it with --label; there are: {', '.join(names)}"
+        alone = "; texts without labels, for a language model, take --task language" if "text" in names else ""
+        fix = f"name it with --label; there are: {', '.join(names)}{alone}"
         if any(re.fullmatch(r"[+-]?\d+(\.\d*)?", name.strip()) for name in names):
             fix += " (is the first line a row? then write the names of the columns before it)"
-        if any(name.lower() == "text" for name in names):
-            fix += "; texts without labels, for a language model, take --task language"
         raise ManifestError("no label column", where=seen.where, fix=fix)
     texts = [name for name in usual if name in seen.surveys and seen.form(name) is None and seen.surveys[name].texts]
     first = (texts or usual)[0]
