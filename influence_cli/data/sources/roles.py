@@ -282,8 +282,9 @@ def _label(names: list[str], columns: Columns, seen: Seen) -> tuple[str, list[st
     if sure:
         return sure[0], [n for n in usual if n != sure[0] and n.lower() != "y"]  # beside a label, y is a coordinate
     if not usual:
-        alone = "; texts without labels, for a language model, take --task language" if "text" in names else ""
-        fix = f"name it with --label; there are: {', '.join(names)}{alone}"
+        fix = f"name it with --label; there are: {', '.join(names)}"
+        if all(name in seen.surveys and seen.form(name) is None and seen.surveys[name].texts for name in names):
+            fix += "; texts without labels, for a language model, take --task language"
         if any(re.fullmatch(r"[+-]?\d+(\.\d*)?", name.strip()) for name in names):
             fix += " (is the first line a row? then write the names of the columns before it)"
         raise ManifestError("no label column", where=seen.where, fix=fix)
