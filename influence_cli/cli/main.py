@@ -21,8 +21,8 @@ DONE, FIXABLE, BROKEN, INTERRUPTED, CLOSED_PIPE = 0, 2, 3, 130, 141  # 1 is retu
 ENDING = ("SIGTERM", "SIGHUP")  # the code is then 128 and the signal's number, as a shell says it
 
 
-class Stopped(BaseException):
-    """A signal that asks the process to end: what is open is closed, and temporary files go, as with Ctrl-C."""
+class Stopped(KeyboardInterrupt):
+    """A signal that asks the process to end: rows in hand are kept, and temporary files go, as with Ctrl-C."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"signal {number}")
@@ -40,10 +40,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with _exits_are_ours(for_good=arguments is None):
             code = run(sys.argv[1:] if arguments is None else arguments)
-    except KeyboardInterrupt:  # once more, while the first was told
-        code = INTERRUPTED
     except Stopped as stopped:  # before there was anything to tell, or while it was told
         code = 128 + stopped.number
+    except KeyboardInterrupt:  # once more, while the first was told
+        code = INTERRUPTED
     except BaseException as error:  # it cannot even be described
         streams.write_line(f"error: {type(error).__name__}")
     for number in ours if arguments is not None else ():  # called from a program, whose signals they are
@@ -120,7 +120,7 @@ def _shown(arguments: list[str], command: Callable[[], int]) -> int:
     """The exit code of a command, what went wrong in it shown."""
     try:
         return command()
-    except (KeyboardInterrupt, Stopped) as error:
+    except KeyboardInterrupt as error:
         from influence_cli.cli.console import terminal
 
         span = terminal().span

@@ -42,7 +42,6 @@ METHODS = (
 BY_FEATURES = {"auto": 0.9, "probe": 0.9, "target-probe": 0.9999, "knn": 0.9999}  # and the least correlation
 EDITS = {  # by name: the column acted on, the action, its budget, and the control beside it
     "trim 5% by auto": ("auto", "trim", "5%", "random trim"),
-    "trim 5% by loss": ("loss", "trim", "5%", "random trim"),
     "trim by auto, --budget auto": ("auto", "trim", "auto", "random trim"),
     "relabel by auto, --budget auto": ("auto", "relabel", "auto", "random relabel"),
     "reweight by auto": ("auto", "reweight", None, "shuffled weights"),

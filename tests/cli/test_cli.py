@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from influence_cli.cli import console
+from influence_cli.cli.main import Stopped
 from tests.cases import Ran, call_cli, digits_table, run_cli, run_python, with_column, write
 
 COMMANDS = ("manifest", "grads", "score", "curate", "retrain", "evaluate", "methods", "cache", "guide")
@@ -471,28 +472,31 @@ def test_what_the_machine_does_to_us(
     assert "fix: " in ran.err
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, what: str, at: int) -> None:
-    """Send Ctrl-C after the ``at``-th batch of the span whose name starts with ``what``."""
+def interrupt(monkeypatch: pytest.MonkeyPatch, what: str, at: int, by: int = signal.SIGINT) -> None:
+    """Send Ctrl-C, or stop as another signal does, after the ``at``-th batch of the span that starts with ``what``."""
     advance, seen = console._Plain.advance, []
 
     def stop(self: Any, rows: int) -> None:
         advance(self, rows)
         if self.what.startswith(what):
             seen.append(rows)
+            if len(seen) == at and by != signal.SIGINT:
+                raise Stopped(by)  # what its handler raises
             if len(seen) == at:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(by)
 
     monkeypatch.setattr(console._Plain, "advance", stop)
 
 
-def test_ctrl_c_exits_130_says_what_was_kept_and_keeps_it(
-    tmp_path: Path, digits: Path, digits_run: Path, scored: Path
+@pytest.mark.parametrize(("by", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_what_is_stopped_says_what_was_kept_and_keeps_it(
+    by: int, code: int, tmp_path: Path, digits: Path, digits_run: Path, scored: Path
 ) -> None:
     asked = ["score", "--method", "ip", digits, "--checkpoint", digits_run, "--batch-size", "30"]
     with pytest.MonkeyPatch.context() as patch:
-        interrupt(patch, "training rows", at=3)
+        interrupt(patch, "training rows", at=3, by=by)
         ran = call_cli(*asked, "-o", "scores.parquet", cwd=tmp_path)
-    assert ran.code == 130
+    assert ran.code == code
     assert ran.err.splitlines()[-1] == "interrupted: 90 of 200 rows kept; run the same command to continue"
     assert not (tmp_path / "scores.parquet").exists()
     assert call_cli(*asked, "-n", cwd=tmp_path).json["rows_to_compute"] == 110
