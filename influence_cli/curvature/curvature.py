@@ -72,10 +72,12 @@ class Curvature(RowSums):
         precision: str = "fp64",
         without: Sequence[str] = (),
         loss: RowLoss = CROSS_ENTROPY,
+        head: Head | None = None,
     ) -> None:
         """Nothing is computed yet, and the model is copied before it is moved to ``precision``.
 
-        Parameters ``without`` are outside of it, though they are selected (see ``unused``).
+        Parameters ``without`` are outside of it, though they are selected (see ``unused``).  A ``head`` of this model
+        that was found elsewhere takes the place of one of its own where it is in the same precision.
         """
         device = device or torch.device("cpu")
         self.device = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
@@ -93,10 +95,11 @@ class Curvature(RowSums):
         self.divided: Callable[[Curvature, SumsOf], list[Tensor]] | None = None  # how several processes sum up
         self.precision, self.dtype = precision, DTYPES[precision]
         self._own: Curvature | None = None
+        self._head = None if without else head
         self._open = lambda: Point(copied(model), params, dropout, precision, self.device)
         self._at_this_point = functools.partial(
             Curvature, model, spec, params=params, dropout=dropout, device=device, batch_size=batch_size,
-            workers=workers, way=way, without=without, loss=loss,
+            workers=workers, way=way, without=without, loss=loss, head=self._head,
         )  # fmt: skip
         self._labels_and_weights = rows.manifest.labels, rows.manifest.weights()
         self._by_rows: dict[tuple[bytes, str], Curvature] = {}
@@ -125,6 +128,9 @@ class Curvature(RowSums):
 
         Nothing is known of a model that cannot be differentiated backwards.
         """
+        inputs = None if self._head is None else self._head.point.few
+        if self._head is not None and inputs is not None and not unreached(self._head.point, inputs):
+            return []
         if self._probes is None:
             return []
         found = unreached(self.point, to_input(move(self._probes, self.device), self.spec, self.dtype))
@@ -173,6 +179,9 @@ class Curvature(RowSums):
     @functools.cached_property
     def point(self) -> Point:
         """A copy of the model: no graph is kept of parameters that are not selected."""
+        given = self._same_head()
+        if given is not None:
+            return given.whole
         opened = self._open()
         opened.model.requires_grad_(False)
         opened = opened.less(self.outside)
@@ -231,8 +240,14 @@ class Curvature(RowSums):
     def head(self, x: Tensor) -> Head | None:
         """The module behind whose inputs all selected parameters lie; looked for with the first inputs given."""
         if not self._looked_for_head:
-            self.found_head, self._looked_for_head = head_of(self.point, x), True
+            self.found_head, self._looked_for_head = self._same_head() or head_of(self.point, x), True
         return self.found_head
+
+    def _same_head(self) -> Head | None:
+        """The head that was given, where it is in this precision and on this device."""
+        given = self._head
+        same = given is not None and given.point.dtype == self.dtype and given.point.device == self.device
+        return given if same else None
 
     @property
     def at(self) -> Point:

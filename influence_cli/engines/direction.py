@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +40,16 @@ class RowObjective(Protocol):
 
     def rows(self, logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
         """Terms [m] from logits [m, C], labels [m] and the run's row loss."""
+        ...
+
+
+class PartAlone(Protocol):
+    """The module behind whose inputs all selected parameters lie (``curvature.head.Head``)."""
+
+    point: Point
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """What the module is given for inputs [b, ...] of the model."""
         ...
 
 
@@ -80,6 +90,7 @@ class TargetPass:
     workers: int
     progress: Progress
     held: DecodedByKey | None = None  # payloads in it are not decoded again
+    head: PartAlone | None = None  # what lies before it is run on whole batches, whatever buckets their rows are of
 
     @functools.cached_property
     def own(self) -> dict[str, Tensor]:
@@ -100,6 +111,20 @@ class TargetPass:
         for index, decoded in batches(self.target.manifest, chunks, self.spec, self.workers, held=self.held):
             yield index, self.inputs(decoded), move(labels[torch.from_numpy(index)], self.point.device)
             self.progress.advance(len(index))
+
+    def bucket_batches(
+        self, buckets: list[list[int]], of: dict[int, int]
+    ) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
+        """(rows, inputs, labels) of parts of one bucket each, of which ``of`` is by row; inputs of the head, if any."""
+        if self.head is None:
+            yield from self.batches(buckets)
+            return
+        for index, x, y in self.batches([[row for rows in buckets for row in rows]]):
+            h = self.head.inputs(x)
+            cuts = np.flatnonzero(np.diff([of[row] for row in index.tolist()])) + 1
+            for some in np.split(np.arange(len(index)), cuts):
+                part = slice(int(some[0]), int(some[-1]) + 1)
+                yield index[part], h[part], y[part]
 
     def inputs(self, decoded: Any) -> Tensor:
         """The model's inputs of decoded rows."""
@@ -219,10 +244,13 @@ def measure_directions(
         by_bucket[b].append(row)
     plain = {name: o for name, o in objectives.items() if name not in attacked}
     own = by_bucket if shared is None else by_bucket[shared.rank :: shared.size]
-    for index, x, y in run.batches(own):
+    if attacked or paired or run.spec.payload_kind.ragged:  # whose rows do not come bucket by bucket, or are others
+        run = replace(run, head=None)
+    at = run if run.head is None else replace(run, point=run.head.point)
+    for index, x, y in run.bucket_batches(own, bucket):
         for s in sums.values():
             s.enter_bucket(bucket[int(index[0])])
-        bad = _add_gradients(run, x, y, plain, sums)
+        bad = _add_gradients(at, x, y, plain, sums)
         for name, inputs in attacked.items():
             moved = inputs(index).to(run.point.device, run.point.dtype)
             also = _add_gradients(run, moved, y, {name: objectives[name]}, sums)

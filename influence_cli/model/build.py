@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from typing import Any
@@ -18,6 +19,7 @@ from influence_cli.model.named_tensors import as_argument, from_arrays
 from influence_cli.model.parameters import in_precision
 from influence_cli.model.spec import ENCODER, TORCHVISION, ModelSpec, code_named_by_data, is_gpt, is_own, is_plain
 from influence_cli.model.weights import load_weights
+from influence_cli.model.without_draws import WithoutDraws
 from influence_cli.settings import INTERPOLATIONS
 
 
@@ -119,13 +121,18 @@ def as_column(model: nn.Module, args: Any, out: Any) -> Any:
     return out[:, None] if isinstance(out, Tensor) and out.ndim == 1 else out
 
 
-def build_model(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
+def build_model(spec: ModelSpec, pretrained: bool = False, values: bool = True) -> nn.Module:
     """An untrained model (or timm's pretrained one) for a spec, with its logits in the order of the classes.
+
+    Without ``values`` parameters of an architecture known by name are not drawn: their names and shapes matter alone.
 
     Raises:
         ModelError: the name is unknown, or the architecture refuses the input.
     """
-    return _in_order(_build(spec, pretrained), spec)
+    known = spec.task is None and spec.network is None and not is_own(spec.name)
+    named = known and not is_gpt(spec.name) and not spec.name.startswith(ENCODER)
+    with contextlib.nullcontext() if values or not named else WithoutDraws():
+        return _in_order(_build(spec, pretrained), spec)
 
 
 def _in_order(model: nn.Module, spec: ModelSpec) -> nn.Module:
@@ -220,9 +227,12 @@ def _no_pretrained(name: str, error: Exception) -> ModelError:
 
 
 def load_model(
-    spec: ModelSpec, checkpoint: Checkpoint, dtype: torch.dtype | None = None, listener: Listener = SILENT
-) -> nn.Module:
+    spec: ModelSpec, checkpoint: Checkpoint, dtype: torch.dtype | None = None, listener: Listener = SILENT,
+    to_train: bool = False,
+) -> nn.Module:  # fmt: skip
     """The model of a spec with a checkpoint's weights, in evaluation mode; with ``dtype`` read into that precision.
+
+    With ``to_train`` torch's random numbers are taken as building the model anew takes them.
 
     Raises:
         ModelError: the checkpoint does not fit; names tensors, expected and found shapes.
@@ -232,7 +242,7 @@ def load_model(
 
         model = in_precision(_in_order(load(spec, checkpoint), spec), dtype)
     else:
-        model = in_precision(build_model(spec), dtype)
+        model = in_precision(build_model(spec, values=to_train or not checkpoint.files), dtype)
         model = load_weights(model, checkpoint, spec.name, listener) if checkpoint.files else model.eval()
     check_input(model, spec)
     return model
@@ -245,7 +255,7 @@ def start_model(spec: ModelSpec, checkpoint: Checkpoint, listener: Listener = SI
         ModelError: the checkpoint does not fit.
     """
     if spec.network is None:
-        return load_model(spec, checkpoint)
+        return load_model(spec, checkpoint, to_train=True)
     from influence_cli.model.transformers_model import load_start
 
     model = _in_order(load_start(spec, checkpoint, listener), spec)

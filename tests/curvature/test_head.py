@@ -178,6 +178,27 @@ def test_the_body_is_run_once_for_every_row(tmp_path: Path, seen: Any) -> None:
     assert seen() >= first + 2 * 11  # what is selected everywhere has no head
 
 
+def test_a_head_that_is_known_is_used_and_the_model_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = _net(tmp_path, Deep())
+    plain = net.curvature(params="top.*", batch_size=4)
+    columns = _columns(plain, 2)
+    point = Point(net.model, "top.*", None, "fp64", CPU)
+    point.few = net.x[:5]
+    head = head_of(point, net.x)
+    assert head is not None
+    expected = plain.product("ggn", columns), plain.dense("hessian")[0], plain.theta
+    known = net.curvature(params="top.*", batch_size=4, head=head)
+    with monkeypatch.context() as patched:
+        patched.delattr("influence_cli.curvature.curvature.copied")
+        found = known.product("ggn", columns), known.dense("hessian")[0], known.theta
+        assert known.unused() == []
+    for a, b in zip(found, expected, strict=True):
+        assert relative_error(a, b) < 1e-12
+    other = net.curvature(params="top.*", batch_size=4, head=head, without=["top.head.0.bias"])
+    other.product("ggn", columns[: other.size])
+    assert other.found_head is not head  # which has that parameter too
+
+
 @pytest.mark.parametrize("params", ["top.*", "top.head.2.*"])
 @pytest.mark.parametrize(
     ("method", "options"), [(EKFAC, {"labels": "exact"}), (DataInf, {}), (CG, {}), (LiSSA, {"batch": 4, "depth": 6})]

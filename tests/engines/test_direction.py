@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import stats
 
+from influence_cli.curvature.head import Head
 from influence_cli.data.tables import provenance
 from influence_cli.engines.direction import BUCKETS, bucket_of
 from influence_cli.errors import ManifestError
@@ -77,6 +78,25 @@ def test_direction_is_the_gradient_of_the_mean_target_loss(batch_size: int | Non
     assert meta["phi"] == pytest.approx(phi.item(), rel=1e-12)
     assert meta["norm"] == pytest.approx(flat(expected).norm().item(), rel=1e-12)
     assert meta["m"] == 60
+
+
+def test_what_lies_before_the_head_is_run_on_whole_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem(tmp_path, "mlp:6", (5,), classes=3, train=30, val=74)
+    sizes, inputs = list[int](), Head.inputs
+    monkeypatch.setattr(Head, "inputs", lambda self, x: (sizes.append(len(x)), inputs(self, x))[1])
+    q, meta = stored(problem.job(params="last", batch_size=37))
+    assert sizes[-2:] == [37, 37]  # of sixteen buckets
+    parameters = {n: p for n, p in problem.model.named_parameters() if n in q}
+    x, y = problem.part("val")
+    loss = F.cross_entropy(problem.model(x), y)
+    expected = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+    assert len(q) == 2
+    assert relative_error(flat(q).numpy(), flat(expected).numpy()) < 1e-12
+    monkeypatch.setattr("influence_cli.stages.grads.directions.HEAD_FROM", 75)
+    plain, about = stored(problem.job(params="last", batch_size=37))
+    assert relative_error(flat(q).numpy(), flat(plain).numpy()) < 1e-12
+    assert meta["snr"] == pytest.approx(about["snr"], rel=1e-9)
+    assert meta["accuracy"] == about["accuracy"]
 
 
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])

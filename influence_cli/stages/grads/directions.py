@@ -17,8 +17,11 @@ from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 
 if TYPE_CHECKING:
+    from influence_cli.curvature.head import Head
     from influence_cli.data.manifest import Payload
     from influence_cli.engines.direction import Attacked, Measured
+
+HEAD_FROM = 64  # target rows; looking for a head takes about as long as running so many
 
 
 class DirectionJob(RunJob):
@@ -37,7 +40,9 @@ class DirectionJob(RunJob):
         if passing is None:
             payloads = dict(run.target.manifest.payloads(run.target.index))
             size, workers = session.batch_size(run.model), session.runtime.workers
-            passing = TargetPass(at.exact, run.model, run.target, payloads, size, workers, Progress(), session.decoded)
+            passing = TargetPass(
+                at.exact, run.model, run.target, payloads, size, workers, Progress(), session.decoded, _head(run, at)
+            )
         wanted = {name: run.objectives[name] for name in self.objectives}
         found = measure_directions(passing, wanted, {}, shared=group)
         return found if group.rank == 0 else None
@@ -68,7 +73,7 @@ def measure(
     measured: dict[str, Measured] = {}
     with session.listener.progress(f"direction, {at.called}", passes * len(run.target), "target rows") as progress:
         at_point = point, run.model, run.target, payloads, size, session.runtime.workers, progress, session.decoded
-        passing = TargetPass(*at_point)
+        passing = TargetPass(*at_point, _head(run, at) if of_rows else None)
         if of_rows or paired:
             group = None if attacked or paired or len(run.target) < 2 * size else helpers(run, session)
             if group is None:
@@ -94,3 +99,8 @@ def measure(
         if m.half is not None and work.halves:
             session.store.directions.write(names.direction(run, work.member, objective, half=True), m.half, about)
         session.store.directions.write(names.direction(run, work.member, objective), m.q, about)
+
+
+def _head(run: Run, at: MemberModel) -> Head | None:
+    """The head at a member, where there are enough target rows that it pays to look for it."""
+    return at.head if len(run.target) >= HEAD_FROM else None

@@ -106,7 +106,7 @@ def _fill_member(run: Run, session: Session, work: Work, at: MemberModel, look: 
     for quantity in {part.quantity for part, keys in work.lacking.items() if len(keys)}:
         QUANTITIES[quantity].check(run, at.exact)
     if work.preconditioned:
-        precondition(run, session, work.member, work.preconditioned, at.model)
+        precondition(run, session, at, work.preconditioned)
     for name in work.passes:
         run = run.without(run_pass(name, run, session, work, at, look).bad)
     if at.point is not at.exact:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from influence_cli.curvature.head import Head
     from influence_cli.engines.point import Point
 
 
@@ -27,6 +29,13 @@ class MemberModel:
     exact: Point
     point: Point
     called: str  # what people are told of it
+
+    @functools.cached_property
+    def head(self) -> Head | None:
+        """The module of ``exact`` behind whose inputs all selected parameters lie; None where there is none."""
+        from influence_cli.curvature.head import head_of
+
+        return None if self.exact.few is None else head_of(self.exact, self.exact.few)
 
 
 class Models:

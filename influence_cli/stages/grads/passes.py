@@ -83,7 +83,7 @@ def _prepare(name: str, run: Run, session: Session, work: Work, at: MemberModel)
     if name == "values":
         for part, keys in work.in_pass(name).items():
             if len(keys) and run.values[part.of].of_block is None:
-                fitted_curvature(run, session, part.of, work.member, at.model)
+                fitted_curvature(run, session, part.of, at)
 
 
 def joined(found: list[Looped]) -> Looped:
@@ -211,7 +211,7 @@ def _value_function(
             f"{part.of}: a series for each of {solve.directions:,} rows, at most {solve.passes:,.0f} passes over "
             f"{solve.rows:,} fit rows in all{seconds}"
         )
-    curvature = fitted_curvature(run, session, part.of, member, at.model)
+    curvature = fitted_curvature(run, session, part.of, at)
     function, facts = run.solvers[part.of].form(curvature)
     assert run.fit is not None
     called = names.row_value(run, part.of, member)[0]

@@ -18,26 +18,23 @@ from influence_cli.errors import ManifestError
 from influence_cli.methods.shapes.preconditioned import FactorAt
 from influence_cli.stages.grads.divided_sums import DividedSums
 from influence_cli.stages.grads.interim import KeptInterim
-from influence_cli.stages.grads.member_model import Models
+from influence_cli.stages.grads.member_model import MemberModel, Models
 from influence_cli.stages.grads.same_run import helpers
 from influence_cli.stages.run import names
 from influence_cli.stages.run.curvature_plan import Along, fit_key, solve_key
 from influence_cli.stages.run.rates import remember_rate
-from influence_cli.stages.run.run import Member, Run, require_model
+from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Session
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from influence_cli.curvature.curvature import Curvature
 
 
 def precondition(
     run: Run,
     session: Session,
-    member: Member,
+    at: MemberModel,
     missing: tuple[Along, ...],
-    model: nn.Module,
 ) -> None:
     """Fit the factors that are not stored, and compute and store every missing u whose q is."""
     from influence_cli.engines.point import differentiable_kernels
@@ -49,10 +46,10 @@ def precondition(
         wanted = [(a, q) for a, q in stored if q is not None]  # a target too small to be halved has no half
         if not wanted:
             continue
-        curvature = fitted_curvature(run, session, name, member, model)
+        curvature = fitted_curvature(run, session, name, at)
         columns = np.stack([curvature.flat(q) for _, q in wanted]).T  # each lies in one piece
         interim, started = KeptInterim(run, session, *(a.u for a, _ in wanted)), time.perf_counter()
-        with interim.kept(curvature), differentiable_kernels(curvature.point.recurrent):  # once for all products
+        with interim.kept(curvature), differentiable_kernels(at.exact.recurrent):  # once for all products
             preconditioned, facts = method.precondition(columns, curvature)
             about = about_curvature(run, facts, curvature)
             dtype = next(iter(wanted[0][1].values())).dtype
@@ -60,7 +57,7 @@ def precondition(
                 meta = {
                     **(session.store.directions.meta(a.q) or {}),
                     "method": name,
-                    "factor": names.factor(run, name, member),
+                    "factor": names.factor(run, name, at.member),
                     "fit": run.fit.fingerprint,
                     "curvature": about,
                 }
@@ -72,27 +69,27 @@ def precondition(
             remember_rate(session, solve_key(run, session, name), costs.rows, seconds)
 
 
-def fitted_curvature(run: Run, session: Session, name: str, member: Member, model: nn.Module) -> Curvature:
+def fitted_curvature(run: Run, session: Session, name: str, at: MemberModel) -> Curvature:
     """The curvature at a member with what a method fits on it, from the store or fitted now.
 
     Fit rows whose logits or derivatives are not finite are outside it, as if they were not there; so are parameters
     that no logit depends on.  Other factors that the method's directions go through are its ``further``.
     """
     models = Models(run, session)
-    own, *others = names.factors(run, name, member)
-    curvature = _opened(run, session, own, {member.name: model}, models)
+    own, *others = names.factors(run, name, at.member)
+    curvature = _opened(run, session, own, at, models)
     curvature.factor = _factor(run, session, own, curvature)
-    for at in others:
-        known = _read_factor(run, session, at, curvature.size)
+    for other in others:
+        known = _read_factor(run, session, other, curvature.size)
         if known is None:
-            like = _opened(run, session, at, {member.name: model}, models, curvature)
-            known = _factor(run, session, at, like)
+            like = _opened(run, session, other, at, models, curvature)
+            known = _factor(run, session, other, like)
         curvature.further.append(known)
     return curvature
 
 
 def _opened(
-    run: Run, session: Session, at: FactorAt, known: dict[str, nn.Module], models: Models, like: Curvature | None = None
+    run: Run, session: Session, at: FactorAt, known: MemberModel, models: Models, like: Curvature | None = None
 ) -> Curvature:
     """What a factor is fitted on: the curvature at its first member, with those at the others beside it.
 
@@ -101,7 +98,8 @@ def _opened(
     from influence_cli.curvature.curvature import Curvature
 
     assert run.fit is not None
-    weights = [known.get(m.name) or models.weights(m.checkpoint) for m in at.members]
+    own = known.member.name
+    weights = [known.model if m.name == own else models.weights(m.checkpoint) for m in at.members]
 
     group = helpers(run, session)
 
@@ -110,7 +108,7 @@ def _opened(
             Curvature(
                 model, require_model(run)[0], rows, run.spec.params, member.dropout, session.device,
                 session.batch_size(run.model), session.runtime.workers, session.listener, without=without,
-                loss=run.row_loss,
+                loss=run.row_loss, head=known.head if member.name == own and member.walk is None else None,
             )
             for member, model in zip(at.members, weights, strict=True)
         ]  # fmt: skip
@@ -121,7 +119,7 @@ def _opened(
     meta = session.store.factors.meta(names.factor_of(run, at))
     curvatures = of(run.fit.rows)
     rows = _usable_fit_rows(run, session, at, curvatures) if meta is None else run.fit.less(set(meta["unusable"]))
-    alone = len(at.members) == 1 and at.members[0].name in known
+    alone = len(at.members) == 1 and at.members[0].name == own
     if like is not None and alone and np.array_equal(rows.index, like.rows.index):
         return like
     if len(rows) < len(run.fit.rows):

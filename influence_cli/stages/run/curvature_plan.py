@@ -156,7 +156,9 @@ def parameter_count(run: Run, session: Session, params: str | None = None) -> in
         from influence_cli.model.build import build_model
         from influence_cli.model.parameters import select_parameters
 
-        known = {"parameters": sum(p.numel() for p in select_parameters(build_model(spec), params).values())}
+        known = {
+            "parameters": sum(p.numel() for p in select_parameters(build_model(spec, values=False), params).values())
+        }
         session.store.write_model_note(note, known)
     return int(known["parameters"])
 

@@ -221,7 +221,7 @@ class Solver:
         """P g of every gradient, by parameter name."""
         known = at.member.name
         if known not in self._curvatures:
-            self._curvatures[known] = fitted_curvature(self.run, self.session, self.name, at.member, at.model)
+            self._curvatures[known] = fitted_curvature(self.run, self.session, self.name, at)
         curvature = self._curvatures[known]
         q = np.stack([curvature.flat(g) for g in gradients], axis=1)
         columns, facts = self.method.precondition(q, curvature)
