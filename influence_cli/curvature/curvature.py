@@ -77,7 +77,7 @@ class Curvature(RowSums):
         """Nothing is computed yet, and the model is copied before it is moved to ``precision``.
 
         Parameters ``without`` are outside of it, though they are selected (see ``unused``).  A ``head`` of this model
-        that was found elsewhere takes the place of one of its own where it is in the same precision.
+        that was found elsewhere, in the same precision or in float32, takes the place of one of its own.
         """
         device = device or torch.device("cpu")
         self.device = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
@@ -95,11 +95,11 @@ class Curvature(RowSums):
         self.divided: Callable[[Curvature, SumsOf], list[Tensor]] | None = None  # how several processes sum up
         self.precision, self.dtype = precision, DTYPES[precision]
         self._own: Curvature | None = None
-        self._head = None if without else head
+        self._known = None if without else head
         self._open = lambda: Point(copied(model), params, dropout, precision, self.device)
         self._at_this_point = functools.partial(
             Curvature, model, spec, params=params, dropout=dropout, device=device, batch_size=batch_size,
-            workers=workers, way=way, without=without, loss=loss, head=self._head,
+            workers=workers, way=way, without=without, loss=loss, head=self._known,
         )  # fmt: skip
         self._labels_and_weights = rows.manifest.labels, rows.manifest.weights()
         self._by_rows: dict[tuple[bytes, str], Curvature] = {}
@@ -128,15 +128,16 @@ class Curvature(RowSums):
 
         Nothing is known of a model that cannot be differentiated backwards.
         """
-        inputs = None if self._head is None else self._head.point.few
-        if self._head is not None and inputs is not None and not unreached(self._head.point, inputs):
+        given = self._given
+        if given is not None and given.point.few is not None:
+            found = unreached(given.point, given.point.few)
+        elif self._probes is None:
             return []
-        if self._probes is None:
-            return []
-        found = unreached(self.point, to_input(move(self._probes, self.device), self.spec, self.dtype))
+        else:
+            found = unreached(self.point, to_input(move(self._probes, self.device), self.spec, self.dtype))
         if found:  # a model may take another way with other rows
-            for _, x, _, _ in self.batches("parameters in use"):
-                found &= unreached(self.point, x)
+            for _, x, _, _ in self.head_batches("parameters in use"):
+                found &= unreached(self.at, x)
         return [n for n in self.layout if n in found]
 
     @property
@@ -154,6 +155,7 @@ class Curvature(RowSums):
             made = self._by_rows[key] = self._at_this_point(rows, precision=precision)
             same = [c for (of, _), c in self._by_rows.items() if of == key[0] and c._decoded is not None]
             made._decoded = same[0]._decoded if same else None
+            made._take_inputs(self._by_rows)
             made.divided = self.divided
             made.__dict__["_probes"] = self._probes  # read once: those of a part of the rows are no better
         return self._by_rows[key]
@@ -179,9 +181,8 @@ class Curvature(RowSums):
     @functools.cached_property
     def point(self) -> Point:
         """A copy of the model: no graph is kept of parameters that are not selected."""
-        given = self._same_head()
-        if given is not None:
-            return given.whole
+        if self._given is not None:
+            return self._given.whole
         opened = self._open()
         opened.model.requires_grad_(False)
         opened = opened.less(self.outside)
@@ -240,14 +241,27 @@ class Curvature(RowSums):
     def head(self, x: Tensor) -> Head | None:
         """The module behind whose inputs all selected parameters lie; looked for with the first inputs given."""
         if not self._looked_for_head:
-            self.found_head, self._looked_for_head = self._same_head() or head_of(self.point, x), True
+            self.found_head, self._looked_for_head = self._given or head_of(self.point, x), True
         return self.found_head
 
-    def _same_head(self) -> Head | None:
-        """The head that was given, where it is in this precision and on this device."""
-        given = self._head
-        same = given is not None and given.point.dtype == self.dtype and given.point.device == self.device
-        return given if same else None
+    @functools.cached_property
+    def _given(self) -> Head | None:
+        """The head that was given, in this precision; None where it is on another device."""
+        return None if self._known is None else self._known.on(self.device, self.dtype)
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """The precision of the model's inputs: that of what lies before a head that was given."""
+        return self.dtype if self._given is None else self._given.whole.dtype
+
+    def _take_inputs(self, others: dict[tuple[bytes, str], Curvature]) -> None:
+        """Have what another of the same rows has kept of the given head's inputs, in this precision."""
+        own = self.rows.index.tobytes()
+        kept = [c.kept_inputs for (rows, _), c in others.items() if rows == own and c._given is not None]
+        found = next((batches for batches in kept if batches is not None), None)
+        if self._given is not None and self.kept_inputs is None and found is not None:
+            self.kept_inputs = [(index, h.to(self.dtype)) for index, h in found]
+            self.found_head, self._looked_for_head = self._given, True
 
     @property
     def at(self) -> Point:
@@ -281,7 +295,7 @@ class Curvature(RowSums):
         with self.listener.progress(what, len(self.rows), "fit rows") as progress:
             for index, decoded in source:
                 kept.add(index, decoded)
-                yield index, to_input(move(decoded, self.device), self.spec, self.dtype), *self._labelled(index)
+                yield index, to_input(move(decoded, self.device), self.spec, self.input_dtype), *self._labelled(index)
                 progress.advance(len(index))
         self._decoded = kept.all()
 
@@ -290,6 +304,7 @@ class Curvature(RowSums):
 
         What was decoded is let go of then, unless it is to be kept too.
         """
+        self._take_inputs(self._by_rows)
         if self.kept_inputs is not None:
             with self.listener.progress(what, len(self.rows), "fit rows") as progress:
                 for index, h in self.kept_inputs:

@@ -9,6 +9,7 @@ logits and tangents on a few rows must be those of the whole model.
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from influence_cli.engines.point import Point, agree, differentiable_kernels
 from influence_cli.engines.self_check import AGREES, CANNOT
 from influence_cli.model.decoded import Batches
+from influence_cli.model.named_tensors import mapped
+from influence_cli.model.own_module import copied
 from influence_cli.store.keys import Keys
 
 ROWS = 4  # that it is tried on
@@ -60,9 +63,29 @@ class Head:
         other.point.selected = selected
         return other
 
+    def on(self, device: torch.device, dtype: torch.dtype) -> Head | None:
+        """The same module in a precision, on inputs that the rest of the model gives in its own; None: there is none.
+
+        In float64 what is computed from rounded inputs is exact for these; scores are taken along the same inputs.
+        """
+        if self.point.device != device:
+            return None
+        if self.point.dtype == dtype:
+            return self
+        return self._in_double if (self.point.dtype, dtype) == (torch.float32, torch.float64) else None
+
+    @functools.cached_property
+    def _in_double(self) -> Head:
+        other = copy.copy(self)
+        other.module = copied(self.module).requires_grad_(False)
+        selected = {n: p.double() for n, p in self.point.selected.items()}
+        other.point = Point(ModuleAlone(self.path, other.module), "all", None, "fp64", self.point.device, selected)
+        other.point.few = None if self.point.few is None else _to(self.point.few, torch.float64)
+        return other
+
     def inputs(self, x: Tensor) -> Tensor:
-        """What the module is given for inputs [b, ...] of the model."""
-        return self._input_and_logits(x)[0]
+        """What the module is given, in its precision, for inputs [b, ...] of the model in any."""
+        return _to(self._input_and_logits(_to(x, self.whole.dtype))[0], self.point.dtype)
 
     def _input_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The module's only input and the logits.
@@ -71,7 +94,7 @@ class Head:
             RuntimeError: the module has another part in the model.
         """
         calls: list[tuple[Any, Any, Any]] = []
-        hook = self.module.register_forward_hook(
+        hook = self.whole.model.get_submodule(self.path).register_forward_hook(
             lambda _, args, kw, out: calls.append((args, kw, out)), with_kwargs=True
         )
         try:
@@ -123,6 +146,11 @@ class HeadInputs:
         """Those of payload keys [b, 16], all of which there are."""
         found = [self.rows[key.tobytes()] for key in keys]
         return torch.stack([batch[place] for batch, place in found])
+
+
+def _to(x: Any, dtype: torch.dtype) -> Any:
+    """Inputs whose real numbers are in a precision; integers are looked up, and stay."""
+    return mapped(lambda t: t.to(dtype) if t.is_floating_point() else t, x)
 
 
 def head_of(point: Point, x: Tensor) -> Head | None:

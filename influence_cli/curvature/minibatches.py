@@ -65,7 +65,7 @@ class HeldRows:
         c, there = self.curvature, move(held, self.curvature.device)
         if self._features:
             return there
-        x = to_input(there, c.spec, c.dtype)
+        x = to_input(there, c.spec, c.input_dtype)
         head = c.head(x)
         return x if head is None else head.inputs(x)
 

@@ -45,24 +45,20 @@ class Claims:
     @contextlib.contextmanager
     def wait(self, name: str, waiting: Work = lambda: None) -> Generator[None]:
         """The claim, once it is ours; ``waiting`` is called, once, where another process holds it."""
-        pause, said = FIRST_WAIT, False
+        pauses = _Pauses(waiting)
         while True:
             with self.attempt(name) as ours:
                 if ours:
                     yield
                     return
-            if not said:
-                waiting()
-                said = True
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_WAIT)
+            pauses.wait()
 
     def share(self, works: Sequence[tuple[str, Work]], waiting: Work = lambda: None) -> None:
         """Do each of some named works while it is claimed; what others are doing comes last, once they have ended.
 
         A work has to look itself whether anything of it is left to do.
         """
-        left, pause, said = list(works), FIRST_WAIT, False
+        left, pauses = list(works), _Pauses(waiting)
         while left:
             others: list[tuple[str, Work]] = []
             for name, work in left:
@@ -72,13 +68,10 @@ class Claims:
                     else:
                         others.append((name, work))
             if len(others) < len(left):  # something may be free by now
-                left, pause = others, FIRST_WAIT
-                continue
-            if not said:
-                waiting()
-                said = True
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_WAIT)
+                left = others
+                pauses.begin()
+            else:
+                pauses.wait()
 
     def _locked(self, name: str) -> tuple[int | None, bool]:
         """(an open file with our lock on it, True), (None, True) where there are no locks, (None, False) if taken."""
@@ -114,6 +107,26 @@ class Claims:
             with self.attempt(name) as ours:
                 removed += ours
         return removed
+
+
+class _Pauses:
+    """Pauses between two looks at what others hold, each twice as long as the one before; the first is told."""
+
+    def __init__(self, waiting: Work) -> None:
+        self._waiting, self._said = waiting, False
+        self.begin()
+
+    def begin(self) -> None:
+        """Start with a short one again."""
+        self._next = FIRST_WAIT
+
+    def wait(self) -> None:
+        """Say, the first time, that there is something to wait for; and pause."""
+        if not self._said:
+            self._waiting()
+            self._said = True
+        time.sleep(self._next)
+        self._next = min(2 * self._next, LONGEST_WAIT)
 
 
 def _is_at(handle: int, path: Path) -> bool:

@@ -283,7 +283,8 @@ def main() -> int:
 def arguments() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=HERE.parents[2] / "shared/data/cifar10n-small/manifest.parquet")
+    usual = os.environ.get("DATA") or HERE.parents[2] / "shared/data/cifar10n-small/manifest.parquet"
+    parser.add_argument("--data", type=Path, default=Path(usual), help="manifest (default: $DATA, or beside the code)")
     parser.add_argument("--checkpoint", help="weights or a run folder (default: trained first)")
     parser.add_argument("--model", default="resnet18", help="what is trained where no checkpoint is given")
     parser.add_argument("--epochs", type=int, default=12)

@@ -6,13 +6,14 @@ RUN is a run folder of an image model on CIFAR-10N, PYTHON an interpreter in whi
 safetensors are installed; a library without one is left out.  Two comparisons: over all convolutions and the last
 layer, which kronfluence alone can do, and over the last layer, since pyDVL and dattri have Kronecker factors of linear
 layers alone: there all three are given a linear model on the features before that layer, one forward pass that is part
-of their time, as dattri on the whole model takes 15 GB for 100 rows.  Every library runs in a process of its own, warm,
-on decoded rows in memory, at the batch size given; we start from the Parquet file and an empty store each time, and our
-checks of the model count.  A run is all of it:
-factors, the target's gradient, and a score for every train row (the mean over target rows).  Damping and labels are
-set alike as far as they can be: no l2; over all layers a tenth of a layer's mean eigenvalue (both defaults), over the
-last one ``DAMPING`` in all four; float32, where our default for few parameters is float64 and several times slower.
-Times are seconds of the processor, so that other work on the machine counts little.
+of their time, as dattri on the whole model takes 15 GB for 100 rows.  Every library runs in a process of its own,
+warm, at the batch size given.  Each run of ours starts from the Parquet file, the run folder and an empty store, and
+our checks of the model count.  The others do so too with ``--start files``: rows are read and decoded, the model is
+built and its weights are loaded.  With ``--start memory``, the default, they have decoded rows and the model.  A run is
+all of the rest: factors, the target's gradient, and a score for every train row (the mean over target rows).  Damping
+and labels are set alike as far as they can be: no l2; over all layers a tenth of a layer's mean eigenvalue (both
+defaults), over the last one ``DAMPING`` in all four; float32, and ``double`` is ours in float64, our default for few
+parameters.  Times are seconds of the processor, so that other work on the machine counts little.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-DATA = HERE.parents[2] / "shared/data/cifar10n-small/manifest.parquet"
+DATA = Path(os.environ.get("DATA") or HERE.parents[2] / "shared/data/cifar10n-small/manifest.parquet")
 DAMPING = 1e-3
 LAST = "fc"  # of a timm resnet
 Scores = Callable[[], Any]  # -> scores [rows]
@@ -48,7 +49,8 @@ def ours(folder: Path, asked: argparse.Namespace) -> Scores:
     """The whole of ``score``."""
     import influence_cli
 
-    options = {"ekfac": {"l2": 0.0, "precision": "fp32", **({"damping": DAMPING} if asked.params == "last" else {})}}
+    precision = "fp64" if asked.library == "double" else "fp32"
+    options = {"ekfac": {"l2": 0.0, "precision": precision, **({"damping": DAMPING} if asked.params == "last" else {})}}
 
     def scores() -> Any:
         with tempfile.TemporaryDirectory() as store:
@@ -151,7 +153,7 @@ def dattri(folder: Path, asked: argparse.Namespace) -> Scores:
     return scores
 
 
-LIBRARIES = {"ours": ours, "kronfluence": kronfluence, "pydvl": pydvl, "dattri": dattri}
+LIBRARIES = {"ours": ours, "double": ours, "kronfluence": kronfluence, "pydvl": pydvl, "dattri": dattri}
 
 
 def opened(folder: Path, asked: argparse.Namespace) -> tuple[Any, Callable[[], tuple[Any, Any]]]:
@@ -165,7 +167,8 @@ def opened(folder: Path, asked: argparse.Namespace) -> tuple[Any, Callable[[], t
     model: Any = timm.create_model(about["name"], num_classes=about["num_classes"])
     model.load_state_dict(load_file(folder / "weights.safetensors"))
     model.eval()
-    rows = {name: torch.from_numpy(array) for name, array in np.load(folder / "rows.npz").items()}
+    arrays = decoded(folder) if asked.start == "files" else dict(np.load(folder / "rows.npz"))
+    rows = {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def features(x: Any) -> Any:
         with torch.no_grad():
@@ -190,11 +193,12 @@ def answer(asked: argparse.Namespace) -> None:
     torch.set_num_threads(asked.threads)
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
-        scores = LIBRARIES[asked.library](asked.folder, asked)
+        made = LIBRARIES[asked.library]
+        kept = made(asked.folder, asked) if asked.start == "memory" else None
         for _ in sys.stdin:
             started, processor = time.perf_counter(), time.process_time()
             try:
-                found = np.asarray(scores(), dtype=np.float64)
+                found = np.asarray((kept or made(asked.folder, asked))(), dtype=np.float64)
             except Exception as error:
                 said: dict[str, Any] = {"error": f"{type(error).__name__}: {error}"}
             else:
@@ -215,9 +219,10 @@ class Library:
         command = [
             python, str(HERE / "curvature_peers.py"), "--library", name, "--folder", str(folder), "--params", params,
             "--checkpoint", str(asked.checkpoint), "--batch", str(asked.batch), "--threads", str(asked.threads),
+            "--start", asked.start,
         ]  # fmt: skip
         env = {**os.environ, "OMP_NUM_THREADS": str(asked.threads)}
-        if name == "ours":  # what this process imports it imports too, whatever it was started by
+        if LIBRARIES[name] is ours:  # what this process imports it imports too, whatever it was started by
             env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log.open("w"), text=True, env=env
@@ -248,7 +253,6 @@ def prepare(folder: Path, asked: argparse.Namespace) -> None:
     """The rows of the comparison as Parquet and decoded, and the weights, in ``folder``."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from PIL import Image
 
     about = json.loads((Path(asked.checkpoint) / "run.json").read_text())["model"]
     (folder / "model.json").write_text(json.dumps(about))
@@ -257,14 +261,23 @@ def prepare(folder: Path, asked: argparse.Namespace) -> None:
     split = np.array(table.column("split").to_pylist())
     parts = [np.flatnonzero(split == s)[:n] for s, n in (("train", asked.rows), ("val", asked.targets))]
     pq.write_table(table.take(pa.array(np.concatenate(parts))), folder / "rows.parquet")
-    arrays: dict[str, Any] = {}
-    for name, part in zip(("", "target_"), parts, strict=True):
-        some = table.take(pa.array(part))
+    np.savez(folder / "rows.npz", **decoded(folder))
+
+
+def decoded(folder: Path) -> dict[str, Any]:
+    """Inputs [n, 3, H, W] and labels of the train and target rows of the Parquet file."""
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    about, table = json.loads((folder / "model.json").read_text()), pq.read_table(folder / "rows.parquet")
+    split, arrays = np.array(table.column("split").to_pylist()), dict[str, Any]()
+    for name, of in (("", "train"), ("target_", "val")):
+        some = table.filter(split == of)
         images = [Image.open(io.BytesIO(image["bytes"])).convert("RGB") for image in some.column("image").to_pylist()]
         values = (np.stack([np.asarray(i) for i in images]).astype(np.float32) / 255 - about["mean"]) / about["std"]
         arrays |= {f"{name}x": values.astype(np.float32).transpose(0, 3, 1, 2).copy()}
         arrays |= {f"{name}y": some.column("label").to_numpy().astype(np.int64)}
-    np.savez(folder / "rows.npz", **arrays)
+    return arrays
 
 
 def written_out(folder: Path) -> dict[str, tuple[str, Any]]:
@@ -324,7 +337,7 @@ def compare(params: str, asked: argparse.Namespace) -> list[str]:
 
     pythons = {"ours": sys.executable, "kronfluence": asked.kronfluence}
     if params == "last":
-        pythons |= {"pydvl": asked.pydvl, "dattri": asked.dattri}
+        pythons |= {"pydvl": asked.pydvl, "dattri": asked.dattri, "double": sys.executable}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         prepare(folder, asked)
@@ -340,10 +353,10 @@ def compare(params: str, asked: argparse.Namespace) -> list[str]:
                     print(f"{name}: {what}; Spearman of its scores with that written out: {rank:.4f}")
     lines = []
     for library, taken in zip(every[1:], times[1:], strict=True):
-        ratio = Ratio(taken, times[0])
+        ratio, what = Ratio(taken, times[0]), f"{library.name}, `--params {params}`, from {asked.start}"
         rank = stats.spearmanr(scores["ours"], scores[library.name]).statistic
         lines.append(
-            f"| {library.name}, `--params {params}` | {np.median(taken):.3g} | {np.median(times[0]):.3g} "
+            f"| {what} | {np.median(taken):.3g} | {np.median(times[0]):.3g} "
             f"| {ratio.median:.3g} ({min(ratio.every):.3g} to {max(ratio.every):.3g}) | {rank:+.3f} |"
         )
     return lines
@@ -371,12 +384,13 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True, help="a run folder of an image model with a last layer `fc`")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--params", default="all,last")
+    parser.add_argument("--start", choices=("memory", "files"), default="memory", help="what the others have")
     parser.add_argument("--rows", type=int, default=1000, help="train rows")
     parser.add_argument("--targets", type=int, default=200)
     parser.add_argument("--batch", type=int, default=250)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
-    for name in list(LIBRARIES)[1:]:
+    for name in (n for n, of in LIBRARIES.items() if of is not ours):
         parser.add_argument(f"--{name}", help="an interpreter that has it", metavar="PYTHON")
     parser.add_argument("--library", choices=LIBRARIES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
-from influence_cli.curvature.head import ModuleAlone
+from influence_cli.curvature.head import Head, ModuleAlone
 from influence_cli.engines.point import Point
 from influence_cli.stages.grads import passes
 from tests.opened import score
@@ -60,6 +61,29 @@ def test_scores_are_those_of_the_whole_model_at_one_pass_a_row(
     assert round((sum(run_whole) - kept) / TRAIN) == (3 if method == "gex" else 1)
     for name in ("score", "loss", "margin"):
         assert relative_error(column(found, name), column(expected, name)) < 1e-10
+
+
+@pytest.mark.parametrize("method", ["ekfac", "exact", "cg"])
+def test_factors_in_float64_take_the_inputs_that_the_model_gives_in_float32(
+    problem: Problem, method: str, run_whole: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The body is run once and in float32; what is fitted on its outputs is in float64, and so its solve."""
+    seen, real = set[torch.dtype](), Point.logits
+
+    def noting(self: Point, x: Tensor, selected: Any = None) -> Tensor:
+        if not isinstance(self.model, ModuleAlone):
+            seen.add(x.dtype)
+        return real(self, x, selected)
+
+    monkeypatch.setattr(Point, "logits", noting)
+    asked: dict[str, Any] = {"methods": (method,), "params": "last", "options": {method: {"damping": 1e-3}}}
+    table = score(problem.job(precision="fp32", **asked))
+    assert seen == {torch.float32}
+    assert sum(run_whole) < 2 * TRAIN
+    exact = column(score(problem.job(precision="fp64", **asked)))
+    assert relative_error(column(table), exact) < 2e-5
+    monkeypatch.setattr(Head, "on", lambda *_: None)  # as if the model were run in float64 for the fit
+    assert relative_error(column(score(problem.job(precision="fp32", **asked))), exact) < 2e-5  # no nearer by that
 
 
 def test_rows_that_no_fit_has_seen_are_run_as_ever(problem: Problem, run_whole: list[int]) -> None:
