@@ -19,6 +19,7 @@ from influence_cli.model.torch_files import NESTED, find_state_dict, refused_cod
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "classifier.", "ema.")
 PROFILERS = ("total_ops", "total_params")  # last parts of names that thop leaves in a model that it has counted
 SHOWN = 5
+PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # whose least and greatest torch finds
 
 
 def read_weights(checkpoint: Checkpoint, listener: Listener = SILENT) -> dict[str, Tensor]:
@@ -186,6 +187,12 @@ def refuse_not_finite(model: nn.Module, weights: dict[str, Tensor], checkpoint: 
     parameters = {name for name, _ in model.named_parameters()}
     for name, value in weights.items():
         if not value.is_floating_point():
+            continue
+        if value.numel() == 0:
+            continue
+        plain = value if value.dtype in PLAIN else value.float()
+        ends = torch.stack(torch.aminmax(plain))  # one look at each value: NaN is both least and greatest
+        if bool((torch.isfinite(ends) if name in parameters else ~torch.isnan(ends)).all()):
             continue
         bad = ~torch.isfinite(value) if name in parameters else torch.isnan(value)
         if bool(bad.any()):
