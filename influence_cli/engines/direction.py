@@ -8,8 +8,8 @@ the batch size; sums over buckets give the signal-to-noise ratio, and sums over 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from influence_cli.data.manifest import Payload, Rows
+from influence_cli.engines.buckets import BUCKETS, BucketSums, bucket_of
 from influence_cli.engines.point import Point, differentiable_kernels
 from influence_cli.errors import ManifestError
 from influence_cli.events import Progress
@@ -29,7 +30,6 @@ from influence_cli.model.parameters import pulled
 from influence_cli.model.spec import ModelSpec
 from influence_cli.processes.group import Group
 
-BUCKETS = 16
 Direction = dict[str, NDArray[Any]]
 Inputs = Callable[[NDArray[np.int64]], Tensor]  # manifest rows to other inputs than what they decode to
 Attacked = Inputs
@@ -167,58 +167,6 @@ class TargetPass:
         return not_finite_slope(where)
 
 
-@dataclass
-class _Sums:
-    """Running float64 sums of one objective: rows of even and of odd buckets, and the bucket at hand.
-
-    A bucket of a single batch is what the backward pass gave, read once: with as many parameters as models have, each
-    further copy of them takes as long as the pass over several rows.
-    """
-
-    halves: tuple[list[Tensor], list[Tensor]]
-    norms: NDArray[np.float64] = field(default_factory=lambda: np.zeros(BUCKETS))  # |sum of the bucket's gradients|^2
-    bucket: list[Tensor] | None = None
-    number: int = 0  # of the bucket at hand
-    value: float = 0.0
-    hits: float = 0  # rows that are predicted as they are labelled; not a number where no prediction is right or wrong
-    clean_hits: float = 0  # of the rows as they are, where the objective is measured on attacked ones
-    flips: int = 0  # rows whose prediction is not that of their twin
-
-    def add(self, gradients: Sequence[Tensor]) -> None:
-        """One more batch of the bucket at hand."""
-        if self.bucket is None:
-            self.bucket = list(gradients)
-        else:
-            self.bucket = [sum_.double() + g for sum_, g in zip(self.bucket, gradients, strict=True)]
-
-    def enter_bucket(self, b: int) -> None:
-        """What is added from now on is of bucket b; nothing more comes of the one before, if that is another."""
-        if b != self.number:
-            self.close_bucket()
-            self.number = b
-
-    def close_bucket(self) -> None:
-        """Nothing more comes of the bucket at hand."""
-        for sum_, g in zip(self.halves[self.number % 2], self.bucket or (), strict=False):
-            self.norms[self.number] += float(torch.linalg.vector_norm(g, dtype=torch.float64)) ** 2
-            sum_ += g  # in float64, as the sum is
-        self.bucket = None
-
-    def add_up(self, shared: Group, device: torch.device) -> None:
-        """Have the sums over the buckets of all processes."""
-        counts = [self.value, self.hits, self.clean_hits, float(self.flips)]
-        scalars = torch.from_numpy(np.concatenate([self.norms, counts])).to(device)
-        shared.add_up([scalars, *self.halves[0], *self.halves[1]])
-        found = scalars.cpu().numpy()
-        self.norms, (self.value, self.hits, self.clean_hits) = found[:BUCKETS], found[BUCKETS : BUCKETS + 3].tolist()
-        self.flips = int(found[-1])
-
-
-def bucket_of(keys: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Bucket 0..15 of each payload key [m, 16]: a property of the row, not of its place."""
-    return keys[:, 0].astype(np.int64) % BUCKETS
-
-
 def measure_directions(
     run: TargetPass,
     objectives: dict[str, RowObjective],
@@ -237,7 +185,7 @@ def measure_directions(
         ManifestError: the objective of a row is not finite.
     """
     paired = paired or {}
-    sums = {name: _Sums((run.zeros(), run.zeros())) for name in (*objectives, *paired)}
+    sums = {name: BucketSums((run.zeros(), run.zeros())) for name in (*objectives, *paired)}
     bucket = dict(zip(run.target.index.tolist(), bucket_of(run.target.payload_keys).tolist(), strict=True))
     by_bucket: list[list[int]] = [[] for _ in range(BUCKETS)]
     for row, b in bucket.items():
@@ -281,7 +229,7 @@ def measure_directions(
 
 
 def _add_gradients(
-    run: TargetPass, x: Tensor, y: Tensor, objectives: dict[str, RowObjective], sums: dict[str, _Sums]
+    run: TargetPass, x: Tensor, y: Tensor, objectives: dict[str, RowObjective], sums: dict[str, BucketSums]
 ) -> int | None:
     """Add one batch's summed gradient of every objective to its open bucket; the first row that is not finite."""
     if not objectives:
@@ -300,7 +248,7 @@ def _add_gradients(
     return None
 
 
-def _add_pairs(run: TargetPass, x: Tensor, y: Tensor, changed: Tensor, pair: Paired, sums: _Sums) -> int | None:
+def _add_pairs(run: TargetPass, x: Tensor, y: Tensor, changed: Tensor, pair: Paired, sums: BucketSums) -> int | None:
     """Add the summed gradient of one batch's terms to the open bucket; the first row whose term is not finite."""
     with torch.enable_grad(), differentiable_kernels(run.point.recurrent):
         logits, others = run.point.logits(x, run.own), run.point.logits(changed, run.own)
@@ -343,7 +291,7 @@ def share_of(hits: float, rows: int) -> float | None:
     return None if np.isnan(hits) else hits / rows
 
 
-def _measured(run: TargetPass, sums: _Sums, sizes: NDArray[np.int64]) -> Measured:
+def _measured(run: TargetPass, sums: BucketSums, sizes: NDArray[np.int64]) -> Measured:
     m, m_even = int(sizes.sum()), int(sizes[::2].sum())
     even, odd = sums.halves
     total = [a + b for a, b in zip(even, odd, strict=True)]

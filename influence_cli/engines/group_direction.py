@@ -25,7 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from influence_cli.engines.direction import BUCKETS, Measured, TargetPass, not_finite
+from influence_cli.engines.buckets import BUCKETS
+from influence_cli.engines.direction import Measured, TargetPass, not_finite
 from influence_cli.engines.point import differentiable_kernels
 from influence_cli.store.shards import key_order
 

@@ -23,7 +23,7 @@ from scipy import stats
 
 from influence_cli.curvature.head import Head
 from influence_cli.data.tables import provenance
-from influence_cli.engines.direction import BUCKETS, bucket_of
+from influence_cli.engines.buckets import BUCKETS, bucket_of
 from influence_cli.errors import ManifestError
 from influence_cli.maths.noise import signal_to_noise
 from influence_cli.stages.score.noise import is_noise, noise_warnings

@@ -546,7 +546,7 @@ def test_the_report_is_the_spectrum_and_the_gradient_of_the_training_objective(m
 
 def test_reliability_is_of_the_methods_own_scores(mlp: Problem) -> None:
     """Both halves' scores from the oracle's P, ranked: what is reported for exact, and not what is for ip."""
-    from influence_cli.engines.direction import bucket_of
+    from influence_cli.engines.buckets import bucket_of
 
     options = {"exact": {"damping": 0.001}}
     said = provenance(score(mlp.job(methods=EXACT, options=options)).schema)["noise"]["utility"]["reliability"]
