@@ -23,7 +23,8 @@ from influence_cli.data.tables import parquet_in
 from influence_cli.errors import UsageError, disk_full
 from influence_cli.store.files import replacing
 from influence_cli.store.place import is_marked
-from influence_cli.store.remote import check_putting, fetched, is_remote, put
+from influence_cli.store.putting import check_putting, put
+from influence_cli.store.remote import fetched, is_remote
 
 _DESCRIPTORS = re.compile(r"/dev/fd|/proc/[^/]+(/task/[^/]+)?/fd")
 _ANOTHER = "give another name, or move that file away"

@@ -46,6 +46,7 @@ from influence_cli.store.keys import Keys, fingerprint
 from influence_cli.store.layout import CLAIM, CLAIMED, FILE_KEYS, MANIFESTS, TIMINGS, UNDECODABLE, VALUE_NOTE
 from influence_cli.store.manifest_keys import ManifestKeys
 from influence_cli.store.mapped import MappedFolder
+from influence_cli.store.mirror import called, mirror_of
 from influence_cli.store.notes import read_note, read_revisions, write_note
 from influence_cli.store.place import Place, check_place, store_root
 from influence_cli.store.shards import Arrays, ShardFolder, Sought
@@ -77,7 +78,7 @@ class Store:
 
     def __init__(self, root: Path, listener: Listener = SILENT, remember: bool = True, marked: bool = True) -> None:
         self.root, self.listener, self.remember = root, listener, remember
-        self._place = Place(root, marked)
+        self._place, self._mirror = Place(root, marked), mirror_of(root)
         self._sought = Sought()
         self.directions = self._files("directions")  # with what is known of each: the value of Phi, its noise
         self.factors = self._files("factors", what="factor")
@@ -88,20 +89,32 @@ class Store:
         self.chains = self._files("chains", what="chain")  # Phi at draws of the parameters, and how they were drawn
         self.claims = Claims(lambda name: self.root / CLAIMED / f"{name}{CLAIM}", self._place.claim)
 
+    @property
+    def called(self) -> str:
+        """What it is called in plans: its root, or the address that this is the copy of."""
+        return called(self.root)
+
     def _files(self, kind: str, again: str = "computed again", what: str | None = None) -> FileFolder:
-        return FileFolder(self.root / kind, self.listener, self._place.claim, again, what)
+        fetch = (lambda _: None) if self._mirror is None else self._mirror.file
+        return FileFolder(self.root / kind, self.listener, self._place.claim, again, what, fetch)
+
+    def _folder(self, kind: str, name: str) -> Path:
+        """Where the shards of a thing are, once they are here."""
+        if self._mirror is not None:
+            self._mirror.folder(kind, name)
+        return self.root / kind / name
 
     def folder(self, kind: str, name: str, about: dict[str, Any] | None = None) -> ShardFolder:
         """The shards of one thing of a kind; ``about`` is for people who look into the store."""
-        return ShardFolder(self.root / kind / name, about or {}, self.listener, self._place.claim, self._sought)
+        return ShardFolder(self._folder(kind, name), about or {}, self.listener, self._place.claim, self._sought)
 
     def mapped(self, kind: str, name: str, about: dict[str, Any] | None = None) -> MappedFolder:
         """The same, for rows of so many values that they are not all held in memory."""
-        return MappedFolder(self.root / kind / name, about or {}, self.listener, self._place.claim)
+        return MappedFolder(self._folder(kind, name), about or {}, self.listener, self._place.claim)
 
     def gradients(self, name: str, spec: dict[str, Any] | None = None) -> GradientFolder:
         """Rows' own gradients, whole or sketched, by row key."""
-        return GradientFolder(self.root / "gradients" / name, spec or {}, self.listener, self._place.claim)
+        return GradientFolder(self._folder("gradients", name), spec or {}, self.listener, self._place.claim)
 
     def file_keys(self) -> StoredFileKeys:
         """Payload keys of files known from earlier runs."""

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import stat
 import struct
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +28,14 @@ _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4",
 LARGE = 1 << 26  # bytes of tensors from which a file is written without a copy of them in memory
 _HEADER_BYTES = 100_000_000  # no header is longer
 _UNREADABLE = (KeyError, ValueError, TypeError)  # what entries of a header that are none lead to
+
+
+_told_of: dict[Path, Callable[[Path], None]] = {}  # by folder: who is told of every file that is written below it
+
+
+def on_written(folder: Path, told: Callable[[Path], None]) -> None:
+    """Have somebody told of every file that is written below a folder, once it has its name."""
+    _told_of[folder] = told
 
 
 class DamagedFile(Exception):
@@ -90,6 +98,9 @@ def replacing(path: Path) -> Generator[Path]:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    for root, told in _told_of.items():
+        if path.is_relative_to(root):
+            told(path)
     with contextlib.suppress(OSError):  # not every file system lets a folder be synced
         folder = os.open(path.parent, os.O_RDONLY)
         try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from influence_cli.errors import StoreError, UsageError, disk_full
 from influence_cli.store import layout
 from influence_cli.store.files import open_regular
-from influence_cli.store.remote import refuse_address
+from influence_cli.store.remote import is_remote
 
 SIGNATURE = b"influence store\n"
 MARKER_TEXT = (
@@ -44,7 +44,10 @@ def store_root(named: str | None) -> Path:
         return Path(root)
     if not named.strip():
         raise UsageError("the store has an empty name", where="--store", fix="pass --store PATH, or --no-store")
-    refuse_address(named, "the store (--store)")
+    if is_remote(named):
+        from influence_cli.store.mirror import mirrored
+
+        return mirrored(named)
     return Path(named)
 
 

@@ -39,7 +39,7 @@ TRIES = 5  # of a part, or of a file that is put, before it is given up
 PAUSE = 0.2  # seconds before the second try; twice as long before each further one
 SETTLED = 2.0  # seconds after which an object of the same size and time is the same: times have whole seconds
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_FIX = {
+FIX = {
     "s3": "check the address, AWS_REGION or AWS_ENDPOINT_URL, and the credentials in the environment",
     "gs": "check the address and the credentials in the environment (GOOGLE_APPLICATION_CREDENTIALS)",
     "hf": "check the address, HF_ENDPOINT and HF_TOKEN in the environment, and that HF_HUB_OFFLINE is not set",
@@ -56,7 +56,7 @@ def is_remote(place: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class _Address:
+class Address:
     """An address in its parts, and the file system that it is in."""
 
     place: str
@@ -65,10 +65,11 @@ class _Address:
 
     @property
     def system(self) -> FileSystem:
+        """The file system that it is in."""
         return _file_system(self.scheme, self.path.partition("/")[0])
 
 
-def _parsed(place: str) -> _Address:
+def parsed(place: str) -> Address:
     """The parts of an address.
 
     Raises:
@@ -89,7 +90,7 @@ def _parsed(place: str) -> _Address:
     if len(path.split("/")) < least or (scheme == "hf" and not path.startswith("datasets/")):
         form = "hf://datasets/OWNER/NAME/FILE" if scheme == "hf" else f"{scheme}://BUCKET/KEY"
         raise UsageError(f"{place!r} is no whole address", fix=f"write {form}")
-    return _Address(place, scheme, path)
+    return Address(place, scheme, path)
 
 
 @functools.cache
@@ -123,12 +124,13 @@ def without_secrets(text: str) -> str:
     return text
 
 
-def _refusal(what: str, address: _Address, error: BaseException) -> UsageError:
+def refusal(what: str, address: Address, error: BaseException) -> UsageError:
+    """An error of a service, without the credentials that may stand in it."""
     why = without_secrets(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-    return UsageError(f"{what} ({why})", where=address.place, fix=_FIX[address.scheme])
+    return UsageError(f"{what} ({why})", where=address.place, fix=FIX[address.scheme])
 
 
-def _tried(work: Callable[[], T]) -> T:
+def tried(work: Callable[[], T]) -> T:
     """What the work gives; where it fails, again after a while, a few times."""
     pause = PAUSE
     for left in reversed(range(TRIES)):
@@ -145,7 +147,7 @@ def _tried(work: Callable[[], T]) -> T:
 def refuse_address(place: Any, what: str) -> None:
     """Refuse an address in place of a folder.  Raises UsageError: it is one."""
     if is_remote(place):
-        _parsed(str(place))
+        parsed(str(place))
         raise UsageError(f"{what} is a folder on this machine, and no address", where=place, fix="give a path")
 
 
@@ -183,7 +185,8 @@ _places: dict[str, str] = {}  # local roots, and the addresses that they are cop
 
 
 @functools.cache
-def _folder() -> Path:
+def folder_of_copies() -> Path:
+    """A folder for copies, removed at exit."""
     folder = Path(tempfile.mkdtemp(prefix="influence-fetched-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -195,13 +198,13 @@ def fetched(place: str) -> Path:
     Raises:
         UsageError: there is nothing, or it cannot be read.
     """
-    address, asked = _parsed(place), time.time()
+    address, asked = parsed(place), time.time()
     try:
-        objects, folder = _tried(lambda: _listed(address))
+        objects, folder = tried(lambda: _listed(address))
     except Exception as error:
-        raise _refusal("cannot look for it", address, error) from error
+        raise refusal("cannot look for it", address, error) from error
     if not objects:
-        raise UsageError("no such file or folder", where=place, fix=_FIX[address.scheme])
+        raise UsageError("no such file or folder", where=place, fix=FIX[address.scheme])
     known = _copies.get(place)
     if known is not None and known.current(objects):
         return known.root
@@ -213,21 +216,21 @@ def fetched(place: str) -> Path:
         except Exception as error:
             if disk_full(error):
                 raise
-            raise _refusal("cannot read all of it", address, error) from error
+            raise refusal("cannot read all of it", address, error) from error
     _copies[place] = _Copy(objects, root, asked)
     return root
 
 
-def _root(address: _Address) -> Path:
+def _root(address: Address) -> Path:
     """Where a copy is kept: the same place for the same address, under the name that it has there."""
     named = hashlib.blake2b(address.place.encode(), digest_size=8).hexdigest()
-    root = _folder() / named / address.path.rpartition("/")[2]
+    root = folder_of_copies() / named / address.path.rpartition("/")[2]
     root.parent.mkdir(exist_ok=True)
     _places[str(root)] = address.place
     return root
 
 
-def _listed(address: _Address) -> tuple[tuple[_Object, ...], bool]:
+def _listed(address: Address) -> tuple[tuple[_Object, ...], bool]:
     """The files at an address, by name, and whether it is a folder."""
     from pyarrow.fs import FileSelector, FileType
 
@@ -240,25 +243,60 @@ def _listed(address: _Address) -> tuple[tuple[_Object, ...], bool]:
     return tuple(sorted((_Object.of(i) for i in found if i.type == FileType.File), key=lambda o: o.path)), True
 
 
-def _fetch(address: _Address, item: _Object, target: Path) -> None:
+def _fetch(address: Address, item: _Object, target: Path) -> None:
     """Copy a file part by part; it gets its name when it is whole."""
-    if not target.resolve().is_relative_to(_folder().resolve()):
+    if not target.resolve().is_relative_to(folder_of_copies().resolve()):
         raise UsageError("a name at the address leads out of its folder", where=address.place, fix="rename it")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
     with open(temporary, "wb") as sink:
         for start in range(0, item.size, PART):
             size = min(PART, item.size - start)
-            sink.write(_tried(functools.partial(_part, address, item, start, size)))
+            sink.write(tried(functools.partial(_part, address, item, start, size)))
     os.replace(temporary, target)
 
 
-def _part(address: _Address, item: _Object, start: int, size: int) -> bytes:
+def _part(address: Address, item: _Object, start: int, size: int) -> bytes:
     with address.system.open_input_file(item.path) as source:
         found = source.read_at(size, start)
     if len(found) != size:
         raise OSError(f"{len(found)} of {size} bytes have arrived")
     return found
+
+
+def names_below(place: str) -> dict[str, int]:
+    """The files below an address of a folder, by their path from there: bytes.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    address = parsed(place)
+    try:
+        objects, _ = tried(lambda: _listed(address))
+    except Exception as error:
+        raise refusal("cannot look for it", address, error) from error
+    return {item.path[len(address.path) :].strip("/"): item.size for item in objects}
+
+
+def copy_here(place: str, size: int, target: Path) -> None:
+    """Fetch a file of so many bytes to a path.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    address = parsed(place)
+    try:
+        _fetch(address, _Object(address.path, size, None), target)
+    except Exception as error:
+        if disk_full(error):
+            raise
+        raise refusal("cannot read all of it", address, error) from error
+
+
+def copied(address: Address, source: Path) -> None:
+    """Take a file, which was put at an address, as the copy of what is there, until that is looked at again."""
+    shutil.copyfile(source, _root(address))
+    _copies.pop(address.place, None)
 
 
 def local(place: str) -> Path:
@@ -275,64 +313,3 @@ def called(path: Path | str) -> str:
         if text.startswith(root + os.sep):
             return f"{place.rstrip('/')}/{text[len(root) + 1 :]}"
     return text
-
-
-# ---- writing --------------------------------------------------------------------------------------------------------
-
-
-def check_putting(place: str) -> bool:
-    """Whether a file is at an address that is to be written.
-
-    Raises:
-        UsageError: it is a folder, or nothing can be put there.
-    """
-    from pyarrow.fs import FileType
-
-    address = _parsed(place)
-    if address.scheme == "hf":
-        what = "nothing is written to hf:// addresses"
-        raise UsageError(what, where=place, fix="write a file here, and upload it: huggingface-cli upload")
-    try:
-        info = _tried(lambda: address.system.get_file_info(address.path))
-        bucket = _tried(lambda: address.system.get_file_info(address.path.partition("/")[0]))
-    except Exception as error:
-        raise _refusal("cannot look for it", address, error) from error
-    if bucket.type == FileType.NotFound:
-        raise UsageError("there is no such bucket", where=place, fix=_FIX[address.scheme])
-    if place.endswith("/") or info.type == FileType.Directory:
-        raise UsageError(f"cannot write {place!r}: it names a folder", fix="give a file name")
-    return info.type == FileType.File and info.size > 0
-
-
-def put(source: Path, place: str) -> None:
-    """Write a file to an address, whole or not at all, and keep the copy at hand.
-
-    Raises:
-        UsageError: it cannot be written; says where the file is kept.
-    """
-    address = _parsed(place)
-    try:
-        _tried(lambda: _put(source, address))
-    except Exception as error:
-        kept = Path(tempfile.mkdtemp(prefix="influence-unwritten-")) / source.name
-        shutil.copyfile(source, kept)
-        refusal = _refusal("cannot write it", address, error)
-        raise UsageError(refusal.what, where=place, fix=f"{refusal.fix}; what was to be written is {kept}") from error
-    root = _root(address)
-    shutil.copyfile(source, root)
-    _copies.pop(place, None)
-
-
-def _put(source: Path, address: _Address) -> None:
-    """One write of the whole file: a stream that is left early would be closed, and what it holds become an object."""
-    import pyarrow as pa
-
-    size = source.stat().st_size
-    with pa.memory_map(str(source)) as mapped:
-        data = mapped.read_buffer() if size else pa.py_buffer(b"")
-        stream = address.system.open_output_stream(address.path)
-        stream.write(data)
-        stream.close()
-    found = address.system.get_file_info(address.path).size
-    if found != size:
-        raise OSError(f"{found} of {size} bytes have arrived")

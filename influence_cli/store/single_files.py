@@ -27,12 +27,16 @@ class FileFolder:
     """
 
     def __init__(
-        self, path: Path, listener: Listener, claim: Claim, again: str = "computed again", what: str | None = None
-    ) -> None:
+        self, path: Path, listener: Listener, claim: Claim, again: str = "computed again", what: str | None = None,
+        fetch: Callable[[Path], None] = lambda _: None,
+    ) -> None:  # fmt: skip
         self.path, self.listener, self._claim, self._again, self._what = path, listener, claim, again, what
+        self._fetch = fetch  # a file that is asked for, where the store is at an address
 
     def _file(self, name: str) -> Path:
-        return self.path / f"{name}.safetensors"
+        file = self.path / f"{name}.safetensors"
+        self._fetch(file)
+        return file
 
     def _intact(self, name: str, read: Callable[[Path], Value]) -> Value | None:
         path = self._file(name)

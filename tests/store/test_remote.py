@@ -5,6 +5,7 @@ python -m pytest tests/store/test_remote.py
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,9 @@ import pytest
 
 from influence_cli.data.tables import provenance
 from influence_cli.errors import UsageError
-from influence_cli.store import remote
-from influence_cli.store.remote import fetched, put
+from influence_cli.store import mirror, putting, remote
+from influence_cli.store.putting import put
+from influence_cli.store.remote import fetched
 from tests.cases import call_cli, column, environment, run_cli
 from tests.served import BUCKET, KEY, SECRET, Cutting, everything_below, hub_server, s3_environment, s3_server
 
@@ -37,6 +39,7 @@ def here(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def asking(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> mock._patch_dict:
     monkeypatch.setattr(remote, "_copies", {})
+    monkeypatch.setattr(mirror, "_mirrors", {})
     monkeypatch.setattr(remote, "PAUSE", 0.01)
     remote._file_system.cache_clear()
     return mock.patch.dict(os.environ, s3_environment(endpoint))
@@ -115,7 +118,7 @@ def test_a_server_that_is_gone_is_an_error_that_says_what_to_do_and_leaves_nothi
     def cut(*_: object) -> None:
         raise OSError(f"connection dropped while {SECRET} was sent")
 
-    monkeypatch.setattr(remote, "_put", cut)
+    monkeypatch.setattr(putting, "_put", cut)
     with pytest.raises(UsageError, match=r"cannot write it .connection dropped while \*\*\* was sent") as caught:
         put(file, address("gone"))
     kept = Path(caught.value.fix.rpartition(" ")[2])
@@ -163,7 +166,11 @@ def test_addresses_that_cannot_be_meant_are_refused_and_not_repeated_where_they_
             ("score", "{digits}", "--method", "random", "-o", "hf://datasets/a/b/s.parquet"),
             "nothing is written to hf://",
         ),
-        (("score", "{digits}", "--method", "random", "--store", "s3://data/store", "-o", "s.parquet"), "no address"),
+        (("cache", "ls", "--store", "s3://data/store"), "no address"),
+        (
+            ("score", "{digits}", "--method", "random", "--store", "s3://none/store", "-o", "s.parquet"),
+            "no such bucket",
+        ),
         (("retrain", "{digits}", "--model", "linear", "-o", "s3://data/RUN"), "no address"),
         (("score", f"s3://{KEY}:{SECRET}@data/x.parquet", "--method", "random"), "with credentials"),
         (("score", "s3://data/absent.parquet", "--method", "random"), "no such file"),
@@ -192,3 +199,59 @@ def test_a_data_set_of_the_hub_is_read_by_its_protocol(digits: Path, tmp_path: P
     assert (table.num_rows, provenance(table.schema)["manifest"]["locator"]) == (200, named)
     assert (absent.code, "no such file" in absent.err) == (2, True), absent.err
     assert not any(token.encode() in data for _, data in everything_below(tmp_path))
+
+
+def test_a_store_at_an_address_is_one_for_all_who_name_it_and_says_what_one_here_says(
+    here: str, digits: Path, digits_run: Path, scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = environment(s3_environment(here))
+    asked = ("score", digits, "--checkpoint", digits_run, "--method", "ip", "--store", address("store"))
+    first = call_cli(*asked, "-o", "first.parquet", cwd=tmp_path, env=env)
+    assert first.code == 0, first.err
+    monkeypatch.setattr(mirror, "_mirrors", {})  # as on another machine
+    planned = call_cli(*asked, "-n", "--json", cwd=tmp_path, env=env)
+    plan = json.loads(planned.text)
+    assert (plan["rows_to_compute"], plan["store"]) == (0, address("store")), planned.err
+    monkeypatch.setattr(mirror, "_mirrors", {})
+    again = call_cli(*asked, "-o", "again.parquet", cwd=tmp_path, env=env)
+    assert again.code == 0, again.err
+    one, other = (pq.read_table(tmp_path / name) for name in ("first.parquet", "again.parquet"))
+    assert column(one).tolist() == column(other).tolist()
+    assert np.allclose(column(one), column(pq.read_table(scored)), rtol=0, atol=1e-6 * np.abs(column(one)).max())
+    names = remote.names_below(address("store"))
+    assert {"influence-store", "CACHEDIR.TAG"} <= names.keys()
+    assert not any(part.startswith(".") or part == "claims" for name in names for part in name.split("/"))
+    assert not any(SECRET.encode() in data for _, data in everything_below(fetched(address("store"))))
+
+
+def test_a_damaged_file_at_an_address_is_set_aside_and_made_again(
+    here: str, digits: Path, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = environment(s3_environment(here))
+    asked = ("score", digits, "--checkpoint", digits_run, "--method", "ip", "--store", address("hurt"))
+    assert call_cli(*asked, "-o", "first.parquet", cwd=tmp_path, env=env).code == 0
+    shard = next(
+        name for name in remote.names_below(address("hurt")) if name.startswith("tangents/") and "json" not in name
+    )
+    raw = bytearray(fetched(address(f"hurt/{shard}")).read_bytes())
+    raw[-1] ^= 1
+    (file := tmp_path / "shard").write_bytes(raw)
+    put(file, address(f"hurt/{shard}"))
+    for said in (True, False):  # what is made again is put in its place
+        monkeypatch.setattr(mirror, "_mirrors", {})
+        ran = call_cli(*asked, "-o", "again.parquet", cwd=tmp_path, env=env)
+        assert (ran.code, "is damaged" in ran.err) == (0, said), ran.err
+        one, other = (pq.read_table(tmp_path / name) for name in ("first.parquet", "again.parquet"))
+        assert np.allclose(column(one), column(other), rtol=0, atol=1e-6 * np.abs(column(one)).max())
+
+
+def test_what_is_no_store_is_not_written_to_and_several_processes_need_files_that_they_share(
+    here: str, digits: Path, tmp_path: Path
+) -> None:
+    (file := tmp_path / "f").write_text("mine")
+    put(file, address("others/file.txt"))
+    asked = ("score", digits, "--method", "random", "-o", "s.parquet", "--store")
+    ran = call_cli(*asked, address("others"), cwd=tmp_path, env=environment(s3_environment(here)))
+    assert (ran.code, "no store" in ran.err) == (2, True), ran.err
+    with mock.patch.dict(os.environ, {"WORLD_SIZE": "2"}), pytest.raises(UsageError, match="several processes"):
+        mirror.mirrored(address("store"))

@@ -24,9 +24,11 @@ ACTIONS = ("ls", "verify", "gc", "key")
 def cache(settings: Settings) -> None:
     """Look after the store: ls, verify (re-read everything), gc (drop rubbish, merge shards), key MANIFEST's rows."""
     from influence_cli.store.maintenance import collect, examine, list_entries
+    from influence_cli.store.remote import refuse_address
 
     result, asked = settings.make(ResultOptions), settings.make(StoreOptions)
     result.check_format("cache")
+    refuse_address(asked.store, "the store that `cache` looks after")
     action, root = settings.source or "ls", Path(asked.store)
     if action == "ls":
         _show_entries(result, asked.store, list_entries(root))

@@ -165,7 +165,7 @@ def describe_plan(
     seconds += [start, seconds_of_pairs(run, session)]
     return {
         "schema_version": 1,
-        "store": str(session.store.root) if session.runtime.store else "temporary, thrown away at the end",
+        "store": session.store.called if session.runtime.store else "temporary, thrown away at the end",
         "methods": list(run.methods),
         **planned(run),
         "objectives": list(run.objectives),

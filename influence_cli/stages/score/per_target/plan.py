@@ -44,7 +44,7 @@ def describe(run: Run, session: Session, name: str, top: int, missing: int) -> d
     known = [s for s in every if s is not None]
     return {
         "schema_version": 1,
-        "store": str(session.store.root) if session.runtime.store else "temporary, thrown away at the end",
+        "store": session.store.called if session.runtime.store else "temporary, thrown away at the end",
         "method": method_is(run, name),
         "rows": run.spec.rows,
         "exact": is_exact(run),
