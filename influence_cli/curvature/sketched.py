@@ -6,6 +6,7 @@ The sketch S [k, d] is that of stored row gradients (``--rows sketch``): the sam
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +43,7 @@ class Sketched:
         Raises:
             ModelError: a selected parameter is in no layer; names it.
         """
-        self.curvature = curvature
+        self.curvature, self.dim, self.seed = curvature, dim, seed
         self.layers = curvature.layers()
         self.columns = laid_out(self.layers.blocks, dim)
         self.projections = [Projection(layer, seed) for layer in self.columns]
@@ -55,19 +56,28 @@ class Sketched:
 
     def gram(self, what: str) -> tuple[Floats, float]:
         """(1/n) sum_i w_i (S grad f_i) (S grad f_i)^T [k, k], and the largest share of one row in its trace."""
+        c, of = self.curvature, functools.partial(_gram_sums, dim=self.dim, seed=self.seed, what=what)
+        total, sizes = self.gram_sums(what) if c.divided is None else c.sums(of)
+        trace = float(total.trace())
+        return (total / c.weight).cpu().numpy(), float(sizes.max()) / trace if trace > 0 else 0.0
+
+    def gram_sums(self, what: str) -> list[Tensor]:
+        """The sum of w_i (S grad f_i) (S grad f_i)^T over the rows [k, k], and every row's part of its trace [n].
+
+        A row's part stands at its place in the manifest, so that what several processes add up are all rows' parts.
+        """
         c = self.curvature
         total = torch.zeros(self.width, self.width, dtype=torch.float64, device=c.device)
-        largest = 0.0
-        for _, tape, y, w in c.tapes(self.layers, what):
+        sizes = torch.zeros(len(c.rows.manifest), dtype=torch.float64, device=c.device)
+        for index, tape, y, w in c.tapes(self.layers, what):
             slopes = margin_slopes(tape.logits, y).to(tape.logits.dtype)
             rows = torch.zeros(len(y), self.width, dtype=tape.logits.dtype, device=c.device)
             for block in tape.pull(slopes):
                 self._of[block.name].add(block, rows)
             scaled = rows.double() * w.double().sqrt()[:, None]
             total += scaled.T @ scaled
-            largest = max(largest, float(scaled.square().sum(1).max()))
-        trace = float(total.trace())
-        return (total / c.weight).cpu().numpy(), largest / trace if trace > 0 else 0.0
+            sizes[torch.from_numpy(index).to(c.device)] = scaled.square().sum(1)
+        return [total, sizes]
 
     def into(self, columns: Floats) -> Floats:
         """S q [k, j] for every column of [d, j]."""
@@ -109,3 +119,7 @@ class Sketched:
         eye = torch.eye(len(matrix), dtype=torch.float64)
         r_in, r_out, shift = projection.factors(matrix[None], eye[None])
         add_shifted(total, factor_sketch(matrix[None], eye[None], r_in, r_out, layer.groups), shift)
+
+
+def _gram_sums(curvature: Curvature, dim: int, seed: int, what: str) -> list[Tensor]:
+    return Sketched(curvature, dim, seed).gram_sums(what)

@@ -28,6 +28,7 @@ from torch import Tensor
 from influence_cli.engines.buckets import BUCKETS
 from influence_cli.engines.direction import Measured, TargetPass, not_finite
 from influence_cli.engines.point import differentiable_kernels
+from influence_cli.processes.group import Group
 from influence_cli.store.shards import key_order
 
 Floats = NDArray[np.float64]
@@ -55,21 +56,26 @@ class Grouped:
     groups: NDArray[np.int64]
 
 
-def measure_group_directions(
-    run: TargetPass, objectives: dict[str, Grouped]
-) -> tuple[dict[str, Measured], dict[str, Floats]]:
-    """q, Phi and noise of every objective at one member, and the row values [m, V] that each is made of.
+def directions_of_groups(
+    run: TargetPass,
+    objectives: dict[str, Grouped],
+    values: dict[str, Floats],
+    accuracy: float,
+    shared: Group | None = None,
+) -> dict[str, Measured]:
+    """q, Phi and noise of every objective from the row values [m, V] that it is made of.
+
+    Of several processes (``shared``) each has some of the buckets of every cell, and all of them the sums.
+    """
+    return {name: _direction(run, grouped, values[name], accuracy, shared) for name, grouped in objectives.items()}
+
+
+def values_of_groups(run: TargetPass, objectives: dict[str, Grouped]) -> tuple[dict[str, Floats], float]:
+    """Every objective's row values [m, V] in the target's order, and the accuracy.
 
     Raises:
         ManifestError: a row's value is not finite.
     """
-    values, accuracy = _values(run, objectives)
-    measured = {name: _direction(run, grouped, values[name], accuracy) for name, grouped in objectives.items()}
-    return measured, values
-
-
-def _values(run: TargetPass, objectives: dict[str, Grouped]) -> tuple[dict[str, Floats], float]:
-    """Every objective's row values in the target's order, and the accuracy."""
     place = {row: k for k, row in enumerate(run.target.index.tolist())}
     found: dict[str, list[Floats]] = {name: [np.zeros(0)] * len(place) for name in objectives}
     hits = 0.0
@@ -97,7 +103,9 @@ def cell_sums(values: Floats, groups: NDArray[np.int64], labels: NDArray[np.int6
     return sums, counts
 
 
-def _direction(run: TargetPass, grouped: Grouped, values: Floats, accuracy: float) -> Measured:
+def _direction(
+    run: TargetPass, grouped: Grouped, values: Floats, accuracy: float, shared: Group | None = None
+) -> Measured:
     """The weighted backward pass, cell by cell and bucket by bucket."""
     labels, groups, objective = run.target.labels, grouped.groups, grouped.objective
     phi, slope = objective.phi(*cell_sums(values, groups, labels, run.spec.num_classes))
@@ -109,8 +117,11 @@ def _direction(run: TargetPass, grouped: Grouped, values: Floats, accuracy: floa
         rows = np.flatnonzero(cells == cell)
         rows = rows[key_order(run.target.row_keys[rows])]
         count = min(len(rows), _buckets(len(used)))
-        buckets = (_weighted_gradient(run, objective, rows[b::count], weights) for b in range(count))
-        variance += _add_cell(buckets, count, len(rows), total, half)
+        own = range(count) if shared is None else range(count)[shared.rank :: shared.size]
+        buckets = ((b, _weighted_gradient(run, objective, rows[b::count], weights)) for b in own)
+        variance += _add_cell(buckets, count, len(rows), total, half, shared)
+    if shared is not None:
+        shared.add_up(half)
     norm2 = sum(float((g * g).sum()) for g in total)
     if not np.isfinite(norm2):
         raise run.without_gradient(lambda z, y: objective.values(z, y, run.loss))
@@ -126,17 +137,31 @@ def _direction(run: TargetPass, grouped: Grouped, values: Floats, accuracy: floa
     return Measured(run.mean(total), run.mean(half), meta)
 
 
-def _add_cell(buckets: Iterable[list[Tensor]], count: int, rows: int, total: list[Tensor], half: list[Tensor]) -> float:
-    """m_k V_k of a cell of so many rows, whose gradient, dealt to ``count`` buckets, is added to both sums."""
+def _add_cell(
+    buckets: Iterable[tuple[int, list[Tensor]]],
+    count: int,
+    rows: int,
+    total: list[Tensor],
+    half: list[Tensor],
+    shared: Group | None,
+) -> float:
+    """m_k V_k of a cell of so many rows, whose gradient, dealt to ``count`` buckets, is added to both sums.
+
+    ``buckets`` are those of this process, with their numbers, and so is what is added to ``half``.
+    """
     whole, norms = [torch.zeros_like(g) for g in total], np.zeros(count)
     sizes = np.bincount(np.arange(rows) % count, minlength=count)
     share = rows / int(sizes[::2].sum())
-    for b, bucket in enumerate(buckets):
+    for b, bucket in buckets:
         norms[b] = sum(float((g * g).sum()) for g in bucket)
         for k, g in enumerate(bucket):
             whole[k] += g
             if b % 2 == 0:
                 half[k] += g * share
+    if shared is not None:
+        sizes_of_all = torch.from_numpy(norms).to(whole[0].device)
+        shared.add_up([sizes_of_all, *whole])
+        norms = sizes_of_all.cpu().numpy()
     for sum_, g in zip(total, whole, strict=True):
         sum_ += g
     if count == 1:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
+from influence_cli.data.tables import provenance
 from influence_cli.errors import ManifestError
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.processes.group import Group, Job
@@ -30,7 +31,7 @@ from influence_cli.stages.run.open import open_run
 from influence_cli.stages.run.session import Session
 from influence_cli.stages.score.score import score
 from tests.beside import ThreadGroup, together
-from tests.cases import Heard, digits_table, environment, write
+from tests.cases import Heard, digits_table, environment, with_column, write
 
 
 class Adds(Job):
@@ -161,6 +162,37 @@ def test_products_with_curvature_are_summed_up_by_all(digits: Path, digits_run: 
     )
     assert apart(alone, shared) <= 1e-6
     assert groups[0].jobs > 5  # products
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_gradients_of_objectives_about_groups_and_of_traks_matrix_are_summed_up_by_all(
+    size: int, digits_run: Path, tmp_path: Path
+) -> None:
+    table = digits_table()
+    grouped = write(with_column(table, "group", [f"g{k % 3}" for k in range(len(table))]), tmp_path / "grouped.parquet")
+    about = {"objectives": ("utility", "fairness"), "params": "last"}
+    alone, heard = scores_of(grouped, digits_run, tmp_path / "alone", None, ("ip", "trak"), **about)
+    (shared, also), groups = together(
+        size, lambda g: scores_of(grouped, digits_run, tmp_path / "shared", g, ("ip", "trak"), **about)
+    )
+    assert apart(alone, shared) <= 1e-6
+    assert not_of_time(also.notes) == not_of_time(heard.notes)
+    noise = [provenance(found.schema)["noise"] for found in (alone, shared)]
+    for name, one in noise[0].items():
+        assert one["snr"] == pytest.approx(noise[1][name]["snr"], rel=1e-6)
+    assert groups[0].jobs >= 4  # of rows' means, of groups, of the matrix, and of the rows' tangents
+
+
+def test_members_that_are_trained_further_are_walked_by_one_and_their_rows_by_all(
+    digits: Path, digits_run: Path, tmp_path: Path
+) -> None:
+    options = {"gex": {"members": 3, "epochs": 0.5, "rate": 0.01}}
+    alone, _ = scores_of(digits, digits_run, tmp_path / "alone", None, ("gex",), options=options, params="last")
+    (shared, _), groups = together(
+        2, lambda g: scores_of(digits, digits_run, tmp_path / "shared", g, ("gex",), options=options, params="last")
+    )
+    assert apart(alone, shared) <= 1e-6
+    assert groups[0].jobs >= 3  # a pass a member
 
 
 def test_chains_are_run_by_turn(digits: Path, digits_run: Path, tmp_path: Path) -> None:

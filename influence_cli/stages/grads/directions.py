@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from influence_cli.events import Progress
 from influence_cli.processes.group import Group
 from influence_cli.stages.grads.group_parts import group_parts, pair_parts
@@ -19,7 +22,7 @@ from influence_cli.stages.run.session import Session
 if TYPE_CHECKING:
     from influence_cli.curvature.head import Head
     from influence_cli.data.manifest import Payload
-    from influence_cli.engines.direction import Attacked, Measured
+    from influence_cli.engines.direction import Attacked, Measured, TargetPass
 
 HEAD_FROM = 64  # target rows; looking for a head takes about as long as running so many
 
@@ -33,19 +36,44 @@ class DirectionJob(RunJob):
 
     def of_run(self, group: Group, run: Run, session: Session, at: MemberModel) -> Any:
         """The sums of all, of which the leader returns what was measured."""
-        from influence_cli.engines.direction import TargetPass, measure_directions
-
-        assert run.model is not None
-        passing = self.here[3] if group.rank == 0 else None
-        if passing is None:
-            payloads = dict(run.target.manifest.payloads(run.target.index))
-            size, workers = session.batch_size(run.model), session.runtime.workers
-            passing = TargetPass(
-                at.exact, run.model, run.target, payloads, size, workers, Progress(), session.decoded, _head(run, at)
-            )
-        wanted = {name: run.objectives[name] for name in self.objectives}
-        found = measure_directions(passing, wanted, {}, shared=group)
+        passing = self.here[3] if group.rank == 0 else _target_pass(run, session, at)
+        found = self.measured(passing, run, group)
         return found if group.rank == 0 else None
+
+    def measured(self, passing: TargetPass, run: Run, group: Group) -> dict[str, Measured]:
+        """The directions, of the buckets of all processes."""
+        from influence_cli.engines.direction import measure_directions
+
+        return measure_directions(passing, {name: run.objectives[name] for name in self.objectives}, {}, shared=group)
+
+
+class GroupDirectionJob(DirectionJob):
+    """The backward pass of objectives about groups, whose row values are known."""
+
+    def __init__(
+        self, run: Run, session: Session, at: MemberModel, values: dict[str, NDArray[np.float64]], accuracy: float
+    ) -> None:
+        super().__init__(run, session, at, tuple(values))
+        self.values, self.accuracy = values, accuracy
+
+    def measured(self, passing: TargetPass, run: Run, group: Group) -> dict[str, Measured]:
+        """The directions, of the buckets of all processes."""
+        from influence_cli.engines.group_direction import Grouped, directions_of_groups
+
+        wanted = {name: Grouped(run.objectives[name], run.groups[name].index) for name in self.objectives}
+        return directions_of_groups(passing, wanted, self.values, self.accuracy, group)
+
+
+def _target_pass(run: Run, session: Session, at: MemberModel) -> TargetPass:
+    """The target rows in another process than the first."""
+    from influence_cli.engines.direction import TargetPass
+
+    assert run.model is not None
+    payloads = dict(run.target.manifest.payloads(run.target.index))
+    size, workers = session.batch_size(run.model), session.runtime.workers
+    return TargetPass(
+        at.exact, run.model, run.target, payloads, size, workers, Progress(), session.decoded, _head(run, at)
+    )
 
 
 def measure(
@@ -53,7 +81,7 @@ def measure(
 ) -> None:
     """Measure and store the directions that the work lacks: of means of rows in one pass, then of groups."""
     from influence_cli.engines.direction import Paired, TargetPass, measure_directions
-    from influence_cli.engines.group_direction import Grouped, measure_group_directions
+    from influence_cli.engines.group_direction import Grouped, directions_of_groups, values_of_groups
     from influence_cli.stages.grads.attacked_rows import attacked_rows
     from influence_cli.stages.grads.changed_rows import changed_inputs
 
@@ -84,8 +112,14 @@ def measure(
                 measured |= group.share(job)[0]
             parts |= {name: pair_parts(run, name, measured[name].meta.pop("flips")) for name in paired}
         if of_groups:
-            found, values = measure_group_directions(passing, of_groups)
-            measured |= found
+            group = None if len(run.target) < 2 * size else helpers(run, session)
+            values, accuracy = values_of_groups(passing, of_groups)
+            if group is None:
+                measured |= directions_of_groups(passing, of_groups, values, accuracy)
+            else:
+                of_all = GroupDirectionJob(run, session, at, values, accuracy)
+                of_all.here = run, session, at, passing
+                measured |= group.share(of_all)[0]
             parts |= {name: group_parts(run, name, values[name]) for name in of_groups}
     took = time.perf_counter() - started
     remember_rate(session, pass_key(run, session, "target"), len(run.target), took)
