@@ -53,6 +53,7 @@ def _security(tally: Tally, share: float) -> None:
 def _numerics(tally: Tally, share: float) -> None:
     numerics.edges(tally, numerics.METHODS[:: round(1 / share)])
     numerics.weights(tally)
+    numerics.members(tally)
     numerics.many_classes(tally)
     numerics.one_bad_row(tally)
     numerics.same_however(tally)

@@ -63,7 +63,14 @@ def _one(value: float, at: int = 0) -> pa.Table:
     return feature_table(every)
 
 
+def _some(value: float, which: Callable[[int, Example], bool]) -> pa.Table:
+    every = [Example(e.id, (value,) * 5, e.label, e.split) if which(k, e) else e for k, e in enumerate(examples())]
+    return feature_table(every)
+
+
 DATA: dict[str, Callable[[], pa.Table]] = {
+    "a batch of 3e38": lambda: _some(3e38, lambda k, _: k < 9), "every train row of 3e38": lambda: _some(3e38, lambda _, e: e.split == "train"),
+    "every target row of 3e38": lambda: _some(3e38, lambda _, e: e.split == "val"),
     "one train row of 1e30": lambda: _one(1e30), "one train row of 3e38": lambda: _one(3e38), "one target row of 1e30": lambda: _one(1e30, 41),
     "denormals": lambda: _scaled(1e-42), "all of 1e30": lambda: _scaled(1e30), "all zero": lambda: _scaled(0.0), "all of 1e-30": lambda: _scaled(1e-30),
     "a class of one row": lambda: rows(lambda r: [*[e for e in r if e.split != "train" or e.label != 2], next(e for e in r if e.label == 2)]),
@@ -105,6 +112,22 @@ def edges(tally: Tally, methods: tuple[str, ...] = METHODS) -> None:
                 tally.count("odd data trained on", f"{name}, {model}", refused(cli(*train, cwd=place)))
 
 
+def members(tally: Tally) -> None:
+    """A member whose weights are not finite, among others that are."""
+    with copy_of(scene.bare()) as place:
+        (place / "x.parquet").write_bytes((place / "m.parquet").read_bytes())
+        for method, option in (
+            ("ip-ensemble", "ip-ensemble.rate=0.999999"),
+            ("gex", "gex.rate=1e30"),
+            ("gex-ip", "gex-ip.rate=1e30"),
+            ("source", "source.segments=1"),
+        ):
+            asked = _score(
+                "--set", option, *(("--set", f"{method}.members=2") if "rate" in option else ()), method=method
+            )
+            tally.count("members that diverge", method, _fault(place, cli(*asked, cwd=place)))
+
+
 def weights(tally: Tally) -> None:
     """Checkpoints of other precisions and with values that are none."""
     import torch
@@ -118,7 +141,16 @@ def weights(tally: Tally) -> None:
             and None
         )
 
+    def one(value: float) -> Callable[[Any], Any]:
+        def put(t: Any) -> Any:
+            t = t.clone()
+            t.view(-1)[0] = value
+            return t
+
+        return put
+
     cases: dict[str, Callable[[Any], Any]] = {
+        "one NaN a tensor": one(float("nan")), "one Inf a tensor": one(float("inf")), "one 3e38 a tensor": one(3e38),
         "fp16": lambda t: t.half(), "bf16": lambda t: t.bfloat16(), "fp64": lambda t: t.double(), "NaN": lambda t: t * float("nan"), "Inf": lambda t: t + float("inf"),
         "1e30": lambda t: t * 1e30, "denormal": lambda t: t * 1e-42, "zero": torch.zeros_like, "perfectly fitted": lambda t: t * 1e4,
     }  # fmt: skip
