@@ -241,7 +241,10 @@ def _stop(*_: Any) -> None:
 class Runner:
     """A plugin that runs every test once, and then tries mutants in forks."""
 
-    def __init__(self, parts: list[str], count: int, seed: int, output: Path | None, only: list[Mutant]) -> None:
+    def __init__(
+        self, parts: list[str], count: int, seed: int, output: Path | None, only: list[Mutant], longest: float
+    ) -> None:
+        self.longest = longest
         self.parts, self.count, self.seed, self.output, self.only = parts, count, seed, output, only
         self.reach: dict[str, set[tuple[str, str]]] = {}
         self.seconds: dict[str, float] = {}
@@ -252,7 +255,7 @@ class Runner:
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[Any]:
         """A test that takes too long is stopped, and takes no part."""
         signal.signal(signal.SIGPROF, _stop)
-        signal.setitimer(signal.ITIMER_PROF, LONGEST if self.measuring else 0)
+        signal.setitimer(signal.ITIMER_PROF, self.longest if self.measuring else 0)
         try:
             return (yield)
         finally:
@@ -282,7 +285,7 @@ class Runner:
         gc.freeze()
         self.measuring = False
         control = Mutant("", "", "", 0, "no change", -1)
-        self._run(control, {}, list(self.reach), items, first)
+        self._run(control, {}, self._shortest(list(self.reach))[0], items, first)
         if control.ended != "survived":
             raise RuntimeError(f"tests fail in a fork without a mutant: {control.killed_by}")
         for mutant in self.only or self._sample():
@@ -307,19 +310,21 @@ class Runner:
 
     def _try(self, mutant: Mutant, items: dict[str, pytest.Item], first: pytest.Item) -> None:
         here = (str(ROOT / mutant.file), mutant.function)
-        fitting = sorted((n for n, reached in self.reach.items() if here in reached), key=self.seconds.__getitem__)
-        chosen, total = list[str](), 0.0
-        for name in fitting:
-            total += self.seconds[name]
-            if chosen and total > BUDGET:
-                mutant.notes.append(f"{len(fitting) - len(chosen)} longer tests not run")
-                break
-            chosen.append(name)
+        chosen, left = self._shortest([n for n, reached in self.reach.items() if here in reached])
+        if left:
+            mutant.notes.append(f"{left} longer tests not run")
         mutant.tests = len(chosen)
         if not chosen:
             mutant.ended = "not reached"
             return
         self._run(mutant, mutated_code(mutant), chosen, items, first)
+
+    def _shortest(self, names: list[str]) -> tuple[list[str], int]:
+        """As many of the shortest tests as the budget has room for, and how many are left."""
+        fitting = sorted(names, key=self.seconds.__getitem__)
+        ends = [sum(self.seconds[n] for n in fitting[: k + 1]) for k in range(len(fitting))]
+        most = max(sum(end <= BUDGET for end in ends), min(1, len(fitting)))
+        return fitting[:most], len(fitting) - most
 
     @staticmethod
     def _run(
@@ -399,6 +404,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--again", type=Path, help="those of an earlier output that were not killed")
+    parser.add_argument("--longest", type=float, default=LONGEST, help="seconds of a test that takes part")
     asked = parser.parse_args()
     parts = asked.part or list(PARTS)
     only = []
@@ -409,7 +415,7 @@ def main() -> int:
             for m in known
             if m.ended != "killed" and m.part in parts
         ]
-    runner = Runner(parts, asked.count, asked.seed, asked.output, only)
+    runner = Runner(parts, asked.count, asked.seed, asked.output, only, asked.longest)
     tests = [path for part in parts for path in PARTS[part][1]]
     os.chdir(ROOT)
     pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist", *tests], plugins=[runner])

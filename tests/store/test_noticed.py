@@ -1,0 +1,62 @@
+"""Slips in the store's code that no test had noticed (``python -m tests.hardening.mutants``)."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from influence_cli.errors import UsageError
+from influence_cli.store import Store, parquet, remote
+from influence_cli.store.files import DamagedFile
+from influence_cli.store.maintenance import collect
+from influence_cli.store.parquet import SEAL, read_parquet_table, write_sealed
+
+KEYS = np.arange(32, dtype=np.uint8).reshape(2, 16)
+
+
+def test_an_address_has_a_bucket_and_a_key_and_may_have_no_more() -> None:
+    remote._parsed("s3://bucket/key.parquet")
+    remote._parsed("hf://datasets/owner/name")
+    for place in ("s3://bucket", "gs://bucket/", "hf://datasets/owner"):
+        with pytest.raises(UsageError, match="no whole address"):
+            remote._parsed(place)
+
+
+def test_two_shards_become_one_and_one_stays(tmp_path: Path) -> None:
+    folder = Store(tmp_path).folder("outputs", "a" * 32)
+    for key in KEYS:
+        folder.write(key[None], {"logits": np.ones((1, 2), np.float32)})
+    assert len(list(folder.path.glob("*.safetensors"))) == 2
+    assert folder.collect(None)[1] > 0
+    assert len(list(folder.path.glob("*.safetensors"))) == 1
+    assert folder.collect(None) == (0, 0)
+
+
+def test_what_was_fitted_on_other_rows_goes_and_is_counted(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for name, fit in (("a", "here"), ("b", "gone"), ("c", "gone")):
+        store.factors.write(name * 32, {"w": np.ones(2, np.float32)}, {"fit": fit})
+    found = collect(tmp_path, KEYS, fits={"here"})
+    assert found["files_removed"] == 2
+    assert [p.stem for p in sorted((tmp_path / "factors").glob("*.safetensors"))] == ["a" * 32]
+
+
+def test_a_sealed_table_is_held_against_the_digests_of_its_values_and_metadata(tmp_path: Path) -> None:
+    path, table = tmp_path / "t.parquet", pa.table({"id": ["a", "b"]}).replace_schema_metadata({"classes": "[1]"})
+    out = io.BytesIO()
+    write_sealed(table, pa.PythonFile(out, mode="w"))
+    raw = out.getvalue()
+    path.write_bytes(raw)
+    assert SEAL in (pq.read_metadata(path).metadata or {})
+    assert read_parquet_table(path).equals(table)
+    assert raw.count(b"[1]") >= 1
+    path.write_bytes(raw.replace(b"[1]", b"[2]"))
+    with pytest.raises(DamagedFile):
+        read_parquet_table(path)
+    with pytest.raises(DamagedFile, match="values of column id"):
+        parquet._check_values(table, [["id", "string", "0" * 96]])
