@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from influence_cli.errors import UsageError
-from influence_cli.store import Store, parquet, remote
+from influence_cli.store import Store, parquet, remote, shards
 from influence_cli.store.files import DamagedFile
 from influence_cli.store.maintenance import collect
 from influence_cli.store.parquet import SEAL, read_parquet_table, write_sealed
@@ -60,3 +60,16 @@ def test_a_sealed_table_is_held_against_the_digests_of_its_values_and_metadata(t
         read_parquet_table(path)
     with pytest.raises(DamagedFile, match="values of column id"):
         parquet._check_values(table, [["id", "string", "0" * 96]])
+
+
+def test_positions_are_the_same_in_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "BUCKET_ROWS", 2)
+    monkeypatch.setattr(shards, "FEW", 1000)
+    rng = np.random.default_rng(0)
+    among = np.zeros((40, 16), np.uint8)
+    among[:, 0] = rng.integers(0, 256, 40)
+    keys = np.concatenate([among[::-3], among[:5] + np.uint8(1), np.full((1, 16), 255, np.uint8)])
+    first: dict[bytes, int] = {}
+    for k, key in enumerate(among):
+        first.setdefault(key.tobytes(), k)
+    assert shards.positions(keys, among).tolist() == [first.get(key.tobytes(), -1) for key in keys]
